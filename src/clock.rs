@@ -1,0 +1,101 @@
+//! Where a table's time comes from.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+/// A source of time for a [`RouteTable`](crate::RouteTable).
+///
+/// Ages are measured on the monotonic reading alone, so a stepped wall clock neither expires nor revives a route. The
+/// wall reading is used only to show times.
+pub trait Clock: Send + Sync + fmt::Debug + 'static {
+    /// Time since some fixed instant of the clock's own choosing. It should never go backwards; where it does, the
+    /// table stays at the latest reading that it saw.
+    fn monotonic(&self) -> Duration;
+
+    /// The wall-clock time of now.
+    fn wall(&self) -> SystemTime;
+}
+
+/// The operating system's clocks.
+#[derive(Debug, Clone)]
+pub struct SystemClock {
+    origin: Instant,
+}
+
+impl SystemClock {
+    /// Returns a clock whose monotonic reading starts at zero now.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { origin: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn monotonic(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+/// A clock that stands still until it is told to move, for tests.
+///
+/// Clones share one reading, so a test can keep a clone of the clock that it gave to a table.
+///
+/// ```
+/// use std::time::Duration;
+/// use nodetracker::{Clock, ManualClock};
+///
+/// let clock = ManualClock::new();
+/// clock.advance(Duration::from_secs(3));
+/// assert_eq!(clock.monotonic(), Duration::from_secs(3));
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct ManualClock {
+    nanos: std::sync::Arc<AtomicU64>,
+}
+
+impl ManualClock {
+    /// Returns a clock that reads zero, and 2021-11-23 00:00:00 UTC on the wall.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Moves both readings forward.
+    pub fn advance(&self, by: Duration) {
+        // Relaxed: the reading orders nothing by itself; whoever needs "advanced before" synchronises with the caller.
+        self.nanos.fetch_add(nanos(by), Ordering::Relaxed);
+    }
+
+    /// Sets the monotonic reading, backwards too; the wall reading moves with it.
+    pub fn set(&self, to: Duration) {
+        // Relaxed: as in `advance`.
+        self.nanos.store(nanos(to), Ordering::Relaxed);
+    }
+}
+
+impl Clock for ManualClock {
+    fn monotonic(&self) -> Duration {
+        // Relaxed: as in `advance`.
+        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_637_625_600) + self.monotonic()
+    }
+}
+
+/// Nanoseconds of a duration, at most 584 years of them.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,93 @@
+//! What can be wrong with an input, one enum for each operation that can refuse one.
+
+use thiserror::Error;
+
+/// Why a string is not acceptable as an ID, a name or an address.
+///
+/// The `Display` text is a reason without a subject ("is empty"), so that a caller can put the name of
+/// its own field in front of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// The string has no bytes.
+    #[error("is empty")]
+    Empty,
+    /// The string has more bytes than [`MAX_TEXT`](crate::MAX_TEXT).
+    #[error("is {len} bytes long, the limit is {limit}", limit = crate::MAX_TEXT)]
+    TooLong {
+        /// How many bytes the string has.
+        len: usize,
+    },
+    /// The string has a control character.
+    #[error("has the control character {character:?} at byte {at}")]
+    Control {
+        /// The first such character.
+        character: char,
+        /// Its offset in bytes.
+        at: usize,
+    },
+    /// The string is not `host:port`.
+    #[error("is not host:port")]
+    NotHostPort,
+}
+
+/// Why a string is not a node ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("node ID {0}")]
+pub struct NodeIdError(#[source] pub TextError);
+
+/// Which part of a [`Proxy`](crate::Proxy) an error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyField {
+    /// [`Proxy::id`](crate::Proxy::id)
+    Id,
+    /// [`Proxy::cluster_name`](crate::Proxy::cluster_name)
+    ClusterName,
+    /// [`Proxy::addr`](crate::Proxy::addr)
+    Addr,
+}
+
+impl std::fmt::Display for ProxyField {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ProxyField::Id => "proxy ID",
+            ProxyField::ClusterName => "cluster name",
+            ProxyField::Addr => "proxy address",
+        })
+    }
+}
+
+/// Why a proxy was not registered. The table is as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// One of the proxy's strings is not acceptable.
+    #[error("{field} {reason}")]
+    Invalid {
+        /// The string that was refused.
+        field: ProxyField,
+        /// What is wrong with it.
+        reason: TextError,
+    },
+    /// The table holds as many proxies as it may.
+    #[error("the table holds its maximum of {limit} proxies")]
+    TooManyProxies {
+        /// The limit that was reached.
+        limit: usize,
+    },
+}
+
+/// Why a route was not added. The table is as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// The proxy was removed, or dropped because it had no routes: register it again.
+    #[error("the proxy is no longer registered")]
+    UnknownProxy,
+    /// The table holds as many routes as it may.
+    #[error("the table holds its maximum of {limit} routes")]
+    TooManyRoutes {
+        /// The limit that was reached.
+        limit: usize,
+    },
+}

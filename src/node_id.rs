@@ -1,0 +1,102 @@
+//! Node IDs: nearly always a UUID, otherwise a name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use compact_str::CompactString;
+use uuid::Uuid;
+
+use crate::error::{NodeIdError, TextError};
+
+/// The most bytes that an ID, a cluster name or an address may have.
+pub const MAX_TEXT: usize = 255;
+
+/// The ID of a node.
+///
+/// A UUID in any of its spellings (hyphenated, 32 digits, braced, URN, upper or lower case) names the same node. Any
+/// other UTF-8 of 1 to 255 bytes without control characters is a name, compared byte by byte.
+///
+/// ```
+/// use nodetracker::NodeId;
+///
+/// let a: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+/// let b: NodeId = "{550E8400E29B41D4A716446655440000}".parse().or("550E8400E29B41D4A716446655440000".parse())?;
+/// assert_eq!(a, b);
+/// assert_eq!("node-1".parse::<NodeId>()?.to_string(), "node-1");
+/// assert!("".parse::<NodeId>().is_err());
+/// # Ok::<(), nodetracker::NodeIdError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(Kind);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Uuid(Uuid),
+    Name(CompactString),
+}
+
+impl NodeId {
+    #[allow(dead_code)]
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.0
+    }
+
+    /// A name that is known to be acceptable and not to be a UUID.
+    #[allow(dead_code)]
+    pub(crate) fn from_name(name: CompactString) -> Self {
+        Self(Kind::Name(name))
+    }
+
+    /// The UUID, where the ID is one.
+    #[must_use]
+    pub fn as_uuid(&self) -> Option<Uuid> {
+        match self.0 {
+            Kind::Uuid(uuid) => Some(uuid),
+            Kind::Name(_) => None,
+        }
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = NodeIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match Uuid::try_parse(text) {
+            Ok(uuid) => Ok(Self(Kind::Uuid(uuid))),
+            Err(_) => {
+                check_text(text).map_err(NodeIdError)?;
+                Ok(Self(Kind::Name(text.into())))
+            }
+        }
+    }
+}
+
+impl From<Uuid> for NodeId {
+    fn from(uuid: Uuid) -> Self {
+        Self(Kind::Uuid(uuid))
+    }
+}
+
+impl fmt::Display for NodeId {
+    /// Writes a UUID as 36 lower-case characters, a name as it is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Uuid(uuid) => fmt::Display::fmt(uuid, f),
+            Kind::Name(name) => f.pad(name),
+        }
+    }
+}
+
+/// Checks what every ID and address must be: not empty, not too long, without control characters.
+pub(crate) fn check_text(text: &str) -> Result<(), TextError> {
+    if text.is_empty() {
+        return Err(TextError::Empty);
+    }
+    if text.len() > MAX_TEXT {
+        return Err(TextError::TooLong { len: text.len() });
+    }
+    match text.char_indices().find(|(_, c)| c.is_control()) {
+        Some((at, character)) => Err(TextError::Control { character, at }),
+        None => Ok(()),
+    }
+}
