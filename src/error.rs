@@ -90,4 +90,7 @@ pub enum AddError {
         /// The limit that was reached.
         limit: usize,
     },
+    /// There is no memory for it.
+    #[error("out of memory")]
+    OutOfMemory,
 }

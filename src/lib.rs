@@ -1,13 +1,22 @@
 //! A lock-free table of which proxies hold the tunnels to which nodes.
 
 mod clock;
+mod counts;
 mod error;
+mod key;
 mod node_id;
+mod place;
 mod proxies;
 mod route;
+mod shard;
+mod sweep;
+mod sync;
+mod table;
+mod time;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::{AddError, NodeIdError, ProxyField, RegisterError, TextError};
 pub use node_id::{MAX_TEXT, NodeId};
 pub use proxies::{Proxy, ProxyDetails, ProxyRef};
 pub use route::{Added, Route};
+pub use table::{Builder, RouteTable, Stats, SweepReport};

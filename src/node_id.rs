@@ -36,15 +36,8 @@ pub(crate) enum Kind {
 }
 
 impl NodeId {
-    #[allow(dead_code)]
     pub(crate) fn kind(&self) -> &Kind {
         &self.0
-    }
-
-    /// A name that is known to be acceptable and not to be a UUID.
-    #[allow(dead_code)]
-    pub(crate) fn from_name(name: CompactString) -> Self {
-        Self(Kind::Name(name))
     }
 
     /// The UUID, where the ID is one.

@@ -1,0 +1,73 @@
+//! Where a number lives in an array that grows segment by segment.
+//!
+//! Segments never move, so an element's address is stable, and each is a sixteenth of the doubling it belongs to, so at
+//! most a sixteenth of the array stands empty however large it is: segments 0 to 15 have 8 elements each, 16 to 31 have
+//! 16, and so on. (The levelled sizes are those of Brodnik et al., "Resizable arrays in optimal time and space", 1999,
+//! with the split fixed at sixteen.)
+
+/// Elements of the first segments, as a power of two.
+const FIRST_BITS: u32 = if cfg!(loom) { 1 } else { 3 };
+/// Segments of one size, as a power of two.
+const PER_SIZE_BITS: u32 = if cfg!(loom) { 0 } else { 4 };
+
+const OFFSET: u32 = 1 << (FIRST_BITS + PER_SIZE_BITS);
+
+/// The segment and the offset in it of one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) segment: u32,
+    pub(crate) offset: u32,
+}
+
+impl Place {
+    /// Finds a number below 2^31.
+    #[inline]
+    pub(crate) fn of(number: u32) -> Place {
+        let shifted = number + OFFSET;
+        let shift = shifted.ilog2() - PER_SIZE_BITS;
+        Place {
+            // The leading bits, less the one that the first segments start with, count the segments.
+            segment: (shift << PER_SIZE_BITS) + (shifted >> shift) - ((FIRST_BITS + 1) << PER_SIZE_BITS),
+            offset: shifted & ((1 << shift) - 1),
+        }
+    }
+
+    /// How many elements a segment has.
+    pub(crate) fn len(segment: u32) -> u32 {
+        1 << (FIRST_BITS + (segment >> PER_SIZE_BITS))
+    }
+
+    /// How many segments hold the numbers below `count`.
+    pub(crate) fn segments(count: u32) -> u32 {
+        count.checked_sub(1).map_or(0, |last| Place::of(last).segment + 1)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_fill_segments_one_after_the_other() {
+        let mut expected = Place { segment: 0, offset: 0 };
+        for number in 0..300_000 {
+            assert_eq!(Place::of(number), expected, "number {number}");
+            expected.offset += 1;
+            if expected.offset == Place::len(expected.segment) {
+                assert_eq!(Place::segments(number + 1), expected.segment + 1);
+                expected = Place { segment: expected.segment + 1, offset: 0 };
+            }
+        }
+        assert_eq!(Place::segments(0), 0);
+    }
+
+    #[test]
+    fn no_segment_is_more_than_a_sixteenth_of_what_precedes_it() {
+        let mut before = 0;
+        for segment in 0..200 {
+            let len = Place::len(segment);
+            assert!(len <= 8 || len <= before / 16 + 8, "segment {segment} of {len} after {before}");
+            before += len;
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Proxy IDs: 16 bytes where they are a UUID in its canonical spelling.
+
+use compact_str::{CompactString, ToCompactString};
+use uuid::Uuid;
+
+use crate::key::Text;
+
+/// A proxy's ID, parsed. IDs are compared byte by byte, so only the spelling that a UUID is shown in is stored as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum ProxyId<'a> {
+    Uuid(Uuid),
+    Name(&'a str),
+}
+
+impl<'a> ProxyId<'a> {
+    pub(crate) fn of(id: &'a str) -> Self {
+        let canonical = |uuid: &Uuid| uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == id;
+        match (id.len() == 36).then(|| Uuid::try_parse_ascii(id.as_bytes()).ok()).flatten().filter(canonical) {
+            Some(uuid) => ProxyId::Uuid(uuid),
+            None => ProxyId::Name(id),
+        }
+    }
+
+    pub(crate) fn is_name(&self) -> bool {
+        matches!(self, ProxyId::Name(_))
+    }
+
+    /// The 128 bits that stand for the ID in an entry; those of a name refer to a [`Text`].
+    pub(crate) fn to_bits(self) -> [u64; 2] {
+        match self {
+            ProxyId::Uuid(uuid) => {
+                let (high, low) = uuid.as_u64_pair();
+                [low, high]
+            }
+            ProxyId::Name(name) => {
+                let text = Text::new(name).unwrap_or_else(|| {
+                    std::alloc::handle_alloc_error(std::alloc::Layout::for_value(name));
+                });
+                [0, text.to_bits()]
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `bits` came from [`to_bits`](ProxyId::to_bits) of an ID of the same kind, and are not freed while the result is
+    /// in use.
+    pub(crate) unsafe fn from_bits(bits: [u64; 2], is_name: bool) -> Self {
+        if !is_name {
+            return ProxyId::Uuid(Uuid::from_u64_pair(bits[1], bits[0]));
+        }
+        // SAFETY: as the caller promises.
+        let text = unsafe { Text::from_bits(bits[1]) };
+        // SAFETY: as the caller promises.
+        ProxyId::Name(unsafe { text.as_str() })
+    }
+
+    pub(crate) fn to_compact_string(self) -> CompactString {
+        match self {
+            ProxyId::Uuid(uuid) => uuid.hyphenated().to_compact_string(),
+            ProxyId::Name(name) => name.into(),
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Proxies: each lives once, under a number that the routes' words hold.
+//!
+//! # Life of a number
+//!
+//! ```text
+//!            register                   idle for an interval and a round
+//!   FREE ───────────────▶ ALIVE ──────────────────────────────▶ CLOSING
+//!    ▲                    │  ▲  ◀──── registered again, or still has routes ────┘ │
+//!    │       remove_proxy │                                                       │ grace, then a full round
+//!    │                    ▼                                                       │ without a route
+//!    └───────────────── DEAD ◀────────────────────────────────────────────────────┘
+//!      grace, then a full round; the generation grows
+//! ```
+//!
+//! Look-ups skip routes whose proxy is DEAD or FREE, so removing a proxy is one store, however many routes it has. New
+//! routes are taken for ALIVE proxies only, which [`add_node`](crate::RouteTable::add_node) checks under the same epoch
+//! pin as its CAS. So once a grace period has passed since the number left ALIVE, no thread is left that may still add a
+//! route to it; a sweep that *starts* then and visits every shard has removed, or at least seen, each of its routes.
+//! Only then is a DEAD number free for another proxy, and a CLOSING one known to be idle.
+//!
+//! Registering and removing take a lock ([`Registry`]), and so does what the sweeper changes here, though it passes by
+//! where the lock is taken. Registering a proxy again with the same details, look-ups and all that routes need do not.
+
+mod details;
+mod entry;
+mod grace;
+mod id;
+mod numbered;
+mod registry;
+
+use compact_str::CompactString;
+
+pub(crate) use entry::Life;
+
+use crate::error::{ProxyField, RegisterError, TextError};
+use crate::node_id::check_text;
+use crate::proxies::entry::Entry;
+use crate::proxies::grace::Grace;
+use crate::proxies::id::ProxyId;
+use crate::proxies::numbered::Numbered;
+use crate::proxies::registry::{Ids, Registry};
+use crate::shard::word::PROXY_NUMBERS;
+use crate::sync::{Guard, Mutex};
+
+/// A proxy as a caller describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proxy<'a> {
+    /// The proxy's ID, compared byte by byte; 1 to 255 bytes, no control characters.
+    pub id: &'a str,
+    /// The cluster it belongs to; up to 255 bytes, no control characters, may be empty.
+    pub cluster_name: &'a str,
+    /// Where other proxies reach it, `host:port`; up to 255 bytes.
+    pub addr: &'a str,
+}
+
+/// Names a registered proxy; eight bytes, `Copy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProxyRef {
+    pub(crate) number: u32,
+    /// The number's life while this proxy is ALIVE.
+    pub(crate) life: Life,
+}
+
+/// What is known of a registered proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyDetails {
+    /// The proxy's ID, as it was registered.
+    pub id: CompactString,
+    /// The cluster it belongs to.
+    pub cluster_name: CompactString,
+    /// Where other proxies reach it, `host:port`.
+    pub addr: CompactString,
+}
+
+/// Whether routes through a proxy number may be returned.
+pub(crate) trait Liveness {
+    fn has(&self, proxy: u32) -> bool;
+}
+
+impl Proxy<'_> {
+    fn check(&self) -> Result<(), RegisterError> {
+        let invalid = |field| move |reason| RegisterError::Invalid { field, reason };
+        check_text(self.id).map_err(invalid(ProxyField::Id))?;
+        match check_text(self.cluster_name) {
+            Ok(()) | Err(TextError::Empty) => {}
+            Err(reason) => return Err(invalid(ProxyField::ClusterName)(reason)),
+        }
+        check_text(self.addr).map_err(invalid(ProxyField::Addr))?;
+        check_host_port(self.addr).map_err(invalid(ProxyField::Addr))
+    }
+}
+
+/// Checks for `host:port`, where an IPv6 address stands in brackets and the port is not zero.
+fn check_host_port(addr: &str) -> Result<(), TextError> {
+    let (host, port) = addr.rsplit_once(':').ok_or(TextError::NotHostPort)?;
+    let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let host_ok = match bracketed {
+        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && !host.contains([':', '[', ']']) && !host.contains(char::is_whitespace),
+    };
+    let port_ok = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
+    if host_ok && port_ok { Ok(()) } else { Err(TextError::NotHostPort) }
+}
+
+/// All proxies of a table.
+#[derive(Debug)]
+pub(crate) struct Proxies {
+    entries: Numbered<Entry>,
+    ids: Ids,
+    registry: Mutex<Registry>,
+    grace: Grace,
+    limit: usize,
+}
+
+impl Liveness for Proxies {
+    #[inline]
+    fn has(&self, proxy: u32) -> bool {
+        self.entries.get(proxy).is_some_and(|entry| entry.life().has_routes())
+    }
+}
+
+impl Proxies {
+    /// The most proxies that there can be: their numbers fit into a route's word.
+    pub(crate) const MOST: usize = PROXY_NUMBERS;
+
+    pub(crate) fn new(limit: usize) -> Self {
+        let limit = limit.min(Self::MOST);
+        Self {
+            entries: Numbered::new(limit as u32),
+            ids: Ids::default(),
+            registry: Mutex::default(),
+            grace: Grace::default(),
+            limit,
+        }
+    }
+
+    /// Registers a proxy, or brings its details up to date. `tick` is when it was last used, as of now.
+    pub(crate) fn register(&self, proxy: &Proxy<'_>, tick: u64, guard: &Guard) -> Result<ProxyRef, RegisterError> {
+        proxy.check()?;
+        let id = ProxyId::of(proxy.id);
+        // Nearly always the proxy is known already, and nothing of it has changed: no lock.
+        if let Some(number) = self.ids.find(id, &self.entries, guard)
+            && let Some(entry) = self.entries.get(number)
+            && entry.life().is_alive()
+            && entry.details(guard).is_some_and(|known| known.is(proxy.cluster_name, proxy.addr))
+        {
+            entry.touch(tick);
+            return Ok(ProxyRef { number, life: entry.life().alive() });
+        }
+        let mut registry = self.registry.lock();
+        if let Some(number) = self.ids.find_exactly(id, &self.entries, guard) {
+            let entry = self.entries.ensure(number);
+            // It cannot die now: that takes the lock.
+            let details = registry.intern(proxy.cluster_name, proxy.addr);
+            registry.set_details(entry, Some(details), guard);
+            entry.touch(tick);
+            return Ok(ProxyRef { number, life: entry.revive() });
+        }
+        let number = registry.take_number(self.limit).ok_or(RegisterError::TooManyProxies { limit: self.limit })?;
+        let entry = self.entries.ensure(number);
+        let life = entry.occupy(id, registry.intern(proxy.cluster_name, proxy.addr), tick);
+        self.ids.insert(id, number);
+        Ok(ProxyRef { number, life })
+    }
+
+    /// The entry that `proxy` names, where it is still registered.
+    fn current(&self, proxy: ProxyRef) -> Option<&Entry> {
+        self.entries.get(proxy.number).filter(|entry| entry.life().is_same_proxy(proxy.life))
+    }
+
+    /// Whether routes may be added for `proxy`, and notes that it is in use.
+    #[inline]
+    pub(crate) fn takes_routes(&self, proxy: ProxyRef) -> bool {
+        self.entries.get(proxy.number).is_some_and(|entry| entry.life() == proxy.life)
+    }
+
+    /// Notes that a proxy is in use.
+    pub(crate) fn touch(&self, number: u32, tick: u64) {
+        if let Some(entry) = self.entries.get(number) {
+            entry.touch(tick);
+        }
+    }
+
+    /// The reference of a number that a route has, where it is registered.
+    #[inline]
+    pub(crate) fn reference(&self, number: u32) -> Option<ProxyRef> {
+        let life = self.entries.get(number)?.life();
+        life.has_routes().then(|| ProxyRef { number, life: life.alive() })
+    }
+
+    pub(crate) fn details(&self, proxy: ProxyRef, guard: &Guard) -> Option<ProxyDetails> {
+        let entry = self.current(proxy)?;
+        let details = entry.details(guard)?;
+        Some(ProxyDetails {
+            id: entry.id(guard).to_compact_string(),
+            cluster_name: details.cluster_name(),
+            addr: details.addr(),
+        })
+    }
+
+    /// Takes a proxy away at once, with all its routes.
+    pub(crate) fn remove(&self, proxy: ProxyRef, guard: &Guard) -> bool {
+        let _registry = self.registry.lock();
+        // Nobody else changes a life while the lock is held.
+        let Some(entry) = self.current(proxy) else { return false };
+        self.kill(proxy.number, entry, guard);
+        true
+    }
+
+    /// Makes a number DEAD; the lock is held.
+    fn kill(&self, number: u32, entry: &Entry, guard: &Guard) {
+        entry.die();
+        self.ids.remove(entry.id(guard), number);
+        entry.wait_for_grace(self.grace.begin(guard));
+    }
+
+    /// Notes that a route of `proxy` was seen in a round of the sweeper.
+    #[inline]
+    pub(crate) fn seen(&self, proxy: u32, round: u32) {
+        if let Some(entry) = self.entries.get(proxy) {
+            entry.seen_in(round);
+        }
+    }
+
+    /// Moves the numbers from `from` to `from + most` on in their lives, at the end of a sweeper's round that has visited
+    /// every shard. `round_now` tells the round of now. Returns how many were looked at, and where to go on.
+    pub(crate) fn visit(
+        &self,
+        from: u32,
+        most: u32,
+        round: u32,
+        round_now: impl Fn() -> u32,
+        idle_before: u64,
+        guard: &Guard,
+    ) -> (u32, Option<u32>) {
+        let mut number = from;
+        let mut visited = 0;
+        let mut registry = None;
+        while visited < most {
+            let Some(entry) = self.entries.get(number) else { return (visited, None) };
+            visited += 1;
+            if entry.is_due(round, idle_before, &self.grace) {
+                // The sweeper waits for nobody: what is due stays due.
+                registry = registry.or_else(|| self.registry.try_lock());
+                if let Some(registry) = &mut registry {
+                    self.advance(number, entry, round, &round_now, idle_before, registry, guard);
+                }
+            }
+            number += 1;
+        }
+        (visited, Some(number))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one step of `visit`, which has them all")]
+    fn advance(
+        &self,
+        number: u32,
+        entry: &Entry,
+        round: u32,
+        round_now: &impl Fn() -> u32,
+        idle_before: u64,
+        registry: &mut Registry,
+        guard: &Guard,
+    ) {
+        // Looked at again, now that nobody else can change it.
+        if !entry.is_due(round, idle_before, &self.grace) {
+            return;
+        }
+        let life = entry.life();
+        if life.is_alive() {
+            entry.close();
+            entry.wait_for_grace(self.grace.begin(guard));
+        } else if !entry.waits_for_round() {
+            // The grace period is over; a round that starts after this sees every route that there is.
+            entry.wait_for_round(round_now());
+        } else if life.is_closing() {
+            if entry.was_seen_in(round) {
+                entry.revive();
+            } else {
+                self.kill(number, entry, guard);
+            }
+        } else {
+            // No route has the number any more, and no thread that might look at its details or its ID is left.
+            registry.set_details(entry, None, guard);
+            let reusable = entry.vacate();
+            registry.give_number_back(number, reusable);
+        }
+    }
+
+    /// How many proxies are registered; those that were removed count until their number is free.
+    pub(crate) fn len(&self) -> usize {
+        self.registry.lock().len()
+    }
+}

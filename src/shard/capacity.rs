@@ -1,0 +1,51 @@
+//! How large an index is for so many keys.
+//!
+//! Random keys fill all shards evenly, so if all grew at the same fill they would all grow at once: memory and pauses
+//! would spike together. Each shard has its own geometric series of sizes instead, shifted by its share of one step, so
+//! that at any time a few shards are about to grow and the rest are not.
+
+use crate::shard::index::BUCKET;
+
+/// From one size to the next.
+const GROWTH: f64 = 1.25;
+/// Occupied slots, LIVE, SPILL, DEAD and RETIRED alike, at which an index is replaced.
+const MAX_LOAD: f64 = 0.9;
+/// Room that a new index has at least: what it holds may grow by this factor before it is replaced again.
+const MIN_ROOM: f64 = 1.0625;
+
+/// How many slots of an index with so many buckets may be occupied before it is replaced.
+pub(crate) fn max_used(buckets: u32) -> u32 {
+    (f64::from(buckets * BUCKET) * MAX_LOAD) as u32
+}
+
+/// How many buckets an index has that shall hold `keys`; `stagger`, from 0 to 1, is the shard's share of a step.
+pub(crate) fn buckets_for(keys: u32, stagger: f64) -> u32 {
+    let slots = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD;
+    let least = slots / f64::from(BUCKET);
+    let step = (least.max(1.0).ln() / GROWTH.ln() - stagger).ceil();
+    (GROWTH.powf(step + stagger).round() as u32).max(least.ceil() as u32)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_has_room_to_grow_but_not_much_more() {
+        for stagger in [0.0, 0.3, 0.99] {
+            for keys in (0..200).chain((200..2_000_000).step_by(9_973)) {
+                let buckets = buckets_for(keys, stagger);
+                assert!(max_used(buckets) > keys, "{keys} keys in {buckets} buckets");
+                let slots = f64::from(buckets * BUCKET);
+                let most = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD * GROWTH + 2.0 * f64::from(BUCKET);
+                assert!(slots <= most, "{keys} keys in {slots} slots, stagger {stagger}");
+            }
+        }
+    }
+
+    #[test]
+    fn shards_of_one_fill_do_not_all_grow_together() {
+        let sizes: std::collections::BTreeSet<_> = (0..256).map(|i| buckets_for(4_000, f64::from(i) / 256.0)).collect();
+        assert!(sizes.len() > 20, "{sizes:?}");
+    }
+}

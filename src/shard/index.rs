@@ -1,0 +1,456 @@
+//! A shard's index: which record has a key.
+//!
+//! One allocation holds a header, the slab's segment table and the slots, so that the way from the root to a record is
+//! root, slot, segment, record:
+//!
+//! ```text
+//! header (64 bytes) | segment table: one pointer each | slots: 4 bytes each, in buckets of 16, one cache line
+//! ```
+//!
+//! A slot holds a tag of 10 bits and a record number plus one in 22, or EMPTY, or FROZEN. A key's probe sequence starts
+//! at a slot of its own in its home bucket, goes round that bucket, and on to the following ones. Probing whole cache
+//! lines keeps a look-up that misses at a load factor of 0.9 at about one and a half lines, where plain linear probing
+//! would read fifty slots.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::mem::{offset_of, size_of};
+use std::ops::ControlFlow;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::place::Place;
+use crate::shard::slab::{Batch, NoRecord, Record, Slab, allocate_segment, free_segment};
+#[cfg(loom)]
+use crate::sync::epoch::Fate;
+use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, retire};
+
+/// Slots per bucket: a cache line of them.
+pub(crate) const BUCKET: u32 = if cfg!(loom) { 2 } else { 16 };
+
+/// How many buckets a probe sequence has at most. At a load factor of 0.9 a sequence of more than 8 is a sign of bad
+/// luck, or of somebody who tries to make it.
+const PROBED_BUCKETS: u32 = 16;
+
+const NUMBER_BITS: u32 = 22;
+const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
+
+/// How many records a slab may have: every number plus one fits into a slot, and is never taken for FROZEN.
+pub(crate) const MAX_RECORDS: u32 = NUMBER_MASK - 1;
+
+/// A slot that no record was put in, and that a CAS may still fill.
+pub(crate) const EMPTY: u32 = 0;
+/// A slot that was EMPTY when the index was frozen.
+pub(crate) const FROZEN: u32 = u32::MAX;
+
+/// The segment table's counterpart of [`FROZEN`].
+fn frozen_segment() -> *mut Record {
+    std::ptr::without_provenance_mut(1)
+}
+
+#[repr(C, align(64))]
+pub(crate) struct Header {
+    slab: Arc<Slab>,
+    /// Mixed into every hash, so that a rebuild can change all probe sequences.
+    seed: u64,
+    /// How often the seed was changed since the index last grew.
+    reseeds: u32,
+    buckets: u32,
+    segments: u32,
+    slots_at: u32,
+    /// What the index that replaced this one left out; set by the thread that replaced it, handed over when this one
+    /// is reclaimed.
+    left_out: Cell<Option<Box<Batch>>>,
+    #[cfg(loom)]
+    fate: Fate,
+}
+
+const SEGMENTS_AT: usize = size_of::<Header>();
+
+/// What a new index is made with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) buckets: u32,
+    pub(crate) segments: u32,
+    pub(crate) seed: u64,
+    pub(crate) reseeds: u32,
+}
+
+impl Shape {
+    fn slots_at(&self) -> usize {
+        (SEGMENTS_AT + self.segments as usize * size_of::<AtomicPtr<Record>>()).next_multiple_of(align_of::<Header>())
+    }
+
+    fn layout(&self) -> Layout {
+        let slots = self.buckets as usize * BUCKET as usize;
+        Layout::from_size_align(self.slots_at() + slots * size_of::<AtomicU32>(), align_of::<Header>())
+            .expect("2^23 slots fit into memory")
+    }
+}
+
+/// An index that a root points to, or pointed to while this thread was pinned.
+#[derive(Clone, Copy)]
+pub(crate) struct Index<'g> {
+    header: NonNull<Header>,
+    guard: PhantomData<&'g Guard>,
+}
+
+/// A key's way through an index.
+#[derive(Clone, Copy)]
+struct Probe {
+    bucket: u32,
+    offset: u32,
+    tag: u32,
+}
+
+impl<'g> Index<'g> {
+    /// # Safety
+    ///
+    /// `header` was loaded with Acquire from a root while the guard that `'g` stands for was pinned, or is the caller's
+    /// alone.
+    #[inline]
+    pub(crate) unsafe fn from_raw(header: NonNull<Header>) -> Index<'g> {
+        let index = Index { header, guard: PhantomData };
+        #[cfg(loom)]
+        index.header().fate.assert_alive();
+        index
+    }
+
+    pub(crate) fn as_ptr(self) -> *mut Header {
+        self.header.as_ptr()
+    }
+
+    #[inline]
+    fn header(self) -> &'g Header {
+        // SAFETY: an index is not freed while the guard is pinned (invariant 8).
+        unsafe { self.header.as_ref() }
+    }
+
+    pub(crate) fn slab(self) -> &'g Slab {
+        &self.header().slab
+    }
+
+    pub(crate) fn shared_slab(self) -> Arc<Slab> {
+        Arc::clone(&self.header().slab)
+    }
+
+    pub(crate) fn shape(self) -> Shape {
+        let &Header { buckets, segments, seed, reseeds, .. } = self.header();
+        Shape { buckets, segments, seed, reseeds }
+    }
+
+    pub(crate) fn slots(self) -> &'g [AtomicU32] {
+        let header = self.header();
+        let count = header.buckets as usize * BUCKET as usize;
+        // SAFETY: the slots stand there (`Shape::layout`).
+        let first = unsafe { self.header.cast::<u8>().add(header.slots_at as usize).cast::<AtomicU32>() };
+        // SAFETY: as above; they are atomics, initialised before the index was published.
+        unsafe { std::slice::from_raw_parts(first.as_ptr(), count) }
+    }
+
+    pub(crate) fn segments(self) -> &'g [AtomicPtr<Record>] {
+        // SAFETY: the segment table stands there (`Shape::layout`).
+        let first = unsafe { self.header.cast::<u8>().add(SEGMENTS_AT).cast::<AtomicPtr<Record>>() };
+        // SAFETY: as above; they are atomics, initialised before the index was published.
+        unsafe { std::slice::from_raw_parts(first.as_ptr(), self.header().segments as usize) }
+    }
+
+    /// The records of one segment, where it is installed.
+    pub(crate) fn segment(self, segment: u32) -> Option<&'g [Record]> {
+        // Acquire: pairs with the CAS in `ensure_record`, so that the records are seen initialised.
+        let records = self.segments().get(segment as usize)?.load(Ordering::Acquire);
+        if records.is_null() || records == frozen_segment() {
+            return None;
+        }
+        // SAFETY: an installed segment has that many records, and lives as long as the slab, which the guard keeps.
+        Some(unsafe { std::slice::from_raw_parts(records, Place::len(segment) as usize) })
+    }
+
+    /// A record by number; `None` where its segment is not in this index's table.
+    #[inline]
+    pub(crate) fn record(self, number: u32) -> Option<&'g Record> {
+        let place = Place::of(number);
+        self.segment(place.segment).map(|records| &records[place.offset as usize])
+    }
+
+    /// A record by number, installing its segment where that is missing.
+    pub(crate) fn ensure_record(self, number: u32) -> Result<&'g Record, NoRecord> {
+        if number >= MAX_RECORDS {
+            return Err(NoRecord::OutOfMemory);
+        }
+        let place = Place::of(number);
+        let entry = self.segments().get(place.segment as usize).ok_or(NoRecord::StaleIndex)?;
+        // Acquire: as in `segment`.
+        if entry.load(Ordering::Acquire).is_null() {
+            let records = allocate_segment(place.segment).ok_or(NoRecord::OutOfMemory)?;
+            // Release: pairs with the Acquire loads of the entry, so that the records are seen initialised.
+            let installed =
+                entry.compare_exchange(std::ptr::null_mut(), records.as_ptr(), Ordering::Release, Ordering::Relaxed);
+            if installed.is_err() {
+                // SAFETY: somebody else's segment, or FROZEN, took the place; ours was seen by nobody.
+                unsafe { free_segment(records, place.segment) };
+            }
+        }
+        self.record(number).ok_or(NoRecord::StaleIndex)
+    }
+
+    #[inline]
+    fn probe(self, hash: u64) -> Probe {
+        let header = self.header();
+        // The shard is the hash's top byte, so the rest is mixed anew: an odd factor carries every lower bit upwards.
+        let mixed = (hash ^ header.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        Probe {
+            bucket: (((mixed >> 32) * u64::from(header.buckets)) >> 32) as u32,
+            offset: (mixed >> 24) as u32 % BUCKET,
+            tag: (mixed as u32 >> 8) << NUMBER_BITS,
+        }
+    }
+
+    /// Visits the slots of a key's probe sequence in order, until `visit` breaks; `None` where it never did.
+    #[inline]
+    fn walk<R>(self, probe: Probe, mut visit: impl FnMut(&'g AtomicU32) -> ControlFlow<R>) -> Option<R> {
+        let slots = self.slots();
+        let buckets = self.header().buckets;
+        let mut bucket = probe.bucket;
+        for _ in 0..buckets.min(PROBED_BUCKETS) {
+            let line = &slots[(bucket * BUCKET) as usize..][..BUCKET as usize];
+            for i in 0..BUCKET {
+                if let ControlFlow::Break(result) = visit(&line[((probe.offset + i) % BUCKET) as usize]) {
+                    return Some(result);
+                }
+            }
+            bucket = if bucket + 1 == buckets { 0 } else { bucket + 1 };
+        }
+        None
+    }
+
+    /// The record that a slot's value refers to.
+    #[inline]
+    fn record_in(self, value: u32) -> &'g Record {
+        self.record((value & NUMBER_MASK) - 1).expect("a published record's segment is in the table (invariant 5)")
+    }
+
+    /// Finds the first record in the key's probe sequence that `accept` takes.
+    #[inline]
+    pub(crate) fn find<R>(self, hash: u64, mut accept: impl FnMut(&'g Record) -> Option<R>) -> Option<R> {
+        let probe = self.probe(hash);
+        self.walk(probe, |slot| {
+            // Acquire: pairs with the CAS that filled the slot (or the store of a rebuild, by way of the root).
+            match slot.load(Ordering::Acquire) {
+                EMPTY | FROZEN => ControlFlow::Break(None),
+                value if (value ^ probe.tag) >> NUMBER_BITS == 0 => match accept(self.record_in(value)) {
+                    Some(result) => ControlFlow::Break(Some(result)),
+                    None => ControlFlow::Continue(()),
+                },
+                _ => ControlFlow::Continue(()),
+            }
+        })
+        .flatten()
+    }
+
+    /// Goes along the key's probe sequence until `accept` takes a record, or `offer` gives the number of one to put
+    /// into the first EMPTY slot.
+    pub(crate) fn find_or_fill<E>(
+        self,
+        hash: u64,
+        mut accept: impl FnMut(&'g Record) -> bool,
+        mut offer: impl FnMut() -> Result<u32, E>,
+    ) -> Result<Filled<'g>, E> {
+        let probe = self.probe(hash);
+        self.walk(probe, |slot| {
+            // Acquire: as in `find`.
+            let mut value = slot.load(Ordering::Acquire);
+            if value == EMPTY {
+                let number = match offer() {
+                    Ok(number) => number,
+                    Err(error) => return ControlFlow::Break(Err(error)),
+                };
+                // Release: publishes the record's key; pairs with the Acquire loads of slots. Acquire on failure: the
+                // slot is looked at again, as after a load.
+                match slot.compare_exchange(EMPTY, probe.tag | (number + 1), Ordering::Release, Ordering::Acquire) {
+                    Ok(_) => return ControlFlow::Break(Ok(Filled::Won)),
+                    Err(won) => value = won,
+                }
+            }
+            if value == FROZEN {
+                return ControlFlow::Break(Ok(Filled::Frozen));
+            }
+            if (value ^ probe.tag) >> NUMBER_BITS == 0 {
+                let record = self.record_in(value);
+                if accept(record) {
+                    return ControlFlow::Break(Ok(Filled::Found(record)));
+                }
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap_or(Ok(Filled::Crowded))
+    }
+
+    /// Makes the index and its segment table final (invariant 4).
+    pub(crate) fn freeze(self) {
+        for slot in self.slots() {
+            // AcqRel: Acquire pairs with the CAS that filled the slot, since the records are read next; Release, so
+            // that whoever meets FROZEN (Acquire) sees what led to it. Acquire on failure: likewise.
+            _ = slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire);
+        }
+        for entry in self.segments() {
+            // As above.
+            _ = entry.compare_exchange(
+                std::ptr::null_mut(),
+                frozen_segment(),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+        }
+    }
+
+    /// The record numbers in the slots of a frozen index, with their records.
+    pub(crate) fn occupied(self) -> impl Iterator<Item = (u32, &'g Record)> {
+        self.slots().iter().filter_map(move |slot| match slot.load(Ordering::Acquire) {
+            // Acquire: as in `find`.
+            EMPTY | FROZEN => None,
+            value => Some(((value & NUMBER_MASK) - 1, self.record_in(value))),
+        })
+    }
+
+    /// Leaves `numbers` to this index, which was just replaced by one without them, and frees both once no reader is
+    /// left.
+    ///
+    /// # Safety
+    ///
+    /// This thread's CAS made the root stop pointing to this index.
+    pub(crate) unsafe fn retire(self, numbers: Vec<u32>, guard: &Guard) {
+        if !numbers.is_empty() {
+            self.header().left_out.set(Some(Box::new(Batch::new(numbers))));
+        }
+        // SAFETY: no root points to the index any more, so a thread that pins from now on cannot find it; the one
+        // thread that unlinked it retires it. `left_out` is touched by that thread and by the one that reclaims.
+        unsafe { retire(guard, self.header.as_ptr()) };
+    }
+}
+
+/// What [`Index::find_or_fill`] came to.
+pub(crate) enum Filled<'g> {
+    /// The key has this record.
+    Found(&'g Record),
+    /// The offered record is published.
+    Won,
+    /// The index is being replaced.
+    Frozen,
+    /// The probe sequence is full, and the key is not in it.
+    Crowded,
+}
+
+/// An index that nobody else knows yet; freed when it is dropped.
+pub(crate) struct NewIndex(NonNull<Header>);
+
+impl NewIndex {
+    /// Allocates an empty index over `slab`; `None` where there is no memory for it.
+    pub(crate) fn new(slab: Arc<Slab>, shape: Shape) -> Option<NewIndex> {
+        // SAFETY: the layout has a header, so its size is not zero.
+        let header = NonNull::new(unsafe { alloc(shape.layout()) }.cast::<Header>())?;
+        let new = Header {
+            slab,
+            seed: shape.seed,
+            reseeds: shape.reseeds,
+            buckets: shape.buckets,
+            segments: shape.segments,
+            slots_at: shape.slots_at() as u32,
+            left_out: Cell::new(None),
+            #[cfg(loom)]
+            fate: Fate::default(),
+        };
+        // SAFETY: the allocation starts with room for a header, and is ours alone.
+        unsafe { header.write(new) };
+        let index = NewIndex(header);
+        // SAFETY: the layout has room for the segment table there.
+        let segments = unsafe { header.cast::<u8>().add(SEGMENTS_AT) }.cast::<AtomicPtr<Record>>();
+        for entry in 0..shape.segments as usize {
+            // SAFETY: as above.
+            let entry = unsafe { segments.add(entry) };
+            // SAFETY: as above, and the allocation is ours alone.
+            unsafe { entry.write(AtomicPtr::new(std::ptr::null_mut())) };
+        }
+        // SAFETY: the layout has room for the slots there.
+        let slots = unsafe { header.cast::<u8>().add(shape.slots_at()) }.cast::<AtomicU32>();
+        for slot in 0..(shape.buckets * BUCKET) as usize {
+            // SAFETY: as above.
+            let slot = unsafe { slots.add(slot) };
+            // SAFETY: as above, and the allocation is ours alone.
+            unsafe { slot.write(AtomicU32::new(EMPTY)) };
+        }
+        Some(index)
+    }
+
+    /// The index, while it is private.
+    pub(crate) fn get(&self) -> Index<'_> {
+        Index { header: self.0, guard: PhantomData }
+    }
+
+    /// Copies the segment table of a frozen index.
+    pub(crate) fn copy_segments(&self, from: Index<'_>) {
+        for (to, from) in self.get().segments().iter().zip(from.segments()) {
+            // Acquire: pairs with the CAS that installed the segment; the root's CAS passes it on.
+            let records = from.load(Ordering::Acquire);
+            if records != frozen_segment() {
+                // Relaxed: private; the root's CAS publishes it.
+                to.store(records, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Puts a record into the first EMPTY slot of its probe sequence; `false` where that is full.
+    #[must_use]
+    pub(crate) fn place(&self, number: u32, hash: u64) -> bool {
+        let index = self.get();
+        let probe = index.probe(hash);
+        let placed = index.walk(probe, |slot| {
+            // Relaxed, both: private; the root's CAS publishes it.
+            if slot.load(Ordering::Relaxed) == EMPTY {
+                slot.store(probe.tag | (number + 1), Ordering::Relaxed);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        placed.is_some()
+    }
+
+    /// Leaves the index to the root that points to it now.
+    pub(crate) fn publish(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for NewIndex {
+    fn drop(&mut self) {
+        // SAFETY: it was never published. Its segments belong to the slab.
+        unsafe { Header::free(self.0.as_ptr()) };
+    }
+}
+
+impl Reclaim for Header {
+    fn after_grace(&self) {
+        if let Some(batch) = self.left_out.take() {
+            self.slab.hand_over(batch);
+        }
+    }
+
+    unsafe fn free(object: *mut Self) {
+        // SAFETY: the caller is the only one who knows the index.
+        let header = unsafe { object.read() };
+        let Header { buckets, segments, seed, reseeds, .. } = header;
+        let layout = Shape { buckets, segments, seed, reseeds }.layout();
+        drop(header);
+        // SAFETY: `NewIndex::new` allocated it with this layout.
+        unsafe { dealloc(object.cast(), layout) };
+    }
+
+    #[cfg(loom)]
+    fn fate(&self) -> &Fate {
+        &self.fate
+    }
+}
+
+const _: () = assert!(cfg!(loom) || size_of::<Header>() == 64);
+const _: () = assert!(offset_of!(Header, slab) == 0);

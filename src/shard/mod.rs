@@ -1,0 +1,358 @@
+//! One shard of the table: a slab of records and a small index over it.
+//!
+//! ```text
+//! root ──▶ index: header │ segment table │ slots          the root is the only pointer that is ever replaced
+//!                   │           │             │
+//!                 slab       segments ◀── record number
+//!          (free list, counts)  of 24-byte records: key (128 bits), word
+//! ```
+//!
+//! # Operations
+//!
+//! Each loads the root anew under one epoch pin, and keeps the pin until its last CAS. Nobody ever waits for another
+//! thread: whoever meets something half done finishes it, or does it again on a private copy.
+//!
+//! * **Look-up**: go along the key's probe sequence to its record, load the word; it writes nothing.
+//! * **Refresh**: the same, then one CAS on the word, or on the route's word in its list.
+//! * **Insert**: take a free record, write the key, make it DEAD, and CAS the *first* EMPTY slot of the probe sequence to
+//!   it. Whoever loses looks at what won, which may be the same key, and goes on from there. Then DEAD becomes LIVE as it
+//!   does for a key that comes back.
+//! * **Remove**: CAS the word to DEAD. The record stays in the index until the next rebuild.
+//! * **List**: a second route moves the routes to a heap list ([`list`]). Changing its membership, or the order within a
+//!   tick, replaces it: freeze each of its words, copy with the change, CAS the record's word. Who meets a frozen word
+//!   builds the replacement with its own change in it, so that each CAS that wins finishes somebody's operation.
+//! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root.
+//!
+//! # Invariants
+//!
+//! 1. *A slot is written once*, from EMPTY to a record or to FROZEN. So a key that two threads insert meets itself: both
+//!    aim at the first EMPTY slot of the same sequence, and the one that loses sees the winner's record.
+//! 2. *A record's key is written before the slot that publishes it* (Release), and does not change until the record is
+//!    reused. So whoever loads the slot (Acquire) reads the key that belongs to it.
+//! 3. *A record is LIVE or SPILL only while an index has it.* A private record is DEAD, a free one RETIRED; so whoever
+//!    walks the slab never meets a route that was not published.
+//! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN, before any copy is
+//!    begun. So whatever was inserted before is in every copy, and whatever comes after goes to the new root.
+//! 5. *The segment of a published record is in the table of the index that has it, and of all later ones.* A number is
+//!    taken only after its segment is installed, and an installed segment is copied to every later table.
+//! 6. *RETIRED is terminal until the record is reused.* A rebuild makes each DEAD record that it leaves out RETIRED first;
+//!    a key that comes back at that moment fails, and starts over from the root. A RETIRED record in an index that won
+//!    (its rebuild copied it before it died, a losing one retired it) is passed over like another key's.
+//! 7. *A record is reused only after the last index that had it was reclaimed.* The replaced index owns the list of what
+//!    its winner left out, and hands it over when no reader is left. Only the winner's list counts: a record is left out
+//!    once, by the one rebuild whose copy became the root without it.
+//! 8. *What a root or a record points to is freed only after everyone who was pinned when it was unlinked has gone on.*
+//!    The thread whose CAS unlinked it retires it, nobody else.
+//! 9. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot come
+//!    back while anyone who read it is pinned (8); so a count that follows a CAS is exact.
+
+pub(crate) mod capacity;
+pub(crate) mod index;
+pub(crate) mod list;
+#[cfg(all(test, loom))]
+mod models;
+mod rebuild;
+pub(crate) mod routes;
+pub(crate) mod slab;
+pub(crate) mod word;
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use ahash::RandomState;
+
+use crate::counts::RouteCount;
+use crate::key::Key;
+use crate::place::Place;
+use crate::proxies::Liveness;
+use crate::route::Added;
+use crate::shard::capacity::{buckets_for, max_used};
+use crate::shard::index::{Filled, Header, Index, NewIndex, Shape};
+use crate::shard::list::List;
+use crate::shard::routes::{Change, Changed, Words, change, read};
+use crate::shard::slab::{NoRecord, Private, Record, Slab, free_segment};
+use crate::shard::word::{State, Word};
+use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, pin};
+
+/// What an operation knows of the table around its shard.
+pub(crate) struct Scope<'a, P> {
+    pub(crate) guard: &'a Guard,
+    pub(crate) hasher: &'a RandomState,
+    pub(crate) count: &'a RouteCount,
+    pub(crate) proxies: &'a P,
+    /// The tick at which the operation began.
+    pub(crate) now: u64,
+    /// The age in ticks that a valid route may have at most.
+    pub(crate) keep_alive: u64,
+    /// The shard's share of one step of growth (`capacity.rs`).
+    pub(crate) stagger: f64,
+}
+
+impl<P: Liveness> Scope<'_, P> {
+    /// Whether a route may be returned.
+    #[inline]
+    pub(crate) fn is_valid(&self, route: Word) -> bool {
+        self.now.saturating_sub(route.time()) <= self.keep_alive && self.proxies.has(route.proxy())
+    }
+}
+
+/// Why a route was not added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The table's limit of routes, or a shard's of records.
+    Routes,
+    Memory,
+}
+
+/// What a visit of the sweeper did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Visit {
+    /// Record numbers that were looked at.
+    pub(crate) visited: u32,
+    /// Routes that were taken away.
+    pub(crate) removed: usize,
+    /// Where the next visit goes on; `None` at the shard's end.
+    pub(crate) next: Option<u32>,
+}
+
+/// One of the table's shards; 8 bytes and nothing on the heap until its first key comes.
+pub(crate) struct Shard<K: Key> {
+    root: AtomicPtr<Header>,
+    key: PhantomData<fn() -> K>,
+}
+
+impl<K: Key> Shard<K> {
+    pub(crate) fn new() -> Self {
+        Self { root: AtomicPtr::new(std::ptr::null_mut()), key: PhantomData }
+    }
+
+    #[inline]
+    fn root<'g>(&self, _guard: &'g Guard) -> Option<Index<'g>> {
+        // Acquire: pairs with `replace_root`, so that the index is seen whole.
+        let header = NonNull::new(self.root.load(Ordering::Acquire))?;
+        // SAFETY: loaded with Acquire from the root under the guard.
+        Some(unsafe { Index::from_raw(header) })
+    }
+
+    /// The root's index, which is made where there is none.
+    fn ensure_root<'g, P: Liveness>(&self, scope: &Scope<'g, P>) -> Result<Index<'g>, Refused> {
+        loop {
+            if let Some(index) = self.root(scope.guard) {
+                return Ok(index);
+            }
+            let buckets = buckets_for(0, scope.stagger);
+            let segments = Place::segments(max_used(buckets));
+            let shape = Shape { buckets, segments, seed: 0, reseeds: 0 };
+            let new = NewIndex::new(Arc::new(Slab::new()), shape).ok_or(Refused::Memory)?;
+            // Release: pairs with `root`.
+            let set = self.root.compare_exchange(
+                std::ptr::null_mut(),
+                new.get().as_ptr(),
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
+            if set.is_ok() {
+                new.publish();
+            }
+        }
+    }
+
+    fn replace_root(&self, old: Index<'_>, new: &NewIndex) -> bool {
+        // Release: pairs with `root`; it passes on what this thread acquired from the old index's slots and segment
+        // table. Relaxed on failure: whoever goes on loads the root.
+        self.root
+            .compare_exchange(old.as_ptr(), new.get().as_ptr(), Ordering::Release, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// The record of a key, unless it is RETIRED.
+    #[inline]
+    fn find<'g>(&self, key: &K, hash: u64, guard: &'g Guard) -> Option<(Index<'g>, &'g Record)> {
+        let index = self.root(guard)?;
+        index
+            .find(hash, |record| {
+                // SAFETY: an index has the record, and the guard is pinned.
+                let found = unsafe { key.is(record.key()) } && record.load().state() != State::Retired;
+                found.then_some(record)
+            })
+            .map(|record| (index, record))
+    }
+
+    /// The key's valid routes, most recently refreshed first.
+    #[inline]
+    pub(crate) fn get<P: Liveness>(&self, key: &K, hash: u64, scope: &Scope<'_, P>) -> Words {
+        let mut words = Words::new();
+        let Some(index) = self.root(scope.guard) else { return words };
+        index.find(hash, |record| {
+            // SAFETY: an index has the record, and the guard is pinned.
+            let found = unsafe { key.is(record.key()) } && read(record, scope, |word| words.push(word));
+            found.then_some(())
+        });
+        if words.len() > 1 {
+            // Stable: within one tick, the position decides.
+            words.sort_by_key(|word| std::cmp::Reverse(word.time()));
+        }
+        words
+    }
+
+    /// Adds or refreshes the route of `key` through a proxy.
+    pub(crate) fn add<P: Liveness>(
+        &self,
+        key: &K,
+        hash: u64,
+        proxy: u32,
+        scope: &Scope<'_, P>,
+    ) -> Result<Added, Refused> {
+        let mut private: Option<Private<'_>> = None;
+        loop {
+            let index = self.ensure_root(scope)?;
+            private = private.filter(|private| private.is_of(index));
+            let accept = |record: &Record| {
+                // SAFETY: an index has the record, and the guard is pinned.
+                unsafe { key.is(record.key()) && record.load().state() != State::Retired }
+            };
+            let filled = index.find_or_fill(hash, accept, || match &private {
+                Some(private) => Ok(private.number),
+                None => Ok(private.insert(Private::take(index, key)?).number),
+            });
+            let (record, used) = match filled {
+                Ok(Filled::Found(record)) => (record, 0),
+                Ok(Filled::Won) => match private.take() {
+                    Some(private) => (private.publish(), index.slab().slot_won()),
+                    None => unreachable!("the slot was filled with the private record"),
+                },
+                Ok(Filled::Frozen) | Err(NoRecord::StaleIndex) => {
+                    self.rebuild(index, false, scope)?;
+                    continue;
+                }
+                Ok(Filled::Crowded) => {
+                    self.rebuild(index, true, scope)?;
+                    continue;
+                }
+                Err(NoRecord::OutOfMemory) => return Err(Refused::Memory),
+            };
+            let changed = change(record, Change::Add(proxy), index.slab(), scope);
+            if used > max_used(index.shape().buckets) {
+                // No room for a larger index is no reason to fail: the route is in, and the next one tries again.
+                _ = self.rebuild(index, false, scope);
+            }
+            if let Changed::Added(added) = changed? {
+                return Ok(added);
+            }
+        }
+    }
+
+    /// Takes away routes of a key; returns how many of them were valid.
+    pub(crate) fn remove<P: Liveness>(&self, key: &K, hash: u64, what: Change, scope: &Scope<'_, P>) -> usize {
+        while let Some((index, record)) = self.find(key, hash, scope.guard) {
+            match change(record, what, index.slab(), scope) {
+                Ok(Changed::Removed { valid, .. }) => return valid,
+                Ok(_) => {}
+                // Without memory for a shorter list the routes cannot go; they expire.
+                Err(_) => return 0,
+            }
+        }
+        0
+    }
+
+    /// Takes away what is stale in the records numbered `from` to `from + most`, and says where to go on. `seen` is
+    /// called with the proxy of each valid route. At the shard's end, tombstones are shed where there are many.
+    pub(crate) fn visit<P: Liveness>(
+        &self,
+        from: u32,
+        most: u32,
+        scope: &Scope<'_, P>,
+        mut seen: impl FnMut(u32),
+    ) -> Visit {
+        let mut visit = Visit { visited: 0, removed: 0, next: None };
+        let Some(index) = self.root(scope.guard) else { return visit };
+        let end = index.slab().numbers();
+        let mut number = from;
+        while number < end && visit.visited < most {
+            let place = Place::of(number);
+            // The table of an index that was just replaced may be shorter than the slab; its end is then found by the
+            // next round, and nothing that this one should have seen is behind it: see `sweep.rs`.
+            let Some(records) = index.segment(place.segment) else {
+                return visit;
+            };
+            let records = &records[place.offset as usize..];
+            let count = (end - number).min(most - visit.visited).min(records.len() as u32);
+            for record in &records[..count as usize] {
+                visit.removed += sweep_record(record, index, scope, &mut seen);
+            }
+            number += count;
+            visit.visited += count;
+        }
+        if number < end {
+            visit.next = Some(number);
+        } else {
+            index.slab().take_returned::<K>(index);
+            if Self::is_littered(index) {
+                _ = self.rebuild(index, false, scope);
+            }
+        }
+        visit
+    }
+
+    /// Records with a route, and all that the slab ever had.
+    pub(crate) fn records(&self, guard: &Guard) -> (usize, usize) {
+        let slab = self.root(guard).map(Index::slab);
+        slab.map_or((0, 0), |slab| (slab.live() as usize, slab.numbers() as usize))
+    }
+}
+
+/// Takes away what is stale in one record; returns how many routes that were.
+#[inline]
+fn sweep_record<P: Liveness>(
+    record: &Record,
+    index: Index<'_>,
+    scope: &Scope<'_, P>,
+    seen: &mut impl FnMut(u32),
+) -> usize {
+    let word = record.load();
+    let removed = match word.state() {
+        State::Retired | State::Dead => return 0,
+        State::Live if scope.is_valid(word) => {
+            seen(word.proxy());
+            return 0;
+        }
+        State::Live | State::Spill => match change(record, Change::Sweep, index.slab(), scope) {
+            Ok(Changed::Removed { stale, .. }) => stale,
+            // Without memory for a shorter list, it stays until the next round.
+            Ok(_) | Err(_) => 0,
+        },
+    };
+    read(record, scope, |word| seen(word.proxy()));
+    removed
+}
+
+impl<K: Key> Drop for Shard<K> {
+    fn drop(&mut self) {
+        // Relaxed: whoever drops the table is alone with it.
+        let Some(header) = NonNull::new(self.root.load(Ordering::Relaxed)) else { return };
+        // SAFETY: the root has it, and nobody else can reach it any more.
+        let index = unsafe { Index::from_raw(header) };
+        let guard = pin();
+        for segment in 0..index.segments().len() as u32 {
+            let Some(records) = index.segment(segment) else { continue };
+            for record in records {
+                let word = record.load();
+                if word.state() == State::Spill {
+                    // SAFETY: loaded under the guard from a record.
+                    let list = unsafe { List::of(word, &guard) };
+                    // SAFETY: nobody else can reach the record.
+                    unsafe { list.free() };
+                }
+                if record.owns_key() {
+                    // SAFETY: the record owns its key until it is on the free list, and nobody reaches it any more.
+                    unsafe { K::free(record.key()) };
+                }
+            }
+            // SAFETY: it was allocated as this segment, and its records are not used below.
+            unsafe { free_segment(NonNull::from(records).cast(), segment) };
+        }
+        // SAFETY: nobody else can reach it. Indexes that were replaced before share only the slab, which they count.
+        unsafe { Header::free(header.as_ptr()) };
+    }
+}

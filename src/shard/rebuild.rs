@@ -1,0 +1,110 @@
+//! Replacing a shard's index: to grow it, to shed tombstones, to change its probe sequences.
+//!
+//! Whoever meets a FROZEN slot does the whole of it alone, on a private copy, so nobody ever waits for the thread that
+//! began. Only one copy wins the CAS of the root; the others are freed unseen.
+
+use crate::key::Key;
+use crate::place::Place;
+use crate::proxies::Liveness;
+use crate::shard::capacity::{buckets_for, max_used};
+use crate::shard::index::{BUCKET, Index, MAX_RECORDS, NewIndex, Shape};
+use crate::shard::slab::Record;
+use crate::shard::word::{State, Word};
+use crate::shard::{Refused, Scope, Shard};
+
+/// How often the seed may change before the index grows instead.
+const MAX_RESEEDS: u32 = 2;
+
+impl<K: Key> Shard<K> {
+    /// Replaces `old` by a copy without its tombstones, unless somebody else does so first. Whether or not `old` was
+    /// the root's, it is not when this returns `Ok`.
+    ///
+    /// `crowded`: a probe sequence of `old` was full.
+    pub(crate) fn rebuild<P: Liveness>(
+        &self,
+        old: Index<'_>,
+        crowded: bool,
+        scope: &Scope<'_, P>,
+    ) -> Result<(), Refused> {
+        old.freeze();
+        let keep = old.occupied().filter(|(_, record)| !is_tombstone(record.load())).count() as u32;
+        let mut shape = next_shape(old, keep, crowded, scope.stagger);
+        loop {
+            // A copy marks as RETIRED what it leaves out, and that stays so whoever wins; so a copy that has to be
+            // made again leaves out the same records at least.
+            let new = NewIndex::new(old.shared_slab(), shape).ok_or(Refused::Memory)?;
+            new.copy_segments(old);
+            let mut left_out = Vec::new();
+            let complete = old.occupied().all(|(number, record)| {
+                if retire_tombstone(record) {
+                    left_out.push(number);
+                    return true;
+                }
+                new.place(number, K::hash_stored(record.key(), scope.hasher))
+            });
+            if !complete {
+                shape = crowded_shape(shape);
+                continue;
+            }
+            if self.replace_root(old, &new) {
+                new.publish();
+                old.slab().slots_left_out(left_out.len() as u32);
+                // SAFETY: the CAS in `replace_root` unlinked it.
+                unsafe { old.retire(left_out, scope.guard) };
+                // An index is large: let it go as soon as the last reader has left, not when a bag fills up.
+                scope.guard.flush();
+            }
+            return Ok(());
+        }
+    }
+
+    /// Whether shedding tombstones is worth a rebuild: a sixteenth of the index's keys are.
+    pub(crate) fn is_littered(index: Index<'_>) -> bool {
+        let (used, live) = (index.slab().used(), index.slab().live());
+        used.saturating_sub(live) > used / 16 + BUCKET / 2
+    }
+}
+
+fn is_tombstone(word: Word) -> bool {
+    matches!(word.state(), State::Dead | State::Retired)
+}
+
+/// Makes a DEAD record RETIRED, so that its key cannot come back in the old index (invariant 6); tells whether the
+/// record is RETIRED now.
+fn retire_tombstone(record: &Record) -> bool {
+    let mut word = record.load();
+    while is_tombstone(word) {
+        if word.state() == State::Retired {
+            return true;
+        }
+        match record.compare_exchange(word, Word::RETIRED) {
+            Ok(()) => return true,
+            Err(won) => word = won,
+        }
+    }
+    false
+}
+
+/// The shape of the index that follows `old` when `keep` records stay.
+fn next_shape(old: Index<'_>, keep: u32, crowded: bool, stagger: f64) -> Shape {
+    let shape = old.shape();
+    let buckets = buckets_for(keep, stagger);
+    // Numbers that are about to be reclaimed are not free yet, so the table is as long as the slab has become, and has
+    // room for the index to fill up.
+    let numbers = max_used(buckets).max(old.slab().numbers()) + BUCKET;
+    let segments = Place::segments(numbers.min(MAX_RECORDS)).max(shape.segments);
+    let next = Shape { buckets, segments, ..shape };
+    match crowded && buckets <= shape.buckets {
+        true => crowded_shape(Shape { buckets: buckets.max(shape.buckets), ..next }),
+        false => Shape { reseeds: 0, ..next },
+    }
+}
+
+/// What to try after a probe sequence was full: other sequences, and more room once that was tried.
+fn crowded_shape(shape: Shape) -> Shape {
+    let seed = shape.seed.wrapping_mul(0xD129_42F0_6F5C_2C35).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    match shape.reseeds < MAX_RESEEDS {
+        true => Shape { seed, reseeds: shape.reseeds + 1, ..shape },
+        false => Shape { seed, reseeds: 0, buckets: shape.buckets + shape.buckets / 4 + 1, ..shape },
+    }
+}

@@ -1,0 +1,238 @@
+//! The routes of one record: reading them, and changing them with one CAS.
+
+use smallvec::SmallVec;
+
+use crate::proxies::Liveness;
+use crate::route::Added;
+use crate::shard::list::{List, MAX_ROUTES_PER_NODE, NewList};
+use crate::shard::slab::{Record, Slab};
+use crate::shard::word::{State, Word};
+use crate::shard::{Refused, Scope};
+use crate::sync::Ordering;
+
+/// LIVE words, newest first.
+pub(crate) type Words = SmallVec<[Word; 8]>;
+
+/// What an operation wants a record's routes to become.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change {
+    /// A refresh of the route through this proxy, or a new one.
+    Add(u32),
+    /// No route through this proxy.
+    RemoveRoute(u32),
+    /// No route.
+    RemoveNode,
+    /// No expired route, and none of a proxy that is gone.
+    Sweep,
+}
+
+/// What came of a [`Change`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Changed {
+    /// [`Change::Add`] was done.
+    Added(Added),
+    /// One of the other changes was done; it took away so many routes that could still be returned, and so many that
+    /// could not.
+    Removed { valid: usize, stale: usize },
+    /// The record is RETIRED: look for the key again.
+    Retired,
+}
+
+/// Hands the routes that may be returned now to `each`, in no particular order; tells whether the key is this record's.
+#[inline]
+pub(crate) fn read<P: Liveness>(record: &Record, scope: &Scope<'_, P>, mut each: impl FnMut(Word)) -> bool {
+    let word = record.load();
+    match word.state() {
+        State::Retired => return false,
+        State::Dead => {}
+        State::Live => {
+            if scope.is_valid(word) {
+                each(word);
+            }
+        }
+        State::Spill => {
+            // SAFETY: the word was loaded with Acquire under the scope's guard.
+            let list = unsafe { List::of(word, scope.guard) };
+            for word in list.words() {
+                // Relaxed: a list's words have no more to them than their own bits.
+                let word = Word(word.load(Ordering::Relaxed)).thawed();
+                if scope.is_valid(word) {
+                    each(word);
+                }
+            }
+        }
+    }
+    true
+}
+
+/// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is
+/// nothing to change.
+pub(crate) fn change<P: Liveness>(
+    record: &Record,
+    what: Change,
+    slab: &Slab,
+    scope: &Scope<'_, P>,
+) -> Result<Changed, Refused> {
+    let mut word = record.load();
+    let mut routes = Words::new();
+    loop {
+        routes.clear();
+        let list = match word.state() {
+            State::Retired => return Ok(Changed::Retired),
+            State::Dead => None,
+            State::Live => {
+                if let Change::Add(proxy) = what
+                    && word.proxy() == proxy
+                    && scope.is_valid(word)
+                {
+                    // A refresh, which is what most writes are. Losing to a later time is success.
+                    if word.time() >= scope.now {
+                        return Ok(Changed::Added(Added::Refreshed));
+                    }
+                    match record.compare_exchange(word, Word::live(proxy, scope.now)) {
+                        Ok(()) => return Ok(Changed::Added(Added::Refreshed)),
+                        Err(won) => {
+                            word = won;
+                            continue;
+                        }
+                    }
+                }
+                routes.push(word);
+                None
+            }
+            State::Spill => {
+                // SAFETY: the word was loaded with Acquire under the scope's guard, by `load` or by a CAS that failed.
+                let list = unsafe { List::of(word, scope.guard) };
+                if let Some(done) = try_in_place(list, what, scope) {
+                    return Ok(done);
+                }
+                list.freeze(&mut routes);
+                Some(list)
+            }
+        };
+
+        let before = routes.len();
+        let changed = apply(what, &mut routes, scope);
+        let after = routes.len();
+        if list.is_none() && after == before && routes.first().is_none_or(|&route| route == word) {
+            return Ok(changed);
+        }
+
+        // The limits bind before the CAS, so that a refused route never shows.
+        let reserved = after.saturating_sub(before);
+        if !scope.count.reserve(reserved) {
+            return Err(Refused::Routes);
+        }
+        let (new, new_list) = match routes.as_slice() {
+            [] => (Word::DEAD, None),
+            [only] => (*only, None),
+            several => match NewList::new(several) {
+                Some(list) => (list.word(), Some(list)),
+                None => {
+                    scope.count.release(reserved);
+                    return Err(Refused::Memory);
+                }
+            },
+        };
+        match record.compare_exchange(word, new) {
+            Ok(()) => {
+                if let Some(list) = new_list {
+                    list.publish();
+                }
+                scope.count.release(before.saturating_sub(after));
+                slab.count_live(before > 0, after > 0);
+                if let Some(list) = list {
+                    // SAFETY: the CAS above unlinked it.
+                    unsafe { list.retire(scope.guard) };
+                }
+                return Ok(changed);
+            }
+            Err(won) => {
+                scope.count.release(reserved);
+                word = won;
+            }
+        }
+    }
+}
+
+/// Does without a new list where it can: a refresh is one CAS on the route's own word, and a sweep of routes that are
+/// all valid nothing at all. `None`: the list has to be replaced.
+fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>) -> Option<Changed> {
+    match what {
+        Change::Add(proxy) => {
+            let words = list.words();
+            let mut tied = false;
+            for slot in words {
+                // Relaxed: as in `read`.
+                let mut word = Word(slot.load(Ordering::Relaxed));
+                while word.proxy() == proxy {
+                    if !scope.is_valid(word.thawed()) {
+                        // A route that comes back counts as inserted, and goes first.
+                        return None;
+                    }
+                    // A tie is broken by position, so a refresh that is not the first of its tick moves forward.
+                    if word.time() > scope.now || word.time() == scope.now && !tied {
+                        return Some(Changed::Added(Added::Refreshed));
+                    }
+                    if tied || word.is_frozen() {
+                        return None;
+                    }
+                    let new = Word::live(proxy, scope.now);
+                    // AcqRel: so that a freeze that comes after has seen all that this thread did before, as with a
+                    // record's word; the list's membership is not ordered by it. Relaxed on failure: as in `read`.
+                    match slot.compare_exchange(word.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
+                        Ok(_) => return Some(Changed::Added(Added::Refreshed)),
+                        Err(won) => word = Word(won),
+                    }
+                }
+                tied |= word.time() == scope.now;
+            }
+            None
+        }
+        Change::Sweep => {
+            // Relaxed: as in `read`.
+            let all_valid = list.words().iter().all(|w| scope.is_valid(Word(w.load(Ordering::Relaxed)).thawed()));
+            all_valid.then_some(Changed::Removed { valid: 0, stale: 0 })
+        }
+        Change::RemoveRoute(proxy) => {
+            // Relaxed: as in `read`; membership does not change.
+            let has = |w: &crate::sync::AtomicU64| Word(w.load(Ordering::Relaxed)).proxy() == proxy;
+            (!list.words().iter().any(has)).then_some(Changed::Removed { valid: 0, stale: 0 })
+        }
+        Change::RemoveNode => None,
+    }
+}
+
+/// The sequential meaning of a change: `routes` are all that the record has, final, the latest addition first.
+fn apply<P: Liveness>(what: Change, routes: &mut Words, scope: &Scope<'_, P>) -> Changed {
+    let before = routes.len();
+    match what {
+        Change::Add(proxy) => {
+            // Stale routes go when others come, so that they never take a valid one's place.
+            routes.retain(|route| scope.is_valid(*route));
+            let known = routes.iter().position(|route| route.proxy() == proxy);
+            let time = known.map_or(scope.now, |at| routes.remove(at).time().max(scope.now));
+            if known.is_none() && routes.len() == MAX_ROUTES_PER_NODE {
+                // The last of the oldest.
+                let stalest = (0..routes.len()).rev().min_by_key(|&at| routes[at].time());
+                routes.remove(stalest.expect("a full list is not empty"));
+            }
+            routes.insert(0, Word::live(proxy, time));
+            Changed::Added(if known.is_some() { Added::Refreshed } else { Added::Inserted })
+        }
+        Change::RemoveRoute(proxy) => {
+            let valid = routes.iter().filter(|route| route.proxy() == proxy && scope.is_valid(**route)).count();
+            routes.retain(|route| route.proxy() != proxy);
+            Changed::Removed { valid, stale: before - routes.len() - valid }
+        }
+        Change::RemoveNode => {
+            let valid = routes.iter().filter(|route| scope.is_valid(**route)).count();
+            routes.clear();
+            Changed::Removed { valid, stale: before - valid }
+        }
+        Change::Sweep => {
+            routes.retain(|route| scope.is_valid(*route));
+            Changed::Removed { valid: 0, stale: before - routes.len() }
+        }
+    }
+}

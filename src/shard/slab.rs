@@ -1,0 +1,329 @@
+//! A shard's records: where they are, and which of them are free.
+//!
+//! The slab is the part that successive indexes share. Its segment table stands in the index (`index.rs`), so that a
+//! look-up gets from the root to a record without another dependent load; here are the free list, the numbers never
+//! used so far, and the counts.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+use crate::key::Key;
+use crate::place::Place;
+use crate::shard::index::Index;
+use crate::shard::word::Word;
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// One key and its routes; 24 bytes.
+#[repr(C)]
+pub(crate) struct Record {
+    key: [AtomicU64; 2],
+    pub(crate) word: AtomicU64,
+}
+
+impl Record {
+    /// The key's 128 bits. Whoever reads them got here by an Acquire load that follows their being written: of the slot
+    /// (invariant 2), of the root, or of a word that is LIVE or SPILL (invariant 3).
+    #[inline]
+    pub(crate) fn key(&self) -> [u64; 2] {
+        // Relaxed: ordered by what led here.
+        [self.key[0].load(Ordering::Relaxed), self.key[1].load(Ordering::Relaxed)]
+    }
+
+    /// Whether the second half of the key may refer to something: on the free list it is zero.
+    pub(crate) fn owns_key(&self) -> bool {
+        self.key()[1] != 0
+    }
+
+    fn set_key(&self, key: [u64; 2]) {
+        // Relaxed: the record is private; publishing it (Release) orders these.
+        self.key[0].store(key[0], Ordering::Relaxed);
+        self.key[1].store(key[1], Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn load(&self) -> Word {
+        // Acquire: pairs with the Release half of the CAS that wrote a SPILL word, so that the list is seen whole, and
+        // with the one that made a reused record LIVE, so that its key is seen.
+        Word(self.word.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    pub(crate) fn compare_exchange(&self, old: Word, new: Word) -> Result<(), Word> {
+        // AcqRel: Release for what `load` pairs with; Acquire so that a chain of owners passes on what each wrote.
+        // Acquire on failure: the caller goes on with the word that won, as after `load`.
+        match self.word.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(()),
+            Err(won) => Err(Word(won)),
+        }
+    }
+}
+
+/// Records that a replaced index left out, on their way to the free list.
+pub(crate) struct Batch {
+    pub(crate) numbers: Box<[u32]>,
+    next: *mut Batch,
+}
+
+impl Batch {
+    pub(crate) fn new(numbers: Vec<u32>) -> Batch {
+        Batch { numbers: numbers.into_boxed_slice(), next: std::ptr::null_mut() }
+    }
+}
+
+/// What successive indexes of a shard share.
+pub(crate) struct Slab {
+    /// `tag << 32 | number + 1` of the first free record, or `tag << 32`; the tag grows with every change, so that a
+    /// head that was replaced and came back is not mistaken for the same (no ABA for 2^32 changes within one CAS).
+    free: AtomicU64,
+    /// Batches that reclaimed indexes handed over.
+    returned: AtomicPtr<Batch>,
+    /// The first number that was never used.
+    next: AtomicU32,
+    /// Occupied slots of the current index, as the sum of its slots won and the records its rebuild left out; it can be
+    /// off for a moment, and below zero, while a slot's winner has not counted it yet.
+    used: AtomicU32,
+    /// Records that are LIVE or SPILL, with the same licence.
+    live: AtomicU32,
+}
+
+/// Why no record could be had.
+pub(crate) enum NoRecord {
+    /// The index was replaced, or its segment table is full: help, and start over.
+    StaleIndex,
+    OutOfMemory,
+}
+
+/// A record that is not published: its finder's alone, and back on the free list when dropped.
+pub(crate) struct Private<'g> {
+    pub(crate) number: u32,
+    pub(crate) record: &'g Record,
+    slab: &'g Slab,
+    free_key: unsafe fn([u64; 2]),
+}
+
+impl<'g> Private<'g> {
+    /// Takes a record for `key` and makes it DEAD.
+    pub(crate) fn take<K: Key>(index: Index<'g>, key: &K) -> Result<Private<'g>, NoRecord> {
+        let slab = index.slab();
+        let (number, record) = slab.take::<K>(index)?;
+        let Some(stored) = key.store() else {
+            slab.give_back(&[(number, record)]);
+            return Err(NoRecord::OutOfMemory);
+        };
+        record.set_key(stored);
+        // Relaxed: still private; the CAS on the slot publishes it.
+        record.word.store(Word::DEAD.0, Ordering::Relaxed);
+        Ok(Private { number, record, slab, free_key: K::free })
+    }
+
+    /// Leaves the record to the index that it was published in.
+    pub(crate) fn publish(self) -> &'g Record {
+        let record = self.record;
+        std::mem::forget(self);
+        record
+    }
+
+    /// Whether the record belongs to the slab of `index`: a number never outlives its slab.
+    pub(crate) fn is_of(&self, index: Index<'g>) -> bool {
+        std::ptr::eq(self.slab, index.slab())
+    }
+}
+
+impl Drop for Private<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `take` stored the key, and the record was never published.
+        unsafe { (self.free_key)(self.record.key()) };
+        self.slab.give_back(&[(self.number, self.record)]);
+    }
+}
+
+impl Slab {
+    pub(crate) fn new() -> Slab {
+        Slab {
+            free: AtomicU64::new(0),
+            returned: AtomicPtr::new(std::ptr::null_mut()),
+            next: AtomicU32::new(0),
+            used: AtomicU32::new(0),
+            live: AtomicU32::new(0),
+        }
+    }
+
+    /// The numbers that were ever used are those below this.
+    pub(crate) fn numbers(&self) -> u32 {
+        // Acquire: pairs with the CAS in `take`, before which the segment of every number below was installed.
+        self.next.load(Ordering::Acquire)
+    }
+
+    /// Occupied slots of the current index.
+    pub(crate) fn used(&self) -> u32 {
+        // Relaxed: a heuristic; nothing is found through it.
+        (self.used.load(Ordering::Relaxed) as i32).max(0) as u32
+    }
+
+    /// Counts a slot that was won; returns how many are occupied now.
+    pub(crate) fn slot_won(&self) -> u32 {
+        // Relaxed: as in `used`.
+        (self.used.fetch_add(1, Ordering::Relaxed).wrapping_add(1) as i32).max(0) as u32
+    }
+
+    pub(crate) fn slots_left_out(&self, count: u32) {
+        // Relaxed: as in `used`.
+        self.used.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Records that have a route.
+    pub(crate) fn live(&self) -> u32 {
+        // Relaxed: as in `used`.
+        (self.live.load(Ordering::Relaxed) as i32).max(0) as u32
+    }
+
+    pub(crate) fn count_live(&self, was_live: bool, is_live: bool) {
+        match (was_live, is_live) {
+            // Relaxed: as in `used`.
+            (false, true) => _ = self.live.fetch_add(1, Ordering::Relaxed),
+            (true, false) => _ = self.live.fetch_sub(1, Ordering::Relaxed),
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    fn take<'g, K: Key>(&self, index: Index<'g>) -> Result<(u32, &'g Record), NoRecord> {
+        loop {
+            // Acquire: pairs with `give_back`, which wrote the link that is read below.
+            let head = self.free.load(Ordering::Acquire);
+            if let Some(number) = (head as u32).checked_sub(1) {
+                let record = index.record(number).ok_or(NoRecord::StaleIndex)?;
+                // Relaxed: ordered by the load above where the head is still the same, and unused where it is not. The
+                // record may belong to somebody by now, but its memory stays the slab's.
+                let link = record.key[0].load(Ordering::Relaxed);
+                let new = next_tag(head) | link & u64::from(u32::MAX);
+                // Acquire: as above. Release: what `give_back` published goes on to whoever pops next.
+                if self.free.compare_exchange(head, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    return Ok((number, record));
+                }
+            } else if !self.take_returned::<K>(index) {
+                // Relaxed: the CAS below decides, and `ensure_segment` orders the segment by itself.
+                let number = self.next.load(Ordering::Relaxed);
+                let record = index.ensure_record(number)?;
+                // Release: pairs with `numbers`; the segment was installed above.
+                if self.next.compare_exchange(number, number + 1, Ordering::Release, Ordering::Relaxed).is_ok() {
+                    return Ok((number, record));
+                }
+            }
+        }
+    }
+
+    /// Moves the batches that reclaimed indexes handed over to the free list; tells whether there were any that could
+    /// be moved.
+    pub(crate) fn take_returned<K: Key>(&self, index: Index<'_>) -> bool {
+        // Relaxed: only to spare the swap below.
+        if self.returned.load(Ordering::Relaxed).is_null() {
+            return false;
+        }
+        // Acquire: pairs with `hand_over`.
+        let mut batch = self.returned.swap(std::ptr::null_mut(), Ordering::Acquire);
+        let mut moved = false;
+        while !batch.is_null() {
+            // SAFETY: it came from `Box::into_raw` in `hand_over`, and the swap made it ours.
+            let mut owned = unsafe { Box::from_raw(batch) };
+            batch = std::mem::replace(&mut owned.next, std::ptr::null_mut());
+            let found: Option<Vec<_>> = owned.numbers.iter().map(|&n| Some((n, index.record(n)?))).collect();
+            let Some(found) = found else {
+                // The caller's index is a stale one, whose segment table is shorter than the slab: leave the batch to
+                // somebody who knows more.
+                self.hand_over(owned);
+                continue;
+            };
+            for (_, record) in &found {
+                // SAFETY: the records were left out of an index that is reclaimed by now, so no reader reaches their
+                // keys; each record is in one batch only (invariant 7), and is marked as having no key.
+                unsafe { K::free(record.key()) };
+            }
+            self.give_back(&found);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Puts records that nobody else knows on the free list.
+    fn give_back(&self, records: &[(u32, &Record)]) {
+        let Some((&(first, _), &(_, last))) = records.first().zip(records.last()) else { return };
+        for pair in records.windows(2) {
+            pair[0].1.set_key([u64::from(pair[1].0) + 1, 0]);
+        }
+        for (_, record) in records {
+            // Relaxed: published by the CAS below. A record that was left out is RETIRED already; a private one is DEAD.
+            record.word.store(Word::RETIRED.0, Ordering::Relaxed);
+        }
+        // Relaxed: the CAS decides.
+        let mut head = self.free.load(Ordering::Relaxed);
+        loop {
+            last.set_key([head & u64::from(u32::MAX), 0]);
+            let new = next_tag(head) | u64::from(first + 1);
+            // Release: pairs with the load in `take`.
+            match self.free.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(won) => head = won,
+            }
+        }
+    }
+
+    /// Takes over a batch of records that no reader can reach any more. It may run after the table is gone, so it
+    /// touches no record.
+    pub(crate) fn hand_over(&self, batch: Box<Batch>) {
+        let batch = Box::into_raw(batch);
+        // Relaxed: the CAS decides.
+        let mut head = self.returned.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: the batch is ours until the CAS succeeds.
+            unsafe { (*batch).next = head };
+            // Release: pairs with the swap in `take_returned`.
+            match self.returned.compare_exchange_weak(head, batch, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(won) => head = won,
+            }
+        }
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        // Relaxed: the last owner is alone.
+        let mut batch = self.returned.load(Ordering::Relaxed);
+        while !batch.is_null() {
+            // SAFETY: as in `take_returned`; the last owner is alone.
+            batch = unsafe { Box::from_raw(batch) }.next;
+        }
+    }
+}
+
+fn next_tag(head: u64) -> u64 {
+    ((head >> 32).wrapping_add(1)) << 32
+}
+
+fn layout(segment: u32) -> Layout {
+    Layout::array::<Record>(Place::len(segment) as usize).expect("a segment fits into memory")
+}
+
+/// Allocates a segment of free records.
+pub(crate) fn allocate_segment(segment: u32) -> Option<NonNull<Record>> {
+    // SAFETY: a segment has records, so the layout's size is not zero.
+    let records = NonNull::new(unsafe { alloc_zeroed(layout(segment)) }.cast::<Record>())?;
+    #[cfg(loom)]
+    for i in 0..Place::len(segment) as usize {
+        let zero = || AtomicU64::new(0);
+        // SAFETY: within the allocation, which is ours alone.
+        unsafe { records.add(i).write(Record { key: [zero(), zero()], word: zero() }) };
+    }
+    // Outside of loom, zeroed memory is a record of zeroed atomics.
+    Some(records)
+}
+
+/// Frees a segment.
+///
+/// # Safety
+///
+/// `records` came from [`allocate_segment`] with the same `segment`, and nobody can reach it.
+pub(crate) unsafe fn free_segment(records: NonNull<Record>, segment: u32) {
+    // SAFETY: as the caller promises.
+    unsafe { dealloc(records.as_ptr().cast(), layout(segment)) };
+}

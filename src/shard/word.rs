@@ -1,0 +1,125 @@
+//! The 64-bit word that says everything about a record's routes.
+//!
+//! ```text
+//! LIVE   proxy number (23) | last refresh in ticks (38) | FROZEN (1) | state (2)
+//! SPILL  address of a list, 8-aligned                   | FROZEN (1) | state (2)
+//! ```
+//!
+//! A list's own words have the LIVE form. Ticks are milliseconds on the table's own scale (`src/time.rs`).
+
+use std::fmt;
+
+const STATE_MASK: u64 = 0b11;
+const FROZEN: u64 = 0b100;
+const TIME_SHIFT: u32 = 3;
+const PROXY_SHIFT: u32 = TIME_SHIFT + TIME_BITS;
+const TIME_BITS: u32 = 38;
+
+/// How many proxy numbers fit into a word.
+pub(crate) const PROXY_NUMBERS: usize = 1 << (64 - PROXY_SHIFT);
+
+/// The last tick that fits into a word: 8.7 years.
+pub(crate) const LAST_TICK: u64 = (1 << TIME_BITS) - 1;
+
+/// What a record's word says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// The record belongs to no key: it is free, or waits to be. Terminal until the record is used again.
+    Retired = 0,
+    /// The key has no route now; it may come back.
+    Dead = 1,
+    /// The key has one route, in the word itself.
+    Live = 2,
+    /// The key has two routes or more, in a list that the word points to.
+    Spill = 3,
+}
+
+/// A record's word, or a list's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(pub(crate) u64);
+
+impl Word {
+    /// The word of a free record; zero, so that fresh memory is full of free records.
+    pub(crate) const RETIRED: Word = Word(State::Retired as u64);
+    pub(crate) const DEAD: Word = Word(State::Dead as u64);
+
+    /// One route. `proxy` is below [`PROXY_NUMBERS`] and `time` at most [`LAST_TICK`].
+    pub(crate) fn live(proxy: u32, time: u64) -> Word {
+        debug_assert!((proxy as usize) < PROXY_NUMBERS && time <= LAST_TICK);
+        Word(u64::from(proxy) << PROXY_SHIFT | time << TIME_SHIFT | State::Live as u64)
+    }
+
+    /// A list's address, which is 8-aligned.
+    pub(crate) fn spill(address: u64) -> Word {
+        debug_assert_eq!(address & (STATE_MASK | FROZEN), 0);
+        Word(address | State::Spill as u64)
+    }
+
+    pub(crate) fn state(self) -> State {
+        match self.0 & STATE_MASK {
+            0 => State::Retired,
+            1 => State::Dead,
+            2 => State::Live,
+            _ => State::Spill,
+        }
+    }
+
+    /// The proxy number of a LIVE word.
+    pub(crate) fn proxy(self) -> u32 {
+        (self.0 >> PROXY_SHIFT) as u32
+    }
+
+    /// The last refresh of a LIVE word.
+    pub(crate) fn time(self) -> u64 {
+        self.0 >> TIME_SHIFT & LAST_TICK
+    }
+
+    /// The list's address in a SPILL word.
+    pub(crate) fn address(self) -> u64 {
+        self.0 & !(STATE_MASK | FROZEN)
+    }
+
+    pub(crate) fn is_frozen(self) -> bool {
+        self.0 & FROZEN != 0
+    }
+
+    pub(crate) fn frozen(self) -> Word {
+        Word(self.0 | FROZEN)
+    }
+
+    pub(crate) fn thawed(self) -> Word {
+        Word(self.0 & !FROZEN)
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.state())?;
+        match self.state() {
+            State::Live => write!(f, "({}, {})", self.proxy(), self.time())?,
+            State::Spill => write!(f, "({:#x})", self.address())?,
+            State::Retired | State::Dead => {}
+        }
+        if self.is_frozen() { f.write_str("*") } else { Ok(()) }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fields_of_a_word_keep_to_their_bits() {
+        for proxy in [0, 1, 12_345, PROXY_NUMBERS as u32 - 1] {
+            for time in [0, 1, 1 << 37, LAST_TICK] {
+                let word = Word::live(proxy, time);
+                for word in [word, word.frozen(), word.frozen().thawed()] {
+                    assert_eq!((word.state(), word.proxy(), word.time()), (State::Live, proxy, time));
+                }
+            }
+        }
+        let spill = Word::spill(0x7fff_ffff_fff8);
+        assert_eq!((spill.frozen().state(), spill.frozen().address()), (State::Spill, 0x7fff_ffff_fff8));
+        assert_eq!((Word::DEAD.state(), Word(0).state()), (State::Dead, State::Retired));
+    }
+}

@@ -1,0 +1,104 @@
+//! Where the sweeper is, and what a round promises.
+//!
+//! A round visits the shards of UUIDs, then those of names, then the proxies. The cursor is one word, and moves on only
+//! *after* a visit: a thread reads it, visits what it points to, and then tries to advance it. Threads that sweep at the
+//! same time do the same work, which is harmless, and only one of them advances the cursor; one that is stopped in the
+//! middle holds nobody up. So when a round ends, every shard was visited by a thread that began the visit after the round
+//! had begun. (Claiming a part first and visiting it afterwards would break that: a stopped thread would leave a hole.)
+//!
+//! A route that a thread puts into a shard after that shard's visit is not seen in that round; `proxies` accounts for it
+//! with a grace period before the round.
+
+use crate::shard::Visit;
+use crate::sync::{AtomicU64, Guard, Ordering};
+use crate::table::{RouteTable, SHARDS};
+
+const NUMBER_BITS: u32 = 24;
+const STAGE_BITS: u32 = 10;
+
+/// The stages of a round: shards of UUIDs, shards of names, the proxies.
+const NAMES: usize = SHARDS;
+const PROXIES: usize = 2 * SHARDS;
+
+/// How far the sweeper has come: round (30 bits), stage (10), record or proxy number (24).
+#[derive(Debug)]
+pub(crate) struct Cursor(AtomicU64);
+
+impl Default for Cursor {
+    /// Round 1, so that no proxy was seen in it.
+    fn default() -> Self {
+        Self(AtomicU64::new(Position { round: 1, stage: 0, number: 0 }.pack()))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Position {
+    round: u32,
+    stage: usize,
+    number: u32,
+}
+
+impl Position {
+    fn pack(self) -> u64 {
+        u64::from(self.round) << (STAGE_BITS + NUMBER_BITS) | (self.stage as u64) << NUMBER_BITS | u64::from(self.number)
+    }
+
+    fn unpack(packed: u64) -> Self {
+        Self {
+            round: (packed >> (STAGE_BITS + NUMBER_BITS)) as u32,
+            stage: (packed >> NUMBER_BITS) as usize & ((1 << STAGE_BITS) - 1),
+            number: packed as u32 & ((1 << NUMBER_BITS) - 1),
+        }
+    }
+}
+
+/// What one step of a sweep did.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Step {
+    pub(crate) visited: u32,
+    pub(crate) removed: usize,
+    pub(crate) round_completed: bool,
+}
+
+impl Cursor {
+    fn load(&self) -> Position {
+        // Acquire: pairs with the CAS in `step`, so that a visit comes after what ended the visits before.
+        Position::unpack(self.0.load(Ordering::Acquire))
+    }
+
+    /// Visits one part of the table, of `most` records at most, and advances.
+    pub(crate) fn step(&self, most: u32, table: &RouteTable, guard: &Guard) -> Step {
+        let at = self.load();
+        let (uuids, names, proxies) = table.parts();
+        let seen = |proxy| proxies.seen(proxy, at.round);
+        let scope = table.sweep_scope(guard, at.stage % SHARDS);
+        let mut after = Position { stage: at.stage + 1, number: 0, ..at };
+        let mut round_completed = false;
+        let visit = match at.stage {
+            ..NAMES => uuids.get(at.stage).visit(at.number, most, &scope, seen),
+            NAMES..PROXIES => match names {
+                Some(names) => names.get(at.stage - NAMES).visit(at.number, most, &scope, seen),
+                None => {
+                    after.stage = PROXIES;
+                    Visit { visited: 0, removed: 0, next: None }
+                }
+            },
+            _ => {
+                let idle_before = scope.now.saturating_sub(scope.keep_alive);
+                let round_now = || self.load().round;
+                let (visited, next) = proxies.visit(at.number, most, at.round, round_now, idle_before, guard);
+                if next.is_none() {
+                    round_completed = true;
+                    after = Position { round: at.round + 1, stage: 0, number: 0 };
+                }
+                Visit { visited, removed: 0, next }
+            }
+        };
+        if let Some(number) = visit.next {
+            after = Position { number, ..at };
+        }
+        // Release: pairs with `load`: the round's promise is handed on.
+        let advanced = self.0.compare_exchange(at.pack(), after.pack(), Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        Step { visited: visit.visited, removed: visit.removed, round_completed: round_completed && advanced }
+    }
+}

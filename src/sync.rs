@@ -1,0 +1,208 @@
+//! The one place that knows whether the table runs for real or inside a loom model.
+//!
+//! Outside of loom this is `std`'s atomics, the global allocator and crossbeam-epoch. Under `--cfg loom` the atomics are
+//! loom's, and reclamation is a model: what is retired is freed once every guard that was pinned at that moment is gone,
+//! and is then only *marked* as freed, so that each access can assert that nobody comes too late. The bookkeeping of
+//! that model is invisible to loom on purpose: a real epoch orders retirement against pins, and nothing else, so the
+//! model must not add edges that hide a missing one.
+
+use std::sync::{MutexGuard, PoisonError, TryLockError};
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+pub(crate) use epoch::{Guard, after_grace, pin, retire};
+
+/// A lock for what is outside of the lock-free promise. Whoever panicked with it leaves nothing half done, so it is never
+/// poisoned.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock, where nobody has it.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+/// A heap object that leaves the table while readers may still look at it.
+pub(crate) trait Reclaim {
+    /// Runs once nobody can reach the object any more, before it is freed. It must not touch records or indexes: the
+    /// table may be gone by then.
+    fn after_grace(&self);
+
+    /// Gives the memory back.
+    ///
+    /// # Safety
+    ///
+    /// `object` came from its type's own allocation, nobody can reach it, and it is freed once.
+    unsafe fn free(object: *mut Self);
+
+    /// Where accesses look whether they come too late.
+    #[cfg(loom)]
+    fn fate(&self) -> &epoch::Fate;
+}
+
+#[cfg(not(loom))]
+mod epoch {
+    pub(crate) use crossbeam_epoch::{Guard, pin};
+
+    use super::Reclaim;
+
+    /// Frees `object` once every thread that is pinned now has gone on.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Reclaim::free`], once the threads that are pinned now have gone on; and the object may be freed by any
+    /// thread.
+    pub(crate) unsafe fn retire<T: Reclaim + 'static>(guard: &Guard, object: *mut T) {
+        let reclaim = move || {
+            // SAFETY: the caller promises that nobody reaches the object after the grace period that `defer` waits for.
+            unsafe { (*object).after_grace() };
+            // SAFETY: as above, and this closure runs once.
+            unsafe { T::free(object) };
+        };
+        // SAFETY: the caller promises that the object may be freed by any thread; the closure holds nothing else.
+        unsafe { guard.defer_unchecked(reclaim) };
+    }
+
+    /// Calls `f` once every thread that is pinned now has gone on.
+    pub(crate) fn after_grace(guard: &Guard, f: impl FnOnce() + Send + 'static) {
+        guard.defer(f);
+    }
+}
+
+#[cfg(loom)]
+pub(crate) mod epoch {
+    use std::cell::{Cell, RefCell};
+    use std::sync::Arc;
+
+    use super::{AtomicUsize, Ordering, Reclaim};
+
+    /// Whether an object was freed, for every access to assert.
+    #[derive(Debug, Default)]
+    pub(crate) struct Fate(Cell<bool>);
+
+    impl Fate {
+        pub(crate) fn assert_alive(&self) {
+            assert!(!self.0.get(), "use after free");
+        }
+    }
+
+    struct Retired {
+        waits_for: Vec<u64>,
+        /// What carries the one edge that a real epoch has: from before a retirement to each pin that comes after its
+        /// grace period.
+        edge: Arc<AtomicUsize>,
+        after_grace: Box<dyn FnOnce()>,
+    }
+
+    #[derive(Default)]
+    struct Model {
+        next: u64,
+        pinned: Vec<u64>,
+        retired: Vec<Retired>,
+        /// Edges of those whose grace period is over.
+        edges: Vec<Arc<AtomicUsize>>,
+        /// Edges to be used: what loom has to know before the threads start.
+        spare_edges: Vec<Arc<AtomicUsize>>,
+        graves: Vec<Box<dyn FnOnce()>>,
+    }
+
+    // loom runs all of a model's threads on one OS thread. No operation of loom's may come inside of a borrow: it may
+    // switch threads.
+    std::thread_local! {
+        static MODEL: RefCell<Model> = RefCell::default();
+    }
+
+    /// Stands for crossbeam's guard.
+    pub(crate) struct Guard(u64);
+
+    /// Stands for `crossbeam_epoch::pin`.
+    pub(crate) fn pin() -> Guard {
+        let (guard, edges) = MODEL.with_borrow_mut(|model| {
+            model.next += 1;
+            model.pinned.push(model.next);
+            (Guard(model.next), model.edges.clone())
+        });
+        for edge in edges {
+            edge.fetch_add(0, Ordering::Acquire);
+        }
+        guard
+    }
+
+    impl Guard {
+        pub(crate) fn flush(&self) {}
+    }
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            let due: Vec<Retired> = MODEL.with_borrow_mut(|model| {
+                model.pinned.retain(|&id| id != self.0);
+                for retired in &mut model.retired {
+                    retired.waits_for.retain(|&id| id != self.0);
+                }
+                model.retired.extract_if(.., |retired| retired.waits_for.is_empty()).collect()
+            });
+            for retired in due {
+                retired.edge.fetch_add(0, Ordering::Acquire);
+                (retired.after_grace)();
+                MODEL.with_borrow_mut(|model| model.edges.push(retired.edge));
+            }
+        }
+    }
+
+    pub(crate) unsafe fn retire<T: Reclaim + 'static>(_guard: &Guard, object: *mut T) {
+        defer(Box::new(move || {
+            // SAFETY: freed only in `bury`, at the end of the model.
+            let object_ref = unsafe { &*object };
+            object_ref.after_grace();
+            assert!(!object_ref.fate().0.replace(true), "freed twice");
+            // SAFETY: once per object, as the assertion above says.
+            let free = Box::new(move || unsafe { T::free(object) });
+            MODEL.with_borrow_mut(|model| model.graves.push(free));
+        }));
+    }
+
+    pub(crate) fn after_grace(_guard: &Guard, f: impl FnOnce() + Send + 'static) {
+        defer(Box::new(f));
+    }
+
+    fn defer(after_grace: Box<dyn FnOnce()>) {
+        let edge = MODEL.with_borrow_mut(|model| model.spare_edges.pop()).expect("a model retires no more than begun with");
+        edge.fetch_add(1, Ordering::Release);
+        MODEL.with_borrow_mut(|model| {
+            let waits_for = model.pinned.clone();
+            model.retired.push(Retired { waits_for, edge, after_grace });
+        });
+    }
+
+    /// Begins one execution of a model, before its threads start.
+    pub(crate) fn begin() {
+        let edges = (0..32).map(|_| Arc::new(AtomicUsize::new(0))).collect();
+        MODEL.with_borrow_mut(|model| model.spare_edges = edges);
+    }
+
+    /// Ends one execution of a model: everything retired must be free by now, and its memory goes.
+    pub(crate) fn bury() {
+        let graves = MODEL.with_borrow_mut(|model| {
+            assert!(model.pinned.is_empty() && model.retired.is_empty(), "retired, but never freed");
+            model.edges.clear();
+            model.spare_edges.clear();
+            std::mem::take(&mut model.graves)
+        });
+        graves.into_iter().for_each(|free| free());
+    }
+}
+

@@ -1,0 +1,414 @@
+//! The table's face.
+
+use std::time::Duration;
+
+use ahash::RandomState;
+use once_cell::race::OnceBox;
+use smallvec::SmallVec;
+
+use crate::clock::{Clock, SystemClock};
+use crate::counts::RouteCount;
+use crate::error::{AddError, RegisterError};
+use crate::key::{Key, NameKey, UuidKey};
+use crate::node_id::{Kind, NodeId};
+use crate::proxies::{Proxies, Proxy, ProxyDetails, ProxyRef};
+use crate::route::{Added, Route};
+use crate::shard::routes::{Change, Words};
+use crate::shard::{Refused, Scope, Shard};
+use crate::sweep::Cursor;
+use crate::sync::{AtomicU64, Guard, Ordering, pin};
+use crate::time::{Time, ticks};
+
+/// How many shards there are for each kind of key: the top eight bits of a hash.
+pub(crate) const SHARDS: usize = 256;
+
+/// Shards of one kind of key.
+pub(crate) struct Shards<K: Key>([Shard<K>; SHARDS]);
+
+impl<K: Key> Default for Shards<K> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Shard::new()))
+    }
+}
+
+impl<K: Key> Shards<K> {
+    /// A key's shard, and the shard's number.
+    #[inline]
+    fn of(&self, hash: u64) -> (&Shard<K>, usize) {
+        let number = (hash >> 56) as usize;
+        (&self.0[number], number)
+    }
+
+    pub(crate) fn get(&self, number: usize) -> &Shard<K> {
+        &self.0[number]
+    }
+}
+
+/// Options of a [`RouteTable`]; each has a default.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder {
+    keep_alive: Duration,
+    clock: Box<dyn Clock>,
+    max_routes: usize,
+    max_proxies: usize,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            keep_alive: Duration::from_secs(300),
+            clock: Box::new(SystemClock::new()),
+            max_routes: 1 << 24,
+            max_proxies: 1 << 20,
+        }
+    }
+}
+
+impl Builder {
+    /// The most that [`max_routes`](Builder::max_routes) can be: with that many keys, shards that are filled by chance
+    /// alone keep well below the number of records that a slot can name.
+    pub const MOST_ROUTES: usize = 1 << 29;
+
+    /// How old a route may become without a refresh; 5 minutes by default. It is rounded up to whole milliseconds, and
+    /// is at least one.
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.keep_alive = interval;
+        self
+    }
+
+    /// Where the table's time comes from; the system's clocks by default.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Box::new(clock);
+        self
+    }
+
+    /// The most routes that the table holds, counted until they are swept; 16,777,216 by default, and at most
+    /// [`MOST_ROUTES`](Builder::MOST_ROUTES). A million take about 30 MB.
+    pub fn max_routes(mut self, routes: usize) -> Self {
+        self.max_routes = routes;
+        self
+    }
+
+    /// The most proxies that the table holds, counted until a removed one's routes are swept; 1,048,576 by default, and
+    /// at most 8,388,608.
+    pub fn max_proxies(mut self, proxies: usize) -> Self {
+        self.max_proxies = proxies;
+        self
+    }
+
+    /// Makes an empty table.
+    #[must_use]
+    pub fn build(self) -> RouteTable {
+        RouteTable {
+            uuids: Shards::default(),
+            names: OnceBox::new(),
+            hasher: RandomState::new(),
+            routes: RouteCount::new(self.max_routes.min(Self::MOST_ROUTES)),
+            proxies: Proxies::new(self.max_proxies),
+            time: Time::new(self.clock),
+            keep_alive: AtomicU64::new(ticks(self.keep_alive).max(1)),
+            cursor: Cursor::default(),
+        }
+    }
+}
+
+/// A concurrent table of nodes and the proxies that hold their tunnels.
+///
+/// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing and
+/// sweeping routes is lock-free: no thread ever waits for another one, not even for one that the operating system has
+/// stopped in the middle of an operation. Registering and removing *proxies* takes a short lock where it changes
+/// something.
+///
+/// An answer is linearizable per route, and in membership per node; the times in one answer may be those of different
+/// instants of the call.
+///
+/// ```
+/// use nodetracker::{NodeId, Proxy, RouteTable};
+///
+/// let table = RouteTable::new();
+/// let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+/// let proxy = table.register_proxy(&Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" })?;
+/// table.add_node(&node, proxy)?;
+///
+/// let routes = table.get_proxies(&node);
+/// let details = table.proxy(routes[0].proxy).expect("it is registered");
+/// assert_eq!(details.addr, "10.0.0.1:3080");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct RouteTable {
+    uuids: Shards<UuidKey>,
+    /// Made when the first node comes that has a name.
+    names: OnceBox<Shards<NameKey<'static>>>,
+    hasher: RandomState,
+    routes: RouteCount,
+    proxies: Proxies,
+    time: Time,
+    /// The effective keep-alive interval, in ticks.
+    keep_alive: AtomicU64,
+    cursor: Cursor,
+}
+
+/// What a table holds, each figure as of some moment of the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Routes, counted until they are removed or swept.
+    pub routes: usize,
+    /// Nodes that have such a route.
+    pub nodes: usize,
+    /// Records that the slabs have, of nodes and free ones; 24 bytes each.
+    pub records: usize,
+    /// Proxies, counted until a removed one's routes are swept.
+    pub proxies: usize,
+}
+
+/// What [`RouteTable::sweep`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct SweepReport {
+    /// Records that were looked at, those of free and removed nodes too, and proxies.
+    pub visited: usize,
+    /// Routes that were taken away, since they were expired or their proxy was removed.
+    pub removed: usize,
+    /// Whether this call ended a round: since the end of the one before, every record was visited.
+    pub round_completed: bool,
+}
+
+impl Default for RouteTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for RouteTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RouteTable")
+            .field("stats", &self.stats())
+            .field("keep_alive", &self.keep_alive())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs `$body` with the shard of a node, the key to find it by there, and its hash; `$absent` where there can be none.
+macro_rules! with_shard {
+    ($table:expr, $node:expr, |$shard:ident, $key:ident, $hash:ident, $number:ident| $body:expr, $absent:expr) => {
+        match $node.kind() {
+            Kind::Uuid(uuid) => {
+                let $key = &UuidKey::from(*uuid);
+                let $hash = $key.hash(&$table.hasher);
+                let ($shard, $number) = $table.uuids.of($hash);
+                $body
+            }
+            Kind::Name(name) => match $table.names.get() {
+                Some(names) => {
+                    let $key = &NameKey::new(name, &$table.hasher);
+                    let $hash = $key.hash(&$table.hasher);
+                    let ($shard, $number) = names.of($hash);
+                    $body
+                }
+                None => $absent,
+            },
+        }
+    };
+}
+
+impl RouteTable {
+    /// Returns an empty table with the defaults of [`Builder`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// Returns the options for another table than the default one.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    fn scope<'a>(&'a self, guard: &'a Guard, shard: usize) -> Scope<'a, Proxies> {
+        Scope {
+            guard,
+            hasher: &self.hasher,
+            count: &self.routes,
+            proxies: &self.proxies,
+            now: self.time.now(),
+            // Relaxed: a setting.
+            keep_alive: self.keep_alive.load(Ordering::Relaxed),
+            stagger: shard as f64 / SHARDS as f64,
+        }
+    }
+
+    /// Registers a proxy and returns the reference that its routes are added with.
+    ///
+    /// A proxy that is registered already keeps its reference; if its address or cluster is another one now, that holds
+    /// for all of its routes from here on. The reference is good until [`remove_proxy`](Self::remove_proxy), or until the
+    /// sweeper drops a proxy that was not registered again, got no new route and had none in a full round, for more than
+    /// a keep-alive interval; then [`add_node`](Self::add_node) answers [`AddError::UnknownProxy`].
+    ///
+    /// Where nothing changes, this is a look-up without a lock.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError`]: one of the strings is not acceptable, or there are too many proxies. Nothing was changed.
+    pub fn register_proxy(&self, proxy: &Proxy<'_>) -> Result<ProxyRef, RegisterError> {
+        self.proxies.register(proxy, self.time.now(), &pin())
+    }
+
+    /// What is known of a proxy, or `None` where it is not registered any more.
+    #[must_use]
+    pub fn proxy(&self, proxy: ProxyRef) -> Option<ProxyDetails> {
+        self.proxies.details(proxy, &pin())
+    }
+
+    /// Records that `proxy` holds a tunnel to `node`, as of now, and says whether that was news.
+    ///
+    /// A node has at most 64 routes; one more replaces the one that was not refreshed for the longest time.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`]: the proxy is not registered any more, or there is no room. Nothing was changed.
+    pub fn add_node(&self, node: &NodeId, proxy: ProxyRef) -> Result<Added, AddError> {
+        let guard = pin();
+        if let Kind::Name(_) = node.kind() {
+            self.names.get_or_init(Box::default);
+        }
+        let added = with_shard!(
+            self,
+            node,
+            |shard, key, hash, number| {
+                let scope = self.scope(&guard, number);
+                // Under the pin that the CAS is under: see `proxies`.
+                if !self.proxies.takes_routes(proxy) {
+                    return Err(AddError::UnknownProxy);
+                }
+                let added = shard.add(key, hash, proxy.number, &scope);
+                if added == Ok(Added::Inserted) {
+                    self.proxies.touch(proxy.number, scope.now);
+                }
+                added
+            },
+            unreachable!("the shards of names were made above")
+        );
+        added.map_err(|refused| match refused {
+            Refused::Routes => AddError::TooManyRoutes { limit: self.routes.limit() },
+            Refused::Memory => AddError::OutOfMemory,
+        })
+    }
+
+    /// The routes of a node, most recently refreshed first; of two refreshes within a millisecond, the one that was called
+    /// after the other had returned comes first. Expired routes and those of removed proxies are not among them.
+    ///
+    /// Nothing is allocated for up to two routes.
+    #[must_use]
+    pub fn get_proxies(&self, node: &NodeId) -> SmallVec<[Route; 2]> {
+        let guard = pin();
+        let words: Words = with_shard!(
+            self,
+            node,
+            |shard, key, hash, number| shard.get(key, hash, &self.scope(&guard, number)),
+            Words::new()
+        );
+        let route = |word: &crate::shard::word::Word| {
+            let proxy = self.proxies.reference(word.proxy())?;
+            Some(Route { proxy, last_refresh: self.time.wall(word.time()) })
+        };
+        words.iter().filter_map(route).collect()
+    }
+
+    /// Forgets every route of a node; tells whether it had one that [`get_proxies`](Self::get_proxies) would return.
+    pub fn remove_node(&self, node: &NodeId) -> bool {
+        self.remove(node, Change::RemoveNode)
+    }
+
+    /// Forgets the route of a node through one proxy; tells whether [`get_proxies`](Self::get_proxies) would return it.
+    pub fn remove_route(&self, node: &NodeId, proxy: ProxyRef) -> bool {
+        let guard = pin();
+        // Under one pin with the removal, so that the number cannot become another proxy's meanwhile.
+        let is_current = self.proxies.reference(proxy.number) == Some(proxy);
+        let removed = is_current && self.remove(node, Change::RemoveRoute(proxy.number));
+        drop(guard);
+        removed
+    }
+
+    fn remove(&self, node: &NodeId, what: Change) -> bool {
+        let guard = pin();
+        let valid = with_shard!(
+            self,
+            node,
+            |shard, key, hash, number| shard.remove(key, hash, what, &self.scope(&guard, number)),
+            0
+        );
+        valid > 0
+    }
+
+    /// Forgets a proxy with all its routes; tells whether it was registered.
+    ///
+    /// It takes effect at once and costs the same however many routes there are: they are not returned any more, and the
+    /// sweeper takes them away.
+    pub fn remove_proxy(&self, proxy: ProxyRef) -> bool {
+        self.proxies.remove(proxy, &pin())
+    }
+
+    /// Does a part of the sweeper's work, and says what it did: takes expired routes and those of removed proxies away,
+    /// sheds tombstones, frees the numbers of removed proxies, drops proxies that have had no route for long.
+    ///
+    /// It goes on where the last call stopped, looks at `max_records` records at most (but never at none), and returns at
+    /// the end of a round. Several threads may sweep at once, though they will find the same things to do. Where nothing
+    /// is to be taken away it costs a few nanoseconds a record.
+    pub fn sweep(&self, max_records: usize) -> SweepReport {
+        self.time.look_at_the_wall();
+        let mut report = SweepReport::default();
+        let mut left = u32::try_from(max_records.max(1)).unwrap_or(u32::MAX);
+        while left > 0 && !report.round_completed {
+            let guard = pin();
+            let step = self.cursor.step(left, self, &guard);
+            left = left.saturating_sub(step.visited.max(1));
+            report.visited += step.visited as usize;
+            report.removed += step.removed;
+            report.round_completed = step.round_completed;
+        }
+        report
+    }
+
+    /// The shards and the proxies, as the sweeper visits them.
+    pub(crate) fn parts(&self) -> (&Shards<UuidKey>, Option<&Shards<NameKey<'static>>>, &Proxies) {
+        (&self.uuids, self.names.get(), &self.proxies)
+    }
+
+    pub(crate) fn sweep_scope<'a>(&'a self, guard: &'a Guard, shard: usize) -> Scope<'a, Proxies> {
+        self.scope(guard, shard)
+    }
+
+    /// What the table holds. It looks at each shard, so it costs some microseconds.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let guard = pin();
+        let mut stats = Stats { routes: self.len(), proxies: self.proxies.len(), ..Stats::default() };
+        let mut count = |(nodes, records)| {
+            stats.nodes += nodes;
+            stats.records += records;
+        };
+        self.uuids.0.iter().for_each(|shard| count(shard.records(&guard)));
+        self.names.get().into_iter().flat_map(|names| &names.0).for_each(|shard| count(shard.records(&guard)));
+        stats
+    }
+
+    /// How many routes there are, counted until they are removed or swept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.routes.get()
+    }
+
+    /// Whether there are no routes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How old a route may become without a refresh.
+    #[must_use]
+    pub fn keep_alive(&self) -> Duration {
+        // Relaxed: a setting.
+        Duration::from_millis(self.keep_alive.load(Ordering::Relaxed))
+    }
+}

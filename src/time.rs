@@ -1,0 +1,79 @@
+//! Ticks: the table's own time, in milliseconds.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::clock::Clock;
+use crate::shard::word::LAST_TICK;
+use crate::sync::{AtomicU64, Ordering};
+
+/// The tick at which a table starts: 24.8 days, so that ages of that much can be loaded into a new table.
+const FIRST_TICK: u64 = 1 << 31;
+
+/// How far the wall clock may wander from where ticks put it before it is looked at anew.
+const WALL_TOLERANCE_MS: u64 = 50;
+
+/// Ticks from a clock, never going backwards, and what they are on the wall.
+#[derive(Debug)]
+pub(crate) struct Time {
+    clock: Box<dyn Clock>,
+    /// The clock's reading at `FIRST_TICK`.
+    origin: Duration,
+    /// The latest tick that was seen.
+    latest: AtomicU64,
+    /// Milliseconds since the Unix epoch at tick zero, plus 2^62 so that the value is not negative.
+    wall_of_zero: AtomicU64,
+}
+
+const WALL_OFFSET: u64 = 1 << 62;
+
+impl Time {
+    pub(crate) fn new(clock: Box<dyn Clock>) -> Self {
+        let time = Self {
+            origin: clock.monotonic(),
+            clock,
+            latest: AtomicU64::new(FIRST_TICK),
+            wall_of_zero: AtomicU64::new(0),
+        };
+        time.look_at_the_wall();
+        time
+    }
+
+    /// The tick of now. It stays at the latest that any thread saw where the clock goes backwards, and at
+    /// [`LAST_TICK`], 8.7 years after the table was made.
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        let since = self.clock.monotonic().saturating_sub(self.origin);
+        let tick = u64::try_from(since.as_millis()).map_or(LAST_TICK, |ms| ms.saturating_add(FIRST_TICK).min(LAST_TICK));
+        // Relaxed, both: a tick orders nothing; that a later call sees no earlier tick follows from coherence.
+        let latest = self.latest.load(Ordering::Relaxed);
+        if tick > latest { self.latest.fetch_max(tick, Ordering::Relaxed).max(tick) } else { latest }
+    }
+
+    /// A tick as a time of day.
+    pub(crate) fn wall(&self, tick: u64) -> SystemTime {
+        // Relaxed: one value, from whichever look at the wall.
+        let ms = self.wall_of_zero.load(Ordering::Relaxed).wrapping_add(tick).wrapping_sub(WALL_OFFSET) as i64;
+        let since = Duration::from_millis(ms.unsigned_abs());
+        let time = if ms >= 0 { UNIX_EPOCH.checked_add(since) } else { UNIX_EPOCH.checked_sub(since) };
+        time.unwrap_or(UNIX_EPOCH)
+    }
+
+    /// Notices that the wall clock was stepped. Otherwise it leaves the relation between ticks and wall as it is, so
+    /// that one route's time is told the same way each time.
+    pub(crate) fn look_at_the_wall(&self) {
+        let wall = match self.clock.wall().duration_since(UNIX_EPOCH) {
+            Ok(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX / 4),
+            Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX / 4),
+        };
+        let wall_of_zero = WALL_OFFSET.wrapping_add(wall as u64).wrapping_sub(self.now());
+        // Relaxed, both: as in `wall`.
+        if self.wall_of_zero.load(Ordering::Relaxed).abs_diff(wall_of_zero) > WALL_TOLERANCE_MS {
+            self.wall_of_zero.store(wall_of_zero, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whole ticks, rounded up, so that nothing expires before its time.
+pub(crate) fn ticks(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(LAST_TICK).min(LAST_TICK)
+}
