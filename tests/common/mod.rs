@@ -1,0 +1,74 @@
+//! What the integration tests share: the reference model, the linearizability checker, seeds, and a barrier that
+//! does not hang when a thread panics.
+
+// Every test binary compiles this module and uses its own part of it.
+#![allow(dead_code)]
+
+pub(crate) mod model;
+pub(crate) mod ops;
+
+use std::collections::HashSet;
+use std::env;
+use std::sync::OnceLock;
+
+use nodetracker::{Proxy, ProxyRef, Route, RouteTable};
+
+/// Returns early with a message, in a function that reports what it found as `Result<_, String>`, unless the
+/// condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// The seed of this run: `NODETRACKER_SEED`, or a fresh one. Whatever depends on it prints it when it fails.
+pub(crate) fn seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| {
+        env::var("NODETRACKER_SEED").map_or_else(
+            |_| fastrand::u64(..),
+            |text| text.parse().expect("NODETRACKER_SEED is a number"),
+        )
+    })
+}
+
+/// How many times as much to do as in a normal run: `NODETRACKER_SCALE`, 1 unless it is set.
+pub(crate) fn scale() -> usize {
+    env::var("NODETRACKER_SCALE").map_or(1, |text| text.parse().expect("NODETRACKER_SCALE is a number"))
+}
+
+/// A proxy whose strings are all good, called `id`.
+pub(crate) fn proxy(id: &str) -> Proxy<'_> {
+    Proxy {
+        id,
+        cluster_name: "cluster",
+        addr: "192.0.2.1:3080",
+    }
+}
+
+/// Sweeps until two rounds are completed, the first of which may have been under way already.
+pub(crate) fn sweep_fully(table: &RouteTable) {
+    const STEPS: usize = 1_000_000;
+    for _ in 0..2 {
+        let completed = (0..STEPS).any(|_| table.sweep(4096).round_completed);
+        assert!(completed, "a sweep round did not complete within {STEPS} steps");
+    }
+}
+
+/// Checks what is true of every answer at any time: newest first, each proxy once, at most 64 routes.
+pub(crate) fn check_answer(answer: &[Route]) -> Result<(), String> {
+    ensure!(answer.len() <= 64, "{} routes in an answer", answer.len());
+    ensure!(
+        answer.is_sorted_by(|a, b| a.last_refresh >= b.last_refresh),
+        "an answer is not newest first: {answer:?}"
+    );
+    let proxies: HashSet<ProxyRef> = answer.iter().map(|route| route.proxy).collect();
+    ensure!(
+        proxies.len() == answer.len(),
+        "a proxy is in an answer twice: {answer:?}"
+    );
+    Ok(())
+}

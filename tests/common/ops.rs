@@ -1,0 +1,282 @@
+//! Operations that are applied to a table and to its model alike.
+//!
+//! They name nodes and proxies by small numbers, taken modulo the size of the universe, so every sequence of them is
+//! a valid one: a generator, a shrinker or a fuzzer may cut them as it likes.
+
+use std::time::Duration;
+
+use nodetracker::{AddError, Added, Clock, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
+use uuid::Uuid;
+
+use super::model::{Model, Setup};
+use super::{ensure, sweep_fully};
+
+/// An operation. Nodes and proxies are numbers modulo the size of the universe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Op {
+    /// Registers a proxy, with one of several addresses.
+    Register { proxy: u16, variant: u8 },
+    /// Asks for a proxy's details, by the last reference that its ID had.
+    Details { proxy: u16 },
+    /// Removes a proxy, by the last reference that its ID had.
+    RemoveProxy { proxy: u16 },
+    /// Adds a route through the last reference that the proxy's ID had; registers an ID that never had one.
+    Add { node: u16, proxy: u16 },
+    /// Adds a route to each of `count` nodes.
+    AddRange { first: u16, count: u16, proxy: u16 },
+    /// Adds a route through each of `count` proxies.
+    Spread { node: u16, first: u16, count: u16 },
+    /// Adds a route through any reference that was ever handed out.
+    AddByOldRef { node: u16, which: u16 },
+    /// Looks a node up.
+    Get { node: u16 },
+    /// Removes a node.
+    RemoveNode { node: u16 },
+    /// Removes each of `count` nodes.
+    RemoveRange { first: u16, count: u16 },
+    /// Removes a route.
+    RemoveRoute { node: u16, proxy: u16 },
+    /// Takes one step of the sweep.
+    Sweep { max_records: u16 },
+    /// Sweeps two full rounds, then compares the number of routes exactly.
+    SweepFully,
+    /// Moves the clock forward.
+    Advance { micros: u32 },
+    /// Moves the clock forward by a keep-alive interval, give or take some milliseconds.
+    AdvanceByInterval { off_by: i8 },
+    /// Moves the clock backwards.
+    StepBack { millis: u16 },
+    /// Compares every node's answer.
+    CheckAll,
+}
+
+/// A table, its clock and its model, to apply operations to.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    setup: Setup,
+    table: RouteTable,
+    clock: ManualClock,
+    model: Model,
+    nodes: Vec<NodeId>,
+    /// The last reference that each proxy ID had.
+    refs: Vec<Option<ProxyRef>>,
+}
+
+impl Subject {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let clock = ManualClock::new();
+        let mut builder = RouteTable::builder().keep_alive(setup.keep_alive).clock(clock.clone());
+        if let Some(limit) = setup.max_routes {
+            builder = builder.max_routes(limit);
+        }
+        if let Some(limit) = setup.max_proxies {
+            builder = builder.max_proxies(limit);
+        }
+        Self {
+            setup,
+            table: builder.build(),
+            clock,
+            model: Model::new(setup),
+            nodes: (0..setup.nodes).map(node).collect(),
+            refs: vec![None; usize::from(setup.proxies)],
+        }
+    }
+
+    /// Applies one operation to the table and to the model, and compares.
+    pub(crate) fn apply(&mut self, op: Op) -> Result<(), String> {
+        // Every operation that depends on time reads the clock, and the table stays at the latest reading. What
+        // does not depend on time need not read it, so `StepBack` makes sure that the latest one was seen.
+        match op {
+            Op::Register { proxy, variant } => {
+                self.read_clock();
+                self.register(proxy, variant)?;
+            }
+            Op::Details { proxy } => {
+                if let Some(proxy) = self.refs[self.proxy_index(proxy)] {
+                    self.model.check_details(proxy, self.table.proxy(proxy).as_ref())?;
+                }
+            }
+            Op::RemoveProxy { proxy } => {
+                if let Some(proxy) = self.refs[self.proxy_index(proxy)] {
+                    let removed = self.table.remove_proxy(proxy);
+                    self.model.check_remove_proxy(proxy, removed)?;
+                }
+            }
+            Op::Add { node, proxy } => self.add(node, proxy)?,
+            Op::AddRange { first, count, proxy } => {
+                for node in range(self.setup.nodes, first, count) {
+                    self.add(node, proxy)?;
+                }
+            }
+            Op::Spread { node, first, count } => {
+                for proxy in range(self.setup.proxies, first, count) {
+                    self.add(node, proxy)?;
+                }
+            }
+            Op::AddByOldRef { node, which } => {
+                let handed_out = self.model.handed_out();
+                if !handed_out.is_empty() {
+                    let proxy = handed_out[usize::from(which) % handed_out.len()];
+                    _ = self.add_by_ref(node, proxy)?;
+                }
+            }
+            Op::Get { node } => self.get(node)?,
+            Op::RemoveNode { node } => self.remove_node(node)?,
+            Op::RemoveRange { first, count } => {
+                for node in range(self.setup.nodes, first, count) {
+                    self.remove_node(node)?;
+                }
+            }
+            Op::RemoveRoute { node, proxy } => {
+                if let Some(proxy) = self.refs[self.proxy_index(proxy)] {
+                    self.read_clock();
+                    let node = &self.nodes[self.node_index(node)];
+                    self.model
+                        .check_remove_route(node, proxy, self.table.remove_route(node, proxy))?;
+                }
+            }
+            Op::Sweep { max_records } => self.sweep(usize::from(max_records).max(1))?,
+            Op::SweepFully => self.sweep_fully()?,
+            Op::Advance { micros } => self.clock.advance(Duration::from_micros(micros.into())),
+            Op::AdvanceByInterval { off_by } => {
+                let millis = self.model.keep_alive().saturating_add_signed(off_by.into());
+                self.clock.advance(Duration::from_millis(millis));
+            }
+            Op::StepBack { millis } => {
+                self.sweep(1)?;
+                self.clock.set(
+                    self.clock
+                        .monotonic()
+                        .saturating_sub(Duration::from_millis(millis.into())),
+                );
+            }
+            Op::CheckAll => self.check_all()?,
+        }
+        Ok(())
+    }
+
+    /// Compares everything: every answer before and after two full rounds of the sweep, and what is counted.
+    pub(crate) fn finish(&mut self) -> Result<(), String> {
+        self.check_all()?;
+        self.sweep_fully()?;
+        self.check_all()
+    }
+
+    fn check_all(&mut self) -> Result<(), String> {
+        (0..self.setup.nodes).try_for_each(|node| self.get(node))?;
+        let stats = self.table.stats();
+        ensure!(
+            stats.routes == self.table.len(),
+            "{stats:?}, but {} routes",
+            self.table.len()
+        );
+        ensure!(
+            self.table.is_empty() == (stats.routes == 0),
+            "empty with {} routes",
+            stats.routes
+        );
+        self.model.check_counts(stats.routes, stats.proxies)
+    }
+
+    fn register(&mut self, proxy: u16, variant: u8) -> Result<Option<ProxyRef>, String> {
+        let index = self.proxy_index(proxy);
+        let (id, addr) = (format!("proxy-{index}"), format!("192.0.2.{variant}:3080"));
+        let cluster_name = ["", "east", "west"][usize::from(variant % 3)];
+        let proxy = Proxy {
+            id: &id,
+            cluster_name,
+            addr: &addr,
+        };
+        let result = self.table.register_proxy(&proxy);
+        self.model.check_register(&proxy, result)?;
+        self.refs[index] = result.ok().or(self.refs[index]);
+        Ok(result.ok())
+    }
+
+    /// Adds a route, registering the proxy if it never was or if it turns out to be dropped.
+    fn add(&mut self, node: u16, proxy: u16) -> Result<(), String> {
+        let index = self.proxy_index(proxy);
+        if self.refs[index].is_none() {
+            self.read_clock();
+            self.register(proxy, 0)?;
+        }
+        let Some(old) = self.refs[index] else { return Ok(()) };
+        let registered = self.model.is_registered(old);
+        if registered
+            && self.add_by_ref(node, old)? == Err(AddError::UnknownProxy)
+            && let Some(new) = self.register(proxy, 0)?
+        {
+            let result = self.add_by_ref(node, new)?;
+            ensure!(
+                result != Err(AddError::UnknownProxy),
+                "{new:?} was dropped as soon as it was registered"
+            );
+        } else if !registered {
+            _ = self.add_by_ref(node, old)?;
+        }
+        Ok(())
+    }
+
+    fn add_by_ref(&mut self, node: u16, proxy: ProxyRef) -> Result<Result<Added, AddError>, String> {
+        self.read_clock();
+        let node = &self.nodes[self.node_index(node)];
+        // Counting may not be cheap, and only a limit needs the number.
+        let len = self.setup.max_routes.map_or(0, |_| self.table.len());
+        let result = self.table.add_node(node, proxy);
+        self.model.check_add(node, proxy, len, result)?;
+        Ok(result)
+    }
+
+    fn get(&mut self, node: u16) -> Result<(), String> {
+        let compare_times = self.read_clock();
+        let node = &self.nodes[self.node_index(node)];
+        self.model.check_get(node, &self.table.get_proxies(node), compare_times)
+    }
+
+    fn remove_node(&mut self, node: u16) -> Result<(), String> {
+        self.read_clock();
+        let node = &self.nodes[self.node_index(node)];
+        self.model.check_remove_node(node, self.table.remove_node(node))
+    }
+
+    fn sweep(&mut self, max_records: usize) -> Result<(), String> {
+        self.read_clock();
+        let before = self.table.len();
+        let report = self.table.sweep(max_records);
+        self.model.check_sweep(max_records, (before, self.table.len()), report)
+    }
+
+    fn sweep_fully(&mut self) -> Result<(), String> {
+        self.read_clock();
+        sweep_fully(&self.table);
+        self.model.check_full_sweep(self.table.len())
+    }
+
+    /// Lets the model see the clock's reading. Returns whether it is the latest that there was.
+    fn read_clock(&mut self) -> bool {
+        self.model
+            .saw(u64::try_from(self.clock.monotonic().as_millis()).expect("a reading in range"))
+    }
+
+    fn node_index(&self, node: u16) -> usize {
+        usize::from(node) % self.nodes.len()
+    }
+
+    fn proxy_index(&self, proxy: u16) -> usize {
+        usize::from(proxy) % self.refs.len()
+    }
+}
+
+/// Up to `count` different numbers below `size`, wrapping around.
+fn range(size: u16, first: u16, count: u16) -> impl Iterator<Item = u16> {
+    (0..count.min(size)).map(move |i| (first % size + i) % size)
+}
+
+/// The node with this number: a UUID three times out of four, otherwise a name.
+pub(crate) fn node(number: u16) -> NodeId {
+    if number % 4 == 3 {
+        format!("node-{number}").parse().expect("a name")
+    } else {
+        Uuid::from_u128(0x550e_8400_e29b_41d4_a716_4466_5544_0000 + u128::from(number)).into()
+    }
+}
