@@ -7,6 +7,7 @@
 pub(crate) mod gate;
 pub(crate) mod model;
 pub(crate) mod ops;
+pub(crate) mod wgl;
 
 use std::collections::HashSet;
 use std::env;
