@@ -11,7 +11,10 @@ pub(crate) struct RouteCount {
 
 impl RouteCount {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { count: AtomicUsize::new(0), limit }
+        Self {
+            count: AtomicUsize::new(0),
+            limit,
+        }
     }
 
     /// Makes room for `more` routes; `false`, and nothing reserved, where that would be over the limit.

@@ -79,7 +79,10 @@ pub(crate) struct NameKey<'a> {
 
 impl<'a> NameKey<'a> {
     pub(crate) fn new(name: &'a str, hasher: &RandomState) -> Self {
-        Self { name, hash: hasher.hash_one(name) }
+        Self {
+            name,
+            hash: hasher.hash_one(name),
+        }
     }
 }
 

@@ -55,7 +55,10 @@ mod tests {
             expected.offset += 1;
             if expected.offset == Place::len(expected.segment) {
                 assert_eq!(Place::segments(number + 1), expected.segment + 1);
-                expected = Place { segment: expected.segment + 1, offset: 0 };
+                expected = Place {
+                    segment: expected.segment + 1,
+                    offset: 0,
+                };
             }
         }
         assert_eq!(Place::segments(0), 0);
@@ -66,7 +69,10 @@ mod tests {
         let mut before = 0;
         for segment in 0..200 {
             let len = Place::len(segment);
-            assert!(len <= 8 || len <= before / 16 + 8, "segment {segment} of {len} after {before}");
+            assert!(
+                len <= 8 || len <= before / 16 + 8,
+                "segment {segment} of {len} after {before}"
+            );
             before += len;
         }
     }

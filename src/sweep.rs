@@ -27,7 +27,14 @@ pub(crate) struct Cursor(AtomicU64);
 impl Default for Cursor {
     /// Round 1, so that no proxy was seen in it.
     fn default() -> Self {
-        Self(AtomicU64::new(Position { round: 1, stage: 0, number: 0 }.pack()))
+        Self(AtomicU64::new(
+            Position {
+                round: 1,
+                stage: 0,
+                number: 0,
+            }
+            .pack(),
+        ))
     }
 }
 
@@ -40,7 +47,9 @@ struct Position {
 
 impl Position {
     fn pack(self) -> u64 {
-        u64::from(self.round) << (STAGE_BITS + NUMBER_BITS) | (self.stage as u64) << NUMBER_BITS | u64::from(self.number)
+        u64::from(self.round) << (STAGE_BITS + NUMBER_BITS)
+            | (self.stage as u64) << NUMBER_BITS
+            | u64::from(self.number)
     }
 
     fn unpack(packed: u64) -> Self {
@@ -72,7 +81,11 @@ impl Cursor {
         let (uuids, names, proxies) = table.parts();
         let seen = |proxy| proxies.seen(proxy, at.round);
         let scope = table.sweep_scope(guard, at.stage % SHARDS);
-        let mut after = Position { stage: at.stage + 1, number: 0, ..at };
+        let mut after = Position {
+            stage: at.stage + 1,
+            number: 0,
+            ..at
+        };
         let mut round_completed = false;
         let visit = match at.stage {
             ..NAMES => uuids.get(at.stage).visit(at.number, most, &scope, seen),
@@ -80,7 +93,11 @@ impl Cursor {
                 Some(names) => names.get(at.stage - NAMES).visit(at.number, most, &scope, seen),
                 None => {
                     after.stage = PROXIES;
-                    Visit { visited: 0, removed: 0, next: None }
+                    Visit {
+                        visited: 0,
+                        removed: 0,
+                        next: None,
+                    }
                 }
             },
             _ => {
@@ -89,16 +106,31 @@ impl Cursor {
                 let (visited, next) = proxies.visit(at.number, most, at.round, round_now, idle_before, guard);
                 if next.is_none() {
                     round_completed = true;
-                    after = Position { round: at.round + 1, stage: 0, number: 0 };
+                    after = Position {
+                        round: at.round + 1,
+                        stage: 0,
+                        number: 0,
+                    };
                 }
-                Visit { visited, removed: 0, next }
+                Visit {
+                    visited,
+                    removed: 0,
+                    next,
+                }
             }
         };
         if let Some(number) = visit.next {
             after = Position { number, ..at };
         }
         // Release: pairs with `load`: the round's promise is handed on.
-        let advanced = self.0.compare_exchange(at.pack(), after.pack(), Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        Step { visited: visit.visited, removed: visit.removed, round_completed: round_completed && advanced }
+        let advanced = self
+            .0
+            .compare_exchange(at.pack(), after.pack(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok();
+        Step {
+            visited: visit.visited,
+            removed: visit.removed,
+            round_completed: round_completed && advanced,
+        }
     }
 }

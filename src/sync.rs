@@ -153,7 +153,10 @@ pub(crate) mod epoch {
                 for retired in &mut model.retired {
                     retired.waits_for.retain(|&id| id != self.0);
                 }
-                model.retired.extract_if(.., |retired| retired.waits_for.is_empty()).collect()
+                model
+                    .retired
+                    .extract_if(.., |retired| retired.waits_for.is_empty())
+                    .collect()
             });
             for retired in due {
                 retired.edge.fetch_add(0, Ordering::Acquire);
@@ -180,11 +183,17 @@ pub(crate) mod epoch {
     }
 
     fn defer(after_grace: Box<dyn FnOnce()>) {
-        let edge = MODEL.with_borrow_mut(|model| model.spare_edges.pop()).expect("a model retires no more than begun with");
+        let edge = MODEL
+            .with_borrow_mut(|model| model.spare_edges.pop())
+            .expect("a model retires no more than begun with");
         edge.fetch_add(1, Ordering::Release);
         MODEL.with_borrow_mut(|model| {
             let waits_for = model.pinned.clone();
-            model.retired.push(Retired { waits_for, edge, after_grace });
+            model.retired.push(Retired {
+                waits_for,
+                edge,
+                after_grace,
+            });
         });
     }
 
@@ -197,7 +206,10 @@ pub(crate) mod epoch {
     /// Ends one execution of a model: everything retired must be free by now, and its memory goes.
     pub(crate) fn bury() {
         let graves = MODEL.with_borrow_mut(|model| {
-            assert!(model.pinned.is_empty() && model.retired.is_empty(), "retired, but never freed");
+            assert!(
+                model.pinned.is_empty() && model.retired.is_empty(),
+                "retired, but never freed"
+            );
             model.edges.clear();
             model.spare_edges.clear();
             std::mem::take(&mut model.graves)
@@ -205,4 +217,3 @@ pub(crate) mod epoch {
         graves.into_iter().for_each(|free| free());
     }
 }
-

@@ -91,7 +91,8 @@ impl Builder {
     }
 
     /// The most proxies that the table holds, counted until a removed one's routes are swept; 1,048,576 by default, and
-    /// at most 8,388,608.
+    /// at most 8,388,608. (Freeing a removed proxy's number also takes that every thread that was inside of the table at
+    /// its removal has left since.)
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self
@@ -159,7 +160,7 @@ pub struct Stats {
     pub nodes: usize,
     /// Records that the slabs have, of nodes and free ones; 24 bytes each.
     pub records: usize,
-    /// Proxies, counted until a removed one's routes are swept.
+    /// Proxies that are registered.
     pub proxies: usize,
 }
 
@@ -290,7 +291,9 @@ impl RouteTable {
             unreachable!("the shards of names were made above")
         );
         added.map_err(|refused| match refused {
-            Refused::Routes => AddError::TooManyRoutes { limit: self.routes.limit() },
+            Refused::Routes => AddError::TooManyRoutes {
+                limit: self.routes.limit(),
+            },
             Refused::Memory => AddError::OutOfMemory,
         })
     }
@@ -310,7 +313,10 @@ impl RouteTable {
         );
         let route = |word: &crate::shard::word::Word| {
             let proxy = self.proxies.reference(word.proxy())?;
-            Some(Route { proxy, last_refresh: self.time.wall(word.time()) })
+            Some(Route {
+                proxy,
+                last_refresh: self.time.wall(word.time()),
+            })
         };
         words.iter().filter_map(route).collect()
     }
@@ -383,13 +389,21 @@ impl RouteTable {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let guard = pin();
-        let mut stats = Stats { routes: self.len(), proxies: self.proxies.len(), ..Stats::default() };
+        let mut stats = Stats {
+            routes: self.len(),
+            proxies: self.proxies.len(),
+            ..Stats::default()
+        };
         let mut count = |(nodes, records)| {
             stats.nodes += nodes;
             stats.records += records;
         };
         self.uuids.0.iter().for_each(|shard| count(shard.records(&guard)));
-        self.names.get().into_iter().flat_map(|names| &names.0).for_each(|shard| count(shard.records(&guard)));
+        self.names
+            .get()
+            .into_iter()
+            .flat_map(|names| &names.0)
+            .for_each(|shard| count(shard.records(&guard)));
         stats
     }
 

@@ -42,19 +42,37 @@ impl Time {
     /// [`LAST_TICK`], 8.7 years after the table was made.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
-        let since = self.clock.monotonic().saturating_sub(self.origin);
-        let tick = u64::try_from(since.as_millis()).map_or(LAST_TICK, |ms| ms.saturating_add(FIRST_TICK).min(LAST_TICK));
+        let tick = self.reading();
         // Relaxed, both: a tick orders nothing; that a later call sees no earlier tick follows from coherence.
         let latest = self.latest.load(Ordering::Relaxed);
-        if tick > latest { self.latest.fetch_max(tick, Ordering::Relaxed).max(tick) } else { latest }
+        if tick > latest {
+            self.latest.fetch_max(tick, Ordering::Relaxed).max(tick)
+        } else {
+            latest
+        }
+    }
+
+    /// The tick that the clock reads, even where it went backwards.
+    #[inline]
+    fn reading(&self) -> u64 {
+        let since = self.clock.monotonic().saturating_sub(self.origin);
+        u64::try_from(since.as_millis()).map_or(LAST_TICK, |ms| ms.saturating_add(FIRST_TICK).min(LAST_TICK))
     }
 
     /// A tick as a time of day.
     pub(crate) fn wall(&self, tick: u64) -> SystemTime {
         // Relaxed: one value, from whichever look at the wall.
-        let ms = self.wall_of_zero.load(Ordering::Relaxed).wrapping_add(tick).wrapping_sub(WALL_OFFSET) as i64;
+        let ms = self
+            .wall_of_zero
+            .load(Ordering::Relaxed)
+            .wrapping_add(tick)
+            .wrapping_sub(WALL_OFFSET) as i64;
         let since = Duration::from_millis(ms.unsigned_abs());
-        let time = if ms >= 0 { UNIX_EPOCH.checked_add(since) } else { UNIX_EPOCH.checked_sub(since) };
+        let time = if ms >= 0 {
+            UNIX_EPOCH.checked_add(since)
+        } else {
+            UNIX_EPOCH.checked_sub(since)
+        };
         time.unwrap_or(UNIX_EPOCH)
     }
 
@@ -65,7 +83,7 @@ impl Time {
             Ok(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX / 4),
             Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX / 4),
         };
-        let wall_of_zero = WALL_OFFSET.wrapping_add(wall as u64).wrapping_sub(self.now());
+        let wall_of_zero = WALL_OFFSET.wrapping_add(wall as u64).wrapping_sub(self.reading());
         // Relaxed, both: as in `wall`.
         if self.wall_of_zero.load(Ordering::Relaxed).abs_diff(wall_of_zero) > WALL_TOLERANCE_MS {
             self.wall_of_zero.store(wall_of_zero, Ordering::Relaxed);
@@ -75,5 +93,7 @@ impl Time {
 
 /// Whole ticks, rounded up, so that nothing expires before its time.
 pub(crate) fn ticks(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(LAST_TICK).min(LAST_TICK)
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000))
+        .unwrap_or(LAST_TICK)
+        .min(LAST_TICK)
 }

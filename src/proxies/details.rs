@@ -61,7 +61,10 @@ impl Interner {
         let known_name = self.cluster_names.get_key_value(&CompactString::from(cluster_name));
         let cluster_name = known_name.map_or_else(|| Arc::new(cluster_name.into()), |(known, _)| Arc::clone(known));
         *self.cluster_names.entry(Arc::clone(&cluster_name)).or_default() += 1;
-        let new = Arc::new(Details { cluster_name, addr: addr.into() });
+        let new = Arc::new(Details {
+            cluster_name,
+            addr: addr.into(),
+        });
         self.details.insert(Arc::clone(&new), 1);
         new
     }

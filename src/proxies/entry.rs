@@ -65,15 +65,15 @@ impl fmt::Debug for Life {
 /// The unit of `Entry::used`, in ticks, as a power of two: 256 ms, so that 32 bits are 34 years.
 const USED_SHIFT: u32 = 8;
 
-/// A proxy number. Only `used` and `seen` change without the registry's lock.
+/// A proxy number. Without the registry's lock, only `used` and `seen` change, and a life from CLOSING to ALIVE.
 pub(crate) struct Entry {
     id: [AtomicU64; 2],
     /// An `Arc`'s address; null while FREE.
     details: AtomicPtr<Details>,
-    /// While ALIVE, zero; else the grace period that is waited for, or the round after which a full one is.
+    /// While CLOSING or DEAD: the grace period that is waited for, or the round after which a full one is.
     waits_for: AtomicU64,
     life: AtomicU32,
-    /// When the proxy was last registered or got a new route, in units of 256 ms.
+    /// When the proxy was last registered, got a new route, or lost one, in units of 256 ms.
     used: AtomicU32,
     /// The last round of the sweeper in which a route of it was seen.
     seen: AtomicU32,
@@ -97,7 +97,9 @@ impl Default for Entry {
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("life", &self.life()).finish_non_exhaustive()
+        f.debug_struct("Entry")
+            .field("life", &self.life())
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,7 +149,7 @@ impl Entry {
         Some(unsafe { Arc::from_raw(old) })
     }
 
-    /// Notes that the proxy is in use.
+    /// Notes that the proxy is, or was, in use.
     #[inline]
     pub(crate) fn touch(&self, tick: u64) {
         let used = (tick >> USED_SHIFT) as u32;
@@ -185,36 +187,56 @@ impl Entry {
         life
     }
 
-    /// Makes a number ALIVE that is ALIVE or CLOSING.
-    pub(crate) fn revive(&self) -> Life {
-        let life = self.life().alive();
-        // Relaxed: only the registry's owner uses it.
-        self.waits_for.store(0, Ordering::Relaxed);
-        self.set_life(life);
-        life
+    /// Makes the number ALIVE where it is CLOSING; tells whether it is the proxy of `alive`, and ALIVE.
+    #[inline]
+    pub(crate) fn revive(&self, alive: Life) -> bool {
+        let mut life = self.life();
+        while life.is_same_proxy(alive) {
+            if life == alive || self.change_life(life, alive) {
+                return true;
+            }
+            life = self.life();
+        }
+        false
     }
 
+    fn change_life(&self, from: Life, to: Life) -> bool {
+        // AcqRel: as `life` and `set_life`.
+        self.life
+            .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Makes an ALIVE number CLOSING, for the registry's owner.
     pub(crate) fn close(&self) {
         self.set_life(self.life().with(CLOSING));
     }
 
+    /// Makes a number DEAD, for the registry's owner, whether it is ALIVE or CLOSING.
     pub(crate) fn die(&self) {
         self.set_life(self.life().with(DEAD));
     }
 
+    /// Makes a number DEAD that is still CLOSING, for the registry's owner; nobody else can make it CLOSING again.
+    #[must_use]
+    pub(crate) fn die_if_closing(&self) -> bool {
+        let life = self.life();
+        life.is_closing() && self.change_life(life, life.with(DEAD))
+    }
+
     pub(crate) fn wait_for_grace(&self, period: u64) {
-        // Relaxed: as in `revive`.
+        // Relaxed: only the registry's owner acts on it.
         self.waits_for.store(period, Ordering::Relaxed);
     }
 
     /// Waits for a full round that starts after `round`.
     pub(crate) fn wait_for_round(&self, round: u32) {
-        // Relaxed: as in `revive`.
+        // Relaxed: only the registry's owner acts on it.
         self.waits_for.store(ROUND | u64::from(round), Ordering::Relaxed);
     }
 
     pub(crate) fn waits_for_round(&self) -> bool {
-        // Relaxed: as in `revive`.
+        // Relaxed: only the registry's owner acts on it.
         self.waits_for.load(Ordering::Relaxed) & ROUND != 0
     }
 

@@ -15,7 +15,11 @@ pub(crate) enum ProxyId<'a> {
 impl<'a> ProxyId<'a> {
     pub(crate) fn of(id: &'a str) -> Self {
         let canonical = |uuid: &Uuid| uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == id;
-        match (id.len() == 36).then(|| Uuid::try_parse_ascii(id.as_bytes()).ok()).flatten().filter(canonical) {
+        match (id.len() == 36)
+            .then(|| Uuid::try_parse_ascii(id.as_bytes()).ok())
+            .flatten()
+            .filter(canonical)
+        {
             Some(uuid) => ProxyId::Uuid(uuid),
             None => ProxyId::Name(id),
         }

@@ -5,7 +5,7 @@
 //! ```text
 //!            register                   idle for an interval and a round
 //!   FREE ───────────────▶ ALIVE ──────────────────────────────▶ CLOSING
-//!    ▲                    │  ▲  ◀──── registered again, or still has routes ────┘ │
+//!    ▲                    │     ◀──── in use again, or still has routes ────────┘  │
 //!    │       remove_proxy │                                                       │ grace, then a full round
 //!    │                    ▼                                                       │ without a route
 //!    └───────────────── DEAD ◀────────────────────────────────────────────────────┘
@@ -14,9 +14,9 @@
 //!
 //! Look-ups skip routes whose proxy is DEAD or FREE, so removing a proxy is one store, however many routes it has. New
 //! routes are taken for ALIVE proxies only, which [`add_node`](crate::RouteTable::add_node) checks under the same epoch
-//! pin as its CAS. So once a grace period has passed since the number left ALIVE, no thread is left that may still add a
-//! route to it; a sweep that *starts* then and visits every shard has removed, or at least seen, each of its routes.
-//! Only then is a DEAD number free for another proxy, and a CLOSING one known to be idle.
+//! pin as its CAS; it makes a CLOSING one ALIVE. So once a grace period has passed since the number left ALIVE, no thread
+//! is left that may still add a route to it; a sweep that *starts* then and visits every shard has removed, or at least
+//! seen, each of its routes. Only then is a DEAD number free for another proxy, and a CLOSING one known to be idle.
 //!
 //! Registering and removing take a lock ([`Registry`]), and so does what the sweeper changes here, though it passes by
 //! where the lock is taken. Registering a proxy again with the same details, look-ups and all that routes need do not.
@@ -72,9 +72,13 @@ pub struct ProxyDetails {
     pub addr: CompactString,
 }
 
-/// Whether routes through a proxy number may be returned.
+/// What routes have to do with their proxies.
 pub(crate) trait Liveness {
+    /// Whether routes through a proxy number may be returned.
     fn has(&self, proxy: u32) -> bool;
+
+    /// Notes that a route of the proxy is gone, and that it was the proxy's until `tick`.
+    fn left(&self, proxy: u32, tick: u64);
 }
 
 impl Proxy<'_> {
@@ -99,7 +103,11 @@ fn check_host_port(addr: &str) -> Result<(), TextError> {
         None => !host.is_empty() && !host.contains([':', '[', ']']) && !host.contains(char::is_whitespace),
     };
     let port_ok = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
-    if host_ok && port_ok { Ok(()) } else { Err(TextError::NotHostPort) }
+    if host_ok && port_ok {
+        Ok(())
+    } else {
+        Err(TextError::NotHostPort)
+    }
 }
 
 /// All proxies of a table.
@@ -116,6 +124,10 @@ impl Liveness for Proxies {
     #[inline]
     fn has(&self, proxy: u32) -> bool {
         self.entries.get(proxy).is_some_and(|entry| entry.life().has_routes())
+    }
+
+    fn left(&self, proxy: u32, tick: u64) {
+        self.touch(proxy, tick);
     }
 }
 
@@ -141,11 +153,14 @@ impl Proxies {
         // Nearly always the proxy is known already, and nothing of it has changed: no lock.
         if let Some(number) = self.ids.find(id, &self.entries, guard)
             && let Some(entry) = self.entries.get(number)
-            && entry.life().is_alive()
-            && entry.details(guard).is_some_and(|known| known.is(proxy.cluster_name, proxy.addr))
+            && let life = entry.life().alive()
+            && entry.revive(life)
+            && entry
+                .details(guard)
+                .is_some_and(|known| known.is(proxy.cluster_name, proxy.addr))
         {
             entry.touch(tick);
-            return Ok(ProxyRef { number, life: entry.life().alive() });
+            return Ok(ProxyRef { number, life });
         }
         let mut registry = self.registry.lock();
         if let Some(number) = self.ids.find_exactly(id, &self.entries, guard) {
@@ -154,9 +169,13 @@ impl Proxies {
             let details = registry.intern(proxy.cluster_name, proxy.addr);
             registry.set_details(entry, Some(details), guard);
             entry.touch(tick);
-            return Ok(ProxyRef { number, life: entry.revive() });
+            let life = entry.life().alive();
+            entry.revive(life);
+            return Ok(ProxyRef { number, life });
         }
-        let number = registry.take_number(self.limit).ok_or(RegisterError::TooManyProxies { limit: self.limit })?;
+        let number = registry
+            .take_number(self.limit)
+            .ok_or(RegisterError::TooManyProxies { limit: self.limit })?;
         let entry = self.entries.ensure(number);
         let life = entry.occupy(id, registry.intern(proxy.cluster_name, proxy.addr), tick);
         self.ids.insert(id, number);
@@ -165,13 +184,18 @@ impl Proxies {
 
     /// The entry that `proxy` names, where it is still registered.
     fn current(&self, proxy: ProxyRef) -> Option<&Entry> {
-        self.entries.get(proxy.number).filter(|entry| entry.life().is_same_proxy(proxy.life))
+        self.entries
+            .get(proxy.number)
+            .filter(|entry| entry.life().is_same_proxy(proxy.life))
     }
 
-    /// Whether routes may be added for `proxy`, and notes that it is in use.
+    /// Whether routes may be added for `proxy`, from here to the end of the caller's pin. One that was about to be dropped
+    /// is not.
     #[inline]
     pub(crate) fn takes_routes(&self, proxy: ProxyRef) -> bool {
-        self.entries.get(proxy.number).is_some_and(|entry| entry.life() == proxy.life)
+        self.entries
+            .get(proxy.number)
+            .is_some_and(|entry| entry.revive(proxy.life))
     }
 
     /// Notes that a proxy is in use.
@@ -185,7 +209,10 @@ impl Proxies {
     #[inline]
     pub(crate) fn reference(&self, number: u32) -> Option<ProxyRef> {
         let life = self.entries.get(number)?.life();
-        life.has_routes().then(|| ProxyRef { number, life: life.alive() })
+        life.has_routes().then(|| ProxyRef {
+            number,
+            life: life.alive(),
+        })
     }
 
     pub(crate) fn details(&self, proxy: ProxyRef, guard: &Guard) -> Option<ProxyDetails> {
@@ -200,16 +227,17 @@ impl Proxies {
 
     /// Takes a proxy away at once, with all its routes.
     pub(crate) fn remove(&self, proxy: ProxyRef, guard: &Guard) -> bool {
-        let _registry = self.registry.lock();
-        // Nobody else changes a life while the lock is held.
+        let mut registry = self.registry.lock();
+        // Nobody else makes a number DEAD while the lock is held.
         let Some(entry) = self.current(proxy) else { return false };
-        self.kill(proxy.number, entry, guard);
+        entry.die();
+        registry.proxy_gone();
+        self.bury(proxy.number, entry, guard);
         true
     }
 
-    /// Makes a number DEAD; the lock is held.
-    fn kill(&self, number: u32, entry: &Entry, guard: &Guard) {
-        entry.die();
+    /// What follows when a number has become DEAD; the lock is held.
+    fn bury(&self, number: u32, entry: &Entry, guard: &Guard) {
         self.ids.remove(entry.id(guard), number);
         entry.wait_for_grace(self.grace.begin(guard));
     }
@@ -237,7 +265,9 @@ impl Proxies {
         let mut visited = 0;
         let mut registry = None;
         while visited < most {
-            let Some(entry) = self.entries.get(number) else { return (visited, None) };
+            let Some(entry) = self.entries.get(number) else {
+                return (visited, None);
+            };
             visited += 1;
             if entry.is_due(round, idle_before, &self.grace) {
                 // The sweeper waits for nobody: what is due stays due.
@@ -275,9 +305,10 @@ impl Proxies {
             entry.wait_for_round(round_now());
         } else if life.is_closing() {
             if entry.was_seen_in(round) {
-                entry.revive();
-            } else {
-                self.kill(number, entry, guard);
+                entry.revive(life.alive());
+            } else if entry.die_if_closing() {
+                registry.proxy_gone();
+                self.bury(number, entry, guard);
             }
         } else {
             // No route has the number any more, and no thread that might look at its details or its ID is left.
@@ -287,7 +318,7 @@ impl Proxies {
         }
     }
 
-    /// How many proxies are registered; those that were removed count until their number is free.
+    /// How many proxies are registered.
     pub(crate) fn len(&self) -> usize {
         self.registry.lock().len()
     }

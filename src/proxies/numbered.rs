@@ -13,14 +13,19 @@ pub(crate) struct Numbered<T> {
 impl<T: Default> Numbered<T> {
     /// Room for the numbers below `limit`.
     pub(crate) fn new(limit: u32) -> Self {
-        Self { segments: (0..Place::segments(limit)).map(|_| OnceLock::new()).collect() }
+        Self {
+            segments: (0..Place::segments(limit)).map(|_| OnceLock::new()).collect(),
+        }
     }
 
     /// The element of a number, where its segment was needed before.
     #[inline]
     pub(crate) fn get(&self, number: u32) -> Option<&T> {
         let place = Place::of(number);
-        self.segments.get(place.segment as usize)?.get()?.get(place.offset as usize)
+        self.segments
+            .get(place.segment as usize)?
+            .get()?
+            .get(place.offset as usize)
     }
 
     /// The element of a number below the limit.

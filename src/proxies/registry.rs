@@ -17,7 +17,10 @@ use crate::sync::{Guard, after_grace};
 pub(crate) struct Registry {
     free: Vec<u32>,
     next: u32,
+    /// Numbers that are not FREE.
     in_use: usize,
+    /// Numbers that are ALIVE or CLOSING.
+    registered: usize,
     interner: Interner,
 }
 
@@ -37,6 +40,7 @@ impl Registry {
             None => return None,
         };
         self.in_use += 1;
+        self.registered += 1;
         Some(number)
     }
 
@@ -47,9 +51,14 @@ impl Registry {
         }
     }
 
-    /// How many numbers are in use.
+    /// Counts a number that has become DEAD.
+    pub(crate) fn proxy_gone(&mut self) {
+        self.registered -= 1;
+    }
+
+    /// How many proxies are registered.
     pub(crate) fn len(&self) -> usize {
-        self.in_use
+        self.registered
     }
 
     /// Details for one more entry, which [`set_details`](Registry::set_details) gives them to.
@@ -104,7 +113,10 @@ impl Equivalent<Key> for Wanted<'_> {
     fn equivalent(&self, key: &Key) -> bool {
         // A key that a look-up still sees was in the map while its guard was pinned, so its number's ID is not freed.
         self.hash == key.hash
-            && self.entries.get(key.number).is_some_and(|entry| entry.has_id(self.id, self.guard))
+            && self
+                .entries
+                .get(key.number)
+                .is_some_and(|entry| entry.has_id(self.id, self.guard))
     }
 }
 
@@ -136,7 +148,10 @@ impl Hasher for Spread {
 
 impl Default for Ids {
     fn default() -> Self {
-        Self { numbers: HashIndex::with_hasher(Spread(0)), hasher: RandomState::new() }
+        Self {
+            numbers: HashIndex::with_hasher(Spread(0)),
+            hasher: RandomState::new(),
+        }
     }
 }
 
@@ -147,24 +162,43 @@ impl Ids {
 
     /// The number of an ID; without a lock.
     pub(crate) fn find(&self, id: ProxyId<'_>, entries: &Numbered<Entry>, guard: &Guard) -> Option<u32> {
-        let wanted = Wanted { id, hash: self.hash(id), entries, guard };
+        let wanted = Wanted {
+            id,
+            hash: self.hash(id),
+            entries,
+            guard,
+        };
         self.numbers.peek_with(&wanted, |key, ()| key.number)
     }
 
     /// The number of an ID; for the registry's owner, who must not miss one that a resize is moving.
     pub(crate) fn find_exactly(&self, id: ProxyId<'_>, entries: &Numbered<Entry>, guard: &Guard) -> Option<u32> {
-        let wanted = Wanted { id, hash: self.hash(id), entries, guard };
+        let wanted = Wanted {
+            id,
+            hash: self.hash(id),
+            entries,
+            guard,
+        };
         self.numbers.get_sync(&wanted).map(|found| found.key().number)
     }
 
     /// Adds an ID that is not there.
     pub(crate) fn insert(&self, id: ProxyId<'_>, number: u32) {
-        let inserted = self.numbers.insert_sync(Key { number, hash: self.hash(id) }, ());
+        let inserted = self.numbers.insert_sync(
+            Key {
+                number,
+                hash: self.hash(id),
+            },
+            (),
+        );
         debug_assert!(inserted.is_ok(), "a number has one ID");
     }
 
     /// Removes an ID, if it still has this number.
     pub(crate) fn remove(&self, id: ProxyId<'_>, number: u32) {
-        self.numbers.remove_sync(&Key { number, hash: self.hash(id) });
+        self.numbers.remove_sync(&Key {
+            number,
+            hash: self.hash(id),
+        });
     }
 }

@@ -111,7 +111,10 @@ impl<'g> Index<'g> {
     /// alone.
     #[inline]
     pub(crate) unsafe fn from_raw(header: NonNull<Header>) -> Index<'g> {
-        let index = Index { header, guard: PhantomData };
+        let index = Index {
+            header,
+            guard: PhantomData,
+        };
         #[cfg(loom)]
         index.header().fate.assert_alive();
         index
@@ -136,15 +139,31 @@ impl<'g> Index<'g> {
     }
 
     pub(crate) fn shape(self) -> Shape {
-        let &Header { buckets, segments, seed, reseeds, .. } = self.header();
-        Shape { buckets, segments, seed, reseeds }
+        let &Header {
+            buckets,
+            segments,
+            seed,
+            reseeds,
+            ..
+        } = self.header();
+        Shape {
+            buckets,
+            segments,
+            seed,
+            reseeds,
+        }
     }
 
     pub(crate) fn slots(self) -> &'g [AtomicU32] {
         let header = self.header();
         let count = header.buckets as usize * BUCKET as usize;
         // SAFETY: the slots stand there (`Shape::layout`).
-        let first = unsafe { self.header.cast::<u8>().add(header.slots_at as usize).cast::<AtomicU32>() };
+        let first = unsafe {
+            self.header
+                .cast::<u8>()
+                .add(header.slots_at as usize)
+                .cast::<AtomicU32>()
+        };
         // SAFETY: as above; they are atomics, initialised before the index was published.
         unsafe { std::slice::from_raw_parts(first.as_ptr(), count) }
     }
@@ -171,7 +190,8 @@ impl<'g> Index<'g> {
     #[inline]
     pub(crate) fn record(self, number: u32) -> Option<&'g Record> {
         let place = Place::of(number);
-        self.segment(place.segment).map(|records| &records[place.offset as usize])
+        self.segment(place.segment)
+            .map(|records| &records[place.offset as usize])
     }
 
     /// A record by number, installing its segment where that is missing.
@@ -180,13 +200,20 @@ impl<'g> Index<'g> {
             return Err(NoRecord::OutOfMemory);
         }
         let place = Place::of(number);
-        let entry = self.segments().get(place.segment as usize).ok_or(NoRecord::StaleIndex)?;
+        let entry = self
+            .segments()
+            .get(place.segment as usize)
+            .ok_or(NoRecord::StaleIndex)?;
         // Acquire: as in `segment`.
         if entry.load(Ordering::Acquire).is_null() {
             let records = allocate_segment(place.segment).ok_or(NoRecord::OutOfMemory)?;
             // Release: pairs with the Acquire loads of the entry, so that the records are seen initialised.
-            let installed =
-                entry.compare_exchange(std::ptr::null_mut(), records.as_ptr(), Ordering::Release, Ordering::Relaxed);
+            let installed = entry.compare_exchange(
+                std::ptr::null_mut(),
+                records.as_ptr(),
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
             if installed.is_err() {
                 // SAFETY: somebody else's segment, or FROZEN, took the place; ours was seen by nobody.
                 unsafe { free_segment(records, place.segment) };
@@ -228,7 +255,8 @@ impl<'g> Index<'g> {
     /// The record that a slot's value refers to.
     #[inline]
     fn record_in(self, value: u32) -> &'g Record {
-        self.record((value & NUMBER_MASK) - 1).expect("a published record's segment is in the table (invariant 5)")
+        self.record((value & NUMBER_MASK) - 1)
+            .expect("a published record's segment is in the table (invariant 5)")
     }
 
     /// Finds the first record in the key's probe sequence that `accept` takes.
@@ -307,11 +335,13 @@ impl<'g> Index<'g> {
 
     /// The record numbers in the slots of a frozen index, with their records.
     pub(crate) fn occupied(self) -> impl Iterator<Item = (u32, &'g Record)> {
-        self.slots().iter().filter_map(move |slot| match slot.load(Ordering::Acquire) {
-            // Acquire: as in `find`.
-            EMPTY | FROZEN => None,
-            value => Some(((value & NUMBER_MASK) - 1, self.record_in(value))),
-        })
+        self.slots()
+            .iter()
+            .filter_map(move |slot| match slot.load(Ordering::Acquire) {
+                // Acquire: as in `find`.
+                EMPTY | FROZEN => None,
+                value => Some(((value & NUMBER_MASK) - 1, self.record_in(value))),
+            })
     }
 
     /// Leaves `numbers` to this index, which was just replaced by one without them, and frees both once no reader is
@@ -385,7 +415,10 @@ impl NewIndex {
 
     /// The index, while it is private.
     pub(crate) fn get(&self) -> Index<'_> {
-        Index { header: self.0, guard: PhantomData }
+        Index {
+            header: self.0,
+            guard: PhantomData,
+        }
     }
 
     /// Copies the segment table of a frozen index.
@@ -439,8 +472,20 @@ impl Reclaim for Header {
     unsafe fn free(object: *mut Self) {
         // SAFETY: the caller is the only one who knows the index.
         let header = unsafe { object.read() };
-        let Header { buckets, segments, seed, reseeds, .. } = header;
-        let layout = Shape { buckets, segments, seed, reseeds }.layout();
+        let Header {
+            buckets,
+            segments,
+            seed,
+            reseeds,
+            ..
+        } = header;
+        let layout = Shape {
+            buckets,
+            segments,
+            seed,
+            reseeds,
+        }
+        .layout();
         drop(header);
         // SAFETY: `NewIndex::new` allocated it with this layout.
         unsafe { dealloc(object.cast(), layout) };

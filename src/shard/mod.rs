@@ -124,7 +124,10 @@ pub(crate) struct Shard<K: Key> {
 
 impl<K: Key> Shard<K> {
     pub(crate) fn new() -> Self {
-        Self { root: AtomicPtr::new(std::ptr::null_mut()), key: PhantomData }
+        Self {
+            root: AtomicPtr::new(std::ptr::null_mut()),
+            key: PhantomData,
+        }
     }
 
     #[inline]
@@ -143,7 +146,12 @@ impl<K: Key> Shard<K> {
             }
             let buckets = buckets_for(0, scope.stagger);
             let segments = Place::segments(max_used(buckets));
-            let shape = Shape { buckets, segments, seed: 0, reseeds: 0 };
+            let shape = Shape {
+                buckets,
+                segments,
+                seed: 0,
+                reseeds: 0,
+            };
             let new = NewIndex::new(Arc::new(Slab::new()), shape).ok_or(Refused::Memory)?;
             // Release: pairs with `root`.
             let set = self.root.compare_exchange(
@@ -183,7 +191,9 @@ impl<K: Key> Shard<K> {
     #[inline]
     pub(crate) fn get<P: Liveness>(&self, key: &K, hash: u64, scope: &Scope<'_, P>) -> Words {
         let mut words = Words::new();
-        let Some(index) = self.root(scope.guard) else { return words };
+        let Some(index) = self.root(scope.guard) else {
+            return words;
+        };
         index.find(hash, |record| {
             // SAFETY: an index has the record, and the guard is pinned.
             let found = unsafe { key.is(record.key()) } && read(record, scope, |word| words.push(word));
@@ -265,8 +275,14 @@ impl<K: Key> Shard<K> {
         scope: &Scope<'_, P>,
         mut seen: impl FnMut(u32),
     ) -> Visit {
-        let mut visit = Visit { visited: 0, removed: 0, next: None };
-        let Some(index) = self.root(scope.guard) else { return visit };
+        let mut visit = Visit {
+            visited: 0,
+            removed: 0,
+            next: None,
+        };
+        let Some(index) = self.root(scope.guard) else {
+            return visit;
+        };
         let end = index.slab().numbers();
         let mut number = from;
         while number < end && visit.visited < most {
@@ -330,12 +346,16 @@ fn sweep_record<P: Liveness>(
 impl<K: Key> Drop for Shard<K> {
     fn drop(&mut self) {
         // Relaxed: whoever drops the table is alone with it.
-        let Some(header) = NonNull::new(self.root.load(Ordering::Relaxed)) else { return };
+        let Some(header) = NonNull::new(self.root.load(Ordering::Relaxed)) else {
+            return;
+        };
         // SAFETY: the root has it, and nobody else can reach it any more.
         let index = unsafe { Index::from_raw(header) };
         let guard = pin();
         for segment in 0..index.segments().len() as u32 {
-            let Some(records) = index.segment(segment) else { continue };
+            let Some(records) = index.segment(segment) else {
+                continue;
+            };
             for record in records {
                 let word = record.load();
                 if word.state() == State::Spill {

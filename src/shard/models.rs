@@ -30,6 +30,8 @@ impl Liveness for Proxies<'_> {
         // Acquire: as the life of a proxy's entry.
         self.0.load(Ordering::Acquire) & (1 << proxy) == 0
     }
+
+    fn left(&self, _proxy: u32, _tick: u64) {}
 }
 
 impl World {
@@ -57,12 +59,15 @@ impl World {
 
     fn add(&self, key: u64, proxy: u32, now: u64) -> Added {
         let key = UuidKey([key, 7]);
-        self.with(now, |scope| self.shard.add(&key, key.hash(&self.hasher), proxy, scope)).expect("there is room")
+        self.with(now, |scope| self.shard.add(&key, key.hash(&self.hasher), proxy, scope))
+            .expect("there is room")
     }
 
     fn remove(&self, key: u64, what: Change, now: u64) -> usize {
         let key = UuidKey([key, 7]);
-        self.with(now, |scope| self.shard.remove(&key, key.hash(&self.hasher), what, scope))
+        self.with(now, |scope| {
+            self.shard.remove(&key, key.hash(&self.hasher), what, scope)
+        })
     }
 
     /// Proxies and times, newest first.
@@ -97,7 +102,9 @@ impl World {
     /// What must hold whenever nobody is at work: no key twice, the counts are exact, nothing is frozen.
     fn check(&self) {
         self.with(0, |scope| {
-            let Some(index) = self.shard.root(scope.guard) else { return };
+            let Some(index) = self.shard.root(scope.guard) else {
+                return;
+            };
             let mut keys = Vec::new();
             let (mut routes, mut live) = (0, 0);
             for slot in index.slots() {
@@ -119,7 +126,11 @@ impl World {
             }
             assert_eq!(routes, self.count.get(), "routes are miscounted");
             assert_eq!(live, index.slab().live(), "nodes are miscounted");
-            assert_eq!(index.occupied().count() as u32, index.slab().used(), "slots are miscounted");
+            assert_eq!(
+                index.occupied().count() as u32,
+                index.slab().used(),
+                "slots are miscounted"
+            );
         });
     }
 }
@@ -143,7 +154,10 @@ fn model<R: Send + 'static>(
             handles.push(thread::spawn(move || thread(&world)));
         }
         let last = last(&world);
-        let mut results: Vec<R> = handles.into_iter().map(|handle| handle.join().expect("it ends")).collect();
+        let mut results: Vec<R> = handles
+            .into_iter()
+            .map(|handle| handle.join().expect("it ends"))
+            .collect();
         results.push(last);
         world.check();
         after(&world, results);
@@ -189,7 +203,10 @@ fn a_key_that_comes_back_during_a_rebuild_is_there_once() {
             world.add(1, 0, 1);
             assert_eq!(world.remove(1, Change::RemoveNode, 1), 1);
         },
-        vec![thread(|world| assert_eq!(world.add(1, 1, 2), Added::Inserted)), thread(|world| world.rebuild(2))],
+        vec![
+            thread(|world| assert_eq!(world.add(1, 1, 2), Added::Inserted)),
+            thread(|world| world.rebuild(2)),
+        ],
         |world, _| assert_eq!(world.get(1, 2), [(1, 2)]),
     );
 }
@@ -233,7 +250,10 @@ fn of_a_refresh_and_a_removal_one_comes_last() {
         |world, results| {
             assert_eq!(results[1], 1, "the route was there when the removal came");
             let routes = world.get(1, 2).len();
-            assert_eq!(routes, results[0], "an insertion came after the removal, a refresh before it");
+            assert_eq!(
+                routes, results[0],
+                "an insertion came after the removal, a refresh before it"
+            );
         },
     );
 }

@@ -27,7 +27,10 @@ impl<K: Key> Shard<K> {
         scope: &Scope<'_, P>,
     ) -> Result<(), Refused> {
         old.freeze();
-        let keep = old.occupied().filter(|(_, record)| !is_tombstone(record.load())).count() as u32;
+        let keep = old
+            .occupied()
+            .filter(|(_, record)| !is_tombstone(record.load()))
+            .count() as u32;
         let mut shape = next_shape(old, keep, crowded, scope.stagger);
         loop {
             // A copy marks as RETIRED what it leaves out, and that stays so whoever wins; so a copy that has to be
@@ -93,18 +96,37 @@ fn next_shape(old: Index<'_>, keep: u32, crowded: bool, stagger: f64) -> Shape {
     // room for the index to fill up.
     let numbers = max_used(buckets).max(old.slab().numbers()) + BUCKET;
     let segments = Place::segments(numbers.min(MAX_RECORDS)).max(shape.segments);
-    let next = Shape { buckets, segments, ..shape };
+    let next = Shape {
+        buckets,
+        segments,
+        ..shape
+    };
     match crowded && buckets <= shape.buckets {
-        true => crowded_shape(Shape { buckets: buckets.max(shape.buckets), ..next }),
+        true => crowded_shape(Shape {
+            buckets: buckets.max(shape.buckets),
+            ..next
+        }),
         false => Shape { reseeds: 0, ..next },
     }
 }
 
 /// What to try after a probe sequence was full: other sequences, and more room once that was tried.
 fn crowded_shape(shape: Shape) -> Shape {
-    let seed = shape.seed.wrapping_mul(0xD129_42F0_6F5C_2C35).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let seed = shape
+        .seed
+        .wrapping_mul(0xD129_42F0_6F5C_2C35)
+        .wrapping_add(0x9E37_79B9_7F4A_7C15);
     match shape.reseeds < MAX_RESEEDS {
-        true => Shape { seed, reseeds: shape.reseeds + 1, ..shape },
-        false => Shape { seed, reseeds: 0, buckets: shape.buckets + shape.buckets / 4 + 1, ..shape },
+        true => Shape {
+            seed,
+            reseeds: shape.reseeds + 1,
+            ..shape
+        },
+        false => Shape {
+            seed,
+            reseeds: 0,
+            buckets: shape.buckets + shape.buckets / 4 + 1,
+            ..shape
+        },
     }
 }

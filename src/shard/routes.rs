@@ -74,7 +74,7 @@ pub(crate) fn change<P: Liveness>(
     scope: &Scope<'_, P>,
 ) -> Result<Changed, Refused> {
     let mut word = record.load();
-    let mut routes = Words::new();
+    let (mut former, mut routes) = (Words::new(), Words::new());
     loop {
         routes.clear();
         let list = match word.state() {
@@ -111,9 +111,9 @@ pub(crate) fn change<P: Liveness>(
             }
         };
 
-        let before = routes.len();
+        former.clone_from(&routes);
         let changed = apply(what, &mut routes, scope);
-        let after = routes.len();
+        let (before, after) = (former.len(), routes.len());
         if list.is_none() && after == before && routes.first().is_none_or(|&route| route == word) {
             return Ok(changed);
         }
@@ -141,6 +141,16 @@ pub(crate) fn change<P: Liveness>(
                 }
                 scope.count.release(before.saturating_sub(after));
                 slab.count_live(before > 0, after > 0);
+                for gone in former
+                    .iter()
+                    .filter(|gone| routes.iter().all(|route| route.proxy() != gone.proxy()))
+                {
+                    // A route that is stale was a proxy's until it expired.
+                    scope.proxies.left(
+                        gone.proxy(),
+                        scope.now.min(gone.time().saturating_add(scope.keep_alive)),
+                    );
+                }
                 if let Some(list) = list {
                     // SAFETY: the CAS above unlinked it.
                     unsafe { list.retire(scope.guard) };
@@ -191,7 +201,10 @@ fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>)
         }
         Change::Sweep => {
             // Relaxed: as in `read`.
-            let all_valid = list.words().iter().all(|w| scope.is_valid(Word(w.load(Ordering::Relaxed)).thawed()));
+            let all_valid = list
+                .words()
+                .iter()
+                .all(|w| scope.is_valid(Word(w.load(Ordering::Relaxed)).thawed()));
             all_valid.then_some(Changed::Removed { valid: 0, stale: 0 })
         }
         Change::RemoveRoute(proxy) => {
@@ -218,21 +231,37 @@ fn apply<P: Liveness>(what: Change, routes: &mut Words, scope: &Scope<'_, P>) ->
                 routes.remove(stalest.expect("a full list is not empty"));
             }
             routes.insert(0, Word::live(proxy, time));
-            Changed::Added(if known.is_some() { Added::Refreshed } else { Added::Inserted })
+            Changed::Added(if known.is_some() {
+                Added::Refreshed
+            } else {
+                Added::Inserted
+            })
         }
         Change::RemoveRoute(proxy) => {
-            let valid = routes.iter().filter(|route| route.proxy() == proxy && scope.is_valid(**route)).count();
+            let valid = routes
+                .iter()
+                .filter(|route| route.proxy() == proxy && scope.is_valid(**route))
+                .count();
             routes.retain(|route| route.proxy() != proxy);
-            Changed::Removed { valid, stale: before - routes.len() - valid }
+            Changed::Removed {
+                valid,
+                stale: before - routes.len() - valid,
+            }
         }
         Change::RemoveNode => {
             let valid = routes.iter().filter(|route| scope.is_valid(**route)).count();
             routes.clear();
-            Changed::Removed { valid, stale: before - valid }
+            Changed::Removed {
+                valid,
+                stale: before - valid,
+            }
         }
         Change::Sweep => {
             routes.retain(|route| scope.is_valid(*route));
-            Changed::Removed { valid: 0, stale: before - routes.len() }
+            Changed::Removed {
+                valid: 0,
+                stale: before - routes.len(),
+            }
         }
     }
 }

@@ -51,7 +51,10 @@ impl Record {
     pub(crate) fn compare_exchange(&self, old: Word, new: Word) -> Result<(), Word> {
         // AcqRel: Release for what `load` pairs with; Acquire so that a chain of owners passes on what each wrote.
         // Acquire on failure: the caller goes on with the word that won, as after `load`.
-        match self.word.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire) {
+        match self
+            .word
+            .compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire)
+        {
             Ok(_) => Ok(()),
             Err(won) => Err(Word(won)),
         }
@@ -66,7 +69,10 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn new(numbers: Vec<u32>) -> Batch {
-        Batch { numbers: numbers.into_boxed_slice(), next: std::ptr::null_mut() }
+        Batch {
+            numbers: numbers.into_boxed_slice(),
+            next: std::ptr::null_mut(),
+        }
     }
 }
 
@@ -113,7 +119,12 @@ impl<'g> Private<'g> {
         record.set_key(stored);
         // Relaxed: still private; the CAS on the slot publishes it.
         record.word.store(Word::DEAD.0, Ordering::Relaxed);
-        Ok(Private { number, record, slab, free_key: K::free })
+        Ok(Private {
+            number,
+            record,
+            slab,
+            free_key: K::free,
+        })
     }
 
     /// Leaves the record to the index that it was published in.
@@ -197,7 +208,11 @@ impl Slab {
                 let link = record.key[0].load(Ordering::Relaxed);
                 let new = next_tag(head) | link & u64::from(u32::MAX);
                 // Acquire: as above. Release: what `give_back` published goes on to whoever pops next.
-                if self.free.compare_exchange(head, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                if self
+                    .free
+                    .compare_exchange(head, new, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+                {
                     return Ok((number, record));
                 }
             } else if !self.take_returned::<K>(index) {
@@ -205,7 +220,11 @@ impl Slab {
                 let number = self.next.load(Ordering::Relaxed);
                 let record = index.ensure_record(number)?;
                 // Release: pairs with `numbers`; the segment was installed above.
-                if self.next.compare_exchange(number, number + 1, Ordering::Release, Ordering::Relaxed).is_ok() {
+                if self
+                    .next
+                    .compare_exchange(number, number + 1, Ordering::Release, Ordering::Relaxed)
+                    .is_ok()
+                {
                     return Ok((number, record));
                 }
             }
@@ -246,7 +265,9 @@ impl Slab {
 
     /// Puts records that nobody else knows on the free list.
     fn give_back(&self, records: &[(u32, &Record)]) {
-        let Some((&(first, _), &(_, last))) = records.first().zip(records.last()) else { return };
+        let Some((&(first, _), &(_, last))) = records.first().zip(records.last()) else {
+            return;
+        };
         for pair in records.windows(2) {
             pair[0].1.set_key([u64::from(pair[1].0) + 1, 0]);
         }
@@ -260,7 +281,10 @@ impl Slab {
             last.set_key([head & u64::from(u32::MAX), 0]);
             let new = next_tag(head) | u64::from(first + 1);
             // Release: pairs with the load in `take`.
-            match self.free.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
+            match self
+                .free
+                .compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed)
+            {
                 Ok(_) => return,
                 Err(won) => head = won,
             }
@@ -277,7 +301,10 @@ impl Slab {
             // SAFETY: the batch is ours until the CAS succeeds.
             unsafe { (*batch).next = head };
             // Release: pairs with the swap in `take_returned`.
-            match self.returned.compare_exchange_weak(head, batch, Ordering::Release, Ordering::Relaxed) {
+            match self
+                .returned
+                .compare_exchange_weak(head, batch, Ordering::Release, Ordering::Relaxed)
+            {
                 Ok(_) => return,
                 Err(won) => head = won,
             }
@@ -312,7 +339,12 @@ pub(crate) fn allocate_segment(segment: u32) -> Option<NonNull<Record>> {
     for i in 0..Place::len(segment) as usize {
         let zero = || AtomicU64::new(0);
         // SAFETY: within the allocation, which is ours alone.
-        unsafe { records.add(i).write(Record { key: [zero(), zero()], word: zero() }) };
+        unsafe {
+            records.add(i).write(Record {
+                key: [zero(), zero()],
+                word: zero(),
+            })
+        };
     }
     // Outside of loom, zeroed memory is a record of zeroed atomics.
     Some(records)

@@ -119,7 +119,10 @@ mod tests {
             }
         }
         let spill = Word::spill(0x7fff_ffff_fff8);
-        assert_eq!((spill.frozen().state(), spill.frozen().address()), (State::Spill, 0x7fff_ffff_fff8));
+        assert_eq!(
+            (spill.frozen().state(), spill.frozen().address()),
+            (State::Spill, 0x7fff_ffff_fff8)
+        );
         assert_eq!((Word::DEAD.state(), Word(0).state()), (State::Dead, State::Retired));
     }
 }
