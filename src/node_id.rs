@@ -20,7 +20,7 @@ pub const MAX_TEXT: usize = 255;
 /// use nodetracker::NodeId;
 ///
 /// let a: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
-/// let b: NodeId = "{550E8400E29B41D4A716446655440000}".parse().or("550E8400E29B41D4A716446655440000".parse())?;
+/// let b: NodeId = "{550E8400-E29B-41D4-A716-446655440000}".parse()?;
 /// assert_eq!(a, b);
 /// assert_eq!("node-1".parse::<NodeId>()?.to_string(), "node-1");
 /// assert!("".parse::<NodeId>().is_err());
@@ -54,14 +54,29 @@ impl FromStr for NodeId {
     type Err = NodeIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match Uuid::try_parse(text) {
-            Ok(uuid) => Ok(Self(Kind::Uuid(uuid))),
-            Err(_) => {
+        match parse_uuid(text) {
+            Some(uuid) => Ok(Self(Kind::Uuid(uuid))),
+            None => {
                 check_text(text).map_err(NodeIdError)?;
                 Ok(Self(Kind::Name(text.into())))
             }
         }
     }
+}
+
+/// Reads the spellings that the uuid crate reads, and beside them 32 digits in braces and a URN in capitals (RFC 9562,
+/// section 4: the URN namespace is case-insensitive).
+fn parse_uuid(text: &str) -> Option<Uuid> {
+    if let Ok(uuid) = Uuid::try_parse(text) {
+        return Some(uuid);
+    }
+    let bare = match text.get(..9) {
+        Some(urn) if urn.eq_ignore_ascii_case("urn:uuid:") => &text[9..],
+        _ => text.strip_prefix('{')?.strip_suffix('}')?,
+    };
+    // Only what a bare UUID can be: no braces in braces.
+    bare.starts_with(|c: char| c.is_ascii_hexdigit())
+        .then(|| Uuid::try_parse(bare).ok())?
 }
 
 impl From<Uuid> for NodeId {

@@ -76,6 +76,8 @@ fn every_spelling_of_a_uuid_is_the_same_node() {
         hyphenated.to_uppercase(),
         hyphenated.replace('-', "").to_uppercase(),
         format!("{{{}}}", hyphenated.to_uppercase()),
+        format!("{{{}}}", hyphenated.replace('-', "")),
+        format!("URN:UUID:{}", hyphenated.to_uppercase()),
     ];
     for (i, added) in spellings.iter().enumerate() {
         let proxy = register(&table, &format!("proxy-{i}"));
