@@ -9,18 +9,27 @@
 //! A route that a thread puts into a shard after that shard's visit is not seen in that round; `proxies` accounts for it
 //! with a grace period before the round.
 
-use crate::shard::Visit;
+use crate::shard::{Mark, Visit};
 use crate::sync::{AtomicU64, Guard, Ordering};
 use crate::table::{RouteTable, SHARDS};
 
 const NUMBER_BITS: u32 = 24;
+const GENERATION_BITS: u32 = 8;
 const STAGE_BITS: u32 = 10;
+const ROUND_SHIFT: u32 = STAGE_BITS + GENERATION_BITS + NUMBER_BITS;
+
+/// How many rounds there are before their numbers repeat. A round's number is compared with those of rounds shortly before.
+pub(crate) const ROUNDS: u32 = 1 << (64 - ROUND_SHIFT);
 
 /// The stages of a round: shards of UUIDs, shards of names, the proxies.
 const NAMES: usize = SHARDS;
 const PROXIES: usize = 2 * SHARDS;
 
-/// How far the sweeper has come: round (30 bits), stage (10), record or proxy number (24).
+/// How far the sweeper has come: round (22 bits), stage (10), the slab's generation (8), record or proxy number (24).
+///
+/// The generation tells a sweeper that the shard has moved since it began it, so that it begins again. A move is begun at
+/// the end of a visit only, so for a generation to come back unnoticed, 256 sweepers would have to be stopped in the middle
+/// of the same shard, in rounds long past, and then go on one after the other while another one visits it.
 #[derive(Debug)]
 pub(crate) struct Cursor(AtomicU64);
 
@@ -31,7 +40,7 @@ impl Default for Cursor {
             Position {
                 round: 1,
                 stage: 0,
-                number: 0,
+                mark: Mark::default(),
             }
             .pack(),
         ))
@@ -42,21 +51,25 @@ impl Default for Cursor {
 struct Position {
     round: u32,
     stage: usize,
-    number: u32,
+    mark: Mark,
 }
 
 impl Position {
     fn pack(self) -> u64 {
-        u64::from(self.round) << (STAGE_BITS + NUMBER_BITS)
-            | (self.stage as u64) << NUMBER_BITS
-            | u64::from(self.number)
+        u64::from(self.round) << ROUND_SHIFT
+            | (self.stage as u64) << (GENERATION_BITS + NUMBER_BITS)
+            | u64::from(self.mark.generation) << NUMBER_BITS
+            | u64::from(self.mark.number)
     }
 
     fn unpack(packed: u64) -> Self {
         Self {
-            round: (packed >> (STAGE_BITS + NUMBER_BITS)) as u32,
-            stage: (packed >> NUMBER_BITS) as usize & ((1 << STAGE_BITS) - 1),
-            number: packed as u32 & ((1 << NUMBER_BITS) - 1),
+            round: (packed >> ROUND_SHIFT) as u32,
+            stage: (packed >> (GENERATION_BITS + NUMBER_BITS)) as usize & ((1 << STAGE_BITS) - 1),
+            mark: Mark {
+                generation: (packed >> NUMBER_BITS) as u8,
+                number: packed as u32 & ((1 << NUMBER_BITS) - 1),
+            },
         }
     }
 }
@@ -83,14 +96,14 @@ impl Cursor {
         let scope = table.sweep_scope(guard, at.stage % SHARDS);
         let mut after = Position {
             stage: at.stage + 1,
-            number: 0,
+            mark: Mark::default(),
             ..at
         };
         let mut round_completed = false;
         let visit = match at.stage {
-            ..NAMES => uuids.get(at.stage).visit(at.number, most, &scope, seen),
+            ..NAMES => uuids.get(at.stage).visit(at.mark, most, &scope, seen),
             NAMES..PROXIES => match names {
-                Some(names) => names.get(at.stage - NAMES).visit(at.number, most, &scope, seen),
+                Some(names) => names.get(at.stage - NAMES).visit(at.mark, most, &scope, seen),
                 None => {
                     after.stage = PROXIES;
                     Visit {
@@ -103,24 +116,24 @@ impl Cursor {
             _ => {
                 let idle_before = scope.now.saturating_sub(scope.keep_alive);
                 let round_now = || self.load().round;
-                let (visited, next) = proxies.visit(at.number, most, at.round, round_now, idle_before, guard);
+                let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, idle_before, guard);
                 if next.is_none() {
                     round_completed = true;
                     after = Position {
-                        round: at.round + 1,
+                        round: (at.round + 1) % ROUNDS,
                         stage: 0,
-                        number: 0,
+                        mark: Mark::default(),
                     };
                 }
                 Visit {
                     visited,
                     removed: 0,
-                    next,
+                    next: next.map(|number| Mark { generation: 0, number }),
                 }
             }
         };
-        if let Some(number) = visit.next {
-            after = Position { number, ..at };
+        if let Some(mark) = visit.next {
+            after = Position { mark, ..at };
         }
         // Release: pairs with `load`: the round's promise is handed on.
         let advanced = self

@@ -7,6 +7,7 @@ use crate::key::Text;
 use crate::proxies::details::Details;
 use crate::proxies::grace::Grace;
 use crate::proxies::id::ProxyId;
+use crate::sweep::ROUNDS;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Guard, Ordering};
 
 const STATE: u32 = 0b11;
@@ -250,7 +251,10 @@ impl Entry {
             ALIVE => {
                 u64::from(self.used.load(Ordering::Relaxed)) < idle_before >> USED_SHIFT && !self.was_seen_in(round)
             }
-            _ if waits_for & ROUND != 0 => (round.wrapping_sub(waits_for as u32) as i32) > 0,
+            _ if waits_for & ROUND != 0 => {
+                let since = round.wrapping_sub(waits_for as u32) % ROUNDS;
+                since > 0 && since < ROUNDS / 2
+            }
             _ => grace.is_over(waits_for),
         }
     }

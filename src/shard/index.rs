@@ -21,7 +21,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::place::Place;
+use crate::shard::list::List;
 use crate::shard::slab::{Batch, NoRecord, Record, Slab, allocate_segment, free_segment};
+use crate::shard::word::State;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
 use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, retire};
@@ -62,9 +64,15 @@ pub(crate) struct Header {
     /// What the index that replaced this one left out; set by the thread that replaced it, handed over when this one
     /// is reclaimed.
     left_out: Cell<Option<Box<Batch>>>,
+    /// How to free a key, where the index that replaced this one has another slab: then this one's records go with it.
+    /// Set as `left_out` is.
+    takes_slab: Cell<Option<FreeKey>>,
     #[cfg(loom)]
     fate: Fate,
 }
+
+/// [`Key::free`](crate::key::Key::free) of a shard's kind of key.
+pub(crate) type FreeKey = unsafe fn([u64; 2]);
 
 const SEGMENTS_AT: usize = size_of::<Header>();
 
@@ -360,6 +368,48 @@ impl<'g> Index<'g> {
     }
 }
 
+impl Index<'_> {
+    /// Frees this index, which was just replaced by one with another slab, and the slab's records once no reader is left.
+    ///
+    /// # Safety
+    ///
+    /// This thread's CAS made the root stop pointing to this index. Each record with a frozen word that is LIVE or SPILL
+    /// has left its key and its list to the new slab.
+    pub(crate) unsafe fn retire_with_slab(self, free_key: FreeKey, guard: &Guard) {
+        self.header().takes_slab.set(Some(free_key));
+        // SAFETY: as in `retire`. Indexes that were replaced before do not touch the records any more when they go, and
+        // none that comes later has this slab.
+        unsafe { retire(guard, self.header.as_ptr()) };
+    }
+
+    /// Frees the records, and what they refer to, unless they left that to another slab.
+    ///
+    /// # Safety
+    ///
+    /// Nobody can reach the index or its records any more.
+    pub(crate) unsafe fn free_records(self, free_key: FreeKey) {
+        for segment in 0..self.segments().len() as u32 {
+            let Some(records) = self.segment(segment) else { continue };
+            for record in records {
+                let word = record.load();
+                if word.is_frozen() && matches!(word.state(), State::Live | State::Spill) {
+                    continue;
+                }
+                if word.state() == State::Spill {
+                    // SAFETY: nobody else can reach the record.
+                    unsafe { List::free_at(word) };
+                }
+                if record.owns_key() {
+                    // SAFETY: the record owns its key until it is on the free list, and nobody reaches it any more.
+                    unsafe { free_key(record.key()) };
+                }
+            }
+            // SAFETY: it was allocated as this segment, and its records are not used below.
+            unsafe { free_segment(NonNull::from(records).cast(), segment) };
+        }
+    }
+}
+
 /// What [`Index::find_or_fill`] came to.
 pub(crate) enum Filled<'g> {
     /// The key has this record.
@@ -388,6 +438,7 @@ impl NewIndex {
             segments: shape.segments,
             slots_at: shape.slots_at() as u32,
             left_out: Cell::new(None),
+            takes_slab: Cell::new(None),
             #[cfg(loom)]
             fate: Fate::default(),
         };
@@ -433,6 +484,14 @@ impl NewIndex {
         }
     }
 
+    /// Makes `segments` the first ones of the table.
+    pub(crate) fn set_segments(&self, segments: &[NonNull<Record>]) {
+        for (to, records) in self.get().segments().iter().zip(segments) {
+            // Relaxed: private; the root's CAS publishes it.
+            to.store(records.as_ptr(), Ordering::Relaxed);
+        }
+    }
+
     /// Puts a record into the first EMPTY slot of its probe sequence; `false` where that is full.
     #[must_use]
     pub(crate) fn place(&self, number: u32, hash: u64) -> bool {
@@ -470,7 +529,17 @@ impl Reclaim for Header {
     }
 
     unsafe fn free(object: *mut Self) {
-        // SAFETY: the caller is the only one who knows the index.
+        // SAFETY: an index's address is not null.
+        let header = unsafe { NonNull::new_unchecked(object) };
+        let index = Index {
+            header,
+            guard: PhantomData,
+        };
+        if let Some(free_key) = index.header().takes_slab.get() {
+            // SAFETY: as above; the slab's records go with the last index that had it.
+            unsafe { index.free_records(free_key) };
+        }
+        // SAFETY: as above.
         let header = unsafe { object.read() };
         let Header {
             buckets,

@@ -130,14 +130,14 @@ impl<'g> List<'g> {
         unsafe { retire(guard, self.header.as_ptr()) };
     }
 
-    /// Frees the list at once.
+    /// Frees the list of a SPILL word at once.
     ///
     /// # Safety
     ///
     /// Nobody else can reach the list, and the record that points to it is going away.
-    pub(crate) unsafe fn free(self) {
+    pub(crate) unsafe fn free_at(word: Word) {
         // SAFETY: as the caller promises.
-        unsafe { Header::free(self.header.as_ptr()) };
+        unsafe { Header::free(std::ptr::with_exposed_provenance_mut(word.address() as usize)) };
     }
 }
 

@@ -22,6 +22,7 @@
 //!   tick, replaces it: freeze each of its words, copy with the change, CAS the record's word. Who meets a frozen word
 //!   builds the replacement with its own change in it, so that each CAS that wins finishes somebody's operation.
 //! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root.
+//! * **Move** ([`relocate`]): the same with the records, to a slab that is no larger than they need.
 //!
 //! # Invariants
 //!
@@ -43,8 +44,10 @@
 //!    once, by the one rebuild whose copy became the root without it.
 //! 8. *What a root or a record points to is freed only after everyone who was pinned when it was unlinked has gone on.*
 //!    The thread whose CAS unlinked it retires it, nobody else.
-//! 9. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot come
-//!    back while anyone who read it is pinned (8); so a count that follows a CAS is exact.
+//! 9. *A frozen word is final*; it still says what it said. Only a mover freezes words, after it froze the index; so all
+//!    movers of one index copy the same, and a change that comes later meets the frozen word, and moves the shard first.
+//! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot come
+//!     back while anyone who read it is pinned (8); so a count that follows a CAS is exact.
 
 pub(crate) mod capacity;
 pub(crate) mod index;
@@ -52,6 +55,7 @@ pub(crate) mod list;
 #[cfg(all(test, loom))]
 mod models;
 mod rebuild;
+mod relocate;
 pub(crate) mod routes;
 pub(crate) mod slab;
 pub(crate) mod word;
@@ -69,11 +73,10 @@ use crate::proxies::Liveness;
 use crate::route::Added;
 use crate::shard::capacity::{buckets_for, max_used};
 use crate::shard::index::{Filled, Header, Index, NewIndex, Shape};
-use crate::shard::list::List;
 use crate::shard::routes::{Change, Changed, Words, change, read};
-use crate::shard::slab::{NoRecord, Private, Record, Slab, free_segment};
+use crate::shard::slab::{NoRecord, Private, Record, Slab};
 use crate::shard::word::{State, Word};
-use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, pin};
+use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim};
 
 /// What an operation knows of the table around its shard.
 pub(crate) struct Scope<'a, P> {
@@ -105,6 +108,14 @@ pub(crate) enum Refused {
     Memory,
 }
 
+/// A record, for the sweeper to go on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Mark {
+    /// Of the slab that the number is in.
+    pub(crate) generation: u8,
+    pub(crate) number: u32,
+}
+
 /// What a visit of the sweeper did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Visit {
@@ -113,7 +124,7 @@ pub(crate) struct Visit {
     /// Routes that were taken away.
     pub(crate) removed: usize,
     /// Where the next visit goes on; `None` at the shard's end.
-    pub(crate) next: Option<u32>,
+    pub(crate) next: Option<Mark>,
 }
 
 /// One of the table's shards; 8 bytes and nothing on the heap until its first key comes.
@@ -247,8 +258,10 @@ impl<K: Key> Shard<K> {
                 // No room for a larger index is no reason to fail: the route is in, and the next one tries again.
                 _ = self.rebuild(index, false, scope);
             }
-            if let Changed::Added(added) = changed? {
-                return Ok(added);
+            match changed? {
+                Changed::Added(added) => return Ok(added),
+                Changed::Frozen => self.relocate(index, scope)?,
+                Changed::Retired | Changed::Removed { .. } => {}
             }
         }
     }
@@ -258,19 +271,21 @@ impl<K: Key> Shard<K> {
         while let Some((index, record)) = self.find(key, hash, scope.guard) {
             match change(record, what, index.slab(), scope) {
                 Ok(Changed::Removed { valid, .. }) => return valid,
-                Ok(_) => {}
-                // Without memory for a shorter list the routes cannot go; they expire.
-                Err(_) => return 0,
+                Ok(Changed::Frozen) if self.relocate(index, scope).is_ok() => {}
+                Ok(Changed::Retired) => {}
+                // Without memory for a shorter list, or for a move, the routes cannot go; they expire.
+                Ok(Changed::Frozen | Changed::Added(_)) | Err(_) => return 0,
             }
         }
         0
     }
 
-    /// Takes away what is stale in the records numbered `from` to `from + most`, and says where to go on. `seen` is
-    /// called with the proxy of each valid route. At the shard's end, tombstones are shed where there are many.
+    /// Takes away what is stale in the records from `at` on, `most` of them, and says where to go on. `seen` is called with
+    /// the proxy of each valid route. At the shard's end, tombstones are shed where there are many, and the shard moves
+    /// where it is sparse.
     pub(crate) fn visit<P: Liveness>(
         &self,
-        from: u32,
+        at: Mark,
         most: u32,
         scope: &Scope<'_, P>,
         mut seen: impl FnMut(u32),
@@ -283,25 +298,38 @@ impl<K: Key> Shard<K> {
         let Some(index) = self.root(scope.guard) else {
             return visit;
         };
+        let generation = index.slab().generation;
+        // A shard that moved meanwhile has its records elsewhere, perhaps before `at`.
+        let mut number = if at.generation == generation { at.number } else { 0 };
         let end = index.slab().numbers();
-        let mut number = from;
         while number < end && visit.visited < most {
             let place = Place::of(number);
-            // The table of an index that was just replaced may be shorter than the slab; its end is then found by the
-            // next round, and nothing that this one should have seen is behind it: see `sweep.rs`.
+            // The table of an index that was just replaced may be shorter than the slab. What is behind it was added
+            // after this visit began, so the round need not see it: see `sweep.rs`.
             let Some(records) = index.segment(place.segment) else {
                 return visit;
             };
             let records = &records[place.offset as usize..];
             let count = (end - number).min(most - visit.visited).min(records.len() as u32);
             for record in &records[..count as usize] {
-                visit.removed += sweep_record(record, index, scope, &mut seen);
+                match sweep_record(record, index, scope, &mut seen) {
+                    Some(removed) => visit.removed += removed,
+                    None => {
+                        // The shard is moving: begin again where it is then. (Without memory for that, so does the
+                        // next round; nothing is lost.)
+                        visit.next = self.relocate(index, scope).is_ok().then_some(Mark::default());
+                        visit.visited += 1;
+                        return visit;
+                    }
+                }
             }
             number += count;
             visit.visited += count;
         }
         if number < end {
-            visit.next = Some(number);
+            visit.next = Some(Mark { generation, number });
+        } else if Self::is_sparse(index) {
+            _ = self.relocate(index, scope);
         } else {
             index.slab().take_returned::<K>(index);
             if Self::is_littered(index) {
@@ -318,29 +346,31 @@ impl<K: Key> Shard<K> {
     }
 }
 
-/// Takes away what is stale in one record; returns how many routes that were.
+/// Takes away what is stale in one record; returns how many routes that were, or `None` where the record is moving.
 #[inline]
 fn sweep_record<P: Liveness>(
     record: &Record,
     index: Index<'_>,
     scope: &Scope<'_, P>,
     seen: &mut impl FnMut(u32),
-) -> usize {
+) -> Option<usize> {
     let word = record.load();
     let removed = match word.state() {
-        State::Retired | State::Dead => return 0,
+        State::Retired | State::Dead => return Some(0),
+        _ if word.is_frozen() => return None,
         State::Live if scope.is_valid(word) => {
             seen(word.proxy());
-            return 0;
+            return Some(0);
         }
         State::Live | State::Spill => match change(record, Change::Sweep, index.slab(), scope) {
             Ok(Changed::Removed { stale, .. }) => stale,
+            Ok(Changed::Frozen) => return None,
             // Without memory for a shorter list, it stays until the next round.
-            Ok(_) | Err(_) => 0,
+            Ok(Changed::Retired | Changed::Added(_)) | Err(_) => 0,
         },
     };
     read(record, scope, |word| seen(word.proxy()));
-    removed
+    Some(removed)
 }
 
 impl<K: Key> Drop for Shard<K> {
@@ -351,27 +381,8 @@ impl<K: Key> Drop for Shard<K> {
         };
         // SAFETY: the root has it, and nobody else can reach it any more.
         let index = unsafe { Index::from_raw(header) };
-        let guard = pin();
-        for segment in 0..index.segments().len() as u32 {
-            let Some(records) = index.segment(segment) else {
-                continue;
-            };
-            for record in records {
-                let word = record.load();
-                if word.state() == State::Spill {
-                    // SAFETY: loaded under the guard from a record.
-                    let list = unsafe { List::of(word, &guard) };
-                    // SAFETY: nobody else can reach the record.
-                    unsafe { list.free() };
-                }
-                if record.owns_key() {
-                    // SAFETY: the record owns its key until it is on the free list, and nobody reaches it any more.
-                    unsafe { K::free(record.key()) };
-                }
-            }
-            // SAFETY: it was allocated as this segment, and its records are not used below.
-            unsafe { free_segment(NonNull::from(records).cast(), segment) };
-        }
+        // SAFETY: as above.
+        unsafe { index.free_records(K::free) };
         // SAFETY: nobody else can reach it. Indexes that were replaced before share only the slab, which they count.
         unsafe { Header::free(header.as_ptr()) };
     }

@@ -10,9 +10,10 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::index::FROZEN;
+use super::list::List;
 use super::*;
 use crate::key::UuidKey;
-use crate::sync::{AtomicU32, epoch};
+use crate::sync::{AtomicU32, epoch, pin};
 
 /// A shard with all that an operation needs, for keys that are small numbers.
 struct World {
@@ -81,7 +82,7 @@ impl World {
 
     fn sweep(&self, now: u64) -> usize {
         self.with(now, |scope| {
-            let mut at = Some(0);
+            let mut at = Some(Mark::default());
             let mut removed = 0;
             while let Some(from) = at {
                 let visit = self.shard.visit(from, 100, scope, |_| ());
@@ -96,6 +97,14 @@ impl World {
         self.with(now, |scope| {
             let index = self.shard.root(scope.guard).expect("the model has added something");
             self.shard.rebuild(index, false, scope).expect("there is memory");
+        });
+    }
+
+    /// Moves the shard to another slab, whether or not that is due.
+    fn relocate(&self, now: u64) {
+        self.with(now, |scope| {
+            let index = self.shard.root(scope.guard).expect("the model has added something");
+            self.shard.relocate(index, scope).expect("there is memory");
         });
     }
 
@@ -255,5 +264,73 @@ fn of_a_refresh_and_a_removal_one_comes_last() {
                 "an insertion came after the removal, a refresh before it"
             );
         },
+    );
+}
+
+#[test]
+fn a_change_during_a_move_is_not_lost() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(2, 0, 1);
+            world.add(2, 1, 1);
+        },
+        vec![
+            thread(|world| {
+                assert_eq!(world.add(1, 0, 5), Added::Refreshed);
+                assert_eq!(world.add(2, 0, 5), Added::Refreshed);
+            }),
+            thread(|world| world.relocate(1)),
+        ],
+        |world, _| {
+            assert_eq!(world.get(1, 5), [(0, 5)]);
+            assert_eq!(world.get(2, 5), [(0, 5), (1, 1)]);
+        },
+    );
+}
+
+#[test]
+fn an_insert_during_a_move_is_not_lost() {
+    model(
+        |world| _ = world.add(1, 0, 1),
+        vec![
+            thread(|world| _ = world.add(2, 1, 1)),
+            thread(|world| world.relocate(1)),
+        ],
+        |world, _| {
+            assert_eq!(world.get(1, 1), [(0, 1)]);
+            assert_eq!(world.get(2, 1), [(1, 1)]);
+        },
+    );
+}
+
+#[test]
+fn a_rebuild_and_a_move_keep_what_is_there() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(2, 0, 1);
+            world.remove(2, Change::RemoveNode, 1);
+        },
+        vec![thread(|world| world.rebuild(1)), thread(|world| world.relocate(1))],
+        |world, _| {
+            assert_eq!(world.get(1, 1), [(0, 1)]);
+            // Frozen words may have stayed in the root; they hold nobody up.
+            assert_eq!(world.add(1, 0, 2), Added::Refreshed);
+            assert_eq!(world.add(2, 0, 2), Added::Inserted);
+            assert_eq!(world.sweep(2), 0);
+        },
+    );
+}
+
+#[test]
+fn a_removal_during_a_move_is_not_undone() {
+    model(
+        |world| _ = world.add(1, 0, 1),
+        vec![
+            thread(|world| assert_eq!(world.remove(1, Change::RemoveNode, 1), 1)),
+            thread(|world| world.relocate(1)),
+        ],
+        |world, _| assert_eq!(world.get(1, 1), []),
     );
 }

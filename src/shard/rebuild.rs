@@ -68,7 +68,7 @@ impl<K: Key> Shard<K> {
     }
 }
 
-fn is_tombstone(word: Word) -> bool {
+pub(crate) fn is_tombstone(word: Word) -> bool {
     matches!(word.state(), State::Dead | State::Retired)
 }
 
@@ -111,7 +111,7 @@ fn next_shape(old: Index<'_>, keep: u32, crowded: bool, stagger: f64) -> Shape {
 }
 
 /// What to try after a probe sequence was full: other sequences, and more room once that was tried.
-fn crowded_shape(shape: Shape) -> Shape {
+pub(crate) fn crowded_shape(shape: Shape) -> Shape {
     let seed = shape
         .seed
         .wrapping_mul(0xD129_42F0_6F5C_2C35)

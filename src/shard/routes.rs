@@ -36,6 +36,8 @@ pub(crate) enum Changed {
     Removed { valid: usize, stale: usize },
     /// The record is RETIRED: look for the key again.
     Retired,
+    /// The record is moving to another slab: finish that, and look for the key again.
+    Frozen,
 }
 
 /// Hands the routes that may be returned now to `each`, in no particular order; tells whether the key is this record's.
@@ -77,6 +79,9 @@ pub(crate) fn change<P: Liveness>(
     let (mut former, mut routes) = (Words::new(), Words::new());
     loop {
         routes.clear();
+        if word.is_frozen() && word.state() != State::Retired {
+            return Ok(Changed::Frozen);
+        }
         let list = match word.state() {
             State::Retired => return Ok(Changed::Retired),
             State::Dead => None,

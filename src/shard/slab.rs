@@ -40,6 +40,19 @@ impl Record {
         self.key[1].store(key[1], Ordering::Relaxed);
     }
 
+    /// Gives a private record its key and word.
+    pub(crate) fn fill(&self, key: [u64; 2], word: Word) {
+        self.set_key(key);
+        // Relaxed: published with the root.
+        self.word.store(word.0, Ordering::Relaxed);
+    }
+
+    /// Makes the word final, and returns it.
+    pub(crate) fn freeze(&self) -> Word {
+        // AcqRel: as in `compare_exchange`; a change of the word comes before this, or meets a frozen word.
+        Word(self.word.fetch_or(Word(0).frozen().0, Ordering::AcqRel))
+    }
+
     #[inline]
     pub(crate) fn load(&self) -> Word {
         // Acquire: pairs with the Release half of the CAS that wrote a SPILL word, so that the list is seen whole, and
@@ -90,6 +103,8 @@ pub(crate) struct Slab {
     used: AtomicU32,
     /// Records that are LIVE or SPILL, with the same licence.
     live: AtomicU32,
+    /// How many slabs the shard had before, modulo 256.
+    pub(crate) generation: u8,
 }
 
 /// Why no record could be had.
@@ -156,7 +171,18 @@ impl Slab {
             next: AtomicU32::new(0),
             used: AtomicU32::new(0),
             live: AtomicU32::new(0),
+            generation: 0,
         }
+    }
+
+    /// A slab to take the place of `old`, whose first `count` records are live and in the index.
+    pub(crate) fn after(old: &Slab, count: u32) -> Slab {
+        let mut slab = Slab::new();
+        slab.next = AtomicU32::new(count);
+        slab.used = AtomicU32::new(count);
+        slab.live = AtomicU32::new(count);
+        slab.generation = old.generation.wrapping_add(1);
+        slab
     }
 
     /// The numbers that were ever used are those below this.
