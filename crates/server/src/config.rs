@@ -112,7 +112,7 @@ pub struct Keypair {
 pub struct Config {
     /// Where to listen, `host:port`; port 0 lets the system choose.
     pub listen_addr: Setting<String>,
-    /// How long a route lives without a refresh. The table is built with it.
+    /// How long a route lives without a refresh. The [table](nodetracker::RouteTable) is built with it.
     pub keep_alive: Setting<Duration>,
     /// Certificates to serve TLS with; plaintext where there are none. The first one is for clients that ask for a
     /// name that none of them has.

@@ -1,7 +1,23 @@
 //! The gRPC front end of nodetracker: it parses, checks, calls the table, and answers.
+//!
+//! One [acceptor](crate::Server::run) hands each connection to the least loaded of as many single-threaded workers as
+//! there are cores. A worker drives hyper's HTTP/2 for each of its connections, with tonic's generated services as plain
+//! services behind a small router: no call ever changes threads. Every limit that keeps a hostile client from
+//! hurting the others is set in [`limits`].
 
+mod accept;
 mod config;
+mod connection;
+pub mod limits;
+mod router;
+mod serve;
+mod service;
+mod sweeper;
+mod tls;
+mod worker;
 
 pub use config::{
     Config, ConfigError, DEFAULT_KEEP_ALIVE, DEFAULT_LISTEN_ADDR, Keypair, MAX_KEEP_ALIVE, Origin, Setting,
 };
+pub use limits::Limits;
+pub use serve::{Drained, Server, StartError};

@@ -1,0 +1,199 @@
+//! One client's connection, from the accepted socket to the last answer.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tracing::debug;
+
+use crate::limits::{self, Limits};
+use crate::router::Router;
+
+/// What HTTP/2 clients send before anything else: 24 fixed bytes and the header of a SETTINGS frame.
+const PREFACE: usize = 24 + 9;
+
+/// What every connection needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Serving {
+    pub(crate) router: Router,
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) limits: Limits,
+    /// Becomes `true` once the server is told to stop.
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// Serves the connection until the client leaves, breaks the protocol, or the server drains.
+///
+/// `number` tells connections apart, so that those that were opened together do not grow too old together.
+pub(crate) async fn serve(stream: std::net::TcpStream, mut serving: Serving, number: u64) {
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => return debug!(%error, "a connection was lost before it was served"),
+    };
+    let Some(tls) = serving.tls.take() else {
+        return http2(stream, serving, number).await;
+    };
+    let mut draining = serving.draining.clone();
+    let handshake = timeout(serving.limits.handshake, TlsAcceptor::from(tls).accept(stream));
+    tokio::select! {
+        accepted = handshake => match accepted {
+            Ok(Ok(stream)) => http2(stream, serving, number).await,
+            Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
+            Err(_) => debug!("a TLS handshake took too long"),
+        },
+        _ = draining.wait_for(|&draining| draining) => {}
+    }
+}
+
+async fn http2<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, serving: Serving, number: u64) {
+    let Serving {
+        router,
+        limits,
+        mut draining,
+        ..
+    } = serving;
+    let read = Rc::new(Cell::new(0));
+    let stream = Counted {
+        stream,
+        read: Rc::clone(&read),
+    };
+    let mut connection = pin!(builder().serve_connection(TokioIo::new(stream), router));
+
+    let opened = Instant::now();
+    let mut stage = Stage::Preface;
+    let mut due = pin!(sleep_until(opened + limits.handshake));
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    debug!(%error, "a connection ended with an error");
+                }
+                return;
+            }
+            // The server has its own deadline, and cuts what is left then.
+            _ = draining.wait_for(|&draining| draining), if !stopping => {
+                if read.get() < PREFACE {
+                    return;
+                }
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = due.as_mut(), if !stopping => match stage {
+                Stage::Preface => {
+                    if read.get() < PREFACE {
+                        return debug!("a client did not send HTTP/2's preface in time");
+                    }
+                    stage = Stage::Serving;
+                    // Up to an eighth less, spread evenly.
+                    let age = limits.max_connection_age - limits.max_connection_age / 64 * (number % 8) as u32;
+                    due.as_mut().reset(opened + age);
+                }
+                Stage::Serving => {
+                    stage = Stage::Leaving;
+                    connection.as_mut().graceful_shutdown();
+                    due.as_mut().reset(Instant::now() + limits.drain);
+                }
+                Stage::Leaving => return debug!("an old connection was cut with calls in flight"),
+            },
+        }
+    }
+}
+
+/// What a connection's one timer waits for.
+enum Stage {
+    /// The client's preface must be there.
+    Preface,
+    /// The connection is old enough to be asked to leave.
+    Serving,
+    /// Its calls have had their time to finish.
+    Leaving,
+}
+
+/// HTTP/2 with every limit set.
+fn builder() -> http2::Builder<Local> {
+    let mut builder = http2::Builder::new(Local);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::MAX_CONCURRENT_STREAMS)
+        .max_header_list_size(limits::MAX_HEADER_LIST_SIZE)
+        .max_local_error_reset_streams(limits::MAX_LOCAL_ERROR_RESETS)
+        .max_pending_accept_reset_streams(limits::MAX_PENDING_ACCEPT_RESETS)
+        .initial_stream_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .max_frame_size(limits::MAX_FRAME_SIZE)
+        .max_send_buf_size(limits::MAX_SEND_BUFFER)
+        .keep_alive_interval(limits::KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(limits::KEEPALIVE_TIMEOUT)
+        // gRPC clients have no use for a date.
+        .auto_date_header(false);
+    builder
+}
+
+/// Spawns calls on the thread that reads their connection.
+#[derive(Clone, Copy)]
+struct Local;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, call: F) {
+        tokio::task::spawn_local(async move {
+            call.await;
+        });
+    }
+}
+
+/// A stream that counts the bytes that came in, as far as the preface.
+struct Counted<S> {
+    stream: S,
+    read: Rc<Cell<usize>>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let read = self.read.get();
+        if read < PREFACE {
+            self.read.set(read + (buf.filled().len() - before));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,76 @@
+//! Every limit of the front end, in one place.
+//!
+//! The libraries underneath leave several of them off or generous. Each one here is chosen for what this server
+//! carries, small messages from a few hundred proxies, and for the attack that it stops.
+
+use std::time::Duration;
+
+/// Calls that one connection may have in flight; further streams are refused. Stops stream floods.
+pub const MAX_CONCURRENT_STREAMS: u32 = 256;
+
+/// The size of a request's decoded headers. gRPC needs a few hundred bytes; stops CONTINUATION floods.
+pub const MAX_HEADER_LIST_SIZE: u32 = 8 * 1024;
+
+/// Streams that the server may reset over a connection's life because of what the client sent, before the connection
+/// itself is closed. Stops "MadeYouReset".
+pub const MAX_LOCAL_ERROR_RESETS: usize = 1024;
+
+/// Streams that a client may have opened and reset before they were looked at. Stops "Rapid Reset".
+pub const MAX_PENDING_ACCEPT_RESETS: usize = 20;
+
+/// The size of one request message. The largest legal one has four strings of 255 bytes.
+pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
+
+/// Bytes of requests that may wait unread on one stream.
+pub const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// Bytes of requests that may wait unread on one connection, all of its streams together.
+pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// The largest frame that a client may send, HTTP/2's smallest allowed value.
+pub const MAX_FRAME_SIZE: u32 = 16 * 1024;
+
+/// Bytes of answers that may wait on one stream for a client that does not read.
+pub const MAX_SEND_BUFFER: usize = 64 * 1024;
+
+/// How often a silent connection is pinged.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long a pinged client may take to answer before its connection is closed.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the acceptor waits after its first failure to accept, such as running out of file descriptors. Doubles
+/// with every further one.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
+
+/// The longest wait after a failure to accept.
+pub const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Limits that depend on where the server runs.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections served at one time. Further ones wait in the kernel's backlog. 10,000 by default.
+    pub max_connections: u32,
+    /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
+    pub handshake: Duration,
+    /// How long a call's request may take to arrive in full. 10 s by default.
+    pub call: Duration,
+    /// How long calls in flight may go on after the server, or their connection, was told to stop. 10 s by default.
+    pub drain: Duration,
+    /// How long a connection lives before its client is told to open another. Bounds what a client can gain from
+    /// floods that are cheap for it and that nothing else ends. One hour by default, less a few minutes that differ
+    /// between connections.
+    pub max_connection_age: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            handshake: Duration::from_secs(10),
+            call: Duration::from_secs(10),
+            drain: Duration::from_secs(10),
+            max_connection_age: Duration::from_secs(3600),
+        }
+    }
+}

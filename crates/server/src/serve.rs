@@ -1,0 +1,173 @@
+//! The server, assembled: listener, acceptor, workers, sweeper, and the way it stops.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use nodetracker::RouteTable;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::accept::accept;
+use crate::config::{Config, ConfigError};
+use crate::connection::Serving;
+use crate::limits::Limits;
+use crate::router::Router;
+use crate::sweeper::sweep;
+use crate::tls;
+use crate::worker::Workers;
+
+/// Why a server cannot start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration asks for something that is not to be had: a port that is taken, a key that is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The system gave no threads.
+    #[error("cannot start the worker threads: {0}")]
+    Workers(#[from] io::Error),
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Drained {
+    /// Every call in flight was finished.
+    Completely,
+    /// Some connections were still open at the deadline, and were cut.
+    Cut {
+        /// How many.
+        connections: usize,
+    },
+}
+
+/// A server that has its port: clients can connect already, and are served once it [runs](Server::run).
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use nodetracker::RouteTable;
+/// use nodetracker_server::{Config, Server};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let config = Config::default().listen_on("127.0.0.1:0");
+/// let server = Server::bind(&config, Arc::new(RouteTable::new())).await.unwrap();
+/// println!("listening on {}", server.local_addr());
+/// // Ends as soon as the future given to it does.
+/// let _ = server.run(async {}).await;
+/// # });
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    workers: Workers,
+    table: Arc<RouteTable>,
+    limits: Limits,
+    draining: watch::Sender<bool>,
+}
+
+impl Server {
+    /// Loads the certificates, takes the port and starts the worker threads, with the [default limits](Limits).
+    ///
+    /// # Errors
+    ///
+    /// A key or certificate file cannot be used, the address cannot be listened on, or no thread can be started.
+    pub async fn bind(config: &Config, table: Arc<RouteTable>) -> Result<Self, StartError> {
+        Self::bind_with_limits(config, table, Limits::default()).await
+    }
+
+    /// The same with other limits.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](Server::bind).
+    pub async fn bind_with_limits(config: &Config, table: Arc<RouteTable>, limits: Limits) -> Result<Self, StartError> {
+        let tls = match config.keypairs.as_slice() {
+            [] => None,
+            keypairs => Some(tls::server_config(keypairs)?),
+        };
+        let (listener, local_addr) = listen(config).await?;
+        let (draining, watched) = watch::channel(false);
+        let router = Router::new(Arc::clone(&table), limits.call);
+        let interval = humantime::format_duration(table.keep_alive());
+        info!("listening on {local_addr}; a route lives {interval} without a refresh");
+        if tls.is_none() {
+            info!("no https_keypairs: calls travel in plaintext");
+        }
+        let workers = Workers::start(&Serving {
+            router,
+            tls,
+            limits: limits.clone(),
+            draining: watched,
+        })?;
+        Ok(Self {
+            listener,
+            local_addr,
+            workers,
+            table,
+            limits,
+            draining,
+        })
+    }
+
+    /// The address that the server listens on, its real port where port 0 was asked for.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves until `shutdown` ends; then accepts no more, asks every client to leave, finishes the calls in flight
+    /// and returns. Calls that take longer than the drain limit are cut.
+    ///
+    /// Cutting this future short cuts every connection.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Drained {
+        let places = Arc::new(Semaphore::new(self.limits.max_connections as usize));
+        tokio::select! {
+            () = shutdown => {}
+            never = accept(&self.listener, &mut self.workers, &places) => match never {},
+            never = sweep(&self.table) => match never {},
+        }
+
+        drop(self.listener);
+        let open = |places: &Semaphore| self.limits.max_connections as usize - places.available_permits();
+        let connections = open(&places);
+        info!(
+            connections,
+            "stopping: calls in flight have up to {:?} to finish", self.limits.drain
+        );
+        self.draining.send_replace(true);
+        // Every connection gives its place back when it is closed.
+        let drained = match timeout(self.limits.drain, places.acquire_many(self.limits.max_connections)).await {
+            Ok(_) => Drained::Completely,
+            Err(_) => Drained::Cut {
+                connections: open(&places),
+            },
+        };
+        self.workers.stop();
+        match drained {
+            Drained::Completely => info!("stopped"),
+            Drained::Cut { connections } => warn!(connections, "stopped: some connections were cut"),
+        }
+        drained
+    }
+}
+
+async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), ConfigError> {
+    let addr = &config.listen_addr;
+    let listening = async {
+        let listener = TcpListener::bind(&addr.value).await?;
+        let local_addr = listener.local_addr()?;
+        io::Result::Ok((listener, local_addr))
+    };
+    listening.await.map_err(|error| {
+        ConfigError::new(
+            addr.origin.clone(),
+            format_args!("cannot listen on {}: {error}", addr.value),
+        )
+    })
+}

@@ -1,0 +1,112 @@
+//! `api.NodeTrackerService`: parse at the edge, call the table, answer.
+
+use std::sync::Arc;
+
+use nodetracker::{AddError, NodeId, Proxy, ProxyField, RegisterError, RouteTable};
+use nodetracker_proto::api;
+use nodetracker_proto::api::node_tracker_service_server::{NodeTrackerService, NodeTrackerServiceServer};
+use tonic::{Request, Response, Status};
+
+use crate::limits::MAX_MESSAGE_SIZE;
+
+/// How often a route is tried again whose proxy is removed between its registration and the route's insertion.
+const ADD_ATTEMPTS: usize = 8;
+
+/// Answers the frozen contract from a table.
+#[derive(Debug, Clone)]
+pub(crate) struct Tracker {
+    table: Arc<RouteTable>,
+}
+
+impl Tracker {
+    /// The methods of the service; a test calls each.
+    pub(crate) const METHODS: [&str; 3] = ["AddNode", "GetProxies", "RemoveNode"];
+
+    /// Returns the service for a table, its message limit set.
+    pub(crate) fn service(table: Arc<RouteTable>) -> NodeTrackerServiceServer<Self> {
+        NodeTrackerServiceServer::new(Self { table }).max_decoding_message_size(MAX_MESSAGE_SIZE)
+    }
+
+    fn add(&self, node: &NodeId, proxy: &Proxy<'_>) -> Result<(), Status> {
+        for _ in 0..ADD_ATTEMPTS {
+            let proxy = self.table.register_proxy(proxy).map_err(|error| refused(&error))?;
+            match self.table.add_node(node, proxy) {
+                Ok(_) => return Ok(()),
+                // Dropped since it was registered, because it had no route yet.
+                Err(AddError::UnknownProxy) => {}
+                Err(error @ AddError::TooManyRoutes { .. }) => {
+                    return Err(Status::resource_exhausted(error.to_string()));
+                }
+                Err(error) => return Err(Status::internal(error.to_string())),
+            }
+        }
+        Err(Status::aborted("the proxy is being removed: try again"))
+    }
+}
+
+#[tonic::async_trait]
+impl NodeTrackerService for Tracker {
+    async fn add_node(&self, request: Request<api::AddNodeRequest>) -> Result<Response<api::AddNodeResponse>, Status> {
+        let request = request.into_inner();
+        // The node first: a bad one must not leave its proxy behind.
+        let node = node_id(&request.node_id)?;
+        let proxy = Proxy {
+            id: &request.proxy_id,
+            cluster_name: &request.cluster_name,
+            addr: &request.addr,
+        };
+        self.add(&node, &proxy)?;
+        Ok(Response::new(api::AddNodeResponse {}))
+    }
+
+    async fn get_proxies(
+        &self,
+        request: Request<api::GetProxiesRequest>,
+    ) -> Result<Response<api::GetProxiesResponse>, Status> {
+        let node = node_id(&request.get_ref().node_id)?;
+        let routes = self.table.get_proxies(&node);
+        // A proxy that was removed since is no way to the node any more.
+        let details = routes.into_iter().filter_map(|route| {
+            let proxy = self.table.proxy(route.proxy)?;
+            Some(api::ProxyDetails {
+                id: proxy.id.into(),
+                cluster_name: proxy.cluster_name.into(),
+                addr: proxy.addr.into(),
+                updated_at: Some(route.last_refresh.into()),
+            })
+        });
+        Ok(Response::new(api::GetProxiesResponse {
+            proxy_details: details.collect(),
+        }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<api::RemoveNodeRequest>,
+    ) -> Result<Response<api::RemoveNodeResponse>, Status> {
+        let node = node_id(&request.get_ref().node_id)?;
+        self.table.remove_node(&node);
+        Ok(Response::new(api::RemoveNodeResponse {}))
+    }
+}
+
+fn node_id(text: &str) -> Result<NodeId, Status> {
+    text.parse()
+        .map_err(|nodetracker::NodeIdError(reason)| Status::invalid_argument(format!("node_id {reason}")))
+}
+
+/// Names the field as the wire does, which is what the caller filled in.
+fn refused(error: &RegisterError) -> Status {
+    match error {
+        RegisterError::Invalid { field, reason } => {
+            let field = match field {
+                ProxyField::Id => "proxy_id",
+                ProxyField::ClusterName => "cluster_name",
+                ProxyField::Addr => "addr",
+            };
+            Status::invalid_argument(format!("{field} {reason}"))
+        }
+        RegisterError::TooManyProxies { .. } => Status::resource_exhausted(error.to_string()),
+        error => Status::internal(error.to_string()),
+    }
+}

@@ -1,0 +1,132 @@
+//! Removes expired routes in the background, a little at a time.
+//!
+//! Look-ups never return an expired route, swept or not; sweeping gives its memory back.
+
+use std::time::Duration;
+
+use nodetracker::{RouteTable, SweepReport};
+use tokio::time::sleep;
+use tracing::debug;
+
+/// Records looked at in one step: some tens of microseconds, which nobody waits for.
+const STEP: usize = 4096;
+
+/// Rounds over the whole table in one keep-alive interval.
+const ROUNDS_PER_INTERVAL: u32 = 4;
+
+/// The shortest pause between two steps.
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+
+/// Sweeps for ever.
+pub(crate) async fn sweep(table: &RouteTable) -> std::convert::Infallible {
+    let mut pace = Pace::new(table.keep_alive() / ROUNDS_PER_INTERVAL);
+    let mut expired = 0;
+    loop {
+        sleep(pace.pause(table.len())).await;
+        let report = table.sweep(STEP);
+        pace.stepped(report);
+        expired += report.expired;
+        if report.round_completed && expired > 0 {
+            debug!(expired, "removed expired routes");
+            expired = 0;
+        }
+    }
+}
+
+/// Spreads the steps of a round evenly over the time that the round may take.
+struct Pace {
+    round: Duration,
+    /// Records visited in this round so far.
+    visited: usize,
+    /// Records visited in the last whole round.
+    last_round: usize,
+}
+
+impl Pace {
+    fn new(round: Duration) -> Self {
+        Self {
+            round,
+            visited: 0,
+            last_round: 0,
+        }
+    }
+
+    /// How long to wait before the next step of a table that holds this many routes now. A round is as long as the
+    /// last one was, or longer, for a table that grew.
+    fn pause(&self, routes: usize) -> Duration {
+        let records = self.last_round.max(self.visited).max(routes);
+        let steps = u32::try_from(records / STEP + 1).unwrap_or(u32::MAX);
+        (self.round / steps).max(MIN_PAUSE)
+    }
+
+    fn stepped(&mut self, report: SweepReport) {
+        self.visited += report.visited;
+        if report.round_completed {
+            self.last_round = std::mem::take(&mut self.visited);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nodetracker::{ManualClock, NodeId, Proxy};
+
+    use super::*;
+
+    const ROUND: Duration = Duration::from_secs(75);
+
+    #[test]
+    fn an_empty_table_is_swept_once_a_round() {
+        assert_eq!(Pace::new(ROUND).pause(0), ROUND);
+    }
+
+    #[test]
+    fn the_steps_of_a_round_take_the_round() {
+        let pace = Pace::new(ROUND);
+        let routes = 1_000_000;
+        let steps = (routes / STEP + 1) as u32;
+        assert_eq!(pace.pause(routes), ROUND / steps);
+    }
+
+    #[test]
+    fn the_pause_has_a_floor() {
+        assert_eq!(Pace::new(Duration::from_micros(1)).pause(0), MIN_PAUSE);
+        assert_eq!(Pace::new(ROUND).pause(usize::MAX), MIN_PAUSE);
+    }
+
+    #[test]
+    fn a_real_round_is_paced_to_end_in_time() {
+        let clock = ManualClock::new();
+        let table = RouteTable::builder().clock(clock.clone()).keep_alive(4 * ROUND).build();
+        let proxy = table
+            .register_proxy(&Proxy {
+                id: "p",
+                cluster_name: "",
+                addr: "p:1",
+            })
+            .unwrap();
+        for number in 0..3 * STEP {
+            table
+                .add_node(&format!("node-{number}").parse::<NodeId>().unwrap(), proxy)
+                .unwrap();
+        }
+        let mut pace = Pace::new(table.keep_alive() / ROUNDS_PER_INTERVAL);
+        clock.advance(table.keep_alive() + Duration::from_millis(1));
+        let mut waited = Duration::ZERO;
+        let mut expired = 0;
+        // A round may have begun anywhere, so everything has been visited after two.
+        for _ in 0..2 {
+            loop {
+                waited += pace.pause(table.len());
+                let report = table.sweep(STEP);
+                pace.stepped(report);
+                expired += report.expired;
+                if report.round_completed {
+                    break;
+                }
+            }
+        }
+        assert_eq!(expired, 3 * STEP);
+        assert!(waited < table.keep_alive(), "{waited:?}");
+    }
+}

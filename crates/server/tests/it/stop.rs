@@ -1,0 +1,96 @@
+//! How the server stops: in order, in time, or at once.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nodetracker::RouteTable;
+use nodetracker_server::{Drained, Limits};
+use tokio::net::TcpStream;
+
+use crate::support::{Ended, Raw, Running, ended, framed};
+
+/// A call that the server has begun to read.
+struct InFlight {
+    raw: Raw,
+    response: h2::client::ResponseFuture,
+    stream: h2::SendStream<Bytes>,
+    rest: Bytes,
+}
+
+impl InFlight {
+    async fn start(addr: SocketAddr) -> Self {
+        let mut raw = Raw::connect(addr).await;
+        let (response, mut stream) = raw.open("/api.NodeTrackerService/GetProxies").await;
+        let mut body = Bytes::from(framed(b"\x0a\x06node-1"));
+        stream.send_data(body.split_to(7), false).unwrap();
+        raw.settle().await;
+        Self {
+            raw,
+            response,
+            stream,
+            rest: body,
+        }
+    }
+
+    async fn finish(mut self) -> Ended {
+        self.stream.send_data(self.rest, true).unwrap();
+        let ended = ended(self.response).await;
+        drop(self.raw);
+        ended
+    }
+}
+
+const OK: Ended = Ended {
+    http: 200,
+    grpc: Some(0),
+    message: String::new(),
+};
+
+#[tokio::test]
+async fn a_call_in_flight_is_finished() {
+    let server = Running::start().await;
+    let call = InFlight::start(server.addr).await;
+    let stopping = tokio::spawn(server.stop());
+    assert_eq!(call.finish().await, OK);
+    assert_eq!(stopping.await.unwrap(), Drained::Completely);
+}
+
+#[tokio::test]
+async fn idle_and_silent_connections_do_not_hold_it_up() {
+    let server = Running::start().await;
+    let idle = server.client().await;
+    let _silent = TcpStream::connect(server.addr).await.unwrap();
+    server.assert_serves().await;
+    assert_eq!(server.stop().await, Drained::Completely);
+    drop(idle);
+}
+
+#[tokio::test]
+async fn calls_that_take_too_long_are_cut() {
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            drain: Duration::from_millis(20),
+            ..Limits::default()
+        },
+    )
+    .await;
+    let call = InFlight::start(server.addr).await;
+    assert_eq!(server.stop().await, Drained::Cut { connections: 1 });
+    assert!(call.response.await.is_err());
+}
+
+#[tokio::test]
+async fn a_dropped_server_serves_nobody() {
+    let server = Running::start().await;
+    let addr = server.addr;
+    let call = InFlight::start(addr).await;
+    server.abort().await;
+    assert!(call.response.await.is_err());
+    assert_eq!(
+        TcpStream::connect(addr).await.unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+}

@@ -1,0 +1,192 @@
+//! Servers to test against, and clients of several kinds.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use nodetracker::RouteTable;
+use nodetracker_proto::api;
+use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClient;
+use nodetracker_server::{Config, Drained, Limits, Server};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+
+pub(crate) type Client = NodeTrackerServiceClient<Channel>;
+
+/// A server in this process.
+pub(crate) struct Running {
+    pub(crate) addr: SocketAddr,
+    pub(crate) table: Arc<RouteTable>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Drained>,
+}
+
+impl Running {
+    pub(crate) async fn start() -> Self {
+        Self::with_table(RouteTable::new()).await
+    }
+
+    pub(crate) async fn with_table(table: RouteTable) -> Self {
+        Self::with(table, Limits::default()).await
+    }
+
+    pub(crate) async fn with(table: RouteTable, limits: Limits) -> Self {
+        let table = Arc::new(table);
+        let config = Config::default().listen_on("127.0.0.1:0");
+        let server = Server::bind_with_limits(&config, Arc::clone(&table), limits)
+            .await
+            .unwrap();
+        let addr = server.local_addr();
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(server.run(async {
+            let _ = stopped.await;
+        }));
+        Self {
+            addr,
+            table,
+            stop,
+            task,
+        }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        connect(self.addr).await
+    }
+
+    /// Fails the test unless a whole round of calls works.
+    pub(crate) async fn assert_serves(&self) {
+        let mut client = self.client().await;
+        client.add_node(add("still-serving", "proxy", "proxy:1")).await.unwrap();
+        assert_eq!(proxies(&mut client, "still-serving").await, ["proxy"]);
+        client
+            .remove_node(api::RemoveNodeRequest {
+                node_id: "still-serving".into(),
+            })
+            .await
+            .unwrap();
+        assert_eq!(proxies(&mut client, "still-serving").await, [""; 0]);
+    }
+
+    /// Drops the server as it is.
+    pub(crate) async fn abort(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+    }
+
+    pub(crate) async fn stop(self) -> Drained {
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap()
+    }
+}
+
+/// Connects with tonic's own transport, which the commands do not use.
+pub(crate) async fn connect(addr: SocketAddr) -> Client {
+    let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
+    Client::new(endpoint.connect().await.unwrap())
+}
+
+pub(crate) fn add(node: &str, proxy: &str, addr: &str) -> api::AddNodeRequest {
+    api::AddNodeRequest {
+        node_id: node.into(),
+        proxy_id: proxy.into(),
+        cluster_name: "cluster".into(),
+        addr: addr.into(),
+    }
+}
+
+pub(crate) async fn details(client: &mut Client, node: &str) -> Vec<api::ProxyDetails> {
+    let request = api::GetProxiesRequest { node_id: node.into() };
+    client.get_proxies(request).await.unwrap().into_inner().proxy_details
+}
+
+/// The IDs of the proxies that reach a node, in the order of the answer.
+pub(crate) async fn proxies(client: &mut Client, node: &str) -> Vec<String> {
+    details(client, node).await.into_iter().map(|proxy| proxy.id).collect()
+}
+
+/// A client that can do what gRPC libraries do not let one do.
+pub(crate) struct Raw {
+    pub(crate) requests: SendRequest<Bytes>,
+    pub(crate) connection: JoinHandle<Result<(), h2::Error>>,
+    pings: h2::PingPong,
+}
+
+/// How a raw call ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) http: u16,
+    pub(crate) grpc: Option<i32>,
+    pub(crate) message: String,
+}
+
+impl Raw {
+    pub(crate) async fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let (requests, mut connection) = h2::client::handshake(stream).await.unwrap();
+        let pings = connection.ping_pong().unwrap();
+        Self {
+            requests,
+            connection: tokio::spawn(connection),
+            pings,
+        }
+    }
+
+    /// Returns once the server has read everything that was sent before.
+    pub(crate) async fn settle(&mut self) {
+        self.pings.ping(h2::Ping::opaque()).await.unwrap();
+    }
+
+    /// Starts a gRPC call; what is sent on the stream is up to the caller.
+    pub(crate) async fn open(&mut self, path: &str) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+        self.requests = self.requests.clone().ready().await.unwrap();
+        self.requests.send_request(grpc(path), false).unwrap()
+    }
+
+    /// Makes a call with this request body, whole or not.
+    pub(crate) async fn call(&mut self, path: &str, body: Vec<u8>) -> Ended {
+        let (response, mut stream) = self.open(path).await;
+        // An error means that the server has answered already.
+        let _ = stream.send_data(body.into(), true);
+        ended(response).await
+    }
+}
+
+pub(crate) fn grpc(path: &str) -> http::Request<()> {
+    http::Request::post(format!("http://tracker{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap()
+}
+
+pub(crate) async fn ended(response: h2::client::ResponseFuture) -> Ended {
+    let response = response.await.unwrap();
+    let http = response.status().as_u16();
+    let mut headers = response.headers().clone();
+    let mut body = response.into_body();
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    headers.extend(body.trailers().await.unwrap().unwrap_or_default());
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    Ended {
+        http,
+        grpc: text("grpc-status").map(|code| code.parse().unwrap()),
+        message: text("grpc-message")
+            .unwrap_or_default()
+            .replace("%20", " ")
+            .replace("%22", "\""),
+    }
+}
+
+/// Puts gRPC's five bytes in front of a message.
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    frame.extend(message);
+    frame
+}
