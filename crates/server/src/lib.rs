@@ -6,18 +6,23 @@
 //! hurting the others is set in [`limits`].
 
 mod accept;
+mod cli;
 mod config;
 mod connection;
 pub mod limits;
+mod log;
 mod router;
 mod serve;
 mod service;
+mod signals;
 mod sweeper;
 mod tls;
 mod worker;
 
+pub use cli::Cli;
 pub use config::{
     Config, ConfigError, DEFAULT_KEEP_ALIVE, DEFAULT_LISTEN_ADDR, Keypair, MAX_KEEP_ALIVE, Origin, Setting,
 };
 pub use limits::Limits;
+pub use log::LogFormat;
 pub use serve::{Drained, Server, StartError};

@@ -1,5 +1,6 @@
 //! Clients that would keep the server from serving others.
 
+use std::process::Command;
 use std::time::Duration;
 
 use nodetracker::RouteTable;
@@ -8,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
 
-use crate::support::{Raw, Running, add, connect, ended, framed, grpc};
+use crate::support::{Process, Raw, Running, add, connect, ended, framed, grpc};
 
 const ADD: &str = "/api.NodeTrackerService/AddNode";
 const SOON: Duration = Duration::from_millis(20);
@@ -153,4 +154,20 @@ async fn rapid_resets_cost_the_attacker_its_connection() {
         "{error}"
     );
     server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn running_out_of_descriptors_is_survived() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 48 && exec \"$0\" serve --listen 127.0.0.1:0"]);
+    command.arg(env!("CARGO_BIN_EXE_nodetracker"));
+    let mut server = Process::spawn(command);
+    let mut flood = Vec::new();
+    for _ in 0..64 {
+        flood.push(TcpStream::connect(server.addr).await.unwrap());
+    }
+    server.logged("cannot accept connections");
+    drop(flood);
+    let mut client = connect(server.addr).await;
+    client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
 }

@@ -1,6 +1,8 @@
-//! The server over real connections.
+//! The server over real connections, and the `nodetracker` command as its users run it.
 
 mod bad_input;
+mod command;
+mod config_errors;
 mod hostile;
 mod scenarios;
 mod stop;

@@ -9,7 +9,7 @@ use nodetracker::RouteTable;
 use nodetracker_server::{Drained, Limits};
 use tokio::net::TcpStream;
 
-use crate::support::{Ended, Raw, Running, ended, framed};
+use crate::support::{Ended, Process, Raw, Running, ended, framed};
 
 /// A call that the server has begun to read.
 struct InFlight {
@@ -50,11 +50,32 @@ const OK: Ended = Ended {
 
 #[tokio::test]
 async fn a_call_in_flight_is_finished() {
-    let server = Running::start().await;
-    let call = InFlight::start(server.addr).await;
-    let stopping = tokio::spawn(server.stop());
-    assert_eq!(call.finish().await, OK);
-    assert_eq!(stopping.await.unwrap(), Drained::Completely);
+    for signal in ["TERM", "INT"] {
+        let mut server = Process::serve(&[]);
+        let call = InFlight::start(server.addr).await;
+        server.signal(signal);
+        let log = server.logged("have up to");
+        assert!(log.contains(&format!("SIG{signal}: stopping")), "{log}");
+        let refused = TcpStream::connect(server.addr).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(call.finish().await, OK);
+        let (status, log) = server.wait().await;
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.trim_end().ends_with("INFO stopped"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let mut server = Process::serve(&[]);
+        let _call = InFlight::start(server.addr).await;
+        server.signal("TERM");
+        server.logged("have up to");
+        server.signal(signal);
+        let (status, log) = server.wait().await;
+        assert_eq!(status.code(), Some(code), "{log}");
+    }
 }
 
 #[tokio::test]

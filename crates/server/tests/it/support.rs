@@ -1,6 +1,9 @@
-//! Servers to test against, and clients of several kinds.
+//! Servers to test against, in this process and as the command; and clients of several kinds.
 
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,6 +12,7 @@ use nodetracker::RouteTable;
 use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClient;
 use nodetracker_server::{Config, Drained, Limits, Server};
+use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -189,4 +193,91 @@ pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     frame.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
     frame.extend(message);
     frame
+}
+
+/// The command under test.
+pub(crate) fn nodetracker() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_nodetracker"))
+}
+
+/// Runs the command to its end.
+pub(crate) fn run(args: &[&str]) -> Output {
+    nodetracker().args(args).output().unwrap()
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// `nodetracker serve` as a process; killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) addr: SocketAddr,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Process {
+    /// Starts it on a free port and waits until it listens.
+    pub(crate) fn serve(args: &[&str]) -> Self {
+        let mut command = nodetracker();
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(args);
+        Self::spawn(command)
+    }
+
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let addr = line
+            .strip_prefix("listening on ")
+            .map(|addr| addr.trim_end().parse().unwrap());
+        let addr = addr.unwrap_or_else(|| panic!("{line:?}"));
+        Self { child, addr, stderr }
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let command = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
+    }
+
+    /// Reads the log up to a line that has this in it.
+    pub(crate) fn logged(&mut self, what: &str) -> String {
+        let mut log = String::new();
+        while !log.lines().next_back().is_some_and(|line| line.contains(what)) {
+            assert_ne!(self.stderr.read_line(&mut log).unwrap(), 0, "no {what:?} in {log}");
+        }
+        log
+    }
+
+    /// Waits for it to end by itself, and returns what was left of the log. Clients of this process go on meanwhile.
+    pub(crate) async fn wait(mut self) -> (ExitStatus, String) {
+        let wait = move || {
+            let mut log = String::new();
+            self.stderr.read_to_string(&mut log).unwrap();
+            (self.child.wait().unwrap(), log)
+        };
+        tokio::task::spawn_blocking(wait).await.unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Writes a configuration file into a folder of its own.
+pub(crate) fn config_file(text: &str) -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("tracker.yaml");
+    std::fs::write(&file, text).unwrap();
+    (folder, file)
 }

@@ -1,0 +1,141 @@
+//! The command line.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use nodetracker::RouteTable;
+use tokio::runtime;
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::config::{self, Config};
+use crate::log::{self, LogFormat};
+use crate::serve::{Server, StartError};
+use crate::signals::Signals;
+
+/// Something was wrong while running.
+const FAILURE: u8 = 1;
+/// Something was wrong with what was asked for; clap uses the same.
+const USAGE: u8 = 2;
+
+/// Tracks which proxies hold the reverse tunnels to which nodes
+#[derive(Debug, Parser)]
+#[command(
+    name = "nodetracker",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the tracker
+    ///
+    /// The line "listening on ADDR" goes to stdout once calls are accepted, logs go to stderr. SIGTERM and SIGINT stop
+    /// it once the calls in flight are finished; a second one at once.
+    Serve(Serve),
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// YAML file with a node_tracker_service section [default: none is needed]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to listen, HOST:PORT; port 0 picks a free one [default: 127.0.0.1:3029]
+    #[arg(long, value_name = "ADDR", value_parser = config::listen_addr)]
+    listen: Option<String>,
+    /// How long a route lives without a refresh, such as 90s or 5m [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = config::keep_alive)]
+    proxy_keep_alive_interval: Option<Duration>,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+impl Cli {
+    /// Does what the command line asks for; what went wrong is one line on stderr.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return fail(FAILURE, &error),
+        };
+        runtime.block_on(async {
+            match self.command {
+                Command::Serve(serve) => serve.run().await,
+            }
+        })
+    }
+}
+
+impl Serve {
+    async fn run(self) -> ExitCode {
+        log::init(self.log_format);
+        // Before the port is taken: whoever reads "listening on" may stop the server.
+        let mut signals = match Signals::install() {
+            Ok(signals) => signals,
+            Err(error) => return fail(FAILURE, &error),
+        };
+        let server = match self.bind().await {
+            Ok(server) => server,
+            Err(error @ StartError::Config(_)) => return fail(USAGE, &error),
+            Err(error) => return fail(FAILURE, &error),
+        };
+        if let Err(error) = say_listening(&server) {
+            warn!(%error, "cannot write to stdout");
+        }
+
+        let (stop, stopped) = oneshot::channel();
+        let interrupted = async {
+            let first = signals.next().await;
+            info!("{}: stopping; a second signal ends the calls in flight", first.name);
+            let _ = stop.send(());
+            signals.next().await
+        };
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        tokio::select! {
+            _ = server.run(shutdown) => ExitCode::SUCCESS,
+            second = interrupted => {
+                warn!("{}: ended with calls in flight", second.name);
+                ExitCode::from(second.exit_code())
+            }
+        }
+    }
+
+    async fn bind(self) -> Result<Server, StartError> {
+        let mut config = self
+            .config
+            .as_deref()
+            .map_or_else(|| Ok(Config::default()), Config::read)?;
+        if let Some(addr) = self.listen {
+            config = config.listen_on(addr);
+        }
+        if let Some(interval) = self.proxy_keep_alive_interval {
+            config = config.keep_alive(interval);
+        }
+        let table = RouteTable::builder().keep_alive(config.keep_alive.value).build();
+        Server::bind(&config, Arc::new(table)).await
+    }
+}
+
+fn say_listening(server: &Server) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "listening on {}", server.local_addr())?;
+    out.flush()
+}
+
+fn fail(code: u8, error: &dyn std::error::Error) -> ExitCode {
+    // Not eprintln, which panics on a closed stderr.
+    let _ = writeln!(io::stderr(), "nodetracker: {error}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,142 @@
+//! A configuration that cannot be served: exit code 2 and one line that says what to change.
+
+use std::net::TcpListener;
+
+use crate::support::{Process, config_file, nodetracker, run, stderr, stdout};
+
+#[track_caller]
+fn assert_refused(args: &[&str], line: &str) {
+    let refused = run(&[&["serve"], args].concat());
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert_eq!(stderr(&refused), format!("nodetracker: {line}\n"));
+    assert_eq!(stdout(&refused), "");
+}
+
+#[test]
+fn what_is_wrong_with_the_file_is_one_line() {
+    let section = "node_tracker_service.";
+    for (text, reason) in [
+        ("", ": has no section node_tracker_service".to_owned()),
+        (
+            "proxy_service:\n  enabled: yes\n",
+            ": has no section node_tracker_service".into(),
+        ),
+        ("proxy_service: [", ":1: unclosed bracket '['".into()),
+        (
+            "node_tracker_service:\n  enabled: no\n",
+            format!(":2: {section}enabled: the service is switched off: nothing to do"),
+        ),
+        (
+            "node_tracker_service:\n  enabled: yes\n  listen_address: 127.0.0.1:0\n",
+            ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
+             https_keypairs"
+                .into(),
+        ),
+        (
+            "node_tracker_service:\n  listen_addr: tracker\n",
+            format!(":2: {section}listen_addr: \"tracker\" is not host:port"),
+        ),
+        (
+            "node_tracker_service:\n  proxy_keep_alive_interval: soon\n",
+            format!(":2: {section}proxy_keep_alive_interval: \"soon\" is not a duration: expected number at 0"),
+        ),
+        (
+            "node_tracker_service:\n  proxy_keep_alive_interval: 0s\n",
+            format!(
+                ":2: {section}proxy_keep_alive_interval: \"0s\" is too short: every route would be expired at once"
+            ),
+        ),
+    ] {
+        let (_folder, file) = config_file(text);
+        let file = file.to_str().unwrap();
+        assert_refused(&["--config", file], &format!("{file}{reason}"));
+    }
+}
+
+#[test]
+fn an_unreadable_file_is_named() {
+    let (folder, _) = config_file("");
+    let missing = folder.path().join("missing.yaml");
+    let missing = missing.to_str().unwrap();
+    assert_refused(
+        &["--config", missing],
+        &format!("{missing}: cannot read: No such file or directory (os error 2)"),
+    );
+    let (folder, file) = config_file("");
+    std::fs::write(&file, [0xff, 0xfe, 0xfd]).unwrap();
+    let file = file.to_str().unwrap();
+    assert_refused(
+        &["--config", file],
+        &format!("{file}: cannot read: stream did not contain valid UTF-8"),
+    );
+    drop(folder);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_who_asked_for_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let reason = format!("cannot listen on {addr}: Address already in use (os error 98)");
+    let refused = run(&["serve", "--listen", &addr.to_string()]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert_eq!(stderr(&refused), format!("nodetracker: --listen: {reason}\n"));
+
+    let (_folder, file) = config_file(&format!("node_tracker_service:\n  listen_addr: {addr}\n"));
+    let file = file.to_str().unwrap();
+    assert_refused(
+        &["--config", file],
+        &format!("{file}:2: node_tracker_service.listen_addr: {reason}"),
+    );
+}
+
+#[test]
+fn an_address_of_another_machine_is_refused() {
+    let refused = run(&["serve", "--listen", "192.0.2.1:0"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).starts_with("nodetracker: --listen: cannot listen on 192.0.2.1:0: "));
+    assert_eq!(stderr(&refused).lines().count(), 1);
+}
+
+#[test]
+fn wrong_flags_show_the_usage() {
+    for args in [
+        &["serve", "--listen", "nowhere"][..],
+        &["serve", "--proxy-keep-alive-interval", "0s"],
+        &["serve", "--proxy-keep-alive-interval", "5"],
+        &["serve", "--log-format", "xml"],
+        &["serve", "--lisen", "127.0.0.1:0"],
+        &["frobnicate"],
+        &[],
+    ] {
+        let refused = run(args);
+        assert_eq!(refused.status.code(), Some(2), "{args:?}");
+        assert_eq!(stdout(&refused), "", "{args:?}");
+        assert_ne!(stderr(&refused), "", "{args:?}");
+    }
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let text = format!("node_tracker_service:\n  listen_addr: {addr}\n  proxy_keep_alive_interval: 7m\n");
+    let (_folder, file) = config_file(&text);
+    // The file's port is taken, so this listens only if the flag's is used.
+    let file = file.to_str().unwrap();
+    let mut server = Process::serve(&["--config", file, "--proxy-keep-alive-interval", "90s"]);
+    assert_ne!(server.addr, addr);
+    server.logged("a route lives 1m 30s without a refresh");
+    // What no flag sets is the file's.
+    let mut server = Process::serve(&["--config", file]);
+    server.logged("a route lives 7m without a refresh");
+}
+
+#[test]
+fn the_file_chooses_where_to_listen() {
+    let (_folder, file) = config_file("node_tracker_service:\n  enabled: yes\n  listen_addr: '[::1]:0'\n");
+    let mut command = nodetracker();
+    command.args(["serve", "--config", file.to_str().unwrap()]);
+    let server = Process::spawn(command);
+    assert!(server.addr.is_ipv6());
+    assert_ne!(server.addr.port(), 0);
+}
