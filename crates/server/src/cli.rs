@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::{self, Config};
 use crate::log::{self, LogFormat};
+use crate::query::{self, QueryError};
 use crate::serve::{Server, StartError};
 use crate::signals::Signals;
 
@@ -42,6 +43,12 @@ enum Command {
     /// The line "listening on ADDR" goes to stdout once calls are accepted, logs go to stderr. SIGTERM and SIGINT stop
     /// it once the calls in flight are finished; a second one at once.
     Serve(Serve),
+    /// Record, or refresh, that a node can be reached through a proxy
+    Add(query::Add),
+    /// List the proxies that can reach a node, most recently refreshed first
+    Get(query::Get),
+    /// Forget every route of a node
+    Rm(query::Rm),
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +78,9 @@ impl Cli {
         runtime.block_on(async {
             match self.command {
                 Command::Serve(serve) => serve.run().await,
+                Command::Add(add) => answer(query::add(add).await),
+                Command::Get(get) => answer(query::get(get).await),
+                Command::Rm(rm) => answer(query::rm(rm).await),
             }
         })
     }
@@ -132,6 +142,16 @@ fn say_listening(server: &Server) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "listening on {}", server.local_addr())?;
     out.flush()
+}
+
+fn answer(result: Result<(), QueryError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has seen enough.
+        Err(QueryError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error @ QueryError::Usage(_)) => fail(USAGE, &error),
+        Err(error) => fail(FAILURE, &error),
+    }
 }
 
 fn fail(code: u8, error: &dyn std::error::Error) -> ExitCode {

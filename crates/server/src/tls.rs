@@ -1,4 +1,4 @@
-//! TLS from PEM files.
+//! TLS from PEM files: the server's certificates, and the authorities that the query commands trust.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{InconsistentKeys, ServerConfig};
+use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 
 use crate::config::{ConfigError, Keypair};
 
@@ -28,6 +28,23 @@ pub(crate) fn server_config(keypairs: &[Keypair]) -> Result<Arc<ServerConfig>, C
         .map_err(|error| ConfigError::new(keypairs[0].key_file.origin.clone(), error))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(ByName { certificates }));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Trusts the authorities of one PEM file and nobody else.
+pub(crate) fn client_config(ca_file: &Path) -> Result<Arc<ClientConfig>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca_file)? {
+        roots
+            .add(certificate)
+            .map_err(|error| format!("{}: {error}", ca_file.display()))?;
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
 }

@@ -1,18 +1,162 @@
-//! What `serve` writes, and where.
+//! `add`, `get` and `rm` against a running server, and what `serve` writes.
 
-use std::net::TcpStream;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 
-use crate::support::{Process, run, stdout};
+use crate::support::{Process, nodetracker, run, stderr, stdout};
+
+#[test]
+fn a_node_is_added_found_and_removed() {
+    let server = Process::serve(&[]);
+    let addr = server.addr.to_string();
+    let added = run(&[
+        "add",
+        "node-1",
+        "proxy-1",
+        "10.0.0.1:3080",
+        "--cluster",
+        "root",
+        "--addr",
+        &addr,
+    ]);
+    assert_eq!(
+        (added.status.code(), stdout(&added), stderr(&added)),
+        (Some(0), String::new(), String::new())
+    );
+    let added = run(&[
+        "add",
+        "node-1",
+        "a-longer-proxy",
+        "p:1",
+        "--addr",
+        &format!("http://{addr}"),
+    ]);
+    assert_eq!(added.status.code(), Some(0), "{}", stderr(&added));
+
+    let found = run(&["get", "node-1", "--addr", &addr]);
+    assert_eq!((found.status.code(), stderr(&found)), (Some(0), String::new()));
+    let table = stdout(&found);
+    let lines: Vec<_> = table.lines().collect();
+    assert_eq!(lines[0], "PROXY           CLUSTER  ADDR           UPDATED");
+    assert!(
+        lines[1].starts_with("a-longer-proxy           p:1            20"),
+        "{table}"
+    );
+    assert!(
+        lines[2].starts_with("proxy-1         root     10.0.0.1:3080  20"),
+        "{table}"
+    );
+    assert!(lines[1..].iter().all(|line| line.ends_with("s ago)")), "{table}");
+    assert_eq!(lines.len(), 3);
+
+    let found = run(&["get", "node-1", "--format", "json", "--addr", &addr]);
+    let json: serde_json::Value = serde_json::from_str(&stdout(&found)).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 2);
+    assert_eq!(json[1]["id"], "proxy-1");
+    assert_eq!(json[1]["cluster_name"], "root");
+    assert_eq!(json[1]["addr"], "10.0.0.1:3080");
+    let updated_at = json[1]["updated_at"].as_str().unwrap();
+    assert_eq!(
+        (updated_at.len(), &updated_at[10..11], &updated_at[23..]),
+        (24, "T", "Z"),
+        "{updated_at}"
+    );
+
+    let removed = run(&["rm", "node-1", "--addr", &addr]);
+    assert_eq!(
+        (removed.status.code(), stdout(&removed), stderr(&removed)),
+        (Some(0), String::new(), String::new())
+    );
+    let removed = run(&["rm", "node-1", "--addr", &addr]);
+    assert_eq!(removed.status.code(), Some(0));
+}
+
+#[test]
+fn an_unknown_node_is_an_empty_answer_with_a_note() {
+    let server = Process::serve(&[]);
+    let addr = server.addr.to_string();
+    for (format, answer) in [("table", "PROXY  CLUSTER  ADDR  UPDATED\n"), ("json", "[]\n")] {
+        let found = run(&["get", "nobody", "--format", format, "--addr", &addr]);
+        assert_eq!((found.status.code(), stdout(&found).as_str()), (Some(0), answer));
+        assert_eq!(stderr(&found), "nodetracker: no proxy is known to reach node nobody\n");
+    }
+}
+
+#[test]
+fn a_refusal_is_one_line() {
+    let server = Process::serve(&[]);
+    let addr = server.addr.to_string();
+    for (args, line) in [
+        (
+            &["add", "node-1", "proxy-1", "nowhere"][..],
+            "INVALID_ARGUMENT: addr is not host:port",
+        ),
+        (&["get", ""], "INVALID_ARGUMENT: node_id is empty"),
+        (&["rm", ""], "INVALID_ARGUMENT: node_id is empty"),
+    ] {
+        let refused = run(&[args, &["--addr", &addr]].concat());
+        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(stdout(&refused), "");
+        assert_eq!(stderr(&refused), format!("nodetracker: {addr}: {line}\n"));
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_one_line() {
+    let addr = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    let refused = run(&["get", "node-1", "--addr", &addr]);
+    assert_eq!(refused.status.code(), Some(1));
+    let line = format!("nodetracker: {addr}: cannot connect: Connection refused (os error 111)\n");
+    assert_eq!(stderr(&refused), line);
+}
+
+#[test]
+fn a_server_that_is_something_else_is_one_line() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = other.local_addr().unwrap().to_string();
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _) = other.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    });
+    let refused = run(&["get", "node-1", "--addr", &addr]);
+    answer.join().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        stderr(&refused).starts_with(&format!("nodetracker: {addr}: ")),
+        "{}",
+        stderr(&refused)
+    );
+    assert_eq!(stderr(&refused).lines().count(), 1, "{}", stderr(&refused));
+}
+
+#[test]
+fn a_reader_that_left_is_no_error() {
+    let server = Process::serve(&[]);
+    let mut child = nodetracker()
+        .args(["get", "nobody", "--addr", &server.addr.to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+}
 
 #[test]
 fn logs_are_text_or_json_on_stderr() {
     let mut server = Process::serve(&["--log-format", "json"]);
     let line = server.logged("plaintext");
-    assert!(
-        line.lines()
-            .all(|line| line.starts_with("{\"timestamp\":") && line.ends_with('}')),
-        "{line}"
-    );
+    let json: serde_json::Value = serde_json::from_str(line.lines().next_back().unwrap()).unwrap();
+    assert_eq!(json["level"], "INFO");
+    assert_eq!(json["message"], "no https_keypairs: calls travel in plaintext");
     let mut server = Process::serve(&[]);
     assert!(server.logged("plaintext").contains(" INFO no https_keypairs"));
     // Once calls are accepted: no waiting, no trying again.
@@ -21,7 +165,12 @@ fn logs_are_text_or_json_on_stderr() {
 
 #[test]
 fn help_and_version_are_for_stdout() {
-    for args in [&["--help"][..], &["serve", "--help"], &["--version"]] {
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["get", "--help"],
+        &["--version"],
+    ] {
         let help = run(args);
         assert_eq!(help.status.code(), Some(0));
         assert!(stdout(&help).contains("nodetracker"), "{args:?}");

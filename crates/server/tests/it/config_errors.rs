@@ -105,6 +105,10 @@ fn wrong_flags_show_the_usage() {
         &["serve", "--proxy-keep-alive-interval", "5"],
         &["serve", "--log-format", "xml"],
         &["serve", "--lisen", "127.0.0.1:0"],
+        &["get"],
+        &["get", "node-1", "--addr", "ftp://127.0.0.1:1"],
+        &["get", "node-1", "--addr", "https://127.0.0.1:1"],
+        &["get", "node-1", "--ca-file", "ca.crt"],
         &["frobnicate"],
         &[],
     ] {

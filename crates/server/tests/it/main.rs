@@ -7,3 +7,4 @@ mod hostile;
 mod scenarios;
 mod stop;
 mod support;
+mod tls;
