@@ -25,7 +25,7 @@ pub(crate) async fn sweep(table: &RouteTable) -> std::convert::Infallible {
         sleep(pace.pause(table.len())).await;
         let report = table.sweep(STEP);
         pace.stepped(report);
-        expired += report.expired;
+        expired += report.removed;
         if report.round_completed && expired > 0 {
             debug!(expired, "removed expired routes");
             expired = 0;
@@ -120,7 +120,7 @@ mod tests {
                 waited += pace.pause(table.len());
                 let report = table.sweep(STEP);
                 pace.stepped(report);
-                expired += report.expired;
+                expired += report.removed;
                 if report.round_completed {
                     break;
                 }

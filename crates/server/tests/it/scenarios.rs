@@ -125,7 +125,7 @@ async fn the_server_sweeps_by_itself() {
     clock.advance(2 * INTERVAL);
     tokio::time::sleep(INTERVAL).await;
     for _ in 0..2 {
-        assert_eq!(server.table.sweep(4096).expired, 0, "left for us to sweep");
+        assert_eq!(server.table.sweep(4096).removed, 0, "left for us to sweep");
     }
 }
 
