@@ -1,5 +1,9 @@
 //! The wire contracts of nodetracker, and the types generated from them.
 
+mod codec;
+
+pub use codec::SmallCodec;
+
 /// `api.NodeTrackerService`, the frozen contract of RFD 47's first prototype: existing Go clients speak it, so package,
 /// service, method and field numbers never change.
 pub mod api {

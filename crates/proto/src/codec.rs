@@ -1,0 +1,42 @@
+//! The codec of the generated services.
+
+use std::marker::PhantomData;
+
+use tonic::codec::{BufferSettings, Codec};
+use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+
+/// Bytes that a buffer for one message starts with. A request or an answer of the services here is mostly smaller;
+/// tonic's own codec starts with 8 KiB for each, which costs more than all else that is done with the message.
+const BUFFER: usize = 512;
+
+/// Bytes of encoded messages after which a stream hands them on.
+const YIELD: usize = 32 * 1024;
+
+/// [`ProstCodec`] with buffers that fit small messages.
+#[derive(Debug, Clone, Copy)]
+pub struct SmallCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for SmallCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for SmallCodec<T, U>
+where
+    T: prost::Message + Send + 'static,
+    U: prost::Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER, YIELD))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER, YIELD))
+    }
+}
