@@ -94,3 +94,14 @@ pub enum AddError {
     #[error("out of memory")]
     OutOfMemory,
 }
+
+/// Why not all nodes of a batch were added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{error}, after {added} nodes")]
+pub struct AddNodesError {
+    /// How many of the nodes, from the first one on, were added. They stay.
+    pub added: usize,
+    /// Why the next one was not.
+    #[source]
+    pub error: AddError,
+}

@@ -78,11 +78,13 @@ pub(crate) struct NameKey<'a> {
 }
 
 impl<'a> NameKey<'a> {
-    pub(crate) fn new(name: &'a str, hasher: &RandomState) -> Self {
-        Self {
-            name,
-            hash: hasher.hash_one(name),
-        }
+    /// `hash` is the [`hash_of`](Self::hash_of) the name.
+    pub(crate) fn new(name: &'a str, hash: u64) -> Self {
+        Self { name, hash }
+    }
+
+    pub(crate) fn hash_of(name: &str, hasher: &RandomState) -> u64 {
+        hasher.hash_one(name)
     }
 }
 

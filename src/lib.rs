@@ -1,11 +1,14 @@
 //! A lock-free table of which proxies hold the tunnels to which nodes.
 
+mod batch;
 mod clock;
 mod counts;
 mod error;
+mod handle;
 mod key;
 mod node_id;
 mod place;
+mod prefetch;
 mod proxies;
 mod route;
 mod shard;
@@ -14,8 +17,10 @@ mod sync;
 mod table;
 mod time;
 
+pub use batch::{AddedNodes, RouteBatch};
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use error::{AddError, NodeIdError, ProxyField, RegisterError, TextError};
+pub use error::{AddError, AddNodesError, NodeIdError, ProxyField, RegisterError, TextError};
+pub use handle::RouteHandle;
 pub use node_id::{MAX_TEXT, NodeId};
 pub use proxies::{Proxy, ProxyDetails, ProxyRef};
 pub use route::{Added, Route};

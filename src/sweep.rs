@@ -93,7 +93,7 @@ impl Cursor {
         let at = self.load();
         let (uuids, names, proxies) = table.parts();
         let seen = |proxy| proxies.seen(proxy, at.round);
-        let scope = table.sweep_scope(guard, at.stage % SHARDS);
+        let scope = table.scope(guard, at.stage % SHARDS);
         let mut after = Position {
             stage: at.stage + 1,
             mark: Mark::default(),

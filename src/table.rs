@@ -14,6 +14,7 @@ use crate::node_id::{Kind, NodeId};
 use crate::proxies::{Proxies, Proxy, ProxyDetails, ProxyRef};
 use crate::route::{Added, Route};
 use crate::shard::routes::{Change, Words};
+use crate::shard::word::Word;
 use crate::shard::{Refused, Scope, Shard};
 use crate::sweep::Cursor;
 use crate::sync::{AtomicU64, Guard, Ordering, pin};
@@ -34,7 +35,7 @@ impl<K: Key> Default for Shards<K> {
 impl<K: Key> Shards<K> {
     /// A key's shard, and the shard's number.
     #[inline]
-    fn of(&self, hash: u64) -> (&Shard<K>, usize) {
+    pub(crate) fn of(&self, hash: u64) -> (&Shard<K>, usize) {
         let number = (hash >> 56) as usize;
         (&self.0[number], number)
     }
@@ -191,20 +192,19 @@ impl std::fmt::Debug for RouteTable {
     }
 }
 
-/// Runs `$body` with the shard of a node, the key to find it by there, and its hash; `$absent` where there can be none.
+/// Runs `$body` with the shard of a node that has this hash, the key to find it by there, and the shard's number; is
+/// `$absent` where there are no shards for it yet.
 macro_rules! with_shard {
-    ($table:expr, $node:expr, |$shard:ident, $key:ident, $hash:ident, $number:ident| $body:expr, $absent:expr) => {
+    ($table:expr, $node:expr, $hash:expr, |$shard:ident, $key:ident, $number:ident| $body:expr, $absent:expr) => {
         match $node.kind() {
             Kind::Uuid(uuid) => {
                 let $key = &UuidKey::from(*uuid);
-                let $hash = $key.hash(&$table.hasher);
                 let ($shard, $number) = $table.uuids.of($hash);
                 $body
             }
             Kind::Name(name) => match $table.names.get() {
                 Some(names) => {
-                    let $key = &NameKey::new(name, &$table.hasher);
-                    let $hash = $key.hash(&$table.hasher);
+                    let $key = &NameKey::new(name, $hash);
                     let ($shard, $number) = names.of($hash);
                     $body
                 }
@@ -226,7 +226,17 @@ impl RouteTable {
         Builder::default()
     }
 
-    fn scope<'a>(&'a self, guard: &'a Guard, shard: usize) -> Scope<'a, Proxies> {
+    /// The hash that a node is found by.
+    #[inline]
+    pub(crate) fn hash(&self, node: &NodeId) -> u64 {
+        match node.kind() {
+            Kind::Uuid(uuid) => UuidKey::from(*uuid).hash(&self.hasher),
+            Kind::Name(name) => NameKey::hash_of(name, &self.hasher),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn scope<'a>(&'a self, guard: &'a Guard, shard: usize) -> Scope<'a, Proxies> {
         Scope {
             guard,
             hasher: &self.hasher,
@@ -235,7 +245,7 @@ impl RouteTable {
             now: self.time.now(),
             // Relaxed: a setting.
             keep_alive: self.keep_alive.load(Ordering::Relaxed),
-            stagger: shard as f64 / SHARDS as f64,
+            shard,
         }
     }
 
@@ -270,32 +280,54 @@ impl RouteTable {
     /// [`AddError`]: the proxy is not registered any more, or there is no room. Nothing was changed.
     pub fn add_node(&self, node: &NodeId, proxy: ProxyRef) -> Result<Added, AddError> {
         let guard = pin();
+        // Under the pin that the CAS is under: see `proxies`.
+        if !self.proxies.takes_routes(proxy) {
+            return Err(AddError::UnknownProxy);
+        }
+        self.ensure_shards(node);
+        self.add_pinned(node, self.hash(node), proxy, &guard)
+            .map(|(added, _)| added)
+    }
+
+    /// Makes the shards of names when the first name comes.
+    pub(crate) fn ensure_shards(&self, node: &NodeId) {
         if let Kind::Name(_) = node.kind() {
             self.names.get_or_init(Box::default);
         }
+    }
+
+    /// Adds a route of a proxy that was found to take routes under `guard`; returns the record's number too.
+    pub(crate) fn add_pinned(
+        &self,
+        node: &NodeId,
+        hash: u64,
+        proxy: ProxyRef,
+        guard: &Guard,
+    ) -> Result<(Added, u32), AddError> {
         let added = with_shard!(
             self,
             node,
-            |shard, key, hash, number| {
-                let scope = self.scope(&guard, number);
-                // Under the pin that the CAS is under: see `proxies`.
-                if !self.proxies.takes_routes(proxy) {
-                    return Err(AddError::UnknownProxy);
-                }
+            hash,
+            |shard, key, number| {
+                let scope = self.scope(guard, number);
                 let added = shard.add(key, hash, proxy.number, &scope);
-                if added == Ok(Added::Inserted) {
+                if let Ok((Added::Inserted, _)) = added {
                     self.proxies.touch(proxy.number, scope.now);
                 }
                 added
             },
-            unreachable!("the shards of names were made above")
+            unreachable!("`ensure_shards` was called")
         );
-        added.map_err(|refused| match refused {
+        added.map_err(|refused| self.add_error(refused))
+    }
+
+    pub(crate) fn add_error(&self, refused: Refused) -> AddError {
+        match refused {
             Refused::Routes => AddError::TooManyRoutes {
                 limit: self.routes.limit(),
             },
             Refused::Memory => AddError::OutOfMemory,
-        })
+        }
     }
 
     /// The routes of a node, most recently refreshed first; of two refreshes within a millisecond, the one that was called
@@ -305,20 +337,29 @@ impl RouteTable {
     #[must_use]
     pub fn get_proxies(&self, node: &NodeId) -> SmallVec<[Route; 2]> {
         let guard = pin();
-        let words: Words = with_shard!(
+        let words = self.words_of(node, self.hash(node), &guard);
+        words.iter().filter_map(|word| self.route(*word)).collect()
+    }
+
+    /// A node's valid routes, most recently refreshed first.
+    pub(crate) fn words_of(&self, node: &NodeId, hash: u64, guard: &Guard) -> Words {
+        with_shard!(
             self,
             node,
-            |shard, key, hash, number| shard.get(key, hash, &self.scope(&guard, number)),
+            hash,
+            |shard, key, number| shard.get(key, hash, &self.scope(guard, number)),
             Words::new()
-        );
-        let route = |word: &crate::shard::word::Word| {
-            let proxy = self.proxies.reference(word.proxy())?;
-            Some(Route {
-                proxy,
-                last_refresh: self.time.wall(word.time()),
-            })
-        };
-        words.iter().filter_map(route).collect()
+        )
+    }
+
+    /// What a route's word says, unless its proxy has been removed meanwhile.
+    #[inline]
+    pub(crate) fn route(&self, word: Word) -> Option<Route> {
+        let proxy = self.proxies.reference(word.proxy())?;
+        Some(Route {
+            proxy,
+            last_refresh: self.time.wall(word.time()),
+        })
     }
 
     /// Forgets every route of a node; tells whether it had one that [`get_proxies`](Self::get_proxies) would return.
@@ -338,10 +379,12 @@ impl RouteTable {
 
     fn remove(&self, node: &NodeId, what: Change) -> bool {
         let guard = pin();
+        let hash = self.hash(node);
         let valid = with_shard!(
             self,
             node,
-            |shard, key, hash, number| shard.remove(key, hash, what, &self.scope(&guard, number)),
+            hash,
+            |shard, key, number| shard.remove(key, hash, what, &self.scope(&guard, number)),
             0
         );
         valid > 0
@@ -381,8 +424,19 @@ impl RouteTable {
         (&self.uuids, self.names.get(), &self.proxies)
     }
 
-    pub(crate) fn sweep_scope<'a>(&'a self, guard: &'a Guard, shard: usize) -> Scope<'a, Proxies> {
-        self.scope(guard, shard)
+    pub(crate) fn proxies(&self) -> &Proxies {
+        &self.proxies
+    }
+
+    /// The tick of now.
+    pub(crate) fn now(&self) -> u64 {
+        self.time.now()
+    }
+
+    /// The hash of a key that a record stores.
+    #[inline]
+    pub(crate) fn hash_stored<K: Key>(&self, stored: [u64; 2]) -> u64 {
+        K::hash_stored(stored, &self.hasher)
     }
 
     /// What the table holds. It looks at each shard, so it costs some microseconds.
@@ -419,10 +473,17 @@ impl RouteTable {
         self.len() == 0
     }
 
-    /// How old a route may become without a refresh.
+    /// The effective keep-alive interval: how old a route may become without a refresh. Look-ups and the sweeper share it.
     #[must_use]
     pub fn keep_alive(&self) -> Duration {
         // Relaxed: a setting.
         Duration::from_millis(self.keep_alive.load(Ordering::Relaxed))
+    }
+
+    /// Sets the effective keep-alive interval, rounded up to whole milliseconds, and at least one. It holds for every route
+    /// at once: a longer one brings expired routes back that were not swept yet.
+    pub fn set_keep_alive(&self, interval: Duration) {
+        // Relaxed: as above.
+        self.keep_alive.store(ticks(interval).max(1), Ordering::Relaxed);
     }
 }

@@ -5,6 +5,7 @@
 //! that at any time a few shards are about to grow and the rest are not.
 
 use crate::shard::index::BUCKET;
+use crate::table::SHARDS;
 
 /// From one size to the next.
 const GROWTH: f64 = 1.25;
@@ -18,8 +19,10 @@ pub(crate) fn max_used(buckets: u32) -> u32 {
     (f64::from(buckets * BUCKET) * MAX_LOAD) as u32
 }
 
-/// How many buckets an index has that shall hold `keys`; `stagger`, from 0 to 1, is the shard's share of a step.
-pub(crate) fn buckets_for(keys: u32, stagger: f64) -> u32 {
+/// How many buckets the index of a shard has that shall hold `keys`.
+pub(crate) fn buckets_for(keys: u32, shard: usize) -> u32 {
+    // The shard's share of one step.
+    let stagger = shard as f64 / SHARDS as f64;
     let slots = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD;
     let least = slots / f64::from(BUCKET);
     let step = (least.max(1.0).ln() / GROWTH.ln() - stagger).ceil();
@@ -32,20 +35,20 @@ mod tests {
 
     #[test]
     fn an_index_has_room_to_grow_but_not_much_more() {
-        for stagger in [0.0, 0.3, 0.99] {
+        for shard in [0, 77, 255] {
             for keys in (0..200).chain((200..2_000_000).step_by(9_973)) {
-                let buckets = buckets_for(keys, stagger);
+                let buckets = buckets_for(keys, shard);
                 assert!(max_used(buckets) > keys, "{keys} keys in {buckets} buckets");
                 let slots = f64::from(buckets * BUCKET);
                 let most = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD * GROWTH + 2.0 * f64::from(BUCKET);
-                assert!(slots <= most, "{keys} keys in {slots} slots, stagger {stagger}");
+                assert!(slots <= most, "{keys} keys in {slots} slots, shard {shard}");
             }
         }
     }
 
     #[test]
     fn shards_of_one_fill_do_not_all_grow_together() {
-        let sizes: std::collections::BTreeSet<_> = (0..256).map(|i| buckets_for(4_000, f64::from(i) / 256.0)).collect();
+        let sizes: std::collections::BTreeSet<_> = (0..SHARDS).map(|shard| buckets_for(4_000, shard)).collect();
         assert!(sizes.len() > 20, "{sizes:?}");
     }
 }

@@ -21,6 +21,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::place::Place;
+use crate::prefetch::prefetch;
 use crate::shard::list::List;
 use crate::shard::slab::{Batch, NoRecord, Record, Slab, allocate_segment, free_segment};
 use crate::shard::word::State;
@@ -49,6 +50,12 @@ pub(crate) const FROZEN: u32 = u32::MAX;
 /// The segment table's counterpart of [`FROZEN`].
 fn frozen_segment() -> *mut Record {
     std::ptr::without_provenance_mut(1)
+}
+
+/// The record number in a slot's value that is neither EMPTY nor FROZEN.
+#[inline]
+fn number_in(value: u32) -> u32 {
+    (value & NUMBER_MASK) - 1
 }
 
 #[repr(C, align(64))]
@@ -267,6 +274,33 @@ impl<'g> Index<'g> {
             .expect("a published record's segment is in the table (invariant 5)")
     }
 
+    /// Begins to load the key's home bucket.
+    #[inline]
+    pub(crate) fn prefetch(self, hash: u64) {
+        prefetch(&raw const self.slots()[(self.probe(hash).bucket * BUCKET) as usize]);
+    }
+
+    /// The first record with the key's tag in its home bucket, which nearly always is the key's if it has one; begins to
+    /// load it.
+    #[inline]
+    pub(crate) fn guess(self, hash: u64) -> Option<(u32, &'g Record)> {
+        let probe = self.probe(hash);
+        let line = &self.slots()[(probe.bucket * BUCKET) as usize..][..BUCKET as usize];
+        for i in 0..BUCKET {
+            // Acquire: as in `find`.
+            match line[((probe.offset + i) % BUCKET) as usize].load(Ordering::Acquire) {
+                EMPTY | FROZEN => return None,
+                value if (value ^ probe.tag) >> NUMBER_BITS == 0 => {
+                    let record = self.record_in(value);
+                    record.prefetch();
+                    return Some((number_in(value), record));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// Finds the first record in the key's probe sequence that `accept` takes.
     #[inline]
     pub(crate) fn find<R>(self, hash: u64, mut accept: impl FnMut(&'g Record) -> Option<R>) -> Option<R> {
@@ -315,7 +349,7 @@ impl<'g> Index<'g> {
             if (value ^ probe.tag) >> NUMBER_BITS == 0 {
                 let record = self.record_in(value);
                 if accept(record) {
-                    return ControlFlow::Break(Ok(Filled::Found(record)));
+                    return ControlFlow::Break(Ok(Filled::Found(number_in(value), record)));
                 }
             }
             ControlFlow::Continue(())
@@ -348,7 +382,7 @@ impl<'g> Index<'g> {
             .filter_map(move |slot| match slot.load(Ordering::Acquire) {
                 // Acquire: as in `find`.
                 EMPTY | FROZEN => None,
-                value => Some(((value & NUMBER_MASK) - 1, self.record_in(value))),
+                value => Some((number_in(value), self.record_in(value))),
             })
     }
 
@@ -413,7 +447,7 @@ impl Index<'_> {
 /// What [`Index::find_or_fill`] came to.
 pub(crate) enum Filled<'g> {
     /// The key has this record.
-    Found(&'g Record),
+    Found(u32, &'g Record),
     /// The offered record is published.
     Won,
     /// The index is being replaced.

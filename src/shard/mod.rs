@@ -88,8 +88,8 @@ pub(crate) struct Scope<'a, P> {
     pub(crate) now: u64,
     /// The age in ticks that a valid route may have at most.
     pub(crate) keep_alive: u64,
-    /// The shard's share of one step of growth (`capacity.rs`).
-    pub(crate) stagger: f64,
+    /// The shard's number, which decides the sizes that its index takes on (`capacity.rs`).
+    pub(crate) shard: usize,
 }
 
 impl<P: Liveness> Scope<'_, P> {
@@ -106,6 +106,70 @@ pub(crate) enum Refused {
     /// The table's limit of routes, or a shard's of records.
     Routes,
     Memory,
+}
+
+/// Sorts routes that were read in their record's order.
+#[inline]
+pub(crate) fn newest_first(words: &mut Words) {
+    if words.len() > 1 {
+        // Stable: within one tick, the position decides.
+        words.sort_by_key(|word| std::cmp::Reverse(word.time()));
+    }
+}
+
+/// A record that probably is the one that is wanted; it is looked at only after a while, so that it is loaded by then.
+#[derive(Clone, Copy)]
+pub(crate) struct Guess<'g> {
+    index: Index<'g>,
+    pub(crate) number: u32,
+    record: &'g Record,
+}
+
+impl Guess<'_> {
+    /// Hands the key's valid routes to `each`, if the record is the key's; tells whether it is.
+    #[inline]
+    pub(crate) fn read<K: Key, P: Liveness>(&self, key: &K, scope: &Scope<'_, P>, each: impl FnMut(Word)) -> bool {
+        // SAFETY: an index has the record, and the guard is pinned.
+        unsafe { key.is(self.record.key()) && read(self.record, scope, each) }
+    }
+
+    /// Adds or refreshes a route, if the record is the key's and no protocol is under way; `None` where it is not.
+    #[inline]
+    pub(crate) fn add<K: Key, P: Liveness>(
+        &self,
+        key: &K,
+        proxy: u32,
+        scope: &Scope<'_, P>,
+    ) -> Option<Result<Added, Refused>> {
+        // SAFETY: an index has the record, and the guard is pinned.
+        if !unsafe { key.is(self.record.key()) } {
+            return None;
+        }
+        match change(self.record, Change::Add(proxy), self.index.slab(), scope) {
+            Ok(Changed::Added(added)) => Some(Ok(added)),
+            Ok(_) => None,
+            Err(refused) => Some(Err(refused)),
+        }
+    }
+
+    /// Refreshes the route through a proxy, if the record has one and `is_key` takes its key; tells whether it did.
+    #[inline]
+    pub(crate) fn refresh<P: Liveness>(
+        &self,
+        proxy: u32,
+        is_key: impl FnOnce([u64; 2]) -> bool,
+        scope: &Scope<'_, P>,
+    ) -> bool {
+        // The word first: once it is seen to be LIVE or SPILL, the key is the one it belongs to, and the record is not
+        // reused while the guard is pinned. The other way round, the key read might be that of a former owner.
+        let word = self.record.load();
+        matches!(word.state(), State::Live | State::Spill)
+            && is_key(self.record.key())
+            && matches!(
+                change(self.record, Change::Refresh(proxy), self.index.slab(), scope),
+                Ok(Changed::Added(_))
+            )
+    }
 }
 
 /// A record, for the sweeper to go on from.
@@ -155,7 +219,7 @@ impl<K: Key> Shard<K> {
             if let Some(index) = self.root(scope.guard) {
                 return Ok(index);
             }
-            let buckets = buckets_for(0, scope.stagger);
+            let buckets = buckets_for(0, scope.shard);
             let segments = Place::segments(max_used(buckets));
             let shape = Shape {
                 buckets,
@@ -210,21 +274,18 @@ impl<K: Key> Shard<K> {
             let found = unsafe { key.is(record.key()) } && read(record, scope, |word| words.push(word));
             found.then_some(())
         });
-        if words.len() > 1 {
-            // Stable: within one tick, the position decides.
-            words.sort_by_key(|word| std::cmp::Reverse(word.time()));
-        }
+        newest_first(&mut words);
         words
     }
 
-    /// Adds or refreshes the route of `key` through a proxy.
+    /// Adds or refreshes the route of `key` through a proxy; returns the record's number too.
     pub(crate) fn add<P: Liveness>(
         &self,
         key: &K,
         hash: u64,
         proxy: u32,
         scope: &Scope<'_, P>,
-    ) -> Result<Added, Refused> {
+    ) -> Result<(Added, u32), Refused> {
         let mut private: Option<Private<'_>> = None;
         loop {
             let index = self.ensure_root(scope)?;
@@ -237,12 +298,13 @@ impl<K: Key> Shard<K> {
                 Some(private) => Ok(private.number),
                 None => Ok(private.insert(Private::take(index, key)?).number),
             });
-            let (record, used) = match filled {
-                Ok(Filled::Found(record)) => (record, 0),
-                Ok(Filled::Won) => match private.take() {
-                    Some(private) => (private.publish(), index.slab().slot_won()),
-                    None => unreachable!("the slot was filled with the private record"),
-                },
+            let (number, record, used) = match filled {
+                Ok(Filled::Found(number, record)) => (number, record, 0),
+                Ok(Filled::Won) => {
+                    let private = private.take().expect("the slot was filled with the private record");
+                    let (number, record) = private.publish();
+                    (number, record, index.slab().slot_won())
+                }
                 Ok(Filled::Frozen) | Err(NoRecord::StaleIndex) => {
                     self.rebuild(index, false, scope)?;
                     continue;
@@ -259,11 +321,37 @@ impl<K: Key> Shard<K> {
                 _ = self.rebuild(index, false, scope);
             }
             match changed? {
-                Changed::Added(added) => return Ok(added),
+                Changed::Added(added) => return Ok((added, number)),
                 Changed::Frozen => self.relocate(index, scope)?,
-                Changed::Retired | Changed::Removed { .. } => {}
+                Changed::Retired | Changed::Absent | Changed::Removed { .. } => {}
             }
         }
+    }
+
+    /// Begins to load what a look-up of a key reads first.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64, guard: &Guard) {
+        if let Some(index) = self.root(guard) {
+            index.prefetch(hash);
+        }
+    }
+
+    /// The record that the key most probably has, if it has one. It begins to be loaded.
+    #[inline]
+    pub(crate) fn guess<'g>(&self, hash: u64, guard: &'g Guard) -> Option<Guess<'g>> {
+        let index = self.root(guard)?;
+        index
+            .guess(hash)
+            .map(|(number, record)| Guess { index, number, record })
+    }
+
+    /// The record that a handle names, whatever it is now. It begins to be loaded.
+    #[inline]
+    pub(crate) fn by_number<'g>(&self, number: u32, guard: &'g Guard) -> Option<Guess<'g>> {
+        let index = self.root(guard)?;
+        let record = index.record(number)?;
+        record.prefetch();
+        Some(Guess { index, number, record })
     }
 
     /// Takes away routes of a key; returns how many of them were valid.
@@ -274,7 +362,7 @@ impl<K: Key> Shard<K> {
                 Ok(Changed::Frozen) if self.relocate(index, scope).is_ok() => {}
                 Ok(Changed::Retired) => {}
                 // Without memory for a shorter list, or for a move, the routes cannot go; they expire.
-                Ok(Changed::Frozen | Changed::Added(_)) | Err(_) => return 0,
+                Ok(Changed::Frozen | Changed::Absent | Changed::Added(_)) | Err(_) => return 0,
             }
         }
         0
@@ -366,7 +454,7 @@ fn sweep_record<P: Liveness>(
             Ok(Changed::Removed { stale, .. }) => stale,
             Ok(Changed::Frozen) => return None,
             // Without memory for a shorter list, it stays until the next round.
-            Ok(Changed::Retired | Changed::Added(_)) | Err(_) => 0,
+            Ok(Changed::Retired | Changed::Absent | Changed::Added(_)) | Err(_) => 0,
         },
     };
     read(record, scope, |word| seen(word.proxy()));

@@ -54,7 +54,7 @@ impl World {
             proxies: &Proxies(&self.dead),
             now,
             keep_alive: 10,
-            stagger: 0.0,
+            shard: 0,
         })
     }
 
@@ -62,6 +62,7 @@ impl World {
         let key = UuidKey([key, 7]);
         self.with(now, |scope| self.shard.add(&key, key.hash(&self.hasher), proxy, scope))
             .expect("there is room")
+            .0
     }
 
     fn remove(&self, key: u64, what: Change, now: u64) -> usize {

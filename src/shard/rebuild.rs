@@ -31,7 +31,7 @@ impl<K: Key> Shard<K> {
             .occupied()
             .filter(|(_, record)| !is_tombstone(record.load()))
             .count() as u32;
-        let mut shape = next_shape(old, keep, crowded, scope.stagger);
+        let mut shape = next_shape(old, keep, crowded, scope.shard);
         loop {
             // A copy marks as RETIRED what it leaves out, and that stays so whoever wins; so a copy that has to be
             // made again leaves out the same records at least.
@@ -89,9 +89,9 @@ fn retire_tombstone(record: &Record) -> bool {
 }
 
 /// The shape of the index that follows `old` when `keep` records stay.
-fn next_shape(old: Index<'_>, keep: u32, crowded: bool, stagger: f64) -> Shape {
+fn next_shape(old: Index<'_>, keep: u32, crowded: bool, shard: usize) -> Shape {
     let shape = old.shape();
-    let buckets = buckets_for(keep, stagger);
+    let buckets = buckets_for(keep, shard);
     // Numbers that are about to be reclaimed are not free yet, so the table is as long as the slab has become, and has
     // room for the index to fill up.
     let numbers = max_used(buckets).max(old.slab().numbers()) + BUCKET;

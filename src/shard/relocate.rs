@@ -69,7 +69,7 @@ impl<K: Key> Shard<K> {
         let slab = Arc::new(Slab::after(old.slab(), count));
         let segments = NewSegments::allocate(Place::segments(count)).ok_or(Refused::Memory)?;
 
-        let buckets = buckets_for(count, scope.stagger);
+        let buckets = buckets_for(count, scope.shard);
         let table = Place::segments(max_used(buckets).max(count) + BUCKET);
         let mut shape = Shape {
             buckets,

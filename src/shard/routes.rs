@@ -18,6 +18,8 @@ pub(crate) type Words = SmallVec<[Word; 8]>;
 pub(crate) enum Change {
     /// A refresh of the route through this proxy, or a new one.
     Add(u32),
+    /// A refresh of the route through this proxy, if it is there and valid.
+    Refresh(u32),
     /// No route through this proxy.
     RemoveRoute(u32),
     /// No route.
@@ -29,8 +31,10 @@ pub(crate) enum Change {
 /// What came of a [`Change`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Changed {
-    /// [`Change::Add`] was done.
+    /// [`Change::Add`] or [`Change::Refresh`] was done.
     Added(Added),
+    /// There is nothing that [`Change::Refresh`] could refresh.
+    Absent,
     /// One of the other changes was done; it took away so many routes that could still be returned, and so many that
     /// could not.
     Removed { valid: usize, stale: usize },
@@ -86,7 +90,7 @@ pub(crate) fn change<P: Liveness>(
             State::Retired => return Ok(Changed::Retired),
             State::Dead => None,
             State::Live => {
-                if let Change::Add(proxy) = what
+                if let Change::Add(proxy) | Change::Refresh(proxy) = what
                     && word.proxy() == proxy
                     && scope.is_valid(word)
                 {
@@ -174,7 +178,7 @@ pub(crate) fn change<P: Liveness>(
 /// all valid nothing at all. `None`: the list has to be replaced.
 fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>) -> Option<Changed> {
     match what {
-        Change::Add(proxy) => {
+        Change::Add(proxy) | Change::Refresh(proxy) => {
             let words = list.words();
             let mut tied = false;
             for slot in words {
@@ -225,7 +229,14 @@ fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>)
 fn apply<P: Liveness>(what: Change, routes: &mut Words, scope: &Scope<'_, P>) -> Changed {
     let before = routes.len();
     match what {
-        Change::Add(proxy) => {
+        Change::Refresh(proxy)
+            if !routes
+                .iter()
+                .any(|route| route.proxy() == proxy && scope.is_valid(*route)) =>
+        {
+            Changed::Absent
+        }
+        Change::Add(proxy) | Change::Refresh(proxy) => {
             // Stale routes go when others come, so that they never take a valid one's place.
             routes.retain(|route| scope.is_valid(*route));
             let known = routes.iter().position(|route| route.proxy() == proxy);

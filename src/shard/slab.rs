@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 
 use crate::key::Key;
 use crate::place::Place;
+use crate::prefetch::prefetch;
 use crate::shard::index::Index;
 use crate::shard::word::Word;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -27,6 +28,13 @@ impl Record {
     pub(crate) fn key(&self) -> [u64; 2] {
         // Relaxed: ordered by what led here.
         [self.key[0].load(Ordering::Relaxed), self.key[1].load(Ordering::Relaxed)]
+    }
+
+    /// Begins to load both of its ends: a record may lie across two cache lines.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        prefetch(&raw const self.key);
+        prefetch(&raw const self.word);
     }
 
     /// Whether the second half of the key may refer to something: on the free list it is zero.
@@ -143,10 +151,10 @@ impl<'g> Private<'g> {
     }
 
     /// Leaves the record to the index that it was published in.
-    pub(crate) fn publish(self) -> &'g Record {
-        let record = self.record;
+    pub(crate) fn publish(self) -> (u32, &'g Record) {
+        let published = (self.number, self.record);
         std::mem::forget(self);
-        record
+        published
     }
 
     /// Whether the record belongs to the slab of `index`: a number never outlives its slab.

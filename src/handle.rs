@@ -1,0 +1,84 @@
+//! Handles: names for routes that need no look-up.
+
+use std::fmt;
+
+/// Names the route of a node, for [`RouteTable::refresh_routes`](crate::RouteTable::refresh_routes).
+///
+/// A handle is eight bytes that say where the node's record is, and 33 bits of the node's hash. It means something to the
+/// table that gave it out only; a table that is made anew, as after a restart, has another hash, and takes it for gone.
+/// The hash's key is secret, so nobody can make up a handle for a record that is not theirs other than by guessing.
+///
+/// The record may come to belong to another node. That is noticed by the hash, unless that node's agrees in all 33 bits
+/// (one in eight billion), *and* its route is through the same proxy; then that route is refreshed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RouteHandle(u64);
+
+const CHECK_BITS: u32 = 33;
+const NUMBER_BITS: u32 = 22;
+const SHARD_BITS: u32 = 8;
+
+impl RouteHandle {
+    pub(crate) fn new(is_name: bool, hash: u64, number: u32) -> Self {
+        let shard = hash >> (64 - SHARD_BITS);
+        let place = u64::from(is_name) << SHARD_BITS | shard;
+        Self((place << NUMBER_BITS | u64::from(number)) << CHECK_BITS | Self::check(hash))
+    }
+
+    fn check(hash: u64) -> u64 {
+        hash & ((1 << CHECK_BITS) - 1)
+    }
+
+    pub(crate) fn is_name(self) -> bool {
+        self.0 >> 63 != 0
+    }
+
+    pub(crate) fn shard(self) -> usize {
+        (self.0 >> (CHECK_BITS + NUMBER_BITS)) as usize & ((1 << SHARD_BITS) - 1)
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        (self.0 >> CHECK_BITS) as u32 & ((1 << NUMBER_BITS) - 1)
+    }
+
+    /// Whether the handle may be that of a node with this hash.
+    pub(crate) fn fits(self, hash: u64) -> bool {
+        Self::check(self.0) == Self::check(hash)
+    }
+
+    /// The handle as a number, to be sent.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The handle of a number that was received; any number is safe, and is gone if it is none of this table's.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+}
+
+impl fmt::Debug for RouteHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RouteHandle({:#018x})", self.0)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_has_all_its_parts() {
+        for (is_name, hash, number) in [
+            (false, 0, 0),
+            (true, u64::MAX, (1 << 22) - 1),
+            (false, 0xAB00_0001_2345_6789, 77),
+        ] {
+            let handle = RouteHandle::from_bits(RouteHandle::new(is_name, hash, number).to_bits());
+            assert_eq!((handle.is_name(), handle.number()), (is_name, number));
+            assert_eq!(handle.shard(), (hash >> 56) as usize);
+            assert!(handle.fits(hash) && !handle.fits(hash ^ 1) && !handle.fits(hash ^ 1 << 32));
+        }
+    }
+}
