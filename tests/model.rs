@@ -41,6 +41,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         4 => (proxy(), any::<u8>()).prop_map(|(proxy, variant)| Op::Register { proxy, variant }),
         2 => proxy().prop_map(|proxy| Op::Details { proxy }),
         1 => proxy().prop_map(|proxy| Op::RemoveProxy { proxy }),
+        3 => (node(), 1_u16..200, proxy()).prop_map(|(first, count, proxy)| Op::AddBatch { first, count, proxy }),
+        3 => proxy().prop_map(|proxy| Op::RefreshHandles { proxy }),
         1 => (node(), any::<u16>()).prop_map(|(node, which)| Op::AddByOldRef { node, which }),
         8 => node().prop_map(|node| Op::Get { node }),
         2 => node().prop_map(|node| Op::RemoveNode { node }),
@@ -69,6 +71,8 @@ fn bulk_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (first(), count(), any::<u16>())
             .prop_map(|(first, count, proxy)| Op::AddRange { first, count, proxy }),
+        3 => (first(), count(), any::<u16>())
+            .prop_map(|(first, count, proxy)| Op::AddBatch { first, count, proxy }),
         2 => (first(), count()).prop_map(|(first, count)| Op::RemoveRange { first, count }),
         1 => (50_u16..2_000).prop_map(|max_records| Op::Sweep { max_records }),
         4 => any_op(),

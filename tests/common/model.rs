@@ -364,6 +364,23 @@ impl Model {
         Ok(())
     }
 
+    /// Whether a route is live.
+    pub(crate) fn has(&self, node: &NodeId, proxy: ProxyRef) -> bool {
+        self.routes.has(node, proxy, self.now)
+    }
+
+    /// Does what a batch did for one of its nodes, and tells what adding it alone would have answered.
+    pub(crate) fn add_of_batch(&mut self, node: &NodeId, proxy: ProxyRef) -> Result<Added, String> {
+        ensure!(
+            self.known.contains_key(&proxy),
+            "added a route to {proxy:?}, which is unknown"
+        );
+        self.is_there(proxy);
+        let (added, replaced) = self.routes.add(node, proxy, self.now);
+        replaced.into_iter().for_each(|proxy| self.lost_a_route(proxy));
+        Ok(added)
+    }
+
     /// Checks an answer. The times in it are compared too unless the wall clock is behind the table.
     pub(crate) fn check_get(&self, node: &NodeId, answer: &[Route], compare_times: bool) -> Result<(), String> {
         check_answer(answer)?;

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use nodetracker::{AddError, Added, Clock, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
+use nodetracker::{
+    AddError, AddNodesError, Added, Clock, ManualClock, NodeId, Proxy, ProxyRef, RouteBatch, RouteHandle, RouteTable,
+};
 use uuid::Uuid;
 
 use super::model::{Model, Setup};
@@ -26,6 +28,10 @@ pub(crate) enum Op {
     AddRange { first: u16, count: u16, proxy: u16 },
     /// Adds a route through each of `count` proxies.
     Spread { node: u16, first: u16, count: u16 },
+    /// Adds a route to each of `count` nodes in one batch, and keeps the handles.
+    AddBatch { first: u16, count: u16, proxy: u16 },
+    /// Refreshes the routes of a proxy whose handles were kept.
+    RefreshHandles { proxy: u16 },
     /// Adds a route through any reference that was ever handed out.
     AddByOldRef { node: u16, which: u16 },
     /// Looks a node up.
@@ -60,6 +66,18 @@ pub(crate) struct Subject {
     nodes: Vec<NodeId>,
     /// The last reference that each proxy ID had.
     refs: Vec<Option<ProxyRef>>,
+    handles: Vec<Handle>,
+    answers: RouteBatch,
+}
+
+/// A route's handle that was kept.
+#[derive(Debug, Clone, Copy)]
+struct Handle {
+    handle: RouteHandle,
+    node: usize,
+    proxy: ProxyRef,
+    /// Whether the record may have moved since, or may be another one: then the handle may be gone.
+    disturbed: bool,
 }
 
 impl Subject {
@@ -79,6 +97,8 @@ impl Subject {
             model: Model::new(setup),
             nodes: (0..setup.nodes).map(node).collect(),
             refs: vec![None; usize::from(setup.proxies)],
+            handles: Vec::new(),
+            answers: RouteBatch::new(),
         }
     }
 
@@ -113,6 +133,8 @@ impl Subject {
                     self.add(node, proxy)?;
                 }
             }
+            Op::AddBatch { first, count, proxy } => self.add_batch(first, count, proxy)?,
+            Op::RefreshHandles { proxy } => self.refresh_handles(proxy)?,
             Op::AddByOldRef { node, which } => {
                 let handed_out = self.model.handed_out();
                 if !handed_out.is_empty() {
@@ -130,6 +152,7 @@ impl Subject {
             Op::RemoveRoute { node, proxy } => {
                 if let Some(proxy) = self.refs[self.proxy_index(proxy)] {
                     self.read_clock();
+                    self.disturb(Some(self.node_index(node)));
                     let node = &self.nodes[self.node_index(node)];
                     self.model
                         .check_remove_route(node, proxy, self.table.remove_route(node, proxy))?;
@@ -164,6 +187,12 @@ impl Subject {
 
     fn check_all(&mut self) -> Result<(), String> {
         (0..self.setup.nodes).try_for_each(|node| self.get(node))?;
+        let compare_times = self.read_clock();
+        self.table.get_proxies_batch(&self.nodes, &mut self.answers);
+        ensure!(self.answers.len() == self.nodes.len(), "{} answers", self.answers.len());
+        for (node, answer) in self.nodes.iter().zip(self.answers.iter()) {
+            self.model.check_get(node, answer, compare_times)?;
+        }
         let stats = self.table.stats();
         ensure!(
             stats.routes == self.table.len(),
@@ -217,6 +246,113 @@ impl Subject {
         Ok(())
     }
 
+    fn add_batch(&mut self, first: u16, count: u16, proxy: u16) -> Result<(), String> {
+        let Some(proxy) = self.refs[self.proxy_index(proxy)] else {
+            return Ok(());
+        };
+        self.read_clock();
+        let indexes: Vec<_> = range(self.setup.nodes, first, count).map(usize::from).collect();
+        let nodes: Vec<_> = indexes.iter().map(|&index| self.nodes[index].clone()).collect();
+        let mut handles = Vec::new();
+        let len = self.table.len();
+        let result = self.table.add_nodes_with_handles(&nodes, proxy, &mut handles);
+        let (added, error) = match result {
+            Ok(added) => (added.inserted + added.refreshed, None),
+            Err(AddNodesError { added, error }) => (added, Some(error)),
+        };
+        ensure!(
+            handles.len() == added,
+            "{added} were added, with {} handles",
+            handles.len()
+        );
+        ensure!(
+            error.is_some() || added == nodes.len(),
+            "{added} of {} were added",
+            nodes.len()
+        );
+        let mut inserted = 0;
+        for (node, (&index, &handle)) in nodes.iter().zip(indexes.iter().zip(&handles)) {
+            inserted += usize::from(self.model.add_of_batch(node, proxy)? == Added::Inserted);
+            self.forget_handle(index, proxy);
+            self.handles.push(Handle {
+                handle,
+                node: index,
+                proxy,
+                disturbed: false,
+            });
+        }
+        if let Some(error) = error {
+            self.model.check_add(&nodes[added], proxy, len + inserted, Err(error))?;
+        }
+        if let Ok(added) = result {
+            ensure!(
+                added.inserted == inserted,
+                "{added:?}, expected {inserted} to be inserted"
+            );
+        }
+        Ok(())
+    }
+
+    fn refresh_handles(&mut self, proxy: u16) -> Result<(), String> {
+        let Some(proxy) = self.refs[self.proxy_index(proxy)] else {
+            return Ok(());
+        };
+        self.read_clock();
+        let kept: Vec<_> = self
+            .handles
+            .iter()
+            .copied()
+            .filter(|handle| handle.proxy == proxy)
+            .collect();
+        let handles: Vec<_> = kept.iter().map(|kept| kept.handle).collect();
+        let mut gone = Vec::new();
+        let Ok(refreshed) = self.table.refresh_routes(&handles, proxy, &mut gone) else {
+            return self
+                .model
+                .check_add(&self.nodes[0], proxy, 0, Err(AddError::UnknownProxy));
+        };
+        ensure!(
+            refreshed + gone.len() == handles.len(),
+            "{refreshed} refreshed, {} gone",
+            gone.len()
+        );
+        for (at, kept) in kept.iter().enumerate() {
+            let node = &self.nodes[kept.node];
+            let live = self.model.has(node, proxy);
+            if gone.contains(&at) {
+                ensure!(
+                    !live || kept.disturbed,
+                    "the handle of {node} is gone, but its route is there"
+                );
+            } else {
+                ensure!(live, "refreshed {node} by its handle, but it has no such route");
+                ensure!(
+                    self.model.add_of_batch(node, proxy)? == Added::Refreshed,
+                    "refreshed {node}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that the records of one node, or all of them, may be others now.
+    fn disturb(&mut self, node: Option<usize>) {
+        let of_node = |handle: &&mut Handle| node.is_none_or(|node| handle.node == node);
+        self.handles
+            .iter_mut()
+            .filter(of_node)
+            .for_each(|handle| handle.disturbed = true);
+        // Enough to try.
+        let surplus = self.handles.len().saturating_sub(256);
+        self.handles.drain(..surplus);
+    }
+
+    /// Forgets a handle that another one takes the place of.
+    fn forget_handle(&mut self, node: usize, proxy: ProxyRef) {
+        self.handles
+            .retain(|handle| (handle.node, handle.proxy) != (node, proxy));
+    }
+
     fn add_by_ref(&mut self, node: u16, proxy: ProxyRef) -> Result<Result<Added, AddError>, String> {
         self.read_clock();
         let node = &self.nodes[self.node_index(node)];
@@ -235,12 +371,14 @@ impl Subject {
 
     fn remove_node(&mut self, node: u16) -> Result<(), String> {
         self.read_clock();
+        self.disturb(Some(self.node_index(node)));
         let node = &self.nodes[self.node_index(node)];
         self.model.check_remove_node(node, self.table.remove_node(node))
     }
 
     fn sweep(&mut self, max_records: usize) -> Result<(), String> {
         self.read_clock();
+        self.disturb(None);
         let before = self.table.len();
         let report = self.table.sweep(max_records);
         self.model.check_sweep(max_records, (before, self.table.len()), report)
@@ -248,6 +386,7 @@ impl Subject {
 
     fn sweep_fully(&mut self) -> Result<(), String> {
         self.read_clock();
+        self.disturb(None);
         sweep_fully(&self.table);
         self.model.check_full_sweep(self.table.len())
     }
