@@ -1,25 +1,26 @@
 //! What proxies share: addresses and cluster names, each stored once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ahash::RandomState;
 use compact_str::CompactString;
-use hashbrown::{Equivalent, HashMap};
+use hashbrown::HashTable;
 
 /// A cluster and an address in it; proxies that have the same ones share it.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 pub(crate) struct Details {
-    cluster_name: Arc<CompactString>,
+    cluster_name: Arc<Counted<CompactString>>,
     addr: CompactString,
 }
 
 impl Details {
     pub(crate) fn is(&self, cluster_name: &str, addr: &str) -> bool {
-        *self.cluster_name == cluster_name && self.addr == addr
+        self.addr == addr && self.cluster_name.value == cluster_name
     }
 
     pub(crate) fn cluster_name(&self) -> CompactString {
-        (*self.cluster_name).clone()
+        self.cluster_name.value.clone()
     }
 
     pub(crate) fn addr(&self) -> CompactString {
@@ -27,64 +28,100 @@ impl Details {
     }
 }
 
-/// A [`Details`] that is looked for.
-#[derive(Hash)]
-struct Wanted<'a> {
-    cluster_name: &'a str,
-    addr: &'a str,
+/// A value with how many users it has. The count is not the `Arc`'s: readers that are on their way out still hold that.
+/// Only the interner's owner touches it.
+#[derive(Debug)]
+pub(crate) struct Counted<T> {
+    value: T,
+    users: AtomicU32,
 }
 
-impl Equivalent<Arc<Details>> for Wanted<'_> {
-    fn equivalent(&self, key: &Arc<Details>) -> bool {
-        key.is(self.cluster_name, self.addr)
+impl<T> std::ops::Deref for Counted<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
     }
 }
 
-/// Every [`Details`] that some proxy has, with how many have it. The count is its own, not the `Arc`'s: readers that are
-/// on their way out still hold the latter.
+impl<T> Counted<T> {
+    fn new(value: T) -> Arc<Self> {
+        Arc::new(Self {
+            value,
+            users: AtomicU32::new(0),
+        })
+    }
+
+    fn one_more(&self) {
+        // Relaxed: the interner's lock orders it.
+        self.users.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells whether that was the last one.
+    fn one_less(&self) -> bool {
+        // Relaxed: as above.
+        self.users.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+}
+
+/// Details with how many proxies have them.
+pub(crate) type SharedDetails = Counted<Details>;
+
+/// Every [`Details`] that some proxy has, and every cluster name that some of them has.
 #[derive(Debug, Default)]
 pub(crate) struct Interner {
-    details: HashMap<Arc<Details>, u32, RandomState>,
-    /// With how many of `details` have the name.
-    cluster_names: HashMap<Arc<CompactString>, u32, RandomState>,
+    details: HashTable<Arc<SharedDetails>>,
+    cluster_names: HashTable<Arc<Counted<CompactString>>>,
+    hasher: RandomState,
 }
 
 impl Interner {
     /// The shared details, for one more proxy.
-    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Arc<Details> {
-        let wanted = Wanted { cluster_name, addr };
-        if let Some((known, _)) = self.details.get_key_value(&wanted) {
-            let known = Arc::clone(known);
-            *self.details.entry(Arc::clone(&known)).or_default() += 1;
-            return known;
+    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Arc<SharedDetails> {
+        let hash_of =
+            |details: &Arc<SharedDetails>| self.hasher.hash_one((&*details.cluster_name.value, &*details.addr));
+        let hash = self.hasher.hash_one((cluster_name, addr));
+        if let Some(known) = self.details.find(hash, |known| known.is(cluster_name, addr)) {
+            known.one_more();
+            return Arc::clone(known);
         }
-        let known_name = self.cluster_names.get_key_value(&CompactString::from(cluster_name));
-        let cluster_name = known_name.map_or_else(|| Arc::new(cluster_name.into()), |(known, _)| Arc::clone(known));
-        *self.cluster_names.entry(Arc::clone(&cluster_name)).or_default() += 1;
-        let new = Arc::new(Details {
-            cluster_name,
+        let name_hash = self.hasher.hash_one(cluster_name);
+        let known_name = self.cluster_names.entry(
+            name_hash,
+            |known| known.value == cluster_name,
+            |known| self.hasher.hash_one(&*known.value),
+        );
+        let name = Arc::clone(known_name.or_insert_with(|| Counted::new(cluster_name.into())).get());
+        name.one_more();
+        let new = Counted::new(Details {
+            cluster_name: name,
             addr: addr.into(),
         });
-        self.details.insert(Arc::clone(&new), 1);
+        new.one_more();
+        self.details.insert_unique(hash, Arc::clone(&new), hash_of);
         new
     }
 
     /// Counts one proxy less that has `details`.
-    pub(crate) fn release(&mut self, details: &Arc<Details>) {
-        if count_down(&mut self.details, details) {
-            count_down(&mut self.cluster_names, &details.cluster_name);
+    pub(crate) fn release(&mut self, details: &Arc<SharedDetails>) {
+        if !details.one_less() {
+            return;
+        }
+        let name = &details.cluster_name;
+        forget(
+            &mut self.details,
+            self.hasher.hash_one((&*name.value, &*details.addr)),
+            details,
+        );
+        if name.one_less() {
+            forget(&mut self.cluster_names, self.hasher.hash_one(&*name.value), name);
         }
     }
 }
 
-/// Tells whether that was the last one.
-fn count_down<T: Eq + std::hash::Hash>(counts: &mut HashMap<Arc<T>, u32, RandomState>, of: &Arc<T>) -> bool {
-    match counts.get_mut(of) {
-        Some(count) if *count > 1 => {
-            *count -= 1;
-            false
-        }
-        _ => counts.remove(of).is_some(),
+fn forget<T>(table: &mut HashTable<Arc<T>>, hash: u64, value: &Arc<T>) {
+    if let Ok(entry) = table.find_entry(hash, |known| Arc::ptr_eq(known, value)) {
+        entry.remove();
     }
 }
 

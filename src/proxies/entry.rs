@@ -4,11 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::key::Text;
-use crate::proxies::details::Details;
+use crate::proxies::details::SharedDetails;
 use crate::proxies::grace::Grace;
 use crate::proxies::id::ProxyId;
 use crate::sweep::ROUNDS;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Guard, Ordering};
+
+const _: () = assert!(cfg!(loom) || std::mem::size_of::<Entry>() == 40);
 
 const STATE: u32 = 0b11;
 const ALIVE: u32 = 0;
@@ -70,9 +72,9 @@ const USED_SHIFT: u32 = 8;
 pub(crate) struct Entry {
     id: [AtomicU64; 2],
     /// An `Arc`'s address; null while FREE.
-    details: AtomicPtr<Details>,
+    details: AtomicPtr<SharedDetails>,
     /// While CLOSING or DEAD: the grace period that is waited for, or the round after which a full one is.
-    waits_for: AtomicU64,
+    waits_for: AtomicU32,
     life: AtomicU32,
     /// When the proxy was last registered, got a new route, or lost one, in units of 256 ms.
     used: AtomicU32,
@@ -81,14 +83,14 @@ pub(crate) struct Entry {
 }
 
 /// In `Entry::waits_for`: the rest is a round.
-const ROUND: u64 = 1 << 63;
+const ROUND: u32 = 1 << 31;
 
 impl Default for Entry {
     fn default() -> Self {
         Self {
             id: [AtomicU64::new(0), AtomicU64::new(0)],
             details: AtomicPtr::new(std::ptr::null_mut()),
-            waits_for: AtomicU64::new(0),
+            waits_for: AtomicU32::new(0),
             life: AtomicU32::new(FREE),
             used: AtomicU32::new(0),
             seen: AtomicU32::new(0),
@@ -130,7 +132,7 @@ impl Entry {
         self.id(guard) == id
     }
 
-    pub(crate) fn details<'a>(&'a self, _guard: &'a Guard) -> Option<&'a Details> {
+    pub(crate) fn details<'a>(&'a self, _guard: &'a Guard) -> Option<&'a SharedDetails> {
         // Acquire: pairs with `replace_details`, so that the details are seen whole.
         let details = self.details.load(Ordering::Acquire);
         // SAFETY: an `Arc` that the entry owns; it lets go of one only after a grace period.
@@ -139,7 +141,7 @@ impl Entry {
 
     /// Puts `new` in the place of the details, and returns what was there, which readers may look at until a grace
     /// period has passed.
-    pub(crate) fn replace_details(&self, new: Option<Arc<Details>>) -> Option<Arc<Details>> {
+    pub(crate) fn replace_details(&self, new: Option<Arc<SharedDetails>>) -> Option<Arc<SharedDetails>> {
         let new = new.map_or(std::ptr::null(), Arc::into_raw);
         // AcqRel: Release pairs with `details`; Acquire, since what comes out is used below.
         let old = self.details.swap(new.cast_mut(), Ordering::AcqRel);
@@ -174,7 +176,7 @@ impl Entry {
     }
 
     /// Makes a FREE number ALIVE for a proxy.
-    pub(crate) fn occupy(&self, id: ProxyId<'_>, details: Arc<Details>, tick: u64) -> Life {
+    pub(crate) fn occupy(&self, id: ProxyId<'_>, details: Arc<SharedDetails>, tick: u64) -> Life {
         let bits = id.to_bits();
         // Relaxed, all: published by the life.
         self.id[0].store(bits[0], Ordering::Relaxed);
@@ -225,7 +227,7 @@ impl Entry {
         life.is_closing() && self.change_life(life, life.with(DEAD))
     }
 
-    pub(crate) fn wait_for_grace(&self, period: u64) {
+    pub(crate) fn wait_for_grace(&self, period: u32) {
         // Relaxed: only the registry's owner acts on it.
         self.waits_for.store(period, Ordering::Relaxed);
     }
@@ -233,7 +235,7 @@ impl Entry {
     /// Waits for a full round that starts after `round`.
     pub(crate) fn wait_for_round(&self, round: u32) {
         // Relaxed: only the registry's owner acts on it.
-        self.waits_for.store(ROUND | u64::from(round), Ordering::Relaxed);
+        self.waits_for.store(ROUND | round, Ordering::Relaxed);
     }
 
     pub(crate) fn waits_for_round(&self) -> bool {
@@ -252,7 +254,7 @@ impl Entry {
                 u64::from(self.used.load(Ordering::Relaxed)) < idle_before >> USED_SHIFT && !self.was_seen_in(round)
             }
             _ if waits_for & ROUND != 0 => {
-                let since = round.wrapping_sub(waits_for as u32) % ROUNDS;
+                let since = round.wrapping_sub(waits_for) % ROUNDS;
                 since > 0 && since < ROUNDS / 2
             }
             _ => grace.is_over(waits_for),

@@ -2,32 +2,50 @@
 
 use std::sync::Arc;
 
-use crate::sync::{AtomicU64, Guard, Ordering, after_grace};
+use crate::sync::{AtomicU32, Guard, Ordering, after_grace};
 
 /// Tells when everyone who was pinned at a given moment has gone on.
 #[derive(Debug, Default)]
 pub(crate) struct Grace {
-    begun: AtomicU64,
+    begun: AtomicU32,
     /// The latest period that is over. Whoever was pinned at the beginning of an earlier one was pinned, or gone, at the
     /// beginning of this one, so earlier ones are over too.
-    over: Arc<AtomicU64>,
+    over: Arc<AtomicU32>,
+}
+
+/// How many periods there are before their numbers repeat. One that is asked about was begun less than half as many ago,
+/// or is taken for over too late, when the numbers have come round.
+const PERIODS: u32 = 1 << 31;
+
+fn is_past(period: u32, of: u32) -> bool {
+    of.wrapping_sub(period) % PERIODS < PERIODS / 2
 }
 
 impl Grace {
-    /// Begins a period now, and returns its number.
-    pub(crate) fn begin(&self, guard: &Guard) -> u64 {
+    /// Begins a period now, and returns its number, of 31 bits.
+    pub(crate) fn begin(&self, guard: &Guard) -> u32 {
         // Relaxed: only a number; the epoch orders what matters.
-        let period = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        let period = self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1) % PERIODS;
         let over = Arc::clone(&self.over);
-        // Release: pairs with `is_over`: what pinned threads did before they went on is seen by whoever acts on it.
-        after_grace(guard, move || _ = over.fetch_max(period, Ordering::Release));
+        after_grace(guard, move || {
+            // Relaxed: the CAS decides.
+            let mut latest = over.load(Ordering::Relaxed);
+            while !is_past(period, latest) {
+                // Release: pairs with `is_over`: what pinned threads did before they went on is seen by whoever acts on
+                // it.
+                match over.compare_exchange_weak(latest, period, Ordering::Release, Ordering::Relaxed) {
+                    Ok(_) => break,
+                    Err(won) => latest = won,
+                }
+            }
+        });
         // The sweeper asks soon; without this the period could wait for a bag of garbage to fill up.
         guard.flush();
         period
     }
 
-    pub(crate) fn is_over(&self, period: u64) -> bool {
+    pub(crate) fn is_over(&self, period: u32) -> bool {
         // Acquire: pairs with `begin`.
-        self.over.load(Ordering::Acquire) >= period
+        is_past(period, self.over.load(Ordering::Acquire))
     }
 }

@@ -28,6 +28,8 @@ mod id;
 mod numbered;
 mod registry;
 
+use std::sync::Arc;
+
 use compact_str::CompactString;
 
 pub(crate) use entry::Life;
@@ -113,7 +115,7 @@ fn check_host_port(addr: &str) -> Result<(), TextError> {
 /// All proxies of a table.
 #[derive(Debug)]
 pub(crate) struct Proxies {
-    entries: Numbered<Entry>,
+    entries: Arc<Numbered<Entry>>,
     ids: Ids,
     registry: Mutex<Registry>,
     grace: Grace,
@@ -137,9 +139,10 @@ impl Proxies {
 
     pub(crate) fn new(limit: usize) -> Self {
         let limit = limit.min(Self::MOST);
+        let entries = Arc::new(Numbered::new(limit as u32));
         Self {
-            entries: Numbered::new(limit as u32),
-            ids: Ids::default(),
+            ids: Ids::new(Arc::clone(&entries)),
+            entries,
             registry: Mutex::default(),
             grace: Grace::default(),
             limit,
@@ -151,7 +154,7 @@ impl Proxies {
         proxy.check()?;
         let id = ProxyId::of(proxy.id);
         // Nearly always the proxy is known already, and nothing of it has changed: no lock.
-        if let Some(number) = self.ids.find(id, &self.entries, guard)
+        if let Some(number) = self.ids.find(id, guard)
             && let Some(entry) = self.entries.get(number)
             && let life = entry.life().alive()
             && entry.revive(life)
@@ -163,7 +166,7 @@ impl Proxies {
             return Ok(ProxyRef { number, life });
         }
         let mut registry = self.registry.lock();
-        if let Some(number) = self.ids.find_exactly(id, &self.entries, guard) {
+        if let Some(number) = self.ids.find_exactly(id, guard) {
             let entry = self.entries.ensure(number);
             // It cannot die now: that takes the lock.
             let details = registry.intern(proxy.cluster_name, proxy.addr);
@@ -178,7 +181,7 @@ impl Proxies {
             .ok_or(RegisterError::TooManyProxies { limit: self.limit })?;
         let entry = self.entries.ensure(number);
         let life = entry.occupy(id, registry.intern(proxy.cluster_name, proxy.addr), tick);
-        self.ids.insert(id, number);
+        self.ids.insert(number);
         Ok(ProxyRef { number, life })
     }
 
@@ -238,7 +241,7 @@ impl Proxies {
 
     /// What follows when a number has become DEAD; the lock is held.
     fn bury(&self, number: u32, entry: &Entry, guard: &Guard) {
-        self.ids.remove(entry.id(guard), number);
+        self.ids.remove(number);
         entry.wait_for_grace(self.grace.begin(guard));
     }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use ahash::RandomState;
 use scc::{Equivalent, HashIndex};
 
-use crate::proxies::details::{Details, Interner};
+use crate::proxies::details::{Interner, SharedDetails};
 use crate::proxies::entry::Entry;
 use crate::proxies::id::ProxyId;
 use crate::proxies::numbered::Numbered;
-use crate::sync::{Guard, after_grace};
+use crate::sync::{Guard, after_grace, pin};
 
 /// Numbers and shared details.
 #[derive(Debug, Default)]
@@ -62,12 +62,12 @@ impl Registry {
     }
 
     /// Details for one more entry, which [`set_details`](Registry::set_details) gives them to.
-    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Arc<Details> {
+    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Arc<SharedDetails> {
         self.interner.intern(cluster_name, addr)
     }
 
     /// Gives an entry other details, or none; the former ones go after a grace period.
-    pub(crate) fn set_details(&mut self, entry: &Entry, details: Option<Arc<Details>>, guard: &Guard) {
+    pub(crate) fn set_details(&mut self, entry: &Entry, details: Option<Arc<SharedDetails>>, guard: &Guard) {
         if let Some(old) = entry.replace_details(details) {
             self.interner.release(&old);
             after_grace(guard, move || drop(old));
@@ -75,130 +75,145 @@ impl Registry {
     }
 }
 
-/// From ID to number. A key is the number and the ID's hash, 8 bytes; the ID itself is compared where it is, in the
-/// number's entry.
+/// From ID to number. A key is a number, 4 bytes; its ID, and the ID's hash, are in the number's entry.
 #[derive(Debug)]
 pub(crate) struct Ids {
-    numbers: HashIndex<Key, (), Spread>,
+    numbers: HashIndex<Number, (), ById>,
+    entries: Arc<Numbered<Entry>>,
     hasher: RandomState,
 }
 
+/// A proxy number that stands for its ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Key {
-    number: u32,
-    hash: u32,
-}
+struct Number(u32);
 
-impl Hash for Key {
+impl Hash for Number {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u32(self.hash);
+        state.write_u32(self.0);
     }
 }
 
-/// An ID that is looked for.
+/// An ID that is looked for, with its hash.
 struct Wanted<'a> {
     id: ProxyId<'a>,
-    hash: u32,
+    hash: u64,
     entries: &'a Numbered<Entry>,
     guard: &'a Guard,
 }
 
 impl Hash for Wanted<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u32(self.hash);
+        state.write_u64(self.hash);
     }
 }
 
-impl Equivalent<Key> for Wanted<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
+impl Equivalent<Number> for Wanted<'_> {
+    fn equivalent(&self, key: &Number) -> bool {
         // A key that a look-up still sees was in the map while its guard was pinned, so its number's ID is not freed.
-        self.hash == key.hash
-            && self
-                .entries
-                .get(key.number)
-                .is_some_and(|entry| entry.has_id(self.id, self.guard))
+        self.entries
+            .get(key.0)
+            .is_some_and(|entry| entry.has_id(self.id, self.guard))
     }
 }
 
-/// Makes 64 bits of 32 that are a keyed hash already.
-#[derive(Debug, Clone, Copy, Default)]
-struct Spread(u64);
-
-impl BuildHasher for Spread {
-    type Hasher = Spread;
-
-    fn build_hasher(&self) -> Spread {
-        Spread(0)
-    }
+/// Hashes a number as its ID, so that the map can move its keys about when it grows.
+///
+/// A hasher has to be made for each key, cannot borrow, and sharing the entries by an `Arc` would make all threads count
+/// at one place; so it points to them.
+#[derive(Debug, Clone)]
+struct ById {
+    entries: *const Numbered<Entry>,
+    hasher: RandomState,
 }
 
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
+// SAFETY: the pointer is only read through, and what it points to can be shared (`Numbered<Entry>: Sync`).
+unsafe impl Send for ById {}
+// SAFETY: as above.
+unsafe impl Sync for ById {}
 
-    fn write(&mut self, _bytes: &[u8]) {
-        unreachable!("keys write one u32")
-    }
-
-    fn write_u32(&mut self, hash: u32) {
-        self.0 = u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
+struct IdHasher {
+    by_id: ById,
+    hash: u64,
 }
 
-impl Default for Ids {
-    fn default() -> Self {
-        Self {
-            numbers: HashIndex::with_hasher(Spread(0)),
-            hasher: RandomState::new(),
+impl BuildHasher for ById {
+    type Hasher = IdHasher;
+
+    fn build_hasher(&self) -> IdHasher {
+        IdHasher {
+            by_id: self.clone(),
+            hash: 0,
         }
     }
 }
 
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.hash
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("a number writes a u32, and an ID that is looked for a u64");
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        // SAFETY: `Ids` owns the entries beside the map, which hashes only while it is used.
+        let entries = unsafe { &*self.by_id.entries };
+        let guard = pin();
+        // A number that is in the map has an entry, and that an ID.
+        self.hash = entries
+            .get(number)
+            .map_or(0, |entry| self.by_id.hasher.hash_one(entry.id(&guard)));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.hash = hash;
+    }
+}
+
 impl Ids {
-    fn hash(&self, id: ProxyId<'_>) -> u32 {
-        self.hasher.hash_one(id) as u32
+    pub(crate) fn new(entries: Arc<Numbered<Entry>>) -> Self {
+        let hasher = RandomState::new();
+        let by_id = ById {
+            entries: Arc::as_ptr(&entries),
+            hasher: hasher.clone(),
+        };
+        Self {
+            numbers: HashIndex::with_hasher(by_id),
+            entries,
+            hasher,
+        }
+    }
+
+    fn wanted<'a>(&'a self, id: ProxyId<'a>, guard: &'a Guard) -> Wanted<'a> {
+        Wanted {
+            id,
+            hash: self.hasher.hash_one(id),
+            entries: &self.entries,
+            guard,
+        }
     }
 
     /// The number of an ID; without a lock.
-    pub(crate) fn find(&self, id: ProxyId<'_>, entries: &Numbered<Entry>, guard: &Guard) -> Option<u32> {
-        let wanted = Wanted {
-            id,
-            hash: self.hash(id),
-            entries,
-            guard,
-        };
-        self.numbers.peek_with(&wanted, |key, ()| key.number)
+    pub(crate) fn find(&self, id: ProxyId<'_>, guard: &Guard) -> Option<u32> {
+        self.numbers.peek_with(&self.wanted(id, guard), |key, ()| key.0)
     }
 
     /// The number of an ID; for the registry's owner, who must not miss one that a resize is moving.
-    pub(crate) fn find_exactly(&self, id: ProxyId<'_>, entries: &Numbered<Entry>, guard: &Guard) -> Option<u32> {
-        let wanted = Wanted {
-            id,
-            hash: self.hash(id),
-            entries,
-            guard,
-        };
-        self.numbers.get_sync(&wanted).map(|found| found.key().number)
+    pub(crate) fn find_exactly(&self, id: ProxyId<'_>, guard: &Guard) -> Option<u32> {
+        self.numbers
+            .get_sync(&self.wanted(id, guard))
+            .map(|found| found.key().0)
     }
 
-    /// Adds an ID that is not there.
-    pub(crate) fn insert(&self, id: ProxyId<'_>, number: u32) {
-        let inserted = self.numbers.insert_sync(
-            Key {
-                number,
-                hash: self.hash(id),
-            },
-            (),
-        );
+    /// Adds a number whose entry has its ID, which is not there yet.
+    pub(crate) fn insert(&self, number: u32) {
+        let inserted = self.numbers.insert_sync(Number(number), ());
         debug_assert!(inserted.is_ok(), "a number has one ID");
     }
 
-    /// Removes an ID, if it still has this number.
-    pub(crate) fn remove(&self, id: ProxyId<'_>, number: u32) {
-        self.numbers.remove_sync(&Key {
-            number,
-            hash: self.hash(id),
-        });
+    /// Removes a number, whose entry still has its ID.
+    pub(crate) fn remove(&self, number: u32) {
+        self.numbers.remove_sync(&Number(number));
     }
 }
