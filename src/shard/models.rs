@@ -1,6 +1,6 @@
 //! loom models of the shard's protocols, named after the property that each shows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release --lib models` runs them. The constants shrink there: two slots a bucket,
+//! `RUSTFLAGS="--cfg loom" cargo test -p nodetracker --release --lib models` runs them. The constants shrink there: two slots a bucket,
 //! segments of two records.
 
 use std::sync::Arc as StdArc;
