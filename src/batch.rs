@@ -167,9 +167,10 @@ impl RouteTable {
                 return Err(failed(added, AddError::UnknownProxy));
             }
             group.iter().for_each(|node| self.ensure_shards(node));
-            let scope = self.scope(&guard, 0);
+            let mut scope = self.scope(&guard, 0);
             let lanes = self.load(group, &guard);
             for (node, lane) in group.iter().zip(lanes) {
+                scope.shard = self.parts().0.of(lane.hash).1;
                 let done = match (node.kind(), lane.guess) {
                     (Kind::Uuid(uuid), Some(guess)) => guess
                         .add(&UuidKey::from(*uuid), proxy.number, &scope)
@@ -214,7 +215,7 @@ impl RouteTable {
             if !self.proxies().takes_routes(proxy) {
                 return Err(AddError::UnknownProxy);
             }
-            let scope = self.scope(&guard, 0);
+            let mut scope = self.scope(&guard, 0);
             let (uuids, names, _) = self.parts();
             let guesses: SmallVec<[Option<Guess<'_>>; GROUP]> = group
                 .iter()
@@ -224,11 +225,18 @@ impl RouteTable {
                 })
                 .collect();
             for (at, (handle, guess)) in group.iter().zip(guesses).enumerate() {
-                let fits = |key| match handle.is_name() {
-                    false => handle.fits(self.hash_stored::<UuidKey>(key)),
-                    true => handle.fits(self.hash_stored::<NameKey<'_>>(key)),
+                scope.shard = handle.shard();
+                let refresh = |guess: Guess<'_>| match handle.is_name() {
+                    false => {
+                        let fits = |key| handle.fits(self.hash_stored::<UuidKey>(key));
+                        guess.refresh::<UuidKey, _>(proxy.number, fits, &scope)
+                    }
+                    true => {
+                        let fits = |key| handle.fits(self.hash_stored::<NameKey<'_>>(key));
+                        guess.refresh::<NameKey<'_>, _>(proxy.number, fits, &scope)
+                    }
                 };
-                if guess.is_some_and(|guess| guess.refresh(proxy.number, fits, &scope)) {
+                if guess.is_some_and(refresh) {
                     refreshed += 1;
                 } else {
                     gone.push(nth * GROUP + at);

@@ -9,8 +9,13 @@ use std::ptr::NonNull;
 use ahash::RandomState;
 use uuid::Uuid;
 
+use crate::node_id::NodeId;
+
 /// What a shard's records are found by.
 pub(crate) trait Key {
+    /// Whether nodes with such keys have names, not UUIDs.
+    const IS_NAME: bool;
+
     /// The hash that picks shard, bucket and tag.
     fn hash(&self, hasher: &RandomState) -> u64;
 
@@ -26,6 +31,13 @@ pub(crate) trait Key {
 
     /// The hash of the key that `stored` stands for.
     fn hash_stored(stored: [u64; 2], hasher: &RandomState) -> u64;
+
+    /// The node that `stored` stands for.
+    ///
+    /// # Safety
+    ///
+    /// As for [`is`](Key::is).
+    unsafe fn node(stored: [u64; 2]) -> NodeId;
 
     /// Frees what `stored` refers to.
     ///
@@ -47,6 +59,8 @@ impl From<Uuid> for UuidKey {
 }
 
 impl Key for UuidKey {
+    const IS_NAME: bool = false;
+
     #[inline]
     fn hash(&self, hasher: &RandomState) -> u64 {
         Self::hash_stored(self.0, hasher)
@@ -65,6 +79,10 @@ impl Key for UuidKey {
     #[inline]
     fn hash_stored(stored: [u64; 2], hasher: &RandomState) -> u64 {
         hasher.hash_one(u128::from(stored[1]) << 64 | u128::from(stored[0]))
+    }
+
+    unsafe fn node(stored: [u64; 2]) -> NodeId {
+        Uuid::from_u64_pair(stored[1], stored[0]).into()
     }
 
     unsafe fn free(_stored: [u64; 2]) {}
@@ -89,6 +107,8 @@ impl<'a> NameKey<'a> {
 }
 
 impl Key for NameKey<'_> {
+    const IS_NAME: bool = true;
+
     fn hash(&self, _hasher: &RandomState) -> u64 {
         self.hash
     }
@@ -108,6 +128,13 @@ impl Key for NameKey<'_> {
 
     fn hash_stored(stored: [u64; 2], _hasher: &RandomState) -> u64 {
         stored[0]
+    }
+
+    unsafe fn node(stored: [u64; 2]) -> NodeId {
+        // SAFETY: as in `is`.
+        let text = unsafe { Text::from_bits(stored[1]) };
+        // SAFETY: as in `is`.
+        NodeId::from_name(unsafe { text.as_str() })
     }
 
     unsafe fn free(stored: [u64; 2]) {

@@ -40,6 +40,11 @@ impl NodeId {
         &self.0
     }
 
+    /// A name that is known to be acceptable, and not to be a UUID.
+    pub(crate) fn from_name(name: &str) -> Self {
+        Self(Kind::Name(name.into()))
+    }
+
     /// The UUID, where the ID is one.
     #[must_use]
     pub fn as_uuid(&self) -> Option<Uuid> {

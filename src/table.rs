@@ -9,10 +9,11 @@ use smallvec::SmallVec;
 use crate::clock::{Clock, SystemClock};
 use crate::counts::RouteCount;
 use crate::error::{AddError, RegisterError};
+use crate::feed::{Event, Feed, Subscription};
 use crate::key::{Key, NameKey, UuidKey};
 use crate::node_id::{Kind, NodeId};
 use crate::proxies::{Proxies, Proxy, ProxyDetails, ProxyRef};
-use crate::route::{Added, Route};
+use crate::route::{Added, ExplainedRoute, Route, Verdict};
 use crate::shard::routes::{Change, Words};
 use crate::shard::word::Word;
 use crate::shard::{Refused, Scope, Shard};
@@ -111,6 +112,7 @@ impl Builder {
             time: Time::new(self.clock),
             keep_alive: AtomicU64::new(ticks(self.keep_alive).max(1)),
             cursor: Cursor::default(),
+            feed: Feed::default(),
         }
     }
 }
@@ -149,6 +151,7 @@ pub struct RouteTable {
     /// The effective keep-alive interval, in ticks.
     keep_alive: AtomicU64,
     cursor: Cursor,
+    feed: Feed,
 }
 
 /// What a table holds, each figure as of some moment of the call.
@@ -246,6 +249,7 @@ impl RouteTable {
             // Relaxed: a setting.
             keep_alive: self.keep_alive.load(Ordering::Relaxed),
             shard,
+            feed: &self.feed,
         }
     }
 
@@ -395,7 +399,53 @@ impl RouteTable {
     /// It takes effect at once and costs the same however many routes there are: they are not returned any more, and the
     /// sweeper takes them away.
     pub fn remove_proxy(&self, proxy: ProxyRef) -> bool {
-        self.proxies.remove(proxy, &pin())
+        let guard = pin();
+        let removed = self.proxies.remove(proxy, &guard);
+        if removed {
+            self.feed.mark(Feed::PROXIES, &guard, || Event::ProxyRemoved { proxy });
+        }
+        removed
+    }
+
+    /// Subscribes to the changes of the table from here on: routes that come or go, not refreshes.
+    ///
+    /// To follow the table, subscribe, then read it whole, then take the events, and look up each node that is named.
+    /// Writers do not wait for subscribers, and pay for the first one only.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription<'_> {
+        self.feed.subscribe()
+    }
+
+    /// Every route that is known of a node, with why it is or is not returned; the order is that of
+    /// [`get_proxies`](Self::get_proxies).
+    #[must_use]
+    pub fn explain(&self, node: &NodeId) -> Vec<ExplainedRoute> {
+        let guard = pin();
+        let hash = self.hash(node);
+        let now = self.time.now();
+        let words = with_shard!(
+            self,
+            node,
+            hash,
+            |shard, key, _number| shard.get_all(key, hash, &guard),
+            Words::new()
+        );
+        let explain = |word: &Word| {
+            let proxy = self.proxies.reference(word.proxy());
+            let age = now.saturating_sub(word.time());
+            ExplainedRoute {
+                proxy: proxy.and_then(|proxy| self.proxies.details(proxy, &guard)),
+                last_refresh: self.time.wall(word.time()),
+                age: Duration::from_millis(age),
+                verdict: match () {
+                    () if proxy.is_none() => Verdict::ProxyRemoved,
+                    // Relaxed: a setting.
+                    () if age > self.keep_alive.load(Ordering::Relaxed) => Verdict::Expired,
+                    () => Verdict::Returned,
+                },
+            }
+        };
+        words.iter().map(explain).collect()
     }
 
     /// Does a part of the sweeper's work, and says what it did: takes expired routes and those of removed proxies away,

@@ -67,13 +67,14 @@ use std::sync::Arc;
 use ahash::RandomState;
 
 use crate::counts::RouteCount;
+use crate::feed::Feed;
 use crate::key::Key;
 use crate::place::Place;
 use crate::proxies::Liveness;
 use crate::route::Added;
 use crate::shard::capacity::{buckets_for, max_used};
 use crate::shard::index::{Filled, Header, Index, NewIndex, Shape};
-use crate::shard::routes::{Change, Changed, Words, change, read};
+use crate::shard::routes::{Change, Changed, Words, change, read, read_all};
 use crate::shard::slab::{NoRecord, Private, Record, Slab};
 use crate::shard::word::{State, Word};
 use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim};
@@ -90,6 +91,7 @@ pub(crate) struct Scope<'a, P> {
     pub(crate) keep_alive: u64,
     /// The shard's number, which decides the sizes that its index takes on (`capacity.rs`).
     pub(crate) shard: usize,
+    pub(crate) feed: &'a Feed,
 }
 
 impl<P: Liveness> Scope<'_, P> {
@@ -145,7 +147,7 @@ impl Guess<'_> {
         if !unsafe { key.is(self.record.key()) } {
             return None;
         }
-        match change(self.record, Change::Add(proxy), self.index.slab(), scope) {
+        match change::<K, P>(self.record, Change::Add(proxy), self.index.slab(), scope) {
             Ok(Changed::Added(added)) => Some(Ok(added)),
             Ok(_) => None,
             Err(refused) => Some(Err(refused)),
@@ -154,7 +156,7 @@ impl Guess<'_> {
 
     /// Refreshes the route through a proxy, if the record has one and `is_key` takes its key; tells whether it did.
     #[inline]
-    pub(crate) fn refresh<P: Liveness>(
+    pub(crate) fn refresh<K: Key, P: Liveness>(
         &self,
         proxy: u32,
         is_key: impl FnOnce([u64; 2]) -> bool,
@@ -166,7 +168,7 @@ impl Guess<'_> {
         matches!(word.state(), State::Live | State::Spill)
             && is_key(self.record.key())
             && matches!(
-                change(self.record, Change::Refresh(proxy), self.index.slab(), scope),
+                change::<K, P>(self.record, Change::Refresh(proxy), self.index.slab(), scope),
                 Ok(Changed::Added(_))
             )
     }
@@ -278,6 +280,16 @@ impl<K: Key> Shard<K> {
         words
     }
 
+    /// All routes that the key has, valid or not.
+    pub(crate) fn get_all(&self, key: &K, hash: u64, guard: &Guard) -> Words {
+        let mut words = Words::new();
+        if let Some((_, record)) = self.find(key, hash, guard) {
+            read_all(record, guard, |word| words.push(word));
+            newest_first(&mut words);
+        }
+        words
+    }
+
     /// Adds or refreshes the route of `key` through a proxy; returns the record's number too.
     pub(crate) fn add<P: Liveness>(
         &self,
@@ -315,7 +327,7 @@ impl<K: Key> Shard<K> {
                 }
                 Err(NoRecord::OutOfMemory) => return Err(Refused::Memory),
             };
-            let changed = change(record, Change::Add(proxy), index.slab(), scope);
+            let changed = change::<K, P>(record, Change::Add(proxy), index.slab(), scope);
             if used > max_used(index.shape().buckets) {
                 // No room for a larger index is no reason to fail: the route is in, and the next one tries again.
                 _ = self.rebuild(index, false, scope);
@@ -357,7 +369,7 @@ impl<K: Key> Shard<K> {
     /// Takes away routes of a key; returns how many of them were valid.
     pub(crate) fn remove<P: Liveness>(&self, key: &K, hash: u64, what: Change, scope: &Scope<'_, P>) -> usize {
         while let Some((index, record)) = self.find(key, hash, scope.guard) {
-            match change(record, what, index.slab(), scope) {
+            match change::<K, P>(record, what, index.slab(), scope) {
                 Ok(Changed::Removed { valid, .. }) => return valid,
                 Ok(Changed::Frozen) if self.relocate(index, scope).is_ok() => {}
                 Ok(Changed::Retired) => {}
@@ -400,7 +412,7 @@ impl<K: Key> Shard<K> {
             let records = &records[place.offset as usize..];
             let count = (end - number).min(most - visit.visited).min(records.len() as u32);
             for record in &records[..count as usize] {
-                match sweep_record(record, index, scope, &mut seen) {
+                match sweep_record::<K, P>(record, index, scope, &mut seen) {
                     Some(removed) => visit.removed += removed,
                     None => {
                         // The shard is moving: begin again where it is then. (Without memory for that, so does the
@@ -436,7 +448,7 @@ impl<K: Key> Shard<K> {
 
 /// Takes away what is stale in one record; returns how many routes that were, or `None` where the record is moving.
 #[inline]
-fn sweep_record<P: Liveness>(
+fn sweep_record<K: Key, P: Liveness>(
     record: &Record,
     index: Index<'_>,
     scope: &Scope<'_, P>,
@@ -450,7 +462,7 @@ fn sweep_record<P: Liveness>(
             seen(word.proxy());
             return Some(0);
         }
-        State::Live | State::Spill => match change(record, Change::Sweep, index.slab(), scope) {
+        State::Live | State::Spill => match change::<K, P>(record, Change::Sweep, index.slab(), scope) {
             Ok(Changed::Removed { stale, .. }) => stale,
             Ok(Changed::Frozen) => return None,
             // Without memory for a shorter list, it stays until the next round.

@@ -22,6 +22,7 @@ struct World {
     count: RouteCount,
     /// One bit per dead proxy.
     dead: AtomicU32,
+    feed: Feed,
 }
 
 struct Proxies<'a>(&'a AtomicU32);
@@ -42,6 +43,7 @@ impl World {
             hasher: RandomState::with_seeds(1, 2, 3, 4),
             count: RouteCount::new(100),
             dead: AtomicU32::new(0),
+            feed: Feed::default(),
         }
     }
 
@@ -55,6 +57,7 @@ impl World {
             now,
             keep_alive: 10,
             shard: 0,
+            feed: &self.feed,
         })
     }
 

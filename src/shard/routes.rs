@@ -2,13 +2,16 @@
 
 use smallvec::SmallVec;
 
+use crate::feed::{Event, Reason};
+use crate::key::Key;
 use crate::proxies::Liveness;
 use crate::route::Added;
 use crate::shard::list::{List, MAX_ROUTES_PER_NODE, NewList};
 use crate::shard::slab::{Record, Slab};
 use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope};
-use crate::sync::Ordering;
+use crate::sync::{Guard, Ordering};
+use crate::table::SHARDS;
 
 /// LIVE words, newest first.
 pub(crate) type Words = SmallVec<[Word; 8]>;
@@ -44,27 +47,30 @@ pub(crate) enum Changed {
     Frozen,
 }
 
-/// Hands the routes that may be returned now to `each`, in no particular order; tells whether the key is this record's.
+/// Hands the routes that may be returned now to `each`, in the record's order; tells whether the key is this record's.
 #[inline]
 pub(crate) fn read<P: Liveness>(record: &Record, scope: &Scope<'_, P>, mut each: impl FnMut(Word)) -> bool {
+    read_all(record, scope.guard, |word| {
+        if scope.is_valid(word) {
+            each(word);
+        }
+    })
+}
+
+/// Hands all routes to `each`, in the record's order; tells whether the key is this record's.
+#[inline]
+pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word)) -> bool {
     let word = record.load();
     match word.state() {
         State::Retired => return false,
         State::Dead => {}
-        State::Live => {
-            if scope.is_valid(word) {
-                each(word);
-            }
-        }
+        State::Live => each(word),
         State::Spill => {
-            // SAFETY: the word was loaded with Acquire under the scope's guard.
-            let list = unsafe { List::of(word, scope.guard) };
+            // SAFETY: the word was loaded with Acquire under the guard.
+            let list = unsafe { List::of(word, guard) };
             for word in list.words() {
                 // Relaxed: a list's words have no more to them than their own bits.
-                let word = Word(word.load(Ordering::Relaxed)).thawed();
-                if scope.is_valid(word) {
-                    each(word);
-                }
+                each(Word(word.load(Ordering::Relaxed)).thawed());
             }
         }
     }
@@ -73,7 +79,7 @@ pub(crate) fn read<P: Liveness>(record: &Record, scope: &Scope<'_, P>, mut each:
 
 /// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is
 /// nothing to change.
-pub(crate) fn change<P: Liveness>(
+pub(crate) fn change<K: Key, P: Liveness>(
     record: &Record,
     what: Change,
     slab: &Slab,
@@ -160,6 +166,13 @@ pub(crate) fn change<P: Liveness>(
                         scope.now.min(gone.time().saturating_add(scope.keep_alive)),
                     );
                 }
+                if let Some(reason) = reason(what, changed) {
+                    scope.feed.mark(ring::<K>(scope.shard), scope.guard, || Event::Node {
+                        // SAFETY: an index has the record, and the guard is pinned.
+                        node: unsafe { K::node(record.key()) },
+                        reason,
+                    });
+                }
                 if let Some(list) = list {
                     // SAFETY: the CAS above unlinked it.
                     unsafe { list.retire(scope.guard) };
@@ -172,6 +185,22 @@ pub(crate) fn change<P: Liveness>(
             }
         }
     }
+}
+
+/// Why the feed tells of a change, if it does.
+fn reason(what: Change, changed: Changed) -> Option<Reason> {
+    match (what, changed) {
+        (_, Changed::Added(Added::Inserted)) => Some(Reason::Added),
+        (_, Changed::Removed { valid: 0, stale: 0 }) => None,
+        (Change::Sweep, Changed::Removed { .. }) => Some(Reason::Expired),
+        (_, Changed::Removed { .. }) => Some(Reason::Removed),
+        _ => None,
+    }
+}
+
+/// The feed's ring of a shard.
+fn ring<K: Key>(shard: usize) -> usize {
+    shard + if K::IS_NAME { SHARDS } else { 0 }
 }
 
 /// Does without a new list where it can: a refresh is one CAS on the route's own word, and a sweep of routes that are

@@ -1,0 +1,210 @@
+//! The change feed, and `explain`.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nodetracker::{Event, Lagged, ManualClock, NodeId, Proxy, ProxyRef, Reason, RouteTable, Verdict};
+
+fn register(table: &RouteTable, id: &str) -> ProxyRef {
+    let proxy = Proxy {
+        id,
+        cluster_name: "main",
+        addr: "10.0.0.1:3080",
+    };
+    table.register_proxy(&proxy).expect("there is room")
+}
+
+fn events(subscription: &mut nodetracker::Subscription<'_>) -> Vec<Event> {
+    let mut events = Vec::new();
+    subscription
+        .poll(usize::MAX, |event| events.push(event.clone()))
+        .expect("nothing was lost");
+    events
+}
+
+#[test]
+fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(Duration::from_secs(10))
+        .build();
+    let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
+    let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse().expect("a node ID");
+    let name: NodeId = "node-1".parse().expect("a node ID");
+    table.add_node(&node, one).expect("there is room");
+
+    let mut subscription = table.subscribe();
+    assert_eq!(events(&mut subscription), [], "what was before is no event");
+    let is = |node: &NodeId, reason| Event::Node {
+        node: node.clone(),
+        reason,
+    };
+    table.add_node(&node, one).expect("there is room");
+    assert_eq!(events(&mut subscription), []);
+    table.add_node(&node, two).expect("there is room");
+    assert_eq!(events(&mut subscription), [is(&node, Reason::Added)]);
+    table.add_node(&name, two).expect("there is room");
+    assert_eq!(events(&mut subscription), [is(&name, Reason::Added)]);
+    assert!(table.remove_route(&node, one));
+    assert!(!table.remove_route(&node, one));
+    assert!(table.remove_node(&name));
+    assert!(!table.remove_node(&name));
+    assert_eq!(
+        events(&mut subscription),
+        [is(&node, Reason::Removed), is(&name, Reason::Removed)]
+    );
+    clock.advance(Duration::from_secs(11));
+    common::sweep_fully(&table);
+    assert_eq!(events(&mut subscription), [is(&node, Reason::Expired)]);
+    assert!(table.remove_proxy(two));
+    assert_eq!(events(&mut subscription), [Event::ProxyRemoved { proxy: two }]);
+}
+
+#[test]
+fn a_subscriber_that_is_too_slow_is_told_and_begins_anew() {
+    let table = RouteTable::new();
+    let proxy = register(&table, "proxy-1");
+    let node: NodeId = "node-1".parse().expect("a node ID");
+    let mut slow = table.subscribe();
+    for _ in 0..10_000 {
+        table.add_node(&node, proxy).expect("there is room");
+        table.remove_node(&node);
+    }
+    assert_eq!(slow.poll(10, |event| panic!("{event:?} after a gap")), Err(Lagged));
+    assert_eq!(events(&mut slow), []);
+    table.add_node(&node, proxy).expect("there is room");
+    assert_eq!(
+        events(&mut slow),
+        [Event::Node {
+            node,
+            reason: Reason::Added
+        }]
+    );
+}
+
+#[test]
+fn one_poll_takes_no_more_than_it_was_asked_for() {
+    let table = RouteTable::new();
+    let proxy = register(&table, "proxy-1");
+    let mut subscription = table.subscribe();
+    for number in 0..100 {
+        table
+            .add_node(&format!("node-{number}").parse().expect("a node ID"), proxy)
+            .expect("there is room");
+    }
+    let mut left = 100;
+    while left > 0 {
+        let taken = subscription.poll(7, |_| ()).expect("nothing was lost");
+        assert_eq!(taken, left.min(7));
+        left -= taken;
+    }
+    assert_eq!(subscription.poll(7, |_| ()), Ok(0));
+}
+
+/// A follower that reads each node that is named ends with what the table holds, whatever threads did meanwhile.
+#[test]
+fn a_follower_ends_with_what_the_table_holds() {
+    let seed = common::seed();
+    println!("NODETRACKER_SEED={seed}");
+    let table = RouteTable::new();
+    let proxies: Vec<_> = (0..4)
+        .map(|number| register(&table, &format!("proxy-{number}")))
+        .collect();
+    let nodes: Vec<NodeId> = (0..50).map(common::ops::node).collect();
+    let done = AtomicBool::new(false);
+    let mut mirror: HashMap<NodeId, Vec<ProxyRef>> = HashMap::new();
+    let look_up = |node: &NodeId| {
+        let mut proxies: Vec<_> = table.get_proxies(node).iter().map(|route| route.proxy).collect();
+        proxies.sort();
+        proxies
+    };
+    std::thread::scope(|scope| {
+        let (table, proxies, nodes, done) = (&table, &proxies, &nodes, &done);
+        let mut subscription = table.subscribe();
+        let writers: Vec<_> = (0..3_u64)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let mut random = fastrand::Rng::with_seed(seed ^ thread);
+                    for _ in 0..20_000 * common::scale() {
+                        let node = &nodes[random.usize(..nodes.len())];
+                        let proxy = proxies[random.usize(..proxies.len())];
+                        match random.u8(..4) {
+                            0 => _ = table.remove_node(node),
+                            1 => _ = table.remove_route(node, proxy),
+                            _ => _ = table.add_node(node, proxy).expect("there is room"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(move || {
+            writers.into_iter().for_each(|writer| writer.join().expect("it ends"));
+            done.store(true, Ordering::Release);
+        });
+        loop {
+            // Before the poll: what was done before it is seen by it.
+            let last = done.load(Ordering::Acquire);
+            let polled = subscription.poll(usize::MAX, |event| match event {
+                Event::Node { node, .. } => _ = mirror.insert(node.clone(), look_up(node)),
+                event => panic!("{event:?}"),
+            });
+            if polled == Err(Lagged) {
+                mirror = nodes.iter().map(|node| (node.clone(), look_up(node))).collect();
+            }
+            if last && polled == Ok(0) {
+                break;
+            }
+        }
+    });
+    for node in &nodes {
+        assert_eq!(mirror.get(node).cloned().unwrap_or_default(), look_up(node), "{node}");
+    }
+}
+
+#[test]
+fn explain_tells_why_a_route_is_not_returned() {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(Duration::from_secs(10))
+        .build();
+    let [old, new, removed] = ["old", "new", "removed"].map(|id| register(&table, id));
+    let node: NodeId = "node-1".parse().expect("a node ID");
+    assert_eq!(table.explain(&node), []);
+    // Together, since an addition takes away what has expired.
+    for proxy in [old, removed, new] {
+        table.add_node(&node, proxy).expect("there is room");
+    }
+    clock.advance(Duration::from_secs(8));
+    table.add_node(&node, new).expect("there is room");
+    clock.advance(Duration::from_secs(3));
+    assert!(table.remove_proxy(removed));
+
+    let explained = table.explain(&node);
+    let told: Vec<_> = explained
+        .iter()
+        .map(|route| {
+            (
+                route.proxy.as_ref().map(|proxy| proxy.id.as_str()),
+                route.age.as_secs(),
+                route.verdict,
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Some("new"), 3, Verdict::Returned),
+            (None, 11, Verdict::ProxyRemoved),
+            (Some("old"), 11, Verdict::Expired),
+        ]
+    );
+    assert_eq!(table.get_proxies(&node).len(), 1);
+    table.set_keep_alive(Duration::from_secs(20));
+    assert_eq!(table.explain(&node)[2].verdict, Verdict::Returned);
+    assert_eq!(table.get_proxies(&node).len(), 2);
+}
