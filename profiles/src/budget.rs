@@ -10,7 +10,7 @@ pub(crate) enum Unit {
     PeakPerRoute,
     /// As a multiple of what the budget says.
     Times,
-    /// In 100,000 calls.
+    /// Not bytes, but how many.
     Allocations,
 }
 
@@ -210,6 +210,16 @@ pub(crate) const BUDGETS: &[Budget] = &[
     Budget {
         key: "look-up-of-two",
         what: "allocations in 100,000 look-ups of nodes with two routes",
+        ..NO_ALLOCATION
+    },
+    Budget {
+        key: "look-up-batch",
+        what: "allocations in 1,000 look-ups of 100 nodes each, into one buffer",
+        ..NO_ALLOCATION
+    },
+    Budget {
+        key: "refresh-batch",
+        what: "allocations in 1,000 refreshes of 100 nodes each, and as many by handle",
         ..NO_ALLOCATION
     },
 ];

@@ -2,18 +2,31 @@
 
 use std::time::Duration;
 
-use nodetracker::Added;
+use nodetracker::{Added, NodeId, RouteBatch};
 
 use crate::heap::allocations;
-use crate::input::{Fleet, named_node, node};
+use crate::input::{Fleet, PROXIES, named_node, node};
 use crate::programs::Findings;
 
 const NODES: u64 = 100_000;
+
+/// Nodes of one proxy, which are named together in a call.
+const BATCH: usize = (NODES / PROXIES) as usize;
 
 /// Calls `f` with the number of each node, and counts the allocations.
 fn count(f: impl Fn(u64)) -> f64 {
     let before = allocations();
     (0..NODES).for_each(f);
+    (allocations() - before) as f64
+}
+
+/// Calls `f` with a number and all nodes whose proxy is the one of that number, and counts the allocations, those of
+/// the first call left out, in which buffers grow.
+fn count_batches(mut f: impl FnMut(u64, &[NodeId; BATCH])) -> f64 {
+    let mut batch = |n| f(n, &std::array::from_fn(|i| node(n % PROXIES + PROXIES * i as u64)));
+    batch(0);
+    let before = allocations();
+    (1..=PROXIES).for_each(batch);
     (allocations() - before) as f64
 }
 
@@ -43,4 +56,24 @@ pub(crate) fn calls(findings: &mut Findings) {
     findings.found("refresh-of-two", count(refresh));
     let look_up_two = |n| assert_eq!(fleet.table.get_proxies(&node(n)).len(), 2);
     findings.found("look-up-of-two", count(look_up_two));
+
+    tick();
+    let mut answers = RouteBatch::new();
+    let look_up_batch = |_, nodes: &[_; BATCH]| {
+        fleet.table.get_proxies_batch(nodes, &mut answers);
+        assert!(answers.iter().all(|routes| routes.len() == 2));
+    };
+    findings.found("look-up-batch", count_batches(look_up_batch));
+    let mut handles = Vec::new();
+    let mut gone = Vec::new();
+    let refresh_batch = |n, nodes: &[_; BATCH]| {
+        let proxy = fleet.proxy(n);
+        handles.clear();
+        let added = fleet.table.add_nodes_with_handles(nodes, proxy, &mut handles);
+        assert_eq!(added.map(|added| added.refreshed), Ok(BATCH));
+        tick();
+        let refreshed = fleet.table.refresh_routes(&handles, proxy, &mut gone);
+        assert_eq!(refreshed, Ok(BATCH));
+    };
+    findings.found("refresh-batch", count_batches(refresh_batch));
 }
