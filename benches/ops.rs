@@ -1,0 +1,71 @@
+//! Look-up and refresh, one at a time, in the table and in its peers (criterion).
+//!
+//! ```console
+//! $ cargo bench --bench ops                              # 1,000,000 nodes
+//! $ NODES=100k,1M,10M cargo bench --bench ops
+//! $ cargo bench --bench ops -- 'look_up/.*/(nodetracker|dashmap)$'
+//! $ perf record cargo bench --bench ops -- --profile-time 10 'refresh/uniform-1M/nodetracker$'
+//! ```
+//!
+//! Contestants run one after the other here, so on a machine that does other things, compare with `rows`, where they take
+//! turns.
+
+#![allow(dead_code, reason = "a bench uses a part of what they share")]
+
+mod peers;
+mod support;
+
+use std::cell::LazyCell;
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+use crate::peers::{Peer, for_each_peer};
+use crate::support::check::all_agree;
+use crate::support::contestant::{Work, filled, pass};
+use crate::support::steps::{self, Step, size_name};
+
+/// At least so many steps are timed: criterion plans all by its first measurement, which is of a single one.
+const LEAST: usize = 1_000;
+
+/// The time of `iterations` steps, going round in the order.
+fn run<P: Peer>(table: &P, work: Work, steps: &[Step], iterations: u64) -> Duration {
+    let iterations = iterations as usize;
+    if iterations < LEAST {
+        return pass(table, work, &steps[..LEAST]) * iterations as u32 / LEAST as u32;
+    }
+    let rounds: Duration = (0..iterations / steps.len()).map(|_| pass(table, work, steps)).sum();
+    rounds + pass(table, work, &steps[..iterations % steps.len()])
+}
+
+fn one_at_a_time(criterion: &mut Criterion) {
+    all_agree();
+    for size in steps::sizes(&[1_000_000]) {
+        let nodes = steps::nodes(size, 1_000, 1);
+        let orders = [("uniform", steps::uniform(&nodes)), ("zipf", steps::zipf(&nodes))];
+        for_each_peer!(single-threaded P => {
+            // Not filled where a filter leaves nothing to measure.
+            let table = LazyCell::new(|| filled::<P>(&nodes));
+            for (work_name, work) in [("look_up", Work::LookUp), ("refresh", Work::Refresh)] {
+                for (order_name, order) in &orders {
+                    let mut group = criterion.benchmark_group(format!("{work_name}/{order_name}-{}", size_name(size)));
+                    group
+                        .sample_size(20)
+                        .warm_up_time(Duration::from_millis(300))
+                        .measurement_time(Duration::from_millis(1_500))
+                        .throughput(Throughput::Elements(1));
+                    group.bench_function(BenchmarkId::from_parameter(P::NAME), |bencher| {
+                        bencher.iter_custom(|iterations| run(black_box(&*table), work, order, iterations));
+                    });
+                    group.finish();
+                }
+            }
+        });
+    }
+}
+
+// Room for what the table is to get: look-up in batches of 64, refresh by handle in batches.
+
+criterion_group!(benches, one_at_a_time);
+criterion_main!(benches);

@@ -1,0 +1,90 @@
+//! dashmap: hashbrown tables behind one read-write lock each, four for every core unless told otherwise.
+//!
+//! A refresh takes the shard's write lock and finds the key (`get_mut`); `entry`, which must make room for a key before it
+//! knows whether there is one, comes only after that. With as many shards as the table has, locks are met less often, and
+//! a shard that grows stops less of the map; so it runs both ways.
+
+use ahash::RandomState;
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use nodetracker::Added;
+use uuid::Uuid;
+
+use crate::peers::routes::{Answer, Routes, plain};
+use crate::peers::world::World;
+use crate::peers::{Key, Peer, Setting};
+
+/// `SHARDS` of zero leaves the number of shards to dashmap.
+pub(crate) struct Dash<const SHARDS: usize> {
+    map: DashMap<Key, Routes, RandomState>,
+    world: World,
+}
+
+pub(crate) type Default = Dash<0>;
+pub(crate) type ManyShards = Dash<256>;
+
+impl<const SHARDS: usize> Peer for Dash<SHARDS> {
+    const NAME: &'static str = if SHARDS == 0 { "dashmap" } else { "dashmap, 256 shards" };
+
+    type Answer = Answer;
+
+    fn new(setting: &Setting) -> Self {
+        Self {
+            map: match SHARDS {
+                0 => DashMap::with_hasher(RandomState::new()),
+                _ => DashMap::with_hasher_and_shard_amount(RandomState::new(), SHARDS),
+            },
+            world: World::new(setting),
+        }
+    }
+
+    #[inline]
+    fn look_up(&self, node: Uuid) -> Answer {
+        let now = self.world.now();
+        self.map
+            .get(&Key::from(node))
+            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+    }
+
+    #[inline]
+    fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
+        let now = self.world.now();
+        self.world.life(proxy)?;
+        let key = Key::from(node);
+        if let Some(mut routes) = self.map.get_mut(&key) {
+            return Some(routes.add(proxy, &self.world, now));
+        }
+        Some(match self.map.entry(key) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
+            Entry::Vacant(entry) => {
+                entry.insert(Routes::one(proxy, now));
+                Added::Inserted
+            }
+        })
+    }
+
+    fn remove_node(&self, node: Uuid) -> bool {
+        let removed = self.map.remove(&Key::from(node));
+        removed.is_some_and(|(_, routes)| routes.has_valid(&self.world))
+    }
+
+    fn remove_proxy(&self, proxy: u32) {
+        self.world.remove_proxy(proxy);
+    }
+
+    /// One call that locks shard after shard.
+    fn sweep(&self, mut step: impl FnMut()) -> usize {
+        let now = self.world.now();
+        let mut removed = 0;
+        self.map.retain(|_, routes| {
+            removed += routes.drop_stale(&self.world, now);
+            !routes.is_empty()
+        });
+        step();
+        removed
+    }
+
+    fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
+        plain(answer)
+    }
+}

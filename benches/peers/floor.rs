@@ -1,0 +1,78 @@
+//! hashbrown without any synchronisation: what a single thread could have.
+
+use std::cell::RefCell;
+
+use ahash::RandomState;
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+use nodetracker::Added;
+use uuid::Uuid;
+
+use crate::peers::routes::{Answer, Routes, plain};
+use crate::peers::world::World;
+use crate::peers::{Key, Peer, Setting};
+
+pub(crate) struct Floor {
+    map: RefCell<HashMap<Key, Routes, RandomState>>,
+    world: World,
+}
+
+impl Peer for Floor {
+    const NAME: &'static str = "hashbrown, one thread";
+
+    type Answer = Answer;
+
+    fn new(setting: &Setting) -> Self {
+        Self {
+            map: RefCell::new(HashMap::with_hasher(RandomState::new())),
+            world: World::new(setting),
+        }
+    }
+
+    #[inline]
+    fn look_up(&self, node: Uuid) -> Answer {
+        let now = self.world.now();
+        self.map
+            .borrow()
+            .get(&Key::from(node))
+            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+    }
+
+    #[inline]
+    fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
+        let now = self.world.now();
+        self.world.life(proxy)?;
+        Some(match self.map.borrow_mut().entry(Key::from(node)) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
+            Entry::Vacant(entry) => {
+                entry.insert(Routes::one(proxy, now));
+                Added::Inserted
+            }
+        })
+    }
+
+    fn remove_node(&self, node: Uuid) -> bool {
+        let removed = self.map.borrow_mut().remove(&Key::from(node));
+        removed.is_some_and(|routes| routes.has_valid(&self.world))
+    }
+
+    fn remove_proxy(&self, proxy: u32) {
+        self.world.remove_proxy(proxy);
+    }
+
+    /// One call.
+    fn sweep(&self, mut step: impl FnMut()) -> usize {
+        let now = self.world.now();
+        let mut removed = 0;
+        self.map.borrow_mut().retain(|_, routes| {
+            removed += routes.drop_stale(&self.world, now);
+            !routes.is_empty()
+        });
+        step();
+        removed
+    }
+
+    fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
+        plain(answer)
+    }
+}

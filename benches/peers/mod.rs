@@ -1,0 +1,116 @@
+//! The table and what people would use in its place, behind one trait, each doing the same job: a clock read per call,
+//! expired routes and those of dead proxies left out, newest first, owned answers.
+//!
+//! Every peer hashes with ahash, keeps a route in one word, and looks at the same [`World`] for time and proxies.
+
+pub(crate) mod dashmap;
+pub(crate) mod floor;
+pub(crate) mod nodetracker;
+pub(crate) mod papaya;
+mod routes;
+pub(crate) mod rwlock;
+pub(crate) mod scc;
+mod world;
+
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+
+use ::nodetracker::{Added, ManualClock};
+use uuid::Uuid;
+
+/// What every contestant is made for.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting {
+    pub(crate) proxies: u32,
+    pub(crate) keep_alive: Duration,
+    /// The system's clock where there is none.
+    pub(crate) clock: Option<ManualClock>,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self {
+            proxies: 1_000,
+            keep_alive: Duration::from_secs(3_600),
+            clock: None,
+        }
+    }
+}
+
+/// A table of which proxies hold the tunnels to which nodes.
+pub(crate) trait Peer: Sized {
+    const NAME: &'static str;
+
+    type Answer;
+
+    /// An empty table with `setting.proxies` proxies, numbered from zero.
+    fn new(setting: &Setting) -> Self;
+
+    /// The node's routes, newest first.
+    fn look_up(&self, node: Uuid) -> Self::Answer;
+
+    /// Adds or refreshes a route; `None` where the proxy is gone.
+    fn add(&self, node: Uuid, proxy: u32) -> Option<Added>;
+
+    /// Whether there was a route that a look-up would have told.
+    fn remove_node(&self, node: Uuid) -> bool;
+
+    fn remove_proxy(&self, proxy: u32);
+
+    /// Takes away what is stale, and calls `step` wherever it could have stopped to go on later. Returns how many routes
+    /// that were.
+    fn sweep(&self, step: impl FnMut()) -> usize;
+
+    /// An answer as proxies and milliseconds since the Unix epoch.
+    fn plain(&self, answer: &Self::Answer) -> Vec<(u32, u64)>;
+
+    // Room for what the table is to get, each with the loop over single calls as what a peer has to set against it:
+    //
+    // * `look_up_batch(&self, nodes: &[Uuid], each: impl FnMut(Self::Answer))`
+    // * `refresh_batch(&self, handles: &[Self::Handle])`, with what a session got at insertion; the node's ID for peers
+    // * `load(setting: &Setting, snapshot: &[(Uuid, u32, u64)]) -> Self`, on several threads
+}
+
+/// Runs `$body` with `$peer` as each contestant's type in turn.
+macro_rules! for_each_peer {
+    ($peer:ident => $body:block) => {
+        for_each_peer!(@each $peer $body
+            $crate::peers::nodetracker::Nodetracker,
+            $crate::peers::dashmap::Default,
+            $crate::peers::dashmap::ManyShards,
+            $crate::peers::scc::Scc,
+            $crate::peers::papaya::Papaya,
+            $crate::peers::rwlock::RwLocked,
+        );
+    };
+    (single-threaded $peer:ident => $body:block) => {
+        for_each_peer!($peer => $body);
+        for_each_peer!(@each $peer $body $crate::peers::floor::Floor,);
+    };
+    (@each $peer:ident $body:block $($type:ty,)*) => {
+        $({
+            type $peer = $type;
+            $body
+        })*
+    };
+}
+pub(crate) use for_each_peer;
+
+/// A UUID as the peers' key: two words, so that it needs no more than a word's alignment, hashed in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key([u64; 2]);
+
+impl From<Uuid> for Key {
+    #[inline]
+    fn from(uuid: Uuid) -> Self {
+        let (high, low) = uuid.as_u64_pair();
+        Self([low, high])
+    }
+}
+
+impl Hash for Key {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(u128::from(self.0[1]) << 64 | u128::from(self.0[0]));
+    }
+}

@@ -1,0 +1,87 @@
+//! The standard library's map behind one read-write lock.
+//!
+//! A refresh takes the lock for reading and is a CAS on the time, so that refreshes run beside each other and beside
+//! look-ups; only a new route takes the lock for writing.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::RwLock;
+
+use ahash::RandomState;
+use nodetracker::Added;
+use uuid::Uuid;
+
+use crate::peers::routes::{Answer, Routes, plain};
+use crate::peers::world::World;
+use crate::peers::{Key, Peer, Setting};
+
+pub(crate) struct RwLocked {
+    map: RwLock<HashMap<Key, Routes, RandomState>>,
+    world: World,
+}
+
+const POISONED: &str = "nobody panics with the lock";
+
+impl Peer for RwLocked {
+    const NAME: &'static str = "RwLock<HashMap>";
+
+    type Answer = Answer;
+
+    fn new(setting: &Setting) -> Self {
+        Self {
+            map: RwLock::new(HashMap::with_hasher(RandomState::new())),
+            world: World::new(setting),
+        }
+    }
+
+    #[inline]
+    fn look_up(&self, node: Uuid) -> Answer {
+        let now = self.world.now();
+        let map = self.map.read().expect(POISONED);
+        map.get(&Key::from(node))
+            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+    }
+
+    #[inline]
+    fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
+        let now = self.world.now();
+        self.world.life(proxy)?;
+        let key = Key::from(node);
+        let refresh = |routes: &Routes| routes.refresh_shared(proxy, &self.world, now);
+        if self.map.read().expect(POISONED).get(&key).is_some_and(refresh) {
+            return Some(Added::Refreshed);
+        }
+        Some(match self.map.write().expect(POISONED).entry(key) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
+            Entry::Vacant(entry) => {
+                entry.insert(Routes::one(proxy, now));
+                Added::Inserted
+            }
+        })
+    }
+
+    fn remove_node(&self, node: Uuid) -> bool {
+        let removed = self.map.write().expect(POISONED).remove(&Key::from(node));
+        removed.is_some_and(|routes| routes.has_valid(&self.world))
+    }
+
+    fn remove_proxy(&self, proxy: u32) {
+        self.world.remove_proxy(proxy);
+    }
+
+    /// One call under the lock.
+    fn sweep(&self, mut step: impl FnMut()) -> usize {
+        let now = self.world.now();
+        let mut removed = 0;
+        self.map.write().expect(POISONED).retain(|_, routes| {
+            removed += routes.drop_stale(&self.world, now);
+            !routes.is_empty()
+        });
+        step();
+        removed
+    }
+
+    fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
+        plain(answer)
+    }
+}

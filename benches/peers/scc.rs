@@ -1,0 +1,81 @@
+//! scc::HashMap: buckets of 32 entries, each under a lock of its own; growing moves a few buckets with each operation.
+//!
+//! A refresh is `update_sync`; `entry_sync`, which a new key needs, comes only after that.
+
+use ahash::RandomState;
+use nodetracker::Added;
+use scc::HashMap;
+use scc::hash_map::Entry;
+use uuid::Uuid;
+
+use crate::peers::routes::{Answer, Routes, plain};
+use crate::peers::world::World;
+use crate::peers::{Key, Peer, Setting};
+
+pub(crate) struct Scc {
+    map: HashMap<Key, Routes, RandomState>,
+    world: World,
+}
+
+impl Peer for Scc {
+    const NAME: &'static str = "scc";
+
+    type Answer = Answer;
+
+    fn new(setting: &Setting) -> Self {
+        Self {
+            map: HashMap::with_hasher(RandomState::new()),
+            world: World::new(setting),
+        }
+    }
+
+    #[inline]
+    fn look_up(&self, node: Uuid) -> Answer {
+        let now = self.world.now();
+        self.map
+            .read_sync(&Key::from(node), |_, routes| routes.read(&self.world, now))
+            .unwrap_or_default()
+    }
+
+    #[inline]
+    fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
+        let now = self.world.now();
+        self.world.life(proxy)?;
+        let key = Key::from(node);
+        let known = self
+            .map
+            .update_sync(&key, |_, routes| routes.add(proxy, &self.world, now));
+        Some(known.unwrap_or_else(|| match self.map.entry_sync(key) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
+            Entry::Vacant(entry) => {
+                entry.insert_entry(Routes::one(proxy, now));
+                Added::Inserted
+            }
+        }))
+    }
+
+    fn remove_node(&self, node: Uuid) -> bool {
+        let removed = self.map.remove_sync(&Key::from(node));
+        removed.is_some_and(|(_, routes)| routes.has_valid(&self.world))
+    }
+
+    fn remove_proxy(&self, proxy: u32) {
+        self.world.remove_proxy(proxy);
+    }
+
+    /// One call that locks bucket after bucket.
+    fn sweep(&self, mut step: impl FnMut()) -> usize {
+        let now = self.world.now();
+        let mut removed = 0;
+        self.map.retain_sync(|_, routes| {
+            removed += routes.drop_stale(&self.world, now);
+            !routes.is_empty()
+        });
+        step();
+        removed
+    }
+
+    fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
+        plain(answer)
+    }
+}

@@ -1,0 +1,76 @@
+//! What the peers' routes are judged by: time, and which proxies are alive.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use nodetracker::{Clock, ManualClock, SystemClock};
+
+use crate::peers::Setting;
+
+#[derive(Debug)]
+enum Time {
+    System(SystemClock),
+    Manual(ManualClock),
+}
+
+/// Time and proxies of one peer.
+#[derive(Debug)]
+pub(crate) struct World {
+    time: Time,
+    wall_of_zero: SystemTime,
+    /// In milliseconds.
+    keep_alive: u64,
+    /// Per proxy its generation, and whether it is alive in the lowest bit.
+    lives: Box<[AtomicU32]>,
+}
+
+const ALIVE: u32 = 1;
+
+impl World {
+    pub(crate) fn new(setting: &Setting) -> Self {
+        let (time, clock): (Time, &dyn Clock) = match &setting.clock {
+            Some(clock) => (Time::Manual(clock.clone()), clock),
+            None => (Time::System(SystemClock::new()), &SystemClock::new()),
+        };
+        Self {
+            wall_of_zero: clock.wall() - clock.monotonic(),
+            time,
+            keep_alive: setting.keep_alive.as_millis() as u64,
+            lives: (0..setting.proxies).map(|_| AtomicU32::new(ALIVE)).collect(),
+        }
+    }
+
+    /// Milliseconds since the peer was made.
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        let since = match &self.time {
+            Time::System(clock) => clock.monotonic(),
+            Time::Manual(clock) => clock.monotonic(),
+        };
+        since.as_millis() as u64
+    }
+
+    #[inline]
+    pub(crate) fn wall(&self, ms: u64) -> SystemTime {
+        self.wall_of_zero + Duration::from_millis(ms)
+    }
+
+    /// Whether a route of this age may be told, as far as time goes.
+    #[inline]
+    pub(crate) fn is_fresh(&self, time: u64, now: u64) -> bool {
+        now.saturating_sub(time) <= self.keep_alive
+    }
+
+    /// The proxy's generation, where it is alive.
+    #[inline]
+    pub(crate) fn life(&self, proxy: u32) -> Option<u32> {
+        // Acquire: whatever is kept of a proxy would be read next.
+        let life = self.lives.get(proxy as usize)?.load(Ordering::Acquire);
+        (life & ALIVE != 0).then_some(life)
+    }
+
+    pub(crate) fn remove_proxy(&self, proxy: u32) {
+        // Release: as in `life`.
+        self.lives[proxy as usize].fetch_and(!ALIVE, Ordering::Release);
+    }
+}

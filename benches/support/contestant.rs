@@ -1,0 +1,179 @@
+//! One filled table, whichever peer's, and the ways to measure it.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::peers::{Peer, Setting};
+use crate::support::histogram::Histogram;
+use crate::support::own_time::{Laps, Stopwatch};
+use crate::support::steps::Step;
+
+/// What an operation is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Work {
+    LookUp,
+    Refresh,
+    /// By turns.
+    Half,
+}
+
+/// Makes a table with these nodes, in their order.
+pub(crate) fn filled<P: Peer>(nodes: &[Step]) -> P {
+    let table = P::new(&Setting::default());
+    insert(&table, nodes);
+    table
+}
+
+fn insert<P: Peer>(table: &P, nodes: &[Step]) {
+    for step in nodes {
+        table.add(step.node, step.proxy);
+    }
+}
+
+/// Goes through the steps once; returns the thread's own time.
+pub(crate) fn pass<P: Peer>(table: &P, work: Work, steps: &[Step]) -> Duration {
+    let watch = Stopwatch::start();
+    match work {
+        Work::LookUp => {
+            for step in steps {
+                black_box(table.look_up(step.node));
+            }
+        }
+        Work::Refresh => {
+            for step in steps {
+                black_box(table.add(step.node, step.proxy));
+            }
+        }
+        Work::Half => {
+            for pair in steps.chunks(2) {
+                black_box(table.add(pair[0].node, pair[0].proxy));
+                if let Some(step) = pair.get(1) {
+                    black_box(table.look_up(step.node));
+                }
+            }
+        }
+    }
+    watch.elapsed()
+}
+
+fn per_op(took: Duration, ops: usize) -> f64 {
+    took.as_nanos() as f64 / ops as f64
+}
+
+/// Nanoseconds per operation where so many threads go through the steps at once, each beginning at another one: the
+/// threads' own time, spread over the cores that they have.
+pub(crate) fn threads<P: Peer + Sync>(table: &P, work: Work, threads: usize, steps: &[Step]) -> f64 {
+    let barrier = Barrier::new(threads);
+    let share = steps.len() / threads;
+    let own = in_threads(threads, |thread| {
+        let (before, after) = steps.split_at(share * thread);
+        barrier.wait();
+        pass(table, work, after) + pass(table, work, before)
+    });
+    per_op(own, steps.len() * threads) / cores(threads)
+}
+
+fn in_threads(threads: usize, run: impl Fn(usize) -> Duration + Sync) -> Duration {
+    std::thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
+        let own = threads
+            .into_iter()
+            .map(|thread| thread.join().expect("no thread panics"));
+        own.sum()
+    })
+}
+
+/// How many cores so many threads can use.
+fn cores(threads: usize) -> f64 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    threads.min(cores) as f64
+}
+
+/// Nanoseconds per insertion into a new table, growth included, as in [`threads`].
+pub(crate) fn grow<P: Peer + Sync>(threads: usize, nodes: &[Step]) -> f64 {
+    let table = P::new(&Setting::default());
+    let parts: Vec<_> = nodes.chunks(nodes.len().div_ceil(threads)).collect();
+    let own = in_threads(threads, |thread| {
+        let watch = Stopwatch::start();
+        insert(&table, parts[thread]);
+        watch.elapsed()
+    });
+    per_op(own, nodes.len()) / cores(threads)
+}
+
+/// Microseconds of the longest insertion.
+pub(crate) fn worst_insert<P: Peer>(nodes: &[Step]) -> f64 {
+    let table = P::new(&Setting::default());
+    let mut laps = Laps::start();
+    let mut longest = Duration::ZERO;
+    for step in nodes {
+        table.add(step.node, step.proxy);
+        longest = longest.max(laps.lap().1);
+    }
+    longest.as_nanos() as f64 / 1_000.0
+}
+
+/// Nanoseconds per route of a sweep that finds nothing, and microseconds of its longest step.
+pub(crate) fn sweep<P: Peer>(table: &P, nodes: &[Step]) -> (f64, f64) {
+    let mut laps = Laps::start();
+    let mut longest = Duration::ZERO;
+    let watch = Stopwatch::start();
+    let removed = table.sweep(|| longest = longest.max(laps.lap().1));
+    let took = watch.elapsed();
+    assert_eq!(removed, 0, "nothing was expired");
+    (per_op(took, nodes.len()), longest.as_nanos() as f64 / 1_000.0)
+}
+
+/// How many nodes a churning thread has in the table at a time.
+const WINDOW: usize = 1_000;
+
+/// How long look-ups take, by the wall and in own time, while one thread for each of `strangers` inserts and removes
+/// those; for so long.
+pub(crate) fn tail<P: Peer + Sync>(
+    table: &P,
+    steps: &[Step],
+    strangers: &[Vec<Step>],
+    length: Duration,
+) -> (Histogram, Histogram) {
+    let done = AtomicBool::new(false);
+    let barrier = Barrier::new(strangers.len() + 1);
+    std::thread::scope(|scope| {
+        for strangers in strangers {
+            let (done, barrier) = (&done, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                let mut at = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let (coming, leaving) = (at % strangers.len(), (at + WINDOW) % strangers.len());
+                    table.add(strangers[coming].node, strangers[coming].proxy);
+                    table.remove_node(strangers[leaving].node);
+                    at += 1;
+                }
+                for stranger in strangers {
+                    table.remove_node(stranger.node);
+                }
+            });
+        }
+        let (mut wall, mut own) = (Histogram::default(), Histogram::default());
+        barrier.wait();
+        let start = Instant::now();
+        let mut laps = Laps::start();
+        for some in steps.chunks(1_024).cycle() {
+            if start.elapsed() > length {
+                break;
+            }
+            laps.skip();
+            for step in some {
+                black_box(table.look_up(step.node));
+                let lap = laps.lap();
+                wall.record(lap.0);
+                own.record(lap.1);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        (wall, own)
+    })
+}
