@@ -1,4 +1,4 @@
-//! Look-up and refresh, one at a time, in the table and in its peers (criterion).
+//! Look-up and refresh with one thread, in the table and in its peers (criterion).
 //!
 //! ```console
 //! $ cargo bench --bench ops                              # 1,000,000 nodes
@@ -32,7 +32,7 @@ fn run<P: Peer>(table: &P, work: Work, steps: &[Step], iterations: u64) -> Durat
     rounds + pass(table, work, &steps[..iterations % steps.len()])
 }
 
-fn one_at_a_time(criterion: &mut Criterion) {
+fn one_thread(criterion: &mut Criterion) {
     all_agree();
     for size in steps::sizes(&[1_000_000]) {
         let nodes = steps::nodes(size, 1_000, 1);
@@ -40,7 +40,12 @@ fn one_at_a_time(criterion: &mut Criterion) {
         for_each_peer!(single-threaded P => {
             // Not filled where a filter leaves nothing to measure.
             let table = LazyCell::new(|| filled::<P>(&nodes));
-            for (work_name, work) in [("look_up", Work::LookUp), ("refresh", Work::Refresh)] {
+            let works = [
+                ("look_up", Work::LookUp),
+                ("look_up_batch", Work::LookUpBatch),
+                ("refresh", Work::Refresh),
+            ];
+            for (work_name, work) in works {
                 for (order_name, order) in &orders {
                     let mut group = criterion.benchmark_group(format!("{work_name}/{order_name}-{}", size_name(size)));
                     group
@@ -60,7 +65,5 @@ fn one_at_a_time(criterion: &mut Criterion) {
     }
 }
 
-// Room for what the table is to get: look-up in batches of 64, refresh by handle in batches.
-
-criterion_group!(benches, one_at_a_time);
+criterion_group!(benches, one_thread);
 criterion_main!(benches);

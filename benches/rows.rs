@@ -22,9 +22,11 @@ use std::time::Duration;
 use crate::peers::floor::Floor;
 use crate::peers::{Peer, for_each_peer};
 use crate::support::check::all_agree;
-use crate::support::contestant::{Work, filled, grow, pass, sweep, tail, threads, worst_insert};
+use crate::support::contestant::{
+    Work, filled, grow, grow_in_batches, heartbeats, pass, sweep, tail, threads, worst_insert,
+};
 use crate::support::report::{Entry, Row};
-use crate::support::steps::{self, Step, size_name};
+use crate::support::steps::{self, BATCH, Step, batches, size_name};
 
 const PROXIES: u32 = 1_000;
 /// Steps in a round of a row of short ones.
@@ -59,6 +61,7 @@ struct Nodes {
     nodes: Vec<Step>,
     uniform: Vec<Step>,
     zipf: Vec<Step>,
+    by_proxy: Vec<Step>,
 }
 
 impl Nodes {
@@ -68,6 +71,7 @@ impl Nodes {
             size: size_name(count),
             uniform: steps::uniform(&nodes),
             zipf: steps::zipf(&nodes),
+            by_proxy: steps::by_proxy(&nodes),
             nodes,
         }
     }
@@ -91,6 +95,8 @@ trait Contestant {
     fn name(&self) -> &'static str;
     fn pass(&self, work: Work, steps: &[Step]) -> f64;
     fn sweep(&self, nodes: &[Step]) -> (f64, f64);
+    fn announce(&self, nodes: &[Step]) -> Vec<u64>;
+    fn heartbeats(&self, batches: &[(&[Step], Vec<u64>)]) -> f64;
     /// `None` for who can have but one thread.
     fn shared(&self) -> Option<&dyn Shared>;
 }
@@ -133,6 +139,14 @@ macro_rules! contestant {
                 sweep(&self.0, nodes)
             }
 
+            fn announce(&self, nodes: &[Step]) -> Vec<u64> {
+                self.0.announce(nodes)
+            }
+
+            fn heartbeats(&self, batches: &[(&[Step], Vec<u64>)]) -> f64 {
+                heartbeats(&self.0, batches)
+            }
+
             fn shared(&self) -> Option<&dyn Shared> {
                 let shared: fn(&P) -> Option<&dyn Shared> = $shared;
                 shared(&self.0)
@@ -144,7 +158,12 @@ contestant!(Alone, Peer, |_| None);
 contestant!(Together, Peer Sync, |peer| Some(peer));
 
 fn one_thread(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
-    for (work_name, work) in [("look-up", Work::LookUp), ("refresh", Work::Refresh)] {
+    let works = [
+        ("look-up", Work::LookUp),
+        ("look-up in batches of 64", Work::LookUpBatch),
+        ("refresh", Work::Refresh),
+    ];
+    for (work_name, work) in works {
         for order in ["uniform", "zipf"] {
             let title = format!("{work_name}, one thread, {order}, {}", nodes.size);
             if !plan.wants(&title) {
@@ -161,7 +180,28 @@ fn one_thread(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
             Row::measure(title, "ns", plan.rounds * TURNS, entries).print(Floor::NAME);
         }
     }
-    // Room for what the table is to get: look-up in batches of 64, refresh by handle in batches, loading a snapshot.
+}
+
+fn sessions(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
+    let title = format!("refresh in batches of 64 by handle, one thread, {}", nodes.size);
+    if !plan.wants(&title) {
+        return;
+    }
+    let entry = |table: &dyn Contestant| {
+        let batches: Vec<_> = batches(&nodes.by_proxy)
+            .map(|nodes| (nodes, table.announce(nodes)))
+            .collect();
+        (table.name(), batches)
+    };
+    let sessions: Vec<_> = tables.iter().map(|table| entry(table.as_ref())).collect();
+    let entries = tables.iter().zip(&sessions).map(|(table, (name, batches))| Entry {
+        name,
+        measure: Box::new(|round| {
+            let turns = batches.chunks(TURN / BATCH);
+            table.heartbeats(turns.clone().nth(round % turns.len()).unwrap_or_default())
+        }),
+    });
+    Row::measure(title, "ns", plan.rounds * TURNS, entries.collect()).print(Floor::NAME);
 }
 
 fn several_threads(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
@@ -247,6 +287,15 @@ fn growth(plan: &Plan, nodes: &Nodes) {
             Row::measure(title, "ns", plan.rounds, entries).print("");
         }
     }
+    let title = format!("insert from empty in batches of 64, one thread, {}", nodes.size);
+    if plan.wants(&title) {
+        let mut entries = Vec::new();
+        for_each_peer!(P => {
+            entries.push(Entry { name: P::NAME, measure: Box::new(|_| grow_in_batches::<P>(&nodes.by_proxy)) });
+        });
+        Row::measure(title, "ns", plan.rounds, entries).print("");
+    }
+    // Room for what the table is to get: loading a snapshot.
     let title = format!("insert from empty, longest pause, {}", nodes.size);
     if plan.wants(&title) {
         let mut entries = Vec::new();
@@ -272,6 +321,7 @@ fn main() {
         for_each_peer!(P => { tables.push(Box::new(Together(filled::<P>(&nodes.nodes)))); });
         tables.push(Box::new(Alone(filled::<Floor>(&nodes.nodes))));
         one_thread(&plan, &nodes, &tables);
+        sessions(&plan, &nodes, &tables);
         several_threads(&plan, &nodes, &tables);
         sweeps(&plan, &nodes, &tables);
         tails(&plan, &nodes, &tables);

@@ -27,6 +27,7 @@ impl<const SHARDS: usize> Peer for Dash<SHARDS> {
     const NAME: &'static str = if SHARDS == 0 { "dashmap" } else { "dashmap, 256 shards" };
 
     type Answer = Answer;
+    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {

@@ -21,6 +21,7 @@ impl Peer for Floor {
     const NAME: &'static str = "hashbrown, one thread";
 
     type Answer = Answer;
+    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {

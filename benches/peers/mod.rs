@@ -13,10 +13,13 @@ pub(crate) mod scc;
 mod world;
 
 use std::hash::{Hash, Hasher};
+use std::hint::black_box;
 use std::time::Duration;
 
 use ::nodetracker::{Added, ManualClock};
 use uuid::Uuid;
+
+use crate::support::steps::Step;
 
 /// What every contestant is made for.
 #[derive(Debug, Clone)]
@@ -64,11 +67,36 @@ pub(crate) trait Peer: Sized {
     /// An answer as proxies and milliseconds since the Unix epoch.
     fn plain(&self, answer: &Self::Answer) -> Vec<(u32, u64)>;
 
-    // Room for what the table is to get, each with the loop over single calls as what a peer has to set against it:
-    //
-    // * `look_up_batch(&self, nodes: &[Uuid], each: impl FnMut(Self::Answer))`
-    // * `refresh_batch(&self, handles: &[Self::Handle])`, with what a session got at insertion; the node's ID for peers
-    // * `load(setting: &Setting, snapshot: &[(Uuid, u32, u64)]) -> Self`, on several threads
+    /// What [`look_up_batch`](Peer::look_up_batch) puts its answers into.
+    type Room: Default;
+
+    /// Looks all of the nodes up. Peers have no such call: a loop.
+    #[inline]
+    fn look_up_batch(&self, nodes: &[Step], _room: &mut Self::Room) {
+        for step in nodes {
+            black_box(self.look_up(step.node));
+        }
+    }
+
+    /// Adds routes that are all of one proxy; returns handles to refresh them by, where there is such a thing. Peers have
+    /// no such call: a loop.
+    fn announce(&self, nodes: &[Step]) -> Vec<u64> {
+        for step in nodes {
+            self.add(step.node, step.proxy);
+        }
+        Vec::new()
+    }
+
+    /// Refreshes what was announced.
+    #[inline]
+    fn heartbeat(&self, nodes: &[Step], _handles: &[u64]) {
+        for step in nodes {
+            black_box(self.add(step.node, step.proxy));
+        }
+    }
+
+    // Room for what the table is to get, with the loop over single calls as what a peer has to set against it:
+    // `load(setting: &Setting, snapshot: &[(Uuid, u32, u64)]) -> Self`, on several threads.
 }
 
 /// Runs `$body` with `$peer` as each contestant's type in turn.

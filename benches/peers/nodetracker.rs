@@ -1,12 +1,14 @@
 //! The table itself.
 
+use std::hint::black_box;
 use std::time::SystemTime;
 
-use nodetracker::{Added, NodeId, Proxy, ProxyRef, Route, RouteTable};
+use nodetracker::{Added, NodeId, Proxy, ProxyRef, Route, RouteBatch, RouteHandle, RouteTable};
 use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::peers::{Peer, Setting};
+use crate::support::steps::{BATCH, Step};
 
 /// Records per step of the sweeper.
 const STEP: usize = 1_024;
@@ -20,6 +22,7 @@ impl Peer for Nodetracker {
     const NAME: &'static str = "nodetracker";
 
     type Answer = SmallVec<[Route; 2]>;
+    type Room = RouteBatch;
 
     fn new(setting: &Setting) -> Self {
         let builder = RouteTable::builder().keep_alive(setting.keep_alive).max_routes(1 << 28);
@@ -80,4 +83,34 @@ impl Peer for Nodetracker {
         };
         answer.iter().map(plain).collect()
     }
+
+    #[inline]
+    fn look_up_batch(&self, nodes: &[Step], room: &mut RouteBatch) {
+        self.table.get_proxies_batch(&ids(nodes), room);
+        black_box(room.iter().map(<[Route]>::len).sum::<usize>());
+    }
+
+    fn announce(&self, nodes: &[Step]) -> Vec<u64> {
+        let Some(first) = nodes.first() else { return Vec::new() };
+        let mut handles = Vec::new();
+        self.table
+            .add_nodes_with_handles(&ids(nodes), self.proxies[first.proxy as usize], &mut handles)
+            .expect("the limits are far");
+        handles.into_iter().map(RouteHandle::to_bits).collect()
+    }
+
+    #[inline]
+    fn heartbeat(&self, nodes: &[Step], handles: &[u64]) {
+        let Some(first) = nodes.first() else { return };
+        let handles: SmallVec<[RouteHandle; BATCH]> = handles.iter().copied().map(RouteHandle::from_bits).collect();
+        let mut gone = Vec::new();
+        let refreshed = self
+            .table
+            .refresh_routes(&handles, self.proxies[first.proxy as usize], &mut gone);
+        assert_eq!(refreshed, Ok(nodes.len()), "no route is gone");
+    }
+}
+
+fn ids(nodes: &[Step]) -> SmallVec<[NodeId; BATCH]> {
+    nodes.iter().map(|step| NodeId::from(step.node)).collect()
 }

@@ -24,6 +24,7 @@ impl Peer for Papaya {
     const NAME: &'static str = "papaya";
 
     type Answer = Answer;
+    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {

@@ -26,6 +26,7 @@ impl Peer for RwLocked {
     const NAME: &'static str = "RwLock<HashMap>";
 
     type Answer = Answer;
+    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {

@@ -21,6 +21,7 @@ impl Peer for Scc {
     const NAME: &'static str = "scc";
 
     type Answer = Answer;
+    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::peers::{Peer, Setting};
 use crate::support::histogram::Histogram;
 use crate::support::own_time::{Laps, Stopwatch};
-use crate::support::steps::Step;
+use crate::support::steps::{BATCH, Step, batches};
 
 /// What an operation is.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,8 @@ pub(crate) enum Work {
     Refresh,
     /// By turns.
     Half,
+    /// In batches.
+    LookUpBatch,
 }
 
 /// Makes a table with these nodes, in their order.
@@ -52,6 +54,12 @@ pub(crate) fn pass<P: Peer>(table: &P, work: Work, steps: &[Step]) -> Duration {
                 if let Some(step) = pair.get(1) {
                     black_box(table.look_up(step.node));
                 }
+            }
+        }
+        Work::LookUpBatch => {
+            let mut room = P::Room::default();
+            for batch in steps.chunks(BATCH) {
+                table.look_up_batch(batch, &mut room);
             }
         }
     }
@@ -102,6 +110,25 @@ pub(crate) fn grow<P: Peer + Sync>(threads: usize, nodes: &[Step]) -> f64 {
         watch.elapsed()
     });
     per_op(own, nodes.len()) / cores(threads)
+}
+
+/// The same in batches, with one thread.
+pub(crate) fn grow_in_batches<P: Peer>(by_proxy: &[Step]) -> f64 {
+    let table = P::new(&Setting::default());
+    let watch = Stopwatch::start();
+    for batch in batches(by_proxy) {
+        black_box(table.announce(batch));
+    }
+    per_op(watch.elapsed(), by_proxy.len())
+}
+
+/// Nanoseconds per refresh in batches of one proxy, whose handles come with them.
+pub(crate) fn heartbeats<P: Peer>(table: &P, batches: &[(&[Step], Vec<u64>)]) -> f64 {
+    let watch = Stopwatch::start();
+    for (nodes, handles) in batches {
+        table.heartbeat(nodes, handles);
+    }
+    per_op(watch.elapsed(), batches.iter().map(|(nodes, _)| nodes.len()).sum())
 }
 
 /// Microseconds of the longest insertion.

@@ -6,6 +6,9 @@
 use uuid::Builder;
 use uuid::Uuid;
 
+/// Nodes in a batch.
+pub(crate) const BATCH: usize = 64;
+
 /// One operation's node, and the proxy that has its route.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Step {
@@ -46,6 +49,20 @@ pub(crate) fn zipf(nodes: &[Step]) -> Vec<Step> {
         nodes[cumulated.partition_point(|&up_to| up_to < at).min(nodes.len() - 1)]
     };
     (0..nodes.len()).map(draw).collect()
+}
+
+/// The nodes in random order, but those of one proxy after the other, as their sessions would name them.
+pub(crate) fn by_proxy(nodes: &[Step]) -> Vec<Step> {
+    let mut steps = uniform(nodes);
+    steps.sort_by_key(|step| step.proxy);
+    steps
+}
+
+/// Batches of at most [`BATCH`], each of one proxy.
+pub(crate) fn batches(by_proxy: &[Step]) -> impl Iterator<Item = &[Step]> {
+    by_proxy
+        .chunk_by(|a, b| a.proxy == b.proxy)
+        .flat_map(|session| session.chunks(BATCH))
 }
 
 /// A size as people say it.
