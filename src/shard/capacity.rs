@@ -8,7 +8,7 @@ use crate::shard::index::BUCKET;
 use crate::table::SHARDS;
 
 /// From one size to the next.
-const GROWTH: f64 = 1.25;
+const GROWTH: f64 = 1.1875;
 /// Occupied slots, LIVE, SPILL, DEAD and RETIRED alike, at which an index is replaced.
 const MAX_LOAD: f64 = 0.9;
 /// Room that a new index has at least: what it holds may grow by this factor before it is replaced again.
