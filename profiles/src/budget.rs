@@ -145,7 +145,7 @@ pub(crate) const BUDGETS: &[Budget] = &[
         unit: Unit::PeakPerRoute,
         limit: 100.0,
         reach: Some(64.0),
-        not_yet: Some("the map of proxy IDs holds its old and its new array while it grows"),
+        not_yet: None,
     },
     Budget {
         key: "names",
