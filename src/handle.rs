@@ -2,20 +2,22 @@
 
 use std::fmt;
 
+use crate::table::SHARD_BITS;
+
 /// Names the route of a node, for [`RouteTable::refresh_routes`](crate::RouteTable::refresh_routes).
 ///
-/// A handle is eight bytes that say where the node's record is, and 33 bits of the node's hash. It means something to the
+/// A handle is eight bytes that say where the node's record is, and 34 bits of the node's hash. It means something to the
 /// table that gave it out only; a table that is made anew, as after a restart, has another hash, and takes it for gone.
 /// The hash's key is secret, so nobody can make up a handle for a record that is not theirs other than by guessing.
 ///
-/// The record may come to belong to another node. That is noticed by the hash, unless that node's agrees in all 33 bits
-/// (one in eight billion), *and* its route is through the same proxy; then that route is refreshed.
+/// The record may come to belong to another node. That is noticed by the hash, unless that node's agrees in all 34 bits
+/// (one in 17 billion), *and* its route is through the same proxy; then that route is refreshed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RouteHandle(u64);
 
-const CHECK_BITS: u32 = 33;
+/// What is left beside the kind of key, the shard and the record number.
+const CHECK_BITS: u32 = 64 - 1 - SHARD_BITS - NUMBER_BITS;
 const NUMBER_BITS: u32 = 22;
-const SHARD_BITS: u32 = 8;
 
 impl RouteHandle {
     pub(crate) fn new(is_name: bool, hash: u64, number: u32) -> Self {
@@ -77,7 +79,7 @@ mod tests {
         ] {
             let handle = RouteHandle::from_bits(RouteHandle::new(is_name, hash, number).to_bits());
             assert_eq!((handle.is_name(), handle.number()), (is_name, number));
-            assert_eq!(handle.shard(), (hash >> 56) as usize);
+            assert_eq!(handle.shard(), (hash >> (64 - SHARD_BITS)) as usize);
             assert!(handle.fits(hash) && !handle.fits(hash ^ 1) && !handle.fits(hash ^ 1 << 32));
         }
     }

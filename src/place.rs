@@ -1,14 +1,14 @@
 //! Where a number lives in an array that grows segment by segment.
 //!
-//! Segments never move, so an element's address is stable, and each is a sixteenth of the doubling it belongs to, so at
-//! most a sixteenth of the array stands empty however large it is: segments 0 to 15 have 8 elements each, 16 to 31 have
+//! Segments never move, so an element's address is stable, and each is a 32nd of the doubling it belongs to, so at
+//! most a 32nd of the array stands empty however large it is: segments 0 to 31 have 8 elements each, 32 to 63 have
 //! 16, and so on. (The levelled sizes are those of Brodnik et al., "Resizable arrays in optimal time and space", 1999,
-//! with the split fixed at sixteen.)
+//! with the split fixed at 32.)
 
 /// Elements of the first segments, as a power of two.
 const FIRST_BITS: u32 = if cfg!(loom) { 1 } else { 3 };
 /// Segments of one size, as a power of two.
-const PER_SIZE_BITS: u32 = if cfg!(loom) { 0 } else { 4 };
+const PER_SIZE_BITS: u32 = if cfg!(loom) { 0 } else { 5 };
 
 const OFFSET: u32 = 1 << (FIRST_BITS + PER_SIZE_BITS);
 
@@ -65,12 +65,12 @@ mod tests {
     }
 
     #[test]
-    fn no_segment_is_more_than_a_sixteenth_of_what_precedes_it() {
+    fn no_segment_is_more_than_a_32nd_of_what_precedes_it() {
         let mut before = 0;
         for segment in 0..200 {
             let len = Place::len(segment);
             assert!(
-                len <= 8 || len <= before / 16 + 8,
+                len <= 8 || len <= before / 32 + 8,
                 "segment {segment} of {len} after {before}"
             );
             before += len;

@@ -21,8 +21,11 @@ use crate::sweep::Cursor;
 use crate::sync::{AtomicU64, Guard, Ordering, pin};
 use crate::time::{Time, ticks};
 
-/// How many shards there are for each kind of key: the top eight bits of a hash.
-pub(crate) const SHARDS: usize = 256;
+/// A hash's shard is in so many of its top bits.
+pub(crate) const SHARD_BITS: u32 = 7;
+
+/// How many shards there are for each kind of key.
+pub(crate) const SHARDS: usize = 1 << SHARD_BITS;
 
 /// Shards of one kind of key.
 pub(crate) struct Shards<K: Key>([Shard<K>; SHARDS]);
@@ -37,7 +40,7 @@ impl<K: Key> Shards<K> {
     /// A key's shard, and the shard's number.
     #[inline]
     pub(crate) fn of(&self, hash: u64) -> (&Shard<K>, usize) {
-        let number = (hash >> 56) as usize;
+        let number = (hash >> (64 - SHARD_BITS)) as usize;
         (&self.0[number], number)
     }
 

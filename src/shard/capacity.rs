@@ -12,7 +12,7 @@ const GROWTH: f64 = 1.1875;
 /// Occupied slots, LIVE, SPILL, DEAD and RETIRED alike, at which an index is replaced.
 const MAX_LOAD: f64 = 0.9;
 /// Room that a new index has at least: what it holds may grow by this factor before it is replaced again.
-const MIN_ROOM: f64 = 1.0625;
+const MIN_ROOM: f64 = 1.03125;
 
 /// How many slots of an index with so many buckets may be occupied before it is replaced.
 pub(crate) fn max_used(buckets: u32) -> u32 {

@@ -32,9 +32,9 @@ use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, retire};
 /// Slots per bucket: a cache line of them.
 pub(crate) const BUCKET: u32 = if cfg!(loom) { 2 } else { 16 };
 
-/// How many buckets a probe sequence has at most. At a load factor of 0.9 a sequence of more than 8 is a sign of bad
-/// luck, or of somebody who tries to make it.
-const PROBED_BUCKETS: u32 = 16;
+/// How many buckets a probe sequence has at most. At a load factor of 0.9 full buckets come in runs; with 16, one rebuild
+/// in seven was for a run that was longer, with 64 next to none is.
+const PROBED_BUCKETS: u32 = 64;
 
 const NUMBER_BITS: u32 = 22;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
@@ -360,30 +360,43 @@ impl<'g> Index<'g> {
     /// Makes the index and its segment table final (invariant 4).
     pub(crate) fn freeze(self) {
         for slot in self.slots() {
-            // AcqRel: Acquire pairs with the CAS that filled the slot, since the records are read next; Release, so
-            // that whoever meets FROZEN (Acquire) sees what led to it. Acquire on failure: likewise.
-            _ = slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire);
+            // Most are taken, and a CAS that fails costs as much as one that succeeds. Acquire: pairs with the CAS that
+            // filled the slot, since the records are read next.
+            if slot.load(Ordering::Acquire) == EMPTY {
+                // AcqRel: Acquire as above; Release, so that whoever meets FROZEN (Acquire) sees what led to it. Acquire on
+                // failure: likewise.
+                _ = slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire);
+            }
         }
         for entry in self.segments() {
             // As above.
-            _ = entry.compare_exchange(
-                std::ptr::null_mut(),
-                frozen_segment(),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
+            if entry.load(Ordering::Acquire).is_null() {
+                _ = entry.compare_exchange(
+                    std::ptr::null_mut(),
+                    frozen_segment(),
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                );
+            }
         }
     }
 
-    /// The record numbers in the slots of a frozen index, with their records.
+    /// The record numbers in the slots of a frozen index, with their records. These are anywhere in memory, so the ones
+    /// that come next are loaded meanwhile.
     pub(crate) fn occupied(self) -> impl Iterator<Item = (u32, &'g Record)> {
-        self.slots()
-            .iter()
-            .filter_map(move |slot| match slot.load(Ordering::Acquire) {
-                // Acquire: as in `find`.
-                EMPTY | FROZEN => None,
-                value => Some((number_in(value), self.record_in(value))),
-            })
+        const AHEAD: usize = 16;
+        let slots = self.slots();
+        let record = move |slot: &AtomicU32| match slot.load(Ordering::Acquire) {
+            // Acquire: as in `find`.
+            EMPTY | FROZEN => None,
+            value => Some((number_in(value), self.record_in(value))),
+        };
+        slots.iter().enumerate().filter_map(move |(at, slot)| {
+            if let Some((_, ahead)) = slots.get(at + AHEAD).and_then(record) {
+                ahead.prefetch();
+            }
+            record(slot)
+        })
     }
 
     /// Leaves `numbers` to this index, which was just replaced by one without them, and frees both once no reader is
@@ -454,6 +467,32 @@ pub(crate) enum Filled<'g> {
     Frozen,
     /// The probe sequence is full, and the key is not in it.
     Crowded,
+}
+
+/// A slot of an index that nobody else knows yet.
+#[repr(transparent)]
+struct PrivateSlot(AtomicU32);
+
+impl PrivateSlot {
+    #[cfg(not(loom))]
+    fn get(&mut self) -> u32 {
+        *self.0.get_mut()
+    }
+
+    #[cfg(not(loom))]
+    fn set(&mut self, value: u32) {
+        *self.0.get_mut() = value;
+    }
+
+    #[cfg(loom)]
+    fn get(&mut self) -> u32 {
+        self.0.with_mut(|slot| *slot)
+    }
+
+    #[cfg(loom)]
+    fn set(&mut self, value: u32) {
+        self.0.with_mut(|slot| *slot = value);
+    }
 }
 
 /// An index that nobody else knows yet; freed when it is dropped.
@@ -528,18 +567,37 @@ impl NewIndex {
 
     /// Puts a record into the first EMPTY slot of its probe sequence; `false` where that is full.
     #[must_use]
-    pub(crate) fn place(&self, number: u32, hash: u64) -> bool {
+    pub(crate) fn place(&mut self, number: u32, hash: u64) -> bool {
         let index = self.get();
         let probe = index.probe(hash);
-        let placed = index.walk(probe, |slot| {
-            // Relaxed, both: private; the root's CAS publishes it.
-            if slot.load(Ordering::Relaxed) == EMPTY {
-                slot.store(probe.tag | (number + 1), Ordering::Relaxed);
-                return ControlFlow::Break(());
+        let buckets = index.header().buckets;
+        let slots = self.slots_mut();
+        let mut bucket = probe.bucket;
+        for _ in 0..buckets.min(PROBED_BUCKETS) {
+            let line = &mut slots[(bucket * BUCKET) as usize..][..BUCKET as usize];
+            // All slots at once, then the first EMPTY one as seen from the probe's offset: no branch for each of them.
+            let empty = line
+                .iter_mut()
+                .enumerate()
+                .fold(0, |bits, (at, slot)| bits | u32::from(slot.get() == EMPTY) << at);
+            if empty != 0 {
+                let seen = empty >> probe.offset | empty << (BUCKET - probe.offset);
+                let at = (probe.offset + seen.trailing_zeros()) % BUCKET;
+                line[at as usize].set(probe.tag | (number + 1));
+                return true;
             }
-            ControlFlow::Continue(())
-        });
-        placed.is_some()
+            bucket = if bucket + 1 == buckets { 0 } else { bucket + 1 };
+        }
+        false
+    }
+
+    /// The slots, while the index is private.
+    fn slots_mut(&mut self) -> &mut [PrivateSlot] {
+        let Header { buckets, slots_at, .. } = *self.get().header();
+        // SAFETY: the slots stand there (`Shape::layout`); a private slot is an atomic one with another face.
+        let first = unsafe { self.0.cast::<u8>().add(slots_at as usize).cast::<PrivateSlot>() };
+        // SAFETY: as above; the index is this thread's alone and borrowed mutably, so nothing else refers to its slots.
+        unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), (buckets * BUCKET) as usize) }
     }
 
     /// Leaves the index to the root that points to it now.

@@ -27,28 +27,23 @@ impl<K: Key> Shard<K> {
         scope: &Scope<'_, P>,
     ) -> Result<(), Refused> {
         old.freeze();
-        let keep = old
-            .occupied()
-            .filter(|(_, record)| !is_tombstone(record.load()))
-            .count() as u32;
-        let mut shape = next_shape(old, keep, crowded, scope.shard);
+        let mut left_out = Vec::new();
+        let mut staying = Vec::with_capacity(old.slab().live() as usize);
+        for (number, record) in old.occupied() {
+            match retire_tombstone(record) {
+                Found::Tombstone => left_out.push(number),
+                Found::Kept => staying.push((number, K::hash_stored(record.key(), scope.hasher))),
+                Found::Moving => return self.relocate(old, scope),
+            }
+        }
+        let mut shape = next_shape(old, staying.len() as u32, crowded, scope.shard);
         loop {
-            // A copy marks as RETIRED what it leaves out, and that stays so whoever wins; so a copy that has to be
-            // made again leaves out the same records at least.
-            let new = NewIndex::new(old.shared_slab(), shape).ok_or(Refused::Memory)?;
-            new.copy_segments(old);
-            let mut left_out = Vec::new();
-            let complete = old.occupied().all(|(number, record)| {
-                if retire_tombstone(record) {
-                    left_out.push(number);
-                    return true;
-                }
-                new.place(number, K::hash_stored(record.key(), scope.hasher))
-            });
-            if !complete {
+            let mut new = NewIndex::new(old.shared_slab(), shape).ok_or(Refused::Memory)?;
+            if !staying.iter().all(|&(number, hash)| new.place(number, hash)) {
                 shape = crowded_shape(shape);
                 continue;
             }
+            new.copy_segments(old);
             if self.replace_root(old, &new) {
                 new.publish();
                 old.slab().slots_left_out(left_out.len() as u32);
@@ -72,20 +67,31 @@ pub(crate) fn is_tombstone(word: Word) -> bool {
     matches!(word.state(), State::Dead | State::Retired)
 }
 
-/// Makes a DEAD record RETIRED, so that its key cannot come back in the old index (invariant 6); tells whether the
-/// record is RETIRED now.
-fn retire_tombstone(record: &Record) -> bool {
+/// What a rebuild finds in a slot.
+enum Found {
+    /// A record that stays.
+    Kept,
+    /// A record that is RETIRED, and left out.
+    Tombstone,
+    /// A record with a frozen word.
+    Moving,
+}
+
+/// Makes a DEAD record RETIRED, so that its key cannot come back in the old index (invariant 6). It stays so whoever wins
+/// the root.
+fn retire_tombstone(record: &Record) -> Found {
     let mut word = record.load();
-    while is_tombstone(word) {
-        if word.state() == State::Retired {
-            return true;
-        }
-        match record.compare_exchange(word, Word::RETIRED) {
-            Ok(()) => return true,
-            Err(won) => word = won,
+    loop {
+        match word.state() {
+            _ if word.is_frozen() => return Found::Moving,
+            State::Live | State::Spill => return Found::Kept,
+            State::Retired => return Found::Tombstone,
+            State::Dead => match record.compare_exchange(word, Word::RETIRED) {
+                Ok(()) => return Found::Tombstone,
+                Err(won) => word = won,
+            },
         }
     }
-    false
 }
 
 /// The shape of the index that follows `old` when `keep` records stay.

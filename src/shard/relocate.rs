@@ -78,7 +78,7 @@ impl<K: Key> Shard<K> {
             ..old.shape()
         };
         let new = loop {
-            let new = NewIndex::new(Arc::clone(&slab), shape).ok_or(Refused::Memory)?;
+            let mut new = NewIndex::new(Arc::clone(&slab), shape).ok_or(Refused::Memory)?;
             new.set_segments(&segments.0);
             let mut records = staying.iter().zip(0..);
             let complete = records.all(|(&(key, word), number)| {
