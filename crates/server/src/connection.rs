@@ -146,11 +146,13 @@ fn builder() -> http2::Builder<Local> {
 #[derive(Clone, Copy)]
 struct Local;
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+impl<F> hyper::rt::Executor<F> for Local
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
     fn execute(&self, call: F) {
-        tokio::task::spawn_local(async move {
-            call.await;
-        });
+        tokio::task::spawn_local(call);
     }
 }
 
