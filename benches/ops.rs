@@ -19,11 +19,16 @@ use std::cell::LazyCell;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use mimalloc::MiMalloc;
 
 use crate::peers::{Peer, for_each_peer};
 use crate::support::check::all_agree;
 use crate::support::contestant::{Work, filled, pass};
 use crate::support::steps::{self, Step, size_name};
+
+/// The server's allocator.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The time of `iterations` steps, going round in the order.
 fn run<P: Peer>(table: &P, work: Work, steps: &[Step], iterations: u64) -> Duration {

@@ -19,6 +19,8 @@ mod support;
 
 use std::time::Duration;
 
+use mimalloc::MiMalloc;
+
 use crate::peers::floor::Floor;
 use crate::peers::{Peer, for_each_peer};
 use crate::support::check::all_agree;
@@ -28,11 +30,14 @@ use crate::support::contestant::{
 use crate::support::report::{Entry, Row};
 use crate::support::steps::{self, BATCH, Step, batches, size_name};
 
+/// The server's allocator.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 const PROXIES: u32 = 1_000;
-/// Steps in a round of a row of short ones.
-const TURN: usize = 1 << 16;
-/// How many of them stand for one round of another row.
-const TURNS: usize = 5;
+/// Steps that a contestant goes through in its turn, at most. Before they are timed, it goes through so many others: the
+/// contestant before it has left the caches full of its own.
+const TURN: usize = 1_000_000;
 
 /// What to measure.
 struct Plan {
@@ -80,14 +85,16 @@ impl Nodes {
         if name == "zipf" { &self.zipf } else { &self.uniform }
     }
 
-    /// The steps of one of many short rounds. Short, so that a change in what else the machine does meets all of them;
-    /// other ones each round, so that no round finds in the cache what the last one left there.
-    fn turn(&self, order: &str, round: usize) -> &[Step] {
-        let steps = self.order(order);
-        let turns = (steps.len() / TURN).max(1);
-        let from = round % turns * TURN;
-        &steps[from..steps.len().min(from + TURN)]
+    /// Steps to warm up with, and steps to measure.
+    fn turn(&self, order: &str) -> (&[Step], &[Step]) {
+        turn(self.order(order), TURN)
     }
+}
+
+/// The last and the first of all, `most` of them at most: others where there are so many, and the same where not.
+fn turn<T>(all: &[T], most: usize) -> (&[T], &[T]) {
+    let len = all.len().min(most);
+    (&all[all.len() - len..], &all[..len])
 }
 
 /// A filled table, as the rows see it.
@@ -173,11 +180,15 @@ fn one_thread(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
                 let table: &dyn Contestant = table;
                 Entry {
                     name: table.name(),
-                    measure: Box::new(move |round| table.pass(work, nodes.turn(order, round))),
+                    measure: Box::new(move || {
+                        let (warm_up, timed) = nodes.turn(order);
+                        table.pass(work, warm_up);
+                        table.pass(work, timed)
+                    }),
                 }
             };
             let entries = tables.iter().map(|table| entry(table.as_ref())).collect();
-            Row::measure(title, "ns", plan.rounds * TURNS, entries).print(Floor::NAME);
+            Row::measure(title, "ns", plan.rounds, entries).print(Floor::NAME);
         }
     }
 }
@@ -196,12 +207,13 @@ fn sessions(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
     let sessions: Vec<_> = tables.iter().map(|table| entry(table.as_ref())).collect();
     let entries = tables.iter().zip(&sessions).map(|(table, (name, batches))| Entry {
         name,
-        measure: Box::new(|round| {
-            let turns = batches.chunks(TURN / BATCH);
-            table.heartbeats(turns.clone().nth(round % turns.len()).unwrap_or_default())
+        measure: Box::new(|| {
+            let (warm_up, timed) = turn(batches, TURN / BATCH);
+            table.heartbeats(warm_up);
+            table.heartbeats(timed)
         }),
     });
-    Row::measure(title, "ns", plan.rounds * TURNS, entries.collect()).print(Floor::NAME);
+    Row::measure(title, "ns", plan.rounds, entries.collect()).print(Floor::NAME);
 }
 
 fn several_threads(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
@@ -222,11 +234,15 @@ fn several_threads(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
                     let shared = table.shared()?;
                     Some(Entry {
                         name: table.name(),
-                        measure: Box::new(move |round| shared.threads(work, count, nodes.turn(order, round))),
+                        measure: Box::new(move || {
+                            let (warm_up, timed) = nodes.turn(order);
+                            shared.threads(work, count, warm_up);
+                            shared.threads(work, count, timed)
+                        }),
                     })
                 };
                 let entries = tables.iter().filter_map(|table| entry(table.as_ref())).collect();
-                Row::measure(title, "ns", plan.rounds * TURNS, entries).print("");
+                Row::measure(title, "ns", plan.rounds, entries).print("");
             }
         }
     }
@@ -282,7 +298,7 @@ fn growth(plan: &Plan, nodes: &Nodes) {
         if plan.wants(&title) {
             let mut entries = Vec::new();
             for_each_peer!(P => {
-                entries.push(Entry { name: P::NAME, measure: Box::new(|_| grow::<P>(count, &nodes.nodes)) });
+                entries.push(Entry { name: P::NAME, measure: Box::new(|| grow::<P>(count, &nodes.nodes)) });
             });
             Row::measure(title, "ns", plan.rounds, entries).print("");
         }
@@ -291,7 +307,7 @@ fn growth(plan: &Plan, nodes: &Nodes) {
     if plan.wants(&title) {
         let mut entries = Vec::new();
         for_each_peer!(P => {
-            entries.push(Entry { name: P::NAME, measure: Box::new(|_| grow_in_batches::<P>(&nodes.by_proxy)) });
+            entries.push(Entry { name: P::NAME, measure: Box::new(|| grow_in_batches::<P>(&nodes.by_proxy)) });
         });
         Row::measure(title, "ns", plan.rounds, entries).print("");
     }
@@ -300,7 +316,7 @@ fn growth(plan: &Plan, nodes: &Nodes) {
     if plan.wants(&title) {
         let mut entries = Vec::new();
         for_each_peer!(single-threaded P => {
-            entries.push(Entry { name: P::NAME, measure: Box::new(|_| worst_insert::<P>(&nodes.nodes)) });
+            entries.push(Entry { name: P::NAME, measure: Box::new(|| worst_insert::<P>(&nodes.nodes)) });
         });
         Row::measure(title, "µs", plan.rounds, entries).print(Floor::NAME);
     }

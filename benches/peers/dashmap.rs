@@ -4,6 +4,8 @@
 //! knows whether there is one, comes only after that. With as many shards as the table has, locks are met less often, and
 //! a shard that grows stops less of the map; so it runs both ways.
 
+use std::hint::black_box;
+
 use ahash::RandomState;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -13,6 +15,7 @@ use uuid::Uuid;
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
 use crate::peers::{Key, Peer, Setting};
+use crate::support::steps::Step;
 
 /// `SHARDS` of zero leaves the number of shards to dashmap.
 pub(crate) struct Dash<const SHARDS: usize> {
@@ -22,6 +25,31 @@ pub(crate) struct Dash<const SHARDS: usize> {
 
 pub(crate) type Default = Dash<0>;
 pub(crate) type ManyShards = Dash<256>;
+
+impl<const SHARDS: usize> Dash<SHARDS> {
+    #[inline]
+    fn look_up_at(&self, node: Uuid, now: u64) -> Answer {
+        self.map
+            .get(&Key::from(node))
+            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+    }
+
+    #[inline]
+    fn add_at(&self, node: Uuid, proxy: u32, now: u64) -> Option<Added> {
+        self.world.life(proxy)?;
+        let key = Key::from(node);
+        if let Some(mut routes) = self.map.get_mut(&key) {
+            return Some(routes.add(proxy, &self.world, now));
+        }
+        Some(match self.map.entry(key) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
+            Entry::Vacant(entry) => {
+                entry.insert(Routes::one(proxy, now));
+                Added::Inserted
+            }
+        })
+    }
+}
 
 impl<const SHARDS: usize> Peer for Dash<SHARDS> {
     const NAME: &'static str = if SHARDS == 0 { "dashmap" } else { "dashmap, 256 shards" };
@@ -41,27 +69,12 @@ impl<const SHARDS: usize> Peer for Dash<SHARDS> {
 
     #[inline]
     fn look_up(&self, node: Uuid) -> Answer {
-        let now = self.world.now();
-        self.map
-            .get(&Key::from(node))
-            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+        self.look_up_at(node, self.world.now())
     }
 
     #[inline]
     fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
-        let now = self.world.now();
-        self.world.life(proxy)?;
-        let key = Key::from(node);
-        if let Some(mut routes) = self.map.get_mut(&key) {
-            return Some(routes.add(proxy, &self.world, now));
-        }
-        Some(match self.map.entry(key) {
-            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
-            Entry::Vacant(entry) => {
-                entry.insert(Routes::one(proxy, now));
-                Added::Inserted
-            }
-        })
+        self.add_at(node, proxy, self.world.now())
     }
 
     fn remove_node(&self, node: Uuid) -> bool {
@@ -87,5 +100,21 @@ impl<const SHARDS: usize> Peer for Dash<SHARDS> {
 
     fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
         plain(answer)
+    }
+
+    #[inline]
+    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+        let now = self.world.now();
+        for step in nodes {
+            black_box(self.look_up_at(step.node, now));
+        }
+    }
+
+    #[inline]
+    fn heartbeat(&self, nodes: &[Step], _handles: &[u64]) {
+        let now = self.world.now();
+        for step in nodes {
+            black_box(self.add_at(step.node, step.proxy, now));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! hashbrown without any synchronisation: what a single thread could have.
 
 use std::cell::RefCell;
+use std::hint::black_box;
 
 use ahash::RandomState;
 use hashbrown::HashMap;
@@ -11,10 +12,33 @@ use uuid::Uuid;
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
 use crate::peers::{Key, Peer, Setting};
+use crate::support::steps::Step;
 
 pub(crate) struct Floor {
-    map: RefCell<HashMap<Key, Routes, RandomState>>,
+    map: RefCell<Map>,
     world: World,
+}
+
+type Map = HashMap<Key, Routes, RandomState>;
+
+impl Floor {
+    #[inline]
+    fn look_up_in(&self, map: &Map, node: Uuid, now: u64) -> Answer {
+        map.get(&Key::from(node))
+            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+    }
+
+    #[inline]
+    fn add_to(&self, map: &mut Map, node: Uuid, proxy: u32, now: u64) -> Option<Added> {
+        self.world.life(proxy)?;
+        Some(match map.entry(Key::from(node)) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
+            Entry::Vacant(entry) => {
+                entry.insert(Routes::one(proxy, now));
+                Added::Inserted
+            }
+        })
+    }
 }
 
 impl Peer for Floor {
@@ -32,24 +56,12 @@ impl Peer for Floor {
 
     #[inline]
     fn look_up(&self, node: Uuid) -> Answer {
-        let now = self.world.now();
-        self.map
-            .borrow()
-            .get(&Key::from(node))
-            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+        self.look_up_in(&self.map.borrow(), node, self.world.now())
     }
 
     #[inline]
     fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
-        let now = self.world.now();
-        self.world.life(proxy)?;
-        Some(match self.map.borrow_mut().entry(Key::from(node)) {
-            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
-            Entry::Vacant(entry) => {
-                entry.insert(Routes::one(proxy, now));
-                Added::Inserted
-            }
-        })
+        self.add_to(&mut self.map.borrow_mut(), node, proxy, self.world.now())
     }
 
     fn remove_node(&self, node: Uuid) -> bool {
@@ -75,5 +87,23 @@ impl Peer for Floor {
 
     fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
         plain(answer)
+    }
+
+    #[inline]
+    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+        let now = self.world.now();
+        let map = self.map.borrow();
+        for step in nodes {
+            black_box(self.look_up_in(&map, step.node, now));
+        }
+    }
+
+    #[inline]
+    fn heartbeat(&self, nodes: &[Step], _handles: &[u64]) {
+        let now = self.world.now();
+        let mut map = self.map.borrow_mut();
+        for step in nodes {
+            black_box(self.add_to(&mut map, step.node, step.proxy, now));
+        }
     }
 }

@@ -13,7 +13,6 @@ pub(crate) mod scc;
 mod world;
 
 use std::hash::{Hash, Hasher};
-use std::hint::black_box;
 use std::time::Duration;
 
 use ::nodetracker::{Added, ManualClock};
@@ -70,13 +69,8 @@ pub(crate) trait Peer: Sized {
     /// What [`look_up_batch`](Peer::look_up_batch) puts its answers into.
     type Room: Default;
 
-    /// Looks all of the nodes up. Peers have no such call: a loop.
-    #[inline]
-    fn look_up_batch(&self, nodes: &[Step], _room: &mut Self::Room) {
-        for step in nodes {
-            black_box(self.look_up(step.node));
-        }
-    }
+    /// Looks all of the nodes up. Peers have no such call: a loop, with whatever can be done once for all of it.
+    fn look_up_batch(&self, nodes: &[Step], room: &mut Self::Room);
 
     /// Adds routes that are all of one proxy; returns handles to refresh them by, where there is such a thing. Peers have
     /// no such call: a loop.
@@ -87,13 +81,8 @@ pub(crate) trait Peer: Sized {
         Vec::new()
     }
 
-    /// Refreshes what was announced.
-    #[inline]
-    fn heartbeat(&self, nodes: &[Step], _handles: &[u64]) {
-        for step in nodes {
-            black_box(self.add(step.node, step.proxy));
-        }
-    }
+    /// Refreshes what was announced; as with [`look_up_batch`](Peer::look_up_batch).
+    fn heartbeat(&self, nodes: &[Step], handles: &[u64]);
 
     // Room for what the table is to get, with the loop over single calls as what a peer has to set against it:
     // `load(setting: &Setting, snapshot: &[(Uuid, u32, u64)]) -> Self`, on several threads.

@@ -2,50 +2,39 @@
 //!
 //! Replacing a value allocates, retires, and every 32 retirements interrupts all of the process's threads
 //! (`membarrier`); so a refresh is a CAS on the time inside the entry, and only a change of membership replaces it. (A
-//! refresh that meets such a change of the same node may be lost; the others do not lose any.)
+//! refresh that meets such a change of the same node may be lost; the others do not lose any.) A pin costs as much as a
+//! good part of a look-up, so a batch has one.
 
 use std::cell::Cell;
+use std::hint::black_box;
 
 use ahash::RandomState;
 use nodetracker::Added;
-use papaya::{HashMap, Operation};
+use papaya::{HashMap, HashMapRef, LocalGuard, Operation};
 use uuid::Uuid;
 
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
 use crate::peers::{Key, Peer, Setting};
+use crate::support::steps::Step;
 
 pub(crate) struct Papaya {
     map: HashMap<Key, Routes, RandomState>,
     world: World,
 }
 
-impl Peer for Papaya {
-    const NAME: &'static str = "papaya";
+type Pinned<'a> = HashMapRef<'a, Key, Routes, RandomState, LocalGuard<'a>>;
 
-    type Answer = Answer;
-    type Room = ();
-
-    fn new(setting: &Setting) -> Self {
-        Self {
-            map: HashMap::with_hasher(RandomState::new()),
-            world: World::new(setting),
-        }
-    }
-
+impl Papaya {
     #[inline]
-    fn look_up(&self, node: Uuid) -> Answer {
-        let now = self.world.now();
-        let map = self.map.pin();
+    fn look_up_in(&self, map: &Pinned<'_>, node: Uuid, now: u64) -> Answer {
         map.get(&Key::from(node))
             .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
     }
 
     #[inline]
-    fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
-        let now = self.world.now();
+    fn add_to(&self, map: &Pinned<'_>, node: Uuid, proxy: u32, now: u64) -> Option<Added> {
         self.world.life(proxy)?;
-        let map = self.map.pin();
         let key = Key::from(node);
         if let Some(routes) = map.get(&key) {
             if routes.refresh_shared(proxy, &self.world, now) {
@@ -64,6 +53,30 @@ impl Peer for Papaya {
             Operation::Insert(routes)
         });
         Some(done.get())
+    }
+}
+
+impl Peer for Papaya {
+    const NAME: &'static str = "papaya";
+
+    type Answer = Answer;
+    type Room = ();
+
+    fn new(setting: &Setting) -> Self {
+        Self {
+            map: HashMap::with_hasher(RandomState::new()),
+            world: World::new(setting),
+        }
+    }
+
+    #[inline]
+    fn look_up(&self, node: Uuid) -> Answer {
+        self.look_up_in(&self.map.pin(), node, self.world.now())
+    }
+
+    #[inline]
+    fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
+        self.add_to(&self.map.pin(), node, proxy, self.world.now())
     }
 
     fn remove_node(&self, node: Uuid) -> bool {
@@ -108,5 +121,23 @@ impl Peer for Papaya {
 
     fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
         plain(answer)
+    }
+
+    #[inline]
+    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+        let now = self.world.now();
+        let map = self.map.pin();
+        for step in nodes {
+            black_box(self.look_up_in(&map, step.node, now));
+        }
+    }
+
+    #[inline]
+    fn heartbeat(&self, nodes: &[Step], _handles: &[u64]) {
+        let now = self.world.now();
+        let map = self.map.pin();
+        for step in nodes {
+            black_box(self.add_to(&map, step.node, step.proxy, now));
+        }
     }
 }

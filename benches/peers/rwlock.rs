@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hint::black_box;
 use std::sync::RwLock;
 
 use ahash::RandomState;
@@ -14,13 +15,40 @@ use uuid::Uuid;
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
 use crate::peers::{Key, Peer, Setting};
+use crate::support::steps::Step;
 
 pub(crate) struct RwLocked {
-    map: RwLock<HashMap<Key, Routes, RandomState>>,
+    map: RwLock<Map>,
     world: World,
 }
 
 const POISONED: &str = "nobody panics with the lock";
+
+type Map = HashMap<Key, Routes, RandomState>;
+
+impl RwLocked {
+    #[inline]
+    fn look_up_in(&self, map: &Map, node: Uuid, now: u64) -> Answer {
+        map.get(&Key::from(node))
+            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+    }
+
+    #[inline]
+    fn refresh_in(&self, map: &Map, node: Uuid, proxy: u32, now: u64) -> bool {
+        let routes = map.get(&Key::from(node));
+        routes.is_some_and(|routes| routes.refresh_shared(proxy, &self.world, now))
+    }
+
+    fn add_at(&self, node: Uuid, proxy: u32, now: u64) -> Added {
+        match self.map.write().expect(POISONED).entry(Key::from(node)) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
+            Entry::Vacant(entry) => {
+                entry.insert(Routes::one(proxy, now));
+                Added::Inserted
+            }
+        }
+    }
+}
 
 impl Peer for RwLocked {
     const NAME: &'static str = "RwLock<HashMap>";
@@ -38,27 +66,17 @@ impl Peer for RwLocked {
     #[inline]
     fn look_up(&self, node: Uuid) -> Answer {
         let now = self.world.now();
-        let map = self.map.read().expect(POISONED);
-        map.get(&Key::from(node))
-            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+        self.look_up_in(&self.map.read().expect(POISONED), node, now)
     }
 
     #[inline]
     fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
         let now = self.world.now();
         self.world.life(proxy)?;
-        let key = Key::from(node);
-        let refresh = |routes: &Routes| routes.refresh_shared(proxy, &self.world, now);
-        if self.map.read().expect(POISONED).get(&key).is_some_and(refresh) {
+        if self.refresh_in(&self.map.read().expect(POISONED), node, proxy, now) {
             return Some(Added::Refreshed);
         }
-        Some(match self.map.write().expect(POISONED).entry(key) {
-            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
-            Entry::Vacant(entry) => {
-                entry.insert(Routes::one(proxy, now));
-                Added::Inserted
-            }
-        })
+        Some(self.add_at(node, proxy, now))
     }
 
     fn remove_node(&self, node: Uuid) -> bool {
@@ -84,5 +102,30 @@ impl Peer for RwLocked {
 
     fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
         plain(answer)
+    }
+
+    #[inline]
+    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+        let now = self.world.now();
+        let map = self.map.read().expect(POISONED);
+        for step in nodes {
+            black_box(self.look_up_in(&map, step.node, now));
+        }
+    }
+
+    #[inline]
+    fn heartbeat(&self, nodes: &[Step], _handles: &[u64]) {
+        let now = self.world.now();
+        let mut gone = Vec::new();
+        let map = self.map.read().expect(POISONED);
+        for step in nodes {
+            if self.world.life(step.proxy).is_some() && !self.refresh_in(&map, step.node, step.proxy, now) {
+                gone.push(step);
+            }
+        }
+        drop(map);
+        for step in gone {
+            self.add_at(step.node, step.proxy, now);
+        }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! A refresh is `update_sync`; `entry_sync`, which a new key needs, comes only after that.
 
+use std::hint::black_box;
+
 use ahash::RandomState;
 use nodetracker::Added;
 use scc::HashMap;
@@ -11,10 +13,36 @@ use uuid::Uuid;
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
 use crate::peers::{Key, Peer, Setting};
+use crate::support::steps::Step;
 
 pub(crate) struct Scc {
     map: HashMap<Key, Routes, RandomState>,
     world: World,
+}
+
+impl Scc {
+    #[inline]
+    fn look_up_at(&self, node: Uuid, now: u64) -> Answer {
+        self.map
+            .read_sync(&Key::from(node), |_, routes| routes.read(&self.world, now))
+            .unwrap_or_default()
+    }
+
+    #[inline]
+    fn add_at(&self, node: Uuid, proxy: u32, now: u64) -> Option<Added> {
+        self.world.life(proxy)?;
+        let key = Key::from(node);
+        let known = self
+            .map
+            .update_sync(&key, |_, routes| routes.add(proxy, &self.world, now));
+        Some(known.unwrap_or_else(|| match self.map.entry_sync(key) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
+            Entry::Vacant(entry) => {
+                entry.insert_entry(Routes::one(proxy, now));
+                Added::Inserted
+            }
+        }))
+    }
 }
 
 impl Peer for Scc {
@@ -32,27 +60,12 @@ impl Peer for Scc {
 
     #[inline]
     fn look_up(&self, node: Uuid) -> Answer {
-        let now = self.world.now();
-        self.map
-            .read_sync(&Key::from(node), |_, routes| routes.read(&self.world, now))
-            .unwrap_or_default()
+        self.look_up_at(node, self.world.now())
     }
 
     #[inline]
     fn add(&self, node: Uuid, proxy: u32) -> Option<Added> {
-        let now = self.world.now();
-        self.world.life(proxy)?;
-        let key = Key::from(node);
-        let known = self
-            .map
-            .update_sync(&key, |_, routes| routes.add(proxy, &self.world, now));
-        Some(known.unwrap_or_else(|| match self.map.entry_sync(key) {
-            Entry::Occupied(mut entry) => entry.get_mut().add(proxy, &self.world, now),
-            Entry::Vacant(entry) => {
-                entry.insert_entry(Routes::one(proxy, now));
-                Added::Inserted
-            }
-        }))
+        self.add_at(node, proxy, self.world.now())
     }
 
     fn remove_node(&self, node: Uuid) -> bool {
@@ -78,5 +91,21 @@ impl Peer for Scc {
 
     fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
         plain(answer)
+    }
+
+    #[inline]
+    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+        let now = self.world.now();
+        for step in nodes {
+            black_box(self.look_up_at(step.node, now));
+        }
+    }
+
+    #[inline]
+    fn heartbeat(&self, nodes: &[Step], _handles: &[u64]) {
+        let now = self.world.now();
+        for step in nodes {
+            black_box(self.add_at(step.node, step.proxy, now));
+        }
     }
 }

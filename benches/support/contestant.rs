@@ -70,17 +70,16 @@ fn per_op(took: Duration, ops: usize) -> f64 {
     took.as_nanos() as f64 / ops as f64
 }
 
-/// Nanoseconds per operation where so many threads go through the steps at once, each beginning at another one: the
-/// threads' own time, spread over the cores that they have.
+/// Nanoseconds per operation where so many threads share the steps: the threads' own time, spread over the cores that
+/// they have.
 pub(crate) fn threads<P: Peer + Sync>(table: &P, work: Work, threads: usize, steps: &[Step]) -> f64 {
     let barrier = Barrier::new(threads);
-    let share = steps.len() / threads;
+    let parts: Vec<_> = steps.chunks(steps.len().div_ceil(threads)).collect();
     let own = in_threads(threads, |thread| {
-        let (before, after) = steps.split_at(share * thread);
         barrier.wait();
-        pass(table, work, after) + pass(table, work, before)
+        pass(table, work, parts[thread])
     });
-    per_op(own, steps.len() * threads) / cores(threads)
+    per_op(own, steps.len()) / cores(threads)
 }
 
 fn in_threads(threads: usize, run: impl Fn(usize) -> Duration + Sync) -> Duration {

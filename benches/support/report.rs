@@ -6,8 +6,7 @@
 /// One contestant's part in a row of the report: each call measures it once, in the row's unit.
 pub(crate) struct Entry<'a> {
     pub(crate) name: &'static str,
-    /// Is told the round.
-    pub(crate) measure: Box<dyn FnMut(usize) -> f64 + 'a>,
+    pub(crate) measure: Box<dyn FnMut() -> f64 + 'a>,
 }
 
 /// What came of one row: the first contestant is the table.
@@ -48,7 +47,7 @@ impl Row {
             let mut values = vec![0.0; count];
             // Another one begins each time.
             for at in (0..count).map(|at| (at + round) % count) {
-                values[at] = (entries[at].measure)(round);
+                values[at] = (entries[at].measure)();
             }
             row.push(values);
         }
