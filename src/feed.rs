@@ -14,6 +14,9 @@
 //! write first (the CAS; the flag), then a fence, then reads the other's. So one of them sees the other. Refreshes are no
 //! changes, and do not come here.
 
+#[cfg(all(test, loom))]
+mod models;
+
 use once_cell::race::OnceBox;
 
 use crate::node_id::NodeId;
@@ -22,7 +25,7 @@ use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Guard, Ordering, Reclaim, f
 use crate::table::SHARDS;
 
 /// Changes that each ring holds.
-const RING: usize = if cfg!(test) { 8 } else { 512 };
+const RING: usize = if cfg!(loom) { 2 } else { 512 };
 
 /// One ring for each shard of UUIDs and of names, and one for the proxies.
 const RINGS: usize = 2 * SHARDS + 1;
@@ -124,14 +127,16 @@ impl Ring {
             // Acquire: pairs with `advance`, so that the place is seen as it was left, or later.
             let number = self.head.load(Ordering::Acquire);
             let (old, entry) = self.entry(number, guard);
-            if entry.is_some_and(|entry| entry.number == number) {
-                // Somebody put this one there, and has not come to say so yet.
+            if entry.is_some_and(|entry| entry.number >= number) {
+                // Somebody put this one there, and has not come to say so yet. Or the writers went round the ring since
+                // the head was loaded: putting ours in the place of a later one would lose both.
                 self.advance(number);
                 continue;
             }
             // SAFETY: the entry is ours until the CAS below succeeds.
             unsafe { (*new).number = number };
-            // Release: pairs with `entry`. A place that has changed meanwhile has a later entry, and the head has moved.
+            // Release: pairs with `entry`. A place that has changed meanwhile has a later entry, and the head has moved
+            // or is about to; one that has not is still that of an earlier round.
             if self
                 .place(number)
                 .compare_exchange(old, new, Ordering::Release, Ordering::Relaxed)

@@ -102,8 +102,9 @@ pub(crate) mod epoch {
 
     struct Retired {
         waits_for: Vec<u64>,
-        /// What carries the one edge that a real epoch has: from before a retirement to each pin that comes after its
-        /// grace period.
+        /// What carries the edges that a real epoch has: from before a retirement to each pin that the retirement does
+        /// not wait for (both have a fence between their write and their look at the other's), and from what those did
+        /// that it waits for to what comes after the grace period.
         edge: Arc<AtomicUsize>,
         after_grace: Box<dyn FnOnce()>,
     }
@@ -113,7 +114,7 @@ pub(crate) mod epoch {
         next: u64,
         pinned: Vec<u64>,
         retired: Vec<Retired>,
-        /// Edges of those whose grace period is over.
+        /// Edges of what was ever retired.
         edges: Vec<Arc<AtomicUsize>>,
         /// Edges to be used: what loom has to know before the threads start.
         spare_edges: Vec<Arc<AtomicUsize>>,
@@ -148,6 +149,16 @@ pub(crate) mod epoch {
 
     impl Drop for Guard {
         fn drop(&mut self) {
+            let waiting: Vec<_> = MODEL.with_borrow(|model| {
+                let waiting = model
+                    .retired
+                    .iter()
+                    .filter(|retired| retired.waits_for.contains(&self.0));
+                waiting.map(|retired| Arc::clone(&retired.edge)).collect()
+            });
+            for edge in waiting {
+                edge.fetch_add(0, Ordering::Release);
+            }
             let due: Vec<Retired> = MODEL.with_borrow_mut(|model| {
                 model.pinned.retain(|&id| id != self.0);
                 for retired in &mut model.retired {
@@ -161,7 +172,6 @@ pub(crate) mod epoch {
             for retired in due {
                 retired.edge.fetch_add(0, Ordering::Acquire);
                 (retired.after_grace)();
-                MODEL.with_borrow_mut(|model| model.edges.push(retired.edge));
             }
         }
     }
@@ -189,6 +199,7 @@ pub(crate) mod epoch {
         edge.fetch_add(1, Ordering::Release);
         MODEL.with_borrow_mut(|model| {
             let waits_for = model.pinned.clone();
+            model.edges.push(Arc::clone(&edge));
             model.retired.push(Retired {
                 waits_for,
                 edge,
@@ -197,14 +208,37 @@ pub(crate) mod epoch {
         });
     }
 
+    /// Checks a model with at most three preemptions, unless `LOOM_MAX_PREEMPTIONS` says otherwise, and tells how many
+    /// executions it took.
+    pub(crate) fn check(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(builder.preemption_bound.unwrap_or(3));
+        builder.max_branches = 10_000;
+        let executions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = Arc::clone(&executions);
+        builder.check(move || {
+            // Relaxed: one OS thread.
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            begin();
+            model();
+            bury();
+        });
+        let name = std::thread::current().name().unwrap_or("model").to_owned();
+        // Relaxed: as above.
+        println!(
+            "{name}: {} executions",
+            executions.load(std::sync::atomic::Ordering::Relaxed)
+        );
+    }
+
     /// Begins one execution of a model, before its threads start.
-    pub(crate) fn begin() {
+    fn begin() {
         let edges = (0..32).map(|_| Arc::new(AtomicUsize::new(0))).collect();
         MODEL.with_borrow_mut(|model| model.spare_edges = edges);
     }
 
     /// Ends one execution of a model: everything retired must be free by now, and its memory goes.
-    pub(crate) fn bury() {
+    fn bury() {
         let graves = MODEL.with_borrow_mut(|model| {
             assert!(
                 model.pinned.is_empty() && model.retired.is_empty(),

@@ -22,7 +22,7 @@ use crate::sync::{AtomicU64, Guard, Ordering, pin};
 use crate::time::{Time, ticks};
 
 /// A hash's shard is in so many of its top bits.
-pub(crate) const SHARD_BITS: u32 = 7;
+pub(crate) const SHARD_BITS: u32 = if cfg!(loom) { 1 } else { 7 };
 
 /// How many shards there are for each kind of key.
 pub(crate) const SHARDS: usize = 1 << SHARD_BITS;

@@ -1,7 +1,7 @@
 //! loom models of the shard's protocols, named after the property that each shows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p nodetracker --release --lib models` runs them. The constants shrink there: two slots a bucket,
-//! segments of two records.
+//! `RUSTFLAGS="--cfg loom" cargo test -p nodetracker --release --lib models` runs them; `-- --nocapture` tells how many
+//! executions each took. The constants shrink there: two slots a bucket, segments of two records.
 
 use std::sync::Arc as StdArc;
 
@@ -112,6 +112,25 @@ impl World {
         });
     }
 
+    /// Has what replaced indexes left out put on the free list, where nobody is pinned.
+    fn reclaim(&self) {
+        self.with(0, |scope| {
+            let index = self.shard.root(scope.guard).expect("the model has added something");
+            index.slab().take_returned::<UuidKey>(index);
+        });
+    }
+
+    /// Takes records that are not published, and gives them back.
+    fn take_and_give_back(&self, count: usize) {
+        self.with(0, |scope| {
+            let index = self.shard.root(scope.guard).expect("the model has added something");
+            let taken: Vec<_> = (0..count)
+                .map(|key| Private::take(index, &UuidKey([key as u64, 8])))
+                .collect();
+            drop(taken);
+        });
+    }
+
     /// What must hold whenever nobody is at work: no key twice, the counts are exact, nothing is frozen.
     fn check(&self) {
         self.with(0, |scope| {
@@ -154,10 +173,7 @@ fn model<R: Send + 'static>(
     threads: Vec<StdArc<dyn Fn(&World) -> R + Send + Sync>>,
     after: impl Fn(&World, Vec<R>) + Send + Sync + 'static,
 ) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(builder.preemption_bound.unwrap_or(3));
-    builder.check(move || {
-        epoch::begin();
+    epoch::check(move || {
         let world = Arc::new(World::new());
         before(&world);
         let mut handles = Vec::new();
@@ -175,8 +191,6 @@ fn model<R: Send + 'static>(
         world.check();
         after(&world, results);
         world.check();
-        drop(world);
-        epoch::bury();
     });
 }
 
@@ -336,5 +350,268 @@ fn a_removal_during_a_move_is_not_undone() {
             thread(|world| world.relocate(1)),
         ],
         |world, _| assert_eq!(world.get(1, 1), []),
+    );
+}
+
+#[test]
+fn of_a_refresh_a_removal_and_a_sweep_none_undoes_another() {
+    model(
+        |world| _ = world.add(1, 0, 1),
+        vec![
+            // The route of tick 1 is expired at tick 12.
+            thread(|world| usize::from(world.add(1, 0, 12) == Added::Inserted)),
+            thread(|world| world.remove(1, Change::RemoveNode, 12)),
+            thread(|world| world.sweep(12)),
+        ],
+        |world, results| {
+            let [inserted, removed, _] = results[..] else {
+                unreachable!()
+            };
+            assert_eq!(inserted, 1, "the route had expired");
+            assert_eq!(
+                world.get(1, 12).len(),
+                1 - removed,
+                "the removal took away what it told"
+            );
+        },
+    );
+}
+
+#[test]
+fn of_two_lists_that_replace_one_both_additions_are_in_the_last() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+        },
+        vec![
+            thread(|world| assert_eq!(world.add(1, 1, 2), Added::Inserted)),
+            thread(|world| assert_eq!(world.add(1, 2, 3), Added::Inserted)),
+        ],
+        |world, _| assert_eq!(world.get(1, 3), [(2, 3), (1, 2), (0, 1)]),
+    );
+}
+
+#[test]
+fn a_refresh_is_not_lost_to_a_list_that_becomes_one_route() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(1, 1, 1);
+        },
+        vec![
+            thread(|world| assert_eq!(world.add(1, 0, 5), Added::Refreshed)),
+            thread(|world| assert_eq!(world.remove(1, Change::RemoveRoute(1), 2), 1)),
+        ],
+        |world, _| assert_eq!(world.get(1, 5), [(0, 5)]),
+    );
+}
+
+#[test]
+fn a_list_that_is_replaced_is_read_whole() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(1, 1, 1);
+        },
+        vec![
+            thread(|world| {
+                let routes = world.get(1, 2);
+                assert!(
+                    [&[(1, 1), (0, 1)][..], &[(2, 2), (1, 1), (0, 1)]].contains(&&routes[..]),
+                    "{routes:?}"
+                );
+            }),
+            thread(|world| _ = world.add(1, 2, 2)),
+        ],
+        |_, _| {},
+    );
+}
+
+#[test]
+fn a_handle_never_refreshes_a_stranger() {
+    let seen = |world: &World, key: u64, proxy, now| {
+        world.with(now, |scope| {
+            let guess = world.shard.by_number(0, scope.guard).expect("a record was used");
+            guess.refresh::<UuidKey, _>(proxy, |stored| stored == [key, 7], scope)
+        })
+    };
+    model(
+        |world| _ = world.add(1, 0, 1),
+        vec![
+            // The first record is key 1's.
+            thread(move |world| _ = seen(world, 1, 0, 9)),
+            thread(|world| {
+                assert_eq!(world.remove(1, Change::RemoveNode, 2), 1);
+                world.rebuild(2);
+                world.reclaim();
+                // The record is free, unless the other thread is pinned: key 2 takes it.
+                world.add(2, 0, 3);
+            }),
+        ],
+        |world, _| {
+            assert_eq!(world.get(1, 9), []);
+            assert_eq!(world.get(2, 9), [(0, 3)], "a handle of key 1 refreshed key 2");
+        },
+    );
+}
+
+#[test]
+fn a_record_is_not_reused_while_somebody_looks_at_it() {
+    model(
+        |world| _ = world.add(1, 0, 1),
+        vec![
+            thread(|world| {
+                let routes = world.get(1, 3);
+                assert!(routes.is_empty() || routes == [(0, 1)], "{routes:?} of another key");
+            }),
+            thread(|world| {
+                world.remove(1, Change::RemoveNode, 2);
+                world.rebuild(2);
+                world.reclaim();
+                world.add(2, 1, 3);
+            }),
+        ],
+        |world, _| assert_eq!(world.get(2, 3), [(1, 3)]),
+    );
+}
+
+#[test]
+fn a_free_record_is_taken_once() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(2, 0, 1);
+            world.remove(1, Change::RemoveNode, 1);
+            world.remove(2, Change::RemoveNode, 1);
+            world.rebuild(1);
+            world.reclaim();
+        },
+        // Two take the head of the free list, and one of them gives it back at once and takes again: no ABA.
+        vec![
+            thread(|world| {
+                world.take_and_give_back(2);
+                _ = world.add(3, 0, 2);
+            }),
+            thread(|world| _ = world.add(4, 1, 2)),
+        ],
+        |world, _| {
+            assert_eq!(world.get(3, 2), [(0, 2)]);
+            assert_eq!(world.get(4, 2), [(1, 2)]);
+            world.add(5, 0, 2);
+            world.add(6, 0, 2);
+            assert_eq!([3, 4, 5, 6].map(|key| world.get(key, 2).len()), [1; 4]);
+        },
+    );
+}
+
+#[test]
+fn a_number_that_was_never_used_is_taken_once() {
+    model(
+        |world| _ = world.add(9, 0, 1),
+        vec![
+            thread(|world| _ = world.add(1, 0, 1)),
+            thread(|world| _ = world.add(2, 1, 1)),
+        ],
+        |world, _| {
+            assert_eq!(world.get(1, 1), [(0, 1)]);
+            assert_eq!(world.get(2, 1), [(1, 1)]);
+        },
+    );
+}
+
+#[test]
+fn what_a_rebuild_left_out_comes_back_once() {
+    model(
+        |world| {
+            for key in 1..=2 {
+                world.add(key, 0, 1);
+                world.remove(key, Change::RemoveNode, 1);
+            }
+        },
+        vec![
+            thread(|world| {
+                world.rebuild(1);
+                world.reclaim();
+            }),
+            thread(|world| _ = world.add(5, 1, 2)),
+        ],
+        |world, _| {
+            world.reclaim();
+            for key in 6..9 {
+                world.add(key, 2, 2);
+            }
+            let routes = [5, 6, 7, 8].map(|key| world.get(key, 2));
+            assert_eq!(routes, [[(1, 2)], [(2, 2)], [(2, 2)], [(2, 2)]]);
+        },
+    );
+}
+
+#[test]
+fn of_two_rebuilds_one_wins_and_nothing_is_lost() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(2, 0, 1);
+            world.remove(2, Change::RemoveNode, 1);
+        },
+        vec![
+            thread(|world| {
+                world.rebuild(1);
+                assert_eq!(world.add(2, 1, 2), Added::Inserted);
+            }),
+            thread(|world| world.rebuild(1)),
+        ],
+        |world, _| {
+            assert_eq!(world.get(1, 2), [(0, 1)]);
+            assert_eq!(world.get(2, 2), [(1, 2)]);
+        },
+    );
+}
+
+#[test]
+fn of_two_moves_one_wins_and_nothing_is_lost() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(1, 1, 1);
+            world.add(2, 0, 1);
+        },
+        vec![thread(|world| world.relocate(1)), thread(|world| world.relocate(1))],
+        |world, _| {
+            assert_eq!(world.get(1, 1), [(1, 1), (0, 1)]);
+            assert_eq!(world.get(2, 1), [(0, 1)]);
+            assert_eq!(world.add(1, 0, 2), Added::Refreshed);
+        },
+    );
+}
+
+#[test]
+fn a_sweep_finds_what_a_move_takes_elsewhere() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(2, 0, 1);
+            world.add(3, 1, 5);
+        },
+        vec![
+            thread(|world| {
+                // One record a visit.
+                let mut at = Some(Mark::default());
+                let mut seen = false;
+                while let Some(from) = at {
+                    at = world.with(12, |scope| {
+                        let visit = world.shard.visit(from, 1, scope, |proxy| seen |= proxy == 1);
+                        visit.next
+                    });
+                }
+                assert!(seen, "a route that was there all along was not seen");
+            }),
+            thread(|world| world.relocate(5)),
+        ],
+        |world, _| {
+            // The two that are expired at tick 12.
+            assert_eq!(world.count.get(), 1);
+            assert_eq!(world.get(3, 12), [(1, 5)]);
+        },
     );
 }

@@ -1,0 +1,111 @@
+//! loom models of the change feed, named after the property that each shows; see `src/shard/models.rs`.
+
+use loom::sync::Arc;
+use loom::thread;
+
+use super::*;
+use crate::sync::epoch;
+
+fn event(number: u128) -> Event {
+    Event::Node {
+        node: uuid::Uuid::from_u128(number).into(),
+        reason: Reason::Added,
+    }
+}
+
+fn push(ring: &Ring, number: u128) {
+    ring.push(event(number), &pin());
+}
+
+/// What must hold whenever nobody is at work: so many changes, and the last of them in their places.
+fn check(ring: &Ring, pushed: u64) {
+    let guard = pin();
+    assert_eq!(ring.head.load(Ordering::Acquire), pushed);
+    for number in pushed.saturating_sub(RING as u64)..pushed {
+        let entry = ring.entry(number, &guard).1.expect("a change was pushed");
+        assert_eq!(entry.number, number, "a place has not the change that is due there");
+    }
+}
+
+#[test]
+fn a_change_that_was_overtaken_by_a_round_of_the_ring_is_not_lost() {
+    epoch::check(|| {
+        let ring = Arc::new(Ring::new());
+        let slow = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || push(&ring, 9)
+        });
+        for number in 0..3 {
+            push(&ring, number);
+        }
+        slow.join().expect("it ends");
+        check(&ring, 4);
+    });
+}
+
+#[test]
+fn a_subscriber_misses_no_change_of_two_writers() {
+    epoch::check(|| {
+        let feed = Arc::new(Feed::default());
+        let mut subscription = feed.subscribe();
+        let writers = [1, 2].map(|number| {
+            let feed = Arc::clone(&feed);
+            thread::spawn(move || feed.mark(0, &pin(), || event(number)))
+        });
+        let mut seen = Vec::new();
+        let mut poll = |last: bool| {
+            let polled = subscription.poll(9, |event| seen.push(event.clone()));
+            polled.expect("the ring has room for both");
+            assert!(seen.len() == 2 || !last, "changes were missed: {seen:?}");
+        };
+        poll(false);
+        writers.into_iter().for_each(|writer| writer.join().expect("it ends"));
+        poll(true);
+        assert_ne!(seen[0], seen[1]);
+    });
+}
+
+#[test]
+fn a_subscriber_that_is_overtaken_is_told_or_sees_everything() {
+    epoch::check(|| {
+        let feed = Arc::new(Feed::default());
+        let mut subscription = feed.subscribe();
+        let writer = thread::spawn({
+            let feed = Arc::clone(&feed);
+            move || (0..3).for_each(|number| feed.mark(0, &pin(), || event(number)))
+        });
+        // A point at which the writer may go first.
+        thread::yield_now();
+        let mut seen = Vec::new();
+        let first = subscription.poll(9, |event| seen.push(event.clone()));
+        writer.join().expect("it ends");
+        let second = subscription.poll(9, |event| seen.push(event.clone()));
+        if first.is_ok() && second.is_ok() {
+            assert_eq!(seen, [event(0), event(1), event(2)]);
+        }
+    });
+}
+
+/// The table is one word here: the subscriber reads it after it has subscribed, the writer marks after it has written it.
+#[test]
+fn of_a_writer_and_a_new_subscriber_one_sees_the_other() {
+    epoch::check(|| {
+        let feed = Arc::new(Feed::default());
+        // So that loom sees the rings made before the threads are.
+        drop(feed.subscribe());
+        let word = Arc::new(AtomicU64::new(0));
+        let writer = thread::spawn({
+            let (feed, word) = (Arc::clone(&feed), Arc::clone(&word));
+            move || {
+                let guard = pin();
+                word.store(1, Ordering::Release);
+                feed.mark(0, &guard, || event(1));
+            }
+        });
+        let mut subscription = feed.subscribe();
+        let read = word.load(Ordering::Acquire);
+        writer.join().expect("it ends");
+        let told = subscription.poll(9, |_| ()).expect("there is one change");
+        assert!(read == 1 || told == 1, "the change is neither read nor told");
+    });
+}
