@@ -17,6 +17,7 @@ mod sweep;
 mod sync;
 mod table;
 mod time;
+mod walk;
 
 pub use batch::{AddedNodes, RouteBatch};
 pub use clock::{Clock, ManualClock, SystemClock};

@@ -477,6 +477,10 @@ impl RouteTable {
         (&self.uuids, self.names.get(), &self.proxies)
     }
 
+    pub(crate) fn time(&self) -> &Time {
+        &self.time
+    }
+
     pub(crate) fn proxies(&self) -> &Proxies {
         &self.proxies
     }

@@ -381,8 +381,8 @@ impl<'g> Index<'g> {
         }
     }
 
-    /// The record numbers in the slots of a frozen index, with their records. These are anywhere in memory, so the ones
-    /// that come next are loaded meanwhile.
+    /// The record numbers in the slots, with their records: all of them where the index is frozen. These are anywhere in
+    /// memory, so the ones that come next are loaded meanwhile.
     pub(crate) fn occupied(self) -> impl Iterator<Item = (u32, &'g Record)> {
         const AHEAD: usize = 16;
         let slots = self.slots();

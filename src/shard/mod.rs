@@ -50,6 +50,7 @@
 //!     back while anyone who read it is pinned (8); so a count that follows a CAS is exact.
 
 pub(crate) mod capacity;
+mod copy;
 pub(crate) mod index;
 pub(crate) mod list;
 #[cfg(all(test, loom))]
