@@ -51,6 +51,7 @@
 
 pub(crate) mod capacity;
 mod copy;
+mod fill;
 pub(crate) mod index;
 pub(crate) mod list;
 #[cfg(all(test, loom))]

@@ -9,45 +9,14 @@
 //! A rebuild that meets a frozen word becomes a move. One that does not, because it had passed that word already, may
 //! still win; then the new root has frozen words, and whoever meets one moves that root's shard.
 
-use std::ptr::NonNull;
-use std::sync::Arc;
-
 use crate::key::Key;
-use crate::place::Place;
 use crate::proxies::Liveness;
-use crate::shard::capacity::{buckets_for, max_used};
-use crate::shard::index::{BUCKET, Index, NewIndex, Shape};
-use crate::shard::rebuild::{crowded_shape, is_tombstone};
-use crate::shard::slab::{Record, Slab, allocate_segment, free_segment};
+use crate::shard::fill::NewShard;
+use crate::shard::index::{BUCKET, Index};
+use crate::shard::rebuild::is_tombstone;
+use crate::shard::slab::Slab;
 use crate::shard::word::Word;
 use crate::shard::{Refused, Scope, Shard};
-
-/// The segments of a slab that nobody else knows yet; freed when they are dropped.
-struct NewSegments(Vec<NonNull<Record>>);
-
-impl NewSegments {
-    fn allocate(count: u32) -> Option<NewSegments> {
-        let mut segments = NewSegments(Vec::with_capacity(count as usize));
-        for segment in 0..count {
-            segments.0.push(allocate_segment(segment)?);
-        }
-        Some(segments)
-    }
-
-    /// Leaves the segments to the slab.
-    fn publish(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for NewSegments {
-    fn drop(&mut self) {
-        for (segment, records) in self.0.iter().enumerate() {
-            // SAFETY: allocated as this segment, and never published.
-            unsafe { free_segment(*records, segment as u32) };
-        }
-    }
-}
 
 impl<K: Key> Shard<K> {
     /// Whether moving is worth it: more than a fifth of the records are of no use.
@@ -65,37 +34,10 @@ impl<K: Key> Shard<K> {
             .map(|(_, record)| (record.key(), record.freeze().thawed()))
             .filter(|&(_, word)| !is_tombstone(word))
             .collect();
-        let count = staying.len() as u32;
-        let slab = Arc::new(Slab::after(old.slab(), count));
-        let segments = NewSegments::allocate(Place::segments(count)).ok_or(Refused::Memory)?;
-
-        let buckets = buckets_for(count, scope.shard);
-        let table = Place::segments(max_used(buckets).max(count) + BUCKET);
-        let mut shape = Shape {
-            buckets,
-            segments: table,
-            reseeds: 0,
-            ..old.shape()
-        };
-        let new = loop {
-            let mut new = NewIndex::new(Arc::clone(&slab), shape).ok_or(Refused::Memory)?;
-            new.set_segments(&segments.0);
-            let mut records = staying.iter().zip(0..);
-            let complete = records.all(|(&(key, word), number)| {
-                new.get()
-                    .record(number)
-                    .expect("its segment was set above")
-                    .fill(key, word);
-                new.place(number, K::hash_stored(key, scope.hasher))
-            });
-            if complete {
-                break new;
-            }
-            shape = crowded_shape(shape);
-        };
-        if self.replace_root(old, &new) {
+        let slab = Slab::of_live(staying.len() as u32, old.slab().generation.wrapping_add(1));
+        let new = NewShard::build::<K, P>(slab, &staying, old.shape().seed, scope).ok_or(Refused::Memory)?;
+        if self.replace_root(old, new.index()) {
             new.publish();
-            segments.publish();
             // SAFETY: the CAS in `replace_root` unlinked it, and the new root has another slab. The records that moved
             // took their lists and names along.
             unsafe { old.retire_with_slab(K::free, scope.guard) };

@@ -183,13 +183,13 @@ impl Slab {
         }
     }
 
-    /// A slab to take the place of `old`, whose first `count` records are live and in the index.
-    pub(crate) fn after(old: &Slab, count: u32) -> Slab {
+    /// A slab whose first `count` records are live and in the index.
+    pub(crate) fn of_live(count: u32, generation: u8) -> Slab {
         let mut slab = Slab::new();
         slab.next = AtomicU32::new(count);
         slab.used = AtomicU32::new(count);
         slab.live = AtomicU32::new(count);
-        slab.generation = old.generation.wrapping_add(1);
+        slab.generation = generation;
         slab
     }
 
