@@ -164,10 +164,13 @@ pub(crate) mod epoch {
                 for retired in &mut model.retired {
                     retired.waits_for.retain(|&id| id != self.0);
                 }
-                model
+                let due: Vec<Retired> = model
                     .retired
                     .extract_if(.., |retired| retired.waits_for.is_empty())
-                    .collect()
+                    .collect();
+                // At once: whoever pins from here on is not waited for.
+                model.edges.extend(due.iter().map(|retired| Arc::clone(&retired.edge)));
+                due
             });
             for retired in due {
                 retired.edge.fetch_add(0, Ordering::Acquire);
