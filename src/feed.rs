@@ -185,14 +185,20 @@ impl Feed {
     /// UUIDs.
     #[inline]
     pub(crate) fn mark(&self, ring: usize, guard: &Guard, event: impl FnOnce() -> Event) {
-        // Pairs with the fence in `subscribe`.
-        fence(Ordering::SeqCst);
-        // Relaxed: the fence orders it.
-        if self.subscribers.load(Ordering::Relaxed) > 0
+        if self.is_followed()
             && let Some(rings) = self.rings.get()
         {
             rings[ring].push(event(), guard);
         }
+    }
+
+    /// Whether a change that was made before has to be marked: if not, whoever subscribes sees it in the table.
+    #[inline]
+    pub(crate) fn is_followed(&self) -> bool {
+        // Pairs with the fence in `subscribe`.
+        fence(Ordering::SeqCst);
+        // Relaxed: the fence orders it.
+        self.subscribers.load(Ordering::Relaxed) > 0
     }
 
     /// The ring of removed proxies.
@@ -205,7 +211,7 @@ impl Feed {
             .get_or_init(|| Box::new((0..RINGS).map(|_| Ring::new()).collect()));
         // Relaxed: the fence orders it.
         self.subscribers.fetch_add(1, Ordering::Relaxed);
-        // Pairs with the fence in `mark`.
+        // Pairs with the fence in `is_followed`.
         fence(Ordering::SeqCst);
         let mut subscription = Subscription {
             feed: self,

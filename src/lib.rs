@@ -13,6 +13,7 @@ mod prefetch;
 mod proxies;
 mod route;
 mod shard;
+pub mod snapshot;
 mod sweep;
 mod sync;
 mod table;

@@ -299,8 +299,18 @@ impl RouteTable {
     /// Makes the shards of names when the first name comes.
     pub(crate) fn ensure_shards(&self, node: &NodeId) {
         if let Kind::Name(_) = node.kind() {
-            self.names.get_or_init(Box::default);
+            self.ensure_names();
         }
+    }
+
+    pub(crate) fn ensure_names(&self) {
+        self.names.get_or_init(Box::default);
+    }
+
+    /// The number of a node's shard, among those of its kind.
+    #[inline]
+    pub(crate) fn shard_of(&self, node: &NodeId) -> u8 {
+        self.uuids.of(self.hash(node)).1 as u8
     }
 
     /// Adds a route of a proxy that was found to take routes under `guard`; returns the record's number too.
@@ -479,6 +489,10 @@ impl RouteTable {
 
     pub(crate) fn time(&self) -> &Time {
         &self.time
+    }
+
+    pub(crate) fn count(&self) -> &RouteCount {
+        &self.routes
     }
 
     pub(crate) fn proxies(&self) -> &Proxies {

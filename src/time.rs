@@ -67,28 +67,39 @@ impl Time {
             .load(Ordering::Relaxed)
             .wrapping_add(tick)
             .wrapping_sub(WALL_OFFSET) as i64;
-        let since = Duration::from_millis(ms.unsigned_abs());
-        let time = if ms >= 0 {
-            UNIX_EPOCH.checked_add(since)
-        } else {
-            UNIX_EPOCH.checked_sub(since)
-        };
-        time.unwrap_or(UNIX_EPOCH)
+        after_epoch(ms)
+    }
+
+    /// What the wall clock shows, in milliseconds since the Unix epoch.
+    pub(crate) fn wall_clock(&self) -> i64 {
+        match self.clock.wall().duration_since(UNIX_EPOCH) {
+            Ok(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX / 4),
+            Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX / 4),
+        }
     }
 
     /// Notices that the wall clock was stepped. Otherwise it leaves the relation between ticks and wall as it is, so
     /// that one route's time is told the same way each time.
     pub(crate) fn look_at_the_wall(&self) {
-        let wall = match self.clock.wall().duration_since(UNIX_EPOCH) {
-            Ok(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX / 4),
-            Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX / 4),
-        };
-        let wall_of_zero = WALL_OFFSET.wrapping_add(wall as u64).wrapping_sub(self.reading());
+        let wall_of_zero = WALL_OFFSET
+            .wrapping_add(self.wall_clock() as u64)
+            .wrapping_sub(self.reading());
         // Relaxed, both: as in `wall`.
         if self.wall_of_zero.load(Ordering::Relaxed).abs_diff(wall_of_zero) > WALL_TOLERANCE_MS {
             self.wall_of_zero.store(wall_of_zero, Ordering::Relaxed);
         }
     }
+}
+
+/// A time of day from milliseconds since the Unix epoch; the epoch where that cannot be said.
+pub(crate) fn after_epoch(ms: i64) -> SystemTime {
+    let since = Duration::from_millis(ms.unsigned_abs());
+    let time = if ms >= 0 {
+        UNIX_EPOCH.checked_add(since)
+    } else {
+        UNIX_EPOCH.checked_sub(since)
+    };
+    time.unwrap_or(UNIX_EPOCH)
 }
 
 /// Whole ticks, rounded up, so that nothing expires before its time.

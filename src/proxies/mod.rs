@@ -84,7 +84,7 @@ pub(crate) trait Liveness {
 }
 
 impl Proxy<'_> {
-    fn check(&self) -> Result<(), RegisterError> {
+    pub(crate) fn check(&self) -> Result<(), RegisterError> {
         let invalid = |field| move |reason| RegisterError::Invalid { field, reason };
         check_text(self.id).map_err(invalid(ProxyField::Id))?;
         match check_text(self.cluster_name) {
@@ -165,12 +165,37 @@ impl Proxies {
             entry.touch(tick);
             return Ok(ProxyRef { number, life });
         }
+        self.register_locked(proxy, true, tick, guard)
+    }
+
+    /// Registers a proxy that may be registered already, and then keeps its details.
+    pub(crate) fn register_unless_known(
+        &self,
+        proxy: &Proxy<'_>,
+        tick: u64,
+        guard: &Guard,
+    ) -> Result<ProxyRef, RegisterError> {
+        proxy.check()?;
+        self.register_locked(proxy, false, tick, guard)
+    }
+
+    /// Registers a proxy whose strings were checked; `update`: one that is registered gets its details.
+    fn register_locked(
+        &self,
+        proxy: &Proxy<'_>,
+        update: bool,
+        tick: u64,
+        guard: &Guard,
+    ) -> Result<ProxyRef, RegisterError> {
+        let id = ProxyId::of(proxy.id);
         let mut registry = self.registry.lock();
         if let Some(number) = self.ids.find_exactly(id, guard) {
             let entry = self.entries.ensure(number);
             // It cannot die now: that takes the lock.
-            let details = registry.intern(proxy.cluster_name, proxy.addr);
-            registry.set_details(entry, Some(details), guard);
+            if update {
+                let details = registry.intern(proxy.cluster_name, proxy.addr);
+                registry.set_details(entry, Some(details), guard);
+            }
             entry.touch(tick);
             let life = entry.life().alive();
             entry.revive(life);
@@ -321,8 +346,32 @@ impl Proxies {
         }
     }
 
+    /// The proxy that is registered under an ID.
+    pub(crate) fn find(&self, id: &str, guard: &Guard) -> Option<ProxyRef> {
+        let number = self.ids.find_exactly(ProxyId::of(id), guard)?;
+        self.reference(number)
+    }
+
+    /// All proxies that are registered at some moment of the call, those that are all the while among them.
+    pub(crate) fn references(&self) -> Vec<ProxyRef> {
+        // Numbers are given out in order, so no proxy's is behind one whose entry was never made.
+        (0..)
+            .take_while(|number| self.entries.get(*number).is_some())
+            .filter_map(|number| self.reference(number))
+            .collect()
+    }
+
     /// How many proxies are registered.
     pub(crate) fn len(&self) -> usize {
         self.registry.lock().len()
+    }
+
+    /// How many more there may be.
+    pub(crate) fn room(&self) -> usize {
+        self.registry.lock().room(self.limit)
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
     }
 }

@@ -51,6 +51,11 @@ impl Registry {
         }
     }
 
+    /// How many numbers there are left.
+    pub(crate) fn room(&self, limit: usize) -> usize {
+        limit.saturating_sub(self.in_use)
+    }
+
     /// Counts a number that has become DEAD.
     pub(crate) fn proxy_gone(&mut self) {
         self.registered -= 1;

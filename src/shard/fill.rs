@@ -1,23 +1,30 @@
 //! Making a slab and the index over it in private, at the size that they need: what a move ([`relocate`]) puts in the
-//! place of the old ones.
+//! place of the old ones, and a bulk load where there were none.
 //!
 //! Nobody can reach what is private, so it is written without a CAS, in whatever order, and its records are LIVE and SPILL
-//! from the beginning: the CAS of the root publishes them all at once.
+//! from the beginning: the CAS of the root publishes them all at once. That CAS is from null for a bulk load, which a shard
+//! leaves for good with its first key; so it wins only where no key was ever inserted, and there is nothing that it could
+//! meet twice.
 //!
 //! [`relocate`]: crate::shard::relocate
 
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::feed::{Event, Reason};
 use crate::key::Key;
 use crate::place::Place;
 use crate::proxies::Liveness;
-use crate::shard::Scope;
 use crate::shard::capacity::{buckets_for, max_used};
 use crate::shard::index::{BUCKET, MAX_RECORDS, NewIndex, Shape};
+use crate::shard::list::{List, NewList};
 use crate::shard::rebuild::crowded_shape;
+use crate::shard::routes::ring;
 use crate::shard::slab::{Record, Slab, allocate_segment, free_segment};
-use crate::shard::word::Word;
+use crate::shard::word::{State, Word};
+use crate::shard::{Scope, Shard};
+use crate::sync::Guard;
 
 /// The segments of a slab that nobody else knows yet; freed when they are dropped.
 struct NewSegments(Vec<NonNull<Record>>);
@@ -102,5 +109,87 @@ impl NewShard {
     pub(crate) fn publish(self) {
         self.index.publish();
         self.segments.publish();
+    }
+}
+
+/// Keys and words of records to be, which own what they refer to: names and lists, freed when this is dropped.
+pub(crate) struct NewRecords<K: Key> {
+    records: Vec<([u64; 2], Word)>,
+    key: PhantomData<fn() -> K>,
+}
+
+impl<K: Key> NewRecords<K> {
+    pub(crate) fn with_capacity(count: usize) -> Self {
+        Self {
+            records: Vec::with_capacity(count),
+            key: PhantomData,
+        }
+    }
+
+    /// Adds a record with `routes`, newest first and not none at all; `false` where there is no memory for it.
+    #[must_use]
+    pub(crate) fn push(&mut self, key: &K, routes: &[Word]) -> bool {
+        let (word, list) = match routes {
+            [only] => (*only, None),
+            several => match NewList::new(several) {
+                Some(list) => (list.word(), Some(list)),
+                None => return false,
+            },
+        };
+        let Some(stored) = key.store() else { return false };
+        self.records.push((stored, word));
+        if let Some(list) = list {
+            list.publish();
+        }
+        true
+    }
+}
+
+impl<K: Key> Drop for NewRecords<K> {
+    fn drop(&mut self) {
+        for &(key, word) in &self.records {
+            if word.state() == State::Spill {
+                // SAFETY: `push` made the list, and nobody else knows it.
+                unsafe { List::free_at(word) };
+            }
+            // SAFETY: `push` stored the key, and nobody else knows it.
+            unsafe { K::free(key) };
+        }
+    }
+}
+
+impl<K: Key> Shard<K> {
+    /// Whether no key was ever inserted, so that [`fill`](Shard::fill) may do.
+    pub(crate) fn is_untouched(&self, guard: &Guard) -> bool {
+        self.root(guard).is_none()
+    }
+
+    /// Makes `records`, whose keys all differ and belong to this shard, the shard's, if no key was ever inserted; tells
+    /// whether it did. Their routes have to be counted, and their proxies found to take routes, under the scope's guard.
+    #[must_use]
+    pub(crate) fn fill<P: Liveness>(&self, mut records: NewRecords<K>, scope: &Scope<'_, P>) -> bool {
+        if !self.is_untouched(scope.guard) {
+            return false;
+        }
+        let slab = Slab::of_live(records.records.len() as u32, 0);
+        let Some(new) = NewShard::build::<K, P>(slab, &records.records, 0, scope) else {
+            return false;
+        };
+        let is_set = self.set_root(new.index());
+        if is_set {
+            new.publish();
+            // Their names and lists are the shard's now.
+            let records = std::mem::take(&mut records.records);
+            if scope.feed.is_followed() {
+                for (key, _) in records {
+                    scope.feed.mark(ring::<K>(scope.shard), scope.guard, || Event::Node {
+                        // SAFETY: an index had the record under the guard, which is still pinned.
+                        node: unsafe { K::node(key) },
+                        reason: Reason::Added,
+                    });
+                }
+            }
+        }
+        is_set
     }
 }

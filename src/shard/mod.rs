@@ -23,6 +23,8 @@
 //!   builds the replacement with its own change in it, so that each CAS that wins finishes somebody's operation.
 //! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root.
 //! * **Move** ([`relocate`]): the same with the records, to a slab that is no larger than they need.
+//! * **Fill** ([`fill`]): where there is no root yet, make slab and index in private, CAS the root from null.
+//! * **Copy** ([`mod@copy`]): go along the slots of one index; it writes nothing.
 //!
 //! # Invariants
 //!
@@ -31,7 +33,7 @@
 //! 2. *A record's key is written before the slot that publishes it* (Release), and does not change until the record is
 //!    reused. So whoever loads the slot (Acquire) reads the key that belongs to it.
 //! 3. *A record is LIVE or SPILL only while an index has it.* A private record is DEAD, a free one RETIRED; so whoever
-//!    walks the slab never meets a route that was not published.
+//!    walks the slab never meets a route that was not published. (A slab that is private as a whole is walked by nobody.)
 //! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN, before any copy is
 //!    begun. So whatever was inserted before is in every copy, and whatever comes after goes to the new root.
 //! 5. *The segment of a published record is in the table of the index that has it, and of all later ones.* A number is
@@ -51,7 +53,7 @@
 
 pub(crate) mod capacity;
 mod copy;
-mod fill;
+pub(crate) mod fill;
 pub(crate) mod index;
 pub(crate) mod list;
 #[cfg(all(test, loom))]
@@ -232,17 +234,23 @@ impl<K: Key> Shard<K> {
                 reseeds: 0,
             };
             let new = NewIndex::new(Arc::new(Slab::new()), shape).ok_or(Refused::Memory)?;
-            // Release: pairs with `root`.
-            let set = self.root.compare_exchange(
+            if self.set_root(&new) {
+                new.publish();
+            }
+        }
+    }
+
+    /// Makes `new` the first root.
+    fn set_root(&self, new: &NewIndex) -> bool {
+        // Release: pairs with `root`. Relaxed on failure: whoever goes on loads the root.
+        self.root
+            .compare_exchange(
                 std::ptr::null_mut(),
                 new.get().as_ptr(),
                 Ordering::Release,
                 Ordering::Relaxed,
-            );
-            if set.is_ok() {
-                new.publish();
-            }
-        }
+            )
+            .is_ok()
     }
 
     fn replace_root(&self, old: Index<'_>, new: &NewIndex) -> bool {
@@ -300,6 +308,17 @@ impl<K: Key> Shard<K> {
         proxy: u32,
         scope: &Scope<'_, P>,
     ) -> Result<(Added, u32), Refused> {
+        self.put(key, hash, Change::Add(proxy), scope)
+    }
+
+    /// [`add`](Shard::add), or [`Change::Restore`].
+    pub(crate) fn put<P: Liveness>(
+        &self,
+        key: &K,
+        hash: u64,
+        what: Change,
+        scope: &Scope<'_, P>,
+    ) -> Result<(Added, u32), Refused> {
         let mut private: Option<Private<'_>> = None;
         loop {
             let index = self.ensure_root(scope)?;
@@ -329,7 +348,7 @@ impl<K: Key> Shard<K> {
                 }
                 Err(NoRecord::OutOfMemory) => return Err(Refused::Memory),
             };
-            let changed = change::<K, P>(record, Change::Add(proxy), index.slab(), scope);
+            let changed = change::<K, P>(record, what, index.slab(), scope);
             if used > max_used(index.shape().buckets) {
                 // No room for a larger index is no reason to fail: the route is in, and the next one tries again.
                 _ = self.rebuild(index, false, scope);

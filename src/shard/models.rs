@@ -9,6 +9,7 @@ use ahash::RandomState;
 use loom::sync::Arc;
 use loom::thread;
 
+use super::fill::NewRecords;
 use super::index::FROZEN;
 use super::list::List;
 use super::*;
@@ -81,6 +82,41 @@ impl World {
         self.with(now, |scope| {
             let words = self.shard.get(&key, key.hash(&self.hasher), scope);
             words.iter().map(|word| (word.proxy(), word.time())).collect()
+        })
+    }
+
+    /// Adds routes through proxy 0 all at once where the shard is new, otherwise one by one.
+    fn fill(&self, keys: &[u64], time: u64, now: u64) {
+        self.with(now, |scope| {
+            let keys = keys.iter().map(|&key| UuidKey([key, 7]));
+            let mut records = NewRecords::with_capacity(keys.len());
+            for key in keys.clone() {
+                assert!(records.push(&key, &[Word::live(0, time)]));
+            }
+            assert!(scope.count.reserve(keys.len()));
+            if self.shard.fill(records, scope) {
+                return;
+            }
+            scope.count.release(keys.len());
+            for key in keys {
+                let what = Change::Restore { proxy: 0, time };
+                self.shard
+                    .put(&key, key.hash(&self.hasher), what, scope)
+                    .expect("there is room");
+            }
+        });
+    }
+
+    /// The keys that a copy reports.
+    fn copy(&self, now: u64) -> Vec<u64> {
+        self.with(now, |scope| {
+            let mut keys = Vec::new();
+            let counts = self.shard.copy(scope, |node, _| {
+                let (_, low) = node.as_uuid().expect("a UUID").as_u64_pair();
+                keys.push(low);
+            });
+            let counted = keys.into_iter().zip(counts).filter(|(_, counts)| *counts);
+            counted.map(|(key, _)| key).collect()
         })
     }
 
@@ -613,5 +649,57 @@ fn a_sweep_finds_what_a_move_takes_elsewhere() {
             assert_eq!(world.count.get(), 1);
             assert_eq!(world.get(3, 12), [(1, 5)]);
         },
+    );
+}
+
+#[test]
+fn a_key_that_is_filled_in_and_added_is_there_once() {
+    model(
+        |_| {},
+        vec![
+            thread(|world| world.fill(&[1], 1, 2)),
+            thread(|world| assert_eq!(world.add(1, 1, 2), Added::Inserted)),
+        ],
+        |world, _| {
+            assert_eq!(world.get(1, 2), [(1, 2), (0, 1)]);
+        },
+    );
+}
+
+#[test]
+fn of_two_fills_each_route_is_there_once() {
+    model(
+        |_| {},
+        vec![
+            thread(|world| world.fill(&[1], 2, 2)),
+            thread(|world| world.fill(&[1, 2], 1, 2)),
+        ],
+        |world, _| {
+            assert_eq!(world.get(1, 2), [(0, 2)]);
+            assert_eq!(world.get(2, 2), [(0, 1)]);
+        },
+    );
+}
+
+#[test]
+fn a_copy_during_a_move_has_what_stays_once() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(2, 0, 1);
+        },
+        vec![
+            thread(|world| {
+                let copied = world.copy(2);
+                let times = |key| copied.iter().filter(|&&copied| copied == key).count();
+                assert!(times(1) == 1 && times(2) <= 1 && times(3) <= 1, "{copied:?}");
+            }),
+            thread(|world| {
+                world.relocate(2);
+                world.remove(2, Change::RemoveNode, 2);
+                world.add(3, 0, 2);
+            }),
+        ],
+        |world, _| assert_eq!(world.get(1, 2), [(0, 1)]),
     );
 }

@@ -23,6 +23,9 @@ pub(crate) enum Change {
     Add(u32),
     /// A refresh of the route through this proxy, if it is there and valid.
     Refresh(u32),
+    /// A route through this proxy that was last refreshed at `time`, unless it is there and was refreshed since, or the
+    /// record is full of routes that were.
+    Restore { proxy: u32, time: u64 },
     /// No route through this proxy.
     RemoveRoute(u32),
     /// No route.
@@ -34,7 +37,7 @@ pub(crate) enum Change {
 /// What came of a [`Change`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Changed {
-    /// [`Change::Add`] or [`Change::Refresh`] was done.
+    /// [`Change::Add`], [`Change::Refresh`] or [`Change::Restore`] was done.
     Added(Added),
     /// There is nothing that [`Change::Refresh`] could refresh.
     Absent,
@@ -199,7 +202,7 @@ fn reason(what: Change, changed: Changed) -> Option<Reason> {
 }
 
 /// The feed's ring of a shard.
-fn ring<K: Key>(shard: usize) -> usize {
+pub(crate) fn ring<K: Key>(shard: usize) -> usize {
     shard + if K::IS_NAME { SHARDS } else { 0 }
 }
 
@@ -250,7 +253,7 @@ fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>)
             let has = |w: &crate::sync::AtomicU64| Word(w.load(Ordering::Relaxed)).proxy() == proxy;
             (!list.words().iter().any(has)).then_some(Changed::Removed { valid: 0, stale: 0 })
         }
-        Change::RemoveNode => None,
+        Change::RemoveNode | Change::Restore { .. } => None,
     }
 }
 
@@ -271,9 +274,25 @@ fn apply<P: Liveness>(what: Change, routes: &mut Words, scope: &Scope<'_, P>) ->
             let known = routes.iter().position(|route| route.proxy() == proxy);
             let time = known.map_or(scope.now, |at| routes.remove(at).time().max(scope.now));
             if known.is_none() && routes.len() == MAX_ROUTES_PER_NODE {
-                // The last of the oldest.
-                let stalest = (0..routes.len()).rev().min_by_key(|&at| routes[at].time());
-                routes.remove(stalest.expect("a full list is not empty"));
+                routes.remove(stalest(routes));
+            }
+            routes.insert(0, Word::live(proxy, time));
+            Changed::Added(if known.is_some() {
+                Added::Refreshed
+            } else {
+                Added::Inserted
+            })
+        }
+        Change::Restore { proxy, time } => {
+            routes.retain(|route| scope.is_valid(*route));
+            let known = routes.iter().position(|route| route.proxy() == proxy);
+            // What gives way: the same route, or where there is no room, the stalest one.
+            let gives_way = known.or_else(|| (routes.len() == MAX_ROUTES_PER_NODE).then(|| stalest(routes)));
+            if let Some(at) = gives_way {
+                if routes[at].time() >= time {
+                    return Changed::Added(Added::Refreshed);
+                }
+                routes.remove(at);
             }
             routes.insert(0, Word::live(proxy, time));
             Changed::Added(if known.is_some() {
@@ -309,4 +328,12 @@ fn apply<P: Liveness>(what: Change, routes: &mut Words, scope: &Scope<'_, P>) ->
             }
         }
     }
+}
+
+/// Where the last of the oldest routes is, in a list that is not empty.
+fn stalest(routes: &Words) -> usize {
+    (0..routes.len())
+        .rev()
+        .min_by_key(|&at| routes[at].time())
+        .expect("a full list is not empty")
 }

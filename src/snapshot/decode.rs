@@ -1,0 +1,442 @@
+//! Reading a snapshot into memory, and checking all of it; nothing here touches the table.
+//!
+//! Bytes are read and checksummed by the caller's thread; sections of nodes are decoded by all threads of rayon's pool, a
+//! group of sections at a time. Routes that are expired are forgotten at once, and more than the table can take are an
+//! error at once, so that no stream takes more memory than the table might.
+
+use std::io::Read;
+use std::time::{Duration, SystemTime};
+
+use compact_str::CompactString;
+use rayon::prelude::*;
+use uuid::Uuid;
+
+use crate::node_id::NodeId;
+use crate::proxies::Proxy;
+use crate::shard::list::MAX_ROUTES_PER_NODE;
+use crate::shard::routes::Words;
+use crate::shard::word::{LAST_TICK, Word};
+use crate::snapshot::Ages;
+use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
+use crate::snapshot::wire::{HEAD_BYTES, Kind, MAGIC, MAX_PAYLOAD, Payload, Source, VERSION, damaged};
+use crate::sync::pin;
+use crate::table::{RouteTable, SHARDS};
+use crate::time::after_epoch;
+
+/// Bytes of payload that are read before they are decoded, and sections.
+const GROUP_BYTES: usize = 8 << 20;
+const GROUP_SECTIONS: usize = 256;
+
+/// A snapshot whose every part is good by itself.
+pub(super) struct Snapshot {
+    pub(super) written_at: SystemTime,
+    pub(super) downtime: Duration,
+    pub(super) proxies: Vec<ProxyItem>,
+    /// For each shard of UUIDs, then of names.
+    pub(super) parts: Vec<Part>,
+    /// Where the sections of nodes begin.
+    pub(super) sections: Vec<u64>,
+    /// All nodes and routes, and those of the routes that are not in `parts`.
+    pub(super) nodes: u64,
+    pub(super) routes: u64,
+    pub(super) expired: u64,
+}
+
+pub(super) struct ProxyItem {
+    pub(super) id: CompactString,
+    cluster_name: CompactString,
+    addr: CompactString,
+    /// Where its section begins.
+    section: u64,
+}
+
+impl ProxyItem {
+    pub(super) fn as_proxy(&self) -> Proxy<'_> {
+        Proxy {
+            id: &self.id,
+            cluster_name: &self.cluster_name,
+            addr: &self.addr,
+        }
+    }
+}
+
+/// What a snapshot has for one shard.
+#[derive(Default)]
+pub(super) struct Part {
+    pub(super) are_names: bool,
+    pub(super) shard: usize,
+    pub(super) nodes: Nodes,
+}
+
+/// Nodes and their routes that are not expired.
+#[derive(Default)]
+pub(super) struct Nodes {
+    nodes: Vec<Node>,
+    /// Each with the snapshot's number of its proxy, and the tick of this table's time at which it was last refreshed.
+    routes: Vec<Word>,
+}
+
+pub(super) struct Node {
+    pub(super) id: NodeId,
+    /// The number of its section among those of nodes.
+    pub(super) section: u32,
+    /// Where its routes end in `Nodes::routes`; they begin where those of the node before it end.
+    end: u32,
+}
+
+// What the documentation of reading says that a node takes.
+const _: () = assert!(size_of::<Node>() == 32);
+
+impl Nodes {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(super) fn node(&self, at: usize) -> &Node {
+        &self.nodes[at]
+    }
+
+    /// The nodes, each with its routes, newest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Node, &[Word])> {
+        let mut start = 0;
+        self.nodes.iter().map(move |node| {
+            let routes = &self.routes[start..node.end as usize];
+            start = node.end as usize;
+            (node, routes)
+        })
+    }
+
+    pub(super) fn routes(&self) -> usize {
+        self.routes.len()
+    }
+
+    fn push(&mut self, id: NodeId, section: u32, routes: &[Word]) {
+        self.routes.extend_from_slice(routes);
+        let end = self.routes.len() as u32;
+        self.nodes.push(Node { id, section, end });
+    }
+}
+
+/// What was decoded of one section.
+struct Decoded {
+    nodes: Nodes,
+    /// Of each node.
+    shards: Vec<u8>,
+    counts: Counts,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    nodes: u64,
+    routes: u64,
+    expired: u64,
+}
+
+/// A section of nodes that is not decoded yet.
+struct Raw {
+    kind: Kind,
+    items: u32,
+    payload: Vec<u8>,
+    /// Where the section and its payload begin.
+    offset: u64,
+    payload_offset: u64,
+}
+
+/// What decoding needs to know.
+struct Context<'a> {
+    table: &'a RouteTable,
+    proxies: usize,
+    now: u64,
+    keep_alive: u64,
+    /// How much each age has grown, in ticks.
+    downtime: u64,
+}
+
+pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Snapshot, SnapshotError> {
+    let mut source = Source::new(from);
+    let written_at = read_header(&mut source)?;
+    // The wall clock may be anywhere, so the difference may be more than either has.
+    let since = i128::from(table.time().wall_clock()) - i128::from(written_at);
+    let downtime = match ages {
+        Ages::Continue => u64::try_from(since.max(0)).unwrap_or(u64::MAX),
+        Ages::Frozen => 0,
+    };
+    let (now, keep_alive) = {
+        let guard = pin();
+        let scope = table.scope(&guard, 0);
+        (scope.now, scope.keep_alive)
+    };
+    let mut context = Context {
+        table,
+        proxies: 0,
+        now,
+        keep_alive,
+        downtime,
+    };
+    let mut snapshot = Snapshot {
+        written_at: after_epoch(written_at),
+        downtime: Duration::from_millis(downtime),
+        proxies: Vec::new(),
+        parts: (0..2 * SHARDS)
+            .map(|nth| Part {
+                are_names: nth >= SHARDS,
+                shard: nth % SHARDS,
+                nodes: Nodes::default(),
+            })
+            .collect(),
+        sections: Vec::new(),
+        nodes: 0,
+        routes: 0,
+        expired: 0,
+    };
+    let mut group: Vec<Raw> = Vec::new();
+    let mut last = Kind::Proxies;
+    loop {
+        let raw = read_section(&mut source, last)?;
+        if raw.kind > Kind::Proxies && last == Kind::Proxies {
+            check_ids(&snapshot.proxies)?;
+            context.proxies = snapshot.proxies.len();
+        }
+        last = raw.kind;
+        match raw.kind {
+            Kind::Proxies => snapshot.add_proxies(&raw, table)?,
+            Kind::Uuids | Kind::Names => {
+                group.push(raw);
+                let bytes: usize = group.iter().map(|raw| raw.payload.len()).sum();
+                if bytes >= GROUP_BYTES || group.len() >= GROUP_SECTIONS {
+                    snapshot.add_nodes(&group, &context)?;
+                    group.clear();
+                }
+            }
+            Kind::End => {
+                snapshot.add_nodes(&group, &context)?;
+                snapshot.check_totals(&raw)?;
+                source.finish()?;
+                return Ok(snapshot);
+            }
+        }
+    }
+}
+
+/// Reads the header, and returns the time of writing.
+fn read_header<R: Read>(source: &mut Source<R>) -> Result<i64, SnapshotError> {
+    let part = SnapshotPart::Header;
+    let mut magic = [0; MAGIC.len()];
+    source.read(&mut magic, part)?;
+    if magic != MAGIC {
+        return Err(SnapshotError::NotASnapshot);
+    }
+    let mut version = [0; 4];
+    source.read(&mut version, part)?;
+    let found = u32::from_le_bytes(version);
+    if found != VERSION {
+        return Err(SnapshotError::Version { found, known: VERSION });
+    }
+    let mut written_at = [0; 8];
+    source.read(&mut written_at, part)?;
+    source.check(part)?;
+    Ok(i64::from_le_bytes(written_at))
+}
+
+/// Reads a section whose kind is `last` or a later one.
+fn read_section<R: Read>(source: &mut Source<R>, last: Kind) -> Result<Raw, SnapshotError> {
+    let offset = source.offset;
+    let mut head = [0; HEAD_BYTES];
+    source.read(&mut head, SnapshotPart::Head)?;
+    source.check(SnapshotPart::Head)?;
+    let [kind, i0, i1, i2, i3, b0, b1, b2, b3] = head;
+    let kind = Kind::of(kind).ok_or_else(|| damaged(SnapshotPart::Head, offset, SnapshotFault::Kind(kind)))?;
+    if kind < last {
+        let fault = SnapshotFault::Order { after: last.part() };
+        return Err(damaged(kind.part(), offset, fault));
+    }
+    let bytes = u32::from_le_bytes([b0, b1, b2, b3]);
+    if bytes as usize > MAX_PAYLOAD {
+        let most = MAX_PAYLOAD as u32;
+        return Err(damaged(kind.part(), offset, SnapshotFault::TooLarge { bytes, most }));
+    }
+    let payload_offset = source.offset;
+    let mut payload = vec![0; bytes as usize];
+    source.read(&mut payload, kind.part())?;
+    source.check(kind.part())?;
+    Ok(Raw {
+        kind,
+        items: u32::from_le_bytes([i0, i1, i2, i3]),
+        payload,
+        offset,
+        payload_offset,
+    })
+}
+
+impl Raw {
+    fn payload(&self) -> Payload<'_> {
+        Payload::new(&self.payload, self.kind.part(), self.payload_offset)
+    }
+}
+
+/// Checks that no two proxies have one ID.
+fn check_ids(proxies: &[ProxyItem]) -> Result<(), SnapshotError> {
+    let mut order: Vec<&ProxyItem> = proxies.iter().collect();
+    order.sort_unstable_by(|a, b| a.id.cmp(&b.id).then(a.section.cmp(&b.section)));
+    match order.windows(2).find(|pair| pair[0].id == pair[1].id) {
+        Some(pair) => {
+            let (id, first) = (pair[1].id.clone(), pair[0].section);
+            let fault = SnapshotFault::DuplicateProxy { id, first };
+            Err(damaged(SnapshotPart::Proxies, pair[1].section, fault))
+        }
+        None => Ok(()),
+    }
+}
+
+impl Snapshot {
+    fn add_proxies(&mut self, raw: &Raw, table: &RouteTable) -> Result<(), SnapshotError> {
+        let mut payload = raw.payload();
+        for _ in 0..raw.items {
+            let start = payload.at;
+            let (id, cluster_name, addr) = (payload.text()?, payload.text()?, payload.text()?);
+            let _incarnation = payload.varint()?;
+            let proxy = Proxy { id, cluster_name, addr };
+            proxy
+                .check()
+                .map_err(|error| payload.fault(start, SnapshotFault::Proxy(error)))?;
+            let limit = table.proxies().limit();
+            if self.proxies.len() == limit {
+                let needed = limit + 1;
+                return Err(SnapshotError::TooManyProxies { needed, limit });
+            }
+            self.proxies.push(ProxyItem {
+                id: id.into(),
+                cluster_name: cluster_name.into(),
+                addr: addr.into(),
+                section: raw.offset,
+            });
+        }
+        payload.finish()
+    }
+
+    fn add_nodes(&mut self, group: &[Raw], context: &Context<'_>) -> Result<(), SnapshotError> {
+        let first = self.sections.len() as u32;
+        self.sections.extend(group.iter().map(|raw| raw.offset));
+        let decoded: Vec<_> = group
+            .par_iter()
+            .zip(first..first + group.len() as u32)
+            .map(|(raw, section)| decode(raw, section, context))
+            .collect();
+        for (decoded, raw) in decoded.into_iter().zip(group) {
+            let Decoded { nodes, shards, counts } = decoded?;
+            self.nodes += counts.nodes;
+            self.routes += counts.routes;
+            self.expired += counts.expired;
+            let (needed, limit) = ((self.routes - self.expired) as usize, context.table.count().limit());
+            if needed > limit {
+                return Err(SnapshotError::TooManyRoutes { needed, limit });
+            }
+            let first = if raw.kind == Kind::Names { SHARDS } else { 0 };
+            for ((node, routes), shard) in nodes.iter().zip(shards) {
+                self.parts[first + usize::from(shard)]
+                    .nodes
+                    .push(node.id.clone(), node.section, routes);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_totals(&self, end: &Raw) -> Result<(), SnapshotError> {
+        let mut payload = end.payload();
+        let found = [
+            ("proxies", self.proxies.len() as u64),
+            ("nodes", self.nodes),
+            ("routes", self.routes),
+        ];
+        for (of, found) in found {
+            let at = payload.at;
+            let stored = u64::from_le_bytes(payload.array()?);
+            if stored != found {
+                return Err(payload.fault(at, SnapshotFault::Total { of, stored, found }));
+            }
+        }
+        payload.finish()
+    }
+}
+
+/// Decodes a section of nodes, which has the number `section` among those.
+fn decode(raw: &Raw, section: u32, context: &Context<'_>) -> Result<Decoded, SnapshotError> {
+    let are_names = raw.kind == Kind::Names;
+    // What an item has at least: a UUID or a name of one byte, and one route.
+    let shortest = if are_names { 5 } else { 19 };
+    let room = (raw.items as usize).min(raw.payload.len() / shortest);
+    let mut decoded = Decoded {
+        nodes: Nodes {
+            nodes: Vec::with_capacity(room),
+            routes: Vec::with_capacity(room),
+        },
+        shards: Vec::with_capacity(room),
+        counts: Counts::default(),
+    };
+    let mut payload = raw.payload();
+    let mut routes = Words::new();
+    for _ in 0..raw.items {
+        let start = payload.at;
+        let id = if are_names {
+            let id: NodeId = payload
+                .text()?
+                .parse()
+                .map_err(|error| payload.fault(start, SnapshotFault::NodeId(error)))?;
+            if id.as_uuid().is_some() {
+                return Err(payload.fault(start, SnapshotFault::UuidAsName(id)));
+            }
+            id
+        } else {
+            Uuid::from_bytes(payload.array()?).into()
+        };
+        routes.clear();
+        let all = decode_routes(&mut payload, context, &mut routes)?;
+        decoded.counts.nodes += 1;
+        decoded.counts.routes += all as u64;
+        decoded.counts.expired += (all - routes.len()) as u64;
+        if !routes.is_empty() {
+            decoded.shards.push(context.table.shard_of(&id));
+            decoded.nodes.push(id, section, &routes);
+        }
+    }
+    payload.finish()?;
+    Ok(decoded)
+}
+
+/// Decodes a node's routes; returns how many there are, those that are expired too.
+fn decode_routes(payload: &mut Payload<'_>, context: &Context<'_>, routes: &mut Words) -> Result<usize, SnapshotError> {
+    let at = payload.at;
+    let count = payload.byte()?;
+    if count == 0 || usize::from(count) > MAX_ROUTES_PER_NODE {
+        return Err(payload.fault(at, SnapshotFault::Routes(count)));
+    }
+    let count = usize::from(count);
+    let mut age = 0_u64;
+    let mut proxies = [0; MAX_ROUTES_PER_NODE];
+    for nth in 0..count {
+        let at = payload.at;
+        let index = payload.varint()?;
+        let proxy = match u32::try_from(index) {
+            Ok(proxy) if (proxy as usize) < context.proxies => proxy,
+            _ => {
+                let proxies = context.proxies;
+                return Err(payload.fault(at, SnapshotFault::NoSuchProxy { index, proxies }));
+            }
+        };
+        if proxies[..nth].contains(&proxy) {
+            return Err(payload.fault(at, SnapshotFault::SameProxy(proxy)));
+        }
+        proxies[nth] = proxy;
+        let at = payload.at;
+        age = age.saturating_add(payload.varint()?);
+        if age > LAST_TICK {
+            return Err(payload.fault(at, SnapshotFault::Age));
+        }
+        let age_now = age.saturating_add(context.downtime);
+        if age_now <= context.keep_alive {
+            routes.push(Word::live(proxy, context.now.saturating_sub(age_now)));
+        }
+    }
+    Ok(count)
+}

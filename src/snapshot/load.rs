@@ -1,0 +1,370 @@
+//! Putting a snapshot that was read into the table: first everything that can be refused is looked at, then proxies are
+//! registered, then shards are filled, as many at a time as rayon's pool has threads.
+//!
+//! A shard that never had a node is built in private and published with one CAS ([`fill`](crate::shard::fill)). Into any
+//! other one, and where the CAS loses, routes go one by one, the oldest of a node first, so that the newest comes to stand
+//! before those that were refreshed in the same tick.
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use rayon::prelude::*;
+
+use crate::counts::RouteCount;
+use crate::key::{Key, NameKey, UuidKey};
+use crate::node_id::{Kind, NodeId};
+use crate::proxies::{Proxies, ProxyRef};
+use crate::route::Added;
+use crate::shard::fill::NewRecords;
+use crate::shard::routes::{Change, Words};
+use crate::shard::word::Word;
+use crate::shard::{Refused, Scope, Shard};
+use crate::snapshot::SnapshotReport;
+use crate::snapshot::decode::{Node, Part, ProxyItem, Snapshot};
+use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
+use crate::snapshot::wire::damaged;
+use crate::sync::pin;
+use crate::table::RouteTable;
+
+/// Nodes that are added one by one between two pins.
+const GROUP: usize = 64;
+
+/// Runs `$body` with a part's shard, and with what makes a key of its nodes; is `$absent` where there are no shards for it
+/// yet.
+macro_rules! with_shard_of {
+    ($part:expr, $table:expr, |$shard:ident, $key:ident| $body:expr, $absent:expr) => {
+        match ($part.are_names, $table.parts()) {
+            (false, (uuids, ..)) => {
+                let $shard = uuids.get($part.shard);
+                let $key = uuid_key;
+                $body
+            }
+            (true, (_, Some(names), _)) => {
+                let $shard = names.get($part.shard);
+                let $key = |node| name_key(node, $table);
+                $body
+            }
+            (true, (_, None, _)) => $absent,
+        }
+    };
+}
+
+fn uuid_key(node: &NodeId) -> UuidKey {
+    match node.kind() {
+        Kind::Uuid(uuid) => UuidKey::from(*uuid),
+        Kind::Name(_) => unreachable!("a section of UUIDs has no names"),
+    }
+}
+
+fn name_key<'n>(node: &'n NodeId, table: &RouteTable) -> NameKey<'n> {
+    match node.kind() {
+        Kind::Name(name) => NameKey::new(name, table.hash(node)),
+        Kind::Uuid(_) => unreachable!("a section of names has no UUIDs"),
+    }
+}
+
+/// Checks that no node is in a part twice; `sections` tells where they begin.
+fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), SnapshotError> {
+    let nodes = &part.nodes;
+    let mut seen: HashTable<u32> = HashTable::with_capacity(nodes.len());
+    for ((node, _), at) in nodes.iter().zip(0..) {
+        let same = |other: &u32| nodes.node(*other as usize).id == node.id;
+        let hash = |other: &u32| table.hash(&nodes.node(*other as usize).id);
+        match seen.entry(table.hash(&node.id), same, hash) {
+            Entry::Vacant(free) => _ = free.insert(at),
+            Entry::Occupied(other) => {
+                let kind = if part.are_names {
+                    SnapshotPart::Names
+                } else {
+                    SnapshotPart::Uuids
+                };
+                let first = sections[nodes.node(*other.get() as usize).section as usize];
+                let fault = SnapshotFault::DuplicateNode {
+                    node: node.id.clone(),
+                    first,
+                };
+                return Err(damaged(kind, sections[node.section as usize], fault));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Room for routes that was reserved, and is given back when it is dropped.
+struct Room<'a> {
+    count: &'a RouteCount,
+    routes: usize,
+}
+
+impl Room<'_> {
+    /// Leaves the room of so many routes to them.
+    fn use_up(&mut self, routes: usize) {
+        debug_assert!(routes <= self.routes);
+        self.routes -= routes;
+    }
+
+    /// Gives the room of one route back, for it to be reserved by what inserts that.
+    fn give_one(&mut self) {
+        if self.routes > 0 {
+            self.routes -= 1;
+            self.count.release(1);
+        }
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.count.release(self.routes);
+    }
+}
+
+/// What became of routes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    inserted: u64,
+    known: u64,
+    refused: u64,
+}
+
+impl Tally {
+    fn and(self, other: Tally) -> Tally {
+        Tally {
+            inserted: self.inserted + other.inserted,
+            known: self.known + other.known,
+            refused: self.refused + other.refused,
+        }
+    }
+}
+
+pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotReport, SnapshotError> {
+    let sections = &snapshot.sections;
+    snapshot
+        .parts
+        .par_iter()
+        .try_for_each(|part| check_nodes(table, part, sections))?;
+
+    let known = known_proxies(table, &snapshot.proxies)?;
+    let needed: Vec<usize> = snapshot
+        .parts
+        .par_iter()
+        .map(|part| needed_room(table, part, &known))
+        .collect();
+    let total = needed.iter().sum();
+    let count = table.count();
+    if !count.reserve(total) {
+        return Err(SnapshotError::TooManyRoutes {
+            needed: total,
+            limit: count.limit(),
+        });
+    }
+    let rooms: Vec<Room<'_>> = needed.into_iter().map(|routes| Room { count, routes }).collect();
+
+    // From here on, the table is touched.
+    let proxies = register(table, &snapshot.proxies)?;
+    if snapshot.parts.iter().any(|part| part.are_names && part.nodes.len() > 0) {
+        table.ensure_names();
+    }
+    let tallies: Vec<_> = snapshot
+        .parts
+        .into_par_iter()
+        .zip(rooms)
+        .map(|(part, room)| {
+            let bulk = Bulk {
+                table,
+                proxies: &proxies,
+                room,
+                tally: Tally::default(),
+            };
+            // The part goes when it is done, so that memory does not hold all of them beside all of the shards.
+            with_shard_of!(
+                part,
+                table,
+                |shard, key| bulk.add(&part, shard, key),
+                Ok(Tally::default())
+            )
+        })
+        .collect();
+    let mut tally = Tally::default();
+    for part in tallies {
+        tally = tally.and(part?);
+    }
+    let Tally {
+        inserted,
+        known,
+        refused,
+    } = tally;
+    Ok(SnapshotReport {
+        written_at: snapshot.written_at,
+        downtime: snapshot.downtime,
+        proxies: snapshot.proxies.len() as u64,
+        nodes: snapshot.nodes,
+        routes: snapshot.routes,
+        inserted,
+        known,
+        expired: snapshot.expired,
+        refused,
+    })
+}
+
+/// Those of the snapshot's proxies that are registered already, if there is room for the others.
+fn known_proxies(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
+    let known: Vec<_> = proxies
+        .iter()
+        .map(|proxy| table.proxies().find(&proxy.id, &pin()))
+        .collect();
+    let needed = known.iter().filter(|known| known.is_none()).count();
+    if needed > table.proxies().room() {
+        let limit = table.proxies().limit();
+        return Err(SnapshotError::TooManyProxies { needed, limit });
+    }
+    Ok(known)
+}
+
+/// Registers the snapshot's proxies that are not yet, and returns all of them.
+fn register(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<ProxyRef>, SnapshotError> {
+    let now = table.now();
+    proxies
+        .iter()
+        .map(|proxy| table.proxies().register_unless_known(&proxy.as_proxy(), now, &pin()))
+        .collect::<Result<_, _>>()
+        .map_err(|_| SnapshotError::TooManyProxies {
+            needed: proxies.len(),
+            limit: table.proxies().limit(),
+        })
+}
+
+/// How many of a part's routes the table does not have.
+fn needed_room(table: &RouteTable, part: &Part, known: &[Option<ProxyRef>]) -> usize {
+    let all = part.nodes.routes();
+    with_shard_of!(
+        part,
+        table,
+        |shard, key| all - present(table, part, shard, key, known),
+        all
+    )
+}
+
+/// How many of a part's routes its shard has.
+fn present<'n, K: Key>(
+    table: &RouteTable,
+    part: &'n Part,
+    shard: &Shard<K>,
+    key: impl Fn(&'n NodeId) -> K,
+    known: &[Option<ProxyRef>],
+) -> usize {
+    if shard.is_untouched(&pin()) {
+        return 0;
+    }
+    let of_node = |(node, routes): (&'n Node, &[Word])| {
+        let guard = pin();
+        let words = shard.get(&key(&node.id), table.hash(&node.id), &table.scope(&guard, part.shard));
+        let is_there = |route: &&Word| {
+            let proxy = known[route.proxy() as usize];
+            proxy.is_some_and(|proxy| words.iter().any(|word| word.proxy() == proxy.number))
+        };
+        routes.iter().filter(is_there).count()
+    };
+    part.nodes.iter().map(of_node).sum()
+}
+
+/// Adds a part's routes to its shard.
+struct Bulk<'a> {
+    table: &'a RouteTable,
+    proxies: &'a [ProxyRef],
+    room: Room<'a>,
+    tally: Tally,
+}
+
+impl Bulk<'_> {
+    fn add<'n, K: Key>(
+        mut self,
+        part: &'n Part,
+        shard: &Shard<K>,
+        key: impl Fn(&'n NodeId) -> K,
+    ) -> Result<Tally, SnapshotError> {
+        if part.nodes.len() == 0 || self.fill(part, shard, &key)? {
+            return Ok(self.tally);
+        }
+        let mut nodes = part.nodes.iter().peekable();
+        while nodes.peek().is_some() {
+            let guard = pin();
+            let scope = self.table.scope(&guard, part.shard);
+            for (node, routes) in nodes.by_ref().take(GROUP) {
+                let (key, hash) = (key(&node.id), self.table.hash(&node.id));
+                for route in routes.iter().rev() {
+                    self.add_one(&key, hash, *route, shard, &scope)?;
+                }
+            }
+            // What was replaced does not wait for this thread to come back.
+            guard.flush();
+        }
+        Ok(self.tally)
+    }
+
+    /// Fills the shard if it never had a node; tells whether it did.
+    fn fill<'n, K: Key>(
+        &mut self,
+        part: &'n Part,
+        shard: &Shard<K>,
+        key: impl Fn(&'n NodeId) -> K,
+    ) -> Result<bool, SnapshotError> {
+        let guard = pin();
+        if !shard.is_untouched(&guard) {
+            return Ok(false);
+        }
+        let scope = self.table.scope(&guard, part.shard);
+        let mut tally = Tally::default();
+        let mut records = NewRecords::with_capacity(part.nodes.len());
+        let mut words = Words::new();
+        for (node, routes) in part.nodes.iter() {
+            words.clear();
+            words.extend(routes.iter().filter_map(|route| self.route(*route)));
+            tally.inserted += words.len() as u64;
+            tally.refused += (routes.len() - words.len()) as u64;
+            if !words.is_empty() && !records.push(&key(&node.id), &words) {
+                return Err(SnapshotError::OutOfMemory);
+            }
+        }
+        if !shard.fill(records, &scope) {
+            return Ok(false);
+        }
+        self.room.use_up(tally.inserted as usize);
+        self.tally = tally;
+        Ok(true)
+    }
+
+    /// The word of a snapshot's route, if its proxy takes routes, until the end of the pin that the caller has: see
+    /// `proxies`.
+    fn route(&self, route: Word) -> Option<Word> {
+        let proxy = self.proxies[route.proxy() as usize];
+        self.table
+            .proxies()
+            .takes_routes(proxy)
+            .then(|| Word::live(proxy.number, route.time()))
+    }
+
+    fn add_one<K: Key>(
+        &mut self,
+        key: &K,
+        hash: u64,
+        route: Word,
+        shard: &Shard<K>,
+        scope: &Scope<'_, Proxies>,
+    ) -> Result<(), SnapshotError> {
+        let Some(word) = self.route(route) else {
+            self.tally.refused += 1;
+            return Ok(());
+        };
+        let (proxy, time) = (word.proxy(), word.time());
+        self.room.give_one();
+        match shard.put(key, hash, Change::Restore { proxy, time }, scope) {
+            Ok((Added::Inserted, _)) => {
+                self.table.proxies().touch(proxy, scope.now);
+                self.tally.inserted += 1;
+            }
+            Ok((Added::Refreshed, _)) => self.tally.known += 1,
+            Err(Refused::Routes) => self.tally.refused += 1,
+            Err(Refused::Memory) => return Err(SnapshotError::OutOfMemory),
+        }
+        Ok(())
+    }
+}

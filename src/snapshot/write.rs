@@ -1,0 +1,104 @@
+//! Writing a snapshot.
+
+use std::io::{self, Write};
+
+use ahash::RandomState;
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+
+use crate::node_id::Kind as NodeKind;
+use crate::proxies::{ProxyDetails, ProxyRef};
+use crate::snapshot::SnapshotSize;
+use crate::snapshot::wire::{Kind, MAGIC, Section, Sink, VERSION, put_text, put_varint};
+use crate::sync::pin;
+use crate::table::RouteTable;
+
+/// Proxies between two pins.
+const GROUP: usize = 256;
+
+pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSize> {
+    let begun = table.now();
+    let mut sink = Sink::new(to);
+    let mut header = MAGIC.to_vec();
+    header.extend(VERSION.to_le_bytes());
+    header.extend(table.time().wall_clock().to_le_bytes());
+    sink.write(&header)?;
+
+    let mut section = Section::new(Kind::Proxies);
+    let indexes = write_proxies(table, &mut section, &mut sink)?;
+    let (mut nodes, mut total) = (0, 0);
+    table.walk(|node, copied| {
+        // Proxies that came later are not in the snapshot, and neither are their routes.
+        let routes: SmallVec<[(u32, u64); 4]> = copied
+            .iter()
+            .filter_map(|route| Some((*indexes.get(&route.proxy)?, begun.saturating_sub(route.tick))))
+            .collect();
+        if routes.is_empty() {
+            return Ok(());
+        }
+        nodes += 1;
+        total += routes.len() as u64;
+        match node.kind() {
+            NodeKind::Uuid(uuid) => section.push(Kind::Uuids, &mut sink, |payload| {
+                payload.extend(uuid.as_bytes());
+                put_routes(payload, &routes);
+            }),
+            NodeKind::Name(name) => section.push(Kind::Names, &mut sink, |payload| {
+                put_text(payload, name);
+                put_routes(payload, &routes);
+            }),
+        }
+    })?;
+    section.write(&mut sink)?;
+    let proxies = indexes.len() as u64;
+    Section::write_end([proxies, nodes, total], &mut sink)?;
+    sink.flush()?;
+    Ok(SnapshotSize {
+        proxies,
+        nodes,
+        routes: total,
+        bytes: sink.bytes,
+    })
+}
+
+/// Writes the proxies that are registered all the while, and returns the number of each.
+fn write_proxies<W: Write>(
+    table: &RouteTable,
+    section: &mut Section,
+    sink: &mut Sink<W>,
+) -> io::Result<HashMap<ProxyRef, u32, RandomState>> {
+    let mut indexes = HashMap::default();
+    // No ID is written twice: of two proxies that had it one after the other, the first one was removed before the second
+    // one came, so before the list was complete; and then it has no details any more.
+    let proxies = table.proxies().references();
+    for group in proxies.chunks(GROUP) {
+        let guard = pin();
+        let details: Vec<(ProxyRef, ProxyDetails)> = group
+            .iter()
+            .filter_map(|proxy| Some((*proxy, table.proxies().details(*proxy, &guard)?)))
+            .collect();
+        drop(guard);
+        for (proxy, details) in details {
+            section.push(Kind::Proxies, sink, |payload| {
+                put_text(payload, &details.id);
+                put_text(payload, &details.cluster_name);
+                put_text(payload, &details.addr);
+                // Its incarnation.
+                put_varint(payload, 0);
+            })?;
+            indexes.insert(proxy, indexes.len() as u32);
+        }
+    }
+    Ok(indexes)
+}
+
+/// Appends routes: proxy and age, newest first.
+fn put_routes(payload: &mut Vec<u8>, routes: &[(u32, u64)]) {
+    payload.push(routes.len() as u8);
+    let mut before = 0;
+    for &(proxy, age) in routes {
+        put_varint(payload, proxy.into());
+        put_varint(payload, age - before);
+        before = age;
+    }
+}
