@@ -95,6 +95,18 @@ pub enum AddError {
     OutOfMemory,
 }
 
+/// Why a report was not taken. The table is as it was, but for the proxy, which may have been registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ReportError {
+    /// The proxy could not be registered.
+    #[error(transparent)]
+    Proxy(#[from] RegisterError),
+    /// The route could not be added.
+    #[error(transparent)]
+    Route(#[from] AddError),
+}
+
 /// Why not all nodes of a batch were added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{error}, after {added} nodes")]

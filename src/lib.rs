@@ -22,7 +22,7 @@ mod walk;
 
 pub use batch::{AddedNodes, RouteBatch};
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use error::{AddError, AddNodesError, NodeIdError, ProxyField, RegisterError, TextError};
+pub use error::{AddError, AddNodesError, NodeIdError, ProxyField, RegisterError, ReportError, TextError};
 pub use feed::{Event, Lagged, Reason, Subscription};
 pub use handle::RouteHandle;
 pub use node_id::{MAX_TEXT, NodeId};

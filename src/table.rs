@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::clock::{Clock, SystemClock};
 use crate::counts::RouteCount;
-use crate::error::{AddError, RegisterError};
+use crate::error::{AddError, RegisterError, ReportError};
 use crate::feed::{Event, Feed, Subscription};
 use crate::key::{Key, NameKey, UuidKey};
 use crate::node_id::{Kind, NodeId};
@@ -294,6 +294,22 @@ impl RouteTable {
         self.ensure_shards(node);
         self.add_pinned(node, self.hash(node), proxy, &guard)
             .map(|(added, _)| added)
+    }
+
+    /// [`register_proxy`](Self::register_proxy) and [`add_node`](Self::add_node) in one, for callers that keep no
+    /// references: the proxy cannot be dropped in between.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError`]: as the two of them, though never that the proxy is unknown.
+    pub fn report_node(&self, node: &NodeId, proxy: &Proxy<'_>) -> Result<Added, ReportError> {
+        let guard = pin();
+        // It is registered under the pin that the CAS is under, so a removal that comes between the two is one that comes
+        // after both: see `proxies`.
+        let proxy = self.proxies.register(proxy, self.time.now(), &guard)?;
+        self.ensure_shards(node);
+        let (added, _) = self.add_pinned(node, self.hash(node), proxy, &guard)?;
+        Ok(added)
     }
 
     /// Makes the shards of names when the first name comes.

@@ -8,7 +8,7 @@ use common::model::millis;
 use common::{proxy, sweep_fully};
 use nodetracker::{
     AddError, Added, Builder, ManualClock, NodeId, NodeIdError, Proxy, ProxyDetails, ProxyField, ProxyRef,
-    RegisterError, Route, RouteTable, Stats, SweepReport, TextError,
+    RegisterError, ReportError, Route, RouteTable, Stats, SweepReport, TextError,
 };
 
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -730,4 +730,30 @@ fn an_empty_table_answers_everything() {
         RouteTable::builder().keep_alive(INTERVAL).build().keep_alive(),
         INTERVAL
     );
+}
+
+// --- reports
+
+#[test]
+fn a_report_registers_the_proxy_and_adds_the_route() {
+    let (table, _) = table_with(|builder| builder.max_routes(1).max_proxies(2));
+    let node_1 = node("node-1");
+    assert_eq!(table.report_node(&node_1, &proxy("proxy-1")), Ok(Added::Inserted));
+    assert_eq!(table.report_node(&node_1, &proxy("proxy-1")), Ok(Added::Refreshed));
+    let routes = table.get_proxies(&node_1);
+    assert_eq!(routes.len(), 1);
+    assert_eq!(table.proxy(routes[0].proxy).expect("is registered").id, "proxy-1");
+
+    let bad = Proxy {
+        addr: "nowhere",
+        ..proxy("proxy-2")
+    };
+    let error = table.report_node(&node_1, &bad).expect_err("is refused");
+    assert_eq!(error.to_string(), "proxy address is not host:port");
+    assert_eq!(table.stats().proxies, 1);
+    let error = table
+        .report_node(&node("node-2"), &proxy("proxy-1"))
+        .expect_err("is refused");
+    assert_eq!(error, ReportError::Route(AddError::TooManyRoutes { limit: 1 }));
+    assert_eq!(table.len(), 1);
 }

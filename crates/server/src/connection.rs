@@ -1,11 +1,11 @@
 //! One client's connection, from the accepted socket to the last answer.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -68,7 +68,11 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, serving: 
         stream,
         read: Rc::clone(&read),
     };
-    let mut connection = pin!(builder().serve_connection(TokioIo::new(stream), router));
+    let calls = Calls::default();
+    let mut connection = WithCalls {
+        connection: pin!(builder(calls.clone()).serve_connection(TokioIo::new(stream), router)),
+        calls,
+    };
 
     let opened = Instant::now();
     let mut stage = Stage::Preface;
@@ -77,7 +81,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, serving: 
     loop {
         tokio::select! {
             biased;
-            result = connection.as_mut() => {
+            result = &mut connection => {
                 if let Err(error) = result {
                     debug!(%error, "a connection ended with an error");
                 }
@@ -89,7 +93,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, serving: 
                     return;
                 }
                 stopping = true;
-                connection.as_mut().graceful_shutdown();
+                connection.connection.as_mut().graceful_shutdown();
             }
             () = due.as_mut(), if !stopping => match stage {
                 Stage::Preface => {
@@ -103,7 +107,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, serving: 
                 }
                 Stage::Serving => {
                     stage = Stage::Leaving;
-                    connection.as_mut().graceful_shutdown();
+                    connection.connection.as_mut().graceful_shutdown();
                     due.as_mut().reset(Instant::now() + limits.drain);
                 }
                 Stage::Leaving => return debug!("an old connection was cut with calls in flight"),
@@ -123,8 +127,8 @@ enum Stage {
 }
 
 /// HTTP/2 with every limit set.
-fn builder() -> http2::Builder<Local> {
-    let mut builder = http2::Builder::new(Local);
+fn builder(calls: Calls) -> http2::Builder<Calls> {
+    let mut builder = http2::Builder::new(calls);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::MAX_CONCURRENT_STREAMS)
@@ -142,17 +146,59 @@ fn builder() -> http2::Builder<Local> {
     builder
 }
 
-/// Spawns calls on the thread that reads their connection.
-#[derive(Clone, Copy)]
-struct Local;
+/// Calls that a connection has begun and not polled yet.
+///
+/// A small request is there as a whole when its call begins, so the call never waits, and a task of its own would only be
+/// scheduled to end at once. Instead, once everything that came in has been taken apart, the connection's own task polls
+/// the calls one after the other, and then writes all answers together. (Polling each call as it begins would write each
+/// answer by itself, which costs more than the tasks do.) What does have to wait becomes a task; that polls it anew, so the
+/// waker that it saw here is never needed.
+#[derive(Clone, Default)]
+struct Calls(Rc<RefCell<Vec<BoxedCall>>>);
 
-impl<F> hyper::rt::Executor<F> for Local
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
+type BoxedCall = Pin<Box<dyn Future<Output = ()>>>;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Calls {
     fn execute(&self, call: F) {
-        tokio::task::spawn_local(call);
+        self.0.borrow_mut().push(Box::pin(call));
+    }
+}
+
+impl Calls {
+    /// Polls every call that has begun; tells whether there were any.
+    fn poll_all(&self) -> bool {
+        let mut calls = self.0.take();
+        let any = !calls.is_empty();
+        for mut call in calls.drain(..) {
+            if call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                tokio::task::spawn_local(call);
+            }
+        }
+        // Keep the memory, unless a call began another one.
+        let mut kept = self.0.borrow_mut();
+        if kept.is_empty() {
+            *kept = calls;
+        }
+        any
+    }
+}
+
+/// A connection with its calls.
+struct WithCalls<C> {
+    connection: C,
+    calls: Calls,
+}
+
+impl<C: Future + Unpin> Future for WithCalls<C> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        loop {
+            let polled = Pin::new(&mut self.connection).poll(cx);
+            if polled.is_ready() || !self.calls.poll_all() {
+                return polled;
+            }
+        }
     }
 }
 

@@ -2,15 +2,12 @@
 
 use std::sync::Arc;
 
-use nodetracker::{AddError, NodeId, Proxy, ProxyField, RegisterError, RouteTable};
+use nodetracker::{AddError, NodeId, Proxy, ProxyField, RegisterError, ReportError, RouteTable};
 use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_server::{NodeTrackerService, NodeTrackerServiceServer};
 use tonic::{Request, Response, Status};
 
 use crate::limits::MAX_MESSAGE_SIZE;
-
-/// How often a route is tried again whose proxy is removed between its registration and the route's insertion.
-const ADD_ATTEMPTS: usize = 8;
 
 /// Answers the frozen contract from a table.
 #[derive(Debug, Clone)]
@@ -26,22 +23,6 @@ impl Tracker {
     pub(crate) fn service(table: Arc<RouteTable>) -> NodeTrackerServiceServer<Self> {
         NodeTrackerServiceServer::new(Self { table }).max_decoding_message_size(MAX_MESSAGE_SIZE)
     }
-
-    fn add(&self, node: &NodeId, proxy: &Proxy<'_>) -> Result<(), Status> {
-        for _ in 0..ADD_ATTEMPTS {
-            let proxy = self.table.register_proxy(proxy).map_err(|error| refused(&error))?;
-            match self.table.add_node(node, proxy) {
-                Ok(_) => return Ok(()),
-                // Dropped since it was registered, because it had no route yet.
-                Err(AddError::UnknownProxy) => {}
-                Err(error @ AddError::TooManyRoutes { .. }) => {
-                    return Err(Status::resource_exhausted(error.to_string()));
-                }
-                Err(error) => return Err(Status::internal(error.to_string())),
-            }
-        }
-        Err(Status::aborted("the proxy is being removed: try again"))
-    }
 }
 
 #[tonic::async_trait]
@@ -55,7 +36,7 @@ impl NodeTrackerService for Tracker {
             cluster_name: &request.cluster_name,
             addr: &request.addr,
         };
-        self.add(&node, &proxy)?;
+        self.table.report_node(&node, &proxy).map_err(refused)?;
         Ok(Response::new(api::AddNodeResponse {}))
     }
 
@@ -96,9 +77,9 @@ fn node_id(text: &str) -> Result<NodeId, Status> {
 }
 
 /// Names the field as the wire does, which is what the caller filled in.
-fn refused(error: &RegisterError) -> Status {
+fn refused(error: ReportError) -> Status {
     match error {
-        RegisterError::Invalid { field, reason } => {
+        ReportError::Proxy(RegisterError::Invalid { field, reason }) => {
             let field = match field {
                 ProxyField::Id => "proxy_id",
                 ProxyField::ClusterName => "cluster_name",
@@ -106,7 +87,10 @@ fn refused(error: &RegisterError) -> Status {
             };
             Status::invalid_argument(format!("{field} {reason}"))
         }
-        RegisterError::TooManyProxies { .. } => Status::resource_exhausted(error.to_string()),
+        ReportError::Proxy(RegisterError::TooManyProxies { .. })
+        | ReportError::Route(AddError::TooManyRoutes { .. } | AddError::OutOfMemory) => {
+            Status::resource_exhausted(error.to_string())
+        }
         error => Status::internal(error.to_string()),
     }
 }
