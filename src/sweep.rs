@@ -115,7 +115,9 @@ impl Cursor {
             },
             _ => {
                 let idle_before = scope.now.saturating_sub(scope.keep_alive);
-                let round_now = || self.load().round;
+                // AcqRel: a change of the word that does not change it, so that whoever advances the cursor after this, and
+                // visits shards in the next round, comes after what this thread has seen: the end of a grace period.
+                let round_now = || Position::unpack(self.0.fetch_add(0, Ordering::AcqRel)).round;
                 let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, idle_before, guard);
                 if next.is_none() {
                     round_completed = true;

@@ -119,6 +119,8 @@ pub(crate) mod epoch {
         /// Edges to be used: what loom has to know before the threads start.
         spare_edges: Vec<Arc<AtomicUsize>>,
         graves: Vec<Box<dyn FnOnce()>>,
+        /// What carries the edges from each unpin to the grace periods that end after it, in models that ask for them.
+        unpins: Option<Arc<AtomicUsize>>,
     }
 
     // loom runs all of a model's threads on one OS thread. No operation of loom's may come inside of a borrow: it may
@@ -156,7 +158,7 @@ pub(crate) mod epoch {
                     .filter(|retired| retired.waits_for.contains(&self.0));
                 waiting.map(|retired| Arc::clone(&retired.edge)).collect()
             });
-            for edge in waiting {
+            for edge in waiting.into_iter().chain(unpins()) {
                 edge.fetch_add(0, Ordering::Release);
             }
             let due: Vec<Retired> = MODEL.with_borrow_mut(|model| {
@@ -173,10 +175,23 @@ pub(crate) mod epoch {
                 due
             });
             for retired in due {
-                retired.edge.fetch_add(0, Ordering::Acquire);
+                for edge in std::iter::once(retired.edge).chain(unpins()) {
+                    edge.fetch_add(0, Ordering::Acquire);
+                }
                 (retired.after_grace)();
             }
         }
+    }
+
+    fn unpins() -> Option<Arc<AtomicUsize>> {
+        MODEL.with_borrow(|model| model.unpins.clone())
+    }
+
+    /// Orders what any thread did before it unpinned before the end of later grace periods, for a model of what follows a
+    /// grace period. It is no part of all models, since it makes them many times as large.
+    pub(crate) fn order_unpins() {
+        let edge = Arc::new(AtomicUsize::new(0));
+        MODEL.with_borrow_mut(|model| model.unpins = Some(edge));
     }
 
     pub(crate) unsafe fn retire<T: Reclaim + 'static>(_guard: &Guard, object: *mut T) {
@@ -249,6 +264,7 @@ pub(crate) mod epoch {
             );
             model.edges.clear();
             model.spare_edges.clear();
+            model.unpins = None;
             std::mem::take(&mut model.graves)
         });
         graves.into_iter().for_each(|free| free());

@@ -78,8 +78,16 @@ pub(crate) struct Entry {
     life: AtomicU32,
     /// When the proxy was last registered, got a new route, or lost one, in units of 256 ms.
     used: AtomicU32,
-    /// The last round of the sweeper in which a route of it was seen.
+    /// The last round of the sweeper in which a route of it was seen, or [`UNSEEN`].
     seen: AtomicU32,
+}
+
+/// In `Entry::seen`: in no round, or none that is worth to be told.
+const UNSEEN: u32 = u32::MAX;
+
+/// Whether the round `seen` is `round`, or one of those that follow it.
+fn is_since(seen: u32, round: u32) -> bool {
+    seen != UNSEEN && seen.wrapping_sub(round) % ROUNDS < ROUNDS / 4
 }
 
 /// In `Entry::waits_for`: the rest is a round.
@@ -93,7 +101,7 @@ impl Default for Entry {
             waits_for: AtomicU32::new(0),
             life: AtomicU32::new(FREE),
             used: AtomicU32::new(0),
-            seen: AtomicU32::new(0),
+            seen: AtomicU32::new(UNSEEN),
         }
     }
 }
@@ -162,17 +170,38 @@ impl Entry {
         }
     }
 
+    /// Notes that a route was seen in a round. A sweeper that stood still since an earlier round takes back nothing of what
+    /// was seen in a later one.
     #[inline]
     pub(crate) fn seen_in(&self, round: u32) {
         // Relaxed, both: the sweeper's cursor orders the rounds.
-        if self.seen.load(Ordering::Relaxed) != round {
-            self.seen.store(round, Ordering::Relaxed);
+        let mut seen = self.seen.load(Ordering::Relaxed);
+        while !is_since(seen, round) {
+            match self
+                .seen
+                .compare_exchange_weak(seen, round, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return,
+                Err(won) => seen = won,
+            }
         }
     }
 
-    pub(crate) fn was_seen_in(&self, round: u32) -> bool {
+    /// Whether a route was seen in `round`, or in a later one.
+    pub(crate) fn was_seen_since(&self, round: u32) -> bool {
         // Relaxed: as in `seen_in`.
-        self.seen.load(Ordering::Relaxed) == round
+        is_since(self.seen.load(Ordering::Relaxed), round)
+    }
+
+    /// Forgets a round so long past that its number would soon be one to come. It is called once a round.
+    pub(crate) fn forget_old_round(&self, round: u32) {
+        // Relaxed, both: as in `seen_in`.
+        let seen = self.seen.load(Ordering::Relaxed);
+        if seen != UNSEEN && (ROUNDS / 4..ROUNDS / 4 * 3).contains(&(round.wrapping_sub(seen) % ROUNDS)) {
+            _ = self
+                .seen
+                .compare_exchange(seen, UNSEEN, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// Makes a FREE number ALIVE for a proxy.
@@ -251,7 +280,7 @@ impl Entry {
         match life.0 & STATE {
             FREE => false,
             ALIVE => {
-                u64::from(self.used.load(Ordering::Relaxed)) < idle_before >> USED_SHIFT && !self.was_seen_in(round)
+                u64::from(self.used.load(Ordering::Relaxed)) < idle_before >> USED_SHIFT && !self.was_seen_since(round)
             }
             _ if waits_for & ROUND != 0 => {
                 let since = round.wrapping_sub(waits_for) % ROUNDS;
@@ -280,6 +309,39 @@ impl Entry {
             // ID any more; `vacate` and `drop` free it once, since they leave the number FREE or gone.
             unsafe { text.free() };
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_sweeper_does_not_take_back_what_a_later_round_saw() {
+        for round in [5, 0, ROUNDS - 1, ROUNDS / 2] {
+            let entry = Entry::default();
+            assert!(!entry.was_seen_since(round));
+            entry.seen_in(round);
+            let before = round.wrapping_sub(3) % ROUNDS;
+            entry.seen_in(before);
+            assert!(entry.was_seen_since(round), "round {round}");
+            // For a sweeper that is late at the proxies, it is in use too.
+            assert!(entry.was_seen_since(before), "round {round}");
+            assert!(!entry.was_seen_since((round + 1) % ROUNDS), "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_round_long_past_is_not_taken_for_one_to_come() {
+        let entry = Entry::default();
+        entry.seen_in(7);
+        for round in 8..ROUNDS + 7 {
+            let round = round % ROUNDS;
+            entry.forget_old_round(round);
+            assert!(!entry.was_seen_since(round), "round {round}");
+        }
+        entry.seen_in(6);
+        assert!(entry.was_seen_since(6));
     }
 }
 

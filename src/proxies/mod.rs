@@ -25,6 +25,8 @@ mod details;
 mod entry;
 mod grace;
 mod id;
+#[cfg(all(test, loom))]
+mod models;
 mod numbered;
 mod registry;
 
@@ -297,6 +299,7 @@ impl Proxies {
                 return (visited, None);
             };
             visited += 1;
+            entry.forget_old_round(round);
             if entry.is_due(round, idle_before, &self.grace) {
                 // The sweeper waits for nobody: what is due stays due.
                 registry = registry.or_else(|| self.registry.try_lock());
@@ -332,12 +335,15 @@ impl Proxies {
             // The grace period is over; a round that starts after this sees every route that there is.
             entry.wait_for_round(round_now());
         } else if life.is_closing() {
-            if entry.was_seen_in(round) {
+            if entry.was_seen_since(round) {
                 entry.revive(life.alive());
             } else if entry.die_if_closing() {
                 registry.proxy_gone();
                 self.bury(number, entry, guard);
             }
+        } else if entry.was_seen_since(round) {
+            // A route that could not be taken away, for want of memory.
+            entry.wait_for_round(round_now());
         } else {
             // No route has the number any more, and no thread that might look at its details or its ID is left.
             registry.set_details(entry, None, guard);

@@ -429,17 +429,18 @@ impl Index<'_> {
         unsafe { retire(guard, self.header.as_ptr()) };
     }
 
-    /// Frees the records, and what they refer to, unless they left that to another slab.
+    /// Frees the records, and what they refer to, unless they left that to another slab. (Words may be frozen by a mover that
+    /// lost, too: those left nothing.)
     ///
     /// # Safety
     ///
     /// Nobody can reach the index or its records any more.
-    pub(crate) unsafe fn free_records(self, free_key: FreeKey) {
+    pub(crate) unsafe fn free_records(self, free_key: FreeKey, moved: Moved) {
         for segment in 0..self.segments().len() as u32 {
             let Some(records) = self.segment(segment) else { continue };
             for record in records {
                 let word = record.load();
-                if word.is_frozen() && matches!(word.state(), State::Live | State::Spill) {
+                if moved == Moved::Yes && word.is_frozen() && matches!(word.state(), State::Live | State::Spill) {
                     continue;
                 }
                 if word.state() == State::Spill {
@@ -455,6 +456,13 @@ impl Index<'_> {
             unsafe { free_segment(NonNull::from(records).cast(), segment) };
         }
     }
+}
+
+/// Whether an index's records moved to another slab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moved {
+    Yes,
+    No,
 }
 
 /// What [`Index::find_or_fill`] came to.
@@ -629,7 +637,7 @@ impl Reclaim for Header {
         };
         if let Some(free_key) = index.header().takes_slab.get() {
             // SAFETY: as above; the slab's records go with the last index that had it.
-            unsafe { index.free_records(free_key) };
+            unsafe { index.free_records(free_key, Moved::Yes) };
         }
         // SAFETY: as above.
         let header = unsafe { object.read() };

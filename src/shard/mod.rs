@@ -62,6 +62,8 @@ mod rebuild;
 mod relocate;
 pub(crate) mod routes;
 pub(crate) mod slab;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub(crate) mod word;
 
 use std::marker::PhantomData;
@@ -77,7 +79,7 @@ use crate::place::Place;
 use crate::proxies::Liveness;
 use crate::route::Added;
 use crate::shard::capacity::{buckets_for, max_used};
-use crate::shard::index::{Filled, Header, Index, NewIndex, Shape};
+use crate::shard::index::{Filled, Header, Index, Moved, NewIndex, Shape};
 use crate::shard::routes::{Change, Changed, Words, change, read, read_all};
 use crate::shard::slab::{NoRecord, Private, Record, Slab};
 use crate::shard::word::{State, Word};
@@ -329,7 +331,10 @@ impl<K: Key> Shard<K> {
             };
             let filled = index.find_or_fill(hash, accept, || match &private {
                 Some(private) => Ok(private.number),
-                None => Ok(private.insert(Private::take(index, key)?).number),
+                None => {
+                    let number = private.insert(Private::take(index, key)?).number;
+                    Ok(number)
+                }
             });
             let (number, record, used) = match filled {
                 Ok(Filled::Found(number, record)) => (number, record, 0),
@@ -402,7 +407,7 @@ impl<K: Key> Shard<K> {
     }
 
     /// Takes away what is stale in the records from `at` on, `most` of them, and says where to go on. `seen` is called with
-    /// the proxy of each valid route. At the shard's end, tombstones are shed where there are many, and the shard moves
+    /// the proxy of each route that stays. At the shard's end, tombstones are shed where there are many, and the shard moves
     /// where it is sparse.
     pub(crate) fn visit<P: Liveness>(
         &self,
@@ -423,6 +428,7 @@ impl<K: Key> Shard<K> {
         // A shard that moved meanwhile has its records elsewhere, perhaps before `at`.
         let mut number = if at.generation == generation { at.number } else { 0 };
         let end = index.slab().numbers();
+        let mut can_move = true;
         while number < end && visit.visited < most {
             let place = Place::of(number);
             // The table of an index that was just replaced may be shorter than the slab. What is behind it was added
@@ -435,12 +441,16 @@ impl<K: Key> Shard<K> {
             for record in &records[..count as usize] {
                 match sweep_record::<K, P>(record, index, scope, &mut seen) {
                     Some(removed) => visit.removed += removed,
-                    None => {
-                        // The shard is moving: begin again where it is then. (Without memory for that, so does the
-                        // next round; nothing is lost.)
-                        visit.next = self.relocate(index, scope).is_ok().then_some(Mark::default());
+                    // The shard is moving: begin again where it is then.
+                    None if can_move && self.relocate(index, scope).is_ok() => {
+                        visit.next = Some(Mark::default());
                         visit.visited += 1;
                         return visit;
+                    }
+                    // Without memory for that, the routes stay, and with them the numbers of their proxies.
+                    None => {
+                        can_move = false;
+                        read_all(record, scope.guard, |word| seen(word.proxy()));
                     }
                 }
             }
@@ -486,11 +496,12 @@ fn sweep_record<K: Key, P: Liveness>(
         State::Live | State::Spill => match change::<K, P>(record, Change::Sweep, index.slab(), scope) {
             Ok(Changed::Removed { stale, .. }) => stale,
             Ok(Changed::Frozen) => return None,
-            // Without memory for a shorter list, it stays until the next round.
+            // Without memory for a shorter list, it stays until the next round, and is seen below.
             Ok(Changed::Retired | Changed::Absent | Changed::Added(_)) | Err(_) => 0,
         },
     };
-    read(record, scope, |word| seen(word.proxy()));
+    // What is left, valid or not: as long as a route is there, its proxy's number must not be another's.
+    read_all(record, scope.guard, |word| seen(word.proxy()));
     Some(removed)
 }
 
@@ -503,7 +514,7 @@ impl<K: Key> Drop for Shard<K> {
         // SAFETY: the root has it, and nobody else can reach it any more.
         let index = unsafe { Index::from_raw(header) };
         // SAFETY: as above.
-        unsafe { index.free_records(K::free) };
+        unsafe { index.free_records(K::free, Moved::No) };
         // SAFETY: nobody else can reach it. Indexes that were replaced before share only the slab, which they count.
         unsafe { Header::free(header.as_ptr()) };
     }

@@ -192,6 +192,12 @@ impl World {
                 routes += here;
                 live += u32::from(here > 0);
             }
+            index.slab().take_returned::<UuidKey>(index);
+            let free = index.slab().free_numbers(index);
+            let mut numbers: Vec<_> = index.occupied().map(|(number, _)| number).chain(free).collect();
+            numbers.sort_unstable();
+            let all: Vec<_> = (0..index.slab().numbers()).collect();
+            assert_eq!(numbers, all, "records were lost, or are in two places");
             assert_eq!(routes, self.count.get(), "routes are miscounted");
             assert_eq!(live, index.slab().live(), "nodes are miscounted");
             assert_eq!(
@@ -649,6 +655,48 @@ fn a_sweep_finds_what_a_move_takes_elsewhere() {
             assert_eq!(world.count.get(), 1);
             assert_eq!(world.get(3, 12), [(1, 5)]);
         },
+    );
+}
+
+#[test]
+fn a_record_that_was_given_back_is_taken_with_its_link() {
+    model(
+        |world| _ = world.add(9, 0, 1),
+        vec![
+            thread(|world| world.take_and_give_back(2)),
+            thread(|world| world.take_and_give_back(1)),
+        ],
+        |_, _| {},
+    );
+}
+
+#[test]
+fn a_sweep_knows_the_segment_of_each_number() {
+    model(
+        |world| (1..=2).for_each(|key| _ = world.add(key, 0, 1)),
+        vec![
+            thread(|world| world.take_and_give_back(2)),
+            thread(|world| {
+                world.with(0, |scope| {
+                    let index = world.shard.root(scope.guard).expect("the model has added something");
+                    let last = index.slab().numbers() - 1;
+                    assert!(index.record(last).is_some(), "no segment for number {last}");
+                });
+            }),
+        ],
+        |_, _| {},
+    );
+}
+
+#[test]
+fn a_segment_that_is_installed_during_a_rebuild_is_kept() {
+    model(
+        |world| (1..=2).for_each(|key| _ = world.add(key, 0, 1)),
+        vec![
+            thread(|world| world.take_and_give_back(2)),
+            thread(|world| world.rebuild(1)),
+        ],
+        |world, _| (3..6).for_each(|key| assert_eq!(world.add(key, 0, 1), Added::Inserted)),
     );
 }
 

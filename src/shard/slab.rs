@@ -199,6 +199,19 @@ impl Slab {
         self.next.load(Ordering::Acquire)
     }
 
+    /// The numbers on the free list, where nobody is at work.
+    #[cfg(test)]
+    pub(crate) fn free_numbers(&self, index: Index<'_>) -> Vec<u32> {
+        // Acquire: as in `take`.
+        let mut link = self.free.load(Ordering::Acquire) as u32;
+        let mut numbers = Vec::new();
+        while let Some(number) = link.checked_sub(1) {
+            numbers.push(number);
+            link = index.record(number).expect("a free record's segment is known").key()[0] as u32;
+        }
+        numbers
+    }
+
     /// Occupied slots of the current index.
     pub(crate) fn used(&self) -> u32 {
         // Relaxed: a heuristic; nothing is found through it.

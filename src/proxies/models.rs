@@ -1,0 +1,119 @@
+//! loom models of a proxy number's life, named after the property that each shows; see `src/shard/models.rs`.
+//!
+//! The table is one word here: a proxy number plus one, or zero. A round of the sweeper is a visit of that word, then one
+//! of the proxies. Only one thread of a model registers, removes and sweeps, since it would wait for the registry.
+
+use loom::sync::Arc;
+use loom::thread;
+
+use super::*;
+use crate::sync::{AtomicU32, AtomicU64, Ordering, epoch, pin};
+
+struct World {
+    proxies: Proxies,
+    word: AtomicU64,
+    /// The sweeper's round.
+    round: AtomicU32,
+}
+
+fn proxy(id: &str) -> Proxy<'_> {
+    Proxy {
+        id,
+        cluster_name: "",
+        addr: "a:1",
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            proxies: Proxies::new(2),
+            word: AtomicU64::new(0),
+            round: AtomicU32::new(1),
+        }
+    }
+
+    fn register(&self, id: &str) -> ProxyRef {
+        self.proxies.register(&proxy(id), 0, &pin()).expect("there is room")
+    }
+
+    /// As `RouteTable::add_node`; tells whether the proxy took it.
+    fn add(&self, proxy: ProxyRef) -> bool {
+        let _guard = pin();
+        let takes = self.proxies.takes_routes(proxy);
+        if takes {
+            self.word.store(u64::from(proxy.number) + 1, Ordering::Release);
+        }
+        takes
+    }
+
+    fn route(&self) -> Option<u32> {
+        (self.word.load(Ordering::Acquire) as u32).checked_sub(1)
+    }
+
+    /// One round, at a tick at which every proxy is idle that has no route.
+    fn sweep(&self) {
+        let round = self.round.load(Ordering::Acquire);
+        {
+            let _guard = pin();
+            let word = self.word.load(Ordering::Acquire);
+            if let Some(number) = (word as u32).checked_sub(1) {
+                if self.proxies.has(number) {
+                    self.proxies.seen(number, round);
+                } else {
+                    _ = self.word.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire);
+                }
+            }
+        }
+        let round_now = || self.round.fetch_add(0, Ordering::AcqRel);
+        self.proxies.visit(0, 100, round, round_now, 1 << 20, &pin());
+        self.round.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+#[test]
+fn a_stalled_addition_never_becomes_another_proxys_route() {
+    epoch::check(|| {
+        epoch::order_unpins();
+        let world = Arc::new(World::new());
+        let old = world.register("old");
+        let adder = thread::spawn({
+            let world = Arc::clone(&world);
+            move || world.add(old)
+        });
+        assert!(world.proxies.remove(old, &pin()));
+        for _ in 0..2 {
+            world.sweep();
+        }
+        let new = world.register("new");
+        let reused = new.number == old.number;
+        assert!(new != old, "a reference came back");
+        adder.join().expect("it ends");
+        assert!(
+            !reused || world.route() != Some(old.number),
+            "a route of a removed proxy is another's"
+        );
+    });
+}
+
+#[test]
+fn a_proxy_that_gets_a_route_is_not_dropped_as_idle() {
+    epoch::check(|| {
+        epoch::order_unpins();
+        let world = Arc::new(World::new());
+        let proxy = world.register("old");
+        let adder = thread::spawn({
+            let world = Arc::clone(&world);
+            move || world.add(proxy)
+        });
+        for _ in 0..3 {
+            world.sweep();
+        }
+        let added = adder.join().expect("it ends");
+        assert_eq!(
+            world.route().is_some_and(|number| world.proxies.has(number)),
+            added,
+            "what a proxy took is there"
+        );
+    });
+}

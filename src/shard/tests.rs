@@ -1,0 +1,282 @@
+//! Tests of a shard that need to see its inside.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::key::UuidKey;
+use crate::node_id::NodeId;
+use crate::shard::routes::Change;
+use crate::shard::slab::Batch;
+use crate::sync::pin;
+use crate::table::SHARDS;
+
+struct AllAlive;
+
+impl Liveness for AllAlive {
+    fn has(&self, _proxy: u32) -> bool {
+        true
+    }
+
+    fn left(&self, _proxy: u32, _tick: u64) {}
+}
+
+struct World {
+    hasher: RandomState,
+    count: RouteCount,
+    feed: Feed,
+}
+
+impl World {
+    fn new(hasher: RandomState) -> Self {
+        Self {
+            hasher,
+            count: RouteCount::new(usize::MAX),
+            feed: Feed::default(),
+        }
+    }
+
+    fn with<R>(&self, shard: usize, f: impl FnOnce(&Scope<'_, AllAlive>) -> R) -> R {
+        let guard = pin();
+        f(&Scope {
+            guard: &guard,
+            hasher: &self.hasher,
+            count: &self.count,
+            proxies: &AllAlive,
+            now: 1,
+            keep_alive: 10,
+            shard,
+            feed: &self.feed,
+        })
+    }
+}
+
+static FREED: AtomicUsize = AtomicUsize::new(0);
+
+/// A key that counts how often it is freed.
+struct Counted([u64; 2]);
+
+impl Key for Counted {
+    const IS_NAME: bool = false;
+
+    fn hash(&self, hasher: &RandomState) -> u64 {
+        Self::hash_stored(self.0, hasher)
+    }
+
+    unsafe fn is(&self, stored: [u64; 2]) -> bool {
+        stored == self.0
+    }
+
+    fn store(&self) -> Option<[u64; 2]> {
+        Some(self.0)
+    }
+
+    fn hash_stored(stored: [u64; 2], hasher: &RandomState) -> u64 {
+        hasher.hash_one(stored)
+    }
+
+    unsafe fn node(_stored: [u64; 2]) -> NodeId {
+        Uuid::nil().into()
+    }
+
+    unsafe fn free(_stored: [u64; 2]) {
+        // Relaxed: a count alone.
+        FREED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_key_that_a_losing_move_froze_is_freed_with_the_table() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::<Counted>::new();
+    world.with(0, |scope| {
+        let key = Counted([1, 1]);
+        shard
+            .add(&key, key.hash(scope.hasher), 0, scope)
+            .expect("there is room");
+        let old = shard.root(scope.guard).expect("it was made");
+        shard.rebuild(old, false, scope).expect("there is memory");
+        // A mover that began before the rebuild, and comes too late.
+        shard.relocate(old, scope).expect("there is memory");
+        let (_, record) = shard
+            .find(&key, key.hash(scope.hasher), scope.guard)
+            .expect("it is there");
+        assert!(record.load().is_frozen());
+    });
+    drop(shard);
+    // Relaxed: as above.
+    assert_eq!(FREED.load(Ordering::Relaxed), 1);
+}
+
+/// How large the indexes became for these keys: the buckets of all, of the largest, and how often a seed was changed.
+fn sizes(keys: &[UuidKey], hasher: RandomState) -> (u32, u32, u32) {
+    let world = World::new(hasher);
+    let shards: HashMap<usize, Shard<UuidKey>> = (0..SHARDS).map(|number| (number, Shard::new())).collect();
+    for key in keys {
+        let hash = key.hash(&world.hasher);
+        let number = (hash >> 56) as usize;
+        world.with(number, |scope| {
+            shards[&number].add(key, hash, 0, scope).expect("there is room");
+        });
+    }
+    let mut sizes = (0, 0, 0);
+    for shard in shards.values() {
+        let guard = pin();
+        if let Some(index) = shard.root(&guard) {
+            let shape = index.shape();
+            sizes = (
+                sizes.0 + shape.buckets,
+                sizes.1.max(shape.buckets),
+                sizes.2 + shape.reseeds,
+            );
+        }
+    }
+    sizes
+}
+
+/// `NODETRACKER_SCALE=250` makes it a million UUIDs.
+#[test]
+fn chosen_uuids_that_flood_one_bucket_under_a_known_seed_are_harmless_under_a_secret_one() {
+    let scale: usize = std::env::var("NODETRACKER_SCALE").map_or(1, |text| text.parse().expect("a number"));
+    let count = 4_000 * scale;
+    let known = RandomState::with_seeds(1, 2, 3, 4);
+    // All in shard 0; and of the rest of the hash, the bits that pick the bucket agree as far as a search affords it.
+    let chosen: Vec<_> = (0..u64::MAX)
+        .map(|number| UuidKey([number, 7]))
+        .filter(|key| {
+            let hash = key.hash(&known);
+            hash >> 56 == 0 && hash.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 59 == 0
+        })
+        .take(count)
+        .collect();
+    let random: Vec<_> = (0..count as u64).map(|number| UuidKey([number, 8])).collect();
+    let flooded = sizes(&chosen[..2_000.min(count)], known);
+    let calm = sizes(&random, RandomState::new());
+    let secret = sizes(&chosen, RandomState::new());
+    assert!(
+        flooded.1 > 2 * calm.1,
+        "the UUIDs were chosen in vain: {flooded:?}, {calm:?}"
+    );
+    assert!(
+        secret.0 <= 2 * calm.0 && secret.1 <= 2 * calm.1,
+        "{secret:?}, random ones {calm:?}"
+    );
+    assert_eq!((secret.2, calm.2), (0, 0));
+}
+
+/// A key whose hash is its first half.
+struct Chosen(u64);
+
+impl Key for Chosen {
+    const IS_NAME: bool = false;
+
+    fn hash(&self, _hasher: &RandomState) -> u64 {
+        self.0
+    }
+
+    unsafe fn is(&self, stored: [u64; 2]) -> bool {
+        stored[0] == self.0
+    }
+
+    fn store(&self) -> Option<[u64; 2]> {
+        Some([self.0, 1])
+    }
+
+    fn hash_stored(stored: [u64; 2], _hasher: &RandomState) -> u64 {
+        stored[0]
+    }
+
+    unsafe fn node(_stored: [u64; 2]) -> NodeId {
+        Uuid::nil().into()
+    }
+
+    unsafe fn free(_stored: [u64; 2]) {}
+}
+
+#[test]
+fn a_crowded_index_gets_another_seed() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::<Chosen>::new();
+    // The inverse of the factor that a hash is mixed with: all of these begin in bucket 0 without a seed.
+    let factor = 0x9E37_79B9_7F4A_7C15_u64;
+    let inverse = (0..6).fold(factor, |inverse, _| {
+        inverse.wrapping_mul(2_u64.wrapping_sub(factor.wrapping_mul(inverse)))
+    });
+    assert_eq!(factor.wrapping_mul(inverse), 1);
+    let keys: Vec<_> = (0..1_000).map(|mixed| Chosen(inverse.wrapping_mul(mixed))).collect();
+    world.with(0, |scope| {
+        for key in &keys {
+            shard.add(key, key.0, 0, scope).expect("there is room");
+        }
+        assert!(keys.iter().all(|key| shard.get(key, key.0, scope).len() == 1));
+        let shape = shard.root(scope.guard).expect("it was made").shape();
+        assert_ne!(shape.seed, 0, "nothing was crowded");
+        assert!(shape.buckets <= 2 * buckets_for(1_000, 0), "it grew instead: {shape:?}");
+    });
+}
+
+#[test]
+fn a_probe_sequence_goes_on_in_the_first_bucket() {
+    for hash in (0..64_u64).map(|number| number.wrapping_mul(0x0123_4567_89AB_CDEF)) {
+        let shape = Shape {
+            buckets: 2,
+            segments: 0,
+            seed: 0,
+            reseeds: 0,
+        };
+        let index = NewIndex::new(Arc::new(Slab::new()), shape).expect("there is memory");
+        assert!(
+            (0..2 * index::BUCKET).all(|number| index.place(number, hash)),
+            "{hash:#x}"
+        );
+        assert!(!index.place(99, hash));
+    }
+}
+
+#[test]
+fn a_key_whose_record_a_losing_rebuild_retired_is_inserted_again() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::new();
+    world.with(0, |scope| {
+        let key = UuidKey([1, 1]);
+        let hash = key.hash(scope.hasher);
+        let add = || shard.add(&key, hash, 0, scope).expect("there is room").0;
+        assert_eq!(add(), Added::Inserted);
+        let old = shard.root(scope.guard).expect("it was made");
+        shard.rebuild(old, false, scope).expect("there is memory");
+        assert_eq!(shard.remove(&key, hash, Change::RemoveNode, scope), 1);
+        shard.rebuild(old, false, scope).expect("there is memory");
+        assert_eq!(add(), Added::Inserted);
+        assert_eq!(add(), Added::Refreshed);
+        assert_eq!(shard.get(&key, hash, scope).len(), 1);
+    });
+}
+
+#[test]
+fn a_batch_that_a_stale_index_does_not_know_is_kept() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::new();
+    let add = |number: u64, scope: &Scope<'_, AllAlive>| {
+        let key = UuidKey([number, 1]);
+        shard
+            .add(&key, key.hash(scope.hasher), 0, scope)
+            .expect("there is room");
+    };
+    world.with(0, |scope| {
+        add(0, scope);
+        let stale = shard.root(scope.guard).expect("it was made");
+        (1..1_000).for_each(|number| add(number, scope));
+        let index = shard.root(scope.guard).expect("it was made");
+        let Ok(private) = Private::take(index, &UuidKey([1_000, 1])) else {
+            panic!("there is room");
+        };
+        let (number, _) = private.publish();
+        assert!(stale.record(number).is_none());
+        index.slab().hand_over(Box::new(Batch::new(vec![number])));
+        assert!(!stale.slab().take_returned::<UuidKey>(stale));
+        assert!(index.slab().take_returned::<UuidKey>(index));
+        assert_eq!(index.slab().free_numbers(index), [number]);
+    });
+}
