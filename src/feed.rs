@@ -21,7 +21,7 @@ use once_cell::race::OnceBox;
 
 use crate::node_id::NodeId;
 use crate::proxies::ProxyRef;
-use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Guard, Ordering, Reclaim, fence, pin, retire};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Guard, Ordering, Reclaim, fence, pin, retire, step};
 use crate::table::SHARDS;
 
 /// Changes that each ring holds.
@@ -142,6 +142,7 @@ impl Ring {
                 .compare_exchange(old, new, Ordering::Release, Ordering::Relaxed)
                 .is_ok()
             {
+                step("feed: before the head");
                 self.advance(number);
                 if !old.is_null() {
                     // SAFETY: the CAS above unlinked it.

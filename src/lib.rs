@@ -14,6 +14,8 @@ mod proxies;
 mod route;
 mod shard;
 pub mod snapshot;
+#[cfg(all(test, not(loom)))]
+mod stalls;
 mod sweep;
 mod sync;
 mod table;

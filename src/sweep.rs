@@ -10,7 +10,7 @@
 //! with a grace period before the round.
 
 use crate::shard::{Mark, Visit};
-use crate::sync::{AtomicU64, Guard, Ordering};
+use crate::sync::{AtomicU64, Guard, Ordering, step};
 use crate::table::{RouteTable, SHARDS};
 
 const NUMBER_BITS: u32 = 24;
@@ -91,6 +91,7 @@ impl Cursor {
     /// Visits one part of the table, of `most` records at most, and advances.
     pub(crate) fn step(&self, most: u32, table: &RouteTable, guard: &Guard) -> Step {
         let at = self.load();
+        step("sweep: before the visit");
         let (uuids, names, proxies) = table.parts();
         let seen = |proxy| proxies.seen(proxy, at.round);
         let scope = table.scope(guard, at.stage % SHARDS);
@@ -137,6 +138,7 @@ impl Cursor {
         if let Some(mark) = visit.next {
             after = Position { mark, ..at };
         }
+        step("sweep: before the advance");
         // Release: pairs with `load`: the round's promise is handed on.
         let advanced = self
             .0

@@ -16,6 +16,14 @@ pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize
 
 pub(crate) use epoch::{Guard, after_grace, pin, retire};
 
+/// A point within an operation where a thread may be stopped for ever, with others going on; `stalls.rs` stops it there.
+/// Nothing outside of unit tests.
+#[inline(always)]
+pub(crate) fn step(_name: &'static str) {
+    #[cfg(all(test, not(loom)))]
+    crate::stalls::step(_name);
+}
+
 /// A lock for what is outside of the lock-free promise. Whoever panicked with it leaves nothing half done, so it is never
 /// poisoned.
 #[derive(Debug, Default)]
@@ -67,7 +75,11 @@ mod epoch {
     /// As for [`Reclaim::free`], once the threads that are pinned now have gone on; and the object may be freed by any
     /// thread.
     pub(crate) unsafe fn retire<T: Reclaim + 'static>(guard: &Guard, object: *mut T) {
+        #[cfg(test)]
+        crate::stalls::retired();
         let reclaim = move || {
+            #[cfg(test)]
+            crate::stalls::freed();
             // SAFETY: the caller promises that nobody reaches the object after the grace period that `defer` waits for.
             unsafe { (*object).after_grace() };
             // SAFETY: as above, and this closure runs once.

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use crate::shard::word::Word;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
-use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, retire};
+use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, retire, step};
 
 /// The most routes that one node may have.
 pub(crate) const MAX_ROUTES_PER_NODE: usize = if cfg!(loom) { 3 } else { 64 };
@@ -113,6 +113,7 @@ impl<'g> List<'g> {
     pub(crate) fn freeze(self, into: &mut smallvec::SmallVec<[Word; 8]>) {
         let frozen = Word(0).frozen().0;
         into.extend(self.words.iter().map(|word| {
+            step("list: before a freeze");
             // AcqRel: this is where a refresh of the word comes before the freeze or fails; whoever replaces the list
             // sees what the refresh wrote.
             Word(word.fetch_or(frozen, Ordering::AcqRel)).thawed()

@@ -83,7 +83,7 @@ use crate::shard::index::{Filled, Header, Index, Moved, NewIndex, Shape};
 use crate::shard::routes::{Change, Changed, Words, change, read, read_all};
 use crate::shard::slab::{NoRecord, Private, Record, Slab};
 use crate::shard::word::{State, Word};
-use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim};
+use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, step};
 
 /// What an operation knows of the table around its shard.
 pub(crate) struct Scope<'a, P> {
@@ -329,10 +329,12 @@ impl<K: Key> Shard<K> {
                 // SAFETY: an index has the record, and the guard is pinned.
                 unsafe { key.is(record.key()) && record.load().state() != State::Retired }
             };
+            step("insert: root loaded");
             let filled = index.find_or_fill(hash, accept, || match &private {
                 Some(private) => Ok(private.number),
                 None => {
                     let number = private.insert(Private::take(index, key)?).number;
+                    step("insert: record taken");
                     Ok(number)
                 }
             });
@@ -341,6 +343,7 @@ impl<K: Key> Shard<K> {
                 Ok(Filled::Won) => {
                     let private = private.take().expect("the slot was filled with the private record");
                     let (number, record) = private.publish();
+                    step("insert: slot won");
                     (number, record, index.slab().slot_won())
                 }
                 Ok(Filled::Frozen) | Err(NoRecord::StaleIndex) => {

@@ -11,6 +11,7 @@ use crate::shard::index::{BUCKET, Index, MAX_RECORDS, NewIndex, Shape};
 use crate::shard::slab::Record;
 use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope, Shard};
+use crate::sync::step;
 
 /// How often the seed may change before the index grows instead.
 const MAX_RESEEDS: u32 = 2;
@@ -27,9 +28,11 @@ impl<K: Key> Shard<K> {
         scope: &Scope<'_, P>,
     ) -> Result<(), Refused> {
         old.freeze();
+        step("rebuild: frozen");
         let mut left_out = Vec::new();
         let mut staying = Vec::with_capacity(old.slab().live() as usize);
         for (number, record) in old.occupied() {
+            step("rebuild: mid copy");
             match retire_tombstone(record) {
                 Found::Tombstone => left_out.push(number),
                 Found::Kept => staying.push((number, K::hash_stored(record.key(), scope.hasher))),
@@ -44,7 +47,9 @@ impl<K: Key> Shard<K> {
                 continue;
             }
             new.copy_segments(old);
+            step("rebuild: before the root");
             if self.replace_root(old, &new) {
+                step("rebuild: root replaced");
                 new.publish();
                 old.slab().slots_left_out(left_out.len() as u32);
                 // SAFETY: the CAS in `replace_root` unlinked it.

@@ -17,6 +17,7 @@ use crate::shard::rebuild::is_tombstone;
 use crate::shard::slab::Slab;
 use crate::shard::word::Word;
 use crate::shard::{Refused, Scope, Shard};
+use crate::sync::step;
 
 impl<K: Key> Shard<K> {
     /// Whether moving is worth it: more than a fifth of the records are of no use.
@@ -29,14 +30,20 @@ impl<K: Key> Shard<K> {
     /// it is not when this returns `Ok`.
     pub(crate) fn relocate<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
         old.freeze();
+        step("move: frozen");
         let staying: Vec<([u64; 2], Word)> = old
             .occupied()
-            .map(|(_, record)| (record.key(), record.freeze().thawed()))
+            .map(|(_, record)| {
+                step("move: mid freeze");
+                (record.key(), record.freeze().thawed())
+            })
             .filter(|&(_, word)| !is_tombstone(word))
             .collect();
         let slab = Slab::of_live(staying.len() as u32, old.slab().generation.wrapping_add(1));
         let new = NewShard::build::<K, P>(slab, &staying, old.shape().seed, scope).ok_or(Refused::Memory)?;
+        step("move: before the root");
         if self.replace_root(old, new.index()) {
+            step("move: root replaced");
             new.publish();
             // SAFETY: the CAS in `replace_root` unlinked it, and the new root has another slab. The records that moved
             // took their lists and names along.

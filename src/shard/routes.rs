@@ -10,7 +10,7 @@ use crate::shard::list::{List, MAX_ROUTES_PER_NODE, NewList};
 use crate::shard::slab::{Record, Slab};
 use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope};
-use crate::sync::{Guard, Ordering};
+use crate::sync::{Guard, Ordering, step};
 use crate::table::SHARDS;
 
 /// LIVE words, newest first.
@@ -125,6 +125,7 @@ pub(crate) fn change<K: Key, P: Liveness>(
                     return Ok(done);
                 }
                 list.freeze(&mut routes);
+                step("list: frozen");
                 Some(list)
             }
         };
@@ -152,8 +153,10 @@ pub(crate) fn change<K: Key, P: Liveness>(
                 }
             },
         };
+        step("change: before the CAS");
         match record.compare_exchange(word, new) {
             Ok(()) => {
+                step("change: done, not counted");
                 if let Some(list) = new_list {
                     list.publish();
                 }

@@ -12,7 +12,7 @@ use crate::place::Place;
 use crate::prefetch::prefetch;
 use crate::shard::index::Index;
 use crate::shard::word::Word;
-use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering, step};
 
 /// One key and its routes; 24 bytes.
 #[repr(C)]
@@ -287,6 +287,7 @@ impl Slab {
         }
         // Acquire: pairs with `hand_over`.
         let mut batch = self.returned.swap(std::ptr::null_mut(), Ordering::Acquire);
+        step("returned: taken");
         let mut moved = false;
         while !batch.is_null() {
             // SAFETY: it came from `Box::into_raw` in `hand_over`, and the swap made it ours.
@@ -304,6 +305,7 @@ impl Slab {
                 // keys; each record is in one batch only (invariant 7), and is marked as having no key.
                 unsafe { K::free(record.key()) };
             }
+            step("returned: before giving back");
             self.give_back(&found);
             moved = true;
         }

@@ -1,0 +1,288 @@
+//! Threads that are stopped for ever, at each step of each protocol in turn, and what the others still do.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::{AddError, Event, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
+
+/// Objects that were retired, and those of them that were freed, in this process.
+static RETIRED: AtomicUsize = AtomicUsize::new(0);
+static FREED: AtomicUsize = AtomicUsize::new(0);
+
+pub(crate) fn retired() {
+    // Relaxed: a count alone, as below.
+    RETIRED.fetch_add(1, Ordering::Relaxed);
+}
+
+pub(crate) fn freed() {
+    FREED.fetch_add(1, Ordering::Relaxed);
+}
+
+fn garbage() -> usize {
+    FREED.load(Ordering::Relaxed).abs_diff(RETIRED.load(Ordering::Relaxed))
+}
+
+/// Where a thread stops, and for how long.
+#[derive(Default)]
+struct Stop {
+    at: &'static str,
+    reached: AtomicBool,
+    /// It goes on, and does not stop again.
+    go_on: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stop {
+    fn release(&self) {
+        *self.go_on.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+}
+
+thread_local! {
+    static STOP: RefCell<Option<Arc<Stop>>> = const { RefCell::new(None) };
+}
+
+/// Stops the thread if this is where it shall.
+pub(crate) fn step(name: &'static str) {
+    let stop = STOP.with_borrow(|stop| stop.as_ref().filter(|stop| stop.at == name).map(Arc::clone));
+    if let Some(stop) = stop {
+        let mut go_on = stop.go_on.lock().unwrap_or_else(PoisonError::into_inner);
+        stop.reached.store(true, Ordering::Release);
+        while !*go_on {
+            go_on = stop.changed.wait(go_on).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// One test at a time: a thread that is stopped holds up the reclamation of all.
+static ALONE: Mutex<()> = Mutex::new(());
+
+const STEPS: [&str; 20] = [
+    "insert: root loaded",
+    "insert: record taken",
+    "insert: slot won",
+    "change: before the CAS",
+    "change: done, not counted",
+    "list: before a freeze",
+    "list: frozen",
+    "rebuild: frozen",
+    "rebuild: mid copy",
+    "rebuild: before the root",
+    "rebuild: root replaced",
+    "move: frozen",
+    "move: mid freeze",
+    "move: before the root",
+    "move: root replaced",
+    "returned: taken",
+    "returned: before giving back",
+    "sweep: before the visit",
+    "sweep: before the advance",
+    "feed: before the head",
+];
+
+const NODES: u128 = 3_000;
+const KEEP_ALIVE: Duration = Duration::from_millis(50);
+/// Objects that one operation may retire, at most: a list, and a change in the feed; what replaces an index is spread over
+/// the operations that made it necessary.
+const GARBAGE_PER_OPERATION: usize = 3;
+
+struct Arena {
+    table: RouteTable,
+    clock: ManualClock,
+}
+
+fn node(number: u128) -> NodeId {
+    Uuid::from_u128(number).into()
+}
+
+impl Arena {
+    fn new() -> Self {
+        let clock = ManualClock::new();
+        let table = RouteTable::builder()
+            .clock(clock.clone())
+            .keep_alive(KEEP_ALIVE)
+            .build();
+        Self { table, clock }
+    }
+
+    fn register(&self, id: &str) -> ProxyRef {
+        let proxy = Proxy {
+            id,
+            cluster_name: "",
+            addr: "a:1",
+        };
+        self.table.register_proxy(&proxy).expect("there is room")
+    }
+
+    /// Every kind of operation on nodes from `first` on, `count` of each; returns how many it did. The answers are checked
+    /// if nobody moves the clock meanwhile.
+    fn work(&self, ids: [&str; 2], first: u128, count: u128, is_alone: bool) -> usize {
+        let table = &self.table;
+        let proxies = ids.map(|id| self.register(id));
+        let nodes = || (first..first + count).map(node);
+        let has = |node: &NodeId| {
+            table
+                .get_proxies(node)
+                .iter()
+                .map(|route| route.proxy)
+                .collect::<HashSet<_>>()
+        };
+        for node in nodes() {
+            for proxy in proxies {
+                match table.add_node(&node, proxy) {
+                    Ok(_) => {}
+                    Err(AddError::UnknownProxy) if !is_alone => return 0,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            assert!(!is_alone || has(&node) == HashSet::from(proxies));
+        }
+        for node in nodes() {
+            let refreshed = table.add_node(&node, proxies[0]).is_ok();
+            let removed = table.remove_route(&node, proxies[1]);
+            assert!(!is_alone || refreshed && removed && has(&node) == HashSet::from([proxies[0]]));
+        }
+        for node in nodes().skip(1) {
+            assert!(table.remove_node(&node) || !is_alone);
+            assert_eq!(has(&node), HashSet::new());
+        }
+        7 * count as usize
+    }
+
+    /// Full rounds, after which nothing that is expired is left.
+    fn sweep(&self) {
+        for _ in 0..2 {
+            assert!(
+                (0..1_000_000).any(|_| self.table.sweep(4096).round_completed),
+                "a round does not end"
+            );
+        }
+    }
+}
+
+fn scale() -> u128 {
+    std::env::var("NODETRACKER_SCALE").map_or(1, |text| text.parse().expect("NODETRACKER_SCALE is a number"))
+}
+
+/// `NODETRACKER_SCALE=35` makes it more than 100,000 operations at each step.
+#[test]
+fn a_thread_that_stops_anywhere_holds_nobody_up() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut never = Vec::new();
+    for at in STEPS {
+        let arena = Arena::new();
+        let mut subscription = arena.table.subscribe();
+        let stop = Arc::new(Stop { at, ..Stop::default() });
+        let ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let (stop, arena, ended) = (&stop, &arena, &ended);
+            scope.spawn(move || {
+                STOP.with_borrow_mut(|mine| *mine = Some(Arc::clone(stop)));
+                for _ in 0..50 {
+                    arena.work(["slow-1", "slow-2"], 1 << 40, NODES, false);
+                    arena.clock.advance(2 * KEEP_ALIVE);
+                    arena.sweep();
+                    if stop.reached.load(Ordering::Acquire) {
+                        break;
+                    }
+                }
+                ended.store(true, Ordering::Release);
+            });
+            while !stop.reached.load(Ordering::Acquire) && !ended.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            if !stop.reached.load(Ordering::Acquire) {
+                never.push(at);
+                return;
+            }
+            let before = garbage();
+            let mut operations = 0;
+            for round in 0..scale() {
+                operations += arena.work(["fast-1", "fast-2"], round * NODES, NODES / 3, true);
+                arena.clock.advance(2 * KEEP_ALIVE);
+                arena.sweep();
+            }
+            let grown = garbage().saturating_sub(before);
+            assert!(
+                grown <= GARBAGE_PER_OPERATION * operations + 1_000,
+                "{at}: {grown} objects of garbage after {operations} operations"
+            );
+            _ = subscription.poll(usize::MAX, |event: &Event| _ = event.clone());
+            stop.release();
+        });
+        // What was held up goes once the thread has gone on.
+        for _ in 0..10_000 {
+            if garbage() < 256 {
+                break;
+            }
+            crossbeam_epoch::pin().flush();
+            thread::yield_now();
+        }
+        assert!(garbage() < 256, "{at}: {} objects are left", garbage());
+        arena.clock.advance(2 * KEEP_ALIVE);
+        arena.sweep();
+        assert_eq!(arena.table.len(), 0, "{at}");
+    }
+    assert_eq!(never, Vec::<&str>::new(), "steps where nobody ever came");
+}
+
+/// Runs `work` on a thread that stops at `at`, then `others`, then lets the thread go on.
+fn with_stopped<R>(at: &'static str, work: impl FnOnce() + Send, others: impl FnOnce() -> R) -> R {
+    let stop = Arc::new(Stop { at, ..Stop::default() });
+    thread::scope(|scope| {
+        let its = Arc::clone(&stop);
+        scope.spawn(move || {
+            STOP.with_borrow_mut(|mine| *mine = Some(its));
+            work();
+        });
+        while !stop.reached.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(others));
+        stop.release();
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[test]
+fn a_sweeper_that_stops_leaves_no_hole() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let arena = Arena::new();
+    arena.work(["one", "two"], 0, NODES, true);
+    let proxy = arena.register("one");
+    (0..NODES).for_each(|number| _ = arena.table.add_node(&node(number), proxy).expect("there is room"));
+    arena.clock.advance(2 * KEEP_ALIVE);
+    with_stopped(
+        "sweep: before the visit",
+        || _ = arena.table.sweep(1),
+        || {
+            while !arena.table.sweep(4096).round_completed {}
+            assert_eq!(arena.table.len(), 0, "a round ended, but some were not visited");
+        },
+    );
+}
+
+#[test]
+fn a_writer_that_stops_before_the_head_moves_holds_nobody_up() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let arena = Arena::new();
+    let proxies = ["one", "two", "three"].map(|id| arena.register(id));
+    let mut subscription = arena.table.subscribe();
+    with_stopped(
+        "feed: before the head",
+        || _ = arena.table.add_node(&node(1), proxies[0]),
+        || {
+            for proxy in &proxies[1..] {
+                arena.table.add_node(&node(1), *proxy).expect("there is room");
+            }
+            assert_eq!(subscription.poll(9, |_| ()), Ok(3));
+        },
+    );
+}
