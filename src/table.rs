@@ -15,7 +15,7 @@ use crate::node_id::{Kind, NodeId};
 use crate::proxies::{Proxies, Proxy, ProxyDetails, ProxyRef};
 use crate::route::{Added, ExplainedRoute, Route, Verdict};
 use crate::shard::routes::{Change, Words};
-use crate::shard::word::Word;
+use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope, Shard};
 use crate::sweep::Cursor;
 use crate::sync::{AtomicU64, Guard, Ordering, pin};
@@ -370,8 +370,32 @@ impl RouteTable {
     #[must_use]
     pub fn get_proxies(&self, node: &NodeId) -> SmallVec<[Route; 2]> {
         let guard = pin();
+        // A UUID with one route, as nearly all are, takes a shorter way: half as many instructions, so that the processor
+        // comes to the memory accesses of the next look-up while it waits for those of this one.
+        if let Kind::Uuid(uuid) = node.kind() {
+            let key = UuidKey::from(*uuid);
+            let hash = key.hash(&self.hasher);
+            match self.uuids.of(hash).0.word(&key, hash, &guard) {
+                Some(word) if word.state() == State::Spill => {}
+                Some(word) if word.state() == State::Live => return self.only(word),
+                _ => return SmallVec::new(),
+            }
+        }
         let words = self.words_of(node, self.hash(node), &guard);
         words.iter().filter_map(|word| self.route(*word)).collect()
+    }
+
+    /// The answer for a node with this route only.
+    #[inline]
+    fn only(&self, word: Word) -> SmallVec<[Route; 2]> {
+        let mut routes = SmallVec::new();
+        // Relaxed: a setting.
+        if self.time.now().saturating_sub(word.time()) <= self.keep_alive.load(Ordering::Relaxed)
+            && let Some(route) = self.route(word)
+        {
+            routes.push(route);
+        }
+        routes
     }
 
     /// A node's valid routes, most recently refreshed first.

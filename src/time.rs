@@ -56,7 +56,11 @@ impl Time {
     #[inline]
     fn reading(&self) -> u64 {
         let since = self.clock.monotonic().saturating_sub(self.origin);
-        u64::try_from(since.as_millis()).map_or(LAST_TICK, |ms| ms.saturating_add(FIRST_TICK).min(LAST_TICK))
+        let ms = since
+            .as_secs()
+            .saturating_mul(1_000)
+            .saturating_add(u64::from(since.subsec_millis()));
+        ms.min(LAST_TICK - FIRST_TICK) + FIRST_TICK
     }
 
     /// A tick as a time of day.

@@ -285,38 +285,80 @@ impl<'g> Index<'g> {
     #[inline]
     pub(crate) fn guess(self, hash: u64) -> Option<(u32, &'g Record)> {
         let probe = self.probe(hash);
-        let line = &self.slots()[(probe.bucket * BUCKET) as usize..][..BUCKET as usize];
-        for i in 0..BUCKET {
+        self.find_in(probe.bucket, probe, |number, record| {
+            record.prefetch();
+            Some((number, record))
+        })
+    }
+
+    /// The slots of one bucket.
+    #[inline]
+    fn bucket(self, bucket: u32) -> &'g [AtomicU32; BUCKET as usize] {
+        let line = &self.slots()[(bucket * BUCKET) as usize..][..BUCKET as usize];
+        line.try_into().expect("it has that length")
+    }
+
+    /// Finds the first record with the key's tag in one bucket of its probe sequence that `accept` takes.
+    ///
+    /// All tags are compared before any is looked at, without a branch: where in the bucket a key stands cannot be
+    /// predicted, and a wrong guess is known only when the slots have come from memory. Until then the processor runs
+    /// ahead into the next look-up, and would have to throw that away.
+    #[inline]
+    fn find_in<R>(self, bucket: u32, probe: Probe, mut accept: impl FnMut(u32, &'g Record) -> Option<R>) -> Option<R> {
+        let line = self.bucket(bucket);
+        let mut hits = 0u32;
+        for (at, slot) in line.iter().enumerate() {
             // Acquire: as in `find`.
-            match line[((probe.offset + i) % BUCKET) as usize].load(Ordering::Acquire) {
-                EMPTY | FROZEN => return None,
-                value if (value ^ probe.tag) >> NUMBER_BITS == 0 => {
-                    let record = self.record_in(value);
-                    record.prefetch();
-                    return Some((number_in(value), record));
-                }
-                _ => {}
+            let is_hit = (slot.load(Ordering::Acquire) ^ probe.tag) >> NUMBER_BITS == 0;
+            hits |= u32::from(is_hit) << at;
+        }
+        // In the order of the sequence: its first slot is the lowest bit.
+        hits = (hits | hits << BUCKET) >> probe.offset & ((1 << BUCKET) - 1);
+        while hits != 0 {
+            let at = (hits.trailing_zeros() + probe.offset) % BUCKET;
+            // Acquire: as in `find`.
+            let value = line[at as usize].load(Ordering::Acquire);
+            // What was EMPTY when it was compared may be taken now; that is as good.
+            if value != EMPTY
+                && value != FROZEN
+                && (value ^ probe.tag) >> NUMBER_BITS == 0
+                && let Some(result) = accept(number_in(value), self.record_in(value))
+            {
+                return Some(result);
             }
+            hits &= hits - 1;
         }
         None
     }
 
+    /// Whether a probe sequence ends in this bucket.
+    #[inline]
+    fn is_last(self, bucket: u32) -> bool {
+        // Acquire: as in `find`.
+        let mut values = self.bucket(bucket).iter().map(|slot| slot.load(Ordering::Acquire));
+        values.any(|value| value == EMPTY || value == FROZEN)
+    }
+
     /// Finds the first record in the key's probe sequence that `accept` takes.
+    ///
+    /// Slots are written once, in the order of the sequence (invariant 1), so a key whose slot was EMPTY when its bucket
+    /// was compared was not in the index at that moment.
     #[inline]
     pub(crate) fn find<R>(self, hash: u64, mut accept: impl FnMut(&'g Record) -> Option<R>) -> Option<R> {
         let probe = self.probe(hash);
-        self.walk(probe, |slot| {
-            // Acquire: pairs with the CAS that filled the slot (or the store of a rebuild, by way of the root).
-            match slot.load(Ordering::Acquire) {
-                EMPTY | FROZEN => ControlFlow::Break(None),
-                value if (value ^ probe.tag) >> NUMBER_BITS == 0 => match accept(self.record_in(value)) {
-                    Some(result) => ControlFlow::Break(Some(result)),
-                    None => ControlFlow::Continue(()),
-                },
-                _ => ControlFlow::Continue(()),
+        let buckets = self.header().buckets;
+        let mut bucket = probe.bucket;
+        for _ in 0..buckets.min(PROBED_BUCKETS) {
+            // Acquire, of slots: pairs with the CAS that filled the slot (or the store of a rebuild, by way of the root).
+            if let Some(result) = self.find_in(bucket, probe, |_, record| accept(record)) {
+                return Some(result);
             }
-        })
-        .flatten()
+            if self.is_last(bucket) {
+                return None;
+            }
+            bucket = if bucket + 1 == buckets { 0 } else { bucket + 1 };
+        }
+        None
     }
 
     /// Goes along the key's probe sequence until `accept` takes a record, or `offer` gives the number of one to put
@@ -328,6 +370,13 @@ impl<'g> Index<'g> {
         mut offer: impl FnMut() -> Result<u32, E>,
     ) -> Result<Filled<'g>, E> {
         let probe = self.probe(hash);
+        // Nearly always the key is known, and in its home bucket.
+        let known = self.find_in(probe.bucket, probe, |number, record| {
+            accept(record).then_some(Filled::Found(number, record))
+        });
+        if let Some(known) = known {
+            return Ok(known);
+        }
         self.walk(probe, |slot| {
             // Acquire: as in `find`.
             let mut value = slot.load(Ordering::Acquire);

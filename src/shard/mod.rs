@@ -222,24 +222,36 @@ impl<K: Key> Shard<K> {
     }
 
     /// The root's index, which is made where there is none.
+    #[inline]
     fn ensure_root<'g, P: Liveness>(&self, scope: &Scope<'g, P>) -> Result<Index<'g>, Refused> {
         loop {
             if let Some(index) = self.root(scope.guard) {
                 return Ok(index);
             }
-            let buckets = buckets_for(0, scope.shard);
-            let segments = Place::segments(max_used(buckets));
-            let shape = Shape {
-                buckets,
-                segments,
-                seed: 0,
-                reseeds: 0,
-            };
-            let new = NewIndex::new(Arc::new(Slab::new()), shape).ok_or(Refused::Memory)?;
-            if self.set_root(&new) {
-                new.publish();
-            }
+            self.make_root(scope.shard)?;
         }
+    }
+
+    /// Makes the first index, unless somebody else does.
+    ///
+    /// It is kept out of its caller: inlined there, the size of an index, which takes two logarithms and a power, would be
+    /// worked out by every insertion and refresh before the loop begins.
+    #[cold]
+    #[inline(never)]
+    fn make_root(&self, shard: usize) -> Result<(), Refused> {
+        let buckets = buckets_for(0, shard);
+        let segments = Place::segments(max_used(buckets));
+        let shape = Shape {
+            buckets,
+            segments,
+            seed: 0,
+            reseeds: 0,
+        };
+        let new = NewIndex::new(Arc::new(Slab::new()), shape).ok_or(Refused::Memory)?;
+        if self.set_root(&new) {
+            new.publish();
+        }
+        Ok(())
     }
 
     /// Makes `new` the first root.
@@ -274,6 +286,17 @@ impl<K: Key> Shard<K> {
                 found.then_some(record)
             })
             .map(|record| (index, record))
+    }
+
+    /// The key's word, unless its record is RETIRED or it has none: for who wants no more than one route.
+    #[inline]
+    pub(crate) fn word(&self, key: &K, hash: u64, guard: &Guard) -> Option<Word> {
+        self.root(guard)?.find(hash, |record| {
+            // SAFETY: an index has the record, and the guard is pinned.
+            let is_key = unsafe { key.is(record.key()) };
+            let word = record.load();
+            (is_key && word.state() != State::Retired).then_some(word)
+        })
     }
 
     /// The key's valid routes, most recently refreshed first.
