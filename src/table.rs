@@ -325,8 +325,8 @@ impl RouteTable {
 
     /// The number of a node's shard, among those of its kind.
     #[inline]
-    pub(crate) fn shard_of(&self, node: &NodeId) -> u8 {
-        self.uuids.of(self.hash(node)).1 as u8
+    pub(crate) fn shard_of(&self, node: &NodeId) -> usize {
+        self.uuids.of(self.hash(node)).1
     }
 
     /// Adds a route of a proxy that was found to take routes under `guard`; returns the record's number too.

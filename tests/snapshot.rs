@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use common::model::Routes;
 use common::ops::node;
 use common::{check_answer, proxy, sweep_fully};
-use nodetracker::snapshot::{Ages, SnapshotError, SnapshotFault, SnapshotPart, SnapshotReport};
+use nodetracker::snapshot::{Ages, SnapshotError, SnapshotFault, SnapshotPart, SnapshotReport, SnapshotSize};
 use nodetracker::{Builder, Clock, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -116,6 +116,12 @@ fn small() -> (RouteTable, ManualClock) {
     add(&table, &node(1), "c");
     register(&table, "idle");
     (table, clock)
+}
+
+#[test]
+fn types_are_send_and_sync() {
+    fn is_send_and_sync<T: Send + Sync + 'static>() {}
+    is_send_and_sync::<(Ages, SnapshotReport, SnapshotError, SnapshotSize)>();
 }
 
 // --- round trips

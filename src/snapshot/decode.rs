@@ -24,15 +24,15 @@ use crate::table::{RouteTable, SHARDS};
 use crate::time::after_epoch;
 
 /// Bytes of payload that are read before they are decoded, and sections.
-const GROUP_BYTES: usize = 8 << 20;
-const GROUP_SECTIONS: usize = 256;
+const GROUP_BYTES: usize = 2 << 20;
+const GROUP_SECTIONS: usize = 64;
 
 /// A snapshot whose every part is good by itself.
 pub(super) struct Snapshot {
     pub(super) written_at: SystemTime,
     pub(super) downtime: Duration,
     pub(super) proxies: Vec<ProxyItem>,
-    /// For each shard of UUIDs, then of names.
+    /// For each shard of UUIDs and of names, by turns.
     pub(super) parts: Vec<Part>,
     /// Where the sections of nodes begin.
     pub(super) sections: Vec<u64>,
@@ -61,7 +61,6 @@ impl ProxyItem {
 }
 
 /// What a snapshot has for one shard.
-#[derive(Default)]
 pub(super) struct Part {
     pub(super) are_names: bool,
     pub(super) shard: usize,
@@ -121,8 +120,8 @@ impl Nodes {
 /// What was decoded of one section.
 struct Decoded {
     nodes: Nodes,
-    /// Of each node.
-    shards: Vec<u8>,
+    /// The part of each node.
+    parts: Vec<u16>,
     counts: Counts,
 }
 
@@ -180,8 +179,8 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
         proxies: Vec::new(),
         parts: (0..2 * SHARDS)
             .map(|nth| Part {
-                are_names: nth >= SHARDS,
-                shard: nth % SHARDS,
+                are_names: nth % 2 == 1,
+                shard: nth / 2,
                 nodes: Nodes::default(),
             })
             .collect(),
@@ -216,6 +215,14 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
                 return Ok(snapshot);
             }
         }
+    }
+}
+
+impl Context<'_> {
+    /// The part that a node belongs to.
+    fn part_of(&self, node: &NodeId) -> u16 {
+        let is_name = usize::from(node.as_uuid().is_none());
+        (2 * self.table.shard_of(node) + is_name) as u16
     }
 }
 
@@ -323,22 +330,28 @@ impl Snapshot {
             .zip(first..first + group.len() as u32)
             .map(|(raw, section)| decode(raw, section, context))
             .collect();
-        for (decoded, raw) in decoded.into_iter().zip(group) {
-            let Decoded { nodes, shards, counts } = decoded?;
-            self.nodes += counts.nodes;
-            self.routes += counts.routes;
-            self.expired += counts.expired;
+        let decoded = decoded.into_iter().collect::<Result<Vec<_>, _>>()?;
+        for section in &decoded {
+            self.nodes += section.counts.nodes;
+            self.routes += section.counts.routes;
+            self.expired += section.counts.expired;
             let (needed, limit) = ((self.routes - self.expired) as usize, context.table.count().limit());
             if needed > limit {
                 return Err(SnapshotError::TooManyRoutes { needed, limit });
             }
-            let first = if raw.kind == Kind::Names { SHARDS } else { 0 };
-            for ((node, routes), shard) in nodes.iter().zip(shards) {
-                self.parts[first + usize::from(shard)]
-                    .nodes
-                    .push(node.id.clone(), node.section, routes);
-            }
         }
+        // Each thread takes a range of shards, and picks their nodes out of all sections.
+        let range = self.parts.len().div_ceil(rayon::current_num_threads());
+        self.parts.par_chunks_mut(range).enumerate().for_each(|(nth, parts)| {
+            for section in &decoded {
+                for ((node, routes), part) in section.nodes.iter().zip(&section.parts) {
+                    let at = usize::from(*part).checked_sub(nth * range);
+                    if let Some(part) = at.and_then(|at| parts.get_mut(at)) {
+                        part.nodes.push(node.id.clone(), node.section, routes);
+                    }
+                }
+            }
+        });
         Ok(())
     }
 
@@ -371,7 +384,7 @@ fn decode(raw: &Raw, section: u32, context: &Context<'_>) -> Result<Decoded, Sna
             nodes: Vec::with_capacity(room),
             routes: Vec::with_capacity(room),
         },
-        shards: Vec::with_capacity(room),
+        parts: Vec::with_capacity(room),
         counts: Counts::default(),
     };
     let mut payload = raw.payload();
@@ -396,7 +409,7 @@ fn decode(raw: &Raw, section: u32, context: &Context<'_>) -> Result<Decoded, Sna
         decoded.counts.routes += all as u64;
         decoded.counts.expired += (all - routes.len()) as u64;
         if !routes.is_empty() {
-            decoded.shards.push(context.table.shard_of(&id));
+            decoded.parts.push(context.part_of(&id));
             decoded.nodes.push(id, section, &routes);
         }
     }

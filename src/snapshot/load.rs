@@ -23,7 +23,7 @@ use crate::snapshot::decode::{Node, Part, ProxyItem, Snapshot};
 use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
 use crate::snapshot::wire::damaged;
 use crate::sync::pin;
-use crate::table::RouteTable;
+use crate::table::{RouteTable, SHARD_BITS};
 
 /// Nodes that are added one by one between two pins.
 const GROUP: usize = 64;
@@ -68,8 +68,9 @@ fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), 
     let mut seen: HashTable<u32> = HashTable::with_capacity(nodes.len());
     for ((node, _), at) in nodes.iter().zip(0..) {
         let same = |other: &u32| nodes.node(*other as usize).id == node.id;
-        let hash = |other: &u32| table.hash(&nodes.node(*other as usize).id);
-        match seen.entry(table.hash(&node.id), same, hash) {
+        // They agree in the top bits, which the set tells its entries apart by.
+        let spread = |node: &Node| table.hash(&node.id).rotate_left(SHARD_BITS);
+        match seen.entry(spread(node), same, |other| spread(nodes.node(*other as usize))) {
             Entry::Vacant(free) => _ = free.insert(at),
             Entry::Occupied(other) => {
                 let kind = if part.are_names {

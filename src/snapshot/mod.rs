@@ -183,7 +183,7 @@ impl RouteTable {
     /// Shards that never had a node are built whole, by all threads of rayon's global pool; so a new table is filled several
     /// times as fast as by [`add_node`](Self::add_node), and no index grows. For the time of the call, the snapshot's nodes
     /// take 32 to 64 bytes each beside their place in the table, and their routes 8 to 16, those that are expired nothing;
-    /// and the reader some 16 MiB. There are never more of them than [`max_routes`](crate::Builder::max_routes), whatever is
+    /// and the reader some 8 MiB. There are never more of them than [`max_routes`](crate::Builder::max_routes), whatever is
     /// in the stream.
     ///
     /// # Errors
