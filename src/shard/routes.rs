@@ -82,7 +82,30 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
 
 /// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is
 /// nothing to change.
+#[inline]
 pub(crate) fn change<K: Key, P: Liveness>(
+    record: &Record,
+    what: Change,
+    slab: &Slab,
+    scope: &Scope<'_, P>,
+) -> Result<Changed, Refused> {
+    let word = record.load();
+    // A refresh of a node with one route, which is what most writes are. Losing to a later time is success.
+    if let Change::Add(proxy) | Change::Refresh(proxy) = what
+        && word.state() == State::Live
+        && !word.is_frozen()
+        && word.proxy() == proxy
+        && scope.is_valid(word)
+        && (word.time() >= scope.now || record.compare_exchange(word, Word::live(proxy, scope.now)).is_ok())
+    {
+        return Ok(Changed::Added(Added::Refreshed));
+    }
+    change_any::<K, P>(record, what, slab, scope)
+}
+
+/// [`change`], whatever the record holds.
+#[inline(never)]
+fn change_any<K: Key, P: Liveness>(
     record: &Record,
     what: Change,
     slab: &Slab,
@@ -99,22 +122,6 @@ pub(crate) fn change<K: Key, P: Liveness>(
             State::Retired => return Ok(Changed::Retired),
             State::Dead => None,
             State::Live => {
-                if let Change::Add(proxy) | Change::Refresh(proxy) = what
-                    && word.proxy() == proxy
-                    && scope.is_valid(word)
-                {
-                    // A refresh, which is what most writes are. Losing to a later time is success.
-                    if word.time() >= scope.now {
-                        return Ok(Changed::Added(Added::Refreshed));
-                    }
-                    match record.compare_exchange(word, Word::live(proxy, scope.now)) {
-                        Ok(()) => return Ok(Changed::Added(Added::Refreshed)),
-                        Err(won) => {
-                            word = won;
-                            continue;
-                        }
-                    }
-                }
                 routes.push(word);
                 None
             }
