@@ -238,11 +238,11 @@ pub(crate) mod epoch {
         });
     }
 
-    /// Checks a model with at most three preemptions, unless `LOOM_MAX_PREEMPTIONS` says otherwise, and tells how many
+    /// Checks a model with so many preemptions at most, unless `LOOM_MAX_PREEMPTIONS` says otherwise, and tells how many
     /// executions it took.
-    pub(crate) fn check(model: impl Fn() + Send + Sync + 'static) {
+    pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
         let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(builder.preemption_bound.unwrap_or(3));
+        builder.preemption_bound = Some(builder.preemption_bound.unwrap_or(preemptions));
         builder.max_branches = 10_000;
         let executions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let count = Arc::clone(&executions);

@@ -29,7 +29,7 @@ fn check(ring: &Ring, pushed: u64) {
 
 #[test]
 fn a_change_that_was_overtaken_by_a_round_of_the_ring_is_not_lost() {
-    epoch::check(|| {
+    epoch::check(3, || {
         let ring = Arc::new(Ring::new());
         let slow = thread::spawn({
             let ring = Arc::clone(&ring);
@@ -45,7 +45,7 @@ fn a_change_that_was_overtaken_by_a_round_of_the_ring_is_not_lost() {
 
 #[test]
 fn a_subscriber_misses_no_change_of_two_writers() {
-    epoch::check(|| {
+    epoch::check(3, || {
         let feed = Arc::new(Feed::default());
         let mut subscription = feed.subscribe();
         let writers = [1, 2].map(|number| {
@@ -67,7 +67,7 @@ fn a_subscriber_misses_no_change_of_two_writers() {
 
 #[test]
 fn a_subscriber_that_is_overtaken_is_told_or_sees_everything() {
-    epoch::check(|| {
+    epoch::check(3, || {
         let feed = Arc::new(Feed::default());
         let mut subscription = feed.subscribe();
         let writer = thread::spawn({
@@ -89,7 +89,7 @@ fn a_subscriber_that_is_overtaken_is_told_or_sees_everything() {
 /// The table is one word here: the subscriber reads it after it has subscribed, the writer marks after it has written it.
 #[test]
 fn of_a_writer_and_a_new_subscriber_one_sees_the_other() {
-    epoch::check(|| {
+    epoch::check(3, || {
         let feed = Arc::new(Feed::default());
         // So that loom sees the rings made before the threads are.
         drop(feed.subscribe());

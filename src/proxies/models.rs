@@ -73,7 +73,7 @@ impl World {
 
 #[test]
 fn a_stalled_addition_never_becomes_another_proxys_route() {
-    epoch::check(|| {
+    epoch::check(3, || {
         epoch::order_unpins();
         let world = Arc::new(World::new());
         let old = world.register("old");
@@ -98,7 +98,7 @@ fn a_stalled_addition_never_becomes_another_proxys_route() {
 
 #[test]
 fn a_proxy_that_gets_a_route_is_not_dropped_as_idle() {
-    epoch::check(|| {
+    epoch::check(3, || {
         epoch::order_unpins();
         let world = Arc::new(World::new());
         let proxy = world.register("old");
