@@ -35,7 +35,7 @@ impl RouteTable {
     /// reported once or not at all, and its time is that of some moment of the walk. Nothing is locked: other threads go
     /// on, and `each` may use the table.
     ///
-    /// It copies one of 256 shards at a time, and takes some 50 nanoseconds a route; reclamation waits for one such copy at
+    /// It copies one of 128 shards at a time, and takes some 50 nanoseconds a route; reclamation waits for one such copy at
     /// most, never for `each`.
     ///
     /// ```

@@ -115,7 +115,7 @@ pub(crate) const BUDGETS: &[Budget] = &[
         unit: Unit::PeakPerRoute,
         limit: 31.0,
         reach: None,
-        not_yet: Some("what 256 shards and 1,000 proxies take by themselves weighs more in a small table"),
+        not_yet: Some("what 128 shards and 1,000 proxies take by themselves weighs more in a small table"),
     },
     Budget {
         key: "from-10k",

@@ -58,6 +58,12 @@ fn number_in(value: u32) -> u32 {
     (value & NUMBER_MASK) - 1
 }
 
+/// The bucket in which a probe sequence goes on.
+#[inline]
+fn following(bucket: u32, buckets: u32) -> u32 {
+    if bucket + 1 == buckets { 0 } else { bucket + 1 }
+}
+
 #[repr(C, align(64))]
 pub(crate) struct Header {
     slab: Arc<Slab>,
@@ -262,7 +268,7 @@ impl<'g> Index<'g> {
                     return Some(result);
                 }
             }
-            bucket = if bucket + 1 == buckets { 0 } else { bucket + 1 };
+            bucket = following(bucket, buckets);
         }
         None
     }
@@ -356,7 +362,7 @@ impl<'g> Index<'g> {
             if self.is_last(bucket) {
                 return None;
             }
-            bucket = if bucket + 1 == buckets { 0 } else { bucket + 1 };
+            bucket = following(bucket, buckets);
         }
         None
     }
@@ -643,7 +649,7 @@ impl NewIndex {
                 line[at as usize].set(probe.tag | (number + 1));
                 return true;
             }
-            bucket = if bucket + 1 == buckets { 0 } else { bucket + 1 };
+            bucket = following(bucket, buckets);
         }
         false
     }
