@@ -272,16 +272,20 @@ impl Entry {
         self.waits_for.load(Ordering::Relaxed) & ROUND != 0
     }
 
+    /// Whether the proxy was last in use before a tick, as far as 256 ms tell.
+    pub(crate) fn is_idle(&self, before: u64) -> bool {
+        // Relaxed: as in `touch`.
+        u64::from(self.used.load(Ordering::Relaxed)) < before >> USED_SHIFT
+    }
+
     /// Whether something is to be done with the number at the end of a round.
     pub(crate) fn is_due(&self, round: u32, idle_before: u64, grace: &Grace) -> bool {
         let life = self.life();
-        // Relaxed, both: looked at again under the lock.
+        // Relaxed: looked at again under the lock.
         let waits_for = self.waits_for.load(Ordering::Relaxed);
         match life.0 & STATE {
             FREE => false,
-            ALIVE => {
-                u64::from(self.used.load(Ordering::Relaxed)) < idle_before >> USED_SHIFT && !self.was_seen_since(round)
-            }
+            ALIVE => self.is_idle(idle_before) && !self.was_seen_since(round),
             _ if waits_for & ROUND != 0 => {
                 let since = round.wrapping_sub(waits_for) % ROUNDS;
                 since > 0 && since < ROUNDS / 2

@@ -335,7 +335,8 @@ impl Proxies {
             // The grace period is over; a round that starts after this sees every route that there is.
             entry.wait_for_round(round_now());
         } else if life.is_closing() {
-            if entry.was_seen_since(round) {
+            // A route that was removed meanwhile counts as well as one that is still there.
+            if entry.was_seen_since(round) || !entry.is_idle(idle_before) {
                 entry.revive(life.alive());
             } else if entry.die_if_closing() {
                 registry.proxy_gone();
