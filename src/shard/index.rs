@@ -246,7 +246,7 @@ impl<'g> Index<'g> {
     #[inline]
     fn probe(self, hash: u64) -> Probe {
         let header = self.header();
-        // The shard is the hash's top byte, so the rest is mixed anew: an odd factor carries every lower bit upwards.
+        // The shard is the hash's top bits, so the rest is mixed anew: an odd factor carries every lower bit upwards.
         let mixed = (hash ^ header.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         Probe {
             bucket: (((mixed >> 32) * u64::from(header.buckets)) >> 32) as u32,
