@@ -113,7 +113,7 @@ impl RouteTable {
                 if found {
                     newest_first(&mut words);
                 } else {
-                    words = self.words_of(node, lane.hash, &guard);
+                    words = self.words_of(node, lane.hash, scope.now, &guard);
                 }
                 answers
                     .routes
@@ -178,7 +178,7 @@ impl RouteTable {
                     _ => None,
                 };
                 let (one, number) = done
-                    .unwrap_or_else(|| self.add_pinned(node, lane.hash, proxy, &guard))
+                    .unwrap_or_else(|| self.add_pinned(node, lane.hash, proxy, scope.now, &guard))
                     .map_err(|error| failed(added, error))?;
                 added.count(one);
                 each(RouteHandle::new(

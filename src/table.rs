@@ -243,17 +243,34 @@ impl RouteTable {
 
     #[inline]
     pub(crate) fn scope<'a>(&'a self, guard: &'a Guard, shard: usize) -> Scope<'a, Proxies> {
+        self.scope_at(self.time.now(), guard, shard)
+    }
+
+    /// The scope of an operation that has read the clock.
+    #[inline]
+    fn scope_at<'a>(&'a self, now: u64, guard: &'a Guard, shard: usize) -> Scope<'a, Proxies> {
         Scope {
             guard,
             hasher: &self.hasher,
             count: &self.routes,
             proxies: &self.proxies,
-            now: self.time.now(),
+            now,
             // Relaxed: a setting.
             keep_alive: self.keep_alive.load(Ordering::Relaxed),
             shard,
             feed: &self.feed,
         }
+    }
+
+    /// What every operation on one node begins with, before it pins: the node's hash, and the tick.
+    ///
+    /// The order is what matters. The bucket is asked for first; reading the clock, and then the pin, make the processor
+    /// wait for all that was loaded before, but not for that (`Shard::preload`).
+    #[inline]
+    fn begin(&self, node: &NodeId) -> (u64, u64) {
+        let hash = self.hash(node);
+        with_shard!(self, node, hash, |shard, _key, _number| shard.preload(hash), ());
+        (hash, self.time.now())
     }
 
     /// Registers a proxy and returns the reference that its routes are added with.
@@ -286,14 +303,14 @@ impl RouteTable {
     ///
     /// [`AddError`]: the proxy is not registered any more, or there is no room. Nothing was changed.
     pub fn add_node(&self, node: &NodeId, proxy: ProxyRef) -> Result<Added, AddError> {
+        let (hash, now) = self.begin(node);
         let guard = pin();
         // Under the pin that the CAS is under: see `proxies`.
         if !self.proxies.takes_routes(proxy) {
             return Err(AddError::UnknownProxy);
         }
         self.ensure_shards(node);
-        self.add_pinned(node, self.hash(node), proxy, &guard)
-            .map(|(added, _)| added)
+        self.add_pinned(node, hash, proxy, now, &guard).map(|(added, _)| added)
     }
 
     /// [`register_proxy`](Self::register_proxy) and [`add_node`](Self::add_node) in one, for callers that keep no
@@ -303,12 +320,13 @@ impl RouteTable {
     ///
     /// [`ReportError`]: as the two of them, though never that the proxy is unknown.
     pub fn report_node(&self, node: &NodeId, proxy: &Proxy<'_>) -> Result<Added, ReportError> {
+        let (hash, now) = self.begin(node);
         let guard = pin();
         // It is registered under the pin that the CAS is under, so a removal that comes between the two is one that comes
         // after both: see `proxies`.
-        let proxy = self.proxies.register(proxy, self.time.now(), &guard)?;
+        let proxy = self.proxies.register(proxy, now, &guard)?;
         self.ensure_shards(node);
-        let (added, _) = self.add_pinned(node, self.hash(node), proxy, &guard)?;
+        let (added, _) = self.add_pinned(node, hash, proxy, now, &guard)?;
         Ok(added)
     }
 
@@ -335,6 +353,7 @@ impl RouteTable {
         node: &NodeId,
         hash: u64,
         proxy: ProxyRef,
+        now: u64,
         guard: &Guard,
     ) -> Result<(Added, u32), AddError> {
         let added = with_shard!(
@@ -342,10 +361,9 @@ impl RouteTable {
             node,
             hash,
             |shard, key, number| {
-                let scope = self.scope(guard, number);
-                let added = shard.add(key, hash, proxy.number, &scope);
+                let added = shard.add(key, hash, proxy.number, &self.scope_at(now, guard, number));
                 if let Ok((Added::Inserted, _)) = added {
-                    self.proxies.touch(proxy.number, scope.now);
+                    self.proxies.touch(proxy.number, now);
                 }
                 added
             },
@@ -369,28 +387,27 @@ impl RouteTable {
     /// Nothing is allocated for up to two routes.
     #[must_use]
     pub fn get_proxies(&self, node: &NodeId) -> SmallVec<[Route; 2]> {
+        let (hash, now) = self.begin(node);
         let guard = pin();
         // A UUID with one route, as nearly all are, takes a shorter way: half as many instructions, so that the processor
         // comes to the memory accesses of the next look-up while it waits for those of this one.
         if let Kind::Uuid(uuid) = node.kind() {
-            let key = UuidKey::from(*uuid);
-            let hash = key.hash(&self.hasher);
-            match self.uuids.of(hash).0.word(&key, hash, &guard) {
+            match self.uuids.of(hash).0.word(&UuidKey::from(*uuid), hash, &guard) {
                 Some(word) if word.state() == State::Spill => {}
-                Some(word) if word.state() == State::Live => return self.only(word),
+                Some(word) if word.state() == State::Live => return self.only(word, now),
                 _ => return SmallVec::new(),
             }
         }
-        let words = self.words_of(node, self.hash(node), &guard);
+        let words = self.words_of(node, hash, now, &guard);
         words.iter().filter_map(|word| self.route(*word)).collect()
     }
 
     /// The answer for a node with this route only.
     #[inline]
-    fn only(&self, word: Word) -> SmallVec<[Route; 2]> {
+    fn only(&self, word: Word, now: u64) -> SmallVec<[Route; 2]> {
         let mut routes = SmallVec::new();
         // Relaxed: a setting.
-        if self.time.now().saturating_sub(word.time()) <= self.keep_alive.load(Ordering::Relaxed)
+        if now.saturating_sub(word.time()) <= self.keep_alive.load(Ordering::Relaxed)
             && let Some(route) = self.route(word)
         {
             routes.push(route);
@@ -399,12 +416,12 @@ impl RouteTable {
     }
 
     /// A node's valid routes, most recently refreshed first.
-    pub(crate) fn words_of(&self, node: &NodeId, hash: u64, guard: &Guard) -> Words {
+    pub(crate) fn words_of(&self, node: &NodeId, hash: u64, now: u64, guard: &Guard) -> Words {
         with_shard!(
             self,
             node,
             hash,
-            |shard, key, number| shard.get(key, hash, &self.scope(guard, number)),
+            |shard, key, number| shard.get(key, hash, &self.scope_at(now, guard, number)),
             Words::new()
         )
     }
@@ -435,13 +452,13 @@ impl RouteTable {
     }
 
     fn remove(&self, node: &NodeId, what: Change) -> bool {
+        let (hash, now) = self.begin(node);
         let guard = pin();
-        let hash = self.hash(node);
         let valid = with_shard!(
             self,
             node,
             hash,
-            |shard, key, number| shard.remove(key, hash, what, &self.scope(&guard, number)),
+            |shard, key, number| shard.remove(key, hash, what, &self.scope_at(now, &guard, number)),
             0
         );
         valid > 0

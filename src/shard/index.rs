@@ -1,11 +1,14 @@
 //! A shard's index: which record has a key.
 //!
-//! One allocation holds a header, the slab's segment table and the slots, so that the way from the root to a record is
+//! One allocation holds a header, the slots and the slab's segment table, so that the way from the root to a record is
 //! root, slot, segment, record:
 //!
 //! ```text
-//! header (64 bytes) | segment table: one pointer each | slots: 4 bytes each, in buckets of 16, one cache line
+//! header (64 bytes) | slots: 4 bytes each, in buckets of 16, one cache line | segment table: one pointer each
 //! ```
+//!
+//! The slots stand at the same distance from the header in every index, so that a bucket can be asked for by whoever
+//! knows the root and the number of buckets ([`prefetch_bucket`]).
 //!
 //! A slot holds a tag of 10 bits and a record number plus one in 22, or EMPTY, or FROZEN. A key's probe sequence starts
 //! at a slot of its own in its home bucket, goes round that bucket, and on to the following ones. Probing whole cache
@@ -22,6 +25,7 @@ use std::sync::Arc;
 
 use crate::place::Place;
 use crate::prefetch::prefetch;
+use crate::shard::bucket::{Bucket, has_end, same_tag};
 use crate::shard::list::List;
 use crate::shard::slab::{Batch, NoRecord, Record, Slab, allocate_segment, free_segment};
 use crate::shard::word::State;
@@ -36,7 +40,7 @@ pub(crate) const BUCKET: u32 = if cfg!(loom) { 2 } else { 16 };
 /// in seven was for a run that was longer, with 64 next to none is.
 const PROBED_BUCKETS: u32 = 64;
 
-const NUMBER_BITS: u32 = 22;
+pub(crate) const NUMBER_BITS: u32 = 22;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
 
 /// How many records a slab may have: every number plus one fits into a slot, and is never taken for FROZEN.
@@ -73,7 +77,6 @@ pub(crate) struct Header {
     reseeds: u32,
     buckets: u32,
     segments: u32,
-    slots_at: u32,
     /// What the index that replaced this one left out; set by the thread that replaced it, handed over when this one
     /// is reclaimed.
     left_out: Cell<Option<Box<Batch>>>,
@@ -87,7 +90,14 @@ pub(crate) struct Header {
 /// [`Key::free`](crate::key::Key::free) of a shard's kind of key.
 pub(crate) type FreeKey = unsafe fn([u64; 2]);
 
-const SEGMENTS_AT: usize = size_of::<Header>();
+const SLOTS_AT: usize = size_of::<Header>();
+
+/// Where the segment table stands, behind the slots.
+#[inline]
+fn segments_at(buckets: u32) -> usize {
+    (SLOTS_AT + buckets as usize * BUCKET as usize * size_of::<AtomicU32>())
+        .next_multiple_of(align_of::<AtomicPtr<Record>>())
+}
 
 /// What a new index is made with.
 #[derive(Debug, Clone, Copy)]
@@ -99,13 +109,9 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    fn slots_at(&self) -> usize {
-        (SEGMENTS_AT + self.segments as usize * size_of::<AtomicPtr<Record>>()).next_multiple_of(align_of::<Header>())
-    }
-
     fn layout(&self) -> Layout {
-        let slots = self.buckets as usize * BUCKET as usize;
-        Layout::from_size_align(self.slots_at() + slots * size_of::<AtomicU32>(), align_of::<Header>())
+        let segments = self.segments as usize * size_of::<AtomicPtr<Record>>();
+        Layout::from_size_align(segments_at(self.buckets) + segments, align_of::<Header>())
             .expect("2^23 slots fit into memory")
     }
 }
@@ -123,6 +129,27 @@ struct Probe {
     bucket: u32,
     offset: u32,
     tag: u32,
+}
+
+impl Probe {
+    #[inline]
+    fn new(hash: u64, seed: u64, buckets: u32) -> Probe {
+        // The shard is the hash's top bits, so the rest is mixed anew: an odd factor carries every lower bit upwards.
+        let mixed = (hash ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        Probe {
+            bucket: (((mixed >> 32) * u64::from(buckets)) >> 32) as u32,
+            offset: (mixed >> 24) as u32 % BUCKET,
+            tag: (mixed as u32 >> 8) << NUMBER_BITS,
+        }
+    }
+}
+
+/// Begins to load a key's home bucket in the index that a root points to, if that has so many buckets and was never given
+/// another seed. Nothing is read, so it needs no pin, and what it is told may be wrong.
+#[inline]
+pub(crate) fn prefetch_bucket(root: *const Header, buckets: u32, hash: u64) {
+    let bucket = Probe::new(hash, 0, buckets).bucket;
+    prefetch(root.cast::<[u32; BUCKET as usize]>().wrapping_add(1 + bucket as usize));
 }
 
 impl<'g> Index<'g> {
@@ -176,22 +203,21 @@ impl<'g> Index<'g> {
     }
 
     pub(crate) fn slots(self) -> &'g [AtomicU32] {
-        let header = self.header();
-        let count = header.buckets as usize * BUCKET as usize;
+        let count = self.header().buckets as usize * BUCKET as usize;
+        // SAFETY: so many stand there (`Shape::layout`); they are atomics, initialised before the index was published.
+        unsafe { std::slice::from_raw_parts(self.slots_ptr().as_ptr(), count) }
+    }
+
+    #[inline]
+    fn slots_ptr(self) -> NonNull<AtomicU32> {
         // SAFETY: the slots stand there (`Shape::layout`).
-        let first = unsafe {
-            self.header
-                .cast::<u8>()
-                .add(header.slots_at as usize)
-                .cast::<AtomicU32>()
-        };
-        // SAFETY: as above; they are atomics, initialised before the index was published.
-        unsafe { std::slice::from_raw_parts(first.as_ptr(), count) }
+        unsafe { self.header.cast::<u8>().add(SLOTS_AT).cast() }
     }
 
     pub(crate) fn segments(self) -> &'g [AtomicPtr<Record>] {
+        let at = segments_at(self.header().buckets);
         // SAFETY: the segment table stands there (`Shape::layout`).
-        let first = unsafe { self.header.cast::<u8>().add(SEGMENTS_AT).cast::<AtomicPtr<Record>>() };
+        let first = unsafe { self.header.cast::<u8>().add(at).cast::<AtomicPtr<Record>>() };
         // SAFETY: as above; they are atomics, initialised before the index was published.
         unsafe { std::slice::from_raw_parts(first.as_ptr(), self.header().segments as usize) }
     }
@@ -246,13 +272,7 @@ impl<'g> Index<'g> {
     #[inline]
     fn probe(self, hash: u64) -> Probe {
         let header = self.header();
-        // The shard is the hash's top bits, so the rest is mixed anew: an odd factor carries every lower bit upwards.
-        let mixed = (hash ^ header.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        Probe {
-            bucket: (((mixed >> 32) * u64::from(header.buckets)) >> 32) as u32,
-            offset: (mixed >> 24) as u32 % BUCKET,
-            tag: (mixed as u32 >> 8) << NUMBER_BITS,
-        }
+        Probe::new(hash, header.seed, header.buckets)
     }
 
     /// Visits the slots of a key's probe sequence in order, until `visit` breaks; `None` where it never did.
@@ -276,14 +296,22 @@ impl<'g> Index<'g> {
     /// The record that a slot's value refers to.
     #[inline]
     fn record_in(self, value: u32) -> &'g Record {
-        self.record((value & NUMBER_MASK) - 1)
-            .expect("a published record's segment is in the table (invariant 5)")
+        let place = Place::of(number_in(value));
+        debug_assert!(self.segment(place.segment).is_some());
+        // SAFETY: a published record's segment is in the table (invariant 5).
+        let segment = unsafe { self.segments().get_unchecked(place.segment as usize) };
+        // Acquire: as in `segment`.
+        let records = segment.load(Ordering::Acquire);
+        // SAFETY: as above, and it has a record at that place.
+        let record = unsafe { records.add(place.offset as usize) };
+        // SAFETY: as above; it lives as long as the slab, which the guard keeps.
+        unsafe { &*record }
     }
 
     /// Begins to load the key's home bucket.
     #[inline]
     pub(crate) fn prefetch(self, hash: u64) {
-        prefetch(&raw const self.slots()[(self.probe(hash).bucket * BUCKET) as usize]);
+        prefetch(self.bucket(self.probe(hash).bucket));
     }
 
     /// The first record with the key's tag in its home bucket, which nearly always is the key's if it has one; begins to
@@ -299,25 +327,19 @@ impl<'g> Index<'g> {
 
     /// The slots of one bucket.
     #[inline]
-    fn bucket(self, bucket: u32) -> &'g [AtomicU32; BUCKET as usize] {
-        let line = &self.slots()[(bucket * BUCKET) as usize..][..BUCKET as usize];
-        line.try_into().expect("it has that length")
+    fn bucket(self, bucket: u32) -> &'g Bucket {
+        debug_assert!(bucket < self.header().buckets);
+        // SAFETY: so many slots stand there (`Shape::layout`).
+        let first = unsafe { self.slots_ptr().add((bucket * BUCKET) as usize) };
+        // SAFETY: as above, and they live while the guard is pinned.
+        unsafe { first.cast::<Bucket>().as_ref() }
     }
 
     /// Finds the first record with the key's tag in one bucket of its probe sequence that `accept` takes.
-    ///
-    /// All tags are compared before any is looked at, without a branch: where in the bucket a key stands cannot be
-    /// predicted, and a wrong guess is known only when the slots have come from memory. Until then the processor runs
-    /// ahead into the next look-up, and would have to throw that away.
     #[inline]
     fn find_in<R>(self, bucket: u32, probe: Probe, mut accept: impl FnMut(u32, &'g Record) -> Option<R>) -> Option<R> {
         let line = self.bucket(bucket);
-        let mut hits = 0u32;
-        for (at, slot) in line.iter().enumerate() {
-            // Acquire: as in `find`.
-            let is_hit = (slot.load(Ordering::Acquire) ^ probe.tag) >> NUMBER_BITS == 0;
-            hits |= u32::from(is_hit) << at;
-        }
+        let mut hits = same_tag(line, probe.tag);
         // In the order of the sequence: its first slot is the lowest bit.
         hits = (hits | hits << BUCKET) >> probe.offset & ((1 << BUCKET) - 1);
         while hits != 0 {
@@ -337,14 +359,6 @@ impl<'g> Index<'g> {
         None
     }
 
-    /// Whether a probe sequence ends in this bucket.
-    #[inline]
-    fn is_last(self, bucket: u32) -> bool {
-        // Acquire: as in `find`.
-        let mut values = self.bucket(bucket).iter().map(|slot| slot.load(Ordering::Acquire));
-        values.any(|value| value == EMPTY || value == FROZEN)
-    }
-
     /// Finds the first record in the key's probe sequence that `accept` takes.
     ///
     /// Slots are written once, in the order of the sequence (invariant 1), so a key whose slot was EMPTY when its bucket
@@ -359,7 +373,7 @@ impl<'g> Index<'g> {
             if let Some(result) = self.find_in(bucket, probe, |_, record| accept(record)) {
                 return Some(result);
             }
-            if self.is_last(bucket) {
+            if has_end(self.bucket(bucket)) {
                 return None;
             }
             bucket = following(bucket, buckets);
@@ -572,7 +586,6 @@ impl NewIndex {
             reseeds: shape.reseeds,
             buckets: shape.buckets,
             segments: shape.segments,
-            slots_at: shape.slots_at() as u32,
             left_out: Cell::new(None),
             takes_slab: Cell::new(None),
             #[cfg(loom)]
@@ -582,7 +595,7 @@ impl NewIndex {
         unsafe { header.write(new) };
         let index = NewIndex(header);
         // SAFETY: the layout has room for the segment table there.
-        let segments = unsafe { header.cast::<u8>().add(SEGMENTS_AT) }.cast::<AtomicPtr<Record>>();
+        let segments = unsafe { header.cast::<u8>().add(segments_at(shape.buckets)) }.cast::<AtomicPtr<Record>>();
         for entry in 0..shape.segments as usize {
             // SAFETY: as above.
             let entry = unsafe { segments.add(entry) };
@@ -590,7 +603,7 @@ impl NewIndex {
             unsafe { entry.write(AtomicPtr::new(std::ptr::null_mut())) };
         }
         // SAFETY: the layout has room for the slots there.
-        let slots = unsafe { header.cast::<u8>().add(shape.slots_at()) }.cast::<AtomicU32>();
+        let slots = unsafe { header.cast::<u8>().add(SLOTS_AT) }.cast::<AtomicU32>();
         for slot in 0..(shape.buckets * BUCKET) as usize {
             // SAFETY: as above.
             let slot = unsafe { slots.add(slot) };
@@ -656,9 +669,9 @@ impl NewIndex {
 
     /// The slots, while the index is private.
     fn slots_mut(&mut self) -> &mut [PrivateSlot] {
-        let Header { buckets, slots_at, .. } = *self.get().header();
+        let buckets = self.get().header().buckets;
         // SAFETY: the slots stand there (`Shape::layout`); a private slot is an atomic one with another face.
-        let first = unsafe { self.0.cast::<u8>().add(slots_at as usize).cast::<PrivateSlot>() };
+        let first = unsafe { self.0.cast::<u8>().add(SLOTS_AT).cast::<PrivateSlot>() };
         // SAFETY: as above; the index is this thread's alone and borrowed mutably, so nothing else refers to its slots.
         unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), (buckets * BUCKET) as usize) }
     }

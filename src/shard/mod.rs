@@ -51,6 +51,7 @@
 //! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot come
 //!     back while anyone who read it is pinned (8); so a count that follows a CAS is exact.
 
+mod bucket;
 pub(crate) mod capacity;
 mod copy;
 pub(crate) mod fill;
@@ -199,9 +200,12 @@ pub(crate) struct Visit {
     pub(crate) next: Option<Mark>,
 }
 
-/// One of the table's shards; 8 bytes and nothing on the heap until its first key comes.
+/// One of the table's shards; 16 bytes and nothing on the heap until its first key comes.
 pub(crate) struct Shard<K: Key> {
     root: AtomicPtr<Header>,
+    /// How many buckets the root's index has, or had a moment ago: for [`preload`](Shard::preload), which may not look at
+    /// the index. No part of any protocol, so loom need not know of it.
+    buckets: std::sync::atomic::AtomicU32,
     key: PhantomData<fn() -> K>,
 }
 
@@ -209,6 +213,7 @@ impl<K: Key> Shard<K> {
     pub(crate) fn new() -> Self {
         Self {
             root: AtomicPtr::new(std::ptr::null_mut()),
+            buckets: std::sync::atomic::AtomicU32::new(0),
             key: PhantomData,
         }
     }
@@ -256,23 +261,44 @@ impl<K: Key> Shard<K> {
 
     /// Makes `new` the first root.
     fn set_root(&self, new: &NewIndex) -> bool {
-        // Release: pairs with `root`. Relaxed on failure: whoever goes on loads the root.
-        self.root
-            .compare_exchange(
-                std::ptr::null_mut(),
-                new.get().as_ptr(),
-                Ordering::Release,
-                Ordering::Relaxed,
-            )
-            .is_ok()
+        self.exchange_root(std::ptr::null_mut(), new)
     }
 
     fn replace_root(&self, old: Index<'_>, new: &NewIndex) -> bool {
+        self.exchange_root(old.as_ptr(), new)
+    }
+
+    fn exchange_root(&self, old: *mut Header, new: &NewIndex) -> bool {
+        let new = new.get();
         // Release: pairs with `root`; it passes on what this thread acquired from the old index's slots and segment
         // table. Relaxed on failure: whoever goes on loads the root.
-        self.root
-            .compare_exchange(old.as_ptr(), new.get().as_ptr(), Ordering::Release, Ordering::Relaxed)
-            .is_ok()
+        let exchanged = self
+            .root
+            .compare_exchange(old, new.as_ptr(), Ordering::Release, Ordering::Relaxed)
+            .is_ok();
+        if exchanged {
+            // Relaxed: a hint. Of two exchanges at once, the earlier one's may stay.
+            self.buckets
+                .store(new.shape().buckets, std::sync::atomic::Ordering::Relaxed);
+        }
+        exchanged
+    }
+
+    /// Begins to load the key's bucket, most probably.
+    ///
+    /// For before the pin, and before the clock is read: both make the processor wait until all earlier loads have come,
+    /// but not for what it was only asked to load. So the bucket comes while the look-up before this one still waits for
+    /// its record, and of the two waits that a look-up has, successive ones overlap one.
+    #[inline]
+    pub(crate) fn preload(&self, hash: u64) {
+        #[cfg(not(loom))]
+        {
+            // Relaxed, both: nothing is read by way of them.
+            let (root, buckets) = (self.root.load(Ordering::Relaxed), self.buckets.load(Ordering::Relaxed));
+            index::prefetch_bucket(root, buckets, hash);
+        }
+        #[cfg(loom)]
+        let _ = hash;
     }
 
     /// The record of a key, unless it is RETIRED.

@@ -1,0 +1,171 @@
+//! A bucket of the index, and how all of its slots are compared at once.
+
+use crate::shard::index::{BUCKET, EMPTY, FROZEN, NUMBER_BITS};
+use crate::sync::AtomicU32;
+
+/// One cache line of slots.
+pub(crate) type Bucket = [AtomicU32; BUCKET as usize];
+
+/// The slots whose tag is that of `tag`, as one bit each, the first slot's the lowest. An EMPTY or FROZEN one may be among
+/// them, and a slot may have changed meanwhile: load it with Acquire to look at what it refers to.
+///
+/// All tags are compared before any is looked at, without a branch: where in the bucket a key stands cannot be
+/// predicted, and a wrong guess is known only when the slots have come from memory. Until then the processor runs
+/// ahead into the next look-up, and would have to throw that away.
+#[inline]
+pub(crate) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    // SAFETY: SSE2 is part of x86_64.
+    unsafe {
+        sse2::same_tag(bucket, tag)
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    one_by_one::same_tag(bucket, tag)
+}
+
+/// Whether a probe sequence that comes to this bucket ends here: a slot is EMPTY or FROZEN.
+#[inline]
+pub(crate) fn has_end(bucket: &Bucket) -> bool {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    // SAFETY: SSE2 is part of x86_64.
+    unsafe {
+        sse2::has_end(bucket)
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    one_by_one::has_end(bucket)
+}
+
+#[cfg(any(test, not(all(target_arch = "x86_64", not(loom)))))]
+mod one_by_one {
+    use super::{Bucket, EMPTY, FROZEN, NUMBER_BITS};
+    use crate::sync::Ordering;
+
+    pub(super) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
+        let mut hits = 0;
+        for (at, slot) in bucket.iter().enumerate() {
+            // Acquire: pairs with the CAS that filled the slot.
+            let is_hit = (slot.load(Ordering::Acquire) ^ tag) >> NUMBER_BITS == 0;
+            hits |= u32::from(is_hit) << at;
+        }
+        hits
+    }
+
+    pub(super) fn has_end(bucket: &Bucket) -> bool {
+        // Acquire: as above.
+        let mut slots = bucket.iter().map(|slot| slot.load(Ordering::Acquire));
+        slots.any(|slot| slot == EMPTY || slot == FROZEN)
+    }
+}
+
+/// Compilers leave atomics as they are: they make sixteen loads and comparisons of a bucket's, which would be half of the
+/// instructions of a look-up in a batch. The processor loads four slots at once.
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+mod sse2 {
+    use std::arch::asm;
+    use std::arch::x86_64::{
+        __m128i, _mm_cmpeq_epi32, _mm_movemask_epi8, _mm_or_si128, _mm_packs_epi16, _mm_packs_epi32, _mm_set1_epi32,
+        _mm_setzero_si128, _mm_srli_epi32, _mm_xor_si128,
+    };
+
+    use super::{Bucket, EMPTY, FROZEN, NUMBER_BITS};
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    pub(super) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
+        let (tag, zero) = (_mm_set1_epi32(tag as i32), _mm_setzero_si128());
+        let [a, b, c, d] = load(bucket).map(|slots| {
+            _mm_cmpeq_epi32(
+                _mm_srli_epi32::<{ NUMBER_BITS as i32 }>(_mm_xor_si128(slots, tag)),
+                zero,
+            )
+        });
+        bits(a, b, c, d)
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    pub(super) fn has_end(bucket: &Bucket) -> bool {
+        let (empty, frozen) = (_mm_set1_epi32(EMPTY as i32), _mm_set1_epi32(FROZEN as i32));
+        let [a, b, c, d] =
+            load(bucket).map(|slots| _mm_or_si128(_mm_cmpeq_epi32(slots, empty), _mm_cmpeq_epi32(slots, frozen)));
+        bits(a, b, c, d) != 0
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    fn load(bucket: &Bucket) -> [__m128i; 4] {
+        let (a, b, c, d);
+        // SAFETY: it reads the bucket, which is aligned to its 64 bytes (`Index::bucket`), and does what sixteen atomic
+        // loads with Acquire may do: an aligned vector load takes each aligned word whole, this processor keeps loads in
+        // order, and as nothing is said of memory, the compiler moves no access across.
+        unsafe {
+            asm!(
+                "movdqa {a}, xmmword ptr [{bucket}]",
+                "movdqa {b}, xmmword ptr [{bucket} + 16]",
+                "movdqa {c}, xmmword ptr [{bucket} + 32]",
+                "movdqa {d}, xmmword ptr [{bucket} + 48]",
+                bucket = in(reg) bucket.as_ptr(),
+                a = out(xmm_reg) a,
+                b = out(xmm_reg) b,
+                c = out(xmm_reg) c,
+                d = out(xmm_reg) d,
+                options(nostack, preserves_flags),
+            );
+        }
+        [a, b, c, d]
+    }
+
+    /// One bit for each word, of which all bits are alike.
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    fn bits(a: __m128i, b: __m128i, c: __m128i, d: __m128i) -> u32 {
+        _mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d))) as u32
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[repr(align(64))]
+    struct Aligned(Bucket);
+
+    #[test]
+    fn a_bucket_compared_at_once_is_as_one_slot_after_the_other() {
+        let tagged = |tag: u32, number: u32| tag << NUMBER_BITS | number;
+        let slots = [
+            EMPTY,
+            FROZEN,
+            tagged(0, 1),
+            tagged(5, 7),
+            tagged(5, 0),
+            tagged(6, 7),
+            tagged(1_023, 9),
+        ];
+        let mut state = 1u64;
+        for _ in 0..10_000 {
+            let bucket = Aligned(std::array::from_fn(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                AtomicU32::new(slots[(state >> 33) as usize % slots.len()])
+            }));
+            for tag in [0, 5, 6, 1_023].map(|tag| tagged(tag, 0)) {
+                let expected = one_by_one::same_tag(&bucket.0, tag);
+                assert_eq!(same_tag(&bucket.0, tag), expected, "{:?}", bucket.0);
+            }
+            assert_eq!(has_end(&bucket.0), one_by_one::has_end(&bucket.0), "{:?}", bucket.0);
+        }
+    }
+
+    #[test]
+    fn a_full_bucket_has_no_end() {
+        let mut full: [u32; BUCKET as usize] = std::array::from_fn(|at| at as u32 + 1);
+        assert!(!has_end(&Aligned(full.map(AtomicU32::new)).0));
+        for end in [EMPTY, FROZEN] {
+            for at in 0..BUCKET as usize {
+                let former = std::mem::replace(&mut full[at], end);
+                assert!(has_end(&Aligned(full.map(AtomicU32::new)).0));
+                full[at] = former;
+            }
+        }
+    }
+}
