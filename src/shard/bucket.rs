@@ -23,37 +23,73 @@ pub(crate) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
     one_by_one::same_tag(bucket, tag)
 }
 
-/// Whether a probe sequence that comes to this bucket ends here: a slot is EMPTY or FROZEN.
+/// The slots that are EMPTY or FROZEN, in the same way: a probe sequence that comes to one of them ends there.
 #[inline]
-pub(crate) fn has_end(bucket: &Bucket) -> bool {
+pub(crate) fn ends(bucket: &Bucket) -> u32 {
     #[cfg(all(target_arch = "x86_64", not(loom)))]
     // SAFETY: SSE2 is part of x86_64.
     unsafe {
-        sse2::has_end(bucket)
+        sse2::ends(bucket)
     }
     #[cfg(not(all(target_arch = "x86_64", not(loom))))]
-    one_by_one::has_end(bucket)
+    one_by_one::ends(bucket)
+}
+
+/// [`same_tag`] and [`ends`] together, each slot as it was at one moment: so one that is filled meanwhile is among them,
+/// either as EMPTY, or as what it was filled with.
+#[inline]
+pub(crate) fn same_tag_or_end(bucket: &Bucket, tag: u32) -> u32 {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    // SAFETY: SSE2 is part of x86_64.
+    unsafe {
+        sse2::same_tag_or_end(bucket, tag)
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    one_by_one::same_tag_or_end(bucket, tag)
+}
+
+/// Turns what one of the above found into the order of a probe sequence that starts at a slot of the bucket: its bits are
+/// those of the first slot of the sequence, the second, and so on.
+#[inline]
+pub(crate) fn from_offset(slots: u32, offset: u32) -> u32 {
+    (slots | slots << BUCKET) >> offset & ((1 << BUCKET) - 1)
+}
+
+/// The lowest bit's slot, of what [`from_offset`] turned.
+#[inline]
+pub(crate) fn first(turned: u32, offset: u32) -> usize {
+    ((turned.trailing_zeros() + offset) % BUCKET) as usize
 }
 
 #[cfg(any(test, not(all(target_arch = "x86_64", not(loom)))))]
 mod one_by_one {
     use super::{Bucket, EMPTY, FROZEN, NUMBER_BITS};
-    use crate::sync::Ordering;
+    use crate::sync::{AtomicU32, Ordering};
 
     pub(super) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
-        let mut hits = 0;
-        for (at, slot) in bucket.iter().enumerate() {
-            // Acquire: pairs with the CAS that filled the slot.
-            let is_hit = (slot.load(Ordering::Acquire) ^ tag) >> NUMBER_BITS == 0;
-            hits |= u32::from(is_hit) << at;
-        }
-        hits
+        which(bucket, |slot| has_tag(slot, tag))
     }
 
-    pub(super) fn has_end(bucket: &Bucket) -> bool {
-        // Acquire: as above.
-        let mut slots = bucket.iter().map(|slot| slot.load(Ordering::Acquire));
-        slots.any(|slot| slot == EMPTY || slot == FROZEN)
+    pub(super) fn ends(bucket: &Bucket) -> u32 {
+        which(bucket, is_end)
+    }
+
+    pub(super) fn same_tag_or_end(bucket: &Bucket, tag: u32) -> u32 {
+        which(bucket, |slot| has_tag(slot, tag) || is_end(slot))
+    }
+
+    fn has_tag(slot: u32, tag: u32) -> bool {
+        (slot ^ tag) >> NUMBER_BITS == 0
+    }
+
+    fn is_end(slot: u32) -> bool {
+        slot == EMPTY || slot == FROZEN
+    }
+
+    fn which(bucket: &Bucket, test: impl Fn(u32) -> bool) -> u32 {
+        // Acquire: pairs with the CAS that filled the slot.
+        let bit = |(at, slot): (usize, &AtomicU32)| u32::from(test(slot.load(Ordering::Acquire))) << at;
+        bucket.iter().enumerate().map(bit).sum()
     }
 }
 
@@ -72,23 +108,35 @@ mod sse2 {
     #[inline]
     #[target_feature(enable = "sse2")]
     pub(super) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
-        let (tag, zero) = (_mm_set1_epi32(tag as i32), _mm_setzero_si128());
-        let [a, b, c, d] = load(bucket).map(|slots| {
-            _mm_cmpeq_epi32(
-                _mm_srli_epi32::<{ NUMBER_BITS as i32 }>(_mm_xor_si128(slots, tag)),
-                zero,
-            )
-        });
-        bits(a, b, c, d)
+        let tag = _mm_set1_epi32(tag as i32);
+        bits(load(bucket).map(|slots| have_tag(slots, tag)))
     }
 
     #[inline]
     #[target_feature(enable = "sse2")]
-    pub(super) fn has_end(bucket: &Bucket) -> bool {
+    pub(super) fn ends(bucket: &Bucket) -> u32 {
+        bits(load(bucket).map(|slots| are_ends(slots)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    pub(super) fn same_tag_or_end(bucket: &Bucket, tag: u32) -> u32 {
+        let tag = _mm_set1_epi32(tag as i32);
+        bits(load(bucket).map(|slots| _mm_or_si128(have_tag(slots, tag), are_ends(slots))))
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    fn have_tag(slots: __m128i, tag: __m128i) -> __m128i {
+        let difference = _mm_srli_epi32::<{ NUMBER_BITS as i32 }>(_mm_xor_si128(slots, tag));
+        _mm_cmpeq_epi32(difference, _mm_setzero_si128())
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    fn are_ends(slots: __m128i) -> __m128i {
         let (empty, frozen) = (_mm_set1_epi32(EMPTY as i32), _mm_set1_epi32(FROZEN as i32));
-        let [a, b, c, d] =
-            load(bucket).map(|slots| _mm_or_si128(_mm_cmpeq_epi32(slots, empty), _mm_cmpeq_epi32(slots, frozen)));
-        bits(a, b, c, d) != 0
+        _mm_or_si128(_mm_cmpeq_epi32(slots, empty), _mm_cmpeq_epi32(slots, frozen))
     }
 
     #[inline]
@@ -118,7 +166,7 @@ mod sse2 {
     /// One bit for each word, of which all bits are alike.
     #[inline]
     #[target_feature(enable = "sse2")]
-    fn bits(a: __m128i, b: __m128i, c: __m128i, d: __m128i) -> u32 {
+    fn bits([a, b, c, d]: [__m128i; 4]) -> u32 {
         _mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d))) as u32
     }
 }
@@ -151,21 +199,33 @@ mod tests {
             for tag in [0, 5, 6, 1_023].map(|tag| tagged(tag, 0)) {
                 let expected = one_by_one::same_tag(&bucket.0, tag);
                 assert_eq!(same_tag(&bucket.0, tag), expected, "{:?}", bucket.0);
+                let expected = one_by_one::same_tag_or_end(&bucket.0, tag);
+                assert_eq!(same_tag_or_end(&bucket.0, tag), expected, "{:?}", bucket.0);
             }
-            assert_eq!(has_end(&bucket.0), one_by_one::has_end(&bucket.0), "{:?}", bucket.0);
+            assert_eq!(ends(&bucket.0), one_by_one::ends(&bucket.0), "{:?}", bucket.0);
         }
     }
 
     #[test]
-    fn a_full_bucket_has_no_end() {
-        let mut full: [u32; BUCKET as usize] = std::array::from_fn(|at| at as u32 + 1);
-        assert!(!has_end(&Aligned(full.map(AtomicU32::new)).0));
+    fn the_ends_of_a_bucket_are_its_empty_and_frozen_slots() {
+        let mut slots: [u32; BUCKET as usize] = std::array::from_fn(|at| at as u32 + 1);
+        assert_eq!(ends(&Aligned(slots.map(AtomicU32::new)).0), 0);
         for end in [EMPTY, FROZEN] {
             for at in 0..BUCKET as usize {
-                let former = std::mem::replace(&mut full[at], end);
-                assert!(has_end(&Aligned(full.map(AtomicU32::new)).0));
-                full[at] = former;
+                let former = std::mem::replace(&mut slots[at], end);
+                assert_eq!(ends(&Aligned(slots.map(AtomicU32::new)).0), 1 << at);
+                slots[at] = former;
             }
         }
+    }
+
+    #[test]
+    fn a_sequence_starts_at_its_offset_and_goes_round() {
+        let (mut left, mut sequence) = (from_offset(1 << 3 | 1 << 9 | 1 << 15, 9), Vec::new());
+        while left != 0 {
+            sequence.push(first(left, 9));
+            left &= left - 1;
+        }
+        assert_eq!(sequence, [9, 15, 3]);
     }
 }

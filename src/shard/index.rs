@@ -19,13 +19,12 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::{offset_of, size_of};
-use std::ops::ControlFlow;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::place::Place;
 use crate::prefetch::prefetch;
-use crate::shard::bucket::{Bucket, has_end, same_tag};
+use crate::shard::bucket::{Bucket, ends, first, from_offset, same_tag, same_tag_or_end};
 use crate::shard::list::List;
 use crate::shard::slab::{Batch, NoRecord, Record, Slab, allocate_segment, free_segment};
 use crate::shard::word::State;
@@ -275,24 +274,6 @@ impl<'g> Index<'g> {
         Probe::new(hash, header.seed, header.buckets)
     }
 
-    /// Visits the slots of a key's probe sequence in order, until `visit` breaks; `None` where it never did.
-    #[inline]
-    fn walk<R>(self, probe: Probe, mut visit: impl FnMut(&'g AtomicU32) -> ControlFlow<R>) -> Option<R> {
-        let slots = self.slots();
-        let buckets = self.header().buckets;
-        let mut bucket = probe.bucket;
-        for _ in 0..buckets.min(PROBED_BUCKETS) {
-            let line = &slots[(bucket * BUCKET) as usize..][..BUCKET as usize];
-            for i in 0..BUCKET {
-                if let ControlFlow::Break(result) = visit(&line[((probe.offset + i) % BUCKET) as usize]) {
-                    return Some(result);
-                }
-            }
-            bucket = following(bucket, buckets);
-        }
-        None
-    }
-
     /// The record that a slot's value refers to.
     #[inline]
     fn record_in(self, value: u32) -> &'g Record {
@@ -339,13 +320,10 @@ impl<'g> Index<'g> {
     #[inline]
     fn find_in<R>(self, bucket: u32, probe: Probe, mut accept: impl FnMut(u32, &'g Record) -> Option<R>) -> Option<R> {
         let line = self.bucket(bucket);
-        let mut hits = same_tag(line, probe.tag);
-        // In the order of the sequence: its first slot is the lowest bit.
-        hits = (hits | hits << BUCKET) >> probe.offset & ((1 << BUCKET) - 1);
+        let mut hits = from_offset(same_tag(line, probe.tag), probe.offset);
         while hits != 0 {
-            let at = (hits.trailing_zeros() + probe.offset) % BUCKET;
             // Acquire: as in `find`.
-            let value = line[at as usize].load(Ordering::Acquire);
+            let value = line[first(hits, probe.offset)].load(Ordering::Acquire);
             // What was EMPTY when it was compared may be taken now; that is as good.
             if value != EMPTY
                 && value != FROZEN
@@ -373,7 +351,7 @@ impl<'g> Index<'g> {
             if let Some(result) = self.find_in(bucket, probe, |_, record| accept(record)) {
                 return Some(result);
             }
-            if has_end(self.bucket(bucket)) {
+            if ends(self.bucket(bucket)) != 0 {
                 return None;
             }
             bucket = following(bucket, buckets);
@@ -397,33 +375,39 @@ impl<'g> Index<'g> {
         if let Some(known) = known {
             return Ok(known);
         }
-        self.walk(probe, |slot| {
-            // Acquire: as in `find`.
-            let mut value = slot.load(Ordering::Acquire);
-            if value == EMPTY {
-                let number = match offer() {
-                    Ok(number) => number,
-                    Err(error) => return ControlFlow::Break(Err(error)),
-                };
-                // Release: publishes the record's key; pairs with the Acquire loads of slots. Acquire on failure: the
-                // slot is looked at again, as after a load.
-                match slot.compare_exchange(EMPTY, probe.tag | (number + 1), Ordering::Release, Ordering::Acquire) {
-                    Ok(_) => return ControlFlow::Break(Ok(Filled::Won)),
-                    Err(won) => value = won,
+        let buckets = self.header().buckets;
+        let mut bucket = probe.bucket;
+        for _ in 0..buckets.min(PROBED_BUCKETS) {
+            let line = self.bucket(bucket);
+            // The other slots have other keys' records, and keep them.
+            let mut left = from_offset(same_tag_or_end(line, probe.tag), probe.offset);
+            while left != 0 {
+                let slot = &line[first(left, probe.offset)];
+                left &= left - 1;
+                // Acquire: as in `find`.
+                let mut value = slot.load(Ordering::Acquire);
+                if value == EMPTY {
+                    let number = offer()?;
+                    // Release: publishes the record's key; pairs with the Acquire loads of slots. Acquire on failure: the
+                    // slot is looked at again, as after a load.
+                    match slot.compare_exchange(EMPTY, probe.tag | (number + 1), Ordering::Release, Ordering::Acquire) {
+                        Ok(_) => return Ok(Filled::Won),
+                        Err(won) => value = won,
+                    }
+                }
+                if value == FROZEN {
+                    return Ok(Filled::Frozen);
+                }
+                if (value ^ probe.tag) >> NUMBER_BITS == 0 {
+                    let record = self.record_in(value);
+                    if accept(record) {
+                        return Ok(Filled::Found(number_in(value), record));
+                    }
                 }
             }
-            if value == FROZEN {
-                return ControlFlow::Break(Ok(Filled::Frozen));
-            }
-            if (value ^ probe.tag) >> NUMBER_BITS == 0 {
-                let record = self.record_in(value);
-                if accept(record) {
-                    return ControlFlow::Break(Ok(Filled::Found(number_in(value), record)));
-                }
-            }
-            ControlFlow::Continue(())
-        })
-        .unwrap_or(Ok(Filled::Crowded))
+            bucket = following(bucket, buckets);
+        }
+        Ok(Filled::Crowded)
     }
 
     /// Makes the index and its segment table final (invariant 4).
@@ -450,22 +434,17 @@ impl<'g> Index<'g> {
         }
     }
 
-    /// The record numbers in the slots, with their records: all of them where the index is frozen. These are anywhere in
-    /// memory, so the ones that come next are loaded meanwhile.
-    pub(crate) fn occupied(self) -> impl Iterator<Item = (u32, &'g Record)> {
-        const AHEAD: usize = 16;
-        let slots = self.slots();
-        let record = move |slot: &AtomicU32| match slot.load(Ordering::Acquire) {
-            // Acquire: as in `find`.
-            EMPTY | FROZEN => None,
-            value => Some((number_in(value), self.record_in(value))),
+    /// The record numbers in the slots, with their records: all of them where the index is frozen.
+    pub(crate) fn occupied(self) -> Occupied<'g> {
+        let mut occupied = Occupied {
+            index: self,
+            next: 0,
+            here: [None; BUCKET as usize],
+            ahead: [None; BUCKET as usize],
+            at: BUCKET as usize,
         };
-        slots.iter().enumerate().filter_map(move |(at, slot)| {
-            if let Some((_, ahead)) = slots.get(at + AHEAD).and_then(record) {
-                ahead.prefetch();
-            }
-            record(slot)
-        })
+        occupied.load_ahead();
+        occupied
     }
 
     /// Leaves `numbers` to this index, which was just replaced by one without them, and frees both once no reader is
@@ -527,6 +506,58 @@ impl Index<'_> {
     }
 }
 
+/// Goes through what [`Index::occupied`] promises. The records are anywhere in memory, so those of the next bucket are
+/// loaded meanwhile.
+pub(crate) struct Occupied<'g> {
+    index: Index<'g>,
+    /// The bucket after the one that is `ahead`.
+    next: u32,
+    here: [Option<(u32, &'g Record)>; BUCKET as usize],
+    ahead: [Option<(u32, &'g Record)>; BUCKET as usize],
+    /// The place in `here`.
+    at: usize,
+}
+
+impl Occupied<'_> {
+    fn load_ahead(&mut self) {
+        if self.next < self.index.header().buckets {
+            for (slot, ahead) in self.index.bucket(self.next).iter().zip(&mut self.ahead) {
+                // Acquire: as in `find`.
+                *ahead = match slot.load(Ordering::Acquire) {
+                    EMPTY | FROZEN => None,
+                    value => {
+                        let record = self.index.record_in(value);
+                        record.prefetch();
+                        Some((number_in(value), record))
+                    }
+                };
+            }
+        }
+        self.next += 1;
+    }
+}
+
+impl<'g> Iterator for Occupied<'g> {
+    type Item = (u32, &'g Record);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            while let Some(found) = self.here.get(self.at) {
+                self.at += 1;
+                if found.is_some() {
+                    return *found;
+                }
+            }
+            if self.next > self.index.header().buckets {
+                return None;
+            }
+            (self.here, self.at) = (self.ahead, 0);
+            self.load_ahead();
+        }
+    }
+}
+
 /// Whether an index's records moved to another slab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moved {
@@ -544,32 +575,6 @@ pub(crate) enum Filled<'g> {
     Frozen,
     /// The probe sequence is full, and the key is not in it.
     Crowded,
-}
-
-/// A slot of an index that nobody else knows yet.
-#[repr(transparent)]
-struct PrivateSlot(AtomicU32);
-
-impl PrivateSlot {
-    #[cfg(not(loom))]
-    fn get(&mut self) -> u32 {
-        *self.0.get_mut()
-    }
-
-    #[cfg(not(loom))]
-    fn set(&mut self, value: u32) {
-        *self.0.get_mut() = value;
-    }
-
-    #[cfg(loom)]
-    fn get(&mut self) -> u32 {
-        self.0.with_mut(|slot| *slot)
-    }
-
-    #[cfg(loom)]
-    fn set(&mut self, value: u32) {
-        self.0.with_mut(|slot| *slot = value);
-    }
 }
 
 /// An index that nobody else knows yet; freed when it is dropped.
@@ -647,33 +652,18 @@ impl NewIndex {
         let index = self.get();
         let probe = index.probe(hash);
         let buckets = index.header().buckets;
-        let slots = self.slots_mut();
         let mut bucket = probe.bucket;
         for _ in 0..buckets.min(PROBED_BUCKETS) {
-            let line = &mut slots[(bucket * BUCKET) as usize..][..BUCKET as usize];
-            // All slots at once, then the first EMPTY one as seen from the probe's offset: no branch for each of them.
-            let empty = line
-                .iter_mut()
-                .enumerate()
-                .fold(0, |bits, (at, slot)| bits | u32::from(slot.get() == EMPTY) << at);
+            let line = index.bucket(bucket);
+            let empty = from_offset(ends(line), probe.offset);
             if empty != 0 {
-                let seen = empty >> probe.offset | empty << (BUCKET - probe.offset);
-                let at = (probe.offset + seen.trailing_zeros()) % BUCKET;
-                line[at as usize].set(probe.tag | (number + 1));
+                // Relaxed: private; the root's CAS publishes it.
+                line[first(empty, probe.offset)].store(probe.tag | (number + 1), Ordering::Relaxed);
                 return true;
             }
             bucket = following(bucket, buckets);
         }
         false
-    }
-
-    /// The slots, while the index is private.
-    fn slots_mut(&mut self) -> &mut [PrivateSlot] {
-        let buckets = self.get().header().buckets;
-        // SAFETY: the slots stand there (`Shape::layout`); a private slot is an atomic one with another face.
-        let first = unsafe { self.0.cast::<u8>().add(SLOTS_AT).cast::<PrivateSlot>() };
-        // SAFETY: as above; the index is this thread's alone and borrowed mutably, so nothing else refers to its slots.
-        unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), (buckets * BUCKET) as usize) }
     }
 
     /// Leaves the index to the root that points to it now.

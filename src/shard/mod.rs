@@ -298,7 +298,7 @@ impl<K: Key> Shard<K> {
             index::prefetch_bucket(root, buckets, hash);
         }
         #[cfg(loom)]
-        let _ = hash;
+        let _ = (hash, &self.buckets);
     }
 
     /// The record of a key, unless it is RETIRED.

@@ -100,6 +100,20 @@ pub(crate) fn change<K: Key, P: Liveness>(
     {
         return Ok(Changed::Added(Added::Refreshed));
     }
+    // The first route of a node, as of one that was just inserted.
+    if let Change::Add(proxy) = what
+        && word == Word::DEAD
+        && scope.count.reserve(1)
+    {
+        step("change: before the CAS");
+        if record.compare_exchange(word, Word::live(proxy, scope.now)).is_ok() {
+            step("change: done, not counted");
+            slab.count_live(false, true);
+            tell::<K, P>(record, Reason::Added, scope);
+            return Ok(Changed::Added(Added::Inserted));
+        }
+        scope.count.release(1);
+    }
     change_any::<K, P>(record, what, slab, scope)
 }
 
@@ -180,11 +194,7 @@ fn change_any<K: Key, P: Liveness>(
                     );
                 }
                 if let Some(reason) = reason(what, changed) {
-                    scope.feed.mark(ring::<K>(scope.shard), scope.guard, || Event::Node {
-                        // SAFETY: an index has the record, and the guard is pinned.
-                        node: unsafe { K::node(record.key()) },
-                        reason,
-                    });
+                    tell::<K, P>(record, reason, scope);
                 }
                 if let Some(list) = list {
                     // SAFETY: the CAS above unlinked it.
@@ -198,6 +208,15 @@ fn change_any<K: Key, P: Liveness>(
             }
         }
     }
+}
+
+/// Tells the feed of a change of the record's routes, after the CAS that made it.
+fn tell<K: Key, P>(record: &Record, reason: Reason, scope: &Scope<'_, P>) {
+    scope.feed.mark(ring::<K>(scope.shard), scope.guard, || Event::Node {
+        // SAFETY: an index has the record, and the guard is pinned.
+        node: unsafe { K::node(record.key()) },
+        reason,
+    });
 }
 
 /// Why the feed tells of a change, if it does.
