@@ -29,20 +29,26 @@ impl<K: Key> Shard<K> {
     ) -> Result<(), Refused> {
         old.freeze();
         step("rebuild: frozen");
-        let mut left_out = Vec::new();
-        let mut staying = Vec::with_capacity(old.slab().live() as usize);
-        for (number, record) in old.occupied() {
-            step("rebuild: mid copy");
-            match retire_tombstone(record) {
-                Found::Tombstone => left_out.push(number),
-                Found::Kept => staying.push((number, K::hash_stored(record.key(), scope.hasher))),
-                Found::Moving => return self.relocate(old, scope),
-            }
-        }
-        let mut shape = next_shape(old, staying.len() as u32, crowded, scope.shard);
+        // How many stay is known only at the end; the count that is kept is as good, off by no more than what other threads
+        // are about. Records go straight to their slots: a list of them would be as large as the index.
+        let mut shape = next_shape(old, old.slab().live(), crowded, scope.shard);
         loop {
             let mut new = NewIndex::new(old.shared_slab(), shape).ok_or(Refused::Memory)?;
-            if !staying.iter().all(|&(number, hash)| new.place(number, hash)) {
+            let mut left_out = Vec::new();
+            let mut has_room = true;
+            for (number, record) in old.occupied() {
+                step("rebuild: mid copy");
+                match retire_tombstone(record) {
+                    Found::Tombstone => left_out.push(number),
+                    Found::Kept => has_room = new.place(number, K::hash_stored(record.key(), scope.hasher)),
+                    Found::Moving => return self.relocate(old, scope),
+                }
+                if !has_room {
+                    break;
+                }
+            }
+            if !has_room {
+                // What was left out is RETIRED, and is left out again.
                 shape = crowded_shape(shape);
                 continue;
             }
