@@ -10,8 +10,6 @@ const FIRST_BITS: u32 = if cfg!(loom) { 1 } else { 3 };
 /// Segments of one size, as a power of two.
 const PER_SIZE_BITS: u32 = if cfg!(loom) { 0 } else { 5 };
 
-const OFFSET: u32 = 1 << (FIRST_BITS + PER_SIZE_BITS);
-
 /// The segment and the offset in it of one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -23,7 +21,29 @@ impl Place {
     /// Finds a number below 2^31.
     #[inline]
     pub(crate) fn of(number: u32) -> Place {
-        let shifted = number + OFFSET;
+        Split::<PER_SIZE_BITS>::place(number)
+    }
+
+    /// How many elements a segment has.
+    pub(crate) fn len(segment: u32) -> u32 {
+        Split::<PER_SIZE_BITS>::len(segment)
+    }
+
+    /// How many segments hold the numbers below `count`.
+    pub(crate) fn segments(count: u32) -> u32 {
+        Split::<PER_SIZE_BITS>::segments(count)
+    }
+}
+
+/// Such an array with another split: `1 << PER_SIZE_BITS` segments of one size, so that fewer pointers lead to more empty
+/// elements, or the other way round.
+pub(crate) struct Split<const PER_SIZE_BITS: u32>;
+
+impl<const PER_SIZE_BITS: u32> Split<PER_SIZE_BITS> {
+    /// As [`Place::of`].
+    #[inline]
+    pub(crate) fn place(number: u32) -> Place {
+        let shifted = number + (1 << (FIRST_BITS + PER_SIZE_BITS));
         let shift = shifted.ilog2() - PER_SIZE_BITS;
         Place {
             // The leading bits, less the one that the first segments start with, count the segments.
@@ -32,14 +52,14 @@ impl Place {
         }
     }
 
-    /// How many elements a segment has.
+    /// As [`Place::len`].
     pub(crate) fn len(segment: u32) -> u32 {
         1 << (FIRST_BITS + (segment >> PER_SIZE_BITS))
     }
 
-    /// How many segments hold the numbers below `count`.
+    /// As [`Place::segments`].
     pub(crate) fn segments(count: u32) -> u32 {
-        count.checked_sub(1).map_or(0, |last| Place::of(last).segment + 1)
+        count.checked_sub(1).map_or(0, |last| Self::place(last).segment + 1)
     }
 }
 
@@ -47,21 +67,27 @@ impl Place {
 mod tests {
     use super::*;
 
-    #[test]
-    fn numbers_fill_segments_one_after_the_other() {
+    fn fills_one_after_the_other<const PER_SIZE_BITS: u32>() {
         let mut expected = Place { segment: 0, offset: 0 };
         for number in 0..300_000 {
-            assert_eq!(Place::of(number), expected, "number {number}");
+            assert_eq!(Split::<PER_SIZE_BITS>::place(number), expected, "number {number}");
             expected.offset += 1;
-            if expected.offset == Place::len(expected.segment) {
-                assert_eq!(Place::segments(number + 1), expected.segment + 1);
+            if expected.offset == Split::<PER_SIZE_BITS>::len(expected.segment) {
+                assert_eq!(Split::<PER_SIZE_BITS>::segments(number + 1), expected.segment + 1);
                 expected = Place {
                     segment: expected.segment + 1,
                     offset: 0,
                 };
             }
         }
-        assert_eq!(Place::segments(0), 0);
+        assert_eq!(Split::<PER_SIZE_BITS>::segments(0), 0);
+    }
+
+    #[test]
+    fn numbers_fill_segments_one_after_the_other() {
+        fills_one_after_the_other::<PER_SIZE_BITS>();
+        fills_one_after_the_other::<2>();
+        fills_one_after_the_other::<0>();
     }
 
     #[test]

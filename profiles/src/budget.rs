@@ -115,7 +115,7 @@ pub(crate) const BUDGETS: &[Budget] = &[
         unit: Unit::PeakPerRoute,
         limit: 31.0,
         reach: None,
-        not_yet: Some("what 128 shards and 1,000 proxies take by themselves weighs more in a small table"),
+        not_yet: None,
     },
     Budget {
         key: "from-10k",
@@ -125,7 +125,7 @@ pub(crate) const BUDGETS: &[Budget] = &[
         unit: Unit::PeakPerRoute,
         limit: 40.0,
         reach: None,
-        not_yet: Some("as above"),
+        not_yet: None,
     },
     Budget {
         key: "two-routes",

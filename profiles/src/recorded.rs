@@ -114,7 +114,7 @@ const PARTS: [(&str, &[&str]); 9] = [
     ("indexes", &["(src/shard/index.rs"]),
     ("lists of routes", &["(src/shard/list.rs"]),
     ("names", &["(src/key.rs"]),
-    ("map of proxy IDs", &["(scc-", "(sdd-", "/scc-", "/sdd-"]),
+    ("map of proxy IDs", &["(src/proxies/ids.rs"]),
     ("proxies", &["(src/proxies/numbered.rs"]),
     (
         "addresses and clusters",

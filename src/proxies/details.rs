@@ -1,146 +1,459 @@
-//! What proxies share: addresses and cluster names, each stored once.
+//! What proxies share: each cluster name is stored once, under a number, and each address once, unless it is IPv4, when it
+//! takes no memory at all.
+//!
+//! A proxy's cluster and address are one word, so that they change together:
+//!
+//! ```text
+//! port (16) | IPv4 address (32) | cluster number (15) | 1     an address as nearly all are
+//! address of a `Shared`, 8-aligned                            any other, and where the cluster's number has more bits
+//! 0                                                           none: the number is FREE
+//! ```
+//!
+//! Readers look at what a word names under an epoch pin, without a lock. So what a word named goes only a grace period after
+//! the last entry gave that word up, and a cluster's number is given to another one only then. Everything else here is the
+//! registry owner's.
 
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use ahash::RandomState;
-use compact_str::CompactString;
+use compact_str::{CompactString, ToCompactString};
 use hashbrown::HashTable;
 
-/// A cluster and an address in it; proxies that have the same ones share it.
+use crate::key::Text;
+use crate::proxies::grace::Grace;
+use crate::proxies::numbered::Numbered;
+use crate::sync::{AtomicU64, Guard, Ordering, after_grace};
+
+/// A cluster and an address in it, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Details(pub(crate) u64);
+
+const IS_INLINE: u64 = 1;
+const CLUSTER_SHIFT: u32 = 1;
+const CLUSTER_BITS: u32 = 15;
+const IP_SHIFT: u32 = CLUSTER_SHIFT + CLUSTER_BITS;
+const PORT_SHIFT: u32 = IP_SHIFT + 32;
+
+/// Clusters whose number fits into a word beside an address.
+const INLINE_CLUSTERS: u32 = 1 << CLUSTER_BITS;
+
+/// What a word says.
+enum Form {
+    None,
+    Inline { cluster: u32, addr: SocketAddrV4 },
+    Shared(*mut Shared),
+}
+
+/// An address, parsed. Addresses are compared byte by byte, so only the spelling that one is shown in is taken for IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Addr<'a> {
+    V4(SocketAddrV4),
+    Text(&'a str),
+}
+
+impl<'a> Addr<'a> {
+    pub(crate) fn of(text: &'a str) -> Self {
+        // The parser takes zeros before a port's digits, which would not be shown, but none before an address's.
+        let is_shown_so = |addr: &SocketAddrV4| addr.port() != 0 && !text.contains(":0");
+        match text.parse().ok().filter(is_shown_so) {
+            Some(addr) => Addr::V4(addr),
+            None => Addr::Text(text),
+        }
+    }
+
+    pub(crate) fn to_compact_string(self) -> CompactString {
+        match self {
+            Addr::V4(addr) => addr.to_compact_string(),
+            Addr::Text(text) => text.into(),
+        }
+    }
+}
+
+/// Details that do not fit into a word, for all proxies that have them.
 #[derive(Debug)]
-pub(crate) struct Details {
-    cluster_name: Arc<Counted<CompactString>>,
-    addr: CompactString,
+pub(crate) struct Shared {
+    addr: Text,
+    cluster: u32,
+    /// Entries that have it.
+    users: u32,
 }
 
 impl Details {
-    pub(crate) fn is(&self, cluster_name: &str, addr: &str) -> bool {
-        self.addr == addr && self.cluster_name.value == cluster_name
+    pub(crate) const NONE: Details = Details(0);
+
+    fn inline(cluster: u32, addr: SocketAddrV4) -> Self {
+        Self(
+            u64::from(addr.port()) << PORT_SHIFT
+                | u64::from(addr.ip().to_bits()) << IP_SHIFT
+                | u64::from(cluster) << CLUSTER_SHIFT
+                | IS_INLINE,
+        )
     }
 
-    pub(crate) fn cluster_name(&self) -> CompactString {
-        self.cluster_name.value.clone()
+    fn shared(shared: *mut Shared) -> Self {
+        Self(shared.expose_provenance() as u64)
     }
 
-    pub(crate) fn addr(&self) -> CompactString {
-        self.addr.clone()
+    fn form(self) -> Form {
+        match self.0 {
+            0 => Form::None,
+            bits if bits & IS_INLINE != 0 => Form::Inline {
+                cluster: (bits >> CLUSTER_SHIFT) as u32 % INLINE_CLUSTERS,
+                addr: SocketAddrV4::new(
+                    Ipv4Addr::from_bits((bits >> IP_SHIFT) as u32),
+                    (bits >> PORT_SHIFT) as u16,
+                ),
+            },
+            bits => Form::Shared(std::ptr::with_exposed_provenance_mut(bits as usize)),
+        }
+    }
+
+    /// The cluster's name and the address, unless there are none.
+    ///
+    /// # Safety
+    ///
+    /// The word was loaded with Acquire from an entry while the guard was pinned, and is of the proxies whose clusters
+    /// these are.
+    pub(crate) unsafe fn look_up<'g>(self, clusters: &'g Clusters, _guard: &'g Guard) -> Option<(&'g str, Addr<'g>)> {
+        let (cluster, addr) = match self.form() {
+            Form::None => return None,
+            Form::Inline { cluster, addr } => (cluster, Addr::V4(addr)),
+            Form::Shared(shared) => {
+                // SAFETY: an entry had it under the guard, so it is freed after the guard has gone. Only its count of users
+                // ever changes, and that is not read here.
+                let cluster = unsafe { (*shared).cluster };
+                // SAFETY: as above.
+                let addr = unsafe { (*shared).addr };
+                // SAFETY: it is freed with the `Shared`.
+                (cluster, Addr::of(unsafe { addr.as_str() }))
+            }
+        };
+        // SAFETY: an entry had the word under the guard, so the number is this cluster's until the guard has gone.
+        Some((unsafe { clusters.name(cluster) }, addr))
     }
 }
 
-/// A value with how many users it has. The count is not the `Arc`'s: readers that are on their way out still hold that.
-/// Only the interner's owner touches it.
+/// Names of clusters by number.
 #[derive(Debug)]
-pub(crate) struct Counted<T> {
-    value: T,
-    users: AtomicU32,
-}
+pub(crate) struct Clusters(Numbered<AtomicU64, 0>);
 
-impl<T> std::ops::Deref for Counted<T> {
-    type Target = T;
+impl Clusters {
+    /// More than there is memory for, whatever is pinned.
+    const LIMIT: u32 = 1 << 31;
 
-    fn deref(&self) -> &T {
-        &self.value
+    /// # Safety
+    ///
+    /// The number is a cluster's for as long as the result is in use.
+    unsafe fn name<'a>(&self, number: u32) -> &'a str {
+        // Relaxed: written before the word that has the number, which was loaded with Acquire; or by the owner.
+        let bits = self.0.get(number).map_or(0, |name| name.load(Ordering::Relaxed));
+        // SAFETY: a cluster's number has a text.
+        let text = unsafe { Text::from_bits(bits) };
+        // SAFETY: as the caller promises.
+        unsafe { text.as_str() }
+    }
+
+    fn set_name(&self, number: u32, name: Text) {
+        // Relaxed: published by the word that has the number.
+        self.0.ensure(number).store(name.to_bits(), Ordering::Relaxed);
+    }
+
+    /// # Safety
+    ///
+    /// The number has a text that nobody looks at any more, and will have another one before it is a cluster's again.
+    unsafe fn free_name(&self, number: u32) {
+        // Relaxed: the owner wrote it.
+        let bits = self.0.get(number).map_or(0, |name| name.load(Ordering::Relaxed));
+        // SAFETY: the caller promises that there is a text.
+        let text = unsafe { Text::from_bits(bits) };
+        // SAFETY: as the caller promises.
+        unsafe { text.free() };
     }
 }
 
-impl<T> Counted<T> {
-    fn new(value: T) -> Arc<Self> {
-        Arc::new(Self {
-            value,
-            users: AtomicU32::new(0),
-        })
-    }
-
-    fn one_more(&self) {
-        // Relaxed: the interner's lock orders it.
-        self.users.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Tells whether that was the last one.
-    fn one_less(&self) -> bool {
-        // Relaxed: as above.
-        self.users.fetch_sub(1, Ordering::Relaxed) == 1
-    }
-}
-
-/// Details with how many proxies have them.
-pub(crate) type SharedDetails = Counted<Details>;
-
-/// Every [`Details`] that some proxy has, and every cluster name that some of them has.
-#[derive(Debug, Default)]
+/// Every cluster that some proxy is in, and every [`Shared`] that some proxy has.
+#[derive(Debug)]
 pub(crate) struct Interner {
-    details: HashTable<Arc<SharedDetails>>,
-    cluster_names: HashTable<Arc<Counted<CompactString>>>,
+    shared: HashTable<SharedPtr>,
+    cluster_numbers: HashTable<u32>,
+    clusters: Arc<Clusters>,
+    /// How many entries and [`Shared`] have a cluster, by number.
+    users: Vec<u32>,
+    /// Numbers that no cluster has.
+    free: Vec<u32>,
+    /// Numbers that readers may still take for a former cluster, each with the grace period that is waited for.
+    leaving: VecDeque<(u32, u32)>,
     hasher: RandomState,
 }
 
-impl Interner {
-    /// The shared details, for one more proxy.
-    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Arc<SharedDetails> {
-        let hash_of =
-            |details: &Arc<SharedDetails>| self.hasher.hash_one((&*details.cluster_name.value, &*details.addr));
-        let hash = self.hasher.hash_one((cluster_name, addr));
-        if let Some(known) = self.details.find(hash, |known| known.is(cluster_name, addr)) {
-            known.one_more();
-            return Arc::clone(known);
-        }
-        let name_hash = self.hasher.hash_one(cluster_name);
-        let known_name = self.cluster_names.entry(
-            name_hash,
-            |known| known.value == cluster_name,
-            |known| self.hasher.hash_one(&*known.value),
-        );
-        let name = Arc::clone(known_name.or_insert_with(|| Counted::new(cluster_name.into())).get());
-        name.one_more();
-        let new = Counted::new(Details {
-            cluster_name: name,
-            addr: addr.into(),
-        });
-        new.one_more();
-        self.details.insert_unique(hash, Arc::clone(&new), hash_of);
-        new
+/// A [`Shared`] that the interner owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct SharedPtr(*mut Shared);
+
+// SAFETY: what it points to may be looked at and freed by any thread.
+unsafe impl Send for SharedPtr {}
+
+impl SharedPtr {
+    fn new(cluster: u32, addr: &str) -> Self {
+        let addr = new_text(addr);
+        Self(Box::into_raw(Box::new(Shared {
+            addr,
+            cluster,
+            users: 1,
+        })))
     }
 
-    /// Counts one proxy less that has `details`.
-    pub(crate) fn release(&mut self, details: &Arc<SharedDetails>) {
-        if !details.one_less() {
-            return;
-        }
-        let name = &details.cluster_name;
-        forget(
-            &mut self.details,
-            self.hasher.hash_one((&*name.value, &*details.addr)),
-            details,
-        );
-        if name.one_less() {
-            forget(&mut self.cluster_names, self.hasher.hash_one(&*name.value), name);
+    /// # Safety
+    ///
+    /// It was not freed.
+    unsafe fn key<'a>(self) -> (u32, &'a str) {
+        // SAFETY: as the caller promises; neither field changes.
+        let cluster = unsafe { (*self.0).cluster };
+        // SAFETY: as above.
+        let addr = unsafe { (*self.0).addr };
+        // SAFETY: it is freed with the `Shared`.
+        (cluster, unsafe { addr.as_str() })
+    }
+
+    /// Adds to the count of users, and returns it.
+    ///
+    /// # Safety
+    ///
+    /// It was not freed, and the caller owns the interner.
+    unsafe fn add_users(self, more: i32) -> u32 {
+        // SAFETY: nobody else touches the count.
+        let users = unsafe { &mut (*self.0).users };
+        *users = users.wrapping_add_signed(more);
+        *users
+    }
+
+    /// # Safety
+    ///
+    /// Nobody can reach it any more.
+    unsafe fn free(self) {
+        // SAFETY: it came from `Box::into_raw`.
+        let shared = unsafe { Box::from_raw(self.0) };
+        // SAFETY: the text is the `Shared`'s alone.
+        unsafe { shared.addr.free() };
+    }
+}
+
+/// Copies a text of at most 255 bytes. Without memory for it, the process ends, as it does in collections.
+pub(crate) fn new_text(text: &str) -> Text {
+    Text::new(text).unwrap_or_else(|| std::alloc::handle_alloc_error(std::alloc::Layout::for_value(text)))
+}
+
+impl Default for Interner {
+    fn default() -> Self {
+        Self {
+            shared: HashTable::new(),
+            cluster_numbers: HashTable::new(),
+            clusters: Arc::new(Clusters(Numbered::new(Clusters::LIMIT))),
+            users: Vec::new(),
+            free: Vec::new(),
+            leaving: VecDeque::new(),
+            hasher: RandomState::new(),
         }
     }
 }
 
-fn forget<T>(table: &mut HashTable<Arc<T>>, hash: u64, value: &Arc<T>) {
-    if let Ok(entry) = table.find_entry(hash, |known| Arc::ptr_eq(known, value)) {
-        entry.remove();
+impl Interner {
+    pub(crate) fn clusters(&self) -> Arc<Clusters> {
+        Arc::clone(&self.clusters)
+    }
+
+    /// The details of one more entry.
+    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str, grace: &Grace) -> Details {
+        let cluster = self.cluster(cluster_name, grace);
+        if let Addr::V4(addr) = Addr::of(addr)
+            && cluster < INLINE_CLUSTERS
+        {
+            self.users[cluster as usize] += 1;
+            return Details::inline(cluster, addr);
+        }
+        let hash = self.hasher.hash_one((cluster, addr));
+        // SAFETY: what is in the table was not freed.
+        let is_it = |known: &SharedPtr| unsafe { known.key() } == (cluster, addr);
+        if let Some(known) = self.shared.find(hash, is_it) {
+            // SAFETY: as above; `self` is borrowed mutably.
+            unsafe { known.add_users(1) };
+            return Details::shared(known.0);
+        }
+        self.users[cluster as usize] += 1;
+        let new = SharedPtr::new(cluster, addr);
+        // SAFETY: as above.
+        let hash_of = |known: &SharedPtr| self.hasher.hash_one(unsafe { known.key() });
+        self.shared.insert_unique(hash, new, hash_of);
+        Details::shared(new.0)
+    }
+
+    /// The number of a cluster, which has to get a user if it is a new one.
+    fn cluster(&mut self, name: &str, grace: &Grace) -> u32 {
+        let clusters = &self.clusters;
+        // SAFETY: the numbers in the table are clusters', and it is borrowed mutably.
+        let name_of = |number: &u32| unsafe { clusters.name(*number) };
+        let hash = self.hasher.hash_one(name);
+        if let Some(known) = self.cluster_numbers.find(hash, |known| name_of(known) == name) {
+            return *known;
+        }
+        while let Some((_, number)) = self.leaving.pop_front_if(|&mut (period, _)| grace.is_over(period)) {
+            // SAFETY: nobody reads a word that has the number any more.
+            unsafe { clusters.free_name(number) };
+            self.free.push(number);
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.users.push(0);
+            self.users.len() as u32 - 1
+        });
+        clusters.set_name(number, new_text(name));
+        self.cluster_numbers
+            .insert_unique(hash, number, |known| self.hasher.hash_one(name_of(known)));
+        number
+    }
+
+    /// Counts one entry less that has `details`, which readers may look at until a grace period has passed.
+    pub(crate) fn release(&mut self, details: Details, grace: &Grace, guard: &Guard) {
+        match details.form() {
+            Form::None => {}
+            Form::Inline { cluster, .. } => self.release_cluster(cluster, grace, guard),
+            Form::Shared(shared) => {
+                let shared = SharedPtr(shared);
+                // SAFETY: it has a user, so it was not freed; `self` is borrowed mutably.
+                if unsafe { shared.add_users(-1) } > 0 {
+                    return;
+                }
+                // SAFETY: as above.
+                let key = unsafe { shared.key() };
+                if let Ok(entry) = self
+                    .shared
+                    .find_entry(self.hasher.hash_one(key), |known| *known == shared)
+                {
+                    entry.remove();
+                }
+                let cluster = key.0;
+                // SAFETY: no entry has it any more, so who pins from now on does not find it.
+                after_grace(guard, move || unsafe { shared.free() });
+                self.release_cluster(cluster, grace, guard);
+            }
+        }
+    }
+
+    fn release_cluster(&mut self, number: u32, grace: &Grace, guard: &Guard) {
+        let users = &mut self.users[number as usize];
+        *users -= 1;
+        if *users > 0 {
+            return;
+        }
+        // SAFETY: the number is a cluster's.
+        let hash = self.hasher.hash_one(unsafe { self.clusters.name(number) });
+        if let Ok(entry) = self.cluster_numbers.find_entry(hash, |known| *known == number) {
+            entry.remove();
+        }
+        self.leaving.push_back((grace.begin(guard), number));
+    }
+}
+
+impl Drop for Interner {
+    fn drop(&mut self) {
+        for shared in &self.shared {
+            // SAFETY: the table goes away, and nobody else can reach what it has.
+            unsafe { shared.free() };
+        }
+        let leaving = self.leaving.iter().map(|(_, number)| number);
+        for number in self.cluster_numbers.iter().chain(leaving) {
+            // SAFETY: as above.
+            unsafe { self.clusters.free_name(*number) };
+        }
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::sync::pin;
+
+    /// What the details are seen as.
+    fn seen(interner: &Interner, details: Details) -> (String, String) {
+        let guard = pin();
+        // SAFETY: the tests look only at what has a user.
+        let (cluster, addr) = unsafe { details.look_up(&interner.clusters, &guard) }.expect("it has details");
+        (cluster.into(), addr.to_compact_string().into())
+    }
 
     #[test]
     fn equal_details_are_stored_once_and_forgotten_with_their_last_proxy() {
-        let mut interner = Interner::default();
-        let a = interner.intern("cluster", "a:1");
-        let also_a = interner.intern("cluster", "a:1");
-        let b = interner.intern("cluster", "b:1");
-        assert!(Arc::ptr_eq(&a, &also_a) && Arc::ptr_eq(&a.cluster_name, &b.cluster_name));
-        interner.release(&a);
-        assert_eq!(interner.details.len(), 2, "another proxy has it");
-        interner.release(&also_a);
-        assert_eq!((interner.details.len(), interner.cluster_names.len()), (1, 1));
-        interner.release(&b);
-        assert_eq!((interner.details.len(), interner.cluster_names.len()), (0, 0));
+        let (mut interner, grace) = (Interner::default(), Grace::default());
+        let a = interner.intern("cluster", "a:1", &grace);
+        let also_a = interner.intern("cluster", "a:1", &grace);
+        let b = interner.intern("cluster", "10.0.0.1:1", &grace);
+        assert!(a == also_a && a != b);
+        assert_eq!(seen(&interner, a), ("cluster".into(), "a:1".into()));
+        assert_eq!(seen(&interner, b), ("cluster".into(), "10.0.0.1:1".into()));
+        interner.release(a, &grace, &pin());
+        assert_eq!(interner.shared.len(), 1, "another proxy has it");
+        interner.release(also_a, &grace, &pin());
+        assert_eq!((interner.shared.len(), interner.cluster_numbers.len()), (0, 1));
+        interner.release(b, &grace, &pin());
+        assert_eq!(interner.cluster_numbers.len(), 0);
+    }
+
+    #[test]
+    fn a_clusters_number_is_anothers_only_after_a_grace_period() {
+        let (mut interner, grace) = (Interner::default(), Grace::default());
+        let reader = pin();
+        let first = interner.intern("first", "10.0.0.1:1", &grace);
+        interner.release(first, &grace, &pin());
+        let second = interner.intern("second", "10.0.0.1:1", &grace);
+        assert_ne!(first, second);
+        // SAFETY: the reader is pinned since before it was released.
+        let (cluster, _) = unsafe { first.look_up(&interner.clusters, &reader) }.expect("it had details");
+        assert_eq!(cluster, "first");
+        drop(reader);
+        let reused = (0..1_000).any(|i| {
+            pin().flush();
+            let name = format!("cluster {i}");
+            interner.intern(&name, "10.0.0.1:1", &grace) == first
+        });
+        assert!(reused, "the number was never given to another cluster");
+    }
+
+    #[test]
+    fn clusters_with_large_numbers_share_addresses_too() {
+        let (mut interner, grace) = (Interner::default(), Grace::default());
+        for number in 0..INLINE_CLUSTERS + 3 {
+            let details = interner.intern(&number.to_string(), "10.0.0.1:3080", &grace);
+            let expected = (number.to_string(), "10.0.0.1:3080".into());
+            assert_eq!(seen(&interner, details), expected);
+        }
+        assert_eq!(interner.shared.len(), 3);
+    }
+
+    #[test]
+    fn addresses_are_shown_as_they_came() {
+        let ipv4 = ["0.0.0.0:1", "10.0.0.1:3080", "255.255.255.255:65535", "1.2.3.4:10"];
+        for text in ipv4 {
+            assert!(matches!(Addr::of(text), Addr::V4(_)), "{text}");
+        }
+        let others = [
+            "01.2.3.4:80",
+            "1.2.3.4:080",
+            "1.2.3.4:0",
+            "1.2.3:80",
+            "1.2.3.4.5:80",
+            "[::1]:80",
+            "[::ffff:1.2.3.4]:80",
+            "0x1.2.3.4:80",
+            "proxy:3080",
+            " 1.2.3.4:80",
+            "1.2.3.4:+80",
+        ];
+        for text in others {
+            assert_eq!(Addr::of(text), Addr::Text(text));
+        }
+        for text in ipv4.into_iter().chain(others) {
+            assert_eq!(Addr::of(text).to_compact_string(), text);
+        }
     }
 }

@@ -4,6 +4,7 @@ use compact_str::{CompactString, ToCompactString};
 use uuid::Uuid;
 
 use crate::key::Text;
+use crate::proxies::details::new_text;
 
 /// A proxy's ID, parsed. IDs are compared byte by byte, so only the spelling that a UUID is shown in is stored as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,12 +37,7 @@ impl<'a> ProxyId<'a> {
                 let (high, low) = uuid.as_u64_pair();
                 [low, high]
             }
-            ProxyId::Name(name) => {
-                let text = Text::new(name).unwrap_or_else(|| {
-                    std::alloc::handle_alloc_error(std::alloc::Layout::for_value(name));
-                });
-                [0, text.to_bits()]
-            }
+            ProxyId::Name(name) => [0, new_text(name).to_bits()],
         }
     }
 

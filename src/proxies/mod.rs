@@ -25,6 +25,7 @@ mod details;
 mod entry;
 mod grace;
 mod id;
+mod ids;
 #[cfg(all(test, loom))]
 mod models;
 mod numbered;
@@ -38,11 +39,12 @@ pub(crate) use entry::Life;
 
 use crate::error::{ProxyField, RegisterError, TextError};
 use crate::node_id::check_text;
-use crate::proxies::entry::Entry;
+use crate::proxies::details::{Addr, Clusters, Details};
+use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace::Grace;
 use crate::proxies::id::ProxyId;
-use crate::proxies::numbered::Numbered;
-use crate::proxies::registry::{Ids, Registry};
+use crate::proxies::ids::Ids;
+use crate::proxies::registry::{Registry, Wait};
 use crate::shard::word::PROXY_NUMBERS;
 use crate::sync::{Guard, Mutex};
 
@@ -117,8 +119,9 @@ fn check_host_port(addr: &str) -> Result<(), TextError> {
 /// All proxies of a table.
 #[derive(Debug)]
 pub(crate) struct Proxies {
-    entries: Arc<Numbered<Entry>>,
+    numbers: Arc<Numbers>,
     ids: Ids,
+    clusters: Arc<Clusters>,
     registry: Mutex<Registry>,
     grace: Grace,
     limit: usize,
@@ -127,7 +130,7 @@ pub(crate) struct Proxies {
 impl Liveness for Proxies {
     #[inline]
     fn has(&self, proxy: u32) -> bool {
-        self.entries.get(proxy).is_some_and(|entry| entry.life().has_routes())
+        self.numbers.life(proxy).is_some_and(|life| life.get().has_routes())
     }
 
     fn left(&self, proxy: u32, tick: u64) {
@@ -141,11 +144,13 @@ impl Proxies {
 
     pub(crate) fn new(limit: usize) -> Self {
         let limit = limit.min(Self::MOST);
-        let entries = Arc::new(Numbered::new(limit as u32));
+        let numbers = Arc::new(Numbers::new(limit as u32));
+        let registry = Registry::default();
         Self {
-            ids: Ids::new(Arc::clone(&entries)),
-            entries,
-            registry: Mutex::default(),
+            ids: Ids::new(Arc::clone(&numbers)),
+            numbers,
+            clusters: registry.clusters(),
+            registry: Mutex::new(registry),
             grace: Grace::default(),
             limit,
         }
@@ -157,12 +162,10 @@ impl Proxies {
         let id = ProxyId::of(proxy.id);
         // Nearly always the proxy is known already, and nothing of it has changed: no lock.
         if let Some(number) = self.ids.find(id, guard)
-            && let Some(entry) = self.entries.get(number)
+            && let Some(entry) = self.numbers.get(number)
             && let life = entry.life().alive()
             && entry.revive(life)
-            && entry
-                .details(guard)
-                .is_some_and(|known| known.is(proxy.cluster_name, proxy.addr))
+            && self.look_up_details(entry, guard) == Some((proxy.cluster_name, Addr::of(proxy.addr)))
         {
             entry.touch(tick);
             return Ok(ProxyRef { number, life });
@@ -191,12 +194,11 @@ impl Proxies {
     ) -> Result<ProxyRef, RegisterError> {
         let id = ProxyId::of(proxy.id);
         let mut registry = self.registry.lock();
-        if let Some(number) = self.ids.find_exactly(id, guard) {
-            let entry = self.entries.ensure(number);
+        if let Some((number, entry)) = self.ids.find(id, guard).and_then(|n| Some((n, self.numbers.get(n)?))) {
             // It cannot die now: that takes the lock.
             if update {
-                let details = registry.intern(proxy.cluster_name, proxy.addr);
-                registry.set_details(entry, Some(details), guard);
+                let details = registry.intern(proxy.cluster_name, proxy.addr, &self.grace);
+                registry.set_details(entry, details, &self.grace, guard);
             }
             entry.touch(tick);
             let life = entry.life().alive();
@@ -206,15 +208,15 @@ impl Proxies {
         let number = registry
             .take_number(self.limit)
             .ok_or(RegisterError::TooManyProxies { limit: self.limit })?;
-        let entry = self.entries.ensure(number);
-        let life = entry.occupy(id, registry.intern(proxy.cluster_name, proxy.addr), tick);
-        self.ids.insert(number);
+        let details = registry.intern(proxy.cluster_name, proxy.addr, &self.grace);
+        let life = self.numbers.ensure(number).occupy(id, details, tick);
+        self.ids.insert(number, guard);
         Ok(ProxyRef { number, life })
     }
 
     /// The entry that `proxy` names, where it is still registered.
-    fn current(&self, proxy: ProxyRef) -> Option<&Entry> {
-        self.entries
+    fn current(&self, proxy: ProxyRef) -> Option<Entry<'_>> {
+        self.numbers
             .get(proxy.number)
             .filter(|entry| entry.life().is_same_proxy(proxy.life))
     }
@@ -223,14 +225,14 @@ impl Proxies {
     /// is not.
     #[inline]
     pub(crate) fn takes_routes(&self, proxy: ProxyRef) -> bool {
-        self.entries
-            .get(proxy.number)
-            .is_some_and(|entry| entry.revive(proxy.life))
+        self.numbers
+            .life(proxy.number)
+            .is_some_and(|life| life.revive(proxy.life))
     }
 
     /// Notes that a proxy is in use.
     pub(crate) fn touch(&self, number: u32, tick: u64) {
-        if let Some(entry) = self.entries.get(number) {
+        if let Some(entry) = self.numbers.get(number) {
             entry.touch(tick);
         }
     }
@@ -238,7 +240,7 @@ impl Proxies {
     /// The reference of a number that a route has, where it is registered.
     #[inline]
     pub(crate) fn reference(&self, number: u32) -> Option<ProxyRef> {
-        let life = self.entries.get(number)?.life();
+        let life = self.numbers.life(number)?.get();
         life.has_routes().then(|| ProxyRef {
             number,
             life: life.alive(),
@@ -247,12 +249,18 @@ impl Proxies {
 
     pub(crate) fn details(&self, proxy: ProxyRef, guard: &Guard) -> Option<ProxyDetails> {
         let entry = self.current(proxy)?;
-        let details = entry.details(guard)?;
+        let (cluster_name, addr) = self.look_up_details(entry, guard)?;
         Some(ProxyDetails {
             id: entry.id(guard).to_compact_string(),
-            cluster_name: details.cluster_name(),
-            addr: details.addr(),
+            cluster_name: cluster_name.into(),
+            addr: addr.to_compact_string(),
         })
+    }
+
+    /// The cluster's name and the address, unless the number is FREE.
+    fn look_up_details<'g>(&'g self, entry: Entry<'g>, guard: &'g Guard) -> Option<(&'g str, Addr<'g>)> {
+        // SAFETY: loaded with Acquire under the guard, of an entry of these proxies.
+        unsafe { entry.details().look_up(&self.clusters, guard) }
     }
 
     /// Takes a proxy away at once, with all its routes.
@@ -262,20 +270,20 @@ impl Proxies {
         let Some(entry) = self.current(proxy) else { return false };
         entry.die();
         registry.proxy_gone();
-        self.bury(proxy.number, entry, guard);
+        self.bury(proxy.number, &mut registry, guard);
         true
     }
 
     /// What follows when a number has become DEAD; the lock is held.
-    fn bury(&self, number: u32, entry: &Entry, guard: &Guard) {
-        self.ids.remove(number);
-        entry.wait_for_grace(self.grace.begin(guard));
+    fn bury(&self, number: u32, registry: &mut Registry, guard: &Guard) {
+        self.ids.remove(number, guard);
+        registry.wait_for(number, Wait::Grace(self.grace.begin(guard)));
     }
 
     /// Notes that a route of `proxy` was seen in a round of the sweeper.
     #[inline]
     pub(crate) fn seen(&self, proxy: u32, round: u32) {
-        if let Some(entry) = self.entries.get(proxy) {
+        if let Some(entry) = self.numbers.get(proxy) {
             entry.seen_in(round);
         }
     }
@@ -295,12 +303,12 @@ impl Proxies {
         let mut visited = 0;
         let mut registry = None;
         while visited < most {
-            let Some(entry) = self.entries.get(number) else {
+            let Some(entry) = self.numbers.get(number) else {
                 return (visited, None);
             };
             visited += 1;
             entry.forget_old_round(round);
-            if entry.is_due(round, idle_before, &self.grace) {
+            if is_due(entry, round, idle_before) {
                 // The sweeper waits for nobody: what is due stays due.
                 registry = registry.or_else(|| self.registry.try_lock());
                 if let Some(registry) = &mut registry {
@@ -316,54 +324,59 @@ impl Proxies {
     fn advance(
         &self,
         number: u32,
-        entry: &Entry,
+        entry: Entry<'_>,
         round: u32,
         round_now: &impl Fn() -> u32,
         idle_before: u64,
         registry: &mut Registry,
         guard: &Guard,
     ) {
-        // Looked at again, now that nobody else can change it.
-        if !entry.is_due(round, idle_before, &self.grace) {
-            return;
-        }
         let life = entry.life();
         if life.is_alive() {
-            entry.close();
-            entry.wait_for_grace(self.grace.begin(guard));
-        } else if !entry.waits_for_round() {
-            // The grace period is over; a round that starts after this sees every route that there is.
-            entry.wait_for_round(round_now());
-        } else if life.is_closing() {
-            // A route that was removed meanwhile counts as well as one that is still there.
-            if entry.was_seen_since(round) || !entry.is_idle(idle_before) {
-                entry.revive(life.alive());
-            } else if entry.die_if_closing() {
-                registry.proxy_gone();
-                self.bury(number, entry, guard);
+            // Looked at again, now that nobody else can change it.
+            if is_due(entry, round, idle_before) {
+                entry.close();
+                registry.wait_for(number, Wait::Grace(self.grace.begin(guard)));
             }
-        } else if entry.was_seen_since(round) {
+            return;
+        }
+        match registry.wait_of(number) {
+            Some(wait) if !wait.is_over(round, &self.grace) => {}
+            // The grace period is over; a round that starts after this sees every route that there is.
+            Some(Wait::Grace(_)) => registry.wait_for(number, Wait::Round(round_now())),
+            Some(Wait::Round(_)) if life.is_closing() => {
+                // A route that was removed meanwhile counts as well as one that is still there.
+                if entry.was_seen_since(round) || !entry.is_idle(idle_before) {
+                    entry.revive(life.alive());
+                } else if entry.die_if_closing() {
+                    registry.proxy_gone();
+                    self.bury(number, registry, guard);
+                }
+            }
             // A route that could not be taken away, for want of memory.
-            entry.wait_for_round(round_now());
-        } else {
-            // No route has the number any more, and no thread that might look at its details or its ID is left.
-            registry.set_details(entry, None, guard);
-            let reusable = entry.vacate();
-            registry.give_number_back(number, reusable);
+            Some(Wait::Round(_)) if entry.was_seen_since(round) => registry.wait_for(number, Wait::Round(round_now())),
+            Some(Wait::Round(_)) => {
+                // No route has the number any more, and no thread that might look at its details or its ID is left.
+                registry.set_details(entry, Details::NONE, &self.grace, guard);
+                let reusable = entry.vacate();
+                registry.give_number_back(number, reusable);
+            }
+            // It was revived, or given back, since it was looked at first.
+            None => {}
         }
     }
 
     /// The proxy that is registered under an ID.
     pub(crate) fn find(&self, id: &str, guard: &Guard) -> Option<ProxyRef> {
-        let number = self.ids.find_exactly(ProxyId::of(id), guard)?;
+        let number = self.ids.find(ProxyId::of(id), guard)?;
         self.reference(number)
     }
 
     /// All proxies that are registered at some moment of the call, those that are all the while among them.
     pub(crate) fn references(&self) -> Vec<ProxyRef> {
-        // Numbers are given out in order, so no proxy's is behind one whose entry was never made.
+        // Numbers are given out in order, so no proxy's is behind one whose life was never made.
         (0..)
-            .take_while(|number| self.entries.get(*number).is_some())
+            .take_while(|number| self.numbers.life(*number).is_some())
             .filter_map(|number| self.reference(number))
             .collect()
     }
@@ -380,5 +393,14 @@ impl Proxies {
 
     pub(crate) fn limit(&self) -> usize {
         self.limit
+    }
+}
+
+/// Whether there is something to do for a number at the end of a round, or something that it waits for.
+fn is_due(entry: Entry<'_>, round: u32, idle_before: u64) -> bool {
+    let life = entry.life();
+    match life.is_alive() {
+        true => entry.is_idle(idle_before) && !entry.was_seen_since(round),
+        false => !life.is_free(),
     }
 }

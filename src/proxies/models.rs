@@ -27,7 +27,7 @@ fn proxy(id: &str) -> Proxy<'_> {
 impl World {
     fn new() -> Self {
         Self {
-            proxies: Proxies::new(2),
+            proxies: Proxies::new(4),
             word: AtomicU64::new(0),
             round: AtomicU32::new(1),
         }
@@ -115,5 +115,32 @@ fn a_proxy_that_gets_a_route_is_not_dropped_as_idle() {
             added,
             "what a proxy took is there"
         );
+    });
+}
+
+#[test]
+fn a_proxy_is_found_while_the_map_of_ids_grows() {
+    epoch::check(3, || {
+        let world = Arc::new(World::new());
+        let old = world.register("old");
+        // As many as fit into the first array.
+        for id in ["b", "c"] {
+            world.register(id);
+        }
+        let reader = thread::spawn({
+            let world = Arc::clone(&world);
+            move || {
+                let guard = pin();
+                assert_eq!(world.proxies.find("old", &guard), Some(old));
+                let new = world.proxies.find("new", &guard)?;
+                let details = world.proxies.details(new, &guard).expect("it is registered");
+                assert_eq!((&*details.id, &*details.addr), ("new", "a:1"));
+                Some(new)
+            }
+        });
+        let new = world.register("new");
+        let found = reader.join().expect("it ends");
+        assert!(found.is_none_or(|found| found == new));
+        assert_eq!(world.proxies.find("new", &pin()), Some(new));
     });
 }

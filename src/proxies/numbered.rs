@@ -1,37 +1,87 @@
 //! An array that grows without moving what it has, and is read without a lock.
 
-use std::sync::OnceLock;
+use std::fmt;
+use std::ptr;
 
-use crate::place::Place;
+use crate::place::Split;
+use crate::sync::{AtomicPtr, Ordering};
 
-/// Elements by number, from zero, in segments that are allocated when a number in them is first needed.
-#[derive(Debug)]
-pub(crate) struct Numbered<T> {
-    segments: Box<[OnceLock<Box<[T]>>]>,
+/// Elements by number, from zero, in segments that are allocated when a number in them is first needed; see
+/// [`place`](crate::place) for their sizes.
+pub(crate) struct Numbered<T, const PER_SIZE_BITS: u32> {
+    segments: Box<[AtomicPtr<T>]>,
 }
 
-impl<T: Default> Numbered<T> {
+// SAFETY: it owns the elements, as a vector does.
+unsafe impl<T: Send, const PER_SIZE_BITS: u32> Send for Numbered<T, PER_SIZE_BITS> {}
+// SAFETY: it hands out only shared references to them.
+unsafe impl<T: Send + Sync, const PER_SIZE_BITS: u32> Sync for Numbered<T, PER_SIZE_BITS> {}
+
+impl<T, const PER_SIZE_BITS: u32> fmt::Debug for Numbered<T, PER_SIZE_BITS> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Numbered").finish_non_exhaustive()
+    }
+}
+
+impl<T: Default, const PER_SIZE_BITS: u32> Numbered<T, PER_SIZE_BITS> {
     /// Room for the numbers below `limit`.
     pub(crate) fn new(limit: u32) -> Self {
+        let count = Split::<PER_SIZE_BITS>::segments(limit);
         Self {
-            segments: (0..Place::segments(limit)).map(|_| OnceLock::new()).collect(),
+            segments: (0..count).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
         }
     }
 
     /// The element of a number, where its segment was needed before.
     #[inline]
     pub(crate) fn get(&self, number: u32) -> Option<&T> {
-        let place = Place::of(number);
-        self.segments
-            .get(place.segment as usize)?
-            .get()?
-            .get(place.offset as usize)
+        let place = Split::<PER_SIZE_BITS>::place(number);
+        // Acquire: pairs with the CAS in `ensure`, so that the elements are seen initialised.
+        let segment = self.segments.get(place.segment as usize)?.load(Ordering::Acquire);
+        if segment.is_null() {
+            return None;
+        }
+        // SAFETY: a segment has that many elements, and an offset is below that.
+        let element = unsafe { segment.add(place.offset as usize) };
+        // SAFETY: it was initialised before the segment was installed, and lives as long as the array.
+        Some(unsafe { &*element })
     }
 
     /// The element of a number below the limit.
     pub(crate) fn ensure(&self, number: u32) -> &T {
-        let place = Place::of(number);
-        let new = || (0..Place::len(place.segment)).map(|_| T::default()).collect();
-        &self.segments[place.segment as usize].get_or_init(new)[place.offset as usize]
+        loop {
+            if let Some(element) = self.get(number) {
+                return element;
+            }
+            let place = Split::<PER_SIZE_BITS>::place(number);
+            let len = Split::<PER_SIZE_BITS>::len(place.segment);
+            let new: Box<[T]> = (0..len).map(|_| T::default()).collect();
+            let new = Box::into_raw(new);
+            // Release: pairs with the load in `get`. Relaxed on failure: the next turn loads what won.
+            let installed = self.segments[place.segment as usize].compare_exchange(
+                ptr::null_mut(),
+                new.cast::<T>(),
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
+            if installed.is_err() {
+                // SAFETY: it came from `Box::into_raw`, and nobody has seen it.
+                drop(unsafe { Box::from_raw(new) });
+            }
+        }
+    }
+}
+
+impl<T, const PER_SIZE_BITS: u32> Drop for Numbered<T, PER_SIZE_BITS> {
+    fn drop(&mut self) {
+        for (number, segment) in self.segments.iter().enumerate() {
+            // Relaxed: whoever drops the array is alone with it.
+            let elements = segment.load(Ordering::Relaxed);
+            if !elements.is_null() {
+                let len = Split::<PER_SIZE_BITS>::len(number as u32) as usize;
+                // SAFETY: `ensure` made it from a box of that length.
+                drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(elements, len)) });
+            }
+        }
     }
 }

@@ -21,12 +21,14 @@ pub(crate) fn max_used(buckets: u32) -> u32 {
 
 /// How many buckets the index of a shard has that shall hold `keys`.
 pub(crate) fn buckets_for(keys: u32, shard: usize) -> u32 {
-    // The shard's share of one step.
-    let stagger = shard as f64 / SHARDS as f64;
     let slots = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD;
-    let least = slots / f64::from(BUCKET);
-    let step = (least.max(1.0).ln() / GROWTH.ln() - stagger).ceil();
-    (GROWTH.powf(step + stagger).round() as u32).max(least.ceil() as u32)
+    next_size(slots / f64::from(BUCKET), shard as f64 / SHARDS as f64)
+}
+
+/// The first of a series of sizes that is not below `least`. The series is shifted by a share of one step.
+pub(crate) fn next_size(least: f64, share: f64) -> u32 {
+    let step = (least.max(1.0).ln() / GROWTH.ln() - share).ceil();
+    (GROWTH.powf(step + share).round() as u32).max(least.ceil() as u32)
 }
 
 #[cfg(all(test, not(loom)))]

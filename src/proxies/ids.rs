@@ -1,0 +1,354 @@
+//! From a proxy's ID to its number, 4 bytes and a little for each.
+//!
+//! The map is an array of numbers in each of its parts; the IDs, and what they hash to, are in the numbers' entries. The
+//! registry's owner alone changes it. Readers need no lock: a number never moves within an array, and an array that has
+//! become too small is replaced by a copy. So who reads an array that was just replaced sees the map as it was when it was
+//! loaded. The parts grow one at a time, each at sizes of its own, so that no registration copies more than one of them.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
+use std::mem::size_of;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use ahash::RandomState;
+
+use crate::proxies::entry::Numbers;
+use crate::proxies::id::ProxyId;
+use crate::shard::capacity::next_size;
+#[cfg(loom)]
+use crate::sync::epoch::Fate;
+use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, retire};
+
+const PART_BITS: u32 = if cfg!(loom) { 0 } else { 7 };
+const PARTS: usize = 1 << PART_BITS;
+
+/// A slot that no number was put in; a probe sequence ends there.
+const EMPTY: u32 = 0;
+/// A slot whose number was removed. No number's slot looks like that: numbers have 23 bits.
+const REMOVED: u32 = NUMBER_MASK;
+
+/// A slot has the number plus one, and above it some bits of the ID's hash, so that nearly always only the right entry is
+/// looked at.
+const NUMBER_BITS: u32 = 24;
+const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
+
+/// Arrays of more numbers than this go as soon as the last reader has left, not when a bag of garbage fills up.
+const FLUSHED: u32 = 512;
+
+/// The slots of one part, behind this.
+#[repr(C)]
+struct Array {
+    len: u32,
+    /// Slots that are not EMPTY; the owner's, as the next one.
+    used: AtomicU32,
+    /// Slots with a number.
+    count: AtomicU32,
+    #[cfg(loom)]
+    fate: Fate,
+}
+
+const SLOTS_AT: usize = size_of::<Array>().next_multiple_of(align_of::<AtomicU32>());
+
+impl Array {
+    fn layout(len: u32) -> Layout {
+        let bytes = SLOTS_AT + len as usize * size_of::<AtomicU32>();
+        let align = align_of::<Array>().max(align_of::<AtomicU32>());
+        Layout::from_size_align(bytes, align).expect("2^31 slots fit into memory")
+    }
+
+    fn new(len: u32) -> NonNull<Array> {
+        let layout = Self::layout(len);
+        // SAFETY: the layout has a header, so its size is not zero.
+        let raw = unsafe { alloc_zeroed(layout) };
+        let Some(array) = NonNull::new(raw.cast::<Array>()) else {
+            handle_alloc_error(layout);
+        };
+        let header = Array {
+            len,
+            used: AtomicU32::new(0),
+            count: AtomicU32::new(0),
+            #[cfg(loom)]
+            fate: Fate::default(),
+        };
+        // SAFETY: the allocation starts with room for a header, and is ours alone.
+        unsafe { array.write(header) };
+        #[cfg(loom)]
+        for at in 0..len as usize {
+            // SAFETY: the layout has room for the slots there.
+            let slots = unsafe { array.cast::<u8>().add(SLOTS_AT) }.cast::<AtomicU32>();
+            // SAFETY: as above.
+            let slot = unsafe { slots.add(at) };
+            // SAFETY: as above, and the allocation is ours alone.
+            unsafe { slot.write(AtomicU32::new(EMPTY)) };
+        }
+        // Outside of loom, zeroed memory is EMPTY slots.
+        array
+    }
+
+    fn slots(&self) -> &[AtomicU32] {
+        #[cfg(loom)]
+        self.fate.assert_alive();
+        // SAFETY: the slots stand there (`layout`).
+        let first = unsafe { ptr::from_ref(self).cast::<u8>().add(SLOTS_AT) }.cast::<AtomicU32>();
+        // SAFETY: as above; they are atomics, initialised by `new`.
+        unsafe { std::slice::from_raw_parts(first, self.len as usize) }
+    }
+
+    /// The slots from where a hash begins, all of them once.
+    fn probe(&self, hash: u64) -> impl Iterator<Item = &AtomicU32> {
+        let slots = self.slots();
+        // The part is the hash's top bits, the tag its lowest ones.
+        let mixed = hash << PART_BITS >> 32;
+        let from = ((mixed * slots.len() as u64) >> 32) as usize;
+        slots[from..].iter().chain(&slots[..from])
+    }
+
+    /// Puts a number that is not there into the first slot that is free for it.
+    fn put(&self, number: u32, hash: u64) {
+        let free = self
+            .probe(hash)
+            // Relaxed, here and below: only the owner writes slots and counts.
+            .find(|slot| matches!(slot.load(Ordering::Relaxed), EMPTY | REMOVED))
+            .expect("there is room (`Ids::insert`)");
+        if free.load(Ordering::Relaxed) == EMPTY {
+            self.used
+                .store(self.used.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+        self.count
+            .store(self.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        // Release: pairs with the load in `find`, so that the number's entry is seen with its ID.
+        free.store(tag(hash) | (number + 1), Ordering::Release);
+    }
+
+    /// The numbers that are there; for the owner.
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        // Relaxed: as in `put`.
+        let values = self.slots().iter().map(|slot| slot.load(Ordering::Relaxed));
+        values.filter_map(number_in)
+    }
+}
+
+fn tag(hash: u64) -> u32 {
+    (hash as u32) << NUMBER_BITS
+}
+
+fn number_in(slot: u32) -> Option<u32> {
+    (slot != EMPTY && slot != REMOVED).then(|| (slot & NUMBER_MASK) - 1)
+}
+
+impl Reclaim for Array {
+    fn after_grace(&self) {}
+
+    unsafe fn free(object: *mut Self) {
+        // SAFETY: the caller is the only one who knows the array.
+        let len = unsafe { (*object).len };
+        // Neither the header nor an atomic needs dropping outside of loom, and inside they hold nothing either.
+        // SAFETY: `new` allocated it with this layout.
+        unsafe { dealloc(object.cast(), Self::layout(len)) };
+    }
+
+    #[cfg(loom)]
+    fn fate(&self) -> &Fate {
+        &self.fate
+    }
+}
+
+/// The map.
+pub(crate) struct Ids {
+    parts: [AtomicPtr<Array>; PARTS],
+    numbers: Arc<Numbers>,
+    hasher: RandomState,
+}
+
+impl fmt::Debug for Ids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ids").finish_non_exhaustive()
+    }
+}
+
+impl Ids {
+    pub(crate) fn new(numbers: Arc<Numbers>) -> Self {
+        Self {
+            parts: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            numbers,
+            // A model goes the same way each time.
+            #[cfg(loom)]
+            hasher: RandomState::with_seeds(1, 2, 3, 4),
+            #[cfg(not(loom))]
+            hasher: RandomState::new(),
+        }
+    }
+
+    fn array<'g>(&'g self, part: usize, _guard: &'g Guard) -> Option<&'g Array> {
+        // Acquire: pairs with `replace`, so that the array is seen whole.
+        let array = self.parts[part].load(Ordering::Acquire);
+        // SAFETY: the part had it under the guard, so it is freed after the guard has gone.
+        unsafe { array.as_ref() }
+    }
+
+    /// The number of an ID.
+    pub(crate) fn find(&self, id: ProxyId<'_>, guard: &Guard) -> Option<u32> {
+        let hash = self.hasher.hash_one(id);
+        for slot in self.array(part_of(hash), guard)?.probe(hash) {
+            // Acquire: pairs with the store in `put`.
+            let value = slot.load(Ordering::Acquire);
+            if value == EMPTY {
+                return None;
+            }
+            if (value ^ tag(hash)) >> NUMBER_BITS == 0
+                && let Some(number) = number_in(value)
+                // A number that is still seen was in the map while the guard was pinned, so its ID is not freed.
+                && self.numbers.get(number).is_some_and(|entry| entry.has_id(id, guard))
+            {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// Adds a number whose entry has its ID, which is not there yet; for the registry's owner.
+    pub(crate) fn insert(&self, number: u32, guard: &Guard) {
+        let Some(hash) = self.hash_of(number, guard) else {
+            return;
+        };
+        let part = part_of(hash);
+        let has_room = |array: &&Array| {
+            // Relaxed: the owner's.
+            let used = array.used.load(Ordering::Relaxed);
+            used + array.len / 8 < array.len - 1
+        };
+        match self.array(part, guard).filter(has_room) {
+            Some(array) => array.put(number, hash),
+            None => self.replace(part, Some(number), guard),
+        }
+    }
+
+    /// Removes a number, whose entry still has its ID; for the registry's owner.
+    pub(crate) fn remove(&self, number: u32, guard: &Guard) {
+        let Some(hash) = self.hash_of(number, guard) else {
+            return;
+        };
+        let part = part_of(hash);
+        let Some(array) = self.array(part, guard) else { return };
+        // Relaxed, all: only the owner writes slots and counts; whoever still finds the number looks at its life.
+        let slot = array
+            .probe(hash)
+            .find(|slot| number_in(slot.load(Ordering::Relaxed)) == Some(number));
+        let Some(slot) = slot else { return };
+        slot.store(REMOVED, Ordering::Relaxed);
+        let count = array.count.load(Ordering::Relaxed) - 1;
+        array.count.store(count, Ordering::Relaxed);
+        // The memory follows the proxies down.
+        if array.len > 16 && count < array.len / 2 {
+            self.replace(part, None, guard);
+        }
+    }
+
+    /// Replaces a part's array by a copy of the right size, with one number more.
+    fn replace(&self, part: usize, more: Option<u32>, guard: &Guard) {
+        let old = self.array(part, guard);
+        let numbers = || old.into_iter().flat_map(Array::numbers).chain(more);
+        let count = numbers().count() as u32;
+        // An eighth stays EMPTY.
+        let least = f64::from(count + 1) * 8.0 / 7.0 + 1.0;
+        let new = Array::new(next_size(least, part as f64 / PARTS as f64));
+        for number in numbers() {
+            if let Some(hash) = self.hash_of(number, guard) {
+                // SAFETY: nobody else knows it yet.
+                unsafe { new.as_ref() }.put(number, hash);
+            }
+        }
+        let old = old.map(ptr::from_ref);
+        // Release: pairs with `array`. Only the owner writes it.
+        self.parts[part].store(new.as_ptr(), Ordering::Release);
+        if let Some(old) = old {
+            // SAFETY: the part does not have it any more, so a thread that pins from now on cannot find it.
+            unsafe { retire(guard, old.cast_mut()) };
+            if count > FLUSHED {
+                guard.flush();
+            }
+        }
+    }
+
+    fn hash_of(&self, number: u32, guard: &Guard) -> Option<u64> {
+        self.numbers
+            .get(number)
+            .map(|entry| self.hasher.hash_one(entry.id(guard)))
+    }
+}
+
+fn part_of(hash: u64) -> usize {
+    match PART_BITS {
+        0 => 0,
+        bits => (hash >> (64 - bits)) as usize,
+    }
+}
+
+impl Drop for Ids {
+    fn drop(&mut self) {
+        for part in &self.parts {
+            // Relaxed: whoever drops the map is alone with it.
+            let array = part.load(Ordering::Relaxed);
+            if !array.is_null() {
+                // SAFETY: nobody else can reach it.
+                unsafe { Array::free(array) };
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::proxies::details::Details;
+    use crate::sync::pin;
+
+    fn name(number: u32) -> String {
+        format!("proxy-{number}")
+    }
+
+    #[test]
+    fn the_map_finds_what_it_has_and_nothing_else() {
+        let numbers = Arc::new(Numbers::new(20_000));
+        let ids = Ids::new(Arc::clone(&numbers));
+        let guard = pin();
+        let mut expected = HashMap::new();
+        let add = |number, expected: &mut HashMap<_, _>| {
+            let name = name(number);
+            numbers.ensure(number).occupy(ProxyId::of(&name), Details::NONE, 0);
+            ids.insert(number, &guard);
+            expected.insert(name, number);
+        };
+        let check = |expected: &HashMap<String, u32>| {
+            for number in 0..21_000 {
+                let name = name(number);
+                assert_eq!(ids.find(ProxyId::of(&name), &guard), expected.get(&name).copied());
+            }
+        };
+        let size = || -> u32 {
+            (0..PARTS)
+                .filter_map(|part| ids.array(part, &guard))
+                .map(|a| a.len)
+                .sum()
+        };
+        (0..20_000).for_each(|number| add(number, &mut expected));
+        check(&expected);
+        let full = size();
+        assert!(full < 20_000 * 3 / 2, "{full} slots");
+        for number in (0..20_000).filter(|number| number % 10 != 0) {
+            ids.remove(number, &guard);
+            expected.remove(&name(number));
+        }
+        check(&expected);
+        assert!(size() < full / 4, "{} slots of {full}", size());
+        for number in (0..20_000).filter(|number| number % 10 == 5) {
+            // The entry still has the ID.
+            ids.insert(number, &guard);
+            expected.insert(name(number), number);
+        }
+        check(&expected);
+    }
+}
