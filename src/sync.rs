@@ -78,7 +78,7 @@ mod epoch {
     ///
     /// As for [`Reclaim::free`], once the threads that are pinned now have gone on; and the object may be freed by any
     /// thread.
-    pub(crate) unsafe fn retire<T: Reclaim + 'static>(guard: &Guard, object: *mut T) {
+    pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object: *mut T) {
         #[cfg(test)]
         crate::stalls::retired();
         let reclaim = move || {
@@ -210,7 +210,7 @@ pub(crate) mod epoch {
         MODEL.with_borrow_mut(|model| model.unpins = Some(edge));
     }
 
-    pub(crate) unsafe fn retire<T: Reclaim + 'static>(_guard: &Guard, object: *mut T) {
+    pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(_guard: &Guard, object: *mut T) {
         defer(Box::new(move || {
             // SAFETY: freed only in `bury`, at the end of the model.
             let object_ref = unsafe { &*object };

@@ -35,7 +35,7 @@ fn fails() -> bool {
 // SAFETY: it hands on to the system's allocator, or returns null.
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let is_list = LISTS.get() && layout.align() == 8 && (24..=80).contains(&layout.size());
+        let is_list = LISTS.get() && layout.align() == 8 && (16..=72).contains(&layout.size());
         if (layout.align() == 64 || is_list) && fails() {
             return std::ptr::null_mut();
         }

@@ -1,11 +1,10 @@
 //! The heap list of a node with two routes or more.
 //!
-//! A list's membership never changes; only the times in its words do, by a CAS each, until a word is frozen. So a list
-//! of n routes is 8 bytes and n words, allocated at its exact size.
+//! A list's membership never changes; only the times in its words do, by a CAS each, until a word is frozen. How long it is
+//! stands in the record's word, beside its address; so a list of n routes is n words.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::mem::size_of;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 use crate::shard::word::Word;
 #[cfg(loom)]
@@ -15,50 +14,72 @@ use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, retire, step};
 /// The most routes that one node may have.
 pub(crate) const MAX_ROUTES_PER_NODE: usize = if cfg!(loom) { 3 } else { 64 };
 
-#[repr(C, align(8))]
-pub(crate) struct Header {
-    len: u32,
+/// What is on the heap.
+#[repr(C)]
+struct Body {
     #[cfg(loom)]
     fate: Fate,
+    words: [AtomicU64],
 }
 
-const WORDS_AT: usize = size_of::<Header>().next_multiple_of(align_of::<AtomicU64>());
+/// Where the words begin.
+#[cfg(not(loom))]
+const WORDS_AT: usize = 0;
+#[cfg(loom)]
+const WORDS_AT: usize = size_of::<Fate>().next_multiple_of(align_of::<AtomicU64>());
 
 fn layout(len: usize) -> Layout {
-    let bytes = WORDS_AT + len * size_of::<AtomicU64>();
-    Layout::from_size_align(bytes, align_of::<AtomicU64>().max(8)).expect("a list of 64 words fits into memory")
+    let align = align_of::<AtomicU64>();
+    let bytes = (WORDS_AT + len * size_of::<AtomicU64>()).next_multiple_of(align);
+    // 8 at least: a word's lowest bits are not the address's.
+    Layout::from_size_align(bytes, align.max(8)).expect("a list of 64 words fits into memory")
+}
+
+fn body(at: *mut u8, len: usize) -> *mut Body {
+    ptr::slice_from_raw_parts_mut(at, len) as *mut Body
+}
+
+fn len_of(body: *const Body) -> usize {
+    (body as *const [AtomicU64]).len()
+}
+
+/// The list that a SPILL word points to.
+fn body_of(word: Word) -> *mut Body {
+    body(
+        ptr::with_exposed_provenance_mut(word.address() as usize),
+        word.list_len(),
+    )
 }
 
 /// A list that nobody else knows yet; freed when it is dropped.
-pub(crate) struct NewList(NonNull<Header>);
+pub(crate) struct NewList(NonNull<Body>);
 
 impl NewList {
-    /// Copies `words`, newest first; `None` where there is no memory for them.
+    /// Copies `words`, newest first and not none at all; `None` where there is no memory for them.
     pub(crate) fn new(words: &[Word]) -> Option<NewList> {
-        // SAFETY: the layout has a header at least, so its size is not zero.
-        let raw = unsafe { alloc(layout(words.len())) };
-        let header = NonNull::new(raw.cast::<Header>())?;
-        let new = Header {
-            len: words.len() as u32,
-            #[cfg(loom)]
-            fate: Fate::default(),
-        };
-        // SAFETY: the allocation starts with room for a header, and is ours alone.
-        unsafe { header.write(new) };
+        debug_assert!(!words.is_empty());
+        // SAFETY: the layout has a word, so its size is not zero.
+        let raw = NonNull::new(unsafe { alloc(layout(words.len())) })?;
+        #[cfg(loom)]
+        // SAFETY: the allocation starts with room for it, and is ours alone.
+        unsafe {
+            raw.cast::<Fate>().write(Fate::default());
+        }
         // SAFETY: the layout has room for the words there.
-        let first = unsafe { header.cast::<u8>().add(WORDS_AT) }.cast::<AtomicU64>();
+        let first = unsafe { raw.add(WORDS_AT) }.cast::<AtomicU64>();
         for (i, word) in words.iter().enumerate() {
             // SAFETY: as above.
             let at = unsafe { first.add(i) };
             // SAFETY: as above, and the allocation is ours alone.
             unsafe { at.write(AtomicU64::new(word.thawed().0)) };
         }
-        Some(NewList(header))
+        NonNull::new(body(raw.as_ptr(), words.len())).map(NewList)
     }
 
     /// The word that a record points to this list with.
     pub(crate) fn word(&self) -> Word {
-        Word::spill(self.0.as_ptr().expose_provenance() as u64)
+        let body = self.0.as_ptr();
+        Word::spill(body.cast::<u8>().expose_provenance() as u64, len_of(body))
     }
 
     /// Leaves the list to the record that points to it now.
@@ -70,16 +91,13 @@ impl NewList {
 impl Drop for NewList {
     fn drop(&mut self) {
         // SAFETY: it was never published, so nobody else can reach it.
-        unsafe { Header::free(self.0.as_ptr()) };
+        unsafe { Body::free(self.0.as_ptr()) };
     }
 }
 
 /// A list that a record points to, or pointed to while this thread was pinned.
 #[derive(Clone, Copy)]
-pub(crate) struct List<'g> {
-    words: &'g [AtomicU64],
-    header: NonNull<Header>,
-}
+pub(crate) struct List<'g>(&'g Body);
 
 impl<'g> List<'g> {
     /// The list of a SPILL word.
@@ -89,30 +107,24 @@ impl<'g> List<'g> {
     /// `word` was loaded with Acquire from a record while `guard` was pinned.
     #[inline]
     pub(crate) unsafe fn of(word: Word, _guard: &'g Guard) -> List<'g> {
-        let raw = std::ptr::with_exposed_provenance_mut::<Header>(word.address() as usize);
-        // SAFETY: a SPILL word's address is that of a list (`NewList::word`), never null.
-        let header = unsafe { NonNull::new_unchecked(raw) };
-        // SAFETY: the list was reachable under the guard, so it is not freed before the guard goes (invariant 8).
-        let head = unsafe { header.as_ref() };
+        // SAFETY: a SPILL word has a list's address and length (`NewList::word`); it was initialised before it was published,
+        // and was reachable under the guard, so it is not freed before the guard goes (invariant 8).
+        let body = unsafe { &*body_of(word) };
         #[cfg(loom)]
-        head.fate.assert_alive();
-        // SAFETY: `len` words stand behind the header.
-        let first = unsafe { header.cast::<u8>().add(WORDS_AT).cast::<AtomicU64>() };
-        // SAFETY: as above; the words are atomics, initialised before the list was published.
-        let words = unsafe { std::slice::from_raw_parts(first.as_ptr(), head.len as usize) };
-        List { words, header }
+        body.fate.assert_alive();
+        List(body)
     }
 
     /// The words, newest membership first.
     #[inline]
     pub(crate) fn words(self) -> &'g [AtomicU64] {
-        self.words
+        &self.0.words
     }
 
     /// Makes every word final, and returns them: refreshes that come later find a frozen word and replace the list.
     pub(crate) fn freeze(self, into: &mut smallvec::SmallVec<[Word; 8]>) {
         let frozen = Word(0).frozen().0;
-        into.extend(self.words.iter().map(|word| {
+        into.extend(self.words().iter().map(|word| {
             step("list: before a freeze");
             // AcqRel: this is where a refresh of the word comes before the freeze or fails; whoever replaces the list
             // sees what the refresh wrote.
@@ -128,7 +140,7 @@ impl<'g> List<'g> {
     pub(crate) unsafe fn retire(self, guard: &Guard) {
         // SAFETY: no record points to the list any more, so a thread that pins from now on cannot find it; it is
         // retired by the one thread that unlinked it.
-        unsafe { retire(guard, self.header.as_ptr()) };
+        unsafe { retire(guard, ptr::from_ref(self.0).cast_mut()) };
     }
 
     /// Frees the list of a SPILL word at once.
@@ -138,17 +150,16 @@ impl<'g> List<'g> {
     /// Nobody else can reach the list, and the record that points to it is going away.
     pub(crate) unsafe fn free_at(word: Word) {
         // SAFETY: as the caller promises.
-        unsafe { Header::free(std::ptr::with_exposed_provenance_mut(word.address() as usize)) };
+        unsafe { Body::free(body_of(word)) };
     }
 }
 
-impl Reclaim for Header {
+impl Reclaim for Body {
     fn after_grace(&self) {}
 
     unsafe fn free(object: *mut Self) {
-        // SAFETY: the caller is the only one who knows the list.
-        let len = unsafe { (*object).len } as usize;
-        // Neither the header nor an atomic needs dropping outside of loom, and inside they hold nothing either.
+        let len = len_of(object);
+        // No atomic needs dropping outside of loom, and inside they hold nothing either.
         // SAFETY: `NewList::new` allocated it with this layout.
         unsafe { dealloc(object.cast(), layout(len)) };
     }

@@ -1,8 +1,8 @@
 //! The 64-bit word that says everything about a record's routes.
 //!
 //! ```text
-//! LIVE   proxy number (23) | last refresh in ticks (38) | FROZEN (1) | state (2)
-//! SPILL  address of a list, 8-aligned                   | FROZEN (1) | state (2)
+//! LIVE   proxy number (23) | last refresh in ticks (38)    | FROZEN (1) | state (2)
+//! SPILL  a list's length (7) | its address, 8-aligned (54) | FROZEN (1) | state (2)
 //! ```
 //!
 //! A list's own words have the LIVE form. Ticks are milliseconds on the table's own scale (`src/time.rs`).
@@ -14,6 +14,8 @@ const FROZEN: u64 = 0b100;
 const TIME_SHIFT: u32 = 3;
 const PROXY_SHIFT: u32 = TIME_SHIFT + TIME_BITS;
 const TIME_BITS: u32 = 38;
+/// Addresses have 56 bits at most where a process can have memory, on the machines that there are.
+const LEN_SHIFT: u32 = 57;
 
 /// How many proxy numbers fit into a word.
 pub(crate) const PROXY_NUMBERS: usize = 1 << (64 - PROXY_SHIFT);
@@ -49,10 +51,13 @@ impl Word {
         Word(u64::from(proxy) << PROXY_SHIFT | time << TIME_SHIFT | State::Live as u64)
     }
 
-    /// A list's address, which is 8-aligned.
-    pub(crate) fn spill(address: u64) -> Word {
-        debug_assert_eq!(address & (STATE_MASK | FROZEN), 0);
-        Word(address | State::Spill as u64)
+    /// A list's address, which is 8-aligned, and its length.
+    pub(crate) fn spill(address: u64, len: usize) -> Word {
+        assert!(
+            address & (STATE_MASK | FROZEN) == 0 && address >> LEN_SHIFT == 0 && len >> (64 - LEN_SHIFT) == 0,
+            "{len} words at {address:#x}"
+        );
+        Word((len as u64) << LEN_SHIFT | address | State::Spill as u64)
     }
 
     pub(crate) fn state(self) -> State {
@@ -76,7 +81,12 @@ impl Word {
 
     /// The list's address in a SPILL word.
     pub(crate) fn address(self) -> u64 {
-        self.0 & !(STATE_MASK | FROZEN)
+        self.0 & ((1 << LEN_SHIFT) - 1) & !(STATE_MASK | FROZEN)
+    }
+
+    /// The list's length in a SPILL word.
+    pub(crate) fn list_len(self) -> usize {
+        (self.0 >> LEN_SHIFT) as usize
     }
 
     pub(crate) fn is_frozen(self) -> bool {
@@ -118,11 +128,13 @@ mod tests {
                 }
             }
         }
-        let spill = Word::spill(0x7fff_ffff_fff8);
-        assert_eq!(
-            (spill.frozen().state(), spill.frozen().address()),
-            (State::Spill, 0x7fff_ffff_fff8)
-        );
+        for (address, len) in [(0x7fff_ffff_fff8, 2), (8, 64), ((1 << 56) - 8, 127)] {
+            let spill = Word::spill(address, len);
+            for word in [spill, spill.frozen(), spill.frozen().thawed()] {
+                let fields = (word.state(), word.address(), word.list_len());
+                assert_eq!(fields, (State::Spill, address, len));
+            }
+        }
         assert_eq!((Word::DEAD.state(), Word(0).state()), (State::Dead, State::Retired));
     }
 }
