@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 /// wall reading is used only to show times.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// Time since some fixed instant of the clock's own choosing. It should never go backwards; where it does, the
-    /// table stays at the latest reading that it saw.
+    /// table stays at the latest reading that it saw. A table's own time stands still 8.7 years after the table was
+    /// made: nothing expires from then on.
     fn monotonic(&self) -> Duration;
 
     /// The wall-clock time of now.

@@ -1,0 +1,172 @@
+//! The ends of the fields in a route's word: the last tick that there is, and the last proxy number.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{proxy, scale, sweep_fully};
+use nodetracker::{Added, Clock, ManualClock, NodeId, ProxyRef, RegisterError, RouteTable, Verdict};
+use uuid::Uuid;
+
+const INTERVAL: Duration = Duration::from_secs(10);
+const TICK: Duration = Duration::from_millis(1);
+/// How long after its beginning a table's time stands still: of 2^38 milliseconds, 2^31 are left for ages that are loaded.
+const LAST: Duration = Duration::from_millis((1 << 38) - 1 - (1 << 31));
+
+fn table() -> (RouteTable, ManualClock) {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone()).build();
+    (table, clock)
+}
+
+fn register(table: &RouteTable, id: &str) -> ProxyRef {
+    table.register_proxy(&proxy(id)).expect("there is room")
+}
+
+fn answer(table: &RouteTable, node: &NodeId) -> Vec<ProxyRef> {
+    table.get_proxies(node).iter().map(|route| route.proxy).collect()
+}
+
+/// Two nodes, one of which gets a list.
+fn nodes() -> [NodeId; 2] {
+    [Uuid::from_u128(1).into(), "node-2".parse().expect("a name")]
+}
+
+#[test]
+fn until_the_last_tick_routes_expire_as_ever() {
+    let (table, clock) = table();
+    let [inline, spilled] = nodes();
+    let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
+    clock.set(LAST - 2 * INTERVAL - 2 * TICK);
+    for (node, proxy) in [(&inline, one), (&spilled, one), (&spilled, two)] {
+        assert_eq!(table.add_node(node, proxy), Ok(Added::Inserted));
+    }
+    clock.advance(INTERVAL);
+    assert_eq!(answer(&table, &inline), [one]);
+    assert_eq!(answer(&table, &spilled), [two, one]);
+    assert_eq!(table.add_node(&spilled, one), Ok(Added::Refreshed));
+    clock.advance(TICK);
+    assert_eq!(answer(&table, &inline), []);
+    assert_eq!(answer(&table, &spilled), [one]);
+    clock.advance(INTERVAL);
+    assert_eq!(clock.monotonic(), LAST - TICK);
+    assert_eq!(answer(&table, &spilled), []);
+    sweep_fully(&table);
+    assert_eq!(table.len(), 0);
+}
+
+#[test]
+fn at_the_last_tick_time_stands_still_and_all_else_goes_on() {
+    let (table, clock) = table();
+    let nodes = nodes();
+    let [one, two, three] = ["proxy-1", "proxy-2", "proxy-3"].map(|id| register(&table, id));
+    clock.set(LAST - TICK);
+    for node in &nodes {
+        assert_eq!(table.add_node(node, one), Ok(Added::Inserted));
+    }
+    for past in [Duration::ZERO, TICK, INTERVAL, Duration::from_secs(1 << 33)] {
+        clock.set(LAST + past);
+        let node = &nodes[1];
+        assert_eq!(answer(&table, &nodes[0]), [one], "{past:?} past the last tick");
+        assert_eq!(table.add_node(node, two), Ok(Added::Inserted));
+        assert_eq!(table.add_node(node, three), Ok(Added::Inserted));
+        assert_eq!(answer(&table, node), [three, two, one]);
+        // Within a tick, however long it lasts, the position tells the order.
+        assert_eq!(table.add_node(node, two), Ok(Added::Refreshed));
+        assert_eq!(answer(&table, node), [two, three, one]);
+        let ages: Vec<_> = table
+            .explain(node)
+            .iter()
+            .map(|route| (route.age, route.verdict))
+            .collect();
+        let last = (Duration::ZERO, Verdict::Returned);
+        assert_eq!(ages, [last, last, (TICK, Verdict::Returned)]);
+        sweep_fully(&table);
+        assert_eq!(table.len(), 4, "a sweep at the last tick");
+        assert!(table.remove_route(node, two) && table.remove_route(node, three));
+    }
+    assert!(table.remove_proxy(one));
+    assert!(nodes.iter().all(|node| answer(&table, node).is_empty()));
+    sweep_fully(&table);
+    assert_eq!(table.len(), 0);
+}
+
+/// The greatest age that a word can tell survives a snapshot, and a table that is new takes it.
+#[test]
+fn a_snapshot_at_the_last_tick_is_read() {
+    let (table, clock) = table();
+    table.set_keep_alive(Duration::MAX);
+    let nodes = nodes();
+    let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
+    nodes
+        .iter()
+        .for_each(|node| _ = table.add_node(node, one).expect("there is room"));
+    clock.set(2 * LAST);
+    nodes
+        .iter()
+        .for_each(|node| _ = table.add_node(node, two).expect("there is room"));
+    assert_eq!(answer(&table, &nodes[0]), [two, one]);
+    let mut bytes = Vec::new();
+    table.write_snapshot(&mut bytes).expect("a vector takes all");
+
+    // A new table has no tick for the greatest age; it takes the route as old as it can tell.
+    let new = RouteTable::builder().keep_alive(Duration::MAX).clock(clock).build();
+    for table in [&table, &new] {
+        let report = table.read_snapshot(bytes.as_slice()).expect("it was written just now");
+        assert_eq!(report.routes, 4);
+        for node in &nodes {
+            let ids: Vec<_> = answer(table, node)
+                .into_iter()
+                .map(|proxy| table.proxy(proxy).expect("it is registered").id)
+                .collect();
+            assert_eq!(ids, ["proxy-2", "proxy-1"]);
+        }
+    }
+}
+
+#[test]
+fn an_interval_may_be_anything() {
+    let (table, clock) = table();
+    let [node, _] = nodes();
+    let one = register(&table, "proxy-1");
+    table.set_keep_alive(Duration::MAX);
+    assert_eq!(table.add_node(&node, one), Ok(Added::Inserted));
+    clock.set(LAST);
+    sweep_fully(&table);
+    assert_eq!(answer(&table, &node), [one], "no age is more than the longest interval");
+    table.set_keep_alive(Duration::ZERO);
+    assert_eq!(table.keep_alive(), TICK);
+    assert_eq!(answer(&table, &node), []);
+    sweep_fully(&table);
+    assert_eq!(table.len(), 0);
+}
+
+/// As many proxies as a table may have, the last of which is as good as the first. `NODETRACKER_SCALE=84` makes it all 2^23
+/// that a word can name, and takes half a gigabyte.
+#[test]
+fn the_last_proxy_number_is_as_good_as_the_first() {
+    const NUMBERS: usize = 1 << 23;
+    let count = NUMBERS.min(100_000 * scale());
+    let table = RouteTable::builder()
+        .max_proxies(if count == NUMBERS { usize::MAX } else { count })
+        .build();
+    let refs: Vec<_> = (0..count)
+        .map(|number| register(&table, &Uuid::from_u128(number as u128).to_string()))
+        .collect();
+    assert_eq!(
+        table.register_proxy(&proxy("one too many")),
+        Err(RegisterError::TooManyProxies { limit: count })
+    );
+    let nodes = nodes();
+    let [first, last] = [refs[0], refs[count - 1]];
+    for (node, proxy) in [(&nodes[0], last), (&nodes[1], first), (&nodes[1], last)] {
+        assert_eq!(table.add_node(node, proxy), Ok(Added::Inserted));
+    }
+    assert_eq!(answer(&table, &nodes[0]), [last]);
+    assert_eq!(answer(&table, &nodes[1]), [last, first]);
+    let id = table.proxy(last).expect("it is registered").id;
+    assert_eq!(id, Uuid::from_u128(count as u128 - 1).to_string());
+    assert!(table.remove_proxy(last));
+    assert_eq!(answer(&table, &nodes[0]), []);
+    assert_eq!(answer(&table, &nodes[1]), [first]);
+}
