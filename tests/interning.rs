@@ -1,0 +1,141 @@
+//! What a table keeps of proxies and their details that come without end: no more than of those that it has now.
+//! One test, since the allocator is the process's.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{scale, sweep_fully};
+use nodetracker::{Added, ManualClock, NodeId, Proxy, ProxyRef, RegisterError, RouteTable};
+use uuid::Uuid;
+
+/// Counts the bytes in use.
+struct Counting;
+
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: it hands on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // Relaxed, here and below: a count alone.
+        IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const INTERVAL: Duration = Duration::from_secs(10);
+const MOST_PROXIES: usize = 1_000;
+/// How many proxies come in a normal run, of which the table never has more than a fortieth.
+const STRANGERS: u128 = 40_000;
+/// Garbage of the last few hundred operations, which comes and goes. The strangers' details take 20 times as much.
+const SLACK: usize = 256 << 10;
+
+struct Arena {
+    table: RouteTable,
+    clock: ManualClock,
+    node: NodeId,
+    next: u128,
+}
+
+impl Arena {
+    fn new() -> Self {
+        let clock = ManualClock::new();
+        let builder = RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone());
+        Self {
+            table: builder.max_proxies(MOST_PROXIES).build(),
+            clock,
+            node: Uuid::from_u128(1).into(),
+            next: 0,
+        }
+    }
+
+    /// Registers a proxy that was never there, a UUID or a name, of a cluster and with an address that never were.
+    fn stranger(&mut self) -> Result<ProxyRef, RegisterError> {
+        self.next += 1;
+        let number = self.next;
+        let id = if number.is_multiple_of(2) {
+            Uuid::from_u128(number).to_string()
+        } else {
+            format!("proxy-{number}")
+        };
+        self.register(&id, number)
+    }
+
+    fn register(&self, id: &str, number: u128) -> Result<ProxyRef, RegisterError> {
+        self.table.register_proxy(&Proxy {
+            id,
+            cluster_name: &format!("cluster {number} of many, with a name that is stored apart"),
+            addr: &format!("host-{number}.example:3080"),
+        })
+    }
+
+    /// What frees the numbers of proxies that are removed or idle, perhaps not all of them at once.
+    fn sweep(&self) {
+        (0..4).for_each(|_| sweep_fully(&self.table));
+    }
+
+    /// Goes on until so many strangers came, and compares the bytes in use after the first tenth of them and later.
+    fn stays_flat(mut self, what: &str, mut round: impl FnMut(&mut Self)) {
+        let strangers = STRANGERS * scale() as u128;
+        let (mut first, mut most) = (0, 0);
+        while self.next < strangers {
+            let before = self.next;
+            round(&mut self);
+            assert!(
+                self.next > before,
+                "{what}: there was no room for anyone after {before} strangers"
+            );
+            most = most.max(IN_USE.load(Ordering::Relaxed));
+            if self.next < strangers / 10 {
+                first = most;
+            }
+        }
+        println!("{what}: {first} bytes at first, {most} at most");
+        assert!(
+            most <= first + SLACK,
+            "{what}: {first} bytes at first, {most} after {strangers} strangers"
+        );
+    }
+}
+
+#[test]
+fn strangers_without_end_take_no_more_than_those_that_are_there() {
+    Arena::new().stays_flat("removed", |arena| {
+        while let Ok(proxy) = arena.stranger() {
+            assert_eq!(arena.table.add_node(&arena.node, proxy), Ok(Added::Inserted));
+            assert!(arena.table.remove_proxy(proxy));
+        }
+        arena.sweep();
+    });
+    Arena::new().stays_flat("dropped by the sweeper", |arena| {
+        while arena.stranger().is_ok() {}
+        arena.clock.advance(2 * INTERVAL);
+        arena.sweep();
+    });
+    Arena::new().stays_flat("refused", |arena| {
+        while arena.stranger().is_ok() {}
+        for _ in 0..MOST_PROXIES {
+            let refused = arena.stranger();
+            assert_eq!(refused, Err(RegisterError::TooManyProxies { limit: MOST_PROXIES }));
+        }
+    });
+    Arena::new().stays_flat("new details of the same", |arena| {
+        for _ in 0..MOST_PROXIES {
+            arena.next += 1;
+            arena.register("proxy", arena.next).expect("there is room");
+        }
+        assert_eq!(arena.table.stats().proxies, 1);
+    });
+}
