@@ -1,0 +1,370 @@
+//! A tracker's day in a few minutes: nodes and proxies come and go without end, and what the table takes stays flat.
+//!
+//! ```console
+//! $ cargo run --release --example soak -- 600      # seconds; 60 unless it is told
+//! ```
+//!
+//! Two writers bring up new nodes all the time, keep them alive by handle, give some a second route, and then remove a
+//! third of them, the routes of another third, and let the rest expire. Strangers among the proxies register with an
+//! address that never was, report some nodes, and are removed, or fall silent. A reader looks nodes up, walks the table and
+//! writes snapshots, a follower takes the changes, and a sweeper sweeps. Every ten seconds each writer drops all that it
+//! has at once, so that shards shrink and grow again.
+//!
+//! The bytes in use (by a counting allocator) and the process's resident memory are looked at ten times a second. The most
+//! of each in any quarter after the first must be no more than a tenth above the second quarter's. In the end all routes
+//! expire: the table must come down to what its followers' rings take, and to nothing when it is dropped. Otherwise the
+//! exit code is 1.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::VecDeque;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{env, fs, io};
+
+use fastrand::Rng;
+use nodetracker::{NodeId, Proxy, ProxyRef, RouteBatch, RouteHandle, RouteTable};
+use uuid::Uuid;
+
+/// Counts the bytes in use.
+struct Counting;
+
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: it hands on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // Relaxed, here and below: a count alone.
+        IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+const WRITERS: usize = 2;
+/// Proxies that stay.
+const PROXIES: usize = 64;
+/// Nodes that are brought up at a time.
+const BATCH: usize = 500;
+/// Batches that a writer keeps alive.
+const BATCHES: usize = 200;
+/// A writer's time for one batch, if the machine has as much.
+const PACE: Duration = Duration::from_millis(25);
+/// How often a writer drops what it has.
+const TIDE: Duration = Duration::from_secs(10);
+/// What a table without routes may take: the last changes for followers, 512 in each of 257 rings, which are some 8 MiB;
+/// empty indexes; the garbage of the last operations.
+const AT_LOW_TIDE: usize = 12 << 20;
+/// What crossbeam's bags may still hold when the table is gone.
+const AFTERWARDS: usize = 1 << 20;
+
+struct Soak {
+    table: RouteTable,
+    stop: AtomicBool,
+    operations: AtomicU64,
+    seed: u64,
+}
+
+fn register(table: &RouteTable, id: &str, addr: &str) -> Option<ProxyRef> {
+    let cluster_name = "a cluster whose name is too long to be stored inline";
+    table.register_proxy(&Proxy { id, cluster_name, addr }).ok()
+}
+
+/// A node that never was: a UUID seven times out of eight, otherwise a name.
+fn new_node(rng: &mut Rng) -> NodeId {
+    let uuid = Uuid::from_u128(rng.u128(..));
+    if rng.u8(..8) == 0 {
+        format!("{uuid}.cluster").parse().expect("a name")
+    } else {
+        uuid.into()
+    }
+}
+
+/// Nodes of one proxy that a writer keeps alive.
+struct Batch {
+    proxy: usize,
+    nodes: Vec<NodeId>,
+    handles: Vec<RouteHandle>,
+}
+
+impl Soak {
+    fn is_over(&self) -> bool {
+        // Relaxed, here and below: a flag alone.
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, operations: usize) {
+        self.operations.fetch_add(operations as u64, Ordering::Relaxed);
+    }
+
+    /// Repeats something at a pace, until the end. What is late is not made up for.
+    fn at_pace(&self, pace: Duration, mut step: impl FnMut()) {
+        while !self.is_over() {
+            let next = Instant::now() + pace;
+            step();
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// A reference of a proxy that stays; it is registered anew where the sweeper dropped it, for the machine was too slow.
+    fn proxy(&self, number: usize) -> ProxyRef {
+        register(&self.table, &format!("proxy-{number}"), "proxy:3080").expect("there is room")
+    }
+
+    fn bring_up(&self, proxy: usize, nodes: Vec<NodeId>) -> Batch {
+        let mut handles = Vec::with_capacity(nodes.len());
+        let reference = self.proxy(proxy);
+        let added = self.table.add_nodes_with_handles(&nodes, reference, &mut handles);
+        added.expect("it was registered just now, and there is room");
+        self.count(nodes.len());
+        Batch { proxy, nodes, handles }
+    }
+
+    fn keep_alive(&self, batch: &mut Batch) {
+        let mut gone = Vec::new();
+        let refreshed = self
+            .table
+            .refresh_routes(&batch.handles, self.proxy(batch.proxy), &mut gone);
+        self.count(batch.handles.len());
+        // Records that moved, and routes that expired since this thread came too late.
+        if refreshed.is_err() || !gone.is_empty() {
+            *batch = self.bring_up(batch.proxy, std::mem::take(&mut batch.nodes));
+        }
+    }
+
+    /// Ends a batch: of each three nodes one is removed, one loses this route, one is left to expire.
+    fn let_go(&self, batch: &Batch) {
+        let proxy = self.proxy(batch.proxy);
+        for (number, node) in batch.nodes.iter().enumerate() {
+            match number % 3 {
+                0 => _ = self.table.remove_node(node),
+                1 => _ = self.table.remove_route(node, proxy),
+                _ => {}
+            }
+        }
+        self.count(batch.nodes.len());
+    }
+
+    fn write(&self, writer: usize) {
+        let mut rng = Rng::with_seed(self.seed ^ writer as u64);
+        let mut batches: VecDeque<Batch> = VecDeque::new();
+        let mut turn = Instant::now();
+        // A half of what a round of heartbeats needs.
+        let beats = BATCHES * 2 * PACE.as_millis() as usize / KEEP_ALIVE.as_millis() as usize + 1;
+        self.at_pace(PACE, || {
+            let nodes = (0..BATCH).map(|_| new_node(&mut rng)).collect();
+            batches.push_back(self.bring_up(rng.usize(..PROXIES), nodes));
+            // The oldest beats come first, so that each batch has its turn.
+            for _ in 0..beats.min(batches.len()) {
+                let mut batch = batches.pop_front().expect("there are as many");
+                self.keep_alive(&mut batch);
+                batches.push_back(batch);
+            }
+            // A second route, by another proxy, of some of them.
+            let batch = &batches[rng.usize(..batches.len())];
+            let some = &batch.nodes[..rng.usize(..batch.nodes.len() / 4)];
+            self.table
+                .add_nodes(some, self.proxy(rng.usize(..PROXIES)))
+                .expect("there is room");
+            if batches.len() > BATCHES {
+                let at = rng.usize(..batches.len());
+                self.let_go(&batches.swap_remove_back(at).expect("there is one"));
+            }
+            if turn.elapsed() > TIDE {
+                turn = Instant::now();
+                batches.drain(..).for_each(|batch| self.let_go(&batch));
+            }
+        });
+    }
+
+    fn strangers(&self) {
+        let mut rng = Rng::with_seed(!self.seed);
+        let mut number = 0_u64;
+        self.at_pace(Duration::from_millis(10), || {
+            for _ in 0..10 {
+                number += 1;
+                let (id, addr) = (format!("stranger-{number}"), format!("stranger-{number}.example:3080"));
+                // There is room for a while: the silent ones go after an interval.
+                let Some(proxy) = register(&self.table, &id, &addr) else {
+                    continue;
+                };
+                for _ in 0..3 {
+                    // The sweeper does not drop one that was registered within the interval.
+                    _ = self.table.add_node(&new_node(&mut rng), proxy);
+                }
+                if rng.bool() {
+                    self.table.remove_proxy(proxy);
+                }
+                self.count(5);
+            }
+        });
+    }
+
+    fn read(&self) {
+        let mut rng = Rng::with_seed(self.seed.rotate_left(7));
+        let (mut known, mut answers) = (Vec::new(), RouteBatch::new());
+        let mut turn = 0_usize;
+        self.at_pace(Duration::from_millis(5), || {
+            if turn.is_multiple_of(400) {
+                known.clear();
+                self.table.for_each_route(|node, _| {
+                    if known.len() < 10_000 {
+                        known.push(node.clone());
+                    }
+                });
+            }
+            if turn % 400 == 200 {
+                self.table.write_snapshot(io::sink()).expect("a sink takes all");
+            }
+            turn += 1;
+            let some = &known[rng.usize(..=known.len().saturating_sub(200))..];
+            let some = &some[..some.len().min(200)];
+            self.table.get_proxies_batch(some, &mut answers);
+            some.iter().for_each(|node| _ = self.table.get_proxies(node));
+            self.count(2 * some.len());
+        });
+    }
+
+    fn follow(&self) {
+        let mut changes = self.table.subscribe();
+        self.at_pace(Duration::from_millis(20), || {
+            // Whoever is too slow begins anew; here there is nothing to begin with.
+            _ = changes.poll(100_000, |_| ());
+        });
+    }
+
+    fn sweep(&self) {
+        self.at_pace(Duration::from_millis(1), || _ = self.table.sweep(5_000));
+    }
+}
+
+/// The most of a figure in each quarter.
+#[derive(Default)]
+struct Peaks {
+    bytes: [usize; 4],
+    resident: [usize; 4],
+}
+
+impl Peaks {
+    fn note(&mut self, quarter: usize, bytes: usize, resident: usize) {
+        self.bytes[quarter] = self.bytes[quarter].max(bytes);
+        self.resident[quarter] = self.resident[quarter].max(resident);
+    }
+}
+
+/// The process's resident memory in bytes; zero where the system does not tell.
+fn resident() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<usize>().ok())
+        .unwrap_or(0)
+        << 10
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn main() -> ExitCode {
+    let seconds: u64 = env::args()
+        .nth(1)
+        .map_or(60, |text| text.parse().expect("a number of seconds"));
+    let seed = env::var("NODETRACKER_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().expect("a seed"));
+    println!("{seconds} s, NODETRACKER_SEED={seed}");
+    let at_first = IN_USE.load(Ordering::Relaxed);
+    let table = RouteTable::builder().keep_alive(KEEP_ALIVE).max_proxies(10_000).build();
+    let soak = Soak {
+        table,
+        stop: AtomicBool::new(false),
+        operations: AtomicU64::new(0),
+        seed,
+    };
+    let mut peaks = Peaks::default();
+    let (begin, length) = (Instant::now(), Duration::from_secs(seconds));
+    thread::scope(|scope| {
+        let soak = &soak;
+        (0..WRITERS).for_each(|writer| _ = scope.spawn(move || soak.write(writer)));
+        for task in [Soak::strangers, Soak::read, Soak::follow, Soak::sweep] {
+            scope.spawn(move || task(soak));
+        }
+        println!(
+            "{:>8} {:>12} {:>9} {:>9} {:>12} {:>12}",
+            "s", "operations", "routes", "proxies", "MiB in use", "MiB resident"
+        );
+        let mut next = Duration::ZERO;
+        while begin.elapsed() < length {
+            let (bytes, resident) = (IN_USE.load(Ordering::Relaxed), resident());
+            let quarter = (begin.elapsed().as_millis() * 4 / length.as_millis().max(1)).min(3) as usize;
+            peaks.note(quarter, bytes, resident);
+            if begin.elapsed() >= next {
+                let (stats, operations) = (soak.table.stats(), soak.operations.load(Ordering::Relaxed));
+                let seconds = next.as_secs();
+                let (routes, proxies) = (stats.routes, stats.proxies);
+                println!(
+                    "{seconds:>8} {operations:>12} {routes:>9} {proxies:>9} {:>12.1} {:>12.1}",
+                    mib(bytes),
+                    mib(resident)
+                );
+                next += length / 20;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        soak.stop.store(true, Ordering::Relaxed);
+    });
+
+    let mut fine = true;
+    let mut check = |what: &str, holds: bool| {
+        println!("{}: {what}", if holds { "holds" } else { "FAILS" });
+        fine &= holds;
+    };
+    for (what, peaks) in [("bytes in use", peaks.bytes), ("resident memory", peaks.resident)] {
+        let [_, second, rest @ ..] = peaks;
+        let most = rest.into_iter().max().unwrap_or(0);
+        let text = format!(
+            "{what}: {:.1} MiB at most in the second quarter, {:.1} after it",
+            mib(second),
+            mib(most)
+        );
+        check(&text, most <= second + second / 10);
+    }
+    // Whoever stayed too long goes.
+    let end = Instant::now() + 10 * KEEP_ALIVE;
+    while Instant::now() < end {
+        soak.table.sweep(100_000);
+        thread::sleep(Duration::from_millis(1));
+    }
+    let (stats, low) = (soak.table.stats(), IN_USE.load(Ordering::Relaxed) - at_first);
+    let text = format!(
+        "all expired: {} routes, {} proxies, {:.1} MiB",
+        stats.routes,
+        stats.proxies,
+        mib(low)
+    );
+    check(&text, stats.routes == 0 && stats.proxies == 0 && low < AT_LOW_TIDE);
+    drop(soak);
+    // A thread of its own, which takes what the ended threads left.
+    for _ in 0..1_000 {
+        let other = RouteTable::new();
+        other.sweep(1);
+    }
+    let left = IN_USE.load(Ordering::Relaxed).saturating_sub(at_first);
+    check(&format!("dropped: {:.1} MiB are left", mib(left)), left < AFTERWARDS);
+    if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
