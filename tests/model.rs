@@ -50,7 +50,9 @@ fn any_op() -> impl Strategy<Value = Op> {
         3 => (1_u16..12).prop_map(|max_records| Op::Sweep { max_records }),
         1 => Just(Op::SweepFully),
         5 => clock_op(),
-        1 => Just(Op::CheckAll),
+        2 => (node(), proxy(), any::<u8>()).prop_map(|(node, proxy, variant)| Op::Report { node, proxy, variant }),
+        1 => node().prop_map(|node| Op::Explain { node }),
+        1 => prop_oneof![Just(Op::CheckAll), Just(Op::Walk), Just(Op::Snapshot)],
     ]
 }
 

@@ -38,7 +38,7 @@ impl Input<'_> {
     }
 
     fn op(&mut self) -> Op {
-        match self.byte() % 20 {
+        match self.byte() % 24 {
             0 => Op::Register {
                 proxy: self.small(),
                 variant: self.byte(),
@@ -89,7 +89,15 @@ impl Input<'_> {
             18 => Op::AdvanceByInterval {
                 off_by: self.byte() as i8 % 3,
             },
-            _ => Op::StepBack { millis: self.small() },
+            19 => Op::StepBack { millis: self.small() },
+            20 => Op::Report {
+                node: self.number(),
+                proxy: self.small(),
+                variant: self.byte(),
+            },
+            21 => Op::Explain { node: self.number() },
+            22 => Op::Walk,
+            _ => Op::Snapshot,
         }
     }
 }

@@ -3,10 +3,13 @@
 //! They name nodes and proxies by small numbers, taken modulo the size of the universe, so every sequence of them is
 //! a valid one: a generator, a shrinker or a fuzzer may cut them as it likes.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use nodetracker::snapshot::Ages;
 use nodetracker::{
-    AddError, AddNodesError, Added, Clock, ManualClock, NodeId, Proxy, ProxyRef, RouteBatch, RouteHandle, RouteTable,
+    AddError, AddNodesError, Added, Clock, ManualClock, NodeId, Proxy, ProxyRef, ReportError, Route, RouteBatch,
+    RouteHandle, RouteTable, Verdict,
 };
 use uuid::Uuid;
 
@@ -52,6 +55,14 @@ pub(crate) enum Op {
     AdvanceByInterval { off_by: i8 },
     /// Moves the clock backwards.
     StepBack { millis: u16 },
+    /// Registers a proxy, with one of several addresses, and adds a route, in one call.
+    Report { node: u16, proxy: u16, variant: u8 },
+    /// Asks why a node's routes are or are not returned.
+    Explain { node: u16 },
+    /// Walks all routes.
+    Walk,
+    /// Writes a snapshot, and reads it into a new table.
+    Snapshot,
     /// Compares every node's answer.
     CheckAll,
 }
@@ -173,6 +184,10 @@ impl Subject {
                         .saturating_sub(Duration::from_millis(millis.into())),
                 );
             }
+            Op::Report { node, proxy, variant } => self.report(node, proxy, variant)?,
+            Op::Explain { node } => self.explain(node)?,
+            Op::Walk => self.walk()?,
+            Op::Snapshot => self.snapshot()?,
             Op::CheckAll => self.check_all()?,
         }
         Ok(())
@@ -210,16 +225,107 @@ impl Subject {
     fn register(&mut self, proxy: u16, variant: u8) -> Result<Option<ProxyRef>, String> {
         let index = self.proxy_index(proxy);
         let (id, addr) = (format!("proxy-{index}"), format!("192.0.2.{variant}:3080"));
-        let cluster_name = ["", "east", "west"][usize::from(variant % 3)];
-        let proxy = Proxy {
-            id: &id,
-            cluster_name,
-            addr: &addr,
-        };
+        let proxy = described(&id, &addr, variant);
         let result = self.table.register_proxy(&proxy);
         self.model.check_register(&proxy, result)?;
         self.refs[index] = result.ok().or(self.refs[index]);
         Ok(result.ok())
+    }
+
+    fn report(&mut self, node: u16, proxy: u16, variant: u8) -> Result<(), String> {
+        self.read_clock();
+        let index = self.proxy_index(proxy);
+        let (id, addr) = (format!("proxy-{index}"), format!("192.0.2.{variant}:3080"));
+        let proxy = described(&id, &addr, variant);
+        let node = &self.nodes[self.node_index(node)];
+        let len = self.table.len();
+        let result = self.table.report_node(node, &proxy);
+        let registered = match result {
+            Err(ReportError::Proxy(error)) => Err(error),
+            // A report does not tell the reference; registering the same again does.
+            _ => self.table.register_proxy(&proxy),
+        };
+        self.model.check_register(&proxy, registered)?;
+        let Ok(reference) = registered else { return Ok(()) };
+        self.refs[index] = Some(reference);
+        let added = match result {
+            Ok(added) => Ok(added),
+            Err(ReportError::Route(error)) => Err(error),
+            Err(error) => return Err(format!("{error}, though it is registered")),
+        };
+        self.model.check_add(node, reference, len, added)
+    }
+
+    /// What is explained as returned must be what is returned, and the rest must not be.
+    fn explain(&mut self, node: u16) -> Result<(), String> {
+        self.read_clock();
+        let node = &self.nodes[self.node_index(node)];
+        let explained = self.table.explain(node);
+        let returned = explained.iter().filter(|route| route.verdict == Verdict::Returned);
+        let returned: Vec<_> = returned
+            .map(|route| (route.proxy.clone(), route.last_refresh))
+            .collect();
+        let answer = self.table.get_proxies(node).into_iter();
+        let answer: Vec<_> = answer
+            .map(|route| (self.table.proxy(route.proxy), route.last_refresh))
+            .collect();
+        ensure!(returned == answer, "{node} has {answer:?}, explained as {explained:?}");
+        for route in &explained {
+            let expired = route.age > self.setup.keep_alive;
+            let expected = match route.verdict {
+                Verdict::Returned => route.proxy.is_some() && !expired,
+                Verdict::Expired => route.proxy.is_some() && expired,
+                _ => route.proxy.is_none(),
+            };
+            ensure!(expected, "{node} has {route:?}");
+        }
+        Ok(())
+    }
+
+    /// A walk shows what look-ups answer.
+    fn walk(&mut self) -> Result<(), String> {
+        let compare_times = self.read_clock();
+        let mut seen: HashMap<NodeId, Vec<Route>> = HashMap::new();
+        self.table
+            .for_each_route(|node, route| seen.entry(node.clone()).or_default().push(route));
+        for node in &self.nodes {
+            let routes = seen.remove(node).unwrap_or_default();
+            self.model.check_get(node, &routes, compare_times)?;
+        }
+        ensure!(seen.is_empty(), "nodes that never were: {seen:?}");
+        Ok(())
+    }
+
+    /// A new table that reads a snapshot answers as this one does.
+    fn snapshot(&mut self) -> Result<(), String> {
+        let compare_times = self.read_clock();
+        let mut bytes = Vec::new();
+        let size = self
+            .table
+            .write_snapshot(&mut bytes)
+            .map_err(|error| error.to_string())?;
+        let builder = RouteTable::builder().keep_alive(self.setup.keep_alive);
+        let new = builder.clock(self.clock.clone()).build();
+        let report = new.read_snapshot_with(bytes.as_slice(), Ages::Frozen);
+        let report = report.map_err(|error| format!("a snapshot was refused: {error}"))?;
+        ensure!(
+            (size.routes, size.routes) == (report.routes, report.inserted) && size.bytes == bytes.len() as u64,
+            "{size:?} was written, {report:?} read"
+        );
+        ensure!(new.len() as u64 == report.inserted, "{} routes, {report:?}", new.len());
+        for node in &self.nodes {
+            let told = |table: &RouteTable| -> Vec<_> {
+                let routes = table.get_proxies(node).into_iter();
+                let time = |route: &Route| compare_times.then_some(route.last_refresh);
+                routes.map(|route| (table.proxy(route.proxy), time(&route))).collect()
+            };
+            let (old, new) = (told(&self.table), told(&new));
+            ensure!(
+                old == new,
+                "{node} had {old:?} when it was written, {new:?} when it was read"
+            );
+        }
+        Ok(())
     }
 
     /// Adds a route, registering the proxy if it never was or if it turns out to be dropped.
@@ -404,6 +510,12 @@ impl Subject {
     fn proxy_index(&self, proxy: u16) -> usize {
         usize::from(proxy) % self.refs.len()
     }
+}
+
+/// A proxy with one of a few clusters.
+fn described<'a>(id: &'a str, addr: &'a str, variant: u8) -> Proxy<'a> {
+    let cluster_name = ["", "east", "west"][usize::from(variant % 3)];
+    Proxy { id, cluster_name, addr }
 }
 
 /// Up to `count` different numbers below `size`, wrapping around.
