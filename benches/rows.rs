@@ -1,11 +1,12 @@
 //! The table beside its peers in one run, all taking turns: what one operation costs with one thread or several, growth
-//! and its longest pause, the tail of look-ups under churn, sweeping.
+//! and its pauses, the tail of look-ups under churn, sweeping, loading a snapshot.
 //!
 //! ```console
 //! $ cargo bench --bench rows                             # 1,000,000 nodes; some minutes
-//! $ NODES=100k,1M,10M cargo bench --bench rows
+//! $ NODES=1M,100k,10M cargo bench --bench rows           # all rows at the first size, the main ones at the others
 //! $ cargo bench --bench rows -- insert sweep             # only the rows whose title has one of these words
 //! $ ROUNDS=21 cargo bench --bench rows -- 'look-up'
+//! $ cargo bench --bench rows -- --record FILE            # all three sizes, and what came of it to a file
 //! ```
 //!
 //! The columns are a contestant's median, and the table's ratio to it: below 1, the table is better. Only ratios within
@@ -17,18 +18,20 @@
 mod peers;
 mod support;
 
-use std::time::Duration;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use mimalloc::MiMalloc;
 
 use crate::peers::floor::Floor;
-use crate::peers::{Peer, for_each_peer};
+use crate::peers::nodetracker::{Nodetracker, builder};
+use crate::peers::{Kind, Peer, Setting, for_each_peer};
+use crate::support::args::Args;
 use crate::support::check::all_agree;
-use crate::support::contestant::{
-    Work, filled, grow, grow_in_batches, heartbeats, pass, sweep, tail, threads, worst_insert,
-};
-use crate::support::report::{Entry, Row};
-use crate::support::steps::{self, BATCH, Step, batches, size_name};
+use crate::support::contestant::{Work, filled, grow, grow_in_batches, heartbeats, pass, pauses, sweep, tail, threads};
+use crate::support::histogram::Histogram;
+use crate::support::report::{Entry, Report, Row, Subject, Who};
+use crate::support::steps::{self, BATCH, Step, batches};
 
 /// The server's allocator.
 #[global_allocator]
@@ -39,55 +42,81 @@ const PROXIES: u32 = 1_000;
 /// contestant before it has left the caches full of its own.
 const TURN: usize = 1_000_000;
 
-/// What to measure.
-struct Plan {
-    words: Vec<String>,
+/// Refreshes among the operations of a table that is mostly read: one in so many.
+const MOSTLY_READ: usize = 20;
+
+/// What to measure, and what came of it.
+struct Run {
+    args: Args,
     rounds: usize,
+    report: Report,
 }
 
-impl Plan {
-    fn new() -> Self {
-        let words = std::env::args().skip(1).filter(|word| !word.starts_with("--"));
+impl Run {
+    fn new(args: Args) -> Self {
         let rounds = std::env::var("ROUNDS").map_or(9, |rounds| rounds.parse().expect("ROUNDS is a number"));
         Self {
-            words: words.collect(),
+            args,
             rounds,
+            report: Report::default(),
         }
     }
 
-    fn wants(&self, title: &str) -> bool {
-        self.words.is_empty() || self.words.iter().any(|word| title.contains(word.as_str()))
+    fn wants(&self, subject: Subject) -> bool {
+        self.args.wants(&subject.to_string())
+    }
+
+    /// Measures one row, where it is wanted.
+    fn row<'a>(&mut self, subject: Subject, unit: &'static str, entries: impl FnOnce() -> Vec<Entry<'a>>) {
+        if self.wants(subject) {
+            let row = Row::measure(subject, unit, self.rounds, entries());
+            self.report.row(&row);
+        }
     }
 }
 
 /// Nodes, and the orders in which they are accessed.
 struct Nodes {
-    size: String,
     nodes: Vec<Step>,
     uniform: Vec<Step>,
     zipf: Vec<Step>,
     by_proxy: Vec<Step>,
+    /// The first size has all rows, the others have the main ones, and no `zipf`.
+    is_first: bool,
 }
 
 impl Nodes {
-    fn new(count: usize) -> Self {
+    fn new(count: usize, is_first: bool) -> Self {
         let nodes = steps::nodes(count, PROXIES, 1);
         Self {
-            size: size_name(count),
             uniform: steps::uniform(&nodes),
-            zipf: steps::zipf(&nodes),
+            zipf: if is_first { steps::zipf(&nodes) } else { Vec::new() },
             by_proxy: steps::by_proxy(&nodes),
             nodes,
+            is_first,
         }
     }
 
-    fn order(&self, name: &str) -> &[Step] {
-        if name == "zipf" { &self.zipf } else { &self.uniform }
+    fn subject(&self, operation: &'static str, threads: usize, order: &'static str) -> Subject {
+        Subject {
+            operation,
+            threads,
+            order,
+            nodes: self.nodes.len(),
+        }
+    }
+
+    fn orders(&self) -> &'static [&'static str] {
+        if self.is_first {
+            &["uniform", "zipf"]
+        } else {
+            &["uniform"]
+        }
     }
 
     /// Steps to warm up with, and steps to measure.
     fn turn(&self, order: &str) -> (&[Step], &[Step]) {
-        turn(self.order(order), TURN)
+        turn(if order == "zipf" { &self.zipf } else { &self.uniform }, TURN)
     }
 }
 
@@ -99,9 +128,9 @@ fn turn<T>(all: &[T], most: usize) -> (&[T], &[T]) {
 
 /// A filled table, as the rows see it.
 trait Contestant {
-    fn name(&self) -> &'static str;
+    fn who(&self) -> Who;
     fn pass(&self, work: Work, steps: &[Step]) -> f64;
-    fn sweep(&self, nodes: &[Step]) -> (f64, f64);
+    fn sweep(&self, routes: usize) -> (f64, f64);
     fn announce(&self, nodes: &[Step]) -> Vec<u64>;
     fn heartbeats(&self, batches: &[(&[Step], Vec<u64>)]) -> f64;
     /// `None` for who can have but one thread.
@@ -134,16 +163,16 @@ struct Together<P>(P);
 macro_rules! contestant {
     ($wrapper:ident, $($bound:ident)+, $shared:expr) => {
         impl<P: $($bound +)+> Contestant for $wrapper<P> {
-            fn name(&self) -> &'static str {
-                P::NAME
+            fn who(&self) -> Who {
+                who::<P>()
             }
 
             fn pass(&self, work: Work, steps: &[Step]) -> f64 {
                 pass(&self.0, work, steps).as_nanos() as f64 / steps.len() as f64
             }
 
-            fn sweep(&self, nodes: &[Step]) -> (f64, f64) {
-                sweep(&self.0, nodes)
+            fn sweep(&self, routes: usize) -> (f64, f64) {
+                sweep(&self.0, routes)
             }
 
             fn announce(&self, nodes: &[Step]) -> Vec<u64> {
@@ -164,93 +193,108 @@ macro_rules! contestant {
 contestant!(Alone, Peer, |_| None);
 contestant!(Together, Peer Sync, |peer| Some(peer));
 
-fn one_thread(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
+fn who<P: Peer>() -> Who {
+    Who {
+        name: P::NAME,
+        kind: P::KIND,
+    }
+}
+
+type Tables = [Box<dyn Contestant>];
+
+fn one_thread(run: &mut Run, nodes: &Nodes, tables: &Tables) {
     let works = [
         ("look-up", Work::LookUp),
         ("look-up in batches of 64", Work::LookUpBatch),
         ("refresh", Work::Refresh),
     ];
-    for (work_name, work) in works {
-        for order in ["uniform", "zipf"] {
-            let title = format!("{work_name}, one thread, {order}, {}", nodes.size);
-            if !plan.wants(&title) {
-                continue;
-            }
-            let entry = |table| {
-                let table: &dyn Contestant = table;
-                Entry {
-                    name: table.name(),
+    for (operation, work) in works {
+        for order in nodes.orders() {
+            run.row(nodes.subject(operation, 1, order), "ns", || {
+                let entries = tables.iter().map(|table| Entry {
+                    who: table.who(),
                     measure: Box::new(move || {
                         let (warm_up, timed) = nodes.turn(order);
                         table.pass(work, warm_up);
                         table.pass(work, timed)
                     }),
-                }
-            };
-            let entries = tables.iter().map(|table| entry(table.as_ref())).collect();
-            Row::measure(title, "ns", plan.rounds, entries).print(Floor::NAME);
+                });
+                entries.collect()
+            });
         }
     }
 }
 
-fn sessions(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
-    let title = format!("refresh in batches of 64 by handle, one thread, {}", nodes.size);
-    if !plan.wants(&title) {
+fn sessions(run: &mut Run, nodes: &Nodes, tables: &Tables) {
+    let subject = nodes.subject("refresh in batches of 64 by handle", 1, "");
+    if !run.wants(subject) {
         return;
     }
-    let entry = |table: &dyn Contestant| {
-        let batches: Vec<_> = batches(&nodes.by_proxy)
-            .map(|nodes| (nodes, table.announce(nodes)))
-            .collect();
-        (table.name(), batches)
-    };
-    let sessions: Vec<_> = tables.iter().map(|table| entry(table.as_ref())).collect();
-    let entries = tables.iter().zip(&sessions).map(|(table, (name, batches))| Entry {
-        name,
-        measure: Box::new(|| {
-            let (warm_up, timed) = turn(batches, TURN / BATCH);
-            table.heartbeats(warm_up);
-            table.heartbeats(timed)
-        }),
+    let sessions: Vec<Vec<_>> = tables
+        .iter()
+        .map(|table| {
+            batches(&nodes.by_proxy)
+                .map(|nodes| (nodes, table.announce(nodes)))
+                .collect()
+        })
+        .collect();
+    run.row(subject, "ns", || {
+        let entries = tables.iter().zip(&sessions).map(|(table, batches)| Entry {
+            who: table.who(),
+            measure: Box::new(move || {
+                let (warm_up, timed) = turn(batches, TURN / BATCH);
+                table.heartbeats(warm_up);
+                table.heartbeats(timed)
+            }),
+        });
+        entries.collect()
     });
-    Row::measure(title, "ns", plan.rounds, entries.collect()).print(Floor::NAME);
 }
 
-fn several_threads(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
-    let works = [
-        ("look-up", Work::LookUp),
-        ("refresh", Work::Refresh),
-        ("half refresh, half look-up", Work::Half),
+fn several_threads(run: &mut Run, nodes: &Nodes, tables: &Tables) {
+    let mostly_read = ("one refresh in twenty, else look-up", Work::Mixed(MOSTLY_READ));
+    let half = ("half refresh, half look-up", Work::Mixed(2));
+    let (look_up, refresh) = (("look-up", Work::LookUp), ("refresh", Work::Refresh));
+    // With one thread too where they make a curve.
+    let all: &[(_, &[usize])] = &[
+        (look_up, &[2, 4]),
+        (refresh, &[2, 4]),
+        (mostly_read, &[1, 2, 4]),
+        (half, &[1, 2, 4]),
     ];
-    for (work_name, work) in works {
-        for count in [2, 4] {
-            for order in ["uniform", "zipf"] {
-                let title = format!("{work_name}, {count} threads, {order}, {}", nodes.size);
-                if !plan.wants(&title) {
-                    continue;
-                }
-                let entry = |table| {
-                    let table: &dyn Contestant = table;
-                    let shared = table.shared()?;
-                    Some(Entry {
-                        name: table.name(),
-                        measure: Box::new(move || {
-                            let (warm_up, timed) = nodes.turn(order);
-                            shared.threads(work, count, warm_up);
-                            shared.threads(work, count, timed)
-                        }),
-                    })
-                };
-                let entries = tables.iter().filter_map(|table| entry(table.as_ref())).collect();
-                Row::measure(title, "ns", plan.rounds, entries).print("");
+    let main: &[(_, &[usize])] = &[(half, &[2])];
+    for &((operation, work), counts) in if nodes.is_first { all } else { main } {
+        for &count in counts {
+            for order in nodes.orders() {
+                run.row(nodes.subject(operation, count, order), "ns", || {
+                    let entries = tables.iter().filter_map(|table| {
+                        let who = table.who();
+                        let table = table.shared()?;
+                        Some(Entry {
+                            who,
+                            measure: Box::new(move || {
+                                let (warm_up, timed) = nodes.turn(order);
+                                table.threads(work, count, warm_up);
+                                table.threads(work, count, timed)
+                            }),
+                        })
+                    });
+                    entries.collect()
+                });
             }
         }
     }
 }
 
-fn tails(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
-    let title = |quantile| format!("look-up while 3 threads insert and remove, {quantile}, {}", nodes.size);
-    if !plan.wants(&title("tail")) {
+fn tails(run: &mut Run, nodes: &Nodes, tables: &Tables) {
+    let titles = [
+        "p50 of a look-up while 3 threads insert and remove",
+        "p99.9 of a look-up while 3 threads insert and remove",
+        "p99.99 of a look-up while 3 threads insert and remove",
+        "p99.99 by the wall of a look-up while 3 threads insert and remove",
+    ];
+    let subjects = titles.map(|operation| nodes.subject(operation, 4, "uniform"));
+    if !nodes.is_first || !subjects.iter().any(|&subject| run.wants(subject)) {
         return;
     }
     let strangers: Vec<_> = (0..3)
@@ -258,12 +302,11 @@ fn tails(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
         .collect();
     let shared: Vec<_> = tables
         .iter()
-        .filter_map(|table| Some((table.name(), table.shared()?)))
+        .filter_map(|table| Some((table.who(), table.shared()?)))
         .collect();
-    let names: Vec<_> = shared.iter().map(|(name, _)| *name).collect();
-    let mut rows =
-        ["p50", "p99.9", "p99.99", "p99.99 by the wall"].map(|quantile| Row::new(title(quantile), "µs", names.clone()));
-    for _ in 0..plan.rounds {
+    let whos: Vec<_> = shared.iter().map(|(who, _)| *who).collect();
+    let mut rows = subjects.map(|subject| Row::new(subject, "µs", whos.clone()));
+    for _ in 0..run.rounds {
         let tails: Vec<_> = shared
             .iter()
             .map(|(_, table)| table.tail(&nodes.uniform, &strangers))
@@ -272,74 +315,136 @@ fn tails(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
             row.push(tails.iter().map(|tail| tail[at]).collect());
         }
     }
-    rows.iter().for_each(|row| row.print(""));
+    rows.iter().for_each(|row| run.report.row(row));
 }
 
-fn sweeps(plan: &Plan, nodes: &Nodes, tables: &[Box<dyn Contestant>]) {
-    let title = format!("sweep, nothing expired, {}", nodes.size);
-    if !plan.wants(&title) {
+fn sweeps(run: &mut Run, nodes: &Nodes, tables: &Tables) {
+    let whole = nodes.subject("sweep, nothing expired", 1, "");
+    let step = nodes.subject("longest step of a sweep", 1, "");
+    if !run.wants(whole) && !run.wants(step) {
         return;
     }
-    let names: Vec<_> = tables.iter().map(|table| table.name()).collect();
-    let mut whole = Row::new(title.as_str(), "ns per route", names.clone());
-    let mut step = Row::new(format!("{title}, longest step"), "µs", names);
-    for _ in 0..plan.rounds {
-        let (per_route, longest) = tables.iter().map(|table| table.sweep(&nodes.nodes)).unzip();
+    let whos: Vec<_> = tables.iter().map(|table| table.who()).collect();
+    let mut whole = Row::new(whole, "ns per route", whos.clone());
+    let mut step = Row::new(step, "µs", whos);
+    for _ in 0..run.rounds {
+        let (per_route, longest) = tables.iter().map(|table| table.sweep(nodes.nodes.len())).unzip();
         whole.push(per_route);
         step.push(longest);
     }
-    whole.print(Floor::NAME);
-    step.print(Floor::NAME);
+    run.report.row(&whole);
+    run.report.row(&step);
 }
 
-fn growth(plan: &Plan, nodes: &Nodes) {
+fn growth(run: &mut Run, nodes: &Nodes) {
     for count in [1, 2] {
-        let title = format!("insert from empty, threads: {count}, {}", nodes.size);
-        if plan.wants(&title) {
+        run.row(nodes.subject("insert from empty", count, ""), "ns", || {
             let mut entries = Vec::new();
             for_each_peer!(P => {
-                entries.push(Entry { name: P::NAME, measure: Box::new(|| grow::<P>(count, &nodes.nodes)) });
+                entries.push(Entry { who: who::<P>(), measure: Box::new(|| grow::<P>(count, &nodes.nodes)) });
             });
-            Row::measure(title, "ns", plan.rounds, entries).print("");
-        }
+            entries
+        });
     }
-    let title = format!("insert from empty in batches of 64, one thread, {}", nodes.size);
-    if plan.wants(&title) {
+    run.row(nodes.subject("insert from empty in batches of 64", 1, ""), "ns", || {
         let mut entries = Vec::new();
         for_each_peer!(P => {
-            entries.push(Entry { name: P::NAME, measure: Box::new(|| grow_in_batches::<P>(&nodes.by_proxy)) });
+            entries.push(Entry { who: who::<P>(), measure: Box::new(|| grow_in_batches::<P>(&nodes.by_proxy)) });
         });
-        Row::measure(title, "ns", plan.rounds, entries).print("");
-    }
-    // Room for what the table is to get: loading a snapshot.
-    let title = format!("insert from empty, longest pause, {}", nodes.size);
-    if plan.wants(&title) {
+        entries
+    });
+    let subject = nodes.subject("longest pause of an insert from empty", 1, "");
+    let mut histograms = Vec::new();
+    for_each_peer!(P => { histograms.push((who::<P>(), Histogram::default())); });
+    run.row(subject, "µs", || {
         let mut entries = Vec::new();
-        for_each_peer!(single-threaded P => {
-            entries.push(Entry { name: P::NAME, measure: Box::new(|| worst_insert::<P>(&nodes.nodes)) });
+        let mut histograms = histograms.iter_mut();
+        for_each_peer!(P => {
+            let (who, histogram) = histograms.next().expect("there is one for each");
+            let measure = Box::new(|| {
+                let (longest, each) = pauses::<P>(&nodes.nodes);
+                histogram.merge(&each);
+                longest
+            });
+            entries.push(Entry { who: *who, measure });
         });
-        Row::measure(title, "µs", plan.rounds, entries).print(Floor::NAME);
+        entries
+    });
+    if run.wants(subject) {
+        for (who, histogram) in &histograms {
+            run.report.histogram(subject, *who, histogram);
+        }
     }
 }
 
-fn main() {
-    all_agree();
-    println!("all contestants give the same answers");
-    // Without this, cargo wants to know only whether it works.
-    if !std::env::args().any(|arg| arg == "--bench") {
+/// A snapshot of the table, read into a new one; beside that, the routes added one by one.
+fn snapshots(run: &mut Run, nodes: &Nodes) {
+    let subject = nodes.subject("bulk build from a snapshot", rayon::current_num_threads(), "");
+    if !run.wants(subject) {
         return;
     }
-    let plan = Plan::new();
-    for count in steps::sizes(&[1_000_000]) {
-        let nodes = Nodes::new(count);
-        growth(&plan, &nodes);
+    let mut snapshot = Vec::new();
+    filled::<Nodetracker>(&nodes.nodes)
+        .table()
+        .write_snapshot(&mut snapshot)
+        .expect("memory can be written to");
+    let per_route = |took: Duration| took.as_nanos() as f64 / nodes.nodes.len() as f64;
+    run.row(subject, "ns per route", || {
+        vec![
+            Entry {
+                who: who::<Nodetracker>(),
+                measure: Box::new(|| {
+                    let table = builder(&Setting::default()).build();
+                    let start = Instant::now();
+                    table.read_snapshot(snapshot.as_slice()).expect("the snapshot is good");
+                    let took = start.elapsed();
+                    black_box(table);
+                    per_route(took)
+                }),
+            },
+            Entry {
+                who: Who {
+                    name: "the same one by one",
+                    kind: Kind::Reference,
+                },
+                measure: Box::new(|| {
+                    let start = Instant::now();
+                    let table = filled::<Nodetracker>(&nodes.nodes);
+                    let took = start.elapsed();
+                    black_box(table);
+                    per_route(took)
+                }),
+            },
+        ]
+    });
+}
+
+fn main() -> std::io::Result<()> {
+    all_agree();
+    println!("all contestants give the same answers");
+    let args = Args::parse();
+    if !args.is_bench {
+        return Ok(());
+    }
+    let sizes: &[usize] = match args.record {
+        Some(_) => &[1_000_000, 100_000, 10_000_000],
+        None => &[1_000_000],
+    };
+    let mut run = Run::new(args);
+    for (at, count) in steps::sizes(sizes).into_iter().enumerate() {
+        let nodes = Nodes::new(count, at == 0);
+        if nodes.is_first {
+            growth(&mut run, &nodes);
+            snapshots(&mut run, &nodes);
+        }
         let mut tables: Vec<Box<dyn Contestant>> = Vec::new();
         for_each_peer!(P => { tables.push(Box::new(Together(filled::<P>(&nodes.nodes)))); });
         tables.push(Box::new(Alone(filled::<Floor>(&nodes.nodes))));
-        one_thread(&plan, &nodes, &tables);
-        sessions(&plan, &nodes, &tables);
-        several_threads(&plan, &nodes, &tables);
-        sweeps(&plan, &nodes, &tables);
-        tails(&plan, &nodes, &tables);
+        one_thread(&mut run, &nodes, &tables);
+        sessions(&mut run, &nodes, &tables);
+        several_threads(&mut run, &nodes, &tables);
+        sweeps(&mut run, &nodes, &tables);
+        tails(&mut run, &nodes, &tables);
     }
+    run.report.save(&run.args)
 }

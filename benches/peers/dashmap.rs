@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Peer, Setting};
+use crate::peers::{Key, Kind, Peer, Setting};
 use crate::support::steps::Step;
 
 /// `SHARDS` of zero leaves the number of shards to dashmap.
@@ -53,6 +53,7 @@ impl<const SHARDS: usize> Dash<SHARDS> {
 
 impl<const SHARDS: usize> Peer for Dash<SHARDS> {
     const NAME: &'static str = if SHARDS == 0 { "dashmap" } else { "dashmap, 256 shards" };
+    const KIND: Kind = Kind::Locks;
 
     type Answer = Answer;
     type Room = ();

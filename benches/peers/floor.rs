@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Peer, Setting};
+use crate::peers::{Key, Kind, Peer, Setting};
 use crate::support::steps::Step;
 
 pub(crate) struct Floor {
@@ -43,6 +43,7 @@ impl Floor {
 
 impl Peer for Floor {
     const NAME: &'static str = "hashbrown, one thread";
+    const KIND: Kind = Kind::Reference;
 
     type Answer = Answer;
     type Room = ();

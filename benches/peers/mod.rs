@@ -39,9 +39,32 @@ impl Default for Setting {
     }
 }
 
+/// What a contestant is, beside its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Table,
+    /// Has a lock that one thread can make another wait for.
+    Locks,
+    LockFree,
+    /// What there is to compare with, but no peer: with one thread only, or another way to the same end.
+    Reference,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Table => "table",
+            Kind::Locks => "locks",
+            Kind::LockFree => "lock-free",
+            Kind::Reference => "reference",
+        }
+    }
+}
+
 /// A table of which proxies hold the tunnels to which nodes.
 pub(crate) trait Peer: Sized {
     const NAME: &'static str;
+    const KIND: Kind;
 
     type Answer;
 
@@ -83,9 +106,6 @@ pub(crate) trait Peer: Sized {
 
     /// Refreshes what was announced; as with [`look_up_batch`](Peer::look_up_batch).
     fn heartbeat(&self, nodes: &[Step], handles: &[u64]);
-
-    // Room for what the table is to get, with the loop over single calls as what a peer has to set against it:
-    // `load(setting: &Setting, snapshot: &[(Uuid, u32, u64)]) -> Self`, on several threads.
 }
 
 /// Runs `$body` with `$peer` as each contestant's type in turn.

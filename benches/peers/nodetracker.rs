@@ -3,11 +3,11 @@
 use std::hint::black_box;
 use std::time::SystemTime;
 
-use nodetracker::{Added, NodeId, Proxy, ProxyRef, Route, RouteBatch, RouteHandle, RouteTable};
+use nodetracker::{Added, Builder, NodeId, Proxy, ProxyRef, Route, RouteBatch, RouteHandle, RouteTable};
 use smallvec::SmallVec;
 use uuid::Uuid;
 
-use crate::peers::{Peer, Setting};
+use crate::peers::{Kind, Peer, Setting};
 use crate::support::steps::{BATCH, Step};
 
 /// Records per step of the sweeper.
@@ -18,14 +18,26 @@ pub(crate) struct Nodetracker {
     proxies: Vec<ProxyRef>,
 }
 
+impl Nodetracker {
+    pub(crate) fn table(&self) -> &RouteTable {
+        &self.table
+    }
+}
+
+/// The limits are far.
+pub(crate) fn builder(setting: &Setting) -> Builder {
+    RouteTable::builder().keep_alive(setting.keep_alive).max_routes(1 << 28)
+}
+
 impl Peer for Nodetracker {
     const NAME: &'static str = "nodetracker";
+    const KIND: Kind = Kind::Table;
 
     type Answer = SmallVec<[Route; 2]>;
     type Room = RouteBatch;
 
     fn new(setting: &Setting) -> Self {
-        let builder = RouteTable::builder().keep_alive(setting.keep_alive).max_routes(1 << 28);
+        let builder = builder(setting);
         let table = match &setting.clock {
             Some(clock) => builder.clock(clock.clone()).build(),
             None => builder.build(),

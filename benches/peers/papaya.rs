@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Peer, Setting};
+use crate::peers::{Key, Kind, Peer, Setting};
 use crate::support::steps::Step;
 
 pub(crate) struct Papaya {
@@ -58,6 +58,7 @@ impl Papaya {
 
 impl Peer for Papaya {
     const NAME: &'static str = "papaya";
+    const KIND: Kind = Kind::LockFree;
 
     type Answer = Answer;
     type Room = ();

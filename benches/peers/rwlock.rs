@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Peer, Setting};
+use crate::peers::{Key, Kind, Peer, Setting};
 use crate::support::steps::Step;
 
 pub(crate) struct RwLocked {
@@ -52,6 +52,7 @@ impl RwLocked {
 
 impl Peer for RwLocked {
     const NAME: &'static str = "RwLock<HashMap>";
+    const KIND: Kind = Kind::Locks;
 
     type Answer = Answer;
     type Room = ();

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::peers::routes::{Answer, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Peer, Setting};
+use crate::peers::{Key, Kind, Peer, Setting};
 use crate::support::steps::Step;
 
 pub(crate) struct Scc {
@@ -47,6 +47,7 @@ impl Scc {
 
 impl Peer for Scc {
     const NAME: &'static str = "scc";
+    const KIND: Kind = Kind::Locks;
 
     type Answer = Answer;
     type Room = ();

@@ -15,8 +15,8 @@ use crate::support::steps::{BATCH, Step, batches};
 pub(crate) enum Work {
     LookUp,
     Refresh,
-    /// By turns.
-    Half,
+    /// One in so many is a refresh, the others are look-ups.
+    Mixed(usize),
     /// In batches.
     LookUpBatch,
 }
@@ -48,10 +48,10 @@ pub(crate) fn pass<P: Peer>(table: &P, work: Work, steps: &[Step]) -> Duration {
                 black_box(table.add(step.node, step.proxy));
             }
         }
-        Work::Half => {
-            for pair in steps.chunks(2) {
-                black_box(table.add(pair[0].node, pair[0].proxy));
-                if let Some(step) = pair.get(1) {
+        Work::Mixed(every) => {
+            for steps in steps.chunks(every) {
+                black_box(table.add(steps[0].node, steps[0].proxy));
+                for step in &steps[1..] {
                     black_box(table.look_up(step.node));
                 }
             }
@@ -130,27 +130,30 @@ pub(crate) fn heartbeats<P: Peer>(table: &P, batches: &[(&[Step], Vec<u64>)]) ->
     per_op(watch.elapsed(), batches.iter().map(|(nodes, _)| nodes.len()).sum())
 }
 
-/// Microseconds of the longest insertion.
-pub(crate) fn worst_insert<P: Peer>(nodes: &[Step]) -> f64 {
+/// Microseconds of the longest insertion, and how long each took.
+pub(crate) fn pauses<P: Peer>(nodes: &[Step]) -> (f64, Histogram) {
     let table = P::new(&Setting::default());
-    let mut laps = Laps::start();
+    let mut histogram = Histogram::default();
     let mut longest = Duration::ZERO;
+    let mut laps = Laps::start();
     for step in nodes {
         table.add(step.node, step.proxy);
-        longest = longest.max(laps.lap().1);
+        let (_, own) = laps.lap();
+        longest = longest.max(own);
+        histogram.record(own);
     }
-    longest.as_nanos() as f64 / 1_000.0
+    (longest.as_nanos() as f64 / 1_000.0, histogram)
 }
 
 /// Nanoseconds per route of a sweep that finds nothing, and microseconds of its longest step.
-pub(crate) fn sweep<P: Peer>(table: &P, nodes: &[Step]) -> (f64, f64) {
+pub(crate) fn sweep<P: Peer>(table: &P, routes: usize) -> (f64, f64) {
     let mut laps = Laps::start();
     let mut longest = Duration::ZERO;
     let watch = Stopwatch::start();
     let removed = table.sweep(|| longest = longest.max(laps.lap().1));
     let took = watch.elapsed();
     assert_eq!(removed, 0, "nothing was expired");
-    (per_op(took, nodes.len()), longest.as_nanos() as f64 / 1_000.0)
+    (per_op(took, routes), longest.as_nanos() as f64 / 1_000.0)
 }
 
 /// How many nodes a churning thread has in the table at a time.

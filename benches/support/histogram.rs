@@ -28,6 +28,25 @@ impl Histogram {
         self.max = self.max.max(nanos);
     }
 
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        self.max = self.max.max(other.max);
+    }
+
+    /// The values that there are, each in nanoseconds and rounded down to its step, and how often.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (u64, u32)> {
+        let counts = self.counts.iter().enumerate().filter(|&(_, &count)| count > 0);
+        counts.map(|(bucket, &count)| (Self::value(bucket), count))
+    }
+
+    /// The least value that is counted there.
+    fn value(bucket: usize) -> u64 {
+        let shift = (bucket / STEPS).saturating_sub(1);
+        ((bucket - shift * STEPS) as u64) << shift
+    }
+
     fn bucket(nanos: u64) -> usize {
         let shift = (nanos | STEPS as u64).ilog2() - STEPS_BITS;
         (shift as usize) * STEPS + (nanos >> shift) as usize
@@ -41,8 +60,7 @@ impl Histogram {
         for (bucket, &count) in self.counts.iter().enumerate() {
             seen += u64::from(count);
             if seen >= rank {
-                let shift = (bucket / STEPS).saturating_sub(1);
-                return (((bucket - shift * STEPS) as u64) << shift) as f64;
+                return Self::value(bucket) as f64;
             }
         }
         self.max as f64

@@ -1,47 +1,89 @@
-//! Interleaved rounds, and what is told of them.
+//! Interleaved rounds, what is told of them, and what is kept.
 //!
 //! In each round each contestant runs once, so what else the machine does meets all of them alike. Told are medians, and
 //! the median of each round's ratio between the table and the best peer.
 
+use std::fmt;
+use std::io;
+
+use serde_json::{Value, json};
+
+use crate::peers::Kind;
+use crate::support::args::Args;
+use crate::support::histogram::Histogram;
+use crate::support::machine;
+use crate::support::steps::size_name;
+
+/// What a row measures. Its title, which has all of it, is what the command line's words are looked for in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject {
+    pub(crate) operation: &'static str,
+    pub(crate) threads: usize,
+    /// In which the nodes come; empty where there is but one.
+    pub(crate) order: &'static str,
+    pub(crate) nodes: usize,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            operation,
+            threads,
+            order,
+            nodes,
+        } = *self;
+        write!(
+            f,
+            "{operation}, {threads} thread{}",
+            if threads == 1 { "" } else { "s" }
+        )?;
+        if !order.is_empty() {
+            write!(f, ", {order}")?;
+        }
+        write!(f, ", {}", size_name(nodes))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Who {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+}
+
 /// One contestant's part in a row of the report: each call measures it once, in the row's unit.
 pub(crate) struct Entry<'a> {
-    pub(crate) name: &'static str,
+    pub(crate) who: Who,
     pub(crate) measure: Box<dyn FnMut() -> f64 + 'a>,
 }
 
 /// What came of one row: the first contestant is the table.
 #[derive(Debug)]
 pub(crate) struct Row {
-    title: String,
+    subject: Subject,
     unit: &'static str,
-    names: Vec<&'static str>,
+    whos: Vec<Who>,
     rounds: Vec<Vec<f64>>,
 }
 
 impl Row {
-    pub(crate) fn new(title: impl Into<String>, unit: &'static str, names: Vec<&'static str>) -> Self {
+    pub(crate) fn new(subject: Subject, unit: &'static str, whos: Vec<Who>) -> Self {
         Self {
-            title: title.into(),
+            subject,
             unit,
-            names,
+            whos,
             rounds: Vec::new(),
         }
     }
 
     /// Adds one value for each contestant.
     pub(crate) fn push(&mut self, values: Vec<f64>) {
-        assert_eq!(values.len(), self.names.len(), "a round has a value for each");
+        assert_eq!(values.len(), self.whos.len(), "a round has a value for each");
         self.rounds.push(values);
     }
 
     /// Measures each contestant so many times.
-    pub(crate) fn measure(
-        title: impl Into<String>,
-        unit: &'static str,
-        rounds: usize,
-        mut entries: Vec<Entry<'_>>,
-    ) -> Self {
-        let mut row = Self::new(title, unit, entries.iter().map(|entry| entry.name).collect());
+    pub(crate) fn measure(subject: Subject, unit: &'static str, rounds: usize, mut entries: Vec<Entry<'_>>) -> Self {
+        let mut row = Self::new(subject, unit, entries.iter().map(|entry| entry.who).collect());
         let count = entries.len();
         for round in 0..rounds {
             let mut values = vec![0.0; count];
@@ -54,28 +96,112 @@ impl Row {
         row
     }
 
-    fn median_of(&self, contestant: usize) -> f64 {
+    fn median(&self, contestant: usize) -> f64 {
         median(self.rounds.iter().map(|values| values[contestant]).collect())
     }
 
-    /// One line per row: each contestant's median, and the table's ratio to the best peer. What has one thread only is no
-    /// peer.
-    pub(crate) fn print(&self, not_a_peer: &str) {
-        println!("\n{} ({})", self.title, self.unit);
-        let best = (1..self.names.len())
-            .filter(|&at| self.names[at] != not_a_peer)
-            .min_by(|&a, &b| self.median_of(a).total_cmp(&self.median_of(b)));
-        for (at, name) in self.names.iter().enumerate() {
-            let ratios = median(self.rounds.iter().map(|values| values[0] / values[at]).collect());
-            let (mark, ratio) = match at {
-                0 => ("", String::new()),
-                _ => (
-                    if Some(at) == best { "  best peer" } else { "" },
-                    format!("{ratios:>6.2}"),
-                ),
+    /// The table's ratio to a contestant.
+    fn ratio(&self, contestant: usize) -> f64 {
+        median(
+            self.rounds
+                .iter()
+                .map(|values| values[0] / values[contestant])
+                .collect(),
+        )
+    }
+
+    /// One line per contestant: its median, and the table's ratio to it.
+    fn print(&self) {
+        println!("\n{} ({})", self.subject, self.unit);
+        let best = (1..self.whos.len())
+            .filter(|&at| self.whos[at].kind != Kind::Reference)
+            .min_by(|&a, &b| self.median(a).total_cmp(&self.median(b)));
+        for (at, who) in self.whos.iter().enumerate() {
+            let ratio = match at {
+                0 => String::new(),
+                _ => format!("{:.2}", self.ratio(at)),
             };
-            println!("  {name:<24}{:>12}  {ratio:>6}{mark}", figure(self.median_of(at)));
+            let mark = if Some(at) == best { "  best peer" } else { "" };
+            println!("  {:<24}{:>12}  {ratio:>6}{mark}", who.name, figure(self.median(at)));
         }
+    }
+
+    fn to_json(&self) -> Value {
+        let contestant = |(at, who): (usize, &Who)| {
+            json!({
+                "name": who.name,
+                "kind": who.kind.name(),
+                "median": rounded(self.median(at)),
+                "ratio": rounded(self.ratio(at)),
+            })
+        };
+        json!({
+            "operation": self.subject.operation,
+            "threads": self.subject.threads,
+            "order": self.subject.order,
+            "nodes": self.subject.nodes,
+            "unit": self.unit,
+            "rounds": self.rounds.len(),
+            "contestants": self.whos.iter().enumerate().map(contestant).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// All that a run measured.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    rows: Vec<Value>,
+}
+
+impl Report {
+    /// Prints a row, and keeps it.
+    pub(crate) fn row(&mut self, row: &Row) {
+        row.print();
+        self.rows.push(row.to_json());
+    }
+
+    /// Keeps how long single operations took: nanoseconds, and how often.
+    pub(crate) fn histogram(&mut self, subject: Subject, who: Who, histogram: &Histogram) {
+        self.rows.push(json!({
+            "operation": subject.operation,
+            "nodes": subject.nodes,
+            "name": who.name,
+            "histogram": histogram.counts().collect::<Vec<_>>(),
+        }));
+    }
+
+    /// Keeps values that belong to sizes: a curve.
+    pub(crate) fn curve(&mut self, operation: &'static str, unit: &'static str, who: Who, points: &[(usize, f64)]) {
+        let points: Vec<_> = points.iter().map(|&(at, value)| json!([at, rounded(value)])).collect();
+        self.rows.push(json!({
+            "operation": operation,
+            "name": who.name,
+            "unit": unit,
+            "curve": points,
+        }));
+    }
+
+    /// Keeps one value of the table's.
+    pub(crate) fn value(&mut self, operation: &'static str, nodes: usize, unit: &'static str, value: f64) {
+        println!("{operation:<60}{:>12} {unit}", figure(value));
+        self.rows.push(json!({
+            "operation": operation,
+            "nodes": nodes,
+            "unit": unit,
+            "value": rounded(value),
+        }));
+    }
+
+    /// Writes all of it where `--record` says, a line for each row.
+    pub(crate) fn save(&self, args: &Args) -> io::Result<()> {
+        let Some(file) = &args.record else { return Ok(()) };
+        let rows: Vec<_> = self.rows.iter().map(Value::to_string).collect();
+        let text = format!(
+            "{{\n\"machine\":{},\n\"rows\":[\n{}\n]}}\n",
+            machine::describe(),
+            rows.join(",\n")
+        );
+        std::fs::write(file, text)
     }
 }
 
@@ -84,6 +210,11 @@ fn figure(value: f64) -> String {
         v if v < 100.0 => format!("{v:.1}"),
         v => format!("{v:.0}"),
     }
+}
+
+/// To four digits: more than a measurement has.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

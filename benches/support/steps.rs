@@ -16,15 +16,18 @@ pub(crate) struct Step {
     pub(crate) proxy: u32,
 }
 
-/// So many different nodes; another `seed`, other nodes.
-pub(crate) fn nodes(count: usize, proxies: u32, seed: u64) -> Vec<Step> {
+/// Different nodes without end; another `seed`, other nodes.
+pub(crate) fn stream(proxies: u32, seed: u64) -> impl Iterator<Item = Step> {
     let mut random = fastrand::Rng::with_seed(seed);
-    (0..count)
-        .map(|_| Step {
-            node: Builder::from_random_bytes(random.u128(..).to_ne_bytes()).into_uuid(),
-            proxy: random.u32(..proxies),
-        })
-        .collect()
+    std::iter::repeat_with(move || Step {
+        node: Builder::from_random_bytes(random.u128(..).to_ne_bytes()).into_uuid(),
+        proxy: random.u32(..proxies),
+    })
+}
+
+/// So many different nodes.
+pub(crate) fn nodes(count: usize, proxies: u32, seed: u64) -> Vec<Step> {
+    stream(proxies, seed).take(count).collect()
 }
 
 /// Each node once, in random order.

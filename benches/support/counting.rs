@@ -1,0 +1,70 @@
+//! An allocator that counts the bytes it was asked for: what is in use, and the most that was.
+//!
+//! As dhat does, but for tables of any size, and for peers whose every entry is an allocation, without a record of each.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts what goes to another allocator.
+pub(crate) struct Counting<A>(pub(crate) A);
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// Relaxed, all: sums, which order nothing. Where several threads allocate at once, the peak may miss a moment.
+fn add(bytes: usize) {
+    let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    if live > PEAK.load(Ordering::Relaxed) {
+        PEAK.fetch_max(live, Ordering::Relaxed);
+    }
+}
+
+fn take(bytes: usize) {
+    LIVE.fetch_sub(bytes, Ordering::Relaxed);
+}
+
+/// The bytes that are in use.
+pub(crate) fn live() -> usize {
+    LIVE.load(Ordering::Relaxed)
+}
+
+/// The most bytes that were in use since [`forget_peak`].
+pub(crate) fn peak() -> usize {
+    PEAK.load(Ordering::Relaxed)
+}
+
+pub(crate) fn forget_peak() {
+    PEAK.store(live(), Ordering::Relaxed);
+}
+
+// SAFETY: every call goes to the inner allocator as it came, and that keeps the contract.
+unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: the caller's promises are the same.
+        unsafe { self.0.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: as above.
+        unsafe { self.0.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        take(layout.size());
+        // SAFETY: as above.
+        unsafe { self.0.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // The difference, as dhat counts it: whether the bytes move is the allocator's affair.
+        if new_size >= layout.size() {
+            add(new_size - layout.size());
+        } else {
+            take(layout.size() - new_size);
+        }
+        // SAFETY: as above.
+        unsafe { self.0.realloc(ptr, layout, new_size) }
+    }
+}

@@ -1,0 +1,48 @@
+//! What machine this is, for the record. Where the system does not tell, nothing is said.
+
+use std::fs::read_to_string;
+
+use serde_json::{Value, json};
+
+/// Model and cores of the processor, its caches, and the memory.
+pub(crate) fn describe() -> Value {
+    json!({
+        "cpu": cpu(),
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "l2": cache(2),
+        "l3": cache(3),
+        "memory": field("/proc/meminfo", "MemTotal"),
+        "system": read_to_string("/proc/sys/kernel/osrelease").ok().map(|release| format!("Linux {}", release.trim())),
+    })
+}
+
+/// The first line's value under this name, in a file of lines like `name : value`.
+fn field(file: &str, name: &str) -> Option<String> {
+    let text = read_to_string(file).ok()?;
+    let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields
+        .find(|(found, _)| found.trim() == name)
+        .map(|(_, value)| value.trim().to_string())
+}
+
+fn cpu() -> Option<String> {
+    let of = |name| field("/proc/cpuinfo", name);
+    let model = of("model name")?;
+    Some(match (of("cpu family"), of("model")) {
+        // What a virtual machine tells of its processor may be no more than its maker's name.
+        (Some(family), Some(number)) => format!("{model}, family {family}, model {number}"),
+        _ => model,
+    })
+}
+
+/// The size of the first core's cache of a level.
+fn cache(level: u32) -> Option<String> {
+    (0..8).find_map(|at| {
+        let of = |name| read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{at}/{name}")).ok();
+        (of("level")?.trim() == level.to_string())
+            .then(|| of("size"))??
+            .trim()
+            .to_string()
+            .into()
+    })
+}
