@@ -1,12 +1,18 @@
-//! Measures how much memory a table takes, and checks that against its budgets.
+//! Measures how much memory a table takes, and checks that against its budgets; counts instructions, beside a record of
+//! them; and shows what the benches recorded.
 
 mod budget;
+mod chart;
+mod figures;
 mod heap;
 mod input;
-mod plot;
+mod instructions;
+mod plots;
 mod programs;
 mod recorded;
 mod report;
+mod show;
+mod speed;
 
 use std::error::Error;
 use std::path::Path;
@@ -23,7 +29,10 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 const USAGE: &str = "\
 Usage: nodetracker-profiles check            check the budgets, up to a million routes
        nodetracker-profiles all              check all of them, and record profiles, plot and table
-       nodetracker-profiles PROGRAM...       check those of some programs";
+       nodetracker-profiles PROGRAM...       check those of some programs
+       nodetracker-profiles instructions     count them, and compare with the record
+       nodetracker-profiles instructions record
+       nodetracker-profiles show             draw plots and write tables from what the benches recorded";
 
 /// The largest table of a quick check, and of a full one.
 const QUICK: u64 = 1_000_000;
@@ -32,11 +41,15 @@ const FULL: u64 = 10_000_000;
 fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = |name: &&str| PROGRAMS.iter().find(|program| program.name == *name);
     let outcome = match arguments.as_slice() {
         ["run", name, largest, file @ ..] if let Some(program) = named(name) => run(program, largest, file.first()),
         ["check"] => check(PROGRAMS.iter(), QUICK),
-        ["all"] => record_all(),
+        ["all"] => record_all(here),
+        ["instructions"] => instructions::compare(here),
+        ["instructions", "record"] => instructions::record(here),
+        ["show"] => show::show(here).map(|()| true),
         names if !names.is_empty() && names.iter().all(|name| named(name).is_some()) => {
             check(names.iter().filter_map(named), FULL)
         }
@@ -97,8 +110,7 @@ fn check<'a>(programs: impl Iterator<Item = &'a Program>, largest: u64) -> Resul
 }
 
 /// Runs everything, and writes what this directory keeps.
-fn record_all() -> Result<bool, Box<dyn Error>> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+fn record_all(here: &Path) -> Result<bool, Box<dyn Error>> {
     let mut findings = Findings {
         largest: FULL,
         ..Findings::default()
@@ -127,11 +139,14 @@ fn record_all() -> Result<bool, Box<dyn Error>> {
         .into_iter()
         .filter_map(|(from, key)| Some((from, limit(key)?)))
         .collect();
-    let plot = plot::draw(&findings.curve, &budgets).ok_or("no table was measured")?;
-    fs::write(here.join("bytes-per-route.svg"), plot)?;
-    let readme = here.join("README.md");
-    let section = report::section(&findings, &profiles);
-    let text = report::replace_section(&fs::read_to_string(&readme)?, &section).ok_or("the README's marks are gone")?;
-    fs::write(readme, text)?;
+    fs::write(
+        here.join("bytes-per-route.svg"),
+        plots::bytes_of_table(&findings.curve, &budgets),
+    )?;
+    show::write_section(
+        &here.join("README.md"),
+        "measured",
+        &report::section(&findings, &profiles),
+    )?;
     Ok(report::print(&findings))
 }

@@ -100,26 +100,3 @@ pub(crate) fn section(findings: &Findings, profiles: &[(&str, u64, Profile)]) ->
     }
     text
 }
-
-const BEGIN: &str = "<!-- measured: written by the program, do not edit -->\n";
-const END: &str = "<!-- end of measured -->";
-
-/// Puts a new section into the README; `None` where its marks are missing.
-pub(crate) fn replace_section(readme: &str, section: &str) -> Option<String> {
-    let (before, rest) = readme.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{section}\n{END}{after}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_section_between_the_marks_is_replaced() {
-        let readme = format!("a\n{BEGIN}old\n{END}\nz\n");
-        let new = replace_section(&readme, "new").unwrap();
-        assert_eq!(new, format!("a\n{BEGIN}\nnew\n{END}\nz\n"));
-        assert_eq!(replace_section("no marks", "new"), None);
-    }
-}

@@ -1,0 +1,67 @@
+//! What the READMEs and the plots show of what is recorded.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use crate::figures::Record;
+use crate::{instructions, plots, speed};
+
+/// Draws the plots and writes the tables anew, from the records alone.
+pub(crate) fn show(here: &Path) -> Result<(), Box<dyn Error>> {
+    let [speed, bytes, hundred_million] =
+        ["speed.json", "bytes.json", "hundred-million.json"].map(|name| Record::read(here, name));
+    let (speed, bytes, hundred_million) = (speed?, bytes?, hundred_million?);
+
+    let throughput = plots::throughput(&speed).ok_or("speed.json lacks a row of the throughput")?;
+    fs::write(here.join("throughput.svg"), throughput)?;
+    fs::write(here.join("pauses.svg"), plots::pauses(&speed))?;
+    fs::write(here.join("bytes-of-peers.svg"), plots::bytes_of_all(&bytes))?;
+
+    let machine = format!("{}.\n", speed.machine());
+    let all_rows = format!(
+        "<details><summary>Every row, contestant by contestant</summary>\n\n{}\n</details>\n",
+        speed::all_rows(&speed)
+    );
+    let readme = here.join("README.md");
+    write_section(&readme, "machine", &machine)?;
+    write_section(&readme, "speed", &format!("{}\n{all_rows}", speed::budgets(&speed)))?;
+    let bytes = format!("{}\n{}", speed::bytes(&bytes), speed::values(&bytes));
+    write_section(&readme, "bytes", &bytes)?;
+    write_section(&readme, "instructions", &instructions::section(here)?)?;
+    write_section(&readme, "hundred million", &speed::values(&hundred_million))?;
+    let above = here.parent().ok_or("this directory is in none")?;
+    write_section(&above.join("README.md"), "machine", &machine)
+}
+
+/// Replaces what a file has between the marks of a section.
+pub(crate) fn write_section(file: &Path, name: &str, section: &str) -> Result<(), Box<dyn Error>> {
+    let text = fs::read_to_string(file)?;
+    let text = replaced(&text, name, section)
+        .ok_or_else(|| format!("{}: the marks around \"{name}\" are gone", file.display()))?;
+    fs::write(file, text)?;
+    Ok(())
+}
+
+/// The text with another section; `None` where its marks are missing.
+fn replaced(text: &str, name: &str, section: &str) -> Option<String> {
+    let begin = format!("<!-- {name}: written by the program, do not edit -->\n");
+    let end = format!("<!-- end of {name} -->");
+    let (before, rest) = text.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{begin}\n{section}\n{end}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_section_between_the_marks_is_replaced() {
+        let text = |inner: &str| {
+            format!("a\n<!-- x: written by the program, do not edit -->\n{inner}\n<!-- end of x -->\nz\n")
+        };
+        assert_eq!(replaced(&text("old"), "x", "new"), Some(text("\nnew")));
+        assert_eq!(replaced(&text("old"), "y", "new"), None);
+    }
+}

@@ -1,0 +1,385 @@
+//! The budgets of time, and the tables of what the benches recorded.
+//!
+//! Where there are peers, a budget is a ratio within one run, and binds at one million and ten million routes.
+
+use std::fmt::Write;
+
+use crate::figures::{Figure, Record, Row};
+
+/// What the table is measured against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Against {
+    BestPeer,
+    BestThatLocks,
+    /// What is no peer: one thread without synchronisation, or another way to the same end.
+    Reference,
+    /// A figure of its own, in the row's unit.
+    Absolute,
+}
+
+/// One row of the table of budgets.
+struct Goal {
+    what: &'static str,
+    operation: &'static str,
+    threads: u64,
+    order: &'static str,
+    against: Against,
+    limit: Option<f64>,
+}
+
+const fn goal(what: &'static str, operation: &'static str, against: Against, limit: f64) -> Goal {
+    Goal {
+        what,
+        operation,
+        threads: 1,
+        order: "uniform",
+        against,
+        limit: Some(limit),
+    }
+}
+
+impl Goal {
+    const fn threads(mut self, threads: u64) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    const fn order(mut self, order: &'static str) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Shown, though nothing is asked of it.
+    const fn without_limit(mut self) -> Self {
+        self.limit = None;
+        self
+    }
+}
+
+const HALF: &str = "half refresh, half look-up";
+const TAIL: &str = "p99.99 of a look-up while 3 threads insert and remove";
+
+const GOALS: &[Goal] = &[
+    goal("look-up, one at a time", "look-up", Against::BestPeer, 1.0),
+    goal("the same, zipf 0.99", "look-up", Against::BestPeer, 1.0)
+        .order("zipf")
+        .without_limit(),
+    goal(
+        "look-up in batches of 64",
+        "look-up in batches of 64",
+        Against::BestPeer,
+        0.5,
+    ),
+    goal(
+        "the same, beside one thread's hashbrown",
+        "look-up in batches of 64",
+        Against::Reference,
+        0.8,
+    ),
+    goal("refresh, one at a time", "refresh", Against::BestPeer, 1.0),
+    goal("the same, zipf 0.99", "refresh", Against::BestPeer, 1.0)
+        .order("zipf")
+        .without_limit(),
+    goal(
+        "refresh by handle, in batches of 64",
+        "refresh in batches of 64 by handle",
+        Against::BestPeer,
+        0.25,
+    )
+    .order(""),
+    goal(
+        "insert from empty, growth included",
+        "insert from empty",
+        Against::BestPeer,
+        1.0,
+    )
+    .order(""),
+    goal(
+        "its longest pause, the median of several runs",
+        "longest pause of an insert from empty",
+        Against::Absolute,
+        300.0,
+    )
+    .order(""),
+    goal("half refresh, half look-up, two threads", HALF, Against::BestPeer, 0.9).threads(2),
+    goal("the same, zipf 0.99", HALF, Against::BestPeer, 0.6)
+        .threads(2)
+        .order("zipf"),
+    goal("the same, four threads on two cores", HALF, Against::BestPeer, 0.9)
+        .threads(4)
+        .without_limit(),
+    goal(
+        "the same, four threads on two cores, zipf 0.99",
+        HALF,
+        Against::BestPeer,
+        0.6,
+    )
+    .threads(4)
+    .order("zipf")
+    .without_limit(),
+    goal(
+        "p99.99 of a look-up while three threads insert and remove",
+        TAIL,
+        Against::BestPeer,
+        1.0,
+    )
+    .threads(4),
+    goal(
+        "the same, beside the peers that lock",
+        TAIL,
+        Against::BestThatLocks,
+        0.5,
+    )
+    .threads(4),
+    goal(
+        "the same, waits for a core included",
+        "p99.99 by the wall of a look-up while 3 threads insert and remove",
+        Against::BestPeer,
+        1.0,
+    )
+    .threads(4)
+    .without_limit(),
+    goal(
+        "full sweep, nothing expired (a guide)",
+        "sweep, nothing expired",
+        Against::Absolute,
+        5.0,
+    )
+    .order(""),
+    goal(
+        "its longest single step",
+        "longest step of a sweep",
+        Against::Absolute,
+        50.0,
+    )
+    .order(""),
+    goal(
+        "bulk build from a snapshot, beside one by one",
+        "bulk build from a snapshot",
+        Against::Reference,
+        0.25,
+    )
+    .threads(2)
+    .order(""),
+];
+
+/// The sizes, and whether a budget binds there.
+const SIZES: [(u64, bool); 3] = [(100_000, false), (1_000_000, true), (10_000_000, true)];
+/// The size whose times are told.
+const MILLION: u64 = 1_000_000;
+
+impl Goal {
+    fn row<'a>(&'a self, record: &'a Record, nodes: u64) -> Option<Row<'a>> {
+        record.row(self.operation, self.threads, self.order, nodes)
+    }
+
+    /// Who the table is measured against: who takes the least of those who are meant.
+    fn other<'a>(&self, row: Row<'a>) -> Option<Figure<'a>> {
+        row.best(|figure| match self.against {
+            Against::BestPeer | Against::Absolute => matches!(figure.kind, "locks" | "lock-free"),
+            Against::BestThatLocks => figure.kind == "locks",
+            Against::Reference => figure.kind == "reference",
+        })
+    }
+
+    /// What the limit is for.
+    fn value(&self, row: Row<'_>) -> Option<f64> {
+        match self.against {
+            Against::Absolute => row.table().map(|table| table.median),
+            _ => self.other(row).map(|other| other.ratio),
+        }
+    }
+
+    /// Whether the limit holds wherever it binds; `None` where there is none, or nothing was measured.
+    fn holds(&self, record: &Record) -> Option<bool> {
+        let limit = self.limit?;
+        let bound = SIZES.iter().filter(|(_, binds)| *binds);
+        let values: Vec<_> = bound
+            .filter_map(|&(nodes, _)| self.value(self.row(record, nodes)?))
+            .collect();
+        (!values.is_empty()).then(|| values.iter().all(|&value| value <= limit))
+    }
+
+    fn show_limit(&self, unit: &str) -> String {
+        match (self.limit, self.against) {
+            (None, _) => String::new(),
+            (Some(limit), Against::Absolute) => time(limit, unit),
+            (Some(limit), _) => limit.to_string(),
+        }
+    }
+}
+
+/// A time to the digits that it deserves.
+fn time(value: f64, unit: &str) -> String {
+    let unit = unit.strip_suffix(" per route").unwrap_or(unit);
+    match value {
+        v if v < 10.0 => format!("{} {unit}", (v * 10.0).round() / 10.0),
+        v if unit == "µs" && v >= 10_000.0 => format!("{:.0} ms", v / 1_000.0),
+        v => format!("{v:.0} {unit}"),
+    }
+}
+
+/// The table of budgets.
+pub(crate) fn budgets(record: &Record) -> String {
+    let mut text = String::from(
+        "| | at most | the table, 1M | the other, 1M | 100k | 1M | 10M | |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n",
+    );
+    for goal in GOALS {
+        let Some(row) = goal.row(record, MILLION) else { continue };
+        let unit = row.text("unit");
+        let table = row.table().map_or(String::new(), |table| time(table.median, unit));
+        let other = goal.other(row).map_or(String::new(), |other| {
+            format!("{} ({})", time(other.median, unit), other.name)
+        });
+        _ = write!(
+            text,
+            "| {} | {} | {table} | {other} |",
+            goal.what,
+            goal.show_limit(unit)
+        );
+        for (nodes, _) in SIZES {
+            let value = goal.row(record, nodes).and_then(|row| goal.value(row));
+            _ = match (value, goal.against) {
+                (None, _) => write!(text, " |"),
+                (Some(value), Against::Absolute) => write!(text, " {} |", time(value, unit)),
+                (Some(ratio), _) => write!(text, " {ratio:.2} |"),
+            };
+        }
+        let verdict = match goal.holds(record) {
+            None => "",
+            Some(true) => "holds",
+            Some(false) => "not yet",
+        };
+        _ = writeln!(text, " {verdict} |");
+    }
+    text
+}
+
+/// Every row that was recorded, contestant by contestant.
+pub(crate) fn all_rows(record: &Record) -> String {
+    let mut names = Vec::new();
+    for figure in record.rows().flat_map(Row::figures) {
+        if !names.contains(&figure.name) && figure.name != "the same one by one" {
+            names.push(figure.name);
+        }
+    }
+    let mut text = String::from("| |");
+    names.iter().for_each(|name| _ = write!(text, " {name} |"));
+    _ = writeln!(text, "\n| --- |{}", " ---: |".repeat(names.len()));
+    for row in record.rows() {
+        let figures = row.figures();
+        if figures.iter().all(|figure| figure.name != "dashmap") {
+            continue;
+        }
+        let order = match row.text("order") {
+            "" => String::new(),
+            order => format!(", {order}"),
+        };
+        let (threads, nodes) = (row.number("threads"), row.number("nodes"));
+        let plural = if threads == 1 { "" } else { "s" };
+        let operation = row.text("operation");
+        _ = write!(
+            text,
+            "| {operation}, {threads} thread{plural}{order}, {} |",
+            size(nodes)
+        );
+        for name in &names {
+            let figure = figures.iter().find(|figure| figure.name == *name);
+            _ = match figure {
+                Some(figure) => write!(text, " {} |", time(figure.median, row.text("unit"))),
+                None => write!(text, " |"),
+            };
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// A size as people say it.
+fn size(nodes: u64) -> String {
+    match nodes {
+        n if n % 1_000_000 == 0 => format!("{}M", n / 1_000_000),
+        n if n % 1_000 == 0 => format!("{}k", n / 1_000),
+        n => n.to_string(),
+    }
+}
+
+/// Single values, one a line.
+pub(crate) fn values(record: &Record) -> String {
+    let mut text = String::from("| | routes | |\n| --- | ---: | ---: |\n");
+    for (operation, value, unit, nodes) in record.values() {
+        let value = match unit.strip_prefix("B") {
+            Some(_) => format!("{value:.1} B per route"),
+            None => time(value, unit),
+        };
+        _ = writeln!(text, "| {operation} | {} | {value} |", size(nodes));
+    }
+    text
+}
+
+/// The peak bytes per route of each contestant, at some sizes.
+pub(crate) fn bytes(record: &Record) -> String {
+    let sizes = [10_000, 100_000, 1_000_000, 10_000_000];
+    let mut text = String::from("| |");
+    sizes.iter().for_each(|&nodes| _ = write!(text, " {} |", size(nodes)));
+    _ = writeln!(text, "\n| --- |{}", " ---: |".repeat(sizes.len()));
+    for (name, points) in record.points("curve") {
+        _ = write!(text, "| {name} |");
+        for nodes in sizes {
+            // The sizes are steps: the first from there on.
+            let point = points.iter().find(|&&(routes, _)| routes >= nodes as f64);
+            _ = match point {
+                Some((_, bytes)) => write!(text, " {bytes:.1} B |"),
+                None => write!(text, " |"),
+            };
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(at_ten_million: f64) -> Record {
+        let row = |nodes: u64, ratio: f64| {
+            serde_json::json!({
+                "operation": "look-up", "threads": 1, "order": "uniform", "nodes": nodes, "unit": "ns",
+                "contestants": [
+                    {"name": "nodetracker", "kind": "table", "median": 90.0, "ratio": 1.0},
+                    {"name": "dashmap", "kind": "locks", "median": 100.0, "ratio": ratio},
+                    {"name": "scc", "kind": "locks", "median": 120.0, "ratio": 0.1},
+                    {"name": "hashbrown", "kind": "reference", "median": 50.0, "ratio": 0.1},
+                ],
+            })
+        };
+        let rows = [row(100_000, 7.0), row(1_000_000, 0.9), row(10_000_000, at_ten_million)];
+        Record::parse(&serde_json::json!({"machine": {}, "rows": rows}).to_string()).unwrap()
+    }
+
+    #[test]
+    fn a_budget_is_for_the_ratio_to_the_best_peer_at_a_million_and_more() {
+        let goal = &GOALS[0];
+        assert_eq!(goal.holds(&record(0.95)), Some(true));
+        assert_eq!(goal.holds(&record(1.01)), Some(false));
+        assert_eq!(GOALS[1].holds(&record(0.95)), None);
+        let table = budgets(&record(0.95));
+        let line = table
+            .lines()
+            .find(|line| line.contains("look-up, one at a time"))
+            .unwrap();
+        assert_eq!(
+            line,
+            "| look-up, one at a time | 1 | 90 ns | 100 ns (dashmap) | 7.00 | 0.90 | 0.95 | holds |"
+        );
+    }
+
+    #[test]
+    fn times_have_the_digits_that_they_deserve() {
+        assert_eq!(time(5.04, "ns per route"), "5 ns");
+        assert_eq!(time(99.6, "ns"), "100 ns");
+        assert_eq!(time(20_100.0, "µs"), "20 ms");
+    }
+}
