@@ -2,6 +2,9 @@
 //! expired routes and those of dead proxies left out, newest first, owned answers.
 //!
 //! Every peer hashes with ahash, keeps a route in one word, and looks at the same [`World`] for time and proxies.
+//! The clock is read before the node is looked for, and outside of any lock. After it would make no difference, 1 % in
+//! dashmap and 2 % in papaya: either way each call waits once for what was before. What would, asking for the entry's
+//! cache line before the clock is read, their interfaces do not offer.
 
 pub(crate) mod dashmap;
 pub(crate) mod floor;
