@@ -3,8 +3,8 @@
 //! Outside of loom this is `std`'s atomics, the global allocator and crossbeam-epoch. Under `--cfg loom` the atomics are
 //! loom's, and reclamation is a model: what is retired is freed once every guard that was pinned at that moment is gone,
 //! and is then only *marked* as freed, so that each access can assert that nobody comes too late. The bookkeeping of
-//! that model is invisible to loom on purpose: a real epoch orders retirement against pins, and nothing else, so the
-//! model must not add edges that hide a missing one.
+//! that model is invisible to loom on purpose: it must not add an edge that crossbeam does not have, and so hide one that is
+//! missing. Which those are is told there.
 
 use std::sync::{MutexGuard, PoisonError, TryLockError};
 
@@ -99,6 +99,36 @@ mod epoch {
     }
 }
 
+/// A model of crossbeam-epoch: when what was retired may be freed, and what is ordered before what by that.
+///
+/// In crossbeam, a retirement is put into a bag, which is *sealed* with the global epoch `e` after a SeqCst fence, and whose
+/// contents are freed at `e + 2`. A pin stores the epoch that it read, and then has a SeqCst fence (on x86 a locked CAS, which
+/// is one too). Whoever advances the epoch has a SeqCst fence between its look at the epoch and its look at all threads, which
+/// must be unpinned, or pinned in that epoch; then an Acquire fence, which pairs with the Release store of an unpin; then
+/// it stores the epoch with Release. That gives these edges, and the model has no others:
+///
+/// 1. *From before a retirement to after each pin that it does not wait for.* Such a thread is not seen pinned at `e` by who
+///    advances to `e + 2`; so its fence comes after that one's, which comes after the sealing one's. Three fences in this
+///    order are no happens-before by themselves, but for atomics they amount to it: nothing after the last of them reads what
+///    was overwritten before the first, or by what happened before that. The model makes it one, since loom has no other
+///    way to say so; the table's plain data is published by edges of its own, in executions without a retirement too.
+/// 2. *From before an unpin to what comes after the grace period*, for each thread that was pinned when the period began:
+///    its unpin is read by who advances, by a pair of Acquire and Release. (Or its next pin is, in the new epoch. On x86 that
+///    is a CAS, and goes on with the release sequence of the unpin. Elsewhere it is a plain store, and the letter of the
+///    memory model would want more; the processors do not. Freeing memory rests on this edge, so crossbeam's own does.)
+/// 3. *The same for each thread that was pinned and has unpinned before the period began*, which is why a later period's end
+///    may stand for an earlier one's ([`Grace`](crate::proxies)). Who advances twice from `e` cannot have seen such a thread
+///    pinned, or unpinned by an earlier guard: it fenced before the sealing. Only models that ask for it with [`order_unpins`]
+///    have this edge: it makes them many times as large.
+///
+/// There is *no* edge from a thread that pinned after the retirement to the end of the grace period; none from the unpin of
+/// one that was waited for to a pin after the grace period (its own edges have to pass that on); and none between a thread
+/// that is pinned at a retirement and the retiring one.
+///
+/// Sealing a bag later than the retirement adds nothing that the model does not have: a thread that pins in between is waited
+/// for, and may read what was there before; in the model that is the same thread pinned before the retirement, since a pin
+/// does nothing else that others could see. (That takes that no thread acts on a Relaxed load of what the retiring one did
+/// after that: no protocol of the table does.)
 #[cfg(loom)]
 pub(crate) mod epoch {
     use std::cell::{Cell, RefCell};
@@ -116,12 +146,15 @@ pub(crate) mod epoch {
         }
     }
 
+    /// What carries edges: it is only ever changed, so an Acquire comes after each Release before it.
+    type Edge = Arc<AtomicUsize>;
+
     struct Retired {
         waits_for: Vec<u64>,
-        /// What carries the edges that a real epoch has: from before a retirement to each pin that the retirement does
-        /// not wait for (both have a fence between their write and their look at the other's), and from what those did
-        /// that it waits for to what comes after the grace period.
-        edge: Arc<AtomicUsize>,
+        /// Edge 2.
+        unpins: Edge,
+        /// Edge 3, by how many of `Model::earlier_unpins` there were.
+        earlier_unpins: usize,
         after_grace: Box<dyn FnOnce()>,
     }
 
@@ -130,13 +163,20 @@ pub(crate) mod epoch {
         next: u64,
         pinned: Vec<u64>,
         retired: Vec<Retired>,
-        /// Edges of what was ever retired.
-        edges: Vec<Arc<AtomicUsize>>,
+        /// Edge 1: one for each retirement that there ever was.
+        retirements: Vec<Edge>,
+        /// Edge 3: the unpins before the first retirement, those before the second one, and so on; the last are those of
+        /// now. Empty in models that do not ask for them.
+        earlier_unpins: Vec<Edge>,
         /// Edges to be used: what loom has to know before the threads start.
-        spare_edges: Vec<Arc<AtomicUsize>>,
+        spare_edges: Vec<Edge>,
         graves: Vec<Box<dyn FnOnce()>>,
-        /// What carries the edges from each unpin to the grace periods that end after it, in models that ask for them.
-        unpins: Option<Arc<AtomicUsize>>,
+    }
+
+    impl Model {
+        fn new_edge(&mut self) -> Edge {
+            self.spare_edges.pop().expect("a model retires no more than begun with")
+        }
     }
 
     // loom runs all of a model's threads on one OS thread. No operation of loom's may come inside of a borrow: it may
@@ -150,12 +190,12 @@ pub(crate) mod epoch {
 
     /// Stands for `crossbeam_epoch::pin`.
     pub(crate) fn pin() -> Guard {
-        let (guard, edges) = MODEL.with_borrow_mut(|model| {
+        let (guard, retirements) = MODEL.with_borrow_mut(|model| {
             model.next += 1;
             model.pinned.push(model.next);
-            (Guard(model.next), model.edges.clone())
+            (Guard(model.next), model.retirements.clone())
         });
-        for edge in edges {
+        for edge in retirements {
             edge.fetch_add(0, Ordering::Acquire);
         }
         guard
@@ -167,31 +207,32 @@ pub(crate) mod epoch {
 
     impl Drop for Guard {
         fn drop(&mut self) {
-            let waiting: Vec<_> = MODEL.with_borrow(|model| {
+            let edges: Vec<Edge> = MODEL.with_borrow(|model| {
                 let waiting = model
                     .retired
                     .iter()
                     .filter(|retired| retired.waits_for.contains(&self.0));
-                waiting.map(|retired| Arc::clone(&retired.edge)).collect()
+                let now = model.earlier_unpins.last();
+                waiting.map(|retired| &retired.unpins).chain(now).cloned().collect()
             });
-            for edge in waiting.into_iter().chain(unpins()) {
-                edge.fetch_add(0, Ordering::Release);
+            // A retirement that comes in between waits for this guard without the edge: less than crossbeam promises.
+            for edge in edges {
+                edge.fetch_add(1, Ordering::Release);
             }
-            let due: Vec<Retired> = MODEL.with_borrow_mut(|model| {
+            let due: Vec<(Retired, Vec<Edge>)> = MODEL.with_borrow_mut(|model| {
                 model.pinned.retain(|&id| id != self.0);
                 for retired in &mut model.retired {
                     retired.waits_for.retain(|&id| id != self.0);
                 }
-                let due: Vec<Retired> = model
-                    .retired
-                    .extract_if(.., |retired| retired.waits_for.is_empty())
-                    .collect();
-                // At once: whoever pins from here on is not waited for.
-                model.edges.extend(due.iter().map(|retired| Arc::clone(&retired.edge)));
-                due
+                let due = model.retired.extract_if(.., |retired| retired.waits_for.is_empty());
+                due.map(|retired| {
+                    let earlier = model.earlier_unpins[..retired.earlier_unpins].to_vec();
+                    (retired, earlier)
+                })
+                .collect()
             });
-            for retired in due {
-                for edge in std::iter::once(retired.edge).chain(unpins()) {
+            for (retired, earlier_unpins) in due {
+                for edge in earlier_unpins.into_iter().chain([retired.unpins]) {
                     edge.fetch_add(0, Ordering::Acquire);
                 }
                 (retired.after_grace)();
@@ -199,15 +240,12 @@ pub(crate) mod epoch {
         }
     }
 
-    fn unpins() -> Option<Arc<AtomicUsize>> {
-        MODEL.with_borrow(|model| model.unpins.clone())
-    }
-
-    /// Orders what any thread did before it unpinned before the end of later grace periods, for a model of what follows a
-    /// grace period. It is no part of all models, since it makes them many times as large.
+    /// Has a model order what threads do before they unpin before the end of grace periods that begin after that, too.
     pub(crate) fn order_unpins() {
-        let edge = Arc::new(AtomicUsize::new(0));
-        MODEL.with_borrow_mut(|model| model.unpins = Some(edge));
+        MODEL.with_borrow_mut(|model| {
+            let edge = model.new_edge();
+            model.earlier_unpins = vec![edge];
+        });
     }
 
     pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(_guard: &Guard, object: *mut T) {
@@ -227,18 +265,21 @@ pub(crate) mod epoch {
     }
 
     fn defer(after_grace: Box<dyn FnOnce()>) {
-        let edge = MODEL
-            .with_borrow_mut(|model| model.spare_edges.pop())
-            .expect("a model retires no more than begun with");
-        edge.fetch_add(1, Ordering::Release);
+        let retirement = MODEL.with_borrow_mut(Model::new_edge);
+        retirement.fetch_add(1, Ordering::Release);
         MODEL.with_borrow_mut(|model| {
-            let waits_for = model.pinned.clone();
-            model.edges.push(Arc::clone(&edge));
-            model.retired.push(Retired {
-                waits_for,
-                edge,
+            model.retirements.push(retirement);
+            let retired = Retired {
+                waits_for: model.pinned.clone(),
+                unpins: model.new_edge(),
+                earlier_unpins: model.earlier_unpins.len(),
                 after_grace,
-            });
+            };
+            model.retired.push(retired);
+            if !model.earlier_unpins.is_empty() {
+                let edge = model.new_edge();
+                model.earlier_unpins.push(edge);
+            }
         });
     }
 
@@ -267,7 +308,7 @@ pub(crate) mod epoch {
 
     /// Begins one execution of a model, before its threads start.
     fn begin() {
-        let edges = (0..32).map(|_| Arc::new(AtomicUsize::new(0))).collect();
+        let edges = (0..48).map(|_| Arc::new(AtomicUsize::new(0))).collect();
         MODEL.with_borrow_mut(|model| model.spare_edges = edges);
     }
 
@@ -278,9 +319,9 @@ pub(crate) mod epoch {
                 model.pinned.is_empty() && model.retired.is_empty(),
                 "retired, but never freed"
             );
-            model.edges.clear();
+            model.retirements.clear();
+            model.earlier_unpins.clear();
             model.spare_edges.clear();
-            model.unpins = None;
             std::mem::take(&mut model.graves)
         });
         graves.into_iter().for_each(|free| free());
