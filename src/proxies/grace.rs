@@ -15,14 +15,14 @@ pub(crate) struct Grace {
 
 /// How many periods there are before their numbers repeat. One that is asked about was begun less than half as many ago,
 /// or is taken for over too late, when the numbers have come round.
-const PERIODS: u32 = 1 << 31;
+pub(crate) const PERIODS: u32 = 1 << 30;
 
 fn is_past(period: u32, of: u32) -> bool {
     of.wrapping_sub(period) % PERIODS < PERIODS / 2
 }
 
 impl Grace {
-    /// Begins a period now, and returns its number, of 31 bits.
+    /// Begins a period now, and returns its number, below [`PERIODS`].
     pub(crate) fn begin(&self, guard: &Guard) -> u32 {
         // Relaxed: only a number; the epoch orders what matters.
         let period = self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1) % PERIODS;

@@ -9,14 +9,16 @@
 //!    │       remove_proxy │                                                       │ grace, then a full round
 //!    │                    ▼                                                       │ without a route
 //!    └───────────────── DEAD ◀────────────────────────────────────────────────────┘
-//!      grace, then a full round; the generation grows
+//!      grace, a full round, and grace again; the generation grows
 //! ```
 //!
 //! Look-ups skip routes whose proxy is DEAD or FREE, so removing a proxy is one store, however many routes it has. New
 //! routes are taken for ALIVE proxies only, which [`add_node`](crate::RouteTable::add_node) checks under the same epoch
 //! pin as its CAS; it makes a CLOSING one ALIVE. So once a grace period has passed since the number left ALIVE, no thread
 //! is left that may still add a route to it; a sweep that *starts* then and visits every shard has removed, or at least
-//! seen, each of its routes. Only then is a DEAD number free for another proxy, and a CLOSING one known to be idle.
+//! seen, each of its routes. Only then is a CLOSING number known to be idle. A DEAD one waits for another grace period,
+//! since a look-up may have read one of these routes before the sweep removed it, and not have asked yet whose the number
+//! is; then it is free for another proxy.
 //!
 //! Registering and removing take a lock ([`Registry`]), and so does what the sweeper changes here, though it passes by
 //! where the lock is taken. Registering a proxy again with the same details, look-ups and all that routes need do not.
@@ -355,8 +357,10 @@ impl Proxies {
             }
             // A route that could not be taken away, for want of memory.
             Some(Wait::Round(_)) if entry.was_seen_since(round) => registry.wait_for(number, Wait::Round(round_now())),
-            Some(Wait::Round(_)) => {
-                // No route has the number any more, and no thread that might look at its details or its ID is left.
+            // No route has the number any more, but a look-up may have read one.
+            Some(Wait::Round(_)) => registry.wait_for(number, Wait::LastGrace(self.grace.begin(guard))),
+            Some(Wait::LastGrace(_)) => {
+                // No thread is left that read a route of the number, or that might look at its details or its ID.
                 registry.set_details(entry, Details::NONE, &self.grace, guard);
                 let reusable = entry.vacate();
                 registry.give_number_back(number, reusable);

@@ -1,7 +1,10 @@
 //! loom models of a proxy number's life, named after the property that each shows; see `src/shard/models.rs`.
 //!
-//! The table is one word here: a proxy number plus one, or zero. A round of the sweeper is a visit of that word, then one
-//! of the proxies. Only one thread of a model registers, removes and sweeps, since it would wait for the registry.
+//! The table is one word here: a proxy number plus one, or zero. A round of the sweeper is a visit of that word, then two
+//! of the proxies, as where two threads sweep. Only one thread of a model registers, removes and sweeps, since it would wait
+//! for the registry.
+
+use std::sync::atomic::AtomicBool;
 
 use loom::sync::Arc;
 use loom::thread;
@@ -51,6 +54,13 @@ impl World {
         (self.word.load(Ordering::Acquire) as u32).checked_sub(1)
     }
 
+    /// As `RouteTable::get_proxies`.
+    fn look_up(&self) -> Option<ProxyRef> {
+        let _guard = pin();
+        let number = self.route()?;
+        self.proxies.reference(number)
+    }
+
     /// One round, at a tick at which every proxy is idle that has no route.
     fn sweep(&self) {
         let round = self.round.load(Ordering::Acquire);
@@ -66,13 +76,27 @@ impl World {
             }
         }
         let round_now = || self.round.fetch_add(0, Ordering::AcqRel);
-        self.proxies.visit(0, 100, round, round_now, 1 << 20, &pin());
+        for _ in 0..2 {
+            self.proxies.visit(0, 100, round, round_now, 1 << 20, &pin());
+        }
         self.round.fetch_add(1, Ordering::AcqRel);
     }
 }
 
+/// Notes that some execution of a model came to what the model is about.
+fn note(seen: &AtomicBool, now: bool) {
+    // Relaxed: one OS thread.
+    seen.fetch_or(now, Ordering::Relaxed);
+}
+
+fn assert_noted(seen: &AtomicBool, otherwise: &str) {
+    // Relaxed: as above.
+    assert!(seen.load(Ordering::Relaxed), "{otherwise}");
+}
+
 #[test]
 fn a_stalled_addition_never_becomes_another_proxys_route() {
+    static REUSED: AtomicBool = AtomicBool::new(false);
     epoch::check(3, || {
         epoch::order_unpins();
         let world = Arc::new(World::new());
@@ -93,7 +117,35 @@ fn a_stalled_addition_never_becomes_another_proxys_route() {
             !reused || world.route() != Some(old.number),
             "a route of a removed proxy is another's"
         );
+        note(&REUSED, reused);
     });
+    assert_noted(&REUSED, "a number was never reused");
+}
+
+/// The look-up reads a route whose proxy was removed long ago, just before the sweeper takes it away, and only then asks who
+/// the proxy is.
+#[test]
+fn a_stalled_look_up_never_finds_another_proxys_route() {
+    static REUSED: AtomicBool = AtomicBool::new(false);
+    epoch::check(3, || {
+        epoch::order_unpins();
+        let world = Arc::new(World::new());
+        let old = world.register("old");
+        assert!(world.add(old));
+        let reader = thread::spawn({
+            let world = Arc::clone(&world);
+            move || world.look_up()
+        });
+        assert!(world.proxies.remove(old, &pin()));
+        for _ in 0..2 {
+            world.sweep();
+        }
+        let new = world.register("new");
+        let found = reader.join().expect("it ends");
+        assert!(found.is_none_or(|found| found == old), "{found:?} never had a route");
+        note(&REUSED, new.number == old.number);
+    });
+    assert_noted(&REUSED, "a number was never reused");
 }
 
 #[test]

@@ -30,13 +30,15 @@ pub(crate) enum Wait {
     Grace(u32),
     /// A full round of the sweeper that starts after this one.
     Round(u32),
+    /// The end of the grace period that follows the round.
+    LastGrace(u32),
 }
 
 impl Wait {
     /// Whether it is over, at the end of a round.
     pub(crate) fn is_over(self, round: u32, grace: &Grace) -> bool {
         match self {
-            Wait::Grace(period) => grace.is_over(period),
+            Wait::Grace(period) | Wait::LastGrace(period) => grace.is_over(period),
             Wait::Round(after) => {
                 let since = round.wrapping_sub(after) % ROUNDS;
                 since > 0 && since < ROUNDS / 2
