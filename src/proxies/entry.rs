@@ -242,9 +242,10 @@ impl Entry<'_> {
     #[inline]
     pub(crate) fn touch(self, tick: u64) {
         let used = (tick >> USED_SHIFT) as u32;
-        // Relaxed, both: a time to judge idleness by; a round and a grace period follow before anything comes of it.
+        // Relaxed, both: a time to judge idleness by; a round and a grace period follow before anything comes of it. A
+        // thread that was stopped here takes nothing back that came later.
         if self.fields.used.load(Ordering::Relaxed) < used {
-            self.fields.used.store(used, Ordering::Relaxed);
+            self.fields.used.fetch_max(used, Ordering::Relaxed);
         }
     }
 
