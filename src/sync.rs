@@ -6,7 +6,9 @@
 //! that model is invisible to loom on purpose: it must not add an edge that crossbeam does not have, and so hide one that is
 //! missing. Which those are is told there.
 
-use std::sync::{MutexGuard, PoisonError, TryLockError};
+use std::sync::{PoisonError, TryLockError};
+
+use ahash::RandomState;
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
@@ -24,22 +26,38 @@ pub(crate) fn step(_name: &'static str) {
     crate::stalls::step(_name);
 }
 
+/// A hash function of its own for each table, so that nobody can choose keys that collide; the same each time inside of a
+/// loom model, which has to be deterministic.
+pub(crate) fn new_hasher() -> RandomState {
+    if cfg!(loom) {
+        RandomState::with_seeds(1, 2, 3, 4)
+    } else {
+        RandomState::new()
+    }
+}
+
 /// A lock for what is outside of the lock-free promise. Whoever panicked with it leaves nothing half done, so it is never
 /// poisoned.
 #[derive(Debug, Default)]
-pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+pub(crate) struct Mutex<T>(lock::Mutex<T>);
+
+#[cfg(not(loom))]
+use std::sync as lock;
+
+#[cfg(loom)]
+use loom::sync as lock;
 
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self(std::sync::Mutex::new(value))
+        Self(lock::Mutex::new(value))
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+    pub(crate) fn lock(&self) -> lock::MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The lock, where nobody has it.
-    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+    pub(crate) fn try_lock(&self) -> Option<lock::MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -286,6 +304,15 @@ pub(crate) mod epoch {
     /// Checks a model with so many preemptions at most, unless `LOOM_MAX_PREEMPTIONS` says otherwise, and tells how many
     /// executions it took.
     pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+        check_then(preemptions, model, || ());
+    }
+
+    /// [`check`], which calls `after` at the end of each execution, when all that was retired is free.
+    pub(crate) fn check_then(
+        preemptions: usize,
+        model: impl Fn() + Send + Sync + 'static,
+        after: impl Fn() + Send + Sync + 'static,
+    ) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(builder.preemption_bound.unwrap_or(preemptions));
         builder.max_branches = 10_000;
@@ -297,6 +324,7 @@ pub(crate) mod epoch {
             begin();
             model();
             bury();
+            after();
         });
         let name = std::thread::current().name().unwrap_or("model").to_owned();
         // Relaxed: as above.

@@ -18,7 +18,7 @@ use crate::shard::routes::{Change, Words};
 use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope, Shard};
 use crate::sweep::Cursor;
-use crate::sync::{AtomicU64, Guard, Ordering, pin};
+use crate::sync::{AtomicU64, Guard, Ordering, new_hasher, pin};
 use crate::time::{Time, ticks};
 
 /// A hash's shard is in so many of its top bits. Under a fuzzer, a few hundred nodes must make shards grow and move.
@@ -115,7 +115,7 @@ impl Builder {
         RouteTable {
             uuids: Shards::default(),
             names: OnceBox::new(),
-            hasher: RandomState::new(),
+            hasher: new_hasher(),
             routes: RouteCount::new(self.max_routes.min(Self::MOST_ROUTES)),
             proxies: Proxies::new(self.max_proxies),
             time: Time::new(self.clock),

@@ -24,7 +24,7 @@ use hashbrown::HashTable;
 use crate::key::Text;
 use crate::proxies::grace::Grace;
 use crate::proxies::numbered::Numbered;
-use crate::sync::{AtomicU64, Guard, Ordering, after_grace};
+use crate::sync::{AtomicU64, Guard, Ordering, after_grace, new_hasher};
 
 /// A cluster and an address in it, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,7 +254,7 @@ impl Default for Interner {
             users: Vec::new(),
             free: Vec::new(),
             leaving: VecDeque::new(),
-            hasher: RandomState::new(),
+            hasher: new_hasher(),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::proxies::id::ProxyId;
 use crate::shard::capacity::next_size;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
-use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, retire};
+use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, new_hasher, retire};
 
 const PART_BITS: u32 = if cfg!(loom) { 0 } else { 7 };
 const PARTS: usize = 1 << PART_BITS;
@@ -172,11 +172,7 @@ impl Ids {
         Self {
             parts: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
             numbers,
-            // A model goes the same way each time.
-            #[cfg(loom)]
-            hasher: RandomState::with_seeds(1, 2, 3, 4),
-            #[cfg(not(loom))]
-            hasher: RandomState::new(),
+            hasher: new_hasher(),
         }
     }
 
