@@ -9,6 +9,9 @@
 //! A route that a thread puts into a shard after that shard's visit is not seen in that round; `proxies` accounts for it
 //! with a grace period before the round.
 
+#[cfg(all(test, loom))]
+mod models;
+
 use crate::shard::{Mark, Visit};
 use crate::sync::{AtomicU64, Guard, Ordering, step};
 use crate::table::{RouteTable, SHARDS};

@@ -1,7 +1,7 @@
 //! loom models of a proxy number's life, named after the property that each shows; see `src/shard/models.rs`.
 //!
-//! The table is one word here: a proxy number plus one, or zero. A round of the sweeper is a visit of that word, then two
-//! of the proxies, as where two threads sweep. Only one thread of a model registers, removes and sweeps, since it would wait
+//! The table is one word here: a proxy number plus one, or zero. A round of the sweeper is a visit of that word, then three
+//! of the proxies, as where three threads sweep. Only one thread of a model registers, removes and sweeps, since it would wait
 //! for the registry.
 
 use std::sync::atomic::AtomicBool;
@@ -76,7 +76,7 @@ impl World {
             }
         }
         let round_now = || self.round.fetch_add(0, Ordering::AcqRel);
-        for _ in 0..2 {
+        for _ in 0..3 {
             self.proxies.visit(0, 100, round, round_now, 1 << 20, &pin());
         }
         self.round.fetch_add(1, Ordering::AcqRel);
@@ -194,5 +194,46 @@ fn a_proxy_is_found_while_the_map_of_ids_grows() {
         let found = reader.join().expect("it ends");
         assert!(found.is_none_or(|found| found == new));
         assert_eq!(world.proxies.find("new", &pin()), Some(new));
+    });
+}
+
+#[test]
+fn a_late_touch_takes_nothing_back() {
+    epoch::check(3, || {
+        let world = Arc::new(World::new());
+        let proxy = world.register("proxy");
+        let threads = [1_000, 2_000].map(|tick| {
+            let world = Arc::clone(&world);
+            thread::spawn(move || world.proxies.touch(proxy.number, tick))
+        });
+        threads.into_iter().for_each(|thread| thread.join().expect("it ends"));
+        let entry = world.proxies.numbers.get(proxy.number).expect("it is registered");
+        assert!(!entry.is_idle(2_000), "it was used at tick 2000");
+    });
+}
+
+#[test]
+fn of_two_sweepers_one_frees_a_number() {
+    epoch::check(3, || {
+        epoch::order_unpins();
+        let world = Arc::new(World::new());
+        let old = world.register("old");
+        assert!(world.proxies.remove(old, &pin()));
+        let visit = |world: &World, round: u32| {
+            world.proxies.visit(0, 100, round, || round, 1 << 20, &pin());
+        };
+        // The grace period is over, and the round; the last grace period has begun.
+        visit(&world, 1);
+        visit(&world, 2);
+        let sweepers = [(); 2].map(|()| {
+            let world = Arc::clone(&world);
+            thread::spawn(move || visit(&world, 2))
+        });
+        sweepers
+            .into_iter()
+            .for_each(|sweeper| sweeper.join().expect("it ends"));
+        let (one, two) = (world.register("one"), world.register("two"));
+        assert_ne!(one.number, two.number, "a number was freed twice");
+        assert_eq!(world.proxies.room(), 0);
     });
 }

@@ -145,6 +145,7 @@ impl Probe {
 
 /// Begins to load a key's home bucket in the index that a root points to, if that has so many buckets and was never given
 /// another seed. Nothing is read, so it needs no pin, and what it is told may be wrong.
+#[cfg(not(loom))]
 #[inline]
 pub(crate) fn prefetch_bucket(root: *const Header, buckets: u32, hash: u64) {
     let bucket = Probe::new(hash, 0, buckets).bucket;
