@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::limits::{self, Limits};
@@ -69,6 +70,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, serving: 
         read: Rc::clone(&read),
     };
     let calls = Calls::default();
+    let leaving = CancellationToken::new();
+    let router = router.for_connection(leaving.clone());
     let mut connection = WithCalls {
         connection: pin!(builder(calls.clone()).serve_connection(TokioIo::new(stream), router)),
         calls,
@@ -94,6 +97,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, serving: 
                 }
                 stopping = true;
                 connection.connection.as_mut().graceful_shutdown();
+                leaving.cancel();
             }
             () = due.as_mut(), if !stopping => match stage {
                 Stage::Preface => {
@@ -108,6 +112,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, serving: 
                 Stage::Serving => {
                     stage = Stage::Leaving;
                     connection.connection.as_mut().graceful_shutdown();
+                    leaving.cancel();
                     due.as_mut().reset(Instant::now() + limits.drain);
                 }
                 Stage::Leaving => return debug!("an old connection was cut with calls in flight"),

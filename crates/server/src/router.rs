@@ -6,31 +6,45 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use nodetracker::RouteTable;
 use nodetracker_proto::api::node_tracker_service_server::{NodeTrackerServiceServer, SERVICE_NAME};
 use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower_service::Service;
 
+use crate::leaving::ends_with;
 use crate::service::Tracker;
+use crate::services::{BoxedCall, Services};
 
 /// Every service of the port. Cheap to clone: each connection has its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Router {
     api: NodeTrackerServiceServer<Tracker>,
+    services: Arc<Services>,
     deadline: Duration,
+    /// Cancelled once the connection has to end.
+    leaving: CancellationToken,
 }
 
 impl Router {
-    /// Returns the services that answer from a table; `deadline` is how long a request may take to arrive.
-    pub(crate) fn new(table: Arc<RouteTable>, deadline: Duration) -> Self {
+    /// Returns the frozen service, answering from a table, and others beside it; `deadline` is how long a request may take
+    /// to arrive.
+    pub(crate) fn new(table: Arc<RouteTable>, services: Services, deadline: Duration) -> Self {
         Self {
             api: Tracker::service(table),
+            services: Arc::new(services),
             deadline,
+            leaving: CancellationToken::new(),
         }
+    }
+
+    /// The same services for one connection, whose streams of answers end when `leaving` is cancelled.
+    pub(crate) fn for_connection(self, leaving: CancellationToken) -> Self {
+        Self { leaving, ..self }
     }
 }
 
@@ -49,11 +63,15 @@ impl hyper::service::Service<Request<Incoming>> for Router {
             .and_then(|path| path.split_once('/'))
             .unwrap_or((path, ""));
         match service {
+            // The frozen service first: nearly every call is one of its.
             SERVICE_NAME if Tracker::METHODS.contains(&method) => {
-                Call::running(self.api.clone().call(request), self.deadline)
+                Call::running(self.api.clone().call(request), self.deadline, None)
             }
             SERVICE_NAME => Call::unimplemented(format!("service {SERVICE_NAME} has no method {:?}", shown(method))),
-            _ => Call::unimplemented(format!("there is no service {:?}", shown(service))),
+            _ => match self.services.get(service) {
+                Some(service) => Call::running(service(request), self.deadline, Some(self.leaving.clone())),
+                None => Call::unimplemented(format!("there is no service {:?}", shown(service))),
+            },
         }
     }
 }
@@ -89,21 +107,21 @@ pub(crate) struct Call(State);
 enum State {
     Done(Option<Response<Body>>),
     Running {
-        call: Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>,
+        call: BoxedCall,
         deadline: Duration,
+        /// What may end the answer, where it can be a stream.
+        leaving: Option<CancellationToken>,
         /// Set up when the call first has to wait. Nearly none does: its request came in one piece.
         timer: Option<Pin<Box<Sleep>>>,
     },
 }
 
 impl Call {
-    fn running(
-        call: Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>,
-        deadline: Duration,
-    ) -> Self {
+    fn running(call: BoxedCall, deadline: Duration, leaving: Option<CancellationToken>) -> Self {
         Self(State::Running {
             call,
             deadline,
+            leaving,
             timer: None,
         })
     }
@@ -123,8 +141,16 @@ impl Future for Call {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = match &mut self.0 {
             State::Done(response) => response.take().expect("a future is not polled after it was ready"),
-            State::Running { call, deadline, timer } => match call.as_mut().poll(cx) {
-                Poll::Ready(Ok(response)) => with_grpc_codes(response),
+            State::Running {
+                call,
+                deadline,
+                leaving,
+                timer,
+            } => match call.as_mut().poll(cx) {
+                Poll::Ready(Ok(response)) => match leaving {
+                    None => with_grpc_codes(response),
+                    Some(leaving) => ends_with(with_grpc_codes(response), leaving),
+                },
                 Poll::Pending => {
                     let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(*deadline)));
                     ready!(timer.as_mut().poll(cx));
@@ -137,12 +163,19 @@ impl Future for Call {
 }
 
 /// gRPC's own list of codes says RESOURCE_EXHAUSTED for a message over the limit, and other servers do; tonic says
-/// OUT_OF_RANGE, which nothing else here does.
+/// OUT_OF_RANGE, which nothing else here does. And for a method that a service does not have, tonic gives no message.
 fn with_grpc_codes(mut response: Response<Body>) -> Response<Body> {
-    if let Some(code) = response.headers_mut().get_mut(Status::GRPC_STATUS)
-        && Code::from_bytes(code.as_bytes()) == Code::OutOfRange
-    {
-        *code = (Code::ResourceExhausted as i32).into();
+    let headers = response.headers_mut();
+    let Some(code) = headers.get_mut(Status::GRPC_STATUS) else {
+        return response;
+    };
+    match Code::from_bytes(code.as_bytes()) {
+        Code::OutOfRange => *code = (Code::ResourceExhausted as i32).into(),
+        Code::Unimplemented => {
+            let message = HeaderValue::from_static("the service has no such method");
+            headers.entry(Status::GRPC_MESSAGE).or_insert(message);
+        }
+        _ => {}
     }
     response
 }

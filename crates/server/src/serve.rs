@@ -16,6 +16,7 @@ use crate::config::{Config, ConfigError};
 use crate::connection::Serving;
 use crate::limits::Limits;
 use crate::router::Router;
+use crate::services::{Health, Services};
 use crate::sweeper::sweep;
 use crate::tls;
 use crate::worker::Workers;
@@ -67,6 +68,7 @@ pub struct Server {
     local_addr: SocketAddr,
     workers: Workers,
     table: Arc<RouteTable>,
+    health: Health,
     limits: Limits,
     draining: watch::Sender<bool>,
 }
@@ -93,7 +95,8 @@ impl Server {
         };
         let (listener, local_addr) = listen(config).await?;
         let (draining, watched) = watch::channel(false);
-        let router = Router::new(Arc::clone(&table), limits.call);
+        let (services, health) = services().await;
+        let router = Router::new(Arc::clone(&table), services, limits.call);
         let interval = humantime::format_duration(table.keep_alive());
         info!("listening on {local_addr}; a route lives {interval} without a refresh");
         if tls.is_none() {
@@ -110,6 +113,7 @@ impl Server {
             local_addr,
             workers,
             table,
+            health,
             limits,
             draining,
         })
@@ -140,6 +144,8 @@ impl Server {
             connections,
             "stopping: calls in flight have up to {:?} to finish", self.limits.drain
         );
+        // Before the connections are asked to leave: who watches the health is told first.
+        self.health.stopping().await;
         self.draining.send_replace(true);
         // Every connection gives its place back when it is closed.
         let drained = match timeout(self.limits.drain, places.acquire_many(self.limits.max_connections)).await {
@@ -155,6 +161,11 @@ impl Server {
         }
         drained
     }
+}
+
+/// Everything beside the frozen service.
+async fn services() -> (Services, Health) {
+    Services::default().with_reflection().with_health().await
 }
 
 async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), ConfigError> {

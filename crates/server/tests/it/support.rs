@@ -60,6 +60,11 @@ impl Running {
         connect(self.addr).await
     }
 
+    /// A connection of its own, for the client of any service.
+    pub(crate) async fn channel(&self) -> Channel {
+        channel(self.addr).await
+    }
+
     /// Fails the test unless a whole round of calls works.
     pub(crate) async fn assert_serves(&self) {
         let mut client = self.client().await;
@@ -88,8 +93,12 @@ impl Running {
 
 /// Connects with tonic's own transport, which the commands do not use.
 pub(crate) async fn connect(addr: SocketAddr) -> Client {
+    Client::new(channel(addr).await)
+}
+
+async fn channel(addr: SocketAddr) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
-    Client::new(endpoint.connect().await.unwrap())
+    endpoint.connect().await.unwrap()
 }
 
 pub(crate) fn add(node: &str, proxy: &str, addr: &str) -> api::AddNodeRequest {

@@ -1,0 +1,107 @@
+//! The services beside the frozen one, and which of them a request is for.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use nodetracker_proto::FILE_DESCRIPTOR_SET;
+use nodetracker_proto::api::node_tracker_service_server::SERVICE_NAME;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tower_service::Service;
+
+use crate::limits::MAX_MESSAGE_SIZE;
+
+/// What the generated services make of a request.
+pub(crate) type BoxedCall = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+type Erased = Box<dyn Fn(Request<Incoming>) -> BoxedCall + Send + Sync>;
+
+/// Services by name. They are few, so the name is compared with one after the other.
+#[derive(Default)]
+pub(crate) struct Services(Vec<(&'static str, Erased)>);
+
+impl Services {
+    /// Adds a service; those that are called often come first.
+    pub(crate) fn with<S>(mut self, service: S) -> Self
+    where
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = BoxedCall>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.0
+            .push((S::NAME, Box::new(move |request| service.clone().call(request))));
+        self
+    }
+
+    /// The service of this name, where there is one.
+    pub(crate) fn get(&self, name: &str) -> Option<&Erased> {
+        self.0
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, service)| service)
+    }
+
+    /// Adds server reflection, in its version 1 and in the older one that many tools still ask for.
+    pub(crate) fn with_reflection(self) -> Self {
+        let descriptors = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let v1 = descriptors()
+            .build_v1()
+            .expect("the descriptors were made by the compiler");
+        let v1alpha = descriptors()
+            .build_v1alpha()
+            .expect("the descriptors were made by the compiler");
+        self.with(v1.max_decoding_message_size(MAX_MESSAGE_SIZE))
+            .with(v1alpha.max_decoding_message_size(MAX_MESSAGE_SIZE))
+    }
+
+    /// Adds the health service, which calls all services here, the frozen one and the server as a whole ("") healthy until
+    /// it is told otherwise.
+    pub(crate) async fn with_health(self) -> (Self, Health) {
+        let (reporter, service) = tonic_health::server::health_reporter();
+        let services = self.with(service.max_decoding_message_size(MAX_MESSAGE_SIZE));
+        let names = services.0.iter().map(|(name, _)| *name).chain(["", SERVICE_NAME]);
+        let health = Health {
+            reporter,
+            names: names.collect(),
+        };
+        health.set(ServingStatus::Serving).await;
+        (services, health)
+    }
+}
+
+impl std::fmt::Debug for Services {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+/// What `grpc.health.v1` says of every service.
+#[derive(Debug)]
+pub(crate) struct Health {
+    reporter: HealthReporter,
+    names: Vec<&'static str>,
+}
+
+impl Health {
+    /// Says from here on that no service takes calls; watchers are told.
+    pub(crate) async fn stopping(&self) {
+        self.set(ServingStatus::NotServing).await;
+    }
+
+    async fn set(&self, status: ServingStatus) {
+        for name in &self.names {
+            self.reporter.set_service_status(name, status).await;
+        }
+    }
+}
