@@ -7,11 +7,11 @@
 
 use smallvec::SmallVec;
 
-use crate::error::{AddError, AddNodesError};
+use crate::error::{AddError, AddNodesError, ReportNodesError};
 use crate::handle::RouteHandle;
 use crate::key::{NameKey, UuidKey};
 use crate::node_id::{Kind, NodeId};
-use crate::proxies::ProxyRef;
+use crate::proxies::{Proxy, ProxyRef};
 use crate::route::{Added, Route};
 use crate::shard::routes::Words;
 use crate::shard::{Guess, newest_first};
@@ -79,6 +79,29 @@ pub struct AddedNodes {
 }
 
 impl AddedNodes {
+    /// How many nodes that were in all.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inserted + self.refreshed
+    }
+
+    /// Whether there were none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// These, unless one more could not be added.
+    fn unless(self, done: Result<(), AddError>) -> Result<Self, AddNodesError> {
+        match done {
+            Ok(()) => Ok(self),
+            Err(error) => Err(AddNodesError {
+                added: self.len(),
+                error,
+            }),
+        }
+    }
+
     fn count(&mut self, added: Added) {
         match added {
             Added::Inserted => self.inserted += 1,
@@ -131,7 +154,26 @@ impl RouteTable {
     /// [`AddNodesError`]: the proxy is not registered any more, or there is no room for one of them. It tells how many
     /// were added before, which stay.
     pub fn add_nodes(&self, nodes: &[NodeId], proxy: ProxyRef) -> Result<AddedNodes, AddNodesError> {
-        self.add_each(nodes, proxy, |_| ())
+        let mut added = AddedNodes::default();
+        let done = self.add_each(nodes, proxy, &mut added, |_| ());
+        added.unless(done)
+    }
+
+    /// [`register_proxy`](Self::register_proxy) and [`add_nodes`](Self::add_nodes) in one, for callers that keep no
+    /// references. A proxy that is removed meanwhile is registered again for the nodes that are left.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportNodesError`]: as the two of them, though never that the proxy is unknown.
+    pub fn report_nodes(&self, nodes: &[NodeId], proxy: &Proxy<'_>) -> Result<AddedNodes, ReportNodesError> {
+        let mut added = AddedNodes::default();
+        loop {
+            let registered = self.register_proxy(proxy)?;
+            match self.add_each(&nodes[added.len()..], registered, &mut added, |_| ()) {
+                Err(AddError::UnknownProxy) => {}
+                done => return Ok(added.unless(done)?),
+            }
+        }
     }
 
     /// [`add_nodes`](Self::add_nodes), which pushes the handle of each node's route to `handles`, in the nodes' order. From
@@ -146,25 +188,23 @@ impl RouteTable {
         proxy: ProxyRef,
         handles: &mut Vec<RouteHandle>,
     ) -> Result<AddedNodes, AddNodesError> {
-        self.add_each(nodes, proxy, |handle| handles.push(handle))
+        let mut added = AddedNodes::default();
+        let done = self.add_each(nodes, proxy, &mut added, |handle| handles.push(handle));
+        added.unless(done)
     }
 
     fn add_each(
         &self,
         nodes: &[NodeId],
         proxy: ProxyRef,
+        added: &mut AddedNodes,
         mut each: impl FnMut(RouteHandle),
-    ) -> Result<AddedNodes, AddNodesError> {
-        let mut added = AddedNodes::default();
+    ) -> Result<(), AddError> {
         for group in nodes.chunks(GROUP) {
             let guard = pin();
-            let failed = |added: AddedNodes, error| AddNodesError {
-                added: added.inserted + added.refreshed,
-                error,
-            };
             // Under the pin that each CAS of the group is under: see `proxies`.
             if !self.proxies().takes_routes(proxy) {
-                return Err(failed(added, AddError::UnknownProxy));
+                return Err(AddError::UnknownProxy);
             }
             group.iter().for_each(|node| self.ensure_shards(node));
             let mut scope = self.scope(&guard, 0);
@@ -177,9 +217,8 @@ impl RouteTable {
                         .map(|added| added.map(|added| (added, guess.number)).map_err(|r| self.add_error(r))),
                     _ => None,
                 };
-                let (one, number) = done
-                    .unwrap_or_else(|| self.add_pinned(node, lane.hash, proxy, scope.now, &guard))
-                    .map_err(|error| failed(added, error))?;
+                let (one, number) =
+                    done.unwrap_or_else(|| self.add_pinned(node, lane.hash, proxy, scope.now, &guard))?;
                 added.count(one);
                 each(RouteHandle::new(
                     matches!(node.kind(), Kind::Name(_)),
@@ -191,7 +230,7 @@ impl RouteTable {
         if added.inserted > 0 {
             self.proxies().touch(proxy.number, self.now());
         }
-        Ok(added)
+        Ok(())
     }
 
     /// Refreshes the routes that `handles` name, all of them through `proxy`, and pushes the positions of those that hold

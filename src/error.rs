@@ -36,6 +36,11 @@ pub enum TextError {
 #[error("node ID {0}")]
 pub struct NodeIdError(#[source] pub TextError);
 
+/// A string is no [`NodeCursor`](crate::NodeCursor) or [`ProxyCursor`](crate::ProxyCursor).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("not a place that a table gave out")]
+pub struct CursorError;
+
 /// Which part of a [`Proxy`](crate::Proxy) an error is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyField {
@@ -116,4 +121,16 @@ pub struct AddNodesError {
     /// Why the next one was not.
     #[source]
     pub error: AddError,
+}
+
+/// Why not all nodes of a report were taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ReportNodesError {
+    /// The proxy could not be registered. The table is as it was, unless it was registered and removed meanwhile.
+    #[error(transparent)]
+    Proxy(#[from] RegisterError),
+    /// A node could not be added.
+    #[error(transparent)]
+    Nodes(#[from] AddNodesError),
 }

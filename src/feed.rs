@@ -17,6 +17,7 @@
 #[cfg(all(test, loom))]
 mod models;
 
+use compact_str::CompactString;
 use once_cell::race::OnceBox;
 
 use crate::node_id::NodeId;
@@ -57,6 +58,13 @@ pub enum Event {
     /// them.
     ProxyRemoved {
         /// The proxy's reference while it was registered.
+        proxy: ProxyRef,
+        /// Its ID, which another proxy may be registered under by now.
+        id: CompactString,
+    },
+    /// A proxy was registered again with another address or cluster, which hold for all its routes.
+    ProxyChanged {
+        /// The proxy, whose details are for the receiver to look up.
         proxy: ProxyRef,
     },
 }

@@ -273,7 +273,7 @@ impl RouteTable {
     /// The order is what matters. The bucket is asked for first; reading the clock, and then the pin, make the processor
     /// wait for all that was loaded before, but not for that (`Shard::preload`).
     #[inline]
-    fn begin(&self, node: &NodeId) -> (u64, u64) {
+    pub(crate) fn begin(&self, node: &NodeId) -> (u64, u64) {
         let hash = self.hash(node);
         with_shard!(self, node, hash, |shard, _key, _number| shard.preload(hash), ());
         (hash, self.time.now())
@@ -292,7 +292,21 @@ impl RouteTable {
     ///
     /// [`RegisterError`]: one of the strings is not acceptable, or there are too many proxies. Nothing was changed.
     pub fn register_proxy(&self, proxy: &Proxy<'_>) -> Result<ProxyRef, RegisterError> {
-        self.proxies.register(proxy, self.time.now(), &pin())
+        let guard = pin();
+        self.register_pinned(proxy, self.time.now(), &guard)
+    }
+
+    fn register_pinned(&self, proxy: &Proxy<'_>, now: u64, guard: &Guard) -> Result<ProxyRef, RegisterError> {
+        self.proxies.register(proxy, now, guard, |proxy| {
+            self.feed.mark(Feed::PROXIES, guard, || Event::ProxyChanged { proxy });
+        })
+    }
+
+    /// The proxy that is registered under an ID, or `None`. The reference is good as long as one that
+    /// [`register_proxy`](Self::register_proxy) returned.
+    #[must_use]
+    pub fn find_proxy(&self, id: &str) -> Option<ProxyRef> {
+        self.proxies.find(id, &pin())
     }
 
     /// What is known of a proxy, or `None` where it is not registered any more.
@@ -330,7 +344,7 @@ impl RouteTable {
         let guard = pin();
         // It is registered under the pin that the CAS is under, so a removal that comes between the two is one that comes
         // after both: see `proxies`.
-        let proxy = self.proxies.register(proxy, now, &guard)?;
+        let proxy = self.register_pinned(proxy, now, &guard)?;
         self.ensure_shards(node);
         let (added, _) = self.add_pinned(node, hash, proxy, now, &guard)?;
         Ok(added)
@@ -478,9 +492,24 @@ impl RouteTable {
         let guard = pin();
         let removed = self.proxies.remove(proxy, &guard);
         if removed {
-            self.feed.mark(Feed::PROXIES, &guard, || Event::ProxyRemoved { proxy });
+            self.feed.mark(Feed::PROXIES, &guard, || Event::ProxyRemoved {
+                proxy,
+                id: self.proxies.id(proxy, &guard),
+            });
         }
         removed
+    }
+
+    /// [`remove_proxy`](Self::remove_proxy) by the proxy's ID: when this returns, the proxy that was registered under it,
+    /// if there was one, is not any more.
+    pub fn remove_proxy_by_id(&self, id: &str) -> bool {
+        while let Some(proxy) = self.find_proxy(id) {
+            // If not, somebody else removed it, and may have registered it again.
+            if self.remove_proxy(proxy) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Subscribes to the changes of the table from here on: routes that come or go, not refreshes.

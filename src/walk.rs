@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::key::Key;
 use crate::node_id::NodeId;
 use crate::proxies::ProxyRef;
@@ -21,7 +23,7 @@ pub(crate) struct Copied {
 
 /// What was copied of one shard.
 #[derive(Debug, Default)]
-struct Copy {
+pub(crate) struct Copy {
     /// Each node, and where its routes are.
     nodes: Vec<(NodeId, Range<usize>)>,
     routes: Vec<Copied>,
@@ -83,7 +85,8 @@ impl RouteTable {
         Ok(())
     }
 
-    fn copy_shard<K: Key>(&self, shard: &Shard<K>, number: usize, copy: &mut Copy) {
+    /// Copies what one shard has out, instead of what was copied before.
+    pub(crate) fn copy_shard<K: Key>(&self, shard: &Shard<K>, number: usize, copy: &mut Copy) {
         let guard = pin();
         let Copy { nodes, routes } = copy;
         nodes.clear();
@@ -106,6 +109,16 @@ impl RouteTable {
 }
 
 impl Copy {
+    /// Every node that was copied, with its routes.
+    pub(crate) fn into_nodes(self) -> impl Iterator<Item = (NodeId, SmallVec<[Copied; 1]>)> {
+        let Self { nodes, routes } = self;
+        nodes
+            .into_iter()
+            // All of its proxies may have been removed while it was copied.
+            .filter(|(_, range)| !range.is_empty())
+            .map(move |(node, range)| (node, routes[range].into()))
+    }
+
     fn visit<E>(&self, visit: &mut impl FnMut(&NodeId, &[Copied]) -> Result<(), E>) -> Result<(), E> {
         for (node, range) in &self.nodes {
             // All of its proxies may have been removed while it was copied.

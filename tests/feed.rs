@@ -61,7 +61,8 @@ fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
     common::sweep_fully(&table);
     assert_eq!(events(&mut subscription), [is(&node, Reason::Expired)]);
     assert!(table.remove_proxy(two));
-    assert_eq!(events(&mut subscription), [Event::ProxyRemoved { proxy: two }]);
+    let id = "proxy-2".into();
+    assert_eq!(events(&mut subscription), [Event::ProxyRemoved { proxy: two, id }]);
 }
 
 #[test]

@@ -50,6 +50,10 @@ impl Life {
         self.with(ALIVE)
     }
 
+    pub(crate) fn to_bits(self) -> u32 {
+        self.0
+    }
+
     fn with(self, state: u32) -> Life {
         Life(self.0 & !STATE | state)
     }

@@ -69,6 +69,15 @@ pub struct ProxyRef {
     pub(crate) life: Life,
 }
 
+impl ProxyRef {
+    /// The reference as a number, by which this registration of the proxy can be told from an earlier or a later one under
+    /// the same ID, as long as the table lives.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        u64::from(self.life.to_bits()) << 32 | u64::from(self.number)
+    }
+}
+
 /// What is known of a registered proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyDetails {
@@ -158,8 +167,15 @@ impl Proxies {
         }
     }
 
-    /// Registers a proxy, or brings its details up to date. `tick` is when it was last used, as of now.
-    pub(crate) fn register(&self, proxy: &Proxy<'_>, tick: u64, guard: &Guard) -> Result<ProxyRef, RegisterError> {
+    /// Registers a proxy, or brings its details up to date, and then calls `moved`. `tick` is when it was last used, as of
+    /// now.
+    pub(crate) fn register(
+        &self,
+        proxy: &Proxy<'_>,
+        tick: u64,
+        guard: &Guard,
+        moved: impl FnOnce(ProxyRef),
+    ) -> Result<ProxyRef, RegisterError> {
         proxy.check()?;
         let id = ProxyId::of(proxy.id);
         // Nearly always the proxy is known already, and nothing of it has changed: no lock.
@@ -172,7 +188,7 @@ impl Proxies {
             entry.touch(tick);
             return Ok(ProxyRef { number, life });
         }
-        self.register_locked(proxy, true, tick, guard)
+        self.register_locked(proxy, Some(moved), tick, guard)
     }
 
     /// Registers a proxy that may be registered already, and then keeps its details.
@@ -183,14 +199,14 @@ impl Proxies {
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
         proxy.check()?;
-        self.register_locked(proxy, false, tick, guard)
+        self.register_locked(proxy, None::<fn(ProxyRef)>, tick, guard)
     }
 
-    /// Registers a proxy whose strings were checked; `update`: one that is registered gets its details.
+    /// Registers a proxy whose strings were checked. One that is registered keeps its details where `moved` is `None`.
     fn register_locked(
         &self,
         proxy: &Proxy<'_>,
-        update: bool,
+        moved: Option<impl FnOnce(ProxyRef)>,
         tick: u64,
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
@@ -198,14 +214,18 @@ impl Proxies {
         let mut registry = self.registry.lock();
         if let Some((number, entry)) = self.ids.find(id, guard).and_then(|n| Some((n, self.numbers.get(n)?))) {
             // It cannot die now: that takes the lock.
-            if update {
+            let life = entry.life().alive();
+            let registered = ProxyRef { number, life };
+            if let Some(moved) = moved
+                && self.look_up_details(entry, guard) != Some((proxy.cluster_name, Addr::of(proxy.addr)))
+            {
                 let details = registry.intern(proxy.cluster_name, proxy.addr, &self.grace);
                 registry.set_details(entry, details, &self.grace, guard);
+                moved(registered);
             }
             entry.touch(tick);
-            let life = entry.life().alive();
             entry.revive(life);
-            return Ok(ProxyRef { number, life });
+            return Ok(registered);
         }
         let number = registry
             .take_number(self.limit)
@@ -263,6 +283,13 @@ impl Proxies {
     fn look_up_details<'g>(&'g self, entry: Entry<'g>, guard: &'g Guard) -> Option<(&'g str, Addr<'g>)> {
         // SAFETY: loaded with Acquire under the guard, of an entry of these proxies.
         unsafe { entry.details().look_up(&self.clusters, guard) }
+    }
+
+    /// The ID of a proxy that was registered when the guard was pinned, or later.
+    pub(crate) fn id(&self, proxy: ProxyRef, guard: &Guard) -> CompactString {
+        self.numbers
+            .get(proxy.number)
+            .map_or_else(CompactString::default, |entry| entry.id(guard).to_compact_string())
     }
 
     /// Takes a proxy away at once, with all its routes.
@@ -370,6 +397,12 @@ impl Proxies {
         }
     }
 
+    /// Whether this number, or a later one of its segment, was ever given out: behind the first that was not, there are
+    /// no proxies.
+    pub(crate) fn has_number(&self, number: u32) -> bool {
+        self.numbers.life(number).is_some()
+    }
+
     /// The proxy that is registered under an ID.
     pub(crate) fn find(&self, id: &str, guard: &Guard) -> Option<ProxyRef> {
         let number = self.ids.find(ProxyId::of(id), guard)?;
@@ -380,7 +413,7 @@ impl Proxies {
     pub(crate) fn references(&self) -> Vec<ProxyRef> {
         // Numbers are given out in order, so no proxy's is behind one whose life was never made.
         (0..)
-            .take_while(|number| self.numbers.life(*number).is_some())
+            .take_while(|number| self.has_number(*number))
             .filter_map(|number| self.reference(number))
             .collect()
     }

@@ -37,7 +37,9 @@ impl World {
     }
 
     fn register(&self, id: &str) -> ProxyRef {
-        self.proxies.register(&proxy(id), 0, &pin()).expect("there is room")
+        self.proxies
+            .register(&proxy(id), 0, &pin(), |_| ())
+            .expect("there is room")
     }
 
     /// As `RouteTable::add_node`; tells whether the proxy took it.

@@ -1,0 +1,352 @@
+//! Pages of nodes and proxies, proxies by their ID, and routes with their proxies' details.
+
+mod common;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::ops::node;
+use common::proxy;
+use nodetracker::{Event, ManualClock, NodeCursor, NodeId, NodeRoutes, Proxy, ProxyCursor, ProxyRef, RouteTable};
+use uuid::Uuid;
+
+fn register(table: &RouteTable, count: usize) -> Vec<ProxyRef> {
+    (0..count)
+        .map(|i| table.register_proxy(&proxy(&format!("proxy-{i}"))).expect("registers"))
+        .collect()
+}
+
+/// All nodes, page by page, with the cursor written and read at each.
+fn pages(table: &RouteTable, most: usize) -> Vec<NodeRoutes> {
+    let mut nodes = Vec::new();
+    let mut from = Some(NodeCursor::default());
+    while let Some(cursor) = from {
+        let cursor: NodeCursor = cursor.to_string().parse().expect("it can be read again");
+        let page = table.nodes_page(&cursor, most, |_, _| true);
+        assert!(page.nodes.len() <= most.max(1));
+        nodes.extend(page.nodes);
+        from = page.next;
+    }
+    nodes
+}
+
+#[test]
+fn pages_of_any_size_have_every_node_once() {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder()
+        .keep_alive(Duration::from_secs(10))
+        .clock(clock.clone())
+        .build();
+    assert_eq!(pages(&table, 10), []);
+    let proxies = register(&table, 3);
+    // UUIDs and names, some with two routes; one that is expired, and one whose proxy is removed.
+    table.add_node(&node(2_000), proxies[0]).expect("there is room");
+    clock.advance(Duration::from_secs(11));
+    let nodes: Vec<NodeId> = (0..1_000).map(node).collect();
+    for (i, node) in nodes.iter().enumerate() {
+        table.add_node(node, proxies[i % 2]).expect("there is room");
+        if i % 5 == 0 {
+            table.add_node(node, proxies[1 - i % 2]).expect("there is room");
+        }
+    }
+    table.add_node(&node(2_001), proxies[2]).expect("there is room");
+    table.remove_proxy(proxies[2]);
+    assert!(nodes.iter().any(|node| node.as_uuid().is_none()) && nodes.iter().any(|node| node.as_uuid().is_some()));
+
+    for most in [0, 1, 3, 100, usize::MAX] {
+        let found = pages(&table, most);
+        assert_eq!(found.len(), nodes.len(), "at most {most}");
+        let distinct: HashSet<&NodeId> = found.iter().map(|found| &found.node).collect();
+        assert_eq!(distinct, nodes.iter().collect());
+        for found in &found {
+            assert_eq!(found.routes.as_slice(), table.get_proxies(&found.node).as_slice());
+        }
+    }
+}
+
+#[test]
+fn a_page_has_only_what_is_wanted() {
+    let table = RouteTable::new();
+    let proxies = register(&table, 2);
+    for i in 0..500 {
+        table
+            .add_node(&node(i), proxies[usize::from(i % 10 == 0)])
+            .expect("there is room");
+    }
+    let (mut found, mut from) = (0, Some(NodeCursor::default()));
+    while let Some(cursor) = from {
+        let page = table.nodes_page(&cursor, 2, |_, routes| {
+            routes.iter().any(|route| route.proxy == proxies[1])
+        });
+        assert!(page.nodes.iter().all(|node| node.routes[0].proxy == proxies[1]));
+        found += page.nodes.len();
+        from = page.next;
+    }
+    assert_eq!(found, 50);
+}
+
+/// The node that a page ended with may go, and others may come before it: the next page goes on behind its place.
+#[test]
+fn a_place_stays_good_whatever_becomes_of_its_node() {
+    let table = RouteTable::new();
+    let proxies = register(&table, 1);
+    let mut left: HashSet<NodeId> = (0..2_000).map(node).collect();
+    left.iter().for_each(|node| _ = table.add_node(node, proxies[0]));
+    let mut from = Some(NodeCursor::default());
+    while let Some(cursor) = from {
+        let page = table.nodes_page(&cursor, 1, |_, _| true);
+        for found in page.nodes {
+            assert!(
+                left.remove(&found.node),
+                "{} was reported before, or is new",
+                found.node
+            );
+            // Never twice, though it comes back.
+            table.remove_node(&found.node);
+            table.add_node(&found.node, proxies[0]).expect("there is room");
+            table.remove_node(&found.node);
+            table.sweep(usize::MAX);
+        }
+        from = page.next;
+    }
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_node_that_stays_is_reported_once_while_shards_grow_and_shrink() {
+    const STAYING: u128 = 5_000;
+    let table = RouteTable::new();
+    let proxies = register(&table, 2);
+    let staying = |i: u128| NodeId::from(Uuid::from_u128(i << 64));
+    for i in 0..STAYING {
+        table.add_node(&staying(i), proxies[0]).expect("there is room");
+    }
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let nodes: Vec<NodeId> = (0..20_000_u128)
+                    .map(|i| NodeId::from(Uuid::from_u128(i << 32 | 1)))
+                    .collect();
+                table.add_nodes(&nodes, proxies[1]).expect("there is room");
+                nodes.iter().for_each(|node| _ = table.remove_node(node));
+                table.sweep(100_000);
+            }
+        });
+        for _ in 0..5 * common::scale() {
+            let found = pages(&table, 16);
+            let distinct: HashSet<&NodeId> = found.iter().map(|found| &found.node).collect();
+            assert_eq!(distinct.len(), found.len(), "some node was reported twice");
+            assert!(
+                (0..STAYING).all(|i| distinct.contains(&staying(i))),
+                "some node is missing"
+            );
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn what_is_no_place_is_refused() {
+    for text in ["", "256", "-1", "x", ">", "1.0", "99999999999999999999", ">\u{7}"] {
+        assert!(text.parse::<NodeCursor>().is_err(), "{text:?}");
+    }
+    // A name may look like anything.
+    assert!(">7".parse::<NodeCursor>().is_ok());
+    for text in ["", "-1", "x", "8388609", "4294967295", "4294967296"] {
+        assert!(text.parse::<ProxyCursor>().is_err(), "{text:?}");
+    }
+    // A place far behind the end of a table that has no names.
+    let table = RouteTable::new();
+    let page = table.nodes_page(&"255".parse().expect("a place"), 1, |_, _| true);
+    assert_eq!((page.nodes, page.next), (vec![], None));
+    let page = table.proxies_page("8388608".parse().expect("a place"), 1);
+    assert_eq!((page.proxies, page.next), (vec![], None));
+}
+
+#[test]
+fn pages_of_proxies_have_each_once() {
+    let table = RouteTable::new();
+    let all = |most| {
+        let (mut found, mut from) = (Vec::new(), Some(ProxyCursor::default()));
+        while let Some(cursor) = from {
+            let page = table.proxies_page(cursor, most);
+            assert!(page.proxies.len() <= most.max(1));
+            found.extend(page.proxies);
+            from = page.next;
+        }
+        found
+    };
+    assert_eq!(all(10), []);
+    let mut proxies = register(&table, 100);
+    for gone in (0..50).rev() {
+        assert!(table.remove_proxy(proxies.remove(gone)));
+    }
+    for most in [0, 1, 7, usize::MAX] {
+        let found = all(most);
+        assert_eq!(
+            found.iter().map(|(proxy, _)| *proxy).collect::<Vec<_>>(),
+            proxies,
+            "at most {most}"
+        );
+        assert!(
+            found
+                .iter()
+                .all(|(proxy, details)| table.proxy(*proxy).as_ref() == Some(details))
+        );
+    }
+}
+
+#[test]
+fn a_proxy_is_found_and_removed_by_its_id() {
+    let table = RouteTable::new();
+    assert_eq!(table.find_proxy("proxy-0"), None);
+    let registered = register(&table, 2);
+    assert_eq!(table.find_proxy("proxy-0"), Some(registered[0]));
+    assert_eq!(table.find_proxy("proxy-00"), None);
+    assert_eq!(table.find_proxy(""), None);
+
+    table.add_node(&node(1), registered[0]).expect("there is room");
+    assert!(table.remove_proxy_by_id("proxy-0"));
+    assert!(!table.remove_proxy_by_id("proxy-0"));
+    assert_eq!(table.find_proxy("proxy-0"), None);
+    assert!(table.get_proxies(&node(1)).is_empty());
+    assert_eq!(table.find_proxy("proxy-1"), Some(registered[1]));
+
+    // The same ID is another registration, which its number tells.
+    let again = register(&table, 1)[0];
+    assert_ne!(again.to_bits(), registered[0].to_bits());
+    assert_eq!(
+        table.find_proxy("proxy-0").map(ProxyRef::to_bits),
+        Some(again.to_bits())
+    );
+}
+
+#[test]
+fn a_number_that_is_used_again_is_another_registration() {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder().clock(clock.clone()).build();
+    let mut seen = HashSet::new();
+    for _ in 0..10 {
+        let proxy = register(&table, 1)[0];
+        assert!(seen.insert(proxy.to_bits()), "{proxy:?}");
+        table.remove_proxy(proxy);
+        for _ in 0..4 {
+            common::sweep_fully(&table);
+        }
+    }
+}
+
+#[test]
+fn resolved_routes_are_those_of_a_look_up_with_their_details() {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder()
+        .keep_alive(Duration::from_secs(10))
+        .clock(clock.clone())
+        .build();
+    let proxies = register(&table, 4);
+    for i in [0, 3] {
+        assert!(table.resolve(&node(i)).is_empty());
+        for proxy in &proxies {
+            table.add_node(&node(i), *proxy).expect("there is room");
+            clock.advance(Duration::from_secs(3));
+        }
+        // The first one is expired, and the second one gone.
+        let resolved = table.resolve(&node(i));
+        let routes: Vec<_> = resolved
+            .iter()
+            .map(|route| (route.proxy, route.last_refresh, Some(route.details.clone())))
+            .collect();
+        let expected = table.get_proxies(&node(i));
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|route| (route.proxy, route.last_refresh, table.proxy(route.proxy)))
+            .collect();
+        assert_eq!(routes, expected);
+        assert_eq!(routes.len(), 3);
+    }
+    table.remove_proxy(proxies[1]);
+    assert_eq!(table.resolve(&node(3)).len(), 2);
+}
+
+#[test]
+fn a_report_of_many_nodes_registers_their_proxy() {
+    let table = RouteTable::builder().max_routes(150).build();
+    let nodes: Vec<NodeId> = (0..100).map(node).collect();
+    let added = table.report_nodes(&nodes, &proxy("one")).expect("there is room");
+    assert_eq!((added.inserted, added.refreshed, added.len()), (100, 0, 100));
+    let added = table.report_nodes(&nodes[50..], &proxy("one")).expect("there is room");
+    assert_eq!((added.inserted, added.refreshed), (0, 50));
+    assert_eq!(table.find_proxy("one"), Some(table.get_proxies(&nodes[99])[0].proxy));
+
+    let refused = table
+        .report_nodes(&nodes, &proxy("two"))
+        .expect_err("there is room for 50");
+    assert_eq!(
+        refused.to_string(),
+        "the table holds its maximum of 150 routes, after 50 nodes"
+    );
+    let bad = Proxy {
+        addr: "nowhere",
+        ..proxy("three")
+    };
+    let refused = table.report_nodes(&nodes, &bad).expect_err("that is no address");
+    assert_eq!(refused.to_string(), "proxy address is not host:port");
+    assert_eq!(table.find_proxy("three"), None);
+}
+
+#[test]
+fn reports_go_on_while_their_proxy_is_removed() {
+    let table = RouteTable::new();
+    let nodes: Vec<NodeId> = (0..1_000).map(node).collect();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                table.remove_proxy_by_id("one");
+                thread::yield_now();
+            }
+        });
+        for _ in 0..200 * common::scale() {
+            let added = table.report_nodes(&nodes, &proxy("one")).expect("there is room");
+            assert_eq!(added.len(), nodes.len());
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    table.report_nodes(&nodes, &proxy("one")).expect("there is room");
+    assert!(nodes.iter().all(|node| table.get_proxies(node).len() == 1));
+}
+
+#[test]
+fn a_proxy_that_moves_is_an_event_and_one_that_stays_is_none() {
+    let table = RouteTable::new();
+    let one = register(&table, 1)[0];
+    let mut subscription = table.subscribe();
+    let mut events = || {
+        let mut events = Vec::new();
+        subscription
+            .poll(usize::MAX, |event| events.push(event.clone()))
+            .expect("nothing was lost");
+        events
+    };
+    register(&table, 2);
+    assert_eq!(events(), []);
+    let moved = Proxy {
+        addr: "192.0.2.2:3080",
+        ..proxy("proxy-0")
+    };
+    for _ in 0..2 {
+        table.report_node(&node(1), &moved).expect("there is room");
+    }
+    let other_cluster = Proxy {
+        cluster_name: "other",
+        ..moved
+    };
+    table.register_proxy(&other_cluster).expect("there is room");
+    let changed = Event::ProxyChanged { proxy: one };
+    let told = events();
+    assert_eq!(told.iter().filter(|event| **event == changed).count(), 2);
+    assert_eq!(told.len(), 3, "and the node: {told:?}");
+}
