@@ -96,7 +96,7 @@ impl Cursor {
         let at = self.load();
         step("sweep: before the visit");
         let (uuids, names, proxies) = table.parts();
-        let seen = |proxy| proxies.seen(proxy, at.round);
+        let census = proxies.census(at.round);
         let scope = table.scope(guard, at.stage % SHARDS);
         let mut after = Position {
             stage: at.stage + 1,
@@ -105,9 +105,9 @@ impl Cursor {
         };
         let mut round_completed = false;
         let visit = match at.stage {
-            ..NAMES => uuids.get(at.stage).visit(at.mark, most, &scope, seen),
+            ..NAMES => uuids.get(at.stage).visit(at.mark, most, &scope, census),
             NAMES..PROXIES => match names {
-                Some(names) => names.get(at.stage - NAMES).visit(at.mark, most, &scope, seen),
+                Some(names) => names.get(at.stage - NAMES).visit(at.mark, most, &scope, census),
                 None => {
                     after.stage = PROXIES;
                     Visit {

@@ -98,6 +98,54 @@ pub(crate) trait Liveness {
     fn left(&self, proxy: u32, tick: u64);
 }
 
+/// Notes through which proxies there are routes.
+pub(crate) trait Census {
+    fn see(&mut self, proxy: u32);
+
+    /// Whether routes through a proxy number may be returned; sees it if so.
+    #[inline]
+    fn see_valid(&mut self, proxy: u32, proxies: &impl Liveness) -> bool {
+        let has = proxies.has(proxy);
+        if has {
+            self.see(proxy);
+        }
+        has
+    }
+}
+
+impl<F: FnMut(u32)> Census for F {
+    #[inline]
+    fn see(&mut self, proxy: u32) {
+        self(proxy);
+    }
+}
+
+/// A round of the sweeper.
+struct Round<'a> {
+    proxies: &'a Proxies,
+    round: u32,
+}
+
+impl Census for Round<'_> {
+    #[inline]
+    fn see(&mut self, proxy: u32) {
+        if let Some(entry) = self.proxies.numbers.get(proxy) {
+            entry.seen_in(self.round);
+        }
+    }
+
+    /// Looks the number up once for both.
+    #[inline]
+    fn see_valid(&mut self, proxy: u32, _proxies: &impl Liveness) -> bool {
+        let entry = self.proxies.numbers.get(proxy);
+        let entry = entry.filter(|entry| entry.life().has_routes());
+        if let Some(entry) = entry {
+            entry.seen_in(self.round);
+        }
+        entry.is_some()
+    }
+}
+
 impl Proxy<'_> {
     pub(crate) fn check(&self) -> Result<(), RegisterError> {
         let invalid = |field| move |reason| RegisterError::Invalid { field, reason };
@@ -309,12 +357,9 @@ impl Proxies {
         registry.wait_for(number, Wait::Grace(self.grace.begin(guard)));
     }
 
-    /// Notes that a route of `proxy` was seen in a round of the sweeper.
-    #[inline]
-    pub(crate) fn seen(&self, proxy: u32, round: u32) {
-        if let Some(entry) = self.numbers.get(proxy) {
-            entry.seen_in(round);
-        }
+    /// What notes the routes that a round of the sweeper sees.
+    pub(crate) fn census(&self, round: u32) -> impl Census {
+        Round { proxies: self, round }
     }
 
     /// Moves the numbers from `from` to `from + most` on in their lives, at the end of a sweeper's round that has visited

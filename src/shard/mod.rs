@@ -77,7 +77,7 @@ use crate::counts::RouteCount;
 use crate::feed::Feed;
 use crate::key::Key;
 use crate::place::Place;
-use crate::proxies::Liveness;
+use crate::proxies::{Census, Liveness};
 use crate::route::Added;
 use crate::shard::capacity::{buckets_for, max_used};
 use crate::shard::index::{Filled, Header, Index, Moved, NewIndex, Shape};
@@ -105,7 +105,13 @@ impl<P: Liveness> Scope<'_, P> {
     /// Whether a route may be returned.
     #[inline]
     pub(crate) fn is_valid(&self, route: Word) -> bool {
-        self.now.saturating_sub(route.time()) <= self.keep_alive && self.proxies.has(route.proxy())
+        self.is_fresh(route) && self.proxies.has(route.proxy())
+    }
+
+    /// Whether a route is not expired.
+    #[inline]
+    fn is_fresh(&self, route: Word) -> bool {
+        self.now.saturating_sub(route.time()) <= self.keep_alive
     }
 }
 
@@ -466,7 +472,7 @@ impl<K: Key> Shard<K> {
         at: Mark,
         most: u32,
         scope: &Scope<'_, P>,
-        mut seen: impl FnMut(u32),
+        mut census: impl Census,
     ) -> Visit {
         let mut visit = Visit {
             visited: 0,
@@ -491,7 +497,7 @@ impl<K: Key> Shard<K> {
             let records = &records[place.offset as usize..];
             let count = (end - number).min(most - visit.visited).min(records.len() as u32);
             for record in &records[..count as usize] {
-                match sweep_record::<K, P>(record, index, scope, &mut seen) {
+                match sweep_record::<K, P>(record, index, scope, &mut census) {
                     Some(removed) => visit.removed += removed,
                     // The shard is moving: begin again where it is then.
                     None if can_move && self.relocate(index, scope).is_ok() => {
@@ -502,7 +508,7 @@ impl<K: Key> Shard<K> {
                     // Without memory for that, the routes stay, and with them the numbers of their proxies.
                     None => {
                         can_move = false;
-                        read_all(record, scope.guard, |word| seen(word.proxy()));
+                        read_all(record, scope.guard, |word| census.see(word.proxy()));
                     }
                 }
             }
@@ -535,16 +541,13 @@ fn sweep_record<K: Key, P: Liveness>(
     record: &Record,
     index: Index<'_>,
     scope: &Scope<'_, P>,
-    seen: &mut impl FnMut(u32),
+    census: &mut impl Census,
 ) -> Option<usize> {
     let word = record.load();
     let removed = match word.state() {
         State::Retired | State::Dead => return Some(0),
         _ if word.is_frozen() => return None,
-        State::Live if scope.is_valid(word) => {
-            seen(word.proxy());
-            return Some(0);
-        }
+        State::Live if scope.is_fresh(word) && census.see_valid(word.proxy(), scope.proxies) => return Some(0),
         State::Live | State::Spill => match change::<K, P>(record, Change::Sweep, index.slab(), scope) {
             Ok(Changed::Removed { stale, .. }) => stale,
             Ok(Changed::Frozen) => return None,
@@ -553,7 +556,7 @@ fn sweep_record<K: Key, P: Liveness>(
         },
     };
     // What is left, valid or not: as long as a route is there, its proxy's number must not be another's.
-    read_all(record, scope.guard, |word| seen(word.proxy()));
+    read_all(record, scope.guard, |word| census.see(word.proxy()));
     Some(removed)
 }
 
