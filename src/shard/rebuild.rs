@@ -67,10 +67,10 @@ impl<K: Key> Shard<K> {
         }
     }
 
-    /// Whether shedding tombstones is worth a rebuild: a sixteenth of the index's keys are.
+    /// Whether shedding tombstones is worth a rebuild: a 32nd of the index's keys are.
     pub(crate) fn is_littered(index: Index<'_>) -> bool {
         let (used, live) = (index.slab().used(), index.slab().live());
-        used.saturating_sub(live) > used / 16 + BUCKET / 2
+        used.saturating_sub(live) > used / 32 + BUCKET / 2
     }
 }
 
