@@ -113,7 +113,7 @@ const PARTS: [(&str, &[&str]); 9] = [
     ("records", &["allocate_segment"]),
     ("indexes", &["(src/shard/index.rs"]),
     ("lists of routes", &["(src/shard/list.rs"]),
-    ("names", &["(src/key.rs"]),
+    ("names", &["store (src/key.rs"]),
     ("map of proxy IDs", &["(src/proxies/ids.rs"]),
     ("proxies", &["(src/proxies/numbered.rs"]),
     (
