@@ -31,7 +31,8 @@ struct NewSegments(Vec<NonNull<Record>>);
 
 impl NewSegments {
     fn allocate(count: u32) -> Option<NewSegments> {
-        let mut segments = NewSegments(Vec::with_capacity(count as usize));
+        let mut segments = NewSegments(Vec::new());
+        segments.0.try_reserve_exact(count as usize).ok()?;
         for segment in 0..count {
             segments.0.push(allocate_segment(segment)?);
         }

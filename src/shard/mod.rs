@@ -123,6 +123,11 @@ pub(crate) enum Refused {
     Memory,
 }
 
+/// Makes room in a vector whose length depends on how much the shard holds.
+pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), Refused> {
+    vec.try_reserve(more).map_err(|_| Refused::Memory)
+}
+
 /// Sorts routes that were read in their record's order.
 #[inline]
 pub(crate) fn newest_first(words: &mut Words) {

@@ -10,7 +10,7 @@ use crate::shard::capacity::{buckets_for, max_used};
 use crate::shard::index::{BUCKET, Index, MAX_RECORDS, NewIndex, Shape};
 use crate::shard::slab::Record;
 use crate::shard::word::{State, Word};
-use crate::shard::{Refused, Scope, Shard};
+use crate::shard::{Refused, Scope, Shard, reserve};
 use crate::sync::step;
 
 /// How often the seed may change before the index grows instead.
@@ -39,7 +39,11 @@ impl<K: Key> Shard<K> {
             for (number, record) in old.occupied() {
                 step("rebuild: mid copy");
                 match retire_tombstone(record) {
-                    Found::Tombstone => left_out.push(number),
+                    Found::Tombstone => {
+                        // Without memory for its number it stays, RETIRED, for the next rebuild.
+                        reserve(&mut left_out, 1)?;
+                        left_out.push(number);
+                    }
                     Found::Kept => has_room = new.place(number, K::hash_stored(record.key(), scope.hasher)),
                     Found::Moving => return self.relocate(old, scope),
                 }

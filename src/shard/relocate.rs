@@ -16,7 +16,7 @@ use crate::shard::index::{BUCKET, Index};
 use crate::shard::rebuild::is_tombstone;
 use crate::shard::slab::Slab;
 use crate::shard::word::Word;
-use crate::shard::{Refused, Scope, Shard};
+use crate::shard::{Refused, Scope, Shard, reserve};
 use crate::sync::step;
 
 impl<K: Key> Shard<K> {
@@ -31,14 +31,16 @@ impl<K: Key> Shard<K> {
     pub(crate) fn relocate<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
         old.freeze();
         step("move: frozen");
-        let staying: Vec<([u64; 2], Word)> = old
-            .occupied()
-            .map(|(_, record)| {
-                step("move: mid freeze");
-                (record.key(), record.freeze().thawed())
-            })
-            .filter(|&(_, word)| !is_tombstone(word))
-            .collect();
+        let mut staying: Vec<([u64; 2], Word)> = Vec::new();
+        reserve(&mut staying, old.slab().live() as usize)?;
+        for (_, record) in old.occupied() {
+            step("move: mid freeze");
+            let word = record.freeze().thawed();
+            if !is_tombstone(word) {
+                reserve(&mut staying, 1)?;
+                staying.push((record.key(), word));
+            }
+        }
         let slab = Slab::of_live(staying.len() as u32, old.slab().generation.wrapping_add(1));
         let new = NewShard::build::<K, P>(slab, &staying, old.shape().seed, scope).ok_or(Refused::Memory)?;
         step("move: before the root");

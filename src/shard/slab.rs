@@ -293,13 +293,19 @@ impl Slab {
             // SAFETY: it came from `Box::into_raw` in `hand_over`, and the swap made it ours.
             let mut owned = unsafe { Box::from_raw(batch) };
             batch = std::mem::replace(&mut owned.next, std::ptr::null_mut());
-            let found: Option<Vec<_>> = owned.numbers.iter().map(|&n| Some((n, index.record(n)?))).collect();
-            let Some(found) = found else {
-                // The caller's index is a stale one, whose segment table is shorter than the slab: leave the batch to
-                // somebody who knows more.
+            let mut found = Vec::new();
+            let is_known = found.try_reserve_exact(owned.numbers.len()).is_ok()
+                && owned.numbers.iter().all(|&number| {
+                    let record = index.record(number);
+                    found.extend(record.map(|record| (number, record)));
+                    record.is_some()
+                });
+            if !is_known {
+                // The caller's index is a stale one, whose segment table is shorter than the slab, or there is no memory:
+                // leave the batch to somebody who knows more, or has more.
                 self.hand_over(owned);
                 continue;
-            };
+            }
             for (_, record) in &found {
                 // SAFETY: the records were left out of an index that is reclaimed by now, so no reader reaches their
                 // keys; each record is in one batch only (invariant 7), and is marked as having no key.
