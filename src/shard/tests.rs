@@ -1,7 +1,7 @@
 //! Tests of a shard that need to see its inside.
 
-use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -110,33 +110,66 @@ fn a_key_that_a_losing_move_froze_is_freed_with_the_table() {
     assert_eq!(FREED.load(Ordering::Relaxed), 1);
 }
 
-/// How large the indexes became for these keys: the buckets of all, of the largest, and how often a seed was changed.
-fn sizes(keys: &[UuidKey], hasher: RandomState) -> (u32, u32, u32) {
-    let world = World::new(hasher);
-    let shards: HashMap<usize, Shard<UuidKey>> = (0..SHARDS).map(|number| (number, Shard::new())).collect();
-    for key in keys {
-        let hash = key.hash(&world.hasher);
-        let number = (hash >> (64 - SHARD_BITS)) as usize;
-        world.with(number, |scope| {
-            shards[&number].add(key, hash, 0, scope).expect("there is room");
-        });
-    }
-    let mut sizes = (0, 0, 0);
-    for shard in shards.values() {
-        let guard = pin();
-        if let Some(index) = shard.root(&guard) {
-            let shape = index.shape();
-            sizes = (
-                sizes.0 + shape.buckets,
-                sizes.1.max(shape.buckets),
-                sizes.2 + shape.reseeds,
-            );
-        }
-    }
-    sizes
+/// What it costs to have some keys.
+#[derive(Debug)]
+struct Cost {
+    /// Buckets of all indexes, and of the largest.
+    buckets: u32,
+    largest: u32,
+    /// How often a seed was changed, in the indexes that there are in the end.
+    reseeds: u32,
+    /// Keys that were compared until each was found.
+    comparisons: usize,
+    /// For the reader; it decides nothing.
+    _inserted_in: Duration,
+    _found_in: Duration,
 }
 
-/// `NODETRACKER_SCALE=250` makes it a million UUIDs.
+impl Cost {
+    /// Inserts the keys, and looks each of them up.
+    fn of(keys: &[UuidKey], hasher: RandomState) -> Cost {
+        let world = World::new(hasher);
+        let shards: Vec<Shard<UuidKey>> = (0..SHARDS).map(|_| Shard::new()).collect();
+        let number_of = |hash: u64| (hash >> (64 - SHARD_BITS)) as usize;
+        let begin = Instant::now();
+        for key in keys {
+            let hash = key.hash(&world.hasher);
+            let number = number_of(hash);
+            world.with(number, |scope| {
+                shards[number].add(key, hash, 0, scope).expect("there is room");
+            });
+        }
+        let inserted = Instant::now();
+        let guard = pin();
+        let mut comparisons = 0;
+        for key in keys {
+            let hash = key.hash(&world.hasher);
+            let index = shards[number_of(hash)].root(&guard).expect("it has keys");
+            let found = index.find(hash, |record| {
+                comparisons += 1;
+                // SAFETY: an index has the record, and the guard is pinned.
+                unsafe { key.is(record.key()) }.then_some(())
+            });
+            assert!(found.is_some(), "a key is lost");
+        }
+        let found = Instant::now();
+        let shapes = || shards.iter().filter_map(|shard| Some(shard.root(&guard)?.shape()));
+        Cost {
+            buckets: shapes().map(|shape| shape.buckets).sum(),
+            largest: shapes().map(|shape| shape.buckets).max().unwrap_or(0),
+            reseeds: shapes().map(|shape| shape.reseeds).sum(),
+            comparisons,
+            _inserted_in: inserted - begin,
+            _found_in: found - inserted,
+        }
+    }
+}
+
+/// For a million UUIDs, with times:
+///
+/// ```console
+/// $ NODETRACKER_SCALE=250 cargo test --release -p nodetracker --lib chosen_uuids -- --nocapture
+/// ```
 #[test]
 fn chosen_uuids_that_flood_one_bucket_under_a_known_seed_are_harmless_under_a_secret_one() {
     let scale: usize = std::env::var("NODETRACKER_SCALE").map_or(1, |text| text.parse().expect("a number"));
@@ -152,18 +185,25 @@ fn chosen_uuids_that_flood_one_bucket_under_a_known_seed_are_harmless_under_a_se
         .take(count)
         .collect();
     let random: Vec<_> = (0..count as u64).map(|number| UuidKey([number, 8])).collect();
-    let flooded = sizes(&chosen[..2_000.min(count)], known);
-    let calm = sizes(&random, RandomState::new());
-    let secret = sizes(&chosen, RandomState::new());
+    let few = 2_000;
+    let flooded = Cost::of(&chosen[..few], known);
+    let not_flooded = Cost::of(&random[..few], RandomState::new());
+    let calm = Cost::of(&random, RandomState::new());
+    let secret = Cost::of(&chosen, RandomState::new());
+    println!("{count} random: {calm:?}\n{count} chosen: {secret:?}\n{few} under the known seed: {flooded:?}");
     assert!(
-        flooded.1 > 2 * calm.1,
-        "the UUIDs were chosen in vain: {flooded:?}, {calm:?}"
+        flooded.largest > 8 * not_flooded.largest,
+        "the UUIDs were chosen in vain: {flooded:?}, {not_flooded:?}"
     );
     assert!(
-        secret.0 <= 2 * calm.0 && secret.1 <= 2 * calm.1,
+        secret.buckets <= 2 * calm.buckets && secret.largest <= 2 * calm.largest,
         "{secret:?}, random ones {calm:?}"
     );
-    assert_eq!((secret.2, calm.2), (0, 0));
+    assert!(
+        secret.comparisons <= 2 * calm.comparisons,
+        "{secret:?}, random ones {calm:?}"
+    );
+    assert_eq!((secret.reseeds, calm.reseeds), (0, 0));
 }
 
 /// A key whose hash is its first half.
