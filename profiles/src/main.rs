@@ -9,6 +9,7 @@ mod input;
 mod instructions;
 mod plots;
 mod programs;
+mod proof;
 mod recorded;
 mod report;
 mod show;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::figures::Record;
-use crate::{instructions, plots, speed};
+use crate::{instructions, plots, proof, speed};
 
 /// Draws the plots and writes the tables anew, from the records alone.
 pub(crate) fn show(here: &Path) -> Result<(), Box<dyn Error>> {
@@ -31,6 +31,7 @@ pub(crate) fn show(here: &Path) -> Result<(), Box<dyn Error>> {
     write_section(&readme, "instructions", &instructions::section(here)?)?;
     write_section(&readme, "hundred million", &speed::values(&hundred_million))?;
     let above = here.parent().ok_or("this directory is in none")?;
+    write_section(&readme, "proof", &proof::section(above)?)?;
     write_section(&above.join("README.md"), "machine", &machine)
 }
 

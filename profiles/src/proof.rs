@@ -1,0 +1,126 @@
+//! What the table is put through to prove that it is right: counted where it is written down.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// The table of proofs. What only a run can tell, its command prints.
+pub(crate) fn section(root: &Path) -> io::Result<String> {
+    let mut models = 0;
+    in_each_file(&root.join("src"), &mut |name, text| {
+        if name == "models.rs" {
+            models += text.matches("#[test]").count();
+        }
+    })?;
+    let mut targets = 0;
+    in_each_file(&root.join("fuzz/fuzz_targets"), &mut |_, _| targets += 1)?;
+    let mutations = fs::read_to_string(root.join("proof/mutations.txt"))?;
+    let mutations = mutations.lines().filter(|line| line.starts_with("name:")).count();
+    let histories = histories(&fs::read_to_string(root.join("tests/linearizability.rs"))?);
+    let rows = [
+        (
+            "loom models of the protocols, reclamation included; each prints how many executions it took",
+            models.to_string(),
+            "RUSTFLAGS=\"--cfg loom\" CARGO_TARGET_DIR=target/loom cargo test -p nodetracker --release --lib models -- --nocapture",
+        ),
+        (
+            "histories of two to four real threads, checked for linearizability, in a normal run",
+            thousands(histories),
+            "cargo test --test linearizability",
+        ),
+        (
+            "weakenings of the source, each caught by the test that it names",
+            mutations.to_string(),
+            "proof/mutations",
+        ),
+        (
+            "fuzz targets; [executions and coverage](../fuzz/README.md)",
+            targets.to_string(),
+            "cargo +nightly fuzz run ops",
+        ),
+        (
+            "a thread stopped for ever at each step, while the others go on",
+            "every step".into(),
+            "cargo test --lib stalls",
+        ),
+        (
+            "random operations against a model that is a plain map, shrunk where they fail",
+            String::new(),
+            "cargo test --test model",
+        ),
+        (
+            "sanitizers, under the tests of many threads",
+            "address, thread".into(),
+            "proof/sanitizers",
+        ),
+        (
+            "churn, with an eye on the memory",
+            "as long as you like".into(),
+            "cargo run --release --example soak -- 600",
+        ),
+    ];
+    let mut text = String::from("| | | command |\n| --- | ---: | --- |\n");
+    for (what, count, command) in rows {
+        text += &format!("| {what} | {count} | `{command}` |\n");
+    }
+    Ok(text)
+}
+
+/// Calls `each` with the name and the text of every file below a directory.
+fn in_each_file(directory: &Path, each: &mut impl FnMut(&str, &str)) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            in_each_file(&path, each)?;
+        } else {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            each(&name, &fs::read_to_string(&path)?);
+        }
+    }
+    Ok(())
+}
+
+/// The sum of what the calls of `check_histories(threads, count * scale())` ask for.
+fn histories(source: &str) -> u64 {
+    let count = |call: &str| -> Option<u64> {
+        let (count, _) = call.split_once(" * scale()")?;
+        let (_, count) = count.split_once(", ")?;
+        count.replace('_', "").parse().ok()
+    };
+    source.split("check_histories(").skip(1).filter_map(count).sum()
+}
+
+/// With a comma between the thousands.
+fn thousands(n: u64) -> String {
+    match n {
+        n if n < 1_000 => n.to_string(),
+        n => format!("{},{:03}", thousands(n / 1_000), n % 1_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histories_are_added_up_where_the_test_asks_for_them() {
+        let source = "fn check_histories(threads: usize, count: usize) {}\n\
+                      check_histories(2, 12_000 * scale());\ncheck_histories(3, 500 * scale());\n";
+        assert_eq!(histories(source), 12_500);
+    }
+
+    #[test]
+    fn every_proof_is_found() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let section = section(root).unwrap();
+        assert!(!section.contains("| 0 |"), "{section}");
+    }
+
+    #[test]
+    fn thousands_have_commas() {
+        assert_eq!(
+            [0, 999, 1_000, 1_234_567].map(thousands),
+            ["0", "999", "1,000", "1,234,567"]
+        );
+    }
+}
