@@ -9,13 +9,13 @@ const TOP: f64 = 78.0;
 const BOTTOM: f64 = HEIGHT - 52.0;
 /// Beside a panel: for the values' labels, and after it.
 const LEFT: f64 = 62.0;
-const RIGHT: f64 = 22.0;
+const RIGHT: f64 = 28.0;
 
 const STYLE: &str = "\
 text{font:13px system-ui,sans-serif;fill:#24292f}.page{fill:#fff}.grid{stroke:#d0d7de}.title{font-weight:600}\
 .line{fill:none;stroke-width:2;stroke-linejoin:round}.table{stroke-width:3.5}\
 .blue{stroke:#0969da}.orange{stroke:#bc4c00}.green{stroke:#1a7f37}.purple{stroke:#8250df}.grey{stroke:#6e7781}\
-.red{stroke:#cf222e}.pink{stroke:#bf3989}.dashed{stroke-dasharray:7 4}.dotted{stroke-dasharray:2 4}\
+.red{stroke:#cf222e}.pink{stroke:#bf3989}.dashed{stroke-dasharray:7 4}.dotted{stroke-dasharray:2 4}.dot{stroke-dasharray:none}\
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.page{fill:#0d1117}.grid{stroke:#30363d}\
 .blue{stroke:#58a6ff}.orange{stroke:#f0883e}.green{stroke:#3fb950}.purple{stroke:#a371f7}.grey{stroke:#8b949e}\
 .red{stroke:#ff7b72}.pink{stroke:#f778ba}}";
@@ -112,7 +112,7 @@ pub(crate) fn draw(title: &str, panels: &[Panel]) -> String {
         _ = writeln!(svg, "<path class=\"line {}\" d=\"M{x:.1} 41h22\"/>", series.class);
         svg += &text(x + 27.0, 45.0, "", &series.name);
         // The width of a letter, on the average.
-        x += 43.0 + 6.8 * series.name.len() as f64;
+        x += 43.0 + 7.3 * series.name.len() as f64;
     }
     let width = WIDTH / panels.len() as f64;
     for (at, panel) in panels.iter().enumerate() {
@@ -156,7 +156,7 @@ fn draw_panel(svg: &mut String, panel: &Panel, left: f64, width: f64) {
         for &(at, value) in series.points.iter().filter(|_| series.has_dots) {
             _ = writeln!(
                 svg,
-                "<circle class=\"line {}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2\"/>",
+                "<circle class=\"line dot {}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2\"/>",
                 series.class,
                 x(at),
                 y(value)

@@ -126,7 +126,8 @@ impl<'a> Row<'a> {
                 name: value["name"].as_str()?,
                 kind: value["kind"].as_str()?,
                 median: value["median"].as_f64()?,
-                ratio: value["ratio"].as_f64()?,
+                // Where it took no time that could be told, there is none.
+                ratio: value["ratio"].as_f64().unwrap_or(f64::NAN),
             })
         };
         contestants.into_iter().flatten().filter_map(figure).collect()

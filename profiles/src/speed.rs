@@ -214,9 +214,14 @@ fn time(value: f64, unit: &str) -> String {
     let unit = unit.strip_suffix(" per route").unwrap_or(unit);
     match value {
         v if v < 10.0 => format!("{} {unit}", (v * 10.0).round() / 10.0),
-        v if unit == "µs" && v >= 10_000.0 => format!("{:.0} ms", v / 1_000.0),
+        v if unit == "µs" && v >= 1_000.0 => time(v / 1_000.0, "ms"),
         v => format!("{v:.0} {unit}"),
     }
+}
+
+/// A name that Markdown takes for no tag.
+fn name(of: &str) -> String {
+    of.replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// The table of budgets.
@@ -230,7 +235,7 @@ pub(crate) fn budgets(record: &Record) -> String {
         let unit = row.text("unit");
         let table = row.table().map_or(String::new(), |table| time(table.median, unit));
         let other = goal.other(row).map_or(String::new(), |other| {
-            format!("{} ({})", time(other.median, unit), other.name)
+            format!("{} ({})", time(other.median, unit), name(other.name))
         });
         _ = write!(
             text,
@@ -265,7 +270,7 @@ pub(crate) fn all_rows(record: &Record) -> String {
         }
     }
     let mut text = String::from("| |");
-    names.iter().for_each(|name| _ = write!(text, " {name} |"));
+    names.iter().for_each(|of| _ = write!(text, " {} |", name(of)));
     _ = writeln!(text, "\n| --- |{}", " ---: |".repeat(names.len()));
     for row in record.rows() {
         let figures = row.figures();
@@ -324,8 +329,8 @@ pub(crate) fn bytes(record: &Record) -> String {
     let mut text = String::from("| |");
     sizes.iter().for_each(|&nodes| _ = write!(text, " {} |", size(nodes)));
     _ = writeln!(text, "\n| --- |{}", " ---: |".repeat(sizes.len()));
-    for (name, points) in record.points("curve") {
-        _ = write!(text, "| {name} |");
+    for (of, points) in record.points("curve") {
+        _ = write!(text, "| {} |", name(of));
         for nodes in sizes {
             // The sizes are steps: the first from there on.
             let point = points.iter().find(|&&(routes, _)| routes >= nodes as f64);
@@ -381,5 +386,6 @@ mod tests {
         assert_eq!(time(5.04, "ns per route"), "5 ns");
         assert_eq!(time(99.6, "ns"), "100 ns");
         assert_eq!(time(20_100.0, "µs"), "20 ms");
+        assert_eq!(time(3_520.0, "µs"), "3.5 ms");
     }
 }
