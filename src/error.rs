@@ -1,5 +1,7 @@
 //! What can be wrong with an input, one enum for each operation that can refuse one.
 
+use std::num::NonZeroU64;
+
 use thiserror::Error;
 
 /// Why a string is not acceptable as an ID, a name or an address.
@@ -80,6 +82,43 @@ pub enum RegisterError {
         /// The limit that was reached.
         limit: usize,
     },
+}
+
+/// Why an incarnation may not begin: a later one has, or it is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("incarnation {incarnation} is stale: {}", Latest(*.latest, *.is_over))]
+pub struct StaleIncarnation {
+    /// The one that was refused.
+    pub incarnation: NonZeroU64,
+    /// The latest one that has begun.
+    pub latest: NonZeroU64,
+    /// Whether [`remove_proxy`](crate::RouteTable::remove_proxy) ended the latest one, so that only a greater one may begin.
+    pub is_over: bool,
+}
+
+/// The latest incarnation, and whether it is over.
+struct Latest(NonZeroU64, bool);
+
+impl std::fmt::Display for Latest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Latest(latest, is_over) = self;
+        match is_over {
+            false => write!(f, "{latest} has begun"),
+            true => write!(f, "{latest} is over"),
+        }
+    }
+}
+
+/// Why an incarnation was not begun. The table is as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BeginError {
+    /// The proxy could not be registered, or there is no room to remember one more proxy's incarnation.
+    #[error(transparent)]
+    Proxy(#[from] RegisterError),
+    /// The incarnation is stale.
+    #[error(transparent)]
+    Stale(#[from] StaleIncarnation),
 }
 
 /// Why a route was not added. The table is as it was.

@@ -24,6 +24,7 @@ mod counts;
 mod error;
 mod feed;
 mod handle;
+mod incarnation;
 mod key;
 mod node_id;
 mod page;
@@ -45,11 +46,12 @@ mod walk;
 pub use batch::{AddedNodes, RouteBatch};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::{
-    AddError, AddNodesError, CursorError, NodeIdError, ProxyField, RegisterError, ReportError, ReportNodesError,
-    TextError,
+    AddError, AddNodesError, BeginError, CursorError, NodeIdError, ProxyField, RegisterError, ReportError,
+    ReportNodesError, StaleIncarnation, TextError,
 };
 pub use feed::{Event, Lagged, Reason, Subscription};
 pub use handle::RouteHandle;
+pub use incarnation::Incarnation;
 pub use node_id::{MAX_TEXT, NodeId};
 pub use page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
 pub use proxies::{Proxy, ProxyDetails, ProxyRef};

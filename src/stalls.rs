@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -291,4 +292,44 @@ fn a_writer_that_stops_before_the_head_moves_holds_nobody_up() {
             assert_eq!(subscription.poll(9, |_| ()), Ok(3));
         },
     );
+}
+
+#[test]
+fn an_addition_of_an_older_incarnation_brings_no_route_back_wherever_it_stops() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for at in &STEPS[..5] {
+        let arena = Arena::new();
+        let begin = |incarnation| {
+            let proxy = Proxy {
+                id: "proxy",
+                cluster_name: "",
+                addr: "a:1",
+            };
+            let incarnation = NonZeroU64::new(incarnation).expect("not zero");
+            arena
+                .table
+                .begin_incarnation(&proxy, incarnation)
+                .expect("there is room")
+                .proxy
+        };
+        let older = begin(1);
+        let newer = with_stopped(
+            at,
+            || _ = arena.table.add_node(&node(1), older),
+            || {
+                let newer = begin(2);
+                assert_eq!(arena.table.get_proxies(&node(1)).len(), 0, "{at}: it is there");
+                newer
+            },
+        );
+        assert_eq!(arena.table.get_proxies(&node(1)).len(), 0, "{at}: it came back");
+        assert_eq!(arena.table.add_node(&node(1), older), Err(AddError::UnknownProxy));
+        arena.table.add_node(&node(1), newer).expect("there is room");
+        let routes = arena.table.get_proxies(&node(1));
+        assert_eq!(
+            routes.iter().map(|route| route.proxy).collect::<Vec<_>>(),
+            [newer],
+            "{at}"
+        );
+    }
 }

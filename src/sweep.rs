@@ -12,6 +12,7 @@
 #[cfg(all(test, loom))]
 mod models;
 
+use crate::proxies::Moment;
 use crate::shard::{Mark, Visit};
 use crate::sync::{AtomicU64, Guard, Ordering, step};
 use crate::table::{RouteTable, SHARDS};
@@ -118,11 +119,11 @@ impl Cursor {
                 }
             },
             _ => {
-                let idle_before = scope.now.saturating_sub(scope.keep_alive);
+                let moment = Moment::new(scope.now, scope.keep_alive);
                 // AcqRel: a change of the word that does not change it, so that whoever advances the cursor after this, and
                 // visits shards in the next round, comes after what this thread has seen: the end of a grace period.
                 let round_now = || Position::unpack(self.0.fetch_add(0, Ordering::AcqRel)).round;
-                let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, idle_before, guard);
+                let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, moment, guard);
                 if next.is_none() {
                     round_completed = true;
                     after = Position {

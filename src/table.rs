@@ -12,7 +12,7 @@ use crate::error::{AddError, RegisterError, ReportError};
 use crate::feed::{Event, Feed, Subscription};
 use crate::key::{Key, NameKey, UuidKey};
 use crate::node_id::{Kind, NodeId};
-use crate::proxies::{Proxies, Proxy, ProxyDetails, ProxyRef};
+use crate::proxies::{Moment, Proxies, Proxy, ProxyDetails, ProxyRef};
 use crate::route::{Added, ExplainedRoute, Route, Verdict};
 use crate::shard::routes::{Change, Words};
 use crate::shard::word::{State, Word};
@@ -297,9 +297,13 @@ impl RouteTable {
     }
 
     fn register_pinned(&self, proxy: &Proxy<'_>, now: u64, guard: &Guard) -> Result<ProxyRef, RegisterError> {
-        self.proxies.register(proxy, now, guard, |proxy| {
-            self.feed.mark(Feed::PROXIES, guard, || Event::ProxyChanged { proxy });
-        })
+        let moved = |proxy| self.proxy_moved(proxy, guard);
+        self.proxies.register(proxy, now, guard, moved)
+    }
+
+    /// Tells subscribers that a proxy has other details.
+    pub(crate) fn proxy_moved(&self, proxy: ProxyRef, guard: &Guard) {
+        self.feed.mark(Feed::PROXIES, guard, || Event::ProxyChanged { proxy });
     }
 
     /// The proxy that is registered under an ID, or `None`. The reference is good as long as one that
@@ -487,15 +491,13 @@ impl RouteTable {
     /// Forgets a proxy with all its routes; tells whether it was registered.
     ///
     /// It takes effect at once and costs the same however many routes there are: they are not returned any more, and the
-    /// sweeper takes them away.
+    /// sweeper takes them away. If the proxy has an [incarnation](Self::begin_incarnation), that is over, and is remembered
+    /// for a keep-alive interval.
     pub fn remove_proxy(&self, proxy: ProxyRef) -> bool {
         let guard = pin();
-        let removed = self.proxies.remove(proxy, &guard);
+        let removed = self.proxies.remove(proxy, self.time.now(), &guard);
         if removed {
-            self.feed.mark(Feed::PROXIES, &guard, || Event::ProxyRemoved {
-                proxy,
-                id: self.proxies.id(proxy, &guard),
-            });
+            self.proxy_removed(proxy, &guard);
         }
         removed
     }
@@ -510,6 +512,20 @@ impl RouteTable {
             }
         }
         false
+    }
+
+    /// Tells subscribers that a proxy was removed.
+    pub(crate) fn proxy_removed(&self, proxy: ProxyRef, guard: &Guard) {
+        self.feed.mark(Feed::PROXIES, guard, || Event::ProxyRemoved {
+            proxy,
+            id: self.proxies.id(proxy, guard),
+        });
+    }
+
+    /// The time of now, and of a keep-alive interval ago.
+    pub(crate) fn moment(&self) -> Moment {
+        // Relaxed: a setting.
+        Moment::new(self.time.now(), self.keep_alive.load(Ordering::Relaxed))
     }
 
     /// Subscribes to the changes of the table from here on: routes that come or go, not refreshes.

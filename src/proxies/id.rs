@@ -1,6 +1,9 @@
 //! Proxy IDs: 16 bytes where they are a UUID in its canonical spelling.
 
+use std::hash::{Hash, Hasher};
+
 use compact_str::{CompactString, ToCompactString};
+use hashbrown::Equivalent;
 use uuid::Uuid;
 
 use crate::key::Text;
@@ -60,5 +63,50 @@ impl<'a> ProxyId<'a> {
             ProxyId::Uuid(uuid) => uuid.hyphenated().to_compact_string(),
             ProxyId::Name(name) => name.into(),
         }
+    }
+}
+
+/// An ID on its own, which a map finds by a [`ProxyId`].
+#[derive(Debug, Clone)]
+pub(crate) enum OwnedId {
+    Uuid(Uuid),
+    Name(CompactString),
+}
+
+impl OwnedId {
+    fn as_id(&self) -> ProxyId<'_> {
+        match self {
+            OwnedId::Uuid(uuid) => ProxyId::Uuid(*uuid),
+            OwnedId::Name(name) => ProxyId::Name(name),
+        }
+    }
+}
+
+impl From<ProxyId<'_>> for OwnedId {
+    fn from(id: ProxyId<'_>) -> Self {
+        match id {
+            ProxyId::Uuid(uuid) => OwnedId::Uuid(uuid),
+            ProxyId::Name(name) => OwnedId::Name(name.into()),
+        }
+    }
+}
+
+impl PartialEq for OwnedId {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_id() == other.as_id()
+    }
+}
+
+impl Eq for OwnedId {}
+
+impl Hash for OwnedId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_id().hash(state);
+    }
+}
+
+impl Equivalent<OwnedId> for ProxyId<'_> {
+    fn equivalent(&self, key: &OwnedId) -> bool {
+        *self == key.as_id()
     }
 }

@@ -22,30 +22,41 @@
 //!
 //! Registering and removing take a lock ([`Registry`]), and so does what the sweeper changes here, though it passes by
 //! where the lock is taken. Registering a proxy again with the same details, look-ups and all that routes need do not.
+//!
+//! # Incarnations
+//!
+//! A proxy that [starts anew](crate::RouteTable::begin_incarnation) gets another number, and its old one becomes DEAD as
+//! if the proxy were removed; so all that holds for a removed proxy holds for its old incarnation. An addition that passed
+//! the check of the old reference just before, and comes to its CAS after the new incarnation has begun, puts its route
+//! under a number that is DEAD, and that is not free for anybody before a grace period and a full round are over: nobody
+//! sees the route, and the sweeper takes it away. [`incarnations`] remembers which one is the latest.
 
 mod details;
 mod entry;
 mod grace;
 mod id;
 mod ids;
+mod incarnations;
 #[cfg(all(test, loom))]
 mod models;
 mod numbered;
 mod registry;
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use compact_str::CompactString;
 
 pub(crate) use entry::Life;
 
-use crate::error::{ProxyField, RegisterError, TextError};
+use crate::error::{BeginError, ProxyField, RegisterError, TextError};
 use crate::node_id::check_text;
 use crate::proxies::details::{Addr, Clusters, Details};
 use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace::Grace;
 use crate::proxies::id::ProxyId;
 use crate::proxies::ids::Ids;
+use crate::proxies::incarnations::Standing;
 use crate::proxies::registry::{Registry, Wait};
 use crate::shard::word::PROXY_NUMBERS;
 use crate::sync::{Guard, Mutex};
@@ -87,6 +98,42 @@ pub struct ProxyDetails {
     pub cluster_name: CompactString,
     /// Where other proxies reach it, `host:port`.
     pub addr: CompactString,
+}
+
+/// The time of now, for what depends on how long ago something was.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) now: u64,
+    /// A keep-alive interval ago.
+    pub(crate) interval_ago: u64,
+}
+
+impl Moment {
+    pub(crate) fn new(now: u64, keep_alive: u64) -> Self {
+        let interval_ago = now.saturating_sub(keep_alive);
+        Self { now, interval_ago }
+    }
+}
+
+/// What came of beginning an incarnation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Begun {
+    pub(crate) proxy: ProxyRef,
+    /// It had begun before, and its proxy was registered all the while.
+    pub(crate) is_resumed: bool,
+    /// The proxy of an older incarnation, which is removed.
+    pub(crate) replaced: Option<ProxyRef>,
+}
+
+/// What would come of restoring a proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Prospect {
+    /// It would have the reference that it has.
+    Known(ProxyRef),
+    /// It would get a new number.
+    New,
+    /// A later incarnation of it has begun, or its own is over.
+    Stale,
 }
 
 /// What routes have to do with their proxies.
@@ -236,7 +283,7 @@ impl Proxies {
             entry.touch(tick);
             return Ok(ProxyRef { number, life });
         }
-        self.register_locked(proxy, Some(moved), tick, guard)
+        self.register_locked(proxy, Some(moved), tick, &mut self.registry.lock(), guard)
     }
 
     /// Registers a proxy that may be registered already, and then keeps its details.
@@ -247,7 +294,7 @@ impl Proxies {
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
         proxy.check()?;
-        self.register_locked(proxy, None::<fn(ProxyRef)>, tick, guard)
+        self.register_locked(proxy, None::<fn(ProxyRef)>, tick, &mut self.registry.lock(), guard)
     }
 
     /// Registers a proxy whose strings were checked. One that is registered keeps its details where `moved` is `None`.
@@ -256,10 +303,10 @@ impl Proxies {
         proxy: &Proxy<'_>,
         moved: Option<impl FnOnce(ProxyRef)>,
         tick: u64,
+        registry: &mut Registry,
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
         let id = ProxyId::of(proxy.id);
-        let mut registry = self.registry.lock();
         if let Some((number, entry)) = self.ids.find(id, guard).and_then(|n| Some((n, self.numbers.get(n)?))) {
             // It cannot die now: that takes the lock.
             let life = entry.life().alive();
@@ -275,13 +322,85 @@ impl Proxies {
             entry.revive(life);
             return Ok(registered);
         }
-        let number = registry
-            .take_number(self.limit)
-            .ok_or(RegisterError::TooManyProxies { limit: self.limit })?;
+        let number = registry.take_number(self.limit).ok_or(self.too_many())?;
+        Ok(self.occupy(number, proxy, tick, registry, guard))
+    }
+
+    fn too_many(&self) -> RegisterError {
+        RegisterError::TooManyProxies { limit: self.limit }
+    }
+
+    /// Gives a number that was taken to a proxy that has none.
+    fn occupy(&self, number: u32, proxy: &Proxy<'_>, tick: u64, registry: &mut Registry, guard: &Guard) -> ProxyRef {
+        let id = ProxyId::of(proxy.id);
         let details = registry.intern(proxy.cluster_name, proxy.addr, &self.grace);
         let life = self.numbers.ensure(number).occupy(id, details, tick);
         self.ids.insert(number, guard);
-        Ok(ProxyRef { number, life })
+        ProxyRef { number, life }
+    }
+
+    /// Registers a proxy as of an incarnation, unless that is stale; `moved` as in `register_locked`.
+    pub(crate) fn begin(
+        &self,
+        proxy: &Proxy<'_>,
+        incarnation: NonZeroU64,
+        moved: Option<impl FnOnce(ProxyRef)>,
+        at: Moment,
+        guard: &Guard,
+    ) -> Result<Begun, BeginError> {
+        proxy.check()?;
+        let id = ProxyId::of(proxy.id);
+        let mut registry = self.registry.lock();
+        let registry = &mut *registry;
+        let standing = registry.incarnations.standing(id, incarnation, at.interval_ago)?;
+        if !registry.incarnations.has_room(id, self.limit, at.interval_ago) {
+            return Err(self.too_many().into());
+        }
+        let old = self.ids.find(id, guard);
+        let begun = match (standing, old.and_then(|number| self.reference(number))) {
+            (Standing::Replaces, Some(old)) => {
+                // First what can fail.
+                let number = registry.take_number(self.limit).ok_or(self.too_many())?;
+                self.kill(old.number, registry, guard);
+                Begun {
+                    proxy: self.occupy(number, proxy, at.now, registry, guard),
+                    is_resumed: false,
+                    replaced: Some(old),
+                }
+            }
+            _ => Begun {
+                proxy: self.register_locked(proxy, moved, at.now, registry, guard)?,
+                is_resumed: standing == Standing::Current,
+                replaced: None,
+            },
+        };
+        registry.incarnations.begin(id, incarnation);
+        Ok(begun)
+    }
+
+    /// The incarnation that a registered proxy is of, where it has one.
+    pub(crate) fn incarnation(&self, proxy: ProxyRef, guard: &Guard) -> Option<NonZeroU64> {
+        let registry = self.registry.lock();
+        // With the lock held, it stays registered.
+        let entry = self.current(proxy)?;
+        registry.incarnations.current(entry.id(guard))
+    }
+
+    /// What would come of registering a proxy as of an incarnation, or as of none.
+    pub(crate) fn prospect(&self, id: &str, incarnation: Option<NonZeroU64>, at: Moment, guard: &Guard) -> Prospect {
+        let id = ProxyId::of(id);
+        let registry = self.registry.lock();
+        let standing = incarnation.map(|incarnation| registry.incarnations.standing(id, incarnation, at.interval_ago));
+        match standing {
+            Some(Err(_)) => Prospect::Stale,
+            Some(Ok(Standing::Replaces)) => Prospect::New,
+            None | Some(Ok(Standing::Current | Standing::Adopts)) => {
+                let number = self.ids.find(id, guard);
+                number
+                    .and_then(|number| self.reference(number))
+                    .map_or(Prospect::New, Prospect::Known)
+            }
+        }
     }
 
     /// The entry that `proxy` names, where it is still registered.
@@ -340,15 +459,22 @@ impl Proxies {
             .map_or_else(CompactString::default, |entry| entry.id(guard).to_compact_string())
     }
 
-    /// Takes a proxy away at once, with all its routes.
-    pub(crate) fn remove(&self, proxy: ProxyRef, guard: &Guard) -> bool {
+    /// Takes a proxy away at once, with all its routes, and ends its incarnation.
+    pub(crate) fn remove(&self, proxy: ProxyRef, tick: u64, guard: &Guard) -> bool {
         let mut registry = self.registry.lock();
         // Nobody else makes a number DEAD while the lock is held.
         let Some(entry) = self.current(proxy) else { return false };
+        registry.incarnations.removed(entry.id(guard), tick);
+        self.kill(proxy.number, &mut registry, guard);
+        true
+    }
+
+    /// Makes a number DEAD that is ALIVE or CLOSING.
+    fn kill(&self, number: u32, registry: &mut Registry, guard: &Guard) {
+        let entry = self.numbers.ensure(number);
         entry.die();
         registry.proxy_gone();
-        self.bury(proxy.number, &mut registry, guard);
-        true
+        self.bury(number, registry, guard);
     }
 
     /// What follows when a number has become DEAD; the lock is held.
@@ -363,18 +489,22 @@ impl Proxies {
     }
 
     /// Moves the numbers from `from` to `from + most` on in their lives, at the end of a sweeper's round that has visited
-    /// every shard. `round_now` tells the round of now. Returns how many were looked at, and where to go on.
+    /// every shard; and forgets incarnations. `round_now` tells the round of now. Returns how many were looked at, and where
+    /// to go on.
     pub(crate) fn visit(
         &self,
         from: u32,
         most: u32,
         round: u32,
         round_now: impl Fn() -> u32,
-        idle_before: u64,
+        at: Moment,
         guard: &Guard,
     ) -> (u32, Option<u32>) {
         let mut number = from;
         let mut visited = 0;
+        if let Some(mut registry) = self.registry.try_lock() {
+            registry.incarnations.forget(at.interval_ago, most as usize);
+        }
         let mut registry = None;
         while visited < most {
             let Some(entry) = self.numbers.get(number) else {
@@ -382,11 +512,11 @@ impl Proxies {
             };
             visited += 1;
             entry.forget_old_round(round);
-            if is_due(entry, round, idle_before) {
+            if is_due(entry, round, at.interval_ago) {
                 // The sweeper waits for nobody: what is due stays due.
                 registry = registry.or_else(|| self.registry.try_lock());
                 if let Some(registry) = &mut registry {
-                    self.advance(number, entry, round, &round_now, idle_before, registry, guard);
+                    self.advance(number, entry, round, &round_now, at, registry, guard);
                 }
             }
             number += 1;
@@ -401,14 +531,14 @@ impl Proxies {
         entry: Entry<'_>,
         round: u32,
         round_now: &impl Fn() -> u32,
-        idle_before: u64,
+        at: Moment,
         registry: &mut Registry,
         guard: &Guard,
     ) {
         let life = entry.life();
         if life.is_alive() {
             // Looked at again, now that nobody else can change it.
-            if is_due(entry, round, idle_before) {
+            if is_due(entry, round, at.interval_ago) {
                 entry.close();
                 registry.wait_for(number, Wait::Grace(self.grace.begin(guard)));
             }
@@ -420,9 +550,10 @@ impl Proxies {
             Some(Wait::Grace(_)) => registry.wait_for(number, Wait::Round(round_now())),
             Some(Wait::Round(_)) if life.is_closing() => {
                 // A route that was removed meanwhile counts as well as one that is still there.
-                if entry.was_seen_since(round) || !entry.is_idle(idle_before) {
+                if entry.was_seen_since(round) || !entry.is_idle(at.interval_ago) {
                     entry.revive(life.alive());
                 } else if entry.die_if_closing() {
+                    registry.incarnations.dropped(entry.id(guard), at.now);
                     registry.proxy_gone();
                     self.bury(number, registry, guard);
                 }

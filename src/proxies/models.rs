@@ -42,6 +42,15 @@ impl World {
             .expect("there is room")
     }
 
+    /// As `RouteTable::begin_incarnation`.
+    fn begin(&self, id: &str, incarnation: u64) -> Result<ProxyRef, BeginError> {
+        let incarnation = NonZeroU64::new(incarnation).expect("not zero");
+        let begun = self
+            .proxies
+            .begin(&proxy(id), incarnation, Some(|_| ()), Moment::new(0, 0), &pin());
+        begun.map(|begun| begun.proxy)
+    }
+
     /// As `RouteTable::add_node`; tells whether the proxy took it.
     fn add(&self, proxy: ProxyRef) -> bool {
         let _guard = pin();
@@ -79,7 +88,8 @@ impl World {
         }
         let round_now = || self.round.fetch_add(0, Ordering::AcqRel);
         for _ in 0..3 {
-            self.proxies.visit(0, 100, round, round_now, 1 << 20, &pin());
+            self.proxies
+                .visit(0, 100, round, round_now, Moment::new(1 << 20, 0), &pin());
         }
         self.round.fetch_add(1, Ordering::AcqRel);
     }
@@ -107,7 +117,7 @@ fn a_stalled_addition_never_becomes_another_proxys_route() {
             let world = Arc::clone(&world);
             move || world.add(old)
         });
-        assert!(world.proxies.remove(old, &pin()));
+        assert!(world.proxies.remove(old, 0, &pin()));
         for _ in 0..2 {
             world.sweep();
         }
@@ -222,7 +232,9 @@ fn of_two_sweepers_one_frees_a_number() {
         let old = world.register("old");
         assert!(world.proxies.remove(old, &pin()));
         let visit = |world: &World, round: u32| {
-            world.proxies.visit(0, 100, round, || round, 1 << 20, &pin());
+            world
+                .proxies
+                .visit(0, 100, round, || round, Moment::new(1 << 20, 0), &pin());
         };
         // The grace period is over, and the round; the last grace period has begun.
         visit(&world, 1);
@@ -237,5 +249,31 @@ fn of_two_sweepers_one_frees_a_number() {
         let (one, two) = (world.register("one"), world.register("two"));
         assert_ne!(one.number, two.number, "a number was freed twice");
         assert_eq!(world.proxies.room(), world.proxies.limit() - 2);
+    });
+}
+
+#[test]
+fn a_late_addition_of_an_older_incarnation_brings_no_route_back() {
+    epoch::check(3, || {
+        epoch::order_unpins();
+        let world = Arc::new(World::new());
+        let older = world.begin("proxy", 1).expect("it is the first one");
+        let adder = thread::spawn({
+            let world = Arc::clone(&world);
+            move || world.add(older)
+        });
+        let newer = world.begin("proxy", 2).expect("there is room");
+        assert!(newer != older, "a reference came back");
+        for _ in 0..2 {
+            world.sweep();
+        }
+        // It gets the first one's number, if that is free; otherwise there is no room.
+        let newest = world.begin("proxy", 3);
+        assert!(newest.is_ok_and(|newest| newest.number == older.number) || newest.is_err());
+        adder.join().expect("it ends");
+        assert!(
+            !world.route().is_some_and(|number| world.proxies.has(number)),
+            "a route of an older incarnation is there"
+        );
     });
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::proxies::details::{Clusters, Details, Interner};
 use crate::proxies::entry::Entry;
 use crate::proxies::grace::Grace;
+use crate::proxies::incarnations::Incarnations;
 use crate::sweep::ROUNDS;
 use crate::sync::Guard;
 
@@ -21,6 +22,7 @@ pub(crate) struct Registry {
     /// What each number that is CLOSING or DEAD waits for. (One that was revived keeps what it waited for, to no effect.)
     waits: BTreeMap<u32, Wait>,
     interner: Interner,
+    pub(crate) incarnations: Incarnations,
 }
 
 /// What a number waits for before it goes on in its life.

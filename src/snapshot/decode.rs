@@ -5,6 +5,7 @@
 //! error at once, so that no stream takes more memory than the table might.
 
 use std::io::Read;
+use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime};
 
 use compact_str::CompactString;
@@ -46,6 +47,7 @@ pub(super) struct ProxyItem {
     pub(super) id: CompactString,
     cluster_name: CompactString,
     addr: CompactString,
+    pub(super) incarnation: Option<NonZeroU64>,
     /// Where its section begins.
     section: u64,
 }
@@ -302,7 +304,7 @@ impl Snapshot {
         for _ in 0..raw.items {
             let start = payload.at;
             let (id, cluster_name, addr) = (payload.text()?, payload.text()?, payload.text()?);
-            let _incarnation = payload.varint()?;
+            let incarnation = NonZeroU64::new(payload.varint()?);
             let proxy = Proxy { id, cluster_name, addr };
             proxy
                 .check()
@@ -316,6 +318,7 @@ impl Snapshot {
                 id: id.into(),
                 cluster_name: cluster_name.into(),
                 addr: addr.into(),
+                incarnation,
                 section: raw.offset,
             });
         }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::counts::RouteCount;
 use crate::key::{Key, NameKey, UuidKey};
 use crate::node_id::{Kind, NodeId};
-use crate::proxies::{Proxies, ProxyRef};
+use crate::proxies::{Prospect, Proxies, ProxyRef};
 use crate::route::Added;
 use crate::shard::fill::NewRecords;
 use crate::shard::routes::{Change, Words};
@@ -208,24 +208,29 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
 
 /// Those of the snapshot's proxies that are registered already, if there is room for the others.
 fn known_proxies(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
-    let known: Vec<_> = proxies
+    let at = table.moment();
+    let prospects: Vec<_> = proxies
         .iter()
-        .map(|proxy| table.proxies().find(&proxy.id, &pin()))
+        .map(|proxy| table.proxies().prospect(&proxy.id, proxy.incarnation, at, &pin()))
         .collect();
-    let needed = known.iter().filter(|known| known.is_none()).count();
+    let needed = prospects.iter().filter(|prospect| **prospect == Prospect::New).count();
     if needed > table.proxies().room() {
         let limit = table.proxies().limit();
         return Err(SnapshotError::TooManyProxies { needed, limit });
     }
-    Ok(known)
+    // Routes of a stale incarnation are not known, so room is reserved for them too, and given back.
+    let known = |prospect| match prospect {
+        Prospect::Known(proxy) => Some(proxy),
+        Prospect::New | Prospect::Stale => None,
+    };
+    Ok(prospects.into_iter().map(known).collect())
 }
 
-/// Registers the snapshot's proxies that are not yet, and returns all of them.
-fn register(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<ProxyRef>, SnapshotError> {
-    let now = table.now();
+/// Registers the snapshot's proxies that are not yet, and returns all of them, but for those of a stale incarnation.
+fn register(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
     proxies
         .iter()
-        .map(|proxy| table.proxies().register_unless_known(&proxy.as_proxy(), now, &pin()))
+        .map(|proxy| table.restore_proxy(&proxy.as_proxy(), proxy.incarnation))
         .collect::<Result<_, _>>()
         .map_err(|_| SnapshotError::TooManyProxies {
             needed: proxies.len(),
@@ -270,7 +275,8 @@ fn present<'n, K: Key>(
 /// Adds a part's routes to its shard.
 struct Bulk<'a> {
     table: &'a RouteTable,
-    proxies: &'a [ProxyRef],
+    /// `None` for those of a stale incarnation.
+    proxies: &'a [Option<ProxyRef>],
     room: Room<'a>,
     tally: Tally,
 }
@@ -336,7 +342,7 @@ impl Bulk<'_> {
     /// The word of a snapshot's route, if its proxy takes routes, until the end of the pin that the caller has: see
     /// `proxies`.
     fn route(&self, route: Word) -> Option<Word> {
-        let proxy = self.proxies[route.proxy() as usize];
+        let proxy = self.proxies[route.proxy() as usize]?;
         self.table
             .proxies()
             .takes_routes(proxy)

@@ -12,6 +12,9 @@
 //! Nobody waits while a snapshot is written. A route that is there all the while is in it; one that comes or goes meanwhile
 //! may be, and one that is refreshed meanwhile has age zero. Expired routes and those of removed proxies are not in it.
 //!
+//! The incarnation of each proxy is in it, so that messages of older ones are refused after a restart too; but not those
+//! that are over, whose proxies are gone.
+//!
 //! # Layout, version 1
 //!
 //! All fixed-width numbers are little-endian. A *varint* has seven bits in each byte, the lowest first, and the top bit set
@@ -38,7 +41,7 @@
 //!
 //! items
 //! proxy     ID, cluster name, address          text each
-//!           incarnation                        varint   0 for now, and not looked at
+//!           incarnation                        varint   0 where it has none
 //! UUID      UUID                               16 bytes, as in its text form
 //!           routes
 //! name      name                               text     not empty, no control characters, no spelling of a UUID
@@ -129,8 +132,8 @@ pub struct SnapshotReport {
     pub known: u64,
     /// Routes that are older than the table's keep-alive interval; they were left out.
     pub expired: u64,
-    /// Routes that were left out since other threads used the table meanwhile: they removed the route's proxy, or took the
-    /// last room for routes.
+    /// Routes that were left out since the table knows better: their proxy's incarnation is stale. Also those that were left
+    /// out since other threads used the table meanwhile: they removed the route's proxy, or took the last room for routes.
     pub refused: u64,
 }
 

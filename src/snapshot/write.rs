@@ -1,6 +1,7 @@
 //! Writing a snapshot.
 
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 
 use ahash::RandomState;
 use hashbrown::HashMap;
@@ -73,18 +74,21 @@ fn write_proxies<W: Write>(
     let proxies = table.proxies().references();
     for group in proxies.chunks(GROUP) {
         let guard = pin();
-        let details: Vec<(ProxyRef, ProxyDetails)> = group
+        let details: Vec<(ProxyRef, ProxyDetails, u64)> = group
             .iter()
-            .filter_map(|proxy| Some((*proxy, table.proxies().details(*proxy, &guard)?)))
+            .filter_map(|proxy| {
+                let details = table.proxies().details(*proxy, &guard)?;
+                let incarnation = table.proxies().incarnation(*proxy, &guard);
+                Some((*proxy, details, incarnation.map_or(0, NonZeroU64::get)))
+            })
             .collect();
         drop(guard);
-        for (proxy, details) in details {
+        for (proxy, details, incarnation) in details {
             section.push(Kind::Proxies, sink, |payload| {
                 put_text(payload, &details.id);
                 put_text(payload, &details.cluster_name);
                 put_text(payload, &details.addr);
-                // Its incarnation.
-                put_varint(payload, 0);
+                put_varint(payload, incarnation);
             })?;
             indexes.insert(proxy, indexes.len() as u32);
         }
