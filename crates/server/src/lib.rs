@@ -18,6 +18,7 @@ mod router;
 mod serve;
 mod service;
 mod services;
+mod session;
 mod signals;
 mod sweeper;
 mod tls;

@@ -21,6 +21,16 @@ pub const MAX_PENDING_ACCEPT_RESETS: usize = 20;
 /// The size of one request message. The largest legal one has four strings of 255 bytes.
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
+/// Nodes in one message of a session: as UUIDs they fill half of what a message may be, and names of some 28 bytes all of it.
+pub const MAX_SESSION_NODES: usize = 2048;
+
+/// Handles in one message of a session, half of what a message may be. Enough for what a message costs by itself to be lost
+/// among them, few enough for the others on the thread not to wait: about a tenth of a millisecond.
+pub const MAX_SESSION_HANDLES: usize = 4096;
+
+/// Heartbeats in one keep-alive interval, which sessions are told: all but one of them may be lost, and the route lives.
+pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
+
 /// Bytes of requests that may wait unread on one stream.
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 
@@ -53,7 +63,7 @@ pub struct Limits {
     pub max_connections: u32,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
-    /// How long a call's request may take to arrive in full. 10 s by default.
+    /// How long a call's request may take to arrive in full, and a session's first one. 10 s by default.
     pub call: Duration,
     /// How long calls in flight may go on after the server, or their connection, was told to stop. 10 s by default.
     pub drain: Duration,

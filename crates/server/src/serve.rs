@@ -17,6 +17,7 @@ use crate::connection::Serving;
 use crate::limits::Limits;
 use crate::router::Router;
 use crate::services::{Health, Services};
+use crate::session::Sessions;
 use crate::sweeper::sweep;
 use crate::tls;
 use crate::worker::Workers;
@@ -95,7 +96,7 @@ impl Server {
         };
         let (listener, local_addr) = listen(config).await?;
         let (draining, watched) = watch::channel(false);
-        let (services, health) = services().await;
+        let (services, health) = services(&table, &limits).await;
         let router = Router::new(Arc::clone(&table), services, limits.call);
         let interval = humantime::format_duration(table.keep_alive());
         info!("listening on {local_addr}; a route lives {interval} without a refresh");
@@ -164,8 +165,12 @@ impl Server {
 }
 
 /// Everything beside the frozen service.
-async fn services() -> (Services, Health) {
-    Services::default().with_reflection().with_health().await
+async fn services(table: &Arc<RouteTable>, limits: &Limits) -> (Services, Health) {
+    Services::default()
+        .with(Sessions::service(Arc::clone(table), limits.call))
+        .with_reflection()
+        .with_health()
+        .await
 }
 
 async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), ConfigError> {

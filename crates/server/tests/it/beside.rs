@@ -11,11 +11,12 @@ use tonic_reflection::pb::{v1, v1alpha};
 use crate::support::{Raw, Running};
 
 /// Every service of the port.
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "api.NodeTrackerService",
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
+    "nodetracker.v1.SessionService",
 ];
 
 async fn health(server: &Running) -> HealthClient<Channel> {

@@ -6,6 +6,7 @@ mod command;
 mod config_errors;
 mod hostile;
 mod scenarios;
+mod session;
 mod stop;
 mod support;
 mod tls;

@@ -1,0 +1,138 @@
+//! `nodetracker.v1.SessionService`: one stream for each proxy.
+//!
+//! What the messages mean is told in `session.proto`; this is how a session goes.
+//!
+//! ```text
+//!                 hello
+//!   BEGUN ──────────────────▶ OPEN ──────────────────▶ ENDED
+//!     │                       │  ▲                       ▲
+//!     │                       └──┘ nodes up, heartbeat,  │
+//!     │                            nodes down            │
+//!     └──────────────────────────────────────────────────┘
+//! ```
+//!
+//! | in | what comes | answer | then |
+//! | --- | --- | --- | --- |
+//! | BEGUN | hello | welcome. A session of the same proxy that was there before is superseded | OPEN |
+//! | | hello of a stale incarnation | superseded, FAILED_PRECONDITION | ENDED |
+//! | | another message | INVALID_ARGUMENT | ENDED |
+//! | | nothing for [`Limits::call`](crate::Limits::call) | DEADLINE_EXCEEDED | ENDED |
+//! | OPEN | nodes up | handles; fewer than nodes where the table is full | OPEN |
+//! | | heartbeat | ack, with the handles that are gone | OPEN |
+//! | | heartbeat, and the table has dropped the proxy, since it had no routes | resync | OPEN |
+//! | | nodes down | ack | OPEN |
+//! | | drain | ack, then OK | ENDED; the routes are gone |
+//! | | hello | INVALID_ARGUMENT | ENDED |
+//! | | anything, or nothing, when another session of the proxy has begun | superseded, FAILED_PRECONDITION | ENDED |
+//! | | anything, when the proxy was removed | superseded, FAILED_PRECONDITION | ENDED |
+//! | | nothing for a keep-alive interval | DEADLINE_EXCEEDED | ENDED |
+//! | both | a message that is malformed, has too many elements, or is empty | INVALID_ARGUMENT | ENDED |
+//! | | the end of the client's side | OK | ENDED |
+//! | | the server stops, or the connection has grown old | UNAVAILABLE ([`leaving`](crate::leaving)) | ENDED |
+//! | | the connection is lost | | ENDED |
+//!
+//! But for a drain, and for a newer incarnation that takes over, the end of a session changes nothing in the table.
+//!
+//! # Who is right
+//!
+//! The table knows which incarnation of a proxy is the latest, and refuses what an older one does, whatever happens here
+//! ([`RouteTable::begin_incarnation`]). [`voices`] adds to it that of one incarnation only the latest *session* speaks: a
+//! message that was sent over a connection that is dead by now does nothing once the next session has begun.
+//!
+//! # Memory
+//!
+//! [`answers`] reads a message only when the answer to the one before was taken, and that waits for HTTP/2's flow control;
+//! so a client that does not read holds up itself, with one unread window and one send buffer. A session has nothing that
+//! grows with its nodes: the table keeps their routes, and the client their handles. What a message is taken apart into
+//! ([`Scratch`](message::Scratch)) belongs to the thread, not to the session.
+//!
+//! # The heartbeat interval
+//!
+//! It is a third of the table's effective keep-alive interval ([`HEARTBEATS_PER_KEEP_ALIVE`]), so that a route outlives two
+//! heartbeats in a row that were lost. When the table's changes, the next ack tells.
+
+mod answers;
+mod machine;
+mod message;
+mod voices;
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nodetracker::RouteTable;
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::session_service_server::{SessionService, SessionServiceServer};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, MAX_MESSAGE_SIZE};
+use crate::session::answers::Answers;
+use crate::session::machine::Session;
+use crate::session::voices::Voices;
+
+/// The service, and what all of its sessions share.
+#[derive(Debug, Clone)]
+pub(crate) struct Sessions {
+    shared: Arc<Shared>,
+    /// How long a client may take to say hello.
+    hello: Duration,
+}
+
+/// What sessions share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    table: Arc<RouteTable>,
+    voices: Voices,
+    generation: u64,
+}
+
+impl Shared {
+    fn new(table: Arc<RouteTable>) -> Self {
+        Self {
+            table,
+            voices: Voices::default(),
+            generation: generation(),
+        }
+    }
+
+    /// How often a client has to refresh each of its routes.
+    fn heartbeat_interval(&self) -> Duration {
+        self.table.keep_alive() / HEARTBEATS_PER_KEEP_ALIVE
+    }
+}
+
+impl Sessions {
+    /// Returns the service for a table, its message limit set, under a generation of its own. `hello` is how long a client
+    /// may take to begin.
+    pub(crate) fn service(table: Arc<RouteTable>, hello: Duration) -> SessionServiceServer<Self> {
+        let shared = Arc::new(Shared::new(table));
+        SessionServiceServer::new(Self { shared, hello }).max_decoding_message_size(MAX_MESSAGE_SIZE)
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Sessions {
+    type SessionStream = Answers;
+
+    async fn session(&self, requests: Request<Streaming<v1::SessionRequest>>) -> Result<Response<Answers>, Status> {
+        let session = Session::new(Arc::clone(&self.shared));
+        Ok(Response::new(Answers::new(requests.into_inner(), session, self.hello)))
+    }
+}
+
+/// A number that no tracker before had, but by a chance of one in 2^64; not zero.
+fn generation() -> u64 {
+    // The hasher's keys come from the operating system's random numbers.
+    RandomState::new().hash_one(SystemTime::now()).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_trackers_have_one_generation() {
+        let [one, two] = [(), ()].map(|()| Shared::new(Arc::default()).generation);
+        assert!(one != two && one != 0 && two != 0);
+    }
+}
