@@ -210,7 +210,12 @@ impl Feed {
         self.subscribers.load(Ordering::Relaxed) > 0
     }
 
-    /// The ring of removed proxies.
+    pub(crate) fn subscriptions(&self) -> usize {
+        // Relaxed: a figure to be shown.
+        self.subscribers.load(Ordering::Relaxed)
+    }
+
+    /// The ring of removed and changed proxies.
     pub(crate) const PROXIES: usize = RINGS - 1;
 
     /// Begins at the latest change: what the table is read to hold from here on, and the events, miss nothing.

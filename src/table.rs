@@ -537,6 +537,12 @@ impl RouteTable {
         self.feed.subscribe()
     }
 
+    /// How many [subscriptions](Self::subscribe) there are.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        self.feed.subscriptions()
+    }
+
     /// Every route that is known of a node, with why it is or is not returned; the order is that of
     /// [`get_proxies`](Self::get_proxies).
     #[must_use]

@@ -10,6 +10,7 @@ mod cli;
 mod config;
 mod connection;
 mod dial;
+mod generation;
 mod leaving;
 pub mod limits;
 mod log;
@@ -22,6 +23,8 @@ mod session;
 mod signals;
 mod sweeper;
 mod tls;
+mod v1;
+mod watch;
 mod worker;
 
 pub use cli::Cli;

@@ -31,6 +31,45 @@ pub const MAX_SESSION_HANDLES: usize = 4096;
 /// Heartbeats in one keep-alive interval, which sessions are told: all but one of them may be lost, and the route lives.
 pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
 
+/// The size of one request message that may have many nodes. As many UUIDs as it may have take 64 KiB, as many names of
+/// 60 bytes 256 KiB.
+pub const MAX_BATCH_MESSAGE_SIZE: usize = 256 * 1024;
+
+/// Nodes that one request may have. A few hundred microseconds of work, for which the other connections of a worker wait.
+pub const MAX_BATCH_NODES: usize = 4096;
+
+/// The size of one answer; gRPC's clients take no more than 4 MiB unless they are told to.
+pub const MAX_ANSWER_SIZE: usize = 4_000_000;
+
+/// Elements of one page of a list.
+pub const MAX_PAGE_SIZE: usize = 1000;
+
+/// Shards that are looked at for one page of nodes: if there are few nodes in them that are wanted, the page is short. Bounds
+/// what one call can cost.
+pub const MAX_PAGE_SHARDS: usize = 16;
+
+/// Watches at one time. Each takes some hundred bytes, and up to some hundred kilobytes while it is sent its snapshot.
+pub const MAX_WATCHES: usize = 10_000;
+
+/// Changes that are kept for watches which are behind: some twenty megabytes. One that is further behind loses its place.
+pub const WATCH_BACKLOG: usize = 64 * 1024;
+
+/// How often the table's changes are taken while somebody watches: how late a watch is, and for how long the feed of a shard
+/// has to have room (for 512 changes), or all watches lose their place. Looking costs some microseconds.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Changes in one message of a watch.
+pub const MAX_WATCH_CHANGES: usize = 1000;
+
+/// The size at which a message of a watch is sent and another one begun; one node can add 55 kB at most.
+pub const WATCH_MESSAGE_SIZE: usize = 1_000_000;
+
+/// Nodes in one message of a watch's snapshot.
+pub const MAX_SNAPSHOT_NODES: usize = 1000;
+
+/// Nodes that are copied at a time for a watch's snapshot.
+pub const SNAPSHOT_COPY: usize = 8 * 1024;
+
 /// Bytes of requests that may wait unread on one stream.
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 

@@ -14,13 +14,15 @@ use tracing::{info, warn};
 use crate::accept::accept;
 use crate::config::{Config, ConfigError};
 use crate::connection::Serving;
+use crate::generation::Generation;
 use crate::limits::Limits;
 use crate::router::Router;
 use crate::services::{Health, Services};
 use crate::session::Sessions;
 use crate::sweeper::sweep;
-use crate::tls;
+use crate::watch::{WatchServer, Watches, follow};
 use crate::worker::Workers;
+use crate::{tls, v1};
 
 /// Why a server cannot start.
 #[derive(Debug, Error)]
@@ -69,6 +71,7 @@ pub struct Server {
     local_addr: SocketAddr,
     workers: Workers,
     table: Arc<RouteTable>,
+    watches: Arc<Watches>,
     health: Health,
     limits: Limits,
     draining: watch::Sender<bool>,
@@ -96,7 +99,9 @@ impl Server {
         };
         let (listener, local_addr) = listen(config).await?;
         let (draining, watched) = watch::channel(false);
-        let (services, health) = services(&table, &limits).await;
+        let generation = Generation::draw();
+        let watches = Watches::new(Arc::clone(&table), generation);
+        let (services, health) = services(&table, &watches, generation, &limits).await;
         let router = Router::new(Arc::clone(&table), services, limits.call);
         let interval = humantime::format_duration(table.keep_alive());
         info!("listening on {local_addr}; a route lives {interval} without a refresh");
@@ -114,6 +119,7 @@ impl Server {
             local_addr,
             workers,
             table,
+            watches,
             health,
             limits,
             draining,
@@ -136,6 +142,7 @@ impl Server {
             () = shutdown => {}
             never = accept(&self.listener, &mut self.workers, &places) => match never {},
             never = sweep(&self.table) => match never {},
+            never = follow(&self.watches) => match never {},
         }
 
         drop(self.listener);
@@ -165,9 +172,17 @@ impl Server {
 }
 
 /// Everything beside the frozen service.
-async fn services(table: &Arc<RouteTable>, limits: &Limits) -> (Services, Health) {
+async fn services(
+    table: &Arc<RouteTable>,
+    watches: &Arc<Watches>,
+    generation: Generation,
+    limits: &Limits,
+) -> (Services, Health) {
     Services::default()
-        .with(Sessions::service(Arc::clone(table), limits.call))
+        .with(v1::Routes::service(Arc::clone(table)))
+        .with(Sessions::service(Arc::clone(table), generation, limits.call))
+        .with(WatchServer::new(Arc::clone(watches)))
+        .with(v1::Admin::service(Arc::clone(table), Arc::clone(watches), generation))
         .with_reflection()
         .with_health()
         .await

@@ -56,15 +56,15 @@ mod machine;
 mod message;
 mod voices;
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nodetracker::RouteTable;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_service_server::{SessionService, SessionServiceServer};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::generation::Generation;
 use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, MAX_MESSAGE_SIZE};
 use crate::session::answers::Answers;
 use crate::session::machine::Session;
@@ -87,11 +87,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn new(table: Arc<RouteTable>) -> Self {
+    fn new(table: Arc<RouteTable>, generation: Generation) -> Self {
         Self {
             table,
             voices: Voices::default(),
-            generation: generation(),
+            generation: generation.get(),
         }
     }
 
@@ -102,10 +102,14 @@ impl Shared {
 }
 
 impl Sessions {
-    /// Returns the service for a table, its message limit set, under a generation of its own. `hello` is how long a client
-    /// may take to begin.
-    pub(crate) fn service(table: Arc<RouteTable>, hello: Duration) -> SessionServiceServer<Self> {
-        let shared = Arc::new(Shared::new(table));
+    /// Returns the service for a table, its message limit set, in a tracker of this generation. `hello` is how long
+    /// a client may take to begin.
+    pub(crate) fn service(
+        table: Arc<RouteTable>,
+        generation: Generation,
+        hello: Duration,
+    ) -> SessionServiceServer<Self> {
+        let shared = Arc::new(Shared::new(table, generation));
         SessionServiceServer::new(Self { shared, hello }).max_decoding_message_size(MAX_MESSAGE_SIZE)
     }
 }
@@ -117,22 +121,5 @@ impl SessionService for Sessions {
     async fn session(&self, requests: Request<Streaming<v1::SessionRequest>>) -> Result<Response<Answers>, Status> {
         let session = Session::new(Arc::clone(&self.shared));
         Ok(Response::new(Answers::new(requests.into_inner(), session, self.hello)))
-    }
-}
-
-/// A number that no tracker before had, but by a chance of one in 2^64; not zero.
-fn generation() -> u64 {
-    // The hasher's keys come from the operating system's random numbers.
-    RandomState::new().hash_one(SystemTime::now()).max(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_two_trackers_have_one_generation() {
-        let [one, two] = [(), ()].map(|()| Shared::new(Arc::default()).generation);
-        assert!(one != two && one != 0 && two != 0);
     }
 }

@@ -11,12 +11,15 @@ use tonic_reflection::pb::{v1, v1alpha};
 use crate::support::{Raw, Running};
 
 /// Every service of the port.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 8] = [
     "api.NodeTrackerService",
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
+    "nodetracker.v1.AdminService",
+    "nodetracker.v1.RouteService",
     "nodetracker.v1.SessionService",
+    "nodetracker.v1.WatchService",
 ];
 
 async fn health(server: &Running) -> HealthClient<Channel> {

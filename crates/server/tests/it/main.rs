@@ -10,3 +10,5 @@ mod session;
 mod stop;
 mod support;
 mod tls;
+mod v1;
+mod watch;

@@ -1,0 +1,196 @@
+//! The follower: from the table's change feed to the log.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+
+use nodetracker::{Event, NodeId, ProxyRef, Reason, Route, RouteBatch, RouteTable, Subscription};
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::watch_change::Change;
+use nodetracker_proto::v1::watch_response::Message;
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL, WATCH_MESSAGE_SIZE};
+use crate::v1::answer::{self, Collector};
+use crate::watch::Watches;
+use crate::watch::log::Batch;
+use crate::watch::stream::encoded;
+
+/// Follows the table for ever, while somebody watches.
+pub(crate) async fn follow(watches: &Watches) -> Infallible {
+    let mut stage = watches.stage.subscribe();
+    loop {
+        // The sender lives as long as `watches`.
+        let _ = stage.wait_for(|stage| stage.watches > 0).await;
+        let mut subscription = watches.table.subscribe();
+        watches.stage.send_modify(|stage| stage.following = true);
+        loop {
+            sleep(WATCH_INTERVAL).await;
+            take_all(watches, &mut subscription);
+            let stops = watches.stage.send_if_modified(|stage| {
+                stage.following = stage.watches > 0;
+                !stage.following
+            });
+            if stops {
+                break;
+            }
+        }
+    }
+}
+
+/// Takes every change that the feed has.
+fn take_all(watches: &Watches, subscription: &mut Subscription<'_>) {
+    let mut events = Vec::new();
+    loop {
+        events.clear();
+        match subscription.poll(MAX_WATCH_CHANGES, |event| events.push(event.clone())) {
+            Ok(_) => {}
+            Err(lagged) => {
+                warn!("{lagged}: all watches begin anew");
+                // What was polled before the gap is a part of what is read anew.
+                watches.log.lose_all();
+                continue;
+            }
+        }
+        if events.is_empty() {
+            return;
+        }
+        append(watches, &events);
+    }
+}
+
+/// Reads what the events are about, and appends it to the log.
+fn append(watches: &Watches, events: &[Event]) {
+    let table = &*watches.table;
+    // After the marks were taken. Each node once, however often it was marked.
+    let (nodes, positions) = distinct_nodes(events);
+    let mut routes = RouteBatch::new();
+    table.get_proxies_batch(&nodes, &mut routes);
+
+    let mut batch = Building::new(table, watches.log.next());
+    for event in events {
+        match event {
+            Event::Node { node, reason } => {
+                let routes = routes.get(positions[node]).unwrap_or_default();
+                batch.node(node, *reason, routes);
+            }
+            Event::ProxyRemoved { proxy, id } => batch.proxy_removed(*proxy, id),
+            Event::ProxyChanged { proxy } => batch.proxy_moved(*proxy),
+            _ => {}
+        }
+        if batch.is_full() {
+            let next = batch.next();
+            batch.finish(watches);
+            batch = Building::new(table, next);
+        }
+    }
+    batch.finish(watches);
+}
+
+/// The nodes that events are about, each once, and where each is.
+fn distinct_nodes(events: &[Event]) -> (Vec<NodeId>, HashMap<&NodeId, usize>) {
+    let mut nodes = Vec::new();
+    let mut positions = HashMap::new();
+    for event in events {
+        if let Event::Node { node, .. } = event {
+            positions.entry(node).or_insert_with(|| {
+                nodes.push(node.clone());
+                nodes.len() - 1
+            });
+        }
+    }
+    (nodes, positions)
+}
+
+/// A batch on its way.
+struct Building<'t> {
+    collector: Collector<'t>,
+    first: u64,
+    changes: Vec<v1::WatchChange>,
+    nodes: Vec<Option<NodeId>>,
+}
+
+impl<'t> Building<'t> {
+    fn new(table: &'t RouteTable, first: u64) -> Self {
+        Self {
+            collector: Collector::new(table),
+            first,
+            changes: Vec::new(),
+            nodes: Vec::new(),
+        }
+    }
+
+    /// The number of the next change.
+    fn next(&self) -> u64 {
+        self.first + self.changes.len() as u64
+    }
+
+    fn is_full(&self) -> bool {
+        self.collector.size() >= WATCH_MESSAGE_SIZE
+    }
+
+    fn push(&mut self, node: Option<NodeId>, change: Change) {
+        self.changes.push(v1::WatchChange {
+            sequence: self.next(),
+            change: Some(change),
+        });
+        self.nodes.push(node);
+    }
+
+    fn node(&mut self, node: &NodeId, reason: Reason, routes: &[Route]) {
+        let reason = match reason {
+            Reason::Added => v1::NodeChangeReason::Added,
+            Reason::Removed => v1::NodeChangeReason::Removed,
+            Reason::Expired => v1::NodeChangeReason::Expired,
+            _ => v1::NodeChangeReason::Unspecified,
+        };
+        let change = v1::WatchNodeChange {
+            routes: Some(self.collector.node(Some(node), routes)),
+            reason: reason.into(),
+        };
+        self.push(Some(node.clone()), Change::Node(change));
+    }
+
+    fn proxy_removed(&mut self, proxy: ProxyRef, id: &str) {
+        let last = v1::Proxy {
+            proxy_id: id.into(),
+            ..v1::Proxy::default()
+        };
+        self.proxy(proxy, last, v1::ProxyChangeReason::Removed);
+    }
+
+    fn proxy_moved(&mut self, proxy: ProxyRef) {
+        // If it is gone, that is told as well.
+        if let Some(details) = self.collector.table().proxy(proxy) {
+            self.proxy(proxy, answer::proxy(details), v1::ProxyChangeReason::Moved);
+        }
+    }
+
+    fn proxy(&mut self, reference: ProxyRef, proxy: v1::Proxy, reason: v1::ProxyChangeReason) {
+        let change = v1::WatchProxyChange {
+            proxy: Some(v1::WatchedProxy {
+                registration: reference.to_bits(),
+                proxy: Some(proxy),
+            }),
+            reason: reason.into(),
+        };
+        self.push(None, Change::Proxy(change));
+    }
+
+    /// Appends the batch to the log, if there is anything in it.
+    fn finish(self, watches: &Watches) {
+        if self.changes.is_empty() {
+            return;
+        }
+        let message = v1::WatchChanges {
+            proxies: self.collector.watched(),
+            changes: self.changes,
+        };
+        watches.log.push(Batch {
+            encoded: encoded(Message::Changes(message.clone())),
+            message,
+            nodes: self.nodes,
+            first: self.first,
+        });
+    }
+}

@@ -1,0 +1,95 @@
+//! `WatchService`: following the table.
+//!
+//! ```text
+//!  writers ─▶ the table's change feed ─▶ follower ─▶ log ─▶ a watch ─▶ its client
+//!  (marks)     one subscription           encodes     │
+//!                                         once        └───▶ a watch ─▶ its client
+//! ```
+//!
+//! * The [follower](follow) is one task of the whole server. While there are watches it holds the one subscription that
+//!   writers pay for, takes the marks at short intervals, reads the routes of each node that was marked *after* it has
+//!   the mark, and appends a batch of changes to the log, encoded as the message that all watches send.
+//! * The [log](log) keeps the latest changes. A watch has a place in it, which is a sequence number, and nothing else:
+//!   a thousand watches are a thousand numbers. One whose place is no longer in the log has lost it.
+//! * A [watch](stream) takes its place first, and copies the table then: what changes in between comes again. After the
+//!   snapshot it sends the log from its place on. It is only ever asked for the next message when the client has room for
+//!   it, so a slow client is a watch that falls behind, and holds nobody up.
+//!
+//! # Why the last message is the truth
+//!
+//! The feed promises that what is read after a node's last mark is what the table holds. A snapshot may be newer than
+//! some changes in the log, which then take the client back for a moment; but each change that the snapshot has seen
+//! too early has a mark that follows. Removals of proxies could be told before or after changes of nodes that they have
+//! to do with, since they come from another ring of the feed. So a removal names a *registration*: a node's routes that
+//! were read after the removal have none of that registration, whatever proxy reports under the same ID by then; and those
+//! that were read before are in the log before the removal, since the mark comes after it.
+
+mod follow;
+mod log;
+mod service;
+mod stream;
+
+use std::sync::Arc;
+
+use nodetracker::RouteTable;
+use tokio::sync::watch;
+
+use crate::generation::Generation;
+use crate::limits::MAX_WATCHES;
+use crate::watch::log::Log;
+
+pub(crate) use follow::follow;
+pub(crate) use service::WatchServer;
+
+/// What the follower and all watches share.
+#[derive(Debug)]
+pub(crate) struct Watches {
+    table: Arc<RouteTable>,
+    generation: Generation,
+    log: Log,
+    stage: watch::Sender<Stage>,
+}
+
+/// Who is there. It changes under the channel's lock, so the follower never stops just as a watch begins.
+#[derive(Debug, Default)]
+struct Stage {
+    watches: usize,
+    /// Whether the follower has its subscription: what changes from here on comes into the log.
+    following: bool,
+}
+
+impl Watches {
+    pub(crate) fn new(table: Arc<RouteTable>, generation: Generation) -> Arc<Self> {
+        Arc::new(Self {
+            table,
+            generation,
+            log: Log::default(),
+            stage: watch::Sender::default(),
+        })
+    }
+
+    /// How many watches there are.
+    pub(crate) fn count(&self) -> usize {
+        self.stage.borrow().watches
+    }
+
+    /// Counts one more watch, until the place is dropped; `None` if there are as many as there may be.
+    fn enter(self: &Arc<Self>) -> Option<Entered> {
+        let entered = self.stage.send_if_modified(|stage| {
+            let room = stage.watches < MAX_WATCHES;
+            stage.watches += usize::from(room);
+            room
+        });
+        entered.then(|| Entered(Arc::clone(self)))
+    }
+}
+
+/// A watch that is counted.
+#[derive(Debug)]
+struct Entered(Arc<Watches>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.stage.send_modify(|stage| stage.watches -= 1);
+    }
+}
