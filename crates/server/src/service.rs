@@ -1,4 +1,7 @@
 //! `api.NodeTrackerService`: parse at the edge, call the table, answer.
+//!
+//! Its calls tell no incarnation of the proxy. They speak for the current one, late or not; see
+//! [`RouteTable::begin_incarnation`].
 
 use std::sync::Arc;
 
