@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::time::{Duration, Instant};
 
-use nodetracker::{Event, NodeId, ProxyRef, Reason, Route, RouteBatch, RouteTable, Subscription};
+use nodetracker::{Event, Lagged, NodeId, ProxyRef, Reason, Route, RouteBatch, RouteTable, Subscription};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
@@ -19,6 +20,7 @@ use crate::watch::stream::encoded;
 /// Follows the table for ever, while somebody watches.
 pub(crate) async fn follow(watches: &Watches) -> Infallible {
     let mut stage = watches.stage.subscribe();
+    let mut complaints = Complaints::default();
     loop {
         // The sender lives as long as `watches`.
         let _ = stage.wait_for(|stage| stage.watches > 0).await;
@@ -26,7 +28,7 @@ pub(crate) async fn follow(watches: &Watches) -> Infallible {
         watches.stage.send_modify(|stage| stage.following = true);
         loop {
             sleep(WATCH_INTERVAL).await;
-            take_all(watches, &mut subscription);
+            take_all(watches, &mut subscription, &mut complaints);
             let stops = watches.stage.send_if_modified(|stage| {
                 stage.following = stage.watches > 0;
                 !stage.following
@@ -39,14 +41,14 @@ pub(crate) async fn follow(watches: &Watches) -> Infallible {
 }
 
 /// Takes every change that the feed has.
-fn take_all(watches: &Watches, subscription: &mut Subscription<'_>) {
+fn take_all(watches: &Watches, subscription: &mut Subscription<'_>, complaints: &mut Complaints) {
     let mut events = Vec::new();
     loop {
         events.clear();
         match subscription.poll(MAX_WATCH_CHANGES, |event| events.push(event.clone())) {
             Ok(_) => {}
             Err(lagged) => {
-                warn!("{lagged}: all watches begin anew");
+                complaints.add(lagged);
                 // What was polled before the gap is a part of what is read anew.
                 watches.log.lose_all();
                 continue;
@@ -56,6 +58,25 @@ fn take_all(watches: &Watches, subscription: &mut Subscription<'_>) {
             return;
         }
         append(watches, &events);
+    }
+}
+
+/// Complaints about a table that changes too fast, no more than one a minute.
+#[derive(Default)]
+struct Complaints {
+    /// Those that were not made yet.
+    pending: u64,
+    last: Option<Instant>,
+}
+
+impl Complaints {
+    fn add(&mut self, lagged: Lagged) {
+        self.pending += 1;
+        if self.last.is_none_or(|last| last.elapsed() >= Duration::from_secs(60)) {
+            warn!(times = self.pending, "{lagged}: all watches begin anew");
+            self.pending = 0;
+            self.last = Some(Instant::now());
+        }
     }
 }
 

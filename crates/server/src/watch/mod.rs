@@ -93,3 +93,23 @@ impl Drop for Entered {
         self.0.stage.send_modify(|stage| stage.watches -= 1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_no_more_watches_than_allowed() {
+        let watches = Watches::new(Arc::default(), Generation::draw());
+        let mut entered: Vec<_> = (0..MAX_WATCHES)
+            .map(|_| watches.enter().expect("there is room"))
+            .collect();
+        assert!(watches.enter().is_none());
+        assert_eq!(watches.count(), MAX_WATCHES);
+        entered.pop();
+        entered.push(watches.enter().expect("one has left"));
+        assert!(watches.enter().is_none());
+        drop(entered);
+        assert_eq!(watches.count(), 0);
+    }
+}
