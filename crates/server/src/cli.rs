@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::{self, Config};
 use crate::log::{self, LogFormat};
-use crate::query::{self, QueryError};
+use crate::query::{self, QueryError, admin};
 use crate::serve::{Server, StartError};
 use crate::signals::Signals;
 
@@ -49,6 +49,20 @@ enum Command {
     Get(query::Get),
     /// Forget every route of a node
     Rm(query::Rm),
+    /// Tell everything that is known of a node, and why a route of it is not returned
+    Explain(admin::Explain),
+    /// List the nodes with their routes
+    ///
+    /// In no particular order. A node is there once, if it has routes all the while.
+    Nodes(admin::Nodes),
+    /// List the proxies that are registered
+    Proxies(admin::Proxies),
+    /// Forget a proxy with all its routes
+    ///
+    /// Takes effect at once, however many routes there are. A proxy that goes on reporting nodes is registered again by that.
+    RmProxy(admin::RmProxy),
+    /// Tell what the tracker holds, and since when it runs
+    Stats(admin::Stats),
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +95,11 @@ impl Cli {
                 Command::Add(add) => answer(query::add(add).await),
                 Command::Get(get) => answer(query::get(get).await),
                 Command::Rm(rm) => answer(query::rm(rm).await),
+                Command::Explain(explain) => answer(admin::explain(explain).await),
+                Command::Nodes(nodes) => answer(admin::nodes(nodes).await),
+                Command::Proxies(proxies) => answer(admin::proxies(proxies).await),
+                Command::RmProxy(rm_proxy) => answer(admin::rm_proxy(rm_proxy).await),
+                Command::Stats(stats) => answer(admin::stats(stats).await),
             }
         })
     }

@@ -1,4 +1,6 @@
-//! The commands that ask a running server: one call each.
+//! The commands that ask a running server.
+
+pub(crate) mod admin;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -93,19 +95,24 @@ pub(crate) enum QueryError {
 
 impl Where {
     async fn connect(&self) -> Result<NodeTrackerServiceClient<Transport>, QueryError> {
+        let transport = self.dial().await?;
+        Ok(NodeTrackerServiceClient::with_origin(transport, self.addr.origin()))
+    }
+
+    /// A connection, for the client of any service.
+    async fn dial(&self) -> Result<Transport, QueryError> {
         match (self.addr.tls, &self.ca_file) {
             (true, None) => return Err(QueryError::Usage("--addr https://… needs --ca-file")),
             (false, Some(_)) => return Err(QueryError::Usage("--ca-file needs --addr https://…")),
             _ => {}
         }
         let dialed = timeout(PATIENCE, self.addr.dial(self.ca_file.as_deref())).await;
-        match dialed.unwrap_or_else(|_| Err(format!("cannot connect within {PATIENCE:?}"))) {
-            Ok(transport) => Ok(NodeTrackerServiceClient::with_origin(transport, self.addr.origin())),
-            Err(reason) => Err(QueryError::Dial {
+        dialed
+            .unwrap_or_else(|_| Err(format!("cannot connect within {PATIENCE:?}")))
+            .map_err(|reason| QueryError::Dial {
                 addr: self.addr.clone(),
                 reason,
-            }),
-        }
+            })
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, QueryError> {
@@ -205,10 +212,21 @@ fn write_table(out: &mut impl Write, proxies: &[api::ProxyDetails], now: SystemT
             updated,
         ]
     }));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let (proxy, cluster, addr) = (width(0), width(1), width(2));
-    for [id, name, at, updated] in &rows {
-        writeln!(out, "{id:proxy$}  {name:cluster$}  {at:addr$}  {updated}")?;
+    write_columns(out, &rows)
+}
+
+/// Writes rows whose columns are aligned.
+fn write_columns<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    for row in rows {
+        for (at, (text, width)) in row.iter().zip(widths).enumerate() {
+            match at + 1 == N {
+                // Nothing follows that would have to be aligned.
+                true => writeln!(out, "{text}")?,
+                false => write!(out, "{text:width$}  ")?,
+            }
+        }
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `add`, `get` and `rm` against a running server, and what `serve` writes.
+//! The commands that ask a running server, and what `serve` writes.
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -169,6 +169,8 @@ fn help_and_version_are_for_stdout() {
         &["--help"][..],
         &["serve", "--help"],
         &["get", "--help"],
+        &["nodes", "--help"],
+        &["rm-proxy", "--help"],
         &["--version"],
     ] {
         let help = run(args);
@@ -179,4 +181,143 @@ fn help_and_version_are_for_stdout() {
         stdout(&run(&["--version"])),
         format!("nodetracker {}\n", env!("CARGO_PKG_VERSION"))
     );
+}
+
+/// Runs a command that has to succeed, and returns what it printed and what it remarked.
+fn ok(args: &[&str]) -> (String, String) {
+    let output = run(args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    (stdout(&output), stderr(&output))
+}
+
+#[test]
+fn operators_look_around_and_clean_up() {
+    let server = Process::serve(&["--proxy-keep-alive-interval", "1h"]);
+    let addr = &*server.addr.to_string();
+    let node = "550e8400-e29b-41d4-a716-446655440000";
+    ok(&[
+        "add",
+        node,
+        "proxy-1",
+        "10.0.0.1:3080",
+        "--cluster",
+        "main",
+        "--addr",
+        addr,
+    ]);
+    ok(&["add", "node-2", "p2", "p2:1", "--addr", addr]);
+    ok(&[
+        "add",
+        "node-2",
+        "proxy-1",
+        "10.0.0.1:3080",
+        "--cluster",
+        "main",
+        "--addr",
+        addr,
+    ]);
+
+    let (proxies, _) = ok(&["proxies", "--addr", addr]);
+    let expected = "\
+PROXY    CLUSTER  ADDR
+proxy-1  main     10.0.0.1:3080
+p2                p2:1
+";
+    assert_eq!(proxies, expected);
+    let (proxies, _) = ok(&["proxies", "--format", "json", "--addr", addr]);
+    assert_eq!(
+        proxies.lines().nth(1),
+        Some(r#"{"proxy_id":"p2","cluster_name":"","addr":"p2:1"}"#)
+    );
+
+    let (nodes, _) = ok(&["nodes", "--addr", addr]);
+    let mut lines: Vec<_> = nodes.lines().collect();
+    assert!(lines.remove(0).starts_with("NODE "), "{nodes}");
+    assert_eq!(lines.len(), 3, "{nodes}");
+    let (nodes, _) = ok(&["nodes", "--proxy", "p2", "--format", "json", "--addr", addr]);
+    let routes: Vec<serde_json::Value> = nodes.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(routes.len(), 2, "all routes of the nodes: {nodes}");
+    assert_eq!(routes[0]["node"], "node-2");
+    assert_eq!(
+        (&routes[0]["proxy_id"], &routes[1]["proxy_id"]),
+        (&"proxy-1".into(), &"p2".into())
+    );
+
+    assert_eq!(ok(&["rm-proxy", "p2", "--addr", addr]), (String::new(), String::new()));
+    let (_, remark) = ok(&["rm-proxy", "p2", "--addr", addr]);
+    assert_eq!(remark, "nodetracker: proxy p2 was not registered\n");
+
+    let (explained, _) = ok(&["explain", "node-2", "--addr", addr]);
+    let lines: Vec<_> = explained.lines().collect();
+    assert!(
+        lines[0].starts_with("PROXY    CLUSTER  ADDR           UPDATED"),
+        "{explained}"
+    );
+    assert!(
+        lines[1].starts_with("proxy-1  main     10.0.0.1:3080  20"),
+        "{explained}"
+    );
+    assert!(
+        lines[1].ends_with("  returned") && lines[2].ends_with("  proxy removed"),
+        "{explained}"
+    );
+    let (explained, _) = ok(&["explain", node, "--format", "json", "--addr", addr]);
+    let route: serde_json::Value = serde_json::from_str(&explained).unwrap();
+    assert_eq!(
+        (&route["verdict"], &route["addr"]),
+        (&"returned".into(), &"10.0.0.1:3080".into())
+    );
+    assert!(
+        route["age_seconds"].as_f64().is_some_and(|age| age < 3600.0),
+        "{explained}"
+    );
+    let (explained, remark) = ok(&["explain", "nobody", "--addr", addr]);
+    assert_eq!(explained.lines().count(), 1);
+    assert_eq!(remark, "nodetracker: nothing is known of node nobody\n");
+
+    let (stats, _) = ok(&["stats", "--addr", addr]);
+    assert!(
+        stats.starts_with("routes      3\nnodes       2\nproxies     1\n"),
+        "{stats}"
+    );
+    let (stats, _) = ok(&["stats", "--format", "json", "--addr", addr]);
+    let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+    assert_eq!(
+        (&stats["routes"], &stats["keep_alive_seconds"]),
+        (&3.into(), &3600.0.into())
+    );
+    assert_eq!(stats["version"], env!("CARGO_PKG_VERSION"));
+
+    let refused = run(&["nodes", "--proxy", &"x".repeat(256), "--addr", addr]);
+    assert_eq!(refused.status.code(), Some(1));
+    let line = format!("nodetracker: {addr}: INVALID_ARGUMENT: proxy_id is 256 bytes long, the limit is 255\n");
+    assert_eq!(stderr(&refused), line);
+}
+
+#[test]
+fn lists_longer_than_a_page_are_printed_whole() {
+    let server = Process::serve(&[]);
+    let addr = &*server.addr.to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{addr}")).unwrap();
+        let channel = channel.connect().await.unwrap();
+        let mut client = nodetracker_proto::v1::route_service_client::RouteServiceClient::new(channel);
+        let uuids: Vec<u128> = (0..2500).collect();
+        for proxy in 0..1001 {
+            let request = nodetracker_proto::v1::AddNodesRequest {
+                proxy: Some(crate::v1::proxy(&format!("p{proxy}"))),
+                nodes: crate::v1::nodes(if proxy == 0 { &uuids } else { &[] }, &[]),
+            };
+            client.add_nodes(request).await.unwrap();
+        }
+    });
+    let (nodes, _) = ok(&["nodes", "--addr", addr]);
+    assert_eq!(nodes.lines().count(), 2501);
+    assert_eq!(nodes.lines().filter(|line| line.starts_with("NODE")).count(), 1);
+    let (proxies, _) = ok(&["proxies", "--format", "json", "--addr", addr]);
+    assert_eq!(proxies.lines().count(), 1001);
 }

@@ -1,0 +1,323 @@
+//! The commands that ask the administration of a running server.
+
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, ValueEnum};
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
+use nodetracker_proto::v1::node_id::Id;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::dial::Transport;
+use crate::query::{QueryError, Where, rfc3339, write_columns};
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The node's ID
+    node: String,
+    #[command(flatten)]
+    print: Print,
+}
+
+/// Arguments of `nodes`.
+#[derive(Debug, Args)]
+pub(crate) struct Nodes {
+    /// Only nodes that have a route through the proxy with this ID
+    #[arg(long, value_name = "ID")]
+    proxy: Option<String>,
+    #[command(flatten)]
+    print: Print,
+}
+
+/// Arguments of `proxies`.
+#[derive(Debug, Args)]
+pub(crate) struct Proxies {
+    #[command(flatten)]
+    print: Print,
+}
+
+/// Arguments of `rm-proxy`.
+#[derive(Debug, Args)]
+pub(crate) struct RmProxy {
+    /// The proxy's ID
+    proxy_id: String,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// Arguments of `stats`.
+#[derive(Debug, Args)]
+pub(crate) struct Stats {
+    #[command(flatten)]
+    print: Print,
+}
+
+/// How to print an answer, and whose.
+#[derive(Debug, Args)]
+struct Print {
+    /// How to print the answer
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    #[command(flatten)]
+    at: Where,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Format {
+    /// Aligned columns
+    #[default]
+    Table,
+    /// One object a line
+    Json,
+}
+
+impl Where {
+    async fn admin(&self) -> Result<AdminServiceClient<Transport>, QueryError> {
+        let transport = self.dial().await?;
+        Ok(AdminServiceClient::with_origin(transport, self.addr.origin()))
+    }
+}
+
+impl Format {
+    /// Prints a part of an answer: rows under a heading, or the objects that they are made from.
+    fn print<T: Serialize, const N: usize>(
+        self,
+        heading: Option<[&str; N]>,
+        objects: &[T],
+        row: impl Fn(&T) -> [String; N],
+    ) -> Result<(), QueryError> {
+        let mut out = io::stdout().lock();
+        match self {
+            Format::Table => {
+                let heading = heading.map(|heading| heading.map(str::to_owned));
+                let rows: Vec<_> = heading.into_iter().chain(objects.iter().map(row)).collect();
+                write_columns(&mut out, &rows)?;
+            }
+            Format::Json => {
+                for object in objects {
+                    serde_json::to_writer(&mut out, object).map_err(io::Error::from)?;
+                    writeln!(out)?;
+                }
+            }
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// A route, or an explained one.
+#[derive(Serialize)]
+struct RouteRow {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    #[serde(flatten)]
+    proxy: ProxyRow,
+    last_refresh_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<&'static str>,
+}
+
+/// A proxy; one that was removed has no ID.
+#[derive(Serialize)]
+struct ProxyRow {
+    proxy_id: String,
+    cluster_name: String,
+    addr: String,
+}
+
+impl From<v1::Proxy> for ProxyRow {
+    fn from(proxy: v1::Proxy) -> Self {
+        Self {
+            proxy_id: proxy.proxy_id,
+            cluster_name: proxy.cluster_name,
+            addr: proxy.addr,
+        }
+    }
+}
+
+pub(crate) async fn explain(explain: Explain) -> Result<(), QueryError> {
+    let Print { format, at } = explain.print;
+    let node = v1::NodeId {
+        id: Some(Id::Name(explain.node.clone())),
+    };
+    let mut client = at.admin().await?;
+    let answer = at.call(client.explain(v1::ExplainRequest { node: Some(node) })).await?;
+    if answer.routes.is_empty() {
+        let _ = writeln!(io::stderr(), "nodetracker: nothing is known of node {}", explain.node);
+    }
+    let routes: Vec<_> = answer
+        .routes
+        .into_iter()
+        .map(|route| RouteRow {
+            node: None,
+            verdict: Some(verdict(route.verdict())),
+            proxy: route.proxy.unwrap_or_default().into(),
+            last_refresh_time: time(route.last_refresh_time).map(rfc3339),
+            age_seconds: duration(route.age).map(|age| age.as_secs_f64()),
+        })
+        .collect();
+    let heading = ["PROXY", "CLUSTER", "ADDR", "UPDATED", "AGE", "VERDICT"];
+    format.print(Some(heading), &routes, |route| {
+        let age = route.age_seconds.map(|age| format!("{age:.3}s"));
+        [
+            dash(&route.proxy.proxy_id),
+            route.proxy.cluster_name.clone(),
+            route.proxy.addr.clone(),
+            route.last_refresh_time.clone().unwrap_or_else(|| dash("")),
+            age.unwrap_or_else(|| dash("")),
+            route.verdict.unwrap_or_default().to_owned(),
+        ]
+    })
+}
+
+pub(crate) async fn nodes(nodes: Nodes) -> Result<(), QueryError> {
+    let Print { format, at } = nodes.print;
+    let mut client = at.admin().await?;
+    let mut heading = Some(["NODE", "PROXY", "CLUSTER", "ADDR", "UPDATED"]);
+    let mut request = v1::ListNodesRequest {
+        proxy_id: nodes.proxy.unwrap_or_default(),
+        ..v1::ListNodesRequest::default()
+    };
+    loop {
+        let page = at.call(client.list_nodes(request.clone())).await?;
+        let mut rows = Vec::new();
+        for node in &page.nodes {
+            for route in &node.routes {
+                let proxy = page.proxies.get(route.proxy_index as usize);
+                rows.push(RouteRow {
+                    node: Some(id(node.node.as_ref())),
+                    proxy: proxy.cloned().unwrap_or_default().into(),
+                    last_refresh_time: time(route.last_refresh_time).map(rfc3339),
+                    age_seconds: None,
+                    verdict: None,
+                });
+            }
+        }
+        format.print(heading.take(), &rows, |route| {
+            [
+                route.node.clone().unwrap_or_default(),
+                route.proxy.proxy_id.clone(),
+                route.proxy.cluster_name.clone(),
+                route.proxy.addr.clone(),
+                route.last_refresh_time.clone().unwrap_or_else(|| dash("")),
+            ]
+        })?;
+        if page.next_page_token.is_empty() {
+            return Ok(());
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+pub(crate) async fn proxies(proxies: Proxies) -> Result<(), QueryError> {
+    let Print { format, at } = proxies.print;
+    let mut client = at.admin().await?;
+    let mut heading = Some(["PROXY", "CLUSTER", "ADDR"]);
+    let mut request = v1::ListProxiesRequest::default();
+    loop {
+        let page = at.call(client.list_proxies(request.clone())).await?;
+        let rows: Vec<_> = page.proxies.into_iter().map(ProxyRow::from).collect();
+        format.print(heading.take(), &rows, |proxy| {
+            [&proxy.proxy_id, &proxy.cluster_name, &proxy.addr].map(Clone::clone)
+        })?;
+        if page.next_page_token.is_empty() {
+            return Ok(());
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+pub(crate) async fn rm_proxy(rm_proxy: RmProxy) -> Result<(), QueryError> {
+    let RmProxy { proxy_id, at } = rm_proxy;
+    let mut client = at.admin().await?;
+    let request = v1::RemoveProxyRequest {
+        proxy_id: proxy_id.clone(),
+    };
+    if !at.call(client.remove_proxy(request)).await?.removed {
+        let _ = writeln!(io::stderr(), "nodetracker: proxy {proxy_id} was not registered");
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct StatsRow {
+    routes: u64,
+    nodes: u64,
+    proxies: u64,
+    records: u64,
+    watches: u32,
+    keep_alive_seconds: Option<f64>,
+    uptime_seconds: Option<f64>,
+    generation: String,
+    version: String,
+}
+
+pub(crate) async fn stats(stats: Stats) -> Result<(), QueryError> {
+    let Print { format, at } = stats.print;
+    let mut client = at.admin().await?;
+    let stats = at.call(client.stats(v1::StatsRequest {})).await?;
+    let row = StatsRow {
+        routes: stats.route_count,
+        nodes: stats.node_count,
+        proxies: stats.proxy_count,
+        records: stats.record_count,
+        watches: stats.watch_count,
+        keep_alive_seconds: duration(stats.keep_alive).map(|interval| interval.as_secs_f64()),
+        uptime_seconds: duration(stats.uptime).map(|uptime| uptime.as_secs_f64()),
+        generation: format!("{:016x}", stats.generation),
+        version: stats.version,
+    };
+    match format {
+        Format::Json => format.print(None::<[&str; 0]>, &[row], |_| []),
+        Format::Table => {
+            let seconds = |seconds: Option<f64>| seconds.map_or_else(|| dash(""), |seconds| format!("{seconds:.3}s"));
+            let lines = [
+                ("routes", row.routes.to_string()),
+                ("nodes", row.nodes.to_string()),
+                ("proxies", row.proxies.to_string()),
+                ("records", row.records.to_string()),
+                ("watches", row.watches.to_string()),
+                ("keep-alive", seconds(row.keep_alive_seconds)),
+                ("uptime", seconds(row.uptime_seconds)),
+                ("generation", row.generation),
+                ("version", row.version),
+            ];
+            format.print(None, &lines, |(name, value)| [(*name).to_owned(), value.clone()])
+        }
+    }
+}
+
+fn verdict(verdict: v1::Verdict) -> &'static str {
+    match verdict {
+        v1::Verdict::Returned => "returned",
+        v1::Verdict::Expired => "expired",
+        v1::Verdict::ProxyRemoved => "proxy removed",
+        v1::Verdict::Unspecified => "unknown",
+    }
+}
+
+/// A node's ID as text.
+fn id(node: Option<&v1::NodeId>) -> String {
+    match node.and_then(|node| node.id.as_ref()) {
+        Some(Id::Uuid(bytes)) => Uuid::from_slice(bytes).map_or_else(|_| dash(""), |uuid| uuid.to_string()),
+        Some(Id::Name(name)) => name.clone(),
+        None => dash(""),
+    }
+}
+
+/// What stands for nothing in a column.
+fn dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.into() }
+}
+
+fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {
+    SystemTime::try_from(time?).ok()
+}
+
+fn duration(duration: Option<prost_types::Duration>) -> Option<Duration> {
+    Duration::try_from(duration?).ok()
+}
