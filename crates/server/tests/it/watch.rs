@@ -407,8 +407,8 @@ async fn a_watch_that_does_not_read_loses_its_place_and_holds_nobody_up() {
     assert_eq!(slow.copy.all(), all(&server.table));
     server.table.remove_node(&Uuid::from_u128(0).into());
     let gone = format!("{} Removed", Uuid::from_u128(0));
-    assert_eq!(slow.changes(1).await, [gone.clone()]);
-    assert_eq!(fast.changes(1).await, [gone]);
+    assert_eq!(slow.changes(1).await, [&*gone]);
+    assert_eq!(fast.changes(1).await, [&*gone]);
 }
 
 /// Waits for what another task is about to do.
@@ -479,7 +479,7 @@ async fn a_copy_converges_while_everything_changes() {
                         table.report_node(&node, &proxy).unwrap();
                     }
                 }
-                if step % 16 == 0 {
+                if step.is_multiple_of(16) {
                     table.sweep(256);
                     std::thread::sleep(Duration::from_micros(100));
                 }
