@@ -1,11 +1,12 @@
-//! How much of the server's CPU a route costs: by unary `AddNode` calls, and by heartbeats in sessions.
+//! How much of the server's CPU a route costs: by unary `AddNode` calls, by `AddNodes` in batches, and by heartbeats in
+//! sessions.
 //!
 //! ```console
 //! $ cargo build --release -p nodetracker-server --bins --examples
 //! $ target/release/examples/session_load target/release/nodetracker
 //! ```
 //!
-//! It starts the server, announces the nodes in sessions, one for each proxy, then refreshes them both ways, and reads the
+//! It starts the server, announces the nodes in sessions, one for each proxy, then refreshes them each way, and reads the
 //! server's CPU time, its system calls included, from `/proc` (so it needs Linux). It ends by itself, after a minute or so.
 //! Only the ratios of one run mean something.
 
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use nodetracker_proto::api::AddNodeRequest;
 use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClient;
+use nodetracker_proto::v1::route_service_client::RouteServiceClient;
 use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::v1::session_service_client::SessionServiceClient;
@@ -31,7 +33,7 @@ use uuid::Uuid;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Messages of a session that wait for their answers.
+/// Messages of a session, or batches of a connection, that wait for their answers.
 const PIPELINE: usize = 4;
 
 #[derive(Debug, Clone, Parser)]
@@ -51,6 +53,12 @@ struct Options {
     /// AddNode calls that a connection has in flight
     #[arg(long, default_value_t = 10)]
     in_flight: u32,
+    /// Nodes in one AddNodes call
+    #[arg(long, default_value_t = 1000)]
+    batch: u32,
+    /// How many times each route is refreshed by AddNodes
+    #[arg(long, default_value_t = 10)]
+    batch_rounds: u32,
     /// How many times each route is refreshed by heartbeats
     #[arg(long, default_value_t = 100)]
     rounds: u32,
@@ -287,6 +295,46 @@ async fn unary(server: &Server, options: &Options) -> Result<(), Failure> {
     all(tasks).await
 }
 
+/// Refreshes nodes of a proxy `rounds` times, one batch after the other.
+async fn batch_calls(channel: Channel, requests: Vec<v1::AddNodesRequest>, rounds: u32) -> Result<(), Failure> {
+    let mut client = RouteServiceClient::new(channel);
+    for _ in 0..rounds {
+        for request in &requests {
+            let added = client.add_nodes(request.clone()).await?.into_inner();
+            if added.inserted_count > 0 {
+                return Err(format!("not known before: {added:?}").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn batches(server: &Server, options: &Options) -> Result<(), Failure> {
+    let mut tasks = JoinSet::new();
+    for by in 0..options.proxies {
+        let channel = server.connect().await?;
+        let nodes: Vec<_> = (by..options.nodes)
+            .step_by(options.proxies as usize)
+            .map(node)
+            .collect();
+        let requests: Vec<_> = nodes
+            .chunks(options.batch as usize)
+            .map(|nodes| v1::AddNodesRequest {
+                proxy: Some(proxy(by)),
+                nodes: Some(v1::NodeIds {
+                    uuids: nodes.iter().flat_map(|node| node.into_bytes()).collect(),
+                    names: Vec::new(),
+                }),
+            })
+            .collect();
+        for lane in 0..PIPELINE {
+            let requests = requests.iter().skip(lane).step_by(PIPELINE).cloned().collect();
+            tasks.spawn(batch_calls(channel.clone(), requests, options.batch_rounds));
+        }
+    }
+    all(tasks).await
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
     let options = Options::parse();
@@ -307,6 +355,8 @@ async fn main() -> Result<(), Failure> {
     })
     .await?;
     let unary = Cost::of(&server, options.calls.into(), unary(&server, &options)).await?;
+    let refreshes = u64::from(options.nodes) * u64::from(options.batch_rounds);
+    let batches = Cost::of(&server, refreshes, batches(&server, &options)).await?;
     let beats = u64::from(options.nodes) * u64::from(options.rounds);
     let heartbeats = Cost::of(&server, beats, async {
         let mut tasks = JoinSet::new();
@@ -323,6 +373,7 @@ async fn main() -> Result<(), Failure> {
     );
     for (name, cost) in [
         ("AddNode, unary", &unary),
+        ("AddNodes, in batches", &batches),
         ("session: nodes up, all of them new", &announced),
         ("session: heartbeats", &heartbeats),
     ] {
