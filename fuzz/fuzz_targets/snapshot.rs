@@ -53,6 +53,61 @@ fn forge(mut input: &[u8]) -> Vec<u8> {
     forged.bytes
 }
 
+/// A snapshot whose parts are as they have to be: a few proxies, then a node for every four bytes or more. Names, nodes and
+/// routes may be there twice.
+fn compose(input: &[u8]) -> Vec<u8> {
+    let mut bytes = input.iter().copied();
+    let mut next = || bytes.next();
+    let proxies = next().unwrap_or(0) % 4 + 1;
+    let mut forged = Forged::default();
+    forged.part(
+        &[
+            b"\x89NTRACK\n\x01\0\0\0".as_slice(),
+            &1_637_625_600_000_i64.to_le_bytes(),
+        ]
+        .concat(),
+    );
+    let mut payload = Vec::new();
+    for _ in 0..proxies {
+        payload.extend([1, b'a' + next().unwrap_or(0) % 8, 0, 3]);
+        payload.extend(b"a:1\0");
+    }
+    forged.section(1, proxies.into(), &payload);
+    // Nodes with a UUID, and with a name: how many, and their items.
+    let mut nodes = [(0, Vec::new()), (0, Vec::new())];
+    let mut routes = 0_u64;
+    while let Some(node) = next() {
+        let is_name = node % 2 == 1;
+        let (count, items) = &mut nodes[usize::from(is_name)];
+        *count += 1;
+        items.extend(if is_name {
+            vec![2, b'n', b'0' + node / 2 % 64]
+        } else {
+            vec![node; 16]
+        });
+        let some = next().unwrap_or(0) % 4 + 1;
+        items.push(some);
+        for _ in 0..some {
+            items.push(next().unwrap_or(0) % proxies);
+            // An age, in one byte or two.
+            match next().unwrap_or(0) {
+                age @ ..0x80 => items.push(age),
+                age => items.extend([age, 1]),
+            }
+        }
+        routes += u64::from(some);
+    }
+    for ((count, items), kind) in nodes.iter().zip(2..) {
+        if *count > 0 {
+            forged.section(kind, *count, items);
+        }
+    }
+    let totals = [proxies.into(), u64::from(nodes[0].0 + nodes[1].0), routes];
+    let totals: Vec<u8> = totals.iter().flat_map(|total| total.to_le_bytes()).collect();
+    forged.section(4, 0, &totals);
+    forged.bytes
+}
+
 fn table(clock: &ManualClock) -> RouteTable {
     RouteTable::builder()
         .keep_alive(KEEP_ALIVE)
@@ -144,14 +199,12 @@ fn merge(bytes: &[u8]) {
 
 fuzz_target!(|data: &[u8]| {
     let Some((how, rest)) = data.split_first() else { return };
-    let forged;
-    let bytes = if how & 1 == 0 {
-        rest
-    } else {
-        forged = forge(rest);
-        &forged
+    let bytes = match how & 3 {
+        0 => rest.to_vec(),
+        1 => forge(rest),
+        _ => compose(rest),
     };
-    let ages = if how & 2 == 0 { Ages::Frozen } else { Ages::Continue };
-    read(bytes, ages);
-    merge(bytes);
+    let ages = if how & 4 == 0 { Ages::Frozen } else { Ages::Continue };
+    read(&bytes, ages);
+    merge(&bytes);
 });
