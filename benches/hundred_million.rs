@@ -1,7 +1,7 @@
 //! The table with a hundred million routes.
 //!
 //! ```console
-//! $ cargo bench --bench hundred_million                       # some 3 GB of memory, two minutes
+//! $ cargo bench --bench hundred_million                       # some 4 GB of memory, a minute
 //! $ NODES=10M cargo bench --bench hundred_million
 //! $ cargo bench --bench hundred_million -- --record FILE
 //! ```
