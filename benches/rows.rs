@@ -114,6 +114,12 @@ impl Nodes {
         }
     }
 
+    /// The mean of as many measurements as a turn of few nodes needs: one of them alone would be over in milliseconds.
+    fn mean(&self, mut measure: impl FnMut() -> f64) -> f64 {
+        let times = (TURN / self.nodes.len()).clamp(1, 5);
+        (0..times).map(|_| measure()).sum::<f64>() / times as f64
+    }
+
     /// Steps to warm up with, and steps to measure.
     fn turn(&self, order: &str) -> (&[Step], &[Step]) {
         turn(if order == "zipf" { &self.zipf } else { &self.uniform }, TURN)
@@ -216,7 +222,7 @@ fn one_thread(run: &mut Run, nodes: &Nodes, tables: &Tables) {
                     measure: Box::new(move || {
                         let (warm_up, timed) = nodes.turn(order);
                         table.pass(work, warm_up);
-                        table.pass(work, timed)
+                        nodes.mean(|| table.pass(work, timed))
                     }),
                 });
                 entries.collect()
@@ -244,7 +250,7 @@ fn sessions(run: &mut Run, nodes: &Nodes, tables: &Tables) {
             measure: Box::new(move || {
                 let (warm_up, timed) = turn(batches, TURN / BATCH);
                 table.heartbeats(warm_up);
-                table.heartbeats(timed)
+                nodes.mean(|| table.heartbeats(timed))
             }),
         });
         entries.collect()
@@ -275,7 +281,7 @@ fn several_threads(run: &mut Run, nodes: &Nodes, tables: &Tables) {
                             measure: Box::new(move || {
                                 let (warm_up, timed) = nodes.turn(order);
                                 table.threads(work, count, warm_up);
-                                table.threads(work, count, timed)
+                                nodes.mean(|| table.threads(work, count, timed))
                             }),
                         })
                     });
