@@ -13,8 +13,8 @@ use crate::key::{NameKey, UuidKey};
 use crate::node_id::{Kind, NodeId};
 use crate::proxies::{Proxy, ProxyRef};
 use crate::route::{Added, Route};
-use crate::shard::routes::Words;
-use crate::shard::{Guess, newest_first};
+use crate::shard::Guess;
+use crate::shard::word::State;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 
@@ -126,21 +126,24 @@ impl RouteTable {
             let scope = self.scope(&guard, 0);
             let lanes = self.load(group, &guard);
             for (node, lane) in group.iter().zip(lanes) {
-                let mut words = Words::new();
-                let found = match (node.kind(), lane.guess) {
-                    (Kind::Uuid(uuid), Some(guess)) => {
-                        guess.read(&UuidKey::from(*uuid), &scope, |word| words.push(word))
-                    }
-                    _ => false,
+                let word = match (node.kind(), lane.guess) {
+                    (Kind::Uuid(uuid), Some(guess)) => guess.word(&UuidKey::from(*uuid)),
+                    _ => None,
                 };
-                if found {
-                    newest_first(&mut words);
-                } else {
-                    words = self.words_of(node, lane.hash, scope.now, &guard);
+                match word {
+                    // One route, as nearly all nodes have.
+                    Some(word) if word.state() == State::Live => {
+                        if scope.is_fresh(word) {
+                            answers.routes.extend(self.route(word));
+                        }
+                    }
+                    _ => {
+                        let words = self.words_of(node, lane.hash, scope.now, &guard);
+                        answers
+                            .routes
+                            .extend(words.into_iter().filter_map(|word| self.route(word)));
+                    }
                 }
-                answers
-                    .routes
-                    .extend(words.into_iter().filter_map(|word| self.route(word)));
                 answers.ends.push(answers.routes.len());
             }
         }

@@ -110,7 +110,7 @@ impl<P: Liveness> Scope<'_, P> {
 
     /// Whether a route is not expired.
     #[inline]
-    fn is_fresh(&self, route: Word) -> bool {
+    pub(crate) fn is_fresh(&self, route: Word) -> bool {
         self.now.saturating_sub(route.time()) <= self.keep_alive
     }
 }
@@ -146,11 +146,11 @@ pub(crate) struct Guess<'g> {
 }
 
 impl Guess<'_> {
-    /// Hands the key's valid routes to `each`, if the record is the key's; tells whether it is.
+    /// The record's word, if the record is the key's.
     #[inline]
-    pub(crate) fn read<K: Key, P: Liveness>(&self, key: &K, scope: &Scope<'_, P>, each: impl FnMut(Word)) -> bool {
+    pub(crate) fn word<K: Key>(&self, key: &K) -> Option<Word> {
         // SAFETY: an index has the record, and the guard is pinned.
-        unsafe { key.is(self.record.key()) && read(self.record, scope, each) }
+        unsafe { key.is(self.record.key()) }.then(|| self.record.load())
     }
 
     /// Adds or refreshes a route, if the record is the key's and no protocol is under way; `None` where it is not.

@@ -90,12 +90,13 @@ pub(crate) fn change<K: Key, P: Liveness>(
     scope: &Scope<'_, P>,
 ) -> Result<Changed, Refused> {
     let word = record.load();
-    // A refresh of a node with one route, which is what most writes are. Losing to a later time is success.
+    // A refresh of a node with one route, which is what most writes are. Losing to a later time is success. The proxy was
+    // found to take routes under this pin, so it need not be looked at again: if it was removed since, that came after.
     if let Change::Add(proxy) | Change::Refresh(proxy) = what
         && word.state() == State::Live
         && !word.is_frozen()
         && word.proxy() == proxy
-        && scope.is_valid(word)
+        && scope.is_fresh(word)
         && (word.time() >= scope.now || record.compare_exchange(word, Word::live(proxy, scope.now)).is_ok())
     {
         return Ok(Changed::Added(Added::Refreshed));
