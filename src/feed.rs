@@ -121,7 +121,12 @@ impl Ring {
         // Acquire: pairs with the CAS in `push`, so that the entry is seen whole.
         let entry = self.place(number).load(Ordering::Acquire);
         // SAFETY: an entry is retired once it has been replaced, so it lives while the guard is pinned.
-        (entry, unsafe { entry.as_ref() })
+        let found = unsafe { entry.as_ref() };
+        #[cfg(loom)]
+        if let Some(entry) = found {
+            entry.fate.assert_alive();
+        }
+        (entry, found)
     }
 
     fn push(&self, event: Event, guard: &Guard) {
@@ -162,10 +167,11 @@ impl Ring {
     }
 
     fn advance(&self, number: u64) {
-        // Release: pairs with the load of the head. A failure means that somebody else has done it.
+        // Release: pairs with the load of the head, which acquires the earlier advances, too: a CAS goes on with the release
+        // sequence that it read. A failure means that somebody else has done it.
         _ = self
             .head
-            .compare_exchange(number, number + 1, Ordering::AcqRel, Ordering::Relaxed);
+            .compare_exchange(number, number + 1, Ordering::Release, Ordering::Relaxed);
     }
 }
 

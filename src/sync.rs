@@ -154,13 +154,32 @@ pub(crate) mod epoch {
 
     use super::{AtomicUsize, Ordering, Reclaim};
 
-    /// Whether an object was freed, for every access to assert.
+    /// Whether an object was freed, for every access to assert; and a stand-in for its plain data, which loom does not see.
     #[derive(Debug, Default)]
-    pub(crate) struct Fate(Cell<bool>);
+    pub(crate) struct Fate {
+        is_freed: Cell<bool>,
+        plain_data: PlainData,
+    }
 
     impl Fate {
+        /// Asserts that the object was made before this in loom's order too, and is not freed.
         pub(crate) fn assert_alive(&self) {
-            assert!(!self.0.get(), "use after free");
+            assert!(!self.is_freed.get(), "use after free");
+            self.plain_data.read();
+        }
+    }
+
+    /// Plain memory as loom sees it: whoever reads has to come after whoever wrote.
+    #[derive(Debug, Default)]
+    pub(crate) struct PlainData(loom::cell::UnsafeCell<()>);
+
+    impl PlainData {
+        pub(crate) fn read(&self) {
+            self.0.with(|_| ());
+        }
+
+        pub(crate) fn write(&self) {
+            self.0.with_mut(|_| ());
         }
     }
 
@@ -271,7 +290,7 @@ pub(crate) mod epoch {
             // SAFETY: freed only in `bury`, at the end of the model.
             let object_ref = unsafe { &*object };
             object_ref.after_grace();
-            assert!(!object_ref.fate().0.replace(true), "freed twice");
+            assert!(!object_ref.fate().is_freed.replace(true), "freed twice");
             // SAFETY: once per object, as the assertion above says.
             let free = Box::new(move || unsafe { T::free(object) });
             MODEL.with_borrow_mut(|model| model.graves.push(free));

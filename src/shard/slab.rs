@@ -12,6 +12,8 @@ use crate::place::Place;
 use crate::prefetch::prefetch;
 use crate::shard::index::Index;
 use crate::shard::word::Word;
+#[cfg(loom)]
+use crate::sync::epoch::PlainData;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering, step};
 
 /// One key and its routes; 24 bytes.
@@ -86,6 +88,8 @@ impl Record {
 pub(crate) struct Batch {
     pub(crate) numbers: Box<[u32]>,
     next: *mut Batch,
+    #[cfg(loom)]
+    plain_data: PlainData,
 }
 
 impl Batch {
@@ -93,6 +97,8 @@ impl Batch {
         Batch {
             numbers: numbers.into_boxed_slice(),
             next: std::ptr::null_mut(),
+            #[cfg(loom)]
+            plain_data: PlainData::default(),
         }
     }
 }
@@ -254,10 +260,11 @@ impl Slab {
                 // record may belong to somebody by now, but its memory stays the slab's.
                 let link = record.key[0].load(Ordering::Relaxed);
                 let new = next_tag(head) | link & u64::from(u32::MAX);
-                // Acquire: as above. Release: what `give_back` published goes on to whoever pops next.
+                // Relaxed: the head was acquired above, and its tag makes it the same store. Whoever loads what this leaves
+                // there acquires what `give_back` published, too: a CAS goes on with the release sequence that it read.
                 if self
                     .free
-                    .compare_exchange(head, new, Ordering::AcqRel, Ordering::Relaxed)
+                    .compare_exchange(head, new, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok()
                 {
                     return Ok((number, record));
@@ -293,6 +300,8 @@ impl Slab {
             // SAFETY: it came from `Box::into_raw` in `hand_over`, and the swap made it ours.
             let mut owned = unsafe { Box::from_raw(batch) };
             batch = std::mem::replace(&mut owned.next, std::ptr::null_mut());
+            #[cfg(loom)]
+            owned.plain_data.write();
             let mut found = Vec::new();
             let is_known = found.try_reserve_exact(owned.numbers.len()).is_ok()
                 && owned.numbers.iter().all(|&number| {
@@ -349,6 +358,8 @@ impl Slab {
     /// Takes over a batch of records that no reader can reach any more. It may run after the table is gone, so it
     /// touches no record.
     pub(crate) fn hand_over(&self, batch: Box<Batch>) {
+        #[cfg(loom)]
+        batch.plain_data.write();
         let batch = Box::into_raw(batch);
         // Relaxed: the CAS decides.
         let mut head = self.returned.load(Ordering::Relaxed);
