@@ -10,6 +10,7 @@ use nodetracker::{
     AddError, Added, Builder, ManualClock, NodeId, NodeIdError, Proxy, ProxyDetails, ProxyField, ProxyRef,
     RegisterError, ReportError, Route, RouteTable, Stats, SweepReport, TextError,
 };
+use uuid::Uuid;
 
 const INTERVAL: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(1);
@@ -339,9 +340,48 @@ fn a_proxy_with_a_live_route_is_never_dropped() {
         let expected = if beat == 0 { Added::Inserted } else { Added::Refreshed };
         assert_eq!(table.add_node(&node("node-1"), proxy), Ok(expected));
         clock.advance(INTERVAL);
-        sweep_fully(&table);
+        // Enough rounds to drop it twice, if nobody saw its route.
+        (0..10).for_each(|_| sweep_fully(&table));
         assert!(table.proxy(proxy).is_some());
     }
+}
+
+#[test]
+fn a_batch_through_a_removed_proxy_is_refused() {
+    let (table, _clock) = table();
+    let proxy = register(&table, "proxy-1");
+    let nodes = ["node-1", "550e8400-e29b-41d4-a716-446655440000"].map(node);
+    let mut handles = Vec::new();
+    let added = table.add_nodes_with_handles(&nodes, proxy, &mut handles);
+    assert_eq!(added.map(|added| added.inserted), Ok(2));
+    assert!(table.remove_proxy(proxy));
+    let mut gone = Vec::new();
+    assert_eq!(
+        table.refresh_routes(&handles, proxy, &mut gone),
+        Err(AddError::UnknownProxy)
+    );
+    assert_eq!(gone, []);
+    let refused = table.add_nodes(&nodes, proxy).expect_err("the proxy is gone");
+    assert_eq!((refused.added, refused.error), (0, AddError::UnknownProxy));
+}
+
+#[test]
+fn a_handle_of_a_node_that_is_gone_refreshes_no_other() {
+    let (table, clock) = table();
+    let proxy = register(&table, "proxy-1");
+    let nodes = |from: u128| -> Vec<NodeId> { (from..from + 2_000).map(|n| Uuid::from_u128(n).into()).collect() };
+    let mut handles = Vec::new();
+    table
+        .add_nodes_with_handles(&nodes(0), proxy, &mut handles)
+        .expect("there is room");
+    assert!(nodes(0).iter().all(|node| table.remove_node(node)));
+    // The shards move to slabs without the nodes, so that others get their record numbers.
+    sweep_fully(&table);
+    table.add_nodes(&nodes(5_000), proxy).expect("there is room");
+    clock.advance(TICK);
+    let mut gone = Vec::new();
+    assert_eq!(table.refresh_routes(&handles, proxy, &mut gone), Ok(0));
+    assert_eq!(gone, (0..2_000).collect::<Vec<_>>());
 }
 
 // --- routes and time

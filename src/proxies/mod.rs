@@ -617,3 +617,45 @@ fn is_due(entry: Entry<'_>, round: u32, idle_before: u64) -> bool {
         false => !life.is_free(),
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::pin;
+
+    /// Ticks are so that everything before 2^20 is idle.
+    fn visit(proxies: &Proxies, round: u32) {
+        proxies.visit(0, 10, round, || round, Moment::new(1 << 20, 0), &pin());
+    }
+
+    #[test]
+    fn a_proxy_that_loses_a_route_as_it_is_about_to_be_dropped_is_kept() {
+        for is_used in [false, true] {
+            let proxies = Proxies::new(1);
+            let proxy = Proxy {
+                id: "one",
+                cluster_name: "",
+                addr: "a:1",
+            };
+            let proxy = proxies.register(&proxy, 0, &pin(), |_| ()).expect("there is room");
+            let entry = proxies.current(proxy).expect("it is registered");
+            visit(&proxies, 1);
+            assert!(entry.life().is_closing());
+            // The grace period ends when other tests' threads have gone on.
+            let waits = (0..10_000_000).any(|_| {
+                pin().flush();
+                visit(&proxies, 2);
+                matches!(
+                    proxies.registry.lock().wait_of(proxy.number),
+                    Some(registry::Wait::Round(_))
+                )
+            });
+            assert!(waits, "a grace period does not end");
+            if is_used {
+                proxies.left(proxy.number, 1 << 21);
+            }
+            visit(&proxies, 3);
+            assert_eq!(entry.life().is_alive(), is_used);
+        }
+    }
+}

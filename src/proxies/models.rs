@@ -79,9 +79,7 @@ impl World {
             let _guard = pin();
             let word = self.word.load(Ordering::Acquire);
             if let Some(number) = (word as u32).checked_sub(1) {
-                if self.proxies.has(number) {
-                    self.proxies.seen(number, round);
-                } else {
+                if !self.proxies.census(round).see_valid(number, &self.proxies) {
                     _ = self.word.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire);
                 }
             }
@@ -148,7 +146,7 @@ fn a_stalled_look_up_never_finds_another_proxys_route() {
             let world = Arc::clone(&world);
             move || world.look_up()
         });
-        assert!(world.proxies.remove(old, &pin()));
+        assert!(world.proxies.remove(old, 0, &pin()));
         for _ in 0..2 {
             world.sweep();
         }
@@ -230,7 +228,7 @@ fn of_two_sweepers_one_frees_a_number() {
         epoch::order_unpins();
         let world = Arc::new(World::new());
         let old = world.register("old");
-        assert!(world.proxies.remove(old, &pin()));
+        assert!(world.proxies.remove(old, 0, &pin()));
         let visit = |world: &World, round: u32| {
             world
                 .proxies
@@ -256,7 +254,10 @@ fn of_two_sweepers_one_frees_a_number() {
 fn a_late_addition_of_an_older_incarnation_brings_no_route_back() {
     epoch::check(3, || {
         epoch::order_unpins();
-        let world = Arc::new(World::new());
+        let world = Arc::new(World {
+            proxies: Proxies::new(2),
+            ..World::new()
+        });
         let older = world.begin("proxy", 1).expect("it is the first one");
         let adder = thread::spawn({
             let world = Arc::clone(&world);
@@ -276,4 +277,34 @@ fn a_late_addition_of_an_older_incarnation_brings_no_route_back() {
             "a route of an older incarnation is there"
         );
     });
+}
+
+#[test]
+fn a_proxy_is_found_with_its_details() {
+    let model = |by_id: bool| {
+        move || {
+            let world = Arc::new(World::new());
+            let id = "550e8400-e29b-41d4-a716-446655440000";
+            let finder = thread::spawn({
+                let world = Arc::clone(&world);
+                move || {
+                    let guard = pin();
+                    let number = match by_id {
+                        true => world.proxies.ids.find(ProxyId::of(id), &guard),
+                        false => Some(0),
+                    };
+                    if let Some(proxy) = number.and_then(|number| world.proxies.reference(number)) {
+                        let details = world.proxies.details(proxy, &guard).expect("nobody removes it");
+                        assert_eq!((&*details.id, &*details.addr), (id, "a:1"));
+                    } else {
+                        assert!(number.is_none() || !by_id, "an ID is found whose proxy is not");
+                    }
+                }
+            });
+            world.register(id);
+            finder.join().expect("it ends");
+        }
+    };
+    epoch::check(3, model(false));
+    epoch::check(3, model(true));
 }

@@ -117,3 +117,21 @@ impl Registry {
         self.interner.release(old, grace, guard);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_sweeper_does_not_act_on_a_round_to_come() {
+        for round in [10, 0, ROUNDS - 1] {
+            let is_over = |ahead: u32| {
+                let at = round.wrapping_add(ahead) % ROUNDS;
+                Wait::Round(round).is_over(at, &Grace::default())
+            };
+            assert!(!is_over(0), "the round that it is has begun before");
+            assert!(!is_over(ROUNDS - 1) && !is_over(ROUNDS - 1_000), "the sweeper is late");
+            assert!(is_over(1) && is_over(1_000));
+        }
+    }
+}

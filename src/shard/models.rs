@@ -326,6 +326,23 @@ fn an_insert_during_a_freeze_is_not_lost() {
     );
 }
 
+/// The home bucket of key 4 is the first one of two. Where that is frozen when the key comes, and the other one not yet, no
+/// look-up would find it there.
+#[test]
+fn an_insert_during_a_freeze_is_found_at_once() {
+    model(
+        |world| [1, 3].into_iter().for_each(|key| _ = world.add(key, 0, 1)),
+        vec![
+            thread(|world| {
+                world.add(4, 1, 1);
+                assert_eq!(world.get(4, 1), [(1, 1)]);
+            }),
+            thread(|world| world.rebuild(1)),
+        ],
+        |_, _| (),
+    );
+}
+
 #[test]
 fn a_key_that_comes_back_during_a_rebuild_is_there_once() {
     model(
@@ -358,6 +375,18 @@ fn a_key_whose_record_a_losing_rebuild_retired_comes_back_once() {
             assert_eq!(added, [Added::Inserted; 2]);
             assert_eq!(world.get(1, 2).len(), 2);
         },
+    );
+}
+
+#[test]
+fn of_two_refreshes_the_later_time_stays() {
+    model(
+        |world| _ = world.add(1, 0, 1),
+        vec![
+            thread(|world| assert_eq!(world.add(1, 0, 5), Added::Refreshed)),
+            thread(|world| assert_eq!(world.add(1, 0, 3), Added::Refreshed)),
+        ],
+        |world, _| assert_eq!(world.get(1, 5), [(0, 5)]),
     );
 }
 

@@ -1,5 +1,6 @@
 //! Tests of a shard that need to see its inside.
 
+use std::cell::RefCell;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
@@ -255,6 +256,55 @@ fn a_crowded_index_gets_another_seed() {
         assert_ne!(shape.seed, 0, "nothing was crowded");
         assert!(shape.buckets <= 2 * buckets_for(3_000, 0), "it grew instead: {shape:?}");
     });
+}
+
+/// Tells when routes were their proxies'.
+#[derive(Default)]
+struct Left(RefCell<Vec<(u32, u64)>>);
+
+impl Liveness for Left {
+    fn has(&self, _proxy: u32) -> bool {
+        true
+    }
+
+    fn left(&self, proxy: u32, tick: u64) {
+        self.0.borrow_mut().push((proxy, tick));
+    }
+}
+
+#[test]
+fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let (shard, left) = (Shard::new(), Left::default());
+    let key = UuidKey([1, 1]);
+    let hash = key.hash(&world.hasher);
+    let guard = pin();
+    let at = |now| Scope {
+        guard: &guard,
+        hasher: &world.hasher,
+        count: &world.count,
+        proxies: &left,
+        now,
+        keep_alive: 10,
+        shard: 0,
+        feed: &world.feed,
+    };
+    for proxy in 0..3 {
+        shard.add(&key, hash, proxy, &at(1)).expect("there is room");
+    }
+    assert_eq!(shard.remove(&key, hash, Change::RemoveRoute(0), &at(5)), 1);
+    assert_eq!(left.0.take(), [(0, 5)]);
+    assert_eq!(
+        shard.add(&key, hash, 1, &at(6)).map(|(added, _)| added),
+        Ok(Added::Refreshed)
+    );
+    assert_eq!(left.0.take(), []);
+    // The route of tick 1 was valid until tick 11, that of tick 6 until 16.
+    let visit = shard.visit(Mark::default(), 100, &at(50), |_| ());
+    assert_eq!(visit.removed, 2);
+    let mut gone = left.0.take();
+    gone.sort_unstable();
+    assert_eq!(gone, [(1, 16), (2, 11)]);
 }
 
 #[test]

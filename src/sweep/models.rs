@@ -1,11 +1,14 @@
 //! loom models of the sweeper's cursor, on a whole table; see `src/shard/models.rs`.
 
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use loom::sync::Arc;
 use loom::thread;
 use uuid::Uuid;
 
+use super::Cursor;
+use crate::key::UuidKey;
 use crate::sync::{epoch, pin};
 use crate::{ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
 
@@ -70,4 +73,67 @@ fn a_round_after_a_grace_period_sees_what_came_before_its_end() {
         REUSED.load(std::sync::atomic::Ordering::Relaxed),
         "the number was never reused"
     );
+}
+
+/// A proxy is about to be dropped as idle, but has a route, whose addition was stopped before it said so. One sweeper sees
+/// it there, the other one comes to the proxies.
+#[test]
+fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
+    epoch::check(3, || {
+        epoch::order_unpins();
+        let clock = ManualClock::new();
+        let interval = Duration::from_secs(10);
+        let builder = RouteTable::builder().clock(clock.clone()).keep_alive(interval);
+        let table = Arc::new(builder.build());
+        let proxy = register(&table, "one");
+        clock.advance(2 * interval);
+        // Both shards of a round, then the route, then the proxies: the proxy is CLOSING, and waits for a full round.
+        table.sweep(2);
+        {
+            let guard = pin();
+            assert!(table.proxies().takes_routes(proxy));
+            let key = UuidKey([1, 1]);
+            let hash = table.hash_stored::<UuidKey>([1, 1]);
+            let (shard, number) = table.parts().0.of(hash);
+            let added = shard.add(&key, hash, proxy.number, &table.scope(&guard, number));
+            assert!(added.is_ok(), "there is room");
+        }
+        assert!(table.sweep(100).round_completed);
+        // The grace period is over, and a full round is waited for.
+        while !table.sweep(100).round_completed {}
+        let visitor = thread::spawn({
+            let table = Arc::clone(&table);
+            move || _ = table.sweep(2)
+        });
+        thread::yield_now();
+        while !table.sweep(100).round_completed {}
+        visitor.join().expect("it ends");
+        assert!(table.proxy(proxy).is_some(), "it was dropped with a route");
+    });
+}
+
+#[test]
+fn of_two_sweepers_none_goes_back() {
+    epoch::check(2, || {
+        let table = Arc::new(RouteTable::builder().clock(ManualClock::new()).build());
+        let cursor = Arc::new(Cursor::default());
+        let sweepers = [(); 2].map(|()| {
+            let (table, cursor) = (Arc::clone(&table), Arc::clone(&cursor));
+            // A round for whoever is alone: two shards of UUIDs, none of names, the proxies.
+            thread::spawn(move || {
+                (0..4)
+                    .filter(|_| cursor.step(100, &table, &pin()).round_completed)
+                    .count()
+            })
+        });
+        let completed: usize = sweepers
+            .into_iter()
+            .map(|sweeper| sweeper.join().expect("it ends"))
+            .sum();
+        assert_eq!(
+            cursor.load().round as usize,
+            1 + completed,
+            "a round was completed twice"
+        );
+    });
 }
