@@ -48,16 +48,11 @@ impl NodeTrackerService for Tracker {
         request: Request<api::GetProxiesRequest>,
     ) -> Result<Response<api::GetProxiesResponse>, Status> {
         let node = node_id(&request.get_ref().node_id)?;
-        let routes = self.table.get_proxies(&node);
-        // A proxy that was removed since is no way to the node any more.
-        let details = routes.into_iter().filter_map(|route| {
-            let proxy = self.table.proxy(route.proxy)?;
-            Some(api::ProxyDetails {
-                id: proxy.id.into(),
-                cluster_name: proxy.cluster_name.into(),
-                addr: proxy.addr.into(),
-                updated_at: Some(route.last_refresh.into()),
-            })
+        let details = self.table.resolve(&node).into_iter().map(|route| api::ProxyDetails {
+            id: route.details.id.into(),
+            cluster_name: route.details.cluster_name.into(),
+            addr: route.details.addr.into(),
+            updated_at: Some(route.last_refresh.into()),
         });
         Ok(Response::new(api::GetProxiesResponse {
             proxy_details: details.collect(),
