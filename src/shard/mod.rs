@@ -192,6 +192,9 @@ impl Guess<'_> {
     }
 }
 
+/// How many pairs of records the sweeper asks for ahead of time, at the beginning of a segment.
+const PREFETCHED: usize = 32;
+
 /// A record, for the sweeper to go on from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Mark {
@@ -499,6 +502,13 @@ impl<K: Key> Shard<K> {
             let Some(records) = index.segment(place.segment) else {
                 return visit;
             };
+            // The processor foresees what comes next within a segment, but not where the next one is: this halves the time of
+            // a sweep at a million routes. (It is no part of the protocol: a model need not know of the load.)
+            if !cfg!(loom)
+                && let Some(next) = index.segment(place.segment + 1)
+            {
+                next.iter().step_by(2).take(PREFETCHED).for_each(Record::prefetch);
+            }
             let records = &records[place.offset as usize..];
             let count = (end - number).min(most - visit.visited).min(records.len() as u32);
             for record in &records[..count as usize] {
