@@ -67,6 +67,30 @@ fn a_subscriber_misses_no_change_of_two_writers() {
     });
 }
 
+/// In a thread of its own, without a yield, since a load after that returns nothing that was seen before.
+#[test]
+fn a_subscriber_that_keeps_up_sees_each_change() {
+    epoch::check(3, || {
+        let feed = Arc::new(Feed::default());
+        // So that loom sees the rings made before the threads are.
+        drop(feed.subscribe());
+        let subscriber = thread::spawn({
+            let feed = Arc::clone(&feed);
+            move || {
+                let mut subscription = feed.subscribe();
+                let polled = subscription.poll(9, |told| assert_eq!(*told, event(1)));
+                assert!(polled.is_ok(), "the ring has room for it");
+            }
+        });
+        let writer = thread::spawn({
+            let feed = Arc::clone(&feed);
+            move || feed.mark(0, &pin(), || event(1))
+        });
+        subscriber.join().expect("it ends");
+        writer.join().expect("it ends");
+    });
+}
+
 #[test]
 fn a_subscriber_that_is_overtaken_is_told_or_sees_everything() {
     epoch::check(3, || {

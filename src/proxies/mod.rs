@@ -579,6 +579,12 @@ impl Proxies {
         self.numbers.life(number).is_some()
     }
 
+    /// Whether a round has seen all routes of a removed proxy.
+    #[cfg(all(test, loom))]
+    pub(crate) fn is_swept(&self, proxy: ProxyRef) -> bool {
+        matches!(self.registry.lock().wait_of(proxy.number), Some(Wait::LastGrace(_)))
+    }
+
     /// The proxy that is registered under an ID.
     pub(crate) fn find(&self, id: &str, guard: &Guard) -> Option<ProxyRef> {
         let number = self.ids.find(ProxyId::of(id), guard)?;
