@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use nodetracker::{AddError, NodeId, Proxy, ProxyField, RegisterError, ReportError, RouteTable};
+use nodetracker::{AddError, NodeId, Proxy, RegisterError, ReportError, RouteTable};
 use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_server::{NodeTrackerService, NodeTrackerServiceServer};
 use tonic::{Request, Response, Status};
 
 use crate::limits::MAX_MESSAGE_SIZE;
+use crate::v1::parse::proxy_field;
 
 /// Answers the frozen contract from a table.
 #[derive(Debug, Clone)]
@@ -78,12 +79,7 @@ fn node_id(text: &str) -> Result<NodeId, Status> {
 fn refused(error: ReportError) -> Status {
     match error {
         ReportError::Proxy(RegisterError::Invalid { field, reason }) => {
-            let field = match field {
-                ProxyField::Id => "proxy_id",
-                ProxyField::ClusterName => "cluster_name",
-                ProxyField::Addr => "addr",
-            };
-            Status::invalid_argument(format!("{field} {reason}"))
+            Status::invalid_argument(format!("{} {reason}", proxy_field(field)))
         }
         ReportError::Proxy(RegisterError::TooManyProxies { .. })
         | ReportError::Route(AddError::TooManyRoutes { .. } | AddError::OutOfMemory) => {

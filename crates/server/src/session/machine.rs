@@ -13,8 +13,9 @@ use tonic::Status;
 
 use crate::limits::{MAX_MESSAGE_SIZE, MAX_SESSION_HANDLES, MAX_SESSION_NODES};
 use crate::session::Shared;
-use crate::session::message::{self, Scratch, as_proxy, with_scratch};
+use crate::session::message::{self, Scratch, with_scratch};
 use crate::session::voices::{Superseded, Voice};
+use crate::v1::parse;
 
 /// The answer to a request.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl From<BeginError> for Refused {
     fn from(error: BeginError) -> Self {
         match error {
             BeginError::Stale(stale) => Refused::Superseded(superseded_by(stale)),
-            BeginError::Proxy(error) => Refused::NoRoom(message::refused(error)),
+            BeginError::Proxy(error) => Refused::NoRoom(parse::refused_proxy(error, "hello.proxy.")),
             error => Refused::NoRoom(Status::internal(error.to_string())),
         }
     }
@@ -160,8 +161,8 @@ impl Open {
         with_scratch(|scratch| {
             // All of it is checked before anything is done.
             match request {
-                Request::NodesUp(up) => message::nodes(up.nodes.as_ref(), "nodes_up", scratch)?,
-                Request::NodesDown(down) => message::nodes(down.nodes.as_ref(), "nodes_down", scratch)?,
+                Request::NodesUp(up) => message::nodes(up.nodes.as_ref(), "nodes_up.nodes", scratch)?,
+                Request::NodesDown(down) => message::nodes(down.nodes.as_ref(), "nodes_down.nodes", scratch)?,
                 Request::Heartbeat(heartbeat) => message::handles(heartbeat, scratch)?,
                 Request::Hello(_) | Request::Drain(_) => {}
             }
@@ -184,7 +185,7 @@ impl Open {
     fn begin_again(&mut self, shared: &Shared) -> Result<Incarnation, Refused> {
         let begun = shared
             .table
-            .begin_incarnation(&as_proxy(&self.details), self.incarnation)?;
+            .begin_incarnation(&parse::as_proxy(&self.details), self.incarnation)?;
         self.proxy = begun.proxy;
         Ok(begun)
     }

@@ -28,44 +28,66 @@ pub(crate) fn node(node: Option<v1::NodeId>) -> Result<NodeId, Status> {
     }
 }
 
-/// The field `nodes`: UUIDs first, then names.
+/// The field `nodes`.
 pub(crate) fn nodes(nodes: Option<v1::NodeIds>) -> Result<Vec<NodeId>, Status> {
-    let v1::NodeIds { uuids, names } = nodes.unwrap_or_default();
-    let (uuids, rest) = uuids.as_chunks::<UUID>();
-    if !rest.is_empty() {
-        let len = uuids.len() * UUID + rest.len();
+    let mut parsed = Vec::new();
+    nodes_into(&nodes.unwrap_or_default(), "nodes", MAX_BATCH_NODES, &mut parsed)?;
+    Ok(parsed)
+}
+
+/// Puts the nodes of `field` into a vector: UUIDs first, then names.
+pub(crate) fn nodes_into(
+    nodes: &v1::NodeIds,
+    field: &str,
+    most: usize,
+    parsed: &mut Vec<NodeId>,
+) -> Result<(), Status> {
+    let uuids = elements::<UUID>(&nodes.uuids, || format!("{field}.uuids"))?;
+    let count = uuids.len() + nodes.names.len();
+    if count > most {
         return Err(Status::invalid_argument(format!(
-            "nodes.uuids has {len} bytes, which is no multiple of {UUID}"
+            "{field} has {count} nodes, the limit is {most}"
         )));
     }
-    let count = uuids.len() + names.len();
-    if count > MAX_BATCH_NODES {
-        return Err(Status::invalid_argument(format!(
-            "nodes has {count} nodes, the limit is {MAX_BATCH_NODES}"
-        )));
+    parsed.reserve(count);
+    parsed.extend(uuids.iter().map(|bytes| NodeId::from(Uuid::from_bytes(*bytes))));
+    for (at, name) in nodes.names.iter().enumerate() {
+        let node = name
+            .parse()
+            .map_err(|NodeIdError(reason)| Status::invalid_argument(format!("{field}.names[{at}] {reason}")))?;
+        parsed.push(node);
     }
-    let mut nodes = Vec::with_capacity(count);
-    nodes.extend(uuids.iter().map(|bytes| NodeId::from(Uuid::from_bytes(*bytes))));
-    for (at, name) in names.iter().enumerate() {
-        match name.parse() {
-            Ok(node) => nodes.push(node),
-            Err(NodeIdError(reason)) => {
-                return Err(Status::invalid_argument(format!("nodes.names[{at}] {reason}")));
-            }
-        }
+    Ok(())
+}
+
+/// Elements of one size that were packed one right after the other.
+pub(crate) fn elements<const SIZE: usize>(
+    packed: &[u8],
+    field: impl FnOnce() -> String,
+) -> Result<&[[u8; SIZE]], Status> {
+    let (elements, rest) = packed.as_chunks::<SIZE>();
+    if rest.is_empty() {
+        return Ok(elements);
     }
-    Ok(nodes)
+    let (field, len) = (field(), packed.len());
+    Err(Status::invalid_argument(format!(
+        "{field} is {len} bytes long, which is no multiple of {SIZE}"
+    )))
 }
 
 /// The field `proxy`; what it has in it is checked by the table.
 pub(crate) fn proxy(proxy: Option<&v1::Proxy>) -> Result<Proxy<'_>, Status> {
-    match proxy {
-        None => Err(Status::invalid_argument("proxy is not set")),
-        Some(proxy) => Ok(Proxy {
-            id: &proxy.proxy_id,
-            cluster_name: &proxy.cluster_name,
-            addr: &proxy.addr,
-        }),
+    proxy
+        .map(as_proxy)
+        .ok_or_else(|| Status::invalid_argument("proxy is not set"))
+}
+
+/// A proxy as the table takes it.
+pub(crate) fn as_proxy(proxy: &v1::Proxy) -> Proxy<'_> {
+    Proxy {
+        id: &proxy.proxy_id,
+        cluster_name: &proxy.cluster_name,
+        addr: &proxy.addr,
     }
 }
 
@@ -79,17 +101,21 @@ pub(crate) fn proxy_id(id: &str) -> Result<&str, Status> {
     Err(Status::invalid_argument(format!("proxy_id {reason}")))
 }
 
-/// Why the field `proxy` was refused.
-pub(crate) fn refused_proxy(error: RegisterError) -> Status {
+/// Why a proxy was refused; `path` leads to its fields.
+pub(crate) fn refused_proxy(error: RegisterError, path: &str) -> Status {
     match error {
         RegisterError::Invalid { field, reason } => {
-            let field = match field {
-                ProxyField::Id => "proxy_id",
-                ProxyField::ClusterName => "cluster_name",
-                ProxyField::Addr => "addr",
-            };
-            Status::invalid_argument(format!("proxy.{field} {reason}"))
+            Status::invalid_argument(format!("{path}{} {reason}", proxy_field(field)))
         }
         error => Status::resource_exhausted(error.to_string()),
+    }
+}
+
+/// What a proxy's field is called in every service, the frozen one's messages too.
+pub(crate) fn proxy_field(field: ProxyField) -> &'static str {
+    match field {
+        ProxyField::Id => "proxy_id",
+        ProxyField::ClusterName => "cluster_name",
+        ProxyField::Addr => "addr",
     }
 }

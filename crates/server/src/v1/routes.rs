@@ -105,7 +105,7 @@ impl RouteService for Routes {
 
 fn refused(error: ReportNodesError) -> Status {
     match error {
-        ReportNodesError::Proxy(error) => parse::refused_proxy(error),
+        ReportNodesError::Proxy(error) => parse::refused_proxy(error, "proxy."),
         ReportNodesError::Nodes(error) => match error.error {
             AddError::TooManyRoutes { .. } | AddError::OutOfMemory => Status::resource_exhausted(error.to_string()),
             _ => Status::internal(error.to_string()),

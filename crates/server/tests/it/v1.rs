@@ -190,7 +190,7 @@ async fn bad_fields_are_named_with_their_position() {
                 uuids: vec![0; 33],
                 names: vec!["a".into()],
             },
-            "nodes.uuids has 33 bytes, which is no multiple of 16".to_owned(),
+            "nodes.uuids is 33 bytes long, which is no multiple of 16".to_owned(),
         ),
         (
             nodes(&[1], &["a", "", "b"]).unwrap(),
