@@ -15,47 +15,25 @@
 //! expire: the table must come down to what its followers' rings take, and to nothing when it is dropped. Otherwise the
 //! exit code is 1.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[allow(dead_code, reason = "it uses a part of what it shares with the benches")]
+#[path = "../benches/support/counting.rs"]
+mod counting;
+
+use std::alloc::System;
 use std::collections::VecDeque;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs, io};
 
+use counting::Counting;
 use fastrand::Rng;
 use nodetracker::{NodeId, Proxy, ProxyRef, RouteBatch, RouteHandle, RouteTable};
 use uuid::Uuid;
 
-/// Counts the bytes in use.
-struct Counting;
-
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: it hands on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Relaxed, here and below: a count alone.
-        IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting<System> = Counting(System);
 
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const WRITERS: usize = 2;
@@ -286,9 +264,15 @@ fn main() -> ExitCode {
     let seconds: u64 = env::args()
         .nth(1)
         .map_or(60, |text| text.parse().expect("a number of seconds"));
+    // Quarters are compared, so each has to see a whole tide.
+    let least = 4 * TIDE.as_secs();
+    if seconds < least {
+        eprintln!("{seconds} seconds are too few to tell: {least} at least");
+        return ExitCode::from(2);
+    }
     let seed = env::var("NODETRACKER_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().expect("a seed"));
     println!("{seconds} s, NODETRACKER_SEED={seed}");
-    let at_first = IN_USE.load(Ordering::Relaxed);
+    let at_first = counting::live();
     let table = RouteTable::builder().keep_alive(KEEP_ALIVE).max_proxies(10_000).build();
     let soak = Soak {
         table,
@@ -310,7 +294,7 @@ fn main() -> ExitCode {
         );
         let mut next = Duration::ZERO;
         while begin.elapsed() < length {
-            let (bytes, resident) = (IN_USE.load(Ordering::Relaxed), resident());
+            let (bytes, resident) = (counting::live(), resident());
             let quarter = (begin.elapsed().as_millis() * 4 / length.as_millis().max(1)).min(3) as usize;
             peaks.note(quarter, bytes, resident);
             if begin.elapsed() >= next {
@@ -350,7 +334,7 @@ fn main() -> ExitCode {
         soak.table.sweep(100_000);
         thread::sleep(Duration::from_millis(1));
     }
-    let (stats, low) = (soak.table.stats(), IN_USE.load(Ordering::Relaxed) - at_first);
+    let (stats, low) = (soak.table.stats(), counting::live() - at_first);
     let text = format!(
         "all expired: {} routes, {} proxies, {:.1} MiB",
         stats.routes,
@@ -364,7 +348,7 @@ fn main() -> ExitCode {
         let other = RouteTable::new();
         other.sweep(1);
     }
-    let left = IN_USE.load(Ordering::Relaxed).saturating_sub(at_first);
+    let left = counting::live().saturating_sub(at_first);
     check(&format!("dropped: {:.1} MiB are left", mib(left)), left < AFTERWARDS);
     if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

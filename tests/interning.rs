@@ -2,38 +2,20 @@
 //! One test, since the allocator is the process's.
 
 mod common;
+#[allow(dead_code, reason = "a test uses a part of what it shares with the benches")]
+#[path = "../benches/support/counting.rs"]
+mod counting;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::alloc::System;
 use std::time::Duration;
 
 use common::{scale, sweep_fully};
+use counting::Counting;
 use nodetracker::{Added, ManualClock, NodeId, Proxy, ProxyRef, RegisterError, RouteTable};
 use uuid::Uuid;
 
-/// Counts the bytes in use.
-struct Counting;
-
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: it hands on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Relaxed, here and below: a count alone.
-        IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting<System> = Counting(System);
 
 const INTERVAL: Duration = Duration::from_secs(10);
 const MOST_PROXIES: usize = 1_000;
@@ -97,7 +79,7 @@ impl Arena {
                 self.next > before,
                 "{what}: there was no room for anyone after {before} strangers"
             );
-            most = most.max(IN_USE.load(Ordering::Relaxed));
+            most = most.max(counting::live());
             if self.next < strangers / 10 {
                 first = most;
             }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use common::content::{Content, content};
 use common::model::Routes;
 use common::ops::node;
 use common::{check_answer, proxy, sweep_fully};
@@ -69,25 +70,6 @@ fn read(table: &RouteTable, bytes: &[u8]) -> SnapshotReport {
 
 fn refused(table: &RouteTable, bytes: &[u8]) -> SnapshotError {
     table.read_snapshot(bytes).expect_err("a bad snapshot")
-}
-
-/// Proxies' strings and times, node by node, newest first.
-type Content = HashMap<NodeId, Vec<([String; 3], SystemTime)>>;
-
-fn content(table: &RouteTable) -> Content {
-    let mut content = Content::new();
-    table.for_each_route(|node, route| {
-        let details = table.proxy(route.proxy).expect("its routes are reported");
-        let strings = [details.id, details.cluster_name, details.addr].map(Into::into);
-        content
-            .entry(node.clone())
-            .or_default()
-            .push((strings, route.last_refresh));
-    });
-    for (node, routes) in &content {
-        assert_eq!(table.get_proxies(node).len(), routes.len(), "{node}");
-    }
-    content
 }
 
 /// Proxy IDs of a node's answer.

@@ -1,9 +1,12 @@
 //! Any bytes as a snapshot, as they are or under checksums that are right. See `fuzz/README.md`.
 #![no_main]
 
-use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+#[path = "../../tests/common/content.rs"]
+mod content;
 
+use std::time::Duration;
+
+use content::content;
 use crc32fast::Hasher;
 use libfuzzer_sys::fuzz_target;
 use nodetracker::snapshot::Ages;
@@ -113,21 +116,6 @@ fn table(clock: &ManualClock) -> RouteTable {
         .keep_alive(KEEP_ALIVE)
         .clock(clock.clone())
         .build()
-}
-
-type Content = HashMap<NodeId, Vec<([String; 3], SystemTime)>>;
-
-fn content(table: &RouteTable) -> Content {
-    let mut content = Content::new();
-    table.for_each_route(|node, route| {
-        let details = table.proxy(route.proxy).expect("its routes are reported");
-        let strings = [details.id, details.cluster_name, details.addr].map(Into::into);
-        content
-            .entry(node.clone())
-            .or_default()
-            .push((strings, route.last_refresh));
-    });
-    content
 }
 
 /// Reads a snapshot into a new table. What is good is written and read again; what is not leaves nothing behind.

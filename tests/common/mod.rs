@@ -4,6 +4,7 @@
 // Every test binary compiles this module and uses its own part of it.
 #![allow(dead_code)]
 
+pub(crate) mod content;
 pub(crate) mod gate;
 pub(crate) mod model;
 pub(crate) mod ops;
