@@ -418,7 +418,7 @@ impl RouteTable {
         if let Kind::Uuid(uuid) = node.kind() {
             match self.uuids.of(hash).0.word(&UuidKey::from(*uuid), hash, &guard) {
                 Some(word) if word.state() == State::Spill => {}
-                Some(word) if word.state() == State::Live => return self.only(word, now),
+                Some(word) if word.state() == State::Live => return self.only(word, &self.scope_at(now, &guard, 0)),
                 _ => return SmallVec::new(),
             }
         }
@@ -428,10 +428,9 @@ impl RouteTable {
 
     /// The answer for a node with this route only.
     #[inline]
-    fn only(&self, word: Word, now: u64) -> SmallVec<[Route; 2]> {
+    fn only(&self, word: Word, scope: &Scope<'_, Proxies>) -> SmallVec<[Route; 2]> {
         let mut routes = SmallVec::new();
-        // Relaxed: a setting.
-        if now.saturating_sub(word.time()) <= self.keep_alive.load(Ordering::Relaxed)
+        if scope.is_fresh(word)
             && let Some(route) = self.route(word)
         {
             routes.push(route);
