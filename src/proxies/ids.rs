@@ -4,6 +4,9 @@
 //! registry's owner alone changes it. Readers need no lock: a number never moves within an array, and an array that has
 //! become too small is replaced by a copy. So who reads an array that was just replaced sees the map as it was when it was
 //! loaded. The parts grow one at a time, each at sizes of its own, so that no registration copies more than one of them.
+//!
+//! It took the place of an `scc::HashIndex` of numbers, which has 12.6 bytes for each of a million proxies, and 27 for each
+//! of a thousand, where this has 5 and 7 (`nodetracker-profiles prototype` and `ten-thousand`, before and after).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
