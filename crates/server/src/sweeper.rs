@@ -15,21 +15,27 @@ const STEP: usize = 256;
 /// Rounds over the whole table in one keep-alive interval.
 const ROUNDS_PER_INTERVAL: u32 = 4;
 
-/// The shortest pause between two steps.
-const MIN_PAUSE: Duration = Duration::from_millis(1);
+/// The shortest pause between two turns: timers are no finer. A table whose round takes more steps than there are such
+/// pauses, from some ten million routes up at the default interval, gets several steps a turn.
+const MIN_PAUSE: Duration = Duration::from_millis(2);
+/// The most steps in one turn: a millisecond or two, of a worker that has other things to do.
+const MAX_STEPS: u32 = 256;
 
 /// Sweeps for ever.
 pub(crate) async fn sweep(table: &RouteTable) -> std::convert::Infallible {
     let mut pace = Pace::new(table.keep_alive() / ROUNDS_PER_INTERVAL);
     let mut expired = 0;
     loop {
-        sleep(pace.pause(table.len())).await;
-        let report = table.sweep(STEP);
-        pace.stepped(report);
-        expired += report.removed;
-        if report.round_completed && expired > 0 {
-            debug!(expired, "removed expired routes");
-            expired = 0;
+        let (pause, steps) = pace.turn(table.len());
+        sleep(pause).await;
+        for _ in 0..steps {
+            let report = table.sweep(STEP);
+            pace.stepped(report);
+            expired += report.removed;
+            if report.round_completed && expired > 0 {
+                debug!(expired, "removed expired routes");
+                expired = 0;
+            }
         }
     }
 }
@@ -52,12 +58,18 @@ impl Pace {
         }
     }
 
-    /// How long to wait before the next step of a table that holds this many routes now. A round is as long as the
-    /// last one was, or longer, for a table that grew.
-    fn pause(&self, routes: usize) -> Duration {
+    /// How long to wait before the next turn of a table that holds this many routes now, and how many steps it has then. A
+    /// round is as long as the last one was, or longer, for a table that grew.
+    fn turn(&self, routes: usize) -> (Duration, u32) {
         let records = self.last_round.max(self.visited).max(routes);
         let steps = u32::try_from(records / STEP + 1).unwrap_or(u32::MAX);
-        (self.round / steps).max(MIN_PAUSE)
+        let pause = self.round / steps;
+        if pause >= MIN_PAUSE {
+            return (pause, 1);
+        }
+        let turns = (self.round.as_nanos() / MIN_PAUSE.as_nanos()).max(1);
+        let steps = u128::from(steps).div_ceil(turns).min(u128::from(MAX_STEPS));
+        (MIN_PAUSE, steps as u32)
     }
 
     fn stepped(&mut self, report: SweepReport) {
@@ -78,7 +90,7 @@ mod tests {
 
     #[test]
     fn an_empty_table_is_swept_once_a_round() {
-        assert_eq!(Pace::new(ROUND).pause(0), ROUND);
+        assert_eq!(Pace::new(ROUND).turn(0), (ROUND, 1));
     }
 
     #[test]
@@ -86,13 +98,25 @@ mod tests {
         let pace = Pace::new(ROUND);
         let routes = 1_000_000;
         let steps = (routes / STEP + 1) as u32;
-        assert_eq!(pace.pause(routes), ROUND / steps);
+        assert_eq!(pace.turn(routes), (ROUND / steps, 1));
     }
 
     #[test]
-    fn the_pause_has_a_floor() {
-        assert_eq!(Pace::new(Duration::from_micros(1)).pause(0), MIN_PAUSE);
-        assert_eq!(Pace::new(ROUND).pause(usize::MAX), MIN_PAUSE);
+    fn a_pause_has_a_floor_and_a_turn_a_most() {
+        assert_eq!(Pace::new(Duration::from_micros(1)).turn(0), (MIN_PAUSE, 1));
+        assert_eq!(Pace::new(ROUND).turn(usize::MAX), (MIN_PAUSE, MAX_STEPS));
+    }
+
+    #[test]
+    fn a_round_of_a_large_table_takes_its_time_too() {
+        for routes in [20_000_000, 100_000_000, nodetracker::Builder::MOST_ROUTES] {
+            let (pause, steps) = Pace::new(ROUND).turn(routes);
+            let turns = (routes / STEP + 1).div_ceil(steps as usize);
+            assert!(
+                steps > 1 && pause * turns as u32 <= ROUND,
+                "{routes} routes: {steps} steps a turn"
+            );
+        }
     }
 
     #[test]
@@ -118,7 +142,9 @@ mod tests {
         // A round may have begun anywhere, so everything has been visited after two.
         for _ in 0..2 {
             loop {
-                waited += pace.pause(table.len());
+                let (pause, steps) = pace.turn(table.len());
+                assert_eq!(steps, 1);
+                waited += pause;
                 let report = table.sweep(STEP);
                 pace.stepped(report);
                 expired += report.removed;
