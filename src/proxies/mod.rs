@@ -271,18 +271,19 @@ impl Proxies {
         guard: &Guard,
         moved: impl FnOnce(ProxyRef),
     ) -> Result<ProxyRef, RegisterError> {
-        proxy.check()?;
         let id = ProxyId::of(proxy.id);
-        // Nearly always the proxy is known already, and nothing of it has changed: no lock.
+        // Nearly always the proxy is known already, and nothing of it has changed: no lock, and no check, since what is
+        // registered was checked.
         if let Some(number) = self.ids.find(id, guard)
             && let Some(entry) = self.numbers.get(number)
             && let life = entry.life().alive()
-            && entry.revive(life)
             && self.look_up_details(entry, guard) == Some((proxy.cluster_name, Addr::of(proxy.addr)))
+            && entry.revive(life)
         {
             entry.touch(tick);
             return Ok(ProxyRef { number, life });
         }
+        proxy.check()?;
         self.register_locked(proxy, Some(moved), tick, &mut self.registry.lock(), guard)
     }
 
