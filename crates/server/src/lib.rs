@@ -23,6 +23,7 @@ mod session;
 mod signals;
 mod sweeper;
 mod tls;
+mod unary;
 mod v1;
 mod watch;
 mod worker;

@@ -8,22 +8,18 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use nodetracker::RouteTable;
-use nodetracker_proto::api::node_tracker_service_server::{NodeTrackerServiceServer, SERVICE_NAME};
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tower_service::Service;
 
 use crate::leaving::ends_with;
-use crate::service::Tracker;
-use crate::services::{BoxedCall, Services};
+use crate::services::{BoxedCall, Entry, Services};
+use crate::unary::{self, Answer, Arriving, Way};
 
 /// Every service of the port. Cheap to clone: each connection has its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Router {
-    api: NodeTrackerServiceServer<Tracker>,
     services: Arc<Services>,
     deadline: Duration,
     /// Cancelled once the connection has to end.
@@ -31,11 +27,9 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    /// Returns the frozen service, answering from a table, and others beside it; `deadline` is how long a request may take
-    /// to arrive.
-    pub(crate) fn new(table: Arc<RouteTable>, services: Services, deadline: Duration) -> Self {
+    /// Returns a router to the services; `deadline` is how long a request may take to arrive.
+    pub(crate) fn new(services: Services, deadline: Duration) -> Self {
         Self {
-            api: Tracker::service(table),
             services: Arc::new(services),
             deadline,
             leaving: CancellationToken::new(),
@@ -46,10 +40,20 @@ impl Router {
     pub(crate) fn for_connection(self, leaving: CancellationToken) -> Self {
         Self { leaving, ..self }
     }
+
+    /// Answers a call the long way.
+    fn run(&self, service: &Entry, request: Request<Arriving>) -> Call {
+        Call(State::Running {
+            call: service.call(request),
+            deadline: self.deadline,
+            leaving: self.leaving.clone(),
+            timer: None,
+        })
+    }
 }
 
 impl hyper::service::Service<Request<Incoming>> for Router {
-    type Response = Response<Body>;
+    type Response = Response<Answer>;
     type Error = Infallible;
     type Future = Call;
 
@@ -58,20 +62,22 @@ impl hyper::service::Service<Request<Incoming>> for Router {
             return Call::done(refusal);
         }
         let path = request.uri().path();
-        let (service, method) = path
+        let (name, method) = path
             .strip_prefix('/')
             .and_then(|path| path.split_once('/'))
             .unwrap_or((path, ""));
-        match service {
-            // The frozen service first: nearly every call is one of its.
-            SERVICE_NAME if Tracker::METHODS.contains(&method) => {
-                Call::running(self.api.clone().call(request), self.deadline, None)
-            }
-            SERVICE_NAME => Call::unimplemented(format!("service {SERVICE_NAME} has no method {:?}", shown(method))),
-            _ => match self.services.get(service) {
-                Some(service) => Call::running(service(request), self.deadline, Some(self.leaving.clone())),
-                None => Call::unimplemented(format!("there is no service {:?}", shown(service))),
-            },
+        let Some(service) = self.services.get(name) else {
+            return Call::unimplemented(format!("there is no service {:?}", shown(name)));
+        };
+        let Some(unary) = &service.unary else {
+            return self.run(service, request.map(Arriving::new));
+        };
+        let Some(method) = unary.methods().iter().find(|known| **known == method) else {
+            return Call::unimplemented(format!("service {name} has no method {:?}", shown(method)));
+        };
+        match unary::answer(&**unary, method, request) {
+            Way::Short(answer) => Call(State::Done(Some(answer))),
+            Way::Long(request) => self.run(service, *request),
         }
     }
 }
@@ -105,29 +111,20 @@ fn not_grpc<B>(request: &Request<B>) -> Option<Response<Body>> {
 pub(crate) struct Call(State);
 
 enum State {
-    Done(Option<Response<Body>>),
+    Done(Option<Response<Answer>>),
     Running {
         call: BoxedCall,
         deadline: Duration,
-        /// What may end the answer, where it can be a stream.
-        leaving: Option<CancellationToken>,
+        /// What may end the answer, where it is a stream.
+        leaving: CancellationToken,
         /// Set up when the call first has to wait. Nearly none does: its request came in one piece.
         timer: Option<Pin<Box<Sleep>>>,
     },
 }
 
 impl Call {
-    fn running(call: BoxedCall, deadline: Duration, leaving: Option<CancellationToken>) -> Self {
-        Self(State::Running {
-            call,
-            deadline,
-            leaving,
-            timer: None,
-        })
-    }
-
     fn done(response: Response<Body>) -> Self {
-        Self(State::Done(Some(response)))
+        Self(State::Done(Some(response.map(Answer::Other))))
     }
 
     fn unimplemented(message: String) -> Self {
@@ -136,21 +133,21 @@ impl Call {
 }
 
 impl Future for Call {
-    type Output = Result<Response<Body>, Infallible>;
+    type Output = Result<Response<Answer>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = match &mut self.0 {
-            State::Done(response) => response.take().expect("a future is not polled after it was ready"),
+            State::Done(response) => {
+                let response = response.take().expect("a future is not polled after it was ready");
+                return Poll::Ready(Ok(response));
+            }
             State::Running {
                 call,
                 deadline,
                 leaving,
                 timer,
             } => match call.as_mut().poll(cx) {
-                Poll::Ready(Ok(response)) => match leaving {
-                    None => with_grpc_codes(response),
-                    Some(leaving) => ends_with(with_grpc_codes(response), leaving),
-                },
+                Poll::Ready(Ok(response)) => ends_with(with_grpc_codes(response), leaving),
                 Poll::Pending => {
                     let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(*deadline)));
                     ready!(timer.as_mut().poll(cx));
@@ -158,7 +155,7 @@ impl Future for Call {
                 }
             },
         };
-        Poll::Ready(Ok(response))
+        Poll::Ready(Ok(response.map(Answer::Other)))
     }
 }
 

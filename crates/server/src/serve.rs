@@ -17,6 +17,7 @@ use crate::connection::Serving;
 use crate::generation::Generation;
 use crate::limits::Limits;
 use crate::router::Router;
+use crate::service::Tracker;
 use crate::services::{Health, Services};
 use crate::session::Sessions;
 use crate::sweeper::sweep;
@@ -102,7 +103,7 @@ impl Server {
         let generation = Generation::draw();
         let watches = Watches::new(Arc::clone(&table), generation);
         let (services, health) = services(&table, &watches, generation, &limits).await;
-        let router = Router::new(Arc::clone(&table), services, limits.call);
+        let router = Router::new(services, limits.call);
         let interval = humantime::format_duration(table.keep_alive());
         info!("listening on {local_addr}; a route lives {interval} without a refresh");
         if tls.is_none() {
@@ -171,15 +172,18 @@ impl Server {
     }
 }
 
-/// Everything beside the frozen service.
+/// Every service, those that are called often first.
 async fn services(
     table: &Arc<RouteTable>,
     watches: &Arc<Watches>,
     generation: Generation,
     limits: &Limits,
 ) -> (Services, Health) {
+    let tracker = Arc::new(Tracker::new(Arc::clone(table)));
+    let routes = Arc::new(v1::Routes::new(Arc::clone(table)));
     Services::default()
-        .with(v1::Routes::service(Arc::clone(table)))
+        .with_unary(Arc::clone(&tracker), tracker.generated())
+        .with_unary(Arc::clone(&routes), routes.generated())
         .with(Sessions::service(Arc::clone(table), generation, limits.call))
         .with(WatchServer::new(Arc::clone(watches)))
         .with(v1::Admin::service(Arc::clone(table), Arc::clone(watches), generation))

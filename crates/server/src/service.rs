@@ -5,34 +5,34 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use nodetracker::{AddError, NodeId, Proxy, RegisterError, ReportError, RouteTable};
 use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_server::{NodeTrackerService, NodeTrackerServiceServer};
 use tonic::{Request, Response, Status};
 
 use crate::limits::MAX_MESSAGE_SIZE;
+use crate::unary::{self, Unary};
 use crate::v1::parse::proxy_field;
 
 /// Answers the frozen contract from a table.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Tracker {
     table: Arc<RouteTable>,
 }
 
 impl Tracker {
-    /// The methods of the service; a test calls each.
-    pub(crate) const METHODS: [&str; 3] = ["AddNode", "GetProxies", "RemoveNode"];
-
-    /// Returns the service for a table, its message limit set.
-    pub(crate) fn service(table: Arc<RouteTable>) -> NodeTrackerServiceServer<Self> {
-        NodeTrackerServiceServer::new(Self { table }).max_decoding_message_size(MAX_MESSAGE_SIZE)
+    /// Answers from a table.
+    pub(crate) fn new(table: Arc<RouteTable>) -> Self {
+        Self { table }
     }
-}
 
-#[tonic::async_trait]
-impl NodeTrackerService for Tracker {
-    async fn add_node(&self, request: Request<api::AddNodeRequest>) -> Result<Response<api::AddNodeResponse>, Status> {
-        let request = request.into_inner();
+    /// The service as tonic generates it, its message limit set.
+    pub(crate) fn generated(self: &Arc<Self>) -> NodeTrackerServiceServer<Self> {
+        NodeTrackerServiceServer::from_arc(Arc::clone(self)).max_decoding_message_size(MAX_MESSAGE_SIZE)
+    }
+
+    fn add(&self, request: &api::AddNodeRequest) -> Result<api::AddNodeResponse, Status> {
         // The node first: a bad one must not leave its proxy behind.
         let node = node_id(&request.node_id)?;
         let proxy = Proxy {
@@ -41,32 +41,62 @@ impl NodeTrackerService for Tracker {
             addr: &request.addr,
         };
         self.table.report_node(&node, &proxy).map_err(refused)?;
-        Ok(Response::new(api::AddNodeResponse {}))
+        Ok(api::AddNodeResponse {})
     }
 
-    async fn get_proxies(
-        &self,
-        request: Request<api::GetProxiesRequest>,
-    ) -> Result<Response<api::GetProxiesResponse>, Status> {
-        let node = node_id(&request.get_ref().node_id)?;
+    fn get(&self, request: &api::GetProxiesRequest) -> Result<api::GetProxiesResponse, Status> {
+        let node = node_id(&request.node_id)?;
         let details = self.table.resolve(&node).into_iter().map(|route| api::ProxyDetails {
             id: route.details.id.into(),
             cluster_name: route.details.cluster_name.into(),
             addr: route.details.addr.into(),
             updated_at: Some(route.last_refresh.into()),
         });
-        Ok(Response::new(api::GetProxiesResponse {
+        Ok(api::GetProxiesResponse {
             proxy_details: details.collect(),
-        }))
+        })
+    }
+
+    fn remove(&self, request: &api::RemoveNodeRequest) -> Result<api::RemoveNodeResponse, Status> {
+        let node = node_id(&request.node_id)?;
+        self.table.remove_node(&node);
+        Ok(api::RemoveNodeResponse {})
+    }
+}
+
+impl Unary for Tracker {
+    fn methods(&self) -> &'static [&'static str] {
+        &["AddNode", "GetProxies", "RemoveNode"]
+    }
+
+    fn unary(&self, method: &'static str, message: &[u8]) -> Result<Bytes, Status> {
+        match method {
+            "AddNode" => unary::call(message, |request| self.add(&request)),
+            "GetProxies" => unary::call(message, |request| self.get(&request)),
+            "RemoveNode" => unary::call(message, |request| self.remove(&request)),
+            _ => Err(Status::unimplemented(method)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl NodeTrackerService for Tracker {
+    async fn add_node(&self, request: Request<api::AddNodeRequest>) -> Result<Response<api::AddNodeResponse>, Status> {
+        self.add(request.get_ref()).map(Response::new)
+    }
+
+    async fn get_proxies(
+        &self,
+        request: Request<api::GetProxiesRequest>,
+    ) -> Result<Response<api::GetProxiesResponse>, Status> {
+        self.get(request.get_ref()).map(Response::new)
     }
 
     async fn remove_node(
         &self,
         request: Request<api::RemoveNodeRequest>,
     ) -> Result<Response<api::RemoveNodeResponse>, Status> {
-        let node = node_id(&request.get_ref().node_id)?;
-        self.table.remove_node(&node);
-        Ok(Response::new(api::RemoveNodeResponse {}))
+        self.remove(request.get_ref()).map(Response::new)
     }
 }
 

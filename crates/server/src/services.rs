@@ -1,12 +1,11 @@
-//! The services beside the frozen one, and which of them a request is for.
+//! The services of the port, and which of them a request is for.
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use nodetracker_proto::FILE_DESCRIPTOR_SET;
-use nodetracker_proto::api::node_tracker_service_server::SERVICE_NAME;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -14,38 +13,75 @@ use tonic_health::server::HealthReporter;
 use tower_service::Service;
 
 use crate::limits::MAX_MESSAGE_SIZE;
+use crate::unary::{Arriving, Unary};
 
 /// What the generated services make of a request.
 pub(crate) type BoxedCall = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-type Erased = Box<dyn Fn(Request<Incoming>) -> BoxedCall + Send + Sync>;
+/// A service, as tonic generates them.
+pub(crate) trait Generated:
+    Service<Request<Arriving>, Response = Response<Body>, Error = Infallible, Future = BoxedCall>
+    + NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Generated for S where
+    S: Service<Request<Arriving>, Response = Response<Body>, Error = Infallible, Future = BoxedCall>
+        + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// One of the services.
+pub(crate) struct Entry {
+    pub(crate) name: &'static str,
+    /// The same service for calls that can be answered at once, where it has them.
+    pub(crate) unary: Option<Arc<dyn Unary>>,
+    generated: Box<dyn Fn(Request<Arriving>) -> BoxedCall + Send + Sync>,
+}
+
+impl Entry {
+    /// Calls the service the way that is right for every call.
+    pub(crate) fn call(&self, request: Request<Arriving>) -> BoxedCall {
+        (self.generated)(request)
+    }
+}
 
 /// Services by name. They are few, so the name is compared with one after the other.
 #[derive(Default)]
-pub(crate) struct Services(Vec<(&'static str, Erased)>);
+pub(crate) struct Services(Vec<Entry>);
 
 impl Services {
     /// Adds a service; those that are called often come first.
-    pub(crate) fn with<S>(mut self, service: S) -> Self
-    where
-        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = BoxedCall>
-            + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-    {
-        self.0
-            .push((S::NAME, Box::new(move |request| service.clone().call(request))));
+    pub(crate) fn with(self, service: impl Generated) -> Self {
+        self.add(None, service)
+    }
+
+    /// Adds a service whose calls can be answered at once, `generated` from it.
+    pub(crate) fn with_unary(self, service: Arc<impl Unary + 'static>, generated: impl Generated) -> Self {
+        self.add(Some(service), generated)
+    }
+
+    fn add<S: Generated>(mut self, unary: Option<Arc<dyn Unary>>, service: S) -> Self {
+        self.0.push(Entry {
+            name: S::NAME,
+            unary,
+            generated: Box::new(move |request| service.clone().call(request)),
+        });
         self
     }
 
     /// The service of this name, where there is one.
-    pub(crate) fn get(&self, name: &str) -> Option<&Erased> {
-        self.0
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, service)| service)
+    #[inline]
+    pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
+        self.0.iter().find(|service| service.name == name)
     }
 
     /// Adds server reflection, in its version 1 and in the older one that many tools still ask for.
@@ -68,12 +104,12 @@ impl Services {
             .with(v1alpha.max_decoding_message_size(MAX_MESSAGE_SIZE))
     }
 
-    /// Adds the health service, which calls all services here, the frozen one and the server as a whole ("") healthy until
-    /// it is told otherwise.
+    /// Adds the health service, which calls all services here and the server as a whole ("") healthy until it is told
+    /// otherwise.
     pub(crate) async fn with_health(self) -> (Self, Health) {
         let (reporter, service) = tonic_health::server::health_reporter();
         let services = self.with(service.max_decoding_message_size(MAX_MESSAGE_SIZE));
-        let names = services.0.iter().map(|(name, _)| *name).chain(["", SERVICE_NAME]);
+        let names = services.0.iter().map(|service| service.name).chain([""]);
         let health = Health {
             reporter,
             names: names.collect(),
@@ -85,7 +121,9 @@ impl Services {
 
 impl std::fmt::Debug for Services {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.iter().map(|(name, _)| name)).finish()
+        f.debug_set()
+            .entries(self.0.iter().map(|service| service.name))
+            .finish()
     }
 }
 

@@ -8,11 +8,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use crate::unary::Arriving;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use nodetracker_proto::v1::watch_service_server::SERVICE_NAME;
 use nodetracker_proto::{EncodedCodec, v1};
 use tonic::Status;
@@ -42,7 +42,7 @@ impl NamedService for WatchServer {
     const NAME: &'static str = SERVICE_NAME;
 }
 
-impl Service<Request<Incoming>> for WatchServer {
+impl Service<Request<Arriving>> for WatchServer {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = BoxedCall;
@@ -51,7 +51,7 @@ impl Service<Request<Incoming>> for WatchServer {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> BoxedCall {
+    fn call(&mut self, request: Request<Arriving>) -> BoxedCall {
         if request.uri().path().strip_prefix('/') != Some("nodetracker.v1.WatchService/Watch") {
             return Box::pin(async { Ok(Status::unimplemented("the service has no such method").into_http()) });
         }

@@ -1,5 +1,6 @@
 //! The server over real connections, and the `nodetracker` command as its users run it.
 
+mod arrivals;
 mod bad_input;
 mod beside;
 mod command;
