@@ -1,9 +1,9 @@
 //! The gRPC front end of nodetracker: it parses, checks, calls the table, and answers.
 //!
 //! One [acceptor](crate::Server::run) hands each connection to the least loaded of as many single-threaded workers as
-//! there are cores. A worker drives hyper's HTTP/2 for each of its connections, with tonic's generated services as plain
-//! services behind a small router: no call ever changes threads. Every limit that keeps a hostile client from
-//! hurting the others is set in [`limits`].
+//! there are cores. A worker drives the `h2` crate's HTTP/2 for each of its connections, with tonic's generated services as
+//! plain services behind a small router, and a short way for unary calls: no call ever changes threads. Every limit that
+//! keeps a hostile client from hurting the others is set in [`limits`].
 
 mod accept;
 mod cli;

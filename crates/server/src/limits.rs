@@ -82,12 +82,6 @@ pub const MAX_FRAME_SIZE: u32 = 16 * 1024;
 /// Bytes of answers that may wait on one stream for a client that does not read.
 pub const MAX_SEND_BUFFER: usize = 64 * 1024;
 
-/// How often a silent connection is pinged.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-
-/// How long a pinged client may take to answer before its connection is closed.
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long the acceptor waits after its first failure to accept, such as running out of file descriptors. Doubles
 /// with every further one.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
@@ -104,6 +98,10 @@ pub struct Limits {
     pub handshake: Duration,
     /// How long a call's request may take to arrive in full, and a session's first one. 10 s by default.
     pub call: Duration,
+    /// How long a connection may be silent before its client is pinged. 30 s by default.
+    pub keep_alive_interval: Duration,
+    /// How long a pinged client may stay silent before its connection is closed. 10 s by default.
+    pub keep_alive_timeout: Duration,
     /// How long calls in flight may go on after the server, or their connection, was told to stop. 10 s by default.
     pub drain: Duration,
     /// How long a connection lives before its client is told to open another. Bounds what a client can gain from
@@ -118,6 +116,8 @@ impl Default for Limits {
             max_connections: 10_000,
             handshake: Duration::from_secs(10),
             call: Duration::from_secs(10),
+            keep_alive_interval: Duration::from_secs(30),
+            keep_alive_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(10),
             max_connection_age: Duration::from_secs(3600),
         }

@@ -1,13 +1,13 @@
 //! Which service a request is for, and the deadline that every call has.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::RecvStream;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 
 use crate::leaving::ends_with;
 use crate::services::{BoxedCall, Entry, Services};
-use crate::unary::{self, Answer, Arriving, Way};
+use crate::unary::{self, Arriving, Way};
 
 /// Every service of the port. Cheap to clone: each connection has its own.
 #[derive(Debug, Clone)]
@@ -41,9 +41,34 @@ impl Router {
         Self { leaving, ..self }
     }
 
-    /// Answers a call the long way.
-    fn run(&self, service: &Entry, request: Request<Arriving>) -> Call {
-        Call(State::Running {
+    /// Calls what a request is for.
+    pub(crate) fn call(&self, request: Request<RecvStream>) -> Called {
+        if let Some(refusal) = not_grpc(&request) {
+            return Called::Response(refusal);
+        }
+        let path = request.uri().path();
+        let (name, method) = path
+            .strip_prefix('/')
+            .and_then(|path| path.split_once('/'))
+            .unwrap_or((path, ""));
+        let Some(service) = self.services.get(name) else {
+            return unimplemented(format!("there is no service {:?}", shown(name)));
+        };
+        let Some(unary) = &service.unary else {
+            return self.run(service, request.map(Arriving::new));
+        };
+        let Some(method) = unary.methods().iter().find(|known| **known == method) else {
+            return unimplemented(format!("service {name} has no method {:?}", shown(method)));
+        };
+        match unary::answer(&**unary, method, request) {
+            Way::Short(Ok(message)) => Called::Message(message),
+            Way::Short(Err(status)) => Called::Response(status.into_http()),
+            Way::Long(request) => self.run(service, *request),
+        }
+    }
+
+    fn run(&self, service: &Entry, request: Request<Arriving>) -> Called {
+        Called::Waiting(Call {
             call: service.call(request),
             deadline: self.deadline,
             leaving: self.leaving.clone(),
@@ -52,34 +77,18 @@ impl Router {
     }
 }
 
-impl hyper::service::Service<Request<Incoming>> for Router {
-    type Response = Response<Answer>;
-    type Error = Infallible;
-    type Future = Call;
+/// What came of a request.
+pub(crate) enum Called {
+    /// The call went well, and this is its answer, encoded.
+    Message(Bytes),
+    /// This is the answer.
+    Response(Response<Body>),
+    /// The answer is on its way.
+    Waiting(Call),
+}
 
-    fn call(&self, request: Request<Incoming>) -> Call {
-        if let Some(refusal) = not_grpc(&request) {
-            return Call::done(refusal);
-        }
-        let path = request.uri().path();
-        let (name, method) = path
-            .strip_prefix('/')
-            .and_then(|path| path.split_once('/'))
-            .unwrap_or((path, ""));
-        let Some(service) = self.services.get(name) else {
-            return Call::unimplemented(format!("there is no service {:?}", shown(name)));
-        };
-        let Some(unary) = &service.unary else {
-            return self.run(service, request.map(Arriving::new));
-        };
-        let Some(method) = unary.methods().iter().find(|known| **known == method) else {
-            return Call::unimplemented(format!("service {name} has no method {:?}", shown(method)));
-        };
-        match unary::answer(&**unary, method, request) {
-            Way::Short(answer) => Call(State::Done(Some(answer))),
-            Way::Long(request) => self.run(service, *request),
-        }
-    }
+fn unimplemented(message: String) -> Called {
+    Called::Response(Status::unimplemented(message).into_http())
 }
 
 /// As much of a name as an error message repeats.
@@ -108,54 +117,28 @@ fn not_grpc<B>(request: &Request<B>) -> Option<Response<Body>> {
 }
 
 /// A call on its way to a response.
-pub(crate) struct Call(State);
-
-enum State {
-    Done(Option<Response<Answer>>),
-    Running {
-        call: BoxedCall,
-        deadline: Duration,
-        /// What may end the answer, where it is a stream.
-        leaving: CancellationToken,
-        /// Set up when the call first has to wait. Nearly none does: its request came in one piece.
-        timer: Option<Pin<Box<Sleep>>>,
-    },
-}
-
-impl Call {
-    fn done(response: Response<Body>) -> Self {
-        Self(State::Done(Some(response.map(Answer::Other))))
-    }
-
-    fn unimplemented(message: String) -> Self {
-        Self::done(Status::unimplemented(message).into_http())
-    }
+pub(crate) struct Call {
+    call: BoxedCall,
+    deadline: Duration,
+    /// What may end the answer, where it is a stream.
+    leaving: CancellationToken,
+    /// Set up when the call first has to wait. Nearly none does: its request came in one piece.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Future for Call {
-    type Output = Result<Response<Answer>, Infallible>;
+    type Output = Response<Body>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = match &mut self.0 {
-            State::Done(response) => {
-                let response = response.take().expect("a future is not polled after it was ready");
-                return Poll::Ready(Ok(response));
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        let deadline = self.deadline;
+        Poll::Ready(match self.call.as_mut().poll(cx) {
+            Poll::Ready(Ok(response)) => ends_with(with_grpc_codes(response), &self.leaving),
+            Poll::Pending => {
+                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(deadline)));
+                ready!(timer.as_mut().poll(cx));
+                Status::deadline_exceeded(format!("the request did not arrive within {deadline:?}")).into_http()
             }
-            State::Running {
-                call,
-                deadline,
-                leaving,
-                timer,
-            } => match call.as_mut().poll(cx) {
-                Poll::Ready(Ok(response)) => ends_with(with_grpc_codes(response), leaving),
-                Poll::Pending => {
-                    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(*deadline)));
-                    ready!(timer.as_mut().poll(cx));
-                    Status::deadline_exceeded(format!("the request did not arrive within {deadline:?}")).into_http()
-                }
-            },
-        };
-        Poll::Ready(Ok(response.map(Answer::Other)))
+        })
     }
 }
 

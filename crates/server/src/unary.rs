@@ -8,14 +8,13 @@
 //! of it then.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::Frame;
 use tonic::Status;
-use tonic::body::Body;
 
 use crate::limits;
 
@@ -63,27 +62,30 @@ fn with_prefix(answer: &impl prost::Message) -> Bytes {
 
 /// What becomes of a call.
 pub(crate) enum Way {
-    /// It is answered.
-    Short(Response<Answer>),
+    /// It is answered, with an encoded message.
+    Short(Result<Bytes, Status>),
     /// It has to take the long way.
     Long(Box<Request<Arriving>>),
 }
 
 /// Answers a call the short way where that is possible.
-pub(crate) fn answer(service: &dyn Unary, method: &'static str, mut request: Request<Incoming>) -> Way {
+pub(crate) fn answer(service: &dyn Unary, method: &'static str, mut request: Request<RecvStream>) -> Way {
     // What is not there yet is polled for anew, by a task.
-    let polled = Pin::new(request.body_mut()).poll_frame(&mut Context::from_waker(Waker::noop()));
-    let Poll::Ready(read) = polled else {
+    let polled = request.body_mut().poll_data(&mut Context::from_waker(Waker::noop()));
+    let Poll::Ready(Some(Ok(frame))) = polled else {
+        // An error is there for whoever looks again.
         return Way::Long(Box::new(request.map(Arriving::new)));
     };
-    if let Some(Ok(frame)) = &read
-        && request.body().is_end_stream()
+    if request.body().is_end_stream()
         && !request.headers().contains_key(ENCODING)
-        && let Some(message) = frame.data_ref().and_then(|data| message_in(data))
+        && let Some(message) = message_in(&frame)
     {
-        return Way::Short(respond(service.unary(method, message)));
+        return Way::Short(service.unary(method, message));
     }
-    Way::Long(Box::new(request.map(|rest| Arriving { read, rest })))
+    Way::Long(Box::new(request.map(|rest| Arriving {
+        read: Some(frame),
+        rest,
+    })))
 }
 
 /// The message that a frame consists of, if it does.
@@ -94,94 +96,60 @@ fn message_in(frame: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// The head of the answer to a call that went well.
+pub(crate) fn head() -> Response<()> {
+    let mut headers = HeaderMap::with_capacity(1);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let mut response = Response::new(());
+    *response.headers_mut() = headers;
+    response
+}
+
+/// The end of the answer to a call that went well.
+pub(crate) fn trailers() -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+    trailers
+}
+
 /// A request's body.
 #[derive(Debug)]
 pub(crate) struct Arriving {
     /// What was read of it already.
-    read: Option<Result<Frame<Bytes>, hyper::Error>>,
-    rest: Incoming,
+    read: Option<Bytes>,
+    rest: RecvStream,
 }
 
 impl Arriving {
     /// A body of which nothing was read.
-    pub(crate) fn new(rest: Incoming) -> Self {
+    pub(crate) fn new(rest: RecvStream) -> Self {
         Self { read: None, rest }
     }
 }
 
 impl http_body::Body for Arriving {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = h2::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.read.take() {
-            Some(read) => Poll::Ready(Some(read)),
-            None => Pin::new(&mut self.rest).poll_frame(cx),
-        }
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let data = match self.read.take() {
+            Some(read) => Some(Ok(read)),
+            None => ready!(self.rest.poll_data(cx)),
+        };
+        Poll::Ready(match data {
+            Some(Ok(data)) => {
+                // Whoever polls takes it, so the client may send as much again. The stream can be gone by now.
+                let _ = self.rest.flow_control().release_capacity(data.len());
+                Some(Ok(Frame::data(data)))
+            }
+            // The client has lost interest, which is an end as any other.
+            Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => None,
+            Some(Err(error)) => Some(Err(error)),
+            None => ready!(self.rest.poll_trailers(cx))?.map(|trailers| Ok(Frame::trailers(trailers))),
+        })
     }
 
     fn is_end_stream(&self) -> bool {
         self.read.is_none() && self.rest.is_end_stream()
-    }
-}
-
-/// The body of an answer.
-pub(crate) enum Answer {
-    /// One message, with its prefix, and then the trailers of a call that went well.
-    Message(Bytes),
-    /// These trailers.
-    Trailers,
-    /// Nothing more.
-    Sent,
-    /// What tonic made.
-    Other(Body),
-}
-
-fn respond(answer: Result<Bytes, Status>) -> Response<Answer> {
-    match answer {
-        Ok(message) => {
-            let mut headers = HeaderMap::with_capacity(1);
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            let mut response = Response::new(Answer::Message(message));
-            *response.headers_mut() = headers;
-            response
-        }
-        Err(status) => status.into_http().map(Answer::Other),
-    }
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let (frame, next) = match &mut *self {
-            Answer::Message(message) => (Frame::data(std::mem::take(message)), Answer::Trailers),
-            Answer::Trailers => {
-                let mut trailers = HeaderMap::with_capacity(1);
-                trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
-                (Frame::trailers(trailers), Answer::Sent)
-            }
-            Answer::Sent => return Poll::Ready(None),
-            Answer::Other(body) => return Pin::new(body).poll_frame(cx),
-        };
-        *self = next;
-        Poll::Ready(Some(Ok(frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Answer::Message(_) | Answer::Trailers => false,
-            Answer::Sent => true,
-            Answer::Other(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            // A size would become a header, which nobody reads.
-            Answer::Message(_) | Answer::Trailers | Answer::Sent => SizeHint::new(),
-            Answer::Other(body) => body.size_hint(),
-        }
     }
 }

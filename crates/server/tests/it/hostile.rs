@@ -34,6 +34,44 @@ async fn silent_clients_are_hung_up_on() {
 }
 
 #[tokio::test]
+async fn clients_that_do_not_answer_pings_are_hung_up_on() {
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            keep_alive_interval: SOON / 10,
+            keep_alive_timeout: SOON,
+            ..Limits::default()
+        },
+    )
+    .await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
+    // Who answers is not: it is asked again and again.
+    let mut answered = 0;
+    while answered < 3 {
+        let mut frame = vec![0; 9];
+        stream.read_exact(&mut frame).await.unwrap();
+        let len = usize::from(frame[2]);
+        frame.resize(9 + len, 0);
+        stream.read_exact(&mut frame[9..]).await.unwrap();
+        if frame[3] == PING && frame[4] & ACK == 0 {
+            frame[4] |= ACK;
+            stream.write_all(&frame).await.unwrap();
+            answered += 1;
+        }
+    }
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest).await;
+    assert_eq!(rest.get(3), Some(&PING), "it was asked before");
+    server.assert_serves().await;
+}
+
+#[tokio::test]
 async fn a_request_that_never_ends_is_answered() {
     let server = Running::with(
         RouteTable::new(),
