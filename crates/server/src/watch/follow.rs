@@ -8,6 +8,7 @@ use nodetracker::{Event, Lagged, NodeId, ProxyRef, Reason, Route, RouteBatch, Ro
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
@@ -18,17 +19,25 @@ use crate::watch::log::Batch;
 use crate::watch::stream::encoded;
 
 /// Follows the table for ever, while somebody watches.
+///
+/// It shares its thread with the acceptor and the sweeper, and the table may change faster than it can follow. So they have
+/// their turn after each part, and whether there still is a watch is asked each time.
 pub(crate) async fn follow(watches: &Watches) -> Infallible {
     let mut stage = watches.stage.subscribe();
     let mut complaints = Complaints::default();
+    let mut events = Vec::new();
     loop {
         // The sender lives as long as `watches`.
         let _ = stage.wait_for(|stage| stage.watches > 0).await;
         let mut subscription = watches.table.subscribe();
         watches.stage.send_modify(|stage| stage.following = true);
+        let mut is_up_to_date = true;
         loop {
-            sleep(WATCH_INTERVAL).await;
-            take_all(watches, &mut subscription, &mut complaints);
+            if is_up_to_date {
+                sleep(WATCH_INTERVAL).await;
+            } else {
+                yield_now().await;
+            }
             let stops = watches.stage.send_if_modified(|stage| {
                 stage.following = stage.watches > 0;
                 !stage.following
@@ -36,28 +45,31 @@ pub(crate) async fn follow(watches: &Watches) -> Infallible {
             if stops {
                 break;
             }
+            is_up_to_date = take(watches, &mut subscription, &mut events, &mut complaints);
         }
     }
 }
 
-/// Takes every change that the feed has.
-fn take_all(watches: &Watches, subscription: &mut Subscription<'_>, complaints: &mut Complaints) {
-    let mut events = Vec::new();
-    loop {
-        events.clear();
-        match subscription.poll(MAX_WATCH_CHANGES, |event| events.push(event.clone())) {
-            Ok(_) => {}
-            Err(lagged) => {
-                complaints.add(lagged);
-                // What was polled before the gap is a part of what is read anew.
-                watches.log.lose_all();
-                continue;
-            }
+/// Takes a part of the changes that the feed has; returns whether there are no more.
+fn take(
+    watches: &Watches,
+    subscription: &mut Subscription<'_>,
+    events: &mut Vec<Event>,
+    complaints: &mut Complaints,
+) -> bool {
+    events.clear();
+    match subscription.poll(MAX_WATCH_CHANGES, |event| events.push(event.clone())) {
+        Ok(0) => true,
+        Ok(_) => {
+            append(watches, events);
+            false
         }
-        if events.is_empty() {
-            return;
+        Err(lagged) => {
+            complaints.add(lagged);
+            // What was polled before the gap is a part of what is read anew.
+            watches.log.lose_all();
+            false
         }
-        append(watches, &events);
     }
 }
 
@@ -213,5 +225,85 @@ impl<'t> Building<'t> {
             nodes: self.nodes,
             first: self.first,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::sync::Arc;
+    use std::task::{Context, Waker};
+
+    use nodetracker::Proxy;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::generation::Generation;
+
+    const PART: u64 = MAX_WATCH_CHANGES as u64;
+
+    /// One turn of the follower.
+    fn poll(follower: Pin<&mut impl Future<Output = Infallible>>) {
+        assert!(follower.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    fn change(table: &RouteTable, nodes: std::ops::Range<u64>) {
+        let proxy = Proxy {
+            id: "proxy",
+            cluster_name: "",
+            addr: "proxy:1",
+        };
+        for number in nodes {
+            let node = format!("node-{number}").parse().expect("a name");
+            table.report_node(&node, &proxy).expect("there is room");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_shares_the_thread_has_a_turn_after_each_part() {
+        let table = Arc::new(RouteTable::new());
+        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        let mut follower = pin!(follow(&watches));
+        poll(follower.as_mut());
+        assert_eq!(table.subscriptions(), 0);
+        let entered = watches.enter().expect("there is room");
+        poll(follower.as_mut());
+        assert_eq!(table.subscriptions(), 1);
+
+        // The table changes as fast as the follower follows, and would keep it busy for ever.
+        change(&table, 0..2 * PART);
+        advance(WATCH_INTERVAL).await;
+        for part in 1..5 {
+            poll(follower.as_mut());
+            assert_eq!(watches.log.next(), 1 + part * PART);
+            change(&table, (part + 1) * PART..(part + 2) * PART);
+        }
+        drop(entered);
+        poll(follower.as_mut());
+        assert_eq!(table.subscriptions(), 0, "nobody watches");
+        assert_eq!(watches.log.next(), 1 + 4 * PART);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_rests_once_it_is_up_to_date() {
+        let table = Arc::new(RouteTable::new());
+        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        let _entered = watches.enter().expect("there is room");
+        let mut follower = pin!(follow(&watches));
+        poll(follower.as_mut());
+        change(&table, 0..1);
+        poll(follower.as_mut());
+        assert_eq!(watches.log.next(), 1, "it rests");
+        advance(WATCH_INTERVAL).await;
+        for _ in 0..3 {
+            poll(follower.as_mut());
+        }
+        assert_eq!(watches.log.next(), 2);
+        change(&table, 1..2);
+        poll(follower.as_mut());
+        assert_eq!(watches.log.next(), 2, "it rests again");
+        advance(WATCH_INTERVAL).await;
+        poll(follower.as_mut());
+        assert_eq!(watches.log.next(), 3);
     }
 }
