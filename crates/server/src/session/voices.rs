@@ -79,6 +79,10 @@ impl Voices {
         let mut voices = lock(&self.0);
         if voices.get(proxy_id).is_some_and(|current| Arc::ptr_eq(current, voice)) {
             voices.remove(proxy_id);
+            if voices.len() < voices.capacity() / 4 {
+                let room = 2 * voices.len();
+                voices.shrink_to(room);
+            }
         }
     }
 }
@@ -172,6 +176,20 @@ mod tests {
         voices.leave("proxy", &second);
         voices.leave("proxy", &second);
         assert_eq!(lock(&voices.0).len(), 0);
+    }
+
+    #[test]
+    fn the_most_sessions_that_there_ever_were_take_no_memory_for_ever() {
+        let voices = Voices::default();
+        let names: Vec<_> = (0..10_000).map(|number| format!("proxy-{number}")).collect();
+        let take = |name: &String| voices.take(name, NonZeroU64::MIN, || Ok::<_, ()>(()));
+        let taken: Vec<_> = names.iter().map(|name| take(name).expect("it begins").0).collect();
+        for (left, (name, voice)) in names.iter().zip(&taken).enumerate().rev() {
+            voices.leave(name, voice);
+            let voices = lock(&voices.0);
+            assert_eq!(voices.len(), left);
+            assert!(voices.capacity() <= 4 * left + 4, "{} for {left}", voices.capacity());
+        }
     }
 
     #[test]
