@@ -221,6 +221,12 @@ impl Feed {
         self.subscribers.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn marked(&self) -> u64 {
+        let rings = self.rings.get().into_iter().flatten();
+        // Relaxed: a figure to be shown.
+        rings.map(|ring| ring.head.load(Ordering::Relaxed)).sum()
+    }
+
     /// The ring of removed and changed proxies.
     pub(crate) const PROXIES: usize = RINGS - 1;
 

@@ -542,6 +542,14 @@ impl RouteTable {
         self.feed.subscriptions()
     }
 
+    /// How many changes were marked for [subscriptions](Self::subscribe) since the table was made: each one once, however many
+    /// there are, and none while there is no subscription. This is all that writers do for them. Adds up a few hundred
+    /// counters.
+    #[must_use]
+    pub fn marked_changes(&self) -> u64 {
+        self.feed.marked()
+    }
+
     /// Every route that is known of a node, with why it is or is not returned; the order is that of
     /// [`get_proxies`](Self::get_proxies).
     #[must_use]

@@ -87,6 +87,56 @@ fn a_subscriber_that_is_too_slow_is_told_and_begins_anew() {
     );
 }
 
+/// What writers do for subscribers: each change is marked once, however many there are.
+#[test]
+fn a_thousand_subscriptions_cost_writers_what_one_does() {
+    const KEEP_ALIVE: Duration = Duration::from_secs(10);
+    let clock = ManualClock::new();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(KEEP_ALIVE)
+        .build();
+    let nodes: Vec<NodeId> = (0..1000).map(common::ops::node).collect();
+    // A thousand each of additions, refreshes, removals and expiries, and a few of everything else.
+    let work = || {
+        let before = table.marked_changes();
+        let proxy = register(&table, "proxy-1");
+        let by_handle = |handles: &[_]| table.refresh_routes(handles, proxy, &mut Vec::new());
+        let mut handles = Vec::new();
+        for _ in 0..2 {
+            let added = table.add_nodes_with_handles(&nodes, proxy, &mut handles);
+            added.expect("there is room");
+        }
+        by_handle(&handles).expect("the proxy is there");
+        for node in &nodes {
+            table.remove_node(node);
+            table.add_node(node, proxy).expect("there is room");
+        }
+        clock.advance(KEEP_ALIVE + Duration::from_millis(1));
+        common::sweep_fully(&table);
+        assert_eq!(table.len(), 0);
+        let elsewhere = Proxy {
+            id: "proxy-1",
+            cluster_name: "main",
+            addr: "10.0.0.2:3080",
+        };
+        table.report_node(&nodes[0], &elsewhere).expect("there is room");
+        table.remove_proxy(proxy);
+        table.marked_changes() - before
+    };
+    assert_eq!(work(), 0, "nobody follows");
+    let first = table.subscribe();
+    // Added, removed, added again and expired; then moved, added and the proxy removed; and what it leaves behind is swept.
+    common::sweep_fully(&table);
+    let for_one = work();
+    assert_eq!(for_one, 4 * 1000 + 3);
+    let _others: Vec<_> = (1..1000).map(|_| table.subscribe()).collect();
+    assert_eq!(table.subscriptions(), 1000);
+    common::sweep_fully(&table);
+    assert_eq!(work(), for_one);
+    drop(first);
+}
+
 #[test]
 fn one_poll_takes_no_more_than_it_was_asked_for() {
     let table = RouteTable::new();

@@ -451,6 +451,71 @@ async fn a_thousand_watches_are_one_subscription() {
     assert_eq!(again.changes(1).await, ["a Removed"]);
 }
 
+/// What the writers do for watches is to mark each change once, in the table's feed. It is the same for one watch as for a
+/// thousand, and so is what is numbered and encoded for them.
+#[tokio::test]
+async fn a_thousand_watches_cost_writers_what_one_does() {
+    const COUNT: u64 = 1000;
+    let clock = ManualClock::new();
+    let interval = Duration::from_secs(60);
+    let table = RouteTable::builder().clock(clock.clone()).keep_alive(interval).build();
+    let server = Running::with_table(table).await;
+    let table = &server.table;
+    // As many additions, refreshes, removals and expiries. The follower, which is a task of this thread, sees none of it
+    // before the end.
+    let work = || {
+        let before = table.marked_changes();
+        let ids: Vec<NodeId> = (0..2 * u128::from(COUNT))
+            .map(|number| Uuid::from_u128(number).into())
+            .collect();
+        let (half, rest) = ids.split_at(COUNT as usize);
+        for node in &ids {
+            table.report_node(node, &proxy("p1")).unwrap();
+        }
+        for node in rest {
+            table.report_node(node, &proxy("p1")).unwrap();
+        }
+        for node in half {
+            table.remove_node(node);
+        }
+        clock.advance(interval + Duration::from_millis(1));
+        for _ in 0..2 {
+            while !table.sweep(256).round_completed {}
+        }
+        assert_eq!(table.len(), 0);
+        table.marked_changes() - before
+    };
+    assert_eq!(work(), 0, "nobody watches");
+
+    let mut first = Watch::begin(&server, None).await;
+    first.snapshot().await;
+    let place = first.copy.sequence.unwrap();
+    assert_eq!(work(), 4 * COUNT, "one watch");
+    first.changes(4 * COUNT as usize).await;
+    assert_eq!(first.copy.sequence, Some(place + 4 * COUNT));
+
+    // These do not read what they are sent.
+    let mut watches = Vec::new();
+    for _ in 0..4 {
+        let channel = server.channel().await;
+        for _ in 0..250 {
+            watches.push(Watch::over(channel.clone(), None).await);
+        }
+    }
+    for watch in &mut watches {
+        watch.snapshot().await;
+    }
+    let mut last = Watch::begin(&server, None).await;
+    last.snapshot().await;
+    assert_eq!(work(), 4 * COUNT, "a thousand and two");
+    assert_eq!(table.subscriptions(), 1);
+    for watch in [&mut first, &mut last] {
+        watch.changes(4 * COUNT as usize).await;
+        assert_eq!(watch.copy.sequence, Some(place + 8 * COUNT));
+        assert_eq!(watch.copy.all(), BTreeSet::new());
+    }
+}
+
 /// Whatever happens while the snapshot is sent, and after: in the end the copy is what the table is.
 #[tokio::test]
 async fn a_copy_converges_while_everything_changes() {
