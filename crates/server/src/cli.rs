@@ -23,11 +23,23 @@ const FAILURE: u8 = 1;
 /// Something was wrong with what was asked for; clap uses the same.
 const USAGE: u8 = 2;
 
+/// What `help` says after the commands.
+const FOR_SCRIPTS: &str = "\
+Exit codes:
+  0         Done, also where the answer is empty
+  1         The tracker did not answer, or refused; or something failed while it ran
+  2         A mistake in the command line or the configuration
+  130, 143  Ended by SIGINT or SIGTERM; where the tracker runs, by the second one
+
+Answers go to stdout, remarks and errors to stderr. With --format json an answer is one
+object a line, and a time is like 2021-11-23T00:01:38.042Z, in UTC.";
+
 /// Tracks which proxies hold the reverse tunnels to which nodes
 #[derive(Debug, Parser)]
 #[command(
     name = "nodetracker",
     version,
+    after_help = FOR_SCRIPTS,
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -46,20 +58,28 @@ enum Command {
     /// Record, or refresh, that a node can be reached through a proxy
     Add(query::Add),
     /// List the proxies that can reach a node, most recently refreshed first
+    ///
+    /// As JSON, each has proxy_id, cluster_name, addr and last_refresh_time.
     Get(query::Get),
     /// Forget every route of a node
     Rm(query::Rm),
     /// Tell everything that is known of a node, and why a route of it is not returned
+    ///
+    /// As JSON, each route has what `get` prints, age_seconds, and the verdict: returned, expired or proxy removed.
     Explain(admin::Explain),
     /// List the nodes with their routes
     ///
-    /// In no particular order. A node is there once, if it has routes all the while.
+    /// In no particular order. A node is there once, if it has routes all the while. As JSON, each route has what `get` prints,
+    /// and the node.
     Nodes(admin::Nodes),
     /// List the proxies that are registered
+    ///
+    /// As JSON, each has proxy_id, cluster_name and addr.
     Proxies(admin::Proxies),
     /// Forget a proxy with all its routes
     ///
-    /// Takes effect at once, however many routes there are. A proxy that goes on reporting nodes is registered again by that.
+    /// Takes effect at once, however many routes there are. A proxy that goes on reporting nodes with single calls is registered
+    /// again by that. One that has a session loses it, and comes back when it starts anew.
     RmProxy(admin::RmProxy),
     /// Tell what the tracker holds, and since when it runs
     Stats(admin::Stats),

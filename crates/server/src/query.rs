@@ -1,20 +1,21 @@
 //! The commands that ask a running server.
 
 pub(crate) mod admin;
+mod print;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClient;
-use serde::Serialize;
 use thiserror::Error;
 use tokio::time::timeout;
 use tonic::Status;
 
 use crate::dial::{Target, Transport};
+use crate::query::print::{Print, ProxyRow, RouteRow, dash, rfc3339, time};
 
 /// How long connecting, and then the call, may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,7 +41,7 @@ pub(crate) struct Add {
     /// The proxy's address, HOST:PORT
     proxy_addr: String,
     /// The cluster that the proxy belongs to
-    #[arg(long, value_name = "NAME", default_value = "")]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     cluster: String,
     #[command(flatten)]
     at: Where,
@@ -51,11 +52,8 @@ pub(crate) struct Add {
 pub(crate) struct Get {
     /// The node's ID
     node: String,
-    /// How to print the answer
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
     #[command(flatten)]
-    at: Where,
+    print: Print,
 }
 
 /// Arguments of `rm`.
@@ -65,15 +63,6 @@ pub(crate) struct Rm {
     node: String,
     #[command(flatten)]
     at: Where,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum Format {
-    /// Aligned columns
-    #[default]
-    Table,
-    /// An array of objects
-    Json,
 }
 
 /// Why a command did not do what it was asked, in one line.
@@ -156,90 +145,43 @@ pub(crate) async fn rm(rm: Rm) -> Result<(), QueryError> {
 }
 
 pub(crate) async fn get(get: Get) -> Result<(), QueryError> {
-    let mut client = get.at.connect().await?;
-    let answer = get
-        .at
-        .call(client.get_proxies(api::GetProxiesRequest {
-            node_id: get.node.clone(),
-        }))
-        .await?;
+    let Get { node, print } = get;
+    let mut client = print.at.connect().await?;
+    let request = api::GetProxiesRequest { node_id: node.clone() };
+    let answer = print.at.call(client.get_proxies(request)).await?;
     if answer.proxy_details.is_empty() {
-        let _ = writeln!(
-            io::stderr(),
-            "nodetracker: no proxy is known to reach node {}",
-            get.node
-        );
+        let _ = writeln!(io::stderr(), "nodetracker: no proxy is known to reach node {node}");
     }
-    let mut out = io::stdout().lock();
-    match get.format {
-        Format::Table => write_table(&mut out, &answer.proxy_details, SystemTime::now())?,
-        Format::Json => write_json(&mut out, &answer.proxy_details)?,
+    let routes: Vec<_> = answer.proxy_details.into_iter().map(route).collect();
+    print
+        .format
+        .print(Some(HEADING), &routes, |route| columns(route, SystemTime::now()))
+}
+
+fn route(proxy: api::ProxyDetails) -> RouteRow {
+    RouteRow {
+        proxy: ProxyRow {
+            proxy_id: proxy.id,
+            cluster_name: proxy.cluster_name,
+            addr: proxy.addr,
+        },
+        last_refresh_time: time(proxy.updated_at),
+        ..RouteRow::default()
     }
-    Ok(out.flush()?)
 }
 
-/// An element of the JSON array: the wire's fields under the wire's names.
-#[derive(Serialize)]
-struct Row<'a> {
-    id: &'a str,
-    cluster_name: &'a str,
-    addr: &'a str,
-    updated_at: Option<String>,
-}
+const HEADING: [&str; 4] = ["PROXY", "CLUSTER", "ADDR", "UPDATED"];
 
-fn write_json(out: &mut impl Write, proxies: &[api::ProxyDetails]) -> io::Result<()> {
-    let rows: Vec<_> = proxies
-        .iter()
-        .map(|proxy| Row {
-            id: &proxy.id,
-            cluster_name: &proxy.cluster_name,
-            addr: &proxy.addr,
-            updated_at: updated_at(proxy).map(rfc3339),
-        })
-        .collect();
-    serde_json::to_writer_pretty(&mut *out, &rows)?;
-    writeln!(out)
-}
-
-fn write_table(out: &mut impl Write, proxies: &[api::ProxyDetails], now: SystemTime) -> io::Result<()> {
-    let mut rows = vec![["PROXY", "CLUSTER", "ADDR", "UPDATED"].map(str::to_owned)];
-    rows.extend(proxies.iter().map(|proxy| {
-        let updated = updated_at(proxy).map_or("-".into(), |at| format!("{} ({})", rfc3339(at), age(now, at)));
-        [
-            proxy.id.clone(),
-            proxy.cluster_name.clone(),
-            proxy.addr.clone(),
-            updated,
-        ]
-    }));
-    write_columns(out, &rows)
-}
-
-/// Writes rows whose columns are aligned.
-fn write_columns<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
-    let widths: [usize; N] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
-    for row in rows {
-        for (at, (text, width)) in row.iter().zip(widths).enumerate() {
-            match at + 1 == N {
-                // Nothing follows that would have to be aligned.
-                true => writeln!(out, "{text}")?,
-                false => write!(out, "{text:width$}  ")?,
-            }
-        }
-    }
-    Ok(())
-}
-
-fn updated_at(proxy: &api::ProxyDetails) -> Option<SystemTime> {
-    SystemTime::try_from(proxy.updated_at?).ok()
-}
-
-/// To the millisecond, in UTC.
-fn rfc3339(time: SystemTime) -> String {
-    // Formatting fails for years before 1970 and after 9999.
-    let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, latest)).to_string()
+fn columns(route: &RouteRow, now: SystemTime) -> [String; 4] {
+    let ProxyRow {
+        proxy_id,
+        cluster_name,
+        addr,
+    } = route.proxy.clone();
+    let updated = route
+        .last_refresh_time
+        .map_or_else(|| dash(""), |at| format!("{} ({})", rfc3339(at), age(now, at)));
+    [proxy_id, cluster_name, addr, updated]
 }
 
 /// How long ago, in its two largest units. The server's clock may be ahead of ours.
@@ -286,6 +228,7 @@ fn message(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::query::print::Format;
 
     fn proxy(id: &str, cluster: &str, addr: &str, seconds: i64) -> api::ProxyDetails {
         api::ProxyDetails {
@@ -300,33 +243,47 @@ mod tests {
     }
 
     #[test]
-    fn table_is_aligned() {
+    fn tables_are_aligned_and_json_is_an_object_a_line() {
         let mut out = Vec::new();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_637_625_700);
         let proxies = [
             proxy("proxy-1", "", "10.0.0.1:3080", 1_637_625_600),
             proxy("p2", "root", "p2:1", 1_637_625_698),
         ];
-        write_table(&mut out, &proxies, now).unwrap();
+        let routes = proxies.map(route);
+        let write = |format: Format, out: &mut Vec<u8>| {
+            let written = format.write(out, Some(HEADING), &routes, |route| columns(route, now));
+            written.unwrap();
+        };
+        write(Format::Table, &mut out);
         let expected = "\
 PROXY    CLUSTER  ADDR           UPDATED
 proxy-1           10.0.0.1:3080  2021-11-23T00:00:00.042Z (1m 39s ago)
 p2       root     p2:1           2021-11-23T00:01:38.042Z (1s ago)
 ";
+        assert_eq!(String::from_utf8(out.clone()).unwrap(), expected);
+        out.clear();
+        write(Format::Json, &mut out);
+        let expected = r#"{"proxy_id":"proxy-1","cluster_name":"","addr":"10.0.0.1:3080","last_refresh_time":"2021-11-23T00:00:00.042Z"}
+{"proxy_id":"p2","cluster_name":"root","addr":"p2:1","last_refresh_time":"2021-11-23T00:01:38.042Z"}
+"#;
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
     #[test]
     fn times_that_no_server_should_send_are_printed_somehow() {
-        let mut out = Vec::new();
         let absurd = [i64::MIN, -1, 253_402_300_800, i64::MAX].map(|seconds| proxy("p", "", "p:1", seconds));
-        write_table(&mut out, &absurd, SystemTime::UNIX_EPOCH).unwrap();
-        write_json(&mut out, &absurd).unwrap();
         let none = api::ProxyDetails {
             updated_at: None,
             ..absurd[0].clone()
         };
-        write_table(&mut out, &[none], SystemTime::UNIX_EPOCH).unwrap();
+        let routes: Vec<_> = absurd.into_iter().chain([none]).map(route).collect();
+        for (format, lines) in [(Format::Table, 6), (Format::Json, 5)] {
+            let mut out = Vec::new();
+            let row = |route: &RouteRow| columns(route, SystemTime::UNIX_EPOCH);
+            format.write(&mut out, Some(HEADING), &routes, row).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap().lines().count(), lines);
+        }
     }
 
     #[test]

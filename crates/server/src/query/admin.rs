@@ -1,9 +1,9 @@
 //! The commands that ask the administration of a running server.
 
 use std::io::{self, Write};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::v1::node_id::Id;
@@ -11,7 +11,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::dial::Transport;
-use crate::query::{QueryError, Where, rfc3339, write_columns};
+use crate::query::print::{Format, Print, ProxyRow, RouteRow, dash, time};
+use crate::query::{QueryError, Where};
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
@@ -55,87 +56,10 @@ pub(crate) struct Stats {
     print: Print,
 }
 
-/// How to print an answer, and whose.
-#[derive(Debug, Args)]
-struct Print {
-    /// How to print the answer
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-    #[command(flatten)]
-    at: Where,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum Format {
-    /// Aligned columns
-    #[default]
-    Table,
-    /// One object a line
-    Json,
-}
-
 impl Where {
     async fn admin(&self) -> Result<AdminServiceClient<Transport>, QueryError> {
         let transport = self.dial().await?;
         Ok(AdminServiceClient::with_origin(transport, self.addr.origin()))
-    }
-}
-
-impl Format {
-    /// Prints a part of an answer: rows under a heading, or the objects that they are made from.
-    fn print<T: Serialize, const N: usize>(
-        self,
-        heading: Option<[&str; N]>,
-        objects: &[T],
-        row: impl Fn(&T) -> [String; N],
-    ) -> Result<(), QueryError> {
-        let mut out = io::stdout().lock();
-        match self {
-            Format::Table => {
-                let heading = heading.map(|heading| heading.map(str::to_owned));
-                let rows: Vec<_> = heading.into_iter().chain(objects.iter().map(row)).collect();
-                write_columns(&mut out, &rows)?;
-            }
-            Format::Json => {
-                for object in objects {
-                    serde_json::to_writer(&mut out, object).map_err(io::Error::from)?;
-                    writeln!(out)?;
-                }
-            }
-        }
-        Ok(out.flush()?)
-    }
-}
-
-/// A route, or an explained one.
-#[derive(Serialize)]
-struct RouteRow {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    node: Option<String>,
-    #[serde(flatten)]
-    proxy: ProxyRow,
-    last_refresh_time: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    age_seconds: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    verdict: Option<&'static str>,
-}
-
-/// A proxy; one that was removed has no ID.
-#[derive(Serialize)]
-struct ProxyRow {
-    proxy_id: String,
-    cluster_name: String,
-    addr: String,
-}
-
-impl From<v1::Proxy> for ProxyRow {
-    fn from(proxy: v1::Proxy) -> Self {
-        Self {
-            proxy_id: proxy.proxy_id,
-            cluster_name: proxy.cluster_name,
-            addr: proxy.addr,
-        }
     }
 }
 
@@ -156,7 +80,7 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), QueryError> {
             node: None,
             verdict: Some(verdict(route.verdict())),
             proxy: route.proxy.unwrap_or_default().into(),
-            last_refresh_time: time(route.last_refresh_time).map(rfc3339),
+            last_refresh_time: time(route.last_refresh_time),
             age_seconds: duration(route.age).map(|age| age.as_secs_f64()),
         })
         .collect();
@@ -167,7 +91,7 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), QueryError> {
             dash(&route.proxy.proxy_id),
             route.proxy.cluster_name.clone(),
             route.proxy.addr.clone(),
-            route.last_refresh_time.clone().unwrap_or_else(|| dash("")),
+            route.updated(),
             age.unwrap_or_else(|| dash("")),
             route.verdict.unwrap_or_default().to_owned(),
         ]
@@ -191,7 +115,7 @@ pub(crate) async fn nodes(nodes: Nodes) -> Result<(), QueryError> {
                 rows.push(RouteRow {
                     node: Some(id(node.node.as_ref())),
                     proxy: proxy.cloned().unwrap_or_default().into(),
-                    last_refresh_time: time(route.last_refresh_time).map(rfc3339),
+                    last_refresh_time: time(route.last_refresh_time),
                     age_seconds: None,
                     verdict: None,
                 });
@@ -203,7 +127,7 @@ pub(crate) async fn nodes(nodes: Nodes) -> Result<(), QueryError> {
                 route.proxy.proxy_id.clone(),
                 route.proxy.cluster_name.clone(),
                 route.proxy.addr.clone(),
-                route.last_refresh_time.clone().unwrap_or_else(|| dash("")),
+                route.updated(),
             ]
         })?;
         if page.next_page_token.is_empty() {
@@ -307,15 +231,6 @@ fn id(node: Option<&v1::NodeId>) -> String {
         Some(Id::Name(name)) => name.clone(),
         None => dash(""),
     }
-}
-
-/// What stands for nothing in a column.
-fn dash(text: &str) -> String {
-    if text.is_empty() { "-".into() } else { text.into() }
-}
-
-fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {
-    SystemTime::try_from(time?).ok()
 }
 
 fn duration(duration: Option<prost_types::Duration>) -> Option<Duration> {

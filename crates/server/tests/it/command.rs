@@ -2,9 +2,17 @@
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::support::{Process, nodetracker, run, stderr, stdout};
+
+/// What JSON is for scripts: an object a line.
+fn objects(json: &str) -> Vec<serde_json::Value> {
+    let object = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    let objects: Vec<serde_json::Value> = json.lines().map(object).collect();
+    assert!(objects.iter().all(serde_json::Value::is_object), "{json}");
+    objects
+}
 
 #[test]
 fn a_node_is_added_found_and_removed() {
@@ -51,12 +59,13 @@ fn a_node_is_added_found_and_removed() {
     assert_eq!(lines.len(), 3);
 
     let found = run(&["get", "node-1", "--format", "json", "--addr", &addr]);
-    let json: serde_json::Value = serde_json::from_str(&stdout(&found)).unwrap();
-    assert_eq!(json.as_array().unwrap().len(), 2);
-    assert_eq!(json[1]["id"], "proxy-1");
+    let json = objects(&stdout(&found));
+    assert_eq!(json.len(), 2);
+    assert_eq!(json[0]["proxy_id"], "a-longer-proxy");
+    assert_eq!(json[1]["proxy_id"], "proxy-1");
     assert_eq!(json[1]["cluster_name"], "root");
     assert_eq!(json[1]["addr"], "10.0.0.1:3080");
-    let updated_at = json[1]["updated_at"].as_str().unwrap();
+    let updated_at = json[1]["last_refresh_time"].as_str().unwrap();
     assert_eq!(
         (updated_at.len(), &updated_at[10..11], &updated_at[23..]),
         (24, "T", "Z"),
@@ -76,7 +85,7 @@ fn a_node_is_added_found_and_removed() {
 fn an_unknown_node_is_an_empty_answer_with_a_note() {
     let server = Process::serve(&[]);
     let addr = server.addr.to_string();
-    for (format, answer) in [("table", "PROXY  CLUSTER  ADDR  UPDATED\n"), ("json", "[]\n")] {
+    for (format, answer) in [("table", "PROXY  CLUSTER  ADDR  UPDATED\n"), ("json", "")] {
         let found = run(&["get", "nobody", "--format", format, "--addr", &addr]);
         assert_eq!((found.status.code(), stdout(&found).as_str()), (Some(0), answer));
         assert_eq!(stderr(&found), "nodetracker: no proxy is known to reach node nobody\n");
@@ -163,24 +172,95 @@ fn logs_are_text_or_json_on_stderr() {
     TcpStream::connect(server.addr).unwrap();
 }
 
+/// The commands, as `help` lists them.
+const COMMANDS: [&str; 9] = [
+    "serve", "add", "get", "rm", "explain", "nodes", "proxies", "rm-proxy", "stats",
+];
+
 #[test]
 fn help_and_version_are_for_stdout() {
-    for args in [
-        &["--help"][..],
-        &["serve", "--help"],
-        &["get", "--help"],
-        &["nodes", "--help"],
-        &["rm-proxy", "--help"],
-        &["--version"],
-    ] {
-        let help = run(args);
-        assert_eq!(help.status.code(), Some(0));
-        assert!(stdout(&help).contains("nodetracker"), "{args:?}");
+    let help = run(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    let listed = stdout(&help);
+    let listed: Vec<_> = listed
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .map_while(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert_eq!(listed, COMMANDS);
+    // Who scripts it finds what to expect, and a terminal of 100 columns has room for it.
+    assert!(stdout(&help).contains("Exit codes:"));
+    assert!(stdout(&help).lines().all(|line| line.len() <= 100));
+    for command in COMMANDS {
+        let help = run(&[command, "--help"]);
+        assert_eq!((help.status.code(), stderr(&help)), (Some(0), String::new()));
+        let usage = format!("Usage: nodetracker {command} ");
+        assert!(stdout(&help).contains(&usage), "{}", stdout(&help));
+        let prints = ["get", "explain", "nodes", "proxies", "stats"].contains(&command);
+        let json = "json:  One object a line; nothing where the answer is empty";
+        assert_eq!(stdout(&help).contains(json), prints, "{command}");
     }
     assert_eq!(
         stdout(&run(&["--version"])),
         format!("nodetracker {}\n", env!("CARGO_PKG_VERSION"))
     );
+}
+
+#[test]
+fn mistakes_in_the_command_line_are_told_apart_from_failures() {
+    for args in [
+        &[][..],
+        &["bogus"],
+        &["get"],
+        &["get", "node-1", "node-2"],
+        &["get", "node-1", "--format", "yaml"],
+        &["get", "node-1", "--addr", "nowhere"],
+        &["nodes", "node-1"],
+        &["proxies", "--proxy", "p"],
+        &["rm-proxy"],
+        &["stats", "--addr"],
+        &["stats", "--addr", "https://localhost:1"],
+        &["add", "node-1", "proxy-1"],
+        &["add", "node-1", "proxy-1", "p:1", "--format", "json"],
+        &["serve", "--log-format", "yaml"],
+        &["serve", "--proxy-keep-alive-interval", "5"],
+    ] {
+        let refused = run(args);
+        assert_eq!(
+            (refused.status.code(), stdout(&refused)),
+            (Some(2), String::new()),
+            "{args:?}"
+        );
+        assert!(!stderr(&refused).is_empty(), "{args:?}");
+        assert!(!stderr(&refused).contains("panicked"), "{args:?}: {}", stderr(&refused));
+    }
+}
+
+/// Somebody who is tired of waiting for a server that says nothing.
+#[test]
+fn ctrl_c_ends_a_command_at_once() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = mute.local_addr().unwrap().to_string();
+    for (signal, number) in [("INT", 2), ("TERM", 15)] {
+        let mut child = nodetracker()
+            .args(["nodes", "--addr", &addr])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It has begun to speak, and so waits for the answer.
+        let (mut stream, _) = mute.accept().unwrap();
+        stream.read_exact(&mut [0; 24]).unwrap();
+        let kill = format!("kill -{signal} {}", child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().signal(), Some(number));
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, "");
+    }
 }
 
 /// Runs a command that has to succeed, and returns what it printed and what it remarked.
@@ -235,7 +315,7 @@ p2                p2:1
     assert!(lines.remove(0).starts_with("NODE "), "{nodes}");
     assert_eq!(lines.len(), 3, "{nodes}");
     let (nodes, _) = ok(&["nodes", "--proxy", "p2", "--format", "json", "--addr", addr]);
-    let routes: Vec<serde_json::Value> = nodes.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let routes = objects(&nodes);
     assert_eq!(routes.len(), 2, "all routes of the nodes: {nodes}");
     assert_eq!(routes[0]["node"], "node-2");
     assert_eq!(
