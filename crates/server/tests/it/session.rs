@@ -4,7 +4,9 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::{RecvStream, SendStream};
 use nodetracker::{ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
+use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::v1::session_service_client::SessionServiceClient;
@@ -13,6 +15,7 @@ use nodetracker_server::{Drained, Limits, limits};
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use uuid::Uuid;
 
@@ -40,7 +43,11 @@ struct Session {
 
 impl Session {
     async fn open(server: &Running) -> Self {
-        let mut client = SessionServiceClient::new(server.channel().await);
+        Self::over(server.channel().await).await
+    }
+
+    async fn over(channel: Channel) -> Self {
+        let mut client = SessionServiceClient::new(channel);
         let (requests, sent) = mpsc::channel(16);
         let answers = client.session(ReceiverStream::new(sent)).await.unwrap().into_inner();
         Self {
@@ -185,6 +192,15 @@ fn unpacked(handles: &[u8]) -> Vec<u64> {
     handles.iter().map(|handle| u64::from_le_bytes(*handle)).collect()
 }
 
+/// A request as it is on the wire.
+fn encoded(request: Request) -> Bytes {
+    let request = v1::SessionRequest {
+        sequence: u64::MAX,
+        request: Some(request),
+    };
+    framed(&request.encode_to_vec()).into()
+}
+
 /// UUIDs and names as they are sent, the UUIDs first.
 fn ids(nodes: &[NodeId]) -> v1::NodeIds {
     let names = nodes.iter().filter(|node| node.as_uuid().is_none());
@@ -324,6 +340,85 @@ async fn a_session_that_ends_leaves_its_routes_and_its_handles() {
     assert_eq!(routes(&server.table, &node(1)).len(), 0);
 }
 
+/// A client whose connection is lost, without a word.
+#[tokio::test]
+async fn a_session_that_is_lost_leaves_its_routes_until_they_expire() {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone()).build();
+    let limits = Limits {
+        max_connections: 1,
+        ..Limits::default()
+    };
+    let server = Running::with(table, limits).await;
+    let mut raw = Raw::connect(server.addr).await;
+    let (response, mut stream) = raw.open(PATH).await;
+    for request in [Request::Hello(hello(1)), up(ids(&[node(1), name(1)]))] {
+        stream.send_data(encoded(request), false).unwrap();
+    }
+    let mut body = response.await.unwrap().into_body();
+    let mut bytes = 0;
+    // Two answers, the second of which has two handles.
+    while routes(&server.table, &name(1)).is_empty() || bytes < 16 {
+        bytes += body.data().await.unwrap().unwrap().len();
+    }
+    raw.connection.abort();
+    // The one place is given to another connection once the first is gone; and when each worker has served one, all of them
+    // have ended what belonged to it.
+    for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+        server.assert_serves().await;
+    }
+    clock.advance(INTERVAL);
+    for node in [node(1), name(1)] {
+        assert_eq!(routes(&server.table, &node), [proxy_1(&server.table)]);
+    }
+    clock.advance(TICK);
+    for node in [node(1), name(1)] {
+        assert_eq!(routes(&server.table, &node), []);
+    }
+}
+
+/// Requests that are sent without waiting for answers, a whole session in one go.
+#[tokio::test]
+async fn each_request_is_answered_in_its_turn() {
+    let (server, _) = server().await;
+    let mut session = Session::open(&server).await;
+    let requests = [
+        Request::Hello(hello(1)),
+        up(ids(&[node(1), node(2)])),
+        down(&[node(1)]),
+        heartbeat(&[]),
+        up(ids(&[name(1)])),
+        drain(),
+        // Comes too late.
+        up(ids(&[node(3)])),
+    ];
+    for request in requests {
+        session.send(request).await;
+    }
+    let mut answers = Vec::new();
+    while let Some(answer) = session.answers.message().await.unwrap() {
+        let kind = match answer.response.unwrap() {
+            Response::Welcome(_) => "welcome",
+            Response::Handles(handles) => ["", "one handle", "two handles"][handles.handles.len() / 8],
+            Response::Ack(_) => "ack",
+            other => panic!("{other:?}"),
+        };
+        answers.push((answer.sequence, kind));
+    }
+    let expected = [
+        (101, "welcome"),
+        (102, "two handles"),
+        (103, "ack"),
+        (104, "ack"),
+        (105, "one handle"),
+        (106, "ack"),
+    ];
+    assert_eq!(answers, expected);
+    for node in [node(1), node(2), node(3), name(1)] {
+        assert_eq!(routes(&server.table, &node), []);
+    }
+}
+
 #[tokio::test]
 async fn handles_hold_under_their_generation_and_incarnation_only() {
     let (server, _) = server().await;
@@ -397,6 +492,79 @@ async fn a_newer_session_of_the_same_incarnation_takes_over() {
 }
 
 #[tokio::test]
+async fn a_stale_hello_changes_nothing() {
+    let (server, _) = server().await;
+    let table = &server.table;
+    let mut current = Session::begin(&server, 7).await;
+    let handles = current.up(&[node(1)]).await;
+    let before = table.proxy(proxy_1(table)).unwrap();
+    for incarnation in [1, 6] {
+        let mut stale = hello(incarnation);
+        stale.proxy.as_mut().unwrap().addr = "elsewhere:1".into();
+        stale.proxy.as_mut().unwrap().cluster_name = "other".into();
+        let mut late = Session::open(&server).await;
+        late.send(Request::Hello(stale)).await;
+        late.superseded(SessionSupersededReason::NewerIncarnation, 7).await;
+    }
+    let proxy = table.find_proxy("proxy-1").unwrap();
+    assert_eq!(table.proxy(proxy).unwrap(), before);
+    assert_eq!(table.incarnation(proxy), NonZeroU64::new(7));
+    // The current one goes on as if nothing had been.
+    assert_eq!(current.beat(&handles).await, [0; 0]);
+    assert_eq!(routes(table, &node(1)), [proxy]);
+}
+
+/// The older one's announcements race with the newer one's hello, on different connections: what was answered was done, and
+/// what was not answered was not.
+#[tokio::test]
+async fn what_a_superseded_session_got_no_answer_for_was_not_done() {
+    let (server, _) = server().await;
+    for round in 0..20_u128 {
+        let node = move |number: u128| node(round << 64 | number);
+        let mut older = Session::begin(&server, 1).await;
+        let requests = older.requests.clone();
+        // Announces one node after the other, until nobody listens.
+        let sender = tokio::spawn(async move {
+            let mut sent = 0;
+            loop {
+                let request = v1::SessionRequest {
+                    sequence: sent as u64,
+                    request: Some(up(ids(&[node(sent)]))),
+                };
+                if requests.send(request).await.is_err() {
+                    return sent;
+                }
+                sent += 1;
+            }
+        });
+        let mut answered = 0;
+        let mut newer = None;
+        loop {
+            let answer = older.answers.message().await.unwrap().expect("it is superseded first");
+            match answer.response.unwrap() {
+                Response::Handles(handles) => assert_eq!((answer.sequence, handles.handles.len()), (answered, 8)),
+                Response::Superseded(_) => break,
+                other => panic!("{other:?}"),
+            }
+            answered += 1;
+            // Another place in each round.
+            if answered == 1 + 5 * round as u64 {
+                let channel = server.channel().await;
+                let begin = async { Session::over(channel).await.welcome(hello(1)).await };
+                newer = Some(tokio::spawn(begin));
+            }
+        }
+        let status = older.ended().await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        newer.expect("it began").await.unwrap();
+        drop(older);
+        let sent = sender.await.unwrap();
+        let done = (0..sent).filter(|number| !routes(&server.table, &node(*number)).is_empty());
+        assert_eq!(done.count(), answered as usize, "round {round}, {sent} sent");
+    }
+}
+
+#[tokio::test]
 async fn an_older_incarnation_in_the_table_itself_is_refused_too() {
     let (server, _) = server().await;
     let proxy = Proxy {
@@ -450,6 +618,47 @@ async fn a_drain_takes_the_routes_at_once_and_ends_the_incarnation() {
     // It is remembered for an interval.
     clock.advance(TICK);
     Session::begin(&server, 1).await;
+}
+
+#[tokio::test]
+async fn an_operators_removal_takes_the_routes_at_once_and_ends_the_incarnation() {
+    let (server, clock) = server().await;
+    let table = &server.table;
+    let mut admin = AdminServiceClient::new(server.channel().await);
+    let mut remove = async || {
+        let proxy_id = "proxy-1".into();
+        let answer = admin.remove_proxy(v1::RemoveProxyRequest { proxy_id }).await.unwrap();
+        answer.into_inner().removed
+    };
+    let mut session = Session::begin(&server, 5).await;
+    let handles = session.up(&[node(1), name(1)]).await;
+    assert!(remove().await);
+    assert_eq!(routes(table, &node(1)), []);
+    assert_eq!(routes(table, &name(1)), []);
+    session.send(heartbeat(&handles)).await;
+    session.superseded(SessionSupersededReason::ProxyRemoved, 5).await;
+    assert_eq!(routes(table, &node(1)), []);
+
+    // Whether the sweeper comes by or not.
+    clock.advance(INTERVAL);
+    for _ in 0..3 {
+        while !table.sweep(4096).round_completed {}
+    }
+    for incarnation in [5, 4] {
+        let mut late = Session::open(&server).await;
+        late.send(Request::Hello(hello(incarnation))).await;
+        late.superseded(SessionSupersededReason::ProxyRemoved, 5).await;
+    }
+    assert!(!remove().await, "it is not there, only remembered");
+    // After an interval it is forgotten.
+    clock.advance(TICK);
+    Session::begin(&server, 4).await;
+
+    // A greater one need not wait.
+    assert!(remove().await);
+    let mut greater = Session::begin(&server, 6).await;
+    greater.up(&[node(1)]).await;
+    assert_eq!(routes(table, &node(1)), [proxy_1(table)]);
 }
 
 #[tokio::test]
@@ -545,6 +754,32 @@ async fn calls_of_the_frozen_contract_speak_for_the_current_incarnation() {
     client.add_node(add("node-2", "proxy-1", "proxy:1")).await.unwrap();
     assert_eq!(routes(table, &name(2)), [proxy_1(table)]);
     assert_eq!(table.incarnation(proxy_1(table)), NonZeroU64::new(2));
+}
+
+#[tokio::test]
+async fn calls_of_the_frozen_contract_after_the_end_are_of_no_incarnation() {
+    let (server, clock) = server().await;
+    let table = &server.table;
+    let mut client = server.client().await;
+    let mut first = Session::begin(&server, 1).await;
+    first.acked(drain()).await;
+    client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
+    let proxy = proxy_1(table);
+    assert_eq!((routes(table, &name(1)), table.incarnation(proxy)), (vec![proxy], None));
+    // While the older one is remembered, this may be a late call of it: a greater one does not take it over.
+    Session::begin(&server, 2).await.acked(drain()).await;
+    assert_eq!(routes(table, &name(1)), []);
+
+    client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
+    clock.advance(INTERVAL);
+    client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
+    clock.advance(TICK);
+    Session::begin(&server, 1).await;
+    let proxy = proxy_1(table);
+    assert_eq!(
+        (routes(table, &name(1)), table.incarnation(proxy)),
+        (vec![proxy], NonZeroU64::new(1))
+    );
 }
 
 #[tokio::test]
@@ -740,48 +975,110 @@ async fn a_session_ends_with_its_old_connection() {
     assert_eq!(next.beat(&handles).await, [0; 0]);
 }
 
+/// A session whose client sends heartbeats for as long as the server reads them, and reads nothing.
+struct Stalled {
+    raw: Raw,
+    requests: SendStream<Bytes>,
+    answers: RecvStream,
+    beats: usize,
+}
+
+impl Stalled {
+    async fn begin(server: &Running) -> Self {
+        let mut raw = Raw::connect(server.addr).await;
+        let (response, mut requests) = raw.open(PATH).await;
+        requests.send_data(encoded(Request::Hello(hello(1))), false).unwrap();
+        let answers = response.await.unwrap().into_body();
+        // Unknown handles come back, so answers are as long as requests.
+        let beat = encoded(heartbeat(&[7; 1000]));
+        let mut beats = 0;
+        let mut refused = 0;
+        // Windows and buffers on both sides take some hundred KiB; what is more than that would be the server's memory.
+        while refused < 20 {
+            requests.reserve_capacity(beat.len());
+            raw.settle().await;
+            if requests.capacity() < beat.len() {
+                refused += 1;
+                continue;
+            }
+            refused = 0;
+            requests.send_data(beat.clone(), false).unwrap();
+            beats += 1;
+            assert!(beats * beat.len() < 1 << 20, "the server reads on and on");
+        }
+        Self {
+            raw,
+            requests,
+            answers,
+            beats,
+        }
+    }
+
+    /// Reads everything; returns how many bytes there were, and the status.
+    async fn read(&mut self) -> (usize, i32) {
+        let mut bytes = 0;
+        while let Some(data) = self.answers.data().await {
+            let data = data.unwrap();
+            bytes += data.len();
+            self.answers.flow_control().release_capacity(data.len()).unwrap();
+        }
+        let status = self.answers.trailers().await.unwrap().unwrap();
+        (bytes, status["grpc-status"].to_str().unwrap().parse().unwrap())
+    }
+}
+
 /// Answers wait for a client that does not read, and its requests wait for the answers.
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_up_itself() {
     let (server, _) = server().await;
-    let mut raw = Raw::connect(server.addr).await;
-    let (response, mut stream) = raw.open(PATH).await;
-    let request = |request| {
-        let request = v1::SessionRequest {
-            sequence: u64::MAX,
-            request: Some(request),
-        };
-        Bytes::from(framed(&request.encode_to_vec()))
-    };
-    stream.send_data(request(Request::Hello(hello(1))), false).unwrap();
-    let mut body = response.await.unwrap().into_body();
-    // Unknown handles come back, so answers are as long as requests.
-    let beat = request(heartbeat(&[7; 1000]));
-    let mut beats = 0;
-    let mut refused = 0;
-    // Windows and buffers on both sides take some hundred KiB; what is more than that would be the server's memory.
-    while refused < 20 {
-        stream.reserve_capacity(beat.len());
-        raw.settle().await;
-        if stream.capacity() < beat.len() {
-            refused += 1;
-            continue;
-        }
-        refused = 0;
-        stream.send_data(beat.clone(), false).unwrap();
-        beats += 1;
-        assert!(beats * beat.len() < 1 << 20, "the server reads on and on");
-    }
-    // None is lost: it goes on once the client reads.
-    stream.send_data(Bytes::new(), true).unwrap();
-    let mut bytes = 0;
-    while let Some(data) = body.data().await {
-        let data = data.unwrap();
-        bytes += data.len();
-        body.flow_control().release_capacity(data.len()).unwrap();
-    }
-    assert!(bytes > beats * 8000, "{bytes} bytes of answers to {beats} heartbeats");
-    let status = body.trailers().await.unwrap().unwrap();
-    assert_eq!(status["grpc-status"], "0");
+    let mut stalled = Stalled::begin(&server).await;
     server.assert_serves().await;
+    // None is lost: it goes on once the client reads.
+    stalled.requests.send_data(Bytes::new(), true).unwrap();
+    let (bytes, status) = stalled.read().await;
+    let beats = stalled.beats;
+    assert!(bytes > beats * 8000, "{bytes} bytes of answers to {beats} heartbeats");
+    assert_eq!(status, Code::Ok as i32);
+    server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn a_newer_session_does_not_wait_for_one_that_does_not_read() {
+    let (server, _) = server().await;
+    let mut stalled = Stalled::begin(&server).await;
+    let mut newer = Session::begin(&server, 1).await;
+    let handles = newer.up(&[node(1)]).await;
+    assert_eq!(newer.beat(&handles).await, [0; 0]);
+    // When it reads at last, it gets the answers that were there, and is told. The requests that waited were not done.
+    let (bytes, status) = stalled.read().await;
+    assert!(bytes > 8000 && bytes < stalled.beats * 8000, "{bytes} bytes");
+    assert_eq!(status, Code::FailedPrecondition as i32);
+    drop(stalled.raw);
+    assert_eq!(newer.beat(&handles).await, [0; 0]);
+}
+
+/// Sessions of as many proxies, over a few connections, all of them silent when the server stops.
+#[tokio::test]
+async fn a_thousand_sessions_end_with_the_server() {
+    let (server, _) = server().await;
+    let mut sessions = Vec::new();
+    for connection in 0..4 {
+        let channel = server.channel().await;
+        for number in 0..250 {
+            let mut session = Session::over(channel.clone()).await;
+            let mut hello = hello(1);
+            hello.proxy.as_mut().unwrap().proxy_id = format!("proxy-{connection}-{number}");
+            session.welcome(hello).await;
+            session.up(&[node(connection << 32 | number)]).await;
+            sessions.push(session);
+        }
+    }
+    let table = std::sync::Arc::clone(&server.table);
+    assert_eq!((table.stats().proxies, table.len()), (1000, 1000));
+    let stopped = tokio::spawn(server.stop());
+    for mut session in sessions {
+        assert_eq!(session.ended().await.unwrap_err().code(), Code::Unavailable);
+    }
+    assert_eq!(stopped.await.unwrap(), Drained::Completely);
+    assert_eq!(table.len(), 1000, "that is no drain");
 }
