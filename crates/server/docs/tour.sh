@@ -33,5 +33,12 @@ try -d '{"node": {"name": ""}}' ADDR nodetracker.v1.RouteService/GetProxies
 try -d '{"node": {"name": "node-2"}}' ADDR nodetracker.v1.AdminService/Explain
 try ADDR nodetracker.v1.AdminService/Stats
 try -max-time 1 -d '{"nodes": {"names": ["node-2"]}}' ADDR nodetracker.v1.WatchService/Watch
+try -d '{"sequence": 1, "hello": {"incarnation": 1,
+  "proxy": {"proxyId": "proxy-3", "clusterName": "main", "addr": "10.0.0.3:3080"}}}
+ {"sequence": 2, "nodesUp": {"nodes": {"names": ["node-3"]}}}
+ {"sequence": 3, "heartbeat": {"handles": "MTIzNDU2Nzg="}}
+ {"sequence": 4, "drain": {}}' ADDR nodetracker.v1.SessionService/Session
+try -d '{"sequence": 1, "hello": {"incarnation": 1,
+  "proxy": {"proxyId": "proxy-3", "clusterName": "main", "addr": "10.0.0.3:3080"}}}' ADDR nodetracker.v1.SessionService/Session
 try -d '{"proxyId": "proxy-1"}' ADDR nodetracker.v1.AdminService/RemoveProxy
 try -d '{"service": "nodetracker.v1.RouteService"}' ADDR grpc.health.v1.Health/Check

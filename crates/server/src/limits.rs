@@ -48,7 +48,9 @@ pub const MAX_PAGE_SIZE: usize = 1000;
 /// what one call can cost.
 pub const MAX_PAGE_SHARDS: usize = 16;
 
-/// Watches at one time. Each takes some hundred bytes, and up to some hundred kilobytes while it is sent its snapshot.
+/// Watches at one time. Each takes some hundred bytes, and up to some hundred kilobytes while it is sent its snapshot; ten
+/// megabytes of it where every node has 64 routes. One whose client does not read holds one message more, of a megabyte at
+/// most.
 pub const MAX_WATCHES: usize = 10_000;
 
 /// Changes that are kept for watches which are behind: some twenty megabytes. One that is further behind loses its place.
