@@ -121,6 +121,8 @@ impl RouteTable {
     /// does not fit into the cache. `answers` is cleared first; once it has grown, nothing is allocated.
     pub fn get_proxies_batch(&self, nodes: &[NodeId], answers: &mut RouteBatch) {
         answers.clear();
+        answers.routes.reserve(nodes.len());
+        answers.ends.reserve(nodes.len());
         for group in nodes.chunks(GROUP) {
             let guard = pin();
             let scope = self.scope(&guard, 0);

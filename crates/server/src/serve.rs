@@ -183,7 +183,7 @@ async fn services(
     let routes = Arc::new(v1::Routes::new(Arc::clone(table)));
     Services::default()
         .with_unary(Arc::clone(&tracker), tracker.generated())
-        .with_unary(Arc::clone(&routes), routes.generated())
+        .with_unary(Arc::clone(&routes), routes.long())
         .with(Sessions::service(Arc::clone(table), generation, limits.call))
         .with(WatchServer::new(Arc::clone(watches)))
         .with(v1::Admin::service(Arc::clone(table), Arc::clone(watches), generation))

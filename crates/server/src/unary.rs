@@ -3,7 +3,7 @@
 //! HTTP/2 takes apart all that has come in before it hands over the first request of it, so the message is there when its
 //! call begins, in one frame that ends the stream. It is decoded, handled and answered on the spot, with neither a future
 //! nor a boxed body; of the answer's head and its trailers there is only one kind. Everything else takes the long way,
-//! through tonic's generated service, which decides what becomes of it: a message in several frames or too late, one that
+//! through tonic's service, which decides what becomes of it: a message in several frames or too late, one that
 //! is compressed, or of the wrong length, or followed by trailers. What was read of the body already is put before the rest
 //! of it then.
 
@@ -31,7 +31,7 @@ pub(crate) trait Unary: Send + Sync {
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// What goes before each message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+pub(crate) const PREFIX: usize = 5;
 
 // So the size of a message that came in one frame needs no further check.
 const _: () = assert!(limits::MAX_FRAME_SIZE as usize <= limits::MAX_MESSAGE_SIZE);
@@ -42,9 +42,13 @@ where
     Q: prost::Message + Default,
     A: prost::Message,
 {
+    Ok(with_prefix(&handle(decode(message)?)?))
+}
+
+/// Decodes a message.
+pub(crate) fn decode<Q: prost::Message + Default>(message: &[u8]) -> Result<Q, Status> {
     // The code that gRPC has for it, as tonic.
-    let request = Q::decode(message).map_err(|error| Status::internal(error.to_string()))?;
-    Ok(with_prefix(&handle(request)?))
+    Q::decode(message).map_err(|error| Status::internal(error.to_string()))
 }
 
 fn with_prefix(answer: &impl prost::Message) -> Bytes {

@@ -62,10 +62,7 @@ impl Admin {
             let page = self.table.nodes_page(&from, most - answer.nodes.len(), |_, routes| {
                 wanted.is_none_or(|wanted| routes.iter().any(|route| route.proxy == wanted))
             });
-            let nodes = page
-                .nodes
-                .iter()
-                .map(|node| collector.node(Some(&node.node), &node.routes));
+            let nodes = page.nodes.iter().map(|node| collector.node(&node.node, &node.routes));
             // All of its proxies may have been removed since.
             answer.nodes.extend(nodes.filter(|node| !node.routes.is_empty()));
             shards += 1;

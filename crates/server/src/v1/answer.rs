@@ -3,13 +3,22 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use nodetracker::{NodeId, ProxyDetails, ProxyRef, Route, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::node_id::Id;
+use prost::encoding::{self, WireType};
+
+use crate::unary::PREFIX;
 
 /// Bytes that a route takes in a message that has its proxy elsewhere, at most: two integers with their tags in a
 /// timestamp, an index, and what is around them.
 const ROUTE_SIZE: usize = 32;
+
+/// Numbers of fields that are encoded by hand.
+const RESPONSE_PROXIES: u32 = 1;
+const RESPONSE_NODES: u32 = 2;
+const NODE_ROUTES_ROUTES: u32 = 2;
 
 pub(crate) fn node(node: &NodeId) -> v1::NodeId {
     let id = match node.as_uuid() {
@@ -44,7 +53,7 @@ pub(crate) fn duration(duration: Duration) -> prost_types::Duration {
 pub(crate) struct Collector<'t> {
     table: &'t RouteTable,
     /// Where each proxy is in the list; `None`: it was not registered any more when it was looked up.
-    indexes: HashMap<ProxyRef, Option<u32>>,
+    indexes: HashMap<ProxyRef, Option<u32>, ahash::RandomState>,
     proxies: Vec<(ProxyRef, v1::Proxy)>,
     size: usize,
 }
@@ -53,7 +62,7 @@ impl<'t> Collector<'t> {
     pub(crate) fn new(table: &'t RouteTable) -> Self {
         Self {
             table,
-            indexes: HashMap::new(),
+            indexes: HashMap::default(),
             proxies: Vec::new(),
             size: 0,
         }
@@ -64,20 +73,21 @@ impl<'t> Collector<'t> {
     }
 
     /// A node with its routes, less those through proxies that have been removed meanwhile.
-    pub(crate) fn node(&mut self, id: Option<&NodeId>, routes: &[Route]) -> v1::NodeRoutes {
+    pub(crate) fn node(&mut self, id: &NodeId, routes: &[Route]) -> v1::NodeRoutes {
         // A node's name, as its UUID, is a part of the 300 bytes.
         self.size += 300 + routes.len() * ROUTE_SIZE;
-        let routes = routes.iter().filter_map(|route| {
-            Some(v1::IndexedRoute {
-                proxy_index: self.index(route.proxy)?,
-                last_refresh_time: Some(time(route.last_refresh)),
-            })
-        });
-        let routes = routes.collect();
+        let routes = routes.iter().filter_map(|route| self.route(route)).collect();
         v1::NodeRoutes {
-            node: id.map(node),
+            node: Some(node(id)),
             routes,
         }
+    }
+
+    fn route(&mut self, route: &Route) -> Option<v1::IndexedRoute> {
+        Some(v1::IndexedRoute {
+            proxy_index: self.index(route.proxy)?,
+            last_refresh_time: Some(time(route.last_refresh)),
+        })
     }
 
     /// A proxy's position in the list, to which it is added where it is new.
@@ -117,12 +127,112 @@ impl<'t> Collector<'t> {
     }
 }
 
+/// A `BatchGetProxiesResponse` that is encoded node by node, with nothing allocated for each. The proxies come last, once
+/// it is known which: a message's fields may be in any order.
+#[derive(Debug)]
+pub(crate) struct EncodedRoutes<'t> {
+    collector: Collector<'t>,
+    encoded: Vec<u8>,
+}
+
+impl<'t> EncodedRoutes<'t> {
+    /// Returns an empty one, with memory for so many nodes with a route each.
+    pub(crate) fn new(table: &'t RouteTable, nodes: usize) -> Self {
+        let mut encoded = Vec::with_capacity(PREFIX + nodes * ROUTE_SIZE);
+        encoded.extend([0; PREFIX]);
+        Self {
+            collector: Collector::new(table),
+            encoded,
+        }
+    }
+
+    /// Adds a node with its routes, less those through proxies that have been removed meanwhile.
+    pub(crate) fn push(&mut self, routes: &[Route]) {
+        encoding::encode_key(RESPONSE_NODES, WireType::LengthDelimited, &mut self.encoded);
+        // The node's length goes here. It is not known yet; nearly always it takes one byte.
+        let length = self.encoded.len();
+        self.encoded.push(0);
+        for route in routes {
+            if let Some(route) = self.collector.route(route) {
+                // By way of an array: a vector would look for room before each byte.
+                let mut array = [0; ROUTE_SIZE];
+                let mut rest = &mut array[..];
+                encoding::message::encode(NODE_ROUTES_ROUTES, &route, &mut rest);
+                let used = ROUTE_SIZE - rest.len();
+                self.encoded.extend_from_slice(&array[..used]);
+            }
+        }
+        match self.encoded.len() - length - 1 {
+            short @ ..0x80 => self.encoded[length] = short as u8,
+            long => {
+                let mut bytes = Vec::new();
+                encoding::encode_varint(long as u64, &mut bytes);
+                self.encoded.splice(length..=length, bytes);
+            }
+        }
+    }
+
+    /// The most bytes that the message can have so far.
+    pub(crate) fn size(&self) -> usize {
+        self.encoded.len() + self.collector.size()
+    }
+
+    /// The message, with its prefix.
+    pub(crate) fn finish(self) -> Bytes {
+        let mut encoded = self.encoded;
+        encoding::message::encode_repeated(RESPONSE_PROXIES, &self.collector.proxies(), &mut encoded);
+        // Whether it is compressed, and its length, which is limited to much less.
+        let len = (encoded.len() - PREFIX) as u32;
+        encoded[1..PREFIX].copy_from_slice(&len.to_be_bytes());
+        encoded.into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use nodetracker::Proxy;
     use prost::Message;
 
     use super::*;
+
+    #[test]
+    fn nodes_encoded_one_by_one_are_the_message() {
+        let table = RouteTable::new();
+        let mut nodes = Vec::new();
+        // With 5 routes a node's length still fits into one byte; from 6 on it does not.
+        for routes in 0..=64 {
+            let node: NodeId = format!("node-{routes}").parse().unwrap();
+            for number in 0..routes {
+                let proxy = Proxy {
+                    id: &format!("proxy-{number}"),
+                    cluster_name: "",
+                    addr: "10.0.0.1:3080",
+                };
+                table.report_node(&node, &proxy).unwrap();
+            }
+            nodes.push(node);
+        }
+        let mut collector = Collector::new(&table);
+        let mut encoded = EncodedRoutes::new(&table, nodes.len());
+        let mut message = v1::BatchGetProxiesResponse::default();
+        for node in &nodes {
+            let routes = table.get_proxies(node);
+            encoded.push(&routes);
+            message.nodes.push(v1::NodeRoutes {
+                node: None,
+                ..collector.node(node, &routes)
+            });
+        }
+        message.proxies = collector.proxies();
+        assert!(message.nodes.iter().map(|node| node.routes.len()).eq(0..=64));
+        let size = encoded.size();
+        let mut encoded = encoded.finish();
+        assert!(encoded.len() <= size);
+        let prefix = encoded.split_to(PREFIX);
+        assert_eq!(prefix[0], 0);
+        assert_eq!(prefix[1..], (encoded.len() as u32).to_be_bytes());
+        assert_eq!(v1::BatchGetProxiesResponse::decode(encoded).unwrap(), message);
+    }
 
     /// The bound is what keeps a message below its limit, so it has to hold for the longest strings.
     #[test]
@@ -141,7 +251,7 @@ mod tests {
                 };
                 let node: NodeId = format!("{number:0>255}").parse().unwrap();
                 table.report_node(&node, &proxy).unwrap();
-                let routes = collector.node(Some(&node), &table.get_proxies(&node));
+                let routes = collector.node(&node, &table.get_proxies(&node));
                 let change = v1::WatchNodeChange {
                     routes: Some(routes),
                     reason: v1::NodeChangeReason::Added.into(),

@@ -178,7 +178,7 @@ impl<'t> Building<'t> {
             _ => v1::NodeChangeReason::Unspecified,
         };
         let change = v1::WatchNodeChange {
-            routes: Some(self.collector.node(Some(node), routes)),
+            routes: Some(self.collector.node(node, routes)),
             reason: reason.into(),
         };
         self.push(Some(node.clone()), Change::Node(change));

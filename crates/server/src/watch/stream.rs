@@ -152,7 +152,7 @@ impl<'t> Snapshot<'t> {
     }
 
     fn add(&mut self, node: &NodeId, routes: &[nodetracker::Route]) {
-        let node = self.collector.node(Some(node), routes);
+        let node = self.collector.node(node, routes);
         // All of its proxies may have been removed since.
         if node.routes.is_empty() {
             return;
