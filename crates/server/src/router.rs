@@ -14,7 +14,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::leaving::ends_with;
-use crate::services::{BoxedCall, Entry, Services};
+use crate::services::{BoxedCall, Kind, Services};
 use crate::unary::{self, Arriving, Way};
 
 /// Every service of the port. Cheap to clone: each connection has its own.
@@ -54,8 +54,9 @@ impl Router {
         let Some(service) = self.services.get(name) else {
             return unimplemented(format!("there is no service {:?}", shown(name)));
         };
-        let Some(unary) = &service.unary else {
-            return self.run(service, request.map(Arriving::new));
+        let unary = match &service.kind {
+            Kind::Unary(unary) => unary,
+            Kind::Generated(call) => return self.wait_for(call(request.map(Arriving::new))),
         };
         let Some(method) = unary.methods().iter().find(|known| **known == method) else {
             return unimplemented(format!("service {name} has no method {:?}", shown(method)));
@@ -63,13 +64,13 @@ impl Router {
         match unary::answer(&**unary, method, request) {
             Way::Short(Ok(message)) => Called::Message(message),
             Way::Short(Err(status)) => Called::Response(status.into_http()),
-            Way::Long(request) => self.run(service, *request),
+            Way::Long(request) => self.wait_for(unary::collect(Arc::clone(unary), method, *request)),
         }
     }
 
-    fn run(&self, service: &Entry, request: Request<Arriving>) -> Called {
+    fn wait_for(&self, call: BoxedCall) -> Called {
         Called::Waiting(Call {
-            call: service.call(request),
+            call,
             deadline: self.deadline,
             leaving: self.leaving.clone(),
             timer: None,

@@ -179,11 +179,9 @@ async fn services(
     generation: Generation,
     limits: &Limits,
 ) -> (Services, Health) {
-    let tracker = Arc::new(Tracker::new(Arc::clone(table)));
-    let routes = Arc::new(v1::Routes::new(Arc::clone(table)));
     Services::default()
-        .with_unary(Arc::clone(&tracker), tracker.generated())
-        .with_unary(Arc::clone(&routes), routes.long())
+        .with_unary(Tracker::new(Arc::clone(table)))
+        .with_unary(v1::Routes::new(Arc::clone(table)))
         .with(Sessions::service(Arc::clone(table), generation, limits.call))
         .with(WatchServer::new(Arc::clone(watches)))
         .with(v1::Admin::service(Arc::clone(table), Arc::clone(watches), generation))

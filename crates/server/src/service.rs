@@ -8,10 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use nodetracker::{AddError, NodeId, Proxy, RegisterError, ReportError, RouteTable};
 use nodetracker_proto::api;
-use nodetracker_proto::api::node_tracker_service_server::{NodeTrackerService, NodeTrackerServiceServer};
-use tonic::{Request, Response, Status};
+use nodetracker_proto::api::node_tracker_service_server::SERVICE_NAME;
+use tonic::Status;
 
-use crate::limits::MAX_MESSAGE_SIZE;
 use crate::unary::{self, Unary};
 use crate::v1::parse::proxy_field;
 
@@ -25,11 +24,6 @@ impl Tracker {
     /// Answers from a table.
     pub(crate) fn new(table: Arc<RouteTable>) -> Self {
         Self { table }
-    }
-
-    /// The service as tonic generates it, its message limit set.
-    pub(crate) fn generated(self: &Arc<Self>) -> NodeTrackerServiceServer<Self> {
-        NodeTrackerServiceServer::from_arc(Arc::clone(self)).max_decoding_message_size(MAX_MESSAGE_SIZE)
     }
 
     fn add(&self, request: &api::AddNodeRequest) -> Result<api::AddNodeResponse, Status> {
@@ -65,6 +59,10 @@ impl Tracker {
 }
 
 impl Unary for Tracker {
+    fn name(&self) -> &'static str {
+        SERVICE_NAME
+    }
+
     fn methods(&self) -> &'static [&'static str] {
         &["AddNode", "GetProxies", "RemoveNode"]
     }
@@ -76,27 +74,6 @@ impl Unary for Tracker {
             "RemoveNode" => unary::call(message, |request| self.remove(&request)),
             _ => Err(Status::unimplemented(method)),
         }
-    }
-}
-
-#[tonic::async_trait]
-impl NodeTrackerService for Tracker {
-    async fn add_node(&self, request: Request<api::AddNodeRequest>) -> Result<Response<api::AddNodeResponse>, Status> {
-        self.add(request.get_ref()).map(Response::new)
-    }
-
-    async fn get_proxies(
-        &self,
-        request: Request<api::GetProxiesRequest>,
-    ) -> Result<Response<api::GetProxiesResponse>, Status> {
-        self.get(request.get_ref()).map(Response::new)
-    }
-
-    async fn remove_node(
-        &self,
-        request: Request<api::RemoveNodeRequest>,
-    ) -> Result<Response<api::RemoveNodeResponse>, Status> {
-        self.remove(request.get_ref()).map(Response::new)
     }
 }
 

@@ -42,16 +42,14 @@ impl<S> Generated for S where
 /// One of the services.
 pub(crate) struct Entry {
     pub(crate) name: &'static str,
-    /// The same service for calls that can be answered at once, where it has them.
-    pub(crate) unary: Option<Arc<dyn Unary>>,
-    generated: Box<dyn Fn(Request<Arriving>) -> BoxedCall + Send + Sync>,
+    pub(crate) kind: Kind,
 }
 
-impl Entry {
-    /// Calls the service the way that is right for every call.
-    pub(crate) fn call(&self, request: Request<Arriving>) -> BoxedCall {
-        (self.generated)(request)
-    }
+pub(crate) enum Kind {
+    /// Its calls are answered at once.
+    Unary(Arc<dyn Unary>),
+    /// Its calls are answered as tonic's generated services do.
+    Generated(Box<dyn Fn(Request<Arriving>) -> BoxedCall + Send + Sync>),
 }
 
 /// Services by name. They are few, so the name is compared with one after the other.
@@ -60,21 +58,18 @@ pub(crate) struct Services(Vec<Entry>);
 
 impl Services {
     /// Adds a service; those that are called often come first.
-    pub(crate) fn with(self, service: impl Generated) -> Self {
-        self.add(None, service)
+    pub(crate) fn with<S: Generated>(self, service: S) -> Self {
+        let call = move |request| service.clone().call(request);
+        self.and(S::NAME, Kind::Generated(Box::new(call)))
     }
 
-    /// Adds a service whose calls can be answered at once, `generated` from it.
-    pub(crate) fn with_unary(self, service: Arc<impl Unary + 'static>, generated: impl Generated) -> Self {
-        self.add(Some(service), generated)
+    /// Adds a service whose calls are answered at once.
+    pub(crate) fn with_unary(self, service: impl Unary + 'static) -> Self {
+        self.and(service.name(), Kind::Unary(Arc::new(service)))
     }
 
-    fn add<S: Generated>(mut self, unary: Option<Arc<dyn Unary>>, service: S) -> Self {
-        self.0.push(Entry {
-            name: S::NAME,
-            unary,
-            generated: Box::new(move |request| service.clone().call(request)),
-        });
+    fn and(mut self, name: &'static str, kind: Kind) -> Self {
+        self.0.push(Entry { name, kind });
         self
     }
 

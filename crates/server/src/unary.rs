@@ -1,29 +1,42 @@
-//! The short way of a unary call whose request came in one piece, as nearly every one does.
+//! Unary calls, nearly all of which take the short way: their request came in one piece.
 //!
 //! HTTP/2 takes apart all that has come in before it hands over the first request of it, so the message is there when its
 //! call begins, in one frame that ends the stream. It is decoded, handled and answered on the spot, with neither a future
 //! nor a boxed body; of the answer's head and its trailers there is only one kind. Everything else takes the long way,
-//! through tonic's service, which decides what becomes of it: a message in several frames or too late, one that
-//! is compressed, or of the wrong length, or followed by trailers. What was read of the body already is put before the rest
-//! of it then.
+//! where tonic collects the message and decides what becomes of what is not one: a message in several frames or too late,
+//! one that is compressed, or of the wrong length, or followed by trailers. What was read of the body already is put before
+//! the rest of it then.
 
+use std::future::{Ready, ready};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::Frame;
+use nodetracker_proto::RawCodec;
 use tonic::Status;
+use tonic::server::{Grpc, UnaryService};
 
-use crate::limits;
+use crate::limits::{MAX_FRAME_SIZE, MAX_MESSAGE_SIZE};
+use crate::services::BoxedCall;
 
 /// A service whose methods all take one message, answer with one, and never wait.
 pub(crate) trait Unary: Send + Sync {
+    /// The service's full name.
+    fn name(&self) -> &'static str;
+
     /// The names of its methods.
     fn methods(&self) -> &'static [&'static str];
 
-    /// Calls one of them with an encoded message, and returns the answer, as [`call`] does.
+    /// The largest message that it takes, in bytes; no smaller than a frame may be.
+    fn max_message_size(&self) -> usize {
+        MAX_MESSAGE_SIZE
+    }
+
+    /// Calls one of its methods with an encoded message, and returns the answer, as [`call`] does.
     fn unary(&self, method: &'static str, message: &[u8]) -> Result<Bytes, Status>;
 }
 
@@ -34,7 +47,7 @@ const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 pub(crate) const PREFIX: usize = 5;
 
 // So the size of a message that came in one frame needs no further check.
-const _: () = assert!(limits::MAX_FRAME_SIZE as usize <= limits::MAX_MESSAGE_SIZE);
+const _: () = assert!(MAX_FRAME_SIZE as usize <= MAX_MESSAGE_SIZE);
 
 /// Decodes a message, handles it, and encodes the answer, with its prefix.
 pub(crate) fn call<Q, A>(message: &[u8], handle: impl FnOnce(Q) -> Result<A, Status>) -> Result<Bytes, Status>
@@ -90,6 +103,30 @@ pub(crate) fn answer(service: &dyn Unary, method: &'static str, mut request: Req
         read: Some(frame),
         rest,
     })))
+}
+
+/// Answers a call the long way.
+pub(crate) fn collect(service: Arc<dyn Unary>, method: &'static str, request: Request<Arriving>) -> BoxedCall {
+    Box::pin(async move {
+        let mut grpc = Grpc::new(RawCodec).max_decoding_message_size(service.max_message_size());
+        Ok(grpc.unary(Method { service, method }, request).await)
+    })
+}
+
+struct Method {
+    service: Arc<dyn Unary>,
+    method: &'static str,
+}
+
+impl UnaryService<Bytes> for Method {
+    type Response = Bytes;
+    type Future = Ready<Result<tonic::Response<Bytes>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<Bytes>) -> Self::Future {
+        let answer = self.service.unary(self.method, request.get_ref());
+        // The codec adds another prefix.
+        ready(answer.map(|answer| tonic::Response::new(answer.slice(PREFIX..))))
+    }
 }
 
 /// The message that a frame consists of, if it does.

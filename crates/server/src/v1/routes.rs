@@ -1,28 +1,15 @@
 //! `RouteService`: reports and look-ups.
-//!
-//! Calls that take the long way do not go through the generated service either, whose answers are messages that are still
-//! to be encoded: a batch of look-ups is encoded as it goes, which saves three tenths of all the CPU time that it takes the
-//! server.
 
-use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response};
 use nodetracker::{AddError, ReportNodesError, RouteBatch, RouteTable};
+use nodetracker_proto::v1;
 use nodetracker_proto::v1::route_service_server::SERVICE_NAME;
-use nodetracker_proto::{EncodedCodec, SmallCodec, v1};
 use tonic::Status;
-use tonic::body::Body;
-use tonic::codec::Codec;
-use tonic::server::{Grpc, NamedService, UnaryService};
-use tower_service::Service;
 
 use crate::limits::{MAX_ANSWER_SIZE, MAX_BATCH_MESSAGE_SIZE};
-use crate::services::BoxedCall;
-use crate::unary::{self, Arriving, PREFIX, Unary};
+use crate::unary::{self, Unary};
 use crate::v1::answer::{self, EncodedRoutes};
 use crate::v1::parse;
 
@@ -36,11 +23,6 @@ impl Routes {
     /// Answers from a table.
     pub(crate) fn new(table: Arc<RouteTable>) -> Self {
         Self { table }
-    }
-
-    /// The service for calls that take the long way.
-    pub(crate) fn long(self: &Arc<Self>) -> Long {
-        Long(Arc::clone(self))
     }
 
     fn add(&self, request: v1::AddNodesRequest) -> Result<v1::AddNodesResponse, Status> {
@@ -108,6 +90,14 @@ impl Routes {
 }
 
 impl Unary for Routes {
+    fn name(&self) -> &'static str {
+        SERVICE_NAME
+    }
+
+    fn max_message_size(&self) -> usize {
+        MAX_BATCH_MESSAGE_SIZE
+    }
+
     fn methods(&self) -> &'static [&'static str] {
         &["AddNodes", "GetProxies", "BatchGetProxies", "RemoveNodes"]
     }
@@ -120,65 +110,6 @@ impl Unary for Routes {
             "RemoveNodes" => unary::call(message, |request| self.remove(request)),
             _ => Err(Status::unimplemented(method)),
         }
-    }
-}
-
-/// The service for calls that take the long way.
-#[derive(Debug, Clone)]
-pub(crate) struct Long(Arc<Routes>);
-
-impl NamedService for Long {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-impl Service<Request<Arriving>> for Long {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxedCall;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Arriving>) -> BoxedCall {
-        let routes = Arc::clone(&self.0);
-        match request.uri().path().strip_prefix("/nodetracker.v1.RouteService/") {
-            Some("AddNodes") => long(SmallCodec::default(), request, move |asked| routes.add(asked)),
-            Some("GetProxies") => long(SmallCodec::default(), request, move |asked| routes.get(asked)),
-            Some("BatchGetProxies") => long(EncodedCodec::default(), request, move |asked| {
-                // The codec adds another one.
-                routes.batch_get(asked).map(|answer| answer.slice(PREFIX..))
-            }),
-            Some("RemoveNodes") => long(SmallCodec::default(), request, move |asked| routes.remove(asked)),
-            _ => Box::pin(async { Ok(Status::unimplemented("the service has no such method").into_http()) }),
-        }
-    }
-}
-
-/// Calls a method with the message of a request, once it is there.
-fn long<C, M>(codec: C, request: Request<Arriving>, method: M) -> BoxedCall
-where
-    C: Codec + Send + 'static,
-    M: Fn(C::Decode) -> Result<C::Encode, Status> + Send + Sync + 'static,
-{
-    Box::pin(async move {
-        let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_BATCH_MESSAGE_SIZE);
-        Ok(grpc.unary(Method(method), request).await)
-    })
-}
-
-/// A method that is done at once.
-struct Method<M>(M);
-
-impl<A, B, M> UnaryService<A> for Method<M>
-where
-    M: Fn(A) -> Result<B, Status>,
-{
-    type Response = B;
-    type Future = Ready<Result<tonic::Response<B>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<A>) -> Self::Future {
-        ready((self.0)(request.into_inner()).map(tonic::Response::new))
     }
 }
 
