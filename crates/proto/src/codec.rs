@@ -43,34 +43,6 @@ where
     }
 }
 
-/// A codec for answers that are encoded already, since many streams send the same ones.
-#[derive(Debug, Clone, Copy)]
-pub struct EncodedCodec<U>(PhantomData<U>);
-
-impl<U> Default for EncodedCodec<U> {
-    fn default() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<U> Codec for EncodedCodec<U>
-where
-    U: prost::Message + Default + Send + 'static,
-{
-    type Encode = Bytes;
-    type Decode = U;
-    type Encoder = Encoded;
-    type Decoder = ProstDecoder<U>;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        Encoded
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<(), U>::raw_decoder(BufferSettings::new(BUFFER, YIELD))
-    }
-}
-
 /// Copies messages that are encoded already.
 #[derive(Debug, Clone, Copy)]
 pub struct Encoded;

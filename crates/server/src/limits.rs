@@ -50,7 +50,7 @@ pub const MAX_PAGE_SHARDS: usize = 16;
 
 /// Watches at one time. Each takes some hundred bytes, and up to some hundred kilobytes while it is sent its snapshot; ten
 /// megabytes of it where every node has 64 routes. One whose client does not read holds one message more, of a megabyte at
-/// most.
+/// most, and one of the snapshot only: changes are the same bytes for all.
 pub const MAX_WATCHES: usize = 10_000;
 
 /// Changes that are kept for watches which are behind: some twenty megabytes. One that is further behind loses its place.

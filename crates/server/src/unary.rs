@@ -41,7 +41,7 @@ pub(crate) trait Unary: Send + Sync {
 }
 
 /// How the messages of a call are compressed.
-const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+pub(crate) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// What goes before each message: whether it is compressed, and its length.
 pub(crate) const PREFIX: usize = 5;
@@ -64,7 +64,8 @@ pub(crate) fn decode<Q: prost::Message + Default>(message: &[u8]) -> Result<Q, S
     Q::decode(message).map_err(|error| Status::internal(error.to_string()))
 }
 
-fn with_prefix(answer: &impl prost::Message) -> Bytes {
+/// Encodes a message, with its prefix.
+pub(crate) fn with_prefix(answer: &impl prost::Message) -> Bytes {
     let len = answer.encoded_len();
     if len == 0 {
         return Bytes::from_static(&[0; PREFIX]);

@@ -8,9 +8,9 @@ use nodetracker::{NodeCursor, NodeId, RouteBatch};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
-use prost::Message as _;
 
 use crate::limits::{MAX_SNAPSHOT_NODES, SNAPSHOT_COPY, WATCH_MESSAGE_SIZE};
+use crate::unary::with_prefix;
 use crate::v1::answer::Collector;
 use crate::watch::log::{Batch, LostPlace};
 use crate::watch::{Entered, Watches};
@@ -110,7 +110,7 @@ impl Watch {
 
 /// A message of the stream, as it is sent.
 pub(super) fn encoded(message: Message) -> Bytes {
-    v1::WatchResponse { message: Some(message) }.encode_to_vec().into()
+    with_prefix(&v1::WatchResponse { message: Some(message) })
 }
 
 /// Messages of a snapshot on their way.
