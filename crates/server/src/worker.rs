@@ -9,7 +9,6 @@ use std::thread::{self, JoinHandle};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::task::LocalSet;
 
 use crate::connection::{self, Serving};
 
@@ -118,11 +117,10 @@ impl Worker {
 
 /// Serves what is handed over until the other end of the queue is gone.
 fn work(runtime: &Runtime, mut handovers: mpsc::UnboundedReceiver<Handover>, serving: &Serving) {
-    let local = LocalSet::new();
-    local.block_on(runtime, async {
+    runtime.block_on(async {
         while let Some(Handover { stream, number, place }) = handovers.recv().await {
             let serving = serving.clone();
-            tokio::task::spawn_local(async move {
+            tokio::spawn(async move {
                 connection::serve(stream, serving, number).await;
                 drop(place);
             });

@@ -90,14 +90,14 @@ fn told(sent: Result<(), h2::Error>) {
 
 /// Polls a future, and makes it a task if it has to wait. The task polls it anew, so the waker that it sees here is never
 /// needed.
-fn poll_or_spawn(answering: impl Future<Output = ()> + 'static) {
-    let mut answering: Pin<Box<dyn Future<Output = ()>>> = Box::pin(answering);
+fn poll_or_spawn(answering: impl Future<Output = ()> + Send + 'static) {
+    let mut answering: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(answering);
     if answering
         .as_mut()
         .poll(&mut Context::from_waker(Waker::noop()))
         .is_pending()
     {
-        tokio::task::spawn_local(answering);
+        tokio::spawn(answering);
     }
 }
 

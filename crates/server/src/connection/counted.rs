@@ -1,9 +1,9 @@
 //! Counts what a client sends.
 
-use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -11,12 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A stream that counts the bytes that came in.
 pub(super) struct Counted<S> {
     stream: S,
-    read: Rc<Cell<u64>>,
+    read: Arc<AtomicU64>,
 }
 
 impl<S> Counted<S> {
     /// Counts into `read`.
-    pub(super) fn new(stream: S, read: Rc<Cell<u64>>) -> Self {
+    pub(super) fn new(stream: S, read: Arc<AtomicU64>) -> Self {
         Self { stream, read }
     }
 }
@@ -25,7 +25,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.read.set(self.read.get() + (buf.filled().len() - before) as u64);
+        self.read
+            .fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }

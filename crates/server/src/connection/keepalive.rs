@@ -1,7 +1,7 @@
 //! Clients that have gone without a word are noticed by asking them.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::limits::Limits;
 /// Asks a client that is silent, and then waits for anything that it sends.
 pub(super) struct KeepAlive {
     pings: Option<PingPong>,
-    read: Rc<Cell<u64>>,
+    read: Arc<AtomicU64>,
     /// What `read` was when the client was last known to be there.
     seen: u64,
     asked: bool,
@@ -22,10 +22,10 @@ pub(super) struct KeepAlive {
 
 impl KeepAlive {
     /// `read` counts the bytes that came in.
-    pub(super) fn new(pings: Option<PingPong>, read: Rc<Cell<u64>>, limits: &Limits) -> Self {
+    pub(super) fn new(pings: Option<PingPong>, read: Arc<AtomicU64>, limits: &Limits) -> Self {
         Self {
             pings,
-            seen: read.get(),
+            seen: read.load(Ordering::Relaxed),
             read,
             asked: false,
             interval: limits.keep_alive_interval,
@@ -36,7 +36,7 @@ impl KeepAlive {
     /// Looks after the client; returns how soon to look again, or `None` if it has gone.
     pub(super) fn check(&mut self) -> Option<Duration> {
         let pings = self.pings.as_mut()?;
-        let read = self.read.get();
+        let read = self.read.load(Ordering::Relaxed);
         if read != self.seen {
             self.seen = read;
             self.asked = false;

@@ -9,11 +9,10 @@ mod calls;
 mod counted;
 mod keepalive;
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -62,8 +61,14 @@ pub(crate) async fn serve(stream: std::net::TcpStream, mut serving: Serving, num
             Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
             Err(_) => debug!("a TLS handshake took too long"),
         },
-        _ = draining.wait_for(|&draining| draining) => {}
+        () = told(&mut draining) => {}
     }
+}
+
+/// Waits until the server is told to stop.
+async fn told(draining: &mut watch::Receiver<bool>) {
+    // An error: the server is gone.
+    let _ = draining.wait_for(|&draining| draining).await;
 }
 
 async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, number: u64) {
@@ -74,8 +79,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
         ..
     } = serving;
     let opened = Instant::now();
-    let read = Rc::new(Cell::new(0));
-    let handshake = builder().handshake(Counted::new(stream, Rc::clone(&read)));
+    let read = Arc::new(AtomicU64::new(0));
+    let handshake = builder().handshake(Counted::new(stream, Arc::clone(&read)));
     let mut connection = tokio::select! {
         biased;
         connection = timeout_at(opened + limits.handshake, handshake) => match connection {
@@ -83,10 +88,10 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
             Ok(Err(error)) => return debug!(%error, "a client did not begin with HTTP/2"),
             Err(_) => return debug!("a client did not send HTTP/2's preface in time"),
         },
-        _ = draining.wait_for(|&draining| draining) => return,
+        () = told(&mut draining) => return,
     };
 
-    let mut keep_alive = KeepAlive::new(connection.ping_pong(), Rc::clone(&read), &limits);
+    let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&read), &limits);
     let leaving = CancellationToken::new();
     let mut calls = Calls::new(connection, router.for_connection(leaving.clone()));
     let mut silent = pin!(sleep(limits.keep_alive_interval));
@@ -103,8 +108,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
                 return;
             }
             // The server has its own deadline, and cuts what is left then.
-            _ = draining.wait_for(|&draining| draining), if !stopping => {
-                if read.get() < PREFACE {
+            () = told(&mut draining), if !stopping => {
+                if read.load(Ordering::Relaxed) < PREFACE {
                     return;
                 }
                 stopping = true;
@@ -113,7 +118,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
             }
             () = due.as_mut(), if !stopping => match stage {
                 Stage::Preface => {
-                    if read.get() < PREFACE {
+                    if read.load(Ordering::Relaxed) < PREFACE {
                         return debug!("a client did not send HTTP/2's preface in time");
                     }
                     stage = Stage::Serving;
