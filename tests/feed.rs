@@ -65,6 +65,38 @@ fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
     assert_eq!(events(&mut subscription), [Event::ProxyRemoved { proxy: two, id }]);
 }
 
+/// Two refreshes within a tick replace the list of a node's routes, and leave out what is stale: before the sweeper comes, so
+/// it has nothing to tell.
+#[test]
+fn a_refresh_that_takes_a_stale_route_away_tells_of_it() {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(Duration::from_secs(10))
+        .build();
+    let proxies = ["proxy-1", "proxy-2", "proxy-3"].map(|id| register(&table, id));
+    let node: NodeId = "node-1".parse().expect("a node ID");
+    for proxy in proxies {
+        table.add_node(&node, proxy).expect("there is room");
+    }
+    let mut subscription = table.subscribe();
+    clock.advance(Duration::from_secs(6));
+    table.add_node(&node, proxies[1]).expect("there is room");
+    table.add_node(&node, proxies[2]).expect("there is room");
+    assert_eq!(events(&mut subscription), [], "all are there");
+    clock.advance(Duration::from_secs(6));
+    table.add_node(&node, proxies[2]).expect("there is room");
+    assert_eq!(events(&mut subscription), [], "a refresh in place takes nothing away");
+    table.add_node(&node, proxies[1]).expect("there is room");
+    let expired = Event::Node {
+        node: node.clone(),
+        reason: Reason::Expired,
+    };
+    assert_eq!(events(&mut subscription), [expired]);
+    common::sweep_fully(&table);
+    assert_eq!(events(&mut subscription), [], "it is told once");
+}
+
 #[test]
 fn a_subscriber_that_is_too_slow_is_told_and_begins_anew() {
     let table = RouteTable::new();

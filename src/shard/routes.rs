@@ -184,17 +184,19 @@ fn change_any<K: Key, P: Liveness>(
                 }
                 scope.count.release(before.saturating_sub(after));
                 slab.count_live(before > 0, after > 0);
+                let mut lost = false;
                 for gone in former
                     .iter()
                     .filter(|gone| routes.iter().all(|route| route.proxy() != gone.proxy()))
                 {
+                    lost = true;
                     // A route that is stale was a proxy's until it expired.
                     scope.proxies.left(
                         gone.proxy(),
                         scope.now.min(gone.time().saturating_add(scope.keep_alive)),
                     );
                 }
-                if let Some(reason) = reason(what, changed) {
+                if let Some(reason) = reason(what, changed, lost) {
                     tell::<K, P>(record, reason, scope);
                 }
                 if let Some(list) = list {
@@ -220,10 +222,12 @@ fn tell<K: Key, P>(record: &Record, reason: Reason, scope: &Scope<'_, P>) {
     });
 }
 
-/// Why the feed tells of a change, if it does.
-fn reason(what: Change, changed: Changed) -> Option<Reason> {
+/// Why the feed tells of a change, if it does. `lost`: the record had a route of a proxy of which it has none now.
+fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
     match (what, changed) {
         (_, Changed::Added(Added::Inserted)) => Some(Reason::Added),
+        // A refresh that had to replace the list took the stale routes out of it, which no sweeper will find.
+        (_, Changed::Added(Added::Refreshed)) => lost.then_some(Reason::Expired),
         (_, Changed::Removed { valid: 0, stale: 0 }) => None,
         (Change::Sweep, Changed::Removed { .. }) => Some(Reason::Expired),
         (_, Changed::Removed { .. }) => Some(Reason::Removed),
