@@ -74,6 +74,20 @@ impl RouteTable {
         Ok(self.begun(begun, &guard))
     }
 
+    /// Begins an incarnation once more, as [`begin_incarnation`](Self::begin_incarnation) does, but does not tell the proxy's
+    /// details anew: those of one that is registered stay as they are. For who has begun it, and cannot know whether the
+    /// sweeper has dropped the proxy since, or others have told its details later.
+    ///
+    /// # Errors
+    ///
+    /// As of [`begin_incarnation`](Self::begin_incarnation).
+    pub fn resume_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
+        let guard = pin();
+        let keep = None::<fn(ProxyRef)>;
+        let begun = self.proxies().begin(proxy, incarnation, keep, self.moment(), &guard)?;
+        Ok(self.begun(begun, &guard))
+    }
+
     fn begun(&self, begun: Begun, guard: &Guard) -> Incarnation {
         if let Some(replaced) = begun.replaced {
             self.proxy_removed(replaced, guard);
@@ -96,16 +110,14 @@ impl RouteTable {
         proxy: &Proxy<'_>,
         incarnation: Option<NonZeroU64>,
     ) -> Result<Option<ProxyRef>, RegisterError> {
-        let guard = pin();
         let Some(incarnation) = incarnation else {
             return self
                 .proxies()
-                .register_unless_known(proxy, self.now(), &guard)
+                .register_unless_known(proxy, self.now(), &pin())
                 .map(Some);
         };
-        let keep = None::<fn(ProxyRef)>;
-        match self.proxies().begin(proxy, incarnation, keep, self.moment(), &guard) {
-            Ok(begun) => Ok(Some(self.begun(begun, &guard).proxy)),
+        match self.resume_incarnation(proxy, incarnation) {
+            Ok(resumed) => Ok(Some(resumed.proxy)),
             Err(BeginError::Stale(_)) => Ok(None),
             Err(BeginError::Proxy(error)) => Err(error),
         }

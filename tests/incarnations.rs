@@ -99,7 +99,12 @@ fn the_same_one_goes_on_with_its_reference_and_its_handles() {
         .expect("it is the latest");
     assert!(again.is_resumed);
     assert_eq!(again.proxy, first.proxy);
-    assert_eq!(table.proxy(first.proxy).expect("it is there").addr, "192.0.2.99:1");
+    let addr = || table.proxy(first.proxy).expect("it is there").addr;
+    assert_eq!(addr(), "192.0.2.99:1");
+    // Who only goes on does not tell what may be told otherwise by now.
+    let resumed = table.resume_incarnation(&proxy("proxy"), number(5));
+    assert_eq!(resumed.expect("it is the latest"), again);
+    assert_eq!(addr(), "192.0.2.99:1");
     let mut gone = Vec::new();
     assert_eq!(table.refresh_routes(&handles, again.proxy, &mut gone), Ok(2));
     assert_eq!(gone, []);

@@ -181,11 +181,11 @@ impl Open {
         })
     }
 
-    /// Begins the incarnation once more, where the table may not have the proxy any more.
-    fn begin_again(&mut self, shared: &Shared) -> Result<Incarnation, Refused> {
+    /// Goes on with the incarnation, where the table may not have the proxy any more.
+    fn resume(&mut self, shared: &Shared) -> Result<Incarnation, Refused> {
         let begun = shared
             .table
-            .begin_incarnation(&parse::as_proxy(&self.details), self.incarnation)?;
+            .resume_incarnation(&parse::as_proxy(&self.details), self.incarnation)?;
         self.proxy = begun.proxy;
         Ok(begun)
     }
@@ -198,7 +198,7 @@ impl Open {
                 .add_nodes_with_handles(&scratch.nodes, self.proxy, &mut scratch.handles);
             match added.map_err(|AddNodesError { error, .. }| error) {
                 Ok(_) => break SessionRefusal::Unspecified,
-                Err(AddError::UnknownProxy) => _ = self.begin_again(shared)?,
+                Err(AddError::UnknownProxy) => _ = self.resume(shared)?,
                 Err(AddError::TooManyRoutes { .. }) => break SessionRefusal::TooManyRoutes,
                 Err(_) => break SessionRefusal::OutOfMemory,
             }
@@ -216,7 +216,7 @@ impl Open {
         // One without handles tells the table that the proxy lives, which its routes do otherwise.
         let is_there = match refreshed {
             Ok(_) if !handles.is_empty() => true,
-            Ok(_) | Err(_) => self.begin_again(shared)?.is_resumed,
+            Ok(_) | Err(_) => self.resume(shared)?.is_resumed,
         };
         if !is_there {
             return Ok(Response::Resync(v1::SessionResync {}));
@@ -230,7 +230,7 @@ impl Open {
     }
 
     fn nodes_down(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Refused> {
-        self.begin_again(shared)?;
+        self.resume(shared)?;
         for node in &scratch.nodes {
             shared.table.remove_route(node, self.proxy);
         }
@@ -239,7 +239,7 @@ impl Open {
 
     fn drain(&mut self, shared: &Shared) -> Result<Response, Refused> {
         // Also where the table has dropped the proxy: what ends is the incarnation.
-        self.begin_again(shared)?;
+        self.resume(shared)?;
         shared.table.remove_proxy(self.proxy);
         Ok(Response::Ack(v1::SessionAck::default()))
     }
