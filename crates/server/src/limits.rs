@@ -53,8 +53,15 @@ pub const MAX_PAGE_SHARDS: usize = 16;
 /// most, and one of the snapshot only: changes are the same bytes for all.
 pub const MAX_WATCHES: usize = 10_000;
 
+/// Nodes that watches of some nodes are about, all together: some fifty megabytes of UUIDs, and 255 bytes for a name.
+pub const MAX_WATCHED_NODES: usize = 1_000_000;
+
 /// Changes that are kept for watches which are behind: some twenty megabytes. One that is further behind loses its place.
 pub const WATCH_BACKLOG: usize = 64 * 1024;
+
+/// Bytes of these changes, encoded; a few times as much as they take where nodes have few routes. With what else is kept of
+/// them it is some fifty megabytes.
+pub const WATCH_BACKLOG_SIZE: usize = 16 * 1024 * 1024;
 
 /// How often the table's changes are taken while somebody watches: how late a watch is, and for how long the feed of a shard
 /// has to have room (for 512 changes), or all watches lose their place. Looking costs some microseconds.

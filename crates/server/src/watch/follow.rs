@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use nodetracker::{Event, Lagged, NodeId, ProxyRef, Reason, Route, RouteBatch, RouteTable, Subscription};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
@@ -13,10 +14,10 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL, WATCH_MESSAGE_SIZE};
+use crate::unary::with_prefix;
 use crate::v1::answer::{self, Collector};
 use crate::watch::Watches;
 use crate::watch::log::Batch;
-use crate::watch::stream::encoded;
 
 /// Follows the table for ever, while somebody watches.
 ///
@@ -43,15 +44,17 @@ pub(crate) async fn follow(watches: &Watches) -> Infallible {
                 !stage.following
             });
             if stops {
+                // What changes from here on has no number.
+                watches.log.lose_all();
                 break;
             }
-            is_up_to_date = take(watches, &mut subscription, &mut events, &mut complaints);
+            is_up_to_date = take(watches, &mut subscription, &mut events, &mut complaints).await;
         }
     }
 }
 
 /// Takes a part of the changes that the feed has; returns whether there are no more.
-fn take(
+async fn take(
     watches: &Watches,
     subscription: &mut Subscription<'_>,
     events: &mut Vec<Event>,
@@ -61,7 +64,7 @@ fn take(
     match subscription.poll(MAX_WATCH_CHANGES, |event| events.push(event.clone())) {
         Ok(0) => true,
         Ok(_) => {
-            append(watches, events);
+            append(watches, events).await;
             false
         }
         Err(lagged) => {
@@ -93,7 +96,7 @@ impl Complaints {
 }
 
 /// Reads what the events are about, and appends it to the log.
-fn append(watches: &Watches, events: &[Event]) {
+async fn append(watches: &Watches, events: &[Event]) {
     let table = &*watches.table;
     // After the marks were taken. Each node once, however often it was marked.
     let (nodes, positions) = distinct_nodes(events);
@@ -102,6 +105,12 @@ fn append(watches: &Watches, events: &[Event]) {
 
     let mut batch = Building::new(table, watches.log.next());
     for event in events {
+        if batch.is_full() {
+            let next = batch.next();
+            batch.finish(watches);
+            yield_now().await;
+            batch = Building::new(table, next);
+        }
         match event {
             Event::Node { node, reason } => {
                 let routes = routes.get(positions[node]).unwrap_or_default();
@@ -110,11 +119,6 @@ fn append(watches: &Watches, events: &[Event]) {
             Event::ProxyRemoved { proxy, id } => batch.proxy_removed(*proxy, id),
             Event::ProxyChanged { proxy } => batch.proxy_moved(*proxy),
             _ => {}
-        }
-        if batch.is_full() {
-            let next = batch.next();
-            batch.finish(watches);
-            batch = Building::new(table, next);
         }
     }
     batch.finish(watches);
@@ -219,13 +223,26 @@ impl<'t> Building<'t> {
             proxies: self.collector.watched(),
             changes: self.changes,
         };
+        let (message, encoded) = encoded(message);
         watches.log.push(Batch {
-            encoded: encoded(Message::Changes(message.clone())),
             message,
+            encoded,
             nodes: self.nodes,
             first: self.first,
         });
     }
+}
+
+/// Encodes changes as the message that all watches send, and gives them back.
+fn encoded(changes: v1::WatchChanges) -> (v1::WatchChanges, Bytes) {
+    let message = v1::WatchResponse {
+        message: Some(Message::Changes(changes)),
+    };
+    let encoded = with_prefix(&message);
+    let Some(Message::Changes(changes)) = message.message else {
+        unreachable!("it was put there")
+    };
+    (changes, encoded)
 }
 
 #[cfg(test)]
@@ -266,7 +283,7 @@ mod tests {
         let mut follower = pin!(follow(&watches));
         poll(follower.as_mut());
         assert_eq!(table.subscriptions(), 0);
-        let entered = watches.enter().expect("there is room");
+        let entered = watches.enter(0).expect("there is room");
         poll(follower.as_mut());
         assert_eq!(table.subscriptions(), 1);
 
@@ -281,14 +298,42 @@ mod tests {
         drop(entered);
         poll(follower.as_mut());
         assert_eq!(table.subscriptions(), 0, "nobody watches");
-        assert_eq!(watches.log.next(), 1 + 4 * PART);
+        assert_eq!(watches.log.next(), 2 + 4 * PART, "what comes now has no number");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_of_large_changes_is_several_messages_with_turns_between_them() {
+        let table = Arc::new(RouteTable::new());
+        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        let _entered = watches.enter(0).expect("there is room");
+        let mut follower = pin!(follow(&watches));
+        poll(follower.as_mut());
+        // Each change tells of all the routes that its node has by then: two kilobytes.
+        const CHANGES: u64 = 960;
+        for number in 0..CHANGES {
+            let proxy = Proxy {
+                id: &format!("proxy-{}", number % 64),
+                cluster_name: "",
+                addr: "proxy:1",
+            };
+            let node = format!("node-{}", number / 64).parse().expect("a name");
+            table.report_node(&node, &proxy).expect("there is room");
+        }
+        advance(WATCH_INTERVAL).await;
+        let mut ends = Vec::new();
+        while watches.log.next() <= CHANGES {
+            poll(follower.as_mut());
+            ends.push(watches.log.next());
+        }
+        assert_eq!(ends.last(), Some(&(1 + CHANGES)));
+        assert!(ends.len() >= 3 && ends.is_sorted_by(|one, next| one < next), "{ends:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn it_rests_once_it_is_up_to_date() {
         let table = Arc::new(RouteTable::new());
         let watches = Watches::new(Arc::clone(&table), Generation::draw());
-        let _entered = watches.enter().expect("there is room");
+        let _entered = watches.enter(0).expect("there is room");
         let mut follower = pin!(follow(&watches));
         poll(follower.as_mut());
         change(&table, 0..1);

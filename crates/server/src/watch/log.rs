@@ -8,7 +8,7 @@ use nodetracker::NodeId;
 use nodetracker_proto::v1;
 use tokio::sync::watch;
 
-use crate::limits::WATCH_BACKLOG;
+use crate::limits::{WATCH_BACKLOG, WATCH_BACKLOG_SIZE};
 
 /// Changes that came together: one message.
 #[derive(Debug)]
@@ -40,13 +40,23 @@ pub(super) struct Log {
     batches: Mutex<Batches>,
     /// The number of the next change, for those who wait for it.
     next: watch::Sender<u64>,
-    /// Changes that are kept.
-    capacity: usize,
+    /// What is kept.
+    capacity: Capacity,
+}
+
+/// How much of the past is kept.
+#[derive(Debug, Clone, Copy)]
+struct Capacity {
+    changes: usize,
+    /// Of the encoded messages.
+    bytes: usize,
 }
 
 #[derive(Debug)]
 struct Batches {
     kept: VecDeque<Arc<Batch>>,
+    /// Of the encoded messages that are kept.
+    bytes: usize,
     /// The number of the next change. Places before the first batch that is kept are lost; so are all before this one, where
     /// none is kept.
     next: u64,
@@ -54,15 +64,19 @@ struct Batches {
 
 impl Default for Log {
     fn default() -> Self {
-        Self::with_capacity(WATCH_BACKLOG)
+        Self::with_capacity(Capacity {
+            changes: WATCH_BACKLOG,
+            bytes: WATCH_BACKLOG_SIZE,
+        })
     }
 }
 
 impl Log {
-    fn with_capacity(capacity: usize) -> Self {
+    fn with_capacity(capacity: Capacity) -> Self {
         Self {
             batches: Mutex::new(Batches {
                 kept: VecDeque::new(),
+                bytes: 0,
                 next: 1,
             }),
             next: watch::Sender::new(1),
@@ -86,20 +100,24 @@ impl Log {
         let mut batches = self.lock();
         debug_assert_eq!(batch.first, batches.next);
         batches.next = next;
+        batches.bytes += batch.encoded.len();
         batches.kept.push_back(Arc::new(batch));
         while let Some(oldest) = batches.kept.front()
-            && next - oldest.first > self.capacity as u64
+            && (next - oldest.first > self.capacity.changes as u64 || batches.bytes > self.capacity.bytes)
         {
+            batches.bytes -= oldest.encoded.len();
             batches.kept.pop_front();
         }
         drop(batches);
         self.next.send_replace(next);
     }
 
-    /// Takes every place away, since changes were lost before they came here.
+    /// Takes every place away, since there are changes that do not come here: the table was too fast, or nobody watched. The
+    /// memory goes too.
     pub(super) fn lose_all(&self) {
         let mut batches = self.lock();
-        batches.kept.clear();
+        batches.kept = VecDeque::new();
+        batches.bytes = 0;
         // A number that no change has: whoever waits for it has lost its place too.
         batches.next += 1;
         let next = batches.next;
@@ -122,8 +140,8 @@ impl Log {
 
     /// Waits until there is something at a place that is not lost, or it is.
     pub(super) async fn changed(&self, place: u64) {
-        // The sender lives as long as `self`.
-        let _ = self.next.subscribe().wait_for(|next| *next != place).await;
+        // The sender lives as long as `self`. It may not have told of a change yet that is in the log, and was read there.
+        let _ = self.next.subscribe().wait_for(|next| *next > place).await;
     }
 }
 
@@ -131,11 +149,20 @@ impl Log {
 mod tests {
     use super::*;
 
+    const CAPACITY: Capacity = Capacity {
+        changes: 10,
+        bytes: 100,
+    };
+
     fn batch(first: u64, len: usize) -> Batch {
+        batch_of(first, len, 0)
+    }
+
+    fn batch_of(first: u64, len: usize, bytes: usize) -> Batch {
         Batch {
             message: v1::WatchChanges::default(),
             nodes: vec![None; len],
-            encoded: Bytes::new(),
+            encoded: vec![0; bytes].into(),
             first,
         }
     }
@@ -146,7 +173,7 @@ mod tests {
 
     #[test]
     fn places_are_good_until_their_changes_are_dropped() {
-        let log = Log::with_capacity(10);
+        let log = Log::with_capacity(CAPACITY);
         assert_eq!((log.next(), at(&log, 1)), (1, Ok(None)));
         log.push(batch(1, 4));
         log.push(batch(5, 6));
@@ -170,8 +197,28 @@ mod tests {
     }
 
     #[test]
+    fn large_changes_are_dropped_earlier() {
+        let log = Log::with_capacity(CAPACITY);
+        log.push(batch_of(1, 1, 40));
+        log.push(batch_of(2, 1, 60));
+        assert_eq!([1, 2].map(|place| at(&log, place)), [Ok(Some(1)), Ok(Some(2))]);
+        log.push(batch_of(3, 1, 1));
+        assert_eq!([1, 2].map(|place| at(&log, place)), [Err(LostPlace), Ok(Some(2))]);
+        log.push(batch_of(4, 1, 101));
+        assert_eq!(
+            [3, 4, 5].map(|place| at(&log, place)),
+            [Err(LostPlace), Err(LostPlace), Ok(None)]
+        );
+        log.push(batch_of(5, 1, 100));
+        assert_eq!(at(&log, 5), Ok(Some(5)));
+        log.lose_all();
+        log.push(batch_of(7, 1, 100));
+        assert_eq!(at(&log, 7), Ok(Some(7)));
+    }
+
+    #[test]
     fn when_changes_were_lost_every_place_is() {
-        let log = Log::with_capacity(10);
+        let log = Log::with_capacity(CAPACITY);
         log.push(batch(1, 4));
         let waiting = log.next();
         log.lose_all();

@@ -12,8 +12,8 @@
 //! * The [log](log) keeps the latest changes. A watch has a place in it, which is a sequence number, and nothing else:
 //!   a thousand watches are a thousand numbers. One whose place is no longer in the log has lost it.
 //! * A [watch](stream) takes its place first, and copies the table then: what changes in between comes again. After the
-//!   snapshot it sends the log from its place on. It is only ever asked for the next message when the client has room for
-//!   it, so a slow client is a watch that falls behind, and holds nobody up.
+//!   snapshot it sends the log from its place on. It is only ever asked for the next message once HTTP/2 has taken the one
+//!   before, for which the client needs to have room; so a slow client is a watch that falls behind, and holds nobody up.
 //!
 //! # Why the last message is the truth
 //!
@@ -33,9 +33,10 @@ use std::sync::Arc;
 
 use nodetracker::RouteTable;
 use tokio::sync::watch;
+use tonic::Status;
 
 use crate::generation::Generation;
-use crate::limits::MAX_WATCHES;
+use crate::limits::{MAX_WATCHED_NODES, MAX_WATCHES};
 use crate::watch::log::Log;
 
 pub(crate) use follow::follow;
@@ -54,6 +55,8 @@ pub(crate) struct Watches {
 #[derive(Debug, Default)]
 struct Stage {
     watches: usize,
+    /// The nodes that watches of some nodes are about, all together.
+    watched_nodes: usize,
     /// Whether the follower has its subscription: what changes from here on comes into the log.
     following: bool,
 }
@@ -73,43 +76,86 @@ impl Watches {
         self.stage.borrow().watches
     }
 
-    /// Counts one more watch, until the place is dropped; `None` if there are as many as there may be.
-    fn enter(self: &Arc<Self>) -> Option<Entered> {
-        let entered = self.stage.send_if_modified(|stage| {
-            let room = stage.watches < MAX_WATCHES;
-            stage.watches += usize::from(room);
-            room
+    /// Counts one more watch, of so many nodes, until the place is dropped.
+    ///
+    /// # Errors
+    ///
+    /// RESOURCE_EXHAUSTED: there are as many as there may be.
+    fn enter(self: &Arc<Self>, nodes: usize) -> Result<Entered, Status> {
+        let mut full = None;
+        self.stage.send_if_modified(|stage| {
+            if stage.watches == MAX_WATCHES {
+                full = Some(format!("there are {MAX_WATCHES} watches"));
+            } else if stage.watched_nodes + nodes > MAX_WATCHED_NODES {
+                full = Some(format!(
+                    "watches are about {} nodes of {MAX_WATCHED_NODES}",
+                    stage.watched_nodes
+                ));
+            } else {
+                stage.watches += 1;
+                stage.watched_nodes += nodes;
+            }
+            full.is_none()
         });
-        entered.then(|| Entered(Arc::clone(self)))
+        match full {
+            Some(full) => Err(Status::resource_exhausted(format!("{full}, which is the limit"))),
+            None => Ok(Entered {
+                watches: Arc::clone(self),
+                nodes,
+            }),
+        }
     }
 }
 
 /// A watch that is counted.
 #[derive(Debug)]
-struct Entered(Arc<Watches>);
+struct Entered {
+    watches: Arc<Watches>,
+    nodes: usize,
+}
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.0.stage.send_modify(|stage| stage.watches -= 1);
+        self.watches.stage.send_modify(|stage| {
+            stage.watches -= 1;
+            stage.watched_nodes -= self.nodes;
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
 
     #[test]
     fn there_are_no_more_watches_than_allowed() {
         let watches = Watches::new(Arc::default(), Generation::draw());
         let mut entered: Vec<_> = (0..MAX_WATCHES)
-            .map(|_| watches.enter().expect("there is room"))
+            .map(|_| watches.enter(0).expect("there is room"))
             .collect();
-        assert!(watches.enter().is_none());
+        let refused = || watches.enter(0).expect_err("there are as many as there may be");
+        assert_eq!(refused().code(), Code::ResourceExhausted);
+        assert_eq!(refused().message(), "there are 10000 watches, which is the limit");
         assert_eq!(watches.count(), MAX_WATCHES);
         entered.pop();
-        entered.push(watches.enter().expect("one has left"));
-        assert!(watches.enter().is_none());
+        entered.push(watches.enter(0).expect("one has left"));
+        refused();
         drop(entered);
         assert_eq!(watches.count(), 0);
+    }
+
+    #[test]
+    fn watches_are_about_no_more_nodes_than_allowed() {
+        let watches = Watches::new(Arc::default(), Generation::draw());
+        let most = watches.enter(MAX_WATCHED_NODES - 1).expect("there is room");
+        let last = watches.enter(1).expect("there is room");
+        let refused = watches.enter(1).expect_err("there are as many as there may be");
+        let message = "watches are about 1000000 nodes of 1000000, which is the limit";
+        assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, message));
+        let of_all = watches.enter(0).expect("this one counts as none");
+        drop((most, last, of_all));
+        watches.enter(MAX_WATCHED_NODES).expect("they have left");
     }
 }

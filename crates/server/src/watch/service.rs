@@ -22,7 +22,7 @@ use tonic::server::NamedService;
 use tonic::{Status, Streaming};
 use tower_service::Service;
 
-use crate::limits::{MAX_BATCH_MESSAGE_SIZE, MAX_WATCHES};
+use crate::limits::MAX_BATCH_MESSAGE_SIZE;
 use crate::services::BoxedCall;
 use crate::unary::{self, Arriving};
 use crate::v1::parse;
@@ -79,10 +79,7 @@ async fn begin(watches: Arc<Watches>, request: Request<Arriving>) -> Result<Watc
     let request = request.ok_or_else(|| Status::internal("Missing request message."))?;
     messages.trailers().await?;
     let nodes = parse::nodes(request.nodes)?;
-    let entered = watches
-        .enter()
-        .ok_or_else(|| Status::resource_exhausted(format!("there are {MAX_WATCHES} watches, which is the limit")))?;
-    Ok(Watch::new(entered, nodes))
+    Ok(Watch::new(watches.enter(nodes.len())?, nodes))
 }
 
 /// The messages of a watch, with their prefixes. They never end.

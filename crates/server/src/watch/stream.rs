@@ -51,9 +51,10 @@ impl Watch {
         }
     }
 
-    /// The next message, encoded. It is asked for when the client has room for it, and may be given up while it waits.
+    /// The next message, encoded. It is asked for once the client had room for the one before, and may be given up while it
+    /// waits.
     pub(super) async fn next(&mut self) -> Bytes {
-        let watches = Arc::clone(&self.entered.0);
+        let watches = Arc::clone(&self.entered.watches);
         loop {
             match &mut self.at {
                 At::Beginning => {
