@@ -9,7 +9,8 @@ use tokio::time::sleep;
 use tracing::debug;
 
 /// Records looked at in one step: a few microseconds, which nobody waits for. No more than half of the changes that the
-/// table's feed holds for a shard, so that a mass expiry, step by step, does not overtake who follows it.
+/// table's feed holds for a shard, so that a mass expiry, step by step, does not overtake who follows it. (Several steps a
+/// turn can, in a table of tens of millions: watches begin anew then.)
 const STEP: usize = 256;
 
 /// Rounds over the whole table in one keep-alive interval.
@@ -18,14 +19,16 @@ const ROUNDS_PER_INTERVAL: u32 = 4;
 /// The shortest pause between two turns: timers are no finer. A table whose round takes more steps than there are such
 /// pauses, from some ten million routes up at the default interval, gets several steps a turn.
 const MIN_PAUSE: Duration = Duration::from_millis(2);
-/// The most steps in one turn: a millisecond or two, of a worker that has other things to do.
+/// The most steps in one turn: a millisecond or two, of a thread that has other things to do.
 const MAX_STEPS: u32 = 256;
 
 /// Sweeps for ever.
 pub(crate) async fn sweep(table: &RouteTable) -> std::convert::Infallible {
-    let mut pace = Pace::new(table.keep_alive() / ROUNDS_PER_INTERVAL);
+    let mut pace = Pace::default();
     let mut expired = 0;
     loop {
+        // The interval may change at any time.
+        pace.round = table.keep_alive() / ROUNDS_PER_INTERVAL;
         let (pause, steps) = pace.turn(table.len());
         sleep(pause).await;
         for _ in 0..steps {
@@ -41,6 +44,7 @@ pub(crate) async fn sweep(table: &RouteTable) -> std::convert::Infallible {
 }
 
 /// Spreads the steps of a round evenly over the time that the round may take.
+#[derive(Default)]
 struct Pace {
     round: Duration,
     /// Records visited in this round so far.
@@ -50,14 +54,6 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(round: Duration) -> Self {
-        Self {
-            round,
-            visited: 0,
-            last_round: 0,
-        }
-    }
-
     /// How long to wait before the next turn of a table that holds this many routes now, and how many steps it has then. A
     /// round is as long as the last one was, or longer, for a table that grew.
     fn turn(&self, routes: usize) -> (Duration, u32) {
@@ -88,29 +84,36 @@ mod tests {
 
     const ROUND: Duration = Duration::from_secs(75);
 
+    fn pace(round: Duration) -> Pace {
+        Pace {
+            round,
+            ..Pace::default()
+        }
+    }
+
     #[test]
     fn an_empty_table_is_swept_once_a_round() {
-        assert_eq!(Pace::new(ROUND).turn(0), (ROUND, 1));
+        assert_eq!(pace(ROUND).turn(0), (ROUND, 1));
     }
 
     #[test]
     fn the_steps_of_a_round_take_the_round() {
-        let pace = Pace::new(ROUND);
+        let even = pace(ROUND);
         let routes = 1_000_000;
         let steps = (routes / STEP + 1) as u32;
-        assert_eq!(pace.turn(routes), (ROUND / steps, 1));
+        assert_eq!(even.turn(routes), (ROUND / steps, 1));
     }
 
     #[test]
     fn a_pause_has_a_floor_and_a_turn_a_most() {
-        assert_eq!(Pace::new(Duration::from_micros(1)).turn(0), (MIN_PAUSE, 1));
-        assert_eq!(Pace::new(ROUND).turn(usize::MAX), (MIN_PAUSE, MAX_STEPS));
+        assert_eq!(pace(Duration::from_micros(1)).turn(0), (MIN_PAUSE, 1));
+        assert_eq!(pace(ROUND).turn(usize::MAX), (MIN_PAUSE, MAX_STEPS));
     }
 
     #[test]
     fn a_round_of_a_large_table_takes_its_time_too() {
         for routes in [20_000_000, 100_000_000, nodetracker::Builder::MOST_ROUTES] {
-            let (pause, steps) = Pace::new(ROUND).turn(routes);
+            let (pause, steps) = pace(ROUND).turn(routes);
             let turns = (routes / STEP + 1).div_ceil(steps as usize);
             assert!(
                 steps > 1 && pause * turns as u32 <= ROUND,
@@ -135,18 +138,18 @@ mod tests {
                 .add_node(&format!("node-{number}").parse::<NodeId>().unwrap(), proxy)
                 .unwrap();
         }
-        let mut pace = Pace::new(table.keep_alive() / ROUNDS_PER_INTERVAL);
+        let mut paced = pace(table.keep_alive() / ROUNDS_PER_INTERVAL);
         clock.advance(table.keep_alive() + Duration::from_millis(1));
         let mut waited = Duration::ZERO;
         let mut expired = 0;
         // A round may have begun anywhere, so everything has been visited after two.
         for _ in 0..2 {
             loop {
-                let (pause, steps) = pace.turn(table.len());
+                let (pause, steps) = paced.turn(table.len());
                 assert_eq!(steps, 1);
                 waited += pause;
                 let report = table.sweep(STEP);
-                pace.stepped(report);
+                paced.stepped(report);
                 expired += report.removed;
                 if report.round_completed {
                     break;
