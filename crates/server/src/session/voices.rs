@@ -2,7 +2,7 @@
 //!
 //! A session holds its [`Voice`]'s lock while it does what a message asks for. A hello holds the lock of the session before
 //! it while it begins its incarnation and takes over; so each message of that one is done before, or refused. Nobody waits
-//! for longer than one message takes, and only for a session of the same proxy, or for another hello.
+//! for longer than one message takes: messages for a hello of the same proxy, hellos and ends of sessions for each other.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -116,6 +116,7 @@ mod tests {
     use std::sync::mpsc;
     use std::task::Wake;
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
 
@@ -205,9 +206,13 @@ mod tests {
                         let begin = || begun.send(()).map_err(|_| ());
                         voices.take("proxy", NonZeroU64::MIN, begin).map(|_| ())
                     });
-                    // However long it takes.
-                    thread::yield_now();
-                    assert!(begins.try_recv().is_err(), "it has begun meanwhile");
+                    let has_begun = |wait| begins.recv_timeout(wait).is_ok();
+                    while voices.0.try_lock().is_ok() {
+                        assert!(!has_begun(Duration::ZERO), "it has begun meanwhile");
+                        thread::yield_now();
+                    }
+                    // It takes the voice, and would not need long to begin.
+                    assert!(!has_begun(Duration::from_millis(20)), "it has begun meanwhile");
                 })
                 .expect("it speaks");
             begins.recv().expect("it begins once the message is done");

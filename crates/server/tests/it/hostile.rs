@@ -7,6 +7,7 @@ use nodetracker::RouteTable;
 use nodetracker_server::{Limits, limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tonic::Code;
 
 use crate::support::{Process, Raw, Running, add, connect, ended, framed, grpc};
@@ -14,6 +15,8 @@ use crate::support::{Process, Raw, Running, add, connect, ended, framed, grpc};
 const ADD: &str = "/api.NodeTrackerService/AddNode";
 /// Short for a limit, and long enough for a good client on a loaded machine.
 const SOON: Duration = Duration::from_millis(500);
+/// What a client has to begin with: HTTP/2's magic bytes, and its settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[tokio::test]
 async fn silent_clients_are_hung_up_on() {
@@ -47,10 +50,7 @@ async fn clients_that_do_not_answer_pings_are_hung_up_on() {
     )
     .await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
-    stream
-        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
-        .await
-        .unwrap();
+    stream.write_all(PREFACE).await.unwrap();
     // Who answers is not: it is asked again and again.
     let mut answered = 0;
     while answered < 3 {
@@ -103,11 +103,17 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
         },
     )
     .await;
-    let first = TcpStream::connect(server.addr).await.unwrap();
-    let waiting = tokio::spawn(connect(server.addr));
-    drop(first);
-    let mut client = waiting.await.unwrap();
-    client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
+    let mut first = Raw::connect(server.addr).await;
+    first.settle().await;
+    // The kernel takes it, and the server does not.
+    let mut second = TcpStream::connect(server.addr).await.unwrap();
+    second.write_all(PREFACE).await.unwrap();
+    let mut byte = [0];
+    let answer = second.read_exact(&mut byte);
+    assert!(timeout(SOON, answer).await.is_err(), "it was served");
+    first.settle().await;
+    first.connection.abort();
+    second.read_exact(&mut byte).await.unwrap();
 }
 
 #[tokio::test]
@@ -133,10 +139,7 @@ async fn old_connections_are_asked_to_leave() {
 async fn settings_say_the_limits() {
     let server = Running::start().await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
-    stream
-        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
-        .await
-        .unwrap();
+    stream.write_all(PREFACE).await.unwrap();
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.unwrap();
     assert_eq!(head[3], 4, "not SETTINGS");
