@@ -27,6 +27,8 @@
 //! | | anything, when the proxy was removed | superseded, FAILED_PRECONDITION | ENDED |
 //! | | nothing for a keep-alive interval | DEADLINE_EXCEEDED | ENDED |
 //! | both | a message that is malformed, has too many elements, or is empty | INVALID_ARGUMENT | ENDED |
+//! | | what is no message of the contract | INTERNAL | ENDED |
+//! | | a message of too many bytes | RESOURCE_EXHAUSTED | ENDED |
 //! | | the end of the client's side | OK | ENDED |
 //! | | the server stops, or the connection has grown old | UNAVAILABLE ([`leaving`](crate::leaving)) | ENDED |
 //! | | the connection is lost | | ENDED |
