@@ -6,6 +6,7 @@
 #
 # It starts a tracker on a free port, and prints each command with what it answered.
 set -euo pipefail
+command -v grpcurl >/dev/null || { sed -n '4s/^# */grpcurl is not installed: /p' "$0" >&2; exit 2; }
 tracker=$(mktemp -d)
 trap 'kill "$pid" 2>/dev/null || true; rm -r "$tracker"' EXIT
 "${1:-nodetracker}" serve --listen 127.0.0.1:0 >"$tracker/out" 2>"$tracker/log" &

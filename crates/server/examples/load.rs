@@ -30,7 +30,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
-use client::{Failure, PIPELINE, Server, Session, all, node, proxy};
+use client::{Failure, PIPELINE, Server, Session, all, node, node_ids, proxy};
 
 /// As the server has it, or the client's calls would cost more than the server's.
 #[global_allocator]
@@ -278,13 +278,6 @@ fn share(options: &Options, connection: u32) -> Vec<Uuid> {
     (connection * each..(connection + 1) * each).map(node).collect()
 }
 
-fn node_ids(nodes: &[Uuid]) -> v1::NodeIds {
-    v1::NodeIds {
-        uuids: nodes.iter().flat_map(|node| node.into_bytes()).collect(),
-        names: Vec::new(),
-    }
-}
-
 fn add_node(by: &v1::Proxy, node: Uuid) -> Call {
     let request = api::AddNodeRequest {
         node_id: node.to_string(),
@@ -303,14 +296,14 @@ fn get_proxies(node: Uuid) -> Call {
 fn add_nodes(by: &v1::Proxy, nodes: &[Uuid]) -> Call {
     let request = v1::AddNodesRequest {
         proxy: Some(by.clone()),
-        nodes: Some(node_ids(nodes)),
+        nodes: Some(node_ids(nodes.iter().copied())),
     };
     Call::new(&request, nodes.len())
 }
 
 fn batch_get_proxies(nodes: &[Uuid]) -> Call {
     let request = v1::BatchGetProxiesRequest {
-        nodes: Some(node_ids(nodes)),
+        nodes: Some(node_ids(nodes.iter().copied())),
     };
     Call::new(&request, nodes.len())
 }

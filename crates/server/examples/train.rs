@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Streaming};
 
-use client::{Failure, PIPELINE, Server, Session, all, node, proxy};
+use client::{Failure, PIPELINE, Server, Session, all, node, node_ids, proxy};
 
 const CONNECTIONS: u32 = 10;
 
@@ -127,19 +127,12 @@ async fn single_calls(target: &Target, in_flight: u32, calls: u32, options: &Opt
     Ok(())
 }
 
-fn ids(numbers: impl Iterator<Item = u32>) -> v1::NodeIds {
-    v1::NodeIds {
-        uuids: numbers.flat_map(|number| node(number).into_bytes()).collect(),
-        names: Vec::new(),
-    }
-}
-
 async fn batches(target: &Target, options: &Options) -> Result<(), Failure> {
     let mut client = RouteServiceClient::new(target.connect().await?);
     let by = proxy(1);
     for first in (0..options.nodes).step_by(1000) {
         let last = options.nodes.min(first + 1000);
-        let nodes = Some(ids(first..last));
+        let nodes = Some(node_ids((first..last).map(node)));
         client
             .add_nodes(v1::AddNodesRequest {
                 proxy: Some(by.clone()),
@@ -149,7 +142,7 @@ async fn batches(target: &Target, options: &Options) -> Result<(), Failure> {
         client.batch_get_proxies(v1::BatchGetProxiesRequest { nodes }).await?;
         let removed = client
             .remove_nodes(v1::RemoveNodesRequest {
-                nodes: Some(ids(first..first + 10)),
+                nodes: Some(node_ids((first..first + 10).map(node))),
                 proxy_id: by.proxy_id.clone(),
             })
             .await?;

@@ -82,6 +82,13 @@ pub(crate) fn node(number: u32) -> Uuid {
     Uuid::from_u64_pair(mixed(0x0123_4567_89ab_cdef), mixed(0xfedc_ba98_7654_3210))
 }
 
+pub(crate) fn node_ids(nodes: impl Iterator<Item = Uuid>) -> v1::NodeIds {
+    v1::NodeIds {
+        uuids: nodes.flat_map(Uuid::into_bytes).collect(),
+        names: Vec::new(),
+    }
+}
+
 pub(crate) fn proxy(number: u32) -> v1::Proxy {
     v1::Proxy {
         proxy_id: Uuid::from_u64_pair(7, number.into()).to_string(),
@@ -138,12 +145,8 @@ impl Session {
 
     pub(crate) async fn announce(&mut self, nodes: &[Uuid]) -> Result<(), Failure> {
         for nodes in nodes.chunks(self.limits.max_nodes as usize) {
-            let nodes = v1::NodeIds {
-                uuids: nodes.iter().flat_map(|node| node.into_bytes()).collect(),
-                names: Vec::new(),
-            };
-            self.send(Request::NodesUp(v1::SessionNodesUp { nodes: Some(nodes) }))
-                .await?;
+            let nodes = Some(node_ids(nodes.iter().copied()));
+            self.send(Request::NodesUp(v1::SessionNodesUp { nodes })).await?;
             match self.answer().await? {
                 Response::Handles(handles) if handles.refusal() == SessionRefusal::Unspecified => {
                     self.handles.extend(handles.handles);
