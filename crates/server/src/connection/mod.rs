@@ -101,12 +101,6 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
     loop {
         tokio::select! {
             biased;
-            result = poll_fn(|cx| calls.poll_serve(cx)) => {
-                if let Err(error) = result {
-                    debug!(%error, "a connection ended with an error");
-                }
-                return;
-            }
             // The server has its own deadline, and cuts what is left then.
             () = told(&mut draining), if !stopping => {
                 if read.load(Ordering::Relaxed) < PREFACE {
@@ -138,6 +132,14 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
                 Some(next) => silent.as_mut().reset(Instant::now() + next),
                 None => return debug!("a client did not answer a ping"),
             },
+            // Last: a client that sends faster than it is served uses up what tokio lets a task do in its turn, of which
+            // the timers need some, too.
+            result = poll_fn(|cx| calls.poll_serve(cx)) => {
+                if let Err(error) = result {
+                    debug!(%error, "a connection ended with an error");
+                }
+                return;
+            }
         }
     }
 }
@@ -165,4 +167,73 @@ fn builder() -> h2::server::Builder {
         .max_frame_size(limits::MAX_FRAME_SIZE)
         .max_send_buffer_size(limits::MAX_SEND_BUFFER);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, ready};
+    use std::time::Duration;
+
+    use tokio::io::ReadBuf;
+    use tokio::task::coop::poll_proceed;
+
+    use super::*;
+    use crate::services::Services;
+
+    /// What a client sends that begins in order, and then sends PING without end and takes whatever it is sent. As a socket
+    /// of which there is always more to be read.
+    struct Flood(&'static [u8]);
+
+    impl AsyncRead for Flood {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0flooding";
+            ready!(poll_proceed(cx)).made_progress();
+            if self.0.is_empty() {
+                self.0 = PING;
+            }
+            let (now, rest) = self.0.split_at(self.0.len().min(buf.remaining()));
+            buf.put_slice(now);
+            self.0 = rest;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Flood {
+        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            ready!(poll_proceed(cx)).made_progress();
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_does_not_keep_its_connection_young() {
+        const SOON: Duration = Duration::from_millis(20);
+        const LATE: Duration = Duration::from_secs(20);
+        let (_draining, watched) = watch::channel(false);
+        let limits = Limits {
+            handshake: SOON,
+            max_connection_age: SOON,
+            drain: SOON,
+            ..Limits::default()
+        };
+        let serving = Serving {
+            router: Router::new(Services::default(), limits.call),
+            tls: None,
+            limits,
+            draining: watched,
+        };
+        let flood = Flood(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        let served = tokio::spawn(http2(flood, serving, 0));
+        timeout(LATE, served).await.expect("it goes on for ever").unwrap();
+    }
 }
