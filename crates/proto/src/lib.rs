@@ -2,7 +2,7 @@
 
 mod codec;
 
-pub use codec::{Encoded, Raw, RawCodec, SmallCodec};
+pub use codec::{Raw, SmallCodec};
 
 /// `api.NodeTrackerService`, the frozen contract of RFD 47's first prototype: existing Go clients speak it, so package,
 /// service, method and field numbers never change.

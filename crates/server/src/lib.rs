@@ -15,6 +15,7 @@ mod leaving;
 pub mod limits;
 mod log;
 mod query;
+mod room;
 mod router;
 mod serve;
 mod service;

@@ -41,6 +41,15 @@ pub const MAX_BATCH_NODES: usize = 4096;
 /// The size of one answer; gRPC's clients take no more than 4 MiB unless they are told to.
 pub const MAX_ANSWER_SIZE: usize = 4_000_000;
 
+/// Bytes of large answers that one connection may have unread, wherever they wait: further calls that may have such an
+/// answer, and snapshots of watches, wait until the client has read. Stops clients that ask and never read, who would have
+/// a gigabyte otherwise; one that reads can have four of the largest answers on their way.
+pub const MAX_UNREAD_ANSWERS: usize = 4 * MAX_ANSWER_SIZE;
+
+/// Answers up to this size do not count for that: for as many calls as one connection may have they are a megabyte. Nor do
+/// those of a node's proxies, and of a message of a session, which some tens of kilobytes are the most of.
+pub const SMALL_ANSWER_SIZE: usize = 4 * 1024;
+
 /// Elements of one page of a list.
 pub const MAX_PAGE_SIZE: usize = 1000;
 
@@ -49,8 +58,9 @@ pub const MAX_PAGE_SIZE: usize = 1000;
 pub const MAX_PAGE_SHARDS: usize = 16;
 
 /// Watches at one time. Each takes some hundred bytes, and up to some hundred kilobytes while it is sent its snapshot; ten
-/// megabytes of it where every node has 64 routes. One whose client does not read holds one message more, of a megabyte at
-/// most, and one of the snapshot only: changes are the same bytes for all.
+/// megabytes of it where every node has 64 routes. A connection has [room](MAX_UNREAD_ANSWERS) for some of that only, the
+/// snapshots of its other watches wait. One whose client does not read holds one message more, of a megabyte at most, and
+/// of changes only, which are the same bytes for all.
 pub const MAX_WATCHES: usize = 10_000;
 
 /// Nodes that watches of some nodes are about, all together: some fifty megabytes of UUIDs, and 255 bytes for a name.

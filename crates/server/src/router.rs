@@ -2,20 +2,21 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use tokio::time::Sleep;
+use nodetracker_proto::Raw;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::leaving::ends_with;
+use crate::room::Room;
 use crate::services::{BoxedCall, Kind, Services};
-use crate::unary::{self, Arriving, Way};
+use crate::unary::{self, Arriving, Unary, Way};
 
 /// Every service of the port. Cheap to clone: each connection has its own.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub(crate) struct Router {
     deadline: Duration,
     /// Cancelled once the connection has to end.
     leaving: CancellationToken,
+    /// For the answers that the connection's client has yet to read.
+    room: Room,
 }
 
 impl Router {
@@ -33,18 +36,23 @@ impl Router {
             services: Arc::new(services),
             deadline,
             leaving: CancellationToken::new(),
+            room: Room::default(),
         }
     }
 
     /// The same services for one connection, whose streams of answers end when `leaving` is cancelled.
     pub(crate) fn for_connection(self, leaving: CancellationToken) -> Self {
-        Self { leaving, ..self }
+        Self {
+            leaving,
+            room: Room::default(),
+            ..self
+        }
     }
 
     /// Calls what a request is for.
     pub(crate) fn call(&self, request: Request<RecvStream>) -> Called {
         if let Some(refusal) = not_grpc(&request) {
-            return Called::Response(refusal);
+            return Called::Answered(Answer::Response(refusal));
         }
         let path = request.uri().path();
         let (name, method) = path
@@ -56,40 +64,82 @@ impl Router {
         };
         let unary = match &service.kind {
             Kind::Unary(unary) => unary,
-            Kind::Generated(call) => return self.wait_for(call(request.map(Arriving::new))),
+            Kind::Generated { call, large } => {
+                let call = call(request.map(Arriving::new), &self.room);
+                return Called::Waiting(Box::pin(self.clone().generated(call, *large)));
+            }
         };
         let Some(method) = unary.methods().iter().find(|known| **known == method) else {
             return unimplemented(format!("service {name} has no method {:?}", shown(method)));
         };
-        match unary::answer(&**unary, method, request) {
-            Way::Short(Ok(message)) => Called::Message(message),
-            Way::Short(Err(status)) => Called::Response(status.into_http()),
-            Way::Long(request) => self.wait_for(unary::collect(Arc::clone(unary), method, *request)),
+        match unary::answer(&**unary, method, request, &self.room) {
+            Way::Short(answer) => Called::Answered(answer.into()),
+            Way::Long(request) => Called::Waiting(Box::pin(self.clone().unary(Arc::clone(unary), method, *request))),
         }
     }
 
-    fn wait_for(&self, call: BoxedCall) -> Called {
-        Called::Waiting(Call {
-            call,
-            deadline: self.deadline,
-            leaving: self.leaving.clone(),
-            timer: None,
+    /// Answers a unary call the long way.
+    async fn unary(self, unary: Arc<dyn Unary>, method: &'static str, request: Request<Arriving>) -> Answer {
+        let answer = async {
+            let arriving = unary::message(Raw, request, unary.max_message_size());
+            let message = self.in_time(arriving).await??;
+            unary::call_later(&*unary, method, &message, &self.room).await
+        };
+        answer.await.into()
+    }
+
+    /// Answers a call of a generated service.
+    async fn generated(self, call: BoxedCall, large: bool) -> Answer {
+        let share = match large {
+            true => Some(self.room.take().await),
+            false => None,
+        };
+        Answer::Response(match self.in_time(call).await {
+            Ok(Ok(response)) => {
+                let response = ends_with(with_grpc_codes(response), &self.leaving);
+                match share {
+                    Some(share) => share.hold_body(response),
+                    None => response,
+                }
+            }
+            Err(late) => late.into_http(),
         })
+    }
+
+    /// Waits for what needs nothing but the request.
+    async fn in_time<T>(&self, arriving: impl Future<Output = T>) -> Result<T, Status> {
+        let deadline = self.deadline;
+        let late = |_| Status::deadline_exceeded(format!("the request did not arrive within {deadline:?}"));
+        timeout(deadline, arriving).await.map_err(late)
     }
 }
 
 /// What came of a request.
 pub(crate) enum Called {
-    /// The call went well, and this is its answer, encoded.
-    Message(Bytes),
-    /// This is the answer.
-    Response(Response<Body>),
+    Answered(Answer),
     /// The answer is on its way.
-    Waiting(Call),
+    Waiting(Pin<Box<dyn Future<Output = Answer> + Send>>),
+}
+
+/// How a call is answered.
+pub(crate) enum Answer {
+    /// It went well, and this is its one message, encoded.
+    Message(Bytes),
+    /// In any other way.
+    Response(Response<Body>),
+}
+
+impl From<Result<Bytes, Status>> for Answer {
+    fn from(answer: Result<Bytes, Status>) -> Self {
+        match answer {
+            Ok(message) => Self::Message(message),
+            Err(status) => Self::Response(with_grpc_codes(status.into_http())),
+        }
+    }
 }
 
 fn unimplemented(message: String) -> Called {
-    Called::Response(Status::unimplemented(message).into_http())
+    Called::Answered(Answer::Response(Status::unimplemented(message).into_http()))
 }
 
 /// As much of a name as an error message repeats.
@@ -115,32 +165,6 @@ fn not_grpc<B>(request: &Request<B>) -> Option<Response<Body>> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     Some(response)
-}
-
-/// A call on its way to a response.
-pub(crate) struct Call {
-    call: BoxedCall,
-    deadline: Duration,
-    /// What may end the answer, where it is a stream.
-    leaving: CancellationToken,
-    /// Set up when the call first has to wait. Nearly none does: its request came in one piece.
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Future for Call {
-    type Output = Response<Body>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Body>> {
-        let deadline = self.deadline;
-        Poll::Ready(match self.call.as_mut().poll(cx) {
-            Poll::Ready(Ok(response)) => ends_with(with_grpc_codes(response), &self.leaving),
-            Poll::Pending => {
-                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(deadline)));
-                ready!(timer.as_mut().poll(cx));
-                Status::deadline_exceeded(format!("the request did not arrive within {deadline:?}")).into_http()
-            }
-        })
-    }
 }
 
 /// gRPC's own list of codes says RESOURCE_EXHAUSTED for a message over the limit, and other servers do; tonic says

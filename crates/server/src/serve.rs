@@ -183,8 +183,8 @@ async fn services(
         .with_unary(Tracker::new(Arc::clone(table)))
         .with_unary(v1::Routes::new(Arc::clone(table)))
         .with(Sessions::service(Arc::clone(table), generation, limits.call))
-        .with(WatchServer::new(Arc::clone(watches)))
-        .with(v1::Admin::service(Arc::clone(table), Arc::clone(watches), generation))
+        .with_watches(WatchServer::new(Arc::clone(watches)))
+        .with_large(v1::Admin::service(Arc::clone(table), Arc::clone(watches), generation))
         .with_reflection()
         .with_health()
         .await

@@ -13,10 +13,15 @@ use tonic_health::server::HealthReporter;
 use tower_service::Service;
 
 use crate::limits::MAX_MESSAGE_SIZE;
+use crate::room::Room;
 use crate::unary::{Arriving, Unary};
+use crate::watch::WatchServer;
 
 /// What the generated services make of a request.
 pub(crate) type BoxedCall = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// A service behind a pointer; it is called over a connection with some room.
+pub(crate) type BoxedService = Box<dyn Fn(Request<Arriving>, &Room) -> BoxedCall + Send + Sync>;
 
 /// A service, as tonic generates them.
 pub(crate) trait Generated:
@@ -49,7 +54,11 @@ pub(crate) enum Kind {
     /// Its calls are answered at once.
     Unary(Arc<dyn Unary>),
     /// Its calls are answered as tonic's generated services do.
-    Generated(Box<dyn Fn(Request<Arriving>) -> BoxedCall + Send + Sync>),
+    Generated {
+        call: BoxedService,
+        /// Whether each of them has one answer that can be large, and takes no room for it by itself.
+        large: bool,
+    },
 }
 
 /// Services by name. They are few, so the name is compared with one after the other.
@@ -59,8 +68,23 @@ pub(crate) struct Services(Vec<Entry>);
 impl Services {
     /// Adds a service; those that are called often come first.
     pub(crate) fn with<S: Generated>(self, service: S) -> Self {
-        let call = move |request| service.clone().call(request);
-        self.and(S::NAME, Kind::Generated(Box::new(call)))
+        self.with_generated(service, false)
+    }
+
+    /// Adds a service whose methods all have one answer, which can be large.
+    pub(crate) fn with_large<S: Generated>(self, service: S) -> Self {
+        self.with_generated(service, true)
+    }
+
+    fn with_generated<S: Generated>(self, service: S, large: bool) -> Self {
+        let call = Box::new(move |request, _: &Room| service.clone().call(request));
+        self.and(S::NAME, Kind::Generated { call, large })
+    }
+
+    /// Adds the watch service, which takes room itself.
+    pub(crate) fn with_watches(self, watches: WatchServer) -> Self {
+        let call = Box::new(move |request, room: &Room| watches.call(request, room));
+        self.and(WatchServer::NAME, Kind::Generated { call, large: false })
     }
 
     /// Adds a service whose calls are answered at once.

@@ -4,24 +4,22 @@
 //! call begins, in one frame that ends the stream. It is decoded, handled and answered on the spot, with neither a future
 //! nor a boxed body; of the answer's head and its trailers there is only one kind. Everything else takes the long way,
 //! where tonic collects the message and decides what becomes of what is not one: a message in several frames or too late,
-//! one that is compressed, or of the wrong length, or followed by trailers. What was read of the body already is put before
-//! the rest of it then.
+//! one that is compressed, or of the wrong length, or followed by trailers; and one whose answer has to wait for
+//! [room](crate::room). What was read of the body already is put before the rest of it then.
 
-use std::future::{Ready, ready};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::Frame;
-use nodetracker_proto::RawCodec;
-use tonic::Status;
-use tonic::server::{Grpc, UnaryService};
+use tonic::codec::Decoder;
+use tonic::metadata::MetadataValue;
+use tonic::{Status, Streaming};
 
 use crate::limits::{MAX_FRAME_SIZE, MAX_MESSAGE_SIZE};
-use crate::services::BoxedCall;
+use crate::room::Room;
 
 /// A service whose methods all take one message, answer with one, and never wait.
 pub(crate) trait Unary: Send + Sync {
@@ -36,12 +34,17 @@ pub(crate) trait Unary: Send + Sync {
         MAX_MESSAGE_SIZE
     }
 
+    /// Whether answers of this method can be large.
+    fn has_large_answers(&self, _method: &'static str) -> bool {
+        false
+    }
+
     /// Calls one of its methods with an encoded message, and returns the answer, as [`call`] does.
     fn unary(&self, method: &'static str, message: &[u8]) -> Result<Bytes, Status>;
 }
 
 /// How the messages of a call are compressed.
-pub(crate) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// What goes before each message: whether it is compressed, and its length.
 pub(crate) const PREFIX: usize = 5;
@@ -87,7 +90,7 @@ pub(crate) enum Way {
 }
 
 /// Answers a call the short way where that is possible.
-pub(crate) fn answer(service: &dyn Unary, method: &'static str, mut request: Request<RecvStream>) -> Way {
+pub(crate) fn answer(service: &dyn Unary, method: &'static str, mut request: Request<RecvStream>, room: &Room) -> Way {
     // What is not there yet is polled for anew, by a task.
     let polled = request.body_mut().poll_data(&mut Context::from_waker(Waker::noop()));
     let Poll::Ready(Some(Ok(frame))) = polled else {
@@ -97,8 +100,9 @@ pub(crate) fn answer(service: &dyn Unary, method: &'static str, mut request: Req
     if request.body().is_end_stream()
         && !request.headers().contains_key(ENCODING)
         && let Some(message) = message_in(&frame)
+        && let Some(answer) = call_now(service, method, message, room)
     {
-        return Way::Short(service.unary(method, message));
+        return Way::Short(answer);
     }
     Way::Long(Box::new(request.map(|rest| Arriving {
         read: Some(frame),
@@ -106,28 +110,50 @@ pub(crate) fn answer(service: &dyn Unary, method: &'static str, mut request: Req
     })))
 }
 
-/// Answers a call the long way.
-pub(crate) fn collect(service: Arc<dyn Unary>, method: &'static str, request: Request<Arriving>) -> BoxedCall {
-    Box::pin(async move {
-        let mut grpc = Grpc::new(RawCodec).max_decoding_message_size(service.max_message_size());
-        Ok(grpc.unary(Method { service, method }, request).await)
-    })
-}
-
-struct Method {
-    service: Arc<dyn Unary>,
-    method: &'static str,
-}
-
-impl UnaryService<Bytes> for Method {
-    type Response = Bytes;
-    type Future = Ready<Result<tonic::Response<Bytes>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<Bytes>) -> Self::Future {
-        let answer = self.service.unary(self.method, request.get_ref());
-        // The codec adds another prefix.
-        ready(answer.map(|answer| tonic::Response::new(answer.slice(PREFIX..))))
+/// Calls a method, unless there is no room for its answer.
+fn call_now(service: &dyn Unary, method: &'static str, message: &[u8], room: &Room) -> Option<Result<Bytes, Status>> {
+    if !service.has_large_answers(method) {
+        return Some(service.unary(method, message));
     }
+    let mut share = room.try_take()?;
+    Some(service.unary(method, message).map(|answer| share.hold(answer)))
+}
+
+/// Calls a method as soon as there is room for its answer.
+pub(crate) async fn call_later(
+    service: &dyn Unary,
+    method: &'static str,
+    message: &[u8],
+    room: &Room,
+) -> Result<Bytes, Status> {
+    if !service.has_large_answers(method) {
+        return service.unary(method, message);
+    }
+    let mut share = room.take().await;
+    service.unary(method, message).map(|answer| share.hold(answer))
+}
+
+/// Collects the one message of a request.
+pub(crate) async fn message<M: Send + 'static>(
+    decoder: impl Decoder<Item = M, Error = Status> + Send + 'static,
+    request: Request<Arriving>,
+    max_size: usize,
+) -> Result<M, Status> {
+    if request
+        .headers()
+        .get(ENCODING)
+        .is_some_and(|encoding| encoding != "identity")
+    {
+        let mut status = Status::unimplemented("requests cannot be compressed here");
+        let accepted = MetadataValue::from_static("identity");
+        status.metadata_mut().insert("grpc-accept-encoding", accepted);
+        return Err(status);
+    }
+    let mut messages = Streaming::new_request(decoder, request.into_body(), None, Some(max_size));
+    let message = messages.message().await?;
+    let message = message.ok_or_else(|| Status::internal("Missing request message."))?;
+    messages.trailers().await?;
+    Ok(message)
 }
 
 /// The message that a frame consists of, if it does.

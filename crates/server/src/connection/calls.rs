@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::body::Body;
 use tracing::debug;
 
-use crate::router::{Called, Router};
+use crate::router::{Answer, Called, Router};
 use crate::unary;
 
 /// A connection, and the requests that it has handed over.
@@ -57,28 +57,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
 
 /// Answers a request, or lets a task do it.
 fn answer(router: &Router, request: Request<RecvStream>, mut reply: SendResponse<Bytes>) {
-    let sent = match router.call(request) {
-        Called::Message(message) => send_message(&mut reply, message),
-        Called::Response(response) => {
-            return poll_or_spawn(async move {
-                told(send(&mut reply, response).await);
+    match router.call(request) {
+        Called::Answered(Answer::Message(message)) => told(send_message(&mut reply, message)),
+        Called::Answered(Answer::Response(response)) => poll_or_spawn(async move {
+            told(send(&mut reply, response).await);
+        }),
+        Called::Waiting(mut call) => poll_or_spawn(async move {
+            let answer = poll_fn(|cx| match call.as_mut().poll(cx) {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                // A client that takes its request back gets no answer.
+                Poll::Pending => reply.poll_reset(cx).map(|_| None),
             });
-        }
-        Called::Waiting(call) => {
-            return poll_or_spawn(async move {
-                let mut call = std::pin::pin!(call);
-                let response = poll_fn(|cx| match call.as_mut().poll(cx) {
-                    Poll::Ready(response) => Poll::Ready(Some(response)),
-                    // A client that takes its request back gets no answer.
-                    Poll::Pending => reply.poll_reset(cx).map(|_| None),
-                });
-                if let Some(response) = response.await {
-                    told(send(&mut reply, response).await);
-                }
-            });
-        }
-    };
-    told(sent);
+            match answer.await {
+                Some(Answer::Message(message)) => told(send_message(&mut reply, message)),
+                Some(Answer::Response(response)) => told(send(&mut reply, response).await),
+                None => {}
+            }
+        }),
+    }
 }
 
 /// A call that its client has taken back, or whose connection is gone, is nothing to worry about.

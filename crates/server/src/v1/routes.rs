@@ -102,6 +102,10 @@ impl Unary for Routes {
         &["AddNodes", "GetProxies", "BatchGetProxies", "RemoveNodes"]
     }
 
+    fn has_large_answers(&self, method: &'static str) -> bool {
+        method == "BatchGetProxies"
+    }
+
     fn unary(&self, method: &'static str, message: &[u8]) -> Result<Bytes, Status> {
         match method {
             "AddNodes" => unary::call(message, |request| self.add(request)),

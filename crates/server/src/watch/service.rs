@@ -4,7 +4,6 @@
 //! streams that send it share its bytes, up to the socket; so clients that read slowly take no memory for what they are
 //! behind.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,17 +11,16 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use http::{Request, Response};
+use http::Request;
 use http_body::Frame;
 use nodetracker_proto::v1::watch_service_server::SERVICE_NAME;
 use nodetracker_proto::{SmallCodec, v1};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::Codec;
-use tonic::server::NamedService;
-use tonic::{Status, Streaming};
-use tower_service::Service;
 
 use crate::limits::MAX_BATCH_MESSAGE_SIZE;
+use crate::room::Room;
 use crate::services::BoxedCall;
 use crate::unary::{self, Arriving};
 use crate::v1::parse;
@@ -36,31 +34,22 @@ pub(crate) struct WatchServer {
 }
 
 impl WatchServer {
+    /// The service's full name.
+    pub(crate) const NAME: &'static str = SERVICE_NAME;
+
     pub(crate) fn new(watches: Arc<Watches>) -> Self {
         Self { watches }
     }
-}
 
-impl NamedService for WatchServer {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-impl Service<Request<Arriving>> for WatchServer {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxedCall;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Arriving>) -> BoxedCall {
+    /// Calls a method, over a connection with this room.
+    pub(crate) fn call(&self, request: Request<Arriving>, room: &Room) -> BoxedCall {
         if request.uri().path().strip_prefix('/') != Some("nodetracker.v1.WatchService/Watch") {
             return Box::pin(async { Ok(Status::unimplemented("the service has no such method").into_http()) });
         }
         let watches = Arc::clone(&self.watches);
+        let room = room.clone();
         Box::pin(async move {
-            Ok(match begin(watches, request).await {
+            Ok(match begin(watches, request, room).await {
                 Ok(watch) => unary::head().map(|()| Body::new(Messages::of(watch))),
                 Err(status) => status.into_http(),
             })
@@ -69,17 +58,11 @@ impl Service<Request<Arriving>> for WatchServer {
 }
 
 /// Begins the watch that a request asks for.
-async fn begin(watches: Arc<Watches>, request: Request<Arriving>) -> Result<Watch, Status> {
-    if request.headers().contains_key(unary::ENCODING) {
-        return Err(Status::unimplemented("requests cannot be compressed here"));
-    }
+async fn begin(watches: Arc<Watches>, request: Request<Arriving>, room: Room) -> Result<Watch, Status> {
     let decoder = SmallCodec::<(), v1::WatchRequest>::default().decoder();
-    let mut messages = Streaming::new_request(decoder, request.into_body(), None, Some(MAX_BATCH_MESSAGE_SIZE));
-    let request = messages.message().await?;
-    let request = request.ok_or_else(|| Status::internal("Missing request message."))?;
-    messages.trailers().await?;
+    let request = unary::message(decoder, request, MAX_BATCH_MESSAGE_SIZE).await?;
     let nodes = parse::nodes(request.nodes)?;
-    Ok(Watch::new(watches.enter(nodes.len())?, nodes))
+    Ok(Watch::new(watches.enter(nodes.len())?, nodes, room))
 }
 
 /// The messages of a watch, with their prefixes. They never end.

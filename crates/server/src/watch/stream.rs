@@ -10,6 +10,7 @@ use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
 use crate::limits::{MAX_SNAPSHOT_NODES, SNAPSHOT_COPY, WATCH_MESSAGE_SIZE};
+use crate::room::Room;
 use crate::unary::with_prefix;
 use crate::v1::answer::Collector;
 use crate::watch::log::{Batch, LostPlace};
@@ -21,6 +22,8 @@ pub(super) struct Watch {
     entered: Entered,
     /// The nodes that it is about; all, if there are none.
     nodes: HashSet<NodeId>,
+    /// What is built for this watch only needs room.
+    room: Room,
     at: At,
 }
 
@@ -43,10 +46,11 @@ enum At {
 }
 
 impl Watch {
-    pub(super) fn new(entered: Entered, nodes: Vec<NodeId>) -> Self {
+    pub(super) fn new(entered: Entered, nodes: Vec<NodeId>, room: Room) -> Self {
         Self {
             entered,
             nodes: nodes.into_iter().collect(),
+            room,
             at: At::Beginning,
         }
     }
@@ -81,22 +85,28 @@ impl Watch {
                     };
                     // Let the other calls of this worker have their turn.
                     tokio::task::yield_now().await;
+                    let mut share = self.room.take().await;
                     let part = Snapshot::new(&watches);
                     (*ready, *from) = if self.nodes.is_empty() {
                         part.of_all(cursor)
                     } else {
                         (part.of_some(&self.nodes), None)
                     };
+                    for message in ready {
+                        *message = share.hold(std::mem::take(message));
+                    }
                 }
                 At::Changes { place } => match watches.log.at(*place) {
                     Ok(None) => watches.log.changed(*place).await,
                     Ok(Some(batch)) => {
-                        *place = batch.end();
                         if self.nodes.is_empty() {
+                            *place = batch.end();
                             return batch.encoded.clone();
                         }
+                        let mut share = self.room.take().await;
+                        *place = batch.end();
                         if let Some(part) = part_of(&batch, &self.nodes) {
-                            return encoded(Message::Changes(part));
+                            return share.hold(encoded(Message::Changes(part)));
                         }
                     }
                     Err(LostPlace) => {
@@ -203,4 +213,66 @@ fn part_of(batch: &Batch, nodes: &HashSet<NodeId>) -> Option<v1::WatchChanges> {
         part.changes.push(change);
     }
     (!part.changes.is_empty()).then_some(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Waker};
+
+    use nodetracker::{Proxy, RouteTable};
+
+    use super::*;
+    use crate::generation::Generation;
+
+    /// Whether a future is still not ready once it has had its turn a few times.
+    fn waits(mut future: Pin<&mut impl Future>) -> bool {
+        let cx = &mut Context::from_waker(Waker::noop());
+        (0..10).all(|_| future.as_mut().poll(cx).is_pending())
+    }
+
+    #[tokio::test]
+    async fn what_is_built_for_one_watch_waits_for_room() {
+        let table = Arc::new(RouteTable::new());
+        let node: NodeId = "node".parse().unwrap();
+        let proxy = Proxy {
+            id: "proxy",
+            cluster_name: "cluster",
+            addr: "proxy:1",
+        };
+        table.report_node(&node, &proxy).unwrap();
+        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        watches.stage.send_modify(|stage| stage.following = true);
+        for nodes in [vec![], vec![node.clone()]] {
+            let of_some = !nodes.is_empty();
+            let room = Room::default();
+            let mut watch = Watch::new(watches.enter().unwrap(), nodes, room.clone());
+            let take_all = || std::iter::from_fn(|| room.try_take()).collect::<Vec<_>>();
+
+            let taken = take_all();
+            {
+                let mut snapshot = pin!(watch.next());
+                assert!(waits(snapshot.as_mut()));
+                drop(taken);
+                snapshot.await;
+            }
+            // Its end.
+            watch.next().await;
+
+            // A change is the same bytes for all, unless it is only a part of them.
+            watches.log.push(Batch {
+                first: watches.log.next(),
+                nodes: vec![Some(node.clone())],
+                message: v1::WatchChanges {
+                    changes: vec![v1::WatchChange::default()],
+                    proxies: vec![],
+                },
+                encoded: Bytes::new(),
+            });
+            let taken = take_all();
+            let mut changes = pin!(watch.next());
+            assert_eq!(waits(changes.as_mut()), of_some);
+            drop(taken);
+        }
+    }
 }
