@@ -213,6 +213,69 @@ async fn http2_without_grpc_gets_an_http_status() {
 }
 
 #[tokio::test]
+async fn what_says_that_it_is_compressed_is_unimplemented() {
+    let server = Running::start().await;
+    let mut raw = Raw::connect(server.addr).await;
+    for path in [
+        ADD,
+        "/nodetracker.v1.RouteService/BatchGetProxies",
+        "/nodetracker.v1.AdminService/Stats",
+        "/nodetracker.v1.WatchService/Watch",
+        "/nodetracker.v1.SessionService/Session",
+    ] {
+        for (encoding, flag, code) in [("gzip", 1, Code::Unimplemented), ("identity", 1, Code::Internal)] {
+            let mut request = grpc(path);
+            request.headers_mut().insert("grpc-encoding", encoding.parse().unwrap());
+            raw.requests = raw.requests.clone().ready().await.unwrap();
+            let (response, mut stream) = raw.requests.send_request(request, false).unwrap();
+            let mut message = framed(&[0; 100]);
+            message[0] = flag;
+            let _ = stream.send_data(message.into(), true);
+            let response = response.await.unwrap();
+            let accepted = response.headers().get("grpc-accept-encoding").cloned();
+            let status = crate::support::status(response).await;
+            assert_eq!(status.grpc, Some(code as i32), "{path} {encoding}: {status:?}");
+            let told = accepted.is_some_and(|accepted| accepted == "identity");
+            assert_eq!(told, code == Code::Unimplemented, "{path} {encoding}");
+        }
+    }
+    server.assert_serves().await;
+}
+
+/// The length is believed as far as the limit: neither waited nor allocated for.
+#[tokio::test]
+async fn a_length_over_the_limit_is_answered_before_the_message_comes() {
+    let server = Running::start().await;
+    let mut raw = Raw::connect(server.addr).await;
+    for path in [
+        ADD,
+        "/nodetracker.v1.RouteService/BatchGetProxies",
+        "/nodetracker.v1.AdminService/Stats",
+        "/nodetracker.v1.WatchService/Watch",
+        "/nodetracker.v1.SessionService/Session",
+    ] {
+        let (response, mut stream) = raw.open(path).await;
+        stream.send_data(vec![0, 0xff, 0xff, 0xff, 0xff].into(), false).unwrap();
+        let ended = ended(response).await;
+        assert_eq!(ended.grpc, Some(Code::ResourceExhausted as i32), "{path}: {ended:?}");
+    }
+    server.assert_serves().await;
+}
+
+/// gRPC has clients send `te` so that proxies which drop trailers are found out; nothing of the answer hangs on it.
+#[tokio::test]
+async fn a_call_without_te_is_served() {
+    let server = Running::start().await;
+    let mut raw = Raw::connect(server.addr).await;
+    let mut request = grpc("/api.NodeTrackerService/GetProxies");
+    request.headers_mut().remove("te");
+    raw.requests = raw.requests.clone().ready().await.unwrap();
+    let (response, mut stream) = raw.requests.send_request(request, false).unwrap();
+    stream.send_data(framed(&get_request("node-1")).into(), true).unwrap();
+    assert_eq!(ended(response).await.grpc, Some(0));
+}
+
+#[tokio::test]
 async fn what_is_not_http2_is_hung_up_on() {
     let server = Running::start().await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -1,6 +1,7 @@
 //! The server over real connections, and the `nodetracker` command as its users run it.
 
 mod arrivals;
+mod attacks;
 mod bad_input;
 mod beside;
 mod command;

@@ -176,7 +176,11 @@ pub(crate) fn grpc(path: &str) -> http::Request<()> {
 }
 
 pub(crate) async fn ended(response: h2::client::ResponseFuture) -> Ended {
-    let response = response.await.unwrap();
+    status(response.await.unwrap()).await
+}
+
+/// How a call ended whose answer has begun.
+pub(crate) async fn status(response: http::Response<h2::RecvStream>) -> Ended {
     let http = response.status().as_u16();
     let mut headers = response.headers().clone();
     let mut body = response.into_body();

@@ -1,6 +1,7 @@
 //! TLS: certificates chosen by name, mismatches refused, plaintext turned away.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::support::{Process, nodetracker, run, stderr, stdout};
 
@@ -95,6 +97,10 @@ fn commands_speak_tls_with_a_ca_file() {
 
 /// Shakes hands as a client of `pki`'s authority that asks for this name and protocol.
 async fn handshake(pki: &Pki, server: &Process, name: &str, protocol: &[u8]) -> Result<(), String> {
+    shake_hands(pki, server.addr, name, protocol).await.map(drop)
+}
+
+async fn shake_hands(pki: &Pki, addr: SocketAddr, name: &str, protocol: &[u8]) -> Result<TlsStream<TcpStream>, String> {
     let mut roots = RootCertStore::empty();
     roots.add(pki.authority.der().clone()).unwrap();
     let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -103,12 +109,12 @@ async fn handshake(pki: &Pki, server: &Process, name: &str, protocol: &[u8]) -> 
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
-    let stream = TcpStream::connect(server.addr).await.unwrap();
+    let stream = TcpStream::connect(addr).await.unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let shaken = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     let stream = shaken.map_err(|error| error.to_string())?;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol));
-    Ok(())
+    Ok(stream)
 }
 
 #[tokio::test]
@@ -139,12 +145,12 @@ async fn only_http2_over_tls_is_spoken() {
 }
 
 #[tokio::test]
-async fn a_slow_handshake_is_cut() {
+async fn clients_that_are_silent_before_or_after_the_handshake_are_cut() {
     let pki = Pki::new();
     pki.issue("tracker", "127.0.0.1");
     let config = Config::read(Path::new(&pki.config(&[("tracker.key", "tracker.crt")]))).unwrap();
     let limits = Limits {
-        handshake: Duration::from_millis(20),
+        handshake: Duration::from_millis(500),
         ..Limits::default()
     };
     let server = Server::bind_with_limits(&config, Arc::new(RouteTable::new()), limits)
@@ -153,6 +159,9 @@ async fn a_slow_handshake_is_cut() {
     let addr = server.local_addr();
     let task = tokio::spawn(server.run(std::future::pending()));
     let mut silent = TcpStream::connect(addr).await.unwrap();
+    let _ = silent.read_to_end(&mut Vec::new()).await;
+    // Nor may a client be silent once the handshake is done.
+    let mut silent = shake_hands(&pki, addr, "127.0.0.1", b"h2").await.unwrap();
     let _ = silent.read_to_end(&mut Vec::new()).await;
     task.abort();
 }
