@@ -58,9 +58,8 @@ pub const MAX_PAGE_SIZE: usize = 1000;
 pub const MAX_PAGE_SHARDS: usize = 16;
 
 /// Watches at one time. Each takes some hundred bytes, and up to some hundred kilobytes while it is sent its snapshot; ten
-/// megabytes of it where every node has 64 routes. A connection has [room](MAX_UNREAD_ANSWERS) for some of that only, the
-/// snapshots of its other watches wait. One whose client does not read holds one message more, of a megabyte at most, and
-/// of changes only, which are the same bytes for all.
+/// megabytes where every node has 64 routes. One whose client does not read holds one message, for which its connection has
+/// [room](MAX_UNREAD_ANSWERS), and one more of changes, which are the same bytes for all.
 pub const MAX_WATCHES: usize = 10_000;
 
 /// Nodes that watches of some nodes are about, all together: some fifty megabytes of UUIDs, and 255 bytes for a name.

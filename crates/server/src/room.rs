@@ -61,7 +61,7 @@ impl Share {
         if answer.len() <= SMALL_ANSWER_SIZE {
             return answer;
         }
-        // A watch's copy of a part of the table can be larger than an answer may be. It has all that there is then.
+        // If there is less than that, then all of it.
         let size = answer.len().min(self.0.num_permits());
         match self.0.split(size) {
             Some(share) => Bytes::from_owner(Held { answer, _share: share }),

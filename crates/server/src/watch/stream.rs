@@ -1,10 +1,11 @@
 //! One watch: a snapshot, then the log from its place on.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use bytes::Bytes;
-use nodetracker::{NodeCursor, NodeId, RouteBatch};
+use nodetracker::{NodeCursor, NodeId, NodeRoutes, RouteBatch, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
@@ -13,8 +14,8 @@ use crate::limits::{MAX_SNAPSHOT_NODES, SNAPSHOT_COPY, WATCH_MESSAGE_SIZE};
 use crate::room::Room;
 use crate::unary::with_prefix;
 use crate::v1::answer::Collector;
+use crate::watch::Entered;
 use crate::watch::log::{Batch, LostPlace};
-use crate::watch::{Entered, Watches};
 
 /// A watch on its way through the stream.
 #[derive(Debug)]
@@ -36,8 +37,8 @@ enum At {
         place: u64,
         /// Where the next part of the table begins, if there is one.
         from: Option<NodeCursor>,
-        /// Messages of the part before.
-        ready: VecDeque<Bytes>,
+        /// What is left of the part that was copied last.
+        copied: IntoIter<NodeRoutes>,
     },
     Changes {
         /// The number of the next change to be sent.
@@ -68,45 +69,52 @@ impl Watch {
                     self.at = At::Snapshot {
                         place: watches.log.next(),
                         from: Some(NodeCursor::default()),
-                        ready: VecDeque::new(),
+                        copied: IntoIter::default(),
                     };
                 }
-                At::Snapshot { place, from, ready } => {
-                    if let Some(message) = ready.pop_front() {
-                        return message;
-                    }
-                    let Some(cursor) = from else {
+                At::Snapshot { place, from, copied } => {
+                    if copied.len() == 0 && from.is_none() {
                         let end = v1::WatchSnapshotEnd {
                             generation: watches.generation.get(),
                             sequence: *place - 1,
                         };
                         self.at = At::Changes { place: *place };
                         return encoded(Message::SnapshotEnd(end));
-                    };
+                    }
                     // Let the other calls of this worker have their turn.
                     tokio::task::yield_now().await;
                     let mut share = self.room.take().await;
-                    let part = Snapshot::new(&watches);
-                    (*ready, *from) = if self.nodes.is_empty() {
-                        part.of_all(cursor)
-                    } else {
-                        (part.of_some(&self.nodes), None)
-                    };
-                    for message in ready {
-                        *message = share.hold(std::mem::take(message));
+                    if copied.len() == 0
+                        && let Some(cursor) = from
+                    {
+                        let part;
+                        (part, *from) = if self.nodes.is_empty() {
+                            let page = watches.table.nodes_page(cursor, SNAPSHOT_COPY, |_, _| true);
+                            (page.nodes, page.next)
+                        } else {
+                            (routes_of(&self.nodes, &watches.table), None)
+                        };
+                        *copied = part.into_iter();
+                    }
+                    if let Some(part) = snapshot_of(copied, &watches.table) {
+                        return share.hold(encoded(Message::Snapshot(part)));
                     }
                 }
                 At::Changes { place } => match watches.log.at(*place) {
                     Ok(None) => watches.log.changed(*place).await,
-                    Ok(Some(batch)) => {
-                        if self.nodes.is_empty() {
-                            *place = batch.end();
-                            return batch.encoded.clone();
-                        }
-                        let mut share = self.room.take().await;
+                    Ok(Some(batch)) if self.nodes.is_empty() => {
                         *place = batch.end();
-                        if let Some(part) = part_of(&batch, &self.nodes) {
-                            return share.hold(encoded(Message::Changes(part)));
+                        return batch.encoded.clone();
+                    }
+                    Ok(Some(batch)) => {
+                        // While there is no room, the log may drop it.
+                        drop(batch);
+                        let mut share = self.room.take().await;
+                        if let Ok(Some(batch)) = watches.log.at(*place) {
+                            *place = batch.end();
+                            if let Some(part) = part_of(&batch, &self.nodes) {
+                                return share.hold(encoded(Message::Changes(part)));
+                            }
                         }
                     }
                     Err(LostPlace) => {
@@ -120,75 +128,45 @@ impl Watch {
 }
 
 /// A message of the stream, as it is sent.
-pub(super) fn encoded(message: Message) -> Bytes {
+fn encoded(message: Message) -> Bytes {
     with_prefix(&v1::WatchResponse { message: Some(message) })
 }
 
-/// Messages of a snapshot on their way.
-struct Snapshot<'t> {
-    watches: &'t Watches,
-    collector: Collector<'t>,
-    nodes: Vec<v1::NodeRoutes>,
-    messages: VecDeque<Bytes>,
+/// Those of some nodes that have routes.
+fn routes_of(nodes: &HashSet<NodeId>, table: &RouteTable) -> Vec<NodeRoutes> {
+    let nodes: Vec<NodeId> = nodes.iter().cloned().collect();
+    let mut batch = RouteBatch::new();
+    table.get_proxies_batch(&nodes, &mut batch);
+    let with_routes = nodes
+        .into_iter()
+        .zip(batch.iter())
+        .filter(|(_, routes)| !routes.is_empty());
+    with_routes
+        .map(|(node, routes)| NodeRoutes {
+            node,
+            routes: routes.into(),
+        })
+        .collect()
 }
 
-impl<'t> Snapshot<'t> {
-    fn new(watches: &'t Watches) -> Self {
-        Self {
-            watches,
-            collector: Collector::new(&watches.table),
-            nodes: Vec::new(),
-            messages: VecDeque::new(),
-        }
-    }
-
-    /// A part of the table, and where the next one begins.
-    fn of_all(mut self, from: &NodeCursor) -> (VecDeque<Bytes>, Option<NodeCursor>) {
-        let page = self.watches.table.nodes_page(from, SNAPSHOT_COPY, |_, _| true);
-        for node in &page.nodes {
-            self.add(&node.node, &node.routes);
-        }
-        (self.finish(), page.next)
-    }
-
-    /// Those of some nodes that have routes.
-    fn of_some(mut self, nodes: &HashSet<NodeId>) -> VecDeque<Bytes> {
-        let nodes: Vec<NodeId> = nodes.iter().cloned().collect();
-        let mut batch = RouteBatch::new();
-        self.watches.table.get_proxies_batch(&nodes, &mut batch);
-        for (node, routes) in nodes.iter().zip(batch.iter()) {
-            self.add(node, routes);
-        }
-        self.finish()
-    }
-
-    fn add(&mut self, node: &NodeId, routes: &[nodetracker::Route]) {
-        let node = self.collector.node(node, routes);
+/// Takes as many nodes as one message of a snapshot has; `None` where there are none whose proxies are still there.
+fn snapshot_of(copied: &mut IntoIter<NodeRoutes>, table: &RouteTable) -> Option<v1::WatchSnapshot> {
+    let mut collector = Collector::new(table);
+    let mut nodes = Vec::new();
+    while nodes.len() < MAX_SNAPSHOT_NODES
+        && collector.size() < WATCH_MESSAGE_SIZE
+        && let Some(NodeRoutes { node, routes }) = copied.next()
+    {
+        let node = collector.node(&node, &routes);
         // All of its proxies may have been removed since.
-        if node.routes.is_empty() {
-            return;
-        }
-        self.nodes.push(node);
-        if self.nodes.len() == MAX_SNAPSHOT_NODES || self.collector.size() >= WATCH_MESSAGE_SIZE {
-            self.flush();
+        if !node.routes.is_empty() {
+            nodes.push(node);
         }
     }
-
-    fn flush(&mut self) {
-        let collector = std::mem::replace(&mut self.collector, Collector::new(&self.watches.table));
-        let message = v1::WatchSnapshot {
-            proxies: collector.watched(),
-            nodes: std::mem::take(&mut self.nodes),
-        };
-        self.messages.push_back(encoded(Message::Snapshot(message)));
-    }
-
-    fn finish(mut self) -> VecDeque<Bytes> {
-        if !self.nodes.is_empty() {
-            self.flush();
-        }
-        self.messages
-    }
+    (!nodes.is_empty()).then(|| v1::WatchSnapshot {
+        proxies: collector.watched(),
+        nodes,
+    })
 }
 
 /// What of a batch is about some nodes, or proxies; `None` where nothing is.
@@ -220,15 +198,65 @@ mod tests {
     use std::pin::{Pin, pin};
     use std::task::{Context, Waker};
 
-    use nodetracker::{Proxy, RouteTable};
+    use nodetracker::Proxy;
+    use prost::Message as _;
 
     use super::*;
     use crate::generation::Generation;
+    use crate::unary::PREFIX;
+    use crate::watch::Watches;
 
     /// Whether a future is still not ready once it has had its turn a few times.
     fn waits(mut future: Pin<&mut impl Future>) -> bool {
         let cx = &mut Context::from_waker(Waker::noop());
         (0..10).all(|_| future.as_mut().poll(cx).is_pending())
+    }
+
+    fn decoded(message: &Bytes) -> Message {
+        let message = v1::WatchResponse::decode(&message[PREFIX..]).unwrap();
+        message.message.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_is_built_message_by_message() {
+        let table = Arc::new(RouteTable::new());
+        let long = "x".repeat(200);
+        let nodes: Vec<NodeId> = (0..100)
+            .map(|number| format!("node-{number}").parse().unwrap())
+            .collect();
+        let mut proxies = Vec::new();
+        for (number, node) in nodes.iter().enumerate() {
+            for route in 0..64 {
+                let proxy = Proxy {
+                    id: &format!("{long}-{number}-{route}"),
+                    cluster_name: &long,
+                    addr: &format!("{long}:1"),
+                };
+                let proxy = table.register_proxy(&proxy).unwrap();
+                table.add_node(node, proxy).unwrap();
+                proxies.push(proxy);
+            }
+        }
+        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        watches.stage.send_modify(|stage| stage.following = true);
+        let begin = || Watch::new(watches.enter(nodes.len()).unwrap(), nodes.clone(), Room::default());
+        let (mut whole, mut cut) = (begin(), begin());
+        let mut counts = Vec::new();
+        while let message = whole.next().await
+            && let Message::Snapshot(part) = decoded(&message)
+        {
+            assert!(message.len() < WATCH_MESSAGE_SIZE + 60_000);
+            counts.push(part.nodes.len());
+        }
+        assert!(counts.len() >= 4, "{counts:?}");
+        assert_eq!(counts.iter().sum::<usize>(), nodes.len());
+
+        // What is not built yet has none of what is gone by then.
+        assert!(matches!(decoded(&cut.next().await), Message::Snapshot(_)));
+        for proxy in proxies {
+            table.remove_proxy(proxy);
+        }
+        assert!(matches!(decoded(&cut.next().await), Message::SnapshotEnd(_)));
     }
 
     #[tokio::test]
@@ -246,7 +274,7 @@ mod tests {
         for nodes in [vec![], vec![node.clone()]] {
             let of_some = !nodes.is_empty();
             let room = Room::default();
-            let mut watch = Watch::new(watches.enter().unwrap(), nodes, room.clone());
+            let mut watch = Watch::new(watches.enter(nodes.len()).unwrap(), nodes, room.clone());
             let take_all = || std::iter::from_fn(|| room.try_take()).collect::<Vec<_>>();
 
             let taken = take_all();
