@@ -35,6 +35,10 @@ pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
 /// 60 bytes 256 KiB.
 pub const MAX_BATCH_MESSAGE_SIZE: usize = 256 * 1024;
 
+/// Bytes of requests and their answers after which a connection lets the others of its worker go first: about a millisecond
+/// of work, whatever they are. Hundreds of small calls are less.
+pub const MAX_TURN: usize = 64 * 1024;
+
 /// Nodes that one request may have. A few hundred microseconds of work, for which the other connections of a worker wait.
 pub const MAX_BATCH_NODES: usize = 4096;
 

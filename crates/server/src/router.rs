@@ -49,10 +49,10 @@ impl Router {
         }
     }
 
-    /// Calls what a request is for.
-    pub(crate) fn call(&self, request: Request<RecvStream>) -> Called {
+    /// Calls what a request is for. Adds the bytes of its message to `size` if it is answered the short way.
+    pub(crate) fn call(&self, request: Request<RecvStream>, size: &mut usize) -> Called {
         if let Some(refusal) = not_grpc(&request) {
-            return Called::Answered(Answer::Response(refusal));
+            return Called::Answered(refusal.into());
         }
         let path = request.uri().path();
         let (name, method) = path
@@ -72,7 +72,7 @@ impl Router {
         let Some(method) = unary.methods().iter().find(|known| **known == method) else {
             return unimplemented(format!("service {name} has no method {:?}", shown(method)));
         };
-        match unary::answer(&**unary, method, request, &self.room) {
+        match unary::answer(&**unary, method, request, &self.room, size) {
             Way::Short(answer) => Called::Answered(answer.into()),
             Way::Long(request) => Called::Waiting(Box::pin(self.clone().unary(Arc::clone(unary), method, *request))),
         }
@@ -94,7 +94,7 @@ impl Router {
             true => Some(self.room.take().await),
             false => None,
         };
-        Answer::Response(match self.in_time(call).await {
+        match self.in_time(call).await {
             Ok(Ok(response)) => {
                 let response = ends_with(with_grpc_codes(response), &self.leaving);
                 match share {
@@ -103,7 +103,8 @@ impl Router {
                 }
             }
             Err(late) => late.into_http(),
-        })
+        }
+        .into()
     }
 
     /// Waits for what needs nothing but the request.
@@ -125,21 +126,27 @@ pub(crate) enum Called {
 pub(crate) enum Answer {
     /// It went well, and this is its one message, encoded.
     Message(Bytes),
-    /// In any other way.
-    Response(Response<Body>),
+    /// In any other way. Boxed, since it is rare, and large to move about.
+    Response(Box<Response<Body>>),
 }
 
 impl From<Result<Bytes, Status>> for Answer {
     fn from(answer: Result<Bytes, Status>) -> Self {
         match answer {
             Ok(message) => Self::Message(message),
-            Err(status) => Self::Response(with_grpc_codes(status.into_http())),
+            Err(status) => with_grpc_codes(status.into_http()).into(),
         }
     }
 }
 
+impl From<Response<Body>> for Answer {
+    fn from(response: Response<Body>) -> Self {
+        Self::Response(Box::new(response))
+    }
+}
+
 fn unimplemented(message: String) -> Called {
-    Called::Answered(Answer::Response(Status::unimplemented(message).into_http()))
+    Called::Answered(Status::unimplemented(message).into_http().into())
 }
 
 /// As much of a name as an error message repeats.

@@ -89,8 +89,14 @@ pub(crate) enum Way {
     Long(Box<Request<Arriving>>),
 }
 
-/// Answers a call the short way where that is possible.
-pub(crate) fn answer(service: &dyn Unary, method: &'static str, mut request: Request<RecvStream>, room: &Room) -> Way {
+/// Answers a call the short way where that is possible, and adds the bytes of its message to `size` then.
+pub(crate) fn answer(
+    service: &dyn Unary,
+    method: &'static str,
+    mut request: Request<RecvStream>,
+    room: &Room,
+    size: &mut usize,
+) -> Way {
     // What is not there yet is polled for anew, by a task.
     let polled = request.body_mut().poll_data(&mut Context::from_waker(Waker::noop()));
     let Poll::Ready(Some(Ok(frame))) = polled else {
@@ -102,6 +108,7 @@ pub(crate) fn answer(service: &dyn Unary, method: &'static str, mut request: Req
         && let Some(message) = message_in(&frame)
         && let Some(answer) = call_now(service, method, message, room)
     {
+        *size += frame.len();
         return Way::Short(answer);
     }
     Way::Long(Box::new(request.map(|rest| Arriving {

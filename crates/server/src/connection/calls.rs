@@ -2,11 +2,14 @@
 //!
 //! HTTP/2 hands requests over one by one. They are answered only once everything that came in has been taken apart: by
 //! then the message of a small request is there too, and the answers to all of them leave in one write. (Answering each
-//! request at once would write each answer by itself, which costs more than all else.) A call that has to wait, for the
-//! rest of its request or for what it answers with, becomes a task of its own.
+//! request at once would write each answer by itself, which costs more than all else.) Only when they are many bytes, some
+//! are left for later, so that the thread's other connections have their turn. A call that has to wait, for the rest of its
+//! request or for what it answers with, becomes a task of its own.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -15,9 +18,12 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::coop::has_budget_remaining;
 use tonic::body::Body;
 use tracing::debug;
 
+use crate::connection::rest::Rest;
+use crate::limits::{MAX_FRAME_SIZE, MAX_TURN};
 use crate::router::{Answer, Called, Router};
 use crate::unary;
 
@@ -25,7 +31,9 @@ use crate::unary;
 pub(super) struct Calls<S> {
     pub(super) connection: Connection<S, Bytes>,
     router: Router,
-    begun: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
+    begun: VecDeque<(Request<RecvStream>, SendResponse<Bytes>)>,
+    /// Set when there is more to be done.
+    rest: Option<Arc<Rest>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
@@ -33,47 +41,75 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         Self {
             connection,
             router,
-            begun: Vec::new(),
+            begun: VecDeque::new(),
+            rest: None,
         }
     }
 
     /// Serves the connection until it is closed.
     pub(super) fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        if self.rest.as_ref().is_some_and(|rest| !rest.is_over()) {
+            return Poll::Pending;
+        }
+        self.rest = None;
+        let mut answered = 0;
         loop {
             match self.connection.poll_accept(cx) {
-                Poll::Ready(Some(request)) => self.begun.push(request?),
+                Poll::Ready(Some(request)) => self.begun.push_back(request?),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending if self.begun.is_empty() => return Poll::Pending,
                 // And then come back to write the answers.
+                Poll::Pending if answered < MAX_TURN && !self.begun.is_empty() => {
+                    answered += self.answer(MAX_TURN - answered);
+                }
                 Poll::Pending => {
-                    for (request, reply) in self.begun.drain(..) {
-                        answer(&self.router, request, reply);
+                    // It may be tokio that lets this task read no more in its turn.
+                    if !self.begun.is_empty() || !has_budget_remaining() {
+                        self.rest = Some(Rest::begin(cx));
                     }
+                    return Poll::Pending;
                 }
             }
         }
     }
+
+    /// Answers what has begun, or so many bytes of it; returns how many they were.
+    fn answer(&mut self, most: usize) -> usize {
+        let mut size = 0;
+        while size < most
+            && let Some((request, reply)) = self.begun.pop_front()
+        {
+            answer(&self.router, request, reply, &mut size);
+        }
+        size
+    }
 }
 
-/// Answers a request, or lets a task do it.
-fn answer(router: &Router, request: Request<RecvStream>, mut reply: SendResponse<Bytes>) {
-    match router.call(request) {
-        Called::Answered(Answer::Message(message)) => told(send_message(&mut reply, message)),
+/// Answers a request, or lets a task do it. Adds the bytes that this is about to `size`.
+fn answer(router: &Router, request: Request<RecvStream>, mut reply: SendResponse<Bytes>, size: &mut usize) {
+    match router.call(request, size) {
+        Called::Answered(Answer::Message(message)) => {
+            *size += message.len();
+            told(send_message(&mut reply, message));
+        }
         Called::Answered(Answer::Response(response)) => poll_or_spawn(async move {
-            told(send(&mut reply, response).await);
+            told(send(&mut reply, *response).await);
         }),
-        Called::Waiting(mut call) => poll_or_spawn(async move {
-            let answer = poll_fn(|cx| match call.as_mut().poll(cx) {
-                Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                // A client that takes its request back gets no answer.
-                Poll::Pending => reply.poll_reset(cx).map(|_| None),
+        Called::Waiting(mut call) => {
+            // It is not known how many they are. Small calls do not come here.
+            *size += MAX_FRAME_SIZE as usize;
+            poll_or_spawn(async move {
+                let answer = poll_fn(|cx| match call.as_mut().poll(cx) {
+                    Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                    // A client that takes its request back gets no answer.
+                    Poll::Pending => reply.poll_reset(cx).map(|_| None),
+                });
+                match answer.await {
+                    Some(Answer::Message(message)) => told(send_message(&mut reply, message)),
+                    Some(Answer::Response(response)) => told(send(&mut reply, *response).await),
+                    None => {}
+                }
             });
-            match answer.await {
-                Some(Answer::Message(message)) => told(send_message(&mut reply, message)),
-                Some(Answer::Response(response)) => told(send(&mut reply, response).await),
-                None => {}
-            }
-        }),
+        }
     }
 }
 
