@@ -35,8 +35,8 @@ pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
 /// 60 bytes 256 KiB.
 pub const MAX_BATCH_MESSAGE_SIZE: usize = 256 * 1024;
 
-/// Bytes of requests and their answers after which a connection lets the others of its worker go first: about a millisecond
-/// of work, whatever they are. Hundreds of small calls are less.
+/// Bytes of requests and their answers after which a connection lets the others of its worker go first: three of the batches
+/// that take longest, or some 800 small calls, are a few milliseconds of work.
 pub const MAX_TURN: usize = 64 * 1024;
 
 /// Nodes that one request may have. A few hundred microseconds of work, for which the other connections of a worker wait.
