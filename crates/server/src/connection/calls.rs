@@ -22,18 +22,24 @@ use tokio::task::coop::has_budget_remaining;
 use tonic::body::Body;
 use tracing::debug;
 
+use crate::connection::outside::Outside;
 use crate::connection::rest::Rest;
 use crate::limits::{MAX_FRAME_SIZE, MAX_TURN};
 use crate::router::{Answer, Called, Router};
 use crate::unary;
 
+/// A request, and where its answer goes.
+type Begun = (Request<RecvStream>, SendResponse<Bytes>);
+
 /// A connection, and the requests that it has handed over.
 pub(super) struct Calls<S> {
     pub(super) connection: Connection<S, Bytes>,
     router: Router,
-    begun: VecDeque<(Request<RecvStream>, SendResponse<Bytes>)>,
+    begun: VecDeque<Begun>,
     /// Set when there is more to be done.
     rest: Option<Arc<Rest>>,
+    /// What HTTP/2 wakes.
+    outside: Option<Outside>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
@@ -43,6 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             router,
             begun: VecDeque::new(),
             rest: None,
+            outside: None,
         }
     }
 
@@ -52,14 +59,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             return Poll::Pending;
         }
         self.rest = None;
+        let outside = match self.outside.take() {
+            Some(outside) if outside.wakes(cx) => outside,
+            _ => Outside::new(cx.waker().clone()),
+        };
+        let outside = self.outside.insert(outside);
         let mut answered = 0;
         loop {
-            match self.connection.poll_accept(cx) {
+            match self.connection.poll_accept(&mut Context::from_waker(outside.waker())) {
                 Poll::Ready(Some(request)) => self.begun.push_back(request?),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 // And then come back to write the answers.
                 Poll::Pending if answered < MAX_TURN && !self.begun.is_empty() => {
-                    answered += self.answer(MAX_TURN - answered);
+                    let most = MAX_TURN - answered;
+                    answered += outside.ignoring(|| answer_some(&mut self.begun, &self.router, most));
                 }
                 Poll::Pending => {
                     // It may be tokio that lets this task read no more in its turn.
@@ -71,17 +84,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             }
         }
     }
+}
 
-    /// Answers what has begun, or so many bytes of it; returns how many they were.
-    fn answer(&mut self, most: usize) -> usize {
-        let mut size = 0;
-        while size < most
-            && let Some((request, reply)) = self.begun.pop_front()
-        {
-            answer(&self.router, request, reply, &mut size);
-        }
-        size
+/// Answers what has begun, or so many bytes of it; returns how many they were.
+fn answer_some(begun: &mut VecDeque<Begun>, router: &Router, most: usize) -> usize {
+    let mut size = 0;
+    while size < most
+        && let Some((request, reply)) = begun.pop_front()
+    {
+        answer(router, request, reply, &mut size);
     }
+    size
 }
 
 /// Answers a request, or lets a task do it. Adds the bytes that this is about to `size`.
