@@ -2,7 +2,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use compact_str::{CompactString, ToCompactString};
+use compact_str::CompactString;
 use hashbrown::Equivalent;
 use uuid::Uuid;
 
@@ -60,7 +60,7 @@ impl<'a> ProxyId<'a> {
 
     pub(crate) fn to_compact_string(self) -> CompactString {
         match self {
-            ProxyId::Uuid(uuid) => uuid.hyphenated().to_compact_string(),
+            ProxyId::Uuid(uuid) => (&*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer())).into(),
             ProxyId::Name(name) => name.into(),
         }
     }
