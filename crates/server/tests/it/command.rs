@@ -246,7 +246,9 @@ fn ctrl_c_ends_a_command_at_once() {
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = mute.local_addr().unwrap().to_string();
     for (signal, number) in [("INT", 2), ("TERM", 15)] {
-        let mut child = nodetracker()
+        // Whoever runs the tests in the background may ignore SIGINT, which a child would inherit.
+        let mut child = Command::new("env")
+            .args(["--default-signal", env!("CARGO_BIN_EXE_nodetracker")])
             .args(["nodes", "--addr", &addr])
             .stderr(Stdio::piped())
             .spawn()
