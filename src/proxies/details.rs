@@ -71,7 +71,7 @@ impl<'a> Addr<'a> {
     }
 }
 
-/// An address as `Display` shows it, in a third of the instructions.
+/// An address as `Display` shows it, without what `fmt` costs: 900 of the instructions of a `GetProxies`.
 fn shown(addr: SocketAddrV4) -> CompactString {
     let mut digits = itoa::Buffer::new();
     let mut text = CompactString::default();

@@ -1,8 +1,8 @@
 //! What a connection's task is woken for.
 //!
 //! HTTP/2 wakes the task for each answer that it is given. The task that has just given it writes it next anyway, and would
-//! only be run once more for nothing: 1,600 of 33,500 instructions of a call, where a
-//! connection has one at a time.
+//! only be run once more for nothing: 1,600 of the 33,500 instructions of a call on a connection with one at a time
+//! (`load/instructions --in-flight 1`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,8 +44,9 @@ impl Outside {
     /// Does something that may wake the task, which it does not. Whatever the task may have been woken for has to be looked
     /// for afterwards.
     pub(super) fn ignoring<T>(&self, what: impl FnOnce() -> T) -> T {
-        // Relaxed: what comes from another thread, and is ignored, comes under HTTP/2's lock before this thread takes that
-        // again to look for it.
+        // Relaxed, as the load in `wake_by_ref`: what another thread wakes the task for, it has left under HTTP/2's lock
+        // before. If it sees `true` then, it had that lock before this thread takes it for the look that follows, which
+        // finds it; if it had it after that look, the lock's release and acquire show it `false`.
         self.state.ignores.store(true, Ordering::Relaxed);
         let done = what();
         self.state.ignores.store(false, Ordering::Relaxed);
@@ -59,6 +60,7 @@ impl Wake for State {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // Relaxed: see `ignoring`.
         if !self.ignores.load(Ordering::Relaxed) {
             self.task.wake_by_ref();
         }

@@ -9,8 +9,8 @@ use tokio::task::yield_now;
 
 /// A pause until the thread has run all that is ready and has looked for what came in.
 ///
-/// To return after one's own waker was woken would not do: HTTP/2 wakes the connection's task for each answer, so the task
-/// would go on before the thread has looked what else there is.
+/// To leave the task's own waker with the runtime would not do: HTTP/2 wakes the task too, as for each answer that a task of
+/// its own gives, and it would go on before the thread has looked what else there is.
 pub(super) struct Rest {
     over: AtomicBool,
     task: Waker,
@@ -30,13 +30,15 @@ impl Rest {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        // Relaxed: it is the same thread that sets it.
+        // Relaxed, as the store in `wake`: the runtime, which has the waker, is the same thread's, and nothing else is read
+        // by way of it.
         self.over.load(Ordering::Relaxed)
     }
 }
 
 impl Wake for Rest {
     fn wake(self: Arc<Self>) {
+        // Relaxed: see `is_over`.
         self.over.store(true, Ordering::Relaxed);
         self.task.wake_by_ref();
     }
