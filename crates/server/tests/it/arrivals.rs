@@ -5,9 +5,7 @@ use http::{HeaderMap, HeaderValue};
 use prost::Message;
 use tonic::Code;
 
-use crate::support::{Ended, Raw, Running, add, ended, framed, grpc};
-
-const ADD: &str = "/api.NodeTrackerService/AddNode";
+use crate::support::{ADD, Ended, Raw, Running, add, ended, framed, grpc};
 
 /// What is sent on a stream, step by step.
 enum Step {

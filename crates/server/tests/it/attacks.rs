@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use nodetracker::{NodeId, Proxy, RouteTable};
@@ -14,9 +13,8 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Raw, Running, ended, framed};
+use crate::support::{ADD, Raw, Running, SOON, ended, framed};
 
-const ADD: &str = "/api.NodeTrackerService/AddNode";
 const BATCH: &str = "/nodetracker.v1.RouteService/BatchGetProxies";
 const LIST: &str = "/nodetracker.v1.AdminService/ListProxies";
 const SESSION: &str = "/nodetracker.v1.SessionService/Session";
@@ -45,9 +43,6 @@ const FRAME_SIZE_ERROR: u32 = 6;
 const REFUSED_STREAM: u32 = 7;
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
-
-/// Short for a limit, and long enough for a good client on a loaded machine.
-const SOON: Duration = Duration::from_millis(500);
 
 /// What can be said about a frame that came.
 #[derive(Debug, Clone, PartialEq, Eq)]

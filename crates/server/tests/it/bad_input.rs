@@ -7,9 +7,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
 
-use crate::support::{Ended, Raw, Running, add, ended, framed, grpc, proxies};
+use crate::support::{ADD, Ended, Raw, Running, add, ended, framed, grpc, proxies};
 
-const ADD: &str = "/api.NodeTrackerService/AddNode";
+/// A method of each service that takes its requests in a way of its own.
+const OF_EACH_KIND: [&str; 5] = [
+    ADD,
+    "/nodetracker.v1.RouteService/BatchGetProxies",
+    "/nodetracker.v1.AdminService/Stats",
+    "/nodetracker.v1.WatchService/Watch",
+    "/nodetracker.v1.SessionService/Session",
+];
 
 #[tokio::test]
 async fn bad_fields_are_named_as_on_the_wire() {
@@ -216,13 +223,7 @@ async fn http2_without_grpc_gets_an_http_status() {
 async fn what_says_that_it_is_compressed_is_unimplemented() {
     let server = Running::start().await;
     let mut raw = Raw::connect(server.addr).await;
-    for path in [
-        ADD,
-        "/nodetracker.v1.RouteService/BatchGetProxies",
-        "/nodetracker.v1.AdminService/Stats",
-        "/nodetracker.v1.WatchService/Watch",
-        "/nodetracker.v1.SessionService/Session",
-    ] {
+    for path in OF_EACH_KIND {
         for (encoding, flag, code) in [("gzip", 1, Code::Unimplemented), ("identity", 1, Code::Internal)] {
             let mut request = grpc(path);
             request.headers_mut().insert("grpc-encoding", encoding.parse().unwrap());
@@ -247,13 +248,7 @@ async fn what_says_that_it_is_compressed_is_unimplemented() {
 async fn a_length_over_the_limit_is_answered_before_the_message_comes() {
     let server = Running::start().await;
     let mut raw = Raw::connect(server.addr).await;
-    for path in [
-        ADD,
-        "/nodetracker.v1.RouteService/BatchGetProxies",
-        "/nodetracker.v1.AdminService/Stats",
-        "/nodetracker.v1.WatchService/Watch",
-        "/nodetracker.v1.SessionService/Session",
-    ] {
+    for path in OF_EACH_KIND {
         let (response, mut stream) = raw.open(path).await;
         stream.send_data(vec![0, 0xff, 0xff, 0xff, 0xff].into(), false).unwrap();
         let ended = ended(response).await;

@@ -1,7 +1,6 @@
 //! Clients that would keep the server from serving others.
 
 use std::process::Command;
-use std::time::Duration;
 
 use nodetracker::RouteTable;
 use nodetracker_server::{Limits, limits};
@@ -10,11 +9,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::support::{Process, Raw, Running, add, connect, ended, framed, grpc};
+use crate::support::{ADD, Process, Raw, Running, SOON, add, connect, ended, framed, grpc};
 
-const ADD: &str = "/api.NodeTrackerService/AddNode";
-/// Short for a limit, and long enough for a good client on a loaded machine.
-const SOON: Duration = Duration::from_millis(500);
 /// What a client has to begin with: HTTP/2's magic bytes, and its settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 

@@ -19,12 +19,10 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use uuid::Uuid;
 
-use crate::support::{Raw, Running, add, framed, proxies};
+use crate::support::{Raw, Running, SOON, add, framed, proxies};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(1);
-/// Short for a limit, and long enough for a good client on a loaded machine.
-const SOON: Duration = Duration::from_millis(500);
 const PATH: &str = "/nodetracker.v1.SessionService/Session";
 
 /// A server whose table's time stands still.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -17,6 +18,11 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
+
+pub(crate) const ADD: &str = "/api.NodeTrackerService/AddNode";
+
+/// Short for a limit, and long enough for a good client on a loaded machine.
+pub(crate) const SOON: Duration = Duration::from_millis(500);
 
 pub(crate) type Client = NodeTrackerServiceClient<Channel>;
 

@@ -4,7 +4,6 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nodetracker::RouteTable;
 use nodetracker_server::{Config, Limits, Server};
@@ -17,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::support::{Process, nodetracker, run, stderr, stdout};
+use crate::support::{Process, SOON, nodetracker, run, stderr, stdout};
 
 /// A folder with an authority and certificates made by it.
 struct Pki {
@@ -150,7 +149,7 @@ async fn clients_that_are_silent_before_or_after_the_handshake_are_cut() {
     pki.issue("tracker", "127.0.0.1");
     let config = Config::read(Path::new(&pki.config(&[("tracker.key", "tracker.crt")]))).unwrap();
     let limits = Limits {
-        handshake: Duration::from_millis(500),
+        handshake: SOON,
         ..Limits::default()
     };
     let server = Server::bind_with_limits(&config, Arc::new(RouteTable::new()), limits)

@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Streaming};
 use uuid::Uuid;
 
-use crate::support::Running;
+use crate::support::{Running, SOON};
 use crate::v1::nodes;
 
 fn proxy(id: &str) -> Proxy<'_> {
@@ -597,9 +597,8 @@ async fn a_server_that_stops_ends_its_watches() {
 #[tokio::test]
 async fn a_connection_that_grows_old_ends_its_watches() {
     let limits = Limits {
-        // Long enough for a snapshot on a loaded machine.
-        handshake: Duration::from_millis(500),
-        max_connection_age: Duration::from_secs(1),
+        handshake: SOON,
+        max_connection_age: 2 * SOON,
         ..Limits::default()
     };
     let server = Running::with(RouteTable::new(), limits).await;
