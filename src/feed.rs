@@ -91,6 +91,10 @@ impl Reclaim for Entry {
         drop(unsafe { Box::from_raw(object) });
     }
 
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+    }
+
     #[cfg(loom)]
     fn fate(&self) -> &crate::sync::epoch::Fate {
         &self.fate

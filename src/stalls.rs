@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -13,21 +13,8 @@ use uuid::Uuid;
 use crate::table::SHARDS;
 use crate::{AddError, Event, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
 
-/// Objects that were retired, and those of them that were freed, in this process.
-static RETIRED: AtomicUsize = AtomicUsize::new(0);
-static FREED: AtomicUsize = AtomicUsize::new(0);
-
-pub(crate) fn retired() {
-    // Relaxed: a count alone, as below.
-    RETIRED.fetch_add(1, Ordering::Relaxed);
-}
-
-pub(crate) fn freed() {
-    FREED.fetch_add(1, Ordering::Relaxed);
-}
-
 fn garbage() -> usize {
-    FREED.load(Ordering::Relaxed).abs_diff(RETIRED.load(Ordering::Relaxed))
+    crate::sync::garbage().objects
 }
 
 /// Where a thread stops, and for how long.
@@ -228,7 +215,7 @@ fn a_thread_that_stops_anywhere_holds_nobody_up() {
             if garbage() < 256 {
                 break;
             }
-            crossbeam_epoch::pin().flush();
+            crate::sync::pin().flush();
             thread::yield_now();
         }
         assert!(garbage() < 256, "{at}: {} objects are left", garbage());

@@ -14,7 +14,7 @@ mod models;
 
 use crate::proxies::Moment;
 use crate::shard::{Mark, Visit};
-use crate::sync::{AtomicU64, Guard, Ordering, step};
+use crate::sync::{AtomicU64, Guard, Ordering, collect, garbage, step};
 use crate::table::{RouteTable, SHARDS};
 
 const NUMBER_BITS: u32 = 24;
@@ -78,12 +78,25 @@ impl Position {
     }
 }
 
+/// Records or proxies that one step visits at most. A step has one pin, so this bounds what a sweep retires under one, and
+/// how long it keeps others' garbage; a pin costs a hundredth of so many visits.
+const MOST_PER_STEP: u32 = 512;
+
+/// How much a step frees at most of what waits, beside what it retires itself: so many times 512 objects. A stalled thread
+/// may have left a million of them.
+const MOST_COLLECTIONS: usize = 8;
+
 /// What one step of a sweep did.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Step {
     pub(crate) visited: u32,
     pub(crate) removed: usize,
     pub(crate) round_completed: bool,
+}
+
+/// How often to collect so that a round frees what waits, unless that is a million objects.
+fn collections(objects: usize) -> usize {
+    objects.div_ceil(512).min(MOST_COLLECTIONS)
 }
 
 impl Cursor {
@@ -94,6 +107,7 @@ impl Cursor {
 
     /// Visits one part of the table, of `most` records at most, and advances.
     pub(crate) fn step(&self, most: u32, table: &RouteTable, guard: &Guard) -> Step {
+        let most = most.min(MOST_PER_STEP);
         let at = self.load();
         step("sweep: before the visit");
         let (uuids, names, proxies) = table.parts();
@@ -139,8 +153,10 @@ impl Cursor {
                 }
             }
         };
-        if let Some(mark) = visit.next {
-            after = Position { mark, ..at };
+        match visit.next {
+            Some(mark) => after = Position { mark, ..at },
+            // Once a stage: nobody else may pin for long, and what was retired before would wait for that.
+            None => collect(guard, collections(garbage().objects)),
         }
         step("sweep: before the advance");
         // Release: pairs with `load`: the round's promise is handed on.

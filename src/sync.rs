@@ -16,7 +16,7 @@ pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
-pub(crate) use epoch::{Guard, after_grace, pin, retire};
+pub(crate) use epoch::{Guard, after_grace, collect, garbage, pin, retire};
 
 /// A point within an operation where a thread may be stopped for ever, with others going on; `stalls.rs` stops it there.
 /// Nothing outside of unit tests.
@@ -66,6 +66,13 @@ impl<T> Mutex<T> {
     }
 }
 
+/// What was retired and is not freed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Garbage {
+    pub(crate) objects: usize,
+    pub(crate) bytes: usize,
+}
+
 /// A heap object that leaves the table while readers may still look at it.
 pub(crate) trait Reclaim {
     /// Runs once nobody can reach the object any more, before it is freed. It must not touch records or indexes: the
@@ -79,43 +86,17 @@ pub(crate) trait Reclaim {
     /// `object` came from its type's own allocation, nobody can reach it, and it is freed once.
     unsafe fn free(object: *mut Self);
 
+    /// How many bytes `free` gives back, roughly.
+    fn bytes(&self) -> usize;
+
     /// Where accesses look whether they come too late.
     #[cfg(loom)]
     fn fate(&self) -> &epoch::Fate;
 }
 
 #[cfg(not(loom))]
-mod epoch {
-    pub(crate) use crossbeam_epoch::{Guard, pin};
-
-    use super::Reclaim;
-
-    /// Frees `object` once every thread that is pinned now has gone on.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Reclaim::free`], once the threads that are pinned now have gone on; and the object may be freed by any
-    /// thread.
-    pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object: *mut T) {
-        #[cfg(test)]
-        crate::stalls::retired();
-        let reclaim = move || {
-            #[cfg(test)]
-            crate::stalls::freed();
-            // SAFETY: the caller promises that nobody reaches the object after the grace period that `defer` waits for.
-            unsafe { (*object).after_grace() };
-            // SAFETY: as above, and this closure runs once.
-            unsafe { T::free(object) };
-        };
-        // SAFETY: the caller promises that the object may be freed by any thread; the closure holds nothing else.
-        unsafe { guard.defer_unchecked(reclaim) };
-    }
-
-    /// Calls `f` once every thread that is pinned now has gone on.
-    pub(crate) fn after_grace(guard: &Guard, f: impl FnOnce() + Send + 'static) {
-        guard.defer(f);
-    }
-}
+mod epoch;
+pub(crate) mod stripes;
 
 /// A model of crossbeam-epoch: when what was retired may be freed, and what is ordered before what by that.
 ///
@@ -152,7 +133,7 @@ pub(crate) mod epoch {
     use std::cell::{Cell, RefCell};
     use std::sync::Arc;
 
-    use super::{AtomicUsize, Ordering, Reclaim};
+    use super::{AtomicUsize, Garbage, Ordering, Reclaim};
 
     /// Whether an object was freed, for every access to assert; and a stand-in for its plain data, which loom does not see.
     #[derive(Debug, Default)]
@@ -299,6 +280,13 @@ pub(crate) mod epoch {
 
     pub(crate) fn after_grace(_guard: &Guard, f: impl FnOnce() + Send + 'static) {
         defer(Box::new(f));
+    }
+
+    /// The model frees what it can as soon as it can.
+    pub(crate) fn collect(_guard: &Guard, _steps: usize) {}
+
+    pub(crate) fn garbage() -> Garbage {
+        Garbage::default()
     }
 
     fn defer(after_grace: Box<dyn FnOnce()>) {

@@ -18,7 +18,7 @@ use crate::shard::routes::{Change, Words};
 use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope, Shard};
 use crate::sweep::Cursor;
-use crate::sync::{AtomicU64, Guard, Ordering, new_hasher, pin};
+use crate::sync::{AtomicU64, Guard, Ordering, garbage, new_hasher, pin};
 use crate::time::{Time, ticks};
 
 /// A hash's shard is in so many of its top bits. Under a fuzzer, a few hundred nodes must make shards grow and move.
@@ -175,6 +175,20 @@ pub struct Stats {
     pub records: usize,
     /// Proxies that are registered.
     pub proxies: usize,
+    /// Objects that left the tables of this process and are not freed yet, since some thread may still look at them: route
+    /// lists, indexes, changes of the feed, details of proxies.
+    ///
+    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless the
+    /// operating system stops a thread inside a call: what other threads retire after that waits until the thread goes on.
+    /// If nobody but the sweeper uses the tables, two rounds leave at most 64 objects for each other thread.
+    pub garbage: usize,
+    /// The bytes of [`garbage`](Stats::garbage), without what an allocator adds.
+    pub garbage_bytes: usize,
+}
+
+impl Stats {
+    /// The most [`garbage`](Stats::garbage) that a thread leaves which is not stopped.
+    pub const MAX_GARBAGE_PER_THREAD: usize = 4_096;
 }
 
 /// What [`RouteTable::sweep`] did.
@@ -616,6 +630,10 @@ impl RouteTable {
         &self.routes
     }
 
+    pub(crate) fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
     pub(crate) fn proxies(&self) -> &Proxies {
         &self.proxies
     }
@@ -635,9 +653,12 @@ impl RouteTable {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let guard = pin();
+        let garbage = garbage();
         let mut stats = Stats {
             routes: self.len(),
             proxies: self.proxies.len(),
+            garbage: garbage.objects,
+            garbage_bytes: garbage.bytes,
             ..Stats::default()
         };
         let mut count = |(nodes, records)| {

@@ -36,9 +36,6 @@ const REMOVED: u32 = NUMBER_MASK;
 const NUMBER_BITS: u32 = 24;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
 
-/// Arrays of more numbers than this go as soon as the last reader has left, not when a bag of garbage fills up.
-const FLUSHED: u32 = 512;
-
 /// The slots of one part, behind this.
 #[repr(C)]
 struct Array {
@@ -149,6 +146,10 @@ impl Reclaim for Array {
         // Neither the header nor an atomic needs dropping outside of loom, and inside they hold nothing either.
         // SAFETY: `new` allocated it with this layout.
         unsafe { dealloc(object.cast(), Self::layout(len)) };
+    }
+
+    fn bytes(&self) -> usize {
+        Self::layout(self.len).size()
     }
 
     #[cfg(loom)]
@@ -264,9 +265,6 @@ impl Ids {
         if let Some(old) = old {
             // SAFETY: the part does not have it any more, so a thread that pins from now on cannot find it.
             unsafe { retire(guard, old.cast_mut()) };
-            if count > FLUSHED {
-                guard.flush();
-            }
         }
     }
 

@@ -12,7 +12,6 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::feed::{Event, Reason};
 use crate::key::Key;
 use crate::place::Place;
 use crate::proxies::Liveness;
@@ -20,7 +19,6 @@ use crate::shard::capacity::{buckets_for, max_used};
 use crate::shard::index::{BUCKET, MAX_RECORDS, NewIndex, Shape};
 use crate::shard::list::{List, NewList};
 use crate::shard::rebuild::crowded_shape;
-use crate::shard::routes::ring;
 use crate::shard::slab::{Record, Slab, allocate_segment, free_segment};
 use crate::shard::word::{State, Word};
 use crate::shard::{Scope, Shard};
@@ -166,7 +164,8 @@ impl<K: Key> Shard<K> {
     }
 
     /// Makes `records`, whose keys all differ and belong to this shard, the shard's, if no key was ever inserted; tells
-    /// whether it did. Their routes have to be counted, and their proxies found to take routes, under the scope's guard.
+    /// whether it did. Their routes have to be counted, and their proxies found to take routes, under the scope's guard; the
+    /// caller marks the nodes for the feed.
     #[must_use]
     pub(crate) fn fill<P: Liveness>(&self, mut records: NewRecords<K>, scope: &Scope<'_, P>) -> bool {
         if !self.is_untouched(scope.guard) {
@@ -180,16 +179,7 @@ impl<K: Key> Shard<K> {
         if is_set {
             new.publish();
             // Their names and lists are the shard's now.
-            let records = std::mem::take(&mut records.records);
-            if scope.feed.is_followed() {
-                for (key, _) in records {
-                    scope.feed.mark(ring::<K>(scope.shard), scope.guard, || Event::Node {
-                        // SAFETY: an index had the record under the guard, which is still pinned.
-                        node: unsafe { K::node(key) },
-                        reason: Reason::Added,
-                    });
-                }
-            }
+            records.records.clear();
         }
         is_set
     }

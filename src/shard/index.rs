@@ -719,6 +719,24 @@ impl Reclaim for Header {
         unsafe { dealloc(object.cast(), layout) };
     }
 
+    fn bytes(&self) -> usize {
+        let &Self {
+            buckets,
+            segments,
+            seed,
+            reseeds,
+            ..
+        } = self;
+        let shape = Shape {
+            buckets,
+            segments,
+            seed,
+            reseeds,
+        };
+        let records = self.takes_slab.get().map_or(0, |_| self.slab.numbers() as usize);
+        shape.layout().size() + records * size_of::<Record>()
+    }
+
     #[cfg(loom)]
     fn fate(&self) -> &Fate {
         &self.fate

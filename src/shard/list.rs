@@ -164,6 +164,10 @@ impl Reclaim for Body {
         unsafe { dealloc(object.cast(), layout(len)) };
     }
 
+    fn bytes(&self) -> usize {
+        layout(self.words.len()).size()
+    }
+
     #[cfg(loom)]
     fn fate(&self) -> &Fate {
         &self.fate

@@ -64,8 +64,6 @@ impl<K: Key> Shard<K> {
                 old.slab().slots_left_out(left_out.len() as u32);
                 // SAFETY: the CAS in `replace_root` unlinked it.
                 unsafe { old.retire(left_out, scope.guard) };
-                // An index is large: let it go as soon as the last reader has left, not when a bag fills up.
-                scope.guard.flush();
             }
             return Ok(());
         }

@@ -50,7 +50,6 @@ impl<K: Key> Shard<K> {
             // SAFETY: the CAS in `replace_root` unlinked it, and the new root has another slab. The records that moved
             // took their lists and names along.
             unsafe { old.retire_with_slab(K::free, scope.guard) };
-            scope.guard.flush();
         }
         Ok(())
     }

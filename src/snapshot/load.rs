@@ -10,12 +10,13 @@ use hashbrown::hash_table::Entry;
 use rayon::prelude::*;
 
 use crate::counts::RouteCount;
+use crate::feed::{Event, Reason};
 use crate::key::{Key, NameKey, UuidKey};
 use crate::node_id::{Kind, NodeId};
 use crate::proxies::{Prospect, Proxies, ProxyRef};
 use crate::route::Added;
 use crate::shard::fill::NewRecords;
-use crate::shard::routes::{Change, Words};
+use crate::shard::routes::{Change, Words, ring};
 use crate::shard::word::Word;
 use crate::shard::{Refused, Scope, Shard};
 use crate::snapshot::SnapshotReport;
@@ -295,14 +296,17 @@ impl Bulk<'_> {
         while nodes.peek().is_some() {
             let guard = pin();
             let scope = self.table.scope(&guard, part.shard);
-            for (node, routes) in nodes.by_ref().take(GROUP) {
+            let mut left = GROUP;
+            while left > 0
+                && let Some((node, routes)) = nodes.next()
+            {
+                // Each route may replace a list.
+                left = left.saturating_sub(routes.len());
                 let (key, hash) = (key(&node.id), self.table.hash(&node.id));
                 for route in routes.iter().rev() {
                     self.add_one(&key, hash, *route, shard, &scope)?;
                 }
             }
-            // What was replaced does not wait for this thread to come back.
-            guard.flush();
         }
         Ok(self.tally)
     }
@@ -334,9 +338,29 @@ impl Bulk<'_> {
         if !shard.fill(records, &scope) {
             return Ok(false);
         }
+        drop(guard);
         self.room.use_up(tally.inserted as usize);
         self.tally = tally;
+        if self.table.feed().is_followed() {
+            self.mark::<K>(part);
+        }
         Ok(true)
+    }
+
+    /// Marks every node of a part for subscribers.
+    fn mark<K: Key>(&self, part: &Part) {
+        let ring = ring::<K>(part.shard);
+        let mut nodes = part.nodes.iter().peekable();
+        while nodes.peek().is_some() {
+            // Each mark retires the one that it overwrites.
+            let guard = pin();
+            for (node, _) in nodes.by_ref().take(GROUP) {
+                self.table.feed().mark(ring, &guard, || Event::Node {
+                    node: node.id.clone(),
+                    reason: Reason::Added,
+                });
+            }
+        }
     }
 
     /// The word of a snapshot's route, if its proxy takes routes, until the end of the pin that the caller has: see

@@ -1,0 +1,245 @@
+//! How much memory waits for reclamation: it stays within a bound that the docs state, whatever the mix of batches, single
+//! calls, sweeps and feeds, and with nobody else pinning. One test at a time, since the heap is the process's.
+
+#[path = "../benches/support/counting.rs"]
+#[allow(dead_code)]
+mod counting;
+
+mod common;
+
+use std::alloc::System;
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use common::{proxy, scale};
+use counting::Counting;
+use nodetracker::{ManualClock, NodeId, ProxyRef, RouteTable, Stats};
+use uuid::Uuid;
+
+#[global_allocator]
+static HEAP: Counting<System> = Counting(System);
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+const KIB: usize = 1 << 10;
+const KEEP_ALIVE: Duration = Duration::from_secs(300);
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn nodes(count: u128) -> Vec<NodeId> {
+    (0..count).map(|number| Uuid::from_u128(number).into()).collect()
+}
+
+fn table() -> (RouteTable, ManualClock) {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder().clock(clock.clone()).keep_alive(KEEP_ALIVE).build();
+    (table, clock)
+}
+
+fn register<const N: usize>(table: &RouteTable) -> [ProxyRef; N] {
+    std::array::from_fn(|nth| {
+        table
+            .register_proxy(&proxy(&format!("proxy-{nth}")))
+            .expect("there is room")
+    })
+}
+
+/// One round of the sweeper from its beginning to its end, by `records` at a time.
+fn sweep_round(table: &RouteTable, records: usize) {
+    while !table.sweep(records).round_completed {}
+}
+
+fn garbage(table: &RouteTable) -> usize {
+    table.stats().garbage
+}
+
+/// How many bytes more there are in use than `before`.
+fn grown(before: usize) -> usize {
+    counting::live().saturating_sub(before)
+}
+
+#[test]
+fn routes_that_move_by_batches_leave_no_more_garbage_than_one_by_one() {
+    let _alone = alone();
+    let nodes = nodes(20_000);
+    let (table, clock) = table();
+    let proxies = register::<6>(&table);
+    let mut after_rounds = Vec::new();
+    for round in 0..20 * scale() {
+        for batch in nodes.chunks(1_000) {
+            table.add_nodes(batch, proxies[round % 6]).expect("there is room");
+            let waiting = garbage(&table);
+            assert!(
+                waiting <= Stats::MAX_GARBAGE_PER_THREAD,
+                "{waiting} objects in round {round}"
+            );
+        }
+        clock.advance(Duration::from_secs(100));
+        sweep_round(&table, 256);
+        after_rounds.push(counting::live());
+    }
+    let (early, late) = (after_rounds[6], after_rounds[after_rounds.len() - 1]);
+    assert!(
+        late < early + 64 * KIB,
+        "{early} bytes after 6 rounds, {late} after all: {after_rounds:?}"
+    );
+}
+
+#[test]
+fn a_refresh_of_nothing_allocates_nothing() {
+    let _alone = alone();
+    let nodes = nodes(5_000);
+    let (table, _clock) = table();
+    let proxies = register::<4>(&table);
+    let mut handles = Vec::new();
+    for proxy in &proxies[..3] {
+        handles.clear();
+        table
+            .add_nodes_with_handles(&nodes, *proxy, &mut handles)
+            .expect("there is room");
+    }
+    for _ in 0..3 {
+        sweep_round(&table, 256);
+    }
+    let mut gone = Vec::with_capacity(nodes.len());
+    let before = counting::live();
+    counting::forget_peak();
+    for _ in 0..20 {
+        gone.clear();
+        assert_eq!(table.refresh_routes(&handles, proxies[3], &mut gone), Ok(0));
+        assert_eq!(gone.len(), nodes.len());
+    }
+    assert_eq!(counting::peak() - before, 0, "bytes for refreshes that changed nothing");
+}
+
+#[test]
+fn an_idle_table_gives_memory_back_within_two_rounds() {
+    let _alone = alone();
+    let nodes = nodes(50_000);
+    let (table, clock) = table();
+    let proxies = register::<2>(&table);
+    let before = counting::live();
+    for proxy in proxies {
+        table.add_nodes(&nodes, proxy).expect("there is room");
+    }
+    clock.advance(2 * KEEP_ALIVE);
+    counting::forget_peak();
+    let full = counting::live();
+    for _ in 0..2 {
+        sweep_round(&table, 256);
+    }
+    assert_eq!(table.len(), 0);
+    assert_eq!(garbage(&table), 0, "objects wait in an idle table");
+    // Empty indexes and slabs stay: 128 shards, of less than a kilobyte each.
+    assert!(grown(before) < 128 * KIB, "{} bytes of an empty table", grown(before));
+    let peak = counting::peak() - full;
+    assert!(peak < 256 * KIB, "{peak} bytes more at the peak of the sweep");
+}
+
+#[test]
+fn a_subscriber_that_does_not_poll_costs_its_ring() {
+    let _alone = alone();
+    let nodes = nodes(200_000);
+    let (table, _clock) = table();
+    let [proxy] = register::<1>(&table);
+    table.add_nodes(&nodes, proxy).expect("there is room");
+    let subscription = table.subscribe();
+    let mut lives = Vec::with_capacity(8);
+    for _ in 0..4 {
+        for batch in nodes.chunks(1_000) {
+            batch.iter().for_each(|node| _ = table.remove_node(node));
+            table.add_nodes(batch, proxy).expect("there is room");
+            let waiting = garbage(&table);
+            assert!(waiting <= Stats::MAX_GARBAGE_PER_THREAD, "{waiting} objects");
+        }
+        lives.push(counting::live());
+    }
+    // The first round fills the rings, which are documented to take 16 MiB in all; then nothing grows.
+    assert!(lives[3] < lives[1] + 512 * KIB, "{lives:?}");
+    drop(subscription);
+}
+
+#[test]
+fn a_sweep_of_many_dead_proxies_takes_no_more_memory_than_its_steps() {
+    let _alone = alone();
+    let (table, _clock) = table();
+    for nth in 0..50_000 {
+        let proxy = table
+            .register_proxy(&proxy(&format!("proxy-{nth}")))
+            .expect("there is room");
+        assert!(table.remove_proxy(proxy));
+    }
+    let before = counting::live();
+    counting::forget_peak();
+    for _ in 0..8 {
+        assert!(table.sweep(usize::MAX).round_completed);
+    }
+    let peak = counting::peak() - before;
+    assert!(peak < 1_024 * KIB, "{peak} bytes more at the peak");
+}
+
+#[test]
+fn an_index_that_was_replaced_does_not_wait_for_others() {
+    let _alone = alone();
+    let (table, _clock) = table();
+    let [proxy] = register::<1>(&table);
+    let mut most = 0;
+    for node in nodes(300_000) {
+        table.add_node(&node, proxy).expect("there is room");
+        most = most.max(table.stats().garbage_bytes);
+    }
+    // The largest index has 300,000 / 128 slots of 4 bytes; three pins may hold one each, of each of a few shards at once.
+    assert!(most < 128 * KIB, "{most} bytes of replaced indexes wait");
+}
+
+/// Threads take turns, each with a call of its own kind, so that none is stalled.
+#[test]
+fn threads_that_are_not_stalled_keep_within_the_bound() {
+    let _alone = alone();
+    const THREADS: usize = 4;
+    let nodes = nodes(8_000);
+    let (table, clock) = table();
+    let proxies = register::<6>(&table);
+    let subscription = table.subscribe();
+    let barrier = Barrier::new(THREADS);
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (table, nodes, clock, barrier) = (&table, &nodes, &clock, &barrier);
+            scope.spawn(move || {
+                let mut handles = Vec::new();
+                let mut gone = Vec::new();
+                for round in 0..200 {
+                    let slice = &nodes[round % 40 * 200..][..200];
+                    let proxy = proxies[(round + thread) % 6];
+                    match thread {
+                        0 => _ = table.add_nodes(slice, proxy).expect("there is room"),
+                        1 => {
+                            handles.clear();
+                            table
+                                .add_nodes_with_handles(slice, proxy, &mut handles)
+                                .expect("there is room");
+                            _ = table.refresh_routes(&handles, proxies[round % 6], &mut gone);
+                            gone.clear();
+                        }
+                        2 => slice.iter().for_each(|node| _ = table.remove_route(node, proxy)),
+                        _ => {
+                            clock.advance(Duration::from_secs(5));
+                            table.sweep(1_000);
+                        }
+                    }
+                    if barrier.wait().is_leader() {
+                        let waiting = garbage(table);
+                        assert!(
+                            waiting <= THREADS * Stats::MAX_GARBAGE_PER_THREAD,
+                            "{waiting} objects in round {round}"
+                        );
+                    }
+                }
+            });
+        }
+    });
+    drop(subscription);
+}
