@@ -1,52 +1,200 @@
 //! How many routes the table holds, and how many it may.
+//!
+//! A single counter would be a cache line that every insertion on every core writes. So places are handed out in chunks: a
+//! group of threads takes a chunk of the places that are left, and its insertions take theirs from that. Near the limit, places
+//! are taken one by one, and then from what other groups have to spare. So the limit holds exactly, and every place up to
+//! the limit can be had.
 
-use crate::sync::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam_utils::CachePadded;
+
+use crate::sync::stripes::{STRIPES, stripe};
+
+/// Places that a group of threads takes at a time. A group that has more than two chunks to spare gives one back.
+const CHUNK: usize = 64;
 
 /// The table's routes, counted from their insertion until they are swept or removed, and their limit.
+///
+/// The count orders nothing: all its operations are Relaxed. loom need not know of it, since no protocol depends on the
+/// order of counts.
 #[derive(Debug)]
 pub(crate) struct RouteCount {
-    count: AtomicUsize,
     limit: usize,
+    /// Places that routes have, or groups of threads to spare.
+    taken: CachePadded<AtomicUsize>,
+    /// Places that each group of threads has to spare.
+    spare: [CachePadded<AtomicUsize>; STRIPES],
 }
 
 impl RouteCount {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            count: AtomicUsize::new(0),
             limit,
+            taken: CachePadded::new(AtomicUsize::new(0)),
+            spare: std::array::from_fn(|_| CachePadded::new(AtomicUsize::new(0))),
         }
     }
 
-    /// Makes room for `more` routes; `false`, and nothing reserved, where that would be over the limit.
+    /// Makes room for `more` routes; `false`, and nothing reserved, if that would be over the limit.
     ///
-    /// It adds first and looks then, so threads that arrive together at the last place may all be refused, but never
-    /// let a route in that is one too many.
+    /// Threads that arrive together at the last places may all be refused, but no route is let in that is one too many.
     #[must_use]
+    #[inline]
     pub(crate) fn reserve(&self, more: usize) -> bool {
-        if more == 0 {
-            return true;
-        }
-        // Relaxed: the count orders nothing.
-        if self.count.fetch_add(more, Ordering::Relaxed) + more <= self.limit {
-            return true;
-        }
-        self.release(more);
-        false
+        more == 0 || take(&self.spare[stripe()], more) || self.reserve_elsewhere(more)
     }
 
+    #[cold]
+    fn reserve_elsewhere(&self, more: usize) -> bool {
+        // So far from the limit that all groups may have two chunks, and one more, take a chunk.
+        let ample = self.limit.saturating_sub((2 * STRIPES + 1) * CHUNK);
+        if self.take_new(more + CHUNK, ample) {
+            self.spare[stripe()].fetch_add(CHUNK, Ordering::Relaxed);
+            return true;
+        }
+        if self.take_new(more, self.limit) {
+            return true;
+        }
+        let mut found = 0;
+        for spare in &self.spare {
+            found += spare.swap(0, Ordering::Relaxed);
+            if found >= more {
+                break;
+            }
+        }
+        // What is not enough may be, together with places that came back meanwhile.
+        let is_enough = found >= more || self.take_new(more - found, self.limit);
+        let left = if is_enough { found.saturating_sub(more) } else { found };
+        self.release(left);
+        is_enough
+    }
+
+    /// Takes places that nobody has, unless more than `limit` would be taken then.
+    fn take_new(&self, more: usize, limit: usize) -> bool {
+        let add = |taken: usize| taken.checked_add(more).filter(|&sum| sum <= limit);
+        self.taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+            .is_ok()
+    }
+
+    #[inline]
     pub(crate) fn release(&self, fewer: usize) {
-        if fewer > 0 {
-            // Relaxed: as in `reserve`.
-            self.count.fetch_sub(fewer, Ordering::Relaxed);
+        if fewer == 0 {
+            return;
+        }
+        let spare = &self.spare[stripe()];
+        let has = spare.fetch_add(fewer, Ordering::Relaxed) + fewer;
+        if has > 2 * CHUNK && take(spare, has - CHUNK) {
+            self.taken.fetch_sub(has - CHUNK, Ordering::Relaxed);
         }
     }
 
+    /// How many there are. Exact if no thread changes the count meanwhile.
     pub(crate) fn get(&self) -> usize {
-        // Relaxed: as in `reserve`. Threads that are about to be refused may have counted too much for a moment.
-        self.count.load(Ordering::Relaxed).min(self.limit)
+        let spare: usize = self.spare.iter().map(|spare| spare.load(Ordering::Relaxed)).sum();
+        self.taken.load(Ordering::Relaxed).saturating_sub(spare).min(self.limit)
     }
 
     pub(crate) fn limit(&self) -> usize {
         self.limit
+    }
+}
+
+/// Takes `count` places out of a counter that has so many.
+#[inline]
+fn take(from: &AtomicUsize, count: usize) -> bool {
+    let mut has = from.load(Ordering::Relaxed);
+    while let Some(left) = has.checked_sub(count) {
+        match from.compare_exchange_weak(has, left, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return true,
+            Err(now) => has = now,
+        }
+    }
+    false
+}
+
+/// A place for a route that is on its way into the table; given back if the route does not come.
+pub(crate) struct Reservation<'a>(&'a RouteCount);
+
+impl<'a> Reservation<'a> {
+    /// `None` if the limit is reached.
+    pub(crate) fn new(count: &'a RouteCount) -> Option<Self> {
+        count.reserve(1).then(|| Self(count))
+    }
+
+    /// Leaves the place to the route.
+    pub(crate) fn use_up(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.0.release(1);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicIsize;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn every_place_up_to_the_limit_can_be_had_and_none_beyond() {
+        for limit in [0, 1, 63, 64, 65, 1_000, 10_000] {
+            let count = RouteCount::new(limit);
+            // Threads of all groups leave something to spare.
+            for _ in 0..STRIPES {
+                let reserve = || (0..limit / STRIPES).filter(|_| count.reserve(1)).count();
+                assert_eq!(
+                    thread::scope(|scope| scope.spawn(reserve).join()).ok(),
+                    Some(limit / STRIPES)
+                );
+            }
+            let rest = limit - limit / STRIPES * STRIPES;
+            assert!((0..rest).all(|_| count.reserve(1)), "{limit}");
+            assert_eq!(count.get(), limit);
+            assert!(!count.reserve(1), "{limit}");
+            count.release(limit);
+            assert!(count.reserve(limit), "{limit}");
+            assert!(limit == 0 || !count.reserve(1), "{limit}");
+            count.release(limit);
+            assert_eq!(count.get(), 0);
+        }
+    }
+
+    #[test]
+    fn threads_that_come_and_go_never_exceed_the_limit() {
+        const LIMIT: usize = 300;
+        let count = RouteCount::new(LIMIT);
+        let held = AtomicIsize::new(0);
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                let (count, held) = (&count, &held);
+                scope.spawn(move || {
+                    let mut mine = 0;
+                    let mut random = fastrand::Rng::with_seed(thread);
+                    for _ in 0..20_000 {
+                        let many = random.usize(1..80);
+                        if random.bool() && count.reserve(many) {
+                            mine += many;
+                            let all = held.fetch_add(many as isize, Ordering::Relaxed) + many as isize;
+                            assert!(all <= LIMIT as isize, "{all} places of {LIMIT}");
+                        } else if mine >= many {
+                            mine -= many;
+                            held.fetch_sub(many as isize, Ordering::Relaxed);
+                            count.release(many);
+                        }
+                    }
+                    held.fetch_sub(mine as isize, Ordering::Relaxed);
+                    count.release(mine);
+                });
+            }
+        });
+        assert_eq!(count.get(), 0);
+        assert!(count.reserve(LIMIT) && !count.reserve(1));
     }
 }

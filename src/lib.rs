@@ -25,6 +25,7 @@ mod error;
 mod feed;
 mod handle;
 mod incarnation;
+mod keep_alive;
 mod key;
 mod node_id;
 mod page;

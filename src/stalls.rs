@@ -263,6 +263,71 @@ fn a_sweeper_that_stops_leaves_no_hole() {
     );
 }
 
+/// The clock goes on while an addition is stopped, and the node gets as many routes as it may have.
+#[test]
+fn an_addition_that_stopped_for_long_displaces_no_later_route() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for at in ["insert: root loaded", "list: before a freeze", "change: before the CAS"] {
+        let arena = Arena::new();
+        let others: Vec<_> = (0..64).map(|nth| arena.register(&format!("other-{nth}"))).collect();
+        let late = arena.register("late");
+        let add = |proxy| _ = arena.table.add_node(&node(1), proxy).expect("there is room");
+        others[..2].iter().for_each(|&proxy| add(proxy));
+        with_stopped(
+            at,
+            || add(late),
+            || {
+                arena.clock.advance(2 * KEEP_ALIVE);
+                others.iter().for_each(|&proxy| add(proxy));
+            },
+        );
+        let routes: HashSet<_> = arena
+            .table
+            .get_proxies(&node(1))
+            .iter()
+            .map(|route| route.proxy)
+            .collect();
+        assert_eq!(routes, others.iter().copied().collect(), "{at}");
+    }
+}
+
+/// An addition that takes an expired route away is stopped, and the interval becomes so long that the route would be returned.
+#[test]
+fn a_route_that_a_longer_interval_brought_back_stays() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let arena = Arena::new();
+    let [old, new, newest] = ["old", "new", "newest"].map(|id| arena.register(id));
+    let routes = || {
+        let routes = arena.table.get_proxies(&node(1));
+        routes.iter().map(|route| route.proxy).collect::<Vec<_>>()
+    };
+    for (proxy, later) in [(old, KEEP_ALIVE), (new, KEEP_ALIVE / 2)] {
+        arena.table.add_node(&node(1), proxy).expect("there is room");
+        arena.table.add_node(&node(2), proxy).expect("there is room");
+        arena.clock.advance(later);
+    }
+    assert_eq!(routes(), [new]);
+    let returned = with_stopped(
+        "change: before the CAS",
+        || _ = arena.table.add_node(&node(1), newest).expect("there is room"),
+        || {
+            arena.table.set_keep_alive(4 * KEEP_ALIVE);
+            routes()
+        },
+    );
+    let now = routes();
+    assert!(
+        returned.iter().all(|route| now.contains(route)),
+        "{returned:?}, then {now:?}"
+    );
+    // The longer interval comes into force for others once the addition has ended.
+    let in_force = (0..10_000_000).any(|_| {
+        crate::sync::pin().flush();
+        arena.table.get_proxies(&node(2)).len() == 2
+    });
+    assert!(in_force, "the longer interval never came into force");
+}
+
 #[test]
 fn a_writer_that_stops_before_the_head_moves_holds_nobody_up() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

@@ -133,7 +133,7 @@ impl Cursor {
                 }
             },
             _ => {
-                let moment = Moment::new(scope.now, scope.keep_alive);
+                let moment = Moment::new(scope.now, scope.kept_age);
                 // AcqRel: a change of the word that does not change it, so that whoever advances the cursor after this, and
                 // visits shards in the next round, comes after what this thread has seen: the end of a grace period.
                 let round_now = || Position::unpack(self.0.fetch_add(0, Ordering::AcqRel)).round;

@@ -10,15 +10,17 @@ use crate::clock::{Clock, SystemClock};
 use crate::counts::RouteCount;
 use crate::error::{AddError, RegisterError, ReportError};
 use crate::feed::{Event, Feed, Subscription};
+use crate::keep_alive::KeepAlive;
 use crate::key::{Key, NameKey, UuidKey};
 use crate::node_id::{Kind, NodeId};
 use crate::proxies::{Moment, Proxies, Proxy, ProxyDetails, ProxyRef};
 use crate::route::{Added, ExplainedRoute, Route, Verdict};
+use crate::shard::index::MAX_RECORDS;
 use crate::shard::routes::{Change, Words};
 use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope, Shard};
 use crate::sweep::Cursor;
-use crate::sync::{AtomicU64, Guard, Ordering, garbage, new_hasher, pin};
+use crate::sync::{Guard, garbage, new_hasher, pin};
 use crate::time::{Time, ticks};
 
 /// A hash's shard is in so many of its top bits. Under a fuzzer, a few hundred nodes must make shards grow and move.
@@ -77,9 +79,9 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// The most that [`max_routes`](Builder::max_routes) can be: with that many keys, shards that are filled by chance
-    /// alone keep well below the number of records that a slot can name.
-    pub const MOST_ROUTES: usize = 1 << 29;
+    /// The most that [`max_routes`](Builder::max_routes) can be, some 500 million: with that many nodes of one kind, shards
+    /// that are filled by chance alone keep below the number of records that each can have, tombstones included.
+    pub const MOST_ROUTES: usize = SHARDS * (MAX_RECORDS as usize / 16 * 15);
 
     /// How old a route may become without a refresh; 5 minutes by default. It is rounded up to whole milliseconds, and
     /// is at least one.
@@ -119,7 +121,7 @@ impl Builder {
             routes: RouteCount::new(self.max_routes.min(Self::MOST_ROUTES)),
             proxies: Proxies::new(self.max_proxies),
             time: Time::new(self.clock),
-            keep_alive: AtomicU64::new(ticks(self.keep_alive).max(1)),
+            keep_alive: KeepAlive::new(ticks(self.keep_alive)),
             cursor: Cursor::default(),
             feed: Feed::default(),
         }
@@ -157,8 +159,7 @@ pub struct RouteTable {
     routes: RouteCount,
     proxies: Proxies,
     time: Time,
-    /// The effective keep-alive interval, in ticks.
-    keep_alive: AtomicU64,
+    keep_alive: KeepAlive,
     cursor: Cursor,
     feed: Feed,
 }
@@ -275,8 +276,8 @@ impl RouteTable {
             count: &self.routes,
             proxies: &self.proxies,
             now,
-            // Relaxed: a setting.
-            keep_alive: self.keep_alive.load(Ordering::Relaxed),
+            keep_alive: self.keep_alive.returned(),
+            kept_age: self.keep_alive.kept(),
             shard,
             feed: &self.feed,
         }
@@ -537,8 +538,7 @@ impl RouteTable {
 
     /// The time of now, and of a keep-alive interval ago.
     pub(crate) fn moment(&self) -> Moment {
-        // Relaxed: a setting.
-        Moment::new(self.time.now(), self.keep_alive.load(Ordering::Relaxed))
+        Moment::new(self.time.now(), self.keep_alive.kept())
     }
 
     /// Subscribes to the changes of the table from here on: routes that come or go, not refreshes.
@@ -587,8 +587,7 @@ impl RouteTable {
                 age: Duration::from_millis(age),
                 verdict: match () {
                     () if proxy.is_none() => Verdict::ProxyRemoved,
-                    // Relaxed: a setting.
-                    () if age > self.keep_alive.load(Ordering::Relaxed) => Verdict::Expired,
+                    () if age > self.keep_alive.returned() => Verdict::Expired,
                     () => Verdict::Returned,
                 },
             }
@@ -689,14 +688,16 @@ impl RouteTable {
     /// The effective keep-alive interval: how old a route may become without a refresh. Look-ups and the sweeper share it.
     #[must_use]
     pub fn keep_alive(&self) -> Duration {
-        // Relaxed: a setting.
-        Duration::from_millis(self.keep_alive.load(Ordering::Relaxed))
+        Duration::from_millis(self.keep_alive.kept())
     }
 
-    /// Sets the effective keep-alive interval, rounded up to whole milliseconds, and at least one. It holds for every route
-    /// at once: a longer one brings expired routes back that were not swept yet.
+    /// Sets the effective keep-alive interval, rounded up to whole milliseconds; at least one, at most 8.7 years. The interval
+    /// holds for every route at once: a longer one brings expired routes back that were not swept yet.
+    ///
+    /// If other threads are inside calls that might still take such routes away, the longer interval comes into force when
+    /// these calls have ended. So no route vanishes that was returned under the new interval. A call waits for another
+    /// thread that sets the interval, and for nobody else.
     pub fn set_keep_alive(&self, interval: Duration) {
-        // Relaxed: as above.
-        self.keep_alive.store(ticks(interval).max(1), Ordering::Relaxed);
+        self.keep_alive.set(ticks(interval));
     }
 }

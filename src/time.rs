@@ -12,6 +12,11 @@ const FIRST_TICK: u64 = 1 << 31;
 /// How far the wall clock may wander from where ticks put it before it is looked at anew.
 const WALL_TOLERANCE_MS: u64 = 50;
 
+/// How far apart the two clocks may be read, at most, for the wall's reading to be taken; and how often to try. Times that
+/// are shown are wrong by the sum of this and the tolerance at most.
+const WALL_ERROR_MS: u64 = 10;
+const WALL_TRIES: usize = 4;
+
 /// Ticks from a clock, never going backwards, and what they are on the wall.
 #[derive(Debug)]
 pub(crate) struct Time {
@@ -85,13 +90,32 @@ impl Time {
     /// Notices that the wall clock was stepped. Otherwise it leaves the relation between ticks and wall as it is, so
     /// that one route's time is told the same way each time.
     pub(crate) fn look_at_the_wall(&self) {
-        let wall_of_zero = WALL_OFFSET
-            .wrapping_add(self.wall_clock() as u64)
-            .wrapping_sub(self.reading());
-        // Relaxed, both: as in `wall`.
-        if self.wall_of_zero.load(Ordering::Relaxed).abs_diff(wall_of_zero) > WALL_TOLERANCE_MS {
-            self.wall_of_zero.store(wall_of_zero, Ordering::Relaxed);
+        if let Some(wall_of_zero) = self.wall_of_zero_now() {
+            // Relaxed, both: as in `wall`.
+            if self.wall_of_zero.load(Ordering::Relaxed).abs_diff(wall_of_zero) > WALL_TOLERANCE_MS {
+                self.wall_of_zero.store(wall_of_zero, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Reads both clocks as one. `None` if the thread was stopped in between each time, and an earlier reading is there.
+    fn wall_of_zero_now(&self) -> Option<u64> {
+        let read = |_| {
+            let before = self.reading();
+            let wall = self.wall_clock() as u64;
+            let apart = self.reading().saturating_sub(before);
+            (apart, WALL_OFFSET.wrapping_add(wall).wrapping_sub(before + apart / 2))
+        };
+        let mut best = read(0);
+        for again in 1..WALL_TRIES {
+            if best.0 <= WALL_ERROR_MS {
+                break;
+            }
+            best = best.min(read(again));
+        }
+        // Relaxed: as in `wall`.
+        let is_first = self.wall_of_zero.load(Ordering::Relaxed) == 0;
+        (best.0 <= WALL_ERROR_MS || is_first).then_some(best.1)
     }
 }
 
@@ -111,4 +135,55 @@ pub(crate) fn ticks(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000))
         .unwrap_or(LAST_TICK)
         .min(LAST_TICK)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// A clock of a thread that is stopped for so many milliseconds each time after it has read the wall.
+    #[derive(Debug)]
+    struct Stopping {
+        now_ms: Mutex<u64>,
+        stops_ms: Mutex<Vec<u64>>,
+    }
+
+    impl Clock for std::sync::Arc<Stopping> {
+        fn monotonic(&self) -> Duration {
+            Duration::from_millis(*self.now_ms.lock().expect("no test panicked"))
+        }
+
+        fn wall(&self) -> SystemTime {
+            let mut now = self.now_ms.lock().expect("no test panicked");
+            let wall = UNIX_EPOCH + Duration::from_millis(1_000_000 + *now);
+            *now += self.stops_ms.lock().expect("no test panicked").pop().unwrap_or(0);
+            wall
+        }
+    }
+
+    #[test]
+    fn a_thread_that_is_stopped_between_two_clocks_shifts_no_time() {
+        // From the last to the first: two stops at the start, one at a look, then one at each try.
+        let stops_ms = [9_000, 9_000, 9_000, 9_000, 5_000, 7_000, 3_000];
+        for stops in 0..=stops_ms.len() {
+            let clock = std::sync::Arc::new(Stopping {
+                now_ms: Mutex::new(0),
+                stops_ms: Mutex::new(stops_ms[stops_ms.len() - stops..].to_vec()),
+            });
+            let time = Time::new(Box::new(std::sync::Arc::clone(&clock)));
+            for _ in 0..3 {
+                time.look_at_the_wall();
+                let shown = time.wall(time.reading());
+                let real =
+                    UNIX_EPOCH + Duration::from_millis(1_000_000 + *clock.now_ms.lock().expect("no test panicked"));
+                let error = shown.duration_since(real).unwrap_or_else(|error| error.duration());
+                assert!(
+                    error <= Duration::from_millis(WALL_TOLERANCE_MS + WALL_ERROR_MS),
+                    "{error:?} with {stops} stops"
+                );
+            }
+        }
+    }
 }

@@ -35,7 +35,10 @@ fn nodes(count: u128) -> Vec<NodeId> {
 
 fn table() -> (RouteTable, ManualClock) {
     let clock = ManualClock::new();
-    let table = RouteTable::builder().clock(clock.clone()).keep_alive(KEEP_ALIVE).build();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(KEEP_ALIVE)
+        .build();
     (table, clock)
 }
 

@@ -1,11 +1,11 @@
-//! The ends of the fields in a route's word: the last tick that there is, and the last proxy number.
+//! Limits: the last tick that there is, the last proxy number, and the last route.
 
 mod common;
 
 use std::time::Duration;
 
 use common::{proxy, scale, sweep_fully};
-use nodetracker::{Added, Clock, ManualClock, NodeId, ProxyRef, RegisterError, RouteTable, Verdict};
+use nodetracker::{AddError, Added, Clock, ManualClock, NodeId, ProxyRef, RegisterError, RouteTable, Verdict};
 use uuid::Uuid;
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -169,4 +169,36 @@ fn the_last_proxy_number_is_as_good_as_the_first() {
     assert!(table.remove_proxy(last));
     assert_eq!(answer(&table, &nodes[0]), []);
     assert_eq!(answer(&table, &nodes[1]), [first]);
+}
+
+/// Whichever call brings it, a node that is refused takes no record, so it forces no rebuild either.
+#[test]
+fn a_node_that_is_refused_leaves_nothing_behind() {
+    const ROUTES: usize = 1_000;
+    let table = RouteTable::builder().max_routes(ROUTES).build();
+    let one = register(&table, "proxy-1");
+    let known: Vec<NodeId> = (0..ROUTES as u128)
+        .map(|number| Uuid::from_u128(number).into())
+        .collect();
+    table.add_nodes(&known, one).expect("there is room");
+    let records = table.stats().records;
+    let refused = AddError::TooManyRoutes { limit: ROUTES };
+    for number in 0..20_000_u128 {
+        let uuid: NodeId = Uuid::from_u128(1 << 64 | number).into();
+        let name: NodeId = format!("node-{number}").parse().expect("a name");
+        assert_eq!(table.add_node(&uuid, one), Err(refused.clone()));
+        assert_eq!(table.add_node(&name, one), Err(refused.clone()));
+        let batch = table.add_nodes(&[uuid], one).expect_err("there is no room");
+        assert_eq!((batch.added, batch.error), (0, refused.clone()));
+    }
+    assert_eq!(table.stats().records, records, "records for nodes that were refused");
+    assert_eq!(
+        (table.len(), table.add_node(&known[0], one)),
+        (ROUTES, Ok(Added::Refreshed))
+    );
+    assert!(table.remove_node(&known[0]));
+    assert_eq!(
+        table.add_node(&"node-1".parse().expect("a name"), one),
+        Ok(Added::Inserted)
+    );
 }

@@ -244,7 +244,7 @@ impl<'g> Index<'g> {
     /// A record by number, installing its segment where that is missing.
     pub(crate) fn ensure_record(self, number: u32) -> Result<&'g Record, NoRecord> {
         if number >= MAX_RECORDS {
-            return Err(NoRecord::OutOfMemory);
+            return Err(NoRecord::NoNumber);
         }
         let place = Place::of(number);
         let entry = self

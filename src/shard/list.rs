@@ -4,8 +4,10 @@
 //! stands in the record's word, beside its address; so a list of n routes is n words.
 
 use std::alloc::{Layout, alloc, dealloc};
+use std::cmp::Reverse;
 use std::ptr::{self, NonNull};
 
+use crate::shard::routes::AllWords;
 use crate::shard::word::Word;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
@@ -71,7 +73,7 @@ impl NewList {
             // SAFETY: as above.
             let at = unsafe { first.add(i) };
             // SAFETY: as above, and the allocation is ours alone.
-            unsafe { at.write(AtomicU64::new(word.thawed().0)) };
+            unsafe { at.write(AtomicU64::new(word.thawed().ranked(0).0)) };
         }
         NonNull::new(body(raw.as_ptr(), words.len())).map(NewList)
     }
@@ -121,15 +123,24 @@ impl<'g> List<'g> {
         &self.0.words
     }
 
-    /// Makes every word final, and returns them: refreshes that come later find a frozen word and replace the list.
-    pub(crate) fn freeze(self, into: &mut smallvec::SmallVec<[Word; 8]>) {
+    /// Makes every word final, and returns them as LIVE words, with the latest first of those that were refreshed in one tick.
+    /// Refreshes that come later find a frozen word and replace the list.
+    pub(crate) fn freeze(self, into: &mut AllWords) {
         let frozen = Word(0).frozen().0;
+        let mut ranks = 0;
         into.extend(self.words().iter().map(|word| {
             step("list: before a freeze");
             // AcqRel: this is where a refresh of the word comes before the freeze or fails; whoever replaces the list
             // sees what the refresh wrote.
-            Word(word.fetch_or(frozen, Ordering::AcqRel)).thawed()
+            let word = Word(word.fetch_or(frozen, Ordering::AcqRel)).thawed();
+            ranks |= word.rank();
+            word
         }));
+        if ranks != 0 {
+            // Stable: within one rank, the position decides.
+            into.sort_by_key(|word| Reverse(word.recency()));
+            into.iter_mut().for_each(|word| *word = word.ranked(0));
+        }
     }
 
     /// Frees the list once nobody can look at it any more.

@@ -73,7 +73,7 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
-use crate::counts::RouteCount;
+use crate::counts::{Reservation, RouteCount};
 use crate::feed::Feed;
 use crate::key::Key;
 use crate::place::Place;
@@ -96,6 +96,9 @@ pub(crate) struct Scope<'a, P> {
     pub(crate) now: u64,
     /// The age in ticks that a valid route may have at most.
     pub(crate) keep_alive: u64,
+    /// The age in ticks beyond which a route may be taken away: `keep_alive`, or more while a longer interval comes into
+    /// force (`keep_alive.rs`).
+    pub(crate) kept_age: u64,
     /// The shard's number, which decides the sizes that its index takes on (`capacity.rs`).
     pub(crate) shard: usize,
     pub(crate) feed: &'a Feed,
@@ -111,7 +114,24 @@ impl<P: Liveness> Scope<'_, P> {
     /// Whether a route is not expired.
     #[inline]
     pub(crate) fn is_fresh(&self, route: Word) -> bool {
-        self.now.saturating_sub(route.time()) <= self.keep_alive
+        self.age(route) <= self.keep_alive
+    }
+
+    /// Whether a route has to stay, as far as its age says. Fresh routes have.
+    #[inline]
+    pub(crate) fn is_young(&self, route: Word) -> bool {
+        self.age(route) <= self.kept_age
+    }
+
+    /// Whether a route has to stay. Valid routes have.
+    #[inline]
+    pub(crate) fn is_kept(&self, route: Word) -> bool {
+        self.is_young(route) && self.proxies.has(route.proxy())
+    }
+
+    #[inline]
+    fn age(&self, route: Word) -> u64 {
+        self.now.saturating_sub(route.time())
     }
 }
 
@@ -132,8 +152,8 @@ pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), Refused> {
 #[inline]
 pub(crate) fn newest_first(words: &mut Words) {
     if words.len() > 1 {
-        // Stable: within one tick, the position decides.
-        words.sort_by_key(|word| std::cmp::Reverse(word.time()));
+        // Stable: within one tick and rank, the position decides.
+        words.sort_by_key(|word| std::cmp::Reverse(word.recency()));
     }
 }
 
@@ -165,7 +185,7 @@ impl Guess<'_> {
         if !unsafe { key.is(self.record.key()) } {
             return None;
         }
-        match change::<K, P>(self.record, Change::Add(proxy), self.index.slab(), scope) {
+        match change::<K, P>(self.record, Change::Add(proxy), None, self.index.slab(), scope) {
             Ok(Changed::Added(added)) => Some(Ok(added)),
             Ok(_) => None,
             Err(refused) => Some(Err(refused)),
@@ -186,7 +206,7 @@ impl Guess<'_> {
         matches!(word.state(), State::Live | State::Spill)
             && is_key(self.record.key())
             && matches!(
-                change::<K, P>(self.record, Change::Refresh(proxy), self.index.slab(), scope),
+                change::<K, P>(self.record, Change::Refresh(proxy), None, self.index.slab(), scope),
                 Ok(Changed::Added(_))
             )
     }
@@ -385,6 +405,7 @@ impl<K: Key> Shard<K> {
         scope: &Scope<'_, P>,
     ) -> Result<(Added, u32), Refused> {
         let mut private: Option<Private<'_>> = None;
+        let mut place: Option<Reservation<'_>> = None;
         loop {
             let index = self.ensure_root(scope)?;
             private = private.filter(|private| private.is_of(index));
@@ -393,12 +414,18 @@ impl<K: Key> Shard<K> {
                 unsafe { key.is(record.key()) && record.load().state() != State::Retired }
             };
             step("insert: root loaded");
-            let filled = index.find_or_fill(hash, accept, || match &private {
-                Some(private) => Ok(private.number),
-                None => {
-                    let number = private.insert(Private::take(index, key)?).number;
-                    step("insert: record taken");
-                    Ok(number)
+            let filled = index.find_or_fill(hash, accept, || {
+                // Before a record is taken: a key that is refused leaves nothing behind.
+                if place.is_none() {
+                    place = Some(Reservation::new(scope.count).ok_or(NoRecord::NoPlace)?);
+                }
+                match &private {
+                    Some(private) => Ok(private.number),
+                    None => {
+                        let number = private.insert(Private::take(index, key)?).number;
+                        step("insert: record taken");
+                        Ok(number)
+                    }
                 }
             });
             let (number, record, used) = match filled {
@@ -418,8 +445,16 @@ impl<K: Key> Shard<K> {
                     continue;
                 }
                 Err(NoRecord::OutOfMemory) => return Err(Refused::Memory),
+                Err(NoRecord::NoPlace) => return Err(Refused::Routes),
+                Err(NoRecord::NoNumber) => {
+                    // The numbers of tombstones come back a grace period later, for keys to come.
+                    if Self::is_littered(index) {
+                        self.rebuild(index, false, scope)?;
+                    }
+                    return Err(Refused::Routes);
+                }
             };
-            let changed = change::<K, P>(record, what, index.slab(), scope);
+            let changed = change::<K, P>(record, what, place.take(), index.slab(), scope);
             if used > max_used(index.shape().buckets) {
                 // No room for a larger index is no reason to fail: the route is in, and the next one tries again.
                 _ = self.rebuild(index, false, scope);
@@ -461,7 +496,7 @@ impl<K: Key> Shard<K> {
     /// Takes away routes of a key; returns how many of them were valid.
     pub(crate) fn remove<P: Liveness>(&self, key: &K, hash: u64, what: Change, scope: &Scope<'_, P>) -> usize {
         while let Some((index, record)) = self.find(key, hash, scope.guard) {
-            match change::<K, P>(record, what, index.slab(), scope) {
+            match change::<K, P>(record, what, None, index.slab(), scope) {
                 Ok(Changed::Removed { valid, .. }) => return valid,
                 Ok(Changed::Frozen) if self.relocate(index, scope).is_ok() => {}
                 Ok(Changed::Retired) => {}
@@ -562,8 +597,8 @@ fn sweep_record<K: Key, P: Liveness>(
     let removed = match word.state() {
         State::Retired | State::Dead => return Some(0),
         _ if word.is_frozen() => return None,
-        State::Live if scope.is_fresh(word) && census.see_valid(word.proxy(), scope.proxies) => return Some(0),
-        State::Live | State::Spill => match change::<K, P>(record, Change::Sweep, index.slab(), scope) {
+        State::Live if scope.is_young(word) && census.see_valid(word.proxy(), scope.proxies) => return Some(0),
+        State::Live | State::Spill => match change::<K, P>(record, Change::Sweep, None, index.slab(), scope) {
             Ok(Changed::Removed { stale, .. }) => stale,
             Ok(Changed::Frozen) => return None,
             // Without memory for a shorter list, it stays until the next round, and is seen below.

@@ -112,6 +112,7 @@ impl World {
             proxies: &Proxies(&self.dead),
             now,
             keep_alive: 10,
+            kept_age: 10,
             shard: 0,
             feed: &self.feed,
         })

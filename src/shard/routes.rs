@@ -2,19 +2,23 @@
 
 use smallvec::SmallVec;
 
+use crate::counts::Reservation;
 use crate::feed::{Event, Reason};
 use crate::key::Key;
 use crate::proxies::Liveness;
 use crate::route::Added;
 use crate::shard::list::{List, MAX_ROUTES_PER_NODE, NewList};
 use crate::shard::slab::{Record, Slab};
-use crate::shard::word::{State, Word};
+use crate::shard::word::{LAST_RANK, State, Word};
 use crate::shard::{Refused, Scope};
-use crate::sync::{Guard, Ordering, step};
+use crate::sync::{AtomicU64, Guard, Ordering, step};
 use crate::table::SHARDS;
 
-/// LIVE words, newest first.
+/// LIVE words, newest first. Those of a list may have ranks in the place of their state.
 pub(crate) type Words = SmallVec<[Word; 8]>;
+
+/// All routes of one record, without allocating.
+pub(crate) type AllWords = SmallVec<[Word; MAX_ROUTES_PER_NODE]>;
 
 /// What an operation wants a record's routes to become.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +34,7 @@ pub(crate) enum Change {
     RemoveRoute(u32),
     /// No route.
     RemoveNode,
-    /// No expired route, and none of a proxy that is gone.
+    /// No route that has not to stay: see [`Scope::is_kept`].
     Sweep,
 }
 
@@ -81,13 +85,14 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
 }
 
 /// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is
-/// nothing to change.
+/// nothing to change. A `place` for a route that may come is given back if none comes.
 #[inline]
-pub(crate) fn change<K: Key, P: Liveness>(
+pub(crate) fn change<'a, K: Key, P: Liveness>(
     record: &Record,
     what: Change,
+    mut place: Option<Reservation<'a>>,
     slab: &Slab,
-    scope: &Scope<'_, P>,
+    scope: &Scope<'a, P>,
 ) -> Result<Changed, Refused> {
     let word = record.load();
     // A refresh of a node with one route, which is what most writes are. Losing to a later time is success. The proxy was
@@ -104,30 +109,33 @@ pub(crate) fn change<K: Key, P: Liveness>(
     // The first route of a node, as of one that was just inserted.
     if let Change::Add(proxy) = what
         && word == Word::DEAD
-        && scope.count.reserve(1)
     {
+        let taken = place.take().or_else(|| Reservation::new(scope.count));
+        let taken = taken.ok_or(Refused::Routes)?;
         step("change: before the CAS");
         if record.compare_exchange(word, Word::live(proxy, scope.now)).is_ok() {
+            taken.use_up();
             step("change: done, not counted");
             slab.count_live(false, true);
             tell::<K, P>(record, Reason::Added, scope);
             return Ok(Changed::Added(Added::Inserted));
         }
-        scope.count.release(1);
+        place = Some(taken);
     }
-    change_any::<K, P>(record, what, slab, scope)
+    change_any::<K, P>(record, what, place, slab, scope)
 }
 
 /// [`change`], whatever the record holds.
 #[inline(never)]
-fn change_any<K: Key, P: Liveness>(
+fn change_any<'a, K: Key, P: Liveness>(
     record: &Record,
     what: Change,
+    mut place: Option<Reservation<'a>>,
     slab: &Slab,
-    scope: &Scope<'_, P>,
+    scope: &Scope<'a, P>,
 ) -> Result<Changed, Refused> {
     let mut word = record.load();
-    let (mut former, mut routes) = (Words::new(), Words::new());
+    let mut routes = AllWords::new();
     loop {
         routes.clear();
         if word.is_frozen() && word.state() != State::Retired {
@@ -152,27 +160,23 @@ fn change_any<K: Key, P: Liveness>(
             }
         };
 
-        former.clone_from(&routes);
+        let before = routes.len();
         let changed = apply(what, &mut routes, scope);
-        let (before, after) = (former.len(), routes.len());
+        let after = routes.len();
         if list.is_none() && after == before && routes.first().is_none_or(|&route| route == word) {
             return Ok(changed);
         }
 
         // The limits bind before the CAS, so that a refused route never shows.
-        let reserved = after.saturating_sub(before);
-        if !scope.count.reserve(reserved) {
-            return Err(Refused::Routes);
+        if after > before && place.is_none() {
+            place = Some(Reservation::new(scope.count).ok_or(Refused::Routes)?);
         }
         let (new, new_list) = match routes.as_slice() {
             [] => (Word::DEAD, None),
             [only] => (*only, None),
             several => match NewList::new(several) {
                 Some(list) => (list.word(), Some(list)),
-                None => {
-                    scope.count.release(reserved);
-                    return Err(Refused::Memory);
-                }
+                None => return Err(Refused::Memory),
             },
         };
         step("change: before the CAS");
@@ -182,20 +186,14 @@ fn change_any<K: Key, P: Liveness>(
                 if let Some(list) = new_list {
                     list.publish();
                 }
+                if after > before
+                    && let Some(place) = place
+                {
+                    place.use_up();
+                }
                 scope.count.release(before.saturating_sub(after));
                 slab.count_live(before > 0, after > 0);
-                let mut lost = false;
-                for gone in former
-                    .iter()
-                    .filter(|gone| routes.iter().all(|route| route.proxy() != gone.proxy()))
-                {
-                    lost = true;
-                    // A route that is stale was a proxy's until it expired.
-                    scope.proxies.left(
-                        gone.proxy(),
-                        scope.now.min(gone.time().saturating_add(scope.keep_alive)),
-                    );
-                }
+                let lost = leave(word, list, changed, &routes, scope);
                 if let Some(reason) = reason(what, changed, lost) {
                     tell::<K, P>(record, reason, scope);
                 }
@@ -205,10 +203,40 @@ fn change_any<K: Key, P: Liveness>(
                 }
                 return Ok(changed);
             }
-            Err(won) => {
-                scope.count.release(reserved);
-                word = won;
+            Err(won) => word = won,
+        }
+    }
+}
+
+/// Notes for the proxies of former routes that these routes are gone: those of `word`, or of its frozen `list`, that are not
+/// among `routes`. Returns whether there were any.
+fn leave<P: Liveness>(
+    word: Word,
+    list: Option<List<'_>>,
+    changed: Changed,
+    routes: &[Word],
+    scope: &Scope<'_, P>,
+) -> bool {
+    let leave_one = |gone: Word| {
+        let is_lost = routes.iter().all(|route| route.proxy() != gone.proxy());
+        if is_lost {
+            // A route that is stale was a proxy's until it expired.
+            let until = gone.time().saturating_add(scope.keep_alive).min(scope.now);
+            scope.proxies.left(gone.proxy(), until);
+        }
+        is_lost
+    };
+    match list {
+        None => word.state() == State::Live && leave_one(word),
+        Some(list) => {
+            // Nearly always nothing is lost; comparing each with each would cost more than all the rest.
+            let inserted = usize::from(changed == Changed::Added(Added::Inserted));
+            if routes.len() - inserted == list.words().len() {
+                return false;
             }
+            // Relaxed: frozen words are final.
+            let former = list.words().iter().map(|word| Word(word.load(Ordering::Relaxed)));
+            former.fold(false, |lost, gone| leave_one(gone) | lost)
         }
     }
 }
@@ -240,59 +268,107 @@ pub(crate) fn ring<K: Key>(shard: usize) -> usize {
     shard + if K::IS_NAME { SHARDS } else { 0 }
 }
 
-/// Does without a new list where it can: a refresh is one CAS on the route's own word, and a sweep of routes that are
-/// all valid nothing at all. `None`: the list has to be replaced.
+/// Does without a new list if it can: a refresh is one CAS on the route's own word, and a change that changes nothing writes
+/// nothing. `None`: the list has to be replaced.
+///
+/// What is read here word by word holds at the instant at which the record's word was loaded, since a list's membership never
+/// changes, and times only grow: a proxy that is not in the list now was not in it then, and a route that is expired now was
+/// expired then. What is said of routes that are valid, or late, holds at the end as well.
 fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>) -> Option<Changed> {
+    // Relaxed: a list's words have no more to them than their own bits.
+    let words = || {
+        list.words()
+            .iter()
+            .map(|word| Word(word.load(Ordering::Relaxed)).thawed())
+    };
+    let unchanged = Some(Changed::Removed { valid: 0, stale: 0 });
     match what {
-        Change::Add(proxy) | Change::Refresh(proxy) => {
-            let words = list.words();
-            let mut tied = false;
-            for slot in words {
-                // Relaxed: as in `read`.
-                let mut word = Word(slot.load(Ordering::Relaxed));
-                while word.proxy() == proxy {
-                    if !scope.is_valid(word.thawed()) {
-                        // A route that comes back counts as inserted, and goes first.
-                        return None;
-                    }
-                    // A tie is broken by position, so a refresh that is not the first of its tick moves forward.
-                    if word.time() > scope.now || word.time() == scope.now && !tied {
-                        return Some(Changed::Added(Added::Refreshed));
-                    }
-                    if tied || word.is_frozen() {
-                        return None;
-                    }
-                    let new = Word::live(proxy, scope.now);
-                    // AcqRel: so that a freeze that comes after has seen all that this thread did before, as with a
-                    // record's word; the list's membership is not ordered by it. Relaxed on failure: as in `read`.
-                    match slot.compare_exchange(word.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
-                        Ok(_) => return Some(Changed::Added(Added::Refreshed)),
-                        Err(won) => word = Word(won),
-                    }
-                }
-                tied |= word.time() == scope.now;
-            }
-            None
+        Change::Add(proxy) => match refresh_in_place(list, proxy, scope) {
+            Refreshed::Done => Some(Changed::Added(Added::Refreshed)),
+            // The newcomer would be the one that is displaced.
+            Refreshed::Absent if is_full_of_later(words(), scope.now, scope) => Some(Changed::Added(Added::Inserted)),
+            Refreshed::Absent | Refreshed::Expired | Refreshed::MustReplace => None,
+        },
+        Change::Refresh(proxy) => match refresh_in_place(list, proxy, scope) {
+            Refreshed::Done => Some(Changed::Added(Added::Refreshed)),
+            Refreshed::Absent | Refreshed::Expired => Some(Changed::Absent),
+            Refreshed::MustReplace => None,
+        },
+        Change::Restore { proxy, time } => {
+            let known = words().find(|word| word.proxy() == proxy);
+            let gives_way = match known {
+                Some(known) => known.time() < time,
+                None => !is_full_of_later(words(), time.saturating_sub(1), scope),
+            };
+            let all_kept = words().all(|word| scope.is_kept(word));
+            (all_kept && !gives_way).then_some(Changed::Added(Added::Refreshed))
         }
-        Change::Sweep => {
-            // Relaxed: as in `read`.
-            let all_valid = list
-                .words()
-                .iter()
-                .all(|w| scope.is_valid(Word(w.load(Ordering::Relaxed)).thawed()));
-            all_valid.then_some(Changed::Removed { valid: 0, stale: 0 })
-        }
-        Change::RemoveRoute(proxy) => {
-            // Relaxed: as in `read`; membership does not change.
-            let has = |w: &crate::sync::AtomicU64| Word(w.load(Ordering::Relaxed)).proxy() == proxy;
-            (!list.words().iter().any(has)).then_some(Changed::Removed { valid: 0, stale: 0 })
-        }
-        Change::RemoveNode | Change::Restore { .. } => None,
+        Change::Sweep => words().all(|word| scope.is_kept(word)).then_some(unchanged)?,
+        Change::RemoveRoute(proxy) => (!words().any(|word| word.proxy() == proxy)).then_some(unchanged)?,
+        Change::RemoveNode => None,
     }
 }
 
+/// What came of a refresh in place.
+enum Refreshed {
+    Done,
+    /// The list has no route of the proxy.
+    Absent,
+    /// The route is not valid; one that comes back counts as inserted, and goes first.
+    Expired,
+    MustReplace,
+}
+
+/// Refreshes the route of a proxy with one CAS on its word.
+///
+/// Of the routes that were refreshed in one tick, the latest comes first; so the word gets a rank above those of this tick that
+/// come before it. A refresh that returned before this one began is seen here, and ranks below; others overlap, and may come
+/// either way. When the ranks of a tick are used up, the list has to be replaced by one in the right order, without ranks.
+fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P>) -> Refreshed {
+    let words = list.words();
+    // Relaxed, here and below: as in `read_all`.
+    let load = |word: &AtomicU64| Word(word.load(Ordering::Relaxed));
+    let Some(own) = words.iter().position(|word| load(word).proxy() == proxy) else {
+        return Refreshed::Absent;
+    };
+    loop {
+        let word = load(&words[own]);
+        if !scope.is_valid(word.thawed()) {
+            return Refreshed::Expired;
+        }
+        let rank = words
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| *at != own)
+            .map(|(at, other)| (at, load(other)))
+            .filter(|(_, other)| other.time() == scope.now)
+            // Of equal ranks, the position decides.
+            .map(|(at, other)| other.rank() + u64::from(at < own))
+            .max()
+            .unwrap_or(0);
+        if word.time() > scope.now || word.time() == scope.now && word.rank() >= rank {
+            return Refreshed::Done;
+        }
+        if rank > LAST_RANK || word.is_frozen() {
+            return Refreshed::MustReplace;
+        }
+        let new = Word::live(proxy, scope.now).ranked(rank);
+        // AcqRel: so that a freeze that comes after has seen all that this thread did before, as with a record's word; the
+        // list's membership is not ordered by it. Relaxed on failure: as in `read_all`.
+        let exchanged = words[own].compare_exchange(word.0, new.0, Ordering::AcqRel, Ordering::Relaxed);
+        if exchanged.is_ok() {
+            return Refreshed::Done;
+        }
+    }
+}
+
+/// Whether a list has no place for a route that is as old as `time`: its routes all have to stay, and are later.
+fn is_full_of_later<P: Liveness>(words: impl ExactSizeIterator<Item = Word>, time: u64, scope: &Scope<'_, P>) -> bool {
+    words.len() == MAX_ROUTES_PER_NODE && { words }.all(|word| word.time() > time && scope.is_kept(word))
+}
+
 /// The sequential meaning of a change: `routes` are all that the record has, final, the latest addition first.
-fn apply<P: Liveness>(what: Change, routes: &mut Words, scope: &Scope<'_, P>) -> Changed {
+fn apply<P: Liveness>(what: Change, routes: &mut AllWords, scope: &Scope<'_, P>) -> Changed {
     let before = routes.len();
     match what {
         Change::Refresh(proxy)
@@ -302,39 +378,8 @@ fn apply<P: Liveness>(what: Change, routes: &mut Words, scope: &Scope<'_, P>) ->
         {
             Changed::Absent
         }
-        Change::Add(proxy) | Change::Refresh(proxy) => {
-            // Stale routes go when others come, so that they never take a valid one's place.
-            routes.retain(|route| scope.is_valid(*route));
-            let known = routes.iter().position(|route| route.proxy() == proxy);
-            let time = known.map_or(scope.now, |at| routes.remove(at).time().max(scope.now));
-            if known.is_none() && routes.len() == MAX_ROUTES_PER_NODE {
-                routes.remove(stalest(routes));
-            }
-            routes.insert(0, Word::live(proxy, time));
-            Changed::Added(if known.is_some() {
-                Added::Refreshed
-            } else {
-                Added::Inserted
-            })
-        }
-        Change::Restore { proxy, time } => {
-            routes.retain(|route| scope.is_valid(*route));
-            let known = routes.iter().position(|route| route.proxy() == proxy);
-            // What gives way: the same route, or where there is no room, the stalest one.
-            let gives_way = known.or_else(|| (routes.len() == MAX_ROUTES_PER_NODE).then(|| stalest(routes)));
-            if let Some(at) = gives_way {
-                if routes[at].time() >= time {
-                    return Changed::Added(Added::Refreshed);
-                }
-                routes.remove(at);
-            }
-            routes.insert(0, Word::live(proxy, time));
-            Changed::Added(if known.is_some() {
-                Added::Refreshed
-            } else {
-                Added::Inserted
-            })
-        }
+        Change::Add(proxy) | Change::Refresh(proxy) => put(proxy, scope.now, Tie::Newer, routes, scope),
+        Change::Restore { proxy, time } => put(proxy, time, Tie::Older, routes, scope),
         Change::RemoveRoute(proxy) => {
             let valid = routes
                 .iter()
@@ -355,7 +400,7 @@ fn apply<P: Liveness>(what: Change, routes: &mut Words, scope: &Scope<'_, P>) ->
             }
         }
         Change::Sweep => {
-            routes.retain(|route| scope.is_valid(*route));
+            routes.retain(|route| scope.is_kept(*route));
             Changed::Removed {
                 valid: 0,
                 stale: before - routes.len(),
@@ -364,8 +409,40 @@ fn apply<P: Liveness>(what: Change, routes: &mut Words, scope: &Scope<'_, P>) ->
     }
 }
 
+/// Whether a route that is put comes before or after what was refreshed in the same tick.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tie {
+    Newer,
+    Older,
+}
+
+/// Puts a route of `proxy` that was refreshed at `time` first, unless a later one is there, or has to be displaced for it.
+fn put<P: Liveness>(proxy: u32, time: u64, tie: Tie, routes: &mut AllWords, scope: &Scope<'_, P>) -> Changed {
+    // Stale routes go when others come, so that they never take a valid one's place.
+    routes.retain(|route| scope.is_kept(*route));
+    let is_before = |route: Word| match tie {
+        Tie::Newer => route.time() <= time,
+        Tie::Older => route.time() < time,
+    };
+    let known = routes.iter().position(|route| route.proxy() == proxy);
+    let added = match known {
+        Some(at) if scope.is_valid(routes[at]) => Added::Refreshed,
+        _ => Added::Inserted,
+    };
+    // What gives way: the same route, or the stalest one if there is no room.
+    let gives_way = known.or_else(|| (routes.len() == MAX_ROUTES_PER_NODE).then(|| stalest(routes)));
+    if let Some(at) = gives_way {
+        if !is_before(routes[at]) {
+            return Changed::Added(if tie == Tie::Older { Added::Refreshed } else { added });
+        }
+        routes.remove(at);
+    }
+    routes.insert(0, Word::live(proxy, time));
+    Changed::Added(added)
+}
+
 /// Where the last of the oldest routes is, in a list that is not empty.
-fn stalest(routes: &Words) -> usize {
+fn stalest(routes: &[Word]) -> usize {
     (0..routes.len())
         .rev()
         .min_by_key(|&at| routes[at].time())

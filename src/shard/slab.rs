@@ -126,6 +126,10 @@ pub(crate) enum NoRecord {
     /// The index was replaced, or its segment table is full: help, and start over.
     StaleIndex,
     OutOfMemory,
+    /// The table's limit of routes is reached.
+    NoPlace,
+    /// The shard has as many records as a slot can name.
+    NoNumber,
 }
 
 /// A record that is not published: its finder's alone, and back on the free list when dropped.

@@ -9,10 +9,11 @@ use uuid::Uuid;
 use super::*;
 use crate::key::UuidKey;
 use crate::node_id::NodeId;
+use crate::shard::index::{BUCKET, MAX_RECORDS};
 use crate::shard::routes::Change;
 use crate::shard::slab::Batch;
 use crate::sync::pin;
-use crate::table::{SHARD_BITS, SHARDS};
+use crate::table::{Builder, SHARD_BITS, SHARDS};
 
 struct AllAlive;
 
@@ -48,6 +49,7 @@ impl World {
             proxies: &AllAlive,
             now: 1,
             keep_alive: 10,
+            kept_age: 10,
             shard,
             feed: &self.feed,
         })
@@ -294,6 +296,70 @@ fn a_copy_has_a_key_that_came_back_meanwhile_once() {
     });
 }
 
+/// With every number that a slot can name, a key is refused as one too many. The numbers of keys that went come back.
+#[test]
+fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
+    const GONE: u32 = MAX_RECORDS / 16;
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::new();
+    let key = |number: u32| UuidKey([number.into(), 1]);
+    let add = |number| {
+        let key = key(number);
+        world.with(0, |scope| {
+            shard
+                .add(&key, key.hash(scope.hasher), 0, scope)
+                .map(|(added, _)| added)
+        })
+    };
+    for number in 0..MAX_RECORDS {
+        assert_eq!(add(number), Ok(Added::Inserted), "key {number}");
+    }
+    assert_eq!(world.count.get(), MAX_RECORDS as usize);
+    for number in MAX_RECORDS..MAX_RECORDS + 10 {
+        assert_eq!(add(number), Err(Refused::Routes), "key {number}");
+    }
+    assert_eq!(world.count.get(), MAX_RECORDS as usize);
+    for number in 0..GONE {
+        let key = key(number);
+        let removed = world.with(0, |scope| {
+            shard.remove(&key, key.hash(scope.hasher), Change::RemoveNode, scope)
+        });
+        assert_eq!(removed, 1);
+    }
+    assert_eq!(
+        add(MAX_RECORDS),
+        Err(Refused::Routes),
+        "their numbers wait for a grace period"
+    );
+    let come_back = (0..10_000_000).any(|_| {
+        pin().flush();
+        add(MAX_RECORDS).is_ok()
+    });
+    assert!(come_back, "the numbers of keys that went never came back");
+    for number in 1..GONE {
+        assert_eq!(add(MAX_RECORDS + number), Ok(Added::Inserted));
+    }
+    let key = key(GONE);
+    assert_eq!(
+        world.with(0, |scope| shard.get(&key, key.hash(scope.hasher), scope).len()),
+        1
+    );
+}
+
+/// As many routes as a table may have, dealt out to shards by chance, find room in each, tombstones included.
+#[test]
+fn the_greatest_limit_of_routes_can_be_reached() {
+    let mean = (Builder::MOST_ROUTES / SHARDS) as f64;
+    // Six standard deviations: one table in some millions has such a shard.
+    let most = mean + 6.0 * mean.sqrt();
+    let tombstones = most / 32.0 + f64::from(BUCKET);
+    assert!(
+        most + tombstones < f64::from(MAX_RECORDS),
+        "{most} records and {tombstones} tombstones"
+    );
+    assert!(mean > f64::from(MAX_RECORDS) * 0.9, "there is room for more");
+}
+
 /// Tells when routes were their proxies'.
 #[derive(Default)]
 struct Left(RefCell<Vec<(u32, u64)>>);
@@ -322,6 +388,7 @@ fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
         proxies: &left,
         now,
         keep_alive: 10,
+        kept_age: 10,
         shard: 0,
         feed: &world.feed,
     };

@@ -5,7 +5,8 @@
 //! SPILL  a list's length (7) | its address, 8-aligned (54) | FROZEN (1) | state (2)
 //! ```
 //!
-//! A list's own words have the LIVE form. Ticks are milliseconds on the table's own scale (`src/time.rs`).
+//! A list's own words have the LIVE form, with a *rank* in the place of the state: of routes that were refreshed in one tick, the
+//! one with the greater rank was refreshed later. Rank 0 is spelled as LIVE, so a word without a rank is a LIVE word. Ticks are milliseconds on the table's own scale (`src/time.rs`).
 
 use std::fmt;
 
@@ -22,6 +23,9 @@ pub(crate) const PROXY_NUMBERS: usize = 1 << (64 - PROXY_SHIFT);
 
 /// The last tick that fits into a word: 8.7 years.
 pub(crate) const LAST_TICK: u64 = (1 << TIME_BITS) - 1;
+
+/// The greatest rank of a list's word.
+pub(crate) const LAST_RANK: u64 = STATE_MASK;
 
 /// What a record's word says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +83,22 @@ impl Word {
         self.0 >> TIME_SHIFT & LAST_TICK
     }
 
+    /// A list's word, of this rank.
+    pub(crate) fn ranked(self, rank: u64) -> Word {
+        debug_assert!(rank <= LAST_RANK);
+        Word(self.0 & !STATE_MASK | (rank ^ State::Live as u64))
+    }
+
+    /// The rank of a list's word.
+    pub(crate) fn rank(self) -> u64 {
+        self.0 & STATE_MASK ^ State::Live as u64
+    }
+
+    /// What orders the words of a list: time, then rank.
+    pub(crate) fn recency(self) -> u64 {
+        self.time() << STATE_MASK.count_ones() | self.rank()
+    }
+
     /// The list's address in a SPILL word.
     pub(crate) fn address(self) -> u64 {
         self.0 & ((1 << LEN_SHIFT) - 1) & !(STATE_MASK | FROZEN)
@@ -127,6 +147,14 @@ mod tests {
                     assert_eq!((word.state(), word.proxy(), word.time()), (State::Live, proxy, time));
                 }
             }
+        }
+        let live = Word::live(7, 9);
+        for rank in 0..=LAST_RANK {
+            let word = live.ranked(rank);
+            for word in [word, word.frozen(), word.frozen().thawed()] {
+                assert_eq!((word.rank(), word.proxy(), word.time()), (rank, 7, 9));
+            }
+            assert_eq!((word.ranked(0), word.recency()), (live, 9 << 2 | rank));
         }
         for (address, len) in [(0x7fff_ffff_fff8, 2), (8, 64), ((1 << 56) - 8, 127)] {
             let spill = Word::spill(address, len);
