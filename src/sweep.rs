@@ -13,6 +13,7 @@
 mod models;
 
 use crate::proxies::Moment;
+use crate::shard::rebuild::Bench;
 use crate::shard::{Mark, Visit};
 use crate::sync::{AtomicU64, Guard, Ordering, collect, garbage, step};
 use crate::table::{RouteTable, SHARDS};
@@ -35,19 +36,23 @@ const PROXIES: usize = 2 * SHARDS;
 /// the end of a visit only, so for a generation to come back unnoticed, 256 sweepers would have to be stopped in the middle
 /// of the same shard, in rounds long past, and then go on one after the other while another one visits it.
 #[derive(Debug)]
-pub(crate) struct Cursor(AtomicU64);
+pub(crate) struct Cursor {
+    position: AtomicU64,
+    bench: Bench,
+}
 
 impl Default for Cursor {
     /// Round 1, so that no proxy was seen in it.
     fn default() -> Self {
-        Self(AtomicU64::new(
-            Position {
-                round: 1,
-                stage: 0,
-                mark: Mark::default(),
-            }
-            .pack(),
-        ))
+        let start = Position {
+            round: 1,
+            stage: 0,
+            mark: Mark::default(),
+        };
+        Self {
+            position: AtomicU64::new(start.pack()),
+            bench: Bench::default(),
+        }
     }
 }
 
@@ -102,7 +107,7 @@ fn collections(objects: usize) -> usize {
 impl Cursor {
     fn load(&self) -> Position {
         // Acquire: pairs with the CAS in `step`, so that a visit comes after what ended the visits before.
-        Position::unpack(self.0.load(Ordering::Acquire))
+        Position::unpack(self.position.load(Ordering::Acquire))
     }
 
     /// Visits one part of the table, of `most` records at most, and advances.
@@ -120,9 +125,11 @@ impl Cursor {
         };
         let mut round_completed = false;
         let visit = match at.stage {
-            ..NAMES => uuids.get(at.stage).visit(at.mark, most, &scope, census),
+            ..NAMES => uuids.get(at.stage).visit(at.mark, most, &self.bench, &scope, census),
             NAMES..PROXIES => match names {
-                Some(names) => names.get(at.stage - NAMES).visit(at.mark, most, &scope, census),
+                Some(names) => names
+                    .get(at.stage - NAMES)
+                    .visit(at.mark, most, &self.bench, &scope, census),
                 None => {
                     after.stage = PROXIES;
                     Visit {
@@ -136,7 +143,7 @@ impl Cursor {
                 let moment = Moment::new(scope.now, scope.kept_age);
                 // AcqRel: a change of the word that does not change it, so that whoever advances the cursor after this, and
                 // visits shards in the next round, comes after what this thread has seen: the end of a grace period.
-                let round_now = || Position::unpack(self.0.fetch_add(0, Ordering::AcqRel)).round;
+                let round_now = || Position::unpack(self.position.fetch_add(0, Ordering::AcqRel)).round;
                 let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, moment, guard);
                 if next.is_none() {
                     round_completed = true;
@@ -161,7 +168,7 @@ impl Cursor {
         step("sweep: before the advance");
         // Release: pairs with `load`: the round's promise is handed on.
         let advanced = self
-            .0
+            .position
             .compare_exchange(at.pack(), after.pack(), Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
         Step {

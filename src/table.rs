@@ -694,9 +694,10 @@ impl RouteTable {
     /// Sets the effective keep-alive interval, rounded up to whole milliseconds; at least one, at most 8.7 years. The interval
     /// holds for every route at once: a longer one brings expired routes back that were not swept yet.
     ///
-    /// If other threads are inside calls that might still take such routes away, the longer interval comes into force when
-    /// these calls have ended. So no route vanishes that was returned under the new interval. A call waits for another
-    /// thread that sets the interval, and for nobody else.
+    /// A longer interval comes into force when the calls of other threads have ended that began before, since these might
+    /// still take such routes away. So no route vanishes that was returned under the new interval. This call looks for that
+    /// ten thousand times; if a thread is stopped inside a call, the longer interval comes into force later. This call waits
+    /// for another thread that sets the interval.
     pub fn set_keep_alive(&self, interval: Duration) {
         self.keep_alive.set(ticks(interval));
     }

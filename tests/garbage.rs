@@ -145,24 +145,29 @@ fn an_idle_table_gives_memory_back_within_two_rounds() {
 #[test]
 fn a_subscriber_that_does_not_poll_costs_its_ring() {
     let _alone = alone();
-    let nodes = nodes(200_000);
-    let (table, _clock) = table();
-    let [proxy] = register::<1>(&table);
-    table.add_nodes(&nodes, proxy).expect("there is room");
-    let subscription = table.subscribe();
-    let mut lives = Vec::with_capacity(8);
-    for _ in 0..4 {
+    let nodes = nodes(400_000);
+    // What the table takes, with a subscriber or without, once each change was made by a batch.
+    let bytes = |is_followed: bool| {
+        let before = counting::live();
+        let (table, _clock) = table();
+        let [proxy] = register::<1>(&table);
+        let subscription = is_followed.then(|| table.subscribe());
         for batch in nodes.chunks(1_000) {
-            batch.iter().for_each(|node| _ = table.remove_node(node));
             table.add_nodes(batch, proxy).expect("there is room");
             let waiting = garbage(&table);
             assert!(waiting <= Stats::MAX_GARBAGE_PER_THREAD, "{waiting} objects");
         }
-        lives.push(counting::live());
-    }
-    // The first round fills the rings, which are documented to take 16 MiB in all; then nothing grows.
-    assert!(lives[3] < lives[1] + 512 * KIB, "{lives:?}");
-    drop(subscription);
+        let grown = grown(before);
+        drop(subscription);
+        grown
+    };
+    let rings = bytes(true) - bytes(false);
+    // 128 rings of 512 changes, of 64 bytes each with their place; and the garbage of one thread.
+    let most = 128 * 512 * 64 + Stats::MAX_GARBAGE_PER_THREAD * 64;
+    assert!(
+        rings < most + 512 * KIB,
+        "{rings} bytes for a subscriber that does not poll"
+    );
 }
 
 #[test]
@@ -182,6 +187,26 @@ fn a_sweep_of_many_dead_proxies_takes_no_more_memory_than_its_steps() {
     }
     let peak = counting::peak() - before;
     assert!(peak < 1_024 * KIB, "{peak} bytes more at the peak");
+}
+
+/// More records expire in each shard than the sweeper takes in one step.
+#[test]
+fn a_sweep_keeps_within_the_bound_whatever_it_is_asked_for() {
+    let _alone = alone();
+    let nodes = nodes(400_000);
+    let (table, clock) = table();
+    for proxy in register::<2>(&table) {
+        table.add_nodes(&nodes, proxy).expect("there is room");
+    }
+    clock.advance(2 * KEEP_ALIVE);
+    let before = counting::live();
+    counting::forget_peak();
+    while !table.sweep(usize::MAX).round_completed {}
+    let peak = counting::peak().saturating_sub(before);
+    // Lists of 16 bytes, and a bag of 2 KiB for 64 of them.
+    let most = Stats::MAX_GARBAGE_PER_THREAD * (16 + 32);
+    assert!(peak <= most, "{peak} bytes more at the peak of the sweep");
+    assert_eq!(table.len(), 0);
 }
 
 #[test]

@@ -66,6 +66,7 @@ impl NewShard {
         slab: Slab,
         records: &[([u64; 2], Word)],
         seed: u64,
+        serial: u32,
         scope: &Scope<'_, P>,
     ) -> Option<NewShard> {
         let count = u32::try_from(records.len())
@@ -79,6 +80,7 @@ impl NewShard {
             segments: Place::segments(max_used(buckets).max(count) + BUCKET),
             seed,
             reseeds: 0,
+            serial,
         };
         let index = loop {
             let mut index = NewIndex::new(Arc::clone(&slab), shape)?;
@@ -172,7 +174,7 @@ impl<K: Key> Shard<K> {
             return false;
         }
         let slab = Slab::of_live(records.records.len() as u32, 0);
-        let Some(new) = NewShard::build::<K, P>(slab, &records.records, 0, scope) else {
+        let Some(new) = NewShard::build::<K, P>(slab, &records.records, 0, 0, scope) else {
             return false;
         };
         let is_set = self.set_root(new.index());

@@ -70,12 +70,7 @@ fn following(bucket: u32, buckets: u32) -> u32 {
 #[repr(C, align(64))]
 pub(crate) struct Header {
     slab: Arc<Slab>,
-    /// Mixed into every hash, so that a rebuild can change all probe sequences.
-    seed: u64,
-    /// How often the seed was changed since the index last grew.
-    reseeds: u32,
-    buckets: u32,
-    segments: u32,
+    shape: Shape,
     /// What the index that replaced this one left out; set by the thread that replaced it, handed over when this one
     /// is reclaimed.
     left_out: Cell<Option<Box<Batch>>>,
@@ -103,8 +98,12 @@ fn segments_at(buckets: u32) -> usize {
 pub(crate) struct Shape {
     pub(crate) buckets: u32,
     pub(crate) segments: u32,
+    /// Mixed into every hash, so that a rebuild can change all probe sequences.
     pub(crate) seed: u64,
+    /// How often the seed was changed since the index last grew.
     pub(crate) reseeds: u32,
+    /// How many indexes the shard's root had before this one, modulo 2^32.
+    pub(crate) serial: u32,
 }
 
 impl Shape {
@@ -187,23 +186,11 @@ impl<'g> Index<'g> {
     }
 
     pub(crate) fn shape(self) -> Shape {
-        let &Header {
-            buckets,
-            segments,
-            seed,
-            reseeds,
-            ..
-        } = self.header();
-        Shape {
-            buckets,
-            segments,
-            seed,
-            reseeds,
-        }
+        self.header().shape
     }
 
     pub(crate) fn slots(self) -> &'g [AtomicU32] {
-        let count = self.header().buckets as usize * BUCKET as usize;
+        let count = self.header().shape.buckets as usize * BUCKET as usize;
         // SAFETY: so many stand there (`Shape::layout`); they are atomics, initialised before the index was published.
         unsafe { std::slice::from_raw_parts(self.slots_ptr().as_ptr(), count) }
     }
@@ -215,11 +202,11 @@ impl<'g> Index<'g> {
     }
 
     pub(crate) fn segments(self) -> &'g [AtomicPtr<Record>] {
-        let at = segments_at(self.header().buckets);
+        let at = segments_at(self.header().shape.buckets);
         // SAFETY: the segment table stands there (`Shape::layout`).
         let first = unsafe { self.header.cast::<u8>().add(at).cast::<AtomicPtr<Record>>() };
         // SAFETY: as above; they are atomics, initialised before the index was published.
-        unsafe { std::slice::from_raw_parts(first.as_ptr(), self.header().segments as usize) }
+        unsafe { std::slice::from_raw_parts(first.as_ptr(), self.header().shape.segments as usize) }
     }
 
     /// The records of one segment, where it is installed.
@@ -272,7 +259,7 @@ impl<'g> Index<'g> {
     #[inline]
     fn probe(self, hash: u64) -> Probe {
         let header = self.header();
-        Probe::new(hash, header.seed, header.buckets)
+        Probe::new(hash, header.shape.seed, header.shape.buckets)
     }
 
     /// The record that a slot's value refers to.
@@ -310,7 +297,7 @@ impl<'g> Index<'g> {
     /// The slots of one bucket.
     #[inline]
     fn bucket(self, bucket: u32) -> &'g Bucket {
-        debug_assert!(bucket < self.header().buckets);
+        debug_assert!(bucket < self.header().shape.buckets);
         // SAFETY: so many slots stand there (`Shape::layout`).
         let first = unsafe { self.slots_ptr().add((bucket * BUCKET) as usize) };
         // SAFETY: as above, and they live while the guard is pinned.
@@ -345,7 +332,7 @@ impl<'g> Index<'g> {
     #[inline]
     pub(crate) fn find<R>(self, hash: u64, mut accept: impl FnMut(&'g Record) -> Option<R>) -> Option<R> {
         let probe = self.probe(hash);
-        let buckets = self.header().buckets;
+        let buckets = self.header().shape.buckets;
         let mut bucket = probe.bucket;
         for _ in 0..buckets.min(PROBED_BUCKETS) {
             // Acquire, of slots: pairs with the CAS that filled the slot (or the store of a rebuild, by way of the root).
@@ -376,7 +363,7 @@ impl<'g> Index<'g> {
         if let Some(known) = known {
             return Ok(known);
         }
-        let buckets = self.header().buckets;
+        let buckets = self.header().shape.buckets;
         let mut bucket = probe.bucket;
         for _ in 0..buckets.min(PROBED_BUCKETS) {
             let line = self.bucket(bucket);
@@ -448,6 +435,22 @@ impl<'g> Index<'g> {
         occupied
     }
 
+    /// The records of one bucket, which begin to be loaded.
+    pub(crate) fn records_of(self, bucket: u32) -> Records<'g> {
+        let slots = self.bucket(bucket);
+        std::array::from_fn(|slot| {
+            // Acquire: as in `find`.
+            match slots[slot].load(Ordering::Acquire) {
+                EMPTY | FROZEN => None,
+                value => {
+                    let record = self.record_in(value);
+                    record.prefetch();
+                    Some((number_in(value), record))
+                }
+            }
+        })
+    }
+
     /// Leaves `numbers` to this index, which was just replaced by one without them, and frees both once no reader is
     /// left.
     ///
@@ -507,32 +510,25 @@ impl Index<'_> {
     }
 }
 
+/// The record numbers in the slots of one bucket, with their records; `None` for a slot that has none.
+pub(crate) type Records<'g> = [Option<(u32, &'g Record)>; BUCKET as usize];
+
 /// Goes through what [`Index::occupied`] promises. The records are anywhere in memory, so those of the next bucket are
 /// loaded meanwhile.
 pub(crate) struct Occupied<'g> {
     index: Index<'g>,
     /// The bucket after the one that is `ahead`.
     next: u32,
-    here: [Option<(u32, &'g Record)>; BUCKET as usize],
-    ahead: [Option<(u32, &'g Record)>; BUCKET as usize],
+    here: Records<'g>,
+    ahead: Records<'g>,
     /// The place in `here`.
     at: usize,
 }
 
 impl Occupied<'_> {
     fn load_ahead(&mut self) {
-        if self.next < self.index.header().buckets {
-            for (slot, ahead) in self.index.bucket(self.next).iter().zip(&mut self.ahead) {
-                // Acquire: as in `find`.
-                *ahead = match slot.load(Ordering::Acquire) {
-                    EMPTY | FROZEN => None,
-                    value => {
-                        let record = self.index.record_in(value);
-                        record.prefetch();
-                        Some((number_in(value), record))
-                    }
-                };
-            }
+        if self.next < self.index.shape().buckets {
+            self.ahead = self.index.records_of(self.next);
         }
         self.next += 1;
     }
@@ -550,7 +546,7 @@ impl<'g> Iterator for Occupied<'g> {
                     return *found;
                 }
             }
-            if self.next > self.index.header().buckets {
+            if self.next > self.index.header().shape.buckets {
                 return None;
             }
             (self.here, self.at) = (self.ahead, 0);
@@ -588,10 +584,7 @@ impl NewIndex {
         let header = NonNull::new(unsafe { alloc(shape.layout()) }.cast::<Header>())?;
         let new = Header {
             slab,
-            seed: shape.seed,
-            reseeds: shape.reseeds,
-            buckets: shape.buckets,
-            segments: shape.segments,
+            shape,
             left_out: Cell::new(None),
             takes_slab: Cell::new(None),
             #[cfg(loom)]
@@ -652,7 +645,7 @@ impl NewIndex {
     pub(crate) fn place(&mut self, number: u32, hash: u64) -> bool {
         let index = self.get();
         let probe = index.probe(hash);
-        let buckets = index.header().buckets;
+        let buckets = index.header().shape.buckets;
         let mut bucket = probe.bucket;
         for _ in 0..buckets.min(PROBED_BUCKETS) {
             let line = index.bucket(bucket);
@@ -700,41 +693,15 @@ impl Reclaim for Header {
         }
         // SAFETY: as above.
         let header = unsafe { object.read() };
-        let Header {
-            buckets,
-            segments,
-            seed,
-            reseeds,
-            ..
-        } = header;
-        let layout = Shape {
-            buckets,
-            segments,
-            seed,
-            reseeds,
-        }
-        .layout();
+        let layout = header.shape.layout();
         drop(header);
         // SAFETY: `NewIndex::new` allocated it with this layout.
         unsafe { dealloc(object.cast(), layout) };
     }
 
     fn bytes(&self) -> usize {
-        let &Self {
-            buckets,
-            segments,
-            seed,
-            reseeds,
-            ..
-        } = self;
-        let shape = Shape {
-            buckets,
-            segments,
-            seed,
-            reseeds,
-        };
         let records = self.takes_slab.get().map_or(0, |_| self.slab.numbers() as usize);
-        shape.layout().size() + records * size_of::<Record>()
+        self.shape.layout().size() + records * size_of::<Record>()
     }
 
     #[cfg(loom)]

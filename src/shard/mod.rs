@@ -59,7 +59,7 @@ pub(crate) mod index;
 pub(crate) mod list;
 #[cfg(all(test, loom))]
 mod models;
-mod rebuild;
+pub(crate) mod rebuild;
 mod relocate;
 pub(crate) mod routes;
 pub(crate) mod slab;
@@ -81,6 +81,7 @@ use crate::proxies::{Census, Liveness};
 use crate::route::Added;
 use crate::shard::capacity::{buckets_for, max_used};
 use crate::shard::index::{Filled, Header, Index, Moved, NewIndex, Shape};
+use crate::shard::rebuild::Bench;
 use crate::shard::routes::{Change, Changed, Words, change, read, read_all};
 use crate::shard::slab::{NoRecord, Private, Record, Slab};
 use crate::shard::word::{State, Word};
@@ -285,6 +286,7 @@ impl<K: Key> Shard<K> {
             segments,
             seed: 0,
             reseeds: 0,
+            serial: 0,
         };
         let new = NewIndex::new(Arc::new(Slab::new()), shape).ok_or(Refused::Memory)?;
         if self.set_root(&new) {
@@ -508,12 +510,13 @@ impl<K: Key> Shard<K> {
     }
 
     /// Takes away what is stale in the records from `at` on, `most` of them, and says where to go on. `seen` is called with
-    /// the proxy of each route that stays. At the shard's end, tombstones are shed where there are many, and the shard moves
-    /// where it is sparse.
+    /// the proxy of each route that stays. At the shard's end, a visit of its own or several shed tombstones if there are many,
+    /// or move the shard if it is sparse.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: Mark,
         most: u32,
+        bench: &Bench,
         scope: &Scope<'_, P>,
         mut census: impl Census,
     ) -> Visit {
@@ -565,14 +568,17 @@ impl<K: Key> Shard<K> {
             number += count;
             visit.visited += count;
         }
-        if number < end {
-            visit.next = Some(Mark { generation, number });
+        let here = Some(Mark { generation, number });
+        let left = most.saturating_sub(visit.visited);
+        if number < end || left == 0 {
+            visit.next = here;
         } else if Self::is_sparse(index) {
             _ = self.relocate(index, scope);
         } else {
             index.slab().take_returned::<K>(index);
-            if Self::is_littered(index) {
-                _ = self.rebuild(index, false, scope);
+            if Self::is_littered(index) && self.rebuild_part(index, left, bench, scope) == Ok(true) {
+                visit.visited = most;
+                visit.next = here;
             }
         }
         visit

@@ -181,7 +181,7 @@ impl World {
             let mut at = Some(Mark::default());
             let mut removed = 0;
             while let Some(from) = at {
-                let visit = self.shard.visit(from, 100, scope, |_| ());
+                let visit = self.shard.visit(from, 100, &Bench::default(), scope, |_| ());
                 (at, removed) = (visit.next, removed + visit.removed);
             }
             removed
@@ -194,6 +194,17 @@ impl World {
             let index = self.shard.root(scope.guard).expect("the model has added something");
             self.shard.rebuild(index, false, scope).expect("there is memory");
         });
+    }
+
+    /// Replaces the index bucket by bucket, as the sweeper does with large ones.
+    fn rebuild_in_parts(&self, now: u64) {
+        let bench = Bench::default();
+        while self.with(now, |scope| {
+            let index = self.shard.root(scope.guard).expect("the model has added something");
+            self.shard
+                .rebuild_part(index, 0, &bench, scope)
+                .expect("there is memory")
+        }) {}
     }
 
     /// Moves the shard to another slab, whether or not that is due.
@@ -752,7 +763,9 @@ fn a_sweep_finds_what_a_move_takes_elsewhere() {
                 let mut seen = false;
                 while let Some(from) = at {
                     at = world.with(12, |scope| {
-                        let visit = world.shard.visit(from, 1, scope, |proxy| seen |= proxy == 1);
+                        let visit = world
+                            .shard
+                            .visit(from, 1, &Bench::default(), scope, |proxy| seen |= proxy == 1);
                         visit.next
                     });
                 }
@@ -920,5 +933,111 @@ fn a_copy_during_a_move_has_what_stays_once() {
             }),
         ],
         |world, _| assert_eq!(world.get(1, 2), [(0, 1)]),
+    );
+}
+
+/// What is filled in behind the copy, before the freeze or during it, is copied at the end.
+#[test]
+fn an_insert_during_a_rebuild_in_parts_is_not_lost() {
+    model(
+        |world| [1, 3].into_iter().for_each(|key| _ = world.add(key, 0, 1)),
+        vec![
+            thread(|world| {
+                world.add(2, 1, 1);
+                assert_eq!(world.get(2, 1), [(1, 1)]);
+            }),
+            thread(|world| world.rebuild_in_parts(1)),
+        ],
+        |world, _| {
+            assert_eq!(world.get(1, 1), [(0, 1)]);
+            assert_eq!(world.get(2, 1), [(1, 1)]);
+            assert_eq!(world.get(3, 1), [(0, 1)]);
+        },
+    );
+}
+
+/// The key's record is RETIRED while its index is the root: the key gets another record there, which is copied at the end.
+#[test]
+fn a_key_that_comes_back_during_a_rebuild_in_parts_is_there_once() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(2, 0, 1);
+            assert_eq!(world.remove(1, Change::RemoveNode, 1), 1);
+        },
+        vec![
+            thread(|world| {
+                assert_eq!(world.add(1, 1, 2), Added::Inserted);
+                assert_eq!(world.get(1, 2), [(1, 2)]);
+            }),
+            thread(|world| world.rebuild_in_parts(2)),
+        ],
+        |world, _| assert_eq!((world.get(1, 2), world.get(2, 2)), (vec![(1, 2)], vec![(0, 1)])),
+    );
+}
+
+#[test]
+fn of_a_rebuild_in_parts_and_another_one_wins_and_nothing_is_lost() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            world.add(2, 0, 1);
+            world.remove(2, Change::RemoveNode, 1);
+        },
+        vec![
+            thread(|world| {
+                world.rebuild(1);
+                assert_eq!(world.add(2, 1, 2), Added::Inserted);
+            }),
+            thread(|world| world.rebuild_in_parts(1)),
+        ],
+        |world, _| assert_eq!((world.get(1, 2), world.get(2, 2)), (vec![(0, 1)], vec![(1, 2)])),
+    );
+}
+
+#[test]
+fn a_rebuild_in_parts_during_a_move_loses_nothing() {
+    model(
+        |world| (1..=2).for_each(|key| _ = world.add(key, 0, 1)),
+        vec![
+            thread(|world| {
+                world.relocate(1);
+                assert_eq!(world.add(1, 1, 2), Added::Inserted);
+            }),
+            thread(|world| world.rebuild_in_parts(1)),
+        ],
+        |world, _| {
+            assert_eq!(world.get(1, 2), [(1, 2), (0, 1)]);
+            assert_eq!(world.get(2, 2), [(0, 1)]);
+            assert_eq!(world.sweep(2), 0);
+        },
+    );
+}
+
+/// Of refreshes in one tick, the one that was called after another had returned comes first, whether by rank or in a new list.
+#[test]
+fn of_two_refreshes_in_one_tick_the_later_comes_first() {
+    model(
+        |world| (0..3).for_each(|proxy| _ = world.add(1, proxy, 1)),
+        vec![
+            thread(|world| {
+                assert_eq!(world.add(1, 0, 5), Added::Refreshed);
+                assert_eq!(world.add(1, 1, 5), Added::Refreshed);
+                let routes = world.get(1, 5);
+                let place = |proxy| routes.iter().position(|route| *route == (proxy, 5));
+                assert!(place(1) < place(0), "{routes:?}");
+            }),
+            thread(|world| assert_eq!(world.add(1, 2, 5), Added::Refreshed)),
+        ],
+        |world, _| {
+            let routes = world.get(1, 5);
+            let place = |proxy| {
+                routes
+                    .iter()
+                    .position(|route| *route == (proxy, 5))
+                    .expect("it was refreshed")
+            };
+            assert!(place(1) < place(0), "{routes:?}");
+        },
     );
 }

@@ -1,13 +1,26 @@
 //! Replacing a shard's index: to grow it, to shed tombstones, to change its probe sequences.
 //!
-//! Whoever meets a FROZEN slot does the whole of it alone, on a private copy, so nobody ever waits for the thread that
+//! Each thread that meets a FROZEN slot does the whole of it alone, on a private copy, so nobody ever waits for the thread that
 //! began. Only one copy wins the CAS of the root; the others are freed unseen.
+//!
+//! # In parts
+//!
+//! The sweeper is in no hurry to shed tombstones, and may not pause for as long as a large index takes. It copies a large
+//! index some buckets at a time before it freezes anything ([`Rebuild`]); other threads go on meanwhile. What they fill in
+//! behind it is copied at the end, after the freeze: slots are written once (invariant 1), so what was copied before is
+//! still so. The end takes a look at each slot, but at no record that was copied before.
+//!
+//! A tombstone that such a copy leaves out is RETIRED while its index is still the root. A key that comes back meanwhile gets
+//! another record, as after a rebuild that lost (invariant 6). A copy that is given up leaves RETIRED records behind, which
+//! the next rebuild leaves out.
+
+use std::sync::atomic::AtomicPtr;
 
 use crate::key::Key;
 use crate::place::Place;
 use crate::proxies::Liveness;
 use crate::shard::capacity::{buckets_for, max_used};
-use crate::shard::index::{BUCKET, Index, MAX_RECORDS, NewIndex, Shape};
+use crate::shard::index::{BUCKET, Index, MAX_RECORDS, NewIndex, Records, Shape};
 use crate::shard::slab::Record;
 use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope, Shard, reserve};
@@ -15,6 +28,12 @@ use crate::sync::step;
 
 /// How often the seed may change before the index grows instead.
 const MAX_RESEEDS: u32 = 2;
+
+/// An index of so many buckets or less is rebuilt at once: that takes a tenth of a millisecond.
+const AT_ONCE: u32 = if cfg!(loom) { 0 } else { 128 };
+
+/// Buckets that the sweeper copies in the time in which it visits 64 records.
+const BUCKETS_PER_64: u32 = if cfg!(loom) { 1 } else { 16 };
 
 impl<K: Key> Shard<K> {
     /// Replaces `old` by a copy without its tombstones, unless somebody else does so first. Whether or not `old` was
@@ -29,43 +48,73 @@ impl<K: Key> Shard<K> {
     ) -> Result<(), Refused> {
         old.freeze();
         step("rebuild: frozen");
-        // How many stay is known only at the end; the count that is kept is as good, off by no more than what other threads
-        // are about. Records go straight to their slots: a list of them would be as large as the index.
-        let mut shape = next_shape(old, old.slab().live(), crowded, scope.shard);
+        let mut shape = next_shape(old, crowded, scope.shard);
         loop {
-            let mut new = NewIndex::new(old.shared_slab(), shape).ok_or(Refused::Memory)?;
-            let mut left_out = Vec::new();
-            let mut has_room = true;
-            for (number, record) in old.occupied() {
-                step("rebuild: mid copy");
-                match retire_tombstone(record) {
-                    Found::Tombstone => {
-                        // Without memory for its number it stays, RETIRED, for the next rebuild.
-                        reserve(&mut left_out, 1)?;
-                        left_out.push(number);
-                    }
-                    Found::Kept => has_room = new.place(number, K::hash_stored(record.key(), scope.hasher)),
-                    Found::Moving => return self.relocate(old, scope),
+            let mut rebuild = Rebuild::new(old, shape)?;
+            match rebuild.copy::<K, P>(old, u32::MAX, scope)? {
+                Copied::All => {
+                    self.publish(old, rebuild, scope);
+                    return Ok(());
                 }
-                if !has_room {
-                    break;
-                }
-            }
-            if !has_room {
+                Copied::Moving => return self.relocate(old, scope),
                 // What was left out is RETIRED, and is left out again.
-                shape = crowded_shape(shape);
-                continue;
+                Copied::Crowded => shape = crowded_shape(shape),
+                Copied::Part => unreachable!("there are fewer buckets"),
             }
-            new.copy_segments(old);
-            step("rebuild: before the root");
-            if self.replace_root(old, &new) {
-                step("rebuild: root replaced");
-                new.publish();
-                old.slab().slots_left_out(left_out.len() as u32);
-                // SAFETY: the CAS in `replace_root` unlinked it.
-                unsafe { old.retire(left_out, scope.guard) };
+        }
+    }
+
+    /// [`rebuild`](Shard::rebuild) for the sweeper, which does no more in one go than visiting `records` would take, and keeps
+    /// what is not ready yet on `bench`. Returns whether there is more to do.
+    pub(crate) fn rebuild_part<P: Liveness>(
+        &self,
+        old: Index<'_>,
+        records: u32,
+        bench: &Bench,
+        scope: &Scope<'_, P>,
+    ) -> Result<bool, Refused> {
+        let serial = old.shape().serial;
+        let begun = bench.take().filter(|begun| begun.is_of::<K>(scope.shard, serial));
+        let mut rebuild = match begun {
+            Some(begun) => begun.rebuild,
+            None if old.shape().buckets <= AT_ONCE => return self.rebuild(old, false, scope).map(|()| false),
+            None => Rebuild::new(old, next_shape(old, false, scope.shard))?,
+        };
+        let buckets = (records / 64 + 1).saturating_mul(BUCKETS_PER_64);
+        match rebuild.copy::<K, P>(old, buckets, scope)? {
+            Copied::Part => {
+                bench.put(Begun {
+                    is_name: K::IS_NAME,
+                    shard: scope.shard,
+                    serial,
+                    rebuild,
+                });
+                return Ok(true);
             }
-            return Ok(());
+            Copied::All => {
+                step("rebuild: in parts");
+                old.freeze();
+                if let Copied::All = rebuild.copy_late::<K, P>(old, scope)? {
+                    self.publish(old, rebuild, scope);
+                    return Ok(false);
+                }
+            }
+            Copied::Crowded | Copied::Moving => {}
+        }
+        self.rebuild(old, false, scope).map(|()| false)
+    }
+
+    /// Makes a copy of `old` the root, unless somebody else did so first.
+    fn publish<P: Liveness>(&self, old: Index<'_>, rebuild: Rebuild, scope: &Scope<'_, P>) {
+        let Rebuild { new, left_out, .. } = rebuild;
+        new.copy_segments(old);
+        step("rebuild: before the root");
+        if self.replace_root(old, &new) {
+            step("rebuild: root replaced");
+            new.publish();
+            old.slab().slots_left_out(left_out.len() as u32);
+            // SAFETY: the CAS in `replace_root` unlinked it.
+            unsafe { old.retire(left_out, scope.guard) };
         }
     }
 
@@ -78,6 +127,153 @@ impl<K: Key> Shard<K> {
 
 pub(crate) fn is_tombstone(word: Word) -> bool {
     matches!(word.state(), State::Dead | State::Retired)
+}
+
+/// A copy of an index that is under way, nobody else's.
+pub(crate) struct Rebuild {
+    new: NewIndex,
+    /// For each bucket of the old index that was looked at, the slots that were copied or left out.
+    done: Vec<u16>,
+    /// The numbers of RETIRED records, which the new index does not have.
+    left_out: Vec<u32>,
+}
+
+/// How far a copy has come.
+enum Copied {
+    Part,
+    All,
+    /// A probe sequence of the new index is full.
+    Crowded,
+    /// A record with a frozen word was met.
+    Moving,
+}
+
+impl Rebuild {
+    fn new(old: Index<'_>, shape: Shape) -> Result<Rebuild, Refused> {
+        let mut done = Vec::new();
+        reserve(&mut done, old.shape().buckets as usize)?;
+        Ok(Rebuild {
+            new: NewIndex::new(old.shared_slab(), shape).ok_or(Refused::Memory)?,
+            done,
+            left_out: Vec::new(),
+        })
+    }
+
+    /// Copies the next `most` buckets. Records go straight to their slots: a list of them would be as large as the index.
+    fn copy<K: Key, P>(&mut self, old: Index<'_>, most: u32, scope: &Scope<'_, P>) -> Result<Copied, Refused> {
+        let buckets = old.shape().buckets;
+        let from = self.done.len() as u32;
+        let until = buckets.min(from.saturating_add(most));
+        // The records are anywhere in memory, so those of the next bucket are loaded meanwhile.
+        let mut ahead = (from < until).then(|| old.records_of(from));
+        for bucket in from..until {
+            let records = ahead.take().unwrap_or_default();
+            ahead = (bucket + 1 < until).then(|| old.records_of(bucket + 1));
+            self.done.push(0);
+            if let Some(stop) = self.copy_bucket::<K, P>(bucket, records, scope)? {
+                return Ok(stop);
+            }
+        }
+        Ok(if until == buckets { Copied::All } else { Copied::Part })
+    }
+
+    /// Copies the slots of a frozen index that were EMPTY when `copy` came to them.
+    fn copy_late<K: Key, P>(&mut self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<Copied, Refused> {
+        const ALL: u16 = ((1_u32 << BUCKET) - 1) as u16;
+        for bucket in 0..old.shape().buckets {
+            if self.done[bucket as usize] != ALL
+                && let Some(stop) = self.copy_bucket::<K, P>(bucket, old.records_of(bucket), scope)?
+            {
+                return Ok(stop);
+            }
+        }
+        Ok(Copied::All)
+    }
+
+    /// Copies the records of a bucket that were not copied yet, unless the copy has to stop.
+    fn copy_bucket<K: Key, P>(
+        &mut self,
+        bucket: u32,
+        records: Records<'_>,
+        scope: &Scope<'_, P>,
+    ) -> Result<Option<Copied>, Refused> {
+        for (slot, found) in records.into_iter().enumerate() {
+            let Some((number, record)) = found else { continue };
+            let done = &mut self.done[bucket as usize];
+            if *done & 1 << slot != 0 {
+                continue;
+            }
+            *done |= 1 << slot;
+            step("rebuild: mid copy");
+            match retire_tombstone(record) {
+                Found::Tombstone => {
+                    // Without memory for its number it stays, RETIRED, for the next rebuild.
+                    reserve(&mut self.left_out, 1)?;
+                    self.left_out.push(number);
+                }
+                Found::Kept if self.new.place(number, K::hash_stored(record.key(), scope.hasher)) => {}
+                Found::Kept => return Ok(Some(Copied::Crowded)),
+                Found::Moving => return Ok(Some(Copied::Moving)),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A rebuild in parts, between two of them.
+pub(crate) struct Begun {
+    is_name: bool,
+    shard: usize,
+    /// Of the index that is copied: an address could come back.
+    serial: u32,
+    rebuild: Rebuild,
+}
+
+// SAFETY: the new index is nobody else's, and is all atomics and an `Arc`.
+unsafe impl Send for Begun {}
+
+impl Begun {
+    fn is_of<K: Key>(&self, shard: usize, serial: u32) -> bool {
+        (self.is_name, self.shard, self.serial) == (K::IS_NAME, shard, serial)
+    }
+}
+
+/// Where the sweeper keeps the one rebuild that it has under way. A sweeper that finds none here, since another one has it,
+/// begins again, so nobody waits.
+///
+/// It is no part of any protocol: what is taken is the taker's alone. So loom need not know of it.
+#[derive(Debug)]
+pub(crate) struct Bench(AtomicPtr<Begun>);
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self(AtomicPtr::new(std::ptr::null_mut()))
+    }
+}
+
+impl Bench {
+    fn take(&self) -> Option<Box<Begun>> {
+        // AcqRel: Acquire pairs with `put`.
+        let begun = self.0.swap(std::ptr::null_mut(), std::sync::atomic::Ordering::AcqRel);
+        // SAFETY: what is there came from `Box::into_raw`, and the swap made it ours.
+        (!begun.is_null()).then(|| unsafe { Box::from_raw(begun) })
+    }
+
+    fn put(&self, begun: Begun) {
+        let begun = Box::into_raw(Box::new(begun));
+        // Release: pairs with `take`; Acquire, since what was there is dropped here.
+        let other = self.0.swap(begun, std::sync::atomic::Ordering::AcqRel);
+        if !other.is_null() {
+            // SAFETY: as in `take`.
+            drop(unsafe { Box::from_raw(other) });
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
 }
 
 /// What a rebuild finds in a slot.
@@ -107,9 +303,15 @@ fn retire_tombstone(record: &Record) -> Found {
     }
 }
 
-/// The shape of the index that follows `old` when `keep` records stay.
-fn next_shape(old: Index<'_>, keep: u32, crowded: bool, shard: usize) -> Shape {
-    let shape = old.shape();
+/// The shape of the index that follows `old`.
+fn next_shape(old: Index<'_>, crowded: bool, shard: usize) -> Shape {
+    let shape = Shape {
+        serial: old.shape().serial.wrapping_add(1),
+        ..old.shape()
+    };
+    // How many stay is known only at the end; the count that is kept is as good, off by no more than what other threads
+    // are about.
+    let keep = old.slab().live();
     let buckets = buckets_for(keep, shard);
     // Numbers that are about to be reclaimed are not free yet, so the table is as long as the slab has become, and has
     // room for the index to fill up.

@@ -12,7 +12,7 @@
 use crate::key::Key;
 use crate::proxies::Liveness;
 use crate::shard::fill::NewShard;
-use crate::shard::index::{BUCKET, Index};
+use crate::shard::index::{BUCKET, Index, Shape};
 use crate::shard::rebuild::is_tombstone;
 use crate::shard::slab::Slab;
 use crate::shard::word::Word;
@@ -20,10 +20,11 @@ use crate::shard::{Refused, Scope, Shard, reserve};
 use crate::sync::step;
 
 impl<K: Key> Shard<K> {
-    /// Whether moving is worth it: more than a fifth of the records are of no use.
+    /// Whether moving is worth it: more than a third of the records are of no use. A move cannot be done in parts, so fewer
+    /// are left for keys to come.
     pub(crate) fn is_sparse(index: Index<'_>) -> bool {
         let (numbers, live) = (index.slab().numbers(), index.slab().live());
-        numbers.saturating_sub(live) > numbers / 5 + BUCKET
+        numbers.saturating_sub(live) > numbers / 3 + BUCKET
     }
 
     /// Moves the records of `old` to a new slab, unless somebody else does so first. Whether or not `old` was the root's,
@@ -42,7 +43,9 @@ impl<K: Key> Shard<K> {
             }
         }
         let slab = Slab::of_live(staying.len() as u32, old.slab().generation.wrapping_add(1));
-        let new = NewShard::build::<K, P>(slab, &staying, old.shape().seed, scope).ok_or(Refused::Memory)?;
+        let Shape { seed, serial, .. } = old.shape();
+        let new =
+            NewShard::build::<K, P>(slab, &staying, seed, serial.wrapping_add(1), scope).ok_or(Refused::Memory)?;
         step("move: before the root");
         if self.replace_root(old, new.index()) {
             step("move: root replaced");

@@ -403,7 +403,7 @@ fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
     );
     assert_eq!(left.0.take(), []);
     // The route of tick 1 was valid until tick 11, that of tick 6 until 16.
-    let visit = shard.visit(Mark::default(), 100, &at(50), |_| ());
+    let visit = shard.visit(Mark::default(), 100, &Bench::default(), &at(50), |_| ());
     assert_eq!(visit.removed, 2);
     let mut gone = left.0.take();
     gone.sort_unstable();
@@ -418,6 +418,7 @@ fn a_probe_sequence_goes_on_in_the_first_bucket() {
             segments: 0,
             seed: 0,
             reseeds: 0,
+            serial: 0,
         };
         let mut index = NewIndex::new(Arc::new(Slab::new()), shape).expect("there is memory");
         assert!(
