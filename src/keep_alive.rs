@@ -49,18 +49,19 @@ impl KeepAlive {
         }
     }
 
-    /// The age in ticks up to which routes are returned.
+    /// The age in ticks up to which routes are returned; to be read before the routes.
     #[inline]
     pub(crate) fn returned(&self) -> u64 {
-        // Relaxed: an age alone. The epoch orders a longer one after the calls that had a shorter `kept`.
-        self.ages.returned.load(Ordering::Relaxed) & INTERVAL
+        // Acquire: pairs with the CAS in `raise_after_grace`. A thread that reads a longer age reads routes as they are after the
+        // last call that had a shorter `kept`.
+        self.ages.returned.load(Ordering::Acquire) & INTERVAL
     }
 
     /// The age in ticks up to which a call may not take a route away; to be read under the pin of that call. It is also the
     /// interval that was set last.
     #[inline]
     pub(crate) fn kept(&self) -> u64 {
-        // Relaxed: as in `returned`.
+        // Relaxed: the epoch orders a longer age before the pins that a grace period does not wait for.
         self.ages.kept.load(Ordering::Relaxed)
     }
 
@@ -69,7 +70,7 @@ impl KeepAlive {
     pub(crate) fn set(&self, interval: u64) {
         let interval = interval.clamp(1, LAST_TICK);
         let setting = self.setting.lock();
-        // Relaxed, all: as in `returned`.
+        // Relaxed, all: as in `kept`; a shorter age is no promise.
         let was = self.ages.returned.load(Ordering::Relaxed);
         let version = (was & !INTERVAL).wrapping_add(VERSION);
         if interval <= was & INTERVAL {
@@ -95,11 +96,11 @@ impl KeepAlive {
     fn raise_after_grace(&self, waiting: u64, interval: u64, guard: &Guard) {
         let ages = Arc::clone(&self.ages);
         after_grace(guard, move || {
-            // Relaxed: as in `returned`.
+            // Release: pairs with `returned`. A failure means that the interval was set again.
             _ = ages.returned.compare_exchange(
                 waiting,
                 waiting & !INTERVAL | interval,
-                Ordering::Relaxed,
+                Ordering::Release,
                 Ordering::Relaxed,
             );
         });

@@ -431,9 +431,10 @@ impl RouteTable {
         // A UUID with one route, as nearly all are, takes a shorter way: half as many instructions, so that the processor
         // comes to the memory accesses of the next look-up while it waits for those of this one.
         if let Kind::Uuid(uuid) = node.kind() {
+            let scope = self.scope_at(now, &guard, 0);
             match self.uuids.of(hash).0.word(&UuidKey::from(*uuid), hash, &guard) {
                 Some(word) if word.state() == State::Spill => {}
-                Some(word) if word.state() == State::Live => return self.only(word, &self.scope_at(now, &guard, 0)),
+                Some(word) if word.state() == State::Live => return self.only(word, &scope),
                 _ => return SmallVec::new(),
             }
         }
@@ -571,6 +572,7 @@ impl RouteTable {
         let guard = pin();
         let hash = self.hash(node);
         let now = self.time.now();
+        let returned = self.keep_alive.returned();
         let words = with_shard!(
             self,
             node,
@@ -587,7 +589,7 @@ impl RouteTable {
                 age: Duration::from_millis(age),
                 verdict: match () {
                     () if proxy.is_none() => Verdict::ProxyRemoved,
-                    () if age > self.keep_alive.returned() => Verdict::Expired,
+                    () if age > returned => Verdict::Expired,
                     () => Verdict::Returned,
                 },
             }

@@ -95,7 +95,7 @@ pub(crate) struct Scope<'a, P> {
     pub(crate) proxies: &'a P,
     /// The tick at which the operation began.
     pub(crate) now: u64,
-    /// The age in ticks that a valid route may have at most.
+    /// The age in ticks that a valid route may have at most; read before any route.
     pub(crate) keep_alive: u64,
     /// The age in ticks beyond which a route may be taken away: `keep_alive`, or more while a longer interval comes into
     /// force (`keep_alive.rs`).
