@@ -7,16 +7,21 @@
 //! $ NODES=1M cargo bench --bench traps         # 10,000,000 nodes for the sweep, unless told otherwise
 //! ```
 
-#[allow(dead_code)]
-mod support;
+#![allow(dead_code, reason = "a bench uses a part of what they share")]
+
+#[path = "support/args.rs"]
+mod args;
+#[path = "support/own_time.rs"]
+mod own_time;
+#[path = "support/steps.rs"]
+mod steps;
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use args::Args;
 use nodetracker::{ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
-use support::args::Args;
-use support::own_time::{Laps, Stopwatch};
-use support::steps;
+use own_time::{Laps, Stopwatch};
 use uuid::Uuid;
 
 #[global_allocator]

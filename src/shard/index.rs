@@ -15,7 +15,7 @@
 //! lines keeps a look-up that misses at a load factor of 0.9 at about one and a half lines, where plain linear probing
 //! would read fifty slots.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::{offset_of, size_of};
@@ -189,6 +189,7 @@ impl<'g> Index<'g> {
         self.header().shape
     }
 
+    #[cfg(all(test, loom))]
     pub(crate) fn slots(self) -> &'g [AtomicU32] {
         let count = self.header().shape.buckets as usize * BUCKET as usize;
         // SAFETY: so many stand there (`Shape::layout`); they are atomics, initialised before the index was published.
@@ -400,17 +401,35 @@ impl<'g> Index<'g> {
 
     /// Makes the index and its segment table final (invariant 4).
     pub(crate) fn freeze(self) {
-        for slot in self.slots() {
-            // Most are taken, and a CAS that fails costs as much as one that succeeds. Acquire: pairs with the CAS that
-            // filled the slot, since the records are read next.
-            if slot.load(Ordering::Acquire) == EMPTY {
-                // AcqRel: Acquire as above; Release, so that whoever meets FROZEN (Acquire) sees what led to it. Acquire on
-                // failure: likewise.
-                _ = slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire);
+        for bucket in 0..self.shape().buckets {
+            for slot in 0..BUCKET as usize {
+                self.freeze_slot(bucket, slot);
             }
         }
+        self.freeze_segments();
+    }
+
+    /// Makes a slot final; returns the record that it has, with the record's number.
+    pub(crate) fn freeze_slot(self, bucket: u32, slot: usize) -> Option<(u32, &'g Record)> {
+        let slot = &self.bucket(bucket)[slot];
+        // Most are taken, and a CAS that fails costs as much as one that succeeds. Acquire: pairs with the CAS that filled
+        // the slot, since the record is read next.
+        let mut value = slot.load(Ordering::Acquire);
+        if value == EMPTY {
+            // AcqRel: Acquire as above; Release, so that a thread that meets FROZEN (Acquire) sees what led to it. Acquire on
+            // failure: likewise.
+            match slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return None,
+                Err(won) => value = won,
+            }
+        }
+        (value != FROZEN).then(|| (number_in(value), self.record_in(value)))
+    }
+
+    /// Makes the segment table final.
+    pub(crate) fn freeze_segments(self) {
         for entry in self.segments() {
-            // As above.
+            // As in `freeze_slot`.
             if entry.load(Ordering::Acquire).is_null() {
                 _ = entry.compare_exchange(
                     std::ptr::null_mut(),
@@ -581,7 +600,7 @@ impl NewIndex {
     /// Allocates an empty index over `slab`; `None` where there is no memory for it.
     pub(crate) fn new(slab: Arc<Slab>, shape: Shape) -> Option<NewIndex> {
         // SAFETY: the layout has a header, so its size is not zero.
-        let header = NonNull::new(unsafe { alloc(shape.layout()) }.cast::<Header>())?;
+        let header = NonNull::new(unsafe { alloc_zeroed(shape.layout()) }.cast::<Header>())?;
         let new = Header {
             slab,
             shape,
@@ -593,23 +612,30 @@ impl NewIndex {
         // SAFETY: the allocation starts with room for a header, and is ours alone.
         unsafe { header.write(new) };
         let index = NewIndex(header);
+        // Outside of loom, zeroed memory is EMPTY slots and a table of no segments.
+        #[cfg(loom)]
+        index.initialize();
+        Some(index)
+    }
+
+    #[cfg(loom)]
+    fn initialize(&self) {
+        let shape = self.get().shape();
         // SAFETY: the layout has room for the segment table there.
-        let segments = unsafe { header.cast::<u8>().add(segments_at(shape.buckets)) }.cast::<AtomicPtr<Record>>();
+        let segments = unsafe { self.0.cast::<u8>().add(segments_at(shape.buckets)) }.cast::<AtomicPtr<Record>>();
         for entry in 0..shape.segments as usize {
             // SAFETY: as above.
             let entry = unsafe { segments.add(entry) };
             // SAFETY: as above, and the allocation is ours alone.
             unsafe { entry.write(AtomicPtr::new(std::ptr::null_mut())) };
         }
-        // SAFETY: the layout has room for the slots there.
-        let slots = unsafe { header.cast::<u8>().add(SLOTS_AT) }.cast::<AtomicU32>();
+        let slots = self.get().slots_ptr();
         for slot in 0..(shape.buckets * BUCKET) as usize {
-            // SAFETY: as above.
+            // SAFETY: the layout has room for the slots there.
             let slot = unsafe { slots.add(slot) };
             // SAFETY: as above, and the allocation is ours alone.
             unsafe { slot.write(AtomicU32::new(EMPTY)) };
         }
-        Some(index)
     }
 
     /// The index, while it is private.

@@ -34,8 +34,9 @@
 //!    reused. So whoever loads the slot (Acquire) reads the key that belongs to it.
 //! 3. *A record is LIVE or SPILL only while an index has it.* A private record is DEAD, a free one RETIRED; so whoever
 //!    walks the slab never meets a route that was not published. (A slab that is private as a whole is walked by nobody.)
-//! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN, before any copy is
-//!    begun. So whatever was inserted before is in every copy, and whatever comes after goes to the new root.
+//! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN before a copy becomes the
+//!    root, and the copy has what each taken slot has. So a copy that wins has whatever was inserted before, and whatever
+//!    comes after goes to the new root.
 //! 5. *The segment of a published record is in the table of the index that has it, and of all later ones.* A number is
 //!    taken only after its segment is installed, and an installed segment is copied to every later table.
 //! 6. *RETIRED is terminal until the record is reused.* A rebuild makes each DEAD record that it leaves out RETIRED first;

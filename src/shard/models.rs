@@ -1014,6 +1014,18 @@ fn a_rebuild_in_parts_during_a_move_loses_nothing() {
     );
 }
 
+#[test]
+fn a_segment_that_is_installed_during_a_rebuild_in_parts_is_kept() {
+    model(
+        |world| (1..=2).for_each(|key| _ = world.add(key, 0, 1)),
+        vec![
+            thread(|world| _ = world.take_and_give_back(2)),
+            thread(|world| world.rebuild_in_parts(1)),
+        ],
+        |world, _| (3..6).for_each(|key| assert_eq!(world.add(key, 0, 1), Added::Inserted)),
+    );
+}
+
 /// Of refreshes in one tick, the one that was called after another had returned comes first, whether by rank or in a new list.
 #[test]
 fn of_two_refreshes_in_one_tick_the_later_comes_first() {

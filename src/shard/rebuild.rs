@@ -7,8 +7,8 @@
 //!
 //! The sweeper is in no hurry to shed tombstones, and may not pause for as long as a large index takes. It copies a large
 //! index some buckets at a time before it freezes anything ([`Rebuild`]); other threads go on meanwhile. What they fill in
-//! behind it is copied at the end, after the freeze: slots are written once (invariant 1), so what was copied before is
-//! still so. The end takes a look at each slot, but at no record that was copied before.
+//! behind it is copied at the end, slot by slot as these are frozen: slots are written once (invariant 1), so what was copied
+//! before is still so. The end takes a look at each slot that was EMPTY before, and at no record that was copied before.
 //!
 //! A tombstone that such a copy leaves out is RETIRED while its index is still the root. A key that comes back meanwhile gets
 //! another record, as after a rebuild that lost (invariant 6). A copy that is given up leaves RETIRED records behind, which
@@ -32,8 +32,11 @@ const MAX_RESEEDS: u32 = 2;
 /// An index of so many buckets or less is rebuilt at once: that takes a tenth of a millisecond.
 const AT_ONCE: u32 = if cfg!(loom) { 0 } else { 128 };
 
+/// A bit for each slot of a bucket.
+const ALL_SLOTS: u16 = ((1_u32 << BUCKET) - 1) as u16;
+
 /// Buckets that the sweeper copies in the time in which it visits 64 records.
-const BUCKETS_PER_64: u32 = if cfg!(loom) { 1 } else { 16 };
+const BUCKETS_PER_64: u32 = if cfg!(loom) { 1 } else { 8 };
 
 impl<K: Key> Shard<K> {
     /// Replaces `old` by a copy without its tombstones, unless somebody else does so first. Whether or not `old` was
@@ -93,8 +96,8 @@ impl<K: Key> Shard<K> {
             }
             Copied::All => {
                 step("rebuild: in parts");
-                old.freeze();
                 if let Copied::All = rebuild.copy_late::<K, P>(old, scope)? {
+                    old.freeze_segments();
                     self.publish(old, rebuild, scope);
                     return Ok(false);
                 }
@@ -169,52 +172,65 @@ impl Rebuild {
         for bucket in from..until {
             let records = ahead.take().unwrap_or_default();
             ahead = (bucket + 1 < until).then(|| old.records_of(bucket + 1));
-            self.done.push(0);
-            if let Some(stop) = self.copy_bucket::<K, P>(bucket, records, scope)? {
+            if let Some(stop) = self.copy_bucket::<K, P>(records, scope)? {
                 return Ok(stop);
             }
         }
         Ok(if until == buckets { Copied::All } else { Copied::Part })
     }
 
-    /// Copies the slots of a frozen index that were EMPTY when `copy` came to them.
+    /// Freezes the slots that were EMPTY when `copy` came to them, and copies those that were filled since.
     fn copy_late<K: Key, P>(&mut self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<Copied, Refused> {
-        const ALL: u16 = ((1_u32 << BUCKET) - 1) as u16;
-        for bucket in 0..old.shape().buckets {
-            if self.done[bucket as usize] != ALL
-                && let Some(stop) = self.copy_bucket::<K, P>(bucket, old.records_of(bucket), scope)?
-            {
-                return Ok(stop);
+        for bucket in 0..self.done.len() {
+            let mut left = !self.done[bucket] & ALL_SLOTS;
+            while left != 0 {
+                let slot = left.trailing_zeros() as usize;
+                left &= left - 1;
+                if let Some((number, record)) = old.freeze_slot(bucket as u32, slot)
+                    && let Some(stop) = self.copy_record::<K, P>(number, record, scope)?
+                {
+                    return Ok(stop);
+                }
             }
         }
         Ok(Copied::All)
     }
 
-    /// Copies the records of a bucket that were not copied yet, unless the copy has to stop.
+    /// Copies the records of a bucket, unless the copy has to stop.
     fn copy_bucket<K: Key, P>(
         &mut self,
-        bucket: u32,
         records: Records<'_>,
         scope: &Scope<'_, P>,
     ) -> Result<Option<Copied>, Refused> {
+        let mut done = 0;
         for (slot, found) in records.into_iter().enumerate() {
             let Some((number, record)) = found else { continue };
-            let done = &mut self.done[bucket as usize];
-            if *done & 1 << slot != 0 {
-                continue;
+            done |= 1 << slot;
+            if let Some(stop) = self.copy_record::<K, P>(number, record, scope)? {
+                return Ok(Some(stop));
             }
-            *done |= 1 << slot;
-            step("rebuild: mid copy");
-            match retire_tombstone(record) {
-                Found::Tombstone => {
-                    // Without memory for its number it stays, RETIRED, for the next rebuild.
-                    reserve(&mut self.left_out, 1)?;
-                    self.left_out.push(number);
-                }
-                Found::Kept if self.new.place(number, K::hash_stored(record.key(), scope.hasher)) => {}
-                Found::Kept => return Ok(Some(Copied::Crowded)),
-                Found::Moving => return Ok(Some(Copied::Moving)),
+        }
+        self.done.push(done);
+        Ok(None)
+    }
+
+    /// Copies a record, or leaves it out, unless the copy has to stop.
+    fn copy_record<K: Key, P>(
+        &mut self,
+        number: u32,
+        record: &Record,
+        scope: &Scope<'_, P>,
+    ) -> Result<Option<Copied>, Refused> {
+        step("rebuild: mid copy");
+        match retire_tombstone(record) {
+            Found::Tombstone => {
+                // Without memory for its number it stays, RETIRED, for the next rebuild.
+                reserve(&mut self.left_out, 1)?;
+                self.left_out.push(number);
             }
+            Found::Kept if self.new.place(number, K::hash_stored(record.key(), scope.hasher)) => {}
+            Found::Kept => return Ok(Some(Copied::Crowded)),
+            Found::Moving => return Ok(Some(Copied::Moving)),
         }
         Ok(None)
     }

@@ -84,9 +84,12 @@ impl Record {
     }
 }
 
+/// How many records one call moves to the free list at most: a call should not pause for as many as a shard may leave out.
+const MOST_RETURNED: usize = 1_024;
+
 /// Records that a replaced index left out, on their way to the free list.
 pub(crate) struct Batch {
-    pub(crate) numbers: Box<[u32]>,
+    pub(crate) numbers: Vec<u32>,
     next: *mut Batch,
     #[cfg(loom)]
     plain_data: PlainData,
@@ -95,7 +98,7 @@ pub(crate) struct Batch {
 impl Batch {
     pub(crate) fn new(numbers: Vec<u32>) -> Batch {
         Batch {
-            numbers: numbers.into_boxed_slice(),
+            numbers,
             next: std::ptr::null_mut(),
             #[cfg(loom)]
             plain_data: PlainData::default(),
@@ -289,7 +292,7 @@ impl Slab {
         }
     }
 
-    /// Moves the batches that reclaimed indexes handed over to the free list; tells whether there were any that could
+    /// Moves some of the records that reclaimed indexes handed over to the free list; returns whether there were any that could
     /// be moved.
     pub(crate) fn take_returned<K: Key>(&self, index: Index<'_>) -> bool {
         // Relaxed: only to spare the swap below.
@@ -299,7 +302,7 @@ impl Slab {
         // Acquire: pairs with `hand_over`.
         let mut batch = self.returned.swap(std::ptr::null_mut(), Ordering::Acquire);
         step("returned: taken");
-        let mut moved = false;
+        let mut moved = 0;
         while !batch.is_null() {
             // SAFETY: it came from `Box::into_raw` in `hand_over`, and the swap made it ours.
             let mut owned = unsafe { Box::from_raw(batch) };
@@ -307,16 +310,21 @@ impl Slab {
             #[cfg(loom)]
             owned.plain_data.write();
             let mut found = Vec::new();
-            let is_known = found.try_reserve_exact(owned.numbers.len()).is_ok()
-                && owned.numbers.iter().all(|&number| {
+            let rest = owned.numbers.len().saturating_sub(MOST_RETURNED - moved);
+            let numbers = &owned.numbers[rest..];
+            let is_known = found.try_reserve_exact(numbers.len()).is_ok()
+                && numbers.iter().all(|&number| {
                     let record = index.record(number);
                     found.extend(record.map(|record| (number, record)));
                     record.is_some()
                 });
-            if !is_known {
-                // The caller's index is a stale one, whose segment table is shorter than the slab, or there is no memory:
-                // leave the batch to somebody who knows more, or has more.
+            // If not, the caller's index is a stale one, whose segment table is shorter than the slab, or there is no memory:
+            // leave the batch to somebody who knows more, or has more.
+            owned.numbers.truncate(if is_known { rest } else { usize::MAX });
+            if !owned.numbers.is_empty() {
                 self.hand_over(owned);
+            }
+            if !is_known || found.is_empty() {
                 continue;
             }
             for (_, record) in &found {
@@ -326,9 +334,9 @@ impl Slab {
             }
             step("returned: before giving back");
             self.give_back(&found);
-            moved = true;
+            moved += found.len();
         }
-        moved
+        moved > 0
     }
 
     /// Puts records that nobody else knows on the free list.
