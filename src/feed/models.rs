@@ -137,3 +137,39 @@ fn of_a_writer_and_a_new_subscriber_one_sees_the_other() {
         assert!(read == 1 || told == 1, "the change is neither read nor told");
     });
 }
+
+/// Two subscribers, so that one finds IDLE set by the other, or set again after the change.
+#[test]
+fn an_idle_subscriber_misses_no_change() {
+    epoch::check(3, || {
+        let feed = Arc::new(Feed::default());
+        // So that loom sees the rings made before the threads are.
+        let mut subscription = feed.subscribe();
+        let writer = thread::spawn({
+            let feed = Arc::clone(&feed);
+            move || feed.mark(1, &pin(), || event(1))
+        });
+        let other = thread::spawn({
+            let feed = Arc::clone(&feed);
+            move || {
+                let mut subscription = feed.subscribe();
+                // As if it had come before the change.
+                subscription.next.fill(0);
+                let mut told = 0;
+                for _ in 0..2 {
+                    told += subscription.poll(9, |_| ()).expect("there is one change");
+                }
+                (told, subscription.idle_in)
+            }
+        });
+        let mut told = subscription.poll(9, |_| ()).expect("there is one change");
+        writer.join().expect("it ends");
+        let (told_other, idle_in) = other.join().expect("it ends");
+        assert!(
+            told_other == 1 || idle_in != Some(feed.state.load(Ordering::Relaxed)),
+            "the other one is idle for good"
+        );
+        told += subscription.poll(9, |_| ()).expect("there is one change");
+        assert_eq!(told, 1, "the change is missed");
+    });
+}
