@@ -387,18 +387,18 @@ impl Subscription<'_> {
         let guard = pin();
         let next = self.next[ring];
         let end = head.min(next + most.min(AT_ONCE) as u64);
-        let event = |number| {
-            let entry = self.rings[ring].entry(number, &guard).1;
-            entry
-                .filter(|entry| entry.number == number)
-                .map(|entry| entry.event.clone())
-        };
-        let copied: Option<_> = (next..end).map(event).collect();
-        drop(guard);
-        copied.ok_or_else(|| {
-            self.catch_up();
-            Lagged
-        })
+        let mut copied = SmallVec::new();
+        for number in next..end {
+            match self.rings[ring].entry(number, &guard).1 {
+                Some(entry) if entry.number == number => copied.push(entry.event.clone()),
+                _ => {
+                    drop(guard);
+                    self.catch_up();
+                    return Err(Lagged);
+                }
+            }
+        }
+        Ok(copied)
     }
 
     fn catch_up(&mut self) {
