@@ -9,6 +9,12 @@
 //! no gap. Subscribers only read: a thousand of them cost the writers no more than one. One that is overtaken by the writers
 //! is told that it lost its place.
 //!
+//! A subscriber that has taken everything goes idle: its polls look at one word, [`Feed::state`], and at no ring. For that it
+//! sets IDLE in the word, *then* looks at all rings once more, and remembers the word. A writer moves a ring's head, *then*
+//! looks at the word, and clears IDLE if it is set, which changes the word for good. With a fence in between on either side,
+//! the subscriber sees the change, or the writer sees IDLE. So while the table is busy, writers only load the word; the first
+//! change after a quiet time pays a CAS. The writer that clears IDLE is the one that could wake a subscriber that sleeps.
+//!
 //! Without a subscriber a change costs the look at one flag, after a fence. The fence is for the race between a writer that
 //! finds no subscriber and a subscriber that is just coming and reads the table before the writer's CAS: each does its own
 //! write first (the CAS; the flag), then a fence, then reads the other's. So one of them sees the other. Refreshes are no
@@ -16,20 +22,30 @@
 
 #[cfg(all(test, loom))]
 mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use compact_str::CompactString;
 use once_cell::race::OnceBox;
+use smallvec::SmallVec;
 
 use crate::node_id::NodeId;
 use crate::proxies::ProxyRef;
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Guard, Ordering, Reclaim, fence, pin, retire, step};
 use crate::table::SHARDS;
 
-/// Changes that each ring holds.
+/// Changes that each ring holds. The rings' places take 8 bytes each, 1 MiB in all. An entry takes 48 bytes, so that rings
+/// which are all full take 7 MiB, the names of nodes not counted that do not fit into their entry.
 const RING: usize = if cfg!(loom) { 2 } else { 512 };
 
 /// One ring for each shard of UUIDs and of names, and one for the proxies.
 const RINGS: usize = 2 * SHARDS + 1;
+
+/// Changes that a poll copies under one pin at most.
+const AT_ONCE: usize = 32;
+
+/// The bit of [`Feed::state`] that says that a subscriber is idle.
+const IDLE: u64 = 1;
 
 /// Why a node's routes changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,6 +136,14 @@ impl Ring {
         &self.entries[(number % RING as u64) as usize]
     }
 
+    /// The number of the next change, for a subscriber.
+    fn head(&self) -> u64 {
+        #[cfg(all(test, not(loom)))]
+        tests::looked();
+        // Acquire: pairs with `advance`, so that the places are seen as they were when the head came there, or later.
+        self.head.load(Ordering::Acquire)
+    }
+
     /// The entry at a number's place, where there is one, and the number that it has.
     fn entry<'g>(&self, number: u64, _guard: &'g Guard) -> (*mut Entry, Option<&'g Entry>) {
         // Acquire: pairs with the CAS in `push`, so that the entry is seen whole.
@@ -196,6 +220,8 @@ impl Drop for Ring {
 #[derive(Default)]
 pub(crate) struct Feed {
     subscribers: AtomicUsize,
+    /// IDLE, and in the other bits how often it was cleared.
+    state: AtomicU64,
     rings: OnceBox<Box<[Ring]>>,
 }
 
@@ -208,7 +234,33 @@ impl Feed {
             && let Some(rings) = self.rings.get()
         {
             rings[ring].push(event(), guard);
+            self.wake();
         }
+    }
+
+    /// Has idle subscribers look at the rings, after the head of one has moved.
+    fn wake(&self) {
+        // Pairs with the fence in `go_idle`. It also covers a head that another writer moved: `advance` has read it.
+        fence(Ordering::SeqCst);
+        // Relaxed: the fence orders it.
+        let state = self.state.load(Ordering::Relaxed);
+        if state & IDLE != 0 {
+            // One more clears IDLE, and the carry counts. Relaxed: the fence in `go_idle` orders it. A failure means that
+            // another writer cleared IDLE. A subscriber that has set it again has its fence after this one, and sees the head.
+            _ = self
+                .state
+                .compare_exchange(state, state + 1, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets IDLE, and returns the state. If a subscriber finds nothing in the rings after this, there is nothing for it until
+    /// the state changes.
+    fn go_idle(&self) -> u64 {
+        // Relaxed: the fence orders it.
+        let state = self.state.fetch_or(IDLE, Ordering::Relaxed);
+        // Pairs with the fence in `wake`.
+        fence(Ordering::SeqCst);
+        state | IDLE
     }
 
     /// Whether a change that was made before has to be marked: if not, whoever subscribes sees it in the table.
@@ -248,6 +300,7 @@ impl Feed {
             rings,
             next: vec![0; RINGS],
             ring: 0,
+            idle_in: None,
         };
         subscription.catch_up();
         subscription
@@ -255,6 +308,19 @@ impl Feed {
 }
 
 /// A place in a table's change feed, from [`RouteTable::subscribe`](crate::RouteTable::subscribe).
+///
+/// # Memory
+///
+/// The latest changes are kept in 257 rings: nodes are spread over 128 rings for UUIDs and 128 for names by their hash, and
+/// the proxies have a ring. Each ring holds 512 changes. The first subscription allocates the rings for all, 1 MiB; each change
+/// takes 48 bytes more until another one takes its place, so that full rings take 7 MiB, and names of more than 24 bytes
+/// theirs. The rings stay until the table is dropped. A subscription itself takes 2 KiB.
+///
+/// # Falling behind
+///
+/// A subscription that lets more than 512 changes of a ring pass has lost the oldest of them, and [`Lagged`] says so. It goes
+/// on at the latest change of *all* rings, since the table has to be read as a whole then. How long 512 changes last depends
+/// on how they are spread: evenly, 128 rings hold some 60,000 changes of UUIDs; all of one node are in one ring.
 pub struct Subscription<'t> {
     feed: &'t Feed,
     rings: &'t [Ring],
@@ -262,55 +328,86 @@ pub struct Subscription<'t> {
     next: Vec<u64>,
     /// The ring to begin with, so that a busy one does not keep the others waiting.
     ring: usize,
+    /// The feed's state in which there is nothing to tell.
+    idle_in: Option<u64>,
 }
 
 impl Subscription<'_> {
     /// Takes changes, `most` of them at most, in no particular order but that of each node's own; returns how many.
     ///
     /// A node is named once for each of its changes; look its routes up after that, and the last answer is the right one.
+    /// `each` may take its time and call the table: it holds up neither writers nor the freeing of memory. If `each` panics,
+    /// the event that it was called with counts as taken, and the next poll goes on after that event.
+    ///
+    /// A poll that finds nothing, after one that found nothing, costs a few nanoseconds, as long as nothing changes. Another
+    /// one looks at each of the 257 rings, or at as many as it takes to find `most` changes. Changes that come during the poll
+    /// may be left to the next one.
     ///
     /// # Errors
     ///
     /// [`Lagged`]: changes were lost. Read the table anew; the events from here on are complete again.
     pub fn poll(&mut self, most: usize, mut each: impl FnMut(&Event)) -> Result<usize, Lagged> {
+        // Relaxed: if it has changed, and the rings seem to be as they were, `go_idle` has a fence before the next look.
+        if self.idle_in == Some(self.feed.state.load(Ordering::Relaxed)) {
+            return Ok(0);
+        }
+        self.idle_in = None;
+        let taken = self.take(most, &mut each)?;
+        if taken > 0 || most == 0 {
+            return Ok(taken);
+        }
+        let state = self.feed.go_idle();
+        let taken = self.take(most, &mut each)?;
+        self.idle_in = (taken == 0).then_some(state);
+        Ok(taken)
+    }
+
+    fn take(&mut self, most: usize, each: &mut impl FnMut(&Event)) -> Result<usize, Lagged> {
         let mut taken = 0;
         for _ in 0..RINGS {
-            while taken < most {
-                let guard = pin();
-                let ring = &self.rings[self.ring];
-                let next = &mut self.next[self.ring];
-                // Acquire: pairs with `advance`.
-                let head = ring.head.load(Ordering::Acquire);
-                if *next == head {
-                    break;
-                }
-                match ring.entry(*next, &guard).1 {
-                    Some(entry) if entry.number == *next => {
-                        let event = entry.event.clone();
-                        drop(guard);
-                        *next += 1;
-                        taken += 1;
-                        each(&event);
-                    }
-                    _ => {
-                        drop(guard);
-                        self.catch_up();
-                        return Err(Lagged);
-                    }
+            let ring = self.ring;
+            // What comes later is for the next poll: a busy ring does not keep this one from its end.
+            let head = self.rings[ring].head();
+            while self.next[ring] < head && taken < most {
+                for event in self.copy(ring, head, most - taken)? {
+                    // First, so that the event is not told again if `each` panics.
+                    self.next[ring] += 1;
+                    taken += 1;
+                    each(&event);
                 }
             }
+            self.ring = (ring + 1) % RINGS;
             if taken == most {
                 break;
             }
-            self.ring = (self.ring + 1) % RINGS;
         }
         Ok(taken)
     }
 
+    /// Copies the next changes of a ring that are before `head`, at least one, and at most `most`.
+    fn copy(&mut self, ring: usize, head: u64, most: usize) -> Result<SmallVec<[Event; AT_ONCE]>, Lagged> {
+        #[cfg(all(test, not(loom)))]
+        tests::pinned();
+        let guard = pin();
+        let next = self.next[ring];
+        let end = head.min(next + most.min(AT_ONCE) as u64);
+        let mut copied = SmallVec::new();
+        for number in next..end {
+            match self.rings[ring].entry(number, &guard).1 {
+                Some(entry) if entry.number == number => copied.push(entry.event.clone()),
+                _ => {
+                    drop(guard);
+                    self.catch_up();
+                    return Err(Lagged);
+                }
+            }
+        }
+        Ok(copied)
+    }
+
     fn catch_up(&mut self) {
         for (next, ring) in self.next.iter_mut().zip(self.rings) {
-            // Acquire: as in `poll`.
-            *next = ring.head.load(Ordering::Acquire);
+            *next = ring.head();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -122,6 +122,46 @@ fn a_subscriber_that_is_too_slow_is_told_and_begins_anew() {
     );
 }
 
+/// The changes of one node are in one ring, which has 512.
+#[test]
+fn a_subscriber_that_lags_loses_its_place_and_others_do_not() {
+    let table = RouteTable::new();
+    let proxy = register(&table, "proxy-1");
+    let [busy, other] = ["node-1", "node-2"].map(|node| node.parse::<NodeId>().expect("a node ID"));
+    let [mut early, mut late, mut fast] = [(); 3].map(|()| table.subscribe());
+    let change = |times| {
+        for _ in 0..times {
+            if !table.remove_node(&busy) {
+                table.add_node(&busy, proxy).expect("there is room");
+            }
+        }
+    };
+    change(1);
+    assert_eq!(early.poll(9, |_| ()), Ok(1));
+    change(511);
+    assert_eq!(fast.poll(usize::MAX, |_| ()), Ok(512));
+    assert_eq!(late.poll(1, |_| ()), Ok(1), "512 changes are kept");
+    table.add_node(&other, proxy).expect("there is room");
+    change(2);
+    assert_eq!(
+        late.poll(usize::MAX, |_| ()),
+        Err(Lagged),
+        "of the 513 after the first one, one is lost"
+    );
+    assert_eq!(early.poll(usize::MAX, |_| ()), Err(Lagged));
+    assert_eq!(fast.poll(usize::MAX, |_| ()), Ok(3));
+    for _ in 0..3 {
+        // They have come to the latest change of each ring, and are told of the next one, idle or not.
+        for subscription in [&mut early, &mut late, &mut fast] {
+            assert_eq!(subscription.poll(9, |_| ()), Ok(0));
+        }
+        change(1);
+        for subscription in [&mut early, &mut late, &mut fast] {
+            assert_eq!(subscription.poll(9, |_| ()), Ok(1));
+        }
+    }
+}
+
 /// What writers do for subscribers: each change is marked once, however many there are.
 #[test]
 fn a_thousand_subscriptions_cost_writers_what_one_does() {
@@ -189,6 +229,36 @@ fn one_poll_takes_no_more_than_it_was_asked_for() {
         left -= taken;
     }
     assert_eq!(subscription.poll(7, |_| ()), Ok(0));
+}
+
+/// Each shard has a ring of its own, so one node's changes keep one ring busy.
+#[test]
+fn a_busy_node_does_not_keep_the_changes_of_others_from_a_subscriber() {
+    let table = RouteTable::new();
+    let proxy = register(&table, "proxy-1");
+    let nodes: Vec<NodeId> = (0..100).map(common::ops::node).collect();
+    let mut subscription = table.subscribe();
+    for quiet in &nodes[1..] {
+        table.add_node(quiet, proxy).expect("there is room");
+    }
+    let mut named = HashSet::new();
+    // The busy node has one change for each poll of one.
+    for round in 0..1000 {
+        if round % 2 == 0 {
+            table.add_node(&nodes[0], proxy).expect("there is room");
+        } else {
+            table.remove_node(&nodes[0]);
+        }
+        let polled = subscription.poll(1, |event| match event {
+            Event::Node { node, .. } => _ = named.insert(node.clone()),
+            event => panic!("{event:?}"),
+        });
+        assert_eq!(polled, Ok(1), "no ring overflows in this time");
+        if named.len() == nodes.len() {
+            return;
+        }
+    }
+    panic!("{} of {} nodes were named", named.len(), nodes.len());
 }
 
 /// A follower that reads each node that is named ends with what the table holds, whatever threads did meanwhile.

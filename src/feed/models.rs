@@ -1,10 +1,13 @@
 //! loom models of the change feed, named after the property that each shows; see `src/shard/models.rs`.
 
+use std::num::NonZeroU64;
+
 use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
 use crate::sync::epoch;
+use crate::{ManualClock, Proxy, RouteTable};
 
 fn event(number: u128) -> Event {
     Event::Node {
@@ -135,5 +138,122 @@ fn of_a_writer_and_a_new_subscriber_one_sees_the_other() {
         writer.join().expect("it ends");
         let told = subscription.poll(9, |_| ()).expect("there is one change");
         assert!(read == 1 || told == 1, "the change is neither read nor told");
+    });
+}
+
+/// Two subscribers, so that one finds IDLE set by the other, or set again after the change.
+#[test]
+fn an_idle_subscriber_misses_no_change() {
+    epoch::check(3, || {
+        let feed = Arc::new(Feed::default());
+        // So that loom sees the rings made before the threads are.
+        let mut subscription = feed.subscribe();
+        let writer = thread::spawn({
+            let feed = Arc::clone(&feed);
+            move || feed.mark(1, &pin(), || event(1))
+        });
+        let other = thread::spawn({
+            let feed = Arc::clone(&feed);
+            move || {
+                let mut subscription = feed.subscribe();
+                // As if it had come before the change.
+                subscription.next.fill(0);
+                let mut told = 0;
+                for _ in 0..2 {
+                    told += subscription.poll(9, |_| ()).expect("there is one change");
+                }
+                (told, subscription.idle_in)
+            }
+        });
+        let mut told = subscription.poll(9, |_| ()).expect("there is one change");
+        writer.join().expect("it ends");
+        let (told_other, idle_in) = other.join().expect("it ends");
+        assert!(
+            told_other == 1 || idle_in != Some(feed.state.load(Ordering::Relaxed)),
+            "the other one is idle for good"
+        );
+        told += subscription.poll(9, |_| ()).expect("there is one change");
+        assert_eq!(told, 1, "the change is missed");
+    });
+}
+
+/// Has a subscriber take the events of `change`, which happens to the proxy that is registered first; `check` is called with
+/// each, and must have been called in some execution.
+fn during(
+    change: impl Fn(&RouteTable, ProxyRef) + Send + Sync + Copy + 'static,
+    check: impl Fn(&RouteTable, &Event) + Send + Sync + 'static,
+) {
+    let told = std::sync::atomic::AtomicBool::new(false);
+    let told = std::sync::Arc::new(told);
+    let was_told = std::sync::Arc::clone(&told);
+    epoch::check(2, move || {
+        let table = Arc::new(RouteTable::builder().clock(ManualClock::new()).build());
+        let first = table.begin_incarnation(&proxy("a:1"), NonZeroU64::MIN);
+        let first = first.expect("there is room").proxy;
+        // So that loom sees the rings made before the threads are.
+        let mut subscription = table.subscribe();
+        let writer = thread::spawn({
+            let table = Arc::clone(&table);
+            move || change(&table, first)
+        });
+        // A point at which the writer may go first: loom does not find one by itself.
+        thread::yield_now();
+        let mut taken = 0;
+        let mut poll = |is_under_way: bool| {
+            let polled = subscription.poll(9, |event| {
+                // Relaxed: one OS thread.
+                told.fetch_or(is_under_way, std::sync::atomic::Ordering::Relaxed);
+                check(&table, event);
+            });
+            taken += polled.expect("there is one change");
+        };
+        poll(true);
+        writer.join().expect("it ends");
+        poll(false);
+        assert_eq!(taken, 1, "one change is one event");
+    });
+    // Relaxed: as above.
+    let was_told = was_told.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(was_told, "no event came while the change was under way");
+}
+
+fn proxy(addr: &str) -> Proxy<'_> {
+    Proxy {
+        id: "proxy",
+        cluster_name: "",
+        addr,
+    }
+}
+
+fn is_gone(table: &RouteTable, event: &Event) {
+    match event {
+        Event::ProxyRemoved { proxy, .. } => assert_eq!(table.proxy(*proxy), None, "it is there still"),
+        event => panic!("{event:?}"),
+    }
+}
+
+#[test]
+fn a_proxy_is_gone_when_its_removal_is_told() {
+    during(|table, proxy| assert!(table.remove_proxy(proxy)), is_gone);
+}
+
+#[test]
+fn an_incarnation_is_gone_when_its_end_is_told() {
+    let begin = |table: &RouteTable, _| {
+        let second = NonZeroU64::MIN.saturating_add(1);
+        table.begin_incarnation(&proxy("a:1"), second).expect("there is room");
+    };
+    during(begin, is_gone);
+}
+
+#[test]
+fn a_proxy_has_its_new_details_when_they_are_told() {
+    let register = |table: &RouteTable, _| _ = table.register_proxy(&proxy("a:2")).expect("there is room");
+    during(register, |table, event| match event {
+        Event::ProxyChanged { proxy } => {
+            let details = table.proxy(*proxy).expect("it is registered");
+            assert_eq!(details.addr, "a:2", "they are the old ones");
+        }
+        event => panic!("{event:?}"),
     });
 }

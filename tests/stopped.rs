@@ -1,0 +1,199 @@
+//! A thread that is stopped by a signal at any instruction of each public call, and what the calls of others do meanwhile.
+//!
+//! A *victim* makes one call again and again. The main thread stops it at a random moment, makes the other calls, compares
+//! what they return with a model, and has the victim go on. [`calls`] says which calls may have to wait for which.
+//!
+//! The victim is not stopped inside the allocator, whose locks are not the table's. If a call does not end while the victim
+//! is stopped, an alarm finds that no call has ended since the last alarm; it has the victim go on, and the test fails.
+#![cfg(target_os = "linux")]
+
+#[path = "stopped/caller.rs"]
+mod caller;
+mod common;
+#[path = "stopped/stop.rs"]
+mod stop;
+
+use std::collections::HashSet;
+use std::thread;
+
+use Registry::{Free, Takes, Tries};
+use caller::{Caller, KEEP_ALIVE, OWN, described, node};
+use common::sweep_fully;
+use nodetracker::{ManualClock, RouteTable};
+use stop::{Alarm, Victim, has_waited, live_bytes};
+
+/// What a call does with the registry of proxies, the only lock of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Registry {
+    /// The call is lock-free.
+    Free,
+    /// The call takes the registry if it is free, and passes by if not. So it waits for nobody, but others may wait for it.
+    Tries,
+    /// The call may wait for the registry.
+    Takes,
+}
+
+/// A call: the victim is stopped in it, and others make it while the victim is stopped in this or in another call.
+struct Call<'t> {
+    name: &'static str,
+    registry: Registry,
+    /// How often others make it at each stop.
+    rate: Rate,
+    make: fn(&mut Caller<'t>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rate {
+    /// So many times at each stop.
+    Times(usize),
+    /// At one stop of so many, by chance: it costs more.
+    OneIn(usize),
+}
+
+const OFTEN: Rate = Rate::Times(16);
+const RARELY: Rate = Rate::OneIn(8);
+
+/// What waits for what.
+#[rustfmt::skip]
+fn calls<'t>() -> [Call<'t>; 35] {
+    let call = |name, registry, rate, make| Call { name, registry, rate, make };
+    [
+        call("add_node", Free, OFTEN, Caller::add_node),
+        call("report_node", Free, OFTEN, Caller::report_node),
+        call("add_nodes", Free, OFTEN, Caller::add_nodes),
+        call("report_nodes", Free, OFTEN, Caller::report_nodes),
+        call("add_nodes_with_handles", Free, OFTEN, Caller::add_nodes_with_handles),
+        call("refresh_routes", Free, OFTEN, Caller::refresh_routes),
+        call("get_proxies", Free, OFTEN, Caller::get_proxies),
+        call("get_proxies_batch", Free, OFTEN, Caller::get_proxies_batch),
+        call("resolve", Free, OFTEN, Caller::resolve),
+        call("explain", Free, OFTEN, Caller::explain),
+        call("remove_node", Free, OFTEN, Caller::remove_node),
+        call("remove_route", Free, OFTEN, Caller::remove_route),
+        call("sweep", Tries, OFTEN, Caller::sweep),
+        call("for_each_route", Free, RARELY, Caller::for_each_route),
+        call("nodes_page", Free, RARELY, Caller::nodes_page),
+        call("proxies_page", Free, RARELY, Caller::proxies_page),
+        call("subscribe", Free, RARELY, Caller::subscribe),
+        call("poll", Free, OFTEN, Caller::poll),
+        call("len", Free, OFTEN, Caller::len),
+        call("find_proxy", Free, OFTEN, Caller::find_proxy),
+        call("proxy", Free, OFTEN, Caller::proxy),
+        call("set_keep_alive", Free, OFTEN, Caller::set_keep_alive),
+        call("register_proxy, unchanged", Free, OFTEN, Caller::register_unchanged),
+        // These four take the registry although they change nothing. They are to become `Free`.
+        call("stats", Takes, RARELY, Caller::stats),
+        call("incarnation", Takes, OFTEN, Caller::incarnation),
+        call("write_snapshot", Takes, RARELY, Caller::write_snapshot),
+        call("resume_incarnation", Takes, OFTEN, Caller::resume_incarnation),
+        // These change proxies. A `read_snapshot` may also wait for rayon's pool, and so for another `read_snapshot`.
+        call("read_snapshot", Takes, RARELY, Caller::read_snapshot),
+        call("register_proxy, new", Takes, RARELY, Caller::register_new),
+        call("register_proxy, changed", Takes, OFTEN, Caller::register_changed),
+        call("report_node, changed", Takes, OFTEN, Caller::report_changed),
+        call("report_nodes, changed", Takes, OFTEN, Caller::report_nodes_changed),
+        call("remove_proxy", Takes, RARELY, Caller::remove_proxy),
+        call("begin_incarnation, the next", Takes, RARELY, Caller::begin_the_next),
+        call("begin_incarnation, again", Takes, OFTEN, Caller::begin_again),
+    ]
+}
+
+impl Call<'_> {
+    /// Whether this call may have to wait for a thread that is stopped in another one.
+    fn may_wait_for(&self, other: &Call<'_>) -> bool {
+        self.registry == Takes && other.registry != Free
+    }
+}
+
+/// Bytes that may stay allocated once a table is dropped: what threads and rayon's pool keep.
+const KEPT: usize = 1 << 18;
+
+/// `NODETRACKER_SCALE` times as many stops. The seed gives the same calls, but not the same instructions.
+#[test]
+fn a_thread_that_is_stopped_in_any_call_holds_up_no_call_that_is_lock_free() {
+    let mut random = fastrand::Rng::with_seed(common::seed());
+    println!("NODETRACKER_SEED={}", common::seed());
+    let _alarm = Alarm::set();
+    for nth in 0..calls().len() {
+        let before = live_bytes();
+        stop_in(nth, 100 * common::scale(), &mut random);
+        // What was retired meanwhile is freed, once others have retired more.
+        let left = || live_bytes().saturating_sub(before);
+        let is_freed = (0..10_000).any(|_| {
+            retire_some();
+            left() < KEPT
+        });
+        assert!(is_freed, "{}: {} bytes are left", calls()[nth].name, left());
+    }
+}
+
+/// Stops a victim in the `nth` call, again and again, and checks the table when it has ended.
+fn stop_in(nth: usize, stops: usize, random: &mut fastrand::Rng) {
+    let builder = RouteTable::builder().clock(ManualClock::new());
+    let table = builder.keep_alive(KEEP_ALIVE).build();
+    let calls = calls();
+    let stopped_in = &calls[nth];
+    let mut caller = Caller::new(&table, "caller", random.u64(..));
+    let victim = Caller::new(&table, "victim", random.u64(..));
+    let (mut signals, mut made) = (0, 0);
+    let mut victim = thread::scope(|scope| {
+        let victim = Victim::spawn(scope, victim, stopped_in.make);
+        for _ in 0..stops {
+            signals += victim.stop(|| random.u32(..1000));
+            for call in calls.iter().filter(|call| !call.may_wait_for(stopped_in)) {
+                let times = match call.rate {
+                    Rate::Times(times) => times,
+                    Rate::OneIn(stops) => usize::from(random.usize(..stops) == 0),
+                };
+                for _ in 0..times {
+                    (call.make)(&mut caller);
+                    made += 1;
+                    let [name, other] = [call.name, stopped_in.name];
+                    assert!(!has_waited(), "{name} waits for a thread that is stopped in {other}");
+                }
+            }
+            victim.go_on();
+        }
+        victim.end()
+    });
+    let name = stopped_in.name;
+    println!("{name}: {stops} stops by {signals} signals, {made} calls of others");
+    check(&table, &mut caller, &mut victim);
+}
+
+/// Checks that the table has the routes that the callers have added and not removed, and no others.
+fn check<'t>(table: &RouteTable, caller: &mut Caller<'t>, victim: &mut Caller<'t>) {
+    for node in &caller.wild {
+        table.remove_node(node);
+    }
+    sweep_fully(table);
+    // The nodes that both have are checked once, for both.
+    for (routes, others) in caller.routes[OWN..].iter_mut().zip(victim.routes.drain(OWN..)) {
+        routes.extend(others);
+    }
+    let mut total = (0, 0);
+    for caller in [caller, victim] {
+        for (node, routes) in caller.nodes.iter().zip(&caller.routes) {
+            let answer: HashSet<_> = table.get_proxies(node).iter().map(|route| route.proxy).collect();
+            assert_eq!(answer, *routes, "{node}");
+            total.0 += routes.len();
+            total.1 += usize::from(!routes.is_empty());
+        }
+    }
+    let stats = table.stats();
+    assert_eq!((stats.routes, stats.nodes), total);
+    assert_eq!(table.len(), total.0);
+}
+
+/// Retires some objects of another table, which has reclamation go on.
+fn retire_some() {
+    let table = RouteTable::builder().clock(ManualClock::new()).build();
+    let proxies = ["a", "b"].map(|id| table.register_proxy(&described(id, 0)).expect("there is room"));
+    let node = node("node", 0);
+    for _ in 0..100 {
+        for proxy in proxies {
+            table.add_node(&node, proxy).expect("there is room");
+        }
+        table.remove_node(&node);
+    }
+}

@@ -1,0 +1,504 @@
+//! A thread that makes calls, and a model of what they have to return.
+
+use std::collections::{HashMap, HashSet};
+use std::mem;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use nodetracker::{
+    Added, Event, Lagged, ManualClock, NodeCursor, NodeId, Proxy, ProxyCursor, ProxyRef, Route, RouteBatch, RouteTable,
+    Subscription, Verdict,
+};
+use uuid::Uuid;
+
+use crate::common;
+use crate::stop::stoppable;
+
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(3600);
+/// Nodes that only one caller changes; nodes of which each caller changes the routes of its own proxies; and nodes of which
+/// nobody knows the routes.
+pub(crate) const OWN: usize = 160;
+const SHARED: usize = 24;
+const WILD: usize = 24;
+/// Nodes of a batch.
+const BATCH: usize = 20;
+/// How many of its own nodes are in a caller's snapshot.
+const IN_SNAPSHOT: usize = 8;
+const ADDRS: [&str; 2] = ["192.0.2.1:3080", "192.0.2.2:3080"];
+
+/// A UUID, a name that fits into its place, or one that does not.
+pub(crate) fn node(of: &str, number: usize) -> NodeId {
+    let name = match number % 8 {
+        6 => format!("{of}-{number}"),
+        7 => format!("{of}-{number}-with-a-name-that-is-longer-than-others"),
+        _ => {
+            let hash = of.bytes().fold(7_u128, |hash, byte| hash * 257 + u128::from(byte));
+            Uuid::from_u128(hash << 32 | number as u128).to_string()
+        }
+    };
+    name.parse().expect("a node ID")
+}
+
+/// A thread that makes calls, and knows what they have to return.
+pub(crate) struct Caller<'t> {
+    table: &'t RouteTable,
+    name: &'static str,
+    random: fastrand::Rng,
+    /// The routes that are added: through the first three proxies, whose IDs these are. The last one is the snapshot's.
+    ids: [String; 4],
+    proxies: [ProxyRef; 4],
+    /// The address of the last but one, which changes.
+    addr: usize,
+    pub(crate) nodes: Vec<NodeId>,
+    /// By the node's number: through which of `proxies` it has a route.
+    pub(crate) routes: Vec<HashSet<ProxyRef>>,
+    numbers: HashMap<NodeId, usize>,
+    pub(crate) wild: Vec<NodeId>,
+    incarnation: (NonZeroU64, ProxyRef),
+    snapshot: Vec<u8>,
+    /// There but during a poll.
+    subscription: Option<Subscription<'t>>,
+    counter: usize,
+}
+
+impl<'t> Caller<'t> {
+    pub(crate) fn new(table: &'t RouteTable, name: &'static str, seed: u64) -> Self {
+        let ids = ["a", "b", "changing", "snapshot"].map(|suffix| format!("{name}-{suffix}"));
+        let register = |id: &String| table.register_proxy(&described(id, 0)).expect("there is room");
+        let proxies = [0, 1, 2, 3].map(|nth| register(&ids[nth]));
+        let own = (0..OWN).map(|number| node(name, number));
+        let nodes: Vec<NodeId> = own.chain((0..SHARED).map(|number| node("shared", number))).collect();
+
+        let other = RouteTable::builder().clock(ManualClock::new()).build();
+        for node in &nodes[..IN_SNAPSHOT] {
+            other.report_node(node, &described(&ids[3], 0)).expect("there is room");
+        }
+        let mut snapshot = Vec::new();
+        other.write_snapshot(&mut snapshot).expect("a vector takes it");
+
+        let first = NonZeroU64::MIN;
+        let begun = table.begin_incarnation(&described(&format!("{name}-incarnation"), 0), first);
+        Self {
+            table,
+            name,
+            random: fastrand::Rng::with_seed(seed),
+            ids,
+            proxies,
+            addr: 0,
+            routes: vec![HashSet::new(); nodes.len()],
+            numbers: nodes.iter().cloned().zip(0..).collect(),
+            nodes,
+            wild: (0..WILD).map(|number| node("wild", number)).collect(),
+            incarnation: (first, begun.expect("there is room").proxy),
+            snapshot,
+            subscription: Some(table.subscribe()),
+            counter: 0,
+        }
+    }
+
+    fn is_victim(&self) -> bool {
+        self.name == "victim"
+    }
+
+    /// Any node, but for the wild ones, and one of the first three proxies.
+    fn pick(&mut self) -> (usize, usize) {
+        (self.random.usize(..self.nodes.len()), self.random.usize(..3))
+    }
+
+    fn pick_batch(&mut self) -> (Vec<usize>, Vec<NodeId>, usize) {
+        let first = self.random.usize(..self.nodes.len() - BATCH);
+        let numbers: Vec<_> = (first..first + BATCH).collect();
+        let nodes = numbers.iter().map(|&number| self.nodes[number].clone()).collect();
+        (numbers, nodes, self.random.usize(..3))
+    }
+
+    /// The caller's own routes in an answer; fails if there are others for one of its own nodes.
+    fn check(&self, number: usize, answer: impl IntoIterator<Item = ProxyRef>) {
+        let answer: Vec<_> = answer.into_iter().collect();
+        let mine: HashSet<_> = answer
+            .iter()
+            .copied()
+            .filter(|proxy| self.proxies.contains(proxy))
+            .collect();
+        assert_eq!(mine, self.routes[number], "{}", self.nodes[number]);
+        assert!(number >= OWN || answer.len() == mine.len(), "{answer:?}");
+    }
+
+    /// What comes of adding routes: how many were not there.
+    fn added(&mut self, numbers: &[usize], proxy: usize) -> usize {
+        let proxy = self.proxies[proxy];
+        let is_news = |&&number: &&usize| self.routes[number].insert(proxy);
+        numbers.iter().filter(is_news).count()
+    }
+
+    pub(crate) fn add_node(&mut self) {
+        let (number, proxy) = self.pick();
+        let (table, node, reference) = (self.table, &self.nodes[number], self.proxies[proxy]);
+        let added = stoppable(|| table.add_node(node, reference)).expect("there is room");
+        assert_eq!((added == Added::Inserted) as usize, self.added(&[number], proxy));
+        let wild = self.random.usize(..WILD);
+        stoppable(|| table.add_node(&self.wild[wild], reference)).expect("there is room");
+    }
+
+    pub(crate) fn report_node(&mut self) {
+        let (number, proxy) = (self.pick().0, self.random.usize(..2));
+        let (table, node) = (self.table, &self.nodes[number]);
+        let described = described(&self.ids[proxy], 0);
+        let added = stoppable(|| table.report_node(node, &described)).expect("there is room");
+        assert_eq!((added == Added::Inserted) as usize, self.added(&[number], proxy));
+    }
+
+    pub(crate) fn add_nodes(&mut self) {
+        let (numbers, nodes, proxy) = self.pick_batch();
+        let (table, reference) = (self.table, self.proxies[proxy]);
+        let added = stoppable(|| table.add_nodes(&nodes, reference)).expect("there is room");
+        assert_eq!((added.inserted, added.len()), (self.added(&numbers, proxy), BATCH));
+    }
+
+    pub(crate) fn report_nodes(&mut self) {
+        let (numbers, nodes, _) = self.pick_batch();
+        let described = described(&self.ids[1], 0);
+        let added = stoppable(|| self.table.report_nodes(&nodes, &described)).expect("there is room");
+        assert_eq!((added.inserted, added.len()), (self.added(&numbers, 1), BATCH));
+    }
+
+    pub(crate) fn add_nodes_with_handles(&mut self) {
+        let (numbers, nodes, proxy) = self.pick_batch();
+        let (table, reference) = (self.table, self.proxies[proxy]);
+        let mut handles = Vec::new();
+        let added = stoppable(|| table.add_nodes_with_handles(&nodes, reference, &mut handles));
+        let added = added.expect("there is room");
+        assert_eq!((added.inserted, handles.len()), (self.added(&numbers, proxy), BATCH));
+    }
+
+    pub(crate) fn refresh_routes(&mut self) {
+        let (numbers, nodes, proxy) = self.pick_batch();
+        let (table, reference) = (self.table, self.proxies[proxy]);
+        let mut handles = Vec::new();
+        let added = table.add_nodes_with_handles(&nodes, reference, &mut handles);
+        assert_eq!(added.expect("there is room").inserted, self.added(&numbers, proxy));
+        let mut gone = Vec::new();
+        let refreshed = stoppable(|| table.refresh_routes(&handles, reference, &mut gone));
+        // Records move only if somebody else changes the shard.
+        assert_eq!(refreshed.expect("it is registered") + gone.len(), BATCH);
+        assert!(self.is_victim() || gone.is_empty());
+    }
+
+    pub(crate) fn get_proxies(&mut self) {
+        let number = self.pick().0;
+        let routes = stoppable(|| self.table.get_proxies(&self.nodes[number]));
+        self.check(number, routes.iter().map(|route| route.proxy));
+    }
+
+    pub(crate) fn get_proxies_batch(&mut self) {
+        let (numbers, nodes, _) = self.pick_batch();
+        let mut answers = RouteBatch::new();
+        stoppable(|| self.table.get_proxies_batch(&nodes, &mut answers));
+        assert_eq!(answers.len(), BATCH);
+        for (number, routes) in numbers.into_iter().zip(answers.iter()) {
+            self.check(number, routes.iter().map(|route| route.proxy));
+        }
+    }
+
+    pub(crate) fn resolve(&mut self) {
+        let number = self.pick().0;
+        let routes = stoppable(|| self.table.resolve(&self.nodes[number]));
+        for route in &routes {
+            let nth = self.proxies.iter().position(|&proxy| proxy == route.proxy);
+            assert!(nth.is_none_or(|nth| route.details.id == self.ids[nth]));
+        }
+        self.check(number, routes.iter().map(|route| route.proxy));
+    }
+
+    pub(crate) fn explain(&mut self) {
+        let number = self.random.usize(..OWN);
+        let routes = stoppable(|| self.table.explain(&self.nodes[number]));
+        assert!(routes.iter().all(|route| route.verdict == Verdict::Returned));
+        assert_eq!(routes.len(), self.routes[number].len());
+    }
+
+    pub(crate) fn remove_node(&mut self) {
+        let number = self.random.usize(..OWN);
+        let removed = stoppable(|| self.table.remove_node(&self.nodes[number]));
+        assert_eq!(removed, !mem::take(&mut self.routes[number]).is_empty());
+        if self.is_victim() {
+            // Else nothing is removed soon.
+            self.refill();
+        }
+        let wild = self.random.usize(..WILD);
+        stoppable(|| self.table.remove_node(&self.wild[wild]));
+    }
+
+    pub(crate) fn remove_route(&mut self) {
+        let (number, proxy) = self.pick();
+        let (table, node, proxy) = (self.table, &self.nodes[number], self.proxies[proxy]);
+        let removed = stoppable(|| table.remove_route(node, proxy));
+        assert_eq!(removed, self.routes[number].remove(&proxy));
+        if self.is_victim() {
+            self.refill();
+        }
+    }
+
+    /// Adds a few routes, so that a victim that removes has what to remove.
+    pub(crate) fn refill(&mut self) {
+        for _ in 0..2 {
+            let (number, proxy) = self.pick();
+            let added = self.table.add_node(&self.nodes[number], self.proxies[proxy]);
+            assert_eq!((added == Ok(Added::Inserted)) as usize, self.added(&[number], proxy));
+        }
+    }
+
+    pub(crate) fn sweep(&mut self) {
+        if self.is_victim() {
+            // The others do not remove proxies while a sweep is stopped.
+            self.remove_a_proxy(|remove| remove());
+        }
+        let report = stoppable(|| self.table.sweep(256));
+        assert!(report.visited > 0 || report.round_completed);
+    }
+
+    /// What a walk found of the caller's own routes.
+    fn check_walk(&self, found: &[(NodeId, ProxyRef)]) {
+        let mut routes = vec![HashSet::new(); self.nodes.len()];
+        for (node, proxy) in found {
+            if let Some(&number) = self.numbers.get(node)
+                && self.proxies.contains(proxy)
+            {
+                assert!(routes[number].insert(*proxy), "{node} is there twice");
+            }
+        }
+        assert_eq!(routes, self.routes);
+    }
+
+    pub(crate) fn for_each_route(&mut self) {
+        let mut found = Vec::new();
+        stoppable(|| {
+            self.table
+                .for_each_route(|node, route| found.push((node.clone(), route.proxy)));
+        });
+        self.check_walk(&found);
+    }
+
+    pub(crate) fn nodes_page(&mut self) {
+        let mut found = Vec::new();
+        let mut place = Some(NodeCursor::default());
+        while let Some(from) = place {
+            let page = stoppable(|| self.table.nodes_page(&from, 3, |_, _| true));
+            for node in page.nodes {
+                found.extend(node.routes.iter().map(|route: &Route| (node.node.clone(), route.proxy)));
+            }
+            place = page.next;
+        }
+        self.check_walk(&found);
+    }
+
+    pub(crate) fn proxies_page(&mut self) {
+        let mut found = HashSet::new();
+        let mut place = Some(ProxyCursor::default());
+        while let Some(from) = place {
+            let page = stoppable(|| self.table.proxies_page(from, 100));
+            found.extend(page.proxies.iter().map(|(proxy, _)| *proxy));
+            place = page.next;
+        }
+        assert!(self.proxies.iter().all(|proxy| found.contains(proxy)));
+    }
+
+    /// Changes one of the caller's own nodes, and returns it.
+    fn change(&mut self) -> NodeId {
+        let (number, proxy) = (self.random.usize(..OWN), self.proxies[0]);
+        let node = &self.nodes[number];
+        if !self.routes[number].remove(&proxy) {
+            self.routes[number].insert(proxy);
+            assert_eq!(self.table.add_node(node, proxy), Ok(Added::Inserted));
+        } else {
+            assert!(self.table.remove_route(node, proxy));
+        }
+        node.clone()
+    }
+
+    pub(crate) fn subscribe(&mut self) {
+        let mut subscription = stoppable(|| self.table.subscribe());
+        let changed = stoppable(|| self.change());
+        self.check_poll(&mut subscription, changed);
+        stoppable(|| drop(subscription));
+    }
+
+    pub(crate) fn poll(&mut self) {
+        let changed = stoppable(|| self.change());
+        let mut subscription = self.subscription.take().expect("it is put back");
+        self.check_poll(&mut subscription, changed);
+        self.subscription = Some(subscription);
+    }
+
+    fn check_poll(&self, subscription: &mut Subscription<'_>, changed: NodeId) {
+        let mut is_told = false;
+        let polled = stoppable(|| {
+            subscription.poll(usize::MAX, |event| {
+                is_told |= matches!(event, Event::Node { node, .. } if *node == changed);
+            })
+        });
+        assert!(is_told || polled == Err(Lagged), "{polled:?}");
+        let polled = stoppable(|| subscription.poll(usize::MAX, |_| ()));
+        assert!(self.is_victim() || polled == Ok(0), "{polled:?}");
+    }
+
+    pub(crate) fn len(&mut self) {
+        let len = stoppable(|| self.table.len());
+        assert!(len >= self.routes.iter().map(HashSet::len).sum());
+    }
+
+    pub(crate) fn find_proxy(&mut self) {
+        let nth = self.random.usize(..4);
+        let found = stoppable(|| self.table.find_proxy(&self.ids[nth]));
+        assert_eq!(found, Some(self.proxies[nth]));
+    }
+
+    pub(crate) fn proxy(&mut self) {
+        let details = stoppable(|| self.table.proxy(self.proxies[2])).expect("it is registered");
+        assert_eq!(
+            (details.id.as_str(), details.addr.as_str()),
+            (self.ids[2].as_str(), ADDRS[self.addr])
+        );
+    }
+
+    pub(crate) fn set_keep_alive(&mut self) {
+        stoppable(|| self.table.set_keep_alive(KEEP_ALIVE));
+        assert_eq!(stoppable(|| self.table.keep_alive()), KEEP_ALIVE);
+    }
+
+    pub(crate) fn stats(&mut self) {
+        let stats = stoppable(|| self.table.stats());
+        let own = &self.routes[..OWN];
+        assert!(stats.routes >= self.routes.iter().map(HashSet::len).sum());
+        assert!(stats.nodes >= own.iter().filter(|routes| !routes.is_empty()).count());
+        assert!(stats.proxies >= self.proxies.len());
+    }
+
+    pub(crate) fn incarnation(&mut self) {
+        let (number, proxy) = self.incarnation;
+        assert_eq!(stoppable(|| self.table.incarnation(proxy)), Some(number));
+    }
+
+    pub(crate) fn write_snapshot(&mut self) {
+        let mut bytes = Vec::new();
+        let size = stoppable(|| self.table.write_snapshot(&mut bytes)).expect("a vector takes it");
+        assert_eq!(size.bytes, bytes.len() as u64);
+        assert!(size.routes >= self.routes.iter().map(HashSet::len).sum::<usize>() as u64);
+    }
+
+    pub(crate) fn read_snapshot(&mut self) {
+        let report = stoppable(|| self.table.read_snapshot(self.snapshot.as_slice())).expect("it is whole");
+        let numbers: Vec<_> = (0..IN_SNAPSHOT).collect();
+        let inserted = self.added(&numbers, 3);
+        assert_eq!((report.inserted, report.routes), (inserted as u64, IN_SNAPSHOT as u64));
+        self.table.remove_node(&self.nodes[0]);
+        self.routes[0].clear();
+    }
+
+    pub(crate) fn register_unchanged(&mut self) {
+        let nth = self.random.usize(..2);
+        let described = described(&self.ids[nth], 0);
+        let registered = stoppable(|| self.table.register_proxy(&described));
+        assert_eq!(registered, Ok(self.proxies[nth]));
+    }
+
+    pub(crate) fn register_changed(&mut self) {
+        self.addr = 1 - self.addr;
+        let described = described(&self.ids[2], self.addr);
+        let registered = stoppable(|| self.table.register_proxy(&described));
+        assert_eq!(registered, Ok(self.proxies[2]));
+        self.proxy();
+    }
+
+    pub(crate) fn report_changed(&mut self) {
+        self.addr = 1 - self.addr;
+        let number = self.pick().0;
+        let described = described(&self.ids[2], self.addr);
+        let added = stoppable(|| self.table.report_node(&self.nodes[number], &described)).expect("there is room");
+        assert_eq!((added == Added::Inserted) as usize, self.added(&[number], 2));
+        self.proxy();
+    }
+
+    pub(crate) fn report_nodes_changed(&mut self) {
+        self.addr = 1 - self.addr;
+        let (numbers, nodes, _) = self.pick_batch();
+        let described = described(&self.ids[2], self.addr);
+        let added = stoppable(|| self.table.report_nodes(&nodes, &described)).expect("there is room");
+        assert_eq!((added.inserted, added.len()), (self.added(&numbers, 2), BATCH));
+        self.proxy();
+    }
+
+    /// An ID that no proxy has had.
+    fn new_id(&mut self) -> String {
+        if self.is_victim() {
+            // Nobody counts how many a victim takes before it is stopped: the numbers of those before must come back.
+            self.table.sweep(64);
+        }
+        self.counter += 1;
+        format!("{}-{}", self.name, self.counter)
+    }
+
+    pub(crate) fn register_new(&mut self) {
+        let id = self.new_id();
+        let proxy = stoppable(|| self.table.register_proxy(&described(&id, 0))).expect("there is room");
+        assert_eq!(self.table.find_proxy(&id), Some(proxy));
+        assert!(self.table.remove_proxy(proxy));
+    }
+
+    pub(crate) fn remove_proxy(&mut self) {
+        self.remove_a_proxy(|remove| stoppable(remove));
+    }
+
+    fn remove_a_proxy(&mut self, remove: impl FnOnce(&dyn Fn())) {
+        let id = self.new_id();
+        let proxy = self.table.register_proxy(&described(&id, 0)).expect("there is room");
+        let added = self.table.add_nodes(&self.wild, proxy).expect("there is room");
+        assert_eq!(added.inserted, WILD);
+        remove(&|| assert!(self.table.remove_proxy(proxy)));
+        assert_eq!((self.table.proxy(proxy), self.table.find_proxy(&id)), (None, None));
+        assert!(self.table.add_node(&self.wild[0], proxy).is_err());
+    }
+
+    fn begin(&mut self, begin: impl FnOnce(&RouteTable, &Proxy<'_>)) {
+        let id = format!("{}-incarnation", self.name);
+        begin(self.table, &described(&id, 0));
+    }
+
+    pub(crate) fn begin_the_next(&mut self) {
+        let (number, old) = self.incarnation;
+        let next = number.saturating_add(1);
+        if self.is_victim() {
+            // As in `new_id`.
+            self.table.sweep(64);
+        }
+        self.table.add_nodes(&self.wild, old).expect("there is room");
+        let mut begun = None;
+        self.begin(|table, proxy| begun = Some(stoppable(|| table.begin_incarnation(proxy, next))));
+        let begun = begun.expect("it was called").expect("there is room");
+        assert!(!begun.is_resumed && self.table.proxy(old).is_none());
+        self.incarnation = (next, begun.proxy);
+    }
+
+    pub(crate) fn begin_again(&mut self) {
+        let (number, old) = self.incarnation;
+        self.begin(|table, proxy| {
+            let begun = stoppable(|| table.begin_incarnation(proxy, number)).expect("there is room");
+            assert!(begun.is_resumed && begun.proxy == old);
+        });
+    }
+
+    pub(crate) fn resume_incarnation(&mut self) {
+        let (number, old) = self.incarnation;
+        self.begin(|table, proxy| {
+            let begun = stoppable(|| table.resume_incarnation(proxy, number)).expect("there is room");
+            assert!(begun.is_resumed && begun.proxy == old);
+        });
+    }
+}
+
+pub(crate) fn described(id: &str, addr: usize) -> Proxy<'_> {
+    Proxy {
+        addr: ADDRS[addr],
+        ..common::proxy(id)
+    }
+}
