@@ -8,7 +8,7 @@ use std::io;
 
 use serde_json::{Value, json};
 
-use crate::peers::Kind;
+use crate::peers::{Kind, Peer};
 use crate::support::args::Args;
 use crate::support::histogram::Histogram;
 use crate::support::machine;
@@ -48,6 +48,15 @@ impl fmt::Display for Subject {
 pub(crate) struct Who {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
+}
+
+impl Who {
+    pub(crate) fn of<P: Peer>() -> Self {
+        Self {
+            name: P::NAME,
+            kind: P::KIND,
+        }
+    }
 }
 
 /// One contestant's part in a row of the report: each call measures it once, in the row's unit.
@@ -110,12 +119,23 @@ impl Row {
         )
     }
 
+    fn best_peer(&self) -> Option<usize> {
+        (1..self.whos.len())
+            .filter(|&at| self.whos[at].kind != Kind::Reference)
+            .min_by(|&a, &b| self.median(a).total_cmp(&self.median(b)))
+    }
+
+    /// Each contestant's name and median, and the table's ratio to the best peer.
+    pub(crate) fn medians(&self) -> (impl Iterator<Item = (&'static str, f64)>, f64) {
+        let ratio = self.best_peer().map_or(f64::NAN, |best| self.ratio(best));
+        let median = |at: usize| (self.whos[at].name, self.median(at));
+        ((0..self.whos.len()).map(median), ratio)
+    }
+
     /// One line per contestant: its median, and the table's ratio to it.
     fn print(&self) {
         println!("\n{} ({})", self.subject, self.unit);
-        let best = (1..self.whos.len())
-            .filter(|&at| self.whos[at].kind != Kind::Reference)
-            .min_by(|&a, &b| self.median(a).total_cmp(&self.median(b)));
+        let best = self.best_peer();
         for (at, who) in self.whos.iter().enumerate() {
             let ratio = match at {
                 0 => String::new(),
@@ -157,6 +177,11 @@ impl Report {
     /// Prints a row, and keeps it.
     pub(crate) fn row(&mut self, row: &Row) {
         row.print();
+        self.keep(row);
+    }
+
+    /// Keeps a row.
+    pub(crate) fn keep(&mut self, row: &Row) {
         self.rows.push(row.to_json());
     }
 
