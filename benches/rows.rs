@@ -69,7 +69,7 @@ impl Run {
     /// Measures one row, where it is wanted.
     fn row<'a>(&mut self, subject: Subject, unit: &'static str, entries: impl FnOnce() -> Vec<Entry<'a>>) {
         if self.wants(subject) {
-            let row = Row::measure(subject, unit, self.rounds, entries());
+            let row = Row::measure(subject, unit, 0..self.rounds, entries());
             self.report.row(&row);
         }
     }

@@ -1,26 +1,27 @@
-//! What a table and its peers do in a second, over threads, from one to more than there are cores.
+//! Throughput over threads: the table beside its peers, from 1 thread to more threads than a machine has cores.
 //!
 //! ```console
-//! $ profiles/scaling                                     # 1,000,000 nodes; four minutes
-//! $ profiles/scaling --seconds 60 'look-up'              # a minute, for only the rows whose title has one of these words
-//! $ profiles/scaling --record profiles/recorded          # and keeps what came of it, under this machine's name
+//! $ profiles/scaling                                     # 1,000,000 nodes, about 1 GB of memory; four minutes
+//! $ profiles/scaling --seconds 60 'look-up'              # one minute, only the rows whose title has one of these words
+//! $ profiles/scaling --record profiles/recorded          # writes the results to a file named after this machine
 //! $ NODES=100k profiles/scaling
 //! ```
 //!
-//! `profiles/scaling --build-only` leaves a program that needs no other file. With `--bench` before these arguments, another
-//! machine runs it; without that, it only shows that it works.
+//! `profiles/scaling --build-only` prints the path of the program, a single file that runs on another machine without cargo.
+//! The program needs `--bench` before these arguments; without `--bench` it runs each row once, as short as possible.
 //!
-//! What counts is the operations that all threads complete together in a window of time, by the wall; insertions are an
-//! exception, whose every table grows from empty to all nodes. The columns are million operations per second, medians of
-//! three turns, and the ratio of the table's to the best peer's: above 1, the table does more. The contestants take turns
-//! within a row, so a busy machine disturbs all of them alike.
+//! The threads of a turn start together, and their operations count over a fixed window of the wall clock. Insertions are
+//! an exception: threads insert all nodes into a new table, and repeat that until the turn is over. The columns are million
+//! operations per second of all threads together, medians of three turns. The last column is the ratio of the table's
+//! throughput to the best peer's: above 1, the table is faster. The contestants take turns within a row, so a busy machine
+//! disturbs all contestants alike.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 
 pub(crate) mod peers;
 pub(crate) mod support;
 
-use std::io;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use mimalloc::MiMalloc;
@@ -39,15 +40,14 @@ use crate::support::turn::{growths, window};
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 const PROXIES: u32 = 1_000;
-pub(crate) const THREADS: [usize; 6] = [1, 2, 4, 8, 16, 32];
-/// Turns of each contestant in a row.
+const THREADS: [usize; 6] = [1, 2, 4, 8, 16, 32];
+/// Turns of each contestant in a row. A row that has used up its share of the budget ends earlier, but not before the first.
 const ROUNDS: usize = 3;
 
-/// The budget where the command line names none, in seconds.
+/// The default budget, in seconds.
 const BUDGET: u64 = 240;
-/// A smaller budget has as much fewer nodes, for a turn at insertions is no shorter than one table's growth.
+/// Smaller budgets, in seconds, measure fewer nodes in proportion: a turn at insertions takes at least one table's growth.
 const BUDGET_OF_ALL_NODES: u64 = 120;
-const FEWEST_NODES: usize = 1_000;
 const SHORTEST_TURN: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +58,8 @@ enum Job {
 }
 
 const BOTH: &[&str] = &["uniform", "zipf"];
-/// The jobs, and the orders in which their nodes come. No node is inserted twice, and a session refreshes all of its routes
-/// equally often, so there is nothing for a zipf distribution to say of these two.
+/// The jobs, and the orders of their nodes. Two jobs have no zipf order: no node is inserted twice, and a session refreshes
+/// all of its routes equally often.
 const JOBS: [(&str, Job, &[&str]); 6] = [
     ("insert from empty", Job::Insert, &[""]),
     ("look-up", Job::Work(Work::LookUp), BOTH),
@@ -72,11 +72,11 @@ const JOBS: [(&str, Job, &[&str]); 6] = [
 /// Nodes of one proxy, and the handles of their routes.
 type Batch<'a> = (&'a [Step], Vec<u64>);
 
-/// A filled table, as the rows see it. All results are nanoseconds per operation.
+/// A filled table of any type. All results are nanoseconds per operation.
 trait Contestant {
     fn who(&self) -> Who;
     fn announce(&self, nodes: &[Step]) -> Vec<u64>;
-    /// Into new tables of the same kind.
+    /// Inserts into new tables of the same type.
     fn insert(&self, nodes: &[Step], threads: usize, turn: Duration) -> f64;
     fn work(&self, work: Work, steps: &[Step], threads: usize, turn: Duration) -> f64;
     fn refresh_by_handle(&self, batches: &[Batch<'_>], threads: usize, turn: Duration) -> f64;
@@ -121,13 +121,13 @@ impl<P: Peer + Sync> Contestant for P {
     }
 }
 
-/// Goes round and round, each thread from a place of its own.
+/// Repeats the parts without end; each thread begins at a different part.
 fn endless<I: ExactSizeIterator + Clone>(parts: I, thread: usize, threads: usize) -> impl Iterator<Item = I::Item> {
     let first = parts.len() * thread / threads;
     parts.cycle().skip(first)
 }
 
-/// The subjects of all rows with their jobs, those of a line of thread counts together.
+/// The subjects of all rows, with their jobs.
 fn rows(nodes: usize) -> Vec<(Subject, Job)> {
     let mut rows = Vec::new();
     for (operation, job, orders) in JOBS {
@@ -146,13 +146,23 @@ fn rows(nodes: usize) -> Vec<(Subject, Job)> {
     rows
 }
 
-/// Measures the rows that are wanted, and prints each as it comes.
+/// The number of nodes that a budget is enough for, in thousands if that is fewer than `all`.
+fn nodes_for(seconds: u64, all: usize) -> usize {
+    if seconds >= BUDGET_OF_ALL_NODES {
+        return all;
+    }
+    let part = all as u64 * seconds / BUDGET_OF_ALL_NODES;
+    (part as usize / 1_000 * 1_000).max(1_000).min(all)
+}
+
+/// Measures the rows whose titles `args` selects, and prints each row at once.
 pub(crate) fn measure(args: &Args, nodes: usize) -> Result<Report, String> {
     let began = Instant::now();
     let seconds = args.seconds.unwrap_or(BUDGET);
-    let rounds = if seconds == 0 { 1 } else { ROUNDS };
-    let part = seconds.min(BUDGET_OF_ALL_NODES) as usize;
-    let count = (nodes * part / BUDGET_OF_ALL_NODES as usize).max(FEWEST_NODES.min(nodes));
+    if nodes == 0 {
+        return Err("there must be at least one node".into());
+    }
+    let count = nodes_for(seconds, nodes);
     let mut wanted = rows(count);
     wanted.retain(|(subject, _)| args.wants(&subject.to_string()));
     if wanted.is_empty() {
@@ -171,13 +181,16 @@ pub(crate) fn measure(args: &Args, nodes: usize) -> Result<Report, String> {
     let mut report = Report::default();
     let mut line = None;
     for (at, &(subject, job)) in wanted.iter().enumerate() {
-        if line.replace((subject.operation, subject.order)) != Some((subject.operation, subject.order)) {
+        let this = Some((subject.operation, subject.order));
+        if line != this {
+            line = this;
             print_head(subject, tables.iter().map(|table| table.who()));
         }
-        // What a row took too long is what those after it lack.
-        let turns_left = (wanted.len() - at) * tables.len() * rounds;
-        let left = Duration::from_secs(seconds).saturating_sub(began.elapsed());
-        let turn = (left / turns_left as u32).max(SHORTEST_TURN);
+        // If a row exceeds its share, the later rows get less.
+        let share = Duration::from_secs(seconds).saturating_sub(began.elapsed()) / (wanted.len() - at) as u32;
+        let turn = (share / (tables.len() * ROUNDS) as u32).max(SHORTEST_TURN);
+        let row_began = Instant::now();
+        let rounds = (0..ROUNDS).take_while(|&round| round == 0 || row_began.elapsed() < share);
         let threads = subject.threads;
         let steps = if subject.order == "zipf" { &zipf } else { &uniform };
         let entries = tables.iter().zip(&sessions).map(|(table, batches)| Entry {
@@ -195,7 +208,7 @@ pub(crate) fn measure(args: &Args, nodes: usize) -> Result<Report, String> {
     Ok(report)
 }
 
-/// The narrowest column.
+/// The least width of a column.
 const COLUMN: usize = 8;
 
 fn print_head(subject: Subject, whos: impl Iterator<Item = Who>) {
@@ -220,22 +233,34 @@ fn print_row(threads: usize, row: &Row) {
     println!("  {:>14.2} x", 1.0 / ratio);
 }
 
-fn main() -> io::Result<()> {
+fn run() -> Result<(), String> {
+    let mut args = Args::parse();
     all_agree();
     println!("all contestants give the same answers");
-    let mut args = Args::parse();
     if !args.is_bench {
         args.seconds = Some(0);
-        println!("a run to show that it works; --bench measures");
+        println!("each row once, as short as possible; --bench measures");
     }
     if let Some(directory) = args.record.as_ref().filter(|file| file.is_dir()) {
         args.record = Some(directory.join(format!("scaling-{}.json", machine::slug())));
     }
     println!("{} cores", machine::cores());
-    let report = measure(&args, steps::sizes(&[1_000_000])[0]).map_err(io::Error::other)?;
-    report.save(&args)?;
+    let report = measure(&args, steps::sizes(&[1_000_000])[0])?;
+    report
+        .save(&args)
+        .map_err(|error| format!("the record cannot be written: {error}"))?;
     if let Some(file) = &args.record {
         println!("\nrecorded in {}", file.display());
     }
     Ok(())
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -59,7 +59,7 @@ fn a_machine_has_a_name_that_a_file_can_have() {
     assert_eq!(slugged(&slug()), slug());
 }
 
-/// A budget of no time at all: every row, each turn as short as turns get.
+/// A budget of no time at all: each turn as short as turns get.
 fn smallest(words: &[&str]) -> Args {
     Args {
         words: words.iter().map(|word| (*word).into()).collect(),
@@ -69,12 +69,13 @@ fn smallest(words: &[&str]) -> Args {
 }
 
 #[test]
-fn a_run_of_scaling_has_every_row_and_contestant_in_its_record() {
+fn a_run_of_scaling_records_every_row_that_is_wanted_with_every_contestant() {
     all_agree();
     let file = std::env::temp_dir().join(format!("nodetracker-scaling-{}.json", std::process::id()));
     let args = Args {
         record: Some(file.clone()),
-        ..smallest(&[])
+        // Without those that keep so many threads busy for long.
+        ..smallest(&["1 thread", "8 threads"])
     };
     scaling::measure(&args, 1_000_000).unwrap().save(&args).unwrap();
     let text = std::fs::read_to_string(&file).unwrap();
@@ -85,8 +86,8 @@ fn a_run_of_scaling_has_every_row_and_contestant_in_its_record() {
     let rows = record["rows"].as_array().unwrap();
     let subject = |row: &Value| [&row["operation"], &row["order"], &row["threads"]].map(Value::to_string);
     let subjects: HashSet<_> = rows.iter().map(subject).collect();
-    // Four operations in two orders and two in one, over six counts of threads.
-    assert_eq!((rows.len(), subjects.len()), (60, 60));
+    // Four operations in two orders and two in one, with one thread and with eight.
+    assert_eq!((rows.len(), subjects.len()), (20, 20));
     for row in rows {
         assert_eq!((&row["unit"], &row["nodes"]), (&"ns".into(), &1_000.into()), "{row}");
         let contestants = row["contestants"].as_array().unwrap();

@@ -8,14 +8,14 @@ pub(crate) struct Args {
     pub(crate) words: Vec<String>,
     /// `--record FILE`: where to write what was measured.
     pub(crate) record: Option<PathBuf>,
-    /// `--seconds N`: how long all of it may take, if the bench has a budget of time.
+    /// `--seconds N`: the budget of time for the whole run, in benches that have such a budget.
     pub(crate) seconds: Option<u64>,
     /// Whether to measure. Without this, cargo wants to know only whether it works.
     pub(crate) is_bench: bool,
 }
 
 impl Args {
-    /// Those of this process; ends it if they are wrong.
+    /// Parses the arguments of this process. If an argument is wrong, prints an error and exits.
     pub(crate) fn parse() -> Self {
         Self::read(std::env::args().skip(1)).unwrap_or_else(|error| {
             eprintln!("{error}");

@@ -21,7 +21,7 @@ pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(0, usize::from)
 }
 
-/// This machine's name among the records of several: processor and cores, in what every file's name can have.
+/// A name for this kind of machine, of processor and cores, that is fit for a file's name.
 pub(crate) fn slug() -> String {
     slugged(&format!("{} {} cores", cpu().as_deref().unwrap_or("unknown"), cores()))
 }

@@ -90,11 +90,16 @@ impl Row {
         self.rounds.push(values);
     }
 
-    /// Measures each contestant so many times.
-    pub(crate) fn measure(subject: Subject, unit: &'static str, rounds: usize, mut entries: Vec<Entry<'_>>) -> Self {
+    /// Measures each contestant once in each round.
+    pub(crate) fn measure(
+        subject: Subject,
+        unit: &'static str,
+        rounds: impl Iterator<Item = usize>,
+        mut entries: Vec<Entry<'_>>,
+    ) -> Self {
         let mut row = Self::new(subject, unit, entries.iter().map(|entry| entry.who).collect());
         let count = entries.len();
-        for round in 0..rounds {
+        for round in rounds {
             let mut values = vec![0.0; count];
             // Another one begins each time.
             for at in (0..count).map(|at| (at + round) % count) {

@@ -1,28 +1,30 @@
-//! A contestant's turn: what several threads do together, by the wall.
+//! A contestant's turn: the throughput of several threads together, by the wall clock.
 //!
-//! The threads start together, behind a barrier. They may be more than there are cores: a thread's waits for a core count.
+//! The threads start together, behind a barrier. If there are more threads than cores, the threads' waits for a core count.
 
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::peers::{Peer, Setting};
 use crate::support::steps::Step;
 
-/// The part of a turn in which nothing counts: the contestant before has left the caches full of its own.
+/// The part of a turn before operations count: the previous contestant has evicted this contestant's cache lines.
 const WARM_UP: f64 = 0.2;
-/// Nodes that a thread takes at a time to insert them.
+/// Nodes that a thread takes from the common supply at a time.
 const SHARE: usize = 512;
 
 const WARMING_UP: u8 = 0;
 const COUNTING: u8 = 1;
 const OVER: u8 = 2;
 
-/// Nanoseconds per operation of all threads together, over a window of time. `start` makes a thread's work: each call does
-/// some operations, and returns how many.
+/// Nanoseconds per operation of all threads together, over a window of time. `start` returns a thread's work; each call of
+/// the work does some operations, at least one, and returns their number. If no thread gets a core in the window, the window
+/// is repeated.
 pub(crate) fn window<W: FnMut() -> usize>(threads: usize, turn: Duration, start: impl Fn(usize) -> W + Sync) -> f64 {
-    // Relaxed, all: a thread's count comes with the end of the thread, and the phase says no more than the time.
+    // Relaxed, all: neither atomic publishes other data; the counts are read after the threads have been joined.
     let phase = AtomicU8::new(WARMING_UP);
+    let has_counted = AtomicBool::new(false);
     let barrier = Barrier::new(threads + 1);
     let count = |thread| {
         let mut work = start(thread);
@@ -35,6 +37,9 @@ pub(crate) fn window<W: FnMut() -> usize>(threads: usize, turn: Duration, start:
             }
             let done = work();
             if phase == COUNTING {
+                if counted == 0 {
+                    has_counted.store(true, Ordering::Relaxed);
+                }
                 counted += done;
             }
         }
@@ -47,19 +52,20 @@ pub(crate) fn window<W: FnMut() -> usize>(threads: usize, turn: Duration, start:
         std::thread::sleep(warm_up);
         let began = Instant::now();
         phase.store(COUNTING, Ordering::Relaxed);
-        std::thread::sleep(turn - warm_up);
+        while !has_counted.load(Ordering::Relaxed) || began.elapsed() < turn - warm_up {
+            std::thread::sleep(turn - warm_up);
+        }
         phase.store(OVER, Ordering::Relaxed);
         let took = began.elapsed();
         let counted = threads
             .into_iter()
             .map(|thread| thread.join().expect("no thread panics"));
-        // Where none was done, the first would have taken longer than this.
-        took.as_nanos() as f64 / counted.sum::<usize>().max(1) as f64
+        took.as_nanos() as f64 / counted.sum::<usize>() as f64
     })
 }
 
-/// Nanoseconds per insertion of all threads together, into one new table after the other, each from empty to all of these
-/// nodes: one table at least, and more while the turn lasts.
+/// Nanoseconds per insertion of all threads together, from an empty table to all `nodes`. Further tables follow until the
+/// turn is over.
 pub(crate) fn growths<P: Peer + Sync>(threads: usize, turn: Duration, nodes: &[Step]) -> f64 {
     let began = Instant::now();
     let mut took = Duration::ZERO;
@@ -71,7 +77,7 @@ pub(crate) fn growths<P: Peer + Sync>(threads: usize, turn: Duration, nodes: &[S
     took.as_nanos() as f64 / inserted as f64
 }
 
-/// From the first thread's start to the last one's end.
+/// The time from the first thread's start to the last thread's end.
 fn growth<P: Peer + Sync>(threads: usize, nodes: &[Step]) -> Duration {
     let table = P::new(&Setting::default());
     let taken = AtomicUsize::new(0);
@@ -80,7 +86,7 @@ fn growth<P: Peer + Sync>(threads: usize, nodes: &[Step]) -> Duration {
         barrier.wait();
         let began = Instant::now();
         loop {
-            // Relaxed: each share goes to one thread, and the nodes were there before the threads.
+            // Relaxed: atomicity alone gives each share to one thread; the nodes were written before the threads started.
             let from = taken.fetch_add(SHARE, Ordering::Relaxed);
             let Some(rest) = nodes.get(from..) else { break };
             for step in &rest[..rest.len().min(SHARE)] {

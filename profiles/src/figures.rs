@@ -84,18 +84,18 @@ impl Record {
         self.rows.iter().filter(|row| row["contestants"].is_array()).map(Row)
     }
 
-    /// How many threads there are in rows of several contestants, from few to many.
+    /// The thread counts of the rows of several contestants, in ascending order.
     pub(crate) fn threads(&self) -> Vec<u64> {
         let threads: BTreeSet<_> = self.rows().map(|row| row.number("threads")).collect();
         threads.into_iter().collect()
     }
 
-    /// How many nodes the first row of several contestants has.
+    /// The number of nodes in the first row of several contestants.
     pub(crate) fn nodes(&self) -> Option<u64> {
         self.rows().next().map(|row| row.number("nodes"))
     }
 
-    /// How many cores the machine had.
+    /// The number of cores of the machine.
     pub(crate) fn cores(&self) -> u64 {
         self.machine["cores"].as_u64().unwrap_or_default()
     }
@@ -157,7 +157,7 @@ impl<'a> Row<'a> {
         contestants.into_iter().flatten().filter_map(figure).collect()
     }
 
-    /// The best of those that the table competes with.
+    /// The best of the peers that several threads can share.
     pub(crate) fn best_peer(self) -> Option<Figure<'a>> {
         self.best(|figure| matches!(figure.kind, "locks" | "lock-free"))
     }

@@ -103,7 +103,7 @@ pub(crate) fn throughput(record: &Record) -> Option<String> {
     )
 }
 
-/// The same of `scaling`, on one machine.
+/// Throughput over threads from a record of `scaling`.
 pub(crate) fn scaling(record: &Record) -> Option<String> {
     let (cores, nodes) = (record.cores(), record.nodes()?);
     over_threads(
@@ -118,7 +118,7 @@ pub(crate) fn scaling(record: &Record) -> Option<String> {
     )
 }
 
-/// A panel for each operation.
+/// Throughput over threads, with a panel for each operation. `None` if the record lacks a row.
 fn over_threads(
     record: &Record,
     title: &str,
@@ -126,7 +126,7 @@ fn over_threads(
     threads: &[u64],
     nodes: u64,
 ) -> Option<String> {
-    // One point would be no line.
+    // A line needs two points.
     let &[first, .., last] = threads else { return None };
     let all = operations.map(|operation| {
         let rows: Option<Vec<_>> = threads

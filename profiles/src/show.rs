@@ -36,7 +36,7 @@ pub(crate) fn show(here: &Path) -> Result<(), Box<dyn Error>> {
     write_section(&above.join("README.md"), "machine", &machine)
 }
 
-/// What every machine recorded of `scaling`; the plot is that of most cores.
+/// A table for each machine that recorded `scaling`. The plot shows the machine with the most cores.
 fn scaling(here: &Path) -> Result<String, Box<dyn Error>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(here.join("recorded"))? {

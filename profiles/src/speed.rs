@@ -310,7 +310,7 @@ pub(crate) fn size(nodes: u64) -> String {
     }
 }
 
-/// What the table does in a second on one machine, over threads, and how many times the best peer's that is.
+/// The table's throughput on one machine, over threads, with its ratio to the best peer's throughput.
 pub(crate) fn scaling(record: &Record) -> String {
     let threads = record.threads();
     let mut lines = Vec::new();
