@@ -83,7 +83,7 @@ fn main() -> std::io::Result<()> {
             }
         }
         println!();
-        report.curve("peak bytes per route", "B", Who { name: P::NAME, kind: P::KIND }, &points);
+        report.curve("peak bytes per route", "B", Who::of::<P>(), &points);
     });
 
     let million = &nodes[..nodes.len().min(1_000_000)];

@@ -69,7 +69,7 @@ impl Run {
     /// Measures one row, where it is wanted.
     fn row<'a>(&mut self, subject: Subject, unit: &'static str, entries: impl FnOnce() -> Vec<Entry<'a>>) {
         if self.wants(subject) {
-            let row = Row::measure(subject, unit, self.rounds, entries());
+            let row = Row::measure(subject, unit, 0..self.rounds, entries());
             self.report.row(&row);
         }
     }
@@ -170,7 +170,7 @@ macro_rules! contestant {
     ($wrapper:ident, $($bound:ident)+, $shared:expr) => {
         impl<P: $($bound +)+> Contestant for $wrapper<P> {
             fn who(&self) -> Who {
-                who::<P>()
+                Who::of::<P>()
             }
 
             fn pass(&self, work: Work, steps: &[Step]) -> f64 {
@@ -198,13 +198,6 @@ macro_rules! contestant {
 }
 contestant!(Alone, Peer, |_| None);
 contestant!(Together, Peer Sync, |peer| Some(peer));
-
-fn who<P: Peer>() -> Who {
-    Who {
-        name: P::NAME,
-        kind: P::KIND,
-    }
-}
 
 type Tables = [Box<dyn Contestant>];
 
@@ -347,7 +340,7 @@ fn growth(run: &mut Run, nodes: &Nodes) {
         run.row(nodes.subject("insert from empty", count, ""), "ns", || {
             let mut entries = Vec::new();
             for_each_peer!(P => {
-                entries.push(Entry { who: who::<P>(), measure: Box::new(|| grow::<P>(count, &nodes.nodes)) });
+                entries.push(Entry { who: Who::of::<P>(), measure: Box::new(|| grow::<P>(count, &nodes.nodes)) });
             });
             entries
         });
@@ -355,13 +348,13 @@ fn growth(run: &mut Run, nodes: &Nodes) {
     run.row(nodes.subject("insert from empty in batches of 64", 1, ""), "ns", || {
         let mut entries = Vec::new();
         for_each_peer!(P => {
-            entries.push(Entry { who: who::<P>(), measure: Box::new(|| grow_in_batches::<P>(&nodes.by_proxy)) });
+            entries.push(Entry { who: Who::of::<P>(), measure: Box::new(|| grow_in_batches::<P>(&nodes.by_proxy)) });
         });
         entries
     });
     let subject = nodes.subject("longest pause of an insert from empty", 1, "");
     let mut histograms = Vec::new();
-    for_each_peer!(P => { histograms.push((who::<P>(), Histogram::default())); });
+    for_each_peer!(P => { histograms.push((Who::of::<P>(), Histogram::default())); });
     run.row(subject, "µs", || {
         let mut entries = Vec::new();
         let mut histograms = histograms.iter_mut();
@@ -398,7 +391,7 @@ fn snapshots(run: &mut Run, nodes: &Nodes) {
     run.row(subject, "ns per route", || {
         vec![
             Entry {
-                who: who::<Nodetracker>(),
+                who: Who::of::<Nodetracker>(),
                 measure: Box::new(|| {
                     let table = builder(&Setting::default()).build();
                     let start = Instant::now();

@@ -36,7 +36,15 @@ fn insert<P: Peer>(table: &P, nodes: &[Step]) {
 
 /// Goes through the steps once; returns the thread's own time.
 pub(crate) fn pass<P: Peer>(table: &P, work: Work, steps: &[Step]) -> Duration {
+    let mut room = P::Room::default();
     let watch = Stopwatch::start();
+    go_through(table, work, steps, &mut room);
+    watch.elapsed()
+}
+
+/// Goes through the steps once.
+#[inline]
+pub(crate) fn go_through<P: Peer>(table: &P, work: Work, steps: &[Step], room: &mut P::Room) {
     match work {
         Work::LookUp => {
             for step in steps {
@@ -57,13 +65,11 @@ pub(crate) fn pass<P: Peer>(table: &P, work: Work, steps: &[Step]) -> Duration {
             }
         }
         Work::LookUpBatch => {
-            let mut room = P::Room::default();
             for batch in steps.chunks(BATCH) {
-                table.look_up_batch(batch, &mut room);
+                table.look_up_batch(batch, room);
             }
         }
     }
-    watch.elapsed()
 }
 
 fn per_op(took: Duration, ops: usize) -> f64 {

@@ -8,12 +8,28 @@ use serde_json::{Value, json};
 pub(crate) fn describe() -> Value {
     json!({
         "cpu": cpu(),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "cores": cores(),
         "l2": cache(2),
         "l3": cache(3),
         "memory": field("/proc/meminfo", "MemTotal"),
         "system": read_to_string("/proc/sys/kernel/osrelease").ok().map(|release| format!("Linux {}", release.trim())),
     })
+}
+
+/// How many cores this process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(0, usize::from)
+}
+
+/// A name for this kind of machine, of processor and cores, that is fit for a file's name.
+pub(crate) fn slug() -> String {
+    slugged(&format!("{} {} cores", cpu().as_deref().unwrap_or("unknown"), cores()))
+}
+
+pub(crate) fn slugged(text: &str) -> String {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+    let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
+    words.join("-").to_ascii_lowercase()
 }
 
 /// The first line's value under this name, in a file of lines like `name : value`.

@@ -9,3 +9,4 @@ pub(crate) mod machine;
 pub(crate) mod own_time;
 pub(crate) mod report;
 pub(crate) mod steps;
+pub(crate) mod turn;

@@ -8,7 +8,7 @@ use std::io;
 
 use serde_json::{Value, json};
 
-use crate::peers::Kind;
+use crate::peers::{Kind, Peer};
 use crate::support::args::Args;
 use crate::support::histogram::Histogram;
 use crate::support::machine;
@@ -50,6 +50,15 @@ pub(crate) struct Who {
     pub(crate) kind: Kind,
 }
 
+impl Who {
+    pub(crate) fn of<P: Peer>() -> Self {
+        Self {
+            name: P::NAME,
+            kind: P::KIND,
+        }
+    }
+}
+
 /// One contestant's part in a row of the report: each call measures it once, in the row's unit.
 pub(crate) struct Entry<'a> {
     pub(crate) who: Who,
@@ -81,11 +90,16 @@ impl Row {
         self.rounds.push(values);
     }
 
-    /// Measures each contestant so many times.
-    pub(crate) fn measure(subject: Subject, unit: &'static str, rounds: usize, mut entries: Vec<Entry<'_>>) -> Self {
+    /// Measures each contestant once in each round.
+    pub(crate) fn measure(
+        subject: Subject,
+        unit: &'static str,
+        rounds: impl Iterator<Item = usize>,
+        mut entries: Vec<Entry<'_>>,
+    ) -> Self {
         let mut row = Self::new(subject, unit, entries.iter().map(|entry| entry.who).collect());
         let count = entries.len();
-        for round in 0..rounds {
+        for round in rounds {
             let mut values = vec![0.0; count];
             // Another one begins each time.
             for at in (0..count).map(|at| (at + round) % count) {
@@ -110,12 +124,23 @@ impl Row {
         )
     }
 
+    fn best_peer(&self) -> Option<usize> {
+        (1..self.whos.len())
+            .filter(|&at| self.whos[at].kind != Kind::Reference)
+            .min_by(|&a, &b| self.median(a).total_cmp(&self.median(b)))
+    }
+
+    /// Each contestant's name and median, and the table's ratio to the best peer.
+    pub(crate) fn medians(&self) -> (impl Iterator<Item = (&'static str, f64)>, f64) {
+        let ratio = self.best_peer().map_or(f64::NAN, |best| self.ratio(best));
+        let median = |at: usize| (self.whos[at].name, self.median(at));
+        ((0..self.whos.len()).map(median), ratio)
+    }
+
     /// One line per contestant: its median, and the table's ratio to it.
     fn print(&self) {
         println!("\n{} ({})", self.subject, self.unit);
-        let best = (1..self.whos.len())
-            .filter(|&at| self.whos[at].kind != Kind::Reference)
-            .min_by(|&a, &b| self.median(a).total_cmp(&self.median(b)));
+        let best = self.best_peer();
         for (at, who) in self.whos.iter().enumerate() {
             let ratio = match at {
                 0 => String::new(),
@@ -157,6 +182,11 @@ impl Report {
     /// Prints a row, and keeps it.
     pub(crate) fn row(&mut self, row: &Row) {
         row.print();
+        self.keep(row);
+    }
+
+    /// Keeps a row.
+    pub(crate) fn keep(&mut self, row: &Row) {
         self.rows.push(row.to_json());
     }
 

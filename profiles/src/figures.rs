@@ -1,5 +1,6 @@
 //! What the benches recorded, read back.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -83,6 +84,22 @@ impl Record {
         self.rows.iter().filter(|row| row["contestants"].is_array()).map(Row)
     }
 
+    /// The thread counts of the rows of several contestants, in ascending order.
+    pub(crate) fn threads(&self) -> Vec<u64> {
+        let threads: BTreeSet<_> = self.rows().map(|row| row.number("threads")).collect();
+        threads.into_iter().collect()
+    }
+
+    /// The number of nodes in the first row of several contestants.
+    pub(crate) fn nodes(&self) -> Option<u64> {
+        self.rows().next().map(|row| row.number("nodes"))
+    }
+
+    /// The number of cores of the machine.
+    pub(crate) fn cores(&self) -> u64 {
+        self.machine["cores"].as_u64().unwrap_or_default()
+    }
+
     /// Single values, with their units and the number of nodes.
     pub(crate) fn values(&self) -> impl Iterator<Item = (&str, f64, &str, u64)> {
         self.rows.iter().filter_map(|row| {
@@ -110,6 +127,13 @@ impl Record {
     }
 }
 
+impl Figure<'_> {
+    /// Million operations per second, where the figure is nanoseconds per operation.
+    pub(crate) fn mops(&self) -> f64 {
+        1_000.0 / self.median
+    }
+}
+
 impl<'a> Row<'a> {
     pub(crate) fn text(self, name: &str) -> &'a str {
         self.0[name].as_str().unwrap_or_default()
@@ -131,6 +155,11 @@ impl<'a> Row<'a> {
             })
         };
         contestants.into_iter().flatten().filter_map(figure).collect()
+    }
+
+    /// The best of the peers that several threads can share.
+    pub(crate) fn best_peer(self) -> Option<Figure<'a>> {
+        self.best(|figure| matches!(figure.kind, "locks" | "lock-free"))
     }
 
     /// The best of the contestants that are meant, the table not among them.

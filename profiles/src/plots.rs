@@ -3,6 +3,7 @@
 use crate::chart::{Axis, Panel, Scale, Series, draw};
 use crate::figures::{Record, Row};
 use crate::programs::Point;
+use crate::speed::size;
 
 /// A contestant's line.
 fn class(name: &str) -> &'static str {
@@ -93,26 +94,58 @@ pub(crate) fn bytes_of_all(record: &Record) -> String {
 
 /// Operations over threads.
 pub(crate) fn throughput(record: &Record) -> Option<String> {
-    let threads = [1, 2, 4];
-    let all = ["one refresh in twenty, else look-up", "half refresh, half look-up"].map(|operation| {
+    over_threads(
+        record,
+        "Throughput, one million routes, uniform, on two cores",
+        ["one refresh in twenty, else look-up", "half refresh, half look-up"],
+        &[1, 2, 4],
+        1_000_000,
+    )
+}
+
+/// Throughput over threads from a record of `scaling`.
+pub(crate) fn scaling(record: &Record) -> Option<String> {
+    let (cores, nodes) = (record.cores(), record.nodes()?);
+    over_threads(
+        record,
+        &format!(
+            "Throughput by the wall, {} routes, uniform, on {cores} cores",
+            size(nodes)
+        ),
+        ["look-up", "half refresh, half look-up"],
+        &record.threads(),
+        nodes,
+    )
+}
+
+/// Throughput over threads, with a panel for each operation. `None` if the record lacks a row.
+fn over_threads(
+    record: &Record,
+    title: &str,
+    operations: [&'static str; 2],
+    threads: &[u64],
+    nodes: u64,
+) -> Option<String> {
+    // A line needs two points.
+    let &[first, .., last] = threads else { return None };
+    let all = operations.map(|operation| {
         let rows: Option<Vec<_>> = threads
             .iter()
-            .map(|&count| Some((count, record.row(operation, count, "uniform", 1_000_000)?)))
+            .map(|&count| Some((count, record.row(operation, count, "uniform", nodes)?)))
             .collect();
         Some((operation, rows?))
     });
     let all: Vec<_> = all.into_iter().collect::<Option<_>>()?;
-    let mops = |ns: f64| 1_000.0 / ns;
     let figures = all
         .iter()
         .flat_map(|(_, rows)| rows.iter().flat_map(|(_, row)| row.figures()));
-    let most = figures.map(|figure| mops(figure.median)).fold(1.0, f64::max);
+    let most = figures.map(|figure| figure.mops()).fold(1.0, f64::max);
     let panels = all.iter().map(|(operation, rows)| {
-        let names = rows[0].1.figures();
+        let names = rows.first().map(|(_, row)| row.figures()).unwrap_or_default();
         let line = |name: &str| {
             let of = |(count, row): &(u64, Row<'_>)| {
                 let figure = row.figures().into_iter().find(|figure| figure.name == name)?;
-                Some((*count as f64, mops(figure.median)))
+                Some((*count as f64, figure.mops()))
             };
             series(name, rows.iter().filter_map(of).collect(), true)
         };
@@ -121,18 +154,15 @@ pub(crate) fn throughput(record: &Record) -> Option<String> {
             x: Axis {
                 label: "threads".into(),
                 scale: Scale::Logarithmic,
-                from: 1.0,
-                to: 4.0,
-                ticks: threads.map(|count| (count as f64, count.to_string())).into(),
+                from: first as f64,
+                to: last as f64,
+                ticks: threads.iter().map(|&count| (count as f64, count.to_string())).collect(),
             },
             y: Axis::up_to("million operations per second", most),
             series: names.iter().map(|figure| line(figure.name)).collect(),
         }
     });
-    Some(draw(
-        "Throughput, one million routes, uniform, on two cores",
-        &panels.collect::<Vec<_>>(),
-    ))
+    Some(draw(title, &panels.collect::<Vec<_>>()))
 }
 
 /// How many insertions of a million took longer than a time.

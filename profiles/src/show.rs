@@ -30,9 +30,34 @@ pub(crate) fn show(here: &Path) -> Result<(), Box<dyn Error>> {
     write_section(&readme, "bytes", &bytes)?;
     write_section(&readme, "instructions", &instructions::section(here)?)?;
     write_section(&readme, "hundred million", &speed::values(&hundred_million))?;
+    write_section(&readme, "scaling", &scaling(here)?)?;
     let above = here.parent().ok_or("this directory is in none")?;
     write_section(&readme, "proof", &proof::section(above)?)?;
     write_section(&above.join("README.md"), "machine", &machine)
+}
+
+/// A table for each machine that recorded `scaling`. The plot shows the machine with the most cores.
+fn scaling(here: &Path) -> Result<String, Box<dyn Error>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(here.join("recorded"))? {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.retain(|name| name.starts_with("scaling-") && name.ends_with(".json"));
+    names.sort();
+    let records: Vec<_> = names
+        .iter()
+        .map(|name| Record::read(here, name))
+        .collect::<Result<_, _>>()?;
+    let Some(largest) = records.iter().max_by_key(|record| record.cores()) else {
+        return Ok("Nothing is recorded yet.\n".into());
+    };
+    let plot = plots::scaling(largest).ok_or("the record of scaling lacks a row of its plot")?;
+    fs::write(here.join("scaling.svg"), plot)?;
+    let tables: Vec<_> = records.iter().map(speed::scaling).collect();
+    Ok(format!(
+        "![Throughput over threads, by the wall](scaling.svg)\n\n{}",
+        tables.join("\n")
+    ))
 }
 
 /// Replaces what a file has between the marks of a section.

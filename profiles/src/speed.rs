@@ -175,11 +175,11 @@ impl Goal {
 
     /// Who the table is measured against: who takes the least of those who are meant.
     fn other<'a>(&self, row: Row<'a>) -> Option<Figure<'a>> {
-        row.best(|figure| match self.against {
-            Against::BestPeer | Against::Absolute => matches!(figure.kind, "locks" | "lock-free"),
-            Against::BestThatLocks => figure.kind == "locks",
-            Against::Reference => figure.kind == "reference",
-        })
+        match self.against {
+            Against::BestPeer | Against::Absolute => row.best_peer(),
+            Against::BestThatLocks => row.best(|figure| figure.kind == "locks"),
+            Against::Reference => row.best(|figure| figure.kind == "reference"),
+        }
     }
 
     /// What the limit is for.
@@ -302,12 +302,41 @@ pub(crate) fn all_rows(record: &Record) -> String {
 }
 
 /// A size as people say it.
-fn size(nodes: u64) -> String {
+pub(crate) fn size(nodes: u64) -> String {
     match nodes {
         n if n % 1_000_000 == 0 => format!("{}M", n / 1_000_000),
         n if n % 1_000 == 0 => format!("{}k", n / 1_000),
         n => n.to_string(),
     }
+}
+
+/// The table's throughput on one machine, over threads, with its ratio to the best peer's throughput.
+pub(crate) fn scaling(record: &Record) -> String {
+    let threads = record.threads();
+    let mut lines = Vec::new();
+    for row in record.rows() {
+        let line = ["operation", "order"].map(|name| row.text(name));
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    let nodes = record.nodes().unwrap_or_default();
+    let mut text = format!("{}; {} routes.\n\n| threads |", record.machine(), size(nodes));
+    threads.iter().for_each(|count| _ = write!(text, " {count} |"));
+    _ = writeln!(text, "\n| --- |{}", " ---: |".repeat(threads.len()));
+    for [operation, order] in lines {
+        let comma = if order.is_empty() { "" } else { ", " };
+        _ = write!(text, "| {operation}{comma}{order} |");
+        for &count in &threads {
+            let cell = record.row(operation, count, order, nodes).and_then(|row| {
+                let ratio = 1.0 / row.best_peer()?.ratio;
+                Some(format!(" {:.1}, {ratio:.2} x |", row.table()?.mops()))
+            });
+            text += cell.as_deref().unwrap_or(" |");
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// Single values, one a line.
@@ -378,6 +407,40 @@ mod tests {
         assert_eq!(
             line,
             "| look-up, one at a time | 1 | 90 ns | 100 ns (dashmap) | 7.00 | 0.90 | 0.95 | holds |"
+        );
+    }
+
+    #[test]
+    fn a_machine_has_a_line_for_each_operation_and_order_and_a_column_for_each_thread_count() {
+        let row = |operation: &str, order: &str, threads: u64| {
+            serde_json::json!({
+                "operation": operation, "threads": threads, "order": order, "nodes": 1_000_000, "unit": "ns",
+                "contestants": [
+                    {"name": "nodetracker", "kind": "table", "median": 100.0 / threads as f64, "ratio": 1.0},
+                    {"name": "dashmap", "kind": "locks", "median": 90.0, "ratio": 0.8},
+                    {"name": "papaya", "kind": "lock-free", "median": 120.0, "ratio": 0.1},
+                ],
+            })
+        };
+        let rows = [
+            row("insert from empty", "", 1),
+            row("look-up", "zipf", 1),
+            row("look-up", "zipf", 16),
+            row("look-up", "uniform", 1),
+        ];
+        let record = serde_json::json!({"machine": {"cores": 16, "cpu": "a processor"}, "rows": rows});
+        let text = scaling(&Record::parse(&record.to_string()).unwrap());
+        assert!(text.starts_with("a processor; 16 cores, "), "{text}");
+        let lines: Vec<_> = text.lines().skip_while(|line| !line.starts_with('|')).collect();
+        assert_eq!(
+            lines,
+            [
+                "| threads | 1 | 16 |",
+                "| --- | ---: | ---: |",
+                "| insert from empty | 10.0, 1.25 x | |",
+                "| look-up, zipf | 10.0, 1.25 x | 160.0, 1.25 x |",
+                "| look-up, uniform | 10.0, 1.25 x | |",
+            ]
         );
     }
 
