@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -52,6 +52,11 @@ pub(crate) fn step(name: &'static str) {
 
 /// One test at a time: a thread that is stopped holds up the reclamation of all.
 static ALONE: Mutex<()> = Mutex::new(());
+
+/// Waits until no test has a thread stopped, and keeps others from stopping one: for tests that wait for reclamation.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 const STEPS: [&str; 20] = [
     "insert: root loaded",
@@ -165,7 +170,7 @@ fn scale() -> u128 {
 /// `NODETRACKER_SCALE=35` makes it more than 100,000 operations at each step.
 #[test]
 fn a_thread_that_stops_anywhere_holds_nobody_up() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut never = Vec::new();
     for at in STEPS {
         let arena = Arena::new();
@@ -246,7 +251,7 @@ fn with_stopped<R>(at: &'static str, work: impl FnOnce() + Send, others: impl Fn
 
 #[test]
 fn a_sweeper_that_stops_leaves_no_hole() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let arena = Arena::new();
     arena.work(["one", "two"], 0, NODES, true);
     let proxy = arena.register("one");
@@ -266,7 +271,7 @@ fn a_sweeper_that_stops_leaves_no_hole() {
 /// The clock goes on while an addition is stopped, and the node gets as many routes as it may have.
 #[test]
 fn an_addition_that_stopped_for_long_displaces_no_later_route() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     for at in ["insert: root loaded", "list: before a freeze", "change: before the CAS"] {
         let arena = Arena::new();
         let others: Vec<_> = (0..64).map(|nth| arena.register(&format!("other-{nth}"))).collect();
@@ -294,7 +299,7 @@ fn an_addition_that_stopped_for_long_displaces_no_later_route() {
 /// An addition that takes an expired route away is stopped, and the interval becomes so long that the route would be returned.
 #[test]
 fn a_route_that_a_longer_interval_brought_back_stays() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let arena = Arena::new();
     let [old, new, newest] = ["old", "new", "newest"].map(|id| arena.register(id));
     let routes = || {
@@ -330,7 +335,7 @@ fn a_route_that_a_longer_interval_brought_back_stays() {
 
 #[test]
 fn a_writer_that_stops_before_the_head_moves_holds_nobody_up() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let arena = Arena::new();
     let proxies = ["one", "two", "three"].map(|id| arena.register(id));
     let mut subscription = arena.table.subscribe();
@@ -348,7 +353,7 @@ fn a_writer_that_stops_before_the_head_moves_holds_nobody_up() {
 
 #[test]
 fn an_addition_of_an_older_incarnation_brings_no_route_back_wherever_it_stops() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     for at in &STEPS[..5] {
         let arena = Arena::new();
         let begin = |incarnation| {

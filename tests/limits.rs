@@ -186,10 +186,10 @@ fn a_node_that_is_refused_leaves_nothing_behind() {
     for number in 0..20_000_u128 {
         let uuid: NodeId = Uuid::from_u128(1 << 64 | number).into();
         let name: NodeId = format!("node-{number}").parse().expect("a name");
-        assert_eq!(table.add_node(&uuid, one), Err(refused.clone()));
-        assert_eq!(table.add_node(&name, one), Err(refused.clone()));
+        assert_eq!(table.add_node(&uuid, one), Err(refused));
+        assert_eq!(table.add_node(&name, one), Err(refused));
         let batch = table.add_nodes(&[uuid], one).expect_err("there is no room");
-        assert_eq!((batch.added, batch.error), (0, refused.clone()));
+        assert_eq!((batch.added, batch.error), (0, refused));
     }
     assert_eq!(table.stats().records, records, "records for nodes that were refused");
     assert_eq!(

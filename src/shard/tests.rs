@@ -300,6 +300,7 @@ fn a_copy_has_a_key_that_came_back_meanwhile_once() {
 #[test]
 fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     const GONE: u32 = MAX_RECORDS / 16;
+    let _alone = crate::stalls::alone();
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
     let shard = Shard::new();
     let key = |number: u32| UuidKey([number.into(), 1]);
