@@ -1,9 +1,9 @@
 //! Going through nodes and proxies in parts, where the next part may be asked for much later.
 //!
-//! Nodes have an order that is the same for the life of a table: UUIDs before names, and then by the hash that they are
-//! found by. The top bits of it are the shard, so the order goes shard by shard. A place in it is a shard's beginning, or
-//! the node that came last. It stays good whatever happens to the table in between: what grows or moves changes where a
-//! record is, never the hash; and the node itself need not be there any more.
+//! Nodes have an order: UUIDs before names, shard by shard, and in a shard as [`copy`](mod@crate::shard::copy) says: by
+//! their hash as it picks their bucket. So a page looks at the buckets of the nodes that it has, and at few others. A place
+//! in the order is a shard's beginning, a rank in it, or the node that came last. It stays good whatever happens to the table
+//! in between: what grows or moves changes where a record is, never its rank; and the node itself need not be there any more.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,12 +11,13 @@ use std::str::FromStr;
 use smallvec::SmallVec;
 
 use crate::error::CursorError;
-use crate::node_id::{Kind, NodeId};
+use crate::node_id::NodeId;
 use crate::proxies::{Proxies, ProxyDetails, ProxyRef};
 use crate::route::Route;
+use crate::shard::index::BUCKET;
 use crate::sync::pin;
 use crate::table::{RouteTable, SHARDS};
-use crate::walk::Copy;
+use crate::walk::{At, Copy};
 
 /// A node with its routes, most recently refreshed first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,30 +41,22 @@ pub struct NodePage {
 ///
 /// It can be written as text and read again. It means something to the table that gave it out only: in another one, as after
 /// a restart, the order is another one too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeCursor(At);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum At {
-    /// The beginning of a shard; the shards of names are counted on from those of UUIDs.
-    Shard(usize),
-    After(NodeId),
-}
-
-impl Default for NodeCursor {
-    fn default() -> Self {
-        Self(At::Shard(0))
-    }
-}
-
-/// What stands in front of the node that came last.
+/// What stands in front of the node that came last, after the order's seed if that is not 0.
 const AFTER: char = '>';
+/// What stands between a shard, a rank, and the order's seed if that is not 0.
+const RANK: char = ':';
 
 impl fmt::Display for NodeCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            At::Shard(number) => write!(f, "{number}"),
-            At::After(node) => write!(f, "{AFTER}{node}"),
+            At::Shard(shard) => write!(f, "{shard}"),
+            At::Rank { shard, rank, seed: 0 } => write!(f, "{shard}{RANK}{rank}"),
+            At::Rank { shard, rank, seed } => write!(f, "{shard}{RANK}{rank}{RANK}{seed:x}"),
+            At::After { node, seed: 0 } => write!(f, "{AFTER}{node}"),
+            At::After { node, seed } => write!(f, "{seed:x}{AFTER}{node}"),
         }
     }
 }
@@ -72,15 +65,27 @@ impl FromStr for NodeCursor {
     type Err = CursorError;
 
     fn from_str(text: &str) -> Result<Self, CursorError> {
-        let at = match text.strip_prefix(AFTER) {
-            Some(node) => At::After(node.parse().map_err(|_| CursorError)?),
-            None => match text.parse() {
-                Ok(number) if number < 2 * SHARDS => At::Shard(number),
-                _ => return Err(CursorError),
-            },
-        };
-        Ok(Self(at))
+        parse(text).map(Self).ok_or(CursorError)
     }
+}
+
+fn parse(text: &str) -> Option<At> {
+    let seed = |text: &str| u64::from_str_radix(text, 16).ok();
+    let shard = |text: &str| text.parse().ok().filter(|&shard| shard < 2 * SHARDS);
+    if let Some((before, node)) = text.split_once(AFTER) {
+        let seed = if before.is_empty() { 0 } else { seed(before)? };
+        let node = node.parse().ok()?;
+        return Some(At::After { seed, node });
+    }
+    let Some((number, rank)) = text.split_once(RANK) else {
+        return shard(text).map(At::Shard);
+    };
+    let (rank, of) = rank.split_once(RANK).unwrap_or((rank, "0"));
+    Some(At::Rank {
+        shard: shard(number)?,
+        seed: seed(of)?,
+        rank: rank.parse().ok()?,
+    })
 }
 
 /// Some proxies, from [`RouteTable::proxies_page`].
@@ -115,6 +120,12 @@ impl FromStr for ProxyCursor {
     }
 }
 
+/// Slots that one page looks at, and one part of a shard more: a fraction of a millisecond.
+const SLOTS_PER_PAGE: usize = 1 << 14;
+
+/// Keys that one page copies at a time at most, if it asks for fewer nodes.
+const MOST_AHEAD: usize = 1 << 10;
+
 /// Proxy numbers that one page looks at: a millisecond or so, if all of them are free.
 const NUMBERS_PER_PAGE: u32 = 1 << 16;
 
@@ -125,9 +136,11 @@ impl RouteTable {
     /// A route that is there all the time is reported exactly once over all the pages, and one that comes or goes
     /// meanwhile once or not at all. Nothing is kept in the table between two pages.
     ///
-    /// One page looks at one of 256 shards at most, copies all of it, and sorts it where it has more than `most`: some 100
-    /// nanoseconds for each of its routes. So a page of a few nodes of a large table is dear, and the last part of a shard
-    /// may be short.
+    /// A page costs some 100 nanoseconds for each of its nodes, however large the table is, and a few hundred beside. It
+    /// looks at some 16,000 slots of the index at most, so it may be short if few nodes are wanted, or few are left of many.
+    /// Of these, it copies some 1,000 at a time; `keep` is called after that, and may use the table. (All of this but after
+    /// a flood of nodes whose hashes collide: what is left of a shard is copied as a whole if its order changed since the
+    /// place was given out.)
     ///
     /// ```
     /// # use nodetracker::{NodeCursor, Proxy, RouteTable};
@@ -152,51 +165,61 @@ impl RouteTable {
         most: usize,
         mut keep: impl FnMut(&NodeId, &[Route]) -> bool,
     ) -> NodePage {
-        let (shard, after) = match &from.0 {
-            At::Shard(number) => (*number, None),
-            At::After(node) => {
-                let names = matches!(node.kind(), Kind::Name(_));
-                let shard = self.shard_of(node) + if names { SHARDS } else { 0 };
-                (shard, Some((self.hash(node), node)))
-            }
-        };
-        let mut copy = Copy::default();
-        let (uuids, names, _) = self.parts();
-        match (shard.checked_sub(SHARDS), names) {
-            (None, _) => self.copy_shard(uuids.get(shard), shard, &mut copy),
-            (Some(shard), Some(names)) => self.copy_shard(names.get(shard), shard, &mut copy),
-            (Some(_), None) => {}
-        }
-
-        let mut nodes: Vec<(u64, NodeRoutes)> = Vec::new();
-        for (node, routes) in copy.into_nodes() {
-            let hash = self.hash(&node);
-            if after.is_some_and(|after| (hash, &node) <= after) {
-                continue;
-            }
-            let routes: SmallVec<[Route; 1]> = routes
-                .iter()
-                .map(|route| Route {
-                    proxy: route.proxy,
-                    last_refresh: self.time().wall(route.tick),
-                })
-                .collect();
-            if keep(&node, &routes) {
-                nodes.push((hash, NodeRoutes { node, routes }));
-            }
-        }
         let most = most.max(1);
-        let next = if nodes.len() > most {
-            nodes
-                .sort_unstable_by(|(hash, one), (other_hash, other)| (hash, &one.node).cmp(&(other_hash, &other.node)));
-            nodes.truncate(most);
-            nodes.last().map(|(_, last)| At::After(last.node.clone()))
-        } else {
-            let end = if names.is_some() { 2 * SHARDS } else { SHARDS };
-            (shard + 1 < end).then_some(At::Shard(shard + 1))
+        let mut nodes: Vec<NodeRoutes> = Vec::new();
+        let mut copy = Copy::default();
+        let mut at = from.0.clone();
+        let mut ahead = most;
+        let mut slots = 0;
+        let next = 'page: loop {
+            let copied = self.copy_next(&at, ahead, &mut copy);
+            let before = nodes.len();
+            let mut left = copy.len();
+            for (node, routes) in copy.nodes() {
+                left -= 1;
+                let routes: SmallVec<[Route; 1]> = routes
+                    .iter()
+                    .map(|route| Route {
+                        proxy: route.proxy,
+                        last_refresh: self.time().wall(route.tick),
+                    })
+                    .collect();
+                if !keep(node, &routes) {
+                    continue;
+                }
+                nodes.push(NodeRoutes {
+                    node: node.clone(),
+                    routes,
+                });
+                if nodes.len() == most {
+                    if left == 0 {
+                        break 'page copied.next;
+                    }
+                    let seed = copied.seed;
+                    break 'page Some(At::After {
+                        seed,
+                        node: node.clone(),
+                    });
+                }
+            }
+            // An empty shard is not free either.
+            slots += copied.slots.max(BUCKET) as usize;
+            match copied.next {
+                Some(next) if slots < SLOTS_PER_PAGE => at = next,
+                next => break next,
+            }
+            // Where few are wanted, more and more are copied at a time, so that what is copied in vain at the end of the page
+            // is in proportion to what was looked at before.
+            let few = 4 * (nodes.len() - before) < ahead.min(copied.slots as usize);
+            let least = most - nodes.len();
+            ahead = if few {
+                ahead.saturating_mul(2).min(MOST_AHEAD).max(least)
+            } else {
+                least
+            };
         };
         NodePage {
-            nodes: nodes.into_iter().map(|(_, node)| node).collect(),
+            nodes,
             next: next.map(NodeCursor),
         }
     }

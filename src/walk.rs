@@ -1,4 +1,4 @@
-//! Going through all routes: one shard after the other is copied out under a pin, and looked at without one.
+//! Going through all routes: one part of a shard after the other is copied out under a pin, and looked at without one.
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -10,23 +10,52 @@ use crate::node_id::NodeId;
 use crate::proxies::ProxyRef;
 use crate::route::Route;
 use crate::shard::Shard;
+use crate::shard::copy::{Next, Part, Start};
 use crate::sync::pin;
 use crate::table::{RouteTable, SHARDS};
 
 /// A route that was copied out.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Copied {
+pub(crate) struct CopiedRoute {
     pub(crate) proxy: ProxyRef,
     /// Of the last refresh.
     pub(crate) tick: u64,
 }
 
-/// What was copied of one shard.
+/// A place in a table's order of nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum At {
+    /// The beginning of a shard; the shards of names are counted on from those of UUIDs.
+    Shard(usize),
+    /// Before the nodes of a shard that have this rank at least, under a seed.
+    Rank { shard: usize, seed: u64, rank: u32 },
+    /// After a node, in its shard's order under a seed.
+    After { seed: u64, node: NodeId },
+}
+
+impl Default for At {
+    fn default() -> Self {
+        Self::Shard(0)
+    }
+}
+
+/// Where a copy ended.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    /// Of the order that the nodes came in.
+    pub(crate) seed: u64,
+    /// How many slots were looked at.
+    pub(crate) slots: u32,
+    /// Where to go on; `None` at the end of the table.
+    pub(crate) next: Option<At>,
+}
+
+/// Some nodes with their routes.
 #[derive(Debug, Default)]
 pub(crate) struct Copy {
     /// Each node, and where its routes are.
-    nodes: Vec<(NodeId, Range<usize>)>,
-    routes: Vec<Copied>,
+    nodes: SmallVec<[(NodeId, Range<usize>); 1]>,
+    routes: SmallVec<[CopiedRoute; 1]>,
 }
 
 impl RouteTable {
@@ -37,8 +66,8 @@ impl RouteTable {
     /// reported once or not at all, and its time is that of some moment of the walk. Nothing is locked: other threads go
     /// on, and `each` may use the table.
     ///
-    /// It copies one of 128 shards at a time, and takes some 50 nanoseconds a route; reclamation waits for one such copy at
-    /// most, never for `each`.
+    /// It copies some 1,000 nodes at a time, however large the table is, and takes some 50 nanoseconds a route. Reclamation
+    /// waits for one such copy at most, never for `each`.
     ///
     /// ```
     /// # use nodetracker::{Proxy, RouteTable};
@@ -69,63 +98,106 @@ impl RouteTable {
 
     /// Calls `visit` with every node that has routes which may be returned, and these, as
     /// [`for_each_route`](Self::for_each_route) does, until it fails.
-    pub(crate) fn walk<E>(&self, mut visit: impl FnMut(&NodeId, &[Copied]) -> Result<(), E>) -> Result<(), E> {
-        let (uuids, ..) = self.parts();
+    pub(crate) fn walk<E>(&self, mut visit: impl FnMut(&NodeId, &[CopiedRoute]) -> Result<(), E>) -> Result<(), E> {
         let mut copy = Copy::default();
-        for number in 0..SHARDS {
-            self.copy_shard(uuids.get(number), number, &mut copy);
-            copy.visit(&mut visit)?;
-        }
-        // Looked at only now: names that came first while the UUIDs were copied need not be reported, but may be.
-        let (_, names, _) = self.parts();
-        for (number, names) in names.into_iter().flat_map(|names| (0..SHARDS).map(move |n| (n, names))) {
-            self.copy_shard(names.get(number), number, &mut copy);
-            copy.visit(&mut visit)?;
+        let mut at = Some(At::default());
+        while let Some(from) = at {
+            at = self.copy_next(&from, usize::MAX, &mut copy).next;
+            for (node, routes) in copy.nodes() {
+                visit(node, routes)?;
+            }
         }
         Ok(())
     }
 
-    /// Copies what one shard has out, instead of what was copied before.
-    pub(crate) fn copy_shard<K: Key>(&self, shard: &Shard<K>, number: usize, copy: &mut Copy) {
-        let guard = pin();
+    /// Copies some of the next `most` nodes out, instead of what was copied before: a part of one shard
+    /// ([`Shard::copy`]), under one pin.
+    pub(crate) fn copy_next(&self, from: &At, most: usize, copy: &mut Copy) -> Copied {
+        let (number, start) = match from {
+            At::Shard(number) => (*number, Start::Beginning),
+            &At::Rank { shard, seed, rank } => (shard, Start::Rank { seed, rank }),
+            At::After { seed, node } => {
+                let hash = self.hash(node);
+                let names = if node.as_uuid().is_none() { SHARDS } else { 0 };
+                let start = Start::After {
+                    seed: *seed,
+                    hash,
+                    node,
+                };
+                (self.parts().0.of(hash).1 + names, start)
+            }
+        };
+        let (uuids, names, _) = self.parts();
+        let part = match (number.checked_sub(SHARDS), names) {
+            (None, _) => self.copy_part(uuids.get(number), number, start, most, copy),
+            (Some(number), Some(names)) => self.copy_part(names.get(number), number, start, most, copy),
+            (Some(_), None) => {
+                copy.clear();
+                Part::NONE
+            }
+        };
+        let next = match part.next {
+            Next::After(node) => Some(At::After { seed: part.seed, node }),
+            Next::Rank(rank) => Some(At::Rank {
+                shard: number,
+                seed: part.seed,
+                rank,
+            }),
+            Next::End => {
+                // Looked at only now: names that came first meanwhile need not be reported, but may be.
+                let end = if self.parts().1.is_some() { 2 * SHARDS } else { SHARDS };
+                (number + 1 < end).then_some(At::Shard(number + 1))
+            }
+        };
+        Copied {
+            seed: part.seed,
+            slots: part.slots,
+            next,
+        }
+    }
+
+    fn copy_part<K: Key>(
+        &self,
+        shard: &Shard<K>,
+        number: usize,
+        start: Start<'_>,
+        most: usize,
+        copy: &mut Copy,
+    ) -> Part {
+        copy.clear();
         let Copy { nodes, routes } = copy;
-        nodes.clear();
-        routes.clear();
-        let counts = shard.copy(&self.scope(&guard, number), |node, words| {
+        let guard = pin();
+        shard.copy(start, most, &self.scope(&guard, number), |node, words| {
             let start = routes.len();
             // The number is resolved under the pin: later it may be another proxy's.
             routes.extend(words.iter().filter_map(|word| {
-                Some(Copied {
+                Some(CopiedRoute {
                     proxy: self.proxies().reference(word.proxy())?,
                     tick: word.time(),
                 })
             }));
-            nodes.push((node, start..routes.len()));
-        });
-        drop(guard);
-        let mut counts = counts.into_iter();
-        nodes.retain(|_| counts.next() == Some(true));
+            // All of its proxies may have been removed meanwhile.
+            if routes.len() > start {
+                nodes.push((node, start..routes.len()));
+            }
+        })
     }
 }
 
 impl Copy {
     /// Every node that was copied, with its routes.
-    pub(crate) fn into_nodes(self) -> impl Iterator<Item = (NodeId, SmallVec<[Copied; 1]>)> {
-        let Self { nodes, routes } = self;
-        nodes
-            .into_iter()
-            // All of its proxies may have been removed while it was copied.
-            .filter(|(_, range)| !range.is_empty())
-            .map(move |(node, range)| (node, routes[range].into()))
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &[CopiedRoute])> {
+        self.nodes
+            .iter()
+            .map(|(node, range)| (node, &self.routes[range.clone()]))
     }
 
-    fn visit<E>(&self, visit: &mut impl FnMut(&NodeId, &[Copied]) -> Result<(), E>) -> Result<(), E> {
-        for (node, range) in &self.nodes {
-            // All of its proxies may have been removed while it was copied.
-            if !range.is_empty() {
-                visit(node, &self.routes[range.clone()])?;
-            }
-        }
-        Ok(())
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn clear(&mut self) {
+        self.nodes.clear();
+        self.routes.clear();
     }
 }

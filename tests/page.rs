@@ -119,7 +119,10 @@ fn a_node_that_stays_is_reported_once_while_shards_grow_and_shrink() {
     const STAYING: u128 = 5_000;
     let table = RouteTable::new();
     let proxies = register(&table, 2);
-    let staying = |i: u128| NodeId::from(Uuid::from_u128(i << 64));
+    let staying = |i: u128| match i % 4 {
+        0 => format!("name-{i}").parse().expect("a name"),
+        _ => NodeId::from(Uuid::from_u128(i << 64)),
+    };
     for i in 0..STAYING {
         table.add_node(&staying(i), proxies[0]).expect("there is room");
     }
@@ -135,23 +138,152 @@ fn a_node_that_stays_is_reported_once_while_shards_grow_and_shrink() {
                 table.sweep(100_000);
             }
         });
-        for _ in 0..5 * common::scale() {
-            let found = pages(&table, 16);
+        for most in [1, 2, 16, 300, 10_000].repeat(2 * common::scale()) {
+            let found = pages(&table, most);
             let distinct: HashSet<&NodeId> = found.iter().map(|found| &found.node).collect();
-            assert_eq!(distinct.len(), found.len(), "some node was reported twice");
+            assert_eq!(
+                distinct.len(),
+                found.len(),
+                "some node was reported twice, {most} a page"
+            );
             assert!(
                 (0..STAYING).all(|i| distinct.contains(&staying(i))),
-                "some node is missing"
+                "some node is missing, {most} a page"
             );
         }
         done.store(true, Ordering::Relaxed);
     });
 }
 
+/// Between two pages, nodes come and go by the thousand: shards grow, shed tombstones and move to smaller slabs.
+#[test]
+fn what_stays_is_in_one_page_whatever_happens_between_two() {
+    let seed = common::seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    for most in [1, 2, 7, 100, 10_000] {
+        let table = RouteTable::new();
+        let proxies = register(&table, 2);
+        let staying: HashSet<NodeId> = (0..most.clamp(500, 2_000) as u16).map(node).collect();
+        staying
+            .iter()
+            .for_each(|node| _ = table.add_node(node, proxies[0]).expect("there is room"));
+        // UUIDs and names.
+        let passing: Vec<NodeId> = (20_000..50_000).map(node).collect();
+        let mut there: HashSet<&NodeId> = HashSet::new();
+        let mut grown = 0;
+        let mut seen: HashSet<NodeId> = HashSet::new();
+        let mut from = Some(NodeCursor::default());
+        let mut pages = 0;
+        while let Some(cursor) = from {
+            let cursor: NodeCursor = cursor.to_string().parse().expect("it can be read again");
+            let page = table.nodes_page(&cursor, most, |_, _| true);
+            assert!(page.nodes.len() <= most);
+            for found in page.nodes {
+                let node = found.node;
+                assert!(
+                    staying.contains(&node) || there.contains(&node),
+                    "{node} is not there, seed {seed}"
+                );
+                // What comes back where pages have been may not be there again, either.
+                assert!(
+                    seen.insert(node.clone()),
+                    "{node} came twice, {most} a page, seed {seed}"
+                );
+            }
+            from = page.next;
+            pages += 1;
+            if pages % (100 / most).max(1) != 0 {
+                continue;
+            }
+            match if grown == 0 { 0 } else { random.u8(..4) } {
+                0 => {
+                    let first = random.usize(..passing.len());
+                    let come = &passing[first..(first + 8_000).min(passing.len())];
+                    table.add_nodes(come, proxies[1]).expect("there is room");
+                    there.extend(come);
+                    grown += 1;
+                }
+                1 => {
+                    let gone: Vec<&NodeId> = there.iter().copied().filter(|_| random.u8(..10) > 0).collect();
+                    for node in gone {
+                        assert!(table.remove_node(node));
+                        there.remove(node);
+                    }
+                }
+                2 => common::sweep_fully(&table),
+                _ => {}
+            }
+        }
+        assert!(staying.is_subset(&seen), "{most} a page, seed {seed}");
+        assert!(grown > 0 || most > 100, "nothing happened, seed {seed}");
+    }
+}
+
+#[test]
+fn a_page_looks_at_a_bounded_part_of_what_is_not_wanted() {
+    let table = RouteTable::new();
+    let proxies = register(&table, 1);
+    let nodes: Vec<NodeId> = (0..200_000).map(|i| Uuid::from_u128(i).into()).collect();
+    table.add_nodes(&nodes, proxies[0]).expect("there is room");
+    for most in [1, 100, 100_000] {
+        let (mut looked, mut pages, mut from) = (0, 0, Some(NodeCursor::default()));
+        while let Some(cursor) = from {
+            let mut of_this_page = 0;
+            let page = table.nodes_page(&cursor, most, |_, _| {
+                of_this_page += 1;
+                false
+            });
+            assert_eq!(page.nodes, []);
+            assert!(of_this_page <= 20_000, "{of_this_page} nodes, none of which is wanted");
+            looked += of_this_page;
+            pages += 1;
+            from = page.next;
+        }
+        // Each once, and in parts that are no shorter than they have to be.
+        assert_eq!(looked, nodes.len());
+        assert!(pages <= 40, "{pages} pages");
+    }
+}
+
 #[test]
 fn what_is_no_place_is_refused() {
-    for text in ["", "256", "-1", "x", ">", "1.0", "99999999999999999999", ">\u{7}"] {
+    let no_places = [
+        "",
+        "256",
+        "-1",
+        "x",
+        ">",
+        "1.0",
+        "99999999999999999999",
+        ">\u{7}",
+        "256:0",
+        "1:",
+        ":1",
+        "1:x",
+        "1:4294967296",
+        "1:1:",
+        "1:1:x",
+        "1:1:1:1",
+        "1:1:10000000000000000",
+        "x>node",
+        "10000000000000000>node",
+    ];
+    for text in no_places {
         assert!(text.parse::<NodeCursor>().is_err(), "{text:?}");
+    }
+    for text in [
+        "0",
+        "255",
+        "255:1",
+        "0:4294967295",
+        "7:1:9e3779b97f4a7c15",
+        ">node",
+        "f>node",
+        ">a>b",
+        "1>:",
+    ] {
+        let place: NodeCursor = text.parse().expect("a place");
+        assert_eq!(place.to_string(), text);
     }
     // A name may look like anything.
     assert!(">7".parse::<NodeCursor>().is_ok());

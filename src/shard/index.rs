@@ -19,6 +19,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::{offset_of, size_of};
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -129,13 +130,31 @@ struct Probe {
     tag: u32,
 }
 
+/// What a key's home bucket, offset and tag are taken from. No two hashes are mixed to the same.
+#[inline]
+pub(crate) fn mix(hash: u64, seed: u64) -> u64 {
+    // The shard is the hash's top bits, so the rest is mixed anew: an odd factor carries every lower bit upwards.
+    (hash ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+/// The home bucket of a key whose hash was mixed. It is monotone in `mixed`, which [`copy`](mod@crate::shard::copy) relies on.
+#[inline]
+pub(crate) fn home(mixed: u64, buckets: u32) -> u32 {
+    (((mixed >> 32) * u64::from(buckets)) >> 32) as u32
+}
+
+/// The least upper half of a mixed hash that has this home bucket, which is below `buckets`.
+pub(crate) fn first_rank(bucket: u32, buckets: u32) -> u32 {
+    debug_assert!(bucket < buckets);
+    (u64::from(bucket) << 32).div_ceil(u64::from(buckets)) as u32
+}
+
 impl Probe {
     #[inline]
     fn new(hash: u64, seed: u64, buckets: u32) -> Probe {
-        // The shard is the hash's top bits, so the rest is mixed anew: an odd factor carries every lower bit upwards.
-        let mixed = (hash ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = mix(hash, seed);
         Probe {
-            bucket: (((mixed >> 32) * u64::from(buckets)) >> 32) as u32,
+            bucket: home(mixed, buckets),
             offset: (mixed >> 24) as u32 % BUCKET,
             tag: (mixed as u32 >> 8) << NUMBER_BITS,
         }
@@ -468,6 +487,39 @@ impl<'g> Index<'g> {
                 }
             }
         })
+    }
+
+    /// Hands the records of all keys with these home buckets to `each`, among those of other keys, and begins to load them.
+    /// It may do so for more home buckets than it was asked for: those up to the second figure that it returns. The first
+    /// one is how many buckets it looked at.
+    ///
+    /// Keys that were displaced from the last one of the buckets are in those after it, as far as these are full. So where
+    /// a bucket is not, all keys of the home buckets up to there were met.
+    pub(crate) fn with_homes(self, homes: Range<u32>, mut each: impl FnMut(&'g Record)) -> (u32, u32) {
+        let buckets = self.header().shape.buckets;
+        let count = homes.len() as u32;
+        let most = buckets.min(count + PROBED_BUCKETS - 1);
+        let mut bucket = homes.start;
+        let mut looked = 0;
+        let mut is_full = false;
+        while looked < count || looked < most && is_full {
+            is_full = true;
+            for slot in self.bucket(bucket) {
+                // Acquire: as in `find`.
+                match slot.load(Ordering::Acquire) {
+                    EMPTY | FROZEN => is_full = false,
+                    value => {
+                        let record = self.record_in(value);
+                        record.prefetch();
+                        each(record);
+                    }
+                }
+            }
+            looked += 1;
+            bucket = following(bucket, buckets);
+        }
+        let complete = if is_full { homes.end } else { homes.start + looked };
+        (looked, complete.min(buckets))
     }
 
     /// Leaves `numbers` to this index, which was just replaced by one without them, and frees both once no reader is

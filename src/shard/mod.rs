@@ -24,7 +24,7 @@
 //! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root.
 //! * **Move** ([`relocate`]): the same with the records, to a slab that is no larger than they need.
 //! * **Fill** ([`fill`]): where there is no root yet, make slab and index in private, CAS the root from null.
-//! * **Copy** ([`mod@copy`]): go along the slots of one index; it writes nothing.
+//! * **Copy** ([`mod@copy`]): go along some buckets of one index; it writes nothing.
 //!
 //! # Invariants
 //!
@@ -54,7 +54,7 @@
 
 mod bucket;
 pub(crate) mod capacity;
-mod copy;
+pub(crate) mod copy;
 pub(crate) mod fill;
 pub(crate) mod index;
 pub(crate) mod list;

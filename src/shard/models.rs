@@ -11,6 +11,7 @@ use ahash::RandomState;
 use loom::sync::Arc;
 use loom::thread;
 
+use super::copy::{Next, Part, Start};
 use super::fill::NewRecords;
 use super::index::FROZEN;
 use super::list::List;
@@ -76,6 +77,11 @@ struct World {
     /// One bit per dead proxy.
     dead: AtomicU32,
     feed: Feed,
+}
+
+fn number_of(node: &NodeId) -> u64 {
+    let (_, number) = node.as_uuid().expect("a UUID").as_u64_pair();
+    number
 }
 
 /// Half of a private record's key, where a free one has its link: none that a link could be.
@@ -163,17 +169,34 @@ impl World {
         });
     }
 
-    /// The keys that a copy reports.
-    fn copy(&self, now: u64) -> Vec<u64> {
+    /// The keys that a copy reports in parts, each of `most` keys and under a pin of its own.
+    fn copy_in_parts(&self, most: usize, now: u64) -> Vec<u64> {
+        let mut keys = Vec::new();
+        let mut part = self.copy_part(Start::Beginning, most, now, &mut keys);
+        loop {
+            let seed = part.seed;
+            let start = match &part.next {
+                Next::End => return keys,
+                &Next::Rank(rank) => Start::Rank { seed, rank },
+                Next::After(node) => {
+                    let hash = Number(number_of(node)).hash(&self.hasher);
+                    Start::After { seed, hash, node }
+                }
+            };
+            part = self.copy_part(start, most, now, &mut keys);
+        }
+    }
+
+    fn copy_part(&self, start: Start<'_>, most: usize, now: u64, keys: &mut Vec<u64>) -> Part {
         self.with(now, |scope| {
-            let mut keys = Vec::new();
-            let counts = self.shard.copy(scope, |node, _| {
-                let (_, low) = node.as_uuid().expect("a UUID").as_u64_pair();
-                keys.push(low);
-            });
-            let counted = keys.into_iter().zip(counts).filter(|(_, counts)| *counts);
-            counted.map(|(key, _)| key).collect()
+            self.shard
+                .copy(start, most, scope, |node, _| keys.push(number_of(&node)))
         })
+    }
+
+    /// The keys that a walk reports.
+    fn copy(&self, now: u64) -> Vec<u64> {
+        self.copy_in_parts(usize::MAX, now)
     }
 
     fn sweep(&self, now: u64) -> usize {
@@ -1051,5 +1074,57 @@ fn of_two_refreshes_in_one_tick_the_later_comes_first() {
             };
             assert!(place(1) < place(0), "{routes:?}");
         },
+    );
+}
+
+/// Asserts that of these keys, each was copied once, and no other one twice.
+fn assert_once(copied: &[u64], keys: &[u64]) {
+    let times = |key: u64| copied.iter().filter(|&&copied| copied == key).count();
+    assert!(keys.iter().all(|&key| times(key) == 1), "{copied:?}");
+    assert!(copied.iter().all(|&key| times(key) == 1), "{copied:?}");
+}
+
+#[test]
+fn a_page_beside_a_rebuild_has_what_stays_once() {
+    model(
+        |world| (1..=3).for_each(|key| _ = world.add(key, 0, 1)),
+        vec![
+            thread(|world| assert_once(&world.copy_in_parts(1, 2), &[1, 2])),
+            thread(|world| {
+                world.remove(3, Change::RemoveNode, 2);
+                world.rebuild(2);
+                world.add(3, 1, 2);
+            }),
+        ],
+        |world, _| assert_once(&world.copy_in_parts(2, 2), &[1, 2, 3]),
+    );
+}
+
+/// The keys are displaced from their home buckets, which have two slots.
+#[test]
+fn a_page_beside_an_insert_has_what_stays_once() {
+    model(
+        |world| (1..=3).for_each(|key| _ = world.add(key, 0, 1)),
+        vec![
+            thread(|world| assert_once(&world.copy_in_parts(1, 2), &[1, 2, 3])),
+            thread(|world| (4..=5).for_each(|key| _ = world.add(key, 1, 2))),
+        ],
+        |world, _| assert_once(&world.copy_in_parts(1, 2), &[1, 2, 3, 4, 5]),
+    );
+}
+
+#[test]
+fn a_page_beside_a_move_has_what_stays_once() {
+    model(
+        |world| (1..=3).for_each(|key| _ = world.add(key, 0, 1)),
+        vec![
+            thread(|world| assert_once(&world.copy_in_parts(1, 2), &[1, 2])),
+            thread(|world| {
+                world.remove(3, Change::RemoveNode, 2);
+                world.relocate(2);
+                world.add(3, 1, 2);
+            }),
+        ],
+        |world, _| assert_once(&world.copy_in_parts(2, 2), &[1, 2, 3]),
     );
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::key::UuidKey;
 use crate::node_id::NodeId;
+use crate::shard::copy::{Next, Start};
 use crate::shard::index::{BUCKET, MAX_RECORDS};
 use crate::shard::routes::Change;
 use crate::shard::slab::Batch;
@@ -265,7 +266,7 @@ fn a_crowded_index_gets_another_seed() {
     });
 }
 
-/// All keys begin in one bucket, so one that comes back gets a record in a bucket that the copy comes to later.
+/// All keys begin in one bucket, so one that comes back gets a record in a later bucket.
 #[test]
 fn a_copy_has_a_key_that_came_back_meanwhile_once() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
@@ -278,7 +279,7 @@ fn a_copy_has_a_key_that_came_back_meanwhile_once() {
         let old = shard.root(scope.guard).expect("it was made");
         shard.rebuild(old, false, scope).expect("there is memory");
         let mut copied = Vec::new();
-        let counts = shard.copy(scope, |node, _| {
+        shard.copy(Start::Beginning, usize::MAX, scope, |node, _| {
             let (_, first) = node.as_uuid().expect("a UUID").as_u64_pair();
             if copied.is_empty() {
                 // A rebuild that loses retires its record.
@@ -290,9 +291,159 @@ fn a_copy_has_a_key_that_came_back_meanwhile_once() {
             copied.push(node);
         });
         let times = copied.iter().filter(|node| **node == copied[0]).count();
-        assert_eq!((times, copied.len(), counts.len()), (2, 101, 101));
-        let counted = copied.iter().zip(counts).filter(|(_, counts)| *counts);
-        assert_eq!(counted.filter(|(node, _)| **node == copied[0]).count(), 1);
+        assert_eq!((times, copied.len()), (1, 100));
+    });
+}
+
+/// The hashes that a copy reports in parts of `most` keys; `between` is called with how many there are so far, after each.
+fn copied_in_parts(
+    shard: &Shard<Chosen>,
+    most: usize,
+    scope: &Scope<'_, AllAlive>,
+    mut between: impl FnMut(usize),
+) -> Vec<u64> {
+    let mut hashes = Vec::new();
+    let hash_of = |node: &NodeId| node.as_uuid().expect("a UUID").as_u64_pair().1;
+    let mut part = shard.copy(Start::Beginning, most, scope, |node, _| hashes.push(hash_of(&node)));
+    loop {
+        between(hashes.len());
+        let seed = part.seed;
+        let start = match &part.next {
+            Next::End => return hashes,
+            &Next::Rank(rank) => Start::Rank { seed, rank },
+            Next::After(node) => Start::After {
+                seed,
+                hash: hash_of(node),
+                node,
+            },
+        };
+        part = shard.copy(start, most, scope, |node, _| hashes.push(hash_of(&node)));
+    }
+}
+
+fn assert_each_once(mut copied: Vec<u64>, keys: &[Chosen], what: &str) {
+    copied.sort_unstable();
+    let mut expected: Vec<u64> = keys.iter().map(|key| key.0).collect();
+    expected.sort_unstable();
+    assert!(
+        copied == expected,
+        "{what}: {} of {} keys",
+        copied.len(),
+        expected.len()
+    );
+}
+
+/// Runs of full buckets that the keys of one bucket spill over, in the middle of the index, and from its end to its beginning.
+#[test]
+fn parts_of_any_size_have_displaced_keys_once() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let mut random = fastrand::Rng::with_seed(7);
+    for middle in [0, 1 << 62, 1 << 63, u64::MAX - (100 << 8)] {
+        let shard = Shard::<Chosen>::new();
+        let crowd = (0..100).map(|number| unmixed(middle + (number << 8)));
+        let others = (0..400).map(|_| random.u64(..));
+        let keys: Vec<_> = crowd.chain(others).map(Chosen).collect();
+        world.with(0, |scope| {
+            for key in &keys {
+                shard.add(key, key.0, 0, scope).expect("there is room");
+            }
+            let shape = shard.root(scope.guard).expect("it was made").shape();
+            assert_eq!(shape.seed, 0);
+            for most in [1, 2, 7, 100, 10_000, usize::MAX] {
+                let copied = copied_in_parts(&shard, most, scope, |_| ());
+                assert_each_once(copied, &keys, &format!("{middle:#x}, {most} at a time"));
+            }
+        });
+    }
+}
+
+#[test]
+fn parts_have_each_key_once_though_the_seed_changes_between_them() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    // All in one bucket, under seed 0.
+    let flood: Vec<_> = (0..3_000).map(|number| Chosen(unmixed(number | 1 << 63))).collect();
+    for most in [1, 7, 100, usize::MAX] {
+        let shard = Shard::<Chosen>::new();
+        let mut random = fastrand::Rng::with_seed(most as u64);
+        // As many that a walk takes several parts, too.
+        let keys: Vec<_> = (0..4_000).map(|_| Chosen(random.u64(..))).collect();
+        world.with(0, |scope| {
+            let add = |key: &Chosen| _ = shard.add(key, key.0, 0, scope).expect("there is room");
+            let seed = || shard.root(scope.guard).expect("it was made").shape().seed;
+            keys.iter().for_each(add);
+            assert_eq!(seed(), 0);
+            let mut is_flooded = false;
+            let copied = copied_in_parts(&shard, most, scope, |count| {
+                if count > 100 && !is_flooded {
+                    flood.iter().for_each(add);
+                    for key in &flood {
+                        shard.remove(key, key.0, Change::RemoveNode, scope);
+                    }
+                    is_flooded = true;
+                }
+            });
+            assert!(is_flooded && seed() != 0);
+            assert_each_once(copied, &keys, &format!("{most} at a time"));
+            // Whoever begins now has the new order, and parts as short as ever.
+            let part = shard.copy(Start::Beginning, 1, scope, |_, _| ());
+            assert_eq!(part.seed, seed());
+            assert!(part.slots <= 64 * index::BUCKET, "{part:?}");
+            let copied = copied_in_parts(&shard, most, scope, |_| ());
+            assert_each_once(copied, &keys, &format!("{most} at a time, another seed"));
+        });
+    }
+}
+
+/// Two keys with one hash are one behind the other, by their nodes.
+#[test]
+fn keys_of_one_hash_are_in_one_part_or_in_two() {
+    #[derive(Debug, Clone, Copy)]
+    struct Same(u64);
+
+    impl Key for Same {
+        const IS_NAME: bool = false;
+
+        fn hash(&self, _hasher: &RandomState) -> u64 {
+            5
+        }
+
+        unsafe fn is(&self, stored: [u64; 2]) -> bool {
+            stored[0] == self.0
+        }
+
+        fn store(&self) -> Option<[u64; 2]> {
+            Some([self.0, 1])
+        }
+
+        fn hash_stored(_stored: [u64; 2], _hasher: &RandomState) -> u64 {
+            5
+        }
+
+        unsafe fn node(stored: [u64; 2]) -> NodeId {
+            Uuid::from_u64_pair(0, stored[0]).into()
+        }
+
+        unsafe fn free(_stored: [u64; 2]) {}
+    }
+
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::<Same>::new();
+    world.with(0, |scope| {
+        for number in [9, 3, 7] {
+            shard.add(&Same(number), 5, 0, scope).expect("there is room");
+        }
+        let mut nodes = Vec::new();
+        let mut next = shard.copy(Start::Beginning, 1, scope, |node, _| nodes.push(node)).next;
+        while let Next::After(node) = next {
+            let start = Start::After {
+                seed: 0,
+                hash: 5,
+                node: &node,
+            };
+            next = shard.copy(start, 1, scope, |node, _| nodes.push(node)).next;
+        }
+        let expected = [3, 7, 9].map(|number| NodeId::from(Uuid::from_u128(number)));
+        assert_eq!(nodes, expected);
     });
 }
 

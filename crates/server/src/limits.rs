@@ -57,9 +57,9 @@ pub const SMALL_ANSWER_SIZE: usize = 4 * 1024;
 /// Elements of one page of a list.
 pub const MAX_PAGE_SIZE: usize = 1000;
 
-/// Shards that are looked at for one page of nodes: if there are few nodes in them that are wanted, the page is short. Bounds
-/// what one call can cost.
-pub const MAX_PAGE_SHARDS: usize = 16;
+/// Pages of the table, each of some 16,000 slots at most, that one page of nodes is made of: if few nodes in them are wanted,
+/// the page is short. Bounds what one call can cost.
+pub const MAX_TABLE_PAGES: usize = 16;
 
 /// Watches at one time. Each takes some hundred bytes, and up to some hundred kilobytes while it is sent its snapshot; ten
 /// megabytes where every node has 64 routes. One whose client does not read holds one message, for which its connection has

@@ -10,7 +10,7 @@ use prost::Message;
 use tonic::{Request, Response, Status};
 
 use crate::generation::Generation;
-use crate::limits::{MAX_ANSWER_SIZE, MAX_MESSAGE_SIZE, MAX_PAGE_SHARDS, MAX_PAGE_SIZE};
+use crate::limits::{MAX_ANSWER_SIZE, MAX_MESSAGE_SIZE, MAX_PAGE_SIZE, MAX_TABLE_PAGES};
 use crate::v1::answer::{self, Collector};
 use crate::v1::{parse, token};
 use crate::watch::Watches;
@@ -57,7 +57,7 @@ impl Admin {
         };
         let mut collector = Collector::new(&self.table);
         let mut answer = v1::ListNodesResponse::default();
-        let mut shards = 0;
+        let mut pages = 0;
         let next = loop {
             let page = self.table.nodes_page(&from, most - answer.nodes.len(), |_, routes| {
                 wanted.is_none_or(|wanted| routes.iter().any(|route| route.proxy == wanted))
@@ -65,9 +65,9 @@ impl Admin {
             let nodes = page.nodes.iter().map(|node| collector.node(&node.node, &node.routes));
             // All of its proxies may have been removed since.
             answer.nodes.extend(nodes.filter(|node| !node.routes.is_empty()));
-            shards += 1;
+            pages += 1;
             match page.next {
-                Some(next) if answer.nodes.len() < most && shards < MAX_PAGE_SHARDS => from = next,
+                Some(next) if answer.nodes.len() < most && pages < MAX_TABLE_PAGES => from = next,
                 next => break next,
             }
             // Let the other calls of this worker have their turn.

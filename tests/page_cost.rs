@@ -1,0 +1,83 @@
+//! What a page and a walk allocate, which bounds what they copy: neither depends on the size of the table.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use common::proxy;
+use nodetracker::{NodeCursor, NodeId, RouteTable};
+use uuid::Uuid;
+
+/// Counts what each thread allocates.
+struct Counting;
+
+thread_local! {
+    /// Bytes that this thread allocated.
+    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
+    /// Bytes that this thread holds, and the most that it ever held.
+    static HELD: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+// SAFETY: it hands on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATED.set(ALLOCATED.get() + layout.size());
+        let (held, most) = HELD.get();
+        HELD.set((held + layout.size(), most.max(held + layout.size())));
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        let (held, most) = HELD.get();
+        // What another thread allocated is not this thread's.
+        HELD.set((held.saturating_sub(layout.size()), most));
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn table_of(nodes: u128) -> RouteTable {
+    let table = RouteTable::new();
+    let proxy = table.register_proxy(&proxy("one")).expect("registers");
+    let nodes: Vec<NodeId> = (0..nodes).map(|i| Uuid::from_u128(i).into()).collect();
+    table.add_nodes(&nodes, proxy).expect("there is room");
+    table
+}
+
+#[test]
+fn a_page_copies_no_more_of_a_large_table_than_of_a_small_one() {
+    for (most, limit) in [(1, 4 << 10), (100, 64 << 10), (1_000, 512 << 10)] {
+        for nodes in [20_000, 200_000] {
+            let table = table_of(nodes);
+            let mut from = NodeCursor::default();
+            for _ in 0..10 {
+                let before = ALLOCATED.get();
+                let page = table.nodes_page(&from, most, |_, _| true);
+                let allocated = ALLOCATED.get() - before;
+                assert_eq!(page.nodes.len(), most, "{nodes} nodes");
+                assert!(
+                    allocated < limit,
+                    "a page of {most} of {nodes} nodes allocated {allocated} bytes"
+                );
+                from = page.next.expect("there are more");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_walk_holds_a_bounded_part_of_the_table() {
+    let table = table_of(1_000_000);
+    let (held, _) = HELD.get();
+    HELD.set((held, held));
+    let mut nodes = 0;
+    table.for_each_route(|_, _| nodes += 1);
+    let most = HELD.get().1 - held;
+    assert_eq!(nodes, 1_000_000);
+    assert!(most < 256 << 10, "the walk held {most} bytes");
+}
