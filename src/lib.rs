@@ -26,6 +26,8 @@ mod feed;
 mod handle;
 mod incarnation;
 mod key;
+#[cfg(all(test, loom))]
+mod models;
 mod node_id;
 mod page;
 mod place;

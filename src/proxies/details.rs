@@ -24,7 +24,9 @@ use hashbrown::HashTable;
 use crate::key::Text;
 use crate::proxies::grace::Grace;
 use crate::proxies::numbered::Numbered;
-use crate::sync::{AtomicU64, Guard, Ordering, after_grace, new_hasher};
+#[cfg(loom)]
+use crate::sync::epoch::Fate;
+use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, new_hasher, retire};
 
 /// A cluster and an address in it, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,22 @@ pub(crate) struct Shared {
     cluster: u32,
     /// Entries that have it.
     users: u32,
+    #[cfg(loom)]
+    fate: Fate,
+}
+
+impl Reclaim for Shared {
+    fn after_grace(&self) {}
+
+    unsafe fn free(object: *mut Self) {
+        // SAFETY: as the caller promises.
+        unsafe { SharedPtr(object).free() };
+    }
+
+    #[cfg(loom)]
+    fn fate(&self) -> &Fate {
+        &self.fate
+    }
 }
 
 impl Details {
@@ -133,6 +151,9 @@ impl Details {
             Form::None => return None,
             Form::Inline { cluster, addr } => (cluster, Addr::V4(addr)),
             Form::Shared(shared) => {
+                #[cfg(loom)]
+                // SAFETY: as below.
+                unsafe { &*shared }.fate.assert_alive();
                 // SAFETY: an entry had it under the guard, so it is freed after the guard has gone. Only its count of users
                 // ever changes, and that is not read here.
                 let cluster = unsafe { (*shared).cluster };
@@ -214,6 +235,8 @@ impl SharedPtr {
             addr,
             cluster,
             users: 1,
+            #[cfg(loom)]
+            fate: Fate::default(),
         })))
     }
 
@@ -346,7 +369,7 @@ impl Interner {
                 }
                 let cluster = key.0;
                 // SAFETY: no entry has it any more, so who pins from now on does not find it.
-                after_grace(guard, move || unsafe { shared.free() });
+                unsafe { retire(guard, shared.0) };
                 self.release_cluster(cluster, grace, guard);
             }
         }
