@@ -108,6 +108,7 @@ fn model<S: Send + 'static, R: Send + 'static>(
     let noted = reused.clone();
     epoch::check(3, move || {
         epoch::order_unpins();
+        epoch::switch_at_pins();
         let world = Arc::new(World::new());
         let old = world.register("old");
         let left = before(&world, old);
