@@ -25,7 +25,7 @@ use crate::key::Text;
 use crate::proxies::grace::Grace;
 use crate::proxies::numbered::Numbered;
 #[cfg(loom)]
-use crate::sync::epoch::Fate;
+use crate::sync::epoch::{Fate, PlainData};
 use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, new_hasher, retire};
 
 /// A cluster and an address in it, or none.
@@ -170,7 +170,15 @@ impl Details {
 
 /// Names of clusters by number.
 #[derive(Debug)]
-pub(crate) struct Clusters(Numbered<AtomicU64, 0>);
+pub(crate) struct Clusters(Numbered<Name, 0>);
+
+/// The bits of a cluster's name, a [`Text`].
+#[derive(Debug, Default)]
+struct Name {
+    bits: AtomicU64,
+    #[cfg(loom)]
+    text: PlainData,
+}
 
 impl Clusters {
     /// More than there is memory for, whatever is pinned.
@@ -181,7 +189,9 @@ impl Clusters {
     /// The number is a cluster's for as long as the result is in use.
     unsafe fn name<'a>(&self, number: u32) -> &'a str {
         // Relaxed: written before the word that has the number, which was loaded with Acquire; or by the owner.
-        let bits = self.0.get(number).map_or(0, |name| name.load(Ordering::Relaxed));
+        let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
+        #[cfg(loom)]
+        self.0.ensure(number).text.read();
         // SAFETY: a cluster's number has a text.
         let text = unsafe { Text::from_bits(bits) };
         // SAFETY: as the caller promises.
@@ -190,7 +200,9 @@ impl Clusters {
 
     fn set_name(&self, number: u32, name: Text) {
         // Relaxed: published by the word that has the number.
-        self.0.ensure(number).store(name.to_bits(), Ordering::Relaxed);
+        self.0.ensure(number).bits.store(name.to_bits(), Ordering::Relaxed);
+        #[cfg(loom)]
+        self.0.ensure(number).text.write();
     }
 
     /// # Safety
@@ -198,7 +210,9 @@ impl Clusters {
     /// The number has a text that nobody looks at any more, and will have another one before it is a cluster's again.
     unsafe fn free_name(&self, number: u32) {
         // Relaxed: the owner wrote it.
-        let bits = self.0.get(number).map_or(0, |name| name.load(Ordering::Relaxed));
+        let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
+        #[cfg(loom)]
+        self.0.ensure(number).text.write();
         // SAFETY: the caller promises that there is a text.
         let text = unsafe { Text::from_bits(bits) };
         // SAFETY: as the caller promises.

@@ -409,6 +409,8 @@ fn of_two_refreshes_the_later_time_stays() {
     );
 }
 
+/// The refresh in the list comes before the freeze of its word, or meets the frozen word, or one of a list that is retired, and
+/// goes on with the record's.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_is_replaced() {
     model(
@@ -437,6 +439,8 @@ fn a_refreshed_route_survives_the_sweep_or_comes_back() {
     );
 }
 
+/// The CAS of either one comes between the other one's load and CAS: the refresh then inserts, or the removal takes the later
+/// time away.
 #[test]
 fn of_a_refresh_and_a_removal_one_comes_last() {
     model(
@@ -561,6 +565,7 @@ fn of_a_refresh_a_removal_and_a_sweep_none_undoes_another() {
     );
 }
 
+/// Both build a list from the same word. The one that loses builds another one from the winner's list, whose words it freezes.
 #[test]
 fn of_two_lists_that_replace_one_both_additions_are_in_the_last() {
     model(
@@ -575,6 +580,7 @@ fn of_two_lists_that_replace_one_both_additions_are_in_the_last() {
     );
 }
 
+/// As above, where no list follows the one that is replaced.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_becomes_one_route() {
     model(
@@ -590,6 +596,8 @@ fn a_refresh_is_not_lost_to_a_list_that_becomes_one_route() {
     );
 }
 
+/// The reader has loaded the record's word, and comes to the list's words before, during or after the freeze, or once the list
+/// is retired.
 #[test]
 fn a_list_that_is_replaced_is_read_whole() {
     model(

@@ -31,10 +31,10 @@ fn load(world: &World, proxy: ProxyRef) {
 
 #[test]
 fn a_stalled_fill_never_becomes_another_proxys_routes() {
-    addition(|_, _| (), load);
+    addition(3, |_, _| (), load);
 }
 
 #[test]
 fn a_stalled_load_never_becomes_another_proxys_routes() {
-    addition(World::add_and_remove, load);
+    addition(3, World::add_and_remove, load);
 }
