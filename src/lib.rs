@@ -58,6 +58,8 @@ mod handle;
 mod incarnation;
 mod keep_alive;
 mod key;
+#[cfg(all(test, loom))]
+mod models;
 mod node_id;
 mod page;
 mod place;

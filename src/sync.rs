@@ -155,6 +155,9 @@ pub(crate) mod epoch {
     #[derive(Debug, Default)]
     pub(crate) struct PlainData(loom::cell::UnsafeCell<()>);
 
+    // SAFETY: loom checks that nobody reads while somebody writes.
+    unsafe impl Sync for PlainData {}
+
     impl PlainData {
         pub(crate) fn read(&self) {
             self.0.with(|_| ());
@@ -187,6 +190,8 @@ pub(crate) mod epoch {
         /// Edge 3: the unpins before the first retirement, those before the second one, and so on; the last are those of
         /// now. Empty in models that do not ask for them.
         earlier_unpins: Vec<Edge>,
+        /// What a pin reads and a retirement changes, in models that ask for it; it carries no edge.
+        epoch: Option<Edge>,
         /// Edges to be used: what loom has to know before the threads start.
         spare_edges: Vec<Edge>,
         graves: Vec<Box<dyn FnOnce()>>,
@@ -209,6 +214,7 @@ pub(crate) mod epoch {
 
     /// Stands for `crossbeam_epoch::pin`.
     pub(crate) fn pin() -> Guard {
+        meet(0);
         let (guard, retirements) = MODEL.with_borrow_mut(|model| {
             model.next += 1;
             model.pinned.push(model.next);
@@ -267,6 +273,22 @@ pub(crate) mod epoch {
         });
     }
 
+    /// Has a model switch threads between an unpin and the next pin, too: whoever gives a pin up may find at the next one that
+    /// a grace period is over. Otherwise the two are one step to loom.
+    pub(crate) fn switch_at_pins() {
+        MODEL.with_borrow_mut(|model| {
+            let epoch = model.new_edge();
+            model.epoch = Some(epoch);
+        });
+    }
+
+    /// What pins and retirements have in common, so that loom tries either order.
+    fn meet(more: usize) {
+        if let Some(epoch) = MODEL.with_borrow(|model| model.epoch.clone()) {
+            epoch.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(_guard: &Guard, object: *mut T) {
         defer(Box::new(move || {
             // SAFETY: freed only in `bury`, at the end of the model.
@@ -293,6 +315,7 @@ pub(crate) mod epoch {
     fn defer(after_grace: Box<dyn FnOnce()>) {
         let retirement = MODEL.with_borrow_mut(Model::new_edge);
         retirement.fetch_add(1, Ordering::Release);
+        meet(1);
         MODEL.with_borrow_mut(|model| {
             model.retirements.push(retirement);
             let retired = Retired {
@@ -357,6 +380,7 @@ pub(crate) mod epoch {
             );
             model.retirements.clear();
             model.earlier_unpins.clear();
+            model.epoch = None;
             model.spare_edges.clear();
             std::mem::take(&mut model.graves)
         });

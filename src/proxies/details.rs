@@ -24,7 +24,9 @@ use hashbrown::HashTable;
 use crate::key::Text;
 use crate::proxies::grace::Grace;
 use crate::proxies::numbered::Numbered;
-use crate::sync::{AtomicU64, Guard, Ordering, after_grace, new_hasher};
+#[cfg(loom)]
+use crate::sync::epoch::{Fate, PlainData};
+use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, new_hasher, retire};
 
 /// A cluster and an address in it, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,26 @@ pub(crate) struct Shared {
     cluster: u32,
     /// Entries that have it.
     users: u32,
+    #[cfg(loom)]
+    fate: Fate,
+}
+
+impl Reclaim for Shared {
+    fn after_grace(&self) {}
+
+    unsafe fn free(object: *mut Self) {
+        // SAFETY: as the caller promises.
+        unsafe { SharedPtr(object).free() };
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+    }
+
+    #[cfg(loom)]
+    fn fate(&self) -> &Fate {
+        &self.fate
+    }
 }
 
 impl Details {
@@ -133,6 +155,9 @@ impl Details {
             Form::None => return None,
             Form::Inline { cluster, addr } => (cluster, Addr::V4(addr)),
             Form::Shared(shared) => {
+                #[cfg(loom)]
+                // SAFETY: as below.
+                unsafe { &*shared }.fate.assert_alive();
                 // SAFETY: an entry had it under the guard, so it is freed after the guard has gone. Only its count of users
                 // ever changes, and that is not read here.
                 let cluster = unsafe { (*shared).cluster };
@@ -149,7 +174,15 @@ impl Details {
 
 /// Names of clusters by number.
 #[derive(Debug)]
-pub(crate) struct Clusters(Numbered<AtomicU64, 0>);
+pub(crate) struct Clusters(Numbered<Name, 0>);
+
+/// The bits of a cluster's name, a [`Text`].
+#[derive(Debug, Default)]
+struct Name {
+    bits: AtomicU64,
+    #[cfg(loom)]
+    text: PlainData,
+}
 
 impl Clusters {
     /// More than there is memory for, whatever is pinned.
@@ -160,7 +193,9 @@ impl Clusters {
     /// The number is a cluster's for as long as the result is in use.
     unsafe fn name<'a>(&self, number: u32) -> &'a str {
         // Relaxed: written before the word that has the number, which was loaded with Acquire; or by the owner.
-        let bits = self.0.get(number).map_or(0, |name| name.load(Ordering::Relaxed));
+        let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
+        #[cfg(loom)]
+        self.0.ensure(number).text.read();
         // SAFETY: a cluster's number has a text.
         let text = unsafe { Text::from_bits(bits) };
         // SAFETY: as the caller promises.
@@ -169,7 +204,9 @@ impl Clusters {
 
     fn set_name(&self, number: u32, name: Text) {
         // Relaxed: published by the word that has the number.
-        self.0.ensure(number).store(name.to_bits(), Ordering::Relaxed);
+        self.0.ensure(number).bits.store(name.to_bits(), Ordering::Relaxed);
+        #[cfg(loom)]
+        self.0.ensure(number).text.write();
     }
 
     /// # Safety
@@ -177,7 +214,9 @@ impl Clusters {
     /// The number has a text that nobody looks at any more, and will have another one before it is a cluster's again.
     unsafe fn free_name(&self, number: u32) {
         // Relaxed: the owner wrote it.
-        let bits = self.0.get(number).map_or(0, |name| name.load(Ordering::Relaxed));
+        let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
+        #[cfg(loom)]
+        self.0.ensure(number).text.write();
         // SAFETY: the caller promises that there is a text.
         let text = unsafe { Text::from_bits(bits) };
         // SAFETY: as the caller promises.
@@ -214,6 +253,8 @@ impl SharedPtr {
             addr,
             cluster,
             users: 1,
+            #[cfg(loom)]
+            fate: Fate::default(),
         })))
     }
 
@@ -346,7 +387,7 @@ impl Interner {
                 }
                 let cluster = key.0;
                 // SAFETY: no entry has it any more, so who pins from now on does not find it.
-                after_grace(guard, move || unsafe { shared.free() });
+                unsafe { retire(guard, shared.0) };
                 self.release_cluster(cluster, grace, guard);
             }
         }

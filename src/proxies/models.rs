@@ -1,22 +1,15 @@
 //! loom models of a proxy number's life, named after the property that each shows; see `src/shard/models.rs`.
 //!
-//! The table is one word here: a proxy number plus one, or zero. A round of the sweeper is a visit of that word, then three
-//! of the proxies, as where three threads sweep. Only one thread of a model registers, removes and sweeps, since it would wait
-//! for the registry.
-
-use std::sync::atomic::AtomicBool;
+//! What takes a table with routes is in `src/models.rs`.
 
 use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, epoch, pin};
+use crate::sync::{epoch, pin};
 
 struct World {
     proxies: Proxies,
-    word: AtomicU64,
-    /// The sweeper's round.
-    round: AtomicU32,
 }
 
 fn proxy(id: &str) -> Proxy<'_> {
@@ -30,9 +23,7 @@ fn proxy(id: &str) -> Proxy<'_> {
 impl World {
     fn new() -> Self {
         Self {
-            proxies: Proxies::new(4),
-            word: AtomicU64::new(0),
-            round: AtomicU32::new(1),
+            proxies: Proxies::new(6),
         }
     }
 
@@ -42,183 +33,66 @@ impl World {
             .expect("there is room")
     }
 
-    /// As `RouteTable::begin_incarnation`.
-    fn begin(&self, id: &str, incarnation: u64) -> Result<ProxyRef, BeginError> {
-        let incarnation = NonZeroU64::new(incarnation).expect("not zero");
-        let begun = self
-            .proxies
-            .begin(&proxy(id), incarnation, Some(|_| ()), Moment::new(0, 0), &pin());
-        begun.map(|begun| begun.proxy)
-    }
-
-    /// As `RouteTable::add_node`; tells whether the proxy took it.
-    fn add(&self, proxy: ProxyRef) -> bool {
-        let _guard = pin();
-        let takes = self.proxies.takes_routes(proxy);
-        if takes {
-            self.word.store(u64::from(proxy.number) + 1, Ordering::Release);
-        }
-        takes
-    }
-
-    fn route(&self) -> Option<u32> {
-        (self.word.load(Ordering::Acquire) as u32).checked_sub(1)
-    }
-
-    /// As `RouteTable::get_proxies`.
-    fn look_up(&self) -> Option<ProxyRef> {
-        let _guard = pin();
-        let number = self.route()?;
-        self.proxies.reference(number)
-    }
-
-    /// One round, at a tick at which every proxy is idle that has no route.
-    fn sweep(&self) {
-        let round = self.round.load(Ordering::Acquire);
-        {
-            let _guard = pin();
-            let word = self.word.load(Ordering::Acquire);
-            if let Some(number) = (word as u32).checked_sub(1) {
-                if !self.proxies.census(round).see_valid(number, &self.proxies) {
-                    _ = self.word.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire);
-                }
-            }
-        }
-        let round_now = || self.round.fetch_add(0, Ordering::AcqRel);
-        for _ in 0..3 {
-            self.proxies
-                .visit(0, 100, round, round_now, Moment::new(1 << 20, 0), &pin());
-        }
-        self.round.fetch_add(1, Ordering::AcqRel);
+    fn find(&self, id: &str) -> Option<ProxyRef> {
+        self.proxies.find(id, &pin())
     }
 }
 
-/// Notes that some execution of a model came to what the model is about.
-fn note(seen: &AtomicBool, now: bool) {
-    // Relaxed: one OS thread.
-    seen.fetch_or(now, Ordering::Relaxed);
-}
-
-fn assert_noted(seen: &AtomicBool, otherwise: &str) {
-    // Relaxed: as above.
-    assert!(seen.load(Ordering::Relaxed), "{otherwise}");
-}
-
-#[test]
-fn a_stalled_addition_never_becomes_another_proxys_route() {
-    static REUSED: AtomicBool = AtomicBool::new(false);
-    epoch::check(3, || {
-        epoch::order_unpins();
-        let world = Arc::new(World::new());
-        let old = world.register("old");
-        let adder = thread::spawn({
-            let world = Arc::clone(&world);
-            move || world.add(old)
-        });
-        assert!(world.proxies.remove(old, 0, &pin()));
-        for _ in 0..2 {
-            world.sweep();
-        }
-        let new = world.register("new");
-        let reused = new.number == old.number;
-        assert!(new != old, "a reference came back");
-        adder.join().expect("it ends");
-        assert!(
-            !reused || world.route() != Some(old.number),
-            "a route of a removed proxy is another's"
-        );
-        note(&REUSED, reused);
-    });
-    assert_noted(&REUSED, "a number was never reused");
-}
-
-/// The look-up reads a route whose proxy was removed long ago, just before the sweeper takes it away, and only then asks who
-/// the proxy is.
-#[test]
-fn a_stalled_look_up_never_finds_another_proxys_route() {
-    static REUSED: AtomicBool = AtomicBool::new(false);
-    epoch::check(3, || {
-        epoch::order_unpins();
-        let world = Arc::new(World::new());
-        let old = world.register("old");
-        assert!(world.add(old));
-        let reader = thread::spawn({
-            let world = Arc::clone(&world);
-            move || world.look_up()
-        });
-        assert!(world.proxies.remove(old, 0, &pin()));
-        for _ in 0..2 {
-            world.sweep();
-        }
-        let new = world.register("new");
-        let found = reader.join().expect("it ends");
-        assert!(found.is_none_or(|found| found == old), "{found:?} never had a route");
-        note(&REUSED, new.number == old.number);
-    });
-    assert_noted(&REUSED, "a number was never reused");
-}
-
-#[test]
-fn a_proxy_that_gets_a_route_is_not_dropped_as_idle() {
-    epoch::check(3, || {
-        epoch::order_unpins();
-        let world = Arc::new(World::new());
-        let proxy = world.register("old");
-        let adder = thread::spawn({
-            let world = Arc::clone(&world);
-            move || world.add(proxy)
-        });
-        for _ in 0..3 {
-            world.sweep();
-        }
-        let added = adder.join().expect("it ends");
-        assert_eq!(
-            world.route().is_some_and(|number| world.proxies.has(number)),
-            added,
-            "what a proxy took is there"
-        );
-    });
-}
-
+/// The map is replaced by a larger one as `new` comes, which leaves out the slot of a proxy that was removed, and changed in
+/// place as `last` comes. The reader meets either map, and slots in each state.
 #[test]
 fn a_proxy_is_found_while_the_map_of_ids_grows() {
     epoch::check(3, || {
         let world = Arc::new(World::new());
         let old = world.register("old");
         // As many as fit into the first array.
-        for id in ["b", "c"] {
-            world.register(id);
-        }
+        let [b, _] = ["b", "c"].map(|id| world.register(id));
         let reader = thread::spawn({
             let world = Arc::clone(&world);
             move || {
+                assert_eq!(world.find("old"), Some(old));
+                let last = world.find("last");
                 let guard = pin();
-                assert_eq!(world.proxies.find("old", &guard), Some(old));
-                let new = world.proxies.find("new", &guard)?;
-                let details = world.proxies.details(new, &guard).expect("it is registered");
-                assert_eq!((&*details.id, &*details.addr), ("new", "a:1"));
-                Some(new)
+                let new = world.proxies.find("new", &guard);
+                assert!(new.is_some() || last.is_none(), "it came before the last one");
+                if let Some(new) = new {
+                    let details = world.proxies.details(new, &guard).expect("it is registered");
+                    assert_eq!((&*details.id, &*details.addr), ("new", "a:1"));
+                }
+                drop(guard);
+                assert_eq!(world.find("old"), Some(old));
+                assert!(world.find("b").is_none_or(|found| found == b));
+                (new, last)
             }
         });
-        let new = world.register("new");
+        assert!(world.proxies.remove(b, 0, &pin()));
+        let (new, last) = (world.register("new"), world.register("last"));
         let found = reader.join().expect("it ends");
-        assert!(found.is_none_or(|found| found == new));
-        assert_eq!(world.proxies.find("new", &pin()), Some(new));
+        assert!(found.0.is_none_or(|found| found == new) && found.1.is_none_or(|found| found == last));
+        let ids = ["old", "b", "new", "last"].map(|id| world.find(id));
+        assert_eq!(ids, [Some(old), None, Some(new), Some(last)]);
     });
 }
 
+/// Either one may be late: it has looked before a later tick was noted, and notes its own after that.
 #[test]
 fn a_late_touch_takes_nothing_back() {
     epoch::check(3, || {
         let world = Arc::new(World::new());
         let proxy = world.register("proxy");
-        let threads = [1_000, 2_000].map(|tick| {
+        let threads = [[1_000, 4_000], [2_000, 3_000]].map(|ticks| {
             let world = Arc::clone(&world);
-            thread::spawn(move || world.proxies.touch(proxy.number, tick))
+            thread::spawn(move || {
+                for tick in ticks {
+                    world.proxies.touch(proxy.number, tick);
+                    let entry = world.proxies.numbers.get(proxy.number).expect("it is registered");
+                    assert!(!entry.is_idle(tick), "it was used at tick {tick}");
+                }
+            })
         });
         threads.into_iter().for_each(|thread| thread.join().expect("it ends"));
         let entry = world.proxies.numbers.get(proxy.number).expect("it is registered");
-        assert!(!entry.is_idle(2_000), "it was used at tick 2000");
+        assert!(!entry.is_idle(4_000), "it was used at tick 4000");
     });
 }
 
@@ -250,61 +124,36 @@ fn of_two_sweepers_one_frees_a_number() {
     });
 }
 
-#[test]
-fn a_late_addition_of_an_older_incarnation_brings_no_route_back() {
-    epoch::check(3, || {
-        epoch::order_unpins();
-        let world = Arc::new(World {
-            proxies: Proxies::new(2),
-            ..World::new()
-        });
-        let older = world.begin("proxy", 1).expect("it is the first one");
-        let adder = thread::spawn({
-            let world = Arc::clone(&world);
-            move || world.add(older)
-        });
-        let newer = world.begin("proxy", 2).expect("there is room");
-        assert!(newer != older, "a reference came back");
-        for _ in 0..2 {
-            world.sweep();
-        }
-        // It gets the first one's number, if that is free; otherwise there is no room.
-        let newest = world.begin("proxy", 3);
-        assert!(newest.is_ok_and(|newest| newest.number == older.number) || newest.is_err());
-        adder.join().expect("it ends");
-        assert!(
-            !world.route().is_some_and(|number| world.proxies.has(number)),
-            "a route of an older incarnation is there"
-        );
-    });
-}
-
+/// The proxy comes, and moves. It is looked for by its ID, and by the number that it gets.
 #[test]
 fn a_proxy_is_found_with_its_details() {
-    let model = |by_id: bool| {
-        move || {
-            let world = Arc::new(World::new());
-            let id = "550e8400-e29b-41d4-a716-446655440000";
-            let finder = thread::spawn({
-                let world = Arc::clone(&world);
-                move || {
-                    let guard = pin();
-                    let number = match by_id {
-                        true => world.proxies.ids.find(ProxyId::of(id), &guard),
-                        false => Some(0),
-                    };
-                    if let Some(proxy) = number.and_then(|number| world.proxies.reference(number)) {
-                        let details = world.proxies.details(proxy, &guard).expect("nobody removes it");
-                        assert_eq!((&*details.id, &*details.addr), (id, "a:1"));
-                    } else {
-                        assert!(number.is_none() || !by_id, "an ID is found whose proxy is not");
-                    }
+    epoch::check(3, || {
+        let world = Arc::new(World::new());
+        let id = "550e8400-e29b-41d4-a716-446655440000";
+        let finders = [true, false].map(|by_id| {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                let guard = pin();
+                let number = match by_id {
+                    true => world.proxies.ids.find(ProxyId::of(id), &guard),
+                    false => Some(0),
+                };
+                if let Some(proxy) = number.and_then(|number| world.proxies.reference(number)) {
+                    let details = world.proxies.details(proxy, &guard).expect("nobody removes it");
+                    assert_eq!(details.id, id);
+                    assert!(["a:1", "b:1"].contains(&&*details.addr), "{details:?}");
+                } else {
+                    assert!(number.is_none() || !by_id, "an ID is found whose proxy is not");
                 }
-            });
-            world.register(id);
-            finder.join().expect("it ends");
-        }
-    };
-    epoch::check(3, model(false));
-    epoch::check(3, model(true));
+            })
+        });
+        let registered = world.register(id);
+        let moved = Proxy {
+            addr: "b:1",
+            ..proxy(id)
+        };
+        let moved = world.proxies.register(&moved, 0, &pin(), |_| ());
+        assert_eq!(moved, Ok(registered));
+        finders.into_iter().for_each(|finder| finder.join().expect("it ends"));
+    });
 }

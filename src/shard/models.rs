@@ -308,6 +308,16 @@ fn model<R: Send + 'static>(
 ) {
     // More would take minutes with three.
     let preemptions = if threads.len() > 2 { 2 } else { 3 };
+    model_of(preemptions, before, threads, after);
+}
+
+/// [`model`] with so many preemptions.
+fn model_of<R: Send + 'static>(
+    preemptions: usize,
+    before: impl Fn(&World) + Send + Sync + 'static,
+    threads: Vec<StdArc<dyn Fn(&World) -> R + Send + Sync>>,
+    after: impl Fn(&World, Vec<R>) + Send + Sync + 'static,
+) {
     let one = move || {
         let world = Arc::new(World::new());
         before(&world);
@@ -413,18 +423,29 @@ fn a_key_whose_record_a_losing_rebuild_retired_comes_back_once() {
     );
 }
 
+/// A refresh is late: it has loaded the word before a later one changed it, or it finds the later time there. A reader sees
+/// no time go back.
 #[test]
 fn of_two_refreshes_the_later_time_stays() {
     model(
         |world| _ = world.add(1, 0, 1),
         vec![
             thread(|world| assert_eq!(world.add(1, 0, 5), Added::Refreshed)),
-            thread(|world| assert_eq!(world.add(1, 0, 3), Added::Refreshed)),
+            thread(|world| {
+                assert_eq!(world.add(1, 0, 3), Added::Refreshed);
+                assert_eq!(world.add(1, 0, 4), Added::Refreshed);
+            }),
+            thread(|world| {
+                let [before, after] = [(); 2].map(|()| world.get(1, 5)[0].1);
+                assert!(before <= after, "{before}, then {after}");
+            }),
         ],
         |world, _| assert_eq!(world.get(1, 5), [(0, 5)]),
     );
 }
 
+/// The refresh in the list comes before the freeze of its word, or meets the frozen word, or one of a list that is retired, and
+/// goes on with the record's.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_is_replaced() {
     model(
@@ -453,6 +474,8 @@ fn a_refreshed_route_survives_the_sweep_or_comes_back() {
     );
 }
 
+/// The CAS of either one comes between the other one's load and CAS: the refresh then inserts, or the removal takes the later
+/// time away.
 #[test]
 fn of_a_refresh_and_a_removal_one_comes_last() {
     model(
@@ -509,21 +532,34 @@ fn an_insert_during_a_move_is_not_lost() {
     );
 }
 
+/// The rebuild meets frozen words, and goes on as a move; either one loses its root to the other. Meanwhile a route is
+/// refreshed, and a key comes back that both leave out.
 #[test]
 fn a_rebuild_and_a_move_keep_what_is_there() {
-    model(
+    model_of(
+        2,
         |world| {
             world.add(1, 0, 1);
             world.add(2, 0, 1);
             world.remove(2, Change::RemoveNode, 1);
         },
-        vec![thread(|world| world.rebuild(1)), thread(|world| world.relocate(1))],
+        vec![
+            thread(|world| {
+                world.rebuild(1);
+                assert_eq!(world.add(1, 0, 2), Added::Refreshed);
+            }),
+            thread(|world| {
+                world.relocate(1);
+                assert_eq!(world.add(2, 1, 2), Added::Inserted);
+            }),
+        ],
         |world, _| {
-            assert_eq!(world.get(1, 1), [(0, 1)]);
+            assert_eq!(world.get(1, 2), [(0, 2)]);
+            assert_eq!(world.get(2, 2), [(1, 2)]);
             // Frozen words may have stayed in the root; they hold nobody up.
-            assert_eq!(world.add(1, 0, 2), Added::Refreshed);
-            assert_eq!(world.add(2, 0, 2), Added::Inserted);
-            assert_eq!(world.sweep(2), 0);
+            assert_eq!(world.add(1, 0, 3), Added::Refreshed);
+            assert_eq!(world.remove(2, Change::RemoveNode, 3), 1);
+            assert_eq!(world.sweep(3), 0);
         },
     );
 }
@@ -564,6 +600,7 @@ fn of_a_refresh_a_removal_and_a_sweep_none_undoes_another() {
     );
 }
 
+/// Both build a list from the same word. The one that loses builds another one from the winner's list, whose words it freezes.
 #[test]
 fn of_two_lists_that_replace_one_both_additions_are_in_the_last() {
     model(
@@ -578,6 +615,7 @@ fn of_two_lists_that_replace_one_both_additions_are_in_the_last() {
     );
 }
 
+/// As above, where no list follows the one that is replaced.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_becomes_one_route() {
     model(
@@ -593,6 +631,8 @@ fn a_refresh_is_not_lost_to_a_list_that_becomes_one_route() {
     );
 }
 
+/// The reader has loaded the record's word, and comes to the list's words before, during or after the freeze, or once the list
+/// is retired.
 #[test]
 fn a_list_that_is_replaced_is_read_whole() {
     model(
@@ -818,12 +858,14 @@ fn a_record_that_was_given_back_is_taken_with_its_link() {
     );
 }
 
+/// Two take numbers that were never used, so that either one installs the segment, and the other one counts up the numbers.
 #[test]
 fn a_sweep_knows_the_segment_of_each_number() {
     model(
         |world| (1..=2).for_each(|key| _ = world.add(key, 0, 1)),
         vec![
             thread(|world| _ = world.take_and_give_back(2)),
+            thread(|world| _ = world.take_and_give_back(1)),
             thread(|world| {
                 world.with(0, |scope| {
                     let index = world.shard.root(scope.guard).expect("the model has added something");
@@ -862,6 +904,7 @@ fn a_key_that_is_filled_in_and_added_is_there_once() {
     );
 }
 
+/// The fill that loses its root goes on one by one, beside a copy of what won.
 #[test]
 fn of_two_fills_each_route_is_there_once() {
     model(
@@ -869,6 +912,10 @@ fn of_two_fills_each_route_is_there_once() {
         vec![
             thread(|world| world.fill(&[1], 2, 2)),
             thread(|world| world.fill(&[1, 2], 1, 2)),
+            thread(|world| {
+                let copied = world.copy(2);
+                assert!([&[][..], &[1], &[1, 2], &[2, 1]].contains(&&copied[..]), "{copied:?}");
+            }),
         ],
         |world, _| {
             assert_eq!(world.get(1, 2), [(0, 2)]);

@@ -626,3 +626,27 @@ fn a_batch_that_a_stale_index_does_not_know_is_kept() {
         assert_eq!(index.slab().free_numbers(index), [number]);
     });
 }
+
+/// Otherwise, the names of nodes that are gone stay until the next node comes to their shard.
+#[test]
+fn a_sweep_gives_back_what_a_rebuild_left_out() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::new();
+    world.with(0, |scope| {
+        for number in 0..1_000 {
+            let key = UuidKey([number, 1]);
+            shard
+                .add(&key, key.hash(scope.hasher), 0, scope)
+                .expect("there is room");
+        }
+        let index = shard.root(scope.guard).expect("it was made");
+        let Ok(private) = Private::take(index, &UuidKey([1_000, 1])) else {
+            panic!("there is room");
+        };
+        let (number, _) = private.publish();
+        index.slab().hand_over(Box::new(Batch::new(vec![number])));
+        let visit = shard.visit(Mark::default(), u32::MAX, &Bench::default(), scope, |_| ());
+        assert_eq!((visit.removed, visit.next), (0, None));
+        assert_eq!(index.slab().free_numbers(index), [number]);
+    });
+}

@@ -112,7 +112,7 @@ impl Nodes {
         self.routes.len()
     }
 
-    fn push(&mut self, id: NodeId, section: u32, routes: &[Word]) {
+    pub(super) fn push(&mut self, id: NodeId, section: u32, routes: &[Word]) {
         self.routes.extend_from_slice(routes);
         let end = self.routes.len() as u32;
         self.nodes.push(Node { id, section, end });

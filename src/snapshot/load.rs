@@ -5,6 +5,9 @@
 //! other one, and where the CAS loses, routes go one by one, the oldest of a node first, so that the newest comes to stand
 //! before those that were refreshed in the same tick.
 
+#[cfg(all(test, loom))]
+mod models;
+
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use rayon::prelude::*;

@@ -1,0 +1,40 @@
+//! loom models of loads beside proxies that come and go; see `src/models.rs`. rayon's threads are none of loom's, so a model
+//! loads one part, as each of them does.
+
+use super::*;
+use crate::models::{World, addition, node};
+use crate::snapshot::decode::Nodes;
+
+/// Loads one route of the node, through the snapshot's first proxy, which is `proxy` here.
+fn load(world: &World, proxy: ProxyRef) {
+    let table = &world.table;
+    let mut nodes = Nodes::default();
+    nodes.push(node(), 0, &[Word::live(0, table.now())]);
+    let part = Part {
+        are_names: false,
+        shard: table.shard_of(&node()),
+        nodes,
+    };
+    assert!(table.count().reserve(1));
+    let bulk = Bulk {
+        table,
+        proxies: &[Some(proxy)],
+        room: Room {
+            count: table.count(),
+            routes: 1,
+        },
+        tally: Tally::default(),
+    };
+    let tally = bulk.add(&part, table.parts().0.get(part.shard), uuid_key);
+    assert_eq!(tally.map(|tally| tally.inserted + tally.refused).ok(), Some(1));
+}
+
+#[test]
+fn a_stalled_fill_never_becomes_another_proxys_routes() {
+    addition(3, |_, _| (), load);
+}
+
+#[test]
+fn a_stalled_load_never_becomes_another_proxys_routes() {
+    addition(3, World::add_and_remove, load);
+}
