@@ -100,7 +100,7 @@ pub(crate) struct Step {
 }
 
 /// How often to collect so that a round frees what waits, unless that is a million objects.
-fn collections(objects: usize) -> usize {
+pub(crate) fn collections(objects: usize) -> usize {
     objects.div_ceil(512).min(MOST_COLLECTIONS)
 }
 

@@ -31,11 +31,3 @@ pub(crate) fn live() -> u64 {
 pub(crate) fn allocations() -> u64 {
     HeapStats::get().total_blocks
 }
-
-/// Frees what the table has let go of.
-pub(crate) fn flush_garbage() {
-    // An epoch advances at most once per flush, and garbage waits for two.
-    for _ in 0..8 {
-        crossbeam_epoch::pin().flush();
-    }
-}

@@ -4,6 +4,7 @@
 mod budget;
 mod chart;
 mod figures;
+mod garbage;
 mod heap;
 mod input;
 mod instructions;
@@ -31,6 +32,7 @@ const USAGE: &str = "\
 Usage: nodetracker-profiles check            check the budgets, up to a million routes
        nodetracker-profiles all              check all of them, and record profiles, plot and table
        nodetracker-profiles PROGRAM...       check those of some programs
+       nodetracker-profiles garbage          plot how much waits to be freed over time
        nodetracker-profiles instructions     count them, and compare with the record
        nodetracker-profiles instructions record
        nodetracker-profiles show             draw plots and write tables from what the benches recorded";
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         ["run", name, largest, file @ ..] if let Some(program) = named(name) => run(program, largest, file.first()),
         ["check"] => check(PROGRAMS.iter(), QUICK),
         ["all"] => record_all(here),
+        ["garbage"] => garbage::plot(here),
         ["instructions"] => instructions::compare(here),
         ["instructions", "record"] => instructions::record(here),
         ["show"] => show::show(here).map(|()| true),
