@@ -131,7 +131,7 @@ impl Builder {
 /// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing and
 /// sweeping routes is lock-free: no thread ever waits for another one, not even for one that the operating system has
 /// stopped in the middle of an operation. Registering and removing *proxies* takes a short lock where it changes
-/// something.
+/// something. Calls that only read never take it.
 ///
 /// An answer is linearizable per route, and in membership per node; the times in one answer may be those of different
 /// instants of the call.
@@ -308,6 +308,10 @@ impl RouteTable {
 
     /// The proxy that is registered under an ID, or `None`. The reference is good as long as one that
     /// [`register_proxy`](Self::register_proxy) returned.
+    ///
+    /// A proxy that begins another incarnation is found throughout: by its older reference until that one's routes are gone,
+    /// and by its newer one from the same moment on. Takes no lock; it looks again only if another thread has replaced the
+    /// proxy meanwhile.
     #[must_use]
     pub fn find_proxy(&self, id: &str) -> Option<ProxyRef> {
         self.proxies.find(id, &pin())
@@ -631,7 +635,7 @@ impl RouteTable {
         K::hash_stored(stored, &self.hasher)
     }
 
-    /// What the table holds. It looks at each shard, so it costs some microseconds.
+    /// What the table holds. It looks at each shard, so it costs some microseconds. Takes no lock.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let guard = pin();
