@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use once_cell::race::OnceBox;
 
 use crate::key::Text;
+use crate::prefetch::prefetch;
 use crate::proxies::details::Details;
 use crate::proxies::id::ProxyId;
 use crate::proxies::numbered::Numbered;
@@ -258,6 +259,18 @@ impl Entry<'_> {
         let bits = [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)];
         // SAFETY: `occupy` wrote them; a name is freed a grace period after the number died.
         unsafe { ProxyId::from_bits(bits, life.is_name()) }
+    }
+
+    /// Asks for what [`prefetch_name`](Entry::prefetch_name) reads.
+    pub(crate) fn prefetch(self) {
+        prefetch(self.fields);
+    }
+
+    /// Asks for what [`id`](Entry::id) refers to, if that is a name; of a UUID, this does nothing.
+    pub(crate) fn prefetch_name(self) {
+        // Relaxed: a hint.
+        let bits = self.fields.id[1].load(Ordering::Relaxed);
+        prefetch(bits as *const u8);
     }
 
     /// Whether a number that was not FREE when the guard was pinned has this ID.

@@ -48,7 +48,7 @@ impl Grace {
     }
 
     /// How many periods there were.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn begun(&self) -> u32 {
         // Relaxed: as in `reserve`.
         self.begun.load(Ordering::Relaxed)

@@ -36,6 +36,9 @@ const REMOVED: u32 = NUMBER_MASK;
 const NUMBER_BITS: u32 = 24;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
 
+/// How many numbers further on memory is asked for.
+const AHEAD: usize = 8;
+
 /// Arrays of more numbers than this go as soon as the last reader has left, not when a bag of garbage fills up.
 const FLUSHED: u32 = 512;
 
@@ -277,12 +280,20 @@ impl Ids {
     /// Replaces a part's array by a copy of the right size, with one number more.
     fn replace(&self, part: usize, more: Option<u32>, guard: &Guard) {
         let old = self.array(part, guard);
-        let numbers = || old.into_iter().flat_map(Array::numbers).chain(more);
-        let count = numbers().count() as u32;
+        let numbers: Vec<u32> = old.into_iter().flat_map(Array::numbers).chain(more).collect();
+        let count = numbers.len() as u32;
         // An eighth stays EMPTY.
         let least = f64::from(count + 1) * 8.0 / 7.0 + 1.0;
         let new = Array::new(next_size(least, part as f64 / PARTS as f64));
-        for number in numbers() {
+        // Others wait for the lock meanwhile, and nearly all of the time goes into waiting for memory.
+        let ahead = |at: usize| self.numbers.get(*numbers.get(at)?);
+        for (at, &number) in numbers.iter().enumerate() {
+            if let Some(entry) = ahead(at + 2 * AHEAD) {
+                entry.prefetch();
+            }
+            if let Some(entry) = ahead(at + AHEAD) {
+                entry.prefetch_name();
+            }
             if let Some(hash) = self.hash_of(number, guard) {
                 // SAFETY: nobody else knows it yet.
                 unsafe { new.as_ref() }.put(number, hash);
