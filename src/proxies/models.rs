@@ -450,7 +450,7 @@ fn of_two_takeovers_the_greater_one_stays() {
 #[test]
 fn of_a_takeover_and_a_removal_one_comes_last() {
     static REMOVED: AtomicBool = AtomicBool::new(false);
-    epoch::check(3, || {
+    epoch::check(2, || {
         let world = Arc::new(World::new());
         let older = world.begin("proxy", 1).expect("it is the first one");
         let remover = thread::spawn({
