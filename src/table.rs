@@ -102,8 +102,11 @@ impl Builder {
     }
 
     /// The most proxies that the table holds, counted until a removed one's routes are swept; 1,048,576 by default, and
-    /// at most 8,388,608. (Freeing a removed proxy's number also takes that every thread that was inside of the table when it
-    /// was removed, and when its routes were swept, has left since.)
+    /// at most 8,388,608.
+    ///
+    /// A removed or replaced proxy counts for 15 rounds of the [sweeper](RouteTable::sweep) at most, unless a thread stays
+    /// inside of a call: each thread that was inside of the table when the proxy was removed, and when its routes were swept,
+    /// has to leave. So a proxy that restarts once a round needs room for 16.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self

@@ -20,6 +20,10 @@
 //! since a look-up may have read one of these routes before the sweep removed it, and not have asked yet whose the number
 //! is; then it is free for another proxy.
 //!
+//! A number is free again at most 15 rounds of the sweeper after its proxy was removed or replaced, unless a thread stays
+//! inside of a call meanwhile: three are what the steps take, and the others are for the grace periods to end, while a round
+//! pins often enough to move the epoch on once or twice.
+//!
 //! # The lock
 //!
 //! What changes here changes with a lock held ([`Registry`], [`Owner`]): a registration, a takeover, a removal, and what the
