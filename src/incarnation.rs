@@ -40,7 +40,10 @@ impl RouteTable {
     /// proxy, they register the proxy as one without an incarnation. What such a proxy has goes over to the incarnation that
     /// begins, unless an older one is remembered: then it may be of that, and is gone.
     ///
-    /// Takes the registry's lock for a microsecond or so.
+    /// A reader finds the proxy throughout, by its older or its newer reference: see [`find_proxy`](Self::find_proxy).
+    ///
+    /// If nothing changes, as with the latest incarnation and the same details, or with a lesser one than that of a proxy that
+    /// is registered, no lock is taken. Otherwise the registry's is, for some microseconds.
     ///
     /// ```
     /// # use std::num::NonZeroU64;
@@ -98,7 +101,7 @@ impl RouteTable {
         }
     }
 
-    /// The incarnation that a proxy is of; `None` where it has none, or is not registered any more.
+    /// The incarnation that a proxy is of; `None` where it has none, or is not registered any more. Takes no lock.
     #[must_use]
     pub fn incarnation(&self, proxy: ProxyRef) -> Option<NonZeroU64> {
         self.proxies().incarnation(proxy, &pin())

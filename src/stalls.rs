@@ -11,7 +11,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::table::SHARDS;
-use crate::{AddError, Event, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
+use crate::{AddError, BeginError, Event, Incarnation, ManualClock, NodeId, Proxy, ProxyCursor, ProxyRef, RouteTable};
 
 fn garbage() -> usize {
     crate::sync::garbage().objects
@@ -109,12 +109,7 @@ impl Arena {
     }
 
     fn register(&self, id: &str) -> ProxyRef {
-        let proxy = Proxy {
-            id,
-            cluster_name: "",
-            addr: "a:1",
-        };
-        self.table.register_proxy(&proxy).expect("there is room")
+        self.table.register_proxy(&proxy(id)).expect("there is room")
     }
 
     /// Every kind of operation on nodes from `first` on, `count` of each; returns how many it did. The answers are checked
@@ -356,19 +351,7 @@ fn an_addition_of_an_older_incarnation_brings_no_route_back_wherever_it_stops() 
     let _alone = alone();
     for at in &STEPS[..5] {
         let arena = Arena::new();
-        let begin = |incarnation| {
-            let proxy = Proxy {
-                id: "proxy",
-                cluster_name: "",
-                addr: "a:1",
-            };
-            let incarnation = NonZeroU64::new(incarnation).expect("not zero");
-            arena
-                .table
-                .begin_incarnation(&proxy, incarnation)
-                .expect("there is room")
-                .proxy
-        };
+        let begin = |incarnation| begin(&arena.table, "proxy", incarnation).proxy;
         let older = begin(1);
         let newer = with_stopped(
             at,
@@ -389,4 +372,92 @@ fn an_addition_of_an_older_incarnation_brings_no_route_back_wherever_it_stops() 
             "{at}"
         );
     }
+}
+
+/// What a thread does that stops with the registry's lock held.
+type Locking = fn(&RouteTable, ProxyRef);
+
+/// A registration, a takeover and a removal, at each of their steps.
+#[test]
+fn readers_do_not_wait_for_the_registrys_lock() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let register: Locking = |table, _| _ = table.register_proxy(&proxy("new")).expect("there is room");
+    let replace: Locking = |table, _| _ = begin(table, "restarts", 2);
+    let remove: Locking = |table, gone| assert!(table.remove_proxy(gone));
+    for (at, work, now) in [
+        ("register: not in the map", register, 1),
+        ("replace: announced", replace, 1),
+        ("replace: dead", replace, 2),
+        ("replace: in the map", replace, 2),
+        ("remove: dead", remove, 1),
+    ] {
+        let Arena { table, .. } = &Arena::new();
+        let (stays, gone) = (begin(table, "stays", 7).proxy, begin(table, "gone", 1).proxy);
+        let before = begin(table, "restarts", 1).proxy;
+        table.add_node(&node(1), before).expect("there is room");
+        table.add_node(&node(2), stays).expect("there is room");
+        let look = || {
+            let found = table.find_proxy("restarts").expect("it is registered all the while");
+            assert_eq!(table.incarnation(found).map(NonZeroU64::get), Some(now), "{at}");
+            assert_eq!(table.proxy(found).expect("it is registered").id, "restarts", "{at}");
+            // It is found by its newer reference from the moment on at which the older one's routes are gone.
+            assert_eq!(
+                (found == before, table.get_proxies(&node(1)).len()),
+                (now == 1, 2 - now as usize)
+            );
+            assert_eq!(
+                (table.proxy(before).is_some(), table.incarnation(before).is_some()),
+                (now == 1, now == 1)
+            );
+            assert!(now == 1 || !table.remove_proxy(before), "{at}");
+
+            for again in [begin(table, "restarts", now), begin(table, "stays", 7)] {
+                assert!(again.is_resumed, "{at}");
+            }
+            let resumed = table.resume_incarnation(&proxy("stays"), NonZeroU64::MIN.saturating_add(6));
+            assert_eq!(resumed.map(|resumed| resumed.proxy), Ok(stays), "{at}");
+            let late = table.begin_incarnation(&proxy("stays"), NonZeroU64::MIN);
+            assert!(matches!(late, Err(BeginError::Stale(_))), "{at}: {late:?}");
+            assert_eq!(table.register_proxy(&proxy("stays")), Ok(stays), "{at}");
+            table.sweep(usize::MAX);
+            assert_eq!(table.find_proxy("new"), None, "{at}");
+            assert_eq!(table.find_proxy("gone").is_none(), at == "remove: dead", "{at}");
+            assert!((2..=3).contains(&table.stats().proxies), "{at}: {:?}", table.stats());
+
+            let page = table.proxies_page(ProxyCursor::default(), 9);
+            let mut listed: Vec<_> = page.proxies.iter().map(|(_, details)| &*details.id).collect();
+            listed.sort_unstable();
+            let expected: &[&str] = if at == "remove: dead" {
+                &["restarts", "stays"]
+            } else {
+                &["gone", "restarts", "stays"]
+            };
+            assert_eq!(listed, expected, "{at}");
+            let mut bytes = Vec::new();
+            let written = table.write_snapshot(&mut bytes).expect("memory can be written to");
+            assert_eq!(
+                (written.proxies, written.routes),
+                (expected.len() as u64, 3 - now),
+                "{at}"
+            );
+            let other = RouteTable::new();
+            other.read_snapshot(bytes.as_slice()).expect("a good snapshot");
+            let read = other.find_proxy("restarts").expect("it is in there");
+            assert_eq!(other.incarnation(read).map(NonZeroU64::get), Some(now), "{at}");
+        };
+        with_stopped(at, || work(table, gone), look);
+    }
+}
+
+fn proxy(id: &str) -> Proxy<'_> {
+    Proxy {
+        id,
+        cluster_name: "",
+        addr: "a:1",
+    }
+}
+
+fn begin(table: &RouteTable, id: &str, incarnation: u64) -> Incarnation {
+    let incarnation = NonZeroU64::new(incarnation).expect("not zero");
+    table.begin_incarnation(&proxy(id), incarnation).expect("there is room")
 }

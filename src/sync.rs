@@ -47,6 +47,8 @@ use std::sync as lock;
 #[cfg(loom)]
 use loom::sync as lock;
 
+pub(crate) use lock::MutexGuard;
+
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
         Self(lock::Mutex::new(value))

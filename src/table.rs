@@ -104,8 +104,11 @@ impl Builder {
     }
 
     /// The most proxies that the table holds, counted until a removed one's routes are swept; 1,048,576 by default, and
-    /// at most 8,388,608. (Freeing a removed proxy's number also takes that every thread that was inside of the table when it
-    /// was removed, and when its routes were swept, has left since.)
+    /// at most 8,388,608.
+    ///
+    /// A removed or replaced proxy counts for 15 rounds of the [sweeper](RouteTable::sweep) at most, unless a thread stays
+    /// inside of a call: each thread that was inside of the table when the proxy was removed, and when its routes were swept,
+    /// has to leave. So a proxy that restarts once a round needs room for 16.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self
@@ -133,7 +136,7 @@ impl Builder {
 /// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing and
 /// sweeping routes is lock-free: no thread ever waits for another one, not even for one that the operating system has
 /// stopped in the middle of an operation. Registering and removing *proxies* takes a short lock where it changes
-/// something.
+/// something. Calls that only read never take it.
 ///
 /// An answer is linearizable per route, and in membership per node; the times in one answer may be those of different
 /// instants of the call.
@@ -333,6 +336,10 @@ impl RouteTable {
 
     /// The proxy that is registered under an ID, or `None`. The reference is good as long as one that
     /// [`register_proxy`](Self::register_proxy) returned.
+    ///
+    /// A proxy that begins another incarnation is found throughout: by its older reference until that one's routes are gone,
+    /// and by its newer one from the same moment on. Takes no lock; it looks again only if another thread has replaced the
+    /// proxy meanwhile.
     #[must_use]
     pub fn find_proxy(&self, id: &str) -> Option<ProxyRef> {
         self.proxies.find(id, &pin())
@@ -660,7 +667,7 @@ impl RouteTable {
         K::hash_stored(stored, &self.hasher)
     }
 
-    /// What the table holds. It looks at each shard, so it costs some microseconds.
+    /// What the table holds. It looks at each shard, so it costs some microseconds. Takes no lock.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let guard = pin();

@@ -287,14 +287,14 @@ fn what_is_no_place_is_refused() {
     }
     // A name may look like anything.
     assert!(">7".parse::<NodeCursor>().is_ok());
-    for text in ["", "-1", "x", "8388609", "4294967295", "4294967296"] {
+    for text in ["", "-1", "x", "1.0", "18446744073709551616"] {
         assert!(text.parse::<ProxyCursor>().is_err(), "{text:?}");
     }
     // A place far behind the end of a table that has no names.
     let table = RouteTable::new();
     let page = table.nodes_page(&"255".parse().expect("a place"), 1, |_, _| true);
     assert_eq!((page.nodes, page.next), (vec![], None));
-    let page = table.proxies_page("8388608".parse().expect("a place"), 1);
+    let page = table.proxies_page("18446744073709551615".parse().expect("a place"), 1);
     assert_eq!((page.proxies, page.next), (vec![], None));
 }
 
@@ -318,11 +318,9 @@ fn pages_of_proxies_have_each_once() {
     }
     for most in [0, 1, 7, usize::MAX] {
         let found = all(most);
-        assert_eq!(
-            found.iter().map(|(proxy, _)| *proxy).collect::<Vec<_>>(),
-            proxies,
-            "at most {most}"
-        );
+        let mut listed: Vec<_> = found.iter().map(|(proxy, _)| *proxy).collect();
+        listed.sort();
+        assert_eq!(listed, proxies, "at most {most}");
         assert!(
             found
                 .iter()

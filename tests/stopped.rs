@@ -16,13 +16,13 @@ mod stop;
 use std::collections::HashSet;
 use std::thread;
 
-use Registry::{Free, Takes, Tries};
+use Registry::{Free, Itself, Takes, Tries};
 use caller::{Caller, KEEP_ALIVE, OWN, described, node};
 use common::sweep_fully;
 use nodetracker::{ManualClock, RouteTable};
 use stop::{Alarm, Victim, has_waited, live_bytes};
 
-/// What a call does with the registry of proxies, the only lock of the table.
+/// What a call does with the registry of proxies, or with the only other lock of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Registry {
     /// The call is lock-free.
@@ -31,6 +31,8 @@ enum Registry {
     Tries,
     /// The call may wait for the registry.
     Takes,
+    /// The call has a lock of its own.
+    Itself,
 }
 
 /// A call: the victim is stopped in it, and others make it while the victim is stopped in this or in another call.
@@ -79,13 +81,13 @@ fn calls<'t>() -> [Call<'t>; 35] {
         call("len", Free, OFTEN, Caller::len),
         call("find_proxy", Free, OFTEN, Caller::find_proxy),
         call("proxy", Free, OFTEN, Caller::proxy),
-        call("set_keep_alive", Free, OFTEN, Caller::set_keep_alive),
+        call("set_keep_alive", Itself, OFTEN, Caller::set_keep_alive),
         call("register_proxy, unchanged", Free, OFTEN, Caller::register_unchanged),
-        // These four take the registry although they change nothing. They are to become `Free`.
-        call("stats", Takes, RARELY, Caller::stats),
-        call("incarnation", Takes, OFTEN, Caller::incarnation),
-        call("write_snapshot", Takes, RARELY, Caller::write_snapshot),
-        call("resume_incarnation", Takes, OFTEN, Caller::resume_incarnation),
+        call("stats", Free, RARELY, Caller::stats),
+        call("incarnation", Free, OFTEN, Caller::incarnation),
+        call("write_snapshot", Free, RARELY, Caller::write_snapshot),
+        call("resume_incarnation", Free, OFTEN, Caller::resume_incarnation),
+        call("begin_incarnation, again", Free, OFTEN, Caller::begin_again),
         // These change proxies. A `read_snapshot` may also wait for rayon's pool, and so for another `read_snapshot`.
         call("read_snapshot", Takes, RARELY, Caller::read_snapshot),
         call("register_proxy, new", Takes, RARELY, Caller::register_new),
@@ -94,14 +96,17 @@ fn calls<'t>() -> [Call<'t>; 35] {
         call("report_nodes, changed", Takes, OFTEN, Caller::report_nodes_changed),
         call("remove_proxy", Takes, RARELY, Caller::remove_proxy),
         call("begin_incarnation, the next", Takes, RARELY, Caller::begin_the_next),
-        call("begin_incarnation, again", Takes, OFTEN, Caller::begin_again),
     ]
 }
 
 impl Call<'_> {
     /// Whether this call may have to wait for a thread that is stopped in another one.
     fn may_wait_for(&self, other: &Call<'_>) -> bool {
-        self.registry == Takes && other.registry != Free
+        match self.registry {
+            Free | Tries => false,
+            Takes => matches!(other.registry, Takes | Tries),
+            Itself => self.name == other.name,
+        }
     }
 }
 

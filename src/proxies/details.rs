@@ -13,16 +13,17 @@
 //! the last entry gave that word up, and a cluster's number is given to another one only then. Everything else here is the
 //! registry owner's.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, LinkedList};
+use std::hash::Hash;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use ahash::RandomState;
 use compact_str::CompactString;
-use hashbrown::HashTable;
 
 use crate::key::Text;
 use crate::proxies::grace::Grace;
+use crate::proxies::leaving::Leaving;
 use crate::proxies::numbered::Numbered;
 #[cfg(loom)]
 use crate::sync::epoch::{Fate, PlainData};
@@ -174,7 +175,7 @@ impl Details {
 
 /// Names of clusters by number.
 #[derive(Debug)]
-pub(crate) struct Clusters(Numbered<Name, 0>);
+pub(crate) struct Clusters(Numbered<Name, 3>);
 
 /// The bits of a cluster's name, a [`Text`].
 #[derive(Debug, Default)]
@@ -225,23 +226,32 @@ impl Clusters {
 }
 
 /// Every cluster that some proxy is in, and every [`Shared`] that some proxy has.
+///
+/// Trees and a list: all of them grow and shrink by a few elements at a time, since others wait for the lock meanwhile.
 #[derive(Debug)]
 pub(crate) struct Interner {
-    shared: HashTable<SharedPtr>,
-    cluster_numbers: HashTable<u32>,
+    /// By their hashes.
+    shared: BTreeSet<(u32, SharedPtr)>,
+    /// Likewise.
+    cluster_numbers: BTreeSet<(u32, u32)>,
     clusters: Arc<Clusters>,
-    /// How many entries and [`Shared`] have a cluster, by number.
-    users: Vec<u32>,
-    /// Numbers that no cluster has.
-    free: Vec<u32>,
+    /// How many entries and [`Shared`] have each cluster that there is, by number.
+    users: BTreeMap<u32, u32>,
+    /// Numbers below this one were ever a cluster's.
+    next: u32,
+    /// Those of them that no cluster has. The least ones are used first: they fit into a word.
+    free: BTreeSet<u32>,
     /// Numbers that readers may still take for a former cluster, each with the grace period that is waited for.
-    leaving: VecDeque<(u32, u32)>,
+    leaving: LinkedList<(u32, u32)>,
     hasher: RandomState,
 }
 
+/// How many numbers of former clusters are freed for one that comes or goes, so that they become fewer.
+const FREED_FOR_ONE: usize = 2;
+
 /// A [`Shared`] that the interner owns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct SharedPtr(*mut Shared);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SharedPtr(*mut Shared);
 
 // SAFETY: what it points to may be looked at and freed by any thread.
 unsafe impl Send for SharedPtr {}
@@ -282,6 +292,16 @@ impl SharedPtr {
         *users
     }
 
+    /// Frees it once every thread that is pinned now has gone on.
+    ///
+    /// # Safety
+    ///
+    /// No entry has it any more, and it is retired once.
+    pub(crate) unsafe fn retire(self, guard: &Guard) {
+        // SAFETY: as the caller promises; a thread that pins from now on does not find it.
+        unsafe { retire(guard, self.0) };
+    }
+
     /// # Safety
     ///
     /// Nobody can reach it any more.
@@ -301,12 +321,13 @@ pub(crate) fn new_text(text: &str) -> Text {
 impl Default for Interner {
     fn default() -> Self {
         Self {
-            shared: HashTable::new(),
-            cluster_numbers: HashTable::new(),
+            shared: BTreeSet::new(),
+            cluster_numbers: BTreeSet::new(),
             clusters: Arc::new(Clusters(Numbered::new(Clusters::LIMIT))),
-            users: Vec::new(),
-            free: Vec::new(),
-            leaving: VecDeque::new(),
+            users: BTreeMap::new(),
+            next: 0,
+            free: BTreeSet::new(),
+            leaving: LinkedList::new(),
             hasher: new_hasher(),
         }
     }
@@ -323,54 +344,72 @@ impl Interner {
         if let Addr::V4(addr) = Addr::of(addr)
             && cluster < INLINE_CLUSTERS
         {
-            self.users[cluster as usize] += 1;
+            self.use_cluster(cluster);
             return Details::inline(cluster, addr);
         }
-        let hash = self.hasher.hash_one((cluster, addr));
-        // SAFETY: what is in the table was not freed.
-        let is_it = |known: &SharedPtr| unsafe { known.key() } == (cluster, addr);
-        if let Some(known) = self.shared.find(hash, is_it) {
+        let hash = self.hash_of((cluster, addr));
+        let first = SharedPtr(std::ptr::null_mut());
+        let mut alike = self
+            .shared
+            .range((hash, first)..)
+            .take_while(|(other, _)| *other == hash);
+        // SAFETY: what is in the set was not freed.
+        if let Some((_, known)) = alike.find(|(_, known)| unsafe { known.key() } == (cluster, addr)) {
             // SAFETY: as above; `self` is borrowed mutably.
             unsafe { known.add_users(1) };
             return Details::shared(known.0);
         }
-        self.users[cluster as usize] += 1;
+        self.use_cluster(cluster);
         let new = SharedPtr::new(cluster, addr);
-        // SAFETY: as above.
-        let hash_of = |known: &SharedPtr| self.hasher.hash_one(unsafe { known.key() });
-        self.shared.insert_unique(hash, new, hash_of);
+        self.shared.insert((hash, new));
         Details::shared(new.0)
+    }
+
+    fn hash_of(&self, key: impl Hash) -> u32 {
+        self.hasher.hash_one(key) as u32
     }
 
     /// The number of a cluster, which has to get a user if it is a new one.
     fn cluster(&mut self, name: &str, grace: &Grace) -> u32 {
-        let clusters = &self.clusters;
-        // SAFETY: the numbers in the table are clusters', and it is borrowed mutably.
-        let name_of = |number: &u32| unsafe { clusters.name(*number) };
-        let hash = self.hasher.hash_one(name);
-        if let Some(known) = self.cluster_numbers.find(hash, |known| name_of(known) == name) {
+        let hash = self.hash_of(name);
+        let mut alike = self.cluster_numbers.range((hash, 0)..=(hash, u32::MAX));
+        // SAFETY: the numbers in the set are clusters', and it is borrowed mutably.
+        if let Some((_, known)) = alike.find(|(_, known)| unsafe { self.clusters.name(*known) } == name) {
             return *known;
         }
-        while let Some((_, number)) = self.leaving.pop_front_if(|&mut (period, _)| grace.is_over(period)) {
-            // SAFETY: nobody reads a word that has the number any more.
-            unsafe { clusters.free_name(number) };
-            self.free.push(number);
-        }
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.users.push(0);
-            self.users.len() as u32 - 1
+        self.free_numbers(grace);
+        let number = self.free.pop_first().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
         });
-        clusters.set_name(number, new_text(name));
-        self.cluster_numbers
-            .insert_unique(hash, number, |known| self.hasher.hash_one(name_of(known)));
+        self.clusters.set_name(number, new_text(name));
+        self.cluster_numbers.insert((hash, number));
         number
     }
 
+    fn use_cluster(&mut self, number: u32) {
+        *self.users.entry(number).or_default() += 1;
+    }
+
+    /// Frees some numbers of former clusters.
+    fn free_numbers(&mut self, grace: &Grace) {
+        for _ in 0..FREED_FOR_ONE {
+            let is_over = |(period, _): &&(u32, u32)| grace.is_over(*period);
+            let Some((_, number)) = self.leaving.front().filter(is_over).copied() else {
+                return;
+            };
+            self.leaving.pop_front();
+            // SAFETY: nobody reads a word that has the number any more.
+            unsafe { self.clusters.free_name(number) };
+            self.free.insert(number);
+        }
+    }
+
     /// Counts one entry less that has `details`, which readers may look at until a grace period has passed.
-    pub(crate) fn release(&mut self, details: Details, grace: &Grace, guard: &Guard) {
+    pub(crate) fn release(&mut self, details: Details, leaving: &mut Leaving<'_>) {
         match details.form() {
             Form::None => {}
-            Form::Inline { cluster, .. } => self.release_cluster(cluster, grace, guard),
+            Form::Inline { cluster, .. } => self.release_cluster(cluster, leaving),
             Form::Shared(shared) => {
                 let shared = SharedPtr(shared);
                 // SAFETY: it has a user, so it was not freed; `self` is borrowed mutably.
@@ -379,43 +418,38 @@ impl Interner {
                 }
                 // SAFETY: as above.
                 let key = unsafe { shared.key() };
-                if let Ok(entry) = self
-                    .shared
-                    .find_entry(self.hasher.hash_one(key), |known| *known == shared)
-                {
-                    entry.remove();
-                }
+                self.shared.remove(&(self.hash_of(key), shared));
                 let cluster = key.0;
-                // SAFETY: no entry has it any more, so who pins from now on does not find it.
-                unsafe { retire(guard, shared.0) };
-                self.release_cluster(cluster, grace, guard);
+                leaving.free(shared);
+                self.release_cluster(cluster, leaving);
             }
         }
     }
 
-    fn release_cluster(&mut self, number: u32, grace: &Grace, guard: &Guard) {
-        let users = &mut self.users[number as usize];
-        *users -= 1;
-        if *users > 0 {
+    fn release_cluster(&mut self, number: u32, leaving: &mut Leaving<'_>) {
+        if let Some(users) = self.users.get_mut(&number)
+            && *users > 1
+        {
+            *users -= 1;
             return;
         }
+        self.users.remove(&number);
         // SAFETY: the number is a cluster's.
-        let hash = self.hasher.hash_one(unsafe { self.clusters.name(number) });
-        if let Ok(entry) = self.cluster_numbers.find_entry(hash, |known| *known == number) {
-            entry.remove();
-        }
-        self.leaving.push_back((grace.begin(guard), number));
+        let hash = self.hash_of(unsafe { self.clusters.name(number) });
+        self.cluster_numbers.remove(&(hash, number));
+        self.free_numbers(leaving.grace());
+        self.leaving.push_back((leaving.period(), number));
     }
 }
 
 impl Drop for Interner {
     fn drop(&mut self) {
-        for shared in &self.shared {
+        for (_, shared) in &self.shared {
             // SAFETY: the table goes away, and nobody else can reach what it has.
             unsafe { shared.free() };
         }
         let leaving = self.leaving.iter().map(|(_, number)| number);
-        for number in self.cluster_numbers.iter().chain(leaving) {
+        for number in self.users.keys().chain(leaving) {
             // SAFETY: as above.
             unsafe { self.clusters.free_name(*number) };
         }
@@ -435,6 +469,12 @@ mod tests {
         (cluster.into(), addr.to_compact_string().into())
     }
 
+    fn release(interner: &mut Interner, details: Details, grace: &Grace) {
+        let mut leaving = Leaving::new(grace);
+        interner.release(details, &mut leaving);
+        leaving.begin(&pin());
+    }
+
     #[test]
     fn equal_details_are_stored_once_and_forgotten_with_their_last_proxy() {
         let (mut interner, grace) = (Interner::default(), Grace::default());
@@ -444,11 +484,11 @@ mod tests {
         assert!(a == also_a && a != b);
         assert_eq!(seen(&interner, a), ("cluster".into(), "a:1".into()));
         assert_eq!(seen(&interner, b), ("cluster".into(), "10.0.0.1:1".into()));
-        interner.release(a, &grace, &pin());
+        release(&mut interner, a, &grace);
         assert_eq!(interner.shared.len(), 1, "another proxy has it");
-        interner.release(also_a, &grace, &pin());
+        release(&mut interner, also_a, &grace);
         assert_eq!((interner.shared.len(), interner.cluster_numbers.len()), (0, 1));
-        interner.release(b, &grace, &pin());
+        release(&mut interner, b, &grace);
         assert_eq!(interner.cluster_numbers.len(), 0);
     }
 
@@ -457,7 +497,7 @@ mod tests {
         let (mut interner, grace) = (Interner::default(), Grace::default());
         let reader = pin();
         let first = interner.intern("first", "10.0.0.1:1", &grace);
-        interner.release(first, &grace, &pin());
+        release(&mut interner, first, &grace);
         let second = interner.intern("second", "10.0.0.1:1", &grace);
         assert_ne!(first, second);
         // SAFETY: the reader is pinned since before it was released.

@@ -1,8 +1,12 @@
 //! Proxy numbers: who has one, and how far it is in its life.
 
 use std::fmt;
+use std::num::NonZeroU64;
+
+use once_cell::race::OnceBox;
 
 use crate::key::Text;
+use crate::prefetch::prefetch;
 use crate::proxies::details::Details;
 use crate::proxies::id::ProxyId;
 use crate::proxies::numbered::Numbered;
@@ -120,6 +124,9 @@ pub(crate) struct Numbers {
     /// Few and large segments: their pointers are in every look-up's way.
     lives: Numbered<LifeCell, 2>,
     fields: Numbered<Fields, 5>,
+    /// The incarnation that each number's proxy is of, or zero; made when the first one begins.
+    incarnations: OnceBox<Numbered<AtomicU64, 5>>,
+    limit: u32,
 }
 
 impl Numbers {
@@ -128,6 +135,8 @@ impl Numbers {
         Self {
             lives: Numbered::new(limit),
             fields: Numbered::new(limit),
+            incarnations: OnceBox::new(),
+            limit,
         }
     }
 
@@ -151,6 +160,32 @@ impl Numbers {
         Entry {
             life: self.lives.ensure(number),
             fields: self.fields.ensure(number),
+        }
+    }
+
+    /// The incarnation that the proxy of a number is of. The caller has seen the proxy's life under its pin.
+    pub(crate) fn incarnation(&self, number: u32) -> Option<NonZeroU64> {
+        // Relaxed: written before the life that was seen, or later, when an incarnation began without another number.
+        let incarnation = self.incarnations.get()?.get(number)?.load(Ordering::Relaxed);
+        NonZeroU64::new(incarnation)
+    }
+
+    /// Sets the incarnation of a number that is FREE, or of one that has none; for the registry's owner.
+    pub(crate) fn set_incarnation(&self, number: u32, incarnation: Option<NonZeroU64>) {
+        let cell = match incarnation {
+            Some(_) => {
+                let incarnations = self.incarnations.get_or_init(|| Box::new(Numbered::new(self.limit)));
+                Some(incarnations.ensure(number))
+            }
+            // Nothing is there to be taken for the proxy's.
+            None => self
+                .incarnations
+                .get()
+                .and_then(|incarnations| incarnations.get(number)),
+        };
+        if let Some(cell) = cell {
+            // Relaxed: published by the life; or, of a proxy that had none, a number alone.
+            cell.store(incarnation.map_or(0, NonZeroU64::get), Ordering::Relaxed);
         }
     }
 }
@@ -224,6 +259,18 @@ impl Entry<'_> {
         let bits = [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)];
         // SAFETY: `occupy` wrote them; a name is freed a grace period after the number died.
         unsafe { ProxyId::from_bits(bits, life.is_name()) }
+    }
+
+    /// Asks for what [`prefetch_name`](Entry::prefetch_name) reads.
+    pub(crate) fn prefetch(self) {
+        prefetch(self.fields);
+    }
+
+    /// Asks for what [`id`](Entry::id) refers to, if that is a name; of a UUID, this does nothing.
+    pub(crate) fn prefetch_name(self) {
+        // Relaxed: a hint.
+        let bits = self.fields.id[1].load(Ordering::Relaxed);
+        prefetch(bits as *const u8);
     }
 
     /// Whether a number that was not FREE when the guard was pinned has this ID.
@@ -338,6 +385,20 @@ impl Entry<'_> {
         let (generation, overflow) = (self.life().0 | STATE | IS_NAME).overflowing_add(GENERATION);
         self.life.set(Life(generation).with(FREE));
         !overflow
+    }
+
+    /// The FREE number after this one, among those that were used before; for the registry's owner.
+    pub(crate) fn next_free(self) -> Option<u32> {
+        // Relaxed: only the owner reads and writes it.
+        let next = self.fields.id[0].load(Ordering::Relaxed);
+        next.checked_sub(1).map(|number| number as u32)
+    }
+
+    /// Sets what [`next_free`](Entry::next_free) returns, in the place of the ID, which a FREE number does not have.
+    pub(crate) fn set_next_free(self, next: Option<u32>) {
+        // Relaxed: as above.
+        let next = next.map_or(0, |number| u64::from(number) + 1);
+        self.fields.id[0].store(next, Ordering::Relaxed);
     }
 
     fn free_id(self) {

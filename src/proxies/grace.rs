@@ -22,10 +22,15 @@ fn is_past(period: u32, of: u32) -> bool {
 }
 
 impl Grace {
-    /// Begins a period now, and returns its number, below [`PERIODS`].
-    pub(crate) fn begin(&self, guard: &Guard) -> u32 {
+    /// The number of a period that is about to [begin](Grace::begin), below [`PERIODS`]. Who reserves a number begins the
+    /// period before another number is reserved.
+    pub(crate) fn reserve(&self) -> u32 {
         // Relaxed: only a number; the epoch orders what matters.
-        let period = self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1) % PERIODS;
+        self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1) % PERIODS
+    }
+
+    /// Begins a period now.
+    pub(crate) fn begin(&self, period: u32, guard: &Guard) {
         let over = Arc::clone(&self.over);
         after_grace(guard, move || {
             // Relaxed: the CAS decides.
@@ -39,9 +44,13 @@ impl Grace {
                 }
             }
         });
-        // The sweeper asks soon; without this the period could wait for a bag of garbage to fill up.
-        guard.flush();
-        period
+    }
+
+    /// How many periods there were.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn begun(&self) -> u32 {
+        // Relaxed: as in `reserve`.
+        self.begun.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_over(&self, period: u32) -> bool {

@@ -1,9 +1,6 @@
 //! Proxy IDs: 16 bytes where they are a UUID in its canonical spelling.
 
-use std::hash::{Hash, Hasher};
-
 use compact_str::CompactString;
-use hashbrown::Equivalent;
 use uuid::Uuid;
 
 use crate::key::Text;
@@ -66,20 +63,11 @@ impl<'a> ProxyId<'a> {
     }
 }
 
-/// An ID on its own, which a map finds by a [`ProxyId`].
-#[derive(Debug, Clone)]
+/// An ID on its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum OwnedId {
     Uuid(Uuid),
     Name(CompactString),
-}
-
-impl OwnedId {
-    fn as_id(&self) -> ProxyId<'_> {
-        match self {
-            OwnedId::Uuid(uuid) => ProxyId::Uuid(*uuid),
-            OwnedId::Name(name) => ProxyId::Name(name),
-        }
-    }
 }
 
 impl From<ProxyId<'_>> for OwnedId {
@@ -88,25 +76,5 @@ impl From<ProxyId<'_>> for OwnedId {
             ProxyId::Uuid(uuid) => OwnedId::Uuid(uuid),
             ProxyId::Name(name) => OwnedId::Name(name.into()),
         }
-    }
-}
-
-impl PartialEq for OwnedId {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_id() == other.as_id()
-    }
-}
-
-impl Eq for OwnedId {}
-
-impl Hash for OwnedId {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_id().hash(state);
-    }
-}
-
-impl Equivalent<OwnedId> for ProxyId<'_> {
-    fn equivalent(&self, key: &OwnedId) -> bool {
-        *self == key.as_id()
     }
 }

@@ -3,7 +3,7 @@
 //! The map is an array of numbers in each of its parts; the IDs, and what they hash to, are in the numbers' entries. The
 //! registry's owner alone changes it. Readers need no lock: a number never moves within an array, and an array that has
 //! become too small is replaced by a copy. So who reads an array that was just replaced sees the map as it was when it was
-//! loaded. The parts grow one at a time, each at sizes of its own, so that no registration copies more than one of them.
+//! replaced. The parts grow one at a time, each at sizes of its own, so that no registration copies more than one of them.
 //!
 //! It took the place of an `scc::HashIndex` of numbers, which has 12.6 bytes for each of a million proxies, and 27 for each
 //! of a thousand, where this has 5 and 7 (`nodetracker-profiles prototype` and `ten-thousand`, before and after).
@@ -24,7 +24,7 @@ use crate::sync::epoch::Fate;
 use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, new_hasher, retire};
 
 const PART_BITS: u32 = if cfg!(loom) { 0 } else { 7 };
-const PARTS: usize = 1 << PART_BITS;
+pub(super) const PARTS: usize = 1 << PART_BITS;
 
 /// A slot that no number was put in; a probe sequence ends there.
 const EMPTY: u32 = 0;
@@ -35,6 +35,9 @@ const REMOVED: u32 = NUMBER_MASK;
 /// looked at.
 const NUMBER_BITS: u32 = 24;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
+
+/// How many numbers further on memory is asked for.
+const AHEAD: usize = 8;
 
 /// The slots of one part, behind this.
 #[repr(C)]
@@ -117,20 +120,31 @@ impl Array {
         }
         self.count
             .store(self.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // Release: pairs with the load in `find`, so that the number's entry is seen with its ID.
-        free.store(tag(hash) | (number + 1), Ordering::Release);
+        // Release: pairs with the loads in `find` and `numbers`, so that the number's entry is seen with its ID.
+        free.store(slot_for(number, hash), Ordering::Release);
     }
 
-    /// The numbers that are there; for the owner.
+    /// The slot of a number; for the owner.
+    fn slot_of(&self, number: u32, hash: u64) -> Option<&AtomicU32> {
+        // Relaxed: only the owner writes slots.
+        self.probe(hash)
+            .find(|slot| number_in(slot.load(Ordering::Relaxed)) == Some(number))
+    }
+
+    /// The numbers that are there.
     fn numbers(&self) -> impl Iterator<Item = u32> {
-        // Relaxed: as in `put`.
-        let values = self.slots().iter().map(|slot| slot.load(Ordering::Relaxed));
+        // Acquire: as in `find`.
+        let values = self.slots().iter().map(|slot| slot.load(Ordering::Acquire));
         values.filter_map(number_in)
     }
 }
 
 fn tag(hash: u64) -> u32 {
     (hash as u32) << NUMBER_BITS
+}
+
+fn slot_for(number: u32, hash: u64) -> u32 {
+    tag(hash) | (number + 1)
 }
 
 fn number_in(slot: u32) -> Option<u32> {
@@ -189,9 +203,9 @@ impl Ids {
 
     /// The number of an ID.
     pub(crate) fn find(&self, id: ProxyId<'_>, guard: &Guard) -> Option<u32> {
-        let hash = self.hasher.hash_one(id);
+        let hash = self.hash(id);
         for slot in self.array(part_of(hash), guard)?.probe(hash) {
-            // Acquire: pairs with the store in `put`.
+            // Acquire: pairs with the stores in `put` and `swap`.
             let value = slot.load(Ordering::Acquire);
             if value == EMPTY {
                 return None;
@@ -224,6 +238,26 @@ impl Ids {
         }
     }
 
+    /// Puts a number in the place of another one with the same ID; for the registry's owner.
+    pub(crate) fn swap(&self, old: u32, new: u32, guard: &Guard) {
+        let Some(hash) = self.hash_of(old, guard) else {
+            return;
+        };
+        if let Some(slot) = self
+            .array(part_of(hash), guard)
+            .and_then(|array| array.slot_of(old, hash))
+        {
+            // Release: as in `put`.
+            slot.store(slot_for(new, hash), Ordering::Release);
+        }
+    }
+
+    /// The numbers of one part. An ID that is there all the while is there once: with the number that it has, or with one
+    /// that was replaced meanwhile.
+    pub(crate) fn numbers<'g>(&'g self, part: usize, guard: &'g Guard) -> impl Iterator<Item = u32> + 'g {
+        self.array(part, guard).into_iter().flat_map(Array::numbers)
+    }
+
     /// Removes a number, whose entry still has its ID; for the registry's owner.
     pub(crate) fn remove(&self, number: u32, guard: &Guard) {
         let Some(hash) = self.hash_of(number, guard) else {
@@ -231,11 +265,10 @@ impl Ids {
         };
         let part = part_of(hash);
         let Some(array) = self.array(part, guard) else { return };
+        let Some(slot) = array.slot_of(number, hash) else {
+            return;
+        };
         // Relaxed, all: only the owner writes slots and counts; whoever still finds the number looks at its life.
-        let slot = array
-            .probe(hash)
-            .find(|slot| number_in(slot.load(Ordering::Relaxed)) == Some(number));
-        let Some(slot) = slot else { return };
         slot.store(REMOVED, Ordering::Relaxed);
         let count = array.count.load(Ordering::Relaxed) - 1;
         array.count.store(count, Ordering::Relaxed);
@@ -248,12 +281,20 @@ impl Ids {
     /// Replaces a part's array by a copy of the right size, with one number more.
     fn replace(&self, part: usize, more: Option<u32>, guard: &Guard) {
         let old = self.array(part, guard);
-        let numbers = || old.into_iter().flat_map(Array::numbers).chain(more);
-        let count = numbers().count() as u32;
+        let numbers: Vec<u32> = old.into_iter().flat_map(Array::numbers).chain(more).collect();
+        let count = numbers.len() as u32;
         // An eighth stays EMPTY.
         let least = f64::from(count + 1) * 8.0 / 7.0 + 1.0;
         let new = Array::new(next_size(least, part as f64 / PARTS as f64));
-        for number in numbers() {
+        // Others wait for the lock meanwhile, and nearly all of the time goes into waiting for memory.
+        let ahead = |at: usize| self.numbers.get(*numbers.get(at)?);
+        for (at, &number) in numbers.iter().enumerate() {
+            if let Some(entry) = ahead(at + 2 * AHEAD) {
+                entry.prefetch();
+            }
+            if let Some(entry) = ahead(at + AHEAD) {
+                entry.prefetch_name();
+            }
             if let Some(hash) = self.hash_of(number, guard) {
                 // SAFETY: nobody else knows it yet.
                 unsafe { new.as_ref() }.put(number, hash);
@@ -268,14 +309,25 @@ impl Ids {
         }
     }
 
+    /// The hash of an ID, whose top bits are its part.
+    pub(crate) fn hash(&self, id: ProxyId<'_>) -> u64 {
+        self.hasher.hash_one(id)
+    }
+
     fn hash_of(&self, number: u32, guard: &Guard) -> Option<u64> {
-        self.numbers
-            .get(number)
-            .map(|entry| self.hasher.hash_one(entry.id(guard)))
+        self.numbers.get(number).map(|entry| self.hash(entry.id(guard)))
     }
 }
 
-fn part_of(hash: u64) -> usize {
+/// The first hash of a part.
+pub(super) fn first_hash(part: usize) -> u64 {
+    match PART_BITS {
+        0 => 0,
+        bits => (part as u64) << (64 - bits),
+    }
+}
+
+pub(super) fn part_of(hash: u64) -> usize {
     match PART_BITS {
         0 => 0,
         bits => (hash >> (64 - bits)) as usize,

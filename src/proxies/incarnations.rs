@@ -14,54 +14,40 @@
 //!        a keep-alive interval later
 //! ```
 //!
-//! It is CURRENT while, and only while, the proxy that `begin` returned is registered. So with the registry's lock held,
-//! the number that an ID has and the state that it has here agree.
+//! It is CURRENT while, and only while, the proxy that `begin` returned is registered. Then the incarnation is with the
+//! proxy's number ([`Numbers`](super::entry::Numbers)), where readers find it without a lock, and here is only a count. An
+//! incarnation that has ended is here alone.
 //!
 //! Nothing is forgotten before its time to make room: that would let late messages in. There are at most as many IDs in
 //! here as there may be proxies, and one that finds no room is refused.
+//!
+//! All of this happens with the registry's lock held, so each step is a small one: the maps are trees, which grow and shrink
+//! by a node at a time, and forgetting an ID makes room for one.
 
-use std::collections::VecDeque;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
-
-use ahash::RandomState;
-use hashbrown::HashMap;
 
 use crate::error::StaleIncarnation;
 use crate::proxies::id::{OwnedId, ProxyId};
 
-/// The latest incarnation of each proxy that ever began one. It has no memory before the first one does.
+/// The latest incarnation of each proxy that ever began one. It has no memory before the first one ends.
 #[derive(Debug, Default)]
 pub(crate) struct Incarnations {
-    latest: HashMap<OwnedId, Latest, RandomState>,
-    /// IDs that left CURRENT, and when; each at most once. One that came back, or left once more, is found out when its
-    /// turn comes.
-    ended: VecDeque<(OwnedId, u64)>,
+    /// How many IDs are CURRENT.
+    current: usize,
+    ended: BTreeMap<OwnedId, Ended>,
+    /// When each of those ended, the earliest one first.
+    queue: BTreeSet<(u64, OwnedId)>,
 }
 
-#[derive(Debug)]
-struct Latest {
+/// An incarnation that is DROPPED or OVER.
+#[derive(Debug, Clone, Copy)]
+struct Ended {
     incarnation: NonZeroU64,
-    state: State,
-    /// It is in `ended`.
-    is_queued: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Current,
-    /// The sweeper dropped the proxy at a tick, since it had no routes.
-    Dropped(u64),
-    /// The proxy was removed at a tick.
-    Over(u64),
-}
-
-impl State {
-    fn ended(self) -> Option<u64> {
-        match self {
-            State::Current => None,
-            State::Dropped(at) | State::Over(at) => Some(at),
-        }
-    }
+    tick: u64,
+    /// The proxy was removed; if not, the sweeper dropped it, since it had no routes.
+    is_over: bool,
 }
 
 /// How an incarnation that may begin stands to what was known before.
@@ -75,22 +61,27 @@ pub(crate) enum Standing {
     Replaces,
 }
 
+/// How many IDs are forgotten to make room for one, so that there are fewer of them when the next one comes.
+const FORGOTTEN_FOR_ONE: usize = 2;
+
 impl Incarnations {
-    /// How `incarnation` stands, unless it is stale. What ended before the tick `forget_before` counts no more.
+    /// How `incarnation` stands, unless it is stale. `current` is the one that the ID's registered proxy is of. What ended
+    /// before the tick `forget_before` counts no more.
     pub(crate) fn standing(
         &self,
         id: ProxyId<'_>,
+        current: Option<NonZeroU64>,
         incarnation: NonZeroU64,
         forget_before: u64,
     ) -> Result<Standing, StaleIncarnation> {
-        let Some(known) = self.latest.get(&id) else {
+        if let Some(current) = current {
+            return standing_beside(current, incarnation);
+        }
+        let ended = self.ended.get(&OwnedId::from(id));
+        let Some(ended) = ended.filter(|ended| ended.tick >= forget_before) else {
             return Ok(Standing::Adopts);
         };
-        if known.state.ended().is_some_and(|at| at < forget_before) {
-            return Ok(Standing::Adopts);
-        }
-        let is_over = matches!(known.state, State::Over(_));
-        let latest = known.incarnation;
+        let (latest, is_over) = (ended.incarnation, ended.is_over);
         if incarnation < latest || incarnation == latest && is_over {
             return Err(StaleIncarnation {
                 incarnation,
@@ -98,81 +89,76 @@ impl Incarnations {
                 is_over,
             });
         }
-        Ok(match known.state {
-            _ if incarnation > latest => Standing::Replaces,
-            State::Current => Standing::Current,
-            _ => Standing::Adopts,
+        Ok(match incarnation > latest {
+            true => Standing::Replaces,
+            false => Standing::Adopts,
         })
     }
 
-    /// Whether there is room for an ID, among `limit` of them.
+    /// Whether there is room for an ID that is not CURRENT, among `limit` of them.
     pub(crate) fn has_room(&mut self, id: ProxyId<'_>, limit: usize, forget_before: u64) -> bool {
-        if self.latest.len() >= limit && !self.latest.contains_key(&id) {
-            self.forget(forget_before, usize::MAX);
+        if self.len() < limit || self.ended.contains_key(&OwnedId::from(id)) {
+            return true;
         }
-        self.latest.len() < limit || self.latest.contains_key(&id)
+        self.forget(forget_before, FORGOTTEN_FOR_ONE);
+        self.len() < limit
     }
 
-    /// Makes an incarnation that may begin the CURRENT one.
-    pub(crate) fn begin(&mut self, id: ProxyId<'_>, incarnation: NonZeroU64) {
-        let known = self.latest.entry(id.into()).or_insert(Latest {
+    /// How many IDs are in here.
+    fn len(&self) -> usize {
+        self.current + self.ended.len()
+    }
+
+    /// Notes that an ID that was not CURRENT is.
+    pub(crate) fn begin(&mut self, id: ProxyId<'_>) {
+        self.current += 1;
+        if self.ended.is_empty() {
+            return;
+        }
+        if let Some((id, ended)) = self.ended.remove_entry(&OwnedId::from(id)) {
+            self.queue.remove(&(ended.tick, id));
+        }
+    }
+
+    /// Notes that the CURRENT `incarnation` of an ID has ended, since the proxy was removed (`is_over`) or the sweeper
+    /// dropped it.
+    pub(crate) fn end(&mut self, id: ProxyId<'_>, incarnation: NonZeroU64, is_over: bool, tick: u64) {
+        self.current -= 1;
+        let id = OwnedId::from(id);
+        let ended = Ended {
             incarnation,
-            state: State::Current,
-            is_queued: false,
-        });
-        known.incarnation = incarnation;
-        known.state = State::Current;
+            tick,
+            is_over,
+        };
+        self.queue.insert((tick, id.clone()));
+        self.ended.insert(id, ended);
     }
 
-    /// The CURRENT incarnation of an ID.
-    pub(crate) fn current(&self, id: ProxyId<'_>) -> Option<NonZeroU64> {
-        let known = self.latest.get(&id)?;
-        (known.state == State::Current).then_some(known.incarnation)
-    }
-
-    /// Notes that the proxy of an ID was removed. If it had no incarnation, that changes nothing.
-    pub(crate) fn removed(&mut self, id: ProxyId<'_>, tick: u64) {
-        self.end(id, State::Over(tick), tick);
-    }
-
-    /// Notes that the sweeper dropped the proxy of an ID.
-    pub(crate) fn dropped(&mut self, id: ProxyId<'_>, tick: u64) {
-        self.end(id, State::Dropped(tick), tick);
-    }
-
-    fn end(&mut self, id: ProxyId<'_>, state: State, tick: u64) {
-        if let Some(known) = self.latest.get_mut(&id)
-            && known.state == State::Current
+    /// Forgets up to `most` of those that ended before a tick, and returns how many that were.
+    pub(crate) fn forget(&mut self, before: u64, most: usize) -> usize {
+        let mut forgotten = 0;
+        while forgotten < most
+            && let Some((tick, _)) = self.queue.first()
+            && *tick < before
+            && let Some((_, id)) = self.queue.pop_first()
         {
-            known.state = state;
-            if !known.is_queued {
-                known.is_queued = true;
-                self.ended.push_back((id.into(), tick));
-            }
+            self.ended.remove(&id);
+            forgotten += 1;
         }
+        forgotten
     }
+}
 
-    /// Forgets up to `most` of those that ended before a tick.
-    pub(crate) fn forget(&mut self, before: u64, most: usize) {
-        for _ in 0..most {
-            let Some((id, _)) = self.ended.pop_front_if(|(_, at)| *at < before) else {
-                break;
-            };
-            let Some(known) = self.latest.get_mut(&id) else {
-                continue;
-            };
-            match known.state.ended() {
-                None => known.is_queued = false,
-                Some(at) if at < before => _ = self.latest.remove(&id),
-                Some(at) => self.ended.push_back((id, at)),
-            }
-        }
-        if self.ended.len() < self.ended.capacity() / 4 {
-            self.ended.shrink_to(self.ended.len() * 2);
-        }
-        if self.latest.len() < self.latest.capacity() / 4 {
-            self.latest.shrink_to(self.latest.len() * 2);
-        }
+/// How `incarnation` stands beside the CURRENT one, unless it is stale.
+pub(crate) fn standing_beside(current: NonZeroU64, incarnation: NonZeroU64) -> Result<Standing, StaleIncarnation> {
+    match incarnation.cmp(&current) {
+        Ordering::Less => Err(StaleIncarnation {
+            incarnation,
+            latest: current,
+            is_over: false,
+        }),
+        Ordering::Equal => Ok(Standing::Current),
+        Ordering::Greater => Ok(Standing::Replaces),
     }
 }
 
@@ -186,34 +172,40 @@ mod tests {
         NonZeroU64::new(number).expect("not zero")
     }
 
+    fn forgotten_of(all: &mut Incarnations, before: u64) -> usize {
+        let ended = all.ended.len();
+        let forgotten = all.forget(before, usize::MAX);
+        assert_eq!(ended - all.ended.len(), forgotten);
+        forgotten
+    }
+
     #[test]
     fn what_ended_is_forgotten_in_its_time_and_takes_no_memory_then() {
         let mut all = Incarnations::default();
-        assert_eq!((all.latest.capacity(), all.ended.capacity()), (0, 0));
         let names: Vec<_> = (0..LIMIT).map(|nth| format!("proxy-{nth}")).collect();
         let ids = || names.iter().map(|name| ProxyId::of(name));
         for (id, tick) in ids().zip(0..) {
             assert!(all.has_room(id, LIMIT, 0));
-            all.begin(id, number(1));
-            all.removed(id, tick);
+            all.begin(id);
+            all.end(id, number(1), true, tick);
         }
         // One comes back, and one does that and ends once more.
-        all.begin(ProxyId::of("proxy-3"), number(2));
-        all.begin(ProxyId::of("proxy-4"), number(2));
-        all.removed(ProxyId::of("proxy-4"), 60);
+        all.begin(ProxyId::of("proxy-3"));
+        all.begin(ProxyId::of("proxy-4"));
+        all.end(ProxyId::of("proxy-4"), number(2), true, 60);
         let newcomer = ProxyId::of("newcomer");
         assert!(!all.has_room(newcomer, LIMIT, 0), "there are {LIMIT}");
+        assert!(all.has_room(ProxyId::of("proxy-4"), LIMIT, 0), "it has a place");
         assert!(all.has_room(newcomer, LIMIT, 1), "one was forgotten for it");
 
         all.forget(50, usize::MAX);
-        let left: Vec<_> = (0..LIMIT).filter(|&nth| nth == 3 || nth == 4 || nth >= 50).collect();
-        let known = |nth: &usize| all.latest.contains_key(&ProxyId::of(&names[*nth]));
+        let left: Vec<_> = (0..LIMIT).filter(|&nth| nth == 4 || nth >= 50).collect();
+        let known = |nth: &usize| all.ended.contains_key(&ProxyId::of(&names[*nth]).into());
         assert_eq!((0..LIMIT).filter(known).collect::<Vec<_>>(), left);
 
-        all.removed(ProxyId::of("proxy-3"), 100);
-        all.forget(101, usize::MAX);
-        assert_eq!((all.latest.len(), all.ended.len()), (0, 0));
-        assert_eq!((all.latest.capacity(), all.ended.capacity()), (0, 0));
+        all.end(ProxyId::of("proxy-3"), number(2), true, 100);
+        assert_eq!(forgotten_of(&mut all, 101), 52);
+        assert_eq!((all.len(), all.queue.len()), (0, 0));
     }
 
     #[test]
@@ -221,10 +213,35 @@ mod tests {
         let mut all = Incarnations::default();
         let id = ProxyId::of("00000000-0000-0000-0000-000000000001");
         for tick in 1..1000 {
-            all.begin(id, number(tick));
-            all.removed(id, tick);
-            all.forget(tick - 1, 1);
+            all.begin(id);
+            all.end(id, number(tick), true, tick);
+            assert_eq!(all.forget(tick - 1, 1), 0);
+            assert_eq!((all.ended.len(), all.queue.len()), (1, 1));
         }
-        assert_eq!((all.latest.len(), all.ended.len()), (1, 1));
+    }
+
+    /// With the registry's lock held, whoever waits for it waits for all that is forgotten.
+    #[test]
+    fn one_that_finds_no_room_has_few_forgotten() {
+        let mut all = Incarnations::default();
+        let limit = 10_000;
+        for nth in 0..limit {
+            let name = nth.to_string();
+            all.begin(ProxyId::of(&name));
+            all.end(ProxyId::of(&name), number(1), nth % 2 == 0, 1);
+        }
+        for nth in limit..2 * limit {
+            let before = all.len();
+            let name = nth.to_string();
+            assert!(all.has_room(ProxyId::of(&name), limit, 2), "all others are due");
+            assert!(
+                before - all.len() <= FORGOTTEN_FOR_ONE,
+                "{} at once",
+                before - all.len()
+            );
+            all.begin(ProxyId::of(&name));
+        }
+        assert_eq!((all.current, all.ended.len()), (limit, 0));
+        assert!(!all.has_room(ProxyId::of("newcomer"), limit, 2));
     }
 }

@@ -1,12 +1,14 @@
 //! loom models of a proxy number's life, named after the property that each shows; see `src/shard/models.rs`.
 //!
-//! What takes a table with routes is in `src/models.rs`.
+//! What takes a table with routes is in `src/models.rs`. Threads that register or remove wait for each other as they do outside.
+
+use std::sync::atomic::AtomicBool;
 
 use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
-use crate::sync::{epoch, pin};
+use crate::sync::{Ordering, epoch, pin};
 
 struct World {
     proxies: Proxies,
@@ -33,9 +35,36 @@ impl World {
             .expect("there is room")
     }
 
+    /// As `RouteTable::begin_incarnation`.
+    fn begin(&self, id: &str, incarnation: u64) -> Result<ProxyRef, BeginError> {
+        let incarnation = NonZeroU64::new(incarnation).expect("not zero");
+        let begun = self
+            .proxies
+            .begin(&proxy(id), incarnation, Some(|_| ()), Moment::new(0, 0), &pin());
+        begun.map(|begun| begun.proxy)
+    }
+
     fn find(&self, id: &str) -> Option<ProxyRef> {
         self.proxies.find(id, &pin())
     }
+
+    /// The incarnation of the proxy that is registered under an ID.
+    fn incarnation(&self, id: &str) -> Option<u64> {
+        let guard = pin();
+        let found = self.proxies.find(id, &guard)?;
+        self.proxies.incarnation(found, &guard).map(NonZeroU64::get)
+    }
+}
+
+/// Notes that some execution of a model came to what the model is about.
+fn note(seen: &AtomicBool, now: bool) {
+    // Relaxed: one OS thread.
+    seen.fetch_or(now, Ordering::Relaxed);
+}
+
+fn assert_noted(seen: &AtomicBool, otherwise: &str) {
+    // Relaxed: as above.
+    assert!(seen.load(Ordering::Relaxed), "{otherwise}");
 }
 
 /// The map is replaced by a larger one as `new` comes, which leaves out the slot of a proxy that was removed, and changed in
@@ -155,5 +184,190 @@ fn a_proxy_is_found_with_its_details() {
         let moved = world.proxies.register(&moved, 0, &pin(), |_| ());
         assert_eq!(moved, Ok(registered));
         finders.into_iter().for_each(|finder| finder.join().expect("it ends"));
+    });
+}
+
+/// The reader finds the older or the newer one.
+#[test]
+fn a_proxy_that_is_replaced_is_found() {
+    static REPLACED: AtomicBool = AtomicBool::new(false);
+    epoch::check(3, || {
+        let world = Arc::new(World::new());
+        let older = world.begin("proxy", 1).expect("it is the first one");
+        let reader = thread::spawn({
+            let world = Arc::clone(&world);
+            move || world.find("proxy").expect("it is registered all the while")
+        });
+        let newer = world.begin("proxy", 2).expect("there is room");
+        let found = reader.join().expect("it ends");
+        assert!(found == older || found == newer);
+        assert_eq!(world.find("proxy"), Some(newer));
+        note(&REPLACED, found == newer);
+    });
+    assert_noted(&REPLACED, "the newer one was never found");
+}
+
+/// The reader may have an array of the map that was replaced by a larger one, which then was changed.
+#[test]
+fn a_proxy_that_is_replaced_is_found_while_the_map_of_ids_grows() {
+    epoch::check(3, || {
+        let world = Arc::new(World::new());
+        let older = world.begin("proxy", 1).expect("it is the first one");
+        // As many as fit into the first array.
+        world.register("b");
+        world.register("c");
+        let reader = thread::spawn({
+            let world = Arc::clone(&world);
+            move || world.find("proxy").expect("it is registered all the while")
+        });
+        // The array grows, and has another number for the proxy.
+        world.register("d");
+        let newer = world.begin("proxy", 2).expect("there is room");
+        let found = reader.join().expect("it ends");
+        assert!(found == older || found == newer);
+    });
+}
+
+#[test]
+fn a_part_has_a_proxy_that_is_replaced_once() {
+    static REPLACED: AtomicBool = AtomicBool::new(false);
+    epoch::check(3, || {
+        let world = Arc::new(World::new());
+        let older = world.begin("proxy", 1).expect("it is the first one");
+        let other = world.register("other");
+        let reader = thread::spawn({
+            let world = Arc::clone(&world);
+            move || {
+                let guard = pin();
+                let found = world.proxies.in_part(0, &guard);
+                let copy = |proxy: ProxyRef| {
+                    let details = world.proxies.last_details(proxy, &guard).expect("it was registered");
+                    let incarnation = world.proxies.last_incarnation(proxy, &guard);
+                    (details.id, incarnation.map_or(0, NonZeroU64::get))
+                };
+                let mut copied: Vec<_> = found.iter().map(|(_, proxy)| copy(*proxy)).collect();
+                copied.sort();
+                let is_older = found.iter().any(|(_, proxy)| *proxy == older);
+                assert!(found.iter().any(|(_, proxy)| *proxy == other));
+                let incarnation = if is_older { 1 } else { 2 };
+                assert_eq!(copied, [("other".into(), 0), ("proxy".into(), incarnation)]);
+                is_older
+            }
+        });
+        world.begin("proxy", 2).expect("there is room");
+        note(&REPLACED, !reader.join().expect("it ends"));
+    });
+    assert_noted(&REPLACED, "the newer one was never found");
+}
+
+/// The ID gets another slot, or the same one, while the reader goes through them.
+#[test]
+fn a_part_has_a_proxy_that_comes_back_at_most_once() {
+    epoch::check(3, || {
+        let world = Arc::new(World::new());
+        let before = world.register("proxy");
+        let reader = thread::spawn({
+            let world = Arc::clone(&world);
+            move || {
+                let guard = pin();
+                let found = world.proxies.in_part(0, &guard);
+                let id = |proxy| world.proxies.last_details(proxy, &guard).expect("it was registered").id;
+                let of_id = found.iter().filter(|(_, proxy)| id(*proxy) == "proxy");
+                assert!(of_id.count() <= 1);
+            }
+        });
+        assert!(world.proxies.remove(before, 0, &pin()));
+        world.register("other");
+        world.register("proxy");
+        reader.join().expect("it ends");
+    });
+}
+
+#[test]
+fn of_two_takeovers_the_greater_one_stays() {
+    static STALE: AtomicBool = AtomicBool::new(false);
+    epoch::check(2, || {
+        let world = Arc::new(World::new());
+        world.begin("proxy", 1).expect("it is the first one");
+        let registrars = [2, 3].map(|incarnation| {
+            let world = Arc::clone(&world);
+            thread::spawn(move || world.begin("proxy", incarnation))
+        });
+        assert!(world.find("proxy").is_some(), "it is registered all the while");
+        let [second, third] = registrars.map(|registrar| registrar.join().expect("it ends"));
+        let third = third.expect("it is the greatest");
+        assert_eq!(
+            (world.find("proxy"), world.incarnation("proxy")),
+            (Some(third), Some(3))
+        );
+        assert_eq!(world.proxies.len(), 1);
+        note(&STALE, second.is_err());
+    });
+    assert_noted(&STALE, "the lesser one never came last");
+}
+
+#[test]
+fn of_a_takeover_and_a_removal_one_comes_last() {
+    static REMOVED: AtomicBool = AtomicBool::new(false);
+    epoch::check(2, || {
+        let world = Arc::new(World::new());
+        let older = world.begin("proxy", 1).expect("it is the first one");
+        let remover = thread::spawn({
+            let world = Arc::clone(&world);
+            move || world.proxies.remove(older, 0, &pin())
+        });
+        let registrar = thread::spawn({
+            let world = Arc::clone(&world);
+            move || world.begin("proxy", 2).expect("there is room")
+        });
+        let found = world.find("proxy");
+        let (removed, newer) = (remover.join().expect("it ends"), registrar.join().expect("it ends"));
+        assert!(found.is_none_or(|found| found == older || found == newer));
+        assert!(found.is_some() || removed, "it was registered all the while");
+        assert_eq!(
+            (world.find("proxy"), world.incarnation("proxy")),
+            (Some(newer), Some(2))
+        );
+        assert_eq!(world.proxies.len(), 1);
+        note(&REMOVED, removed);
+    });
+    assert_noted(&REMOVED, "the removal never came first");
+}
+
+#[test]
+fn of_two_registrations_of_an_id_both_have_one_number() {
+    epoch::check(2, || {
+        let world = Arc::new(World::new());
+        let registrars = ["proxy"; 2].map(|id| {
+            let world = Arc::clone(&world);
+            thread::spawn(move || world.register(id))
+        });
+        let found = world.find("proxy");
+        let [one, two] = registrars.map(|registrar| registrar.join().expect("it ends"));
+        assert_eq!(one, two);
+        assert!(found.is_none_or(|found| found == one));
+        assert_eq!(
+            (world.proxies.len(), world.proxies.room()),
+            (1, world.proxies.limit() - 1)
+        );
+    });
+}
+
+#[test]
+fn a_proxy_is_found_with_its_incarnation() {
+    epoch::check(3, || {
+        let world = Arc::new(World::new());
+        let finder = thread::spawn({
+            let world = Arc::clone(&world);
+            move || {
+                let guard = pin();
+                if let Some(proxy) = world.proxies.reference(0) {
+                    let incarnation = world.proxies.incarnation(proxy, &guard);
+                    assert_eq!(incarnation.map(NonZeroU64::get), Some(7), "nobody removes it");
+                }
+            }
+        });
+        world.begin("proxy", 7).expect("it is the first one");
+        finder.join().expect("it ends");
     });
 }

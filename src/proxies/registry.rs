@@ -1,24 +1,25 @@
 //! What only registering and removing proxies change, behind a lock.
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::proxies::details::{Clusters, Details, Interner};
-use crate::proxies::entry::Entry;
+use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace::Grace;
 use crate::proxies::incarnations::Incarnations;
+use crate::proxies::leaving::Leaving;
 use crate::sweep::ROUNDS;
-use crate::sync::Guard;
+use crate::sync::{Guard, MutexGuard};
 
-/// Numbers and shared details.
+/// Numbers and shared details. Nobody waits long for who has the lock: nothing here grows or shrinks all at once.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    free: Vec<u32>,
+    /// The first FREE number that was used before; it leads to the next one.
+    free: Option<u32>,
     next: u32,
     /// Numbers that are not FREE.
     in_use: usize,
-    /// Numbers that are ALIVE or CLOSING.
-    registered: usize,
     /// What each number that is CLOSING or DEAD waits for. (One that was revived keeps what it waited for, to no effect.)
     waits: BTreeMap<u32, Wait>,
     interner: Interner,
@@ -51,45 +52,39 @@ impl Wait {
 
 impl Registry {
     /// A number that nobody has, unless `limit` are in use.
-    pub(crate) fn take_number(&mut self, limit: usize) -> Option<u32> {
+    pub(crate) fn take_number<'n>(&mut self, numbers: &'n Numbers, limit: usize) -> Option<(u32, Entry<'n>)> {
         if self.in_use >= limit {
             return None;
         }
-        let number = match self.free.pop() {
-            Some(number) => number,
+        let taken = match self.free {
+            Some(number) => {
+                let entry = numbers.ensure(number);
+                self.free = entry.next_free();
+                (number, entry)
+            }
             None if (self.next as usize) < limit => {
                 self.next += 1;
-                self.next - 1
+                (self.next - 1, numbers.ensure(self.next - 1))
             }
             // Numbers whose generations are used up: 2^29 proxies each.
             None => return None,
         };
         self.in_use += 1;
-        self.registered += 1;
-        Some(number)
+        Some(taken)
     }
 
-    pub(crate) fn give_number_back(&mut self, number: u32, reusable: bool) {
+    pub(crate) fn give_number_back(&mut self, number: u32, entry: Entry<'_>, reusable: bool) {
         self.waits.remove(&number);
         self.in_use -= 1;
         if reusable {
-            self.free.push(number);
+            entry.set_next_free(self.free);
+            self.free = Some(number);
         }
     }
 
     /// How many numbers there are left.
     pub(crate) fn room(&self, limit: usize) -> usize {
         limit.saturating_sub(self.in_use)
-    }
-
-    /// Counts a number that has become DEAD.
-    pub(crate) fn proxy_gone(&mut self) {
-        self.registered -= 1;
-    }
-
-    /// How many proxies are registered.
-    pub(crate) fn len(&self) -> usize {
-        self.registered
     }
 
     /// What a number waits for.
@@ -105,16 +100,82 @@ impl Registry {
     pub(crate) fn clusters(&self) -> Arc<Clusters> {
         self.interner.clusters()
     }
+}
 
-    /// Details for one more entry, which [`set_details`](Registry::set_details) gives them to.
-    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str, grace: &Grace) -> Details {
-        self.interner.intern(cluster_name, addr, grace)
+/// The registry with its lock held.
+pub(crate) struct Owner<'a> {
+    /// It stands first, since fields are dropped in this order.
+    registry: MutexGuard<'a, Registry>,
+    leaving: Leaving<'a>,
+    flush: Flush<'a>,
+}
+
+/// Flushes a guard when it is dropped, if something was put there. That may run what others have deferred, so it happens
+/// without the lock.
+struct Flush<'a> {
+    guard: &'a Guard,
+    is_due: bool,
+}
+
+impl Drop for Flush<'_> {
+    fn drop(&mut self) {
+        if self.is_due {
+            // The sweeper asks soon; without this the period could wait for a bag of garbage to fill up.
+            self.guard.flush();
+        }
+    }
+}
+
+impl Deref for Owner<'_> {
+    type Target = Registry;
+
+    fn deref(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+impl DerefMut for Owner<'_> {
+    fn deref_mut(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+}
+
+impl Drop for Owner<'_> {
+    fn drop(&mut self) {
+        self.flush.is_due = self.leaving.begin(self.flush.guard);
+    }
+}
+
+impl<'a> Owner<'a> {
+    pub(crate) fn new(registry: MutexGuard<'a, Registry>, grace: &'a Grace, guard: &'a Guard) -> Self {
+        Self {
+            registry,
+            leaving: Leaving::new(grace),
+            flush: Flush { guard, is_due: false },
+        }
+    }
+
+    /// Details for one more entry, which [`set_details`](Owner::set_details) gives them to.
+    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Details {
+        self.registry.interner.intern(cluster_name, addr, self.leaving.grace())
     }
 
     /// Gives an entry other details, or none; the former ones go after a grace period.
-    pub(crate) fn set_details(&mut self, entry: Entry<'_>, details: Details, grace: &Grace, guard: &Guard) {
+    pub(crate) fn set_details(&mut self, entry: Entry<'_>, details: Details) {
         let old = entry.replace_details(details);
-        self.interner.release(old, grace, guard);
+        self.registry.interner.release(old, &mut self.leaving);
+    }
+
+    /// Has a number wait for the grace period that begins when the lock is given back.
+    pub(crate) fn wait_for_grace(&mut self, number: u32) {
+        let period = self.leaving.period();
+        self.wait_for(number, Wait::Grace(period));
+    }
+
+    /// As [`wait_for_grace`](Owner::wait_for_grace), when a round has found no route of the number.
+    pub(crate) fn wait_for_last_grace(&mut self, number: u32) {
+        let period = self.leaving.period();
+        self.wait_for(number, Wait::LastGrace(period));
     }
 }
 

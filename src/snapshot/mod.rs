@@ -11,6 +11,8 @@
 //!
 //! Nobody waits while a snapshot is written. A route that is there all the while is in it; one that comes or goes meanwhile
 //! may be, and one that is refreshed meanwhile has age zero. Expired routes and those of removed proxies are not in it.
+//! A proxy that is registered all the while is in it once. If it begins another incarnation meanwhile, it is there as of the
+//! older or the newer one, with routes of that one only.
 //!
 //! The incarnation of each proxy is in it, so that messages of older ones are refused after a restart too; but not those
 //! that are over, whose proxies are gone.
@@ -140,7 +142,8 @@ pub struct SnapshotReport {
 impl RouteTable {
     /// Writes all routes with their ages, and the proxies; see [`snapshot`](crate::snapshot) for the format.
     ///
-    /// No other thread waits for it: it copies one shard or a few hundred proxies at a time, and writes without a pin.
+    /// No other thread waits for it, and it waits for none, not even for one that is stopped while it registers a proxy: it
+    /// copies one of 256 shards, or one of 128 parts of the proxies, at a time, and writes without a pin.
     /// A million routes take about a tenth of a second beside the time of `to`, and some 20 MB there. It needs memory for a
     /// copy of one shard, and about 50 bytes a proxy; it writes in blocks of some 128 KiB, and flushes at the end.
     ///
@@ -182,6 +185,8 @@ impl RouteTable {
     /// without routes too, and its routes are added. The table may have routes, and other threads may use it: of a route
     /// that is known already, the later time counts; a proxy that is registered already keeps the details that it has; and
     /// a node keeps the 64 routes that were refreshed last. An age of more than 24.8 days may become as little as that.
+    ///
+    /// Each proxy is registered as [`begin_incarnation`](Self::begin_incarnation) does it, with the registry's lock.
     ///
     /// Shards that never had a node are built whole, by all threads of rayon's global pool; so a new table is filled several
     /// times as fast as by [`add_node`](Self::add_node), and no index grows. For the time of the call, the snapshot's nodes

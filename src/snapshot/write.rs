@@ -8,14 +8,11 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use crate::node_id::Kind as NodeKind;
-use crate::proxies::{ProxyDetails, ProxyRef};
+use crate::proxies::{Proxies, ProxyDetails, ProxyRef};
 use crate::snapshot::SnapshotSize;
 use crate::snapshot::wire::{Kind, MAGIC, Section, Sink, VERSION, put_text, put_varint};
 use crate::sync::pin;
 use crate::table::RouteTable;
-
-/// Proxies between two pins.
-const GROUP: usize = 256;
 
 pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSize> {
     let begun = table.now();
@@ -62,38 +59,40 @@ pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSi
     })
 }
 
-/// Writes the proxies that are registered all the while, and returns the number of each.
+/// Writes the proxies, each ID once, with those that are registered all the while among them; returns the number of each.
+///
+/// A proxy that begins another incarnation meanwhile is written with one of its incarnations. Only routes of that reference
+/// are written.
 fn write_proxies<W: Write>(
     table: &RouteTable,
     section: &mut Section,
     sink: &mut Sink<W>,
 ) -> io::Result<HashMap<ProxyRef, u32, RandomState>> {
     let mut indexes = HashMap::default();
-    // No ID is written twice: of two proxies that had it one after the other, the first one was removed before the second
-    // one came, so before the list was complete; and then it has no details any more.
-    let proxies = table.proxies().references();
-    for group in proxies.chunks(GROUP) {
-        let guard = pin();
-        let details: Vec<(ProxyRef, ProxyDetails, u64)> = group
-            .iter()
-            .filter_map(|proxy| {
-                let details = table.proxies().details(*proxy, &guard)?;
-                let incarnation = table.proxies().incarnation(*proxy, &guard);
-                Some((*proxy, details, incarnation.map_or(0, NonZeroU64::get)))
-            })
-            .collect();
-        drop(guard);
-        for (proxy, details, incarnation) in details {
+    for part in 0..Proxies::PARTS {
+        for (proxy, details, incarnation) in copy_part(table, part) {
             section.push(Kind::Proxies, sink, |payload| {
                 put_text(payload, &details.id);
                 put_text(payload, &details.cluster_name);
                 put_text(payload, &details.addr);
-                put_varint(payload, incarnation);
+                put_varint(payload, incarnation.map_or(0, NonZeroU64::get));
             })?;
             indexes.insert(proxy, indexes.len() as u32);
         }
     }
     Ok(indexes)
+}
+
+/// The proxies whose IDs are in one part, copied under one pin.
+fn copy_part(table: &RouteTable, part: usize) -> Vec<(ProxyRef, ProxyDetails, Option<NonZeroU64>)> {
+    let guard = pin();
+    let proxies = table.proxies();
+    let copy = |(_, proxy)| {
+        // Also if it was removed since it was found: it was registered, with these, under the pin.
+        let details = proxies.last_details(proxy, &guard)?;
+        Some((proxy, details, proxies.last_incarnation(proxy, &guard)))
+    };
+    proxies.in_part(part, &guard).into_iter().filter_map(copy).collect()
 }
 
 /// Appends routes: proxy and age, newest first.
