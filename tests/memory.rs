@@ -11,9 +11,9 @@ use common::{proxy, sweep_fully};
 use nodetracker::{AddError, ManualClock, NodeId, ProxyRef, RouteTable};
 use uuid::Uuid;
 
-/// Fails what it is told to. It knows the table's own allocations by their layouts: segments are asked for zeroed, indexes
-/// are aligned to cache lines, the vectors of a rebuild are long; a list is known while `LISTS` is set, when no vector of
-/// its size is asked for.
+/// Fails what it is told to. It knows the table's own allocations by their layouts: segments and indexes are asked for
+/// zeroed, and indexes are aligned to cache lines; the vectors of a rebuild are long; a list is known while `LISTS` is set,
+/// when no vector of its size is asked for.
 struct Failing;
 
 /// A vector of as many bytes depends on how much a shard holds.
@@ -43,7 +43,7 @@ unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let is_list = LISTS.get() && layout.align() == 8 && (16..=72).contains(&layout.size());
         let is_long = layout.size() >= LONG && !BAGS.contains(&layout.size());
-        if (layout.align() == 64 || is_long || is_list) && fails() {
+        if (is_long || is_list) && fails() {
             return std::ptr::null_mut();
         }
         // SAFETY: as the caller promises.
@@ -51,7 +51,8 @@ unsafe impl GlobalAlloc for Failing {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if layout.align() == 8 && layout.size().is_multiple_of(24) && fails() {
+        let is_segment = layout.align() == 8 && layout.size().is_multiple_of(24);
+        if (layout.align() == 64 || is_segment) && fails() {
             return std::ptr::null_mut();
         }
         // SAFETY: as the caller promises.
