@@ -54,7 +54,8 @@ mod registry;
 mod takeover;
 
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::sync::{Arc, atomic};
+use std::thread;
 
 use compact_str::CompactString;
 
@@ -238,6 +239,9 @@ fn check_host_port(addr: &str) -> Result<(), TextError> {
 /// if all of it has to come from memory.
 const VISITED_AT_ONCE: u32 = 64;
 
+/// How often the sweeper lets threads that wait for the lock go first, each time that it comes for it.
+const YIELDS: usize = if cfg!(loom) { 0 } else { 200 };
+
 /// All proxies of a table.
 #[derive(Debug)]
 pub(crate) struct Proxies {
@@ -246,6 +250,8 @@ pub(crate) struct Proxies {
     takeover: Takeover,
     clusters: Arc<Clusters>,
     registry: Mutex<Registry>,
+    /// Threads that wait for the lock; of `std`, since models have no use for it.
+    waiting: atomic::AtomicUsize,
     /// Proxies that are ALIVE or CLOSING.
     registered: AtomicUsize,
     grace: Grace,
@@ -277,6 +283,7 @@ impl Proxies {
             numbers,
             clusters: registry.clusters(),
             registry: Mutex::new(registry),
+            waiting: atomic::AtomicUsize::new(0),
             registered: AtomicUsize::new(0),
             grace: Grace::default(),
             limit,
@@ -335,7 +342,24 @@ impl Proxies {
 
     /// The registry, when nobody else has it.
     fn own<'a>(&'a self, guard: &'a Guard) -> Owner<'a> {
-        Owner::new(self.registry.lock(), &self.grace, guard)
+        // Relaxed, both: a hint for the sweeper.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let registry = self.registry.lock();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        Owner::new(registry, &self.grace, guard)
+    }
+
+    /// The registry for the sweeper, if nobody else has it. The sweeper comes again at once, so a thread that waits for the
+    /// lock and is just waking up would find it taken each time: such threads go first, unless one of them has stopped.
+    fn try_own<'a>(&'a self, guard: &'a Guard) -> Option<Owner<'a>> {
+        for _ in 0..YIELDS {
+            // Relaxed: as in `own`.
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            thread::yield_now();
+        }
+        Some(Owner::new(self.registry.try_lock()?, &self.grace, guard))
     }
 
     /// Registers a proxy whose strings were checked. One that is registered keeps its details where `moved` is `None`, and
@@ -606,7 +630,7 @@ impl Proxies {
         guard: &Guard,
     ) -> (u32, Option<u32>) {
         let mut owner = None;
-        let try_own = || Some(Owner::new(self.registry.try_lock()?, &self.grace, guard));
+        let try_own = || self.try_own(guard);
         let most = most.min(VISITED_AT_ONCE);
         for (visited, number) in (0..most).zip(from..) {
             let Some(entry) = self.numbers.get(number) else {

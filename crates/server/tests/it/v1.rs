@@ -509,7 +509,7 @@ async fn page_tokens_are_good_for_their_list_and_their_tracker() {
         (".".to_owned(), Code::InvalidArgument),
         (format!("{generation:x}."), Code::InvalidArgument),
         (format!("{generation:x}.256"), Code::InvalidArgument),
-        (format!("{generation:x}.9999999999"), Code::InvalidArgument),
+        (format!("{generation:x}.99999999999999999999"), Code::InvalidArgument),
         (format!("{:x}.1", generation ^ 1), Code::FailedPrecondition),
     ];
     for (page_token, code) in cases {
