@@ -26,7 +26,7 @@
 //!
 //! A thread inside a call keeps what was retired since from being freed: for the time of a group of 64 nodes in a batch, of 512
 //! records in a sweep, of a few microseconds otherwise. If the operating system stops the thread there, garbage grows until
-//! the thread goes on: by some 270 bytes for each insertion and removal of a node, by 2 KiB for each registration and
+//! the thread goes on: by 40 to 300 bytes for each insertion and removal of a node, by 2 KiB for each registration and
 //! removal of a proxy, without bound. [`Stats::garbage`] shows it. A process that may be stopped thread by thread (a
 //! debugger, a frozen cgroup that is not the process's own) should watch that figure; nothing but the thread's going on, or
 //! the end of the process, gives the memory back.
