@@ -56,6 +56,23 @@ fn frozen_segment() -> *mut Record {
     std::ptr::without_provenance_mut(1)
 }
 
+/// Makes a slot final, and returns its value.
+#[inline]
+fn freeze_slot(slot: &AtomicU32) -> u32 {
+    // Most are taken, and a CAS that fails costs as much as one that succeeds. Acquire: pairs with the CAS that filled the
+    // slot, since the record is read next.
+    let value = slot.load(Ordering::Acquire);
+    if value != EMPTY {
+        return value;
+    }
+    // AcqRel: Acquire as above; Release, so that a thread that meets FROZEN (Acquire) sees what led to it. Acquire on failure:
+    // likewise.
+    match slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => FROZEN,
+        Err(won) => won,
+    }
+}
+
 /// The record number in a slot's value that is neither EMPTY nor FROZEN.
 #[inline]
 fn number_in(value: u32) -> u32 {
@@ -421,8 +438,8 @@ impl<'g> Index<'g> {
     /// Makes the index and its segment table final (invariant 4).
     pub(crate) fn freeze(self) {
         for bucket in 0..self.shape().buckets {
-            for slot in 0..BUCKET as usize {
-                self.freeze_slot(bucket, slot);
+            for slot in self.bucket(bucket) {
+                freeze_slot(slot);
             }
         }
         self.freeze_segments();
@@ -430,18 +447,7 @@ impl<'g> Index<'g> {
 
     /// Makes a slot final; returns the record that it has, with the record's number.
     pub(crate) fn freeze_slot(self, bucket: u32, slot: usize) -> Option<(u32, &'g Record)> {
-        let slot = &self.bucket(bucket)[slot];
-        // Most are taken, and a CAS that fails costs as much as one that succeeds. Acquire: pairs with the CAS that filled
-        // the slot, since the record is read next.
-        let mut value = slot.load(Ordering::Acquire);
-        if value == EMPTY {
-            // AcqRel: Acquire as above; Release, so that a thread that meets FROZEN (Acquire) sees what led to it. Acquire on
-            // failure: likewise.
-            match slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return None,
-                Err(won) => value = won,
-            }
-        }
+        let value = freeze_slot(&self.bucket(bucket)[slot]);
         (value != FROZEN).then(|| (number_in(value), self.record_in(value)))
     }
 

@@ -20,7 +20,7 @@ use crate::key::Key;
 use crate::place::Place;
 use crate::proxies::Liveness;
 use crate::shard::capacity::{buckets_for, max_used};
-use crate::shard::index::{BUCKET, Index, MAX_RECORDS, NewIndex, Records, Shape};
+use crate::shard::index::{BUCKET, Index, MAX_RECORDS, NewIndex, Shape};
 use crate::shard::slab::Record;
 use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope, Shard, reserve};
@@ -172,9 +172,16 @@ impl Rebuild {
         for bucket in from..until {
             let records = ahead.take().unwrap_or_default();
             ahead = (bucket + 1 < until).then(|| old.records_of(bucket + 1));
-            if let Some(stop) = self.copy_bucket::<K, P>(records, scope)? {
-                return Ok(stop);
+            let mut done = 0;
+            for (slot, found) in records.iter().enumerate() {
+                if let Some((number, record)) = *found {
+                    done |= 1 << slot;
+                    if let Some(stop) = self.copy_record::<K, P>(number, record, scope)? {
+                        return Ok(stop);
+                    }
+                }
             }
+            self.done.push(done);
         }
         Ok(if until == buckets { Copied::All } else { Copied::Part })
     }
@@ -196,25 +203,8 @@ impl Rebuild {
         Ok(Copied::All)
     }
 
-    /// Copies the records of a bucket, unless the copy has to stop.
-    fn copy_bucket<K: Key, P>(
-        &mut self,
-        records: Records<'_>,
-        scope: &Scope<'_, P>,
-    ) -> Result<Option<Copied>, Refused> {
-        let mut done = 0;
-        for (slot, found) in records.into_iter().enumerate() {
-            let Some((number, record)) = found else { continue };
-            done |= 1 << slot;
-            if let Some(stop) = self.copy_record::<K, P>(number, record, scope)? {
-                return Ok(Some(stop));
-            }
-        }
-        self.done.push(done);
-        Ok(None)
-    }
-
     /// Copies a record, or leaves it out, unless the copy has to stop.
+    #[inline]
     fn copy_record<K: Key, P>(
         &mut self,
         number: u32,

@@ -90,7 +90,7 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
 pub(crate) fn change<'a, K: Key, P: Liveness>(
     record: &Record,
     what: Change,
-    mut place: Option<Reservation<'a>>,
+    place: Option<Reservation<'a>>,
     slab: &Slab,
     scope: &Scope<'a, P>,
 ) -> Result<Changed, Refused> {
@@ -106,23 +106,37 @@ pub(crate) fn change<'a, K: Key, P: Liveness>(
     {
         return Ok(Changed::Added(Added::Refreshed));
     }
-    // The first route of a node, as of one that was just inserted.
-    if let Change::Add(proxy) = what
-        && word == Word::DEAD
-    {
-        let taken = place.take().or_else(|| Reservation::new(scope.count));
-        let taken = taken.ok_or(Refused::Routes)?;
-        step("change: before the CAS");
-        if record.compare_exchange(word, Word::live(proxy, scope.now)).is_ok() {
-            taken.use_up();
-            step("change: done, not counted");
-            slab.count_live(false, true);
-            tell::<K, P>(record, Reason::Added, scope);
-            return Ok(Changed::Added(Added::Inserted));
-        }
-        place = Some(taken);
+    match what {
+        Change::Add(proxy) if word == Word::DEAD => add_first::<K, P>(record, proxy, place, slab, scope),
+        _ => change_any::<K, P>(record, what, place, slab, scope),
     }
-    change_any::<K, P>(record, what, place, slab, scope)
+}
+
+/// [`Change::Add`] to a record that had no route a moment ago, as one that was just inserted.
+#[inline(never)]
+fn add_first<'a, K: Key, P: Liveness>(
+    record: &Record,
+    proxy: u32,
+    place: Option<Reservation<'a>>,
+    slab: &Slab,
+    scope: &Scope<'a, P>,
+) -> Result<Changed, Refused> {
+    let place = match place {
+        Some(place) => place,
+        None => Reservation::new(scope.count).ok_or(Refused::Routes)?,
+    };
+    step("change: before the CAS");
+    if record
+        .compare_exchange(Word::DEAD, Word::live(proxy, scope.now))
+        .is_err()
+    {
+        return change_any::<K, P>(record, Change::Add(proxy), Some(place), slab, scope);
+    }
+    place.use_up();
+    step("change: done, not counted");
+    slab.count_live(false, true);
+    tell::<K, P>(record, Reason::Added, scope);
+    Ok(Changed::Added(Added::Inserted))
 }
 
 /// [`change`], whatever the record holds.
