@@ -18,8 +18,7 @@ pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize
 
 pub(crate) use epoch::{Guard, after_grace, collect, garbage, pin, retire};
 
-/// A point within an operation where a thread may be stopped for ever, with others going on; `stalls.rs` stops it there.
-/// Nothing outside of unit tests.
+/// A point within an operation at which `stalls.rs` stops a thread while others go on. Does nothing outside unit tests.
 #[inline(always)]
 pub(crate) fn step(_name: &'static str) {
     #[cfg(all(test, not(loom)))]
@@ -36,8 +35,7 @@ pub(crate) fn new_hasher() -> RandomState {
     }
 }
 
-/// A lock for what is outside of the lock-free promise. Whoever panicked with it leaves nothing half done, so it is never
-/// poisoned.
+/// A lock, for calls that are not lock-free. A panic under the lock leaves nothing half done, so poisoning is ignored.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(lock::Mutex<T>);
 
@@ -58,7 +56,7 @@ impl<T> Mutex<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock, where nobody has it.
+    /// The lock, if no thread has it.
     pub(crate) fn try_lock(&self) -> Option<lock::MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
@@ -275,8 +273,8 @@ pub(crate) mod epoch {
         });
     }
 
-    /// Has a model switch threads between an unpin and the next pin, too: whoever gives a pin up may find at the next one that
-    /// a grace period is over. Otherwise the two are one step to loom.
+    /// Makes a model switch threads between an unpin and the next pin, too: a thread may find at its next pin that a grace period
+    /// is over. Otherwise the two are one step to loom.
     pub(crate) fn switch_at_pins() {
         MODEL.with_borrow_mut(|model| {
             let epoch = model.new_edge();
