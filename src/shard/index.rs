@@ -130,7 +130,8 @@ struct Probe {
     tag: u32,
 }
 
-/// Mixes a hash with a seed. A key's home bucket, offset and tag come from the result. Different hashes give different results.
+/// Mixes a hash with a seed. A key's home bucket, offset and tag come from the result. With one seed, different
+/// hashes give different results.
 #[inline]
 pub(crate) fn mix(hash: u64, seed: u64) -> u64 {
     // All hashes of a shard have the same top bits, so mix the others into the top: an odd factor carries each bit upwards.
