@@ -1,11 +1,11 @@
 //! loom models of a whole table whose proxies come and go, named after the property that each shows; see
 //! `src/shard/models.rs`.
 //!
-//! A number is another proxy's after `remove_proxy`, three rounds of the sweeper, and `register_proxy`. In each model here one
-//! thread does that while another one is inside of a call that knows the number as the removed proxy's. The call comes before
-//! the removal, after it, or holds the number back with its pin; a call that gives its pin up between the check of the proxy
-//! and the last use of the number meets the other proxy. Only one thread registers, removes and sweeps, unless the call
-//! registers too.
+//! Another proxy gets a number after `remove_proxy`, three rounds of the sweeper, and `register_proxy`. In each model here one
+//! thread does that while another thread is inside a call with the removed proxy's reference. The call comes before the removal,
+//! comes after it, or keeps the number from being reused by its pin. A call that unpinned between the check of the proxy and the
+//! last use of the number would meet the other proxy. Only one thread registers, removes and sweeps, unless the call registers
+//! too.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::sync::epoch;
 use crate::{ManualClock, NodeId, Proxy, ProxyRef, RouteBatch, RouteTable, Verdict};
 
-/// A fact that some execution of a model must have come to.
+/// A fact that must hold in at least one execution of a model.
 #[derive(Clone, Default)]
 struct Seen(std::sync::Arc<AtomicBool>);
 
