@@ -53,7 +53,7 @@ pub(crate) fn step(name: &'static str) {
 /// One test at a time: a stopped thread delays the reclamation of all tables.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Waits until no test has a thread stopped, and keeps others from stopping one: for tests that wait for reclamation.
+/// Waits until no test has a stopped thread, and keeps other tests from stopping a thread: for tests that wait for reclamation.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -291,7 +291,7 @@ fn an_addition_that_stopped_for_long_displaces_no_later_route() {
     }
 }
 
-/// An addition that takes an expired route away is stopped, and the interval becomes so long that the route would be returned.
+/// An addition that removes an expired route is stopped, and the interval becomes so long that the route would be valid.
 #[test]
 fn a_route_that_a_longer_interval_brought_back_stays() {
     let _alone = alone();

@@ -1,4 +1,4 @@
-//! What a page and a walk allocate, which bounds what they copy: neither depends on the size of the table.
+//! The memory that a page and a walk allocate bounds what they copy. It does not depend on the size of the table.
 
 mod common;
 

@@ -221,7 +221,7 @@ mod tests {
 
     /// Threads that wait for the registry's lock wait for all that its holder forgets.
     #[test]
-    fn one_that_finds_no_room_has_few_forgotten() {
+    fn a_new_id_without_room_makes_few_ids_forgotten() {
         let mut all = Incarnations::default();
         let limit = 10_000;
         for nth in 0..limit {

@@ -1,4 +1,4 @@
-//! Stopping a thread at any instruction, and noticing that another one waits for it.
+//! Stopping a thread at any instruction, and noticing that another thread waits for it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -12,13 +12,13 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 /// The victim's state.
 static STATE: AtomicU32 = AtomicU32::new(RUNS);
 const RUNS: u32 = 0;
-/// It has been sent the signal.
+/// The signal was sent to the victim.
 const ASKED: u32 = 1;
 const STOPPED: u32 = 2;
-/// The signal came where it must not stop.
+/// The signal arrived where the victim must not stop.
 const DECLINED: u32 = 3;
 
-/// The stopped thread reads a byte from here, which it is sent to go on.
+/// The stopped thread waits for a byte from here before it goes on.
 static PIPE: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 
 /// Calls that have ended, of all threads, and how many there were at the last alarm.
@@ -116,7 +116,7 @@ impl Errno {
     }
 }
 
-/// Has the victim go on if it is stopped. A signal's handler may call this.
+/// Lets the victim go on if it is stopped. Async-signal-safe.
 fn go_on() {
     let stopped = STATE.compare_exchange(STOPPED, RUNS, Ordering::AcqRel, Ordering::Relaxed);
     if stopped.is_ok() {
@@ -146,7 +146,7 @@ extern "C" fn on_alarm(_signal: libc::c_int) {
     unsafe { libc::alarm(PATIENCE) };
 }
 
-/// Whether a call waited for the victim, which was let go then.
+/// Whether a call waited for the victim; if so, the alarm let the victim go on.
 pub(crate) fn has_waited() -> bool {
     HAS_WAITED.load(Ordering::Relaxed)
 }
