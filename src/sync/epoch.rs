@@ -90,7 +90,7 @@ pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object
     // SAFETY: the object is not freed yet.
     let bytes = unsafe { (*object).bytes() };
     let reclaim = move || {
-        // SAFETY: the caller promises that nobody reaches the object after the grace period that `defer` waits for.
+        // SAFETY: the caller promises that no thread reaches the object after the grace period, which `defer` waits for.
         unsafe { (*object).after_grace() };
         // SAFETY: as above, and this closure runs once.
         unsafe { T::free(object) };

@@ -100,7 +100,7 @@ impl<'t> Caller<'t> {
         self.name == "victim"
     }
 
-    /// Any node, but for the wild ones, and one of the first three proxies.
+    /// A random node that is not wild, and one of the first three proxies.
     fn pick(&mut self) -> (usize, usize) {
         (self.random.usize(..self.nodes.len()), self.random.usize(..3))
     }
@@ -124,7 +124,7 @@ impl<'t> Caller<'t> {
         assert!(number >= OWN || answer.len() == mine.len(), "{answer:?}");
     }
 
-    /// What comes of adding routes: how many were not there.
+    /// Adds routes to the model. Returns how many were not there.
     fn added(&mut self, numbers: &[usize], proxy: usize) -> usize {
         let proxy = self.proxies[proxy];
         let is_news = |&&number: &&usize| self.routes[number].insert(proxy);
@@ -179,7 +179,7 @@ impl<'t> Caller<'t> {
         assert_eq!(added.expect("there is room").inserted, self.added(&numbers, proxy));
         let mut gone = Vec::new();
         let refreshed = stoppable(|| table.refresh_routes(&handles, reference, &mut gone));
-        // Records move only if somebody else changes the shard.
+        // Records move only if another thread changes the shard.
         assert_eq!(refreshed.expect("it is registered") + gone.len(), BATCH);
         assert!(self.is_victim() || gone.is_empty());
     }
@@ -239,7 +239,7 @@ impl<'t> Caller<'t> {
         }
     }
 
-    /// Adds a few routes, so that a victim that removes has what to remove.
+    /// Adds a few routes, so that a victim which removes routes finds some.
     pub(crate) fn refill(&mut self) {
         for _ in 0..2 {
             let (number, proxy) = self.pick();
@@ -431,7 +431,7 @@ impl<'t> Caller<'t> {
     /// An ID that no proxy has had.
     fn new_id(&mut self) -> String {
         if self.is_victim() {
-            // Nobody counts how many a victim takes before it is stopped: the numbers of those before must come back.
+            // A victim may take any number of numbers before it is stopped, so the numbers of its earlier proxies must become free.
             self.table.sweep(64);
         }
         self.counter += 1;
