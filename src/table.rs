@@ -185,16 +185,17 @@ pub struct Stats {
     /// route lists, indexes, changes of the feed, details of proxies, arrays of the map of proxy IDs; and grace periods that
     /// are under way. One figure for all tables of the process.
     ///
-    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless the
-    /// operating system stops a thread inside a call: objects that other threads retire after that wait until the thread goes
-    /// on. If only the sweeper uses the tables, two rounds leave at most 64 objects for each other thread.
+    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless a thread
+    /// stays inside a call: objects that other threads retire meanwhile wait for it. That adds little during the microseconds of
+    /// most calls, more while a call replaces a large shard, and is without bound if the operating system stops a thread there.
+    /// If only the sweeper uses the tables, two rounds leave at most 64 objects for each other thread.
     pub garbage: usize,
     /// The bytes of [`garbage`](Stats::garbage), without the allocator's overhead.
     pub garbage_bytes: usize,
 }
 
 impl Stats {
-    /// The most objects of [`garbage`](Stats::garbage) for each thread, as long as no thread is stopped inside a call.
+    /// The most objects of [`garbage`](Stats::garbage) for each thread, as long as no other thread stays inside a call.
     pub const MAX_GARBAGE_PER_THREAD: usize = 4_096;
 }
 
