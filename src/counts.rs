@@ -11,14 +11,14 @@ use crossbeam_utils::CachePadded;
 
 use crate::sync::stripes::{STRIPES, stripe};
 
-/// Places that a group of threads takes at a time. A group with more than two chunks of spare places keeps one chunk, and gives
-/// the others back.
+/// Places that a group of threads takes at a time. A group with more than two chunks of spare places keeps one chunk, and
+/// gives the others back.
 const CHUNK: usize = 64;
 
 /// The table's routes, counted from their insertion until they are swept or removed, and their limit.
 ///
-/// All operations are Relaxed: the count publishes no other data. It uses the atomics of `std` under loom too, since no protocol
-/// depends on the order of counts.
+/// All operations are Relaxed: the count publishes no other data. It uses the atomics of `std` under loom too, since no
+/// protocol depends on the order of counts.
 #[derive(Debug)]
 pub(crate) struct RouteCount {
     limit: usize,

@@ -1,19 +1,19 @@
 //! The change feed: which nodes' routes have come or gone.
 //!
-//! Each shard has a ring of its latest changes; the first subscription allocates the rings. A writer marks the node *after* its
-//! CAS; a subscriber reads the node's routes from the table *after* it has taken the mark. So whatever the order of marks and
-//! reads, the last event of a node shows what the table holds, and no event shows what it never held. Events of different nodes
-//! have no order among them.
+//! Each shard has a ring of its latest changes; the first subscription allocates the rings. A writer marks the node *after*
+//! its CAS; a subscriber reads the node's routes from the table *after* it has taken the mark. So whatever the order of marks
+//! and reads, the last event of a node shows what the table holds, and no event shows what it never held. Events of different
+//! nodes have no order among them.
 //!
 //! Marking is one CAS on a place of the ring and one on its head. Any writer helps the head forward, so a writer that stops
 //! leaves no gap. Subscribers only read: a thousand subscribers cost the writers no more than one. If the writers overtake a
 //! subscriber, its next poll fails with [`Lagged`].
 //!
-//! A subscriber that has taken everything goes idle: its polls read one word, [`Feed::state`], and no ring. To go idle, it sets
-//! IDLE in the word, *then* reads the heads of all rings once more, and remembers the word. A writer moves a ring's head, *then*
-//! reads the word, and clears IDLE if it is set, which also changes the count in the word. With a fence in between on either
-//! side, the subscriber sees the change, or the writer sees IDLE. So while the table is busy, writers only load the word; the
-//! first change after a quiet time pays a CAS.
+//! A subscriber that has taken everything goes idle: its polls read one word, [`Feed::state`], and no ring. To go idle, it
+//! sets IDLE in the word, *then* reads the heads of all rings once more, and remembers the word. A writer moves a ring's
+//! head, *then* reads the word, and clears IDLE if it is set, which also changes the count in the word. With a fence in
+//! between on either side, the subscriber sees the change, or the writer sees IDLE. So while the table is busy, writers only
+//! load the word; the first change after a quiet time pays a CAS.
 //!
 //! Without a subscriber, a change costs a fence and the load of one counter. The fence is for the race between a writer that
 //! finds no subscriber and a new subscriber that reads the table before the writer's CAS: each does its own write first (the
@@ -176,8 +176,8 @@ impl Ring {
             }
             // SAFETY: the entry is ours until the CAS below succeeds.
             unsafe { (*new).number = number };
-            // Release: pairs with the load in `entry`. If the CAS fails, the place has a later entry, and the head has moved or is
-            // about to. If it succeeds, the place still had the entry of an earlier round.
+            // Release: pairs with the load in `entry`. If the CAS fails, the place has a later entry, and the head has moved
+            // or is about to. If it succeeds, the place still had the entry of an earlier round.
             if self
                 .place(number)
                 .compare_exchange(old, new, Ordering::Release, Ordering::Relaxed)
@@ -253,8 +253,8 @@ impl Feed {
         }
     }
 
-    /// Sets IDLE, and returns the state. If a subscriber finds nothing in the rings after this, there is no change for it until
-    /// the state differs.
+    /// Sets IDLE, and returns the state. If a subscriber finds nothing in the rings after this, there is no change for it
+    /// until the state differs.
     fn go_idle(&self) -> u64 {
         // Relaxed: the fence orders it.
         let state = self.state.fetch_or(IDLE, Ordering::Relaxed);
@@ -311,16 +311,16 @@ impl Feed {
 ///
 /// # Memory
 ///
-/// The latest changes are kept in 257 rings: 128 for UUIDs and 128 for names, to which nodes are assigned by their hash, and one
-/// for the proxies. Each ring holds 512 changes. The first subscription allocates the rings for all, 1 MiB. Each change takes 48
-/// bytes more until another change overwrites it, so full rings take 7 MiB; names of more than 24 bytes take extra memory. The
-/// rings stay until the table is dropped. A subscription itself takes 2 KiB.
+/// The latest changes are kept in 257 rings: 128 for UUIDs and 128 for names, to which nodes are assigned by their hash, and
+/// one for the proxies. Each ring holds 512 changes. The first subscription allocates the rings for all, 1 MiB. Each change
+/// takes 48 bytes more until another change overwrites it, so full rings take 7 MiB; names of more than 24 bytes take extra
+/// memory. The rings stay until the table is dropped. A subscription itself takes 2 KiB.
 ///
 /// # Falling behind
 ///
-/// If a ring gets more than 512 changes between two polls, the oldest changes are lost, and the poll fails with [`Lagged`]. The
-/// subscription goes on at the latest change of *all* rings, since the whole table has to be read again. If changes are spread
-/// evenly, 128 rings hold some 60,000 changes of UUIDs; all changes of one node are in one ring.
+/// If a ring gets more than 512 changes between two polls, the oldest changes are lost, and the poll fails with [`Lagged`].
+/// The subscription goes on at the latest change of *all* rings, since the whole table has to be read again. If changes are
+/// spread evenly, 128 rings hold some 60,000 changes of UUIDs; all changes of one node are in one ring.
 pub struct Subscription<'t> {
     feed: &'t Feed,
     rings: &'t [Ring],
@@ -333,15 +333,16 @@ pub struct Subscription<'t> {
 }
 
 impl Subscription<'_> {
-    /// Takes at most `most` changes, and calls `each` with every one. Changes of one node keep their order; otherwise the order
-    /// is arbitrary. Returns the number of changes.
+    /// Takes at most `most` changes, and calls `each` with every one. Changes of one node keep their order; otherwise the
+    /// order is arbitrary. Returns the number of changes.
     ///
-    /// A node has one event for each of its changes. Look its routes up after the event; the last look-up is up to date. `each`
-    /// may be slow, and may call the table: it delays neither writers nor the freeing of memory. If `each` panics, the event
-    /// counts as taken, and the next poll goes on after it.
+    /// A node has one event for each of its changes. Look its routes up after the event; the last look-up is up to date.
+    /// `each` may be slow, and may call the table: it delays neither writers nor the freeing of memory. If `each` panics, the
+    /// event counts as taken, and the next poll goes on after it.
     ///
-    /// After a poll that found nothing, a poll costs a few nanoseconds until the table changes. Otherwise a poll reads the heads
-    /// of all 257 rings, or of as many as it takes to find `most` changes. Changes during the poll may be left to the next poll.
+    /// After a poll that found nothing, a poll costs a few nanoseconds until the table changes. Otherwise a poll reads the
+    /// heads of all 257 rings, or of as many as it takes to find `most` changes. Changes during the poll may be left to the
+    /// next poll.
     ///
     /// # Errors
     ///

@@ -1,9 +1,9 @@
 //! The keep-alive interval, which may change at any time.
 //!
-//! Two ages follow from the interval. A route older than [`returned`](KeepAlive::returned) is not returned; a call may remove a
-//! route older than [`kept`](KeepAlive::kept). Both ages equal the interval, except while a longer interval comes into force.
-//! Calls that are under way still have the shorter `kept`, and might remove a route that another call has returned under the
-//! longer interval. So `kept` grows at once, but `returned` only after a grace period, when those calls have ended.
+//! Two ages follow from the interval. A route older than [`returned`](KeepAlive::returned) is not returned; a call may remove
+//! a route older than [`kept`](KeepAlive::kept). Both ages equal the interval, except while a longer interval comes into
+//! force. Calls that are under way still have the shorter `kept`, and might remove a route that another call has returned
+//! under the longer interval. So `kept` grows at once, but `returned` only after a grace period, when those calls have ended.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -53,8 +53,8 @@ impl KeepAlive {
     /// The age in ticks up to which routes are returned. Read it before the routes.
     #[inline]
     pub(crate) fn returned(&self) -> u64 {
-        // Acquire: pairs with the CAS in `raise_after_grace`. A thread that reads the longer age reads the routes as the last call
-        // with the shorter `kept` left them.
+        // Acquire: pairs with the CAS in `raise_after_grace`. A thread that reads the longer age reads the routes as the last
+        // call with the shorter `kept` left them.
         self.ages.returned.load(Ordering::Acquire) & INTERVAL
     }
 
@@ -62,13 +62,13 @@ impl KeepAlive {
     /// that was set last.
     #[inline]
     pub(crate) fn kept(&self) -> u64 {
-        // Relaxed: pairs with no store; the epoch orders the store of a longer age before each pin that the grace period does not
-        // wait for.
+        // Relaxed: pairs with no store; the epoch orders the store of a longer age before each pin that the grace period does
+        // not wait for.
         self.ages.kept.load(Ordering::Relaxed)
     }
 
-    /// Sets the interval. A longer interval is in force when this returns, unless a pinned thread does not go on. Then it comes
-    /// into force once that thread has gone on and some thread has collected garbage.
+    /// Sets the interval. A longer interval is in force when this returns, unless a pinned thread does not go on. Then it
+    /// comes into force once that thread has gone on and some thread has collected garbage.
     pub(crate) fn set(&self, interval: u64) {
         let interval = interval.clamp(1, LAST_TICK);
         let setting = self.setting.lock();

@@ -13,21 +13,22 @@
 //! | [`read_snapshot`](RouteTable::read_snapshot), [`read_snapshot_with`](RouteTable::read_snapshot_with) | the registry, for each proxy; threads of rayon's pool |
 //! | [`set_keep_alive`](RouteTable::set_keep_alive) | another call of `set_keep_alive`; if the interval grows, it checks up to ten thousand times whether older calls have ended |
 //!
-//! *The registry* is a lock. The calls above hold it while they change the set of proxies or a proxy's details, mostly for some
-//! microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped with the lock
-//! held blocks these calls of other threads, and no others. Routes of registered proxies can still be added, refreshed, looked
-//! up and removed. [`stats`](RouteTable::stats), [`find_proxy`](RouteTable::find_proxy),
+//! *The registry* is a lock. The calls above hold it while they change the set of proxies or a proxy's details, mostly for
+//! some microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped with the
+//! lock held blocks these calls of other threads, and no others. Routes of registered proxies can still be added, refreshed,
+//! looked up and removed. [`stats`](RouteTable::stats), [`find_proxy`](RouteTable::find_proxy),
 //! [`incarnation`](RouteTable::incarnation) and [`write_snapshot`](RouteTable::write_snapshot) only read.
-//! [`sweep`](RouteTable::sweep) skips the proxies while another thread has the lock. `tests/stopped.rs` stops threads at random
-//! instructions inside each call, and checks the other calls.
+//! [`sweep`](RouteTable::sweep) skips the proxies while another thread has the lock. `tests/stopped.rs` stops threads at
+//! random instructions inside each call, and checks the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.
 //!
 //! # What a stopped thread costs
 //!
-//! While a thread is inside a call, memory that any thread retires is not freed. A long call therefore works in parts: 64 nodes
-//! of a batch, 512 records of a sweep, some 1,000 nodes of a page, a walk or a snapshot, one of the 128 parts of the proxies.
-//! Replacing the index of a shard is one part, except that a sweep divides it too. Other calls take a few microseconds.
+//! While a thread is inside a call, memory that any thread retires is not freed. A long call therefore works in parts: 64
+//! nodes of a batch, 512 records of a sweep, some 1,000 nodes of a page, a walk or a snapshot, one of the 128 parts of the
+//! proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Other calls take a few
+//! microseconds.
 //!
 //! If the operating system stops a thread inside a call, garbage grows until the thread goes on, without bound: by some 270
 //! bytes for each insertion and removal of a node, by 2 KiB for each registration and removal of a proxy. [`Stats::garbage`]

@@ -1,11 +1,11 @@
 //! loom models of a whole table whose proxies come and go, named after the property that each shows; see
 //! `src/shard/models.rs`.
 //!
-//! Another proxy gets a number after `remove_proxy`, three rounds of the sweeper, and `register_proxy`. In each model here one
-//! thread does that while another thread is inside a call with the removed proxy's reference. The call comes before the removal,
-//! comes after it, or keeps the number from being reused by its pin. A call that unpinned between the check of the proxy and the
-//! last use of the number would meet the other proxy. Only one thread registers, removes and sweeps, unless the call registers
-//! too.
+//! Another proxy gets a number after `remove_proxy`, three rounds of the sweeper, and `register_proxy`. In each model here
+//! one thread does that while another thread is inside a call with the removed proxy's reference. The call comes before the
+//! removal, comes after it, or keeps the number from being reused by its pin. A call that unpinned between the check of the
+//! proxy and the last use of the number would meet the other proxy. Only one thread registers, removes and sweeps, unless the
+//! call registers too.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,8 +96,8 @@ impl World {
     }
 }
 
-/// Runs `call` on a thread of its own with a proxy, while this thread gives the proxy's number to another proxy. `before` prepares
-/// the table. At most so many preemptions.
+/// Runs `call` on a thread of its own with a proxy, while this thread gives the proxy's number to another proxy. `before`
+/// prepares the table. At most so many preemptions.
 fn model<S: Send + 'static, R: Send + 'static>(
     preemptions: usize,
     before: impl Fn(&World, ProxyRef) -> S + Send + Sync + 'static,
@@ -162,8 +162,8 @@ fn a_stalled_batch_of_additions_never_becomes_another_proxys_routes() {
     });
 }
 
-/// A report that comes after the removal registers the proxy again, perhaps under the same number. It takes the registry's lock
-/// then, so a third preemption would make the model seven times as large.
+/// A report that comes after the removal registers the proxy again, perhaps under the same number. It takes the registry's
+/// lock then, so a third preemption would make the model seven times as large.
 #[test]
 fn a_stalled_report_never_becomes_another_proxys_route() {
     addition(2, World::add_and_remove, |world, _| {

@@ -2,8 +2,8 @@
 //!
 //! Nodes have an order: UUIDs before names, shard by shard, and within a shard by the hash that picks their bucket (see
 //! [`copy`](mod@crate::shard::copy)). So a page reads the buckets of its nodes, and few others. A place in the order is the
-//! beginning of a shard, a rank in it, or the last node of the previous page. A place stays valid whatever happens to the table
-//! meanwhile: growing and moving change where a record is, never its rank; and the last node may have been removed.
+//! beginning of a shard, a rank in it, or the last node of the previous page. A place stays valid whatever happens to the
+//! table meanwhile: growing and moving change where a record is, never its rank; and the last node may have been removed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -39,8 +39,8 @@ pub struct NodePage {
 
 /// A place in a table's order of nodes; by default, its beginning.
 ///
-/// It can be written as text and read again. A cursor is valid only for the table that returned it: another table, also that of a
-/// restarted process, has another order.
+/// It can be written as text and read again. A cursor is valid only for the table that returned it: another table, also that
+/// of a restarted process, has another order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeCursor(At);
 
@@ -97,8 +97,8 @@ pub struct ProxyPage {
     pub next: Option<ProxyCursor>,
 }
 
-/// A place in a table's order of proxies; by default, before the first proxy. Like a [`NodeCursor`], it can be written as text,
-/// and is valid for one table only.
+/// A place in a table's order of proxies; by default, before the first proxy. Like a [`NodeCursor`], it can be written as
+/// text, and is valid for one table only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ProxyCursor(u64);
 
@@ -123,17 +123,17 @@ const SLOTS_PER_PAGE: usize = 1 << 14;
 const MOST_AHEAD: usize = 1 << 10;
 
 impl RouteTable {
-    /// A page of the nodes from a place on: nodes with valid routes for which `keep` returns `true`, at most `most` (0 counts as
-    /// 1). Ask again from [`next`](NodePage::next) until that is `None`.
+    /// A page of the nodes from a place on: nodes with valid routes for which `keep` returns `true`, at most `most` (0 counts
+    /// as 1). Ask again from [`next`](NodePage::next) until that is `None`.
     ///
-    /// A route that is there all the time is reported exactly once over all pages. A route that is added or removed meanwhile is
-    /// reported once or not at all. The table keeps no state between two pages.
+    /// A route that is there all the time is reported exactly once over all pages. A route that is added or removed meanwhile
+    /// is reported once or not at all. The table keeps no state between two pages.
     ///
     /// A page costs some 100 nanoseconds for each of its nodes, and a few hundred more, however large the table is. It reads
-    /// some 16,000 slots of the index at most, so the page may be short if `keep` takes few nodes, or if most nodes were removed.
-    /// It copies some 1,000 nodes at a time, and then calls `keep`, which may use the table. Reclamation waits for one such copy
-    /// at most. (If the hashes of very many nodes collide, a shard may change its order. Then a place from before makes the page
-    /// copy the whole rest of the shard.)
+    /// some 16,000 slots of the index at most, so the page may be short if `keep` takes few nodes, or if most nodes were
+    /// removed. It copies some 1,000 nodes at a time, and then calls `keep`, which may use the table. Reclamation waits for
+    /// one such copy at most. (If the hashes of very many nodes collide, a shard may change its order. Then a place from
+    /// before makes the page copy the whole rest of the shard.)
     ///
     /// ```
     /// # use nodetracker::{NodeCursor, Proxy, RouteTable};
@@ -201,8 +201,8 @@ impl RouteTable {
                 Some(next) if slots < SLOTS_PER_PAGE => at = next,
                 next => break next,
             }
-            // If `keep` takes few nodes, copy more and more at a time. So the nodes that the end of the page copies in vain are in
-            // proportion to the nodes that it has read before.
+            // If `keep` takes few nodes, copy more and more at a time. So the nodes that the end of the page copies in vain
+            // are in proportion to the nodes that it has read before.
             let few = 4 * (nodes.len() - before) < ahead.min(copied.slots as usize);
             let least = most - nodes.len();
             ahead = if few {
@@ -217,15 +217,15 @@ impl RouteTable {
         }
     }
 
-    /// A page of the registered proxies from a place on: at most `most` (0 counts as 1), unless IDs have the same hash. Ask again
-    /// from [`next`](ProxyPage::next) until that is `None`.
+    /// A page of the registered proxies from a place on: at most `most` (0 counts as 1), unless IDs have the same hash. Ask
+    /// again from [`next`](ProxyPage::next) until that is `None`.
     ///
     /// A proxy that is registered all the time is reported exactly once over all pages, also if it
-    /// [begins](Self::begin_incarnation) another incarnation meanwhile: then by its older or its newer reference. The table does
-    /// not count the routes of a proxy.
+    /// [begins](Self::begin_incarnation) another incarnation meanwhile: then by its older or its newer reference. The table
+    /// does not count the routes of a proxy.
     ///
-    /// A page reads whole parts of the proxies, a 128th of them each, until it has enough proxies: some 100 nanoseconds for each
-    /// proxy of these parts.
+    /// A page reads whole parts of the proxies, a 128th of them each, until it has enough proxies: some 100 nanoseconds for
+    /// each proxy of these parts.
     #[must_use]
     pub fn proxies_page(&self, from: ProxyCursor, most: usize) -> ProxyPage {
         let mut page = ProxyPage {

@@ -53,7 +53,8 @@ pub(crate) fn step(name: &'static str) {
 /// One test at a time: a stopped thread delays the reclamation of all tables.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Waits until no test has a stopped thread, and keeps other tests from stopping a thread: for tests that wait for reclamation.
+/// Waits until no test has a stopped thread, and keeps other tests from stopping a thread: for tests that wait for
+/// reclamation.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -83,8 +84,8 @@ const STEPS: [&str; 20] = [
 
 const NODES: u128 = 3_000;
 const KEEP_ALIVE: Duration = Duration::from_millis(50);
-/// The most objects that `work` retires for each node, by seven operations: the list that the refresh replaces, the list that the
-/// removal of the second route replaces, and the feed's entries that two additions and two removals overwrite.
+/// The most objects that `work` retires for each node, by seven operations: the list that the refresh replaces, the list that
+/// the removal of the second route replaces, and the feed's entries that two additions and two removals overwrite.
 const GARBAGE_PER_NODE: usize = 2 + 4;
 /// The most indexes that are replaced in each shard, on average, while a thousand nodes come, go and are swept.
 const INDEXES_PER_SHARD: usize = 6;

@@ -1,10 +1,11 @@
 //! Where the sweeper is, and what a round promises.
 //!
-//! A round visits the shards of UUIDs, then those of names, then the proxies. The cursor is one word, and advances only *after* a
-//! visit: a thread reads the cursor, visits the part that it points to, and then tries to advance it. Threads that sweep at the
-//! same time do the same work, which is harmless, and only one of them advances the cursor. A thread that is stopped in the
-//! middle delays no other thread. So when a round ends, every shard was visited by a thread that began the visit after the round
-//! had begun. (If a thread claimed a part before it visited the part, a stopped thread would leave a hole.)
+//! A round visits the shards of UUIDs, then those of names, then the proxies. The cursor is one word, and advances only
+//! *after* a visit: a thread reads the cursor, visits the part that it points to, and then tries to advance it. Threads that
+//! sweep at the same time do the same work, which is harmless, and only one of them advances the cursor. A thread that is
+//! stopped in the middle delays no other thread. So when a round ends, every shard was visited by a thread that began the
+//! visit after the round had begun. (If a thread claimed a part before it visited the part, a stopped thread would leave a
+//! hole.)
 //!
 //! A route that a thread puts into a shard after that shard's visit is not seen in that round; therefore `proxies` waits for a
 //! grace period before the round.
@@ -87,8 +88,8 @@ impl Position {
 /// one pin, and how long it holds back garbage of other threads. A pin costs a hundredth of so many visits.
 const MOST_PER_STEP: u32 = 512;
 
-/// How much garbage the last step of a stage frees at most: so many times 512 objects. Bounded, since a thread that was stopped
-/// may have left a million objects.
+/// How much garbage the last step of a stage frees at most: so many times 512 objects. Bounded, since a thread that was
+/// stopped may have left a million objects.
 const MOST_COLLECTIONS: usize = 8;
 
 /// What one step of a sweep did.
@@ -141,9 +142,9 @@ impl Cursor {
             },
             _ => {
                 let moment = Moment::new(scope.now, scope.kept_age);
-                // AcqRel: Release pairs with the CAS below and the load in `load`. This write leaves the value as it is. A thread that
-                // advances the cursor later, and visits shards in the next round, comes after what this thread has seen: the end of
-                // a grace period. Acquire pairs with the CAS below.
+                // AcqRel: Release pairs with the CAS below and the load in `load`. This write leaves the value as it is. A
+                // thread that advances the cursor later, and visits shards in the next round, comes after what this thread
+                // has seen: the end of a grace period. Acquire pairs with the CAS below.
                 let round_now = || Position::unpack(self.position.fetch_add(0, Ordering::AcqRel)).round;
                 let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, moment, guard);
                 if next.is_none() {

@@ -25,8 +25,8 @@ pub(crate) fn step(_name: &'static str) {
     crate::stalls::step(_name);
 }
 
-/// A hash function with a random seed for each table, so that an attacker cannot choose keys that collide. A fixed seed in a loom
-/// model, which has to be deterministic.
+/// A hash function with a random seed for each table, so that an attacker cannot choose keys that collide. A fixed seed in a
+/// loom model, which has to be deterministic.
 pub(crate) fn new_hasher() -> RandomState {
     if cfg!(loom) {
         RandomState::with_seeds(1, 2, 3, 4)
@@ -75,8 +75,8 @@ pub(crate) struct Garbage {
 
 /// A heap object that leaves the table while readers may still look at it.
 pub(crate) trait Reclaim {
-    /// Runs once no thread can reach the object any more, before it is freed. It must not touch records or indexes: the table may
-    /// be dropped by then.
+    /// Runs once no thread can reach the object any more, before it is freed. It must not touch records or indexes: the table
+    /// may be dropped by then.
     fn after_grace(&self);
 
     /// Frees the memory.
@@ -107,29 +107,30 @@ pub(crate) mod stripes;
 /// all threads, which must be unpinned, or pinned in that epoch; then an Acquire fence, which pairs with the Release store of
 /// an unpin; then it stores the epoch with Release. That gives these edges, and the model has no others:
 ///
-/// 1. *From before a retirement to after each pin that it does not wait for.* The thread that advances to `e + 2` does not see
-///    the pinning thread pinned at `e`. So the pinning thread's fence comes after the advancing thread's fence, which comes
-///    after the sealing thread's fence. Three fences in this order are not a happens-before edge by themselves, but for atomics
-///    they have the same effect: a load after the last fence reads nothing that was overwritten before the first fence, or by
-///    what happened before that. The model makes this an edge, since loom has no other way to say so. The table publishes its
-///    plain data by edges of its own, also in executions without a retirement.
+/// 1. *From before a retirement to after each pin that it does not wait for.* The thread that advances to `e + 2` does not
+///    see the pinning thread pinned at `e`. So the pinning thread's fence comes after the advancing thread's fence, which
+///    comes after the sealing thread's fence. Three fences in this order are not a happens-before edge by themselves, but for
+///    atomics they have the same effect: a load after the last fence reads nothing that was overwritten before the first
+///    fence, or by what happened before that. The model makes this an edge, since loom has no other way to say so. The table
+///    publishes its plain data by edges of its own, also in executions without a retirement.
 /// 2. *From before an unpin to what comes after the grace period*, for each thread that was pinned when the period began: the
-///    advancing thread reads the unpin, by a pair of Acquire and Release. (Or it reads the thread's next pin, in the new epoch.
-///    On x86 that pin is a CAS, which continues the release sequence of the unpin. Elsewhere it is a plain store, and the
-///    memory model's wording would require more; real processors do not. crossbeam's own freeing of memory relies on this edge.)
-/// 3. *The same for each thread that was pinned and has unpinned before the period began*. Therefore the end of a later period
-///    implies the end of an earlier one ([`Grace`](crate::proxies)). A thread that advances twice from `e` cannot have seen such
-///    a thread pinned, or unpinned by an earlier guard: that thread's fence came before the sealing. Only models that ask for
-///    this edge with [`order_unpins`] have it: it makes them many times as large.
+///    advancing thread reads the unpin, by a pair of Acquire and Release. (Or it reads the thread's next pin, in the new
+///    epoch. On x86 that pin is a CAS, which continues the release sequence of the unpin. Elsewhere it is a plain store, and
+///    the memory model's wording would require more; real processors do not. crossbeam's own freeing of memory relies on this
+///    edge.)
+/// 3. *The same for each thread that was pinned and has unpinned before the period began*. Therefore the end of a later
+///    period implies the end of an earlier one ([`Grace`](crate::proxies)). A thread that advances twice from `e` cannot have
+///    seen such a thread pinned, or unpinned by an earlier guard: that thread's fence came before the sealing. Only models
+///    that ask for this edge with [`order_unpins`] have it: it makes them many times as large.
 ///
 /// There is *no* edge from a thread that pinned after the retirement to the end of the grace period; none from the unpin of a
 /// thread that the grace period waited for to a pin after the grace period (the table's own edges have to pass that on); and
 /// none between a thread that is pinned at a retirement and the retiring thread.
 ///
-/// Sealing a bag later than the retirement adds no execution: the grace period waits for a thread that pins in between, and the
-/// thread may read what was there before. In the model this is the same thread pinned before the retirement, since a pin does
-/// nothing else that other threads could see. (This requires that no thread acts on a Relaxed load of what the retiring thread
-/// did after the retirement. No protocol of the table does.)
+/// Sealing a bag later than the retirement adds no execution: the grace period waits for a thread that pins in between, and
+/// the thread may read what was there before. In the model this is the same thread pinned before the retirement, since a pin
+/// does nothing else that other threads could see. (This requires that no thread acts on a Relaxed load of what the retiring
+/// thread did after the retirement. No protocol of the table does.)
 #[cfg(loom)]
 pub(crate) mod epoch {
     use std::cell::{Cell, RefCell};
@@ -188,8 +189,8 @@ pub(crate) mod epoch {
         retired: Vec<Retired>,
         /// Edge 1: one for each retirement so far.
         retirements: Vec<Edge>,
-        /// Edge 3: the unpins before the first retirement, those between the first and the second, and so on; the last entry is for
-        /// unpins from now on. Empty in models that do not ask for edge 3.
+        /// Edge 3: the unpins before the first retirement, those between the first and the second, and so on; the last entry
+        /// is for unpins from now on. Empty in models that do not ask for edge 3.
         earlier_unpins: Vec<Edge>,
         /// What a pin reads and a retirement changes, in models that ask for it; it carries no edge.
         epoch: Option<Edge>,
@@ -274,8 +275,8 @@ pub(crate) mod epoch {
         });
     }
 
-    /// Makes a model switch threads between an unpin and the next pin, too: a thread may find at its next pin that a grace period
-    /// is over. Otherwise the two are one step to loom.
+    /// Makes a model switch threads between an unpin and the next pin, too: a thread may find at its next pin that a grace
+    /// period is over. Otherwise the two are one step to loom.
     pub(crate) fn switch_at_pins() {
         MODEL.with_borrow_mut(|model| {
             let epoch = model.new_edge();

@@ -185,10 +185,10 @@ pub struct Stats {
     /// route lists, indexes, changes of the feed, details of proxies, arrays of the map of proxy IDs; and grace periods that
     /// are under way. One figure for all tables of the process.
     ///
-    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless a thread
-    /// stays inside a call: objects that other threads retire meanwhile wait for it. That adds little during the microseconds of
-    /// most calls, more while a call replaces a large shard, and is without bound if the operating system stops a thread there.
-    /// If only the sweeper uses the tables, two rounds leave at most 64 objects for each other thread.
+    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless a
+    /// thread stays inside a call: objects that other threads retire meanwhile wait for it. That adds little during the
+    /// microseconds of most calls, more while a call replaces a large shard, and is without bound if the operating system
+    /// stops a thread there. If only the sweeper uses the tables, two rounds leave at most 64 objects for each other thread.
     pub garbage: usize,
     /// The bytes of [`garbage`](Stats::garbage), without the allocator's overhead.
     pub garbage_bytes: usize,
@@ -318,8 +318,8 @@ impl RouteTable {
     ///
     /// The reference is valid until [`remove_proxy`](Self::remove_proxy), until a greater
     /// [incarnation](Self::begin_incarnation) takes over, or until the sweeper drops the proxy as idle: for more than a
-    /// keep-alive interval it was not registered again and neither got nor lost a route, and a full round found no route of it.
-    /// After that, [`add_node`](Self::add_node) fails with [`AddError::UnknownProxy`].
+    /// keep-alive interval it was not registered again and neither got nor lost a route, and a full round found no route of
+    /// it. After that, [`add_node`](Self::add_node) fails with [`AddError::UnknownProxy`].
     ///
     /// If nothing changes, this is a look-up without a lock; otherwise it takes the registry's lock.
     ///
@@ -345,8 +345,8 @@ impl RouteTable {
     /// [`register_proxy`](Self::register_proxy).
     ///
     /// A proxy that begins another incarnation is found at every moment: by its older reference until the routes of that
-    /// reference are gone, and by its newer reference from the same moment on. The look-up takes no lock. It searches again only
-    /// if another thread has replaced or removed the proxy meanwhile.
+    /// reference are gone, and by its newer reference from the same moment on. The look-up takes no lock. It searches again
+    /// only if another thread has replaced or removed the proxy meanwhile.
     #[must_use]
     pub fn find_proxy(&self, id: &str) -> Option<ProxyRef> {
         self.proxies.find(id, &pin())
@@ -444,16 +444,16 @@ impl RouteTable {
         }
     }
 
-    /// The routes of a node, most recently refreshed first. Of two refreshes within a millisecond, the later comes first if the
-    /// other had returned before it was called. Expired routes and routes of removed proxies are left out.
+    /// The routes of a node, most recently refreshed first. Of two refreshes within a millisecond, the later comes first if
+    /// the other had returned before it was called. Expired routes and routes of removed proxies are left out.
     ///
     /// Up to two routes need no allocation.
     #[must_use]
     pub fn get_proxies(&self, node: &NodeId) -> SmallVec<[Route; 2]> {
         let (hash, now) = self.begin(node);
         let guard = pin();
-        // Nearly all nodes are a UUID with one route. They take a shorter path: half as many instructions, so that the processor
-        // reaches the memory accesses of the next look-up while it waits for those of this look-up.
+        // Nearly all nodes are a UUID with one route. They take a shorter path: half as many instructions, so that the
+        // processor reaches the memory accesses of the next look-up while it waits for those of this look-up.
         if let Kind::Uuid(uuid) = node.kind() {
             let scope = self.scope_at(now, &guard, 0);
             match self.uuids.of(hash).0.word(&UuidKey::from(*uuid), hash, &guard) {
@@ -502,7 +502,8 @@ impl RouteTable {
     /// Removes all routes of a node. Returns `true` if [`get_proxies`](Self::get_proxies) would have returned at least one of
     /// them.
     ///
-    /// In rare cases a removal needs memory. If there is none, the call removes nothing and returns `false`; the routes expire.
+    /// In rare cases a removal needs memory. If there is none, the call removes nothing and returns `false`; the routes
+    /// expire.
     pub fn remove_node(&self, node: &NodeId) -> bool {
         self.remove(node, Change::RemoveNode)
     }
@@ -596,8 +597,8 @@ impl RouteTable {
         self.feed.marked()
     }
 
-    /// Every known route of a node, with the reason why [`get_proxies`](Self::get_proxies) returns it or not, in the same order
-    /// as there.
+    /// Every known route of a node, with the reason why [`get_proxies`](Self::get_proxies) returns it or not, in the same
+    /// order as there.
     #[must_use]
     pub fn explain(&self, node: &NodeId) -> Vec<ExplainedRoute> {
         let guard = pin();
@@ -628,13 +629,14 @@ impl RouteTable {
         words.iter().map(explain).collect()
     }
 
-    /// Does a part of the sweeper's work, and reports it: removes expired routes and those of removed proxies, sheds tombstones,
-    /// frees garbage that other threads have left and the numbers of removed proxies, drops proxies that have been idle.
+    /// Does a part of the sweeper's work, and reports it: removes expired routes and those of removed proxies, sheds
+    /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, drops proxies that have
+    /// been idle.
     ///
-    /// The call goes on where the last call stopped, visits `max_records` records at most (but at least one), and returns at the
-    /// end of a round. Several threads may sweep at once, but they find the same work. Proxies are skipped while another thread
-    /// has the registry's lock. If there is nothing to remove, a record costs a few nanoseconds. Moving a sparse shard to
-    /// smaller memory is one step, whatever `max_records` is.
+    /// The call goes on where the last call stopped, visits `max_records` records at most (but at least one), and returns at
+    /// the end of a round. Several threads may sweep at once, but they find the same work. Proxies are skipped while another
+    /// thread has the registry's lock. If there is nothing to remove, a record costs a few nanoseconds. Moving a sparse shard
+    /// to smaller memory is one step, whatever `max_records` is.
     pub fn sweep(&self, max_records: usize) -> SweepReport {
         self.time.look_at_the_wall();
         let mut report = SweepReport::default();
@@ -719,15 +721,16 @@ impl RouteTable {
         self.len() == 0
     }
 
-    /// The keep-alive interval that was set last: how old a route may become without a refresh. A longer interval may not be in
-    /// force yet: see [`set_keep_alive`](Self::set_keep_alive).
+    /// The keep-alive interval that was set last: how old a route may become without a refresh. A longer interval may not be
+    /// in force yet: see [`set_keep_alive`](Self::set_keep_alive).
     #[must_use]
     pub fn keep_alive(&self) -> Duration {
         Duration::from_millis(self.keep_alive.kept())
     }
 
-    /// Sets the keep-alive interval, rounded up to whole milliseconds; at least one millisecond, at most 8.7 years. The interval
-    /// applies to all routes, also to those added before: a longer interval brings back expired routes that were not swept yet.
+    /// Sets the keep-alive interval, rounded up to whole milliseconds; at least one millisecond, at most 8.7 years. The
+    /// interval applies to all routes, also to those added before: a longer interval brings back expired routes that were not
+    /// swept yet.
     ///
     /// A shorter interval comes into force at once. A longer interval comes into force when the calls that other threads began
     /// before have ended, since these calls might still remove routes that it brings back. So no route vanishes that was

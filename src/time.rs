@@ -12,8 +12,8 @@ const FIRST_TICK: u64 = 1 << 31;
 /// How far the wall clock may drift from the ticks before their relation is set again.
 const WALL_TOLERANCE_MS: u64 = 50;
 
-/// The most time between the readings of the two clocks for the wall clock's reading to be used, and how often to try. Times of
-/// day are wrong by at most the sum of this and the tolerance.
+/// The most time between the readings of the two clocks for the wall clock's reading to be used, and how often to try. Times
+/// of day are wrong by at most the sum of this and the tolerance.
 const WALL_ERROR_MS: u64 = 10;
 const WALL_TRIES: usize = 4;
 
@@ -87,8 +87,8 @@ impl Time {
         }
     }
 
-    /// Sets the relation between ticks and the wall clock again if the wall clock was stepped. Otherwise keeps the relation, so
-    /// that the time of day of a route's refresh stays the same.
+    /// Sets the relation between ticks and the wall clock again if the wall clock was stepped. Otherwise keeps the relation,
+    /// so that the time of day of a route's refresh stays the same.
     pub(crate) fn look_at_the_wall(&self) {
         if let Some(wall_of_zero) = self.wall_of_zero_now() {
             // Relaxed, both: as in `wall`.
@@ -98,8 +98,8 @@ impl Time {
         }
     }
 
-    /// The wall clock at tick zero, from a reading of both clocks. `None` if too much time passed between the readings at each try,
-    /// unless there is no earlier value.
+    /// The wall clock at tick zero, from a reading of both clocks. `None` if too much time passed between the readings at
+    /// each try, unless there is no earlier value.
     fn wall_of_zero_now(&self) -> Option<u64> {
         let read = |_| {
             let before = self.reading();

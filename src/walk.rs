@@ -62,12 +62,12 @@ impl RouteTable {
     /// Calls `each` with every valid route and its node. The routes of a node come together, in the order of
     /// [`get_proxies`](Self::get_proxies); the nodes come in no particular order.
     ///
-    /// A route that is there during the whole walk is reported exactly once, with its last refresh at some moment of the walk. A
-    /// route that is added or removed meanwhile is reported once or not at all. The walk takes no lock: other threads go on, and
-    /// `each` may use the table.
+    /// A route that is there during the whole walk is reported exactly once, with its last refresh at some moment of the
+    /// walk. A route that is added or removed meanwhile is reported once or not at all. The walk takes no lock: other threads
+    /// go on, and `each` may use the table.
     ///
-    /// The walk copies some 1,000 nodes at a time, however large the table is, and takes some 50 nanoseconds a route. Reclamation
-    /// waits for one such copy at most, never for `each`.
+    /// The walk copies some 1,000 nodes at a time, however large the table is, and takes some 50 nanoseconds a route.
+    /// Reclamation waits for one such copy at most, never for `each`.
     ///
     /// ```
     /// # use nodetracker::{Proxy, RouteTable};

@@ -1,5 +1,5 @@
-//! The memory that waits for reclamation stays within the documented bound, whatever the mix of batches, single calls, sweeps and
-//! feeds, also if no other thread pins. One test at a time, since the heap is the process's.
+//! The memory that waits for reclamation stays within the documented bound, whatever the mix of batches, single calls, sweeps
+//! and feeds, also if no other thread pins. One test at a time, since the heap is the process's.
 
 #[path = "../benches/support/counting.rs"]
 #[allow(dead_code)]

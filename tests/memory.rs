@@ -12,8 +12,8 @@ use nodetracker::{AddError, ManualClock, NodeId, ProxyRef, RouteTable};
 use uuid::Uuid;
 
 /// Fails the allocations that a test selects. It knows the table's own allocations by their layouts: segments and indexes are
-/// allocated zeroed, and indexes are aligned to cache lines; the vectors of a rebuild are long. Lists have no layout of their own,
-/// so a test sets `LISTS` while nothing else of that size is allocated.
+/// allocated zeroed, and indexes are aligned to cache lines; the vectors of a rebuild are long. Lists have no layout of their
+/// own, so a test sets `LISTS` while nothing else of that size is allocated.
 struct Failing;
 
 /// A vector of as many bytes depends on how much a shard holds.

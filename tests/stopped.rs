@@ -27,7 +27,8 @@ use stop::{Alarm, Victim, has_waited, live_bytes};
 enum Registry {
     /// The call is lock-free.
     Free,
-    /// The call takes the registry if it is free, and skips a step if not. So it does not wait, but other calls may wait for it.
+    /// The call takes the registry if it is free, and skips a step if not. So it does not wait, but other calls may wait for
+    /// it.
     Tries,
     /// The call may wait for the registry.
     Takes,

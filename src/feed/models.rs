@@ -177,8 +177,8 @@ fn an_idle_subscriber_misses_no_change() {
     });
 }
 
-/// Makes `change` to a registered proxy while a subscriber polls. Calls `check` with each event; at least one execution must have an
-/// event while the change is under way.
+/// Makes `change` to a registered proxy while a subscriber polls. Calls `check` with each event; at least one execution must
+/// have an event while the change is under way.
 fn during(
     change: impl Fn(&RouteTable, ProxyRef) + Send + Sync + Copy + 'static,
     check: impl Fn(&RouteTable, &Event) + Send + Sync + 'static,

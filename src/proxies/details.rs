@@ -1,5 +1,5 @@
-//! The details that proxies share: each cluster name is stored once, under a number. An IPv4 address needs no memory of its own;
-//! any other address is stored once per cluster.
+//! The details that proxies share: each cluster name is stored once, under a number. An IPv4 address needs no memory of its
+//! own; any other address is stored once per cluster.
 //!
 //! A proxy's cluster and address are one word, so that they change together:
 //!
@@ -9,9 +9,9 @@
 //! 0                                                           none: the number is FREE
 //! ```
 //!
-//! Readers read the objects that a word refers to under an epoch pin, without a lock. So an object is freed only a grace period
-//! after the last entry dropped that word, and only then may another cluster get the cluster's number. Everything else here
-//! belongs to the registry's owner.
+//! Readers read the objects that a word refers to under an epoch pin, without a lock. So an object is freed only a grace
+//! period after the last entry dropped that word, and only then may another cluster get the cluster's number. Everything else
+//! here belongs to the registry's owner.
 
 use std::collections::{BTreeMap, BTreeSet, LinkedList};
 use std::hash::Hash;
@@ -159,8 +159,8 @@ impl Details {
                 #[cfg(loom)]
                 // SAFETY: as below.
                 unsafe { &*shared }.fate.assert_alive();
-                // SAFETY: an entry had it while the guard was pinned, so it is freed only after the guard is dropped. Only its count of
-                // users ever changes, and that is not read here.
+                // SAFETY: an entry had it while the guard was pinned, so it is freed only after the guard is dropped. Only
+                // its count of users ever changes, and that is not read here.
                 let cluster = unsafe { (*shared).cluster };
                 // SAFETY: as above.
                 let addr = unsafe { (*shared).addr };
@@ -168,7 +168,8 @@ impl Details {
                 (cluster, Addr::of(unsafe { addr.as_str() }))
             }
         };
-        // SAFETY: an entry had the word while the guard was pinned, so the number is this cluster's until the guard is dropped.
+        // SAFETY: an entry had the word while the guard was pinned, so the number is this cluster's until the guard is
+        // dropped.
         Some((unsafe { clusters.name(cluster) }, addr))
     }
 }
@@ -401,8 +402,8 @@ impl Interner {
                 return;
             };
             self.leaving.pop_front();
-            // SAFETY: the grace period since the last word with the number is over, so no thread reads the name any more. A new cluster
-            // sets another name before it uses the number.
+            // SAFETY: the grace period since the last word with the number is over, so no thread reads the name any more. A
+            // new cluster sets another name before it uses the number.
             unsafe { self.clusters.free_name(number) };
             self.free.insert(number);
         }

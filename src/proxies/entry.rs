@@ -165,8 +165,8 @@ impl Numbers {
 
     /// The incarnation that the proxy of a number is of. The caller has seen the proxy's life under its pin.
     pub(crate) fn incarnation(&self, number: u32) -> Option<NonZeroU64> {
-        // Relaxed: written before the life that the caller has seen (Release and Acquire), or later, by a proxy that began its first
-        // incarnation: then the value orders nothing.
+        // Relaxed: written before the life that the caller has seen (Release and Acquire), or later, by a proxy that began
+        // its first incarnation: then the value orders nothing.
         let incarnation = self.incarnations.get()?.get(number)?.load(Ordering::Relaxed);
         NonZeroU64::new(incarnation)
     }
@@ -294,14 +294,15 @@ impl Entry<'_> {
     #[inline]
     pub(crate) fn touch(self, tick: u64) {
         let used = (tick >> USED_SHIFT) as u32;
-        // Relaxed, both: the time only decides idleness, a round and a grace period later. `fetch_max`: a thread that was stopped
-        // here does not undo a later use.
+        // Relaxed, both: the time only decides idleness, a round and a grace period later. `fetch_max`: a thread that was
+        // stopped here does not undo a later use.
         if self.fields.used.load(Ordering::Relaxed) < used {
             self.fields.used.fetch_max(used, Ordering::Relaxed);
         }
     }
 
-    /// Notes that a route was seen in a round. A sweeper that was stopped since an earlier round does not overwrite a later round.
+    /// Notes that a route was seen in a round. A sweeper that was stopped since an earlier round does not overwrite a later
+    /// round.
     #[inline]
     pub(crate) fn seen_in(self, round: u32) {
         // Relaxed, both: the sweeper's cursor (AcqRel in `Cursor::step`) orders the rounds.

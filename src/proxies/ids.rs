@@ -1,12 +1,12 @@
 //! From a proxy's ID to its number, 4 bytes and a little for each.
 //!
-//! The map has an array of numbers in each of its parts; the IDs are in the numbers' entries. Only the registry's owner changes
-//! the map. Readers need no lock: a number never moves within an array, and an array that is too small or too large is replaced
-//! by a copy. So a reader of an array that was just replaced sees the map as it was at that moment. The parts grow one at a time,
-//! each at sizes of its own, so no registration copies more than one part.
+//! The map has an array of numbers in each of its parts; the IDs are in the numbers' entries. Only the registry's owner
+//! changes the map. Readers need no lock: a number never moves within an array, and an array that is too small or too large
+//! is replaced by a copy. So a reader of an array that was just replaced sees the map as it was at that moment. The parts
+//! grow one at a time, each at sizes of its own, so no registration copies more than one part.
 //!
-//! An `scc::HashIndex` of numbers takes 12.6 bytes for each of a million proxies, and 27 for each of a thousand; this map takes 5
-//! and 7 (`nodetracker-profiles prototype` and `ten-thousand`).
+//! An `scc::HashIndex` of numbers takes 12.6 bytes for each of a million proxies, and 27 for each of a thousand; this map
+//! takes 5 and 7 (`nodetracker-profiles prototype` and `ten-thousand`).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -31,8 +31,8 @@ const EMPTY: u32 = 0;
 /// A slot whose number was removed. No number's slot looks like that: numbers have 23 bits.
 const REMOVED: u32 = NUMBER_MASK;
 
-/// A slot has the number plus one, and above it some bits of the ID's hash, so that a search nearly always reads only the right
-/// entry.
+/// A slot has the number plus one, and above it some bits of the ID's hash, so that a search nearly always reads only the
+/// right entry.
 const NUMBER_BITS: u32 = 24;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
 
@@ -197,8 +197,8 @@ impl Ids {
     fn array<'g>(&'g self, part: usize, _guard: &'g Guard) -> Option<&'g Array> {
         // Acquire: pairs with `replace`, so that the array is seen whole.
         let array = self.parts[part].load(Ordering::Acquire);
-        // SAFETY: the part had the array while the guard was pinned, and `replace` retires an array after it is unlinked. So the
-        // array is freed only after the guard is dropped.
+        // SAFETY: the part had the array while the guard was pinned, and `replace` retires an array after it is unlinked. So
+        // the array is freed only after the guard is dropped.
         unsafe { array.as_ref() }
     }
 
@@ -253,8 +253,8 @@ impl Ids {
         }
     }
 
-    /// The numbers of one part. An ID that is in the map all the while comes once: with its present number, or with a number that
-    /// was replaced meanwhile.
+    /// The numbers of one part. An ID that is in the map all the while comes once: with its present number, or with a number
+    /// that was replaced meanwhile.
     pub(crate) fn numbers<'g>(&'g self, part: usize, guard: &'g Guard) -> impl Iterator<Item = u32> + 'g {
         self.array(part, guard).into_iter().flat_map(Array::numbers)
     }
@@ -305,8 +305,8 @@ impl Ids {
         // Release: pairs with the load in `array`. Only the owner writes it.
         self.parts[part].store(new.as_ptr(), Ordering::Release);
         if let Some(old) = old {
-            // SAFETY: the part does not have it any more, so a thread that pins from now on cannot find it. Only the owner replaces
-            // arrays, so it is retired once.
+            // SAFETY: the part does not have it any more, so a thread that pins from now on cannot find it. Only the owner
+            // replaces arrays, so it is retired once.
             unsafe { retire(guard, old.cast_mut()) };
         }
     }

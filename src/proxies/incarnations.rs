@@ -13,12 +13,12 @@
 //!        a keep-alive interval later
 //! ```
 //!
-//! An ID is CURRENT exactly while the proxy that `begin` returned is registered. Then the incarnation is stored with the proxy's
-//! number ([`Numbers`](super::entry::Numbers)), where readers find it without a lock, and only counted here. An incarnation that
-//! has ended is stored here alone.
+//! An ID is CURRENT exactly while the proxy that `begin` returned is registered. Then the incarnation is stored with the
+//! proxy's number ([`Numbers`](super::entry::Numbers)), where readers find it without a lock, and only counted here. An
+//! incarnation that has ended is stored here alone.
 //!
-//! No incarnation is forgotten early to make room: that would accept late messages. There are at most as many IDs here as there
-//! may be proxies; an ID that finds no room is refused.
+//! No incarnation is forgotten early to make room: that would accept late messages. There are at most as many IDs here as
+//! there may be proxies; an ID that finds no room is refused.
 //!
 //! The registry's lock is held all the while, so each step is short: the maps are trees, which grow and shrink by a node at a
 //! time, and a new ID makes the table forget at most two.

@@ -13,32 +13,33 @@
 //! ```
 //!
 //! Look-ups skip routes whose proxy is DEAD or FREE, so removing a proxy is one store, however many routes it has. Only an
-//! ALIVE proxy gets new routes: [`add_node`](crate::RouteTable::add_node) checks that under the same epoch pin as its CAS, and
-//! makes a CLOSING proxy ALIVE. So once a grace period has passed since the number left ALIVE, no thread is left that may still
-//! add a route to it; a sweep that *starts* then and visits every shard has removed, or at least seen, each of its routes. Only
-//! then is a CLOSING number known to be idle. A DEAD number waits for another grace period: a look-up may have read one of these
-//! routes before the sweep removed it, and not have resolved the number yet. After that, another proxy may get the number.
+//! ALIVE proxy gets new routes: [`add_node`](crate::RouteTable::add_node) checks that under the same epoch pin as its CAS,
+//! and makes a CLOSING proxy ALIVE. So once a grace period has passed since the number left ALIVE, no thread is left that may
+//! still add a route to it; a sweep that *starts* then and visits every shard has removed, or at least seen, each of its
+//! routes. Only then is a CLOSING number known to be idle. A DEAD number waits for another grace period: a look-up may have
+//! read one of these routes before the sweep removed it, and not have resolved the number yet. After that, another proxy may
+//! get the number.
 //!
-//! A number is free again at most 15 rounds of the sweeper after its proxy was removed or replaced, unless a thread stays inside
-//! a call meanwhile. The steps take three rounds. The grace periods take the others: the pins of one round advance the epoch
-//! once or twice.
+//! A number is free again at most 15 rounds of the sweeper after its proxy was removed or replaced, unless a thread stays
+//! inside a call meanwhile. The steps take three rounds. The grace periods take the others: the pins of one round advance the
+//! epoch once or twice.
 //!
 //! # The lock
 //!
-//! A registration, a takeover and a removal change the proxies with a lock held ([`Registry`], [`Owner`]). So does the sweeper,
-//! but it skips its step if another thread has the lock. Most holders have the lock for some microseconds. The longest step
-//! replaces the array of one part of the map of IDs ([`ids`]); no step takes time in proportion to all proxies. Nothing else
-//! waits for the lock, not even if its holder has stopped: not calls on routes, not calls that only read ([`find`]), and not a
-//! registration or an incarnation that changes nothing.
+//! A registration, a takeover and a removal change the proxies with a lock held ([`Registry`], [`Owner`]). So does the
+//! sweeper, but it skips its step if another thread has the lock. Most holders have the lock for some microseconds. The
+//! longest step replaces the array of one part of the map of IDs ([`ids`]); no step takes time in proportion to all proxies.
+//! Nothing else waits for the lock, not even if its holder has stopped: not calls on routes, not calls that only read
+//! ([`find`]), and not a registration or an incarnation that changes nothing.
 //!
 //! # Incarnations
 //!
-//! A proxy that [begins a greater incarnation](crate::RouteTable::begin_incarnation) gets another number. Its old number becomes
-//! DEAD, as if the proxy were removed, except that the ID has the new number from the same moment on ([`takeover`]). So all that
-//! holds for a removed proxy holds for the old incarnation. An addition may pass the check of the old reference just before that
-//! moment, and do its CAS after it. Its route then has a number that is DEAD, and that no other proxy gets before a grace period
-//! and a full round are over: no call returns the route, and the sweeper removes it. [`incarnations`] remembers the latest
-//! incarnation of each ID.
+//! A proxy that [begins a greater incarnation](crate::RouteTable::begin_incarnation) gets another number. Its old number
+//! becomes DEAD, as if the proxy were removed, except that the ID has the new number from the same moment on ([`takeover`]).
+//! So all that holds for a removed proxy holds for the old incarnation. An addition may pass the check of the old reference
+//! just before that moment, and do its CAS after it. Its route then has a number that is DEAD, and that no other proxy gets
+//! before a grace period and a full round are over: no call returns the route, and the sweeper removes it. [`incarnations`]
+//! remembers the latest incarnation of each ID.
 
 mod details;
 mod entry;
@@ -236,8 +237,8 @@ fn check_host_port(addr: &str) -> Result<(), TextError> {
     }
 }
 
-/// The most numbers that the sweeper visits, or ended incarnations that it forgets, each time it takes the lock. With cold caches
-/// that takes some microseconds.
+/// The most numbers that the sweeper visits, or ended incarnations that it forgets, each time it takes the lock. With cold
+/// caches that takes some microseconds.
 const VISITED_AT_ONCE: u32 = 64;
 
 /// How often the sweeper yields to threads that wait for the lock before it tries to take the lock.
@@ -300,8 +301,8 @@ impl Proxies {
         moved: impl FnOnce(ProxyRef),
     ) -> Result<ProxyRef, RegisterError> {
         let id = ProxyId::of(proxy.id);
-        // Nearly always the proxy is registered, and its details are the same: no lock, and no check, since registered details were
-        // checked.
+        // Nearly always the proxy is registered, and its details are the same: no lock, and no check, since registered
+        // details were checked.
         while let Some(registered) = self.registered(id, guard)
             && self.has_details(registered, proxy, guard)
         {
@@ -349,8 +350,9 @@ impl Proxies {
         Owner::new(registry, &self.grace, guard)
     }
 
-    /// The registry for the sweeper, if no thread has it. The sweeper takes the lock again and again, so a waiting thread that is
-    /// waking up would find it taken each time. So the sweeper yields to waiting threads first, but does not wait for them.
+    /// The registry for the sweeper, if no thread has it. The sweeper takes the lock again and again, so a waiting thread
+    /// that is waking up would find it taken each time. So the sweeper yields to waiting threads first, but does not wait for
+    /// them.
     fn try_own<'a>(&'a self, guard: &'a Guard) -> Option<Owner<'a>> {
         for _ in 0..YIELDS {
             // Relaxed: as in `own`.
@@ -362,8 +364,8 @@ impl Proxies {
         Some(Owner::new(self.registry.try_lock()?, &self.grace, guard))
     }
 
-    /// Registers a proxy whose strings were checked. A registered proxy keeps its details if `moved` is `None`. An incarnation,
-    /// if given, becomes the proxy's.
+    /// Registers a proxy whose strings were checked. A registered proxy keeps its details if `moved` is `None`. An
+    /// incarnation, if given, becomes the proxy's.
     fn register_locked(
         &self,
         proxy: &Proxy<'_>,
@@ -530,8 +532,8 @@ impl Proxies {
             .filter(|entry| entry.life().is_same_proxy(proxy.life))
     }
 
-    /// Whether routes may be added for `proxy`, from now to the end of the caller's pin. A proxy that was about to be dropped stays
-    /// registered.
+    /// Whether routes may be added for `proxy`, from now to the end of the caller's pin. A proxy that was about to be dropped
+    /// stays registered.
     #[inline]
     pub(crate) fn takes_routes(&self, proxy: ProxyRef) -> bool {
         self.numbers
@@ -616,9 +618,10 @@ impl Proxies {
         Round { proxies: self, round }
     }
 
-    /// Advances the numbers from `from` on in their lives, at the end of a sweeper's round that has visited every shard. After the
-    /// last number, forgets incarnations. Visits at most `most` of them, and at most [`VISITED_AT_ONCE`], so that no thread waits
-    /// long for the lock. `round_now` returns the present round. Returns how many were visited, and where to go on.
+    /// Advances the numbers from `from` on in their lives, at the end of a sweeper's round that has visited every shard.
+    /// After the last number, forgets incarnations. Visits at most `most` of them, and at most [`VISITED_AT_ONCE`], so that
+    /// no thread waits long for the lock. `round_now` returns the present round. Returns how many were visited, and where to
+    /// go on.
     pub(crate) fn visit(
         &self,
         from: u32,

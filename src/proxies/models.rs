@@ -1,7 +1,7 @@
 //! loom models of a proxy number's life, named after the property that each shows; see `src/shard/models.rs`.
 //!
-//! Models that need a table with routes are in `src/models.rs`. Threads that register or remove wait for the registry's lock here
-//! too.
+//! Models that need a table with routes are in `src/models.rs`. Threads that register or remove wait for the registry's lock
+//! here too.
 
 use std::sync::atomic::AtomicBool;
 

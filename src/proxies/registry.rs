@@ -12,8 +12,8 @@ use crate::proxies::leaving::Leaving;
 use crate::sweep::ROUNDS;
 use crate::sync::{Guard, MutexGuard};
 
-/// Numbers, shared details and ended incarnations. No step under the lock is long: the collections here grow and shrink by a few
-/// elements at a time.
+/// Numbers, shared details and ended incarnations. No step under the lock is long: the collections here grow and shrink by a
+/// few elements at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     /// The first FREE number that was used before. Its entry has the next one.
@@ -111,8 +111,8 @@ pub(crate) struct Owner<'a> {
     flush: Flush<'a>,
 }
 
-/// Flushes a guard when it is dropped, if something was deferred. A flush may run what other threads have deferred, so it comes
-/// after the lock is released.
+/// Flushes a guard when it is dropped, if something was deferred. A flush may run what other threads have deferred, so it
+/// comes after the lock is released.
 struct Flush<'a> {
     guard: &'a Guard,
     is_due: bool,

@@ -1,10 +1,10 @@
 //! The moment at which a proxy's new number takes the place of its old one.
 //!
 //! Two places decide which number an ID has: the map of IDs, and the old number's life. No thread can change both at once. So
-//! the registry's owner first announces the two numbers here, then makes the old number DEAD, and only then changes the map. The
-//! takeover happens at the moment when the old number becomes DEAD. Before that, readers find the old number. After that, they
-//! find a DEAD number in the map, and the new number here or in the map. No reader finds the new number while routes of the old
-//! number are still returned.
+//! the registry's owner first announces the two numbers here, then makes the old number DEAD, and only then changes the map.
+//! The takeover happens at the moment when the old number becomes DEAD. Before that, readers find the old number. After that,
+//! they find a DEAD number in the map, and the new number here or in the map. No reader finds the new number while routes of
+//! the old number are still returned.
 
 use crate::sync::{AtomicU64, Ordering};
 

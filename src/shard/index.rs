@@ -432,12 +432,12 @@ impl<'g> Index<'g> {
     /// Makes a slot final. Returns its record, if it has one, with the record's number.
     pub(crate) fn freeze_slot(self, bucket: u32, slot: usize) -> Option<(u32, &'g Record)> {
         let slot = &self.bucket(bucket)[slot];
-        // Load first: most slots are taken, and a CAS that fails costs as much as one that succeeds. Acquire: pairs with the CAS
-        // that filled the slot, since the caller reads the record next.
+        // Load first: most slots are taken, and a CAS that fails costs as much as one that succeeds. Acquire: pairs with the
+        // CAS that filled the slot, since the caller reads the record next.
         let mut value = slot.load(Ordering::Acquire);
         if value == EMPTY {
-            // AcqRel: Acquire as above. Release: pairs with the Acquire loads of slots, so that a thread that meets FROZEN sees what
-            // the freezing thread saw. Acquire on failure: as above.
+            // AcqRel: Acquire as above. Release: pairs with the Acquire loads of slots, so that a thread that meets FROZEN
+            // sees what the freezing thread saw. Acquire on failure: as above.
             match slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return None,
                 Err(won) => value = won,

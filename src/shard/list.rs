@@ -131,8 +131,8 @@ impl<'g> List<'g> {
         let mut ranks = 0;
         into.extend(self.words().iter().map(|word| {
             step("list: before a freeze");
-            // AcqRel: pairs with the CAS in `refresh_in_place`, which comes before this freeze, or fails. Acquire: the thread that
-            // replaces the list sees what the refreshing thread did before.
+            // AcqRel: pairs with the CAS in `refresh_in_place`, which comes before this freeze, or fails. Acquire: the thread
+            // that replaces the list sees what the refreshing thread did before.
             let word = Word(word.fetch_or(frozen, Ordering::AcqRel)).thawed();
             ranks |= word.rank();
             word

@@ -18,14 +18,14 @@
 //!   it. A thread that loses reads the slot again, which may have the same key now, and goes on from there. Then DEAD becomes
 //!   LIVE, as for a key that comes back.
 //! * **Remove**: CAS the word to DEAD. The record stays in the index until the next rebuild.
-//! * **List**: a second route moves the routes to a heap list ([`list`]). A change of its membership replaces it, and so does a
-//!   refresh when the ranks of a tick are used up: freeze each of its words, copy with the change, CAS the record's word. A
-//!   thread that meets a frozen word builds the replacement with its own change in it, so that each CAS that wins finishes some
-//!   thread's operation.
+//! * **List**: a second route moves the routes to a heap list ([`list`]). A change of its membership replaces it, and so does
+//!   a refresh when the ranks of a tick are used up: freeze each of its words, copy with the change, CAS the record's word. A
+//!   thread that meets a frozen word builds the replacement with its own change in it, so that each CAS that wins finishes
+//!   some thread's operation.
 //! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root. The sweeper copies most of a large
 //!   index before it freezes it.
-//! * **Move** ([`relocate`]): freeze the index and the words of its records, copy both to a new slab that is no larger than they
-//!   need, CAS the root.
+//! * **Move** ([`relocate`]): freeze the index and the words of its records, copy both to a new slab that is no larger than
+//!   they need, CAS the root.
 //! * **Fill** ([`fill`]): if there is no root yet, make slab and index in private, CAS the root from null.
 //! * **Copy** ([`mod@copy`]): read the records in some buckets of one index. It writes nothing.
 //!
@@ -35,8 +35,8 @@
 //!    aim at the first EMPTY slot of the same sequence, and the one that loses sees the winner's record.
 //! 2. *A record's key is written before the slot that publishes it* (Release), and does not change until the record is
 //!    reused. So a thread that loads the slot (Acquire) reads the key that belongs to it.
-//! 3. *A record is LIVE or SPILL only while an index has it.* A private record is DEAD, a free record RETIRED; so a thread that
-//!    walks the slab never meets a route that was not published. (No thread walks a slab that is private as a whole.)
+//! 3. *A record is LIVE or SPILL only while an index has it.* A private record is DEAD, a free record RETIRED; so a thread
+//!    that walks the slab never meets a route that was not published. (No thread walks a slab that is private as a whole.)
 //! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN before a copy becomes the
 //!    root, and the copy has the record of each taken slot, except RETIRED ones. So a copy that wins has every key that was
 //!    inserted before, and later keys go to the new root.
@@ -44,15 +44,16 @@
 //!    taken only after its segment is installed, and an installed segment is copied to every later table.
 //! 6. *RETIRED is terminal until the record is reused.* A rebuild makes each DEAD record that it leaves out RETIRED first. An
 //!    operation on the key that meets RETIRED searches on, or starts over from the root, and gives the key another record. A
-//!    RETIRED record in an index that won (its rebuild copied the record before it died, a losing rebuild retired it) is passed
-//!    over like another key's.
-//! 7. *A record is reused only after the last index that had it was reclaimed.* The replaced index owns the list of the numbers
-//!    that its winner left out, and hands it over when no reader is left. Only the winner's list counts: a record is left out
-//!    once, by the one rebuild whose copy became the root without it.
+//!    RETIRED record in an index that won (its rebuild copied the record before it died, a losing rebuild retired it) is
+//!    passed over like another key's.
+//! 7. *A record is reused only after the last index that had it was reclaimed.* The replaced index owns the list of the
+//!    numbers that its winner left out, and hands it over when no reader is left. Only the winner's list counts: a record is
+//!    left out once, by the one rebuild whose copy became the root without it.
 //! 8. *What a root or a record points to is freed only after every thread that was pinned when it was unlinked has gone on.*
 //!    Only the thread whose CAS unlinked it retires it.
-//! 9. *A frozen word of a record is final*; its routes are still valid. Only a mover freezes a record's word, after it froze the
-//!    index; so all movers of one index copy the same words, and a later change meets the frozen word, and moves the shard first.
+//! 9. *A frozen word of a record is final*; its routes are still valid. Only a mover freezes a record's word, after it froze
+//!    the index; so all movers of one index copy the same words, and a later change meets the frozen word, and moves the
+//!    shard first.
 //! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot be reused
 //!     while any thread that read it is pinned (8); so a count that follows a CAS is exact.
 
@@ -463,7 +464,8 @@ impl<K: Key> Shard<K> {
             };
             let changed = change::<K, P>(record, what, place.take(), index.slab(), scope);
             if used > max_used(index.shape().buckets) {
-                // Without memory for a larger index, the call still succeeds: the route is in, and the next insertion tries again.
+                // Without memory for a larger index, the call still succeeds: the route is in, and the next insertion tries
+                // again.
                 _ = self.rebuild(index, false, scope);
             }
             match changed? {
@@ -514,9 +516,9 @@ impl<K: Key> Shard<K> {
         0
     }
 
-    /// Removes the stale routes of at most `most` records from `at` on, and returns where to go on. `census` sees the proxy of
-    /// each route that stays. At the shard's end, a sparse shard moves. If there are many tombstones instead, this visit and the
-    /// next ones rebuild the index in parts; each part uses up the visit.
+    /// Removes the stale routes of at most `most` records from `at` on, and returns where to go on. `census` sees the proxy
+    /// of each route that stays. At the shard's end, a sparse shard moves. If there are many tombstones instead, this visit
+    /// and the next ones rebuild the index in parts; each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: Mark,

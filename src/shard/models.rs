@@ -444,8 +444,8 @@ fn of_two_refreshes_the_later_time_stays() {
     );
 }
 
-/// The refresh in the list comes before the freeze of its word, or meets the frozen word, or one of a list that is retired, and
-/// goes on with the record's.
+/// The refresh in the list comes before the freeze of its word, or meets the frozen word, or one of a list that is retired,
+/// and goes on with the record's.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_is_replaced() {
     model(
@@ -1096,8 +1096,8 @@ fn a_segment_that_is_installed_during_a_rebuild_in_parts_is_kept() {
     );
 }
 
-/// Of two refreshes in one tick, the later comes first if the other had returned before it was called, whether by rank or in a new
-/// list.
+/// Of two refreshes in one tick, the later comes first if the other had returned before it was called, whether by rank or in
+/// a new list.
 #[test]
 fn of_two_refreshes_in_one_tick_the_later_comes_first() {
     model(

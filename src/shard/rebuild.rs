@@ -8,12 +8,12 @@
 //! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it copies a
 //! large index some buckets at a time before it freezes anything ([`Rebuild`]). Other threads go on meanwhile. They may fill
 //! slots of buckets that were already copied; the end of the rebuild freezes each slot that was EMPTY, and copies those that
-//! were filled since. Slots are written once (invariant 1), so the rest of the copy is still right. The end reads no record that
-//! was copied before.
+//! were filled since. Slots are written once (invariant 1), so the rest of the copy is still right. The end reads no record
+//! that was copied before.
 //!
 //! A tombstone that such a copy leaves out is RETIRED while its index is still the root. A key that comes back meanwhile gets
-//! another record, as after a rebuild that lost (invariant 6). A copy that is given up leaves RETIRED records in the index; the
-//! next rebuild leaves them out.
+//! another record, as after a rebuild that lost (invariant 6). A copy that is given up leaves RETIRED records in the index;
+//! the next rebuild leaves them out.
 
 use std::sync::atomic::AtomicPtr;
 
@@ -40,8 +40,8 @@ const ALL_SLOTS: u16 = ((1_u32 << BUCKET) - 1) as u16;
 const BUCKETS_PER_64: u32 = if cfg!(loom) { 1 } else { 8 };
 
 impl<K: Key> Shard<K> {
-    /// Replaces `old` by a copy without its tombstones, unless another thread does so first. When this returns `Ok`, `old` is not
-    /// the root's index any more.
+    /// Replaces `old` by a copy without its tombstones, unless another thread does so first. When this returns `Ok`, `old` is
+    /// not the root's index any more.
     ///
     /// `crowded`: a probe sequence of `old` was full.
     pub(crate) fn rebuild<P: Liveness>(
@@ -68,8 +68,8 @@ impl<K: Key> Shard<K> {
         }
     }
 
-    /// [`rebuild`](Shard::rebuild) for the sweeper: takes about as long as visiting `records` records, except for the last part,
-    /// and keeps an unfinished copy on `bench`. Returns whether there is more to do.
+    /// [`rebuild`](Shard::rebuild) for the sweeper: takes about as long as visiting `records` records, except for the last
+    /// part, and keeps an unfinished copy on `bench`. Returns whether there is more to do.
     pub(crate) fn rebuild_part<P: Liveness>(
         &self,
         old: Index<'_>,
@@ -163,7 +163,8 @@ impl Rebuild {
         })
     }
 
-    /// Copies the next `most` buckets. Each record goes straight to its slot: a list of records would be as large as the index.
+    /// Copies the next `most` buckets. Each record goes straight to its slot: a list of records would be as large as the
+    /// index.
     fn copy<K: Key, P>(&mut self, old: Index<'_>, most: u32, scope: &Scope<'_, P>) -> Result<Copied, Refused> {
         let buckets = old.shape().buckets;
         let from = self.done.len() as u32;
@@ -246,8 +247,8 @@ pub(crate) struct Begun {
     rebuild: Rebuild,
 }
 
-// SAFETY: the new index is private, so no other thread touches it at the same time. Its header owns an `Arc` of a slab that all
-// threads share; its cells are empty until the index is replaced itself; the rest is atomics and numbers.
+// SAFETY: the new index is private, so no other thread touches it at the same time. Its header owns an `Arc` of a slab that
+// all threads share; its cells are empty until the index is replaced itself; the rest is atomics and numbers.
 unsafe impl Send for Begun {}
 
 impl Begun {
@@ -329,12 +330,12 @@ fn next_shape(old: Index<'_>, crowded: bool, shard: usize) -> Shape {
         serial: old.shape().serial.wrapping_add(1),
         ..old.shape()
     };
-    // How many records stay is known only at the end. The slab's count is good enough: it is off by no more than the changes that
-    // other threads have under way.
+    // How many records stay is known only at the end. The slab's count is good enough: it is off by no more than the changes
+    // that other threads have under way.
     let keep = old.slab().live();
     let buckets = buckets_for(keep, shard);
-    // Numbers that will be reclaimed are not free yet, so the segment table covers the whole slab, and the numbers that the index
-    // takes until it is full.
+    // Numbers that will be reclaimed are not free yet, so the segment table covers the whole slab, and the numbers that the
+    // index takes until it is full.
     let numbers = max_used(buckets).max(old.slab().numbers()) + BUCKET;
     let segments = Place::segments(numbers.min(MAX_RECORDS)).max(shape.segments);
     let next = Shape {

@@ -20,8 +20,8 @@ use crate::shard::{Refused, Scope, Shard, reserve};
 use crate::sync::step;
 
 impl<K: Key> Shard<K> {
-    /// Whether moving is worth it: more than a third of the records have no route. A move cannot be done in parts, so it does not
-    /// begin earlier.
+    /// Whether moving is worth it: more than a third of the records have no route. A move cannot be done in parts, so it does
+    /// not begin earlier.
     pub(crate) fn is_sparse(index: Index<'_>) -> bool {
         let (numbers, live) = (index.slab().numbers(), index.slab().live());
         numbers.saturating_sub(live) > numbers / 3 + BUCKET

@@ -27,8 +27,8 @@ pub(crate) enum Change {
     Add(u32),
     /// Refreshes the route through this proxy, if it is there and valid.
     Refresh(u32),
-    /// Adds a route through this proxy that was last refreshed at `time`. Does nothing if the record has the route with a later
-    /// refresh, or is full of routes with later refreshes.
+    /// Adds a route through this proxy that was last refreshed at `time`. Does nothing if the record has the route with a
+    /// later refresh, or is full of routes with later refreshes.
     Restore { proxy: u32, time: u64 },
     /// Removes the route through this proxy.
     RemoveRoute(u32),
@@ -53,8 +53,8 @@ pub(crate) enum Changed {
     Frozen,
 }
 
-/// Calls `each` with the routes that may be returned now, in the record's order. Returns whether the record still belongs to its
-/// key: it is not RETIRED.
+/// Calls `each` with the routes that may be returned now, in the record's order. Returns whether the record still belongs to
+/// its key: it is not RETIRED.
 #[inline]
 pub(crate) fn read<P: Liveness>(record: &Record, scope: &Scope<'_, P>, mut each: impl FnMut(Word)) -> bool {
     read_all(record, scope.guard, |word| {
@@ -84,8 +84,8 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
     true
 }
 
-/// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is nothing to
-/// change. Gives `place` back if no route is inserted.
+/// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is nothing
+/// to change. Gives `place` back if no route is inserted.
 #[inline]
 pub(crate) fn change<'a, K: Key, P: Liveness>(
     record: &Record,
@@ -95,8 +95,9 @@ pub(crate) fn change<'a, K: Key, P: Liveness>(
     scope: &Scope<'a, P>,
 ) -> Result<Changed, Refused> {
     let word = record.load();
-    // A refresh of a node with one route, as most writes are. Losing to a later time is success. The caller found under this pin
-    // that the proxy takes routes, so the proxy is not checked again: if it was removed since, the removal counts as later.
+    // A refresh of a node with one route, as most writes are. Losing to a later time is success. The caller found under this
+    // pin that the proxy takes routes, so the proxy is not checked again: if it was removed since, the removal counts as
+    // later.
     if let Change::Add(proxy) | Change::Refresh(proxy) = what
         && word.state() == State::Live
         && !word.is_frozen()
@@ -198,7 +199,8 @@ fn change_any<'a, K: Key, P: Liveness>(
                     tell::<K, P>(record, reason, scope);
                 }
                 if let Some(list) = list {
-                    // SAFETY: this thread's CAS above replaced the record's word, so the record does not point to the list any more.
+                    // SAFETY: this thread's CAS above replaced the record's word, so the record does not point to the list
+                    // any more.
                     unsafe { list.retire(scope.guard) };
                 }
                 return Ok(changed);
@@ -208,8 +210,8 @@ fn change_any<'a, K: Key, P: Liveness>(
     }
 }
 
-/// Notes the removed routes at their proxies: the routes of `word`, or of its frozen `list`, that are not among `routes`. Returns
-/// whether there were any.
+/// Notes the removed routes at their proxies: the routes of `word`, or of its frozen `list`, that are not among `routes`.
+/// Returns whether there were any.
 fn leave<P: Liveness>(
     word: Word,
     list: Option<List<'_>>,
@@ -250,8 +252,8 @@ fn tell<K: Key, P>(record: &Record, reason: Reason, scope: &Scope<'_, P>) {
     });
 }
 
-/// The reason to mark a change for the feed with, if it is to be marked. `lost`: a proxy had a route before the change, and has
-/// none now.
+/// The reason to mark a change for the feed with, if it is to be marked. `lost`: a proxy had a route before the change, and
+/// has none now.
 fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
     match (what, changed) {
         (_, Changed::Added(Added::Inserted)) => Some(Reason::Added),
@@ -272,9 +274,9 @@ pub(crate) fn ring<K: Key>(shard: usize) -> usize {
 /// Makes a change without a new list, if possible: a refresh is one CAS on the route's own word, and a change without effect
 /// writes nothing. `None`: the list has to be replaced.
 ///
-/// The words are read one by one, but the answer holds at one instant. A list's membership never changes, and times only grow. So
-/// a proxy that is not in the list now was not in it when the record's word was loaded, and a route that is expired now was
-/// expired then. A route that was seen valid, or later than some time, still is when all words are read.
+/// The words are read one by one, but the answer holds at one instant. A list's membership never changes, and times only
+/// grow. So a proxy that is not in the list now was not in it when the record's word was loaded, and a route that is expired
+/// now was expired then. A route that was seen valid, or later than some time, still is when all words are read.
 fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>) -> Option<Changed> {
     // Relaxed: a list's word publishes nothing but its own bits.
     let words = || {
@@ -322,10 +324,10 @@ enum Refreshed {
 
 /// Refreshes the route of a proxy with one CAS on its word.
 ///
-/// Of the routes that were refreshed in one tick, the latest comes first. So the word gets a rank that puts it before the other
-/// words of this tick. A refresh that returned before this refresh began is seen here, and comes after this one. Other refreshes
-/// overlap this one, and may come before or after it. When the ranks of a tick are used up, the list has to be replaced by a list
-/// in the right order, without ranks.
+/// Of the routes that were refreshed in one tick, the latest comes first. So the word gets a rank that puts it before the
+/// other words of this tick. A refresh that returned before this refresh began is seen here, and comes after this one. Other
+/// refreshes overlap this one, and may come before or after it. When the ranks of a tick are used up, the list has to be
+/// replaced by a list in the right order, without ranks.
 fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P>) -> Refreshed {
     let words = list.words();
     // Relaxed, here and below: as in `read_all`.
@@ -355,8 +357,8 @@ fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P
             return Refreshed::MustReplace;
         }
         let new = Word::live(proxy, scope.now).ranked(rank);
-        // AcqRel: pairs with the `fetch_or` in `List::freeze`. Release: the freezing thread sees what this thread did before, as
-        // with a record's word. Relaxed on failure: as in `read_all`.
+        // AcqRel: pairs with the `fetch_or` in `List::freeze`. Release: the freezing thread sees what this thread did before,
+        // as with a record's word. Relaxed on failure: as in `read_all`.
         let exchanged = words[own].compare_exchange(word.0, new.0, Ordering::AcqRel, Ordering::Relaxed);
         if exchanged.is_ok() {
             return Refreshed::Done;

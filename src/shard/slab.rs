@@ -317,8 +317,8 @@ impl Slab {
                     found.extend(record.map(|record| (number, record)));
                     record.is_some()
                 });
-            // If not, the caller's index is stale, with a segment table shorter than the slab, or there is no memory: leave the batch to
-            // a later call.
+            // If not, the caller's index is stale, with a segment table shorter than the slab, or there is no memory: leave
+            // the batch to a later call.
             owned.numbers.truncate(if is_known { rest } else { usize::MAX });
             if !owned.numbers.is_empty() {
                 self.hand_over(owned);

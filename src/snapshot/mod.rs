@@ -143,9 +143,9 @@ impl RouteTable {
     /// Writes all routes with their ages, and the proxies; see [`snapshot`](crate::snapshot) for the format.
     ///
     /// No other thread waits for this call, and it waits for no other thread, not even for a thread that is stopped while it
-    /// registers a proxy. It copies some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes without a pin.
-    /// A million routes take about a tenth of a second beside the time of `to`, and some 20 MB there. The call needs memory for
-    /// one such copy, and about 50 bytes a proxy; it writes in blocks of some 128 KiB, and flushes at the end.
+    /// registers a proxy. It copies some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes without a
+    /// pin. A million routes take about a tenth of a second beside the time of `to`, and some 20 MB there. The call needs
+    /// memory for one such copy, and about 50 bytes a proxy; it writes in blocks of some 128 KiB, and flushes at the end.
     ///
     /// ```
     /// # use nodetracker::{NodeId, Proxy, RouteTable};

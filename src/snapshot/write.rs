@@ -59,9 +59,11 @@ pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSi
     })
 }
 
-/// Writes the proxies, each ID at most once, including all that are registered during the whole call. Returns the number of each.
+/// Writes the proxies, each ID at most once, including all that are registered during the whole call. Returns the number of
+/// each.
 ///
-/// If a proxy begins another incarnation meanwhile, the snapshot has one of its incarnations, and only routes of that reference.
+/// If a proxy begins another incarnation meanwhile, the snapshot has one of its incarnations, and only routes of that
+/// reference.
 fn write_proxies<W: Write>(
     table: &RouteTable,
     section: &mut Section,

@@ -8,10 +8,10 @@
 //!
 //! # The bound
 //!
-//! A bag that was queued in epoch `e` is freed in epoch `e + 2`. A flush advances the epoch if every pinned thread is pinned in
-//! the current epoch, so one pin sees at most one advance. A thread that keeps calling therefore leaves at most what it retired
-//! under its last three pins, and one bag. A step of the sweeper retires the most under one pin: a list and an entry of the
-//! feed for each of 512 records (a batch pins for 64 nodes). So a thread leaves at most
+//! A bag that was queued in epoch `e` is freed in epoch `e + 2`. A flush advances the epoch if every pinned thread is pinned
+//! in the current epoch, so one pin sees at most one advance. A thread that keeps calling therefore leaves at most what it
+//! retired under its last three pins, and one bag. A step of the sweeper retires the most under one pin: a list and an entry
+//! of the feed for each of 512 records (a batch pins for 64 nodes). So a thread leaves at most
 //! [`MAX_GARBAGE_PER_THREAD`](crate::Stats::MAX_GARBAGE_PER_THREAD) objects, if no other thread stays pinned meanwhile.
 //!
 //! A longer pin, such as that of a thread that replaces a large shard, holds back the objects that other threads retire

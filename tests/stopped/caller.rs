@@ -15,8 +15,8 @@ use crate::common;
 use crate::stop::stoppable;
 
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(3600);
-/// Nodes that only one caller changes; then, nodes of which each caller changes the routes of its own proxies; then, nodes whose
-/// routes are in no caller's model.
+/// Nodes that only one caller changes; then, nodes of which each caller changes the routes of its own proxies; then, nodes
+/// whose routes are in no caller's model.
 pub(crate) const OWN: usize = 160;
 const SHARED: usize = 24;
 const WILD: usize = 24;
@@ -431,7 +431,8 @@ impl<'t> Caller<'t> {
     /// An ID that no proxy has had.
     fn new_id(&mut self) -> String {
         if self.is_victim() {
-            // A victim may take any number of numbers before it is stopped, so the numbers of its earlier proxies must become free.
+            // A victim may take any number of numbers before it is stopped, so the numbers of its earlier proxies must become
+            // free.
             self.table.sweep(64);
         }
         self.counter += 1;

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 use std::sync::mpsc;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-/// The victim's state. Stores are Release and loads Acquire, so that what the victim did in its call before it stopped comes before
-/// what the main thread does next, and the other way round.
+/// The victim's state. Stores are Release and loads Acquire, so that what the victim did in its call before it stopped comes
+/// before what the main thread does next, and the other way round.
 static STATE: AtomicU32 = AtomicU32::new(RUNS);
 const RUNS: u32 = 0;
 /// The signal was sent to the victim.
