@@ -1,10 +1,9 @@
-//! What calls cost in situations that are rare, and were dear once: each beside the ordinary call that it should not be dearer
-//! than.
+//! The cost of calls in rare situations, each beside the ordinary call that it should not exceed.
 //!
 //! ```console
 //! $ cargo bench --bench traps                  # all rows; a minute or two
 //! $ cargo bench --bench traps -- sweep         # rows whose title has the word
-//! $ NODES=1M cargo bench --bench traps         # 10,000,000 nodes for the sweep, unless told otherwise
+//! $ NODES=1M cargo bench --bench traps         # by default, the sweep has 10,000,000 nodes
 //! ```
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]

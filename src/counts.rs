@@ -1,9 +1,9 @@
 //! How many routes the table holds, and how many it may.
 //!
-//! A single counter would be a cache line that every insertion on every core writes. So places are handed out in chunks: a
-//! group of threads takes a chunk of the places that are left, and its insertions take theirs from that. Near the limit, places
-//! are taken one by one, and then from what other groups have to spare. So the limit holds exactly, and every place up to
-//! the limit can be had.
+//! A single counter would be a cache line that every insertion on every core writes. Instead, a group of threads takes a chunk
+//! of the free places at a time, and its insertions take places from the group's spare places. Near the limit, an insertion
+//! takes a single free place, or, if there is none, spare places of other groups. So the limit holds exactly, and insertions
+//! can use every place up to the limit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,19 +11,20 @@ use crossbeam_utils::CachePadded;
 
 use crate::sync::stripes::{STRIPES, stripe};
 
-/// Places that a group of threads takes at a time. A group that has more than two chunks to spare gives one back.
+/// Places that a group of threads takes at a time. A group with more than two chunks of spare places keeps one chunk, and
+/// gives the others back.
 const CHUNK: usize = 64;
 
 /// The table's routes, counted from their insertion until they are swept or removed, and their limit.
 ///
-/// The count orders nothing: all its operations are Relaxed. loom need not know of it, since no protocol depends on the
-/// order of counts.
+/// All operations are Relaxed: the count publishes no other data. It uses the atomics of `std` under loom too, since no
+/// protocol depends on the order of counts.
 #[derive(Debug)]
 pub(crate) struct RouteCount {
     limit: usize,
-    /// Places that routes have, or groups of threads to spare.
+    /// Places that are not free: routes have them, or they are spare places of a group.
     taken: CachePadded<AtomicUsize>,
-    /// Places that each group of threads has to spare.
+    /// The spare places of each group of threads.
     spare: [CachePadded<AtomicUsize>; STRIPES],
 }
 
@@ -36,9 +37,9 @@ impl RouteCount {
         }
     }
 
-    /// Makes room for `more` routes; `false`, and nothing reserved, if that would be over the limit.
+    /// Reserves places for `more` routes. Returns `false`, and reserves none, if that would exceed the limit.
     ///
-    /// Threads that arrive together at the last places may all be refused, but no route is let in that is one too many.
+    /// If several threads compete for the last places, all of them may be refused; but the count never exceeds the limit.
     #[must_use]
     #[inline]
     pub(crate) fn reserve(&self, more: usize) -> bool {
@@ -47,7 +48,7 @@ impl RouteCount {
 
     #[cold]
     fn reserve_elsewhere(&self, more: usize) -> bool {
-        // So far from the limit that all groups may have two chunks, and one more, take a chunk.
+        // Take a chunk only while the limit leaves room for two spare chunks in each group, and one more.
         let ample = self.limit.saturating_sub((2 * STRIPES + 1) * CHUNK);
         if self.take_new(more + CHUNK, ample) {
             self.spare[stripe()].fetch_add(CHUNK, Ordering::Relaxed);
@@ -63,14 +64,14 @@ impl RouteCount {
                 break;
             }
         }
-        // What is not enough may be, together with places that came back meanwhile.
+        // The places found may be enough together with places that became free meanwhile.
         let is_enough = found >= more || self.take_new(more - found, self.limit);
         let left = if is_enough { found.saturating_sub(more) } else { found };
         self.release(left);
         is_enough
     }
 
-    /// Takes places that nobody has, unless more than `limit` would be taken then.
+    /// Takes free places, unless more than `limit` would be taken then.
     fn take_new(&self, more: usize, limit: usize) -> bool {
         let add = |taken: usize| taken.checked_add(more).filter(|&sum| sum <= limit);
         self.taken
@@ -78,6 +79,7 @@ impl RouteCount {
             .is_ok()
     }
 
+    /// Gives back the places of `fewer` routes.
     #[inline]
     pub(crate) fn release(&self, fewer: usize) {
         if fewer == 0 {
@@ -90,7 +92,7 @@ impl RouteCount {
         }
     }
 
-    /// How many there are. Exact if no thread changes the count meanwhile.
+    /// How many places are reserved. Exact if no thread changes the count meanwhile.
     pub(crate) fn get(&self) -> usize {
         let spare: usize = self.spare.iter().map(|spare| spare.load(Ordering::Relaxed)).sum();
         self.taken.load(Ordering::Relaxed).saturating_sub(spare).min(self.limit)
@@ -101,7 +103,7 @@ impl RouteCount {
     }
 }
 
-/// Takes `count` places out of a counter that has so many.
+/// Takes `count` places from a counter. Returns `false`, and takes none, if it has fewer.
 #[inline]
 fn take(from: &AtomicUsize, count: usize) -> bool {
     let mut has = from.load(Ordering::Relaxed);
@@ -114,7 +116,7 @@ fn take(from: &AtomicUsize, count: usize) -> bool {
     false
 }
 
-/// A place for a route that is on its way into the table; given back if the route does not come.
+/// The place of a route that is about to be inserted. Dropping the reservation gives the place back.
 pub(crate) struct Reservation<'a>(&'a RouteCount);
 
 impl<'a> Reservation<'a> {
@@ -123,7 +125,7 @@ impl<'a> Reservation<'a> {
         count.reserve(1).then(|| Self(count))
     }
 
-    /// Leaves the place to the route.
+    /// Leaves the place to the route, which was inserted.
     pub(crate) fn use_up(self) {
         std::mem::forget(self);
     }
@@ -146,7 +148,7 @@ mod tests {
     fn every_place_up_to_the_limit_can_be_had_and_none_beyond() {
         for limit in [0, 1, 63, 64, 65, 1_000, 10_000] {
             let count = RouteCount::new(limit);
-            // Threads of all groups leave something to spare.
+            // Threads of all groups leave spare places.
             for _ in 0..STRIPES {
                 let reserve = || (0..limit / STRIPES).filter(|_| count.reserve(1)).count();
                 assert_eq!(

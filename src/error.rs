@@ -128,7 +128,7 @@ pub enum AddError {
     /// The proxy was removed, or dropped because it had no routes: register it again.
     #[error("the proxy is no longer registered")]
     UnknownProxy,
-    /// The table holds as many routes as it may, or the node's shard as many nodes as it can name: that is possible only near
+    /// The table holds its maximum of routes, or the node's shard its maximum of nodes. A shard reaches its maximum only near
     /// [`MOST_ROUTES`](crate::Builder::MOST_ROUTES).
     #[error("the table holds its maximum of {limit} routes")]
     TooManyRoutes {

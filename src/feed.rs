@@ -1,24 +1,24 @@
 //! The change feed: which nodes' routes have come or gone.
 //!
-//! Each shard has a ring of the latest changes, which are allocated when somebody subscribes first. A writer marks the node
-//! *after* its CAS; a subscriber reads the node's routes from the table *after* it has taken the mark. So whatever order
-//! marks and reads come in, the last event of a node shows what the table holds, and no event shows what it never held.
-//! Events of different nodes have no order among them.
+//! Each shard has a ring of its latest changes; the first subscription allocates the rings. A writer marks the node *after*
+//! its CAS; a subscriber reads the node's routes from the table *after* it has taken the mark. So whatever the order of marks
+//! and reads, the last event of a node shows what the table holds, and no event shows what it never held. Events of different
+//! nodes have no order among them.
 //!
-//! Marking is one CAS on a place of the ring and one on its head, which anyone helps forward, so a writer that stops leaves
-//! no gap. Subscribers only read: a thousand of them cost the writers no more than one. One that is overtaken by the writers
-//! is told that it lost its place.
+//! Marking is one CAS on a place of the ring and one on its head. Any writer helps the head forward, so a writer that stops
+//! leaves no gap. Subscribers only read: a thousand subscribers cost the writers no more than one. If the writers overtake a
+//! subscriber, its next poll fails with [`Lagged`].
 //!
-//! A subscriber that has taken everything goes idle: its polls look at one word, [`Feed::state`], and at no ring. For that it
-//! sets IDLE in the word, *then* looks at all rings once more, and remembers the word. A writer moves a ring's head, *then*
-//! looks at the word, and clears IDLE if it is set, which changes the word for good. With a fence in between on either side,
-//! the subscriber sees the change, or the writer sees IDLE. So while the table is busy, writers only load the word; the first
-//! change after a quiet time pays a CAS. The writer that clears IDLE is the one that could wake a subscriber that sleeps.
+//! A subscriber that has taken everything goes idle: its polls read one word, [`Feed::state`], and no ring. To go idle, it
+//! sets IDLE in the word, *then* reads the heads of all rings once more, and remembers the word. A writer moves a ring's
+//! head, *then* reads the word, and clears IDLE if it is set, which also changes the count in the word. With a fence in
+//! between on either side, the subscriber sees the change, or the writer sees IDLE. So while the table is busy, writers only
+//! load the word; the first change after a quiet time pays a CAS.
 //!
-//! Without a subscriber a change costs the look at one flag, after a fence. The fence is for the race between a writer that
-//! finds no subscriber and a subscriber that is just coming and reads the table before the writer's CAS: each does its own
-//! write first (the CAS; the flag), then a fence, then reads the other's. So one of them sees the other. Refreshes are no
-//! changes, and do not come here.
+//! Without a subscriber, a change costs a fence and the load of one counter. The fence is for the race between a writer that
+//! finds no subscriber and a new subscriber that reads the table before the writer's CAS: each does its own write first (the
+//! CAS; the count of subscribers), then a fence, then reads the other's write. So one of them sees the other. A refresh is not
+//! a change, and is not marked.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -34,8 +34,8 @@ use crate::proxies::ProxyRef;
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Guard, Ordering, Reclaim, fence, pin, retire, step};
 use crate::table::SHARDS;
 
-/// Changes that each ring holds. The rings' places take 8 bytes each, 1 MiB in all. An entry takes 48 bytes, so that rings
-/// which are all full take 7 MiB, the names of nodes not counted that do not fit into their entry.
+/// Changes that each ring holds. A place takes 8 bytes, so the rings take 1 MiB in all. An entry takes 48 bytes, so full rings
+/// take 7 MiB, and the memory of names that do not fit into their entry.
 const RING: usize = if cfg!(loom) { 2 } else { 512 };
 
 /// One ring for each shard of UUIDs and of names, and one for the proxies.
@@ -63,30 +63,30 @@ pub enum Reason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// The routes of a node changed. What they are now is for the receiver to look up.
+    /// The routes of a node changed. Look the node up for its present routes.
     Node {
         /// The node.
         node: NodeId,
         /// Why.
         reason: Reason,
     },
-    /// A proxy was removed with all its routes. There are no events for the nodes, at least not until the sweeper comes to
-    /// them.
+    /// A proxy was removed with all its routes, or a greater incarnation has taken over. The nodes have no events until the
+    /// sweeper removes these routes.
     ProxyRemoved {
         /// The proxy's reference while it was registered.
         proxy: ProxyRef,
         /// Its ID, which another proxy may be registered under by now.
         id: CompactString,
     },
-    /// A proxy was registered again with another address or cluster, which hold for all its routes.
+    /// A proxy was registered again with another address or cluster, which apply to all its routes.
     ProxyChanged {
-        /// The proxy, whose details are for the receiver to look up.
+        /// The proxy. Look it up for its present details.
         proxy: ProxyRef,
     },
 }
 
-/// A subscriber was too slow: changes were overwritten before it came to them. It stands at the latest change again; read
-/// the table anew.
+/// The subscriber was too slow: changes were overwritten before it took them. The subscription has skipped to the latest
+/// changes; read the whole table again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("changes were lost: the subscriber was too slow")]
 pub struct Lagged;
@@ -136,7 +136,7 @@ impl Ring {
         &self.entries[(number % RING as u64) as usize]
     }
 
-    /// The number of the next change, for a subscriber.
+    /// The number of the ring's next change, as a subscriber reads it.
     fn head(&self) -> u64 {
         #[cfg(all(test, not(loom)))]
         tests::looked();
@@ -144,7 +144,7 @@ impl Ring {
         self.head.load(Ordering::Acquire)
     }
 
-    /// The entry at a number's place, where there is one, and the number that it has.
+    /// The entry at a number's place, if there is one, as a pointer and as a reference.
     fn entry<'g>(&self, number: u64, _guard: &'g Guard) -> (*mut Entry, Option<&'g Entry>) {
         // Acquire: pairs with the CAS in `push`, so that the entry is seen whole.
         let entry = self.place(number).load(Ordering::Acquire);
@@ -169,15 +169,15 @@ impl Ring {
             let number = self.head.load(Ordering::Acquire);
             let (old, entry) = self.entry(number, guard);
             if entry.is_some_and(|entry| entry.number >= number) {
-                // Somebody put this one there, and has not come to say so yet. Or the writers went round the ring since
-                // the head was loaded: putting ours in the place of a later one would lose both.
+                // Another writer put its entry there, and has not advanced the head yet. Or the writers went round the ring
+                // since the head was loaded: to replace a later entry by ours would lose both.
                 self.advance(number);
                 continue;
             }
             // SAFETY: the entry is ours until the CAS below succeeds.
             unsafe { (*new).number = number };
-            // Release: pairs with `entry`. A place that has changed meanwhile has a later entry, and the head has moved
-            // or is about to; one that has not is still that of an earlier round.
+            // Release: pairs with the load in `entry`. If the CAS fails, the place has a later entry, and the head has moved
+            // or is about to. If it succeeds, the place still had the entry of an earlier round.
             if self
                 .place(number)
                 .compare_exchange(old, new, Ordering::Release, Ordering::Relaxed)
@@ -196,7 +196,7 @@ impl Ring {
 
     fn advance(&self, number: u64) {
         // Release: pairs with the load of the head, which acquires the earlier advances, too: a CAS goes on with the release
-        // sequence that it read. A failure means that somebody else has done it.
+        // sequence that it read. A failure means that another writer has advanced the head.
         _ = self
             .head
             .compare_exchange(number, number + 1, Ordering::Release, Ordering::Relaxed);
@@ -226,8 +226,8 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    /// Notes a change of a node, after the CAS that made it. `ring` is the shard's number, that of a name's after those of
-    /// UUIDs.
+    /// Marks a change after the CAS or store that made it. `ring` is [`PROXIES`](Self::PROXIES) or the shard's number; the
+    /// shards of names follow those of UUIDs.
     #[inline]
     pub(crate) fn mark(&self, ring: usize, guard: &Guard, event: impl FnOnce() -> Event) {
         if self.is_followed()
@@ -238,7 +238,7 @@ impl Feed {
         }
     }
 
-    /// Has idle subscribers look at the rings, after the head of one has moved.
+    /// Makes idle subscribers read the rings again, after a head has moved.
     fn wake(&self) {
         // Pairs with the fence in `go_idle`. It also covers a head that another writer moved: `advance` has read it.
         fence(Ordering::SeqCst);
@@ -253,8 +253,8 @@ impl Feed {
         }
     }
 
-    /// Sets IDLE, and returns the state. If a subscriber finds nothing in the rings after this, there is nothing for it until
-    /// the state changes.
+    /// Sets IDLE, and returns the state. If a subscriber finds nothing in the rings after this, there is no change for it
+    /// until the state differs.
     fn go_idle(&self) -> u64 {
         // Relaxed: the fence orders it.
         let state = self.state.fetch_or(IDLE, Ordering::Relaxed);
@@ -263,7 +263,7 @@ impl Feed {
         state | IDLE
     }
 
-    /// Whether a change that was made before has to be marked: if not, whoever subscribes sees it in the table.
+    /// Whether to mark a change that was made before this call. If not, a later subscriber sees the change in the table.
     #[inline]
     pub(crate) fn is_followed(&self) -> bool {
         // Pairs with the fence in `subscribe`.
@@ -286,7 +286,7 @@ impl Feed {
     /// The ring of removed and changed proxies.
     pub(crate) const PROXIES: usize = RINGS - 1;
 
-    /// Begins at the latest change: what the table is read to hold from here on, and the events, miss nothing.
+    /// Begins at the latest change: a read of the table after this, and the events, together miss no change.
     pub(crate) fn subscribe(&self) -> Subscription<'_> {
         let rings = self
             .rings
@@ -311,43 +311,44 @@ impl Feed {
 ///
 /// # Memory
 ///
-/// The latest changes are kept in 257 rings: nodes are spread over 128 rings for UUIDs and 128 for names by their hash, and
-/// the proxies have a ring. Each ring holds 512 changes. The first subscription allocates the rings for all, 1 MiB; each change
-/// takes 48 bytes more until another one takes its place, so that full rings take 7 MiB, and names of more than 24 bytes
-/// theirs. The rings stay until the table is dropped. A subscription itself takes 2 KiB.
+/// The latest changes are kept in 257 rings: 128 for UUIDs and 128 for names, to which nodes are assigned by their hash, and
+/// one for the proxies. Each ring holds 512 changes. The first subscription allocates the rings for all, 1 MiB. Each change
+/// takes 48 bytes more until another change overwrites it, so full rings take 7 MiB; names of more than 24 bytes take extra
+/// memory. The rings stay until the table is dropped. A subscription itself takes 2 KiB.
 ///
 /// # Falling behind
 ///
-/// A subscription that lets more than 512 changes of a ring pass has lost the oldest of them, and [`Lagged`] says so. It goes
-/// on at the latest change of *all* rings, since the table has to be read as a whole then. How long 512 changes last depends
-/// on how they are spread: evenly, 128 rings hold some 60,000 changes of UUIDs; all of one node are in one ring.
+/// If a ring gets more than 512 changes between two polls, the oldest changes are lost, and the poll fails with [`Lagged`].
+/// The subscription goes on at the latest change of *all* rings, since the whole table has to be read again. If changes are
+/// spread evenly, 128 rings hold some 60,000 changes of UUIDs; all changes of one node are in one ring.
 pub struct Subscription<'t> {
     feed: &'t Feed,
     rings: &'t [Ring],
-    /// The number of the next change, of each ring.
+    /// The number of the next change to take, for each ring.
     next: Vec<u64>,
-    /// The ring to begin with, so that a busy one does not keep the others waiting.
+    /// The ring to begin with, so that a busy ring does not delay the others.
     ring: usize,
-    /// The feed's state in which there is nothing to tell.
+    /// The feed's state in which this subscription has taken every change.
     idle_in: Option<u64>,
 }
 
 impl Subscription<'_> {
-    /// Takes changes, `most` of them at most, in no particular order but that of each node's own; returns how many.
+    /// Takes at most `most` changes, and calls `each` with every one. Changes of one node keep their order; otherwise the
+    /// order is arbitrary. Returns the number of changes.
     ///
-    /// A node is named once for each of its changes; look its routes up after that, and the last answer is the right one.
-    /// `each` may take its time and call the table: it holds up neither writers nor the freeing of memory. If `each` panics,
-    /// the event that it was called with counts as taken, and the next poll goes on after that event.
+    /// A node has one event for each of its changes. Look its routes up after the event; the last look-up is up to date.
+    /// `each` may be slow, and may call the table: it delays neither writers nor the freeing of memory. If `each` panics, the
+    /// event counts as taken, and the next poll goes on after it.
     ///
-    /// A poll that finds nothing, after one that found nothing, costs a few nanoseconds, as long as nothing changes. Another
-    /// one looks at each of the 257 rings, or at as many as it takes to find `most` changes. Changes that come during the poll
-    /// may be left to the next one.
+    /// After a poll that found nothing, a poll costs a few nanoseconds until the table changes. Otherwise a poll reads the
+    /// heads of all 257 rings, or of as many as it takes to find `most` changes. Changes during the poll may be left to the
+    /// next poll.
     ///
     /// # Errors
     ///
-    /// [`Lagged`]: changes were lost. Read the table anew; the events from here on are complete again.
+    /// [`Lagged`]: changes were lost. Read the whole table again; from now on the events are complete again.
     pub fn poll(&mut self, most: usize, mut each: impl FnMut(&Event)) -> Result<usize, Lagged> {
-        // Relaxed: if it has changed, and the rings seem to be as they were, `go_idle` has a fence before the next look.
+        // Relaxed: if the state has changed, but the rings seem unchanged, the fence in `go_idle` comes before the next look.
         if self.idle_in == Some(self.feed.state.load(Ordering::Relaxed)) {
             return Ok(0);
         }
@@ -366,11 +367,11 @@ impl Subscription<'_> {
         let mut taken = 0;
         for _ in 0..RINGS {
             let ring = self.ring;
-            // What comes later is for the next poll: a busy ring does not keep this one from its end.
+            // Later changes are left to the next poll, so that a busy ring does not keep this poll from its end.
             let head = self.rings[ring].head();
             while self.next[ring] < head && taken < most {
                 for event in self.copy(ring, head, most - taken)? {
-                    // First, so that the event is not told again if `each` panics.
+                    // Before `each`, so that the next poll does not repeat the event if `each` panics.
                     self.next[ring] += 1;
                     taken += 1;
                     each(&event);
@@ -414,7 +415,7 @@ impl Subscription<'_> {
 
 impl Drop for Subscription<'_> {
     fn drop(&mut self) {
-        // Relaxed: whoever marks for nobody does no harm.
+        // Relaxed: a mark without a subscriber does no harm.
         self.feed.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
 }

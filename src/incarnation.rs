@@ -1,4 +1,4 @@
-//! Proxies that tell how often they have started, so that late messages of a dead one are told from its successor's.
+//! Proxies that count their starts, so that late messages of an older start are refused.
 
 use std::num::NonZeroU64;
 
@@ -7,43 +7,46 @@ use crate::proxies::{Begun, Proxy, ProxyRef};
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 
-/// An incarnation that has begun, as [`RouteTable::begin_incarnation`] tells it.
+/// An incarnation that has begun, from [`RouteTable::begin_incarnation`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Incarnation {
-    /// What its routes are added with.
+    /// The reference to add the incarnation's routes with.
     pub proxy: ProxyRef,
-    /// Whether it had begun before and has the same reference still, so that its [handles](crate::RouteHandle) may hold.
+    /// Whether the incarnation had begun before and still has the same reference, so that its [handles](crate::RouteHandle)
+    /// may be valid.
     pub is_resumed: bool,
 }
 
 impl RouteTable {
-    /// Registers a proxy that has started for the `incarnation`th time, or for as many times as any number tells that grows
-    /// whenever it starts, such as a time.
+    /// Registers a proxy that has started for the `incarnation`th time. Any number that grows with each start will do, such as
+    /// the time of the start.
     ///
-    /// * A greater incarnation than the latest one **takes over**: the older one's routes are gone at once, as
-    ///   [`remove_proxy`](Self::remove_proxy) removes them, and the proxy gets a new reference. What is still done with the
-    ///   old one is [`AddError::UnknownProxy`](crate::AddError::UnknownProxy). An addition that is under way meanwhile
-    ///   brings no route back: it counts as one before, whatever it answers.
-    /// * The latest incarnation itself **goes on**: it keeps its reference, with all routes and handles. If the sweeper has
-    ///   dropped the proxy, it gets a new one.
-    /// * A lesser one is **refused**, and so is the latest one once `remove_proxy` has ended it.
+    /// * An incarnation greater than the latest one **takes over**: the routes of the older incarnation are gone at once, as
+    ///   by [`remove_proxy`](Self::remove_proxy), and the proxy gets a new reference. Additions with the old reference fail
+    ///   with [`AddError::UnknownProxy`](crate::AddError::UnknownProxy). An addition that is under way meanwhile brings no
+    ///   route back: it counts as an earlier one, whatever it returns.
+    /// * The latest incarnation **goes on**: the proxy keeps its reference, with all routes and handles. If the sweeper has
+    ///   dropped the proxy, the proxy gets a new reference.
+    /// * A lesser incarnation is **refused**, and so is the latest incarnation once `remove_proxy` has ended it.
     ///
-    /// An incarnation is remembered for as long as its proxy is registered, and for one keep-alive interval from then on;
-    /// after that, any one may begin. Proxies without incarnations cost no memory for this.
+    /// An incarnation is remembered while its proxy is registered, and for one keep-alive interval after that; then any
+    /// incarnation may begin. Proxies without incarnations need no memory for this.
     ///
     /// # Calls without an incarnation
     ///
-    /// [`register_proxy`](Self::register_proxy) and [`report_node`](Self::report_node) tell no incarnation, and so speak for
-    /// the current one: they return its reference, add to its routes, and bring its address up to date. Nobody can tell
-    /// whether they are late. Where there is no current one, since none has begun, it is over, or the sweeper dropped the
-    /// proxy, they register the proxy as one without an incarnation. What such a proxy has goes over to the incarnation that
-    /// begins, unless an older one is remembered: then it may be of that, and is gone.
+    /// [`register_proxy`](Self::register_proxy) and [`report_node`](Self::report_node) have no incarnation, so they act for
+    /// the current incarnation: they return its reference, add to its routes, and update its address, even if they are late.
+    /// There may be no current incarnation: none has begun, it is over, or the sweeper dropped the proxy. Then these calls
+    /// register the proxy without an incarnation. The next incarnation that begins takes over the routes of such a proxy,
+    /// unless an older incarnation is remembered: then the routes may be of that one, and are gone.
     ///
-    /// A reader finds the proxy throughout, by its older or its newer reference: see [`find_proxy`](Self::find_proxy).
+    /// # Readers and the lock
     ///
-    /// If nothing changes, as with the latest incarnation and the same details, or with a lesser one than that of a proxy that
-    /// is registered, no lock is taken. Otherwise the registry's is, for some microseconds.
+    /// At every moment, a reader finds the proxy by its older or its newer reference: see [`find_proxy`](Self::find_proxy).
+    ///
+    /// The call takes no lock if nothing changes: the incarnation is the latest and the details are the same, or the
+    /// registered proxy's incarnation is greater. Otherwise it takes the registry's lock, mostly for some microseconds.
     ///
     /// ```
     /// # use std::num::NonZeroU64;
@@ -65,9 +68,9 @@ impl RouteTable {
     ///
     /// # Errors
     ///
-    /// [`BeginError`]: the incarnation is stale, one of the strings is not acceptable, or there are too many proxies, those
-    /// counted that are gone and whose incarnations are remembered. An incarnation that takes over needs the room of one
-    /// more proxy until the old one's routes are swept. Nothing was changed.
+    /// [`BeginError`]: the incarnation is stale, one of the strings is not acceptable, or there are too many proxies,
+    /// including removed proxies whose incarnations are remembered. An incarnation that takes over needs the room of one more
+    /// proxy until the routes of the old incarnation are swept. Nothing was changed.
     pub fn begin_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
         let guard = pin();
         let moved = |proxy| self.proxy_moved(proxy, &guard);
@@ -77,13 +80,13 @@ impl RouteTable {
         Ok(self.begun(begun, &guard))
     }
 
-    /// Begins an incarnation once more, as [`begin_incarnation`](Self::begin_incarnation) does, but does not tell the proxy's
-    /// details anew: those of one that is registered stay as they are. For who has begun it, and cannot know whether the
-    /// sweeper has dropped the proxy since, or others have told its details later.
+    /// Begins an incarnation again, as [`begin_incarnation`](Self::begin_incarnation) does, except that a registered proxy
+    /// keeps its details. For a caller that has begun the incarnation before: the sweeper may have dropped the proxy since,
+    /// or another caller may have reported newer details.
     ///
     /// # Errors
     ///
-    /// As of [`begin_incarnation`](Self::begin_incarnation).
+    /// As for [`begin_incarnation`](Self::begin_incarnation).
     pub fn resume_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
         let guard = pin();
         let keep = None::<fn(ProxyRef)>;
@@ -101,13 +104,13 @@ impl RouteTable {
         }
     }
 
-    /// The incarnation that a proxy is of; `None` where it has none, or is not registered any more. Takes no lock.
+    /// The incarnation of a proxy; `None` if it has none, or is no longer registered. Takes no lock.
     #[must_use]
     pub fn incarnation(&self, proxy: ProxyRef) -> Option<NonZeroU64> {
         self.proxies().incarnation(proxy, &pin())
     }
 
-    /// Registers a proxy of a snapshot, unless its incarnation is stale. One that is registered keeps its details.
+    /// Registers a proxy of a snapshot, unless its incarnation is stale. A registered proxy keeps its details.
     pub(crate) fn restore_proxy(
         &self,
         proxy: &Proxy<'_>,

@@ -1,9 +1,9 @@
-//! The effective keep-alive interval, which may change at any time.
+//! The keep-alive interval, which may change at any time.
 //!
-//! Two ages follow from it: beyond [`returned`](KeepAlive::returned) a route is not returned any more, beyond
-//! [`kept`](KeepAlive::kept) a call may take the route away. Both are the interval, except while a longer interval comes into
-//! force. Calls that are under way still have the shorter `kept`, and might take away a route that others have been returned
-//! under the longer interval. So `kept` grows at once, and `returned` only after a grace period, when those calls have ended.
+//! Two ages follow from the interval. A route older than [`returned`](KeepAlive::returned) is not returned; a call may remove
+//! a route older than [`kept`](KeepAlive::kept). Both ages equal the interval, except while a longer interval comes into
+//! force. Calls that are under way still have the shorter `kept`, and might remove a route that another call has returned
+//! under the longer interval. So `kept` grows at once, but `returned` only after a grace period, when those calls have ended.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -17,27 +17,28 @@ use crate::sync::{AtomicU64, Guard, Mutex, Ordering, after_grace, collect, pin};
 const INTERVAL: u64 = LAST_TICK;
 const VERSION: u64 = INTERVAL + 1;
 
-/// How often to look whether the threads that are pinned have gone on, giving them the processor in between, before a longer
-/// interval is left to come into force later. A call that is not stopped takes a few of these.
+/// How often `set` checks whether the grace period of a longer interval is over, yielding the processor in between, before it
+/// returns without waiting further. A grace period that no stopped thread holds up takes a few checks.
 const LOOKS: usize = if cfg!(loom) { 0 } else { 10_000 };
 
 #[derive(Debug)]
 pub(crate) struct KeepAlive {
     ages: Arc<Ages>,
-    /// Held while an interval is set, so that the two ages are of one interval.
+    /// Held while an interval is set, so that both ages come from one interval.
     setting: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Ages {
-    /// The age in ticks, and above it how many intervals were set. The version lets a grace period that ends late do nothing.
+    /// The age in ticks, and above it a version: how many intervals were set. If the interval was set again, the version makes
+    /// the end of an older grace period do nothing.
     returned: AtomicU64,
     /// Never less than `returned`, for a thread that pinned after it was set.
     kept: AtomicU64,
 }
 
 impl KeepAlive {
-    /// Sets the first interval, in ticks; at least one, and at most [`LAST_TICK`].
+    /// The first interval, in ticks; at least one tick, and at most [`LAST_TICK`].
     pub(crate) fn new(interval: u64) -> Self {
         let interval = interval.clamp(1, LAST_TICK);
         Self {
@@ -49,28 +50,29 @@ impl KeepAlive {
         }
     }
 
-    /// The age in ticks up to which routes are returned; to be read before the routes.
+    /// The age in ticks up to which routes are returned. Read it before the routes.
     #[inline]
     pub(crate) fn returned(&self) -> u64 {
-        // Acquire: pairs with the CAS in `raise_after_grace`. A thread that reads a longer age reads routes as they are after the
-        // last call that had a shorter `kept`.
+        // Acquire: pairs with the CAS in `raise_after_grace`. A thread that reads the longer age reads the routes as the last
+        // call with the shorter `kept` left them.
         self.ages.returned.load(Ordering::Acquire) & INTERVAL
     }
 
-    /// The age in ticks up to which a call may not take a route away; to be read under the pin of that call. It is also the
-    /// interval that was set last.
+    /// The age in ticks up to which a call may not remove a route. Read it under the pin of that call. It is also the interval
+    /// that was set last.
     #[inline]
     pub(crate) fn kept(&self) -> u64 {
-        // Relaxed: the epoch orders a longer age before the pins that a grace period does not wait for.
+        // Relaxed: pairs with no store; the epoch orders the store of a longer age before each pin that the grace period does
+        // not wait for.
         self.ages.kept.load(Ordering::Relaxed)
     }
 
-    /// Sets the interval. A longer one is in force when this returns, unless a thread that is pinned does not go on: then as
-    /// soon as that thread has gone on, and garbage is collected.
+    /// Sets the interval. A longer interval is in force when this returns, unless a pinned thread does not go on. Then it
+    /// comes into force once that thread has gone on and some thread has collected garbage.
     pub(crate) fn set(&self, interval: u64) {
         let interval = interval.clamp(1, LAST_TICK);
         let setting = self.setting.lock();
-        // Relaxed, all: as in `kept`; a shorter age is no promise.
+        // Relaxed, all: as in `kept`. The lock orders the stores of two calls. No other thread relies on a shorter age.
         let was = self.ages.returned.load(Ordering::Relaxed);
         let version = (was & !INTERVAL).wrapping_add(VERSION);
         if interval <= was & INTERVAL {
@@ -92,7 +94,7 @@ impl KeepAlive {
         }
     }
 
-    /// Returns routes up to the age `interval` after a grace period, unless `returned` is set again before.
+    /// Raises `returned` to `interval` after a grace period, unless the interval is set again before.
     fn raise_after_grace(&self, waiting: u64, interval: u64, guard: &Guard) {
         let ages = Arc::clone(&self.ages);
         after_grace(guard, move || {

@@ -2,52 +2,56 @@
 //!
 //! # Which calls wait for another thread
 //!
-//! None of a table's calls waits for a thread that is inside another call, be it stopped by the operating system, with these
-//! exceptions:
+//! No call of a table waits for a thread that is inside another call, even if the operating system has stopped that thread,
+//! with these exceptions:
 //!
 //! | call | waits for |
 //! | --- | --- |
-//! | [`register_proxy`](RouteTable::register_proxy), [`report_node`](RouteTable::report_node), [`report_nodes`](RouteTable::report_nodes) | the registry, if the proxy is not registered or has other details; nobody otherwise |
-//! | [`begin_incarnation`](RouteTable::begin_incarnation), [`resume_incarnation`](RouteTable::resume_incarnation) | the registry, unless the incarnation is the current one and nothing changes |
-//! | [`remove_proxy`](RouteTable::remove_proxy), [`remove_proxy_by_id`](RouteTable::remove_proxy_by_id) | the registry |
+//! | [`register_proxy`](RouteTable::register_proxy), [`report_node`](RouteTable::report_node), [`report_nodes`](RouteTable::report_nodes) | the registry, if the proxy is not registered or has other details; otherwise for no thread |
+//! | [`begin_incarnation`](RouteTable::begin_incarnation), [`resume_incarnation`](RouteTable::resume_incarnation) | the registry, unless the incarnation is the current one and nothing changes, or the registered proxy's incarnation is greater |
+//! | [`remove_proxy`](RouteTable::remove_proxy), [`remove_proxy_by_id`](RouteTable::remove_proxy_by_id) | the registry, if the proxy is registered |
 //! | [`read_snapshot`](RouteTable::read_snapshot), [`read_snapshot_with`](RouteTable::read_snapshot_with) | the registry, for each proxy; threads of rayon's pool |
-//! | [`set_keep_alive`](RouteTable::set_keep_alive) | another call of itself; looks ten thousand times whether older calls have ended |
+//! | [`set_keep_alive`](RouteTable::set_keep_alive) | another call of `set_keep_alive`; if the interval grows, it checks up to ten thousand times whether older calls have ended |
 //!
-//! *The registry* is a lock that the calls above hold while they change which proxies there are, for a microsecond or so. A
-//! thread that is stopped with the lock held stops these calls of other threads, and nothing else: routes of registered proxies
-//! are added, refreshed, looked up and removed all the same, [`stats`](RouteTable::stats),
-//! [`find_proxy`](RouteTable::find_proxy), [`incarnation`](RouteTable::incarnation) and
-//! [`write_snapshot`](RouteTable::write_snapshot) only read, and [`sweep`](RouteTable::sweep) passes by proxies while the lock
-//! is taken. `tests/stopped.rs` stops threads at random instructions inside each call, and checks the others.
+//! *The registry* is a lock. The calls above hold it while they change the set of proxies or a proxy's details, mostly for
+//! some microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped with the
+//! lock held blocks these calls of other threads, and no others. Routes of registered proxies can still be added, refreshed,
+//! looked up and removed. [`stats`](RouteTable::stats), [`find_proxy`](RouteTable::find_proxy),
+//! [`incarnation`](RouteTable::incarnation) and [`write_snapshot`](RouteTable::write_snapshot) only read.
+//! [`sweep`](RouteTable::sweep) skips the proxies while another thread has the lock. `tests/stopped.rs` stops threads at
+//! random instructions inside each call, and checks the other calls.
 //!
-//! All of this leaves out the allocator, which may have locks of its own.
+//! The allocator is not covered: it may have locks of its own.
 //!
 //! # What a stopped thread costs
 //!
-//! A thread inside a call keeps what was retired since from being freed: for the time of a group of 64 nodes in a batch, of 512
-//! records in a sweep, of a few microseconds otherwise. If the operating system stops the thread there, garbage grows until
-//! the thread goes on: by 40 to 300 bytes for each insertion and removal of a node, by 2 KiB for each registration and
-//! removal of a proxy, without bound. [`Stats::garbage`] shows it. A process that may be stopped thread by thread (a
-//! debugger, a frozen cgroup that is not the process's own) should watch that figure; nothing but the thread's going on, or
-//! the end of the process, gives the memory back.
+//! While a thread is inside a call, memory that any thread retires is not freed. A long call therefore works in parts: 64
+//! nodes of a batch, 512 records of a sweep, some 1,000 nodes of a page, a walk or a snapshot, one of the 128 parts of the
+//! proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Other calls take a few
+//! microseconds.
+//!
+//! If the operating system stops a thread inside a call, garbage grows until the thread goes on, without bound: by 40 to 300
+//! bytes for each insertion and removal of a node, by 2 KiB for each registration and removal of a proxy. [`Stats::garbage`]
+//! shows it. Watch that figure if single threads of the process may be stopped, as by a debugger or a frozen cgroup of some of
+//! its threads. The memory is freed only after the thread has gone on, or when the process ends.
 //!
 //! # When memory runs out
 //!
-//! What grows with the number of nodes and routes may fail to be allocated: records, indexes, lists of routes, the names of
-//! nodes, and the copies that a rebuild or a move makes. Adding a route then answers [`AddError::OutOfMemory`] and changes
-//! nothing; a removal or a sweep that cannot do all of its work leaves it to a later one, and routes expire all the same.
-//! `tests/memory.rs` lets each of these fail.
+//! A table survives a failure to allocate memory that grows with the number of nodes and routes: records, indexes, lists of
+//! routes, the names of nodes, and the copies that a rebuild or a move makes. Adding a route then fails with
+//! [`AddError::OutOfMemory`] and changes nothing. A removal or a sweep leaves the work that it cannot do to a later call, and
+//! the routes expire anyway. `tests/memory.rs` makes each of these allocations fail.
 //!
-//! The process is aborted, as is Rust's way, where there is no memory for
+//! As usual in Rust, the process aborts if there is no memory for
 //!
-//! * a *proxy* that is registered: its entry, its ID and the map to it, its details. There are at most
+//! * a *proxy* that is registered: its entry, its ID and the slot in the map of IDs, its details. There are at most
 //!   [`max_proxies`](Builder::max_proxies), of some 60 to 100 bytes and their strings;
-//! * what is small, and the same however much the table holds: crossbeam-epoch's bags of garbage, 2 KiB for every 64 objects
-//!   that are retired and for every thread; a new slab's header; the shards of names, 1 KiB when the first name comes;
-//! * an event of the change feed while somebody follows it, and its rings when somebody subscribes first, 1 MiB;
-//! * what a call returns: an answer of more than two routes, a batch of answers, handles; what a walk or a snapshot copies,
-//!   one shard at a time; what reading a snapshot takes beside the routes themselves
-//!   ([`read_snapshot_with`](RouteTable::read_snapshot_with)).
+//! * small objects that do not grow with the table: crossbeam-epoch's bags of garbage, 2 KiB for every 64 retired objects and
+//!   for every thread; a new slab's header; the shards of names, 2 KiB when the first name comes;
+//! * an event of the change feed while there is a subscription, and the feed's rings at the first subscription, 1 MiB;
+//! * a call's result: an answer of more than two routes, a batch of answers, handles; the copy of some 1,000 nodes, or of one
+//!   part of the proxies, that a page, a walk or a snapshot makes; the memory that reading a snapshot takes beside the routes
+//!   themselves ([`read_snapshot_with`](RouteTable::read_snapshot_with)).
 
 mod batch;
 mod clock;

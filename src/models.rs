@@ -1,11 +1,11 @@
 //! loom models of a whole table whose proxies come and go, named after the property that each shows; see
 //! `src/shard/models.rs`.
 //!
-//! A number is another proxy's after `remove_proxy`, three rounds of the sweeper, and `register_proxy`. In each model here one
-//! thread does that while another one is inside of a call that knows the number as the removed proxy's. The call comes before
-//! the removal, after it, or holds the number back with its pin; a call that gives its pin up between the check of the proxy
-//! and the last use of the number meets the other proxy. Only one thread registers, removes and sweeps, unless the call
-//! registers too.
+//! Another proxy gets a number after `remove_proxy`, three rounds of the sweeper, and `register_proxy`. In each model here
+//! one thread does that while another thread is inside a call with the removed proxy's reference. The call comes before the
+//! removal, comes after it, or keeps the number from being reused by its pin. A call that unpinned between the check of the
+//! proxy and the last use of the number would meet the other proxy. Only one thread registers, removes and sweeps, unless the
+//! call registers too.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::sync::epoch;
 use crate::{ManualClock, NodeId, Proxy, ProxyRef, RouteBatch, RouteTable, Verdict};
 
-/// A fact that some execution of a model must have come to.
+/// A fact that must hold in at least one execution of a model.
 #[derive(Clone, Default)]
 struct Seen(std::sync::Arc<AtomicBool>);
 
@@ -72,7 +72,7 @@ impl World {
         self.table.add_node(&node(), proxy).expect("it is registered");
     }
 
-    /// Leaves the node's record in the index, without a route: an addition is one CAS then.
+    /// Leaves the node's record in the index, without a route, so that an addition is one CAS.
     pub(crate) fn add_and_remove(&self, proxy: ProxyRef) {
         self.add(proxy);
         assert!(self.table.remove_node(&node()));
@@ -84,7 +84,7 @@ impl World {
         routes.iter().map(|route| route.proxy).collect()
     }
 
-    /// Has another proxy take the number of `old`, unless a pin keeps it.
+    /// Gives another proxy the number of `old`, unless a pin prevents that.
     fn replace(&self, old: ProxyRef) -> ProxyRef {
         assert!(self.table.remove_proxy(old));
         for _ in 0..3 {
@@ -96,8 +96,8 @@ impl World {
     }
 }
 
-/// Runs `call` on a thread of its own, with the proxy whose number `replace` gives to another one, and with what `before`
-/// leaves for it; with so many preemptions at most.
+/// Runs `call` on a thread of its own with a proxy, while this thread gives the proxy's number to another proxy. `before`
+/// prepares the table. At most so many preemptions.
 fn model<S: Send + 'static, R: Send + 'static>(
     preemptions: usize,
     before: impl Fn(&World, ProxyRef) -> S + Send + Sync + 'static,
@@ -162,8 +162,8 @@ fn a_stalled_batch_of_additions_never_becomes_another_proxys_routes() {
     });
 }
 
-/// A report that comes after the removal registers the proxy again, perhaps under the same number. It takes the registry's lock
-/// then, so a third preemption would make the model seven times as large.
+/// A report that comes after the removal registers the proxy again, perhaps under the same number. It takes the registry's
+/// lock then, so a third preemption would make the model seven times as large.
 #[test]
 fn a_stalled_report_never_becomes_another_proxys_route() {
     addition(2, World::add_and_remove, |world, _| {
@@ -213,7 +213,7 @@ fn a_stalled_removal_never_removes_another_proxys_route() {
     );
 }
 
-/// A [`model`] of a call that returns the proxies of routes. The look-up reads a route, and only then whose the number is.
+/// A [`model`] of a call that returns the proxies of routes. The look-up reads a route first, and resolves its number later.
 fn look_up(
     before: impl Fn(&World, ProxyRef) + Send + Sync + 'static,
     call: impl Fn(&World) -> Vec<ProxyRef> + Copy + Send + Sync + 'static,
@@ -227,7 +227,7 @@ fn look_up(
     );
 }
 
-/// A list, which is read on another way than one route.
+/// Two routes make a list, which is read on another path than a single route.
 fn add_two(world: &World, old: ProxyRef) {
     world.add(old);
     world.add(world.register("other"));
@@ -326,7 +326,7 @@ fn a_proxy_that_gets_a_route_is_not_dropped_as_idle() {
             let world = Arc::clone(&world);
             move || world.table.add_node(&node(), proxy).is_ok()
         });
-        // It is found to be idle, waits for a grace period, and for a round without a route.
+        // The sweeper finds the proxy idle, waits for a grace period, and for a round without a route.
         for _ in 0..3 {
             assert!(world.table.sweep(100).round_completed);
         }
@@ -344,9 +344,8 @@ fn a_proxy_that_gets_a_route_is_not_dropped_as_idle() {
     dropped.assert("it was never dropped");
 }
 
-/// The proxy moves from one shared address to another, and to another cluster, while its details are read; somebody who does
-/// not know moves it back; and a third cluster comes, which gets the number of one that was left once nobody reads that any
-/// more.
+/// The proxy moves to another shared address and another cluster while its details are read. Another thread, with the old
+/// details, moves it back. A third cluster comes, and gets the number of a former cluster once no thread reads that any more.
 #[test]
 fn a_proxys_details_are_read_whole_while_it_moves() {
     let details = |cluster_name, addr| Proxy {

@@ -1,9 +1,9 @@
-//! Going through nodes and proxies in parts, where the next part may be asked for much later.
+//! Pages of nodes and of proxies. The caller may ask for the next page much later.
 //!
-//! Nodes have an order: UUIDs before names, shard by shard, and in a shard as [`copy`](mod@crate::shard::copy) says: by
-//! their hash as it picks their bucket. So a page looks at the buckets of the nodes that it has, and at few others. A place
-//! in the order is a shard's beginning, a rank in it, or the node that came last. It stays good whatever happens to the table
-//! in between: what grows or moves changes where a record is, never its rank; and the node itself need not be there any more.
+//! Nodes have an order: UUIDs before names, shard by shard, and within a shard by the hash that picks their bucket (see
+//! [`copy`](mod@crate::shard::copy)). So a page reads the buckets of its nodes, and few others. A place in the order is the
+//! beginning of a shard, a rank in it, or the last node of the previous page. A place stays valid whatever happens to the
+//! table meanwhile: growing and moving change where a record is, never its rank; and the last node may have been removed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,7 +31,7 @@ pub struct NodeRoutes {
 /// Some nodes, from [`RouteTable::nodes_page`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodePage {
-    /// The nodes, in no particular order. There may be none although others follow.
+    /// The nodes, in no particular order. A page may be empty although other nodes follow.
     pub nodes: Vec<NodeRoutes>,
     /// Where to go on; `None` after the last node.
     pub next: Option<NodeCursor>,
@@ -39,14 +39,14 @@ pub struct NodePage {
 
 /// A place in a table's order of nodes; by default, its beginning.
 ///
-/// It can be written as text and read again. It means something to the table that gave it out only: in another one, as after
-/// a restart, the order is another one too.
+/// It can be written as text and read again. A cursor is valid only for the table that returned it: another table, also that
+/// of a restarted process, has another order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeCursor(At);
 
-/// What stands in front of the node that came last, after the order's seed if that is not 0.
+/// In a cursor's text: comes before the last node of a page, and after the order's seed if that is not 0.
 const AFTER: char = '>';
-/// What stands between a shard, a rank, and the order's seed if that is not 0.
+/// In a cursor's text: separates the shard, the rank, and the order's seed if that is not 0.
 const RANK: char = ':';
 
 impl fmt::Display for NodeCursor {
@@ -91,14 +91,14 @@ fn parse(text: &str) -> Option<At> {
 /// Some proxies, from [`RouteTable::proxies_page`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyPage {
-    /// The proxies, in no particular order. There may be none although others follow.
+    /// The proxies, in no particular order. A page may be empty although other proxies follow.
     pub proxies: Vec<(ProxyRef, ProxyDetails)>,
     /// Where to go on; `None` after the last proxy.
     pub next: Option<ProxyCursor>,
 }
 
-/// A place in a table's order of proxies; by default, before the first one. As [`NodeCursor`], it can be written as text, and
-/// belongs to one table.
+/// A place in a table's order of proxies; by default, before the first proxy. Like a [`NodeCursor`], it can be written as
+/// text, and is valid for one table only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ProxyCursor(u64);
 
@@ -116,24 +116,24 @@ impl FromStr for ProxyCursor {
     }
 }
 
-/// Slots that one page looks at, and one part of a shard more: a fraction of a millisecond.
+/// A page ends after so many slots; its last part may exceed them. Reading them takes a fraction of a millisecond.
 const SLOTS_PER_PAGE: usize = 1 << 14;
 
-/// Keys that one page copies at a time at most, if it asks for fewer nodes.
+/// The most keys that a page copies at a time, unless it asks for more nodes.
 const MOST_AHEAD: usize = 1 << 10;
 
 impl RouteTable {
-    /// The next nodes from a place on that have routes which may be returned, `most` of them at most (but one may always
-    /// be), of those that `keep` wants; ask again with [`next`](NodePage::next) until there is none.
+    /// A page of the nodes from a place on: nodes with valid routes for which `keep` returns `true`, at most `most` (0 counts
+    /// as 1). Ask again from [`next`](NodePage::next) until that is `None`.
     ///
-    /// A route that is there all the time is reported exactly once over all the pages, and one that comes or goes
-    /// meanwhile once or not at all. Nothing is kept in the table between two pages.
+    /// A route that is there all the time is reported exactly once over all pages. A route that is added or removed meanwhile
+    /// is reported once or not at all. The table keeps no state between two pages.
     ///
-    /// A page costs some 100 nanoseconds for each of its nodes, however large the table is, and a few hundred beside. It
-    /// looks at some 16,000 slots of the index at most, so it may be short if few nodes are wanted, or few are left of many.
-    /// Of these, it copies some 1,000 at a time; `keep` is called after that, and may use the table. (All of this but after
-    /// a flood of nodes whose hashes collide: what is left of a shard is copied as a whole if its order changed since the
-    /// place was given out.)
+    /// A page costs some 100 nanoseconds for each of its nodes, and a few hundred more, however large the table is. It reads
+    /// some 16,000 slots of the index at most, so the page may be short if `keep` takes few nodes, or if most nodes were
+    /// removed. It copies some 1,000 nodes at a time, and then calls `keep`, which may use the table. Reclamation waits for
+    /// one such copy at most. (If the hashes of very many nodes collide, a shard may change its order. Then a place from
+    /// before makes the page copy the whole rest of the shard.)
     ///
     /// ```
     /// # use nodetracker::{NodeCursor, Proxy, RouteTable};
@@ -195,14 +195,14 @@ impl RouteTable {
                     });
                 }
             }
-            // An empty shard is not free either.
+            // An empty shard costs something too.
             slots += copied.slots.max(BUCKET) as usize;
             match copied.next {
                 Some(next) if slots < SLOTS_PER_PAGE => at = next,
                 next => break next,
             }
-            // Where few are wanted, more and more are copied at a time, so that what is copied in vain at the end of the page
-            // is in proportion to what was looked at before.
+            // If `keep` takes few nodes, copy more and more at a time. So the nodes that the end of the page copies in vain
+            // are in proportion to the nodes that it has read before.
             let few = 4 * (nodes.len() - before) < ahead.min(copied.slots as usize);
             let least = most - nodes.len();
             ahead = if few {
@@ -217,15 +217,15 @@ impl RouteTable {
         }
     }
 
-    /// The next proxies that are registered, from a place on, `most` of them at most (but one may always be); ask again with
-    /// [`next`](ProxyPage::next) until there is none.
+    /// A page of the registered proxies from a place on: at most `most` (0 counts as 1), unless IDs have the same hash. Ask
+    /// again from [`next`](ProxyPage::next) until that is `None`.
     ///
-    /// A proxy that is registered all the time is reported exactly once over all the pages, also if it
-    /// [begins](Self::begin_incarnation) another incarnation meanwhile: by its older or its newer reference. How many routes
-    /// it has is not known without going through all of them.
+    /// A proxy that is registered all the time is reported exactly once over all pages, also if it
+    /// [begins](Self::begin_incarnation) another incarnation meanwhile: then by its older or its newer reference. The table
+    /// does not count the routes of a proxy.
     ///
-    /// One page looks at whole parts of the proxies, a 128th of them each, until it has enough: some 100 nanoseconds for each
-    /// proxy of these parts.
+    /// A page reads whole parts of the proxies, a 128th of them each, until it has enough proxies: some 100 nanoseconds for
+    /// each proxy of these parts.
     #[must_use]
     pub fn proxies_page(&self, from: ProxyCursor, most: usize) -> ProxyPage {
         let mut page = ProxyPage {
@@ -240,7 +240,7 @@ impl RouteTable {
             }
             let guard = pin();
             for (hash, proxy) in self.proxies().in_part(part, &guard) {
-                // IDs with one hash are on one page.
+                // IDs with the same hash go on the same page, since the cursor is a hash.
                 if page.proxies.len() >= most.max(1) && last != Some(hash) {
                     page.next = Some(ProxyCursor(hash));
                     return page;

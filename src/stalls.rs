@@ -1,4 +1,4 @@
-//! Threads that are stopped for ever, at each step of each protocol in turn, and what the others still do.
+//! Tests that stop a thread at each step of each protocol in turn, while other threads go on.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -50,10 +50,11 @@ pub(crate) fn step(name: &'static str) {
     }
 }
 
-/// One test at a time: a thread that is stopped holds up the reclamation of all.
+/// One test at a time: a stopped thread delays the reclamation of all tables.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Waits until no test has a thread stopped, and keeps others from stopping one: for tests that wait for reclamation.
+/// Waits until no test has a stopped thread, and keeps other tests from stopping a thread: for tests that wait for
+/// reclamation.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -83,10 +84,10 @@ const STEPS: [&str; 20] = [
 
 const NODES: u128 = 3_000;
 const KEEP_ALIVE: Duration = Duration::from_millis(50);
-/// Objects that `work` may retire for each node, at most, by seven operations: the list that the refresh replaces, and the one
-/// that goes with the second route; and the feed's entries in whose place come those of two additions and two removals.
+/// The most objects that `work` retires for each node, by seven operations: the list that the refresh replaces, the list that
+/// the removal of the second route replaces, and the feed's entries that two additions and two removals overwrite.
 const GARBAGE_PER_NODE: usize = 2 + 4;
-/// Indexes that may be replaced in each shard while a thousand nodes come, go and are swept, on average.
+/// The most indexes that are replaced in each shard, on average, while a thousand nodes come, go and are swept.
 const INDEXES_PER_SHARD: usize = 6;
 
 struct Arena {
@@ -112,8 +113,8 @@ impl Arena {
         self.table.register_proxy(&proxy(id)).expect("there is room")
     }
 
-    /// Every kind of operation on nodes from `first` on, `count` of each; returns how many it did. The answers are checked
-    /// if nobody moves the clock meanwhile.
+    /// Does every kind of operation on `count` nodes from `first` on. Returns how many operations. `is_alone`: no other thread
+    /// advances the clock, so the answers are checked.
     fn work(&self, ids: [&str; 2], first: u128, count: u128, is_alone: bool) -> usize {
         let table = &self.table;
         let proxies = ids.map(|id| self.register(id));
@@ -323,7 +324,7 @@ fn an_addition_that_stopped_for_long_displaces_no_later_route() {
     }
 }
 
-/// An addition that takes an expired route away is stopped, and the interval becomes so long that the route would be returned.
+/// An addition that removes an expired route is stopped, and the interval becomes so long that the route would be valid.
 #[test]
 fn a_route_that_a_longer_interval_brought_back_stays() {
     let _alone = alone();
@@ -406,7 +407,7 @@ fn an_addition_of_an_older_incarnation_brings_no_route_back_wherever_it_stops() 
     }
 }
 
-/// What a thread does that stops with the registry's lock held.
+/// A call of a thread that stops with the registry's lock held.
 type Locking = fn(&RouteTable, ProxyRef);
 
 /// A registration, a takeover and a removal, at each of their steps.
@@ -432,7 +433,7 @@ fn readers_do_not_wait_for_the_registrys_lock() {
             let found = table.find_proxy("restarts").expect("it is registered all the while");
             assert_eq!(table.incarnation(found).map(NonZeroU64::get), Some(now), "{at}");
             assert_eq!(table.proxy(found).expect("it is registered").id, "restarts", "{at}");
-            // It is found by its newer reference from the moment on at which the older one's routes are gone.
+            // A reader finds the newer reference from the moment on at which the older reference's routes are gone.
             assert_eq!(
                 (found == before, table.get_proxies(&node(1)).len()),
                 (now == 1, 2 - now as usize)

@@ -1,13 +1,14 @@
 //! Where the sweeper is, and what a round promises.
 //!
-//! A round visits the shards of UUIDs, then those of names, then the proxies. The cursor is one word, and moves on only
-//! *after* a visit: a thread reads it, visits what it points to, and then tries to advance it. Threads that sweep at the
-//! same time do the same work, which is harmless, and only one of them advances the cursor; one that is stopped in the
-//! middle holds nobody up. So when a round ends, every shard was visited by a thread that began the visit after the round
-//! had begun. (Claiming a part first and visiting it afterwards would break that: a stopped thread would leave a hole.)
+//! A round visits the shards of UUIDs, then those of names, then the proxies. The cursor is one word, and advances only
+//! *after* a visit: a thread reads the cursor, visits the part that it points to, and then tries to advance it. Threads that
+//! sweep at the same time do the same work, which is harmless, and only one of them advances the cursor. A thread that is
+//! stopped in the middle delays no other thread. So when a round ends, every shard was visited by a thread that began the
+//! visit after the round had begun. (If a thread claimed a part before it visited the part, a stopped thread would leave a
+//! hole.)
 //!
-//! A route that a thread puts into a shard after that shard's visit is not seen in that round; `proxies` accounts for it
-//! with a grace period before the round.
+//! A route that a thread puts into a shard after that shard's visit is not seen in that round; therefore `proxies` waits for a
+//! grace period before the round.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -32,9 +33,9 @@ const PROXIES: usize = 2 * SHARDS;
 
 /// How far the sweeper has come: round (22 bits), stage (10), the slab's generation (8), record or proxy number (24).
 ///
-/// The generation tells a sweeper that the shard has moved since it began it, so that it begins again. A move is begun at
-/// the end of a visit only, so for a generation to come back unnoticed, 256 sweepers would have to be stopped in the middle
-/// of the same shard, in rounds long past, and then go on one after the other while another one visits it.
+/// If the generation differs, the shard has moved since the sweeper began it, and the sweeper begins the shard again. A move
+/// begins only at the end of a visit. So for a generation to come back unnoticed, 256 sweepers would have to be stopped in the
+/// middle of the same shard, in rounds long past, and then go on one after the other while another sweeper visits it.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     position: AtomicU64,
@@ -83,12 +84,12 @@ impl Position {
     }
 }
 
-/// Records or proxies that one step visits at most. A step has one pin, so this bounds what a sweep retires under one, and
-/// how long it keeps others' garbage; a pin costs a hundredth of so many visits.
+/// The most records or proxies that one step visits. A step has one pin, so this bounds the objects that a sweep retires under
+/// one pin, and how long it holds back garbage of other threads. A pin costs a hundredth of so many visits.
 const MOST_PER_STEP: u32 = 512;
 
-/// How much a step frees at most of what waits, beside what it retires itself: so many times 512 objects. A stalled thread
-/// may have left a million of them.
+/// How much garbage the last step of a stage frees at most: so many times 512 objects. Bounded, since a thread that was
+/// stopped may have left a million objects.
 const MOST_COLLECTIONS: usize = 8;
 
 /// What one step of a sweep did.
@@ -99,14 +100,14 @@ pub(crate) struct Step {
     pub(crate) round_completed: bool,
 }
 
-/// How often to collect so that a round frees what waits, unless that is a million objects.
+/// How often to collect at the end of each stage, so that a round frees the garbage, unless there are a million objects.
 pub(crate) fn collections(objects: usize) -> usize {
     objects.div_ceil(512).min(MOST_COLLECTIONS)
 }
 
 impl Cursor {
     fn load(&self) -> Position {
-        // Acquire: pairs with the CAS in `step`, so that a visit comes after what ended the visits before.
+        // Acquire: pairs with the CAS in `step`, so that a visit comes after the earlier visits of the round.
         Position::unpack(self.position.load(Ordering::Acquire))
     }
 
@@ -141,8 +142,9 @@ impl Cursor {
             },
             _ => {
                 let moment = Moment::new(scope.now, scope.kept_age);
-                // AcqRel: a change of the word that does not change it, so that whoever advances the cursor after this, and
-                // visits shards in the next round, comes after what this thread has seen: the end of a grace period.
+                // AcqRel: Release pairs with the CAS below and the load in `load`. This write leaves the value as it is. A
+                // thread that advances the cursor later, and visits shards in the next round, comes after what this thread
+                // has seen: the end of a grace period. Acquire pairs with the CAS below.
                 let round_now = || Position::unpack(self.position.fetch_add(0, Ordering::AcqRel)).round;
                 let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, moment, guard);
                 if next.is_none() {
@@ -162,11 +164,11 @@ impl Cursor {
         };
         match visit.next {
             Some(mark) => after = Position { mark, ..at },
-            // Once a stage: nobody else may pin for long, and what was retired before would wait for that.
+            // Once per stage: if no other thread pins for long, garbage would wait for the next pin.
             None => collect(guard, collections(garbage().objects)),
         }
         step("sweep: before the advance");
-        // Release: pairs with `load`: the round's promise is handed on.
+        // AcqRel: Release pairs with the load in `load`, and so hands the round's promise on. Acquire pairs with `round_now`.
         let advanced = self
             .position
             .compare_exchange(at.pack(), after.pack(), Ordering::AcqRel, Ordering::Relaxed)

@@ -1,10 +1,10 @@
 //! The one place that knows whether the table runs for real or inside a loom model.
 //!
-//! Outside of loom this is `std`'s atomics, the global allocator and crossbeam-epoch. Under `--cfg loom` the atomics are
-//! loom's, and reclamation is a model: what is retired is freed once every guard that was pinned at that moment is gone,
-//! and is then only *marked* as freed, so that each access can assert that nobody comes too late. The bookkeeping of
-//! that model is invisible to loom on purpose: it must not add an edge that crossbeam does not have, and so hide one that is
-//! missing. Which those are is told there.
+//! Outside loom this is `std`'s atomics and crossbeam-epoch. Under `--cfg loom` the atomics are loom's, and reclamation is a
+//! model: an object is freed once every guard that was pinned when it was retired is gone. Even then it is only *marked* as
+//! freed, so that each access can assert that it does not come too late. The bookkeeping of that model is invisible to loom on
+//! purpose: it must not add an edge that crossbeam does not have, since that would hide a missing edge. The model's docs list
+//! its edges.
 
 use std::sync::{PoisonError, TryLockError};
 
@@ -18,15 +18,14 @@ pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize
 
 pub(crate) use epoch::{Guard, after_grace, collect, garbage, pin, retire};
 
-/// A point within an operation where a thread may be stopped for ever, with others going on; `stalls.rs` stops it there.
-/// Nothing outside of unit tests.
+/// A point within an operation at which `stalls.rs` stops a thread while others go on. Does nothing outside unit tests.
 #[inline(always)]
 pub(crate) fn step(_name: &'static str) {
     #[cfg(all(test, not(loom)))]
     crate::stalls::step(_name);
 }
 
-/// A hash function of its own for each table, so that nobody can choose keys that collide; the same each time inside of a
+/// A hash function with a random seed for each table, so that an attacker cannot choose keys that collide. A fixed seed in a
 /// loom model, which has to be deterministic.
 pub(crate) fn new_hasher() -> RandomState {
     if cfg!(loom) {
@@ -36,8 +35,7 @@ pub(crate) fn new_hasher() -> RandomState {
     }
 }
 
-/// A lock for what is outside of the lock-free promise. Whoever panicked with it leaves nothing half done, so it is never
-/// poisoned.
+/// A lock, for calls that are not lock-free. A panic under the lock leaves nothing half done, so poisoning is ignored.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(lock::Mutex<T>);
 
@@ -58,7 +56,7 @@ impl<T> Mutex<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock, where nobody has it.
+    /// The lock, if no thread has it.
     pub(crate) fn try_lock(&self) -> Option<lock::MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
@@ -77,22 +75,22 @@ pub(crate) struct Garbage {
 
 /// A heap object that leaves the table while readers may still look at it.
 pub(crate) trait Reclaim {
-    /// Runs once nobody can reach the object any more, before it is freed. It must not touch records or indexes: the
-    /// table may be gone by then.
+    /// Runs once no thread can reach the object any more, before it is freed. It must not touch records or indexes: the table
+    /// may be dropped by then.
     fn after_grace(&self);
 
-    /// Gives the memory back.
+    /// Frees the memory.
     ///
     /// # Safety
     ///
-    /// `object` came from its type's own allocation, nobody can reach it, and it is freed once.
+    /// `object` came from its type's own allocation, no other thread can reach it, and it is freed once.
     unsafe fn free(object: *mut Self);
 
-    /// How many bytes `free` gives back, roughly.
+    /// Roughly how many bytes `free` frees.
     #[cfg_attr(loom, allow(dead_code, reason = "the model does not count"))]
     fn bytes(&self) -> usize;
 
-    /// Where accesses look whether they come too late.
+    /// The mark by which accesses assert that the object is not freed.
     #[cfg(loom)]
     fn fate(&self) -> &epoch::Fate;
 }
@@ -101,36 +99,38 @@ pub(crate) trait Reclaim {
 mod epoch;
 pub(crate) mod stripes;
 
-/// A model of crossbeam-epoch: when what was retired may be freed, and what is ordered before what by that.
+/// A model of crossbeam-epoch: when a retired object may be freed, and which accesses that orders.
 ///
-/// In crossbeam, a retirement is put into a bag, which is *sealed* with the global epoch `e` after a SeqCst fence, and whose
+/// In crossbeam, a retirement is put into a bag. The bag is *sealed* with the global epoch `e` after a SeqCst fence, and its
 /// contents are freed at `e + 2`. A pin stores the epoch that it read, and then has a SeqCst fence (on x86 a locked CAS, which
-/// is one too). Whoever advances the epoch has a SeqCst fence between its look at the epoch and its look at all threads, which
-/// must be unpinned, or pinned in that epoch; then an Acquire fence, which pairs with the Release store of an unpin; then
-/// it stores the epoch with Release. That gives these edges, and the model has no others:
+/// is a fence too). The thread that advances the epoch has a SeqCst fence between reading the epoch and reading the states of
+/// all threads, which must be unpinned, or pinned in that epoch; then an Acquire fence, which pairs with the Release store of
+/// an unpin; then it stores the epoch with Release. That gives these edges, and the model has no others:
 ///
-/// 1. *From before a retirement to after each pin that it does not wait for.* Such a thread is not seen pinned at `e` by who
-///    advances to `e + 2`; so its fence comes after that one's, which comes after the sealing one's. Three fences in this
-///    order are no happens-before by themselves, but for atomics they amount to it: nothing after the last of them reads what
-///    was overwritten before the first, or by what happened before that. The model makes it one, since loom has no other
-///    way to say so; the table's plain data is published by edges of its own, in executions without a retirement too.
-/// 2. *From before an unpin to what comes after the grace period*, for each thread that was pinned when the period began:
-///    its unpin is read by who advances, by a pair of Acquire and Release. (Or its next pin is, in the new epoch. On x86 that
-///    is a CAS, and goes on with the release sequence of the unpin. Elsewhere it is a plain store, and the letter of the
-///    memory model would want more; the processors do not. Freeing memory rests on this edge, so crossbeam's own does.)
-/// 3. *The same for each thread that was pinned and has unpinned before the period began*, which is why a later period's end
-///    may stand for an earlier one's ([`Grace`](crate::proxies)). Who advances twice from `e` cannot have seen such a thread
-///    pinned, or unpinned by an earlier guard: it fenced before the sealing. Only models that ask for it with [`order_unpins`]
-///    have this edge: it makes them many times as large.
+/// 1. *From before a retirement to after each pin that it does not wait for.* The thread that advances to `e + 2` does not
+///    see the pinning thread pinned at `e`. So the pinning thread's fence comes after the advancing thread's fence, which
+///    comes after the sealing thread's fence. Three fences in this order are not a happens-before edge by themselves, but for
+///    atomics they have the same effect: a load after the last fence reads nothing that was overwritten before the first
+///    fence, or by what happened before that. The model makes this an edge, since loom has no other way to say so. The table
+///    publishes its plain data by edges of its own, also in executions without a retirement.
+/// 2. *From before an unpin to what comes after the grace period*, for each thread that was pinned when the period began: the
+///    advancing thread reads the unpin, by a pair of Acquire and Release. (Or it reads the thread's next pin, in the new
+///    epoch. On x86 that pin is a CAS, which continues the release sequence of the unpin. Elsewhere it is a plain store, and
+///    the memory model's wording would require more; real processors do not. crossbeam's own freeing of memory relies on this
+///    edge.)
+/// 3. *The same for each thread that was pinned and has unpinned before the period began*. Therefore the end of a later
+///    period implies the end of an earlier one ([`Grace`](crate::proxies)). A thread that advances twice from `e` cannot have
+///    seen such a thread pinned, or unpinned by an earlier guard: that thread's fence came before the sealing. Only models
+///    that ask for this edge with [`order_unpins`] have it: it makes them many times as large.
 ///
-/// There is *no* edge from a thread that pinned after the retirement to the end of the grace period; none from the unpin of
-/// one that was waited for to a pin after the grace period (its own edges have to pass that on); and none between a thread
-/// that is pinned at a retirement and the retiring one.
+/// There is *no* edge from a thread that pinned after the retirement to the end of the grace period; none from the unpin of a
+/// thread that the grace period waited for to a pin after the grace period (the table's own edges have to pass that on); and
+/// none between a thread that is pinned at a retirement and the retiring thread.
 ///
-/// Sealing a bag later than the retirement adds nothing that the model does not have: a thread that pins in between is waited
-/// for, and may read what was there before; in the model that is the same thread pinned before the retirement, since a pin
-/// does nothing else that others could see. (That takes that no thread acts on a Relaxed load of what the retiring one did
-/// after that: no protocol of the table does.)
+/// Sealing a bag later than the retirement adds no execution: the grace period waits for a thread that pins in between, and
+/// the thread may read what was there before. In the model this is the same thread pinned before the retirement, since a pin
+/// does nothing else that other threads could see. (This requires that no thread acts on a Relaxed load of what the retiring
+/// thread did after the retirement. No protocol of the table does.)
 #[cfg(loom)]
 pub(crate) mod epoch {
     use std::cell::{Cell, RefCell};
@@ -153,11 +153,11 @@ pub(crate) mod epoch {
         }
     }
 
-    /// Plain memory as loom sees it: whoever reads has to come after whoever wrote.
+    /// Plain memory as loom sees it: each read must come after each write.
     #[derive(Debug, Default)]
     pub(crate) struct PlainData(loom::cell::UnsafeCell<()>);
 
-    // SAFETY: loom checks that nobody reads while somebody writes.
+    // SAFETY: the cell holds `()`, and loom checks that no thread reads while another thread writes.
     unsafe impl Sync for PlainData {}
 
     impl PlainData {
@@ -170,7 +170,7 @@ pub(crate) mod epoch {
         }
     }
 
-    /// What carries edges: it is only ever changed, so an Acquire comes after each Release before it.
+    /// Carries edges. Only read-modify-writes access it, so an Acquire comes after each Release before it.
     type Edge = Arc<AtomicUsize>;
 
     struct Retired {
@@ -187,14 +187,14 @@ pub(crate) mod epoch {
         next: u64,
         pinned: Vec<u64>,
         retired: Vec<Retired>,
-        /// Edge 1: one for each retirement that there ever was.
+        /// Edge 1: one for each retirement so far.
         retirements: Vec<Edge>,
-        /// Edge 3: the unpins before the first retirement, those before the second one, and so on; the last are those of
-        /// now. Empty in models that do not ask for them.
+        /// Edge 3: the unpins before the first retirement, those between the first and the second, and so on; the last entry
+        /// is for unpins from now on. Empty in models that do not ask for edge 3.
         earlier_unpins: Vec<Edge>,
         /// What a pin reads and a retirement changes, in models that ask for it; it carries no edge.
         epoch: Option<Edge>,
-        /// Edges to be used: what loom has to know before the threads start.
+        /// Unused edges: loom has to know them before the threads start.
         spare_edges: Vec<Edge>,
         graves: Vec<Box<dyn FnOnce()>>,
     }
@@ -267,7 +267,7 @@ pub(crate) mod epoch {
         }
     }
 
-    /// Has a model order what threads do before they unpin before the end of grace periods that begin after that, too.
+    /// Adds edge 3 to a model.
     pub(crate) fn order_unpins() {
         MODEL.with_borrow_mut(|model| {
             let edge = model.new_edge();
@@ -275,8 +275,8 @@ pub(crate) mod epoch {
         });
     }
 
-    /// Has a model switch threads between an unpin and the next pin, too: whoever gives a pin up may find at the next one that
-    /// a grace period is over. Otherwise the two are one step to loom.
+    /// Makes a model switch threads between an unpin and the next pin, too: a thread may find at its next pin that a grace
+    /// period is over. Otherwise the two are one step to loom.
     pub(crate) fn switch_at_pins() {
         MODEL.with_borrow_mut(|model| {
             let epoch = model.new_edge();
@@ -284,7 +284,7 @@ pub(crate) mod epoch {
         });
     }
 
-    /// What pins and retirements have in common, so that loom tries either order.
+    /// An operation that pins and retirements have in common, so that loom tries either order.
     fn meet(more: usize) {
         if let Some(epoch) = MODEL.with_borrow(|model| model.epoch.clone()) {
             epoch.fetch_add(more, Ordering::Relaxed);
@@ -334,7 +334,7 @@ pub(crate) mod epoch {
         });
     }
 
-    /// Checks a model with so many preemptions at most, unless `LOOM_MAX_PREEMPTIONS` says otherwise, and tells how many
+    /// Checks a model with so many preemptions at most, unless `LOOM_MAX_PREEMPTIONS` says otherwise, and prints how many
     /// executions it took.
     pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
         check_then(preemptions, model, || ());

@@ -23,7 +23,8 @@ use crate::sweep::{Cursor, collections};
 use crate::sync::{Guard, collect, garbage, new_hasher, pin};
 use crate::time::{Time, ticks};
 
-/// A hash's shard is in so many of its top bits. Under a fuzzer, a few hundred nodes must make shards grow and move.
+/// How many of a hash's top bits are the shard's number. Few under a fuzzer, so that a few hundred nodes make shards grow and
+/// move.
 pub(crate) const SHARD_BITS: u32 = if cfg!(loom) {
     1
 } else if cfg!(fuzzing) {
@@ -79,12 +80,12 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// The most that [`max_routes`](Builder::max_routes) can be, some 500 million: with that many nodes of one kind, shards
-    /// that are filled by chance alone keep below the number of records that each can have, tombstones included.
+    /// The greatest possible [`max_routes`](Builder::max_routes), some 500 million. With that many nodes of one kind, a random
+    /// distribution leaves each shard below the number of records that it can have, tombstones included.
     pub const MOST_ROUTES: usize = SHARDS * (MAX_RECORDS as usize / 16 * 15);
 
-    /// How old a route may become without a refresh; 5 minutes by default. It is rounded up to whole milliseconds, and
-    /// is at least one.
+    /// How old a route may become without a refresh; 5 minutes by default. The interval is rounded up to whole milliseconds,
+    /// and is at least one millisecond.
     pub fn keep_alive(mut self, interval: Duration) -> Self {
         self.keep_alive = interval;
         self
@@ -96,19 +97,19 @@ impl Builder {
         self
     }
 
-    /// The most routes that the table holds, counted until they are swept; 16,777,216 by default, and at most
-    /// [`MOST_ROUTES`](Builder::MOST_ROUTES). A million take about 30 MB.
+    /// The most routes that the table holds, counted until they are removed or swept; 16,777,216 by default, and at most
+    /// [`MOST_ROUTES`](Builder::MOST_ROUTES). A million routes take about 30 MB.
     pub fn max_routes(mut self, routes: usize) -> Self {
         self.max_routes = routes;
         self
     }
 
-    /// The most proxies that the table holds, counted until a removed one's routes are swept; 1,048,576 by default, and
-    /// at most 8,388,608.
+    /// The most proxies that the table holds; 1,048,576 by default, and at most 8,388,608.
     ///
-    /// A removed or replaced proxy counts for 15 rounds of the [sweeper](RouteTable::sweep) at most, unless a thread stays
-    /// inside of a call: each thread that was inside of the table when the proxy was removed, and when its routes were swept,
-    /// has to leave. So a proxy that restarts once a round needs room for 16.
+    /// A removed or replaced proxy counts until its routes are swept and its number is free again: at most 15 rounds of the
+    /// [sweeper](RouteTable::sweep), unless a thread stays inside a call. Each thread that is inside a call when the proxy is
+    /// removed, or when its routes have been swept, must leave that call first. So a proxy that restarts once per round needs
+    /// room for 16.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self
@@ -134,12 +135,13 @@ impl Builder {
 /// A concurrent table of nodes and the proxies that hold their tunnels.
 ///
 /// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing and
-/// sweeping routes is lock-free: no thread ever waits for another one, not even for one that the operating system has
-/// stopped in the middle of an operation. Registering and removing *proxies* takes a short lock where it changes
-/// something. Calls that only read never take it.
+/// sweeping routes is lock-free: no thread ever waits for another thread, not even for a thread that the operating system has
+/// stopped in the middle of an operation. Registering and removing *proxies* takes a short lock if it changes something. Calls
+/// that only read never take the lock. The [crate's documentation](crate#which-calls-wait-for-another-thread) lists the calls
+/// that may wait.
 ///
-/// An answer is linearizable per route, and in membership per node; the times in one answer may be those of different
-/// instants of the call.
+/// An answer is linearizable per route, and in membership per node; the times in one answer may belong to different instants
+/// of the call.
 ///
 /// ```
 /// use nodetracker::{NodeId, Proxy, RouteTable};
@@ -173,25 +175,27 @@ pub struct RouteTable {
 pub struct Stats {
     /// Routes, counted until they are removed or swept.
     pub routes: usize,
-    /// Nodes that have such a route.
+    /// Nodes with at least one of these routes.
     pub nodes: usize,
-    /// Records that the slabs have, of nodes and free ones; 24 bytes each.
+    /// Records of the slabs, both of nodes and free; 24 bytes each.
     pub records: usize,
     /// Proxies that are registered.
     pub proxies: usize,
-    /// Objects that left the tables of this process and are not freed yet, since some thread may still look at them: route
-    /// lists, indexes, changes of the feed, details of proxies.
+    /// Objects that were removed from the tables of this process and are not freed yet, since some thread may still read them:
+    /// route lists, indexes, changes of the feed, details of proxies, arrays of the map of proxy IDs; and grace periods that
+    /// are under way. One figure for all tables of the process.
     ///
-    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless the
-    /// operating system stops a thread inside a call: what other threads retire after that waits until the thread goes on.
-    /// If nobody but the sweeper uses the tables, two rounds leave at most 64 objects for each other thread.
+    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless a
+    /// thread stays inside a call: objects that other threads retire meanwhile wait for it. That adds little during the
+    /// microseconds of most calls, more while a call replaces a large shard, and is without bound if the operating system
+    /// stops a thread there. If only the sweeper uses the tables, two rounds leave at most 64 objects for each other thread.
     pub garbage: usize,
-    /// The bytes of [`garbage`](Stats::garbage), without what an allocator adds.
+    /// The bytes of [`garbage`](Stats::garbage), without the allocator's overhead.
     pub garbage_bytes: usize,
 }
 
 impl Stats {
-    /// The most [`garbage`](Stats::garbage) that a thread leaves which is not stopped.
+    /// The most objects of [`garbage`](Stats::garbage) for each thread, as long as no other thread stays inside a call.
     pub const MAX_GARBAGE_PER_THREAD: usize = 4_096;
 }
 
@@ -199,11 +203,12 @@ impl Stats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SweepReport {
-    /// Records that were looked at, those of free and removed nodes too, and proxies.
+    /// Records visited, including free records and those of removed nodes, and proxies. Copying a part of an index and
+    /// forgetting incarnations count as visits too.
     pub visited: usize,
-    /// Routes that were taken away, since they were expired or their proxy was removed.
+    /// Routes removed because they were expired or their proxy was removed.
     pub removed: usize,
-    /// Whether this call ended a round: since the end of the one before, every record was visited.
+    /// Whether this call ended a round: every record was visited since the end of the previous round.
     pub round_completed: bool,
 }
 
@@ -223,17 +228,17 @@ impl std::fmt::Debug for RouteTable {
 }
 
 impl Drop for RouteTable {
-    /// Frees what waits for reclamation, unless another table's calls are under way.
+    /// Frees some 12,000 objects that wait for reclamation at most, and none that a pinned thread may still read.
     fn drop(&mut self) {
-        // An epoch advances at most once for each pin, and garbage waits for two.
+        // The epoch advances at most once per pin, and garbage waits for two advances.
         for _ in 0..if cfg!(loom) { 0 } else { 3 } {
             collect(&pin(), collections(garbage().objects));
         }
     }
 }
 
-/// Runs `$body` with the shard of a node that has this hash, the key to find it by there, and the shard's number; is
-/// `$absent` where there are no shards for it yet.
+/// Runs `$body` with the shard of a node that has this hash, the node's key, and the shard's number. Evaluates to `$absent` if
+/// the node has a name and the shards of names do not exist yet.
 macro_rules! with_shard {
     ($table:expr, $node:expr, $hash:expr, |$shard:ident, $key:ident, $number:ident| $body:expr, $absent:expr) => {
         match $node.kind() {
@@ -296,10 +301,10 @@ impl RouteTable {
         }
     }
 
-    /// What every operation on one node begins with, before it pins: the node's hash, and the tick.
+    /// Begins an operation on one node, before the pin: returns the node's hash, and the tick.
     ///
-    /// The order is what matters. The bucket is asked for first; reading the clock, and then the pin, make the processor
-    /// wait for all that was loaded before, but not for that (`Shard::preload`).
+    /// Order matters: prefetch the bucket before reading the clock and pinning. Both stall on earlier loads, but not on
+    /// prefetches (`Shard::preload`).
     #[inline]
     pub(crate) fn begin(&self, node: &NodeId) -> (u64, u64) {
         let hash = self.hash(node);
@@ -307,14 +312,16 @@ impl RouteTable {
         (hash, self.time.now())
     }
 
-    /// Registers a proxy and returns the reference that its routes are added with.
+    /// Registers a proxy, and returns the reference to add its routes with.
     ///
-    /// A proxy that is registered already keeps its reference; if its address or cluster is another one now, that holds
-    /// for all of its routes from here on. The reference is good until [`remove_proxy`](Self::remove_proxy), or until the
-    /// sweeper drops a proxy that was not registered again, got no new route and had none in a full round, for more than
-    /// a keep-alive interval; then [`add_node`](Self::add_node) answers [`AddError::UnknownProxy`].
+    /// A proxy that is registered already keeps its reference. A new address or cluster applies to all of its routes at once.
     ///
-    /// Where nothing changes, this is a look-up without a lock.
+    /// The reference is valid until [`remove_proxy`](Self::remove_proxy), until a greater
+    /// [incarnation](Self::begin_incarnation) takes over, or until the sweeper drops the proxy as idle: for more than a
+    /// keep-alive interval it was not registered again and neither got nor lost a route, and a full round found no route of
+    /// it. After that, [`add_node`](Self::add_node) fails with [`AddError::UnknownProxy`].
+    ///
+    /// If nothing changes, this is a look-up without a lock; otherwise it takes the registry's lock.
     ///
     /// # Errors
     ///
@@ -329,35 +336,35 @@ impl RouteTable {
         self.proxies.register(proxy, now, guard, moved)
     }
 
-    /// Tells subscribers that a proxy has other details.
+    /// Marks for subscribers that a proxy has other details.
     pub(crate) fn proxy_moved(&self, proxy: ProxyRef, guard: &Guard) {
         self.feed.mark(Feed::PROXIES, guard, || Event::ProxyChanged { proxy });
     }
 
-    /// The proxy that is registered under an ID, or `None`. The reference is good as long as one that
-    /// [`register_proxy`](Self::register_proxy) returned.
+    /// The proxy that is registered under an ID, or `None`. The reference is valid as long as that of
+    /// [`register_proxy`](Self::register_proxy).
     ///
-    /// A proxy that begins another incarnation is found throughout: by its older reference until that one's routes are gone,
-    /// and by its newer one from the same moment on. Takes no lock; it looks again only if another thread has replaced the
-    /// proxy meanwhile.
+    /// A proxy that begins another incarnation is found at every moment: by its older reference until the routes of that
+    /// reference are gone, and by its newer reference from the same moment on. The look-up takes no lock. It searches again
+    /// only if another thread has replaced or removed the proxy meanwhile.
     #[must_use]
     pub fn find_proxy(&self, id: &str) -> Option<ProxyRef> {
         self.proxies.find(id, &pin())
     }
 
-    /// What is known of a proxy, or `None` where it is not registered any more.
+    /// The ID, cluster and address of a proxy, or `None` if it is no longer registered.
     #[must_use]
     pub fn proxy(&self, proxy: ProxyRef) -> Option<ProxyDetails> {
         self.proxies.details(proxy, &pin())
     }
 
-    /// Records that `proxy` holds a tunnel to `node`, as of now, and says whether that was news.
+    /// Records that `proxy` holds a tunnel to `node`, as of now. Returns whether the route is new or was refreshed.
     ///
-    /// A node has at most 64 routes; one more replaces the one that was not refreshed for the longest time.
+    /// A node has at most 64 routes; another route replaces the route whose last refresh is the oldest.
     ///
     /// # Errors
     ///
-    /// [`AddError`]: the proxy is not registered any more, or there is no room. Nothing was changed.
+    /// [`AddError`]: the proxy is no longer registered, there is no room for the route, or no memory. Nothing was changed.
     pub fn add_node(&self, node: &NodeId, proxy: ProxyRef) -> Result<Added, AddError> {
         let (hash, now) = self.begin(node);
         let guard = pin();
@@ -369,17 +376,17 @@ impl RouteTable {
         self.add_pinned(node, hash, proxy, now, &guard).map(|(added, _)| added)
     }
 
-    /// [`register_proxy`](Self::register_proxy) and [`add_node`](Self::add_node) in one, for callers that keep no
+    /// [`register_proxy`](Self::register_proxy) and [`add_node`](Self::add_node) in one call, for callers that keep no
     /// references: the proxy cannot be dropped in between.
     ///
     /// # Errors
     ///
-    /// [`ReportError`]: as the two of them, though never that the proxy is unknown.
+    /// [`ReportError`]: as both calls, except that the proxy is never unknown.
     pub fn report_node(&self, node: &NodeId, proxy: &Proxy<'_>) -> Result<Added, ReportError> {
         let (hash, now) = self.begin(node);
         let guard = pin();
-        // It is registered under the pin that the CAS is under, so a removal that comes between the two is one that comes
-        // after both: see `proxies`.
+        // The pin covers both the registration and the CAS, so a removal between the two counts as one after both: see
+        // `proxies`.
         let proxy = self.register_pinned(proxy, now, &guard)?;
         self.ensure_shards(node);
         let (added, _) = self.add_pinned(node, hash, proxy, now, &guard)?;
@@ -437,16 +444,16 @@ impl RouteTable {
         }
     }
 
-    /// The routes of a node, most recently refreshed first; of two refreshes within a millisecond, the one that was called
-    /// after the other had returned comes first. Expired routes and those of removed proxies are not among them.
+    /// The routes of a node, most recently refreshed first. Of two refreshes within a millisecond, the later comes first if
+    /// the other had returned before it was called. Expired routes and routes of removed proxies are left out.
     ///
-    /// Nothing is allocated for up to two routes.
+    /// Up to two routes need no allocation.
     #[must_use]
     pub fn get_proxies(&self, node: &NodeId) -> SmallVec<[Route; 2]> {
         let (hash, now) = self.begin(node);
         let guard = pin();
-        // A UUID with one route, as nearly all are, takes a shorter way: half as many instructions, so that the processor
-        // comes to the memory accesses of the next look-up while it waits for those of this one.
+        // Nearly all nodes are a UUID with one route. They take a shorter path: half as many instructions, so that the
+        // processor reaches the memory accesses of the next look-up while it waits for those of this look-up.
         if let Kind::Uuid(uuid) = node.kind() {
             let scope = self.scope_at(now, &guard, 0);
             match self.uuids.of(hash).0.word(&UuidKey::from(*uuid), hash, &guard) {
@@ -482,7 +489,7 @@ impl RouteTable {
         )
     }
 
-    /// What a route's word says, unless its proxy has been removed meanwhile.
+    /// The route of a word, unless its proxy has been removed meanwhile.
     #[inline]
     pub(crate) fn route(&self, word: Word) -> Option<Route> {
         let proxy = self.proxies.reference(word.proxy())?;
@@ -492,15 +499,23 @@ impl RouteTable {
         })
     }
 
-    /// Forgets every route of a node; tells whether it had one that [`get_proxies`](Self::get_proxies) would return.
+    /// Removes all routes of a node. Returns `true` if [`get_proxies`](Self::get_proxies) would have returned at least one of
+    /// them.
+    ///
+    /// In rare cases a removal needs memory. If there is none, the call removes nothing and returns `false`; the routes
+    /// expire.
     pub fn remove_node(&self, node: &NodeId) -> bool {
         self.remove(node, Change::RemoveNode)
     }
 
-    /// Forgets the route of a node through one proxy; tells whether [`get_proxies`](Self::get_proxies) would return it.
+    /// Removes the route of a node through one proxy. Returns `true` if [`get_proxies`](Self::get_proxies) would have returned
+    /// the route.
+    ///
+    /// A removal from three routes or more needs memory. If there is none, the call removes nothing and returns `false`; the
+    /// route expires.
     pub fn remove_route(&self, node: &NodeId, proxy: ProxyRef) -> bool {
         let guard = pin();
-        // Under one pin with the removal, so that the number cannot become another proxy's meanwhile.
+        // The pin covers the removal too, so the number cannot become another proxy's meanwhile.
         let is_current = self.proxies.reference(proxy.number) == Some(proxy);
         let removed = is_current && self.remove(node, Change::RemoveRoute(proxy.number));
         drop(guard);
@@ -520,11 +535,11 @@ impl RouteTable {
         valid > 0
     }
 
-    /// Forgets a proxy with all its routes; tells whether it was registered.
+    /// Removes a proxy with all its routes. Returns `true` if the proxy was registered.
     ///
-    /// It takes effect at once and costs the same however many routes there are: they are not returned any more, and the
-    /// sweeper takes them away. If the proxy has an [incarnation](Self::begin_incarnation), that is over, and is remembered
-    /// for a keep-alive interval.
+    /// The removal takes effect at once, and costs the same however many routes there are: from then on, no call returns these
+    /// routes, and the sweeper removes them. If the proxy has an [incarnation](Self::begin_incarnation), the incarnation is
+    /// over, and is remembered for a keep-alive interval. Takes the registry's lock if the proxy is registered.
     pub fn remove_proxy(&self, proxy: ProxyRef) -> bool {
         let guard = pin();
         let removed = self.proxies.remove(proxy, self.time.now(), &guard);
@@ -534,11 +549,11 @@ impl RouteTable {
         removed
     }
 
-    /// [`remove_proxy`](Self::remove_proxy) by the proxy's ID: when this returns, the proxy that was registered under it,
-    /// if there was one, is not any more.
+    /// [`remove_proxy`](Self::remove_proxy) by the proxy's ID: when this returns, a proxy that was registered under the ID is
+    /// removed.
     pub fn remove_proxy_by_id(&self, id: &str) -> bool {
         while let Some(proxy) = self.find_proxy(id) {
-            // If not, somebody else removed it, and may have registered it again.
+            // If not, another thread has removed the proxy, and may have registered it again.
             if self.remove_proxy(proxy) {
                 return true;
             }
@@ -546,7 +561,7 @@ impl RouteTable {
         false
     }
 
-    /// Tells subscribers that a proxy was removed.
+    /// Marks for subscribers that a proxy was removed.
     pub(crate) fn proxy_removed(&self, proxy: ProxyRef, guard: &Guard) {
         self.feed.mark(Feed::PROXIES, guard, || Event::ProxyRemoved {
             proxy,
@@ -559,10 +574,11 @@ impl RouteTable {
         Moment::new(self.time.now(), self.keep_alive.kept())
     }
 
-    /// Subscribes to the changes of the table from here on: routes that come or go, not refreshes.
+    /// Subscribes to the changes of the table from now on: routes added and removed, proxies changed and removed, but not
+    /// refreshes.
     ///
-    /// To follow the table, subscribe, then read it whole, then take the events, and look up each node that is named.
-    /// Writers do not wait for subscribers, and pay for the first one only.
+    /// To follow the table, subscribe, then read the whole table, then poll for events, and look up the node of each event.
+    /// Writers do not wait for subscribers. The first subscription makes each change cost more; further subscriptions do not.
     #[must_use]
     pub fn subscribe(&self) -> Subscription<'_> {
         self.feed.subscribe()
@@ -574,16 +590,15 @@ impl RouteTable {
         self.feed.subscriptions()
     }
 
-    /// How many changes were marked for [subscriptions](Self::subscribe) since the table was made: each one once, however many
-    /// there are, and none while there is no subscription. This is all that writers do for them. Adds up a few hundred
-    /// counters.
+    /// How many changes were marked for [subscriptions](Self::subscribe) since the table was made. A change is marked once,
+    /// however many subscriptions there are, and not at all while there is none. Adds up 257 counters.
     #[must_use]
     pub fn marked_changes(&self) -> u64 {
         self.feed.marked()
     }
 
-    /// Every route that is known of a node, with why it is or is not returned; the order is that of
-    /// [`get_proxies`](Self::get_proxies).
+    /// Every known route of a node, with the reason why [`get_proxies`](Self::get_proxies) returns it or not, in the same
+    /// order as there.
     #[must_use]
     pub fn explain(&self, node: &NodeId) -> Vec<ExplainedRoute> {
         let guard = pin();
@@ -614,12 +629,14 @@ impl RouteTable {
         words.iter().map(explain).collect()
     }
 
-    /// Does a part of the sweeper's work, and says what it did: takes expired routes and those of removed proxies away,
-    /// sheds tombstones, frees the numbers of removed proxies, drops proxies that have had no route for long.
+    /// Does a part of the sweeper's work, and reports it: removes expired routes and those of removed proxies, sheds
+    /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, drops proxies that have
+    /// been idle.
     ///
-    /// It goes on where the last call stopped, looks at `max_records` records at most (but never at none), and returns at
-    /// the end of a round. Several threads may sweep at once, though they will find the same things to do. Where nothing
-    /// is to be taken away it costs a few nanoseconds a record.
+    /// The call goes on where the last call stopped, visits `max_records` records at most (but at least one), and returns at
+    /// the end of a round. Several threads may sweep at once, but they find the same work. Proxies are skipped while another
+    /// thread has the registry's lock. If there is nothing to remove, a record costs a few nanoseconds. Moving a sparse shard
+    /// to smaller memory is one step, whatever `max_records` is.
     pub fn sweep(&self, max_records: usize) -> SweepReport {
         self.time.look_at_the_wall();
         let mut report = SweepReport::default();
@@ -667,7 +684,7 @@ impl RouteTable {
         K::hash_stored(stored, &self.hasher)
     }
 
-    /// What the table holds. It looks at each shard, so it costs some microseconds. Takes no lock.
+    /// What the table holds. Reads counts of each shard, which takes some microseconds, and takes no lock.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let guard = pin();
@@ -704,19 +721,23 @@ impl RouteTable {
         self.len() == 0
     }
 
-    /// The effective keep-alive interval: how old a route may become without a refresh. Look-ups and the sweeper share it.
+    /// The keep-alive interval that was set last: how old a route may become without a refresh. A longer interval may not be
+    /// in force yet: see [`set_keep_alive`](Self::set_keep_alive).
     #[must_use]
     pub fn keep_alive(&self) -> Duration {
         Duration::from_millis(self.keep_alive.kept())
     }
 
-    /// Sets the effective keep-alive interval, rounded up to whole milliseconds; at least one, at most 8.7 years. The interval
-    /// holds for every route at once: a longer one brings expired routes back that were not swept yet.
+    /// Sets the keep-alive interval, rounded up to whole milliseconds; at least one millisecond, at most 8.7 years. The
+    /// interval applies to all routes, also to those added before: a longer interval brings back expired routes that were not
+    /// swept yet.
     ///
-    /// A longer interval comes into force when the calls of other threads have ended that began before, since these might
-    /// still take such routes away. So no route vanishes that was returned under the new interval. This call looks for that
-    /// ten thousand times; if a thread is stopped inside a call, the longer interval comes into force later. This call waits
-    /// for another thread that sets the interval.
+    /// A shorter interval comes into force at once. A longer interval comes into force when the calls that other threads began
+    /// before have ended, since these calls might still remove routes that it brings back. So no route vanishes that was
+    /// returned under the new interval. This call checks up to ten thousand times whether they have ended, and yields the
+    /// processor in between. If a thread is stopped inside a call, the longer interval comes into force later.
+    ///
+    /// Takes a lock of its own, so it waits for another thread that sets the interval.
     pub fn set_keep_alive(&self, interval: Duration) {
         self.keep_alive.set(ticks(interval));
     }

@@ -9,11 +9,11 @@ use crate::sync::{AtomicU64, Ordering};
 /// The tick at which a table starts: 24.8 days, so that ages of that much can be loaded into a new table.
 const FIRST_TICK: u64 = 1 << 31;
 
-/// How far the wall clock may wander from where ticks put it before it is looked at anew.
+/// How far the wall clock may drift from the ticks before their relation is set again.
 const WALL_TOLERANCE_MS: u64 = 50;
 
-/// How far apart the two clocks may be read, at most, for the wall's reading to be taken; and how often to try. Times that
-/// are shown are wrong by the sum of this and the tolerance at most.
+/// The most time between the readings of the two clocks for the wall clock's reading to be used, and how often to try. Times
+/// of day are wrong by at most the sum of this and the tolerance.
 const WALL_ERROR_MS: u64 = 10;
 const WALL_TRIES: usize = 4;
 
@@ -43,7 +43,7 @@ impl Time {
         time
     }
 
-    /// The tick of now. It stays at the latest that any thread saw where the clock goes backwards, and at
+    /// The present tick. If the clock goes backwards, it stays at the latest tick that any thread saw. It also stays at
     /// [`LAST_TICK`], 8.7 years after the table was made.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
@@ -57,7 +57,7 @@ impl Time {
         }
     }
 
-    /// The tick that the clock reads, even where it went backwards.
+    /// The tick that the clock reads, even if it went backwards.
     #[inline]
     fn reading(&self) -> u64 {
         let since = self.clock.monotonic().saturating_sub(self.origin);
@@ -87,8 +87,8 @@ impl Time {
         }
     }
 
-    /// Notices that the wall clock was stepped. Otherwise it leaves the relation between ticks and wall as it is, so
-    /// that one route's time is told the same way each time.
+    /// Sets the relation between ticks and the wall clock again if the wall clock was stepped. Otherwise keeps the relation,
+    /// so that the time of day of a route's refresh stays the same.
     pub(crate) fn look_at_the_wall(&self) {
         if let Some(wall_of_zero) = self.wall_of_zero_now() {
             // Relaxed, both: as in `wall`.
@@ -98,7 +98,8 @@ impl Time {
         }
     }
 
-    /// Reads both clocks as one. `None` if the thread was stopped in between each time, and an earlier reading is there.
+    /// The wall clock at tick zero, from a reading of both clocks. `None` if too much time passed between the readings at
+    /// each try, unless there is no earlier value.
     fn wall_of_zero_now(&self) -> Option<u64> {
         let read = |_| {
             let before = self.reading();
@@ -119,7 +120,7 @@ impl Time {
     }
 }
 
-/// A time of day from milliseconds since the Unix epoch; the epoch where that cannot be said.
+/// A time of day from milliseconds since the Unix epoch; the epoch if the time is out of range.
 pub(crate) fn after_epoch(ms: i64) -> SystemTime {
     let since = Duration::from_millis(ms.unsigned_abs());
     let time = if ms >= 0 {
@@ -143,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// A clock of a thread that is stopped for so many milliseconds each time after it has read the wall.
+    /// The clock of a thread that is stopped for so many milliseconds after each reading of the wall clock.
     #[derive(Debug)]
     struct Stopping {
         now_ms: Mutex<u64>,
@@ -165,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_is_stopped_between_two_clocks_shifts_no_time() {
-        // From the last to the first: two stops at the start, one at a look, then one at each try.
+        // In reverse: two stops when the table is made, one at a later look, then one at each try.
         let stops_ms = [9_000, 9_000, 9_000, 9_000, 5_000, 7_000, 3_000];
         for stops in 0..=stops_ms.len() {
             let clock = std::sync::Arc::new(Stopping {

@@ -1,4 +1,4 @@
-//! Going through all routes: one part of a shard after the other is copied out under a pin, and looked at without one.
+//! Going through all routes: copies one part of a shard after the other under a pin, and hands the copy out without a pin.
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -18,16 +18,16 @@ use crate::table::{RouteTable, SHARDS};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CopiedRoute {
     pub(crate) proxy: ProxyRef,
-    /// Of the last refresh.
+    /// The tick of the last refresh.
     pub(crate) tick: u64,
 }
 
 /// A place in a table's order of nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum At {
-    /// The beginning of a shard; the shards of names are counted on from those of UUIDs.
+    /// The beginning of a shard. The numbers of the shards of names follow those of UUIDs.
     Shard(usize),
-    /// Before the nodes of a shard that have this rank at least, under a seed.
+    /// Before the nodes of a shard that have at least this rank under a seed.
     Rank { shard: usize, seed: u64, rank: u32 },
     /// After a node, in its shard's order under a seed.
     After { seed: u64, node: NodeId },
@@ -39,12 +39,12 @@ impl Default for At {
     }
 }
 
-/// Where a copy ended.
+/// The end of a copy.
 #[derive(Debug)]
 pub(crate) struct Copied {
-    /// Of the order that the nodes came in.
+    /// The seed of the order of the nodes.
     pub(crate) seed: u64,
-    /// How many slots were looked at.
+    /// How many slots were read.
     pub(crate) slots: u32,
     /// Where to go on; `None` at the end of the table.
     pub(crate) next: Option<At>,
@@ -53,21 +53,21 @@ pub(crate) struct Copied {
 /// Some nodes with their routes.
 #[derive(Debug, Default)]
 pub(crate) struct Copy {
-    /// Each node, and where its routes are.
+    /// Each node, and the range of its routes.
     nodes: SmallVec<[(NodeId, Range<usize>); 1]>,
     routes: SmallVec<[CopiedRoute; 1]>,
 }
 
 impl RouteTable {
-    /// Calls `each` with every route that may be returned, and its node; the routes of a node come together, most recently
-    /// refreshed first, in the order of [`get_proxies`](Self::get_proxies), and nodes in none.
+    /// Calls `each` with every valid route and its node. The routes of a node come together, in the order of
+    /// [`get_proxies`](Self::get_proxies); the nodes come in no particular order.
     ///
-    /// A route that is there during the whole walk is reported exactly once. One that is added or removed meanwhile is
-    /// reported once or not at all, and its time is that of some moment of the walk. Nothing is locked: other threads go
-    /// on, and `each` may use the table.
+    /// A route that is there during the whole walk is reported exactly once, with its last refresh at some moment of the
+    /// walk. A route that is added or removed meanwhile is reported once or not at all. The walk takes no lock: other threads
+    /// go on, and `each` may use the table.
     ///
-    /// It copies some 1,000 nodes at a time, however large the table is, and takes some 50 nanoseconds a route. Reclamation
-    /// waits for one such copy at most, never for `each`.
+    /// The walk copies some 1,000 nodes at a time, however large the table is, and takes some 50 nanoseconds a route.
+    /// Reclamation waits for one such copy at most, never for `each`.
     ///
     /// ```
     /// # use nodetracker::{Proxy, RouteTable};
@@ -96,8 +96,8 @@ impl RouteTable {
         });
     }
 
-    /// Calls `visit` with every node that has routes which may be returned, and these, as
-    /// [`for_each_route`](Self::for_each_route) does, until it fails.
+    /// Calls `visit` with every node that has valid routes, and with these routes, as [`for_each_route`](Self::for_each_route)
+    /// does, until `visit` fails.
     pub(crate) fn walk<E>(&self, mut visit: impl FnMut(&NodeId, &[CopiedRoute]) -> Result<(), E>) -> Result<(), E> {
         let mut copy = Copy::default();
         let mut at = Some(At::default());
@@ -110,8 +110,7 @@ impl RouteTable {
         Ok(())
     }
 
-    /// Copies some of the next `most` nodes out, instead of what was copied before: a part of one shard
-    /// ([`Shard::copy`]), under one pin.
+    /// Replaces `copy` by some of the next `most` nodes: a part of one shard ([`Shard::copy`]), under one pin.
     pub(crate) fn copy_next(&self, from: &At, most: usize, copy: &mut Copy) -> Copied {
         let (number, start) = match from {
             At::Shard(number) => (*number, Start::Beginning),
@@ -144,7 +143,7 @@ impl RouteTable {
                 rank,
             }),
             Next::End => {
-                // Looked at only now: names that came first meanwhile need not be reported, but may be.
+                // Checked only now. If the first name comes meanwhile, the walk may report it, but need not.
                 let end = if self.parts().1.is_some() { 2 * SHARDS } else { SHARDS };
                 (number + 1 < end).then_some(At::Shard(number + 1))
             }
@@ -169,14 +168,14 @@ impl RouteTable {
         let guard = pin();
         shard.copy(start, most, &self.scope(&guard, number), |node, words| {
             let start = routes.len();
-            // The number is resolved under the pin: later it may be another proxy's.
+            // Resolve the number under the pin: later it may be another proxy's.
             routes.extend(words.iter().filter_map(|word| {
                 Some(CopiedRoute {
                     proxy: self.proxies().reference(word.proxy())?,
                     tick: word.time(),
                 })
             }));
-            // All of its proxies may have been removed meanwhile.
+            // All proxies of the node may have been removed meanwhile.
             if routes.len() > start {
                 nodes.push((node, start..routes.len()));
             }

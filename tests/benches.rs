@@ -1,4 +1,4 @@
-//! The benches' own parts, of which no time is measured here: their command lines, and what `scaling` does and records.
+//! The benches' own parts, without measuring time: their command lines, and the work and the records of `scaling`.
 
 use std::collections::HashSet;
 
@@ -37,7 +37,7 @@ fn a_command_line_is_read_in_any_order() {
 }
 
 #[test]
-fn what_is_wrong_with_a_command_line_is_named() {
+fn an_error_names_the_wrong_word_of_a_command_line() {
     for (words, named) in [
         ("--record", "--record"),
         ("--seconds", "--seconds"),

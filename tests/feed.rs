@@ -87,7 +87,7 @@ fn a_refresh_that_takes_a_stale_route_away_tells_of_it() {
     clock.advance(Duration::from_secs(6));
     table.add_node(&node, proxies[2]).expect("there is room");
     assert_eq!(events(&mut subscription), [], "a refresh in place takes nothing away");
-    // In turn, until the list has no rank left for the latest.
+    // Refresh in turn, until the list has no rank left for the latest refresh.
     for nth in 0..7 {
         table.add_node(&node, proxies[1 + nth % 2]).expect("there is room");
     }
@@ -151,7 +151,7 @@ fn a_subscriber_that_lags_loses_its_place_and_others_do_not() {
     assert_eq!(early.poll(usize::MAX, |_| ()), Err(Lagged));
     assert_eq!(fast.poll(usize::MAX, |_| ()), Ok(3));
     for _ in 0..3 {
-        // They have come to the latest change of each ring, and are told of the next one, idle or not.
+        // The subscribers have taken the latest change of each ring, and see the next change, idle or not.
         for subscription in [&mut early, &mut late, &mut fast] {
             assert_eq!(subscription.poll(9, |_| ()), Ok(0));
         }

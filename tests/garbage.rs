@@ -1,5 +1,5 @@
-//! How much memory waits for reclamation: it stays within a bound that the docs state, whatever the mix of batches, single
-//! calls, sweeps and feeds, and with nobody else pinning. One test at a time, since the heap is the process's.
+//! The memory that waits for reclamation stays within the documented bound, whatever the mix of batches, single calls, sweeps
+//! and feeds, also if no other thread pins. One test at a time, since the heap is the process's.
 
 #[path = "../benches/support/counting.rs"]
 #[allow(dead_code)]
@@ -59,7 +59,7 @@ fn garbage(table: &RouteTable) -> usize {
     table.stats().garbage
 }
 
-/// How many bytes more there are in use than `before`.
+/// How many more bytes than `before` are in use.
 fn grown(before: usize) -> usize {
     counting::live().saturating_sub(before)
 }
@@ -148,7 +148,7 @@ fn an_idle_table_gives_memory_back_within_two_rounds() {
 fn a_subscriber_that_does_not_poll_costs_its_ring() {
     let _alone = alone();
     let nodes = nodes(400_000);
-    // What the table takes, with a subscriber or without, once each change was made by a batch.
+    // The table's memory without a subscriber and with one, after all changes were made by batches.
     let bytes = |is_followed: bool| {
         let before = counting::live();
         let (table, _clock) = table();
@@ -225,7 +225,7 @@ fn an_index_that_was_replaced_does_not_wait_for_others() {
     assert!(most < 128 * KIB, "{most} bytes of replaced indexes wait");
 }
 
-/// Threads take turns, each with a call of its own kind, so that none is stalled.
+/// Threads take turns, each with its own kind of call, so that none is stopped inside a call.
 #[test]
 fn threads_that_are_not_stalled_keep_within_the_bound() {
     let _alone = alone();

@@ -1,4 +1,4 @@
-//! Limits: the last tick that there is, the last proxy number, and the last route.
+//! Limits: the last tick, the last proxy number, and the last route.
 
 mod common;
 
@@ -171,7 +171,7 @@ fn the_last_proxy_number_is_as_good_as_the_first() {
     assert_eq!(answer(&table, &nodes[1]), [first]);
 }
 
-/// Whichever call brings it, a node that is refused takes no record, so it forces no rebuild either.
+/// A refused node takes no record, whichever call adds it, so it causes no rebuild either.
 #[test]
 fn a_node_that_is_refused_leaves_nothing_behind() {
     const ROUTES: usize = 1_000;

@@ -11,9 +11,9 @@ use common::{proxy, sweep_fully};
 use nodetracker::{AddError, ManualClock, NodeId, ProxyRef, RouteTable};
 use uuid::Uuid;
 
-/// Fails what it is told to. It knows the table's own allocations by their layouts: segments and indexes are asked for
-/// zeroed, and indexes are aligned to cache lines; the vectors of a rebuild are long; a list is known while `LISTS` is set,
-/// when no vector of its size is asked for.
+/// Fails the allocations that a test selects. It knows the table's own allocations by their layouts: segments and indexes are
+/// allocated zeroed, and indexes are aligned to cache lines; the vectors of a rebuild are long. Lists have no layout of their
+/// own, so a test sets `LISTS` while nothing else of that size is allocated.
 struct Failing;
 
 /// A vector of as many bytes depends on how much a shard holds.

@@ -184,7 +184,7 @@ fn what_stays_is_in_one_page_whatever_happens_between_two() {
                     staying.contains(&node) || there.contains(&node),
                     "{node} is not there, seed {seed}"
                 );
-                // What comes back where pages have been may not be there again, either.
+                // A node that comes back before the present place must not be reported again, either.
                 assert!(
                     seen.insert(node.clone()),
                     "{node} came twice, {most} a page, seed {seed}"

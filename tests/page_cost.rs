@@ -1,4 +1,4 @@
-//! What a page and a walk allocate, which bounds what they copy: neither depends on the size of the table.
+//! The memory that a page and a walk allocate bounds what they copy. It does not depend on the size of the table.
 
 mod common;
 
@@ -19,7 +19,7 @@ thread_local! {
     static HELD: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
-// SAFETY: it hands on to the system's allocator.
+// SAFETY: each method passes its arguments to the system's allocator, and returns its result.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATED.set(ALLOCATED.get() + layout.size());

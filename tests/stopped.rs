@@ -1,10 +1,10 @@
-//! A thread that is stopped by a signal at any instruction of each public call, and what the calls of others do meanwhile.
+//! A signal stops a thread at any instruction of each public call, while another thread makes all calls that must not wait.
 //!
 //! A *victim* makes one call again and again. The main thread stops it at a random moment, makes the other calls, compares
-//! what they return with a model, and has the victim go on. [`calls`] says which calls may have to wait for which.
+//! their results with a model, and lets the victim go on. [`calls`] lists which calls may have to wait for which.
 //!
 //! The victim is not stopped inside the allocator, whose locks are not the table's. If a call does not end while the victim
-//! is stopped, an alarm finds that no call has ended since the last alarm; it has the victim go on, and the test fails.
+//! is stopped, an alarm finds that no call has ended since the last alarm. It lets the victim go on, and the test fails.
 #![cfg(target_os = "linux")]
 
 #[path = "stopped/caller.rs"]
@@ -22,12 +22,13 @@ use common::sweep_fully;
 use nodetracker::{ManualClock, RouteTable};
 use stop::{Alarm, Victim, has_waited, live_bytes};
 
-/// What a call does with the registry of proxies, or with the only other lock of the table.
+/// How a call uses the registry's lock, or the only other lock of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Registry {
     /// The call is lock-free.
     Free,
-    /// The call takes the registry if it is free, and passes by if not. So it waits for nobody, but others may wait for it.
+    /// The call takes the registry if it is free, and skips a step if not. So it does not wait, but other calls may wait for
+    /// it.
     Tries,
     /// The call may wait for the registry.
     Takes,
@@ -35,11 +36,11 @@ enum Registry {
     Itself,
 }
 
-/// A call: the victim is stopped in it, and others make it while the victim is stopped in this or in another call.
+/// A call: the victim is stopped in it, and the main thread makes it while the victim is stopped in this or another call.
 struct Call<'t> {
     name: &'static str,
     registry: Registry,
-    /// How often others make it at each stop.
+    /// How often the main thread makes the call at each stop.
     rate: Rate,
     make: fn(&mut Caller<'t>),
 }
@@ -48,14 +49,14 @@ struct Call<'t> {
 enum Rate {
     /// So many times at each stop.
     Times(usize),
-    /// At one stop of so many, by chance: it costs more.
+    /// Once at one stop in so many, at random: such calls take longer.
     OneIn(usize),
 }
 
 const OFTEN: Rate = Rate::Times(16);
 const RARELY: Rate = Rate::OneIn(8);
 
-/// What waits for what.
+/// All calls, with the lock that each takes.
 #[rustfmt::skip]
 fn calls<'t>() -> [Call<'t>; 35] {
     let call = |name, registry, rate, make| Call { name, registry, rate, make };
@@ -100,7 +101,7 @@ fn calls<'t>() -> [Call<'t>; 35] {
 }
 
 impl Call<'_> {
-    /// Whether this call may have to wait for a thread that is stopped in another one.
+    /// Whether this call may have to wait for a thread that is stopped in `other`.
     fn may_wait_for(&self, other: &Call<'_>) -> bool {
         match self.registry {
             Free | Tries => false,
@@ -110,10 +111,10 @@ impl Call<'_> {
     }
 }
 
-/// Bytes that may stay allocated once a table is dropped: what threads and rayon's pool keep.
+/// Bytes that may stay allocated once a table is dropped: threads and rayon's pool keep them.
 const KEPT: usize = 1 << 18;
 
-/// `NODETRACKER_SCALE` times as many stops. The seed gives the same calls, but not the same instructions.
+/// `NODETRACKER_SCALE` multiplies the stops. A seed repeats the calls, but not the instructions at which the victim stops.
 #[test]
 fn a_thread_that_is_stopped_in_any_call_holds_up_no_call_that_is_lock_free() {
     let mut random = fastrand::Rng::with_seed(common::seed());
@@ -122,7 +123,7 @@ fn a_thread_that_is_stopped_in_any_call_holds_up_no_call_that_is_lock_free() {
     for nth in 0..calls().len() {
         let before = live_bytes();
         stop_in(nth, 100 * common::scale(), &mut random);
-        // What was retired meanwhile is freed, once others have retired more.
+        // Objects retired meanwhile are freed once other threads have retired more.
         let left = || live_bytes().saturating_sub(before);
         let is_freed = (0..10_000).any(|_| {
             retire_some();
@@ -172,7 +173,7 @@ fn check<'t>(table: &RouteTable, caller: &mut Caller<'t>, victim: &mut Caller<'t
         table.remove_node(node);
     }
     sweep_fully(table);
-    // The nodes that both have are checked once, for both.
+    // The nodes that both callers change are checked once, for both.
     for (routes, others) in caller.routes[OWN..].iter_mut().zip(victim.routes.drain(OWN..)) {
         routes.extend(others);
     }
@@ -190,7 +191,7 @@ fn check<'t>(table: &RouteTable, caller: &mut Caller<'t>, victim: &mut Caller<'t
     assert_eq!(table.len(), total.0);
 }
 
-/// Retires some objects of another table, which has reclamation go on.
+/// Retires some objects of another table, so that reclamation goes on.
 fn retire_some() {
     let table = RouteTable::builder().clock(ManualClock::new()).build();
     let proxies = ["a", "b"].map(|id| table.register_proxy(&described(id, 0)).expect("there is room"));

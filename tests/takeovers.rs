@@ -1,4 +1,4 @@
-//! What readers see of a proxy that starts again and again, each time with a greater incarnation: never that it is gone.
+//! A proxy begins one greater incarnation after the other. Readers never miss it.
 
 mod common;
 
@@ -11,14 +11,14 @@ use common::proxy;
 use nodetracker::{BeginError, ProxyCursor, RouteTable};
 
 const TAKEOVERS: u64 = 20_000;
-/// Proxies that stay as they are, before and after the one that starts again in each list.
+/// Proxies that do not change, registered before and after the proxy that begins incarnations.
 const OTHERS: usize = 300;
 
 fn number(number: u64) -> NonZeroU64 {
     NonZeroU64::new(number).expect("not zero")
 }
 
-/// Has a proxy start again and again, beside `look`, which is called until that ends, and at least once.
+/// Lets a proxy begin one incarnation after the other. Calls `look` meanwhile, at least once.
 fn during_takeovers(look: impl Fn(&RouteTable) + Sync) {
     // An interval that no test outlives: the sweeper drops no proxy.
     let table = RouteTable::builder().keep_alive(Duration::from_secs(1 << 20)).build();

@@ -1,5 +1,5 @@
-//! How much waits to be freed over time, with nobody but one thread at work: routes that move by batches, routes that move one
-//! by one, and a table that expires and is left to the sweeper.
+//! Garbage over time, with a single thread: routes that move by batches, routes that move one by one, and a table whose routes
+//! expire, which only the sweeper uses.
 
 use std::error::Error;
 use std::fs;
@@ -19,7 +19,7 @@ const EXPIRY: usize = 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(300);
 const ROUND: Duration = Duration::from_secs(100);
 
-/// What reports the nodes in a round.
+/// How the nodes are reported in a round.
 #[derive(Clone, Copy)]
 enum Load {
     Batches,
@@ -28,7 +28,7 @@ enum Load {
     None,
 }
 
-/// Draws the plot, and prints the most of each line; fails if a line is above the bound.
+/// Draws the plot, and prints the maximum of each line. Returns whether all lines are within the bound.
 pub(crate) fn plot(here: &Path) -> Result<bool, Box<dyn Error>> {
     let lines = [
         ("batches of 1,000", "table blue", Load::Batches),

@@ -83,7 +83,7 @@ fn a_subscriber_that_keeps_up_sees_each_change() {
             move || {
                 let mut subscription = feed.subscribe();
                 thread::yield_now();
-                let polled = subscription.poll(9, |told| assert_eq!(*told, event(1)));
+                let polled = subscription.poll(9, |polled| assert_eq!(*polled, event(1)));
                 assert!(polled.is_ok(), "the ring has room for it");
             }
         });
@@ -136,8 +136,8 @@ fn of_a_writer_and_a_new_subscriber_one_sees_the_other() {
         let mut subscription = feed.subscribe();
         let read = word.load(Ordering::Acquire);
         writer.join().expect("it ends");
-        let told = subscription.poll(9, |_| ()).expect("there is one change");
-        assert!(read == 1 || told == 1, "the change is neither read nor told");
+        let taken = subscription.poll(9, |_| ()).expect("there is one change");
+        assert!(read == 1 || taken == 1, "the change is neither read nor taken");
     });
 }
 
@@ -156,36 +156,36 @@ fn an_idle_subscriber_misses_no_change() {
             let feed = Arc::clone(&feed);
             move || {
                 let mut subscription = feed.subscribe();
-                // As if it had come before the change.
+                // As if the subscription had begun before the change.
                 subscription.next.fill(0);
-                let mut told = 0;
+                let mut taken = 0;
                 for _ in 0..2 {
-                    told += subscription.poll(9, |_| ()).expect("there is one change");
+                    taken += subscription.poll(9, |_| ()).expect("there is one change");
                 }
-                (told, subscription.idle_in)
+                (taken, subscription.idle_in)
             }
         });
-        let mut told = subscription.poll(9, |_| ()).expect("there is one change");
+        let mut taken = subscription.poll(9, |_| ()).expect("there is one change");
         writer.join().expect("it ends");
-        let (told_other, idle_in) = other.join().expect("it ends");
+        let (taken_by_other, idle_in) = other.join().expect("it ends");
         assert!(
-            told_other == 1 || idle_in != Some(feed.state.load(Ordering::Relaxed)),
+            taken_by_other == 1 || idle_in != Some(feed.state.load(Ordering::Relaxed)),
             "the other one is idle for good"
         );
-        told += subscription.poll(9, |_| ()).expect("there is one change");
-        assert_eq!(told, 1, "the change is missed");
+        taken += subscription.poll(9, |_| ()).expect("there is one change");
+        assert_eq!(taken, 1, "the change is missed");
     });
 }
 
-/// Has a subscriber take the events of `change`, which happens to the proxy that is registered first; `check` is called with
-/// each, and must have been called in some execution.
+/// Makes `change` to a registered proxy while a subscriber polls. Calls `check` with each event; at least one execution must
+/// have an event while the change is under way.
 fn during(
     change: impl Fn(&RouteTable, ProxyRef) + Send + Sync + Copy + 'static,
     check: impl Fn(&RouteTable, &Event) + Send + Sync + 'static,
 ) {
-    let told = std::sync::atomic::AtomicBool::new(false);
-    let told = std::sync::Arc::new(told);
-    let was_told = std::sync::Arc::clone(&told);
+    let reported = std::sync::atomic::AtomicBool::new(false);
+    let reported = std::sync::Arc::new(reported);
+    let was_reported = std::sync::Arc::clone(&reported);
     epoch::check(2, move || {
         let table = Arc::new(RouteTable::builder().clock(ManualClock::new()).build());
         let first = table.begin_incarnation(&proxy("a:1"), NonZeroU64::MIN);
@@ -202,7 +202,7 @@ fn during(
         let mut poll = |is_under_way: bool| {
             let polled = subscription.poll(9, |event| {
                 // Relaxed: one OS thread.
-                told.fetch_or(is_under_way, std::sync::atomic::Ordering::Relaxed);
+                reported.fetch_or(is_under_way, std::sync::atomic::Ordering::Relaxed);
                 check(&table, event);
             });
             taken += polled.expect("there is one change");
@@ -213,8 +213,8 @@ fn during(
         assert_eq!(taken, 1, "one change is one event");
     });
     // Relaxed: as above.
-    let was_told = was_told.load(std::sync::atomic::Ordering::Relaxed);
-    assert!(was_told, "no event came while the change was under way");
+    let was_reported = was_reported.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(was_reported, "no event came while the change was under way");
 }
 
 fn proxy(addr: &str) -> Proxy<'_> {
@@ -233,12 +233,12 @@ fn is_gone(table: &RouteTable, event: &Event) {
 }
 
 #[test]
-fn a_proxy_is_gone_when_its_removal_is_told() {
+fn a_proxy_is_gone_when_its_removal_is_reported() {
     during(|table, proxy| assert!(table.remove_proxy(proxy)), is_gone);
 }
 
 #[test]
-fn an_incarnation_is_gone_when_its_end_is_told() {
+fn an_incarnation_is_gone_when_its_end_is_reported() {
     let begin = |table: &RouteTable, _| {
         let second = NonZeroU64::MIN.saturating_add(1);
         table.begin_incarnation(&proxy("a:1"), second).expect("there is room");
@@ -247,7 +247,7 @@ fn an_incarnation_is_gone_when_its_end_is_told() {
 }
 
 #[test]
-fn a_proxy_has_its_new_details_when_they_are_told() {
+fn a_proxy_has_its_new_details_when_they_are_reported() {
     let register = |table: &RouteTable, _| _ = table.register_proxy(&proxy("a:2")).expect("there is room");
     during(register, |table, event| match event {
         Event::ProxyChanged { proxy } => {

@@ -1,4 +1,4 @@
-//! What polls cost, in rings looked at and pins.
+//! The cost of polls: how many rings they read, and how often they pin.
 
 use std::cell::Cell;
 
@@ -38,7 +38,7 @@ fn event(number: u128) -> Event {
     }
 }
 
-/// Polls, and returns what `poll` returned, how many rings it looked at, and how often it pinned.
+/// Polls. Returns the result of `poll`, how many rings it read, and how often it pinned.
 fn cost(subscription: &mut Subscription<'_>, most: usize) -> (Result<usize, Lagged>, Cost) {
     COST.take();
     let polled = subscription.poll(most, |_| ());
@@ -46,7 +46,7 @@ fn cost(subscription: &mut Subscription<'_>, most: usize) -> (Result<usize, Lagg
 }
 
 #[test]
-fn a_poll_with_nothing_to_tell_looks_at_no_ring_and_does_not_pin() {
+fn a_poll_without_changes_reads_no_ring_and_does_not_pin() {
     let feed = Feed::default();
     let mut subscription = feed.subscribe();
     assert_eq!(subscription.poll(9, |_| ()), Ok(0));
@@ -65,7 +65,7 @@ fn a_poll_pins_once_for_many_events_and_not_for_rings_without_any() {
 }
 
 #[test]
-fn an_idle_subscriber_is_told_of_each_change_and_goes_idle_again() {
+fn an_idle_subscriber_takes_each_change_and_goes_idle_again() {
     let feed = Feed::default();
     let mut subscriptions = [feed.subscribe(), feed.subscribe()];
     for round in 0..4 {
@@ -84,7 +84,7 @@ fn an_idle_subscriber_is_told_of_each_change_and_goes_idle_again() {
     }
 }
 
-/// Writers change the word for the first change only.
+/// Only the first change of a burst changes the word.
 #[test]
 fn a_burst_of_changes_clears_idle_once() {
     let feed = Feed::default();
@@ -98,23 +98,23 @@ fn a_burst_of_changes_clears_idle_once() {
 }
 
 #[test]
-fn a_panic_loses_no_event_but_the_one_that_was_told() {
+fn a_panic_loses_no_event_but_the_one_that_was_taken() {
     let feed = Feed::default();
     let mut subscription = feed.subscribe();
     assert_eq!(subscription.poll(9, |_| ()), Ok(0));
     for number in 0..10 {
         feed.mark(7, &pin(), || event(number));
     }
-    let mut told = Vec::new();
+    let mut taken = Vec::new();
     for most in [usize::MAX, 1, 5, 9, 9] {
         _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             subscription.poll(most, |event| {
-                told.push(event.clone());
-                assert!(told.len() % 3 != 0, "a panic that is meant to be");
+                taken.push(event.clone());
+                assert!(taken.len() % 3 != 0, "a panic that is meant to be");
             })
         }));
     }
-    assert_eq!(told, (0..10).map(event).collect::<Vec<_>>());
+    assert_eq!(taken, (0..10).map(event).collect::<Vec<_>>());
     assert_eq!(subscription.poll(9, |_| ()), Ok(0));
 }
 

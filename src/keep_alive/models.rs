@@ -10,12 +10,12 @@ use uuid::Uuid;
 use crate::sync::epoch;
 use crate::{ManualClock, NodeId, Proxy, RouteTable};
 
-/// An addition that takes an expired route away runs beside a longer interval, under which the route is valid.
+/// An addition that removes an expired route runs beside a longer interval, under which the route is valid.
 #[test]
 fn a_route_that_a_longer_interval_brought_back_stays() {
     static RETURNED: AtomicBool = AtomicBool::new(false);
     epoch::check(3, || {
-        // An addition that has ended when the interval is set is over for look-ups too.
+        // An addition that has ended before the interval is set comes before the look-ups, too.
         epoch::order_unpins();
         let clock = ManualClock::new();
         let interval = Duration::from_secs(10);

@@ -1,5 +1,5 @@
-//! What proxies share: each cluster name is stored once, under a number, and each address once, unless it is IPv4, when it
-//! takes no memory at all.
+//! The details that proxies share: each cluster name is stored once, under a number. An IPv4 address needs no memory of its
+//! own; any other address is stored once per cluster.
 //!
 //! A proxy's cluster and address are one word, so that they change together:
 //!
@@ -9,9 +9,9 @@
 //! 0                                                           none: the number is FREE
 //! ```
 //!
-//! Readers look at what a word names under an epoch pin, without a lock. So what a word named goes only a grace period after
-//! the last entry gave that word up, and a cluster's number is given to another one only then. Everything else here is the
-//! registry owner's.
+//! Readers read the objects that a word refers to under an epoch pin, without a lock. So an object is freed only a grace
+//! period after the last entry dropped that word, and only then may another cluster get the cluster's number. Everything else
+//! here belongs to the registry's owner.
 
 use std::collections::{BTreeMap, BTreeSet, LinkedList};
 use std::hash::Hash;
@@ -159,8 +159,8 @@ impl Details {
                 #[cfg(loom)]
                 // SAFETY: as below.
                 unsafe { &*shared }.fate.assert_alive();
-                // SAFETY: an entry had it under the guard, so it is freed after the guard has gone. Only its count of users
-                // ever changes, and that is not read here.
+                // SAFETY: an entry had it while the guard was pinned, so it is freed only after the guard is dropped. Only
+                // its count of users ever changes, and that is not read here.
                 let cluster = unsafe { (*shared).cluster };
                 // SAFETY: as above.
                 let addr = unsafe { (*shared).addr };
@@ -168,7 +168,8 @@ impl Details {
                 (cluster, Addr::of(unsafe { addr.as_str() }))
             }
         };
-        // SAFETY: an entry had the word under the guard, so the number is this cluster's until the guard has gone.
+        // SAFETY: an entry had the word while the guard was pinned, so the number is this cluster's until the guard is
+        // dropped.
         Some((unsafe { clusters.name(cluster) }, addr))
     }
 }
@@ -186,14 +187,15 @@ struct Name {
 }
 
 impl Clusters {
-    /// More than there is memory for, whatever is pinned.
+    /// More numbers than memory can hold, even if a pinned thread keeps the numbers of former clusters from being reused.
     const LIMIT: u32 = 1 << 31;
 
     /// # Safety
     ///
     /// The number is a cluster's for as long as the result is in use.
     unsafe fn name<'a>(&self, number: u32) -> &'a str {
-        // Relaxed: written before the word that has the number, which was loaded with Acquire; or by the owner.
+        // Relaxed: written before the word with the number was stored (Release), which the caller loaded with Acquire; or the
+        // caller is the owner, who wrote it.
         let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
         #[cfg(loom)]
         self.0.ensure(number).text.read();
@@ -212,7 +214,7 @@ impl Clusters {
 
     /// # Safety
     ///
-    /// The number has a text that nobody looks at any more, and will have another one before it is a cluster's again.
+    /// The number has a text that no thread reads any more, and gets another text before it is a cluster's again.
     unsafe fn free_name(&self, number: u32) {
         // Relaxed: the owner wrote it.
         let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
@@ -227,7 +229,7 @@ impl Clusters {
 
 /// Every cluster that some proxy is in, and every [`Shared`] that some proxy has.
 ///
-/// Trees and a list: all of them grow and shrink by a few elements at a time, since others wait for the lock meanwhile.
+/// Trees and a list, which grow and shrink by a few elements at a time, since other threads wait for the lock meanwhile.
 #[derive(Debug)]
 pub(crate) struct Interner {
     /// By their hashes.
@@ -237,23 +239,24 @@ pub(crate) struct Interner {
     clusters: Arc<Clusters>,
     /// How many entries and [`Shared`] have each cluster that there is, by number.
     users: BTreeMap<u32, u32>,
-    /// Numbers below this one were ever a cluster's.
+    /// The numbers below this were ever a cluster's.
     next: u32,
-    /// Those of them that no cluster has. The least ones are used first: they fit into a word.
+    /// The numbers below `next` that no cluster has. The least number is used first: small numbers fit into a word.
     free: BTreeSet<u32>,
-    /// Numbers that readers may still take for a former cluster, each with the grace period that is waited for.
+    /// Numbers that readers may still resolve to a former cluster, each with the grace period to wait for.
     leaving: LinkedList<(u32, u32)>,
     hasher: RandomState,
 }
 
-/// How many numbers of former clusters are freed for one that comes or goes, so that they become fewer.
+/// How many numbers of former clusters are freed each time a cluster comes or goes: more than one, so that they become fewer.
 const FREED_FOR_ONE: usize = 2;
 
 /// A [`Shared`] that the interner owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SharedPtr(*mut Shared);
 
-// SAFETY: what it points to may be looked at and freed by any thread.
+// SAFETY: a `Shared` is not tied to a thread: its text and cluster do not change, and only the holder of the registry's lock
+// touches its count of users.
 unsafe impl Send for SharedPtr {}
 
 impl SharedPtr {
@@ -298,7 +301,7 @@ impl SharedPtr {
     ///
     /// No entry has it any more, and it is retired once.
     pub(crate) unsafe fn retire(self, guard: &Guard) {
-        // SAFETY: as the caller promises; a thread that pins from now on does not find it.
+        // SAFETY: no entry has it, so a thread that pins from now on does not find it; the caller retires it once.
         unsafe { retire(guard, self.0) };
     }
 
@@ -338,7 +341,7 @@ impl Interner {
         Arc::clone(&self.clusters)
     }
 
-    /// The details of one more entry.
+    /// Details for one more entry, which counts as their user.
     pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str, grace: &Grace) -> Details {
         let cluster = self.cluster(cluster_name, grace);
         if let Addr::V4(addr) = Addr::of(addr)
@@ -369,7 +372,7 @@ impl Interner {
         self.hasher.hash_one(key) as u32
     }
 
-    /// The number of a cluster, which has to get a user if it is a new one.
+    /// The number of a cluster. The caller must add a user, since a new cluster has none.
     fn cluster(&mut self, name: &str, grace: &Grace) -> u32 {
         let hash = self.hash_of(name);
         let mut alike = self.cluster_numbers.range((hash, 0)..=(hash, u32::MAX));
@@ -399,13 +402,14 @@ impl Interner {
                 return;
             };
             self.leaving.pop_front();
-            // SAFETY: nobody reads a word that has the number any more.
+            // SAFETY: the grace period since the last word with the number is over, so no thread reads the name any more. A
+            // new cluster sets another name before it uses the number.
             unsafe { self.clusters.free_name(number) };
             self.free.insert(number);
         }
     }
 
-    /// Counts one entry less that has `details`, which readers may look at until a grace period has passed.
+    /// Counts one entry less that has `details`. Readers may read the details until the grace period of `leaving` is over.
     pub(crate) fn release(&mut self, details: Details, leaving: &mut Leaving<'_>) {
         match details.form() {
             Form::None => {}

@@ -1,4 +1,4 @@
-//! Proxy numbers: who has one, and how far it is in its life.
+//! Proxy numbers: which proxy has a number, and the number's state.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -93,10 +93,10 @@ struct Fields {
 
 const _: () = assert!(cfg!(loom) || std::mem::size_of::<Fields>() == 32);
 
-/// In `Fields::seen`: in no round, or none that is worth to be told.
+/// In `Fields::seen`: in no round, or in a round too long ago to matter.
 const UNSEEN: u32 = u32::MAX;
 
-/// Whether the round `seen` is `round`, or one of those that follow it.
+/// Whether the round `seen` is `round`, or follows it.
 fn is_since(seen: u32, round: u32) -> bool {
     seen != UNSEEN && seen.wrapping_sub(round) % ROUNDS < ROUNDS / 4
 }
@@ -140,13 +140,13 @@ impl Numbers {
         }
     }
 
-    /// How far a number is, where it was ever given to a proxy.
+    /// The life of a number, if the number or a number of the same segment was ever given to a proxy.
     #[inline]
     pub(crate) fn life(&self, number: u32) -> Option<&LifeCell> {
         self.lives.get(number)
     }
 
-    /// A number, where it was ever given to a proxy, or one close to it.
+    /// The entry of a number, if the number or a number of the same segment was ever given to a proxy.
     #[inline]
     pub(crate) fn get(&self, number: u32) -> Option<Entry<'_>> {
         Some(Entry {
@@ -165,7 +165,8 @@ impl Numbers {
 
     /// The incarnation that the proxy of a number is of. The caller has seen the proxy's life under its pin.
     pub(crate) fn incarnation(&self, number: u32) -> Option<NonZeroU64> {
-        // Relaxed: written before the life that was seen, or later, when an incarnation began without another number.
+        // Relaxed: written before the life that the caller has seen (Release and Acquire), or later, by a proxy that began
+        // its first incarnation: then the value orders nothing.
         let incarnation = self.incarnations.get()?.get(number)?.load(Ordering::Relaxed);
         NonZeroU64::new(incarnation)
     }
@@ -177,14 +178,14 @@ impl Numbers {
                 let incarnations = self.incarnations.get_or_init(|| Box::new(Numbered::new(self.limit)));
                 Some(incarnations.ensure(number))
             }
-            // Nothing is there to be taken for the proxy's.
+            // Clear the incarnation of the number's former proxy, if there is one.
             None => self
                 .incarnations
                 .get()
                 .and_then(|incarnations| incarnations.get(number)),
         };
         if let Some(cell) = cell {
-            // Relaxed: published by the life; or, of a proxy that had none, a number alone.
+            // Relaxed: the store of the life publishes it; if the proxy is ALIVE already, the value orders nothing.
             cell.store(incarnation.map_or(0, NonZeroU64::get), Ordering::Relaxed);
         }
     }
@@ -208,17 +209,17 @@ impl fmt::Debug for Entry<'_> {
 impl LifeCell {
     #[inline]
     pub(crate) fn get(&self) -> Life {
-        // Acquire: pairs with `set`, so that whoever sees a proxy alive sees its ID and details.
+        // Acquire: pairs with the store in `set`, so that a thread which sees a proxy ALIVE sees its ID and details.
         Life(self.0.load(Ordering::Acquire))
     }
 
     fn set(&self, life: Life) {
-        // Release: pairs with `get`.
+        // Release: pairs with the load in `get`.
         self.0.store(life.0, Ordering::Release);
     }
 
     fn change(&self, from: Life, to: Life) -> bool {
-        // AcqRel: as `get` and `set`.
+        // AcqRel: Release pairs with the load in `get`; Acquire pairs with the store in `set`.
         self.0
             .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
@@ -293,18 +294,18 @@ impl Entry<'_> {
     #[inline]
     pub(crate) fn touch(self, tick: u64) {
         let used = (tick >> USED_SHIFT) as u32;
-        // Relaxed, both: a time to judge idleness by; a round and a grace period follow before anything comes of it. A
-        // thread that was stopped here takes nothing back that came later.
+        // Relaxed, both: the time only decides idleness, a round and a grace period later. `fetch_max`: a thread that was
+        // stopped here does not undo a later use.
         if self.fields.used.load(Ordering::Relaxed) < used {
             self.fields.used.fetch_max(used, Ordering::Relaxed);
         }
     }
 
-    /// Notes that a route was seen in a round. A sweeper that stood still since an earlier round takes back nothing of what
-    /// was seen in a later one.
+    /// Notes that a route was seen in a round. A sweeper that was stopped since an earlier round does not overwrite a later
+    /// round.
     #[inline]
     pub(crate) fn seen_in(self, round: u32) {
-        // Relaxed, both: the sweeper's cursor orders the rounds.
+        // Relaxed, both: the sweeper's cursor (AcqRel in `Cursor::step`) orders the rounds.
         let mut seen = self.fields.seen.load(Ordering::Relaxed);
         while !is_since(seen, round) {
             match self
@@ -324,7 +325,7 @@ impl Entry<'_> {
         is_since(self.fields.seen.load(Ordering::Relaxed), round)
     }
 
-    /// Forgets a round so long past that its number would soon be one to come. It is called once a round.
+    /// Forgets a round so long past that its number will be used again. Called once per round.
     pub(crate) fn forget_old_round(self, round: u32) {
         // Relaxed, both: as in `seen_in`.
         let seen = self.fields.seen.load(Ordering::Relaxed);
@@ -428,7 +429,7 @@ mod tests {
             let before = round.wrapping_sub(3) % ROUNDS;
             entry.seen_in(before);
             assert!(entry.was_seen_since(round), "round {round}");
-            // For a sweeper that is late at the proxies, it is in use too.
+            // For a sweeper that visits the proxies late, the proxy is in use too.
             assert!(entry.was_seen_since(before), "round {round}");
             assert!(!entry.was_seen_since((round + 1) % ROUNDS), "round {round}");
         }

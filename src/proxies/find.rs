@@ -1,8 +1,8 @@
 //! Finding proxies by their IDs, without a lock.
 //!
-//! An ID keeps its slot in the map for as long as it is registered, also when another number takes its place. A reader that
-//! finds a number that is DEAD looks again, since the proxy may have been replaced: see [`takeover`](super::takeover).
-//! Each further look means that another thread has replaced or registered the proxy meanwhile.
+//! An ID keeps its slot in the map for as long as it is registered, also when it gets another number. A reader that finds a
+//! DEAD number searches again, since the proxy may have been replaced: see [`takeover`](super::takeover). The second search
+//! is the last one, unless another thread has replaced or registered the proxy meanwhile.
 
 use crate::proxies::entry::Entry;
 use crate::proxies::id::ProxyId;
@@ -16,7 +16,7 @@ impl Proxies {
         self.registered(ProxyId::of(id), guard)
     }
 
-    /// As [`find`](Proxies::find).
+    /// [`find`](Proxies::find) for an ID that was parsed.
     pub(crate) fn registered(&self, id: ProxyId<'_>, guard: &Guard) -> Option<ProxyRef> {
         let mut dead = None;
         loop {
@@ -25,8 +25,8 @@ impl Proxies {
             if let Some(proxy) = self.reference(number).or_else(successor) {
                 return Some(proxy);
             }
-            // If the number had been replaced, the map would say so by now: that came before what said that the number is
-            // DEAD, or before what said that no takeover is under way. So the proxy was removed, and a thread is about to
+            // If the number had been replaced, the second search would have found another number: the map was changed before
+            // the store that ended the takeover, which `successor` read. So the proxy was removed, and a thread is about to
             // remove the ID from the map.
             if dead.replace(number) == Some(number) {
                 return None;
@@ -34,9 +34,9 @@ impl Proxies {
         }
     }
 
-    /// The proxies whose IDs are in one [part](Proxies::PARTS) of the map, in the order of their IDs' hashes, which come
-    /// with them. Each ID is there once: a proxy that is registered all the while, and others that are at some moment of the
-    /// call.
+    /// The proxies whose IDs are in one [part](Proxies::PARTS) of the map, each with its ID's hash, in the order of the
+    /// hashes. Each ID is there at most once. A proxy that is registered during the whole call is there; other proxies may
+    /// be, if they are registered at some moment of the call.
     pub(crate) fn in_part(&self, part: usize, guard: &Guard) -> Vec<(u64, ProxyRef)> {
         let found = self.ids.numbers(part, guard).filter_map(|number| {
             let id = self.numbers.get(number)?.id(guard);
@@ -45,7 +45,7 @@ impl Proxies {
         });
         let mut found: Vec<_> = found.collect();
         found.sort_by_key(|(hash, _)| *hash);
-        // An ID that was removed and registered again meanwhile may have been seen in two slots.
+        // An ID that was removed and registered again meanwhile may be in two slots.
         let id = |proxy: &ProxyRef| self.numbers.get(proxy.number).map(|entry: Entry<'_>| entry.id(guard));
         found.dedup_by(|later, kept| {
             let is_same = later.0 == kept.0 && id(&later.1) == id(&kept.1);
@@ -60,7 +60,7 @@ impl Proxies {
     /// How many parts the map of IDs has.
     pub(crate) const PARTS: usize = ids::PARTS;
 
-    /// The part of the IDs with a hash.
+    /// The part that has the IDs with this hash.
     pub(crate) fn part_of(hash: u64) -> usize {
         part_of(hash)
     }

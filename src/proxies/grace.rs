@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use crate::sync::{AtomicU32, Guard, Ordering, after_grace};
 
-/// Tells when everyone who was pinned at a given moment has gone on.
+/// Numbers grace periods. A period is over once every thread that was pinned when it began has unpinned.
 #[derive(Debug, Default)]
 pub(crate) struct Grace {
     begun: AtomicU32,
-    /// The latest period that is over. Whoever was pinned at the beginning of an earlier one was pinned, or gone, at the
-    /// beginning of this one, so earlier ones are over too.
+    /// The latest period that is over. A thread that was pinned when an earlier period began was still pinned, or had
+    /// unpinned, when this period began. So earlier periods are over too.
     over: Arc<AtomicU32>,
 }
 
-/// How many periods there are before their numbers repeat. One that is asked about was begun less than half as many ago,
-/// or is taken for over too late, when the numbers have come round.
+/// How many periods there are before their numbers repeat. If a period is older than half of them, `is_over` may return
+/// `false` for it, until the numbers have wrapped around.
 pub(crate) const PERIODS: u32 = 1 << 30;
 
 fn is_past(period: u32, of: u32) -> bool {
@@ -22,10 +22,10 @@ fn is_past(period: u32, of: u32) -> bool {
 }
 
 impl Grace {
-    /// The number of a period that is about to [begin](Grace::begin), below [`PERIODS`]. Who reserves a number begins the
-    /// period before another number is reserved.
+    /// The number of a period that is about to [begin](Grace::begin), below [`PERIODS`]. The registry's owner reserves a
+    /// number, and begins the period before another number is reserved.
     pub(crate) fn reserve(&self) -> u32 {
-        // Relaxed: only a number; the epoch orders what matters.
+        // Relaxed: the registry's lock orders reservations; the epoch orders what waits for the period.
         self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1) % PERIODS
     }
 
@@ -36,8 +36,8 @@ impl Grace {
             // Relaxed: the CAS decides.
             let mut latest = over.load(Ordering::Relaxed);
             while !is_past(period, latest) {
-                // Release: pairs with `is_over`: what pinned threads did before they went on is seen by whoever acts on
-                // it.
+                // Release: pairs with the load in `is_over`: a thread that finds the period over sees what the pinned threads
+                // did before they unpinned.
                 match over.compare_exchange_weak(latest, period, Ordering::Release, Ordering::Relaxed) {
                     Ok(_) => break,
                     Err(won) => latest = won,
@@ -54,7 +54,7 @@ impl Grace {
     }
 
     pub(crate) fn is_over(&self, period: u32) -> bool {
-        // Acquire: pairs with `begin`.
+        // Acquire: pairs with the CAS in `begin`.
         is_past(period, self.over.load(Ordering::Acquire))
     }
 }

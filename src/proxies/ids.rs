@@ -1,12 +1,12 @@
 //! From a proxy's ID to its number, 4 bytes and a little for each.
 //!
-//! The map is an array of numbers in each of its parts; the IDs, and what they hash to, are in the numbers' entries. The
-//! registry's owner alone changes it. Readers need no lock: a number never moves within an array, and an array that has
-//! become too small is replaced by a copy. So who reads an array that was just replaced sees the map as it was when it was
-//! replaced. The parts grow one at a time, each at sizes of its own, so that no registration copies more than one of them.
+//! The map has an array of numbers in each of its parts; the IDs are in the numbers' entries. Only the registry's owner
+//! changes the map. Readers need no lock: a number never moves within an array, and an array that is too small or too large
+//! is replaced by a copy. So a reader of an array that was just replaced sees the map as it was at that moment. The parts
+//! grow one at a time, each at sizes of its own, so no registration copies more than one part.
 //!
-//! It took the place of an `scc::HashIndex` of numbers, which has 12.6 bytes for each of a million proxies, and 27 for each
-//! of a thousand, where this has 5 and 7 (`nodetracker-profiles prototype` and `ten-thousand`, before and after).
+//! An `scc::HashIndex` of numbers takes 12.6 bytes for each of a million proxies, and 27 for each of a thousand; this map
+//! takes 5 and 7 (`nodetracker-profiles prototype` and `ten-thousand`).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -26,24 +26,24 @@ use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, new_hasher, re
 const PART_BITS: u32 = if cfg!(loom) { 0 } else { 7 };
 pub(super) const PARTS: usize = 1 << PART_BITS;
 
-/// A slot that no number was put in; a probe sequence ends there.
+/// A slot that never had a number: a probe sequence ends there.
 const EMPTY: u32 = 0;
 /// A slot whose number was removed. No number's slot looks like that: numbers have 23 bits.
 const REMOVED: u32 = NUMBER_MASK;
 
-/// A slot has the number plus one, and above it some bits of the ID's hash, so that nearly always only the right entry is
-/// looked at.
+/// A slot has the number plus one, and above it some bits of the ID's hash, so that a search nearly always reads only the
+/// right entry.
 const NUMBER_BITS: u32 = 24;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
 
-/// How many numbers further on memory is asked for.
+/// How many numbers ahead a copy prefetches.
 const AHEAD: usize = 8;
 
 /// The slots of one part, behind this.
 #[repr(C)]
 struct Array {
     len: u32,
-    /// Slots that are not EMPTY; the owner's, as the next one.
+    /// Slots that are not EMPTY. Only the owner uses this and `count`.
     used: AtomicU32,
     /// Slots with a number.
     count: AtomicU32,
@@ -197,7 +197,8 @@ impl Ids {
     fn array<'g>(&'g self, part: usize, _guard: &'g Guard) -> Option<&'g Array> {
         // Acquire: pairs with `replace`, so that the array is seen whole.
         let array = self.parts[part].load(Ordering::Acquire);
-        // SAFETY: the part had it under the guard, so it is freed after the guard has gone.
+        // SAFETY: the part had the array while the guard was pinned, and `replace` retires an array after it is unlinked. So
+        // the array is freed only after the guard is dropped.
         unsafe { array.as_ref() }
     }
 
@@ -212,7 +213,7 @@ impl Ids {
             }
             if (value ^ tag(hash)) >> NUMBER_BITS == 0
                 && let Some(number) = number_in(value)
-                // A number that is still seen was in the map while the guard was pinned, so its ID is not freed.
+                // The number was in the map while the guard was pinned, so its ID is not freed.
                 && self.numbers.get(number).is_some_and(|entry| entry.has_id(id, guard))
             {
                 return Some(number);
@@ -221,14 +222,14 @@ impl Ids {
         None
     }
 
-    /// Adds a number whose entry has its ID, which is not there yet; for the registry's owner.
+    /// Adds a number whose entry has its ID. The ID must not be in the map yet. For the registry's owner.
     pub(crate) fn insert(&self, number: u32, guard: &Guard) {
         let Some(hash) = self.hash_of(number, guard) else {
             return;
         };
         let part = part_of(hash);
         let has_room = |array: &&Array| {
-            // Relaxed: the owner's.
+            // Relaxed: only the owner uses it.
             let used = array.used.load(Ordering::Relaxed);
             used + array.len / 8 < array.len - 1
         };
@@ -252,7 +253,7 @@ impl Ids {
         }
     }
 
-    /// The numbers of one part. An ID that is there all the while is there once: with the number that it has, or with one
+    /// The numbers of one part. An ID that is in the map all the while comes once: with its present number, or with a number
     /// that was replaced meanwhile.
     pub(crate) fn numbers<'g>(&'g self, part: usize, guard: &'g Guard) -> impl Iterator<Item = u32> + 'g {
         self.array(part, guard).into_iter().flat_map(Array::numbers)
@@ -268,11 +269,11 @@ impl Ids {
         let Some(slot) = array.slot_of(number, hash) else {
             return;
         };
-        // Relaxed, all: only the owner writes slots and counts; whoever still finds the number looks at its life.
+        // Relaxed, all: only the owner writes slots and counts. A reader that still finds the number checks its life.
         slot.store(REMOVED, Ordering::Relaxed);
         let count = array.count.load(Ordering::Relaxed) - 1;
         array.count.store(count, Ordering::Relaxed);
-        // The memory follows the proxies down.
+        // Shrink the array when it is less than half full.
         if array.len > 16 && count < array.len / 2 {
             self.replace(part, None, guard);
         }
@@ -286,7 +287,7 @@ impl Ids {
         // An eighth stays EMPTY.
         let least = f64::from(count + 1) * 8.0 / 7.0 + 1.0;
         let new = Array::new(next_size(least, part as f64 / PARTS as f64));
-        // Others wait for the lock meanwhile, and nearly all of the time goes into waiting for memory.
+        // Prefetch, since other threads wait for the lock meanwhile, and nearly all of the time would go into cache misses.
         let ahead = |at: usize| self.numbers.get(*numbers.get(at)?);
         for (at, &number) in numbers.iter().enumerate() {
             if let Some(entry) = ahead(at + 2 * AHEAD) {
@@ -296,15 +297,16 @@ impl Ids {
                 entry.prefetch_name();
             }
             if let Some(hash) = self.hash_of(number, guard) {
-                // SAFETY: nobody else knows it yet.
+                // SAFETY: `Array::new` initialised it, and no other thread has a pointer to it yet.
                 unsafe { new.as_ref() }.put(number, hash);
             }
         }
         let old = old.map(ptr::from_ref);
-        // Release: pairs with `array`. Only the owner writes it.
+        // Release: pairs with the load in `array`. Only the owner writes it.
         self.parts[part].store(new.as_ptr(), Ordering::Release);
         if let Some(old) = old {
-            // SAFETY: the part does not have it any more, so a thread that pins from now on cannot find it.
+            // SAFETY: the part does not have it any more, so a thread that pins from now on cannot find it. Only the owner
+            // replaces arrays, so it is retired once.
             unsafe { retire(guard, old.cast_mut()) };
         }
     }
@@ -337,10 +339,10 @@ pub(super) fn part_of(hash: u64) -> usize {
 impl Drop for Ids {
     fn drop(&mut self) {
         for part in &self.parts {
-            // Relaxed: whoever drops the map is alone with it.
+            // Relaxed: `&mut self` is exclusive, so every other access happens before this one.
             let array = part.load(Ordering::Relaxed);
             if !array.is_null() {
-                // SAFETY: nobody else can reach it.
+                // SAFETY: `&mut self` is exclusive, and replaced arrays are not in the map any more, so each is freed once.
                 unsafe { Array::free(array) };
             }
         }

@@ -1,7 +1,6 @@
-//! Which incarnation of each proxy is the latest one, for as long as a late message of an older one may come.
+//! The latest incarnation of each proxy, remembered for as long as a late message of an older incarnation may arrive.
 //!
-//! An ID is in here from its first [`begin_incarnation`](crate::RouteTable::begin_incarnation) on, and is in one of three
-//! states:
+//! An ID is known from its first [`begin_incarnation`](crate::RouteTable::begin_incarnation) on, in one of three states:
 //!
 //! ```text
 //!            begin                 begin again: the same reference; begin a greater one: another reference
@@ -14,15 +13,15 @@
 //!        a keep-alive interval later
 //! ```
 //!
-//! It is CURRENT while, and only while, the proxy that `begin` returned is registered. Then the incarnation is with the
-//! proxy's number ([`Numbers`](super::entry::Numbers)), where readers find it without a lock, and here is only a count. An
-//! incarnation that has ended is here alone.
+//! An ID is CURRENT exactly while the proxy that `begin` returned is registered. Then the incarnation is stored with the
+//! proxy's number ([`Numbers`](super::entry::Numbers)), where readers find it without a lock, and only counted here. An
+//! incarnation that has ended is stored here alone.
 //!
-//! Nothing is forgotten before its time to make room: that would let late messages in. There are at most as many IDs in
-//! here as there may be proxies, and one that finds no room is refused.
+//! No incarnation is forgotten early to make room: that would accept late messages. There are at most as many IDs here as
+//! there may be proxies; an ID that finds no room is refused.
 //!
-//! All of this happens with the registry's lock held, so each step is a small one: the maps are trees, which grow and shrink
-//! by a node at a time, and forgetting an ID makes room for one.
+//! The registry's lock is held all the while, so each step is short: the maps are trees, which grow and shrink by a node at a
+//! time, and a new ID makes the table forget at most two.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,13 +30,13 @@ use std::num::NonZeroU64;
 use crate::error::StaleIncarnation;
 use crate::proxies::id::{OwnedId, ProxyId};
 
-/// The latest incarnation of each proxy that ever began one. It has no memory before the first one ends.
+/// The latest incarnation of each proxy that ever began one. Allocates nothing before the first incarnation ends.
 #[derive(Debug, Default)]
 pub(crate) struct Incarnations {
     /// How many IDs are CURRENT.
     current: usize,
     ended: BTreeMap<OwnedId, Ended>,
-    /// When each of those ended, the earliest one first.
+    /// When each of `ended` has ended, the earliest first.
     queue: BTreeSet<(u64, OwnedId)>,
 }
 
@@ -46,27 +45,27 @@ pub(crate) struct Incarnations {
 struct Ended {
     incarnation: NonZeroU64,
     tick: u64,
-    /// The proxy was removed; if not, the sweeper dropped it, since it had no routes.
+    /// OVER: the proxy was removed. Otherwise DROPPED: the sweeper dropped the proxy, since it had no routes.
     is_over: bool,
 }
 
-/// How an incarnation that may begin stands to what was known before.
+/// How an incarnation that may begin relates to the state before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It is CURRENT already.
+    /// The incarnation is CURRENT already.
     Current,
-    /// What the ID has registered belongs to it: calls without an incarnation brought it there.
+    /// The incarnation takes over the ID's registered proxy, if there is one: calls without an incarnation registered it.
     Adopts,
-    /// What the ID has registered belongs to an older one.
+    /// The ID's registered proxy, if there is one, belongs to an older incarnation.
     Replaces,
 }
 
-/// How many IDs are forgotten to make room for one, so that there are fewer of them when the next one comes.
+/// How many IDs are forgotten to make room for one ID: more than one, so that their number shrinks.
 const FORGOTTEN_FOR_ONE: usize = 2;
 
 impl Incarnations {
-    /// How `incarnation` stands, unless it is stale. `current` is the one that the ID's registered proxy is of. What ended
-    /// before the tick `forget_before` counts no more.
+    /// How `incarnation` relates to the state of the ID, or an error if it is stale. `current` is the incarnation of the ID's
+    /// registered proxy. Incarnations that ended before the tick `forget_before` do not count any more.
     pub(crate) fn standing(
         &self,
         id: ProxyId<'_>,
@@ -104,12 +103,12 @@ impl Incarnations {
         self.len() < limit
     }
 
-    /// How many IDs are in here.
+    /// How many IDs are known.
     fn len(&self) -> usize {
         self.current + self.ended.len()
     }
 
-    /// Notes that an ID that was not CURRENT is.
+    /// Notes that an ID has become CURRENT.
     pub(crate) fn begin(&mut self, id: ProxyId<'_>) {
         self.current += 1;
         if self.ended.is_empty() {
@@ -134,7 +133,7 @@ impl Incarnations {
         self.ended.insert(id, ended);
     }
 
-    /// Forgets up to `most` of those that ended before a tick, and returns how many that were.
+    /// Forgets up to `most` incarnations that ended before a tick. Returns how many.
     pub(crate) fn forget(&mut self, before: u64, most: usize) -> usize {
         let mut forgotten = 0;
         while forgotten < most
@@ -149,7 +148,7 @@ impl Incarnations {
     }
 }
 
-/// How `incarnation` stands beside the CURRENT one, unless it is stale.
+/// How `incarnation` relates to the CURRENT one, or an error if it is stale.
 pub(crate) fn standing_beside(current: NonZeroU64, incarnation: NonZeroU64) -> Result<Standing, StaleIncarnation> {
     match incarnation.cmp(&current) {
         Ordering::Less => Err(StaleIncarnation {
@@ -189,7 +188,7 @@ mod tests {
             all.begin(id);
             all.end(id, number(1), true, tick);
         }
-        // One comes back, and one does that and ends once more.
+        // Two IDs begin again, and one of them ends again.
         all.begin(ProxyId::of("proxy-3"));
         all.begin(ProxyId::of("proxy-4"));
         all.end(ProxyId::of("proxy-4"), number(2), true, 60);
@@ -220,9 +219,9 @@ mod tests {
         }
     }
 
-    /// With the registry's lock held, whoever waits for it waits for all that is forgotten.
+    /// Threads that wait for the registry's lock wait for all that its holder forgets.
     #[test]
-    fn one_that_finds_no_room_has_few_forgotten() {
+    fn a_new_id_without_room_makes_few_ids_forgotten() {
         let mut all = Incarnations::default();
         let limit = 10_000;
         for nth in 0..limit {

@@ -1,11 +1,11 @@
-//! What readers may still look at after the registry's owner has taken it out of their reach.
+//! What the registry's owner has unlinked, and pinned readers may still read.
 
 use crate::proxies::details::SharedPtr;
 use crate::proxies::grace::Grace;
 use crate::sync::Guard;
 
-/// Everything that is taken out of reach while the registry's lock is held once. All of it waits for one grace period, which
-/// begins when the last of it is out of reach; so a sweep of many dead proxies begins as many periods as it takes the lock.
+/// Everything that one holder of the registry's lock unlinks. All of it waits for one grace period, which begins when the last
+/// of it is unlinked. So a sweep of many dead proxies begins at most one grace period each time it takes the lock.
 #[derive(Debug)]
 pub(crate) struct Leaving<'a> {
     grace: &'a Grace,
@@ -26,22 +26,22 @@ impl<'a> Leaving<'a> {
         self.grace
     }
 
-    /// The number of the period that will [begin](Leaving::begin).
+    /// The number of the grace period that [`begin`](Leaving::begin) will begin.
     pub(crate) fn period(&mut self) -> u32 {
         *self.period.get_or_insert_with(|| self.grace.reserve())
     }
 
-    /// Frees what no entry has any more, at the end of the period.
+    /// Frees `shared`, which no entry has any more, when the grace period is over.
     pub(crate) fn free(&mut self, shared: SharedPtr) {
         self.period();
         self.shared.push(shared);
     }
 
-    /// Begins the period, if something waits for it; returns whether something does.
+    /// Begins the grace period, if something waits for it. Returns whether it began.
     pub(crate) fn begin(&mut self, guard: &Guard) -> bool {
         let Some(period) = self.period.take() else { return false };
         for shared in self.shared.drain(..) {
-            // SAFETY: no entry had it when `free` took it, once.
+            // SAFETY: no entry has it any more, as the caller of `free` promised, and `drain` retires it once.
             unsafe { shared.retire(guard) };
         }
         self.grace.begin(period, guard);

@@ -1,4 +1,4 @@
-//! Proxies: each lives once, under a number that the routes' words hold.
+//! Proxies: each is stored once, under a number that the routes' words hold.
 //!
 //! # Life of a number
 //!
@@ -12,32 +12,34 @@
 //!      grace, a full round, and grace again; the generation grows
 //! ```
 //!
-//! Look-ups skip routes whose proxy is DEAD or FREE, so removing a proxy is one store, however many routes it has. New
-//! routes are taken for ALIVE proxies only, which [`add_node`](crate::RouteTable::add_node) checks under the same epoch
-//! pin as its CAS; it makes a CLOSING one ALIVE. So once a grace period has passed since the number left ALIVE, no thread
-//! is left that may still add a route to it; a sweep that *starts* then and visits every shard has removed, or at least
-//! seen, each of its routes. Only then is a CLOSING number known to be idle. A DEAD one waits for another grace period,
-//! since a look-up may have read one of these routes before the sweep removed it, and not have asked yet whose the number
-//! is; then it is free for another proxy.
+//! Look-ups skip routes whose proxy is DEAD or FREE, so removing a proxy is one store, however many routes it has. Only an
+//! ALIVE proxy gets new routes: [`add_node`](crate::RouteTable::add_node) checks that under the same epoch pin as its CAS,
+//! and makes a CLOSING proxy ALIVE. So once a grace period has passed since the number left ALIVE, no thread is left that may
+//! still add a route to it; a sweep that *starts* then and visits every shard has removed, or at least seen, each of its
+//! routes. Only then is a CLOSING number known to be idle. A DEAD number waits for another grace period: a look-up may have
+//! read one of these routes before the sweep removed it, and not have resolved the number yet. After that, another proxy may
+//! get the number.
 //!
 //! A number is free again at most 15 rounds of the sweeper after its proxy was removed or replaced, unless a thread stays
-//! inside of a call meanwhile: three are what the steps take, and the others are for the grace periods to end, while a round
-//! pins often enough to move the epoch on once or twice.
+//! inside a call meanwhile. The steps take three rounds. The grace periods take the others: the pins of one round advance the
+//! epoch once or twice.
 //!
 //! # The lock
 //!
-//! What changes here changes with a lock held ([`Registry`], [`Owner`]): a registration, a takeover, a removal, and what the
-//! sweeper does, though it passes by if another thread has the lock. Each holder has it for some microseconds, whatever there
-//! is: no step is as long as all proxies are many. Nothing else waits for the lock, not even if its holder has stopped: not
-//! routes, not calls that only read ([`find`]), and not a registration, or an incarnation, that changes nothing.
+//! A registration, a takeover and a removal change the proxies with a lock held ([`Registry`], [`Owner`]). So does the
+//! sweeper, but it skips its step if another thread has the lock. Most holders have the lock for some microseconds. The
+//! longest step replaces the array of one part of the map of IDs ([`ids`]); no step takes time in proportion to all proxies.
+//! Nothing else waits for the lock, not even if its holder has stopped: not calls on routes, not calls that only read
+//! ([`find`]), and not a registration or an incarnation that changes nothing.
 //!
 //! # Incarnations
 //!
-//! A proxy that [starts anew](crate::RouteTable::begin_incarnation) gets another number, and its old one becomes DEAD as
-//! if the proxy were removed, but for the ID, which has the new number from the same moment on ([`takeover`]); so all that holds for a removed proxy holds for its old incarnation. An addition that passed
-//! the check of the old reference just before, and comes to its CAS after the new incarnation has begun, puts its route
-//! under a number that is DEAD, and that is not free for anybody before a grace period and a full round are over: nobody
-//! sees the route, and the sweeper takes it away. [`incarnations`] remembers which one is the latest.
+//! A proxy that [begins a greater incarnation](crate::RouteTable::begin_incarnation) gets another number. Its old number
+//! becomes DEAD, as if the proxy were removed, except that the ID has the new number from the same moment on ([`takeover`]).
+//! So all that holds for a removed proxy holds for the old incarnation. An addition may pass the check of the old reference
+//! just before that moment, and do its CAS after it. Its route then has a number that is DEAD, and that no other proxy gets
+//! before a grace period and a full round are over: no call returns the route, and the sweeper removes it. [`incarnations`]
+//! remembers the latest incarnation of each ID.
 
 mod details;
 mod entry;
@@ -53,6 +55,7 @@ mod numbered;
 mod registry;
 mod takeover;
 
+use std::cell::OnceCell;
 use std::num::NonZeroU64;
 use std::sync::{Arc, atomic};
 use std::thread;
@@ -94,8 +97,8 @@ pub struct ProxyRef {
 }
 
 impl ProxyRef {
-    /// The reference as a number, by which this registration of the proxy can be told from an earlier or a later one under
-    /// the same ID, as long as the table lives.
+    /// The reference as a number. It differs from the numbers of earlier and later registrations under the same ID, as long as
+    /// the table lives.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         u64::from(self.life.to_bits()) << 32 | u64::from(self.number)
@@ -128,41 +131,41 @@ impl Moment {
     }
 }
 
-/// What came of beginning an incarnation.
+/// The result of beginning an incarnation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Begun {
     pub(crate) proxy: ProxyRef,
-    /// It had begun before, and its proxy was registered all the while.
+    /// The incarnation had begun before, and its proxy was registered all the while.
     pub(crate) is_resumed: bool,
-    /// The proxy of an older incarnation, which is removed.
+    /// The reference of an older incarnation, which was removed.
     pub(crate) replaced: Option<ProxyRef>,
 }
 
-/// What would come of restoring a proxy.
+/// The result that restoring a proxy would have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Prospect {
-    /// It would have the reference that it has.
+    /// The proxy would keep its reference.
     Known(ProxyRef),
-    /// It would get a new number.
+    /// The proxy would get a new number.
     New,
-    /// A later incarnation of it has begun, or its own is over.
+    /// A later incarnation of the proxy has begun, or the proxy's own incarnation is over.
     Stale,
 }
 
-/// What routes have to do with their proxies.
+/// What operations on routes ask and report of proxies.
 pub(crate) trait Liveness {
     /// Whether routes through a proxy number may be returned.
     fn has(&self, proxy: u32) -> bool;
 
-    /// Notes that a route of the proxy is gone, and that it was the proxy's until `tick`.
+    /// Notes that a route of the proxy is gone, and that it counted for the proxy until `tick`.
     fn left(&self, proxy: u32, tick: u64);
 }
 
-/// Notes through which proxies there are routes.
+/// Notes which proxies have routes.
 pub(crate) trait Census {
     fn see(&mut self, proxy: u32);
 
-    /// Whether routes through a proxy number may be returned; sees it if so.
+    /// Returns whether routes through a proxy number may be returned; if so, notes that it has a route.
     #[inline]
     fn see_valid(&mut self, proxy: u32, proxies: &impl Liveness) -> bool {
         let has = proxies.has(proxy);
@@ -194,7 +197,7 @@ impl Census for Round<'_> {
         }
     }
 
-    /// Looks the number up once for both.
+    /// Looks the number up once for both answers.
     #[inline]
     fn see_valid(&mut self, proxy: u32, _proxies: &impl Liveness) -> bool {
         let entry = self.proxies.numbers.get(proxy);
@@ -235,11 +238,11 @@ fn check_host_port(addr: &str) -> Result<(), TextError> {
     }
 }
 
-/// Numbers that are looked at, and ended incarnations that are forgotten, while the lock is held once: some microseconds each,
-/// if all of it has to come from memory.
+/// The most numbers that the sweeper visits, or ended incarnations that it forgets, each time it takes the lock. With cold
+/// caches that takes some microseconds.
 const VISITED_AT_ONCE: u32 = 64;
 
-/// How often the sweeper lets threads that wait for the lock go first, each time that it comes for it.
+/// How often the sweeper yields to threads that wait for the lock before it tries to take the lock.
 const YIELDS: usize = if cfg!(loom) { 0 } else { 200 };
 
 /// All proxies of a table.
@@ -250,7 +253,7 @@ pub(crate) struct Proxies {
     takeover: Takeover,
     clusters: Arc<Clusters>,
     registry: Mutex<Registry>,
-    /// Threads that wait for the lock; of `std`, since models have no use for it.
+    /// Threads that wait for the lock: a hint for the sweeper, so not an atomic of loom's.
     waiting: atomic::AtomicUsize,
     /// Proxies that are ALIVE or CLOSING.
     registered: AtomicUsize,
@@ -290,8 +293,7 @@ impl Proxies {
         }
     }
 
-    /// Registers a proxy, or brings its details up to date, and then calls `moved`. `tick` is when it was last used, as of
-    /// now.
+    /// Registers a proxy, or updates its details and then calls `moved`. Notes `tick` as its last use.
     pub(crate) fn register(
         &self,
         proxy: &Proxy<'_>,
@@ -300,8 +302,8 @@ impl Proxies {
         moved: impl FnOnce(ProxyRef),
     ) -> Result<ProxyRef, RegisterError> {
         let id = ProxyId::of(proxy.id);
-        // Nearly always the proxy is known already, and nothing of it has changed: no lock, and no check, since what is
-        // registered was checked.
+        // Nearly always the proxy is registered, and its details are the same: no lock, and no check, since registered
+        // details were checked.
         while let Some(registered) = self.registered(id, guard)
             && self.has_details(registered, proxy, guard)
         {
@@ -313,7 +315,7 @@ impl Proxies {
         self.register_locked(proxy, Some(moved), None, tick, &mut self.own(guard), guard)
     }
 
-    /// Registers a proxy that may be registered already, and then keeps its details.
+    /// Registers a proxy. If it is registered already, it keeps its details.
     pub(crate) fn register_unless_known(
         &self,
         proxy: &Proxy<'_>,
@@ -340,7 +342,7 @@ impl Proxies {
         kept
     }
 
-    /// The registry, when nobody else has it.
+    /// Waits for the registry.
     fn own<'a>(&'a self, guard: &'a Guard) -> Owner<'a> {
         // Relaxed, both: a hint for the sweeper.
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -349,8 +351,9 @@ impl Proxies {
         Owner::new(registry, &self.grace, guard)
     }
 
-    /// The registry for the sweeper, if nobody else has it. The sweeper comes again at once, so a thread that waits for the
-    /// lock and is just waking up would find it taken each time: such threads go first, unless one of them has stopped.
+    /// The registry for the sweeper, if no thread has it. The sweeper takes the lock again and again, so a waiting thread
+    /// that is waking up would find it taken each time. So the sweeper yields to waiting threads first, but does not wait for
+    /// them.
     fn try_own<'a>(&'a self, guard: &'a Guard) -> Option<Owner<'a>> {
         for _ in 0..YIELDS {
             // Relaxed: as in `own`.
@@ -362,8 +365,8 @@ impl Proxies {
         Some(Owner::new(self.registry.try_lock()?, &self.grace, guard))
     }
 
-    /// Registers a proxy whose strings were checked. One that is registered keeps its details where `moved` is `None`, and
-    /// has an incarnation from here on where one is given.
+    /// Registers a proxy whose strings were checked. A registered proxy keeps its details if `moved` is `None`. An
+    /// incarnation, if given, becomes the proxy's.
     fn register_locked(
         &self,
         proxy: &Proxy<'_>,
@@ -376,7 +379,7 @@ impl Proxies {
         if let Some(registered) = self.find(proxy.id, guard)
             && let Some(entry) = self.numbers.get(registered.number)
         {
-            // It cannot die now: that takes the lock.
+            // The proxy cannot die now: that takes the lock.
             if let Some(moved) = moved
                 && !self.has_details(registered, proxy, guard)
             {
@@ -402,7 +405,7 @@ impl Proxies {
         RegisterError::TooManyProxies { limit: self.limit }
     }
 
-    /// Gives a proxy a number, which the map of IDs does not have yet.
+    /// Gives a proxy a number, without adding it to the map of IDs.
     fn occupy(
         &self,
         proxy: &Proxy<'_>,
@@ -419,7 +422,7 @@ impl Proxies {
         Ok(ProxyRef { number, life })
     }
 
-    /// Gives a registered proxy another number. At no moment is the proxy unknown, or known by both.
+    /// Gives a registered proxy another number. At each moment, readers find exactly one of the two numbers.
     fn replace(
         &self,
         old: ProxyRef,
@@ -429,7 +432,7 @@ impl Proxies {
         owner: &mut Owner<'_>,
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
-        // First what can fail.
+        // The only step that can fail comes first.
         let new = self.occupy(proxy, Some(incarnation), tick, owner)?;
         self.takeover.announce(old.number, new.number);
         step("replace: announced");
@@ -442,7 +445,7 @@ impl Proxies {
         Ok(new)
     }
 
-    /// Registers a proxy as of an incarnation, unless that is stale; `moved` as in `register_locked`.
+    /// Registers a proxy with an incarnation, unless the incarnation is stale. `moved` is as in `register_locked`.
     pub(crate) fn begin(
         &self,
         proxy: &Proxy<'_>,
@@ -453,7 +456,7 @@ impl Proxies {
     ) -> Result<Begun, BeginError> {
         proxy.check()?;
         let id = ProxyId::of(proxy.id);
-        // Where nothing changes, no lock.
+        // If nothing changes, no lock.
         while let Some(registered) = self.registered(id, guard)
             && let Some(current) = self.numbers.incarnation(registered.number)
             && standing_beside(current, incarnation)? == Standing::Current
@@ -493,7 +496,7 @@ impl Proxies {
         Ok(begun)
     }
 
-    /// The incarnation that a registered proxy is of, where it has one.
+    /// The incarnation of a registered proxy, if it has one.
     pub(crate) fn incarnation(&self, proxy: ProxyRef, _guard: &Guard) -> Option<NonZeroU64> {
         self.current(proxy)?;
         // Under the pin, the number becomes no other proxy's.
@@ -505,7 +508,7 @@ impl Proxies {
         self.numbers.incarnation(proxy.number)
     }
 
-    /// What would come of registering a proxy as of an incarnation, or as of none.
+    /// The result that registering a proxy would have, with an incarnation or without.
     pub(crate) fn prospect(&self, id: &str, incarnation: Option<NonZeroU64>, at: Moment, guard: &Guard) -> Prospect {
         let id = ProxyId::of(id);
         let registry = self.registry.lock();
@@ -523,15 +526,15 @@ impl Proxies {
         }
     }
 
-    /// The entry that `proxy` names, where it is still registered.
+    /// The entry of `proxy`, if it is still registered.
     fn current(&self, proxy: ProxyRef) -> Option<Entry<'_>> {
         self.numbers
             .get(proxy.number)
             .filter(|entry| entry.life().is_same_proxy(proxy.life))
     }
 
-    /// Whether routes may be added for `proxy`, from here to the end of the caller's pin. One that was about to be dropped
-    /// is not.
+    /// Whether routes may be added for `proxy`, from now to the end of the caller's pin. A proxy that was about to be dropped
+    /// stays registered.
     #[inline]
     pub(crate) fn takes_routes(&self, proxy: ProxyRef) -> bool {
         self.numbers
@@ -546,7 +549,7 @@ impl Proxies {
         }
     }
 
-    /// The reference of a number that a route has, where it is registered.
+    /// The reference of a route's number, if its proxy is registered.
     #[inline]
     pub(crate) fn reference(&self, number: u32) -> Option<ProxyRef> {
         let life = self.numbers.life(number)?.get();
@@ -574,7 +577,7 @@ impl Proxies {
 
     /// The cluster's name and the address, unless the number is FREE.
     fn look_up_details<'g>(&'g self, entry: Entry<'g>, guard: &'g Guard) -> Option<(&'g str, Addr<'g>)> {
-        // SAFETY: loaded with Acquire under the guard, of an entry of these proxies.
+        // SAFETY: `Entry::details` loaded the word with Acquire under the guard, and the entry's clusters are these.
         unsafe { entry.details().look_up(&self.clusters, guard) }
     }
 
@@ -585,14 +588,14 @@ impl Proxies {
             .map_or_else(CompactString::default, |entry| entry.id(guard).to_compact_string())
     }
 
-    /// Takes a proxy away at once, with all its routes, and ends its incarnation.
+    /// Removes a proxy at once, with all its routes, and ends its incarnation. Returns whether it was registered.
     pub(crate) fn remove(&self, proxy: ProxyRef, tick: u64, guard: &Guard) -> bool {
-        // Where nothing changes, no lock.
+        // If nothing changes, no lock.
         if self.current(proxy).is_none() {
             return false;
         }
         let owner = &mut self.own(guard);
-        // Nobody else makes a number DEAD while the lock is held.
+        // Check again: no other thread makes the number DEAD while the lock is held.
         let Some(entry) = self.current(proxy) else { return false };
         entry.die();
         step("remove: dead");
@@ -600,7 +603,7 @@ impl Proxies {
         true
     }
 
-    /// What follows when the number of a proxy that was removed (`is_over`), or dropped, has become DEAD.
+    /// Ends the registration of a proxy whose number has become DEAD because it was removed (`is_over`) or dropped.
     fn bury(&self, number: u32, entry: Entry<'_>, is_over: bool, tick: u64, owner: &mut Owner<'_>, guard: &Guard) {
         if let Some(incarnation) = self.numbers.incarnation(number) {
             owner.incarnations.end(entry.id(guard), incarnation, is_over, tick);
@@ -611,14 +614,14 @@ impl Proxies {
         owner.wait_for_grace(number);
     }
 
-    /// What notes the routes that a round of the sweeper sees.
+    /// The census of a round of the sweeper.
     pub(crate) fn census(&self, round: u32) -> impl Census {
         Round { proxies: self, round }
     }
 
-    /// Moves the numbers from `from` on in their lives, at the end of a sweeper's round that has visited every shard; and
-    /// behind the last one, forgets incarnations. It looks at `most` of them at most, and at no more than a few, so
-    /// that nobody waits long for the lock. `round_now` tells the round of now. Returns how many were looked at, and where to
+    /// Advances the numbers from `from` on in their lives, at the end of a sweeper's round that has visited every shard.
+    /// After the last number, forgets incarnations. Visits at most `most` of them, and at most [`VISITED_AT_ONCE`], so that
+    /// no thread waits long for the lock. `round_now` returns the present round. Returns how many were visited, and where to
     /// go on.
     pub(crate) fn visit(
         &self,
@@ -629,21 +632,21 @@ impl Proxies {
         at: Moment,
         guard: &Guard,
     ) -> (u32, Option<u32>) {
-        let mut owner = None;
+        // Tried once: if another thread has the registry, what is due now is still due in the next round.
+        let mut owner = OnceCell::new();
         let try_own = || self.try_own(guard);
         let most = most.min(VISITED_AT_ONCE);
         for (visited, number) in (0..most).zip(from..) {
             let Some(entry) = self.numbers.get(number) else {
                 let forget = |mut owner: Owner<'_>| owner.incarnations.forget(at.interval_ago, most as usize);
-                let forgotten = owner.or_else(try_own).map_or(0, forget) as u32;
-                // As many as could be: there may be more.
+                let forgotten = owner.into_inner().unwrap_or_else(try_own).map_or(0, forget) as u32;
+                // The call forgot as many as it may, so there may be more.
                 return (visited + forgotten, (forgotten == most).then_some(number));
             };
             entry.forget_old_round(round);
             if is_due(entry, round, at.interval_ago) {
-                // The sweeper waits for nobody: what is due stays due.
-                owner = owner.or_else(try_own);
-                if let Some(owner) = &mut owner {
+                owner.get_or_init(try_own);
+                if let Some(Some(owner)) = owner.get_mut() {
                     self.advance(number, entry, round, &round_now, at, owner, guard);
                 }
             }
@@ -664,7 +667,7 @@ impl Proxies {
     ) {
         let life = entry.life();
         if life.is_alive() {
-            // Looked at again, now that nobody else can change it.
+            // Check again: another thread may have used the proxy since, but only the owner closes it.
             if is_due(entry, round, at.interval_ago) {
                 entry.close();
                 owner.wait_for_grace(number);
@@ -676,19 +679,19 @@ impl Proxies {
             // The grace period is over; a round that starts after this sees every route that there is.
             Some(Wait::Grace(_)) => owner.wait_for(number, Wait::Round(round_now())),
             Some(Wait::Round(_)) if life.is_closing() => {
-                // A route that was removed meanwhile counts as well as one that is still there.
+                // A route that was removed meanwhile counts like a route that is still there.
                 if entry.was_seen_since(round) || !entry.is_idle(at.interval_ago) {
                     entry.revive(life.alive());
                 } else if entry.die_if_closing() {
                     self.bury(number, entry, false, at.now, owner, guard);
                 }
             }
-            // A route that could not be taken away, for want of memory.
+            // The sweeper could not remove a route, since there was no memory.
             Some(Wait::Round(_)) if entry.was_seen_since(round) => owner.wait_for(number, Wait::Round(round_now())),
             // No route has the number any more, but a look-up may have read one.
             Some(Wait::Round(_)) => owner.wait_for_last_grace(number),
             Some(Wait::LastGrace(_)) => {
-                // No thread is left that read a route of the number, or that might look at its details or its ID.
+                // No thread is left that has read a route of the number, or that may read its details or its ID.
                 owner.set_details(entry, Details::NONE);
                 let reusable = entry.vacate();
                 owner.give_number_back(number, entry, reusable);
@@ -710,7 +713,7 @@ impl Proxies {
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// How many more there may be.
+    /// How many more proxies there may be.
     pub(crate) fn room(&self) -> usize {
         self.registry.lock().room(self.limit)
     }
@@ -720,7 +723,7 @@ impl Proxies {
     }
 }
 
-/// Whether there is something to do for a number at the end of a round, or something that it waits for.
+/// Whether a number has to be advanced at the end of a round: it waits for something, or its proxy seems idle.
 fn is_due(entry: Entry<'_>, round: u32, idle_before: u64) -> bool {
     let life = entry.life();
     match life.is_alive() {
@@ -734,7 +737,7 @@ mod tests {
     use super::*;
     use crate::sync::pin;
 
-    /// Ticks are so that everything before 2^20 is idle.
+    /// Everything before tick 2^20 counts as idle.
     fn visit(proxies: &Proxies, round: u32) {
         proxies.visit(0, 10, round, || round, Moment::new(1 << 20, 0), &pin());
     }
@@ -752,7 +755,7 @@ mod tests {
             let entry = proxies.current(proxy).expect("it is registered");
             visit(&proxies, 1);
             assert!(entry.life().is_closing());
-            // The grace period ends when other tests' threads have gone on.
+            // The grace period ends once the threads of other tests have unpinned.
             let waits = (0..10_000_000).any(|_| {
                 pin().flush();
                 visit(&proxies, 2);
@@ -770,14 +773,14 @@ mod tests {
         }
     }
 
-    /// A grace period costs an entry of the list of garbage, and a flush of it.
+    /// A grace period costs an entry in the garbage, and a flush.
     #[test]
     fn a_sweep_begins_no_more_grace_periods_than_it_takes_the_lock() {
         let dead: u32 = 10_000;
         let proxies = Proxies::new(dead as usize);
         let guard = pin();
         for nth in 0..dead {
-            // Each has an address and a cluster of its own, which go with it.
+            // Each proxy has an address and a cluster of its own, which are freed with it.
             let (id, addr) = (format!("proxy-{nth}"), format!("host-{nth}:1"));
             let proxy = Proxy {
                 id: &id,

@@ -1,6 +1,7 @@
 //! loom models of a proxy number's life, named after the property that each shows; see `src/shard/models.rs`.
 //!
-//! What takes a table with routes is in `src/models.rs`. Threads that register or remove wait for each other as they do outside.
+//! Models that need a table with routes are in `src/models.rs`. Threads that register or remove wait for the registry's lock
+//! here too.
 
 use std::sync::atomic::AtomicBool;
 
@@ -74,7 +75,7 @@ fn a_proxy_is_found_while_the_map_of_ids_grows() {
     epoch::check(3, || {
         let world = Arc::new(World::new());
         let old = world.register("old");
-        // As many as fit into the first array.
+        // As many proxies as fit into the first array.
         let [b, _] = ["b", "c"].map(|id| world.register(id));
         let reader = thread::spawn({
             let world = Arc::clone(&world);
@@ -103,7 +104,7 @@ fn a_proxy_is_found_while_the_map_of_ids_grows() {
     });
 }
 
-/// Either one may be late: it has looked before a later tick was noted, and notes its own after that.
+/// Either thread may be late: it has read the tick before the other thread noted a later tick, and notes its own after that.
 #[test]
 fn a_late_touch_takes_nothing_back() {
     epoch::check(3, || {
@@ -153,7 +154,7 @@ fn of_two_sweepers_one_frees_a_number() {
     });
 }
 
-/// The proxy comes, and moves. It is looked for by its ID, and by the number that it gets.
+/// The proxy is registered, and moves. One thread looks it up by its ID, another by the number that it gets.
 #[test]
 fn a_proxy_is_found_with_its_details() {
     epoch::check(3, || {
@@ -187,7 +188,7 @@ fn a_proxy_is_found_with_its_details() {
     });
 }
 
-/// The reader finds the older or the newer one.
+/// The reader finds the older or the newer incarnation.
 #[test]
 fn a_proxy_that_is_replaced_is_found() {
     static REPLACED: AtomicBool = AtomicBool::new(false);
@@ -207,13 +208,13 @@ fn a_proxy_that_is_replaced_is_found() {
     assert_noted(&REPLACED, "the newer one was never found");
 }
 
-/// The reader may have an array of the map that was replaced by a larger one, which then was changed.
+/// The reader may have an array of the map that a larger array has replaced, which then has changed.
 #[test]
 fn a_proxy_that_is_replaced_is_found_while_the_map_of_ids_grows() {
     epoch::check(3, || {
         let world = Arc::new(World::new());
         let older = world.begin("proxy", 1).expect("it is the first one");
-        // As many as fit into the first array.
+        // As many proxies as fit into the first array.
         world.register("b");
         world.register("c");
         let reader = thread::spawn({
@@ -260,7 +261,7 @@ fn a_part_has_a_proxy_that_is_replaced_once() {
     assert_noted(&REPLACED, "the newer one was never found");
 }
 
-/// The ID gets another slot while the reader goes through them: another ID takes its first one.
+/// The ID gets another slot while the reader goes through the slots: another ID takes its first slot.
 #[test]
 fn a_part_has_a_proxy_that_comes_back_at_most_once() {
     epoch::check(3, || {

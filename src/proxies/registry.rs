@@ -1,4 +1,4 @@
-//! What only registering and removing proxies change, behind a lock.
+//! The part of the proxies that only the holder of a lock reads and changes.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -12,21 +12,22 @@ use crate::proxies::leaving::Leaving;
 use crate::sweep::ROUNDS;
 use crate::sync::{Guard, MutexGuard};
 
-/// Numbers and shared details. Nobody waits long for who has the lock: nothing here grows or shrinks all at once.
+/// Numbers, shared details and ended incarnations. No step under the lock is long: the collections here grow and shrink by a
+/// few elements at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    /// The first FREE number that was used before; it leads to the next one.
+    /// The first FREE number that was used before. Its entry has the next one.
     free: Option<u32>,
     next: u32,
     /// Numbers that are not FREE.
     in_use: usize,
-    /// What each number that is CLOSING or DEAD waits for. (One that was revived keeps what it waited for, to no effect.)
+    /// What each number that is CLOSING or DEAD waits for. (A number that was revived keeps its wait, without effect.)
     waits: BTreeMap<u32, Wait>,
     interner: Interner,
     pub(crate) incarnations: Incarnations,
 }
 
-/// What a number waits for before it goes on in its life.
+/// What a number waits for before its next state.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Wait {
     /// The end of a grace period.
@@ -38,7 +39,7 @@ pub(crate) enum Wait {
 }
 
 impl Wait {
-    /// Whether it is over, at the end of a round.
+    /// Whether the wait is over, at the end of `round`.
     pub(crate) fn is_over(self, round: u32, grace: &Grace) -> bool {
         match self {
             Wait::Grace(period) | Wait::LastGrace(period) => grace.is_over(period),
@@ -51,7 +52,7 @@ impl Wait {
 }
 
 impl Registry {
-    /// A number that nobody has, unless `limit` are in use.
+    /// A number that no proxy has, unless `limit` numbers are in use.
     pub(crate) fn take_number<'n>(&mut self, numbers: &'n Numbers, limit: usize) -> Option<(u32, Entry<'n>)> {
         if self.in_use >= limit {
             return None;
@@ -66,7 +67,7 @@ impl Registry {
                 self.next += 1;
                 (self.next - 1, numbers.ensure(self.next - 1))
             }
-            // Numbers whose generations are used up: 2^29 proxies each.
+            // The generations of the other numbers are used up: 2^29 proxies each.
             None => return None,
         };
         self.in_use += 1;
@@ -104,14 +105,15 @@ impl Registry {
 
 /// The registry with its lock held.
 pub(crate) struct Owner<'a> {
-    /// It stands first, since fields are dropped in this order.
+    /// The first field, so that the lock is released before `flush` is dropped.
     registry: MutexGuard<'a, Registry>,
     leaving: Leaving<'a>,
     flush: Flush<'a>,
 }
 
-/// Flushes a guard when it is dropped, if something was put there. That may run what others have deferred, so it happens
-/// without the lock.
+/// Flushes a guard when it is dropped, if something was deferred. A flush may free what other threads have retired, so it
+/// comes after the lock is released. (With the lock held, only a thread that retires a bag full of objects, or a large array,
+/// flushes: 512 objects at most are freed then.)
 struct Flush<'a> {
     guard: &'a Guard,
     is_due: bool,
@@ -120,7 +122,7 @@ struct Flush<'a> {
 impl Drop for Flush<'_> {
     fn drop(&mut self) {
         if self.is_due {
-            // The sweeper asks soon; without this the period could wait for a bag of garbage to fill up.
+            // The sweeper waits for the period, which without a flush would not end before a bag of garbage is full.
             self.guard.flush();
         }
     }
@@ -155,18 +157,18 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Details for one more entry, which [`set_details`](Owner::set_details) gives them to.
+    /// Details for one more entry: give them to it by [`set_details`](Owner::set_details) or `Entry::occupy`.
     pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Details {
         self.registry.interner.intern(cluster_name, addr, self.leaving.grace())
     }
 
-    /// Gives an entry other details, or none; the former ones go after a grace period.
+    /// Gives an entry other details, or none. The former details are freed after a grace period.
     pub(crate) fn set_details(&mut self, entry: Entry<'_>, details: Details) {
         let old = entry.replace_details(details);
         self.registry.interner.release(old, &mut self.leaving);
     }
 
-    /// Has a number wait for the grace period that begins when the lock is given back.
+    /// Makes a number wait for the grace period that begins just before the lock is released.
     pub(crate) fn wait_for_grace(&mut self, number: u32) {
         let period = self.leaving.period();
         self.wait_for(number, Wait::Grace(period));

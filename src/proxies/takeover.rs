@@ -1,35 +1,39 @@
 //! The moment at which a proxy's new number takes the place of its old one.
 //!
-//! Two places say which number an ID has: the map of IDs, and the old number's life. No thread can change both at once. So
-//! the registry's owner first announces the two numbers here, then makes the old one DEAD, and only then changes the map.
-//! The death is the moment: before it, readers find the old number; after it, they find a DEAD number in the map, and the
-//! new one here or in the map. Nobody finds the new number while routes of the old one are still returned.
+//! Two places decide which number an ID has: the map of IDs, and the old number's life. No thread can change both at once. So
+//! the registry's owner first announces the two numbers here, then makes the old number DEAD, and only then changes the map.
+//! The takeover happens at the moment when the old number becomes DEAD. Before that, readers find the old number. After that,
+//! they find a DEAD number in the map, and the new number here or in the map. No reader finds the new number while routes of
+//! the old number are still returned.
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// The old number plus one, and below it the new one; or zero. Only the registry's owner writes it.
+/// The old number plus one in the upper half, the new number in the lower half; zero if no takeover is under way. Only the
+/// registry's owner writes it.
 #[derive(Debug, Default)]
 pub(crate) struct Takeover(AtomicU64);
 
 const NEW_BITS: u32 = 32;
 
 impl Takeover {
-    /// Says that `new` has the ID of `old` once `old` is DEAD.
+    /// Announces that `new` has the ID of `old` once `old` is DEAD.
     pub(crate) fn announce(&self, old: u32, new: u32) {
         let word = (u64::from(old) + 1) << NEW_BITS | u64::from(new);
-        // Relaxed: published by the death of `old`, which readers see first.
-        self.0.store(word, Ordering::Relaxed);
+        // Release: pairs with the load in `successor`. A reader that followed an earlier takeover may find this one instead of
+        // its end, and has to find the new number of the earlier one in the map then. (Readers of this one see the word by way
+        // of the DEAD life of `old`.)
+        self.0.store(word, Ordering::Release);
     }
 
-    /// Says that the map has the new number.
+    /// Ends the takeover, when the map has the new number.
     pub(crate) fn end(&self) {
-        // Release: pairs with `successor`: a reader that finds nothing here finds the new number in the map.
+        // Release: pairs with the load in `successor`: a reader that finds zero here finds the new number in the map.
         self.0.store(0, Ordering::Release);
     }
 
-    /// The number that takes the place of one that was seen DEAD, unless the map has it already.
+    /// The number that takes the place of `old`, which was seen DEAD; `None` if no takeover of `old` is under way.
     pub(crate) fn successor(&self, old: u32) -> Option<u32> {
-        // Acquire: pairs with `end`.
+        // Acquire: pairs with the stores in `announce` and `end`.
         let word = self.0.load(Ordering::Acquire);
         (word >> NEW_BITS == u64::from(old) + 1).then_some(word as u32)
     }

@@ -1,12 +1,13 @@
 //! Copying a shard's routes out, a bounded part at a time.
 //!
-//! A shard's keys have an order: by their hash as a seed mixes it ([`mix`]), then by their node. The home bucket is monotone
-//! in that order, whatever the number of buckets ([`home`]). So a range of the order is a range of home buckets, in each
-//! index with that seed: to copy the range, look at those buckets, and at what was displaced from them. And a position in
-//! the order stays good while the shard grows, sheds tombstones and moves.
+//! A shard's keys have an order: by their hash mixed with the index's seed ([`mix`]), then by their node. The home bucket is
+//! monotone in that order, whatever the number of buckets ([`home`]). So a range of the order is a range of home buckets, in
+//! each index with that seed. To copy the range, read those buckets, and the buckets that keys were displaced to. A position
+//! in the order stays valid while the shard grows, sheds tombstones and moves.
 //!
-//! A crowded index gets another seed, and thereby another order. A position knows its seed; in an index with another one
-//! the keys of a range are anywhere, so all buckets are looked at. Whoever begins a shard takes the seed of the day.
+//! A crowded index gets another seed, and so another order. A position has its seed. In an index with another seed, the keys
+//! of a range may be in any bucket, so the copy reads all buckets. A copy that begins a shard uses the seed of the present
+//! index.
 
 use smallvec::SmallVec;
 
@@ -18,7 +19,7 @@ use crate::shard::routes::{Words, read};
 use crate::shard::slab::Record;
 use crate::shard::{Scope, Shard, newest_first};
 
-/// The most home buckets of one part. Beside them, it looks at up to 63 buckets for displaced keys.
+/// The most home buckets of one part. The part also reads up to 63 buckets after them for displaced keys.
 const MOST_BUCKETS: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// Keys that a part has room for without an allocation.
@@ -29,9 +30,9 @@ type Found<'g> = SmallVec<[(u64, &'g Record); 64]>;
 pub(crate) enum Start<'n> {
     /// With the first key.
     Beginning,
-    /// With the first key of at least this rank, which is the upper half of what the seed mixes hashes to.
+    /// With the first key of at least this rank. A key's rank is the upper half of its hash as the seed mixes it.
     Rank { seed: u64, rank: u32 },
-    /// With the first key after that of a node, which need not be there.
+    /// With the first key after that of a node. The node itself need not be in the shard.
     After { seed: u64, hash: u64, node: &'n NodeId },
 }
 
@@ -40,22 +41,22 @@ pub(crate) enum Start<'n> {
 pub(crate) enum Next {
     Rank(u32),
     After(NodeId),
-    /// There is none.
+    /// There is no next part.
     End,
 }
 
-/// What was copied.
+/// The end of a part.
 #[derive(Debug)]
 pub(crate) struct Part {
-    /// Of the order.
+    /// The seed of the order.
     pub(crate) seed: u64,
-    /// How many slots were looked at.
+    /// How many slots were read.
     pub(crate) slots: u32,
     pub(crate) next: Next,
 }
 
 impl Part {
-    /// Of a shard without keys.
+    /// The part of a shard without keys.
     pub(crate) const NONE: Part = Part {
         seed: 0,
         slots: 0,
@@ -64,19 +65,19 @@ impl Part {
 }
 
 impl<K: Key> Shard<K> {
-    /// Hands the next nodes that have valid routes to `each`, with these, newest first: some of the next `most` keys. They
-    /// come in order, unless `most` is [`usize::MAX`], which saves the sorting.
+    /// Calls `each` with the next nodes that have valid routes, and with these routes, newest first. The nodes are some of the
+    /// next `most` keys, in order; but if `most` is [`usize::MAX`], they are not sorted.
     ///
-    /// All of it looks at one index under one pin. A route that is there all the while is in a record that this index has,
-    /// since the index was the root at the beginning, and slots are written once (invariant 1). It is in the home bucket of
-    /// its key, or behind a run of buckets that were full when the key came, and so still are. Whatever replaces the index
-    /// meanwhile shares the record, or moves it, and then its frozen word still says that the route was there (9); the record
-    /// is not reused under the pin (7).
+    /// The whole part reads one index under one pin. A route that is there all the while is in a record of this index, since
+    /// the index was the root's at the beginning, and slots are written once (invariant 1). The record is in the home bucket
+    /// of its key, or behind a run of buckets that were full when the key was inserted, and so still are. An index that
+    /// replaces this one meanwhile has the same record, or the record has moved. Then its frozen word still holds the route
+    /// (9). The record is not reused under the pin (7).
     ///
-    /// No node comes twice. A key has one record that is not RETIRED in one index; a second one is put there after the
-    /// first one became RETIRED, by a rebuild that lost (6). Both have the same place in the order, so they are in the same
-    /// part. Slots are all read before words are: if the second record was found, the first one's word is read after it
-    /// became RETIRED.
+    /// No node comes twice. A key has one record that is not RETIRED in one index. It gets a second record only after a
+    /// rebuild that lost has made the first record RETIRED (6). Both records have the same place in the order, so they are in
+    /// the same part. All slots are read before the words: if the second record was found, the first record's word is read
+    /// after it became RETIRED.
     pub(crate) fn copy<P: Liveness>(
         &self,
         start: Start<'_>,
@@ -145,7 +146,7 @@ impl<K: Key> Shard<K> {
     }
 }
 
-/// How many home buckets have about so many keys, where most slots are taken.
+/// How many home buckets have about `keys` keys if seven in eight slots are taken; at most [`MOST_BUCKETS`].
 fn buckets_with(keys: usize) -> u32 {
     let buckets = keys.saturating_mul(8) / (7 * BUCKET as usize) + 1;
     u32::try_from(buckets).map_or(MOST_BUCKETS, |buckets| buckets.min(MOST_BUCKETS))

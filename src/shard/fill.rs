@@ -165,9 +165,9 @@ impl<K: Key> Shard<K> {
         self.root(guard).is_none()
     }
 
-    /// Makes `records`, whose keys all differ and belong to this shard, the shard's, if no key was ever inserted; tells
-    /// whether it did. Their routes have to be counted, and their proxies found to take routes, under the scope's guard; the
-    /// caller marks the nodes for the feed.
+    /// Makes `records` the shard's, if no key was ever inserted. Returns whether it did. The keys must differ and belong to
+    /// this shard. Under the scope's guard, the caller has reserved places for the routes and checked that their proxies take
+    /// routes. Afterwards, the caller marks the nodes for the feed.
     #[must_use]
     pub(crate) fn fill<P: Liveness>(&self, mut records: NewRecords<K>, scope: &Scope<'_, P>) -> bool {
         if !self.is_untouched(scope.guard) {

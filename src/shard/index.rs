@@ -7,8 +7,8 @@
 //! header (64 bytes) | slots: 4 bytes each, in buckets of 16, one cache line | segment table: one pointer each
 //! ```
 //!
-//! The slots stand at the same distance from the header in every index, so that a bucket can be asked for by whoever
-//! knows the root and the number of buckets ([`prefetch_bucket`]).
+//! The slots are at the same distance from the header in every index, so that a thread which knows the root and the number of
+//! buckets can prefetch a bucket ([`prefetch_bucket`]).
 //!
 //! A slot holds a tag of 10 bits and a record number plus one in 22, or EMPTY, or FROZEN. A key's probe sequence starts
 //! at a slot of its own in its home bucket, goes round that bucket, and on to the following ones. Probing whole cache
@@ -147,20 +147,21 @@ struct Probe {
     tag: u32,
 }
 
-/// What a key's home bucket, offset and tag are taken from. No two hashes are mixed to the same.
+/// Mixes a hash with a seed. A key's home bucket, offset and tag come from the result. With one seed, different
+/// hashes give different results.
 #[inline]
 pub(crate) fn mix(hash: u64, seed: u64) -> u64 {
-    // The shard is the hash's top bits, so the rest is mixed anew: an odd factor carries every lower bit upwards.
+    // All hashes of a shard have the same top bits, so mix the others into the top: an odd factor carries each bit upwards.
     (hash ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-/// The home bucket of a key whose hash was mixed. It is monotone in `mixed`, which [`copy`](mod@crate::shard::copy) relies on.
+/// The home bucket of a key, from its mixed hash. It is monotone in `mixed`: [`copy`](mod@crate::shard::copy) relies on that.
 #[inline]
 pub(crate) fn home(mixed: u64, buckets: u32) -> u32 {
     (((mixed >> 32) * u64::from(buckets)) >> 32) as u32
 }
 
-/// The least upper half of a mixed hash that has this home bucket, which is below `buckets`.
+/// The least upper half of a mixed hash with this home bucket. `bucket` must be below `buckets`.
 pub(crate) fn first_rank(bucket: u32, buckets: u32) -> u32 {
     debug_assert!(bucket < buckets);
     (u64::from(bucket) << 32).div_ceil(u64::from(buckets)) as u32
@@ -178,8 +179,8 @@ impl Probe {
     }
 }
 
-/// Begins to load a key's home bucket in the index that a root points to, if that has so many buckets and was never given
-/// another seed. Nothing is read, so it needs no pin, and what it is told may be wrong.
+/// Begins to load a key's home bucket in the index that a root points to, if the index has so many buckets and the seed 0. A
+/// prefetch reads nothing, so it needs no pin, and `root` and `buckets` may be stale.
 #[cfg(not(loom))]
 #[inline]
 pub(crate) fn prefetch_bucket(root: *const Header, buckets: u32, hash: u64) {
@@ -445,7 +446,7 @@ impl<'g> Index<'g> {
         self.freeze_segments();
     }
 
-    /// Makes a slot final; returns the record that it has, with the record's number.
+    /// Makes a slot final. Returns its record, if it has one, with the record's number.
     pub(crate) fn freeze_slot(self, bucket: u32, slot: usize) -> Option<(u32, &'g Record)> {
         let value = freeze_slot(&self.bucket(bucket)[slot]);
         (value != FROZEN).then(|| (number_in(value), self.record_in(value)))
@@ -466,7 +467,7 @@ impl<'g> Index<'g> {
         }
     }
 
-    /// The record numbers in the slots, with their records: all of them where the index is frozen.
+    /// The record numbers in the slots, with their records: all of them if the index is frozen.
     pub(crate) fn occupied(self) -> Occupied<'g> {
         let mut occupied = Occupied {
             index: self,
@@ -479,7 +480,7 @@ impl<'g> Index<'g> {
         occupied
     }
 
-    /// The records of one bucket, which begin to be loaded.
+    /// The records of one bucket. Begins to load them.
     pub(crate) fn records_of(self, bucket: u32) -> Records<'g> {
         let slots = self.bucket(bucket);
         std::array::from_fn(|slot| {
@@ -495,12 +496,12 @@ impl<'g> Index<'g> {
         })
     }
 
-    /// Hands the records of all keys with these home buckets to `each`, among those of other keys, and begins to load them.
-    /// It may do so for more home buckets than it was asked for: those up to the second figure that it returns. The first
-    /// one is how many buckets it looked at.
+    /// Calls `each` with the records of all keys with these home buckets, and with some records of other keys. Begins to load
+    /// the records. Returns how many buckets were read, and the end of the home buckets whose keys were all met: that may be
+    /// beyond `homes`.
     ///
-    /// Keys that were displaced from the last one of the buckets are in those after it, as far as these are full. So where
-    /// a bucket is not, all keys of the home buckets up to there were met.
+    /// Keys that were displaced from the last of the buckets are in the buckets after it, as long as these are full. So at a
+    /// bucket that is not full, all keys of the home buckets up to that bucket were met.
     pub(crate) fn with_homes(self, homes: Range<u32>, mut each: impl FnMut(&'g Record)) -> (u32, u32) {
         let buckets = self.header().shape.buckets;
         let count = homes.len() as u32;
@@ -590,8 +591,7 @@ impl Index<'_> {
 /// The record numbers in the slots of one bucket, with their records; `None` for a slot that has none.
 pub(crate) type Records<'g> = [Option<(u32, &'g Record)>; BUCKET as usize];
 
-/// Goes through what [`Index::occupied`] promises. The records are anywhere in memory, so those of the next bucket are
-/// loaded meanwhile.
+/// The iterator of [`Index::occupied`]. The records are scattered in memory, so the records of the next bucket are prefetched.
 pub(crate) struct Occupied<'g> {
     index: Index<'g>,
     /// The bucket after the one that is `ahead`.

@@ -1,7 +1,7 @@
 //! The heap list of a node with two routes or more.
 //!
-//! A list's membership never changes; only the times in its words do, by a CAS each, until a word is frozen. How long it is
-//! stands in the record's word, beside its address; so a list of n routes is n words.
+//! A list's membership never changes. Only the times and ranks in its words do, by one CAS each, until a word is frozen. The
+//! record's word has the list's length beside its address, so a list of n routes takes n words.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::cmp::Reverse;
@@ -33,7 +33,7 @@ const WORDS_AT: usize = size_of::<Fate>().next_multiple_of(align_of::<AtomicU64>
 fn layout(len: usize) -> Layout {
     let align = align_of::<AtomicU64>();
     let bytes = (WORDS_AT + len * size_of::<AtomicU64>()).next_multiple_of(align);
-    // 8 at least: a word's lowest bits are not the address's.
+    // At least 8: the lowest three bits of the record's word are not the address's.
     Layout::from_size_align(bytes, align.max(8)).expect("a list of 64 words fits into memory")
 }
 
@@ -53,11 +53,11 @@ fn body_of(word: Word) -> *mut Body {
     )
 }
 
-/// A list that nobody else knows yet; freed when it is dropped.
+/// A list that is private to this thread; freed when it is dropped.
 pub(crate) struct NewList(NonNull<Body>);
 
 impl NewList {
-    /// Copies `words`, newest first and not none at all; `None` where there is no memory for them.
+    /// Copies `words`, which are newest first and at least one. `None` if there is no memory.
     pub(crate) fn new(words: &[Word]) -> Option<NewList> {
         debug_assert!(!words.is_empty());
         // SAFETY: the layout has a word, so its size is not zero.
@@ -78,7 +78,7 @@ impl NewList {
         NonNull::new(body(raw.as_ptr(), words.len())).map(NewList)
     }
 
-    /// The word that a record points to this list with.
+    /// The SPILL word that points to this list.
     pub(crate) fn word(&self) -> Word {
         let body = self.0.as_ptr();
         Word::spill(body.cast::<u8>().expose_provenance() as u64, len_of(body))
@@ -109,29 +109,30 @@ impl<'g> List<'g> {
     /// `word` was loaded with Acquire from a record while `guard` was pinned.
     #[inline]
     pub(crate) unsafe fn of(word: Word, _guard: &'g Guard) -> List<'g> {
-        // SAFETY: a SPILL word has a list's address and length (`NewList::word`); it was initialised before it was published,
-        // and was reachable under the guard, so it is not freed before the guard goes (invariant 8).
+        // SAFETY: a SPILL word has a list's address and length (`NewList::word`). The list was initialised before its word was
+        // published, which the Acquire load has seen. It was reachable under the guard, so it is not freed before the guard is
+        // dropped (invariant 8).
         let body = unsafe { &*body_of(word) };
         #[cfg(loom)]
         body.fate.assert_alive();
         List(body)
     }
 
-    /// The words, newest membership first.
+    /// The words, the latest addition first.
     #[inline]
     pub(crate) fn words(self) -> &'g [AtomicU64] {
         &self.0.words
     }
 
-    /// Makes every word final, and returns them as LIVE words, with the latest first of those that were refreshed in one tick.
-    /// Refreshes that come later find a frozen word and replace the list.
+    /// Makes every word final, and appends them to `into` as LIVE words. Of routes that were refreshed in one tick, the latest
+    /// comes first. Later refreshes find a frozen word, and replace the list.
     pub(crate) fn freeze(self, into: &mut AllWords) {
         let frozen = Word(0).frozen().0;
         let mut ranks = 0;
         into.extend(self.words().iter().map(|word| {
             step("list: before a freeze");
-            // AcqRel: this is where a refresh of the word comes before the freeze or fails; whoever replaces the list
-            // sees what the refresh wrote.
+            // AcqRel: pairs with the CAS in `refresh_in_place`, which comes before this freeze, or fails. Acquire: the thread
+            // that replaces the list sees what the refreshing thread did before.
             let word = Word(word.fetch_or(frozen, Ordering::AcqRel)).thawed();
             ranks |= word.rank();
             word
@@ -143,7 +144,7 @@ impl<'g> List<'g> {
         }
     }
 
-    /// Frees the list once nobody can look at it any more.
+    /// Frees the list once no pinned thread can read it any more.
     ///
     /// # Safety
     ///

@@ -9,48 +9,53 @@
 //!
 //! # Operations
 //!
-//! Each loads the root anew under one epoch pin, and keeps the pin until its last CAS. Nobody ever waits for another
-//! thread: whoever meets something half done finishes it, or does it again on a private copy.
+//! Each operation loads the root under one epoch pin, and keeps the pin until its last CAS. No thread ever waits for another
+//! thread: a thread that meets an unfinished step finishes it, or repeats it on a private copy.
 //!
-//! * **Look-up**: go along the key's probe sequence to its record, load the word; it writes nothing.
+//! * **Look-up**: follow the key's probe sequence to its record, load the word. It writes nothing.
 //! * **Refresh**: the same, then one CAS on the word, or on the route's word in its list.
 //! * **Insert**: take a free record, write the key, make it DEAD, and CAS the *first* EMPTY slot of the probe sequence to
-//!   it. Whoever loses looks at what won, which may be the same key, and goes on from there. Then DEAD becomes LIVE as it
-//!   does for a key that comes back.
+//!   it. A thread that loses reads the slot again, which may have the same key now, and goes on from there. Then DEAD becomes
+//!   LIVE, as for a key that comes back.
 //! * **Remove**: CAS the word to DEAD. The record stays in the index until the next rebuild.
-//! * **List**: a second route moves the routes to a heap list ([`list`]). Changing its membership, or the order within a
-//!   tick, replaces it: freeze each of its words, copy with the change, CAS the record's word. Who meets a frozen word
-//!   builds the replacement with its own change in it, so that each CAS that wins finishes somebody's operation.
-//! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root.
-//! * **Move** ([`relocate`]): the same with the records, to a slab that is no larger than they need.
-//! * **Fill** ([`fill`]): where there is no root yet, make slab and index in private, CAS the root from null.
-//! * **Copy** ([`mod@copy`]): go along some buckets of one index; it writes nothing.
+//! * **List**: a second route moves the routes to a heap list ([`list`]). A change of its membership replaces it, and so does
+//!   a refresh when the ranks of a tick are used up: freeze each of its words, copy with the change, CAS the record's word. A
+//!   thread that meets a frozen word builds the replacement with its own change in it, so that each CAS that wins finishes
+//!   some thread's operation.
+//! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root. The sweeper copies most of a large
+//!   index before it freezes it.
+//! * **Move** ([`relocate`]): freeze the index and the words of its records, copy both to a new slab that is no larger than
+//!   they need, CAS the root.
+//! * **Fill** ([`fill`]): if there is no root yet, make slab and index in private, CAS the root from null.
+//! * **Copy** ([`mod@copy`]): read the records in some buckets of one index. It writes nothing.
 //!
 //! # Invariants
 //!
 //! 1. *A slot is written once*, from EMPTY to a record or to FROZEN. So a key that two threads insert meets itself: both
 //!    aim at the first EMPTY slot of the same sequence, and the one that loses sees the winner's record.
 //! 2. *A record's key is written before the slot that publishes it* (Release), and does not change until the record is
-//!    reused. So whoever loads the slot (Acquire) reads the key that belongs to it.
-//! 3. *A record is LIVE or SPILL only while an index has it.* A private record is DEAD, a free one RETIRED; so whoever
-//!    walks the slab never meets a route that was not published. (A slab that is private as a whole is walked by nobody.)
+//!    reused. So a thread that loads the slot (Acquire) reads the key that belongs to it.
+//! 3. *A record is LIVE or SPILL only while an index has it.* A private record is DEAD, a free record RETIRED; so a thread
+//!    that walks the slab never meets a route that was not published. (No thread walks a slab that is private as a whole.)
 //! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN before a copy becomes the
-//!    root, and the copy has what each taken slot has. So a copy that wins has whatever was inserted before, and whatever
-//!    comes after goes to the new root.
+//!    root, and the copy has the record of each taken slot, except RETIRED ones. So a copy that wins has every key that was
+//!    inserted before, and later keys go to the new root.
 //! 5. *The segment of a published record is in the table of the index that has it, and of all later ones.* A number is
 //!    taken only after its segment is installed, and an installed segment is copied to every later table.
-//! 6. *RETIRED is terminal until the record is reused.* A rebuild makes each DEAD record that it leaves out RETIRED first;
-//!    a key that comes back at that moment fails, and starts over from the root. A RETIRED record in an index that won
-//!    (its rebuild copied it before it died, a losing one retired it) is passed over like another key's.
-//! 7. *A record is reused only after the last index that had it was reclaimed.* The replaced index owns the list of what
-//!    its winner left out, and hands it over when no reader is left. Only the winner's list counts: a record is left out
-//!    once, by the one rebuild whose copy became the root without it.
-//! 8. *What a root or a record points to is freed only after everyone who was pinned when it was unlinked has gone on.*
-//!    The thread whose CAS unlinked it retires it, nobody else.
-//! 9. *A frozen word is final*; it still says what it said. Only a mover freezes words, after it froze the index; so all
-//!    movers of one index copy the same, and a change that comes later meets the frozen word, and moves the shard first.
-//! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot come
-//!     back while anyone who read it is pinned (8); so a count that follows a CAS is exact.
+//! 6. *RETIRED is terminal until the record is reused.* A rebuild makes each DEAD record that it leaves out RETIRED first. An
+//!    operation on the key that meets RETIRED searches on, or starts over from the root, and gives the key another record. A
+//!    RETIRED record in an index that won (its rebuild copied the record before it died, a losing rebuild retired it) is
+//!    passed over like another key's.
+//! 7. *A record is reused only after the last index that had it was reclaimed.* The replaced index owns the list of the
+//!    numbers that its winner left out, and hands it over when no reader is left. Only the winner's list counts: a record is
+//!    left out once, by the one rebuild whose copy became the root without it.
+//! 8. *What a root or a record points to is freed only after every thread that was pinned when it was unlinked has gone on.*
+//!    Only the thread whose CAS unlinked it retires it.
+//! 9. *A frozen word of a record is final*; its routes are still valid. Only a mover freezes a record's word, after it froze
+//!    the index; so all movers of one index copy the same words, and a later change meets the frozen word, and moves the
+//!    shard first.
+//! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot be reused
+//!     while any thread that read it is pinned (8); so a count that follows a CAS is exact.
 
 mod bucket;
 pub(crate) mod capacity;
@@ -88,7 +93,7 @@ use crate::shard::slab::{NoRecord, Private, Record, Slab};
 use crate::shard::word::{State, Word};
 use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, step};
 
-/// What an operation knows of the table around its shard.
+/// What an operation uses of the table around its shard.
 pub(crate) struct Scope<'a, P> {
     pub(crate) guard: &'a Guard,
     pub(crate) hasher: &'a RandomState,
@@ -98,8 +103,8 @@ pub(crate) struct Scope<'a, P> {
     pub(crate) now: u64,
     /// The age in ticks that a valid route may have at most; read before any route.
     pub(crate) keep_alive: u64,
-    /// The age in ticks beyond which a route may be taken away: `keep_alive`, or more while a longer interval comes into
-    /// force (`keep_alive.rs`).
+    /// The age in ticks beyond which a call may remove a route: `keep_alive`, or more while a longer interval comes into force
+    /// (`keep_alive.rs`).
     pub(crate) kept_age: u64,
     /// The shard's number, which decides the sizes that its index takes on (`capacity.rs`).
     pub(crate) shard: usize,
@@ -119,13 +124,13 @@ impl<P: Liveness> Scope<'_, P> {
         self.age(route) <= self.keep_alive
     }
 
-    /// Whether a route has to stay, as far as its age says. Fresh routes have.
+    /// Whether no call may remove a route because of its age. Fresh routes are young.
     #[inline]
     pub(crate) fn is_young(&self, route: Word) -> bool {
         self.age(route) <= self.kept_age
     }
 
-    /// Whether a route has to stay. Valid routes have.
+    /// Whether the sweeper must keep a route. Valid routes are kept.
     #[inline]
     pub(crate) fn is_kept(&self, route: Word) -> bool {
         self.is_young(route) && self.proxies.has(route.proxy())
@@ -145,7 +150,7 @@ pub(crate) enum Refused {
     Memory,
 }
 
-/// Makes room in a vector whose length depends on how much the shard holds.
+/// Reserves room in a vector whose length depends on how much the shard holds.
 pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), Refused> {
     vec.try_reserve(more).map_err(|_| Refused::Memory)
 }
@@ -159,7 +164,7 @@ pub(crate) fn newest_first(words: &mut Words) {
     }
 }
 
-/// A record that probably is the one that is wanted; it is looked at only after a while, so that it is loaded by then.
+/// A record that probably is the wanted one. Use it only some time later: a prefetch has begun to load it.
 #[derive(Clone, Copy)]
 pub(crate) struct Guess<'g> {
     index: Index<'g>,
@@ -175,7 +180,7 @@ impl Guess<'_> {
         unsafe { key.is(self.record.key()) }.then(|| self.record.load())
     }
 
-    /// Adds or refreshes a route, if the record is the key's and no protocol is under way; `None` where it is not.
+    /// Adds or refreshes a route. `None` if the record is another key's, RETIRED, or moving.
     #[inline]
     pub(crate) fn add<K: Key, P: Liveness>(
         &self,
@@ -194,7 +199,7 @@ impl Guess<'_> {
         }
     }
 
-    /// Refreshes the route through a proxy, if the record has one and `is_key` takes its key; tells whether it did.
+    /// Refreshes the route through a proxy, if the record has one and `is_key` takes its key. Returns whether it did.
     #[inline]
     pub(crate) fn refresh<K: Key, P: Liveness>(
         &self,
@@ -202,8 +207,8 @@ impl Guess<'_> {
         is_key: impl FnOnce([u64; 2]) -> bool,
         scope: &Scope<'_, P>,
     ) -> bool {
-        // The word first: once it is seen to be LIVE or SPILL, the key is the one it belongs to, and the record is not
-        // reused while the guard is pinned. The other way round, the key read might be that of a former owner.
+        // The word first: if it is LIVE or SPILL, the key is that of the word, and the record is not reused while the guard is
+        // pinned. In the other order, the key might be that of a former owner.
         let word = self.record.load();
         matches!(word.state(), State::Live | State::Spill)
             && is_key(self.record.key())
@@ -214,13 +219,13 @@ impl Guess<'_> {
     }
 }
 
-/// How many pairs of records the sweeper asks for ahead of time, at the beginning of a segment.
+/// How many pairs of records the sweeper prefetches of the next segment.
 const PREFETCHED: usize = 32;
 
-/// A record, for the sweeper to go on from.
+/// The record that a sweep goes on from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Mark {
-    /// Of the slab that the number is in.
+    /// The generation of the slab that the number is in.
     pub(crate) generation: u8,
     pub(crate) number: u32,
 }
@@ -228,9 +233,9 @@ pub(crate) struct Mark {
 /// What a visit of the sweeper did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Visit {
-    /// Record numbers that were looked at.
+    /// Records visited; a part of a rebuild counts as all that were left.
     pub(crate) visited: u32,
-    /// Routes that were taken away.
+    /// Routes that were removed.
     pub(crate) removed: usize,
     /// Where the next visit goes on; `None` at the shard's end.
     pub(crate) next: Option<Mark>,
@@ -239,8 +244,8 @@ pub(crate) struct Visit {
 /// One of the table's shards; 16 bytes and nothing on the heap until its first key comes.
 pub(crate) struct Shard<K: Key> {
     root: AtomicPtr<Header>,
-    /// How many buckets the root's index has, or had a moment ago: for [`preload`](Shard::preload), which may not look at
-    /// the index. No part of any protocol, so loom need not know of it.
+    /// How many buckets the root's index has, or had a moment ago, for [`preload`](Shard::preload), which must not read the
+    /// index. A hint, so not an atomic of loom's.
     buckets: std::sync::atomic::AtomicU32,
     key: PhantomData<fn() -> K>,
 }
@@ -262,7 +267,7 @@ impl<K: Key> Shard<K> {
         Some(unsafe { Index::from_raw(header) })
     }
 
-    /// The root's index, which is made where there is none.
+    /// The root's index, which is made if there is none.
     #[inline]
     fn ensure_root<'g, P: Liveness>(&self, scope: &Scope<'g, P>) -> Result<Index<'g>, Refused> {
         loop {
@@ -273,7 +278,7 @@ impl<K: Key> Shard<K> {
         }
     }
 
-    /// Makes the first index, unless somebody else does.
+    /// Makes the first index, unless another thread does.
     ///
     /// It is kept out of its caller: inlined there, the size of an index, which takes two logarithms and a power, would be
     /// worked out by every insertion and refresh before the loop begins.
@@ -323,9 +328,9 @@ impl<K: Key> Shard<K> {
 
     /// Begins to load the key's bucket, most probably.
     ///
-    /// For before the pin, and before the clock is read: both make the processor wait until all earlier loads have come,
-    /// but not for what it was only asked to load. So the bucket comes while the look-up before this one still waits for
-    /// its record, and of the two waits that a look-up has, successive ones overlap one.
+    /// Call it before the pin, and before reading the clock: both stall on earlier loads, but not on prefetches. So the bucket
+    /// arrives while the previous look-up still waits for its record: of the two cache misses of a look-up, one overlaps with
+    /// the previous look-up's.
     #[inline]
     pub(crate) fn preload(&self, hash: u64) {
         #[cfg(not(loom))]
@@ -351,7 +356,7 @@ impl<K: Key> Shard<K> {
             .map(|record| (index, record))
     }
 
-    /// The key's word, unless its record is RETIRED or it has none: for who wants no more than one route.
+    /// The key's word, unless its record is RETIRED or there is none: for callers that need no list.
     #[inline]
     pub(crate) fn word(&self, key: &K, hash: u64, guard: &Guard) -> Option<Word> {
         self.root(guard)?.find(hash, |record| {
@@ -418,7 +423,7 @@ impl<K: Key> Shard<K> {
             };
             step("insert: root loaded");
             let filled = index.find_or_fill(hash, accept, || {
-                // Before a record is taken: a key that is refused leaves nothing behind.
+                // Before a record is taken, so that a refused key leaves nothing behind.
                 if place.is_none() {
                     place = Some(Reservation::new(scope.count).ok_or(NoRecord::NoPlace)?);
                 }
@@ -450,7 +455,7 @@ impl<K: Key> Shard<K> {
                 Err(NoRecord::OutOfMemory) => return Err(Refused::Memory),
                 Err(NoRecord::NoPlace) => return Err(Refused::Routes),
                 Err(NoRecord::NoNumber) => {
-                    // The numbers of tombstones come back a grace period later, for keys to come.
+                    // A rebuild frees the numbers of tombstones a grace period later, for later keys.
                     if Self::is_littered(index) {
                         self.rebuild(index, false, scope)?;
                     }
@@ -459,7 +464,8 @@ impl<K: Key> Shard<K> {
             };
             let changed = change::<K, P>(record, what, place.take(), index.slab(), scope);
             if used > max_used(index.shape().buckets) {
-                // No room for a larger index is no reason to fail: the route is in, and the next one tries again.
+                // Without memory for a larger index, the call still succeeds: the route is in, and the next insertion tries
+                // again.
                 _ = self.rebuild(index, false, scope);
             }
             match changed? {
@@ -496,23 +502,23 @@ impl<K: Key> Shard<K> {
         Some(Guess { index, number, record })
     }
 
-    /// Takes away routes of a key; returns how many of them were valid.
+    /// Removes routes of a key. Returns how many of them were valid.
     pub(crate) fn remove<P: Liveness>(&self, key: &K, hash: u64, what: Change, scope: &Scope<'_, P>) -> usize {
         while let Some((index, record)) = self.find(key, hash, scope.guard) {
             match change::<K, P>(record, what, None, index.slab(), scope) {
                 Ok(Changed::Removed { valid, .. }) => return valid,
                 Ok(Changed::Frozen) if self.relocate(index, scope).is_ok() => {}
                 Ok(Changed::Retired) => {}
-                // Without memory for a shorter list, or for a move, the routes cannot go; they expire.
+                // Without memory for a shorter list, or for a move, the routes stay until they expire.
                 Ok(Changed::Frozen | Changed::Absent | Changed::Added(_)) | Err(_) => return 0,
             }
         }
         0
     }
 
-    /// Takes away what is stale in the records from `at` on, `most` of them, and says where to go on. `seen` is called with
-    /// the proxy of each route that stays. At the shard's end, a visit of its own or several shed tombstones if there are many,
-    /// or move the shard if it is sparse.
+    /// Removes the stale routes of at most `most` records from `at` on, and returns where to go on. `census` sees the proxy
+    /// of each route that stays. At the shard's end, a sparse shard moves. If there are many tombstones instead, this visit
+    /// and the next ones rebuild the index in parts; each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: Mark,
@@ -530,7 +536,7 @@ impl<K: Key> Shard<K> {
             return visit;
         };
         let generation = index.slab().generation;
-        // A shard that moved meanwhile has its records elsewhere, perhaps before `at`.
+        // A shard that moved meanwhile has its records at other numbers, perhaps before `at`.
         let mut number = if at.generation == generation { at.number } else { 0 };
         let end = index.slab().numbers();
         let mut can_move = true;
@@ -541,8 +547,8 @@ impl<K: Key> Shard<K> {
             let Some(records) = index.segment(place.segment) else {
                 return visit;
             };
-            // The processor foresees what comes next within a segment, but not where the next one is: this halves the time of
-            // a sweep at a million routes. (It is no part of the protocol: a model need not know of the load.)
+            // The processor prefetches within a segment, but not from the next segment: this halves the time of a sweep at a
+            // million routes. (Not in models: the load only hints.)
             if !cfg!(loom)
                 && let Some(next) = index.segment(place.segment + 1)
             {
@@ -553,7 +559,7 @@ impl<K: Key> Shard<K> {
             for record in &records[..count as usize] {
                 match sweep_record::<K, P>(record, index, scope, &mut census) {
                     Some(removed) => visit.removed += removed,
-                    // The shard is moving: begin again where it is then.
+                    // The shard is moving: finish the move, and begin again in the new slab.
                     None if can_move && self.relocate(index, scope).is_ok() => {
                         visit.next = Some(Mark::default());
                         visit.visited += 1;
@@ -592,7 +598,7 @@ impl<K: Key> Shard<K> {
     }
 }
 
-/// Takes away what is stale in one record; returns how many routes that were, or `None` where the record is moving.
+/// Removes the stale routes of one record. Returns how many there were, or `None` if the record is moving.
 #[inline]
 fn sweep_record<K: Key, P: Liveness>(
     record: &Record,
@@ -608,18 +614,18 @@ fn sweep_record<K: Key, P: Liveness>(
         State::Live | State::Spill => match change::<K, P>(record, Change::Sweep, None, index.slab(), scope) {
             Ok(Changed::Removed { stale, .. }) => stale,
             Ok(Changed::Frozen) => return None,
-            // Without memory for a shorter list, it stays until the next round, and is seen below.
+            // Without memory for a shorter list, the routes stay until the next round, and the census sees them below.
             Ok(Changed::Retired | Changed::Absent | Changed::Added(_)) | Err(_) => 0,
         },
     };
-    // What is left, valid or not: as long as a route is there, its proxy's number must not be another's.
+    // All routes that are left, valid or not: as long as there is a route, its proxy's number must not become another proxy's.
     read_all(record, scope.guard, |word| census.see(word.proxy()));
     Some(removed)
 }
 
 impl<K: Key> Drop for Shard<K> {
     fn drop(&mut self) {
-        // Relaxed: whoever drops the table is alone with it.
+        // Relaxed: `&mut self` is exclusive, so every other access happens before this one.
         let Some(header) = NonNull::new(self.root.load(Ordering::Relaxed)) else {
             return;
         };

@@ -311,7 +311,7 @@ fn model<R: Send + 'static>(
     model_of(preemptions, before, threads, after);
 }
 
-/// [`model`] with so many preemptions.
+/// [`model`] with at most so many preemptions.
 fn model_of<R: Send + 'static>(
     preemptions: usize,
     before: impl Fn(&World) + Send + Sync + 'static,
@@ -444,8 +444,8 @@ fn of_two_refreshes_the_later_time_stays() {
     );
 }
 
-/// The refresh in the list comes before the freeze of its word, or meets the frozen word, or one of a list that is retired, and
-/// goes on with the record's.
+/// The refresh in the list comes before the freeze of its word, or meets the frozen word, or one of a list that is retired,
+/// and goes on with the record's.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_is_replaced() {
     model(
@@ -615,7 +615,7 @@ fn of_two_lists_that_replace_one_both_additions_are_in_the_last() {
     );
 }
 
-/// As above, where no list follows the one that is replaced.
+/// As above, but the record's word becomes one route instead of another list.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_becomes_one_route() {
     model(
@@ -904,7 +904,7 @@ fn a_key_that_is_filled_in_and_added_is_there_once() {
     );
 }
 
-/// The fill that loses its root goes on one by one, beside a copy of what won.
+/// The fill that loses the CAS of the root adds its routes one by one, beside a copy of the winner's index.
 #[test]
 fn of_two_fills_each_route_is_there_once() {
     model(
@@ -1006,7 +1006,7 @@ fn a_copy_during_a_move_has_what_stays_once() {
     );
 }
 
-/// What is filled in behind the copy, before the freeze or during it, is copied at the end.
+/// The end of the rebuild copies slots that were filled after the copy had passed them, before the freeze or during it.
 #[test]
 fn an_insert_during_a_rebuild_in_parts_is_not_lost() {
     model(
@@ -1026,7 +1026,7 @@ fn an_insert_during_a_rebuild_in_parts_is_not_lost() {
     );
 }
 
-/// The key's record is RETIRED while its index is the root: the key gets another record there, which is copied at the end.
+/// The key's record is RETIRED while its index is the root's. So the key gets another record there, which the end copies.
 #[test]
 fn a_key_that_comes_back_during_a_rebuild_in_parts_is_there_once() {
     model(
@@ -1096,7 +1096,8 @@ fn a_segment_that_is_installed_during_a_rebuild_in_parts_is_kept() {
     );
 }
 
-/// Of refreshes in one tick, the one that was called after another had returned comes first, whether by rank or in a new list.
+/// Of two refreshes in one tick, the later comes first if the other had returned before it was called, whether by rank or in
+/// a new list.
 #[test]
 fn of_two_refreshes_in_one_tick_the_later_comes_first() {
     model(
@@ -1124,7 +1125,7 @@ fn of_two_refreshes_in_one_tick_the_later_comes_first() {
     );
 }
 
-/// Asserts that of these keys, each was copied once, and no other one twice.
+/// Asserts that each of these keys was copied once, and no other key twice.
 fn assert_once(copied: &[u64], keys: &[u64]) {
     let times = |key: u64| copied.iter().filter(|&&copied| copied == key).count();
     assert!(keys.iter().all(|&key| times(key) == 1), "{copied:?}");

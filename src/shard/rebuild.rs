@@ -1,18 +1,19 @@
 //! Replacing a shard's index: to grow it, to shed tombstones, to change its probe sequences.
 //!
-//! Each thread that meets a FROZEN slot does the whole of it alone, on a private copy, so nobody ever waits for the thread that
-//! began. Only one copy wins the CAS of the root; the others are freed unseen.
+//! Each thread that meets a FROZEN slot does the whole rebuild alone, on a private copy, so it never waits for the thread that
+//! began. Only one copy wins the CAS of the root; the others are freed.
 //!
 //! # In parts
 //!
-//! The sweeper is in no hurry to shed tombstones, and may not pause for as long as a large index takes. It copies a large
-//! index some buckets at a time before it freezes anything ([`Rebuild`]); other threads go on meanwhile. What they fill in
-//! behind it is copied at the end, slot by slot as these are frozen: slots are written once (invariant 1), so what was copied
-//! before is still so. The end takes a look at each slot that was EMPTY before, and at no record that was copied before.
+//! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it copies a
+//! large index some buckets at a time before it freezes anything ([`Rebuild`]). Other threads go on meanwhile. They may fill
+//! slots of buckets that were already copied; the end of the rebuild freezes each slot that was EMPTY, and copies those that
+//! were filled since. Slots are written once (invariant 1), so the rest of the copy is still right. The end reads no record
+//! that was copied before.
 //!
 //! A tombstone that such a copy leaves out is RETIRED while its index is still the root. A key that comes back meanwhile gets
-//! another record, as after a rebuild that lost (invariant 6). A copy that is given up leaves RETIRED records behind, which
-//! the next rebuild leaves out.
+//! another record, as after a rebuild that lost (invariant 6). A copy that is given up leaves RETIRED records in the index;
+//! the next rebuild leaves them out.
 
 use std::sync::atomic::AtomicPtr;
 
@@ -29,7 +30,7 @@ use crate::sync::step;
 /// How often the seed may change before the index grows instead.
 const MAX_RESEEDS: u32 = 2;
 
-/// An index of so many buckets or less is rebuilt at once: that takes a tenth of a millisecond.
+/// The sweeper rebuilds an index of at most so many buckets at once, which takes a tenth of a millisecond.
 const AT_ONCE: u32 = if cfg!(loom) { 0 } else { 128 };
 
 /// A bit for each slot of a bucket.
@@ -39,8 +40,8 @@ const ALL_SLOTS: u16 = ((1_u32 << BUCKET) - 1) as u16;
 const BUCKETS_PER_64: u32 = if cfg!(loom) { 1 } else { 8 };
 
 impl<K: Key> Shard<K> {
-    /// Replaces `old` by a copy without its tombstones, unless somebody else does so first. Whether or not `old` was
-    /// the root's, it is not when this returns `Ok`.
+    /// Replaces `old` by a copy without its tombstones, unless another thread does so first. When this returns `Ok`, `old` is
+    /// not the root's index any more.
     ///
     /// `crowded`: a probe sequence of `old` was full.
     pub(crate) fn rebuild<P: Liveness>(
@@ -60,15 +61,15 @@ impl<K: Key> Shard<K> {
                     return Ok(());
                 }
                 Copied::Moving => return self.relocate(old, scope),
-                // What was left out is RETIRED, and is left out again.
+                // The records that were left out are RETIRED, so the next copy leaves them out again.
                 Copied::Crowded => shape = crowded_shape(shape),
-                Copied::Part => unreachable!("there are fewer buckets"),
+                Copied::Part => unreachable!("an index has fewer than u32::MAX buckets"),
             }
         }
     }
 
-    /// [`rebuild`](Shard::rebuild) for the sweeper, which does no more in one go than visiting `records` would take, and keeps
-    /// what is not ready yet on `bench`. Returns whether there is more to do.
+    /// [`rebuild`](Shard::rebuild) for the sweeper: takes about as long as visiting `records` records, except for the last
+    /// part, and keeps an unfinished copy on `bench`. Returns whether there is more to do.
     pub(crate) fn rebuild_part<P: Liveness>(
         &self,
         old: Index<'_>,
@@ -107,7 +108,7 @@ impl<K: Key> Shard<K> {
         self.rebuild(old, false, scope).map(|()| false)
     }
 
-    /// Makes a copy of `old` the root, unless somebody else did so first.
+    /// Makes a copy of `old` the root's index, unless another thread has replaced `old` first.
     fn publish<P: Liveness>(&self, old: Index<'_>, rebuild: Rebuild, scope: &Scope<'_, P>) {
         let Rebuild { new, left_out, .. } = rebuild;
         new.copy_segments(old);
@@ -116,12 +117,12 @@ impl<K: Key> Shard<K> {
             step("rebuild: root replaced");
             new.publish();
             old.slab().slots_left_out(left_out.len() as u32);
-            // SAFETY: the CAS in `replace_root` unlinked it.
+            // SAFETY: this thread's CAS in `replace_root` made the root stop pointing to `old`.
             unsafe { old.retire(left_out, scope.guard) };
         }
     }
 
-    /// Whether shedding tombstones is worth a rebuild: a 32nd of the index's keys are.
+    /// Whether shedding tombstones is worth a rebuild: more than a 32nd of the index's records are tombstones.
     pub(crate) fn is_littered(index: Index<'_>) -> bool {
         let (used, live) = (index.slab().used(), index.slab().live());
         used.saturating_sub(live) > used / 32 + BUCKET / 2
@@ -132,10 +133,10 @@ pub(crate) fn is_tombstone(word: Word) -> bool {
     matches!(word.state(), State::Dead | State::Retired)
 }
 
-/// A copy of an index that is under way, nobody else's.
+/// An unfinished copy of an index, private to its holder.
 pub(crate) struct Rebuild {
     new: NewIndex,
-    /// For each bucket of the old index that was looked at, the slots that were copied or left out.
+    /// For each copied bucket of the old index, the slots whose records were copied or left out.
     done: Vec<u16>,
     /// The numbers of RETIRED records, which the new index does not have.
     left_out: Vec<u32>,
@@ -162,12 +163,13 @@ impl Rebuild {
         })
     }
 
-    /// Copies the next `most` buckets. Records go straight to their slots: a list of them would be as large as the index.
+    /// Copies the next `most` buckets. Each record goes straight to its slot: a list of records would be as large as the
+    /// index.
     fn copy<K: Key, P>(&mut self, old: Index<'_>, most: u32, scope: &Scope<'_, P>) -> Result<Copied, Refused> {
         let buckets = old.shape().buckets;
         let from = self.done.len() as u32;
         let until = buckets.min(from.saturating_add(most));
-        // The records are anywhere in memory, so those of the next bucket are loaded meanwhile.
+        // The records are scattered in memory, so the records of the next bucket are prefetched meanwhile.
         let mut ahead = (from < until).then(|| old.records_of(from));
         for bucket in from..until {
             let records = ahead.take().unwrap_or_default();
@@ -214,7 +216,7 @@ impl Rebuild {
         step("rebuild: mid copy");
         match retire_tombstone(record) {
             Found::Tombstone => {
-                // Without memory for its number it stays, RETIRED, for the next rebuild.
+                // Without memory for its number, the record stays RETIRED in the old index, for the next rebuild.
                 reserve(&mut self.left_out, 1)?;
                 self.left_out.push(number);
             }
@@ -226,16 +228,17 @@ impl Rebuild {
     }
 }
 
-/// A rebuild in parts, between two of them.
+/// A rebuild in parts, between two parts.
 pub(crate) struct Begun {
     is_name: bool,
     shard: usize,
-    /// Of the index that is copied: an address could come back.
+    /// The serial of the index that is copied. An address would not do: it could be reused.
     serial: u32,
     rebuild: Rebuild,
 }
 
-// SAFETY: the new index is nobody else's, and is all atomics and an `Arc`.
+// SAFETY: the new index is private, so no other thread touches it at the same time. Its header owns an `Arc` of a slab that
+// all threads share; its cells are empty until the index is replaced itself; the rest is atomics and numbers.
 unsafe impl Send for Begun {}
 
 impl Begun {
@@ -244,10 +247,10 @@ impl Begun {
     }
 }
 
-/// Where the sweeper keeps the one rebuild that it has under way. A sweeper that finds none here, since another one has it,
-/// begins again, so nobody waits.
+/// Where the sweeper keeps its unfinished rebuild between two parts. If several threads sweep, one of them takes the rebuild;
+/// another one that finds none begins a new rebuild, so no thread waits.
 ///
-/// It is no part of any protocol: what is taken is the taker's alone. So loom need not know of it.
+/// It uses an atomic of `std` under loom too: the thread that takes a rebuild has it alone, so no protocol depends on it.
 #[derive(Debug)]
 pub(crate) struct Bench(AtomicPtr<Begun>);
 
@@ -259,18 +262,19 @@ impl Default for Bench {
 
 impl Bench {
     fn take(&self) -> Option<Box<Begun>> {
-        // AcqRel: Acquire pairs with `put`.
-        let begun = self.0.swap(std::ptr::null_mut(), std::sync::atomic::Ordering::AcqRel);
-        // SAFETY: what is there came from `Box::into_raw`, and the swap made it ours.
+        // Acquire: pairs with the Release in `put`, so that the rebuild is seen whole. The null publishes nothing.
+        let begun = self.0.swap(std::ptr::null_mut(), std::sync::atomic::Ordering::Acquire);
+        // SAFETY: `put` stored only pointers from `Box::into_raw`, and the swap removed this one, so no other thread has it.
         (!begun.is_null()).then(|| unsafe { Box::from_raw(begun) })
     }
 
     fn put(&self, begun: Begun) {
         let begun = Box::into_raw(Box::new(begun));
-        // Release: pairs with `take`; Acquire, since what was there is dropped here.
+        // AcqRel: Release pairs with the Acquire in `take`; Acquire pairs with the Release of another `put`, whose rebuild is
+        // dropped here.
         let other = self.0.swap(begun, std::sync::atomic::Ordering::AcqRel);
         if !other.is_null() {
-            // SAFETY: as in `take`.
+            // SAFETY: as in `take`: another `put` stored it, and this swap removed it.
             drop(unsafe { Box::from_raw(other) });
         }
     }
@@ -282,9 +286,9 @@ impl Drop for Bench {
     }
 }
 
-/// What a rebuild finds in a slot.
+/// What kind of record a rebuild finds in a slot.
 enum Found {
-    /// A record that stays.
+    /// A record that the copy has, too.
     Kept,
     /// A record that is RETIRED, and left out.
     Tombstone,
@@ -292,8 +296,8 @@ enum Found {
     Moving,
 }
 
-/// Makes a DEAD record RETIRED, so that its key cannot come back in the old index (invariant 6). It stays so whoever wins
-/// the root.
+/// Makes a DEAD record RETIRED, so that its key cannot use the record again (invariant 6). The record stays RETIRED whichever
+/// copy wins the root.
 fn retire_tombstone(record: &Record) -> Found {
     let mut word = record.load();
     loop {
@@ -315,12 +319,12 @@ fn next_shape(old: Index<'_>, crowded: bool, shard: usize) -> Shape {
         serial: old.shape().serial.wrapping_add(1),
         ..old.shape()
     };
-    // How many stay is known only at the end; the count that is kept is as good, off by no more than what other threads
-    // are about.
+    // How many records stay is known only at the end. The slab's count is good enough: it is off by no more than the changes
+    // that other threads have under way.
     let keep = old.slab().live();
     let buckets = buckets_for(keep, shard);
-    // Numbers that are about to be reclaimed are not free yet, so the table is as long as the slab has become, and has
-    // room for the index to fill up.
+    // Numbers that will be reclaimed are not free yet, so the segment table covers the whole slab, and the numbers that the
+    // index takes until it is full.
     let numbers = max_used(buckets).max(old.slab().numbers()) + BUCKET;
     let segments = Place::segments(numbers.min(MAX_RECORDS)).max(shape.segments);
     let next = Shape {
@@ -337,7 +341,8 @@ fn next_shape(old: Index<'_>, crowded: bool, shard: usize) -> Shape {
     }
 }
 
-/// What to try after a probe sequence was full: other sequences, and more room once that was tried.
+/// The shape to try after a probe sequence was full: other probe sequences, or a larger index once the seed has changed often
+/// enough.
 pub(crate) fn crowded_shape(shape: Shape) -> Shape {
     let seed = shape
         .seed

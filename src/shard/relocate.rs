@@ -20,15 +20,15 @@ use crate::shard::{Refused, Scope, Shard, reserve};
 use crate::sync::step;
 
 impl<K: Key> Shard<K> {
-    /// Whether moving is worth it: more than a third of the records are of no use. A move cannot be done in parts, so fewer
-    /// are left for keys to come.
+    /// Whether moving is worth it: more than a third of the records have no route. A move cannot be done in parts, so it does
+    /// not begin earlier.
     pub(crate) fn is_sparse(index: Index<'_>) -> bool {
         let (numbers, live) = (index.slab().numbers(), index.slab().live());
         numbers.saturating_sub(live) > numbers / 3 + BUCKET
     }
 
-    /// Moves the records of `old` to a new slab, unless somebody else does so first. Whether or not `old` was the root's,
-    /// it is not when this returns `Ok`.
+    /// Moves the records of `old` to a new slab, unless another thread does so first. When this returns `Ok`, `old` is not the
+    /// root's index any more.
     pub(crate) fn relocate<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
         old.freeze();
         step("move: frozen");

@@ -14,47 +14,47 @@ use crate::shard::{Refused, Scope};
 use crate::sync::{AtomicU64, Guard, Ordering, step};
 use crate::table::SHARDS;
 
-/// LIVE words, newest first. Those of a list may have ranks in the place of their state.
+/// LIVE words. Words of a list may have ranks in the place of their state.
 pub(crate) type Words = SmallVec<[Word; 8]>;
 
 /// All routes of one record, without allocating.
 pub(crate) type AllWords = SmallVec<[Word; MAX_ROUTES_PER_NODE]>;
 
-/// What an operation wants a record's routes to become.
+/// How an operation changes a record's routes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Change {
-    /// A refresh of the route through this proxy, or a new one.
+    /// Refreshes the route through this proxy, or adds one.
     Add(u32),
-    /// A refresh of the route through this proxy, if it is there and valid.
+    /// Refreshes the route through this proxy, if it is there and valid.
     Refresh(u32),
-    /// A route through this proxy that was last refreshed at `time`, unless it is there and was refreshed since, or the
-    /// record is full of routes that were.
+    /// Adds a route through this proxy that was last refreshed at `time`. Does nothing if the record has the route with a
+    /// later refresh, or is full of routes with later refreshes.
     Restore { proxy: u32, time: u64 },
-    /// No route through this proxy.
+    /// Removes the route through this proxy.
     RemoveRoute(u32),
-    /// No route.
+    /// Removes all routes.
     RemoveNode,
-    /// No route that has not to stay: see [`Scope::is_kept`].
+    /// Removes the routes that need not stay: see [`Scope::is_kept`].
     Sweep,
 }
 
-/// What came of a [`Change`].
+/// The result of a [`Change`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Changed {
     /// [`Change::Add`], [`Change::Refresh`] or [`Change::Restore`] was done.
     Added(Added),
-    /// There is nothing that [`Change::Refresh`] could refresh.
+    /// There is no route for [`Change::Refresh`] to refresh.
     Absent,
-    /// One of the other changes was done; it took away so many routes that could still be returned, and so many that
-    /// could not.
+    /// One of the other changes was done. It removed so many routes that could still be returned, and so many stale ones.
     Removed { valid: usize, stale: usize },
     /// The record is RETIRED: look for the key again.
     Retired,
-    /// The record is moving to another slab: finish that, and look for the key again.
+    /// The record is moving to another slab: finish the move, and look for the key again.
     Frozen,
 }
 
-/// Hands the routes that may be returned now to `each`, in the record's order; tells whether the key is this record's.
+/// Calls `each` with the routes that may be returned now, in the record's order. Returns whether the record still belongs to
+/// its key: it is not RETIRED.
 #[inline]
 pub(crate) fn read<P: Liveness>(record: &Record, scope: &Scope<'_, P>, mut each: impl FnMut(Word)) -> bool {
     read_all(record, scope.guard, |word| {
@@ -64,7 +64,7 @@ pub(crate) fn read<P: Liveness>(record: &Record, scope: &Scope<'_, P>, mut each:
     })
 }
 
-/// Hands all routes to `each`, in the record's order; tells whether the key is this record's.
+/// Calls `each` with all routes, in the record's order. Returns whether the record still belongs to its key.
 #[inline]
 pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word)) -> bool {
     let word = record.load();
@@ -73,10 +73,10 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
         State::Dead => {}
         State::Live => each(word),
         State::Spill => {
-            // SAFETY: the word was loaded with Acquire under the guard.
+            // SAFETY: `Record::load` loaded the word with Acquire under the guard.
             let list = unsafe { List::of(word, guard) };
             for word in list.words() {
-                // Relaxed: a list's words have no more to them than their own bits.
+                // Relaxed: a list's word publishes nothing but its own bits.
                 each(Word(word.load(Ordering::Relaxed)).thawed());
             }
         }
@@ -84,8 +84,8 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
     true
 }
 
-/// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is
-/// nothing to change. A `place` for a route that may come is given back if none comes.
+/// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is nothing
+/// to change. Gives `place` back if no route is inserted.
 #[inline]
 pub(crate) fn change<'a, K: Key, P: Liveness>(
     record: &Record,
@@ -95,8 +95,9 @@ pub(crate) fn change<'a, K: Key, P: Liveness>(
     scope: &Scope<'a, P>,
 ) -> Result<Changed, Refused> {
     let word = record.load();
-    // A refresh of a node with one route, which is what most writes are. Losing to a later time is success. The proxy was
-    // found to take routes under this pin, so it need not be looked at again: if it was removed since, that came after.
+    // A refresh of a node with one route, as most writes are. Losing to a later time is success. The caller found under this
+    // pin that the proxy takes routes, so the proxy is not checked again: if it was removed since, the removal counts as
+    // later.
     if let Change::Add(proxy) | Change::Refresh(proxy) = what
         && word.state() == State::Live
         && !word.is_frozen()
@@ -181,7 +182,7 @@ fn change_any<'a, K: Key, P: Liveness>(
             return Ok(changed);
         }
 
-        // The limits bind before the CAS, so that a refused route never shows.
+        // Reserve the place before the CAS, so that a refused route is never visible.
         if after > before && place.is_none() {
             place = Some(Reservation::new(scope.count).ok_or(Refused::Routes)?);
         }
@@ -212,7 +213,8 @@ fn change_any<'a, K: Key, P: Liveness>(
                     tell::<K, P>(record, reason, scope);
                 }
                 if let Some(list) = list {
-                    // SAFETY: the CAS above unlinked it.
+                    // SAFETY: this thread's CAS above replaced the record's word, so the record does not point to the list
+                    // any more.
                     unsafe { list.retire(scope.guard) };
                 }
                 return Ok(changed);
@@ -222,8 +224,8 @@ fn change_any<'a, K: Key, P: Liveness>(
     }
 }
 
-/// Notes for the proxies of former routes that these routes are gone: those of `word`, or of its frozen `list`, that are not
-/// among `routes`. Returns whether there were any.
+/// Notes the removed routes at their proxies: the routes of `word`, or of its frozen `list`, that are not among `routes`.
+/// Returns whether there were any.
 fn leave<P: Liveness>(
     word: Word,
     list: Option<List<'_>>,
@@ -234,7 +236,7 @@ fn leave<P: Liveness>(
     let leave_one = |gone: Word| {
         let is_lost = routes.iter().all(|route| route.proxy() != gone.proxy());
         if is_lost {
-            // A route that is stale was a proxy's until it expired.
+            // An expired route counted for its proxy until it expired.
             let until = gone.time().saturating_add(scope.keep_alive).min(scope.now);
             scope.proxies.left(gone.proxy(), until);
         }
@@ -243,7 +245,7 @@ fn leave<P: Liveness>(
     match list {
         None => word.state() == State::Live && leave_one(word),
         Some(list) => {
-            // Nearly always nothing is lost; comparing each with each would cost more than all the rest.
+            // Nearly always no route is lost; comparing each route with each would cost more than the rest of the change.
             let inserted = usize::from(changed == Changed::Added(Added::Inserted));
             if routes.len() - inserted == list.words().len() {
                 return false;
@@ -255,7 +257,7 @@ fn leave<P: Liveness>(
     }
 }
 
-/// Tells the feed of a change of the record's routes, after the CAS that made it.
+/// Marks a change of the record's routes for the feed, after the CAS that made it.
 fn tell<K: Key, P>(record: &Record, reason: Reason, scope: &Scope<'_, P>) {
     scope.feed.mark(ring::<K>(scope.shard), scope.guard, || Event::Node {
         // SAFETY: an index has the record, and the guard is pinned.
@@ -264,11 +266,12 @@ fn tell<K: Key, P>(record: &Record, reason: Reason, scope: &Scope<'_, P>) {
     });
 }
 
-/// Why the feed tells of a change, if it does. `lost`: the record had a route of a proxy of which it has none now.
+/// The reason to mark a change for the feed with, if it is to be marked. `lost`: a proxy had a route before the change, and
+/// has none now.
 fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
     match (what, changed) {
         (_, Changed::Added(Added::Inserted)) => Some(Reason::Added),
-        // A refresh that had to replace the list took the stale routes out of it, which no sweeper will find.
+        // A refresh that replaced the list removed its stale routes, so no sweeper will find and mark them.
         (_, Changed::Added(Added::Refreshed)) => lost.then_some(Reason::Expired),
         (_, Changed::Removed { valid: 0, stale: 0 }) => None,
         (Change::Sweep, Changed::Removed { .. }) => Some(Reason::Expired),
@@ -282,14 +285,14 @@ pub(crate) fn ring<K: Key>(shard: usize) -> usize {
     shard + if K::IS_NAME { SHARDS } else { 0 }
 }
 
-/// Does without a new list if it can: a refresh is one CAS on the route's own word, and a change that changes nothing writes
-/// nothing. `None`: the list has to be replaced.
+/// Makes a change without a new list, if possible: a refresh is one CAS on the route's own word, and a change without effect
+/// writes nothing. `None`: the list has to be replaced.
 ///
-/// What is read here word by word holds at the instant at which the record's word was loaded, since a list's membership never
-/// changes, and times only grow: a proxy that is not in the list now was not in it then, and a route that is expired now was
-/// expired then. What is said of routes that are valid, or late, holds at the end as well.
+/// The words are read one by one, but the answer holds at one instant. A list's membership never changes, and times only
+/// grow. So a proxy that is not in the list now was not in it when the record's word was loaded, and a route that is expired
+/// now was expired then. A route that was seen valid, or later than some time, still is when all words are read.
 fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>) -> Option<Changed> {
-    // Relaxed: a list's words have no more to them than their own bits.
+    // Relaxed: a list's word publishes nothing but its own bits.
     let words = || {
         list.words()
             .iter()
@@ -299,7 +302,7 @@ fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>)
     match what {
         Change::Add(proxy) => match refresh_in_place(list, proxy, scope) {
             Refreshed::Done => Some(Changed::Added(Added::Refreshed)),
-            // The newcomer would be the one that is displaced.
+            // The new route would be the one that is displaced.
             Refreshed::Absent if is_full_of_later(words(), scope.now, scope) => Some(Changed::Added(Added::Inserted)),
             Refreshed::Absent | Refreshed::Expired | Refreshed::MustReplace => None,
         },
@@ -323,21 +326,22 @@ fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>)
     }
 }
 
-/// What came of a refresh in place.
+/// The result of a refresh in place.
 enum Refreshed {
     Done,
     /// The list has no route of the proxy.
     Absent,
-    /// The route is not valid; one that comes back counts as inserted, and goes first.
+    /// The route is not valid. A route that comes back counts as inserted, and goes first.
     Expired,
     MustReplace,
 }
 
 /// Refreshes the route of a proxy with one CAS on its word.
 ///
-/// Of the routes that were refreshed in one tick, the latest comes first; so the word gets a rank above those of this tick that
-/// come before it. A refresh that returned before this one began is seen here, and ranks below; others overlap, and may come
-/// either way. When the ranks of a tick are used up, the list has to be replaced by one in the right order, without ranks.
+/// Of the routes that were refreshed in one tick, the latest comes first. So the word gets a rank that puts it before the
+/// other words of this tick. A refresh that returned before this refresh began is seen here, and comes after this one. Other
+/// refreshes overlap this one, and may come before or after it. When the ranks of a tick are used up, the list has to be
+/// replaced by a list in the right order, without ranks.
 fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P>) -> Refreshed {
     let words = list.words();
     // Relaxed, here and below: as in `read_all`.
@@ -367,8 +371,8 @@ fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P
             return Refreshed::MustReplace;
         }
         let new = Word::live(proxy, scope.now).ranked(rank);
-        // AcqRel: so that a freeze that comes after has seen all that this thread did before, as with a record's word; the
-        // list's membership is not ordered by it. Relaxed on failure: as in `read_all`.
+        // AcqRel: pairs with the `fetch_or` in `List::freeze`. Release: the freezing thread sees what this thread did before,
+        // as with a record's word. Relaxed on failure: as in `read_all`.
         let exchanged = words[own].compare_exchange(word.0, new.0, Ordering::AcqRel, Ordering::Relaxed);
         if exchanged.is_ok() {
             return Refreshed::Done;
@@ -376,12 +380,12 @@ fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P
     }
 }
 
-/// Whether a list has no place for a route that is as old as `time`: its routes all have to stay, and are later.
+/// Whether a list has no place for a route of this `time`: the list is full, and all its routes must stay and are later.
 fn is_full_of_later<P: Liveness>(words: impl ExactSizeIterator<Item = Word>, time: u64, scope: &Scope<'_, P>) -> bool {
     words.len() == MAX_ROUTES_PER_NODE && { words }.all(|word| word.time() > time && scope.is_kept(word))
 }
 
-/// The sequential meaning of a change: `routes` are all that the record has, final, the latest addition first.
+/// Applies a change to `routes`, which are all final routes of the record, the latest addition first.
 fn apply<P: Liveness>(what: Change, routes: &mut AllWords, scope: &Scope<'_, P>) -> Changed {
     let before = routes.len();
     match what {
@@ -430,9 +434,10 @@ enum Tie {
     Older,
 }
 
-/// Puts a route of `proxy` that was refreshed at `time` first, unless a later one is there, or has to be displaced for it.
+/// Puts a route of `proxy` that was refreshed at `time` first. Does not if the proxy's own route is later, or if a later route
+/// would be displaced.
 fn put<P: Liveness>(proxy: u32, time: u64, tie: Tie, routes: &mut AllWords, scope: &Scope<'_, P>) -> Changed {
-    // Stale routes go when others come, so that they never take a valid one's place.
+    // Remove stale routes first, so that they never take the place of a valid route.
     routes.retain(|route| scope.is_kept(*route));
     let is_before = |route: Word| match tie {
         Tie::Newer => route.time() <= time,
@@ -443,7 +448,7 @@ fn put<P: Liveness>(proxy: u32, time: u64, tie: Tie, routes: &mut AllWords, scop
         Some(at) if scope.is_valid(routes[at]) => Added::Refreshed,
         _ => Added::Inserted,
     };
-    // What gives way: the same route, or the stalest one if there is no room.
+    // The route to replace: that of the same proxy, or the stalest route if there is no room.
     let gives_way = known.or_else(|| (routes.len() == MAX_ROUTES_PER_NODE).then(|| stalest(routes)));
     if let Some(at) = gives_way {
         if !is_before(routes[at]) {
@@ -455,7 +460,7 @@ fn put<P: Liveness>(proxy: u32, time: u64, tie: Tie, routes: &mut AllWords, scop
     Changed::Added(added)
 }
 
-/// Where the last of the oldest routes is, in a list that is not empty.
+/// The position of the last of the oldest routes. The list must not be empty.
 fn stalest(routes: &[Word]) -> usize {
     (0..routes.len())
         .rev()

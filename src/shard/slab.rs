@@ -84,7 +84,7 @@ impl Record {
     }
 }
 
-/// How many records one call moves to the free list at most: a call should not pause for as many as a shard may leave out.
+/// The most records that one call moves to the free list, since a rebuild may leave out too many for one call.
 const MOST_RETURNED: usize = 1_024;
 
 /// Records that a replaced index left out, on their way to the free list.
@@ -131,7 +131,7 @@ pub(crate) enum NoRecord {
     OutOfMemory,
     /// The table's limit of routes is reached.
     NoPlace,
-    /// The shard has as many records as a slot can name.
+    /// The slab has as many records as a slot can number.
     NoNumber,
 }
 
@@ -292,8 +292,7 @@ impl Slab {
         }
     }
 
-    /// Moves some of the records that reclaimed indexes handed over to the free list; returns whether there were any that could
-    /// be moved.
+    /// Moves some of the records that reclaimed indexes handed over to the free list. Returns whether it moved any.
     pub(crate) fn take_returned<K: Key>(&self, index: Index<'_>) -> bool {
         // Relaxed: only to spare the swap below.
         if self.returned.load(Ordering::Relaxed).is_null() {
@@ -318,8 +317,8 @@ impl Slab {
                     found.extend(record.map(|record| (number, record)));
                     record.is_some()
                 });
-            // If not, the caller's index is a stale one, whose segment table is shorter than the slab, or there is no memory:
-            // leave the batch to somebody who knows more, or has more.
+            // If not, the caller's index is stale, with a segment table shorter than the slab, or there is no memory: leave
+            // the batch to a later call.
             owned.numbers.truncate(if is_known { rest } else { usize::MAX });
             if !owned.numbers.is_empty() {
                 self.hand_over(owned);

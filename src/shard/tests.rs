@@ -295,7 +295,7 @@ fn a_copy_has_a_key_that_came_back_meanwhile_once() {
     });
 }
 
-/// The hashes that a copy reports in parts of `most` keys; `between` is called with how many there are so far, after each.
+/// The hashes that a copy reports in parts of `most` keys. Calls `between` after each part with the number of keys so far.
 fn copied_in_parts(
     shard: &Shard<Chosen>,
     most: usize,
@@ -333,7 +333,7 @@ fn assert_each_once(mut copied: Vec<u64>, keys: &[Chosen], what: &str) {
     );
 }
 
-/// Runs of full buckets that the keys of one bucket spill over, in the middle of the index, and from its end to its beginning.
+/// The keys of one bucket spill over runs of full buckets, in the middle of the index, and from its end to its beginning.
 #[test]
 fn parts_of_any_size_have_displaced_keys_once() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
@@ -360,12 +360,12 @@ fn parts_of_any_size_have_displaced_keys_once() {
 #[test]
 fn parts_have_each_key_once_though_the_seed_changes_between_them() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    // All in one bucket, under seed 0.
+    // All keys are in one bucket under seed 0.
     let flood: Vec<_> = (0..3_000).map(|number| Chosen(unmixed(number | 1 << 63))).collect();
     for most in [1, 7, 100, usize::MAX] {
         let shard = Shard::<Chosen>::new();
         let mut random = fastrand::Rng::with_seed(most as u64);
-        // As many that a walk takes several parts, too.
+        // Enough keys that a walk takes several parts, too.
         let keys: Vec<_> = (0..4_000).map(|_| Chosen(random.u64(..))).collect();
         world.with(0, |scope| {
             let add = |key: &Chosen| _ = shard.add(key, key.0, 0, scope).expect("there is room");
@@ -384,7 +384,7 @@ fn parts_have_each_key_once_though_the_seed_changes_between_them() {
             });
             assert!(is_flooded && seed() != 0);
             assert_each_once(copied, &keys, &format!("{most} at a time"));
-            // Whoever begins now has the new order, and parts as short as ever.
+            // A copy that begins now has the new order, and its parts are as short as before.
             let part = shard.copy(Start::Beginning, 1, scope, |_, _| ());
             assert_eq!(part.seed, seed());
             assert!(part.slots <= 64 * index::BUCKET, "{part:?}");
@@ -394,7 +394,7 @@ fn parts_have_each_key_once_though_the_seed_changes_between_them() {
     }
 }
 
-/// Two keys with one hash are one behind the other, by their nodes.
+/// Keys with the same hash are in the order of their nodes.
 #[test]
 fn keys_of_one_hash_are_in_one_part_or_in_two() {
     #[derive(Debug, Clone, Copy)]
@@ -447,7 +447,7 @@ fn keys_of_one_hash_are_in_one_part_or_in_two() {
     });
 }
 
-/// With every number that a slot can name, a key is refused as one too many. The numbers of keys that went come back.
+/// When every number that a slot can have is in use, the next key is refused. The numbers of removed keys come back.
 #[test]
 fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     const GONE: u32 = MAX_RECORDS / 16;
@@ -498,7 +498,7 @@ fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     );
 }
 
-/// As many routes as a table may have, dealt out to shards by chance, find room in each, tombstones included.
+/// As many routes as a table may have, distributed to shards at random, find room in each shard, tombstones included.
 #[test]
 fn the_greatest_limit_of_routes_can_be_reached() {
     let mean = (Builder::MOST_ROUTES / SHARDS) as f64;
@@ -627,7 +627,7 @@ fn a_batch_that_a_stale_index_does_not_know_is_kept() {
     });
 }
 
-/// Otherwise, the names of nodes that are gone stay until the next node comes to their shard.
+/// Otherwise, the names of removed nodes stay until the next node is inserted into their shard.
 #[test]
 fn a_sweep_gives_back_what_a_rebuild_left_out() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));

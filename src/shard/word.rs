@@ -1,12 +1,13 @@
-//! The 64-bit word that says everything about a record's routes.
+//! The 64-bit word that holds a record's routes, or points to their list.
 //!
 //! ```text
 //! LIVE   proxy number (23) | last refresh in ticks (38)    | FROZEN (1) | state (2)
 //! SPILL  a list's length (7) | its address, 8-aligned (54) | FROZEN (1) | state (2)
 //! ```
 //!
-//! A list's own words have the LIVE form, with a *rank* in the place of the state: of routes that were refreshed in one tick, the
-//! one with the greater rank was refreshed later. Rank 0 is spelled as LIVE, so a word without a rank is a LIVE word. Ticks are milliseconds on the table's own scale (`src/time.rs`).
+//! A list's own words have the LIVE form, with a *rank* in the place of the state: of two routes that were refreshed in one
+//! tick, the route with the greater rank was refreshed later. Rank 0 is encoded as LIVE, so a word of rank 0 is a LIVE word.
+//! Ticks are milliseconds on the table's own scale (`src/time.rs`).
 
 use std::fmt;
 
@@ -15,7 +16,7 @@ const FROZEN: u64 = 0b100;
 const TIME_SHIFT: u32 = 3;
 const PROXY_SHIFT: u32 = TIME_SHIFT + TIME_BITS;
 const TIME_BITS: u32 = 38;
-/// Addresses have 56 bits at most where a process can have memory, on the machines that there are.
+/// Where a list's length begins: user-space addresses have at most 56 bits on the supported processors.
 const LEN_SHIFT: u32 = 57;
 
 /// How many proxy numbers fit into a word.
@@ -27,12 +28,12 @@ pub(crate) const LAST_TICK: u64 = (1 << TIME_BITS) - 1;
 /// The greatest rank of a list's word.
 pub(crate) const LAST_RANK: u64 = STATE_MASK;
 
-/// What a record's word says.
+/// The state of a record's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// The record belongs to no key: it is free, or waits to be. Terminal until the record is used again.
+    /// The record belongs to no key: it is free, or will be. Terminal until the record is reused.
     Retired = 0,
-    /// The key has no route now; it may come back.
+    /// The key has no route now; a route may be added.
     Dead = 1,
     /// The key has one route, in the word itself.
     Live = 2,
@@ -83,7 +84,7 @@ impl Word {
         self.0 >> TIME_SHIFT & LAST_TICK
     }
 
-    /// A list's word, of this rank.
+    /// A list's word with this rank.
     pub(crate) fn ranked(self, rank: u64) -> Word {
         debug_assert!(rank <= LAST_RANK);
         Word(self.0 & !STATE_MASK | (rank ^ State::Live as u64))
@@ -94,7 +95,7 @@ impl Word {
         self.0 & STATE_MASK ^ State::Live as u64
     }
 
-    /// What orders the words of a list: time, then rank.
+    /// The sort key of a list's words: time, then rank.
     pub(crate) fn recency(self) -> u64 {
         self.time() << STATE_MASK.count_ones() | self.rank()
     }

@@ -355,7 +355,7 @@ impl Bulk<'_> {
         let ring = ring::<K>(part.shard);
         let mut nodes = part.nodes.iter().peekable();
         while nodes.peek().is_some() {
-            // Each mark retires the one that it overwrites.
+            // One pin for a group of nodes: each mark may retire the entry that it overwrites.
             let guard = pin();
             for (node, _) in nodes.by_ref().take(GROUP) {
                 self.table.feed().mark(ring, &guard, || Event::Node {

@@ -11,8 +11,8 @@
 //!
 //! Nobody waits while a snapshot is written. A route that is there all the while is in it; one that comes or goes meanwhile
 //! may be, and one that is refreshed meanwhile has age zero. Expired routes and those of removed proxies are not in it.
-//! A proxy that is registered all the while is in it once. If it begins another incarnation meanwhile, it is there as of the
-//! older or the newer one, with routes of that one only.
+//! A proxy that is registered all the while is in it once. If the proxy begins another incarnation meanwhile, the snapshot has
+//! the older or the newer incarnation, with routes of that incarnation only.
 //!
 //! The incarnation of each proxy is in it, so that messages of older ones are refused after a restart too; but not those
 //! that are over, whose proxies are gone.
@@ -142,10 +142,10 @@ pub struct SnapshotReport {
 impl RouteTable {
     /// Writes all routes with their ages, and the proxies; see [`snapshot`](crate::snapshot) for the format.
     ///
-    /// No other thread waits for it, and it waits for none, not even for one that is stopped while it registers a proxy: it
-    /// copies one of 256 shards, or one of 128 parts of the proxies, at a time, and writes without a pin.
-    /// A million routes take about a tenth of a second beside the time of `to`, and some 20 MB there. It needs memory for a
-    /// copy of one shard, and about 50 bytes a proxy; it writes in blocks of some 128 KiB, and flushes at the end.
+    /// No other thread waits for this call, and it waits for no other thread, not even for a thread that is stopped while it
+    /// registers a proxy. It copies some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes without a
+    /// pin. A million routes take about a tenth of a second beside the time of `to`, and some 20 MB there. The call needs
+    /// memory for one such copy, and about 50 bytes a proxy; it writes in blocks of some 128 KiB, and flushes at the end.
     ///
     /// ```
     /// # use nodetracker::{NodeId, Proxy, RouteTable};
@@ -186,7 +186,8 @@ impl RouteTable {
     /// that is known already, the later time counts; a proxy that is registered already keeps the details that it has; and
     /// a node keeps the 64 routes that were refreshed last. An age of more than 24.8 days may become as little as that.
     ///
-    /// Each proxy is registered as [`begin_incarnation`](Self::begin_incarnation) does it, with the registry's lock.
+    /// Each proxy is registered as by [`resume_incarnation`](Self::resume_incarnation), or by
+    /// [`register_proxy`](Self::register_proxy) if it has no incarnation, and takes the registry's lock.
     ///
     /// Shards that never had a node are built whole, by all threads of rayon's global pool; so a new table is filled several
     /// times as fast as by [`add_node`](Self::add_node), and no index grows. For the time of the call, the snapshot's nodes

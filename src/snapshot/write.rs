@@ -59,10 +59,11 @@ pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSi
     })
 }
 
-/// Writes the proxies, each ID once, with those that are registered all the while among them; returns the number of each.
+/// Writes the proxies, each ID at most once, including all that are registered during the whole call. Returns the number of
+/// each.
 ///
-/// A proxy that begins another incarnation meanwhile is written with one of its incarnations. Only routes of that reference
-/// are written.
+/// If a proxy begins another incarnation meanwhile, the snapshot has one of its incarnations, and only routes of that
+/// reference.
 fn write_proxies<W: Write>(
     table: &RouteTable,
     section: &mut Section,
@@ -83,12 +84,12 @@ fn write_proxies<W: Write>(
     Ok(indexes)
 }
 
-/// The proxies whose IDs are in one part, copied under one pin.
+/// Copies the proxies whose IDs are in one part, under one pin.
 fn copy_part(table: &RouteTable, part: usize) -> Vec<(ProxyRef, ProxyDetails, Option<NonZeroU64>)> {
     let guard = pin();
     let proxies = table.proxies();
     let copy = |(_, proxy)| {
-        // Also if it was removed since it was found: it was registered, with these, under the pin.
+        // Even if the proxy was removed since it was found: it was registered with these details under the pin.
         let details = proxies.last_details(proxy, &guard)?;
         Some((proxy, details, proxies.last_incarnation(proxy, &guard)))
     };

@@ -1,24 +1,27 @@
-//! Reclamation: crossbeam-epoch, with a bound on what waits to be freed.
+//! Reclamation: crossbeam-epoch, with a bound on the garbage that waits to be freed.
 //!
-//! A bag of crossbeam's takes 64 retired objects; a full one joins a queue. Left alone, crossbeam frees at most 8 bags of the
-//! queue, once in 128 pins. A batch retires a hundred objects and more under one pin, so the queue would grow without bound.
-//! Each thread counts what it retires instead, and *flushes* when that comes to [`FLUSH_OBJECTS`] or [`FLUSH_BYTES`]: a
-//! flush queues the bag, tries to advance the epoch, and frees up to 8 bags. So freeing is up to 8 times as fast as
-//! retiring, whatever the mix of calls; and a thread that retires nothing pays nothing.
+//! A bag of crossbeam's takes 64 retired objects; a full bag joins a queue. By itself, crossbeam frees at most 8 bags of the
+//! queue, once in 128 pins. A batch retires more than a hundred objects under one pin, so the queue would grow without bound.
+//! Therefore each thread counts what it retires, and *flushes* after [`FLUSH_OBJECTS`] objects or [`FLUSH_BYTES`] bytes: a
+//! flush queues the bag, tries to advance the epoch, and frees up to 8 bags. So freeing is up to 8 times as fast as retiring,
+//! whatever the mix of calls; and a thread that retires nothing pays nothing.
 //!
 //! # The bound
 //!
-//! A bag that was queued in epoch `e` is freed in epoch `e + 2`. Each flush advances the epoch if every pinned thread has
-//! pinned in the present one, so one pin sees one advance at most. A thread that keeps calling therefore has no more waiting
-//! than it retired under its last three pins and one bag: [`GARBAGE_PER_THREAD`] objects, since a call retires at most
-//! [`RETIRED_PER_PIN`] objects under one pin (a batch pins for 64 nodes, the sweeper for 512 records). A thread that is
-//! stopped inside a call holds back all that is retired after its pin, without bound; once it goes on, the queue drains.
+//! A bag that was queued in epoch `e` is freed in epoch `e + 2`. A flush advances the epoch if every pinned thread is pinned
+//! in the current epoch, so one pin sees at most one advance. A thread that keeps calling therefore leaves at most what it
+//! retired under its last three pins, and one bag. A step of the sweeper retires the most under one pin: a list and an entry
+//! of the feed for each of 512 records (a batch pins for 64 nodes). So a thread leaves at most
+//! [`MAX_GARBAGE_PER_THREAD`](crate::Stats::MAX_GARBAGE_PER_THREAD) objects, if no other thread stays pinned meanwhile.
+//!
+//! A longer pin, such as that of a thread that replaces a large shard, holds back the objects that other threads retire
+//! meanwhile. A thread that is stopped inside a call holds them back without bound; once the thread goes on, the queue drains.
 //!
 //! # One collector for all tables
 //!
-//! The collector is this crate's own, not crossbeam's default one: rayon and other crates pin and retire there, and their
-//! stalls and garbage would be the table's. It serves all tables of the process, since a thread registers with a collector
-//! once and finds its registration in a thread-local; so the count of garbage is the process's, too.
+//! The collector is this crate's own, not crossbeam's default collector: rayon and other crates pin and retire there, and
+//! their stalls and garbage would be the table's. It serves all tables of the process, since a thread registers with a
+//! collector once and finds its registration in a thread-local; so the count of garbage is the process's, too.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -32,7 +35,7 @@ pub(crate) use crossbeam_epoch::Guard;
 use super::stripes::{STRIPES, stripe};
 use super::{Garbage, Reclaim};
 
-/// Objects that a thread retires between two flushes: a bag of them.
+/// Objects that a thread retires between two flushes: a full bag.
 const FLUSH_OBJECTS: u32 = 64;
 
 /// Bytes that a thread retires between two flushes: an index of a thousand nodes.
@@ -70,12 +73,12 @@ impl Local {
     }
 }
 
-/// Keeps what is retired from here on, until the guard is dropped.
+/// Pins the thread: what any thread retires from now on is not freed before the guard is dropped.
 #[inline]
 pub(crate) fn pin() -> Guard {
     LOCAL
         .try_with(|local| local.handle.pin())
-        // The thread is ending, and its registration is gone.
+        // The thread is ending, and has dropped its registration: the guard gets a registration of its own.
         .unwrap_or_else(|_| collector().register().pin())
 }
 
@@ -89,7 +92,7 @@ pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object
     // SAFETY: the object is not freed yet.
     let bytes = unsafe { (*object).bytes() };
     let reclaim = move || {
-        // SAFETY: the caller promises that nobody reaches the object after the grace period that `defer` waits for.
+        // SAFETY: the caller promises that no thread reaches the object after the grace period, which `defer` waits for.
         unsafe { (*object).after_grace() };
         // SAFETY: as above, and this closure runs once.
         unsafe { T::free(object) };
@@ -100,7 +103,7 @@ pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object
 
 /// Calls `f` once every thread that is pinned now has gone on.
 pub(crate) fn after_grace(guard: &Guard, f: impl FnOnce() + Send + 'static) {
-    // SAFETY: the closure may run in any thread, and borrows nothing.
+    // SAFETY: `f` is `Send + 'static`, so any thread may run it at any time.
     unsafe { defer(guard, 0, f) };
 }
 
@@ -116,14 +119,14 @@ unsafe fn defer(guard: &Guard, bytes: usize, f: impl FnOnce() + 'static) {
             count(Count::of(bytes).negated());
         });
     }
-    // Without a registration, nobody would flush later.
+    // A thread that has dropped its registration will not flush later.
     if LOCAL.try_with(|local| local.count(bytes)).unwrap_or(true) {
         guard.flush();
     }
 }
 
-/// Frees some of what waits, whichever thread retired it: `steps` times 512 objects at most. What other threads have not
-/// queued yet, a bag each at most, is not theirs to free.
+/// Frees some garbage, whichever thread retired it: at most `steps` times 512 objects. Bags that other threads have not queued
+/// yet, at most one for each thread, stay.
 pub(crate) fn collect(guard: &Guard, steps: usize) {
     for _ in 0..steps {
         guard.flush();
@@ -146,7 +149,7 @@ impl Count {
     }
 }
 
-/// Each stripe has what its threads retired less what they freed; only the sum means anything.
+/// Each stripe has the figure of what its threads retired, less what they freed. Only the sum of all stripes means anything.
 static COUNTS: [CachePadded<AtomicU64>; STRIPES] = [const { CachePadded::new(AtomicU64::new(0)) }; STRIPES];
 
 fn count(count: Count) {
@@ -154,12 +157,12 @@ fn count(count: Count) {
     COUNTS[stripe()].fetch_add(count.0, Ordering::Relaxed);
 }
 
-/// What was retired and is not freed yet. While other threads are at work, it may be off by what they do meanwhile.
+/// What was retired and is not freed yet; off by what other threads retire and free during the call.
 pub(crate) fn garbage() -> Garbage {
     // Relaxed: as in `count`.
     let add = |sum: u64, count: &CachePadded<AtomicU64>| sum.wrapping_add(count.load(Ordering::Relaxed));
     let sum = COUNTS.iter().fold(0, add);
-    // More was seen to be freed than to be retired.
+    // Negative: the stripes were read while other threads freed objects.
     let sum = if (sum as i64) < 0 { 0 } else { sum };
     Garbage {
         objects: sum as usize & ((1 << OBJECT_BITS) - 1),

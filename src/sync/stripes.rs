@@ -1,9 +1,9 @@
-//! Counters that many threads change: a cache line for each of some groups of threads, rather than one for all.
+//! Stripes for counters that many threads change: each group of threads has a cache line of its own.
 
-/// How many groups of threads there are.
+/// How many groups of threads there are, each with a stripe.
 pub(crate) const STRIPES: usize = if cfg!(loom) { 1 } else { 16 };
 
-/// The calling thread's group; threads are dealt out in turn.
+/// The calling thread's group. Threads join the groups in turn.
 #[cfg(not(loom))]
 #[inline]
 pub(crate) fn stripe() -> usize {
@@ -12,14 +12,14 @@ pub(crate) fn stripe() -> usize {
 
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
-        // A constant, so that looking at it is one load, and needs no destructor.
+        // `const`, so that an access is one load, without lazy initialization or a destructor.
         static STRIPE: Cell<usize> = const { Cell::new(usize::MAX) };
     }
     let stripe = STRIPE.get();
     if stripe < STRIPES {
         return stripe;
     }
-    // Relaxed: any dealing out will do.
+    // Relaxed: a number that orders nothing; any distribution is correct.
     let stripe = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
     STRIPE.set(stripe);
     stripe

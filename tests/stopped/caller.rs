@@ -1,4 +1,4 @@
-//! A thread that makes calls, and a model of what they have to return.
+//! A thread that makes calls, and a model of their results.
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
@@ -15,8 +15,8 @@ use crate::common;
 use crate::stop::stoppable;
 
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(3600);
-/// Nodes that only one caller changes; nodes of which each caller changes the routes of its own proxies; and nodes of which
-/// nobody knows the routes.
+/// Nodes that only one caller changes; then, nodes of which each caller changes the routes of its own proxies; then, nodes
+/// whose routes are in no caller's model.
 pub(crate) const OWN: usize = 160;
 const SHARED: usize = 24;
 const WILD: usize = 24;
@@ -26,7 +26,7 @@ const BATCH: usize = 20;
 const IN_SNAPSHOT: usize = 8;
 const ADDRS: [&str; 2] = ["192.0.2.1:3080", "192.0.2.2:3080"];
 
-/// A UUID, a name that fits into its place, or one that does not.
+/// A UUID, a short name, or a name that is too long to be stored inline.
 pub(crate) fn node(of: &str, number: usize) -> NodeId {
     let name = match number % 8 {
         6 => format!("{of}-{number}"),
@@ -39,24 +39,24 @@ pub(crate) fn node(of: &str, number: usize) -> NodeId {
     name.parse().expect("a node ID")
 }
 
-/// A thread that makes calls, and knows what they have to return.
+/// A thread that makes calls, with a model of their results.
 pub(crate) struct Caller<'t> {
     table: &'t RouteTable,
     name: &'static str,
     random: fastrand::Rng,
-    /// The routes that are added: through the first three proxies, whose IDs these are. The last one is the snapshot's.
+    /// The IDs of `proxies`. Routes are added through the first three proxies. The last proxy is the snapshot's.
     ids: [String; 4],
     proxies: [ProxyRef; 4],
-    /// The address of the last but one, which changes.
+    /// The address of the third proxy, which changes.
     addr: usize,
     pub(crate) nodes: Vec<NodeId>,
-    /// By the node's number: through which of `proxies` it has a route.
+    /// For each of `nodes`, the proxies that it has a route through.
     pub(crate) routes: Vec<HashSet<ProxyRef>>,
     numbers: HashMap<NodeId, usize>,
     pub(crate) wild: Vec<NodeId>,
     incarnation: (NonZeroU64, ProxyRef),
     snapshot: Vec<u8>,
-    /// There but during a poll.
+    /// `None` only during a poll.
     subscription: Option<Subscription<'t>>,
     counter: usize,
 }
@@ -100,7 +100,7 @@ impl<'t> Caller<'t> {
         self.name == "victim"
     }
 
-    /// Any node, but for the wild ones, and one of the first three proxies.
+    /// A random node that is not wild, and one of the first three proxies.
     fn pick(&mut self) -> (usize, usize) {
         (self.random.usize(..self.nodes.len()), self.random.usize(..3))
     }
@@ -124,7 +124,7 @@ impl<'t> Caller<'t> {
         assert!(number >= OWN || answer.len() == mine.len(), "{answer:?}");
     }
 
-    /// What comes of adding routes: how many were not there.
+    /// Adds routes to the model. Returns how many were not there.
     fn added(&mut self, numbers: &[usize], proxy: usize) -> usize {
         let proxy = self.proxies[proxy];
         let is_news = |&&number: &&usize| self.routes[number].insert(proxy);
@@ -179,7 +179,7 @@ impl<'t> Caller<'t> {
         assert_eq!(added.expect("there is room").inserted, self.added(&numbers, proxy));
         let mut gone = Vec::new();
         let refreshed = stoppable(|| table.refresh_routes(&handles, reference, &mut gone));
-        // Records move only if somebody else changes the shard.
+        // Records move only if another thread changes the shard.
         assert_eq!(refreshed.expect("it is registered") + gone.len(), BATCH);
         assert!(self.is_victim() || gone.is_empty());
     }
@@ -239,7 +239,7 @@ impl<'t> Caller<'t> {
         }
     }
 
-    /// Adds a few routes, so that a victim that removes has what to remove.
+    /// Adds a few routes, so that a victim which removes routes finds some.
     pub(crate) fn refill(&mut self) {
         for _ in 0..2 {
             let (number, proxy) = self.pick();
@@ -257,7 +257,7 @@ impl<'t> Caller<'t> {
         assert!(report.visited > 0 || report.round_completed);
     }
 
-    /// What a walk found of the caller's own routes.
+    /// Checks what a walk found of the caller's own routes.
     fn check_walk(&self, found: &[(NodeId, ProxyRef)]) {
         let mut routes = vec![HashSet::new(); self.nodes.len()];
         for (node, proxy) in found {
@@ -431,7 +431,8 @@ impl<'t> Caller<'t> {
     /// An ID that no proxy has had.
     fn new_id(&mut self) -> String {
         if self.is_victim() {
-            // Nobody counts how many a victim takes before it is stopped: the numbers of those before must come back.
+            // A victim may take any number of numbers before it is stopped, so the numbers of its earlier proxies must become
+            // free.
             self.table.sweep(64);
         }
         self.counter += 1;

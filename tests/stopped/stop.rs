@@ -1,4 +1,4 @@
-//! Stopping a thread at any instruction, and noticing that another one waits for it.
+//! Stopping a thread at any instruction, and noticing that another thread waits for it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -9,16 +9,17 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 use std::sync::mpsc;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-/// The victim's state.
+/// The victim's state. Stores are Release and loads Acquire, so that what the victim did in its call before it stopped comes
+/// before what the main thread does next, and the other way round.
 static STATE: AtomicU32 = AtomicU32::new(RUNS);
 const RUNS: u32 = 0;
-/// It has been sent the signal.
+/// The signal was sent to the victim.
 const ASKED: u32 = 1;
 const STOPPED: u32 = 2;
-/// The signal came where it must not stop.
+/// The signal arrived where the victim must not stop.
 const DECLINED: u32 = 3;
 
-/// The stopped thread reads a byte from here, which it is sent to go on.
+/// The stopped thread waits for a byte from here before it goes on.
 static PIPE: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 
 /// Calls that have ended, of all threads, and how many there were at the last alarm.
@@ -57,7 +58,7 @@ pub(crate) fn stoppable<R>(call: impl FnOnce() -> R) -> R {
 /// The system's allocator, in which no thread is stopped.
 struct Unstoppable;
 
-// SAFETY: it hands on to the system's allocator.
+// SAFETY: each method passes its arguments to the system's allocator, and returns its result.
 unsafe impl GlobalAlloc for Unstoppable {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // Relaxed: a count alone, as below.
@@ -86,7 +87,7 @@ pub(crate) fn live_bytes() -> usize {
     LIVE_BYTES.load(Ordering::Relaxed)
 }
 
-/// The victim's signal. It does what a handler may: its own thread's flags, atomics, `read`.
+/// The victim's signal. Async-signal-safe: it uses its own thread's flags, atomics, and `read`.
 extern "C" fn on_stop(_signal: libc::c_int) {
     if !IN_CALL.get() || IN_ALLOCATOR.get() {
         STATE.store(DECLINED, Ordering::Release);
@@ -95,12 +96,12 @@ extern "C" fn on_stop(_signal: libc::c_int) {
     let errno = Errno::current();
     STATE.store(STOPPED, Ordering::Release);
     let mut byte = 0_u8;
-    // SAFETY: one byte is read into `byte`.
+    // SAFETY: `read` writes at most one byte, and `byte` has room for it.
     while unsafe { libc::read(PIPE[0].load(Ordering::Relaxed), (&raw mut byte).cast(), 1) } != 1 {}
     errno.restore();
 }
 
-/// What the thread has in `errno`.
+/// The thread's `errno`, which a handler must leave as it was.
 struct Errno(libc::c_int);
 
 impl Errno {
@@ -109,18 +110,18 @@ impl Errno {
     }
 
     fn restore(self) {
-        // SAFETY: it has no conditions.
+        // SAFETY: `__errno_location` has no preconditions.
         let place = unsafe { libc::__errno_location() };
-        // SAFETY: it is this thread's.
+        // SAFETY: the pointer is valid as long as this thread lives, and no other thread uses it.
         unsafe { *place = self.0 };
     }
 }
 
-/// Has the victim go on if it is stopped. A signal's handler may call this.
+/// Lets the victim go on if it is stopped. Async-signal-safe.
 fn go_on() {
     let stopped = STATE.compare_exchange(STOPPED, RUNS, Ordering::AcqRel, Ordering::Relaxed);
     if stopped.is_ok() {
-        // SAFETY: one byte is written from a literal.
+        // SAFETY: `write` reads one byte, which the literal has.
         let written = unsafe { libc::write(PIPE[1].load(Ordering::Relaxed), c"!".as_ptr().cast(), 1) };
         if written != 1 {
             abort(c"the pipe is broken\n");
@@ -129,7 +130,7 @@ fn go_on() {
 }
 
 fn abort(message: &std::ffi::CStr) -> ! {
-    // SAFETY: the message has as many bytes.
+    // SAFETY: `write` reads `count_bytes` bytes, which the message has.
     unsafe { libc::write(2, message.as_ptr().cast(), message.count_bytes()) };
     std::process::abort()
 }
@@ -142,22 +143,22 @@ extern "C" fn on_alarm(_signal: libc::c_int) {
         }
         go_on();
     }
-    // SAFETY: it has no conditions.
+    // SAFETY: `alarm` has no preconditions.
     unsafe { libc::alarm(PATIENCE) };
 }
 
-/// Whether a call waited for the victim, which was let go then.
+/// Whether a call waited for the victim; if so, the alarm let the victim go on.
 pub(crate) fn has_waited() -> bool {
     HAS_WAITED.load(Ordering::Relaxed)
 }
 
-/// Looks for calls that wait, until it is dropped.
+/// Detects calls that wait, until it is dropped. Set one at a time.
 pub(crate) struct Alarm;
 
 impl Alarm {
     pub(crate) fn set() -> Self {
         let mut pipe = [-1; 2];
-        // SAFETY: there is room for two.
+        // SAFETY: `pipe` writes two descriptors, for which the array has room.
         assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
         for (to, from) in PIPE.iter().zip(pipe) {
             to.store(from, Ordering::Relaxed);
@@ -166,14 +167,14 @@ impl Alarm {
             (libc::SIGUSR1, on_stop as extern "C" fn(libc::c_int)),
             (libc::SIGALRM, on_alarm),
         ] {
-            // SAFETY: all zeros is an action without flags.
+            // SAFETY: a `sigaction` of zeros is valid: the default action, no flags, an empty mask.
             let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
             action.sa_sigaction = handler as usize;
             action.sa_flags = libc::SA_RESTART;
-            // SAFETY: the handler does nothing that a handler must not do.
+            // SAFETY: the action is valid, and its handler is async-signal-safe.
             assert_eq!(unsafe { libc::sigaction(signal, &action, null_mut()) }, 0);
         }
-        // SAFETY: it has no conditions.
+        // SAFETY: `alarm` has no preconditions.
         unsafe { libc::alarm(PATIENCE) };
         Self
     }
@@ -181,7 +182,7 @@ impl Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        // SAFETY: it has no conditions.
+        // SAFETY: `alarm` has no preconditions.
         unsafe { libc::alarm(0) };
     }
 }
@@ -199,11 +200,11 @@ impl<'scope, C: Send + 'scope> Victim<'scope, C> {
         let (send, receive) = mpsc::channel();
         let ends = Arc::clone(&shall_end);
         let thread = scope.spawn(move || {
-            // What a thread sets up when it does something first is not the table's.
+            // First set up what a thread allocates at its first calls, such as its registration with the collector.
             for _ in 0..3 {
                 call(&mut caller);
             }
-            // SAFETY: it has no conditions.
+            // SAFETY: `pthread_self` has no preconditions.
             send.send(unsafe { libc::pthread_self() })
                 .expect("somebody waits for it");
             while !ends.load(Ordering::Relaxed) {
@@ -218,14 +219,14 @@ impl<'scope, C: Send + 'scope> Victim<'scope, C> {
         }
     }
 
-    /// Stops the thread in its call, and returns how many signals that took. Waits for as many spins before each.
+    /// Stops the thread in its call. Returns how many signals that took. Spins `spins()` times before each signal.
     pub(crate) fn stop(&self, mut spins: impl FnMut() -> u32) -> usize {
         for tries in 1..1_000_000 {
             for _ in 0..spins() {
                 hint::spin_loop();
             }
             STATE.store(ASKED, Ordering::Release);
-            // SAFETY: the thread has not been joined.
+            // SAFETY: the thread has not been joined, so its ID is valid.
             assert_eq!(unsafe { libc::pthread_kill(self.id, libc::SIGUSR1) }, 0);
             while STATE.load(Ordering::Acquire) == ASKED {
                 let has_failed = self.thread.as_ref().is_none_or(ScopedJoinHandle::is_finished);
@@ -243,7 +244,7 @@ impl<'scope, C: Send + 'scope> Victim<'scope, C> {
         go_on();
     }
 
-    /// Has the thread end after its call.
+    /// Lets the thread end after its call.
     pub(crate) fn end(mut self) -> C {
         self.shall_end.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("it ends once");

@@ -57,8 +57,8 @@ pub const SMALL_ANSWER_SIZE: usize = 4 * 1024;
 /// Elements of one page of a list.
 pub const MAX_PAGE_SIZE: usize = 1000;
 
-/// Pages of the table, each of some 16,000 slots at most, that one page of nodes is made of: if few nodes in them are wanted,
-/// the page is short. Bounds what one call can cost.
+/// The most pages of the table, each of some 16,000 slots, that one page of nodes is made of: if few nodes in them match, the
+/// page is short. Bounds the cost of one call.
 pub const MAX_TABLE_PAGES: usize = 16;
 
 /// Watches at one time. Each takes some hundred bytes, and up to some hundred kilobytes while it is sent its snapshot; ten

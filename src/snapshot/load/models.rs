@@ -1,11 +1,11 @@
-//! loom models of loads beside proxies that come and go; see `src/models.rs`. rayon's threads are none of loom's, so a model
-//! loads one part, as each of them does.
+//! loom models of loads beside proxies that come and go; see `src/models.rs`. loom does not know rayon's threads, so a model
+//! loads one part, as one of rayon's threads does.
 
 use super::*;
 use crate::models::{World, addition, node};
 use crate::snapshot::decode::Nodes;
 
-/// Loads one route of the node, through the snapshot's first proxy, which is `proxy` here.
+/// Loads one route of the node through the snapshot's first proxy, which is `proxy` in the table.
 fn load(world: &World, proxy: ProxyRef) {
     let table = &world.table;
     let mut nodes = Nodes::default();
