@@ -1,7 +1,8 @@
 //! A tracker's day in a few minutes: nodes and proxies come and go without end, and what the table takes stays flat.
 //!
 //! ```console
-//! $ cargo run --release --example soak -- 600      # seconds; 60 unless it is told
+//! $ cargo run --release --example soak -- 600           # seconds; 60 by default
+//! $ cargo run --release --example soak -- 60 batches    # batches and handles only
 //! ```
 //!
 //! Two writers bring up new nodes all the time, keep them alive by handle, give some a second route, and then remove a
@@ -9,6 +10,9 @@
 //! address that never was, report some nodes, and are removed, or fall silent. A reader looks nodes up, walks the table and
 //! writes snapshots, a follower takes the changes, and a sweeper sweeps. Every ten seconds each writer drops all that it
 //! has at once, so that shards shrink and grow again.
+//!
+//! With `batches`, the writers use batches and handles only, all routes expire, nobody reads, and the follower never takes a
+//! change: single calls and readers pin so often that they would free what a batch leaves behind.
 //!
 //! The bytes in use (by a counting allocator) and the process's resident memory are looked at ten times a second. The most
 //! of each in any quarter after the first must be no more than a tenth above the second quarter's. In the end all routes
@@ -58,6 +62,7 @@ struct Soak {
     stop: AtomicBool,
     operations: AtomicU64,
     seed: u64,
+    batches_only: bool,
 }
 
 fn register(table: &RouteTable, id: &str, addr: &str) -> Option<ProxyRef> {
@@ -129,6 +134,9 @@ impl Soak {
 
     /// Ends a batch: of each three nodes one is removed, one loses this route, one is left to expire.
     fn let_go(&self, batch: &Batch) {
+        if self.batches_only {
+            return;
+        }
         let proxy = self.proxy(batch.proxy);
         for (number, node) in batch.nodes.iter().enumerate() {
             match number % 3 {
@@ -261,9 +269,18 @@ fn mib(bytes: usize) -> f64 {
 }
 
 fn main() -> ExitCode {
-    let seconds: u64 = env::args()
-        .nth(1)
-        .map_or(60, |text| text.parse().expect("a number of seconds"));
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let (seconds, batches_only) = match arguments.as_slice() {
+        [] => ("60", false),
+        [seconds] => (*seconds, false),
+        [seconds, "batches"] => (*seconds, true),
+        _ => ("", false),
+    };
+    let Ok(seconds) = seconds.parse::<u64>() else {
+        eprintln!("usage: soak [SECONDS [batches]]");
+        return ExitCode::from(2);
+    };
     // Quarters are compared, so each has to see a whole tide.
     let least = 4 * TIDE.as_secs();
     if seconds < least {
@@ -279,18 +296,22 @@ fn main() -> ExitCode {
         stop: AtomicBool::new(false),
         operations: AtomicU64::new(0),
         seed,
+        batches_only,
     };
     let mut peaks = Peaks::default();
     let (begin, length) = (Instant::now(), Duration::from_secs(seconds));
     thread::scope(|scope| {
         let soak = &soak;
         (0..WRITERS).for_each(|writer| _ = scope.spawn(move || soak.write(writer)));
-        for task in [Soak::strangers, Soak::read, Soak::follow, Soak::sweep] {
-            scope.spawn(move || task(soak));
-        }
+        let tasks: &[fn(&Soak)] = match batches_only {
+            false => &[Soak::strangers, Soak::read, Soak::follow, Soak::sweep],
+            true => &[Soak::sweep],
+        };
+        let _follower = batches_only.then(|| soak.table.subscribe());
+        tasks.iter().for_each(|task| _ = scope.spawn(move || task(soak)));
         println!(
-            "{:>8} {:>12} {:>9} {:>9} {:>12} {:>12}",
-            "s", "operations", "routes", "proxies", "MiB in use", "MiB resident"
+            "{:>8} {:>12} {:>9} {:>9} {:>9} {:>12} {:>12}",
+            "s", "operations", "routes", "proxies", "garbage", "MiB in use", "MiB resident"
         );
         let mut next = Duration::ZERO;
         while begin.elapsed() < length {
@@ -301,8 +322,9 @@ fn main() -> ExitCode {
                 let (stats, operations) = (soak.table.stats(), soak.operations.load(Ordering::Relaxed));
                 let seconds = next.as_secs();
                 let (routes, proxies) = (stats.routes, stats.proxies);
+                let garbage = stats.garbage;
                 println!(
-                    "{seconds:>8} {operations:>12} {routes:>9} {proxies:>9} {:>12.1} {:>12.1}",
+                    "{seconds:>8} {operations:>12} {routes:>9} {proxies:>9} {garbage:>9} {:>12.1} {:>12.1}",
                     mib(bytes),
                     mib(resident)
                 );
