@@ -115,9 +115,9 @@ fn a_refresh_of_nothing_allocates_nothing() {
         assert_eq!(table.refresh_routes(&handles, proxies[3], &mut gone), Ok(0));
         assert_eq!(gone.len(), nodes.len());
     }
-    // Some bytes are of the harness's threads; a list for each node would be 100,000 and more.
+    // Some bytes are of the harness's threads. With a list for each refresh, 17 KB and more would wait to be freed.
     let bytes = counting::peak() - before;
-    assert!(bytes < KIB, "{bytes} bytes for refreshes that changed nothing");
+    assert!(bytes < 8 * KIB, "{bytes} bytes for refreshes that changed nothing");
 }
 
 #[test]
