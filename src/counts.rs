@@ -57,17 +57,16 @@ impl RouteCount {
         if self.take_new(more, self.limit) {
             return true;
         }
+        // No more than is missing: another thread may look for the rest at the same time.
         let mut found = 0;
         for spare in &self.spare {
-            found += spare.swap(0, Ordering::Relaxed);
-            if found >= more {
-                break;
-            }
+            found += take_up_to(spare, more - found);
         }
         // The places found may be enough together with places that became free meanwhile.
-        let is_enough = found >= more || self.take_new(more - found, self.limit);
-        let left = if is_enough { found.saturating_sub(more) } else { found };
-        self.release(left);
+        let is_enough = found == more || self.take_new(more - found, self.limit);
+        if !is_enough {
+            self.release(found);
+        }
         is_enough
     }
 
@@ -114,6 +113,13 @@ fn take(from: &AtomicUsize, count: usize) -> bool {
         }
     }
     false
+}
+
+/// Takes `most` places out of a counter, or as many as it has.
+fn take_up_to(from: &AtomicUsize, most: usize) -> usize {
+    let less = |has: usize| Some(has - has.min(most));
+    let has = from.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    has.unwrap_or_default().min(most)
 }
 
 /// The place of a route that is about to be inserted. Dropping the reservation gives the place back.

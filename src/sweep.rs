@@ -101,8 +101,9 @@ pub(crate) struct Step {
 }
 
 /// How often to collect at the end of each stage, so that a round frees the garbage, unless there are a million objects.
+/// At least once: crossbeam's own garbage, the nodes of its queue, is not counted.
 pub(crate) fn collections(objects: usize) -> usize {
-    objects.div_ceil(512).min(MOST_COLLECTIONS)
+    objects.div_ceil(512).clamp(1, MOST_COLLECTIONS)
 }
 
 impl Cursor {

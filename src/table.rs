@@ -189,6 +189,8 @@ pub struct Stats {
     /// thread stays inside a call: objects that other threads retire meanwhile wait for it. That adds little during the
     /// microseconds of most calls, more while a call replaces a large shard, and is without bound if the operating system
     /// stops a thread there. If only the sweeper uses the tables, two rounds leave at most 64 objects for each other thread.
+    ///
+    /// Not counted: the bags that crossbeam-epoch keeps the objects in, up to 130 KiB for each thread that has used a table.
     pub garbage: usize,
     /// The bytes of [`garbage`](Stats::garbage), without the allocator's overhead.
     pub garbage_bytes: usize,

@@ -4,7 +4,7 @@
 //! queue, once in 128 pins. A batch retires more than a hundred objects under one pin, so the queue would grow without bound.
 //! Therefore each thread counts what it retires, and *flushes* after [`FLUSH_OBJECTS`] objects or [`FLUSH_BYTES`] bytes: a
 //! flush queues the bag, tries to advance the epoch, and frees up to 8 bags. So freeing is up to 8 times as fast as retiring,
-//! whatever the mix of calls; and a thread that retires nothing pays nothing.
+//! whatever the mix of calls.
 //!
 //! # The bound
 //!
@@ -16,6 +16,10 @@
 //!
 //! A longer pin, such as that of a thread that replaces a large shard, holds back the objects that other threads retire
 //! meanwhile. A thread that is stopped inside a call holds them back without bound; once the thread goes on, the queue drains.
+//!
+//! Beside the objects there are crossbeam's bags, of 2 KiB each. A thread that frees a bag retires its place in the queue, which
+//! is not counted here: up to 64 of them, or 130 KiB, wait in a thread that pins and retires nothing else, until the thread
+//! ends.
 //!
 //! # One collector for all tables
 //!
