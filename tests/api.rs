@@ -636,6 +636,35 @@ fn a_route_that_is_not_live_takes_no_place_among_the_64() {
     assert_eq!(answer(&table, &node), expected);
 }
 
+/// However often routes are refreshed, added and removed within one tick: the latest call's route is first.
+#[test]
+fn refreshes_within_a_tick_keep_the_order_of_the_calls() {
+    let (table, _) = table();
+    let proxies = register_many(&table, 6);
+    let node = node("node-1");
+    let mut expected: Vec<ProxyRef> = Vec::new();
+    let mut random = fastrand::Rng::with_seed(1);
+    for step in 0..2_000 {
+        let proxy = proxies[random.usize(..proxies.len())];
+        let known = expected
+            .iter()
+            .position(|known| *known == proxy)
+            .map(|at| expected.remove(at));
+        if known.is_some() && random.u8(..8) == 0 {
+            assert!(table.remove_route(&node, proxy));
+        } else {
+            let added = if known.is_some() {
+                Added::Refreshed
+            } else {
+                Added::Inserted
+            };
+            assert_eq!(table.add_node(&node, proxy), Ok(added));
+            expected.insert(0, proxy);
+        }
+        assert_eq!(answer(&table, &node), expected, "step {step}");
+    }
+}
+
 #[test]
 fn at_most_max_routes_are_counted() {
     let (table, clock) = table_with(|builder| builder.max_routes(3));

@@ -83,7 +83,10 @@ fn run(load: Load) -> Vec<(f64, f64)> {
         for nodes in nodes.chunks(1_000) {
             match load {
                 Load::Batches => batch(nodes, proxy),
-                Load::SingleCalls => nodes.iter().for_each(|node| batch(std::slice::from_ref(node), proxy)),
+                Load::SingleCalls => {
+                    let add = |node| _ = table.add_node(node, proxy).expect("there is room");
+                    nodes.iter().for_each(add);
+                }
                 Load::None => {}
             }
             look();
