@@ -195,7 +195,7 @@ impl Ring {
     }
 
     fn advance(&self, number: u64) {
-        // Release: pairs with the load of the head, which acquires the earlier advances, too: a CAS goes on with the release
+        // Release: pairs with the load of the head, which acquires the earlier advances, too: a CAS continues the release
         // sequence that it read. A failure means that another writer has advanced the head.
         _ = self
             .head
@@ -319,8 +319,8 @@ impl Feed {
 /// # Falling behind
 ///
 /// If a ring gets more than 512 changes between two polls, the oldest changes are lost, and the poll fails with [`Lagged`].
-/// The subscription goes on at the latest change of *all* rings, since the whole table has to be read again. If changes are
-/// spread evenly, 128 rings hold some 60,000 changes of UUIDs; all changes of one node are in one ring.
+/// The subscription then continues with the next change of *every* ring, and the subscriber has to read the whole table again.
+/// If changes are spread evenly, 128 rings hold some 60,000 changes of UUIDs; all changes of one node are in one ring.
 pub struct Subscription<'t> {
     feed: &'t Feed,
     rings: &'t [Ring],
@@ -338,7 +338,7 @@ impl Subscription<'_> {
     ///
     /// A node has one event for each of its changes. Look its routes up after the event; the last look-up is up to date.
     /// `each` may be slow, and may call the table: it delays neither writers nor the freeing of memory. If `each` panics, the
-    /// event counts as taken, and the next poll goes on after it.
+    /// event counts as taken, and the next poll starts with the event after it.
     ///
     /// After a poll that found nothing, a poll costs a few nanoseconds until the table changes. Otherwise a poll reads the
     /// heads of all 257 rings, or of as many as it takes to find `most` changes. Changes during the poll may be left to the

@@ -26,7 +26,7 @@ impl RouteTable {
     ///   by [`remove_proxy`](Self::remove_proxy), and the proxy gets a new reference. Additions with the old reference fail
     ///   with [`AddError::UnknownProxy`](crate::AddError::UnknownProxy). An addition that is under way meanwhile brings no
     ///   route back: it counts as an earlier one, whatever it returns.
-    /// * The latest incarnation **goes on**: the proxy keeps its reference, with all routes and handles. If the sweeper has
+    /// * The latest incarnation itself **continues**: the proxy keeps its reference, with all routes and handles. If the sweeper has
     ///   dropped the proxy, the proxy gets a new reference.
     /// * A lesser incarnation is **refused**, and so is the latest incarnation once `remove_proxy` has ended it.
     ///

@@ -67,8 +67,8 @@ impl KeepAlive {
         self.ages.kept.load(Ordering::Relaxed)
     }
 
-    /// Sets the interval. A longer interval is in force when this returns, unless a pinned thread does not go on. Then it
-    /// comes into force once that thread has gone on and some thread has collected garbage.
+    /// Sets the interval. A longer interval is in force when this returns, unless a thread stays pinned. Then the interval comes
+    /// into force after that thread has unpinned and some thread has collected garbage.
     pub(crate) fn set(&self, interval: u64) {
         let interval = interval.clamp(1, LAST_TICK);
         let setting = self.setting.lock();

@@ -30,10 +30,10 @@
 //! proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Other calls take a few
 //! microseconds.
 //!
-//! If the operating system stops a thread inside a call, garbage grows until the thread goes on, without bound: by 40 to 300
+//! If the operating system stops a thread inside a call, garbage grows without bound until the thread continues: by 40 to 300
 //! bytes for each insertion and removal of a node, by 2 KiB for each registration and removal of a proxy. [`Stats::garbage`]
 //! shows it. Watch that figure if single threads of the process may be stopped, as by a debugger or a frozen cgroup of some of
-//! its threads. The memory is freed only after the thread has gone on, or when the process ends.
+//! its threads. The memory is freed only after the thread has continued, or when the process ends.
 //!
 //! # When memory runs out
 //!

@@ -33,7 +33,7 @@ pub struct NodeRoutes {
 pub struct NodePage {
     /// The nodes, in no particular order. A page may be empty although other nodes follow.
     pub nodes: Vec<NodeRoutes>,
-    /// Where to go on; `None` after the last node.
+    /// Where the next page starts; `None` after the last node.
     pub next: Option<NodeCursor>,
 }
 
@@ -93,7 +93,7 @@ fn parse(text: &str) -> Option<At> {
 pub struct ProxyPage {
     /// The proxies, in no particular order. A page may be empty although other proxies follow.
     pub proxies: Vec<(ProxyRef, ProxyDetails)>,
-    /// Where to go on; `None` after the last proxy.
+    /// Where the next page starts; `None` after the last proxy.
     pub next: Option<ProxyCursor>,
 }
 
@@ -240,7 +240,7 @@ impl RouteTable {
             }
             let guard = pin();
             for (hash, proxy) in self.proxies().in_part(part, &guard) {
-                // IDs with the same hash go on the same page, since the cursor is a hash.
+                // A page has all IDs of a hash, or none, since the cursor is a hash.
                 if page.proxies.len() >= most.max(1) && last != Some(hash) {
                     page.next = Some(ProxyCursor(hash));
                     return page;

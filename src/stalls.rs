@@ -1,4 +1,4 @@
-//! Tests that stop a thread at each step of each protocol in turn, while other threads go on.
+//! Tests that stop a thread at each step of each protocol in turn, while other threads run.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -211,7 +211,7 @@ fn a_thread_that_stops_anywhere_holds_nobody_up() {
             _ = subscription.poll(usize::MAX, |event: &Event| _ = event.clone());
             stop.release();
         });
-        // What was held up goes once the thread has gone on.
+        // What the thread held back is freed once the thread has continued.
         for _ in 0..10_000 {
             if garbage() < 256 {
                 break;
@@ -227,7 +227,7 @@ fn a_thread_that_stops_anywhere_holds_nobody_up() {
     assert_eq!(never, Vec::<&str>::new(), "steps where nobody ever came");
 }
 
-/// Runs `work` on a thread that stops at `at`, then `others`, then lets the thread go on.
+/// Runs `work` on a thread that stops at `at`, then `others`, then lets the thread continue.
 fn with_stopped<R>(at: &'static str, work: impl FnOnce() + Send, others: impl FnOnce() -> R) -> R {
     let stop = Arc::new(Stop { at, ..Stop::default() });
     thread::scope(|scope| {
@@ -296,7 +296,7 @@ fn a_stopped_thread_costs_what_the_docs_say() {
     assert!(left < 256, "{left} objects are left");
 }
 
-/// The clock goes on while an addition is stopped, and the node gets as many routes as it may have.
+/// The clock advances while an addition is stopped, and the node gets as many routes as it may have.
 #[test]
 fn an_addition_that_stopped_for_long_displaces_no_later_route() {
     let _alone = alone();

@@ -35,7 +35,7 @@ const PROXIES: usize = 2 * SHARDS;
 ///
 /// If the generation differs, the shard has moved since the sweeper began it, and the sweeper begins the shard again. A move
 /// begins only at the end of a visit. So for a generation to come back unnoticed, 256 sweepers would have to be stopped in the
-/// middle of the same shard, in rounds long past, and then go on one after the other while another sweeper visits it.
+/// middle of the same shard, in rounds long past, and then continue one after the other while another sweeper visits it.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     position: AtomicU64,

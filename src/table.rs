@@ -635,8 +635,8 @@ impl RouteTable {
     /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, drops proxies that have
     /// been idle.
     ///
-    /// The call goes on where the last call stopped, visits `max_records` records at most (but at least one), and returns at
-    /// the end of a round. Several threads may sweep at once, but they find the same work. Proxies are skipped while another
+    /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and returns at the
+    /// end of a round. Several threads may sweep at once, but they find the same work. Proxies are skipped while another
     /// thread has the registry's lock. If there is nothing to remove, a record costs a few nanoseconds. Moving a sparse shard
     /// to smaller memory is one step, whatever `max_records` is.
     pub fn sweep(&self, max_records: usize) -> SweepReport {

@@ -46,7 +46,7 @@ pub(crate) struct Copied {
     pub(crate) seed: u64,
     /// How many slots were read.
     pub(crate) slots: u32,
-    /// Where to go on; `None` at the end of the table.
+    /// Where the next copy starts; `None` at the end of the table.
     pub(crate) next: Option<At>,
 }
 
@@ -63,8 +63,8 @@ impl RouteTable {
     /// [`get_proxies`](Self::get_proxies); the nodes come in no particular order.
     ///
     /// A route that is there during the whole walk is reported exactly once, with its last refresh at some moment of the
-    /// walk. A route that is added or removed meanwhile is reported once or not at all. The walk takes no lock: other threads
-    /// go on, and `each` may use the table.
+    /// walk. A route that is added or removed meanwhile is reported once or not at all. The walk takes no lock: it delays no
+    /// other thread, and `each` may use the table.
     ///
     /// The walk copies some 1,000 nodes at a time, however large the table is, and takes some 50 nanoseconds a route.
     /// Reclamation waits for one such copy at most, never for `each`.

@@ -68,7 +68,7 @@ fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
 /// Many refreshes within a tick replace the list of a node's routes, and leave out what is stale: before the sweeper comes, so
 /// the sweeper reports nothing.
 #[test]
-fn a_refresh_that_takes_a_stale_route_away_tells_of_it() {
+fn a_refresh_that_removes_a_stale_route_is_an_event() {
     let clock = ManualClock::new();
     let table = RouteTable::builder()
         .clock(clock.clone())
@@ -97,11 +97,11 @@ fn a_refresh_that_takes_a_stale_route_away_tells_of_it() {
     };
     assert_eq!(events(&mut subscription), [expired]);
     common::sweep_fully(&table);
-    assert_eq!(events(&mut subscription), [], "it is told once");
+    assert_eq!(events(&mut subscription), [], "the event comes once");
 }
 
 #[test]
-fn a_subscriber_that_is_too_slow_is_told_and_begins_anew() {
+fn a_subscriber_that_is_too_slow_gets_an_error_and_continues() {
     let table = RouteTable::new();
     let proxy = register(&table, "proxy-1");
     let node: NodeId = "node-1".parse().expect("a node ID");

@@ -87,7 +87,7 @@ fn a_page_has_only_what_is_wanted() {
     assert_eq!(found, 50);
 }
 
-/// The node that a page ended with may go, and others may come before it: the next page goes on behind its place.
+/// The node that a page ended with may be removed, and others may be added before it: the next page starts behind its place.
 #[test]
 fn a_place_stays_good_whatever_becomes_of_its_node() {
     let table = RouteTable::new();

@@ -1,10 +1,10 @@
 //! A signal stops a thread at any instruction of each public call, while another thread makes all calls that must not wait.
 //!
 //! A *victim* makes one call again and again. The main thread stops it at a random moment, makes the other calls, compares
-//! their results with a model, and lets the victim go on. [`calls`] lists which calls may have to wait for which.
+//! their results with a model, and lets the victim continue. [`calls`] lists which calls may have to wait for which.
 //!
 //! The victim is not stopped inside the allocator, whose locks are not the table's. If a call does not end while the victim
-//! is stopped, an alarm finds that no call has ended since the last alarm. It lets the victim go on, and the test fails.
+//! is stopped, an alarm finds that no call has ended since the last alarm. It lets the victim continue, and the test fails.
 #![cfg(target_os = "linux")]
 
 #[path = "stopped/caller.rs"]
@@ -191,7 +191,7 @@ fn check<'t>(table: &RouteTable, caller: &mut Caller<'t>, victim: &mut Caller<'t
     assert_eq!(table.len(), total.0);
 }
 
-/// Retires some objects of another table, so that reclamation goes on.
+/// Retires some objects of another table, so that reclamation advances.
 fn retire_some() {
     let table = RouteTable::builder().clock(ManualClock::new()).build();
     let proxies = ["a", "b"].map(|id| table.register_proxy(&described(id, 0)).expect("there is room"));

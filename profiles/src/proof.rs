@@ -39,7 +39,7 @@ pub(crate) fn section(root: &Path) -> io::Result<String> {
             "cargo +nightly fuzz run ops",
         ),
         (
-            "a thread stopped for ever at each step, while the others go on",
+            "a thread stopped at each step, while the others run",
             "every step".into(),
             "cargo test --lib stalls",
         ),

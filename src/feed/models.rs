@@ -97,7 +97,7 @@ fn a_subscriber_that_keeps_up_sees_each_change() {
 }
 
 #[test]
-fn a_subscriber_that_is_overtaken_is_told_or_sees_everything() {
+fn a_subscriber_that_is_overtaken_gets_an_error_or_every_change() {
     epoch::check(3, || {
         let feed = Arc::new(Feed::default());
         let mut subscription = feed.subscribe();

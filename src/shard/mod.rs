@@ -15,8 +15,8 @@
 //! * **Look-up**: follow the key's probe sequence to its record, load the word. It writes nothing.
 //! * **Refresh**: the same, then one CAS on the word, or on the route's word in its list.
 //! * **Insert**: take a free record, write the key, make it DEAD, and CAS the *first* EMPTY slot of the probe sequence to
-//!   it. A thread that loses reads the slot again, which may have the same key now, and goes on from there. Then DEAD becomes
-//!   LIVE, as for a key that comes back.
+//!   it. A thread that loses the CAS reads the slot again, which may have the same key now, and continues with that slot. Then
+//!   a CAS makes the record LIVE, as for a key that comes back.
 //! * **Remove**: CAS the word to DEAD. The record stays in the index until the next rebuild.
 //! * **List**: a second route moves the routes to a heap list ([`list`]). A change of its membership replaces it, and so does
 //!   a refresh when the ranks of a tick are used up: freeze each of its words, copy with the change, CAS the record's word. A
@@ -222,7 +222,7 @@ impl Guess<'_> {
 /// How many pairs of records the sweeper prefetches of the next segment.
 const PREFETCHED: usize = 32;
 
-/// The record that a sweep goes on from.
+/// The record that the next visit of a sweep starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Mark {
     /// The generation of the slab that the number is in.
@@ -237,7 +237,7 @@ pub(crate) struct Visit {
     pub(crate) visited: u32,
     /// Routes that were removed.
     pub(crate) removed: usize,
-    /// Where the next visit goes on; `None` at the shard's end.
+    /// Where the next visit starts; `None` at the shard's end.
     pub(crate) next: Option<Mark>,
 }
 
@@ -313,7 +313,7 @@ impl<K: Key> Shard<K> {
     fn exchange_root(&self, old: *mut Header, new: &NewIndex) -> bool {
         let new = new.get();
         // Release: pairs with `root`; it passes on what this thread acquired from the old index's slots and segment
-        // table. Relaxed on failure: whoever goes on loads the root.
+        // table. Relaxed on failure: the caller loads the root again.
         let exchanged = self
             .root
             .compare_exchange(old, new.as_ptr(), Ordering::Release, Ordering::Relaxed)
@@ -516,8 +516,8 @@ impl<K: Key> Shard<K> {
         0
     }
 
-    /// Removes the stale routes of at most `most` records from `at` on, and returns where to go on. `census` sees the proxy
-    /// of each route that stays. At the shard's end, a sparse shard moves. If there are many tombstones instead, this visit
+    /// Removes the stale routes of at most `most` records, starting at `at`. Returns the record that the next visit starts
+    /// with. `census` sees the proxy of each route that stays. At the shard's end, a sparse shard moves. If there are many tombstones instead, this visit
     /// and the next ones rebuild the index in parts; each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,

@@ -444,8 +444,8 @@ fn of_two_refreshes_the_later_time_stays() {
     );
 }
 
-/// The refresh in the list comes before the freeze of its word, or meets the frozen word, or one of a list that is retired,
-/// and goes on with the record's.
+/// The refresh in the list comes before the freeze of its word, or meets the frozen word, or a word of a list that is retired.
+/// In the last two cases the refresh reads the record's word again.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_is_replaced() {
     model(
@@ -532,7 +532,7 @@ fn an_insert_during_a_move_is_not_lost() {
     );
 }
 
-/// The rebuild meets frozen words, and goes on as a move; either one loses its root to the other. Meanwhile a route is
+/// The rebuild meets frozen words, and becomes a move. The rebuild or the move loses the CAS of the root to the other. Meanwhile a route is
 /// refreshed, and a key comes back that both leave out.
 #[test]
 fn a_rebuild_and_a_move_keep_what_is_there() {

@@ -6,7 +6,7 @@
 //! # In parts
 //!
 //! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it copies a
-//! large index some buckets at a time before it freezes anything ([`Rebuild`]). Other threads go on meanwhile. They may fill
+//! large index some buckets at a time before it freezes anything ([`Rebuild`]). Meanwhile other threads may fill
 //! slots of buckets that were already copied; the end of the rebuild freezes each slot that was EMPTY, and copies those that
 //! were filled since. Slots are written once (invariant 1), so the rest of the copy is still right. The end reads no record
 //! that was copied before.

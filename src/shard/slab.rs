@@ -268,7 +268,7 @@ impl Slab {
                 let link = record.key[0].load(Ordering::Relaxed);
                 let new = next_tag(head) | link & u64::from(u32::MAX);
                 // Relaxed: the head was acquired above, and its tag makes it the same store. Whoever loads what this leaves
-                // there acquires what `give_back` published, too: a CAS goes on with the release sequence that it read.
+                // there acquires what `give_back` published, too: a CAS continues the release sequence that it read.
                 if self
                     .free
                     .compare_exchange(head, new, Ordering::Relaxed, Ordering::Relaxed)

@@ -21,7 +21,7 @@ fn register(table: &RouteTable, id: &str) -> ProxyRef {
     table.register_proxy(&proxy).expect("there is room")
 }
 
-/// An addition that was stopped when its proxy was removed goes on. Of two sweepers, one sees that it is over, and stops
+/// An addition that was stopped when its proxy was removed continues. Of two sweepers, one sees that it is over, and stops
 /// before it advances; the other one goes through the next round.
 #[test]
 fn a_round_after_a_grace_period_sees_what_came_before_its_end() {

@@ -15,7 +15,7 @@
 //! [`MAX_GARBAGE_PER_THREAD`](crate::Stats::MAX_GARBAGE_PER_THREAD) objects, if no other thread stays pinned meanwhile.
 //!
 //! A longer pin, such as that of a thread that replaces a large shard, holds back the objects that other threads retire
-//! meanwhile. A thread that is stopped inside a call holds them back without bound; once the thread goes on, the queue drains.
+//! meanwhile. A thread that is stopped inside a call holds them back without bound. Once the thread continues, the queue drains.
 //!
 //! Beside the objects there are crossbeam's bags, of 2 KiB each. A thread that frees a bag retires its place in the queue, which
 //! is not counted here: up to 64 of them, or 130 KiB, wait in a thread that pins and retires nothing else, until the thread
@@ -86,12 +86,11 @@ pub(crate) fn pin() -> Guard {
         .unwrap_or_else(|_| collector().register().pin())
 }
 
-/// Frees `object` once every thread that is pinned now has gone on.
+/// Frees `object` once every thread that is pinned now has unpinned.
 ///
 /// # Safety
 ///
-/// As for [`Reclaim::free`], once the threads that are pinned now have gone on; and the object may be freed by any
-/// thread.
+/// As for [`Reclaim::free`], once the threads that are pinned now have unpinned; and any thread may free the object.
 pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object: *mut T) {
     // SAFETY: the object is not freed yet.
     let bytes = unsafe { (*object).bytes() };
@@ -105,7 +104,7 @@ pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object
     unsafe { defer(guard, bytes, reclaim) };
 }
 
-/// Calls `f` once every thread that is pinned now has gone on.
+/// Calls `f` once every thread that is pinned now has unpinned.
 pub(crate) fn after_grace(guard: &Guard, f: impl FnOnce() + Send + 'static) {
     // SAFETY: `f` is `Send + 'static`, so any thread may run it at any time.
     unsafe { defer(guard, 0, f) };

@@ -19,7 +19,7 @@ const STOPPED: u32 = 2;
 /// The signal arrived where the victim must not stop.
 const DECLINED: u32 = 3;
 
-/// The stopped thread waits for a byte from here before it goes on.
+/// The stopped thread waits for a byte from here before it continues.
 static PIPE: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 
 /// Calls that have ended, of all threads, and how many there were at the last alarm.
@@ -117,7 +117,7 @@ impl Errno {
     }
 }
 
-/// Lets the victim go on if it is stopped. Async-signal-safe.
+/// Lets the victim continue if it is stopped. Async-signal-safe.
 fn go_on() {
     let stopped = STATE.compare_exchange(STOPPED, RUNS, Ordering::AcqRel, Ordering::Relaxed);
     if stopped.is_ok() {
@@ -147,7 +147,7 @@ extern "C" fn on_alarm(_signal: libc::c_int) {
     unsafe { libc::alarm(PATIENCE) };
 }
 
-/// Whether a call waited for the victim; if so, the alarm let the victim go on.
+/// Whether a call waited for the victim; if so, the alarm let the victim continue.
 pub(crate) fn has_waited() -> bool {
     HAS_WAITED.load(Ordering::Relaxed)
 }
