@@ -20,15 +20,15 @@ use crate::{ManualClock, NodeId, Proxy, ProxyRef, RouteBatch, RouteTable, Verdic
 
 /// A fact that must hold in at least one execution of a model.
 #[derive(Clone, Default)]
-struct Seen(std::sync::Arc<AtomicBool>);
+pub(crate) struct Seen(std::sync::Arc<AtomicBool>);
 
 impl Seen {
-    fn note(&self, now: bool) {
+    pub(crate) fn note(&self, now: bool) {
         // Relaxed: one OS thread.
         self.0.fetch_or(now, Ordering::Relaxed);
     }
 
-    fn assert(&self, otherwise: &str) {
+    pub(crate) fn assert(&self, otherwise: &str) {
         // Relaxed: as above.
         assert!(self.0.load(Ordering::Relaxed), "{otherwise}");
     }
@@ -43,7 +43,7 @@ pub(crate) fn node() -> NodeId {
     Uuid::from_u128(1).into()
 }
 
-fn proxy(id: &str) -> Proxy<'_> {
+pub(crate) fn proxy(id: &str) -> Proxy<'_> {
     Proxy {
         id,
         cluster_name: "",

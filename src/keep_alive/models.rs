@@ -1,20 +1,21 @@
 //! A loom model of a keep-alive interval that becomes longer, on a whole table; see `src/shard/models.rs`.
 
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use loom::sync::Arc;
 use loom::thread;
 use uuid::Uuid;
 
+use crate::models::{Seen, proxy};
 use crate::sync::epoch;
-use crate::{ManualClock, NodeId, Proxy, RouteTable};
+use crate::{ManualClock, NodeId, RouteTable};
 
 /// An addition that removes an expired route runs beside a longer interval, under which the route is valid.
 #[test]
 fn a_route_that_a_longer_interval_brought_back_stays() {
-    static RETURNED: AtomicBool = AtomicBool::new(false);
-    epoch::check(3, || {
+    let returned = Seen::default();
+    let noted = returned.clone();
+    epoch::check(3, move || {
         // An addition that has ended before the interval is set comes before the look-ups, too.
         epoch::order_unpins();
         let clock = ManualClock::new();
@@ -22,14 +23,7 @@ fn a_route_that_a_longer_interval_brought_back_stays() {
         let builder = RouteTable::builder().clock(clock.clone()).keep_alive(interval);
         let table = Arc::new(builder.build());
         let node: NodeId = Uuid::from_u128(1).into();
-        let [old, new] = ["old", "new"].map(|id| {
-            let proxy = Proxy {
-                id,
-                cluster_name: "",
-                addr: "a:1",
-            };
-            table.register_proxy(&proxy).expect("there is room")
-        });
+        let [old, new] = ["old", "new"].map(|id| table.register_proxy(&proxy(id)).expect("there is room"));
         table.add_node(&node, old).expect("there is room");
         clock.advance(2 * interval);
         let adder = thread::spawn({
@@ -39,12 +33,9 @@ fn a_route_that_a_longer_interval_brought_back_stays() {
         table.set_keep_alive(4 * interval);
         let has_old = || table.get_proxies(&node).iter().any(|route| route.proxy == old);
         let was_returned = has_old();
-        // Relaxed: one OS thread.
-        RETURNED.fetch_or(was_returned, std::sync::atomic::Ordering::Relaxed);
+        noted.note(was_returned);
         adder.join().expect("it ends");
         assert!(!was_returned || has_old(), "a route that was returned is gone");
     });
-    // Relaxed: as above.
-    let returned = RETURNED.load(std::sync::atomic::Ordering::Relaxed);
-    assert!(returned, "the longer interval never came into force");
+    returned.assert("the longer interval never came into force");
 }

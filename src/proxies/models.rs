@@ -3,13 +3,12 @@
 //! Models that need a table with routes are in `src/models.rs`. Threads that register or remove wait for the registry's lock
 //! here too.
 
-use std::sync::atomic::AtomicBool;
-
 use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
-use crate::sync::{Ordering, epoch, pin};
+use crate::models::Seen;
+use crate::sync::{epoch, pin};
 
 struct World {
     proxies: Proxies,
@@ -55,17 +54,6 @@ impl World {
         let found = self.proxies.find(id, &guard)?;
         self.proxies.incarnation(found, &guard).map(NonZeroU64::get)
     }
-}
-
-/// Notes that some execution of a model came to what the model is about.
-fn note(seen: &AtomicBool, now: bool) {
-    // Relaxed: one OS thread.
-    seen.fetch_or(now, Ordering::Relaxed);
-}
-
-fn assert_noted(seen: &AtomicBool, otherwise: &str) {
-    // Relaxed: as above.
-    assert!(seen.load(Ordering::Relaxed), "{otherwise}");
 }
 
 /// The map is replaced by a larger one as `new` comes, which leaves out the slot of a proxy that was removed, and changed in
@@ -191,8 +179,9 @@ fn a_proxy_is_found_with_its_details() {
 /// The reader finds the older or the newer incarnation.
 #[test]
 fn a_proxy_that_is_replaced_is_found() {
-    static REPLACED: AtomicBool = AtomicBool::new(false);
-    epoch::check(3, || {
+    let seen = Seen::default();
+    let noted = seen.clone();
+    epoch::check(3, move || {
         let world = Arc::new(World::new());
         let older = world.begin("proxy", 1).expect("it is the first one");
         let reader = thread::spawn({
@@ -203,9 +192,9 @@ fn a_proxy_that_is_replaced_is_found() {
         let found = reader.join().expect("it ends");
         assert!(found == older || found == newer);
         assert_eq!(world.find("proxy"), Some(newer));
-        note(&REPLACED, found == newer);
+        noted.note(found == newer);
     });
-    assert_noted(&REPLACED, "the newer one was never found");
+    seen.assert("the newer one was never found");
 }
 
 /// The reader may have an array of the map that a larger array has replaced, which then has changed.
@@ -231,8 +220,9 @@ fn a_proxy_that_is_replaced_is_found_while_the_map_of_ids_grows() {
 
 #[test]
 fn a_part_has_a_proxy_that_is_replaced_once() {
-    static REPLACED: AtomicBool = AtomicBool::new(false);
-    epoch::check(3, || {
+    let seen = Seen::default();
+    let noted = seen.clone();
+    epoch::check(3, move || {
         let world = Arc::new(World::new());
         let older = world.begin("proxy", 1).expect("it is the first one");
         let other = world.register("other");
@@ -256,9 +246,9 @@ fn a_part_has_a_proxy_that_is_replaced_once() {
             }
         });
         world.begin("proxy", 2).expect("there is room");
-        note(&REPLACED, !reader.join().expect("it ends"));
+        noted.note(!reader.join().expect("it ends"));
     });
-    assert_noted(&REPLACED, "the newer one was never found");
+    seen.assert("the newer one was never found");
 }
 
 /// The ID gets another slot while the reader goes through the slots: another ID takes its first slot.
@@ -290,8 +280,9 @@ fn a_part_has_a_proxy_that_comes_back_at_most_once() {
 
 #[test]
 fn of_two_takeovers_the_greater_one_stays() {
-    static STALE: AtomicBool = AtomicBool::new(false);
-    epoch::check(2, || {
+    let seen = Seen::default();
+    let noted = seen.clone();
+    epoch::check(2, move || {
         let world = Arc::new(World::new());
         world.begin("proxy", 1).expect("it is the first one");
         let registrars = [2, 3].map(|incarnation| {
@@ -306,15 +297,16 @@ fn of_two_takeovers_the_greater_one_stays() {
             (Some(third), Some(3))
         );
         assert_eq!(world.proxies.len(), 1);
-        note(&STALE, second.is_err());
+        noted.note(second.is_err());
     });
-    assert_noted(&STALE, "the lesser one never came last");
+    seen.assert("the lesser one never came last");
 }
 
 #[test]
 fn of_a_takeover_and_a_removal_one_comes_last() {
-    static REMOVED: AtomicBool = AtomicBool::new(false);
-    epoch::check(2, || {
+    let seen = Seen::default();
+    let noted = seen.clone();
+    epoch::check(2, move || {
         let world = Arc::new(World::new());
         let older = world.begin("proxy", 1).expect("it is the first one");
         let remover = thread::spawn({
@@ -334,9 +326,9 @@ fn of_a_takeover_and_a_removal_one_comes_last() {
             (Some(newer), Some(2))
         );
         assert_eq!(world.proxies.len(), 1);
-        note(&REMOVED, removed);
+        noted.note(removed);
     });
-    assert_noted(&REMOVED, "the removal never came first");
+    seen.assert("the removal never came first");
 }
 
 #[test]

@@ -469,9 +469,15 @@ impl<'g> Index<'g> {
 
     /// The record numbers in the slots, with their records: all of them if the index is frozen.
     pub(crate) fn occupied(self) -> Occupied<'g> {
+        self.occupied_in(0..self.shape().buckets)
+    }
+
+    /// The same for some buckets.
+    pub(crate) fn occupied_in(self, buckets: Range<u32>) -> Occupied<'g> {
         let mut occupied = Occupied {
             index: self,
-            next: 0,
+            next: buckets.start,
+            end: buckets.end,
             here: [None; BUCKET as usize],
             ahead: [None; BUCKET as usize],
             at: BUCKET as usize,
@@ -594,8 +600,10 @@ pub(crate) type Records<'g> = [Option<(u32, &'g Record)>; BUCKET as usize];
 /// The iterator of [`Index::occupied`]. The records are scattered in memory, so the records of the next bucket are prefetched.
 pub(crate) struct Occupied<'g> {
     index: Index<'g>,
-    /// The bucket after the one that is `ahead`.
+    /// The bucket after the bucket of `ahead`.
     next: u32,
+    /// The bucket after the last one.
+    end: u32,
     here: Records<'g>,
     ahead: Records<'g>,
     /// The place in `here`.
@@ -604,10 +612,15 @@ pub(crate) struct Occupied<'g> {
 
 impl Occupied<'_> {
     fn load_ahead(&mut self) {
-        if self.next < self.index.shape().buckets {
+        if self.next < self.end {
             self.ahead = self.index.records_of(self.next);
         }
         self.next += 1;
+    }
+
+    /// The bucket of the record that was returned last, and the record's slot there.
+    pub(crate) fn position(&self) -> (u32, usize) {
+        (self.next - 2, self.at - 1)
     }
 }
 
@@ -623,7 +636,7 @@ impl<'g> Iterator for Occupied<'g> {
                     return *found;
                 }
             }
-            if self.next > self.index.header().shape.buckets {
+            if self.next > self.end {
                 return None;
             }
             (self.here, self.at) = (self.ahead, 0);

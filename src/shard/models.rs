@@ -878,16 +878,20 @@ fn a_sweep_knows_the_segment_of_each_number() {
     );
 }
 
-#[test]
-fn a_segment_that_is_installed_during_a_rebuild_is_kept() {
+fn a_segment_that_is_installed_is_kept(rebuild: fn(&World, u64)) {
     model(
         |world| (1..=2).for_each(|key| _ = world.add(key, 0, 1)),
         vec![
             thread(|world| _ = world.take_and_give_back(2)),
-            thread(|world| world.rebuild(1)),
+            thread(move |world| rebuild(world, 1)),
         ],
         |world, _| (3..6).for_each(|key| assert_eq!(world.add(key, 0, 1), Added::Inserted)),
     );
+}
+
+#[test]
+fn a_segment_that_is_installed_during_a_rebuild_is_kept() {
+    a_segment_that_is_installed_is_kept(World::rebuild);
 }
 
 #[test]
@@ -1088,14 +1092,7 @@ fn a_rebuild_in_parts_during_a_move_loses_nothing() {
 
 #[test]
 fn a_segment_that_is_installed_during_a_rebuild_in_parts_is_kept() {
-    model(
-        |world| (1..=2).for_each(|key| _ = world.add(key, 0, 1)),
-        vec![
-            thread(|world| _ = world.take_and_give_back(2)),
-            thread(|world| world.rebuild_in_parts(1)),
-        ],
-        |world, _| (3..6).for_each(|key| assert_eq!(world.add(key, 0, 1), Added::Inserted)),
-    );
+    a_segment_that_is_installed_is_kept(World::rebuild_in_parts);
 }
 
 /// Of two refreshes in one tick, the later comes first if the other had returned before it was called, whether by rank or in

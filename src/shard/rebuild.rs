@@ -169,21 +169,14 @@ impl Rebuild {
         let buckets = old.shape().buckets;
         let from = self.done.len() as u32;
         let until = buckets.min(from.saturating_add(most));
-        // The records are scattered in memory, so the records of the next bucket are prefetched meanwhile.
-        let mut ahead = (from < until).then(|| old.records_of(from));
-        for bucket in from..until {
-            let records = ahead.take().unwrap_or_default();
-            ahead = (bucket + 1 < until).then(|| old.records_of(bucket + 1));
-            let mut done = 0;
-            for (slot, found) in records.iter().enumerate() {
-                if let Some((number, record)) = *found {
-                    done |= 1 << slot;
-                    if let Some(stop) = self.copy_record::<K, P>(number, record, scope)? {
-                        return Ok(stop);
-                    }
-                }
+        self.done.resize(until as usize, 0);
+        let mut occupied = old.occupied_in(from..until);
+        while let Some((number, record)) = occupied.next() {
+            let (bucket, slot) = occupied.position();
+            self.done[bucket as usize] |= 1 << slot;
+            if let Some(stop) = self.copy_record::<K, P>(number, record, scope)? {
+                return Ok(stop);
             }
-            self.done.push(done);
         }
         Ok(if until == buckets { Copied::All } else { Copied::Part })
     }

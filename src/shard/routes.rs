@@ -136,7 +136,7 @@ fn add_first<'a, K: Key, P: Liveness>(
     place.use_up();
     step("change: done, not counted");
     slab.count_live(false, true);
-    tell::<K, P>(record, Reason::Added, scope);
+    mark::<K, P>(record, Reason::Added, scope);
     Ok(Changed::Added(Added::Inserted))
 }
 
@@ -208,9 +208,9 @@ fn change_any<'a, K: Key, P: Liveness>(
                 }
                 scope.count.release(before.saturating_sub(after));
                 slab.count_live(before > 0, after > 0);
-                let lost = leave(word, list, changed, &routes, scope);
+                let lost = note_removed(word, list, changed, &routes, scope);
                 if let Some(reason) = reason(what, changed, lost) {
-                    tell::<K, P>(record, reason, scope);
+                    mark::<K, P>(record, reason, scope);
                 }
                 if let Some(list) = list {
                     // SAFETY: this thread's CAS above replaced the record's word, so the record does not point to the list
@@ -226,14 +226,14 @@ fn change_any<'a, K: Key, P: Liveness>(
 
 /// Notes the removed routes at their proxies: the routes of `word`, or of its frozen `list`, that are not among `routes`.
 /// Returns whether there were any.
-fn leave<P: Liveness>(
+fn note_removed<P: Liveness>(
     word: Word,
     list: Option<List<'_>>,
     changed: Changed,
     routes: &[Word],
     scope: &Scope<'_, P>,
 ) -> bool {
-    let leave_one = |gone: Word| {
+    let note_one = |gone: Word| {
         let is_lost = routes.iter().all(|route| route.proxy() != gone.proxy());
         if is_lost {
             // An expired route counted for its proxy until it expired.
@@ -243,7 +243,7 @@ fn leave<P: Liveness>(
         is_lost
     };
     match list {
-        None => word.state() == State::Live && leave_one(word),
+        None => word.state() == State::Live && note_one(word),
         Some(list) => {
             // Nearly always no route is lost; comparing each route with each would cost more than the rest of the change.
             let inserted = usize::from(changed == Changed::Added(Added::Inserted));
@@ -252,13 +252,13 @@ fn leave<P: Liveness>(
             }
             // Relaxed: frozen words are final.
             let former = list.words().iter().map(|word| Word(word.load(Ordering::Relaxed)));
-            former.fold(false, |lost, gone| leave_one(gone) | lost)
+            former.fold(false, |lost, gone| note_one(gone) | lost)
         }
     }
 }
 
 /// Marks a change of the record's routes for the feed, after the CAS that made it.
-fn tell<K: Key, P>(record: &Record, reason: Reason, scope: &Scope<'_, P>) {
+fn mark<K: Key, P>(record: &Record, reason: Reason, scope: &Scope<'_, P>) {
     scope.feed.mark(ring::<K>(scope.shard), scope.guard, || Event::Node {
         // SAFETY: an index has the record, and the guard is pinned.
         node: unsafe { K::node(record.key()) },

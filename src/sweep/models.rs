@@ -1,6 +1,5 @@
 //! loom models of the sweeper's cursor, on a whole table; see `src/shard/models.rs`.
 
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use loom::sync::Arc;
@@ -9,24 +8,21 @@ use uuid::Uuid;
 
 use super::Cursor;
 use crate::key::UuidKey;
+use crate::models::{Seen, proxy};
 use crate::sync::{epoch, pin};
-use crate::{Added, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
+use crate::{Added, ManualClock, NodeId, ProxyRef, RouteTable};
 
 fn register(table: &RouteTable, id: &str) -> ProxyRef {
-    let proxy = Proxy {
-        id,
-        cluster_name: "",
-        addr: "a:1",
-    };
-    table.register_proxy(&proxy).expect("there is room")
+    table.register_proxy(&proxy(id)).expect("there is room")
 }
 
 /// An addition that was stopped when its proxy was removed continues. Of two sweepers, one sees that it is over, and stops
 /// before it advances; the other one goes through the next round.
 #[test]
 fn a_round_after_a_grace_period_sees_what_came_before_its_end() {
-    static SWEPT: AtomicBool = AtomicBool::new(false);
-    epoch::check(2, || {
+    let swept = Seen::default();
+    let noted = swept.clone();
+    epoch::check(2, move || {
         epoch::order_unpins();
         let table = Arc::new(RouteTable::builder().clock(ManualClock::new()).build());
         let node: NodeId = Uuid::from_u128(1).into();
@@ -56,17 +52,14 @@ fn a_round_after_a_grace_period_sees_what_came_before_its_end() {
         adder.join().expect("it ends");
         sweeper.join().expect("it ends");
         let is_swept = table.proxies().is_swept(old);
-        // Relaxed: one OS thread.
-        SWEPT.fetch_or(is_swept, std::sync::atomic::Ordering::Relaxed);
+        noted.note(is_swept);
         let routes = table.explain(&node).len();
         assert!(
             !is_swept || routes == 0,
             "a round was to see every route, and missed one"
         );
     });
-    // Relaxed: as above.
-    let swept = SWEPT.load(std::sync::atomic::Ordering::Relaxed);
-    assert!(swept, "the round never ended");
+    swept.assert("the round never ended");
 }
 
 /// A proxy is about to be dropped as idle, but has a route, whose addition was stopped before it said so. One sweeper sees
