@@ -54,12 +54,12 @@ pub(crate) fn step(name: &'static str) {
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Waits until no test has a stopped thread, and keeps other tests from stopping a thread: for tests that wait for
-/// reclamation.
+/// reclamation, or that stay pinned for long.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-const STEPS: [&str; 20] = [
+const STEPS: [&str; 21] = [
     "insert: root loaded",
     "insert: record taken",
     "insert: slot won",
@@ -69,6 +69,7 @@ const STEPS: [&str; 20] = [
     "list: frozen",
     "rebuild: frozen",
     "rebuild: mid copy",
+    "rebuild: copied",
     "rebuild: before the root",
     "rebuild: root replaced",
     "move: frozen",
@@ -228,15 +229,16 @@ fn a_thread_that_stops_anywhere_holds_nobody_up() {
 }
 
 /// Runs `work` on a thread that stops at `at`, then `others`, then lets the thread continue.
-fn with_stopped<R>(at: &'static str, work: impl FnOnce() + Send, others: impl FnOnce() -> R) -> R {
+pub(crate) fn with_stopped<R>(at: &'static str, work: impl FnOnce() + Send, others: impl FnOnce() -> R) -> R {
     let stop = Arc::new(Stop { at, ..Stop::default() });
     thread::scope(|scope| {
         let its = Arc::clone(&stop);
-        scope.spawn(move || {
+        let stopped = scope.spawn(move || {
             STOP.with_borrow_mut(|mine| *mine = Some(its));
             work();
         });
         while !stop.reached.load(Ordering::Acquire) {
+            assert!(!stopped.is_finished(), "the thread never came to {at:?}");
             thread::yield_now();
         }
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(others));

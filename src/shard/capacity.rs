@@ -19,6 +19,13 @@ pub(crate) fn max_used(buckets: u32) -> u32 {
     (f64::from(buckets * BUCKET) * MAX_LOAD) as u32
 }
 
+/// How many slots may be occupied while one thread copies the index: a 32nd more than [`max_used`]. A copy takes as long as
+/// one insertion for each ten records, and one insertion in [`SHARDS`] meets the shard: so 40 threads insert about as much.
+pub(crate) fn most_used(buckets: u32) -> u32 {
+    let first = max_used(buckets);
+    first + first / 32
+}
+
 /// How many buckets the index of a shard has that shall hold `keys`.
 pub(crate) fn buckets_for(keys: u32, shard: usize) -> u32 {
     let slots = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::key::Key;
 use crate::place::Place;
 use crate::proxies::Liveness;
-use crate::shard::capacity::{buckets_for, max_used};
+use crate::shard::capacity::{buckets_for, most_used};
 use crate::shard::index::{BUCKET, MAX_RECORDS, NewIndex, Shape};
 use crate::shard::list::{List, NewList};
 use crate::shard::rebuild::crowded_shape;
@@ -77,7 +77,7 @@ impl NewShard {
         let buckets = buckets_for(count, scope.shard);
         let mut shape = Shape {
             buckets,
-            segments: Place::segments(max_used(buckets).max(count) + BUCKET),
+            segments: Place::segments(most_used(buckets).max(count) + BUCKET),
             seed,
             reseeds: 0,
             serial,

@@ -85,7 +85,7 @@ use crate::key::Key;
 use crate::place::Place;
 use crate::proxies::{Census, Liveness};
 use crate::route::Added;
-use crate::shard::capacity::{buckets_for, max_used};
+use crate::shard::capacity::{buckets_for, max_used, most_used};
 use crate::shard::index::{Filled, Header, Index, Moved, NewIndex, Shape};
 use crate::shard::rebuild::Bench;
 use crate::shard::routes::{Change, Changed, Words, change, read, read_all};
@@ -286,7 +286,7 @@ impl<K: Key> Shard<K> {
     #[inline(never)]
     fn make_root(&self, shard: usize) -> Result<(), Refused> {
         let buckets = buckets_for(0, shard);
-        let segments = Place::segments(max_used(buckets));
+        let segments = Place::segments(most_used(buckets));
         let shape = Shape {
             buckets,
             segments,
@@ -463,9 +463,13 @@ impl<K: Key> Shard<K> {
                 }
             };
             let changed = change::<K, P>(record, what, place.take(), index.slab(), scope);
-            if used > max_used(index.shape().buckets) {
-                // Without memory for a larger index, the call still succeeds: the route is in, and the next insertion tries
-                // again.
+            let buckets = index.shape().buckets;
+            let first = max_used(buckets) + 1;
+            // Without memory for a larger index, the call still succeeds: the route is in, and insertions beyond the second
+            // limit try again.
+            if used == first {
+                _ = self.rebuild_ahead(index, scope);
+            } else if used > first.max(most_used(buckets)) {
                 _ = self.rebuild(index, false, scope);
             }
             match changed? {

@@ -219,6 +219,13 @@ impl World {
         });
     }
 
+    /// Whether the next insertion of a key replaces the index.
+    fn is_at_first_limit(&self) -> bool {
+        let guard = pin();
+        let index = self.shard.root(&guard).expect("the model has added something");
+        index.slab().used() == max_used(index.shape().buckets)
+    }
+
     /// Replaces the index bucket by bucket, as the sweeper does with large ones.
     fn rebuild_in_parts(&self, now: u64) {
         let bench = Bench::default();
@@ -1026,6 +1033,24 @@ fn an_insert_during_a_rebuild_in_parts_is_not_lost() {
             assert_eq!(world.get(1, 1), [(0, 1)]);
             assert_eq!(world.get(2, 1), [(1, 1)]);
             assert_eq!(world.get(3, 1), [(0, 1)]);
+        },
+    );
+}
+
+/// The insertion that exceeds the first limit copies the index before it freezes the index. The other insertion finds no empty
+/// slot there, and freezes the index meanwhile. (The models of rebuilds in parts have late insertions.)
+#[test]
+fn of_two_inserts_at_the_limit_one_rebuilds_ahead_and_both_stay() {
+    model(
+        |world| {
+            world.add(1, 0, 1);
+            assert!(world.is_at_first_limit());
+        },
+        [2, 3].map(|key| thread(move |world| _ = world.add(key, 1, 1))).into(),
+        |world, _| {
+            for (key, proxy) in [(1, 0), (2, 1), (3, 1)] {
+                assert_eq!(world.get(key, 1), [(proxy, 1)]);
+            }
         },
     );
 }

@@ -3,12 +3,18 @@
 //! Each thread that meets a FROZEN slot does the whole rebuild alone, on a private copy, so it never waits for the thread that
 //! began. Only one copy wins the CAS of the root; the others are freed.
 //!
-//! # In parts
+//! # Before the freeze
+//!
+//! A frozen index makes every inserting thread copy it, so that all copies but one are wasted: two threads that inserted a
+//! million keys copied nearly each index twice. So the one thread whose insertion reaches the limit of an index copies the
+//! index before it freezes anything, while the others insert up to a second limit ([`most_used`]). Only beyond the second
+//! limit, if the one thread was stopped or had no memory, does each thread rebuild.
 //!
 //! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it copies a
-//! large index some buckets at a time before it freezes anything ([`Rebuild`]). Meanwhile other threads may fill
-//! slots of buckets that were already copied; the end of the rebuild freezes each slot that was EMPTY, and copies those that
-//! were filled since. Slots are written once (invariant 1), so the rest of the copy is still right. The end reads no record
+//! large index in parts, some buckets at a time ([`Rebuild`]).
+//!
+//! Meanwhile other threads may fill slots of buckets that were already copied; the end of the rebuild freezes each slot that
+//! was EMPTY, and copies those that were filled since. Slots are written once (invariant 1), so the rest of the copy is still right. The end reads no record
 //! that was copied before.
 //!
 //! A tombstone that such a copy leaves out is RETIRED while its index is still the root. A key that comes back meanwhile gets
@@ -20,7 +26,7 @@ use std::sync::atomic::AtomicPtr;
 use crate::key::Key;
 use crate::place::Place;
 use crate::proxies::Liveness;
-use crate::shard::capacity::{buckets_for, max_used};
+use crate::shard::capacity::{buckets_for, most_used};
 use crate::shard::index::{BUCKET, Index, MAX_RECORDS, NewIndex, Shape};
 use crate::shard::slab::Record;
 use crate::shard::word::{State, Word};
@@ -68,6 +74,16 @@ impl<K: Key> Shard<K> {
         }
     }
 
+    /// [`rebuild`](Shard::rebuild) that freezes `old` last, so that other threads may insert into `old` nearly all the time.
+    pub(crate) fn rebuild_ahead<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
+        let mut rebuild = Rebuild::new(old, next_shape(old, false, scope.shard))?;
+        let copied = rebuild.copy::<K, P>(old, u32::MAX, scope)?;
+        if matches!(copied, Copied::All) && self.finish(old, rebuild, scope)? {
+            return Ok(());
+        }
+        self.rebuild(old, false, scope)
+    }
+
     /// [`rebuild`](Shard::rebuild) for the sweeper: takes about as long as visiting `records` records, except for the last
     /// part, and keeps an unfinished copy on `bench`. Returns whether there is more to do.
     pub(crate) fn rebuild_part<P: Liveness>(
@@ -95,17 +111,21 @@ impl<K: Key> Shard<K> {
                 });
                 return Ok(true);
             }
-            Copied::All => {
-                step("rebuild: in parts");
-                if let Copied::All = rebuild.copy_late::<K, P>(old, scope)? {
-                    old.freeze_segments();
-                    self.publish(old, rebuild, scope);
-                    return Ok(false);
-                }
-            }
-            Copied::Crowded | Copied::Moving => {}
+            Copied::All if self.finish(old, rebuild, scope)? => return Ok(false),
+            Copied::All | Copied::Crowded | Copied::Moving => {}
         }
         self.rebuild(old, false, scope).map(|()| false)
+    }
+
+    /// Ends a rebuild that has copied all of `old` without freezing it. Returns `false` if the copy is of no use.
+    fn finish<P: Liveness>(&self, old: Index<'_>, mut rebuild: Rebuild, scope: &Scope<'_, P>) -> Result<bool, Refused> {
+        step("rebuild: copied");
+        let Copied::All = rebuild.copy_late::<K, P>(old, scope)? else {
+            return Ok(false);
+        };
+        old.freeze_segments();
+        self.publish(old, rebuild, scope);
+        Ok(true)
     }
 
     /// Makes a copy of `old` the root's index, unless another thread has replaced `old` first.
@@ -319,7 +339,7 @@ fn next_shape(old: Index<'_>, crowded: bool, shard: usize) -> Shape {
     let buckets = buckets_for(keep, shard);
     // Numbers that will be reclaimed are not free yet, so the segment table covers the whole slab, and the numbers that the
     // index takes until it is full.
-    let numbers = max_used(buckets).max(old.slab().numbers()) + BUCKET;
+    let numbers = most_used(buckets).max(old.slab().numbers()) + BUCKET;
     let segments = Place::segments(numbers.min(MAX_RECORDS)).max(shape.segments);
     let next = Shape {
         buckets,

@@ -114,6 +114,54 @@ fn a_key_that_a_losing_move_froze_is_freed_with_the_table() {
     assert_eq!(FREED.load(Ordering::Relaxed), 1);
 }
 
+/// A thread that copies an index alone is stopped. The others insert into that index up to the second limit.
+#[test]
+fn insertions_go_on_in_an_index_that_one_thread_copies() {
+    let _alone = crate::stalls::alone();
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::<UuidKey>::new();
+    let insert = |number: u128| {
+        world.with(0, |scope| {
+            let key = UuidKey::from(Uuid::from_u128(number));
+            let added = shard.add(&key, key.hash(scope.hasher), 0, scope);
+            assert_eq!(added.map(|(added, _)| added), Ok(Added::Inserted));
+        });
+    };
+    let index = || {
+        world.with(0, |scope| {
+            let index = shard.root(scope.guard).expect("it was made");
+            (index.shape().serial, index.slab().used(), index.shape().buckets)
+        })
+    };
+    (0..2_000).for_each(insert);
+    let (serial, mut used, buckets) = index();
+    (2_000..).take((max_used(buckets) - used) as usize).for_each(insert);
+    assert_eq!(index(), (serial, max_used(buckets), buckets));
+
+    crate::stalls::with_stopped(
+        "rebuild: copied",
+        || insert(1 << 40),
+        || {
+            used = max_used(buckets) + 1;
+            assert_eq!(index(), (serial, used, buckets));
+            for number in 1 << 41.. {
+                insert(number);
+                used += 1;
+                if used > most_used(buckets) {
+                    break;
+                }
+                assert_eq!(index(), (serial, used, buckets), "the index is replaced early");
+            }
+            assert_eq!(index().0, serial + 1, "the index is not replaced");
+        },
+    );
+    assert_eq!(
+        (index().0, index().1),
+        (serial + 1, used),
+        "the copy that came too late is used"
+    );
+}
+
 /// What it costs to have some keys.
 #[derive(Debug)]
 struct Cost {
@@ -336,6 +384,7 @@ fn assert_each_once(mut copied: Vec<u64>, keys: &[Chosen], what: &str) {
 /// The keys of one bucket spill over runs of full buckets, in the middle of the index, and from its end to its beginning.
 #[test]
 fn parts_of_any_size_have_displaced_keys_once() {
+    let _alone = crate::stalls::alone();
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
     let mut random = fastrand::Rng::with_seed(7);
     for middle in [0, 1 << 62, 1 << 63, u64::MAX - (100 << 8)] {
@@ -359,6 +408,7 @@ fn parts_of_any_size_have_displaced_keys_once() {
 
 #[test]
 fn parts_have_each_key_once_though_the_seed_changes_between_them() {
+    let _alone = crate::stalls::alone();
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
     // All keys are in one bucket under seed 0.
     let flood: Vec<_> = (0..3_000).map(|number| Chosen(unmixed(number | 1 << 63))).collect();
