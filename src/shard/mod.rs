@@ -463,20 +463,27 @@ impl<K: Key> Shard<K> {
                 }
             };
             let changed = change::<K, P>(record, what, place.take(), index.slab(), scope);
-            let buckets = index.shape().buckets;
-            let first = max_used(buckets) + 1;
-            // Without memory for a larger index, the call still succeeds: the route is in, and insertions beyond the second
-            // limit try again.
-            if used == first {
-                _ = self.rebuild_ahead(index, scope);
-            } else if used > first.max(most_used(buckets)) {
-                _ = self.rebuild(index, false, scope);
+            if used > max_used(index.shape().buckets) {
+                self.rebuild_full(index, used, scope);
             }
             match changed? {
                 Changed::Added(added) => return Ok((added, number)),
                 Changed::Frozen => self.relocate(index, scope)?,
                 Changed::Retired | Changed::Absent | Changed::Removed { .. } => {}
             }
+        }
+    }
+
+    /// Replaces an index of which an insertion has occupied the slot that is one too many. Without memory for a larger index,
+    /// insertions beyond the second limit try again.
+    #[inline(never)]
+    fn rebuild_full<P: Liveness>(&self, index: Index<'_>, used: u32, scope: &Scope<'_, P>) {
+        let buckets = index.shape().buckets;
+        let first = max_used(buckets) + 1;
+        if used == first {
+            _ = self.rebuild_ahead(index, scope);
+        } else if used > first.max(most_used(buckets)) {
+            _ = self.rebuild(index, false, scope);
         }
     }
 
