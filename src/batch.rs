@@ -261,13 +261,13 @@ impl RouteTable {
             }
             let mut scope = self.scope(&guard, 0);
             let (uuids, names, _) = self.parts();
-            let guesses: SmallVec<[Option<Guess<'_>>; GROUP]> = group
-                .iter()
-                .map(|handle| match handle.is_name() {
+            let mut guesses = [None; GROUP];
+            for (guess, handle) in guesses.iter_mut().zip(group) {
+                *guess = match handle.is_name() {
                     false => uuids.get(handle.shard()).by_number(handle.number(), &guard),
-                    true => names?.get(handle.shard()).by_number(handle.number(), &guard),
-                })
-                .collect();
+                    true => names.and_then(|names| names.get(handle.shard()).by_number(handle.number(), &guard)),
+                };
+            }
             for (at, (handle, guess)) in group.iter().zip(guesses).enumerate() {
                 scope.shard = handle.shard();
                 let refresh = |guess: Guess<'_>| match handle.is_name() {

@@ -88,7 +88,7 @@ use crate::route::Added;
 use crate::shard::capacity::{buckets_for, max_used, most_used};
 use crate::shard::index::{Filled, Header, Index, Moved, NewIndex, Shape};
 use crate::shard::rebuild::Bench;
-use crate::shard::routes::{Change, Changed, Words, change, read, read_all};
+use crate::shard::routes::{Change, Changed, Words, change, read, read_all, refresh_only_route};
 use crate::shard::slab::{NoRecord, Private, Record, Slab};
 use crate::shard::word::{State, Word};
 use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, step};
@@ -210,12 +210,13 @@ impl Guess<'_> {
         // The word first: if it is LIVE or SPILL, the key is that of the word, and the record is not reused while the guard is
         // pinned. In the other order, the key might be that of a former owner.
         let word = self.record.load();
-        matches!(word.state(), State::Live | State::Spill)
+        word.has_routes()
             && is_key(self.record.key())
-            && matches!(
-                change::<K, P>(self.record, Change::Refresh(proxy), None, self.index.slab(), scope),
-                Ok(Changed::Added(_))
-            )
+            && (refresh_only_route(self.record, word, proxy, scope)
+                || matches!(
+                    change::<K, P>(self.record, Change::Refresh(proxy), None, self.index.slab(), scope),
+                    Ok(Changed::Added(_))
+                ))
     }
 }
 

@@ -84,6 +84,18 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
     true
 }
 
+/// Refreshes the route of a node with one route, as most writes do. Returns whether the route is refreshed: losing to a later
+/// time is success.
+///
+/// The caller found under this pin that the proxy takes routes, so the proxy is not checked again: if the proxy was removed
+/// since, the removal counts as later.
+#[inline]
+pub(crate) fn refresh_only_route<P: Liveness>(record: &Record, word: Word, proxy: u32, scope: &Scope<'_, P>) -> bool {
+    word.is_live_through(proxy)
+        && scope.is_fresh(word)
+        && (word.time() >= scope.now || record.compare_exchange(word, Word::live(proxy, scope.now)).is_ok())
+}
+
 /// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is nothing
 /// to change. Gives `place` back if no route is inserted.
 #[inline]
@@ -95,15 +107,8 @@ pub(crate) fn change<'a, K: Key, P: Liveness>(
     scope: &Scope<'a, P>,
 ) -> Result<Changed, Refused> {
     let word = record.load();
-    // A refresh of a node with one route, as most writes are. Losing to a later time is success. The caller found under this
-    // pin that the proxy takes routes, so the proxy is not checked again: if it was removed since, the removal counts as
-    // later.
     if let Change::Add(proxy) | Change::Refresh(proxy) = what
-        && word.state() == State::Live
-        && !word.is_frozen()
-        && word.proxy() == proxy
-        && scope.is_fresh(word)
-        && (word.time() >= scope.now || record.compare_exchange(word, Word::live(proxy, scope.now)).is_ok())
+        && refresh_only_route(record, word, proxy, scope)
     {
         return Ok(Changed::Added(Added::Refreshed));
     }

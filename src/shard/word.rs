@@ -74,6 +74,18 @@ impl Word {
         }
     }
 
+    /// Whether the state is LIVE or SPILL.
+    #[inline]
+    pub(crate) fn has_routes(self) -> bool {
+        self.0 & State::Live as u64 != 0
+    }
+
+    /// Whether a record's word is LIVE with a route through `proxy`, and not frozen.
+    #[inline]
+    pub(crate) fn is_live_through(self, proxy: u32) -> bool {
+        self.0 & !(LAST_TICK << TIME_SHIFT) == Word::live(proxy, 0).0
+    }
+
     /// The proxy number of a LIVE word.
     pub(crate) fn proxy(self) -> u32 {
         (self.0 >> PROXY_SHIFT) as u32
@@ -165,5 +177,12 @@ mod tests {
             }
         }
         assert_eq!((Word::DEAD.state(), Word(0).state()), (State::Dead, State::Retired));
+        for word in [Word::DEAD, Word::RETIRED, Word::spill(8, 2), live] {
+            for word in [word, word.frozen()] {
+                let has_routes = matches!(word.state(), State::Live | State::Spill);
+                assert_eq!((word.has_routes(), word.is_live_through(7)), (has_routes, word == live));
+                assert!(!word.is_live_through(6));
+            }
+        }
     }
 }
