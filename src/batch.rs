@@ -8,15 +8,14 @@
 use smallvec::SmallVec;
 
 use crate::error::{AddError, AddNodesError, ReportNodesError};
-use crate::handle::RouteHandle;
-use crate::key::{NameKey, UuidKey};
-use crate::node_id::{Kind, NodeId};
-use crate::proxies::{Proxy, ProxyRef};
-use crate::route::{Added, Route};
-use crate::shard::Guess;
-use crate::shard::word::State;
+use crate::shard::Candidate;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
+use crate::types::handle::RouteHandle;
+use crate::types::node_id::NodeId;
+use crate::types::proxy::{Proxy, ProxyRef};
+use crate::types::route::{Added, Route};
+use crate::word::State;
 
 /// Nodes between two pins: enough for the waits to overlap, few enough for what was asked for to still be in the cache,
 /// and for reclamation not to be held up.
@@ -113,7 +112,7 @@ impl AddedNodes {
 /// One node of a group on its way.
 struct Lane<'g> {
     hash: u64,
-    guess: Option<Guess<'g>>,
+    candidate: Option<Candidate<'g>>,
 }
 
 impl RouteTable {
@@ -125,14 +124,10 @@ impl RouteTable {
         answers.ends.reserve(nodes.len());
         for group in nodes.chunks(GROUP) {
             let guard = pin();
-            let scope = self.scope(&guard, 0);
+            let scope = self.scope(&guard);
             let lanes = self.load(group, &guard);
             for (node, lane) in group.iter().zip(lanes) {
-                let word = match (node.kind(), lane.guess) {
-                    (Kind::Uuid(uuid), Some(guess)) => guess.word(&UuidKey::from(*uuid)),
-                    _ => None,
-                };
-                match word {
+                match lane.candidate.and_then(|candidate| candidate.word_of(node)) {
                     // One route, as nearly all nodes have.
                     Some(word) if word.state() == State::Live => {
                         if scope.is_fresh(word) {
@@ -211,25 +206,22 @@ impl RouteTable {
             if !self.proxies().takes_routes(proxy) {
                 return Err(AddError::UnknownProxy);
             }
-            group.iter().for_each(|node| self.ensure_shards(node));
-            let mut scope = self.scope(&guard, 0);
+            group.iter().for_each(|node| self.shards().ensure_for(node));
+            let scope = self.scope(&guard);
             let lanes = self.load(group, &guard);
             for (node, lane) in group.iter().zip(lanes) {
-                scope.shard = self.parts().0.of(lane.hash).1;
-                let done = match (node.kind(), lane.guess) {
-                    (Kind::Uuid(uuid), Some(guess)) => guess
-                        .add(&UuidKey::from(*uuid), proxy.number, &scope)
-                        .map(|added| added.map(|added| (added, guess.number)).map_err(|r| self.add_error(r))),
-                    _ => None,
-                };
+                let done = lane.candidate.and_then(|candidate| {
+                    let added = candidate.add_to(node, proxy.number, &scope)?;
+                    Some(
+                        added
+                            .map(|added| (added, candidate.number))
+                            .map_err(|refused| self.add_error(refused)),
+                    )
+                });
                 let (one, number) =
                     done.unwrap_or_else(|| self.add_pinned(node, lane.hash, proxy, scope.now, &guard))?;
                 added.count(one);
-                each(RouteHandle::new(
-                    matches!(node.kind(), Kind::Name(_)),
-                    lane.hash,
-                    number,
-                ));
+                each(RouteHandle::new(node.is_name(), lane.hash, number));
             }
         }
         if added.inserted > 0 {
@@ -259,28 +251,14 @@ impl RouteTable {
             if !self.proxies().takes_routes(proxy) {
                 return Err(AddError::UnknownProxy);
             }
-            let mut scope = self.scope(&guard, 0);
-            let (uuids, names, _) = self.parts();
-            let mut guesses = [None; GROUP];
-            for (guess, handle) in guesses.iter_mut().zip(group) {
-                *guess = match handle.is_name() {
-                    false => uuids.get(handle.shard()).by_number(handle.number(), &guard),
-                    true => names.and_then(|names| names.get(handle.shard()).by_number(handle.number(), &guard)),
-                };
+            let scope = self.scope(&guard);
+            let mut candidates = [None; GROUP];
+            for (candidate, handle) in candidates.iter_mut().zip(group) {
+                *candidate = self.shards().candidate_at(*handle, &guard);
             }
-            for (at, (handle, guess)) in group.iter().zip(guesses).enumerate() {
-                scope.shard = handle.shard();
-                let refresh = |guess: Guess<'_>| match handle.is_name() {
-                    false => {
-                        let fits = |key| handle.fits(self.hash_stored::<UuidKey>(key));
-                        guess.refresh::<UuidKey, _>(proxy.number, fits, &scope)
-                    }
-                    true => {
-                        let fits = |key| handle.fits(self.hash_stored::<NameKey<'_>>(key));
-                        guess.refresh::<NameKey<'_>, _>(proxy.number, fits, &scope)
-                    }
-                };
-                if guess.is_some_and(refresh) {
+            for (at, (handle, candidate)) in group.iter().zip(candidates).enumerate() {
+                let refresh = |candidate| self.shards().refresh(candidate, *handle, proxy.number, &scope);
+                if candidate.is_some_and(refresh) {
                     refreshed += 1;
                 } else {
                     gone.push(nth * GROUP + at);
@@ -292,22 +270,16 @@ impl RouteTable {
 
     /// Hashes a group of nodes, and has their buckets and then their records loaded.
     fn load<'g>(&self, group: &[NodeId], guard: &'g Guard) -> SmallVec<[Lane<'g>; GROUP]> {
-        let (uuids, ..) = self.parts();
         let mut lanes: SmallVec<[Lane<'g>; GROUP]> = group
             .iter()
             .map(|node| {
                 let hash = self.hash(node);
-                if let Kind::Uuid(_) = node.kind() {
-                    uuids.of(hash).0.prefetch(hash, guard);
-                }
-                Lane { hash, guess: None }
+                self.shards().prefetch(node, hash, guard);
+                Lane { hash, candidate: None }
             })
             .collect();
         for (node, lane) in group.iter().zip(&mut lanes) {
-            // Names are few; they are looked up one by one.
-            if let Kind::Uuid(_) = node.kind() {
-                lane.guess = uuids.of(lane.hash).0.guess(lane.hash, guard);
-            }
+            lane.candidate = self.shards().candidate(node, lane.hash, guard);
         }
         lanes
     }

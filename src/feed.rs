@@ -29,10 +29,10 @@ use compact_str::CompactString;
 use once_cell::race::OnceBox;
 use smallvec::SmallVec;
 
-use crate::node_id::NodeId;
-use crate::proxies::ProxyRef;
+use crate::layout::SHARDS;
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Guard, Ordering, Reclaim, fence, pin, retire, step};
-use crate::table::SHARDS;
+use crate::types::node_id::NodeId;
+use crate::types::proxy::ProxyRef;
 
 /// Changes that each ring holds. A place takes 8 bytes, so the rings take 1 MiB in all. An entry takes 48 bytes, so full rings
 /// take 7 MiB, and the memory of names that do not fit into their entry.
@@ -92,14 +92,14 @@ pub enum Event {
 pub struct Lagged;
 
 /// A change in a ring, under the number that it has there.
-struct Entry {
+struct RingEntry {
     number: u64,
     event: Event,
     #[cfg(loom)]
     fate: crate::sync::epoch::Fate,
 }
 
-impl Reclaim for Entry {
+impl Reclaim for RingEntry {
     fn after_grace(&self) {}
 
     unsafe fn free(object: *mut Self) {
@@ -121,7 +121,7 @@ impl Reclaim for Entry {
 struct Ring {
     /// The number of the next change.
     head: AtomicU64,
-    entries: Box<[AtomicPtr<Entry>]>,
+    entries: Box<[AtomicPtr<RingEntry>]>,
 }
 
 impl Ring {
@@ -132,7 +132,7 @@ impl Ring {
         }
     }
 
-    fn place(&self, number: u64) -> &AtomicPtr<Entry> {
+    fn place(&self, number: u64) -> &AtomicPtr<RingEntry> {
         &self.entries[(number % RING as u64) as usize]
     }
 
@@ -145,7 +145,7 @@ impl Ring {
     }
 
     /// The entry at a number's place, if there is one, as a pointer and as a reference.
-    fn entry<'g>(&self, number: u64, _guard: &'g Guard) -> (*mut Entry, Option<&'g Entry>) {
+    fn entry<'g>(&self, number: u64, _guard: &'g Guard) -> (*mut RingEntry, Option<&'g RingEntry>) {
         // Acquire: pairs with the CAS in `push`, so that the entry is seen whole.
         let entry = self.place(number).load(Ordering::Acquire);
         // SAFETY: an entry is retired once it has been replaced, so it lives while the guard is pinned.
@@ -158,7 +158,7 @@ impl Ring {
     }
 
     fn push(&self, event: Event, guard: &Guard) {
-        let new = Box::into_raw(Box::new(Entry {
+        let new = Box::into_raw(Box::new(RingEntry {
             number: 0,
             event,
             #[cfg(loom)]
@@ -210,7 +210,7 @@ impl Drop for Ring {
             let entry = entry.load(Ordering::Relaxed);
             if !entry.is_null() {
                 // SAFETY: nobody else can reach it; replaced entries are not in the ring any more.
-                unsafe { Entry::free(entry) };
+                unsafe { RingEntry::free(entry) };
             }
         }
     }

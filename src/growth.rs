@@ -3,9 +3,7 @@
 //! Random keys fill all shards evenly, so if all grew at the same fill they would all grow at once: memory and pauses
 //! would spike together. Each shard has its own geometric series of sizes instead, shifted by its share of one step, so
 //! that at any time a few shards are about to grow and the rest are not.
-
-use crate::shard::index::BUCKET;
-use crate::table::SHARDS;
+use crate::layout::{BUCKET, SHARDS};
 
 /// From one size to the next.
 const GROWTH: f64 = 1.1875;
@@ -27,9 +25,12 @@ pub(crate) fn most_used(buckets: u32) -> u32 {
 }
 
 /// How many buckets the index of a shard has that shall hold `keys`.
-pub(crate) fn buckets_for(keys: u32, shard: usize) -> u32 {
+pub(crate) fn buckets_for(keys: u32, shard: u16) -> u32 {
     let slots = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD;
-    next_size(slots / f64::from(BUCKET), shard as f64 / SHARDS as f64)
+    next_size(
+        slots / f64::from(BUCKET),
+        f64::from(shard % SHARDS as u16) / SHARDS as f64,
+    )
 }
 
 /// The first of a series of sizes that is not below `least`. The series is shifted by a share of one step.
@@ -44,7 +45,7 @@ mod tests {
 
     #[test]
     fn an_index_has_room_to_grow_but_not_much_more() {
-        for shard in [0, 77, 255] {
+        for shard in [0, 77, 127, 255] {
             for keys in (0..200).chain((200..2_000_000).step_by(9_973)) {
                 let buckets = buckets_for(keys, shard);
                 assert!(max_used(buckets) > keys, "{keys} keys in {buckets} buckets");
@@ -57,7 +58,7 @@ mod tests {
 
     #[test]
     fn shards_of_one_fill_do_not_all_grow_together() {
-        let sizes: std::collections::BTreeSet<_> = (0..SHARDS).map(|shard| buckets_for(4_000, shard)).collect();
+        let sizes: std::collections::BTreeSet<_> = (0..SHARDS as u16).map(|shard| buckets_for(4_000, shard)).collect();
         assert!(sizes.len() > 20, "{sizes:?}");
     }
 }

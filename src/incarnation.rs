@@ -3,9 +3,10 @@
 use std::num::NonZeroU64;
 
 use crate::error::{BeginError, RegisterError};
-use crate::proxies::{Begun, Proxy, ProxyRef};
+use crate::proxies::BegunIncarnation;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
+use crate::types::proxy::{Proxy, ProxyRef};
 
 /// An incarnation that has begun, from [`RouteTable::begin_incarnation`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +95,7 @@ impl RouteTable {
         Ok(self.begun(begun, &guard))
     }
 
-    fn begun(&self, begun: Begun, guard: &Guard) -> Incarnation {
+    fn begun(&self, begun: BegunIncarnation, guard: &Guard) -> Incarnation {
         if let Some(replaced) = begun.replaced {
             self.proxy_removed(replaced, guard);
         }

@@ -10,8 +10,8 @@ mod models;
 
 use std::sync::Arc;
 
-use crate::shard::word::LAST_TICK;
 use crate::sync::{AtomicU64, Guard, Mutex, Ordering, after_grace, collect, pin};
+use crate::word::LAST_TICK;
 
 /// The bits of an interval; the rest of [`Ages::returned`] is its version.
 const INTERVAL: u64 = LAST_TICK;

@@ -55,31 +55,30 @@
 
 mod batch;
 mod clock;
-mod counts;
 mod error;
 mod feed;
-mod handle;
+mod growth;
 mod incarnation;
 mod keep_alive;
-mod key;
-#[cfg(all(test, loom))]
-mod models;
-mod node_id;
+mod layout;
+mod liveness;
+mod mem;
 mod page;
-mod place;
-mod prefetch;
 mod proxies;
 mod resolve;
-mod route;
+mod route_limit;
 mod shard;
+mod shards;
 pub mod snapshot;
-#[cfg(all(test, not(loom)))]
-mod stalls;
 mod sweep;
 mod sync;
 mod table;
 mod time;
+mod types;
+#[cfg(test)]
+mod verify;
 mod walk;
+mod word;
 
 pub use batch::{AddedNodes, RouteBatch};
 pub use clock::{Clock, ManualClock, SystemClock};
@@ -88,11 +87,11 @@ pub use error::{
     ReportNodesError, StaleIncarnation, TextError,
 };
 pub use feed::{Event, Lagged, Reason, Subscription};
-pub use handle::RouteHandle;
 pub use incarnation::Incarnation;
-pub use node_id::{MAX_TEXT, NodeId};
 pub use page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
-pub use proxies::{Proxy, ProxyDetails, ProxyRef};
 pub use resolve::ResolvedRoute;
-pub use route::{Added, ExplainedRoute, Route, Verdict};
 pub use table::{Builder, RouteTable, Stats, SweepReport};
+pub use types::handle::RouteHandle;
+pub use types::node_id::{MAX_TEXT, NodeId};
+pub use types::proxy::{Proxy, ProxyDetails, ProxyRef};
+pub use types::route::{Added, ExplainedRoute, Route, Verdict};

@@ -1,7 +1,7 @@
 //! Pages of nodes and of proxies. The caller may ask for the next page much later.
 //!
 //! Nodes have an order: UUIDs before names, shard by shard, and within a shard by the hash that picks their bucket (see
-//! [`copy`](mod@crate::shard::copy)). So a page reads the buckets of its nodes, and few others. A place in the order is the
+//! [`scan`](crate::shard::scan)). So a page reads the buckets of its nodes, and few others. A place in the order is the
 //! beginning of a shard, a rank in it, or the last node of the previous page. A place stays valid whatever happens to the
 //! table meanwhile: growing and moving change where a record is, never its rank; and the last node may have been removed.
 
@@ -11,13 +11,14 @@ use std::str::FromStr;
 use smallvec::SmallVec;
 
 use crate::error::CursorError;
-use crate::node_id::NodeId;
-use crate::proxies::{Proxies, ProxyDetails, ProxyRef};
-use crate::route::Route;
-use crate::shard::index::BUCKET;
+use crate::layout::{BUCKET, SHARDS};
+use crate::proxies::Proxies;
 use crate::sync::pin;
-use crate::table::{RouteTable, SHARDS};
-use crate::walk::{At, Copy};
+use crate::table::RouteTable;
+use crate::types::node_id::NodeId;
+use crate::types::proxy::{ProxyDetails, ProxyRef};
+use crate::types::route::Route;
+use crate::walk::{At, ShardScan};
 
 /// A node with its routes, most recently refreshed first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,12 +161,12 @@ impl RouteTable {
     ) -> NodePage {
         let most = most.max(1);
         let mut nodes: Vec<NodeRoutes> = Vec::new();
-        let mut copy = Copy::default();
+        let mut copy = ShardScan::default();
         let mut at = from.0.clone();
         let mut ahead = most;
         let mut slots = 0;
         let next = 'page: loop {
-            let copied = self.copy_next(&at, ahead, &mut copy);
+            let copied = self.scan_next(&at, ahead, &mut copy);
             let before = nodes.len();
             let mut left = copy.len();
             for (node, routes) in copy.nodes() {

@@ -4,10 +4,10 @@ use std::time::SystemTime;
 
 use smallvec::SmallVec;
 
-use crate::node_id::NodeId;
-use crate::proxies::{ProxyDetails, ProxyRef};
 use crate::sync::pin;
 use crate::table::RouteTable;
+use crate::types::node_id::NodeId;
+use crate::types::proxy::{ProxyDetails, ProxyRef};
 
 /// A route, as [`RouteTable::resolve`] returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,7 +20,7 @@ const CHUNK: usize = 64;
 /// All operations are Relaxed: the count publishes no other data. It uses the atomics of `std` under loom too, since no
 /// protocol depends on the order of counts.
 #[derive(Debug)]
-pub(crate) struct RouteCount {
+pub(crate) struct RouteLimit {
     limit: usize,
     /// Places that are not free: routes have them, or they are spare places of a group.
     taken: CachePadded<AtomicUsize>,
@@ -28,7 +28,7 @@ pub(crate) struct RouteCount {
     spare: [CachePadded<AtomicUsize>; STRIPES],
 }
 
-impl RouteCount {
+impl RouteLimit {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -123,11 +123,11 @@ fn take_up_to(from: &AtomicUsize, most: usize) -> usize {
 }
 
 /// The place of a route that is about to be inserted. Dropping the reservation gives the place back.
-pub(crate) struct Reservation<'a>(&'a RouteCount);
+pub(crate) struct Reservation<'a>(&'a RouteLimit);
 
 impl<'a> Reservation<'a> {
     /// `None` if the limit is reached.
-    pub(crate) fn new(count: &'a RouteCount) -> Option<Self> {
+    pub(crate) fn new(count: &'a RouteLimit) -> Option<Self> {
         count.reserve(1).then(|| Self(count))
     }
 
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn every_place_up_to_the_limit_can_be_had_and_none_beyond() {
         for limit in [0, 1, 63, 64, 65, 1_000, 10_000] {
-            let count = RouteCount::new(limit);
+            let count = RouteLimit::new(limit);
             // Threads of all groups leave spare places.
             for _ in 0..STRIPES {
                 let reserve = || (0..limit / STRIPES).filter(|_| count.reserve(1)).count();
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn threads_that_come_and_go_never_exceed_the_limit() {
         const LIMIT: usize = 300;
-        let count = RouteCount::new(LIMIT);
+        let count = RouteLimit::new(LIMIT);
         let held = AtomicIsize::new(0);
         thread::scope(|scope| {
             for thread in 0..8 {

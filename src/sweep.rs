@@ -13,22 +13,24 @@
 #[cfg(all(test, loom))]
 mod models;
 
+use crate::layout::SHARDS;
+use crate::layout::{ROUND_BITS, ROUNDS};
 use crate::proxies::Moment;
-use crate::shard::rebuild::Bench;
+use crate::proxies::Proxies;
+use crate::shard::Scope;
+use crate::shard::rebuild::RebuildSlot;
 use crate::shard::{Mark, Visit};
-use crate::sync::{AtomicU64, Guard, Ordering, collect, garbage, step};
-use crate::table::{RouteTable, SHARDS};
+use crate::shards::Shards;
+use crate::sync::{AtomicU64, Ordering, collect, garbage, step};
 
 const NUMBER_BITS: u32 = 24;
 const GENERATION_BITS: u32 = 8;
 const STAGE_BITS: u32 = 10;
 const ROUND_SHIFT: u32 = STAGE_BITS + GENERATION_BITS + NUMBER_BITS;
 
-/// How many rounds there are before their numbers repeat. A round's number is compared with those of rounds shortly before.
-pub(crate) const ROUNDS: u32 = 1 << (64 - ROUND_SHIFT);
+const _: () = assert!(ROUND_SHIFT + ROUND_BITS == 64, "the fields of a position fill a word");
 
-/// The stages of a round: shards of UUIDs, shards of names, the proxies.
-const NAMES: usize = SHARDS;
+/// The stage of a round that visits the proxies. The stages before it visit the shard of the same number.
 const PROXIES: usize = 2 * SHARDS;
 
 /// How far the sweeper has come: round (22 bits), stage (10), the slab's generation (8), record or proxy number (24).
@@ -39,7 +41,7 @@ const PROXIES: usize = 2 * SHARDS;
 #[derive(Debug)]
 pub(crate) struct Cursor {
     position: AtomicU64,
-    bench: Bench,
+    parked: RebuildSlot,
 }
 
 impl Default for Cursor {
@@ -52,7 +54,7 @@ impl Default for Cursor {
         };
         Self {
             position: AtomicU64::new(start.pack()),
-            bench: Bench::default(),
+            parked: RebuildSlot::default(),
         }
     }
 }
@@ -113,13 +115,10 @@ impl Cursor {
     }
 
     /// Visits one part of the table, of `most` records at most, and advances.
-    pub(crate) fn step(&self, most: u32, table: &RouteTable, guard: &Guard) -> Step {
+    pub(crate) fn step(&self, most: u32, shards: &Shards, proxies: &Proxies, scope: &Scope<'_, Proxies>) -> Step {
         let most = most.min(MOST_PER_STEP);
         let at = self.load();
         step("sweep: before the visit");
-        let (uuids, names, proxies) = table.parts();
-        let census = proxies.census(at.round);
-        let scope = table.scope(guard, at.stage % SHARDS);
         let mut after = Position {
             stage: at.stage + 1,
             mark: Mark::default(),
@@ -127,27 +126,25 @@ impl Cursor {
         };
         let mut round_completed = false;
         let visit = match at.stage {
-            ..NAMES => uuids.get(at.stage).visit(at.mark, most, &self.bench, &scope, census),
-            NAMES..PROXIES => match names {
-                Some(names) => names
-                    .get(at.stage - NAMES)
-                    .visit(at.mark, most, &self.bench, &scope, census),
-                None => {
+            ..PROXIES => {
+                let census = proxies.census(at.round);
+                let visit = shards.visit(at.stage, at.mark, most, &self.parked, scope, census);
+                visit.unwrap_or_else(|| {
                     after.stage = PROXIES;
                     Visit {
                         visited: 0,
                         removed: 0,
                         next: None,
                     }
-                }
-            },
+                })
+            }
             _ => {
                 let moment = Moment::new(scope.now, scope.kept_age);
                 // AcqRel: Release pairs with the CAS below and the load in `load`. This write leaves the value as it is. A
                 // thread that advances the cursor later, and visits shards in the next round, comes after what this thread
                 // has seen: the end of a grace period. Acquire pairs with the CAS below.
                 let round_now = || Position::unpack(self.position.fetch_add(0, Ordering::AcqRel)).round;
-                let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, moment, guard);
+                let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, moment, scope.guard);
                 if next.is_none() {
                     round_completed = true;
                     after = Position {
@@ -166,7 +163,7 @@ impl Cursor {
         match visit.next {
             Some(mark) => after = Position { mark, ..at },
             // Once per stage: if no other thread pins for long, garbage would wait for the next pin.
-            None => collect(guard, collections(garbage().objects)),
+            None => collect(scope.guard, collections(garbage().objects)),
         }
         step("sweep: before the advance");
         // AcqRel: Release pairs with the load in `load`, and so hands the round's promise on. Acquire pairs with `round_now`.

@@ -2,61 +2,26 @@
 
 use std::time::Duration;
 
-use ahash::RandomState;
-use once_cell::race::OnceBox;
 use smallvec::SmallVec;
 
 use crate::clock::{Clock, SystemClock};
-use crate::counts::RouteCount;
 use crate::error::{AddError, RegisterError, ReportError};
 use crate::feed::{Event, Feed, Subscription};
 use crate::keep_alive::KeepAlive;
-use crate::key::{Key, NameKey, UuidKey};
-use crate::node_id::{Kind, NodeId};
-use crate::proxies::{Moment, Proxies, Proxy, ProxyDetails, ProxyRef};
-use crate::route::{Added, ExplainedRoute, Route, Verdict};
-use crate::shard::index::MAX_RECORDS;
+use crate::layout::MAX_RECORDS;
+use crate::layout::SHARDS;
+use crate::proxies::{Moment, Proxies};
+use crate::route_limit::RouteLimit;
 use crate::shard::routes::{Change, Words};
-use crate::shard::word::{State, Word};
-use crate::shard::{Refused, Scope, Shard};
+use crate::shard::{Refused, Scope};
+use crate::shards::Shards;
 use crate::sweep::{Cursor, collections};
-use crate::sync::{Guard, collect, garbage, new_hasher, pin};
+use crate::sync::{Guard, collect, garbage, pin};
 use crate::time::{Time, ticks};
-
-/// How many of a hash's top bits are the shard's number. Few under a fuzzer, so that a few hundred nodes make shards grow and
-/// move.
-pub(crate) const SHARD_BITS: u32 = if cfg!(loom) {
-    1
-} else if cfg!(fuzzing) {
-    2
-} else {
-    7
-};
-
-/// How many shards there are for each kind of key.
-pub(crate) const SHARDS: usize = 1 << SHARD_BITS;
-
-/// Shards of one kind of key.
-pub(crate) struct Shards<K: Key>([Shard<K>; SHARDS]);
-
-impl<K: Key> Default for Shards<K> {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| Shard::new()))
-    }
-}
-
-impl<K: Key> Shards<K> {
-    /// A key's shard, and the shard's number.
-    #[inline]
-    pub(crate) fn of(&self, hash: u64) -> (&Shard<K>, usize) {
-        let number = (hash >> (64 - SHARD_BITS)) as usize;
-        (&self.0[number], number)
-    }
-
-    pub(crate) fn get(&self, number: usize) -> &Shard<K> {
-        &self.0[number]
-    }
-}
+use crate::types::node_id::NodeId;
+use crate::types::proxy::{Proxy, ProxyDetails, ProxyRef};
+use crate::types::route::{Added, ExplainedRoute, Route, Verdict};
+use crate::word::{State, Word};
 
 /// Options of a [`RouteTable`]; each has a default.
 #[derive(Debug)]
@@ -119,10 +84,8 @@ impl Builder {
     #[must_use]
     pub fn build(self) -> RouteTable {
         RouteTable {
-            uuids: Shards::default(),
-            names: OnceBox::new(),
-            hasher: new_hasher(),
-            routes: RouteCount::new(self.max_routes.min(Self::MOST_ROUTES)),
+            shards: Shards::new(),
+            routes: RouteLimit::new(self.max_routes.min(Self::MOST_ROUTES)),
             proxies: Proxies::new(self.max_proxies),
             time: Time::new(self.clock),
             keep_alive: KeepAlive::new(ticks(self.keep_alive)),
@@ -157,11 +120,8 @@ impl Builder {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct RouteTable {
-    uuids: Shards<UuidKey>,
-    /// Made when the first node comes that has a name.
-    names: OnceBox<Shards<NameKey<'static>>>,
-    hasher: RandomState,
-    routes: RouteCount,
+    shards: Shards,
+    routes: RouteLimit,
     proxies: Proxies,
     time: Time,
     keep_alive: KeepAlive,
@@ -239,28 +199,6 @@ impl Drop for RouteTable {
     }
 }
 
-/// Runs `$body` with the shard of a node that has this hash, the node's key, and the shard's number. Evaluates to `$absent` if
-/// the node has a name and the shards of names do not exist yet.
-macro_rules! with_shard {
-    ($table:expr, $node:expr, $hash:expr, |$shard:ident, $key:ident, $number:ident| $body:expr, $absent:expr) => {
-        match $node.kind() {
-            Kind::Uuid(uuid) => {
-                let $key = &UuidKey::from(*uuid);
-                let ($shard, $number) = $table.uuids.of($hash);
-                $body
-            }
-            Kind::Name(name) => match $table.names.get() {
-                Some(names) => {
-                    let $key = &NameKey::new(name, $hash);
-                    let ($shard, $number) = names.of($hash);
-                    $body
-                }
-                None => $absent,
-            },
-        }
-    };
-}
-
 impl RouteTable {
     /// Returns an empty table with the defaults of [`Builder`].
     #[must_use]
@@ -276,29 +214,25 @@ impl RouteTable {
     /// The hash that a node is found by.
     #[inline]
     pub(crate) fn hash(&self, node: &NodeId) -> u64 {
-        match node.kind() {
-            Kind::Uuid(uuid) => UuidKey::from(*uuid).hash(&self.hasher),
-            Kind::Name(name) => NameKey::hash_of(name, &self.hasher),
-        }
+        self.shards.hash(node)
     }
 
     #[inline]
-    pub(crate) fn scope<'a>(&'a self, guard: &'a Guard, shard: usize) -> Scope<'a, Proxies> {
-        self.scope_at(self.time.now(), guard, shard)
+    pub(crate) fn scope<'a>(&'a self, guard: &'a Guard) -> Scope<'a, Proxies> {
+        self.scope_at(self.time.now(), guard)
     }
 
     /// The scope of an operation that has read the clock.
     #[inline]
-    fn scope_at<'a>(&'a self, now: u64, guard: &'a Guard, shard: usize) -> Scope<'a, Proxies> {
+    fn scope_at<'a>(&'a self, now: u64, guard: &'a Guard) -> Scope<'a, Proxies> {
         Scope {
             guard,
-            hasher: &self.hasher,
+            hasher: self.shards.hasher(),
             count: &self.routes,
             proxies: &self.proxies,
             now,
             keep_alive: self.keep_alive.returned(),
             kept_age: self.keep_alive.kept(),
-            shard,
             feed: &self.feed,
         }
     }
@@ -310,7 +244,7 @@ impl RouteTable {
     #[inline]
     pub(crate) fn begin(&self, node: &NodeId) -> (u64, u64) {
         let hash = self.hash(node);
-        with_shard!(self, node, hash, |shard, _key, _number| shard.preload(hash), ());
+        self.shards.preload(node, hash);
         (hash, self.time.now())
     }
 
@@ -374,7 +308,7 @@ impl RouteTable {
         if !self.proxies.takes_routes(proxy) {
             return Err(AddError::UnknownProxy);
         }
-        self.ensure_shards(node);
+        self.shards.ensure_for(node);
         self.add_pinned(node, hash, proxy, now, &guard).map(|(added, _)| added)
     }
 
@@ -390,26 +324,9 @@ impl RouteTable {
         // The pin covers both the registration and the CAS, so a removal between the two counts as one after both: see
         // `proxies`.
         let proxy = self.register_pinned(proxy, now, &guard)?;
-        self.ensure_shards(node);
+        self.shards.ensure_for(node);
         let (added, _) = self.add_pinned(node, hash, proxy, now, &guard)?;
         Ok(added)
-    }
-
-    /// Makes the shards of names when the first name comes.
-    pub(crate) fn ensure_shards(&self, node: &NodeId) {
-        if let Kind::Name(_) = node.kind() {
-            self.ensure_names();
-        }
-    }
-
-    pub(crate) fn ensure_names(&self) {
-        self.names.get_or_init(Box::default);
-    }
-
-    /// The number of a node's shard, among those of its kind.
-    #[inline]
-    pub(crate) fn shard_of(&self, node: &NodeId) -> usize {
-        self.uuids.of(self.hash(node)).1
     }
 
     /// Adds a route of a proxy that was found to take routes under `guard`; returns the record's number too.
@@ -421,19 +338,11 @@ impl RouteTable {
         now: u64,
         guard: &Guard,
     ) -> Result<(Added, u32), AddError> {
-        let added = with_shard!(
-            self,
-            node,
-            hash,
-            |shard, key, number| {
-                let added = shard.add(key, hash, proxy.number, &self.scope_at(now, guard, number));
-                if let Ok((Added::Inserted, _)) = added {
-                    self.proxies.touch(proxy.number, now);
-                }
-                added
-            },
-            unreachable!("`ensure_shards` was called")
-        );
+        let scope = self.scope_at(now, guard);
+        let added = self.shards.put(node, hash, Change::Add(proxy.number), &scope);
+        if let Ok((Added::Inserted, _)) = added {
+            self.proxies.touch(proxy.number, now);
+        }
         added.map_err(|refused| self.add_error(refused))
     }
 
@@ -454,15 +363,12 @@ impl RouteTable {
     pub fn get_proxies(&self, node: &NodeId) -> SmallVec<[Route; 2]> {
         let (hash, now) = self.begin(node);
         let guard = pin();
-        // Nearly all nodes are a UUID with one route. They take a shorter path: half as many instructions, so that the
+        // Nearly all nodes have one route. They take a shorter path: half as many instructions, so that the
         // processor reaches the memory accesses of the next look-up while it waits for those of this look-up.
-        if let Kind::Uuid(uuid) = node.kind() {
-            let scope = self.scope_at(now, &guard, 0);
-            match self.uuids.of(hash).0.word(&UuidKey::from(*uuid), hash, &guard) {
-                Some(word) if word.state() == State::Spill => {}
-                Some(word) if word.state() == State::Live => return self.only(word, &scope),
-                _ => return SmallVec::new(),
-            }
+        match self.shards.word(node, hash, &guard) {
+            Some(word) if word.state() == State::Spill => {}
+            Some(word) if word.state() == State::Live => return self.only(word, &self.scope_at(now, &guard)),
+            _ => return SmallVec::new(),
         }
         let words = self.words_of(node, hash, now, &guard);
         words.iter().filter_map(|word| self.route(*word)).collect()
@@ -482,13 +388,7 @@ impl RouteTable {
 
     /// A node's valid routes, most recently refreshed first.
     pub(crate) fn words_of(&self, node: &NodeId, hash: u64, now: u64, guard: &Guard) -> Words {
-        with_shard!(
-            self,
-            node,
-            hash,
-            |shard, key, number| shard.get(key, hash, &self.scope_at(now, guard, number)),
-            Words::new()
-        )
+        self.shards.routes(node, hash, &self.scope_at(now, guard))
     }
 
     /// The route of a word, unless its proxy has been removed meanwhile.
@@ -527,13 +427,7 @@ impl RouteTable {
     fn remove(&self, node: &NodeId, what: Change) -> bool {
         let (hash, now) = self.begin(node);
         let guard = pin();
-        let valid = with_shard!(
-            self,
-            node,
-            hash,
-            |shard, key, number| shard.remove(key, hash, what, &self.scope_at(now, &guard, number)),
-            0
-        );
+        let valid = self.shards.remove(node, hash, what, &self.scope_at(now, &guard));
         valid > 0
     }
 
@@ -607,13 +501,7 @@ impl RouteTable {
         let hash = self.hash(node);
         let now = self.time.now();
         let returned = self.keep_alive.returned();
-        let words = with_shard!(
-            self,
-            node,
-            hash,
-            |shard, key, _number| shard.get_all(key, hash, &guard),
-            Words::new()
-        );
+        let words = self.shards.all_routes(node, hash, &guard);
         let explain = |word: &Word| {
             let proxy = self.proxies.reference(word.proxy());
             let age = now.saturating_sub(word.time());
@@ -645,7 +533,7 @@ impl RouteTable {
         let mut left = u32::try_from(max_records.max(1)).unwrap_or(u32::MAX);
         while left > 0 && !report.round_completed {
             let guard = pin();
-            let step = self.cursor.step(left, self, &guard);
+            let step = self.cursor.step(left, &self.shards, &self.proxies, &self.scope(&guard));
             left = left.saturating_sub(step.visited.max(1));
             report.visited += step.visited as usize;
             report.removed += step.removed;
@@ -654,16 +542,15 @@ impl RouteTable {
         report
     }
 
-    /// The shards and the proxies, as the sweeper visits them.
-    pub(crate) fn parts(&self) -> (&Shards<UuidKey>, Option<&Shards<NameKey<'static>>>, &Proxies) {
-        (&self.uuids, self.names.get(), &self.proxies)
+    pub(crate) fn shards(&self) -> &Shards {
+        &self.shards
     }
 
     pub(crate) fn time(&self) -> &Time {
         &self.time
     }
 
-    pub(crate) fn count(&self) -> &RouteCount {
+    pub(crate) fn count(&self) -> &RouteLimit {
         &self.routes
     }
 
@@ -680,35 +567,20 @@ impl RouteTable {
         self.time.now()
     }
 
-    /// The hash of a key that a record stores.
-    #[inline]
-    pub(crate) fn hash_stored<K: Key>(&self, stored: [u64; 2]) -> u64 {
-        K::hash_stored(stored, &self.hasher)
-    }
-
     /// What the table holds. Reads counts of each shard, which takes some microseconds, and takes no lock.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let guard = pin();
         let garbage = garbage();
-        let mut stats = Stats {
+        let (nodes, records) = self.shards.records(&guard);
+        Stats {
             routes: self.len(),
+            nodes,
+            records,
             proxies: self.proxies.len(),
             garbage: garbage.objects,
             garbage_bytes: garbage.bytes,
-            ..Stats::default()
-        };
-        let mut count = |(nodes, records)| {
-            stats.nodes += nodes;
-            stats.records += records;
-        };
-        self.uuids.0.iter().for_each(|shard| count(shard.records(&guard)));
-        self.names
-            .get()
-            .into_iter()
-            .flat_map(|names| &names.0)
-            .for_each(|shard| count(shard.records(&guard)));
-        stats
+        }
     }
 
     /// How many routes there are, counted until they are removed or swept.

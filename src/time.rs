@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::clock::Clock;
-use crate::shard::word::LAST_TICK;
 use crate::sync::{AtomicU64, Ordering};
+use crate::word::LAST_TICK;
 
 /// The tick at which a table starts: 24.8 days, so that ages of that much can be loaded into a new table.
 const FIRST_TICK: u64 = 1 << 31;

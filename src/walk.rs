@@ -5,18 +5,16 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
-use crate::key::Key;
-use crate::node_id::NodeId;
-use crate::proxies::ProxyRef;
-use crate::route::Route;
-use crate::shard::Shard;
-use crate::shard::copy::{Next, Part, Start};
+use crate::shard::scan::{Next, Part, Start};
 use crate::sync::pin;
-use crate::table::{RouteTable, SHARDS};
+use crate::table::RouteTable;
+use crate::types::node_id::NodeId;
+use crate::types::proxy::ProxyRef;
+use crate::types::route::Route;
 
 /// A route that was copied out.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct CopiedRoute {
+pub(crate) struct ScannedRoute {
     pub(crate) proxy: ProxyRef,
     /// The tick of the last refresh.
     pub(crate) tick: u64,
@@ -41,7 +39,7 @@ impl Default for At {
 
 /// The end of a copy.
 #[derive(Debug)]
-pub(crate) struct Copied {
+pub(crate) struct ScanEnd {
     /// The seed of the order of the nodes.
     pub(crate) seed: u64,
     /// How many slots were read.
@@ -52,10 +50,10 @@ pub(crate) struct Copied {
 
 /// Some nodes with their routes.
 #[derive(Debug, Default)]
-pub(crate) struct Copy {
+pub(crate) struct ShardScan {
     /// Each node, and the range of its routes.
     nodes: SmallVec<[(NodeId, Range<usize>); 1]>,
-    routes: SmallVec<[CopiedRoute; 1]>,
+    routes: SmallVec<[ScannedRoute; 1]>,
 }
 
 impl RouteTable {
@@ -98,11 +96,11 @@ impl RouteTable {
 
     /// Calls `visit` with every node that has valid routes, and with these routes, as [`for_each_route`](Self::for_each_route)
     /// does, until `visit` fails.
-    pub(crate) fn walk<E>(&self, mut visit: impl FnMut(&NodeId, &[CopiedRoute]) -> Result<(), E>) -> Result<(), E> {
-        let mut copy = Copy::default();
+    pub(crate) fn walk<E>(&self, mut visit: impl FnMut(&NodeId, &[ScannedRoute]) -> Result<(), E>) -> Result<(), E> {
+        let mut copy = ShardScan::default();
         let mut at = Some(At::default());
         while let Some(from) = at {
-            at = self.copy_next(&from, usize::MAX, &mut copy).next;
+            at = self.scan_next(&from, usize::MAX, &mut copy).next;
             for (node, routes) in copy.nodes() {
                 visit(node, routes)?;
             }
@@ -110,31 +108,22 @@ impl RouteTable {
         Ok(())
     }
 
-    /// Replaces `copy` by some of the next `most` nodes: a part of one shard ([`Shard::copy`]), under one pin.
-    pub(crate) fn copy_next(&self, from: &At, most: usize, copy: &mut Copy) -> Copied {
+    /// Replaces `copy` by some of the next `most` nodes: a part of one shard ([`Shard::scan`]), under one pin.
+    pub(crate) fn scan_next(&self, from: &At, most: usize, copy: &mut ShardScan) -> ScanEnd {
         let (number, start) = match from {
             At::Shard(number) => (*number, Start::Beginning),
             &At::Rank { shard, seed, rank } => (shard, Start::Rank { seed, rank }),
             At::After { seed, node } => {
                 let hash = self.hash(node);
-                let names = if node.as_uuid().is_none() { SHARDS } else { 0 };
                 let start = Start::After {
                     seed: *seed,
                     hash,
                     node,
                 };
-                (self.parts().0.of(hash).1 + names, start)
+                (self.shards().number_of(node, hash), start)
             }
         };
-        let (uuids, names, _) = self.parts();
-        let part = match (number.checked_sub(SHARDS), names) {
-            (None, _) => self.copy_part(uuids.get(number), number, start, most, copy),
-            (Some(number), Some(names)) => self.copy_part(names.get(number), number, start, most, copy),
-            (Some(_), None) => {
-                copy.clear();
-                Part::NONE
-            }
-        };
+        let part = self.scan_shard(number, start, most, copy);
         let next = match part.next {
             Next::After(node) => Some(At::After { seed: part.seed, node }),
             Next::Rank(rank) => Some(At::Rank {
@@ -144,33 +133,26 @@ impl RouteTable {
             }),
             Next::End => {
                 // Checked only now. If the first name comes meanwhile, the walk may report it, but need not.
-                let end = if self.parts().1.is_some() { 2 * SHARDS } else { SHARDS };
+                let end = self.shards().end();
                 (number + 1 < end).then_some(At::Shard(number + 1))
             }
         };
-        Copied {
+        ScanEnd {
             seed: part.seed,
             slots: part.slots,
             next,
         }
     }
 
-    fn copy_part<K: Key>(
-        &self,
-        shard: &Shard<K>,
-        number: usize,
-        start: Start<'_>,
-        most: usize,
-        copy: &mut Copy,
-    ) -> Part {
+    fn scan_shard(&self, number: usize, start: Start<'_>, most: usize, copy: &mut ShardScan) -> Part {
         copy.clear();
-        let Copy { nodes, routes } = copy;
-        let guard = pin();
-        shard.copy(start, most, &self.scope(&guard, number), |node, words| {
+        let ShardScan { nodes, routes } = copy;
+        let (shards, guard) = (self.shards(), pin());
+        shards.scan(number, start, most, &self.scope(&guard), |node, words| {
             let start = routes.len();
             // Resolve the number under the pin: later it may be another proxy's.
             routes.extend(words.iter().filter_map(|word| {
-                Some(CopiedRoute {
+                Some(ScannedRoute {
                     proxy: self.proxies().reference(word.proxy())?,
                     tick: word.time(),
                 })
@@ -183,9 +165,9 @@ impl RouteTable {
     }
 }
 
-impl Copy {
+impl ShardScan {
     /// Every node that was copied, with its routes.
-    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &[CopiedRoute])> {
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &[ScannedRoute])> {
         self.nodes
             .iter()
             .map(|(node, range)| (node, &self.routes[range.clone()]))

@@ -7,6 +7,7 @@ use loom::thread;
 
 use super::*;
 use crate::sync::epoch;
+use crate::types::proxy::ProxyRef;
 use crate::{ManualClock, Proxy, RouteTable};
 
 fn event(number: u128) -> Event {

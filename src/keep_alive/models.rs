@@ -6,8 +6,8 @@ use loom::sync::Arc;
 use loom::thread;
 use uuid::Uuid;
 
-use crate::models::{Seen, proxy};
 use crate::sync::epoch;
+use crate::verify::models::{Seen, proxy};
 use crate::{ManualClock, NodeId, RouteTable};
 
 /// An addition that removes an expired route runs beside a longer interval, under which the route is valid.

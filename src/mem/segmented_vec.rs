@@ -3,27 +3,27 @@
 use std::fmt;
 use std::ptr;
 
-use crate::place::Split;
+use crate::mem::segments::Split;
 use crate::sync::{AtomicPtr, Ordering};
 
 /// Elements by number, from zero, in segments that are allocated when a number in them is first needed; see
-/// [`place`](crate::place) for their sizes.
-pub(crate) struct Numbered<T, const PER_SIZE_BITS: u32> {
+/// [`place`](crate::mem::segments) for their sizes.
+pub(crate) struct SegmentedVec<T, const PER_SIZE_BITS: u32> {
     segments: Box<[AtomicPtr<T>]>,
 }
 
 // SAFETY: it owns the elements, as a vector does.
-unsafe impl<T: Send, const PER_SIZE_BITS: u32> Send for Numbered<T, PER_SIZE_BITS> {}
+unsafe impl<T: Send, const PER_SIZE_BITS: u32> Send for SegmentedVec<T, PER_SIZE_BITS> {}
 // SAFETY: it hands out only shared references to them.
-unsafe impl<T: Send + Sync, const PER_SIZE_BITS: u32> Sync for Numbered<T, PER_SIZE_BITS> {}
+unsafe impl<T: Send + Sync, const PER_SIZE_BITS: u32> Sync for SegmentedVec<T, PER_SIZE_BITS> {}
 
-impl<T, const PER_SIZE_BITS: u32> fmt::Debug for Numbered<T, PER_SIZE_BITS> {
+impl<T, const PER_SIZE_BITS: u32> fmt::Debug for SegmentedVec<T, PER_SIZE_BITS> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Numbered").finish_non_exhaustive()
+        f.debug_struct("SegmentedVec").finish_non_exhaustive()
     }
 }
 
-impl<T: Default, const PER_SIZE_BITS: u32> Numbered<T, PER_SIZE_BITS> {
+impl<T: Default, const PER_SIZE_BITS: u32> SegmentedVec<T, PER_SIZE_BITS> {
     /// Room for the numbers below `limit`.
     pub(crate) fn new(limit: u32) -> Self {
         let count = Split::<PER_SIZE_BITS>::segments(limit);
@@ -72,7 +72,7 @@ impl<T: Default, const PER_SIZE_BITS: u32> Numbered<T, PER_SIZE_BITS> {
     }
 }
 
-impl<T, const PER_SIZE_BITS: u32> Drop for Numbered<T, PER_SIZE_BITS> {
+impl<T, const PER_SIZE_BITS: u32> Drop for SegmentedVec<T, PER_SIZE_BITS> {
     fn drop(&mut self) {
         for (number, segment) in self.segments.iter().enumerate() {
             // Relaxed: whoever drops the array is alone with it.

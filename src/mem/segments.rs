@@ -12,15 +12,15 @@ const PER_SIZE_BITS: u32 = if cfg!(loom) { 0 } else { 5 };
 
 /// The segment and the offset in it of one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     pub(crate) segment: u32,
     pub(crate) offset: u32,
 }
 
-impl Place {
+impl Location {
     /// Finds a number below 2^31.
     #[inline]
-    pub(crate) fn of(number: u32) -> Place {
+    pub(crate) fn of(number: u32) -> Location {
         Split::<PER_SIZE_BITS>::place(number)
     }
 
@@ -40,24 +40,24 @@ impl Place {
 pub(crate) struct Split<const PER_SIZE_BITS: u32>;
 
 impl<const PER_SIZE_BITS: u32> Split<PER_SIZE_BITS> {
-    /// As [`Place::of`].
+    /// As [`Location::of`].
     #[inline]
-    pub(crate) fn place(number: u32) -> Place {
+    pub(crate) fn place(number: u32) -> Location {
         let shifted = number + (1 << (FIRST_BITS + PER_SIZE_BITS));
         let shift = shifted.ilog2() - PER_SIZE_BITS;
-        Place {
+        Location {
             // The leading bits, less the one that the first segments start with, count the segments.
             segment: (shift << PER_SIZE_BITS) + (shifted >> shift) - ((FIRST_BITS + 1) << PER_SIZE_BITS),
             offset: shifted & ((1 << shift) - 1),
         }
     }
 
-    /// As [`Place::len`].
+    /// As [`Location::len`].
     pub(crate) fn len(segment: u32) -> u32 {
         1 << (FIRST_BITS + (segment >> PER_SIZE_BITS))
     }
 
-    /// As [`Place::segments`].
+    /// As [`Location::segments`].
     pub(crate) fn segments(count: u32) -> u32 {
         count.checked_sub(1).map_or(0, |last| Self::place(last).segment + 1)
     }
@@ -68,13 +68,13 @@ mod tests {
     use super::*;
 
     fn fills_one_after_the_other<const PER_SIZE_BITS: u32>() {
-        let mut expected = Place { segment: 0, offset: 0 };
+        let mut expected = Location { segment: 0, offset: 0 };
         for number in 0..300_000 {
             assert_eq!(Split::<PER_SIZE_BITS>::place(number), expected, "number {number}");
             expected.offset += 1;
             if expected.offset == Split::<PER_SIZE_BITS>::len(expected.segment) {
                 assert_eq!(Split::<PER_SIZE_BITS>::segments(number + 1), expected.segment + 1);
-                expected = Place {
+                expected = Location {
                     segment: expected.segment + 1,
                     offset: 0,
                 };
@@ -94,7 +94,7 @@ mod tests {
     fn no_segment_is_more_than_a_32nd_of_what_precedes_it() {
         let mut before = 0;
         for segment in 0..200 {
-            let len = Place::len(segment);
+            let len = Location::len(segment);
             assert!(
                 len <= 8 || len <= before / 32 + 8,
                 "segment {segment} of {len} after {before}"

@@ -5,74 +5,14 @@ use std::num::NonZeroU64;
 
 use once_cell::race::OnceBox;
 
-use crate::key::Text;
-use crate::prefetch::prefetch;
-use crate::proxies::details::Details;
+use crate::layout::ROUNDS;
+use crate::mem::prefetch::prefetch;
+use crate::mem::segmented_vec::SegmentedVec;
+use crate::mem::thin_str::ThinStr;
 use crate::proxies::id::ProxyId;
-use crate::proxies::numbered::Numbered;
-use crate::sweep::ROUNDS;
+use crate::proxies::intern::Details;
 use crate::sync::{AtomicU32, AtomicU64, Guard, Ordering};
-
-const STATE: u32 = 0b11;
-const ALIVE: u32 = 0;
-const CLOSING: u32 = 1;
-const DEAD: u32 = 2;
-const FREE: u32 = 3;
-/// The ID is a name, not a UUID.
-const IS_NAME: u32 = 0b100;
-const GENERATION: u32 = 0b1000;
-
-/// A number's state, what kind of ID it has, and its generation, which is how many proxies had the number before.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Life(u32);
-
-impl Life {
-    pub(crate) fn is_alive(self) -> bool {
-        self.0 & STATE == ALIVE
-    }
-
-    pub(crate) fn is_free(self) -> bool {
-        self.0 & STATE == FREE
-    }
-
-    pub(crate) fn is_closing(self) -> bool {
-        self.0 & STATE == CLOSING
-    }
-
-    /// Whether routes of this number may be returned: it is ALIVE or CLOSING.
-    #[inline]
-    pub(crate) fn has_routes(self) -> bool {
-        self.0 & STATE <= CLOSING
-    }
-
-    /// Whether it is the proxy of `alive`, ALIVE or CLOSING.
-    pub(crate) fn is_same_proxy(self, alive: Life) -> bool {
-        self.has_routes() && self.alive() == alive
-    }
-
-    pub(crate) fn alive(self) -> Life {
-        self.with(ALIVE)
-    }
-
-    pub(crate) fn to_bits(self) -> u32 {
-        self.0
-    }
-
-    fn with(self, state: u32) -> Life {
-        Life(self.0 & !STATE | state)
-    }
-
-    fn is_name(self) -> bool {
-        self.0 & IS_NAME != 0
-    }
-}
-
-impl fmt::Debug for Life {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = ["alive", "closing", "dead", "free"][(self.0 & STATE) as usize];
-        write!(f, "{state} in generation {}", self.0 / GENERATION)
-    }
-}
+use crate::types::life::Life;
 
 /// The unit of `Fields::used`, in ticks, as a power of two: 256 ms, so that 32 bits are 34 years.
 const USED_SHIFT: u32 = 8;
@@ -103,7 +43,7 @@ fn is_since(seen: u32, round: u32) -> bool {
 
 impl Default for LifeCell {
     fn default() -> Self {
-        Self(AtomicU32::new(FREE))
+        Self(AtomicU32::new(Life::NEW.to_bits()))
     }
 }
 
@@ -122,10 +62,10 @@ impl Default for Fields {
 #[derive(Debug)]
 pub(crate) struct Numbers {
     /// Few and large segments: their pointers are in every look-up's way.
-    lives: Numbered<LifeCell, 2>,
-    fields: Numbered<Fields, 5>,
+    lives: SegmentedVec<LifeCell, 2>,
+    fields: SegmentedVec<Fields, 5>,
     /// The incarnation that each number's proxy is of, or zero; made when the first one begins.
-    incarnations: OnceBox<Numbered<AtomicU64, 5>>,
+    incarnations: OnceBox<SegmentedVec<AtomicU64, 5>>,
     limit: u32,
 }
 
@@ -133,8 +73,8 @@ impl Numbers {
     /// Room for the numbers below `limit`.
     pub(crate) fn new(limit: u32) -> Self {
         Self {
-            lives: Numbered::new(limit),
-            fields: Numbered::new(limit),
+            lives: SegmentedVec::new(limit),
+            fields: SegmentedVec::new(limit),
             incarnations: OnceBox::new(),
             limit,
         }
@@ -175,7 +115,9 @@ impl Numbers {
     pub(crate) fn set_incarnation(&self, number: u32, incarnation: Option<NonZeroU64>) {
         let cell = match incarnation {
             Some(_) => {
-                let incarnations = self.incarnations.get_or_init(|| Box::new(Numbered::new(self.limit)));
+                let incarnations = self
+                    .incarnations
+                    .get_or_init(|| Box::new(SegmentedVec::new(self.limit)));
                 Some(incarnations.ensure(number))
             }
             // Clear the incarnation of the number's former proxy, if there is one.
@@ -210,18 +152,18 @@ impl LifeCell {
     #[inline]
     pub(crate) fn get(&self) -> Life {
         // Acquire: pairs with the store in `set`, so that a thread which sees a proxy ALIVE sees its ID and details.
-        Life(self.0.load(Ordering::Acquire))
+        Life::from_bits(self.0.load(Ordering::Acquire))
     }
 
     fn set(&self, life: Life) {
         // Release: pairs with the load in `get`.
-        self.0.store(life.0, Ordering::Release);
+        self.0.store(life.to_bits(), Ordering::Release);
     }
 
     fn change(&self, from: Life, to: Life) -> bool {
         // AcqRel: Release pairs with the load in `get`; Acquire pairs with the store in `set`.
         self.0
-            .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed)
+            .compare_exchange(from.to_bits(), to.to_bits(), Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
     }
 
@@ -345,8 +287,7 @@ impl Entry<'_> {
         self.fields.id[1].store(bits[1], Ordering::Relaxed);
         self.fields.details.store(details.0, Ordering::Relaxed);
         self.fields.used.store((tick >> USED_SHIFT) as u32, Ordering::Relaxed);
-        let kind = if id.is_name() { IS_NAME } else { 0 };
-        let life = Life(self.life().0 & !(IS_NAME | STATE) | kind | ALIVE);
+        let life = self.life().begin(id.is_name());
         self.life.set(life);
         life
     }
@@ -358,19 +299,19 @@ impl Entry<'_> {
 
     /// Makes an ALIVE number CLOSING, for the registry's owner.
     pub(crate) fn close(self) {
-        self.life.set(self.life().with(CLOSING));
+        self.life.set(self.life().closing());
     }
 
     /// Makes a number DEAD, for the registry's owner, whether it is ALIVE or CLOSING.
     pub(crate) fn die(self) {
-        self.life.set(self.life().with(DEAD));
+        self.life.set(self.life().dead());
     }
 
     /// Makes a number DEAD that is still CLOSING, for the registry's owner; nobody else can make it CLOSING again.
     #[must_use]
     pub(crate) fn die_if_closing(self) -> bool {
         let life = self.life();
-        life.is_closing() && self.life.change(life, life.with(DEAD))
+        life.is_closing() && self.life.change(life, life.dead())
     }
 
     /// Whether the proxy was last in use before a tick, as far as 256 ms tell.
@@ -383,9 +324,9 @@ impl Entry<'_> {
     #[must_use]
     pub(crate) fn vacate(self) -> bool {
         self.free_id();
-        let (generation, overflow) = (self.life().0 | STATE | IS_NAME).overflowing_add(GENERATION);
-        self.life.set(Life(generation).with(FREE));
-        !overflow
+        let next = self.life().next_generation();
+        self.life.set(next.unwrap_or(Life::NEW));
+        next.is_some()
     }
 
     /// The FREE number after this one, among those that were used before; for the registry's owner.
@@ -407,7 +348,7 @@ impl Entry<'_> {
             // Relaxed: the caller is alone with the ID.
             let bits = self.fields.id[1].load(Ordering::Relaxed);
             // SAFETY: a name's bits refer to a text.
-            let text = unsafe { Text::from_bits(bits) };
+            let text = unsafe { ThinStr::from_bits(bits) };
             // SAFETY: a grace period has passed since the number died (or the table is going away), so nobody reads the
             // ID any more; `vacate` and `Numbers::drop` free it once, since they leave the number FREE or gone.
             unsafe { text.free() };

@@ -4,11 +4,12 @@
 //! DEAD number searches again, since the proxy may have been replaced: see [`takeover`](super::takeover). The second search
 //! is the last one, unless another thread has replaced or registered the proxy meanwhile.
 
+use crate::proxies::Proxies;
 use crate::proxies::entry::Entry;
 use crate::proxies::id::ProxyId;
 use crate::proxies::ids::{self, part_of};
-use crate::proxies::{Proxies, ProxyRef};
 use crate::sync::Guard;
+use crate::types::proxy::ProxyRef;
 
 impl Proxies {
     /// The proxy that is registered under an ID.

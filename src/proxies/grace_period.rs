@@ -1,4 +1,4 @@
-//! Grace periods by number.
+//! GracePeriods periods by number.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::sync::{AtomicU32, Guard, Ordering, after_grace};
 
 /// Numbers grace periods. A period is over once every thread that was pinned when it began has unpinned.
 #[derive(Debug, Default)]
-pub(crate) struct Grace {
+pub(crate) struct GracePeriods {
     begun: AtomicU32,
     /// The latest period that is over. A thread that was pinned when an earlier period began was still pinned, or had
     /// unpinned, when this period began. So earlier periods are over too.
@@ -21,8 +21,8 @@ fn is_past(period: u32, of: u32) -> bool {
     of.wrapping_sub(period) % PERIODS < PERIODS / 2
 }
 
-impl Grace {
-    /// The number of a period that is about to [begin](Grace::begin), below [`PERIODS`]. The registry's owner reserves a
+impl GracePeriods {
+    /// The number of a period that is about to [begin](GracePeriods::begin), below [`PERIODS`]. The registry's owner reserves a
     /// number, and begins the period before another number is reserved.
     pub(crate) fn reserve(&self) -> u32 {
         // Relaxed: the registry's lock orders reservations; the epoch orders what waits for the period.

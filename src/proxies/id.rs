@@ -3,8 +3,8 @@
 use compact_str::CompactString;
 use uuid::Uuid;
 
-use crate::key::Text;
-use crate::proxies::details::new_text;
+use crate::mem::thin_str::ThinStr;
+use crate::proxies::intern::new_text;
 
 /// A proxy's ID, parsed. IDs are compared byte by byte, so only the spelling that a UUID is shown in is stored as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,7 +30,7 @@ impl<'a> ProxyId<'a> {
         matches!(self, ProxyId::Name(_))
     }
 
-    /// The 128 bits that stand for the ID in an entry; those of a name refer to a [`Text`].
+    /// The 128 bits that stand for the ID in an entry; those of a name refer to a [`ThinStr`].
     pub(crate) fn to_bits(self) -> [u64; 2] {
         match self {
             ProxyId::Uuid(uuid) => {
@@ -50,7 +50,7 @@ impl<'a> ProxyId<'a> {
             return ProxyId::Uuid(Uuid::from_u64_pair(bits[1], bits[0]));
         }
         // SAFETY: as the caller promises.
-        let text = unsafe { Text::from_bits(bits[1]) };
+        let text = unsafe { ThinStr::from_bits(bits[1]) };
         // SAFETY: as the caller promises.
         ProxyId::Name(unsafe { text.as_str() })
     }

@@ -16,9 +16,9 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
+use crate::growth::next_size;
 use crate::proxies::entry::Numbers;
 use crate::proxies::id::ProxyId;
-use crate::shard::capacity::next_size;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
 use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, new_hasher, retire};
@@ -354,7 +354,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::proxies::details::Details;
+    use crate::proxies::intern::Details;
     use crate::sync::pin;
 
     fn name(number: u32) -> String {

@@ -21,10 +21,10 @@ use std::sync::Arc;
 use ahash::RandomState;
 use compact_str::CompactString;
 
-use crate::key::Text;
-use crate::proxies::grace::Grace;
-use crate::proxies::leaving::Leaving;
-use crate::proxies::numbered::Numbered;
+use crate::mem::segmented_vec::SegmentedVec;
+use crate::mem::thin_str::ThinStr;
+use crate::proxies::grace_period::GracePeriods;
+use crate::proxies::unlinked::Unlinked;
 #[cfg(loom)]
 use crate::sync::epoch::{Fate, PlainData};
 use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, new_hasher, retire};
@@ -53,7 +53,7 @@ enum Form {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Addr<'a> {
     V4(SocketAddrV4),
-    Text(&'a str),
+    ThinStr(&'a str),
 }
 
 impl<'a> Addr<'a> {
@@ -62,14 +62,14 @@ impl<'a> Addr<'a> {
         let is_shown_so = |addr: &SocketAddrV4| addr.port() != 0 && !text.contains(":0");
         match text.parse().ok().filter(is_shown_so) {
             Some(addr) => Addr::V4(addr),
-            None => Addr::Text(text),
+            None => Addr::ThinStr(text),
         }
     }
 
     pub(crate) fn to_compact_string(self) -> CompactString {
         match self {
             Addr::V4(addr) => shown(addr),
-            Addr::Text(text) => text.into(),
+            Addr::ThinStr(text) => text.into(),
         }
     }
 }
@@ -89,7 +89,7 @@ fn shown(addr: SocketAddrV4) -> CompactString {
 /// Details that do not fit into a word, for all proxies that have them.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    addr: Text,
+    addr: ThinStr,
     cluster: u32,
     /// Entries that have it.
     users: u32,
@@ -176,9 +176,9 @@ impl Details {
 
 /// Names of clusters by number.
 #[derive(Debug)]
-pub(crate) struct Clusters(Numbered<Name, 3>);
+pub(crate) struct Clusters(SegmentedVec<Name, 3>);
 
-/// The bits of a cluster's name, a [`Text`].
+/// The bits of a cluster's name, a [`ThinStr`].
 #[derive(Debug, Default)]
 struct Name {
     bits: AtomicU64,
@@ -200,12 +200,12 @@ impl Clusters {
         #[cfg(loom)]
         self.0.ensure(number).text.read();
         // SAFETY: a cluster's number has a text.
-        let text = unsafe { Text::from_bits(bits) };
+        let text = unsafe { ThinStr::from_bits(bits) };
         // SAFETY: as the caller promises.
         unsafe { text.as_str() }
     }
 
-    fn set_name(&self, number: u32, name: Text) {
+    fn set_name(&self, number: u32, name: ThinStr) {
         // Relaxed: published by the word that has the number.
         self.0.ensure(number).bits.store(name.to_bits(), Ordering::Relaxed);
         #[cfg(loom)]
@@ -221,7 +221,7 @@ impl Clusters {
         #[cfg(loom)]
         self.0.ensure(number).text.write();
         // SAFETY: the caller promises that there is a text.
-        let text = unsafe { Text::from_bits(bits) };
+        let text = unsafe { ThinStr::from_bits(bits) };
         // SAFETY: as the caller promises.
         unsafe { text.free() };
     }
@@ -244,7 +244,7 @@ pub(crate) struct Interner {
     /// The numbers below `next` that no cluster has. The least number is used first: small numbers fit into a word.
     free: BTreeSet<u32>,
     /// Numbers that readers may still resolve to a former cluster, each with the grace period to wait for.
-    leaving: LinkedList<(u32, u32)>,
+    unlinked: LinkedList<(u32, u32)>,
     hasher: RandomState,
 }
 
@@ -317,8 +317,8 @@ impl SharedPtr {
 }
 
 /// Copies a text of at most 255 bytes. Without memory for it, the process ends, as it does in collections.
-pub(crate) fn new_text(text: &str) -> Text {
-    Text::new(text).unwrap_or_else(|| std::alloc::handle_alloc_error(std::alloc::Layout::for_value(text)))
+pub(crate) fn new_text(text: &str) -> ThinStr {
+    ThinStr::new(text).unwrap_or_else(|| std::alloc::handle_alloc_error(std::alloc::Layout::for_value(text)))
 }
 
 impl Default for Interner {
@@ -326,11 +326,11 @@ impl Default for Interner {
         Self {
             shared: BTreeSet::new(),
             cluster_numbers: BTreeSet::new(),
-            clusters: Arc::new(Clusters(Numbered::new(Clusters::LIMIT))),
+            clusters: Arc::new(Clusters(SegmentedVec::new(Clusters::LIMIT))),
             users: BTreeMap::new(),
             next: 0,
             free: BTreeSet::new(),
-            leaving: LinkedList::new(),
+            unlinked: LinkedList::new(),
             hasher: new_hasher(),
         }
     }
@@ -342,7 +342,7 @@ impl Interner {
     }
 
     /// Details for one more entry, which counts as their user.
-    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str, grace: &Grace) -> Details {
+    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str, grace: &GracePeriods) -> Details {
         let cluster = self.cluster(cluster_name, grace);
         if let Addr::V4(addr) = Addr::of(addr)
             && cluster < INLINE_CLUSTERS
@@ -373,7 +373,7 @@ impl Interner {
     }
 
     /// The number of a cluster. The caller must add a user, since a new cluster has none.
-    fn cluster(&mut self, name: &str, grace: &Grace) -> u32 {
+    fn cluster(&mut self, name: &str, grace: &GracePeriods) -> u32 {
         let hash = self.hash_of(name);
         let mut alike = self.cluster_numbers.range((hash, 0)..=(hash, u32::MAX));
         // SAFETY: the numbers in the set are clusters', and it is borrowed mutably.
@@ -395,13 +395,13 @@ impl Interner {
     }
 
     /// Frees some numbers of former clusters.
-    fn free_numbers(&mut self, grace: &Grace) {
+    fn free_numbers(&mut self, grace: &GracePeriods) {
         for _ in 0..FREED_FOR_ONE {
             let is_over = |(period, _): &&(u32, u32)| grace.is_over(*period);
-            let Some((_, number)) = self.leaving.front().filter(is_over).copied() else {
+            let Some((_, number)) = self.unlinked.front().filter(is_over).copied() else {
                 return;
             };
-            self.leaving.pop_front();
+            self.unlinked.pop_front();
             // SAFETY: the grace period since the last word with the number is over, so no thread reads the name any more. A
             // new cluster sets another name before it uses the number.
             unsafe { self.clusters.free_name(number) };
@@ -409,11 +409,11 @@ impl Interner {
         }
     }
 
-    /// Counts one entry less that has `details`. Readers may read the details until the grace period of `leaving` is over.
-    pub(crate) fn release(&mut self, details: Details, leaving: &mut Leaving<'_>) {
+    /// Counts one entry less that has `details`. Readers may read the details until the grace period of `unlinked` is over.
+    pub(crate) fn release(&mut self, details: Details, unlinked: &mut Unlinked<'_>) {
         match details.form() {
             Form::None => {}
-            Form::Inline { cluster, .. } => self.release_cluster(cluster, leaving),
+            Form::Inline { cluster, .. } => self.release_cluster(cluster, unlinked),
             Form::Shared(shared) => {
                 let shared = SharedPtr(shared);
                 // SAFETY: it has a user, so it was not freed; `self` is borrowed mutably.
@@ -424,13 +424,13 @@ impl Interner {
                 let key = unsafe { shared.key() };
                 self.shared.remove(&(self.hash_of(key), shared));
                 let cluster = key.0;
-                leaving.free(shared);
-                self.release_cluster(cluster, leaving);
+                unlinked.free(shared);
+                self.release_cluster(cluster, unlinked);
             }
         }
     }
 
-    fn release_cluster(&mut self, number: u32, leaving: &mut Leaving<'_>) {
+    fn release_cluster(&mut self, number: u32, unlinked: &mut Unlinked<'_>) {
         if let Some(users) = self.users.get_mut(&number)
             && *users > 1
         {
@@ -441,8 +441,8 @@ impl Interner {
         // SAFETY: the number is a cluster's.
         let hash = self.hash_of(unsafe { self.clusters.name(number) });
         self.cluster_numbers.remove(&(hash, number));
-        self.free_numbers(leaving.grace());
-        self.leaving.push_back((leaving.period(), number));
+        self.free_numbers(unlinked.grace());
+        self.unlinked.push_back((unlinked.period(), number));
     }
 }
 
@@ -452,8 +452,8 @@ impl Drop for Interner {
             // SAFETY: the table goes away, and nobody else can reach what it has.
             unsafe { shared.free() };
         }
-        let leaving = self.leaving.iter().map(|(_, number)| number);
-        for number in self.users.keys().chain(leaving) {
+        let unlinked = self.unlinked.iter().map(|(_, number)| number);
+        for number in self.users.keys().chain(unlinked) {
             // SAFETY: as above.
             unsafe { self.clusters.free_name(*number) };
         }
@@ -473,15 +473,15 @@ mod tests {
         (cluster.into(), addr.to_compact_string().into())
     }
 
-    fn release(interner: &mut Interner, details: Details, grace: &Grace) {
-        let mut leaving = Leaving::new(grace);
-        interner.release(details, &mut leaving);
-        leaving.begin(&pin());
+    fn release(interner: &mut Interner, details: Details, grace: &GracePeriods) {
+        let mut unlinked = Unlinked::new(grace);
+        interner.release(details, &mut unlinked);
+        unlinked.begin(&pin());
     }
 
     #[test]
     fn equal_details_are_stored_once_and_forgotten_with_their_last_proxy() {
-        let (mut interner, grace) = (Interner::default(), Grace::default());
+        let (mut interner, grace) = (Interner::default(), GracePeriods::default());
         let a = interner.intern("cluster", "a:1", &grace);
         let also_a = interner.intern("cluster", "a:1", &grace);
         let b = interner.intern("cluster", "10.0.0.1:1", &grace);
@@ -498,7 +498,7 @@ mod tests {
 
     #[test]
     fn a_clusters_number_is_anothers_only_after_a_grace_period() {
-        let (mut interner, grace) = (Interner::default(), Grace::default());
+        let (mut interner, grace) = (Interner::default(), GracePeriods::default());
         let reader = pin();
         let first = interner.intern("first", "10.0.0.1:1", &grace);
         release(&mut interner, first, &grace);
@@ -518,7 +518,7 @@ mod tests {
 
     #[test]
     fn clusters_with_large_numbers_share_addresses_too() {
-        let (mut interner, grace) = (Interner::default(), Grace::default());
+        let (mut interner, grace) = (Interner::default(), GracePeriods::default());
         for number in 0..INLINE_CLUSTERS + 3 {
             let details = interner.intern(&number.to_string(), "10.0.0.1:3080", &grace);
             let expected = (number.to_string(), "10.0.0.1:3080".into());
@@ -547,7 +547,7 @@ mod tests {
             "1.2.3.4:+80",
         ];
         for text in others {
-            assert_eq!(Addr::of(text), Addr::Text(text));
+            assert_eq!(Addr::of(text), Addr::ThinStr(text));
         }
         for text in ipv4.into_iter().chain(others) {
             assert_eq!(Addr::of(text).to_compact_string(), text);

@@ -41,19 +41,18 @@
 //! before a grace period and a full round are over: no call returns the route, and the sweeper removes it. [`incarnations`]
 //! remembers the latest incarnation of each ID.
 
-mod details;
 mod entry;
 mod find;
-mod grace;
+mod grace_period;
 mod id;
 mod ids;
 mod incarnations;
-mod leaving;
+mod intern;
 #[cfg(all(test, loom))]
 mod models;
-mod numbered;
 mod registry;
 mod takeover;
+mod unlinked;
 
 use std::cell::OnceCell;
 use std::num::NonZeroU64;
@@ -62,59 +61,19 @@ use std::thread;
 
 use compact_str::CompactString;
 
-pub(crate) use entry::Life;
-
-use crate::error::{BeginError, ProxyField, RegisterError, TextError};
-use crate::node_id::check_text;
-use crate::proxies::details::{Addr, Clusters, Details};
+use crate::error::{BeginError, RegisterError};
+use crate::liveness::{Census, Liveness};
 use crate::proxies::entry::{Entry, Numbers};
-use crate::proxies::grace::Grace;
+use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::id::ProxyId;
 use crate::proxies::ids::Ids;
 use crate::proxies::incarnations::{Standing, standing_beside};
+use crate::proxies::intern::{Addr, Clusters, Details};
 use crate::proxies::registry::{Owner, Registry, Wait};
 use crate::proxies::takeover::Takeover;
-use crate::shard::word::PROXY_NUMBERS;
 use crate::sync::{AtomicUsize, Guard, Mutex, Ordering, step};
-
-/// A proxy as a caller describes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Proxy<'a> {
-    /// The proxy's ID, compared byte by byte; 1 to 255 bytes, no control characters.
-    pub id: &'a str,
-    /// The cluster it belongs to; up to 255 bytes, no control characters, may be empty.
-    pub cluster_name: &'a str,
-    /// Where other proxies reach it, `host:port`; up to 255 bytes.
-    pub addr: &'a str,
-}
-
-/// Names a registered proxy; eight bytes, `Copy`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ProxyRef {
-    pub(crate) number: u32,
-    /// The number's life while this proxy is ALIVE.
-    pub(crate) life: Life,
-}
-
-impl ProxyRef {
-    /// The reference as a number. It differs from the numbers of earlier and later registrations under the same ID, as long as
-    /// the table lives.
-    #[must_use]
-    pub fn to_bits(self) -> u64 {
-        u64::from(self.life.to_bits()) << 32 | u64::from(self.number)
-    }
-}
-
-/// What is known of a registered proxy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProxyDetails {
-    /// The proxy's ID, as it was registered.
-    pub id: CompactString,
-    /// The cluster it belongs to.
-    pub cluster_name: CompactString,
-    /// Where other proxies reach it, `host:port`.
-    pub addr: CompactString,
-}
+use crate::types::proxy::{Proxy, ProxyDetails, ProxyRef};
+use crate::word::PROXY_NUMBERS;
 
 /// The time of now, for what depends on how long ago something was.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +92,7 @@ impl Moment {
 
 /// The result of beginning an incarnation.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Begun {
+pub(crate) struct BegunIncarnation {
     pub(crate) proxy: ProxyRef,
     /// The incarnation had begun before, and its proxy was registered all the while.
     pub(crate) is_resumed: bool,
@@ -150,37 +109,6 @@ pub(crate) enum Prospect {
     New,
     /// A later incarnation of the proxy has begun, or the proxy's own incarnation is over.
     Stale,
-}
-
-/// What operations on routes ask and report of proxies.
-pub(crate) trait Liveness {
-    /// Whether routes through a proxy number may be returned.
-    fn has(&self, proxy: u32) -> bool;
-
-    /// Notes that a route of the proxy is gone, and that it counted for the proxy until `tick`.
-    fn left(&self, proxy: u32, tick: u64);
-}
-
-/// Notes which proxies have routes.
-pub(crate) trait Census {
-    fn see(&mut self, proxy: u32);
-
-    /// Returns whether routes through a proxy number may be returned; if so, notes that it has a route.
-    #[inline]
-    fn see_valid(&mut self, proxy: u32, proxies: &impl Liveness) -> bool {
-        let has = proxies.has(proxy);
-        if has {
-            self.see(proxy);
-        }
-        has
-    }
-}
-
-impl<F: FnMut(u32)> Census for F {
-    #[inline]
-    fn see(&mut self, proxy: u32) {
-        self(proxy);
-    }
 }
 
 /// A round of the sweeper.
@@ -209,35 +137,6 @@ impl Census for Round<'_> {
     }
 }
 
-impl Proxy<'_> {
-    pub(crate) fn check(&self) -> Result<(), RegisterError> {
-        let invalid = |field| move |reason| RegisterError::Invalid { field, reason };
-        check_text(self.id).map_err(invalid(ProxyField::Id))?;
-        match check_text(self.cluster_name) {
-            Ok(()) | Err(TextError::Empty) => {}
-            Err(reason) => return Err(invalid(ProxyField::ClusterName)(reason)),
-        }
-        check_text(self.addr).map_err(invalid(ProxyField::Addr))?;
-        check_host_port(self.addr).map_err(invalid(ProxyField::Addr))
-    }
-}
-
-/// Checks for `host:port`, where an IPv6 address stands in brackets and the port is not zero.
-fn check_host_port(addr: &str) -> Result<(), TextError> {
-    let (host, port) = addr.rsplit_once(':').ok_or(TextError::NotHostPort)?;
-    let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    let host_ok = match bracketed {
-        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && !host.contains([':', '[', ']']) && !host.contains(char::is_whitespace),
-    };
-    let port_ok = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
-    if host_ok && port_ok {
-        Ok(())
-    } else {
-        Err(TextError::NotHostPort)
-    }
-}
-
 /// The most numbers that the sweeper visits, or ended incarnations that it forgets, each time it takes the lock. With cold
 /// caches that takes some microseconds.
 const VISITED_AT_ONCE: u32 = 64;
@@ -257,7 +156,7 @@ pub(crate) struct Proxies {
     waiting: atomic::AtomicUsize,
     /// Proxies that are ALIVE or CLOSING.
     registered: AtomicUsize,
-    grace: Grace,
+    grace: GracePeriods,
     limit: usize,
 }
 
@@ -288,7 +187,7 @@ impl Proxies {
             registry: Mutex::new(registry),
             waiting: atomic::AtomicUsize::new(0),
             registered: AtomicUsize::new(0),
-            grace: Grace::default(),
+            grace: GracePeriods::default(),
             limit,
         }
     }
@@ -453,7 +352,7 @@ impl Proxies {
         moved: Option<impl FnOnce(ProxyRef)>,
         at: Moment,
         guard: &Guard,
-    ) -> Result<Begun, BeginError> {
+    ) -> Result<BegunIncarnation, BeginError> {
         proxy.check()?;
         let id = ProxyId::of(proxy.id);
         // If nothing changes, no lock.
@@ -463,7 +362,7 @@ impl Proxies {
             && (moved.is_none() || self.has_details(registered, proxy, guard))
         {
             if self.keep(registered, at.now) {
-                return Ok(Begun {
+                return Ok(BegunIncarnation {
                     proxy: registered,
                     is_resumed: true,
                     replaced: None,
@@ -479,12 +378,12 @@ impl Proxies {
             return Err(self.too_many().into());
         }
         let begun = match (standing, old) {
-            (Standing::Replaces, Some(old)) => Begun {
+            (Standing::Replaces, Some(old)) => BegunIncarnation {
                 proxy: self.replace(old, proxy, incarnation, at.now, owner, guard)?,
                 is_resumed: false,
                 replaced: Some(old),
             },
-            _ => Begun {
+            _ => BegunIncarnation {
                 proxy: self.register_locked(proxy, moved, Some(incarnation), at.now, owner, guard)?,
                 is_resumed: standing == Standing::Current,
                 replaced: None,
@@ -677,7 +576,7 @@ impl Proxies {
         match owner.wait_of(number) {
             Some(wait) if !wait.is_over(round, &self.grace) => {}
             // The grace period is over; a round that starts after this sees every route that there is.
-            Some(Wait::Grace(_)) => owner.wait_for(number, Wait::Round(round_now())),
+            Some(Wait::GracePeriods(_)) => owner.wait_for(number, Wait::Round(round_now())),
             Some(Wait::Round(_)) if life.is_closing() => {
                 // A route that was removed meanwhile counts like a route that is still there.
                 if entry.was_seen_since(round) || !entry.is_idle(at.interval_ago) {

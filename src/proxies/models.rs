@@ -7,8 +7,10 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
-use crate::models::Seen;
+use crate::proxies::Proxies;
 use crate::sync::{epoch, pin};
+use crate::types::proxy::{Proxy, ProxyRef};
+use crate::verify::models::Seen;
 
 struct World {
     proxies: Proxies,

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use crate::proxies::details::{Clusters, Details, Interner};
+use crate::layout::ROUNDS;
 use crate::proxies::entry::{Entry, Numbers};
-use crate::proxies::grace::Grace;
+use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::incarnations::Incarnations;
-use crate::proxies::leaving::Leaving;
-use crate::sweep::ROUNDS;
+use crate::proxies::intern::{Clusters, Details, Interner};
+use crate::proxies::unlinked::Unlinked;
 use crate::sync::{Guard, MutexGuard};
 
 /// Numbers, shared details and ended incarnations. No step under the lock is long: the collections here grow and shrink by a
@@ -31,7 +31,7 @@ pub(crate) struct Registry {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Wait {
     /// The end of a grace period.
-    Grace(u32),
+    GracePeriods(u32),
     /// A full round of the sweeper that starts after this one.
     Round(u32),
     /// The end of the grace period that follows the round.
@@ -40,9 +40,9 @@ pub(crate) enum Wait {
 
 impl Wait {
     /// Whether the wait is over, at the end of `round`.
-    pub(crate) fn is_over(self, round: u32, grace: &Grace) -> bool {
+    pub(crate) fn is_over(self, round: u32, grace: &GracePeriods) -> bool {
         match self {
-            Wait::Grace(period) | Wait::LastGrace(period) => grace.is_over(period),
+            Wait::GracePeriods(period) | Wait::LastGrace(period) => grace.is_over(period),
             Wait::Round(after) => {
                 let since = round.wrapping_sub(after) % ROUNDS;
                 since > 0 && since < ROUNDS / 2
@@ -107,7 +107,7 @@ impl Registry {
 pub(crate) struct Owner<'a> {
     /// The first field, so that the lock is released before `flush` is dropped.
     registry: MutexGuard<'a, Registry>,
-    leaving: Leaving<'a>,
+    unlinked: Unlinked<'a>,
     flush: Flush<'a>,
 }
 
@@ -144,39 +144,39 @@ impl DerefMut for Owner<'_> {
 
 impl Drop for Owner<'_> {
     fn drop(&mut self) {
-        self.flush.is_due = self.leaving.begin(self.flush.guard);
+        self.flush.is_due = self.unlinked.begin(self.flush.guard);
     }
 }
 
 impl<'a> Owner<'a> {
-    pub(crate) fn new(registry: MutexGuard<'a, Registry>, grace: &'a Grace, guard: &'a Guard) -> Self {
+    pub(crate) fn new(registry: MutexGuard<'a, Registry>, grace: &'a GracePeriods, guard: &'a Guard) -> Self {
         Self {
             registry,
-            leaving: Leaving::new(grace),
+            unlinked: Unlinked::new(grace),
             flush: Flush { guard, is_due: false },
         }
     }
 
     /// Details for one more entry: give them to it by [`set_details`](Owner::set_details) or `Entry::occupy`.
     pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Details {
-        self.registry.interner.intern(cluster_name, addr, self.leaving.grace())
+        self.registry.interner.intern(cluster_name, addr, self.unlinked.grace())
     }
 
     /// Gives an entry other details, or none. The former details are freed after a grace period.
     pub(crate) fn set_details(&mut self, entry: Entry<'_>, details: Details) {
         let old = entry.replace_details(details);
-        self.registry.interner.release(old, &mut self.leaving);
+        self.registry.interner.release(old, &mut self.unlinked);
     }
 
     /// Makes a number wait for the grace period that begins just before the lock is released.
     pub(crate) fn wait_for_grace(&mut self, number: u32) {
-        let period = self.leaving.period();
-        self.wait_for(number, Wait::Grace(period));
+        let period = self.unlinked.period();
+        self.wait_for(number, Wait::GracePeriods(period));
     }
 
     /// As [`wait_for_grace`](Owner::wait_for_grace), when a round has found no route of the number.
     pub(crate) fn wait_for_last_grace(&mut self, number: u32) {
-        let period = self.leaving.period();
+        let period = self.unlinked.period();
         self.wait_for(number, Wait::LastGrace(period));
     }
 }
@@ -190,7 +190,7 @@ mod tests {
         for round in [10, 0, ROUNDS - 1] {
             let is_over = |ahead: u32| {
                 let at = round.wrapping_add(ahead) % ROUNDS;
-                Wait::Round(round).is_over(at, &Grace::default())
+                Wait::Round(round).is_over(at, &GracePeriods::default())
             };
             assert!(!is_over(0), "the round that it is has begun before");
             assert!(!is_over(ROUNDS - 1) && !is_over(ROUNDS - 1_000), "the sweeper is late");

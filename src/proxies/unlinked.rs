@@ -1,20 +1,20 @@
 //! What the registry's owner has unlinked, and pinned readers may still read.
 
-use crate::proxies::details::SharedPtr;
-use crate::proxies::grace::Grace;
+use crate::proxies::grace_period::GracePeriods;
+use crate::proxies::intern::SharedPtr;
 use crate::sync::Guard;
 
 /// Everything that one holder of the registry's lock unlinks. All of it waits for one grace period, which begins when the last
 /// of it is unlinked. So a sweep of many dead proxies begins at most one grace period each time it takes the lock.
 #[derive(Debug)]
-pub(crate) struct Leaving<'a> {
-    grace: &'a Grace,
+pub(crate) struct Unlinked<'a> {
+    grace: &'a GracePeriods,
     period: Option<u32>,
     shared: Vec<SharedPtr>,
 }
 
-impl<'a> Leaving<'a> {
-    pub(crate) fn new(grace: &'a Grace) -> Self {
+impl<'a> Unlinked<'a> {
+    pub(crate) fn new(grace: &'a GracePeriods) -> Self {
         Self {
             grace,
             period: None,
@@ -22,11 +22,11 @@ impl<'a> Leaving<'a> {
         }
     }
 
-    pub(crate) fn grace(&self) -> &'a Grace {
+    pub(crate) fn grace(&self) -> &'a GracePeriods {
         self.grace
     }
 
-    /// The number of the grace period that [`begin`](Leaving::begin) will begin.
+    /// The number of the grace period that [`begin`](Unlinked::begin) will begin.
     pub(crate) fn period(&mut self) -> u32 {
         *self.period.get_or_insert_with(|| self.grace.reserve())
     }

@@ -1,4 +1,4 @@
-//! Making a slab and the index over it in private, at the size that they need: what a move ([`relocate`]) puts in the
+//! Making a slab and the index over it in private, at the size that they need: what a move ([`compact`]) puts in the
 //! place of the old ones, and a bulk load where there were none.
 //!
 //! Nobody can reach what is private, so it is written without a CAS, in whatever order, and its records are LIVE and SPILL
@@ -6,23 +6,24 @@
 //! leaves for good with its first key; so it wins only where no key was ever inserted, and there is nothing that it could
 //! meet twice.
 //!
-//! [`relocate`]: crate::shard::relocate
+//! [`compact`]: crate::shard::compact
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::key::Key;
-use crate::place::Place;
-use crate::proxies::Liveness;
-use crate::shard::capacity::{buckets_for, most_used};
-use crate::shard::index::{BUCKET, MAX_RECORDS, NewIndex, Shape};
+use crate::growth::{buckets_for, most_used};
+use crate::layout::{BUCKET, MAX_RECORDS};
+use crate::liveness::Liveness;
+use crate::mem::segments::Location;
+use crate::shard::index::{NewIndex, Shape};
+use crate::shard::key::Key;
 use crate::shard::list::{List, NewList};
 use crate::shard::rebuild::crowded_shape;
 use crate::shard::slab::{Record, Slab, allocate_segment, free_segment};
-use crate::shard::word::{State, Word};
 use crate::shard::{Scope, Shard};
 use crate::sync::Guard;
+use crate::word::{State, Word};
 
 /// The segments of a slab that nobody else knows yet; freed when they are dropped.
 struct NewSegments(Vec<NonNull<Record>>);
@@ -73,11 +74,11 @@ impl NewShard {
             .ok()
             .filter(|&count| count <= MAX_RECORDS)?;
         let slab = Arc::new(slab);
-        let segments = NewSegments::allocate(Place::segments(count))?;
-        let buckets = buckets_for(count, scope.shard);
+        let segments = NewSegments::allocate(Location::segments(count))?;
+        let buckets = buckets_for(count, slab.shard);
         let mut shape = Shape {
             buckets,
-            segments: Place::segments(most_used(buckets).max(count) + BUCKET),
+            segments: Location::segments(most_used(buckets).max(count) + BUCKET),
             seed,
             reseeds: 0,
             serial,
@@ -173,7 +174,7 @@ impl<K: Key> Shard<K> {
         if !self.is_untouched(scope.guard) {
             return false;
         }
-        let slab = Slab::of_live(records.records.len() as u32, 0);
+        let slab = Slab::of_live(records.records.len() as u32, 0, self.number);
         let Some(new) = NewShard::build::<K, P>(slab, &records.records, 0, 0, scope) else {
             return false;
         };

@@ -9,15 +9,16 @@
 //! A rebuild that meets a frozen word becomes a move. One that does not, because it had passed that word already, may
 //! still win; then the new root has frozen words, and whoever meets one moves that root's shard.
 
-use crate::key::Key;
-use crate::proxies::Liveness;
-use crate::shard::fill::NewShard;
-use crate::shard::index::{BUCKET, Index, Shape};
+use crate::layout::BUCKET;
+use crate::liveness::Liveness;
+use crate::shard::bulk_load::NewShard;
+use crate::shard::index::{Index, Shape};
+use crate::shard::key::Key;
 use crate::shard::rebuild::is_tombstone;
 use crate::shard::slab::Slab;
-use crate::shard::word::Word;
 use crate::shard::{Refused, Scope, Shard, reserve};
 use crate::sync::step;
+use crate::word::Word;
 
 impl<K: Key> Shard<K> {
     /// Whether moving is worth it: more than a third of the records have no route. A move cannot be done in parts, so it does
@@ -29,7 +30,7 @@ impl<K: Key> Shard<K> {
 
     /// Moves the records of `old` to a new slab, unless another thread does so first. When this returns `Ok`, `old` is not the
     /// root's index any more.
-    pub(crate) fn relocate<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
+    pub(crate) fn compact<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
         old.freeze();
         step("move: frozen");
         let mut staying: Vec<([u64; 2], Word)> = Vec::new();
@@ -42,7 +43,7 @@ impl<K: Key> Shard<K> {
                 staying.push((record.key(), word));
             }
         }
-        let slab = Slab::of_live(staying.len() as u32, old.slab().generation.wrapping_add(1));
+        let slab = Slab::of_live(staying.len() as u32, old.slab().generation.wrapping_add(1), self.number);
         let Shape { seed, serial, .. } = old.shape();
         let new =
             NewShard::build::<K, P>(slab, &staying, seed, serial.wrapping_add(1), scope).ok_or(Refused::Memory)?;

@@ -23,28 +23,22 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::place::Place;
-use crate::prefetch::prefetch;
+use crate::layout::{BUCKET, MAX_RECORDS, NUMBER_BITS};
+use crate::mem::prefetch::prefetch;
+use crate::mem::segments::Location;
 use crate::shard::bucket::{Bucket, ends, first, from_offset, same_tag, same_tag_or_end};
 use crate::shard::list::List;
 use crate::shard::slab::{Batch, NoRecord, Record, Slab, allocate_segment, free_segment};
-use crate::shard::word::State;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
 use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, retire};
-
-/// Slots per bucket: a cache line of them.
-pub(crate) const BUCKET: u32 = if cfg!(loom) { 2 } else { 16 };
+use crate::word::State;
 
 /// How many buckets a probe sequence has at most. At a load factor of 0.9 full buckets come in runs; with 16, one rebuild
 /// in seven was for a run that was longer, with 64 next to none is.
 const PROBED_BUCKETS: u32 = 64;
 
-pub(crate) const NUMBER_BITS: u32 = 22;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
-
-/// How many records a slab may have: every number plus one fits into a slot, and is never taken for FROZEN.
-pub(crate) const MAX_RECORDS: u32 = NUMBER_MASK - 1;
 
 /// A slot that no record was put in, and that a CAS may still fill.
 pub(crate) const EMPTY: u32 = 0;
@@ -99,7 +93,7 @@ pub(crate) struct Header {
     fate: Fate,
 }
 
-/// [`Key::free`](crate::key::Key::free) of a shard's kind of key.
+/// [`Key::free`](crate::shard::key::Key::free) of a shard's kind of key.
 pub(crate) type FreeKey = unsafe fn([u64; 2]);
 
 const SLOTS_AT: usize = size_of::<Header>();
@@ -155,7 +149,7 @@ pub(crate) fn mix(hash: u64, seed: u64) -> u64 {
     (hash ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-/// The home bucket of a key, from its mixed hash. It is monotone in `mixed`: [`copy`](mod@crate::shard::copy) relies on that.
+/// The home bucket of a key, from its mixed hash. It is monotone in `mixed`: [`scan`](crate::shard::scan) relies on that.
 #[inline]
 pub(crate) fn home(mixed: u64, buckets: u32) -> u32 {
     (((mixed >> 32) * u64::from(buckets)) >> 32) as u32
@@ -255,13 +249,13 @@ impl<'g> Index<'g> {
             return None;
         }
         // SAFETY: an installed segment has that many records, and lives as long as the slab, which the guard keeps.
-        Some(unsafe { std::slice::from_raw_parts(records, Place::len(segment) as usize) })
+        Some(unsafe { std::slice::from_raw_parts(records, Location::len(segment) as usize) })
     }
 
     /// A record by number; `None` where its segment is not in this index's table.
     #[inline]
     pub(crate) fn record(self, number: u32) -> Option<&'g Record> {
-        let place = Place::of(number);
+        let place = Location::of(number);
         self.segment(place.segment)
             .map(|records| &records[place.offset as usize])
     }
@@ -271,7 +265,7 @@ impl<'g> Index<'g> {
         if number >= MAX_RECORDS {
             return Err(NoRecord::NoNumber);
         }
-        let place = Place::of(number);
+        let place = Location::of(number);
         let entry = self
             .segments()
             .get(place.segment as usize)
@@ -303,7 +297,7 @@ impl<'g> Index<'g> {
     /// The record that a slot's value refers to.
     #[inline]
     fn record_in(self, value: u32) -> &'g Record {
-        let place = Place::of(number_in(value));
+        let place = Location::of(number_in(value));
         debug_assert!(self.segment(place.segment).is_some());
         // SAFETY: a published record's segment is in the table (invariant 5).
         let segment = unsafe { self.segments().get_unchecked(place.segment as usize) };
@@ -324,7 +318,7 @@ impl<'g> Index<'g> {
     /// The first record with the key's tag in its home bucket, which nearly always is the key's if it has one; begins to
     /// load it.
     #[inline]
-    pub(crate) fn guess(self, hash: u64) -> Option<(u32, &'g Record)> {
+    pub(crate) fn candidate(self, hash: u64) -> Option<(u32, &'g Record)> {
         let probe = self.probe(hash);
         self.find_in(probe.bucket, probe, |number, record| {
             record.prefetch();

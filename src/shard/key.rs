@@ -3,19 +3,14 @@
 //! A record stores 128 bits. Any 128 bits are a valid UUID, so names live in shards of their own, as a hash and the
 //! address of the text.
 
-use std::alloc::{Layout, alloc, dealloc};
-use std::ptr::NonNull;
-
 use ahash::RandomState;
 use uuid::Uuid;
 
-use crate::node_id::NodeId;
+use crate::mem::thin_str::ThinStr;
+use crate::types::node_id::NodeId;
 
 /// What a shard's records are found by.
 pub(crate) trait Key {
-    /// Whether nodes with such keys have names, not UUIDs.
-    const IS_NAME: bool;
-
     /// The hash that picks shard, bucket and tag.
     fn hash(&self, hasher: &RandomState) -> u64;
 
@@ -59,8 +54,6 @@ impl From<Uuid> for UuidKey {
 }
 
 impl Key for UuidKey {
-    const IS_NAME: bool = false;
-
     #[inline]
     fn hash(&self, hasher: &RandomState) -> u64 {
         Self::hash_stored(self.0, hasher)
@@ -88,7 +81,7 @@ impl Key for UuidKey {
     unsafe fn free(_stored: [u64; 2]) {}
 }
 
-/// A name of 1 to 255 bytes with its hash, stored as the hash and the address of a [`Text`].
+/// A name of 1 to 255 bytes with its hash, stored as the hash and the address of a [`ThinStr`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NameKey<'a> {
     name: &'a str,
@@ -107,8 +100,6 @@ impl<'a> NameKey<'a> {
 }
 
 impl Key for NameKey<'_> {
-    const IS_NAME: bool = true;
-
     fn hash(&self, _hasher: &RandomState) -> u64 {
         self.hash
     }
@@ -116,14 +107,14 @@ impl Key for NameKey<'_> {
     unsafe fn is(&self, stored: [u64; 2]) -> bool {
         self.hash == stored[0] && {
             // SAFETY: the text is freed with its record, which this pinned thread found in an index.
-            let text = unsafe { Text::from_bits(stored[1]) };
+            let text = unsafe { ThinStr::from_bits(stored[1]) };
             // SAFETY: as above.
             unsafe { text.as_str() == self.name }
         }
     }
 
     fn store(&self) -> Option<[u64; 2]> {
-        Some([self.hash, Text::new(self.name)?.to_bits()])
+        Some([self.hash, ThinStr::new(self.name)?.to_bits()])
     }
 
     fn hash_stored(stored: [u64; 2], _hasher: &RandomState) -> u64 {
@@ -132,77 +123,15 @@ impl Key for NameKey<'_> {
 
     unsafe fn node(stored: [u64; 2]) -> NodeId {
         // SAFETY: as in `is`.
-        let text = unsafe { Text::from_bits(stored[1]) };
+        let text = unsafe { ThinStr::from_bits(stored[1]) };
         // SAFETY: as in `is`.
         NodeId::from_name(unsafe { text.as_str() })
     }
 
     unsafe fn free(stored: [u64; 2]) {
         // SAFETY: it came from `store`, and nobody reaches it any more.
-        let text = unsafe { Text::from_bits(stored[1]) };
+        let text = unsafe { ThinStr::from_bits(stored[1]) };
         // SAFETY: as above.
         unsafe { text.free() };
-    }
-}
-
-/// A heap string of at most 255 bytes behind a one-word pointer: a length byte, then the text. It costs its length and
-/// one byte, where a boxed str costs sixteen bytes beside its length, and a `CompactString` twenty-four.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Text(NonNull<u8>);
-
-impl Text {
-    /// Copies `text`, of at most 255 bytes; `None` where there is no memory for it.
-    pub(crate) fn new(text: &str) -> Option<Text> {
-        let len = u8::try_from(text.len()).expect("names were checked to be at most 255 bytes");
-        // SAFETY: the layout has a byte at least.
-        let to = NonNull::new(unsafe { alloc(Self::layout(len)) })?;
-        // SAFETY: the allocation starts with a byte for the length.
-        unsafe { to.write(len) };
-        // SAFETY: `len` bytes follow it.
-        let bytes = unsafe { to.add(1) };
-        // SAFETY: both are `len` bytes, and the allocation is new, so they do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), bytes.as_ptr(), text.len()) };
-        Some(Text(to))
-    }
-
-    fn layout(len: u8) -> Layout {
-        Layout::array::<u8>(usize::from(len) + 1).expect("256 bytes fit into memory")
-    }
-
-    pub(crate) fn to_bits(self) -> u64 {
-        self.0.as_ptr().expose_provenance() as u64
-    }
-
-    /// # Safety
-    ///
-    /// `bits` came from [`to_bits`](Text::to_bits).
-    pub(crate) unsafe fn from_bits(bits: u64) -> Text {
-        let raw = std::ptr::with_exposed_provenance_mut(bits as usize);
-        // SAFETY: a text's address is not null.
-        Text(unsafe { NonNull::new_unchecked(raw) })
-    }
-
-    /// # Safety
-    ///
-    /// The text is not freed while the result is in use.
-    pub(crate) unsafe fn as_str<'a>(self) -> &'a str {
-        // SAFETY: the first byte is the length.
-        let len = unsafe { self.0.read() };
-        // SAFETY: `len` bytes follow.
-        let bytes = unsafe { self.0.add(1) };
-        // SAFETY: they were initialised by `new`, and are not written again.
-        let bytes = unsafe { std::slice::from_raw_parts(bytes.as_ptr(), len.into()) };
-        // SAFETY: they were copied from a str.
-        unsafe { std::str::from_utf8_unchecked(bytes) }
-    }
-
-    /// # Safety
-    ///
-    /// Nobody uses the text any more, and it is freed once.
-    pub(crate) unsafe fn free(self) {
-        // SAFETY: the first byte is the length.
-        let len = unsafe { self.0.read() };
-        // SAFETY: `new` allocated it with this layout.
-        unsafe { dealloc(self.0.as_ptr(), Self::layout(len)) };
     }
 }

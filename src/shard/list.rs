@@ -8,13 +8,10 @@ use std::cmp::Reverse;
 use std::ptr::{self, NonNull};
 
 use crate::shard::routes::AllWords;
-use crate::shard::word::Word;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
 use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, retire, step};
-
-/// The most routes that one node may have.
-pub(crate) const MAX_ROUTES_PER_NODE: usize = if cfg!(loom) { 3 } else { 64 };
+use crate::word::Word;
 
 /// What is on the heap.
 #[repr(C)]

@@ -24,10 +24,10 @@
 //!   some thread's operation.
 //! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root. The sweeper copies most of a large
 //!   index before it freezes it.
-//! * **Move** ([`relocate`]): freeze the index and the words of its records, copy both to a new slab that is no larger than
+//! * **Move** ([`compact`]): freeze the index and the words of its records, copy both to a new slab that is no larger than
 //!   they need, CAS the root.
-//! * **Fill** ([`fill`]): if there is no root yet, make slab and index in private, CAS the root from null.
-//! * **Copy** ([`mod@copy`]): read the records in some buckets of one index. It writes nothing.
+//! * **Fill** ([`bulk_load`]): if there is no root yet, make slab and index in private, CAS the root from null.
+//! * **Scan** ([`scan`]): read the records in some buckets of one index. It writes nothing.
 //!
 //! # Invariants
 //!
@@ -58,20 +58,19 @@
 //!     while any thread that read it is pinned (8); so a count that follows a CAS is exact.
 
 mod bucket;
-pub(crate) mod capacity;
-pub(crate) mod copy;
-pub(crate) mod fill;
+pub(crate) mod bulk_load;
+mod compact;
 pub(crate) mod index;
+pub(crate) mod key;
 pub(crate) mod list;
 #[cfg(all(test, loom))]
 mod models;
 pub(crate) mod rebuild;
-mod relocate;
 pub(crate) mod routes;
+pub(crate) mod scan;
 pub(crate) mod slab;
 #[cfg(all(test, not(loom)))]
 mod tests;
-pub(crate) mod word;
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -79,25 +78,25 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
-use crate::counts::{Reservation, RouteCount};
 use crate::feed::Feed;
-use crate::key::Key;
-use crate::place::Place;
-use crate::proxies::{Census, Liveness};
-use crate::route::Added;
-use crate::shard::capacity::{buckets_for, max_used, most_used};
+use crate::growth::{buckets_for, max_used, most_used};
+use crate::liveness::{Census, Liveness};
+use crate::mem::segments::Location;
+use crate::route_limit::{Reservation, RouteLimit};
 use crate::shard::index::{Filled, Header, Index, Moved, NewIndex, Shape};
-use crate::shard::rebuild::Bench;
+use crate::shard::key::Key;
+use crate::shard::rebuild::RebuildSlot;
 use crate::shard::routes::{Change, Changed, Words, change, read, read_all, refresh_only_route};
 use crate::shard::slab::{NoRecord, Private, Record, Slab};
-use crate::shard::word::{State, Word};
 use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, step};
+use crate::types::route::Added;
+use crate::word::{State, Word};
 
-/// What an operation uses of the table around its shard.
+/// What an operation uses of the table around the shards.
 pub(crate) struct Scope<'a, P> {
     pub(crate) guard: &'a Guard,
     pub(crate) hasher: &'a RandomState,
-    pub(crate) count: &'a RouteCount,
+    pub(crate) count: &'a RouteLimit,
     pub(crate) proxies: &'a P,
     /// The tick at which the operation began.
     pub(crate) now: u64,
@@ -106,8 +105,6 @@ pub(crate) struct Scope<'a, P> {
     /// The age in ticks beyond which a call may remove a route: `keep_alive`, or more while a longer interval comes into force
     /// (`keep_alive.rs`).
     pub(crate) kept_age: u64,
-    /// The shard's number, which decides the sizes that its index takes on (`capacity.rs`).
-    pub(crate) shard: usize,
     pub(crate) feed: &'a Feed,
 }
 
@@ -166,13 +163,13 @@ pub(crate) fn newest_first(words: &mut Words) {
 
 /// A record that probably is the wanted one. Use it only some time later: a prefetch has begun to load it.
 #[derive(Clone, Copy)]
-pub(crate) struct Guess<'g> {
+pub(crate) struct Candidate<'g> {
     index: Index<'g>,
     pub(crate) number: u32,
     record: &'g Record,
 }
 
-impl Guess<'_> {
+impl Candidate<'_> {
     /// The record's word, if the record is the key's.
     #[inline]
     pub(crate) fn word<K: Key>(&self, key: &K) -> Option<Word> {
@@ -248,14 +245,18 @@ pub(crate) struct Shard<K: Key> {
     /// How many buckets the root's index has, or had a moment ago, for [`preload`](Shard::preload), which must not read the
     /// index. A hint, so not an atomic of loom's.
     buckets: std::sync::atomic::AtomicU32,
+    /// The shard's number in its table, which decides the sizes of its index (`growth.rs`), and its ring of the feed.
+    number: u16,
     key: PhantomData<fn() -> K>,
 }
 
 impl<K: Key> Shard<K> {
-    pub(crate) fn new() -> Self {
+    /// `number`: of the shard in its table, below twice [`SHARDS`](crate::layout::SHARDS).
+    pub(crate) fn new(number: usize) -> Self {
         Self {
             root: AtomicPtr::new(std::ptr::null_mut()),
             buckets: std::sync::atomic::AtomicU32::new(0),
+            number: number as u16,
             key: PhantomData,
         }
     }
@@ -275,7 +276,7 @@ impl<K: Key> Shard<K> {
             if let Some(index) = self.root(scope.guard) {
                 return Ok(index);
             }
-            self.make_root(scope.shard)?;
+            self.make_root()?;
         }
     }
 
@@ -285,9 +286,9 @@ impl<K: Key> Shard<K> {
     /// worked out by every insertion and refresh before the loop begins.
     #[cold]
     #[inline(never)]
-    fn make_root(&self, shard: usize) -> Result<(), Refused> {
-        let buckets = buckets_for(0, shard);
-        let segments = Place::segments(most_used(buckets));
+    fn make_root(&self) -> Result<(), Refused> {
+        let buckets = buckets_for(0, self.number);
+        let segments = Location::segments(most_used(buckets));
         let shape = Shape {
             buckets,
             segments,
@@ -295,7 +296,7 @@ impl<K: Key> Shard<K> {
             reseeds: 0,
             serial: 0,
         };
-        let new = NewIndex::new(Arc::new(Slab::new()), shape).ok_or(Refused::Memory)?;
+        let new = NewIndex::new(Arc::new(Slab::new(self.number)), shape).ok_or(Refused::Memory)?;
         if self.set_root(&new) {
             new.publish();
         }
@@ -394,18 +395,7 @@ impl<K: Key> Shard<K> {
         words
     }
 
-    /// Adds or refreshes the route of `key` through a proxy; returns the record's number too.
-    pub(crate) fn add<P: Liveness>(
-        &self,
-        key: &K,
-        hash: u64,
-        proxy: u32,
-        scope: &Scope<'_, P>,
-    ) -> Result<(Added, u32), Refused> {
-        self.put(key, hash, Change::Add(proxy), scope)
-    }
-
-    /// [`add`](Shard::add), or [`Change::Restore`].
+    /// Adds or refreshes a route of `key`: [`Change::Add`] or [`Change::Restore`]. Returns the record's number too.
     pub(crate) fn put<P: Liveness>(
         &self,
         key: &K,
@@ -469,7 +459,7 @@ impl<K: Key> Shard<K> {
             }
             match changed? {
                 Changed::Added(added) => return Ok((added, number)),
-                Changed::Frozen => self.relocate(index, scope)?,
+                Changed::Frozen => self.compact(index, scope)?,
                 Changed::Retired | Changed::Absent | Changed::Removed { .. } => {}
             }
         }
@@ -498,20 +488,20 @@ impl<K: Key> Shard<K> {
 
     /// The record that the key most probably has, if it has one. It begins to be loaded.
     #[inline]
-    pub(crate) fn guess<'g>(&self, hash: u64, guard: &'g Guard) -> Option<Guess<'g>> {
+    pub(crate) fn candidate<'g>(&self, hash: u64, guard: &'g Guard) -> Option<Candidate<'g>> {
         let index = self.root(guard)?;
         index
-            .guess(hash)
-            .map(|(number, record)| Guess { index, number, record })
+            .candidate(hash)
+            .map(|(number, record)| Candidate { index, number, record })
     }
 
     /// The record that a handle names, whatever it is now. It begins to be loaded.
     #[inline]
-    pub(crate) fn by_number<'g>(&self, number: u32, guard: &'g Guard) -> Option<Guess<'g>> {
+    pub(crate) fn candidate_at<'g>(&self, number: u32, guard: &'g Guard) -> Option<Candidate<'g>> {
         let index = self.root(guard)?;
         let record = index.record(number)?;
         record.prefetch();
-        Some(Guess { index, number, record })
+        Some(Candidate { index, number, record })
     }
 
     /// Removes routes of a key. Returns how many of them were valid.
@@ -519,7 +509,7 @@ impl<K: Key> Shard<K> {
         while let Some((index, record)) = self.find(key, hash, scope.guard) {
             match change::<K, P>(record, what, None, index.slab(), scope) {
                 Ok(Changed::Removed { valid, .. }) => return valid,
-                Ok(Changed::Frozen) if self.relocate(index, scope).is_ok() => {}
+                Ok(Changed::Frozen) if self.compact(index, scope).is_ok() => {}
                 Ok(Changed::Retired) => {}
                 // Without memory for a shorter list, or for a move, the routes stay until they expire.
                 Ok(Changed::Frozen | Changed::Absent | Changed::Added(_)) | Err(_) => return 0,
@@ -535,7 +525,7 @@ impl<K: Key> Shard<K> {
         &self,
         at: Mark,
         most: u32,
-        bench: &Bench,
+        parked: &RebuildSlot,
         scope: &Scope<'_, P>,
         mut census: impl Census,
     ) -> Visit {
@@ -553,7 +543,7 @@ impl<K: Key> Shard<K> {
         let end = index.slab().numbers();
         let mut can_move = true;
         while number < end && visit.visited < most {
-            let place = Place::of(number);
+            let place = Location::of(number);
             // The table of an index that was just replaced may be shorter than the slab. What is behind it was added
             // after this visit began, so the round need not see it: see `sweep.rs`.
             let Some(records) = index.segment(place.segment) else {
@@ -572,7 +562,7 @@ impl<K: Key> Shard<K> {
                 match sweep_record::<K, P>(record, index, scope, &mut census) {
                     Some(removed) => visit.removed += removed,
                     // The shard is moving: finish the move, and begin again in the new slab.
-                    None if can_move && self.relocate(index, scope).is_ok() => {
+                    None if can_move && self.compact(index, scope).is_ok() => {
                         visit.next = Some(Mark::default());
                         visit.visited += 1;
                         return visit;
@@ -592,10 +582,10 @@ impl<K: Key> Shard<K> {
         if number < end || left == 0 {
             visit.next = here;
         } else if Self::is_sparse(index) {
-            _ = self.relocate(index, scope);
+            _ = self.compact(index, scope);
         } else {
             index.slab().take_returned::<K>(index);
-            if Self::is_littered(index) && self.rebuild_part(index, left, bench, scope) == Ok(true) {
+            if Self::is_littered(index) && self.rebuild_part(index, left, parked, scope) == Ok(true) {
                 visit.visited = most;
                 visit.next = here;
             }

@@ -11,13 +11,16 @@ use ahash::RandomState;
 use loom::sync::Arc;
 use loom::thread;
 
-use super::copy::{Next, Part, Start};
-use super::fill::NewRecords;
+use super::bulk_load::NewRecords;
 use super::index::FROZEN;
 use super::list::List;
+use super::scan::{Next, Part, Start};
 use super::*;
-use crate::node_id::NodeId;
+use crate::liveness::Liveness;
+use crate::shard::Scope;
+use crate::shard::routes::Change;
 use crate::sync::{AtomicU32, epoch, pin};
+use crate::types::node_id::NodeId;
 
 /// A small number as a key. Like a name it owns something where it is stored: a ticket of its own, which must not be looked
 /// at once it is freed, is freed once, and in the end is.
@@ -35,8 +38,6 @@ fn assert_stored(stored: [u64; 2]) {
 }
 
 impl Key for Number {
-    const IS_NAME: bool = false;
-
     fn hash(&self, hasher: &RandomState) -> u64 {
         hasher.hash_one(self.0)
     }
@@ -73,7 +74,7 @@ impl Key for Number {
 struct World {
     shard: Shard<Number>,
     hasher: RandomState,
-    count: RouteCount,
+    count: RouteLimit,
     /// One bit per dead proxy.
     dead: AtomicU32,
     feed: Feed,
@@ -101,9 +102,9 @@ impl Liveness for Proxies<'_> {
 impl World {
     fn new() -> Self {
         Self {
-            shard: Shard::new(),
+            shard: Shard::new(0),
             hasher: RandomState::with_seeds(1, 2, 3, 4),
-            count: RouteCount::new(100),
+            count: RouteLimit::new(100),
             dead: AtomicU32::new(0),
             feed: Feed::default(),
         }
@@ -119,16 +120,17 @@ impl World {
             now,
             keep_alive: 10,
             kept_age: 10,
-            shard: 0,
             feed: &self.feed,
         })
     }
 
     fn add(&self, key: u64, proxy: u32, now: u64) -> Added {
         let key = Number(key);
-        self.with(now, |scope| self.shard.add(&key, key.hash(&self.hasher), proxy, scope))
-            .expect("there is room")
-            .0
+        self.with(now, |scope| {
+            self.shard.put(&key, key.hash(&self.hasher), Change::Add(proxy), scope)
+        })
+        .expect("there is room")
+        .0
     }
 
     fn remove(&self, key: u64, what: Change, now: u64) -> usize {
@@ -172,7 +174,7 @@ impl World {
     /// The keys that a copy reports in parts, each of `most` keys and under a pin of its own.
     fn copy_in_parts(&self, most: usize, now: u64) -> Vec<u64> {
         let mut keys = Vec::new();
-        let mut part = self.copy_part(Start::Beginning, most, now, &mut keys);
+        let mut part = self.scan_part(Start::Beginning, most, now, &mut keys);
         loop {
             let seed = part.seed;
             let start = match &part.next {
@@ -183,14 +185,14 @@ impl World {
                     Start::After { seed, hash, node }
                 }
             };
-            part = self.copy_part(start, most, now, &mut keys);
+            part = self.scan_part(start, most, now, &mut keys);
         }
     }
 
-    fn copy_part(&self, start: Start<'_>, most: usize, now: u64, keys: &mut Vec<u64>) -> Part {
+    fn scan_part(&self, start: Start<'_>, most: usize, now: u64, keys: &mut Vec<u64>) -> Part {
         self.with(now, |scope| {
             self.shard
-                .copy(start, most, scope, |node, _| keys.push(number_of(&node)))
+                .scan(start, most, scope, |node, _| keys.push(number_of(&node)))
         })
     }
 
@@ -204,7 +206,7 @@ impl World {
             let mut at = Some(Mark::default());
             let mut removed = 0;
             while let Some(from) = at {
-                let visit = self.shard.visit(from, 100, &Bench::default(), scope, |_| ());
+                let visit = self.shard.visit(from, 100, &RebuildSlot::default(), scope, |_| ());
                 (at, removed) = (visit.next, removed + visit.removed);
             }
             removed
@@ -228,20 +230,20 @@ impl World {
 
     /// Replaces the index bucket by bucket, as the sweeper does with large ones.
     fn rebuild_in_parts(&self, now: u64) {
-        let bench = Bench::default();
+        let parked = RebuildSlot::default();
         while self.with(now, |scope| {
             let index = self.shard.root(scope.guard).expect("the model has added something");
             self.shard
-                .rebuild_part(index, 0, &bench, scope)
+                .rebuild_part(index, 0, &parked, scope)
                 .expect("there is memory")
         }) {}
     }
 
     /// Moves the shard to another slab, whether or not that is due.
-    fn relocate(&self, now: u64) {
+    fn compact(&self, now: u64) {
         self.with(now, |scope| {
             let index = self.shard.root(scope.guard).expect("the model has added something");
-            self.shard.relocate(index, scope).expect("there is memory");
+            self.shard.compact(index, scope).expect("there is memory");
         });
     }
 
@@ -515,7 +517,7 @@ fn a_change_during_a_move_is_not_lost() {
                 assert_eq!(world.add(1, 0, 5), Added::Refreshed);
                 assert_eq!(world.add(2, 0, 5), Added::Refreshed);
             }),
-            thread(|world| world.relocate(1)),
+            thread(|world| world.compact(1)),
         ],
         |world, _| {
             assert_eq!(world.get(1, 5), [(0, 5)]);
@@ -528,10 +530,7 @@ fn a_change_during_a_move_is_not_lost() {
 fn an_insert_during_a_move_is_not_lost() {
     model(
         |world| _ = world.add(1, 0, 1),
-        vec![
-            thread(|world| _ = world.add(2, 1, 1)),
-            thread(|world| world.relocate(1)),
-        ],
+        vec![thread(|world| _ = world.add(2, 1, 1)), thread(|world| world.compact(1))],
         |world, _| {
             assert_eq!(world.get(1, 1), [(0, 1)]);
             assert_eq!(world.get(2, 1), [(1, 1)]);
@@ -556,7 +555,7 @@ fn a_rebuild_and_a_move_keep_what_is_there() {
                 assert_eq!(world.add(1, 0, 2), Added::Refreshed);
             }),
             thread(|world| {
-                world.relocate(1);
+                world.compact(1);
                 assert_eq!(world.add(2, 1, 2), Added::Inserted);
             }),
         ],
@@ -577,7 +576,7 @@ fn a_removal_during_a_move_is_not_undone() {
         |world| _ = world.add(1, 0, 1),
         vec![
             thread(|world| assert_eq!(world.remove(1, Change::RemoveNode, 1), 1)),
-            thread(|world| world.relocate(1)),
+            thread(|world| world.compact(1)),
         ],
         |world, _| assert_eq!(world.get(1, 1), []),
     );
@@ -665,8 +664,8 @@ fn a_list_that_is_replaced_is_read_whole() {
 fn a_handle_never_refreshes_a_stranger() {
     let seen = |world: &World, key: u64, proxy, now| {
         world.with(now, |scope| {
-            let guess = world.shard.by_number(0, scope.guard).expect("a record was used");
-            guess.refresh::<Number, _>(proxy, |stored| stored[0] == key, scope)
+            let candidate = world.shard.candidate_at(0, scope.guard).expect("a record was used");
+            candidate.refresh::<Number, _>(proxy, |stored| stored[0] == key, scope)
         })
     };
     model(
@@ -810,7 +809,7 @@ fn of_two_moves_one_wins_and_nothing_is_lost() {
             world.add(1, 1, 1);
             world.add(2, 0, 1);
         },
-        vec![thread(|world| world.relocate(1)), thread(|world| world.relocate(1))],
+        vec![thread(|world| world.compact(1)), thread(|world| world.compact(1))],
         |world, _| {
             assert_eq!(world.get(1, 1), [(1, 1), (0, 1)]);
             assert_eq!(world.get(2, 1), [(0, 1)]);
@@ -835,13 +834,13 @@ fn a_sweep_finds_what_a_move_takes_elsewhere() {
                     at = world.with(12, |scope| {
                         let visit = world
                             .shard
-                            .visit(from, 1, &Bench::default(), scope, |proxy| seen |= proxy == 1);
+                            .visit(from, 1, &RebuildSlot::default(), scope, |proxy| seen |= proxy == 1);
                         visit.next
                     });
                 }
                 assert!(seen, "a route that was there all along was not seen");
             }),
-            thread(|world| world.relocate(5)),
+            thread(|world| world.compact(5)),
         ],
         |world, _| {
             // All but the one that is expired at tick 12.
@@ -1008,7 +1007,7 @@ fn a_copy_during_a_move_has_what_stays_once() {
                 assert!(times(1) == 1 && times(2) <= 1 && times(3) <= 1, "{copied:?}");
             }),
             thread(|world| {
-                world.relocate(2);
+                world.compact(2);
                 world.remove(2, Change::RemoveNode, 2);
                 world.add(3, 0, 2);
             }),
@@ -1102,7 +1101,7 @@ fn a_rebuild_in_parts_during_a_move_loses_nothing() {
         |world| (1..=2).for_each(|key| _ = world.add(key, 0, 1)),
         vec![
             thread(|world| {
-                world.relocate(1);
+                world.compact(1);
                 assert_eq!(world.add(1, 1, 2), Added::Inserted);
             }),
             thread(|world| world.rebuild_in_parts(1)),
@@ -1193,7 +1192,7 @@ fn a_page_beside_a_move_has_what_stays_once() {
             thread(|world| assert_once(&world.copy_in_parts(1, 2), &[1, 2])),
             thread(|world| {
                 world.remove(3, Change::RemoveNode, 2);
-                world.relocate(2);
+                world.compact(2);
                 world.add(3, 1, 2);
             }),
         ],

@@ -23,15 +23,16 @@
 
 use std::sync::atomic::AtomicPtr;
 
-use crate::key::Key;
-use crate::place::Place;
-use crate::proxies::Liveness;
-use crate::shard::capacity::{buckets_for, most_used};
-use crate::shard::index::{BUCKET, Index, MAX_RECORDS, NewIndex, Shape};
+use crate::growth::{buckets_for, most_used};
+use crate::layout::{BUCKET, MAX_RECORDS};
+use crate::liveness::Liveness;
+use crate::mem::segments::Location;
+use crate::shard::index::{Index, NewIndex, Shape};
+use crate::shard::key::Key;
 use crate::shard::slab::Record;
-use crate::shard::word::{State, Word};
 use crate::shard::{Refused, Scope, Shard, reserve};
 use crate::sync::step;
+use crate::word::{State, Word};
 
 /// How often the seed may change before the index grows instead.
 const MAX_RESEEDS: u32 = 2;
@@ -58,61 +59,60 @@ impl<K: Key> Shard<K> {
     ) -> Result<(), Refused> {
         old.freeze();
         step("rebuild: frozen");
-        let mut shape = next_shape(old, crowded, scope.shard);
+        let mut shape = next_shape(old, crowded);
         loop {
             let mut rebuild = Rebuild::new(old, shape)?;
             match rebuild.copy::<K, P>(old, u32::MAX, scope)? {
-                Copied::All => {
+                CopyEnd::All => {
                     self.publish(old, rebuild, scope);
                     return Ok(());
                 }
-                Copied::Moving => return self.relocate(old, scope),
+                CopyEnd::Moving => return self.compact(old, scope),
                 // The records that were left out are RETIRED, so the next copy leaves them out again.
-                Copied::Crowded => shape = crowded_shape(shape),
-                Copied::Part => unreachable!("an index has fewer than u32::MAX buckets"),
+                CopyEnd::Crowded => shape = crowded_shape(shape),
+                CopyEnd::Part => unreachable!("an index has fewer than u32::MAX buckets"),
             }
         }
     }
 
     /// [`rebuild`](Shard::rebuild) that freezes `old` last, so that other threads may insert into `old` nearly all the time.
     pub(crate) fn rebuild_ahead<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
-        let mut rebuild = Rebuild::new(old, next_shape(old, false, scope.shard))?;
+        let mut rebuild = Rebuild::new(old, next_shape(old, false))?;
         let copied = rebuild.copy::<K, P>(old, u32::MAX, scope)?;
-        if matches!(copied, Copied::All) && self.finish(old, rebuild, scope)? {
+        if matches!(copied, CopyEnd::All) && self.finish(old, rebuild, scope)? {
             return Ok(());
         }
         self.rebuild(old, false, scope)
     }
 
     /// [`rebuild`](Shard::rebuild) for the sweeper: takes about as long as visiting `records` records, except for the last
-    /// part, and keeps an unfinished copy on `bench`. Returns whether there is more to do.
+    /// part, and keeps an unfinished copy on `parked`. Returns whether there is more to do.
     pub(crate) fn rebuild_part<P: Liveness>(
         &self,
         old: Index<'_>,
         records: u32,
-        bench: &Bench,
+        parked: &RebuildSlot,
         scope: &Scope<'_, P>,
     ) -> Result<bool, Refused> {
         let serial = old.shape().serial;
-        let begun = bench.take().filter(|begun| begun.is_of::<K>(scope.shard, serial));
-        let mut rebuild = match begun {
-            Some(begun) => begun.rebuild,
+        let partial = parked.take().filter(|partial| partial.is_of(self.number, serial));
+        let mut rebuild = match partial {
+            Some(partial) => partial.rebuild,
             None if old.shape().buckets <= AT_ONCE => return self.rebuild(old, false, scope).map(|()| false),
-            None => Rebuild::new(old, next_shape(old, false, scope.shard))?,
+            None => Rebuild::new(old, next_shape(old, false))?,
         };
         let buckets = (records / 64 + 1).saturating_mul(BUCKETS_PER_64);
         match rebuild.copy::<K, P>(old, buckets, scope)? {
-            Copied::Part => {
-                bench.put(Begun {
-                    is_name: K::IS_NAME,
-                    shard: scope.shard,
+            CopyEnd::Part => {
+                parked.put(PartialRebuild {
+                    shard: self.number,
                     serial,
                     rebuild,
                 });
                 return Ok(true);
             }
-            Copied::All if self.finish(old, rebuild, scope)? => return Ok(false),
-            Copied::All | Copied::Crowded | Copied::Moving => {}
+            CopyEnd::All if self.finish(old, rebuild, scope)? => return Ok(false),
+            CopyEnd::All | CopyEnd::Crowded | CopyEnd::Moving => {}
         }
         self.rebuild(old, false, scope).map(|()| false)
     }
@@ -120,7 +120,7 @@ impl<K: Key> Shard<K> {
     /// Ends a rebuild that has copied all of `old` without freezing it. Returns `false` if the copy is of no use.
     fn finish<P: Liveness>(&self, old: Index<'_>, mut rebuild: Rebuild, scope: &Scope<'_, P>) -> Result<bool, Refused> {
         step("rebuild: copied");
-        let Copied::All = rebuild.copy_late::<K, P>(old, scope)? else {
+        let CopyEnd::All = rebuild.copy_late::<K, P>(old, scope)? else {
             return Ok(false);
         };
         old.freeze_segments();
@@ -163,7 +163,7 @@ pub(crate) struct Rebuild {
 }
 
 /// How far a copy has come.
-enum Copied {
+enum CopyEnd {
     Part,
     All,
     /// A probe sequence of the new index is full.
@@ -185,7 +185,7 @@ impl Rebuild {
 
     /// Copies the next `most` buckets. Each record goes straight to its slot: a list of records would be as large as the
     /// index.
-    fn copy<K: Key, P>(&mut self, old: Index<'_>, most: u32, scope: &Scope<'_, P>) -> Result<Copied, Refused> {
+    fn copy<K: Key, P>(&mut self, old: Index<'_>, most: u32, scope: &Scope<'_, P>) -> Result<CopyEnd, Refused> {
         let buckets = old.shape().buckets;
         let from = self.done.len() as u32;
         let until = buckets.min(from.saturating_add(most));
@@ -198,11 +198,11 @@ impl Rebuild {
                 return Ok(stop);
             }
         }
-        Ok(if until == buckets { Copied::All } else { Copied::Part })
+        Ok(if until == buckets { CopyEnd::All } else { CopyEnd::Part })
     }
 
     /// Freezes the slots that were EMPTY when `copy` came to them, and copies those that were filled since.
-    fn copy_late<K: Key, P>(&mut self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<Copied, Refused> {
+    fn copy_late<K: Key, P>(&mut self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<CopyEnd, Refused> {
         for bucket in 0..self.done.len() {
             let mut left = !self.done[bucket] & ALL_SLOTS;
             while left != 0 {
@@ -215,7 +215,7 @@ impl Rebuild {
                 }
             }
         }
-        Ok(Copied::All)
+        Ok(CopyEnd::All)
     }
 
     /// Copies a record, or leaves it out, unless the copy has to stop.
@@ -226,7 +226,7 @@ impl Rebuild {
         number: u32,
         record: &Record,
         scope: &Scope<'_, P>,
-    ) -> Result<Option<Copied>, Refused> {
+    ) -> Result<Option<CopyEnd>, Refused> {
         step("rebuild: mid copy");
         match retire_tombstone(record) {
             Found::Tombstone => {
@@ -235,17 +235,16 @@ impl Rebuild {
                 self.left_out.push(number);
             }
             Found::Kept if self.new.place(number, K::hash_stored(record.key(), scope.hasher)) => {}
-            Found::Kept => return Ok(Some(Copied::Crowded)),
-            Found::Moving => return Ok(Some(Copied::Moving)),
+            Found::Kept => return Ok(Some(CopyEnd::Crowded)),
+            Found::Moving => return Ok(Some(CopyEnd::Moving)),
         }
         Ok(None)
     }
 }
 
 /// A rebuild in parts, between two parts.
-pub(crate) struct Begun {
-    is_name: bool,
-    shard: usize,
+pub(crate) struct PartialRebuild {
+    shard: u16,
     /// The serial of the index that is copied. An address would not do: it could be reused.
     serial: u32,
     rebuild: Rebuild,
@@ -253,11 +252,11 @@ pub(crate) struct Begun {
 
 // SAFETY: the new index is private, so no other thread touches it at the same time. Its header owns an `Arc` of a slab that
 // all threads share; its cells are empty until the index is replaced itself; the rest is atomics and numbers.
-unsafe impl Send for Begun {}
+unsafe impl Send for PartialRebuild {}
 
-impl Begun {
-    fn is_of<K: Key>(&self, shard: usize, serial: u32) -> bool {
-        (self.is_name, self.shard, self.serial) == (K::IS_NAME, shard, serial)
+impl PartialRebuild {
+    fn is_of(&self, shard: u16, serial: u32) -> bool {
+        (self.shard, self.serial) == (shard, serial)
     }
 }
 
@@ -266,27 +265,27 @@ impl Begun {
 ///
 /// It uses an atomic of `std` under loom too: the thread that takes a rebuild has it alone, so no protocol depends on it.
 #[derive(Debug)]
-pub(crate) struct Bench(AtomicPtr<Begun>);
+pub(crate) struct RebuildSlot(AtomicPtr<PartialRebuild>);
 
-impl Default for Bench {
+impl Default for RebuildSlot {
     fn default() -> Self {
         Self(AtomicPtr::new(std::ptr::null_mut()))
     }
 }
 
-impl Bench {
-    fn take(&self) -> Option<Box<Begun>> {
+impl RebuildSlot {
+    fn take(&self) -> Option<Box<PartialRebuild>> {
         // Acquire: pairs with the Release in `put`, so that the rebuild is seen whole. The null publishes nothing.
-        let begun = self.0.swap(std::ptr::null_mut(), std::sync::atomic::Ordering::Acquire);
+        let partial = self.0.swap(std::ptr::null_mut(), std::sync::atomic::Ordering::Acquire);
         // SAFETY: `put` stored only pointers from `Box::into_raw`, and the swap removed this one, so no other thread has it.
-        (!begun.is_null()).then(|| unsafe { Box::from_raw(begun) })
+        (!partial.is_null()).then(|| unsafe { Box::from_raw(partial) })
     }
 
-    fn put(&self, begun: Begun) {
-        let begun = Box::into_raw(Box::new(begun));
+    fn put(&self, partial: PartialRebuild) {
+        let partial = Box::into_raw(Box::new(partial));
         // AcqRel: Release pairs with the Acquire in `take`; Acquire pairs with the Release of another `put`, whose rebuild is
         // dropped here.
-        let other = self.0.swap(begun, std::sync::atomic::Ordering::AcqRel);
+        let other = self.0.swap(partial, std::sync::atomic::Ordering::AcqRel);
         if !other.is_null() {
             // SAFETY: as in `take`: another `put` stored it, and this swap removed it.
             drop(unsafe { Box::from_raw(other) });
@@ -294,7 +293,7 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
+impl Drop for RebuildSlot {
     fn drop(&mut self) {
         drop(self.take());
     }
@@ -328,7 +327,7 @@ fn retire_tombstone(record: &Record) -> Found {
 }
 
 /// The shape of the index that follows `old`.
-fn next_shape(old: Index<'_>, crowded: bool, shard: usize) -> Shape {
+fn next_shape(old: Index<'_>, crowded: bool) -> Shape {
     let shape = Shape {
         serial: old.shape().serial.wrapping_add(1),
         ..old.shape()
@@ -336,11 +335,11 @@ fn next_shape(old: Index<'_>, crowded: bool, shard: usize) -> Shape {
     // How many records stay is known only at the end. The slab's count is good enough: it is off by no more than the changes
     // that other threads have under way.
     let keep = old.slab().live();
-    let buckets = buckets_for(keep, shard);
+    let buckets = buckets_for(keep, old.slab().shard);
     // Numbers that will be reclaimed are not free yet, so the segment table covers the whole slab, and the numbers that the
     // index takes until it is full.
     let numbers = most_used(buckets).max(old.slab().numbers()) + BUCKET;
-    let segments = Place::segments(numbers.min(MAX_RECORDS)).max(shape.segments);
+    let segments = Location::segments(numbers.min(MAX_RECORDS)).max(shape.segments);
     let next = Shape {
         buckets,
         segments,

@@ -2,17 +2,17 @@
 
 use smallvec::SmallVec;
 
-use crate::counts::Reservation;
 use crate::feed::{Event, Reason};
-use crate::key::Key;
-use crate::proxies::Liveness;
-use crate::route::Added;
-use crate::shard::list::{List, MAX_ROUTES_PER_NODE, NewList};
+use crate::layout::MAX_ROUTES_PER_NODE;
+use crate::liveness::Liveness;
+use crate::route_limit::Reservation;
+use crate::shard::key::Key;
+use crate::shard::list::{List, NewList};
 use crate::shard::slab::{Record, Slab};
-use crate::shard::word::{LAST_RANK, State, Word};
 use crate::shard::{Refused, Scope};
 use crate::sync::{AtomicU64, Guard, Ordering, step};
-use crate::table::SHARDS;
+use crate::types::route::Added;
+use crate::word::{LAST_RANK, State, Word};
 
 /// LIVE words. Words of a list may have ranks in the place of their state.
 pub(crate) type Words = SmallVec<[Word; 8]>;
@@ -141,7 +141,7 @@ fn add_first<'a, K: Key, P: Liveness>(
     place.use_up();
     step("change: done, not counted");
     slab.count_live(false, true);
-    mark::<K, P>(record, Reason::Added, scope);
+    mark::<K, P>(record, Reason::Added, slab, scope);
     Ok(Changed::Added(Added::Inserted))
 }
 
@@ -215,7 +215,7 @@ fn change_any<'a, K: Key, P: Liveness>(
                 slab.count_live(before > 0, after > 0);
                 let lost = note_removed(word, list, changed, &routes, scope);
                 if let Some(reason) = reason(what, changed, lost) {
-                    mark::<K, P>(record, reason, scope);
+                    mark::<K, P>(record, reason, slab, scope);
                 }
                 if let Some(list) = list {
                     // SAFETY: this thread's CAS above replaced the record's word, so the record does not point to the list
@@ -263,8 +263,8 @@ fn note_removed<P: Liveness>(
 }
 
 /// Marks a change of the record's routes for the feed, after the CAS that made it.
-fn mark<K: Key, P>(record: &Record, reason: Reason, scope: &Scope<'_, P>) {
-    scope.feed.mark(ring::<K>(scope.shard), scope.guard, || Event::Node {
+fn mark<K: Key, P>(record: &Record, reason: Reason, slab: &Slab, scope: &Scope<'_, P>) {
+    scope.feed.mark(usize::from(slab.shard), scope.guard, || Event::Node {
         // SAFETY: an index has the record, and the guard is pinned.
         node: unsafe { K::node(record.key()) },
         reason,
@@ -283,11 +283,6 @@ fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
         (_, Changed::Removed { .. }) => Some(Reason::Removed),
         _ => None,
     }
-}
-
-/// The feed's ring of a shard.
-pub(crate) fn ring<K: Key>(shard: usize) -> usize {
-    shard + if K::IS_NAME { SHARDS } else { 0 }
 }
 
 /// Makes a change without a new list, if possible: a refresh is one CAS on the route's own word, and a change without effect

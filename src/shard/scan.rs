@@ -11,13 +11,14 @@
 
 use smallvec::SmallVec;
 
-use crate::key::Key;
-use crate::node_id::NodeId;
-use crate::proxies::Liveness;
-use crate::shard::index::{BUCKET, first_rank, home, mix};
+use crate::layout::BUCKET;
+use crate::liveness::Liveness;
+use crate::shard::index::{first_rank, home, mix};
+use crate::shard::key::Key;
 use crate::shard::routes::{Words, read};
 use crate::shard::slab::Record;
 use crate::shard::{Scope, Shard, newest_first};
+use crate::types::node_id::NodeId;
 
 /// The most home buckets of one part. The part also reads up to 63 buckets after them for displaced keys.
 const MOST_BUCKETS: u32 = if cfg!(loom) { 1 } else { 64 };
@@ -78,7 +79,7 @@ impl<K: Key> Shard<K> {
     /// rebuild that lost has made the first record RETIRED (6). Both records have the same place in the order, so they are in
     /// the same part. All slots are read before the words: if the second record was found, the first record's word is read
     /// after it became RETIRED.
-    pub(crate) fn copy<P: Liveness>(
+    pub(crate) fn scan<P: Liveness>(
         &self,
         start: Start<'_>,
         most: usize,

@@ -7,14 +7,14 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
-use crate::key::Key;
-use crate::place::Place;
-use crate::prefetch::prefetch;
+use crate::mem::prefetch::prefetch;
+use crate::mem::segments::Location;
 use crate::shard::index::Index;
-use crate::shard::word::Word;
+use crate::shard::key::Key;
 #[cfg(loom)]
 use crate::sync::epoch::PlainData;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering, step};
+use crate::word::Word;
 
 /// One key and its routes; 24 bytes.
 #[repr(C)]
@@ -122,6 +122,8 @@ pub(crate) struct Slab {
     live: AtomicU32,
     /// How many slabs the shard had before, modulo 256.
     pub(crate) generation: u8,
+    /// The number of the shard in its table.
+    pub(crate) shard: u16,
 }
 
 /// Why no record could be had.
@@ -185,7 +187,7 @@ impl Drop for Private<'_> {
 }
 
 impl Slab {
-    pub(crate) fn new() -> Slab {
+    pub(crate) fn new(shard: u16) -> Slab {
         Slab {
             free: AtomicU64::new(0),
             returned: AtomicPtr::new(std::ptr::null_mut()),
@@ -193,12 +195,13 @@ impl Slab {
             used: AtomicU32::new(0),
             live: AtomicU32::new(0),
             generation: 0,
+            shard,
         }
     }
 
     /// A slab whose first `count` records are live and in the index.
-    pub(crate) fn of_live(count: u32, generation: u8) -> Slab {
-        let mut slab = Slab::new();
+    pub(crate) fn of_live(count: u32, generation: u8, shard: u16) -> Slab {
+        let mut slab = Slab::new(shard);
         slab.next = AtomicU32::new(count);
         slab.used = AtomicU32::new(count);
         slab.live = AtomicU32::new(count);
@@ -405,7 +408,7 @@ fn next_tag(head: u64) -> u64 {
 }
 
 fn layout(segment: u32) -> Layout {
-    Layout::array::<Record>(Place::len(segment) as usize).expect("a segment fits into memory")
+    Layout::array::<Record>(Location::len(segment) as usize).expect("a segment fits into memory")
 }
 
 /// Allocates a segment of free records.
@@ -413,7 +416,7 @@ pub(crate) fn allocate_segment(segment: u32) -> Option<NonNull<Record>> {
     // SAFETY: a segment has records, so the layout's size is not zero.
     let records = NonNull::new(unsafe { alloc_zeroed(layout(segment)) }.cast::<Record>())?;
     #[cfg(loom)]
-    for i in 0..Place::len(segment) as usize {
+    for i in 0..Location::len(segment) as usize {
         let zero = || AtomicU64::new(0);
         // SAFETY: within the allocation, which is ours alone.
         unsafe {

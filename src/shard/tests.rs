@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::*;
-use crate::key::UuidKey;
-use crate::node_id::NodeId;
-use crate::shard::copy::{Next, Start};
-use crate::shard::index::{BUCKET, MAX_RECORDS};
+use crate::layout::{BUCKET, MAX_RECORDS, SHARD_BITS, SHARDS};
+use crate::liveness::Liveness;
+use crate::shard::Scope;
+use crate::shard::key::UuidKey;
 use crate::shard::routes::Change;
+use crate::shard::scan::{Next, Start};
 use crate::shard::slab::Batch;
 use crate::sync::pin;
-use crate::table::{Builder, SHARD_BITS, SHARDS};
+use crate::table::Builder;
+use crate::types::node_id::NodeId;
 
 struct AllAlive;
 
@@ -28,7 +30,7 @@ impl Liveness for AllAlive {
 
 struct World {
     hasher: RandomState,
-    count: RouteCount,
+    count: RouteLimit,
     feed: Feed,
 }
 
@@ -36,12 +38,12 @@ impl World {
     fn new(hasher: RandomState) -> Self {
         Self {
             hasher,
-            count: RouteCount::new(usize::MAX),
+            count: RouteLimit::new(usize::MAX),
             feed: Feed::default(),
         }
     }
 
-    fn with<R>(&self, shard: usize, f: impl FnOnce(&Scope<'_, AllAlive>) -> R) -> R {
+    fn with<R>(&self, f: impl FnOnce(&Scope<'_, AllAlive>) -> R) -> R {
         let guard = pin();
         f(&Scope {
             guard: &guard,
@@ -51,7 +53,6 @@ impl World {
             now: 1,
             keep_alive: 10,
             kept_age: 10,
-            shard,
             feed: &self.feed,
         })
     }
@@ -63,8 +64,6 @@ static FREED: AtomicUsize = AtomicUsize::new(0);
 struct Counted([u64; 2]);
 
 impl Key for Counted {
-    const IS_NAME: bool = false;
-
     fn hash(&self, hasher: &RandomState) -> u64 {
         Self::hash_stored(self.0, hasher)
     }
@@ -94,16 +93,16 @@ impl Key for Counted {
 #[test]
 fn a_key_that_a_losing_move_froze_is_freed_with_the_table() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::<Counted>::new();
-    world.with(0, |scope| {
+    let shard = Shard::<Counted>::new(0);
+    world.with(|scope| {
         let key = Counted([1, 1]);
         shard
-            .add(&key, key.hash(scope.hasher), 0, scope)
+            .put(&key, key.hash(scope.hasher), Change::Add(0), scope)
             .expect("there is room");
         let old = shard.root(scope.guard).expect("it was made");
         shard.rebuild(old, false, scope).expect("there is memory");
         // A mover that began before the rebuild, and comes too late.
-        shard.relocate(old, scope).expect("there is memory");
+        shard.compact(old, scope).expect("there is memory");
         let (_, record) = shard
             .find(&key, key.hash(scope.hasher), scope.guard)
             .expect("it is there");
@@ -117,18 +116,18 @@ fn a_key_that_a_losing_move_froze_is_freed_with_the_table() {
 /// A thread that copies an index alone is stopped. The others insert into that index up to the second limit.
 #[test]
 fn insertions_go_on_in_an_index_that_one_thread_copies() {
-    let _alone = crate::stalls::alone();
+    let _alone = crate::verify::failpoints::alone();
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::<UuidKey>::new();
+    let shard = Shard::<UuidKey>::new(0);
     let insert = |number: u128| {
-        world.with(0, |scope| {
+        world.with(|scope| {
             let key = UuidKey::from(Uuid::from_u128(number));
-            let added = shard.add(&key, key.hash(scope.hasher), 0, scope);
+            let added = shard.put(&key, key.hash(scope.hasher), Change::Add(0), scope);
             assert_eq!(added.map(|(added, _)| added), Ok(Added::Inserted));
         });
     };
     let index = || {
-        world.with(0, |scope| {
+        world.with(|scope| {
             let index = shard.root(scope.guard).expect("it was made");
             (index.shape().serial, index.slab().used(), index.shape().buckets)
         })
@@ -138,7 +137,7 @@ fn insertions_go_on_in_an_index_that_one_thread_copies() {
     (2_000..).take((max_used(buckets) - used) as usize).for_each(insert);
     assert_eq!(index(), (serial, max_used(buckets), buckets));
 
-    crate::stalls::with_stopped(
+    crate::verify::failpoints::with_stopped(
         "rebuild: copied",
         || insert(1 << 40),
         || {
@@ -181,14 +180,16 @@ impl Cost {
     /// Inserts the keys, and looks each of them up.
     fn of(keys: &[UuidKey], hasher: RandomState) -> Cost {
         let world = World::new(hasher);
-        let shards: Vec<Shard<UuidKey>> = (0..SHARDS).map(|_| Shard::new()).collect();
+        let shards: Vec<Shard<UuidKey>> = (0..SHARDS).map(Shard::new).collect();
         let number_of = |hash: u64| (hash >> (64 - SHARD_BITS)) as usize;
         let begin = Instant::now();
         for key in keys {
             let hash = key.hash(&world.hasher);
             let number = number_of(hash);
-            world.with(number, |scope| {
-                shards[number].add(key, hash, 0, scope).expect("there is room");
+            world.with(|scope| {
+                shards[number]
+                    .put(key, hash, Change::Add(0), scope)
+                    .expect("there is room");
             });
         }
         let inserted = Instant::now();
@@ -262,8 +263,6 @@ fn chosen_uuids_that_flood_one_bucket_under_a_known_seed_are_harmless_under_a_se
 struct Chosen(u64);
 
 impl Key for Chosen {
-    const IS_NAME: bool = false;
-
     fn hash(&self, _hasher: &RandomState) -> u64 {
         self.0
     }
@@ -300,12 +299,12 @@ fn unmixed(mixed: u64) -> u64 {
 #[test]
 fn a_crowded_index_gets_another_seed() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::<Chosen>::new();
+    let shard = Shard::<Chosen>::new(0);
     // All of these begin in bucket 0.
     let keys: Vec<_> = (0..3_000).map(|mixed| Chosen(unmixed(mixed))).collect();
-    world.with(0, |scope| {
+    world.with(|scope| {
         for key in &keys {
-            shard.add(key, key.0, 0, scope).expect("there is room");
+            shard.put(key, key.0, Change::Add(0), scope).expect("there is room");
         }
         assert!(keys.iter().all(|key| shard.get(key, key.0, scope).len() == 1));
         let shape = shard.root(scope.guard).expect("it was made").shape();
@@ -318,16 +317,16 @@ fn a_crowded_index_gets_another_seed() {
 #[test]
 fn a_copy_has_a_key_that_came_back_meanwhile_once() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::<Chosen>::new();
+    let shard = Shard::<Chosen>::new(0);
     // Up to bit 23, what a hash is mixed to picks the tag only.
     let keys: Vec<_> = (0..100).map(|number| Chosen(unmixed(number << 8))).collect();
-    world.with(0, |scope| {
-        let add = |key: &Chosen| shard.add(key, key.0, 0, scope).expect("there is room").0;
+    world.with(|scope| {
+        let add = |key: &Chosen| shard.put(key, key.0, Change::Add(0), scope).expect("there is room").0;
         keys.iter().for_each(|key| _ = add(key));
         let old = shard.root(scope.guard).expect("it was made");
         shard.rebuild(old, false, scope).expect("there is memory");
         let mut copied = Vec::new();
-        shard.copy(Start::Beginning, usize::MAX, scope, |node, _| {
+        shard.scan(Start::Beginning, usize::MAX, scope, |node, _| {
             let (_, first) = node.as_uuid().expect("a UUID").as_u64_pair();
             if copied.is_empty() {
                 // A rebuild that loses retires its record.
@@ -352,7 +351,7 @@ fn copied_in_parts(
 ) -> Vec<u64> {
     let mut hashes = Vec::new();
     let hash_of = |node: &NodeId| node.as_uuid().expect("a UUID").as_u64_pair().1;
-    let mut part = shard.copy(Start::Beginning, most, scope, |node, _| hashes.push(hash_of(&node)));
+    let mut part = shard.scan(Start::Beginning, most, scope, |node, _| hashes.push(hash_of(&node)));
     loop {
         between(hashes.len());
         let seed = part.seed;
@@ -365,7 +364,7 @@ fn copied_in_parts(
                 node,
             },
         };
-        part = shard.copy(start, most, scope, |node, _| hashes.push(hash_of(&node)));
+        part = shard.scan(start, most, scope, |node, _| hashes.push(hash_of(&node)));
     }
 }
 
@@ -384,17 +383,17 @@ fn assert_each_once(mut copied: Vec<u64>, keys: &[Chosen], what: &str) {
 /// The keys of one bucket spill over runs of full buckets, in the middle of the index, and from its end to its beginning.
 #[test]
 fn parts_of_any_size_have_displaced_keys_once() {
-    let _alone = crate::stalls::alone();
+    let _alone = crate::verify::failpoints::alone();
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
     let mut random = fastrand::Rng::with_seed(7);
     for middle in [0, 1 << 62, 1 << 63, u64::MAX - (100 << 8)] {
-        let shard = Shard::<Chosen>::new();
+        let shard = Shard::<Chosen>::new(0);
         let crowd = (0..100).map(|number| unmixed(middle + (number << 8)));
         let others = (0..400).map(|_| random.u64(..));
         let keys: Vec<_> = crowd.chain(others).map(Chosen).collect();
-        world.with(0, |scope| {
+        world.with(|scope| {
             for key in &keys {
-                shard.add(key, key.0, 0, scope).expect("there is room");
+                shard.put(key, key.0, Change::Add(0), scope).expect("there is room");
             }
             let shape = shard.root(scope.guard).expect("it was made").shape();
             assert_eq!(shape.seed, 0);
@@ -408,17 +407,17 @@ fn parts_of_any_size_have_displaced_keys_once() {
 
 #[test]
 fn parts_have_each_key_once_though_the_seed_changes_between_them() {
-    let _alone = crate::stalls::alone();
+    let _alone = crate::verify::failpoints::alone();
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
     // All keys are in one bucket under seed 0.
     let flood: Vec<_> = (0..3_000).map(|number| Chosen(unmixed(number | 1 << 63))).collect();
     for most in [1, 7, 100, usize::MAX] {
-        let shard = Shard::<Chosen>::new();
+        let shard = Shard::<Chosen>::new(0);
         let mut random = fastrand::Rng::with_seed(most as u64);
         // Enough keys that a walk takes several parts, too.
         let keys: Vec<_> = (0..4_000).map(|_| Chosen(random.u64(..))).collect();
-        world.with(0, |scope| {
-            let add = |key: &Chosen| _ = shard.add(key, key.0, 0, scope).expect("there is room");
+        world.with(|scope| {
+            let add = |key: &Chosen| _ = shard.put(key, key.0, Change::Add(0), scope).expect("there is room");
             let seed = || shard.root(scope.guard).expect("it was made").shape().seed;
             keys.iter().for_each(add);
             assert_eq!(seed(), 0);
@@ -435,9 +434,9 @@ fn parts_have_each_key_once_though_the_seed_changes_between_them() {
             assert!(is_flooded && seed() != 0);
             assert_each_once(copied, &keys, &format!("{most} at a time"));
             // A copy that begins now has the new order, and its parts are as short as before.
-            let part = shard.copy(Start::Beginning, 1, scope, |_, _| ());
+            let part = shard.scan(Start::Beginning, 1, scope, |_, _| ());
             assert_eq!(part.seed, seed());
-            assert!(part.slots <= 64 * index::BUCKET, "{part:?}");
+            assert!(part.slots <= 64 * BUCKET, "{part:?}");
             let copied = copied_in_parts(&shard, most, scope, |_| ());
             assert_each_once(copied, &keys, &format!("{most} at a time, another seed"));
         });
@@ -451,8 +450,6 @@ fn keys_of_one_hash_are_in_one_part_or_in_two() {
     struct Same(u64);
 
     impl Key for Same {
-        const IS_NAME: bool = false;
-
         fn hash(&self, _hasher: &RandomState) -> u64 {
             5
         }
@@ -477,20 +474,22 @@ fn keys_of_one_hash_are_in_one_part_or_in_two() {
     }
 
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::<Same>::new();
-    world.with(0, |scope| {
+    let shard = Shard::<Same>::new(0);
+    world.with(|scope| {
         for number in [9, 3, 7] {
-            shard.add(&Same(number), 5, 0, scope).expect("there is room");
+            shard
+                .put(&Same(number), 5, Change::Add(0), scope)
+                .expect("there is room");
         }
         let mut nodes = Vec::new();
-        let mut next = shard.copy(Start::Beginning, 1, scope, |node, _| nodes.push(node)).next;
+        let mut next = shard.scan(Start::Beginning, 1, scope, |node, _| nodes.push(node)).next;
         while let Next::After(node) = next {
             let start = Start::After {
                 seed: 0,
                 hash: 5,
                 node: &node,
             };
-            next = shard.copy(start, 1, scope, |node, _| nodes.push(node)).next;
+            next = shard.scan(start, 1, scope, |node, _| nodes.push(node)).next;
         }
         let expected = [3, 7, 9].map(|number| NodeId::from(Uuid::from_u128(number)));
         assert_eq!(nodes, expected);
@@ -501,15 +500,15 @@ fn keys_of_one_hash_are_in_one_part_or_in_two() {
 #[test]
 fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     const GONE: u32 = MAX_RECORDS / 16;
-    let _alone = crate::stalls::alone();
+    let _alone = crate::verify::failpoints::alone();
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::new();
+    let shard = Shard::new(0);
     let key = |number: u32| UuidKey([number.into(), 1]);
     let add = |number| {
         let key = key(number);
-        world.with(0, |scope| {
+        world.with(|scope| {
             shard
-                .add(&key, key.hash(scope.hasher), 0, scope)
+                .put(&key, key.hash(scope.hasher), Change::Add(0), scope)
                 .map(|(added, _)| added)
         })
     };
@@ -523,9 +522,7 @@ fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     assert_eq!(world.count.get(), MAX_RECORDS as usize);
     for number in 0..GONE {
         let key = key(number);
-        let removed = world.with(0, |scope| {
-            shard.remove(&key, key.hash(scope.hasher), Change::RemoveNode, scope)
-        });
+        let removed = world.with(|scope| shard.remove(&key, key.hash(scope.hasher), Change::RemoveNode, scope));
         assert_eq!(removed, 1);
     }
     assert_eq!(
@@ -543,7 +540,7 @@ fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     }
     let key = key(GONE);
     assert_eq!(
-        world.with(0, |scope| shard.get(&key, key.hash(scope.hasher), scope).len()),
+        world.with(|scope| shard.get(&key, key.hash(scope.hasher), scope).len()),
         1
     );
 }
@@ -579,7 +576,7 @@ impl Liveness for Left {
 #[test]
 fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let (shard, left) = (Shard::new(), Left::default());
+    let (shard, left) = (Shard::new(0), Left::default());
     let key = UuidKey([1, 1]);
     let hash = key.hash(&world.hasher);
     let guard = pin();
@@ -591,21 +588,22 @@ fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
         now,
         keep_alive: 10,
         kept_age: 10,
-        shard: 0,
         feed: &world.feed,
     };
     for proxy in 0..3 {
-        shard.add(&key, hash, proxy, &at(1)).expect("there is room");
+        shard
+            .put(&key, hash, Change::Add(proxy), &at(1))
+            .expect("there is room");
     }
     assert_eq!(shard.remove(&key, hash, Change::RemoveRoute(0), &at(5)), 1);
     assert_eq!(left.0.take(), [(0, 5)]);
     assert_eq!(
-        shard.add(&key, hash, 1, &at(6)).map(|(added, _)| added),
+        shard.put(&key, hash, Change::Add(1), &at(6)).map(|(added, _)| added),
         Ok(Added::Refreshed)
     );
     assert_eq!(left.0.take(), []);
     // The route of tick 1 was valid until tick 11, that of tick 6 until 16.
-    let visit = shard.visit(Mark::default(), 100, &Bench::default(), &at(50), |_| ());
+    let visit = shard.visit(Mark::default(), 100, &RebuildSlot::default(), &at(50), |_| ());
     assert_eq!(visit.removed, 2);
     let mut gone = left.0.take();
     gone.sort_unstable();
@@ -622,11 +620,8 @@ fn a_probe_sequence_goes_on_in_the_first_bucket() {
             reseeds: 0,
             serial: 0,
         };
-        let mut index = NewIndex::new(Arc::new(Slab::new()), shape).expect("there is memory");
-        assert!(
-            (0..2 * index::BUCKET).all(|number| index.place(number, hash)),
-            "{hash:#x}"
-        );
+        let mut index = NewIndex::new(Arc::new(Slab::new(0)), shape).expect("there is memory");
+        assert!((0..2 * BUCKET).all(|number| index.place(number, hash)), "{hash:#x}");
         assert!(!index.place(99, hash));
     }
 }
@@ -634,11 +629,11 @@ fn a_probe_sequence_goes_on_in_the_first_bucket() {
 #[test]
 fn a_key_whose_record_a_losing_rebuild_retired_is_inserted_again() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::new();
-    world.with(0, |scope| {
+    let shard = Shard::new(0);
+    world.with(|scope| {
         let key = UuidKey([1, 1]);
         let hash = key.hash(scope.hasher);
-        let add = || shard.add(&key, hash, 0, scope).expect("there is room").0;
+        let add = || shard.put(&key, hash, Change::Add(0), scope).expect("there is room").0;
         assert_eq!(add(), Added::Inserted);
         let old = shard.root(scope.guard).expect("it was made");
         shard.rebuild(old, false, scope).expect("there is memory");
@@ -653,14 +648,14 @@ fn a_key_whose_record_a_losing_rebuild_retired_is_inserted_again() {
 #[test]
 fn a_batch_that_a_stale_index_does_not_know_is_kept() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::new();
+    let shard = Shard::new(0);
     let add = |number: u64, scope: &Scope<'_, AllAlive>| {
         let key = UuidKey([number, 1]);
         shard
-            .add(&key, key.hash(scope.hasher), 0, scope)
+            .put(&key, key.hash(scope.hasher), Change::Add(0), scope)
             .expect("there is room");
     };
-    world.with(0, |scope| {
+    world.with(|scope| {
         add(0, scope);
         let stale = shard.root(scope.guard).expect("it was made");
         (1..1_000).for_each(|number| add(number, scope));
@@ -681,12 +676,12 @@ fn a_batch_that_a_stale_index_does_not_know_is_kept() {
 #[test]
 fn a_sweep_gives_back_what_a_rebuild_left_out() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::new();
-    world.with(0, |scope| {
+    let shard = Shard::new(0);
+    world.with(|scope| {
         for number in 0..1_000 {
             let key = UuidKey([number, 1]);
             shard
-                .add(&key, key.hash(scope.hasher), 0, scope)
+                .put(&key, key.hash(scope.hasher), Change::Add(0), scope)
                 .expect("there is room");
         }
         let index = shard.root(scope.guard).expect("it was made");
@@ -695,7 +690,7 @@ fn a_sweep_gives_back_what_a_rebuild_left_out() {
         };
         let (number, _) = private.publish();
         index.slab().hand_over(Box::new(Batch::new(vec![number])));
-        let visit = shard.visit(Mark::default(), u32::MAX, &Bench::default(), scope, |_| ());
+        let visit = shard.visit(Mark::default(), u32::MAX, &RebuildSlot::default(), scope, |_| ());
         assert_eq!((visit.removed, visit.next), (0, None));
         assert_eq!(index.slab().free_numbers(index), [number]);
     });

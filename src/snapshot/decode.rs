@@ -12,17 +12,17 @@ use compact_str::CompactString;
 use rayon::prelude::*;
 use uuid::Uuid;
 
-use crate::node_id::NodeId;
-use crate::proxies::Proxy;
-use crate::shard::list::MAX_ROUTES_PER_NODE;
+use crate::layout::{MAX_ROUTES_PER_NODE, SHARDS};
 use crate::shard::routes::Words;
-use crate::shard::word::{LAST_TICK, Word};
 use crate::snapshot::Ages;
 use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
 use crate::snapshot::wire::{HEAD_BYTES, Kind, MAGIC, MAX_PAYLOAD, Payload, Source, VERSION, damaged};
 use crate::sync::pin;
-use crate::table::{RouteTable, SHARDS};
+use crate::table::RouteTable;
 use crate::time::after_epoch;
+use crate::types::node_id::NodeId;
+use crate::types::proxy::Proxy;
+use crate::word::{LAST_TICK, Word};
 
 /// Bytes of payload that are read before they are decoded, and sections.
 const GROUP_BYTES: usize = 2 << 20;
@@ -64,7 +64,7 @@ impl ProxyItem {
 
 /// What a snapshot has for one shard.
 pub(super) struct Part {
-    pub(super) are_names: bool,
+    /// The shard's number.
     pub(super) shard: usize,
     pub(super) nodes: Nodes,
 }
@@ -165,7 +165,7 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
     };
     let (now, keep_alive) = {
         let guard = pin();
-        let scope = table.scope(&guard, 0);
+        let scope = table.scope(&guard);
         (scope.now, scope.keep_alive)
     };
     let mut context = Context {
@@ -180,9 +180,8 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
         downtime: Duration::from_millis(downtime),
         proxies: Vec::new(),
         parts: (0..2 * SHARDS)
-            .map(|nth| Part {
-                are_names: nth % 2 == 1,
-                shard: nth / 2,
+            .map(|shard| Part {
+                shard,
                 nodes: Nodes::default(),
             })
             .collect(),
@@ -223,8 +222,7 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
 impl Context<'_> {
     /// The part that a node belongs to.
     fn part_of(&self, node: &NodeId) -> u16 {
-        let is_name = usize::from(node.as_uuid().is_none());
-        (2 * self.table.shard_of(node) + is_name) as u16
+        self.table.shards().number_of(node, self.table.hash(node)) as u16
     }
 }
 
@@ -356,6 +354,13 @@ impl Snapshot {
             }
         });
         Ok(())
+    }
+
+    /// Whether any node has a name.
+    pub(super) fn has_names(&self) -> bool {
+        self.parts
+            .iter()
+            .any(|part| part.shard >= SHARDS && part.nodes.len() > 0)
     }
 
     fn check_totals(&self, end: &Raw) -> Result<(), SnapshotError> {

@@ -7,7 +7,7 @@ use compact_str::CompactString;
 use thiserror::Error;
 
 use crate::error::{NodeIdError, RegisterError};
-use crate::node_id::NodeId;
+use crate::types::node_id::NodeId;
 
 /// Why a snapshot was not loaded.
 #[derive(Debug, Error)]

@@ -1,7 +1,7 @@
 //! Putting a snapshot that was read into the table: first everything that can be refused is looked at, then proxies are
 //! registered, then shards are filled, as many at a time as rayon's pool has threads.
 //!
-//! A shard that never had a node is built in private and published with one CAS ([`fill`](crate::shard::fill)). Into any
+//! A shard that never had a node is built in private and published with one CAS ([`fill`](crate::shard::bulk_load)). Into any
 //! other one, and where the CAS loses, routes go one by one, the oldest of a node first, so that the newest comes to stand
 //! before those that were refreshed in the same tick.
 
@@ -12,59 +12,25 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use rayon::prelude::*;
 
-use crate::counts::RouteCount;
 use crate::feed::{Event, Reason};
-use crate::key::{Key, NameKey, UuidKey};
-use crate::node_id::{Kind, NodeId};
-use crate::proxies::{Prospect, Proxies, ProxyRef};
-use crate::route::Added;
-use crate::shard::fill::NewRecords;
-use crate::shard::routes::{Change, Words, ring};
-use crate::shard::word::Word;
-use crate::shard::{Refused, Scope, Shard};
+use crate::layout::SHARD_BITS;
+use crate::proxies::{Prospect, Proxies};
+use crate::route_limit::RouteLimit;
+use crate::shard::routes::{Change, Words};
+use crate::shard::{Refused, Scope};
 use crate::snapshot::SnapshotReport;
 use crate::snapshot::decode::{Node, Part, ProxyItem, Snapshot};
 use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
 use crate::snapshot::wire::damaged;
 use crate::sync::pin;
-use crate::table::{RouteTable, SHARD_BITS};
+use crate::table::RouteTable;
+use crate::types::node_id::NodeId;
+use crate::types::proxy::ProxyRef;
+use crate::types::route::Added;
+use crate::word::Word;
 
 /// Nodes that are added one by one between two pins.
 const GROUP: usize = 64;
-
-/// Runs `$body` with a part's shard, and with what makes a key of its nodes; is `$absent` where there are no shards for it
-/// yet.
-macro_rules! with_shard_of {
-    ($part:expr, $table:expr, |$shard:ident, $key:ident| $body:expr, $absent:expr) => {
-        match ($part.are_names, $table.parts()) {
-            (false, (uuids, ..)) => {
-                let $shard = uuids.get($part.shard);
-                let $key = uuid_key;
-                $body
-            }
-            (true, (_, Some(names), _)) => {
-                let $shard = names.get($part.shard);
-                let $key = |node| name_key(node, $table);
-                $body
-            }
-            (true, (_, None, _)) => $absent,
-        }
-    };
-}
-
-fn uuid_key(node: &NodeId) -> UuidKey {
-    match node.kind() {
-        Kind::Uuid(uuid) => UuidKey::from(*uuid),
-        Kind::Name(_) => unreachable!("a section of UUIDs has no names"),
-    }
-}
-
-fn name_key<'n>(node: &'n NodeId, table: &RouteTable) -> NameKey<'n> {
-    match node.kind() {
-        Kind::Name(name) => NameKey::new(name, table.hash(node)),
-        Kind::Uuid(_) => unreachable!("a section of names has no UUIDs"),
-    }
-}
 
 /// Checks that no node is in a part twice; `sections` tells where they begin.
 fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), SnapshotError> {
@@ -77,7 +43,7 @@ fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), 
         match seen.entry(spread(node), same, |other| spread(nodes.node(*other as usize))) {
             Entry::Vacant(free) => _ = free.insert(at),
             Entry::Occupied(other) => {
-                let kind = if part.are_names {
+                let kind = if node.id.is_name() {
                     SnapshotPart::Names
                 } else {
                     SnapshotPart::Uuids
@@ -96,7 +62,7 @@ fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), 
 
 /// Room for routes that was reserved, and is given back when it is dropped.
 struct Room<'a> {
-    count: &'a RouteCount,
+    count: &'a RouteLimit,
     routes: usize,
 }
 
@@ -165,8 +131,8 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
 
     // From here on, the table is touched.
     let proxies = register(table, &snapshot.proxies)?;
-    if snapshot.parts.iter().any(|part| part.are_names && part.nodes.len() > 0) {
-        table.ensure_names();
+    if snapshot.has_names() {
+        table.shards().ensure_names();
     }
     let tallies: Vec<_> = snapshot
         .parts
@@ -180,12 +146,7 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
                 tally: Tally::default(),
             };
             // The part goes when it is done, so that memory does not hold all of them beside all of the shards.
-            with_shard_of!(
-                part,
-                table,
-                |shard, key| bulk.add(&part, shard, key),
-                Ok(Tally::default())
-            )
+            bulk.add(&part)
         })
         .collect();
     let mut tally = Tally::default();
@@ -244,29 +205,19 @@ fn register(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option<Prox
 
 /// How many of a part's routes the table does not have.
 fn needed_room(table: &RouteTable, part: &Part, known: &[Option<ProxyRef>]) -> usize {
-    let all = part.nodes.routes();
-    with_shard_of!(
-        part,
-        table,
-        |shard, key| all - present(table, part, shard, key, known),
-        all
-    )
+    part.nodes.routes() - present(table, part, known)
 }
 
 /// How many of a part's routes its shard has.
-fn present<'n, K: Key>(
-    table: &RouteTable,
-    part: &'n Part,
-    shard: &Shard<K>,
-    key: impl Fn(&'n NodeId) -> K,
-    known: &[Option<ProxyRef>],
-) -> usize {
-    if shard.is_untouched(&pin()) {
+fn present(table: &RouteTable, part: &Part, known: &[Option<ProxyRef>]) -> usize {
+    if table.shards().is_untouched(part.shard, &pin()) {
         return 0;
     }
-    let of_node = |(node, routes): (&'n Node, &[Word])| {
+    let of_node = |(node, routes): (&Node, &[Word])| {
         let guard = pin();
-        let words = shard.get(&key(&node.id), table.hash(&node.id), &table.scope(&guard, part.shard));
+        let words = table
+            .shards()
+            .routes(&node.id, table.hash(&node.id), &table.scope(&guard));
         let is_there = |route: &&Word| {
             let proxy = known[route.proxy() as usize];
             proxy.is_some_and(|proxy| words.iter().any(|word| word.proxy() == proxy.number))
@@ -286,79 +237,64 @@ struct Bulk<'a> {
 }
 
 impl Bulk<'_> {
-    fn add<'n, K: Key>(
-        mut self,
-        part: &'n Part,
-        shard: &Shard<K>,
-        key: impl Fn(&'n NodeId) -> K,
-    ) -> Result<Tally, SnapshotError> {
-        if part.nodes.len() == 0 || self.fill(part, shard, &key)? {
+    fn add(mut self, part: &Part) -> Result<Tally, SnapshotError> {
+        if part.nodes.len() == 0 || self.fill(part)? {
             return Ok(self.tally);
         }
         let mut nodes = part.nodes.iter().peekable();
         while nodes.peek().is_some() {
             let guard = pin();
-            let scope = self.table.scope(&guard, part.shard);
+            let scope = self.table.scope(&guard);
             let mut left = GROUP;
             while left > 0
                 && let Some((node, routes)) = nodes.next()
             {
                 // Each route may replace a list.
                 left = left.saturating_sub(routes.len());
-                let (key, hash) = (key(&node.id), self.table.hash(&node.id));
+                let hash = self.table.hash(&node.id);
                 for route in routes.iter().rev() {
-                    self.add_one(&key, hash, *route, shard, &scope)?;
+                    self.add_one(&node.id, hash, *route, &scope)?;
                 }
             }
         }
         Ok(self.tally)
     }
 
-    /// Fills the shard if it never had a node; tells whether it did.
-    fn fill<'n, K: Key>(
-        &mut self,
-        part: &'n Part,
-        shard: &Shard<K>,
-        key: impl Fn(&'n NodeId) -> K,
-    ) -> Result<bool, SnapshotError> {
+    /// Fills the shard if it never had a node. Returns whether it did.
+    fn fill(&mut self, part: &Part) -> Result<bool, SnapshotError> {
         let guard = pin();
-        if !shard.is_untouched(&guard) {
+        if !self.table.shards().is_untouched(part.shard, &guard) {
             return Ok(false);
         }
-        let scope = self.table.scope(&guard, part.shard);
+        let scope = self.table.scope(&guard);
         let mut tally = Tally::default();
-        let mut records = NewRecords::with_capacity(part.nodes.len());
-        let mut words = Words::new();
-        for (node, routes) in part.nodes.iter() {
-            words.clear();
-            words.extend(routes.iter().filter_map(|route| self.route(*route)));
+        let nodes = part.nodes.iter().map(|(node, routes)| {
+            let words: Words = routes.iter().filter_map(|route| self.route(*route)).collect();
             tally.inserted += words.len() as u64;
             tally.refused += (routes.len() - words.len()) as u64;
-            if !words.is_empty() && !records.push(&key(&node.id), &words) {
-                return Err(SnapshotError::OutOfMemory);
-            }
-        }
-        if !shard.fill(records, &scope) {
+            (&node.id, words)
+        });
+        let filled = self.table.shards().fill(part.shard, part.nodes.len(), nodes, &scope);
+        if !filled.map_err(|_| SnapshotError::OutOfMemory)? {
             return Ok(false);
         }
         drop(guard);
         self.room.use_up(tally.inserted as usize);
         self.tally = tally;
         if self.table.feed().is_followed() {
-            self.mark::<K>(part);
+            self.mark(part);
         }
         Ok(true)
     }
 
     /// Marks every node of a part for subscribers.
-    fn mark<K: Key>(&self, part: &Part) {
-        let ring = ring::<K>(part.shard);
+    fn mark(&self, part: &Part) {
         let mut nodes = part.nodes.iter().peekable();
         while nodes.peek().is_some() {
             // One pin for a group of nodes: each mark may retire the entry that it overwrites.
             let guard = pin();
             for (node, _) in nodes.by_ref().take(GROUP) {
-                self.table.feed().mark(ring, &guard, || Event::Node {
+                self.table.feed().mark(part.shard, &guard, || Event::Node {
                     node: node.id.clone(),
                     reason: Reason::Added,
                 });
@@ -376,12 +312,11 @@ impl Bulk<'_> {
             .then(|| Word::live(proxy.number, route.time()))
     }
 
-    fn add_one<K: Key>(
+    fn add_one(
         &mut self,
-        key: &K,
+        node: &NodeId,
         hash: u64,
         route: Word,
-        shard: &Shard<K>,
         scope: &Scope<'_, Proxies>,
     ) -> Result<(), SnapshotError> {
         let Some(word) = self.route(route) else {
@@ -390,7 +325,11 @@ impl Bulk<'_> {
         };
         let (proxy, time) = (word.proxy(), word.time());
         self.room.give_one();
-        match shard.put(key, hash, Change::Restore { proxy, time }, scope) {
+        match self
+            .table
+            .shards()
+            .put(node, hash, Change::Restore { proxy, time }, scope)
+        {
             Ok((Added::Inserted, _)) => {
                 self.table.proxies().touch(proxy, scope.now);
                 self.tally.inserted += 1;

@@ -7,12 +7,13 @@ use ahash::RandomState;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
-use crate::node_id::Kind as NodeKind;
-use crate::proxies::{Proxies, ProxyDetails, ProxyRef};
+use crate::proxies::Proxies;
 use crate::snapshot::SnapshotSize;
 use crate::snapshot::wire::{Kind, MAGIC, Section, Sink, VERSION, put_text, put_varint};
 use crate::sync::pin;
 use crate::table::RouteTable;
+use crate::types::node_id::Kind as NodeKind;
+use crate::types::proxy::{ProxyDetails, ProxyRef};
 
 pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSize> {
     let begun = table.now();
@@ -71,7 +72,7 @@ fn write_proxies<W: Write>(
 ) -> io::Result<HashMap<ProxyRef, u32, RandomState>> {
     let mut indexes = HashMap::default();
     for part in 0..Proxies::PARTS {
-        for (proxy, details, incarnation) in copy_part(table, part) {
+        for (proxy, details, incarnation) in scan_shard(table, part) {
             section.push(Kind::Proxies, sink, |payload| {
                 put_text(payload, &details.id);
                 put_text(payload, &details.cluster_name);
@@ -85,7 +86,7 @@ fn write_proxies<W: Write>(
 }
 
 /// Copies the proxies whose IDs are in one part, under one pin.
-fn copy_part(table: &RouteTable, part: usize) -> Vec<(ProxyRef, ProxyDetails, Option<NonZeroU64>)> {
+fn scan_shard(table: &RouteTable, part: usize) -> Vec<(ProxyRef, ProxyDetails, Option<NonZeroU64>)> {
     let guard = pin();
     let proxies = table.proxies();
     let copy = |(_, proxy)| {

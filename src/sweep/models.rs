@@ -7,9 +7,9 @@ use loom::thread;
 use uuid::Uuid;
 
 use super::Cursor;
-use crate::key::UuidKey;
-use crate::models::{Seen, proxy};
+use crate::shard::routes::Change;
 use crate::sync::{epoch, pin};
+use crate::verify::models::{Seen, proxy};
 use crate::{Added, ManualClock, NodeId, ProxyRef, RouteTable};
 
 fn register(table: &RouteTable, id: &str) -> ProxyRef {
@@ -79,10 +79,11 @@ fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
         {
             let guard = pin();
             assert!(table.proxies().takes_routes(proxy));
-            let key = UuidKey([1, 1]);
-            let hash = table.hash_stored::<UuidKey>([1, 1]);
-            let (shard, number) = table.parts().0.of(hash);
-            let added = shard.add(&key, hash, proxy.number, &table.scope(&guard, number));
+            let node = NodeId::from(Uuid::from_u64_pair(1, 1));
+            let hash = table.hash(&node);
+            let added = table
+                .shards()
+                .put(&node, hash, Change::Add(proxy.number), &table.scope(&guard));
             assert!(added.is_ok(), "there is room");
         }
         assert!(table.sweep(100).round_completed);
@@ -112,7 +113,11 @@ fn of_two_sweepers_none_goes_back() {
             // A round for whoever is alone: two shards of UUIDs, none of names, the proxies.
             thread::spawn(move || {
                 (0..4)
-                    .filter(|_| cursor.step(100, &table, &pin()).round_completed)
+                    .filter(|_| {
+                        let guard = pin();
+                        let step = cursor.step(100, table.shards(), table.proxies(), &table.scope(&guard));
+                        step.round_completed
+                    })
                     .count()
             })
         });

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::table::SHARD_BITS;
+use crate::layout::NUMBER_BITS;
+use crate::layout::SHARD_BITS;
 
 /// Names the route of a node, for [`RouteTable::refresh_routes`](crate::RouteTable::refresh_routes).
 ///
@@ -17,7 +18,6 @@ pub struct RouteHandle(u64);
 
 /// What is left beside the kind of key, the shard and the record number.
 const CHECK_BITS: u32 = 64 - 1 - SHARD_BITS - NUMBER_BITS;
-const NUMBER_BITS: u32 = 22;
 
 impl RouteHandle {
     pub(crate) fn new(is_name: bool, hash: u64, number: u32) -> Self {

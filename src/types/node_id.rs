@@ -45,12 +45,25 @@ impl NodeId {
         Self(Kind::Name(name.into()))
     }
 
-    /// The UUID, where the ID is one.
+    pub(crate) fn is_name(&self) -> bool {
+        matches!(self.0, Kind::Name(_))
+    }
+
+    /// The UUID, if the ID is a UUID.
     #[must_use]
     pub fn as_uuid(&self) -> Option<Uuid> {
         match self.0 {
             Kind::Uuid(uuid) => Some(uuid),
             Kind::Name(_) => None,
+        }
+    }
+
+    /// The name, if the ID is not a UUID.
+    #[must_use]
+    pub fn as_name(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Uuid(_) => None,
+            Kind::Name(name) => Some(name),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::{ProxyDetails, ProxyRef};
+use crate::types::proxy::{ProxyDetails, ProxyRef};
 
 /// One node-to-proxy relationship, as a look-up returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,10 +8,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use uuid::Uuid;
-
-use crate::table::SHARDS;
+use crate::layout::SHARDS;
 use crate::{AddError, BeginError, Event, Incarnation, ManualClock, NodeId, Proxy, ProxyCursor, ProxyRef, RouteTable};
+use uuid::Uuid;
 
 fn garbage() -> usize {
     crate::sync::garbage().objects

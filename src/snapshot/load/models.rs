@@ -2,8 +2,9 @@
 //! loads one part, as one of rayon's threads does.
 
 use super::*;
-use crate::models::{World, addition, node};
 use crate::snapshot::decode::Nodes;
+use crate::types::proxy::ProxyRef;
+use crate::verify::models::{World, addition, node};
 
 /// Loads one route of the node through the snapshot's first proxy, which is `proxy` in the table.
 fn load(world: &World, proxy: ProxyRef) {
@@ -11,8 +12,7 @@ fn load(world: &World, proxy: ProxyRef) {
     let mut nodes = Nodes::default();
     nodes.push(node(), 0, &[Word::live(0, table.now())]);
     let part = Part {
-        are_names: false,
-        shard: table.shard_of(&node()),
+        shard: table.shards().number_of(&node(), table.hash(&node())),
         nodes,
     };
     assert!(table.count().reserve(1));
@@ -25,7 +25,7 @@ fn load(world: &World, proxy: ProxyRef) {
         },
         tally: Tally::default(),
     };
-    let tally = bulk.add(&part, table.parts().0.get(part.shard), uuid_key);
+    let tally = bulk.add(&part);
     assert_eq!(tally.map(|tally| tally.inserted + tally.refused).ok(), Some(1));
 }
 

@@ -1,0 +1,66 @@
+//! A short string on the heap behind a one-word pointer.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::ptr::NonNull;
+
+/// A heap string of at most 255 bytes behind a one-word pointer: a length byte, then the text. It costs its length and
+/// one byte, where a boxed str costs sixteen bytes beside its length, and a `CompactString` twenty-four.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ThinStr(NonNull<u8>);
+
+impl ThinStr {
+    /// Copies `text`, of at most 255 bytes; `None` where there is no memory for it.
+    pub(crate) fn new(text: &str) -> Option<ThinStr> {
+        let len = u8::try_from(text.len()).expect("names were checked to be at most 255 bytes");
+        // SAFETY: the layout has a byte at least.
+        let to = NonNull::new(unsafe { alloc(Self::layout(len)) })?;
+        // SAFETY: the allocation starts with a byte for the length.
+        unsafe { to.write(len) };
+        // SAFETY: `len` bytes follow it.
+        let bytes = unsafe { to.add(1) };
+        // SAFETY: both are `len` bytes, and the allocation is new, so they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), bytes.as_ptr(), text.len()) };
+        Some(ThinStr(to))
+    }
+
+    fn layout(len: u8) -> Layout {
+        Layout::array::<u8>(usize::from(len) + 1).expect("256 bytes fit into memory")
+    }
+
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0.as_ptr().expose_provenance() as u64
+    }
+
+    /// # Safety
+    ///
+    /// `bits` came from [`to_bits`](ThinStr::to_bits).
+    pub(crate) unsafe fn from_bits(bits: u64) -> ThinStr {
+        let raw = std::ptr::with_exposed_provenance_mut(bits as usize);
+        // SAFETY: a text's address is not null.
+        ThinStr(unsafe { NonNull::new_unchecked(raw) })
+    }
+
+    /// # Safety
+    ///
+    /// The text is not freed while the result is in use.
+    pub(crate) unsafe fn as_str<'a>(self) -> &'a str {
+        // SAFETY: the first byte is the length.
+        let len = unsafe { self.0.read() };
+        // SAFETY: `len` bytes follow.
+        let bytes = unsafe { self.0.add(1) };
+        // SAFETY: they were initialised by `new`, and are not written again.
+        let bytes = unsafe { std::slice::from_raw_parts(bytes.as_ptr(), len.into()) };
+        // SAFETY: they were copied from a str.
+        unsafe { std::str::from_utf8_unchecked(bytes) }
+    }
+
+    /// # Safety
+    ///
+    /// Nobody uses the text any more, and it is freed once.
+    pub(crate) unsafe fn free(self) {
+        // SAFETY: the first byte is the length.
+        let len = unsafe { self.0.read() };
+        // SAFETY: `new` allocated it with this layout.
+        unsafe { dealloc(self.0.as_ptr(), Self::layout(len)) };
+    }
+}

@@ -1,0 +1,352 @@
+//! The shards of both kinds of key. Only this module knows both kinds.
+//!
+//! A shard of UUIDs and a shard of names have no type in common, so each operation on a node, or on a shard by its number,
+//! chooses the kind here.
+
+use ahash::RandomState;
+use once_cell::race::OnceBox;
+use uuid::Uuid;
+
+use crate::layout::{SHARD_BITS, SHARDS};
+use crate::liveness::{Census, Liveness};
+use crate::shard::bulk_load::NewRecords;
+use crate::shard::key::{Key, NameKey, UuidKey};
+use crate::shard::rebuild::RebuildSlot;
+use crate::shard::routes::{Change, Words};
+use crate::shard::scan::{Part, Start};
+use crate::shard::{Candidate, Mark, Refused, Scope, Shard, Visit};
+use crate::sync::{Guard, new_hasher};
+use crate::types::handle::RouteHandle;
+use crate::types::node_id::{Kind, NodeId};
+use crate::types::route::Added;
+use crate::word::Word;
+
+type Uuids = [Shard<UuidKey>; SHARDS];
+type Names = [Shard<NameKey<'static>>; SHARDS];
+
+/// All shards of a table, by number: those of UUIDs, then those of names.
+pub(crate) struct Shards {
+    uuids: Uuids,
+    /// Made when the first node comes that has a name.
+    names: OnceBox<Names>,
+    hasher: RandomState,
+}
+
+/// A shard of one kind or the other, or what stands for the shard.
+enum Of<U, N> {
+    Uuids(U),
+    Names(N),
+    /// The shard would be one of names, but no node with a name has come yet.
+    Absent,
+}
+
+/// Runs `$body` with the shard, whatever its kind.
+macro_rules! with {
+    ($of:expr, $shard:pat => $body:expr, $absent:expr) => {
+        match $of {
+            Of::Uuids($shard) => $body,
+            Of::Names($shard) => $body,
+            Of::Absent => $absent,
+        }
+    };
+}
+
+fn make<K: Key, const FROM: usize>() -> [Shard<K>; SHARDS] {
+    std::array::from_fn(|number| Shard::new(FROM + number))
+}
+
+/// The number of a hash's shard, among the shards of the same kind.
+#[inline]
+fn shard_of(hash: u64) -> usize {
+    (hash >> (64 - SHARD_BITS)) as usize
+}
+
+fn uuid_key(uuid: Uuid) -> UuidKey {
+    UuidKey::from(uuid)
+}
+
+impl Shards {
+    pub(crate) fn new() -> Self {
+        Self {
+            uuids: make::<_, 0>(),
+            names: OnceBox::new(),
+            hasher: new_hasher(),
+        }
+    }
+
+    pub(crate) fn hasher(&self) -> &RandomState {
+        &self.hasher
+    }
+
+    /// The hash by which a node is found.
+    #[inline]
+    pub(crate) fn hash(&self, node: &NodeId) -> u64 {
+        match node.kind() {
+            Kind::Uuid(uuid) => uuid_key(*uuid).hash(&self.hasher),
+            Kind::Name(name) => NameKey::hash_of(name, &self.hasher),
+        }
+    }
+
+    /// The number of a node's shard.
+    #[inline]
+    pub(crate) fn number_of(&self, node: &NodeId, hash: u64) -> usize {
+        shard_of(hash) + if node.is_name() { SHARDS } else { 0 }
+    }
+
+    /// All numbers of shards are below this.
+    pub(crate) fn end(&self) -> usize {
+        if self.names.get().is_some() { 2 * SHARDS } else { SHARDS }
+    }
+
+    /// Makes the shards of names.
+    pub(crate) fn ensure_names(&self) {
+        self.names.get_or_init(|| Box::new(make::<_, SHARDS>()));
+    }
+
+    /// Makes the shards of the node's kind.
+    #[inline]
+    pub(crate) fn ensure_for(&self, node: &NodeId) {
+        if node.is_name() {
+            self.ensure_names();
+        }
+    }
+
+    /// A node's shard and its key there.
+    #[inline]
+    fn of<'a>(
+        &'a self,
+        node: &'a NodeId,
+        hash: u64,
+    ) -> Of<(&'a Shard<UuidKey>, UuidKey), (&'a Shard<NameKey<'a>>, NameKey<'a>)> {
+        match node.kind() {
+            Kind::Uuid(uuid) => Of::Uuids((&self.uuids[shard_of(hash)], uuid_key(*uuid))),
+            Kind::Name(name) => match self.names.get() {
+                Some(names) => Of::Names((&names[shard_of(hash)], NameKey::new(name, hash))),
+                None => Of::Absent,
+            },
+        }
+    }
+
+    /// A shard by number.
+    #[inline]
+    fn get(&self, number: usize) -> Of<&Shard<UuidKey>, &Shard<NameKey<'static>>> {
+        match (number.checked_sub(SHARDS), self.names.get()) {
+            (None, _) => Of::Uuids(&self.uuids[number]),
+            (Some(number), Some(names)) => Of::Names(&names[number]),
+            (Some(_), None) => Of::Absent,
+        }
+    }
+
+    /// [`Shard::preload`].
+    #[inline]
+    pub(crate) fn preload(&self, node: &NodeId, hash: u64) {
+        with!(self.of(node, hash), (shard, _key) => shard.preload(hash), ());
+    }
+
+    /// [`Shard::word`].
+    #[inline]
+    pub(crate) fn word(&self, node: &NodeId, hash: u64, guard: &Guard) -> Option<Word> {
+        with!(self.of(node, hash), (shard, key) => shard.word(&key, hash, guard), None)
+    }
+
+    /// [`Shard::get`].
+    #[inline]
+    pub(crate) fn routes<P: Liveness>(&self, node: &NodeId, hash: u64, scope: &Scope<'_, P>) -> Words {
+        with!(self.of(node, hash), (shard, key) => shard.get(&key, hash, scope), Words::new())
+    }
+
+    /// [`Shard::get_all`].
+    pub(crate) fn all_routes(&self, node: &NodeId, hash: u64, guard: &Guard) -> Words {
+        with!(self.of(node, hash), (shard, key) => shard.get_all(&key, hash, guard), Words::new())
+    }
+
+    /// [`Shard::put`]. The caller has called [`ensure_for`](Shards::ensure_for).
+    #[inline]
+    pub(crate) fn put<P: Liveness>(
+        &self,
+        node: &NodeId,
+        hash: u64,
+        what: Change,
+        scope: &Scope<'_, P>,
+    ) -> Result<(Added, u32), Refused> {
+        with!(
+            self.of(node, hash),
+            (shard, key) => shard.put(&key, hash, what, scope),
+            unreachable!("`ensure_for` was called")
+        )
+    }
+
+    /// [`Shard::remove`].
+    #[inline]
+    pub(crate) fn remove<P: Liveness>(&self, node: &NodeId, hash: u64, what: Change, scope: &Scope<'_, P>) -> usize {
+        with!(self.of(node, hash), (shard, key) => shard.remove(&key, hash, what, scope), 0)
+    }
+
+    /// [`Shard::prefetch`], for UUIDs. Names are few; batches look names up one by one.
+    #[inline]
+    pub(crate) fn prefetch(&self, node: &NodeId, hash: u64, guard: &Guard) {
+        if !node.is_name() {
+            self.uuids[shard_of(hash)].prefetch(hash, guard);
+        }
+    }
+
+    /// [`Shard::candidate`], for UUIDs.
+    #[inline]
+    pub(crate) fn candidate<'g>(&self, node: &NodeId, hash: u64, guard: &'g Guard) -> Option<Candidate<'g>> {
+        match node.is_name() {
+            false => self.uuids[shard_of(hash)].candidate(hash, guard),
+            true => None,
+        }
+    }
+
+    /// The record that a handle names, whatever the record is now. It begins to be loaded.
+    #[inline]
+    pub(crate) fn candidate_at<'g>(&self, handle: RouteHandle, guard: &'g Guard) -> Option<Candidate<'g>> {
+        match handle.is_name() {
+            false => self.uuids[handle.shard()].candidate_at(handle.number(), guard),
+            true => self.names.get()?[handle.shard()].candidate_at(handle.number(), guard),
+        }
+    }
+
+    /// Refreshes the route through a proxy of the record that a handle names, if the record is still that of the handle's
+    /// node. Returns whether it did.
+    #[inline]
+    pub(crate) fn refresh<P: Liveness>(
+        &self,
+        candidate: Candidate<'_>,
+        handle: RouteHandle,
+        proxy: u32,
+        scope: &Scope<'_, P>,
+    ) -> bool {
+        match handle.is_name() {
+            false => {
+                let fits = |stored| handle.fits(UuidKey::hash_stored(stored, &self.hasher));
+                candidate.refresh::<UuidKey, _>(proxy, fits, scope)
+            }
+            true => {
+                let fits = |stored| handle.fits(NameKey::hash_stored(stored, &self.hasher));
+                candidate.refresh::<NameKey<'_>, _>(proxy, fits, scope)
+            }
+        }
+    }
+
+    /// [`Shard::visit`]; `None` if there is no such shard.
+    pub(crate) fn visit<P: Liveness>(
+        &self,
+        number: usize,
+        at: Mark,
+        most: u32,
+        parked: &RebuildSlot,
+        scope: &Scope<'_, P>,
+        census: impl Census,
+    ) -> Option<Visit> {
+        with!(self.get(number), shard => Some(shard.visit(at, most, parked, scope, census)), None)
+    }
+
+    /// [`Shard::scan`].
+    pub(crate) fn scan<P: Liveness>(
+        &self,
+        number: usize,
+        start: Start<'_>,
+        most: usize,
+        scope: &Scope<'_, P>,
+        each: impl FnMut(NodeId, &Words),
+    ) -> Part {
+        with!(self.get(number), shard => shard.scan(start, most, scope, each), Part::NONE)
+    }
+
+    /// Whether no node was ever added to a shard.
+    pub(crate) fn is_untouched(&self, number: usize, guard: &Guard) -> bool {
+        with!(self.get(number), shard => shard.is_untouched(guard), true)
+    }
+
+    /// [`Shard::fill`] with `count` nodes that belong to the shard, at most, each with its routes, newest first. Nodes without
+    /// routes are left out.
+    pub(crate) fn fill<'n, P: Liveness>(
+        &self,
+        number: usize,
+        count: usize,
+        nodes: impl Iterator<Item = (&'n NodeId, Words)>,
+        scope: &Scope<'_, P>,
+    ) -> Result<bool, Refused> {
+        match self.get(number) {
+            Of::Uuids(shard) => fill(
+                shard,
+                count,
+                nodes.map(|(node, words)| (self.uuid_of(node), words)),
+                scope,
+            ),
+            Of::Names(shard) => fill(
+                shard,
+                count,
+                nodes.map(|(node, words)| (self.name_of(node), words)),
+                scope,
+            ),
+            Of::Absent => Ok(false),
+        }
+    }
+
+    fn uuid_of(&self, node: &NodeId) -> UuidKey {
+        match node.kind() {
+            Kind::Uuid(uuid) => uuid_key(*uuid),
+            Kind::Name(_) => unreachable!("a shard of UUIDs has no names"),
+        }
+    }
+
+    fn name_of<'n>(&self, node: &'n NodeId) -> NameKey<'n> {
+        match node.kind() {
+            Kind::Name(name) => NameKey::new(name, self.hash(node)),
+            Kind::Uuid(_) => unreachable!("a shard of names has no UUIDs"),
+        }
+    }
+
+    /// How many records have routes, and how many there are, in all shards.
+    pub(crate) fn records(&self, guard: &Guard) -> (usize, usize) {
+        (0..self.end())
+            .map(|number| with!(self.get(number), shard => shard.records(guard), (0, 0)))
+            .fold((0, 0), |(nodes, records), (more, all)| (nodes + more, records + all))
+    }
+}
+
+fn fill<K: Key, P: Liveness>(
+    shard: &Shard<K>,
+    count: usize,
+    nodes: impl Iterator<Item = (K, Words)>,
+    scope: &Scope<'_, P>,
+) -> Result<bool, Refused> {
+    if !shard.is_untouched(scope.guard) {
+        return Ok(false);
+    }
+    let mut records = NewRecords::with_capacity(count);
+    for (key, words) in nodes {
+        if !words.is_empty() && !records.push(&key, &words) {
+            return Err(Refused::Memory);
+        }
+    }
+    Ok(shard.fill(records, scope))
+}
+
+impl Candidate<'_> {
+    /// The record's word, if the record is the node's.
+    #[inline]
+    pub(crate) fn word_of(&self, node: &NodeId) -> Option<Word> {
+        match node.kind() {
+            Kind::Uuid(uuid) => self.word(&uuid_key(*uuid)),
+            Kind::Name(_) => None,
+        }
+    }
+
+    /// Adds or refreshes a route of the node. `None` if the record is not the node's, RETIRED, or moving.
+    #[inline]
+    pub(crate) fn add_to<P: Liveness>(
+        &self,
+        node: &NodeId,
+        proxy: u32,
+        scope: &Scope<'_, P>,
+    ) -> Option<Result<Added, Refused>> {
+        match node.kind() {
+            Kind::Uuid(uuid) => self.add(&uuid_key(*uuid), proxy, scope),
+            Kind::Name(_) => None,
+        }
+    }
+}

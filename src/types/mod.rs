@@ -1,0 +1,7 @@
+//! The plain data that callers pass and get.
+
+pub(crate) mod handle;
+pub(crate) mod life;
+pub(crate) mod node_id;
+pub(crate) mod proxy;
+pub(crate) mod route;

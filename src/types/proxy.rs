@@ -1,0 +1,75 @@
+//! A proxy, as callers describe it and as the table returns it.
+
+use compact_str::CompactString;
+
+use crate::error::{ProxyField, RegisterError, TextError};
+use crate::types::life::Life;
+use crate::types::node_id::check_text;
+
+/// A proxy as a caller describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proxy<'a> {
+    /// The proxy's ID, compared byte by byte; 1 to 255 bytes, no control characters.
+    pub id: &'a str,
+    /// The cluster it belongs to; up to 255 bytes, no control characters, may be empty.
+    pub cluster_name: &'a str,
+    /// Where other proxies reach it, `host:port`; up to 255 bytes.
+    pub addr: &'a str,
+}
+
+/// Names a registered proxy; eight bytes, `Copy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProxyRef {
+    pub(crate) number: u32,
+    /// The number's life while this proxy is ALIVE.
+    pub(crate) life: Life,
+}
+
+impl ProxyRef {
+    /// The reference as a number. It differs from the numbers of earlier and later registrations under the same ID, as long as
+    /// the table lives.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        u64::from(self.life.to_bits()) << 32 | u64::from(self.number)
+    }
+}
+
+/// What is known of a registered proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyDetails {
+    /// The proxy's ID, as it was registered.
+    pub id: CompactString,
+    /// The cluster it belongs to.
+    pub cluster_name: CompactString,
+    /// Where other proxies reach it, `host:port`.
+    pub addr: CompactString,
+}
+
+impl Proxy<'_> {
+    pub(crate) fn check(&self) -> Result<(), RegisterError> {
+        let invalid = |field| move |reason| RegisterError::Invalid { field, reason };
+        check_text(self.id).map_err(invalid(ProxyField::Id))?;
+        match check_text(self.cluster_name) {
+            Ok(()) | Err(TextError::Empty) => {}
+            Err(reason) => return Err(invalid(ProxyField::ClusterName)(reason)),
+        }
+        check_text(self.addr).map_err(invalid(ProxyField::Addr))?;
+        check_host_port(self.addr).map_err(invalid(ProxyField::Addr))
+    }
+}
+
+/// Checks for `host:port`, where an IPv6 address stands in brackets and the port is not zero.
+fn check_host_port(addr: &str) -> Result<(), TextError> {
+    let (host, port) = addr.rsplit_once(':').ok_or(TextError::NotHostPort)?;
+    let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let host_ok = match bracketed {
+        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && !host.contains([':', '[', ']']) && !host.contains(char::is_whitespace),
+    };
+    let port_ok = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
+    if host_ok && port_ok {
+        Ok(())
+    } else {
+        Err(TextError::NotHostPort)
+    }
+}

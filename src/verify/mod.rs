@@ -1,0 +1,6 @@
+//! Proofs that need the inside of several modules.
+
+#[cfg(not(loom))]
+pub(crate) mod failpoints;
+#[cfg(loom)]
+pub(crate) mod models;
