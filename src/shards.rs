@@ -40,6 +40,9 @@ enum Of<U, N> {
     Absent,
 }
 
+/// A node's shard and its key there.
+type OfNode<'a> = Of<(&'a Shard<UuidKey>, UuidKey), (&'a Shard<NameKey<'a>>, NameKey<'a>)>;
+
 /// Runs `$body` with the shard, whatever its kind.
 macro_rules! with {
     ($of:expr, $shard:pat => $body:expr, $absent:expr) => {
@@ -113,11 +116,7 @@ impl Shards {
 
     /// A node's shard and its key there.
     #[inline]
-    fn of<'a>(
-        &'a self,
-        node: &'a NodeId,
-        hash: u64,
-    ) -> Of<(&'a Shard<UuidKey>, UuidKey), (&'a Shard<NameKey<'a>>, NameKey<'a>)> {
+    fn of<'a>(&'a self, node: &'a NodeId, hash: u64) -> OfNode<'a> {
         match node.kind() {
             Kind::Uuid(uuid) => Of::Uuids((&self.uuids[shard_of(hash)], uuid_key(*uuid))),
             Kind::Name(name) => match self.names.get() {

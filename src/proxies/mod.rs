@@ -576,7 +576,7 @@ impl Proxies {
         match owner.wait_of(number) {
             Some(wait) if !wait.is_over(round, &self.grace) => {}
             // The grace period is over; a round that starts after this sees every route that there is.
-            Some(Wait::GracePeriods(_)) => owner.wait_for(number, Wait::Round(round_now())),
+            Some(Wait::Grace(_)) => owner.wait_for(number, Wait::Round(round_now())),
             Some(Wait::Round(_)) if life.is_closing() => {
                 // A route that was removed meanwhile counts like a route that is still there.
                 if entry.was_seen_since(round) || !entry.is_idle(at.interval_ago) {

@@ -31,7 +31,7 @@ pub(crate) struct Registry {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Wait {
     /// The end of a grace period.
-    GracePeriods(u32),
+    Grace(u32),
     /// A full round of the sweeper that starts after this one.
     Round(u32),
     /// The end of the grace period that follows the round.
@@ -42,7 +42,7 @@ impl Wait {
     /// Whether the wait is over, at the end of `round`.
     pub(crate) fn is_over(self, round: u32, grace: &GracePeriods) -> bool {
         match self {
-            Wait::GracePeriods(period) | Wait::LastGrace(period) => grace.is_over(period),
+            Wait::Grace(period) | Wait::LastGrace(period) => grace.is_over(period),
             Wait::Round(after) => {
                 let since = round.wrapping_sub(after) % ROUNDS;
                 since > 0 && since < ROUNDS / 2
@@ -171,7 +171,7 @@ impl<'a> Owner<'a> {
     /// Makes a number wait for the grace period that begins just before the lock is released.
     pub(crate) fn wait_for_grace(&mut self, number: u32) {
         let period = self.unlinked.period();
-        self.wait_for(number, Wait::GracePeriods(period));
+        self.wait_for(number, Wait::Grace(period));
     }
 
     /// As [`wait_for_grace`](Owner::wait_for_grace), when a round has found no route of the number.

@@ -65,6 +65,9 @@ pub(crate) mod key;
 pub(crate) mod list;
 #[cfg(all(test, loom))]
 mod models;
+mod new_index;
+mod occupied;
+mod probe;
 pub(crate) mod rebuild;
 pub(crate) mod routes;
 pub(crate) mod scan;
@@ -83,8 +86,10 @@ use crate::growth::{buckets_for, max_used, most_used};
 use crate::liveness::{Census, Liveness};
 use crate::mem::segments::Location;
 use crate::route_limit::{Reservation, RouteLimit};
-use crate::shard::index::{Filled, Header, Index, Moved, NewIndex, Shape};
+use crate::shard::index::{Header, Index, Moved, Shape};
 use crate::shard::key::Key;
+use crate::shard::new_index::NewIndex;
+use crate::shard::probe::Filled;
 use crate::shard::rebuild::RebuildSlot;
 use crate::shard::routes::{Change, Changed, Words, change, read, read_all, refresh_only_route};
 use crate::shard::slab::{NoRecord, Private, Record, Slab};
@@ -339,7 +344,7 @@ impl<K: Key> Shard<K> {
         {
             // Relaxed, both: nothing is read by way of them.
             let (root, buckets) = (self.root.load(Ordering::Relaxed), self.buckets.load(Ordering::Relaxed));
-            index::prefetch_bucket(root, buckets, hash);
+            probe::prefetch_bucket(root, buckets, hash);
         }
         #[cfg(loom)]
         let _ = (hash, &self.buckets);

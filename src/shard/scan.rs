@@ -13,8 +13,8 @@ use smallvec::SmallVec;
 
 use crate::layout::BUCKET;
 use crate::liveness::Liveness;
-use crate::shard::index::{first_rank, home, mix};
 use crate::shard::key::Key;
+use crate::shard::probe::{first_rank, home, mix};
 use crate::shard::routes::{Words, read};
 use crate::shard::slab::Record;
 use crate::shard::{Scope, Shard, newest_first};

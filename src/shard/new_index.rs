@@ -1,0 +1,125 @@
+//! An index that is still private.
+
+use std::alloc::alloc_zeroed;
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+#[cfg(loom)]
+use crate::layout::BUCKET;
+use crate::shard::bucket::{ends, first, from_offset};
+#[cfg(loom)]
+use crate::shard::index::{EMPTY, segments_at};
+use crate::shard::index::{Header, Index, Shape, frozen_segment};
+use crate::shard::probe::{PROBED_BUCKETS, following};
+use crate::shard::slab::{Record, Slab};
+#[cfg(loom)]
+use crate::sync::{AtomicPtr, AtomicU32, epoch::Fate};
+use crate::sync::{Ordering, Reclaim};
+
+/// An index that nobody else knows yet; freed when it is dropped.
+pub(crate) struct NewIndex(NonNull<Header>);
+
+impl NewIndex {
+    /// Allocates an empty index over `slab`; `None` where there is no memory for it.
+    pub(crate) fn new(slab: Arc<Slab>, shape: Shape) -> Option<NewIndex> {
+        // SAFETY: the layout has a header, so its size is not zero.
+        let header = NonNull::new(unsafe { alloc_zeroed(shape.layout()) }.cast::<Header>())?;
+        let new = Header {
+            slab,
+            shape,
+            left_out: Cell::new(None),
+            takes_slab: Cell::new(None),
+            #[cfg(loom)]
+            fate: Fate::default(),
+        };
+        // SAFETY: the allocation starts with room for a header, and is ours alone.
+        unsafe { header.write(new) };
+        let index = NewIndex(header);
+        // Outside of loom, zeroed memory is EMPTY slots and a table of no segments.
+        #[cfg(loom)]
+        index.initialize();
+        Some(index)
+    }
+
+    #[cfg(loom)]
+    fn initialize(&self) {
+        let shape = self.get().shape();
+        // SAFETY: the layout has room for the segment table there.
+        let segments = unsafe { self.0.cast::<u8>().add(segments_at(shape.buckets)) }.cast::<AtomicPtr<Record>>();
+        for entry in 0..shape.segments as usize {
+            // SAFETY: as above.
+            let entry = unsafe { segments.add(entry) };
+            // SAFETY: as above, and the allocation is ours alone.
+            unsafe { entry.write(AtomicPtr::new(std::ptr::null_mut())) };
+        }
+        let slots = self.get().slots_ptr();
+        for slot in 0..(shape.buckets * BUCKET) as usize {
+            // SAFETY: the layout has room for the slots there.
+            let slot = unsafe { slots.add(slot) };
+            // SAFETY: as above, and the allocation is ours alone.
+            unsafe { slot.write(AtomicU32::new(EMPTY)) };
+        }
+    }
+
+    /// The index, while it is private.
+    pub(crate) fn get(&self) -> Index<'_> {
+        Index {
+            header: self.0,
+            guard: PhantomData,
+        }
+    }
+
+    /// Copies the segment table of a frozen index.
+    pub(crate) fn copy_segments(&self, from: Index<'_>) {
+        for (to, from) in self.get().segments().iter().zip(from.segments()) {
+            // Acquire: pairs with the CAS that installed the segment; the root's CAS passes it on.
+            let records = from.load(Ordering::Acquire);
+            if records != frozen_segment() {
+                // Relaxed: private; the root's CAS publishes it.
+                to.store(records, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Makes `segments` the first ones of the table.
+    pub(crate) fn set_segments(&self, segments: &[NonNull<Record>]) {
+        for (to, records) in self.get().segments().iter().zip(segments) {
+            // Relaxed: private; the root's CAS publishes it.
+            to.store(records.as_ptr(), Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a record into the first EMPTY slot of its probe sequence; `false` where that is full.
+    #[must_use]
+    pub(crate) fn place(&mut self, number: u32, hash: u64) -> bool {
+        let index = self.get();
+        let probe = index.probe(hash);
+        let buckets = index.header().shape.buckets;
+        let mut bucket = probe.bucket;
+        for _ in 0..buckets.min(PROBED_BUCKETS) {
+            let line = index.bucket(bucket);
+            let empty = from_offset(ends(line), probe.offset);
+            if empty != 0 {
+                // Relaxed: private; the root's CAS publishes it.
+                line[first(empty, probe.offset)].store(probe.tag | (number + 1), Ordering::Relaxed);
+                return true;
+            }
+            bucket = following(bucket, buckets);
+        }
+        false
+    }
+
+    /// Leaves the index to the root that points to it now.
+    pub(crate) fn publish(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for NewIndex {
+    fn drop(&mut self) {
+        // SAFETY: it was never published. Its segments belong to the slab.
+        unsafe { Header::free(self.0.as_ptr()) };
+    }
+}
