@@ -8,7 +8,7 @@
 use smallvec::SmallVec;
 
 use crate::error::{AddError, AddNodesError, ReportNodesError};
-use crate::shard::Candidate;
+use crate::shard::candidate::Candidate;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 use crate::types::handle::RouteHandle;
@@ -252,13 +252,13 @@ impl RouteTable {
                 return Err(AddError::UnknownProxy);
             }
             let scope = self.scope(&guard);
-            let mut candidates = [None; GROUP];
-            for (candidate, handle) in candidates.iter_mut().zip(group) {
-                *candidate = self.shards().candidate_at(*handle, &guard);
+            let mut records = [None; GROUP];
+            for (record, handle) in records.iter_mut().zip(group) {
+                *record = self.shards().numbered(*handle, &guard);
             }
-            for (at, (handle, candidate)) in group.iter().zip(candidates).enumerate() {
-                let refresh = |candidate| self.shards().refresh(candidate, *handle, proxy.number, &scope);
-                if candidate.is_some_and(refresh) {
+            for (at, (handle, record)) in group.iter().zip(records).enumerate() {
+                let refresh = |record| self.shards().refresh(record, *handle, proxy.number, &scope);
+                if record.is_some_and(refresh) {
                     refreshed += 1;
                 } else {
                     gone.push(nth * GROUP + at);

@@ -10,11 +10,12 @@ use uuid::Uuid;
 use crate::layout::{SHARD_BITS, SHARDS};
 use crate::liveness::{Census, Liveness};
 use crate::shard::bulk_load::NewRecords;
+use crate::shard::candidate::{Candidate, Numbered};
 use crate::shard::key::{Key, NameKey, UuidKey};
 use crate::shard::rebuild::RebuildSlot;
 use crate::shard::routes::{Change, Words};
 use crate::shard::scan::{Part, Start};
-use crate::shard::{Candidate, Mark, Refused, Scope, Shard, Visit};
+use crate::shard::{Mark, Refused, Scope, Shard, Visit};
 use crate::sync::{Guard, new_hasher};
 use crate::types::handle::RouteHandle;
 use crate::types::node_id::{Kind, NodeId};
@@ -200,10 +201,10 @@ impl Shards {
 
     /// The record that a handle names, whatever the record is now. It begins to be loaded.
     #[inline]
-    pub(crate) fn candidate_at<'g>(&self, handle: RouteHandle, guard: &'g Guard) -> Option<Candidate<'g>> {
+    pub(crate) fn numbered<'g>(&self, handle: RouteHandle, guard: &'g Guard) -> Option<Numbered<'g>> {
         match handle.is_name() {
-            false => self.uuids[handle.shard()].candidate_at(handle.number(), guard),
-            true => self.names.get()?[handle.shard()].candidate_at(handle.number(), guard),
+            false => self.uuids[handle.shard()].numbered(handle.number(), guard),
+            true => self.names.get()?[handle.shard()].numbered(handle.number(), guard),
         }
     }
 
@@ -212,7 +213,7 @@ impl Shards {
     #[inline]
     pub(crate) fn refresh<P: Liveness>(
         &self,
-        candidate: Candidate<'_>,
+        record: Numbered<'_>,
         handle: RouteHandle,
         proxy: u32,
         scope: &Scope<'_, P>,
@@ -220,11 +221,11 @@ impl Shards {
         match handle.is_name() {
             false => {
                 let fits = |stored| handle.fits(UuidKey::hash_stored(stored, &self.hasher));
-                candidate.refresh::<UuidKey, _>(proxy, fits, scope)
+                record.refresh::<UuidKey, _>(proxy, fits, scope)
             }
             true => {
                 let fits = |stored| handle.fits(NameKey::hash_stored(stored, &self.hasher));
-                candidate.refresh::<NameKey<'_>, _>(proxy, fits, scope)
+                record.refresh::<NameKey<'_>, _>(proxy, fits, scope)
             }
         }
     }

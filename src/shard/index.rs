@@ -23,6 +23,7 @@ use crate::layout::{BUCKET, MAX_RECORDS, NUMBER_BITS};
 use crate::mem::segments::Location;
 use crate::shard::bucket::Bucket;
 use crate::shard::list::List;
+use crate::shard::published::Published;
 use crate::shard::slab::{Batch, NoRecord, Record, Slab, allocate_segment, free_segment};
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
@@ -226,7 +227,7 @@ impl<'g> Index<'g> {
 
     /// The record that a slot's value refers to.
     #[inline]
-    pub(super) fn record_in(self, value: u32) -> &'g Record {
+    pub(super) fn record_in(self, value: u32) -> Published<'g> {
         let place = Location::of(number_in(value));
         debug_assert!(self.segment(place.segment).is_some());
         // SAFETY: a published record's segment is in the table (invariant 5).
@@ -235,8 +236,10 @@ impl<'g> Index<'g> {
         let records = segment.load(Ordering::Acquire);
         // SAFETY: as above, and it has a record at that place.
         let record = unsafe { records.add(place.offset as usize) };
-        // SAFETY: as above; it lives as long as the slab, which the guard keeps.
-        unsafe { &*record }
+        // SAFETY: as above; it lives as long as the slab, which the guard keeps (8).
+        let record = unsafe { &*record };
+        // SAFETY: the value was in a slot, which the guard's thread loaded.
+        unsafe { Published::new(record) }
     }
 
     /// The slots of one bucket.
@@ -260,7 +263,7 @@ impl<'g> Index<'g> {
     }
 
     /// Makes a slot final. Returns its record, if it has one, with the record's number.
-    pub(crate) fn freeze_slot(self, bucket: u32, slot: usize) -> Option<(u32, &'g Record)> {
+    pub(crate) fn freeze_slot(self, bucket: u32, slot: usize) -> Option<(u32, Published<'g>)> {
         let value = freeze_slot(&self.bucket(bucket)[slot]);
         (value != FROZEN).then(|| (number_in(value), self.record_in(value)))
     }

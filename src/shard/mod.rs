@@ -59,6 +59,7 @@
 
 mod bucket;
 pub(crate) mod bulk_load;
+pub(crate) mod candidate;
 mod compact;
 pub(crate) mod index;
 pub(crate) mod key;
@@ -68,6 +69,7 @@ mod models;
 mod new_index;
 mod occupied;
 mod probe;
+pub(crate) mod published;
 pub(crate) mod rebuild;
 pub(crate) mod routes;
 pub(crate) mod scan;
@@ -90,8 +92,9 @@ use crate::shard::index::{Header, Index, Moved, Shape};
 use crate::shard::key::Key;
 use crate::shard::new_index::NewIndex;
 use crate::shard::probe::Filled;
+use crate::shard::published::Published;
 use crate::shard::rebuild::RebuildSlot;
-use crate::shard::routes::{Change, Changed, Words, change, read, read_all, refresh_only_route};
+use crate::shard::routes::{Change, Changed, Words, change, read, read_all};
 use crate::shard::slab::{NoRecord, Private, Record, Slab};
 use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, step};
 use crate::types::route::Added;
@@ -163,62 +166,6 @@ pub(crate) fn newest_first(words: &mut Words) {
     if words.len() > 1 {
         // Stable: within one tick and rank, the position decides.
         words.sort_by_key(|word| std::cmp::Reverse(word.recency()));
-    }
-}
-
-/// A record that probably is the wanted one. Use it only some time later: a prefetch has begun to load it.
-#[derive(Clone, Copy)]
-pub(crate) struct Candidate<'g> {
-    index: Index<'g>,
-    pub(crate) number: u32,
-    record: &'g Record,
-}
-
-impl Candidate<'_> {
-    /// The record's word, if the record is the key's.
-    #[inline]
-    pub(crate) fn word<K: Key>(&self, key: &K) -> Option<Word> {
-        // SAFETY: an index has the record, and the guard is pinned.
-        unsafe { key.is(self.record.key()) }.then(|| self.record.load())
-    }
-
-    /// Adds or refreshes a route. `None` if the record is another key's, RETIRED, or moving.
-    #[inline]
-    pub(crate) fn add<K: Key, P: Liveness>(
-        &self,
-        key: &K,
-        proxy: u32,
-        scope: &Scope<'_, P>,
-    ) -> Option<Result<Added, Refused>> {
-        // SAFETY: an index has the record, and the guard is pinned.
-        if !unsafe { key.is(self.record.key()) } {
-            return None;
-        }
-        match change::<K, P>(self.record, Change::Add(proxy), None, self.index.slab(), scope) {
-            Ok(Changed::Added(added)) => Some(Ok(added)),
-            Ok(_) => None,
-            Err(refused) => Some(Err(refused)),
-        }
-    }
-
-    /// Refreshes the route through a proxy, if the record has one and `is_key` takes its key. Returns whether it did.
-    #[inline]
-    pub(crate) fn refresh<K: Key, P: Liveness>(
-        &self,
-        proxy: u32,
-        is_key: impl FnOnce([u64; 2]) -> bool,
-        scope: &Scope<'_, P>,
-    ) -> bool {
-        // The word first: if it is LIVE or SPILL, the key is that of the word, and the record is not reused while the guard is
-        // pinned. In the other order, the key might be that of a former owner.
-        let word = self.record.load();
-        word.has_routes()
-            && is_key(self.record.key())
-            && (refresh_only_route(self.record, word, proxy, scope)
-                || matches!(
-                    change::<K, P>(self.record, Change::Refresh(proxy), None, self.index.slab(), scope),
-                    Ok(Changed::Added(_))
-                ))
     }
 }
 
@@ -352,12 +299,11 @@ impl<K: Key> Shard<K> {
 
     /// The record of a key, unless it is RETIRED.
     #[inline]
-    fn find<'g>(&self, key: &K, hash: u64, guard: &'g Guard) -> Option<(Index<'g>, &'g Record)> {
+    fn find<'g>(&self, key: &K, hash: u64, guard: &'g Guard) -> Option<(Index<'g>, Published<'g>)> {
         let index = self.root(guard)?;
         index
             .find(hash, |record| {
-                // SAFETY: an index has the record, and the guard is pinned.
-                let found = unsafe { key.is(record.key()) } && record.load().state() != State::Retired;
+                let found = record.is(key) && record.load().state() != State::Retired;
                 found.then_some(record)
             })
             .map(|record| (index, record))
@@ -367,8 +313,8 @@ impl<K: Key> Shard<K> {
     #[inline]
     pub(crate) fn word(&self, key: &K, hash: u64, guard: &Guard) -> Option<Word> {
         self.root(guard)?.find(hash, |record| {
-            // SAFETY: an index has the record, and the guard is pinned.
-            let is_key = unsafe { key.is(record.key()) };
+            //
+            let is_key = record.is(key);
             let word = record.load();
             (is_key && word.state() != State::Retired).then_some(word)
         })
@@ -382,8 +328,7 @@ impl<K: Key> Shard<K> {
             return words;
         };
         index.find(hash, |record| {
-            // SAFETY: an index has the record, and the guard is pinned.
-            let found = unsafe { key.is(record.key()) } && read(record, scope, |word| words.push(word));
+            let found = record.is(key) && read(&record, scope, |word| words.push(word));
             found.then_some(())
         });
         newest_first(&mut words);
@@ -394,7 +339,7 @@ impl<K: Key> Shard<K> {
     pub(crate) fn get_all(&self, key: &K, hash: u64, guard: &Guard) -> Words {
         let mut words = Words::new();
         if let Some((_, record)) = self.find(key, hash, guard) {
-            read_all(record, guard, |word| words.push(word));
+            read_all(&record, guard, |word| words.push(word));
             newest_first(&mut words);
         }
         words
@@ -413,10 +358,7 @@ impl<K: Key> Shard<K> {
         loop {
             let index = self.ensure_root(scope)?;
             private = private.filter(|private| private.is_of(index));
-            let accept = |record: &Record| {
-                // SAFETY: an index has the record, and the guard is pinned.
-                unsafe { key.is(record.key()) && record.load().state() != State::Retired }
-            };
+            let accept = |record: Published<'_>| record.is(key) && record.load().state() != State::Retired;
             step("insert: root loaded");
             let filled = index.find_or_fill(hash, accept, || {
                 // Before a record is taken, so that a refused key leaves nothing behind.
@@ -489,24 +431,6 @@ impl<K: Key> Shard<K> {
         if let Some(index) = self.root(guard) {
             index.prefetch(hash);
         }
-    }
-
-    /// The record that the key most probably has, if it has one. It begins to be loaded.
-    #[inline]
-    pub(crate) fn candidate<'g>(&self, hash: u64, guard: &'g Guard) -> Option<Candidate<'g>> {
-        let index = self.root(guard)?;
-        index
-            .candidate(hash)
-            .map(|(number, record)| Candidate { index, number, record })
-    }
-
-    /// The record that a handle names, whatever it is now. It begins to be loaded.
-    #[inline]
-    pub(crate) fn candidate_at<'g>(&self, number: u32, guard: &'g Guard) -> Option<Candidate<'g>> {
-        let index = self.root(guard)?;
-        let record = index.record(number)?;
-        record.prefetch();
-        Some(Candidate { index, number, record })
     }
 
     /// Removes routes of a key. Returns how many of them were valid.
@@ -618,12 +542,16 @@ fn sweep_record<K: Key, P: Liveness>(
         State::Retired | State::Dead => return Some(0),
         _ if word.is_frozen() => return None,
         State::Live if scope.is_young(word) && census.see_valid(word.proxy(), scope.proxies) => return Some(0),
-        State::Live | State::Spill => match change::<K, P>(record, Change::Sweep, None, index.slab(), scope) {
-            Ok(Changed::Removed { stale, .. }) => stale,
-            Ok(Changed::Frozen) => return None,
-            // Without memory for a shorter list, the routes stay until the next round, and the census sees them below.
-            Ok(Changed::Retired | Changed::Absent | Changed::Added(_)) | Err(_) => 0,
-        },
+        State::Live | State::Spill => {
+            // SAFETY: the word has routes, and the scope's guard is pinned.
+            let record = unsafe { Published::new(record) };
+            match change::<K, P>(record, Change::Sweep, None, index.slab(), scope) {
+                Ok(Changed::Removed { stale, .. }) => stale,
+                Ok(Changed::Frozen) => return None,
+                // Without memory for a shorter list, the routes stay until the next round, and the census sees them below.
+                Ok(Changed::Retired | Changed::Absent | Changed::Added(_)) | Err(_) => 0,
+            }
+        }
     };
     // All routes that are left, valid or not: as long as there is a route, its proxy's number must not become another proxy's.
     read_all(record, scope.guard, |word| census.see(word.proxy()));

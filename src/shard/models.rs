@@ -664,7 +664,7 @@ fn a_list_that_is_replaced_is_read_whole() {
 fn a_handle_never_refreshes_a_stranger() {
     let seen = |world: &World, key: u64, proxy, now| {
         world.with(now, |scope| {
-            let candidate = world.shard.candidate_at(0, scope.guard).expect("a record was used");
+            let candidate = world.shard.numbered(0, scope.guard).expect("a record was used");
             candidate.refresh::<Number, _>(proxy, |stored| stored[0] == key, scope)
         })
     };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::layout::BUCKET;
 use crate::shard::index::{EMPTY, FROZEN, Index, number_in};
 use crate::shard::probe::{PROBED_BUCKETS, following};
-use crate::shard::slab::Record;
+use crate::shard::published::Published;
 use crate::sync::Ordering;
 
 impl<'g> Index<'g> {
@@ -50,7 +50,7 @@ impl<'g> Index<'g> {
     ///
     /// Keys that were displaced from the last of the buckets are in the buckets after it, as long as these are full. So at a
     /// bucket that is not full, all keys of the home buckets up to that bucket were met.
-    pub(crate) fn with_homes(self, homes: Range<u32>, mut each: impl FnMut(&'g Record)) -> (u32, u32) {
+    pub(crate) fn with_homes(self, homes: Range<u32>, mut each: impl FnMut(Published<'g>)) -> (u32, u32) {
         let buckets = self.header().shape.buckets;
         let count = homes.len() as u32;
         let most = buckets.min(count + PROBED_BUCKETS - 1);
@@ -79,7 +79,7 @@ impl<'g> Index<'g> {
 }
 
 /// The record numbers in the slots of one bucket, with their records; `None` for a slot that has none.
-pub(crate) type Records<'g> = [Option<(u32, &'g Record)>; BUCKET as usize];
+pub(crate) type Records<'g> = [Option<(u32, Published<'g>)>; BUCKET as usize];
 
 /// The iterator of [`Index::occupied`]. The records are scattered in memory, so the records of the next bucket are prefetched.
 pub(crate) struct Occupied<'g> {
@@ -109,7 +109,7 @@ impl Occupied<'_> {
 }
 
 impl<'g> Iterator for Occupied<'g> {
-    type Item = (u32, &'g Record);
+    type Item = (u32, Published<'g>);
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {

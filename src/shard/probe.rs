@@ -10,7 +10,7 @@ use crate::shard::bucket::{ends, first, from_offset, same_tag, same_tag_or_end};
 #[cfg(not(loom))]
 use crate::shard::index::Header;
 use crate::shard::index::{EMPTY, FROZEN, Index, number_in};
-use crate::shard::slab::Record;
+use crate::shard::published::Published;
 use crate::sync::Ordering;
 
 /// How many buckets a probe sequence has at most. At a load factor of 0.9 full buckets come in runs; with 16, one rebuild
@@ -88,7 +88,7 @@ impl<'g> Index<'g> {
     /// The first record with the key's tag in its home bucket, which nearly always is the key's if it has one; begins to
     /// load it.
     #[inline]
-    pub(crate) fn candidate(self, hash: u64) -> Option<(u32, &'g Record)> {
+    pub(crate) fn candidate(self, hash: u64) -> Option<(u32, Published<'g>)> {
         let probe = self.probe(hash);
         self.find_in(probe.bucket, probe, |number, record| {
             record.prefetch();
@@ -98,7 +98,12 @@ impl<'g> Index<'g> {
 
     /// Finds the first record with the key's tag in one bucket of its probe sequence that `accept` takes.
     #[inline]
-    fn find_in<R>(self, bucket: u32, probe: Probe, mut accept: impl FnMut(u32, &'g Record) -> Option<R>) -> Option<R> {
+    fn find_in<R>(
+        self,
+        bucket: u32,
+        probe: Probe,
+        mut accept: impl FnMut(u32, Published<'g>) -> Option<R>,
+    ) -> Option<R> {
         let line = self.bucket(bucket);
         let mut hits = from_offset(same_tag(line, probe.tag), probe.offset);
         while hits != 0 {
@@ -122,7 +127,7 @@ impl<'g> Index<'g> {
     /// Slots are written once, in the order of the sequence (invariant 1), so a key whose slot was EMPTY when its bucket
     /// was compared was not in the index at that moment.
     #[inline]
-    pub(crate) fn find<R>(self, hash: u64, mut accept: impl FnMut(&'g Record) -> Option<R>) -> Option<R> {
+    pub(crate) fn find<R>(self, hash: u64, mut accept: impl FnMut(Published<'g>) -> Option<R>) -> Option<R> {
         let probe = self.probe(hash);
         let buckets = self.header().shape.buckets;
         let mut bucket = probe.bucket;
@@ -144,7 +149,7 @@ impl<'g> Index<'g> {
     pub(crate) fn find_or_fill<E>(
         self,
         hash: u64,
-        mut accept: impl FnMut(&'g Record) -> bool,
+        mut accept: impl FnMut(Published<'g>) -> bool,
         mut offer: impl FnMut() -> Result<u32, E>,
     ) -> Result<Filled<'g>, E> {
         let probe = self.probe(hash);
@@ -194,7 +199,7 @@ impl<'g> Index<'g> {
 /// What [`Index::find_or_fill`] came to.
 pub(crate) enum Filled<'g> {
     /// The key has this record.
-    Found(u32, &'g Record),
+    Found(u32, Published<'g>),
     /// The offered record is published.
     Won,
     /// The index is being replaced.

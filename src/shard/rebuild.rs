@@ -30,7 +30,7 @@ use crate::mem::segments::Location;
 use crate::shard::index::{Index, Shape};
 use crate::shard::key::Key;
 use crate::shard::new_index::NewIndex;
-use crate::shard::slab::Record;
+use crate::shard::published::Published;
 use crate::shard::{Refused, Scope, Shard, reserve};
 use crate::sync::step;
 use crate::word::{State, Word};
@@ -225,7 +225,7 @@ impl Rebuild {
     fn copy_record<K: Key, P>(
         &mut self,
         number: u32,
-        record: &Record,
+        record: Published<'_>,
         scope: &Scope<'_, P>,
     ) -> Result<Option<CopyEnd>, Refused> {
         step("rebuild: mid copy");
@@ -312,7 +312,7 @@ enum Found {
 
 /// Makes a DEAD record RETIRED, so that its key cannot use the record again (invariant 6). The record stays RETIRED whichever
 /// copy wins the root.
-fn retire_tombstone(record: &Record) -> Found {
+fn retire_tombstone(record: Published<'_>) -> Found {
     let mut word = record.load();
     loop {
         match word.state() {

@@ -8,6 +8,7 @@ use crate::liveness::Liveness;
 use crate::route_limit::Reservation;
 use crate::shard::key::Key;
 use crate::shard::list::{List, NewList};
+use crate::shard::published::Published;
 use crate::shard::slab::{Record, Slab};
 use crate::shard::{Refused, Scope};
 use crate::sync::{AtomicU64, Guard, Ordering, step};
@@ -90,7 +91,12 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
 /// The caller found under this pin that the proxy takes routes, so the proxy is not checked again: if the proxy was removed
 /// since, the removal counts as later.
 #[inline]
-pub(crate) fn refresh_only_route<P: Liveness>(record: &Record, word: Word, proxy: u32, scope: &Scope<'_, P>) -> bool {
+pub(crate) fn refresh_only_route<P: Liveness>(
+    record: Published<'_>,
+    word: Word,
+    proxy: u32,
+    scope: &Scope<'_, P>,
+) -> bool {
     word.is_live_through(proxy)
         && scope.is_fresh(word)
         && (word.time() >= scope.now || record.compare_exchange(word, Word::live(proxy, scope.now)).is_ok())
@@ -100,7 +106,7 @@ pub(crate) fn refresh_only_route<P: Liveness>(record: &Record, word: Word, proxy
 /// to change. Gives `place` back if no route is inserted.
 #[inline]
 pub(crate) fn change<'a, K: Key, P: Liveness>(
-    record: &Record,
+    record: Published<'_>,
     what: Change,
     place: Option<Reservation<'a>>,
     slab: &Slab,
@@ -121,7 +127,7 @@ pub(crate) fn change<'a, K: Key, P: Liveness>(
 /// [`Change::Add`] to a record that had no route a moment ago, as one that was just inserted.
 #[inline(never)]
 fn add_first<'a, K: Key, P: Liveness>(
-    record: &Record,
+    record: Published<'_>,
     proxy: u32,
     place: Option<Reservation<'a>>,
     slab: &Slab,
@@ -148,7 +154,7 @@ fn add_first<'a, K: Key, P: Liveness>(
 /// [`change`], whatever the record holds.
 #[inline(never)]
 fn change_any<'a, K: Key, P: Liveness>(
-    record: &Record,
+    record: Published<'_>,
     what: Change,
     mut place: Option<Reservation<'a>>,
     slab: &Slab,
@@ -263,10 +269,9 @@ fn note_removed<P: Liveness>(
 }
 
 /// Marks a change of the record's routes for the feed, after the CAS that made it.
-fn mark<K: Key, P>(record: &Record, reason: Reason, slab: &Slab, scope: &Scope<'_, P>) {
+fn mark<K: Key, P>(record: Published<'_>, reason: Reason, slab: &Slab, scope: &Scope<'_, P>) {
     scope.feed.mark(usize::from(slab.shard), scope.guard, || Event::Node {
-        // SAFETY: an index has the record, and the guard is pinned.
-        node: unsafe { K::node(record.key()) },
+        node: record.node::<K>(),
         reason,
     });
 }

@@ -15,8 +15,8 @@ use crate::layout::BUCKET;
 use crate::liveness::Liveness;
 use crate::shard::key::Key;
 use crate::shard::probe::{first_rank, home, mix};
+use crate::shard::published::Published;
 use crate::shard::routes::{Words, read};
-use crate::shard::slab::Record;
 use crate::shard::{Scope, Shard, newest_first};
 use crate::types::node_id::NodeId;
 
@@ -24,7 +24,7 @@ use crate::types::node_id::NodeId;
 const MOST_BUCKETS: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// Keys that a part has room for without an allocation.
-type Found<'g> = SmallVec<[(u64, &'g Record); 64]>;
+type Found<'g> = SmallVec<[(u64, Published<'g>); 64]>;
 
 /// Where in a shard's order a part begins.
 #[derive(Debug, Clone, Copy)]
@@ -105,10 +105,7 @@ impl<K: Key> Shard<K> {
         let mut found = Found::new();
         let (looked, end) = index.with_homes(homes, |record| found.push((0, record)));
         let end = (end < shape.buckets).then(|| first_rank(end, shape.buckets));
-        let node = |record: &Record| {
-            // SAFETY: an index has the record, and the guard is pinned.
-            unsafe { K::node(record.key()) }
-        };
+        let node = |record: &Published<'_>| record.node::<K>();
         found.retain(|(mixed, record)| {
             *mixed = mix(K::hash_stored(record.key(), scope.hasher), seed);
             *mixed >= least
@@ -117,7 +114,7 @@ impl<K: Key> Shard<K> {
         });
         let mut next = end.map_or(Next::End, Next::Rank);
         if most < usize::MAX {
-            let order = |(mixed, record): &(u64, &Record), (other_mixed, other): &(u64, &Record)| {
+            let order = |(mixed, record): &(u64, Published<'_>), (other_mixed, other): &(u64, Published<'_>)| {
                 mixed.cmp(other_mixed).then_with(|| node(record).cmp(&node(other)))
             };
             let is_cut = found.len() > most;

@@ -11,6 +11,7 @@ use crate::mem::prefetch::prefetch;
 use crate::mem::segments::Location;
 use crate::shard::index::Index;
 use crate::shard::key::Key;
+use crate::shard::published::Published;
 #[cfg(loom)]
 use crate::sync::epoch::PlainData;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering, step};
@@ -166,8 +167,9 @@ impl<'g> Private<'g> {
     }
 
     /// Leaves the record to the index that it was published in.
-    pub(crate) fn publish(self) -> (u32, &'g Record) {
-        let published = (self.number, self.record);
+    pub(crate) fn publish(self) -> (u32, Published<'g>) {
+        // SAFETY: a slot has the record, as the caller says, and the guard of the index is pinned.
+        let published = (self.number, unsafe { Published::new(self.record) });
         std::mem::forget(self);
         published
     }

@@ -1,0 +1,98 @@
+//! Records that are probably the wanted ones. Batches find many of them first, while prefetches load the records, and then use
+//! them.
+
+use crate::liveness::Liveness;
+use crate::shard::index::Index;
+use crate::shard::key::Key;
+use crate::shard::published::Published;
+use crate::shard::routes::{Change, Changed, change, refresh_only_route};
+use crate::shard::slab::Record;
+use crate::shard::{Refused, Scope, Shard};
+use crate::sync::Guard;
+use crate::types::route::Added;
+use crate::word::Word;
+
+/// The record that a key has most probably.
+#[derive(Clone, Copy)]
+pub(crate) struct Candidate<'g> {
+    index: Index<'g>,
+    pub(crate) number: u32,
+    record: Published<'g>,
+}
+
+/// The record of a number, whatever the record is now.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbered<'g> {
+    index: Index<'g>,
+    record: &'g Record,
+}
+
+impl<K: Key> Shard<K> {
+    /// The record that the key most probably has, if the key has one. The record begins to be loaded.
+    #[inline]
+    pub(crate) fn candidate<'g>(&self, hash: u64, guard: &'g Guard) -> Option<Candidate<'g>> {
+        let index = self.root(guard)?;
+        let (number, record) = index.candidate(hash)?;
+        Some(Candidate { index, number, record })
+    }
+
+    /// The record of a number. It begins to be loaded.
+    #[inline]
+    pub(crate) fn numbered<'g>(&self, number: u32, guard: &'g Guard) -> Option<Numbered<'g>> {
+        let index = self.root(guard)?;
+        let record = index.record(number)?;
+        record.prefetch();
+        Some(Numbered { index, record })
+    }
+}
+
+impl Candidate<'_> {
+    /// The record's word, if the record is the key's.
+    #[inline]
+    pub(crate) fn word<K: Key>(&self, key: &K) -> Option<Word> {
+        self.record.is(key).then(|| self.record.load())
+    }
+
+    /// Adds or refreshes a route. `None` if the record is another key's, RETIRED, or moving.
+    #[inline]
+    pub(crate) fn add<K: Key, P: Liveness>(
+        &self,
+        key: &K,
+        proxy: u32,
+        scope: &Scope<'_, P>,
+    ) -> Option<Result<Added, Refused>> {
+        if !self.record.is(key) {
+            return None;
+        }
+        match change::<K, P>(self.record, Change::Add(proxy), None, self.index.slab(), scope) {
+            Ok(Changed::Added(added)) => Some(Ok(added)),
+            Ok(_) => None,
+            Err(refused) => Some(Err(refused)),
+        }
+    }
+}
+
+impl Numbered<'_> {
+    /// Refreshes the route through a proxy, if the record has one and `is_key` takes its key. Returns whether it did.
+    #[inline]
+    pub(crate) fn refresh<K: Key, P: Liveness>(
+        &self,
+        proxy: u32,
+        is_key: impl FnOnce([u64; 2]) -> bool,
+        scope: &Scope<'_, P>,
+    ) -> bool {
+        // The word first: if it is LIVE or SPILL, the key is that of the word, and the record is not reused while the guard is
+        // pinned. In the other order, the key might be that of a former owner.
+        let word = self.record.load();
+        if !(word.has_routes() && is_key(self.record.key())) {
+            return false;
+        }
+        // SAFETY: the word has routes, and the guard of the index is pinned.
+        let record = unsafe { Published::new(self.record) };
+        refresh_only_route(record, word, proxy, scope)
+            || matches!(
+                change::<K, P>(record, Change::Refresh(proxy), None, self.index.slab(), scope),
+                Ok(Changed::Added(_))
+            )
+    }
+}
