@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use crate::error::{BeginError, RegisterError};
-use crate::proxies::BegunIncarnation;
+use crate::proxies::begin::BegunIncarnation;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 use crate::types::proxy::{Proxy, ProxyRef};

@@ -6,11 +6,14 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use super::*;
+use crate::error::BeginError;
+use crate::proxies::Moment;
 use crate::proxies::Proxies;
+use crate::proxies::id::ProxyId;
 use crate::sync::{epoch, pin};
 use crate::types::proxy::{Proxy, ProxyRef};
 use crate::verify::models::Seen;
+use std::num::NonZeroU64;
 
 struct World {
     proxies: Proxies,

@@ -1,16 +1,13 @@
 //! The part of the proxies that only the holder of a lock reads and changes.
 
 use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::layout::ROUNDS;
 use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::incarnations::Incarnations;
-use crate::proxies::intern::{Clusters, Details, Interner};
-use crate::proxies::unlinked::Unlinked;
-use crate::sync::{Guard, MutexGuard};
+use crate::proxies::intern::{Clusters, Interner};
 
 /// Numbers, shared details and ended incarnations. No step under the lock is long: the collections here grow and shrink by a
 /// few elements at a time.
@@ -23,7 +20,7 @@ pub(crate) struct Registry {
     in_use: usize,
     /// What each number that is CLOSING or DEAD waits for. (A number that was revived keeps its wait, without effect.)
     waits: BTreeMap<u32, Wait>,
-    interner: Interner,
+    pub(super) interner: Interner,
     pub(crate) incarnations: Incarnations,
 }
 
@@ -100,84 +97,6 @@ impl Registry {
     /// Names of clusters, for readers.
     pub(crate) fn clusters(&self) -> Arc<Clusters> {
         self.interner.clusters()
-    }
-}
-
-/// The registry with its lock held.
-pub(crate) struct Owner<'a> {
-    /// The first field, so that the lock is released before `flush` is dropped.
-    registry: MutexGuard<'a, Registry>,
-    unlinked: Unlinked<'a>,
-    flush: Flush<'a>,
-}
-
-/// Flushes a guard when it is dropped, if something was deferred. A flush may free what other threads have retired, so it
-/// comes after the lock is released. (With the lock held, only a thread that retires a bag full of objects, or a large array,
-/// flushes: 512 objects at most are freed then.)
-struct Flush<'a> {
-    guard: &'a Guard,
-    is_due: bool,
-}
-
-impl Drop for Flush<'_> {
-    fn drop(&mut self) {
-        if self.is_due {
-            // The sweeper waits for the period, which without a flush would not end before a bag of garbage is full.
-            self.guard.flush();
-        }
-    }
-}
-
-impl Deref for Owner<'_> {
-    type Target = Registry;
-
-    fn deref(&self) -> &Registry {
-        &self.registry
-    }
-}
-
-impl DerefMut for Owner<'_> {
-    fn deref_mut(&mut self) -> &mut Registry {
-        &mut self.registry
-    }
-}
-
-impl Drop for Owner<'_> {
-    fn drop(&mut self) {
-        self.flush.is_due = self.unlinked.begin(self.flush.guard);
-    }
-}
-
-impl<'a> Owner<'a> {
-    pub(crate) fn new(registry: MutexGuard<'a, Registry>, grace: &'a GracePeriods, guard: &'a Guard) -> Self {
-        Self {
-            registry,
-            unlinked: Unlinked::new(grace),
-            flush: Flush { guard, is_due: false },
-        }
-    }
-
-    /// Details for one more entry: give them to it by [`set_details`](Owner::set_details) or `Entry::occupy`.
-    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Details {
-        self.registry.interner.intern(cluster_name, addr, self.unlinked.grace())
-    }
-
-    /// Gives an entry other details, or none. The former details are freed after a grace period.
-    pub(crate) fn set_details(&mut self, entry: Entry<'_>, details: Details) {
-        let old = entry.replace_details(details);
-        self.registry.interner.release(old, &mut self.unlinked);
-    }
-
-    /// Makes a number wait for the grace period that begins just before the lock is released.
-    pub(crate) fn wait_for_grace(&mut self, number: u32) {
-        let period = self.unlinked.period();
-        self.wait_for(number, Wait::Grace(period));
-    }
-
-    /// As [`wait_for_grace`](Owner::wait_for_grace), when a round has found no route of the number.
-    pub(crate) fn wait_for_last_grace(&mut self, number: u32) {
-        let period = self.unlinked.period();
-        self.wait_for(number, Wait::LastGrace(period));
     }
 }
 

@@ -14,7 +14,8 @@ use rayon::prelude::*;
 
 use crate::feed::{Event, Reason};
 use crate::layout::SHARD_BITS;
-use crate::proxies::{Prospect, Proxies};
+use crate::proxies::Proxies;
+use crate::proxies::begin::Prospect;
 use crate::route_limit::RouteLimit;
 use crate::shard::routes::{Change, Words};
 use crate::shard::{Refused, Scope};

@@ -1,0 +1,138 @@
+//! Beginning an incarnation, which may give a proxy another number.
+
+use std::num::NonZeroU64;
+
+use crate::error::{BeginError, RegisterError};
+use crate::proxies::id::ProxyId;
+use crate::proxies::incarnations::{Standing, standing_beside};
+use crate::proxies::owner::Owner;
+use crate::proxies::{Moment, Proxies};
+use crate::sync::{Guard, step};
+use crate::types::proxy::{Proxy, ProxyRef};
+
+/// The result of beginning an incarnation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BegunIncarnation {
+    pub(crate) proxy: ProxyRef,
+    /// The incarnation had begun before, and its proxy was registered all the while.
+    pub(crate) is_resumed: bool,
+    /// The reference of an older incarnation, which was removed.
+    pub(crate) replaced: Option<ProxyRef>,
+}
+
+/// The result that restoring a proxy would have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Prospect {
+    /// The proxy would keep its reference.
+    Known(ProxyRef),
+    /// The proxy would get a new number.
+    New,
+    /// A later incarnation of the proxy has begun, or the proxy's own incarnation is over.
+    Stale,
+}
+
+impl Proxies {
+    /// Gives a registered proxy another number. At each moment, readers find exactly one of the two numbers.
+    fn replace(
+        &self,
+        old: ProxyRef,
+        proxy: &Proxy<'_>,
+        incarnation: NonZeroU64,
+        tick: u64,
+        owner: &mut Owner<'_>,
+        guard: &Guard,
+    ) -> Result<ProxyRef, RegisterError> {
+        // The only step that can fail comes first.
+        let new = self.occupy(proxy, Some(incarnation), tick, owner)?;
+        self.takeover.announce(old.number, new.number);
+        step("replace: announced");
+        self.numbers.ensure(old.number).die();
+        step("replace: dead");
+        self.ids.swap(old.number, new.number, guard);
+        step("replace: in the map");
+        self.takeover.end();
+        owner.wait_for_grace(old.number);
+        Ok(new)
+    }
+
+    /// Registers a proxy with an incarnation, unless the incarnation is stale. `moved` is as in `register_locked`.
+    pub(crate) fn begin(
+        &self,
+        proxy: &Proxy<'_>,
+        incarnation: NonZeroU64,
+        moved: Option<impl FnOnce(ProxyRef)>,
+        at: Moment,
+        guard: &Guard,
+    ) -> Result<BegunIncarnation, BeginError> {
+        proxy.check()?;
+        let id = ProxyId::of(proxy.id);
+        // If nothing changes, no lock.
+        while let Some(registered) = self.registered(id, guard)
+            && let Some(current) = self.numbers.incarnation(registered.number)
+            && standing_beside(current, incarnation)? == Standing::Current
+            && (moved.is_none() || self.has_details(registered, proxy, guard))
+        {
+            if self.keep(registered, at.now) {
+                return Ok(BegunIncarnation {
+                    proxy: registered,
+                    is_resumed: true,
+                    replaced: None,
+                });
+            }
+        }
+
+        let owner = &mut self.own(guard);
+        let old = self.registered(id, guard);
+        let current = old.and_then(|old| self.numbers.incarnation(old.number));
+        let standing = owner.incarnations.standing(id, current, incarnation, at.interval_ago)?;
+        if current.is_none() && !owner.incarnations.has_room(id, self.limit, at.interval_ago) {
+            return Err(self.too_many().into());
+        }
+        let begun = match (standing, old) {
+            (Standing::Replaces, Some(old)) => BegunIncarnation {
+                proxy: self.replace(old, proxy, incarnation, at.now, owner, guard)?,
+                is_resumed: false,
+                replaced: Some(old),
+            },
+            _ => BegunIncarnation {
+                proxy: self.register_locked(proxy, moved, Some(incarnation), at.now, owner, guard)?,
+                is_resumed: standing == Standing::Current,
+                replaced: None,
+            },
+        };
+        if current.is_none() {
+            owner.incarnations.begin(id);
+        }
+        Ok(begun)
+    }
+
+    /// The incarnation of a registered proxy, if it has one.
+    pub(crate) fn incarnation(&self, proxy: ProxyRef, _guard: &Guard) -> Option<NonZeroU64> {
+        self.current(proxy)?;
+        // Under the pin, the number becomes no other proxy's.
+        self.numbers.incarnation(proxy.number)
+    }
+
+    /// The incarnation of a proxy that was registered when the guard was pinned, or later.
+    pub(crate) fn last_incarnation(&self, proxy: ProxyRef, _guard: &Guard) -> Option<NonZeroU64> {
+        self.numbers.incarnation(proxy.number)
+    }
+
+    /// The result that registering a proxy would have, with an incarnation or without.
+    pub(crate) fn prospect(&self, id: &str, incarnation: Option<NonZeroU64>, at: Moment, guard: &Guard) -> Prospect {
+        let id = ProxyId::of(id);
+        let registry = self.registry.lock();
+        let registered = self.registered(id, guard);
+        let current = registered.and_then(|registered| self.numbers.incarnation(registered.number));
+        let standing = |incarnation| {
+            registry
+                .incarnations
+                .standing(id, current, incarnation, at.interval_ago)
+        };
+        match incarnation.map(standing) {
+            Some(Err(_)) => Prospect::Stale,
+            Some(Ok(Standing::Replaces)) => Prospect::New,
+            None | Some(Ok(Standing::Current | Standing::Adopts)) => registered.map_or(Prospect::New, Prospect::Known),
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The holder of the registry's lock.
+
+use std::ops::{Deref, DerefMut};
+use std::thread;
+
+use crate::proxies::Proxies;
+use crate::proxies::entry::Entry;
+use crate::proxies::grace_period::GracePeriods;
+use crate::proxies::intern::Details;
+use crate::proxies::registry::{Registry, Wait};
+use crate::proxies::unlinked::Unlinked;
+use crate::sync::{Guard, MutexGuard, Ordering};
+
+/// How often the sweeper yields to threads that wait for the lock before it tries to take the lock.
+const YIELDS: usize = if cfg!(loom) { 0 } else { 200 };
+
+/// The registry with its lock held.
+pub(crate) struct Owner<'a> {
+    /// The first field, so that the lock is released before `flush` is dropped.
+    registry: MutexGuard<'a, Registry>,
+    unlinked: Unlinked<'a>,
+    flush: Flush<'a>,
+}
+
+/// Flushes a guard when it is dropped, if something was deferred. A flush may free what other threads have retired, so it
+/// comes after the lock is released. (With the lock held, only a thread that retires a bag full of objects, or a large array,
+/// flushes: 512 objects at most are freed then.)
+struct Flush<'a> {
+    guard: &'a Guard,
+    is_due: bool,
+}
+
+impl Drop for Flush<'_> {
+    fn drop(&mut self) {
+        if self.is_due {
+            // The sweeper waits for the period, which without a flush would not end before a bag of garbage is full.
+            self.guard.flush();
+        }
+    }
+}
+
+impl Deref for Owner<'_> {
+    type Target = Registry;
+
+    fn deref(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+impl DerefMut for Owner<'_> {
+    fn deref_mut(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+}
+
+impl Drop for Owner<'_> {
+    fn drop(&mut self) {
+        self.flush.is_due = self.unlinked.begin(self.flush.guard);
+    }
+}
+
+impl<'a> Owner<'a> {
+    pub(crate) fn new(registry: MutexGuard<'a, Registry>, grace: &'a GracePeriods, guard: &'a Guard) -> Self {
+        Self {
+            registry,
+            unlinked: Unlinked::new(grace),
+            flush: Flush { guard, is_due: false },
+        }
+    }
+
+    /// Details for one more entry: give them to it by [`set_details`](Owner::set_details) or `Entry::occupy`.
+    pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Details {
+        self.registry.interner.intern(cluster_name, addr, self.unlinked.grace())
+    }
+
+    /// Gives an entry other details, or none. The former details are freed after a grace period.
+    pub(crate) fn set_details(&mut self, entry: Entry<'_>, details: Details) {
+        let old = entry.replace_details(details);
+        self.registry.interner.release(old, &mut self.unlinked);
+    }
+
+    /// Makes a number wait for the grace period that begins just before the lock is released.
+    pub(crate) fn wait_for_grace(&mut self, number: u32) {
+        let period = self.unlinked.period();
+        self.wait_for(number, Wait::Grace(period));
+    }
+
+    /// As [`wait_for_grace`](Owner::wait_for_grace), when a round has found no route of the number.
+    pub(crate) fn wait_for_last_grace(&mut self, number: u32) {
+        let period = self.unlinked.period();
+        self.wait_for(number, Wait::LastGrace(period));
+    }
+}
+
+impl Proxies {
+    /// Waits for the registry.
+    pub(super) fn own<'a>(&'a self, guard: &'a Guard) -> Owner<'a> {
+        // Relaxed, both: a hint for the sweeper.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let registry = self.registry.lock();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        Owner::new(registry, &self.grace, guard)
+    }
+
+    /// The registry for the sweeper, if no thread has it. The sweeper takes the lock again and again, so a waiting thread
+    /// that is waking up would find it taken each time. So the sweeper yields to waiting threads first, but does not wait for
+    /// them.
+    pub(super) fn try_own<'a>(&'a self, guard: &'a Guard) -> Option<Owner<'a>> {
+        for _ in 0..YIELDS {
+            // Relaxed: as in `own`.
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            thread::yield_now();
+        }
+        Some(Owner::new(self.registry.try_lock()?, &self.grace, guard))
+    }
+}

@@ -1,0 +1,119 @@
+//! Registering a proxy.
+
+use std::num::NonZeroU64;
+
+use crate::error::RegisterError;
+use crate::proxies::Proxies;
+use crate::proxies::id::ProxyId;
+use crate::proxies::intern::Addr;
+use crate::proxies::owner::Owner;
+use crate::sync::{Guard, Ordering, step};
+use crate::types::proxy::{Proxy, ProxyRef};
+
+impl Proxies {
+    /// Registers a proxy, or updates its details and then calls `moved`. Notes `tick` as its last use.
+    pub(crate) fn register(
+        &self,
+        proxy: &Proxy<'_>,
+        tick: u64,
+        guard: &Guard,
+        moved: impl FnOnce(ProxyRef),
+    ) -> Result<ProxyRef, RegisterError> {
+        let id = ProxyId::of(proxy.id);
+        // Nearly always the proxy is registered, and its details are the same: no lock, and no check, since registered
+        // details were checked.
+        while let Some(registered) = self.registered(id, guard)
+            && self.has_details(registered, proxy, guard)
+        {
+            if self.keep(registered, tick) {
+                return Ok(registered);
+            }
+        }
+        proxy.check()?;
+        self.register_locked(proxy, Some(moved), None, tick, &mut self.own(guard), guard)
+    }
+
+    /// Registers a proxy. If it is registered already, it keeps its details.
+    pub(crate) fn register_unless_known(
+        &self,
+        proxy: &Proxy<'_>,
+        tick: u64,
+        guard: &Guard,
+    ) -> Result<ProxyRef, RegisterError> {
+        proxy.check()?;
+        self.register_locked(proxy, None::<fn(ProxyRef)>, None, tick, &mut self.own(guard), guard)
+    }
+
+    /// Whether a proxy that was registered when the guard was pinned, or later, has these details.
+    pub(super) fn has_details(&self, registered: ProxyRef, proxy: &Proxy<'_>, guard: &Guard) -> bool {
+        let entry = self.numbers.get(registered.number);
+        let details = entry.and_then(|entry| self.look_up_details(entry, guard));
+        details == Some((proxy.cluster_name, Addr::of(proxy.addr)))
+    }
+
+    /// Notes that a proxy was registered again; returns whether it still is.
+    pub(super) fn keep(&self, registered: ProxyRef, tick: u64) -> bool {
+        let kept = self.takes_routes(registered);
+        if kept {
+            self.touch(registered.number, tick);
+        }
+        kept
+    }
+
+    /// Registers a proxy whose strings were checked. A registered proxy keeps its details if `moved` is `None`. An
+    /// incarnation, if given, becomes the proxy's.
+    pub(super) fn register_locked(
+        &self,
+        proxy: &Proxy<'_>,
+        moved: Option<impl FnOnce(ProxyRef)>,
+        incarnation: Option<NonZeroU64>,
+        tick: u64,
+        owner: &mut Owner<'_>,
+        guard: &Guard,
+    ) -> Result<ProxyRef, RegisterError> {
+        if let Some(registered) = self.find(proxy.id, guard)
+            && let Some(entry) = self.numbers.get(registered.number)
+        {
+            // The proxy cannot die now: that takes the lock.
+            if let Some(moved) = moved
+                && !self.has_details(registered, proxy, guard)
+            {
+                let details = owner.intern(proxy.cluster_name, proxy.addr);
+                owner.set_details(entry, details);
+                moved(registered);
+            }
+            if incarnation.is_some() {
+                self.numbers.set_incarnation(registered.number, incarnation);
+            }
+            self.keep(registered, tick);
+            return Ok(registered);
+        }
+        let new = self.occupy(proxy, incarnation, tick, owner)?;
+        step("register: not in the map");
+        self.ids.insert(new.number, guard);
+        // Relaxed: a figure to be shown.
+        self.registered.fetch_add(1, Ordering::Relaxed);
+        Ok(new)
+    }
+
+    pub(super) fn too_many(&self) -> RegisterError {
+        RegisterError::TooManyProxies { limit: self.limit }
+    }
+
+    /// Gives a proxy a number, without adding it to the map of IDs.
+    pub(super) fn occupy(
+        &self,
+        proxy: &Proxy<'_>,
+        incarnation: Option<NonZeroU64>,
+        tick: u64,
+        owner: &mut Owner<'_>,
+    ) -> Result<ProxyRef, RegisterError> {
+        let taken = owner.take_number(&self.numbers, self.limit);
+        let (number, entry) = taken.ok_or(self.too_many())?;
+        let details = owner.intern(proxy.cluster_name, proxy.addr);
+        // Before the life, which publishes it.
+        self.numbers.set_incarnation(number, incarnation);
+        let life = entry.occupy(ProxyId::of(proxy.id), details, tick);
+        Ok(ProxyRef { number, life })
+    }
+}
