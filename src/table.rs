@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::{AddError, RegisterError, ReportError};
-use crate::feed::{Event, Feed, Subscription};
+use crate::feed::{Event, Feed, RING, Subscription};
 use crate::keep_alive::KeepAlive;
 use crate::layout::MAX_RECORDS;
 use crate::layout::SHARDS;
@@ -31,6 +31,7 @@ pub struct Builder {
     clock: Box<dyn Clock>,
     max_routes: usize,
     max_proxies: usize,
+    feed_ring: usize,
 }
 
 impl Default for Builder {
@@ -40,6 +41,7 @@ impl Default for Builder {
             clock: Box::new(SystemClock::new()),
             max_routes: 1 << 24,
             max_proxies: 1 << 20,
+            feed_ring: RING,
         }
     }
 }
@@ -80,6 +82,14 @@ impl Builder {
         self
     }
 
+    /// How many of its latest changes each of the 257 rings of the [change feed](RouteTable::subscribe) keeps; 512 by default,
+    /// and at least one. A larger number lets subscribers be later, for 14 KiB of memory for each change more: see
+    /// [`Subscription`].
+    pub fn feed_ring(mut self, changes: usize) -> Self {
+        self.feed_ring = changes;
+        self
+    }
+
     /// Makes an empty table.
     #[must_use]
     pub fn build(self) -> RouteTable {
@@ -90,7 +100,7 @@ impl Builder {
             time: Time::new(self.clock),
             keep_alive: KeepAlive::new(ticks(self.keep_alive)),
             cursor: Cursor::default(),
-            feed: Feed::default(),
+            feed: Feed::new(self.feed_ring),
         }
     }
 }
@@ -473,7 +483,7 @@ impl RouteTable {
     /// Subscribes to the changes of the table from now on: routes added and removed, proxies changed and removed, but not
     /// refreshes.
     ///
-    /// To follow the table, subscribe, then read the whole table, then poll for events, and look up the node of each event.
+    /// To follow the table, subscribe, then read the whole table, then drain its events, and look up the node of each event.
     /// Writers do not wait for subscribers. The first subscription makes each change cost more; further subscriptions do not.
     #[must_use]
     pub fn subscribe(&self) -> Subscription<'_> {

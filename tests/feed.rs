@@ -20,7 +20,7 @@ fn register(table: &RouteTable, id: &str) -> ProxyRef {
 fn events(subscription: &mut nodetracker::Subscription<'_>) -> Vec<Event> {
     let mut events = Vec::new();
     subscription
-        .poll(usize::MAX, |event| events.push(event.clone()))
+        .drain_events(usize::MAX, |event| events.push(event.clone()))
         .expect("nothing was lost");
     events
 }
@@ -110,7 +110,10 @@ fn a_subscriber_that_is_too_slow_gets_an_error_and_continues() {
         table.add_node(&node, proxy).expect("there is room");
         table.remove_node(&node);
     }
-    assert_eq!(slow.poll(10, |event| panic!("{event:?} after a gap")), Err(Lagged));
+    assert_eq!(
+        slow.drain_events(10, |event| panic!("{event:?} after a gap")),
+        Err(Lagged)
+    );
     assert_eq!(events(&mut slow), []);
     table.add_node(&node, proxy).expect("there is room");
     assert_eq!(
@@ -137,27 +140,27 @@ fn a_subscriber_that_lags_loses_its_place_and_others_do_not() {
         }
     };
     change(1);
-    assert_eq!(early.poll(9, |_| ()), Ok(1));
+    assert_eq!(early.drain_events(9, |_| ()), Ok(1));
     change(511);
-    assert_eq!(fast.poll(usize::MAX, |_| ()), Ok(512));
-    assert_eq!(late.poll(1, |_| ()), Ok(1), "512 changes are kept");
+    assert_eq!(fast.drain_events(usize::MAX, |_| ()), Ok(512));
+    assert_eq!(late.drain_events(1, |_| ()), Ok(1), "512 changes are kept");
     table.add_node(&other, proxy).expect("there is room");
     change(2);
     assert_eq!(
-        late.poll(usize::MAX, |_| ()),
+        late.drain_events(usize::MAX, |_| ()),
         Err(Lagged),
         "of the 513 after the first one, one is lost"
     );
-    assert_eq!(early.poll(usize::MAX, |_| ()), Err(Lagged));
-    assert_eq!(fast.poll(usize::MAX, |_| ()), Ok(3));
+    assert_eq!(early.drain_events(usize::MAX, |_| ()), Err(Lagged));
+    assert_eq!(fast.drain_events(usize::MAX, |_| ()), Ok(3));
     for _ in 0..3 {
         // The subscribers have taken the latest change of each ring, and see the next change, idle or not.
         for subscription in [&mut early, &mut late, &mut fast] {
-            assert_eq!(subscription.poll(9, |_| ()), Ok(0));
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
         }
         change(1);
         for subscription in [&mut early, &mut late, &mut fast] {
-            assert_eq!(subscription.poll(9, |_| ()), Ok(1));
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(1));
         }
     }
 }
@@ -224,11 +227,11 @@ fn one_poll_takes_no_more_than_it_was_asked_for() {
     }
     let mut left = 100;
     while left > 0 {
-        let taken = subscription.poll(7, |_| ()).expect("nothing was lost");
+        let taken = subscription.drain_events(7, |_| ()).expect("nothing was lost");
         assert_eq!(taken, left.min(7));
         left -= taken;
     }
-    assert_eq!(subscription.poll(7, |_| ()), Ok(0));
+    assert_eq!(subscription.drain_events(7, |_| ()), Ok(0));
 }
 
 /// Each shard has a ring of its own, so one node's changes keep one ring busy.
@@ -249,7 +252,7 @@ fn a_busy_node_does_not_keep_the_changes_of_others_from_a_subscriber() {
         } else {
             table.remove_node(&nodes[0]);
         }
-        let polled = subscription.poll(1, |event| match event {
+        let polled = subscription.drain_events(1, |event| match event {
             Event::Node { node, .. } => _ = named.insert(node.clone()),
             event => panic!("{event:?}"),
         });
@@ -304,7 +307,7 @@ fn a_follower_ends_with_what_the_table_holds() {
         loop {
             // Before the poll: what was done before it is seen by it.
             let last = done.load(Ordering::Acquire);
-            let polled = subscription.poll(usize::MAX, |event| match event {
+            let polled = subscription.drain_events(usize::MAX, |event| match event {
                 Event::Node { node, .. } => _ = mirror.insert(node.clone(), look_up(node)),
                 event => panic!("{event:?}"),
             });

@@ -63,7 +63,10 @@ fn a_greater_one_takes_over_and_a_lesser_one_changes_nothing() {
     assert_eq!(table.add_node(&node(1), older.proxy), Err(AddError::UnknownProxy));
     assert_eq!(table.incarnation(older.proxy), None);
     let mut events = Vec::new();
-    assert_eq!(subscription.poll(9, |event: &Event| events.push(event.clone())), Ok(1));
+    assert_eq!(
+        subscription.drain_events(9, |event: &Event| events.push(event.clone())),
+        Ok(1)
+    );
     assert!(
         matches!(&events[..], [Event::ProxyRemoved { proxy, id }] if *proxy == older.proxy && id == "proxy"),
         "{events:?}"

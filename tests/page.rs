@@ -457,7 +457,7 @@ fn a_proxy_that_moves_is_an_event_and_one_that_stays_is_none() {
     let mut events = || {
         let mut events = Vec::new();
         subscription
-            .poll(usize::MAX, |event| events.push(event.clone()))
+            .drain_events(usize::MAX, |event| events.push(event.clone()))
             .expect("nothing was lost");
         events
     };

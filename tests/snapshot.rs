@@ -1356,7 +1356,7 @@ fn a_subscriber_hears_of_loaded_routes() {
     let mut subscription = other.subscribe();
     read(&other, &written(&table));
     let mut nodes = Vec::new();
-    let taken = subscription.poll(100, |event| {
+    let taken = subscription.drain_events(100, |event| {
         if let nodetracker::Event::Node { node, .. } = event {
             nodes.push(node.clone());
         }

@@ -6,7 +6,8 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
-use crate::sync::epoch;
+use crate::feed::ring::Ring;
+use crate::sync::{epoch, pin};
 use crate::types::proxy::ProxyRef;
 use crate::{ManualClock, Proxy, RouteTable};
 
@@ -34,7 +35,7 @@ fn check(ring: &Ring, pushed: u64) {
 #[test]
 fn a_change_that_was_overtaken_by_a_round_of_the_ring_is_not_lost() {
     epoch::check(3, || {
-        let ring = Arc::new(Ring::new());
+        let ring = Arc::new(Ring::new(RING));
         let slow = thread::spawn({
             let ring = Arc::clone(&ring);
             move || push(&ring, 9)
@@ -58,7 +59,7 @@ fn a_subscriber_misses_no_change_of_two_writers() {
         });
         let mut seen = Vec::new();
         let mut poll = |last: bool| {
-            let polled = subscription.poll(9, |event| seen.push(event.clone()));
+            let polled = subscription.drain_events(9, |event| seen.push(event.clone()));
             polled.expect("the ring has room for both");
             assert!(seen.len() == 2 || !last, "changes were missed: {seen:?}");
         };
@@ -84,7 +85,7 @@ fn a_subscriber_that_keeps_up_sees_each_change() {
             move || {
                 let mut subscription = feed.subscribe();
                 thread::yield_now();
-                let polled = subscription.poll(9, |polled| assert_eq!(*polled, event(1)));
+                let polled = subscription.drain_events(9, |polled| assert_eq!(*polled, event(1)));
                 assert!(polled.is_ok(), "the ring has room for it");
             }
         });
@@ -109,9 +110,9 @@ fn a_subscriber_that_is_overtaken_gets_an_error_or_every_change() {
         // A point at which the writer may go first.
         thread::yield_now();
         let mut seen = Vec::new();
-        let first = subscription.poll(9, |event| seen.push(event.clone()));
+        let first = subscription.drain_events(9, |event| seen.push(event.clone()));
         writer.join().expect("it ends");
-        let second = subscription.poll(9, |event| seen.push(event.clone()));
+        let second = subscription.drain_events(9, |event| seen.push(event.clone()));
         if first.is_ok() && second.is_ok() {
             assert_eq!(seen, [event(0), event(1), event(2)]);
         }
@@ -137,7 +138,7 @@ fn of_a_writer_and_a_new_subscriber_one_sees_the_other() {
         let mut subscription = feed.subscribe();
         let read = word.load(Ordering::Acquire);
         writer.join().expect("it ends");
-        let taken = subscription.poll(9, |_| ()).expect("there is one change");
+        let taken = subscription.drain_events(9, |_| ()).expect("there is one change");
         assert!(read == 1 || taken == 1, "the change is neither read nor taken");
     });
 }
@@ -161,19 +162,19 @@ fn an_idle_subscriber_misses_no_change() {
                 subscription.next.fill(0);
                 let mut taken = 0;
                 for _ in 0..2 {
-                    taken += subscription.poll(9, |_| ()).expect("there is one change");
+                    taken += subscription.drain_events(9, |_| ()).expect("there is one change");
                 }
                 (taken, subscription.idle_in)
             }
         });
-        let mut taken = subscription.poll(9, |_| ()).expect("there is one change");
+        let mut taken = subscription.drain_events(9, |_| ()).expect("there is one change");
         writer.join().expect("it ends");
         let (taken_by_other, idle_in) = other.join().expect("it ends");
         assert!(
             taken_by_other == 1 || idle_in != Some(feed.state.load(Ordering::Relaxed)),
             "the other one is idle for good"
         );
-        taken += subscription.poll(9, |_| ()).expect("there is one change");
+        taken += subscription.drain_events(9, |_| ()).expect("there is one change");
         assert_eq!(taken, 1, "the change is missed");
     });
 }
@@ -201,7 +202,7 @@ fn during(
         thread::yield_now();
         let mut taken = 0;
         let mut poll = |is_under_way: bool| {
-            let polled = subscription.poll(9, |event| {
+            let polled = subscription.drain_events(9, |event| {
                 // Relaxed: one OS thread.
                 reported.fetch_or(is_under_way, std::sync::atomic::Ordering::Relaxed);
                 check(&table, event);
@@ -257,4 +258,56 @@ fn a_proxy_has_its_new_details_when_they_are_reported() {
         }
         event => panic!("{event:?}"),
     });
+}
+
+/// Counts how often it is woken.
+struct Woken(std::sync::atomic::AtomicUsize);
+
+impl std::task::Wake for Woken {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// A subscriber that has drained every event waits, while writers change the table: it is woken, or finds the change itself.
+/// The second wait has another waker, as when a task moves.
+fn waits(writers: u64) {
+    epoch::check(3, move || {
+        let feed = Arc::new(Feed::default());
+        let mut subscription = feed.subscribe();
+        let writers: Vec<_> = (0..writers)
+            .map(|number| {
+                let feed = Arc::clone(&feed);
+                thread::spawn(move || feed.mark(0, &pin(), || event(number.into())))
+            })
+            .collect();
+        let mut taken = 0;
+        let mut woken = None;
+        for _ in 0..2 {
+            // A point at which a writer may go first: loom does not find one by itself.
+            thread::yield_now();
+            let mut drain = || subscription.drain_events(9, |_| ()).expect("the ring has room");
+            taken += drain();
+            taken += drain();
+            let counter = std::sync::Arc::new(Woken(0.into()));
+            let waker = std::task::Waker::from(std::sync::Arc::clone(&counter));
+            let ready = subscription.poll_ready(&mut std::task::Context::from_waker(&waker));
+            woken = ready.is_pending().then_some(counter);
+        }
+        let count = writers.len();
+        writers.into_iter().for_each(|writer| writer.join().expect("it ends"));
+        let is_woken =
+            woken.is_none_or(|counter: std::sync::Arc<Woken>| counter.0.load(std::sync::atomic::Ordering::Relaxed) > 0);
+        assert!(is_woken || taken == count, "a change came, and the subscriber sleeps");
+    });
+}
+
+#[test]
+fn a_subscriber_that_waits_is_woken_by_a_change() {
+    waits(1);
+}
+
+#[test]
+fn a_subscriber_that_waits_is_woken_by_one_of_two_changes() {
+    waits(2);
 }

@@ -2,7 +2,12 @@
 
 use std::cell::Cell;
 
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
 use super::*;
+use crate::feed::ring::RingEntry;
+use crate::sync::{AtomicPtr, pin};
 
 /// What this thread did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,7 +46,7 @@ fn event(number: u128) -> Event {
 /// Polls. Returns the result of `poll`, how many rings it read, and how often it pinned.
 fn cost(subscription: &mut Subscription<'_>, most: usize) -> (Result<usize, Lagged>, Cost) {
     COST.take();
-    let polled = subscription.poll(most, |_| ());
+    let polled = subscription.drain_events(most, |_| ());
     (polled, COST.take())
 }
 
@@ -49,7 +54,7 @@ fn cost(subscription: &mut Subscription<'_>, most: usize) -> (Result<usize, Lagg
 fn a_poll_without_changes_reads_no_ring_and_does_not_pin() {
     let feed = Feed::default();
     let mut subscription = feed.subscribe();
-    assert_eq!(subscription.poll(9, |_| ()), Ok(0));
+    assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
     assert_eq!(cost(&mut subscription, 9), (Ok(0), Cost { looks: 0, pins: 0 }));
 }
 
@@ -70,16 +75,16 @@ fn an_idle_subscriber_takes_each_change_and_goes_idle_again() {
     let mut subscriptions = [feed.subscribe(), feed.subscribe()];
     for round in 0..4 {
         for subscription in &mut subscriptions {
-            assert_eq!(subscription.poll(9, |_| ()), Ok(0));
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
             assert_eq!(cost(subscription, 9), (Ok(0), Cost::default()), "it is idle");
         }
         for ring in [0, RINGS - 1] {
             feed.mark(ring, &pin(), || event(round));
         }
         for subscription in &mut subscriptions {
-            assert_eq!(subscription.poll(0, |_| ()), Ok(0));
-            assert_eq!(subscription.poll(1, |_| ()), Ok(1));
-            assert_eq!(subscription.poll(9, |_| ()), Ok(1));
+            assert_eq!(subscription.drain_events(0, |_| ()), Ok(0));
+            assert_eq!(subscription.drain_events(1, |_| ()), Ok(1));
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(1));
         }
     }
 }
@@ -89,7 +94,7 @@ fn an_idle_subscriber_takes_each_change_and_goes_idle_again() {
 fn a_burst_of_changes_clears_idle_once() {
     let feed = Feed::default();
     let mut subscription = feed.subscribe();
-    assert_eq!(subscription.poll(9, |_| ()), Ok(0));
+    assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
     assert_eq!(feed.state.load(Ordering::Relaxed), IDLE);
     for number in 0..100 {
         feed.mark(0, &pin(), || event(number));
@@ -101,21 +106,21 @@ fn a_burst_of_changes_clears_idle_once() {
 fn a_panic_loses_no_event_but_the_one_that_was_taken() {
     let feed = Feed::default();
     let mut subscription = feed.subscribe();
-    assert_eq!(subscription.poll(9, |_| ()), Ok(0));
+    assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
     for number in 0..10 {
         feed.mark(7, &pin(), || event(number));
     }
     let mut taken = Vec::new();
     for most in [usize::MAX, 1, 5, 9, 9] {
         _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            subscription.poll(most, |event| {
+            subscription.drain_events(most, |event| {
                 taken.push(event.clone());
                 assert!(taken.len() % 3 != 0, "a panic that is meant to be");
             })
         }));
     }
     assert_eq!(taken, (0..10).map(event).collect::<Vec<_>>());
-    assert_eq!(subscription.poll(9, |_| ()), Ok(0));
+    assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
 }
 
 /// The figures of the documentation.
@@ -127,4 +132,65 @@ fn rings_take_the_memory_that_their_documentation_says() {
     let entries = RINGS * RING * size_of::<RingEntry>();
     const MIB: usize = 1 << 20;
     assert_eq!((places / MIB, (places + entries) / MIB), (1, 7));
+}
+
+#[test]
+fn a_wait_ends_at_a_change_or_at_its_timeout() {
+    let feed = Feed::default();
+    let mut subscription = feed.subscribe();
+    assert!(subscription.wait(Duration::MAX), "nobody has looked yet");
+    assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
+    assert!(!subscription.wait(Duration::ZERO));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            assert!(subscription.wait(Duration::MAX));
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(1));
+        });
+        feed.mark(0, &pin(), || event(1));
+        waiting.join().expect("the change ends the wait");
+    });
+}
+
+#[test]
+fn waits_that_end_by_a_timeout_leave_one_waiter() {
+    let feed = Feed::default();
+    let mut subscriptions = [feed.subscribe(), feed.subscribe()];
+    for round in 0..3 {
+        for subscription in &mut subscriptions {
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
+            for _ in 0..100 {
+                assert!(!subscription.wait(Duration::ZERO));
+            }
+        }
+        assert_eq!(feed.waiters.len(), 2);
+        feed.mark(0, &pin(), || event(round));
+        assert_eq!(feed.waiters.len(), 0);
+        for subscription in &mut subscriptions {
+            assert_eq!(
+                subscription.poll_ready(&mut Context::from_waker(Waker::noop())),
+                Poll::Ready(())
+            );
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(1));
+        }
+    }
+}
+
+#[cfg(feature = "stream")]
+#[test]
+fn a_stream_has_each_event_and_each_loss() {
+    use std::pin::Pin;
+
+    use futures_core::Stream;
+
+    let feed = Feed::new(2);
+    let mut subscription = feed.subscribe();
+    let mut next = || Pin::new(&mut subscription).poll_next(&mut Context::from_waker(Waker::noop()));
+    assert!(next().is_pending());
+    (0..2).for_each(|number| feed.mark(3, &pin(), || event(number)));
+    assert_eq!(next(), Poll::Ready(Some(Ok(event(0)))));
+    assert_eq!(next(), Poll::Ready(Some(Ok(event(1)))));
+    assert!(next().is_pending());
+    (2..5).for_each(|number| feed.mark(3, &pin(), || event(number)));
+    assert_eq!(next(), Poll::Ready(Some(Err(Lagged))));
+    assert!(next().is_pending());
 }

@@ -194,6 +194,12 @@ impl Ids {
         }
     }
 
+    /// How many IDs there are, if no other thread changes the map.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn len(&self, guard: &Guard) -> usize {
+        (0..PARTS).map(|part| self.numbers(part, guard).count()).sum()
+    }
+
     fn array<'g>(&'g self, part: usize, _guard: &'g Guard) -> Option<&'g Array> {
         // Acquire: pairs with `replace`, so that the array is seen whole.
         let array = self.parts[part].load(Ordering::Acquire);

@@ -227,6 +227,7 @@ mod tests {
             let proxy = proxies.register(&proxy, 0, &guard, |_| ()).expect("there is room");
             assert!(proxies.remove(proxy, 0, &guard));
         }
+        assert_eq!(proxies.ids.len(&guard), 0, "removed IDs are in the map");
         drop(guard);
         assert_eq!((proxies.len(), proxies.room()), (0, 0));
         let before = proxies.grace.begun();

@@ -181,7 +181,7 @@ fn a_proxy_is_found_with_its_details() {
     });
 }
 
-/// The reader finds the older or the newer incarnation.
+/// The reader finds the older or the newer incarnation. When it finds the newer one, no route of the older one is returned.
 #[test]
 fn a_proxy_that_is_replaced_is_found() {
     let seen = Seen::default();
@@ -191,7 +191,12 @@ fn a_proxy_that_is_replaced_is_found() {
         let older = world.begin("proxy", 1).expect("it is the first one");
         let reader = thread::spawn({
             let world = Arc::clone(&world);
-            move || world.find("proxy").expect("it is registered all the while")
+            move || {
+                let found = world.find("proxy").expect("it is registered all the while");
+                let has_older = world.proxies.reference(older.number) == Some(older);
+                assert!(found == older || !has_older, "both are registered");
+                found
+            }
         });
         let newer = world.begin("proxy", 2).expect("there is room");
         let found = reader.join().expect("it ends");

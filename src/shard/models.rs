@@ -977,7 +977,7 @@ fn the_last_event_of_a_node_shows_what_the_shard_holds() {
             });
             let mut shown = world.get(1, 2);
             let mut poll = || {
-                let told = subscription.poll(9, |_| ()).expect("the ring has room");
+                let told = subscription.drain_events(9, |_| ()).expect("the ring has room");
                 if told > 0 {
                     shown = world.get(1, 2);
                 }

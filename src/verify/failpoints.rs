@@ -208,7 +208,7 @@ fn a_thread_that_stops_anywhere_holds_nobody_up() {
                 grown <= most,
                 "{at}: {grown} objects of garbage after {operations} operations"
             );
-            _ = subscription.poll(usize::MAX, |event: &Event| _ = event.clone());
+            _ = subscription.drain_events(usize::MAX, |event: &Event| _ = event.clone());
             stop.release();
         });
         // What the thread held back is freed once the thread has continued.
@@ -375,7 +375,7 @@ fn a_writer_that_stops_before_the_head_moves_holds_nobody_up() {
             for proxy in &proxies[1..] {
                 arena.table.add_node(&node(1), *proxy).expect("there is room");
             }
-            assert_eq!(subscription.poll(9, |_| ()), Ok(3));
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(3));
         },
     );
 }

@@ -333,12 +333,12 @@ impl<'t> Caller<'t> {
     fn check_poll(&self, subscription: &mut Subscription<'_>, changed: NodeId) {
         let mut is_told = false;
         let polled = stoppable(|| {
-            subscription.poll(usize::MAX, |event| {
+            subscription.drain_events(usize::MAX, |event| {
                 is_told |= matches!(event, Event::Node { node, .. } if *node == changed);
             })
         });
         assert!(is_told || polled == Err(Lagged), "{polled:?}");
-        let polled = stoppable(|| subscription.poll(usize::MAX, |_| ()));
+        let polled = stoppable(|| subscription.drain_events(usize::MAX, |_| ()));
         assert!(self.is_victim() || polled == Ok(0), "{polled:?}");
     }
 

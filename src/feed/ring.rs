@@ -1,0 +1,131 @@
+//! A ring of the latest changes of one shard.
+
+use crate::feed::Event;
+#[cfg(loom)]
+use crate::sync::epoch::Fate;
+use crate::sync::{AtomicPtr, AtomicU64, Guard, Ordering, Reclaim, retire, step};
+
+/// A change in a ring, under the number that it has there.
+pub(super) struct RingEntry {
+    pub(super) number: u64,
+    pub(super) event: Event,
+    #[cfg(loom)]
+    fate: Fate,
+}
+
+impl Reclaim for RingEntry {
+    fn after_grace(&self) {}
+
+    unsafe fn free(object: *mut Self) {
+        // SAFETY: the caller is the only one who knows the entry, which came from `Box::into_raw`.
+        drop(unsafe { Box::from_raw(object) });
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+    }
+
+    #[cfg(loom)]
+    fn fate(&self) -> &Fate {
+        &self.fate
+    }
+}
+
+/// The latest changes of one shard.
+pub(super) struct Ring {
+    /// The number of the next change.
+    pub(super) head: AtomicU64,
+    entries: Box<[AtomicPtr<RingEntry>]>,
+}
+
+impl Ring {
+    pub(super) fn new(len: usize) -> Self {
+        Self {
+            head: AtomicU64::new(0),
+            entries: (0..len).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect(),
+        }
+    }
+
+    fn place(&self, number: u64) -> &AtomicPtr<RingEntry> {
+        &self.entries[(number % self.entries.len() as u64) as usize]
+    }
+
+    /// The number of the ring's next change, as a subscriber reads it.
+    pub(super) fn head(&self) -> u64 {
+        #[cfg(all(test, not(loom)))]
+        crate::feed::tests::looked();
+        // Acquire: pairs with `advance`, so that the places are seen as they were when the head came there, or later.
+        self.head.load(Ordering::Acquire)
+    }
+
+    /// The entry at a number's place, if there is one, as a pointer and as a reference.
+    pub(super) fn entry<'g>(&self, number: u64, _guard: &'g Guard) -> (*mut RingEntry, Option<&'g RingEntry>) {
+        // Acquire: pairs with the CAS in `push`, so that the entry is seen whole.
+        let entry = self.place(number).load(Ordering::Acquire);
+        // SAFETY: an entry is retired once it has been replaced, so it lives while the guard is pinned.
+        let found = unsafe { entry.as_ref() };
+        #[cfg(loom)]
+        if let Some(entry) = found {
+            entry.fate.assert_alive();
+        }
+        (entry, found)
+    }
+
+    pub(super) fn push(&self, event: Event, guard: &Guard) {
+        let new = Box::into_raw(Box::new(RingEntry {
+            number: 0,
+            event,
+            #[cfg(loom)]
+            fate: Default::default(),
+        }));
+        loop {
+            // Acquire: pairs with `advance`, so that the place is seen as it was left, or later.
+            let number = self.head.load(Ordering::Acquire);
+            let (old, entry) = self.entry(number, guard);
+            if entry.is_some_and(|entry| entry.number >= number) {
+                // Another writer put its entry there, and has not advanced the head yet. Or the writers went round the ring
+                // since the head was loaded: to replace a later entry by ours would lose both.
+                self.advance(number);
+                continue;
+            }
+            // SAFETY: the entry is ours until the CAS below succeeds.
+            unsafe { (*new).number = number };
+            // Release: pairs with the load in `entry`. If the CAS fails, the place has a later entry, and the head has moved
+            // or is about to. If it succeeds, the place still had the entry of an earlier round.
+            if self
+                .place(number)
+                .compare_exchange(old, new, Ordering::Release, Ordering::Relaxed)
+                .is_ok()
+            {
+                step("feed: before the head");
+                self.advance(number);
+                if !old.is_null() {
+                    // SAFETY: the CAS above unlinked it.
+                    unsafe { retire(guard, old) };
+                }
+                return;
+            }
+        }
+    }
+
+    fn advance(&self, number: u64) {
+        // Release: pairs with the load of the head, which acquires the earlier advances, too: a CAS continues the release
+        // sequence that it read. A failure means that another writer has advanced the head.
+        _ = self
+            .head
+            .compare_exchange(number, number + 1, Ordering::Release, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        for entry in &self.entries {
+            // Relaxed: whoever drops the ring is alone with it.
+            let entry = entry.load(Ordering::Relaxed);
+            if !entry.is_null() {
+                // SAFETY: nobody else can reach it; replaced entries are not in the ring any more.
+                unsafe { RingEntry::free(entry) };
+            }
+        }
+    }
+}
