@@ -162,7 +162,7 @@ fn idle_poll() {
     let mut subscription = table.subscribe();
     let start = Instant::now();
     for _ in 0..POLLS {
-        assert_eq!(black_box(subscription.poll(10, |_| ())), Ok(0));
+        assert_eq!(black_box(subscription.drain_events(10, |_| ())), Ok(0));
     }
     show(
         "poll a subscription with nothing to report",
