@@ -107,6 +107,9 @@ impl Builder {
 
 /// A concurrent table of nodes and the proxies that hold their tunnels.
 ///
+/// A [`Sweeper`](crate::Sweeper), or the program, has to [`sweep`](RouteTable::sweep) the table: expired routes are not
+/// returned, but keep their memory until they are swept.
+///
 /// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing and
 /// sweeping routes is lock-free: no thread ever waits for another thread, not even for a thread that the operating system has
 /// stopped in the middle of an operation. Registering and removing *proxies* takes a short lock if it changes something. Calls

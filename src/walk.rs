@@ -1,7 +1,7 @@
 //! Going through all routes: copies one part of a shard after the other under a pin, and hands the copy out without a pin.
 
 use std::convert::Infallible;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use smallvec::SmallVec;
 
@@ -79,19 +79,40 @@ impl RouteTable {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn for_each_route(&self, mut each: impl FnMut(&NodeId, Route)) {
-        let Ok(()) = self.walk::<Infallible>(|node, routes| {
+        let ControlFlow::Continue(()) = self.try_for_each_route::<Infallible>(|node, route| {
+            each(node, route);
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// [`for_each_route`](Self::for_each_route) until `each` returns [`Break`](ControlFlow::Break), whose value this returns.
+    ///
+    /// ```
+    /// # use std::ops::ControlFlow;
+    /// # use nodetracker::{Proxy, RouteTable};
+    /// # let table = RouteTable::new();
+    /// # let proxy = table.register_proxy(&Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" })?;
+    /// # table.add_node(&"node-1".parse()?, proxy)?;
+    /// let is_used = table.try_for_each_route(|_node, route| {
+    ///     if route.proxy == proxy { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    /// });
+    /// assert!(is_used.is_break());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn try_for_each_route<B>(&self, mut each: impl FnMut(&NodeId, Route) -> ControlFlow<B>) -> ControlFlow<B> {
+        let walked = self.walk(|node, routes| {
             for route in routes {
-                let last_refresh = self.time().wall(route.tick);
-                each(
-                    node,
-                    Route {
-                        proxy: route.proxy,
-                        last_refresh,
-                    },
-                );
+                let route = Route {
+                    proxy: route.proxy,
+                    last_refresh: self.time().wall(route.tick),
+                };
+                if let ControlFlow::Break(value) = each(node, route) {
+                    return Err(value);
+                }
             }
             Ok(())
         });
+        walked.map_or_else(ControlFlow::Break, ControlFlow::Continue)
     }
 
     /// Calls `visit` with every node that has valid routes, and with these routes, as [`for_each_route`](Self::for_each_route)

@@ -68,6 +68,14 @@ impl NodeId {
     }
 }
 
+impl TryFrom<&str> for NodeId {
+    type Error = NodeIdError;
+
+    fn try_from(text: &str) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
 impl FromStr for NodeId {
     type Err = NodeIdError;
 

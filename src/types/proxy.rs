@@ -45,6 +45,16 @@ pub struct ProxyDetails {
     pub addr: CompactString,
 }
 
+impl<'a> From<&'a ProxyDetails> for Proxy<'a> {
+    fn from(details: &'a ProxyDetails) -> Self {
+        Self {
+            id: &details.id,
+            cluster_name: &details.cluster_name,
+            addr: &details.addr,
+        }
+    }
+}
+
 impl Proxy<'_> {
     pub(crate) fn check(&self) -> Result<(), RegisterError> {
         let invalid = |field| move |reason| RegisterError::Invalid { field, reason };

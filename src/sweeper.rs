@@ -1,0 +1,265 @@
+//! How often to sweep, and a thread that does.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::table::{RouteTable, SweepReport};
+
+/// Records of one step: a few microseconds. Half of the changes that a ring of the feed keeps, so that a mass expiry, step by
+/// step, does not overtake a subscriber.
+const STEP: usize = 256;
+
+/// Rounds over the whole table in one keep-alive interval.
+const ROUNDS_PER_INTERVAL: u32 = 4;
+
+/// The shortest pause between two turns: timers are no finer. If a round takes more steps than there are such pauses, as from
+/// some ten million routes up at the default interval, a turn has several steps.
+const MIN_PAUSE: Duration = Duration::from_millis(2);
+
+/// The longest pause, so that a shorter keep-alive interval comes into force soon.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// The most steps of one turn, which take a millisecond or two.
+const MAX_STEPS: u32 = 256;
+
+/// Spreads the sweeper's work evenly, so that a table is swept four times in a keep-alive interval: for callers that call
+/// [`RouteTable::sweep`] from a thread or a timer of their own. [`Sweeper`] is a thread that does.
+///
+/// ```
+/// # use nodetracker::{RouteTable, SweepPace};
+/// # let table = RouteTable::new();
+/// let mut pace = SweepPace::default();
+/// # for _ in 0..2 {
+/// let pause = pace.next_pause(&table);
+/// # assert!(pause <= std::time::Duration::from_secs(1));
+/// // … wait for the pause, then:
+/// pace.sweep(&table);
+/// # }
+/// ```
+#[derive(Debug, Default)]
+pub struct SweepPace {
+    /// Records visited in this round so far.
+    visited: usize,
+    /// Records visited in the last whole round.
+    last_round: usize,
+    /// Steps of the next turn.
+    steps: u32,
+}
+
+impl SweepPace {
+    /// How long to wait before the next [`sweep`](Self::sweep): 2 ms to 1 s, depending on the table's size and its keep-alive
+    /// interval. A round is as long as the last round was, or longer if the table grew.
+    pub fn next_pause(&mut self, table: &RouteTable) -> Duration {
+        let round = table.keep_alive() / ROUNDS_PER_INTERVAL;
+        let (pause, steps) = self.turn(table.len(), round);
+        self.steps = steps;
+        pause.min(MAX_PAUSE)
+    }
+
+    fn turn(&self, routes: usize, round: Duration) -> (Duration, u32) {
+        let records = self.last_round.max(self.visited).max(routes);
+        let steps = u32::try_from(records / STEP + 1).unwrap_or(u32::MAX);
+        let pause = round / steps;
+        if pause >= MIN_PAUSE {
+            return (pause, 1);
+        }
+        let turns = (round.as_nanos() / MIN_PAUSE.as_nanos()).max(1);
+        let steps = u128::from(steps).div_ceil(turns).min(u128::from(MAX_STEPS));
+        (MIN_PAUSE, steps as u32)
+    }
+
+    /// Sweeps the part of the table that is due after the pause: one step of 256 records, or several if the table is large.
+    /// Returns what all steps did together.
+    pub fn sweep(&mut self, table: &RouteTable) -> SweepReport {
+        let mut all = SweepReport::default();
+        for _ in 0..self.steps.max(1) {
+            let report = table.sweep(STEP);
+            self.stepped(report);
+            all.visited += report.visited;
+            all.removed += report.removed;
+            all.round_completed |= report.round_completed;
+        }
+        all
+    }
+
+    fn stepped(&mut self, report: SweepReport) {
+        self.visited += report.visited;
+        if report.round_completed {
+            self.last_round = std::mem::take(&mut self.visited);
+        }
+    }
+}
+
+/// A thread that sweeps a table four times in a keep-alive interval, until it is dropped.
+///
+/// Without sweeping, expired routes are not returned, but keep their memory and count for the limit of routes.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use nodetracker::{RouteTable, Sweeper};
+///
+/// let table = Arc::new(RouteTable::new());
+/// let sweeper = Sweeper::start(Arc::clone(&table))?;
+/// // … use the table from any thread …
+/// drop(sweeper);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Sweeper {
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Stop {
+    is_due: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stop {
+    /// Waits. Returns whether to stop.
+    fn within(&self, pause: Duration) -> bool {
+        let is_due = self.is_due.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(is_due, pause, |is_due| !*is_due);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Sweeper {
+    /// Starts a thread that sweeps the table.
+    ///
+    /// # Errors
+    ///
+    /// The operating system cannot start a thread.
+    pub fn start(table: Arc<RouteTable>) -> io::Result<Self> {
+        let stop = Arc::new(Stop::default());
+        let its = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("nodetracker-sweeper".into())
+            .spawn(move || {
+                let mut pace = SweepPace::default();
+                while !its.within(pace.next_pause(&table)) {
+                    pace.sweep(&table);
+                }
+            })?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Sweeper {
+    /// Waits for the thread to end, which takes as long as one turn of the sweeper.
+    fn drop(&mut self) {
+        *self.stop.is_due.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stop.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // The thread panics only if the table does; the panic was printed.
+            _ = thread.join();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{Builder, ManualClock, NodeId, Proxy, ProxyRef};
+
+    const ROUND: Duration = Duration::from_secs(75);
+
+    fn register(table: &RouteTable) -> ProxyRef {
+        let proxy = Proxy {
+            id: "p",
+            cluster_name: "",
+            addr: "p:1",
+        };
+        table.register_proxy(&proxy).expect("there is room")
+    }
+
+    fn fill(table: &RouteTable, nodes: usize) {
+        let proxy = register(table);
+        for number in 0..nodes {
+            let node: NodeId = format!("node-{number}").parse().expect("a good name");
+            table.add_node(&node, proxy).expect("there is room");
+        }
+    }
+
+    #[test]
+    fn an_empty_table_is_swept_once_a_round() {
+        assert_eq!(SweepPace::default().turn(0, ROUND), (ROUND, 1));
+    }
+
+    #[test]
+    fn the_steps_of_a_round_take_the_round() {
+        let routes = 1_000_000;
+        let steps = (routes / STEP + 1) as u32;
+        assert_eq!(SweepPace::default().turn(routes, ROUND), (ROUND / steps, 1));
+    }
+
+    #[test]
+    fn a_pause_has_a_floor_and_a_turn_a_most() {
+        let pace = SweepPace::default();
+        assert_eq!(pace.turn(0, Duration::from_micros(1)), (MIN_PAUSE, 1));
+        assert_eq!(pace.turn(usize::MAX, ROUND), (MIN_PAUSE, MAX_STEPS));
+    }
+
+    #[test]
+    fn a_round_of_a_large_table_takes_its_time_too() {
+        for routes in [20_000_000, 100_000_000, Builder::MOST_ROUTES] {
+            let (pause, steps) = SweepPace::default().turn(routes, ROUND);
+            let turns = (routes / STEP + 1).div_ceil(steps as usize);
+            assert!(
+                steps > 1 && pause * turns as u32 <= ROUND,
+                "{routes} routes: {steps} steps a turn"
+            );
+        }
+    }
+
+    #[test]
+    fn everything_that_is_expired_is_swept_within_an_interval() {
+        let clock = ManualClock::new();
+        let table = RouteTable::builder().clock(clock.clone()).keep_alive(4 * ROUND).build();
+        fill(&table, 3 * STEP);
+        clock.advance(table.keep_alive() + Duration::from_millis(1));
+        let (mut pace, mut waited, mut removed) = (SweepPace::default(), Duration::ZERO, 0);
+        // A round may have begun anywhere, so everything has been visited after two.
+        for _ in 0..2 {
+            loop {
+                waited += pace.next_pause(&table);
+                let report = pace.sweep(&table);
+                removed += report.removed;
+                if report.round_completed {
+                    break;
+                }
+            }
+        }
+        assert_eq!(removed, 3 * STEP);
+        assert!(waited < table.keep_alive(), "{waited:?}");
+    }
+
+    #[test]
+    fn a_sweeper_empties_an_expired_table_and_ends_when_it_is_dropped() {
+        let clock = ManualClock::new();
+        let table = Arc::new(
+            RouteTable::builder()
+                .clock(clock.clone())
+                .keep_alive(Duration::from_millis(1))
+                .build(),
+        );
+        fill(&table, 1_000);
+        clock.advance(Duration::from_millis(2));
+        let mut changes = table.subscribe();
+        let sweeper = Sweeper::start(Arc::clone(&table)).expect("a thread can be started");
+        while !table.is_empty() {
+            let drained = changes.drain_events(usize::MAX, |_| ()).expect("few changes");
+            assert!(drained > 0 || changes.wait(Duration::from_secs(60)), "nothing is swept");
+        }
+        drop(changes);
+        drop(sweeper);
+        assert_eq!(Arc::strong_count(&table), 1, "the thread has ended");
+    }
+}
