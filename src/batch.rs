@@ -70,6 +70,7 @@ impl RouteBatch {
 
 /// How many routes of an [`add_nodes`](RouteTable::add_nodes) were news.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AddedNodes {
     /// Routes that were not there, or expired.
     pub inserted: usize,

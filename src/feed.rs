@@ -55,6 +55,7 @@ const IDLE: u64 = 1;
 
 /// Why a node's routes changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Reason {
     /// A route was added.

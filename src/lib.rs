@@ -53,6 +53,11 @@
 //!   part of the proxies, that a page, a walk or a snapshot makes; the memory that reading a snapshot takes beside the routes
 //!   themselves ([`read_snapshot_with`](RouteTable::read_snapshot_with)).
 
+#![cfg_attr(
+    not(feature = "snapshot"),
+    allow(dead_code, reason = "snapshots alone use the bulk load")
+)]
+
 mod batch;
 mod clock;
 mod error;
@@ -69,6 +74,7 @@ mod resolve;
 mod route_limit;
 mod shard;
 mod shards;
+#[cfg(feature = "snapshot")]
 pub mod snapshot;
 mod sweep;
 mod sweeper;

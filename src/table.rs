@@ -144,6 +144,7 @@ pub struct RouteTable {
 
 /// What a table holds, each figure as of some moment of the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// Routes, counted until they are removed or swept.
@@ -176,6 +177,7 @@ impl Stats {
 
 /// What [`RouteTable::sweep`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct SweepReport {
     /// Records visited, including free records and those of removed nodes, and proxies. Copying a part of an index and

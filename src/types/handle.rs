@@ -14,6 +14,8 @@ use crate::layout::SHARD_BITS;
 /// The record may come to belong to another node. That is noticed by the hash, unless that node's agrees in all 34 bits
 /// (one in 17 billion), *and* its route is through the same proxy; then that route is refreshed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(transparent))]
 pub struct RouteHandle(u64);
 
 /// What is left beside the kind of key, the shard and the record number.

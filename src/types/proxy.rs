@@ -36,6 +36,7 @@ impl ProxyRef {
 
 /// What is known of a registered proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ProxyDetails {
     /// The proxy's ID, as it was registered.
     pub id: CompactString,

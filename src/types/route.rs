@@ -15,6 +15,7 @@ pub struct Route {
 
 /// A route as [`RouteTable::explain`](crate::RouteTable::explain) tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExplainedRoute {
     /// The proxy, or `None` where it was removed.
     pub proxy: Option<ProxyDetails>,
@@ -28,6 +29,7 @@ pub struct ExplainedRoute {
 
 /// Whether a route is returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Verdict {
     /// It is.
@@ -40,6 +42,7 @@ pub enum Verdict {
 
 /// What [`RouteTable::add_node`](crate::RouteTable::add_node) did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Added {
     /// The node had no unexpired route through this proxy, and has one now.
     Inserted,
