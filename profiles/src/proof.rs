@@ -26,7 +26,7 @@ pub(crate) fn section(root: &Path) -> io::Result<String> {
         (
             "histories of two to four real threads, checked for linearizability, in a normal run",
             thousands(histories),
-            "cargo test --test linearizability",
+            "cargo test --test it linearizability",
         ),
         (
             "weakenings of the source, each caught by the test that it names",
@@ -46,7 +46,7 @@ pub(crate) fn section(root: &Path) -> io::Result<String> {
         (
             "random operations against a model that is a plain map, shrunk where they fail",
             String::new(),
-            "cargo test --test model",
+            "cargo test --test it model",
         ),
         (
             "sanitizers, under the tests of many threads",

@@ -1,15 +1,13 @@
 //! Incarnations through the public API: which one may begin, what it finds, and for how long it is remembered.
 
-mod common;
-
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::thread;
 use std::time::Duration;
 
-use common::gate::Gate;
-use common::ops::node;
-use common::{ensure, proxy, sweep_fully};
+use crate::common::gate::Gate;
+use crate::common::ops::node;
+use crate::common::{ensure, proxy, sweep_fully};
 use nodetracker::{
     AddError, BeginError, Event, Incarnation, ManualClock, NodeId, Proxy, ProxyRef, RegisterError, RouteHandle,
     RouteTable, StaleIncarnation,
@@ -110,7 +108,7 @@ fn the_same_one_goes_on_with_its_reference_and_its_handles() {
     assert_eq!(addr(), "192.0.2.99:1");
     let mut gone = Vec::new();
     assert_eq!(table.refresh_routes(&handles, again.proxy, &mut gone), Ok(2));
-    assert_eq!(gone, []);
+    assert!(gone.is_empty(), "{gone:?}");
 
     // They are not the next one's.
     let next = begin(&table, "proxy", 6);
@@ -258,7 +256,7 @@ fn bad_strings_and_a_full_table_change_nothing() {
 fn additions_of_an_older_incarnation_that_race_with_a_newer_one_bring_nothing_back() {
     let (table, _) = table();
     let nodes: Vec<_> = (0..200).map(node).collect();
-    for round in 0..50 * common::scale() as u64 {
+    for round in 0..50 * crate::common::scale() as u64 {
         let older = begin(&table, "proxy", 2 * round + 1);
         let gate = Gate::new(3);
         let newer = thread::scope(|scope| {
@@ -563,8 +561,8 @@ fn apply(table: &RouteTable, clock: &ManualClock, reference: &mut Reference, op:
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: u32::try_from(512 * common::scale()).expect("a moderate scale"),
-        rng_seed: RngSeed::Fixed(common::seed()),
+        cases: u32::try_from(512 * crate::common::scale()).expect("a moderate scale"),
+        rng_seed: RngSeed::Fixed(crate::common::seed()),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -575,7 +573,7 @@ proptest! {
         let mut reference = Reference::default();
         for (step, op) in ops.into_iter().enumerate() {
             let result = apply(&table, &clock, &mut reference, op);
-            let seed = common::seed();
+            let seed = crate::common::seed();
             prop_assert!(result.is_ok(), "step {step}, {op:?}: {result:?} (NODETRACKER_SEED={seed})");
         }
     }

@@ -1,11 +1,9 @@
 //! Sequences of operations on the table and on a plain model, compared after every step.
 
-mod common;
-
 use std::time::Duration;
 
-use common::model::Setup;
-use common::ops::{Op, Subject};
+use crate::common::model::Setup;
+use crate::common::ops::{Op, Subject};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngSeed};
@@ -13,8 +11,8 @@ use proptest::test_runner::{FileFailurePersistence, RngSeed};
 /// `cases` sequences in a normal run, generated from the seed of the run.
 fn config(cases: usize) -> ProptestConfig {
     ProptestConfig {
-        cases: u32::try_from(cases * common::scale()).expect("a moderate scale"),
-        rng_seed: RngSeed::Fixed(common::seed()),
+        cases: u32::try_from(cases * crate::common::scale()).expect("a moderate scale"),
+        rng_seed: RngSeed::Fixed(crate::common::seed()),
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
         max_shrink_iters: 20_000,
         ..ProptestConfig::default()
@@ -30,7 +28,7 @@ fn run(setup: Setup, ops: &[Op]) -> Result<(), TestCaseError> {
     });
     steps
         .and_then(|()| subject.finish().map_err(|message| format!("at the end: {message}")))
-        .map_err(|message| TestCaseError::fail(format!("{message} (NODETRACKER_SEED={})", common::seed())))
+        .map_err(|message| TestCaseError::fail(format!("{message} (NODETRACKER_SEED={})", crate::common::seed())))
 }
 
 /// Any operation, those that build up more often than those that tear down.

@@ -1,7 +1,5 @@
 //! The change feed, and `explain`.
 
-mod common;
-
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -58,7 +56,7 @@ fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
         [is(&node, Reason::Removed), is(&name, Reason::Removed)]
     );
     clock.advance(Duration::from_secs(11));
-    common::sweep_fully(&table);
+    crate::common::sweep_fully(&table);
     assert_eq!(events(&mut subscription), [is(&node, Reason::Expired)]);
     assert!(table.remove_proxy(two));
     let id = "proxy-2".into();
@@ -96,7 +94,7 @@ fn a_refresh_that_removes_a_stale_route_is_an_event() {
         reason: Reason::Expired,
     };
     assert_eq!(events(&mut subscription), [expired]);
-    common::sweep_fully(&table);
+    crate::common::sweep_fully(&table);
     assert_eq!(events(&mut subscription), [], "the event comes once");
 }
 
@@ -174,7 +172,7 @@ fn a_thousand_subscriptions_cost_writers_what_one_does() {
         .clock(clock.clone())
         .keep_alive(KEEP_ALIVE)
         .build();
-    let nodes: Vec<NodeId> = (0..1000).map(common::ops::node).collect();
+    let nodes: Vec<NodeId> = (0..1000).map(crate::common::ops::node).collect();
     // A thousand each of additions, refreshes, removals and expiries, and a few of everything else.
     let work = || {
         let before = table.marked_changes();
@@ -191,7 +189,7 @@ fn a_thousand_subscriptions_cost_writers_what_one_does() {
             table.add_node(node, proxy).expect("there is room");
         }
         clock.advance(KEEP_ALIVE + Duration::from_millis(1));
-        common::sweep_fully(&table);
+        crate::common::sweep_fully(&table);
         assert_eq!(table.len(), 0);
         let elsewhere = Proxy {
             id: "proxy-1",
@@ -205,12 +203,12 @@ fn a_thousand_subscriptions_cost_writers_what_one_does() {
     assert_eq!(work(), 0, "nobody follows");
     let first = table.subscribe();
     // Added, removed, added again and expired; then moved, added and the proxy removed; and what it leaves behind is swept.
-    common::sweep_fully(&table);
+    crate::common::sweep_fully(&table);
     let for_one = work();
     assert_eq!(for_one, 4 * 1000 + 3);
     let _others: Vec<_> = (1..1000).map(|_| table.subscribe()).collect();
     assert_eq!(table.subscriptions(), 1000);
-    common::sweep_fully(&table);
+    crate::common::sweep_fully(&table);
     assert_eq!(work(), for_one);
     drop(first);
 }
@@ -239,7 +237,7 @@ fn one_poll_takes_no_more_than_it_was_asked_for() {
 fn a_busy_node_does_not_keep_the_changes_of_others_from_a_subscriber() {
     let table = RouteTable::new();
     let proxy = register(&table, "proxy-1");
-    let nodes: Vec<NodeId> = (0..100).map(common::ops::node).collect();
+    let nodes: Vec<NodeId> = (0..100).map(crate::common::ops::node).collect();
     let mut subscription = table.subscribe();
     for quiet in &nodes[1..] {
         table.add_node(quiet, proxy).expect("there is room");
@@ -267,13 +265,13 @@ fn a_busy_node_does_not_keep_the_changes_of_others_from_a_subscriber() {
 /// A follower that reads each node that is named ends with what the table holds, whatever threads did meanwhile.
 #[test]
 fn a_follower_ends_with_what_the_table_holds() {
-    let seed = common::seed();
+    let seed = crate::common::seed();
     println!("NODETRACKER_SEED={seed}");
     let table = RouteTable::new();
     let proxies: Vec<_> = (0..4)
         .map(|number| register(&table, &format!("proxy-{number}")))
         .collect();
-    let nodes: Vec<NodeId> = (0..50).map(common::ops::node).collect();
+    let nodes: Vec<NodeId> = (0..50).map(crate::common::ops::node).collect();
     let done = AtomicBool::new(false);
     let mut mirror: HashMap<NodeId, Vec<ProxyRef>> = HashMap::new();
     let look_up = |node: &NodeId| {
@@ -288,7 +286,7 @@ fn a_follower_ends_with_what_the_table_holds() {
             .map(|thread| {
                 scope.spawn(move || {
                     let mut random = fastrand::Rng::with_seed(seed ^ thread);
-                    for _ in 0..20_000 * common::scale() {
+                    for _ in 0..20_000 * crate::common::scale() {
                         let node = &nodes[random.usize(..nodes.len())];
                         let proxy = proxies[random.usize(..proxies.len())];
                         match random.u8(..4) {

@@ -1,17 +1,15 @@
 //! Histories of real threads on one node, checked against the sequential table: each route is linearizable, and so is
 //! which routes a node has. The order within an answer is only checked to be newest first.
 
-mod common;
-
 use std::hint;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::gate::Gate;
-use common::wgl::{Event, Spec, is_linearizable};
-use common::{check_answer, ops, proxy, scale, seed};
+use crate::common::gate::Gate;
+use crate::common::wgl::{Event, Spec, is_linearizable};
+use crate::common::{check_answer, ops, proxy, scale, seed};
 use fastrand::Rng;
 use nodetracker::{Added, ManualClock, NodeId, ProxyRef, RouteTable};
 use proptest::prelude::*;

@@ -1,14 +1,12 @@
 //! Pages of nodes and proxies, proxies by their ID, and routes with their proxies' details.
 
-mod common;
-
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::ops::node;
-use common::proxy;
+use crate::common::ops::node;
+use crate::common::proxy;
 use nodetracker::{Event, ManualClock, NodeCursor, NodeId, NodeRoutes, Proxy, ProxyCursor, ProxyRef, RouteTable};
 use uuid::Uuid;
 
@@ -138,7 +136,7 @@ fn a_node_that_stays_is_reported_once_while_shards_grow_and_shrink() {
                 table.sweep(100_000);
             }
         });
-        for most in [1, 2, 16, 300, 10_000].repeat(2 * common::scale()) {
+        for most in [1, 2, 16, 300, 10_000].repeat(2 * crate::common::scale()) {
             let found = pages(&table, most);
             let distinct: HashSet<&NodeId> = found.iter().map(|found| &found.node).collect();
             assert_eq!(
@@ -158,7 +156,7 @@ fn a_node_that_stays_is_reported_once_while_shards_grow_and_shrink() {
 /// Between two pages, nodes come and go by the thousand: shards grow, shed tombstones and move to smaller slabs.
 #[test]
 fn what_stays_is_in_one_page_whatever_happens_between_two() {
-    let seed = common::seed();
+    let seed = crate::common::seed();
     let mut random = fastrand::Rng::with_seed(seed);
     for most in [1, 2, 7, 100, 10_000] {
         let table = RouteTable::new();
@@ -210,7 +208,7 @@ fn what_stays_is_in_one_page_whatever_happens_between_two() {
                         there.remove(node);
                     }
                 }
-                2 => common::sweep_fully(&table),
+                2 => crate::common::sweep_fully(&table),
                 _ => {}
             }
         }
@@ -364,7 +362,7 @@ fn a_number_that_is_used_again_is_another_registration() {
         assert!(seen.insert(proxy.to_bits()), "{proxy:?}");
         table.remove_proxy(proxy);
         for _ in 0..4 {
-            common::sweep_fully(&table);
+            crate::common::sweep_fully(&table);
         }
     }
 }
@@ -439,7 +437,7 @@ fn reports_go_on_while_their_proxy_is_removed() {
                 thread::yield_now();
             }
         });
-        for _ in 0..200 * common::scale() {
+        for _ in 0..200 * crate::common::scale() {
             let added = table.report_nodes(&nodes, &proxy("one")).expect("there is room");
             assert_eq!(added.len(), nodes.len());
         }

@@ -1,15 +1,13 @@
 //! Going through all routes, alone and while others change them.
 
-mod common;
-
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::model::millis;
-use common::ops::node;
-use common::proxy;
+use crate::common::model::millis;
+use crate::common::ops::node;
+use crate::common::proxy;
 use nodetracker::{ManualClock, NodeId, ProxyRef, Route, RouteTable};
 use uuid::Uuid;
 
@@ -36,7 +34,7 @@ fn a_walk_reports_what_look_ups_answer() {
     assert!(walk(&table).is_empty());
     let proxies = register(&table, 70);
     let nodes: Vec<NodeId> = (0..300).map(node).collect();
-    let mut random = fastrand::Rng::with_seed(common::seed());
+    let mut random = fastrand::Rng::with_seed(crate::common::seed());
     for _ in 0..2_000 {
         let node = &nodes[random.usize(..nodes.len())];
         table
@@ -60,7 +58,7 @@ fn a_walk_reports_what_look_ups_answer() {
             walked.remove(node).unwrap_or_default(),
             answer,
             "seed {}",
-            common::seed()
+            crate::common::seed()
         );
     }
     assert!(walked.is_empty(), "{walked:?}");
@@ -119,7 +117,7 @@ fn a_route_that_stays_is_reported_exactly_once() {
                     .expect("there is room");
             }
         });
-        for _ in 0..20 * common::scale() {
+        for _ in 0..20 * crate::common::scale() {
             let walked = walk(&table);
             for i in 0..STAYING {
                 let routes = walked.get(&staying(i)).map_or(&[][..], Vec::as_slice);

@@ -1,7 +1,5 @@
 //! The plain data types through JSON, with the feature `serde`.
 
-#![cfg(feature = "serde")]
-
 use nodetracker::{ExplainedRoute, NodeId, Proxy, RouteHandle, RouteTable, Stats};
 
 #[test]

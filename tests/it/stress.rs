@@ -1,17 +1,15 @@
 //! Many threads on one table: each compares its own nodes with a model, and all check what must be true of shared ones.
 
-mod common;
-
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use common::gate::{Gate, Pass};
-use common::model::{Routes, millis};
-use common::ops::node;
-use common::{check_answer, ensure, proxy, scale, seed, sweep_fully};
+use crate::common::gate::{Gate, Pass};
+use crate::common::model::{Routes, millis};
+use crate::common::ops::node;
+use crate::common::{check_answer, ensure, proxy, scale, seed, sweep_fully};
 use fastrand::Rng;
 use nodetracker::{AddError, Added, Clock, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
 

@@ -1,11 +1,9 @@
 //! The contract of the public interface, one property at a time.
 
-mod common;
-
 use std::time::Duration;
 
-use common::model::millis;
-use common::{proxy, sweep_fully};
+use crate::common::model::millis;
+use crate::common::{proxy, sweep_fully};
 use nodetracker::{
     AddError, Added, Builder, ManualClock, NodeId, NodeIdError, Proxy, ProxyDetails, ProxyField, ProxyRef,
     RegisterError, ReportError, Route, RouteTable, Stats, SweepReport, TextError,
@@ -360,7 +358,7 @@ fn a_batch_through_a_removed_proxy_is_refused() {
         table.refresh_routes(&handles, proxy, &mut gone),
         Err(AddError::UnknownProxy)
     );
-    assert_eq!(gone, []);
+    assert!(gone.is_empty(), "{gone:?}");
     let refused = table.add_nodes(&nodes, proxy).expect_err("the proxy is gone");
     assert_eq!((refused.added, refused.error), (0, AddError::UnknownProxy));
 }

@@ -1,10 +1,8 @@
 //! Limits: the last tick, the last proxy number, and the last route.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{proxy, scale, sweep_fully};
+use crate::common::{proxy, scale, sweep_fully};
 use nodetracker::{AddError, Added, Clock, ManualClock, NodeId, ProxyRef, RegisterError, RouteTable, Verdict};
 use uuid::Uuid;
 

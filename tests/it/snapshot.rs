@@ -1,17 +1,15 @@
 //! Snapshots: what is written is read, whatever else is read is an error, and an error leaves the table as it was.
 
-mod common;
-
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use common::content::{Content, content};
-use common::model::Routes;
-use common::ops::node;
-use common::{check_answer, proxy, sweep_fully};
+use crate::common::content::{Content, content};
+use crate::common::model::Routes;
+use crate::common::ops::node;
+use crate::common::{check_answer, proxy, sweep_fully};
 use nodetracker::snapshot::{Ages, SnapshotError, SnapshotFault, SnapshotPart, SnapshotReport, SnapshotSize};
 use nodetracker::{Builder, Clock, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
 use proptest::collection::vec;
@@ -958,8 +956,8 @@ fn a_writer_that_fails_is_told_of() {
 
 fn config(cases: usize) -> ProptestConfig {
     ProptestConfig {
-        cases: u32::try_from(cases * common::scale()).expect("a moderate scale"),
-        rng_seed: RngSeed::Fixed(common::seed()),
+        cases: u32::try_from(cases * crate::common::scale()).expect("a moderate scale"),
+        rng_seed: RngSeed::Fixed(crate::common::seed()),
         failure_persistence: None,
         ..ProptestConfig::default()
     }
@@ -1017,7 +1015,7 @@ impl Subject {
         let now = self.now();
         match *step {
             Step::Add { node, proxy } => {
-                let (node, proxy) = (common::ops::node(node % self.nodes), proxy % proxies);
+                let (node, proxy) = (crate::common::ops::node(node % self.nodes), proxy % proxies);
                 let id = format!("proxy-{proxy}");
                 let proxy = *self.refs.entry(proxy).or_insert_with(|| register(&self.table, &id));
                 self.ids.insert(proxy, id);
@@ -1025,7 +1023,7 @@ impl Subject {
                 self.routes.add(&node, proxy, now);
             }
             Step::RemoveNode { node } => {
-                let node = common::ops::node(node % self.nodes);
+                let node = crate::common::ops::node(node % self.nodes);
                 self.table.remove_node(&node);
                 self.routes.remove_node(&node, now);
             }
@@ -1226,7 +1224,7 @@ fn what_stays_is_written_while_others_add_and_remove() {
                 }
             });
         }
-        let snapshots: Vec<_> = (0..5 * common::scale()).map(|_| written(&table)).collect();
+        let snapshots: Vec<_> = (0..5 * crate::common::scale()).map(|_| written(&table)).collect();
         done.store(true, Ordering::Relaxed);
         snapshots
     });
@@ -1254,7 +1252,7 @@ fn a_table_is_loaded_while_others_use_it() {
     clock.advance(ms(1_000));
     let bytes = written(&table);
 
-    for round in 0..3 * common::scale() {
+    for round in 0..3 * crate::common::scale() {
         let other = table_beside(&clock);
         let loaded = AtomicBool::new(false);
         let (report, added) = thread::scope(|scope| {

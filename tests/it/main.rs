@@ -1,0 +1,18 @@
+//! The tests of the public API that may share a process. The others have an allocator, a signal, or figures of the whole process
+//! of their own.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod api;
+mod feed;
+mod incarnations;
+mod limits;
+mod linearizability;
+mod model;
+mod page;
+#[cfg(feature = "serde")]
+mod serialize;
+mod snapshot;
+mod stress;
+mod walk;
