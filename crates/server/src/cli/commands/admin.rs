@@ -10,9 +10,9 @@ use nodetracker_proto::v1::node_id::Id;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::dial::Transport;
-use crate::query::print::{Format, Print, ProxyRow, RouteRow, dash, time};
-use crate::query::{QueryError, Where};
+use crate::cli::client::Transport;
+use crate::cli::commands::{QueryError, Where};
+use crate::cli::print::{Format, Print, ProxyRow, RouteRow, dash, time};
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]

@@ -1,7 +1,6 @@
 //! The commands that ask a running server.
 
 pub(crate) mod admin;
-mod print;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -14,8 +13,8 @@ use thiserror::Error;
 use tokio::time::timeout;
 use tonic::Status;
 
-use crate::dial::{Target, Transport};
-use crate::query::print::{Print, ProxyRow, RouteRow, dash, rfc3339, time};
+use crate::cli::client::{Target, Transport};
+use crate::cli::print::{Print, ProxyRow, RouteRow, dash, rfc3339, time};
 
 /// How long connecting, and then the call, may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -228,7 +227,7 @@ fn message(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::query::print::Format;
+    use crate::cli::print::Format;
 
     fn proxy(id: &str, cluster: &str, addr: &str, seconds: i64) -> api::ProxyDetails {
         api::ProxyDetails {

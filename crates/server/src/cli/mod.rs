@@ -1,5 +1,10 @@
 //! The command line.
 
+mod client;
+mod commands;
+mod print;
+mod signals;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,11 +17,11 @@ use tokio::runtime;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use crate::cli::commands::{QueryError, admin};
+use crate::cli::signals::Signals;
 use crate::config::{self, Config};
 use crate::log::{self, LogFormat};
-use crate::query::{self, QueryError, admin};
 use crate::serve::{Server, StartError};
-use crate::signals::Signals;
 
 /// Something was wrong while running.
 const FAILURE: u8 = 1;
@@ -56,13 +61,13 @@ enum Command {
     /// it once the calls in flight are finished; a second one at once.
     Serve(Serve),
     /// Record, or refresh, that a node can be reached through a proxy
-    Add(query::Add),
+    Add(commands::Add),
     /// List the proxies that can reach a node, most recently refreshed first
     ///
     /// As JSON, each has proxy_id, cluster_name, addr and last_refresh_time.
-    Get(query::Get),
+    Get(commands::Get),
     /// Forget every route of a node
-    Rm(query::Rm),
+    Rm(commands::Rm),
     /// Tell everything that is known of a node, and why a route of it is not returned
     ///
     /// As JSON, each route has what `get` prints, age_seconds, and the verdict: returned, expired or proxy removed.
@@ -112,9 +117,9 @@ impl Cli {
         runtime.block_on(async {
             match self.command {
                 Command::Serve(serve) => serve.run().await,
-                Command::Add(add) => answer(query::add(add).await),
-                Command::Get(get) => answer(query::get(get).await),
-                Command::Rm(rm) => answer(query::rm(rm).await),
+                Command::Add(add) => answer(commands::add(add).await),
+                Command::Get(get) => answer(commands::get(get).await),
+                Command::Rm(rm) => answer(commands::rm(rm).await),
                 Command::Explain(explain) => answer(admin::explain(explain).await),
                 Command::Nodes(nodes) => answer(admin::nodes(nodes).await),
                 Command::Proxies(proxies) => answer(admin::proxies(proxies).await),

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use nodetracker_proto::v1;
 use serde::{Serialize, Serializer};
 
-use crate::query::{QueryError, Where};
+use crate::cli::commands::{QueryError, Where};
 
 /// How to print an answer, and whose.
 #[derive(Debug, Args)]
