@@ -5,26 +5,16 @@
 //! plain services behind a small router, and a short way for unary calls: no call ever changes threads. Every limit that
 //! keeps a hostile client from hurting the others is set in [`limits`].
 
-mod accept;
 mod cli;
 mod config;
-mod connection;
-mod generation;
-mod leaving;
+mod convert;
+mod grpc;
+mod http2;
 pub mod limits;
 mod log;
-mod room;
-mod router;
-mod serve;
-mod service;
-mod services;
-mod session;
-mod sweeper;
+mod rpc;
+mod server;
 mod tls;
-mod unary;
-mod v1;
-mod watch;
-mod worker;
 
 pub use cli::Cli;
 pub use config::{
@@ -32,4 +22,4 @@ pub use config::{
 };
 pub use limits::Limits;
 pub use log::LogFormat;
-pub use serve::{Drained, Server, StartError};
+pub use server::{Drained, Server, StartError};

@@ -21,7 +21,7 @@ use crate::cli::commands::{QueryError, admin};
 use crate::cli::signals::Signals;
 use crate::config::{self, Config};
 use crate::log::{self, LogFormat};
-use crate::serve::{Server, StartError};
+use crate::server::{Server, StartError};
 
 /// Something was wrong while running.
 const FAILURE: u8 = 1;

@@ -3,13 +3,7 @@
 //! HTTP/2 is the `h2` crate's, without hyper's server around it. What that would add are things that gRPC has no use for
 //! (upgrades, dates, lengths, HTTP/1's headers), a body and a future for each answer, and a lock taken some six times more a
 //! call: a unary call took 30,300 instructions instead of 34,100, and 13 % less CPU. What it would do for a connection is
-//! done here: the [answers](calls), the [pings](keepalive), the [others' turn](rest), and the deadlines.
-
-mod calls;
-mod counted;
-mod keepalive;
-mod outside;
-mod rest;
+//! done here: the [answers](crate::http2::calls), the [pings](crate::http2::keep_alive), the [others' turn](crate::http2::yield_turn), and the deadlines.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -25,11 +19,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::connection::calls::Calls;
-use crate::connection::counted::Counted;
-use crate::connection::keepalive::KeepAlive;
+use crate::grpc::router::Router;
+use crate::http2::byte_counter::Counted;
+use crate::http2::calls::Calls;
+use crate::http2::keep_alive::KeepAlive;
 use crate::limits::{self, Limits};
-use crate::router::Router;
 
 /// What HTTP/2 clients send before anything else: 24 fixed bytes and the header of a SETTINGS frame.
 const PREFACE: u64 = 24 + 9;
@@ -185,8 +179,8 @@ mod tests {
     use tonic::Status;
 
     use super::*;
-    use crate::services::Services;
-    use crate::unary::Unary;
+    use crate::grpc::method::Services;
+    use crate::grpc::unary::Unary;
 
     /// What a client sends that begins in order, and then sends PING without end and takes whatever it is sent. As a socket
     /// of which there is always more to be read.

@@ -8,10 +8,10 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::route_service_server::SERVICE_NAME;
 use tonic::Status;
 
+use crate::convert::encode::{self as answer, EncodedRoutes};
+use crate::convert::parse;
+use crate::grpc::unary::{self, Unary};
 use crate::limits::{MAX_ANSWER_SIZE, MAX_BATCH_MESSAGE_SIZE};
-use crate::unary::{self, Unary};
-use crate::v1::answer::{self, EncodedRoutes};
-use crate::v1::parse;
 
 /// Answers from a table.
 #[derive(Debug)]

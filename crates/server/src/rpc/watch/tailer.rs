@@ -13,11 +13,11 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
+use crate::convert::encode::{self as answer, Collector};
+use crate::grpc::unary::with_prefix;
 use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL, WATCH_MESSAGE_SIZE};
-use crate::unary::with_prefix;
-use crate::v1::answer::{self, Collector};
-use crate::watch::Watches;
-use crate::watch::log::Batch;
+use crate::rpc::watch::Watches;
+use crate::rpc::watch::change_log::Batch;
 
 /// Follows the table for ever, while somebody watches.
 ///
@@ -255,7 +255,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::generation::Generation;
+    use crate::rpc::instance_id::Generation;
 
     const PART: u64 = MAX_WATCH_CHANGES as u64;
 

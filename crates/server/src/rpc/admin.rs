@@ -9,11 +9,12 @@ use nodetracker_proto::v1::admin_service_server::{AdminService, AdminServiceServ
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use crate::generation::Generation;
+use crate::convert::encode::{self as answer, Collector};
+use crate::convert::parse;
 use crate::limits::{MAX_ANSWER_SIZE, MAX_MESSAGE_SIZE, MAX_PAGE_SIZE, MAX_TABLE_PAGES};
-use crate::v1::answer::{self, Collector};
-use crate::v1::{parse, token};
-use crate::watch::Watches;
+use crate::rpc::instance_id::Generation;
+use crate::rpc::page_token as token;
+use crate::rpc::watch::Watches;
 
 /// Answers from a table, and of the tracker that it belongs to.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 //! nor a boxed body; of the answer's head and its trailers there is only one kind. Everything else takes the long way,
 //! where tonic collects the message and decides what becomes of what is not one: a message in several frames or too late,
 //! one that is compressed, or of the wrong length, or followed by trailers; and one whose answer has to wait for
-//! [room](crate::room). What was read of the body already is put before the rest of it then.
+//! [room](crate::grpc::send_budget). What was read of the body already is put before the rest of it then.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -18,8 +18,8 @@ use tonic::codec::Decoder;
 use tonic::metadata::MetadataValue;
 use tonic::{Status, Streaming};
 
+use crate::grpc::send_budget::Room;
 use crate::limits::{MAX_FRAME_SIZE, MAX_MESSAGE_SIZE};
-use crate::room::Room;
 
 /// A service whose methods all take one message, answer with one, and never wait.
 pub(crate) trait Unary: Send + Sync {

@@ -11,11 +11,11 @@ use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::v1::{self, SessionRefusal, SessionSupersededReason};
 use tonic::Status;
 
+use crate::convert::parse;
 use crate::limits::{MAX_MESSAGE_SIZE, MAX_SESSION_HANDLES, MAX_SESSION_NODES};
-use crate::session::Shared;
-use crate::session::message::{self, Scratch, with_scratch};
-use crate::session::voices::{Superseded, Voice};
-use crate::v1::parse;
+use crate::rpc::session::Shared;
+use crate::rpc::session::message::{self, Scratch, with_scratch};
+use crate::rpc::session::owner::{Superseded, Voice};
 
 /// The answer to a request.
 #[derive(Debug)]

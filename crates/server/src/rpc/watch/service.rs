@@ -19,13 +19,13 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::Codec;
 
+use crate::convert::parse;
+use crate::grpc::method::BoxedCall;
+use crate::grpc::send_budget::Room;
+use crate::grpc::unary::{self, Arriving};
 use crate::limits::MAX_BATCH_MESSAGE_SIZE;
-use crate::room::Room;
-use crate::services::BoxedCall;
-use crate::unary::{self, Arriving};
-use crate::v1::parse;
-use crate::watch::Watches;
-use crate::watch::stream::Watch;
+use crate::rpc::watch::Watches;
+use crate::rpc::watch::stream::Watch;
 
 /// The service.
 #[derive(Debug, Clone)]

@@ -11,8 +11,8 @@ use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_server::SERVICE_NAME;
 use tonic::Status;
 
-use crate::unary::{self, Unary};
-use crate::v1::parse::proxy_field;
+use crate::convert::parse::proxy_field;
+use crate::grpc::unary::{self, Unary};
 
 /// Answers the frozen contract from a table.
 #[derive(Debug)]

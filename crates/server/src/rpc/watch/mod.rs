@@ -6,10 +6,10 @@
 //!                                         once        └───▶ a watch ─▶ its client
 //! ```
 //!
-//! * The [follower](follow) is one task of the whole server. While there are watches it holds the one subscription that
+//! * The [follower](tailer) is one task of the whole server. While there are watches it holds the one subscription that
 //!   writers pay for, takes the marks at short intervals, reads the routes of each node that was marked *after* it has
 //!   the mark, and appends a batch of changes to the log, encoded as the message that all watches send.
-//! * The [log](log) keeps the latest changes. A watch has a place in it, which is a sequence number, and nothing else:
+//! * The [log](change_log) keeps the latest changes. A watch has a place in it, which is a sequence number, and nothing else:
 //!   a thousand watches are a thousand numbers. One whose place is no longer in the log has lost it.
 //! * A [watch](stream) takes its place first, and copies the table then: what changes in between comes again. After the
 //!   snapshot it sends the log from its place on. It is only ever asked for the next message once HTTP/2 has taken the one
@@ -24,10 +24,10 @@
 //! were read after the removal have none of that registration, whatever proxy reports under the same ID by then; and those
 //! that were read before are in the log before the removal, since the mark comes after it.
 
-mod follow;
-mod log;
+mod change_log;
 mod service;
 mod stream;
+mod tailer;
 
 use std::sync::Arc;
 
@@ -35,12 +35,12 @@ use nodetracker::RouteTable;
 use tokio::sync::watch;
 use tonic::Status;
 
-use crate::generation::Generation;
 use crate::limits::{MAX_WATCHED_NODES, MAX_WATCHES};
-use crate::watch::log::Log;
+use crate::rpc::instance_id::Generation;
+use crate::rpc::watch::change_log::Log;
 
-pub(crate) use follow::follow;
 pub(crate) use service::WatchServer;
+pub(crate) use tailer::follow;
 
 /// What the follower and all watches share.
 #[derive(Debug)]

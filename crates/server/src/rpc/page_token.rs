@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use tonic::Status;
 
-use crate::generation::Generation;
+use crate::rpc::instance_id::Generation;
 
 /// Between the generation, in hexadecimal, and the place.
 const DOT: char = '.';

@@ -8,8 +8,8 @@ use nodetracker::{NodeId, Proxy, RouteHandle};
 use nodetracker_proto::v1;
 use tonic::Status;
 
+use crate::convert::parse;
 use crate::limits::{MAX_SESSION_HANDLES, MAX_SESSION_NODES};
-use crate::v1::parse;
 
 /// Bytes of a handle.
 const HANDLE: usize = size_of::<RouteHandle>();

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::connection::{self, Serving};
+use crate::http2::connection::{self, Serving};
 
 /// All workers. Once this is dropped they cut what they still serve, and end.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 
-use crate::session::machine::{Answer, Session};
+use crate::rpc::session::state::{Answer, Session};
 
 /// The answers of one session.
 pub(crate) struct Answers {

@@ -22,11 +22,11 @@ use tokio::task::coop::has_budget_remaining;
 use tonic::body::Body;
 use tracing::debug;
 
-use crate::connection::outside::Outside;
-use crate::connection::rest::Rest;
+use crate::grpc::router::{Answer, Called, Router};
+use crate::grpc::unary;
+use crate::http2::muted_waker::Outside;
+use crate::http2::yield_turn::Rest;
 use crate::limits::{MAX_FRAME_SIZE, MAX_TURN};
-use crate::router::{Answer, Called, Router};
-use crate::unary;
 
 /// A request, and where its answer goes.
 type Begun = (Request<RecvStream>, SendResponse<Bytes>);

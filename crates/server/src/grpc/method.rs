@@ -12,10 +12,10 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower_service::Service;
 
+use crate::grpc::send_budget::Room;
+use crate::grpc::unary::{Arriving, Unary};
 use crate::limits::MAX_MESSAGE_SIZE;
-use crate::room::Room;
-use crate::unary::{Arriving, Unary};
-use crate::watch::WatchServer;
+use crate::rpc::watch::WatchServer;
 
 /// What the generated services make of a request.
 pub(crate) type BoxedCall = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;

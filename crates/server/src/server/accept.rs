@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use crate::limits::{ACCEPT_BACKOFF, MAX_ACCEPT_BACKOFF};
-use crate::worker::Workers;
+use crate::server::worker::Workers;
 
 /// Accepts for ever. A connection is accepted once there is a place for it; until then it waits in the kernel's
 /// backlog.

@@ -10,12 +10,12 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
+use crate::convert::encode::Collector;
+use crate::grpc::send_budget::Room;
+use crate::grpc::unary::with_prefix;
 use crate::limits::{MAX_SNAPSHOT_NODES, SNAPSHOT_COPY, WATCH_MESSAGE_SIZE};
-use crate::room::Room;
-use crate::unary::with_prefix;
-use crate::v1::answer::Collector;
-use crate::watch::Entered;
-use crate::watch::log::{Batch, LostPlace};
+use crate::rpc::watch::Entered;
+use crate::rpc::watch::change_log::{Batch, LostPlace};
 
 /// A watch on its way through the stream.
 #[derive(Debug)]
@@ -202,9 +202,9 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::generation::Generation;
-    use crate::unary::PREFIX;
-    use crate::watch::Watches;
+    use crate::grpc::unary::PREFIX;
+    use crate::rpc::instance_id::Generation;
+    use crate::rpc::watch::Watches;
 
     /// Whether a future is still not ready once it has had its turn a few times.
     fn waits(mut future: Pin<&mut impl Future>) -> bool {

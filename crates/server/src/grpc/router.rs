@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::leaving::ends_with;
-use crate::room::Room;
-use crate::services::{BoxedCall, Kind, Services};
-use crate::unary::{self, Arriving, Unary, Way};
+use crate::grpc::drain::ends_with;
+use crate::grpc::method::{BoxedCall, Kind, Services};
+use crate::grpc::send_budget::Room;
+use crate::grpc::unary::{self, Arriving, Unary, Way};
 
 /// Every service of the port. Cheap to clone: each connection has its own.
 #[derive(Debug, Clone)]

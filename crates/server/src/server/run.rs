@@ -11,19 +11,21 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::accept::accept;
 use crate::config::{Config, ConfigError};
-use crate::connection::Serving;
-use crate::generation::Generation;
+use crate::grpc::method::{Health, Services};
+use crate::grpc::router::Router;
+use crate::http2::connection::Serving;
 use crate::limits::Limits;
-use crate::router::Router;
-use crate::service::Tracker;
-use crate::services::{Health, Services};
-use crate::session::Sessions;
-use crate::sweeper::sweep;
-use crate::watch::{WatchServer, Watches, follow};
-use crate::worker::Workers;
-use crate::{tls, v1};
+use crate::rpc::admin::Admin;
+use crate::rpc::instance_id::Generation;
+use crate::rpc::node_tracker::Tracker;
+use crate::rpc::routes::Routes;
+use crate::rpc::session::Sessions;
+use crate::rpc::watch::{WatchServer, Watches, follow};
+use crate::server::accept::accept;
+use crate::server::sweeper::sweep;
+use crate::server::worker::Workers;
+use crate::tls;
 
 /// Why a server cannot start.
 #[derive(Debug, Error)]
@@ -181,10 +183,10 @@ async fn services(
 ) -> (Services, Health) {
     Services::default()
         .with_unary(Tracker::new(Arc::clone(table)))
-        .with_unary(v1::Routes::new(Arc::clone(table)))
+        .with_unary(Routes::new(Arc::clone(table)))
         .with(Sessions::service(Arc::clone(table), generation, limits.call))
         .with_watches(WatchServer::new(Arc::clone(watches)))
-        .with_large(v1::Admin::service(Arc::clone(table), Arc::clone(watches), generation))
+        .with_large(Admin::service(Arc::clone(table), Arc::clone(watches), generation))
         .with_reflection()
         .with_health()
         .await

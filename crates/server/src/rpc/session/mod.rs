@@ -30,7 +30,7 @@
 //! | | what is no message of the contract | INTERNAL | ENDED |
 //! | | a message of too many bytes | RESOURCE_EXHAUSTED | ENDED |
 //! | | the end of the client's side | OK | ENDED |
-//! | | the server stops, or the connection has grown old | UNAVAILABLE ([`leaving`](crate::leaving)) | ENDED |
+//! | | the server stops, or the connection has grown old | UNAVAILABLE ([`drain`](crate::grpc::drain)) | ENDED |
 //! | | the connection is lost | | ENDED |
 //!
 //! But for a drain, and for a newer incarnation that takes over, the end of a session changes nothing in the table.
@@ -38,12 +38,12 @@
 //! # Who is right
 //!
 //! The table knows which incarnation of a proxy is the latest, and refuses what an older one does, whatever happens here
-//! ([`RouteTable::begin_incarnation`]). [`voices`] adds to it that of one incarnation only the latest *session* speaks: a
+//! ([`RouteTable::begin_incarnation`]). [`owner`] adds to it that of one incarnation only the latest *session* speaks: a
 //! message that was sent over a connection that is dead by now does nothing once the next session has begun.
 //!
 //! # Memory
 //!
-//! [`answers`] reads a message only when the answer to the one before was taken, and that waits for HTTP/2's flow control;
+//! [`stream`] reads a message only when the answer to the one before was taken, and that waits for HTTP/2's flow control;
 //! so a client that does not read holds up itself, with one unread window and one send buffer. A session has nothing that
 //! grows with its nodes: the table keeps their routes, and the client their handles. What a message is taken apart into
 //! ([`Scratch`](message::Scratch)) belongs to the thread, not to the session.
@@ -53,10 +53,10 @@
 //! It is a third of the table's effective keep-alive interval ([`HEARTBEATS_PER_KEEP_ALIVE`]), so that a route outlives two
 //! heartbeats in a row that were lost. When the table's changes, the next ack tells.
 
-mod answers;
-mod machine;
 mod message;
-mod voices;
+mod owner;
+mod state;
+mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,11 +66,11 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_service_server::{SessionService, SessionServiceServer};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::generation::Generation;
 use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, MAX_MESSAGE_SIZE};
-use crate::session::answers::Answers;
-use crate::session::machine::Session;
-use crate::session::voices::Voices;
+use crate::rpc::instance_id::Generation;
+use crate::rpc::session::owner::Voices;
+use crate::rpc::session::state::Session;
+use crate::rpc::session::stream::Answers;
 
 /// The service, and what all of its sessions share.
 #[derive(Debug, Clone)]

@@ -1,0 +1,4 @@
+//! Between the messages of `nodetracker.v1` and the table's types.
+
+pub(crate) mod encode;
+pub(crate) mod parse;
