@@ -5,6 +5,8 @@
 //! plain services behind a small router, and a short way for unary calls: no call ever changes threads. Every limit that
 //! keeps a hostile client from hurting the others is set in [`limits`].
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod config;
 mod convert;
