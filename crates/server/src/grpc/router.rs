@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::grpc::drain::ends_with;
+use crate::grpc::drain_body::end_on_drain;
 use crate::grpc::method::{BoxedCall, Kind, Services};
 use crate::grpc::send_budget::Room;
 use crate::grpc::unary::{self, Arriving, Unary, Way};
@@ -23,8 +23,8 @@ use crate::grpc::unary::{self, Arriving, Unary, Way};
 pub(crate) struct Router {
     services: Arc<Services>,
     deadline: Duration,
-    /// Cancelled once the connection has to end.
-    leaving: CancellationToken,
+    /// Cancelled when the connection drains.
+    draining: CancellationToken,
     /// For the answers that the connection's client has yet to read.
     room: Room,
 }
@@ -35,15 +35,15 @@ impl Router {
         Self {
             services: Arc::new(services),
             deadline,
-            leaving: CancellationToken::new(),
+            draining: CancellationToken::new(),
             room: Room::default(),
         }
     }
 
-    /// The same services for one connection, whose streams of answers end when `leaving` is cancelled.
-    pub(crate) fn for_connection(self, leaving: CancellationToken) -> Self {
+    /// The same services for one connection, whose reply streams end when `draining` is cancelled.
+    pub(crate) fn for_connection(self, draining: CancellationToken) -> Self {
         Self {
-            leaving,
+            draining,
             room: Room::default(),
             ..self
         }
@@ -96,7 +96,7 @@ impl Router {
         };
         match self.in_time(call).await {
             Ok(Ok(response)) => {
-                let response = ends_with(with_grpc_codes(response), &self.leaving);
+                let response = end_on_drain(with_grpc_codes(response), &self.draining);
                 match share {
                     Some(share) => share.hold_body(response),
                     None => response,

@@ -88,8 +88,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
     };
 
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&read), &limits);
-    let leaving = CancellationToken::new();
-    let mut calls = Calls::new(connection, router.for_connection(leaving.clone()));
+    let draining_calls = CancellationToken::new();
+    let mut calls = Calls::new(connection, router.for_connection(draining_calls.clone()));
     let mut silent = pin!(sleep(limits.keep_alive_interval));
     let mut stage = Stage::Preface;
     let mut due = pin!(sleep_until(opened + limits.handshake));
@@ -104,7 +104,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
                 }
                 stopping = true;
                 calls.connection.graceful_shutdown();
-                leaving.cancel();
+                draining_calls.cancel();
             }
             () = due.as_mut(), if !stopping => match stage {
                 Stage::Preface => {
@@ -119,7 +119,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
                 Stage::Serving => {
                     stage = Stage::Leaving;
                     calls.connection.graceful_shutdown();
-                    leaving.cancel();
+                    draining_calls.cancel();
                     due.as_mut().reset(Instant::now() + limits.drain);
                 }
                 Stage::Leaving => return debug!("an old connection was cut with calls in flight"),

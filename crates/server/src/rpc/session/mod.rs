@@ -30,7 +30,7 @@
 //! | | what is no message of the contract | INTERNAL | ENDED |
 //! | | a message of too many bytes | RESOURCE_EXHAUSTED | ENDED |
 //! | | the end of the client's side | OK | ENDED |
-//! | | the server stops, or the connection has grown old | UNAVAILABLE ([`drain`](crate::grpc::drain)) | ENDED |
+//! | | the server stops, or the connection has grown old | UNAVAILABLE ([`drain_body`](crate::grpc::drain_body)) | ENDED |
 //! | | the connection is lost | | ENDED |
 //!
 //! But for a drain, and for a newer incarnation that takes over, the end of a session changes nothing in the table.
