@@ -63,7 +63,7 @@ pub const MAX_TABLE_PAGES: usize = 16;
 
 /// Watches at one time. Each takes some hundred bytes, and up to some hundred kilobytes while it is sent its snapshot; ten
 /// megabytes where every node has 64 routes. One whose client does not read holds one message, for which its connection has
-/// [room](MAX_UNREAD_ANSWERS), and one more of changes, which are the same bytes for all.
+/// [budget](MAX_UNREAD_ANSWERS), and one more of changes, which are the same bytes for all.
 pub const MAX_WATCHES: usize = 10_000;
 
 /// Nodes that watches of some nodes are about, all together: some fifty megabytes of UUIDs, and 255 bytes for a name.

@@ -12,7 +12,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower_service::Service;
 
-use crate::grpc::send_budget::Room;
+use crate::grpc::send_budget::SendBudget;
 use crate::grpc::unary::{Arriving, Unary};
 use crate::limits::MAX_MESSAGE_SIZE;
 use crate::rpc::watch::WatchServer;
@@ -21,7 +21,7 @@ use crate::rpc::watch::WatchServer;
 pub(crate) type BoxedCall = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// A service behind a pointer; it is called over a connection with some room.
-pub(crate) type BoxedService = Box<dyn Fn(Request<Arriving>, &Room) -> BoxedCall + Send + Sync>;
+pub(crate) type BoxedService = Box<dyn Fn(Request<Arriving>, &SendBudget) -> BoxedCall + Send + Sync>;
 
 /// A service, as tonic generates them.
 pub(crate) trait Generated:
@@ -77,13 +77,13 @@ impl Services {
     }
 
     fn with_generated<S: Generated>(self, service: S, large: bool) -> Self {
-        let call = Box::new(move |request, _: &Room| service.clone().call(request));
+        let call = Box::new(move |request, _: &SendBudget| service.clone().call(request));
         self.and(S::NAME, Kind::Generated { call, large })
     }
 
     /// Adds the watch service, which takes room itself.
     pub(crate) fn with_watches(self, watches: WatchServer) -> Self {
-        let call = Box::new(move |request, room: &Room| watches.call(request, room));
+        let call = Box::new(move |request, budget: &SendBudget| watches.call(request, budget));
         self.and(WatchServer::NAME, Kind::Generated { call, large: false })
     }
 

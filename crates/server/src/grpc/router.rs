@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 
 use crate::grpc::drain_body::end_on_drain;
 use crate::grpc::method::{BoxedCall, Kind, Services};
-use crate::grpc::send_budget::Room;
+use crate::grpc::send_budget::SendBudget;
 use crate::grpc::unary::{self, Arriving, Unary, Way};
 
 /// Every service of the port. Cheap to clone: each connection has its own.
@@ -26,7 +26,7 @@ pub(crate) struct Router {
     /// Cancelled when the connection drains.
     draining: CancellationToken,
     /// For the answers that the connection's client has yet to read.
-    room: Room,
+    budget: SendBudget,
 }
 
 impl Router {
@@ -36,7 +36,7 @@ impl Router {
             services: Arc::new(services),
             deadline,
             draining: CancellationToken::new(),
-            room: Room::default(),
+            budget: SendBudget::default(),
         }
     }
 
@@ -44,7 +44,7 @@ impl Router {
     pub(crate) fn for_connection(self, draining: CancellationToken) -> Self {
         Self {
             draining,
-            room: Room::default(),
+            budget: SendBudget::default(),
             ..self
         }
     }
@@ -65,14 +65,14 @@ impl Router {
         let unary = match &service.kind {
             Kind::Unary(unary) => unary,
             Kind::Generated { call, large } => {
-                let call = call(request.map(Arriving::new), &self.room);
+                let call = call(request.map(Arriving::new), &self.budget);
                 return Called::Waiting(Box::pin(self.clone().generated(call, *large)));
             }
         };
         let Some(method) = unary.methods().iter().find(|known| **known == method) else {
             return unimplemented(format!("service {name} has no method {:?}", shown(method)));
         };
-        match unary::answer(&**unary, method, request, &self.room, size) {
+        match unary::answer(&**unary, method, request, &self.budget, size) {
             Way::Short(answer) => Called::Answered(answer.into()),
             Way::Long(request) => Called::Waiting(Box::pin(self.clone().unary(Arc::clone(unary), method, *request))),
         }
@@ -83,22 +83,22 @@ impl Router {
         let answer = async {
             let arriving = unary::message(Raw, request, unary.max_message_size());
             let message = self.in_time(arriving).await??;
-            unary::call_later(&*unary, method, &message, &self.room).await
+            unary::call_later(&*unary, method, &message, &self.budget).await
         };
         answer.await.into()
     }
 
     /// Answers a call of a generated service.
     async fn generated(self, call: BoxedCall, large: bool) -> Answer {
-        let share = match large {
-            true => Some(self.room.take().await),
+        let reservation = match large {
+            true => Some(self.budget.reserve().await),
             false => None,
         };
         match self.in_time(call).await {
             Ok(Ok(response)) => {
                 let response = end_on_drain(with_grpc_codes(response), &self.draining);
-                match share {
-                    Some(share) => share.hold_body(response),
+                match reservation {
+                    Some(reservation) => reservation.charge_body(response),
                     None => response,
                 }
             }

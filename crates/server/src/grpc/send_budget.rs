@@ -1,13 +1,13 @@
-//! The room that a connection has for answers which its client has yet to read.
+//! The send budget: bytes of large replies that one connection may hold for a client that does not read.
 //!
-//! HTTP/2's windows bound what is on its way to a client, not what waits here until it may go: an answer is built whole,
-//! and a client may ask for as many as it may have streams and read none. So a call whose answer may be large begins only
-//! once there is room for the largest there is. What the answer does not take of it is given back when it is there, and
-//! the rest as soon as HTTP/2 has written or dropped the bytes, on whichever way they came. Calls that find no room wait
-//! for their turn, which a client that reads does not notice.
+//! HTTP/2's windows bound the bytes on the wire, not the replies that wait in the server. A reply is built whole, and a
+//! client can make as many calls as it may have streams and read none of the replies. So a call with a large reply begins
+//! once the budget covers the largest possible reply. When the reply is built, the call returns the excess. The rest
+//! returns when HTTP/2 has written or dropped the bytes. Calls that exceed the budget wait in order; a client that reads
+//! its replies never notices.
 //!
-//! Answers that are small whatever is asked for need none: there are only as many as streams. Neither do changes that a
-//! watch sends as they are, since all watches send the same bytes.
+//! Replies that are always small need no budget: the number of streams bounds them. Nor does a watch that sends changes
+//! unmodified: all watches share the bytes of those.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,81 +22,81 @@ use tonic::body::Body;
 
 use crate::limits::{MAX_ANSWER_SIZE, MAX_UNREAD_ANSWERS, SMALL_ANSWER_SIZE};
 
-// Or no call could begin.
+// Otherwise no call with a large reply could begin.
 const _: () = assert!(MAX_ANSWER_SIZE <= MAX_UNREAD_ANSWERS && MAX_UNREAD_ANSWERS <= u32::MAX as usize);
 
-/// What is free of one connection's room, in bytes.
+/// The free bytes of one connection's budget.
 #[derive(Debug, Clone)]
-pub(crate) struct Room(Arc<Semaphore>);
+pub(crate) struct SendBudget(Arc<Semaphore>);
 
-impl Default for Room {
+impl Default for SendBudget {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(MAX_UNREAD_ANSWERS)))
     }
 }
 
-impl Room {
-    /// Takes the room of the largest answer, if it is free and nobody waits for it.
-    pub(crate) fn try_take(&self) -> Option<Share> {
+impl SendBudget {
+    /// Reserves the size of the largest reply, if that many bytes are free and no call waits for them.
+    pub(crate) fn try_reserve(&self) -> Option<Reservation> {
         Arc::clone(&self.0)
             .try_acquire_many_owned(MAX_ANSWER_SIZE as u32)
             .ok()
-            .map(Share)
+            .map(Reservation)
     }
 
-    /// Waits for the room of the largest answer.
-    pub(crate) async fn take(&self) -> Share {
+    /// Waits until the size of the largest reply is free, and reserves it.
+    pub(crate) async fn reserve(&self) -> Reservation {
         let permit = Arc::clone(&self.0).acquire_many_owned(MAX_ANSWER_SIZE as u32);
-        Share(permit.await.expect("the semaphore is never closed"))
+        Reservation(permit.await.expect("the semaphore is never closed"))
     }
 }
 
-/// Room that is taken, for answers that are about to be built. Given back when it is dropped.
+/// Bytes of the budget for replies that are about to be built. Returned to the budget on drop.
 #[derive(Debug)]
-pub(crate) struct Share(OwnedSemaphorePermit);
+pub(crate) struct Reservation(OwnedSemaphorePermit);
 
-impl Share {
-    /// Lets bytes of an answer have their part of this, until they are dropped.
-    pub(crate) fn hold(&mut self, answer: Bytes) -> Bytes {
-        if answer.len() <= SMALL_ANSWER_SIZE {
-            return answer;
+impl Reservation {
+    /// Charges a reply to this reservation until the last reference to its bytes is dropped.
+    pub(crate) fn charge(&mut self, reply: Bytes) -> Bytes {
+        if reply.len() <= SMALL_ANSWER_SIZE {
+            return reply;
         }
-        // If there is less than that, then all of it.
-        let size = answer.len().min(self.0.num_permits());
+        // A reply larger than the reservation takes all of it.
+        let size = reply.len().min(self.0.num_permits());
         match self.0.split(size) {
-            Some(share) => Bytes::from_owner(Held { answer, _share: share }),
-            None => answer,
+            Some(permit) => Bytes::from_owner(ChargedBytes { reply, _permit: permit }),
+            None => reply,
         }
     }
 
-    /// Lets the one message of a response, which is one frame, have its part of this.
-    pub(crate) fn hold_body(self, response: Response<Body>) -> Response<Body> {
-        let holds = |body| {
-            Body::new(Holds {
+    /// Charges the one message of a response, which is one frame, to this reservation.
+    pub(crate) fn charge_body(self, response: Response<Body>) -> Response<Body> {
+        let charge = |body| {
+            Body::new(ChargedBody {
                 body,
-                share: Some(self),
+                reservation: Some(self),
             })
         };
-        response.map(holds)
+        response.map(charge)
     }
 }
 
-/// A body whose first frame has a share, of which there is nothing left then.
-struct Holds {
+/// A body whose first frame is charged to a reservation; the excess is returned then.
+struct ChargedBody {
     body: Body,
-    share: Option<Share>,
+    reservation: Option<Reservation>,
 }
 
-impl http_body::Body for Holds {
+impl http_body::Body for ChargedBody {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let share = self.share.take();
+        let reservation = self.reservation.take();
         Poll::Ready(frame.map(|frame| {
-            Ok(match share {
-                Some(mut share) => frame?.map_data(|data| share.hold(data)),
+            Ok(match reservation {
+                Some(mut reservation) => frame?.map_data(|data| reservation.charge(data)),
                 None => frame?,
             })
         }))
@@ -107,15 +107,15 @@ impl http_body::Body for Holds {
     }
 }
 
-/// Bytes with their part of the room.
-struct Held {
-    answer: Bytes,
-    _share: OwnedSemaphorePermit,
+/// Bytes that return their part of the budget on drop.
+struct ChargedBytes {
+    reply: Bytes,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for ChargedBytes {
     fn as_ref(&self) -> &[u8] {
-        &self.answer
+        &self.reply
     }
 }
 
@@ -127,57 +127,57 @@ mod tests {
 
     use super::*;
 
-    fn free(room: &Room) -> usize {
-        room.0.available_permits()
+    fn free(budget: &SendBudget) -> usize {
+        budget.0.available_permits()
     }
 
     #[test]
-    fn an_answer_has_its_bytes_of_the_room_until_it_is_dropped() {
-        let room = Room::default();
-        let mut share = room.try_take().expect("all is free");
-        assert_eq!(free(&room), MAX_UNREAD_ANSWERS - MAX_ANSWER_SIZE);
-        let answer = share.hold(vec![7; 10_000].into());
-        let small = share.hold(vec![7; SMALL_ANSWER_SIZE].into());
-        drop(share);
-        assert_eq!(free(&room), MAX_UNREAD_ANSWERS - 10_000);
-        // A part of the bytes keeps all of them.
-        let part = answer.slice(1..2);
-        drop((answer, small));
-        assert_eq!((free(&room), &part[..]), (MAX_UNREAD_ANSWERS - 10_000, &[7][..]));
+    fn a_reply_is_charged_until_it_is_dropped() {
+        let budget = SendBudget::default();
+        let mut reservation = budget.try_reserve().expect("all is free");
+        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS - MAX_ANSWER_SIZE);
+        let reply = reservation.charge(vec![7; 10_000].into());
+        let small = reservation.charge(vec![7; SMALL_ANSWER_SIZE].into());
+        drop(reservation);
+        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS - 10_000);
+        // A slice of the bytes keeps the whole charge.
+        let part = reply.slice(1..2);
+        drop((reply, small));
+        assert_eq!((free(&budget), &part[..]), (MAX_UNREAD_ANSWERS - 10_000, &[7][..]));
         drop(part);
-        assert_eq!(free(&room), MAX_UNREAD_ANSWERS);
+        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS);
     }
 
     #[test]
-    fn a_call_begins_once_there_is_room_for_the_largest_answer() {
-        let room = Room::default();
+    fn a_call_begins_once_the_budget_covers_the_largest_reply() {
+        let budget = SendBudget::default();
         let mut held = Vec::new();
-        while let Some(mut share) = room.try_take() {
-            held.push(share.hold(vec![0; MAX_ANSWER_SIZE].into()));
+        while let Some(mut reservation) = budget.try_reserve() {
+            held.push(reservation.charge(vec![0; MAX_ANSWER_SIZE].into()));
         }
         assert_eq!(held.len(), MAX_UNREAD_ANSWERS / MAX_ANSWER_SIZE);
         held.pop();
-        assert!(room.try_take().is_some());
+        assert!(budget.try_reserve().is_some());
     }
 
     #[test]
-    fn a_body_has_the_bytes_of_its_message_and_no_more() {
-        let room = Room::default();
-        let share = room.try_take().expect("all is free");
+    fn a_body_is_charged_for_its_message_only() {
+        let budget = SendBudget::default();
+        let reservation = budget.try_reserve().expect("all is free");
         let message = Body::new(HeadOf(vec![7; 10_000].into()));
-        let mut body = share.hold_body(Response::new(message)).into_body();
-        assert_eq!(free(&room), MAX_UNREAD_ANSWERS - MAX_ANSWER_SIZE);
+        let mut body = reservation.charge_body(Response::new(message)).into_body();
+        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS - MAX_ANSWER_SIZE);
         let cx = &mut Context::from_waker(Waker::noop());
         let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(cx) else {
             panic!("no message");
         };
         let message = frame.into_data().expect("a message");
-        assert_eq!((free(&room), message.len()), (MAX_UNREAD_ANSWERS - 10_000, 10_000));
+        assert_eq!((free(&budget), message.len()), (MAX_UNREAD_ANSWERS - 10_000, 10_000));
         drop(message);
-        assert_eq!(free(&room), MAX_UNREAD_ANSWERS);
+        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS);
     }
 
-    /// A body with one message, after which more is to come.
+    /// A body with one message that has not ended yet.
     struct HeadOf(Bytes);
 
     impl http_body::Body for HeadOf {
@@ -193,13 +193,13 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_largest_answer_takes_no_more_than_was_taken() {
-        let room = Room::default();
-        let mut share = room.try_take().expect("all is free");
-        let parts = [0; 3].map(|byte| share.hold(vec![byte; MAX_ANSWER_SIZE / 2 + 1].into()));
-        drop(share);
-        assert_eq!(free(&room), MAX_UNREAD_ANSWERS - MAX_ANSWER_SIZE);
+    fn a_reply_larger_than_its_reservation_takes_no_more() {
+        let budget = SendBudget::default();
+        let mut reservation = budget.try_reserve().expect("all is free");
+        let parts = [0; 3].map(|byte| reservation.charge(vec![byte; MAX_ANSWER_SIZE / 2 + 1].into()));
+        drop(reservation);
+        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS - MAX_ANSWER_SIZE);
         drop(parts);
-        assert_eq!(free(&room), MAX_UNREAD_ANSWERS);
+        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS);
     }
 }

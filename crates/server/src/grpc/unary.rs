@@ -18,7 +18,7 @@ use tonic::codec::Decoder;
 use tonic::metadata::MetadataValue;
 use tonic::{Status, Streaming};
 
-use crate::grpc::send_budget::Room;
+use crate::grpc::send_budget::SendBudget;
 use crate::limits::{MAX_FRAME_SIZE, MAX_MESSAGE_SIZE};
 
 /// A service whose methods all take one message, answer with one, and never wait.
@@ -94,7 +94,7 @@ pub(crate) fn answer(
     service: &dyn Unary,
     method: &'static str,
     mut request: Request<RecvStream>,
-    room: &Room,
+    budget: &SendBudget,
     size: &mut usize,
 ) -> Way {
     // What is not there yet is polled for anew, by a task.
@@ -106,7 +106,7 @@ pub(crate) fn answer(
     if request.body().is_end_stream()
         && !request.headers().contains_key(ENCODING)
         && let Some(message) = message_in(&frame)
-        && let Some(answer) = call_now(service, method, message, room)
+        && let Some(answer) = call_now(service, method, message, budget)
     {
         *size += frame.len();
         return Way::Short(answer);
@@ -118,12 +118,17 @@ pub(crate) fn answer(
 }
 
 /// Calls a method, unless there is no room for its answer.
-fn call_now(service: &dyn Unary, method: &'static str, message: &[u8], room: &Room) -> Option<Result<Bytes, Status>> {
+fn call_now(
+    service: &dyn Unary,
+    method: &'static str,
+    message: &[u8],
+    budget: &SendBudget,
+) -> Option<Result<Bytes, Status>> {
     if !service.has_large_answers(method) {
         return Some(service.unary(method, message));
     }
-    let mut share = room.try_take()?;
-    Some(service.unary(method, message).map(|answer| share.hold(answer)))
+    let mut reservation = budget.try_reserve()?;
+    Some(service.unary(method, message).map(|answer| reservation.charge(answer)))
 }
 
 /// Calls a method as soon as there is room for its answer.
@@ -131,13 +136,13 @@ pub(crate) async fn call_later(
     service: &dyn Unary,
     method: &'static str,
     message: &[u8],
-    room: &Room,
+    budget: &SendBudget,
 ) -> Result<Bytes, Status> {
     if !service.has_large_answers(method) {
         return service.unary(method, message);
     }
-    let mut share = room.take().await;
-    service.unary(method, message).map(|answer| share.hold(answer))
+    let mut reservation = budget.reserve().await;
+    service.unary(method, message).map(|answer| reservation.charge(answer))
 }
 
 /// Collects the one message of a request.

@@ -80,8 +80,8 @@ impl Voices {
         if voices.get(proxy_id).is_some_and(|current| Arc::ptr_eq(current, voice)) {
             voices.remove(proxy_id);
             if voices.len() < voices.capacity() / 4 {
-                let room = 2 * voices.len();
-                voices.shrink_to(room);
+                let capacity = 2 * voices.len();
+                voices.shrink_to(capacity);
             }
         }
     }

@@ -21,7 +21,7 @@ use tonic::codec::Codec;
 
 use crate::convert::parse;
 use crate::grpc::method::BoxedCall;
-use crate::grpc::send_budget::Room;
+use crate::grpc::send_budget::SendBudget;
 use crate::grpc::unary::{self, Arriving};
 use crate::limits::MAX_BATCH_MESSAGE_SIZE;
 use crate::rpc::watch::Watches;
@@ -41,15 +41,15 @@ impl WatchServer {
         Self { watches }
     }
 
-    /// Calls a method, over a connection with this room.
-    pub(crate) fn call(&self, request: Request<Arriving>, room: &Room) -> BoxedCall {
+    /// Calls a method, over a connection with this send budget.
+    pub(crate) fn call(&self, request: Request<Arriving>, budget: &SendBudget) -> BoxedCall {
         if request.uri().path().strip_prefix('/') != Some("nodetracker.v1.WatchService/Watch") {
             return Box::pin(async { Ok(Status::unimplemented("the service has no such method").into_http()) });
         }
         let watches = Arc::clone(&self.watches);
-        let room = room.clone();
+        let budget = budget.clone();
         Box::pin(async move {
-            Ok(match begin(watches, request, room).await {
+            Ok(match begin(watches, request, budget).await {
                 Ok(watch) => unary::head().map(|()| Body::new(Messages::of(watch))),
                 Err(status) => status.into_http(),
             })
@@ -58,11 +58,11 @@ impl WatchServer {
 }
 
 /// Begins the watch that a request asks for.
-async fn begin(watches: Arc<Watches>, request: Request<Arriving>, room: Room) -> Result<Watch, Status> {
+async fn begin(watches: Arc<Watches>, request: Request<Arriving>, budget: SendBudget) -> Result<Watch, Status> {
     let decoder = SmallCodec::<(), v1::WatchRequest>::default().decoder();
     let request = unary::message(decoder, request, MAX_BATCH_MESSAGE_SIZE).await?;
     let nodes = parse::nodes(request.nodes)?;
-    Ok(Watch::new(watches.enter(nodes.len())?, nodes, room))
+    Ok(Watch::new(watches.enter(nodes.len())?, nodes, budget))
 }
 
 /// The messages of a watch, with their prefixes. They never end.

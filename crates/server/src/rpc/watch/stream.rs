@@ -11,7 +11,7 @@ use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
 use crate::convert::encode::Collector;
-use crate::grpc::send_budget::Room;
+use crate::grpc::send_budget::SendBudget;
 use crate::grpc::unary::with_prefix;
 use crate::limits::{MAX_SNAPSHOT_NODES, SNAPSHOT_COPY, WATCH_MESSAGE_SIZE};
 use crate::rpc::watch::Entered;
@@ -23,8 +23,8 @@ pub(super) struct Watch {
     entered: Entered,
     /// The nodes that it is about; all, if there are none.
     nodes: HashSet<NodeId>,
-    /// What is built for this watch only needs room.
-    room: Room,
+    /// Pays for the messages that are built for this watch alone.
+    budget: SendBudget,
     at: At,
 }
 
@@ -47,11 +47,11 @@ enum At {
 }
 
 impl Watch {
-    pub(super) fn new(entered: Entered, nodes: Vec<NodeId>, room: Room) -> Self {
+    pub(super) fn new(entered: Entered, nodes: Vec<NodeId>, budget: SendBudget) -> Self {
         Self {
             entered,
             nodes: nodes.into_iter().collect(),
-            room,
+            budget,
             at: At::Beginning,
         }
     }
@@ -83,7 +83,7 @@ impl Watch {
                     }
                     // Let the other calls of this worker have their turn.
                     tokio::task::yield_now().await;
-                    let mut share = self.room.take().await;
+                    let mut reservation = self.budget.reserve().await;
                     if copied.len() == 0
                         && let Some(cursor) = from
                     {
@@ -97,7 +97,7 @@ impl Watch {
                         *copied = part.into_iter();
                     }
                     if let Some(part) = snapshot_of(copied, &watches.table) {
-                        return share.hold(encoded(Message::Snapshot(part)));
+                        return reservation.charge(encoded(Message::Snapshot(part)));
                     }
                 }
                 At::Changes { place } => match watches.log.at(*place) {
@@ -107,13 +107,13 @@ impl Watch {
                         return batch.encoded.clone();
                     }
                     Ok(Some(batch)) => {
-                        // While there is no room, the log may drop it.
+                        // While the watch waits for its budget, the log may drop the batch.
                         drop(batch);
-                        let mut share = self.room.take().await;
+                        let mut reservation = self.budget.reserve().await;
                         if let Ok(Some(batch)) = watches.log.at(*place) {
                             *place = batch.end();
                             if let Some(part) = part_of(&batch, &self.nodes) {
-                                return share.hold(encoded(Message::Changes(part)));
+                                return reservation.charge(encoded(Message::Changes(part)));
                             }
                         }
                     }
@@ -239,7 +239,13 @@ mod tests {
         }
         let watches = Watches::new(Arc::clone(&table), Generation::draw());
         watches.stage.send_modify(|stage| stage.following = true);
-        let begin = || Watch::new(watches.enter(nodes.len()).unwrap(), nodes.clone(), Room::default());
+        let begin = || {
+            Watch::new(
+                watches.enter(nodes.len()).unwrap(),
+                nodes.clone(),
+                SendBudget::default(),
+            )
+        };
         let (mut whole, mut cut) = (begin(), begin());
         let mut counts = Vec::new();
         while let message = whole.next().await
@@ -260,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_built_for_one_watch_waits_for_room() {
+    async fn a_message_for_one_watch_waits_for_its_budget() {
         let table = Arc::new(RouteTable::new());
         let node: NodeId = "node".parse().unwrap();
         let proxy = Proxy {
@@ -273,9 +279,9 @@ mod tests {
         watches.stage.send_modify(|stage| stage.following = true);
         for nodes in [vec![], vec![node.clone()]] {
             let of_some = !nodes.is_empty();
-            let room = Room::default();
-            let mut watch = Watch::new(watches.enter(nodes.len()).unwrap(), nodes, room.clone());
-            let take_all = || std::iter::from_fn(|| room.try_take()).collect::<Vec<_>>();
+            let budget = SendBudget::default();
+            let mut watch = Watch::new(watches.enter(nodes.len()).unwrap(), nodes, budget.clone());
+            let take_all = || std::iter::from_fn(|| budget.try_reserve()).collect::<Vec<_>>();
 
             let taken = take_all();
             {
