@@ -9,7 +9,7 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::node_id::Id;
 use prost::encoding::{self, WireType};
 
-use crate::grpc::unary::PREFIX;
+use crate::grpc::frame::PREFIX;
 
 /// Bytes that a route takes in a message that has its proxy elsewhere, at most: two integers with their tags in a
 /// timestamp, an index, and what is around them.

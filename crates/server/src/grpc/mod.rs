@@ -1,7 +1,11 @@
-//! gRPC over HTTP/2: which method a request is for, and how its reply is made.
+//! gRPC over HTTP/2 streams: the method table, and how a call gets its reply.
 
-pub(crate) mod drain_body;
+mod drain_body;
+pub(crate) mod frame;
+pub(crate) mod handler;
 pub(crate) mod method;
+mod request_body;
 pub(crate) mod router;
 pub(crate) mod send_budget;
-pub(crate) mod unary;
+pub(crate) mod status;
+mod unary;

@@ -22,8 +22,8 @@ use tokio::task::coop::has_budget_remaining;
 use tonic::body::Body;
 use tracing::debug;
 
-use crate::grpc::router::{Answer, Called, Router};
-use crate::grpc::unary;
+use crate::grpc::frame;
+use crate::grpc::router::{Call, Reply, Router};
 use crate::http2::muted_waker::Outside;
 use crate::http2::yield_turn::Rest;
 use crate::limits::{MAX_FRAME_SIZE, MAX_TURN};
@@ -100,14 +100,14 @@ fn answer_some(begun: &mut VecDeque<Begun>, router: &Router, most: usize) -> usi
 /// Answers a request, or lets a task do it. Adds the bytes that this is about to `size`.
 fn answer(router: &Router, request: Request<RecvStream>, mut reply: SendResponse<Bytes>, size: &mut usize) {
     match router.call(request, size) {
-        Called::Answered(Answer::Message(message)) => {
+        Call::Done(Reply::Message(message)) => {
             *size += message.len();
             told(send_message(&mut reply, message));
         }
-        Called::Answered(Answer::Response(response)) => poll_or_spawn(async move {
+        Call::Done(Reply::Response(response)) => poll_or_spawn(async move {
             told(send(&mut reply, *response).await);
         }),
-        Called::Waiting(mut call) => {
+        Call::Pending(mut call) => {
             // It is not known how many they are. Small calls do not come here.
             *size += MAX_FRAME_SIZE as usize;
             poll_or_spawn(async move {
@@ -117,8 +117,8 @@ fn answer(router: &Router, request: Request<RecvStream>, mut reply: SendResponse
                     Poll::Pending => reply.poll_reset(cx).map(|_| None),
                 });
                 match answer.await {
-                    Some(Answer::Message(message)) => told(send_message(&mut reply, message)),
-                    Some(Answer::Response(response)) => told(send(&mut reply, *response).await),
+                    Some(Reply::Message(message)) => told(send_message(&mut reply, message)),
+                    Some(Reply::Response(response)) => told(send(&mut reply, *response).await),
                     None => {}
                 }
             });
@@ -148,9 +148,9 @@ fn poll_or_spawn(answering: impl Future<Output = ()> + Send + 'static) {
 
 /// Sends the one message of a call that went well.
 fn send_message(reply: &mut SendResponse<Bytes>, message: Bytes) -> Result<(), h2::Error> {
-    let mut stream = reply.send_response(unary::head(), false)?;
+    let mut stream = reply.send_response(frame::head(), false)?;
     stream.send_data(message, false)?;
-    stream.send_trailers(unary::trailers())
+    stream.send_trailers(frame::trailers())
 }
 
 /// Sends a response, however long its body takes.

@@ -176,11 +176,10 @@ mod tests {
     use tokio::io::{AsyncWriteExt, ReadBuf};
     use tokio::task::coop::poll_proceed;
     use tokio::task::yield_now;
-    use tonic::Status;
 
     use super::*;
-    use crate::grpc::method::Services;
-    use crate::grpc::unary::Unary;
+    use crate::grpc::handler::Handler;
+    use crate::grpc::method::{Method, MethodTable, ReplyKind};
 
     /// What a client sends that begins in order, and then sends PING without end and takes whatever it is sent. As a socket
     /// of which there is always more to be read.
@@ -215,29 +214,22 @@ mod tests {
         }
     }
 
-    /// A service that counts its calls.
-    struct Counting(Arc<AtomicU64>);
-
-    impl Unary for Counting {
-        fn name(&self) -> &'static str {
-            "Counting"
-        }
-
-        fn methods(&self) -> &'static [&'static str] {
-            &["Call"]
-        }
-
-        fn unary(&self, _method: &'static str, _message: &[u8]) -> Result<Bytes, Status> {
-            self.0.fetch_add(1, Ordering::Relaxed);
+    /// Returns a method that counts its calls.
+    fn counting(calls: &Arc<AtomicU64>) -> MethodTable {
+        let calls = Arc::clone(calls);
+        let handler = Handler::Immediate(Arc::new(move |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
             Ok(Bytes::from_static(&[0; 5]))
-        }
+        }));
+        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, ReplyKind::Unary, handler);
+        MethodTable::new(vec![method])
     }
 
     /// What the server gives each connection. It drains when the sender goes.
-    fn serving(services: Services, limits: Limits) -> (watch::Sender<bool>, Serving) {
+    fn serving(methods: MethodTable, limits: Limits) -> (watch::Sender<bool>, Serving) {
         let (draining, watched) = watch::channel(false);
         let serving = Serving {
-            router: Router::new(services, limits.call),
+            router: Router::new(methods, limits.call),
             tls: None,
             limits,
             draining: watched,
@@ -267,8 +259,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_runs_its_connection_once() {
         const CALLS: u64 = 20;
-        let services = Services::default().with_unary(Counting(Arc::default()));
-        let (_draining, serving) = serving(services, Limits::default());
+        let (_draining, serving) = serving(counting(&Arc::default()), Limits::default());
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let runs = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&runs);
@@ -297,8 +288,7 @@ mod tests {
         const CALLS: u64 = 20;
         const SIZE: usize = 10_000;
         let calls = Arc::new(AtomicU64::new(0));
-        let services = Services::default().with_unary(Counting(Arc::clone(&calls)));
-        let (_draining, serving) = serving(services, Limits::default());
+        let (_draining, serving) = serving(counting(&calls), Limits::default());
         let (mut client, server) = tokio::io::duplex(1024 * 1024);
         tokio::spawn(http2(server, serving, 0));
         client.write_all(BEGIN).await.unwrap();
@@ -331,7 +321,7 @@ mod tests {
             drain: SOON,
             ..Limits::default()
         };
-        let (_draining, serving) = serving(Services::default(), limits);
+        let (_draining, serving) = serving(MethodTable::new(Vec::new()), limits);
         let served = tokio::spawn(http2(Flood(BEGIN), serving, 0));
         timeout(LATE, served).await.expect("it goes on for ever").unwrap();
     }

@@ -1,21 +1,23 @@
-//! The tracker's generation.
+//! The ID of a running tracker.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::SystemTime;
 
-/// A number that is another one each time a tracker starts, so that a proxy notices a restart: a tracker that was started
-/// anew knows no routes, and takes no handle of an earlier one. It says nothing else; it does not grow.
+/// A number that differs each time a tracker starts; on the wire it is the `generation`.
+///
+/// A proxy recognizes a restart by it: a restarted tracker has no routes and accepts no handle of an earlier run. The
+/// numbers have no order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Generation(u64);
+pub(crate) struct InstanceId(u64);
 
-impl Generation {
-    /// Draws the generation of a tracker that starts now. Never 0, which is what a message without one has.
+impl InstanceId {
+    /// Draws the ID of a tracker that starts now. It is never 0, the value of a field that is not set.
     pub(crate) fn draw() -> Self {
         // The first seed of a thread comes from the system's random numbers.
         Self(RandomState::new().hash_one(SystemTime::now()).max(1))
     }
 
-    /// The number, as it is sent.
+    /// Returns the number that is sent.
     pub(crate) fn get(self) -> u64 {
         self.0
     }
@@ -26,8 +28,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_trackers_have_one_generation() {
-        let [one, two] = [(), ()].map(|()| Generation::draw());
+    fn instance_ids_differ_and_are_not_zero() {
+        let [one, two] = [(), ()].map(|()| InstanceId::draw());
         assert!(one != two && one.get() != 0 && two.get() != 0);
     }
 }

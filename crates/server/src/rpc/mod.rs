@@ -1,9 +1,12 @@
-//! The services of the port: parse at the edge, call the table, reply.
+//! The services of the port: each function parses a request, calls the table, and encodes the reply.
 
-pub(crate) mod admin;
+mod admin;
+pub(crate) mod health;
 pub(crate) mod instance_id;
-pub(crate) mod node_tracker;
+pub(crate) mod methods;
+mod node_tracker;
 mod page_token;
-pub(crate) mod routes;
-pub(crate) mod session;
+mod reflection;
+mod routes;
+mod session;
 pub(crate) mod watch;

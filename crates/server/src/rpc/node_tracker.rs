@@ -1,35 +1,31 @@
-//! `api.NodeTrackerService`: parse at the edge, call the table, answer.
+//! `api.NodeTrackerService`, the frozen contract.
 //!
-//! Its calls tell no incarnation of the proxy. They speak for the current one, late or not; see
+//! Its calls name no incarnation of the proxy, so they act for the current one, even if they arrive late; see
 //! [`RouteTable::begin_incarnation`].
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use nodetracker::{AddError, NodeId, Proxy, RegisterError, ReportError, RouteTable};
 use nodetracker_proto::api;
-use nodetracker_proto::api::node_tracker_service_server::SERVICE_NAME;
 use tonic::Status;
 
 use crate::convert::parse::proxy_field;
-use crate::grpc::unary::{self, Unary};
 
-/// Answers the frozen contract from a table.
+/// The service.
 #[derive(Debug)]
-pub(crate) struct Tracker {
+pub(crate) struct NodeTracker {
     table: Arc<RouteTable>,
 }
 
-impl Tracker {
-    /// Answers from a table.
+impl NodeTracker {
     pub(crate) fn new(table: Arc<RouteTable>) -> Self {
         Self { table }
     }
 
-    // Not inlined, nor is the other one, so that `load/instructions` can tell what is theirs.
+    // `load/instructions` finds this function and `get_proxies` by name, so they must not be inlined.
     #[inline(never)]
-    fn add(&self, request: &api::AddNodeRequest) -> Result<api::AddNodeResponse, Status> {
-        // The node first: a bad one must not leave its proxy behind.
+    pub(crate) fn add_node(&self, request: api::AddNodeRequest) -> Result<api::AddNodeResponse, Status> {
+        // Parse the node first: a bad node must not leave its proxy registered.
         let node = node_id(&request.node_id)?;
         let proxy = Proxy {
             id: &request.proxy_id,
@@ -41,7 +37,7 @@ impl Tracker {
     }
 
     #[inline(never)]
-    fn get(&self, request: &api::GetProxiesRequest) -> Result<api::GetProxiesResponse, Status> {
+    pub(crate) fn get_proxies(&self, request: api::GetProxiesRequest) -> Result<api::GetProxiesResponse, Status> {
         let node = node_id(&request.node_id)?;
         let details = self.table.resolve(&node).into_iter().map(|route| api::ProxyDetails {
             id: route.details.id.into(),
@@ -54,29 +50,10 @@ impl Tracker {
         })
     }
 
-    fn remove(&self, request: &api::RemoveNodeRequest) -> Result<api::RemoveNodeResponse, Status> {
+    pub(crate) fn remove_node(&self, request: api::RemoveNodeRequest) -> Result<api::RemoveNodeResponse, Status> {
         let node = node_id(&request.node_id)?;
         self.table.remove_node(&node);
         Ok(api::RemoveNodeResponse {})
-    }
-}
-
-impl Unary for Tracker {
-    fn name(&self) -> &'static str {
-        SERVICE_NAME
-    }
-
-    fn methods(&self) -> &'static [&'static str] {
-        &["AddNode", "GetProxies", "RemoveNode"]
-    }
-
-    fn unary(&self, method: &'static str, message: &[u8]) -> Result<Bytes, Status> {
-        match method {
-            "AddNode" => unary::call(message, |request| self.add(&request)),
-            "GetProxies" => unary::call(message, |request| self.get(&request)),
-            "RemoveNode" => unary::call(message, |request| self.remove(&request)),
-            _ => Err(Status::unimplemented(method)),
-        }
     }
 }
 

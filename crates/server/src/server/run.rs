@@ -12,16 +12,13 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::{Config, ConfigError};
-use crate::grpc::method::{Health, Services};
 use crate::grpc::router::Router;
 use crate::http2::connection::Serving;
 use crate::limits::Limits;
-use crate::rpc::admin::Admin;
-use crate::rpc::instance_id::Generation;
-use crate::rpc::node_tracker::Tracker;
-use crate::rpc::routes::Routes;
-use crate::rpc::session::Sessions;
-use crate::rpc::watch::{WatchServer, Watches, follow};
+use crate::rpc::health::Health;
+use crate::rpc::instance_id::InstanceId;
+use crate::rpc::methods::methods;
+use crate::rpc::watch::{Watches, follow};
 use crate::server::accept::accept;
 use crate::server::sweeper::sweep;
 use crate::server::worker::Workers;
@@ -102,10 +99,11 @@ impl Server {
         };
         let (listener, local_addr) = listen(config).await?;
         let (draining, watched) = watch::channel(false);
-        let generation = Generation::draw();
-        let watches = Watches::new(Arc::clone(&table), generation);
-        let (services, health) = services(&table, &watches, generation, &limits).await;
-        let router = Router::new(services, limits.call);
+        let instance_id = InstanceId::draw();
+        let watches = Watches::new(Arc::clone(&table), instance_id);
+        let (methods, health) = methods(&table, &watches, instance_id, &limits);
+        health.serving().await;
+        let router = Router::new(methods, limits.call);
         let interval = humantime::format_duration(table.keep_alive());
         info!("listening on {local_addr}; a route lives {interval} without a refresh");
         if tls.is_none() {
@@ -172,24 +170,6 @@ impl Server {
         }
         drained
     }
-}
-
-/// Every service, those that are called often first.
-async fn services(
-    table: &Arc<RouteTable>,
-    watches: &Arc<Watches>,
-    generation: Generation,
-    limits: &Limits,
-) -> (Services, Health) {
-    Services::default()
-        .with_unary(Tracker::new(Arc::clone(table)))
-        .with_unary(Routes::new(Arc::clone(table)))
-        .with(Sessions::service(Arc::clone(table), generation, limits.call))
-        .with_watches(WatchServer::new(Arc::clone(watches)))
-        .with_large(Admin::service(Arc::clone(table), Arc::clone(watches), generation))
-        .with_reflection()
-        .with_health()
-        .await
 }
 
 async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), ConfigError> {

@@ -63,11 +63,10 @@ use std::time::Duration;
 
 use nodetracker::RouteTable;
 use nodetracker_proto::v1;
-use nodetracker_proto::v1::session_service_server::{SessionService, SessionServiceServer};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Streaming;
 
-use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, MAX_MESSAGE_SIZE};
-use crate::rpc::instance_id::Generation;
+use crate::limits::HEARTBEATS_PER_KEEP_ALIVE;
+use crate::rpc::instance_id::InstanceId;
 use crate::rpc::session::owner::Voices;
 use crate::rpc::session::state::Session;
 use crate::rpc::session::stream::Answers;
@@ -85,15 +84,15 @@ pub(crate) struct Sessions {
 pub(crate) struct Shared {
     table: Arc<RouteTable>,
     voices: Voices,
-    generation: u64,
+    instance_id: InstanceId,
 }
 
 impl Shared {
-    fn new(table: Arc<RouteTable>, generation: Generation) -> Self {
+    fn new(table: Arc<RouteTable>, instance_id: InstanceId) -> Self {
         Self {
             table,
             voices: Voices::default(),
-            generation: generation.get(),
+            instance_id,
         }
     }
 
@@ -104,24 +103,15 @@ impl Shared {
 }
 
 impl Sessions {
-    /// Returns the service for a table, its message limit set, in a tracker of this generation. `hello` is how long
-    /// a client may take to begin.
-    pub(crate) fn service(
-        table: Arc<RouteTable>,
-        generation: Generation,
-        hello: Duration,
-    ) -> SessionServiceServer<Self> {
-        let shared = Arc::new(Shared::new(table, generation));
-        SessionServiceServer::new(Self { shared, hello }).max_decoding_message_size(MAX_MESSAGE_SIZE)
+    /// Returns the service. `hello` is how long a client may take to say hello.
+    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId, hello: Duration) -> Self {
+        let shared = Arc::new(Shared::new(table, instance_id));
+        Self { shared, hello }
     }
-}
 
-#[tonic::async_trait]
-impl SessionService for Sessions {
-    type SessionStream = Answers;
-
-    async fn session(&self, requests: Request<Streaming<v1::SessionRequest>>) -> Result<Response<Answers>, Status> {
+    /// Begins a session.
+    pub(crate) fn session(&self, requests: Streaming<v1::SessionRequest>) -> Answers {
         let session = Session::new(Arc::clone(&self.shared));
-        Ok(Response::new(Answers::new(requests.into_inner(), session, self.hello)))
+        Answers::new(requests, session, self.hello)
     }
 }

@@ -118,9 +118,9 @@ impl Session {
         };
         let told = shared.heartbeat_interval();
         let welcome = v1::SessionWelcome {
-            generation: shared.generation,
+            generation: shared.instance_id.get(),
             heartbeat_interval: wire(told),
-            handles_hold: hello.has_handles && hello.generation == shared.generation && begun.is_resumed,
+            handles_hold: hello.has_handles && hello.generation == shared.instance_id.get() && begun.is_resumed,
             limits: Some(v1::SessionLimits {
                 max_nodes: MAX_SESSION_NODES as u32,
                 max_handles: MAX_SESSION_HANDLES as u32,

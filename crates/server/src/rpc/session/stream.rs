@@ -8,8 +8,9 @@ use nodetracker_proto::v1;
 use tokio::task::coop::poll_proceed;
 use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
+use crate::grpc::status::correct_status;
 use crate::rpc::session::state::{Answer, Session};
 
 /// The answers of one session.
@@ -49,7 +50,7 @@ impl Answers {
         }
         match Pin::new(&mut self.requests).poll_next(cx) {
             Poll::Ready(Some(request)) => {
-                let answer = self.session.on_request(request.map_err(with_grpc_code)?)?;
+                let answer = self.session.on_request(request.map_err(correct_status)?)?;
                 if let Some(allowed) = self.session.idle_timeout() {
                     self.allowed = allowed;
                     // A timer for a time that cannot be told is one for never.
@@ -101,13 +102,5 @@ impl Stream for Answers {
                 Poll::Ready(Some(Err(status)))
             }
         }
-    }
-}
-
-/// As `router` does it for the head of an answer: a message over the limit is RESOURCE_EXHAUSTED.
-fn with_grpc_code(status: Status) -> Status {
-    match status.code() {
-        Code::OutOfRange => Status::resource_exhausted(status.message()),
-        _ => status,
     }
 }

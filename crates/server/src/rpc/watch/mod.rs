@@ -25,30 +25,52 @@
 //! that were read before are in the log before the removal, since the mark comes after it.
 
 mod change_log;
-mod service;
 mod stream;
 mod tailer;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::stream::unfold;
 use nodetracker::RouteTable;
-use tokio::sync::watch;
+use nodetracker_proto::v1;
+use tokio::sync::watch::Sender;
 use tonic::Status;
 
+use crate::convert::parse;
+use crate::grpc::send_budget::SendBudget;
 use crate::limits::{MAX_WATCHED_NODES, MAX_WATCHES};
-use crate::rpc::instance_id::Generation;
+use crate::rpc::instance_id::InstanceId;
 use crate::rpc::watch::change_log::Log;
+use crate::rpc::watch::stream::Watch;
 
-pub(crate) use service::WatchServer;
 pub(crate) use tailer::follow;
+
+/// Begins a watch. Returns its messages, encoded with their prefixes; they never end.
+///
+/// The messages are not of the generated type, which tonic would encode for each stream. A message is encoded once, and all
+/// streams share its bytes up to the socket. So a client that reads slowly holds no copy of the changes.
+pub(crate) fn watch(
+    watches: Arc<Watches>,
+    request: v1::WatchRequest,
+    budget: SendBudget,
+) -> Result<impl Stream<Item = Bytes> + Send + use<>, Status> {
+    let nodes = parse::nodes(request.nodes)?;
+    let watch = Watch::new(watches.enter(nodes.len())?, nodes, budget);
+    Ok(unfold(watch, async |mut watch| {
+        let message = watch.next().await;
+        Some((message, watch))
+    }))
+}
 
 /// What the follower and all watches share.
 #[derive(Debug)]
 pub(crate) struct Watches {
     table: Arc<RouteTable>,
-    generation: Generation,
+    instance_id: InstanceId,
     log: Log,
-    stage: watch::Sender<Stage>,
+    stage: Sender<Stage>,
 }
 
 /// Who is there. It changes under the channel's lock, so the follower never stops just as a watch begins.
@@ -62,12 +84,12 @@ struct Stage {
 }
 
 impl Watches {
-    pub(crate) fn new(table: Arc<RouteTable>, generation: Generation) -> Arc<Self> {
+    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId) -> Arc<Self> {
         Arc::new(Self {
             table,
-            generation,
+            instance_id,
             log: Log::default(),
-            stage: watch::Sender::default(),
+            stage: Sender::default(),
         })
     }
 
@@ -131,7 +153,7 @@ mod tests {
 
     #[test]
     fn there_are_no_more_watches_than_allowed() {
-        let watches = Watches::new(Arc::default(), Generation::draw());
+        let watches = Watches::new(Arc::default(), InstanceId::draw());
         let mut entered: Vec<_> = (0..MAX_WATCHES)
             .map(|_| watches.enter(0).expect("there is room"))
             .collect();
@@ -148,7 +170,7 @@ mod tests {
 
     #[test]
     fn watches_are_about_no_more_nodes_than_allowed() {
-        let watches = Watches::new(Arc::default(), Generation::draw());
+        let watches = Watches::new(Arc::default(), InstanceId::draw());
         let most = watches.enter(MAX_WATCHED_NODES - 1).expect("there is room");
         let last = watches.enter(1).expect("there is room");
         let refused = watches.enter(1).expect_err("there are as many as there may be");

@@ -11,8 +11,8 @@ use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
 use crate::convert::encode::Collector;
+use crate::grpc::frame;
 use crate::grpc::send_budget::SendBudget;
-use crate::grpc::unary::with_prefix;
 use crate::limits::{MAX_SNAPSHOT_NODES, SNAPSHOT_COPY, WATCH_MESSAGE_SIZE};
 use crate::rpc::watch::Entered;
 use crate::rpc::watch::change_log::{Batch, LostPlace};
@@ -75,7 +75,7 @@ impl Watch {
                 At::Snapshot { place, from, copied } => {
                     if copied.len() == 0 && from.is_none() {
                         let end = v1::WatchSnapshotEnd {
-                            generation: watches.generation.get(),
+                            generation: watches.instance_id.get(),
                             sequence: *place - 1,
                         };
                         self.at = At::Changes { place: *place };
@@ -129,7 +129,7 @@ impl Watch {
 
 /// A message of the stream, as it is sent.
 fn encoded(message: Message) -> Bytes {
-    with_prefix(&v1::WatchResponse { message: Some(message) })
+    frame::encode(&v1::WatchResponse { message: Some(message) })
 }
 
 /// Those of some nodes that have routes.
@@ -202,8 +202,8 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::grpc::unary::PREFIX;
-    use crate::rpc::instance_id::Generation;
+    use crate::grpc::frame::PREFIX;
+    use crate::rpc::instance_id::InstanceId;
     use crate::rpc::watch::Watches;
 
     /// Whether a future is still not ready once it has had its turn a few times.
@@ -237,7 +237,7 @@ mod tests {
                 proxies.push(proxy);
             }
         }
-        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
         watches.stage.send_modify(|stage| stage.following = true);
         let begin = || {
             Watch::new(
@@ -275,7 +275,7 @@ mod tests {
             addr: "proxy:1",
         };
         table.report_node(&node, &proxy).unwrap();
-        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
         watches.stage.send_modify(|stage| stage.following = true);
         for nodes in [vec![], vec![node.clone()]] {
             let of_some = !nodes.is_empty();

@@ -13,8 +13,8 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::convert::encode::{self as answer, Collector};
-use crate::grpc::unary::with_prefix;
+use crate::convert::encode::{self, Collector};
+use crate::grpc::frame;
 use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL, WATCH_MESSAGE_SIZE};
 use crate::rpc::watch::Watches;
 use crate::rpc::watch::change_log::Batch;
@@ -199,7 +199,7 @@ impl<'t> Building<'t> {
     fn proxy_moved(&mut self, proxy: ProxyRef) {
         // If it is gone, that is told as well.
         if let Some(details) = self.collector.table().proxy(proxy) {
-            self.proxy(proxy, answer::proxy(details), v1::ProxyChangeReason::Moved);
+            self.proxy(proxy, encode::proxy(details), v1::ProxyChangeReason::Moved);
         }
     }
 
@@ -238,7 +238,7 @@ fn encoded(changes: v1::WatchChanges) -> (v1::WatchChanges, Bytes) {
     let message = v1::WatchResponse {
         message: Some(Message::Changes(changes)),
     };
-    let encoded = with_prefix(&message);
+    let encoded = frame::encode(&message);
     let Some(Message::Changes(changes)) = message.message else {
         unreachable!("it was put there")
     };
@@ -255,7 +255,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::rpc::instance_id::Generation;
+    use crate::rpc::instance_id::InstanceId;
 
     const PART: u64 = MAX_WATCH_CHANGES as u64;
 
@@ -279,7 +279,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_shares_the_thread_has_a_turn_after_each_part() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
         let mut follower = pin!(follow(&watches));
         poll(follower.as_mut());
         assert_eq!(table.subscriptions(), 0);
@@ -304,7 +304,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_part_of_large_changes_is_several_messages_with_turns_between_them() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
         let _entered = watches.enter(0).expect("there is room");
         let mut follower = pin!(follow(&watches));
         poll(follower.as_mut());
@@ -332,7 +332,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_rests_once_it_is_up_to_date() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), Generation::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
         let _entered = watches.enter(0).expect("there is room");
         let mut follower = pin!(follow(&watches));
         poll(follower.as_mut());
