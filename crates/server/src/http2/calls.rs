@@ -1,10 +1,9 @@
-//! The calls of one connection: what comes in is collected, then answered.
+//! The calls of one connection: requests are collected first, and replied to together.
 //!
-//! HTTP/2 hands requests over one by one. They are answered only once everything that came in has been taken apart: by
-//! then the message of a small request is there too, and the answers to all of them leave in one write. (Answering each
-//! request at once would write each answer by itself, which costs more than all else.) Only when they are many bytes, some
-//! are left for later, so that the thread's other connections have their turn. A call that has to wait, for the rest of its
-//! request or for what it answers with, becomes a task of its own.
+//! h2 hands over requests one by one. The server replies only after h2 has parsed all the input. By then the messages of
+//! small requests have arrived, and all replies leave in one write. (A write for each reply would cost more than the rest of
+//! the call.) If the requests are many bytes, some wait for the next turn, so that other connections of the thread run. A
+//! call that has to wait, for its request or for its handler, becomes a task of its own.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -24,22 +23,22 @@ use tracing::debug;
 
 use crate::grpc::frame;
 use crate::grpc::router::{Call, Reply, Router};
-use crate::http2::muted_waker::Outside;
-use crate::http2::yield_turn::Rest;
+use crate::http2::muted_waker::MutedWaker;
+use crate::http2::yield_turn::YieldTurn;
 use crate::limits::{MAX_FRAME_SIZE, MAX_TURN};
 
-/// A request, and where its answer goes.
-type Begun = (Request<RecvStream>, SendResponse<Bytes>);
+/// A request, and the stream for its reply.
+type Received = (Request<RecvStream>, SendResponse<Bytes>);
 
-/// A connection, and the requests that it has handed over.
+/// A connection, and the requests that wait for their reply.
 pub(super) struct Calls<S> {
     pub(super) connection: Connection<S, Bytes>,
     router: Router,
-    begun: VecDeque<Begun>,
-    /// Set when there is more to be done.
-    rest: Option<Arc<Rest>>,
-    /// What HTTP/2 wakes.
-    outside: Option<Outside>,
+    received: VecDeque<Received>,
+    /// Set while other connections have their turn.
+    yielded: Option<Arc<YieldTurn>>,
+    /// The waker that h2 gets.
+    waker: Option<MutedWaker>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
@@ -47,37 +46,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         Self {
             connection,
             router,
-            begun: VecDeque::new(),
-            rest: None,
-            outside: None,
+            received: VecDeque::new(),
+            yielded: None,
+            waker: None,
         }
     }
 
     /// Serves the connection until it is closed.
     pub(super) fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        if self.rest.as_ref().is_some_and(|rest| !rest.is_over()) {
+        if self.yielded.as_ref().is_some_and(|turn| !turn.is_over()) {
             return Poll::Pending;
         }
-        self.rest = None;
-        let outside = match self.outside.take() {
-            Some(outside) if outside.wakes(cx) => outside,
-            _ => Outside::new(cx.waker().clone()),
+        self.yielded = None;
+        let waker = match self.waker.take() {
+            Some(waker) if waker.will_wake(cx) => waker,
+            _ => MutedWaker::new(cx.waker().clone()),
         };
-        let outside = self.outside.insert(outside);
-        let mut answered = 0;
+        let waker = self.waker.insert(waker);
+        let mut size = 0;
         loop {
-            match self.connection.poll_accept(&mut Context::from_waker(outside.waker())) {
-                Poll::Ready(Some(request)) => self.begun.push_back(request?),
+            match self.connection.poll_accept(&mut Context::from_waker(waker.waker())) {
+                Poll::Ready(Some(request)) => self.received.push_back(request?),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
-                // And then come back to write the answers.
-                Poll::Pending if answered < MAX_TURN && !self.begun.is_empty() => {
-                    let most = MAX_TURN - answered;
-                    answered += outside.ignoring(|| answer_some(&mut self.begun, &self.router, most));
+                // The next poll of the connection writes the replies.
+                Poll::Pending if size < MAX_TURN && !self.received.is_empty() => {
+                    let most = MAX_TURN - size;
+                    size += waker.mute(|| reply_to_some(&mut self.received, &self.router, most));
                 }
                 Poll::Pending => {
-                    // It may be tokio that lets this task read no more in its turn.
-                    if !self.begun.is_empty() || !has_budget_remaining() {
-                        self.rest = Some(Rest::begin(cx));
+                    // Without budget the socket may have more input: tokio stopped this task, not the client.
+                    if !self.received.is_empty() || !has_budget_remaining() {
+                        self.yielded = Some(YieldTurn::begin(cx));
                     }
                     return Poll::Pending;
                 }
@@ -86,39 +85,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     }
 }
 
-/// Answers what has begun, or so many bytes of it; returns how many they were.
-fn answer_some(begun: &mut VecDeque<Begun>, router: &Router, most: usize) -> usize {
+/// Replies to requests in order, up to `most` bytes. Returns the bytes of the requests and their replies.
+fn reply_to_some(received: &mut VecDeque<Received>, router: &Router, most: usize) -> usize {
     let mut size = 0;
     while size < most
-        && let Some((request, reply)) = begun.pop_front()
+        && let Some((request, stream)) = received.pop_front()
     {
-        answer(router, request, reply, &mut size);
+        reply_to(router, request, stream, &mut size);
     }
     size
 }
 
-/// Answers a request, or lets a task do it. Adds the bytes that this is about to `size`.
-fn answer(router: &Router, request: Request<RecvStream>, mut reply: SendResponse<Bytes>, size: &mut usize) {
+/// Replies to a request, in a task of its own if the call has to wait. Adds the bytes of the request and reply to `size`.
+fn reply_to(router: &Router, request: Request<RecvStream>, mut stream: SendResponse<Bytes>, size: &mut usize) {
     match router.call(request, size) {
         Call::Done(Reply::Message(message)) => {
             *size += message.len();
-            told(send_message(&mut reply, message));
+            log_failure(send_message(&mut stream, message));
         }
         Call::Done(Reply::Response(response)) => poll_or_spawn(async move {
-            told(send(&mut reply, *response).await);
+            log_failure(send(&mut stream, *response).await);
         }),
         Call::Pending(mut call) => {
-            // It is not known how many they are. Small calls do not come here.
+            // The size is unknown. Small calls take the fast path.
             *size += MAX_FRAME_SIZE as usize;
             poll_or_spawn(async move {
-                let answer = poll_fn(|cx| match call.as_mut().poll(cx) {
-                    Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                    // A client that takes its request back gets no answer.
-                    Poll::Pending => reply.poll_reset(cx).map(|_| None),
+                let reply = poll_fn(|cx| match call.as_mut().poll(cx) {
+                    Poll::Ready(reply) => Poll::Ready(Some(reply)),
+                    // A client that cancels its call gets no reply.
+                    Poll::Pending => stream.poll_reset(cx).map(|_| None),
                 });
-                match answer.await {
-                    Some(Reply::Message(message)) => told(send_message(&mut reply, message)),
-                    Some(Reply::Response(response)) => told(send(&mut reply, *response).await),
+                match reply.await {
+                    Some(Reply::Message(message)) => log_failure(send_message(&mut stream, message)),
+                    Some(Reply::Response(response)) => log_failure(send(&mut stream, *response).await),
                     None => {}
                 }
             });
@@ -126,37 +125,37 @@ fn answer(router: &Router, request: Request<RecvStream>, mut reply: SendResponse
     }
 }
 
-/// A call that its client has taken back, or whose connection is gone, is nothing to worry about.
-fn told(sent: Result<(), h2::Error>) {
+/// Logs a reply that was not sent, which is common: the client has cancelled the call, or the connection is gone.
+fn log_failure(sent: Result<(), h2::Error>) {
     if let Err(error) = sent {
         debug!(%error, "an answer was not sent");
     }
 }
 
-/// Polls a future, and makes it a task if it has to wait. The task polls it anew, so the waker that it sees here is never
-/// needed.
-fn poll_or_spawn(answering: impl Future<Output = ()> + Send + 'static) {
-    let mut answering: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(answering);
-    if answering
+/// Polls a future, and spawns a task for it if it has to wait. The task polls the future again, so the first poll needs no
+/// waker.
+fn poll_or_spawn(replying: impl Future<Output = ()> + Send + 'static) {
+    let mut replying: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(replying);
+    if replying
         .as_mut()
         .poll(&mut Context::from_waker(Waker::noop()))
         .is_pending()
     {
-        tokio::spawn(answering);
+        tokio::spawn(replying);
     }
 }
 
-/// Sends the one message of a call that went well.
-fn send_message(reply: &mut SendResponse<Bytes>, message: Bytes) -> Result<(), h2::Error> {
-    let mut stream = reply.send_response(frame::head(), false)?;
+/// Sends the one message of a successful call.
+fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes) -> Result<(), h2::Error> {
+    let mut stream = stream.send_response(frame::head(), false)?;
     stream.send_data(message, false)?;
     stream.send_trailers(frame::trailers())
 }
 
-/// Sends a response, however long its body takes.
-async fn send(reply: &mut SendResponse<Bytes>, response: Response<Body>) -> Result<(), h2::Error> {
+/// Sends a response and its whole body.
+async fn send(stream: &mut SendResponse<Bytes>, response: Response<Body>) -> Result<(), h2::Error> {
     let (head, mut body) = response.into_parts();
-    let mut stream = reply.send_response(Response::from_parts(head, ()), body.is_end_stream())?;
+    let mut stream = stream.send_response(Response::from_parts(head, ()), body.is_end_stream())?;
     while !body.is_end_stream() {
         let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Ok(frame)),
@@ -182,11 +181,11 @@ async fn send(reply: &mut SendResponse<Bytes>, response: Response<Body>) -> Resu
     Ok(())
 }
 
-/// Sends a frame once the client has read enough of what was sent before.
+/// Sends a frame once the client has read enough of the earlier frames.
 async fn send_data(stream: &mut SendStream<Bytes>, data: Bytes, ends: bool) -> Result<(), h2::Error> {
     if !data.is_empty() {
-        // As little as shows that there is room: a larger claim would keep that much of the connection's window from the
-        // other streams for as long as this one waits.
+        // One byte shows whether the window is open. A larger claim would take that much of the connection's window from
+        // other streams while this stream waits.
         stream.reserve_capacity(1);
         poll_fn(|cx| {
             if stream.capacity() > 0 {
@@ -203,7 +202,7 @@ async fn send_data(stream: &mut SendStream<Bytes>, data: Bytes, ends: bool) -> R
     stream.send_data(data, ends)
 }
 
-/// Waits for the client to take its request back, which is an error.
+/// Waits until the client cancels the call, which is an error.
 fn reset<T>(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<T, h2::Error>> {
     stream.poll_reset(cx).map(|reason| Err(reason?.into()))
 }

@@ -1,9 +1,10 @@
-//! One client's connection, from the accepted socket to the last answer.
+//! One client's connection, from the accepted socket to the last reply.
 //!
-//! HTTP/2 is the `h2` crate's, without hyper's server around it. What that would add are things that gRPC has no use for
-//! (upgrades, dates, lengths, HTTP/1's headers), a body and a future for each answer, and a lock taken some six times more a
-//! call: a unary call took 30,300 instructions instead of 34,100, and 13 % less CPU. What it would do for a connection is
-//! done here: the [answers](crate::http2::calls), the [pings](crate::http2::keep_alive), the [others' turn](crate::http2::yield_turn), and the deadlines.
+//! h2 implements HTTP/2. The server does not use hyper's server around h2: it adds features that gRPC does not need
+//! (upgrades, dates, lengths, HTTP/1's headers), a body and a future for each reply, and about six more locks per call.
+//! Without it a unary call took 30,300 instructions instead of 34,100, and 13 % less CPU. These modules do hyper's part:
+//! [`calls`](crate::http2::calls), [`keep_alive`](crate::http2::keep_alive), [`yield_turn`](crate::http2::yield_turn), and
+//! this module with the deadlines.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -20,63 +21,63 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::grpc::router::Router;
-use crate::http2::byte_counter::Counted;
+use crate::http2::byte_counter::ByteCounter;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
 use crate::limits::{self, Limits};
 
-/// What HTTP/2 clients send before anything else: 24 fixed bytes and the header of a SETTINGS frame.
+/// Bytes that every HTTP/2 client sends first: a fixed preface of 24, and the header of a SETTINGS frame.
 const PREFACE: u64 = 24 + 9;
 
-/// What every connection needs.
+/// The parts of the server that every connection needs.
 #[derive(Debug, Clone)]
-pub(crate) struct Serving {
+pub(crate) struct ConnectionContext {
     pub(crate) router: Router,
     pub(crate) tls: Option<Arc<ServerConfig>>,
     pub(crate) limits: Limits,
-    /// Becomes `true` once the server is told to stop.
+    /// Becomes `true` when the server begins to drain.
     pub(crate) draining: watch::Receiver<bool>,
 }
 
-/// Serves the connection until the client leaves, breaks the protocol, or the server drains.
+/// Serves a connection until the client closes it, breaks the protocol, or the server drains.
 ///
-/// `number` tells connections apart, so that those that were opened together do not grow too old together.
-pub(crate) async fn serve(stream: std::net::TcpStream, mut serving: Serving, number: u64) {
+/// `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end together.
+pub(crate) async fn serve(stream: std::net::TcpStream, mut context: ConnectionContext, number: u64) {
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
-    let Some(tls) = serving.tls.take() else {
-        return http2(stream, serving, number).await;
+    let Some(tls) = context.tls.take() else {
+        return http2(stream, context, number).await;
     };
-    let mut draining = serving.draining.clone();
-    let handshake = timeout(serving.limits.handshake, TlsAcceptor::from(tls).accept(stream));
+    let mut draining = context.draining.clone();
+    let handshake = timeout(context.limits.handshake, TlsAcceptor::from(tls).accept(stream));
     tokio::select! {
         accepted = handshake => match accepted {
-            Ok(Ok(stream)) => http2(stream, serving, number).await,
+            Ok(Ok(stream)) => http2(stream, context, number).await,
             Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
             Err(_) => debug!("a TLS handshake took too long"),
         },
-        () = told(&mut draining) => {}
+        () = drain_begins(&mut draining) => {}
     }
 }
 
-/// Waits until the server is told to stop.
-async fn told(draining: &mut watch::Receiver<bool>) {
-    // An error: the server is gone.
+/// Waits until the server begins to drain.
+async fn drain_begins(draining: &mut watch::Receiver<bool>) {
+    // An error means that the server is gone.
     let _ = draining.wait_for(|&draining| draining).await;
 }
 
-async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, number: u64) {
-    let Serving {
+async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: ConnectionContext, number: u64) {
+    let ConnectionContext {
         router,
         limits,
         mut draining,
         ..
-    } = serving;
+    } = context;
     let opened = Instant::now();
     let read = Arc::new(AtomicU64::new(0));
-    let handshake = builder().handshake(Counted::new(stream, Arc::clone(&read)));
+    let handshake = builder().handshake(ByteCounter::new(stream, Arc::clone(&read)));
     let mut connection = tokio::select! {
         biased;
         connection = timeout_at(opened + limits.handshake, handshake) => match connection {
@@ -84,52 +85,52 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
             Ok(Err(error)) => return debug!(%error, "a client did not begin with HTTP/2"),
             Err(_) => return debug!("a client did not send HTTP/2's preface in time"),
         },
-        () = told(&mut draining) => return,
+        () = drain_begins(&mut draining) => return,
     };
 
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&read), &limits);
     let draining_calls = CancellationToken::new();
     let mut calls = Calls::new(connection, router.for_connection(draining_calls.clone()));
     let mut silent = pin!(sleep(limits.keep_alive_interval));
-    let mut stage = Stage::Preface;
+    let mut phase = Phase::Preface;
     let mut due = pin!(sleep_until(opened + limits.handshake));
-    let mut stopping = false;
+    let mut is_draining = false;
     loop {
         tokio::select! {
             biased;
-            // The server has its own deadline, and cuts what is left then.
-            () = told(&mut draining), if !stopping => {
+            // The server has a deadline of its own for draining, and cuts the remaining connections then.
+            () = drain_begins(&mut draining), if !is_draining => {
                 if read.load(Ordering::Relaxed) < PREFACE {
                     return;
                 }
-                stopping = true;
+                is_draining = true;
                 calls.connection.graceful_shutdown();
                 draining_calls.cancel();
             }
-            () = due.as_mut(), if !stopping => match stage {
-                Stage::Preface => {
+            () = due.as_mut(), if !is_draining => match phase {
+                Phase::Preface => {
                     if read.load(Ordering::Relaxed) < PREFACE {
                         return debug!("a client did not send HTTP/2's preface in time");
                     }
-                    stage = Stage::Serving;
-                    // Up to an eighth less, spread evenly.
+                    phase = Phase::Serving;
+                    // Connections end up to an eighth earlier, spread evenly.
                     let age = limits.max_connection_age - limits.max_connection_age / 64 * (number % 8) as u32;
                     due.as_mut().reset(opened + age);
                 }
-                Stage::Serving => {
-                    stage = Stage::Leaving;
+                Phase::Serving => {
+                    phase = Phase::Draining;
                     calls.connection.graceful_shutdown();
                     draining_calls.cancel();
                     due.as_mut().reset(Instant::now() + limits.drain);
                 }
-                Stage::Leaving => return debug!("an old connection was cut with calls in flight"),
+                Phase::Draining => return debug!("an old connection was cut with calls in flight"),
             },
             () = silent.as_mut() => match keep_alive.check() {
                 Some(next) => silent.as_mut().reset(Instant::now() + next),
                 None => return debug!("a client did not answer a ping"),
             },
-            // Last: a client that sends faster than it is served uses up what tokio lets a task do in its turn, of which
-            // the timers need some, too.
+            // Last: a client that sends faster than the server replies uses up tokio's budget for the task, and the timers
+            // need some of that budget.
             result = poll_fn(|cx| calls.poll_serve(cx)) => {
                 if let Err(error) = result {
                     debug!(%error, "a connection ended with an error");
@@ -140,17 +141,17 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, serving: Serving, n
     }
 }
 
-/// What a connection's timer of its age waits for.
-enum Stage {
-    /// The client's preface must be there.
+/// The phases of a connection, each of which the timer `due` ends.
+enum Phase {
+    /// The client sends its preface.
     Preface,
-    /// The connection is old enough to be asked to leave.
+    /// The connection takes calls, up to its maximum age.
     Serving,
-    /// Its calls have had their time to finish.
-    Leaving,
+    /// The connection takes no calls, and finishes those in flight.
+    Draining,
 }
 
-/// HTTP/2 with every limit set.
+/// Returns h2's server with every limit set.
 fn builder() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
@@ -181,8 +182,7 @@ mod tests {
     use crate::grpc::handler::Handler;
     use crate::grpc::method::{Method, MethodTable, ReplyKind};
 
-    /// What a client sends that begins in order, and then sends PING without end and takes whatever it is sent. As a socket
-    /// of which there is always more to be read.
+    /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more input.
     struct Flood(&'static [u8]);
 
     impl AsyncRead for Flood {
@@ -225,16 +225,16 @@ mod tests {
         MethodTable::new(vec![method])
     }
 
-    /// What the server gives each connection. It drains when the sender goes.
-    fn serving(methods: MethodTable, limits: Limits) -> (watch::Sender<bool>, Serving) {
+    /// Returns the context of a connection, which drains when the sender is dropped.
+    fn context(methods: MethodTable, limits: Limits) -> (watch::Sender<bool>, ConnectionContext) {
         let (draining, watched) = watch::channel(false);
-        let serving = Serving {
+        let context = ConnectionContext {
             router: Router::new(methods, limits.call),
             tls: None,
             limits,
             draining: watched,
         };
-        (draining, serving)
+        (draining, context)
     }
 
     const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -259,11 +259,11 @@ mod tests {
     #[tokio::test]
     async fn a_call_runs_its_connection_once() {
         const CALLS: u64 = 20;
-        let (_draining, serving) = serving(counting(&Arc::default()), Limits::default());
+        let (_draining, context) = context(counting(&Arc::default()), Limits::default());
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let runs = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&runs);
-        let mut serving = Box::pin(http2(server, serving, 0));
+        let mut serving = Box::pin(http2(server, context, 0));
         tokio::spawn(poll_fn(move |cx| {
             counted.fetch_add(1, Ordering::Relaxed);
             serving.as_mut().poll(cx)
@@ -288,11 +288,11 @@ mod tests {
         const CALLS: u64 = 20;
         const SIZE: usize = 10_000;
         let calls = Arc::new(AtomicU64::new(0));
-        let (_draining, serving) = serving(counting(&calls), Limits::default());
+        let (_draining, context) = context(counting(&calls), Limits::default());
         let (mut client, server) = tokio::io::duplex(1024 * 1024);
-        tokio::spawn(http2(server, serving, 0));
+        tokio::spawn(http2(server, context, 0));
         client.write_all(BEGIN).await.unwrap();
-        // It opens its window for the connection.
+        // The server opens its window for the connection.
         for _ in 0..10 {
             yield_now().await;
         }
@@ -321,8 +321,8 @@ mod tests {
             drain: SOON,
             ..Limits::default()
         };
-        let (_draining, serving) = serving(MethodTable::new(Vec::new()), limits);
-        let served = tokio::spawn(http2(Flood(BEGIN), serving, 0));
+        let (_draining, context) = context(MethodTable::new(Vec::new()), limits);
+        let served = tokio::spawn(http2(Flood(BEGIN), context, 0));
         timeout(LATE, served).await.expect("it goes on for ever").unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Clients that have gone without a word are noticed by asking them.
+//! Keep-alive: a silent client is pinged, and its connection is closed if the client stays silent.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,45 +9,45 @@ use h2::{Ping, PingPong};
 
 use crate::limits::Limits;
 
-/// Asks a client that is silent, and then waits for anything that it sends.
+/// Pings a silent client, and accepts any bytes as the reply.
 pub(super) struct KeepAlive {
     pings: Option<PingPong>,
     read: Arc<AtomicU64>,
-    /// What `read` was when the client was last known to be there.
+    /// The value of `read` at the last sign of life.
     seen: u64,
-    asked: bool,
+    is_pinged: bool,
     interval: Duration,
     timeout: Duration,
 }
 
 impl KeepAlive {
-    /// `read` counts the bytes that came in.
+    /// `read` is the number of bytes that the client has sent.
     pub(super) fn new(pings: Option<PingPong>, read: Arc<AtomicU64>, limits: &Limits) -> Self {
         Self {
             pings,
             seen: read.load(Ordering::Relaxed),
             read,
-            asked: false,
+            is_pinged: false,
             interval: limits.keep_alive_interval,
             timeout: limits.keep_alive_timeout,
         }
     }
 
-    /// Looks after the client; returns how soon to look again, or `None` if it has gone.
+    /// Checks for a sign of life. Returns the time until the next check, or `None` if the client is gone.
     pub(super) fn check(&mut self) -> Option<Duration> {
         let pings = self.pings.as_mut()?;
         let read = self.read.load(Ordering::Relaxed);
         if read != self.seen {
             self.seen = read;
-            self.asked = false;
+            self.is_pinged = false;
             return Some(self.interval);
         }
-        if self.asked {
+        if self.is_pinged {
             return None;
         }
-        self.asked = true;
-        // Takes the answer to the last ping, without which the next one could not be sent. If there is none yet, the client
-        // still owes it, and it will do for this time too.
+        self.is_pinged = true;
+        // h2 sends a ping only after the last pong was taken. If that pong has not come yet, the client still owes it, and
+        // no second ping is needed.
         let _ = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
         let _ = pings.send_ping(Ping::opaque());
         Some(self.timeout)

@@ -1,30 +1,36 @@
-//! What a connection's task is woken for.
+//! A waker that a connection's task mutes while it replies.
 //!
-//! HTTP/2 wakes the task for each answer that it is given. The task that has just given it writes it next anyway, and would
-//! only be run once more for nothing: 1,600 of the 33,500 instructions of a call on a connection with one at a time
-//! (`load/instructions --in-flight 1`).
+//! h2 wakes the connection's task for each reply. The task that has just replied writes the reply next anyway, so the wake
+//! would run the task once more for nothing. On a connection with one call at a time, muting saves 1,600 of the 33,500
+//! instructions of a call (`load/instructions --in-flight 1`).
+//!
+//! Muting loses no wake:
+//!
+//! 1. A connection and the tasks of its calls never leave the thread of their worker, so nothing but the reply itself wakes
+//!    the task while it is muted.
+//! 2. The task polls the connection again before it returns, and a poll makes all progress that is possible by then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 
-/// The waker of a task that does not wake itself while it [answers](Self::ignoring).
-pub(super) struct Outside {
+/// A waker that can be muted.
+pub(super) struct MutedWaker {
     state: Arc<State>,
     waker: Waker,
 }
 
 struct State {
     task: Waker,
-    ignores: AtomicBool,
+    is_muted: AtomicBool,
 }
 
-impl Outside {
+impl MutedWaker {
     /// Wraps the waker of a task.
     pub(super) fn new(task: Waker) -> Self {
         let state = Arc::new(State {
             task,
-            ignores: AtomicBool::new(false),
+            is_muted: AtomicBool::new(false),
         });
         Self {
             waker: Waker::from(Arc::clone(&state)),
@@ -32,8 +38,8 @@ impl Outside {
         }
     }
 
-    /// Whether it wakes the task that is polled.
-    pub(super) fn wakes(&self, cx: &Context<'_>) -> bool {
+    /// Reports whether it wakes the task that `cx` belongs to.
+    pub(super) fn will_wake(&self, cx: &Context<'_>) -> bool {
         self.state.task.will_wake(cx.waker())
     }
 
@@ -41,16 +47,13 @@ impl Outside {
         &self.waker
     }
 
-    /// Does something that may wake the task, which it does not. Whatever the task may have been woken for has to be looked
-    /// for afterwards.
-    pub(super) fn ignoring<T>(&self, what: impl FnOnce() -> T) -> T {
-        // Relaxed, as the load in `wake_by_ref`: what another thread wakes the task for, it has left under HTTP/2's lock
-        // before. If it sees `true` then, it had that lock before this thread takes it for the look that follows, which
-        // finds it; if it had it after that look, the lock's release and acquire show it `false`.
-        self.state.ignores.store(true, Ordering::Relaxed);
-        let done = what();
-        self.state.ignores.store(false, Ordering::Relaxed);
-        done
+    /// Runs `f` and ignores every wake meanwhile. The caller must poll the connection again afterwards.
+    pub(super) fn mute<T>(&self, f: impl FnOnce() -> T) -> T {
+        // Relaxed, as the load in `wake_by_ref`: only this thread wakes the task meanwhile.
+        self.state.is_muted.store(true, Ordering::Relaxed);
+        let result = f();
+        self.state.is_muted.store(false, Ordering::Relaxed);
+        result
     }
 }
 
@@ -60,8 +63,8 @@ impl Wake for State {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Relaxed: see `ignoring`.
-        if !self.ignores.load(Ordering::Relaxed) {
+        // Relaxed: see `mute`.
+        if !self.is_muted.load(Ordering::Relaxed) {
             self.task.wake_by_ref();
         }
     }

@@ -1,4 +1,4 @@
-//! A connection that has more to do lets the others of its thread go first.
+//! Fairness: a connection that has more work lets the other connections of its thread run first.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,39 +7,38 @@ use std::task::{Context, Wake, Waker};
 
 use tokio::task::yield_now;
 
-/// A pause until the thread has run all that is ready and has looked for what came in.
+/// A pause until the thread has run all tasks that are ready and has polled its sockets.
 ///
-/// To leave the task's own waker with the runtime would not do: HTTP/2 wakes the task too, as for each answer that a task of
-/// its own gives, and it would go on before the thread has looked what else there is.
-pub(super) struct Rest {
-    over: AtomicBool,
+/// Yielding with the task's own waker is not enough. h2 wakes the task too, for example when a call replies from a task of
+/// its own, and the task would continue before the thread has polled its sockets.
+pub(super) struct YieldTurn {
+    is_over: AtomicBool,
     task: Waker,
 }
 
-impl Rest {
-    /// Begins a pause of a task, which is woken at its end.
+impl YieldTurn {
+    /// Begins a pause of a task. The end of the pause wakes the task.
     pub(super) fn begin(cx: &Context<'_>) -> Arc<Self> {
-        let rest = Arc::new(Self {
-            over: AtomicBool::new(false),
+        let turn = Arc::new(Self {
+            is_over: AtomicBool::new(false),
             task: cx.waker().clone(),
         });
-        let waker = Waker::from(Arc::clone(&rest));
-        // Leaves the waker with the runtime, and is done with that.
+        let waker = Waker::from(Arc::clone(&turn));
+        // One poll leaves the waker with the runtime.
         let _ = pin!(yield_now()).poll(&mut Context::from_waker(&waker));
-        rest
+        turn
     }
 
     pub(super) fn is_over(&self) -> bool {
-        // Relaxed, as the store in `wake`: the runtime, which has the waker, is the same thread's, and nothing else is read
-        // by way of it.
-        self.over.load(Ordering::Relaxed)
+        // Relaxed, as the store in `wake`: the runtime that has the waker runs on this thread, and the flag guards no data.
+        self.is_over.load(Ordering::Relaxed)
     }
 }
 
-impl Wake for Rest {
+impl Wake for YieldTurn {
     fn wake(self: Arc<Self>) {
         // Relaxed: see `is_over`.
-        self.over.store(true, Ordering::Relaxed);
+        self.is_over.store(true, Ordering::Relaxed);
         self.task.wake_by_ref();
     }
 }

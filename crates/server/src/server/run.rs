@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, ConfigError};
 use crate::grpc::router::Router;
-use crate::http2::connection::Serving;
+use crate::http2::connection::ConnectionContext;
 use crate::limits::Limits;
 use crate::rpc::health::Health;
 use crate::rpc::instance_id::InstanceId;
@@ -109,7 +109,7 @@ impl Server {
         if tls.is_none() {
             info!("no https_keypairs: calls travel in plaintext");
         }
-        let workers = Workers::start(&Serving {
+        let workers = Workers::start(&ConnectionContext {
             router,
             tls,
             limits: limits.clone(),

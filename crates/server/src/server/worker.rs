@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::http2::connection::{self, Serving};
+use crate::http2::connection::{self, ConnectionContext};
 
 /// All workers. Once this is dropped they cut what they still serve, and end.
 #[derive(Debug)]
@@ -50,10 +50,10 @@ impl Drop for Place {
 
 impl Workers {
     /// Starts one worker for each core.
-    pub(crate) fn start(serving: &Serving) -> io::Result<Self> {
+    pub(crate) fn start(context: &ConnectionContext) -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from);
         let workers = (0..count)
-            .map(|number| Worker::start(number, serving.clone()))
+            .map(|number| Worker::start(number, context.clone()))
             .collect::<io::Result<_>>()?;
         Ok(Self {
             workers,
@@ -94,7 +94,7 @@ impl Workers {
 }
 
 impl Worker {
-    fn start(number: usize, serving: Serving) -> io::Result<Self> {
+    fn start(number: usize, context: ConnectionContext) -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -106,7 +106,7 @@ impl Worker {
         let (queue, handovers) = mpsc::unbounded_channel();
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
-            .spawn(move || work(&runtime, handovers, &serving))?;
+            .spawn(move || work(&runtime, handovers, &context))?;
         Ok(Self {
             queue,
             load: Arc::default(),
@@ -116,12 +116,12 @@ impl Worker {
 }
 
 /// Serves what is handed over until the other end of the queue is gone.
-fn work(runtime: &Runtime, mut handovers: mpsc::UnboundedReceiver<Handover>, serving: &Serving) {
+fn work(runtime: &Runtime, mut handovers: mpsc::UnboundedReceiver<Handover>, context: &ConnectionContext) {
     runtime.block_on(async {
         while let Some(Handover { stream, number, place }) = handovers.recv().await {
-            let serving = serving.clone();
+            let context = context.clone();
             tokio::spawn(async move {
-                connection::serve(stream, serving, number).await;
+                connection::serve(stream, context, number).await;
                 drop(place);
             });
         }
