@@ -1,4 +1,5 @@
-//! Between the messages of `nodetracker.v1` and the table's types.
+//! Conversions between protobuf messages and the table's types.
 
 pub(crate) mod encode;
 pub(crate) mod parse;
+pub(crate) mod status;

@@ -1,17 +1,20 @@
-//! Requests of `nodetracker.v1`, turned into the table's types; what is wrong is named by its field, and in a list by its
-//! position.
+//! Requests of `nodetracker.v1`, parsed into the table's types.
+//!
+//! An error names the field, and the position in a list.
 
-use nodetracker::{MAX_TEXT, NodeId, NodeIdError, Proxy, ProxyField, RegisterError, TextError};
+use nodetracker::{MAX_TEXT, NodeId, Proxy, TextError};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::node_id::Id;
 use tonic::Status;
 use uuid::Uuid;
 
+use crate::convert::status;
 use crate::limits::MAX_BATCH_NODES;
 
+/// Bytes of a UUID.
 const UUID: usize = 16;
 
-/// The field `node`.
+/// Parses the field `node`.
 pub(crate) fn node(node: Option<v1::NodeId>) -> Result<NodeId, Status> {
     match node.and_then(|node| node.id) {
         None => Err(Status::invalid_argument("node is not set")),
@@ -22,20 +25,18 @@ pub(crate) fn node(node: Option<v1::NodeId>) -> Result<NodeId, Status> {
                 bytes.len()
             ))),
         },
-        Some(Id::Name(name)) => name
-            .parse()
-            .map_err(|NodeIdError(reason)| Status::invalid_argument(format!("node.name {reason}"))),
+        Some(Id::Name(name)) => name.parse().map_err(|error| status::node_id("node.name", error)),
     }
 }
 
-/// The field `nodes`.
+/// Parses the field `nodes`.
 pub(crate) fn nodes(nodes: Option<v1::NodeIds>) -> Result<Vec<NodeId>, Status> {
     let mut parsed = Vec::new();
     nodes_into(&nodes.unwrap_or_default(), "nodes", MAX_BATCH_NODES, &mut parsed)?;
     Ok(parsed)
 }
 
-/// Puts the nodes of `field` into a vector: UUIDs first, then names.
+/// Appends the nodes of `field` to a vector: UUIDs first, then names.
 pub(crate) fn nodes_into(
     nodes: &v1::NodeIds,
     field: &str,
@@ -54,13 +55,13 @@ pub(crate) fn nodes_into(
     for (at, name) in nodes.names.iter().enumerate() {
         let node = name
             .parse()
-            .map_err(|NodeIdError(reason)| Status::invalid_argument(format!("{field}.names[{at}] {reason}")))?;
+            .map_err(|error| status::node_id(format_args!("{field}.names[{at}]"), error))?;
         parsed.push(node);
     }
     Ok(())
 }
 
-/// Elements of one size that were packed one right after the other.
+/// Splits packed elements, which all have the same size.
 pub(crate) fn elements<const SIZE: usize>(
     packed: &[u8],
     field: impl FnOnce() -> String,
@@ -75,14 +76,14 @@ pub(crate) fn elements<const SIZE: usize>(
     )))
 }
 
-/// The field `proxy`; what it has in it is checked by the table.
+/// Parses the field `proxy`. The table checks the proxy's strings.
 pub(crate) fn proxy(proxy: Option<&v1::Proxy>) -> Result<Proxy<'_>, Status> {
     proxy
         .map(as_proxy)
         .ok_or_else(|| Status::invalid_argument("proxy is not set"))
 }
 
-/// A proxy as the table takes it.
+/// Borrows a proxy in the table's form.
 pub(crate) fn as_proxy(proxy: &v1::Proxy) -> Proxy<'_> {
     Proxy {
         id: &proxy.proxy_id,
@@ -91,31 +92,12 @@ pub(crate) fn as_proxy(proxy: &v1::Proxy) -> Proxy<'_> {
     }
 }
 
-/// The field `proxy_id`, where it names a proxy that may or may not be known.
+/// Parses the field `proxy_id` of a proxy that may be unknown.
 pub(crate) fn proxy_id(id: &str) -> Result<&str, Status> {
     let reason = match id.len() {
         0 => TextError::Empty,
         1..=MAX_TEXT => return Ok(id),
         len => TextError::TooLong { len },
     };
-    Err(Status::invalid_argument(format!("proxy_id {reason}")))
-}
-
-/// Why a proxy was refused; `path` leads to its fields.
-pub(crate) fn refused_proxy(error: RegisterError, path: &str) -> Status {
-    match error {
-        RegisterError::Invalid { field, reason } => {
-            Status::invalid_argument(format!("{path}{} {reason}", proxy_field(field)))
-        }
-        error => Status::resource_exhausted(error.to_string()),
-    }
-}
-
-/// What a proxy's field is called in every service, the frozen one's messages too.
-pub(crate) fn proxy_field(field: ProxyField) -> &'static str {
-    match field {
-        ProxyField::Id => "proxy_id",
-        ProxyField::ClusterName => "cluster_name",
-        ProxyField::Addr => "addr",
-    }
+    Err(status::text("proxy_id", reason))
 }

@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use nodetracker::{AddError, NodeId, Proxy, RegisterError, ReportError, RouteTable};
+use nodetracker::{NodeId, Proxy, RouteTable};
 use nodetracker_proto::api;
 use tonic::Status;
 
-use crate::convert::parse::proxy_field;
+use crate::convert::status;
 
 /// The service.
 #[derive(Debug)]
@@ -32,7 +32,9 @@ impl NodeTracker {
             cluster_name: &request.cluster_name,
             addr: &request.addr,
         };
-        self.table.report_node(&node, &proxy).map_err(refused)?;
+        self.table
+            .report_node(&node, &proxy)
+            .map_err(|error| status::report("", error))?;
         Ok(api::AddNodeResponse {})
     }
 
@@ -58,20 +60,5 @@ impl NodeTracker {
 }
 
 fn node_id(text: &str) -> Result<NodeId, Status> {
-    text.parse()
-        .map_err(|nodetracker::NodeIdError(reason)| Status::invalid_argument(format!("node_id {reason}")))
-}
-
-/// Names the field as the wire does, which is what the caller filled in.
-fn refused(error: ReportError) -> Status {
-    match error {
-        ReportError::Proxy(RegisterError::Invalid { field, reason }) => {
-            Status::invalid_argument(format!("{} {reason}", proxy_field(field)))
-        }
-        ReportError::Proxy(RegisterError::TooManyProxies { .. })
-        | ReportError::Route(AddError::TooManyRoutes { .. } | AddError::OutOfMemory) => {
-            Status::resource_exhausted(error.to_string())
-        }
-        error => Status::internal(error.to_string()),
-    }
+    text.parse().map_err(|error| status::node_id("node_id", error))
 }

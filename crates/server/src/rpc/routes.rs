@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nodetracker::{AddError, ReportNodesError, RouteBatch, RouteTable};
+use nodetracker::{RouteBatch, RouteTable};
 use nodetracker_proto::v1;
 use tonic::Status;
 
 use crate::convert::encode::{self, EncodedRoutes};
-use crate::convert::parse;
+use crate::convert::{parse, status};
 use crate::limits::MAX_ANSWER_SIZE;
 
 /// The service.
@@ -26,7 +26,10 @@ impl Routes {
         // Parse the nodes first: a bad node must not leave its proxy registered.
         let nodes = parse::nodes(request.nodes)?;
         let proxy = parse::proxy(request.proxy.as_ref())?;
-        let added = self.table.report_nodes(&nodes, &proxy).map_err(refused)?;
+        let added = self
+            .table
+            .report_nodes(&nodes, &proxy)
+            .map_err(|error| status::report_nodes("proxy.", error))?;
         Ok(v1::AddNodesResponse {
             // A request has at most MAX_BATCH_NODES nodes.
             inserted_count: added.inserted as u32,
@@ -83,16 +86,5 @@ impl Routes {
             }
         }
         Ok(response)
-    }
-}
-
-fn refused(error: ReportNodesError) -> Status {
-    match error {
-        ReportNodesError::Proxy(error) => parse::refused_proxy(error, "proxy."),
-        ReportNodesError::Nodes(error) => match error.error {
-            AddError::TooManyRoutes { .. } | AddError::OutOfMemory => Status::resource_exhausted(error.to_string()),
-            _ => Status::internal(error.to_string()),
-        },
-        error => Status::internal(error.to_string()),
     }
 }

@@ -11,7 +11,7 @@ use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::v1::{self, SessionRefusal, SessionSupersededReason};
 use tonic::Status;
 
-use crate::convert::parse;
+use crate::convert::{parse, status};
 use crate::limits::{MAX_MESSAGE_SIZE, MAX_SESSION_HANDLES, MAX_SESSION_NODES};
 use crate::rpc::session::Shared;
 use crate::rpc::session::message::{self, Scratch, with_scratch};
@@ -63,8 +63,7 @@ impl From<BeginError> for Refused {
     fn from(error: BeginError) -> Self {
         match error {
             BeginError::Stale(stale) => Refused::Superseded(superseded_by(stale)),
-            BeginError::Proxy(error) => Refused::NoRoom(parse::refused_proxy(error, "hello.proxy.")),
-            error => Refused::NoRoom(Status::internal(error.to_string())),
+            error => Refused::NoRoom(status::begin("hello.proxy.", error)),
         }
     }
 }
