@@ -1,5 +1,6 @@
-//! Taking messages apart, and checking all of one before anything is done. What is wrong is told with the path of the field,
-//! as `session.proto` names it.
+//! Parsing of a session's messages. A message is parsed in full before the session acts on it.
+//!
+//! An error names the field by its path in `session.proto`.
 
 use std::cell::RefCell;
 use std::num::NonZeroU64;
@@ -14,16 +15,16 @@ use crate::limits::{MAX_SESSION_HANDLES, MAX_SESSION_NODES};
 /// Bytes of a handle.
 const HANDLE: usize = size_of::<RouteHandle>();
 
-/// What a message is taken apart into, to be used for the next one again.
+/// The elements of a parsed message. Reused for the next message.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     pub(crate) nodes: Vec<NodeId>,
     pub(crate) handles: Vec<RouteHandle>,
-    /// Positions among `handles`.
+    /// Positions in `handles` of those whose routes are gone.
     pub(crate) gone: Vec<usize>,
 }
 
-/// Lends the thread's scratch space, which grows to what the largest message needs.
+/// Lends the thread's scratch space, which grows to the size of the largest message.
 pub(crate) fn with_scratch<T>(f: impl FnOnce(&mut Scratch) -> T) -> T {
     thread_local! {
         static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -31,7 +32,7 @@ pub(crate) fn with_scratch<T>(f: impl FnOnce(&mut Scratch) -> T) -> T {
     SCRATCH.with_borrow_mut(f)
 }
 
-/// Puts the nodes of `field` into `scratch`.
+/// Parses the nodes of `field` into `scratch`.
 pub(crate) fn nodes(ids: Option<&v1::NodeIds>, field: &str, scratch: &mut Scratch) -> Result<(), Status> {
     scratch.nodes.clear();
     match ids {
@@ -40,7 +41,7 @@ pub(crate) fn nodes(ids: Option<&v1::NodeIds>, field: &str, scratch: &mut Scratc
     }
 }
 
-/// Puts the handles of a heartbeat into `scratch`.
+/// Parses the handles of a heartbeat into `scratch`.
 pub(crate) fn handles(heartbeat: &v1::SessionHeartbeat, scratch: &mut Scratch) -> Result<(), Status> {
     scratch.handles.clear();
     let handles = parse::elements::<HANDLE>(&heartbeat.handles, || "heartbeat.handles".into())?;
@@ -57,14 +58,14 @@ pub(crate) fn handles(heartbeat: &v1::SessionHeartbeat, scratch: &mut Scratch) -
     Ok(())
 }
 
-/// Handles as they are sent.
-pub(crate) fn bytes_of<'a>(handles: impl ExactSizeIterator<Item = &'a RouteHandle>) -> Vec<u8> {
+/// Encodes handles.
+pub(crate) fn encode_handles<'a>(handles: impl ExactSizeIterator<Item = &'a RouteHandle>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HANDLE * handles.len());
     handles.for_each(|handle| bytes.extend(handle.to_bits().to_le_bytes()));
     bytes
 }
 
-/// The proxy and the incarnation of a hello. The proxy's strings are checked by the table.
+/// Parses the proxy and the incarnation of a hello. The table checks the proxy's strings.
 pub(crate) fn hello(hello: &v1::SessionHello) -> Result<(Proxy<'_>, NonZeroU64), Status> {
     let Some(proxy) = &hello.proxy else {
         return Err(Status::invalid_argument("hello.proxy is missing"));

@@ -1,4 +1,4 @@
-//! A session without its stream: each request is answered at once.
+//! The state machine of a session, without its stream: each request has its response at once.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -15,55 +15,54 @@ use crate::convert::{parse, status};
 use crate::limits::{MAX_MESSAGE_SIZE, MAX_SESSION_HANDLES, MAX_SESSION_NODES};
 use crate::rpc::session::Shared;
 use crate::rpc::session::message::{self, Scratch, with_scratch};
-use crate::rpc::session::owner::{Superseded, Voice};
+use crate::rpc::session::owner::{Ownership, Superseded};
 
-/// The answer to a request.
+/// The response to a request, and whether the session continues.
 #[derive(Debug)]
-pub(crate) enum Answer {
-    /// The session goes on.
-    Next(v1::SessionResponse),
-    /// The session ends, as the result says.
-    Last(v1::SessionResponse, Result<(), Status>),
+pub(crate) enum Step {
+    Continue(v1::SessionResponse),
+    /// The session ends with this status after the response.
+    End(v1::SessionResponse, Result<(), Status>),
 }
 
-/// One client's session, in the states that the [module](super) tells.
+/// One client's session. The [module](super) describes its states.
 #[derive(Debug)]
 pub(crate) struct Session {
     shared: Arc<Shared>,
-    /// `None` while BEGUN. What comes after the end, nobody asks for.
+    /// `None` while BEGUN. After the end nothing is polled any more.
     open: Option<Open>,
 }
 
-/// What is known since the hello.
+/// The state of an open session.
 #[derive(Debug)]
 struct Open {
-    /// As the hello told it.
+    /// The proxy of the hello.
     details: v1::Proxy,
     incarnation: NonZeroU64,
     proxy: ProxyRef,
-    voice: Arc<Voice>,
-    /// The heartbeat interval that the client was told last.
-    told: Duration,
+    ownership: Arc<Ownership>,
+    /// The last heartbeat interval that was sent.
+    announced_interval: Duration,
 }
 
-/// Why a request was not done.
-enum Refused {
+/// Why the session ends instead of acting on a request.
+enum Failure {
     Superseded(Superseded),
-    /// There is no room for the proxy.
-    NoRoom(Status),
+    /// The table did not register the proxy.
+    NotRegistered(Status),
 }
 
-impl From<Superseded> for Refused {
+impl From<Superseded> for Failure {
     fn from(superseded: Superseded) -> Self {
-        Refused::Superseded(superseded)
+        Failure::Superseded(superseded)
     }
 }
 
-impl From<BeginError> for Refused {
+impl From<BeginError> for Failure {
     fn from(error: BeginError) -> Self {
         match error {
-            BeginError::Stale(stale) => Refused::Superseded(superseded_by(stale)),
-            error => Refused::NoRoom(status::begin("hello.proxy.", error)),
+            BeginError::Stale(stale) => Failure::Superseded(superseded_by(stale)),
+            error => Failure::NotRegistered(status::begin("hello.proxy.", error)),
         }
     }
 }
@@ -73,25 +72,28 @@ impl Session {
         Self { shared, open: None }
     }
 
-    /// How long the client may be silent from now on, if it has said hello.
+    /// Returns how long the client may be silent from now on, once it has said hello.
     pub(crate) fn idle_timeout(&self) -> Option<Duration> {
         self.open.as_ref().map(|_| self.shared.table.keep_alive())
     }
 
-    /// Waits until another session has taken over.
-    pub(crate) fn poll_superseded(&self, cx: &mut Context<'_>) -> Poll<Answer> {
+    /// Waits until another session takes over.
+    pub(crate) fn poll_superseded(&self, cx: &mut Context<'_>) -> Poll<Step> {
         match &self.open {
-            Some(open) => open.voice.poll_lost(cx).map(|superseded| last(0, superseded)),
+            Some(open) => open
+                .ownership
+                .poll_superseded(cx)
+                .map(|superseded| end_superseded(0, superseded)),
             None => Poll::Pending,
         }
     }
 
-    /// Does what a request asks for.
+    /// Acts on a request.
     ///
     /// # Errors
     ///
-    /// The status that the session ends with, with no answer. Nothing was done.
-    pub(crate) fn on_request(&mut self, request: v1::SessionRequest) -> Result<Answer, Status> {
+    /// The session ends with the status and without a response. The table is unchanged.
+    pub(crate) fn on_request(&mut self, request: v1::SessionRequest) -> Result<Step, Status> {
         let sequence = request.sequence;
         let Some(request) = request.request else {
             return Err(Status::invalid_argument("request is missing"));
@@ -107,81 +109,82 @@ impl Session {
         }
     }
 
-    fn hello(&mut self, sequence: u64, hello: v1::SessionHello) -> Result<Answer, Status> {
+    fn hello(&mut self, sequence: u64, hello: v1::SessionHello) -> Result<Step, Status> {
         let shared = &self.shared;
         let (proxy, incarnation) = message::hello(&hello)?;
         let begin = || shared.table.begin_incarnation(&proxy, incarnation);
-        let (voice, begun) = match shared.voices.take(proxy.id, incarnation, begin).map_err(Refused::from) {
+        let begun = shared.owners.take_over(proxy.id, incarnation, begin);
+        let (ownership, begun) = match begun.map_err(Failure::from) {
             Ok(taken) => taken,
-            Err(refused) => return refused.ends(sequence),
+            Err(failure) => return failure.end(sequence),
         };
-        let told = shared.heartbeat_interval();
+        let announced_interval = shared.heartbeat_interval();
         let welcome = v1::SessionWelcome {
             generation: shared.instance_id.get(),
-            heartbeat_interval: wire(told),
+            heartbeat_interval: to_wire(announced_interval),
             handles_hold: hello.has_handles && hello.generation == shared.instance_id.get() && begun.is_resumed,
             limits: Some(v1::SessionLimits {
                 max_nodes: MAX_SESSION_NODES as u32,
                 max_handles: MAX_SESSION_HANDLES as u32,
                 max_message_bytes: MAX_MESSAGE_SIZE as u32,
-                idle_timeout: wire(shared.table.keep_alive()),
+                idle_timeout: to_wire(shared.table.keep_alive()),
             }),
         };
         self.open = Some(Open {
             details: hello.proxy.unwrap_or_default(),
             incarnation,
             proxy: begun.proxy,
-            voice,
-            told,
+            ownership,
+            announced_interval,
         });
-        Ok(next(sequence, Response::Welcome(welcome)))
+        Ok(Step::Continue(response(sequence, Response::Welcome(welcome))))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(open) = &self.open {
-            self.shared.voices.leave(&open.details.proxy_id, &open.voice);
+            self.shared.owners.release(&open.details.proxy_id, &open.ownership);
         }
     }
 }
 
-impl Refused {
-    fn ends(self, sequence: u64) -> Result<Answer, Status> {
+impl Failure {
+    fn end(self, sequence: u64) -> Result<Step, Status> {
         match self {
-            Refused::Superseded(superseded) => Ok(last(sequence, superseded)),
-            Refused::NoRoom(status) => Err(status),
+            Failure::Superseded(superseded) => Ok(end_superseded(sequence, superseded)),
+            Failure::NotRegistered(status) => Err(status),
         }
     }
 }
 
 impl Open {
-    fn on_request(&mut self, sequence: u64, request: &Request, shared: &Shared) -> Result<Answer, Status> {
+    fn on_request(&mut self, sequence: u64, request: &Request, shared: &Shared) -> Result<Step, Status> {
         with_scratch(|scratch| {
-            // All of it is checked before anything is done.
+            // The whole message is checked before the table changes.
             match request {
                 Request::NodesUp(up) => message::nodes(up.nodes.as_ref(), "nodes_up.nodes", scratch)?,
                 Request::NodesDown(down) => message::nodes(down.nodes.as_ref(), "nodes_down.nodes", scratch)?,
                 Request::Heartbeat(heartbeat) => message::handles(heartbeat, scratch)?,
                 Request::Hello(_) | Request::Drain(_) => {}
             }
-            let voice = Arc::clone(&self.voice);
-            let done = voice.speak(|| match request {
+            let ownership = Arc::clone(&self.ownership);
+            let done = ownership.run_if_owner(|| match request {
                 Request::NodesUp(_) => self.nodes_up(scratch, shared),
                 Request::Heartbeat(_) => self.heartbeat(scratch, shared),
                 Request::NodesDown(_) => self.nodes_down(scratch, shared),
                 Request::Drain(_) | Request::Hello(_) => self.drain(shared),
             });
-            match (request, done.map_err(Refused::from).flatten()) {
-                (Request::Drain(_), Ok(response)) => Ok(Answer::Last(answer(sequence, response), Ok(()))),
-                (_, Ok(response)) => Ok(next(sequence, response)),
-                (_, Err(refused)) => refused.ends(sequence),
+            match (request, done.map_err(Failure::from).flatten()) {
+                (Request::Drain(_), Ok(done)) => Ok(Step::End(response(sequence, done), Ok(()))),
+                (_, Ok(done)) => Ok(Step::Continue(response(sequence, done))),
+                (_, Err(failure)) => failure.end(sequence),
             }
         })
     }
 
-    /// Goes on with the incarnation, where the table may not have the proxy any more.
-    fn resume(&mut self, shared: &Shared) -> Result<Incarnation, Refused> {
+    /// Resumes the incarnation, in case the table has dropped the proxy.
+    fn resume(&mut self, shared: &Shared) -> Result<Incarnation, Failure> {
         let begun = shared
             .table
             .resume_incarnation(&parse::as_proxy(&self.details), self.incarnation)?;
@@ -189,7 +192,7 @@ impl Open {
         Ok(begun)
     }
 
-    fn nodes_up(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Refused> {
+    fn nodes_up(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Failure> {
         let refusal = loop {
             scratch.handles.clear();
             let added = shared
@@ -203,32 +206,32 @@ impl Open {
             }
         };
         Ok(Response::Handles(v1::SessionHandles {
-            handles: message::bytes_of(scratch.handles.iter()),
+            handles: message::encode_handles(scratch.handles.iter()),
             refusal: refusal.into(),
         }))
     }
 
-    fn heartbeat(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Refused> {
+    fn heartbeat(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Failure> {
         let Scratch { handles, gone, .. } = scratch;
         gone.clear();
         let refreshed = shared.table.refresh_routes(handles, self.proxy, gone);
-        // One without handles tells the table that the proxy lives, which its routes do otherwise.
-        let is_there = match refreshed {
+        // A heartbeat without handles refreshes the proxy itself. Otherwise its routes keep it registered.
+        let is_registered = match refreshed {
             Ok(_) if !handles.is_empty() => true,
             Ok(_) | Err(_) => self.resume(shared)?.is_resumed,
         };
-        if !is_there {
+        if !is_registered {
             return Ok(Response::Resync(v1::SessionResync {}));
         }
         let interval = shared.heartbeat_interval();
-        let is_news = std::mem::replace(&mut self.told, interval) != interval;
+        let has_changed = std::mem::replace(&mut self.announced_interval, interval) != interval;
         Ok(Response::Ack(v1::SessionAck {
-            gone_handles: message::bytes_of(gone.iter().map(|&at| &handles[at])),
-            heartbeat_interval: is_news.then(|| wire(interval)).flatten(),
+            gone_handles: message::encode_handles(gone.iter().map(|&at| &handles[at])),
+            heartbeat_interval: has_changed.then(|| to_wire(interval)).flatten(),
         }))
     }
 
-    fn nodes_down(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Refused> {
+    fn nodes_down(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Failure> {
         self.resume(shared)?;
         for node in &scratch.nodes {
             shared.table.remove_route(node, self.proxy);
@@ -236,37 +239,33 @@ impl Open {
         Ok(Response::Ack(v1::SessionAck::default()))
     }
 
-    fn drain(&mut self, shared: &Shared) -> Result<Response, Refused> {
-        // Also where the table has dropped the proxy: what ends is the incarnation.
+    fn drain(&mut self, shared: &Shared) -> Result<Response, Failure> {
+        // Even if the table has dropped the proxy: the drain ends the incarnation.
         self.resume(shared)?;
         shared.table.remove_proxy(self.proxy);
         Ok(Response::Ack(v1::SessionAck::default()))
     }
 }
 
-fn answer(sequence: u64, response: Response) -> v1::SessionResponse {
+fn response(sequence: u64, response: Response) -> v1::SessionResponse {
     v1::SessionResponse {
         sequence,
         response: Some(response),
     }
 }
 
-fn next(sequence: u64, response: Response) -> Answer {
-    Answer::Next(answer(sequence, response))
-}
-
-/// Tells a client that another session speaks for its proxy.
-fn last(sequence: u64, Superseded { reason, latest }: Superseded) -> Answer {
+/// Ends a session that no longer owns its proxy.
+fn end_superseded(sequence: u64, Superseded { reason, latest }: Superseded) -> Step {
     let why = match reason {
         SessionSupersededReason::NewerSession => format!("incarnation {latest} has begun a newer session"),
         SessionSupersededReason::ProxyRemoved => format!("incarnation {latest} is over: the proxy was removed"),
         _ => format!("incarnation {latest} of the proxy has begun"),
     };
-    let response = Response::Superseded(v1::SessionSuperseded {
+    let superseded = Response::Superseded(v1::SessionSuperseded {
         reason: reason.into(),
         latest_incarnation: latest.get(),
     });
-    Answer::Last(answer(sequence, response), Err(Status::failed_precondition(why)))
+    Step::End(response(sequence, superseded), Err(Status::failed_precondition(why)))
 }
 
 fn superseded_by(StaleIncarnation { latest, is_over, .. }: StaleIncarnation) -> Superseded {
@@ -278,7 +277,7 @@ fn superseded_by(StaleIncarnation { latest, is_over, .. }: StaleIncarnation) -> 
     Superseded { reason, latest }
 }
 
-/// The field that a request is.
+/// Returns the name of a request's field.
 fn name_of(request: &Request) -> &'static str {
     match request {
         Request::Hello(_) => "hello",
@@ -289,7 +288,7 @@ fn name_of(request: &Request) -> &'static str {
     }
 }
 
-/// A duration as it is sent; `None` for one of more than 292 billion years.
-fn wire(duration: Duration) -> Option<prost_types::Duration> {
+/// Encodes a duration. Returns `None` for more than 292 billion years.
+fn to_wire(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
 }

@@ -1,4 +1,4 @@
-//! A session's stream: reads a request, answers it, and only then reads the next one.
+//! A session's stream: the next request is read once the response to the previous request was taken.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,59 +11,59 @@ use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use crate::grpc::status::correct_status;
-use crate::rpc::session::state::{Answer, Session};
+use crate::rpc::session::state::{Session, Step};
 
-/// The answers of one session.
-pub(crate) struct Answers {
+/// The responses of one session.
+pub(crate) struct SessionStream {
     requests: Streaming<v1::SessionRequest>,
     session: Session,
-    /// When the client has been silent for too long.
-    silence: Pin<Box<Sleep>>,
-    allowed: Duration,
-    ending: Ending,
+    /// Ends when the client has been silent for `idle_timeout`.
+    idle: Pin<Box<Sleep>>,
+    idle_timeout: Duration,
+    progress: Progress,
 }
 
-/// How far the stream is from its end.
-enum Ending {
+/// How far the stream is.
+enum Progress {
     Open,
-    /// Everything was sent but for this.
-    Status(Status),
-    Over,
+    /// Only this status is left to be sent.
+    Ending(Status),
+    Ended,
 }
 
-impl Answers {
-    /// Answers `requests`, of which the first has to come within `hello`.
+impl SessionStream {
+    /// Returns the responses to `requests`. The first request must arrive within `hello`.
     pub(crate) fn new(requests: Streaming<v1::SessionRequest>, session: Session, hello: Duration) -> Self {
         Self {
             requests,
             session,
-            silence: Box::pin(tokio::time::sleep(hello)),
-            allowed: hello,
-            ending: Ending::Open,
+            idle: Box::pin(tokio::time::sleep(hello)),
+            idle_timeout: hello,
+            progress: Progress::Open,
         }
     }
 
-    /// The next answer, or how the stream ends.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Answer>, Status>> {
-        if let Poll::Ready(answer) = self.session.poll_superseded(cx) {
-            return Poll::Ready(Ok(Some(answer)));
+    /// Waits for the next step, or for the end of the stream.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Step>, Status>> {
+        if let Poll::Ready(step) = self.session.poll_superseded(cx) {
+            return Poll::Ready(Ok(Some(step)));
         }
         match Pin::new(&mut self.requests).poll_next(cx) {
             Poll::Ready(Some(request)) => {
-                let answer = self.session.on_request(request.map_err(correct_status)?)?;
-                if let Some(allowed) = self.session.idle_timeout() {
-                    self.allowed = allowed;
-                    // A timer for a time that cannot be told is one for never.
+                let step = self.session.on_request(request.map_err(correct_status)?)?;
+                if let Some(idle_timeout) = self.session.idle_timeout() {
+                    self.idle_timeout = idle_timeout;
+                    // A time that `Instant` cannot represent never comes.
                     let now = Instant::now();
-                    let until = now.checked_add(allowed).unwrap_or(now + FAR);
-                    self.silence.as_mut().reset(until);
+                    let until = now.checked_add(idle_timeout).unwrap_or(now + FAR);
+                    self.idle.as_mut().reset(until);
                 }
-                Poll::Ready(Ok(Some(answer)))
+                Poll::Ready(Ok(Some(step)))
             }
             Poll::Ready(None) => Poll::Ready(Ok(None)),
             Poll::Pending => {
-                ready!(self.silence.as_mut().poll(cx));
-                let message = format!("no message came for {:?}", self.allowed);
+                ready!(self.idle.as_mut().poll(cx));
+                let message = format!("no message came for {:?}", self.idle_timeout);
                 Poll::Ready(Err(Status::deadline_exceeded(message)))
             }
         }
@@ -73,32 +73,32 @@ impl Answers {
 /// Thirty years.
 const FAR: Duration = Duration::from_secs(86_400 * 365 * 30);
 
-impl Stream for Answers {
+impl Stream for SessionStream {
     type Item = Result<v1::SessionResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match std::mem::replace(&mut self.ending, Ending::Over) {
-            Ending::Open => {}
-            Ending::Status(status) => return Poll::Ready(Some(Err(status))),
-            Ending::Over => return Poll::Ready(None),
+        match std::mem::replace(&mut self.progress, Progress::Ended) {
+            Progress::Open => {}
+            Progress::Ending(status) => return Poll::Ready(Some(Err(status))),
+            Progress::Ended => return Poll::Ready(None),
         }
-        self.ending = Ending::Open;
-        // A client that sends without a pause does not keep the thread from its other connections.
+        self.progress = Progress::Open;
+        // A client that sends without a pause must not occupy the thread.
         let proceed = ready!(poll_proceed(cx));
-        let answer = ready!(self.poll_answer(cx));
+        let step = ready!(self.poll_step(cx));
         proceed.made_progress();
-        match answer {
-            Ok(Some(Answer::Next(response))) => Poll::Ready(Some(Ok(response))),
-            Ok(Some(Answer::Last(response, end))) => {
-                self.ending = end.err().map_or(Ending::Over, Ending::Status);
+        match step {
+            Ok(Some(Step::Continue(response))) => Poll::Ready(Some(Ok(response))),
+            Ok(Some(Step::End(response, end))) => {
+                self.progress = end.err().map_or(Progress::Ended, Progress::Ending);
                 Poll::Ready(Some(Ok(response)))
             }
             Ok(None) => {
-                self.ending = Ending::Over;
+                self.progress = Progress::Ended;
                 Poll::Ready(None)
             }
             Err(status) => {
-                self.ending = Ending::Over;
+                self.progress = Progress::Ended;
                 Poll::Ready(Some(Err(status)))
             }
         }
