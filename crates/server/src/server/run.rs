@@ -18,7 +18,7 @@ use crate::limits::Limits;
 use crate::rpc::health::Health;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
-use crate::rpc::watch::{Watches, follow};
+use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
 use crate::server::sweeper::sweep;
 use crate::server::worker::Workers;
@@ -143,7 +143,7 @@ impl Server {
             () = shutdown => {}
             never = accept(&self.listener, &mut self.workers, &places) => match never {},
             never = sweep(&self.table) => match never {},
-            never = follow(&self.watches) => match never {},
+            never = tail(&self.watches) => match never {},
         }
 
         drop(self.listener);

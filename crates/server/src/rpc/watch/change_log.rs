@@ -1,4 +1,4 @@
-//! The latest changes, for watches that are at different places in them.
+//! The change log: the latest changes, which watches read from different places.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,59 +10,58 @@ use tokio::sync::watch;
 
 use crate::limits::{WATCH_BACKLOG, WATCH_BACKLOG_SIZE};
 
-/// Changes that came together: one message.
+/// Changes that are sent as one message.
 #[derive(Debug)]
-pub(super) struct Batch {
-    /// The message, for watches of some nodes to take their part of.
+pub(super) struct LogEntry {
+    /// The message, of which watches of some nodes send a part.
     pub(super) message: v1::WatchChanges,
-    /// The node of each change that is one of a node.
+    /// The node of each change; `None` for changes of proxies.
     pub(super) nodes: Vec<Option<NodeId>>,
-    /// The message, encoded, for watches of everything.
+    /// The encoded message, for watches of all nodes.
     pub(super) encoded: Bytes,
-    /// The number of the first change; the others follow one by one.
+    /// The number of the first change. The numbers of the others follow without a gap.
     pub(super) first: u64,
 }
 
-impl Batch {
-    /// The number that comes after the last change.
+impl LogEntry {
+    /// Returns the number after the last change.
     pub(super) fn end(&self) -> u64 {
         self.first + self.nodes.len() as u64
     }
 }
 
-/// A place is no longer in the log.
+/// The log no longer has the changes at a place.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LostPlace;
 
-/// Batches, without a gap, up to the latest change.
+/// Entries without a gap, up to the latest change. A place is the number of the next change to read.
 #[derive(Debug)]
-pub(super) struct Log {
-    batches: Mutex<Batches>,
-    /// The number of the next change, for those who wait for it.
+pub(super) struct ChangeLog {
+    entries: Mutex<Entries>,
+    /// The number of the next change, for watches that wait for it.
     next: watch::Sender<u64>,
-    /// What is kept.
     capacity: Capacity,
 }
 
-/// How much of the past is kept.
+/// How many changes the log keeps.
 #[derive(Debug, Clone, Copy)]
 struct Capacity {
     changes: usize,
-    /// Of the encoded messages.
+    /// Bytes of the encoded messages.
     bytes: usize,
 }
 
 #[derive(Debug)]
-struct Batches {
-    kept: VecDeque<Arc<Batch>>,
-    /// Of the encoded messages that are kept.
+struct Entries {
+    kept: VecDeque<Arc<LogEntry>>,
+    /// Bytes of the encoded messages in `kept`.
     bytes: usize,
-    /// The number of the next change. Places before the first batch that is kept are lost; so are all before this one, where
-    /// none is kept.
+    /// The number of the next change. Places before the first kept entry are lost. If no entry is kept, all places before
+    /// this number are lost.
     next: u64,
 }
 
-impl Default for Log {
+impl Default for ChangeLog {
     fn default() -> Self {
         Self::with_capacity(Capacity {
             changes: WATCH_BACKLOG,
@@ -71,10 +70,10 @@ impl Default for Log {
     }
 }
 
-impl Log {
+impl ChangeLog {
     fn with_capacity(capacity: Capacity) -> Self {
         Self {
-            batches: Mutex::new(Batches {
+            entries: Mutex::new(Entries {
                 kept: VecDeque::new(),
                 bytes: 0,
                 next: 1,
@@ -84,63 +83,65 @@ impl Log {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Batches> {
-        // What is done under the lock leaves nothing half done.
-        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        // No critical section here leaves the data half changed.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of the next change: the place of a watch that begins now.
+    /// Returns the number of the next change, which is the place of a watch that begins now.
     pub(super) fn next(&self) -> u64 {
         self.lock().next
     }
 
-    /// Appends a batch, which begins with the number of the next change. Only the follower does.
-    pub(super) fn push(&self, batch: Batch) {
-        let next = batch.end();
-        let mut batches = self.lock();
-        debug_assert_eq!(batch.first, batches.next);
-        batches.next = next;
-        batches.bytes += batch.encoded.len();
-        batches.kept.push_back(Arc::new(batch));
-        while let Some(oldest) = batches.kept.front()
-            && (next - oldest.first > self.capacity.changes as u64 || batches.bytes > self.capacity.bytes)
+    /// Appends an entry, whose first change has the next number. Only the tailer calls this.
+    pub(super) fn push(&self, entry: LogEntry) {
+        let next = entry.end();
+        let mut entries = self.lock();
+        debug_assert_eq!(entry.first, entries.next);
+        entries.next = next;
+        entries.bytes += entry.encoded.len();
+        entries.kept.push_back(Arc::new(entry));
+        while let Some(oldest) = entries.kept.front()
+            && (next - oldest.first > self.capacity.changes as u64 || entries.bytes > self.capacity.bytes)
         {
-            batches.bytes -= oldest.encoded.len();
-            batches.kept.pop_front();
+            entries.bytes -= oldest.encoded.len();
+            entries.kept.pop_front();
         }
-        drop(batches);
+        drop(entries);
         self.next.send_replace(next);
     }
 
-    /// Takes every place away, since there are changes that do not come here: the table was too fast, or nobody watched. The
-    /// memory goes too.
-    pub(super) fn lose_all(&self) {
-        let mut batches = self.lock();
-        batches.kept = VecDeque::new();
-        batches.bytes = 0;
-        // A number that no change has: whoever waits for it has lost its place too.
-        batches.next += 1;
-        let next = batches.next;
-        drop(batches);
+    /// Drops all entries and makes every place lost, because some changes never reached the log.
+    ///
+    /// That happens when the table changes too fast, and while nobody watches.
+    pub(super) fn invalidate(&self) {
+        let mut entries = self.lock();
+        entries.kept = VecDeque::new();
+        entries.bytes = 0;
+        // No change has the skipped number, so a watch that waits for it has lost its place too.
+        entries.next += 1;
+        let next = entries.next;
+        drop(entries);
         self.next.send_replace(next);
     }
 
-    /// The batch at a place, where there is one yet.
-    pub(super) fn at(&self, place: u64) -> Result<Option<Arc<Batch>>, LostPlace> {
-        let batches = self.lock();
-        if place == batches.next {
+    /// Returns the entry at a place, or `None` if its changes are still to come.
+    pub(super) fn entry_at(&self, place: u64) -> Result<Option<Arc<LogEntry>>, LostPlace> {
+        let entries = self.lock();
+        if place == entries.next {
             return Ok(None);
         }
-        // A place is the end of a batch, or where a watch began, which is one too.
-        match batches.kept.binary_search_by_key(&place, |batch| batch.first) {
-            Ok(at) => Ok(Some(Arc::clone(&batches.kept[at]))),
+        // Every place is the first number of an entry: the end of the previous entry, or the beginning of a watch.
+        match entries.kept.binary_search_by_key(&place, |entry| entry.first) {
+            Ok(at) => Ok(Some(Arc::clone(&entries.kept[at]))),
             Err(_) => Err(LostPlace),
         }
     }
 
-    /// Waits until there is something at a place that is not lost, or it is.
+    /// Waits until a place has an entry, or is lost.
     pub(super) async fn changed(&self, place: u64) {
-        // The sender lives as long as `self`. It may not have told of a change yet that is in the log, and was read there.
+        // An error cannot happen: the sender lives as long as `self`. The sender may lag behind the log, so the caller looks
+        // into the log first.
         let _ = self.next.subscribe().wait_for(|next| *next > place).await;
     }
 }
@@ -154,12 +155,12 @@ mod tests {
         bytes: 100,
     };
 
-    fn batch(first: u64, len: usize) -> Batch {
-        batch_of(first, len, 0)
+    fn entry(first: u64, len: usize) -> LogEntry {
+        entry_of(first, len, 0)
     }
 
-    fn batch_of(first: u64, len: usize, bytes: usize) -> Batch {
-        Batch {
+    fn entry_of(first: u64, len: usize, bytes: usize) -> LogEntry {
+        LogEntry {
             message: v1::WatchChanges::default(),
             nodes: vec![None; len],
             encoded: vec![0; bytes].into(),
@@ -167,68 +168,68 @@ mod tests {
         }
     }
 
-    fn at(log: &Log, place: u64) -> Result<Option<u64>, LostPlace> {
-        log.at(place).map(|batch| batch.map(|batch| batch.first))
+    fn at(log: &ChangeLog, place: u64) -> Result<Option<u64>, LostPlace> {
+        log.entry_at(place).map(|entry| entry.map(|entry| entry.first))
     }
 
     #[test]
     fn places_are_good_until_their_changes_are_dropped() {
-        let log = Log::with_capacity(CAPACITY);
+        let log = ChangeLog::with_capacity(CAPACITY);
         assert_eq!((log.next(), at(&log, 1)), (1, Ok(None)));
-        log.push(batch(1, 4));
-        log.push(batch(5, 6));
+        log.push(entry(1, 4));
+        log.push(entry(5, 6));
         assert_eq!(
             [1, 5, 11].map(|place| at(&log, place)),
             [Ok(Some(1)), Ok(Some(5)), Ok(None)]
         );
-        log.push(batch(11, 1));
+        log.push(entry(11, 1));
         assert_eq!(
             [1, 5, 11].map(|place| at(&log, place)),
             [Err(LostPlace), Ok(Some(5)), Ok(Some(11))]
         );
-        // More than there is room for: only who waits for it can have it, and it is gone with the next.
-        log.push(batch(12, 20));
+        // An entry over the capacity is dropped with the next push; only a watch that waits for it reads it.
+        log.push(entry(12, 20));
         assert_eq!(
             [11, 12, 32].map(|place| at(&log, place)),
             [Err(LostPlace), Err(LostPlace), Ok(None)]
         );
-        log.push(batch(32, 1));
+        log.push(entry(32, 1));
         assert_eq!(at(&log, 32), Ok(Some(32)));
     }
 
     #[test]
     fn large_changes_are_dropped_earlier() {
-        let log = Log::with_capacity(CAPACITY);
-        log.push(batch_of(1, 1, 40));
-        log.push(batch_of(2, 1, 60));
+        let log = ChangeLog::with_capacity(CAPACITY);
+        log.push(entry_of(1, 1, 40));
+        log.push(entry_of(2, 1, 60));
         assert_eq!([1, 2].map(|place| at(&log, place)), [Ok(Some(1)), Ok(Some(2))]);
-        log.push(batch_of(3, 1, 1));
+        log.push(entry_of(3, 1, 1));
         assert_eq!([1, 2].map(|place| at(&log, place)), [Err(LostPlace), Ok(Some(2))]);
-        log.push(batch_of(4, 1, 101));
+        log.push(entry_of(4, 1, 101));
         assert_eq!(
             [3, 4, 5].map(|place| at(&log, place)),
             [Err(LostPlace), Err(LostPlace), Ok(None)]
         );
-        log.push(batch_of(5, 1, 100));
+        log.push(entry_of(5, 1, 100));
         assert_eq!(at(&log, 5), Ok(Some(5)));
-        log.lose_all();
-        log.push(batch_of(7, 1, 100));
+        log.invalidate();
+        log.push(entry_of(7, 1, 100));
         assert_eq!(at(&log, 7), Ok(Some(7)));
     }
 
     #[test]
-    fn when_changes_were_lost_every_place_is() {
-        let log = Log::with_capacity(CAPACITY);
-        log.push(batch(1, 4));
+    fn when_changes_are_missed_every_place_is_lost() {
+        let log = ChangeLog::with_capacity(CAPACITY);
+        log.push(entry(1, 4));
         let waiting = log.next();
-        log.lose_all();
+        log.invalidate();
         assert_eq!(
             [1, waiting].map(|place| at(&log, place)),
             [Err(LostPlace), Err(LostPlace)]
         );
         let place = log.next();
         assert_eq!(at(&log, place), Ok(None));
-        log.push(batch(place, 2));
+        log.push(entry(place, 2));
         assert_eq!(at(&log, place), Ok(Some(place)));
         assert_eq!(at(&log, waiting), Err(LostPlace));
     }

@@ -1,28 +1,30 @@
-//! `WatchService`: following the table.
+//! `WatchService`: a snapshot of the table, then its changes.
 //!
 //! ```text
-//!  writers ─▶ the table's change feed ─▶ follower ─▶ log ─▶ a watch ─▶ its client
-//!  (marks)     one subscription           encodes     │
-//!                                         once        └───▶ a watch ─▶ its client
+//!  writers ─▶ the table's change feed ─▶ tailer ─▶ change log ─▶ a watch ─▶ its client
+//!  (marks)     one subscription           encodes    │
+//!                                         once       └─────────▶ a watch ─▶ its client
 //! ```
 //!
-//! * The [follower](tailer) is one task of the whole server. While there are watches it holds the one subscription that
-//!   writers pay for, takes the marks at short intervals, reads the routes of each node that was marked *after* it has
-//!   the mark, and appends a batch of changes to the log, encoded as the message that all watches send.
-//! * The [log](change_log) keeps the latest changes. A watch has a place in it, which is a sequence number, and nothing else:
-//!   a thousand watches are a thousand numbers. One whose place is no longer in the log has lost it.
-//! * A [watch](stream) takes its place first, and copies the table then: what changes in between comes again. After the
-//!   snapshot it sends the log from its place on. It is only ever asked for the next message once HTTP/2 has taken the one
-//!   before, for which the client needs to have room; so a slow client is a watch that falls behind, and holds nobody up.
+//! * The [tailer](tailer) is one task of the whole server. While there are watches, the tailer holds the one subscription
+//!   that writers pay for. It takes the marks at short intervals, and reads the routes of each marked node *after* it has
+//!   the mark. Then it appends an entry to the change log, encoded as the message that all watches send.
+//! * The [change log](change_log) keeps the latest changes. A watch's place in the log is a sequence number and nothing
+//!   else, so a thousand watches cost a thousand numbers. If the log has dropped a place, its watch begins again.
+//! * A [watch](stream) first takes its place, then copies the table, so changes in between are sent again. After the
+//!   snapshot it sends the log from its place on. A watch is polled for the next message once HTTP/2's flow control has
+//!   taken the previous message. So a slow client makes its own watch fall behind, and delays no other.
 //!
-//! # Why the last message is the truth
+//! # Why the last message is current
 //!
-//! The feed promises that what is read after a node's last mark is what the table holds. A snapshot may be newer than
-//! some changes in the log, which then take the client back for a moment; but each change that the snapshot has seen
-//! too early has a mark that follows. Removals of proxies could be told before or after changes of nodes that they have
-//! to do with, since they come from another ring of the feed. So a removal names a *registration*: a node's routes that
-//! were read after the removal have none of that registration, whatever proxy reports under the same ID by then; and those
-//! that were read before are in the log before the removal, since the mark comes after it.
+//! The feed guarantees that routes read after a node's last mark are current. A snapshot may be newer than some changes in
+//! the log, which then take the client back for a moment. But every change that the snapshot has seen early has a mark that
+//! follows, so the client catches up.
+//!
+//! Removals of proxies come from another ring of the feed, so they may be sent before or after related changes of nodes. So
+//! a removal names a *registration*. Routes read after the removal have none of that registration, even if a proxy with the
+//! same ID reports again. Routes read before the removal are in the log before it, because the mark of the removal comes
+//! later.
 
 mod change_log;
 mod stream;
@@ -42,10 +44,10 @@ use crate::convert::parse;
 use crate::grpc::send_budget::SendBudget;
 use crate::limits::{MAX_WATCHED_NODES, MAX_WATCHES};
 use crate::rpc::instance_id::InstanceId;
-use crate::rpc::watch::change_log::Log;
+use crate::rpc::watch::change_log::ChangeLog;
 use crate::rpc::watch::stream::Watch;
 
-pub(crate) use tailer::follow;
+pub(crate) use tailer::tail;
 
 /// Begins a watch. Returns its messages, encoded with their prefixes; they never end.
 ///
@@ -57,30 +59,30 @@ pub(crate) fn watch(
     budget: SendBudget,
 ) -> Result<impl Stream<Item = Bytes> + Send + use<>, Status> {
     let nodes = parse::nodes(request.nodes)?;
-    let watch = Watch::new(watches.enter(nodes.len())?, nodes, budget);
+    let watch = Watch::new(watches.take_slot(nodes.len())?, nodes, budget);
     Ok(unfold(watch, async |mut watch| {
         let message = watch.next().await;
         Some((message, watch))
     }))
 }
 
-/// What the follower and all watches share.
+/// The state that the tailer and all watches share.
 #[derive(Debug)]
 pub(crate) struct Watches {
     table: Arc<RouteTable>,
     instance_id: InstanceId,
-    log: Log,
-    stage: Sender<Stage>,
+    log: ChangeLog,
+    activity: Sender<Activity>,
 }
 
-/// Who is there. It changes under the channel's lock, so the follower never stops just as a watch begins.
+/// The open watches and the tailer. Changes under the channel's lock, so the tailer never stops just as a watch begins.
 #[derive(Debug, Default)]
-struct Stage {
+struct Activity {
     watches: usize,
-    /// The nodes that watches of some nodes are about, all together.
+    /// The nodes of all watches that are limited to some nodes.
     watched_nodes: usize,
-    /// Whether the follower has its subscription: what changes from here on comes into the log.
-    following: bool,
+    /// Whether the tailer has its subscription, so that every later change reaches the log.
+    is_tailing: bool,
 }
 
 impl Watches {
@@ -88,40 +90,40 @@ impl Watches {
         Arc::new(Self {
             table,
             instance_id,
-            log: Log::default(),
-            stage: Sender::default(),
+            log: ChangeLog::default(),
+            activity: Sender::default(),
         })
     }
 
-    /// How many watches there are.
+    /// Returns the number of open watches.
     pub(crate) fn count(&self) -> usize {
-        self.stage.borrow().watches
+        self.activity.borrow().watches
     }
 
-    /// Counts one more watch, of so many nodes, until the place is dropped.
+    /// Counts one more watch, limited to `nodes` nodes, until its slot is dropped.
     ///
     /// # Errors
     ///
-    /// RESOURCE_EXHAUSTED: there are as many as there may be.
-    fn enter(self: &Arc<Self>, nodes: usize) -> Result<Entered, Status> {
+    /// RESOURCE_EXHAUSTED: a limit is reached.
+    fn take_slot(self: &Arc<Self>, nodes: usize) -> Result<WatchSlot, Status> {
         let mut full = None;
-        self.stage.send_if_modified(|stage| {
-            if stage.watches == MAX_WATCHES {
+        self.activity.send_if_modified(|activity| {
+            if activity.watches == MAX_WATCHES {
                 full = Some(format!("there are {MAX_WATCHES} watches"));
-            } else if stage.watched_nodes + nodes > MAX_WATCHED_NODES {
+            } else if activity.watched_nodes + nodes > MAX_WATCHED_NODES {
                 full = Some(format!(
                     "watches are about {} nodes of {MAX_WATCHED_NODES}",
-                    stage.watched_nodes
+                    activity.watched_nodes
                 ));
             } else {
-                stage.watches += 1;
-                stage.watched_nodes += nodes;
+                activity.watches += 1;
+                activity.watched_nodes += nodes;
             }
             full.is_none()
         });
         match full {
             Some(full) => Err(Status::resource_exhausted(format!("{full}, which is the limit"))),
-            None => Ok(Entered {
+            None => Ok(WatchSlot {
                 watches: Arc::clone(self),
                 nodes,
             }),
@@ -129,18 +131,18 @@ impl Watches {
     }
 }
 
-/// A watch that is counted.
+/// The slot of an open watch.
 #[derive(Debug)]
-struct Entered {
+struct WatchSlot {
     watches: Arc<Watches>,
     nodes: usize,
 }
 
-impl Drop for Entered {
+impl Drop for WatchSlot {
     fn drop(&mut self) {
-        self.watches.stage.send_modify(|stage| {
-            stage.watches -= 1;
-            stage.watched_nodes -= self.nodes;
+        self.watches.activity.send_modify(|activity| {
+            activity.watches -= 1;
+            activity.watched_nodes -= self.nodes;
         });
     }
 }
@@ -154,30 +156,30 @@ mod tests {
     #[test]
     fn there_are_no_more_watches_than_allowed() {
         let watches = Watches::new(Arc::default(), InstanceId::draw());
-        let mut entered: Vec<_> = (0..MAX_WATCHES)
-            .map(|_| watches.enter(0).expect("there is room"))
+        let mut slots: Vec<_> = (0..MAX_WATCHES)
+            .map(|_| watches.take_slot(0).expect("a slot is free"))
             .collect();
-        let refused = || watches.enter(0).expect_err("there are as many as there may be");
+        let refused = || watches.take_slot(0).expect_err("the limit is reached");
         assert_eq!(refused().code(), Code::ResourceExhausted);
         assert_eq!(refused().message(), "there are 10000 watches, which is the limit");
         assert_eq!(watches.count(), MAX_WATCHES);
-        entered.pop();
-        entered.push(watches.enter(0).expect("one has left"));
+        slots.pop();
+        slots.push(watches.take_slot(0).expect("a slot is free again"));
         refused();
-        drop(entered);
+        drop(slots);
         assert_eq!(watches.count(), 0);
     }
 
     #[test]
-    fn watches_are_about_no_more_nodes_than_allowed() {
+    fn watches_name_no_more_nodes_than_allowed() {
         let watches = Watches::new(Arc::default(), InstanceId::draw());
-        let most = watches.enter(MAX_WATCHED_NODES - 1).expect("there is room");
-        let last = watches.enter(1).expect("there is room");
-        let refused = watches.enter(1).expect_err("there are as many as there may be");
+        let most = watches.take_slot(MAX_WATCHED_NODES - 1).expect("a slot is free");
+        let last = watches.take_slot(1).expect("a slot is free");
+        let refused = watches.take_slot(1).expect_err("the limit is reached");
         let message = "watches are about 1000000 nodes of 1000000, which is the limit";
         assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, message));
-        let of_all = watches.enter(0).expect("this one counts as none");
+        let of_all = watches.take_slot(0).expect("a watch of all nodes counts no nodes");
         drop((most, last, of_all));
-        watches.enter(MAX_WATCHED_NODES).expect("they have left");
+        watches.take_slot(MAX_WATCHED_NODES).expect("the slots are free again");
     }
 }

@@ -1,4 +1,4 @@
-//! One watch: a snapshot, then the log from its place on.
+//! One watch: a snapshot, then the change log from its place on.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,74 +14,76 @@ use crate::convert::encode::Collector;
 use crate::grpc::frame;
 use crate::grpc::send_budget::SendBudget;
 use crate::limits::{MAX_SNAPSHOT_NODES, SNAPSHOT_COPY, WATCH_MESSAGE_SIZE};
-use crate::rpc::watch::Entered;
-use crate::rpc::watch::change_log::{Batch, LostPlace};
+use crate::rpc::watch::WatchSlot;
+use crate::rpc::watch::change_log::{LogEntry, LostPlace};
 
-/// A watch on its way through the stream.
+/// A watch.
 #[derive(Debug)]
 pub(super) struct Watch {
-    entered: Entered,
-    /// The nodes that it is about; all, if there are none.
+    slot: WatchSlot,
+    /// The watched nodes. If empty, all nodes.
     nodes: HashSet<NodeId>,
     /// Pays for the messages that are built for this watch alone.
     budget: SendBudget,
-    at: At,
+    progress: Progress,
 }
 
 #[derive(Debug)]
-enum At {
-    /// No place yet.
+enum Progress {
+    /// The watch has no place yet.
     Beginning,
     Snapshot {
-        /// The place in the log at which the changes begin that the snapshot may lack.
+        /// The place in the log of the first change that the snapshot may lack.
         place: u64,
-        /// Where the next part of the table begins, if there is one.
+        /// The start of the next part of the table, if there is one.
         from: Option<NodeCursor>,
-        /// What is left of the part that was copied last.
+        /// The rest of the last part, which was not sent yet.
         copied: IntoIter<NodeRoutes>,
     },
     Changes {
-        /// The number of the next change to be sent.
+        /// The number of the next change to send.
         place: u64,
     },
 }
 
 impl Watch {
-    pub(super) fn new(entered: Entered, nodes: Vec<NodeId>, budget: SendBudget) -> Self {
+    pub(super) fn new(slot: WatchSlot, nodes: Vec<NodeId>, budget: SendBudget) -> Self {
         Self {
-            entered,
+            slot,
             nodes: nodes.into_iter().collect(),
             budget,
-            at: At::Beginning,
+            progress: Progress::Beginning,
         }
     }
 
-    /// The next message, encoded. It is asked for once the client had room for the one before, and may be given up while it
+    /// Returns the next encoded message. Called once flow control has taken the previous message; may be cancelled while it
     /// waits.
     pub(super) async fn next(&mut self) -> Bytes {
-        let watches = Arc::clone(&self.entered.watches);
+        let watches = Arc::clone(&self.slot.watches);
         loop {
-            match &mut self.at {
-                At::Beginning => {
-                    // The sender lives as long as `watches`. The follower goes on while this watch is counted.
-                    let _ = watches.stage.subscribe().wait_for(|stage| stage.following).await;
-                    // The place first and the table after, so that no change falls in between.
-                    self.at = At::Snapshot {
+            match &mut self.progress {
+                Progress::Beginning => {
+                    // An error cannot happen: the sender lives as long as `watches`. The tailer continues while this watch
+                    // has its slot.
+                    let mut activity = watches.activity.subscribe();
+                    let _ = activity.wait_for(|activity| activity.is_tailing).await;
+                    // The place before the table, so that no change is missed in between.
+                    self.progress = Progress::Snapshot {
                         place: watches.log.next(),
                         from: Some(NodeCursor::default()),
                         copied: IntoIter::default(),
                     };
                 }
-                At::Snapshot { place, from, copied } => {
+                Progress::Snapshot { place, from, copied } => {
                     if copied.len() == 0 && from.is_none() {
                         let end = v1::WatchSnapshotEnd {
                             generation: watches.instance_id.get(),
                             sequence: *place - 1,
                         };
-                        self.at = At::Changes { place: *place };
-                        return encoded(Message::SnapshotEnd(end));
+                        self.progress = Progress::Changes { place: *place };
+                        return encode(Message::SnapshotEnd(end));
                     }
-                    // Let the other calls of this worker have their turn.
+                    // Other calls of this worker take their turn.
                     tokio::task::yield_now().await;
                     let mut reservation = self.budget.reserve().await;
                     if copied.len() == 0
@@ -97,29 +99,29 @@ impl Watch {
                         *copied = part.into_iter();
                     }
                     if let Some(part) = snapshot_of(copied, &watches.table) {
-                        return reservation.charge(encoded(Message::Snapshot(part)));
+                        return reservation.charge(encode(Message::Snapshot(part)));
                     }
                 }
-                At::Changes { place } => match watches.log.at(*place) {
+                Progress::Changes { place } => match watches.log.entry_at(*place) {
                     Ok(None) => watches.log.changed(*place).await,
-                    Ok(Some(batch)) if self.nodes.is_empty() => {
-                        *place = batch.end();
-                        return batch.encoded.clone();
+                    Ok(Some(entry)) if self.nodes.is_empty() => {
+                        *place = entry.end();
+                        return entry.encoded.clone();
                     }
-                    Ok(Some(batch)) => {
-                        // While the watch waits for its budget, the log may drop the batch.
-                        drop(batch);
+                    Ok(Some(entry)) => {
+                        // The log may drop the entry while the watch waits for its budget.
+                        drop(entry);
                         let mut reservation = self.budget.reserve().await;
-                        if let Ok(Some(batch)) = watches.log.at(*place) {
-                            *place = batch.end();
-                            if let Some(part) = part_of(&batch, &self.nodes) {
-                                return reservation.charge(encoded(Message::Changes(part)));
+                        if let Ok(Some(entry)) = watches.log.entry_at(*place) {
+                            *place = entry.end();
+                            if let Some(part) = part_of(&entry, &self.nodes) {
+                                return reservation.charge(encode(Message::Changes(part)));
                             }
                         }
                     }
                     Err(LostPlace) => {
-                        self.at = At::Beginning;
-                        return encoded(Message::LostPlace(v1::WatchLostPlace {}));
+                        self.progress = Progress::Beginning;
+                        return encode(Message::LostPlace(v1::WatchLostPlace {}));
                     }
                 },
             }
@@ -127,12 +129,12 @@ impl Watch {
     }
 }
 
-/// A message of the stream, as it is sent.
-fn encoded(message: Message) -> Bytes {
+/// Encodes a message of the stream.
+fn encode(message: Message) -> Bytes {
     frame::encode(&v1::WatchResponse { message: Some(message) })
 }
 
-/// Those of some nodes that have routes.
+/// Returns those of `nodes` that have routes.
 fn routes_of(nodes: &HashSet<NodeId>, table: &RouteTable) -> Vec<NodeRoutes> {
     let nodes: Vec<NodeId> = nodes.iter().cloned().collect();
     let mut batch = RouteBatch::new();
@@ -149,7 +151,7 @@ fn routes_of(nodes: &HashSet<NodeId>, table: &RouteTable) -> Vec<NodeRoutes> {
         .collect()
 }
 
-/// Takes as many nodes as one message of a snapshot has; `None` where there are none whose proxies are still there.
+/// Moves as many nodes as fit into one message of a snapshot. Returns `None` if no node has a registered proxy.
 fn snapshot_of(copied: &mut IntoIter<NodeRoutes>, table: &RouteTable) -> Option<v1::WatchSnapshot> {
     let mut collector = Collector::new(table);
     let mut nodes = Vec::new();
@@ -158,7 +160,7 @@ fn snapshot_of(copied: &mut IntoIter<NodeRoutes>, table: &RouteTable) -> Option<
         && let Some(NodeRoutes { node, routes }) = copied.next()
     {
         let node = collector.node(&node, &routes);
-        // All of its proxies may have been removed since.
+        // All proxies of a node may have been removed since the copy.
         if !node.routes.is_empty() {
             nodes.push(node);
         }
@@ -169,12 +171,12 @@ fn snapshot_of(copied: &mut IntoIter<NodeRoutes>, table: &RouteTable) -> Option<
     })
 }
 
-/// What of a batch is about some nodes, or proxies; `None` where nothing is.
-fn part_of(batch: &Batch, nodes: &HashSet<NodeId>) -> Option<v1::WatchChanges> {
+/// Returns the changes of `nodes`, and of all proxies. Returns `None` if there are no such changes.
+fn part_of(entry: &LogEntry, nodes: &HashSet<NodeId>) -> Option<v1::WatchChanges> {
     let mut part = v1::WatchChanges::default();
-    // Where a proxy of the batch is in the part.
+    // The position in the part of each proxy of the entry.
     let mut indexes = HashMap::new();
-    for (change, node) in batch.message.changes.iter().zip(&batch.nodes) {
+    for (change, node) in entry.message.changes.iter().zip(&entry.nodes) {
         if node.as_ref().is_some_and(|node| !nodes.contains(node)) {
             continue;
         }
@@ -183,7 +185,7 @@ fn part_of(batch: &Batch, nodes: &HashSet<NodeId>) -> Option<v1::WatchChanges> {
             for route in change.routes.iter_mut().flat_map(|node| &mut node.routes) {
                 let known = route.proxy_index;
                 route.proxy_index = *indexes.entry(known).or_insert_with(|| {
-                    part.proxies.push(batch.message.proxies[known as usize].clone());
+                    part.proxies.push(entry.message.proxies[known as usize].clone());
                     part.proxies.len() as u32 - 1
                 });
             }
@@ -206,7 +208,7 @@ mod tests {
     use crate::rpc::instance_id::InstanceId;
     use crate::rpc::watch::Watches;
 
-    /// Whether a future is still not ready once it has had its turn a few times.
+    /// Reports whether a future is pending after a few polls.
     fn waits(mut future: Pin<&mut impl Future>) -> bool {
         let cx = &mut Context::from_waker(Waker::noop());
         (0..10).all(|_| future.as_mut().poll(cx).is_pending())
@@ -238,10 +240,10 @@ mod tests {
             }
         }
         let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
-        watches.stage.send_modify(|stage| stage.following = true);
+        watches.activity.send_modify(|activity| activity.is_tailing = true);
         let begin = || {
             Watch::new(
-                watches.enter(nodes.len()).unwrap(),
+                watches.take_slot(nodes.len()).unwrap(),
                 nodes.clone(),
                 SendBudget::default(),
             )
@@ -257,7 +259,7 @@ mod tests {
         assert!(counts.len() >= 4, "{counts:?}");
         assert_eq!(counts.iter().sum::<usize>(), nodes.len());
 
-        // What is not built yet has none of what is gone by then.
+        // Later messages have no routes through proxies that were removed before.
         assert!(matches!(decoded(&cut.next().await), Message::Snapshot(_)));
         for proxy in proxies {
             table.remove_proxy(proxy);
@@ -276,25 +278,25 @@ mod tests {
         };
         table.report_node(&node, &proxy).unwrap();
         let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
-        watches.stage.send_modify(|stage| stage.following = true);
+        watches.activity.send_modify(|activity| activity.is_tailing = true);
         for nodes in [vec![], vec![node.clone()]] {
             let of_some = !nodes.is_empty();
             let budget = SendBudget::default();
-            let mut watch = Watch::new(watches.enter(nodes.len()).unwrap(), nodes, budget.clone());
-            let take_all = || std::iter::from_fn(|| budget.try_reserve()).collect::<Vec<_>>();
+            let mut watch = Watch::new(watches.take_slot(nodes.len()).unwrap(), nodes, budget.clone());
+            let reserve_all = || std::iter::from_fn(|| budget.try_reserve()).collect::<Vec<_>>();
 
-            let taken = take_all();
+            let reserved = reserve_all();
             {
                 let mut snapshot = pin!(watch.next());
                 assert!(waits(snapshot.as_mut()));
-                drop(taken);
+                drop(reserved);
                 snapshot.await;
             }
-            // Its end.
+            // The end of the snapshot.
             watch.next().await;
 
-            // A change is the same bytes for all, unless it is only a part of them.
-            watches.log.push(Batch {
+            // Watches of all nodes share the bytes of a change. A part of the changes is encoded for its watch alone.
+            watches.log.push(LogEntry {
                 first: watches.log.next(),
                 nodes: vec![Some(node.clone())],
                 message: v1::WatchChanges {
@@ -303,10 +305,10 @@ mod tests {
                 },
                 encoded: Bytes::new(),
             });
-            let taken = take_all();
+            let reserved = reserve_all();
             let mut changes = pin!(watch.next());
             assert_eq!(waits(changes.as_mut()), of_some);
-            drop(taken);
+            drop(reserved);
         }
     }
 }

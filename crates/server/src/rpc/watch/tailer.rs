@@ -1,4 +1,4 @@
-//! The follower: from the table's change feed to the log.
+//! The tailer: reads the table's change feed and appends to the change log.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -17,21 +17,21 @@ use crate::convert::encode::{self, Collector};
 use crate::grpc::frame;
 use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL, WATCH_MESSAGE_SIZE};
 use crate::rpc::watch::Watches;
-use crate::rpc::watch::change_log::Batch;
+use crate::rpc::watch::change_log::LogEntry;
 
-/// Follows the table for ever, while somebody watches.
+/// Tails the table for ever, whenever there are watches.
 ///
-/// It shares its thread with the acceptor and the sweeper, and the table may change faster than it can follow. So they have
-/// their turn after each part, and whether there still is a watch is asked each time.
-pub(crate) async fn follow(watches: &Watches) -> Infallible {
-    let mut stage = watches.stage.subscribe();
-    let mut complaints = Complaints::default();
+/// The tailer shares its thread with the acceptor and the sweeper, and the table may change faster than the tailer reads. So
+/// the tailer yields after each part, and then checks whether there still are watches.
+pub(crate) async fn tail(watches: &Watches) -> Infallible {
+    let mut activity = watches.activity.subscribe();
+    let mut warnings = LagWarnings::default();
     let mut events = Vec::new();
     loop {
-        // The sender lives as long as `watches`.
-        let _ = stage.wait_for(|stage| stage.watches > 0).await;
+        // An error cannot happen: the sender lives as long as `watches`.
+        let _ = activity.wait_for(|activity| activity.watches > 0).await;
         let mut subscription = watches.table.subscribe();
-        watches.stage.send_modify(|stage| stage.following = true);
+        watches.activity.send_modify(|activity| activity.is_tailing = true);
         let mut is_up_to_date = true;
         loop {
             if is_up_to_date {
@@ -39,26 +39,26 @@ pub(crate) async fn follow(watches: &Watches) -> Infallible {
             } else {
                 yield_now().await;
             }
-            let stops = watches.stage.send_if_modified(|stage| {
-                stage.following = stage.watches > 0;
-                !stage.following
+            let stops = watches.activity.send_if_modified(|activity| {
+                activity.is_tailing = activity.watches > 0;
+                !activity.is_tailing
             });
             if stops {
-                // What changes from here on has no number.
-                watches.log.lose_all();
+                // Later changes do not reach the log.
+                watches.log.invalidate();
                 break;
             }
-            is_up_to_date = take(watches, &mut subscription, &mut events, &mut complaints).await;
+            is_up_to_date = tail_part(watches, &mut subscription, &mut events, &mut warnings).await;
         }
     }
 }
 
-/// Takes a part of the changes that the feed has; returns whether there are no more.
-async fn take(
+/// Appends a part of the feed's changes to the log. Returns `true` if the feed has no more.
+async fn tail_part(
     watches: &Watches,
     subscription: &mut Subscription<'_>,
     events: &mut Vec<Event>,
-    complaints: &mut Complaints,
+    warnings: &mut LagWarnings,
 ) -> bool {
     events.clear();
     match subscription.poll(MAX_WATCH_CHANGES, |event| events.push(event.clone())) {
@@ -68,23 +68,23 @@ async fn take(
             false
         }
         Err(lagged) => {
-            complaints.add(lagged);
-            // What was polled before the gap is a part of what is read anew.
-            watches.log.lose_all();
+            warnings.add(lagged);
+            // Every watch takes a new snapshot, which has the changes before the gap.
+            watches.log.invalidate();
             false
         }
     }
 }
 
-/// Complaints about a table that changes too fast, no more than one a minute.
+/// Warnings that the table changes too fast, at most one a minute.
 #[derive(Default)]
-struct Complaints {
-    /// Those that were not made yet.
+struct LagWarnings {
+    /// Lags since the last warning.
     pending: u64,
     last: Option<Instant>,
 }
 
-impl Complaints {
+impl LagWarnings {
     fn add(&mut self, lagged: Lagged) {
         self.pending += 1;
         if self.last.is_none_or(|last| last.elapsed() >= Duration::from_secs(60)) {
@@ -95,36 +95,36 @@ impl Complaints {
     }
 }
 
-/// Reads what the events are about, and appends it to the log.
+/// Reads the nodes and proxies of the events, and appends their changes to the log.
 async fn append(watches: &Watches, events: &[Event]) {
     let table = &*watches.table;
-    // After the marks were taken. Each node once, however often it was marked.
+    // The routes are read after the marks were taken, and once for each node.
     let (nodes, positions) = distinct_nodes(events);
     let mut routes = RouteBatch::new();
     table.get_proxies_batch(&nodes, &mut routes);
 
-    let mut batch = Building::new(table, watches.log.next());
+    let mut entry = EntryBuilder::new(table, watches.log.next());
     for event in events {
-        if batch.is_full() {
-            let next = batch.next();
-            batch.finish(watches);
+        if entry.is_full() {
+            let next = entry.next();
+            entry.finish(watches);
             yield_now().await;
-            batch = Building::new(table, next);
+            entry = EntryBuilder::new(table, next);
         }
         match event {
             Event::Node { node, reason } => {
                 let routes = routes.get(positions[node]).unwrap_or_default();
-                batch.node(node, *reason, routes);
+                entry.node(node, *reason, routes);
             }
-            Event::ProxyRemoved { proxy, id } => batch.proxy_removed(*proxy, id),
-            Event::ProxyChanged { proxy } => batch.proxy_moved(*proxy),
+            Event::ProxyRemoved { proxy, id } => entry.proxy_removed(*proxy, id),
+            Event::ProxyChanged { proxy } => entry.proxy_moved(*proxy),
             _ => {}
         }
     }
-    batch.finish(watches);
+    entry.finish(watches);
 }
 
-/// The nodes that events are about, each once, and where each is.
+/// Returns the nodes of the events, each once, and the position of each.
 fn distinct_nodes(events: &[Event]) -> (Vec<NodeId>, HashMap<&NodeId, usize>) {
     let mut nodes = Vec::new();
     let mut positions = HashMap::new();
@@ -139,15 +139,15 @@ fn distinct_nodes(events: &[Event]) -> (Vec<NodeId>, HashMap<&NodeId, usize>) {
     (nodes, positions)
 }
 
-/// A batch on its way.
-struct Building<'t> {
+/// A log entry under construction.
+struct EntryBuilder<'t> {
     collector: Collector<'t>,
     first: u64,
     changes: Vec<v1::WatchChange>,
     nodes: Vec<Option<NodeId>>,
 }
 
-impl<'t> Building<'t> {
+impl<'t> EntryBuilder<'t> {
     fn new(table: &'t RouteTable, first: u64) -> Self {
         Self {
             collector: Collector::new(table),
@@ -157,7 +157,7 @@ impl<'t> Building<'t> {
         }
     }
 
-    /// The number of the next change.
+    /// Returns the number of the next change.
     fn next(&self) -> u64 {
         self.first + self.changes.len() as u64
     }
@@ -197,7 +197,7 @@ impl<'t> Building<'t> {
     }
 
     fn proxy_moved(&mut self, proxy: ProxyRef) {
-        // If it is gone, that is told as well.
+        // If the proxy is gone, its removal is a change of its own.
         if let Some(details) = self.collector.table().proxy(proxy) {
             self.proxy(proxy, encode::proxy(details), v1::ProxyChangeReason::Moved);
         }
@@ -214,7 +214,7 @@ impl<'t> Building<'t> {
         self.push(None, Change::Proxy(change));
     }
 
-    /// Appends the batch to the log, if there is anything in it.
+    /// Appends the entry to the log, unless the entry is empty.
     fn finish(self, watches: &Watches) {
         if self.changes.is_empty() {
             return;
@@ -223,8 +223,8 @@ impl<'t> Building<'t> {
             proxies: self.collector.watched(),
             changes: self.changes,
         };
-        let (message, encoded) = encoded(message);
-        watches.log.push(Batch {
+        let (message, encoded) = encode(message);
+        watches.log.push(LogEntry {
             message,
             encoded,
             nodes: self.nodes,
@@ -233,14 +233,14 @@ impl<'t> Building<'t> {
     }
 }
 
-/// Encodes changes as the message that all watches send, and gives them back.
-fn encoded(changes: v1::WatchChanges) -> (v1::WatchChanges, Bytes) {
+/// Encodes changes as the message that all watches send. Returns the changes too.
+fn encode(changes: v1::WatchChanges) -> (v1::WatchChanges, Bytes) {
     let message = v1::WatchResponse {
         message: Some(Message::Changes(changes)),
     };
     let encoded = frame::encode(&message);
     let Some(Message::Changes(changes)) = message.message else {
-        unreachable!("it was put there")
+        unreachable!("the message has changes")
     };
     (changes, encoded)
 }
@@ -259,9 +259,9 @@ mod tests {
 
     const PART: u64 = MAX_WATCH_CHANGES as u64;
 
-    /// One turn of the follower.
-    fn poll(follower: Pin<&mut impl Future<Output = Infallible>>) {
-        assert!(follower.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    /// One turn of the tailer.
+    fn poll(tailer: Pin<&mut impl Future<Output = Infallible>>) {
+        assert!(tailer.poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
 
     fn change(table: &RouteTable, nodes: std::ops::Range<u64>) {
@@ -277,38 +277,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_shares_the_thread_has_a_turn_after_each_part() {
+    async fn other_tasks_of_the_thread_run_after_each_part() {
         let table = Arc::new(RouteTable::new());
         let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
-        let mut follower = pin!(follow(&watches));
-        poll(follower.as_mut());
+        let mut tailer = pin!(tail(&watches));
+        poll(tailer.as_mut());
         assert_eq!(table.subscriptions(), 0);
-        let entered = watches.enter(0).expect("there is room");
-        poll(follower.as_mut());
+        let slot = watches.take_slot(0).expect("a slot is free");
+        poll(tailer.as_mut());
         assert_eq!(table.subscriptions(), 1);
 
-        // The table changes as fast as the follower follows, and would keep it busy for ever.
+        // The table changes as fast as the tailer reads, and would keep the tailer busy for ever.
         change(&table, 0..2 * PART);
         advance(WATCH_INTERVAL).await;
         for part in 1..5 {
-            poll(follower.as_mut());
+            poll(tailer.as_mut());
             assert_eq!(watches.log.next(), 1 + part * PART);
             change(&table, (part + 1) * PART..(part + 2) * PART);
         }
-        drop(entered);
-        poll(follower.as_mut());
+        drop(slot);
+        poll(tailer.as_mut());
         assert_eq!(table.subscriptions(), 0, "nobody watches");
-        assert_eq!(watches.log.next(), 2 + 4 * PART, "what comes now has no number");
+        assert_eq!(watches.log.next(), 2 + 4 * PART, "later changes have no number");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_part_of_large_changes_is_several_messages_with_turns_between_them() {
+    async fn large_changes_are_several_messages_with_turns_in_between() {
         let table = Arc::new(RouteTable::new());
         let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
-        let _entered = watches.enter(0).expect("there is room");
-        let mut follower = pin!(follow(&watches));
-        poll(follower.as_mut());
-        // Each change tells of all the routes that its node has by then: two kilobytes.
+        let _slot = watches.take_slot(0).expect("a slot is free");
+        let mut tailer = pin!(tail(&watches));
+        poll(tailer.as_mut());
+        // Each change has all current routes of its node: two kilobytes.
         const CHANGES: u64 = 960;
         for number in 0..CHANGES {
             let proxy = Proxy {
@@ -322,7 +322,7 @@ mod tests {
         advance(WATCH_INTERVAL).await;
         let mut ends = Vec::new();
         while watches.log.next() <= CHANGES {
-            poll(follower.as_mut());
+            poll(tailer.as_mut());
             ends.push(watches.log.next());
         }
         assert_eq!(ends.last(), Some(&(1 + CHANGES)));
@@ -330,25 +330,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_rests_once_it_is_up_to_date() {
+    async fn an_up_to_date_tailer_sleeps() {
         let table = Arc::new(RouteTable::new());
         let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
-        let _entered = watches.enter(0).expect("there is room");
-        let mut follower = pin!(follow(&watches));
-        poll(follower.as_mut());
+        let _slot = watches.take_slot(0).expect("a slot is free");
+        let mut tailer = pin!(tail(&watches));
+        poll(tailer.as_mut());
         change(&table, 0..1);
-        poll(follower.as_mut());
-        assert_eq!(watches.log.next(), 1, "it rests");
+        poll(tailer.as_mut());
+        assert_eq!(watches.log.next(), 1, "the tailer sleeps");
         advance(WATCH_INTERVAL).await;
         for _ in 0..3 {
-            poll(follower.as_mut());
+            poll(tailer.as_mut());
         }
         assert_eq!(watches.log.next(), 2);
         change(&table, 1..2);
-        poll(follower.as_mut());
-        assert_eq!(watches.log.next(), 2, "it rests again");
+        poll(tailer.as_mut());
+        assert_eq!(watches.log.next(), 2, "the tailer sleeps again");
         advance(WATCH_INTERVAL).await;
-        poll(follower.as_mut());
+        poll(tailer.as_mut());
         assert_eq!(watches.log.next(), 3);
     }
 }
