@@ -1,4 +1,4 @@
-//! The acceptor: one loop for the whole server.
+//! The acceptor: one loop for the whole server, which hands connections to the workers.
 
 use std::convert::Infallible;
 use std::io;
@@ -13,24 +13,23 @@ use tracing::{debug, warn};
 use crate::limits::{ACCEPT_BACKOFF, MAX_ACCEPT_BACKOFF};
 use crate::server::worker::Workers;
 
-/// Accepts for ever. A connection is accepted once there is a place for it; until then it waits in the kernel's
-/// backlog.
-pub(crate) async fn accept(listener: &TcpListener, workers: &mut Workers, places: &Arc<Semaphore>) -> Infallible {
+/// Accepts for ever. A connection waits in the kernel's backlog until one of `slots` is free.
+pub(crate) async fn accept(listener: &TcpListener, workers: &mut Workers, slots: &Arc<Semaphore>) -> Infallible {
     let mut backoff = Backoff::default();
-    let all = places.available_permits();
-    let mut full = false;
+    let limit = slots.available_permits();
+    let mut is_full = false;
     loop {
-        match places.available_permits() {
-            0 if !full => {
-                full = true;
-                warn!("{all} connections, which is the limit: further ones have to wait");
+        match slots.available_permits() {
+            0 if !is_full => {
+                is_full = true;
+                warn!("{limit} connections, which is the limit: further ones have to wait");
             }
-            // Not told again until it was clearly over: connections come and go at the limit.
-            free if free > all / 8 => full = false,
+            // The warning is repeated only after many slots were free: connections come and go at the limit.
+            free if free > limit / 8 => is_full = false,
             _ => {}
         }
         // The semaphore is never closed.
-        let Ok(place) = Arc::clone(places).acquire_owned().await else {
+        let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
             continue;
         };
         match listener.accept().await.and_then(|(stream, _)| {
@@ -39,12 +38,13 @@ pub(crate) async fn accept(listener: &TcpListener, workers: &mut Workers, places
         }) {
             Ok(stream) => {
                 backoff = Backoff::default();
-                workers.hand_over(stream, place);
+                workers.hand_over(stream, slot);
             }
-            // The client is gone again, which says nothing about the next one.
-            Err(error) if of_connection(&error) => debug!(%error, "a connection was lost before it was served"),
-            // Out of descriptors or memory. The connection stays in the backlog, so trying again at once would only
-            // burn a core.
+            // This client is gone; the next client may be fine.
+            Err(error) if concerns_one_connection(&error) => {
+                debug!(%error, "a connection was lost before it was served")
+            }
+            // Descriptors or memory ran out. The connection stays in the backlog, so an immediate retry would burn a core.
             Err(error) => {
                 let pause = backoff.next();
                 warn!(%error, "cannot accept connections, trying again in {pause:?}");
@@ -54,7 +54,8 @@ pub(crate) async fn accept(listener: &TcpListener, workers: &mut Workers, places
     }
 }
 
-fn of_connection(error: &io::Error) -> bool {
+/// Reports whether an error to accept concerns one connection, not the listener.
+fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput, NotConnected};
     matches!(
         error.kind(),
@@ -62,7 +63,7 @@ fn of_connection(error: &io::Error) -> bool {
     )
 }
 
-/// The pauses between failures to accept.
+/// The pause after a failure to accept, which doubles with each failure in a row.
 struct Backoff(Duration);
 
 impl Default for Backoff {

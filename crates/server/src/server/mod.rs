@@ -1,8 +1,10 @@
-//! The running server: its port, its acceptor, its worker threads, and the way it stops.
+//! The server: its port, its acceptor, its worker threads, its background tasks, and how it stops.
 
 mod accept;
+mod drain;
 mod run;
 mod sweeper;
 mod worker;
 
-pub use run::{Drained, Server, StartError};
+pub use drain::Drained;
+pub use run::{Server, StartError};

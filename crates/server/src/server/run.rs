@@ -1,4 +1,4 @@
-//! The server, assembled: listener, acceptor, workers, sweeper, and the way it stops.
+//! The server: binds the port, starts the workers, and runs the acceptor, the sweeper and the tailer until it stops.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,8 +8,7 @@ use nodetracker::RouteTable;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::config::{Config, ConfigError};
 use crate::grpc::router::Router;
@@ -20,6 +19,7 @@ use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
+use crate::server::drain::{Drained, drain};
 use crate::server::sweeper::sweep;
 use crate::server::worker::Workers;
 use crate::tls;
@@ -28,28 +28,15 @@ use crate::tls;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The configuration asks for something that is not to be had: a port that is taken, a key that is missing.
+    /// The configuration cannot be used, for example because a port is taken or a key is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The system gave no threads.
+    /// The system started no thread.
     #[error("cannot start the worker threads: {0}")]
     Workers(#[from] io::Error),
 }
 
-/// How a server ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-pub enum Drained {
-    /// Every call in flight was finished.
-    Completely,
-    /// Some connections were still open at the deadline, and were cut.
-    Cut {
-        /// How many.
-        connections: usize,
-    },
-}
-
-/// A server that has its port: clients can connect already, and are served once it [runs](Server::run).
+/// A server that listens on its port. Clients can connect at once, and are served when the server [runs](Server::run).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -87,7 +74,7 @@ impl Server {
         Self::bind_with_limits(config, table, Limits::default()).await
     }
 
-    /// The same with other limits.
+    /// Binds a server with other limits.
     ///
     /// # Errors
     ///
@@ -127,47 +114,34 @@ impl Server {
         })
     }
 
-    /// The address that the server listens on, its real port where port 0 was asked for.
+    /// Returns the address that the server listens on, with the actual port if the configuration has port 0.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Serves until `shutdown` ends; then accepts no more, asks every client to leave, finishes the calls in flight
-    /// and returns. Calls that take longer than the drain limit are cut.
+    /// Serves until `shutdown` ends, then drains: accepts no connection, finishes the calls in flight, and returns. Cuts calls
+    /// that take longer than the drain limit.
     ///
-    /// Cutting this future short cuts every connection.
+    /// Dropping this future cuts every connection.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Drained {
-        let places = Arc::new(Semaphore::new(self.limits.max_connections as usize));
+        let slots = Arc::new(Semaphore::new(self.limits.max_connections as usize));
         tokio::select! {
             () = shutdown => {}
-            never = accept(&self.listener, &mut self.workers, &places) => match never {},
+            never = accept(&self.listener, &mut self.workers, &slots) => match never {},
             never = sweep(&self.table) => match never {},
             never = tail(&self.watches) => match never {},
         }
 
         drop(self.listener);
-        let open = |places: &Semaphore| self.limits.max_connections as usize - places.available_permits();
-        let connections = open(&places);
-        info!(
-            connections,
-            "stopping: calls in flight have up to {:?} to finish", self.limits.drain
-        );
-        // Before the connections are asked to leave: who watches the health is told first.
-        self.health.stopping().await;
-        self.draining.send_replace(true);
-        // Every connection gives its place back when it is closed.
-        let drained = match timeout(self.limits.drain, places.acquire_many(self.limits.max_connections)).await {
-            Ok(_) => Drained::Completely,
-            Err(_) => Drained::Cut {
-                connections: open(&places),
-            },
-        };
+        let Limits {
+            max_connections,
+            drain: deadline,
+            ..
+        } = self.limits;
+        let drained = drain(&slots, max_connections, deadline, &self.health, &self.draining).await;
         self.workers.stop();
-        match drained {
-            Drained::Completely => info!("stopped"),
-            Drained::Cut { connections } => warn!(connections, "stopped: some connections were cut"),
-        }
+        drained.log();
         drained
     }
 }

@@ -1,6 +1,6 @@
-//! Removes expired routes in the background, a little at a time.
+//! The sweeper: removes expired routes in the background, in small steps.
 //!
-//! Look-ups never return an expired route, swept or not; sweeping gives its memory back.
+//! Look-ups never return an expired route. Sweeping frees the route's memory.
 
 use std::time::Duration;
 
@@ -8,18 +8,21 @@ use nodetracker::{RouteTable, SweepReport};
 use tokio::time::sleep;
 use tracing::debug;
 
-/// Records looked at in one step: a few microseconds, which nobody waits for. No more than half of the changes that the
-/// table's feed holds for a shard, so that a mass expiry, step by step, does not overtake who follows it. (Several steps a
-/// turn can, in a table of tens of millions: watches begin anew then.)
+/// Records that one step visits, which takes a few microseconds.
+///
+/// A step is at most half of the changes that the table's feed holds for a shard, so a mass expiry does not overtake the
+/// tailer. With several steps a turn, in a table of tens of millions, a mass expiry can: then watches begin again.
 const STEP: usize = 256;
 
-/// Rounds over the whole table in one keep-alive interval.
+/// Rounds over the whole table per keep-alive interval.
 const ROUNDS_PER_INTERVAL: u32 = 4;
 
-/// The shortest pause between two turns: timers are no finer. A table whose round takes more steps than there are such
-/// pauses, from some ten million routes up at the default interval, gets several steps a turn.
+/// The shortest pause between two turns, since timers are no finer.
+///
+/// If a round takes more steps than such pauses fit into it, each turn has several steps. At the default interval, that
+/// happens from about ten million routes on.
 const MIN_PAUSE: Duration = Duration::from_millis(2);
-/// The most steps in one turn: a millisecond or two, of a thread that has other things to do.
+/// The most steps in one turn, which take a millisecond or two. The thread has other tasks.
 const MAX_STEPS: u32 = 256;
 
 /// Sweeps for ever.
@@ -27,7 +30,7 @@ pub(crate) async fn sweep(table: &RouteTable) -> std::convert::Infallible {
     let mut pace = Pace::default();
     let mut expired = 0;
     loop {
-        // The interval may change at any time.
+        // The keep-alive interval can change at any time.
         pace.round = table.keep_alive() / ROUNDS_PER_INTERVAL;
         let (pause, steps) = pace.turn(table.len());
         sleep(pause).await;
@@ -43,19 +46,20 @@ pub(crate) async fn sweep(table: &RouteTable) -> std::convert::Infallible {
     }
 }
 
-/// Spreads the steps of a round evenly over the time that the round may take.
+/// Spreads the steps of a round evenly over the time of the round.
 #[derive(Default)]
 struct Pace {
     round: Duration,
-    /// Records visited in this round so far.
+    /// Records visited in the current round.
     visited: usize,
-    /// Records visited in the last whole round.
+    /// Records visited in the last complete round.
     last_round: usize,
 }
 
 impl Pace {
-    /// How long to wait before the next turn of a table that holds this many routes now, and how many steps it has then. A
-    /// round is as long as the last one was, or longer, for a table that grew.
+    /// Returns the pause before the next turn of a table with `routes` routes, and the number of steps of that turn.
+    ///
+    /// A round is expected to be as long as the last round, or longer if the table has grown.
     fn turn(&self, routes: usize) -> (Duration, u32) {
         let records = self.last_round.max(self.visited).max(routes);
         let steps = u32::try_from(records / STEP + 1).unwrap_or(u32::MAX);
@@ -142,7 +146,7 @@ mod tests {
         clock.advance(table.keep_alive() + Duration::from_millis(1));
         let mut waited = Duration::ZERO;
         let mut expired = 0;
-        // A round may have begun anywhere, so everything has been visited after two.
+        // A round may begin anywhere, so two rounds visit every record.
         for _ in 0..2 {
             loop {
                 let (pause, steps) = paced.turn(table.len());

@@ -1,5 +1,5 @@
-//! The threads that serve connections: one single-threaded runtime each, so that a call never leaves the core that
-//! read it and no two threads share a connection.
+//! The worker threads, each with a single-threaded runtime. No two threads share a connection, so a call never changes
+//! threads.
 
 use std::io;
 use std::net::TcpStream;
@@ -12,19 +12,19 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::http2::connection::{self, ConnectionContext};
 
-/// All workers. Once this is dropped they cut what they still serve, and end.
+/// All workers. On drop, the workers cut their connections and end.
 #[derive(Debug)]
 pub(crate) struct Workers {
     workers: Vec<Worker>,
-    /// Connections handed over so far; also where the search for the least loaded worker starts, so that equals take
-    /// turns.
+    /// The number of connections so far. The search for the least loaded worker starts at this number, so that equally
+    /// loaded workers take turns.
     handed_over: u64,
 }
 
 #[derive(Debug)]
 struct Worker {
     queue: mpsc::UnboundedSender<Handover>,
-    /// Connections that are served or wait in the queue.
+    /// The number of connections that are open or wait in the queue.
     load: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
 }
@@ -32,18 +32,18 @@ struct Worker {
 struct Handover {
     stream: TcpStream,
     number: u64,
-    place: Place,
+    slot: ConnectionSlot,
 }
 
-/// A connection's place among the connections of its worker, and of the server.
-struct Place {
+/// A connection's share of the limit on connections, and of its worker's load.
+struct ConnectionSlot {
     load: Arc<AtomicUsize>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        // Relaxed: a hint for the acceptor; it orders nothing.
+        // Relaxed: the load is a hint for the acceptor, and guards no data.
         self.load.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -61,7 +61,7 @@ impl Workers {
         })
     }
 
-    /// Hands a connection to the worker that serves the fewest.
+    /// Hands a connection to the worker with the fewest connections.
     pub(crate) fn hand_over(&mut self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         let number = self.handed_over;
         self.handed_over += 1;
@@ -69,20 +69,20 @@ impl Workers {
         let first = (number % count as u64) as usize;
         let worker = (first..first + count)
             .map(|index| &self.workers[index % count])
-            // Relaxed: a hint, only this thread adds to it.
+            // Relaxed: the load is a hint, and only this thread increments it.
             .min_by_key(|worker| worker.load.load(Ordering::Relaxed));
         if let Some(worker) = worker {
             worker.load.fetch_add(1, Ordering::Relaxed);
-            let place = Place {
+            let slot = ConnectionSlot {
                 load: Arc::clone(&worker.load),
                 _permit: permit,
             };
-            // An error means that the worker is gone, and the connection with it: it is closed here.
-            let _ = worker.queue.send(Handover { stream, number, place });
+            // An error means that the worker is gone. The connection closes here.
+            let _ = worker.queue.send(Handover { stream, number, slot });
         }
     }
 
-    /// Cuts the connections that are left, and waits for the threads to end.
+    /// Cuts the remaining connections, and waits until the threads have ended.
     pub(crate) fn stop(self) {
         for Worker { queue, thread, .. } in self.workers {
             drop(queue);
@@ -98,9 +98,9 @@ impl Worker {
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()
-            // Where another thread waits for the core, it goes first: often it is the one that sends the next request, which
-            // is there then without any sleep, so without a wake-up. With one call at a time on each of ten connections
-            // this takes 12 % off the server's CPU per call; with nobody waiting it costs a system call for each sleep.
+            // Before the thread sleeps, it yields its core. Often another thread waits for that core to send the next request,
+            // which then arrives without a sleep and a wake-up. With one call at a time on each of ten connections, yielding
+            // saves 12 % of the server's CPU per call. If no thread waits, yielding costs a system call for each sleep.
             .on_thread_park(thread::yield_now)
             .build()?;
         let (queue, handovers) = mpsc::unbounded_channel();
@@ -115,14 +115,14 @@ impl Worker {
     }
 }
 
-/// Serves what is handed over until the other end of the queue is gone.
+/// Serves connections until the sender of the queue is dropped.
 fn work(runtime: &Runtime, mut handovers: mpsc::UnboundedReceiver<Handover>, context: &ConnectionContext) {
     runtime.block_on(async {
-        while let Some(Handover { stream, number, place }) = handovers.recv().await {
+        while let Some(Handover { stream, number, slot }) = handovers.recv().await {
             let context = context.clone();
             tokio::spawn(async move {
                 connection::serve(stream, context, number).await;
-                drop(place);
+                drop(slot);
             });
         }
     });
