@@ -1,4 +1,4 @@
-//! A connection to a server, for the commands that make one call.
+//! The client's connection to a tracker.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use tower_service::Service;
 
 use crate::tls;
 
-/// Where a server is, as somebody wrote it: `host:port`, `http://host:port` or `https://host:port`.
+/// The address of a tracker: `host:port`, `http://host:port` or `https://host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) tls: bool,
@@ -63,7 +63,7 @@ impl std::fmt::Display for Target {
 }
 
 impl Target {
-    /// The URI that goes in front of a method's path.
+    /// Returns the URI that precedes a method's path.
     pub(crate) fn origin(&self) -> Uri {
         Uri::builder()
             .scheme(if self.tls { "https" } else { "http" })
@@ -73,8 +73,8 @@ impl Target {
             .unwrap_or_default()
     }
 
-    /// Connects; TLS trusts the authorities of `ca_file` alone.
-    pub(crate) async fn dial(&self, ca_file: Option<&Path>) -> Result<Transport, String> {
+    /// Connects, over TLS if there is a `ca_file`. TLS trusts only the authorities of that file.
+    pub(crate) async fn connect(&self, ca_file: Option<&Path>) -> Result<Transport, String> {
         let stream = TcpStream::connect(&self.authority)
             .await
             .map_err(|error| format!("cannot connect: {error}"))?;
@@ -103,7 +103,7 @@ impl Transport {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .map_err(|error| format!("no HTTP/2: {error}"))?;
-        // Its errors reach the call that they break.
+        // The connection's errors reach the calls that they break.
         tokio::spawn(connection);
         Ok(Self(sender))
     }

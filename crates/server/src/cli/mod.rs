@@ -1,34 +1,26 @@
-//! The command line.
+//! The command line: `serve` runs a tracker, all other commands call a running tracker.
 
 mod client;
 mod commands;
 mod print;
+mod serve;
 mod signals;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use nodetracker::RouteTable;
+use clap::{Parser, Subcommand};
 use tokio::runtime;
-use tokio::sync::oneshot;
-use tracing::{info, warn};
 
-use crate::cli::commands::{QueryError, admin};
-use crate::cli::signals::Signals;
-use crate::config::{self, Config};
-use crate::log::{self, LogFormat};
-use crate::server::{Server, StartError};
+use crate::cli::commands::{CommandError, admin};
+use crate::cli::serve::Serve;
 
-/// Something was wrong while running.
+/// The exit code of a failure while a command ran.
 const FAILURE: u8 = 1;
-/// Something was wrong with what was asked for; clap uses the same.
+/// The exit code of a wrong command line or configuration, as clap has it.
 const USAGE: u8 = 2;
 
-/// What `help` says after the commands.
+/// The text of `help` after the commands.
 const FOR_SCRIPTS: &str = "\
 Exit codes:
   0         Done, also where the answer is empty
@@ -90,24 +82,8 @@ enum Command {
     Stats(admin::Stats),
 }
 
-#[derive(Debug, Args)]
-struct Serve {
-    /// YAML file with a node_tracker_service section [default: none is needed]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where to listen, HOST:PORT; port 0 picks a free one [default: 127.0.0.1:3029]
-    #[arg(long, value_name = "ADDR", value_parser = config::listen_addr)]
-    listen: Option<String>,
-    /// How long a route lives without a refresh, such as 90s or 5m [default: 5m]
-    #[arg(long, value_name = "DURATION", value_parser = config::keep_alive)]
-    proxy_keep_alive_interval: Option<Duration>,
-    /// How log lines look
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
-    log_format: LogFormat,
-}
-
 impl Cli {
-    /// Does what the command line asks for; what went wrong is one line on stderr.
+    /// Runs the command. A failure is one line on stderr.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
@@ -117,83 +93,25 @@ impl Cli {
         runtime.block_on(async {
             match self.command {
                 Command::Serve(serve) => serve.run().await,
-                Command::Add(add) => answer(commands::add(add).await),
-                Command::Get(get) => answer(commands::get(get).await),
-                Command::Rm(rm) => answer(commands::rm(rm).await),
-                Command::Explain(explain) => answer(admin::explain(explain).await),
-                Command::Nodes(nodes) => answer(admin::nodes(nodes).await),
-                Command::Proxies(proxies) => answer(admin::proxies(proxies).await),
-                Command::RmProxy(rm_proxy) => answer(admin::rm_proxy(rm_proxy).await),
-                Command::Stats(stats) => answer(admin::stats(stats).await),
+                Command::Add(add) => exit_code(commands::add(add).await),
+                Command::Get(get) => exit_code(commands::get(get).await),
+                Command::Rm(rm) => exit_code(commands::rm(rm).await),
+                Command::Explain(explain) => exit_code(admin::explain(explain).await),
+                Command::Nodes(nodes) => exit_code(admin::nodes(nodes).await),
+                Command::Proxies(proxies) => exit_code(admin::proxies(proxies).await),
+                Command::RmProxy(rm_proxy) => exit_code(admin::rm_proxy(rm_proxy).await),
+                Command::Stats(stats) => exit_code(admin::stats(stats).await),
             }
         })
     }
 }
 
-impl Serve {
-    async fn run(self) -> ExitCode {
-        log::init(self.log_format);
-        // Before the port is taken: whoever reads "listening on" may stop the server.
-        let mut signals = match Signals::install() {
-            Ok(signals) => signals,
-            Err(error) => return fail(FAILURE, &error),
-        };
-        let server = match self.bind().await {
-            Ok(server) => server,
-            Err(error @ StartError::Config(_)) => return fail(USAGE, &error),
-            Err(error) => return fail(FAILURE, &error),
-        };
-        if let Err(error) = say_listening(&server) {
-            warn!(%error, "cannot write to stdout");
-        }
-
-        let (stop, stopped) = oneshot::channel();
-        let interrupted = async {
-            let first = signals.next().await;
-            info!("{}: stopping; a second signal ends the calls in flight", first.name);
-            let _ = stop.send(());
-            signals.next().await
-        };
-        let shutdown = async {
-            let _ = stopped.await;
-        };
-        tokio::select! {
-            _ = server.run(shutdown) => ExitCode::SUCCESS,
-            second = interrupted => {
-                warn!("{}: ended with calls in flight", second.name);
-                ExitCode::from(second.exit_code())
-            }
-        }
-    }
-
-    async fn bind(self) -> Result<Server, StartError> {
-        let mut config = self
-            .config
-            .as_deref()
-            .map_or_else(|| Ok(Config::default()), Config::read)?;
-        if let Some(addr) = self.listen {
-            config = config.listen_on(addr);
-        }
-        if let Some(interval) = self.proxy_keep_alive_interval {
-            config = config.keep_alive(interval);
-        }
-        let table = RouteTable::builder().keep_alive(config.keep_alive.value).build();
-        Server::bind(&config, Arc::new(table)).await
-    }
-}
-
-fn say_listening(server: &Server) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "listening on {}", server.local_addr())?;
-    out.flush()
-}
-
-fn answer(result: Result<(), QueryError>) -> ExitCode {
+fn exit_code(result: Result<(), CommandError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has seen enough.
-        Err(QueryError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error @ QueryError::Usage(_)) => fail(USAGE, &error),
+        // The reader of a pipe has seen enough, which is no failure.
+        Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error @ CommandError::Usage(_)) => fail(USAGE, &error),
         Err(error) => fail(FAILURE, &error),
     }
 }

@@ -1,4 +1,4 @@
-//! How the commands print an answer: aligned columns for people, or JSON for scripts, the same for all of them.
+//! Output of the commands: aligned columns for people, or JSON for scripts.
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
@@ -7,16 +7,16 @@ use clap::{Args, ValueEnum};
 use nodetracker_proto::v1;
 use serde::{Serialize, Serializer};
 
-use crate::cli::commands::{QueryError, Where};
+use crate::cli::commands::{CommandError, TrackerArgs};
 
-/// How to print an answer, and whose.
+/// The output format, and the tracker to call.
 #[derive(Debug, Args)]
 pub(crate) struct Print {
     /// How to print the answer
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: Format,
     #[command(flatten)]
-    pub(crate) at: Where,
+    pub(crate) at: TrackerArgs,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -29,13 +29,13 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// Prints an answer, or a part of one: rows under a heading, or the objects that they are made from.
+    /// Prints a response, or a part of a response: rows under a heading, or the objects of the rows.
     pub(crate) fn print<T: Serialize, const N: usize>(
         self,
         heading: Option<[&str; N]>,
         objects: &[T],
         row: impl Fn(&T) -> [String; N],
-    ) -> Result<(), QueryError> {
+    ) -> Result<(), CommandError> {
         let mut out = io::stdout().lock();
         self.write(&mut out, heading, objects, row)?;
         Ok(out.flush()?)
@@ -65,7 +65,7 @@ impl Format {
     }
 }
 
-/// A route, or an explained one, in JSON.
+/// A route in JSON.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct RouteRow {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,13 +81,13 @@ pub(crate) struct RouteRow {
 }
 
 impl RouteRow {
-    /// The column of the last refresh.
+    /// Returns the text of the column UPDATED.
     pub(crate) fn updated(&self) -> String {
         self.last_refresh_time.map_or_else(|| dash(""), rfc3339)
     }
 }
 
-/// A proxy in JSON; one that was removed has no ID.
+/// A proxy in JSON. A removed proxy has no ID.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct ProxyRow {
     pub(crate) proxy_id: String,
@@ -105,14 +105,14 @@ impl From<v1::Proxy> for ProxyRow {
     }
 }
 
-/// Writes rows whose columns are aligned.
+/// Writes rows with aligned columns.
 fn write_columns<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
     let widths: [usize; N] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     for row in rows {
         for (at, (text, width)) in row.iter().zip(widths).enumerate() {
             match at + 1 == N {
-                // Nothing follows that would have to be aligned.
+                // The last column needs no padding.
                 true => writeln!(out, "{text}")?,
                 false => write!(out, "{text:width$}  ")?,
             }
@@ -121,7 +121,7 @@ fn write_columns<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> 
     Ok(())
 }
 
-/// What stands for nothing in a column.
+/// Returns the text of a column, or a dash if the text is empty.
 pub(crate) fn dash(text: &str) -> String {
     if text.is_empty() { "-".into() } else { text.into() }
 }
@@ -130,7 +130,7 @@ pub(crate) fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {
     SystemTime::try_from(time?).ok()
 }
 
-/// To the millisecond, in UTC.
+/// Formats a time to the millisecond, in UTC.
 pub(crate) fn rfc3339(time: SystemTime) -> String {
     // Formatting fails for years before 1970 and after 9999.
     let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);

@@ -4,22 +4,22 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that end the server. From the moment this exists they no longer end the process by themselves.
+/// The signals that stop the server. Once installed, they no longer end the process by themselves.
 #[derive(Debug)]
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-/// A signal that came.
+/// A signal that was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Came {
+pub(crate) struct ReceivedSignal {
     pub(crate) name: &'static str,
     number: u8,
 }
 
-impl Came {
-    /// The exit code by which shells know that a process was ended by this signal.
+impl ReceivedSignal {
+    /// Returns the exit code that shells expect of a process that this signal ended.
     pub(crate) fn exit_code(self) -> u8 {
         128 + self.number
     }
@@ -33,11 +33,11 @@ impl Signals {
         })
     }
 
-    /// Waits for the next one.
-    pub(crate) async fn next(&mut self) -> Came {
+    /// Waits for the next signal.
+    pub(crate) async fn next(&mut self) -> ReceivedSignal {
         tokio::select! {
-            _ = self.terminate.recv() => Came { name: "SIGTERM", number: 15 },
-            _ = self.interrupt.recv() => Came { name: "SIGINT", number: 2 },
+            _ = self.terminate.recv() => ReceivedSignal { name: "SIGTERM", number: 15 },
+            _ = self.interrupt.recv() => ReceivedSignal { name: "SIGINT", number: 2 },
         }
     }
 }

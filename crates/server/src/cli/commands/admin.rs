@@ -1,4 +1,4 @@
-//! The commands that ask the administration of a running server.
+//! The commands that call a running tracker's `AdminService`.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::cli::client::Transport;
-use crate::cli::commands::{QueryError, Where};
+use crate::cli::commands::{CommandError, TrackerArgs};
 use crate::cli::print::{Format, Print, ProxyRow, RouteRow, dash, time};
 
 /// Arguments of `explain`.
@@ -46,7 +46,7 @@ pub(crate) struct RmProxy {
     /// The proxy's ID
     proxy_id: String,
     #[command(flatten)]
-    at: Where,
+    at: TrackerArgs,
 }
 
 /// Arguments of `stats`.
@@ -56,24 +56,24 @@ pub(crate) struct Stats {
     print: Print,
 }
 
-impl Where {
-    async fn admin(&self) -> Result<AdminServiceClient<Transport>, QueryError> {
-        let transport = self.dial().await?;
+impl TrackerArgs {
+    async fn admin(&self) -> Result<AdminServiceClient<Transport>, CommandError> {
+        let transport = self.transport().await?;
         Ok(AdminServiceClient::with_origin(transport, self.addr.origin()))
     }
 }
 
-pub(crate) async fn explain(explain: Explain) -> Result<(), QueryError> {
+pub(crate) async fn explain(explain: Explain) -> Result<(), CommandError> {
     let Print { format, at } = explain.print;
     let node = v1::NodeId {
         id: Some(Id::Name(explain.node.clone())),
     };
     let mut client = at.admin().await?;
-    let answer = at.call(client.explain(v1::ExplainRequest { node: Some(node) })).await?;
-    if answer.routes.is_empty() {
+    let response = at.call(client.explain(v1::ExplainRequest { node: Some(node) })).await?;
+    if response.routes.is_empty() {
         let _ = writeln!(io::stderr(), "nodetracker: nothing is known of node {}", explain.node);
     }
-    let routes: Vec<_> = answer
+    let routes: Vec<_> = response
         .routes
         .into_iter()
         .map(|route| RouteRow {
@@ -98,7 +98,7 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), QueryError> {
     })
 }
 
-pub(crate) async fn nodes(nodes: Nodes) -> Result<(), QueryError> {
+pub(crate) async fn nodes(nodes: Nodes) -> Result<(), CommandError> {
     let Print { format, at } = nodes.print;
     let mut client = at.admin().await?;
     let mut heading = Some(["NODE", "PROXY", "CLUSTER", "ADDR", "UPDATED"]);
@@ -137,7 +137,7 @@ pub(crate) async fn nodes(nodes: Nodes) -> Result<(), QueryError> {
     }
 }
 
-pub(crate) async fn proxies(proxies: Proxies) -> Result<(), QueryError> {
+pub(crate) async fn proxies(proxies: Proxies) -> Result<(), CommandError> {
     let Print { format, at } = proxies.print;
     let mut client = at.admin().await?;
     let mut heading = Some(["PROXY", "CLUSTER", "ADDR"]);
@@ -155,7 +155,7 @@ pub(crate) async fn proxies(proxies: Proxies) -> Result<(), QueryError> {
     }
 }
 
-pub(crate) async fn rm_proxy(rm_proxy: RmProxy) -> Result<(), QueryError> {
+pub(crate) async fn rm_proxy(rm_proxy: RmProxy) -> Result<(), CommandError> {
     let RmProxy { proxy_id, at } = rm_proxy;
     let mut client = at.admin().await?;
     let request = v1::RemoveProxyRequest {
@@ -180,7 +180,7 @@ struct StatsRow {
     version: String,
 }
 
-pub(crate) async fn stats(stats: Stats) -> Result<(), QueryError> {
+pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
     let Print { format, at } = stats.print;
     let mut client = at.admin().await?;
     let stats = at.call(client.stats(v1::StatsRequest {})).await?;
@@ -224,7 +224,7 @@ fn verdict(verdict: v1::Verdict) -> &'static str {
     }
 }
 
-/// A node's ID as text.
+/// Returns a node's ID as text.
 fn id(node: Option<&v1::NodeId>) -> String {
     match node.and_then(|node| node.id.as_ref()) {
         Some(Id::Uuid(bytes)) => Uuid::from_slice(bytes).map_or_else(|_| dash(""), |uuid| uuid.to_string()),

@@ -1,4 +1,4 @@
-//! The commands that ask a running server.
+//! The commands that call a running tracker: here those of the frozen contract, in [`admin`] those for operators.
 
 pub(crate) mod admin;
 
@@ -16,12 +16,12 @@ use tonic::Status;
 use crate::cli::client::{Target, Transport};
 use crate::cli::print::{Print, ProxyRow, RouteRow, dash, rfc3339, time};
 
-/// How long connecting, and then the call, may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long connecting may take, and then the call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which server to ask.
+/// The address of the tracker.
 #[derive(Debug, Args)]
-pub(crate) struct Where {
+pub(crate) struct TrackerArgs {
     /// The server: HOST:PORT, http://HOST:PORT, or https://HOST:PORT with --ca-file
     #[arg(long, value_name = "ADDR", default_value = crate::config::DEFAULT_LISTEN_ADDR)]
     addr: Target,
@@ -43,7 +43,7 @@ pub(crate) struct Add {
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     cluster: String,
     #[command(flatten)]
-    at: Where,
+    at: TrackerArgs,
 }
 
 /// Arguments of `get`.
@@ -61,14 +61,14 @@ pub(crate) struct Rm {
     /// The node's ID
     node: String,
     #[command(flatten)]
-    at: Where,
+    at: TrackerArgs,
 }
 
-/// Why a command did not do what it was asked, in one line.
+/// Why a command failed, in one line.
 #[derive(Debug, Error)]
-pub(crate) enum QueryError {
+pub(crate) enum CommandError {
     #[error("{addr}: {reason}")]
-    Dial { addr: Target, reason: String },
+    Connect { addr: Target, reason: String },
     #[error("{addr}: {code}: {message}")]
     Call {
         addr: Target,
@@ -81,33 +81,34 @@ pub(crate) enum QueryError {
     Output(#[from] io::Error),
 }
 
-impl Where {
-    async fn connect(&self) -> Result<NodeTrackerServiceClient<Transport>, QueryError> {
-        let transport = self.dial().await?;
+impl TrackerArgs {
+    async fn connect(&self) -> Result<NodeTrackerServiceClient<Transport>, CommandError> {
+        let transport = self.transport().await?;
         Ok(NodeTrackerServiceClient::with_origin(transport, self.addr.origin()))
     }
 
-    /// A connection, for the client of any service.
-    async fn dial(&self) -> Result<Transport, QueryError> {
+    /// Connects, for the client of any service.
+    async fn transport(&self) -> Result<Transport, CommandError> {
         match (self.addr.tls, &self.ca_file) {
-            (true, None) => return Err(QueryError::Usage("--addr https://… needs --ca-file")),
-            (false, Some(_)) => return Err(QueryError::Usage("--ca-file needs --addr https://…")),
+            (true, None) => return Err(CommandError::Usage("--addr https://… needs --ca-file")),
+            (false, Some(_)) => return Err(CommandError::Usage("--ca-file needs --addr https://…")),
             _ => {}
         }
-        let dialed = timeout(PATIENCE, self.addr.dial(self.ca_file.as_deref())).await;
-        dialed
-            .unwrap_or_else(|_| Err(format!("cannot connect within {PATIENCE:?}")))
-            .map_err(|reason| QueryError::Dial {
+        let connected = timeout(CALL_TIMEOUT, self.addr.connect(self.ca_file.as_deref())).await;
+        connected
+            .unwrap_or_else(|_| Err(format!("cannot connect within {CALL_TIMEOUT:?}")))
+            .map_err(|reason| CommandError::Connect {
                 addr: self.addr.clone(),
                 reason,
             })
     }
 
-    async fn call<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, QueryError> {
-        let answer = timeout(PATIENCE, call).await;
-        match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {PATIENCE:?}")))) {
+    async fn call<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, CommandError> {
+        let response = timeout(CALL_TIMEOUT, call).await;
+        match response.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}"))))
+        {
             Ok(response) => Ok(response.into_inner()),
-            Err(status) => Err(QueryError::Call {
+            Err(status) => Err(CommandError::Call {
                 addr: self.addr.clone(),
                 code: code_name(status.code()),
                 message: message(&status),
@@ -116,7 +117,7 @@ impl Where {
     }
 }
 
-pub(crate) async fn add(add: Add) -> Result<(), QueryError> {
+pub(crate) async fn add(add: Add) -> Result<(), CommandError> {
     let Add {
         node,
         proxy_id,
@@ -135,7 +136,7 @@ pub(crate) async fn add(add: Add) -> Result<(), QueryError> {
     Ok(())
 }
 
-pub(crate) async fn rm(rm: Rm) -> Result<(), QueryError> {
+pub(crate) async fn rm(rm: Rm) -> Result<(), CommandError> {
     let mut client = rm.at.connect().await?;
     rm.at
         .call(client.remove_node(api::RemoveNodeRequest { node_id: rm.node }))
@@ -143,15 +144,15 @@ pub(crate) async fn rm(rm: Rm) -> Result<(), QueryError> {
     Ok(())
 }
 
-pub(crate) async fn get(get: Get) -> Result<(), QueryError> {
+pub(crate) async fn get(get: Get) -> Result<(), CommandError> {
     let Get { node, print } = get;
     let mut client = print.at.connect().await?;
     let request = api::GetProxiesRequest { node_id: node.clone() };
-    let answer = print.at.call(client.get_proxies(request)).await?;
-    if answer.proxy_details.is_empty() {
+    let response = print.at.call(client.get_proxies(request)).await?;
+    if response.proxy_details.is_empty() {
         let _ = writeln!(io::stderr(), "nodetracker: no proxy is known to reach node {node}");
     }
-    let routes: Vec<_> = answer.proxy_details.into_iter().map(route).collect();
+    let routes: Vec<_> = response.proxy_details.into_iter().map(route).collect();
     print
         .format
         .print(Some(HEADING), &routes, |route| columns(route, SystemTime::now()))
@@ -183,7 +184,7 @@ fn columns(route: &RouteRow, now: SystemTime) -> [String; 4] {
     [proxy_id, cluster_name, addr, updated]
 }
 
-/// How long ago, in its two largest units. The server's clock may be ahead of ours.
+/// Formats an age in its two largest units. The tracker's clock may be ahead of this machine's.
 fn age(now: SystemTime, then: SystemTime) -> String {
     let seconds = now.duration_since(then).unwrap_or_default().as_secs();
     match seconds {
@@ -194,7 +195,7 @@ fn age(now: SystemTime, then: SystemTime) -> String {
     }
 }
 
-/// The name of a code as gRPC's documentation writes it: `INVALID_ARGUMENT`.
+/// Returns the name of a code in gRPC's documentation, such as `INVALID_ARGUMENT`.
 fn code_name(code: tonic::Code) -> String {
     let mut name = String::new();
     for character in format!("{code:?}").chars() {
@@ -206,7 +207,7 @@ fn code_name(code: tonic::Code) -> String {
     name
 }
 
-/// A status's message and what caused it, in one line.
+/// Returns a status's message and its causes, in one line.
 fn message(status: &Status) -> String {
     let mut message = status.message().to_owned();
     let mut source = std::error::Error::source(status);
@@ -270,7 +271,7 @@ p2       root     p2:1           2021-11-23T00:01:38.042Z (1s ago)
     }
 
     #[test]
-    fn times_that_no_server_should_send_are_printed_somehow() {
+    fn absurd_times_are_printed() {
         let absurd = [i64::MIN, -1, 253_402_300_800, i64::MAX].map(|seconds| proxy("p", "", "p:1", seconds));
         let none = api::ProxyDetails {
             updated_at: None,
