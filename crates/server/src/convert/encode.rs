@@ -1,4 +1,4 @@
-//! The table's types, turned into answers of `nodetracker.v1`.
+//! The table's types, encoded as messages of `nodetracker.v1`.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -11,11 +11,11 @@ use prost::encoding::{self, WireType};
 
 use crate::grpc::frame::PREFIX;
 
-/// Bytes that a route takes in a message that has its proxy elsewhere, at most: two integers with their tags in a
-/// timestamp, an index, and what is around them.
+/// The most bytes of a route whose proxy is elsewhere in the message: a timestamp of two integers, an index, and the tags
+/// and lengths around them.
 const ROUTE_SIZE: usize = 32;
 
-/// Numbers of fields that are encoded by hand.
+/// Numbers of the fields that are encoded by hand.
 const RESPONSE_PROXIES: u32 = 1;
 const RESPONSE_NODES: u32 = 2;
 const NODE_ROUTES_ROUTES: u32 = 2;
@@ -43,22 +43,22 @@ pub(crate) fn time(time: SystemTime) -> prost_types::Timestamp {
 pub(crate) fn duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        // Below a billion.
+        // Nanoseconds are below a billion.
         nanos: duration.subsec_nanos() as i32,
     }
 }
 
-/// Routes for a message in which each proxy is there once.
+/// Collects routes for a message that has each proxy once, and an upper bound of the message's size.
 #[derive(Debug)]
-pub(crate) struct Collector<'t> {
+pub(crate) struct RouteCollector<'t> {
     table: &'t RouteTable,
-    /// Where each proxy is in the list; `None`: it was not registered any more when it was looked up.
+    /// The position of each proxy in `proxies`; `None` if the proxy was removed before it was looked up.
     indexes: HashMap<ProxyRef, Option<u32>, ahash::RandomState>,
     proxies: Vec<(ProxyRef, v1::Proxy)>,
     size: usize,
 }
 
-impl<'t> Collector<'t> {
+impl<'t> RouteCollector<'t> {
     pub(crate) fn new(table: &'t RouteTable) -> Self {
         Self {
             table,
@@ -72,9 +72,9 @@ impl<'t> Collector<'t> {
         self.table
     }
 
-    /// A node with its routes, less those through proxies that have been removed meanwhile.
+    /// Returns a node with its routes, without routes through proxies that were removed meanwhile.
     pub(crate) fn node(&mut self, id: &NodeId, routes: &[Route]) -> v1::NodeRoutes {
-        // A node's name, as its UUID, is a part of the 300 bytes.
+        // The 300 bytes include the node's UUID or name.
         self.size += 300 + routes.len() * ROUTE_SIZE;
         let routes = routes.iter().filter_map(|route| self.route(route)).collect();
         v1::NodeRoutes {
@@ -90,7 +90,7 @@ impl<'t> Collector<'t> {
         })
     }
 
-    /// A proxy's position in the list, to which it is added where it is new.
+    /// Returns a proxy's position in the list. Adds the proxy if it is new.
     pub(crate) fn index(&mut self, reference: ProxyRef) -> Option<u32> {
         if let Some(index) = self.indexes.get(&reference) {
             return *index;
@@ -105,18 +105,18 @@ impl<'t> Collector<'t> {
         index
     }
 
-    /// The most bytes that the message can have so far.
+    /// Returns an upper bound of the message's size so far, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.size
     }
 
-    /// The list of proxies.
+    /// Returns the list of proxies.
     pub(crate) fn proxies(self) -> Vec<v1::Proxy> {
         self.proxies.into_iter().map(|(_, proxy)| proxy).collect()
     }
 
-    /// The list of proxies, with their registrations.
-    pub(crate) fn watched(self) -> Vec<v1::WatchedProxy> {
+    /// Returns the list of proxies with their registrations.
+    pub(crate) fn watched_proxies(self) -> Vec<v1::WatchedProxy> {
         self.proxies
             .into_iter()
             .map(|(reference, proxy)| v1::WatchedProxy {
@@ -127,34 +127,35 @@ impl<'t> Collector<'t> {
     }
 }
 
-/// A `BatchGetProxiesResponse` that is encoded node by node, with nothing allocated for each. The proxies come last, once
-/// it is known which: a message's fields may be in any order.
+/// Encodes a `BatchGetProxiesResponse` node by node, without allocating for each node.
+///
+/// The proxies come last, when all of them are known. Protobuf allows fields in any order.
 #[derive(Debug)]
-pub(crate) struct EncodedRoutes<'t> {
-    collector: Collector<'t>,
+pub(crate) struct BatchEncoder<'t> {
+    collector: RouteCollector<'t>,
     encoded: Vec<u8>,
 }
 
-impl<'t> EncodedRoutes<'t> {
-    /// Returns an empty one, with memory for so many nodes with a route each.
+impl<'t> BatchEncoder<'t> {
+    /// Returns an encoder with capacity for `nodes` nodes with one route each.
     pub(crate) fn new(table: &'t RouteTable, nodes: usize) -> Self {
         let mut encoded = Vec::with_capacity(PREFIX + nodes * ROUTE_SIZE);
         encoded.extend([0; PREFIX]);
         Self {
-            collector: Collector::new(table),
+            collector: RouteCollector::new(table),
             encoded,
         }
     }
 
-    /// Adds a node with its routes, less those through proxies that have been removed meanwhile.
+    /// Adds a node with its routes, without routes through proxies that were removed meanwhile.
     pub(crate) fn push(&mut self, routes: &[Route]) {
         encoding::encode_key(RESPONSE_NODES, WireType::LengthDelimited, &mut self.encoded);
-        // The node's length goes here. It is not known yet; nearly always it takes one byte.
+        // A placeholder for the node's length, which nearly always takes one byte.
         let length = self.encoded.len();
         self.encoded.push(0);
         for route in routes {
             if let Some(route) = self.collector.route(route) {
-                // By way of an array: a vector would look for room before each byte.
+                // Encoding into an array is faster: a vector checks its capacity for each byte.
                 let mut array = [0; ROUTE_SIZE];
                 let mut rest = &mut array[..];
                 encoding::message::encode(NODE_ROUTES_ROUTES, &route, &mut rest);
@@ -172,16 +173,16 @@ impl<'t> EncodedRoutes<'t> {
         }
     }
 
-    /// The most bytes that the message can have so far.
+    /// Returns an upper bound of the message's size so far, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.encoded.len() + self.collector.size()
     }
 
-    /// The message, with its prefix.
+    /// Returns the encoded message, with its prefix.
     pub(crate) fn finish(self) -> Bytes {
         let mut encoded = self.encoded;
         encoding::message::encode_repeated(RESPONSE_PROXIES, &self.collector.proxies(), &mut encoded);
-        // Whether it is compressed, and its length, which is limited to much less.
+        // MAX_REPLY_SIZE is far below u32::MAX.
         let len = (encoded.len() - PREFIX) as u32;
         encoded[1..PREFIX].copy_from_slice(&len.to_be_bytes());
         encoded.into()
@@ -212,8 +213,8 @@ mod tests {
             }
             nodes.push(node);
         }
-        let mut collector = Collector::new(&table);
-        let mut encoded = EncodedRoutes::new(&table, nodes.len());
+        let mut collector = RouteCollector::new(&table);
+        let mut encoded = BatchEncoder::new(&table, nodes.len());
         let mut message = v1::BatchGetProxiesResponse::default();
         for node in &nodes {
             let routes = table.get_proxies(node);
@@ -234,14 +235,14 @@ mod tests {
         assert_eq!(v1::BatchGetProxiesResponse::decode(encoded).unwrap(), message);
     }
 
-    /// The bound is what keeps a message below its limit, so it has to hold for the longest strings.
+    /// The size limit of a message relies on the bound, so the bound must hold for the longest strings.
     #[test]
-    fn a_message_is_no_larger_than_told() {
+    fn a_message_is_no_larger_than_its_bound() {
         let table = RouteTable::new();
         let long = "x".repeat(255);
         let longest = &long[..250];
         for count in [1, 10, 200] {
-            let mut collector = Collector::new(&table);
+            let mut collector = RouteCollector::new(&table);
             let mut message = v1::WatchChanges::default();
             for number in 0..count {
                 let proxy = Proxy {
@@ -261,10 +262,10 @@ mod tests {
                     change: Some(v1::watch_change::Change::Node(change)),
                 });
             }
-            let told = collector.size();
-            message.proxies = collector.watched();
-            assert!(message.encoded_len() <= told, "{} > {told}", message.encoded_len());
-            assert!(told < message.encoded_len() * 5 / 4);
+            let bound = collector.size();
+            message.proxies = collector.watched_proxies();
+            assert!(message.encoded_len() <= bound, "{} > {bound}", message.encoded_len());
+            assert!(bound < message.encoded_len() * 5 / 4);
         }
     }
 }

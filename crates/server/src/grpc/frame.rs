@@ -22,7 +22,7 @@ pub(crate) fn encode(message: &impl Message) -> Bytes {
     }
     let mut bytes = BytesMut::with_capacity(PREFIX + len);
     bytes.put_u8(0);
-    // MAX_ANSWER_SIZE is far below u32::MAX.
+    // MAX_REPLY_SIZE is far below u32::MAX.
     bytes.put_u32(len as u32);
     message.encode_raw(&mut bytes);
     bytes.freeze()

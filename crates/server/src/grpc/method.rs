@@ -19,7 +19,7 @@ pub(crate) struct Method {
 pub(crate) enum ReplyKind {
     /// One message, which is small for every request.
     Unary,
-    /// One message of up to [`MAX_ANSWER_SIZE`](crate::limits::MAX_ANSWER_SIZE), for which the router reserves send budget.
+    /// One message of up to [`MAX_REPLY_SIZE`](crate::limits::MAX_REPLY_SIZE), for which the router reserves send budget.
     LargeUnary,
     /// A stream of messages. If some of them can be large, the handler reserves send budget itself.
     Streaming,

@@ -20,10 +20,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::limits::{MAX_ANSWER_SIZE, MAX_UNREAD_ANSWERS, SMALL_ANSWER_SIZE};
+use crate::limits::{MAX_REPLY_SIZE, SEND_BUDGET, SMALL_REPLY_SIZE};
 
 // Otherwise no call with a large reply could begin.
-const _: () = assert!(MAX_ANSWER_SIZE <= MAX_UNREAD_ANSWERS && MAX_UNREAD_ANSWERS <= u32::MAX as usize);
+const _: () = assert!(MAX_REPLY_SIZE <= SEND_BUDGET && SEND_BUDGET <= u32::MAX as usize);
 
 /// The free bytes of one connection's budget.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ pub(crate) struct SendBudget(Arc<Semaphore>);
 
 impl Default for SendBudget {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_UNREAD_ANSWERS)))
+        Self(Arc::new(Semaphore::new(SEND_BUDGET)))
     }
 }
 
@@ -39,14 +39,14 @@ impl SendBudget {
     /// Reserves the size of the largest reply, if that many bytes are free and no call waits for them.
     pub(crate) fn try_reserve(&self) -> Option<Reservation> {
         Arc::clone(&self.0)
-            .try_acquire_many_owned(MAX_ANSWER_SIZE as u32)
+            .try_acquire_many_owned(MAX_REPLY_SIZE as u32)
             .ok()
             .map(Reservation)
     }
 
     /// Waits until the size of the largest reply is free, and reserves it.
     pub(crate) async fn reserve(&self) -> Reservation {
-        let permit = Arc::clone(&self.0).acquire_many_owned(MAX_ANSWER_SIZE as u32);
+        let permit = Arc::clone(&self.0).acquire_many_owned(MAX_REPLY_SIZE as u32);
         Reservation(permit.await.expect("the semaphore is never closed"))
     }
 }
@@ -58,7 +58,7 @@ pub(crate) struct Reservation(OwnedSemaphorePermit);
 impl Reservation {
     /// Charges a reply to this reservation until the last reference to its bytes is dropped.
     pub(crate) fn charge(&mut self, reply: Bytes) -> Bytes {
-        if reply.len() <= SMALL_ANSWER_SIZE {
+        if reply.len() <= SMALL_REPLY_SIZE {
             return reply;
         }
         // A reply larger than the reservation takes all of it.
@@ -135,17 +135,17 @@ mod tests {
     fn a_reply_is_charged_until_it_is_dropped() {
         let budget = SendBudget::default();
         let mut reservation = budget.try_reserve().expect("all is free");
-        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS - MAX_ANSWER_SIZE);
+        assert_eq!(free(&budget), SEND_BUDGET - MAX_REPLY_SIZE);
         let reply = reservation.charge(vec![7; 10_000].into());
-        let small = reservation.charge(vec![7; SMALL_ANSWER_SIZE].into());
+        let small = reservation.charge(vec![7; SMALL_REPLY_SIZE].into());
         drop(reservation);
-        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS - 10_000);
+        assert_eq!(free(&budget), SEND_BUDGET - 10_000);
         // A slice of the bytes keeps the whole charge.
         let part = reply.slice(1..2);
         drop((reply, small));
-        assert_eq!((free(&budget), &part[..]), (MAX_UNREAD_ANSWERS - 10_000, &[7][..]));
+        assert_eq!((free(&budget), &part[..]), (SEND_BUDGET - 10_000, &[7][..]));
         drop(part);
-        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS);
+        assert_eq!(free(&budget), SEND_BUDGET);
     }
 
     #[test]
@@ -153,9 +153,9 @@ mod tests {
         let budget = SendBudget::default();
         let mut held = Vec::new();
         while let Some(mut reservation) = budget.try_reserve() {
-            held.push(reservation.charge(vec![0; MAX_ANSWER_SIZE].into()));
+            held.push(reservation.charge(vec![0; MAX_REPLY_SIZE].into()));
         }
-        assert_eq!(held.len(), MAX_UNREAD_ANSWERS / MAX_ANSWER_SIZE);
+        assert_eq!(held.len(), SEND_BUDGET / MAX_REPLY_SIZE);
         held.pop();
         assert!(budget.try_reserve().is_some());
     }
@@ -166,15 +166,15 @@ mod tests {
         let reservation = budget.try_reserve().expect("all is free");
         let message = Body::new(HeadOf(vec![7; 10_000].into()));
         let mut body = reservation.charge_body(Response::new(message)).into_body();
-        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS - MAX_ANSWER_SIZE);
+        assert_eq!(free(&budget), SEND_BUDGET - MAX_REPLY_SIZE);
         let cx = &mut Context::from_waker(Waker::noop());
         let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(cx) else {
             panic!("no message");
         };
         let message = frame.into_data().expect("a message");
-        assert_eq!((free(&budget), message.len()), (MAX_UNREAD_ANSWERS - 10_000, 10_000));
+        assert_eq!((free(&budget), message.len()), (SEND_BUDGET - 10_000, 10_000));
         drop(message);
-        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS);
+        assert_eq!(free(&budget), SEND_BUDGET);
     }
 
     /// A body with one message that has not ended yet.
@@ -196,10 +196,10 @@ mod tests {
     fn a_reply_larger_than_its_reservation_takes_no_more() {
         let budget = SendBudget::default();
         let mut reservation = budget.try_reserve().expect("all is free");
-        let parts = [0; 3].map(|byte| reservation.charge(vec![byte; MAX_ANSWER_SIZE / 2 + 1].into()));
+        let parts = [0; 3].map(|byte| reservation.charge(vec![byte; MAX_REPLY_SIZE / 2 + 1].into()));
         drop(reservation);
-        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS - MAX_ANSWER_SIZE);
+        assert_eq!(free(&budget), SEND_BUDGET - MAX_REPLY_SIZE);
         drop(parts);
-        assert_eq!(free(&budget), MAX_UNREAD_ANSWERS);
+        assert_eq!(free(&budget), SEND_BUDGET);
     }
 }

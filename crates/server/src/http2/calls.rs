@@ -25,7 +25,7 @@ use crate::grpc::frame;
 use crate::grpc::router::{Call, Reply, Router};
 use crate::http2::muted_waker::MutedWaker;
 use crate::http2::yield_turn::YieldTurn;
-use crate::limits::{MAX_FRAME_SIZE, MAX_TURN};
+use crate::limits::{MAX_FRAME_SIZE, MAX_TURN_SIZE};
 
 /// A request, and the stream for its reply.
 type Received = (Request<RecvStream>, SendResponse<Bytes>);
@@ -69,8 +69,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                 Poll::Ready(Some(request)) => self.received.push_back(request?),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 // The next poll of the connection writes the replies.
-                Poll::Pending if size < MAX_TURN && !self.received.is_empty() => {
-                    let most = MAX_TURN - size;
+                Poll::Pending if size < MAX_TURN_SIZE && !self.received.is_empty() => {
+                    let most = MAX_TURN_SIZE - size;
                     size += waker.mute(|| reply_to_some(&mut self.received, &self.router, most));
                 }
                 Poll::Pending => {

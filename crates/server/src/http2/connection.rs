@@ -304,7 +304,7 @@ mod tests {
             yield_now().await;
             let now = calls.load(Ordering::Relaxed);
             assert!(
-                now - before <= (limits::MAX_TURN / SIZE) as u64 + 1,
+                now - before <= (limits::MAX_TURN_SIZE / SIZE) as u64 + 1,
                 "{now} after {before}"
             );
             before = now;

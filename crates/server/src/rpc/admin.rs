@@ -8,9 +8,9 @@ use nodetracker_proto::v1;
 use prost::Message;
 use tonic::Status;
 
-use crate::convert::encode::{self, Collector};
+use crate::convert::encode::{self, RouteCollector};
 use crate::convert::parse;
-use crate::limits::{MAX_ANSWER_SIZE, MAX_PAGE_SIZE, MAX_TABLE_PAGES};
+use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::page_token;
 use crate::rpc::watch::Watches;
@@ -69,7 +69,7 @@ impl Admin {
         loop {
             let (mut response, next) = self.nodes_page(from.clone(), most, &request.proxy_id).await?;
             // Nodes with many routes through proxies with long names can exceed the limit. A single node never does.
-            if response.encoded_len() > MAX_ANSWER_SIZE && most > 1 {
+            if response.encoded_len() > MAX_REPLY_SIZE && most > 1 {
                 most /= 2;
                 continue;
             }
@@ -122,7 +122,7 @@ impl Admin {
                 None => return Ok(Default::default()),
             },
         };
-        let mut collector = Collector::new(&self.table);
+        let mut collector = RouteCollector::new(&self.table);
         let mut response = v1::ListNodesResponse::default();
         let mut pages = 0;
         let next = loop {

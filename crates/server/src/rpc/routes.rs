@@ -7,9 +7,9 @@ use nodetracker::{RouteBatch, RouteTable};
 use nodetracker_proto::v1;
 use tonic::Status;
 
-use crate::convert::encode::{self, EncodedRoutes};
+use crate::convert::encode::{self, BatchEncoder};
 use crate::convert::{parse, status};
-use crate::limits::MAX_ANSWER_SIZE;
+use crate::limits::MAX_REPLY_SIZE;
 
 /// The service.
 #[derive(Debug)]
@@ -53,12 +53,12 @@ impl Routes {
         let nodes = parse::nodes(request.nodes)?;
         let mut batch = RouteBatch::new();
         self.table.get_proxies_batch(&nodes, &mut batch);
-        let mut response = EncodedRoutes::new(&self.table, nodes.len());
+        let mut response = BatchEncoder::new(&self.table, nodes.len());
         for (at, routes) in batch.iter().enumerate() {
             response.push(routes);
-            if response.size() > MAX_ANSWER_SIZE {
+            if response.size() > MAX_REPLY_SIZE {
                 return Err(Status::resource_exhausted(format!(
-                    "the answer is larger than {MAX_ANSWER_SIZE} bytes after {} nodes: ask for fewer",
+                    "the answer is larger than {MAX_REPLY_SIZE} bytes after {} nodes: ask for fewer",
                     at + 1
                 )));
             }

@@ -374,17 +374,14 @@ async fn answers_that_are_not_read_are_bounded() {
         }
         // As many are answered as there is room for, and no more in as many turns as there are calls.
         let mut came = Vec::new();
-        while (of(&came, HEADERS).len() + 1) * size <= limits::MAX_UNREAD_ANSWERS - limits::MAX_ANSWER_SIZE {
+        while (of(&came, HEADERS).len() + 1) * size <= limits::SEND_BUDGET - limits::MAX_REPLY_SIZE {
             came.extend(client.settle().await);
         }
         for _ in 0..ASKED {
             came.extend(client.settle().await);
         }
         let answered = of(&came, HEADERS).len();
-        assert!(
-            answered * size <= limits::MAX_UNREAD_ANSWERS,
-            "{answered} of {size} bytes"
-        );
+        assert!(answered * size <= limits::SEND_BUDGET, "{answered} of {size} bytes");
         assert_eq!(of(&came, DATA), BTreeSet::new());
 
         // Small answers are not held up, other large ones are: each of these has a window of its own.

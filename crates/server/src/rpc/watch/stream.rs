@@ -10,7 +10,7 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
-use crate::convert::encode::Collector;
+use crate::convert::encode::RouteCollector;
 use crate::grpc::frame;
 use crate::grpc::send_budget::SendBudget;
 use crate::limits::{MAX_SNAPSHOT_NODES, SNAPSHOT_COPY, WATCH_MESSAGE_SIZE};
@@ -153,7 +153,7 @@ fn routes_of(nodes: &HashSet<NodeId>, table: &RouteTable) -> Vec<NodeRoutes> {
 
 /// Moves as many nodes as fit into one message of a snapshot. Returns `None` if no node has a registered proxy.
 fn snapshot_of(copied: &mut IntoIter<NodeRoutes>, table: &RouteTable) -> Option<v1::WatchSnapshot> {
-    let mut collector = Collector::new(table);
+    let mut collector = RouteCollector::new(table);
     let mut nodes = Vec::new();
     while nodes.len() < MAX_SNAPSHOT_NODES
         && collector.size() < WATCH_MESSAGE_SIZE
@@ -166,7 +166,7 @@ fn snapshot_of(copied: &mut IntoIter<NodeRoutes>, table: &RouteTable) -> Option<
         }
     }
     (!nodes.is_empty()).then(|| v1::WatchSnapshot {
-        proxies: collector.watched(),
+        proxies: collector.watched_proxies(),
         nodes,
     })
 }

@@ -13,7 +13,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::convert::encode::{self, Collector};
+use crate::convert::encode::{self, RouteCollector};
 use crate::grpc::frame;
 use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL, WATCH_MESSAGE_SIZE};
 use crate::rpc::watch::Watches;
@@ -141,7 +141,7 @@ fn distinct_nodes(events: &[Event]) -> (Vec<NodeId>, HashMap<&NodeId, usize>) {
 
 /// A log entry under construction.
 struct EntryBuilder<'t> {
-    collector: Collector<'t>,
+    collector: RouteCollector<'t>,
     first: u64,
     changes: Vec<v1::WatchChange>,
     nodes: Vec<Option<NodeId>>,
@@ -150,7 +150,7 @@ struct EntryBuilder<'t> {
 impl<'t> EntryBuilder<'t> {
     fn new(table: &'t RouteTable, first: u64) -> Self {
         Self {
-            collector: Collector::new(table),
+            collector: RouteCollector::new(table),
             first,
             changes: Vec::new(),
             nodes: Vec::new(),
@@ -220,7 +220,7 @@ impl<'t> EntryBuilder<'t> {
             return;
         }
         let message = v1::WatchChanges {
-            proxies: self.collector.watched(),
+            proxies: self.collector.watched_proxies(),
             changes: self.changes,
         };
         let (message, encoded) = encode(message);
