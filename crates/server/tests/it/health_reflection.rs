@@ -1,4 +1,4 @@
-//! Health and reflection, beside the services that they tell of.
+//! Health and reflection cover every service of the port.
 
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use tonic::transport::Channel;

@@ -1,5 +1,5 @@
-//! Attacks on HTTP/2 itself, with frames that no client library would send: each costs the attacker its connection or its
-//! call, and nobody else anything.
+//! Abuse of HTTP/2, with frames that no client library would send. Each attack costs the attacker its connection or its
+//! call, and other clients nothing.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! The server over real connections, and the `nodetracker` command as its users run it.
+//! Tests of the server over real connections, and of the `nodetracker` command as users run it.
 
 mod bad_input;
 mod command;

@@ -1,4 +1,5 @@
-//! The ways in which a request can come in: nearly all in one frame, which is the short way through the server.
+//! The framings of a request. Nearly all requests come in one frame, which takes the fast path; all others get the same
+//! replies.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};

@@ -1,4 +1,4 @@
-//! What RFD 47's prototype was tested for, over real connections.
+//! The scenarios of RFD 47's prototype, over real connections.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Clients that would keep the server from serving others.
+//! Clients that are slow, silent, or too many: the server still serves the others.
 
 use std::process::Command;
 

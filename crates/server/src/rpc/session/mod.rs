@@ -30,7 +30,7 @@
 //! | | bytes that are not a message of the contract | INTERNAL | ENDED |
 //! | | a message over the size limit | RESOURCE_EXHAUSTED | ENDED |
 //! | | the end of the client's side | OK | ENDED |
-//! | | the connection drains | UNAVAILABLE ([`drain_body`](crate::grpc::drain_body)) | ENDED |
+//! | | the connection drains | UNAVAILABLE (`grpc::drain_body`) | ENDED |
 //! | | the connection is lost | | ENDED |
 //!
 //! The end of a session changes nothing in the table, except after a drain or a takeover by a newer incarnation.

@@ -6,7 +6,7 @@
 //!                                         once       └─────────▶ a watch ─▶ its client
 //! ```
 //!
-//! * The [tailer](tailer) is one task of the whole server. While there are watches, the tailer holds the one subscription
+//! * The [`tailer`] is one task of the whole server. While there are watches, the tailer holds the one subscription
 //!   that writers pay for. It takes the marks at short intervals, and reads the routes of each marked node *after* it has
 //!   the mark. Then it appends an entry to the change log, encoded as the message that all watches send.
 //! * The [change log](change_log) keeps the latest changes. A watch's place in the log is a sequence number and nothing
