@@ -21,9 +21,9 @@ use tonic::server::Grpc;
 use tonic::{Status, Streaming};
 use tower_service::Service;
 
-use crate::grpc::request_body::RequestBody;
+use crate::grpc::frame;
+use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::send_budget::SendBudget;
-use crate::grpc::{frame, unary};
 
 /// Decodes a message and returns the encoded reply, with its prefix.
 pub(crate) type ImmediateHandler = dyn Fn(&[u8]) -> Result<Bytes, Status> + Send + Sync;
@@ -129,7 +129,7 @@ where
         let (service, budget) = (Arc::clone(&service), budget.clone());
         Box::pin(async move {
             let decoder = SmallCodec::<(), Q>::default().decoder();
-            let replies = unary::receive(decoder, request, max_request)
+            let replies = receive(decoder, request, max_request)
                 .await
                 .and_then(|request| method(service, request, budget));
             match replies {

@@ -4,7 +4,7 @@ mod drain_body;
 pub(crate) mod frame;
 pub(crate) mod handler;
 pub(crate) mod method;
-mod request_body;
+mod request;
 pub(crate) mod router;
 pub(crate) mod send_budget;
 pub(crate) mod status;

@@ -16,7 +16,7 @@ use tonic::body::Body;
 use crate::grpc::drain_body::end_on_drain;
 use crate::grpc::handler::{BoxedResponse, Handler, ImmediateHandler};
 use crate::grpc::method::{MethodTable, ReplyKind, split};
-use crate::grpc::request_body::RequestBody;
+use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::send_budget::SendBudget;
 use crate::grpc::status::correct_response;
 use crate::grpc::unary::{self, FastPath};
@@ -87,7 +87,7 @@ impl Router {
         request: Request<RequestBody>,
     ) -> Reply {
         let replied = async {
-            let message = self.in_time(unary::receive(Raw, request, max_request)).await??;
+            let message = self.in_time(receive(Raw, request, max_request)).await??;
             unary::call_when_affordable(&*handler, reply, &message, &self.budget).await
         };
         replied.await.into()

@@ -15,19 +15,14 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{HeaderName, Request};
-use tonic::codec::Decoder;
-use tonic::metadata::MetadataValue;
-use tonic::{Status, Streaming};
+use http::Request;
+use tonic::Status;
 
 use crate::grpc::frame;
 use crate::grpc::handler::ImmediateHandler;
 use crate::grpc::method::ReplyKind;
-use crate::grpc::request_body::RequestBody;
+use crate::grpc::request::{ENCODING, RequestBody};
 use crate::grpc::send_budget::SendBudget;
-
-/// Names the compression of a call's messages.
-const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// The outcome of the fast path.
 pub(crate) enum FastPath {
@@ -88,27 +83,4 @@ pub(crate) async fn call_when_affordable(
     }
     let mut reservation = budget.reserve().await;
     handler(message).map(|reply| reservation.charge(reply))
-}
-
-/// Receives the one message of a request.
-pub(crate) async fn receive<M: Send + 'static>(
-    decoder: impl Decoder<Item = M, Error = Status> + Send + 'static,
-    request: Request<RequestBody>,
-    max_size: usize,
-) -> Result<M, Status> {
-    if request
-        .headers()
-        .get(ENCODING)
-        .is_some_and(|encoding| encoding != "identity")
-    {
-        let mut status = Status::unimplemented("requests cannot be compressed here");
-        let accepted = MetadataValue::from_static("identity");
-        status.metadata_mut().insert("grpc-accept-encoding", accepted);
-        return Err(status);
-    }
-    let mut messages = Streaming::new_request(decoder, request.into_body(), None, Some(max_size));
-    let message = messages.message().await?;
-    let message = message.ok_or_else(|| Status::internal("Missing request message."))?;
-    messages.trailers().await?;
-    Ok(message)
 }

@@ -1,11 +1,18 @@
-//! A request's body, as tonic reads it.
+//! Requests that tonic reads: their body, and the one message of a unary request.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
+use http::{HeaderName, Request};
 use http_body::Frame;
+use tonic::codec::Decoder;
+use tonic::metadata::MetadataValue;
+use tonic::{Status, Streaming};
+
+/// Names the compression of a call's messages.
+pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// A body of which the first frame may have been read already.
 #[derive(Debug)]
@@ -55,4 +62,27 @@ impl http_body::Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         self.first.is_none() && self.stream.is_end_stream()
     }
+}
+
+/// Receives the one message of a request.
+pub(crate) async fn receive<M: Send + 'static>(
+    decoder: impl Decoder<Item = M, Error = Status> + Send + 'static,
+    request: Request<RequestBody>,
+    max_size: usize,
+) -> Result<M, Status> {
+    if request
+        .headers()
+        .get(ENCODING)
+        .is_some_and(|encoding| encoding != "identity")
+    {
+        let mut status = Status::unimplemented("requests cannot be compressed here");
+        let accepted = MetadataValue::from_static("identity");
+        status.metadata_mut().insert("grpc-accept-encoding", accepted);
+        return Err(status);
+    }
+    let mut messages = Streaming::new_request(decoder, request.into_body(), None, Some(max_size));
+    let message = messages.message().await?;
+    let message = message.ok_or_else(|| Status::internal("Missing request message."))?;
+    messages.trailers().await?;
+    Ok(message)
 }
