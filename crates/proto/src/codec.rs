@@ -1,4 +1,4 @@
-//! How messages are encoded and decoded.
+//! Codecs for tonic.
 
 use std::marker::PhantomData;
 
@@ -7,11 +7,12 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// Bytes that a buffer for one message starts with. A request or an answer of the services here is mostly smaller;
-/// tonic's own codec starts with 8 KiB for each, which costs more than all else that is done with the message.
+/// Initial bytes of a buffer for one message. Most messages of these services are smaller.
+///
+/// tonic's default codec starts with 8 KiB, which costs more than the rest of the work on a message.
 const BUFFER: usize = 512;
 
-/// Bytes of encoded messages after which a stream hands them on.
+/// Bytes of encoded messages after which a stream yields them.
 const YIELD: usize = 32 * 1024;
 
 /// [`ProstCodec`] with buffers that fit small messages.

@@ -1,7 +1,7 @@
-//! What `serve` is told: defaults, then the file, then flags, each winning over the one before.
+//! The configuration of `serve`: defaults, overridden by the file, overridden by flags.
 //!
-//! The file is RFD 47's `node_tracker_service` section inside a larger file, whose other sections are left alone.
-//! Inside the section nothing unknown is passed over, because a misspelt key would silently leave a default in place.
+//! The file has RFD 47's `node_tracker_service` section, and may have other sections, which are ignored. An unknown key inside
+//! the section is an error, because a misspelt key would silently leave a default in place.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,26 +11,26 @@ use serde::{Deserialize, Deserializer};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 use thiserror::Error;
 
-/// The section of the file that is ours.
+/// The tracker's section of the file.
 const SECTION: &str = "node_tracker_service";
 
 const ENABLED: &str = "enabled";
 const LISTEN_ADDR: &str = "listen_addr";
 const KEEP_ALIVE: &str = "proxy_keep_alive_interval";
 const KEYPAIRS: &str = "https_keypairs";
-/// The keys that an error's line may be about.
+/// The keys that an error can name.
 const KEYS: [&str; 6] = [ENABLED, LISTEN_ADDR, KEEP_ALIVE, KEYPAIRS, "key_file", "cert_file"];
 
-/// Where the server listens unless it is told otherwise.
+/// The default address to listen on.
 pub const DEFAULT_LISTEN_ADDR: &str = "127.0.0.1:3029";
 
-/// How long a route lives without a refresh unless the server is told otherwise.
+/// The default time that a route lives without a refresh.
 pub const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
 
-/// The longest keep-alive interval that is accepted.
+/// The longest keep-alive interval.
 pub const MAX_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Where a setting came from, to name it when it turns out to be wrong.
+/// The source of a setting, for error messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// Nobody set it.
@@ -45,7 +45,7 @@ pub enum Origin {
         file: PathBuf,
         /// The line, from 1.
         line: u64,
-        /// The key under `node_tracker_service`, where it is known.
+        /// The key under `node_tracker_service`, if known.
         key: Option<&'static str>,
     },
 }
@@ -64,7 +64,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What is wrong with the configuration, in one line: which file, flag or key, and why.
+/// An error in the configuration, as one line: the file, flag or key, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{origin}: {reason}")]
 pub struct ConfigError {
@@ -76,31 +76,31 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(crate) fn new(origin: Origin, reason: impl fmt::Display) -> Self {
-        // One line, whatever a library put into its message.
+        // A library's message may have several lines.
         let reason = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         Self { origin, reason }
     }
 }
 
-/// A value, and who chose it.
+/// A value and its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting<T> {
     /// The value.
     pub value: T,
-    /// Who chose it.
+    /// The source.
     pub origin: Origin,
 }
 
-/// A private key and the certificate chain that goes with it, both PEM files.
+/// A private key and its certificate chain, both PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keypair {
     /// The private key.
     pub key_file: Setting<PathBuf>,
-    /// The certificate, then the ones that vouch for it.
+    /// The certificate, followed by its issuers.
     pub cert_file: Setting<PathBuf>,
 }
 
-/// What the server is told.
+/// The configuration of a server.
 ///
 /// ```
 /// use nodetracker_server::Config;
@@ -110,12 +110,11 @@ pub struct Keypair {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen, `host:port`; port 0 lets the system choose.
+    /// The address to listen on, `host:port`. With port 0 the system chooses a port.
     pub listen_addr: Setting<String>,
     /// How long a route lives without a refresh. The [table](nodetracker::RouteTable) is built with it.
     pub keep_alive: Setting<Duration>,
-    /// Certificates to serve TLS with; plaintext where there are none. The first one is for clients that ask for a
-    /// name that none of them has.
+    /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the first.
     pub keypairs: Vec<Keypair>,
 }
 
@@ -136,7 +135,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads the file; what it leaves out keeps its default.
+    /// Reads the file. Settings that the file lacks keep their defaults.
     ///
     /// # Errors
     ///
@@ -148,7 +147,7 @@ impl Config {
         Self::parse(file, &text)
     }
 
-    /// Overrides where to listen, as `--listen` does.
+    /// Overrides the address to listen on, as `--listen` does.
     #[must_use]
     pub fn listen_on(mut self, addr: impl Into<String>) -> Self {
         self.listen_addr = Setting {
@@ -218,10 +217,10 @@ impl Config {
     }
 }
 
-/// The file, of which only one section is looked at.
+/// The file, of which only one section is parsed.
 #[derive(Deserialize)]
 struct File {
-    /// `None`: not there. `Some(None)`: there and empty, which asks for every default.
+    /// `None` if absent. `Some(None)` if present and empty, which means all defaults.
     #[serde(default, deserialize_with = "present")]
     node_tracker_service: Option<Option<Section>>,
 }
@@ -250,7 +249,7 @@ fn line<T>(value: &Spanned<T>) -> u64 {
     value.referenced.line()
 }
 
-/// Says what the YAML library found in terms of this file: its line, and the key that stands there.
+/// Turns an error of the YAML library into an error with the line and the key of this file.
 fn yaml_error(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigError {
     let message = error.render_with_formatter(&UserMessageFormatter);
     let Some(location) = error.location() else {
@@ -266,7 +265,7 @@ fn yaml_error(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigErr
     ]
     .into_iter()
     .fold(message, |message, (theirs, ours)| message.replace(theirs, ours));
-    // The place goes in front, as compilers put it.
+    // The line precedes the message, as compilers write it.
     let message = message.trim_end_matches(&format!(" at line {line}, column {column}"));
     let source = usize::try_from(line)
         .ok()
@@ -285,7 +284,7 @@ fn yaml_error(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigErr
     )
 }
 
-/// Checks that a string is `host:port`; whether the host exists is found out when it is bound.
+/// Checks that a string is `host:port`. Whether the host exists is checked when the server binds.
 pub(crate) fn listen_addr(text: &str) -> Result<String, String> {
     match text.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),

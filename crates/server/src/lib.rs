@@ -1,33 +1,37 @@
-//! The gRPC front end of nodetracker: it parses, checks, calls the table, and answers.
+//! The gRPC server of nodetracker: parses requests, calls the table, and encodes the replies.
 //!
-//! One [acceptor](crate::Server::run) hands each connection to the least loaded of as many single-threaded workers as
-//! there are cores. A worker drives the `h2` crate's HTTP/2 for each of its connections, with tonic's generated services as
-//! plain services behind a small router, and a short way for unary calls: no call ever changes threads. Every limit that
-//! keeps a hostile client from hurting the others is set in [`limits`].
+//! One [acceptor](Server::run) hands each connection to the least loaded of the workers. Each core has one worker, and each
+//! worker has one thread, so a call never changes threads. A worker drives `h2` for its connections. Unary calls take a fast
+//! path from the frame to the table; all other calls go through tonic.
+//!
+//! Imports point in one direction:
+//!
+//! ```text
+//! cli ──▶ server ──▶ http2 ──▶ grpc ◀── rpc ──▶ convert
+//! ```
+//!
+//! * `cli`: the command line.
+//! * `server`: the port, the threads and the background tasks. Fills the router with the methods of `rpc`.
+//! * `http2`: one connection and its calls.
+//! * `grpc`: from a request to a handler and back; knows no service.
+//! * `rpc`: the services and the method table.
+//! * `convert`: messages to table types and back. Uses the framing of `grpc` for one message that it encodes by hand.
+//!
+//! Every module may use `config`, `limits`, `log` and `tls`. Every limit that keeps a hostile client from hurting other
+//! clients is in [`limits`].
 
-mod accept;
+#![forbid(unsafe_code)]
+
 mod cli;
 mod config;
-mod connection;
-mod dial;
-mod generation;
-mod leaving;
+mod convert;
+mod grpc;
+mod http2;
 pub mod limits;
 mod log;
-mod query;
-mod room;
-mod router;
-mod serve;
-mod service;
-mod services;
-mod session;
-mod signals;
-mod sweeper;
+mod rpc;
+mod server;
 mod tls;
-mod unary;
-mod v1;
-mod watch;
-mod worker;
 
 pub use cli::Cli;
 pub use config::{
@@ -35,4 +39,4 @@ pub use config::{
 };
 pub use limits::Limits;
 pub use log::LogFormat;
-pub use serve::{Drained, Server, StartError};
+pub use server::{Drained, Server, StartError};

@@ -1,4 +1,4 @@
-//! Logs go to stderr, so that stdout stays for what a script wants to read.
+//! Logs go to stderr, so that scripts can read stdout.
 
 use clap::ValueEnum;
 use tracing::Level;
@@ -13,13 +13,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends this process's logs to stderr from now on. Does nothing where they go somewhere already.
+/// Sends the process's logs to stderr. Does nothing if a logger is installed already.
 pub(crate) fn init(format: LogFormat) {
     let logs = tracing_subscriber::fmt()
         .with_max_level(Level::INFO)
         .with_target(false)
         .with_writer(std::io::stderr)
-        // A closed stderr is no reason to stop serving, and nobody could read about it.
+        // A closed stderr must not stop the server, and nobody could read the error.
         .log_internal_errors(false);
     let _ = match format {
         LogFormat::Text => logs.try_init(),

@@ -1,5 +1,7 @@
 //! The `nodetracker` command.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::Parser;

@@ -1,4 +1,4 @@
-//! TLS from PEM files: the server's certificates, and the authorities that the query commands trust.
+//! TLS from PEM files: the server's certificates, and the authorities that the commands trust.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::config::{ConfigError, Keypair};
 /// The protocol that a TLS client must ask for, HTTP/2.
 const ALPN: &[u8] = b"h2";
 
-/// Loads the key pairs and checks that each key goes with its certificate.
+/// Loads the key pairs, and checks that each key matches its certificate.
 pub(crate) fn server_config(keypairs: &[Keypair]) -> Result<Arc<ServerConfig>, ConfigError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let certificates = keypairs
@@ -27,12 +27,12 @@ pub(crate) fn server_config(keypairs: &[Keypair]) -> Result<Arc<ServerConfig>, C
         .with_safe_default_protocol_versions()
         .map_err(|error| ConfigError::new(keypairs[0].key_file.origin.clone(), error))?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(ByName { certificates }));
+        .with_cert_resolver(Arc::new(CertificateByName { certificates }));
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
 }
 
-/// Trusts the authorities of one PEM file and nobody else.
+/// Returns a configuration that trusts only the authorities of one PEM file.
 pub(crate) fn client_config(ca_file: &Path) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(ca_file)? {
@@ -66,7 +66,7 @@ fn load(pair: &Keypair, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, 
     }
 }
 
-/// Reads the certificates of a PEM file, at least one, and checks that they can be parsed.
+/// Reads the certificates of a PEM file. Fails if there is none, or if one cannot be parsed.
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = read(file)?;
     let certificates = CertificateDer::pem_slice_iter(&pem)
@@ -85,14 +85,14 @@ fn read(file: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))
 }
 
-/// Chooses the first certificate that is valid for the name that the client asks for, else the first of all: a client
-/// that dials an address asks for no name.
+/// Chooses the first certificate for the name that the client asks for, or else the first of all. A client that connects to
+/// an IP address asks for no name.
 #[derive(Debug)]
-struct ByName {
+struct CertificateByName {
     certificates: Vec<Arc<CertifiedKey>>,
 }
 
-impl ResolvesServerCert for ByName {
+impl ResolvesServerCert for CertificateByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let wanted = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
         let named = wanted.and_then(|name| self.certificates.iter().find(|certified| is_for(certified, &name)));

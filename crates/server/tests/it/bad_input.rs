@@ -1,4 +1,4 @@
-//! What a server must refuse: with the right status, nothing stored, and the next call served.
+//! Invalid requests: the status is right, nothing is stored, and the next call is served.
 
 use nodetracker::RouteTable;
 use nodetracker_proto::api;

@@ -1,4 +1,4 @@
-//! The commands that ask a running server, and what `serve` writes.
+//! The commands that call a running tracker, and the output of `serve`.
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};

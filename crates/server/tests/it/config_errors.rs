@@ -1,4 +1,4 @@
-//! A configuration that cannot be served: exit code 2 and one line that says what to change.
+//! Invalid configurations: exit code 2, and one line that names the setting to change.
 
 use std::net::TcpListener;
 

@@ -1,14 +1,14 @@
-//! The server over real connections, and the `nodetracker` command as its users run it.
+//! Tests of the server over real connections, and of the `nodetracker` command as users run it.
 
-mod arrivals;
-mod attacks;
 mod bad_input;
-mod beside;
 mod command;
 mod config_errors;
-mod hostile;
-mod scenarios;
+mod health_reflection;
+mod http2_abuse;
+mod request_framing;
+mod rfd47;
 mod session;
+mod slow_clients;
 mod stop;
 mod support;
 mod tls;

@@ -1,4 +1,4 @@
-//! `nodetracker.v1.SessionService`: every transition that its module tells of.
+//! `SessionService`: every transition of the table in `rpc::session`.
 
 use std::num::NonZeroU64;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How the server stops: in order, in time, or at once.
+//! How the server stops: after the calls in flight, at the deadline, or at once.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

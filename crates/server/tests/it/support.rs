@@ -1,4 +1,4 @@
-//! Servers to test against, in this process and as the command; and clients of several kinds.
+//! Test support: servers in this process and as the command, and several kinds of clients.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;

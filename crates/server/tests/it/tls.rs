@@ -1,4 +1,4 @@
-//! TLS: certificates chosen by name, mismatches refused, plaintext turned away.
+//! TLS: certificates are chosen by name, mismatches are refused, and plaintext is rejected.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! `nodetracker.v1` call by call, over real connections: what it does, and what it refuses.
+//! `nodetracker.v1` call by call, over real connections: effects and rejections.
 
 use std::time::Duration;
 

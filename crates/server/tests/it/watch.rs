@@ -1,4 +1,4 @@
-//! Watches: every kind of message, and that a client which does what they say has what the table has.
+//! Watches: every kind of message. A client that applies the messages has the table's content.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,0 +1,124 @@
+//! The client's connection to a tracker.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::task::{Context, Poll};
+
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::body::Body;
+use tower_service::Service;
+
+use crate::tls;
+
+/// The address of a tracker: `host:port`, `http://host:port` or `https://host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) tls: bool,
+    authority: String,
+    host: String,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (tls, authority) = match text.split_once("://") {
+            None => (false, text),
+            Some(("http", authority)) => (false, authority),
+            Some(("https", authority)) => (true, authority),
+            Some((scheme, _)) => return Err(format!("unknown scheme {scheme:?}, expected http or https")),
+        };
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let not_host_port = || "expected host:port, http://host:port or https://host:port".to_owned();
+        let (host, port) = authority.rsplit_once(':').ok_or_else(not_host_port)?;
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(authority)
+            .path_and_query("/")
+            .build();
+        if host.is_empty() || port.parse::<u16>().is_err() || uri.is_err() {
+            return Err(not_host_port());
+        }
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Self {
+            tls,
+            authority: authority.to_owned(),
+            host,
+        })
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.authority)
+    }
+}
+
+impl Target {
+    /// Returns the URI that precedes a method's path.
+    pub(crate) fn origin(&self) -> Uri {
+        Uri::builder()
+            .scheme(if self.tls { "https" } else { "http" })
+            .authority(self.authority.as_str())
+            .path_and_query("/")
+            .build()
+            .unwrap_or_default()
+    }
+
+    /// Connects, over TLS if there is a `ca_file`. TLS trusts only the authorities of that file.
+    pub(crate) async fn connect(&self, ca_file: Option<&Path>) -> Result<Transport, String> {
+        let stream = TcpStream::connect(&self.authority)
+            .await
+            .map_err(|error| format!("cannot connect: {error}"))?;
+        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        match ca_file {
+            None => Transport::over(stream).await,
+            Some(ca_file) => {
+                let tls = TlsConnector::from(tls::client_config(ca_file)?);
+                let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
+                let stream = tls
+                    .connect(name, stream)
+                    .await
+                    .map_err(|error| format!("TLS failed: {error}"))?;
+                Transport::over(stream).await
+            }
+        }
+    }
+}
+
+/// A connected HTTP/2 client, in the form that generated clients take.
+#[derive(Debug, Clone)]
+pub(crate) struct Transport(SendRequest<Body>);
+
+impl Transport {
+    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Self, String> {
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(|error| format!("no HTTP/2: {error}"))?;
+        // The connection's errors reach the calls that they break.
+        tokio::spawn(connection);
+        Ok(Self(sender))
+    }
+}
+
+impl Service<Request<Body>> for Transport {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = hyper::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}

@@ -1,0 +1,238 @@
+//! The commands that call a running tracker's `AdminService`.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::Args;
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
+use nodetracker_proto::v1::node_id::Id;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::cli::client::Transport;
+use crate::cli::commands::{CommandError, TrackerArgs};
+use crate::cli::print::{Format, Print, ProxyRow, RouteRow, dash, time};
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The node's ID
+    node: String,
+    #[command(flatten)]
+    print: Print,
+}
+
+/// Arguments of `nodes`.
+#[derive(Debug, Args)]
+pub(crate) struct Nodes {
+    /// Only nodes that have a route through the proxy with this ID
+    #[arg(long, value_name = "ID")]
+    proxy: Option<String>,
+    #[command(flatten)]
+    print: Print,
+}
+
+/// Arguments of `proxies`.
+#[derive(Debug, Args)]
+pub(crate) struct Proxies {
+    #[command(flatten)]
+    print: Print,
+}
+
+/// Arguments of `rm-proxy`.
+#[derive(Debug, Args)]
+pub(crate) struct RmProxy {
+    /// The proxy's ID
+    proxy_id: String,
+    #[command(flatten)]
+    at: TrackerArgs,
+}
+
+/// Arguments of `stats`.
+#[derive(Debug, Args)]
+pub(crate) struct Stats {
+    #[command(flatten)]
+    print: Print,
+}
+
+impl TrackerArgs {
+    async fn admin(&self) -> Result<AdminServiceClient<Transport>, CommandError> {
+        let transport = self.transport().await?;
+        Ok(AdminServiceClient::with_origin(transport, self.addr.origin()))
+    }
+}
+
+pub(crate) async fn explain(explain: Explain) -> Result<(), CommandError> {
+    let Print { format, at } = explain.print;
+    let node = v1::NodeId {
+        id: Some(Id::Name(explain.node.clone())),
+    };
+    let mut client = at.admin().await?;
+    let response = at.call(client.explain(v1::ExplainRequest { node: Some(node) })).await?;
+    if response.routes.is_empty() {
+        let _ = writeln!(io::stderr(), "nodetracker: nothing is known of node {}", explain.node);
+    }
+    let routes: Vec<_> = response
+        .routes
+        .into_iter()
+        .map(|route| RouteRow {
+            node: None,
+            verdict: Some(verdict(route.verdict())),
+            proxy: route.proxy.unwrap_or_default().into(),
+            last_refresh_time: time(route.last_refresh_time),
+            age_seconds: duration(route.age).map(|age| age.as_secs_f64()),
+        })
+        .collect();
+    let heading = ["PROXY", "CLUSTER", "ADDR", "UPDATED", "AGE", "VERDICT"];
+    format.print(Some(heading), &routes, |route| {
+        let age = route.age_seconds.map(|age| format!("{age:.3}s"));
+        [
+            dash(&route.proxy.proxy_id),
+            route.proxy.cluster_name.clone(),
+            route.proxy.addr.clone(),
+            route.updated(),
+            age.unwrap_or_else(|| dash("")),
+            route.verdict.unwrap_or_default().to_owned(),
+        ]
+    })
+}
+
+pub(crate) async fn nodes(nodes: Nodes) -> Result<(), CommandError> {
+    let Print { format, at } = nodes.print;
+    let mut client = at.admin().await?;
+    let mut heading = Some(["NODE", "PROXY", "CLUSTER", "ADDR", "UPDATED"]);
+    let mut request = v1::ListNodesRequest {
+        proxy_id: nodes.proxy.unwrap_or_default(),
+        ..v1::ListNodesRequest::default()
+    };
+    loop {
+        let page = at.call(client.list_nodes(request.clone())).await?;
+        let mut rows = Vec::new();
+        for node in &page.nodes {
+            for route in &node.routes {
+                let proxy = page.proxies.get(route.proxy_index as usize);
+                rows.push(RouteRow {
+                    node: Some(id(node.node.as_ref())),
+                    proxy: proxy.cloned().unwrap_or_default().into(),
+                    last_refresh_time: time(route.last_refresh_time),
+                    age_seconds: None,
+                    verdict: None,
+                });
+            }
+        }
+        format.print(heading.take(), &rows, |route| {
+            [
+                route.node.clone().unwrap_or_default(),
+                route.proxy.proxy_id.clone(),
+                route.proxy.cluster_name.clone(),
+                route.proxy.addr.clone(),
+                route.updated(),
+            ]
+        })?;
+        if page.next_page_token.is_empty() {
+            return Ok(());
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+pub(crate) async fn proxies(proxies: Proxies) -> Result<(), CommandError> {
+    let Print { format, at } = proxies.print;
+    let mut client = at.admin().await?;
+    let mut heading = Some(["PROXY", "CLUSTER", "ADDR"]);
+    let mut request = v1::ListProxiesRequest::default();
+    loop {
+        let page = at.call(client.list_proxies(request.clone())).await?;
+        let rows: Vec<_> = page.proxies.into_iter().map(ProxyRow::from).collect();
+        format.print(heading.take(), &rows, |proxy| {
+            [&proxy.proxy_id, &proxy.cluster_name, &proxy.addr].map(Clone::clone)
+        })?;
+        if page.next_page_token.is_empty() {
+            return Ok(());
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+pub(crate) async fn rm_proxy(rm_proxy: RmProxy) -> Result<(), CommandError> {
+    let RmProxy { proxy_id, at } = rm_proxy;
+    let mut client = at.admin().await?;
+    let request = v1::RemoveProxyRequest {
+        proxy_id: proxy_id.clone(),
+    };
+    if !at.call(client.remove_proxy(request)).await?.removed {
+        let _ = writeln!(io::stderr(), "nodetracker: proxy {proxy_id} was not registered");
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct StatsRow {
+    routes: u64,
+    nodes: u64,
+    proxies: u64,
+    records: u64,
+    watches: u32,
+    keep_alive_seconds: Option<f64>,
+    uptime_seconds: Option<f64>,
+    generation: String,
+    version: String,
+}
+
+pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
+    let Print { format, at } = stats.print;
+    let mut client = at.admin().await?;
+    let stats = at.call(client.stats(v1::StatsRequest {})).await?;
+    let row = StatsRow {
+        routes: stats.route_count,
+        nodes: stats.node_count,
+        proxies: stats.proxy_count,
+        records: stats.record_count,
+        watches: stats.watch_count,
+        keep_alive_seconds: duration(stats.keep_alive).map(|interval| interval.as_secs_f64()),
+        uptime_seconds: duration(stats.uptime).map(|uptime| uptime.as_secs_f64()),
+        generation: format!("{:016x}", stats.generation),
+        version: stats.version,
+    };
+    match format {
+        Format::Json => format.print(None::<[&str; 0]>, &[row], |_| []),
+        Format::Table => {
+            let seconds = |seconds: Option<f64>| seconds.map_or_else(|| dash(""), |seconds| format!("{seconds:.3}s"));
+            let lines = [
+                ("routes", row.routes.to_string()),
+                ("nodes", row.nodes.to_string()),
+                ("proxies", row.proxies.to_string()),
+                ("records", row.records.to_string()),
+                ("watches", row.watches.to_string()),
+                ("keep-alive", seconds(row.keep_alive_seconds)),
+                ("uptime", seconds(row.uptime_seconds)),
+                ("generation", row.generation),
+                ("version", row.version),
+            ];
+            format.print(None, &lines, |(name, value)| [(*name).to_owned(), value.clone()])
+        }
+    }
+}
+
+fn verdict(verdict: v1::Verdict) -> &'static str {
+    match verdict {
+        v1::Verdict::Returned => "returned",
+        v1::Verdict::Expired => "expired",
+        v1::Verdict::ProxyRemoved => "proxy removed",
+        v1::Verdict::Unspecified => "unknown",
+    }
+}
+
+/// Returns a node's ID as text.
+fn id(node: Option<&v1::NodeId>) -> String {
+    match node.and_then(|node| node.id.as_ref()) {
+        Some(Id::Uuid(bytes)) => Uuid::from_slice(bytes).map_or_else(|_| dash(""), |uuid| uuid.to_string()),
+        Some(Id::Name(name)) => name.clone(),
+        None => dash(""),
+    }
+}
+
+fn duration(duration: Option<prost_types::Duration>) -> Option<Duration> {
+    Duration::try_from(duration?).ok()
+}

@@ -1,0 +1,123 @@
+//! The command line: `serve` runs a tracker, all other commands call a running tracker.
+
+mod client;
+mod commands;
+mod print;
+mod serve;
+mod signals;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio::runtime;
+
+use crate::cli::commands::{CommandError, admin};
+use crate::cli::serve::Serve;
+
+/// The exit code of a failure while a command ran.
+const FAILURE: u8 = 1;
+/// The exit code of a wrong command line or configuration, as clap has it.
+const USAGE: u8 = 2;
+
+/// The text of `help` after the commands.
+const FOR_SCRIPTS: &str = "\
+Exit codes:
+  0         Done, also where the answer is empty
+  1         The tracker did not answer, or refused; or something failed while it ran
+  2         A mistake in the command line or the configuration
+  130, 143  Ended by SIGINT or SIGTERM; where the tracker runs, by the second one
+
+Answers go to stdout, remarks and errors to stderr. With --format json an answer is one
+object a line, and a time is like 2021-11-23T00:01:38.042Z, in UTC.";
+
+/// Tracks which proxies hold the reverse tunnels to which nodes
+#[derive(Debug, Parser)]
+#[command(
+    name = "nodetracker",
+    version,
+    after_help = FOR_SCRIPTS,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the tracker
+    ///
+    /// The line "listening on ADDR" goes to stdout once calls are accepted, logs go to stderr. SIGTERM and SIGINT stop
+    /// it once the calls in flight are finished; a second one at once.
+    Serve(Serve),
+    /// Record, or refresh, that a node can be reached through a proxy
+    Add(commands::Add),
+    /// List the proxies that can reach a node, most recently refreshed first
+    ///
+    /// As JSON, each has proxy_id, cluster_name, addr and last_refresh_time.
+    Get(commands::Get),
+    /// Forget every route of a node
+    Rm(commands::Rm),
+    /// Tell everything that is known of a node, and why a route of it is not returned
+    ///
+    /// As JSON, each route has what `get` prints, age_seconds, and the verdict: returned, expired or proxy removed.
+    Explain(admin::Explain),
+    /// List the nodes with their routes
+    ///
+    /// In no particular order. A node is there once, if it has routes all the while. As JSON, each route has what `get` prints,
+    /// and the node.
+    Nodes(admin::Nodes),
+    /// List the proxies that are registered
+    ///
+    /// As JSON, each has proxy_id, cluster_name and addr.
+    Proxies(admin::Proxies),
+    /// Forget a proxy with all its routes
+    ///
+    /// Takes effect at once, however many routes there are. A proxy that goes on reporting nodes with single calls is registered
+    /// again by that. One that has a session loses it, and comes back when it starts anew.
+    RmProxy(admin::RmProxy),
+    /// Tell what the tracker holds, and since when it runs
+    Stats(admin::Stats),
+}
+
+impl Cli {
+    /// Runs the command. A failure is one line on stderr.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return fail(FAILURE, &error),
+        };
+        runtime.block_on(async {
+            match self.command {
+                Command::Serve(serve) => serve.run().await,
+                Command::Add(add) => exit_code(commands::add(add).await),
+                Command::Get(get) => exit_code(commands::get(get).await),
+                Command::Rm(rm) => exit_code(commands::rm(rm).await),
+                Command::Explain(explain) => exit_code(admin::explain(explain).await),
+                Command::Nodes(nodes) => exit_code(admin::nodes(nodes).await),
+                Command::Proxies(proxies) => exit_code(admin::proxies(proxies).await),
+                Command::RmProxy(rm_proxy) => exit_code(admin::rm_proxy(rm_proxy).await),
+                Command::Stats(stats) => exit_code(admin::stats(stats).await),
+            }
+        })
+    }
+}
+
+fn exit_code(result: Result<(), CommandError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough, which is no failure.
+        Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error @ CommandError::Usage(_)) => fail(USAGE, &error),
+        Err(error) => fail(FAILURE, &error),
+    }
+}
+
+fn fail(code: u8, error: &dyn std::error::Error) -> ExitCode {
+    // Not eprintln, which panics on a closed stderr.
+    let _ = writeln!(io::stderr(), "nodetracker: {error}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,142 @@
+//! Output of the commands: aligned columns for people, or JSON for scripts.
+
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, ValueEnum};
+use nodetracker_proto::v1;
+use serde::{Serialize, Serializer};
+
+use crate::cli::commands::{CommandError, TrackerArgs};
+
+/// The output format, and the tracker to call.
+#[derive(Debug, Args)]
+pub(crate) struct Print {
+    /// How to print the answer
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) at: TrackerArgs,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Format {
+    /// Aligned columns under a heading
+    #[default]
+    Table,
+    /// One object a line; nothing where the answer is empty
+    Json,
+}
+
+impl Format {
+    /// Prints a response, or a part of a response: rows under a heading, or the objects of the rows.
+    pub(crate) fn print<T: Serialize, const N: usize>(
+        self,
+        heading: Option<[&str; N]>,
+        objects: &[T],
+        row: impl Fn(&T) -> [String; N],
+    ) -> Result<(), CommandError> {
+        let mut out = io::stdout().lock();
+        self.write(&mut out, heading, objects, row)?;
+        Ok(out.flush()?)
+    }
+
+    pub(crate) fn write<T: Serialize, const N: usize>(
+        self,
+        out: &mut impl Write,
+        heading: Option<[&str; N]>,
+        objects: &[T],
+        row: impl Fn(&T) -> [String; N],
+    ) -> io::Result<()> {
+        match self {
+            Format::Table => {
+                let heading = heading.map(|heading| heading.map(str::to_owned));
+                let rows: Vec<_> = heading.into_iter().chain(objects.iter().map(row)).collect();
+                write_columns(out, &rows)
+            }
+            Format::Json => {
+                for object in objects {
+                    serde_json::to_writer(&mut *out, object)?;
+                    writeln!(out)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A route in JSON.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct RouteRow {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<String>,
+    #[serde(flatten)]
+    pub(crate) proxy: ProxyRow,
+    #[serde(serialize_with = "as_rfc3339")]
+    pub(crate) last_refresh_time: Option<SystemTime>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) age_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) verdict: Option<&'static str>,
+}
+
+impl RouteRow {
+    /// Returns the text of the column UPDATED.
+    pub(crate) fn updated(&self) -> String {
+        self.last_refresh_time.map_or_else(|| dash(""), rfc3339)
+    }
+}
+
+/// A proxy in JSON. A removed proxy has no ID.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct ProxyRow {
+    pub(crate) proxy_id: String,
+    pub(crate) cluster_name: String,
+    pub(crate) addr: String,
+}
+
+impl From<v1::Proxy> for ProxyRow {
+    fn from(proxy: v1::Proxy) -> Self {
+        Self {
+            proxy_id: proxy.proxy_id,
+            cluster_name: proxy.cluster_name,
+            addr: proxy.addr,
+        }
+    }
+}
+
+/// Writes rows with aligned columns.
+fn write_columns<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    for row in rows {
+        for (at, (text, width)) in row.iter().zip(widths).enumerate() {
+            match at + 1 == N {
+                // The last column needs no padding.
+                true => writeln!(out, "{text}")?,
+                false => write!(out, "{text:width$}  ")?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns the text of a column, or a dash if the text is empty.
+pub(crate) fn dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.into() }
+}
+
+pub(crate) fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {
+    SystemTime::try_from(time?).ok()
+}
+
+/// Formats a time to the millisecond, in UTC.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    // Formatting fails for years before 1970 and after 9999.
+    let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, latest)).to_string()
+}
+
+fn as_rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(rfc3339).serialize(serializer)
+}

@@ -1,0 +1,43 @@
+//! SIGTERM and SIGINT.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals that stop the server. Once installed, they no longer end the process by themselves.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// A signal that was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReceivedSignal {
+    pub(crate) name: &'static str,
+    number: u8,
+}
+
+impl ReceivedSignal {
+    /// Returns the exit code that shells expect of a process that this signal ended.
+    pub(crate) fn exit_code(self) -> u8 {
+        128 + self.number
+    }
+}
+
+impl Signals {
+    pub(crate) fn install() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next signal.
+    pub(crate) async fn next(&mut self) -> ReceivedSignal {
+        tokio::select! {
+            _ = self.terminate.recv() => ReceivedSignal { name: "SIGTERM", number: 15 },
+            _ = self.interrupt.recv() => ReceivedSignal { name: "SIGINT", number: 2 },
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The table's errors as gRPC statuses. Every service uses this mapping.
+//!
+//! | error | status |
+//! | --- | --- |
+//! | a string is not acceptable | INVALID_ARGUMENT, and the message begins with the path of the field |
+//! | the table is full | RESOURCE_EXHAUSTED |
+//! | any other | INTERNAL |
+
+use std::fmt::Display;
+
+use nodetracker::{
+    AddError, AddNodesError, BeginError, NodeIdError, ProxyField, RegisterError, ReportError, ReportNodesError,
+    TextError,
+};
+use tonic::Status;
+
+/// A string in `field` is not acceptable.
+pub(crate) fn text(field: impl Display, reason: TextError) -> Status {
+    Status::invalid_argument(format!("{field} {reason}"))
+}
+
+/// A string in `field` is not a node ID.
+pub(crate) fn node_id(field: impl Display, NodeIdError(reason): NodeIdError) -> Status {
+    text(field, reason)
+}
+
+/// A proxy was not registered. `path` is the prefix of the proxy's fields.
+pub(crate) fn register(path: &str, error: RegisterError) -> Status {
+    match error {
+        RegisterError::Invalid { field, reason } => text(format_args!("{path}{}", proxy_field(field)), reason),
+        RegisterError::TooManyProxies { .. } => Status::resource_exhausted(error.to_string()),
+        error => Status::internal(error.to_string()),
+    }
+}
+
+/// An incarnation has not begun, though it is not stale. `path` is the prefix of the proxy's fields.
+pub(crate) fn begin(path: &str, error: BeginError) -> Status {
+    match error {
+        BeginError::Proxy(error) => register(path, error),
+        error => Status::internal(error.to_string()),
+    }
+}
+
+/// A report of one node failed. `path` is the prefix of the proxy's fields.
+pub(crate) fn report(path: &str, error: ReportError) -> Status {
+    match error {
+        ReportError::Proxy(error) => register(path, error),
+        ReportError::Route(error) => add(error, error),
+        error => Status::internal(error.to_string()),
+    }
+}
+
+/// A report of many nodes failed. `path` is the prefix of the proxy's fields.
+pub(crate) fn report_nodes(path: &str, error: ReportNodesError) -> Status {
+    match error {
+        ReportNodesError::Proxy(error) => register(path, error),
+        ReportNodesError::Nodes(error @ AddNodesError { error: cause, .. }) => add(cause, error),
+        error => Status::internal(error.to_string()),
+    }
+}
+
+fn add(error: AddError, message: impl Display) -> Status {
+    match error {
+        AddError::TooManyRoutes { .. } | AddError::OutOfMemory => Status::resource_exhausted(message.to_string()),
+        _ => Status::internal(message.to_string()),
+    }
+}
+
+/// Returns the name of a proxy's field, which is the same in every service.
+fn proxy_field(field: ProxyField) -> &'static str {
+    match field {
+        ProxyField::Id => "proxy_id",
+        ProxyField::ClusterName => "cluster_name",
+        ProxyField::Addr => "addr",
+    }
+}

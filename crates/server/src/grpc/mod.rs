@@ -1,0 +1,11 @@
+//! gRPC over HTTP/2 streams: the method table, and how a call gets its reply.
+
+mod drain_body;
+pub(crate) mod frame;
+pub(crate) mod handler;
+pub(crate) mod method;
+mod request;
+pub(crate) mod router;
+pub(crate) mod send_budget;
+pub(crate) mod status;
+mod unary;

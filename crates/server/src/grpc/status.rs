@@ -1,0 +1,26 @@
+//! Status codes: this server's in place of tonic's, where they differ.
+//!
+//! gRPC's specification lists RESOURCE_EXHAUSTED for a message over the limit, and other servers reply so. tonic replies
+//! OUT_OF_RANGE, which nothing in this server does.
+
+use http::Response;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+/// Corrects the code in the head of a response.
+pub(crate) fn correct_response(mut response: Response<Body>) -> Response<Body> {
+    if let Some(code) = response.headers_mut().get_mut(Status::GRPC_STATUS)
+        && Code::from_bytes(code.as_bytes()) == Code::OutOfRange
+    {
+        *code = (Code::ResourceExhausted as i32).into();
+    }
+    response
+}
+
+/// Corrects the code of a status that ends a stream.
+pub(crate) fn correct_status(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message()),
+        _ => status,
+    }
+}

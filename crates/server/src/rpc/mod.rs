@@ -1,0 +1,12 @@
+//! The services of the port: each function parses a request, calls the table, and encodes the reply.
+
+mod admin;
+pub(crate) mod health;
+pub(crate) mod instance_id;
+pub(crate) mod methods;
+mod node_tracker;
+mod page_token;
+mod reflection;
+mod routes;
+mod session;
+pub(crate) mod watch;

@@ -1,0 +1,64 @@
+//! `api.NodeTrackerService`, the frozen contract.
+//!
+//! Its calls name no incarnation of the proxy, so they act for the current one, even if they arrive late; see
+//! [`RouteTable::begin_incarnation`].
+
+use std::sync::Arc;
+
+use nodetracker::{NodeId, Proxy, RouteTable};
+use nodetracker_proto::api;
+use tonic::Status;
+
+use crate::convert::status;
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct NodeTracker {
+    table: Arc<RouteTable>,
+}
+
+impl NodeTracker {
+    pub(crate) fn new(table: Arc<RouteTable>) -> Self {
+        Self { table }
+    }
+
+    // `load/instructions` finds this function and `get_proxies` by name, so they must not be inlined.
+    #[inline(never)]
+    pub(crate) fn add_node(&self, request: api::AddNodeRequest) -> Result<api::AddNodeResponse, Status> {
+        // Parse the node first: a bad node must not leave its proxy registered.
+        let node = node_id(&request.node_id)?;
+        let proxy = Proxy {
+            id: &request.proxy_id,
+            cluster_name: &request.cluster_name,
+            addr: &request.addr,
+        };
+        self.table
+            .report_node(&node, &proxy)
+            .map_err(|error| status::report("", error))?;
+        Ok(api::AddNodeResponse {})
+    }
+
+    #[inline(never)]
+    pub(crate) fn get_proxies(&self, request: api::GetProxiesRequest) -> Result<api::GetProxiesResponse, Status> {
+        let node = node_id(&request.node_id)?;
+        let details = self.table.resolve(&node).into_iter().map(|route| api::ProxyDetails {
+            id: route.details.id.into(),
+            cluster_name: route.details.cluster_name.into(),
+            addr: route.details.addr.into(),
+            updated_at: Some(route.last_refresh.into()),
+        });
+        Ok(api::GetProxiesResponse {
+            proxy_details: details.collect(),
+        })
+    }
+
+    pub(crate) fn remove_node(&self, request: api::RemoveNodeRequest) -> Result<api::RemoveNodeResponse, Status> {
+        let node = node_id(&request.node_id)?;
+        self.table.remove_node(&node);
+        Ok(api::RemoveNodeResponse {})
+    }
+}
+
+fn node_id(text: &str) -> Result<NodeId, Status> {
+    text.parse().map_err(|error| status::node_id("node_id", error))
+}

@@ -1,0 +1,117 @@
+//! `SessionService`: one stream for each proxy.
+//!
+//! `session.proto` explains the messages. A session goes through these states:
+//!
+//! ```text
+//!                 hello
+//!   BEGUN ──────────────────▶ OPEN ──────────────────▶ ENDED
+//!     │                       │  ▲                       ▲
+//!     │                       └──┘ nodes up, heartbeat,  │
+//!     │                            nodes down            │
+//!     └──────────────────────────────────────────────────┘
+//! ```
+//!
+//! | state | event | response | next state |
+//! | --- | --- | --- | --- |
+//! | BEGUN | hello | welcome. The previous session of the proxy is superseded | OPEN |
+//! | | hello of a stale incarnation | superseded, FAILED_PRECONDITION | ENDED |
+//! | | another message | INVALID_ARGUMENT | ENDED |
+//! | | no message for [`Limits::call`](crate::Limits::call) | DEADLINE_EXCEEDED | ENDED |
+//! | OPEN | nodes up | handles; fewer than nodes if the table is full | OPEN |
+//! | | heartbeat | ack, with the handles whose routes are gone | OPEN |
+//! | | heartbeat, after the table has dropped the proxy because it had no routes | resync | OPEN |
+//! | | nodes down | ack | OPEN |
+//! | | drain | ack, then OK | ENDED; the routes are gone |
+//! | | hello | INVALID_ARGUMENT | ENDED |
+//! | | another session of the proxy begins | superseded, FAILED_PRECONDITION | ENDED |
+//! | | any message after the proxy was removed | superseded, FAILED_PRECONDITION | ENDED |
+//! | | no message for a keep-alive interval | DEADLINE_EXCEEDED | ENDED |
+//! | both | a message that is malformed, has too many elements, or is empty | INVALID_ARGUMENT | ENDED |
+//! | | bytes that are not a message of the contract | INTERNAL | ENDED |
+//! | | a message over the size limit | RESOURCE_EXHAUSTED | ENDED |
+//! | | the end of the client's side | OK | ENDED |
+//! | | the connection drains | UNAVAILABLE (`grpc::drain_body`) | ENDED |
+//! | | the connection is lost | | ENDED |
+//!
+//! The end of a session changes nothing in the table, except after a drain or a takeover by a newer incarnation.
+//!
+//! # Ownership
+//!
+//! The table rejects calls of every incarnation but the latest ([`RouteTable::begin_incarnation`]). [`owner`] adds that of
+//! one incarnation only the latest *session* acts. So a message from a dead connection has no effect once the next session
+//! has begun.
+//!
+//! # Memory
+//!
+//! [`stream`] reads a message once HTTP/2's flow control has taken the response to the previous message. So a client that
+//! does not read delays only itself, with one unread window and one send buffer. A session's memory does not grow with its
+//! nodes: the table keeps the routes, and the client keeps the handles. Parsed messages ([`Scratch`](message::Scratch))
+//! belong to the thread, not to the session.
+//!
+//! # The heartbeat interval
+//!
+//! The heartbeat interval is a third of the table's keep-alive interval ([`HEARTBEATS_PER_KEEP_ALIVE`]), so a route survives
+//! two lost heartbeats in a row. If the table's interval changes, the next ack has the new heartbeat interval.
+
+mod message;
+mod owner;
+mod state;
+mod stream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nodetracker::RouteTable;
+use nodetracker_proto::v1;
+use tonic::Streaming;
+
+use crate::limits::HEARTBEATS_PER_KEEP_ALIVE;
+use crate::rpc::instance_id::InstanceId;
+use crate::rpc::session::owner::SessionOwners;
+use crate::rpc::session::state::Session;
+use crate::rpc::session::stream::SessionStream;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct Sessions {
+    shared: Arc<Shared>,
+    /// How long a client may take to say hello.
+    hello: Duration,
+}
+
+/// The state that all sessions share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    table: Arc<RouteTable>,
+    owners: SessionOwners,
+    instance_id: InstanceId,
+}
+
+impl Shared {
+    fn new(table: Arc<RouteTable>, instance_id: InstanceId) -> Self {
+        Self {
+            table,
+            owners: SessionOwners::default(),
+            instance_id,
+        }
+    }
+
+    /// Returns the interval at which a client has to refresh each of its routes.
+    fn heartbeat_interval(&self) -> Duration {
+        self.table.keep_alive() / HEARTBEATS_PER_KEEP_ALIVE
+    }
+}
+
+impl Sessions {
+    /// Returns the service. `hello` is how long a client may take to say hello.
+    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId, hello: Duration) -> Self {
+        let shared = Arc::new(Shared::new(table, instance_id));
+        Self { shared, hello }
+    }
+
+    /// Begins a session.
+    pub(crate) fn session(&self, requests: Streaming<v1::SessionRequest>) -> SessionStream {
+        let session = Session::new(Arc::clone(&self.shared));
+        SessionStream::new(requests, session, self.hello)
+    }
+}

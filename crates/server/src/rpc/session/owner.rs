@@ -1,0 +1,234 @@
+//! Which session owns each proxy: of one incarnation, only the latest session acts.
+//!
+//! A session acts under the lock of its [`Ownership`]. A hello holds the lock of the previous session while it begins its
+//! incarnation and takes over. So each message of the previous session is done before the takeover, or is rejected.
+//!
+//! Nobody waits longer than one message takes. A hello waits for a message of the same proxy; hellos and ends of sessions
+//! wait for each other.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use nodetracker_proto::v1::SessionSupersededReason;
+
+/// The owner of every proxy that has an open session, by the proxy's ID.
+#[derive(Debug, Default)]
+pub(crate) struct SessionOwners(Mutex<HashMap<Box<str>, Arc<Ownership>>>);
+
+/// A session's right to act for its proxy, until another session takes over.
+#[derive(Debug)]
+pub(crate) struct Ownership {
+    incarnation: NonZeroU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    superseded: Option<Superseded>,
+    /// Woken by the takeover.
+    waker: Option<Waker>,
+}
+
+/// Why a session no longer acts, and the latest incarnation of its proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Superseded {
+    pub(crate) reason: SessionSupersededReason,
+    pub(crate) latest: NonZeroU64,
+}
+
+/// Locks a mutex, poisoned or not: no critical section here leaves its data half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SessionOwners {
+    /// Makes a new session the owner of a proxy, if `begin` succeeds. The previous session does not act while `begin` runs,
+    /// nor after a success.
+    pub(crate) fn take_over<T, E>(
+        &self,
+        proxy_id: &str,
+        incarnation: NonZeroU64,
+        begin: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(Arc<Ownership>, T), E> {
+        let mut owners = lock(&self.0);
+        let previous = owners.get(proxy_id).map(Arc::clone);
+        let state = previous.as_ref().map(|previous| (previous, lock(&previous.state)));
+        let begun = begin()?;
+        if let Some((previous, mut state)) = state {
+            let reason = if previous.incarnation == incarnation {
+                SessionSupersededReason::NewerSession
+            } else {
+                SessionSupersededReason::NewerIncarnation
+            };
+            let latest = incarnation;
+            state.superseded = Some(Superseded { reason, latest });
+            if let Some(waker) = state.waker.take() {
+                waker.wake();
+            }
+        }
+        let ownership = Arc::new(Ownership {
+            incarnation,
+            state: Mutex::default(),
+        });
+        owners.insert(proxy_id.into(), Arc::clone(&ownership));
+        Ok((ownership, begun))
+    }
+
+    /// Ends an ownership. Does nothing if another session has taken over.
+    pub(crate) fn release(&self, proxy_id: &str, ownership: &Arc<Ownership>) {
+        let mut owners = lock(&self.0);
+        if owners
+            .get(proxy_id)
+            .is_some_and(|current| Arc::ptr_eq(current, ownership))
+        {
+            owners.remove(proxy_id);
+            // Memory follows the number of open sessions, not its peak.
+            if owners.len() < owners.capacity() / 4 {
+                let capacity = 2 * owners.len();
+                owners.shrink_to(capacity);
+            }
+        }
+    }
+}
+
+impl Ownership {
+    /// Runs `act` if the session still owns its proxy. No other session takes over meanwhile.
+    pub(crate) fn run_if_owner<T>(&self, act: impl FnOnce() -> T) -> Result<T, Superseded> {
+        let state = lock(&self.state);
+        match state.superseded {
+            Some(superseded) => Err(superseded),
+            None => Ok(act()),
+        }
+    }
+
+    /// Waits until another session takes over.
+    pub(crate) fn poll_superseded(&self, cx: &mut Context<'_>) -> Poll<Superseded> {
+        let mut state = lock(&self.state);
+        if let Some(superseded) = state.superseded {
+            return Poll::Ready(superseded);
+        }
+        if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::task::Wake;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn take_over(owners: &SessionOwners, incarnation: u64) -> Arc<Ownership> {
+        let incarnation = NonZeroU64::new(incarnation).expect("not zero");
+        let taken = owners.take_over("proxy", incarnation, || Ok::<_, ()>(()));
+        taken.expect("the incarnation begins").0
+    }
+
+    #[test]
+    fn the_latest_session_owns_the_proxy_and_the_previous_session_is_woken() {
+        let owners = SessionOwners::default();
+        let first = take_over(&owners, 1);
+        assert_eq!(first.run_if_owner(|| 5), Ok(5));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        assert_eq!(first.poll_superseded(&mut cx), Poll::Pending);
+
+        // A session that does not begin takes nothing over.
+        let refused = owners.take_over("proxy", NonZeroU64::MIN, || Err::<(), _>("stale"));
+        assert_eq!(refused.expect_err("it is refused"), "stale");
+        assert_eq!(first.run_if_owner(|| 5), Ok(5));
+        assert!(!woken.0.load(Ordering::Relaxed));
+
+        let second = take_over(&owners, 1);
+        let superseded = |reason, latest| Superseded {
+            reason,
+            latest: NonZeroU64::new(latest).expect("not zero"),
+        };
+        let to_second = superseded(SessionSupersededReason::NewerSession, 1);
+        assert!(woken.0.load(Ordering::Relaxed));
+        assert_eq!(
+            first.run_if_owner(|| unreachable!("it is superseded")),
+            Err::<(), _>(to_second)
+        );
+        assert_eq!(first.poll_superseded(&mut cx), Poll::Ready(to_second));
+
+        let third = take_over(&owners, 2);
+        let to_third = superseded(SessionSupersededReason::NewerIncarnation, 2);
+        assert_eq!(second.poll_superseded(&mut cx), Poll::Ready(to_third));
+        assert_eq!(third.poll_superseded(&mut cx), Poll::Pending);
+    }
+
+    #[test]
+    fn a_session_that_ends_leaves_nothing_behind() {
+        let owners = SessionOwners::default();
+        let first = take_over(&owners, 1);
+        let second = take_over(&owners, 1);
+        owners.release("proxy", &first);
+        assert_eq!(lock(&owners.0).len(), 1, "another session owns the proxy");
+        owners.release("proxy", &second);
+        owners.release("proxy", &second);
+        assert_eq!(lock(&owners.0).len(), 0);
+    }
+
+    #[test]
+    fn memory_follows_the_number_of_open_sessions() {
+        let owners = SessionOwners::default();
+        let names: Vec<_> = (0..10_000).map(|number| format!("proxy-{number}")).collect();
+        let take_over = |name: &String| owners.take_over(name, NonZeroU64::MIN, || Ok::<_, ()>(()));
+        let taken: Vec<_> = names
+            .iter()
+            .map(|name| take_over(name).expect("the incarnation begins").0)
+            .collect();
+        for (left, (name, ownership)) in names.iter().zip(&taken).enumerate().rev() {
+            owners.release(name, ownership);
+            let owners = lock(&owners.0);
+            assert_eq!(owners.len(), left);
+            assert!(owners.capacity() <= 4 * left + 4, "{} for {left}", owners.capacity());
+        }
+    }
+
+    #[test]
+    fn a_message_under_way_is_done_before_another_session_begins() {
+        let owners = SessionOwners::default();
+        let first = take_over(&owners, 1);
+        let (begun, begins) = mpsc::channel();
+        thread::scope(|scope| {
+            first
+                .run_if_owner(|| {
+                    let owners = &owners;
+                    scope.spawn(move || {
+                        let begin = || begun.send(()).map_err(|_| ());
+                        owners.take_over("proxy", NonZeroU64::MIN, begin).map(|_| ())
+                    });
+                    let has_begun = |wait| begins.recv_timeout(wait).is_ok();
+                    while owners.0.try_lock().is_ok() {
+                        assert!(!has_begun(Duration::ZERO), "it has begun meanwhile");
+                        thread::yield_now();
+                    }
+                    // The thread is about to take over, and would not need long to begin.
+                    assert!(!has_begun(Duration::from_millis(20)), "it has begun meanwhile");
+                })
+                .expect("the first session owns the proxy");
+            begins.recv().expect("it begins once the message is done");
+        });
+        assert!(first.run_if_owner(|| ()).is_err());
+    }
+}

@@ -1,0 +1,294 @@
+//! The state machine of a session, without its stream: each request has its response at once.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use nodetracker::{AddError, AddNodesError, BeginError, Incarnation, ProxyRef, StaleIncarnation};
+use nodetracker_proto::v1::session_request::Request;
+use nodetracker_proto::v1::session_response::Response;
+use nodetracker_proto::v1::{self, SessionRefusal, SessionSupersededReason};
+use tonic::Status;
+
+use crate::convert::{parse, status};
+use crate::limits::{MAX_MESSAGE_SIZE, MAX_SESSION_HANDLES, MAX_SESSION_NODES};
+use crate::rpc::session::Shared;
+use crate::rpc::session::message::{self, Scratch, with_scratch};
+use crate::rpc::session::owner::{Ownership, Superseded};
+
+/// The response to a request, and whether the session continues.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Continue(v1::SessionResponse),
+    /// The session ends with this status after the response.
+    End(v1::SessionResponse, Result<(), Status>),
+}
+
+/// One client's session. The [module](super) describes its states.
+#[derive(Debug)]
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    /// `None` while BEGUN. After the end nothing is polled any more.
+    open: Option<Open>,
+}
+
+/// The state of an open session.
+#[derive(Debug)]
+struct Open {
+    /// The proxy of the hello.
+    details: v1::Proxy,
+    incarnation: NonZeroU64,
+    proxy: ProxyRef,
+    ownership: Arc<Ownership>,
+    /// The last heartbeat interval that was sent.
+    announced_interval: Duration,
+}
+
+/// Why the session ends instead of acting on a request.
+enum Failure {
+    Superseded(Superseded),
+    /// The table did not register the proxy.
+    NotRegistered(Status),
+}
+
+impl From<Superseded> for Failure {
+    fn from(superseded: Superseded) -> Self {
+        Failure::Superseded(superseded)
+    }
+}
+
+impl From<BeginError> for Failure {
+    fn from(error: BeginError) -> Self {
+        match error {
+            BeginError::Stale(stale) => Failure::Superseded(superseded_by(stale)),
+            error => Failure::NotRegistered(status::begin("hello.proxy.", error)),
+        }
+    }
+}
+
+impl Session {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, open: None }
+    }
+
+    /// Returns how long the client may be silent from now on, once it has said hello.
+    pub(crate) fn idle_timeout(&self) -> Option<Duration> {
+        self.open.as_ref().map(|_| self.shared.table.keep_alive())
+    }
+
+    /// Waits until another session takes over.
+    pub(crate) fn poll_superseded(&self, cx: &mut Context<'_>) -> Poll<Step> {
+        match &self.open {
+            Some(open) => open
+                .ownership
+                .poll_superseded(cx)
+                .map(|superseded| end_superseded(0, superseded)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Acts on a request.
+    ///
+    /// # Errors
+    ///
+    /// The session ends with the status and without a response. The table is unchanged.
+    pub(crate) fn on_request(&mut self, request: v1::SessionRequest) -> Result<Step, Status> {
+        let sequence = request.sequence;
+        let Some(request) = request.request else {
+            return Err(Status::invalid_argument("request is missing"));
+        };
+        match (&mut self.open, request) {
+            (None, Request::Hello(hello)) => self.hello(sequence, hello),
+            (None, other) => Err(Status::invalid_argument(format!(
+                "{} came before hello",
+                name_of(&other)
+            ))),
+            (Some(_), Request::Hello(_)) => Err(Status::invalid_argument("hello came a second time")),
+            (Some(open), request) => open.on_request(sequence, &request, &self.shared),
+        }
+    }
+
+    fn hello(&mut self, sequence: u64, hello: v1::SessionHello) -> Result<Step, Status> {
+        let shared = &self.shared;
+        let (proxy, incarnation) = message::hello(&hello)?;
+        let begin = || shared.table.begin_incarnation(&proxy, incarnation);
+        let begun = shared.owners.take_over(proxy.id, incarnation, begin);
+        let (ownership, begun) = match begun.map_err(Failure::from) {
+            Ok(taken) => taken,
+            Err(failure) => return failure.end(sequence),
+        };
+        let announced_interval = shared.heartbeat_interval();
+        let welcome = v1::SessionWelcome {
+            generation: shared.instance_id.get(),
+            heartbeat_interval: to_wire(announced_interval),
+            handles_hold: hello.has_handles && hello.generation == shared.instance_id.get() && begun.is_resumed,
+            limits: Some(v1::SessionLimits {
+                max_nodes: MAX_SESSION_NODES as u32,
+                max_handles: MAX_SESSION_HANDLES as u32,
+                max_message_bytes: MAX_MESSAGE_SIZE as u32,
+                idle_timeout: to_wire(shared.table.keep_alive()),
+            }),
+        };
+        self.open = Some(Open {
+            details: hello.proxy.unwrap_or_default(),
+            incarnation,
+            proxy: begun.proxy,
+            ownership,
+            announced_interval,
+        });
+        Ok(Step::Continue(response(sequence, Response::Welcome(welcome))))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(open) = &self.open {
+            self.shared.owners.release(&open.details.proxy_id, &open.ownership);
+        }
+    }
+}
+
+impl Failure {
+    fn end(self, sequence: u64) -> Result<Step, Status> {
+        match self {
+            Failure::Superseded(superseded) => Ok(end_superseded(sequence, superseded)),
+            Failure::NotRegistered(status) => Err(status),
+        }
+    }
+}
+
+impl Open {
+    fn on_request(&mut self, sequence: u64, request: &Request, shared: &Shared) -> Result<Step, Status> {
+        with_scratch(|scratch| {
+            // The whole message is checked before the table changes.
+            match request {
+                Request::NodesUp(up) => message::nodes(up.nodes.as_ref(), "nodes_up.nodes", scratch)?,
+                Request::NodesDown(down) => message::nodes(down.nodes.as_ref(), "nodes_down.nodes", scratch)?,
+                Request::Heartbeat(heartbeat) => message::handles(heartbeat, scratch)?,
+                Request::Hello(_) | Request::Drain(_) => {}
+            }
+            let ownership = Arc::clone(&self.ownership);
+            let done = ownership.run_if_owner(|| match request {
+                Request::NodesUp(_) => self.nodes_up(scratch, shared),
+                Request::Heartbeat(_) => self.heartbeat(scratch, shared),
+                Request::NodesDown(_) => self.nodes_down(scratch, shared),
+                Request::Drain(_) | Request::Hello(_) => self.drain(shared),
+            });
+            match (request, done.map_err(Failure::from).flatten()) {
+                (Request::Drain(_), Ok(done)) => Ok(Step::End(response(sequence, done), Ok(()))),
+                (_, Ok(done)) => Ok(Step::Continue(response(sequence, done))),
+                (_, Err(failure)) => failure.end(sequence),
+            }
+        })
+    }
+
+    /// Resumes the incarnation, in case the table has dropped the proxy.
+    fn resume(&mut self, shared: &Shared) -> Result<Incarnation, Failure> {
+        let begun = shared
+            .table
+            .resume_incarnation(&parse::as_proxy(&self.details), self.incarnation)?;
+        self.proxy = begun.proxy;
+        Ok(begun)
+    }
+
+    fn nodes_up(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Failure> {
+        let refusal = loop {
+            scratch.handles.clear();
+            let added = shared
+                .table
+                .add_nodes_with_handles(&scratch.nodes, self.proxy, &mut scratch.handles);
+            match added.map_err(|AddNodesError { error, .. }| error) {
+                Ok(_) => break SessionRefusal::Unspecified,
+                Err(AddError::UnknownProxy) => _ = self.resume(shared)?,
+                Err(AddError::TooManyRoutes { .. }) => break SessionRefusal::TooManyRoutes,
+                Err(_) => break SessionRefusal::OutOfMemory,
+            }
+        };
+        Ok(Response::Handles(v1::SessionHandles {
+            handles: message::encode_handles(scratch.handles.iter()),
+            refusal: refusal.into(),
+        }))
+    }
+
+    fn heartbeat(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Failure> {
+        let Scratch { handles, gone, .. } = scratch;
+        gone.clear();
+        let refreshed = shared.table.refresh_routes(handles, self.proxy, gone);
+        // A heartbeat without handles refreshes the proxy itself. Otherwise its routes keep it registered.
+        let is_registered = match refreshed {
+            Ok(_) if !handles.is_empty() => true,
+            Ok(_) | Err(_) => self.resume(shared)?.is_resumed,
+        };
+        if !is_registered {
+            return Ok(Response::Resync(v1::SessionResync {}));
+        }
+        let interval = shared.heartbeat_interval();
+        let has_changed = std::mem::replace(&mut self.announced_interval, interval) != interval;
+        Ok(Response::Ack(v1::SessionAck {
+            gone_handles: message::encode_handles(gone.iter().map(|&at| &handles[at])),
+            heartbeat_interval: has_changed.then(|| to_wire(interval)).flatten(),
+        }))
+    }
+
+    fn nodes_down(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Failure> {
+        self.resume(shared)?;
+        for node in &scratch.nodes {
+            shared.table.remove_route(node, self.proxy);
+        }
+        Ok(Response::Ack(v1::SessionAck::default()))
+    }
+
+    fn drain(&mut self, shared: &Shared) -> Result<Response, Failure> {
+        // Even if the table has dropped the proxy: the drain ends the incarnation.
+        self.resume(shared)?;
+        shared.table.remove_proxy(self.proxy);
+        Ok(Response::Ack(v1::SessionAck::default()))
+    }
+}
+
+fn response(sequence: u64, response: Response) -> v1::SessionResponse {
+    v1::SessionResponse {
+        sequence,
+        response: Some(response),
+    }
+}
+
+/// Ends a session that no longer owns its proxy.
+fn end_superseded(sequence: u64, Superseded { reason, latest }: Superseded) -> Step {
+    let why = match reason {
+        SessionSupersededReason::NewerSession => format!("incarnation {latest} has begun a newer session"),
+        SessionSupersededReason::ProxyRemoved => format!("incarnation {latest} is over: the proxy was removed"),
+        _ => format!("incarnation {latest} of the proxy has begun"),
+    };
+    let superseded = Response::Superseded(v1::SessionSuperseded {
+        reason: reason.into(),
+        latest_incarnation: latest.get(),
+    });
+    Step::End(response(sequence, superseded), Err(Status::failed_precondition(why)))
+}
+
+fn superseded_by(StaleIncarnation { latest, is_over, .. }: StaleIncarnation) -> Superseded {
+    let reason = if is_over {
+        SessionSupersededReason::ProxyRemoved
+    } else {
+        SessionSupersededReason::NewerIncarnation
+    };
+    Superseded { reason, latest }
+}
+
+/// Returns the name of a request's field.
+fn name_of(request: &Request) -> &'static str {
+    match request {
+        Request::Hello(_) => "hello",
+        Request::NodesUp(_) => "nodes_up",
+        Request::Heartbeat(_) => "heartbeat",
+        Request::NodesDown(_) => "nodes_down",
+        Request::Drain(_) => "drain",
+    }
+}
+
+/// Encodes a duration. Returns `None` for more than 292 billion years.
+fn to_wire(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}

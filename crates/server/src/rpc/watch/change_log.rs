@@ -1,0 +1,236 @@
+//! The change log: the latest changes, which watches read from different places.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use nodetracker::NodeId;
+use nodetracker_proto::v1;
+use tokio::sync::watch;
+
+use crate::limits::{WATCH_BACKLOG, WATCH_BACKLOG_SIZE};
+
+/// Changes that are sent as one message.
+#[derive(Debug)]
+pub(super) struct LogEntry {
+    /// The message, of which watches of some nodes send a part.
+    pub(super) message: v1::WatchChanges,
+    /// The node of each change; `None` for changes of proxies.
+    pub(super) nodes: Vec<Option<NodeId>>,
+    /// The encoded message, for watches of all nodes.
+    pub(super) encoded: Bytes,
+    /// The number of the first change. The numbers of the others follow without a gap.
+    pub(super) first: u64,
+}
+
+impl LogEntry {
+    /// Returns the number after the last change.
+    pub(super) fn end(&self) -> u64 {
+        self.first + self.nodes.len() as u64
+    }
+}
+
+/// The log no longer has the changes at a place.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LostPlace;
+
+/// Entries without a gap, up to the latest change. A place is the number of the next change to read.
+#[derive(Debug)]
+pub(super) struct ChangeLog {
+    entries: Mutex<Entries>,
+    /// The number of the next change, for watches that wait for it.
+    next: watch::Sender<u64>,
+    capacity: Capacity,
+}
+
+/// How many changes the log keeps.
+#[derive(Debug, Clone, Copy)]
+struct Capacity {
+    changes: usize,
+    /// Bytes of the encoded messages.
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entries {
+    kept: VecDeque<Arc<LogEntry>>,
+    /// Bytes of the encoded messages in `kept`.
+    bytes: usize,
+    /// The number of the next change. Places before the first kept entry are lost. If no entry is kept, all places before
+    /// this number are lost.
+    next: u64,
+}
+
+impl Default for ChangeLog {
+    fn default() -> Self {
+        Self::with_capacity(Capacity {
+            changes: WATCH_BACKLOG,
+            bytes: WATCH_BACKLOG_SIZE,
+        })
+    }
+}
+
+impl ChangeLog {
+    fn with_capacity(capacity: Capacity) -> Self {
+        Self {
+            entries: Mutex::new(Entries {
+                kept: VecDeque::new(),
+                bytes: 0,
+                next: 1,
+            }),
+            next: watch::Sender::new(1),
+            capacity,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        // No critical section here leaves the data half changed.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the number of the next change, which is the place of a watch that begins now.
+    pub(super) fn next(&self) -> u64 {
+        self.lock().next
+    }
+
+    /// Appends an entry, whose first change has the next number. Only the tailer calls this.
+    pub(super) fn push(&self, entry: LogEntry) {
+        let next = entry.end();
+        let mut entries = self.lock();
+        debug_assert_eq!(entry.first, entries.next);
+        entries.next = next;
+        entries.bytes += entry.encoded.len();
+        entries.kept.push_back(Arc::new(entry));
+        while let Some(oldest) = entries.kept.front()
+            && (next - oldest.first > self.capacity.changes as u64 || entries.bytes > self.capacity.bytes)
+        {
+            entries.bytes -= oldest.encoded.len();
+            entries.kept.pop_front();
+        }
+        drop(entries);
+        self.next.send_replace(next);
+    }
+
+    /// Drops all entries and makes every place lost, because some changes never reached the log.
+    ///
+    /// That happens when the table changes too fast, and while nobody watches.
+    pub(super) fn invalidate(&self) {
+        let mut entries = self.lock();
+        entries.kept = VecDeque::new();
+        entries.bytes = 0;
+        // No change has the skipped number, so a watch that waits for it has lost its place too.
+        entries.next += 1;
+        let next = entries.next;
+        drop(entries);
+        self.next.send_replace(next);
+    }
+
+    /// Returns the entry at a place, or `None` if its changes are still to come.
+    pub(super) fn entry_at(&self, place: u64) -> Result<Option<Arc<LogEntry>>, LostPlace> {
+        let entries = self.lock();
+        if place == entries.next {
+            return Ok(None);
+        }
+        // Every place is the first number of an entry: the end of the previous entry, or the beginning of a watch.
+        match entries.kept.binary_search_by_key(&place, |entry| entry.first) {
+            Ok(at) => Ok(Some(Arc::clone(&entries.kept[at]))),
+            Err(_) => Err(LostPlace),
+        }
+    }
+
+    /// Waits until a place has an entry, or is lost.
+    pub(super) async fn changed(&self, place: u64) {
+        // An error cannot happen: the sender lives as long as `self`. The sender may lag behind the log, so the caller looks
+        // into the log first.
+        let _ = self.next.subscribe().wait_for(|next| *next > place).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAPACITY: Capacity = Capacity {
+        changes: 10,
+        bytes: 100,
+    };
+
+    fn entry(first: u64, len: usize) -> LogEntry {
+        entry_of(first, len, 0)
+    }
+
+    fn entry_of(first: u64, len: usize, bytes: usize) -> LogEntry {
+        LogEntry {
+            message: v1::WatchChanges::default(),
+            nodes: vec![None; len],
+            encoded: vec![0; bytes].into(),
+            first,
+        }
+    }
+
+    fn at(log: &ChangeLog, place: u64) -> Result<Option<u64>, LostPlace> {
+        log.entry_at(place).map(|entry| entry.map(|entry| entry.first))
+    }
+
+    #[test]
+    fn places_are_good_until_their_changes_are_dropped() {
+        let log = ChangeLog::with_capacity(CAPACITY);
+        assert_eq!((log.next(), at(&log, 1)), (1, Ok(None)));
+        log.push(entry(1, 4));
+        log.push(entry(5, 6));
+        assert_eq!(
+            [1, 5, 11].map(|place| at(&log, place)),
+            [Ok(Some(1)), Ok(Some(5)), Ok(None)]
+        );
+        log.push(entry(11, 1));
+        assert_eq!(
+            [1, 5, 11].map(|place| at(&log, place)),
+            [Err(LostPlace), Ok(Some(5)), Ok(Some(11))]
+        );
+        // An entry over the capacity is dropped with the next push; only a watch that waits for it reads it.
+        log.push(entry(12, 20));
+        assert_eq!(
+            [11, 12, 32].map(|place| at(&log, place)),
+            [Err(LostPlace), Err(LostPlace), Ok(None)]
+        );
+        log.push(entry(32, 1));
+        assert_eq!(at(&log, 32), Ok(Some(32)));
+    }
+
+    #[test]
+    fn large_changes_are_dropped_earlier() {
+        let log = ChangeLog::with_capacity(CAPACITY);
+        log.push(entry_of(1, 1, 40));
+        log.push(entry_of(2, 1, 60));
+        assert_eq!([1, 2].map(|place| at(&log, place)), [Ok(Some(1)), Ok(Some(2))]);
+        log.push(entry_of(3, 1, 1));
+        assert_eq!([1, 2].map(|place| at(&log, place)), [Err(LostPlace), Ok(Some(2))]);
+        log.push(entry_of(4, 1, 101));
+        assert_eq!(
+            [3, 4, 5].map(|place| at(&log, place)),
+            [Err(LostPlace), Err(LostPlace), Ok(None)]
+        );
+        log.push(entry_of(5, 1, 100));
+        assert_eq!(at(&log, 5), Ok(Some(5)));
+        log.invalidate();
+        log.push(entry_of(7, 1, 100));
+        assert_eq!(at(&log, 7), Ok(Some(7)));
+    }
+
+    #[test]
+    fn when_changes_are_missed_every_place_is_lost() {
+        let log = ChangeLog::with_capacity(CAPACITY);
+        log.push(entry(1, 4));
+        let waiting = log.next();
+        log.invalidate();
+        assert_eq!(
+            [1, waiting].map(|place| at(&log, place)),
+            [Err(LostPlace), Err(LostPlace)]
+        );
+        let place = log.next();
+        assert_eq!(at(&log, place), Ok(None));
+        log.push(entry(place, 2));
+        assert_eq!(at(&log, place), Ok(Some(place)));
+        assert_eq!(at(&log, waiting), Err(LostPlace));
+    }
+}

@@ -1,0 +1,10 @@
+//! The server: its port, its acceptor, its worker threads, its background tasks, and how it stops.
+
+mod accept;
+mod drain;
+mod run;
+mod sweeper;
+mod worker;
+
+pub use drain::Drained;
+pub use run::{Server, StartError};

@@ -1,0 +1,448 @@
+//! Abuse of HTTP/2, with frames that no client library would send. Each attack costs the attacker its connection or its
+//! call, and other clients nothing.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use futures_util::future::join_all;
+use nodetracker::{NodeId, Proxy, RouteTable};
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
+use nodetracker_server::{Drained, Limits, limits};
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{ADD, Raw, Running, SOON, ended, framed};
+
+const BATCH: &str = "/nodetracker.v1.RouteService/BatchGetProxies";
+const LIST: &str = "/nodetracker.v1.AdminService/ListProxies";
+const SESSION: &str = "/nodetracker.v1.SessionService/Session";
+const WATCH: &str = "/nodetracker.v1.WatchService/Watch";
+
+/// Types of frames.
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// Settings.
+const INITIAL_WINDOW_SIZE: u16 = 4;
+
+/// Errors.
+const FLOW_CONTROL_ERROR: u32 = 3;
+const FRAME_SIZE_ERROR: u32 = 6;
+const REFUSED_STREAM: u32 = 7;
+const CANCEL: u32 = 8;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// What can be said about a frame that came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The error of a RST_STREAM or GOAWAY.
+    fn error(&self) -> u32 {
+        let at = if self.kind == GOAWAY { 4 } else { 0 };
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
+    }
+}
+
+/// A client that sends frames as they are, and does nothing by itself.
+struct Frames(TcpStream);
+
+impl Frames {
+    /// Connects, with these settings.
+    async fn connect(addr: SocketAddr, settings: &[(u16, u32)]) -> Self {
+        let mut payload = Vec::new();
+        for (id, value) in settings {
+            payload.extend(id.to_be_bytes());
+            payload.extend(value.to_be_bytes());
+        }
+        let stream = TcpStream::connect(addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut frames = Self(stream);
+        frames.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        frames.send(&frame(SETTINGS, 0, 0, &payload)).await;
+        frames
+    }
+
+    /// Sends bytes. The server may have hung up by now, which is for the reader to find out.
+    async fn send(&mut self, bytes: &[u8]) {
+        let _ = self.0.write_all(bytes).await;
+    }
+
+    /// The next frame; `None` once the server has hung up.
+    async fn next(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).await.ok()?;
+        let [l1, l2, l3, kind, flags, stream @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, l1, l2, l3]) as usize];
+        self.0.read_exact(&mut payload).await.ok()?;
+        Some(Frame {
+            kind,
+            flags,
+            stream: u32::from_be_bytes(stream),
+            payload,
+        })
+    }
+
+    /// The next frame of a type.
+    async fn next_of(&mut self, kind: u8) -> Option<Frame> {
+        loop {
+            let frame = self.next().await?;
+            if frame.kind == kind {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// What came before the server has read all that was sent until now.
+    async fn settle(&mut self) -> Vec<Frame> {
+        self.send(&frame(PING, 0, 0, b"settling")).await;
+        let mut before = Vec::new();
+        loop {
+            let frame = self.next().await.expect("the server hung up");
+            if (frame.kind, frame.flags) == (PING, ACK) {
+                return before;
+            }
+            before.push(frame);
+        }
+    }
+
+    /// The error that the server hangs up with, if the client got to know of it: what was on its way when the server hung
+    /// up resets the connection.
+    async fn hung_up(&mut self) -> Option<u32> {
+        let goaway = self.next_of(GOAWAY).await?;
+        while self.next().await.is_some() {}
+        Some(goaway.error())
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// The header block of a gRPC request.
+fn request(path: &str) -> Vec<u8> {
+    // From HPACK's static table: POST, http; the names of :authority, :path and content-type.
+    let mut block = vec![0x83, 0x86];
+    for (name, value) in [
+        (&[0x01][..], "tracker"),
+        (&[0x04], path),
+        (&[0x0f, 0x10], "application/grpc"),
+        (b"\x00\x02te", "trailers"),
+    ] {
+        block.extend(name);
+        block.push(u8::try_from(value.len()).unwrap());
+        block.extend(value.as_bytes());
+    }
+    block
+}
+
+/// A request's head.
+fn head(stream: u32, path: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS, stream, &request(path))
+}
+
+/// A whole request.
+fn call(stream: u32, path: &str, message: &[u8]) -> Vec<u8> {
+    let mut frames = head(stream, path);
+    frames.extend(frame(DATA, END_STREAM, stream, &framed(message)));
+    frames
+}
+
+/// The numbers of so many streams.
+fn streams(count: u32) -> impl Iterator<Item = u32> {
+    (0..count).map(|at| 2 * at + 1)
+}
+
+/// The streams that frames of a type came on.
+fn of(frames: &[Frame], kind: u8) -> BTreeSet<u32> {
+    let of_kind = frames.iter().filter(|frame| frame.kind == kind);
+    of_kind.map(|frame| frame.stream).collect()
+}
+
+#[tokio::test]
+async fn streams_beyond_the_limit_are_refused_one_by_one() {
+    const BEYOND: u32 = 20;
+    let server = Running::start().await;
+    let mut client = Frames::connect(server.addr, &[]).await;
+    for stream in streams(limits::MAX_CONCURRENT_STREAMS + BEYOND) {
+        client.send(&head(stream, ADD)).await;
+    }
+    let refused = client.settle().await;
+    let beyond: BTreeSet<_> = streams(limits::MAX_CONCURRENT_STREAMS + BEYOND)
+        .skip(limits::MAX_CONCURRENT_STREAMS as usize)
+        .collect();
+    assert_eq!(of(&refused, RST_STREAM), beyond);
+    let resets = refused.iter().filter(|frame| frame.kind == RST_STREAM);
+    assert!(resets.clone().all(|reset| reset.error() == REFUSED_STREAM));
+    // The others are served, and make room for new ones.
+    client.send(&frame(DATA, END_STREAM, 1, &framed(&[]))).await;
+    assert_eq!(client.next_of(HEADERS).await.unwrap().stream, 1);
+    let next = 2 * (limits::MAX_CONCURRENT_STREAMS + BEYOND) + 1;
+    client.send(&call(next, ADD, &[])).await;
+    assert_eq!(client.next_of(HEADERS).await.unwrap().stream, next);
+    server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn refusals_come_to_an_end() {
+    let server = Running::start().await;
+    let mut client = Frames::connect(server.addr, &[]).await;
+    let refusals = u32::try_from(limits::MAX_LOCAL_ERROR_RESETS).unwrap();
+    for stream in streams(limits::MAX_CONCURRENT_STREAMS + refusals + 1) {
+        client.send(&head(stream, ADD)).await;
+    }
+    assert_eq!(client.hung_up().await, Some(ENHANCE_YOUR_CALM));
+    server.assert_serves().await;
+}
+
+/// "MadeYouReset": the client breaks rules so that it is the server which resets, and the stream does not count any more
+/// while it is still being worked on.
+#[tokio::test]
+async fn resets_that_the_client_provokes_come_to_an_end() {
+    let overflow = |stream| frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes());
+    let server = Running::start().await;
+    for path in [ADD, WATCH] {
+        let mut client = Frames::connect(server.addr, &[]).await;
+        let mut resets = 0;
+        for stream in streams(u32::MAX / 2) {
+            client.send(&[head(stream, path), overflow(stream)].concat()).await;
+            let end = loop {
+                match client.next().await.expect("the server says why it hangs up") {
+                    frame if matches!(frame.kind, RST_STREAM | GOAWAY) => break frame,
+                    _ => {}
+                }
+            };
+            if end.kind == GOAWAY {
+                assert_eq!(end.error(), ENHANCE_YOUR_CALM);
+                break;
+            }
+            assert_eq!((end.stream, end.error()), (stream, FLOW_CONTROL_ERROR));
+            resets += 1;
+        }
+        assert_eq!(resets, limits::MAX_LOCAL_ERROR_RESETS);
+    }
+    // What breaks a rule of the whole connection ends it at once.
+    let mut client = Frames::connect(server.addr, &[]).await;
+    let nothing = frame(WINDOW_UPDATE, 0, 1, &[0; 4]);
+    client.send(&[head(1, ADD), nothing].concat()).await;
+    assert!(client.hung_up().await.is_some());
+    // Data after the end of a request, which a watch is still answered.
+    let mut client = Frames::connect(server.addr, &[]).await;
+    client.send(&call(1, WATCH, &[])).await;
+    client.next_of(HEADERS).await.unwrap();
+    client.send(&frame(DATA, 0, 1, &framed(&[]))).await;
+    assert!(client.hung_up().await.is_some());
+    server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn headers_that_never_end_are_not_waited_for() {
+    /// A header of the static table, which is one byte.
+    const HEADER: u8 = 0x90;
+    let server = Running::start().await;
+    for size in [0, 1, limits::MAX_FRAME_SIZE as usize] {
+        let mut client = Frames::connect(server.addr, &[]).await;
+        client.send(&frame(HEADERS, 0, 1, &request(ADD))).await;
+        client
+            .send(&frame(CONTINUATION, 0, 1, &vec![HEADER; size]).repeat(10))
+            .await;
+        // Nothing more is sent: that was enough.
+        let error = client.hung_up().await;
+        assert!(matches!(error, None | Some(ENHANCE_YOUR_CALM)), "{size}: {error:?}");
+    }
+    server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn floods_of_empty_and_of_tiny_data_frames_end() {
+    let server = Running::start().await;
+    // A session whose answers are not read takes no more requests.
+    for (path, count, size) in [(ADD, 200, 0), (SESSION, 4096, 1)] {
+        let mut client = Frames::connect(server.addr, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+        client.send(&head(1, path)).await;
+        client.send(&frame(DATA, 0, 1, &vec![0; size]).repeat(count)).await;
+        let error = client.hung_up().await;
+        assert!(matches!(error, None | Some(ENHANCE_YOUR_CALM)), "{size}: {error:?}");
+    }
+    server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn a_frame_over_the_limit_breaks_the_connection() {
+    let server = Running::start().await;
+    let mut client = Frames::connect(server.addr, &[]).await;
+    client.send(&head(1, ADD)).await;
+    let large = vec![0; limits::MAX_FRAME_SIZE as usize + 1];
+    client.send(&frame(DATA, 0, 1, &large)).await;
+    let error = client.hung_up().await;
+    assert!(matches!(error, None | Some(FRAME_SIZE_ERROR)), "{error:?}");
+    server.assert_serves().await;
+}
+
+/// Frames that are answered, again and again, by a client that does not read the answers.
+#[tokio::test]
+async fn floods_that_are_not_read_are_not_read_either() {
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            keep_alive_interval: SOON / 10,
+            keep_alive_timeout: SOON,
+            ..Limits::default()
+        },
+    )
+    .await;
+    for flood in [frame(PING, 0, 0, b"flooding"), frame(SETTINGS, 0, 0, &[])] {
+        let mut client = Frames::connect(server.addr, &[]).await;
+        let flood = flood.repeat(1000);
+        // The server would have to keep what it cannot send, so it reads no more, and then the client is silent to it.
+        while client.0.write_all(&flood).await.is_ok() {}
+    }
+    server.assert_serves().await;
+}
+
+/// A table with a node of which many look-ups make a large answer, and the request for it.
+async fn with_large_answers() -> (Running, Vec<u8>) {
+    const TIMES: usize = 1500;
+    let server = Running::start().await;
+    let node: NodeId = "n".parse().unwrap();
+    for number in 0..64 {
+        let proxy = Proxy {
+            id: &format!("proxy-{number}"),
+            cluster_name: "cluster",
+            addr: "proxy:3080",
+        };
+        server.table.report_node(&node, &proxy).unwrap();
+    }
+    let nodes = v1::NodeIds {
+        uuids: Vec::new(),
+        names: vec!["n".into(); TIMES],
+    };
+    let request = v1::BatchGetProxiesRequest { nodes: Some(nodes) };
+    (server, request.encode_to_vec())
+}
+
+#[tokio::test]
+async fn answers_that_are_not_read_are_bounded() {
+    const ASKED: u32 = 40;
+    let (server, message) = with_large_answers().await;
+    let mut raw = Raw::connect(server.addr).await;
+    let (response, mut stream) = raw.open(BATCH).await;
+    stream.send_data(framed(&message).into(), true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    let mut size = 0;
+    while let Some(data) = body.data().await {
+        size += data.as_ref().unwrap().len();
+        body.flow_control().release_capacity(data.unwrap().len()).unwrap();
+    }
+
+    for pieces in [1, 2] {
+        let mut client = Frames::connect(server.addr, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+        // The server's window for the connection is larger than HTTP/2's default by now.
+        client.settle().await;
+        let asked: Vec<_> = streams(ASKED).collect();
+        for &stream in &asked {
+            let body = framed(&message);
+            let (first, last) = body.split_at(body.len() / pieces);
+            client.send(&head(stream, BATCH)).await;
+            if last.is_empty() {
+                client.send(&frame(DATA, END_STREAM, stream, first)).await;
+            } else {
+                client.send(&frame(DATA, 0, stream, first)).await;
+                client.send(&frame(DATA, END_STREAM, stream, last)).await;
+            }
+        }
+        // As many are answered as there is room for, and no more in as many turns as there are calls.
+        let mut came = Vec::new();
+        while (of(&came, HEADERS).len() + 1) * size <= limits::SEND_BUDGET - limits::MAX_REPLY_SIZE {
+            came.extend(client.settle().await);
+        }
+        for _ in 0..ASKED {
+            came.extend(client.settle().await);
+        }
+        let answered = of(&came, HEADERS).len();
+        assert!(answered * size <= limits::SEND_BUDGET, "{answered} of {size} bytes");
+        assert_eq!(of(&came, DATA), BTreeSet::new());
+
+        // Small answers are not held up, other large ones are: each of these has a window of its own.
+        let [small, list, watch] = [0, 2, 4].map(|more| 2 * ASKED + 1 + more);
+        for (stream, path) in [(small, ADD), (list, LIST), (watch, WATCH)] {
+            client.send(&call(stream, path, &[])).await;
+            client
+                .send(&frame(WINDOW_UPDATE, 0, stream, &1000_u32.to_be_bytes()))
+                .await;
+        }
+        let mut came = Vec::new();
+        for _ in 0..ASKED {
+            came.extend(client.settle().await);
+        }
+        assert_eq!(of(&came, HEADERS), BTreeSet::from([small, watch]));
+        assert_eq!(of(&came, DATA), BTreeSet::new());
+
+        // What the client does not want any more, or has read, makes room.
+        for &stream in &asked {
+            client.send(&frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())).await;
+        }
+        let mut came = BTreeSet::new();
+        while came != BTreeSet::from([list, watch]) {
+            came.insert(client.next_of(DATA).await.unwrap().stream);
+        }
+        server.assert_serves().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_reads_gets_as_many_large_answers_as_it_asks_for() {
+    let (server, message) = with_large_answers().await;
+    let mut raw = Raw::connect(server.addr).await;
+    let mut responses = Vec::new();
+    for _ in 0..40 {
+        let (response, mut stream) = raw.open(BATCH).await;
+        stream.send_data(framed(&message).into(), true).unwrap();
+        responses.push(ended(response));
+    }
+    for ended in join_all(responses).await {
+        assert_eq!(ended.grpc, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn what_waits_ends_with_its_connection() {
+    let (server, message) = with_large_answers().await;
+    let mut client = Frames::connect(server.addr, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    client.settle().await;
+    for stream in streams(40) {
+        client.send(&call(stream, BATCH, &message)).await;
+    }
+    client.send(&call(81, WATCH, &[])).await;
+    client.settle().await;
+    let mut admin = AdminServiceClient::new(server.channel().await);
+    let mut watches = async || {
+        let stats = admin.stats(v1::StatsRequest {}).await.unwrap();
+        stats.into_inner().watch_count
+    };
+    while watches().await != 1 {}
+    drop(client);
+    while watches().await != 0 {}
+    assert_eq!(server.stop().await, Drained::Completely);
+}

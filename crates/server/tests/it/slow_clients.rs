@@ -1,0 +1,211 @@
+//! Clients that are slow, silent, or too many: the server still serves the others.
+
+use std::process::Command;
+
+use nodetracker::RouteTable;
+use nodetracker_server::{Limits, limits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::Code;
+
+use crate::support::{ADD, Process, Raw, Running, SOON, add, connect, ended, framed, grpc};
+
+/// What a client has to begin with: HTTP/2's magic bytes, and its settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test]
+async fn silent_clients_are_hung_up_on() {
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            handshake: SOON,
+            ..Limits::default()
+        },
+    )
+    .await;
+    for bytes in [&b""[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+    server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn clients_that_do_not_answer_pings_are_hung_up_on() {
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            keep_alive_interval: SOON / 10,
+            keep_alive_timeout: SOON,
+            ..Limits::default()
+        },
+    )
+    .await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    // Who answers is not: it is asked again and again.
+    let mut answered = 0;
+    while answered < 3 {
+        let mut frame = vec![0; 9];
+        stream.read_exact(&mut frame).await.unwrap();
+        let len = usize::from(frame[2]);
+        frame.resize(9 + len, 0);
+        stream.read_exact(&mut frame[9..]).await.unwrap();
+        if frame[3] == PING && frame[4] & ACK == 0 {
+            frame[4] |= ACK;
+            stream.write_all(&frame).await.unwrap();
+            answered += 1;
+        }
+    }
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest).await;
+    assert_eq!(rest.get(3), Some(&PING), "it was asked before");
+    server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn a_request_that_never_ends_is_answered() {
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            call: SOON,
+            ..Limits::default()
+        },
+    )
+    .await;
+    let mut raw = Raw::connect(server.addr).await;
+    let (response, mut stream) = raw.open(ADD).await;
+    stream
+        .send_data(framed(&[0; 100])[..50].to_vec().into(), false)
+        .unwrap();
+    assert_eq!(ended(response).await.grpc, Some(Code::DeadlineExceeded as i32));
+    assert_eq!(
+        raw.call(ADD, framed(&[])).await.grpc,
+        Some(Code::InvalidArgument as i32)
+    );
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_their_turn() {
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            max_connections: 1,
+            ..Limits::default()
+        },
+    )
+    .await;
+    let mut first = Raw::connect(server.addr).await;
+    first.settle().await;
+    // The kernel takes it, and the server does not.
+    let mut second = TcpStream::connect(server.addr).await.unwrap();
+    second.write_all(PREFACE).await.unwrap();
+    let mut byte = [0];
+    let answer = second.read_exact(&mut byte);
+    assert!(timeout(SOON, answer).await.is_err(), "it was served");
+    first.settle().await;
+    first.connection.abort();
+    second.read_exact(&mut byte).await.unwrap();
+}
+
+#[tokio::test]
+async fn old_connections_are_asked_to_leave() {
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            handshake: SOON,
+            max_connection_age: 2 * SOON,
+            ..Limits::default()
+        },
+    )
+    .await;
+    let stream = TcpStream::connect(server.addr).await.unwrap();
+    let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+    // GOAWAY without an error ends the connection in order.
+    connection.await.unwrap();
+    drop(requests);
+    server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn settings_say_the_limits() {
+    let server = Running::start().await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(head[3], 4, "not SETTINGS");
+    let mut settings = vec![0; usize::from(head[2])];
+    stream.read_exact(&mut settings).await.unwrap();
+    let value = |id: u16| {
+        settings
+            .chunks_exact(6)
+            .find(|setting| setting[..2] == id.to_be_bytes())
+            .map(|setting| u32::from_be_bytes(setting[2..].try_into().unwrap()))
+    };
+    assert_eq!(value(3), Some(limits::MAX_CONCURRENT_STREAMS));
+    assert_eq!(value(4), Some(limits::STREAM_WINDOW));
+    assert_eq!(value(5), Some(limits::MAX_FRAME_SIZE));
+    assert_eq!(value(6), Some(limits::MAX_HEADER_LIST_SIZE));
+}
+
+#[tokio::test]
+async fn headers_over_the_limit_break_one_call_only() {
+    let server = Running::start().await;
+    let mut raw = Raw::connect(server.addr).await;
+    let mut request = grpc(ADD);
+    request.headers_mut().insert(
+        "x-large",
+        "x".repeat(limits::MAX_HEADER_LIST_SIZE as usize).parse().unwrap(),
+    );
+    raw.requests = raw.requests.clone().ready().await.unwrap();
+    let (response, _) = raw.requests.send_request(request, true).unwrap();
+    assert_eq!(response.await.unwrap().status(), 431);
+    assert_eq!(
+        raw.call(ADD, framed(&[])).await.grpc,
+        Some(Code::InvalidArgument as i32)
+    );
+}
+
+#[tokio::test]
+async fn rapid_resets_cost_the_attacker_its_connection() {
+    let server = Running::start().await;
+    let mut raw = Raw::connect(server.addr).await;
+    raw.settle().await;
+    // The server counts what is reset before it was looked at, so several volleys may be needed.
+    while !raw.connection.is_finished() {
+        for _ in 0..2 * limits::MAX_PENDING_ACCEPT_RESETS {
+            if let Ok((_, mut stream)) = raw.requests.send_request(grpc(ADD), false) {
+                stream.send_reset(h2::Reason::CANCEL);
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    let error = raw.connection.await.unwrap().unwrap_err();
+    // The reason can be lost: what was still on its way when the server hung up resets the connection.
+    assert!(
+        error.is_io() || error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM),
+        "{error}"
+    );
+    server.assert_serves().await;
+}
+
+#[tokio::test]
+async fn running_out_of_descriptors_is_survived() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 48 && exec \"$0\" serve --listen 127.0.0.1:0"]);
+    command.arg(env!("CARGO_BIN_EXE_nodetracker"));
+    let mut server = Process::spawn(command);
+    let mut flood = Vec::new();
+    for _ in 0..64 {
+        flood.push(TcpStream::connect(server.addr).await.unwrap());
+    }
+    server.logged("cannot accept connections");
+    drop(flood);
+    let mut client = connect(server.addr).await;
+    client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
+}
