@@ -16,7 +16,7 @@ pub(crate) fn section(root: &Path) -> io::Result<String> {
     in_each_file(&root.join("fuzz/fuzz_targets"), &mut |_, _| targets += 1)?;
     let mutations = fs::read_to_string(root.join("proof/mutations.txt"))?;
     let mutations = mutations.lines().filter(|line| line.starts_with("name:")).count();
-    let histories = histories(&fs::read_to_string(root.join("tests/linearizability.rs"))?);
+    let histories = histories(&fs::read_to_string(root.join("tests/it/linearizability.rs"))?);
     let rows = [
         (
             "loom models of the protocols, reclamation included; each prints how many executions it took",
@@ -41,7 +41,7 @@ pub(crate) fn section(root: &Path) -> io::Result<String> {
         (
             "a thread stopped at each step, while the others run",
             "every step".into(),
-            "cargo test --lib stalls",
+            "cargo test --lib failpoints",
         ),
         (
             "random operations against a model that is a plain map, shrunk where they fail",

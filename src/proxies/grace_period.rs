@@ -1,4 +1,4 @@
-//! GracePeriods periods by number.
+//! Grace periods by number.
 
 use std::sync::Arc;
 

@@ -11,7 +11,7 @@ pub(crate) type Bucket = [AtomicU32; BUCKET as usize];
 /// them, and a slot may have changed meanwhile: load it with Acquire to look at what it refers to.
 ///
 /// All tags are compared before any is looked at, without a branch: where in the bucket a key stands cannot be
-/// predicted, and a wrong candidate is known only when the slots have come from memory. Until then the processor runs
+/// predicted, and a wrong guess is known only when the slots have come from memory. Until then the processor runs
 /// ahead into the next look-up, and would have to throw that away.
 #[inline]
 pub(crate) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {

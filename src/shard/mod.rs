@@ -313,7 +313,6 @@ impl<K: Key> Shard<K> {
     #[inline]
     pub(crate) fn word(&self, key: &K, hash: u64, guard: &Guard) -> Option<Word> {
         self.root(guard)?.find(hash, |record| {
-            //
             let is_key = record.is(key);
             let word = record.load();
             (is_key && word.state() != State::Retired).then_some(word)

@@ -22,7 +22,7 @@ pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64,
 
 pub(crate) use epoch::{Guard, after_grace, collect, garbage, pin, retire};
 
-/// A point within an operation at which `stalls.rs` stops a thread while others run. Does nothing outside unit tests.
+/// A point within an operation at which `verify/failpoints.rs` stops a thread while others run. Does nothing outside unit tests.
 #[inline(always)]
 pub(crate) fn step(_name: &'static str) {
     #[cfg(all(test, not(loom)))]

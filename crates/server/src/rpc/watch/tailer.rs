@@ -61,7 +61,7 @@ async fn tail_part(
     warnings: &mut LagWarnings,
 ) -> bool {
     events.clear();
-    match subscription.poll(MAX_WATCH_CHANGES, |event| events.push(event.clone())) {
+    match subscription.drain_events(MAX_WATCH_CHANGES, |event| events.push(event.clone())) {
         Ok(0) => true,
         Ok(_) => {
             append(watches, events).await;
