@@ -8,10 +8,8 @@
 //! An `scc::HashIndex` of numbers takes 12.6 bytes for each of a million proxies, and 27 for each of a thousand; this map
 //! takes 5 and 7 (`nodetracker-profiles prototype` and `ten-thousand`).
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
-use std::mem::size_of;
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -39,10 +37,9 @@ const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
 /// How many numbers ahead a copy prefetches.
 const AHEAD: usize = 8;
 
-/// The slots of one part, behind this.
-#[repr(C)]
+/// The slots of one part.
 struct Array {
-    len: u32,
+    slots: Box<[AtomicU32]>,
     /// Slots that are not EMPTY. Only the owner uses this and `count`.
     used: AtomicU32,
     /// Slots with a number.
@@ -51,51 +48,25 @@ struct Array {
     fate: Fate,
 }
 
-const SLOTS_AT: usize = size_of::<Array>().next_multiple_of(align_of::<AtomicU32>());
-
 impl Array {
-    fn layout(len: u32) -> Layout {
-        let bytes = SLOTS_AT + len as usize * size_of::<AtomicU32>();
-        let align = align_of::<Array>().max(align_of::<AtomicU32>());
-        Layout::from_size_align(bytes, align).expect("2^31 slots fit into memory")
-    }
-
-    fn new(len: u32) -> NonNull<Array> {
-        let layout = Self::layout(len);
-        // SAFETY: the layout has a header, so its size is not zero.
-        let raw = unsafe { alloc_zeroed(layout) };
-        let Some(array) = NonNull::new(raw.cast::<Array>()) else {
-            handle_alloc_error(layout);
-        };
-        let header = Array {
-            len,
+    fn new(len: u32) -> Array {
+        Array {
+            slots: (0..len).map(|_| AtomicU32::new(EMPTY)).collect(),
             used: AtomicU32::new(0),
             count: AtomicU32::new(0),
             #[cfg(loom)]
             fate: Fate::default(),
-        };
-        // SAFETY: the allocation starts with room for a header, and is ours alone.
-        unsafe { array.write(header) };
-        #[cfg(loom)]
-        for at in 0..len as usize {
-            // SAFETY: the layout has room for the slots there.
-            let slots = unsafe { array.cast::<u8>().add(SLOTS_AT) }.cast::<AtomicU32>();
-            // SAFETY: as above.
-            let slot = unsafe { slots.add(at) };
-            // SAFETY: as above, and the allocation is ours alone.
-            unsafe { slot.write(AtomicU32::new(EMPTY)) };
         }
-        // Outside of loom, zeroed memory is EMPTY slots.
-        array
     }
 
     fn slots(&self) -> &[AtomicU32] {
         #[cfg(loom)]
         self.fate.assert_alive();
-        // SAFETY: the slots stand there (`layout`).
-        let first = unsafe { ptr::from_ref(self).cast::<u8>().add(SLOTS_AT) }.cast::<AtomicU32>();
-        // SAFETY: as above; they are atomics, initialised by `new`.
-        unsafe { std::slice::from_raw_parts(first, self.len as usize) }
+        &self.slots
+    }
+
+    fn len(&self) -> u32 {
+        self.slots.len() as u32
     }
 
     /// The slots from where a hash begins, all of them once.
@@ -155,15 +126,12 @@ impl Reclaim for Array {
     fn after_grace(&self) {}
 
     unsafe fn free(object: *mut Self) {
-        // SAFETY: the caller is the only one who knows the array.
-        let len = unsafe { (*object).len };
-        // Neither the header nor an atomic needs dropping outside of loom, and inside they hold nothing either.
-        // SAFETY: `new` allocated it with this layout.
-        unsafe { dealloc(object.cast(), Self::layout(len)) };
+        // SAFETY: the caller is the only one who knows the array, which came from `Box::into_raw` in `replace`.
+        drop(unsafe { Box::from_raw(object) });
     }
 
     fn bytes(&self) -> usize {
-        Self::layout(self.len).size()
+        size_of::<Self>() + size_of_val(&*self.slots)
     }
 
     #[cfg(loom)]
@@ -237,7 +205,7 @@ impl Ids {
         let has_room = |array: &&Array| {
             // Relaxed: only the owner uses it.
             let used = array.used.load(Ordering::Relaxed);
-            used + array.len / 8 < array.len - 1
+            used + array.len() / 8 < array.len() - 1
         };
         match self.array(part, guard).filter(has_room) {
             Some(array) => array.put(number, hash),
@@ -280,7 +248,7 @@ impl Ids {
         let count = array.count.load(Ordering::Relaxed) - 1;
         array.count.store(count, Ordering::Relaxed);
         // Shrink the array when it is less than half full.
-        if array.len > 16 && count < array.len / 2 {
+        if array.len() > 16 && count < array.len() / 2 {
             self.replace(part, None, guard);
         }
     }
@@ -303,13 +271,12 @@ impl Ids {
                 entry.prefetch_name();
             }
             if let Some(hash) = self.hash_of(number, guard) {
-                // SAFETY: `Array::new` initialised it, and no other thread has a pointer to it yet.
-                unsafe { new.as_ref() }.put(number, hash);
+                new.put(number, hash);
             }
         }
         let old = old.map(ptr::from_ref);
         // Release: pairs with the load in `array`. Only the owner writes it.
-        self.parts[part].store(new.as_ptr(), Ordering::Release);
+        self.parts[part].store(Box::into_raw(Box::new(new)), Ordering::Release);
         if let Some(old) = old {
             // SAFETY: the part does not have it any more, so a thread that pins from now on cannot find it. Only the owner
             // replaces arrays, so it is retired once.
@@ -388,7 +355,7 @@ mod tests {
         let size = || -> u32 {
             (0..PARTS)
                 .filter_map(|part| ids.array(part, &guard))
-                .map(|a| a.len)
+                .map(|a| a.len())
                 .sum()
         };
         (0..20_000).for_each(|number| add(number, &mut expected));
