@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use nodetracker::{Event, Lagged, NodeId, ProxyRef, Reason, Route, RouteBatch, Ro
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
+use tokio::select;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
@@ -35,7 +37,12 @@ pub(crate) async fn tail(watches: &Watches) -> Infallible {
         let mut is_up_to_date = true;
         loop {
             if is_up_to_date {
+                // A pause first, so that changes come in batches.
                 sleep(WATCH_INTERVAL).await;
+                select! {
+                    () = poll_fn(|cx| subscription.poll_ready(cx)) => {}
+                    _ = activity.wait_for(|activity| activity.watches == 0) => {}
+                }
             } else {
                 yield_now().await;
             }
@@ -249,7 +256,8 @@ fn encode(changes: v1::WatchChanges) -> (v1::WatchChanges, Bytes) {
 mod tests {
     use std::pin::{Pin, pin};
     use std::sync::Arc;
-    use std::task::{Context, Waker};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake, Waker};
 
     use nodetracker::Proxy;
     use tokio::time::advance;
@@ -350,5 +358,45 @@ mod tests {
         advance(WATCH_INTERVAL).await;
         poll(tailer.as_mut());
         assert_eq!(watches.log.next(), 3);
+    }
+
+    /// Counts how often it is woken.
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_table_without_changes_does_not_wake_the_tailer() {
+        let table = Arc::new(RouteTable::new());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
+        let slot = watches.take_slot(0).expect("a slot is free");
+        let mut tailer = pin!(tail(&watches));
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut poll = || assert!(tailer.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        for _ in 0..3 {
+            poll();
+            advance(WATCH_INTERVAL).await;
+        }
+        poll();
+        let before = woken.0.load(Ordering::Relaxed);
+        advance(1_000 * WATCH_INTERVAL).await;
+        assert_eq!(woken.0.load(Ordering::Relaxed), before, "nothing has changed");
+        change(&table, 0..1);
+        assert!(woken.0.load(Ordering::Relaxed) > before, "the change wakes the tailer");
+        poll();
+        assert_eq!(watches.log.next(), 2);
+
+        for _ in 0..3 {
+            poll();
+            advance(WATCH_INTERVAL).await;
+        }
+        drop(slot);
+        poll();
+        assert_eq!(table.subscriptions(), 0, "nobody watches");
     }
 }
