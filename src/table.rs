@@ -380,9 +380,11 @@ impl RouteTable {
         let guard = pin();
         // Nearly all nodes have one route. They take a shorter path: half as many instructions, so that the
         // processor reaches the memory accesses of the next look-up while it waits for those of this look-up.
+        // The scope, and so the keep-alive interval, is read before the route.
+        let scope = self.scope_at(now, &guard);
         match self.shards.word(node, hash, &guard) {
             Some(word) if word.state() == State::Spill => {}
-            Some(word) if word.state() == State::Live => return self.only(word, &self.scope_at(now, &guard)),
+            Some(word) if word.state() == State::Live => return self.only(word, &scope),
             _ => return SmallVec::new(),
         }
         let words = self.words_of(node, hash, now, &guard);
