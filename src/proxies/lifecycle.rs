@@ -146,7 +146,6 @@ impl Proxies {
             Some(Wait::Round(_)) => owner.wait_for_last_grace(number),
             Some(Wait::LastGrace(_)) => {
                 // Every thread that read a route of the number has unpinned, so no thread still reads its details or ID.
-                // its ID.
                 owner.set_details(entry, Details::NONE);
                 let reusable = entry.vacate();
                 owner.give_number_back(number, entry, reusable);
