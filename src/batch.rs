@@ -1,9 +1,9 @@
 //! Many nodes in one call.
 //!
-//! A look-up waits for memory twice: for its bucket of the index, then for its record. One at a time, these waits add up;
-//! and since an epoch pin is a full fence, the processor cannot begin the next look-up's while it waits for this one's. A
-//! batch pins once for a group of nodes, asks for all their buckets, then for all their records, and only then looks at
-//! them (Chen et al., "Improving hash join performance through prefetching", 2004).
+//! A look-up waits for memory twice: for its bucket of the index, then for its record. One by one, these waits add up:
+//! an epoch pin is a full fence, so the processor cannot start the next look-up's wait during this look-up's. A batch
+//! pins once for a group of nodes, prefetches all their buckets, then all their records, and only then reads the
+//! records (Chen et al., "Improving hash join performance through prefetching", 2004).
 
 use smallvec::SmallVec;
 
@@ -17,11 +17,11 @@ use crate::types::proxy::{Proxy, ProxyRef};
 use crate::types::route::{Added, Route};
 use crate::word::State;
 
-/// Nodes between two pins: enough for the waits to overlap, few enough for what was asked for to still be in the cache,
-/// and for reclamation not to be held up.
+/// Nodes per pin: enough for the waits to overlap, few enough that prefetched lines stay in the cache and reclamation
+/// is not held up.
 const GROUP: usize = 64;
 
-/// The answers of [`RouteTable::get_proxies_batch`], to be used again and again: it keeps its memory.
+/// The answers of [`RouteTable::get_proxies_batch`]. It keeps its memory, so reuse it.
 #[derive(Debug, Default, Clone)]
 pub struct RouteBatch {
     routes: Vec<Route>,
@@ -30,26 +30,26 @@ pub struct RouteBatch {
 }
 
 impl RouteBatch {
-    /// Returns an empty one.
+    /// Returns an empty batch.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How many nodes were asked for.
+    /// The number of nodes in the call.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether no nodes were asked for.
+    /// Whether the call had no nodes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The routes of the node that was the `nth` one to be asked for, as
-    /// [`get_proxies`](RouteTable::get_proxies) returns them; `None` where there were not so many.
+    /// The routes of the `nth` node of the call, as [`get_proxies`](RouteTable::get_proxies) returns them. `None` if
+    /// the call had fewer nodes.
     #[must_use]
     pub fn get(&self, nth: usize) -> Option<&[Route]> {
         let end = *self.ends.get(nth)?;
@@ -57,7 +57,7 @@ impl RouteBatch {
         Some(&self.routes[start..end])
     }
 
-    /// The routes of each node, in the order in which they were asked for.
+    /// The routes of each node, in the order of the nodes of the call.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[Route]> {
         (0..self.len()).map(|nth| self.get(nth).unwrap_or_default())
     }
@@ -68,30 +68,30 @@ impl RouteBatch {
     }
 }
 
-/// How many routes of an [`add_nodes`](RouteTable::add_nodes) were news.
+/// The result of [`add_nodes`](RouteTable::add_nodes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AddedNodes {
-    /// Routes that were not there, or expired.
+    /// Routes that were unknown or expired.
     pub inserted: usize,
-    /// Routes that were there.
+    /// Routes that were known and not expired.
     pub refreshed: usize,
 }
 
 impl AddedNodes {
-    /// How many nodes that were in all.
+    /// The number of nodes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.inserted + self.refreshed
     }
 
-    /// Whether there were none.
+    /// Whether there were no nodes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// These, unless one more could not be added.
+    /// Returns the counts, or the error that stopped the call after them.
     fn unless(self, done: Result<(), AddError>) -> Result<Self, AddNodesError> {
         match done {
             Ok(()) => Ok(self),
@@ -110,15 +110,15 @@ impl AddedNodes {
     }
 }
 
-/// One node of a group on its way.
+/// A node of a group, between prefetch and answer.
 struct Lane<'g> {
     hash: u64,
     candidate: Option<Candidate<'g>>,
 }
 
 impl RouteTable {
-    /// [`get_proxies`](Self::get_proxies) for many nodes: two to three times as fast as one after the other, once the table
-    /// does not fit into the cache. `answers` is cleared first; once it has grown, nothing is allocated.
+    /// [`get_proxies`](Self::get_proxies) for many nodes: two to three times as fast as single calls if the table does
+    /// not fit into the cache. Clears `answers` first. Does not allocate once `answers` has grown.
     pub fn get_proxies_batch(&self, nodes: &[NodeId], answers: &mut RouteBatch) {
         answers.clear();
         answers.routes.reserve(nodes.len());
@@ -129,7 +129,7 @@ impl RouteTable {
             let lanes = self.load(group, &guard);
             for (node, lane) in group.iter().zip(lanes) {
                 match lane.candidate.and_then(|candidate| candidate.word_of(node)) {
-                    // One route, as nearly all nodes have.
+                    // Nearly all nodes have one route.
                     Some(word) if word.state() == State::Live => {
                         if scope.is_fresh(word) {
                             answers.routes.extend(self.route(word));
@@ -147,25 +147,25 @@ impl RouteTable {
         }
     }
 
-    /// [`add_node`](Self::add_node) for many nodes, through one proxy; much faster than one after the other once the table
-    /// does not fit into the cache.
+    /// [`add_node`](Self::add_node) for many nodes, through one proxy: much faster than single calls if the table does
+    /// not fit into the cache.
     ///
     /// # Errors
     ///
-    /// [`AddNodesError`]: the proxy is not registered any more, or there is no room for one of them. It tells how many
-    /// were added before, which stay.
+    /// [`AddNodesError`]: the proxy is no longer registered, or there is no room for one of the nodes. The error has
+    /// the number of nodes that were added before; these nodes stay.
     pub fn add_nodes(&self, nodes: &[NodeId], proxy: ProxyRef) -> Result<AddedNodes, AddNodesError> {
         let mut added = AddedNodes::default();
         let done = self.add_each(nodes, proxy, &mut added, |_| ());
         added.unless(done)
     }
 
-    /// [`register_proxy`](Self::register_proxy) and [`add_nodes`](Self::add_nodes) in one, for callers that keep no
-    /// references. A proxy that is removed meanwhile is registered again for the nodes that are left.
+    /// [`register_proxy`](Self::register_proxy) and [`add_nodes`](Self::add_nodes) in one call, for callers that keep
+    /// no references. If the proxy is removed meanwhile, the call registers it again for the remaining nodes.
     ///
     /// # Errors
     ///
-    /// [`ReportNodesError`]: as the two of them, though never that the proxy is unknown.
+    /// [`ReportNodesError`]: as for both calls, but never [`AddError::UnknownProxy`].
     pub fn report_nodes(&self, nodes: &[NodeId], proxy: &Proxy<'_>) -> Result<AddedNodes, ReportNodesError> {
         let mut added = AddedNodes::default();
         loop {
@@ -177,12 +177,12 @@ impl RouteTable {
         }
     }
 
-    /// [`add_nodes`](Self::add_nodes), which pushes the handle of each node's route to `handles`, in the nodes' order. From
-    /// then on [`refresh_routes`](Self::refresh_routes) does without the nodes.
+    /// [`add_nodes`](Self::add_nodes) that also pushes the handle of each node's route to `handles`, in the nodes'
+    /// order. With the handles, [`refresh_routes`](Self::refresh_routes) refreshes the routes without their nodes.
     ///
     /// # Errors
     ///
-    /// As `add_nodes`; those that were added have their handles.
+    /// As for `add_nodes`. `handles` has the handles of the nodes that were added.
     pub fn add_nodes_with_handles(
         &self,
         nodes: &[NodeId],
@@ -203,7 +203,7 @@ impl RouteTable {
     ) -> Result<(), AddError> {
         for group in nodes.chunks(GROUP) {
             let guard = pin();
-            // Under the pin that each CAS of the group is under: see `proxies`.
+            // Check and CAS need the same pin: see `proxies`.
             if !self.proxies().takes_routes(proxy) {
                 return Err(AddError::UnknownProxy);
             }
@@ -231,15 +231,15 @@ impl RouteTable {
         Ok(())
     }
 
-    /// Refreshes the routes that `handles` name, all of them through `proxy`, and pushes the positions of those that hold
-    /// no more to `gone`: the route was removed or has expired, or its record moved. Add those nodes again. Returns how
-    /// many were refreshed.
+    /// Refreshes the routes that `handles` name, all of them through `proxy`. Returns the number of refreshed routes.
+    /// Pushes the positions of the other handles to `gone`: their route was removed or has expired, or its record has
+    /// moved. Add those nodes again.
     ///
-    /// This is the fastest way to write to the table: nothing is looked up.
+    /// This is the fastest way to write to the table: it needs no look-up.
     ///
     /// # Errors
     ///
-    /// [`AddError::UnknownProxy`]: the proxy is not registered any more. What was refreshed before stays so.
+    /// [`AddError::UnknownProxy`]: the proxy is no longer registered. Routes that were refreshed before stay refreshed.
     pub fn refresh_routes(
         &self,
         handles: &[RouteHandle],
@@ -269,7 +269,7 @@ impl RouteTable {
         Ok(refreshed)
     }
 
-    /// Hashes a group of nodes, and has their buckets and then their records loaded.
+    /// Hashes a group of nodes, and prefetches their buckets, then their records.
     fn load<'g>(&self, group: &[NodeId], guard: &'g Guard) -> SmallVec<[Lane<'g>; GROUP]> {
         let mut lanes: SmallVec<[Lane<'g>; GROUP]> = group
             .iter()

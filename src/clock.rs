@@ -1,4 +1,4 @@
-//! Where a table's time comes from.
+//! The source of a table's time.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// A source of time for a [`RouteTable`](crate::RouteTable).
 ///
-/// Ages are measured on the monotonic reading alone, so a stepped wall clock neither expires nor revives a route. The
-/// wall reading is used only to show times.
+/// Ages use only the monotonic reading, so a stepped wall clock neither expires nor revives a route. The wall reading
+/// is only for display.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
-    /// Time since some fixed instant of the clock's own choosing. It should never go backwards; where it does, the
-    /// table stays at the latest reading that it saw. A table's own time stands still 8.7 years after the table was
-    /// made: nothing expires from then on.
+    /// Time since a fixed instant of the clock's choice. It should never decrease; if it does, the table stays at the
+    /// latest reading that it saw. A table's own time stops 8.7 years after the table was made: no route expires from
+    /// then on.
     fn monotonic(&self) -> Duration;
 
-    /// The wall-clock time of now.
+    /// The present wall-clock time.
     fn wall(&self) -> SystemTime;
 }
 
@@ -48,7 +48,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is told to move, for tests.
+/// A clock that moves only on request, for tests.
 ///
 /// Clones share one reading, so a test can keep a clone of the clock that it gave to a table.
 ///
@@ -66,7 +66,7 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
-    /// Returns a clock that reads zero, and 2021-11-23 00:00:00 UTC on the wall.
+    /// Returns a clock whose monotonic reading is zero, and whose wall reading is 2021-11-23 00:00:00 UTC.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -74,11 +74,12 @@ impl ManualClock {
 
     /// Moves both readings forward.
     pub fn advance(&self, by: Duration) {
-        // Relaxed: the reading orders nothing by itself; whoever needs "advanced before" synchronises with the caller.
+        // Relaxed: the reading orders nothing by itself; a thread that needs "advanced before" synchronises with the
+        // caller.
         self.nanos.fetch_add(nanos(by), Ordering::Relaxed);
     }
 
-    /// Sets the monotonic reading, backwards too; the wall reading moves with it.
+    /// Sets the monotonic reading, forwards or backwards; the wall reading moves with it.
     pub fn set(&self, to: Duration) {
         // Relaxed: as in `advance`.
         self.nanos.store(nanos(to), Ordering::Relaxed);
@@ -96,7 +97,7 @@ impl Clock for ManualClock {
     }
 }
 
-/// Nanoseconds of a duration, at most 584 years of them.
+/// Nanoseconds of a duration, at most 584 years.
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

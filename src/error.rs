@@ -1,4 +1,4 @@
-//! What can be wrong with an input, one enum for each operation that can refuse one.
+//! Errors of inputs: one enum for each operation that can refuse an input.
 
 use std::num::NonZeroU64;
 
@@ -6,8 +6,8 @@ use thiserror::Error;
 
 /// Why a string is not acceptable as an ID, a name or an address.
 ///
-/// The `Display` text is a reason without a subject ("is empty"), so that a caller can put the name of
-/// its own field in front of it.
+/// The `Display` text is a reason without a subject ("is empty"), so that a caller can put the name of its own field in
+/// front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TextError {
@@ -38,12 +38,12 @@ pub enum TextError {
 #[error("node ID {0}")]
 pub struct NodeIdError(#[source] pub TextError);
 
-/// A string is no [`NodeCursor`](crate::NodeCursor) or [`ProxyCursor`](crate::ProxyCursor).
+/// A string is not a [`NodeCursor`](crate::NodeCursor) or [`ProxyCursor`](crate::ProxyCursor).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("not a place that a table gave out")]
+#[error("not a cursor that a table returned")]
 pub struct CursorError;
 
-/// Which part of a [`Proxy`](crate::Proxy) an error is about.
+/// The part of a [`Proxy`](crate::Proxy) that an error is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyField {
     /// [`Proxy::id`](crate::Proxy::id)
@@ -64,7 +64,7 @@ impl std::fmt::Display for ProxyField {
     }
 }
 
-/// Why a proxy was not registered. The table is as it was.
+/// Why a proxy was not registered. The table is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RegisterError {
@@ -73,10 +73,10 @@ pub enum RegisterError {
     Invalid {
         /// The string that was refused.
         field: ProxyField,
-        /// What is wrong with it.
+        /// What is wrong with the string.
         reason: TextError,
     },
-    /// The table holds as many proxies as it may.
+    /// The table holds its maximum of proxies.
     #[error("the table holds its maximum of {limit} proxies")]
     TooManyProxies {
         /// The limit that was reached.
@@ -84,15 +84,16 @@ pub enum RegisterError {
     },
 }
 
-/// Why an incarnation may not begin: a later one has, or it is over.
+/// Why an incarnation may not begin: a later incarnation has begun, or this incarnation is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("incarnation {incarnation} is stale: {}", Latest(*.latest, *.is_over))]
 pub struct StaleIncarnation {
-    /// The one that was refused.
+    /// The incarnation that was refused.
     pub incarnation: NonZeroU64,
-    /// The latest one that has begun.
+    /// The latest incarnation that has begun.
     pub latest: NonZeroU64,
-    /// Whether [`remove_proxy`](crate::RouteTable::remove_proxy) ended the latest one, so that only a greater one may begin.
+    /// Whether [`remove_proxy`](crate::RouteTable::remove_proxy) ended the latest incarnation, so that only a greater
+    /// one may begin.
     pub is_over: bool,
 }
 
@@ -109,7 +110,7 @@ impl std::fmt::Display for Latest {
     }
 }
 
-/// Why an incarnation was not begun. The table is as it was.
+/// Why an incarnation has not begun. The table is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BeginError {
@@ -121,11 +122,11 @@ pub enum BeginError {
     Stale(#[from] StaleIncarnation),
 }
 
-/// Why a route was not added. The table is as it was.
+/// Why a route was not added. The table is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum AddError {
-    /// The proxy was removed, or dropped because it had no routes: register it again.
+    /// The proxy was removed, or dropped because it had no routes. Register it again.
     #[error("the proxy is no longer registered")]
     UnknownProxy,
     /// The table holds its maximum of routes, or the node's shard its maximum of nodes. A shard reaches its maximum only near
@@ -135,12 +136,12 @@ pub enum AddError {
         /// The limit that was reached.
         limit: usize,
     },
-    /// There is no memory for it.
+    /// There is no memory for the route.
     #[error("out of memory")]
     OutOfMemory,
 }
 
-/// Why a report was not taken. The table is as it was, but for the proxy, which may have been registered.
+/// Why a report was refused. The table is unchanged, except that the proxy may have been registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ReportError {
@@ -156,18 +157,19 @@ pub enum ReportError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{error}, after {added} nodes")]
 pub struct AddNodesError {
-    /// How many of the nodes, from the first one on, were added. They stay.
+    /// How many of the nodes, from the first node on, were added. They stay.
     pub added: usize,
-    /// Why the next one was not.
+    /// Why the next node was not added.
     #[source]
     pub error: AddError,
 }
 
-/// Why not all nodes of a report were taken.
+/// Why not all nodes of a report were added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ReportNodesError {
-    /// The proxy could not be registered. The table is as it was, unless it was registered and removed meanwhile.
+    /// The proxy could not be registered. If it was registered and then removed meanwhile, nodes may have been added;
+    /// otherwise the table is unchanged.
     #[error(transparent)]
     Proxy(#[from] RegisterError),
     /// A node could not be added.

@@ -1,24 +1,25 @@
-//! The change feed: which nodes' routes have come or gone.
+//! The change feed: which nodes' routes have changed.
 //!
-//! Each shard has a ring of its latest changes; the first subscription allocates the rings. A writer marks the node *after*
-//! its CAS; a subscriber reads the node's routes from the table *after* it has taken the mark. So whatever the order of marks
-//! and reads, the last event of a node shows what the table holds, and no event shows what it never held. Events of different
-//! nodes have no order among them.
+//! Each shard has a ring of its latest changes. The first subscription allocates the rings. A writer marks the node
+//! *after* its CAS. A subscriber reads the node's routes from the table *after* it has taken the mark. So in any order
+//! of marks and reads, the last event of a node shows what the table holds, and no event shows what the table never
+//! held. Events of different nodes have no order among them.
 //!
-//! Marking is one CAS on a place of the ring and one on its head. Any writer helps the head forward, so a writer that stops
-//! leaves no gap. Subscribers only read: a thousand subscribers cost the writers no more than one. If the writers overtake a
-//! subscriber, its next [`drain_events`](Subscription::drain_events) fails with [`Lagged`].
+//! Marking is one CAS on a place of the ring and one on the ring's head. Any writer may advance the head, so a writer
+//! that stops leaves no gap. Subscribers only read: a thousand subscribers cost the writers no more than one. If the
+//! writers overtake a subscriber, its next [`drain_events`](Subscription::drain_events) fails with [`Lagged`].
 //!
-//! A subscriber that has taken everything goes idle: it then reads one word, [`Feed::state`], and no ring. To go idle, it
-//! sets IDLE in the word, *then* reads the heads of all rings once more, and remembers the word. A writer moves a ring's
-//! head, *then* reads the word, and clears IDLE if it is set, which also changes the count in the word. With a fence in
-//! between on either side, the subscriber sees the change, or the writer sees IDLE. So while the table is busy, writers only
-//! load the word; the first change after a quiet time pays a CAS, and wakes the subscribers that wait ([`waiters`]).
+//! A subscriber that has taken every change goes idle: it then reads one word, [`Feed::state`], and no ring. To go
+//! idle, it sets IDLE in the word, *then* reads the heads of all rings once more, and remembers the word. A writer
+//! moves a ring's head, *then* reads the word, and clears IDLE if it is set, which also changes the count in the word.
+//! Both have a fence in between, so the subscriber sees the change, or the writer sees IDLE. While the table is busy,
+//! writers only load the word; the first change after a quiet time pays for a CAS, and wakes the subscribers that wait
+//! ([`waiters`]).
 //!
-//! Without a subscriber, a change costs a fence and the load of one counter. The fence is for the race between a writer that
-//! finds no subscriber and a new subscriber that reads the table before the writer's CAS: each does its own write first (the
-//! CAS; the count of subscribers), then a fence, then reads the other's write. So one of them sees the other. A refresh is not
-//! a change, and is not marked.
+//! Without a subscriber, a change costs a fence and the load of one counter. The fence is for the race between a writer
+//! that finds no subscriber and a new subscriber that reads the table before the writer's CAS. Each does its own write
+//! first (the CAS; the count of subscribers), then a fence, then reads the other's write. So at least one sees the
+//! other. A refresh is not a change, and is not marked.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -43,14 +44,14 @@ use crate::sync::{AtomicU64, AtomicUsize, Guard, Ordering, fence};
 use crate::types::node_id::NodeId;
 use crate::types::proxy::ProxyRef;
 
-/// Changes that each ring holds by default. A place takes 8 bytes, so the rings take 1 MiB in all. An entry takes 48 bytes, so
-/// full rings take 7 MiB, and the memory of names that do not fit into their entry.
+/// The default number of changes per ring. A place takes 8 bytes, so the rings take 1 MiB in all. An entry takes 48
+/// bytes, so full rings take 7 MiB, plus the memory of names that do not fit into their entry.
 pub(crate) const RING: usize = if cfg!(loom) { 2 } else { 512 };
 
 /// One ring for each shard of UUIDs and of names, and one for the proxies.
 const RINGS: usize = 2 * SHARDS + 1;
 
-/// The bit of [`Feed::state`] that says that a subscriber is idle.
+/// The bit of [`Feed::state`] for an idle subscriber.
 const IDLE: u64 = 1;
 
 /// Why a node's routes changed.
@@ -60,9 +61,9 @@ const IDLE: u64 = 1;
 pub enum Reason {
     /// A route was added.
     Added,
-    /// A route, or all of them, were removed by a call.
+    /// A call removed a route or all routes.
     Removed,
-    /// The sweeper, or an addition, took away routes that were expired or whose proxy was removed.
+    /// The sweeper or an addition removed routes that were expired or whose proxy was removed.
     Expired,
 }
 
@@ -74,30 +75,30 @@ pub enum Event {
     Node {
         /// The node.
         node: NodeId,
-        /// Why.
+        /// Why the routes changed.
         reason: Reason,
     },
-    /// A proxy was removed with all its routes, or a greater incarnation has taken over. The nodes have no events until the
-    /// sweeper removes these routes.
+    /// A proxy was removed with all its routes, or a greater incarnation has taken over. The nodes have no events until
+    /// the sweeper removes these routes.
     ProxyRemoved {
         /// The proxy's reference while it was registered.
         proxy: ProxyRef,
-        /// Its ID, which another proxy may be registered under by now.
+        /// The proxy's ID. Another proxy may be registered under it by now.
         id: CompactString,
     },
-    /// A proxy was registered again with another address or cluster, which apply to all its routes.
+    /// A proxy was registered again with another address or cluster, which applies to all its routes.
     ProxyChanged {
         /// The proxy. Look it up for its present details.
         proxy: ProxyRef,
     },
 }
 
-/// The rings of a table, and how many read them.
+/// The rings of a table, and the number of their subscribers.
 pub(crate) struct Feed {
-    /// How many changes a ring holds.
+    /// The number of changes per ring.
     ring_len: usize,
     subscribers: AtomicUsize,
-    /// IDLE, and in the other bits how often it was cleared.
+    /// IDLE, and in the other bits how often IDLE was cleared.
     state: AtomicU64,
     rings: OnceBox<Box<[Ring]>>,
     waiters: Waiters,
@@ -110,7 +111,7 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// `ring_len`: how many changes each ring holds, at least one.
+    /// `ring_len`: the number of changes per ring, at least one.
     pub(crate) fn new(ring_len: usize) -> Self {
         Self {
             ring_len: ring_len.max(1),
@@ -133,15 +134,17 @@ impl Feed {
         }
     }
 
-    /// Makes idle subscribers read the rings again, after a head has moved.
+    /// Makes idle subscribers read the rings again after a head has moved.
     fn wake(&self) {
-        // Pairs with the fence in `go_idle`. It also covers a head that another writer moved: `advance` has read it.
+        // Pairs with the fence in `go_idle`. It also covers a head that another writer moved, because `advance` has
+        // read the head.
         fence(Ordering::SeqCst);
         // Relaxed: the fence orders it.
         let state = self.state.load(Ordering::Relaxed);
         if state & IDLE != 0 {
-            // One more clears IDLE, and the carry counts. Relaxed: the fence in `go_idle` orders it. A failure means that
-            // another writer cleared IDLE. A subscriber that has set it again has its fence after this one, and sees the head.
+            // Adding one clears IDLE, and the carry counts. Relaxed: the fence in `go_idle` orders it. On failure,
+            // another writer has cleared IDLE. If a subscriber has set it again, the subscriber's fence follows this
+            // fence, so it sees the head.
             let is_cleared = self
                 .state
                 .compare_exchange(state, state + 1, Ordering::Relaxed, Ordering::Relaxed)
@@ -154,7 +157,7 @@ impl Feed {
         }
     }
 
-    /// Sets IDLE, and returns the state. If a subscriber finds nothing in the rings after this, there is no change for it
+    /// Sets IDLE, and returns the state. If a subscriber then finds nothing in the rings, it has no change to take
     /// until the state differs.
     fn go_idle(&self) -> u64 {
         // Relaxed: the fence orders it.
@@ -164,10 +167,10 @@ impl Feed {
         state | IDLE
     }
 
-    /// Makes the next change after an idle `state` wake the waker. Returns `false` if there was a change since.
+    /// Makes the next change after an idle `state` wake the waker. Returns `false` if the state has changed since.
     fn wait(&self, state: u64, waiter: &Arc<Waiter>, waker: &Waker) -> bool {
         self.waiters.add(waiter, waker);
-        // Pairs with the fence in `wake`: the writer that clears IDLE takes the waiter, or the change of the state is seen here.
+        // Pairs with the fence in `wake`: the writer that clears IDLE takes the waiter, or `is_in` sees the change.
         fence(Ordering::SeqCst);
         self.is_in(state)
     }
@@ -188,20 +191,20 @@ impl Feed {
     }
 
     pub(crate) fn subscriptions(&self) -> usize {
-        // Relaxed: a figure to be shown.
+        // Relaxed: a figure for display.
         self.subscribers.load(Ordering::Relaxed)
     }
 
     pub(crate) fn marked(&self) -> u64 {
         let rings = self.rings.get().into_iter().flatten();
-        // Relaxed: a figure to be shown.
+        // Relaxed: a figure for display.
         rings.map(|ring| ring.head.load(Ordering::Relaxed)).sum()
     }
 
     /// The ring of removed and changed proxies.
     pub(crate) const PROXIES: usize = RINGS - 1;
 
-    /// Begins at the latest change: a read of the table after this, and the events, together miss no change.
+    /// Begins at the latest change: a later read of the table, and the events, together miss no change.
     pub(crate) fn subscribe(&self) -> Subscription<'_> {
         let rings = self
             .rings

@@ -1,30 +1,31 @@
-//! How large an index is for so many keys.
+//! The size of an index for a number of keys.
 //!
-//! Random keys fill all shards evenly, so if all grew at the same fill they would all grow at once: memory and pauses
-//! would spike together. Each shard has its own geometric series of sizes instead, shifted by its share of one step, so
-//! that at any time a few shards are about to grow and the rest are not.
+//! Random keys fill all shards evenly. If all shards grew at the same fill, they would grow at the same time, and
+//! memory and pauses would spike together. Instead, each shard has its own geometric series of sizes, shifted by its
+//! share of one step, so that at any time only a few shards are about to grow.
 use crate::layout::{BUCKET, SHARDS};
 
-/// From one size to the next.
+/// The factor from one size to the next.
 const GROWTH: f64 = 1.1875;
-/// Occupied slots, LIVE, SPILL, DEAD and RETIRED alike, at which an index is replaced.
+/// The share of occupied slots (LIVE, SPILL, DEAD and RETIRED) at which an index is replaced.
 const MAX_LOAD: f64 = 0.9;
-/// Room that a new index has at least: what it holds may grow by this factor before it is replaced again.
+/// The minimum room of a new index: its contents may grow by this factor before the index is replaced again.
 const MIN_ROOM: f64 = 1.03125;
 
-/// How many slots of an index with so many buckets may be occupied before it is replaced.
+/// How many slots of an index with this many buckets may be occupied before the index is replaced.
 pub(crate) fn max_used(buckets: u32) -> u32 {
     (f64::from(buckets * BUCKET) * MAX_LOAD) as u32
 }
 
-/// How many slots may be occupied while one thread copies the index: a 32nd more than [`max_used`]. A copy takes as long as
-/// one insertion for each ten records, and one insertion in [`SHARDS`] meets the shard: so 40 threads insert about as much.
+/// How many slots may be occupied while one thread copies the index: a 32nd more than [`max_used`]. A copy takes as
+/// long as one insertion for each ten records, and one insertion in [`SHARDS`] is into the shard: so 40 threads insert
+/// about as many.
 pub(crate) fn most_used(buckets: u32) -> u32 {
     let first = max_used(buckets);
     first + first / 32
 }
 
-/// How many buckets the index of a shard has that shall hold `keys`.
+/// How many buckets the index of a shard with `keys` keys has.
 pub(crate) fn buckets_for(keys: u32, shard: u16) -> u32 {
     let slots = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD;
     next_size(
@@ -33,7 +34,7 @@ pub(crate) fn buckets_for(keys: u32, shard: u16) -> u32 {
     )
 }
 
-/// The first of a series of sizes that is not below `least`. The series is shifted by a share of one step.
+/// The first size of a series that is not below `least`. The series is shifted by a share of one step.
 pub(crate) fn next_size(least: f64, share: f64) -> u32 {
     let step = (least.max(1.0).ln() / GROWTH.ln() - share).ceil();
     (GROWTH.powf(step + share).round() as u32).max(least.ceil() as u32)

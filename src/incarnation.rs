@@ -12,35 +12,36 @@ use crate::types::proxy::{Proxy, ProxyRef};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Incarnation {
-    /// The reference to add the incarnation's routes with.
+    /// The reference with which to add the incarnation's routes.
     pub proxy: ProxyRef,
-    /// Whether the incarnation had begun before and still has the same reference, so that its [handles](crate::RouteHandle)
-    /// may be valid.
+    /// Whether the incarnation had begun before and still has the same reference, so that its
+    /// [handles](crate::RouteHandle) may be valid.
     pub is_resumed: bool,
 }
 
 impl RouteTable {
-    /// Registers a proxy that has started for the `incarnation`th time. Any number that grows with each start will do, such as
-    /// the time of the start.
+    /// Registers a proxy that has started for the `incarnation`th time. Any number that grows with each start is
+    /// suitable, such as the time of the start.
     ///
-    /// * An incarnation greater than the latest one **takes over**: the routes of the older incarnation are gone at once, as
-    ///   by [`remove_proxy`](Self::remove_proxy), and the proxy gets a new reference. Additions with the old reference fail
-    ///   with [`AddError::UnknownProxy`](crate::AddError::UnknownProxy). An addition that is under way meanwhile brings no
-    ///   route back: it counts as an earlier one, whatever it returns.
-    /// * The latest incarnation itself **continues**: the proxy keeps its reference, with all routes and handles. If the sweeper has
-    ///   dropped the proxy, the proxy gets a new reference.
-    /// * A lesser incarnation is **refused**, and so is the latest incarnation once `remove_proxy` has ended it.
+    /// * An incarnation greater than the latest one **takes over**: the routes of the older incarnation are gone at
+    ///   once, as by [`remove_proxy`](Self::remove_proxy), and the proxy gets a new reference. Additions with the old
+    ///   reference fail with [`AddError::UnknownProxy`](crate::AddError::UnknownProxy). An addition during the takeover
+    ///   brings no route back: it counts as earlier, whatever it returns.
+    /// * The latest incarnation itself **continues**: the proxy keeps its reference, with all routes and handles. If
+    ///   the sweeper has dropped the proxy, the proxy gets a new reference.
+    /// * A lesser incarnation is **refused**, and so is the latest incarnation after `remove_proxy` has ended it.
     ///
-    /// An incarnation is remembered while its proxy is registered, and for one keep-alive interval after that; then any
+    /// An incarnation is remembered while its proxy is registered, and for one keep-alive interval after that. Then any
     /// incarnation may begin. Proxies without incarnations need no memory for this.
     ///
     /// # Calls without an incarnation
     ///
-    /// [`register_proxy`](Self::register_proxy) and [`report_node`](Self::report_node) have no incarnation, so they act for
-    /// the current incarnation: they return its reference, add to its routes, and update its address, even if they are late.
-    /// There may be no current incarnation: none has begun, it is over, or the sweeper dropped the proxy. Then these calls
-    /// register the proxy without an incarnation. The next incarnation that begins takes over the routes of such a proxy,
-    /// unless an older incarnation is remembered: then the routes may be of that one, and are gone.
+    /// [`register_proxy`](Self::register_proxy) and [`report_node`](Self::report_node) have no incarnation, so they act
+    /// for the current incarnation: they return its reference, add to its routes, and update its address, even if they
+    /// are late. There may be no current incarnation: none has begun, it is over, or the sweeper dropped the proxy.
+    /// Then these calls register the proxy without an incarnation. The next incarnation that begins takes over the
+    /// routes of such a proxy, unless the table remembers an older incarnation: then the routes may be the older
+    /// incarnation's, and are gone.
     ///
     /// # Readers and the lock
     ///
@@ -70,8 +71,8 @@ impl RouteTable {
     /// # Errors
     ///
     /// [`BeginError`]: the incarnation is stale, one of the strings is not acceptable, or there are too many proxies,
-    /// including removed proxies whose incarnations are remembered. An incarnation that takes over needs the room of one more
-    /// proxy until the routes of the old incarnation are swept. Nothing was changed.
+    /// including removed proxies whose incarnations are remembered. An incarnation that takes over needs room for one
+    /// more proxy until the routes of the old incarnation are swept. The call has changed nothing.
     pub fn begin_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
         let guard = pin();
         let moved = |proxy| self.proxy_moved(proxy, &guard);
@@ -81,9 +82,9 @@ impl RouteTable {
         Ok(self.begun(begun, &guard))
     }
 
-    /// Begins an incarnation again, as [`begin_incarnation`](Self::begin_incarnation) does, except that a registered proxy
-    /// keeps its details. For a caller that has begun the incarnation before: the sweeper may have dropped the proxy since,
-    /// or another caller may have reported newer details.
+    /// Begins an incarnation again, like [`begin_incarnation`](Self::begin_incarnation), except that a registered proxy
+    /// keeps its details. For a caller that has begun the incarnation before: since then, the sweeper may have dropped
+    /// the proxy, or another caller may have reported newer details.
     ///
     /// # Errors
     ///

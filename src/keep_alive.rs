@@ -1,9 +1,10 @@
 //! The keep-alive interval, which may change at any time.
 //!
-//! Two ages follow from the interval. A route older than [`returned`](KeepAlive::returned) is not returned; a call may remove
-//! a route older than [`kept`](KeepAlive::kept). Both ages equal the interval, except while a longer interval comes into
-//! force. Calls that are under way still have the shorter `kept`, and might remove a route that another call has returned
-//! under the longer interval. So `kept` grows at once, but `returned` only after a grace period, when those calls have ended.
+//! Two ages follow from the interval. A route older than [`returned`](KeepAlive::returned) is not returned; a call may
+//! remove a route older than [`kept`](KeepAlive::kept). Both ages equal the interval, except while a longer interval
+//! comes into force. Calls that began before still have the shorter `kept`, and might remove a route that another call
+//! has returned under the longer interval. So `kept` grows at once, but `returned` only after a grace period, when
+//! those calls have ended.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -17,8 +18,8 @@ use crate::word::LAST_TICK;
 const INTERVAL: u64 = LAST_TICK;
 const VERSION: u64 = INTERVAL + 1;
 
-/// How often `set` checks whether the grace period of a longer interval is over, yielding the processor in between, before it
-/// returns without waiting further. A grace period that no stopped thread holds up takes a few checks.
+/// How often `set` checks whether the grace period of a longer interval is over, and yields the processor in between,
+/// before it returns without waiting further. A grace period that no stopped thread holds up takes a few checks.
 const LOOKS: usize = if cfg!(loom) { 0 } else { 10_000 };
 
 #[derive(Debug)]
@@ -30,8 +31,8 @@ pub(crate) struct KeepAlive {
 
 #[derive(Debug)]
 struct Ages {
-    /// The age in ticks, and above it a version: how many intervals were set. If the interval was set again, the version makes
-    /// the end of an older grace period do nothing.
+    /// The age in ticks, and above it a version: how many intervals were set. If the interval is set again, the version
+    /// makes the end of an older grace period have no effect.
     returned: AtomicU64,
     /// Never less than `returned`, for a thread that pinned after it was set.
     kept: AtomicU64,
@@ -53,8 +54,8 @@ impl KeepAlive {
     /// The age in ticks up to which routes are returned. Read it before the routes.
     #[inline]
     pub(crate) fn returned(&self) -> u64 {
-        // Acquire: pairs with the CAS in `raise_after_grace`. A thread that reads the longer age reads the routes as the last
-        // call with the shorter `kept` left them.
+        // Acquire: pairs with the CAS in `raise_after_grace`. A thread that reads the longer age reads the routes as
+        // the last call with the shorter `kept` left them.
         self.ages.returned.load(Ordering::Acquire) & INTERVAL
     }
 
@@ -62,8 +63,8 @@ impl KeepAlive {
     /// that was set last.
     #[inline]
     pub(crate) fn kept(&self) -> u64 {
-        // Relaxed: pairs with no store; the epoch orders the store of a longer age before each pin that the grace period does
-        // not wait for.
+        // Relaxed: pairs with no store; the epoch orders the store of a longer age before each pin for which the grace
+        // period does not wait.
         self.ages.kept.load(Ordering::Relaxed)
     }
 
@@ -98,7 +99,7 @@ impl KeepAlive {
     fn raise_after_grace(&self, waiting: u64, interval: u64, guard: &Guard) {
         let ages = Arc::clone(&self.ages);
         after_grace(guard, move || {
-            // Release: pairs with `returned`. A failure means that the interval was set again.
+            // Release: pairs with `returned`. On failure, the interval was set again.
             _ = ages.returned.compare_exchange(
                 waiting,
                 waiting & !INTERVAL | interval,

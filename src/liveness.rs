@@ -1,19 +1,19 @@
-//! What the shards ask and report of proxies, without knowing how proxies are kept.
+//! The shards' interface to the proxies.
 
-/// What operations on routes ask and report of proxies.
+/// The questions and reports about proxies of operations on routes.
 pub(crate) trait Liveness {
     /// Whether routes through a proxy number may be returned.
     fn has(&self, proxy: u32) -> bool;
 
-    /// Notes that a route of the proxy is gone, and that it counted for the proxy until `tick`.
+    /// Reports that a route of the proxy is gone, and that it counted for the proxy until `tick`.
     fn left(&self, proxy: u32, tick: u64);
 }
 
-/// Notes which proxies have routes.
+/// Records which proxies have routes.
 pub(crate) trait Census {
     fn see(&mut self, proxy: u32);
 
-    /// Returns whether routes through a proxy number may be returned; if so, notes that it has a route.
+    /// Returns whether routes through a proxy number may be returned. If so, records that the proxy has a route.
     #[inline]
     fn see_valid(&mut self, proxy: u32, proxies: &impl Liveness) -> bool {
         let has = proxies.has(proxy);

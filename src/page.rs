@@ -2,8 +2,9 @@
 //!
 //! Nodes have an order: UUIDs before names, shard by shard, and within a shard by the hash that picks their bucket (see
 //! [`scan`](crate::shard::scan)). So a page reads the buckets of its nodes, and few others. A place in the order is the
-//! beginning of a shard, a rank in it, or the last node of the previous page. A place stays valid whatever happens to the
-//! table meanwhile: growing and moving change where a record is, never its rank; and the last node may have been removed.
+//! beginning of a shard, a rank in a shard, or the last node of the previous page. A place stays valid whatever happens
+//! to the table: growing and moving change a record's place in memory, but not its rank. Even the last node may have
+//! been removed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -40,14 +41,14 @@ pub struct NodePage {
 
 /// A place in a table's order of nodes; by default, its beginning.
 ///
-/// It can be written as text and read again. A cursor is valid only for the table that returned it: another table, also that
-/// of a restarted process, has another order.
+/// It can be written as text and read again. A cursor is valid only for the table that returned it: another table has
+/// another order, even in a restarted process.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeCursor(At);
 
-/// In a cursor's text: comes before the last node of a page, and after the order's seed if that is not 0.
+/// In a cursor's text: stands before the last node of a page, and after the order's seed if the seed is not 0.
 const AFTER: char = '>';
-/// In a cursor's text: separates the shard, the rank, and the order's seed if that is not 0.
+/// In a cursor's text: separates the shard, the rank, and the order's seed if the seed is not 0.
 const RANK: char = ':';
 
 impl fmt::Display for NodeCursor {
@@ -98,8 +99,8 @@ pub struct ProxyPage {
     pub next: Option<ProxyCursor>,
 }
 
-/// A place in a table's order of proxies; by default, before the first proxy. Like a [`NodeCursor`], it can be written as
-/// text, and is valid for one table only.
+/// A place in a table's order of proxies; by default, before the first proxy. Like a [`NodeCursor`], it can be written
+/// as text, and is valid for one table only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ProxyCursor(u64);
 
@@ -117,24 +118,24 @@ impl FromStr for ProxyCursor {
     }
 }
 
-/// A page ends after so many slots; its last part may exceed them. Reading them takes a fraction of a millisecond.
+/// A page ends after this many slots; its last part may exceed them. Reading them takes a fraction of a millisecond.
 const SLOTS_PER_PAGE: usize = 1 << 14;
 
 /// The most keys that a page copies at a time, unless it asks for more nodes.
 const MOST_AHEAD: usize = 1 << 10;
 
 impl RouteTable {
-    /// A page of the nodes from a place on: nodes with valid routes for which `keep` returns `true`, at most `most` (0 counts
-    /// as 1). Ask again from [`next`](NodePage::next) until that is `None`.
+    /// A page of the nodes from a place on: at most `most` (0 counts as 1) nodes with valid routes for which `keep`
+    /// returns `true`. Continue from [`next`](NodePage::next) until it is `None`.
     ///
-    /// A route that is there all the time is reported exactly once over all pages. A route that is added or removed meanwhile
-    /// is reported once or not at all. The table keeps no state between two pages.
+    /// A route that exists all the time is reported exactly once over all pages. A route that is added or removed
+    /// meanwhile is reported once or not at all. The table keeps no state between two pages.
     ///
-    /// A page costs some 100 nanoseconds for each of its nodes, and a few hundred more, however large the table is. It reads
-    /// some 16,000 slots of the index at most, so the page may be short if `keep` takes few nodes, or if most nodes were
-    /// removed. It copies some 1,000 nodes at a time, and then calls `keep`, which may use the table. Reclamation waits for
-    /// one such copy at most. (If the hashes of very many nodes collide, a shard may change its order. Then a place from
-    /// before makes the page copy the whole rest of the shard.)
+    /// A page costs some 100 nanoseconds for each of its nodes, and a few hundred more, however large the table is. It
+    /// reads at most some 16,000 slots of the index, so the page may be short if `keep` takes few nodes, or if most
+    /// nodes were removed. It copies some 1,000 nodes at a time, and then calls `keep`, which may use the table.
+    /// Reclamation waits for at most one such copy. (If the hashes of very many nodes collide, a shard may change its
+    /// order. Then an earlier cursor makes the page copy the whole rest of the shard.)
     ///
     /// ```
     /// # use nodetracker::{NodeCursor, Proxy, RouteTable};
@@ -196,14 +197,14 @@ impl RouteTable {
                     });
                 }
             }
-            // An empty shard costs something too.
+            // Count an empty shard, too: visiting it has a cost.
             slots += copied.slots.max(BUCKET) as usize;
             match copied.next {
                 Some(next) if slots < SLOTS_PER_PAGE => at = next,
                 next => break next,
             }
-            // If `keep` takes few nodes, copy more and more at a time. So the nodes that the end of the page copies in vain
-            // are in proportion to the nodes that it has read before.
+            // If `keep` takes few nodes, copy more nodes each time. So the nodes that the end of the page copies in
+            // vain are in proportion to the nodes that it has read before.
             let few = 4 * (nodes.len() - before) < ahead.min(copied.slots as usize);
             let least = most - nodes.len();
             ahead = if few {
@@ -218,15 +219,15 @@ impl RouteTable {
         }
     }
 
-    /// A page of the registered proxies from a place on: at most `most` (0 counts as 1), unless IDs have the same hash. Ask
-    /// again from [`next`](ProxyPage::next) until that is `None`.
+    /// A page of the registered proxies from a place on: at most `most` (0 counts as 1), or more if IDs have the same
+    /// hash. Continue from [`next`](ProxyPage::next) until it is `None`.
     ///
-    /// A proxy that is registered all the time is reported exactly once over all pages, also if it
-    /// [begins](Self::begin_incarnation) another incarnation meanwhile: then by its older or its newer reference. The table
-    /// does not count the routes of a proxy.
+    /// A proxy that is registered all the time is reported exactly once over all pages, even if it
+    /// [begins](Self::begin_incarnation) another incarnation meanwhile: then by its older or its newer reference. The
+    /// table does not count the routes of a proxy.
     ///
-    /// A page reads whole parts of the proxies, a 128th of them each, until it has enough proxies: some 100 nanoseconds for
-    /// each proxy of these parts.
+    /// A page reads whole parts of the proxies, each a 128th of them, until it has enough proxies. It takes some 100
+    /// nanoseconds for each proxy of these parts.
     #[must_use]
     pub fn proxies_page(&self, from: ProxyCursor, most: usize) -> ProxyPage {
         let mut page = ProxyPage {
@@ -241,7 +242,7 @@ impl RouteTable {
             }
             let guard = pin();
             for (hash, proxy) in self.proxies().in_part(part, &guard) {
-                // A page has all IDs of a hash, or none, since the cursor is a hash.
+                // A page has all IDs of a hash or none, because the cursor is a hash.
                 if page.proxies.len() >= most.max(1) && last != Some(hash) {
                     page.next = Some(ProxyCursor(hash));
                     return page;

@@ -1,4 +1,4 @@
-//! A node's routes together with what is known of their proxies.
+//! A node's routes together with their proxies' details.
 
 use std::time::SystemTime;
 
@@ -14,17 +14,17 @@ use crate::types::proxy::{ProxyDetails, ProxyRef};
 pub struct ResolvedRoute {
     /// The proxy that holds the tunnel.
     pub proxy: ProxyRef,
-    /// What is known of it.
+    /// The proxy's details.
     pub details: ProxyDetails,
     /// When this route was last refreshed, to the millisecond.
     pub last_refresh: SystemTime,
 }
 
 impl RouteTable {
-    /// [`get_proxies`](Self::get_proxies), and [`proxy`](Self::proxy) for each of them, in one step: a proxy that is removed
-    /// meanwhile is either there with its details or not at all, and it is one epoch pin for all instead of one for each.
+    /// [`get_proxies`](Self::get_proxies), and [`proxy`](Self::proxy) for each route, in one step under one epoch pin.
+    /// A proxy that is removed meanwhile is returned with its details, or not at all.
     ///
-    /// Nothing is allocated for up to two routes whose proxies' strings have 24 bytes at most.
+    /// Up to two routes need no allocation if their proxies' strings have at most 24 bytes.
     #[must_use]
     pub fn resolve(&self, node: &NodeId) -> SmallVec<[ResolvedRoute; 2]> {
         let (hash, now) = self.begin(node);

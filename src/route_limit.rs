@@ -1,4 +1,4 @@
-//! How many routes the table holds, and how many it may.
+//! The number of routes in the table, and its limit.
 //!
 //! A single counter would be a cache line that every insertion on every core writes. Instead, a group of threads takes a chunk
 //! of the free places at a time, and its insertions take places from the group's spare places. Near the limit, an insertion
@@ -11,18 +11,18 @@ use crossbeam_utils::CachePadded;
 
 use crate::sync::stripes::{STRIPES, stripe};
 
-/// Places that a group of threads takes at a time. A group with more than two chunks of spare places keeps one chunk, and
-/// gives the others back.
+/// Places that a group of threads takes at a time. A group with more than two chunks of spare places keeps one chunk,
+/// and returns the others.
 const CHUNK: usize = 64;
 
 /// The table's routes, counted from their insertion until they are swept or removed, and their limit.
 ///
-/// All operations are Relaxed: the count publishes no other data. It uses the atomics of `std` under loom too, since no
-/// protocol depends on the order of counts.
+/// All operations are Relaxed: the count publishes no other data. It uses the atomics of `std` even under loom, because
+/// no protocol depends on the order of counts.
 #[derive(Debug)]
 pub(crate) struct RouteLimit {
     limit: usize,
-    /// Places that are not free: routes have them, or they are spare places of a group.
+    /// Places that are not free: routes have them, or they are a group's spare places.
     taken: CachePadded<AtomicUsize>,
     /// The spare places of each group of threads.
     spare: [CachePadded<AtomicUsize>; STRIPES],
@@ -57,7 +57,7 @@ impl RouteLimit {
         if self.take_new(more, self.limit) {
             return true;
         }
-        // No more than is missing: another thread may look for the rest at the same time.
+        // Take no more than is missing: another thread may need the rest at the same time.
         let mut found = 0;
         for spare in &self.spare {
             found += take_up_to(spare, more - found);
@@ -70,7 +70,7 @@ impl RouteLimit {
         is_enough
     }
 
-    /// Takes free places, unless more than `limit` would be taken then.
+    /// Takes free places, unless more than `limit` places would then be taken.
     fn take_new(&self, more: usize, limit: usize) -> bool {
         let add = |taken: usize| taken.checked_add(more).filter(|&sum| sum <= limit);
         self.taken
@@ -78,7 +78,7 @@ impl RouteLimit {
             .is_ok()
     }
 
-    /// Gives back the places of `fewer` routes.
+    /// Returns the places of `fewer` routes.
     #[inline]
     pub(crate) fn release(&self, fewer: usize) {
         if fewer == 0 {
@@ -115,14 +115,14 @@ fn take(from: &AtomicUsize, count: usize) -> bool {
     false
 }
 
-/// Takes `most` places out of a counter, or as many as it has.
+/// Takes up to `most` places from a counter. Returns how many it took.
 fn take_up_to(from: &AtomicUsize, most: usize) -> usize {
     let less = |has: usize| Some(has - has.min(most));
     let has = from.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     has.unwrap_or_default().min(most)
 }
 
-/// The place of a route that is about to be inserted. Dropping the reservation gives the place back.
+/// The place of a route that is about to be inserted. Dropping the reservation returns the place.
 pub(crate) struct Reservation<'a>(&'a RouteLimit);
 
 impl<'a> Reservation<'a> {
@@ -131,7 +131,7 @@ impl<'a> Reservation<'a> {
         count.reserve(1).then(|| Self(count))
     }
 
-    /// Leaves the place to the route, which was inserted.
+    /// Leaves the place to the inserted route.
     pub(crate) fn use_up(self) {
         std::mem::forget(self);
     }

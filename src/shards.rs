@@ -28,23 +28,23 @@ type Names = [Shard<NameKey<'static>>; SHARDS];
 /// All shards of a table, by number: those of UUIDs, then those of names.
 pub(crate) struct Shards {
     uuids: Uuids,
-    /// Made when the first node comes that has a name.
+    /// Made when the first node with a name is added.
     names: OnceBox<Names>,
     hasher: RandomState,
 }
 
-/// A shard of one kind or the other, or what stands for the shard.
+/// A shard of either kind, or its absence.
 enum Of<U, N> {
     Uuids(U),
     Names(N),
-    /// The shard would be one of names, but no node with a name has come yet.
+    /// The number is that of a shard of names, but no node with a name has been added yet.
     Absent,
 }
 
 /// A node's shard and its key there.
 type OfNode<'a> = Of<(&'a Shard<UuidKey>, UuidKey), (&'a Shard<NameKey<'a>>, NameKey<'a>)>;
 
-/// Runs `$body` with the shard, whatever its kind.
+/// Runs `$body` with a shard of either kind.
 macro_rules! with {
     ($of:expr, $shard:pat => $body:expr, $absent:expr) => {
         match $of {
@@ -59,7 +59,7 @@ fn make<K: Key, const FROM: usize>() -> [Shard<K>; SHARDS] {
     std::array::from_fn(|number| Shard::new(FROM + number))
 }
 
-/// The number of a hash's shard, among the shards of the same kind.
+/// The number of a hash's shard among the shards of its kind.
 #[inline]
 fn shard_of(hash: u64) -> usize {
     (hash >> (64 - SHARD_BITS)) as usize
@@ -82,7 +82,7 @@ impl Shards {
         &self.hasher
     }
 
-    /// The hash by which a node is found.
+    /// The hash under which a node is stored.
     #[inline]
     pub(crate) fn hash(&self, node: &NodeId) -> u64 {
         match node.kind() {
@@ -97,7 +97,7 @@ impl Shards {
         shard_of(hash) + if node.is_name() { SHARDS } else { 0 }
     }
 
-    /// All numbers of shards are below this.
+    /// Every shard number is below this.
     pub(crate) fn end(&self) -> usize {
         if self.names.get().is_some() { 2 * SHARDS } else { SHARDS }
     }
@@ -199,7 +199,7 @@ impl Shards {
         }
     }
 
-    /// The record that a handle names, whatever the record is now. It begins to be loaded.
+    /// Starts loading the record that a handle names, whether or not the record is still the node's.
     #[inline]
     pub(crate) fn numbered<'g>(&self, handle: RouteHandle, guard: &'g Guard) -> Option<Numbered<'g>> {
         match handle.is_name() {
@@ -208,8 +208,8 @@ impl Shards {
         }
     }
 
-    /// Refreshes the route through a proxy of the record that a handle names, if the record is still that of the handle's
-    /// node. Returns whether it did.
+    /// Refreshes the route through a proxy of a handle's record, if the record still belongs to the handle's node.
+    /// Returns whether the call refreshed the route.
     #[inline]
     pub(crate) fn refresh<P: Liveness>(
         &self,
@@ -260,8 +260,8 @@ impl Shards {
         with!(self.get(number), shard => shard.is_untouched(guard), true)
     }
 
-    /// [`Shard::fill`] with `count` nodes that belong to the shard, at most, each with its routes, newest first. Nodes without
-    /// routes are left out.
+    /// [`Shard::fill`] with at most `count` nodes of the shard, each with its routes, newest first. Skips nodes without
+    /// routes.
     pub(crate) fn fill<'n, P: Liveness>(
         &self,
         number: usize,
@@ -300,7 +300,7 @@ impl Shards {
         }
     }
 
-    /// How many records have routes, and how many there are, in all shards.
+    /// How many records have routes, and how many records there are, in all shards.
     pub(crate) fn records(&self, guard: &Guard) -> (usize, usize) {
         (0..self.end())
             .map(|number| with!(self.get(number), shard => shard.records(guard), (0, 0)))

@@ -1,14 +1,14 @@
-//! Where the sweeper is, and what a round promises.
+//! The position of the sweeper, and the promise of a round.
 //!
 //! A round visits the shards of UUIDs, then those of names, then the proxies. The cursor is one word, and advances only
-//! *after* a visit: a thread reads the cursor, visits the part that it points to, and then tries to advance it. Threads that
-//! sweep at the same time do the same work, which is harmless, and only one of them advances the cursor. A thread that is
-//! stopped in the middle delays no other thread. So when a round ends, every shard was visited by a thread that began the
-//! visit after the round had begun. (If a thread claimed a part before it visited the part, a stopped thread would leave a
-//! hole.)
+//! *after* a visit: a thread reads the cursor, visits the part to which it points, and then tries to advance it.
+//! Threads that sweep at the same time do the same work, which is harmless, and only one of them advances the cursor. A
+//! thread that is stopped in the middle delays no other thread. So when a round ends, every shard was visited by a
+//! thread that began the visit after the round had begun. (If a thread claimed a part before it visited the part, a
+//! stopped thread would leave a hole.)
 //!
-//! A route that a thread puts into a shard after that shard's visit is not seen in that round; therefore `proxies` waits for a
-//! grace period before the round.
+//! A round does not see a route that a thread puts into a shard after that shard's visit; therefore `proxies` waits for
+//! a grace period before the round.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -33,11 +33,12 @@ const _: () = assert!(ROUND_SHIFT + ROUND_BITS == 64, "the fields of a position 
 /// The stage of a round that visits the proxies. The stages before it visit the shard of the same number.
 const PROXIES: usize = 2 * SHARDS;
 
-/// How far the sweeper has come: round (22 bits), stage (10), the slab's generation (8), record or proxy number (24).
+/// The sweeper's position: round (22 bits), stage (10), the slab's generation (8), record or proxy number (24).
 ///
-/// If the generation differs, the shard has moved since the sweeper began it, and the sweeper begins the shard again. A move
-/// begins only at the end of a visit. So for a generation to come back unnoticed, 256 sweepers would have to be stopped in the
-/// middle of the same shard, in rounds long past, and then continue one after the other while another sweeper visits it.
+/// If the generation differs, the shard has moved since the sweeper began it, and the sweeper begins the shard again. A
+/// move begins only at the end of a visit. So for a generation to repeat unnoticed, 256 sweepers would have to be
+/// stopped in the middle of the same shard, in rounds long past, and then continue one after the other while another
+/// sweeper visits it.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     position: AtomicU64,
@@ -45,7 +46,7 @@ pub(crate) struct Cursor {
 }
 
 impl Default for Cursor {
-    /// Round 1, so that no proxy was seen in it.
+    /// Starts in round 1, so that no proxy was seen in it.
     fn default() -> Self {
         let start = Position {
             round: 1,
@@ -86,15 +87,16 @@ impl Position {
     }
 }
 
-/// The most records or proxies that one step visits. A step has one pin, so this bounds the objects that a sweep retires under
-/// one pin, and how long it holds back garbage of other threads. A pin costs a hundredth of so many visits.
+/// The most records or proxies that one step visits. A step has one pin, so this bounds the objects that a sweep
+/// retires under one pin, and how long it holds back garbage of other threads. A pin costs a hundredth of this many
+/// visits.
 const MOST_PER_STEP: u32 = 512;
 
-/// How much garbage the last step of a stage frees at most: so many times 512 objects. Bounded, since a thread that was
+/// The most garbage that the last step of a stage frees, in units of 512 objects. Bounded, because a thread that was
 /// stopped may have left a million objects.
 const MOST_COLLECTIONS: usize = 8;
 
-/// What one step of a sweep did.
+/// The result of one step of a sweep.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Step {
     pub(crate) visited: u32,
@@ -110,11 +112,11 @@ pub(crate) fn collections(objects: usize) -> usize {
 
 impl Cursor {
     fn load(&self) -> Position {
-        // Acquire: pairs with the CAS in `step`, so that a visit comes after the earlier visits of the round.
+        // Acquire: pairs with the CAS in `step`, so that a visit follows the earlier visits of the round.
         Position::unpack(self.position.load(Ordering::Acquire))
     }
 
-    /// Visits one part of the table, of `most` records at most, and advances.
+    /// Visits one part of the table, of at most `most` records, and advances.
     pub(crate) fn step(&self, most: u32, shards: &Shards, proxies: &Proxies, scope: &Scope<'_, Proxies>) -> Step {
         let most = most.min(MOST_PER_STEP);
         let at = self.load();
@@ -140,9 +142,9 @@ impl Cursor {
             }
             _ => {
                 let moment = Moment::new(scope.now, scope.kept_age);
-                // AcqRel: Release pairs with the CAS below and the load in `load`. This write leaves the value as it is. A
-                // thread that advances the cursor later, and visits shards in the next round, comes after what this thread
-                // has seen: the end of a grace period. Acquire pairs with the CAS below.
+                // AcqRel: Release pairs with the CAS below and the load in `load`. This write does not change the
+                // value. A thread that advances the cursor later, and visits shards in the next round, is ordered after
+                // what this thread has seen: the end of a grace period. Acquire pairs with the CAS below.
                 let round_now = || Position::unpack(self.position.fetch_add(0, Ordering::AcqRel)).round;
                 let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, moment, scope.guard);
                 if next.is_none() {
@@ -166,7 +168,8 @@ impl Cursor {
             None => collect(scope.guard, collections(garbage().objects)),
         }
         step("sweep: before the advance");
-        // AcqRel: Release pairs with the load in `load`, and so hands the round's promise on. Acquire pairs with `round_now`.
+        // AcqRel: Release pairs with the load in `load`, and so passes on the round's promise. Acquire pairs with
+        // `round_now`.
         let advanced = self
             .position
             .compare_exchange(at.pack(), after.pack(), Ordering::AcqRel, Ordering::Relaxed)

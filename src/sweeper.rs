@@ -1,4 +1,4 @@
-//! How often to sweep, and a thread that does.
+//! The pace of sweeping, and a thread that sweeps.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use crate::table::{RouteTable, SweepReport};
 
-/// Records of one step: a few microseconds. Half of the changes that a ring of the feed keeps, so that a mass expiry, step by
-/// step, does not overtake a subscriber.
+/// Records of one step: a few microseconds. It is half of the changes that a ring of the feed keeps, so that a mass
+/// expiry does not overtake a subscriber between two steps.
 const STEP: usize = 256;
 
 /// Rounds over the whole table in one keep-alive interval.
 const ROUNDS_PER_INTERVAL: u32 = 4;
 
-/// The shortest pause between two turns: timers are no finer. If a round takes more steps than there are such pauses, as from
-/// some ten million routes up at the default interval, a turn has several steps.
+/// The shortest pause between two turns: timers are no finer. From some ten million routes at the default interval, a
+/// round takes more steps than there are such pauses, so a turn has several steps.
 const MIN_PAUSE: Duration = Duration::from_millis(2);
 
 /// The longest pause, so that a shorter keep-alive interval comes into force soon.
@@ -24,8 +24,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// The most steps of one turn, which take a millisecond or two.
 const MAX_STEPS: u32 = 256;
 
-/// Spreads the sweeper's work evenly, so that a table is swept four times in a keep-alive interval: for callers that call
-/// [`RouteTable::sweep`] from a thread or a timer of their own. [`Sweeper`] is a thread that does.
+/// Spreads the sweeper's work evenly, so that a table is swept four times in a keep-alive interval. For callers that
+/// call [`RouteTable::sweep`] from their own thread or timer; [`Sweeper`] is such a thread.
 ///
 /// ```
 /// # use nodetracker::{RouteTable, SweepPace};
@@ -40,7 +40,7 @@ const MAX_STEPS: u32 = 256;
 /// ```
 #[derive(Debug, Default)]
 pub struct SweepPace {
-    /// Records visited in this round so far.
+    /// Records visited in this round.
     visited: usize,
     /// Records visited in the last whole round.
     last_round: usize,
@@ -49,8 +49,8 @@ pub struct SweepPace {
 }
 
 impl SweepPace {
-    /// How long to wait before the next [`sweep`](Self::sweep): 2 ms to 1 s, depending on the table's size and its keep-alive
-    /// interval. A round is as long as the last round was, or longer if the table grew.
+    /// The time to wait before the next [`sweep`](Self::sweep): 2 ms to 1 s, depending on the table's size and its
+    /// keep-alive interval. A round is as long as the last round, or longer if the table grew.
     pub fn next_pause(&mut self, table: &RouteTable) -> Duration {
         let round = table.keep_alive() / ROUNDS_PER_INTERVAL;
         let (pause, steps) = self.turn(table.len(), round);
@@ -70,8 +70,8 @@ impl SweepPace {
         (MIN_PAUSE, steps as u32)
     }
 
-    /// Sweeps the part of the table that is due after the pause: one step of 256 records, or several if the table is large.
-    /// Returns what all steps did together.
+    /// Sweeps the part of the table that is due after the pause: one step of 256 records, or several if the table is
+    /// large. Returns the sum of all steps.
     pub fn sweep(&mut self, table: &RouteTable) -> SweepReport {
         let mut all = SweepReport::default();
         for _ in 0..self.steps.max(1) {
@@ -94,7 +94,7 @@ impl SweepPace {
 
 /// A thread that sweeps a table four times in a keep-alive interval, until it is dropped.
 ///
-/// Without sweeping, expired routes are not returned, but keep their memory and count for the limit of routes.
+/// Without sweeping, expired routes are not returned, but keep their memory and count towards the limit of routes.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -120,7 +120,7 @@ struct Stop {
 }
 
 impl Stop {
-    /// Waits. Returns whether to stop.
+    /// Waits for at most `pause`. Returns whether to stop.
     fn within(&self, pause: Duration) -> bool {
         let is_due = self.is_due.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(is_due, pause, |is_due| !*is_due);
@@ -158,7 +158,7 @@ impl Drop for Sweeper {
         *self.stop.is_due.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.stop.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // The thread panics only if the table does; the panic was printed.
+            // The thread panics only if the table does, and the panic was printed.
             _ = thread.join();
         }
     }
@@ -226,7 +226,7 @@ mod tests {
         fill(&table, 3 * STEP);
         clock.advance(table.keep_alive() + Duration::from_millis(1));
         let (mut pace, mut waited, mut removed) = (SweepPace::default(), Duration::ZERO, 0);
-        // A round may have begun anywhere, so everything has been visited after two.
+        // The first round may have begun anywhere, so only two rounds visit everything.
         for _ in 0..2 {
             loop {
                 waited += pace.next_pause(&table);

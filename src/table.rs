@@ -1,4 +1,4 @@
-//! The table's face.
+//! The public table type.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::types::proxy::{Proxy, ProxyDetails, ProxyRef};
 use crate::types::route::{Added, ExplainedRoute, Route, Verdict};
 use crate::word::{State, Word};
 
-/// Options of a [`RouteTable`]; each has a default.
+/// Options of a [`RouteTable`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct Builder {
@@ -47,8 +47,8 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// The greatest possible [`max_routes`](Builder::max_routes), some 500 million. With that many nodes of one kind, a random
-    /// distribution leaves each shard below the number of records that it can have, tombstones included.
+    /// The greatest possible [`max_routes`](Builder::max_routes), some 500 million. With that many nodes of one kind, a
+    /// random distribution still leaves each shard below its maximum of records, tombstones included.
     pub const MOST_ROUTES: usize = SHARDS * (MAX_RECORDS as usize / 16 * 15);
 
     /// How old a route may become without a refresh; 5 minutes by default. The interval is rounded up to whole milliseconds,
@@ -58,14 +58,14 @@ impl Builder {
         self
     }
 
-    /// Where the table's time comes from; the system's clocks by default.
+    /// The table's source of time; the system's clocks by default.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Box::new(clock);
         self
     }
 
-    /// The most routes that the table holds, counted until they are removed or swept; 16,777,216 by default, and at most
-    /// [`MOST_ROUTES`](Builder::MOST_ROUTES). A million routes take about 30 MB.
+    /// The most routes that the table holds, counted until they are removed or swept. The default is 16,777,216, the
+    /// maximum [`MOST_ROUTES`](Builder::MOST_ROUTES). A million routes take about 30 MB.
     pub fn max_routes(mut self, routes: usize) -> Self {
         self.max_routes = routes;
         self
@@ -73,18 +73,18 @@ impl Builder {
 
     /// The most proxies that the table holds; 1,048,576 by default, and at most 8,388,608.
     ///
-    /// A removed or replaced proxy counts until its routes are swept and its number is free again: at most 15 rounds of the
-    /// [sweeper](RouteTable::sweep), unless a thread stays inside a call. Each thread that is inside a call when the proxy is
-    /// removed, or when its routes have been swept, must leave that call first. So a proxy that restarts once per round needs
-    /// room for 16.
+    /// A removed or replaced proxy counts until its routes are swept and its number is free again. This takes at most
+    /// 15 rounds of the [sweeper](RouteTable::sweep), unless a thread stays inside a call: threads that are inside a
+    /// call when the proxy is removed, or when its routes have been swept, must leave that call first. So a proxy that
+    /// restarts once per round needs room for 16 proxies.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self
     }
 
-    /// How many of its latest changes each of the 257 rings of the [change feed](RouteTable::subscribe) keeps; 512 by default,
-    /// and at least one. A larger number lets subscribers be later, for 14 KiB of memory for each change more: see
-    /// [`Subscription`].
+    /// How many of its latest changes each of the 257 rings of the [change feed](RouteTable::subscribe) keeps; 512 by
+    /// default, and at least one. Each further change takes 14 KiB of memory, and lets subscribers fall further behind:
+    /// see [`Subscription`].
     pub fn feed_ring(mut self, changes: usize) -> Self {
         self.feed_ring = changes;
         self
@@ -107,17 +107,17 @@ impl Builder {
 
 /// A concurrent table of nodes and the proxies that hold their tunnels.
 ///
-/// A [`Sweeper`](crate::Sweeper), or the program, has to [`sweep`](RouteTable::sweep) the table: expired routes are not
+/// A [`Sweeper`](crate::Sweeper) or the program must [`sweep`](RouteTable::sweep) the table: expired routes are not
 /// returned, but keep their memory until they are swept.
 ///
-/// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing and
-/// sweeping routes is lock-free: no thread ever waits for another thread, not even for a thread that the operating system has
-/// stopped in the middle of an operation. Registering and removing *proxies* takes a short lock if it changes something. Calls
-/// that only read never take the lock. The [crate's documentation](crate#which-calls-wait-for-another-thread) lists the calls
-/// that may wait.
+/// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing
+/// and sweeping routes is lock-free: no thread ever waits for another thread, even if the operating system has stopped
+/// the other thread in the middle of an operation. Registering and removing *proxies* takes a short lock if it changes
+/// something. Calls that only read never take the lock. The [crate's
+/// documentation](crate#which-calls-wait-for-another-thread) lists the calls that may wait.
 ///
-/// An answer is linearizable per route, and in membership per node; the times in one answer may belong to different instants
-/// of the call.
+/// An answer is linearizable per route, and in membership per node. The times in one answer may belong to different
+/// instants of the call.
 ///
 /// ```
 /// use nodetracker::{NodeId, Proxy, RouteTable};
@@ -142,7 +142,7 @@ pub struct RouteTable {
     feed: Feed,
 }
 
-/// What a table holds, each figure as of some moment of the call.
+/// What a table holds. Each figure is correct at some moment of the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -151,18 +151,19 @@ pub struct Stats {
     pub routes: usize,
     /// Nodes with at least one of these routes.
     pub nodes: usize,
-    /// Records of the slabs, both of nodes and free; 24 bytes each.
+    /// Records of the slabs, in use and free; 24 bytes each.
     pub records: usize,
-    /// Proxies that are registered.
+    /// Registered proxies.
     pub proxies: usize,
-    /// Objects that were removed from the tables of this process and are not freed yet, since some thread may still read them:
-    /// route lists, indexes, changes of the feed, details of proxies, arrays of the map of proxy IDs; and grace periods that
-    /// are under way. One figure for all tables of the process.
+    /// Objects that this process's tables have retired but not freed yet, because some thread may still read them:
+    /// route lists, indexes, changes of the feed, details of proxies, arrays of the map of proxy IDs, and grace periods
+    /// that have not ended. One figure for all tables of the process.
     ///
-    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless a
-    /// thread stays inside a call: objects that other threads retire meanwhile wait for it. That adds little during the
-    /// microseconds of most calls, more while a call replaces a large shard, and is without bound if the operating system
-    /// stops a thread there. If only the sweeper uses the tables, two rounds leave at most 64 objects for each other thread.
+    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless
+    /// a thread stays inside a call: objects that other threads retire meanwhile wait for that thread. During the
+    /// microseconds of most calls, few objects wait; while a call replaces a large shard, more. If the operating system
+    /// stops a thread inside a call, the figure has no bound. If only the sweeper uses the tables, two rounds leave at
+    /// most 64 objects for each other thread.
     ///
     /// Not counted: the bags that crossbeam-epoch keeps the objects in, up to 130 KiB for each thread that has used a table.
     pub garbage: usize,
@@ -171,7 +172,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// The most objects of [`garbage`](Stats::garbage) for each thread, as long as no other thread stays inside a call.
+    /// The most objects of [`garbage`](Stats::garbage) for each thread, while no other thread stays inside a call.
     pub const MAX_GARBAGE_PER_THREAD: usize = 4_096;
 }
 
@@ -181,7 +182,7 @@ impl Stats {
 #[non_exhaustive]
 pub struct SweepReport {
     /// Records visited, including free records and those of removed nodes, and proxies. Copying a part of an index and
-    /// forgetting incarnations count as visits too.
+    /// forgetting incarnations count as visits, too.
     pub visited: usize,
     /// Routes removed because they were expired or their proxy was removed.
     pub removed: usize,
@@ -205,7 +206,7 @@ impl std::fmt::Debug for RouteTable {
 }
 
 impl Drop for RouteTable {
-    /// Frees some 12,000 objects that wait for reclamation at most, and none that a pinned thread may still read.
+    /// Frees at most some 12,000 retired objects, and none that a pinned thread may still read.
     fn drop(&mut self) {
         // The epoch advances at most once per pin, and garbage waits for two advances.
         for _ in 0..if cfg!(loom) { 0 } else { 3 } {
@@ -221,12 +222,12 @@ impl RouteTable {
         Self::builder().build()
     }
 
-    /// Returns the options for another table than the default one.
+    /// Returns the options for a table.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// The hash that a node is found by.
+    /// The hash under which a node is stored.
     #[inline]
     pub(crate) fn hash(&self, node: &NodeId) -> u64 {
         self.shards.hash(node)
@@ -237,7 +238,7 @@ impl RouteTable {
         self.scope_at(self.time.now(), guard)
     }
 
-    /// The scope of an operation that has read the clock.
+    /// The scope of an operation that has already read the clock.
     #[inline]
     fn scope_at<'a>(&'a self, now: u64, guard: &'a Guard) -> Scope<'a, Proxies> {
         Scope {
@@ -252,7 +253,7 @@ impl RouteTable {
         }
     }
 
-    /// Begins an operation on one node, before the pin: returns the node's hash, and the tick.
+    /// Begins an operation on one node, before the pin: returns the node's hash and the tick.
     ///
     /// Order matters: prefetch the bucket before reading the clock and pinning. Both stall on earlier loads, but not on
     /// prefetches (`Shard::preload`).
@@ -263,20 +264,21 @@ impl RouteTable {
         (hash, self.time.now())
     }
 
-    /// Registers a proxy, and returns the reference to add its routes with.
+    /// Registers a proxy. Returns the reference with which to add its routes.
     ///
-    /// A proxy that is registered already keeps its reference. A new address or cluster applies to all of its routes at once.
+    /// A proxy that is already registered keeps its reference. A new address or cluster applies to all of its routes at
+    /// once.
     ///
     /// The reference is valid until [`remove_proxy`](Self::remove_proxy), until a greater
-    /// [incarnation](Self::begin_incarnation) takes over, or until the sweeper drops the proxy as idle: for more than a
-    /// keep-alive interval it was not registered again and neither got nor lost a route, and a full round found no route of
-    /// it. After that, [`add_node`](Self::add_node) fails with [`AddError::UnknownProxy`].
+    /// [incarnation](Self::begin_incarnation) takes over, or until the sweeper drops the proxy as idle. A proxy is idle
+    /// if it was not registered again and neither got nor lost a route for more than a keep-alive interval, and a full
+    /// round found no route of it. After that, [`add_node`](Self::add_node) fails with [`AddError::UnknownProxy`].
     ///
     /// If nothing changes, this is a look-up without a lock; otherwise it takes the registry's lock.
     ///
     /// # Errors
     ///
-    /// [`RegisterError`]: one of the strings is not acceptable, or there are too many proxies. Nothing was changed.
+    /// [`RegisterError`]: one of the strings is not acceptable, or the table is full. The call has changed nothing.
     pub fn register_proxy(&self, proxy: &Proxy<'_>) -> Result<ProxyRef, RegisterError> {
         let guard = pin();
         self.register_pinned(proxy, self.time.now(), &guard)
@@ -287,7 +289,7 @@ impl RouteTable {
         self.proxies.register(proxy, now, guard, moved)
     }
 
-    /// Marks for subscribers that a proxy has other details.
+    /// Marks for subscribers that a proxy's details have changed.
     pub(crate) fn proxy_moved(&self, proxy: ProxyRef, guard: &Guard) {
         self.feed.mark(Feed::PROXIES, guard, || Event::ProxyChanged { proxy });
     }
@@ -295,9 +297,9 @@ impl RouteTable {
     /// The proxy that is registered under an ID, or `None`. The reference is valid as long as that of
     /// [`register_proxy`](Self::register_proxy).
     ///
-    /// A proxy that begins another incarnation is found at every moment: by its older reference until the routes of that
-    /// reference are gone, and by its newer reference from the same moment on. The look-up takes no lock. It searches again
-    /// only if another thread has replaced or removed the proxy meanwhile.
+    /// A proxy that begins another incarnation is found at every moment: first by its older reference, and from one
+    /// moment on by its newer reference. Routes of the older reference are gone from the same moment on. The look-up
+    /// takes no lock. It searches again only if another thread has replaced or removed the proxy meanwhile.
     #[must_use]
     pub fn find_proxy(&self, id: &str) -> Option<ProxyRef> {
         self.proxies.find(id, &pin())
@@ -309,13 +311,14 @@ impl RouteTable {
         self.proxies.details(proxy, &pin())
     }
 
-    /// Records that `proxy` holds a tunnel to `node`, as of now. Returns whether the route is new or was refreshed.
+    /// Records that `proxy` holds a tunnel to `node`, as of now. Returns whether the route is new or refreshed.
     ///
     /// A node has at most 64 routes; another route replaces the route whose last refresh is the oldest.
     ///
     /// # Errors
     ///
-    /// [`AddError`]: the proxy is no longer registered, there is no room for the route, or no memory. Nothing was changed.
+    /// [`AddError`]: the proxy is no longer registered, or there is no room or no memory for the route. The call has
+    /// changed nothing.
     pub fn add_node(&self, node: &NodeId, proxy: ProxyRef) -> Result<Added, AddError> {
         let (hash, now) = self.begin(node);
         let guard = pin();
@@ -328,23 +331,24 @@ impl RouteTable {
     }
 
     /// [`register_proxy`](Self::register_proxy) and [`add_node`](Self::add_node) in one call, for callers that keep no
-    /// references: the proxy cannot be dropped in between.
+    /// references. The proxy cannot be dropped in between.
     ///
     /// # Errors
     ///
-    /// [`ReportError`]: as both calls, except that the proxy is never unknown.
+    /// [`ReportError`]: as for both calls, but never [`AddError::UnknownProxy`].
     pub fn report_node(&self, node: &NodeId, proxy: &Proxy<'_>) -> Result<Added, ReportError> {
         let (hash, now) = self.begin(node);
         let guard = pin();
-        // The pin covers both the registration and the CAS, so a removal between the two counts as one after both: see
-        // `proxies`.
+        // One pin covers both the registration and the CAS, so a removal between them counts as a removal after both:
+        // see `proxies`.
         let proxy = self.register_pinned(proxy, now, &guard)?;
         self.shards.ensure_for(node);
         let (added, _) = self.add_pinned(node, hash, proxy, now, &guard)?;
         Ok(added)
     }
 
-    /// Adds a route of a proxy that was found to take routes under `guard`; returns the record's number too.
+    /// Adds a route of a proxy that takes routes, as the caller has checked under `guard`. Also returns the record's
+    /// number.
     pub(crate) fn add_pinned(
         &self,
         node: &NodeId,
@@ -370,16 +374,17 @@ impl RouteTable {
         }
     }
 
-    /// The routes of a node, most recently refreshed first. Of two refreshes within a millisecond, the later comes first if
-    /// the other had returned before it was called. Expired routes and routes of removed proxies are left out.
+    /// The routes of a node, most recently refreshed first. Of two refreshes within a millisecond, the later comes
+    /// first if it was called after the earlier had returned. Expired routes and routes of removed proxies are left
+    /// out.
     ///
     /// Up to two routes need no allocation.
     #[must_use]
     pub fn get_proxies(&self, node: &NodeId) -> SmallVec<[Route; 2]> {
         let (hash, now) = self.begin(node);
         let guard = pin();
-        // Nearly all nodes have one route. They take a shorter path: half as many instructions, so that the
-        // processor reaches the memory accesses of the next look-up while it waits for those of this look-up.
+        // Nearly all nodes have one route. They take a shorter path: half as many instructions, so that the processor
+        // reaches the memory accesses of the next look-up while it waits for those of this look-up.
         // The scope, and so the keep-alive interval, is read before the route.
         let scope = self.scope_at(now, &guard);
         match self.shards.word(node, hash, &guard) {
@@ -391,7 +396,7 @@ impl RouteTable {
         words.iter().filter_map(|word| self.route(*word)).collect()
     }
 
-    /// The answer for a node with this route only.
+    /// The answer for a node whose only route is `word`.
     #[inline]
     fn only(&self, word: Word, scope: &Scope<'_, Proxies>) -> SmallVec<[Route; 2]> {
         let mut routes = SmallVec::new();
@@ -434,7 +439,7 @@ impl RouteTable {
     /// route expires.
     pub fn remove_route(&self, node: &NodeId, proxy: ProxyRef) -> bool {
         let guard = pin();
-        // The pin covers the removal too, so the number cannot become another proxy's meanwhile.
+        // The pin covers the removal, too, so the number cannot become another proxy's meanwhile.
         let is_current = self.proxies.reference(proxy.number) == Some(proxy);
         let removed = is_current && self.remove(node, Change::RemoveRoute(proxy.number));
         drop(guard);
@@ -450,9 +455,10 @@ impl RouteTable {
 
     /// Removes a proxy with all its routes. Returns `true` if the proxy was registered.
     ///
-    /// The removal takes effect at once, and costs the same however many routes there are: from then on, no call returns these
-    /// routes, and the sweeper removes them. If the proxy has an [incarnation](Self::begin_incarnation), the incarnation is
-    /// over, and is remembered for a keep-alive interval. Takes the registry's lock if the proxy is registered.
+    /// The removal takes effect at once, and costs the same however many routes there are: from then on, no call
+    /// returns these routes, and the sweeper removes them. If the proxy has an [incarnation](Self::begin_incarnation),
+    /// the incarnation is over. The table remembers it for a keep-alive interval. Takes the registry's lock if the
+    /// proxy is registered.
     pub fn remove_proxy(&self, proxy: ProxyRef) -> bool {
         let guard = pin();
         let removed = self.proxies.remove(proxy, self.time.now(), &guard);
@@ -462,11 +468,11 @@ impl RouteTable {
         removed
     }
 
-    /// [`remove_proxy`](Self::remove_proxy) by the proxy's ID: when this returns, a proxy that was registered under the ID is
-    /// removed.
+    /// [`remove_proxy`](Self::remove_proxy) by the proxy's ID. A proxy that was registered under the ID when the call
+    /// began is removed when it returns.
     pub fn remove_proxy_by_id(&self, id: &str) -> bool {
         while let Some(proxy) = self.find_proxy(id) {
-            // If not, another thread has removed the proxy, and may have registered it again.
+            // On failure, another thread has removed the proxy, and may have registered it again.
             if self.remove_proxy(proxy) {
                 return true;
             }
@@ -490,28 +496,29 @@ impl RouteTable {
     /// Subscribes to the changes of the table from now on: routes added and removed, proxies changed and removed, but not
     /// refreshes.
     ///
-    /// To follow the table, subscribe, then read the whole table, then drain its events, and look up the node of each event.
-    /// Writers do not wait for subscribers. The first subscription makes each change cost more; further subscriptions do not.
+    /// To follow the table, subscribe, then read the whole table, then drain its events, and look up the node of each
+    /// event. Writers do not wait for subscribers. The first subscription makes each change cost more; further
+    /// subscriptions do not.
     #[must_use]
     pub fn subscribe(&self) -> Subscription<'_> {
         self.feed.subscribe()
     }
 
-    /// How many [subscriptions](Self::subscribe) there are.
+    /// The number of [subscriptions](Self::subscribe).
     #[must_use]
     pub fn subscriptions(&self) -> usize {
         self.feed.subscriptions()
     }
 
-    /// How many changes were marked for [subscriptions](Self::subscribe) since the table was made. A change is marked once,
-    /// however many subscriptions there are, and not at all while there is none. Adds up 257 counters.
+    /// The number of changes marked for [subscriptions](Self::subscribe) since the table was made. A change is marked
+    /// once, however many subscriptions there are, and not at all while there are none. Adds up 257 counters.
     #[must_use]
     pub fn marked_changes(&self) -> u64 {
         self.feed.marked()
     }
 
-    /// Every known route of a node, with the reason why [`get_proxies`](Self::get_proxies) returns it or not, in the same
-    /// order as there.
+    /// Every known route of a node, in the order of [`get_proxies`](Self::get_proxies), and whether or why not
+    /// `get_proxies` returns it.
     #[must_use]
     pub fn explain(&self, node: &NodeId) -> Vec<ExplainedRoute> {
         let guard = pin();
@@ -537,13 +544,13 @@ impl RouteTable {
     }
 
     /// Does a part of the sweeper's work, and reports it: removes expired routes and those of removed proxies, sheds
-    /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, drops proxies that have
-    /// been idle.
+    /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, and drops idle
+    /// proxies.
     ///
-    /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and returns at the
-    /// end of a round. Several threads may sweep at once, but they find the same work. Proxies are skipped while another
-    /// thread has the registry's lock. If there is nothing to remove, a record costs a few nanoseconds. Moving a sparse shard
-    /// to smaller memory is one step, whatever `max_records` is.
+    /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and
+    /// returns at the end of a round. Several threads may sweep at once, but they find the same work. Proxies are
+    /// skipped while another thread has the registry's lock. If there is nothing to remove, a record costs a few
+    /// nanoseconds. Moving a sparse shard to smaller memory is one step, whatever `max_records` is.
     pub fn sweep(&self, max_records: usize) -> SweepReport {
         self.time.look_at_the_wall();
         let mut report = SweepReport::default();
@@ -584,7 +591,7 @@ impl RouteTable {
         self.time.now()
     }
 
-    /// What the table holds. Reads counts of each shard, which takes some microseconds, and takes no lock.
+    /// What the table holds. Reads counts of each shard, which takes some microseconds and no lock.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let guard = pin();
@@ -600,7 +607,7 @@ impl RouteTable {
         }
     }
 
-    /// How many routes there are, counted until they are removed or swept.
+    /// The number of routes, counted until they are removed or swept.
     #[must_use]
     pub fn len(&self) -> usize {
         self.routes.get()
@@ -612,21 +619,22 @@ impl RouteTable {
         self.len() == 0
     }
 
-    /// The keep-alive interval that was set last: how old a route may become without a refresh. A longer interval may not be
-    /// in force yet: see [`set_keep_alive`](Self::set_keep_alive).
+    /// The keep-alive interval that was set last: the greatest age of a route without a refresh. A longer interval may
+    /// not be in force yet: see [`set_keep_alive`](Self::set_keep_alive).
     #[must_use]
     pub fn keep_alive(&self) -> Duration {
         Duration::from_millis(self.keep_alive.kept())
     }
 
     /// Sets the keep-alive interval, rounded up to whole milliseconds; at least one millisecond, at most 8.7 years. The
-    /// interval applies to all routes, also to those added before: a longer interval brings back expired routes that were not
-    /// swept yet.
+    /// interval applies to all routes, also to those added before: a longer interval brings back expired routes that
+    /// were not swept yet.
     ///
-    /// A shorter interval comes into force at once. A longer interval comes into force when the calls that other threads began
-    /// before have ended, since these calls might still remove routes that it brings back. So no route vanishes that was
-    /// returned under the new interval. This call checks up to ten thousand times whether they have ended, and yields the
-    /// processor in between. If a thread is stopped inside a call, the longer interval comes into force later.
+    /// A shorter interval comes into force at once. A longer interval comes into force when the calls that other
+    /// threads have begun before have ended, because these calls might still remove routes that it brings back. So no
+    /// route vanishes after it was returned under the new interval. This call checks up to ten thousand times whether
+    /// those calls have ended, and yields the processor in between. If a thread is stopped inside a call, the longer
+    /// interval comes into force later.
     ///
     /// Takes a lock of its own, so it waits for another thread that sets the interval.
     pub fn set_keep_alive(&self, interval: Duration) {

@@ -6,18 +6,18 @@ use crate::clock::Clock;
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::LAST_TICK;
 
-/// The tick at which a table starts: 24.8 days, so that ages of that much can be loaded into a new table.
+/// The tick at which a table starts: 24.8 days, so that a new table can load ages of up to 24.8 days.
 const FIRST_TICK: u64 = 1 << 31;
 
 /// How far the wall clock may drift from the ticks before their relation is set again.
 const WALL_TOLERANCE_MS: u64 = 50;
 
-/// The most time between the readings of the two clocks for the wall clock's reading to be used, and how often to try. Times
-/// of day are wrong by at most the sum of this and the tolerance.
+/// The most time between the readings of the two clocks for the wall clock's reading to be used, and the number of
+/// tries. Times of day are wrong by at most the sum of this and the tolerance.
 const WALL_ERROR_MS: u64 = 10;
 const WALL_TRIES: usize = 4;
 
-/// Ticks from a clock, never going backwards, and what they are on the wall.
+/// Ticks that never decrease, and their relation to the wall clock.
 #[derive(Debug)]
 pub(crate) struct Time {
     clock: Box<dyn Clock>,
@@ -43,12 +43,12 @@ impl Time {
         time
     }
 
-    /// The present tick. If the clock goes backwards, it stays at the latest tick that any thread saw. It also stays at
-    /// [`LAST_TICK`], 8.7 years after the table was made.
+    /// The present tick. If the clock goes backwards, this stays at the latest tick that any thread saw. It also stays
+    /// at [`LAST_TICK`], 8.7 years after the table was made.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
         let tick = self.reading();
-        // Relaxed, both: a tick orders nothing; that a later call sees no earlier tick follows from coherence.
+        // Relaxed, both: a tick orders nothing. Coherence ensures that a later call sees no earlier tick.
         let latest = self.latest.load(Ordering::Relaxed);
         if tick > latest {
             self.latest.fetch_max(tick, Ordering::Relaxed).max(tick)
@@ -70,7 +70,7 @@ impl Time {
 
     /// A tick as a time of day.
     pub(crate) fn wall(&self, tick: u64) -> SystemTime {
-        // Relaxed: one value, from whichever look at the wall.
+        // Relaxed: one value, from any reading of the wall clock.
         let ms = self
             .wall_of_zero
             .load(Ordering::Relaxed)
@@ -79,7 +79,7 @@ impl Time {
         after_epoch(ms)
     }
 
-    /// What the wall clock shows, in milliseconds since the Unix epoch.
+    /// The wall clock, in milliseconds since the Unix epoch.
     pub(crate) fn wall_clock(&self) -> i64 {
         match self.clock.wall().duration_since(UNIX_EPOCH) {
             Ok(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX / 4),
@@ -98,8 +98,8 @@ impl Time {
         }
     }
 
-    /// The wall clock at tick zero, from a reading of both clocks. `None` if too much time passed between the readings at
-    /// each try, unless there is no earlier value.
+    /// The wall clock at tick zero, from a reading of both clocks. `None` if too much time passed between the readings
+    /// at each try, unless there is no earlier value.
     fn wall_of_zero_now(&self) -> Option<u64> {
         let read = |_| {
             let before = self.reading();
@@ -131,7 +131,7 @@ pub(crate) fn after_epoch(ms: i64) -> SystemTime {
     time.unwrap_or(UNIX_EPOCH)
 }
 
-/// Whole ticks, rounded up, so that nothing expires before its time.
+/// Whole ticks, rounded up, so that no route expires too early.
 pub(crate) fn ticks(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000))
         .unwrap_or(LAST_TICK)
@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// The clock of a thread that is stopped for so many milliseconds after each reading of the wall clock.
+    /// The clock of a thread that is stopped for some milliseconds after each reading of the wall clock.
     #[derive(Debug)]
     struct Stopping {
         now_ms: Mutex<u64>,
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_is_stopped_between_two_clocks_shifts_no_time() {
-        // Up to two looks, of four tries each.
+        // Up to two readings, of four tries each.
         for stops in 0..=8 {
             let clock = std::sync::Arc::new(Stopping {
                 now_ms: Mutex::new(0),

@@ -1,4 +1,4 @@
-//! Going through all routes: copies one part of a shard after the other under a pin, and hands the copy out without a pin.
+//! Walks over all routes: copies one part of a shard at a time under a pin, and hands the copy out without a pin.
 
 use std::convert::Infallible;
 use std::ops::{ControlFlow, Range};
@@ -12,7 +12,7 @@ use crate::types::node_id::NodeId;
 use crate::types::proxy::ProxyRef;
 use crate::types::route::Route;
 
-/// A route that was copied out.
+/// A copy of a route.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ScannedRoute {
     pub(crate) proxy: ProxyRef,
@@ -60,12 +60,12 @@ impl RouteTable {
     /// Calls `each` with every valid route and its node. The routes of a node come together, in the order of
     /// [`get_proxies`](Self::get_proxies); the nodes come in no particular order.
     ///
-    /// A route that is there during the whole walk is reported exactly once, with its last refresh at some moment of the
-    /// walk. A route that is added or removed meanwhile is reported once or not at all. The walk takes no lock: it delays no
-    /// other thread, and `each` may use the table.
+    /// A route that exists during the whole walk is reported exactly once, with its last refresh at some moment of the
+    /// walk. A route that is added or removed meanwhile is reported once or not at all. The walk takes no lock: it
+    /// delays no other thread, and `each` may use the table.
     ///
     /// The walk copies some 1,000 nodes at a time, however large the table is, and takes some 50 nanoseconds a route.
-    /// Reclamation waits for one such copy at most, never for `each`.
+    /// Reclamation waits for at most one such copy, never for `each`.
     ///
     /// ```
     /// # use nodetracker::{Proxy, RouteTable};
@@ -85,7 +85,8 @@ impl RouteTable {
         });
     }
 
-    /// [`for_each_route`](Self::for_each_route) until `each` returns [`Break`](ControlFlow::Break), whose value this returns.
+    /// [`for_each_route`](Self::for_each_route) until `each` returns [`Break`](ControlFlow::Break). Returns the
+    /// `Break`.
     ///
     /// ```
     /// # use std::ops::ControlFlow;
@@ -115,8 +116,8 @@ impl RouteTable {
         walked.map_or_else(ControlFlow::Break, ControlFlow::Continue)
     }
 
-    /// Calls `visit` with every node that has valid routes, and with these routes, as [`for_each_route`](Self::for_each_route)
-    /// does, until `visit` fails.
+    /// Calls `visit` with every node that has valid routes and with these routes, as
+    /// [`for_each_route`](Self::for_each_route) does, until `visit` fails.
     pub(crate) fn walk<E>(&self, mut visit: impl FnMut(&NodeId, &[ScannedRoute]) -> Result<(), E>) -> Result<(), E> {
         let mut copy = ShardScan::default();
         let mut at = Some(At::default());
@@ -129,7 +130,7 @@ impl RouteTable {
         Ok(())
     }
 
-    /// Replaces `copy` by some of the next `most` nodes: a part of one shard ([`Shard::scan`]), under one pin.
+    /// Replaces `copy` with at most the next `most` nodes: a part of one shard ([`Shard::scan`]), under one pin.
     pub(crate) fn scan_next(&self, from: &At, most: usize, copy: &mut ShardScan) -> ScanEnd {
         let (number, start) = match from {
             At::Shard(number) => (*number, Start::Beginning),
@@ -153,7 +154,7 @@ impl RouteTable {
                 rank,
             }),
             Next::End => {
-                // Checked only now. If the first name comes meanwhile, the walk may report it, but need not.
+                // Checked last: if the first name is added meanwhile, the walk may report it, but need not.
                 let end = self.shards().end();
                 (number + 1 < end).then_some(At::Shard(number + 1))
             }
@@ -171,7 +172,7 @@ impl RouteTable {
         let (shards, guard) = (self.shards(), pin());
         shards.scan(number, start, most, &self.scope(&guard), |node, words| {
             let start = routes.len();
-            // Resolve the number under the pin: later it may be another proxy's.
+            // Resolve the number under the pin: later, another proxy may have it.
             routes.extend(words.iter().filter_map(|word| {
                 Some(ScannedRoute {
                     proxy: self.proxies().reference(word.proxy())?,
@@ -187,7 +188,7 @@ impl RouteTable {
 }
 
 impl ShardScan {
-    /// Every node that was copied, with its routes.
+    /// Every copied node with its routes.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &[ScannedRoute])> {
         self.nodes
             .iter()

@@ -5,9 +5,9 @@
 //! SPILL  a list's length (7) | its address, 8-aligned (54) | FROZEN (1) | state (2)
 //! ```
 //!
-//! A list's own words have the LIVE form, with a *rank* in the place of the state: of two routes that were refreshed in one
-//! tick, the route with the greater rank was refreshed later. Rank 0 is encoded as LIVE, so a word of rank 0 is a LIVE word.
-//! Ticks are milliseconds on the table's own scale (`src/time.rs`).
+//! A list's own words have the LIVE form, with a *rank* instead of the state: of two routes that were refreshed in one
+//! tick, the route with the greater rank was refreshed later. Rank 0 is encoded as LIVE, so a word of rank 0 is a LIVE
+//! word. Ticks are milliseconds on the table's own scale (`src/time.rs`).
 
 use std::fmt;
 
@@ -16,10 +16,10 @@ const FROZEN: u64 = 0b100;
 const TIME_SHIFT: u32 = 3;
 const PROXY_SHIFT: u32 = TIME_SHIFT + TIME_BITS;
 const TIME_BITS: u32 = 38;
-/// Where a list's length begins: user-space addresses have at most 56 bits on the supported processors.
+/// The first bit of a list's length. User-space addresses have at most 56 bits on the supported processors.
 const LEN_SHIFT: u32 = 57;
 
-/// How many proxy numbers fit into a word.
+/// The number of proxy numbers that fit into a word.
 pub(crate) const PROXY_NUMBERS: usize = 1 << (64 - PROXY_SHIFT);
 
 /// The last tick that fits into a word: 8.7 years.
@@ -46,7 +46,7 @@ pub(crate) enum State {
 pub(crate) struct Word(pub(crate) u64);
 
 impl Word {
-    /// The word of a free record; zero, so that fresh memory is full of free records.
+    /// The word of a free record. It is zero, so zeroed memory is free records.
     pub(crate) const RETIRED: Word = Word(State::Retired as u64);
     pub(crate) const DEAD: Word = Word(State::Dead as u64);
 

@@ -22,7 +22,7 @@ fn push(ring: &Ring, number: u128) {
     ring.push(event(number), &pin());
 }
 
-/// What must hold whenever nobody is at work: so many changes, and the last of them in their places.
+/// The invariants at rest: the head has counted every push, and the last entries are in their places.
 fn check(ring: &Ring, pushed: u64) {
     let guard = pin();
     assert_eq!(ring.head.load(Ordering::Acquire), pushed);
@@ -63,7 +63,7 @@ fn a_subscriber_misses_no_change_of_two_writers() {
             polled.expect("the ring has room for both");
             assert!(seen.len() == 2 || !last, "changes were missed: {seen:?}");
         };
-        // A point at which a writer may go first: loom does not find one by itself.
+        // Lets a writer run first: loom does not find this point by itself.
         thread::yield_now();
         poll(false);
         writers.into_iter().for_each(|writer| writer.join().expect("it ends"));
@@ -72,13 +72,14 @@ fn a_subscriber_misses_no_change_of_two_writers() {
     });
 }
 
-/// In a thread of its own, which has not seen the ring's places when it yields: loom returns nothing that is older than what a
+/// Polls in its own thread, which has not seen the ring's places when it yields: loom returns no value older than the
+/// thread has seen before a yield.
 /// thread saw before that.
 #[test]
 fn a_subscriber_that_keeps_up_sees_each_change() {
     epoch::check(3, || {
         let feed = Arc::new(Feed::default());
-        // So that loom sees the rings made before the threads are.
+        // Allocate the rings before the threads start.
         drop(feed.subscribe());
         let subscriber = thread::spawn({
             let feed = Arc::clone(&feed);
@@ -107,7 +108,7 @@ fn a_subscriber_that_is_overtaken_gets_an_error_or_every_change() {
             let feed = Arc::clone(&feed);
             move || (0..3).for_each(|number| feed.mark(0, &pin(), || event(number)))
         });
-        // A point at which the writer may go first.
+        // Lets the writer run first.
         thread::yield_now();
         let mut seen = Vec::new();
         let first = subscription.drain_events(9, |event| seen.push(event.clone()));
@@ -119,12 +120,13 @@ fn a_subscriber_that_is_overtaken_gets_an_error_or_every_change() {
     });
 }
 
-/// The table is one word here: the subscriber reads it after it has subscribed, the writer marks after it has written it.
+/// The table is one word here: the subscriber reads it after it has subscribed, the writer marks after it has written
+/// it.
 #[test]
 fn of_a_writer_and_a_new_subscriber_one_sees_the_other() {
     epoch::check(3, || {
         let feed = Arc::new(Feed::default());
-        // So that loom sees the rings made before the threads are.
+        // Allocate the rings before the threads start.
         drop(feed.subscribe());
         let word = Arc::new(AtomicU64::new(0));
         let writer = thread::spawn({
@@ -148,7 +150,7 @@ fn of_a_writer_and_a_new_subscriber_one_sees_the_other() {
 fn an_idle_subscriber_misses_no_change() {
     epoch::check(3, || {
         let feed = Arc::new(Feed::default());
-        // So that loom sees the rings made before the threads are.
+        // Allocate the rings before the threads start.
         let mut subscription = feed.subscribe();
         let writer = thread::spawn({
             let feed = Arc::clone(&feed);
@@ -158,7 +160,7 @@ fn an_idle_subscriber_misses_no_change() {
             let feed = Arc::clone(&feed);
             move || {
                 let mut subscription = feed.subscribe();
-                // As if the subscription had begun before the change.
+                // Act as if the subscription had begun before the change.
                 subscription.next.fill(0);
                 let mut taken = 0;
                 for _ in 0..2 {
@@ -179,8 +181,8 @@ fn an_idle_subscriber_misses_no_change() {
     });
 }
 
-/// Makes `change` to a registered proxy while a subscriber polls. Calls `check` with each event; at least one execution must
-/// have an event while the change is under way.
+/// Makes `change` to a registered proxy while a subscriber polls. Calls `check` with each event. At least one execution
+/// must have an event during the change.
 fn during(
     change: impl Fn(&RouteTable, ProxyRef) + Send + Sync + Copy + 'static,
     check: impl Fn(&RouteTable, &Event) + Send + Sync + 'static,
@@ -192,13 +194,13 @@ fn during(
         let table = Arc::new(RouteTable::builder().clock(ManualClock::new()).build());
         let first = table.begin_incarnation(&proxy("a:1"), NonZeroU64::MIN);
         let first = first.expect("there is room").proxy;
-        // So that loom sees the rings made before the threads are.
+        // Allocate the rings before the threads start.
         let mut subscription = table.subscribe();
         let writer = thread::spawn({
             let table = Arc::clone(&table);
             move || change(&table, first)
         });
-        // A point at which the writer may go first: loom does not find one by itself.
+        // Lets the writer run first: loom does not find this point by itself.
         thread::yield_now();
         let mut taken = 0;
         let mut poll = |is_under_way: bool| {
@@ -214,7 +216,7 @@ fn during(
         poll(false);
         assert_eq!(taken, 1, "one change is one event");
     });
-    // Relaxed: as above.
+    // Relaxed: one OS thread.
     let was_reported = was_reported.load(std::sync::atomic::Ordering::Relaxed);
     assert!(was_reported, "no event came while the change was under way");
 }
@@ -269,8 +271,8 @@ impl std::task::Wake for Woken {
     }
 }
 
-/// A subscriber that has drained every event waits, while writers change the table: it is woken, or finds the change itself.
-/// The second wait has another waker, as when a task moves.
+/// A subscriber that has drained every event waits, while writers change the table: it is woken, or finds the change
+/// itself. The second wait has another waker, as if a task had moved.
 fn waits(writers: u64) {
     epoch::check(3, move || {
         let feed = Arc::new(Feed::default());
@@ -284,7 +286,7 @@ fn waits(writers: u64) {
         let mut taken = 0;
         let mut woken = None;
         for _ in 0..2 {
-            // A point at which a writer may go first: loom does not find one by itself.
+            // Lets a writer run first: loom does not find this point by itself.
             thread::yield_now();
             let mut drain = || subscription.drain_events(9, |_| ()).expect("the ring has room");
             taken += drain();

@@ -5,7 +5,7 @@ use crate::feed::Event;
 use crate::sync::epoch::Fate;
 use crate::sync::{AtomicPtr, AtomicU64, Guard, Ordering, Reclaim, retire, step};
 
-/// A change in a ring, under the number that it has there.
+/// A change in a ring, with its number there.
 pub(super) struct RingEntry {
     pub(super) number: u64,
     pub(super) event: Event,
@@ -17,7 +17,7 @@ impl Reclaim for RingEntry {
     fn after_grace(&self) {}
 
     unsafe fn free(object: *mut Self) {
-        // SAFETY: the caller is the only one who knows the entry, which came from `Box::into_raw`.
+        // SAFETY: the entry came from `Box::into_raw`, and the caller has the only pointer to it.
         drop(unsafe { Box::from_raw(object) });
     }
 
@@ -54,15 +54,15 @@ impl Ring {
     pub(super) fn head(&self) -> u64 {
         #[cfg(all(test, not(loom)))]
         crate::feed::tests::looked();
-        // Acquire: pairs with `advance`, so that the places are seen as they were when the head came there, or later.
+        // Acquire: pairs with `advance`, so that the places are at least as new as the head.
         self.head.load(Ordering::Acquire)
     }
 
     /// The entry at a number's place, if there is one, as a pointer and as a reference.
     pub(super) fn entry<'g>(&self, number: u64, _guard: &'g Guard) -> (*mut RingEntry, Option<&'g RingEntry>) {
-        // Acquire: pairs with the CAS in `push`, so that the entry is seen whole.
+        // Acquire: pairs with the CAS in `push`, so that the whole entry is visible.
         let entry = self.place(number).load(Ordering::Acquire);
-        // SAFETY: an entry is retired once it has been replaced, so it lives while the guard is pinned.
+        // SAFETY: an entry is retired after it has been replaced, so it lives while the guard is pinned.
         let found = unsafe { entry.as_ref() };
         #[cfg(loom)]
         if let Some(entry) = found {
@@ -79,19 +79,19 @@ impl Ring {
             fate: Default::default(),
         }));
         loop {
-            // Acquire: pairs with `advance`, so that the place is seen as it was left, or later.
+            // Acquire: pairs with `advance`, so that the place is at least as new as the head.
             let number = self.head.load(Ordering::Acquire);
             let (old, entry) = self.entry(number, guard);
             if entry.is_some_and(|entry| entry.number >= number) {
-                // Another writer put its entry there, and has not advanced the head yet. Or the writers went round the ring
-                // since the head was loaded: to replace a later entry by ours would lose both.
+                // Another writer put its entry there, and has not advanced the head yet. Or the writers went round the
+                // ring since the head was loaded: replacing a later entry with this one would lose both.
                 self.advance(number);
                 continue;
             }
-            // SAFETY: the entry is ours until the CAS below succeeds.
+            // SAFETY: this thread owns the entry until the CAS below succeeds.
             unsafe { (*new).number = number };
-            // Release: pairs with the load in `entry`. If the CAS fails, the place has a later entry, and the head has moved
-            // or is about to. If it succeeds, the place still had the entry of an earlier round.
+            // Release: pairs with the load in `entry`. If the CAS fails, the place has a later entry, and the head has
+            // moved or is about to move. If it succeeds, the place still had the entry of an earlier round.
             if self
                 .place(number)
                 .compare_exchange(old, new, Ordering::Release, Ordering::Relaxed)
@@ -100,7 +100,7 @@ impl Ring {
                 step("feed: before the head");
                 self.advance(number);
                 if !old.is_null() {
-                    // SAFETY: the CAS above unlinked it.
+                    // SAFETY: the CAS above unlinked the entry.
                     unsafe { retire(guard, old) };
                 }
                 return;
@@ -109,8 +109,8 @@ impl Ring {
     }
 
     fn advance(&self, number: u64) {
-        // Release: pairs with the load of the head, which acquires the earlier advances, too: a CAS continues the release
-        // sequence that it read. A failure means that another writer has advanced the head.
+        // Release: pairs with the load of the head, which acquires the earlier advances, too: a CAS continues the
+        // release sequence of the store that it read. On failure, another writer has advanced the head.
         _ = self
             .head
             .compare_exchange(number, number + 1, Ordering::Release, Ordering::Relaxed);
@@ -120,10 +120,10 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         for entry in &self.entries {
-            // Relaxed: whoever drops the ring is alone with it.
+            // Relaxed: dropping the ring needs exclusive access.
             let entry = entry.load(Ordering::Relaxed);
             if !entry.is_null() {
-                // SAFETY: nobody else can reach it; replaced entries are not in the ring any more.
+                // SAFETY: no other thread can reach the entry; replaced entries are no longer in the ring.
                 unsafe { RingEntry::free(entry) };
             }
         }

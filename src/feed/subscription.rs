@@ -12,11 +12,11 @@ use crate::feed::waiters::Waiter;
 use crate::feed::{Event, Feed, RINGS};
 use crate::sync::{Ordering, pin};
 
-/// Changes that are copied under one pin at most.
+/// The most changes that are copied under one pin.
 const AT_ONCE: usize = 32;
 
-/// The subscriber was too slow: changes were overwritten before it took them. The subscription has skipped to the latest
-/// changes; read the whole table again.
+/// The subscriber was too slow: changes were overwritten before the subscriber took them. The subscription has skipped
+/// to the latest changes. Read the whole table again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("changes were lost: the subscriber was too slow")]
 pub struct Lagged;
@@ -25,23 +25,24 @@ pub struct Lagged;
 ///
 /// # Memory
 ///
-/// The latest changes are kept in 257 rings: 128 for UUIDs and 128 for names, to which nodes are assigned by their hash, and
-/// one for the proxies. Each ring holds 512 changes. The first subscription allocates the rings for all, 1 MiB. Each change
-/// takes 48 bytes more until another change overwrites it, so full rings take 7 MiB; names of more than 24 bytes take extra
-/// memory. The rings stay until the table is dropped. A subscription itself takes 2 KiB.
+/// The latest changes are kept in 257 rings: 128 for UUIDs and 128 for names, to which nodes are assigned by their
+/// hash, and one for the proxies. By default, each ring holds 512 changes. The first subscription allocates the rings
+/// for all subscriptions, 1 MiB. Each change takes another 48 bytes until the next change overwrites it, so full rings
+/// take 7 MiB; names of more than 24 bytes take extra memory. The rings stay until the table is dropped. A subscription
+/// itself takes 2 KiB.
 ///
 /// # Falling behind
 ///
-/// If a ring gets more than 512 changes between two drains, the oldest changes are lost, and the drain fails with [`Lagged`].
-/// [`Builder::feed_ring`](crate::Builder::feed_ring) sets another number.
-/// The subscription then continues with the next change of *every* ring, and the subscriber has to read the whole table again.
-/// If changes are spread evenly, 128 rings hold some 60,000 changes of UUIDs; all changes of one node are in one ring.
+/// If a ring gets more than 512 changes between two drains, the oldest changes are lost, and the drain fails with
+/// [`Lagged`]. [`Builder::feed_ring`](crate::Builder::feed_ring) sets another number. The subscription then continues
+/// with the next change of *every* ring, and the subscriber must read the whole table again. If changes are spread
+/// evenly, 128 rings hold some 60,000 changes of UUIDs. All changes of one node are in one ring.
 pub struct Subscription<'t> {
     feed: &'t Feed,
     rings: &'t [Ring],
     /// The number of the next change to take, for each ring.
     pub(super) next: Vec<u64>,
-    /// The ring to begin with, so that a busy ring does not delay the others.
+    /// The ring at which the next call begins, so that a busy ring does not delay the others.
     ring: usize,
     /// The feed's state in which this subscription has taken every change.
     pub(super) idle_in: Option<u64>,
@@ -63,22 +64,23 @@ impl<'t> Subscription<'t> {
         subscription
     }
 
-    /// Takes at most `most` changes, and calls `each` with every one. Changes of one node keep their order; otherwise the
-    /// order is arbitrary. Returns the number of changes.
+    /// Takes at most `most` changes, and calls `each` with every change. Changes of one node keep their order;
+    /// otherwise the order is arbitrary. Returns the number of changes.
     ///
-    /// A node has one event for each of its changes. Look its routes up after the event; the last look-up is up to date.
-    /// `each` may be slow, and may call the table: it delays neither writers nor the freeing of memory. If `each` panics, the
-    /// event counts as taken, and the next call starts with the event after it.
+    /// A node has one event for each of its changes. Look its routes up after the event; the last look-up is up to
+    /// date. `each` may be slow, and may call the table: it delays neither writers nor reclamation. If `each` panics,
+    /// the event counts as taken, and the next call starts with the event after it.
     ///
-    /// After a call that found nothing, a call costs a few nanoseconds until the table changes. Otherwise a call reads the
-    /// heads of all 257 rings, or of as many as it takes to find `most` changes. Changes during the call may be left to the
-    /// next call. [`wait`](Self::wait) and [`poll_ready`](Self::poll_ready) wait for the next change.
+    /// After a call that found nothing, a call costs a few nanoseconds until the table changes. Otherwise a call reads
+    /// the heads of all 257 rings, or of as many rings as it takes to find `most` changes. Changes during the call may
+    /// be left to the next call. [`wait`](Self::wait) and [`poll_ready`](Self::poll_ready) wait for the next change.
     ///
     /// # Errors
     ///
-    /// [`Lagged`]: changes were lost. Read the whole table again; from now on the events are complete again.
+    /// [`Lagged`]: changes were lost. Read the whole table again; from then on the events are complete again.
     pub fn drain_events(&mut self, most: usize, mut each: impl FnMut(&Event)) -> Result<usize, Lagged> {
-        // If the state has changed, but the rings seem unchanged, the fence in `go_idle` comes before the next look.
+        // If the state has changed but the rings seem unchanged, the fence in `go_idle` precedes the next read of the
+        // heads.
         if self.is_idle() {
             return Ok(0);
         }
@@ -98,11 +100,11 @@ impl<'t> Subscription<'t> {
         self.idle_in.is_some_and(|state| self.feed.is_in(state))
     }
 
-    /// Ready if there may be events to [drain](Self::drain_events). Pending if the last drain found nothing, and no change has
-    /// come since: then the next change wakes the task, once.
+    /// Returns `Ready` if there may be events to [drain](Self::drain_events). Returns `Pending` if the last drain found
+    /// nothing and nothing has changed since: then the next change wakes the task, once.
     ///
-    /// A writer wakes all tasks that wait. That costs the first change after a quiet time some hundred nanoseconds for each of
-    /// them, and later changes nothing.
+    /// A writer wakes all waiting tasks. That costs the first change after a quiet time some hundred nanoseconds per
+    /// task, and later changes nothing.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(state) = self.idle_in.filter(|&state| self.feed.is_in(state)) else {
             return Poll::Ready(());
@@ -115,8 +117,8 @@ impl<'t> Subscription<'t> {
         }
     }
 
-    /// Blocks the thread until there may be events to [drain](Self::drain_events), or until the timeout is over. Returns whether
-    /// there may be events. Returns at once if the last drain took events.
+    /// Blocks the thread until there may be events to [drain](Self::drain_events), or until the timeout. Returns
+    /// whether there may be events. Returns at once if the last drain took events.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -161,11 +163,11 @@ impl<'t> Subscription<'t> {
         let mut taken = 0;
         for _ in 0..RINGS {
             let ring = self.ring;
-            // Later changes are left to the next call, so that a busy ring does not keep this call from its end.
+            // Leave later changes to the next call, so that a busy ring cannot prolong this call.
             let head = self.rings[ring].head();
             while self.next[ring] < head && taken < most {
                 for event in self.copy(ring, head, most - taken)? {
-                    // Before `each`, so that the next call does not repeat the event if `each` panics.
+                    // Count before `each`, so that the next call does not repeat the event if `each` panics.
                     self.next[ring] += 1;
                     taken += 1;
                     each(&event);
@@ -179,7 +181,7 @@ impl<'t> Subscription<'t> {
         Ok(taken)
     }
 
-    /// Copies the next changes of a ring that are before `head`, at least one, and at most `most`.
+    /// Copies the next changes of a ring before `head`: at least one, at most `most`.
     fn copy(&mut self, ring: usize, head: u64, most: usize) -> Result<SmallVec<[Event; AT_ONCE]>, Lagged> {
         #[cfg(all(test, not(loom)))]
         crate::feed::tests::pinned();
@@ -220,7 +222,7 @@ impl std::fmt::Debug for Subscription<'_> {
     }
 }
 
-/// Every event of the table from now on, [`Lagged`] where events were lost. The stream never ends.
+/// Every event of the table from now on, or [`Lagged`] if events were lost. The stream never ends.
 #[cfg(feature = "stream")]
 impl futures_core::Stream for Subscription<'_> {
     type Item = Result<Event, Lagged>;

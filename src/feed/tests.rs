@@ -9,7 +9,7 @@ use super::*;
 use crate::feed::ring::RingEntry;
 use crate::sync::{AtomicPtr, pin};
 
-/// What this thread did.
+/// What this thread has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Cost {
     looks: usize,
@@ -123,7 +123,7 @@ fn a_panic_loses_no_event_but_the_one_that_was_taken() {
     assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
 }
 
-/// The figures of the documentation.
+/// The figures in the docs of `Subscription`.
 #[test]
 fn rings_take_the_memory_that_their_documentation_says() {
     assert_eq!((RINGS, RING), (257, 512));

@@ -1,9 +1,9 @@
 //! Subscribers that wait for a change.
 //!
-//! A waiter is in a stack (Treiber, 1986). A writer takes the whole stack by one swap and wakes each waiter in it, so the stack
-//! needs no reclamation, and no writer waits for another thread: wakers are kept without a lock.
+//! Waiters are in a stack (Treiber, 1986). A writer takes the whole stack by one swap and wakes each waiter in it. So
+//! the stack needs no reclamation. Wakers are kept without a lock, so no writer waits for another thread.
 //!
-//! Each subscription has one waiter, which is in the stack once at most, however often its wait ends by a timeout.
+//! Each subscription has one waiter, which is in the stack at most once, however often its wait ends by a timeout.
 
 use std::ptr;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use std::task::Waker;
 
 use crate::sync::{AtomicBool, AtomicPtr, AtomicWaker, Ordering};
 
-/// What a subscription waits with.
+/// The waker of a subscription.
 #[derive(Default)]
 pub(crate) struct Waiter {
     waker: AtomicWaker,
-    /// Whether the waiter is in the stack, or was taken from it and is about to be woken.
+    /// Whether the waiter is in the stack, or was taken from the stack and is about to be woken.
     is_queued: AtomicBool,
 }
 
@@ -24,15 +24,16 @@ struct Node {
     next: *mut Node,
 }
 
-/// The stack.
+/// The stack of waiters.
 #[derive(Default)]
 pub(crate) struct Waiters(AtomicPtr<Node>);
 
 impl Waiters {
-    /// Adds a waiter, to be woken by the next call of [`wake_all`](Waiters::wake_all).
+    /// Adds a waiter. The next call of [`wake_all`](Waiters::wake_all) wakes it.
     pub(crate) fn add(&self, waiter: &Arc<Waiter>, waker: &Waker) {
-        // Before the check. A writer that has taken the waiter clears `is_queued`, and then takes the waker. If it takes an
-        // older waker, its clearing comes before this in the waker's own order, and is seen below.
+        // Register before the swap. A writer that has taken the waiter clears `is_queued`, and then takes the waker. If
+        // the writer takes an older waker, its store precedes this registration in the waker's own order, so the swap
+        // sees it.
         #[cfg(not(loom))]
         waiter.waker.register(waker);
         #[cfg(loom)]
@@ -48,9 +49,9 @@ impl Waiters {
         // Relaxed: the CAS decides.
         let mut head = self.0.load(Ordering::Relaxed);
         loop {
-            // SAFETY: the node is this thread's until the CAS succeeds.
+            // SAFETY: this thread owns the node until the CAS succeeds.
             unsafe { (*node).next = head };
-            // Release: pairs with the swap in `wake_all`, so that the node is seen whole.
+            // Release: pairs with the swap in `wake_all`, so that the whole node is visible.
             match self
                 .0
                 .compare_exchange_weak(head, node, Ordering::Release, Ordering::Relaxed)
@@ -61,22 +62,22 @@ impl Waiters {
         }
     }
 
-    /// How many waiters there are. No other thread may wake them meanwhile.
+    /// The number of waiters. No other thread may call `wake_all` meanwhile.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn len(&self) -> usize {
         let first = self.0.load(Ordering::Acquire);
-        // SAFETY: the nodes are freed by `wake_all` alone, which no thread calls, as the caller promises.
+        // SAFETY: only `wake_all` frees nodes, and the caller promises that no thread calls it.
         std::iter::successors(unsafe { first.as_ref() }, |node| unsafe { node.next.as_ref() }).count()
     }
 
-    /// Wakes every waiter that was added before, and forgets them.
+    /// Wakes and removes every waiter that was added before.
     pub(crate) fn wake_all(&self) {
         // Acquire: pairs with the CAS in `add`.
         let mut node = self.0.swap(ptr::null_mut(), Ordering::Acquire);
         while !node.is_null() {
-            // SAFETY: `add` stored only pointers from `Box::into_raw`, and the swap made this stack the thread's own.
+            // SAFETY: `add` stored only pointers from `Box::into_raw`, and the swap gave this stack to this thread.
             let Node { waiter, next } = *unsafe { Box::from_raw(node) };
-            // Release: pairs with the swap in `add`. A waiter that is added again from now on is in the stack again.
+            // Release: pairs with the swap in `add`. From now on, a waiter that is added again is pushed again.
             waiter.is_queued.store(false, Ordering::Release);
             waiter.waker.wake();
             node = next;

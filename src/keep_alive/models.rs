@@ -16,7 +16,7 @@ fn a_route_that_a_longer_interval_brought_back_stays() {
     let returned = Seen::default();
     let noted = returned.clone();
     epoch::check(3, move || {
-        // An addition that has ended before the interval is set comes before the look-ups, too.
+        // Also orders an addition that has ended before the interval is set before the look-ups.
         epoch::order_unpins();
         let clock = ManualClock::new();
         let interval = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! An array that grows without moving what it has, and is read without a lock.
+//! An array that grows without moving its elements, and is read without a lock.
 
 use std::fmt;
 use std::ptr;
@@ -6,15 +6,15 @@ use std::ptr;
 use crate::mem::segments::Split;
 use crate::sync::{AtomicPtr, Ordering};
 
-/// Elements by number, from zero, in segments that are allocated when a number in them is first needed; see
-/// [`place`](crate::mem::segments) for their sizes.
+/// Elements by number, from zero. A segment is allocated when a number in it is first needed; see
+/// [`segments`](crate::mem::segments) for the sizes.
 pub(crate) struct SegmentedVec<T, const PER_SIZE_BITS: u32> {
     segments: Box<[AtomicPtr<T>]>,
 }
 
-// SAFETY: it owns the elements, as a vector does.
+// SAFETY: the array owns its elements, like a vector.
 unsafe impl<T: Send, const PER_SIZE_BITS: u32> Send for SegmentedVec<T, PER_SIZE_BITS> {}
-// SAFETY: it hands out only shared references to them.
+// SAFETY: the array returns only shared references to its elements.
 unsafe impl<T: Send + Sync, const PER_SIZE_BITS: u32> Sync for SegmentedVec<T, PER_SIZE_BITS> {}
 
 impl<T, const PER_SIZE_BITS: u32> fmt::Debug for SegmentedVec<T, PER_SIZE_BITS> {
@@ -32,18 +32,18 @@ impl<T: Default, const PER_SIZE_BITS: u32> SegmentedVec<T, PER_SIZE_BITS> {
         }
     }
 
-    /// The element of a number, where its segment was needed before.
+    /// The element of a number, if its segment was needed before.
     #[inline]
     pub(crate) fn get(&self, number: u32) -> Option<&T> {
         let place = Split::<PER_SIZE_BITS>::place(number);
-        // Acquire: pairs with the CAS in `ensure`, so that the elements are seen initialised.
+        // Acquire: pairs with the CAS in `ensure`, so that the elements are initialised.
         let segment = self.segments.get(place.segment as usize)?.load(Ordering::Acquire);
         if segment.is_null() {
             return None;
         }
-        // SAFETY: a segment has that many elements, and an offset is below that.
+        // SAFETY: a segment of this number has more elements than any offset (`Split::place`).
         let element = unsafe { segment.add(place.offset as usize) };
-        // SAFETY: it was initialised before the segment was installed, and lives as long as the array.
+        // SAFETY: the element was initialised before the segment was installed, and lives as long as the array.
         Some(unsafe { &*element })
     }
 
@@ -57,7 +57,7 @@ impl<T: Default, const PER_SIZE_BITS: u32> SegmentedVec<T, PER_SIZE_BITS> {
             let len = Split::<PER_SIZE_BITS>::len(place.segment);
             let new: Box<[T]> = (0..len).map(|_| T::default()).collect();
             let new = Box::into_raw(new);
-            // Release: pairs with the load in `get`. Relaxed on failure: the next turn loads what won.
+            // Release: pairs with the load in `get`. Relaxed on failure: the next turn loads the segment that won.
             let installed = self.segments[place.segment as usize].compare_exchange(
                 ptr::null_mut(),
                 new.cast::<T>(),
@@ -65,7 +65,7 @@ impl<T: Default, const PER_SIZE_BITS: u32> SegmentedVec<T, PER_SIZE_BITS> {
                 Ordering::Relaxed,
             );
             if installed.is_err() {
-                // SAFETY: it came from `Box::into_raw`, and nobody has seen it.
+                // SAFETY: the pointer came from `Box::into_raw`, and no other thread has seen it.
                 drop(unsafe { Box::from_raw(new) });
             }
         }
@@ -75,11 +75,11 @@ impl<T: Default, const PER_SIZE_BITS: u32> SegmentedVec<T, PER_SIZE_BITS> {
 impl<T, const PER_SIZE_BITS: u32> Drop for SegmentedVec<T, PER_SIZE_BITS> {
     fn drop(&mut self) {
         for (number, segment) in self.segments.iter().enumerate() {
-            // Relaxed: whoever drops the array is alone with it.
+            // Relaxed: dropping the array needs exclusive access.
             let elements = segment.load(Ordering::Relaxed);
             if !elements.is_null() {
                 let len = Split::<PER_SIZE_BITS>::len(number as u32) as usize;
-                // SAFETY: `ensure` made it from a box of that length.
+                // SAFETY: `ensure` made the segment from a box of this length.
                 drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(elements, len)) });
             }
         }

@@ -1,7 +1,7 @@
-//! Where a number lives in an array that grows segment by segment.
+//! The place of a number in an array that grows segment by segment.
 //!
-//! Segments never move, so an element's address is stable, and each is a 32nd of the doubling it belongs to, so at
-//! most a 32nd of the array stands empty however large it is: segments 0 to 31 have 8 elements each, 32 to 63 have
+//! Segments never move, so an element's address is stable. Each segment is a 32nd of the doubling to which it belongs,
+//! so at most a 32nd of the array is empty, however large it is: segments 0 to 31 have 8 elements each, 32 to 63 have
 //! 16, and so on. (The levelled sizes are those of Brodnik et al., "Resizable arrays in optimal time and space", 1999,
 //! with the split fixed at 32.)
 
@@ -10,7 +10,7 @@ const FIRST_BITS: u32 = if cfg!(loom) { 1 } else { 3 };
 /// Segments of one size, as a power of two.
 const PER_SIZE_BITS: u32 = if cfg!(loom) { 0 } else { 5 };
 
-/// The segment and the offset in it of one number.
+/// A number's segment, and its offset there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Location {
     pub(crate) segment: u32,
@@ -18,7 +18,7 @@ pub(crate) struct Location {
 }
 
 impl Location {
-    /// Finds a number below 2^31.
+    /// The place of a number below 2^31.
     #[inline]
     pub(crate) fn of(number: u32) -> Location {
         Split::<PER_SIZE_BITS>::place(number)
@@ -35,29 +35,29 @@ impl Location {
     }
 }
 
-/// Such an array with another split: `1 << PER_SIZE_BITS` segments of one size, so that fewer pointers lead to more empty
-/// elements, or the other way round.
+/// Such an array with another split: `1 << PER_SIZE_BITS` segments of one size. Fewer pointers mean more empty
+/// elements.
 pub(crate) struct Split<const PER_SIZE_BITS: u32>;
 
 impl<const PER_SIZE_BITS: u32> Split<PER_SIZE_BITS> {
-    /// As [`Location::of`].
+    /// Like [`Location::of`].
     #[inline]
     pub(crate) fn place(number: u32) -> Location {
         let shifted = number + (1 << (FIRST_BITS + PER_SIZE_BITS));
         let shift = shifted.ilog2() - PER_SIZE_BITS;
         Location {
-            // The leading bits, less the one that the first segments start with, count the segments.
+            // The leading bits, minus those of the first segments, count the segments.
             segment: (shift << PER_SIZE_BITS) + (shifted >> shift) - ((FIRST_BITS + 1) << PER_SIZE_BITS),
             offset: shifted & ((1 << shift) - 1),
         }
     }
 
-    /// As [`Location::len`].
+    /// Like [`Location::len`].
     pub(crate) fn len(segment: u32) -> u32 {
         1 << (FIRST_BITS + (segment >> PER_SIZE_BITS))
     }
 
-    /// As [`Location::segments`].
+    /// Like [`Location::segments`].
     pub(crate) fn segments(count: u32) -> u32 {
         count.checked_sub(1).map_or(0, |last| Self::place(last).segment + 1)
     }

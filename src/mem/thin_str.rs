@@ -3,20 +3,20 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
-/// A heap string of at most 255 bytes behind a one-word pointer: a length byte, then the text. It costs its length and
-/// one byte, where a boxed str costs sixteen bytes beside its length, and a `CompactString` twenty-four.
+/// A heap string of at most 255 bytes behind a one-word pointer: a length byte, then the text. It costs one byte beside
+/// its text; a boxed str costs sixteen, a `CompactString` twenty-four.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ThinStr(NonNull<u8>);
 
 impl ThinStr {
-    /// Copies `text`, of at most 255 bytes; `None` where there is no memory for it.
+    /// Copies `text`, of at most 255 bytes; `None` if there is no memory.
     pub(crate) fn new(text: &str) -> Option<ThinStr> {
         let len = u8::try_from(text.len()).expect("names were checked to be at most 255 bytes");
-        // SAFETY: the layout has a byte at least.
+        // SAFETY: the layout has at least one byte.
         let to = NonNull::new(unsafe { alloc(Self::layout(len)) })?;
-        // SAFETY: the allocation starts with a byte for the length.
+        // SAFETY: the allocation has a byte for the length there.
         unsafe { to.write(len) };
-        // SAFETY: `len` bytes follow it.
+        // SAFETY: `len` bytes follow the length.
         let bytes = unsafe { to.add(1) };
         // SAFETY: both are `len` bytes, and the allocation is new, so they do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), bytes.as_ptr(), text.len()) };
@@ -36,7 +36,7 @@ impl ThinStr {
     /// `bits` came from [`to_bits`](ThinStr::to_bits).
     pub(crate) unsafe fn from_bits(bits: u64) -> ThinStr {
         let raw = std::ptr::with_exposed_provenance_mut(bits as usize);
-        // SAFETY: a text's address is not null.
+        // SAFETY: the caller promises that the bits are a text's address, which is not null.
         ThinStr(unsafe { NonNull::new_unchecked(raw) })
     }
 
@@ -44,21 +44,21 @@ impl ThinStr {
     ///
     /// The text is not freed while the result is in use.
     pub(crate) unsafe fn as_str<'a>(self) -> &'a str {
-        // SAFETY: the first byte is the length.
+        // SAFETY: the caller promises that the text is not freed; its first byte is the length.
         let len = unsafe { self.0.read() };
-        // SAFETY: `len` bytes follow.
+        // SAFETY: `len` bytes follow the length.
         let bytes = unsafe { self.0.add(1) };
-        // SAFETY: they were initialised by `new`, and are not written again.
+        // SAFETY: `new` initialised the bytes, and no thread writes them again.
         let bytes = unsafe { std::slice::from_raw_parts(bytes.as_ptr(), len.into()) };
-        // SAFETY: they were copied from a str.
+        // SAFETY: the bytes are a copy of a str.
         unsafe { std::str::from_utf8_unchecked(bytes) }
     }
 
     /// # Safety
     ///
-    /// Nobody uses the text any more, and it is freed once.
+    /// No thread uses the text any more, and it is freed once.
     pub(crate) unsafe fn free(self) {
-        // SAFETY: the first byte is the length.
+        // SAFETY: the caller promises that the text is not freed yet; its first byte is the length.
         let len = unsafe { self.0.read() };
         // SAFETY: `new` allocated it with this layout.
         unsafe { dealloc(self.0.as_ptr(), Self::layout(len)) };

@@ -1,4 +1,4 @@
-//! Beginning an incarnation, which may give a proxy another number.
+//! Begins incarnations. A proxy may get another number.
 
 use std::num::NonZeroU64;
 
@@ -14,9 +14,9 @@ use crate::types::proxy::{Proxy, ProxyRef};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BegunIncarnation {
     pub(crate) proxy: ProxyRef,
-    /// The incarnation had begun before, and its proxy was registered all the while.
+    /// The incarnation had begun before, and its proxy was registered ever since.
     pub(crate) is_resumed: bool,
-    /// The reference of an older incarnation, which was removed.
+    /// The reference of the older incarnation, which was removed.
     pub(crate) replaced: Option<ProxyRef>,
 }
 
@@ -66,7 +66,7 @@ impl Proxies {
     ) -> Result<BegunIncarnation, BeginError> {
         proxy.check()?;
         let id = ProxyId::of(proxy.id);
-        // If nothing changes, no lock.
+        // If nothing changes, take no lock.
         while let Some(registered) = self.registered(id, guard)
             && let Some(current) = self.numbers.incarnation(registered.number)
             && standing_beside(current, incarnation)? == Standing::Current
@@ -109,7 +109,7 @@ impl Proxies {
     /// The incarnation of a registered proxy, if it has one.
     pub(crate) fn incarnation(&self, proxy: ProxyRef, _guard: &Guard) -> Option<NonZeroU64> {
         self.current(proxy)?;
-        // Under the pin, the number becomes no other proxy's.
+        // Under the pin, no other proxy can get the number.
         self.numbers.incarnation(proxy.number)
     }
 
@@ -118,7 +118,7 @@ impl Proxies {
         self.numbers.incarnation(proxy.number)
     }
 
-    /// The result that registering a proxy would have, with an incarnation or without.
+    /// The result that registering a proxy would have, with or without an incarnation.
     pub(crate) fn prospect(&self, id: &str, incarnation: Option<NonZeroU64>, at: Moment, guard: &Guard) -> Prospect {
         let id = ProxyId::of(id);
         let registry = self.registry.lock();

@@ -1,4 +1,4 @@
-//! Proxy numbers: which proxy has a number, and the number's state.
+//! Proxy numbers: the proxy and the state of each number.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -17,26 +17,26 @@ use crate::types::life::Life;
 /// The unit of `Fields::used`, in ticks, as a power of two: 256 ms, so that 32 bits are 34 years.
 const USED_SHIFT: u32 = 8;
 
-/// How far a number is in its life: all that look-ups read of a proxy. Sixteen of them share a cache line.
+/// The life of a number: all that look-ups read of a proxy. Sixteen of them share a cache line.
 pub(crate) struct LifeCell(AtomicU32);
 
-/// The rest of what is kept for a number.
+/// The other fields of a number.
 struct Fields {
     id: [AtomicU64; 2],
     /// A [`Details`]; none while FREE.
     details: AtomicU64,
     /// When the proxy was last registered, got a new route, or lost one, in units of 256 ms.
     used: AtomicU32,
-    /// The last round of the sweeper in which a route of it was seen, or [`UNSEEN`].
+    /// The last round of the sweeper that saw a route of the proxy, or [`UNSEEN`].
     seen: AtomicU32,
 }
 
 const _: () = assert!(cfg!(loom) || std::mem::size_of::<Fields>() == 32);
 
-/// In `Fields::seen`: in no round, or in a round too long ago to matter.
+/// In `Fields::seen`: no round, or a round too long ago to matter.
 const UNSEEN: u32 = u32::MAX;
 
-/// Whether the round `seen` is `round`, or follows it.
+/// Whether the round `seen` is `round` or a later round.
 fn is_since(seen: u32, round: u32) -> bool {
     seen != UNSEEN && seen.wrapping_sub(round) % ROUNDS < ROUNDS / 4
 }
@@ -58,13 +58,13 @@ impl Default for Fields {
     }
 }
 
-/// All numbers that were ever given to a proxy.
+/// All numbers that proxies have ever had.
 #[derive(Debug)]
 pub(crate) struct Numbers {
-    /// Few and large segments: their pointers are in every look-up's way.
+    /// Few and large segments, because every look-up reads their pointers.
     lives: SegmentedVec<LifeCell, 2>,
     fields: SegmentedVec<Fields, 5>,
-    /// The incarnation that each number's proxy is of, or zero; made when the first one begins.
+    /// The incarnation of each number's proxy, or zero; made when the first incarnation begins.
     incarnations: OnceBox<SegmentedVec<AtomicU64, 5>>,
     limit: u32,
 }
@@ -80,13 +80,13 @@ impl Numbers {
         }
     }
 
-    /// The life of a number, if the number or a number of the same segment was ever given to a proxy.
+    /// The life of a number, if the number or a number of its segment was ever used.
     #[inline]
     pub(crate) fn life(&self, number: u32) -> Option<&LifeCell> {
         self.lives.get(number)
     }
 
-    /// The entry of a number, if the number or a number of the same segment was ever given to a proxy.
+    /// The entry of a number, if the number or a number of its segment was ever used.
     #[inline]
     pub(crate) fn get(&self, number: u32) -> Option<Entry<'_>> {
         Some(Entry {
@@ -103,15 +103,15 @@ impl Numbers {
         }
     }
 
-    /// The incarnation that the proxy of a number is of. The caller has seen the proxy's life under its pin.
+    /// The incarnation of a number's proxy. The caller has loaded the proxy's life under its pin.
     pub(crate) fn incarnation(&self, number: u32) -> Option<NonZeroU64> {
-        // Relaxed: written before the life that the caller has seen (Release and Acquire), or later, by a proxy that began
-        // its first incarnation: then the value orders nothing.
+        // Relaxed: written before the life that the caller has loaded (Release and Acquire), or later, when the proxy
+        // began its first incarnation: then the value orders nothing.
         let incarnation = self.incarnations.get()?.get(number)?.load(Ordering::Relaxed);
         NonZeroU64::new(incarnation)
     }
 
-    /// Sets the incarnation of a number that is FREE, or of one that has none; for the registry's owner.
+    /// Sets the incarnation of a number that is FREE or has no incarnation; for the registry's owner.
     pub(crate) fn set_incarnation(&self, number: u32, incarnation: Option<NonZeroU64>) {
         let cell = match incarnation {
             Some(_) => {
@@ -120,7 +120,7 @@ impl Numbers {
                     .get_or_init(|| Box::new(SegmentedVec::new(self.limit)));
                 Some(incarnations.ensure(number))
             }
-            // Clear the incarnation of the number's former proxy, if there is one.
+            // Clear the incarnation of the number's former proxy, if it has one.
             None => self
                 .incarnations
                 .get()
@@ -151,7 +151,7 @@ impl fmt::Debug for Entry<'_> {
 impl LifeCell {
     #[inline]
     pub(crate) fn get(&self) -> Life {
-        // Acquire: pairs with the store in `set`, so that a thread which sees a proxy ALIVE sees its ID and details.
+        // Acquire: pairs with the store in `set`, so that a thread that sees a proxy ALIVE sees its ID and details.
         Life::from_bits(self.0.load(Ordering::Acquire))
     }
 
@@ -167,7 +167,7 @@ impl LifeCell {
             .is_ok()
     }
 
-    /// Makes the number ALIVE where it is CLOSING; tells whether it is the proxy of `alive`, and ALIVE.
+    /// Makes a CLOSING number ALIVE. Returns whether the number is the proxy of `alive`, and ALIVE.
     #[inline]
     pub(crate) fn revive(&self, alive: Life) -> bool {
         let mut life = self.get();
@@ -200,16 +200,17 @@ impl Entry<'_> {
         let id = &self.fields.id;
         // Relaxed: written before the life that was loaded above, and not again while the guard is pinned.
         let bits = [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)];
-        // SAFETY: `occupy` wrote them; a name is freed a grace period after the number died.
+        // SAFETY: `occupy` wrote the bits, and a name is freed only a grace period after its number died ("Life of a
+        // number").
         unsafe { ProxyId::from_bits(bits, life.is_name()) }
     }
 
-    /// Asks for what [`prefetch_name`](Entry::prefetch_name) reads.
+    /// Prefetches the memory that [`prefetch_name`](Entry::prefetch_name) reads.
     pub(crate) fn prefetch(self) {
         prefetch(self.fields);
     }
 
-    /// Asks for what [`id`](Entry::id) refers to, if that is a name; of a UUID, this does nothing.
+    /// Prefetches the text of [`id`](Entry::id), if the ID is a name.
     pub(crate) fn prefetch_name(self) {
         // Relaxed: a hint.
         let bits = self.fields.id[1].load(Ordering::Relaxed);
@@ -222,28 +223,28 @@ impl Entry<'_> {
     }
 
     pub(crate) fn details(self) -> Details {
-        // Acquire: pairs with `replace_details`, so that what they name is seen whole.
+        // Acquire: pairs with `replace_details`, so that their whole objects are visible.
         Details(self.fields.details.load(Ordering::Acquire))
     }
 
-    /// Puts `new` in the place of the details, and returns what was there.
+    /// Replaces the details. Returns the former details.
     pub(crate) fn replace_details(self, new: Details) -> Details {
-        // AcqRel: Release pairs with `details`; Acquire, since what comes out is used.
+        // AcqRel: Release pairs with `details`; Acquire, because the caller uses the former details.
         Details(self.fields.details.swap(new.0, Ordering::AcqRel))
     }
 
-    /// Notes that the proxy is, or was, in use.
+    /// Records a present or past use of the proxy.
     #[inline]
     pub(crate) fn touch(self, tick: u64) {
         let used = (tick >> USED_SHIFT) as u32;
-        // Relaxed, both: the time only decides idleness, a round and a grace period later. `fetch_max`: a thread that was
-        // stopped here does not undo a later use.
+        // Relaxed, both: the time decides only idleness, a round and a grace period later. `fetch_max`: a thread that
+        // was stopped here does not undo a later use.
         if self.fields.used.load(Ordering::Relaxed) < used {
             self.fields.used.fetch_max(used, Ordering::Relaxed);
         }
     }
 
-    /// Notes that a route was seen in a round. A sweeper that was stopped since an earlier round does not overwrite a later
+    /// Records that a round saw a route. A sweeper that was stopped since an earlier round does not overwrite a later
     /// round.
     #[inline]
     pub(crate) fn seen_in(self, round: u32) {
@@ -261,13 +262,13 @@ impl Entry<'_> {
         }
     }
 
-    /// Whether a route was seen in `round`, or in a later one.
+    /// Whether `round` or a later round saw a route.
     pub(crate) fn was_seen_since(self, round: u32) -> bool {
         // Relaxed: as in `seen_in`.
         is_since(self.fields.seen.load(Ordering::Relaxed), round)
     }
 
-    /// Forgets a round so long past that its number will be used again. Called once per round.
+    /// Clears a round so long ago that its number will be used again. Called once per round.
     pub(crate) fn forget_old_round(self, round: u32) {
         // Relaxed, both: as in `seen_in`.
         let seen = self.fields.seen.load(Ordering::Relaxed);
@@ -282,7 +283,7 @@ impl Entry<'_> {
     /// Makes a FREE number ALIVE for a proxy.
     pub(crate) fn occupy(self, id: ProxyId<'_>, details: Details, tick: u64) -> Life {
         let bits = id.to_bits();
-        // Relaxed, all: published by the life.
+        // Relaxed, all: the store of the life publishes them.
         self.fields.id[0].store(bits[0], Ordering::Relaxed);
         self.fields.id[1].store(bits[1], Ordering::Relaxed);
         self.fields.details.store(details.0, Ordering::Relaxed);
@@ -292,7 +293,7 @@ impl Entry<'_> {
         life
     }
 
-    /// Makes the number ALIVE where it is CLOSING; tells whether it is the proxy of `alive`, and ALIVE.
+    /// Makes a CLOSING number ALIVE. Returns whether the number is the proxy of `alive`, and ALIVE.
     pub(crate) fn revive(self, alive: Life) -> bool {
         self.life.revive(alive)
     }
@@ -302,25 +303,25 @@ impl Entry<'_> {
         self.life.set(self.life().closing());
     }
 
-    /// Makes a number DEAD, for the registry's owner, whether it is ALIVE or CLOSING.
+    /// Makes an ALIVE or CLOSING number DEAD, for the registry's owner.
     pub(crate) fn die(self) {
         self.life.set(self.life().dead());
     }
 
-    /// Makes a number DEAD that is still CLOSING, for the registry's owner; nobody else can make it CLOSING again.
+    /// Makes a number DEAD if it is still CLOSING, for the registry's owner: no other thread can make it CLOSING again.
     #[must_use]
     pub(crate) fn die_if_closing(self) -> bool {
         let life = self.life();
         life.is_closing() && self.life.change(life, life.dead())
     }
 
-    /// Whether the proxy was last in use before a tick, as far as 256 ms tell.
+    /// Whether the proxy's last use was before a tick, to a precision of 256 ms.
     pub(crate) fn is_idle(self, before: u64) -> bool {
         // Relaxed: as in `touch`.
         u64::from(self.fields.used.load(Ordering::Relaxed)) < before >> USED_SHIFT
     }
 
-    /// Makes a DEAD number FREE; tells whether it can be used again.
+    /// Makes a DEAD number FREE. Returns whether it can be used again.
     #[must_use]
     pub(crate) fn vacate(self) -> bool {
         self.free_id();
@@ -329,28 +330,30 @@ impl Entry<'_> {
         next.is_some()
     }
 
-    /// The FREE number after this one, among those that were used before; for the registry's owner.
+    /// The FREE number after this number, among those that were used before; for the registry's owner.
     pub(crate) fn next_free(self) -> Option<u32> {
         // Relaxed: only the owner reads and writes it.
         let next = self.fields.id[0].load(Ordering::Relaxed);
         next.checked_sub(1).map(|number| number as u32)
     }
 
-    /// Sets what [`next_free`](Entry::next_free) returns, in the place of the ID, which a FREE number does not have.
+    /// Sets the result of [`next_free`](Entry::next_free), stored in the place of the ID, which a FREE number does not
+    /// have.
     pub(crate) fn set_next_free(self, next: Option<u32>) {
-        // Relaxed: as above.
+        // Relaxed: only the owner reads and writes it.
         let next = next.map_or(0, |number| u64::from(number) + 1);
         self.fields.id[0].store(next, Ordering::Relaxed);
     }
 
     fn free_id(self) {
         if self.life().is_name() {
-            // Relaxed: the caller is alone with the ID.
+            // Relaxed: no other thread uses the ID.
             let bits = self.fields.id[1].load(Ordering::Relaxed);
-            // SAFETY: a name's bits refer to a text.
+            // SAFETY: a name's bits are the address of a text.
             let text = unsafe { ThinStr::from_bits(bits) };
-            // SAFETY: a grace period has passed since the number died (or the table is going away), so nobody reads the
-            // ID any more; `vacate` and `Numbers::drop` free it once, since they leave the number FREE or gone.
+            // SAFETY: a grace period has passed since the number died (or the table is being dropped), so no thread
+            // reads the ID any more. `vacate` and `Numbers::drop` free it only once, because the number is then FREE or
+            // dropped.
             unsafe { text.free() };
         }
     }
@@ -370,7 +373,7 @@ mod tests {
             let before = round.wrapping_sub(3) % ROUNDS;
             entry.seen_in(before);
             assert!(entry.was_seen_since(round), "round {round}");
-            // For a sweeper that visits the proxies late, the proxy is in use too.
+            // A sweeper that visits the proxies late also finds the proxy in use.
             assert!(entry.was_seen_since(before), "round {round}");
             assert!(!entry.was_seen_since((round + 1) % ROUNDS), "round {round}");
         }

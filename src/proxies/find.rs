@@ -1,8 +1,8 @@
-//! Finding proxies by their IDs, without a lock.
+//! Finds proxies by their IDs, without a lock.
 //!
-//! An ID keeps its slot in the map for as long as it is registered, also when it gets another number. A reader that finds a
-//! DEAD number searches again, since the proxy may have been replaced: see [`takeover`](super::takeover). The second search
-//! is the last one, unless another thread has replaced or registered the proxy meanwhile.
+//! An ID keeps its slot in the map while it is registered, even when it gets another number. A reader that finds a DEAD
+//! number searches again, because the proxy may have been replaced: see [`takeover`](super::takeover). The second
+//! search is the last, unless another thread has replaced or registered the proxy meanwhile.
 
 use crate::proxies::Proxies;
 use crate::proxies::entry::Entry;
@@ -26,9 +26,9 @@ impl Proxies {
             if let Some(proxy) = self.reference(number).or_else(successor) {
                 return Some(proxy);
             }
-            // If the number had been replaced, the second search would have found another number: the map was changed before
-            // the store that ended the takeover, which `successor` read. So the proxy was removed, and a thread is about to
-            // remove the ID from the map.
+            // If the number had been replaced, the second search would have found another number: the map was changed
+            // before the store that ended the takeover, which `successor` read. So the proxy was removed, and a thread
+            // is about to remove the ID from the map.
             if dead.replace(number) == Some(number) {
                 return None;
             }
@@ -36,8 +36,8 @@ impl Proxies {
     }
 
     /// The proxies whose IDs are in one [part](Proxies::PARTS) of the map, each with its ID's hash, in the order of the
-    /// hashes. Each ID is there at most once. A proxy that is registered during the whole call is there; other proxies may
-    /// be, if they are registered at some moment of the call.
+    /// hashes. Each ID is included at most once. A proxy that is registered during the whole call is included. A proxy
+    /// that is registered at some moment of the call may be.
     pub(crate) fn in_part(&self, part: usize, guard: &Guard) -> Vec<(u64, ProxyRef)> {
         let found = self.ids.numbers(part, guard).filter_map(|number| {
             let id = self.numbers.get(number)?.id(guard);
@@ -61,7 +61,7 @@ impl Proxies {
     /// How many parts the map of IDs has.
     pub(crate) const PARTS: usize = ids::PARTS;
 
-    /// The part that has the IDs with this hash.
+    /// The part for IDs with this hash.
     pub(crate) fn part_of(hash: u64) -> usize {
         part_of(hash)
     }

@@ -1,15 +1,15 @@
-//! Grace periods by number.
+//! Numbered grace periods.
 
 use std::sync::Arc;
 
 use crate::sync::{AtomicU32, Guard, Ordering, after_grace};
 
-/// Numbers grace periods. A period is over once every thread that was pinned when it began has unpinned.
+/// Numbers grace periods. A period is over when every thread that was pinned at its beginning has unpinned.
 #[derive(Debug, Default)]
 pub(crate) struct GracePeriods {
     begun: AtomicU32,
     /// The latest period that is over. A thread that was pinned when an earlier period began was still pinned, or had
-    /// unpinned, when this period began. So earlier periods are over too.
+    /// unpinned, when this period began. So earlier periods are over, too.
     over: Arc<AtomicU32>,
 }
 
@@ -22,10 +22,10 @@ fn is_past(period: u32, of: u32) -> bool {
 }
 
 impl GracePeriods {
-    /// The number of a period that is about to [begin](GracePeriods::begin), below [`PERIODS`]. The registry's owner reserves a
-    /// number, and begins the period before another number is reserved.
+    /// Returns the number of a period that is about to [begin](GracePeriods::begin), below [`PERIODS`]. The registry's
+    /// owner reserves a number, and begins the period before it reserves another number.
     pub(crate) fn reserve(&self) -> u32 {
-        // Relaxed: the registry's lock orders reservations; the epoch orders what waits for the period.
+        // Relaxed: the registry's lock orders reservations; the epoch orders the work that waits for the period.
         self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1) % PERIODS
     }
 
@@ -36,8 +36,8 @@ impl GracePeriods {
             // Relaxed: the CAS decides.
             let mut latest = over.load(Ordering::Relaxed);
             while !is_past(period, latest) {
-                // Release: pairs with the load in `is_over`: a thread that finds the period over sees what the pinned threads
-                // did before they unpinned.
+                // Release: pairs with the load in `is_over`: a thread that finds the period over sees the writes of the
+                // pinned threads before they unpinned.
                 match over.compare_exchange_weak(latest, period, Ordering::Release, Ordering::Relaxed) {
                     Ok(_) => break,
                     Err(won) => latest = won,
@@ -46,7 +46,7 @@ impl GracePeriods {
         });
     }
 
-    /// How many periods there were.
+    /// How many periods have begun.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn begun(&self) -> u32 {
         // Relaxed: as in `reserve`.

@@ -1,4 +1,4 @@
-//! Proxy IDs: 16 bytes where they are a UUID in its canonical spelling.
+//! Proxy IDs: 16 bytes for a UUID in its canonical spelling.
 
 use compact_str::CompactString;
 use uuid::Uuid;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::mem::thin_str::ThinStr;
 use crate::proxies::intern::new_text;
 
-/// A proxy's ID, parsed. IDs are compared byte by byte, so only the spelling that a UUID is shown in is stored as one.
+/// A proxy's ID, parsed. IDs are compared byte by byte, so only the canonical spelling of a UUID is stored as a UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ProxyId<'a> {
     Uuid(Uuid),
@@ -30,7 +30,7 @@ impl<'a> ProxyId<'a> {
         matches!(self, ProxyId::Name(_))
     }
 
-    /// The 128 bits that stand for the ID in an entry; those of a name refer to a [`ThinStr`].
+    /// The 128 bits of the ID in an entry. Those of a name have the address of a [`ThinStr`].
     pub(crate) fn to_bits(self) -> [u64; 2] {
         match self {
             ProxyId::Uuid(uuid) => {
@@ -49,9 +49,9 @@ impl<'a> ProxyId<'a> {
         if !is_name {
             return ProxyId::Uuid(Uuid::from_u64_pair(bits[1], bits[0]));
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller promises that the bits are a name's.
         let text = unsafe { ThinStr::from_bits(bits[1]) };
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller promises that the text is not freed while the result is in use.
         ProxyId::Name(unsafe { text.as_str() })
     }
 
@@ -63,7 +63,7 @@ impl<'a> ProxyId<'a> {
     }
 }
 
-/// An ID on its own.
+/// An ID that owns its text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum OwnedId {
     Uuid(Uuid),

@@ -1,12 +1,12 @@
-//! From a proxy's ID to its number, 4 bytes and a little for each.
+//! The map from a proxy's ID to its number, a little more than 4 bytes for each.
 //!
-//! The map has an array of numbers in each of its parts; the IDs are in the numbers' entries. Only the registry's owner
-//! changes the map. Readers need no lock: a number never moves within an array, and an array that is too small or too large
-//! is replaced by a copy. So a reader of an array that was just replaced sees the map as it was at that moment. The parts
-//! grow one at a time, each at sizes of its own, so no registration copies more than one part.
+//! Each part of the map has an array of numbers; the IDs are in the numbers' entries. Only the registry's owner changes
+//! the map. Readers need no lock: a number never moves within an array, and an array that is too small or too large is
+//! replaced with a copy. So a reader of an array that was just replaced sees the map as it was at that moment. The
+//! parts grow one at a time, each with its own sizes, so no registration copies more than one part.
 //!
-//! An `scc::HashIndex` of numbers takes 12.6 bytes for each of a million proxies, and 27 for each of a thousand; this map
-//! takes 5 and 7 (`nodetracker-profiles prototype` and `ten-thousand`).
+//! An `scc::HashIndex` of numbers takes 12.6 bytes for each of a million proxies, and 27 for each of a thousand; this
+//! map takes 5 and 7 (`nodetracker-profiles prototype` and `ten-thousand`).
 
 use std::fmt;
 use std::ptr;
@@ -24,12 +24,12 @@ use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, new_hasher, re
 const PART_BITS: u32 = if cfg!(loom) { 0 } else { 7 };
 pub(super) const PARTS: usize = 1 << PART_BITS;
 
-/// A slot that never had a number: a probe sequence ends there.
+/// A slot that never had a number: it ends a probe sequence.
 const EMPTY: u32 = 0;
-/// A slot whose number was removed. No number's slot looks like that: numbers have 23 bits.
+/// A slot whose number was removed. No number has this value: numbers have 23 bits.
 const REMOVED: u32 = NUMBER_MASK;
 
-/// A slot has the number plus one, and above it some bits of the ID's hash, so that a search nearly always reads only the
+/// A slot has the number plus one, and above it some bits of the ID's hash. So a search nearly always reads only the
 /// right entry.
 const NUMBER_BITS: u32 = 24;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
@@ -40,9 +40,9 @@ const AHEAD: usize = 8;
 /// The slots of one part.
 struct Array {
     slots: Box<[AtomicU32]>,
-    /// Slots that are not EMPTY. Only the owner uses this and `count`.
+    /// The number of slots that are not EMPTY. Only the owner uses this and `count`.
     used: AtomicU32,
-    /// Slots with a number.
+    /// The number of slots with a number.
     count: AtomicU32,
     #[cfg(loom)]
     fate: Fate,
@@ -69,16 +69,16 @@ impl Array {
         self.slots.len() as u32
     }
 
-    /// The slots from where a hash begins, all of them once.
+    /// Every slot once, from the place of a hash on.
     fn probe(&self, hash: u64) -> impl Iterator<Item = &AtomicU32> {
         let slots = self.slots();
-        // The part is the hash's top bits, the tag its lowest ones.
+        // The hash's top bits are the part, its lowest bits the tag.
         let mixed = hash << PART_BITS >> 32;
         let from = ((mixed * slots.len() as u64) >> 32) as usize;
         slots[from..].iter().chain(&slots[..from])
     }
 
-    /// Puts a number that is not there into the first slot that is free for it.
+    /// Puts a number that the array does not have into the first slot that is free for it.
     fn put(&self, number: u32, hash: u64) {
         let free = self
             .probe(hash)
@@ -91,7 +91,7 @@ impl Array {
         }
         self.count
             .store(self.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // Release: pairs with the loads in `find` and `numbers`, so that the number's entry is seen with its ID.
+        // Release: pairs with the loads in `find` and `numbers`, so that the number's entry is visible with its ID.
         free.store(slot_for(number, hash), Ordering::Release);
     }
 
@@ -102,7 +102,7 @@ impl Array {
             .find(|slot| number_in(slot.load(Ordering::Relaxed)) == Some(number))
     }
 
-    /// The numbers that are there.
+    /// The numbers in the array.
     fn numbers(&self) -> impl Iterator<Item = u32> {
         // Acquire: as in `find`.
         let values = self.slots().iter().map(|slot| slot.load(Ordering::Acquire));
@@ -126,7 +126,7 @@ impl Reclaim for Array {
     fn after_grace(&self) {}
 
     unsafe fn free(object: *mut Self) {
-        // SAFETY: the caller is the only one who knows the array, which came from `Box::into_raw` in `replace`.
+        // SAFETY: the array came from `Box::into_raw` in `replace`, and the caller has the only pointer to it.
         drop(unsafe { Box::from_raw(object) });
     }
 
@@ -140,7 +140,7 @@ impl Reclaim for Array {
     }
 }
 
-/// The map.
+/// The map from IDs to numbers.
 pub(crate) struct Ids {
     parts: [AtomicPtr<Array>; PARTS],
     numbers: Arc<Numbers>,
@@ -162,17 +162,17 @@ impl Ids {
         }
     }
 
-    /// How many IDs there are, if no other thread changes the map.
+    /// The number of IDs, if no other thread changes the map.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn len(&self, guard: &Guard) -> usize {
         (0..PARTS).map(|part| self.numbers(part, guard).count()).sum()
     }
 
     fn array<'g>(&'g self, part: usize, _guard: &'g Guard) -> Option<&'g Array> {
-        // Acquire: pairs with `replace`, so that the array is seen whole.
+        // Acquire: pairs with `replace`, so that the whole array is visible.
         let array = self.parts[part].load(Ordering::Acquire);
-        // SAFETY: the part had the array while the guard was pinned, and `replace` retires an array after it is unlinked. So
-        // the array is freed only after the guard is dropped.
+        // SAFETY: the part had the array while the guard was pinned, and `replace` retires an array after it is
+        // unlinked. So the array is freed only after the guard is dropped.
         unsafe { array.as_ref() }
     }
 
@@ -187,7 +187,7 @@ impl Ids {
             }
             if (value ^ tag(hash)) >> NUMBER_BITS == 0
                 && let Some(number) = number_in(value)
-                // The number was in the map while the guard was pinned, so its ID is not freed.
+                // The map had the number while the guard was pinned, so its ID is not freed.
                 && self.numbers.get(number).is_some_and(|entry| entry.has_id(id, guard))
             {
                 return Some(number);
@@ -213,7 +213,7 @@ impl Ids {
         }
     }
 
-    /// Puts a number in the place of another one with the same ID; for the registry's owner.
+    /// Replaces a number with another number of the same ID; for the registry's owner.
     pub(crate) fn swap(&self, old: u32, new: u32, guard: &Guard) {
         let Some(hash) = self.hash_of(old, guard) else {
             return;
@@ -227,13 +227,13 @@ impl Ids {
         }
     }
 
-    /// The numbers of one part. An ID that is in the map all the while comes once: with its present number, or with a number
-    /// that was replaced meanwhile.
+    /// The numbers of one part. An ID that is in the map all the time is included once: with its present number, or
+    /// with a number that was replaced meanwhile.
     pub(crate) fn numbers<'g>(&'g self, part: usize, guard: &'g Guard) -> impl Iterator<Item = u32> + 'g {
         self.array(part, guard).into_iter().flat_map(Array::numbers)
     }
 
-    /// Removes a number, whose entry still has its ID; for the registry's owner.
+    /// Removes a number whose entry still has its ID; for the registry's owner.
     pub(crate) fn remove(&self, number: u32, guard: &Guard) {
         let Some(hash) = self.hash_of(number, guard) else {
             return;
@@ -253,7 +253,7 @@ impl Ids {
         }
     }
 
-    /// Replaces a part's array by a copy of the right size, with one number more.
+    /// Replaces a part's array with a copy of the right size, which also has the number `more`.
     fn replace(&self, part: usize, more: Option<u32>, guard: &Guard) {
         let old = self.array(part, guard);
         let numbers: Vec<u32> = old.into_iter().flat_map(Array::numbers).chain(more).collect();
@@ -261,7 +261,7 @@ impl Ids {
         // An eighth stays EMPTY.
         let least = f64::from(count + 1) * 8.0 / 7.0 + 1.0;
         let new = Array::new(next_size(least, part as f64 / PARTS as f64));
-        // Prefetch, since other threads wait for the lock meanwhile, and nearly all of the time would go into cache misses.
+        // Prefetch: other threads wait for the lock meanwhile, and nearly all of the time would be cache misses.
         let ahead = |at: usize| self.numbers.get(*numbers.get(at)?);
         for (at, &number) in numbers.iter().enumerate() {
             if let Some(entry) = ahead(at + 2 * AHEAD) {
@@ -275,16 +275,16 @@ impl Ids {
             }
         }
         let old = old.map(ptr::from_ref);
-        // Release: pairs with the load in `array`. Only the owner writes it.
+        // Release: pairs with the load in `array`. Only the owner writes the pointer.
         self.parts[part].store(Box::into_raw(Box::new(new)), Ordering::Release);
         if let Some(old) = old {
-            // SAFETY: the part does not have it any more, so a thread that pins from now on cannot find it. Only the owner
-            // replaces arrays, so it is retired once.
+            // SAFETY: the store above unlinked the array, so no thread that pins from now on can find it. Only the
+            // owner replaces arrays, so it is retired only once.
             unsafe { retire(guard, old.cast_mut()) };
         }
     }
 
-    /// The hash of an ID, whose top bits are its part.
+    /// The hash of an ID. Its top bits are the part.
     pub(crate) fn hash(&self, id: ProxyId<'_>) -> u64 {
         self.hasher.hash_one(id)
     }
@@ -315,7 +315,8 @@ impl Drop for Ids {
             // Relaxed: `&mut self` is exclusive, so every other access happens before this one.
             let array = part.load(Ordering::Relaxed);
             if !array.is_null() {
-                // SAFETY: `&mut self` is exclusive, and replaced arrays are not in the map any more, so each is freed once.
+                // SAFETY: `&mut self` is exclusive, and replaced arrays are no longer in the map, so each array is
+                // freed only once.
                 unsafe { Array::free(array) };
             }
         }

@@ -1,6 +1,6 @@
-//! The latest incarnation of each proxy, remembered for as long as a late message of an older incarnation may arrive.
+//! Remembers the latest incarnation of each proxy for as long as a late message of an older incarnation may arrive.
 //!
-//! An ID is known from its first [`begin_incarnation`](crate::RouteTable::begin_incarnation) on, in one of three states:
+//! An ID is known after its first [`begin_incarnation`](crate::RouteTable::begin_incarnation), in one of three states:
 //!
 //! ```text
 //!            begin                 begin again: the same reference; begin a greater one: another reference
@@ -13,15 +13,15 @@
 //!        a keep-alive interval later
 //! ```
 //!
-//! An ID is CURRENT exactly while the proxy that `begin` returned is registered. Then the incarnation is stored with the
-//! proxy's number ([`Numbers`](super::entry::Numbers)), where readers find it without a lock, and only counted here. An
-//! incarnation that has ended is stored here alone.
+//! An ID is CURRENT exactly while the proxy that `begin` returned is registered. Then the incarnation is stored with
+//! the proxy's number ([`Numbers`](super::entry::Numbers)), where readers find it without a lock, and is only counted
+//! here. An incarnation that has ended is stored only here.
 //!
-//! No incarnation is forgotten early to make room: that would accept late messages. There are at most as many IDs here as
-//! there may be proxies; an ID that finds no room is refused.
+//! No incarnation is forgotten early to make room: that would accept late messages. At most as many IDs are known as
+//! the table may have proxies; an ID for which there is no room is refused.
 //!
-//! The registry's lock is held all the while, so each step is short: the maps are trees, which grow and shrink by a node at a
-//! time, and a new ID makes the table forget at most two.
+//! Every step holds the registry's lock, so each step is short: the maps are trees, which grow and shrink by a node at
+//! a time, and a new ID makes the table forget at most two others.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,13 +30,13 @@ use std::num::NonZeroU64;
 use crate::error::StaleIncarnation;
 use crate::proxies::id::{OwnedId, ProxyId};
 
-/// The latest incarnation of each proxy that ever began one. Allocates nothing before the first incarnation ends.
+/// The latest incarnation of each proxy that has begun one. Allocates nothing before the first incarnation ends.
 #[derive(Debug, Default)]
 pub(crate) struct Incarnations {
     /// How many IDs are CURRENT.
     current: usize,
     ended: BTreeMap<OwnedId, Ended>,
-    /// When each of `ended` has ended, the earliest first.
+    /// The end of each of `ended`, the earliest first.
     queue: BTreeSet<(u64, OwnedId)>,
 }
 
@@ -45,27 +45,28 @@ pub(crate) struct Incarnations {
 struct Ended {
     incarnation: NonZeroU64,
     tick: u64,
-    /// OVER: the proxy was removed. Otherwise DROPPED: the sweeper dropped the proxy, since it had no routes.
+    /// OVER: the proxy was removed. Otherwise DROPPED: the sweeper dropped the proxy because it had no routes.
     is_over: bool,
 }
 
-/// How an incarnation that may begin relates to the state before.
+/// How an incarnation that may begin relates to the previous state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// The incarnation is CURRENT already.
     Current,
-    /// The incarnation takes over the ID's registered proxy, if there is one: calls without an incarnation registered it.
+    /// The incarnation takes over the ID's registered proxy, if there is one. Calls without an incarnation have
+    /// registered it.
     Adopts,
     /// The ID's registered proxy, if there is one, belongs to an older incarnation.
     Replaces,
 }
 
-/// How many IDs are forgotten to make room for one ID: more than one, so that their number shrinks.
+/// How many IDs are forgotten to make room for one ID. More than one, so that their number shrinks.
 const FORGOTTEN_FOR_ONE: usize = 2;
 
 impl Incarnations {
-    /// How `incarnation` relates to the state of the ID, or an error if it is stale. `current` is the incarnation of the ID's
-    /// registered proxy. Incarnations that ended before the tick `forget_before` do not count any more.
+    /// How `incarnation` relates to the state of the ID, or an error if it is stale. `current` is the incarnation of
+    /// the ID's registered proxy. Incarnations that ended before the tick `forget_before` no longer count.
     pub(crate) fn standing(
         &self,
         id: ProxyId<'_>,
@@ -94,7 +95,7 @@ impl Incarnations {
         })
     }
 
-    /// Whether there is room for an ID that is not CURRENT, among `limit` of them.
+    /// Whether there is room for an ID that is not CURRENT, among `limit` IDs.
     pub(crate) fn has_room(&mut self, id: ProxyId<'_>, limit: usize, forget_before: u64) -> bool {
         if self.len() < limit || self.ended.contains_key(&OwnedId::from(id)) {
             return true;
@@ -103,12 +104,12 @@ impl Incarnations {
         self.len() < limit
     }
 
-    /// How many IDs are known.
+    /// The number of known IDs.
     fn len(&self) -> usize {
         self.current + self.ended.len()
     }
 
-    /// Notes that an ID has become CURRENT.
+    /// Records that an ID has become CURRENT.
     pub(crate) fn begin(&mut self, id: ProxyId<'_>) {
         self.current += 1;
         if self.ended.is_empty() {
@@ -119,8 +120,8 @@ impl Incarnations {
         }
     }
 
-    /// Notes that the CURRENT `incarnation` of an ID has ended, since the proxy was removed (`is_over`) or the sweeper
-    /// dropped it.
+    /// Records that the CURRENT `incarnation` of an ID has ended, because the proxy was removed (`is_over`) or the
+    /// sweeper dropped it.
     pub(crate) fn end(&mut self, id: ProxyId<'_>, incarnation: NonZeroU64, is_over: bool, tick: u64) {
         self.current -= 1;
         let id = OwnedId::from(id);
@@ -148,7 +149,7 @@ impl Incarnations {
     }
 }
 
-/// How `incarnation` relates to the CURRENT one, or an error if it is stale.
+/// How `incarnation` relates to the CURRENT incarnation, or an error if it is stale.
 pub(crate) fn standing_beside(current: NonZeroU64, incarnation: NonZeroU64) -> Result<Standing, StaleIncarnation> {
     match incarnation.cmp(&current) {
         Ordering::Less => Err(StaleIncarnation {
@@ -219,7 +220,7 @@ mod tests {
         }
     }
 
-    /// Threads that wait for the registry's lock wait for all that its holder forgets.
+    /// Threads that wait for the registry's lock wait for all removals of its holder.
     #[test]
     fn a_new_id_without_room_makes_few_ids_forgotten() {
         let mut all = Incarnations::default();

@@ -1,17 +1,17 @@
-//! The details that proxies share: each cluster name is stored once, under a number. An IPv4 address needs no memory of its
-//! own; any other address is stored once per cluster.
+//! The details that proxies share. Each cluster name is stored once, under a number. An IPv4 address needs no memory of
+//! its own; any other address is stored once per cluster.
 //!
 //! A proxy's cluster and address are one word, so that they change together:
 //!
 //! ```text
-//! port (16) | IPv4 address (32) | cluster number (15) | 1     an address as nearly all are
-//! address of a `Shared`, 8-aligned                            any other, and where the cluster's number has more bits
+//! port (16) | IPv4 address (32) | cluster number (15) | 1     an IPv4 address, as nearly always
+//! address of a `Shared`, 8-aligned                            any other address, or a cluster number with more bits
 //! 0                                                           none: the number is FREE
 //! ```
 //!
-//! Readers read the objects that a word refers to under an epoch pin, without a lock. So an object is freed only a grace
-//! period after the last entry dropped that word, and only then may another cluster get the cluster's number. Everything else
-//! here belongs to the registry's owner.
+//! Readers read a word's objects under an epoch pin, without a lock. So an object is freed only a grace period after
+//! the last entry dropped its word, and only then may another cluster get the cluster's number. Everything else here
+//! belongs to the registry's owner.
 
 use std::collections::{BTreeMap, BTreeSet, LinkedList};
 use std::hash::Hash;
@@ -39,17 +39,18 @@ const CLUSTER_BITS: u32 = 15;
 const IP_SHIFT: u32 = CLUSTER_SHIFT + CLUSTER_BITS;
 const PORT_SHIFT: u32 = IP_SHIFT + 32;
 
-/// Clusters whose number fits into a word beside an address.
+/// The number of clusters whose number fits into a word beside an address.
 const INLINE_CLUSTERS: u32 = 1 << CLUSTER_BITS;
 
-/// What a word says.
+/// The contents of a word.
 enum Form {
     None,
     Inline { cluster: u32, addr: SocketAddrV4 },
     Shared(*mut Shared),
 }
 
-/// An address, parsed. Addresses are compared byte by byte, so only the spelling that one is shown in is taken for IPv4.
+/// An address, parsed. Addresses are compared byte by byte, so only the canonical spelling of an IPv4 address is stored
+/// as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Addr<'a> {
     V4(SocketAddrV4),
@@ -58,7 +59,7 @@ pub(crate) enum Addr<'a> {
 
 impl<'a> Addr<'a> {
     pub(crate) fn of(text: &'a str) -> Self {
-        // The parser takes zeros before a port's digits, which would not be shown, but none before an address's.
+        // The parser accepts leading zeros in a port, which `shown` would not write, but not in an address.
         let is_shown_so = |addr: &SocketAddrV4| addr.port() != 0 && !text.contains(":0");
         match text.parse().ok().filter(is_shown_so) {
             Some(addr) => Addr::V4(addr),
@@ -74,7 +75,7 @@ impl<'a> Addr<'a> {
     }
 }
 
-/// An address as `Display` shows it, without what `fmt` costs: 900 of the instructions of a `GetProxies`.
+/// An address as `Display` shows it, without the cost of `fmt`: 900 of the instructions of a `GetProxies`.
 fn shown(addr: SocketAddrV4) -> CompactString {
     let mut digits = itoa::Buffer::new();
     let mut text = CompactString::default();
@@ -86,12 +87,12 @@ fn shown(addr: SocketAddrV4) -> CompactString {
     text
 }
 
-/// Details that do not fit into a word, for all proxies that have them.
+/// Details that do not fit into a word, for all proxies with these details.
 #[derive(Debug)]
 pub(crate) struct Shared {
     addr: ThinStr,
     cluster: u32,
-    /// Entries that have it.
+    /// How many entries have these details.
     users: u32,
     #[cfg(loom)]
     fate: Fate,
@@ -101,7 +102,7 @@ impl Reclaim for Shared {
     fn after_grace(&self) {}
 
     unsafe fn free(object: *mut Self) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller promises that no thread can reach the object, and that it is freed once.
         unsafe { SharedPtr(object).free() };
     }
 
@@ -149,22 +150,23 @@ impl Details {
     ///
     /// # Safety
     ///
-    /// The word was loaded with Acquire from an entry while the guard was pinned, and is of the proxies whose clusters
-    /// these are.
+    /// The word was loaded with Acquire from an entry while the guard was pinned, and the entry belongs to these
+    /// clusters.
     pub(crate) unsafe fn look_up<'g>(self, clusters: &'g Clusters, _guard: &'g Guard) -> Option<(&'g str, Addr<'g>)> {
         let (cluster, addr) = match self.form() {
             Form::None => return None,
             Form::Inline { cluster, addr } => (cluster, Addr::V4(addr)),
             Form::Shared(shared) => {
                 #[cfg(loom)]
-                // SAFETY: as below.
+                // SAFETY: an entry had the `Shared` while the guard was pinned, so it is not freed before the guard is
+                // dropped.
                 unsafe { &*shared }.fate.assert_alive();
-                // SAFETY: an entry had it while the guard was pinned, so it is freed only after the guard is dropped. Only
-                // its count of users ever changes, and that is not read here.
+                // SAFETY: an entry had the `Shared` while the guard was pinned, so it is not freed before the guard is
+                // dropped. Only its count of users ever changes, and is not read here.
                 let cluster = unsafe { (*shared).cluster };
-                // SAFETY: as above.
+                // SAFETY: the `Shared` is not freed before the guard is dropped, and its address does not change.
                 let addr = unsafe { (*shared).addr };
-                // SAFETY: it is freed with the `Shared`.
+                // SAFETY: the text is freed with the `Shared`.
                 (cluster, Addr::of(unsafe { addr.as_str() }))
             }
         };
@@ -187,26 +189,27 @@ struct Name {
 }
 
 impl Clusters {
-    /// More numbers than memory can hold, even if a pinned thread keeps the numbers of former clusters from being reused.
+    /// More numbers than memory can hold, even if a pinned thread keeps the numbers of former clusters from being
+    /// reused.
     const LIMIT: u32 = 1 << 31;
 
     /// # Safety
     ///
-    /// The number is a cluster's for as long as the result is in use.
+    /// The number is a cluster's while the result is in use.
     unsafe fn name<'a>(&self, number: u32) -> &'a str {
-        // Relaxed: written before the word with the number was stored (Release), which the caller loaded with Acquire; or the
-        // caller is the owner, who wrote it.
+        // Relaxed: written before the word with the number was stored (Release), which the caller loaded with Acquire;
+        // or the caller is the owner, who wrote it.
         let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
         #[cfg(loom)]
         self.0.ensure(number).text.read();
         // SAFETY: a cluster's number has a text.
         let text = unsafe { ThinStr::from_bits(bits) };
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller promises that the number, and so the text, is the cluster's while the result is in use.
         unsafe { text.as_str() }
     }
 
     fn set_name(&self, number: u32, name: ThinStr) {
-        // Relaxed: published by the word that has the number.
+        // Relaxed: the store of the word with the number publishes it.
         self.0.ensure(number).bits.store(name.to_bits(), Ordering::Relaxed);
         #[cfg(loom)]
         self.0.ensure(number).text.write();
@@ -222,41 +225,43 @@ impl Clusters {
         self.0.ensure(number).text.write();
         // SAFETY: the caller promises that there is a text.
         let text = unsafe { ThinStr::from_bits(bits) };
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller promises that no thread reads the text any more, and that it is freed once.
         unsafe { text.free() };
     }
 }
 
-/// Every cluster that some proxy is in, and every [`Shared`] that some proxy has.
+/// Every cluster of a proxy, and every [`Shared`] of a proxy.
 ///
-/// Trees and a list, which grow and shrink by a few elements at a time, since other threads wait for the lock meanwhile.
+/// Trees and a list, which grow and shrink by a few elements at a time, because other threads wait for the lock
+/// meanwhile.
 #[derive(Debug)]
 pub(crate) struct Interner {
-    /// By their hashes.
+    /// By the hashes of the details.
     shared: BTreeSet<(u32, SharedPtr)>,
-    /// Likewise.
+    /// By the hashes of the names.
     cluster_numbers: BTreeSet<(u32, u32)>,
     clusters: Arc<Clusters>,
-    /// How many entries and [`Shared`] have each cluster that there is, by number.
+    /// How many entries and [`Shared`] have each cluster, by its number.
     users: BTreeMap<u32, u32>,
-    /// The numbers below this were ever a cluster's.
+    /// Every number that a cluster has ever had is below this.
     next: u32,
     /// The numbers below `next` that no cluster has. The least number is used first: small numbers fit into a word.
     free: BTreeSet<u32>,
-    /// Numbers that readers may still resolve to a former cluster, each with the grace period to wait for.
+    /// Numbers that readers may still resolve to a former cluster, each with its grace period.
     unlinked: LinkedList<(u32, u32)>,
     hasher: RandomState,
 }
 
-/// How many numbers of former clusters are freed each time a cluster comes or goes: more than one, so that they become fewer.
+/// How many numbers of former clusters are freed each time a cluster is added or removed. More than one, so that their
+/// number shrinks.
 const FREED_FOR_ONE: usize = 2;
 
 /// A [`Shared`] that the interner owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SharedPtr(*mut Shared);
 
-// SAFETY: a `Shared` is not tied to a thread: its text and cluster do not change, and only the holder of the registry's lock
-// touches its count of users.
+// SAFETY: a `Shared` is not tied to a thread: its text and cluster do not change, and only the holder of the registry's
+// lock touches its count of users.
 unsafe impl Send for SharedPtr {}
 
 impl SharedPtr {
@@ -273,50 +278,51 @@ impl SharedPtr {
 
     /// # Safety
     ///
-    /// It was not freed.
+    /// The `Shared` is not freed.
     unsafe fn key<'a>(self) -> (u32, &'a str) {
-        // SAFETY: as the caller promises; neither field changes.
+        // SAFETY: the caller promises that the `Shared` is not freed, and its cluster does not change.
         let cluster = unsafe { (*self.0).cluster };
-        // SAFETY: as above.
+        // SAFETY: the caller promises that the `Shared` is not freed, and its address does not change.
         let addr = unsafe { (*self.0).addr };
-        // SAFETY: it is freed with the `Shared`.
+        // SAFETY: the text is freed with the `Shared`.
         (cluster, unsafe { addr.as_str() })
     }
 
-    /// Adds to the count of users, and returns it.
+    /// Adds to the count of users. Returns the new count.
     ///
     /// # Safety
     ///
-    /// It was not freed, and the caller owns the interner.
+    /// The `Shared` is not freed, and the caller owns the interner.
     unsafe fn add_users(self, more: i32) -> u32 {
-        // SAFETY: nobody else touches the count.
+        // SAFETY: the `Shared` is not freed, and only the interner's owner touches the count.
         let users = unsafe { &mut (*self.0).users };
         *users = users.wrapping_add_signed(more);
         *users
     }
 
-    /// Frees it once every thread that is pinned now has gone on.
+    /// Frees the `Shared` when every thread that is pinned now has unpinned.
     ///
     /// # Safety
     ///
     /// No entry has it any more, and it is retired once.
     pub(crate) unsafe fn retire(self, guard: &Guard) {
-        // SAFETY: no entry has it, so a thread that pins from now on does not find it; the caller retires it once.
+        // SAFETY: no entry has the `Shared`, so no thread that pins from now on can find it; the caller retires it
+        // once.
         unsafe { retire(guard, self.0) };
     }
 
     /// # Safety
     ///
-    /// Nobody can reach it any more.
+    /// No thread can reach the `Shared` any more.
     unsafe fn free(self) {
-        // SAFETY: it came from `Box::into_raw`.
+        // SAFETY: the pointer came from `Box::into_raw`, and no thread can reach the `Shared`.
         let shared = unsafe { Box::from_raw(self.0) };
-        // SAFETY: the text is the `Shared`'s alone.
+        // SAFETY: only this `Shared` has the text.
         unsafe { shared.addr.free() };
     }
 }
 
-/// Copies a text of at most 255 bytes. Without memory for it, the process ends, as it does in collections.
+/// Copies a text of at most 255 bytes. Without memory, it aborts the process, like collections.
 pub(crate) fn new_text(text: &str) -> ThinStr {
     ThinStr::new(text).unwrap_or_else(|| std::alloc::handle_alloc_error(std::alloc::Layout::for_value(text)))
 }
@@ -341,7 +347,7 @@ impl Interner {
         Arc::clone(&self.clusters)
     }
 
-    /// Details for one more entry, which counts as their user.
+    /// Details for one more entry, which counts as a user.
     pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str, grace: &GracePeriods) -> Details {
         let cluster = self.cluster(cluster_name, grace);
         if let Addr::V4(addr) = Addr::of(addr)
@@ -356,9 +362,9 @@ impl Interner {
             .shared
             .range((hash, first)..)
             .take_while(|(other, _)| *other == hash);
-        // SAFETY: what is in the set was not freed.
+        // SAFETY: the interner has not freed any `Shared` in its set.
         if let Some((_, known)) = alike.find(|(_, known)| unsafe { known.key() } == (cluster, addr)) {
-            // SAFETY: as above; `self` is borrowed mutably.
+            // SAFETY: the interner has not freed the `Shared`, and `&mut self` is exclusive.
             unsafe { known.add_users(1) };
             return Details::shared(known.0);
         }
@@ -372,11 +378,11 @@ impl Interner {
         self.hasher.hash_one(key) as u32
     }
 
-    /// The number of a cluster. The caller must add a user, since a new cluster has none.
+    /// The number of a cluster. The caller must add a user, because a new cluster has none.
     fn cluster(&mut self, name: &str, grace: &GracePeriods) -> u32 {
         let hash = self.hash_of(name);
         let mut alike = self.cluster_numbers.range((hash, 0)..=(hash, u32::MAX));
-        // SAFETY: the numbers in the set are clusters', and it is borrowed mutably.
+        // SAFETY: every number in the set is a cluster's, and `&mut self` is exclusive.
         if let Some((_, known)) = alike.find(|(_, known)| unsafe { self.clusters.name(*known) } == name) {
             return *known;
         }
@@ -402,25 +408,25 @@ impl Interner {
                 return;
             };
             self.unlinked.pop_front();
-            // SAFETY: the grace period since the last word with the number is over, so no thread reads the name any more. A
-            // new cluster sets another name before it uses the number.
+            // SAFETY: the grace period since the last word with the number is over, so no thread reads the name any
+            // more. A new cluster sets another name before it uses the number.
             unsafe { self.clusters.free_name(number) };
             self.free.insert(number);
         }
     }
 
-    /// Counts one entry less that has `details`. Readers may read the details until the grace period of `unlinked` is over.
+    /// Counts one entry less with `details`. Readers may read the details until the grace period of `unlinked` is over.
     pub(crate) fn release(&mut self, details: Details, unlinked: &mut Unlinked<'_>) {
         match details.form() {
             Form::None => {}
             Form::Inline { cluster, .. } => self.release_cluster(cluster, unlinked),
             Form::Shared(shared) => {
                 let shared = SharedPtr(shared);
-                // SAFETY: it has a user, so it was not freed; `self` is borrowed mutably.
+                // SAFETY: the `Shared` has a user, so it is not freed; `&mut self` is exclusive.
                 if unsafe { shared.add_users(-1) } > 0 {
                     return;
                 }
-                // SAFETY: as above.
+                // SAFETY: the `Shared` is freed only after the grace period of `unlinked`.
                 let key = unsafe { shared.key() };
                 self.shared.remove(&(self.hash_of(key), shared));
                 let cluster = key.0;
@@ -449,12 +455,12 @@ impl Interner {
 impl Drop for Interner {
     fn drop(&mut self) {
         for (_, shared) in &self.shared {
-            // SAFETY: the table goes away, and nobody else can reach what it has.
+            // SAFETY: the interner is being dropped, so no other thread can reach the `Shared`.
             unsafe { shared.free() };
         }
         let unlinked = self.unlinked.iter().map(|(_, number)| number);
         for number in self.users.keys().chain(unlinked) {
-            // SAFETY: as above.
+            // SAFETY: the interner is being dropped, so no other thread reads the name.
             unsafe { self.clusters.free_name(*number) };
         }
     }
@@ -465,10 +471,10 @@ mod tests {
     use super::*;
     use crate::sync::pin;
 
-    /// What the details are seen as.
+    /// The details as readers get them.
     fn seen(interner: &Interner, details: Details) -> (String, String) {
         let guard = pin();
-        // SAFETY: the tests look only at what has a user.
+        // SAFETY: the tests look up only details that have a user.
         let (cluster, addr) = unsafe { details.look_up(&interner.clusters, &guard) }.expect("it has details");
         (cluster.into(), addr.to_compact_string().into())
     }
@@ -504,7 +510,7 @@ mod tests {
         release(&mut interner, first, &grace);
         let second = interner.intern("second", "10.0.0.1:1", &grace);
         assert_ne!(first, second);
-        // SAFETY: the reader is pinned since before it was released.
+        // SAFETY: the reader was pinned before the release.
         let (cluster, _) = unsafe { first.look_up(&interner.clusters, &reader) }.expect("it had details");
         assert_eq!(cluster, "first");
         drop(reader);

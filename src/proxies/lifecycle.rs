@@ -1,4 +1,4 @@
-//! The ends of proxies: removal, and what the sweeper does with their numbers.
+//! The ends of proxies: their removal, and the sweeper's work on their numbers.
 
 use std::cell::OnceCell;
 
@@ -25,7 +25,7 @@ impl Census for Round<'_> {
         }
     }
 
-    /// Looks the number up once for both answers.
+    /// One look-up of the number gives both answers.
     #[inline]
     fn see_valid(&mut self, proxy: u32, _proxies: &impl Liveness) -> bool {
         let entry = self.proxies.numbers.get(proxy);
@@ -37,14 +37,14 @@ impl Census for Round<'_> {
     }
 }
 
-/// The most numbers that the sweeper visits, or ended incarnations that it forgets, each time it takes the lock. With cold
-/// caches that takes some microseconds.
+/// The most numbers that the sweeper visits, or ended incarnations that it forgets, each time it takes the lock. With
+/// cold caches this takes some microseconds.
 const VISITED_AT_ONCE: u32 = 64;
 
 impl Proxies {
     /// Removes a proxy at once, with all its routes, and ends its incarnation. Returns whether it was registered.
     pub(crate) fn remove(&self, proxy: ProxyRef, tick: u64, guard: &Guard) -> bool {
-        // If nothing changes, no lock.
+        // If nothing changes, take no lock.
         if self.current(proxy).is_none() {
             return false;
         }
@@ -73,10 +73,10 @@ impl Proxies {
         Round { proxies: self, round }
     }
 
-    /// Advances the numbers from `from` on in their lives, at the end of a sweeper's round that has visited every shard.
-    /// After the last number, forgets incarnations. Visits at most `most` of them, and at most [`VISITED_AT_ONCE`], so that
-    /// no thread waits long for the lock. `round_now` returns the present round. Returns how many numbers it visited, and the
-    /// number that the next visit starts with.
+    /// Advances the numbers from `from` on in their lives, at the end of a sweeper's round that has visited every
+    /// shard. After the last number, forgets incarnations. Visits at most `most` of them, and at most
+    /// [`VISITED_AT_ONCE`], so that no thread waits long for the lock. `round_now` returns the present round. Returns
+    /// how many numbers it visited, and the number at which the next visit starts.
     pub(crate) fn visit(
         &self,
         from: u32,
@@ -86,7 +86,7 @@ impl Proxies {
         at: Moment,
         guard: &Guard,
     ) -> (u32, Option<u32>) {
-        // Tried once: if another thread has the registry, what is due now is still due in the next round.
+        // Try once: if another thread has the lock, work that is due now is still due in the next round.
         let mut owner = OnceCell::new();
         let try_own = || self.try_own(guard);
         let most = most.min(VISITED_AT_ONCE);
@@ -130,27 +130,27 @@ impl Proxies {
         }
         match owner.wait_of(number) {
             Some(wait) if !wait.is_over(round, &self.grace) => {}
-            // The grace period is over; a round that starts after this sees every route that there is.
+            // The grace period is over. A round that starts after this sees every route of the number.
             Some(Wait::Grace(_)) => owner.wait_for(number, Wait::Round(round_now())),
             Some(Wait::Round(_)) if life.is_closing() => {
-                // A route that was removed meanwhile counts like a route that is still there.
+                // A route that was removed meanwhile counts like a route that still exists.
                 if entry.was_seen_since(round) || !entry.is_idle(at.interval_ago) {
                     entry.revive(life.alive());
                 } else if entry.die_if_closing() {
                     self.bury(number, entry, false, at.now, owner, guard);
                 }
             }
-            // The sweeper could not remove a route, since there was no memory.
+            // For lack of memory, the sweeper could not remove a route.
             Some(Wait::Round(_)) if entry.was_seen_since(round) => owner.wait_for(number, Wait::Round(round_now())),
             // No route has the number any more, but a look-up may have read one.
             Some(Wait::Round(_)) => owner.wait_for_last_grace(number),
             Some(Wait::LastGrace(_)) => {
-                // No thread is left that has read a route of the number, or that may read its details or its ID.
+                // Every thread that read a route of the number has unpinned, so no thread still reads its details or ID.
                 owner.set_details(entry, Details::NONE);
                 let reusable = entry.vacate();
                 owner.give_number_back(number, entry, reusable);
             }
-            // It was revived, or given back, since it was looked at first.
+            // The number was revived or freed since the first check.
             None => {}
         }
     }
@@ -162,7 +162,7 @@ impl Proxies {
     }
 }
 
-/// Whether a number has to be advanced at the end of a round: it waits for something, or its proxy seems idle.
+/// Whether a number must be advanced at the end of a round: it waits for something, or its proxy seems idle.
 fn is_due(entry: Entry<'_>, round: u32, idle_before: u64) -> bool {
     let life = entry.life();
     match life.is_alive() {
@@ -195,7 +195,7 @@ mod tests {
             let entry = proxies.current(proxy).expect("it is registered");
             visit(&proxies, 1);
             assert!(entry.life().is_closing());
-            // The grace period ends once the threads of other tests have unpinned.
+            // The grace period ends when the threads of other tests have unpinned.
             let waits = (0..10_000_000).any(|_| {
                 pin().flush();
                 visit(&proxies, 2);
@@ -217,7 +217,7 @@ mod tests {
         let proxies = Proxies::new(dead as usize);
         let guard = pin();
         for nth in 0..dead {
-            // Each proxy has an address and a cluster of its own, which are freed with it.
+            // Each proxy has its own address and cluster, which are freed with it.
             let (id, addr) = (format!("proxy-{nth}"), format!("host-{nth}:1"));
             let proxy = Proxy {
                 id: &id,

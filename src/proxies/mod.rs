@@ -1,4 +1,4 @@
-//! Proxies: each is stored once, under a number that the routes' words hold.
+//! Proxies. Each is stored once, under a number that the routes' words hold.
 //!
 //! # Life of a number
 //!
@@ -12,34 +12,34 @@
 //!      grace, a full round, and grace again; the generation grows
 //! ```
 //!
-//! Look-ups skip routes whose proxy is DEAD or FREE, so removing a proxy is one store, however many routes it has. Only an
-//! ALIVE proxy gets new routes: [`add_node`](crate::RouteTable::add_node) checks that under the same epoch pin as its CAS,
-//! and makes a CLOSING proxy ALIVE. So once a grace period has passed since the number left ALIVE, no thread is left that may
-//! still add a route to it; a sweep that *starts* then and visits every shard has removed, or at least seen, each of its
-//! routes. Only then is a CLOSING number known to be idle. A DEAD number waits for another grace period: a look-up may have
-//! read one of these routes before the sweep removed it, and not have resolved the number yet. After that, another proxy may
-//! get the number.
+//! Look-ups skip routes whose proxy is DEAD or FREE, so removing a proxy is one store, however many routes it has. Only
+//! an ALIVE proxy gets new routes: [`add_node`](crate::RouteTable::add_node) checks that under the same epoch pin as
+//! its CAS, and makes a CLOSING proxy ALIVE. So once a grace period has passed since the number left ALIVE, no thread
+//! can still add a route to it. A sweep that *starts* then and visits every shard has removed, or at least seen, each
+//! of its routes. Only then is a CLOSING number known to be idle. A DEAD number waits for another grace period: a
+//! look-up may have read one of these routes before the sweep removed it, and not have resolved the number yet. After
+//! that, another proxy may get the number.
 //!
-//! A number is free again at most 15 rounds of the sweeper after its proxy was removed or replaced, unless a thread stays
-//! inside a call meanwhile. The steps take three rounds. The grace periods take the others: the pins of one round advance the
-//! epoch once or twice.
+//! A number is free again at most 15 rounds of the sweeper after its proxy was removed or replaced, unless a thread
+//! stays inside a call meanwhile. The steps take three rounds. The grace periods take the others: the pins of one round
+//! advance the epoch once or twice.
 //!
 //! # The lock
 //!
 //! A registration, a takeover and a removal change the proxies with a lock held ([`Registry`], [`Owner`]). So does the
 //! sweeper, but it skips its step if another thread has the lock. Most holders have the lock for some microseconds. The
-//! longest step replaces the array of one part of the map of IDs ([`ids`]); no step takes time in proportion to all proxies.
-//! Nothing else waits for the lock, not even if its holder has stopped: not calls on routes, not calls that only read
-//! ([`find`]), and not a registration or an incarnation that changes nothing.
+//! longest step replaces the array of one part of the map of IDs ([`ids`]); no step takes time in proportion to all
+//! proxies. No other call waits for the lock, even if its holder has stopped: neither calls on routes, nor calls that
+//! only read ([`find`]), nor a registration or an incarnation that changes nothing.
 //!
 //! # Incarnations
 //!
-//! A proxy that [begins a greater incarnation](crate::RouteTable::begin_incarnation) gets another number. Its old number
-//! becomes DEAD, as if the proxy were removed, except that the ID has the new number from the same moment on ([`takeover`]).
-//! So all that holds for a removed proxy holds for the old incarnation. An addition may pass the check of the old reference
-//! just before that moment, and do its CAS after it. Its route then has a number that is DEAD, and that no other proxy gets
-//! before a grace period and a full round are over: no call returns the route, and the sweeper removes it. [`incarnations`]
-//! remembers the latest incarnation of each ID.
+//! A proxy that [begins a greater incarnation](crate::RouteTable::begin_incarnation) gets another number. Its old
+//! number becomes DEAD, as if the proxy were removed, except that the ID has the new number from the same moment on
+//! ([`takeover`]). So every rule for a removed proxy holds for the old incarnation. An addition may pass the check of
+//! the old reference just before that moment, and do its CAS after it. Its route then has a DEAD number, which no other
+//! proxy gets before a grace period and a full round are over: no call returns the route, and the sweeper removes it.
+//! [`incarnations`] remembers the latest incarnation of each ID.
 
 pub(crate) mod begin;
 mod entry;
@@ -73,11 +73,11 @@ use crate::sync::{AtomicUsize, Guard, Mutex, Ordering};
 use crate::types::proxy::{ProxyDetails, ProxyRef};
 use crate::word::PROXY_NUMBERS;
 
-/// The time of now, for what depends on how long ago something was.
+/// The present time, for decisions about age.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
     pub(crate) now: u64,
-    /// A keep-alive interval ago.
+    /// The tick one keep-alive interval ago.
     pub(crate) interval_ago: u64,
 }
 
@@ -96,9 +96,9 @@ pub(crate) struct Proxies {
     takeover: Takeover,
     clusters: Arc<Clusters>,
     registry: Mutex<Registry>,
-    /// Threads that wait for the lock: a hint for the sweeper, so not an atomic of loom's.
+    /// How many threads wait for the lock: a hint for the sweeper, so not an atomic of loom's.
     waiting: atomic::AtomicUsize,
-    /// Proxies that are ALIVE or CLOSING.
+    /// How many proxies are ALIVE or CLOSING.
     registered: AtomicUsize,
     grace: GracePeriods,
     limit: usize,
@@ -116,7 +116,7 @@ impl Liveness for Proxies {
 }
 
 impl Proxies {
-    /// The most proxies that there can be: their numbers fit into a route's word.
+    /// The most proxies of a table: their numbers fit into a route's word.
     pub(crate) const MOST: usize = PROXY_NUMBERS;
 
     pub(crate) fn new(limit: usize) -> Self {
@@ -143,7 +143,7 @@ impl Proxies {
             .filter(|entry| entry.life().is_same_proxy(proxy.life))
     }
 
-    /// Whether routes may be added for `proxy`, from now to the end of the caller's pin. A proxy that was about to be dropped
+    /// Whether `proxy` may get routes, from now to the end of the caller's pin. A proxy that was about to be dropped
     /// stays registered.
     #[inline]
     pub(crate) fn takes_routes(&self, proxy: ProxyRef) -> bool {
@@ -152,7 +152,7 @@ impl Proxies {
             .is_some_and(|life| life.revive(proxy.life))
     }
 
-    /// Notes that a proxy is in use.
+    /// Records a use of a proxy.
     pub(crate) fn touch(&self, number: u32, tick: u64) {
         if let Some(entry) = self.numbers.get(number) {
             entry.touch(tick);
@@ -185,9 +185,10 @@ impl Proxies {
         })
     }
 
-    /// The cluster's name and the address, unless the number is FREE.
+    /// The name of the cluster and the address, unless the number is FREE.
     fn look_up_details<'g>(&'g self, entry: Entry<'g>, guard: &'g Guard) -> Option<(&'g str, Addr<'g>)> {
-        // SAFETY: `Entry::details` loaded the word with Acquire under the guard, and the entry's clusters are these.
+        // SAFETY: `Entry::details` loaded the word with Acquire under the guard, and the entry belongs to these
+        // clusters.
         unsafe { entry.details().look_up(&self.clusters, guard) }
     }
 
@@ -198,13 +199,13 @@ impl Proxies {
             .map_or_else(CompactString::default, |entry| entry.id(guard).to_compact_string())
     }
 
-    /// How many proxies are registered.
+    /// The number of registered proxies.
     pub(crate) fn len(&self) -> usize {
-        // Relaxed: a figure to be shown.
+        // Relaxed: a figure for display.
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// How many more proxies there may be.
+    /// How many more proxies fit into the table.
     pub(crate) fn room(&self) -> usize {
         self.registry.lock().room(self.limit)
     }

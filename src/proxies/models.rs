@@ -1,7 +1,7 @@
-//! loom models of a proxy number's life, named after the property that each shows; see `src/shard/models.rs`.
+//! loom models of a proxy number's life. Each has the name of the property that it shows; see `src/shard/models.rs`.
 //!
-//! Models that need a table with routes are in `src/models.rs`. Threads that register or remove wait for the registry's lock
-//! here too.
+//! Models that need a table with routes are in `src/verify/models.rs`. Threads that register or remove proxies wait for
+//! the registry's lock here, too.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -40,7 +40,7 @@ impl World {
             .expect("there is room")
     }
 
-    /// As `RouteTable::begin_incarnation`.
+    /// Like `RouteTable::begin_incarnation`.
     fn begin(&self, id: &str, incarnation: u64) -> Result<ProxyRef, BeginError> {
         let incarnation = NonZeroU64::new(incarnation).expect("not zero");
         let begun = self
@@ -61,8 +61,8 @@ impl World {
     }
 }
 
-/// The map is replaced by a larger one as `new` comes, which leaves out the slot of a proxy that was removed, and changed in
-/// place as `last` comes. The reader meets either map, and slots in each state.
+/// Registering `new` replaces the map with a larger one, which leaves out the slot of a proxy that was removed.
+/// Registering `last` changes the map in place. The reader meets either map, and slots in each state.
 #[test]
 fn a_proxy_is_found_while_the_map_of_ids_grows() {
     epoch::check(3, || {
@@ -97,7 +97,8 @@ fn a_proxy_is_found_while_the_map_of_ids_grows() {
     });
 }
 
-/// Either thread may be late: it has read the tick before the other thread noted a later tick, and notes its own after that.
+/// Either thread may be late: it has read the tick before the other thread recorded a later tick, and records its own
+/// after that.
 #[test]
 fn a_late_touch_takes_nothing_back() {
     epoch::check(3, || {
@@ -131,7 +132,7 @@ fn of_two_sweepers_one_frees_a_number() {
                 .proxies
                 .visit(0, 100, round, || round, Moment::new(1 << 20, 0), &pin());
         };
-        // The grace period is over, and the round; the last grace period has begun.
+        // The grace period and the round are over; the last grace period has begun.
         visit(&world, 1);
         visit(&world, 2);
         let sweepers = [(); 2].map(|()| {
@@ -147,7 +148,7 @@ fn of_two_sweepers_one_frees_a_number() {
     });
 }
 
-/// The proxy is registered, and moves. One thread looks it up by its ID, another by the number that it gets.
+/// The proxy is registered, and gets other details. One thread looks it up by its ID, another by its number.
 #[test]
 fn a_proxy_is_found_with_its_details() {
     epoch::check(3, || {
@@ -181,7 +182,7 @@ fn a_proxy_is_found_with_its_details() {
     });
 }
 
-/// The reader finds the older or the newer incarnation. When it finds the newer one, no route of the older one is returned.
+/// The reader finds the older or the newer incarnation. When it finds the newer, no route of the older is returned.
 #[test]
 fn a_proxy_that_is_replaced_is_found() {
     let seen = Seen::default();
@@ -207,7 +208,7 @@ fn a_proxy_that_is_replaced_is_found() {
     seen.assert("the newer one was never found");
 }
 
-/// The reader may have an array of the map that a larger array has replaced, which then has changed.
+/// The reader may have an array of the map that was replaced by a larger array, which then has changed.
 #[test]
 fn a_proxy_that_is_replaced_is_found_while_the_map_of_ids_grows() {
     epoch::check(3, || {
@@ -261,12 +262,12 @@ fn a_part_has_a_proxy_that_is_replaced_once() {
     seen.assert("the newer one was never found");
 }
 
-/// The ID gets another slot while the reader goes through the slots: another ID takes its first slot.
+/// The ID gets another slot while the reader reads the slots: another ID takes its first slot.
 #[test]
 fn a_part_has_a_proxy_that_comes_back_at_most_once() {
     epoch::check(3, || {
         let world = Arc::new(World::new());
-        // Both begin with the first slot.
+        // The sequences of both IDs start at the first slot.
         let begins = |id: &String| world.proxies.ids.hash(ProxyId::of(id)) >> 60 == 0;
         let mut ids = (0..).map(|number: u32| number.to_string()).filter(begins);
         let (id, other) = (ids.next().expect("an ID"), ids.next().expect("another ID"));

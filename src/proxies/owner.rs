@@ -14,7 +14,7 @@ use crate::sync::{Guard, MutexGuard, Ordering};
 /// How often the sweeper yields to threads that wait for the lock before it tries to take the lock.
 const YIELDS: usize = if cfg!(loom) { 0 } else { 200 };
 
-/// The registry with its lock held.
+/// The registry, with its lock held.
 pub(crate) struct Owner<'a> {
     /// The first field, so that the lock is released before `flush` is dropped.
     registry: MutexGuard<'a, Registry>,
@@ -22,9 +22,9 @@ pub(crate) struct Owner<'a> {
     flush: Flush<'a>,
 }
 
-/// Flushes a guard when it is dropped, if something was deferred. A flush may free what other threads have retired, so it
-/// comes after the lock is released. (With the lock held, only a thread that retires a bag full of objects, or a large array,
-/// flushes: 512 objects at most are freed then.)
+/// Flushes a guard when it is dropped, if something was deferred. A flush may free objects that other threads have
+/// retired, so it runs after the lock is released. (With the lock held, only a thread that retires a bag full of
+/// objects, or a large array, flushes: at most 512 objects are freed then.)
 struct Flush<'a> {
     guard: &'a Guard,
     is_due: bool,
@@ -68,7 +68,7 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Details for one more entry: give them to it by [`set_details`](Owner::set_details) or `Entry::occupy`.
+    /// Details for one more entry: pass them to [`set_details`](Owner::set_details) or `Entry::occupy`.
     pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Details {
         self.registry.interner.intern(cluster_name, addr, self.unlinked.grace())
     }
@@ -85,7 +85,7 @@ impl<'a> Owner<'a> {
         self.wait_for(number, Wait::Grace(period));
     }
 
-    /// As [`wait_for_grace`](Owner::wait_for_grace), when a round has found no route of the number.
+    /// Like [`wait_for_grace`](Owner::wait_for_grace), after a round has found no route of the number.
     pub(crate) fn wait_for_last_grace(&mut self, number: u32) {
         let period = self.unlinked.period();
         self.wait_for(number, Wait::LastGrace(period));
@@ -93,7 +93,7 @@ impl<'a> Owner<'a> {
 }
 
 impl Proxies {
-    /// Waits for the registry.
+    /// Takes the registry's lock; waits if another thread has it.
     pub(super) fn own<'a>(&'a self, guard: &'a Guard) -> Owner<'a> {
         // Relaxed, both: a hint for the sweeper.
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -102,9 +102,9 @@ impl Proxies {
         Owner::new(registry, &self.grace, guard)
     }
 
-    /// The registry for the sweeper, if no thread has it. The sweeper takes the lock again and again, so a waiting thread
-    /// that is waking up would find it taken each time. So the sweeper yields to waiting threads first, but does not wait for
-    /// them.
+    /// Takes the registry's lock for the sweeper, if no thread has it. The sweeper takes the lock again and again, so a
+    /// waiting thread that wakes up would find it taken each time. So the sweeper first yields to waiting threads, but
+    /// does not wait for them.
     pub(super) fn try_own<'a>(&'a self, guard: &'a Guard) -> Option<Owner<'a>> {
         for _ in 0..YIELDS {
             // Relaxed: as in `own`.

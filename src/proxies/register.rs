@@ -1,4 +1,4 @@
-//! Registering a proxy.
+//! Registers proxies.
 
 use std::num::NonZeroU64;
 
@@ -11,7 +11,7 @@ use crate::sync::{Guard, Ordering, step};
 use crate::types::proxy::{Proxy, ProxyRef};
 
 impl Proxies {
-    /// Registers a proxy, or updates its details and then calls `moved`. Notes `tick` as its last use.
+    /// Registers a proxy, or updates its details and then calls `moved`. Records `tick` as its last use.
     pub(crate) fn register(
         &self,
         proxy: &Proxy<'_>,
@@ -20,7 +20,7 @@ impl Proxies {
         moved: impl FnOnce(ProxyRef),
     ) -> Result<ProxyRef, RegisterError> {
         let id = ProxyId::of(proxy.id);
-        // Nearly always the proxy is registered, and its details are the same: no lock, and no check, since registered
+        // Nearly always the proxy is registered with the same details: no lock, and no check, because registered
         // details were checked.
         while let Some(registered) = self.registered(id, guard)
             && self.has_details(registered, proxy, guard)
@@ -51,7 +51,7 @@ impl Proxies {
         details == Some((proxy.cluster_name, Addr::of(proxy.addr)))
     }
 
-    /// Notes that a proxy was registered again; returns whether it still is.
+    /// Records that a proxy was registered again. Returns whether it is still registered.
     pub(super) fn keep(&self, registered: ProxyRef, tick: u64) -> bool {
         let kept = self.takes_routes(registered);
         if kept {
@@ -74,7 +74,7 @@ impl Proxies {
         if let Some(registered) = self.find(proxy.id, guard)
             && let Some(entry) = self.numbers.get(registered.number)
         {
-            // The proxy cannot die now: that takes the lock.
+            // The proxy cannot die now: that needs the lock.
             if let Some(moved) = moved
                 && !self.has_details(registered, proxy, guard)
             {
@@ -91,7 +91,7 @@ impl Proxies {
         let new = self.occupy(proxy, incarnation, tick, owner)?;
         step("register: not in the map");
         self.ids.insert(new.number, guard);
-        // Relaxed: a figure to be shown.
+        // Relaxed: a figure for display.
         self.registered.fetch_add(1, Ordering::Relaxed);
         Ok(new)
     }
@@ -111,7 +111,7 @@ impl Proxies {
         let taken = owner.take_number(&self.numbers, self.limit);
         let (number, entry) = taken.ok_or(self.too_many())?;
         let details = owner.intern(proxy.cluster_name, proxy.addr);
-        // Before the life, which publishes it.
+        // Set it before the life, which publishes it.
         self.numbers.set_incarnation(number, incarnation);
         let life = entry.occupy(ProxyId::of(proxy.id), details, tick);
         Ok(ProxyRef { number, life })

@@ -1,4 +1,4 @@
-//! The part of the proxies that only the holder of a lock reads and changes.
+//! The part of the proxies that belongs to the holder of the lock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use crate::proxies::intern::{Clusters, Interner};
 /// few elements at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    /// The first FREE number that was used before. Its entry has the next one.
+    /// The first FREE number that was used before. Its entry has the next number.
     free: Option<u32>,
     next: u32,
-    /// Numbers that are not FREE.
+    /// The number of numbers that are not FREE.
     in_use: usize,
-    /// What each number that is CLOSING or DEAD waits for. (A number that was revived keeps its wait, without effect.)
+    /// The wait of each CLOSING or DEAD number. (A number that was revived keeps its wait, without effect.)
     waits: BTreeMap<u32, Wait>,
     pub(super) interner: Interner,
     pub(crate) incarnations: Incarnations,
 }
 
-/// What a number waits for before its next state.
+/// The condition for a number's next state.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Wait {
     /// The end of a grace period.
@@ -64,7 +64,7 @@ impl Registry {
                 self.next += 1;
                 (self.next - 1, numbers.ensure(self.next - 1))
             }
-            // The generations of the other numbers are used up: 2^29 proxies each.
+            // Of the other numbers, the generations are used up: 2^29 proxies each.
             None => return None,
         };
         self.in_use += 1;
@@ -80,12 +80,12 @@ impl Registry {
         }
     }
 
-    /// How many numbers there are left.
+    /// How many more numbers may be used.
     pub(crate) fn room(&self, limit: usize) -> usize {
         limit.saturating_sub(self.in_use)
     }
 
-    /// What a number waits for.
+    /// The wait of a number.
     pub(crate) fn wait_of(&self, number: u32) -> Option<Wait> {
         self.waits.get(&number).copied()
     }

@@ -1,11 +1,12 @@
-//! What the registry's owner has unlinked, and pinned readers may still read.
+//! Objects that the registry's owner has unlinked, and that pinned readers may still read.
 
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::intern::SharedPtr;
 use crate::sync::Guard;
 
-/// Everything that one holder of the registry's lock unlinks. All of it waits for one grace period, which begins when the last
-/// of it is unlinked. So a sweep of many dead proxies begins at most one grace period each time it takes the lock.
+/// Everything that one holder of the registry's lock unlinks. All of it waits for one grace period, which begins when
+/// the last object is unlinked. So a sweep of many dead proxies begins at most one grace period each time it takes the
+/// lock.
 #[derive(Debug)]
 pub(crate) struct Unlinked<'a> {
     grace: &'a GracePeriods,
@@ -41,7 +42,7 @@ impl<'a> Unlinked<'a> {
     pub(crate) fn begin(&mut self, guard: &Guard) -> bool {
         let Some(period) = self.period.take() else { return false };
         for shared in self.shared.drain(..) {
-            // SAFETY: no entry has it any more, as the caller of `free` promised, and `drain` retires it once.
+            // SAFETY: the caller of `free` promised that no entry has the object any more, and `drain` retires it once.
             unsafe { shared.retire(guard) };
         }
         self.grace.begin(period, guard);

@@ -1,4 +1,4 @@
-//! A bucket of the index, and how all of its slots are compared at once.
+//! A bucket of the index, and how to compare all of its slots at once.
 
 use crate::layout::{BUCKET, NUMBER_BITS};
 use crate::shard::index::{EMPTY, FROZEN};
@@ -7,12 +7,12 @@ use crate::sync::AtomicU32;
 /// One cache line of slots.
 pub(crate) type Bucket = [AtomicU32; BUCKET as usize];
 
-/// The slots whose tag is that of `tag`, as one bit each, the first slot's the lowest. An EMPTY or FROZEN one may be among
-/// them, and a slot may have changed meanwhile: load it with Acquire to look at what it refers to.
+/// The slots with the tag of `tag`: one bit each, the first slot's the lowest. The slots may include EMPTY or FROZEN
+/// ones, and may have changed meanwhile: load a slot with Acquire before following it.
 ///
-/// All tags are compared before any is looked at, without a branch: where in the bucket a key stands cannot be
-/// predicted, and a wrong guess is known only when the slots have come from memory. Until then the processor runs
-/// ahead into the next look-up, and would have to throw that away.
+/// All tags are compared before any is used, without a branch. The place of a key in its bucket cannot be predicted,
+/// and the processor detects a wrong guess only when the slots have arrived from memory. Until then the processor runs
+/// ahead into the next look-up, and would have to discard that work.
 #[inline]
 pub(crate) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
     #[cfg(all(target_arch = "x86_64", not(loom)))]
@@ -24,7 +24,7 @@ pub(crate) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
     one_by_one::same_tag(bucket, tag)
 }
 
-/// The slots that are EMPTY or FROZEN, in the same way: a probe sequence that comes to one of them ends there.
+/// The slots that are EMPTY or FROZEN, in the same form: a probe sequence that reaches one of them ends there.
 #[inline]
 pub(crate) fn ends(bucket: &Bucket) -> u32 {
     #[cfg(all(target_arch = "x86_64", not(loom)))]
@@ -36,8 +36,8 @@ pub(crate) fn ends(bucket: &Bucket) -> u32 {
     one_by_one::ends(bucket)
 }
 
-/// [`same_tag`] and [`ends`] together, each slot as it was at one moment: so one that is filled meanwhile is among them,
-/// either as EMPTY, or as what it was filled with.
+/// [`same_tag`] and [`ends`] together, each slot as of one moment. So a slot that is filled meanwhile is included, as
+/// EMPTY or with its new value.
 #[inline]
 pub(crate) fn same_tag_or_end(bucket: &Bucket, tag: u32) -> u32 {
     #[cfg(all(target_arch = "x86_64", not(loom)))]
@@ -49,14 +49,14 @@ pub(crate) fn same_tag_or_end(bucket: &Bucket, tag: u32) -> u32 {
     one_by_one::same_tag_or_end(bucket, tag)
 }
 
-/// Turns what one of the above found into the order of a probe sequence that starts at a slot of the bucket: its bits are
-/// those of the first slot of the sequence, the second, and so on.
+/// Turns the result of a function above into the order of a probe sequence that starts at a slot of the bucket: the
+/// lowest bit is for the first slot of the sequence.
 #[inline]
 pub(crate) fn from_offset(slots: u32, offset: u32) -> u32 {
     (slots | slots << BUCKET) >> offset & ((1 << BUCKET) - 1)
 }
 
-/// The lowest bit's slot, of what [`from_offset`] turned.
+/// The slot of the lowest bit, from a result of [`from_offset`].
 #[inline]
 pub(crate) fn first(turned: u32, offset: u32) -> usize {
     ((turned.trailing_zeros() + offset) % BUCKET) as usize
@@ -94,8 +94,8 @@ mod one_by_one {
     }
 }
 
-/// Compilers leave atomics as they are: they make sixteen loads and comparisons of a bucket's, which would be half of the
-/// instructions of a look-up in a batch. The processor loads four slots at once.
+/// Compilers do not merge atomics: they make sixteen loads and comparisons for a bucket, half of the instructions of a
+/// look-up in a batch. The processor loads four slots at once.
 #[cfg(all(target_arch = "x86_64", not(loom)))]
 mod sse2 {
     use std::arch::asm;
@@ -144,9 +144,9 @@ mod sse2 {
     #[target_feature(enable = "sse2")]
     fn load(bucket: &Bucket) -> [__m128i; 4] {
         let (a, b, c, d);
-        // SAFETY: it reads the bucket, which is aligned to its 64 bytes (`Index::bucket`), and does what sixteen atomic
-        // loads with Acquire may do: an aligned vector load takes each aligned word whole, this processor keeps loads in
-        // order, and as nothing is said of memory, the compiler moves no access across.
+        // SAFETY: this reads the bucket, which is aligned to its 64 bytes (`Index::bucket`), and has the effect of
+        // sixteen atomic loads with Acquire. An aligned vector load reads each aligned word whole, this processor keeps
+        // loads in order, and without `nomem`, the compiler moves no access across.
         unsafe {
             asm!(
                 "movdqa {a}, xmmword ptr [{bucket}]",
@@ -164,7 +164,7 @@ mod sse2 {
         [a, b, c, d]
     }
 
-    /// One bit for each word, of which all bits are alike.
+    /// One bit for each word. All bits of a word are equal.
     #[inline]
     #[target_feature(enable = "sse2")]
     fn bits([a, b, c, d]: [__m128i; 4]) -> u32 {

@@ -1,10 +1,10 @@
-//! Making a slab and the index over it in private, at the size that they need: what a move ([`compact`]) puts in the
-//! place of the old ones, and a bulk load where there were none.
+//! Makes a slab and its index in private, no larger than needed. A move ([`compact`]) replaces the old slab and index
+//! with the new ones; a bulk load has none to replace.
 //!
-//! Nobody can reach what is private, so it is written without a CAS, in whatever order, and its records are LIVE and SPILL
-//! from the beginning: the CAS of the root publishes them all at once. That CAS is from null for a bulk load, which a shard
-//! leaves for good with its first key; so it wins only where no key was ever inserted, and there is nothing that it could
-//! meet twice.
+//! No other thread can reach private memory, so it is written without a CAS and in any order, and its records are LIVE
+//! and SPILL from the beginning: the CAS of the root publishes them all at once. For a bulk load, the CAS is from null,
+//! and a shard's root is never null again after its first key. So the CAS wins only if no key was ever inserted, and no
+//! key can be inserted twice.
 //!
 //! [`compact`]: crate::shard::compact
 
@@ -26,7 +26,7 @@ use crate::shard::{Scope, Shard};
 use crate::sync::Guard;
 use crate::word::{State, Word};
 
-/// The segments of a slab that nobody else knows yet; freed when they are dropped.
+/// The segments of a private slab. Dropping them frees them.
 struct NewSegments(Vec<NonNull<Record>>);
 
 impl NewSegments {
@@ -48,22 +48,21 @@ impl NewSegments {
 impl Drop for NewSegments {
     fn drop(&mut self) {
         for (segment, records) in self.0.iter().enumerate() {
-            // SAFETY: allocated as this segment, and never published.
+            // SAFETY: this segment was allocated with this number, and never published.
             unsafe { free_segment(*records, segment as u32) };
         }
     }
 }
 
-/// An index and its slab, full of records, that nobody else knows yet. Dropping it frees both, but not what the records
-/// refer to.
+/// A private index and its slab, full of records. Dropping it frees both, but not the names and lists of the records.
 pub(crate) struct NewShard {
     index: NewIndex,
     segments: NewSegments,
 }
 
 impl NewShard {
-    /// Copies `records` with their words to `slab`, which counts as many, under an index with room to grow; `None` where
-    /// there is no memory for it. No two records have the same key.
+    /// Copies `records` with their words to `slab`, which counts as many, under an index with room to grow. `None` if
+    /// there is no memory. No two records have the same key.
     pub(crate) fn build<K: Key, P: Liveness>(
         slab: Slab,
         records: &[([u64; 2], Word)],
@@ -108,14 +107,14 @@ impl NewShard {
         &self.index
     }
 
-    /// Leaves everything to the root that points to the index now.
+    /// Leaves everything to the root that now points to the index.
     pub(crate) fn publish(self) {
         self.index.publish();
         self.segments.publish();
     }
 }
 
-/// Keys and words of records to be, which own what they refer to: names and lists, freed when this is dropped.
+/// Keys and words of future records. They own their names and lists; dropping this frees those.
 pub(crate) struct NewRecords<K: Key> {
     records: Vec<([u64; 2], Word)>,
     key: PhantomData<fn() -> K>,
@@ -129,7 +128,7 @@ impl<K: Key> NewRecords<K> {
         }
     }
 
-    /// Adds a record with `routes`, newest first and not none at all; `false` where there is no memory for it.
+    /// Adds a record with `routes`, newest first and at least one. `false` if there is no memory.
     #[must_use]
     pub(crate) fn push(&mut self, key: &K, routes: &[Word]) -> bool {
         let (word, list) = match routes {
@@ -152,24 +151,24 @@ impl<K: Key> Drop for NewRecords<K> {
     fn drop(&mut self) {
         for &(key, word) in &self.records {
             if word.state() == State::Spill {
-                // SAFETY: `push` made the list, and nobody else knows it.
+                // SAFETY: `push` made the list, and no other thread can reach it.
                 unsafe { List::free_at(word) };
             }
-            // SAFETY: `push` stored the key, and nobody else knows it.
+            // SAFETY: `push` stored the key, and no other thread can reach it.
             unsafe { K::free(key) };
         }
     }
 }
 
 impl<K: Key> Shard<K> {
-    /// Whether no key was ever inserted, so that [`fill`](Shard::fill) may do.
+    /// Whether no key was ever inserted, so that [`fill`](Shard::fill) may work.
     pub(crate) fn is_untouched(&self, guard: &Guard) -> bool {
         self.root(guard).is_none()
     }
 
-    /// Makes `records` the shard's, if no key was ever inserted. Returns whether it did. The keys must differ and belong to
-    /// this shard. Under the scope's guard, the caller has reserved places for the routes and checked that their proxies take
-    /// routes. Afterwards, the caller marks the nodes for the feed.
+    /// Publishes `records` as the shard's records, if no key was ever inserted. Returns whether it did. The keys must
+    /// differ and belong to this shard. Under the scope's guard, the caller has reserved places for the routes and
+    /// checked that their proxies take routes. Afterwards, the caller marks the nodes for the feed.
     #[must_use]
     pub(crate) fn fill<P: Liveness>(&self, mut records: NewRecords<K>, scope: &Scope<'_, P>) -> bool {
         if !self.is_untouched(scope.guard) {
@@ -182,7 +181,7 @@ impl<K: Key> Shard<K> {
         let is_set = self.set_root(new.index());
         if is_set {
             new.publish();
-            // Their names and lists are the shard's now.
+            // The shard owns their names and lists now.
             records.records.clear();
         }
         is_set

@@ -1,5 +1,5 @@
-//! Records that are probably the wanted ones. Batches find many of them first, while prefetches load the records, and then use
-//! them.
+//! Records that are probably the wanted ones. Batches find many candidates first, while prefetches load the records,
+//! and then use the records.
 
 use crate::liveness::Liveness;
 use crate::shard::index::Index;
@@ -12,7 +12,7 @@ use crate::sync::Guard;
 use crate::types::route::Added;
 use crate::word::Word;
 
-/// The record that a key has most probably.
+/// The most probable record of a key.
 #[derive(Clone, Copy)]
 pub(crate) struct Candidate<'g> {
     index: Index<'g>,
@@ -20,7 +20,7 @@ pub(crate) struct Candidate<'g> {
     record: Published<'g>,
 }
 
-/// The record of a number, whatever the record is now.
+/// The record of a number, whichever key it has now.
 #[derive(Clone, Copy)]
 pub(crate) struct Numbered<'g> {
     index: Index<'g>,
@@ -28,7 +28,7 @@ pub(crate) struct Numbered<'g> {
 }
 
 impl<K: Key> Shard<K> {
-    /// The record that the key most probably has, if the key has one. The record begins to be loaded.
+    /// The most probable record of the key. Starts loading the record.
     #[inline]
     pub(crate) fn candidate<'g>(&self, hash: u64, guard: &'g Guard) -> Option<Candidate<'g>> {
         let index = self.root(guard)?;
@@ -36,7 +36,7 @@ impl<K: Key> Shard<K> {
         Some(Candidate { index, number, record })
     }
 
-    /// The record of a number. It begins to be loaded.
+    /// The record of a number. Starts loading the record.
     #[inline]
     pub(crate) fn numbered<'g>(&self, number: u32, guard: &'g Guard) -> Option<Numbered<'g>> {
         let index = self.root(guard)?;
@@ -73,7 +73,8 @@ impl Candidate<'_> {
 }
 
 impl Numbered<'_> {
-    /// Refreshes the route through a proxy, if the record has one and `is_key` takes its key. Returns whether it did.
+    /// Refreshes the route through a proxy, if the record has the route and `is_key` accepts its key. Returns whether
+    /// it did.
     #[inline]
     pub(crate) fn refresh<K: Key, P: Liveness>(
         &self,
@@ -81,13 +82,13 @@ impl Numbered<'_> {
         is_key: impl FnOnce([u64; 2]) -> bool,
         scope: &Scope<'_, P>,
     ) -> bool {
-        // The word first: if it is LIVE or SPILL, the key is that of the word, and the record is not reused while the guard is
-        // pinned. In the other order, the key might be that of a former owner.
+        // Load the word first: if it is LIVE or SPILL, the key belongs to the word (invariant 3), and the record is not
+        // reused while the guard is pinned (7). In the other order, the key might be a former owner's.
         let word = self.record.load();
         if !(word.has_routes() && is_key(self.record.key())) {
             return false;
         }
-        // SAFETY: the word has routes, and the guard of the index is pinned.
+        // SAFETY: the word has routes (invariant 3), and the guard of the index is pinned.
         let record = unsafe { Published::new(self.record) };
         refresh_only_route(record, word, proxy, scope)
             || matches!(

@@ -1,13 +1,14 @@
-//! Moving a sparse shard to a new slab: how memory follows the number of routes down.
+//! Moves a sparse shard to a new slab, so that memory shrinks with the number of routes.
 //!
-//! A rebuild leaves the records where they are, so a slab never gets smaller. When most of a shard's records are free,
-//! the few that are not move: freeze the index, then set FROZEN on the word of each record that it has, copy the records
-//! with their words to a new slab under a new index, CAS the root. A frozen word is final, and still says what it said,
-//! so look-ups go on; whoever wants to *change* one finishes the move first, on a private copy of its own. Lists and
-//! names are not copied: the new record points to the same ones, and the losers of the CAS free only what they allocated.
+//! A rebuild leaves the records in place, so a slab never shrinks. When most of a shard's records are free, the others
+//! move: freeze the index, then set FROZEN on the word of each record of the index, copy the records with their words
+//! to a new slab under a new index, CAS the root. A frozen word is final, but its routes are still valid, so look-ups
+//! continue. A thread that wants to *change* a frozen word finishes the move first, on its own private copy. Lists and
+//! names are not copied: the new record points to the same ones, and the losers of the CAS free only their own
+//! allocations.
 //!
-//! A rebuild that meets a frozen word becomes a move. One that does not, because it had passed that word already, may
-//! still win; then the new root has frozen words, and whoever meets one moves that root's shard.
+//! A rebuild that meets a frozen word becomes a move. A rebuild that passed the word before it was frozen may still
+//! win. Then the new root has frozen words, and a thread that meets one moves that root's shard.
 
 use crate::layout::BUCKET;
 use crate::liveness::Liveness;
@@ -21,15 +22,15 @@ use crate::sync::step;
 use crate::word::Word;
 
 impl<K: Key> Shard<K> {
-    /// Whether moving is worth it: more than a third of the records have no route. A move cannot be done in parts, so it does
-    /// not begin earlier.
+    /// Whether a move is worthwhile: more than a third of the records have no route. A move cannot be done in parts, so
+    /// it does not start earlier.
     pub(crate) fn is_sparse(index: Index<'_>) -> bool {
         let (numbers, live) = (index.slab().numbers(), index.slab().live());
         numbers.saturating_sub(live) > numbers / 3 + BUCKET
     }
 
-    /// Moves the records of `old` to a new slab, unless another thread does so first. When this returns `Ok`, `old` is not the
-    /// root's index any more.
+    /// Moves the records of `old` to a new slab, unless another thread does so first. When this returns `Ok`, `old` is
+    /// no longer the root's index.
     pub(crate) fn compact<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
         old.freeze();
         step("move: frozen");
@@ -51,8 +52,8 @@ impl<K: Key> Shard<K> {
         if self.replace_root(old, new.index()) {
             step("move: root replaced");
             new.publish();
-            // SAFETY: the CAS in `replace_root` unlinked it, and the new root has another slab. The records that moved
-            // took their lists and names along.
+            // SAFETY: the CAS in `replace_root` unlinked `old` (invariant 8), and the new root has another slab, whose
+            // records have the lists and names of the records that moved.
             unsafe { old.retire_with_slab(K::free, scope.guard) };
         }
         Ok(())

@@ -1,16 +1,16 @@
 //! A shard's index: which record has a key.
 //!
-//! One allocation holds a header, the slots and the slab's segment table, so that the way from the root to a record is
+//! One allocation holds a header, the slots and the slab's segment table, so that the path from the root to a record is
 //! root, slot, segment, record:
 //!
 //! ```text
 //! header (64 bytes) | slots: 4 bytes each, in buckets of 16, one cache line | segment table: one pointer each
 //! ```
 //!
-//! The slots are at the same distance from the header in every index, so that a thread which knows the root and the number of
-//! buckets can prefetch a bucket ([`prefetch_bucket`](crate::shard::probe::prefetch_bucket)).
+//! The slots are at the same distance from the header in every index, so that a thread that knows the root and the
+//! number of buckets can prefetch a bucket ([`prefetch_bucket`](crate::shard::probe::prefetch_bucket)).
 //!
-//! A slot holds a tag of 10 bits and a record number plus one in 22, or EMPTY, or FROZEN.
+//! A slot is EMPTY, FROZEN, or a tag of 10 bits and a record number plus one in 22 bits.
 
 use std::alloc::{Layout, dealloc};
 use std::cell::Cell;
@@ -32,7 +32,7 @@ use crate::word::State;
 
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
 
-/// A slot that no record was put in, and that a CAS may still fill.
+/// A slot without a record, which a CAS may still fill.
 pub(crate) const EMPTY: u32 = 0;
 /// A slot that was EMPTY when the index was frozen.
 pub(crate) const FROZEN: u32 = u32::MAX;
@@ -45,14 +45,14 @@ pub(super) fn frozen_segment() -> *mut Record {
 /// Makes a slot final, and returns its value.
 #[inline]
 fn freeze_slot(slot: &AtomicU32) -> u32 {
-    // Most are taken, and a CAS that fails costs as much as one that succeeds. Acquire: pairs with the CAS that filled the
-    // slot, since the record is read next.
+    // Most slots are taken, and a CAS that fails costs as much as a CAS that succeeds. Acquire: pairs with the CAS that
+    // filled the slot, because the record is read next.
     let value = slot.load(Ordering::Acquire);
     if value != EMPTY {
         return value;
     }
-    // AcqRel: Acquire as above; Release, so that a thread that meets FROZEN (Acquire) sees what led to it. Acquire on failure:
-    // likewise.
+    // AcqRel: Acquire as above. Release, so that a thread that meets FROZEN (Acquire) sees the writes before it.
+    // Acquire on failure: as above.
     match slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => FROZEN,
         Err(won) => won,
@@ -69,11 +69,11 @@ pub(super) fn number_in(value: u32) -> u32 {
 pub(crate) struct Header {
     pub(super) slab: Arc<Slab>,
     pub(super) shape: Shape,
-    /// What the index that replaced this one left out; set by the thread that replaced it, handed over when this one
-    /// is reclaimed.
+    /// The records that the next index left out. The thread that replaced this index sets it; reclaiming this index
+    /// hands it over.
     pub(super) left_out: Cell<Option<Box<Batch>>>,
-    /// How to free a key, where the index that replaced this one has another slab: then this one's records go with it.
-    /// Set as `left_out` is.
+    /// How to free a key, if the next index has another slab: then this index's records are freed with it. Set like
+    /// `left_out`.
     pub(super) takes_slab: Cell<Option<FreeKey>>,
     #[cfg(loom)]
     pub(super) fate: Fate,
@@ -84,14 +84,14 @@ pub(crate) type FreeKey = unsafe fn([u64; 2]);
 
 const SLOTS_AT: usize = size_of::<Header>();
 
-/// Where the segment table stands, behind the slots.
+/// The offset of the segment table, which follows the slots.
 #[inline]
 pub(super) fn segments_at(buckets: u32) -> usize {
     (SLOTS_AT + buckets as usize * BUCKET as usize * size_of::<AtomicU32>())
         .next_multiple_of(align_of::<AtomicPtr<Record>>())
 }
 
-/// What a new index is made with.
+/// The parameters of a new index.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) buckets: u32,
@@ -122,8 +122,7 @@ pub(crate) struct Index<'g> {
 impl<'g> Index<'g> {
     /// # Safety
     ///
-    /// `header` was loaded with Acquire from a root while the guard that `'g` stands for was pinned, or is the caller's
-    /// alone.
+    /// `header` was loaded with Acquire from a root while the guard of `'g` was pinned, or is the caller's alone.
     #[inline]
     pub(crate) unsafe fn from_raw(header: NonNull<Header>) -> Index<'g> {
         let index = Index {
@@ -160,36 +159,39 @@ impl<'g> Index<'g> {
     #[cfg(all(test, loom))]
     pub(crate) fn slots(self) -> &'g [AtomicU32] {
         let count = self.header().shape.buckets as usize * BUCKET as usize;
-        // SAFETY: so many stand there (`Shape::layout`); they are atomics, initialised before the index was published.
+        // SAFETY: the allocation has this many slots there (`Shape::layout`). They are atomics, initialised before the
+        // index was published.
         unsafe { std::slice::from_raw_parts(self.slots_ptr().as_ptr(), count) }
     }
 
     #[inline]
     pub(super) fn slots_ptr(self) -> NonNull<AtomicU32> {
-        // SAFETY: the slots stand there (`Shape::layout`).
+        // SAFETY: the allocation has the slots there (`Shape::layout`).
         unsafe { self.header.cast::<u8>().add(SLOTS_AT).cast() }
     }
 
     pub(crate) fn segments(self) -> &'g [AtomicPtr<Record>] {
         let at = segments_at(self.header().shape.buckets);
-        // SAFETY: the segment table stands there (`Shape::layout`).
+        // SAFETY: the allocation has the segment table there (`Shape::layout`).
         let first = unsafe { self.header.cast::<u8>().add(at).cast::<AtomicPtr<Record>>() };
-        // SAFETY: as above; they are atomics, initialised before the index was published.
+        // SAFETY: the segment table has this many entries. They are atomics, initialised before the index was
+        // published.
         unsafe { std::slice::from_raw_parts(first.as_ptr(), self.header().shape.segments as usize) }
     }
 
-    /// The records of one segment, where it is installed.
+    /// The records of one segment, if it is installed.
     pub(crate) fn segment(self, segment: u32) -> Option<&'g [Record]> {
-        // Acquire: pairs with the CAS in `ensure_record`, so that the records are seen initialised.
+        // Acquire: pairs with the CAS in `ensure_record`, so that the records are initialised.
         let records = self.segments().get(segment as usize)?.load(Ordering::Acquire);
         if records.is_null() || records == frozen_segment() {
             return None;
         }
-        // SAFETY: an installed segment has that many records, and lives as long as the slab, which the guard keeps.
+        // SAFETY: an installed segment has this many records, and lives as long as the slab, which the guard keeps
+        // (invariant 8).
         Some(unsafe { std::slice::from_raw_parts(records, Location::len(segment) as usize) })
     }
 
-    /// A record by number; `None` where its segment is not in this index's table.
+    /// A record by number; `None` if its segment is not in this index's table.
     #[inline]
     pub(crate) fn record(self, number: u32) -> Option<&'g Record> {
         let place = Location::of(number);
@@ -197,7 +199,7 @@ impl<'g> Index<'g> {
             .map(|records| &records[place.offset as usize])
     }
 
-    /// A record by number, installing its segment where that is missing.
+    /// A record by number. Installs its segment if it is missing.
     pub(crate) fn ensure_record(self, number: u32) -> Result<&'g Record, NoRecord> {
         if number >= MAX_RECORDS {
             return Err(NoRecord::NoNumber);
@@ -210,7 +212,7 @@ impl<'g> Index<'g> {
         // Acquire: as in `segment`.
         if entry.load(Ordering::Acquire).is_null() {
             let records = allocate_segment(place.segment).ok_or(NoRecord::OutOfMemory)?;
-            // Release: pairs with the Acquire loads of the entry, so that the records are seen initialised.
+            // Release: pairs with the Acquire loads of the entry, so that the records are initialised.
             let installed = entry.compare_exchange(
                 std::ptr::null_mut(),
                 records.as_ptr(),
@@ -218,7 +220,8 @@ impl<'g> Index<'g> {
                 Ordering::Relaxed,
             );
             if installed.is_err() {
-                // SAFETY: somebody else's segment, or FROZEN, took the place; ours was seen by nobody.
+                // SAFETY: another thread's segment, or FROZEN, took the entry, so no other thread has seen this
+                // segment.
                 unsafe { free_segment(records, place.segment) };
             }
         }
@@ -234,11 +237,12 @@ impl<'g> Index<'g> {
         let segment = unsafe { self.segments().get_unchecked(place.segment as usize) };
         // Acquire: as in `segment`.
         let records = segment.load(Ordering::Acquire);
-        // SAFETY: as above, and it has a record at that place.
+        // SAFETY: the segment is installed (invariant 5), and has a record at this offset.
         let record = unsafe { records.add(place.offset as usize) };
-        // SAFETY: as above; it lives as long as the slab, which the guard keeps (8).
+        // SAFETY: an installed segment's records are initialised, and live as long as the slab, which the guard keeps
+        // (8).
         let record = unsafe { &*record };
-        // SAFETY: the value was in a slot, which the guard's thread loaded.
+        // SAFETY: the value was in a slot, and was loaded while the guard of `'g` was pinned.
         unsafe { Published::new(record) }
     }
 
@@ -246,9 +250,9 @@ impl<'g> Index<'g> {
     #[inline]
     pub(super) fn bucket(self, bucket: u32) -> &'g Bucket {
         debug_assert!(bucket < self.header().shape.buckets);
-        // SAFETY: so many slots stand there (`Shape::layout`).
+        // SAFETY: the allocation has the slots of this many buckets there (`Shape::layout`).
         let first = unsafe { self.slots_ptr().add((bucket * BUCKET) as usize) };
-        // SAFETY: as above, and they live while the guard is pinned.
+        // SAFETY: the slots are initialised atomics, and live while the guard is pinned (invariant 8).
         unsafe { first.cast::<Bucket>().as_ref() }
     }
 
@@ -262,7 +266,7 @@ impl<'g> Index<'g> {
         self.freeze_segments();
     }
 
-    /// Makes a slot final. Returns its record, if it has one, with the record's number.
+    /// Makes a slot final. Returns its record's number and its record, if it has one.
     pub(crate) fn freeze_slot(self, bucket: u32, slot: usize) -> Option<(u32, Published<'g>)> {
         let value = freeze_slot(&self.bucket(bucket)[slot]);
         (value != FROZEN).then(|| (number_in(value), self.record_in(value)))
@@ -283,42 +287,43 @@ impl<'g> Index<'g> {
         }
     }
 
-    /// Leaves `numbers` to this index, which was just replaced by one without them, and frees both once no reader is
+    /// Leaves `numbers` to this index, which an index without them has just replaced. Frees both when no reader is
     /// left.
     ///
     /// # Safety
     ///
-    /// This thread's CAS made the root stop pointing to this index.
+    /// This thread's CAS unlinked this index from the root.
     pub(crate) unsafe fn retire(self, numbers: Vec<u32>, guard: &Guard) {
         if !numbers.is_empty() {
             self.header().left_out.set(Some(Box::new(Batch::new(numbers))));
         }
-        // SAFETY: no root points to the index any more, so a thread that pins from now on cannot find it; the one
-        // thread that unlinked it retires it. `left_out` is touched by that thread and by the one that reclaims.
+        // SAFETY: this thread's CAS unlinked the index, so no thread that pins from now on can find it (invariant 8).
+        // Only this thread and the thread that reclaims the index use `left_out`.
         unsafe { retire(guard, self.header.as_ptr()) };
     }
 }
 
 impl Index<'_> {
-    /// Frees this index, which was just replaced by one with another slab, and the slab's records once no reader is left.
+    /// Frees this index, which an index with another slab has just replaced, and the slab's records when no reader is
+    /// left.
     ///
     /// # Safety
     ///
-    /// This thread's CAS made the root stop pointing to this index. Each record with a frozen word that is LIVE or SPILL
-    /// has left its key and its list to the new slab.
+    /// This thread's CAS unlinked this index from the root. Each record with a frozen word that is LIVE or SPILL has
+    /// left its key and its list to the new slab.
     pub(crate) unsafe fn retire_with_slab(self, free_key: FreeKey, guard: &Guard) {
         self.header().takes_slab.set(Some(free_key));
-        // SAFETY: as in `retire`. Indexes that were replaced before do not touch the records any more when they go, and
-        // none that comes later has this slab.
+        // SAFETY: this thread's CAS unlinked the index (invariant 8). Reclaiming an earlier index no longer uses the
+        // records, and no later index has this slab.
         unsafe { retire(guard, self.header.as_ptr()) };
     }
 
-    /// Frees the records, and what they refer to, unless they left that to another slab. (Words may be frozen by a mover that
-    /// lost, too: those left nothing.)
+    /// Frees the records with their keys and lists, unless these moved to another slab. (A losing mover may have frozen
+    /// words, too; these keys and lists have not moved.)
     ///
     /// # Safety
     ///
-    /// Nobody can reach the index or its records any more.
+    /// No other thread can reach the index or its records.
     pub(crate) unsafe fn free_records(self, free_key: FreeKey, moved: Moved) {
         for segment in 0..self.segments().len() as u32 {
             let Some(records) = self.segment(segment) else { continue };
@@ -328,15 +333,15 @@ impl Index<'_> {
                     continue;
                 }
                 if word.state() == State::Spill {
-                    // SAFETY: nobody else can reach the record.
+                    // SAFETY: the caller promises that no other thread can reach the record.
                     unsafe { List::free_at(word) };
                 }
                 if record.owns_key() {
-                    // SAFETY: the record owns its key until it is on the free list, and nobody reaches it any more.
+                    // SAFETY: the record owns its key until it is on the free list, and no other thread can reach it.
                     unsafe { free_key(record.key()) };
                 }
             }
-            // SAFETY: it was allocated as this segment, and its records are not used below.
+            // SAFETY: the records were allocated as this segment, and are not used below.
             unsafe { free_segment(NonNull::from(records).cast(), segment) };
         }
     }
@@ -364,10 +369,11 @@ impl Reclaim for Header {
             guard: PhantomData,
         };
         if let Some(free_key) = index.header().takes_slab.get() {
-            // SAFETY: as above; the slab's records go with the last index that had it.
+            // SAFETY: no thread can reach the index (invariant 8); the slab's records are freed with the last index
+            // that had them.
             unsafe { index.free_records(free_key, Moved::Yes) };
         }
-        // SAFETY: as above.
+        // SAFETY: no thread can reach the header, and it is not used after this read.
         let header = unsafe { object.read() };
         let layout = header.shape.layout();
         drop(header);

@@ -1,7 +1,7 @@
 //! The two kinds of key that records have: UUIDs and names.
 //!
-//! A record stores 128 bits. Any 128 bits are a valid UUID, so names live in shards of their own, as a hash and the
-//! address of the text.
+//! A record stores 128 bits. Any 128 bits are a valid UUID, so names have shards of their own, and are stored as a hash
+//! and the address of the text.
 
 use ahash::RandomState;
 use uuid::Uuid;
@@ -9,40 +9,40 @@ use uuid::Uuid;
 use crate::mem::thin_str::ThinStr;
 use crate::types::node_id::NodeId;
 
-/// What a shard's records are found by.
+/// The key of a shard's records.
 pub(crate) trait Key {
     /// The hash that picks shard, bucket and tag.
     fn hash(&self, hasher: &RandomState) -> u64;
 
-    /// Whether a record's 128 bits stand for this key.
+    /// Whether a record's 128 bits are this key.
     ///
     /// # Safety
     ///
-    /// `stored` was read from a record that an index held while this thread was pinned, and it still is.
+    /// `stored` was read while this thread was pinned from a record that an index had, and this thread is still pinned.
     unsafe fn is(&self, stored: [u64; 2]) -> bool;
 
-    /// What to store in a record; `None` where there is no memory for it.
+    /// The 128 bits to store in a record; `None` if there is no memory.
     fn store(&self) -> Option<[u64; 2]>;
 
-    /// The hash of the key that `stored` stands for.
+    /// The hash of a stored key.
     fn hash_stored(stored: [u64; 2], hasher: &RandomState) -> u64;
 
-    /// The node that `stored` stands for.
+    /// The node of a stored key.
     ///
     /// # Safety
     ///
     /// As for [`is`](Key::is).
     unsafe fn node(stored: [u64; 2]) -> NodeId;
 
-    /// Frees what `stored` refers to.
+    /// Frees the memory to which `stored` points.
     ///
     /// # Safety
     ///
-    /// `stored` came from [`store`](Key::store), no reader can reach it any more, and it is freed once.
+    /// `stored` came from [`store`](Key::store), no reader can reach it any more, and it is freed only once.
     unsafe fn free(stored: [u64; 2]);
 }
 
-/// A UUID, stored as it is.
+/// A UUID, stored unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct UuidKey(pub(crate) [u64; 2]);
 
@@ -61,7 +61,7 @@ impl Key for UuidKey {
 
     #[inline]
     unsafe fn is(&self, stored: [u64; 2]) -> bool {
-        // One comparison of the whole: two branches would both be predicted well, but cost an instruction more.
+        // One comparison of both halves: two branches would be predicted as well, but cost one more instruction.
         (self.0[0] ^ stored[0]) | (self.0[1] ^ stored[1]) == 0
     }
 
@@ -89,7 +89,7 @@ pub(crate) struct NameKey<'a> {
 }
 
 impl<'a> NameKey<'a> {
-    /// `hash` is the [`hash_of`](Self::hash_of) the name.
+    /// `hash` is the name's [`hash_of`](Self::hash_of).
     pub(crate) fn new(name: &'a str, hash: u64) -> Self {
         Self { name, hash }
     }
@@ -106,9 +106,10 @@ impl Key for NameKey<'_> {
 
     unsafe fn is(&self, stored: [u64; 2]) -> bool {
         self.hash == stored[0] && {
-            // SAFETY: the text is freed with its record, which this pinned thread found in an index.
+            // SAFETY: the text is freed with its record, which this pinned thread found in an index (the contract of
+            // `Key::is`).
             let text = unsafe { ThinStr::from_bits(stored[1]) };
-            // SAFETY: as above.
+            // SAFETY: the text is not freed while this thread is pinned (invariant 8).
             unsafe { text.as_str() == self.name }
         }
     }
@@ -122,16 +123,17 @@ impl Key for NameKey<'_> {
     }
 
     unsafe fn node(stored: [u64; 2]) -> NodeId {
-        // SAFETY: as in `is`.
+        // SAFETY: the text is freed with its record, which this pinned thread found in an index (the contract of
+        // `Key::node`).
         let text = unsafe { ThinStr::from_bits(stored[1]) };
-        // SAFETY: as in `is`.
+        // SAFETY: the text is not freed while this thread is pinned (invariant 8).
         NodeId::from_name(unsafe { text.as_str() })
     }
 
     unsafe fn free(stored: [u64; 2]) {
-        // SAFETY: it came from `store`, and nobody reaches it any more.
+        // SAFETY: the caller promises that `store` made the text, and that no reader can reach it.
         let text = unsafe { ThinStr::from_bits(stored[1]) };
-        // SAFETY: as above.
+        // SAFETY: no reader can reach the text, and the caller frees it once.
         unsafe { text.free() };
     }
 }

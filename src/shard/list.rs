@@ -13,7 +13,7 @@ use crate::sync::epoch::Fate;
 use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, retire, step};
 use crate::word::Word;
 
-/// What is on the heap.
+/// The memory of a list.
 #[repr(C)]
 struct Body {
     #[cfg(loom)]
@@ -21,7 +21,7 @@ struct Body {
     words: [AtomicU64],
 }
 
-/// Where the words begin.
+/// The offset of the words.
 #[cfg(not(loom))]
 const WORDS_AT: usize = 0;
 #[cfg(loom)]
@@ -30,7 +30,7 @@ const WORDS_AT: usize = size_of::<Fate>().next_multiple_of(align_of::<AtomicU64>
 fn layout(len: usize) -> Layout {
     let align = align_of::<AtomicU64>();
     let bytes = (WORDS_AT + len * size_of::<AtomicU64>()).next_multiple_of(align);
-    // At least 8: the lowest three bits of the record's word are not the address's.
+    // At least 8: the lowest three bits of the record's word are not part of the address.
     Layout::from_size_align(bytes, align.max(8)).expect("a list of 64 words fits into memory")
 }
 
@@ -42,7 +42,7 @@ fn len_of(body: *const Body) -> usize {
     (body as *const [AtomicU64]).len()
 }
 
-/// The list that a SPILL word points to.
+/// The list of a SPILL word.
 fn body_of(word: Word) -> *mut Body {
     body(
         ptr::with_exposed_provenance_mut(word.address() as usize),
@@ -50,26 +50,26 @@ fn body_of(word: Word) -> *mut Body {
     )
 }
 
-/// A list that is private to this thread; freed when it is dropped.
+/// A list that is private to this thread. Dropping it frees it.
 pub(crate) struct NewList(NonNull<Body>);
 
 impl NewList {
-    /// Copies `words`, which are newest first and at least one. `None` if there is no memory.
+    /// Copies `words`: at least one, newest first. `None` if there is no memory.
     pub(crate) fn new(words: &[Word]) -> Option<NewList> {
         debug_assert!(!words.is_empty());
         // SAFETY: the layout has a word, so its size is not zero.
         let raw = NonNull::new(unsafe { alloc(layout(words.len())) })?;
         #[cfg(loom)]
-        // SAFETY: the allocation starts with room for it, and is ours alone.
+        // SAFETY: the allocation starts with room for it, and only this thread has the allocation.
         unsafe {
             raw.cast::<Fate>().write(Fate::default());
         }
         // SAFETY: the layout has room for the words there.
         let first = unsafe { raw.add(WORDS_AT) }.cast::<AtomicU64>();
         for (i, word) in words.iter().enumerate() {
-            // SAFETY: as above.
+            // SAFETY: the layout has room for this word.
             let at = unsafe { first.add(i) };
-            // SAFETY: as above, and the allocation is ours alone.
+            // SAFETY: the layout has room for this word, and only this thread has the allocation.
             unsafe { at.write(AtomicU64::new(word.thawed().ranked(0).0)) };
         }
         NonNull::new(body(raw.as_ptr(), words.len())).map(NewList)
@@ -81,7 +81,7 @@ impl NewList {
         Word::spill(body.cast::<u8>().expose_provenance() as u64, len_of(body))
     }
 
-    /// Leaves the list to the record that points to it now.
+    /// Leaves the list to the record that now points to it.
     pub(crate) fn publish(self) {
         std::mem::forget(self);
     }
@@ -89,7 +89,7 @@ impl NewList {
 
 impl Drop for NewList {
     fn drop(&mut self) {
-        // SAFETY: it was never published, so nobody else can reach it.
+        // SAFETY: the list was never published, so no other thread can reach it.
         unsafe { Body::free(self.0.as_ptr()) };
     }
 }
@@ -106,9 +106,9 @@ impl<'g> List<'g> {
     /// `word` was loaded with Acquire from a record while `guard` was pinned.
     #[inline]
     pub(crate) unsafe fn of(word: Word, _guard: &'g Guard) -> List<'g> {
-        // SAFETY: a SPILL word has a list's address and length (`NewList::word`). The list was initialised before its word was
-        // published, which the Acquire load has seen. It was reachable under the guard, so it is not freed before the guard is
-        // dropped (invariant 8).
+        // SAFETY: a SPILL word has a list's address and length (`NewList::word`). The list was initialised before its
+        // word was published, and the Acquire load makes it visible. It was reachable under the guard, so it is not
+        // freed before the guard is dropped (invariant 8).
         let body = unsafe { &*body_of(word) };
         #[cfg(loom)]
         body.fate.assert_alive();
@@ -121,34 +121,33 @@ impl<'g> List<'g> {
         &self.0.words
     }
 
-    /// Makes every word final, and appends them to `into` as LIVE words. Of routes that were refreshed in one tick, the latest
-    /// comes first. Later refreshes find a frozen word, and replace the list.
+    /// Makes every word final, and appends the words to `into` as LIVE words. Of routes that were refreshed in one
+    /// tick, the latest comes first. Later refreshes find a frozen word, and replace the list.
     pub(crate) fn freeze(self, into: &mut AllWords) {
         let frozen = Word(0).frozen().0;
         let mut ranks = 0;
         into.extend(self.words().iter().map(|word| {
             step("list: before a freeze");
-            // AcqRel: pairs with the CAS in `refresh_in_place`, which comes before this freeze, or fails. Acquire: the thread
-            // that replaces the list sees what the refreshing thread did before.
+            // AcqRel: pairs with the CAS in `refresh_in_place`, which precedes this freeze, or fails. Acquire: the
+            // thread that replaces the list sees the earlier writes of the refreshing thread.
             let word = Word(word.fetch_or(frozen, Ordering::AcqRel)).thawed();
             ranks |= word.rank();
             word
         }));
         if ranks != 0 {
-            // Stable: within one rank, the position decides.
+            // Stable: among equal ranks, the position decides.
             into.sort_by_key(|word| Reverse(word.recency()));
             into.iter_mut().for_each(|word| *word = word.ranked(0));
         }
     }
 
-    /// Frees the list once no pinned thread can read it any more.
+    /// Frees the list when no pinned thread can read it any more.
     ///
     /// # Safety
     ///
-    /// This thread's CAS made the record stop pointing to the list.
+    /// This thread's CAS unlinked the list from the record.
     pub(crate) unsafe fn retire(self, guard: &Guard) {
-        // SAFETY: no record points to the list any more, so a thread that pins from now on cannot find it; it is
-        // retired by the one thread that unlinked it.
+        // SAFETY: this thread's CAS unlinked the list, so no thread that pins from now on can find it (invariant 8).
         unsafe { retire(guard, ptr::from_ref(self.0).cast_mut()) };
     }
 
@@ -156,9 +155,9 @@ impl<'g> List<'g> {
     ///
     /// # Safety
     ///
-    /// Nobody else can reach the list, and the record that points to it is going away.
+    /// No other thread can reach the list, and the record that points to it is being freed.
     pub(crate) unsafe fn free_at(word: Word) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller promises that no other thread can reach the list.
         unsafe { Body::free(body_of(word)) };
     }
 }
@@ -168,7 +167,7 @@ impl Reclaim for Body {
 
     unsafe fn free(object: *mut Self) {
         let len = len_of(object);
-        // No atomic needs dropping outside of loom, and inside they hold nothing either.
+        // Atomics need no drop, with or without loom.
         // SAFETY: `NewList::new` allocated it with this layout.
         unsafe { dealloc(object.cast(), layout(len)) };
     }

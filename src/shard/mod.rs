@@ -1,61 +1,62 @@
 //! One shard of the table: a slab of records and a small index over it.
 //!
 //! ```text
-//! root ──▶ index: header │ segment table │ slots          the root is the only pointer that is ever replaced
-//!                   │           │             │
-//!                 slab       segments ◀── record number
-//!          (free list, counts)  of 24-byte records: key (128 bits), word
+//! root ──▶ index: header │ slots │ segment table          the root is the only pointer that is ever replaced
+//!                   │        │           │
+//!                 slab       │       segments
+//!    (free list, counts)     └──▶ record number in the segments' 24-byte records: key (128 bits), word
 //! ```
 //!
 //! # Operations
 //!
-//! Each operation loads the root under one epoch pin, and keeps the pin until its last CAS. No thread ever waits for another
-//! thread: a thread that meets an unfinished step finishes it, or repeats it on a private copy.
+//! Each operation loads the root under one epoch pin, and keeps the pin until its last CAS. No thread ever waits for
+//! another thread: a thread that meets an unfinished step finishes it, or repeats it on a private copy.
 //!
 //! * **Look-up**: follow the key's probe sequence to its record, load the word. It writes nothing.
 //! * **Refresh**: the same, then one CAS on the word, or on the route's word in its list.
-//! * **Insert**: take a free record, write the key, make it DEAD, and CAS the *first* EMPTY slot of the probe sequence to
-//!   it. A thread that loses the CAS reads the slot again, which may have the same key now, and continues with that slot. Then
-//!   a CAS makes the record LIVE, as for a key that comes back.
+//! * **Insert**: take a free record, write the key, make the record DEAD, and CAS the *first* EMPTY slot of the probe
+//!   sequence to it. A thread that loses the CAS reads the slot again, which may have the same key now, and continues
+//!   with that slot. Then a CAS makes the record LIVE, as for a key that was removed before.
 //! * **Remove**: CAS the word to DEAD. The record stays in the index until the next rebuild.
-//! * **List**: a second route moves the routes to a heap list ([`list`]). A change of its membership replaces it, and so does
-//!   a refresh when the ranks of a tick are used up: freeze each of its words, copy with the change, CAS the record's word. A
-//!   thread that meets a frozen word builds the replacement with its own change in it, so that each CAS that wins finishes
-//!   some thread's operation.
-//! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root. The sweeper copies most of a large
-//!   index before it freezes it.
-//! * **Move** ([`compact`]): freeze the index and the words of its records, copy both to a new slab that is no larger than
-//!   they need, CAS the root.
+//! * **List**: a second route moves the routes to a heap list ([`list`]). A change of membership replaces the list, and
+//!   so does a refresh when the ranks of a tick are used up: freeze each of the list's words, copy them with the
+//!   change, CAS the record's word. A thread that meets a frozen word builds the replacement with its own change, so
+//!   each CAS that wins finishes some thread's operation.
+//! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root. The sweeper copies most of
+//!   a large index before it freezes it.
+//! * **Move** ([`compact`]): freeze the index and the words of its records, copy both to a new slab that is no larger
+//!   than they need, CAS the root.
 //! * **Fill** ([`bulk_load`]): if there is no root yet, make slab and index in private, CAS the root from null.
 //! * **Scan** ([`scan`]): read the records in some buckets of one index. It writes nothing.
 //!
 //! # Invariants
 //!
-//! 1. *A slot is written once*, from EMPTY to a record or to FROZEN. So a key that two threads insert meets itself: both
-//!    aim at the first EMPTY slot of the same sequence, and the one that loses sees the winner's record.
+//! 1. *A slot is written once*, from EMPTY to a record or to FROZEN. So if two threads insert one key, both aim at the
+//!    first EMPTY slot of the same sequence, and the loser sees the winner's record.
 //! 2. *A record's key is written before the slot that publishes it* (Release), and does not change until the record is
 //!    reused. So a thread that loads the slot (Acquire) reads the key that belongs to it.
-//! 3. *A record is LIVE or SPILL only while an index has it.* A private record is DEAD, a free record RETIRED; so a thread
-//!    that walks the slab never meets a route that was not published. (No thread walks a slab that is private as a whole.)
-//! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN before a copy becomes the
-//!    root, and the copy has the record of each taken slot, except RETIRED ones. So a copy that wins has every key that was
-//!    inserted before, and later keys go to the new root.
+//! 3. *A record is LIVE or SPILL only while an index has it.* A private record is DEAD, a free record RETIRED. So a
+//!    thread that walks the slab never meets a route that was not published. (No thread walks a slab that is private as
+//!    a whole.)
+//! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN before a copy becomes
+//!    the root, and the copy has the record of each taken slot, except RETIRED records. So a copy that wins has every
+//!    key that was inserted before, and later keys are inserted into the new root.
 //! 5. *The segment of a published record is in the table of the index that has it, and of all later ones.* A number is
 //!    taken only after its segment is installed, and an installed segment is copied to every later table.
-//! 6. *RETIRED is terminal until the record is reused.* A rebuild makes each DEAD record that it leaves out RETIRED first. An
-//!    operation on the key that meets RETIRED searches on, or starts over from the root, and gives the key another record. A
-//!    RETIRED record in an index that won (its rebuild copied the record before it died, a losing rebuild retired it) is
-//!    passed over like another key's.
+//! 6. *RETIRED is terminal until the record is reused.* A rebuild makes each DEAD record RETIRED before it leaves the
+//!    record out. An operation on the key that meets RETIRED searches further, or starts again from the root, and gives
+//!    the key another record. An index that won may have a RETIRED record: its rebuild copied the record, then the
+//!    record died, then a losing rebuild retired it. Such a record is skipped like another key's.
 //! 7. *A record is reused only after the last index that had it was reclaimed.* The replaced index owns the list of the
-//!    numbers that its winner left out, and hands it over when no reader is left. Only the winner's list counts: a record is
-//!    left out once, by the one rebuild whose copy became the root without it.
-//! 8. *What a root or a record points to is freed only after every thread that was pinned when it was unlinked has gone on.*
-//!    Only the thread whose CAS unlinked it retires it.
-//! 9. *A frozen word of a record is final*; its routes are still valid. Only a mover freezes a record's word, after it froze
-//!    the index; so all movers of one index copy the same words, and a later change meets the frozen word, and moves the
-//!    shard first.
-//! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot be reused
-//!     while any thread that read it is pinned (8); so a count that follows a CAS is exact.
+//!    numbers that its winner left out, and hands it over when no reader is left. Only the winner's list counts: a
+//!    record is left out once, by the one rebuild whose copy became the root without it.
+//! 8. *The target of a root or a record is freed only after every thread that was pinned when it was unlinked has
+//!    unpinned.* Only the thread whose CAS unlinked the target retires it.
+//! 9. *A frozen word of a record is final*; its routes are still valid. Only a mover freezes a record's word, after it
+//!    froze the index. So all movers of one index copy the same words. A later change meets the frozen word, and moves
+//!    the shard first.
+//! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot be
+//!     reused while any thread that read it is pinned (8); so a count that follows a CAS is exact.
 
 mod bucket;
 pub(crate) mod bulk_load;
@@ -100,7 +101,7 @@ use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, step};
 use crate::types::route::Added;
 use crate::word::{State, Word};
 
-/// What an operation uses of the table around the shards.
+/// An operation's view of the table around the shards.
 pub(crate) struct Scope<'a, P> {
     pub(crate) guard: &'a Guard,
     pub(crate) hasher: &'a RandomState,
@@ -108,7 +109,7 @@ pub(crate) struct Scope<'a, P> {
     pub(crate) proxies: &'a P,
     /// The tick at which the operation began.
     pub(crate) now: u64,
-    /// The age in ticks that a valid route may have at most; read before any route.
+    /// The greatest age in ticks of a valid route; read before any route.
     pub(crate) keep_alive: u64,
     /// The age in ticks beyond which a call may remove a route: `keep_alive`, or more while a longer interval comes into force
     /// (`keep_alive.rs`).
@@ -135,7 +136,7 @@ impl<P: Liveness> Scope<'_, P> {
         self.age(route) <= self.kept_age
     }
 
-    /// Whether the sweeper must keep a route. Valid routes are kept.
+    /// Whether the sweeper must keep a route. It keeps all valid routes.
     #[inline]
     pub(crate) fn is_kept(&self, route: Word) -> bool {
         self.is_young(route) && self.proxies.has(route.proxy())
@@ -150,17 +151,17 @@ impl<P: Liveness> Scope<'_, P> {
 /// Why a route was not added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// The table's limit of routes, or a shard's of records.
+    /// The table's limit of routes or the shard's limit of records is reached.
     Routes,
     Memory,
 }
 
-/// Reserves room in a vector whose length depends on how much the shard holds.
+/// Reserves room in a vector whose length depends on the shard's size.
 pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), Refused> {
     vec.try_reserve(more).map_err(|_| Refused::Memory)
 }
 
-/// Sorts routes that were read in their record's order.
+/// Sorts routes that are in their record's order.
 #[inline]
 pub(crate) fn newest_first(words: &mut Words) {
     if words.len() > 1 {
@@ -169,41 +170,42 @@ pub(crate) fn newest_first(words: &mut Words) {
     }
 }
 
-/// How many pairs of records the sweeper prefetches of the next segment.
+/// How many pairs of records the sweeper prefetches in the next segment.
 const PREFETCHED: usize = 32;
 
-/// The record that the next visit of a sweep starts with.
+/// The record at which the next visit of a sweep starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Mark {
-    /// The generation of the slab that the number is in.
+    /// The generation of the slab that has the number.
     pub(crate) generation: u8,
     pub(crate) number: u32,
 }
 
-/// What a visit of the sweeper did.
+/// The results of a sweeper's visit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Visit {
-    /// Records visited; a part of a rebuild counts as all that were left.
+    /// Records visited; a part of a rebuild counts as the whole rest.
     pub(crate) visited: u32,
-    /// Routes that were removed.
+    /// Routes removed.
     pub(crate) removed: usize,
     /// Where the next visit starts; `None` at the shard's end.
     pub(crate) next: Option<Mark>,
 }
 
-/// One of the table's shards; 16 bytes and nothing on the heap until its first key comes.
+/// One of the table's shards: 16 bytes, without heap memory until its first key.
 pub(crate) struct Shard<K: Key> {
     root: AtomicPtr<Header>,
-    /// How many buckets the root's index has, or had a moment ago, for [`preload`](Shard::preload), which must not read the
-    /// index. A hint, so not an atomic of loom's.
+    /// How many buckets the root's index has, or had a moment ago, for [`preload`](Shard::preload), which must not read
+    /// the index. A hint, so not an atomic of loom's.
     buckets: std::sync::atomic::AtomicU32,
-    /// The shard's number in its table, which decides the sizes of its index (`growth.rs`), and its ring of the feed.
+    /// The shard's number in its table. It selects the sizes of the shard's index (`growth.rs`) and its ring of the
+    /// feed.
     number: u16,
     key: PhantomData<fn() -> K>,
 }
 
 impl<K: Key> Shard<K> {
-    /// `number`: of the shard in its table, below twice [`SHARDS`](crate::layout::SHARDS).
+    /// `number`: the shard's number in its table, below twice [`SHARDS`](crate::layout::SHARDS).
     pub(crate) fn new(number: usize) -> Self {
         Self {
             root: AtomicPtr::new(std::ptr::null_mut()),
@@ -215,13 +217,13 @@ impl<K: Key> Shard<K> {
 
     #[inline]
     fn root<'g>(&self, _guard: &'g Guard) -> Option<Index<'g>> {
-        // Acquire: pairs with `replace_root`, so that the index is seen whole.
+        // Acquire: pairs with `replace_root`, so that the whole index is visible.
         let header = NonNull::new(self.root.load(Ordering::Acquire))?;
         // SAFETY: loaded with Acquire from the root under the guard.
         Some(unsafe { Index::from_raw(header) })
     }
 
-    /// The root's index, which is made if there is none.
+    /// The root's index. Makes an index if there is none.
     #[inline]
     fn ensure_root<'g, P: Liveness>(&self, scope: &Scope<'g, P>) -> Result<Index<'g>, Refused> {
         loop {
@@ -234,8 +236,8 @@ impl<K: Key> Shard<K> {
 
     /// Makes the first index, unless another thread does.
     ///
-    /// It is kept out of its caller: inlined there, the size of an index, which takes two logarithms and a power, would be
-    /// worked out by every insertion and refresh before the loop begins.
+    /// Not inlined into its caller: there, every insertion and refresh would compute the size of an index, two
+    /// logarithms and a power, before its loop.
     #[cold]
     #[inline(never)]
     fn make_root(&self) -> Result<(), Refused> {
@@ -266,30 +268,30 @@ impl<K: Key> Shard<K> {
 
     fn exchange_root(&self, old: *mut Header, new: &NewIndex) -> bool {
         let new = new.get();
-        // Release: pairs with `root`; it passes on what this thread acquired from the old index's slots and segment
-        // table. Relaxed on failure: the caller loads the root again.
+        // Release: pairs with `root`, and passes on the values that this thread acquired from the old index's slots and
+        // segment table. Relaxed on failure: the caller loads the root again.
         let exchanged = self
             .root
             .compare_exchange(old, new.as_ptr(), Ordering::Release, Ordering::Relaxed)
             .is_ok();
         if exchanged {
-            // Relaxed: a hint. Of two exchanges at once, the earlier one's may stay.
+            // Relaxed: a hint. If two exchanges race, the earlier one's value may stay.
             self.buckets
                 .store(new.shape().buckets, std::sync::atomic::Ordering::Relaxed);
         }
         exchanged
     }
 
-    /// Begins to load the key's bucket, most probably.
+    /// Prefetches the key's bucket, most probably.
     ///
-    /// Call it before the pin, and before reading the clock: both stall on earlier loads, but not on prefetches. So the bucket
-    /// arrives while the previous look-up still waits for its record: of the two cache misses of a look-up, one overlaps with
-    /// the previous look-up's.
+    /// Call it before the pin, and before reading the clock: both stall on earlier loads, but not on prefetches. So the
+    /// bucket arrives while the previous look-up still waits for its record: of the two cache misses of a look-up, one
+    /// overlaps with the previous look-up's.
     #[inline]
     pub(crate) fn preload(&self, hash: u64) {
         #[cfg(not(loom))]
         {
-            // Relaxed, both: nothing is read by way of them.
+            // Relaxed, both: this thread reads nothing through them.
             let (root, buckets) = (self.root.load(Ordering::Relaxed), self.buckets.load(Ordering::Relaxed));
             probe::prefetch_bucket(root, buckets, hash);
         }
@@ -297,7 +299,7 @@ impl<K: Key> Shard<K> {
         let _ = (hash, &self.buckets);
     }
 
-    /// The record of a key, unless it is RETIRED.
+    /// The key's record, unless it is RETIRED.
     #[inline]
     fn find<'g>(&self, key: &K, hash: u64, guard: &'g Guard) -> Option<(Index<'g>, Published<'g>)> {
         let index = self.root(guard)?;
@@ -334,7 +336,7 @@ impl<K: Key> Shard<K> {
         words
     }
 
-    /// All routes that the key has, valid or not.
+    /// All routes of the key, valid or not.
     pub(crate) fn get_all(&self, key: &K, hash: u64, guard: &Guard) -> Words {
         let mut words = Words::new();
         if let Some((_, record)) = self.find(key, hash, guard) {
@@ -344,7 +346,7 @@ impl<K: Key> Shard<K> {
         words
     }
 
-    /// Adds or refreshes a route of `key`: [`Change::Add`] or [`Change::Restore`]. Returns the record's number too.
+    /// Adds or refreshes a route of `key`: [`Change::Add`] or [`Change::Restore`]. Also returns the record's number.
     pub(crate) fn put<P: Liveness>(
         &self,
         key: &K,
@@ -360,7 +362,7 @@ impl<K: Key> Shard<K> {
             let accept = |record: Published<'_>| record.is(key) && record.load().state() != State::Retired;
             step("insert: root loaded");
             let filled = index.find_or_fill(hash, accept, || {
-                // Before a record is taken, so that a refused key leaves nothing behind.
+                // Reserve before a record is taken, so that a refused key leaves no record behind.
                 if place.is_none() {
                     place = Some(Reservation::new(scope.count).ok_or(NoRecord::NoPlace)?);
                 }
@@ -411,8 +413,8 @@ impl<K: Key> Shard<K> {
         }
     }
 
-    /// Replaces an index of which an insertion has occupied the slot that is one too many. Without memory for a larger index,
-    /// insertions beyond the second limit try again.
+    /// Replaces an index after an insertion has exceeded its limit. Without memory for a larger index, insertions
+    /// beyond the second limit try again.
     #[inline(never)]
     fn rebuild_full<P: Liveness>(&self, index: Index<'_>, used: u32, scope: &Scope<'_, P>) {
         let buckets = index.shape().buckets;
@@ -424,7 +426,7 @@ impl<K: Key> Shard<K> {
         }
     }
 
-    /// Begins to load what a look-up of a key reads first.
+    /// Prefetches the first memory that a look-up of a key reads.
     #[inline]
     pub(crate) fn prefetch(&self, hash: u64, guard: &Guard) {
         if let Some(index) = self.root(guard) {
@@ -446,9 +448,9 @@ impl<K: Key> Shard<K> {
         0
     }
 
-    /// Removes the stale routes of at most `most` records, starting at `at`. Returns the record that the next visit starts
-    /// with. `census` sees the proxy of each route that stays. At the shard's end, a sparse shard moves. If there are many tombstones instead, this visit
-    /// and the next ones rebuild the index in parts; each part uses up the visit.
+    /// Removes the stale routes of at most `most` records, starting at `at`. Returns the record at which the next visit
+    /// starts. `census` sees the proxy of each route that stays. At the shard's end, a sparse shard moves. If there are
+    /// many tombstones instead, this visit and the next ones rebuild the index in parts; each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: Mark,
@@ -466,14 +468,14 @@ impl<K: Key> Shard<K> {
             return visit;
         };
         let generation = index.slab().generation;
-        // A shard that moved meanwhile has its records at other numbers, perhaps before `at`.
+        // A shard that has moved since has its records under other numbers, perhaps before `at`.
         let mut number = if at.generation == generation { at.number } else { 0 };
         let end = index.slab().numbers();
         let mut can_move = true;
         while number < end && visit.visited < most {
             let place = Location::of(number);
-            // The table of an index that was just replaced may be shorter than the slab. What is behind it was added
-            // after this visit began, so the round need not see it: see `sweep.rs`.
+            // The table of an index that was just replaced may be shorter than the slab. Later records were added after
+            // this visit began, so the round need not see them: see `sweep.rs`.
             let Some(records) = index.segment(place.segment) else {
                 return visit;
             };
@@ -489,13 +491,13 @@ impl<K: Key> Shard<K> {
             for record in &records[..count as usize] {
                 match sweep_record::<K, P>(record, index, scope, &mut census) {
                     Some(removed) => visit.removed += removed,
-                    // The shard is moving: finish the move, and begin again in the new slab.
+                    // The shard is moving: finish the move, and start again in the new slab.
                     None if can_move && self.compact(index, scope).is_ok() => {
                         visit.next = Some(Mark::default());
                         visit.visited += 1;
                         return visit;
                     }
-                    // Without memory for that, the routes stay, and with them the numbers of their proxies.
+                    // Without memory for the move, the routes stay, and so do the numbers of their proxies.
                     None => {
                         can_move = false;
                         read_all(record, scope.guard, |word| census.see(word.proxy()));
@@ -521,14 +523,14 @@ impl<K: Key> Shard<K> {
         visit
     }
 
-    /// Records with a route, and all that the slab ever had.
+    /// The numbers of records with a route, and of all records that the slab ever had.
     pub(crate) fn records(&self, guard: &Guard) -> (usize, usize) {
         let slab = self.root(guard).map(Index::slab);
         slab.map_or((0, 0), |slab| (slab.live() as usize, slab.numbers() as usize))
     }
 }
 
-/// Removes the stale routes of one record. Returns how many there were, or `None` if the record is moving.
+/// Removes the stale routes of one record. Returns their number, or `None` if the record is moving.
 #[inline]
 fn sweep_record<K: Key, P: Liveness>(
     record: &Record,
@@ -542,7 +544,7 @@ fn sweep_record<K: Key, P: Liveness>(
         _ if word.is_frozen() => return None,
         State::Live if scope.is_young(word) && census.see_valid(word.proxy(), scope.proxies) => return Some(0),
         State::Live | State::Spill => {
-            // SAFETY: the word has routes, and the scope's guard is pinned.
+            // SAFETY: the word has routes (invariant 3), and the scope's guard is pinned.
             let record = unsafe { Published::new(record) };
             match change::<K, P>(record, Change::Sweep, None, index.slab(), scope) {
                 Ok(Changed::Removed { stale, .. }) => stale,
@@ -552,7 +554,7 @@ fn sweep_record<K: Key, P: Liveness>(
             }
         }
     };
-    // All routes that are left, valid or not: as long as there is a route, its proxy's number must not become another proxy's.
+    // Include invalid routes: while a route remains, its proxy's number must not become another proxy's.
     read_all(record, scope.guard, |word| census.see(word.proxy()));
     Some(removed)
 }
@@ -563,11 +565,12 @@ impl<K: Key> Drop for Shard<K> {
         let Some(header) = NonNull::new(self.root.load(Ordering::Relaxed)) else {
             return;
         };
-        // SAFETY: the root has it, and nobody else can reach it any more.
+        // SAFETY: the index is the root's, and `&mut self` is exclusive.
         let index = unsafe { Index::from_raw(header) };
-        // SAFETY: as above.
+        // SAFETY: `&mut self` is exclusive, so no other thread can reach the index or its records.
         unsafe { index.free_records(K::free, Moved::No) };
-        // SAFETY: nobody else can reach it. Indexes that were replaced before share only the slab, which they count.
+        // SAFETY: no other thread can reach the index. Earlier indexes share only the slab, which has a reference
+        // count.
         unsafe { Header::free(header.as_ptr()) };
     }
 }

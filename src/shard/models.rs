@@ -1,7 +1,7 @@
-//! loom models of the shard's protocols, named after the property that each shows.
+//! loom models of the shard's protocols. Each has the name of the property that it shows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p nodetracker --release --lib models` runs them; `-- --nocapture` tells how many
-//! executions each took. The constants shrink there: two slots a bucket, segments of two records.
+//! `RUSTFLAGS="--cfg loom" cargo test -p nodetracker --release --lib models` runs them; with `-- --nocapture`, each
+//! prints how many executions it took. Under loom the constants shrink: two slots a bucket, segments of two records.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -22,14 +22,15 @@ use crate::shard::routes::Change;
 use crate::sync::{AtomicU32, epoch, pin};
 use crate::types::node_id::NodeId;
 
-/// A small number as a key. Like a name it owns something where it is stored: a ticket of its own, which must not be looked
-/// at once it is freed, is freed once, and in the end is.
+/// A small number as a key. Like a name, a stored number owns something: its own ticket. The ticket must not be used
+/// after it is freed, and must be freed exactly once.
 #[derive(Clone, Copy)]
 struct Number(u64);
 
-// loom runs all of a model's threads on one OS thread. It does not see this, so it orders nothing.
+// loom runs all of a model's threads on one OS thread. It does not see this thread-local, which therefore orders
+// nothing.
 std::thread_local! {
-    /// The tickets of keys that are stored, and how many there ever were.
+    /// The tickets of stored keys, and how many tickets there ever were.
     static TICKETS: RefCell<(HashSet<u64>, u64)> = RefCell::default();
 }
 
@@ -70,7 +71,7 @@ impl Key for Number {
     }
 }
 
-/// A shard with all that an operation needs, for keys that are small numbers.
+/// A shard with the surroundings of an operation, for keys that are small numbers.
 struct World {
     shard: Shard<Number>,
     hasher: RandomState,
@@ -85,14 +86,14 @@ fn number_of(node: &NodeId) -> u64 {
     number
 }
 
-/// Half of a private record's key, where a free one has its link: none that a link could be.
+/// Half of a private record's key, in the place of a free record's link. No link has this value.
 const KEY_OF_PRIVATE: u64 = 1_000;
 
 struct Proxies<'a>(&'a AtomicU32);
 
 impl Liveness for Proxies<'_> {
     fn has(&self, proxy: u32) -> bool {
-        // Acquire: as the life of a proxy's entry.
+        // Acquire: like the life of a proxy's entry.
         self.0.load(Ordering::Acquire) & (1 << proxy) == 0
     }
 
@@ -149,7 +150,7 @@ impl World {
         })
     }
 
-    /// Adds routes through proxy 0 all at once where the shard is new, otherwise one by one.
+    /// Adds routes through proxy 0: all at once if the shard is new, otherwise one by one.
     fn fill(&self, keys: &[u64], time: u64, now: u64) {
         self.with(now, |scope| {
             let keys = keys.iter().map(|&key| Number(key));
@@ -213,7 +214,7 @@ impl World {
         })
     }
 
-    /// Replaces the index, whether or not that is due.
+    /// Replaces the index, whether due or not.
     fn rebuild(&self, now: u64) {
         self.with(now, |scope| {
             let index = self.shard.root(scope.guard).expect("the model has added something");
@@ -228,7 +229,7 @@ impl World {
         index.slab().used() == max_used(index.shape().buckets)
     }
 
-    /// Replaces the index bucket by bucket, as the sweeper does with large ones.
+    /// Replaces the index bucket by bucket, as the sweeper replaces a large index.
     fn rebuild_in_parts(&self, now: u64) {
         let parked = RebuildSlot::default();
         while self.with(now, |scope| {
@@ -239,7 +240,7 @@ impl World {
         }) {}
     }
 
-    /// Moves the shard to another slab, whether or not that is due.
+    /// Moves the shard to another slab, whether due or not.
     fn compact(&self, now: u64) {
         self.with(now, |scope| {
             let index = self.shard.root(scope.guard).expect("the model has added something");
@@ -247,7 +248,7 @@ impl World {
         });
     }
 
-    /// Has what replaced indexes left out put on the free list, where nobody is pinned.
+    /// Puts the records that replaced indexes left out on the free list. No thread may be pinned.
     fn reclaim(&self) {
         self.with(0, |scope| {
             let index = self.shard.root(scope.guard).expect("the model has added something");
@@ -255,8 +256,8 @@ impl World {
         });
     }
 
-    /// Takes so many records that are not published, or as many as the index has segments for, and gives them back; tells
-    /// how many it got.
+    /// Takes up to `count` private records, or as many as the index has segments for, and gives them back. Returns how
+    /// many it took.
     fn take_and_give_back(&self, count: usize) -> usize {
         self.with(0, |scope| {
             let index = self.shard.root(scope.guard).expect("the model has added something");
@@ -267,7 +268,7 @@ impl World {
         })
     }
 
-    /// What must hold whenever nobody is at work: no key twice, the counts are exact, nothing is frozen.
+    /// The invariants at rest: no key twice, the counts are exact, nothing is frozen.
     fn check(&self) {
         self.with(0, |scope| {
             let Some(index) = self.shard.root(scope.guard) else {
@@ -284,7 +285,7 @@ impl World {
                     State::Retired => continue,
                     State::Dead => 0,
                     State::Live => 1,
-                    // SAFETY: loaded under the scope's guard.
+                    // SAFETY: the word was loaded under the scope's guard.
                     State::Spill => unsafe { List::of(word, scope.guard) }.words().len(),
                 };
                 assert!(!keys.contains(&record.key()[0]), "a key was inserted twice");
@@ -315,12 +316,12 @@ fn model<R: Send + 'static>(
     threads: Vec<StdArc<dyn Fn(&World) -> R + Send + Sync>>,
     after: impl Fn(&World, Vec<R>) + Send + Sync + 'static,
 ) {
-    // More would take minutes with three.
+    // With three preemptions, models of three threads would take minutes.
     let preemptions = if threads.len() > 2 { 2 } else { 3 };
     model_of(preemptions, before, threads, after);
 }
 
-/// [`model`] with at most so many preemptions.
+/// [`model`] with at most this many preemptions.
 fn model_of<R: Send + 'static>(
     preemptions: usize,
     before: impl Fn(&World) + Send + Sync + 'static,
@@ -380,8 +381,8 @@ fn an_insert_during_a_freeze_is_not_lost() {
     );
 }
 
-/// The home bucket of key 4 is the first one of two. Where that is frozen when the key comes, and the other one not yet, no
-/// look-up would find it there.
+/// The home bucket of key 4 is the first of two. If this bucket is frozen when key 4 is inserted, and the other is not
+/// yet, no look-up would find key 4 in the other.
 #[test]
 fn an_insert_during_a_freeze_is_found_at_once() {
     model(
@@ -432,8 +433,8 @@ fn a_key_whose_record_a_losing_rebuild_retired_comes_back_once() {
     );
 }
 
-/// A refresh is late: it has loaded the word before a later one changed it, or it finds the later time there. A reader sees
-/// no time go back.
+/// A refresh is late: it has loaded the word before a later refresh changed it, or it finds the later time there. No
+/// reader sees the time decrease.
 #[test]
 fn of_two_refreshes_the_later_time_stays() {
     model(
@@ -453,8 +454,8 @@ fn of_two_refreshes_the_later_time_stays() {
     );
 }
 
-/// The refresh in the list comes before the freeze of its word, or meets the frozen word, or a word of a list that is retired.
-/// In the last two cases the refresh reads the record's word again.
+/// The refresh in the list precedes the freeze of its word, or meets the frozen word, or a word of a list that is
+/// retired. In the last two cases the refresh reads the record's word again.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_is_replaced() {
     model(
@@ -475,7 +476,7 @@ fn a_refreshed_route_survives_the_sweep_or_comes_back() {
     model(
         |world| _ = world.add(1, 0, 1),
         vec![
-            // Tick 12 finds the route of tick 1 expired.
+            // At tick 12, the route of tick 1 is expired.
             thread(|world| assert_eq!(world.add(1, 0, 12), Added::Inserted)),
             thread(|world| _ = world.sweep(12)),
         ],
@@ -483,8 +484,8 @@ fn a_refreshed_route_survives_the_sweep_or_comes_back() {
     );
 }
 
-/// The CAS of either one comes between the other one's load and CAS: the refresh then inserts, or the removal takes the later
-/// time away.
+/// The CAS of either thread may come between the other thread's load and CAS: the refresh then inserts, or the removal
+/// removes the later time.
 #[test]
 fn of_a_refresh_and_a_removal_one_comes_last() {
     model(
@@ -538,8 +539,8 @@ fn an_insert_during_a_move_is_not_lost() {
     );
 }
 
-/// The rebuild meets frozen words, and becomes a move. The rebuild or the move loses the CAS of the root to the other. Meanwhile a route is
-/// refreshed, and a key comes back that both leave out.
+/// The rebuild meets frozen words, and becomes a move. The rebuild or the move loses the CAS of the root to the other.
+/// Meanwhile a route is refreshed, and a key that both leave out is inserted again.
 #[test]
 fn a_rebuild_and_a_move_keep_what_is_there() {
     model_of(
@@ -562,7 +563,7 @@ fn a_rebuild_and_a_move_keep_what_is_there() {
         |world, _| {
             assert_eq!(world.get(1, 2), [(0, 2)]);
             assert_eq!(world.get(2, 2), [(1, 2)]);
-            // Frozen words may have stayed in the root; they hold nobody up.
+            // The root may still have frozen words; they delay no operation.
             assert_eq!(world.add(1, 0, 3), Added::Refreshed);
             assert_eq!(world.remove(2, Change::RemoveNode, 3), 1);
             assert_eq!(world.sweep(3), 0);
@@ -606,7 +607,8 @@ fn of_a_refresh_a_removal_and_a_sweep_none_undoes_another() {
     );
 }
 
-/// Both build a list from the same word. The one that loses builds another one from the winner's list, whose words it freezes.
+/// Both threads build a list from the same word. The loser builds another list from the winner's list, whose words it
+/// freezes.
 #[test]
 fn of_two_lists_that_replace_one_both_additions_are_in_the_last() {
     model(
@@ -621,7 +623,7 @@ fn of_two_lists_that_replace_one_both_additions_are_in_the_last() {
     );
 }
 
-/// As above, but the record's word becomes one route instead of another list.
+/// A refresh races with a change after which the record's word is one route instead of another list.
 #[test]
 fn a_refresh_is_not_lost_to_a_list_that_becomes_one_route() {
     model(
@@ -637,8 +639,8 @@ fn a_refresh_is_not_lost_to_a_list_that_becomes_one_route() {
     );
 }
 
-/// The reader has loaded the record's word, and comes to the list's words before, during or after the freeze, or once the list
-/// is retired.
+/// The reader has loaded the record's word, and reads the list's words before, during or after the freeze, or after the
+/// list is retired.
 #[test]
 fn a_list_that_is_replaced_is_read_whole() {
     model(
@@ -719,7 +721,7 @@ fn a_free_record_is_taken_once() {
             world.rebuild(1);
             world.reclaim();
         },
-        // Two take the head of the free list, and one of them gives it back at once and takes again: no ABA.
+        // Two threads take the head of the free list. One of them gives it back at once and takes again: no ABA.
         vec![
             thread(|world| {
                 world.take_and_give_back(2);
@@ -827,7 +829,7 @@ fn a_sweep_finds_what_a_move_takes_elsewhere() {
         },
         vec![
             thread(|world| {
-                // One record a visit.
+                // Visit one record at a time.
                 let mut at = Some(Mark::default());
                 let mut seen = false;
                 while let Some(from) = at {
@@ -843,15 +845,15 @@ fn a_sweep_finds_what_a_move_takes_elsewhere() {
             thread(|world| world.compact(5)),
         ],
         |world, _| {
-            // All but the one that is expired at tick 12.
+            // All except the route that is expired at tick 12.
             assert_eq!(world.count.get(), 1);
             assert_eq!(world.get(3, 12), [(1, 5)]);
         },
     );
 }
 
-/// A stale link would make the record behind it the list's first, or end the list there: `check` misses some, or finds
-/// them twice.
+/// A stale link would make the record behind it the first of the list, or end the list there: `check` misses some
+/// records, or finds them twice.
 #[test]
 fn a_record_that_was_given_back_is_taken_with_its_link() {
     model(
@@ -864,7 +866,8 @@ fn a_record_that_was_given_back_is_taken_with_its_link() {
     );
 }
 
-/// Two take numbers that were never used, so that either one installs the segment, and the other one counts up the numbers.
+/// Both threads take numbers that were never used, so either thread installs the segment, and the other increments the
+/// first unused number.
 #[test]
 fn a_sweep_knows_the_segment_of_each_number() {
     model(
@@ -934,7 +937,8 @@ fn of_two_fills_each_route_is_there_once() {
     );
 }
 
-/// The key's first record is retired by a rebuild that loses, so it comes back with another one in the same index.
+/// A rebuild that loses retires the key's first record, so the key is inserted again with another record in the same
+/// index.
 #[test]
 fn a_copy_has_a_key_that_came_back_once() {
     model(
@@ -983,7 +987,7 @@ fn the_last_event_of_a_node_shows_what_the_shard_holds() {
                 }
                 shown.clone()
             };
-            // A point at which the writer may go first: loom does not find one by itself.
+            // Lets the writer run first: loom does not find this point by itself.
             thread::yield_now();
             poll();
             writer.join().expect("it ends");
@@ -1036,8 +1040,8 @@ fn an_insert_during_a_rebuild_in_parts_is_not_lost() {
     );
 }
 
-/// The insertion that exceeds the first limit copies the index before it freezes the index. The other insertion finds no empty
-/// slot there, and freezes the index meanwhile. (The models of rebuilds in parts have late insertions.)
+/// The insertion that exceeds the first limit copies the index before it freezes the index. The other insertion finds
+/// no empty slot there, and freezes the index meanwhile. (The models of rebuilds in parts have late insertions.)
 #[test]
 fn of_two_inserts_at_the_limit_one_rebuilds_ahead_and_both_stay() {
     model(
@@ -1054,7 +1058,8 @@ fn of_two_inserts_at_the_limit_one_rebuilds_ahead_and_both_stay() {
     );
 }
 
-/// The key's record is RETIRED while its index is the root's. So the key gets another record there, which the end copies.
+/// The key's record is RETIRED while its index is the root's. So the key gets another record there, which the end
+/// copies.
 #[test]
 fn a_key_that_comes_back_during_a_rebuild_in_parts_is_there_once() {
     model(
@@ -1074,7 +1079,7 @@ fn a_key_that_comes_back_during_a_rebuild_in_parts_is_there_once() {
     );
 }
 
-/// The home bucket of key 4 is the first one: its tombstone is left out before the other rebuild, and its slot is another
+/// The home bucket of key 4 is the first: its tombstone is left out before the other rebuild, and its slot is another
 /// record's afterwards.
 #[test]
 fn of_a_rebuild_in_parts_and_another_one_wins_and_nothing_is_lost() {
@@ -1119,8 +1124,8 @@ fn a_segment_that_is_installed_during_a_rebuild_in_parts_is_kept() {
     a_segment_that_is_installed_is_kept(World::rebuild_in_parts);
 }
 
-/// Of two refreshes in one tick, the later comes first if the other had returned before it was called, whether by rank or in
-/// a new list.
+/// Of two refreshes in one tick, the later comes first if it was called after the other had returned, whether by rank
+/// or in a new list.
 #[test]
 fn of_two_refreshes_in_one_tick_the_later_comes_first() {
     model(

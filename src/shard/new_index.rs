@@ -1,4 +1,4 @@
-//! An index that is still private.
+//! A private index.
 
 use std::alloc::alloc_zeroed;
 use std::cell::Cell;
@@ -18,11 +18,11 @@ use crate::shard::slab::{Record, Slab};
 use crate::sync::{AtomicPtr, AtomicU32, epoch::Fate};
 use crate::sync::{Ordering, Reclaim};
 
-/// An index that nobody else knows yet; freed when it is dropped.
+/// An index that no other thread can reach. Dropping it frees it.
 pub(crate) struct NewIndex(NonNull<Header>);
 
 impl NewIndex {
-    /// Allocates an empty index over `slab`; `None` where there is no memory for it.
+    /// Allocates an empty index over `slab`; `None` if there is no memory.
     pub(crate) fn new(slab: Arc<Slab>, shape: Shape) -> Option<NewIndex> {
         // SAFETY: the layout has a header, so its size is not zero.
         let header = NonNull::new(unsafe { alloc_zeroed(shape.layout()) }.cast::<Header>())?;
@@ -34,10 +34,10 @@ impl NewIndex {
             #[cfg(loom)]
             fate: Fate::default(),
         };
-        // SAFETY: the allocation starts with room for a header, and is ours alone.
+        // SAFETY: the allocation starts with room for a header, and only this thread has the allocation.
         unsafe { header.write(new) };
         let index = NewIndex(header);
-        // Outside of loom, zeroed memory is EMPTY slots and a table of no segments.
+        // Without loom, zeroed memory is EMPTY slots and a table without segments.
         #[cfg(loom)]
         index.initialize();
         Some(index)
@@ -49,16 +49,16 @@ impl NewIndex {
         // SAFETY: the layout has room for the segment table there.
         let segments = unsafe { self.0.cast::<u8>().add(segments_at(shape.buckets)) }.cast::<AtomicPtr<Record>>();
         for entry in 0..shape.segments as usize {
-            // SAFETY: as above.
+            // SAFETY: the layout has room for this entry of the segment table.
             let entry = unsafe { segments.add(entry) };
-            // SAFETY: as above, and the allocation is ours alone.
+            // SAFETY: the layout has room for this entry, and only this thread has the allocation.
             unsafe { entry.write(AtomicPtr::new(std::ptr::null_mut())) };
         }
         let slots = self.get().slots_ptr();
         for slot in 0..(shape.buckets * BUCKET) as usize {
-            // SAFETY: the layout has room for the slots there.
+            // SAFETY: the layout has room for this slot.
             let slot = unsafe { slots.add(slot) };
-            // SAFETY: as above, and the allocation is ours alone.
+            // SAFETY: the layout has room for this slot, and only this thread has the allocation.
             unsafe { slot.write(AtomicU32::new(EMPTY)) };
         }
     }
@@ -74,7 +74,7 @@ impl NewIndex {
     /// Copies the segment table of a frozen index.
     pub(crate) fn copy_segments(&self, from: Index<'_>) {
         for (to, from) in self.get().segments().iter().zip(from.segments()) {
-            // Acquire: pairs with the CAS that installed the segment; the root's CAS passes it on.
+            // Acquire: pairs with the CAS that installed the segment. The root's CAS passes it on.
             let records = from.load(Ordering::Acquire);
             if records != frozen_segment() {
                 // Relaxed: private; the root's CAS publishes it.
@@ -83,7 +83,7 @@ impl NewIndex {
         }
     }
 
-    /// Makes `segments` the first ones of the table.
+    /// Makes `segments` the first segments of the table.
     pub(crate) fn set_segments(&self, segments: &[NonNull<Record>]) {
         for (to, records) in self.get().segments().iter().zip(segments) {
             // Relaxed: private; the root's CAS publishes it.
@@ -91,7 +91,7 @@ impl NewIndex {
         }
     }
 
-    /// Puts a record into the first EMPTY slot of its probe sequence; `false` where that is full.
+    /// Puts a record into the first EMPTY slot of its probe sequence; `false` if the sequence is full.
     #[must_use]
     pub(crate) fn place(&mut self, number: u32, hash: u64) -> bool {
         let index = self.get();
@@ -111,7 +111,7 @@ impl NewIndex {
         false
     }
 
-    /// Leaves the index to the root that points to it now.
+    /// Leaves the index to the root that now points to it.
     pub(crate) fn publish(self) {
         std::mem::forget(self);
     }
@@ -119,7 +119,7 @@ impl NewIndex {
 
 impl Drop for NewIndex {
     fn drop(&mut self) {
-        // SAFETY: it was never published. Its segments belong to the slab.
+        // SAFETY: the index was never published. Its segments belong to the slab.
         unsafe { Header::free(self.0.as_ptr()) };
     }
 }

@@ -1,4 +1,4 @@
-//! Going through the records of an index.
+//! Iterates over the records of an index.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ impl<'g> Index<'g> {
         self.occupied_in(0..self.shape().buckets)
     }
 
-    /// The same for some buckets.
+    /// [`occupied`](Self::occupied) for some buckets.
     pub(crate) fn occupied_in(self, buckets: Range<u32>) -> Occupied<'g> {
         let mut occupied = Occupied {
             index: self,
@@ -28,7 +28,7 @@ impl<'g> Index<'g> {
         occupied
     }
 
-    /// The records of one bucket. Begins to load them.
+    /// The records of one bucket. Starts loading them.
     pub(crate) fn records_of(self, bucket: u32) -> Records<'g> {
         let slots = self.bucket(bucket);
         std::array::from_fn(|slot| {
@@ -44,12 +44,12 @@ impl<'g> Index<'g> {
         })
     }
 
-    /// Calls `each` with the records of all keys with these home buckets, and with some records of other keys. Begins to load
-    /// the records. Returns how many buckets were read, and the end of the home buckets whose keys were all met: that may be
-    /// beyond `homes`.
+    /// Calls `each` with the records of all keys with these home buckets, and with some records of other keys. Starts
+    /// loading the records. Returns how many buckets were read, and the end of the home buckets whose keys are
+    /// complete: it may be beyond `homes`.
     ///
-    /// Keys that were displaced from the last of the buckets are in the buckets after it, as long as these are full. So at a
-    /// bucket that is not full, all keys of the home buckets up to that bucket were met.
+    /// Keys that were displaced from the last of the buckets are in the buckets after it, as long as these are full. So
+    /// at a bucket that is not full, all keys of the home buckets up to that bucket have been met.
     pub(crate) fn with_homes(self, homes: Range<u32>, mut each: impl FnMut(Published<'g>)) -> (u32, u32) {
         let buckets = self.header().shape.buckets;
         let count = homes.len() as u32;
@@ -78,10 +78,11 @@ impl<'g> Index<'g> {
     }
 }
 
-/// The record numbers in the slots of one bucket, with their records; `None` for a slot that has none.
+/// The record numbers in the slots of one bucket, with their records; `None` for a slot without a record.
 pub(crate) type Records<'g> = [Option<(u32, Published<'g>)>; BUCKET as usize];
 
-/// The iterator of [`Index::occupied`]. The records are scattered in memory, so the records of the next bucket are prefetched.
+/// The iterator of [`Index::occupied`]. The records are scattered in memory, so it prefetches the records of the next
+/// bucket.
 pub(crate) struct Occupied<'g> {
     index: Index<'g>,
     /// The bucket after the bucket of `ahead`.
@@ -90,7 +91,7 @@ pub(crate) struct Occupied<'g> {
     end: u32,
     here: Records<'g>,
     ahead: Records<'g>,
-    /// The place in `here`.
+    /// The position in `here`.
     at: usize,
 }
 

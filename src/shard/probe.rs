@@ -1,8 +1,8 @@
-//! A key's probe sequence through an index, and what look-ups and insertions do along it.
+//! A key's probe sequence through an index, and how look-ups and insertions follow it.
 //!
-//! The sequence starts at a slot of its own in its home bucket, goes round that bucket, and on to the following ones. Probing
-//! whole cache lines keeps a look-up that misses at a load factor of 0.9 at about one and a half lines, where plain linear
-//! probing would read fifty slots.
+//! The sequence starts at a slot of its own in its home bucket, wraps around that bucket, and continues with the next
+//! buckets. Probing whole cache lines limits a look-up that misses at a load factor of 0.9 to about one and a half
+//! lines; plain linear probing would read fifty slots.
 
 use crate::layout::{BUCKET, NUMBER_BITS};
 use crate::mem::prefetch::prefetch;
@@ -13,17 +13,17 @@ use crate::shard::index::{EMPTY, FROZEN, Index, number_in};
 use crate::shard::published::Published;
 use crate::sync::Ordering;
 
-/// How many buckets a probe sequence has at most. At a load factor of 0.9 full buckets come in runs; with 16, one rebuild
-/// in seven was for a run that was longer, with 64 next to none is.
+/// The most buckets of a probe sequence. At a load factor of 0.9, full buckets come in runs. With 16 buckets, a longer
+/// run caused one rebuild in seven; with 64, almost none.
 pub(super) const PROBED_BUCKETS: u32 = 64;
 
-/// The bucket in which a probe sequence goes on.
+/// The bucket with which a probe sequence continues.
 #[inline]
 pub(super) fn following(bucket: u32, buckets: u32) -> u32 {
     if bucket + 1 == buckets { 0 } else { bucket + 1 }
 }
 
-/// A key's way through an index.
+/// A key's probe sequence.
 #[derive(Clone, Copy)]
 pub(super) struct Probe {
     pub(super) bucket: u32,
@@ -35,7 +35,8 @@ pub(super) struct Probe {
 /// hashes give different results.
 #[inline]
 pub(crate) fn mix(hash: u64, seed: u64) -> u64 {
-    // All hashes of a shard have the same top bits, so mix the others into the top: an odd factor carries each bit upwards.
+    // All hashes of a shard have the same top bits, so mix the other bits into the top: an odd factor carries each bit
+    // upwards.
     (hash ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
@@ -63,8 +64,8 @@ impl Probe {
     }
 }
 
-/// Begins to load a key's home bucket in the index that a root points to, if the index has so many buckets and the seed 0. A
-/// prefetch reads nothing, so it needs no pin, and `root` and `buckets` may be stale.
+/// Prefetches a key's home bucket in a root's index, if the index has this many buckets and the seed 0. A prefetch
+/// reads nothing, so it needs no pin, and `root` and `buckets` may be stale.
 #[cfg(not(loom))]
 #[inline]
 pub(crate) fn prefetch_bucket(root: *const Header, buckets: u32, hash: u64) {
@@ -79,14 +80,14 @@ impl<'g> Index<'g> {
         Probe::new(hash, header.shape.seed, header.shape.buckets)
     }
 
-    /// Begins to load the key's home bucket.
+    /// Prefetches the key's home bucket.
     #[inline]
     pub(crate) fn prefetch(self, hash: u64) {
         prefetch(self.bucket(self.probe(hash).bucket));
     }
 
-    /// The first record with the key's tag in its home bucket, which nearly always is the key's if it has one; begins to
-    /// load it.
+    /// The first record with the key's tag in its home bucket: if the key has a record, nearly always this one. Starts
+    /// loading the record.
     #[inline]
     pub(crate) fn candidate(self, hash: u64) -> Option<(u32, Published<'g>)> {
         let probe = self.probe(hash);
@@ -109,7 +110,7 @@ impl<'g> Index<'g> {
         while hits != 0 {
             // Acquire: as in `find`.
             let value = line[first(hits, probe.offset)].load(Ordering::Acquire);
-            // What was EMPTY when it was compared may be taken now; that is as good.
+            // A slot that was EMPTY in the comparison may be taken now, which is as good.
             if value != EMPTY
                 && value != FROZEN
                 && (value ^ probe.tag) >> NUMBER_BITS == 0
@@ -132,7 +133,8 @@ impl<'g> Index<'g> {
         let buckets = self.header().shape.buckets;
         let mut bucket = probe.bucket;
         for _ in 0..buckets.min(PROBED_BUCKETS) {
-            // Acquire, of slots: pairs with the CAS that filled the slot (or the store of a rebuild, by way of the root).
+            // Acquire, of slots: pairs with the CAS that filled the slot (or with the store of a rebuild, through the
+            // root).
             if let Some(result) = self.find_in(bucket, probe, |_, record| accept(record)) {
                 return Some(result);
             }
@@ -144,8 +146,8 @@ impl<'g> Index<'g> {
         None
     }
 
-    /// Goes along the key's probe sequence until `accept` takes a record, or `offer` gives the number of one to put
-    /// into the first EMPTY slot.
+    /// Follows the key's probe sequence until `accept` takes a record, or `offer` returns the number of a record for
+    /// the first EMPTY slot.
     pub(crate) fn find_or_fill<E>(
         self,
         hash: u64,
@@ -153,7 +155,7 @@ impl<'g> Index<'g> {
         mut offer: impl FnMut() -> Result<u32, E>,
     ) -> Result<Filled<'g>, E> {
         let probe = self.probe(hash);
-        // Nearly always the key is known, and in its home bucket.
+        // Nearly always the key is known and in its home bucket.
         let known = self.find_in(probe.bucket, probe, |number, record| {
             accept(record).then_some(Filled::Found(number, record))
         });
@@ -164,7 +166,7 @@ impl<'g> Index<'g> {
         let mut bucket = probe.bucket;
         for _ in 0..buckets.min(PROBED_BUCKETS) {
             let line = self.bucket(bucket);
-            // The other slots have other keys' records, and keep them.
+            // The other slots have other keys' records, for good.
             let mut left = from_offset(same_tag_or_end(line, probe.tag), probe.offset);
             while left != 0 {
                 let slot = &line[first(left, probe.offset)];
@@ -173,8 +175,8 @@ impl<'g> Index<'g> {
                 let mut value = slot.load(Ordering::Acquire);
                 if value == EMPTY {
                     let number = offer()?;
-                    // Release: publishes the record's key; pairs with the Acquire loads of slots. Acquire on failure: the
-                    // slot is looked at again, as after a load.
+                    // Release: publishes the record's key; pairs with the Acquire loads of slots. Acquire on failure:
+                    // the slot is checked again, as after a load.
                     match slot.compare_exchange(EMPTY, probe.tag | (number + 1), Ordering::Release, Ordering::Acquire) {
                         Ok(_) => return Ok(Filled::Won),
                         Err(won) => value = won,
@@ -196,7 +198,7 @@ impl<'g> Index<'g> {
     }
 }
 
-/// What [`Index::find_or_fill`] came to.
+/// The result of [`Index::find_or_fill`].
 pub(crate) enum Filled<'g> {
     /// The key has this record.
     Found(u32, Published<'g>),

@@ -1,4 +1,4 @@
-//! Records as an index has them.
+//! Records that an index has published.
 
 use std::ops::Deref;
 
@@ -6,8 +6,8 @@ use crate::shard::key::Key;
 use crate::shard::slab::Record;
 use crate::types::node_id::NodeId;
 
-/// A record that is the record of some key while the guard of `'g` is pinned: an index has published the record (invariant
-/// 2), or its word had routes (invariant 3), and no thread reuses the record before the guard is gone (invariant 7).
+/// A record that belongs to a key while the guard of `'g` is pinned. An index has published the record (invariant 2),
+/// or its word had routes (invariant 3), and no thread reuses the record before the guard is dropped (invariant 7).
 #[derive(Clone, Copy)]
 pub(crate) struct Published<'g>(&'g Record);
 
@@ -29,7 +29,7 @@ impl<'g> Published<'g> {
 
     /// The node whose record this is.
     pub(crate) fn node<K: Key>(self) -> NodeId {
-        // SAFETY: as in `is`.
+        // SAFETY: the record has a key, and keeps the key under the pin (the type's invariant).
         unsafe { K::node(self.key()) }
     }
 }

@@ -1,25 +1,25 @@
-//! Replacing a shard's index: to grow it, to shed tombstones, to change its probe sequences.
+//! Replaces a shard's index: to grow it, to shed tombstones, to change its probe sequences.
 //!
-//! Each thread that meets a FROZEN slot does the whole rebuild alone, on a private copy, so it never waits for the thread that
-//! began. Only one copy wins the CAS of the root; the others are freed.
+//! Each thread that meets a FROZEN slot does the whole rebuild alone, on a private copy, so it never waits for the
+//! thread that began. Only one copy wins the CAS of the root; the others are freed.
 //!
 //! # Before the freeze
 //!
-//! A frozen index makes every inserting thread copy it, so that all copies but one are wasted: two threads that inserted a
-//! million keys copied nearly each index twice. So the one thread whose insertion reaches the limit of an index copies the
-//! index before it freezes anything, while the others insert up to a second limit ([`most_used`]). Only beyond the second
-//! limit, if the one thread was stopped or had no memory, does each thread rebuild.
+//! A frozen index makes every inserting thread copy it, so that all copies but one are wasted: two threads that
+//! inserted a million keys copied nearly each index twice. So the one thread whose insertion reaches the limit of an
+//! index copies the index before it freezes anything, while the others insert up to a second limit ([`most_used`]).
+//! Only beyond the second limit, if that thread was stopped or had no memory, does each thread rebuild.
 //!
-//! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it copies a
-//! large index in parts, some buckets at a time ([`Rebuild`]).
+//! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it
+//! copies a large index in parts, some buckets at a time ([`Rebuild`]).
 //!
-//! Meanwhile other threads may fill slots of buckets that were already copied; the end of the rebuild freezes each slot that
-//! was EMPTY, and copies those that were filled since. Slots are written once (invariant 1), so the rest of the copy is still right. The end reads no record
-//! that was copied before.
+//! Meanwhile other threads may fill slots of buckets that were already copied. The end of the rebuild freezes each slot
+//! that was EMPTY, and copies the slots that were filled since. Slots are written once (invariant 1), so the rest of
+//! the copy is still right. The end reads no record that was copied before.
 //!
-//! A tombstone that such a copy leaves out is RETIRED while its index is still the root. A key that comes back meanwhile gets
-//! another record, as after a rebuild that lost (invariant 6). A copy that is given up leaves RETIRED records in the index;
-//! the next rebuild leaves them out.
+//! A tombstone that such a copy leaves out is RETIRED while its index is still the root. If its key is inserted again
+//! meanwhile, the key gets another record, as after a rebuild that lost (invariant 6). A copy that is given up leaves
+//! RETIRED records in the index; the next rebuild leaves them out.
 
 use std::sync::atomic::AtomicPtr;
 
@@ -38,7 +38,7 @@ use crate::word::{State, Word};
 /// How often the seed may change before the index grows instead.
 const MAX_RESEEDS: u32 = 2;
 
-/// The sweeper rebuilds an index of at most so many buckets at once, which takes a tenth of a millisecond.
+/// The sweeper rebuilds an index of at most this many buckets at once, which takes a tenth of a millisecond.
 const AT_ONCE: u32 = if cfg!(loom) { 0 } else { 128 };
 
 /// A bit for each slot of a bucket.
@@ -48,8 +48,8 @@ const ALL_SLOTS: u16 = ((1_u32 << BUCKET) - 1) as u16;
 const BUCKETS_PER_64: u32 = if cfg!(loom) { 1 } else { 8 };
 
 impl<K: Key> Shard<K> {
-    /// Replaces `old` by a copy without its tombstones, unless another thread does so first. When this returns `Ok`, `old` is
-    /// not the root's index any more.
+    /// Replaces `old` with a copy without its tombstones, unless another thread does so first. When this returns `Ok`,
+    /// `old` is no longer the root's index.
     ///
     /// `crowded`: a probe sequence of `old` was full.
     pub(crate) fn rebuild<P: Liveness>(
@@ -86,8 +86,8 @@ impl<K: Key> Shard<K> {
         self.rebuild(old, false, scope)
     }
 
-    /// [`rebuild`](Shard::rebuild) for the sweeper: takes about as long as visiting `records` records, except for the last
-    /// part, and keeps an unfinished copy on `parked`. Returns whether there is more to do.
+    /// [`rebuild`](Shard::rebuild) for the sweeper: takes about as long as visiting `records` records, except for the
+    /// last part, and keeps an unfinished copy in `parked`. Returns whether there is more to do.
     pub(crate) fn rebuild_part<P: Liveness>(
         &self,
         old: Index<'_>,
@@ -138,12 +138,12 @@ impl<K: Key> Shard<K> {
             step("rebuild: root replaced");
             new.publish();
             old.slab().slots_left_out(left_out.len() as u32);
-            // SAFETY: this thread's CAS in `replace_root` made the root stop pointing to `old`.
+            // SAFETY: this thread's CAS in `replace_root` unlinked `old` (invariant 8).
             unsafe { old.retire(left_out, scope.guard) };
         }
     }
 
-    /// Whether shedding tombstones is worth a rebuild: more than a 32nd of the index's records are tombstones.
+    /// Whether shedding tombstones is worth a rebuild: more than a 32nd of the occupied slots are tombstones.
     pub(crate) fn is_littered(index: Index<'_>) -> bool {
         let (used, live) = (index.slab().used(), index.slab().live());
         used.saturating_sub(live) > used / 32 + BUCKET / 2
@@ -169,7 +169,7 @@ enum CopyEnd {
     All,
     /// A probe sequence of the new index is full.
     Crowded,
-    /// A record with a frozen word was met.
+    /// The copy has met a record with a frozen word.
     Moving,
 }
 
@@ -184,8 +184,8 @@ impl Rebuild {
         })
     }
 
-    /// Copies the next `most` buckets. Each record goes straight to its slot: a list of records would be as large as the
-    /// index.
+    /// Copies the next `most` buckets. Each record goes directly to its slot: a list of records would be as large as
+    /// the index.
     fn copy<K: Key, P>(&mut self, old: Index<'_>, most: u32, scope: &Scope<'_, P>) -> Result<CopyEnd, Refused> {
         let buckets = old.shape().buckets;
         let from = self.done.len() as u32;
@@ -202,7 +202,7 @@ impl Rebuild {
         Ok(if until == buckets { CopyEnd::All } else { CopyEnd::Part })
     }
 
-    /// Freezes the slots that were EMPTY when `copy` came to them, and copies those that were filled since.
+    /// Freezes the slots that were EMPTY when `copy` reached them, and copies the slots that were filled since.
     fn copy_late<K: Key, P>(&mut self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<CopyEnd, Refused> {
         for bucket in 0..self.done.len() {
             let mut left = !self.done[bucket] & ALL_SLOTS;
@@ -219,8 +219,9 @@ impl Rebuild {
         Ok(CopyEnd::All)
     }
 
-    /// Copies a record, or leaves it out, unless the copy has to stop.
-    // Always: an insertion pays for five copies of a record, by growth, and each call would cost 20 instructions.
+    /// Copies a record or leaves it out, unless the copy has to stop.
+    // Always inlined: an insertion pays for five copies of a record, by growth, and each call would cost 20
+    // instructions.
     #[inline(always)]
     fn copy_record<K: Key, P>(
         &mut self,
@@ -246,13 +247,13 @@ impl Rebuild {
 /// A rebuild in parts, between two parts.
 pub(crate) struct PartialRebuild {
     shard: u16,
-    /// The serial of the index that is copied. An address would not do: it could be reused.
+    /// The serial of the index that is copied. Its address would not do: it could be reused.
     serial: u32,
     rebuild: Rebuild,
 }
 
-// SAFETY: the new index is private, so no other thread touches it at the same time. Its header owns an `Arc` of a slab that
-// all threads share; its cells are empty until the index is replaced itself; the rest is atomics and numbers.
+// SAFETY: the new index is private, so no other thread touches it at the same time. Its header owns an `Arc` of a slab
+// that all threads share; its cells are empty until the index itself is replaced; the rest is atomics and numbers.
 unsafe impl Send for PartialRebuild {}
 
 impl PartialRebuild {
@@ -261,10 +262,11 @@ impl PartialRebuild {
     }
 }
 
-/// Where the sweeper keeps its unfinished rebuild between two parts. If several threads sweep, one of them takes the rebuild;
-/// another one that finds none begins a new rebuild, so no thread waits.
+/// Where the sweeper keeps its unfinished rebuild between two parts. If several threads sweep, one of them takes the
+/// rebuild; another thread finds none and begins a new rebuild, so no thread waits.
 ///
-/// It uses an atomic of `std` under loom too: the thread that takes a rebuild has it alone, so no protocol depends on it.
+/// It uses an atomic of `std` even under loom: a thread that takes a rebuild has it alone, so no protocol depends on
+/// it.
 #[derive(Debug)]
 pub(crate) struct RebuildSlot(AtomicPtr<PartialRebuild>);
 
@@ -276,7 +278,7 @@ impl Default for RebuildSlot {
 
 impl RebuildSlot {
     fn take(&self) -> Option<Box<PartialRebuild>> {
-        // Acquire: pairs with the Release in `put`, so that the rebuild is seen whole. The null publishes nothing.
+        // Acquire: pairs with the Release in `put`, so that the whole rebuild is visible. The null publishes nothing.
         let partial = self.0.swap(std::ptr::null_mut(), std::sync::atomic::Ordering::Acquire);
         // SAFETY: `put` stored only pointers from `Box::into_raw`, and the swap removed this one, so no other thread has it.
         (!partial.is_null()).then(|| unsafe { Box::from_raw(partial) })
@@ -288,7 +290,8 @@ impl RebuildSlot {
         // dropped here.
         let other = self.0.swap(partial, std::sync::atomic::Ordering::AcqRel);
         if !other.is_null() {
-            // SAFETY: as in `take`: another `put` stored it, and this swap removed it.
+            // SAFETY: another `put` stored a pointer from `Box::into_raw`, and this swap removed it, so no other thread
+            // has it.
             drop(unsafe { Box::from_raw(other) });
         }
     }
@@ -300,13 +303,13 @@ impl Drop for RebuildSlot {
     }
 }
 
-/// What kind of record a rebuild finds in a slot.
+/// The kind of a record that a rebuild finds in a slot.
 enum Found {
-    /// A record that the copy has, too.
+    /// The copy has the record.
     Kept,
-    /// A record that is RETIRED, and left out.
+    /// The record is RETIRED, and the copy leaves it out.
     Tombstone,
-    /// A record with a frozen word.
+    /// The record has a frozen word.
     Moving,
 }
 
@@ -333,12 +336,12 @@ fn next_shape(old: Index<'_>, crowded: bool) -> Shape {
         serial: old.shape().serial.wrapping_add(1),
         ..old.shape()
     };
-    // How many records stay is known only at the end. The slab's count is good enough: it is off by no more than the changes
-    // that other threads have under way.
+    // How many records stay is known only at the end. The slab's count is close enough: its error is at most the number
+    // of changes that other threads have not finished.
     let keep = old.slab().live();
     let buckets = buckets_for(keep, old.slab().shard);
-    // Numbers that will be reclaimed are not free yet, so the segment table covers the whole slab, and the numbers that the
-    // index takes until it is full.
+    // Numbers that will be reclaimed are not free yet, so the segment table covers the whole slab, and the numbers that
+    // the index takes until it is full.
     let numbers = most_used(buckets).max(old.slab().numbers()) + BUCKET;
     let segments = Location::segments(numbers.min(MAX_RECORDS)).max(shape.segments);
     let next = Shape {
@@ -355,8 +358,8 @@ fn next_shape(old: Index<'_>, crowded: bool) -> Shape {
     }
 }
 
-/// The shape to try after a probe sequence was full: other probe sequences, or a larger index once the seed has changed often
-/// enough.
+/// The shape to try after a probe sequence was full: other probe sequences, or a larger index after enough seed
+/// changes.
 pub(crate) fn crowded_shape(shape: Shape) -> Shape {
     let seed = shape
         .seed

@@ -1,4 +1,4 @@
-//! The routes of one record: reading them, and changing them with one CAS.
+//! The routes of one record: reads them, and changes them with one CAS.
 
 use smallvec::SmallVec;
 
@@ -15,7 +15,7 @@ use crate::sync::{AtomicU64, Guard, Ordering, step};
 use crate::types::route::Added;
 use crate::word::{LAST_RANK, State, Word};
 
-/// LIVE words. Words of a list may have ranks in the place of their state.
+/// LIVE words. Words of a list may have ranks instead of a state.
 pub(crate) type Words = SmallVec<[Word; 8]>;
 
 /// All routes of one record, without allocating.
@@ -26,36 +26,37 @@ pub(crate) type AllWords = SmallVec<[Word; MAX_ROUTES_PER_NODE]>;
 pub(crate) enum Change {
     /// Refreshes the route through this proxy, or adds one.
     Add(u32),
-    /// Refreshes the route through this proxy, if it is there and valid.
+    /// Refreshes the route through this proxy, if the route exists and is valid.
     Refresh(u32),
-    /// Adds a route through this proxy that was last refreshed at `time`. Does nothing if the record has the route with a
-    /// later refresh, or is full of routes with later refreshes.
+    /// Adds a route through this proxy that was last refreshed at `time`. Does nothing if the record has the route with
+    /// a later refresh, or is full of routes with later refreshes.
     Restore { proxy: u32, time: u64 },
     /// Removes the route through this proxy.
     RemoveRoute(u32),
     /// Removes all routes.
     RemoveNode,
-    /// Removes the routes that need not stay: see [`Scope::is_kept`].
+    /// Removes every route that [`Scope::is_kept`] does not keep.
     Sweep,
 }
 
 /// The result of a [`Change`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Changed {
-    /// [`Change::Add`], [`Change::Refresh`] or [`Change::Restore`] was done.
+    /// [`Change::Add`], [`Change::Refresh`] or [`Change::Restore`] has succeeded.
     Added(Added),
     /// There is no route for [`Change::Refresh`] to refresh.
     Absent,
-    /// One of the other changes was done. It removed so many routes that could still be returned, and so many stale ones.
+    /// Another change has succeeded. It removed this many routes that could still be returned, and this many stale
+    /// routes.
     Removed { valid: usize, stale: usize },
-    /// The record is RETIRED: look for the key again.
+    /// The record is RETIRED: search for the key again.
     Retired,
-    /// The record is moving to another slab: finish the move, and look for the key again.
+    /// The record is moving to another slab: finish the move, and search for the key again.
     Frozen,
 }
 
-/// Calls `each` with the routes that may be returned now, in the record's order. Returns whether the record still belongs to
-/// its key: it is not RETIRED.
+/// Calls `each` with the routes that may be returned now, in the record's order. Returns whether the record still
+/// belongs to its key: it is not RETIRED.
 #[inline]
 pub(crate) fn read<P: Liveness>(record: &Record, scope: &Scope<'_, P>, mut each: impl FnMut(Word)) -> bool {
     read_all(record, scope.guard, |word| {
@@ -85,11 +86,11 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
     true
 }
 
-/// Refreshes the route of a node with one route, as most writes do. Returns whether the route is refreshed: losing to a later
-/// time is success.
+/// Refreshes the route of a node with one route, like most writes. Returns whether the route is refreshed: losing to a
+/// later time is success.
 ///
-/// The caller found under this pin that the proxy takes routes, so the proxy is not checked again: if the proxy was removed
-/// since, the removal counts as later.
+/// The caller has checked under this pin that the proxy takes routes, so this does not check again: if the proxy was
+/// removed since, the removal counts as later.
 #[inline]
 pub(crate) fn refresh_only_route<P: Liveness>(
     record: Published<'_>,
@@ -102,8 +103,8 @@ pub(crate) fn refresh_only_route<P: Liveness>(
         && (word.time() >= scope.now || record.compare_exchange(word, Word::live(proxy, scope.now)).is_ok())
 }
 
-/// Changes a record's routes: the linearization point is the CAS that succeeds, or the load that shows that there is nothing
-/// to change. Gives `place` back if no route is inserted.
+/// Changes a record's routes. The linearization point is the CAS that succeeds, or the load that shows that there is
+/// nothing to change. Returns `place` if no route is inserted.
 #[inline]
 pub(crate) fn change<'a, K: Key, P: Liveness>(
     record: Published<'_>,
@@ -124,7 +125,7 @@ pub(crate) fn change<'a, K: Key, P: Liveness>(
     }
 }
 
-/// [`Change::Add`] to a record that had no route a moment ago, as one that was just inserted.
+/// [`Change::Add`] to a record that had no route a moment ago, like a new record.
 #[inline(never)]
 fn add_first<'a, K: Key, P: Liveness>(
     record: Published<'_>,
@@ -151,7 +152,7 @@ fn add_first<'a, K: Key, P: Liveness>(
     Ok(Changed::Added(Added::Inserted))
 }
 
-/// [`change`], whatever the record holds.
+/// [`change`] of a record with any number of routes.
 #[inline(never)]
 fn change_any<'a, K: Key, P: Liveness>(
     record: Published<'_>,
@@ -224,8 +225,8 @@ fn change_any<'a, K: Key, P: Liveness>(
                     mark::<K, P>(record, reason, slab, scope);
                 }
                 if let Some(list) = list {
-                    // SAFETY: this thread's CAS above replaced the record's word, so the record does not point to the list
-                    // any more.
+                    // SAFETY: this thread's CAS above replaced the record's word, and so unlinked the list (invariant
+                    // 8).
                     unsafe { list.retire(scope.guard) };
                 }
                 return Ok(changed);
@@ -235,8 +236,8 @@ fn change_any<'a, K: Key, P: Liveness>(
     }
 }
 
-/// Notes the removed routes at their proxies: the routes of `word`, or of its frozen `list`, that are not among `routes`.
-/// Returns whether there were any.
+/// Reports the removed routes to their proxies: the routes of `word`, or of its frozen `list`, that are not among
+/// `routes`. Returns whether there were any.
 fn note_removed<P: Liveness>(
     word: Word,
     list: Option<List<'_>>,
@@ -256,7 +257,8 @@ fn note_removed<P: Liveness>(
     match list {
         None => word.state() == State::Live && note_one(word),
         Some(list) => {
-            // Nearly always no route is lost; comparing each route with each would cost more than the rest of the change.
+            // Nearly always no route is lost. Comparing every pair of routes would cost more than the rest of the
+            // change.
             let inserted = usize::from(changed == Changed::Added(Added::Inserted));
             if routes.len() - inserted == list.words().len() {
                 return false;
@@ -268,7 +270,7 @@ fn note_removed<P: Liveness>(
     }
 }
 
-/// Marks a change of the record's routes for the feed, after the CAS that made it.
+/// Marks a change of the record's routes in the feed, after the CAS that made the change.
 fn mark<K: Key, P>(record: Published<'_>, reason: Reason, slab: &Slab, scope: &Scope<'_, P>) {
     scope.feed.mark(usize::from(slab.shard), scope.guard, || Event::Node {
         node: record.node::<K>(),
@@ -276,12 +278,12 @@ fn mark<K: Key, P>(record: Published<'_>, reason: Reason, slab: &Slab, scope: &S
     });
 }
 
-/// The reason to mark a change for the feed with, if it is to be marked. `lost`: a proxy had a route before the change, and
-/// has none now.
+/// The reason for marking a change in the feed, or `None` for no mark. `lost`: a proxy had a route before the change,
+/// and has none now.
 fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
     match (what, changed) {
         (_, Changed::Added(Added::Inserted)) => Some(Reason::Added),
-        // A refresh that replaced the list removed its stale routes, so no sweeper will find and mark them.
+        // A refresh that replaced the list has removed its stale routes, so no sweeper will find and mark them.
         (_, Changed::Added(Added::Refreshed)) => lost.then_some(Reason::Expired),
         (_, Changed::Removed { valid: 0, stale: 0 }) => None,
         (Change::Sweep, Changed::Removed { .. }) => Some(Reason::Expired),
@@ -290,12 +292,13 @@ fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
     }
 }
 
-/// Makes a change without a new list, if possible: a refresh is one CAS on the route's own word, and a change without effect
-/// writes nothing. `None`: the list has to be replaced.
+/// Makes a change without a new list, if possible: a refresh is one CAS on the route's own word, and a change without
+/// effect writes nothing. `None`: the list has to be replaced.
 ///
-/// The words are read one by one, but the answer holds at one instant. A list's membership never changes, and times only
-/// grow. So a proxy that is not in the list now was not in it when the record's word was loaded, and a route that is expired
-/// now was expired then. A route that was seen valid, or later than some time, still is when all words are read.
+/// The words are read one by one, but the answer holds at one instant: a list's membership never changes, and times
+/// only grow. So a proxy that is not in the list now was not in it when the record's word was loaded, and a route that
+/// is expired now was expired then. A route that was seen valid, or later than some time, still is when all words are
+/// read.
 fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>) -> Option<Changed> {
     // Relaxed: a list's word publishes nothing but its own bits.
     let words = || {
@@ -307,7 +310,7 @@ fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>)
     match what {
         Change::Add(proxy) => match refresh_in_place(list, proxy, scope) {
             Refreshed::Done => Some(Changed::Added(Added::Refreshed)),
-            // The new route would be the one that is displaced.
+            // The new route would be displaced at once.
             Refreshed::Absent if is_full_of_later(words(), scope.now, scope) => Some(Changed::Added(Added::Inserted)),
             Refreshed::Absent | Refreshed::Expired | Refreshed::MustReplace => None,
         },
@@ -336,20 +339,20 @@ enum Refreshed {
     Done,
     /// The list has no route of the proxy.
     Absent,
-    /// The route is not valid. A route that comes back counts as inserted, and goes first.
+    /// The route is not valid. A refresh counts as an insertion, and puts the route first.
     Expired,
     MustReplace,
 }
 
 /// Refreshes the route of a proxy with one CAS on its word.
 ///
-/// Of the routes that were refreshed in one tick, the latest comes first. So the word gets a rank that puts it before the
-/// other words of this tick. A refresh that returned before this refresh began is seen here, and comes after this one. Other
-/// refreshes overlap this one, and may come before or after it. When the ranks of a tick are used up, the list has to be
-/// replaced by a list in the right order, without ranks.
+/// Of the routes that were refreshed in one tick, the latest comes first. So the word gets a rank that puts it before
+/// the other words of this tick. A refresh that returned before this refresh began is visible here, and comes after
+/// this one. Other refreshes overlap this one, and may come before or after it. When the ranks of a tick are used up,
+/// the list must be replaced by a list in the right order, without ranks.
 fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P>) -> Refreshed {
     let words = list.words();
-    // Relaxed, here and below: as in `read_all`.
+    // Relaxed, here and below: a list's word publishes nothing but its own bits.
     let load = |word: &AtomicU64| Word(word.load(Ordering::Relaxed));
     let Some(own) = words.iter().position(|word| load(word).proxy() == proxy) else {
         return Refreshed::Absent;
@@ -365,7 +368,7 @@ fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P
             .filter(|(at, _)| *at != own)
             .map(|(at, other)| (at, load(other)))
             .filter(|(_, other)| other.time() == scope.now)
-            // Of equal ranks, the position decides.
+            // Among equal ranks, the position decides.
             .map(|(at, other)| other.rank() + u64::from(at < own))
             .max()
             .unwrap_or(0);
@@ -376,8 +379,8 @@ fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P
             return Refreshed::MustReplace;
         }
         let new = Word::live(proxy, scope.now).ranked(rank);
-        // AcqRel: pairs with the `fetch_or` in `List::freeze`. Release: the freezing thread sees what this thread did before,
-        // as with a record's word. Relaxed on failure: as in `read_all`.
+        // AcqRel: pairs with the `fetch_or` in `List::freeze`. Release: the freezing thread sees the earlier writes of
+        // this thread, as with a record's word. Relaxed on failure: a list's word publishes nothing but its own bits.
         let exchanged = words[own].compare_exchange(word.0, new.0, Ordering::AcqRel, Ordering::Relaxed);
         if exchanged.is_ok() {
             return Refreshed::Done;
@@ -385,12 +388,13 @@ fn refresh_in_place<P: Liveness>(list: List<'_>, proxy: u32, scope: &Scope<'_, P
     }
 }
 
-/// Whether a list has no place for a route of this `time`: the list is full, and all its routes must stay and are later.
+/// Whether a list has no place for a route of this `time`: the list is full, and all its routes must stay and are
+/// later.
 fn is_full_of_later<P: Liveness>(words: impl ExactSizeIterator<Item = Word>, time: u64, scope: &Scope<'_, P>) -> bool {
     words.len() == MAX_ROUTES_PER_NODE && { words }.all(|word| word.time() > time && scope.is_kept(word))
 }
 
-/// Applies a change to `routes`, which are all final routes of the record, the latest addition first.
+/// Applies a change to `routes`: all routes of the record, final, the latest addition first.
 fn apply<P: Liveness>(what: Change, routes: &mut AllWords, scope: &Scope<'_, P>) -> Changed {
     let before = routes.len();
     match what {
@@ -432,15 +436,15 @@ fn apply<P: Liveness>(what: Change, routes: &mut AllWords, scope: &Scope<'_, P>)
     }
 }
 
-/// Whether a route that is put comes before or after what was refreshed in the same tick.
+/// Whether a route precedes or follows the routes that were refreshed in the same tick.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tie {
     Newer,
     Older,
 }
 
-/// Puts a route of `proxy` that was refreshed at `time` first. Does not if the proxy's own route is later, or if a later route
-/// would be displaced.
+/// Puts a route of `proxy` that was refreshed at `time` first. Does nothing if the proxy's own route is later, or if a
+/// later route would be displaced.
 fn put<P: Liveness>(proxy: u32, time: u64, tie: Tie, routes: &mut AllWords, scope: &Scope<'_, P>) -> Changed {
     // Remove stale routes first, so that they never take the place of a valid route.
     routes.retain(|route| scope.is_kept(*route));
@@ -453,7 +457,7 @@ fn put<P: Liveness>(proxy: u32, time: u64, tie: Tie, routes: &mut AllWords, scop
         Some(at) if scope.is_valid(routes[at]) => Added::Refreshed,
         _ => Added::Inserted,
     };
-    // The route to replace: that of the same proxy, or the stalest route if there is no room.
+    // The route to replace: the route of the same proxy, or the stalest route if there is no room.
     let gives_way = known.or_else(|| (routes.len() == MAX_ROUTES_PER_NODE).then(|| stalest(routes)));
     if let Some(at) = gives_way {
         if !is_before(routes[at]) {

@@ -1,13 +1,13 @@
-//! Copying a shard's routes out, a bounded part at a time.
+//! Copies a shard's routes, a bounded part at a time.
 //!
-//! A shard's keys have an order: by their hash mixed with the index's seed ([`mix`]), then by their node. The home bucket is
-//! monotone in that order, whatever the number of buckets ([`home`]). So a range of the order is a range of home buckets, in
-//! each index with that seed. To copy the range, read those buckets, and the buckets that keys were displaced to. A position
-//! in the order stays valid while the shard grows, sheds tombstones and moves.
+//! A shard's keys have an order: by their hash mixed with the index's seed ([`mix`]), then by their node. The home
+//! bucket is monotone in that order, whatever the number of buckets ([`home`]). So a range of the order is a range of
+//! home buckets, in each index with that seed. To copy the range, read those buckets, and the buckets to which keys
+//! were displaced. A position in the order stays valid while the shard grows, sheds tombstones and moves.
 //!
-//! A crowded index gets another seed, and so another order. A position has its seed. In an index with another seed, the keys
-//! of a range may be in any bucket, so the copy reads all buckets. A copy that begins a shard uses the seed of the present
-//! index.
+//! A crowded index gets another seed, and so another order. A position has its seed. In an index with another seed, the
+//! keys of a range may be in any bucket, so the copy reads all buckets. A copy that begins a shard uses the seed of the
+//! present index.
 
 use smallvec::SmallVec;
 
@@ -23,7 +23,7 @@ use crate::types::node_id::NodeId;
 /// The most home buckets of one part. The part also reads up to 63 buckets after them for displaced keys.
 const MOST_BUCKETS: u32 = if cfg!(loom) { 1 } else { 64 };
 
-/// Keys that a part has room for without an allocation.
+/// The keys for which a part has room without an allocation.
 type Found<'g> = SmallVec<[(u64, Published<'g>); 64]>;
 
 /// Where in a shard's order a part begins.
@@ -66,19 +66,19 @@ impl Part {
 }
 
 impl<K: Key> Shard<K> {
-    /// Calls `each` with the next nodes that have valid routes, and with these routes, newest first. The nodes are some of the
-    /// next `most` keys, in order; but if `most` is [`usize::MAX`], they are not sorted.
+    /// Calls `each` with the next nodes that have valid routes, and with these routes, newest first. The nodes are some
+    /// of the next `most` keys, in order; but if `most` is [`usize::MAX`], they are not sorted.
     ///
-    /// The whole part reads one index under one pin. A route that is there all the while is in a record of this index, since
-    /// the index was the root's at the beginning, and slots are written once (invariant 1). The record is in the home bucket
-    /// of its key, or behind a run of buckets that were full when the key was inserted, and so still are. An index that
-    /// replaces this one meanwhile has the same record, or the record has moved. Then its frozen word still holds the route
-    /// (9). The record is not reused under the pin (7).
+    /// The whole part reads one index under one pin. A route that exists all the time is in a record of this index: the
+    /// index was the root's at the beginning, and slots are written once (invariant 1). The record is in the home
+    /// bucket of its key, or behind a run of buckets that were full when the key was inserted, and so still are. An
+    /// index that replaces this one meanwhile has the same record, or the record has moved. Then its frozen word still
+    /// holds the route (9). The record is not reused under the pin (7).
     ///
-    /// No node comes twice. A key has one record that is not RETIRED in one index. It gets a second record only after a
-    /// rebuild that lost has made the first record RETIRED (6). Both records have the same place in the order, so they are in
-    /// the same part. All slots are read before the words: if the second record was found, the first record's word is read
-    /// after it became RETIRED.
+    /// No node is reported twice. A key has one record in one index that is not RETIRED. It gets a second record only
+    /// after a rebuild that lost has made the first record RETIRED (6). Both records have the same place in the order,
+    /// so they are in the same part. All slots are read before the words: if the second record was found, the first
+    /// record's word is read after it became RETIRED.
     pub(crate) fn scan<P: Liveness>(
         &self,
         start: Start<'_>,
@@ -144,7 +144,7 @@ impl<K: Key> Shard<K> {
     }
 }
 
-/// How many home buckets have about `keys` keys if seven in eight slots are taken; at most [`MOST_BUCKETS`].
+/// How many home buckets have about `keys` keys at seven in eight slots taken; at most [`MOST_BUCKETS`].
 fn buckets_with(keys: usize) -> u32 {
     let buckets = keys.saturating_mul(8) / (7 * BUCKET as usize) + 1;
     u32::try_from(buckets).map_or(MOST_BUCKETS, |buckets| buckets.min(MOST_BUCKETS))

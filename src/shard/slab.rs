@@ -1,8 +1,8 @@
 //! A shard's records: where they are, and which of them are free.
 //!
-//! The slab is the part that successive indexes share. Its segment table stands in the index (`index.rs`), so that a
-//! look-up gets from the root to a record without another dependent load; here are the free list, the numbers never
-//! used so far, and the counts.
+//! Successive indexes share the slab. Its segment table is in the index (`index.rs`), so that a look-up gets from the
+//! root to a record without another dependent load. The slab has the free list, the first number never used, and the
+//! counts.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -25,22 +25,22 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The key's 128 bits. Whoever reads them got here by an Acquire load that follows their being written: of the slot
+    /// The key's 128 bits. The caller got here by an Acquire load that follows the write of the key: of the slot
     /// (invariant 2), of the root, or of a word that is LIVE or SPILL (invariant 3).
     #[inline]
     pub(crate) fn key(&self) -> [u64; 2] {
-        // Relaxed: ordered by what led here.
+        // Relaxed: ordered by the load that led here.
         [self.key[0].load(Ordering::Relaxed), self.key[1].load(Ordering::Relaxed)]
     }
 
-    /// Begins to load both of its ends: a record may lie across two cache lines.
+    /// Prefetches both ends: a record may span two cache lines.
     #[inline]
     pub(crate) fn prefetch(&self) {
         prefetch(&raw const self.key);
         prefetch(&raw const self.word);
     }
 
-    /// Whether the second half of the key may refer to something: on the free list it is zero.
+    /// Whether the second half of the key may be an address: on the free list it is zero.
     pub(crate) fn owns_key(&self) -> bool {
         self.key()[1] != 0
     }
@@ -54,27 +54,27 @@ impl Record {
     /// Gives a private record its key and word.
     pub(crate) fn fill(&self, key: [u64; 2], word: Word) {
         self.set_key(key);
-        // Relaxed: published with the root.
+        // Relaxed: the root's CAS publishes it.
         self.word.store(word.0, Ordering::Relaxed);
     }
 
     /// Makes the word final, and returns it.
     pub(crate) fn freeze(&self) -> Word {
-        // AcqRel: as in `compare_exchange`; a change of the word comes before this, or meets a frozen word.
+        // AcqRel: as in `compare_exchange`. A change of the word precedes this freeze, or meets a frozen word.
         Word(self.word.fetch_or(Word(0).frozen().0, Ordering::AcqRel))
     }
 
     #[inline]
     pub(crate) fn load(&self) -> Word {
-        // Acquire: pairs with the Release half of the CAS that wrote a SPILL word, so that the list is seen whole, and
-        // with the one that made a reused record LIVE, so that its key is seen.
+        // Acquire: pairs with the Release half of the CAS that wrote a SPILL word, so that the whole list is visible,
+        // and with the CAS that made a reused record LIVE, so that its key is visible.
         Word(self.word.load(Ordering::Acquire))
     }
 
     #[inline]
     pub(crate) fn compare_exchange(&self, old: Word, new: Word) -> Result<(), Word> {
-        // AcqRel: Release for what `load` pairs with; Acquire so that a chain of owners passes on what each wrote.
-        // Acquire on failure: the caller goes on with the word that won, as after `load`.
+        // AcqRel: Release for `load` to pair with; Acquire so that each owner passes on the writes of the owners
+        // before. Acquire on failure: the caller continues with the word that won, as after `load`.
         match self
             .word
             .compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire)
@@ -85,7 +85,7 @@ impl Record {
     }
 }
 
-/// The most records that one call moves to the free list, since a rebuild may leave out too many for one call.
+/// The most records that one call moves to the free list: a rebuild may leave out too many for one call.
 const MOST_RETURNED: usize = 1_024;
 
 /// Records that a replaced index left out, on their way to the free list.
@@ -109,17 +109,17 @@ impl Batch {
 
 /// What successive indexes of a shard share.
 pub(crate) struct Slab {
-    /// `tag << 32 | number + 1` of the first free record, or `tag << 32`; the tag grows with every change, so that a
-    /// head that was replaced and came back is not mistaken for the same (no ABA for 2^32 changes within one CAS).
+    /// `tag << 32 | number + 1` of the first free record, or `tag << 32`. Each change increments the tag, so that a CAS
+    /// does not mistake a head that was replaced and came back (no ABA for 2^32 changes within one CAS).
     free: AtomicU64,
-    /// Batches that reclaimed indexes handed over.
+    /// Batches that reclaimed indexes have handed over.
     returned: AtomicPtr<Batch>,
     /// The first number that was never used.
     next: AtomicU32,
-    /// Occupied slots of the current index, as the sum of its slots won and the records its rebuild left out; it can be
-    /// off for a moment, and below zero, while a slot's winner has not counted it yet.
+    /// Occupied slots of the current index: slots won minus records that rebuilds left out. For a moment it may be
+    /// wrong, even below zero, while a slot's winner has not counted the slot yet.
     used: AtomicU32,
-    /// Records that are LIVE or SPILL, with the same licence.
+    /// Records that are LIVE or SPILL, as inexact as `used`.
     live: AtomicU32,
     /// How many slabs the shard had before, modulo 256.
     pub(crate) generation: u8,
@@ -127,9 +127,9 @@ pub(crate) struct Slab {
     pub(crate) shard: u16,
 }
 
-/// Why no record could be had.
+/// Why there is no record.
 pub(crate) enum NoRecord {
-    /// The index was replaced, or its segment table is full: help, and start over.
+    /// The index was replaced, or its segment table is full: help, and start again.
     StaleIndex,
     OutOfMemory,
     /// The table's limit of routes is reached.
@@ -138,7 +138,7 @@ pub(crate) enum NoRecord {
     NoNumber,
 }
 
-/// A record that is not published: its finder's alone, and back on the free list when dropped.
+/// A record that is not published. It belongs to the thread that took it. Dropping it returns it to the free list.
 pub(crate) struct Private<'g> {
     pub(crate) number: u32,
     pub(crate) record: &'g Record,
@@ -156,7 +156,7 @@ impl<'g> Private<'g> {
             return Err(NoRecord::OutOfMemory);
         };
         record.set_key(stored);
-        // Relaxed: still private; the CAS on the slot publishes it.
+        // Relaxed: still private; the slot's CAS publishes it.
         record.word.store(Word::DEAD.0, Ordering::Relaxed);
         Ok(Private {
             number,
@@ -168,7 +168,7 @@ impl<'g> Private<'g> {
 
     /// Leaves the record to the index that it was published in.
     pub(crate) fn publish(self) -> (u32, Published<'g>) {
-        // SAFETY: a slot has the record, as the caller says, and the guard of the index is pinned.
+        // SAFETY: the caller promises that a slot has the record, and the guard of the index is pinned.
         let published = (self.number, unsafe { Published::new(self.record) });
         std::mem::forget(self);
         published
@@ -211,13 +211,13 @@ impl Slab {
         slab
     }
 
-    /// The numbers that were ever used are those below this.
+    /// Every number that was ever used is below this.
     pub(crate) fn numbers(&self) -> u32 {
         // Acquire: pairs with the CAS in `take`, before which the segment of every number below was installed.
         self.next.load(Ordering::Acquire)
     }
 
-    /// The numbers on the free list, where nobody is at work.
+    /// The numbers on the free list, while no other thread uses the slab.
     #[cfg(test)]
     pub(crate) fn free_numbers(&self, index: Index<'_>) -> Vec<u32> {
         // Acquire: as in `take`.
@@ -232,11 +232,11 @@ impl Slab {
 
     /// Occupied slots of the current index.
     pub(crate) fn used(&self) -> u32 {
-        // Relaxed: a heuristic; nothing is found through it.
+        // Relaxed: a heuristic, through which no thread finds anything.
         (self.used.load(Ordering::Relaxed) as i32).max(0) as u32
     }
 
-    /// Counts a slot that was won; returns how many are occupied now.
+    /// Counts a slot that was won. Returns how many slots are occupied now.
     pub(crate) fn slot_won(&self) -> u32 {
         // Relaxed: as in `used`.
         (self.used.fetch_add(1, Ordering::Relaxed).wrapping_add(1) as i32).max(0) as u32
@@ -268,12 +268,13 @@ impl Slab {
             let head = self.free.load(Ordering::Acquire);
             if let Some(number) = (head as u32).checked_sub(1) {
                 let record = index.record(number).ok_or(NoRecord::StaleIndex)?;
-                // Relaxed: ordered by the load above where the head is still the same, and unused where it is not. The
-                // record may belong to somebody by now, but its memory stays the slab's.
+                // Relaxed: ordered by the load above if the head is still the same, and unused if it is not. The record
+                // may have an owner by now, but its memory stays the slab's.
                 let link = record.key[0].load(Ordering::Relaxed);
                 let new = next_tag(head) | link & u64::from(u32::MAX);
-                // Relaxed: the head was acquired above, and its tag makes it the same store. Whoever loads what this leaves
-                // there acquires what `give_back` published, too: a CAS continues the release sequence that it read.
+                // Relaxed: the head was acquired above, and its tag shows that it is the same store. A thread that
+                // loads the new head also acquires the writes of `give_back`: a CAS continues the release sequence of
+                // the store that it read.
                 if self
                     .free
                     .compare_exchange(head, new, Ordering::Relaxed, Ordering::Relaxed)
@@ -282,7 +283,7 @@ impl Slab {
                     return Ok((number, record));
                 }
             } else if !self.take_returned::<K>(index) {
-                // Relaxed: the CAS below decides, and `ensure_segment` orders the segment by itself.
+                // Relaxed: the CAS below decides, and `ensure_record` orders the segment by itself.
                 let number = self.next.load(Ordering::Relaxed);
                 let record = index.ensure_record(number)?;
                 // Release: pairs with `numbers`; the segment was installed above.
@@ -299,7 +300,7 @@ impl Slab {
 
     /// Moves some of the records that reclaimed indexes handed over to the free list. Returns whether it moved any.
     pub(crate) fn take_returned<K: Key>(&self, index: Index<'_>) -> bool {
-        // Relaxed: only to spare the swap below.
+        // Relaxed: a check that avoids the swap below.
         if self.returned.load(Ordering::Relaxed).is_null() {
             return false;
         }
@@ -308,7 +309,8 @@ impl Slab {
         step("returned: taken");
         let mut moved = 0;
         while !batch.is_null() {
-            // SAFETY: it came from `Box::into_raw` in `hand_over`, and the swap made it ours.
+            // SAFETY: `hand_over` stored only pointers from `Box::into_raw`, and the swap gave this batch to this
+            // thread.
             let mut owned = unsafe { Box::from_raw(batch) };
             batch = std::mem::replace(&mut owned.next, std::ptr::null_mut());
             #[cfg(loom)]
@@ -322,8 +324,8 @@ impl Slab {
                     found.extend(record.map(|record| (number, record)));
                     record.is_some()
                 });
-            // If not, the caller's index is stale, with a segment table shorter than the slab, or there is no memory: leave
-            // the batch to a later call.
+            // Otherwise the caller's index is stale, with a segment table shorter than the slab, or there is no memory:
+            // leave the batch to a later call.
             owned.numbers.truncate(if is_known { rest } else { usize::MAX });
             if !owned.numbers.is_empty() {
                 self.hand_over(owned);
@@ -332,8 +334,8 @@ impl Slab {
                 continue;
             }
             for (_, record) in &found {
-                // SAFETY: the records were left out of an index that is reclaimed by now, so no reader reaches their
-                // keys; each record is in one batch only (invariant 7), and is marked as having no key.
+                // SAFETY: the index that had the records is reclaimed by now, so no reader can reach their keys. Each
+                // record is in one batch only (invariant 7), and `give_back` marks it as having no key.
                 unsafe { K::free(record.key()) };
             }
             step("returned: before giving back");
@@ -343,7 +345,7 @@ impl Slab {
         moved > 0
     }
 
-    /// Puts records that nobody else knows on the free list.
+    /// Puts records on the free list. No other thread can reach them.
     fn give_back(&self, records: &[(u32, &Record)]) {
         let Some((&(first, _), &(_, last))) = records.first().zip(records.last()) else {
             return;
@@ -352,7 +354,8 @@ impl Slab {
             pair[0].1.set_key([u64::from(pair[1].0) + 1, 0]);
         }
         for (_, record) in records {
-            // Relaxed: published by the CAS below. A record that was left out is RETIRED already; a private one is DEAD.
+            // Relaxed: the CAS below publishes it. A record that was left out is RETIRED already; a private record is
+            // DEAD.
             record.word.store(Word::RETIRED.0, Ordering::Relaxed);
         }
         // Relaxed: the CAS decides.
@@ -371,8 +374,8 @@ impl Slab {
         }
     }
 
-    /// Takes over a batch of records that no reader can reach any more. It may run after the table is gone, so it
-    /// touches no record.
+    /// Takes a batch of records that no reader can reach any more. May run after the table is gone, so it touches no
+    /// record.
     pub(crate) fn hand_over(&self, batch: Box<Batch>) {
         #[cfg(loom)]
         batch.plain_data.write();
@@ -380,7 +383,7 @@ impl Slab {
         // Relaxed: the CAS decides.
         let mut head = self.returned.load(Ordering::Relaxed);
         loop {
-            // SAFETY: the batch is ours until the CAS succeeds.
+            // SAFETY: this thread owns the batch until the CAS succeeds.
             unsafe { (*batch).next = head };
             // Release: pairs with the swap in `take_returned`.
             match self
@@ -396,10 +399,10 @@ impl Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // Relaxed: the last owner is alone.
+        // Relaxed: dropping the slab needs exclusive access.
         let mut batch = self.returned.load(Ordering::Relaxed);
         while !batch.is_null() {
-            // SAFETY: as in `take_returned`; the last owner is alone.
+            // SAFETY: `hand_over` stored only pointers from `Box::into_raw`, and `&mut self` is exclusive.
             batch = unsafe { Box::from_raw(batch) }.next;
         }
     }
@@ -420,7 +423,7 @@ pub(crate) fn allocate_segment(segment: u32) -> Option<NonNull<Record>> {
     #[cfg(loom)]
     for i in 0..Location::len(segment) as usize {
         let zero = || AtomicU64::new(0);
-        // SAFETY: within the allocation, which is ours alone.
+        // SAFETY: the record is within the allocation, which only this thread has.
         unsafe {
             records.add(i).write(Record {
                 key: [zero(), zero()],
@@ -428,7 +431,7 @@ pub(crate) fn allocate_segment(segment: u32) -> Option<NonNull<Record>> {
             })
         };
     }
-    // Outside of loom, zeroed memory is a record of zeroed atomics.
+    // Without loom, zeroed memory is a record of zeroed atomics.
     Some(records)
 }
 
@@ -436,8 +439,8 @@ pub(crate) fn allocate_segment(segment: u32) -> Option<NonNull<Record>> {
 ///
 /// # Safety
 ///
-/// `records` came from [`allocate_segment`] with the same `segment`, and nobody can reach it.
+/// `records` came from [`allocate_segment`] with the same `segment`, and no other thread can reach it.
 pub(crate) unsafe fn free_segment(records: NonNull<Record>, segment: u32) {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises that [`allocate_segment`] made it with this layout, and that no thread can reach it.
     unsafe { dealloc(records.as_ptr().cast(), layout(segment)) };
 }

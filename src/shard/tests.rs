@@ -1,4 +1,4 @@
-//! Tests of a shard that need to see its inside.
+//! Tests that use the internals of a shard.
 
 use std::cell::RefCell;
 use std::sync::atomic::AtomicUsize;
@@ -101,7 +101,7 @@ fn a_key_that_a_losing_move_froze_is_freed_with_the_table() {
             .expect("there is room");
         let old = shard.root(scope.guard).expect("it was made");
         shard.rebuild(old, false, scope).expect("there is memory");
-        // A mover that began before the rebuild, and comes too late.
+        // This move began before the rebuild, and loses to it.
         shard.compact(old, scope).expect("there is memory");
         let (_, record) = shard
             .find(&key, key.hash(scope.hasher), scope.guard)
@@ -161,17 +161,17 @@ fn insertions_go_on_in_an_index_that_one_thread_copies() {
     );
 }
 
-/// What it costs to have some keys.
+/// The cost of some keys.
 #[derive(Debug)]
 struct Cost {
     /// Buckets of all indexes, and of the largest.
     buckets: u32,
     largest: u32,
-    /// How often a seed was changed, in the indexes that there are in the end.
+    /// How often the final indexes have changed their seeds.
     reseeds: u32,
-    /// Keys that were compared until each was found.
+    /// The number of keys that were compared in all look-ups.
     comparisons: usize,
-    /// For the reader; it decides nothing.
+    /// Only for display.
     _inserted_in: Duration,
     _found_in: Duration,
 }
@@ -228,7 +228,7 @@ fn chosen_uuids_that_flood_one_bucket_under_a_known_seed_are_harmless_under_a_se
     let scale: usize = std::env::var("NODETRACKER_SCALE").map_or(1, |text| text.parse().expect("a number"));
     let count = 4_000 * scale;
     let known = RandomState::with_seeds(1, 2, 3, 4);
-    // All in shard 0; and of the rest of the hash, the bits that pick the bucket agree as far as a search affords it.
+    // All are in shard 0. Of the rest of the hash, the bits that pick the bucket agree as far as a search can afford.
     let chosen: Vec<_> = (0..u64::MAX)
         .map(|number| UuidKey([number, 7]))
         .filter(|key| {
@@ -286,7 +286,7 @@ impl Key for Chosen {
     unsafe fn free(_stored: [u64; 2]) {}
 }
 
-/// The hash that is mixed to this, without a seed.
+/// The hash that [`mix`] turns into `mixed` under seed 0.
 fn unmixed(mixed: u64) -> u64 {
     let factor = 0x9E37_79B9_7F4A_7C15_u64;
     let inverse = (0..6).fold(factor, |inverse, _| {
@@ -300,7 +300,7 @@ fn unmixed(mixed: u64) -> u64 {
 fn a_crowded_index_gets_another_seed() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
     let shard = Shard::<Chosen>::new(0);
-    // All of these begin in bucket 0.
+    // The sequence of each key begins in bucket 0.
     let keys: Vec<_> = (0..3_000).map(|mixed| Chosen(unmixed(mixed))).collect();
     world.with(|scope| {
         for key in &keys {
@@ -313,12 +313,12 @@ fn a_crowded_index_gets_another_seed() {
     });
 }
 
-/// All keys begin in one bucket, so one that comes back gets a record in a later bucket.
+/// All sequences begin in one bucket, so a key that is inserted again gets a record in a later bucket.
 #[test]
 fn a_copy_has_a_key_that_came_back_meanwhile_once() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
     let shard = Shard::<Chosen>::new(0);
-    // Up to bit 23, what a hash is mixed to picks the tag only.
+    // Up to bit 23, the mixed hash picks only the tag.
     let keys: Vec<_> = (0..100).map(|number| Chosen(unmixed(number << 8))).collect();
     world.with(|scope| {
         let add = |key: &Chosen| shard.put(key, key.0, Change::Add(0), scope).expect("there is room").0;
@@ -433,7 +433,7 @@ fn parts_have_each_key_once_though_the_seed_changes_between_them() {
             });
             assert!(is_flooded && seed() != 0);
             assert_each_once(copied, &keys, &format!("{most} at a time"));
-            // A copy that begins now has the new order, and its parts are as short as before.
+            // A copy that begins now has the new order, and parts as short as before.
             let part = shard.scan(Start::Beginning, 1, scope, |_, _| ());
             assert_eq!(part.seed, seed());
             assert!(part.slots <= 64 * BUCKET, "{part:?}");
@@ -496,7 +496,8 @@ fn keys_of_one_hash_are_in_one_part_or_in_two() {
     });
 }
 
-/// When every number that a slot can have is in use, the next key is refused. The numbers of removed keys come back.
+/// When every number that a slot can have is in use, the next key is refused. The numbers of removed keys become free
+/// again.
 #[test]
 fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     const GONE: u32 = MAX_RECORDS / 16;
@@ -545,7 +546,7 @@ fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     );
 }
 
-/// As many routes as a table may have, distributed to shards at random, find room in each shard, tombstones included.
+/// As many routes as a table may have, distributed to shards at random, fit into each shard, tombstones included.
 #[test]
 fn the_greatest_limit_of_routes_can_be_reached() {
     let mean = (Builder::MOST_ROUTES / SHARDS) as f64;
@@ -559,7 +560,7 @@ fn the_greatest_limit_of_routes_can_be_reached() {
     assert!(mean > f64::from(MAX_RECORDS) * 0.9, "there is room for more");
 }
 
-/// Tells when routes were their proxies'.
+/// Records until when each proxy had routes.
 #[derive(Default)]
 struct Left(RefCell<Vec<(u32, u64)>>);
 
@@ -602,7 +603,7 @@ fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
         Ok(Added::Refreshed)
     );
     assert_eq!(left.0.take(), []);
-    // The route of tick 1 was valid until tick 11, that of tick 6 until 16.
+    // The route of tick 1 was valid until tick 11, that of tick 6 until tick 16.
     let visit = shard.visit(Mark::default(), 100, &RebuildSlot::default(), &at(50), |_| ());
     assert_eq!(visit.removed, 2);
     let mut gone = left.0.take();
@@ -672,7 +673,7 @@ fn a_batch_that_a_stale_index_does_not_know_is_kept() {
     });
 }
 
-/// Otherwise, the names of removed nodes stay until the next node is inserted into their shard.
+/// Without this, the names of removed nodes stay until the next node is inserted into their shard.
 #[test]
 fn a_sweep_gives_back_what_a_rebuild_left_out() {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));

@@ -1,8 +1,8 @@
-//! Reading a snapshot into memory, and checking all of it; nothing here touches the table.
+//! Reads a snapshot into memory and checks all of it. Nothing here changes the table.
 //!
-//! Bytes are read and checksummed by the caller's thread; sections of nodes are decoded by all threads of rayon's pool, a
-//! group of sections at a time. Routes that are expired are forgotten at once, and more than the table can take are an
-//! error at once, so that no stream takes more memory than the table might.
+//! The caller's thread reads the bytes and their checksums. All threads of rayon's pool decode the sections of nodes, a
+//! group of sections at a time. Expired routes are dropped at once, and too many routes for the table are an error at
+//! once, so no stream takes more memory than the table might.
 
 use std::io::Read;
 use std::num::NonZeroU64;
@@ -24,20 +24,20 @@ use crate::types::node_id::NodeId;
 use crate::types::proxy::Proxy;
 use crate::word::{LAST_TICK, Word};
 
-/// Bytes of payload that are read before they are decoded, and sections.
+/// The most bytes of payload, and the most sections, that are read before they are decoded.
 const GROUP_BYTES: usize = 2 << 20;
 const GROUP_SECTIONS: usize = 64;
 
-/// A snapshot whose every part is good by itself.
+/// A snapshot whose parts are valid, each by itself.
 pub(super) struct Snapshot {
     pub(super) written_at: SystemTime,
     pub(super) downtime: Duration,
     pub(super) proxies: Vec<ProxyItem>,
-    /// For each shard of UUIDs and of names, by turns.
+    /// One part for each shard, by the shard's number.
     pub(super) parts: Vec<Part>,
     /// Where the sections of nodes begin.
     pub(super) sections: Vec<u64>,
-    /// All nodes and routes, and those of the routes that are not in `parts`.
+    /// All nodes and routes, and those of the routes that `parts` leaves out.
     pub(super) nodes: u64,
     pub(super) routes: u64,
     pub(super) expired: u64,
@@ -62,34 +62,34 @@ impl ProxyItem {
     }
 }
 
-/// What a snapshot has for one shard.
+/// A snapshot's nodes of one shard.
 pub(super) struct Part {
     /// The shard's number.
     pub(super) shard: usize,
     pub(super) nodes: Nodes,
 }
 
-/// Nodes and their routes that are not expired.
+/// Nodes with their unexpired routes.
 #[derive(Default)]
 pub(super) struct Nodes {
     nodes: Vec<Node>,
-    /// Each with the snapshot's number of its proxy, and the tick of this table's time at which it was last refreshed.
+    /// Each has the snapshot's number of its proxy, and the tick of its last refresh in this table's time.
     routes: Vec<Word>,
 }
 
 pub(super) struct Node {
     pub(super) id: NodeId,
-    /// The number of its section among those of nodes.
+    /// The number of the node's section among the sections of nodes.
     pub(super) section: u32,
-    /// Where its routes end in `Nodes::routes`; they begin where those of the node before it end.
+    /// Where the node's routes end in `Nodes::routes`; they begin where those of the previous node end.
     end: u32,
 }
 
-// What the documentation of reading says that a node takes.
+// The documentation of `read_snapshot_with` states this figure.
 const _: () = assert!(size_of::<Node>() == 32);
 
 impl Nodes {
-    /// How many there are.
+    /// The number of nodes.
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
     }
@@ -119,7 +119,7 @@ impl Nodes {
     }
 }
 
-/// What was decoded of one section.
+/// The contents of one section.
 struct Decoded {
     nodes: Nodes,
     /// The part of each node.
@@ -139,12 +139,12 @@ struct Raw {
     kind: Kind,
     items: u32,
     payload: Vec<u8>,
-    /// Where the section and its payload begin.
+    /// The offsets of the section and its payload.
     offset: u64,
     payload_offset: u64,
 }
 
-/// What decoding needs to know.
+/// The input of decoding.
 struct Context<'a> {
     table: &'a RouteTable,
     proxies: usize,
@@ -157,7 +157,7 @@ struct Context<'a> {
 pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Snapshot, SnapshotError> {
     let mut source = Source::new(from);
     let written_at = read_header(&mut source)?;
-    // The wall clock may be anywhere, so the difference may be more than either has.
+    // The wall clock may have any value, so the difference may exceed both types.
     let since = i128::from(table.time().wall_clock()) - i128::from(written_at);
     let downtime = match ages {
         Ages::Continue => u64::try_from(since.max(0)).unwrap_or(u64::MAX),
@@ -226,7 +226,7 @@ impl Context<'_> {
     }
 }
 
-/// Reads the header, and returns the time of writing.
+/// Reads the header. Returns the time of writing.
 fn read_header<R: Read>(source: &mut Source<R>) -> Result<i64, SnapshotError> {
     let part = SnapshotPart::Header;
     let mut magic = [0; MAGIC.len()];
@@ -246,7 +246,7 @@ fn read_header<R: Read>(source: &mut Source<R>) -> Result<i64, SnapshotError> {
     Ok(i64::from_le_bytes(written_at))
 }
 
-/// Reads a section whose kind is `last` or a later one.
+/// Reads a section of kind `last` or later.
 fn read_section<R: Read>(source: &mut Source<R>, last: Kind) -> Result<Raw, SnapshotError> {
     let offset = source.offset;
     let mut head = [0; HEAD_BYTES];
@@ -341,7 +341,7 @@ impl Snapshot {
                 return Err(SnapshotError::TooManyRoutes { needed, limit });
             }
         }
-        // Each thread takes a range of shards, and picks their nodes out of all sections.
+        // Each thread takes a range of shards, and picks their nodes from all sections.
         let range = self.parts.len().div_ceil(rayon::current_num_threads());
         self.parts.par_chunks_mut(range).enumerate().for_each(|(nth, parts)| {
             for section in &decoded {
@@ -381,10 +381,10 @@ impl Snapshot {
     }
 }
 
-/// Decodes a section of nodes, which has the number `section` among those.
+/// Decodes a section of nodes. `section` is its number among the sections of nodes.
 fn decode(raw: &Raw, section: u32, context: &Context<'_>) -> Result<Decoded, SnapshotError> {
     let are_names = raw.kind == Kind::Names;
-    // What an item has at least: a UUID or a name of one byte, and one route.
+    // The minimum length of an item: a UUID or a name of one byte, and one route.
     let shortest = if are_names { 5 } else { 19 };
     let room = (raw.items as usize).min(raw.payload.len() / shortest);
     let mut decoded = Decoded {
@@ -425,7 +425,7 @@ fn decode(raw: &Raw, section: u32, context: &Context<'_>) -> Result<Decoded, Sna
     Ok(decoded)
 }
 
-/// Decodes a node's routes; returns how many there are, those that are expired too.
+/// Decodes a node's routes. Returns their number, expired routes included.
 fn decode_routes(payload: &mut Payload<'_>, context: &Context<'_>, routes: &mut Words) -> Result<usize, SnapshotError> {
     let at = payload.at;
     let count = payload.byte()?;

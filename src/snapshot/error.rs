@@ -1,4 +1,4 @@
-//! What can be wrong with a snapshot, and where.
+//! Errors in snapshots, and their places.
 
 use std::fmt;
 use std::io;
@@ -18,10 +18,10 @@ pub enum SnapshotError {
     Read {
         /// How many bytes were read before.
         offset: u64,
-        /// What it failed with.
+        /// The reader's error.
         source: io::Error,
     },
-    /// The stream does not begin as every snapshot does.
+    /// The stream does not begin with the magic of snapshots.
     #[error("not a snapshot: it does not begin with a snapshot's first eight bytes")]
     NotASnapshot,
     /// The snapshot is of a version that this program does not read.
@@ -32,20 +32,20 @@ pub enum SnapshotError {
         /// The version that can be read.
         known: u32,
     },
-    /// The snapshot is not whole, or something in it is not as it has to be.
+    /// The snapshot is incomplete, or a part of it is wrong.
     #[error("the snapshot is damaged: {part}, byte {offset}: {fault}")]
     Damaged {
-        /// What kind of part it is in.
+        /// The kind of the part.
         part: SnapshotPart,
-        /// Where in the snapshot; the first byte has offset 0.
+        /// The place in the snapshot; the first byte has offset 0.
         offset: u64,
-        /// What is wrong there.
+        /// What is wrong with the part.
         fault: SnapshotFault,
     },
     /// The table has no room for the snapshot's routes.
     #[error("the snapshot brings {needed} new routes or more, and the table holds at most {limit}")]
     TooManyRoutes {
-        /// How many routes the table would have to take in; there may be more of them.
+        /// A lower bound of the routes that the snapshot adds.
         needed: usize,
         /// The table's limit.
         limit: usize,
@@ -53,21 +53,21 @@ pub enum SnapshotError {
     /// The table has no room for the snapshot's proxies.
     #[error("the snapshot brings {needed} new proxies or more, and the table holds at most {limit}")]
     TooManyProxies {
-        /// How many proxies the table would have to take in; there may be more of them.
+        /// A lower bound of the proxies that the snapshot adds.
         needed: usize,
         /// The table's limit.
         limit: usize,
     },
-    /// There is no memory for it.
+    /// There is no memory for the snapshot.
     #[error("out of memory")]
     OutOfMemory,
 }
 
-/// A kind of part that a snapshot has.
+/// A kind of part of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SnapshotPart {
-    /// What a snapshot begins with.
+    /// The beginning of a snapshot.
     Header,
     /// The first bytes of a section.
     Head,
@@ -77,7 +77,7 @@ pub enum SnapshotPart {
     Uuids,
     /// A section of nodes with a name.
     Names,
-    /// What a snapshot ends with.
+    /// The end of a snapshot.
     End,
 }
 
@@ -101,41 +101,41 @@ pub enum SnapshotFault {
     /// The stream ends before the snapshot does.
     #[error("the snapshot ends here")]
     Truncated,
-    /// The bytes up to here are not the ones that were written.
+    /// The bytes up to here differ from the bytes that were written.
     #[error("the checksum is {stored:#010x}, but the bytes before it give {computed:#010x}")]
     Checksum {
         /// The checksum in the snapshot.
         stored: u32,
-        /// The checksum of what was read.
+        /// The checksum of the bytes that were read.
         computed: u32,
     },
     /// There is no such kind of section.
     #[error("there are no sections of kind {0}")]
     Kind(u8),
-    /// The section's kind stands before that of the section before it.
+    /// The section's kind belongs before that of the previous section.
     #[error("such a section cannot stand behind a {after}")]
     Order {
-        /// The section before.
+        /// The previous section.
         after: SnapshotPart,
     },
-    /// The section is larger than any that is written.
+    /// The section is larger than the maximum.
     #[error("the section has {bytes} bytes, at most {most} are allowed")]
     TooLarge {
-        /// Bytes of the payload.
+        /// The length of the payload.
         bytes: u32,
-        /// The most that there may be.
+        /// The maximum length.
         most: u32,
     },
-    /// The section has fewer bytes than its items.
-    #[error("an item goes on beyond the end of its section")]
+    /// The items need more bytes than the section has.
+    #[error("an item exceeds the end of its section")]
     Short,
-    /// The section has more bytes than its items.
+    /// The section has more bytes than its items need.
     #[error("{bytes} bytes are left behind the section's last item")]
     Long {
-        /// How many.
+        /// The number of remaining bytes.
         bytes: usize,
     },
-    /// A varint is not below 2^64, or could be shorter.
+    /// A varint is not below 2^64, or is not as short as possible.
     #[error("a number has more than 64 bits, or zeros in front")]
     Varint,
     /// A text is not UTF-8.
@@ -147,53 +147,53 @@ pub enum SnapshotFault {
     /// A node's name is not acceptable.
     #[error(transparent)]
     NodeId(NodeIdError),
-    /// A node's name is a UUID, so the node cannot be among those with names.
+    /// A UUID is in a section of names.
     #[error("the UUID {0} stands among the names")]
     UuidAsName(NodeId),
     /// A node has no routes, or too many.
     #[error("a node has {0} routes, not 1 to 64")]
     Routes(u8),
-    /// A route is through a proxy that the snapshot does not have.
+    /// A route's proxy number is out of range.
     #[error("a route is through proxy number {index}, the snapshot has {proxies} of them")]
     NoSuchProxy {
         /// The proxy's number.
         index: u64,
-        /// How many proxies there are.
+        /// How many proxies the snapshot has.
         proxies: usize,
     },
     /// A node has two routes through one proxy.
     #[error("a node has two routes through proxy number {0}")]
     SameProxy(u32),
-    /// A route is older than any can be.
+    /// A route is older than the maximum.
     #[error("a route is older than 8.7 years")]
     Age,
-    /// Two proxies have one ID.
+    /// Two proxies have the same ID.
     #[error("proxy {id:?} is there already, in the section at byte {first}")]
     DuplicateProxy {
         /// The ID.
         id: CompactString,
-        /// Where the other one's section begins.
+        /// Where the section of the first proxy begins.
         first: u64,
     },
-    /// A node is there twice.
+    /// A node is in the snapshot twice.
     #[error("node {node} is there already, in the section at byte {first}")]
     DuplicateNode {
         /// The node.
         node: NodeId,
-        /// Where the other one's section begins.
+        /// Where the section of the node's first item begins.
         first: u64,
     },
-    /// The snapshot does not have what its end says.
+    /// A total at the snapshot's end is wrong.
     #[error("there should be {stored} {of}, and {found} were found")]
     Total {
-        /// What was counted.
+        /// What the total counts.
         of: &'static str,
-        /// The number at the snapshot's end.
+        /// The total at the snapshot's end.
         stored: u64,
-        /// How many there are.
+        /// The counted number.
         found: u64,
     },
-    /// The stream goes on behind the snapshot's end.
+    /// Bytes follow the snapshot's end.
     #[error("something follows the snapshot's end")]
     Trailing,
 }

@@ -1,9 +1,9 @@
-//! Putting a snapshot that was read into the table: first everything that can be refused is looked at, then proxies are
-//! registered, then shards are filled, as many at a time as rayon's pool has threads.
+//! Loads a snapshot that was read into the table. First makes every check that can refuse the snapshot, then registers
+//! the proxies, then fills the shards, as many at a time as rayon's pool has threads.
 //!
-//! A shard that never had a node is built in private and published with one CAS ([`fill`](crate::shard::bulk_load)). Into any
-//! other one, and where the CAS loses, routes go one by one, the oldest of a node first, so that the newest comes to stand
-//! before those that were refreshed in the same tick.
+//! A shard that never had a node is built in private and published with one CAS
+//! ([`bulk_load`](crate::shard::bulk_load)). If the shard had a node, or the CAS fails, routes are added one by one,
+//! the oldest of a node first, so that the newest stands before routes that were refreshed in the same tick.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -30,16 +30,16 @@ use crate::types::proxy::ProxyRef;
 use crate::types::route::Added;
 use crate::word::Word;
 
-/// Nodes that are added one by one between two pins.
+/// How many routes are added, or nodes marked, under one pin.
 const GROUP: usize = 64;
 
-/// Checks that no node is in a part twice; `sections` tells where they begin.
+/// Checks that no node is in a part twice. `sections` has the offsets of the sections.
 fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), SnapshotError> {
     let nodes = &part.nodes;
     let mut seen: HashTable<u32> = HashTable::with_capacity(nodes.len());
     for ((node, _), at) in nodes.iter().zip(0..) {
         let same = |other: &u32| nodes.node(*other as usize).id == node.id;
-        // They agree in the top bits, which the set tells its entries apart by.
+        // The hashes of a shard agree in the top bits, but the set tells its entries apart by these.
         let spread = |node: &Node| table.hash(&node.id).rotate_left(SHARD_BITS);
         match seen.entry(spread(node), same, |other| spread(nodes.node(*other as usize))) {
             Entry::Vacant(free) => _ = free.insert(at),
@@ -61,20 +61,20 @@ fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), 
     Ok(())
 }
 
-/// Room for routes that was reserved, and is given back when it is dropped.
+/// Reserved room for routes. Dropping it returns the room.
 struct Room<'a> {
     count: &'a RouteLimit,
     routes: usize,
 }
 
 impl Room<'_> {
-    /// Leaves the room of so many routes to them.
+    /// Keeps the room of this many inserted routes reserved.
     fn use_up(&mut self, routes: usize) {
         debug_assert!(routes <= self.routes);
         self.routes -= routes;
     }
 
-    /// Gives the room of one route back, for it to be reserved by what inserts that.
+    /// Returns the room of one route, for the insertion to reserve.
     fn give_one(&mut self) {
         if self.routes > 0 {
             self.routes -= 1;
@@ -89,7 +89,7 @@ impl Drop for Room<'_> {
     }
 }
 
-/// What became of routes.
+/// The results of routes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
     inserted: u64,
@@ -130,7 +130,7 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
     }
     let rooms: Vec<Room<'_>> = needed.into_iter().map(|routes| Room { count, routes }).collect();
 
-    // From here on, the table is touched.
+    // The table changes from here on.
     let proxies = register(table, &snapshot.proxies)?;
     if snapshot.has_names() {
         table.shards().ensure_names();
@@ -146,7 +146,7 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
                 room,
                 tally: Tally::default(),
             };
-            // The part goes when it is done, so that memory does not hold all of them beside all of the shards.
+            // Drop each finished part, so that memory does not hold all parts and all shards at once.
             bulk.add(&part)
         })
         .collect();
@@ -172,7 +172,7 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
     })
 }
 
-/// Those of the snapshot's proxies that are registered already, if there is room for the others.
+/// Which of the snapshot's proxies are registered already, if there is room for the others.
 fn known_proxies(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
     let at = table.moment();
     let prospects: Vec<_> = proxies
@@ -184,7 +184,7 @@ fn known_proxies(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option
         let limit = table.proxies().limit();
         return Err(SnapshotError::TooManyProxies { needed, limit });
     }
-    // Routes of a stale incarnation are not known, so room is reserved for them too, and given back.
+    // Routes of a stale incarnation are not known, so room is reserved for them, too, and returned later.
     let known = |prospect| match prospect {
         Prospect::Known(proxy) => Some(proxy),
         Prospect::New | Prospect::Stale => None,
@@ -192,7 +192,8 @@ fn known_proxies(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option
     Ok(prospects.into_iter().map(known).collect())
 }
 
-/// Registers the snapshot's proxies that are not yet, and returns all of them, but for those of a stale incarnation.
+/// Registers the snapshot's proxies that are not yet registered. Returns all of them, except those of a stale
+/// incarnation.
 fn register(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
     proxies
         .iter()
@@ -231,7 +232,7 @@ fn present(table: &RouteTable, part: &Part, known: &[Option<ProxyRef>]) -> usize
 /// Adds a part's routes to its shard.
 struct Bulk<'a> {
     table: &'a RouteTable,
-    /// `None` for those of a stale incarnation.
+    /// `None` for proxies of a stale incarnation.
     proxies: &'a [Option<ProxyRef>],
     room: Room<'a>,
     tally: Tally,
@@ -303,8 +304,8 @@ impl Bulk<'_> {
         }
     }
 
-    /// The word of a snapshot's route, if its proxy takes routes, until the end of the pin that the caller has: see
-    /// `proxies`.
+    /// The word of a snapshot's route, if the route's proxy takes routes. The word is usable until the end of the
+    /// caller's pin: see `proxies`.
     fn route(&self, route: Word) -> Option<Word> {
         let proxy = self.proxies[route.proxy() as usize]?;
         self.table

@@ -1,26 +1,28 @@
-//! Snapshots: all routes of a table in one stream of bytes, for another table to begin with.
+//! Snapshots: all routes of a table in one stream of bytes, from which another table can start.
 //!
-//! A tracker that starts anew knows no routes until the proxies have announced them again. With a snapshot that it wrote
-//! before, [`RouteTable::read_snapshot`] gives it those that are not expired yet.
+//! A tracker that restarts knows no routes until the proxies announce them again. [`RouteTable::read_snapshot`] adds
+//! the unexpired routes of a snapshot that the tracker wrote before.
 //!
-//! # What is in it
+//! # Contents
 //!
-//! *Ages*, not times: how long ago each route was last refreshed when the snapshot was begun. Ticks mean nothing in another
-//! process, and a time of day would tie the routes' lives to the wall clock. The wall-clock time of writing is there once,
-//! so that a reader *may* add the time between writing and reading to each age ([`Ages`]).
+//! *Ages*, not times: how long before the start of the snapshot each route was last refreshed. Ticks mean nothing in
+//! another process, and a time of day would tie the routes' lives to the wall clock. The snapshot has the wall-clock
+//! time of writing once, so that a reader *may* add the time between writing and reading to each age ([`Ages`]).
 //!
-//! Nobody waits while a snapshot is written. A route that is there all the while is in it; one that comes or goes meanwhile
-//! may be, and one that is refreshed meanwhile has age zero. Expired routes and those of removed proxies are not in it.
-//! A proxy that is registered all the while is in it once. If the proxy begins another incarnation meanwhile, the snapshot has
-//! the older or the newer incarnation, with routes of that incarnation only.
+//! No thread waits while a snapshot is written. A route that exists all the time is in the snapshot. A route that is
+//! added or removed meanwhile may be in it, and a route that is refreshed meanwhile has age zero. Expired routes and
+//! routes of removed proxies are not in the snapshot. A proxy that is registered all the time is in it once. If the
+//! proxy begins another incarnation meanwhile, the snapshot has the older or the newer incarnation, with routes of that
+//! incarnation only.
 //!
-//! The incarnation of each proxy is in it, so that messages of older ones are refused after a restart too; but not those
-//! that are over, whose proxies are gone.
+//! The snapshot has the incarnation of each proxy, so that messages of older incarnations are refused after a restart,
+//! too. It does not have incarnations that are over: their proxies are gone.
 //!
 //! # Layout, version 1
 //!
-//! All fixed-width numbers are little-endian. A *varint* has seven bits in each byte, the lowest first, and the top bit set
-//! in all bytes but the last; it is below 2^64 and as short as it can be. A *text* is its length in one byte, and UTF-8.
+//! All fixed-width numbers are little-endian. A *varint* has seven bits in each byte, the lowest first, and the top bit
+//! set in all bytes but the last. It is below 2^64 and as short as possible. A *text* is its length in one byte, then
+//! UTF-8.
 //!
 //! ```text
 //! snapshot  = header  section*  end
@@ -41,35 +43,36 @@
 //!           proxies, nodes, routes             u64 each
 //!           Nothing follows it.
 //!
-//! items
+//!           incarnation                        varint   0 if the proxy has none
 //! proxy     ID, cluster name, address          text each
 //!           incarnation                        varint   0 where it has none
 //! UUID      UUID                               16 bytes, as in its text form
 //!           routes
 //! name      name                               text     not empty, no control characters, no spelling of a UUID
 //!           routes
-//! routes    number of routes                   u8       1 to 64
-//!           for each, most recently refreshed first:
 //!             proxy                            varint   the number of its item, from 0; each at most once for a node
+//!             age                              varint   milliseconds; from the second route on, the difference from the
+//!                                                       route before. An age is below 2^38.
 //!             age                              varint   milliseconds; but for the first one, how much older it is than
 //!                                                       the one before. An age is below 2^38.
 //! ```
 //!
-//! Sections come in the order of their kinds, and there may be any number of each. A proxy's ID, and a node, is in a
-//! snapshot once. Of routes that are equally old, the one that was refreshed later stands first.
+//! Sections are in the order of their kinds, with any number of each kind. Each proxy ID and each node is in a snapshot
+//! once. Of routes of the same age, the route that was refreshed later stands first.
 //!
-//! A *checksum* is the CRC-32 (as in zlib and Ethernet) of all bytes before it in the snapshot, checksums left out; so it
-//! also tells whether a section follows the ones that it was written after. The lengths in a section's head are looked at
-//! only after the head's own checksum, and nothing is allocated for what a number claims beyond the largest payload.
+//! A *checksum* is the CRC-32 (as in zlib and Ethernet) of all bytes before it in the snapshot, except checksums. So it
+//! also detects a section that does not follow the sections after which it was written. A reader checks the checksum of
+//! a section's head before it uses the lengths in the head. A reader allocates nothing for a number's claim beyond the
+//! largest payload.
 //!
-//! A node with one route through one of the first 128 proxies takes 20 bytes, or 22 if the route's age is between 16 seconds
-//! and half an hour.
+//! A node with one route through one of the first 128 proxies takes 20 bytes, or 22 bytes if the route's age is between
+//! 16 seconds and half an hour.
 //!
 //! # Versions
 //!
-//! A change to any of the above is another version. This program writes version 1 and reads version 1; any other one is
-//! refused by its number ([`SnapshotError::Version`]), before anything else in the header is looked at. Every version will
-//! have the magic and its number in the same place.
+//! Any change to the layout is another version. This program writes and reads version 1. It refuses any other version
+//! by its number ([`SnapshotError::Version`]), before it reads the rest of the header. Every version will have the
+//! magic and the number in the same place.
 
 mod decode;
 mod error;
@@ -84,17 +87,17 @@ pub use error::{SnapshotError, SnapshotFault, SnapshotPart};
 
 use crate::table::RouteTable;
 
-/// What happened to the ages of routes between the writing and the reading of a snapshot.
+/// How routes age between the writing and the reading of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[non_exhaustive]
 pub enum Ages {
-    /// They went on by the wall clock: each grows by the time since the snapshot was written, or by nothing where the clock
-    /// says that it is still to be written. So a route expires when it would have, had the tracker not stopped. If the wall
-    /// clock was set forward meanwhile, routes expire early.
+    /// Routes age by the wall clock: each age grows by the time since the snapshot was written, but not if that time is
+    /// negative. So a route expires as if the tracker had not stopped. If the wall clock was set forward meanwhile,
+    /// routes expire early.
     #[default]
     Continue,
-    /// They stood still: a route expires as long after the reading as it would have after the writing. The wall clock does
-    /// not matter.
+    /// Routes do not age: a route expires as long after the reading as it would have after the writing. The wall clock
+    /// does not matter.
     Frozen,
 }
 
@@ -102,24 +105,24 @@ pub enum Ages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[non_exhaustive]
 pub struct SnapshotSize {
-    /// Proxies, those without routes too.
+    /// Proxies, with and without routes.
     pub proxies: u64,
     /// Nodes.
     pub nodes: u64,
     /// Routes.
     pub routes: u64,
-    /// The whole snapshot's length.
+    /// The length of the whole snapshot.
     pub bytes: u64,
 }
 
-/// What [`RouteTable::read_snapshot`] found, and what became of it. `routes` is the sum of `inserted`, `known`, `expired` and
-/// `refused`.
+/// The contents of a snapshot that [`RouteTable::read_snapshot`] read, and the effect. `routes` is the sum of
+/// `inserted`, `known`, `expired` and `refused`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SnapshotReport {
-    /// When the snapshot was begun, by the writer's wall clock.
+    /// The time at which the writer began the snapshot, by the writer's wall clock.
     pub written_at: SystemTime,
-    /// By how much each age has grown since.
+    /// How much each age has grown since then.
     pub downtime: Duration,
     /// Proxies in the snapshot.
     pub proxies: u64,
@@ -127,25 +130,26 @@ pub struct SnapshotReport {
     pub nodes: u64,
     /// Routes in the snapshot.
     pub routes: u64,
-    /// Routes that the table did not have, and has now.
+    /// Routes that were unknown to the table, and are added.
     pub inserted: u64,
-    /// Routes that the table had already, with the later time of both now; also those that are older than all of the 64
-    /// that their node has.
+    /// Routes that the table had already, each with the later of both times now. Also routes that are older than all of
+    /// the 64 routes of their node.
     pub known: u64,
-    /// Routes that are older than the table's keep-alive interval; they were left out.
+    /// Routes that are older than the table's keep-alive interval; they are left out.
     pub expired: u64,
-    /// Routes that were left out since the table knows better: their proxy's incarnation is stale. Also those that were left
-    /// out since other threads used the table meanwhile: they removed the route's proxy, or took the last room for routes.
+    /// Routes that are left out because the incarnation of their proxy is stale. Also routes that are left out because
+    /// other threads meanwhile removed the route's proxy or took the last room for routes.
     pub refused: u64,
 }
 
 impl RouteTable {
-    /// Writes all routes with their ages, and the proxies; see [`snapshot`](crate::snapshot) for the format.
+    /// Writes the proxies, and all routes with their ages. See [`snapshot`](crate::snapshot) for the format.
     ///
-    /// No other thread waits for this call, and it waits for no other thread, not even for a thread that is stopped while it
-    /// registers a proxy. It copies some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes without a
-    /// pin. A million routes take about a tenth of a second beside the time of `to`, and some 20 MB there. The call needs
-    /// memory for one such copy, and about 50 bytes a proxy; it writes in blocks of some 128 KiB, and flushes at the end.
+    /// No other thread waits for this call, and it waits for no other thread, even if a thread is stopped while it
+    /// registers a proxy. The call copies some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes
+    /// without a pin. A million routes take some 20 MB and about a tenth of a second, plus the time of `to`. The call
+    /// needs memory for one such copy, and about 50 bytes a proxy. It writes in blocks of some 128 KiB, and flushes at
+    /// the end.
     ///
     /// ```
     /// # use nodetracker::{NodeId, Proxy, RouteTable};
@@ -165,43 +169,43 @@ impl RouteTable {
     ///
     /// # Errors
     ///
-    /// Those of `to`; what was written until then is no whole snapshot, and a reader notices.
+    /// Those of `to`. The bytes that were written before are not a whole snapshot, which a reader detects.
     pub fn write_snapshot(&self, to: impl io::Write) -> io::Result<SnapshotSize> {
         write::write(self, to)
     }
 
-    /// [`read_snapshot_with`](Self::read_snapshot_with) ages that went on by the wall clock.
+    /// [`read_snapshot_with`](Self::read_snapshot_with) [`Ages::Continue`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As for `read_snapshot_with`.
     pub fn read_snapshot(&self, from: impl io::Read) -> Result<SnapshotReport, SnapshotError> {
         self.read_snapshot_with(from, Ages::Continue)
     }
 
-    /// Reads a snapshot to its end, which must be the end of `from` too, and adds its routes to the table.
+    /// Reads a snapshot to its end, which must also be the end of `from`, and adds its routes to the table.
     ///
-    /// Nothing is touched before the whole snapshot is read and found to be good. Then its proxies are registered, those
-    /// without routes too, and its routes are added. The table may have routes, and other threads may use it: of a route
-    /// that is known already, the later time counts; a proxy that is registered already keeps the details that it has; and
-    /// a node keeps the 64 routes that were refreshed last. An age of more than 24.8 days may become as little as that.
+    /// The call reads and checks the whole snapshot before it changes the table. Then it registers the snapshot's
+    /// proxies, with and without routes, and adds the routes. The table may have routes, and other threads may use it.
+    /// A known route gets the later of both times, a proxy that is already registered keeps its details, and a node
+    /// keeps the 64 routes that were refreshed last. An age of more than 24.8 days may shrink to 24.8 days.
     ///
     /// Each proxy is registered as by [`resume_incarnation`](Self::resume_incarnation), or by
     /// [`register_proxy`](Self::register_proxy) if it has no incarnation, and takes the registry's lock.
     ///
-    /// Shards that never had a node are built whole, by all threads of rayon's global pool; so a new table is filled several
-    /// times as fast as by [`add_node`](Self::add_node), and no index grows. For the time of the call, the snapshot's nodes
-    /// take 32 to 64 bytes each beside their place in the table, and their routes 8 to 16, those that are expired nothing;
-    /// and the reader some 8 MiB. There are never more of them than [`max_routes`](crate::Builder::max_routes), whatever is
-    /// in the stream.
+    /// All threads of rayon's global pool build whole shards if these never had a node. So a new table is filled
+    /// several times as fast as by [`add_node`](Self::add_node), and no index grows. During the call, the snapshot's
+    /// nodes take 32 to 64 bytes each beside their place in the table, its unexpired routes 8 to 16 bytes each, and the
+    /// reader some 8 MiB. The call never holds more nodes or routes than [`max_routes`](crate::Builder::max_routes),
+    /// whatever the stream has.
     ///
     /// # Errors
     ///
-    /// [`SnapshotError`]: the snapshot cannot be read or is no whole, undamaged one that this version knows, or the table
-    /// has no room for all of it. The table is as it was, with two exceptions. Where other threads take the room for proxies
-    /// just now ([`TooManyProxies`](SnapshotError::TooManyProxies)), some proxies may have been registered, and are dropped
-    /// by the sweeper later; and where memory runs out ([`OutOfMemory`](SnapshotError::OutOfMemory)), some routes may have
-    /// been added.
+    /// [`SnapshotError`]: the snapshot cannot be read, is damaged or incomplete, has an unknown version, or does not
+    /// fit into the table. The table is unchanged, with two exceptions. If other threads take the room for proxies
+    /// during the call ([`TooManyProxies`](SnapshotError::TooManyProxies)), some proxies may have been registered, and
+    /// the sweeper drops them later. If memory runs out ([`OutOfMemory`](SnapshotError::OutOfMemory)), some routes may
+    /// have been added.
     pub fn read_snapshot_with(&self, from: impl io::Read, ages: Ages) -> Result<SnapshotReport, SnapshotError> {
         let snapshot = decode::read(self, from, ages)?;
         load::load(self, snapshot)

@@ -1,4 +1,4 @@
-//! Bytes: the format's fixed values, checksummed streams of them, and what sections are made of.
+//! Bytes: the format's fixed values, streams with checksums, and the parts of sections.
 
 use std::io::{self, Read, Write};
 
@@ -6,13 +6,13 @@ use crc32fast::Hasher;
 
 use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
 
-/// Not text, and damaged by whoever takes it for text.
+/// The magic is not text. A tool that treats the snapshot as text damages the magic.
 pub(super) const MAGIC: [u8; 8] = *b"\x89NTRACK\n";
 pub(super) const VERSION: u32 = 1;
 pub(super) const HEAD_BYTES: usize = 9;
-/// The most that a payload may have.
+/// The maximum length of a payload.
 pub(super) const MAX_PAYLOAD: usize = 1 << 20;
-/// How much a payload has before the next section is begun; no item makes it much more.
+/// The length at which a payload is written and the next section begins. No item makes a payload much longer.
 pub(super) const FULL_PAYLOAD: usize = 1 << 17;
 
 /// A kind of section.
@@ -41,7 +41,7 @@ impl Kind {
     }
 }
 
-/// Writes bytes and checksums of them.
+/// Writes bytes and their checksums.
 pub(super) struct Sink<W> {
     to: W,
     checksum: Hasher,
@@ -57,7 +57,7 @@ impl<W: Write> Sink<W> {
         }
     }
 
-    /// Writes bytes, and the checksum of all that were written.
+    /// Writes bytes, then the checksum of all bytes so far.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.checksum.update(bytes);
         self.to.write_all(bytes)?;
@@ -88,7 +88,7 @@ impl Section {
         }
     }
 
-    /// Adds an item of a kind, which `encode` appends; writes the section first where that is another one's, or full.
+    /// Adds an item of a kind, which `encode` appends. First writes the section if it has another kind or is full.
     pub(super) fn push<W: Write>(
         &mut self,
         kind: Kind,
@@ -104,7 +104,7 @@ impl Section {
         Ok(())
     }
 
-    /// Writes what there is, unless that is nothing.
+    /// Writes the section unless it is empty.
     pub(super) fn write<W: Write>(&mut self, sink: &mut Sink<W>) -> io::Result<()> {
         if self.payload.is_empty() {
             return Ok(());
@@ -142,7 +142,7 @@ pub(super) fn put_text(to: &mut Vec<u8>, text: &str) {
     to.extend_from_slice(text.as_bytes());
 }
 
-/// Reads bytes and checks checksums of them.
+/// Reads bytes and checks their checksums.
 pub(super) struct Source<R> {
     from: R,
     checksum: Hasher,
@@ -187,14 +187,14 @@ impl<R: Read> Source<R> {
         }
     }
 
-    /// Reads a checksum of all bytes before it.
+    /// Reads and checks a checksum of all bytes so far.
     pub(super) fn check(&mut self, part: SnapshotPart) -> Result<(), SnapshotError> {
         let checksum = self.checksum.clone();
         let computed = checksum.clone().finalize();
         let offset = self.offset;
         let mut stored = [0; 4];
         self.read(&mut stored, part)?;
-        // Checksums are left out of checksums.
+        // A checksum does not cover other checksums.
         self.checksum = checksum;
         let stored = u32::from_le_bytes(stored);
         if stored == computed {
@@ -204,7 +204,7 @@ impl<R: Read> Source<R> {
         }
     }
 
-    /// Makes sure that nothing follows.
+    /// Checks that nothing follows.
     pub(super) fn finish(&mut self) -> Result<(), SnapshotError> {
         let offset = self.offset;
         match self.read_some(&mut [0])? {
@@ -221,10 +221,10 @@ pub(super) fn damaged(part: SnapshotPart, offset: u64, fault: SnapshotFault) -> 
 /// A payload that is being read.
 pub(super) struct Payload<'a> {
     bytes: &'a [u8],
-    /// Of these, so many are read.
+    /// How many of the bytes are read.
     pub(super) at: usize,
     part: SnapshotPart,
-    /// Where they begin in the snapshot.
+    /// Where the bytes begin in the snapshot.
     offset: u64,
 }
 
@@ -238,7 +238,7 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// The error that `fault` is, `at` bytes into the payload.
+    /// The error for a fault that is `at` bytes into the payload.
     #[cold]
     pub(super) fn fault(&self, at: usize, fault: SnapshotFault) -> SnapshotError {
         damaged(self.part, self.offset + at as u64, fault)
@@ -272,7 +272,7 @@ impl<'a> Payload<'a> {
         for shift in (0..u64::BITS).step_by(7) {
             let byte = self.byte()?;
             let bits = u64::from(byte & 0x7F);
-            // The last byte has one bit of the 64 left, and no byte but the first may end a number with zeros.
+            // The last byte has one bit of the 64 left, and only the first byte may end a number with zeros.
             if bits << shift >> shift != bits || byte == 0 && shift > 0 {
                 break;
             }
@@ -291,7 +291,7 @@ impl<'a> Payload<'a> {
         std::str::from_utf8(bytes).map_err(|_| self.fault(start, SnapshotFault::Utf8))
     }
 
-    /// Makes sure that all is read.
+    /// Checks that all bytes are read.
     pub(super) fn finish(&self) -> Result<(), SnapshotError> {
         match self.bytes.len() - self.at {
             0 => Ok(()),

@@ -27,7 +27,7 @@ pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSi
     let indexes = write_proxies(table, &mut section, &mut sink)?;
     let (mut nodes, mut total) = (0, 0);
     table.walk(|node, copied| {
-        // Proxies that came later are not in the snapshot, and neither are their routes.
+        // Proxies that were registered later are not in the snapshot, and neither are their routes.
         let routes: SmallVec<[(u32, u64); 4]> = copied
             .iter()
             .filter_map(|route| Some((*indexes.get(&route.proxy)?, begun.saturating_sub(route.tick))))
@@ -60,8 +60,8 @@ pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSi
     })
 }
 
-/// Writes the proxies, each ID at most once, including all that are registered during the whole call. Returns the number of
-/// each.
+/// Writes the proxies, including all proxies that are registered during the whole call, and each ID at most once.
+/// Returns the number of each proxy.
 ///
 /// If a proxy begins another incarnation meanwhile, the snapshot has one of its incarnations, and only routes of that
 /// reference.
@@ -90,7 +90,7 @@ fn scan_shard(table: &RouteTable, part: usize) -> Vec<(ProxyRef, ProxyDetails, O
     let guard = pin();
     let proxies = table.proxies();
     let copy = |(_, proxy)| {
-        // Even if the proxy was removed since it was found: it was registered with these details under the pin.
+        // Take the details even if the proxy was removed since: it was registered with them under the pin.
         let details = proxies.last_details(proxy, &guard)?;
         Some((proxy, details, proxies.last_incarnation(proxy, &guard)))
     };

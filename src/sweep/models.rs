@@ -16,8 +16,8 @@ fn register(table: &RouteTable, id: &str) -> ProxyRef {
     table.register_proxy(&proxy(id)).expect("there is room")
 }
 
-/// An addition that was stopped when its proxy was removed continues. Of two sweepers, one sees that it is over, and stops
-/// before it advances; the other one goes through the next round.
+/// An addition that was stopped when its proxy was removed continues. Of two sweepers, one sees that the grace period
+/// is over, and stops before it advances; the other does the next round.
 #[test]
 fn a_round_after_a_grace_period_sees_what_came_before_its_end() {
     let swept = Seen::default();
@@ -42,7 +42,7 @@ fn a_round_after_a_grace_period_sees_what_came_before_its_end() {
         });
         let sweeper = thread::spawn({
             let table = Arc::clone(&table);
-            // Both shards, and the first proxy.
+            // Visits both shards, and the first proxy.
             move || _ = table.sweep(3)
         });
         thread::yield_now();
@@ -62,8 +62,8 @@ fn a_round_after_a_grace_period_sees_what_came_before_its_end() {
     swept.assert("the round never ended");
 }
 
-/// A proxy is about to be dropped as idle, but has a route, whose addition was stopped before it said so. One sweeper sees
-/// it there, the other one comes to the proxies.
+/// A proxy is about to be dropped as idle, but has a route, whose addition was stopped before it recorded the use. One
+/// sweeper sees the route, the other visits the proxies.
 #[test]
 fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
     epoch::check(3, || {
@@ -74,7 +74,8 @@ fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
         let table = Arc::new(builder.build());
         let proxy = register(&table, "one");
         clock.advance(2 * interval);
-        // Both shards of a round, then the route, then the proxies: the proxy is CLOSING, and waits for a full round.
+        // Visit both shards of a round, then the route, then the proxies: the proxy is CLOSING, and waits for a full
+        // round.
         table.sweep(2);
         {
             let guard = pin();
@@ -87,7 +88,7 @@ fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
             assert!(added.is_ok(), "there is room");
         }
         assert!(table.sweep(100).round_completed);
-        // The grace period is over, and a full round is waited for.
+        // The grace period is over, and the proxy waits for a full round.
         while !table.sweep(100).round_completed {}
         let visitor = thread::spawn({
             let table = Arc::clone(&table);
@@ -110,7 +111,7 @@ fn of_two_sweepers_none_goes_back() {
         let cursor = Arc::new(Cursor::default());
         let sweepers = [(); 2].map(|()| {
             let (table, cursor) = (Arc::clone(&table), Arc::clone(&cursor));
-            // A round for whoever is alone: two shards of UUIDs, none of names, the proxies.
+            // A round of a single sweeper: two shards of UUIDs, none of names, the proxies.
             thread::spawn(move || {
                 (0..4)
                     .filter(|_| {

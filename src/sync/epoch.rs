@@ -1,31 +1,33 @@
 //! Reclamation: crossbeam-epoch, with a bound on the garbage that waits to be freed.
 //!
-//! A bag of crossbeam's takes 64 retired objects; a full bag joins a queue. By itself, crossbeam frees at most 8 bags of the
-//! queue, once in 128 pins. A batch retires more than a hundred objects under one pin, so the queue would grow without bound.
-//! Therefore each thread counts what it retires, and *flushes* after [`FLUSH_OBJECTS`] objects or [`FLUSH_BYTES`] bytes: a
-//! flush queues the bag, tries to advance the epoch, and frees up to 8 bags. So freeing is up to 8 times as fast as retiring,
-//! whatever the mix of calls.
+//! A bag of crossbeam's holds 64 retired objects; a full bag joins a queue. By itself, crossbeam frees at most 8 bags
+//! of the queue, once in 128 pins. A batch retires more than a hundred objects under one pin, so the queue would grow
+//! without bound. Therefore each thread counts the objects that it retires, and *flushes* after [`FLUSH_OBJECTS`]
+//! objects or [`FLUSH_BYTES`] bytes. A flush queues the bag, tries to advance the epoch, and frees up to 8 bags. So
+//! freeing is up to 8 times as fast as retiring, whatever the mix of calls.
 //!
 //! # The bound
 //!
-//! A bag that was queued in epoch `e` is freed in epoch `e + 2`. A flush advances the epoch if every pinned thread is pinned
-//! in the current epoch, so one pin sees at most one advance. A thread that keeps calling therefore leaves at most what it
-//! retired under its last three pins, and one bag. A step of the sweeper retires the most under one pin: a list and an entry
-//! of the feed for each of 512 records (a batch pins for 64 nodes). So a thread leaves at most
-//! [`MAX_GARBAGE_PER_THREAD`](crate::Stats::MAX_GARBAGE_PER_THREAD) objects, if no other thread stays pinned meanwhile.
+//! A bag that was queued in epoch `e` is freed in epoch `e + 2`. A flush advances the epoch if every pinned thread is
+//! pinned in the current epoch, so one pin sees at most one advance. A thread that keeps calling therefore leaves at
+//! most the objects that it retired under its last three pins, and one bag. A step of the sweeper retires the most
+//! under one pin: a list and an entry of the feed for each of 512 records (a batch pins for 64 nodes). So a thread
+//! leaves at most [`MAX_GARBAGE_PER_THREAD`](crate::Stats::MAX_GARBAGE_PER_THREAD) objects, if no other thread stays
+//! pinned meanwhile.
 //!
 //! A longer pin, such as that of a thread that replaces a large shard, holds back the objects that other threads retire
-//! meanwhile. A thread that is stopped inside a call holds them back without bound. Once the thread continues, the queue drains.
+//! meanwhile. A thread that is stopped inside a call holds them back without bound. When the thread continues, the
+//! queue drains.
 //!
-//! Beside the objects there are crossbeam's bags, of 2 KiB each. A thread that frees a bag retires its place in the queue, which
-//! is not counted here: up to 64 of them, or 130 KiB, wait in a thread that pins and retires nothing else, until the thread
-//! ends.
+//! Beside the objects there are crossbeam's bags, of 2 KiB each. A thread that frees a bag retires the bag's node of
+//! the queue, which is not counted here. Up to 64 such nodes, or 130 KiB, wait in a thread that pins and retires
+//! nothing else, until the thread ends.
 //!
 //! # One collector for all tables
 //!
-//! The collector is this crate's own, not crossbeam's default collector: rayon and other crates pin and retire there, and
-//! their stalls and garbage would be the table's. It serves all tables of the process, since a thread registers with a
-//! collector once and finds its registration in a thread-local; so the count of garbage is the process's, too.
+//! The collector is this crate's own, not crossbeam's default collector: rayon and other crates pin and retire there,
+//! and their stalls and garbage would be the table's. It serves all tables of the process, because a thread registers
+//! with a collector once and finds its registration in a thread-local. So the count of garbage is the process's, too.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -50,7 +52,7 @@ fn collector() -> &'static Collector {
     COLLECTOR.get_or_init(Collector::new)
 }
 
-/// A thread's registration, and what it retired since it flushed last.
+/// A thread's registration, and its retirements since its last flush.
 struct Local {
     handle: LocalHandle,
     objects: Cell<u32>,
@@ -66,7 +68,7 @@ thread_local! {
 }
 
 impl Local {
-    /// Counts a retired object; returns whether a flush is due.
+    /// Counts a retired object. Returns whether a flush is due.
     fn count(&self, bytes: usize) -> bool {
         let objects = self.objects.get() + 1;
         let bytes = self.bytes.get().saturating_add(bytes);
@@ -77,7 +79,7 @@ impl Local {
     }
 }
 
-/// Pins the thread: what any thread retires from now on is not freed before the guard is dropped.
+/// Pins the thread: objects that any thread retires from now on are not freed before the guard is dropped.
 #[inline]
 pub(crate) fn pin() -> Guard {
     LOCAL
@@ -86,25 +88,26 @@ pub(crate) fn pin() -> Guard {
         .unwrap_or_else(|_| collector().register().pin())
 }
 
-/// Frees `object` once every thread that is pinned now has unpinned.
+/// Frees `object` when every thread that is pinned now has unpinned.
 ///
 /// # Safety
 ///
-/// As for [`Reclaim::free`], once the threads that are pinned now have unpinned; and any thread may free the object.
+/// As for [`Reclaim::free`], after the threads that are pinned now have unpinned; and any thread may free the object.
 pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object: *mut T) {
-    // SAFETY: the object is not freed yet.
+    // SAFETY: the caller promises that the object is valid, and it is freed only after the grace period.
     let bytes = unsafe { (*object).bytes() };
     let reclaim = move || {
-        // SAFETY: the caller promises that no thread reaches the object after the grace period, which `defer` waits for.
+        // SAFETY: the caller promises that no thread can reach the object after the grace period, for which `defer`
+        // waits.
         unsafe { (*object).after_grace() };
-        // SAFETY: as above, and this closure runs once.
+        // SAFETY: no thread can reach the object after the grace period, and this closure runs once.
         unsafe { T::free(object) };
     };
-    // SAFETY: the caller promises that the object may be freed by any thread; the closure holds nothing else.
+    // SAFETY: the caller promises that any thread may free the object; the closure holds nothing else.
     unsafe { defer(guard, bytes, reclaim) };
 }
 
-/// Calls `f` once every thread that is pinned now has unpinned.
+/// Calls `f` when every thread that is pinned now has unpinned.
 pub(crate) fn after_grace(guard: &Guard, f: impl FnOnce() + Send + 'static) {
     // SAFETY: `f` is `Send + 'static`, so any thread may run it at any time.
     unsafe { defer(guard, 0, f) };
@@ -115,7 +118,7 @@ pub(crate) fn after_grace(guard: &Guard, f: impl FnOnce() + Send + 'static) {
 /// `f` may run in any thread, at any time after the grace period.
 unsafe fn defer(guard: &Guard, bytes: usize, f: impl FnOnce() + 'static) {
     count(Count::of(bytes));
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises that `f` may run in any thread at any time after the grace period.
     unsafe {
         guard.defer_unchecked(move || {
             f();
@@ -128,15 +131,15 @@ unsafe fn defer(guard: &Guard, bytes: usize, f: impl FnOnce() + 'static) {
     }
 }
 
-/// Frees some garbage, whichever thread retired it: at most `steps` times 512 objects. Bags that other threads have not queued
-/// yet, at most one for each thread, stay.
+/// Frees some garbage of any thread: at most `steps` times 512 objects. Bags that other threads have not queued yet, at
+/// most one per thread, stay.
 pub(crate) fn collect(guard: &Guard, steps: usize) {
     for _ in 0..steps {
         guard.flush();
     }
 }
 
-/// Objects and bytes in one word, so that counting is one instruction: 28 bits of objects, above them 36 bits of bytes.
+/// Objects and bytes in one word, so that counting is one instruction: 28 bits of objects, then 36 bits of bytes.
 #[derive(Clone, Copy)]
 struct Count(u64);
 
@@ -152,15 +155,16 @@ impl Count {
     }
 }
 
-/// Each stripe has the figure of what its threads retired, less what they freed. Only the sum of all stripes means anything.
+/// Each stripe counts the objects that its threads have retired, minus those that they have freed. Only the sum of all
+/// stripes has a meaning.
 static COUNTS: [CachePadded<AtomicU64>; STRIPES] = [const { CachePadded::new(AtomicU64::new(0)) }; STRIPES];
 
 fn count(count: Count) {
-    // Relaxed: a figure to be shown.
+    // Relaxed: a figure for display.
     COUNTS[stripe()].fetch_add(count.0, Ordering::Relaxed);
 }
 
-/// What was retired and is not freed yet; off by what other threads retire and free during the call.
+/// The objects that are retired and not freed yet. Retirements and frees during the call may or may not count.
 pub(crate) fn garbage() -> Garbage {
     // Relaxed: as in `count`.
     let add = |sum: u64, count: &CachePadded<AtomicU64>| sum.wrapping_add(count.load(Ordering::Relaxed));

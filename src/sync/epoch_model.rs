@@ -1,34 +1,37 @@
 //! A model of crossbeam-epoch: when a retired object may be freed, and which accesses that orders.
 //!
-//! In crossbeam, a retirement is put into a bag. The bag is *sealed* with the global epoch `e` after a SeqCst fence, and its
-//! contents are freed at `e + 2`. A pin stores the epoch that it read, and then has a SeqCst fence (on x86 a locked CAS, which
-//! is a fence too). The thread that advances the epoch has a SeqCst fence between reading the epoch and reading the states of
-//! all threads, which must be unpinned, or pinned in that epoch; then an Acquire fence, which pairs with the Release store of
-//! an unpin; then it stores the epoch with Release. That gives these edges, and the model has no others:
+//! In crossbeam, a retirement is put into a bag. The bag is *sealed* with the global epoch `e` after a SeqCst fence,
+//! and its contents are freed at `e + 2`. A pin stores the epoch that it read, and then has a SeqCst fence (on x86 a
+//! locked CAS, which is also a fence). The thread that advances the epoch has a SeqCst fence between reading the epoch
+//! and reading the states of all threads, which must be unpinned or pinned in that epoch. Then it has an Acquire fence,
+//! which pairs with the Release store of an unpin, and stores the epoch with Release. That gives these edges, and the
+//! model has no others:
 //!
-//! 1. *From before a retirement to after each pin that it does not wait for.* The thread that advances to `e + 2` does not
-//!    see the pinning thread pinned at `e`. So the pinning thread's fence comes after the advancing thread's fence, which
-//!    comes after the sealing thread's fence. Three fences in this order are not a happens-before edge by themselves, but for
-//!    atomics they have the same effect: a load after the last fence reads nothing that was overwritten before the first
-//!    fence, or by what happened before that. The model makes this an edge, since loom has no other way to say so. The table
-//!    publishes its plain data by edges of its own, also in executions without a retirement.
-//! 2. *From before an unpin to what comes after the grace period*, for each thread that was pinned when the period began: the
-//!    advancing thread reads the unpin, by a pair of Acquire and Release. (Or it reads the thread's next pin, in the new
-//!    epoch. On x86 that pin is a CAS, which continues the release sequence of the unpin. Elsewhere it is a plain store, and
-//!    the memory model's wording would require more; real processors do not. crossbeam's own freeing of memory relies on this
-//!    edge.)
+//! 1. *From before a retirement to after each pin that it does not wait for.* The thread that advances to `e + 2` does
+//!    not see the pinning thread pinned at `e`. So the pinning thread's fence comes after the advancing thread's fence,
+//!    which comes after the sealing thread's fence. Three fences in this order are not a happens-before edge by
+//!    themselves, but for atomics they have the same effect. A load after the last fence reads no value that was
+//!    overwritten before the first fence, or by a write that happened before that. The model makes this an edge,
+//!    because loom cannot express it otherwise. The table publishes its plain data by its own edges, also in executions
+//!    without a retirement.
+//! 2. *From before an unpin to after the grace period*, for each thread that was pinned when the period began: the
+//!    advancing thread reads the unpin, by a pair of Acquire and Release. (Or it reads the thread's next pin, in the
+//!    new epoch. On x86 that pin is a CAS, which continues the release sequence of the unpin. Elsewhere it is a plain
+//!    store, and the memory model's wording would require more; real processors do not. crossbeam's own freeing of
+//!    memory relies on this edge.)
 //! 3. *The same for each thread that was pinned and has unpinned before the period began*. Therefore the end of a later
-//!    period implies the end of an earlier one ([`GracePeriods`](crate::proxies)). A thread that advances twice from `e` cannot have
-//!    seen such a thread pinned, or unpinned by an earlier guard: that thread's fence came before the sealing. Only models
-//!    that ask for this edge with [`order_unpins`] have it: it makes them many times as large.
+//!    period implies the end of an earlier one ([`GracePeriods`](crate::proxies)). A thread that advances twice from
+//!    `e` cannot have seen such a thread pinned, or unpinned by an earlier guard: that thread's fence came before the
+//!    sealing. Only models that ask for this edge with [`order_unpins`] have it: it makes them many times as large.
 //!
-//! There is *no* edge from a thread that pinned after the retirement to the end of the grace period; none from the unpin of a
-//! thread that the grace period waited for to a pin after the grace period (the table's own edges have to pass that on); and
-//! none between a thread that is pinned at a retirement and the retiring thread.
+//! There is *no* edge from a thread that pinned after the retirement to the end of the grace period. There is none from
+//! the unpin of a thread for which the grace period waited to a pin after the grace period (the table's own edges must
+//! pass that on). There is none between a thread that is pinned at a retirement and the retiring thread.
 //!
-//! Sealing a bag later than the retirement adds no execution: the grace period waits for a thread that pins in between, and
-//! the thread may read what was there before. In the model this is the same thread pinned before the retirement, since a pin
-//! does nothing else that other threads could see. (This requires that no thread acts on a Relaxed load of what the retiring
+//! Sealing a bag later than the retirement adds no execution: the grace period waits for a thread that pins in between,
+//! and the thread may read the values from before. In the model this is the same thread pinned before the retirement,
+//! because a pin does nothing else that other threads could see. (This requires that no thread acts on a Relaxed load
+//! of a value that the retiring thread wrote after the retirement. No protocol of the table does.)
 //! thread did after the retirement. No protocol of the table does.)
 
 use std::cell::{Cell, RefCell};
@@ -36,7 +39,7 @@ use std::sync::Arc;
 
 use super::{AtomicUsize, Garbage, Ordering, Reclaim};
 
-/// Whether an object was freed, for every access to assert; and a stand-in for its plain data, which loom does not see.
+/// Whether an object was freed, which every access asserts, and a stand-in for its plain data, which loom does not see.
 #[derive(Debug, Default)]
 pub(crate) struct Fate {
     is_freed: Cell<bool>,
@@ -44,14 +47,14 @@ pub(crate) struct Fate {
 }
 
 impl Fate {
-    /// Asserts that the object was made before this in loom's order too, and is not freed.
+    /// Asserts that the object was made earlier in loom's order, too, and is not freed.
     pub(crate) fn assert_alive(&self) {
         assert!(!self.is_freed.get(), "use after free");
         self.plain_data.read();
     }
 }
 
-/// Plain memory as loom sees it: each read must come after each write.
+/// Plain memory for loom: each read must come after each write.
 #[derive(Debug, Default)]
 pub(crate) struct PlainData(loom::cell::UnsafeCell<()>);
 
@@ -75,7 +78,7 @@ struct Retired {
     waits_for: Vec<u64>,
     /// Edge 2.
     unpins: Edge,
-    /// Edge 3, by how many of `Model::earlier_unpins` there were.
+    /// Edge 3, by the length of `Model::earlier_unpins` at the retirement.
     earlier_unpins: usize,
     after_grace: Box<dyn FnOnce()>,
 }
@@ -90,7 +93,7 @@ struct Model {
     /// Edge 3: the unpins before the first retirement, those between the first and the second, and so on; the last entry
     /// is for unpins from now on. Empty in models that do not ask for edge 3.
     earlier_unpins: Vec<Edge>,
-    /// What a pin reads and a retirement changes, in models that ask for it; it carries no edge.
+    /// A pin reads it and a retirement changes it, in models that ask for it. It carries no edge.
     epoch: Option<Edge>,
     /// Unused edges: loom has to know them before the threads start.
     spare_edges: Vec<Edge>,
@@ -103,8 +106,8 @@ impl Model {
     }
 }
 
-// loom runs all of a model's threads on one OS thread. No operation of loom's may come inside of a borrow: it may
-// switch threads.
+// loom runs all of a model's threads on one OS thread. No operation of loom's may be inside a borrow: it may switch
+// threads.
 std::thread_local! {
     static MODEL: RefCell<Model> = RefCell::default();
 }
@@ -140,7 +143,7 @@ impl Drop for Guard {
             let now = model.earlier_unpins.last();
             waiting.map(|retired| &retired.unpins).chain(now).cloned().collect()
         });
-        // A retirement that comes in between waits for this guard without the edge: less than crossbeam promises.
+        // A retirement in between waits for this guard without the edge: less than crossbeam promises.
         for edge in edges {
             edge.fetch_add(1, Ordering::Release);
         }
@@ -182,7 +185,7 @@ pub(crate) fn switch_at_pins() {
     });
 }
 
-/// An operation that pins and retirements have in common, so that loom tries either order.
+/// An operation common to pins and retirements, so that loom tries either order.
 fn meet(more: usize) {
     if let Some(epoch) = MODEL.with_borrow(|model| model.epoch.clone()) {
         epoch.fetch_add(more, Ordering::Relaxed);
@@ -191,11 +194,11 @@ fn meet(more: usize) {
 
 pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(_guard: &Guard, object: *mut T) {
     defer(Box::new(move || {
-        // SAFETY: freed only in `bury`, at the end of the model.
+        // SAFETY: the object is freed only in `bury`, at the end of the model.
         let object_ref = unsafe { &*object };
         object_ref.after_grace();
         assert!(!object_ref.fate().is_freed.replace(true), "freed twice");
-        // SAFETY: once per object, as the assertion above says.
+        // SAFETY: once per object, by the assertion above.
         let free = Box::new(move || unsafe { T::free(object) });
         MODEL.with_borrow_mut(|model| model.graves.push(free));
     }));
@@ -205,7 +208,7 @@ pub(crate) fn after_grace(_guard: &Guard, f: impl FnOnce() + Send + 'static) {
     defer(Box::new(f));
 }
 
-/// The model frees what it can as soon as it can.
+/// The model frees every object as soon as possible, so there is nothing to collect.
 pub(crate) fn collect(_guard: &Guard, _steps: usize) {}
 
 pub(crate) fn garbage() -> Garbage {
@@ -232,13 +235,13 @@ fn defer(after_grace: Box<dyn FnOnce()>) {
     });
 }
 
-/// Checks a model with so many preemptions at most, unless `LOOM_MAX_PREEMPTIONS` says otherwise, and prints how many
+/// Checks a model with at most this many preemptions, unless `LOOM_MAX_PREEMPTIONS` has another number. Prints how many
 /// executions it took.
 pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     check_then(preemptions, model, || ());
 }
 
-/// [`check`], which calls `after` at the end of each execution, when all that was retired is free.
+/// [`check`] that calls `after` at the end of each execution, when every retired object is freed.
 pub(crate) fn check_then(
     preemptions: usize,
     model: impl Fn() + Send + Sync + 'static,
@@ -258,7 +261,7 @@ pub(crate) fn check_then(
         after();
     });
     let name = std::thread::current().name().unwrap_or("model").to_owned();
-    // Relaxed: as above.
+    // Relaxed: one OS thread.
     println!(
         "{name}: {} executions",
         executions.load(std::sync::atomic::Ordering::Relaxed)
@@ -271,7 +274,7 @@ fn begin() {
     MODEL.with_borrow_mut(|model| model.spare_edges = edges);
 }
 
-/// Ends one execution of a model: everything retired must be free by now, and its memory goes.
+/// Ends one execution of a model: every retired object must be free by now. Frees their memory.
 fn bury() {
     let graves = MODEL.with_borrow_mut(|model| {
         assert!(

@@ -1,10 +1,10 @@
-//! The one place that knows whether the table runs for real or inside a loom model.
+//! The only module that knows whether the table runs for real or inside a loom model.
 //!
-//! Outside loom this is `std`'s atomics and crossbeam-epoch. Under `--cfg loom` the atomics are loom's, and reclamation is a
-//! model: an object is freed once every guard that was pinned when it was retired is gone. Even then it is only *marked* as
-//! freed, so that each access can assert that it does not come too late. The bookkeeping of that model is invisible to loom on
-//! purpose: it must not add an edge that crossbeam does not have, since that would hide a missing edge. The model's docs list
-//! its edges.
+//! Outside loom this is `std`'s atomics and crossbeam-epoch. Under `--cfg loom` the atomics are loom's, and reclamation
+//! is a model: an object is freed when every guard that was pinned at its retirement is gone. Even then it is only
+//! *marked* as freed, so that each access can assert that it is not too late. loom deliberately does not see the
+//! bookkeeping of that model: it must not add an edge that crossbeam does not have, because that would hide a missing
+//! edge. The model's docs list its edges.
 
 use std::sync::{PoisonError, TryLockError};
 
@@ -22,15 +22,16 @@ pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64,
 
 pub(crate) use epoch::{Guard, after_grace, collect, garbage, pin, retire};
 
-/// A point within an operation at which `verify/failpoints.rs` stops a thread while others run. Does nothing outside unit tests.
+/// A point within an operation at which `verify/failpoints.rs` can stop a thread while others run. Does nothing outside
+/// unit tests.
 #[inline(always)]
 pub(crate) fn step(_name: &'static str) {
     #[cfg(all(test, not(loom)))]
     crate::verify::failpoints::step(_name);
 }
 
-/// A hash function with a random seed for each table, so that an attacker cannot choose keys that collide. A fixed seed in a
-/// loom model, which has to be deterministic.
+/// A hash function with a random seed for each table, so that an attacker cannot choose keys that collide. A loom model
+/// must be deterministic, so there the seed is fixed.
 pub(crate) fn new_hasher() -> RandomState {
     if cfg!(loom) {
         RandomState::with_seeds(1, 2, 3, 4)
@@ -39,7 +40,8 @@ pub(crate) fn new_hasher() -> RandomState {
     }
 }
 
-/// A lock, for calls that are not lock-free. A panic under the lock leaves nothing half done, so poisoning is ignored.
+/// A lock, for calls that are not lock-free. A panic under the lock leaves no invariant broken, so poisoning is
+/// ignored.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(lock::Mutex<T>);
 
@@ -70,17 +72,17 @@ impl<T> Mutex<T> {
     }
 }
 
-/// What was retired and is not freed yet.
+/// The objects that are retired and not freed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Garbage {
     pub(crate) objects: usize,
     pub(crate) bytes: usize,
 }
 
-/// A heap object that leaves the table while readers may still look at it.
+/// A heap object that the table unlinks while readers may still use it.
 pub(crate) trait Reclaim {
-    /// Runs once no thread can reach the object any more, before it is freed. It must not touch records or indexes: the table
-    /// may be dropped by then.
+    /// Runs when no thread can reach the object any more, before it is freed. It must not touch records or indexes: the
+    /// table may be dropped by then.
     fn after_grace(&self);
 
     /// Frees the memory.
@@ -90,7 +92,7 @@ pub(crate) trait Reclaim {
     /// `object` came from its type's own allocation, no other thread can reach it, and it is freed once.
     unsafe fn free(object: *mut Self);
 
-    /// Roughly how many bytes `free` frees.
+    /// Approximately how many bytes `free` frees.
     #[cfg_attr(loom, allow(dead_code, reason = "the model does not count"))]
     fn bytes(&self) -> usize;
 

@@ -1,4 +1,4 @@
-//! Stripes for counters that many threads change: each group of threads has a cache line of its own.
+//! Stripes for counters that many threads change: each group of threads has its own cache line.
 
 /// How many groups of threads there are, each with a stripe.
 pub(crate) const STRIPES: usize = if cfg!(loom) { 1 } else { 16 };

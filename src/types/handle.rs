@@ -1,4 +1,4 @@
-//! Handles: names for routes that need no look-up.
+//! Handles: names of routes that need no look-up.
 
 use std::fmt;
 
@@ -7,18 +7,18 @@ use crate::layout::SHARD_BITS;
 
 /// Names the route of a node, for [`RouteTable::refresh_routes`](crate::RouteTable::refresh_routes).
 ///
-/// A handle is eight bytes that say where the node's record is, and 34 bits of the node's hash. It means something to the
-/// table that gave it out only; a table that is made anew, as after a restart, has another hash, and takes it for gone.
-/// The hash's key is secret, so nobody can make up a handle for a record that is not theirs other than by guessing.
+/// A handle is eight bytes: the place of the node's record, and 34 bits of the node's hash. A handle is valid only for
+/// the table that returned it. Another table, even in a restarted process, has another hash, and reports the handle as
+/// gone. The hash's key is secret, so a client can only guess handles of other clients' records.
 ///
-/// The record may come to belong to another node. That is noticed by the hash, unless that node's agrees in all 34 bits
-/// (one in 17 billion), *and* its route is through the same proxy; then that route is refreshed.
+/// The record may later belong to another node. The hash detects this, unless the other node's hash agrees in all 34
+/// bits (one in 17 billion) *and* its route is through the same proxy. Then that route is refreshed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(transparent))]
 pub struct RouteHandle(u64);
 
-/// What is left beside the kind of key, the shard and the record number.
+/// The bits that the kind of key, the shard and the record number leave for the hash.
 const CHECK_BITS: u32 = 64 - 1 - SHARD_BITS - NUMBER_BITS;
 
 impl RouteHandle {
@@ -44,18 +44,18 @@ impl RouteHandle {
         (self.0 >> CHECK_BITS) as u32 & ((1 << NUMBER_BITS) - 1)
     }
 
-    /// Whether the handle may be that of a node with this hash.
+    /// Whether the handle may belong to a node with this hash.
     pub(crate) fn fits(self, hash: u64) -> bool {
         Self::check(self.0) == Self::check(hash)
     }
 
-    /// The handle as a number, to be sent.
+    /// The handle as a number, for sending.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         self.0
     }
 
-    /// The handle of a number that was received; any number is safe, and is gone if it is none of this table's.
+    /// The handle of a received number. Any number is safe: if it is not from this table, the handle is gone.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
         Self(bits)

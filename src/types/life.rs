@@ -11,12 +11,12 @@ const FREE: u32 = 3;
 const IS_NAME: u32 = 0b100;
 const GENERATION: u32 = 0b1000;
 
-/// A number's state, what kind of ID it has, and its generation, which is how many proxies had the number before.
+/// A number's state, the kind of its ID, and its generation: how many proxies had the number before.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Life(u32);
 
 impl Life {
-    /// A number that no proxy had before.
+    /// A number that no proxy has had.
     pub(crate) const NEW: Life = Life(FREE);
 
     pub(crate) fn is_alive(self) -> bool {
@@ -37,7 +37,7 @@ impl Life {
         self.0 & STATE <= CLOSING
     }
 
-    /// Whether it is the proxy of `alive`, ALIVE or CLOSING.
+    /// Whether this is the proxy of `alive`, ALIVE or CLOSING.
     pub(crate) fn is_same_proxy(self, alive: Life) -> bool {
         self.has_routes() && self.alive() == alive
     }
@@ -52,7 +52,7 @@ impl Life {
         last.checked_add(GENERATION).map(|next| Life(next).free())
     }
 
-    /// The life of a number that was FREE, for a proxy whose ID is a name or not.
+    /// The life of a number that was FREE, for a proxy whose ID is or is not a name.
     pub(crate) fn begin(self, is_name: bool) -> Life {
         let kind = if is_name { IS_NAME } else { 0 };
         Life(self.0 & !IS_NAME | kind).alive()

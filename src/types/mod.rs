@@ -1,4 +1,4 @@
-//! The plain data that callers pass and get.
+//! The plain data that callers pass and receive.
 
 pub(crate) mod handle;
 pub(crate) mod life;

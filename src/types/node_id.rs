@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::error::{NodeIdError, TextError};
 
-/// The most bytes that an ID, a cluster name or an address may have.
+/// The maximum length of an ID, a cluster name or an address, in bytes.
 pub const MAX_TEXT: usize = 255;
 
 /// The ID of a node.
@@ -40,7 +40,7 @@ impl NodeId {
         &self.0
     }
 
-    /// A name that is known to be acceptable, and not to be a UUID.
+    /// Returns the ID of a name that is known to be acceptable, and not to be a UUID.
     pub(crate) fn from_name(name: &str) -> Self {
         Self(Kind::Name(name.into()))
     }
@@ -68,7 +68,7 @@ impl NodeId {
     }
 }
 
-/// As text.
+/// Serializes the ID as text.
 #[cfg(feature = "serde")]
 impl serde::Serialize for NodeId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -106,8 +106,8 @@ impl FromStr for NodeId {
     }
 }
 
-/// Reads the spellings that the uuid crate reads, and beside them 32 digits in braces and a URN in capitals (RFC 9562,
-/// section 4: the URN namespace is case-insensitive).
+/// Reads the spellings that the uuid crate reads, and also 32 digits in braces and a URN in capitals (RFC 9562, section
+/// 4: the URN namespace is case-insensitive).
 fn parse_uuid(text: &str) -> Option<Uuid> {
     if let Ok(uuid) = Uuid::try_parse(text) {
         return Some(uuid);
@@ -116,7 +116,7 @@ fn parse_uuid(text: &str) -> Option<Uuid> {
         Some(urn) if urn.eq_ignore_ascii_case("urn:uuid:") => &text[9..],
         _ => text.strip_prefix('{')?.strip_suffix('}')?,
     };
-    // Only what a bare UUID can be: no braces in braces.
+    // Only a bare UUID: no braces within braces.
     bare.starts_with(|c: char| c.is_ascii_hexdigit())
         .then(|| Uuid::try_parse(bare).ok())?
 }
@@ -128,7 +128,7 @@ impl From<Uuid> for NodeId {
 }
 
 impl fmt::Display for NodeId {
-    /// Writes a UUID as 36 lower-case characters, a name as it is.
+    /// Writes a UUID as 36 lower-case characters, and a name unchanged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Uuid(uuid) => fmt::Display::fmt(uuid, f),
@@ -137,7 +137,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// Checks what every ID and address must be: not empty, not too long, without control characters.
+/// Checks the rules for every ID and address: not empty, not too long, without control characters.
 pub(crate) fn check_text(text: &str) -> Result<(), TextError> {
     if text.is_empty() {
         return Err(TextError::Empty);
@@ -145,7 +145,7 @@ pub(crate) fn check_text(text: &str) -> Result<(), TextError> {
     if text.len() > MAX_TEXT {
         return Err(TextError::TooLong { len: text.len() });
     }
-    // Nearly every text is printable ASCII, which is seen several bytes at a time: nothing here depends on the byte before.
+    // Nearly every text is printable ASCII. This loop vectorizes, because no byte depends on the byte before.
     let others = text.bytes().filter(|byte| !matches!(byte, b' '..=b'~')).count();
     if others == 0 {
         return Ok(());

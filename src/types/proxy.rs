@@ -11,9 +11,9 @@ use crate::types::node_id::check_text;
 pub struct Proxy<'a> {
     /// The proxy's ID, compared byte by byte; 1 to 255 bytes, no control characters.
     pub id: &'a str,
-    /// The cluster it belongs to; up to 255 bytes, no control characters, may be empty.
+    /// The cluster to which the proxy belongs; up to 255 bytes, no control characters, may be empty.
     pub cluster_name: &'a str,
-    /// Where other proxies reach it, `host:port`; up to 255 bytes.
+    /// The address at which other proxies reach the proxy, `host:port`; up to 255 bytes.
     pub addr: &'a str,
 }
 
@@ -21,28 +21,28 @@ pub struct Proxy<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProxyRef {
     pub(crate) number: u32,
-    /// The number's life while this proxy is ALIVE.
+    /// The number's life while the proxy is ALIVE.
     pub(crate) life: Life,
 }
 
 impl ProxyRef {
-    /// The reference as a number. It differs from the numbers of earlier and later registrations under the same ID, as long as
-    /// the table lives.
+    /// The reference as a number. While the table lives, earlier and later registrations under the same ID have other
+    /// numbers.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         u64::from(self.life.to_bits()) << 32 | u64::from(self.number)
     }
 }
 
-/// What is known of a registered proxy.
+/// The details of a registered proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ProxyDetails {
     /// The proxy's ID, as it was registered.
     pub id: CompactString,
-    /// The cluster it belongs to.
+    /// The cluster to which the proxy belongs.
     pub cluster_name: CompactString,
-    /// Where other proxies reach it, `host:port`.
+    /// The address at which other proxies reach the proxy, `host:port`.
     pub addr: CompactString,
 }
 
@@ -69,7 +69,7 @@ impl Proxy<'_> {
     }
 }
 
-/// Checks for `host:port`, where an IPv6 address stands in brackets and the port is not zero.
+/// Checks for `host:port`, with an IPv6 address in brackets and a port that is not zero.
 fn check_host_port(addr: &str) -> Result<(), TextError> {
     let (host, port) = addr.rsplit_once(':').ok_or(TextError::NotHostPort)?;
     let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));

@@ -1,29 +1,29 @@
-//! What the table answers: routes, and what an added route did.
+//! The table's answers: routes, and the effect of an addition.
 
 use std::time::{Duration, SystemTime};
 
 use crate::types::proxy::{ProxyDetails, ProxyRef};
 
-/// One node-to-proxy relationship, as a look-up returns it.
+/// A route from a node to a proxy, as a look-up returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// The proxy that holds the tunnel; [`RouteTable::proxy`](crate::RouteTable::proxy) tells its address.
+    /// The proxy that holds the tunnel; [`RouteTable::proxy`](crate::RouteTable::proxy) returns its address.
     pub proxy: ProxyRef,
-    /// When this route was last refreshed, to the millisecond. Other routes of the same proxy have their own.
+    /// When this route was last refreshed, to the millisecond. Each route of a proxy has its own time.
     pub last_refresh: SystemTime,
 }
 
-/// A route as [`RouteTable::explain`](crate::RouteTable::explain) tells of it.
+/// A route as [`RouteTable::explain`](crate::RouteTable::explain) returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExplainedRoute {
-    /// The proxy, or `None` where it was removed.
+    /// The proxy, or `None` if it was removed.
     pub proxy: Option<ProxyDetails>,
     /// When the route was last refreshed.
     pub last_refresh: SystemTime,
-    /// How long ago that is, on the clock that decides.
+    /// The time since the last refresh, on the clock that decides.
     pub age: Duration,
-    /// Whether the route is returned, or why not.
+    /// Whether or why not the route is returned.
     pub verdict: Verdict,
 }
 
@@ -32,11 +32,11 @@ pub struct ExplainedRoute {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Verdict {
-    /// It is.
+    /// The route is returned.
     Returned,
-    /// It was not refreshed for longer than the keep-alive interval, and not swept yet.
+    /// The route was not refreshed for longer than the keep-alive interval, and is not swept yet.
     Expired,
-    /// Its proxy was removed, and the route not swept yet.
+    /// The route's proxy was removed, and the route is not swept yet.
     ProxyRemoved,
 }
 
@@ -46,6 +46,6 @@ pub enum Verdict {
 pub enum Added {
     /// The node had no unexpired route through this proxy, and has one now.
     Inserted,
-    /// The route was known and unexpired; its time was brought up to date.
+    /// The node had an unexpired route through this proxy; its time is now the time of this call.
     Refreshed,
 }

@@ -16,12 +16,12 @@ fn garbage() -> usize {
     crate::sync::garbage().objects
 }
 
-/// Where a thread stops, and for how long.
+/// The place at which a thread stops, until it may continue.
 #[derive(Default)]
 struct Stop {
     at: &'static str,
     reached: AtomicBool,
-    /// It goes on, and does not stop again.
+    /// Set when the thread may continue. It does not stop again.
     go_on: Mutex<bool>,
     changed: Condvar,
 }
@@ -37,7 +37,7 @@ thread_local! {
     static STOP: RefCell<Option<Arc<Stop>>> = const { RefCell::new(None) };
 }
 
-/// Stops the thread if this is where it shall.
+/// Stops the thread if it is to stop at this step.
 pub(crate) fn step(name: &'static str) {
     let stop = STOP.with_borrow(|stop| stop.as_ref().filter(|stop| stop.at == name).map(Arc::clone));
     if let Some(stop) = stop {
@@ -52,7 +52,7 @@ pub(crate) fn step(name: &'static str) {
 /// One test at a time: a stopped thread delays the reclamation of all tables.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Waits until no test has a stopped thread, and keeps other tests from stopping a thread: for tests that wait for
+/// Waits until no test has a stopped thread, and keeps other tests from stopping a thread. For tests that wait for
 /// reclamation, or that stay pinned for long.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -87,7 +87,7 @@ const KEEP_ALIVE: Duration = Duration::from_millis(50);
 /// The most objects that `work` retires for each node, by seven operations: the list that the refresh replaces, the list that
 /// the removal of the second route replaces, and the feed's entries that two additions and two removals overwrite.
 const GARBAGE_PER_NODE: usize = 2 + 4;
-/// The most indexes that are replaced in each shard, on average, while a thousand nodes come, go and are swept.
+/// The most indexes that are replaced in each shard, on average, while a thousand nodes are added, removed and swept.
 const INDEXES_PER_SHARD: usize = 6;
 
 struct Arena {
@@ -113,8 +113,8 @@ impl Arena {
         self.table.register_proxy(&proxy(id)).expect("there is room")
     }
 
-    /// Does every kind of operation on `count` nodes from `first` on. Returns how many operations. `is_alone`: no other thread
-    /// advances the clock, so the answers are checked.
+    /// Does every kind of operation on `count` nodes from `first` on. Returns how many operations it did. `is_alone`:
+    /// no other thread advances the clock, so the answers are checked.
     fn work(&self, ids: [&str; 2], first: u128, count: u128, is_alone: bool) -> usize {
         let table = &self.table;
         let proxies = ids.map(|id| self.register(id));
@@ -148,7 +148,7 @@ impl Arena {
         7 * count as usize
     }
 
-    /// Full rounds, after which nothing that is expired is left.
+    /// Full rounds, after which no expired route is left.
     fn sweep(&self) {
         for _ in 0..2 {
             assert!(
@@ -163,7 +163,7 @@ fn scale() -> u128 {
     std::env::var("NODETRACKER_SCALE").map_or(1, |text| text.parse().expect("NODETRACKER_SCALE is a number"))
 }
 
-/// `NODETRACKER_SCALE=35` makes it more than 100,000 operations at each step.
+/// `NODETRACKER_SCALE=35` makes more than 100,000 operations at each step.
 #[test]
 fn a_thread_that_stops_anywhere_holds_nobody_up() {
     let _alone = alone();
@@ -211,7 +211,7 @@ fn a_thread_that_stops_anywhere_holds_nobody_up() {
             _ = subscription.drain_events(usize::MAX, |event: &Event| _ = event.clone());
             stop.release();
         });
-        // What the thread held back is freed once the thread has continued.
+        // Objects that the thread held back are freed after the thread has continued.
         for _ in 0..10_000 {
             if garbage() < 256 {
                 break;
@@ -265,7 +265,7 @@ fn a_sweeper_that_stops_leaves_no_hole() {
     );
 }
 
-/// What the crate's docs say of a thread that is stopped inside a call.
+/// The figures of the crate's docs for a thread that is stopped inside a call.
 #[test]
 fn a_stopped_thread_costs_what_the_docs_say() {
     const TIMES: u128 = 20_000;
@@ -325,7 +325,8 @@ fn an_addition_that_stopped_for_long_displaces_no_later_route() {
     }
 }
 
-/// An addition that removes an expired route is stopped, and the interval becomes so long that the route would be valid.
+/// An addition that removes an expired route is stopped. Meanwhile the interval becomes so long that the route is
+/// valid.
 #[test]
 fn a_route_that_a_longer_interval_brought_back_stays() {
     let _alone = alone();
@@ -354,7 +355,7 @@ fn a_route_that_a_longer_interval_brought_back_stays() {
         returned.iter().all(|route| now.contains(route)),
         "{returned:?}, then {now:?}"
     );
-    // The longer interval comes into force for others once the addition has ended.
+    // The longer interval comes into force for others when the addition has ended.
     let in_force = (0..10_000_000).any(|_| {
         crate::sync::pin().flush();
         arena.table.get_proxies(&node(2)).len() == 2
@@ -434,7 +435,7 @@ fn readers_do_not_wait_for_the_registrys_lock() {
             let found = table.find_proxy("restarts").expect("it is registered all the while");
             assert_eq!(table.incarnation(found).map(NonZeroU64::get), Some(now), "{at}");
             assert_eq!(table.proxy(found).expect("it is registered").id, "restarts", "{at}");
-            // A reader finds the newer reference from the moment on at which the older reference's routes are gone.
+            // A reader finds the newer reference from the moment at which the older reference's routes are gone.
             assert_eq!(
                 (found == before, table.get_proxies(&node(1)).len()),
                 (now == 1, 2 - now as usize)

@@ -1,4 +1,4 @@
-//! Proofs that need the inside of several modules.
+//! Proofs that need the internals of several modules.
 
 #[cfg(not(loom))]
 pub(crate) mod failpoints;

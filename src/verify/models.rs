@@ -1,11 +1,11 @@
-//! loom models of a whole table whose proxies come and go, named after the property that each shows; see
-//! `src/shard/models.rs`.
+//! loom models of a whole table whose proxies are removed and replaced. Each has the name of the property that it
+//! shows; see `src/shard/models.rs`.
 //!
-//! Another proxy gets a number after `remove_proxy`, three rounds of the sweeper, and `register_proxy`. In each model here
-//! one thread does that while another thread is inside a call with the removed proxy's reference. The call comes before the
-//! removal, comes after it, or keeps the number from being reused by its pin. A call that unpinned between the check of the
-//! proxy and the last use of the number would meet the other proxy. Only one thread registers, removes and sweeps, unless the
-//! call registers too.
+//! Another proxy gets a number after `remove_proxy`, three rounds of the sweeper, and `register_proxy`. In each model
+//! here one thread does that while another thread is inside a call with the removed proxy's reference. The call
+//! precedes the removal, follows it, or its pin keeps the number from being reused. A call that unpinned between the
+//! check of the proxy and the last use of the number would meet the other proxy. Only one thread registers, removes and
+//! sweeps, unless the call also registers.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ impl Seen {
     }
 
     pub(crate) fn assert(&self, otherwise: &str) {
-        // Relaxed: as above.
+        // Relaxed: one OS thread.
         assert!(self.0.load(Ordering::Relaxed), "{otherwise}");
     }
 }
@@ -72,7 +72,7 @@ impl World {
         self.table.add_node(&node(), proxy).expect("it is registered");
     }
 
-    /// Leaves the node's record in the index, without a route, so that an addition is one CAS.
+    /// Leaves the node's record in the index without a route, so that an addition is one CAS.
     pub(crate) fn add_and_remove(&self, proxy: ProxyRef) {
         self.add(proxy);
         assert!(self.table.remove_node(&node()));
@@ -96,8 +96,8 @@ impl World {
     }
 }
 
-/// Runs `call` on a thread of its own with a proxy, while this thread gives the proxy's number to another proxy. `before`
-/// prepares the table. At most so many preemptions.
+/// Runs `call` on its own thread with a proxy, while this thread gives the proxy's number to another proxy. `before`
+/// prepares the table. Uses at most `preemptions` preemptions.
 fn model<S: Send + 'static, R: Send + 'static>(
     preemptions: usize,
     before: impl Fn(&World, ProxyRef) -> S + Send + Sync + 'static,
@@ -162,8 +162,8 @@ fn a_stalled_batch_of_additions_never_becomes_another_proxys_routes() {
     });
 }
 
-/// A report that comes after the removal registers the proxy again, perhaps under the same number. It takes the registry's
-/// lock then, so a third preemption would make the model seven times as large.
+/// A report after the removal registers the proxy again, perhaps under the same number. It then takes the registry's
+/// lock, so a third preemption would make the model seven times as large.
 #[test]
 fn a_stalled_report_never_becomes_another_proxys_route() {
     addition(2, World::add_and_remove, |world, _| {
@@ -171,7 +171,7 @@ fn a_stalled_report_never_becomes_another_proxys_route() {
     });
 }
 
-/// The other proxy has a route of its own to the node, in the record that the handle names.
+/// The other proxy has its own route to the node, in the record that the handle names.
 #[test]
 fn a_stalled_refresh_never_refreshes_another_proxys_route() {
     model(
@@ -290,7 +290,7 @@ fn a_stalled_explanation_never_names_another_proxy() {
     );
 }
 
-/// An older incarnation's number is removed like a proxy's, and the third one gets it.
+/// An older incarnation's number is removed like a proxy's, and the third incarnation gets it.
 #[test]
 fn a_late_addition_of_an_older_incarnation_brings_no_route_back() {
     model(
@@ -326,7 +326,7 @@ fn a_proxy_that_gets_a_route_is_not_dropped_as_idle() {
             let world = Arc::clone(&world);
             move || world.table.add_node(&node(), proxy).is_ok()
         });
-        // The sweeper finds the proxy idle, waits for a grace period, and for a round without a route.
+        // The sweeper finds the proxy idle, waits for a grace period, and then for a round without a route.
         for _ in 0..3 {
             assert!(world.table.sweep(100).round_completed);
         }
@@ -344,8 +344,9 @@ fn a_proxy_that_gets_a_route_is_not_dropped_as_idle() {
     dropped.assert("it was never dropped");
 }
 
-/// The proxy moves to another shared address and another cluster while its details are read. Another thread, with the old
-/// details, moves it back. A third cluster comes, and gets the number of a former cluster once no thread reads that any more.
+/// The proxy gets another shared address and another cluster while its details are read. Another thread, with the old
+/// details, sets them back. A third cluster is added, and gets the number of a former cluster when no thread reads that
+/// number any more.
 #[test]
 fn a_proxys_details_are_read_whole_while_it_moves() {
     let details = |cluster_name, addr| Proxy {

@@ -1,5 +1,5 @@
-//! loom models of loads beside proxies that come and go; see `src/models.rs`. loom does not know rayon's threads, so a model
-//! loads one part, as one of rayon's threads does.
+//! loom models of loads beside proxies that are registered and removed; see `src/verify/models.rs`. loom does not know
+//! rayon's threads, so a model loads one part, as one of rayon's threads does.
 
 use super::*;
 use crate::snapshot::decode::Nodes;
