@@ -95,7 +95,7 @@ fn main() -> std::io::Result<()> {
     let one_by_one = peak_of(million.len(), || filled::<Nodetracker>(million));
     report.value("peak, one by one", million.len(), "B per route", one_by_one);
     let from_snapshot = peak_of(million.len(), || {
-        let table = builder(&Setting::default()).build();
+        let table = builder(&Setting::default()).build().expect("possible limits");
         table.read_snapshot(snapshot.as_slice()).expect("the snapshot is good");
         table
     });

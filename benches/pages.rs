@@ -25,7 +25,10 @@ fn number(name: &str, default: usize) -> usize {
 }
 
 fn filled(nodes: usize) -> RouteTable {
-    let table = RouteTable::builder().keep_alive(Duration::from_secs(86_400)).build();
+    let table = RouteTable::builder()
+        .keep_alive(Duration::from_secs(86_400))
+        .build()
+        .expect("possible limits");
     let register = |i| {
         let proxy = Proxy {
             id: &format!("proxy-{i}"),

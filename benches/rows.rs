@@ -393,7 +393,7 @@ fn snapshots(run: &mut Run, nodes: &Nodes) {
             Entry {
                 who: Who::of::<Nodetracker>(),
                 measure: Box::new(|| {
-                    let table = builder(&Setting::default()).build();
+                    let table = builder(&Setting::default()).build().expect("possible limits");
                     let start = Instant::now();
                     table.read_snapshot(snapshot.as_slice()).expect("the snapshot is good");
                     let took = start.elapsed();

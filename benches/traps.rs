@@ -31,7 +31,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(300);
 fn table(limit: usize) -> (RouteTable, ManualClock) {
     let clock = ManualClock::new();
     let builder = RouteTable::builder().clock(clock.clone()).keep_alive(KEEP_ALIVE);
-    (builder.max_routes(limit).build(), clock)
+    (builder.max_routes(limit).build().expect("possible limits"), clock)
 }
 
 fn register(table: &RouteTable, count: usize) -> Vec<ProxyRef> {

@@ -290,7 +290,11 @@ fn main() -> ExitCode {
     let seed = env::var("NODETRACKER_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().expect("a seed"));
     println!("{seconds} s, NODETRACKER_SEED={seed}");
     let at_first = counting::live();
-    let table = RouteTable::builder().keep_alive(KEEP_ALIVE).max_proxies(10_000).build();
+    let table = RouteTable::builder()
+        .keep_alive(KEEP_ALIVE)
+        .max_proxies(10_000)
+        .build()
+        .expect("possible limits");
     let soak = Soak {
         table,
         stop: AtomicBool::new(false),

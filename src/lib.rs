@@ -141,6 +141,7 @@
 )]
 
 mod batch;
+mod builder;
 mod clock;
 mod error;
 mod feed;
@@ -170,6 +171,7 @@ mod walk;
 mod word;
 
 pub use batch::{AddedNodes, RouteBatch};
+pub use builder::{BuildError, Builder};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::{
     AddError, AddNodesError, BeginError, CursorError, NodeIdError, ProxyField, RegisterError, ReportError,
@@ -180,7 +182,7 @@ pub use incarnation::Incarnation;
 pub use page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
 pub use resolve::ResolvedRoute;
 pub use sweeper::{SweepPace, Sweeper};
-pub use table::{Builder, RouteTable, Stats, SweepReport};
+pub use table::{RouteTable, Stats, SweepReport};
 pub use types::handle::RouteHandle;
 pub use types::node_id::{MAX_TEXT, NodeId};
 pub use types::proxy::{Proxy, ProxyDetails, ProxyRef};

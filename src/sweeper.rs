@@ -222,7 +222,11 @@ mod tests {
     #[test]
     fn everything_that_is_expired_is_swept_within_an_interval() {
         let clock = ManualClock::new();
-        let table = RouteTable::builder().clock(clock.clone()).keep_alive(4 * ROUND).build();
+        let table = RouteTable::builder()
+            .clock(clock.clone())
+            .keep_alive(4 * ROUND)
+            .build()
+            .expect("possible limits");
         fill(&table, 3 * STEP);
         clock.advance(table.keep_alive() + Duration::from_millis(1));
         let (mut pace, mut waited, mut removed) = (SweepPace::default(), Duration::ZERO, 0);
@@ -248,7 +252,8 @@ mod tests {
             RouteTable::builder()
                 .clock(clock.clone())
                 .keep_alive(Duration::from_millis(1))
-                .build(),
+                .build()
+                .expect("possible limits"),
         );
         fill(&table, 1_000);
         clock.advance(Duration::from_millis(2));

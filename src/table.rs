@@ -4,12 +4,10 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::clock::{Clock, SystemClock};
+use crate::builder::{BuildError, Builder};
 use crate::error::{AddError, RegisterError, ReportError};
-use crate::feed::{Event, Feed, RING, Subscription};
+use crate::feed::{Event, Feed, Subscription};
 use crate::keep_alive::KeepAlive;
-use crate::layout::MAX_RECORDS;
-use crate::layout::SHARDS;
 use crate::proxies::{Moment, Proxies};
 use crate::route_limit::RouteLimit;
 use crate::shard::routes::{Change, Words};
@@ -23,85 +21,15 @@ use crate::types::proxy::{Proxy, ProxyDetails, ProxyRef};
 use crate::types::route::{Added, ExplainedRoute, Route, Verdict};
 use crate::word::{State, Word};
 
-/// Options of a [`RouteTable`].
-#[derive(Debug)]
-#[must_use = "a builder does nothing until it is built"]
-pub struct Builder {
-    keep_alive: Duration,
-    clock: Box<dyn Clock>,
-    max_routes: usize,
-    max_proxies: usize,
-    feed_ring: usize,
-}
-
-impl Default for Builder {
-    fn default() -> Self {
-        Self {
-            keep_alive: Duration::from_secs(300),
-            clock: Box::new(SystemClock::new()),
-            max_routes: 1 << 24,
-            max_proxies: 1 << 20,
-            feed_ring: RING,
-        }
-    }
-}
-
 impl Builder {
-    /// The greatest possible [`max_routes`](Builder::max_routes), some 500 million. With that many nodes of one kind, a
-    /// random distribution still leaves each shard below its maximum of records, tombstones included.
-    pub const MOST_ROUTES: usize = SHARDS * (MAX_RECORDS as usize / 16 * 15);
-
-    /// How old a route may become without a refresh; 5 minutes by default. The interval is rounded up to whole milliseconds,
-    /// and is at least one millisecond.
-    pub fn keep_alive(mut self, interval: Duration) -> Self {
-        self.keep_alive = interval;
-        self
-    }
-
-    /// The table's source of time; the system's clocks by default.
-    pub fn clock(mut self, clock: impl Clock) -> Self {
-        self.clock = Box::new(clock);
-        self
-    }
-
-    /// The most routes that the table holds, counted until they are removed or swept. The default is 16,777,216, the
-    /// maximum [`MOST_ROUTES`](Builder::MOST_ROUTES). A million routes take about 30 MB.
-    pub fn max_routes(mut self, routes: usize) -> Self {
-        self.max_routes = routes;
-        self
-    }
-
-    /// The most proxies that the table holds; 1,048,576 by default, and at most 8,388,608.
-    ///
-    /// A removed or replaced proxy counts until its routes are swept and its number is free again. This takes at most
-    /// 15 rounds of the [sweeper](RouteTable::sweep), unless a thread stays inside a call: threads that are inside a
-    /// call when the proxy is removed, or when its routes have been swept, must leave that call first. So a proxy that
-    /// restarts once per round needs room for 16 proxies.
-    pub fn max_proxies(mut self, proxies: usize) -> Self {
-        self.max_proxies = proxies;
-        self
-    }
-
-    /// How many of its latest changes each of the 257 rings of the [change feed](RouteTable::subscribe) keeps; 512 by
-    /// default, and at least one. Each further change takes 14 KiB of memory, and lets subscribers fall further behind:
-    /// see [`Subscription`].
-    pub fn feed_ring(mut self, changes: usize) -> Self {
-        self.feed_ring = changes;
-        self
-    }
-
     /// Makes an empty table.
-    #[must_use]
-    pub fn build(self) -> RouteTable {
-        RouteTable {
-            shards: Shards::new(),
-            routes: RouteLimit::new(self.max_routes.min(Self::MOST_ROUTES)),
-            proxies: Proxies::new(self.max_proxies),
-            time: Time::new(self.clock),
-            keep_alive: KeepAlive::new(ticks(self.keep_alive)),
-            cursor: Cursor::default(),
-            feed: Feed::new(self.feed_ring),
-        }
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`]: a limit is greater than the greatest possible limit.
+    pub fn build(self) -> Result<RouteTable, BuildError> {
+        self.check()?;
+        Ok(RouteTable::with(self))
     }
 }
 
@@ -219,7 +147,20 @@ impl RouteTable {
     /// Returns an empty table with the defaults of [`Builder`].
     #[must_use]
     pub fn new() -> Self {
-        Self::builder().build()
+        Self::with(Builder::default())
+    }
+
+    /// `builder`'s limits are possible.
+    pub(crate) fn with(builder: Builder) -> Self {
+        Self {
+            shards: Shards::new(),
+            routes: RouteLimit::new(builder.max_routes),
+            proxies: Proxies::new(builder.max_proxies),
+            time: Time::new(builder.clock),
+            keep_alive: KeepAlive::new(ticks(builder.keep_alive)),
+            cursor: Cursor::default(),
+            feed: Feed::new(builder.feed_ring),
+        }
     }
 
     /// Returns the options for a table.

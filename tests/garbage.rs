@@ -60,7 +60,8 @@ fn table() -> (RouteTable, ManualClock) {
     let table = RouteTable::builder()
         .clock(clock.clone())
         .keep_alive(KEEP_ALIVE)
-        .build();
+        .build()
+        .expect("possible limits");
     (table, clock)
 }
 

@@ -36,7 +36,7 @@ impl Arena {
         let clock = ManualClock::new();
         let builder = RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone());
         Self {
-            table: builder.max_proxies(MOST_PROXIES).build(),
+            table: builder.max_proxies(MOST_PROXIES).build().expect("possible limits"),
             clock,
             node: Uuid::from_u128(1).into(),
             next: 0,

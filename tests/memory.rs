@@ -87,6 +87,7 @@ fn table(clock: &ManualClock) -> RouteTable {
         .keep_alive(Duration::from_secs(10))
         .clock(clock.clone())
         .build()
+        .expect("possible limits")
 }
 
 fn has(table: &RouteTable, number: u128) -> Vec<ProxyRef> {

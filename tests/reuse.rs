@@ -97,7 +97,8 @@ fn a_reference_never_reaches_the_next_proxy_of_its_number() {
         .keep_alive(Duration::from_secs(3_600))
         .clock(clock)
         .max_proxies(1)
-        .build();
+        .build()
+        .expect("possible limits");
     let reported: NodeId = "reported".parse().expect("a name");
     let (progress, gate) = (Progress(AtomicUsize::new(0)), Gate::new(HOLDERS + 1));
     let current: Mutex<Option<Life>> = Mutex::new(None);

@@ -22,7 +22,8 @@ fn a_number_comes_back_within_15_rounds() {
         .keep_alive(INTERVAL)
         .clock(clock.clone())
         .max_proxies(MOST)
-        .build();
+        .build()
+        .expect("possible limits");
     // Other proxies hold the same nodes, and their routes have expired by the next round. So lists of routes are replaced,
     // and wait for the end of grace periods too.
     let others = ["a", "b", "c", "d"].map(|id| table.register_proxy(&proxy(id)).expect("there is room"));

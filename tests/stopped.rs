@@ -136,7 +136,7 @@ fn a_thread_that_is_stopped_in_any_call_holds_up_no_call_that_is_lock_free() {
 /// Stops a victim in the `nth` call, again and again, and checks the table when it has ended.
 fn stop_in(nth: usize, stops: usize, random: &mut fastrand::Rng) {
     let builder = RouteTable::builder().clock(ManualClock::new());
-    let table = builder.keep_alive(KEEP_ALIVE).build();
+    let table = builder.keep_alive(KEEP_ALIVE).build().expect("possible limits");
     let calls = calls();
     let stopped_in = &calls[nth];
     let mut caller = Caller::new(&table, "caller", random.u64(..));
@@ -193,7 +193,10 @@ fn check<'t>(table: &RouteTable, caller: &mut Caller<'t>, victim: &mut Caller<'t
 
 /// Retires some objects of another table, so that reclamation advances.
 fn retire_some() {
-    let table = RouteTable::builder().clock(ManualClock::new()).build();
+    let table = RouteTable::builder()
+        .clock(ManualClock::new())
+        .build()
+        .expect("possible limits");
     let proxies = ["a", "b"].map(|id| table.register_proxy(&described(id, 0)).expect("there is room"));
     let node = node("node", 0);
     for _ in 0..100 {

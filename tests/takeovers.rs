@@ -21,7 +21,10 @@ fn number(number: u64) -> NonZeroU64 {
 /// Lets a proxy begin one incarnation after the other. Calls `look` meanwhile, at least once.
 fn during_takeovers(look: impl Fn(&RouteTable) + Sync) {
     // An interval that no test outlives: the sweeper drops no proxy.
-    let table = RouteTable::builder().keep_alive(Duration::from_secs(1 << 20)).build();
+    let table = RouteTable::builder()
+        .keep_alive(Duration::from_secs(1 << 20))
+        .build()
+        .expect("possible limits");
     for other in 0..OTHERS {
         let begun = table.begin_incarnation(&proxy(&format!("other-{other}")), number(1));
         begun.expect("there is room");

@@ -39,8 +39,8 @@ impl Peer for Nodetracker {
     fn new(setting: &Setting) -> Self {
         let builder = builder(setting);
         let table = match &setting.clock {
-            Some(clock) => builder.clock(clock.clone()).build(),
-            None => builder.build(),
+            Some(clock) => builder.clock(clock.clone()).build().expect("possible limits"),
+            None => builder.build().expect("possible limits"),
         };
         let register = |number| {
             let proxy = Proxy {

@@ -115,7 +115,7 @@ fn table(clock: &ManualClock) -> RouteTable {
     RouteTable::builder()
         .keep_alive(KEEP_ALIVE)
         .clock(clock.clone())
-        .build()
+        .build().expect("possible limits")
 }
 
 /// Reads a snapshot into a new table. What is good is written and read again; what is not leaves nothing behind.
@@ -156,7 +156,7 @@ fn merge(bytes: &[u8]) {
     let clock = ManualClock::new();
     clock.advance(Duration::from_secs(1));
     let builder = RouteTable::builder().keep_alive(KEEP_ALIVE).clock(clock);
-    let full = builder.max_routes(4).max_proxies(3).build();
+    let full = builder.max_routes(4).max_proxies(3).build().expect("possible limits");
     let proxy = Proxy {
         id: "a",
         cluster_name: "",

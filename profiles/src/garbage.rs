@@ -68,7 +68,8 @@ fn run(load: Load) -> Vec<(f64, f64)> {
     let table = RouteTable::builder()
         .clock(clock.clone())
         .keep_alive(KEEP_ALIVE)
-        .build();
+        .build()
+        .expect("possible limits");
     let proxies: Vec<ProxyRef> = (0..PROXIES).map(|nth| register(&table, nth)).collect();
     let nodes: Vec<NodeId> = (0..NODES).map(|number| Uuid::from_u128(number).into()).collect();
     let batch = |nodes: &[NodeId], proxy| _ = table.add_nodes(nodes, proxy).expect("there is room");

@@ -84,7 +84,8 @@ impl Fleet {
         let table = RouteTable::builder()
             .keep_alive(KEEP_ALIVE)
             .clock(clock.clone())
-            .build();
+            .build()
+            .expect("possible limits");
         let proxies = std::array::from_fn(|n| register(&table, n as u64));
         Self { table, clock, proxies }
     }

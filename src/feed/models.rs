@@ -191,7 +191,12 @@ fn during(
     let reported = std::sync::Arc::new(reported);
     let was_reported = std::sync::Arc::clone(&reported);
     epoch::check(2, move || {
-        let table = Arc::new(RouteTable::builder().clock(ManualClock::new()).build());
+        let table = Arc::new(
+            RouteTable::builder()
+                .clock(ManualClock::new())
+                .build()
+                .expect("possible limits"),
+        );
         let first = table.begin_incarnation(&proxy("a:1"), NonZeroU64::MIN);
         let first = first.expect("there is room").proxy;
         // Allocate the rings before the threads start.

@@ -21,7 +21,7 @@ fn a_route_that_a_longer_interval_brought_back_stays() {
         let clock = ManualClock::new();
         let interval = Duration::from_secs(10);
         let builder = RouteTable::builder().clock(clock.clone()).keep_alive(interval);
-        let table = Arc::new(builder.build());
+        let table = Arc::new(builder.build().expect("possible limits"));
         let node: NodeId = Uuid::from_u128(1).into();
         let [old, new] = ["old", "new"].map(|id| table.register_proxy(&proxy(id)).expect("there is room"));
         table.add_node(&node, old).expect("there is room");

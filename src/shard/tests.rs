@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::*;
+use crate::builder::Builder;
 use crate::layout::{BUCKET, MAX_RECORDS, SHARD_BITS, SHARDS};
 use crate::liveness::Liveness;
 use crate::shard::Scope;
@@ -15,7 +16,6 @@ use crate::shard::routes::Change;
 use crate::shard::scan::{Next, Start};
 use crate::shard::slab::Batch;
 use crate::sync::pin;
-use crate::table::Builder;
 use crate::types::node_id::NodeId;
 
 struct AllAlive;

@@ -24,7 +24,12 @@ fn a_round_after_a_grace_period_sees_what_came_before_its_end() {
     let noted = swept.clone();
     epoch::check(2, move || {
         epoch::order_unpins();
-        let table = Arc::new(RouteTable::builder().clock(ManualClock::new()).build());
+        let table = Arc::new(
+            RouteTable::builder()
+                .clock(ManualClock::new())
+                .build()
+                .expect("possible limits"),
+        );
         let node: NodeId = Uuid::from_u128(1).into();
         let (old, other) = (register(&table, "old"), register(&table, "other"));
         table.add_node(&node, other).expect("there is room");
@@ -71,7 +76,7 @@ fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
         let clock = ManualClock::new();
         let interval = Duration::from_secs(10);
         let builder = RouteTable::builder().clock(clock.clone()).keep_alive(interval);
-        let table = Arc::new(builder.build());
+        let table = Arc::new(builder.build().expect("possible limits"));
         let proxy = register(&table, "one");
         clock.advance(2 * interval);
         // Visit both shards of a round, then the route, then the proxies: the proxy is CLOSING, and waits for a full
@@ -107,7 +112,12 @@ fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
 #[test]
 fn of_two_sweepers_none_goes_back() {
     epoch::check(2, || {
-        let table = Arc::new(RouteTable::builder().clock(ManualClock::new()).build());
+        let table = Arc::new(
+            RouteTable::builder()
+                .clock(ManualClock::new())
+                .build()
+                .expect("possible limits"),
+        );
         let cursor = Arc::new(Cursor::default());
         let sweepers = [(); 2].map(|()| {
             let (table, cursor) = (Arc::clone(&table), Arc::clone(&cursor));

@@ -105,7 +105,8 @@ impl Arena {
         let table = RouteTable::builder()
             .clock(clock.clone())
             .keep_alive(KEEP_ALIVE)
-            .build();
+            .build()
+            .expect("possible limits");
         Self { table, clock }
     }
 

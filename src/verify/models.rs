@@ -54,7 +54,11 @@ pub(crate) fn proxy(id: &str) -> Proxy<'_> {
 impl World {
     fn new() -> Self {
         let clock = ManualClock::new();
-        let table = RouteTable::builder().clock(clock.clone()).max_proxies(4).build();
+        let table = RouteTable::builder()
+            .clock(clock.clone())
+            .max_proxies(4)
+            .build()
+            .expect("possible limits");
         Self { table, clock }
     }
 

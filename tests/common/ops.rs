@@ -103,7 +103,7 @@ impl Subject {
         }
         Self {
             setup,
-            table: builder.build(),
+            table: builder.build().expect("possible limits"),
             clock,
             model: Model::new(setup),
             nodes: (0..setup.nodes).map(node).collect(),
@@ -305,7 +305,7 @@ impl Subject {
             .write_snapshot(&mut bytes)
             .map_err(|error| error.to_string())?;
         let builder = RouteTable::builder().keep_alive(self.setup.keep_alive);
-        let new = builder.clock(self.clock.clone()).build();
+        let new = builder.clock(self.clock.clone()).build().expect("possible limits");
         let report = new.read_snapshot_with(bytes.as_slice(), Ages::Frozen);
         let report = report.map_err(|error| format!("a snapshot was refused: {error}"))?;
         ensure!(

@@ -20,7 +20,9 @@ fn table() -> (RouteTable, ManualClock) {
 
 fn table_with(options: impl FnOnce(Builder) -> Builder) -> (RouteTable, ManualClock) {
     let clock = ManualClock::new();
-    let table = options(RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone())).build();
+    let table = options(RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone()))
+        .build()
+        .expect("possible limits");
     (table, clock)
 }
 
@@ -794,7 +796,11 @@ fn an_empty_table_answers_everything() {
     sweep_fully(&table);
     assert_eq!((table.stats().routes, table.stats().proxies), (0, 0));
     assert_eq!(
-        RouteTable::builder().keep_alive(INTERVAL).build().keep_alive(),
+        RouteTable::builder()
+            .keep_alive(INTERVAL)
+            .build()
+            .expect("possible limits")
+            .keep_alive(),
         INTERVAL
     );
 }

@@ -29,7 +29,8 @@ fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
     let table = RouteTable::builder()
         .clock(clock.clone())
         .keep_alive(Duration::from_secs(10))
-        .build();
+        .build()
+        .expect("possible limits");
     let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
     let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse().expect("a node ID");
     let name: NodeId = "node-1".parse().expect("a node ID");
@@ -71,7 +72,8 @@ fn a_refresh_that_removes_a_stale_route_is_an_event() {
     let table = RouteTable::builder()
         .clock(clock.clone())
         .keep_alive(Duration::from_secs(10))
-        .build();
+        .build()
+        .expect("possible limits");
     let proxies = ["proxy-1", "proxy-2", "proxy-3"].map(|id| register(&table, id));
     let node: NodeId = "node-1".parse().expect("a node ID");
     for proxy in proxies {
@@ -171,7 +173,8 @@ fn a_thousand_subscriptions_cost_writers_what_one_does() {
     let table = RouteTable::builder()
         .clock(clock.clone())
         .keep_alive(KEEP_ALIVE)
-        .build();
+        .build()
+        .expect("possible limits");
     let nodes: Vec<NodeId> = (0..1000).map(crate::common::ops::node).collect();
     // A thousand each of additions, refreshes, removals and expiries, and a few of everything else.
     let work = || {
@@ -328,7 +331,8 @@ fn explain_tells_why_a_route_is_not_returned() {
     let table = RouteTable::builder()
         .clock(clock.clone())
         .keep_alive(Duration::from_secs(10))
-        .build();
+        .build()
+        .expect("possible limits");
     let [old, new, removed] = ["old", "new", "removed"].map(|id| register(&table, id));
     let node: NodeId = "node-1".parse().expect("a node ID");
     assert_eq!(table.explain(&node), []);

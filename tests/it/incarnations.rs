@@ -21,7 +21,11 @@ const TICK: Duration = Duration::from_millis(1);
 
 fn table() -> (RouteTable, ManualClock) {
     let clock = ManualClock::new();
-    let table = RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone()).build();
+    let table = RouteTable::builder()
+        .keep_alive(INTERVAL)
+        .clock(clock.clone())
+        .build()
+        .expect("possible limits");
     (table, clock)
 }
 
@@ -216,7 +220,8 @@ fn bad_strings_and_a_full_table_change_nothing() {
         .keep_alive(INTERVAL)
         .clock(clock.clone())
         .max_proxies(2)
-        .build();
+        .build()
+        .expect("possible limits");
     let refused = |id: &str, incarnation| match table.begin_incarnation(&proxy(id), number(incarnation)) {
         Err(BeginError::Proxy(error)) => error,
         other => panic!("{id} {incarnation}: {other:?}"),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::{proxy, scale, sweep_fully};
-use nodetracker::{AddError, Added, Clock, ManualClock, NodeId, ProxyRef, RegisterError, RouteTable, Verdict};
+use nodetracker::{AddError, Added, Builder, Clock, ManualClock, NodeId, ProxyRef, RegisterError, RouteTable, Verdict};
 use uuid::Uuid;
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -13,7 +13,11 @@ const LAST: Duration = Duration::from_millis((1 << 38) - 1 - (1 << 31));
 
 fn table() -> (RouteTable, ManualClock) {
     let clock = ManualClock::new();
-    let table = RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone()).build();
+    let table = RouteTable::builder()
+        .keep_alive(INTERVAL)
+        .clock(clock.clone())
+        .build()
+        .expect("possible limits");
     (table, clock)
 }
 
@@ -108,7 +112,11 @@ fn a_snapshot_at_the_last_tick_is_read() {
     table.write_snapshot(&mut bytes).expect("a vector takes all");
 
     // A new table has no tick for the greatest age; it takes the route as old as it can tell.
-    let new = RouteTable::builder().keep_alive(Duration::MAX).clock(clock).build();
+    let new = RouteTable::builder()
+        .keep_alive(Duration::MAX)
+        .clock(clock)
+        .build()
+        .expect("possible limits");
     for table in [&table, &new] {
         let report = table.read_snapshot(bytes.as_slice()).expect("it was written just now");
         assert_eq!(report.routes, 4);
@@ -146,8 +154,9 @@ fn the_last_proxy_number_is_as_good_as_the_first() {
     const NUMBERS: usize = 1 << 23;
     let count = NUMBERS.min(100_000 * scale());
     let table = RouteTable::builder()
-        .max_proxies(if count == NUMBERS { usize::MAX } else { count })
-        .build();
+        .max_proxies(if count == NUMBERS { Builder::MOST_PROXIES } else { count })
+        .build()
+        .expect("possible limits");
     let refs: Vec<_> = (0..count)
         .map(|number| register(&table, &Uuid::from_u128(number as u128).to_string()))
         .collect();
@@ -173,7 +182,10 @@ fn the_last_proxy_number_is_as_good_as_the_first() {
 #[test]
 fn a_node_that_is_refused_leaves_nothing_behind() {
     const ROUTES: usize = 1_000;
-    let table = RouteTable::builder().max_routes(ROUTES).build();
+    let table = RouteTable::builder()
+        .max_routes(ROUTES)
+        .build()
+        .expect("possible limits");
     let one = register(&table, "proxy-1");
     let known: Vec<NodeId> = (0..ROUTES as u128)
         .map(|number| Uuid::from_u128(number).into())
@@ -198,5 +210,38 @@ fn a_node_that_is_refused_leaves_nothing_behind() {
     assert_eq!(
         table.add_node(&"node-1".parse().expect("a name"), one),
         Ok(Added::Inserted)
+    );
+}
+
+#[test]
+fn limits_that_a_table_cannot_keep_are_refused() {
+    let refused = |builder: Builder| {
+        builder
+            .build()
+            .err()
+            .map(|error| (error.limit, error.asked, error.most))
+    };
+    let builder = RouteTable::builder;
+    let (routes, proxies, ring) = (Builder::MOST_ROUTES, Builder::MOST_PROXIES, Builder::MOST_FEED_RING);
+    assert_eq!(
+        refused(builder().max_routes(routes).max_proxies(proxies).feed_ring(ring)),
+        None
+    );
+    assert_eq!(
+        refused(builder().max_routes(routes + 1)),
+        Some(("max_routes", routes + 1, routes))
+    );
+    assert_eq!(
+        refused(builder().max_proxies(usize::MAX)),
+        Some(("max_proxies", usize::MAX, proxies))
+    );
+    assert_eq!(
+        refused(builder().feed_ring(ring + 1)),
+        Some(("feed_ring", ring + 1, ring))
+    );
+    let error = builder().feed_ring(ring + 1).build().expect_err("it is too large");
+    assert_eq!(
+        error.to_string(),
+        "feed_ring is 1048577, but at most 1048576 is possible"
     );
 }

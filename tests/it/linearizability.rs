@@ -325,7 +325,8 @@ impl Arena {
         let table = RouteTable::builder()
             .keep_alive(KEEP_ALIVE)
             .clock(clock.clone())
-            .build();
+            .build()
+            .expect("possible limits");
         let proxies = (0..8)
             .map(|i| table.register_proxy(&proxy(&format!("proxy-{i}"))).expect("registers"))
             .collect();

@@ -36,7 +36,8 @@ fn pages_of_any_size_have_every_node_once() {
     let table = RouteTable::builder()
         .keep_alive(Duration::from_secs(10))
         .clock(clock.clone())
-        .build();
+        .build()
+        .expect("possible limits");
     assert_eq!(pages(&table, 10), []);
     let proxies = register(&table, 3);
     // UUIDs and names, some with two routes; one that is expired, and one whose proxy is removed.
@@ -355,7 +356,10 @@ fn a_proxy_is_found_and_removed_by_its_id() {
 #[test]
 fn a_number_that_is_used_again_is_another_registration() {
     let clock = ManualClock::new();
-    let table = RouteTable::builder().clock(clock.clone()).build();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .build()
+        .expect("possible limits");
     let mut seen = HashSet::new();
     for _ in 0..10 {
         let proxy = register(&table, 1)[0];
@@ -373,7 +377,8 @@ fn resolved_routes_are_those_of_a_look_up_with_their_details() {
     let table = RouteTable::builder()
         .keep_alive(Duration::from_secs(10))
         .clock(clock.clone())
-        .build();
+        .build()
+        .expect("possible limits");
     let proxies = register(&table, 4);
     for i in [0, 3] {
         assert!(table.resolve(&node(i)).is_empty());
@@ -401,7 +406,7 @@ fn resolved_routes_are_those_of_a_look_up_with_their_details() {
 
 #[test]
 fn a_report_of_many_nodes_registers_their_proxy() {
-    let table = RouteTable::builder().max_routes(150).build();
+    let table = RouteTable::builder().max_routes(150).build().expect("possible limits");
     let nodes: Vec<NodeId> = (0..100).map(node).collect();
     let added = table.report_nodes(&nodes, &proxy("one")).expect("there is room");
     assert_eq!((added.inserted, added.refreshed, added.len()), (100, 0, 100));

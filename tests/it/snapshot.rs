@@ -25,7 +25,9 @@ fn table() -> (RouteTable, ManualClock) {
 
 fn table_with(options: impl FnOnce(Builder) -> Builder) -> (RouteTable, ManualClock) {
     let clock = ManualClock::new();
-    let table = options(RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone())).build();
+    let table = options(RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone()))
+        .build()
+        .expect("possible limits");
     (table, clock)
 }
 
@@ -33,7 +35,11 @@ fn table_with(options: impl FnOnce(Builder) -> Builder) -> (RouteTable, ManualCl
 fn table_beside(clock: &ManualClock) -> RouteTable {
     let beside = ManualClock::new();
     beside.set(clock.monotonic());
-    RouteTable::builder().keep_alive(INTERVAL).clock(beside).build()
+    RouteTable::builder()
+        .keep_alive(INTERVAL)
+        .clock(beside)
+        .build()
+        .expect("possible limits")
 }
 
 fn register(table: &RouteTable, id: &str) -> ProxyRef {
@@ -147,7 +153,8 @@ fn a_loaded_table_goes_on_like_any_other() {
     let other = RouteTable::builder()
         .keep_alive(INTERVAL)
         .clock(other_clock.clone())
-        .build();
+        .build()
+        .expect("possible limits");
     read(&other, &written(&table));
     for i in 0..5_000 {
         add(&other, &node(i), "a");
@@ -335,9 +342,15 @@ fn no_wall_clock_is_too_strange() {
     ];
     for writer in times {
         for reader in times {
-            let table = RouteTable::builder().clock(WallOf(writer)).build();
+            let table = RouteTable::builder()
+                .clock(WallOf(writer))
+                .build()
+                .expect("possible limits");
             add(&table, &node(0), "a");
-            let other = RouteTable::builder().clock(WallOf(reader)).build();
+            let other = RouteTable::builder()
+                .clock(WallOf(reader))
+                .build()
+                .expect("possible limits");
             let report = read(&other, &written(&table));
             assert_eq!(report.inserted, u64::from(reader <= writer), "{report:?}");
         }
@@ -360,7 +373,8 @@ fn the_later_time_of_a_route_counts() {
     let other = RouteTable::builder()
         .keep_alive(INTERVAL)
         .clock(other_clock.clone())
-        .build();
+        .build()
+        .expect("possible limits");
     add(&other, &node(3), "b");
     other_clock.advance(ms(50));
     add(&other, &node(0), "a");
@@ -435,7 +449,8 @@ fn a_node_keeps_the_64_latest_routes() {
     let other = RouteTable::builder()
         .keep_alive(INTERVAL)
         .clock(other_clock.clone())
-        .build();
+        .build()
+        .expect("possible limits");
     for i in 0..64 {
         add(&other, &node(0), &format!("new-{i}"));
         if i >= 32 {
@@ -474,7 +489,11 @@ fn a_table_without_room_for_all_takes_nothing() {
     let beside = |builder: Builder| {
         let beside = ManualClock::new();
         beside.set(clock.monotonic());
-        builder.keep_alive(INTERVAL).clock(beside).build()
+        builder
+            .keep_alive(INTERVAL)
+            .clock(beside)
+            .build()
+            .expect("possible limits")
     };
     let other = beside(RouteTable::builder().max_routes(5));
     let error = refused(&other, &bytes);
@@ -531,7 +550,8 @@ fn expired_routes_need_no_room() {
         .keep_alive(INTERVAL)
         .clock(clock_beside)
         .max_routes(1)
-        .build();
+        .build()
+        .expect("possible limits");
     let report = read(&other, &bytes);
     assert_eq!((report.inserted, report.expired, other.len()), (1, 99, 1));
 }
@@ -1078,7 +1098,7 @@ proptest! {
         let bytes = written(&subject.table);
         let beside = ManualClock::new();
         beside.set(subject.clock.monotonic() + ms(downtime));
-        let other = RouteTable::builder().keep_alive(INTERVAL).clock(beside.clone()).build();
+        let other = RouteTable::builder().keep_alive(INTERVAL).clock(beside.clone()).build().expect("possible limits");
         let report = read(&other, &bytes);
         let interval = INTERVAL.as_millis() as u64;
         let mut total = 0;
@@ -1320,7 +1340,8 @@ fn a_full_table_stays_within_its_limit_while_it_is_loaded() {
         .keep_alive(INTERVAL)
         .clock(beside)
         .max_routes(LIMIT)
-        .build();
+        .build()
+        .expect("possible limits");
     // So that shards are not empty.
     (0..1_000).for_each(|i| add(&other, &node(i), "b"));
     let loaded = AtomicBool::new(false);

@@ -39,7 +39,8 @@ impl Arena {
         let table = RouteTable::builder()
             .keep_alive(KEEP_ALIVE)
             .clock(clock.clone())
-            .build();
+            .build()
+            .expect("possible limits");
         Self {
             table,
             clock,

@@ -30,7 +30,8 @@ fn a_walk_reports_what_look_ups_answer() {
     let table = RouteTable::builder()
         .keep_alive(Duration::from_millis(500))
         .clock(clock.clone())
-        .build();
+        .build()
+        .expect("possible limits");
     assert!(walk(&table).is_empty());
     let proxies = register(&table, 70);
     let nodes: Vec<NodeId> = (0..300).map(node).collect();

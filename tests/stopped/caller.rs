@@ -69,7 +69,10 @@ impl<'t> Caller<'t> {
         let own = (0..OWN).map(|number| node(name, number));
         let nodes: Vec<NodeId> = own.chain((0..SHARED).map(|number| node("shared", number))).collect();
 
-        let other = RouteTable::builder().clock(ManualClock::new()).build();
+        let other = RouteTable::builder()
+            .clock(ManualClock::new())
+            .build()
+            .expect("possible limits");
         for node in &nodes[..IN_SNAPSHOT] {
             other.report_node(node, &described(&ids[3], 0)).expect("there is room");
         }

@@ -63,7 +63,10 @@ pub(crate) fn two_routes(findings: &mut Findings) {
 
 /// The benchmark of the prototype that the design began with: every node comes with a proxy of its own.
 pub(crate) fn prototype(findings: &mut Findings) {
-    let table = RouteTable::builder().keep_alive(Duration::from_secs(300)).build();
+    let table = RouteTable::builder()
+        .keep_alive(Duration::from_secs(300))
+        .build()
+        .expect("possible limits");
     for n in 0..MILLION {
         let proxy = register_at(&table, n, "proxy:3080");
         table.add_node(&node(n), proxy).expect("there is room for the route");

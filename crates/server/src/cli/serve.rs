@@ -81,7 +81,10 @@ impl Serve {
         if let Some(interval) = self.proxy_keep_alive_interval {
             config = config.keep_alive(interval);
         }
-        let table = RouteTable::builder().keep_alive(config.keep_alive.value).build();
+        let table = RouteTable::builder()
+            .keep_alive(config.keep_alive.value)
+            .build()
+            .expect("the default limits are possible");
         Server::bind(&config, Arc::new(table)).await
     }
 }

@@ -103,7 +103,14 @@ async fn bad_fields_are_named_as_on_the_wire() {
 
 #[tokio::test]
 async fn a_full_table_is_resource_exhausted() {
-    let server = Running::with_table(RouteTable::builder().max_routes(1).max_proxies(1).build()).await;
+    let server = Running::with_table(
+        RouteTable::builder()
+            .max_routes(1)
+            .max_proxies(1)
+            .build()
+            .expect("possible limits"),
+    )
+    .await;
     let mut client = server.client().await;
     client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
     let status = client.add_node(add("node-2", "proxy-1", "proxy:1")).await.unwrap_err();

@@ -11,7 +11,11 @@ const INTERVAL: Duration = Duration::from_secs(300);
 
 fn manual() -> (ManualClock, RouteTable) {
     let clock = ManualClock::new();
-    let table = RouteTable::builder().clock(clock.clone()).keep_alive(INTERVAL).build();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(INTERVAL)
+        .build()
+        .expect("possible limits");
     (clock, table)
 }
 

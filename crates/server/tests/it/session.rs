@@ -28,7 +28,11 @@ const PATH: &str = "/nodetracker.v1.SessionService/Session";
 /// A server whose table's time stands still.
 async fn server() -> (Running, ManualClock) {
     let clock = ManualClock::new();
-    let table = RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone()).build();
+    let table = RouteTable::builder()
+        .keep_alive(INTERVAL)
+        .clock(clock.clone())
+        .build()
+        .expect("possible limits");
     (Running::with_table(table).await, clock)
 }
 
@@ -342,7 +346,11 @@ async fn a_session_that_ends_leaves_its_routes_and_its_handles() {
 #[tokio::test]
 async fn a_session_that_is_lost_leaves_its_routes_until_they_expire() {
     let clock = ManualClock::new();
-    let table = RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone()).build();
+    let table = RouteTable::builder()
+        .keep_alive(INTERVAL)
+        .clock(clock.clone())
+        .build()
+        .expect("possible limits");
     let limits = Limits {
         max_connections: 1,
         ..Limits::default()
@@ -798,7 +806,11 @@ async fn a_changed_keep_alive_interval_is_told_once() {
 
 #[tokio::test]
 async fn a_full_table_takes_what_it_can() {
-    let table = RouteTable::builder().max_routes(3).max_proxies(1).build();
+    let table = RouteTable::builder()
+        .max_routes(3)
+        .max_proxies(1)
+        .build()
+        .expect("possible limits");
     let server = Running::with_table(table).await;
     let mut session = Session::begin(&server, 1).await;
     let all = [node(1), node(2), node(3), name(1), name(2)];
@@ -934,7 +946,11 @@ async fn silent_clients_are_hung_up_on_and_keep_their_routes() {
             ..Limits::default()
         },
     );
-    let table = RouteTable::builder().keep_alive(SOON).clock(clock).build();
+    let table = RouteTable::builder()
+        .keep_alive(SOON)
+        .clock(clock)
+        .build()
+        .expect("possible limits");
     let server = Running::with(table, limits).await;
     let mut mute = Session::open(&server).await;
     let status = mute.ended().await.unwrap_err();

@@ -17,7 +17,11 @@ const INTERVAL: Duration = Duration::from_secs(300);
 
 fn manual() -> (ManualClock, RouteTable) {
     let clock = ManualClock::new();
-    let table = RouteTable::builder().clock(clock.clone()).keep_alive(INTERVAL).build();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(INTERVAL)
+        .build()
+        .expect("possible limits");
     (clock, table)
 }
 
@@ -335,7 +339,11 @@ async fn messages_and_answers_have_limits() {
 
 #[tokio::test]
 async fn a_full_table_tells_how_many_nodes_were_added() {
-    let table = RouteTable::builder().max_routes(2).max_proxies(1).build();
+    let table = RouteTable::builder()
+        .max_routes(2)
+        .max_proxies(1)
+        .build()
+        .expect("possible limits");
     let server = Running::with_table(table).await;
     let mut client = routes(&server).await;
     assert_refused(

@@ -228,7 +228,11 @@ impl Watch {
 async fn a_snapshot_comes_first_and_then_every_change_with_its_reason() {
     let clock = ManualClock::new();
     let interval = Duration::from_secs(10);
-    let table = RouteTable::builder().clock(clock.clone()).keep_alive(interval).build();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(interval)
+        .build()
+        .expect("possible limits");
     let server = Running::with_table(table).await;
     let table = &server.table;
     for number in 0..3000_u128 {
@@ -458,7 +462,11 @@ async fn a_thousand_watches_cost_writers_what_one_does() {
     const COUNT: u64 = 1000;
     let clock = ManualClock::new();
     let interval = Duration::from_secs(60);
-    let table = RouteTable::builder().clock(clock.clone()).keep_alive(interval).build();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(interval)
+        .build()
+        .expect("possible limits");
     let server = Running::with_table(table).await;
     let table = &server.table;
     // As many additions, refreshes, removals and expiries. The follower, which is a task of this thread, sees none of it

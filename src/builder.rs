@@ -1,0 +1,108 @@
+//! The options of a table.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::clock::{Clock, SystemClock};
+use crate::feed::RING;
+use crate::layout::{MAX_RECORDS, SHARDS};
+use crate::word::PROXY_NUMBERS;
+
+/// A [`Builder`] was given a limit that a table cannot keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{limit} is {asked}, but at most {most} is possible")]
+#[non_exhaustive]
+pub struct BuildError {
+    /// The name of the builder's method.
+    pub limit: &'static str,
+    /// The limit that was asked for.
+    pub asked: usize,
+    /// The greatest possible limit.
+    pub most: usize,
+}
+
+/// Options of a [`RouteTable`](crate::RouteTable).
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder {
+    pub(crate) keep_alive: Duration,
+    pub(crate) clock: Box<dyn Clock>,
+    pub(crate) max_routes: usize,
+    pub(crate) max_proxies: usize,
+    pub(crate) feed_ring: usize,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            keep_alive: Duration::from_secs(300),
+            clock: Box::new(SystemClock::new()),
+            max_routes: 1 << 24,
+            max_proxies: 1 << 20,
+            feed_ring: RING,
+        }
+    }
+}
+
+impl Builder {
+    /// Whether a table can keep all limits.
+    pub(crate) fn check(&self) -> Result<(), BuildError> {
+        let check = |limit, asked, most| match asked > most {
+            true => Err(BuildError { limit, asked, most }),
+            false => Ok(()),
+        };
+        check("max_routes", self.max_routes, Self::MOST_ROUTES)?;
+        check("max_proxies", self.max_proxies, Self::MOST_PROXIES)?;
+        check("feed_ring", self.feed_ring, Self::MOST_FEED_RING)
+    }
+
+    /// The greatest possible [`max_routes`](Builder::max_routes), some 500 million. With that many nodes of one kind, a
+    /// random distribution still leaves each shard below its maximum of records, tombstones included.
+    pub const MOST_ROUTES: usize = SHARDS * (MAX_RECORDS as usize / 16 * 15);
+
+    /// The greatest possible [`max_proxies`](Builder::max_proxies): 8,388,608.
+    pub const MOST_PROXIES: usize = PROXY_NUMBERS;
+
+    /// The greatest possible [`feed_ring`](Builder::feed_ring): 1,048,576.
+    pub const MOST_FEED_RING: usize = 1 << 20;
+
+    /// How old a route may become without a refresh; 5 minutes by default. The interval is rounded up to whole milliseconds,
+    /// and is at least one millisecond.
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.keep_alive = interval;
+        self
+    }
+
+    /// The table's source of time; the system's clocks by default.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Box::new(clock);
+        self
+    }
+
+    /// The most routes that the table holds, counted until they are removed or swept. The default is 16,777,216, the
+    /// maximum [`MOST_ROUTES`](Builder::MOST_ROUTES). A million routes take about 30 MB.
+    pub fn max_routes(mut self, routes: usize) -> Self {
+        self.max_routes = routes;
+        self
+    }
+
+    /// The most proxies that the table holds; 1,048,576 by default, and at most 8,388,608.
+    ///
+    /// A removed or replaced proxy counts until its routes are swept and its number is free again. This takes at most
+    /// 15 rounds of the [sweeper](crate::RouteTable::sweep), unless a thread stays inside a call: threads that are inside a
+    /// call when the proxy is removed, or when its routes have been swept, must leave that call first. So a proxy that
+    /// restarts once per round needs room for 16 proxies.
+    pub fn max_proxies(mut self, proxies: usize) -> Self {
+        self.max_proxies = proxies;
+        self
+    }
+
+    /// How many of its latest changes each of the 257 rings of the [change feed](crate::RouteTable::subscribe) keeps; 512 by
+    /// default, and at least one. Each further change takes 14 KiB of memory, and lets subscribers fall further behind:
+    /// see [`Subscription`](crate::Subscription).
+    pub fn feed_ring(mut self, changes: usize) -> Self {
+        self.feed_ring = changes;
+        self
+    }
+}
