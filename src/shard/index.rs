@@ -51,8 +51,8 @@ fn freeze_slot(slot: &AtomicU32) -> u32 {
     if value != EMPTY {
         return value;
     }
-    // AcqRel: Acquire as above. Release, so that a thread that meets FROZEN (Acquire) sees the writes before it.
-    // Acquire on failure: as above.
+    // AcqRel: Acquire as for the load. Release, so that a thread that meets FROZEN (Acquire) sees the writes before it.
+    // Acquire on failure: as for the load.
     match slot.compare_exchange(EMPTY, FROZEN, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => FROZEN,
         Err(won) => won,

@@ -109,7 +109,7 @@ fn a_key_that_a_losing_move_froze_is_freed_with_the_table() {
         assert!(record.load().is_frozen());
     });
     drop(shard);
-    // Relaxed: as above.
+    // Relaxed: a count alone.
     assert_eq!(FREED.load(Ordering::Relaxed), 1);
 }
 

@@ -39,7 +39,7 @@ fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), 
     let mut seen: HashTable<u32> = HashTable::with_capacity(nodes.len());
     for ((node, _), at) in nodes.iter().zip(0..) {
         let same = |other: &u32| nodes.node(*other as usize).id == node.id;
-        // The hashes of a shard agree in the top bits, but the set tells its entries apart by these.
+        // The hashes of a shard agree in the top bits, by which the set distinguishes its entries.
         let spread = |node: &Node| table.hash(&node.id).rotate_left(SHARD_BITS);
         match seen.entry(spread(node), same, |other| spread(nodes.node(*other as usize))) {
             Entry::Vacant(free) => _ = free.insert(at),

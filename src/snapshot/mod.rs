@@ -43,18 +43,18 @@
 //!           proxies, nodes, routes             u64 each
 //!           Nothing follows it.
 //!
-//!           incarnation                        varint   0 if the proxy has none
+//! items
 //! proxy     ID, cluster name, address          text each
-//!           incarnation                        varint   0 where it has none
+//!           incarnation                        varint   0 if the proxy has none
 //! UUID      UUID                               16 bytes, as in its text form
 //!           routes
 //! name      name                               text     not empty, no control characters, no spelling of a UUID
 //!           routes
+//! routes    number of routes                   u8       1 to 64
+//!           for each, most recently refreshed first:
 //!             proxy                            varint   the number of its item, from 0; each at most once for a node
-//!             age                              varint   milliseconds; from the second route on, the difference from the
-//!                                                       route before. An age is below 2^38.
-//!             age                              varint   milliseconds; but for the first one, how much older it is than
-//!                                                       the one before. An age is below 2^38.
+//!             age                              varint   milliseconds; from the second route on, the difference from
+//!                                                       the route before. An age is below 2^38.
 //! ```
 //!
 //! Sections are in the order of their kinds, with any number of each kind. Each proxy ID and each node is in a snapshot
