@@ -52,6 +52,17 @@ pub(crate) fn proxy(id: &str) -> Proxy<'_> {
     }
 }
 
+/// Waits for what happens after threads of other tests have left their calls, such as a longer keep-alive interval.
+pub(crate) fn wait_until(condition: impl Fn() -> bool) {
+    for _ in 0..10_000_000 {
+        if condition() {
+            return;
+        }
+        std::thread::yield_now();
+    }
+    panic!("it does not happen");
+}
+
 /// Sweeps until two rounds are completed, the first of which may have been under way already.
 pub(crate) fn sweep_fully(table: &RouteTable) {
     const STEPS: usize = 1_000_000;

@@ -366,6 +366,7 @@ fn explain_tells_why_a_route_is_not_returned() {
     );
     assert_eq!(table.get_proxies(&node).len(), 1);
     table.set_keep_alive(Duration::from_secs(20));
+    crate::common::wait_until(|| table.get_proxies(&node).len() == 2);
     assert_eq!(table.explain(&node)[2].verdict, Verdict::Returned);
     assert_eq!(table.get_proxies(&node).len(), 2);
 }

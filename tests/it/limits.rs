@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::{proxy, scale, sweep_fully};
+use crate::common::{proxy, scale, sweep_fully, wait_until};
 use nodetracker::{AddError, Added, Builder, Clock, ManualClock, NodeId, ProxyRef, RegisterError, RouteTable, Verdict};
 use uuid::Uuid;
 
@@ -96,8 +96,12 @@ fn at_the_last_tick_time_stands_still_and_all_else_goes_on() {
 /// The greatest age that a word can tell survives a snapshot, and a table that is new takes it.
 #[test]
 fn a_snapshot_at_the_last_tick_is_read() {
-    let (table, clock) = table();
-    table.set_keep_alive(Duration::MAX);
+    let clock = ManualClock::new();
+    let table = RouteTable::builder()
+        .keep_alive(Duration::MAX)
+        .clock(clock.clone())
+        .build()
+        .expect("possible limits");
     let nodes = nodes();
     let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
     nodes
@@ -137,6 +141,8 @@ fn an_interval_may_be_anything() {
     let one = register(&table, "proxy-1");
     table.set_keep_alive(Duration::MAX);
     assert_eq!(table.add_node(&node, one), Ok(Added::Inserted));
+    clock.set(INTERVAL + TICK);
+    wait_until(|| answer(&table, &node) == [one]);
     clock.set(LAST);
     sweep_fully(&table);
     assert_eq!(answer(&table, &node), [one], "no age is more than the longest interval");

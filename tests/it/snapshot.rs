@@ -796,13 +796,13 @@ fn an_error_tells_what_and_where() {
         nodes(2, 2, &uuid_item(&[1, 0, 0])),
         Uuids,
         in_second + 19,
-        "beyond the end",
+        "exceeds the end",
     );
     fault(
         nodes(2, u32::MAX, &uuid_item(&[1, 0, 0])),
         Uuids,
         in_second + 19,
-        "beyond the end",
+        "exceeds the end",
     );
     fault(
         nodes(2, 0, &uuid_item(&[1, 0, 0])),
@@ -816,8 +816,8 @@ fn an_error_tells_what_and_where() {
         in_second + 19,
         "1 bytes are left",
     );
-    fault(nodes(2, 1, &UUID[..9]), Uuids, in_second, "beyond the end");
-    fault(nodes(3, 1, &[200, b'x']), Names, in_second + 1, "beyond the end");
+    fault(nodes(2, 1, &UUID[..9]), Uuids, in_second, "exceeds the end");
+    fault(nodes(3, 1, &[200, b'x']), Names, in_second + 1, "exceeds the end");
     let good = |proxies, nodes, routes| {
         with_proxies()
             .section(2, 1, &uuid_item(&[1, 0, 0]))
@@ -831,7 +831,7 @@ fn an_error_tells_what_and_where() {
         new().section(4, 0, &[0; 23]).bytes,
         End,
         in_first + 16,
-        "beyond the end",
+        "exceeds the end",
     );
     fault(
         new().section(4, 0, &[0; 25]).bytes,
