@@ -26,11 +26,12 @@
 //!
 //! # The lock
 //!
-//! A registration, a takeover and a removal change the proxies with a lock held ([`Registry`], [`Owner`]). So does the
-//! sweeper, but it skips its step if another thread has the lock. Most holders have the lock for some microseconds. The
-//! longest step replaces the array of one part of the map of IDs ([`ids`]); no step takes time in proportion to all
-//! proxies. No other call waits for the lock, even if its holder has stopped: neither calls on routes, nor calls that
-//! only read ([`find`]), nor a registration or an incarnation that changes nothing.
+//! A registration, a takeover and a removal change the proxies with a lock held ([`Registry`],
+//! [`Owner`](owner::Owner)). So does the sweeper, but it skips its step if another thread has the lock. Most holders
+//! have the lock for some microseconds. The longest step replaces the array of one part of the map of IDs ([`ids`]); no
+//! step takes time in proportion to all proxies. No other call waits for the lock, even if its holder has stopped:
+//! neither calls on routes, nor calls that only read ([`find`]), nor a registration or an incarnation that changes
+//! nothing.
 //!
 //! # Incarnations
 //!

@@ -3,7 +3,7 @@
 //!
 //! A shard that never had a node is built in private and published with one CAS
 //! ([`bulk_load`](crate::shard::bulk_load)). If the shard had a node, or the CAS fails, routes are added one by one,
-//! the oldest of a node first, so that the newest stands before routes that were refreshed in the same tick.
+//! the oldest of a node first. So the newest stands before routes that were refreshed in the same tick.
 
 #[cfg(all(test, loom))]
 mod models;
