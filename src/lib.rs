@@ -94,6 +94,8 @@
 //! | [`remove_proxy`](RouteTable::remove_proxy), [`remove_proxy_by_id`](RouteTable::remove_proxy_by_id) | the registry, if the proxy is registered |
 //! | [`read_snapshot`](RouteTable::read_snapshot), [`read_snapshot_with`](RouteTable::read_snapshot_with) | the registry, for each proxy; threads of rayon's pool |
 //! | [`set_keep_alive`](RouteTable::set_keep_alive) | another call of `set_keep_alive`; if the interval grows, it checks up to ten thousand times whether older calls have ended |
+//! | [`Subscription::wait`] | a change, until its timeout |
+//! | dropping a [`Sweeper`] | the end of its thread's turn |
 //!
 //! *The registry* is a lock. The calls above hold it while they change the set of proxies or a proxy's details, mostly for
 //! some microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped with the
@@ -128,7 +130,7 @@
 //!
 //! * a *proxy* that is registered: its entry, its ID and the slot in the map of IDs, its details. There are at most
 //!   [`max_proxies`](Builder::max_proxies), of some 60 to 100 bytes and their strings;
-//! * small objects that do not grow with the table: crossbeam-epoch's bags of garbage, 2 KiB for every 64 retired objects, and up to
+//! * small objects that do not grow with the table: the entry of a subscription that waits; crossbeam-epoch's bags of garbage, 2 KiB for every 64 retired objects, and up to
 //!   130 KiB for every thread; a new slab's header; the shards of names, 2 KiB when the first name comes;
 //! * an event of the change feed while there is a subscription, and the feed's rings at the first subscription, 1 MiB;
 //! * a call's result: an answer of more than two routes, a batch of answers, handles; the copy of some 1,000 nodes, or of one
