@@ -15,18 +15,19 @@ use tokio::runtime;
 use crate::cli::commands::{CommandError, admin};
 use crate::cli::serve::Serve;
 
-/// The exit code of a failure while a command ran.
+/// The exit code of an operation that failed.
 const FAILURE: u8 = 1;
-/// The exit code of a wrong command line or configuration, as clap has it.
+/// The exit code of a wrong command line or configuration, as clap has it. Nothing was tried.
 const USAGE: u8 = 2;
 
 /// The text of `help` after the commands.
 const FOR_SCRIPTS: &str = "\
 Exit codes:
-  0         Done, also where the answer is empty
-  1         The tracker did not answer, or refused; or something failed while it ran
-  2         A mistake in the command line or the configuration
-  130, 143  Ended by SIGINT or SIGTERM; where the tracker runs, by the second one
+  0         The command did its work, even if the answer is empty
+  1         The operation failed: for example, the tracker did not answer or refused the call
+  2         A flag, a variable, the configuration or a file that these name cannot be used,
+            or a port is taken; the command did nothing
+  130, 143  SIGINT or SIGTERM ended the command; `serve` needs two signals for this
 
 Answers go to stdout, remarks and errors to stderr. With --format json an answer is one
 object a line, and a time is like 2021-11-23T00:01:38.042Z, in UTC.";
@@ -117,7 +118,12 @@ fn exit_code(result: Result<(), CommandError>) -> ExitCode {
 }
 
 fn fail(code: u8, error: &dyn std::error::Error) -> ExitCode {
-    // Not eprintln, which panics on a closed stderr.
-    let _ = writeln!(io::stderr(), "nodetracker: {error}");
+    remark(&error.to_string());
     ExitCode::from(code)
+}
+
+/// Writes a line to stderr.
+fn remark(text: &str) {
+    // Not eprintln, which panics on a closed stderr.
+    let _ = writeln!(io::stderr(), "nodetracker: {}", print::visible(text));
 }

@@ -51,7 +51,8 @@ impl Format {
         match self {
             Format::Table => {
                 let heading = heading.map(|heading| heading.map(str::to_owned));
-                let rows: Vec<_> = heading.into_iter().chain(objects.iter().map(row)).collect();
+                let rows = objects.iter().map(|object| row(object).map(|text| visible(&text)));
+                let rows: Vec<_> = heading.into_iter().chain(rows).collect();
                 write_columns(out, &rows)
             }
             Format::Json => {
@@ -121,6 +122,37 @@ fn write_columns<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> 
     Ok(())
 }
 
+/// Escapes the characters that a terminal does not show as they are: control characters, those that change the direction of
+/// the text after them, and those without a width. A node's name could otherwise look like another name.
+pub(crate) fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_invisible(character) {
+            true => shown.extend(character.escape_unicode()),
+            false => shown.push(character),
+        }
+    }
+    shown
+}
+
+fn is_invisible(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            // Soft hyphen, Arabic letter mark, Mongolian vowel separator, byte order mark.
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}'
+            // Zero-width space and joiners, marks of direction.
+            | '\u{200b}'..='\u{200f}'
+            // Line and paragraph separators, embeddings and overrides.
+            | '\u{2028}'..='\u{202e}'
+            // Word joiner, invisible operators, isolates.
+            | '\u{2060}'..='\u{206f}'
+            // Interlinear annotations, tags.
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
 /// Returns the text of a column, or a dash if the text is empty.
 pub(crate) fn dash(text: &str) -> String {
     if text.is_empty() { "-".into() } else { text.into() }
@@ -139,4 +171,26 @@ pub(crate) fn rfc3339(time: SystemTime) -> String {
 
 fn as_rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
     time.map(rfc3339).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invisible_characters_are_escaped() {
+        assert_eq!(visible("a\u{202e}b"), r"a\u{202e}b");
+        assert_eq!(visible("a\tb\u{7f}\u{9b}"), r"a\u{9}b\u{7f}\u{9b}");
+        let ranges = [
+            '\u{202a}'..='\u{202e}',
+            '\u{2066}'..='\u{2069}',
+            '\u{200b}'..='\u{200f}',
+        ];
+        let singles = ['\u{61c}', '\u{2060}', '\u{feff}'];
+        for character in ranges.into_iter().flatten().chain(singles) {
+            let escaped = format!("\\u{{{:x}}}", u32::from(character));
+            assert_eq!(visible(&character.to_string()), escaped);
+        }
+        assert_eq!(visible("né-1 節点 🦀"), "né-1 節点 🦀");
+    }
 }

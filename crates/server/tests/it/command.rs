@@ -101,8 +101,10 @@ fn a_refusal_is_one_line() {
             &["add", "node-1", "proxy-1", "nowhere"][..],
             "INVALID_ARGUMENT: addr is not host:port",
         ),
-        (&["get", ""], "INVALID_ARGUMENT: node_id is empty"),
-        (&["rm", ""], "INVALID_ARGUMENT: node_id is empty"),
+        (
+            &["get", &"x".repeat(256)],
+            "INVALID_ARGUMENT: node_id is 256 bytes long, the limit is 255",
+        ),
     ] {
         let refused = run(&[args, &["--addr", &addr]].concat());
         assert_eq!(refused.status.code(), Some(1));
@@ -235,6 +237,58 @@ fn mistakes_in_the_command_line_are_told_apart_from_failures() {
         );
         assert!(!stderr(&refused).is_empty(), "{args:?}");
         assert!(!stderr(&refused).contains("panicked"), "{args:?}: {}", stderr(&refused));
+    }
+}
+
+#[test]
+fn an_empty_value_is_a_mistake_and_is_named() {
+    for (args, named) in [
+        (&["get", ""][..], "'<NODE>'"),
+        (&["rm", ""], "'<NODE>'"),
+        (&["explain", ""], "'<NODE>'"),
+        (&["add", "", "proxy-1", "p:1"], "'<NODE>'"),
+        (&["add", "node-1", "", "p:1"], "'<PROXY_ID>'"),
+        (&["add", "node-1", "proxy-1", ""], "'<PROXY_ADDR>'"),
+        (
+            &["add", "node-1", "proxy-1", "p:1", "--cluster", ""],
+            "'--cluster <NAME>'",
+        ),
+        (&["rm-proxy", ""], "'<PROXY_ID>'"),
+        (&["nodes", "--proxy", ""], "'--proxy <ID>'"),
+        (&["nodes", "--addr", ""], "'--addr <ADDR>'"),
+        (&["nodes", "--ca-file", ""], "'--ca-file <FILE>'"),
+        (&["nodes", "--format", ""], "'--format <FORMAT>'"),
+        (&["serve", "--config", ""], "'--config <FILE>'"),
+        (&["serve", "--listen", ""], "'--listen <ADDR>'"),
+        (
+            &["serve", "--proxy-keep-alive-interval", ""],
+            "'--proxy-keep-alive-interval <DURATION>'",
+        ),
+        (&["serve", "--log-format", ""], "'--log-format <FORMAT>'"),
+    ] {
+        let refused = run(args);
+        assert_eq!(refused.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&refused).contains(named), "{args:?}: {}", stderr(&refused));
+    }
+}
+
+#[test]
+fn names_that_imitate_others_are_shown_as_they_are() {
+    let server = Process::serve(&[]);
+    let addr = &*server.addr.to_string();
+    let name = "a\u{202e}b\u{200b}c";
+    let shown = r"a\u{202e}b\u{200b}c";
+    ok(&["add", name, name, "p:1", "--cluster", name, "--addr", addr]);
+    for args in [&["nodes"][..], &["proxies"], &["get", name], &["explain", name]] {
+        let (table, _) = ok(&[args, &["--addr", addr]].concat());
+        assert!(table.contains(shown) && !table.contains('\u{202e}'), "{table}");
+        let (json, _) = ok(&[args, &["--format", "json", "--addr", addr]].concat());
+        assert_eq!(objects(&json)[0]["proxy_id"], name, "{json}");
+    }
+    ok(&["rm", name, "--addr", addr]);
+    for command in ["get", "explain"] {
+        let (_, remark) = ok(&[command, name, "--addr", addr]);
+        assert!(remark.contains(shown) && !remark.contains('\u{202e}'), "{remark}");
     }
 }
 

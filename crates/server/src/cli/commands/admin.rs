@@ -1,9 +1,9 @@
 //! The commands that call a running tracker's `AdminService`.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::v1::node_id::Id;
@@ -13,11 +13,13 @@ use uuid::Uuid;
 use crate::cli::client::Transport;
 use crate::cli::commands::{CommandError, TrackerArgs};
 use crate::cli::print::{Format, Print, ProxyRow, RouteRow, dash, time};
+use crate::cli::remark;
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
     /// The node's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     node: String,
     #[command(flatten)]
     print: Print,
@@ -27,7 +29,7 @@ pub(crate) struct Explain {
 #[derive(Debug, Args)]
 pub(crate) struct Nodes {
     /// Only nodes that have a route through the proxy with this ID
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     proxy: Option<String>,
     #[command(flatten)]
     print: Print,
@@ -44,6 +46,7 @@ pub(crate) struct Proxies {
 #[derive(Debug, Args)]
 pub(crate) struct RmProxy {
     /// The proxy's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     proxy_id: String,
     #[command(flatten)]
     at: TrackerArgs,
@@ -71,7 +74,7 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), CommandError> {
     let mut client = at.admin().await?;
     let response = at.call(client.explain(v1::ExplainRequest { node: Some(node) })).await?;
     if response.routes.is_empty() {
-        let _ = writeln!(io::stderr(), "nodetracker: nothing is known of node {}", explain.node);
+        remark(&format!("nothing is known of node {}", explain.node));
     }
     let routes: Vec<_> = response
         .routes
@@ -162,7 +165,7 @@ pub(crate) async fn rm_proxy(rm_proxy: RmProxy) -> Result<(), CommandError> {
         proxy_id: proxy_id.clone(),
     };
     if !at.call(client.remove_proxy(request)).await?.removed {
-        let _ = writeln!(io::stderr(), "nodetracker: proxy {proxy_id} was not registered");
+        remark(&format!("proxy {proxy_id} was not registered"));
     }
     Ok(())
 }

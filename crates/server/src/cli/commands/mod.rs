@@ -2,11 +2,12 @@
 
 pub(crate) mod admin;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClient;
 use thiserror::Error;
@@ -15,6 +16,8 @@ use tonic::Status;
 
 use crate::cli::client::{Target, Transport};
 use crate::cli::print::{Print, ProxyRow, RouteRow, dash, rfc3339, time};
+use crate::cli::remark;
+use crate::tls;
 
 /// How long connecting may take, and then the call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,14 +37,17 @@ pub(crate) struct TrackerArgs {
 #[derive(Debug, Args)]
 pub(crate) struct Add {
     /// The node's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     node: String,
     /// The ID of the proxy that can reach it
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     proxy_id: String,
     /// The proxy's address, HOST:PORT
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     proxy_addr: String,
     /// The cluster that the proxy belongs to
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    cluster: String,
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    cluster: Option<String>,
     #[command(flatten)]
     at: TrackerArgs,
 }
@@ -50,6 +56,7 @@ pub(crate) struct Add {
 #[derive(Debug, Args)]
 pub(crate) struct Get {
     /// The node's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     node: String,
     #[command(flatten)]
     print: Print,
@@ -59,6 +66,7 @@ pub(crate) struct Get {
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
     /// The node's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     node: String,
     #[command(flatten)]
     at: TrackerArgs,
@@ -76,7 +84,7 @@ pub(crate) enum CommandError {
         message: String,
     },
     #[error("{0}")]
-    Usage(&'static str),
+    Usage(String),
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
 }
@@ -89,12 +97,17 @@ impl TrackerArgs {
 
     /// Connects, for the client of any service.
     async fn transport(&self) -> Result<Transport, CommandError> {
-        match (self.addr.tls, &self.ca_file) {
-            (true, None) => return Err(CommandError::Usage("--addr https://… needs --ca-file")),
-            (false, Some(_)) => return Err(CommandError::Usage("--ca-file needs --addr https://…")),
-            _ => {}
-        }
-        let connected = timeout(CALL_TIMEOUT, self.addr.connect(self.ca_file.as_deref())).await;
+        let usage = |reason: &str| Err(CommandError::Usage(reason.to_owned()));
+        let tls = match (self.addr.tls, &self.ca_file) {
+            (true, None) => return usage("--addr https://… needs --ca-file"),
+            (false, Some(_)) => return usage("--ca-file needs --addr https://…"),
+            (false, None) => None,
+            (true, Some(file)) => match tls::client_config(file) {
+                Ok(config) => Some(config),
+                Err(reason) => return usage(&format!("--ca-file: {reason}")),
+            },
+        };
+        let connected = timeout(CALL_TIMEOUT, self.addr.connect(tls)).await;
         connected
             .unwrap_or_else(|_| Err(format!("cannot connect within {CALL_TIMEOUT:?}")))
             .map_err(|reason| CommandError::Connect {
@@ -108,11 +121,18 @@ impl TrackerArgs {
         match response.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}"))))
         {
             Ok(response) => Ok(response.into_inner()),
-            Err(status) => Err(CommandError::Call {
-                addr: self.addr.clone(),
-                code: code_name(status.code()),
-                message: message(&status),
-            }),
+            // Only a status of the transport, not of the tracker, has a source.
+            Err(status) => match std::error::Error::source(&status).is_some() && self.addr.speaks_tls().await {
+                true => Err(CommandError::Connect {
+                    addr: self.addr.clone(),
+                    reason: format!("the server speaks TLS: use --addr https://{} and --ca-file", self.addr),
+                }),
+                false => Err(CommandError::Call {
+                    addr: self.addr.clone(),
+                    code: code_name(status.code()),
+                    message: message(&status),
+                }),
+            },
         }
     }
 }
@@ -128,7 +148,7 @@ pub(crate) async fn add(add: Add) -> Result<(), CommandError> {
     let request = api::AddNodeRequest {
         node_id: node,
         proxy_id,
-        cluster_name: cluster,
+        cluster_name: cluster.unwrap_or_default(),
         addr: proxy_addr,
     };
     let mut client = at.connect().await?;
@@ -150,7 +170,7 @@ pub(crate) async fn get(get: Get) -> Result<(), CommandError> {
     let request = api::GetProxiesRequest { node_id: node.clone() };
     let response = print.at.call(client.get_proxies(request)).await?;
     if response.proxy_details.is_empty() {
-        let _ = writeln!(io::stderr(), "nodetracker: no proxy is known to reach node {node}");
+        remark(&format!("no proxy is known to reach node {node}"));
     }
     let routes: Vec<_> = response.proxy_details.into_iter().map(route).collect();
     print
@@ -222,7 +242,7 @@ fn message(status: &Status) -> String {
         }
         source = error.source();
     }
-    message.replace(['\n', '\r'], " ")
+    message.replace("\r\n", " ").replace(['\n', '\r'], " ")
 }
 
 #[cfg(test)]
