@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tokio::runtime;
 
-use crate::cli::commands::{CommandError, admin};
+use crate::cli::commands::{CommandError, admin, watch};
 use crate::cli::serve::Serve;
 
 /// The exit code of an operation that failed.
@@ -27,7 +27,8 @@ Exit codes:
   1         The operation failed: for example, the tracker did not answer or refused the call
   2         A flag, a variable, the configuration or a file that these name cannot be used,
             or a port is taken; the command did nothing
-  130, 143  SIGINT or SIGTERM ended the command; `serve` needs two signals for this
+  130, 143  SIGINT or SIGTERM ended the command; `serve` needs two signals for
+            this, and `watch` ends with 0
 
 Answers go to stdout, remarks and errors to stderr. With --format json an answer is one
 object a line, and a time is like 2021-11-23T00:01:38.042Z, in UTC.";
@@ -54,6 +55,9 @@ enum Command {
     /// it once the calls in flight are finished; a second one at once.
     Serve(Serve),
     /// Record, or refresh, that a node can be reached through a proxy
+    ///
+    /// The call replaces the cluster and the address of the proxy, for all its routes. Without --cluster, the proxy gets an
+    /// empty cluster.
     Add(commands::Add),
     /// List the proxies that can reach a node, most recently refreshed first
     ///
@@ -81,6 +85,16 @@ enum Command {
     RmProxy(admin::RmProxy),
     /// Tell what the tracker holds, and since when it runs
     Stats(admin::Stats),
+    /// Print all routes, and then each change, until Ctrl-C
+    ///
+    /// A refresh is no change. Each line has an event, a node or a proxy, and the proxies that now reach the node. The event
+    /// is snapshot, snapshot_end, added, removed, expired, proxy_removed, proxy_moved or lost_place. After lost_place, a new
+    /// snapshot replaces all earlier lines.
+    Watch(watch::Watch),
+    /// Check that the tracker is serving, for example for a container
+    ///
+    /// Prints SERVING and exits with 0. If the tracker stops, prints NOT_SERVING and exits with 1.
+    Health(commands::Health),
 }
 
 impl Cli {
@@ -102,6 +116,8 @@ impl Cli {
                 Command::Proxies(proxies) => exit_code(admin::proxies(proxies).await),
                 Command::RmProxy(rm_proxy) => exit_code(admin::rm_proxy(rm_proxy).await),
                 Command::Stats(stats) => exit_code(admin::stats(stats).await),
+                Command::Watch(watch) => exit_code(watch::watch(watch).await),
+                Command::Health(health) => exit_code(commands::health(health).await),
             }
         })
     }

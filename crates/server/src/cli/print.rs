@@ -24,12 +24,12 @@ pub(crate) enum Format {
     /// Aligned columns under a heading
     #[default]
     Table,
-    /// One object a line; nothing where the answer is empty
+    /// One object a line; nothing if the answer is empty
     Json,
 }
 
 impl Format {
-    /// Prints a response, or a part of a response: rows under a heading, or the objects of the rows.
+    /// Prints a whole answer: rows under a heading, or the objects of the rows.
     pub(crate) fn print<T: Serialize, const N: usize>(
         self,
         heading: Option<[&str; N]>,
@@ -48,21 +48,91 @@ impl Format {
         objects: &[T],
         row: impl Fn(&T) -> [String; N],
     ) -> io::Result<()> {
+        let mut answer = Answer::new(self, heading);
+        answer.push(out, objects, row)?;
+        answer.finish(out)
+    }
+
+    /// Prints what a command did, which only scripts want to read.
+    pub(crate) fn done<T: Serialize>(self, object: &T) -> Result<(), CommandError> {
         match self {
+            Format::Table => Ok(()),
+            Format::Json => self.print(None::<[&str; 0]>, &[object], |_| []),
+        }
+    }
+}
+
+/// An answer that arrives page by page.
+pub(crate) enum Answer<const N: usize> {
+    /// Keeps all rows, since the widths of the columns are known only after the last row.
+    Table {
+        /// The cells, each with a tab behind it. A cell has no tab, since [`visible`] escapes tabs.
+        cells: String,
+        widths: [usize; N],
+    },
+    Json,
+}
+
+impl<const N: usize> Answer<N> {
+    pub(crate) fn new(format: Format, heading: Option<[&str; N]>) -> Self {
+        match format {
+            Format::Json => Self::Json,
             Format::Table => {
-                let heading = heading.map(|heading| heading.map(str::to_owned));
-                let rows = objects.iter().map(|object| row(object).map(|text| visible(&text)));
-                let rows: Vec<_> = heading.into_iter().chain(rows).collect();
-                write_columns(out, &rows)
+                let mut answer = Self::Table {
+                    cells: String::new(),
+                    widths: [0; N],
+                };
+                if let Some(heading) = heading {
+                    answer.keep(&heading.map(str::to_owned));
+                }
+                answer
             }
-            Format::Json => {
-                for object in objects {
+        }
+    }
+
+    /// Writes the objects, or keeps their rows.
+    pub(crate) fn push<T: Serialize>(
+        &mut self,
+        out: &mut impl Write,
+        objects: &[T],
+        row: impl Fn(&T) -> [String; N],
+    ) -> io::Result<()> {
+        for object in objects {
+            match self {
+                Self::Table { .. } => self.keep(&row(object)),
+                Self::Json => {
                     serde_json::to_writer(&mut *out, object)?;
                     writeln!(out)?;
                 }
-                Ok(())
             }
         }
+        Ok(())
+    }
+
+    fn keep(&mut self, row: &[String; N]) {
+        if let Self::Table { cells, widths } = self {
+            for (text, width) in row.iter().zip(widths) {
+                let text = cell(text);
+                *width = text.chars().count().max(*width);
+                cells.push_str(&text);
+                cells.push('\t');
+            }
+        }
+    }
+
+    /// Writes the rows.
+    pub(crate) fn finish(self, out: &mut impl Write) -> io::Result<()> {
+        let Self::Table { cells, widths } = self else {
+            return Ok(());
+        };
+        for (text, column) in cells.split_terminator('\t').zip((0..N).cycle()) {
+            match column + 1 == N {
+                // The last column needs no padding.
+                true => writeln!(out, "{text}")?,
+                false => write!(out, "{text:width$}  ", width = widths[column])?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -84,7 +154,7 @@ pub(crate) struct RouteRow {
 impl RouteRow {
     /// Returns the text of the column UPDATED.
     pub(crate) fn updated(&self) -> String {
-        self.last_refresh_time.map_or_else(|| dash(""), rfc3339)
+        self.last_refresh_time.map(rfc3339).unwrap_or_default()
     }
 }
 
@@ -104,22 +174,6 @@ impl From<v1::Proxy> for ProxyRow {
             addr: proxy.addr,
         }
     }
-}
-
-/// Writes rows with aligned columns.
-fn write_columns<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
-    let widths: [usize; N] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
-    for row in rows {
-        for (at, (text, width)) in row.iter().zip(widths).enumerate() {
-            match at + 1 == N {
-                // The last column needs no padding.
-                true => writeln!(out, "{text}")?,
-                false => write!(out, "{text:width$}  ")?,
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Escapes the characters that a terminal does not show as they are: control characters, those that change the direction of
@@ -153,9 +207,14 @@ fn is_invisible(character: char) -> bool {
         )
 }
 
-/// Returns the text of a column, or a dash if the text is empty.
-pub(crate) fn dash(text: &str) -> String {
-    if text.is_empty() { "-".into() } else { text.into() }
+/// Returns the text of a cell: escaped, or a dash if there is none.
+pub(crate) fn cell(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { visible(text) }
+}
+
+/// Formats an age in whole seconds, in the units that the flags and the configuration take.
+pub(crate) fn age(age: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(age.as_secs())).to_string()
 }
 
 pub(crate) fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {
