@@ -627,3 +627,19 @@ fn lists_longer_than_a_page_are_printed_whole() {
     let (proxies, _) = ok(&["proxies", "--format", "json", "--addr", addr]);
     assert_eq!(proxies.lines().count(), 1001);
 }
+
+#[test]
+fn the_session_in_the_readme_is_what_the_commands_print() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(folder.join("../../README.md")).unwrap();
+    let session = readme
+        .split("```")
+        .find_map(|block| block.strip_prefix("console\n$ nodetracker serve &\n"));
+    let output = Command::new(folder.join("docs/transcript.sh"))
+        .arg(env!("CARGO_BIN_EXE_nodetracker"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let printed = stdout(&output);
+    assert_eq!(printed.strip_prefix("$ nodetracker serve &\n"), session);
+}
