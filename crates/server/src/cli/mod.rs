@@ -30,8 +30,8 @@ Exit codes:
   130, 143  SIGINT or SIGTERM ended the command; `serve` needs two signals for
             this, and `watch` ends with 0
 
-Answers go to stdout, remarks and errors to stderr. With --format json an answer is one
-object a line, and a time is like 2021-11-23T00:01:38.042Z, in UTC.";
+Answers go to stdout, remarks and errors to stderr. With --format json, an answer
+is one object a line, and times are in UTC, such as 2021-11-23T00:01:38.042Z.";
 
 /// Tracks which proxies hold the reverse tunnels to which nodes
 #[derive(Debug, Parser)]
@@ -51,8 +51,9 @@ pub struct Cli {
 enum Command {
     /// Run the tracker
     ///
-    /// The line "listening on ADDR" goes to stdout once calls are accepted, logs go to stderr. SIGTERM and SIGINT stop
-    /// it once the calls in flight are finished; a second one at once.
+    /// Once the tracker accepts calls, the command prints the line "listening on ADDR" to stdout. Logs go to stderr. After
+    /// SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, the tracker stops at
+    /// once.
     Serve(Serve),
     /// Record, or refresh, that a node can be reached through a proxy
     ///
@@ -61,29 +62,29 @@ enum Command {
     Add(commands::Add),
     /// List the proxies that can reach a node, most recently refreshed first
     ///
-    /// As JSON, each has proxy_id, cluster_name, addr and last_refresh_time.
+    /// As JSON, each proxy has proxy_id, cluster_name, addr and last_refresh_time.
     Get(commands::Get),
-    /// Forget every route of a node
+    /// Forget all routes of a node
     Rm(commands::Rm),
-    /// Tell everything that is known of a node, and why a route of it is not returned
+    /// Show all routes of a node, also those that `get` does not return, and why
     ///
     /// As JSON, each route has what `get` prints, age_seconds, and the verdict: returned, expired or proxy removed.
     Explain(admin::Explain),
     /// List the nodes with their routes
     ///
-    /// In no particular order. A node is there once, if it has routes all the while. As JSON, each route has what `get` prints,
-    /// and the node.
+    /// The order has no meaning. A table is printed once the tracker has sent all pages. As JSON, each route is printed as it
+    /// arrives, and has the fields of `get` and the node.
     Nodes(admin::Nodes),
-    /// List the proxies that are registered
+    /// List the registered proxies
     ///
-    /// As JSON, each has proxy_id, cluster_name and addr.
+    /// As JSON, each proxy has proxy_id, cluster_name and addr.
     Proxies(admin::Proxies),
     /// Forget a proxy with all its routes
     ///
-    /// Takes effect at once, however many routes there are. A proxy that goes on reporting nodes with single calls is registered
-    /// again by that. One that has a session loses it, and comes back when it starts anew.
+    /// The routes disappear at once, however many there are. If the proxy goes on reporting nodes with single calls, the tracker
+    /// registers the proxy again. If the proxy has a session, the session ends until the proxy starts anew.
     RmProxy(admin::RmProxy),
-    /// Tell what the tracker holds, and since when it runs
+    /// Show what the tracker holds, and how long the tracker has been running
     Stats(admin::Stats),
     /// Print all routes, and then each change, until Ctrl-C
     ///

@@ -34,7 +34,7 @@ pub(crate) struct TrackerArgs {
     /// The server: HOST:PORT, http://HOST:PORT, or https://HOST:PORT with --ca-file
     #[arg(long, env = "NODETRACKER_ADDR", value_name = "ADDR", default_value = crate::config::DEFAULT_LISTEN_ADDR)]
     addr: Target,
-    /// PEM file with the authorities that may vouch for an https server
+    /// PEM file with the only authorities to trust; needed for https
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// How long the connection may take, and then each call
@@ -48,7 +48,7 @@ pub(crate) struct Add {
     /// The node's ID
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     node: String,
-    /// The ID of the proxy that can reach it
+    /// The ID of the proxy that can reach the node
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     proxy_id: String,
     /// The proxy's address, HOST:PORT
