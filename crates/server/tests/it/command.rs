@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
-use crate::support::{Process, nodetracker, run, stderr, stdout};
+use crate::support::{Process, framed, nodetracker, run, stderr, stdout};
 
 /// What JSON is for scripts: an object a line.
 fn objects(json: &str) -> Vec<serde_json::Value> {
@@ -388,6 +388,29 @@ fn health_is_for_containers() {
     drop(server);
     let refused = run(&["health", "--addr", &addr]);
     assert_eq!((refused.status.code(), stdout(&refused)), (Some(1), String::new()));
+}
+
+#[tokio::test]
+async fn a_tracker_that_is_not_serving_is_a_failure() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let command = tokio::task::spawn_blocking(move || run(&["health", "--addr", &addr]));
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let (_, mut respond) = connection.accept().await.unwrap().unwrap();
+    let response = http::Response::builder().header("content-type", "application/grpc");
+    let mut body = respond.send_response(response.body(()).unwrap(), false).unwrap();
+    // HealthCheckResponse.status = NOT_SERVING.
+    body.send_data(framed(&[8, 2]).into(), false).unwrap();
+    let trailers = [(http::HeaderName::from_static("grpc-status"), "0".parse().unwrap())];
+    body.send_trailers(trailers.into_iter().collect()).unwrap();
+    let (output, ()) = tokio::join!(command, async { while connection.accept().await.is_some() {} });
+    let output = output.unwrap();
+    assert_eq!(
+        (output.status.code(), stdout(&output)),
+        (Some(1), "NOT_SERVING\n".into())
+    );
+    assert_eq!(stderr(&output), "nodetracker: the tracker is not serving\n");
 }
 
 #[test]
