@@ -1,22 +1,24 @@
 //! The client's connection to a tracker.
 
-use std::path::Path;
+use std::io;
 use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 use tower_service::Service;
-
-use crate::tls;
 
 /// The address of a tracker: `host:port`, `http://host:port` or `https://host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,25 +75,58 @@ impl Target {
             .unwrap_or_default()
     }
 
-    /// Connects, over TLS if there is a `ca_file`. TLS trusts only the authorities of that file.
-    pub(crate) async fn connect(&self, ca_file: Option<&Path>) -> Result<Transport, String> {
+    /// Connects, over TLS if there is a configuration for TLS.
+    pub(crate) async fn connect(&self, tls: Option<Arc<ClientConfig>>) -> Result<Transport, String> {
         let stream = TcpStream::connect(&self.authority)
             .await
             .map_err(|error| format!("cannot connect: {error}"))?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        match ca_file {
-            None => Transport::over(stream).await,
-            Some(ca_file) => {
-                let tls = TlsConnector::from(tls::client_config(ca_file)?);
-                let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
-                let stream = tls
-                    .connect(name, stream)
-                    .await
-                    .map_err(|error| format!("TLS failed: {error}"))?;
-                Transport::over(stream).await
-            }
+        let Some(tls) = tls else {
+            return Transport::over(stream).await;
+        };
+        let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
+        match TlsConnector::from(tls).connect(name, stream).await {
+            Ok(stream) => Transport::over(stream).await,
+            Err(_) if self.first_bytes().await.is_some_and(is_settings) => Err(format!(
+                "the server speaks plaintext: use --addr http://{self} without --ca-file"
+            )),
+            Err(error) => Err(format!("TLS failed: {error}")),
         }
     }
+
+    /// Asks whether a server that broke off a plaintext connection expects TLS.
+    pub(crate) async fn speaks_tls(&self) -> bool {
+        !self.tls && self.first_bytes().await.is_some_and(is_alert)
+    }
+
+    /// Greets the server in plaintext on a connection of its own, and returns the first bytes of the answer. On the connection
+    /// that failed, the answer may be lost: the server resets a connection if it closes with bytes left to read.
+    async fn first_bytes(&self) -> Option<[u8; 5]> {
+        let answer = async {
+            let mut stream = TcpStream::connect(&self.authority).await?;
+            stream.write_all(GREETING).await?;
+            let mut answer = [0; 5];
+            stream.read_exact(&mut answer).await?;
+            io::Result::Ok(answer)
+        };
+        timeout(PROBE_TIMEOUT, answer).await.ok()?.ok()
+    }
+}
+
+/// HTTP/2's preface and an empty SETTINGS frame.
+const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// How long a probe of a server may take. The command has failed already, so its user should not wait for long.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Returns whether these bytes begin an alert of TLS.
+fn is_alert(bytes: [u8; 5]) -> bool {
+    matches!(bytes, [21, 3, ..])
+}
+
+/// Returns whether these bytes begin a SETTINGS frame of HTTP/2, which a server sends first.
+fn is_settings(bytes: [u8; 5]) -> bool {
+    matches!(bytes, [0, _, _, 4, 0])
 }
 
 /// A connected HTTP/2 client, in the form that generated clients take.

@@ -12,24 +12,26 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tokio::runtime;
 
-use crate::cli::commands::{CommandError, admin};
+use crate::cli::commands::{CommandError, admin, watch};
 use crate::cli::serve::Serve;
 
-/// The exit code of a failure while a command ran.
+/// The exit code of an operation that failed.
 const FAILURE: u8 = 1;
-/// The exit code of a wrong command line or configuration, as clap has it.
+/// The exit code of a wrong command line or configuration, as clap has it. Nothing was tried.
 const USAGE: u8 = 2;
 
 /// The text of `help` after the commands.
 const FOR_SCRIPTS: &str = "\
 Exit codes:
-  0         Done, also where the answer is empty
-  1         The tracker did not answer, or refused; or something failed while it ran
-  2         A mistake in the command line or the configuration
-  130, 143  Ended by SIGINT or SIGTERM; where the tracker runs, by the second one
+  0         The command did its work, even if the answer is empty
+  1         The operation failed: for example, the tracker did not answer or refused the call
+  2         A flag, a variable, the configuration or a file that these name cannot be used,
+            or a port is taken; the command did nothing
+  130, 143  SIGINT or SIGTERM ended the command; `serve` needs two signals for
+            this, and `watch` ends with 0
 
-Answers go to stdout, remarks and errors to stderr. With --format json an answer is one
-object a line, and a time is like 2021-11-23T00:01:38.042Z, in UTC.";
+Answers go to stdout, remarks and errors to stderr. With --format json, an answer
+is one object a line, and times are in UTC, such as 2021-11-23T00:01:38.042Z.";
 
 /// Tracks which proxies hold the reverse tunnels to which nodes
 #[derive(Debug, Parser)]
@@ -49,37 +51,51 @@ pub struct Cli {
 enum Command {
     /// Run the tracker
     ///
-    /// The line "listening on ADDR" goes to stdout once calls are accepted, logs go to stderr. SIGTERM and SIGINT stop
-    /// it once the calls in flight are finished; a second one at once.
+    /// Once the tracker accepts calls, the command prints the line "listening on ADDR" to stdout. Logs go to stderr. After
+    /// SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, the tracker stops at
+    /// once.
     Serve(Serve),
     /// Record, or refresh, that a node can be reached through a proxy
+    ///
+    /// The call replaces the cluster and the address of the proxy, for all its routes. Without --cluster, the proxy gets an
+    /// empty cluster.
     Add(commands::Add),
     /// List the proxies that can reach a node, most recently refreshed first
     ///
-    /// As JSON, each has proxy_id, cluster_name, addr and last_refresh_time.
+    /// As JSON, each proxy has proxy_id, cluster_name, addr and last_refresh_time.
     Get(commands::Get),
-    /// Forget every route of a node
+    /// Forget all routes of a node
     Rm(commands::Rm),
-    /// Tell everything that is known of a node, and why a route of it is not returned
+    /// Show all routes of a node, also those that `get` does not return, and why
     ///
     /// As JSON, each route has what `get` prints, age_seconds, and the verdict: returned, expired or proxy removed.
     Explain(admin::Explain),
     /// List the nodes with their routes
     ///
-    /// In no particular order. A node is there once, if it has routes all the while. As JSON, each route has what `get` prints,
-    /// and the node.
+    /// The order has no meaning. A table is printed once the tracker has sent all pages. As JSON, each route is printed as it
+    /// arrives, and has the fields of `get` and the node.
     Nodes(admin::Nodes),
-    /// List the proxies that are registered
+    /// List the registered proxies
     ///
-    /// As JSON, each has proxy_id, cluster_name and addr.
+    /// As JSON, each proxy has proxy_id, cluster_name and addr.
     Proxies(admin::Proxies),
     /// Forget a proxy with all its routes
     ///
-    /// Takes effect at once, however many routes there are. A proxy that goes on reporting nodes with single calls is registered
-    /// again by that. One that has a session loses it, and comes back when it starts anew.
+    /// The routes disappear at once, however many there are. If the proxy goes on reporting nodes with single calls, the tracker
+    /// registers the proxy again. If the proxy has a session, the session ends until the proxy starts anew.
     RmProxy(admin::RmProxy),
-    /// Tell what the tracker holds, and since when it runs
+    /// Show what the tracker holds, and how long the tracker has been running
     Stats(admin::Stats),
+    /// Print all routes, and then each change, until Ctrl-C
+    ///
+    /// A refresh is no change. Each line has an event, a node or a proxy, and the proxies that now reach the node. The event
+    /// is snapshot, snapshot_end, added, removed, expired, proxy_removed, proxy_moved or lost_place. After lost_place, a new
+    /// snapshot replaces all earlier lines.
+    Watch(watch::Watch),
+    /// Check that the tracker is serving, for example for a container
+    ///
+    /// Prints SERVING and exits with 0. If the tracker stops, prints NOT_SERVING and exits with 1.
+    Health(commands::Health),
 }
 
 impl Cli {
@@ -101,6 +117,8 @@ impl Cli {
                 Command::Proxies(proxies) => exit_code(admin::proxies(proxies).await),
                 Command::RmProxy(rm_proxy) => exit_code(admin::rm_proxy(rm_proxy).await),
                 Command::Stats(stats) => exit_code(admin::stats(stats).await),
+                Command::Watch(watch) => exit_code(watch::watch(watch).await),
+                Command::Health(health) => exit_code(commands::health(health).await),
             }
         })
     }
@@ -117,7 +135,12 @@ fn exit_code(result: Result<(), CommandError>) -> ExitCode {
 }
 
 fn fail(code: u8, error: &dyn std::error::Error) -> ExitCode {
-    // Not eprintln, which panics on a closed stderr.
-    let _ = writeln!(io::stderr(), "nodetracker: {error}");
+    remark(&error.to_string());
     ExitCode::from(code)
+}
+
+/// Writes a line to stderr.
+fn remark(text: &str) {
+    // Not eprintln, which panics on a closed stderr.
+    let _ = writeln!(io::stderr(), "nodetracker: {}", print::visible(text));
 }

@@ -24,12 +24,12 @@ pub(crate) enum Format {
     /// Aligned columns under a heading
     #[default]
     Table,
-    /// One object a line; nothing where the answer is empty
+    /// One object a line; nothing if the answer is empty
     Json,
 }
 
 impl Format {
-    /// Prints a response, or a part of a response: rows under a heading, or the objects of the rows.
+    /// Prints a whole answer: rows under a heading, or the objects of the rows.
     pub(crate) fn print<T: Serialize, const N: usize>(
         self,
         heading: Option<[&str; N]>,
@@ -48,20 +48,91 @@ impl Format {
         objects: &[T],
         row: impl Fn(&T) -> [String; N],
     ) -> io::Result<()> {
+        let mut answer = Answer::new(self, heading);
+        answer.push(out, objects, row)?;
+        answer.finish(out)
+    }
+
+    /// Prints what a command did, which only scripts want to read.
+    pub(crate) fn done<T: Serialize>(self, object: &T) -> Result<(), CommandError> {
         match self {
+            Format::Table => Ok(()),
+            Format::Json => self.print(None::<[&str; 0]>, &[object], |_| []),
+        }
+    }
+}
+
+/// An answer that arrives page by page.
+pub(crate) enum Answer<const N: usize> {
+    /// Keeps all rows, since the widths of the columns are known only after the last row.
+    Table {
+        /// The cells, each with a tab behind it. A cell has no tab, since [`visible`] escapes tabs.
+        cells: String,
+        widths: [usize; N],
+    },
+    Json,
+}
+
+impl<const N: usize> Answer<N> {
+    pub(crate) fn new(format: Format, heading: Option<[&str; N]>) -> Self {
+        match format {
+            Format::Json => Self::Json,
             Format::Table => {
-                let heading = heading.map(|heading| heading.map(str::to_owned));
-                let rows: Vec<_> = heading.into_iter().chain(objects.iter().map(row)).collect();
-                write_columns(out, &rows)
+                let mut answer = Self::Table {
+                    cells: String::new(),
+                    widths: [0; N],
+                };
+                if let Some(heading) = heading {
+                    answer.keep(&heading.map(str::to_owned));
+                }
+                answer
             }
-            Format::Json => {
-                for object in objects {
+        }
+    }
+
+    /// Writes the objects, or keeps their rows.
+    pub(crate) fn push<T: Serialize>(
+        &mut self,
+        out: &mut impl Write,
+        objects: &[T],
+        row: impl Fn(&T) -> [String; N],
+    ) -> io::Result<()> {
+        for object in objects {
+            match self {
+                Self::Table { .. } => self.keep(&row(object)),
+                Self::Json => {
                     serde_json::to_writer(&mut *out, object)?;
                     writeln!(out)?;
                 }
-                Ok(())
             }
         }
+        Ok(())
+    }
+
+    fn keep(&mut self, row: &[String; N]) {
+        if let Self::Table { cells, widths } = self {
+            for (text, width) in row.iter().zip(widths) {
+                let text = cell(text);
+                *width = text.chars().count().max(*width);
+                cells.push_str(&text);
+                cells.push('\t');
+            }
+        }
+    }
+
+    /// Writes the rows.
+    pub(crate) fn finish(self, out: &mut impl Write) -> io::Result<()> {
+        let Self::Table { cells, widths } = self else {
+            return Ok(());
+        };
+        for (text, column) in cells.split_terminator('\t').zip((0..N).cycle()) {
+            match column + 1 == N {
+                // The last column needs no padding.
+                true => writeln!(out, "{text}")?,
+                false => write!(out, "{text:width$}  ", width = widths[column])?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -83,7 +154,7 @@ pub(crate) struct RouteRow {
 impl RouteRow {
     /// Returns the text of the column UPDATED.
     pub(crate) fn updated(&self) -> String {
-        self.last_refresh_time.map_or_else(|| dash(""), rfc3339)
+        self.last_refresh_time.map(rfc3339).unwrap_or_default()
     }
 }
 
@@ -105,25 +176,45 @@ impl From<v1::Proxy> for ProxyRow {
     }
 }
 
-/// Writes rows with aligned columns.
-fn write_columns<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
-    let widths: [usize; N] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
-    for row in rows {
-        for (at, (text, width)) in row.iter().zip(widths).enumerate() {
-            match at + 1 == N {
-                // The last column needs no padding.
-                true => writeln!(out, "{text}")?,
-                false => write!(out, "{text:width$}  ")?,
-            }
+/// Escapes the characters that a terminal does not show as they are: control characters, those that change the direction of
+/// the text after them, and those without a width. A node's name could otherwise look like another name.
+pub(crate) fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_invisible(character) {
+            true => shown.extend(character.escape_unicode()),
+            false => shown.push(character),
         }
     }
-    Ok(())
+    shown
 }
 
-/// Returns the text of a column, or a dash if the text is empty.
-pub(crate) fn dash(text: &str) -> String {
-    if text.is_empty() { "-".into() } else { text.into() }
+fn is_invisible(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            // Soft hyphen, Arabic letter mark, Mongolian vowel separator, byte order mark.
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}'
+            // Zero-width space and joiners, marks of direction.
+            | '\u{200b}'..='\u{200f}'
+            // Line and paragraph separators, embeddings and overrides.
+            | '\u{2028}'..='\u{202e}'
+            // Word joiner, invisible operators, isolates.
+            | '\u{2060}'..='\u{206f}'
+            // Interlinear annotations, tags.
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// Returns the text of a cell: escaped, or a dash if there is none.
+pub(crate) fn cell(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { visible(text) }
+}
+
+/// Formats an age in whole seconds, in the units that the flags and the configuration take.
+pub(crate) fn age(age: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(age.as_secs())).to_string()
 }
 
 pub(crate) fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {
@@ -139,4 +230,26 @@ pub(crate) fn rfc3339(time: SystemTime) -> String {
 
 fn as_rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
     time.map(rfc3339).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invisible_characters_are_escaped() {
+        assert_eq!(visible("a\u{202e}b"), r"a\u{202e}b");
+        assert_eq!(visible("a\tb\u{7f}\u{9b}"), r"a\u{9}b\u{7f}\u{9b}");
+        let ranges = [
+            '\u{202a}'..='\u{202e}',
+            '\u{2066}'..='\u{2069}',
+            '\u{200b}'..='\u{200f}',
+        ];
+        let singles = ['\u{61c}', '\u{2060}', '\u{feff}'];
+        for character in ranges.into_iter().flatten().chain(singles) {
+            let escaped = format!("\\u{{{:x}}}", u32::from(character));
+            assert_eq!(visible(&character.to_string()), escaped);
+        }
+        assert_eq!(visible("né-1 節点 🦀"), "né-1 節点 🦀");
+    }
 }

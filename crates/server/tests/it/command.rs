@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
-use crate::support::{Process, nodetracker, run, stderr, stdout};
+use crate::support::{Process, framed, nodetracker, run, stderr, stdout};
 
 /// What JSON is for scripts: an object a line.
 fn objects(json: &str) -> Vec<serde_json::Value> {
@@ -48,7 +48,7 @@ fn a_node_is_added_found_and_removed() {
     let lines: Vec<_> = table.lines().collect();
     assert_eq!(lines[0], "PROXY           CLUSTER  ADDR           UPDATED");
     assert!(
-        lines[1].starts_with("a-longer-proxy           p:1            20"),
+        lines[1].starts_with("a-longer-proxy  -        p:1            20"),
         "{table}"
     );
     assert!(
@@ -77,8 +77,8 @@ fn a_node_is_added_found_and_removed() {
         (removed.status.code(), stdout(&removed), stderr(&removed)),
         (Some(0), String::new(), String::new())
     );
-    let removed = run(&["rm", "node-1", "--addr", &addr]);
-    assert_eq!(removed.status.code(), Some(0));
+    let (_, remark) = ok(&["rm", "node-1", "--addr", &addr]);
+    assert_eq!(remark, "nodetracker: node node-1 had no routes\n");
 }
 
 #[test]
@@ -101,8 +101,10 @@ fn a_refusal_is_one_line() {
             &["add", "node-1", "proxy-1", "nowhere"][..],
             "INVALID_ARGUMENT: addr is not host:port",
         ),
-        (&["get", ""], "INVALID_ARGUMENT: node_id is empty"),
-        (&["rm", ""], "INVALID_ARGUMENT: node_id is empty"),
+        (
+            &["get", &"x".repeat(256)],
+            "INVALID_ARGUMENT: node_id is 256 bytes long, the limit is 255",
+        ),
     ] {
         let refused = run(&[args, &["--addr", &addr]].concat());
         assert_eq!(refused.status.code(), Some(1));
@@ -173,8 +175,8 @@ fn logs_are_text_or_json_on_stderr() {
 }
 
 /// The commands, as `help` lists them.
-const COMMANDS: [&str; 9] = [
-    "serve", "add", "get", "rm", "explain", "nodes", "proxies", "rm-proxy", "stats",
+const COMMANDS: [&str; 11] = [
+    "serve", "add", "get", "rm", "explain", "nodes", "proxies", "rm-proxy", "stats", "watch", "health",
 ];
 
 #[test]
@@ -198,8 +200,8 @@ fn help_and_version_are_for_stdout() {
         assert_eq!((help.status.code(), stderr(&help)), (Some(0), String::new()));
         let usage = format!("Usage: nodetracker {command} ");
         assert!(stdout(&help).contains(&usage), "{}", stdout(&help));
-        let prints = ["get", "explain", "nodes", "proxies", "stats"].contains(&command);
-        let json = "json:  One object a line; nothing where the answer is empty";
+        let prints = command != "serve";
+        let json = "json:  One object a line; nothing if the answer is empty";
         assert_eq!(stdout(&help).contains(json), prints, "{command}");
     }
     assert_eq!(
@@ -223,7 +225,8 @@ fn mistakes_in_the_command_line_are_told_apart_from_failures() {
         &["stats", "--addr"],
         &["stats", "--addr", "https://localhost:1"],
         &["add", "node-1", "proxy-1"],
-        &["add", "node-1", "proxy-1", "p:1", "--format", "json"],
+        &["get", "node-1", "--timeout", "0s"],
+        &["get", "node-1", "--timeout", "5"],
         &["serve", "--log-format", "yaml"],
         &["serve", "--proxy-keep-alive-interval", "5"],
     ] {
@@ -235,6 +238,235 @@ fn mistakes_in_the_command_line_are_told_apart_from_failures() {
         );
         assert!(!stderr(&refused).is_empty(), "{args:?}");
         assert!(!stderr(&refused).contains("panicked"), "{args:?}: {}", stderr(&refused));
+    }
+}
+
+#[test]
+fn an_empty_value_is_a_mistake_and_is_named() {
+    for (args, named) in [
+        (&["get", ""][..], "'<NODE>'"),
+        (&["rm", ""], "'<NODE>'"),
+        (&["explain", ""], "'<NODE>'"),
+        (&["add", "", "proxy-1", "p:1"], "'<NODE>'"),
+        (&["add", "node-1", "", "p:1"], "'<PROXY_ID>'"),
+        (&["add", "node-1", "proxy-1", ""], "'<PROXY_ADDR>'"),
+        (
+            &["add", "node-1", "proxy-1", "p:1", "--cluster", ""],
+            "'--cluster <NAME>'",
+        ),
+        (&["rm-proxy", ""], "'<PROXY_ID>'"),
+        (&["nodes", "--proxy", ""], "'--proxy <ID>'"),
+        (&["nodes", "--addr", ""], "'--addr <ADDR>'"),
+        (&["nodes", "--ca-file", ""], "'--ca-file <FILE>'"),
+        (&["watch", ""], "'[NODE]...'"),
+        (&["nodes", "--timeout", ""], "'--timeout <DURATION>'"),
+        (&["nodes", "--format", ""], "'--format <FORMAT>'"),
+        (&["serve", "--config", ""], "'--config <FILE>'"),
+        (&["serve", "--listen", ""], "'--listen <ADDR>'"),
+        (
+            &["serve", "--proxy-keep-alive-interval", ""],
+            "'--proxy-keep-alive-interval <DURATION>'",
+        ),
+        (&["serve", "--log-format", ""], "'--log-format <FORMAT>'"),
+    ] {
+        let refused = run(args);
+        assert_eq!(refused.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&refused).contains(named), "{args:?}: {}", stderr(&refused));
+    }
+}
+
+#[test]
+fn names_that_imitate_others_are_shown_as_they_are() {
+    let server = Process::serve(&[]);
+    let addr = &*server.addr.to_string();
+    let name = "a\u{202e}b\u{200b}c";
+    let shown = r"a\u{202e}b\u{200b}c";
+    ok(&["add", name, name, "p:1", "--cluster", name, "--addr", addr]);
+    for args in [&["nodes"][..], &["proxies"], &["get", name], &["explain", name]] {
+        let (table, _) = ok(&[args, &["--addr", addr]].concat());
+        assert!(table.contains(shown) && !table.contains('\u{202e}'), "{table}");
+        let (json, _) = ok(&[args, &["--format", "json", "--addr", addr]].concat());
+        assert_eq!(objects(&json)[0]["proxy_id"], name, "{json}");
+    }
+    ok(&["rm", name, "--addr", addr]);
+    for command in ["get", "explain"] {
+        let (_, remark) = ok(&[command, name, "--addr", addr]);
+        assert!(remark.contains(shown) && !remark.contains('\u{202e}'), "{remark}");
+    }
+}
+
+#[test]
+fn changes_are_printed_for_scripts_too() {
+    let server = Process::serve(&[]);
+    let addr = server.addr.to_string();
+    let at = &["--format", "json", "--addr", &addr][..];
+    for (args, object) in [
+        (
+            &["add", "node-1", "proxy-1", "p:1"][..],
+            r#"{"node":"node-1","proxy_id":"proxy-1","cluster_name":"","addr":"p:1"}"#,
+        ),
+        (&["rm", "node-1"], r#"{"node":"node-1","removed":true}"#),
+        (&["rm", "node-1"], r#"{"node":"node-1","removed":false}"#),
+        (&["rm-proxy", "proxy-1"], r#"{"proxy_id":"proxy-1","removed":true}"#),
+        (&["rm-proxy", "proxy-1"], r#"{"proxy_id":"proxy-1","removed":false}"#),
+    ] {
+        let (printed, remark) = ok(&[args, at].concat());
+        assert_eq!(printed, format!("{object}\n"));
+        assert_eq!(remark.is_empty(), !object.contains("false"), "{remark}");
+    }
+}
+
+#[test]
+fn every_empty_answer_has_a_remark() {
+    let server = Process::serve(&[]);
+    let addr = &*server.addr.to_string();
+    for (args, remark) in [
+        (&["get", "n"][..], "no proxy is known to reach node n"),
+        (&["explain", "n"], "nothing is known of node n"),
+        (&["nodes"], "no node has a route"),
+        (&["nodes", "--proxy", "p"], "no node has a route through proxy p"),
+        (&["proxies"], "no proxy is registered"),
+        (&["rm", "n"], "node n had no routes"),
+        (&["rm-proxy", "p"], "proxy p was not registered"),
+    ] {
+        let (_, said) = ok(&[args, &["--addr", addr]].concat());
+        assert_eq!(said, format!("nodetracker: {remark}\n"));
+    }
+}
+
+#[test]
+fn a_call_without_a_cluster_empties_the_cluster_as_help_says() {
+    let server = Process::serve(&[]);
+    let addr = &*server.addr.to_string();
+    ok(&["add", "node-1", "proxy-1", "p:1", "--cluster", "main", "--addr", addr]);
+    ok(&["add", "node-2", "proxy-1", "p:1", "--addr", addr]);
+    let (json, _) = ok(&["get", "node-1", "--format", "json", "--addr", addr]);
+    assert_eq!(objects(&json)[0]["cluster_name"], "");
+    let (help, _) = ok(&["add", "--help"]);
+    assert!(
+        help.contains("without this flag, the proxy gets an empty cluster"),
+        "{help}"
+    );
+}
+
+#[test]
+fn the_address_may_come_from_the_environment() {
+    let server = Process::serve(&[]);
+    let addr = &*server.addr.to_string();
+    let with = |value: &str, args: &[&str]| {
+        nodetracker()
+            .args(args)
+            .env("NODETRACKER_ADDR", value)
+            .output()
+            .unwrap()
+    };
+    assert_eq!(with(addr, &["stats"]).status.code(), Some(0));
+    // The flag wins.
+    assert_eq!(with("127.0.0.1:1", &["stats", "--addr", addr]).status.code(), Some(0));
+    let refused = with("", &["stats"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("'--addr <ADDR>'"), "{}", stderr(&refused));
+}
+
+#[test]
+fn a_mute_server_is_left_after_the_timeout() {
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = mute.local_addr().unwrap().to_string();
+    let refused = run(&["stats", "--timeout", "100ms", "--addr", &addr]);
+    assert_eq!(refused.status.code(), Some(1));
+    let line = format!("nodetracker: {addr}: DEADLINE_EXCEEDED: no answer within 100ms\n");
+    assert_eq!(stderr(&refused), line);
+}
+
+#[test]
+fn health_is_for_containers() {
+    let server = Process::serve(&[]);
+    let addr = server.addr.to_string();
+    assert_eq!(ok(&["health", "--addr", &addr]), ("SERVING\n".into(), String::new()));
+    let (json, _) = ok(&["health", "--format", "json", "--addr", &addr]);
+    assert_eq!(json, "{\"status\":\"SERVING\"}\n");
+    drop(server);
+    let refused = run(&["health", "--addr", &addr]);
+    assert_eq!((refused.status.code(), stdout(&refused)), (Some(1), String::new()));
+}
+
+#[tokio::test]
+async fn a_tracker_that_is_not_serving_is_a_failure() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let command = tokio::task::spawn_blocking(move || run(&["health", "--addr", &addr]));
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let (_, mut respond) = connection.accept().await.unwrap().unwrap();
+    let response = http::Response::builder().header("content-type", "application/grpc");
+    let mut body = respond.send_response(response.body(()).unwrap(), false).unwrap();
+    // HealthCheckResponse.status = NOT_SERVING.
+    body.send_data(framed(&[8, 2]).into(), false).unwrap();
+    let trailers = [(http::HeaderName::from_static("grpc-status"), "0".parse().unwrap())];
+    body.send_trailers(trailers.into_iter().collect()).unwrap();
+    let (output, ()) = tokio::join!(command, async { while connection.accept().await.is_some() {} });
+    let output = output.unwrap();
+    assert_eq!(
+        (output.status.code(), stdout(&output)),
+        (Some(1), "NOT_SERVING\n".into())
+    );
+    assert_eq!(stderr(&output), "nodetracker: the tracker is not serving\n");
+}
+
+#[test]
+fn a_watch_prints_a_line_for_each_change_until_ctrl_c() {
+    use std::io::{BufRead, BufReader};
+
+    let server = Process::serve(&[]);
+    let addr = &*server.addr.to_string();
+    for (format, some) in [("table", false), ("json", true)] {
+        ok(&["add", "node-1", "proxy-1", "p:1", "--addr", addr]);
+        let nodes = if some { &["node-1"][..] } else { &[] };
+        let mut child = nodetracker()
+            .arg("watch")
+            .args(nodes)
+            .args(["--format", format, "--addr", addr])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut next = || lines.next().unwrap();
+        if some {
+            let object = |line: String| objects(&line).remove(0);
+            let snapshot = object(next());
+            assert_eq!(
+                (&snapshot["event"], &snapshot["node"]),
+                (&"snapshot".into(), &"node-1".into())
+            );
+            assert_eq!(snapshot["routes"][0]["proxy_id"], "proxy-1");
+            let end = object(next());
+            assert_eq!(end["event"], "snapshot_end");
+            assert_eq!(end["generation"].as_str().unwrap().len(), 16);
+            ok(&["add", "node-2", "proxy-1", "p:1", "--addr", addr]);
+            ok(&["rm", "node-1", "--addr", addr]);
+            let removed = object(next());
+            assert_eq!(
+                (&removed["event"], &removed["node"]),
+                (&"removed".into(), &"node-1".into())
+            );
+            assert_eq!(removed["routes"], serde_json::json!([]));
+        } else {
+            assert_eq!(next(), "snapshot       node-1  proxy-1");
+            assert_eq!(next(), "snapshot_end");
+            ok(&["add", "node-1", "proxy-2", "p:2", "--addr", addr]);
+            assert_eq!(next(), "added          node-1  proxy-2,proxy-1");
+            ok(&["add", "node-1", "proxy-2", "p:3", "--addr", addr]);
+            assert_eq!(next(), "proxy_moved    proxy-2  -  p:3");
+            ok(&["rm-proxy", "proxy-2", "--addr", addr]);
+            assert_eq!(next(), "proxy_removed  proxy-2  -");
+            ok(&["rm", "node-1", "--addr", addr]);
+            assert_eq!(next(), "removed        node-1  -");
+        }
+        let kill = format!("kill -INT {}", child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
     }
 }
 
@@ -304,7 +536,7 @@ fn operators_look_around_and_clean_up() {
     let mut lines: Vec<_> = proxies.lines().collect();
     assert_eq!(lines.remove(0), "PROXY    CLUSTER  ADDR");
     lines.sort_unstable();
-    assert_eq!(lines, ["p2                p2:1", "proxy-1  main     10.0.0.1:3080"]);
+    assert_eq!(lines, ["p2       -        p2:1", "proxy-1  main     10.0.0.1:3080"]);
     let (proxies, _) = ok(&["proxies", "--format", "json", "--addr", addr]);
     let p2 = r#"{"proxy_id":"p2","cluster_name":"","addr":"p2:1"}"#;
     assert!(proxies.lines().any(|line| line == p2), "{proxies}");
@@ -355,6 +587,12 @@ fn operators_look_around_and_clean_up() {
     assert_eq!(remark, "nodetracker: nothing is known of node nobody\n");
 
     let (stats, _) = ok(&["stats", "--addr", addr]);
+    assert!(stats.contains("\nkeep-alive  1h\nuptime      "), "{stats}");
+    let generation = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("generation  "))
+        .unwrap();
+    let generation = serde_json::Value::from(generation);
     assert!(
         stats.starts_with("routes      3\nnodes       2\nproxies     1\n"),
         "{stats}"
@@ -366,6 +604,7 @@ fn operators_look_around_and_clean_up() {
         (&3.into(), &3600.0.into())
     );
     assert_eq!(stats["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(stats["generation"], generation);
 
     let refused = run(&["nodes", "--proxy", &"x".repeat(256), "--addr", addr]);
     assert_eq!(refused.status.code(), Some(1));
@@ -389,14 +628,41 @@ fn lists_longer_than_a_page_are_printed_whole() {
         for proxy in 0..1001 {
             let request = nodetracker_proto::v1::AddNodesRequest {
                 proxy: Some(crate::v1::proxy(&format!("p{proxy}"))),
-                nodes: crate::v1::nodes(if proxy == 0 { &uuids } else { &[] }, &[]),
+                nodes: if proxy == 0 {
+                    crate::v1::nodes(&uuids, &[&"n".repeat(100)])
+                } else {
+                    crate::v1::nodes(&[], &[])
+                },
             };
             client.add_nodes(request).await.unwrap();
         }
     });
     let (nodes, _) = ok(&["nodes", "--addr", addr]);
-    assert_eq!(nodes.lines().count(), 2501);
+    assert_eq!(nodes.lines().count(), 2502);
     assert_eq!(nodes.lines().filter(|line| line.starts_with("NODE")).count(), 1);
+    // A long name widens its column on all pages.
+    let column = nodes.find("PROXY").unwrap();
+    assert!(column > 100);
+    assert!(
+        nodes.lines().skip(1).all(|line| line[column - 1..].starts_with(" p0")),
+        "{nodes}"
+    );
     let (proxies, _) = ok(&["proxies", "--format", "json", "--addr", addr]);
     assert_eq!(proxies.lines().count(), 1001);
+}
+
+#[test]
+fn the_session_in_the_readme_is_what_the_commands_print() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(folder.join("../../README.md")).unwrap();
+    let session = readme
+        .split("```")
+        .find_map(|block| block.strip_prefix("console\n$ nodetracker serve &\n"));
+    let output = Command::new(folder.join("docs/transcript.sh"))
+        .arg(env!("CARGO_BIN_EXE_nodetracker"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let printed = stdout(&output);
+    assert_eq!(printed.strip_prefix("$ nodetracker serve &\n"), session);
 }

@@ -88,10 +88,37 @@ fn commands_speak_tls_with_a_ca_file() {
     );
     assert_eq!(stderr(&refused).lines().count(), 1);
 
-    // Plaintext to a TLS port.
-    let refused = run(&["get", "node-1", "--addr", &server.addr.to_string()]);
+    // Authorities that cannot be read: no call was tried.
+    for (file, reason) in [("missing.crt", "cannot read "), ("tracker.key", "")] {
+        let refused = run(&["get", "node-1", "--addr", &at, "--ca-file", &pki.path(file)]);
+        assert_eq!(refused.status.code(), Some(2), "{file}");
+        let line = format!("nodetracker: --ca-file: {reason}{}: ", pki.path(file));
+        assert!(stderr(&refused).starts_with(&line), "{}", stderr(&refused));
+        assert_eq!(stderr(&refused).lines().count(), 1);
+    }
+}
+
+#[test]
+fn plaintext_and_tls_are_told_apart() {
+    let pki = Pki::new();
+    pki.issue("tracker", "127.0.0.1");
+    let server = pki.serve(&[("tracker.key", "tracker.crt")]);
+    let addr = server.addr;
+    for command in [&["get", "node-1"][..], &["stats"]] {
+        let refused = run(&[command, &["--addr", &addr.to_string()]].concat());
+        assert_eq!(refused.status.code(), Some(1));
+        let hint = format!("nodetracker: {addr}: the server speaks TLS: use --addr https://{addr} and --ca-file\n");
+        assert_eq!(stderr(&refused), hint);
+    }
+
+    let server = Process::serve(&[]);
+    let addr = server.addr;
+    let at = format!("https://{addr}");
+    let refused = run(&["get", "node-1", "--addr", &at, "--ca-file", &pki.path("ca.crt")]);
     assert_eq!(refused.status.code(), Some(1));
-    assert_eq!(stderr(&refused).lines().count(), 1, "{}", stderr(&refused));
+    let hint =
+        format!("nodetracker: {addr}: the server speaks plaintext: use --addr http://{addr} without --ca-file\n");
+    assert_eq!(stderr(&refused), hint);
 }
 
 /// Shakes hands as a client of `pki`'s authority that asks for this name and protocol.

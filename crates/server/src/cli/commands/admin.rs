@@ -1,23 +1,25 @@
 //! The commands that call a running tracker's `AdminService`.
 
-use std::io::{self, Write};
+use std::io;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::v1::node_id::Id;
 use serde::Serialize;
-use uuid::Uuid;
 
 use crate::cli::client::Transport;
-use crate::cli::commands::{CommandError, TrackerArgs};
-use crate::cli::print::{Format, Print, ProxyRow, RouteRow, dash, time};
+use crate::cli::commands::{CommandError, TrackerArgs, generation, node_name, routes};
+use crate::cli::print::{Answer, Format, Print, ProxyRow, RouteRow, age, time};
+use crate::cli::remark;
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
     /// The node's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     node: String,
     #[command(flatten)]
     print: Print,
@@ -27,7 +29,7 @@ pub(crate) struct Explain {
 #[derive(Debug, Args)]
 pub(crate) struct Nodes {
     /// Only nodes that have a route through the proxy with this ID
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     proxy: Option<String>,
     #[command(flatten)]
     print: Print,
@@ -44,9 +46,10 @@ pub(crate) struct Proxies {
 #[derive(Debug, Args)]
 pub(crate) struct RmProxy {
     /// The proxy's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     proxy_id: String,
     #[command(flatten)]
-    at: TrackerArgs,
+    print: Print,
 }
 
 /// Arguments of `stats`.
@@ -71,7 +74,7 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), CommandError> {
     let mut client = at.admin().await?;
     let response = at.call(client.explain(v1::ExplainRequest { node: Some(node) })).await?;
     if response.routes.is_empty() {
-        let _ = writeln!(io::stderr(), "nodetracker: nothing is known of node {}", explain.node);
+        remark(&format!("nothing is known of node {}", explain.node));
     }
     let routes: Vec<_> = response
         .routes
@@ -86,13 +89,13 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), CommandError> {
         .collect();
     let heading = ["PROXY", "CLUSTER", "ADDR", "UPDATED", "AGE", "VERDICT"];
     format.print(Some(heading), &routes, |route| {
-        let age = route.age_seconds.map(|age| format!("{age:.3}s"));
+        let age = route.age_seconds.map(|seconds| age(Duration::from_secs_f64(seconds)));
         [
-            dash(&route.proxy.proxy_id),
+            route.proxy.proxy_id.clone(),
             route.proxy.cluster_name.clone(),
             route.proxy.addr.clone(),
             route.updated(),
-            age.unwrap_or_else(|| dash("")),
+            age.unwrap_or_default(),
             route.verdict.unwrap_or_default().to_owned(),
         ]
     })
@@ -101,27 +104,23 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), CommandError> {
 pub(crate) async fn nodes(nodes: Nodes) -> Result<(), CommandError> {
     let Print { format, at } = nodes.print;
     let mut client = at.admin().await?;
-    let mut heading = Some(["NODE", "PROXY", "CLUSTER", "ADDR", "UPDATED"]);
+    let mut answer = Answer::new(format, Some(["NODE", "PROXY", "CLUSTER", "ADDR", "UPDATED"]));
+    let mut empty = true;
     let mut request = v1::ListNodesRequest {
-        proxy_id: nodes.proxy.unwrap_or_default(),
+        proxy_id: nodes.proxy.clone().unwrap_or_default(),
         ..v1::ListNodesRequest::default()
     };
     loop {
         let page = at.call(client.list_nodes(request.clone())).await?;
         let mut rows = Vec::new();
         for node in &page.nodes {
-            for route in &node.routes {
-                let proxy = page.proxies.get(route.proxy_index as usize);
-                rows.push(RouteRow {
-                    node: Some(id(node.node.as_ref())),
-                    proxy: proxy.cloned().unwrap_or_default().into(),
-                    last_refresh_time: time(route.last_refresh_time),
-                    age_seconds: None,
-                    verdict: None,
-                });
-            }
+            rows.extend(routes(node, &page.proxies).map(|route| RouteRow {
+                node: Some(node_name(node.node.as_ref())),
+                ..route
+            }));
         }
-        format.print(heading.take(), &rows, |route| {
+        empty &= rows.is_empty();
+        answer.push(&mut io::stdout().lock(), &rows, |route| {
             [
                 route.node.clone().unwrap_or_default(),
                 route.proxy.proxy_id.clone(),
@@ -131,40 +130,64 @@ pub(crate) async fn nodes(nodes: Nodes) -> Result<(), CommandError> {
             ]
         })?;
         if page.next_page_token.is_empty() {
-            return Ok(());
+            break;
         }
         request.page_token = page.next_page_token;
     }
+    if empty {
+        match nodes.proxy {
+            None => remark("no node has a route"),
+            Some(proxy) => remark(&format!("no node has a route through proxy {proxy}")),
+        }
+    }
+    Ok(answer.finish(&mut io::stdout().lock())?)
 }
 
 pub(crate) async fn proxies(proxies: Proxies) -> Result<(), CommandError> {
     let Print { format, at } = proxies.print;
     let mut client = at.admin().await?;
-    let mut heading = Some(["PROXY", "CLUSTER", "ADDR"]);
+    let mut answer = Answer::new(format, Some(["PROXY", "CLUSTER", "ADDR"]));
+    let mut empty = true;
     let mut request = v1::ListProxiesRequest::default();
     loop {
         let page = at.call(client.list_proxies(request.clone())).await?;
         let rows: Vec<_> = page.proxies.into_iter().map(ProxyRow::from).collect();
-        format.print(heading.take(), &rows, |proxy| {
+        empty &= rows.is_empty();
+        answer.push(&mut io::stdout().lock(), &rows, |proxy| {
             [&proxy.proxy_id, &proxy.cluster_name, &proxy.addr].map(Clone::clone)
         })?;
         if page.next_page_token.is_empty() {
-            return Ok(());
+            break;
         }
         request.page_token = page.next_page_token;
     }
+    if empty {
+        remark("no proxy is registered");
+    }
+    Ok(answer.finish(&mut io::stdout().lock())?)
 }
 
 pub(crate) async fn rm_proxy(rm_proxy: RmProxy) -> Result<(), CommandError> {
-    let RmProxy { proxy_id, at } = rm_proxy;
+    let RmProxy {
+        proxy_id,
+        print: Print { format, at },
+    } = rm_proxy;
     let mut client = at.admin().await?;
     let request = v1::RemoveProxyRequest {
         proxy_id: proxy_id.clone(),
     };
-    if !at.call(client.remove_proxy(request)).await?.removed {
-        let _ = writeln!(io::stderr(), "nodetracker: proxy {proxy_id} was not registered");
+    let removed = at.call(client.remove_proxy(request)).await?.removed;
+    if !removed {
+        remark(&format!("proxy {proxy_id} was not registered"));
     }
-    Ok(())
+    format.done(&RemovedProxy { proxy_id, removed })
+}
+
+/// What `rm-proxy` did, in JSON.
+#[derive(Serialize)]
+struct RemovedProxy {
+    proxy_id: String,
+    removed: bool,
 }
 
 #[derive(Serialize)]
@@ -192,21 +215,23 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
         watches: stats.watch_count,
         keep_alive_seconds: duration(stats.keep_alive).map(|interval| interval.as_secs_f64()),
         uptime_seconds: duration(stats.uptime).map(|uptime| uptime.as_secs_f64()),
-        generation: format!("{:016x}", stats.generation),
+        generation: generation(stats.generation),
         version: stats.version,
     };
     match format {
         Format::Json => format.print(None::<[&str; 0]>, &[row], |_| []),
         Format::Table => {
-            let seconds = |seconds: Option<f64>| seconds.map_or_else(|| dash(""), |seconds| format!("{seconds:.3}s"));
+            let keep_alive =
+                duration(stats.keep_alive).map(|interval| humantime::format_duration(interval).to_string());
+            let uptime = duration(stats.uptime).map(age);
             let lines = [
                 ("routes", row.routes.to_string()),
                 ("nodes", row.nodes.to_string()),
                 ("proxies", row.proxies.to_string()),
                 ("records", row.records.to_string()),
                 ("watches", row.watches.to_string()),
-                ("keep-alive", seconds(row.keep_alive_seconds)),
-                ("uptime", seconds(row.uptime_seconds)),
+                ("keep-alive", keep_alive.unwrap_or_default()),
+                ("uptime", uptime.unwrap_or_default()),
                 ("generation", row.generation),
                 ("version", row.version),
             ];
@@ -221,15 +246,6 @@ fn verdict(verdict: v1::Verdict) -> &'static str {
         v1::Verdict::Expired => "expired",
         v1::Verdict::ProxyRemoved => "proxy removed",
         v1::Verdict::Unspecified => "unknown",
-    }
-}
-
-/// Returns a node's ID as text.
-fn id(node: Option<&v1::NodeId>) -> String {
-    match node.and_then(|node| node.id.as_ref()) {
-        Some(Id::Uuid(bytes)) => Uuid::from_slice(bytes).map_or_else(|_| dash(""), |uuid| uuid.to_string()),
-        Some(Id::Name(name)) => name.clone(),
-        None => dash(""),
     }
 }
 

@@ -1,55 +1,71 @@
 //! The commands that call a running tracker: here those of the frozen contract, in [`admin`] those for operators.
 
 pub(crate) mod admin;
+pub(crate) mod watch;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClient;
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::node_id::Id;
+use nodetracker_proto::v1::route_service_client::RouteServiceClient;
+use serde::Serialize;
 use thiserror::Error;
 use tokio::time::timeout;
 use tonic::Status;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use uuid::Uuid;
 
 use crate::cli::client::{Target, Transport};
-use crate::cli::print::{Print, ProxyRow, RouteRow, dash, rfc3339, time};
-
-/// How long connecting may take, and then the call.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::cli::print::{Print, ProxyRow, RouteRow, age, rfc3339, time};
+use crate::cli::remark;
+use crate::tls;
 
 /// The address of the tracker.
 #[derive(Debug, Args)]
 pub(crate) struct TrackerArgs {
     /// The server: HOST:PORT, http://HOST:PORT, or https://HOST:PORT with --ca-file
-    #[arg(long, value_name = "ADDR", default_value = crate::config::DEFAULT_LISTEN_ADDR)]
+    #[arg(long, env = "NODETRACKER_ADDR", value_name = "ADDR", default_value = crate::config::DEFAULT_LISTEN_ADDR)]
     addr: Target,
-    /// PEM file with the authorities that may vouch for an https server
+    /// PEM file with the only authorities to trust; needed for https
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// How long the connection may take, and then each call
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = timeout_value)]
+    timeout: Duration,
 }
 
 /// Arguments of `add`.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
     /// The node's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     node: String,
-    /// The ID of the proxy that can reach it
+    /// The ID of the proxy that can reach the node
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     proxy_id: String,
     /// The proxy's address, HOST:PORT
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     proxy_addr: String,
-    /// The cluster that the proxy belongs to
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    cluster: String,
+    /// The cluster that the proxy belongs to; without this flag, the proxy gets an empty cluster
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    cluster: Option<String>,
     #[command(flatten)]
-    at: TrackerArgs,
+    print: Print,
 }
 
 /// Arguments of `get`.
 #[derive(Debug, Args)]
 pub(crate) struct Get {
     /// The node's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     node: String,
     #[command(flatten)]
     print: Print,
@@ -59,9 +75,17 @@ pub(crate) struct Get {
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
     /// The node's ID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     node: String,
     #[command(flatten)]
-    at: TrackerArgs,
+    print: Print,
+}
+
+/// Arguments of `health`.
+#[derive(Debug, Args)]
+pub(crate) struct Health {
+    #[command(flatten)]
+    print: Print,
 }
 
 /// Why a command failed, in one line.
@@ -76,7 +100,11 @@ pub(crate) enum CommandError {
         message: String,
     },
     #[error("{0}")]
-    Usage(&'static str),
+    Usage(String),
+    #[error("the tracker is not serving")]
+    NotServing,
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
 }
@@ -89,14 +117,19 @@ impl TrackerArgs {
 
     /// Connects, for the client of any service.
     async fn transport(&self) -> Result<Transport, CommandError> {
-        match (self.addr.tls, &self.ca_file) {
-            (true, None) => return Err(CommandError::Usage("--addr https://… needs --ca-file")),
-            (false, Some(_)) => return Err(CommandError::Usage("--ca-file needs --addr https://…")),
-            _ => {}
-        }
-        let connected = timeout(CALL_TIMEOUT, self.addr.connect(self.ca_file.as_deref())).await;
+        let usage = |reason: &str| Err(CommandError::Usage(reason.to_owned()));
+        let tls = match (self.addr.tls, &self.ca_file) {
+            (true, None) => return usage("--addr https://… needs --ca-file"),
+            (false, Some(_)) => return usage("--ca-file needs --addr https://…"),
+            (false, None) => None,
+            (true, Some(file)) => match tls::client_config(file) {
+                Ok(config) => Some(config),
+                Err(reason) => return usage(&format!("--ca-file: {reason}")),
+            },
+        };
+        let connected = timeout(self.timeout, self.addr.connect(tls)).await;
         connected
-            .unwrap_or_else(|_| Err(format!("cannot connect within {CALL_TIMEOUT:?}")))
+            .unwrap_or_else(|_| Err(format!("cannot connect within {}", self.limit())))
             .map_err(|reason| CommandError::Connect {
                 addr: self.addr.clone(),
                 reason,
@@ -104,44 +137,117 @@ impl TrackerArgs {
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, CommandError> {
-        let response = timeout(CALL_TIMEOUT, call).await;
-        match response.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}"))))
-        {
+        let late = |_| Err(Status::deadline_exceeded(format!("no answer within {}", self.limit())));
+        match timeout(self.timeout, call).await.unwrap_or_else(late) {
             Ok(response) => Ok(response.into_inner()),
-            Err(status) => Err(CommandError::Call {
+            Err(status) => Err(self.failed(status).await),
+        }
+    }
+
+    fn origin(&self) -> http::Uri {
+        self.addr.origin()
+    }
+
+    fn limit(&self) -> humantime::FormattedDuration {
+        humantime::format_duration(self.timeout)
+    }
+
+    async fn failed(&self, status: Status) -> CommandError {
+        // Only a status of the transport, not of the tracker, has a source.
+        if std::error::Error::source(&status).is_some() && self.addr.speaks_tls().await {
+            return CommandError::Connect {
                 addr: self.addr.clone(),
-                code: code_name(status.code()),
-                message: message(&status),
-            }),
+                reason: format!("the server speaks TLS: use --addr https://{} and --ca-file", self.addr),
+            };
+        }
+        CommandError::Call {
+            addr: self.addr.clone(),
+            code: code_name(status.code()),
+            message: message(&status),
         }
     }
 }
 
+/// What `add` did, in JSON.
+#[derive(Debug, Serialize)]
+struct Added {
+    node: String,
+    #[serde(flatten)]
+    proxy: ProxyRow,
+}
+
+/// What `rm` did, in JSON.
+#[derive(Debug, Serialize)]
+struct Removed {
+    node: String,
+    removed: bool,
+}
+
+/// The tracker's health, in JSON.
+#[derive(Debug, Serialize)]
+struct HealthRow {
+    status: &'static str,
+}
 pub(crate) async fn add(add: Add) -> Result<(), CommandError> {
     let Add {
         node,
         proxy_id,
         proxy_addr,
         cluster,
-        at,
+        print: Print { format, at },
     } = add;
+    let added = Added {
+        node: node.clone(),
+        proxy: ProxyRow {
+            proxy_id: proxy_id.clone(),
+            cluster_name: cluster.clone().unwrap_or_default(),
+            addr: proxy_addr.clone(),
+        },
+    };
     let request = api::AddNodeRequest {
         node_id: node,
         proxy_id,
-        cluster_name: cluster,
+        cluster_name: cluster.unwrap_or_default(),
         addr: proxy_addr,
     };
     let mut client = at.connect().await?;
     at.call(client.add_node(request)).await?;
-    Ok(())
+    format.done(&added)
 }
 
+/// Removes a node with `RouteService`: in the frozen contract, the answer does not say whether the node had routes.
 pub(crate) async fn rm(rm: Rm) -> Result<(), CommandError> {
-    let mut client = rm.at.connect().await?;
-    rm.at
-        .call(client.remove_node(api::RemoveNodeRequest { node_id: rm.node }))
-        .await?;
-    Ok(())
+    let Rm {
+        node,
+        print: Print { format, at },
+    } = rm;
+    let mut client = RouteServiceClient::with_origin(at.transport().await?, at.origin());
+    let request = v1::RemoveNodesRequest {
+        nodes: Some(v1::NodeIds {
+            names: vec![node.clone()],
+            ..v1::NodeIds::default()
+        }),
+        ..v1::RemoveNodesRequest::default()
+    };
+    let removed = at.call(client.remove_nodes(request)).await?.removed_count > 0;
+    if !removed {
+        remark(&format!("node {node} had no routes"));
+    }
+    format.done(&Removed { node, removed })
+}
+
+pub(crate) async fn health(health: Health) -> Result<(), CommandError> {
+    let Print { format, at } = health.print;
+    let mut client = HealthClient::with_origin(at.transport().await?, at.origin());
+    let response = at.call(client.check(HealthCheckRequest::default())).await?;
+    let row = HealthRow {
+        status: response.status().as_str_name(),
+    };
+    format.print(None, &[row], |row| [row.status.to_owned()])?;
+    match response.status() {
+        ServingStatus::Serving => Ok(()),
+        _ => Err(CommandError::NotServing),
+    }
 }
 
 pub(crate) async fn get(get: Get) -> Result<(), CommandError> {
@@ -150,7 +256,7 @@ pub(crate) async fn get(get: Get) -> Result<(), CommandError> {
     let request = api::GetProxiesRequest { node_id: node.clone() };
     let response = print.at.call(client.get_proxies(request)).await?;
     if response.proxy_details.is_empty() {
-        let _ = writeln!(io::stderr(), "nodetracker: no proxy is known to reach node {node}");
+        remark(&format!("no proxy is known to reach node {node}"));
     }
     let routes: Vec<_> = response.proxy_details.into_iter().map(route).collect();
     print
@@ -180,18 +286,46 @@ fn columns(route: &RouteRow, now: SystemTime) -> [String; 4] {
     } = route.proxy.clone();
     let updated = route
         .last_refresh_time
-        .map_or_else(|| dash(""), |at| format!("{} ({})", rfc3339(at), age(now, at)));
+        // The tracker's clock may be ahead of this machine's.
+        .map(|at| (at, now.duration_since(at).unwrap_or_default()))
+        .map_or_else(String::new, |(at, since)| {
+            format!("{} ({} ago)", rfc3339(at), age(since))
+        });
     [proxy_id, cluster_name, addr, updated]
 }
 
-/// Formats an age in its two largest units. The tracker's clock may be ahead of this machine's.
-fn age(now: SystemTime, then: SystemTime) -> String {
-    let seconds = now.duration_since(then).unwrap_or_default().as_secs();
-    match seconds {
-        0..60 => format!("{seconds}s ago"),
-        60..3600 => format!("{}m {}s ago", seconds / 60, seconds % 60),
-        3600..86400 => format!("{}h {}m ago", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{}d {}h ago", seconds / 86400, seconds / 3600 % 24),
+/// Returns the routes of a node in a message that has many nodes.
+fn routes(node: &v1::NodeRoutes, proxies: &[v1::Proxy]) -> impl Iterator<Item = RouteRow> {
+    node.routes.iter().map(|route| RouteRow {
+        proxy: proxies
+            .get(route.proxy_index as usize)
+            .cloned()
+            .unwrap_or_default()
+            .into(),
+        last_refresh_time: time(route.last_refresh_time),
+        ..RouteRow::default()
+    })
+}
+
+/// Returns a node's ID as text.
+fn node_name(node: Option<&v1::NodeId>) -> String {
+    match node.and_then(|node| node.id.as_ref()) {
+        Some(Id::Uuid(bytes)) => Uuid::from_slice(bytes).map_or_else(|_| String::new(), |uuid| uuid.to_string()),
+        Some(Id::Name(name)) => name.clone(),
+        None => String::new(),
+    }
+}
+
+/// Spells a tracker's generation, everywhere in the output.
+fn generation(generation: u64) -> String {
+    format!("{generation:016x}")
+}
+
+fn timeout_value(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("no call is that fast".into()),
+        Ok(timeout) => Ok(timeout),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -222,7 +356,7 @@ fn message(status: &Status) -> String {
         }
         source = error.source();
     }
-    message.replace(['\n', '\r'], " ")
+    message.replace("\r\n", " ").replace(['\n', '\r'], " ")
 }
 
 #[cfg(test)]
@@ -258,7 +392,7 @@ mod tests {
         write(Format::Table, &mut out);
         let expected = "\
 PROXY    CLUSTER  ADDR           UPDATED
-proxy-1           10.0.0.1:3080  2021-11-23T00:00:00.042Z (1m 39s ago)
+proxy-1  -        10.0.0.1:3080  2021-11-23T00:00:00.042Z (1m 39s ago)
 p2       root     p2:1           2021-11-23T00:01:38.042Z (1s ago)
 ";
         assert_eq!(String::from_utf8(out.clone()).unwrap(), expected);
@@ -287,19 +421,16 @@ p2       root     p2:1           2021-11-23T00:01:38.042Z (1s ago)
     }
 
     #[test]
-    fn age_has_two_units() {
-        let ages = [
-            (0, "0s ago"),
-            (59, "59s ago"),
-            (61, "1m 1s ago"),
-            (7260, "2h 1m ago"),
-            (93_600, "1d 2h ago"),
-        ];
-        for (seconds, expected) in ages {
-            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-            assert_eq!(age(now, SystemTime::UNIX_EPOCH), expected);
+    fn ages_are_spelled_like_flags() {
+        for (seconds, expected) in [
+            (0, "0s"),
+            (59, "59s"),
+            (61, "1m 1s"),
+            (7260, "2h 1m"),
+            (93_600, "1day 2h"),
+        ] {
+            assert_eq!(age(Duration::from_millis(seconds * 1000 + 999)), expected);
         }
-        assert_eq!(age(SystemTime::UNIX_EPOCH, SystemTime::now()), "0s ago");
     }
 
     #[test]

@@ -1,0 +1,211 @@
+//! The `watch` command: prints what the table holds, and then each change, a line each.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::watch_change::Change;
+use nodetracker_proto::v1::watch_response::Message;
+use nodetracker_proto::v1::watch_service_client::WatchServiceClient;
+use nodetracker_proto::v1::{NodeChangeReason, ProxyChangeReason};
+use serde::Serialize;
+
+use crate::cli::commands::{CommandError, generation, node_name, routes};
+use crate::cli::print::{Format, Print, ProxyRow, RouteRow, cell};
+use crate::cli::signals::Signals;
+
+/// Arguments of `watch`.
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// Only these nodes; all nodes if there are none
+    #[arg(value_name = "NODE", value_parser = NonEmptyStringValueParser::new())]
+    nodes: Vec<String>,
+    #[command(flatten)]
+    print: Print,
+}
+
+/// A line of the output.
+#[derive(Debug, Default, Serialize)]
+struct Event {
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequence: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routes: Option<Vec<RouteRow>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<ProxyRow>,
+}
+
+/// Follows the table until SIGINT or SIGTERM, which is how a watch ends without a failure.
+pub(crate) async fn watch(watch: Watch) -> Result<(), CommandError> {
+    let mut signals = Signals::install().map_err(CommandError::Signals)?;
+    tokio::select! {
+        result = follow(watch) => result,
+        _ = signals.next() => Ok(()),
+    }
+}
+
+async fn follow(watch: Watch) -> Result<(), CommandError> {
+    let Print { format, at } = watch.print;
+    let mut client = WatchServiceClient::with_origin(at.transport().await?, at.origin());
+    let nodes = v1::NodeIds {
+        names: watch.nodes,
+        ..v1::NodeIds::default()
+    };
+    let mut stream = at.call(client.watch(v1::WatchRequest { nodes: Some(nodes) })).await?;
+    loop {
+        match stream.message().await {
+            Ok(Some(response)) => print(format, &events(response))?,
+            Ok(None) => {
+                return Err(at
+                    .failed(tonic::Status::unavailable("the tracker ended the watch"))
+                    .await);
+            }
+            Err(status) => return Err(at.failed(status).await),
+        }
+    }
+}
+
+fn print(format: Format, events: &[Event]) -> Result<(), CommandError> {
+    let mut out = io::stdout().lock();
+    for event in events {
+        match format {
+            Format::Table => writeln!(out, "{}", line(event))?,
+            Format::Json => {
+                serde_json::to_writer(&mut out, event).map_err(io::Error::from)?;
+                writeln!(out)?;
+            }
+        }
+    }
+    Ok(out.flush()?)
+}
+
+/// Returns the event, the node or proxy, and the proxies that now reach the node or the new data of the proxy.
+fn line(event: &Event) -> String {
+    let (subject, detail) = match (&event.node, &event.proxy) {
+        (Some(node), _) => {
+            let proxies = event.routes.iter().flatten().map(|route| cell(&route.proxy.proxy_id));
+            (node.as_str(), proxies.collect::<Vec<_>>().join(","))
+        }
+        (_, Some(proxy)) if !proxy.addr.is_empty() => {
+            let detail = format!("{}  {}", cell(&proxy.cluster_name), cell(&proxy.addr));
+            (proxy.proxy_id.as_str(), detail)
+        }
+        (_, Some(proxy)) => (proxy.proxy_id.as_str(), String::new()),
+        (None, None) => return event.event.to_owned(),
+    };
+    // The detail is escaped already, and escaping twice changes nothing.
+    format!("{:13}  {}  {}", event.event, cell(subject), cell(&detail))
+}
+
+fn events(response: v1::WatchResponse) -> Vec<Event> {
+    match response.message {
+        Some(Message::Snapshot(snapshot)) => {
+            let proxies = proxies(snapshot.proxies);
+            let of_node = |node| node_event("snapshot", None, &node, &proxies);
+            snapshot.nodes.into_iter().map(of_node).collect()
+        }
+        Some(Message::SnapshotEnd(end)) => vec![Event {
+            event: "snapshot_end",
+            generation: Some(generation(end.generation)),
+            sequence: Some(end.sequence),
+            ..Event::default()
+        }],
+        Some(Message::Changes(changes)) => {
+            let proxies = proxies(changes.proxies);
+            let changes = changes.changes.into_iter();
+            changes.filter_map(|change| change_event(change, &proxies)).collect()
+        }
+        Some(Message::LostPlace(_)) => vec![Event {
+            event: "lost_place",
+            ..Event::default()
+        }],
+        // A newer tracker's message.
+        None => Vec::new(),
+    }
+}
+
+fn change_event(change: v1::WatchChange, proxies: &[v1::Proxy]) -> Option<Event> {
+    let sequence = Some(change.sequence);
+    match change.change? {
+        Change::Node(node) => {
+            let event = match node.reason() {
+                NodeChangeReason::Added => "added",
+                NodeChangeReason::Removed => "removed",
+                NodeChangeReason::Expired => "expired",
+                NodeChangeReason::Unspecified => "changed",
+            };
+            Some(node_event(event, sequence, &node.routes.unwrap_or_default(), proxies))
+        }
+        Change::Proxy(proxy) => Some(Event {
+            event: match proxy.reason() {
+                ProxyChangeReason::Removed => "proxy_removed",
+                ProxyChangeReason::Moved => "proxy_moved",
+                ProxyChangeReason::Unspecified => "proxy_changed",
+            },
+            sequence,
+            proxy: Some(proxy.proxy.and_then(|watched| watched.proxy).unwrap_or_default().into()),
+            ..Event::default()
+        }),
+    }
+}
+
+fn node_event(event: &'static str, sequence: Option<u64>, node: &v1::NodeRoutes, proxies: &[v1::Proxy]) -> Event {
+    Event {
+        event,
+        sequence,
+        node: Some(node_name(node.node.as_ref())),
+        routes: Some(routes(node, proxies).collect()),
+        ..Event::default()
+    }
+}
+
+fn proxies(watched: Vec<v1::WatchedProxy>) -> Vec<v1::Proxy> {
+    let proxy = |watched: v1::WatchedProxy| watched.proxy.unwrap_or_default();
+    watched.into_iter().map(proxy).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_event_is_one_line() {
+        let proxy = |addr: &str| ProxyRow {
+            proxy_id: "p\u{200b}".into(),
+            cluster_name: String::new(),
+            addr: addr.into(),
+        };
+        let node = |routes| Event {
+            event: "added",
+            node: Some("n\n1".into()),
+            routes: Some(routes),
+            ..Event::default()
+        };
+        let route = RouteRow {
+            proxy: proxy("p:1"),
+            ..RouteRow::default()
+        };
+        assert_eq!(line(&node(vec![route])), r"added          n\u{a}1  p\u{200b}");
+        assert_eq!(line(&node(vec![])), r"added          n\u{a}1  -");
+        let of_proxy = |event, addr| Event {
+            event,
+            proxy: Some(proxy(addr)),
+            ..Event::default()
+        };
+        assert_eq!(
+            line(&of_proxy("proxy_moved", "p:1")),
+            r"proxy_moved    p\u{200b}  -  p:1"
+        );
+        assert_eq!(line(&of_proxy("proxy_removed", "")), r"proxy_removed  p\u{200b}  -");
+        let lost = v1::WatchResponse {
+            message: Some(Message::LostPlace(v1::WatchLostPlace {})),
+        };
+        assert_eq!(line(&events(lost)[0]), "lost_place");
+    }
+}
