@@ -58,7 +58,7 @@ const RARELY: Rate = Rate::OneIn(8);
 
 /// All calls, with the lock that each takes.
 #[rustfmt::skip]
-fn calls<'t>() -> [Call<'t>; 35] {
+fn calls<'t>() -> [Call<'t>; 37] {
     let call = |name, registry, rate, make| Call { name, registry, rate, make };
     [
         call("add_node", Free, OFTEN, Caller::add_node),
@@ -79,7 +79,8 @@ fn calls<'t>() -> [Call<'t>; 35] {
         call("proxies_page", Free, RARELY, Caller::proxies_page),
         call("subscribe", Free, RARELY, Caller::subscribe),
         call("poll", Free, OFTEN, Caller::poll),
-        call("len", Free, OFTEN, Caller::len),
+        call("poll_ready", Free, OFTEN, Caller::poll_ready),
+        call("len and other figures", Free, OFTEN, Caller::len),
         call("find_proxy", Free, OFTEN, Caller::find_proxy),
         call("proxy", Free, OFTEN, Caller::proxy),
         call("set_keep_alive", Itself, OFTEN, Caller::set_keep_alive),
@@ -96,6 +97,7 @@ fn calls<'t>() -> [Call<'t>; 35] {
         call("report_node, changed", Takes, OFTEN, Caller::report_changed),
         call("report_nodes, changed", Takes, OFTEN, Caller::report_nodes_changed),
         call("remove_proxy", Takes, RARELY, Caller::remove_proxy),
+        call("remove_proxy_by_id", Takes, RARELY, Caller::remove_proxy_by_id),
         call("begin_incarnation, the next", Takes, RARELY, Caller::begin_the_next),
     ]
 }

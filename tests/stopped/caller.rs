@@ -254,7 +254,7 @@ impl<'t> Caller<'t> {
     pub(crate) fn sweep(&mut self) {
         if self.is_victim() {
             // The others do not remove proxies while a sweep is stopped.
-            self.remove_a_proxy(|remove| remove());
+            self.remove_a_proxy(|table, proxy, _id| table.remove_proxy(proxy));
         }
         let report = stoppable(|| self.table.sweep(256));
         assert!(report.visited > 0 || report.round_completed);
@@ -347,7 +347,26 @@ impl<'t> Caller<'t> {
 
     pub(crate) fn len(&mut self) {
         let len = stoppable(|| self.table.len());
-        assert!(len >= self.routes.iter().map(HashSet::len).sum());
+        let own: usize = self.routes.iter().map(HashSet::len).sum();
+        assert!(len >= own);
+        assert!(own == 0 || !stoppable(|| self.table.is_empty()));
+        stoppable(|| {
+            (
+                self.table.subscriptions(),
+                self.table.marked_changes(),
+                self.table.keep_alive(),
+            )
+        });
+    }
+
+    pub(crate) fn poll_ready(&mut self) {
+        let subscription = &mut self.table.subscribe();
+        // Pending only if no other thread has changed the table meanwhile.
+        _ = stoppable(|| {
+            _ = subscription.drain_events(0, |_| ());
+            _ = subscription.drain_events(usize::MAX, |_| ());
+            subscription.poll_ready(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+        });
     }
 
     pub(crate) fn find_proxy(&mut self) {
@@ -450,15 +469,19 @@ impl<'t> Caller<'t> {
     }
 
     pub(crate) fn remove_proxy(&mut self) {
-        self.remove_a_proxy(|remove| stoppable(remove));
+        self.remove_a_proxy(|table, proxy, _id| stoppable(|| table.remove_proxy(proxy)));
     }
 
-    fn remove_a_proxy(&mut self, remove: impl FnOnce(&dyn Fn())) {
+    pub(crate) fn remove_proxy_by_id(&mut self) {
+        self.remove_a_proxy(|table, _proxy, id| stoppable(|| table.remove_proxy_by_id(id)));
+    }
+
+    fn remove_a_proxy(&mut self, remove: impl FnOnce(&RouteTable, ProxyRef, &str) -> bool) {
         let id = self.new_id();
         let proxy = self.table.register_proxy(&described(&id, 0)).expect("there is room");
         let added = self.table.add_nodes(&self.wild, proxy).expect("there is room");
         assert_eq!(added.inserted, WILD);
-        remove(&|| assert!(self.table.remove_proxy(proxy)));
+        assert!(remove(self.table, proxy, &id));
         assert_eq!((self.table.proxy(proxy), self.table.find_proxy(&id)), (None, None));
         assert!(self.table.add_node(&self.wild[0], proxy).is_err());
     }
