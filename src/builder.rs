@@ -38,7 +38,8 @@ impl Default for Builder {
         Self {
             keep_alive: Duration::from_secs(300),
             clock: Box::new(SystemClock::new()),
-            max_routes: 1 << 24,
+            // Models and fuzzers have fewer shards.
+            max_routes: Builder::MOST_ROUTES.min(1 << 24),
             max_proxies: 1 << 20,
             feed_ring: RING,
         }
