@@ -217,7 +217,7 @@ impl Config {
     }
 }
 
-/// The file, of which only one section is parsed.
+/// The configuration file. Only our section is parsed.
 #[derive(Deserialize)]
 struct File {
     /// `None` if absent. `Some(None)` if present and empty, which means all defaults.

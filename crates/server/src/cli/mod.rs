@@ -81,8 +81,8 @@ enum Command {
     Proxies(admin::Proxies),
     /// Forget a proxy with all its routes
     ///
-    /// The routes disappear at once, however many there are. If the proxy goes on reporting nodes with single calls, the tracker
-    /// registers the proxy again. If the proxy has a session, the session ends until the proxy starts anew.
+    /// All its routes disappear at once. If the proxy reports nodes with single calls later, the tracker registers the
+    /// proxy again. If the proxy has a session, the session ends, and the proxy cannot begin another one until it restarts.
     RmProxy(admin::RmProxy),
     /// Show what the tracker holds, and how long the tracker has been running
     Stats(admin::Stats),

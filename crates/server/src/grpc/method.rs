@@ -17,7 +17,7 @@ pub(crate) struct Method {
 /// The reply of a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReplyKind {
-    /// One message, which is small for every request.
+    /// One small message.
     Unary,
     /// One message of up to [`MAX_REPLY_SIZE`](crate::limits::MAX_REPLY_SIZE), for which the router reserves send budget.
     LargeUnary,

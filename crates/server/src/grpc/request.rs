@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 /// Names the compression of a call's messages.
 pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
-/// A body of which the first frame may have been read already.
+/// The body of a request. The caller may have read its first frame already.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     /// The frame that was read and not used.
@@ -23,7 +23,7 @@ pub(crate) struct RequestBody {
 }
 
 impl RequestBody {
-    /// Returns a body of which nothing was read.
+    /// Returns the body of an unread stream.
     pub(crate) fn new(stream: RecvStream) -> Self {
         Self { first: None, stream }
     }

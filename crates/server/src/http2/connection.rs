@@ -141,7 +141,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
     }
 }
 
-/// The phases of a connection, each of which the timer `due` ends.
+/// The phases of a connection. The timer `due` ends each phase.
 enum Phase {
     /// The client sends its preface.
     Preface,
@@ -323,6 +323,6 @@ mod tests {
         };
         let (_draining, context) = context(MethodTable::new(Vec::new()), limits);
         let served = tokio::spawn(http2(Flood(BEGIN), context, 0));
-        timeout(LATE, served).await.expect("it goes on for ever").unwrap();
+        timeout(LATE, served).await.expect("the connection does not end").unwrap();
     }
 }

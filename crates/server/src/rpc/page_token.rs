@@ -29,10 +29,10 @@ pub(super) fn read<P: FromStr + Default>(instance_id: InstanceId, token: &str) -
     });
     match parsed {
         None => Err(Status::invalid_argument(
-            "page_token is none that was given out for this list",
+            "page_token does not belong to this list",
         )),
         Some((id, _)) if id != instance_id.get() => Err(Status::failed_precondition(
-            "page_token is from before a restart: begin the list anew",
+            "page_token is from before a restart: list again from the first page",
         )),
         Some((_, position)) => Ok(position),
     }

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use crate::limits::{ACCEPT_BACKOFF, MAX_ACCEPT_BACKOFF};
 use crate::server::worker::Workers;
 
-/// Accepts for ever. A connection waits in the kernel's backlog until one of `slots` is free.
+/// Accepts connections. Never returns. A connection waits in the kernel's backlog until one of `slots` is free.
 pub(crate) async fn accept(listener: &TcpListener, workers: &mut Workers, slots: &Arc<Semaphore>) -> Infallible {
     let mut backoff = Backoff::default();
     let limit = slots.available_permits();

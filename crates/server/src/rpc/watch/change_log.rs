@@ -13,7 +13,7 @@ use crate::limits::{WATCH_BACKLOG, WATCH_BACKLOG_SIZE};
 /// Changes that are sent as one message.
 #[derive(Debug)]
 pub(super) struct LogEntry {
-    /// The message, of which watches of some nodes send a part.
+    /// The message. A watch of some nodes sends only the changes of these nodes.
     pub(super) message: v1::WatchChanges,
     /// The node of each change; `None` for changes of proxies.
     pub(super) nodes: Vec<Option<NodeId>>,

@@ -21,7 +21,7 @@ use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL, WATCH_MESSAGE_SIZE};
 use crate::rpc::watch::Watches;
 use crate::rpc::watch::change_log::LogEntry;
 
-/// Tails the table for ever, whenever there are watches.
+/// Tails the table while there are watches. Never returns.
 ///
 /// The tailer shares its thread with the acceptor and the sweeper, and the table may change faster than the tailer reads. So
 /// the tailer yields after each part, and then checks whether there still are watches.
@@ -95,7 +95,7 @@ impl LagWarnings {
     fn add(&mut self, lagged: Lagged) {
         self.pending += 1;
         if self.last.is_none_or(|last| last.elapsed() >= Duration::from_secs(60)) {
-            warn!(times = self.pending, "{lagged}: all watches begin anew");
+            warn!(times = self.pending, "{lagged}: all watches start over with a snapshot");
             self.pending = 0;
             self.last = Some(Instant::now());
         }
@@ -295,7 +295,7 @@ mod tests {
         poll(tailer.as_mut());
         assert_eq!(table.subscriptions(), 1);
 
-        // The table changes as fast as the tailer reads, and would keep the tailer busy for ever.
+        // The table changes as fast as the tailer reads, so the tailer never catches up.
         change(&table, 0..2 * PART);
         advance(WATCH_INTERVAL).await;
         for part in 1..5 {
