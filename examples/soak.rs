@@ -106,7 +106,7 @@ impl Soak {
         }
     }
 
-    /// A reference of a proxy that stays; it is registered anew where the sweeper dropped it, for the machine was too slow.
+    /// A reference of a proxy that stays. If the sweeper has dropped the proxy on a slow machine, registers the proxy again.
     fn proxy(&self, number: usize) -> ProxyRef {
         register(&self.table, &format!("proxy-{number}"), "proxy:3080").expect("there is room")
     }
@@ -231,7 +231,7 @@ impl Soak {
     fn follow(&self) {
         let mut changes = self.table.subscribe();
         self.at_pace(Duration::from_millis(20), || {
-            // Whoever is too slow begins anew; here there is nothing to begin with.
+            // A subscriber that lags would read the table again. This subscriber keeps no copy.
             _ = changes.drain_events(100_000, |_| ());
         });
     }

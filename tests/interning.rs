@@ -19,7 +19,7 @@ static ALLOCATOR: Counting<System> = Counting(System);
 
 const INTERVAL: Duration = Duration::from_secs(10);
 const MOST_PROXIES: usize = 1_000;
-/// How many proxies come in a normal run, of which the table never has more than a fortieth.
+/// How many proxies are registered in a normal run. At any time, the table has a fortieth of them at most.
 const STRANGERS: u128 = 40_000;
 /// Garbage of the last few hundred operations, which comes and goes. The strangers' details take 20 times as much.
 const SLACK: usize = 256 << 10;

@@ -28,7 +28,7 @@ struct Progress(AtomicUsize);
 
 impl Progress {
     fn reach(&self, instant: usize) {
-        // Release: pairs with `get`, so that whoever sees a removal knows that it has returned.
+        // Release: pairs with `get`, so that a thread that sees a removal knows that the call has returned.
         self.0.store(instant, Ordering::Release);
     }
 

@@ -64,7 +64,7 @@ impl Kind {
     }
 }
 
-/// A table of which proxies hold the tunnels to which nodes.
+/// A table from nodes to the proxies that hold their tunnels.
 pub(crate) trait Peer: Sized {
     const NAME: &'static str;
     const KIND: Kind;

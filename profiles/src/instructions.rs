@@ -1,4 +1,4 @@
-//! Instructions and simulated cache misses per operation: counted anew, beside what is recorded.
+//! Instructions and simulated cache misses per operation: counts them, and compares them with the record.
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::figures::Record;
 use crate::{instructions, plots, proof, speed};
 
-/// Draws the plots and writes the tables anew, from the records alone.
+/// Draws the plots and writes the tables again, from the records alone.
 pub(crate) fn show(here: &Path) -> Result<(), Box<dyn Error>> {
     let [speed, bytes, hundred_million] =
         ["speed.json", "bytes.json", "hundred-million.json"].map(|name| Record::read(here, name));

@@ -63,7 +63,7 @@ pub(crate) fn wait_until(condition: impl Fn() -> bool) {
     panic!("it does not happen");
 }
 
-/// Sweeps until two rounds are completed, the first of which may have been under way already.
+/// Sweeps until two rounds are completed. The first round may have begun before the call.
 pub(crate) fn sweep_fully(table: &RouteTable) {
     const STEPS: usize = 1_000_000;
     for _ in 0..2 {

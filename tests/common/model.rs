@@ -369,7 +369,7 @@ impl Model {
         self.routes.has(node, proxy, self.now)
     }
 
-    /// Does what a batch did for one of its nodes, and tells what adding it alone would have answered.
+    /// Does what a batch did for one of its nodes, and returns what adding the node alone would have returned.
     pub(crate) fn add_of_batch(&mut self, node: &NodeId, proxy: ProxyRef) -> Result<Added, String> {
         ensure!(
             self.known.contains_key(&proxy),
@@ -489,7 +489,7 @@ impl Model {
     }
 }
 
-/// Whole milliseconds between the instant at which a [`ManualClock`] reads zero and a time that a table tells.
+/// Whole milliseconds between the instant at which a [`ManualClock`] reads zero and a time that a table returns.
 pub(crate) fn millis(time: SystemTime) -> u64 {
     let since = time
         .duration_since(ManualClock::new().wall())

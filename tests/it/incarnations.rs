@@ -106,7 +106,7 @@ fn the_same_one_goes_on_with_its_reference_and_its_handles() {
     assert_eq!(again.proxy, first.proxy);
     let addr = || table.proxy(first.proxy).expect("it is there").addr;
     assert_eq!(addr(), "192.0.2.99:1");
-    // Who only goes on does not tell what may be told otherwise by now.
+    // A call that only resumes an incarnation does not change the details, which may be newer.
     let resumed = table.resume_incarnation(&proxy("proxy"), number(5));
     assert_eq!(resumed.expect("it is the latest"), again);
     assert_eq!(addr(), "192.0.2.99:1");

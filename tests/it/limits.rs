@@ -29,7 +29,7 @@ fn answer(table: &RouteTable, node: &NodeId) -> Vec<ProxyRef> {
     table.get_proxies(node).iter().map(|route| route.proxy).collect()
 }
 
-/// Two nodes, one of which gets a list.
+/// Two nodes. Only the second node gets a list of routes.
 fn nodes() -> [NodeId; 2] {
     [Uuid::from_u128(1).into(), "node-2".parse().expect("a name")]
 }
@@ -73,7 +73,7 @@ fn at_the_last_tick_time_stands_still_and_all_else_goes_on() {
         assert_eq!(table.add_node(node, two), Ok(Added::Inserted));
         assert_eq!(table.add_node(node, three), Ok(Added::Inserted));
         assert_eq!(answer(&table, node), [three, two, one]);
-        // Within a tick, however long it lasts, the position tells the order.
+        // Within a tick, however long it lasts, the position decides the order.
         assert_eq!(table.add_node(node, two), Ok(Added::Refreshed));
         assert_eq!(answer(&table, node), [two, three, one]);
         let ages: Vec<_> = table
@@ -153,8 +153,8 @@ fn an_interval_may_be_anything() {
     assert_eq!(table.len(), 0);
 }
 
-/// As many proxies as a table may have, the last of which is as good as the first. `NODETRACKER_SCALE=84` makes it all 2^23
-/// that a word can name, and takes half a gigabyte.
+/// As many proxies as a table may have: the last proxy works as the first does. `NODETRACKER_SCALE=84` registers all 2^23
+/// proxies that a word can name, and takes half a gigabyte.
 #[test]
 fn the_last_proxy_number_is_as_good_as_the_first() {
     const NUMBERS: usize = 1 << 23;

@@ -286,7 +286,7 @@ enum Step {
 enum Pause {
     None,
     Spin(u32),
-    /// Lets a thread go on that has no core of its own.
+    /// Lets a thread continue that has no core of its own.
     Yield,
 }
 

@@ -233,7 +233,7 @@ fn a_page_looks_at_a_bounded_part_of_what_is_not_wanted() {
                 false
             });
             assert_eq!(page.nodes, []);
-            assert!(of_this_page <= 20_000, "{of_this_page} nodes, none of which is wanted");
+            assert!(of_this_page <= 20_000, "{of_this_page} unwanted nodes");
             looked += of_this_page;
             pages += 1;
             from = page.next;
@@ -344,7 +344,7 @@ fn a_proxy_is_found_and_removed_by_its_id() {
     assert!(table.get_proxies(&node(1)).is_empty());
     assert_eq!(table.find_proxy("proxy-1"), Some(registered[1]));
 
-    // The same ID is another registration, which its number tells.
+    // The same ID is another registration: its reference differs.
     let again = register(&table, 1)[0];
     assert_ne!(again.to_bits(), registered[0].to_bits());
     assert_eq!(

@@ -315,7 +315,7 @@ fn a_loaded_route_expires_when_it_would_have() {
     assert_eq!(answer(&other, &node(0)), [""; 0]);
 }
 
-/// A clock whose wall shows what it is told to.
+/// A clock with a wall clock that the test sets.
 #[derive(Debug)]
 struct WallOf(SystemTime);
 

@@ -29,7 +29,7 @@ fn expect(result: Result<(), String>) {
 struct Arena {
     table: RouteTable,
     clock: ManualClock,
-    /// Workers that have not finished. The other threads go on until there is none.
+    /// Workers that have not finished. The other threads continue until no worker is left.
     working: AtomicUsize,
 }
 

@@ -15,8 +15,8 @@ use crate::common;
 use crate::stop::stoppable;
 
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(3600);
-/// Nodes that only one caller changes; then, nodes of which each caller changes the routes of its own proxies; then, nodes
-/// whose routes are in no caller's model.
+/// Three groups of nodes. Only one caller changes the first group. In the second group, each caller changes the routes of its
+/// own proxies. The routes of the third group are in no caller's model.
 pub(crate) const OWN: usize = 160;
 const SHARED: usize = 24;
 const WILD: usize = 24;

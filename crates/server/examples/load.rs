@@ -8,7 +8,7 @@
 //!
 //! It starts the server, announces the nodes in sessions, one for each proxy, then refreshes them and looks them up each
 //! way, and reads CPU times, system calls included, from `/proc` (so it needs Linux). It ends by itself, in less than a
-//! minute. Only the ratios of one run mean something. The last column tells how much of a core the client used, all of
+//! minute. Only the ratios of one run mean something. The last column shows how much of a core the client used, all of
 //! which is one thread: where it is near 100 % the server could do more per second than the rate says.
 //!
 //! Calls are encoded beforehand, and of the answers to look-ups only as much is read as it takes to count the nodes that

@@ -323,6 +323,9 @@ mod tests {
         };
         let (_draining, context) = context(MethodTable::new(Vec::new()), limits);
         let served = tokio::spawn(http2(Flood(BEGIN), context, 0));
-        timeout(LATE, served).await.expect("the connection does not end").unwrap();
+        timeout(LATE, served)
+            .await
+            .expect("the connection does not end")
+            .unwrap();
     }
 }

@@ -321,7 +321,7 @@ async fn floods_that_are_not_read_are_not_read_either() {
     server.assert_serves().await;
 }
 
-/// A table with a node of which many look-ups make a large answer, and the request for it.
+/// Returns a server and a request. The request looks one node up many times, so the answer is large.
 async fn with_large_answers() -> (Running, Vec<u8>) {
     const TIMES: usize = 1500;
     let server = Running::start().await;

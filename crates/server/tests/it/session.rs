@@ -132,7 +132,7 @@ impl Session {
         }
     }
 
-    /// Expects to be told that another one speaks for the proxy.
+    /// Expects the message that another session has taken over the proxy.
     async fn superseded(&mut self, reason: SessionSupersededReason, latest_incarnation: u64) {
         let answer = self.answers.message().await.unwrap().expect("an answer");
         let expected = v1::SessionSuperseded {
@@ -282,7 +282,7 @@ async fn handles_keep_routes_alive() {
     let kept = nodes.map(|node| routes(table, &node).len());
     assert_eq!(kept, [0, 1, 1, 0]);
 
-    // Those that have gone are told of in the heartbeat's order, and come back by being announced.
+    // The answer lists the gone handles in the heartbeat's order. Announcing their nodes brings the routes back.
     let unknown = 0x0123_4567_89ab_cdef;
     let all = [handles[3], unknown, handles[2], handles[0], handles[1]];
     assert_eq!(session.beat(&all).await, [handles[3], unknown, handles[0]]);
@@ -363,7 +363,7 @@ async fn a_session_that_is_lost_leaves_its_routes_until_they_expire() {
     }
     let mut body = response.await.unwrap().into_body();
     let mut bytes = 0;
-    // Two answers, the second of which has two handles.
+    // Two answers. The second answer has two handles.
     while routes(&server.table, &name(1)).is_empty() || bytes < 16 {
         bytes += body.data().await.unwrap().unwrap().len();
     }
@@ -445,7 +445,7 @@ async fn handles_hold_under_their_generation_and_incarnation_only() {
     session.welcome(again(2, generation)).await;
     assert_eq!(session.beat(&handles).await, handles);
 
-    // A tracker that starts anew has another generation, and takes the handles for gone.
+    // A restarted tracker has another generation, and reports the handles as gone.
     let restarted = Running::start().await;
     let mut session = Session::open(&restarted).await;
     let welcome = session.welcome(again(2, generation)).await;
@@ -463,7 +463,7 @@ async fn a_newer_incarnation_takes_over() {
     let mut newer = Session::begin(&server, 2).await;
     assert_eq!(routes(table, &node(1)), []);
     newer.up(&[node(2)]).await;
-    // It is told without asking, and what it sends does nothing.
+    // The older session receives a message unasked, and its own messages have no effect.
     older.send(up(ids(&[node(1)]))).await;
     older.send(down(&[node(2)])).await;
     older.send(drain()).await;
@@ -515,7 +515,7 @@ async fn a_stale_hello_changes_nothing() {
     let proxy = table.find_proxy("proxy-1").unwrap();
     assert_eq!(table.proxy(proxy).unwrap(), before);
     assert_eq!(table.incarnation(proxy), NonZeroU64::new(7));
-    // The current one goes on as if nothing had been.
+    // The current session continues undisturbed.
     assert_eq!(current.beat(&handles).await, [0; 0]);
     assert_eq!(routes(table, &node(1)), [proxy]);
 }
@@ -754,7 +754,7 @@ async fn calls_of_the_frozen_contract_speak_for_the_current_incarnation() {
     assert_eq!(routes(table, &name(2)), [proxy]);
     first.acked(down(&[name(1)])).await;
     assert_eq!(routes(table, &name(1)), []);
-    // The address that was told last holds, whatever the session does.
+    // The address that was reported last holds, whatever the session does.
     client.add_node(add("node-2", "proxy-1", "proxy:2")).await.unwrap();
     first.acked(heartbeat(&[])).await;
     first.acked(down(&[])).await;
@@ -816,7 +816,7 @@ async fn a_full_table_takes_what_it_can() {
     let all = [node(1), node(2), node(3), name(1), name(2)];
     let (handles, refusal) = session.try_up(&all).await;
     assert_eq!((handles.len(), refusal), (3, SessionRefusal::TooManyRoutes));
-    // The session goes on.
+    // The session continues.
     assert_eq!(session.beat(&handles).await, [0; 0]);
     session.acked(down(&[node(2)])).await;
     let (more, refusal) = session.try_up(&all[3..]).await;
@@ -1052,7 +1052,7 @@ async fn a_client_that_does_not_read_holds_up_itself() {
     let (server, _) = server().await;
     let mut stalled = Stalled::begin(&server).await;
     server.assert_serves().await;
-    // None is lost: it goes on once the client reads.
+    // No answer is lost: the session continues when the client reads.
     stalled.requests.send_data(Bytes::new(), true).unwrap();
     let (bytes, status) = stalled.read().await;
     let beats = stalled.beats;
@@ -1068,7 +1068,7 @@ async fn a_newer_session_does_not_wait_for_one_that_does_not_read() {
     let mut newer = Session::begin(&server, 1).await;
     let handles = newer.up(&[node(1)]).await;
     assert_eq!(newer.beat(&handles).await, [0; 0]);
-    // When it reads at last, it gets the answers that were there, and is told. The requests that waited were not done.
+    // When the client reads at last, it gets the earlier answers and the reason. The waiting requests were not executed.
     let (bytes, status) = stalled.read().await;
     assert!(bytes > 8000 && bytes < stalled.beats * 8000, "{bytes} bytes");
     assert_eq!(status, Code::FailedPrecondition as i32);

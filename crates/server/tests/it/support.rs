@@ -275,7 +275,7 @@ impl Process {
         log
     }
 
-    /// Waits for it to end by itself, and returns what was left of the log. Clients of this process go on meanwhile.
+    /// Waits for it to end by itself, and returns what was left of the log. Clients of this process continue meanwhile.
     pub(crate) async fn wait(mut self) -> (ExitStatus, String) {
         let wait = move || {
             let mut log = String::new();

@@ -344,7 +344,7 @@ async fn a_watch_of_some_nodes_is_told_of_these() {
     let is = |node: &str, proxy: &str| (node.to_owned(), proxy.to_owned(), "proxy:3080".to_owned());
     assert_eq!(found, [is("a", "p1"), is("d", "p3"), is(&uuid, "p4")].into());
 
-    // Proxies are told in any case.
+    // The tracker reports proxies in any case.
     table.remove_proxy_by_id("p2");
     assert_eq!(watch.changes(1).await, ["p2 Removed"]);
     table.remove_proxy_by_id("p1");
