@@ -301,8 +301,8 @@ async fn a_snapshot_comes_first_and_then_every_change_with_its_reason() {
     assert_eq!(watch.copy.all(), BTreeSet::new());
 }
 
-/// A proxy that is removed and reports again at once: the removal does not take the new routes away, whichever is told
-/// first.
+/// A proxy is removed and reports again at once. The removal does not take the new routes away, in whichever order the tracker
+/// reports both.
 #[tokio::test]
 async fn a_proxy_that_comes_back_is_another_registration() {
     let server = Running::start().await;
