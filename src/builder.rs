@@ -11,13 +11,15 @@ use crate::word::PROXY_NUMBERS;
 
 /// A [`Builder`] was given a limit that a table cannot keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("{limit} is {asked}, but at most {most} is possible")]
+#[error("{limit} is {asked}, but must be between {least} and {most}")]
 #[non_exhaustive]
 pub struct BuildError {
     /// The name of the builder's method.
     pub limit: &'static str,
     /// The limit that was asked for.
     pub asked: usize,
+    /// The least possible limit.
+    pub least: usize,
     /// The greatest possible limit.
     pub most: usize,
 }
@@ -49,13 +51,21 @@ impl Default for Builder {
 impl Builder {
     /// Whether a table can keep all limits.
     pub(crate) fn check(&self) -> Result<(), BuildError> {
-        let check = |limit, asked, most| match asked > most {
-            true => Err(BuildError { limit, asked, most }),
-            false => Ok(()),
-        };
-        check("max_routes", self.max_routes, Self::MOST_ROUTES)?;
-        check("max_proxies", self.max_proxies, Self::MOST_PROXIES)?;
-        check("feed_ring", self.feed_ring, Self::MOST_FEED_RING)
+        for (limit, asked, least, most) in [
+            ("max_routes", self.max_routes, 0, Self::MOST_ROUTES),
+            ("max_proxies", self.max_proxies, 0, Self::MOST_PROXIES),
+            ("feed_ring", self.feed_ring, 1, Self::MOST_FEED_RING),
+        ] {
+            if !(least..=most).contains(&asked) {
+                return Err(BuildError {
+                    limit,
+                    asked,
+                    least,
+                    most,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The greatest possible [`max_routes`](Builder::max_routes), some 500 million. With that many nodes of one kind, a
@@ -100,7 +110,7 @@ impl Builder {
     }
 
     /// How many of its latest changes each of the 257 rings of the [change feed](crate::RouteTable::subscribe) keeps; 512 by
-    /// default, and at least one. Each further change takes 14 KiB of memory, and lets subscribers fall further behind:
+    /// default. Each further change takes 14 KiB of memory, and lets subscribers fall further behind:
     /// see [`Subscription`](crate::Subscription).
     pub fn feed_ring(mut self, changes: usize) -> Self {
         self.feed_ring = changes;

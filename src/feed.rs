@@ -114,7 +114,7 @@ impl Feed {
     /// `ring_len`: the number of changes per ring, at least one.
     pub(crate) fn new(ring_len: usize) -> Self {
         Self {
-            ring_len: ring_len.max(1),
+            ring_len,
             subscribers: AtomicUsize::new(0),
             state: AtomicU64::new(0),
             rings: OnceBox::new(),

@@ -5,7 +5,6 @@
 
 use ahash::RandomState;
 use once_cell::race::OnceBox;
-use uuid::Uuid;
 
 use crate::layout::{SHARD_BITS, SHARDS};
 use crate::liveness::{Census, Liveness};
@@ -65,10 +64,6 @@ fn shard_of(hash: u64) -> usize {
     (hash >> (64 - SHARD_BITS)) as usize
 }
 
-fn uuid_key(uuid: Uuid) -> UuidKey {
-    UuidKey::from(uuid)
-}
-
 impl Shards {
     pub(crate) fn new() -> Self {
         Self {
@@ -86,7 +81,7 @@ impl Shards {
     #[inline]
     pub(crate) fn hash(&self, node: &NodeId) -> u64 {
         match node.kind() {
-            Kind::Uuid(uuid) => uuid_key(*uuid).hash(&self.hasher),
+            Kind::Uuid(uuid) => UuidKey::from(*uuid).hash(&self.hasher),
             Kind::Name(name) => NameKey::hash_of(name, &self.hasher),
         }
     }
@@ -119,7 +114,7 @@ impl Shards {
     #[inline]
     fn of<'a>(&'a self, node: &'a NodeId, hash: u64) -> OfNode<'a> {
         match node.kind() {
-            Kind::Uuid(uuid) => Of::Uuids((&self.uuids[shard_of(hash)], uuid_key(*uuid))),
+            Kind::Uuid(uuid) => Of::Uuids((&self.uuids[shard_of(hash)], UuidKey::from(*uuid))),
             Kind::Name(name) => match self.names.get() {
                 Some(names) => Of::Names((&names[shard_of(hash)], NameKey::new(name, hash))),
                 None => Of::Absent,
@@ -270,33 +265,15 @@ impl Shards {
         scope: &Scope<'_, P>,
     ) -> Result<bool, Refused> {
         match self.get(number) {
-            Of::Uuids(shard) => fill(
-                shard,
-                count,
-                nodes.map(|(node, words)| (self.uuid_of(node), words)),
-                scope,
-            ),
-            Of::Names(shard) => fill(
-                shard,
-                count,
-                nodes.map(|(node, words)| (self.name_of(node), words)),
-                scope,
-            ),
+            Of::Uuids(shard) => fill(shard, count, nodes, scope, |node| match node.kind() {
+                Kind::Uuid(uuid) => UuidKey::from(*uuid),
+                Kind::Name(_) => unreachable!("a shard of UUIDs has no names"),
+            }),
+            Of::Names(shard) => fill(shard, count, nodes, scope, |node| match node.kind() {
+                Kind::Name(name) => NameKey::new(name, self.hash(node)),
+                Kind::Uuid(_) => unreachable!("a shard of names has no UUIDs"),
+            }),
             Of::Absent => Ok(false),
-        }
-    }
-
-    fn uuid_of(&self, node: &NodeId) -> UuidKey {
-        match node.kind() {
-            Kind::Uuid(uuid) => uuid_key(*uuid),
-            Kind::Name(_) => unreachable!("a shard of UUIDs has no names"),
-        }
-    }
-
-    fn name_of<'n>(&self, node: &'n NodeId) -> NameKey<'n> {
-        match node.kind() {
-            Kind::Name(name) => NameKey::new(name, self.hash(node)),
-            Kind::Uuid(_) => unreachable!("a shard of names has no UUIDs"),
         }
     }
 
@@ -308,18 +285,19 @@ impl Shards {
     }
 }
 
-fn fill<K: Key, P: Liveness>(
+fn fill<'n, K: Key, P: Liveness>(
     shard: &Shard<K>,
     count: usize,
-    nodes: impl Iterator<Item = (K, Words)>,
+    nodes: impl Iterator<Item = (&'n NodeId, Words)>,
     scope: &Scope<'_, P>,
+    key: impl Fn(&'n NodeId) -> K,
 ) -> Result<bool, Refused> {
     if !shard.is_untouched(scope.guard) {
         return Ok(false);
     }
     let mut records = NewRecords::with_capacity(count);
-    for (key, words) in nodes {
-        if !words.is_empty() && !records.push(&key, &words) {
+    for (node, words) in nodes {
+        if !words.is_empty() && !records.push(&key(node), &words) {
             return Err(Refused::Memory);
         }
     }
@@ -331,7 +309,7 @@ impl Candidate<'_> {
     #[inline]
     pub(crate) fn word_of(&self, node: &NodeId) -> Option<Word> {
         match node.kind() {
-            Kind::Uuid(uuid) => self.word(&uuid_key(*uuid)),
+            Kind::Uuid(uuid) => self.word(&UuidKey::from(*uuid)),
             Kind::Name(_) => None,
         }
     }
@@ -345,7 +323,7 @@ impl Candidate<'_> {
         scope: &Scope<'_, P>,
     ) -> Option<Result<Added, Refused>> {
         match node.kind() {
-            Kind::Uuid(uuid) => self.add(&uuid_key(*uuid), proxy, scope),
+            Kind::Uuid(uuid) => self.add(&UuidKey::from(*uuid), proxy, scope),
             Kind::Name(_) => None,
         }
     }

@@ -13,13 +13,10 @@
 #[cfg(all(test, loom))]
 mod models;
 
-use crate::layout::SHARDS;
-use crate::layout::{ROUND_BITS, ROUNDS};
-use crate::proxies::Moment;
-use crate::proxies::Proxies;
-use crate::shard::Scope;
+use crate::layout::{ROUND_BITS, ROUNDS, SHARDS};
+use crate::proxies::{Moment, Proxies};
 use crate::shard::rebuild::RebuildSlot;
-use crate::shard::{Mark, Visit};
+use crate::shard::{Mark, Scope, Visit};
 use crate::shards::Shards;
 use crate::sync::{AtomicU64, Ordering, collect, garbage, step};
 

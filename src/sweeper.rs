@@ -24,7 +24,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// The most steps of one turn, which take a millisecond or two.
 const MAX_STEPS: u32 = 256;
 
-/// Spreads the sweeper's work evenly, so that a table is swept four times in a keep-alive interval. For callers that
+/// Spreads the sweeper's work evenly, so that a table is swept at least four times in a keep-alive interval. For callers that
 /// call [`RouteTable::sweep`] from their own thread or timer; [`Sweeper`] is such a thread.
 ///
 /// ```
@@ -50,7 +50,7 @@ pub struct SweepPace {
 
 impl SweepPace {
     /// The time to wait before the next [`sweep`](Self::sweep): 2 ms to 1 s, depending on the table's size and its
-    /// keep-alive interval. A round is as long as the last round, or longer if the table grew.
+    /// keep-alive interval.
     pub fn next_pause(&mut self, table: &RouteTable) -> Duration {
         let round = table.keep_alive() / ROUNDS_PER_INTERVAL;
         let (pause, steps) = self.turn(table.len(), round);
@@ -92,7 +92,7 @@ impl SweepPace {
     }
 }
 
-/// A thread that sweeps a table four times in a keep-alive interval, until it is dropped.
+/// A thread that sweeps a table at least four times in a keep-alive interval, until the `Sweeper` is dropped.
 ///
 /// Without sweeping, expired routes are not returned, but keep their memory and count towards the limit of routes.
 ///
@@ -189,7 +189,8 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_table_is_swept_once_a_round() {
+    fn an_empty_table_is_swept_once_a_round_and_once_a_second() {
+        assert_eq!(SweepPace::default().next_pause(&RouteTable::new()), MAX_PAUSE);
         assert_eq!(SweepPace::default().turn(0, ROUND), (ROUND, 1));
     }
 

@@ -81,7 +81,7 @@ impl<'t> Subscription<'t> {
     pub fn drain_events(&mut self, most: usize, mut each: impl FnMut(&Event)) -> Result<usize, Lagged> {
         // If the state has changed but the rings seem unchanged, the fence in `go_idle` precedes the next read of the
         // heads.
-        if self.is_idle() {
+        if self.idle_state().is_some() {
             return Ok(0);
         }
         self.idle_in = None;
@@ -95,9 +95,9 @@ impl<'t> Subscription<'t> {
         Ok(taken)
     }
 
-    /// Whether every change was taken.
-    fn is_idle(&self) -> bool {
-        self.idle_in.is_some_and(|state| self.feed.is_in(state))
+    /// The feed's state, if this subscription has taken every change.
+    fn idle_state(&self) -> Option<u64> {
+        self.idle_in.filter(|&state| self.feed.is_in(state))
     }
 
     /// Returns `Ready` if there may be events to [drain](Self::drain_events). Returns `Pending` if the last drain found
@@ -106,7 +106,7 @@ impl<'t> Subscription<'t> {
     /// A writer wakes all waiting tasks. That costs the first change after a quiet time some hundred nanoseconds per
     /// task, and later changes nothing.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(state) = self.idle_in.filter(|&state| self.feed.is_in(state)) else {
+        let Some(state) = self.idle_state() else {
             return Poll::Ready(());
         };
         let waiter = self.waiter.get_or_insert_default();

@@ -38,8 +38,8 @@ impl Waiters {
         waiter.waker.register(waker);
         #[cfg(loom)]
         waiter.waker.register_by_ref(waker);
-        // Acquire: pairs with the store in `wake_all`. Release: for the swap of another thread's call.
-        if waiter.is_queued.swap(true, Ordering::AcqRel) {
+        // Acquire: pairs with the store in `wake_all`. Only the subscription calls this, so no swap needs to see another.
+        if waiter.is_queued.swap(true, Ordering::Acquire) {
             return;
         }
         let node = Box::into_raw(Box::new(Node {
@@ -65,9 +65,14 @@ impl Waiters {
     /// The number of waiters. No other thread may call `wake_all` meanwhile.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn len(&self) -> usize {
-        let first = self.0.load(Ordering::Acquire);
+        // Acquire: pairs with the CAS in `add`.
+        let mut node = self.0.load(Ordering::Acquire);
+        let mut count = 0;
         // SAFETY: only `wake_all` frees nodes, and the caller promises that no thread calls it.
-        std::iter::successors(unsafe { first.as_ref() }, |node| unsafe { node.next.as_ref() }).count()
+        while let Some(found) = unsafe { node.as_ref() } {
+            (node, count) = (found.next, count + 1);
+        }
+        count
     }
 
     /// Wakes and removes every waiter that was added before.

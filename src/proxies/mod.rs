@@ -72,7 +72,6 @@ use crate::proxies::registry::Registry;
 use crate::proxies::takeover::Takeover;
 use crate::sync::{AtomicUsize, Guard, Mutex, Ordering};
 use crate::types::proxy::{ProxyDetails, ProxyRef};
-use crate::word::PROXY_NUMBERS;
 
 /// The present time, for decisions about age.
 #[derive(Debug, Clone, Copy)]
@@ -117,11 +116,8 @@ impl Liveness for Proxies {
 }
 
 impl Proxies {
-    /// The most proxies of a table: their numbers fit into a route's word.
-    pub(crate) const MOST: usize = PROXY_NUMBERS;
-
+    /// `limit` is at most [`PROXY_NUMBERS`](crate::word::PROXY_NUMBERS).
     pub(crate) fn new(limit: usize) -> Self {
-        let limit = limit.min(Self::MOST);
         let numbers = Arc::new(Numbers::new(limit as u32));
         let registry = Registry::default();
         Self {

@@ -7,9 +7,8 @@ use loom::sync::Arc;
 use loom::thread;
 
 use crate::error::BeginError;
-use crate::proxies::Moment;
-use crate::proxies::Proxies;
 use crate::proxies::id::ProxyId;
+use crate::proxies::{Moment, Proxies};
 use crate::sync::{epoch, pin};
 use crate::types::proxy::{Proxy, ProxyRef};
 use crate::verify::models::Seen;

@@ -265,9 +265,6 @@ impl Bulk<'_> {
     /// Fills the shard if it never had a node. Returns whether it did.
     fn fill(&mut self, part: &Part) -> Result<bool, SnapshotError> {
         let guard = pin();
-        if !self.table.shards().is_untouched(part.shard, &guard) {
-            return Ok(false);
-        }
         let scope = self.table.scope(&guard);
         let mut tally = Tally::default();
         let nodes = part.nodes.iter().map(|(node, routes)| {

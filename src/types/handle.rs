@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use crate::layout::NUMBER_BITS;
-use crate::layout::SHARD_BITS;
+use crate::layout::{NUMBER_BITS, SHARD_BITS};
 
 /// Names the route of a node, for [`RouteTable::refresh_routes`](crate::RouteTable::refresh_routes).
 ///

@@ -225,7 +225,7 @@ fn limits_that_a_table_cannot_keep_are_refused() {
         builder
             .build()
             .err()
-            .map(|error| (error.limit, error.asked, error.most))
+            .map(|error| (error.limit, error.asked, error.least, error.most))
     };
     let builder = RouteTable::builder;
     let (routes, proxies, ring) = (Builder::MOST_ROUTES, Builder::MOST_PROXIES, Builder::MOST_FEED_RING);
@@ -235,19 +235,16 @@ fn limits_that_a_table_cannot_keep_are_refused() {
     );
     assert_eq!(
         refused(builder().max_routes(routes + 1)),
-        Some(("max_routes", routes + 1, routes))
+        Some(("max_routes", routes + 1, 0, routes))
     );
     assert_eq!(
         refused(builder().max_proxies(usize::MAX)),
-        Some(("max_proxies", usize::MAX, proxies))
+        Some(("max_proxies", usize::MAX, 0, proxies))
     );
     assert_eq!(
         refused(builder().feed_ring(ring + 1)),
-        Some(("feed_ring", ring + 1, ring))
+        Some(("feed_ring", ring + 1, 1, ring))
     );
-    let error = builder().feed_ring(ring + 1).build().expect_err("it is too large");
-    assert_eq!(
-        error.to_string(),
-        "feed_ring is 1048577, but at most 1048576 is possible"
-    );
+    let error = builder().feed_ring(0).build().expect_err("a ring holds a change");
+    assert_eq!(error.to_string(), "feed_ring is 0, but must be between 1 and 1048576");
 }
