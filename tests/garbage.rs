@@ -56,13 +56,7 @@ fn nodes(count: u128) -> Vec<NodeId> {
 }
 
 fn table() -> (RouteTable, ManualClock) {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .clock(clock.clone())
-        .keep_alive(KEEP_ALIVE)
-        .build()
-        .expect("possible limits");
-    (table, clock)
+    common::table(KEEP_ALIVE)
 }
 
 fn register<const N: usize>(table: &RouteTable) -> [ProxyRef; N] {

@@ -13,8 +13,9 @@ pub(crate) mod wgl;
 use std::collections::HashSet;
 use std::env;
 use std::sync::OnceLock;
+use std::time::Duration;
 
-use nodetracker::{Proxy, ProxyRef, Route, RouteTable};
+use nodetracker::{Builder, ManualClock, Proxy, ProxyRef, Route, RouteTable};
 
 /// Returns early with a message, in a function that reports what it found as `Result<_, String>`, unless the
 /// condition holds.
@@ -50,6 +51,20 @@ pub(crate) fn proxy(id: &str) -> Proxy<'_> {
         cluster_name: "cluster",
         addr: "192.0.2.1:3080",
     }
+}
+
+/// A table with a keep-alive interval, and the table's clock.
+pub(crate) fn table(keep_alive: Duration) -> (RouteTable, ManualClock) {
+    table_with(keep_alive, |builder| builder)
+}
+
+/// [`table`] with further options.
+pub(crate) fn table_with(keep_alive: Duration, options: impl FnOnce(Builder) -> Builder) -> (RouteTable, ManualClock) {
+    let clock = ManualClock::new();
+    let table = options(RouteTable::builder().keep_alive(keep_alive).clock(clock.clone()))
+        .build()
+        .expect("possible limits");
+    (table, clock)
 }
 
 /// Waits for what happens after threads of other tests have left their calls, such as a longer keep-alive interval.

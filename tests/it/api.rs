@@ -19,11 +19,7 @@ fn table() -> (RouteTable, ManualClock) {
 }
 
 fn table_with(options: impl FnOnce(Builder) -> Builder) -> (RouteTable, ManualClock) {
-    let clock = ManualClock::new();
-    let table = options(RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone()))
-        .build()
-        .expect("possible limits");
-    (table, clock)
+    crate::common::table_with(INTERVAL, options)
 }
 
 fn node(id: &str) -> NodeId {

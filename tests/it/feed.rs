@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nodetracker::{Event, Lagged, ManualClock, NodeId, Proxy, ProxyRef, Reason, RouteTable, Verdict};
+use nodetracker::{Event, Lagged, NodeId, Proxy, ProxyRef, Reason, RouteTable, Verdict};
 
 fn register(table: &RouteTable, id: &str) -> ProxyRef {
     let proxy = Proxy {
@@ -25,12 +25,7 @@ fn events(subscription: &mut nodetracker::Subscription<'_>) -> Vec<Event> {
 
 #[test]
 fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .clock(clock.clone())
-        .keep_alive(Duration::from_secs(10))
-        .build()
-        .expect("possible limits");
+    let (table, clock) = crate::common::table(Duration::from_secs(10));
     let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
     let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse().expect("a node ID");
     let name: NodeId = "node-1".parse().expect("a node ID");
@@ -68,12 +63,7 @@ fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
 /// the sweeper reports nothing.
 #[test]
 fn a_refresh_that_removes_a_stale_route_is_an_event() {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .clock(clock.clone())
-        .keep_alive(Duration::from_secs(10))
-        .build()
-        .expect("possible limits");
+    let (table, clock) = crate::common::table(Duration::from_secs(10));
     let proxies = ["proxy-1", "proxy-2", "proxy-3"].map(|id| register(&table, id));
     let node: NodeId = "node-1".parse().expect("a node ID");
     for proxy in proxies {
@@ -169,12 +159,7 @@ fn a_subscriber_that_lags_loses_its_place_and_others_do_not() {
 #[test]
 fn a_thousand_subscriptions_cost_writers_what_one_does() {
     const KEEP_ALIVE: Duration = Duration::from_secs(10);
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .clock(clock.clone())
-        .keep_alive(KEEP_ALIVE)
-        .build()
-        .expect("possible limits");
+    let (table, clock) = crate::common::table(KEEP_ALIVE);
     let nodes: Vec<NodeId> = (0..1000).map(crate::common::ops::node).collect();
     // A thousand each of additions, refreshes, removals and expiries, and a few of everything else.
     let work = || {
@@ -327,12 +312,7 @@ fn a_follower_ends_with_what_the_table_holds() {
 
 #[test]
 fn explain_tells_why_a_route_is_not_returned() {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .clock(clock.clone())
-        .keep_alive(Duration::from_secs(10))
-        .build()
-        .expect("possible limits");
+    let (table, clock) = crate::common::table(Duration::from_secs(10));
     let [old, new, removed] = ["old", "new", "removed"].map(|id| register(&table, id));
     let node: NodeId = "node-1".parse().expect("a node ID");
     assert_eq!(table.explain(&node), []);

@@ -20,13 +20,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(1);
 
 fn table() -> (RouteTable, ManualClock) {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .keep_alive(INTERVAL)
-        .clock(clock.clone())
-        .build()
-        .expect("possible limits");
-    (table, clock)
+    crate::common::table(INTERVAL)
 }
 
 fn number(number: u64) -> NonZeroU64 {

@@ -12,13 +12,7 @@ const TICK: Duration = Duration::from_millis(1);
 const LAST: Duration = Duration::from_millis((1 << 38) - 1 - (1 << 31));
 
 fn table() -> (RouteTable, ManualClock) {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .keep_alive(INTERVAL)
-        .clock(clock.clone())
-        .build()
-        .expect("possible limits");
-    (table, clock)
+    crate::common::table(INTERVAL)
 }
 
 fn register(table: &RouteTable, id: &str) -> ProxyRef {
@@ -96,12 +90,7 @@ fn at_the_last_tick_time_stands_still_and_all_else_goes_on() {
 /// The greatest age that a word can tell survives a snapshot, and a table that is new takes it.
 #[test]
 fn a_snapshot_at_the_last_tick_is_read() {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .keep_alive(Duration::MAX)
-        .clock(clock.clone())
-        .build()
-        .expect("possible limits");
+    let (table, clock) = crate::common::table(Duration::MAX);
     let nodes = nodes();
     let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
     nodes

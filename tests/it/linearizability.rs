@@ -321,12 +321,7 @@ struct Arena {
 
 impl Arena {
     fn new() -> Self {
-        let clock = ManualClock::new();
-        let table = RouteTable::builder()
-            .keep_alive(KEEP_ALIVE)
-            .clock(clock.clone())
-            .build()
-            .expect("possible limits");
+        let (table, clock) = crate::common::table(KEEP_ALIVE);
         let proxies = (0..8)
             .map(|i| table.register_proxy(&proxy(&format!("proxy-{i}"))).expect("registers"))
             .collect();

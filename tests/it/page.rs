@@ -32,12 +32,7 @@ fn pages(table: &RouteTable, most: usize) -> Vec<NodeRoutes> {
 
 #[test]
 fn pages_of_any_size_have_every_node_once() {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .keep_alive(Duration::from_secs(10))
-        .clock(clock.clone())
-        .build()
-        .expect("possible limits");
+    let (table, clock) = crate::common::table(Duration::from_secs(10));
     assert_eq!(pages(&table, 10), []);
     let proxies = register(&table, 3);
     // UUIDs and names, some with two routes; one that is expired, and one whose proxy is removed.
@@ -373,12 +368,7 @@ fn a_number_that_is_used_again_is_another_registration() {
 
 #[test]
 fn resolved_routes_are_those_of_a_look_up_with_their_details() {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .keep_alive(Duration::from_secs(10))
-        .clock(clock.clone())
-        .build()
-        .expect("possible limits");
+    let (table, clock) = crate::common::table(Duration::from_secs(10));
     let proxies = register(&table, 4);
     for i in [0, 3] {
         assert!(table.resolve(&node(i)).is_empty());

@@ -35,12 +35,7 @@ struct Arena {
 
 impl Arena {
     fn new() -> Self {
-        let clock = ManualClock::new();
-        let table = RouteTable::builder()
-            .keep_alive(KEEP_ALIVE)
-            .clock(clock.clone())
-            .build()
-            .expect("possible limits");
+        let (table, clock) = crate::common::table(KEEP_ALIVE);
         Self {
             table,
             clock,

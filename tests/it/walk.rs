@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::common::model::millis;
 use crate::common::ops::node;
 use crate::common::proxy;
-use nodetracker::{ManualClock, NodeId, ProxyRef, Route, RouteTable};
+use nodetracker::{NodeId, ProxyRef, Route, RouteTable};
 use uuid::Uuid;
 
 /// Every route that a walk reports, node by node.
@@ -26,12 +26,7 @@ fn register(table: &RouteTable, count: usize) -> Vec<ProxyRef> {
 
 #[test]
 fn a_walk_reports_what_look_ups_answer() {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .keep_alive(Duration::from_millis(500))
-        .clock(clock.clone())
-        .build()
-        .expect("possible limits");
+    let (table, clock) = crate::common::table(Duration::from_millis(500));
     assert!(walk(&table).is_empty());
     let proxies = register(&table, 70);
     let nodes: Vec<NodeId> = (0..300).map(node).collect();

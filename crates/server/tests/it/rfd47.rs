@@ -2,22 +2,12 @@
 
 use std::time::Duration;
 
-use nodetracker::{Clock, ManualClock, Proxy, RouteTable};
+use nodetracker::{Clock, Proxy, RouteTable};
 use nodetracker_proto::api;
 
-use crate::support::{Running, add, details, proxies};
+use crate::support::{Running, add, details, manual, proxies};
 
 const INTERVAL: Duration = Duration::from_secs(300);
-
-fn manual() -> (ManualClock, RouteTable) {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .clock(clock.clone())
-        .keep_alive(INTERVAL)
-        .build()
-        .expect("possible limits");
-    (clock, table)
-}
 
 /// Sweeps everything, wherever the last round stopped.
 fn sweep(table: &RouteTable) {
@@ -28,7 +18,7 @@ fn sweep(table: &RouteTable) {
 
 #[tokio::test]
 async fn nodes_are_added_looked_up_and_removed() {
-    let (clock, table) = manual();
+    let (clock, table) = manual(INTERVAL);
     let server = Running::with_table(table).await;
     let mut client = server.client().await;
 
@@ -86,7 +76,7 @@ async fn nodes_are_added_looked_up_and_removed() {
 
 #[tokio::test]
 async fn stale_routes_are_cleaned() {
-    let (clock, table) = manual();
+    let (clock, table) = manual(INTERVAL);
     let server = Running::with_table(table).await;
     let mut client = server.client().await;
     for (node, proxy) in [
@@ -117,7 +107,7 @@ async fn stale_routes_are_cleaned() {
 /// Tokio's clock stands still, and jumps to the next timer when nobody has anything to do.
 #[tokio::test(start_paused = true)]
 async fn the_server_sweeps_by_itself() {
-    let (clock, table) = manual();
+    let (clock, table) = manual(INTERVAL);
     let proxy = Proxy {
         id: "proxy-1",
         cluster_name: "",

@@ -27,12 +27,7 @@ const PATH: &str = "/nodetracker.v1.SessionService/Session";
 
 /// A server whose table's time stands still.
 async fn server() -> (Running, ManualClock) {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .keep_alive(INTERVAL)
-        .clock(clock.clone())
-        .build()
-        .expect("possible limits");
+    let (clock, table) = crate::support::manual(INTERVAL);
     (Running::with_table(table).await, clock)
 }
 
@@ -345,12 +340,7 @@ async fn a_session_that_ends_leaves_its_routes_and_its_handles() {
 /// A client whose connection is lost, without a word.
 #[tokio::test]
 async fn a_session_that_is_lost_leaves_its_routes_until_they_expire() {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .keep_alive(INTERVAL)
-        .clock(clock.clone())
-        .build()
-        .expect("possible limits");
+    let (clock, table) = crate::support::manual(INTERVAL);
     let limits = Limits {
         max_connections: 1,
         ..Limits::default()

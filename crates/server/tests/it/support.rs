@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use nodetracker::RouteTable;
+use nodetracker::{ManualClock, RouteTable};
 use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClient;
 use nodetracker_server::{Config, Drained, Limits, Server};
@@ -299,4 +299,15 @@ pub(crate) fn config_file(text: &str) -> (TempDir, PathBuf) {
     let file = folder.path().join("tracker.yaml");
     std::fs::write(&file, text).unwrap();
     (folder, file)
+}
+
+/// A table whose time the test sets.
+pub(crate) fn manual(keep_alive: Duration) -> (ManualClock, RouteTable) {
+    let clock = ManualClock::new();
+    let table = RouteTable::builder()
+        .clock(clock.clone())
+        .keep_alive(keep_alive)
+        .build()
+        .expect("possible limits");
+    (clock, table)
 }

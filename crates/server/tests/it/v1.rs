@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nodetracker::{Clock, ManualClock, RouteTable};
+use nodetracker::{Clock, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::v1::node_id::Id;
@@ -11,19 +11,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::support::Running;
+use crate::support::{Running, manual};
 
 const INTERVAL: Duration = Duration::from_secs(300);
-
-fn manual() -> (ManualClock, RouteTable) {
-    let clock = ManualClock::new();
-    let table = RouteTable::builder()
-        .clock(clock.clone())
-        .keep_alive(INTERVAL)
-        .build()
-        .expect("possible limits");
-    (clock, table)
-}
 
 async fn routes(server: &Running) -> RouteServiceClient<Channel> {
     RouteServiceClient::new(server.channel().await)
@@ -76,7 +66,7 @@ async fn proxies(client: &mut RouteServiceClient<Channel>, node: Option<v1::Node
 
 #[tokio::test]
 async fn many_nodes_are_added_and_each_is_found() {
-    let (clock, table) = manual();
+    let (clock, table) = manual(INTERVAL);
     let server = Running::with_table(table).await;
     let mut client = routes(&server).await;
     let mut report = async |id, nodes| {
@@ -108,7 +98,7 @@ async fn many_nodes_are_added_and_each_is_found() {
 
 #[tokio::test]
 async fn many_nodes_are_looked_up_at_once() {
-    let (clock, table) = manual();
+    let (clock, table) = manual(INTERVAL);
     let server = Running::with_table(table).await;
     let mut client = routes(&server).await;
     client.add_nodes(add("p1", nodes(&[1, 2], &["a"]))).await.unwrap();
@@ -544,7 +534,7 @@ async fn page_tokens_are_good_for_their_list_and_their_tracker() {
 
 #[tokio::test]
 async fn explain_tells_why_a_route_is_not_returned() {
-    let (clock, table) = manual();
+    let (clock, table) = manual(INTERVAL);
     let server = Running::with_table(table).await;
     let (mut client, mut operator) = (routes(&server).await, admin(&server).await);
     let start = clock.wall();

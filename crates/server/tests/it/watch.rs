@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nodetracker::{ManualClock, NodeId, Proxy, RouteTable};
+use nodetracker::{NodeId, Proxy, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
@@ -226,13 +226,8 @@ impl Watch {
 
 #[tokio::test]
 async fn a_snapshot_comes_first_and_then_every_change_with_its_reason() {
-    let clock = ManualClock::new();
     let interval = Duration::from_secs(10);
-    let table = RouteTable::builder()
-        .clock(clock.clone())
-        .keep_alive(interval)
-        .build()
-        .expect("possible limits");
+    let (clock, table) = crate::support::manual(interval);
     let server = Running::with_table(table).await;
     let table = &server.table;
     for number in 0..3000_u128 {
@@ -460,13 +455,8 @@ async fn a_thousand_watches_are_one_subscription() {
 #[tokio::test]
 async fn a_thousand_watches_cost_writers_what_one_does() {
     const COUNT: u64 = 1000;
-    let clock = ManualClock::new();
     let interval = Duration::from_secs(60);
-    let table = RouteTable::builder()
-        .clock(clock.clone())
-        .keep_alive(interval)
-        .build()
-        .expect("possible limits");
+    let (clock, table) = crate::support::manual(interval);
     let server = Running::with_table(table).await;
     let table = &server.table;
     // As many additions, refreshes, removals and expiries. The follower, which is a task of this thread, sees none of it
