@@ -28,7 +28,7 @@ pub(super) fn read<P: FromStr + Default>(instance_id: InstanceId, token: &str) -
         Some((id, position.parse().ok()?))
     });
     match parsed {
-        None => Err(Status::invalid_argument("page_token does not belong to this list")),
+        None => Err(Status::invalid_argument("page_token is not a token of this list")),
         Some((id, _)) if id != instance_id.get() => Err(Status::failed_precondition(
             "page_token is from before a restart: list again from the first page",
         )),
