@@ -56,12 +56,12 @@
 //! | --- | --- | --- |
 //! | register and remove proxies | [`register_proxy`](RouteTable::register_proxy), [`remove_proxy`](RouteTable::remove_proxy), [`begin_incarnation`](RouteTable::begin_incarnation) | a short lock if something changes; a removal costs the same however many routes the proxy has |
 //! | add and refresh routes | [`add_node`](RouteTable::add_node), [`report_node`](RouteTable::report_node) | one cache miss for the index, one for the record |
-//! | the same for many nodes | [`add_nodes`](RouteTable::add_nodes), [`refresh_routes`](RouteTable::refresh_routes) by handle | a fifth of the time, or less |
+//! | the same for many nodes | [`add_nodes`](RouteTable::add_nodes), [`refresh_routes`](RouteTable::refresh_routes) by handle | new nodes: a sixth less time; refreshes by handle: a tenth of the time |
 //! | look up | [`get_proxies`](RouteTable::get_proxies), [`resolve`](RouteTable::resolve), [`get_proxies_batch`](RouteTable::get_proxies_batch), [`explain`](RouteTable::explain) | as adding; no allocation for up to two routes |
 //! | list | [`for_each_route`](RouteTable::for_each_route), [`nodes_page`](RouteTable::nodes_page), [`proxies_page`](RouteTable::proxies_page) | some 50 ns a route, whatever the size of the table |
 //! | follow | [`subscribe`](RouteTable::subscribe) | one more CAS for each change while there is a subscription |
 //! | sweep | [`Sweeper`], [`SweepPace`], [`sweep`](RouteTable::sweep) | some 7 ns a record |
-//! | save | [`write_snapshot`](RouteTable::write_snapshot), [`read_snapshot`](RouteTable::read_snapshot) | some 60 ns a route |
+//! | save | [`write_snapshot`](RouteTable::write_snapshot), [`read_snapshot`](RouteTable::read_snapshot) | reading: some 70 ns a route |
 //!
 //! `profiles/README.md` in the repository has the measured figures, beside dashmap, scc, papaya and a locked `HashMap`.
 //!
