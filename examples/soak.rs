@@ -5,8 +5,8 @@
 //! $ cargo run --release --example soak -- 60 batches    # batches and handles only
 //! ```
 //!
-//! Two writers bring up new nodes all the time, keep them alive by handle, give some a second route, and then remove a
-//! third of them, the routes of another third, and let the rest expire. Strangers among the proxies register with an
+//! Two writers add new nodes all the time, refresh them by handle, and give some a second route. Then they remove a third of
+//! the nodes, and the routes of another third; the rest expires. Strangers among the proxies register with an
 //! address that never was, report some nodes, and are removed, or fall silent. A reader looks nodes up, walks the table and
 //! writes snapshots, a follower takes the changes, and a sweeper sweeps. Every ten seconds each writer drops all that it
 //! has at once, so that shards shrink and grow again.

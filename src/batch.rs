@@ -2,8 +2,8 @@
 //!
 //! A look-up waits for memory twice: for its bucket of the index, then for its record. One by one, these waits add up:
 //! an epoch pin is a full fence, so the processor cannot start the next look-up's wait during this look-up's. A batch
-//! pins once for a group of nodes, prefetches all their buckets, then all their records, and only then reads the
-//! records (Chen et al., "Improving hash join performance through prefetching", 2004).
+//! pins once for a group of nodes. It prefetches all their buckets, then all their records, and then reads the records
+//! (Chen et al., "Improving hash join performance through prefetching", 2004).
 
 use smallvec::SmallVec;
 

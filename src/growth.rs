@@ -2,7 +2,7 @@
 //!
 //! Random keys fill all shards evenly. If all shards grew at the same fill, they would grow at the same time, and
 //! memory and pauses would spike together. Instead, each shard has its own geometric series of sizes, shifted by its
-//! share of one step, so that at any time only a few shards are about to grow.
+//! share of one step. So at any time only a few shards are about to grow.
 
 use crate::layout::{BUCKET, SHARDS};
 

@@ -19,8 +19,8 @@ impl Takeover {
     /// Announces that `new` has the ID of `old` from the moment when `old` is DEAD.
     pub(crate) fn announce(&self, old: u32, new: u32) {
         let word = (u64::from(old) + 1) << NEW_BITS | u64::from(new);
-        // Release: pairs with the load in `successor`. A reader that followed an earlier takeover may find this one
-        // instead of its end, and must then find the new number of the earlier takeover in the map. (For readers of
+        // Release: pairs with the load in `successor`. A reader that followed an earlier takeover may find this
+        // takeover instead of the earlier one's end. The reader must then find the earlier takeover's new number in the map. (For readers of
         // this takeover, the DEAD life of `old` makes the word visible.)
         self.0.store(word, Ordering::Release);
     }

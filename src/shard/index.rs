@@ -7,8 +7,8 @@
 //! header (64 bytes) | slots: 4 bytes each, in buckets of 16, one cache line | segment table: one pointer each
 //! ```
 //!
-//! The slots are at the same distance from the header in every index, so that a thread that knows the root and the
-//! number of buckets can prefetch a bucket ([`prefetch_bucket`](crate::shard::probe::prefetch_bucket)).
+//! The slots are at the same distance from the header in every index. So a thread that knows the root and the number of
+//! buckets can prefetch a bucket ([`prefetch_bucket`](crate::shard::probe::prefetch_bucket)).
 //!
 //! A slot is EMPTY, FROZEN, or a tag of 10 bits and a record number plus one in 22 bits.
 

@@ -125,8 +125,8 @@ impl<'g> Index<'g> {
 
     /// Finds the first record in the key's probe sequence that `accept` takes.
     ///
-    /// Slots are written once, in the order of the sequence (invariant 1), so a key whose slot was EMPTY when its bucket
-    /// was compared was not in the index at that moment.
+    /// Slots are written once, in the order of the sequence (invariant 1). So if the sequence has an EMPTY slot when its
+    /// bucket is compared, the key is not in the index at that moment.
     #[inline]
     pub(crate) fn find<R>(self, hash: u64, mut accept: impl FnMut(Published<'g>) -> Option<R>) -> Option<R> {
         let probe = self.probe(hash);

@@ -6,9 +6,9 @@
 //! # Before the freeze
 //!
 //! A frozen index makes every inserting thread copy it, so that all copies but one are wasted: two threads that
-//! inserted a million keys copied nearly each index twice. So the one thread whose insertion reaches the limit of an
-//! index copies the index before it freezes anything, while the others insert up to a second limit ([`most_used`]).
-//! Only beyond the second limit, if that thread was stopped or had no memory, does each thread rebuild.
+//! inserted a million keys copied nearly each index twice. So one thread, whose insertion reaches the limit of an index,
+//! copies the index before it freezes anything. The others insert up to a second limit ([`most_used`]). Each thread
+//! rebuilds only beyond the second limit, as when the one thread was stopped or had no memory.
 //!
 //! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it
 //! copies a large index in parts, some buckets at a time ([`Rebuild`]).

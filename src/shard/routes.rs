@@ -296,9 +296,8 @@ fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
 /// effect writes nothing. `None`: the list has to be replaced.
 ///
 /// The words are read one by one, but the answer holds at one instant: a list's membership never changes, and times
-/// only grow. So a proxy that is not in the list now was not in it when the record's word was loaded, and a route that
-/// is expired now was expired then. A route that was seen valid, or later than some time, still is when all words are
-/// read.
+/// only grow. So a proxy that is absent now was absent when the record's word was loaded, and a route that is expired
+/// now was expired then. A route that was seen valid, or later than some time, still is when all words are read.
 fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>) -> Option<Changed> {
     // Relaxed: a list's word publishes nothing but its own bits.
     let words = || {

@@ -66,8 +66,8 @@ impl Record {
 
     #[inline]
     pub(crate) fn load(&self) -> Word {
-        // Acquire: pairs with the Release half of the CAS that wrote a SPILL word, so that the whole list is visible,
-        // and with the CAS that made a reused record LIVE, so that its key is visible.
+        // Acquire: pairs with the Release half of the CAS that wrote the word. So the whole list of a SPILL word is
+        // visible, and the key of a reused record that is LIVE.
         Word(self.word.load(Ordering::Acquire))
     }
 

@@ -139,8 +139,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, is not YAML, has no section for this service or one that is switched off, or the
-    /// section has an unknown key or a bad value. Key and certificate files are not looked at here.
+    /// The file cannot be read, is not YAML, or has no section for this service. The section is switched off, or has an
+    /// unknown key or a bad value. `read` does not check key and certificate files.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(file)
             .map_err(|error| ConfigError::new(Origin::File(file.into()), format_args!("cannot read: {error}")))?;

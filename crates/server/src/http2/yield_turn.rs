@@ -10,7 +10,7 @@ use tokio::task::yield_now;
 /// A pause until the thread has run all tasks that are ready and has polled its sockets.
 ///
 /// Yielding with the task's own waker is not enough. h2 wakes the task too, for example when a call replies from a task of
-/// its own, and the task would continue before the thread has polled its sockets.
+/// its own. The task would then continue before the thread has polled its sockets.
 pub(super) struct YieldTurn {
     is_over: AtomicBool,
     task: Waker,
