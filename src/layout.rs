@@ -23,7 +23,7 @@ pub(crate) const NUMBER_BITS: u32 = 22;
 pub(crate) const MAX_RECORDS: u32 = (1 << NUMBER_BITS) - 2;
 
 /// The most routes of one node.
-pub(crate) const MAX_ROUTES_PER_NODE: usize = if cfg!(loom) { 3 } else { 64 };
+pub const MAX_ROUTES_PER_NODE: usize = if cfg!(loom) { 3 } else { 64 };
 
 /// Bits of the number of a round of the sweeper.
 pub(crate) const ROUND_BITS: u32 = 22;

@@ -181,6 +181,7 @@ pub use error::{
 };
 pub use feed::{Event, Lagged, Reason, Subscription};
 pub use incarnation::Incarnation;
+pub use layout::MAX_ROUTES_PER_NODE;
 pub use page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
 pub use resolve::ResolvedRoute;
 pub use sweeper::{SweepPace, Sweeper};

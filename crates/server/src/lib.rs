@@ -17,7 +17,7 @@
 //! * `rpc`: the services and the method table.
 //! * `convert`: messages to table types and back. Uses the framing of `grpc` for one message that it encodes by hand.
 //!
-//! Every module may use `config`, `limits`, `log` and `tls`. Every limit that keeps a hostile client from hurting other
+//! Every module may use `config`, `limits`, `log`, `memory`, `tls` and `turns`. Every limit that keeps a hostile client from hurting other
 //! clients is in [`limits`].
 
 #![forbid(unsafe_code)]
@@ -29,9 +29,12 @@ mod grpc;
 mod http2;
 pub mod limits;
 mod log;
+mod machine;
+mod memory;
 mod rpc;
 mod server;
 mod tls;
+mod turns;
 
 pub use cli::Cli;
 pub use config::{

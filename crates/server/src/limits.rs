@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::machine;
+
 /// Calls that one connection may have in flight. Further streams are refused. Stops stream floods.
 pub const MAX_CONCURRENT_STREAMS: u32 = 256;
 
@@ -36,10 +38,32 @@ pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
 /// 256 KiB.
 pub const MAX_BATCH_MESSAGE_SIZE: usize = 256 * 1024;
 
-/// Bytes of requests and replies after which a connection yields to the others of its worker.
-///
-/// That is three of the most expensive batches or some 800 small calls, so a few milliseconds of work.
-pub const MAX_TURN_SIZE: usize = 64 * 1024;
+/// The work of a small call, in tenths of a microsecond, as all figures of work. Work is an estimate: it decides who waits.
+pub const CALL_WORK: usize = 25;
+
+/// The work to begin a call that has to wait, besides [`CALL_WORK`].
+pub const WAITING_CALL_WORK: usize = 50;
+
+/// The work for a node that is looked up, added, refreshed or removed.
+pub const NODE_WORK: usize = 4;
+
+/// The work for a route that is encoded.
+pub const ROUTE_WORK: usize = 1;
+
+/// Bytes of a request or a reply that cost as much as a route.
+pub const BYTES_PER_WORK: usize = 64;
+
+/// The work after which a connection's small calls wait for the next turn: some 800 calls, two milliseconds.
+pub const TURN_WORK: usize = 20_000;
+
+/// The same while others wait for a turn.
+pub const SHORT_TURN_WORK: usize = 1_000;
+
+/// The work that one pass of a worker grants to those who wait for a turn: half a millisecond.
+pub const WORK_PER_PASS: usize = 5_000;
+
+/// Nodes of a batch between two turns.
+pub const NODES_PER_TURN: usize = 256;
 
 /// Nodes in one request: a few hundred microseconds of work, for which the other connections of the worker wait.
 pub const MAX_BATCH_NODES: usize = 4096;
@@ -54,10 +78,16 @@ pub const MAX_REPLY_SIZE: usize = 4_000_000;
 /// their way.
 pub const SEND_BUDGET: usize = 4 * MAX_REPLY_SIZE;
 
-/// Replies up to this size do not count for [`SEND_BUDGET`]. [`MAX_CONCURRENT_STREAMS`] of them are a megabyte.
+/// Replies up to this size are not charged. [`MAX_CONCURRENT_STREAMS`] of them are a quarter of a megabyte.
 ///
-/// The proxies of one node and the responses of a session do not count either: each is at most some tens of kilobytes.
-pub const SMALL_REPLY_SIZE: usize = 4 * 1024;
+/// The responses of a session are not charged either: a session has one at a time, of some tens of kilobytes.
+pub const SMALL_REPLY_SIZE: usize = 1024;
+
+/// Bytes that are charged for a connection: its buffers and the state of HTTP/2 and of TLS.
+pub const CONNECTION_MEMORY: usize = 64 * 1024;
+
+/// Bytes that are charged for a call that waits, besides its request and its reply.
+pub const CALL_MEMORY: usize = 4 * 1024;
 
 /// Elements in one page of a list.
 pub const MAX_PAGE_SIZE: usize = 1000;
@@ -104,7 +134,7 @@ pub const SNAPSHOT_COPY: usize = 8 * 1024;
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 
 /// Bytes of requests that may wait unread on all streams of one connection.
-pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
+pub const CONNECTION_WINDOW: u32 = 256 * 1024;
 
 /// Bytes of the largest frame that a client may send: HTTP/2's smallest allowed value.
 pub const MAX_FRAME_SIZE: u32 = 16 * 1024;
@@ -124,6 +154,11 @@ pub const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Connections at one time. Further connections wait in the kernel's backlog. 10,000 by default.
     pub max_connections: u32,
+    /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have arrived,
+    /// replies that were not read, and copies of the table for them. At this budget, calls fail with RESOURCE_EXHAUSTED; every
+    /// connection has an equal share for itself. Some of the server's memory is not counted, so plan for twice the budget.
+    /// By default, an eighth of the memory that the process may use.
+    pub memory: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
     /// How long a request may take to arrive in full, and the first request of a session. 10 s by default.
@@ -143,6 +178,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
+            memory: machine::memory() / 8,
             handshake: Duration::from_secs(10),
             call: Duration::from_secs(10),
             keep_alive_interval: Duration::from_secs(30),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use nodetracker::{NodeId, ProxyDetails, ProxyRef, Route, RouteTable};
+use nodetracker::{MAX_ROUTES_PER_NODE, MAX_TEXT, NodeId, ProxyDetails, ProxyRef, Route, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::node_id::Id;
 use prost::encoding::{self, WireType};
@@ -18,7 +18,12 @@ const ROUTE_SIZE: usize = 32;
 /// Numbers of the fields that are encoded by hand.
 const RESPONSE_PROXIES: u32 = 1;
 const RESPONSE_NODES: u32 = 2;
+const RESPONSE_NEXT_PAGE_TOKEN: u32 = 3;
+const NODE_ROUTES_NODE: u32 = 1;
 const NODE_ROUTES_ROUTES: u32 = 2;
+
+/// The most bytes that one more node adds to a message: a name, 64 routes, and as many proxies with three strings each.
+pub(crate) const MAX_NODE_SIZE: usize = 300 + MAX_ROUTES_PER_NODE * (ROUTE_SIZE + 48 + 3 * MAX_TEXT);
 
 pub(crate) fn node(node: &NodeId) -> v1::NodeId {
     let id = match node.as_uuid() {
@@ -127,16 +132,18 @@ impl<'t> RouteCollector<'t> {
     }
 }
 
-/// Encodes a `BatchGetProxiesResponse` node by node, without allocating for each node.
+/// Encodes a `BatchGetProxiesResponse` or a `ListNodesResponse` node by node, without allocating for each node.
 ///
-/// The proxies come last, when all of them are known. Protobuf allows fields in any order.
+/// Both messages have the same fields. The proxies come last, when all of them are known. Protobuf allows fields in any
+/// order.
 #[derive(Debug)]
-pub(crate) struct BatchEncoder<'t> {
+pub(crate) struct RoutesEncoder<'t> {
     collector: RouteCollector<'t>,
     encoded: Vec<u8>,
+    nodes: usize,
 }
 
-impl<'t> BatchEncoder<'t> {
+impl<'t> RoutesEncoder<'t> {
     /// Returns an encoder with capacity for `nodes` nodes with one route each.
     pub(crate) fn new(table: &'t RouteTable, nodes: usize) -> Self {
         let mut encoded = Vec::with_capacity(PREFIX + nodes * ROUTE_SIZE);
@@ -144,15 +151,40 @@ impl<'t> BatchEncoder<'t> {
         Self {
             collector: RouteCollector::new(table),
             encoded,
+            nodes: 0,
         }
     }
 
-    /// Adds a node with its routes, without routes through proxies that were removed meanwhile.
+    /// Adds the routes of the next node of the request, without routes through proxies that were removed meanwhile.
     pub(crate) fn push(&mut self, routes: &[Route]) {
+        let begin = self.begin_node();
+        self.push_routes(routes);
+        self.end_node(begin);
+    }
+
+    /// Adds a node with its routes. Does nothing if all its proxies were removed meanwhile.
+    pub(crate) fn push_node(&mut self, id: &NodeId, routes: &[Route]) {
+        let begin = self.begin_node();
+        encoding::message::encode(NODE_ROUTES_NODE, &node(id), &mut self.encoded);
+        let before = self.encoded.len();
+        self.push_routes(routes);
+        if self.encoded.len() == before {
+            self.encoded.truncate(begin.key);
+        } else {
+            self.end_node(begin);
+        }
+    }
+
+    fn begin_node(&mut self) -> NodeStart {
+        let key = self.encoded.len();
         encoding::encode_key(RESPONSE_NODES, WireType::LengthDelimited, &mut self.encoded);
         // A placeholder for the node's length, which nearly always takes one byte.
         let length = self.encoded.len();
         self.encoded.push(0);
+        NodeStart { key, length }
+    }
+
+    fn push_routes(&mut self, routes: &[Route]) {
         for route in routes {
             if let Some(route) = self.collector.route(route) {
                 // Encoding into an array is faster: a vector checks its capacity for each byte.
@@ -163,6 +195,9 @@ impl<'t> BatchEncoder<'t> {
                 self.encoded.extend_from_slice(&array[..used]);
             }
         }
+    }
+
+    fn end_node(&mut self, NodeStart { length, .. }: NodeStart) {
         match self.encoded.len() - length - 1 {
             short @ ..0x80 => self.encoded[length] = short as u8,
             long => {
@@ -171,17 +206,32 @@ impl<'t> BatchEncoder<'t> {
                 self.encoded.splice(length..=length, bytes);
             }
         }
+        self.nodes += 1;
     }
 
-    /// Returns an upper bound of the message's size so far, in bytes.
+    /// Returns the number of nodes so far.
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes
+    }
+
+    /// Returns an upper bound of the message's size so far, in bytes, but for the page token.
     pub(crate) fn size(&self) -> usize {
         self.encoded.len() + self.collector.size()
     }
 
     /// Returns the encoded message, with its prefix.
     pub(crate) fn finish(self) -> Bytes {
+        self.finish_with("")
+    }
+
+    /// Returns the encoded message with a `next_page_token`, and with its prefix.
+    pub(crate) fn finish_with(self, next_page_token: &str) -> Bytes {
         let mut encoded = self.encoded;
-        encoding::message::encode_repeated(RESPONSE_PROXIES, &self.collector.proxies(), &mut encoded);
+        let proxies = self.collector.proxies();
+        encoding::message::encode_repeated(RESPONSE_PROXIES, &proxies, &mut encoded);
+        if !next_page_token.is_empty() {
+            encoding::string::encode(RESPONSE_NEXT_PAGE_TOKEN, &next_page_token.to_owned(), &mut encoded);
+        }
         // MAX_REPLY_SIZE is far below u32::MAX.
         let len = (encoded.len() - PREFIX) as u32;
         encoded[1..PREFIX].copy_from_slice(&len.to_be_bytes());
@@ -189,10 +239,19 @@ impl<'t> BatchEncoder<'t> {
     }
 }
 
+/// Where a node of the message begins.
+struct NodeStart {
+    /// The node's key.
+    key: usize,
+    /// The node's length.
+    length: usize,
+}
+
 #[cfg(test)]
 mod tests {
     use nodetracker::Proxy;
     use prost::Message;
+    use uuid::Uuid;
 
     use super::*;
 
@@ -214,7 +273,7 @@ mod tests {
             nodes.push(node);
         }
         let mut collector = RouteCollector::new(&table);
-        let mut encoded = BatchEncoder::new(&table, nodes.len());
+        let mut encoded = RoutesEncoder::new(&table, nodes.len());
         let mut message = v1::BatchGetProxiesResponse::default();
         for node in &nodes {
             let routes = table.get_proxies(node);
@@ -227,12 +286,52 @@ mod tests {
         message.proxies = collector.proxies();
         assert!(message.nodes.iter().map(|node| node.routes.len()).eq(0..=64));
         let size = encoded.size();
-        let mut encoded = encoded.finish();
+        let encoded = encoded.finish();
         assert!(encoded.len() <= size);
+        assert_eq!(message_in::<v1::BatchGetProxiesResponse>(encoded), message);
+    }
+
+    #[test]
+    fn a_page_of_nodes_is_the_message() {
+        let table = RouteTable::new();
+        let proxy = |id: usize| Proxy {
+            id: ["proxy-1", "proxy-2", "removed"][id],
+            cluster_name: "",
+            addr: "10.0.0.1:3080",
+        };
+        let nodes: [NodeId; 4] = [
+            "node-1".parse().unwrap(),
+            Uuid::from_u128(7).into(),
+            "gone".parse().unwrap(),
+            "node-2".parse().unwrap(),
+        ];
+        for (at, through) in [(0, [0, 1]), (1, [2, 1]), (2, [2, 2]), (3, [0, 2])] {
+            for id in through {
+                table.report_node(&nodes[at], &proxy(id)).unwrap();
+            }
+        }
+        let routes: Vec<_> = nodes.iter().map(|node| table.get_proxies(node)).collect();
+        table.remove_proxy_by_id("removed");
+
+        let mut collector = RouteCollector::new(&table);
+        let mut page = RoutesEncoder::new(&table, 0);
+        let mut message = v1::ListNodesResponse::default();
+        for (node, routes) in nodes.iter().zip(&routes) {
+            page.push_node(node, routes);
+            message.nodes.push(collector.node(node, routes));
+        }
+        message.nodes.remove(2);
+        message.proxies = collector.proxies();
+        message.next_page_token = "next".into();
+        assert_eq!((page.nodes(), message.nodes.len()), (3, 3));
+        assert_eq!(message_in::<v1::ListNodesResponse>(page.finish_with("next")), message);
+    }
+
+    fn message_in<M: Message + Default>(mut encoded: Bytes) -> M {
         let prefix = encoded.split_to(PREFIX);
         assert_eq!(prefix[0], 0);
         assert_eq!(prefix[1..], (encoded.len() as u32).to_be_bytes());
-        assert_eq!(v1::BatchGetProxiesResponse::decode(encoded).unwrap(), message);
+        M::decode(encoded).unwrap()
     }
 
     /// The size limit of a message relies on the bound, so the bound must hold for the longest strings.

@@ -1,4 +1,4 @@
-//! Handlers: functions of services, in the two forms that the router calls.
+//! Handlers: functions of services, in the forms that the router calls.
 //!
 //! Each constructor takes a service and a function of it. The function takes and returns decoded messages.
 
@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use nodetracker_proto::SmallCodec;
 use prost::Message;
@@ -23,32 +23,53 @@ use tower_service::Service;
 
 use crate::grpc::frame;
 use crate::grpc::request::{RequestBody, receive};
-use crate::grpc::send_budget::SendBudget;
+use crate::grpc::router::ConnectionRouter;
+use crate::grpc::send_budget::{Reservation, SendBudget};
+use crate::turns::Turns;
 
 /// Decodes a message and returns the encoded reply, with its prefix.
 pub(crate) type ImmediateHandler = dyn Fn(&[u8]) -> Result<Bytes, Status> + Send + Sync;
 
-/// Receives a request of up to so many bytes, and returns the response.
-pub(crate) type DeferredHandler = dyn Fn(Request<RequestBody>, usize, &SendBudget) -> BoxedResponse + Send + Sync;
+/// The same for a method that may wait, and whose reply may be large. The reply is charged to its reservation.
+pub(crate) type UnaryHandler = dyn Fn(Bytes, CallContext) -> BoxedReply + Send + Sync;
+
+/// Receives a request with messages of up to so many bytes, and returns the response.
+pub(crate) type StreamingHandler =
+    dyn Fn(Request<RequestBody>, usize, &ConnectionRouter) -> BoxedResponse + Send + Sync;
+
+/// An encoded reply that may have to wait.
+pub(crate) type BoxedReply = Pin<Box<dyn Future<Output = Result<Bytes, Status>> + Send>>;
 
 /// A response that may have to wait.
 pub(crate) type BoxedResponse = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
 /// How the router calls a method.
 pub(crate) enum Handler {
-    /// The method never waits, so it can take the [fast path](crate::grpc::unary).
+    /// A unary method with small replies that never waits, so it can take the [fast path](crate::grpc::unary).
     Immediate(Arc<ImmediateHandler>),
-    /// The method reads its request itself, and may wait.
-    Deferred(Box<DeferredHandler>),
+    /// A unary method that does much work, or has large replies.
+    Unary(Arc<UnaryHandler>),
+    /// A method that reads its requests itself.
+    Streaming(Box<StreamingHandler>),
 }
 
 impl fmt::Debug for Handler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Handler::Immediate(_) => "Immediate",
-            Handler::Deferred(_) => "Deferred",
+            Handler::Unary(_) => "Unary",
+            Handler::Streaming(_) => "Streaming",
         })
     }
+}
+
+/// What a unary method gets besides its request.
+#[derive(Debug)]
+pub(crate) struct CallContext {
+    /// A method takes a turn for each part of its work.
+    pub(crate) turns: Turns,
+    /// Pays for the reply. A method charges it as the reply grows, or at the end.
+    pub(crate) reply: Reservation,
 }
 
 /// A unary method that never waits.
@@ -59,40 +80,65 @@ where
     R: Message,
     F: Fn(&S, Q) -> Result<R, Status> + Send + Sync + 'static,
 {
-    immediate_encoded(service, move |service, request| {
-        Ok(frame::encode(&method(service, request)?))
-    })
-}
-
-/// A unary method that never waits, and encodes its reply itself, with the prefix.
-pub(crate) fn immediate_encoded<S, Q, F>(service: &Arc<S>, method: F) -> Handler
-where
-    S: Send + Sync + 'static,
-    Q: Message + Default,
-    F: Fn(&S, Q) -> Result<Bytes, Status> + Send + Sync + 'static,
-{
     let service = Arc::clone(service);
-    Handler::Immediate(Arc::new(move |message| method(&service, frame::decode(message)?)))
+    Handler::Immediate(Arc::new(move |message| {
+        Ok(frame::encode(&method(&service, frame::decode(message)?)?))
+    }))
 }
 
 /// A unary method that may wait.
-pub(crate) fn deferred<S, Q, R, F, Fut>(service: &Arc<S>, method: F) -> Handler
+pub(crate) fn unary<S, Q, R, F>(service: &Arc<S>, method: F) -> Handler
 where
     S: Send + Sync + 'static,
     Q: Message + Default + 'static,
     R: Message + 'static,
-    F: Fn(Arc<S>, Q) -> Fut + Copy + Send + Sync + 'static,
-    Fut: Future<Output = Result<R, Status>> + Send,
+    F: for<'a> AsyncUnary<'a, S, Q, R>,
 {
     let service = Arc::clone(service);
-    Handler::Deferred(Box::new(move |request, max_request, _| {
+    Handler::Unary(Arc::new(move |message, mut context| {
         let service = Arc::clone(&service);
-        let call = ServiceFn(move |request: tonic::Request<Q>| {
-            let reply = method(Arc::clone(&service), request.into_inner());
-            async { reply.await.map(tonic::Response::new) }
-        });
-        Box::pin(async move { grpc(max_request).unary(call, request).await })
+        Box::pin(async move {
+            let reply = method.call(&service, frame::decode(&message)?, &mut context).await?;
+            context.reply.grow_to(reply.encoded_len())?;
+            Ok(context.reply.charge(frame::encode(&reply))?)
+        })
     }))
+}
+
+/// A unary method that may wait, and encodes its reply itself, with the prefix.
+pub(crate) fn unary_encoded<S, Q, F>(service: &Arc<S>, method: F) -> Handler
+where
+    S: Send + Sync + 'static,
+    Q: Message + Default + 'static,
+    F: for<'a> AsyncUnary<'a, S, Q, Bytes>,
+{
+    let service = Arc::clone(service);
+    Handler::Unary(Arc::new(move |message, mut context| {
+        let service = Arc::clone(&service);
+        Box::pin(async move {
+            let reply = method.call(&service, frame::decode(&message)?, &mut context).await?;
+            Ok(context.reply.charge(reply)?)
+        })
+    }))
+}
+
+/// An async function of a service, its request and its context.
+pub(crate) trait AsyncUnary<'a, S: 'a, Q, R>: Copy + Send + Sync + 'static {
+    type Future: Future<Output = Result<R, Status>> + Send + 'a;
+
+    fn call(&self, service: &'a S, request: Q, context: &'a mut CallContext) -> Self::Future;
+}
+
+impl<'a, S: 'a, Q, R, F, Fut> AsyncUnary<'a, S, Q, R> for F
+where
+    F: Fn(&'a S, Q, &'a mut CallContext) -> Fut + Copy + Send + Sync + 'static,
+    Fut: Future<Output = Result<R, Status>> + Send + 'a,
+{
+    type Future = Fut;
+
+    fn call(&self, service: &'a S, request: Q, context: &'a mut CallContext) -> Fut {
+        self(service, request, context)
+    }
 }
 
 /// A method with a stream of requests and a stream of replies.
@@ -105,7 +151,7 @@ where
     St: Stream<Item = Result<R, Status>> + Send + 'static,
 {
     let service = Arc::clone(service);
-    Handler::Deferred(Box::new(move |request, max_request, _| {
+    Handler::Streaming(Box::new(move |request, max_request, _| {
         let service = Arc::clone(&service);
         let call = ServiceFn(move |request: tonic::Request<Streaming<Q>>| {
             ready(Ok(tonic::Response::new(method(&service, request.into_inner()))))
@@ -122,14 +168,14 @@ where
     S: Send + Sync + 'static,
     Q: Message + Default + 'static,
     F: Fn(Arc<S>, Q, SendBudget) -> Result<St, Status> + Copy + Send + Sync + 'static,
-    St: Stream<Item = Bytes> + Send + 'static,
+    St: Stream<Item = Result<Bytes, Status>> + Send + 'static,
 {
     let service = Arc::clone(service);
-    Handler::Deferred(Box::new(move |request, max_request, budget| {
-        let (service, budget) = (Arc::clone(&service), budget.clone());
+    Handler::Streaming(Box::new(move |request, max_request, connection| {
+        let (service, budget) = (Arc::clone(&service), connection.budget().clone());
         Box::pin(async move {
             let decoder = SmallCodec::<(), Q>::default().decoder();
-            let replies = receive(decoder, request, max_request)
+            let replies = receive(decoder, request.into_body(), max_request)
                 .await
                 .and_then(|request| method(service, request, budget));
             match replies {
@@ -146,7 +192,7 @@ where
     S: Service<Request<RequestBody>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    Handler::Deferred(Box::new(move |request, _, _| {
+    Handler::Streaming(Box::new(move |request, _, _| {
         let response = service.clone().call(request);
         Box::pin(async {
             match response.await {
@@ -186,17 +232,27 @@ where
     }
 }
 
+/// Returns the trailers of a response that ends with an error.
+fn trailers(status: &Status) -> Result<HeaderMap, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(trailers)
+}
+
 /// A body of encoded messages.
 struct EncodedBody<St>(Pin<Box<St>>);
 
-impl<St: Stream<Item = Bytes>> http_body::Body for EncodedBody<St> {
+impl<St: Stream<Item = Result<Bytes, Status>>> http_body::Body for EncodedBody<St> {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        self.0
-            .as_mut()
-            .poll_next(cx)
-            .map(|message| message.map(|message| Ok(Frame::data(message))))
+        self.0.as_mut().poll_next(cx).map(|message| {
+            message.map(|message| match message {
+                Ok(message) => Ok(Frame::data(message)),
+                // Trailers end the response.
+                Err(status) => trailers(&status).map(Frame::trailers),
+            })
+        })
     }
 }

@@ -10,19 +10,7 @@ pub(crate) struct Method {
     pub(crate) path: &'static str,
     /// The largest request message, in bytes.
     pub(crate) max_request: usize,
-    pub(crate) reply: ReplyKind,
     pub(crate) handler: Handler,
-}
-
-/// The reply of a method.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ReplyKind {
-    /// One small message.
-    Unary,
-    /// One message of up to [`MAX_REPLY_SIZE`](crate::limits::MAX_REPLY_SIZE), for which the router reserves send budget.
-    LargeUnary,
-    /// A stream of messages. If some of them can be large, the handler reserves send budget itself.
-    Streaming,
 }
 
 impl Method {
@@ -31,12 +19,11 @@ impl Method {
     /// # Panics
     ///
     /// `max_request` is smaller than a frame: the fast path relies on each frame to be within the limit.
-    pub(crate) fn new(path: &'static str, max_request: usize, reply: ReplyKind, handler: Handler) -> Self {
+    pub(crate) fn new(path: &'static str, max_request: usize, handler: Handler) -> Self {
         assert!(max_request >= MAX_FRAME_SIZE as usize, "{path}");
         Self {
             path,
             max_request,
-            reply,
             handler,
         }
     }
@@ -63,15 +50,15 @@ impl MethodTable {
         Self(rows)
     }
 
-    /// Returns the method of a path.
+    /// Returns the number of a path's method.
     #[inline]
-    pub(crate) fn find(&self, path: &str) -> Option<&Method> {
-        self.0.iter().find(|method| method.path == path)
+    pub(crate) fn find(&self, path: &str) -> Option<usize> {
+        self.0.iter().position(|method| method.path == path)
     }
 
-    /// Returns the first method of a service.
-    pub(crate) fn first_of(&self, service: &str) -> Option<&Method> {
-        self.0.iter().find(|method| method.service() == service)
+    /// Reports whether a service has methods in the table.
+    pub(crate) fn has_service(&self, service: &str) -> bool {
+        self.0.iter().any(|method| method.service() == service)
     }
 
     /// Returns the names of the services, each once.
@@ -82,7 +69,7 @@ impl MethodTable {
         services
     }
 
-    #[cfg(test)]
+    /// Returns all methods, by their numbers.
     pub(crate) fn rows(&self) -> &[Method] {
         &self.0
     }

@@ -14,22 +14,22 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::grpc::drain_body::end_on_drain;
-use crate::grpc::handler::{BoxedResponse, Handler, ImmediateHandler};
-use crate::grpc::method::{MethodTable, ReplyKind, split};
-use crate::grpc::request::{RequestBody, receive};
+use crate::grpc::handler::{BoxedResponse, CallContext, Handler, UnaryHandler};
+use crate::grpc::method::{MethodTable, split};
+use crate::grpc::request::{ENCODING, RequestBody, receive, refuse_compression};
 use crate::grpc::send_budget::SendBudget;
 use crate::grpc::status::correct_response;
-use crate::grpc::unary::{self, FastPath};
+use crate::grpc::unary::{self, FirstFrame};
+use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, WAITING_CALL_WORK};
+use crate::memory::ConnectionMemory;
+use crate::turns::Turns;
 
-/// Routes the requests of one connection. Cheap to clone.
+/// Routes the requests of all connections. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Router {
     methods: Arc<MethodTable>,
     /// How long a request may take to arrive.
     deadline: Duration,
-    /// Cancelled when the connection drains.
-    draining: CancellationToken,
-    budget: SendBudget,
 }
 
 impl Router {
@@ -38,75 +38,157 @@ impl Router {
         Self {
             methods: Arc::new(methods),
             deadline,
-            draining: CancellationToken::new(),
-            budget: SendBudget::default(),
         }
     }
 
     /// Returns a router to the same methods for one connection, whose reply streams end when `draining` is cancelled.
-    pub(crate) fn for_connection(self, draining: CancellationToken) -> Self {
-        Self {
+    pub(crate) fn for_connection(
+        self,
+        draining: CancellationToken,
+        memory: ConnectionMemory,
+        turns: Turns,
+    ) -> ConnectionRouter {
+        ConnectionRouter {
+            methods: self.methods,
+            deadline: self.deadline,
             draining,
-            budget: SendBudget::default(),
-            ..self
+            budget: SendBudget::new(memory),
+            turns,
         }
     }
+}
 
-    /// Calls the method that a request names. If the call takes the fast path, adds the bytes of the request to `size`.
-    pub(crate) fn call(&self, request: Request<RecvStream>, size: &mut usize) -> Call {
-        if let Some(refusal) = refuse_non_grpc(&request) {
-            return Call::Done(refusal.into());
+/// Routes the requests of one connection. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionRouter {
+    methods: Arc<MethodTable>,
+    deadline: Duration,
+    /// Cancelled when the connection drains.
+    draining: CancellationToken,
+    budget: SendBudget,
+    turns: Turns,
+}
+
+/// A request that was looked at. It has no headers: a client could make the server hold megabytes of them.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    target: Target,
+    body: RecvStream,
+}
+
+#[derive(Debug)]
+enum Target {
+    /// The number of the method.
+    Method(usize),
+    /// The reply, whatever the body is.
+    Refused(Box<Response<Body>>),
+}
+
+impl ConnectionRouter {
+    /// Finds the method that a request names.
+    pub(crate) fn accept(&self, request: Request<RecvStream>) -> Accepted {
+        let target = self.target(&request);
+        let body = request.into_body();
+        Accepted { target, body }
+    }
+
+    fn target<B>(&self, request: &Request<B>) -> Target {
+        if let Some(refusal) = refuse_non_grpc(request) {
+            return Target::Refused(Box::new(refusal));
         }
         let Some(method) = self.methods.find(request.uri().path()) else {
-            return Call::Done(self.unknown(request.uri().path()).into_http().into());
+            return refused(self.unknown(request.uri().path()));
         };
-        let reply = method.reply;
-        match &method.handler {
-            Handler::Immediate(handler) => match unary::try_fast_path(&**handler, reply, request, &self.budget, size) {
-                FastPath::Replied(replied) => Call::Done(replied.into()),
-                FastPath::NotTaken(request) => {
-                    let call = self
-                        .clone()
-                        .immediate(Arc::clone(handler), method.max_request, reply, *request);
-                    Call::Pending(Box::pin(call))
-                }
-            },
-            Handler::Deferred(handler) => {
-                let response = handler(request.map(RequestBody::new), method.max_request, &self.budget);
-                Call::Pending(Box::pin(self.clone().deferred(response, reply)))
-            }
+        match request.headers().get(ENCODING) {
+            Some(encoding) if encoding != "identity" => refused(refuse_compression()),
+            _ => Target::Method(method),
         }
     }
 
-    /// Calls an immediate handler on the slow path.
-    async fn immediate(
-        self,
-        handler: Arc<ImmediateHandler>,
-        max_request: usize,
-        reply: ReplyKind,
-        request: Request<RequestBody>,
-    ) -> Reply {
+    /// Calls the method of a request. Adds the work that the call has done to `work`.
+    pub(crate) fn call(&self, Accepted { target, mut body }: Accepted, work: &mut usize) -> Call {
+        *work += CALL_WORK;
+        let number = match target {
+            Target::Method(number) => number,
+            Target::Refused(refusal) => return Call::Done(Reply::Response(refusal)),
+        };
+        let method = &self.methods.rows()[number];
+        let frame = match &method.handler {
+            Handler::Immediate(handler) => match unary::first_frame(&mut body) {
+                FirstFrame::Message(message) => {
+                    let replied = handler(&message);
+                    let replied = replied.and_then(|reply| Ok(self.budget.charge(reply)?));
+                    let reply_len = replied.as_ref().map_or(0, Bytes::len);
+                    *work += (message.len() + reply_len) / BYTES_PER_WORK;
+                    return Call::Done(replied.into());
+                }
+                FirstFrame::Other(frame) => frame,
+            },
+            Handler::Unary(_) | Handler::Streaming(_) => None,
+        };
+        *work += WAITING_CALL_WORK;
+        let charge = match self.memory().charge(CALL_MEMORY) {
+            Ok(charge) => charge,
+            Err(full) => return Call::Done(Err(Status::from(full)).into()),
+        };
+        let body = RequestBody::new(frame, body, charge, method.max_request);
+        Call::Pending(match &method.handler {
+            Handler::Immediate(handler) => {
+                let handler = Arc::clone(handler);
+                let call = self.clone().receive(body, method.max_request);
+                let budget = self.budget.clone();
+                Box::pin(async move {
+                    let replied = async { Ok(budget.charge(handler(&call.await?)?)?) };
+                    replied.await.into()
+                })
+            }
+            Handler::Unary(handler) => Box::pin(self.clone().unary(Arc::clone(handler), body, method.max_request)),
+            Handler::Streaming(handler) => {
+                let request = Request::post(method.path).body(body).expect("a path of the table");
+                let response = handler(request, method.max_request, self);
+                Box::pin(self.clone().streaming(response))
+            }
+        })
+    }
+
+    pub(crate) fn budget(&self) -> &SendBudget {
+        &self.budget
+    }
+
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    fn memory(&self) -> &ConnectionMemory {
+        self.budget.memory()
+    }
+
+    /// Receives the one message of a request.
+    async fn receive(self, mut body: RequestBody, max_request: usize) -> Result<Bytes, Status> {
+        if let Some(message) = body.whole_message() {
+            return Ok(message);
+        }
+        self.in_time(receive(Raw, body, max_request)).await?
+    }
+
+    /// Calls a unary handler once its request has arrived, the worker has time, and the send budget covers the reply.
+    async fn unary(self, handler: Arc<UnaryHandler>, body: RequestBody, max_request: usize) -> Reply {
         let replied = async {
-            let message = self.in_time(receive(Raw, request, max_request)).await??;
-            unary::call_when_affordable(&*handler, reply, &message, &self.budget).await
+            let message = self.clone().receive(body, max_request).await?;
+            self.turns.take(CALL_WORK + message.len() / BYTES_PER_WORK).await;
+            let context = CallContext {
+                turns: self.turns.clone(),
+                reply: self.budget.reserve().await,
+            };
+            handler(message, context).await
         };
         replied.await.into()
     }
 
-    /// Waits for the response of a deferred handler.
-    async fn deferred(self, response: BoxedResponse, reply: ReplyKind) -> Reply {
-        let reservation = match reply {
-            ReplyKind::LargeUnary => Some(self.budget.reserve().await),
-            ReplyKind::Unary | ReplyKind::Streaming => None,
-        };
+    /// Waits for the response of a streaming handler.
+    async fn streaming(self, response: BoxedResponse) -> Reply {
         match self.in_time(response).await {
-            Ok(response) => {
-                let response = end_on_drain(correct_response(response), &self.draining);
-                match reservation {
-                    Some(reservation) => reservation.charge_body(response),
-                    None => response,
-                }
-            }
+            Ok(response) => end_on_drain(correct_response(response), &self.draining),
             Err(late) => late.into_http(),
         }
         .into()
@@ -122,13 +204,15 @@ impl Router {
     /// Returns the status for a path that is not in the table.
     fn unknown(&self, path: &str) -> Status {
         let (service, method) = split(path);
-        Status::unimplemented(match self.methods.first_of(service).map(|known| &known.handler) {
-            None => format!("there is no service {:?}", shortened(service)),
-            Some(Handler::Immediate(_)) => format!("service {service} has no method {:?}", shortened(method)),
-            // The message that services with deferred methods have always sent.
-            Some(Handler::Deferred(_)) => "the service has no such method".to_owned(),
+        Status::unimplemented(match self.methods.has_service(service) {
+            false => format!("there is no service {:?}", shortened(service)),
+            true => format!("service {service} has no method {:?}", shortened(method)),
         })
     }
+}
+
+fn refused(status: Status) -> Target {
+    Target::Refused(Box::new(correct_response(status.into_http())))
 }
 
 /// A call in progress.

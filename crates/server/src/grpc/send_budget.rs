@@ -1,4 +1,4 @@
-//! The send budget: bytes of large replies that one connection may hold for a client that does not read.
+//! The send budget: bytes of replies that one connection may hold for a client that does not read.
 //!
 //! HTTP/2's windows bound the bytes on the wire, not the replies that wait in the server. A reply is built whole, and a
 //! client can make as many calls as it may have streams and read none of the replies. So a call with a large reply begins
@@ -6,111 +6,109 @@
 //! returns when HTTP/2 has written or dropped the bytes. Calls that exceed the budget wait in order; a client that reads
 //! its replies never notices.
 //!
-//! Replies that are always small need no budget: the number of streams bounds them. Nor does a watch that sends changes
-//! unmodified: all watches share the bytes of those.
+//! The bytes that a reply really takes are also charged to the [memory](crate::memory) of the whole server. If that has no
+//! room, the call fails.
+//!
+//! Replies of up to [`SMALL_REPLY_SIZE`] are not charged: the number of streams bounds them. Nor does a watch charge changes
+//! that it sends unmodified: all watches share the bytes of those.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::Response;
-use http_body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::Status;
-use tonic::body::Body;
 
 use crate::limits::{MAX_REPLY_SIZE, SEND_BUDGET, SMALL_REPLY_SIZE};
+use crate::memory::{Charge, ConnectionMemory, OutOfBudget};
 
 // Otherwise no call with a large reply could begin.
 const _: () = assert!(MAX_REPLY_SIZE <= SEND_BUDGET && SEND_BUDGET <= u32::MAX as usize);
 
-/// The free bytes of one connection's budget.
+/// The budget of one connection. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct SendBudget(Arc<Semaphore>);
-
-impl Default for SendBudget {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(SEND_BUDGET)))
-    }
+pub(crate) struct SendBudget {
+    free: Arc<Semaphore>,
+    memory: ConnectionMemory,
 }
 
 impl SendBudget {
-    /// Reserves the size of the largest reply, if that many bytes are free and no call waits for them.
-    pub(crate) fn try_reserve(&self) -> Option<Reservation> {
-        Arc::clone(&self.0)
-            .try_acquire_many_owned(MAX_REPLY_SIZE as u32)
-            .ok()
-            .map(Reservation)
+    /// Returns the budget of a new connection.
+    pub(crate) fn new(memory: ConnectionMemory) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(SEND_BUDGET)),
+            memory,
+        }
     }
 
     /// Waits until the size of the largest reply is free, and reserves it.
     pub(crate) async fn reserve(&self) -> Reservation {
-        let permit = Arc::clone(&self.0).acquire_many_owned(MAX_REPLY_SIZE as u32);
-        Reservation(permit.await.expect("the semaphore is never closed"))
+        let permit = Arc::clone(&self.free).acquire_many_owned(MAX_REPLY_SIZE as u32);
+        Reservation {
+            permit: permit.await.expect("the semaphore is never closed"),
+            charge: self.memory.no_charge(),
+        }
+    }
+
+    /// Charges a reply that was built without a reservation, and is never one of the largest.
+    ///
+    /// # Errors
+    ///
+    /// The server's memory has no room.
+    pub(crate) fn charge(&self, reply: Bytes) -> Result<Bytes, OutOfBudget> {
+        if reply.len() <= SMALL_REPLY_SIZE {
+            return Ok(reply);
+        }
+        let charge = self.memory.charge(reply.len())?;
+        Ok(charged(reply, (charge, None)))
+    }
+
+    /// Returns the memory that the budget is part of.
+    pub(crate) fn memory(&self) -> &ConnectionMemory {
+        &self.memory
     }
 }
 
-/// Bytes of the budget for replies that are about to be built. Returned to the budget on drop.
+/// Bytes of the budget for a reply that is about to be built. Returned to the budget on drop.
 #[derive(Debug)]
-pub(crate) struct Reservation(OwnedSemaphorePermit);
+pub(crate) struct Reservation {
+    permit: OwnedSemaphorePermit,
+    charge: Charge,
+}
 
 impl Reservation {
+    /// Charges the bytes of a reply that is being built, from time to time while it grows.
+    ///
+    /// # Errors
+    ///
+    /// The server's memory has no room.
+    pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), OutOfBudget> {
+        self.charge.grow(bytes.saturating_sub(self.charge.bytes()))
+    }
+
     /// Charges a reply to this reservation until the last reference to its bytes is dropped.
-    pub(crate) fn charge(&mut self, reply: Bytes) -> Bytes {
+    ///
+    /// # Errors
+    ///
+    /// The server's memory has no room.
+    pub(crate) fn charge(&mut self, reply: Bytes) -> Result<Bytes, OutOfBudget> {
         if reply.len() <= SMALL_REPLY_SIZE {
-            return reply;
+            return Ok(reply);
         }
+        self.grow_to(reply.len())?;
+        let charge = self.charge.split(reply.len());
         // A reply larger than the reservation takes all of it.
-        let size = reply.len().min(self.0.num_permits());
-        match self.0.split(size) {
-            Some(permit) => Bytes::from_owner(ChargedBytes { reply, _permit: permit }),
-            None => reply,
-        }
-    }
-
-    /// Charges the one message of a response, which is one frame, to this reservation.
-    pub(crate) fn charge_body(self, response: Response<Body>) -> Response<Body> {
-        let charge = |body| {
-            Body::new(ChargedBody {
-                body,
-                reservation: Some(self),
-            })
-        };
-        response.map(charge)
+        let permit = self.permit.split(reply.len().min(self.permit.num_permits()));
+        Ok(charged(reply, (charge, permit)))
     }
 }
 
-/// A body whose first frame is charged to a reservation; the excess is returned then.
-struct ChargedBody {
-    body: Body,
-    reservation: Option<Reservation>,
+/// Returns bytes that hold their part of the budgets until they are dropped.
+fn charged(reply: Bytes, held: (Charge, Option<OwnedSemaphorePermit>)) -> Bytes {
+    Bytes::from_owner(ChargedBytes { reply, _held: held })
 }
 
-impl http_body::Body for ChargedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let reservation = self.reservation.take();
-        Poll::Ready(frame.map(|frame| {
-            Ok(match reservation {
-                Some(mut reservation) => frame?.map_data(|data| reservation.charge(data)),
-                None => frame?,
-            })
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-}
-
-/// Bytes that return their part of the budget on drop.
 struct ChargedBytes {
     reply: Bytes,
-    _permit: OwnedSemaphorePermit,
+    _held: (Charge, Option<OwnedSemaphorePermit>),
 }
 
 impl AsRef<[u8]> for ChargedBytes {
@@ -120,32 +118,63 @@ impl AsRef<[u8]> for ChargedBytes {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::task::Waker;
-
-    use http_body::Body as _;
-
+pub(crate) mod tests {
     use super::*;
+    use crate::memory::MemoryBudget;
+
+    impl Default for SendBudget {
+        fn default() -> Self {
+            Self::new(MemoryBudget::new(1 << 30).for_connection())
+        }
+    }
+
+    impl SendBudget {
+        /// Reserves the size of the largest reply, if it is free now.
+        pub(crate) fn try_reserve(&self) -> Option<Reservation> {
+            let permit = Arc::clone(&self.free).try_acquire_many_owned(MAX_REPLY_SIZE as u32);
+            Some(Reservation {
+                permit: permit.ok()?,
+                charge: self.memory.no_charge(),
+            })
+        }
+    }
 
     fn free(budget: &SendBudget) -> usize {
-        budget.0.available_permits()
+        budget.free.available_permits()
     }
 
     #[test]
     fn a_reply_is_charged_until_it_is_dropped() {
-        let budget = SendBudget::default();
+        let memory = MemoryBudget::new(1 << 20);
+        let budget = SendBudget::new(memory.for_connection());
         let mut reservation = budget.try_reserve().expect("all is free");
-        assert_eq!(free(&budget), SEND_BUDGET - MAX_REPLY_SIZE);
-        let reply = reservation.charge(vec![7; 10_000].into());
-        let small = reservation.charge(vec![7; SMALL_REPLY_SIZE].into());
+        assert_eq!((free(&budget), memory.used()), (SEND_BUDGET - MAX_REPLY_SIZE, 0));
+        reservation.grow_to(20_000).unwrap();
+        assert_eq!(memory.used(), 20_000);
+        let reply = reservation.charge(vec![7; 10_000].into()).unwrap();
+        let small = reservation.charge(vec![7; SMALL_REPLY_SIZE].into()).unwrap();
         drop(reservation);
-        assert_eq!(free(&budget), SEND_BUDGET - 10_000);
+        assert_eq!((free(&budget), memory.used()), (SEND_BUDGET - 10_000, 10_000));
         // A slice of the bytes keeps the whole charge.
         let part = reply.slice(1..2);
         drop((reply, small));
         assert_eq!((free(&budget), &part[..]), (SEND_BUDGET - 10_000, &[7][..]));
         drop(part);
-        assert_eq!(free(&budget), SEND_BUDGET);
+        assert_eq!((free(&budget), memory.used()), (SEND_BUDGET, 0));
+
+        let unreserved = budget.charge(vec![7; 10_000].into()).unwrap();
+        assert_eq!((free(&budget), memory.used()), (SEND_BUDGET, 10_000));
+        drop(unreserved);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn a_reply_that_the_server_has_no_room_for_is_refused() {
+        let budget = SendBudget::new(MemoryBudget::new(100_000).for_connection());
+        let mut reservation = budget.try_reserve().expect("all is free");
+        assert!(reservation.charge(vec![7; 60_000].into()) == Err(OutOfBudget));
+        assert!(budget.charge(vec![7; 60_000].into()) == Err(OutOfBudget));
+        assert!(budget.charge(vec![7; 40_000].into()).is_ok());
     }
 
     #[test]
@@ -153,7 +182,7 @@ mod tests {
         let budget = SendBudget::default();
         let mut held = Vec::new();
         while let Some(mut reservation) = budget.try_reserve() {
-            held.push(reservation.charge(vec![0; MAX_REPLY_SIZE].into()));
+            held.push(reservation.charge(vec![0; MAX_REPLY_SIZE].into()).unwrap());
         }
         assert_eq!(held.len(), SEND_BUDGET / MAX_REPLY_SIZE);
         held.pop();
@@ -161,42 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_charged_for_its_message_only() {
-        let budget = SendBudget::default();
-        let reservation = budget.try_reserve().expect("all is free");
-        let message = Body::new(HeadOf(vec![7; 10_000].into()));
-        let mut body = reservation.charge_body(Response::new(message)).into_body();
-        assert_eq!(free(&budget), SEND_BUDGET - MAX_REPLY_SIZE);
-        let cx = &mut Context::from_waker(Waker::noop());
-        let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(cx) else {
-            panic!("no message");
-        };
-        let message = frame.into_data().expect("a message");
-        assert_eq!((free(&budget), message.len()), (SEND_BUDGET - 10_000, 10_000));
-        drop(message);
-        assert_eq!(free(&budget), SEND_BUDGET);
-    }
-
-    /// A body with one message that has not ended yet.
-    struct HeadOf(Bytes);
-
-    impl http_body::Body for HeadOf {
-        type Data = Bytes;
-        type Error = Status;
-
-        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            match std::mem::take(&mut self.0) {
-                empty if empty.is_empty() => Poll::Pending,
-                message => Poll::Ready(Some(Ok(Frame::data(message)))),
-            }
-        }
-    }
-
-    #[test]
     fn a_reply_larger_than_its_reservation_takes_no_more() {
         let budget = SendBudget::default();
         let mut reservation = budget.try_reserve().expect("all is free");
-        let parts = [0; 3].map(|byte| reservation.charge(vec![byte; MAX_REPLY_SIZE / 2 + 1].into()));
+        let parts = [0; 3].map(|byte| reservation.charge(vec![byte; MAX_REPLY_SIZE / 2 + 1].into()).unwrap());
         drop(reservation);
         assert_eq!(free(&budget), SEND_BUDGET - MAX_REPLY_SIZE);
         drop(parts);

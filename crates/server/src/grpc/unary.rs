@@ -6,81 +6,36 @@
 //! Every other request takes the slow path, on which tonic collects the message and rejects malformed requests:
 //!
 //! * the message spans several frames, or has not arrived;
-//! * the message is compressed, has a wrong length, or is followed by trailers;
-//! * the reply may be large, and the [send budget](crate::grpc::send_budget) is used up.
+//! * the message is compressed, has a wrong length, or is followed by trailers.
 //!
 //! The slow path reads the frame that the fast path has read again.
 
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use h2::RecvStream;
-use http::Request;
-use tonic::Status;
 
-use crate::grpc::frame;
-use crate::grpc::handler::ImmediateHandler;
-use crate::grpc::method::ReplyKind;
-use crate::grpc::request::{ENCODING, RequestBody};
-use crate::grpc::send_budget::SendBudget;
+use crate::grpc::frame::{self, PREFIX};
 
-/// The outcome of the fast path.
-pub(crate) enum FastPath {
-    /// The call is complete; its reply is encoded.
-    Replied(Result<Bytes, Status>),
-    /// The call needs the slow path.
-    NotTaken(Box<Request<RequestBody>>),
+/// What has arrived of a request's body.
+pub(crate) enum FirstFrame {
+    /// The whole message, without its prefix.
+    Message(Bytes),
+    /// A frame that is no message, or is not the last.
+    Other(Option<Bytes>),
 }
 
-/// Tries to complete a call at once. If it does, adds the bytes of the request to `size`.
-pub(crate) fn try_fast_path(
-    handler: &ImmediateHandler,
-    reply: ReplyKind,
-    mut request: Request<RecvStream>,
-    budget: &SendBudget,
-    size: &mut usize,
-) -> FastPath {
+/// Reads the first frame of a body, if it is there.
+pub(crate) fn first_frame(body: &mut RecvStream) -> FirstFrame {
     // If the body has not fully arrived, a task polls it again, with a waker of its own.
-    let polled = request.body_mut().poll_data(&mut Context::from_waker(Waker::noop()));
-    let Poll::Ready(Some(Ok(frame))) = polled else {
+    let polled = body.poll_data(&mut Context::from_waker(Waker::noop()));
+    let Poll::Ready(Some(Ok(mut frame))) = polled else {
         // An error is reported again on the next poll.
-        return FastPath::NotTaken(Box::new(request.map(RequestBody::new)));
+        return FirstFrame::Other(None);
     };
-    if request.body().is_end_stream()
-        && !request.headers().contains_key(ENCODING)
-        && let Some(message) = frame::whole_message(&frame)
-        && let Some(replied) = call_within_budget(handler, reply, message, budget)
-    {
-        *size += frame.len();
-        return FastPath::Replied(replied);
+    if body.is_end_stream() && frame::whole_message(&frame).is_some() {
+        frame.advance(PREFIX);
+        return FirstFrame::Message(frame);
     }
-    FastPath::NotTaken(Box::new(request.map(|stream| RequestBody::with_first(frame, stream))))
-}
-
-/// Calls a handler, unless its reply has to wait for the budget.
-fn call_within_budget(
-    handler: &ImmediateHandler,
-    reply: ReplyKind,
-    message: &[u8],
-    budget: &SendBudget,
-) -> Option<Result<Bytes, Status>> {
-    if reply != ReplyKind::LargeUnary {
-        return Some(handler(message));
-    }
-    let mut reservation = budget.try_reserve()?;
-    Some(handler(message).map(|reply| reservation.charge(reply)))
-}
-
-/// Calls a handler as soon as the budget covers its reply.
-pub(crate) async fn call_when_affordable(
-    handler: &ImmediateHandler,
-    reply: ReplyKind,
-    message: &[u8],
-    budget: &SendBudget,
-) -> Result<Bytes, Status> {
-    if reply != ReplyKind::LargeUnary {
-        return handler(message);
-    }
-    let mut reservation = budget.reserve().await;
-    handler(message).map(|reply| reservation.charge(reply))
+    FirstFrame::Other(Some(frame))
 }

@@ -2,47 +2,45 @@
 //!
 //! h2 hands over requests one by one. The server replies only after h2 has parsed all the input. By then the messages of
 //! small requests have arrived, and all replies leave in one write. (A write for each reply would cost more than the rest of
-//! the call.) If the requests are many bytes, some wait for the next turn, so that other connections of the thread run. A
-//! call that has to wait, for its request or for its handler, becomes a task of its own.
+//! the call.) If there are many requests, some wait for the connection's next [turn](crate::turns). A call that has to wait,
+//! for its request or for its handler, becomes a task of its own.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
-use h2::{Reason, RecvStream, SendStream};
-use http::{Request, Response};
+use h2::{Reason, SendStream};
+use http::Response;
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 use tokio::task::coop::has_budget_remaining;
 use tonic::body::Body;
 use tracing::debug;
 
 use crate::grpc::frame;
-use crate::grpc::router::{Call, Reply, Router};
+use crate::grpc::router::{Accepted, Call, ConnectionRouter, Reply};
 use crate::http2::muted_waker::MutedWaker;
-use crate::http2::yield_turn::YieldTurn;
-use crate::limits::{MAX_FRAME_SIZE, MAX_TURN_SIZE};
 
 /// A request, and the stream for its reply.
-type Received = (Request<RecvStream>, SendResponse<Bytes>);
+type Received = (Accepted, SendResponse<Bytes>);
 
 /// A connection, and the requests that wait for their reply.
 pub(super) struct Calls<S> {
     pub(super) connection: Connection<S, Bytes>,
-    router: Router,
+    router: ConnectionRouter,
     received: VecDeque<Received>,
-    /// Set while other connections have their turn.
-    yielded: Option<Arc<YieldTurn>>,
+    /// Set while other connections have their turn. Ends with the connection's next turn.
+    yielded: Option<oneshot::Receiver<()>>,
     /// The waker that h2 gets.
     waker: Option<MutedWaker>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
-    pub(super) fn new(connection: Connection<S, Bytes>, router: Router) -> Self {
+    pub(super) fn new(connection: Connection<S, Bytes>, router: ConnectionRouter) -> Self {
         Self {
             connection,
             router,
@@ -54,29 +52,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
 
     /// Serves the connection until it is closed.
     pub(super) fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        if self.yielded.as_ref().is_some_and(|turn| !turn.is_over()) {
-            return Poll::Pending;
+        if let Some(turn) = &mut self.yielded {
+            // An error means that the runtime stops.
+            let _ = ready!(Pin::new(turn).poll(cx));
+            self.yielded = None;
         }
-        self.yielded = None;
         let waker = match self.waker.take() {
             Some(waker) if waker.will_wake(cx) => waker,
             _ => MutedWaker::new(cx.waker().clone()),
         };
         let waker = self.waker.insert(waker);
-        let mut size = 0;
+        let most = self.router.turns().turn_work();
+        let mut work = 0;
         loop {
             match self.connection.poll_accept(&mut Context::from_waker(waker.waker())) {
-                Poll::Ready(Some(request)) => self.received.push_back(request?),
+                Poll::Ready(Some(request)) => {
+                    let (request, stream) = request?;
+                    self.received.push_back((self.router.accept(request), stream));
+                }
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 // The next poll of the connection writes the replies.
-                Poll::Pending if size < MAX_TURN_SIZE && !self.received.is_empty() => {
-                    let most = MAX_TURN_SIZE - size;
-                    size += waker.mute(|| reply_to_some(&mut self.received, &self.router, most));
+                Poll::Pending if work < most && !self.received.is_empty() => {
+                    waker.mute(|| reply_to_some(&mut self.received, &self.router, most, &mut work));
                 }
                 Poll::Pending => {
                     // Without budget the socket may have more input: tokio stopped this task, not the client.
                     if !self.received.is_empty() || !has_budget_remaining() {
-                        self.yielded = Some(YieldTurn::begin(cx));
+                        let mut turn = self.router.turns().next(most);
+                        // The turn comes in a later pass, so this only leaves the waker.
+                        let _ = Pin::new(&mut turn).poll(cx);
+                        self.yielded = Some(turn);
                     }
                     return Poll::Pending;
                 }
@@ -85,43 +90,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     }
 }
 
-/// Replies to requests in order, up to `most` bytes. Returns the bytes of the requests and their replies.
-fn reply_to_some(received: &mut VecDeque<Received>, router: &Router, most: usize) -> usize {
-    let mut size = 0;
-    while size < most
+/// Replies to requests in order, until `work` has reached `most`.
+fn reply_to_some(received: &mut VecDeque<Received>, router: &ConnectionRouter, most: usize, work: &mut usize) {
+    while *work < most
         && let Some((request, stream)) = received.pop_front()
     {
-        reply_to(router, request, stream, &mut size);
+        reply_to(router, request, stream, work);
     }
-    size
 }
 
-/// Replies to a request, in a task of its own if the call has to wait. Adds the bytes of the request and reply to `size`.
-fn reply_to(router: &Router, request: Request<RecvStream>, mut stream: SendResponse<Bytes>, size: &mut usize) {
-    match router.call(request, size) {
-        Call::Done(Reply::Message(message)) => {
-            *size += message.len();
-            log_failure(send_message(&mut stream, message));
-        }
+/// Replies to a request, in a task of its own if the call has to wait. Adds the work that was done to `work`.
+fn reply_to(router: &ConnectionRouter, request: Accepted, mut stream: SendResponse<Bytes>, work: &mut usize) {
+    match router.call(request, work) {
+        Call::Done(Reply::Message(message)) => log_failure(send_message(&mut stream, message)),
         Call::Done(Reply::Response(response)) => poll_or_spawn(async move {
             log_failure(send(&mut stream, *response).await);
         }),
-        Call::Pending(mut call) => {
-            // The size is unknown. Small calls take the fast path.
-            *size += MAX_FRAME_SIZE as usize;
-            poll_or_spawn(async move {
-                let reply = poll_fn(|cx| match call.as_mut().poll(cx) {
-                    Poll::Ready(reply) => Poll::Ready(Some(reply)),
-                    // A client that cancels its call gets no reply.
-                    Poll::Pending => stream.poll_reset(cx).map(|_| None),
-                });
-                match reply.await {
-                    Some(Reply::Message(message)) => log_failure(send_message(&mut stream, message)),
-                    Some(Reply::Response(response)) => log_failure(send(&mut stream, *response).await),
-                    None => {}
-                }
+        Call::Pending(mut call) => poll_or_spawn(async move {
+            let reply = poll_fn(|cx| match call.as_mut().poll(cx) {
+                Poll::Ready(reply) => Poll::Ready(Some(reply)),
+                // A client that cancels its call gets no reply.
+                Poll::Pending => stream.poll_reset(cx).map(|_| None),
             });
-        }
+            match reply.await {
+                Some(Reply::Message(message)) => log_failure(send_message(&mut stream, message)),
+                Some(Reply::Response(response)) => log_failure(send(&mut stream, *response).await),
+                None => {}
+            }
+        }),
     }
 }
 

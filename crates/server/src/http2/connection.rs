@@ -3,8 +3,7 @@
 //! h2 implements HTTP/2. The server does not use hyper's server around h2: it adds features that gRPC does not need
 //! (upgrades, dates, lengths, HTTP/1's headers), a body and a future for each reply, and about six more locks per call.
 //! Without it a unary call took 30,300 instructions instead of 34,100, and 13 % less CPU. These modules do hyper's part:
-//! [`calls`](crate::http2::calls), [`keep_alive`](crate::http2::keep_alive), [`yield_turn`](crate::http2::yield_turn), and
-//! this module with the deadlines.
+//! [`calls`](crate::http2::calls), [`keep_alive`](crate::http2::keep_alive), and this module with the deadlines.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -25,6 +24,8 @@ use crate::http2::byte_counter::ByteCounter;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
 use crate::limits::{self, Limits};
+use crate::memory::MemoryBudget;
+use crate::turns::{Turns, WorkerTurns};
 
 /// Bytes that every HTTP/2 client sends first: a fixed preface of 24, and the header of a SETTINGS frame.
 const PREFACE: u64 = 24 + 9;
@@ -37,6 +38,9 @@ pub(crate) struct ConnectionContext {
     pub(crate) limits: Limits,
     /// Becomes `true` when the server begins to drain.
     pub(crate) draining: watch::Receiver<bool>,
+    pub(crate) memory: Arc<MemoryBudget>,
+    /// The turns of the worker that serves the connection.
+    pub(crate) turns: Arc<WorkerTurns>,
 }
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
@@ -73,8 +77,14 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
         router,
         limits,
         mut draining,
-        ..
+        memory,
+        turns,
+        tls: _,
     } = context;
+    let memory = memory.for_connection();
+    let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
+        return debug!("a connection was closed: the memory of all clients is used up");
+    };
     let opened = Instant::now();
     let read = Arc::new(AtomicU64::new(0));
     let handshake = builder().handshake(ByteCounter::new(stream, Arc::clone(&read)));
@@ -90,7 +100,10 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
 
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&read), &limits);
     let draining_calls = CancellationToken::new();
-    let mut calls = Calls::new(connection, router.for_connection(draining_calls.clone()));
+    let mut calls = Calls::new(
+        connection,
+        router.for_connection(draining_calls.clone(), memory, Turns::new(turns)),
+    );
     let mut silent = pin!(sleep(limits.keep_alive_interval));
     let mut phase = Phase::Preface;
     let mut due = pin!(sleep_until(opened + limits.handshake));
@@ -180,7 +193,7 @@ mod tests {
 
     use super::*;
     use crate::grpc::handler::Handler;
-    use crate::grpc::method::{Method, MethodTable, ReplyKind};
+    use crate::grpc::method::{Method, MethodTable};
 
     /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more input.
     struct Flood(&'static [u8]);
@@ -221,7 +234,7 @@ mod tests {
             calls.fetch_add(1, Ordering::Relaxed);
             Ok(Bytes::from_static(&[0; 5]))
         }));
-        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, ReplyKind::Unary, handler);
+        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, handler);
         MethodTable::new(vec![method])
     }
 
@@ -233,6 +246,8 @@ mod tests {
             tls: None,
             limits,
             draining: watched,
+            memory: MemoryBudget::new(1 << 30),
+            turns: Arc::default(),
         };
         (draining, context)
     }
@@ -284,31 +299,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_bytes_of_requests_are_answered_in_several_turns() {
-        const CALLS: u64 = 20;
-        const SIZE: usize = 10_000;
+    async fn while_others_wait_many_requests_are_answered_in_several_turns() {
+        const CALLS: u64 = 200;
         let calls = Arc::new(AtomicU64::new(0));
         let (_draining, context) = context(counting(&calls), Limits::default());
+        for _ in 0..3 {
+            let other = Turns::new(Arc::clone(&context.turns));
+            tokio::spawn(async move {
+                loop {
+                    other.take(limits::WORK_PER_PASS).await;
+                }
+            });
+        }
         let (mut client, server) = tokio::io::duplex(1024 * 1024);
         tokio::spawn(http2(server, context, 0));
         client.write_all(BEGIN).await.unwrap();
-        // The server opens its window for the connection.
         for _ in 0..10 {
             yield_now().await;
         }
 
-        let requests: Vec<_> = requests(CALLS, SIZE).collect();
+        let requests: Vec<_> = requests(CALLS, 10).collect();
         client.write_all(&requests.concat()).await.unwrap();
-        let mut before = 0;
+        let most = (limits::SHORT_TURN_WORK / limits::CALL_WORK) as u64 + 1;
+        let (mut before, mut turns) = (0, 0);
         while before < CALLS {
             yield_now().await;
             let now = calls.load(Ordering::Relaxed);
-            assert!(
-                now - before <= (limits::MAX_TURN_SIZE / SIZE) as u64 + 1,
-                "{now} after {before}"
-            );
+            assert!(now - before <= most, "{now} after {before}");
+            turns += u64::from(now > before);
             before = now;
         }
+        assert!(turns >= CALLS / most, "{turns}");
     }
 
     #[tokio::test]

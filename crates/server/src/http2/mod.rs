@@ -5,4 +5,3 @@ mod calls;
 pub(crate) mod connection;
 mod keep_alive;
 mod muted_waker;
-mod yield_turn;

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use nodetracker::{NodeCursor, ProxyCursor, RouteTable, Verdict};
 use nodetracker_proto::v1;
-use prost::Message;
 use tonic::Status;
 
-use crate::convert::encode::{self, RouteCollector};
+use crate::convert::encode::{self, MAX_NODE_SIZE, RoutesEncoder};
 use crate::convert::parse;
-use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES};
+use crate::grpc::handler::CallContext;
+use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, NODES_PER_TURN, ROUTE_WORK};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::page_token;
 use crate::rpc::watch::Watches;
@@ -36,8 +37,9 @@ impl Admin {
     }
 
     pub(crate) async fn remove_proxy(
-        self: Arc<Self>,
+        &self,
         request: v1::RemoveProxyRequest,
+        _: &mut CallContext,
     ) -> Result<v1::RemoveProxyResponse, Status> {
         let id = parse::proxy_id(&request.proxy_id)?;
         let removed = self.table.remove_proxy_by_id(id);
@@ -45,11 +47,14 @@ impl Admin {
     }
 
     pub(crate) async fn list_proxies(
-        self: Arc<Self>,
+        &self,
         request: v1::ListProxiesRequest,
+        context: &mut CallContext,
     ) -> Result<v1::ListProxiesResponse, Status> {
         let from: ProxyCursor = page_token::read(self.instance_id, &request.page_token)?;
-        let page = self.table.proxies_page(from, page_size(request.page_size));
+        let most = page_size(request.page_size);
+        context.turns.take(most * NODE_WORK).await;
+        let page = self.table.proxies_page(from, most);
         Ok(v1::ListProxiesResponse {
             proxies: page
                 .proxies
@@ -60,25 +65,54 @@ impl Admin {
         })
     }
 
+    /// Returns an encoded `ListNodesResponse`, with its prefix.
     pub(crate) async fn list_nodes(
-        self: Arc<Self>,
+        &self,
         request: v1::ListNodesRequest,
-    ) -> Result<v1::ListNodesResponse, Status> {
-        let from: NodeCursor = page_token::read(self.instance_id, &request.page_token)?;
-        let mut most = page_size(request.page_size);
-        loop {
-            let (mut response, next) = self.nodes_page(from.clone(), most, &request.proxy_id).await?;
-            // Nodes with many routes through proxies with long names can exceed the limit. A single node never does.
-            if response.encoded_len() > MAX_REPLY_SIZE && most > 1 {
-                most /= 2;
-                continue;
+        context: &mut CallContext,
+    ) -> Result<Bytes, Status> {
+        let mut from: NodeCursor = page_token::read(self.instance_id, &request.page_token)?;
+        let most = page_size(request.page_size);
+        let wanted = match request.proxy_id.as_str() {
+            "" => None,
+            id => match self.table.find_proxy(parse::proxy_id(id)?) {
+                Some(proxy) => Some(proxy),
+                // An unknown proxy has no routes.
+                None => return Ok(RoutesEncoder::new(&self.table, 0).finish()),
+            },
+        };
+        let mut page = RoutesEncoder::new(&self.table, 0);
+        let mut short_parts = 0;
+        let next = loop {
+            // A node more never exceeds the limit.
+            let room = (MAX_REPLY_SIZE - page.size()) / MAX_NODE_SIZE;
+            let asked = room.min(NODES_PER_TURN / 4).min(most - page.nodes());
+            context.turns.take(asked * NODE_WORK).await;
+            let mut work = 0;
+            let part = self.table.nodes_page(&from, asked, |_, routes| {
+                work += NODE_WORK + routes.len() * ROUTE_WORK;
+                wanted.is_none_or(|wanted| routes.iter().any(|route| route.proxy == wanted))
+            });
+            part.nodes
+                .iter()
+                .for_each(|node| page.push_node(&node.node, &node.routes));
+            context.turns.count(work);
+            context.reply.grow_to(page.size())?;
+            short_parts += usize::from(part.nodes.len() < asked);
+            let has_room = page.nodes() < most && page.size() + MAX_NODE_SIZE <= MAX_REPLY_SIZE;
+            match part.next {
+                Some(next) if has_room && short_parts < MAX_TABLE_PAGES => from = next,
+                next => break next,
             }
-            response.next_page_token = page_token::write(self.instance_id, next);
-            return Ok(response);
-        }
+        };
+        Ok(page.finish_with(&page_token::write(self.instance_id, next)))
     }
 
-    pub(crate) async fn explain(self: Arc<Self>, request: v1::ExplainRequest) -> Result<v1::ExplainResponse, Status> {
+    pub(crate) async fn explain(
+        &self,
+        request: v1::ExplainRequest,
+        _: &mut CallContext,
+    ) -> Result<v1::ExplainResponse, Status> {
         let node = parse::node(request.node)?;
         let routes = self.table.explain(&node).into_iter().map(|route| v1::ExplainedRoute {
             proxy: route.proxy.map(encode::proxy),
@@ -92,7 +126,7 @@ impl Admin {
         })
     }
 
-    pub(crate) async fn stats(self: Arc<Self>, _request: v1::StatsRequest) -> Result<v1::StatsResponse, Status> {
+    pub(crate) async fn stats(&self, _: v1::StatsRequest, _: &mut CallContext) -> Result<v1::StatsResponse, Status> {
         let stats = self.table.stats();
         Ok(v1::StatsResponse {
             route_count: stats.routes as u64,
@@ -105,43 +139,6 @@ impl Admin {
             version: env!("CARGO_PKG_VERSION").into(),
             watch_count: self.watches.count() as u32,
         })
-    }
-
-    /// Returns a page of at most `most` nodes, and the start of the next page.
-    async fn nodes_page(
-        &self,
-        mut from: NodeCursor,
-        most: usize,
-        proxy_id: &str,
-    ) -> Result<(v1::ListNodesResponse, Option<NodeCursor>), Status> {
-        let wanted = match proxy_id {
-            "" => None,
-            id => match self.table.find_proxy(parse::proxy_id(id)?) {
-                Some(proxy) => Some(proxy),
-                // An unknown proxy has no routes.
-                None => return Ok(Default::default()),
-            },
-        };
-        let mut collector = RouteCollector::new(&self.table);
-        let mut response = v1::ListNodesResponse::default();
-        let mut pages = 0;
-        let next = loop {
-            let page = self.table.nodes_page(&from, most - response.nodes.len(), |_, routes| {
-                wanted.is_none_or(|wanted| routes.iter().any(|route| route.proxy == wanted))
-            });
-            let nodes = page.nodes.iter().map(|node| collector.node(&node.node, &node.routes));
-            // All proxies of a node may have been removed since the page was read.
-            response.nodes.extend(nodes.filter(|node| !node.routes.is_empty()));
-            pages += 1;
-            match page.next {
-                Some(next) if response.nodes.len() < most && pages < MAX_TABLE_PAGES => from = next,
-                next => break next,
-            }
-            // Other calls of this worker take their turn.
-            tokio::task::yield_now().await;
-        };
-        response.proxies = collector.proxies();
-        Ok((response, next))
     }
 }
 

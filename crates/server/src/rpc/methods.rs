@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use nodetracker::RouteTable;
 
-use crate::grpc::handler::{bidirectional, deferred, encoded_stream, external, immediate, immediate_encoded};
-use crate::grpc::method::ReplyKind::{LargeUnary, Streaming, Unary};
+use crate::grpc::handler::{bidirectional, encoded_stream, external, immediate, unary, unary_encoded};
 use crate::grpc::method::{Method, MethodTable};
 use crate::limits::{Limits, MAX_BATCH_MESSAGE_SIZE as BATCH, MAX_MESSAGE_SIZE as SMALL};
 use crate::rpc::admin::Admin;
@@ -37,30 +36,30 @@ pub(crate) fn methods(
 
     let row = Method::new;
     let methods = MethodTable::new(vec![
-        row("/api.NodeTrackerService/AddNode", SMALL, Unary, immediate(&tracker, NodeTracker::add_node)),
-        row("/api.NodeTrackerService/GetProxies", SMALL, Unary, immediate(&tracker, NodeTracker::get_proxies)),
-        row("/api.NodeTrackerService/RemoveNode", SMALL, Unary, immediate(&tracker, NodeTracker::remove_node)),
+        row("/api.NodeTrackerService/AddNode", SMALL, immediate(&tracker, NodeTracker::add_node)),
+        row("/api.NodeTrackerService/GetProxies", SMALL, immediate(&tracker, NodeTracker::get_proxies)),
+        row("/api.NodeTrackerService/RemoveNode", SMALL, immediate(&tracker, NodeTracker::remove_node)),
 
-        row("/nodetracker.v1.RouteService/AddNodes", BATCH, Unary, immediate(&routes, Routes::add_nodes)),
-        row("/nodetracker.v1.RouteService/GetProxies", BATCH, Unary, immediate(&routes, Routes::get_proxies)),
-        row("/nodetracker.v1.RouteService/BatchGetProxies", BATCH, LargeUnary, immediate_encoded(&routes, Routes::batch_get_proxies)),
-        row("/nodetracker.v1.RouteService/RemoveNodes", BATCH, Unary, immediate(&routes, Routes::remove_nodes)),
+        row("/nodetracker.v1.RouteService/AddNodes", BATCH, unary(&routes, Routes::add_nodes)),
+        row("/nodetracker.v1.RouteService/GetProxies", BATCH, immediate(&routes, Routes::get_proxies)),
+        row("/nodetracker.v1.RouteService/BatchGetProxies", BATCH, unary_encoded(&routes, Routes::batch_get_proxies)),
+        row("/nodetracker.v1.RouteService/RemoveNodes", BATCH, unary(&routes, Routes::remove_nodes)),
 
-        row("/nodetracker.v1.SessionService/Session", SMALL, Streaming, bidirectional(&sessions, Sessions::session)),
+        row("/nodetracker.v1.SessionService/Session", SMALL, bidirectional(&sessions, Sessions::session)),
 
-        row("/nodetracker.v1.WatchService/Watch", BATCH, Streaming, encoded_stream(watches, watch::watch)),
+        row("/nodetracker.v1.WatchService/Watch", BATCH, encoded_stream(watches, watch::watch)),
 
-        row("/nodetracker.v1.AdminService/RemoveProxy", SMALL, LargeUnary, deferred(&admin, Admin::remove_proxy)),
-        row("/nodetracker.v1.AdminService/ListProxies", SMALL, LargeUnary, deferred(&admin, Admin::list_proxies)),
-        row("/nodetracker.v1.AdminService/ListNodes", SMALL, LargeUnary, deferred(&admin, Admin::list_nodes)),
-        row("/nodetracker.v1.AdminService/Explain", SMALL, LargeUnary, deferred(&admin, Admin::explain)),
-        row("/nodetracker.v1.AdminService/Stats", SMALL, LargeUnary, deferred(&admin, Admin::stats)),
+        row("/nodetracker.v1.AdminService/RemoveProxy", SMALL, unary(&admin, Admin::remove_proxy)),
+        row("/nodetracker.v1.AdminService/ListProxies", SMALL, unary(&admin, Admin::list_proxies)),
+        row("/nodetracker.v1.AdminService/ListNodes", SMALL, unary_encoded(&admin, Admin::list_nodes)),
+        row("/nodetracker.v1.AdminService/Explain", SMALL, unary(&admin, Admin::explain)),
+        row("/nodetracker.v1.AdminService/Stats", SMALL, unary(&admin, Admin::stats)),
 
-        row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, Streaming, external(reflection_v1)),
-        row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, Streaming, external(reflection_v1alpha)),
+        row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, external(reflection_v1)),
+        row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, external(reflection_v1alpha)),
 
-        row("/grpc.health.v1.Health/Check", SMALL, Unary, external(health.clone())),
-        row("/grpc.health.v1.Health/Watch", SMALL, Streaming, external(health)),
+        row("/grpc.health.v1.Health/Check", SMALL, external(health.clone())),
+        row("/grpc.health.v1.Health/Watch", SMALL, external(health)),
     ]);
     let health = Health::new(reporter, methods.services());
     (methods, health)
@@ -68,12 +67,13 @@ pub(crate) fn methods(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use prost::Message;
     use prost_types::FileDescriptorSet;
 
     use super::*;
+    use crate::grpc::handler::Handler;
 
     #[test]
     fn every_declared_method_has_a_row_and_every_row_is_declared() {
@@ -83,7 +83,7 @@ mod tests {
                 for service in &file.service {
                     for method in &service.method {
                         let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                        declared.insert(path, method.server_streaming());
+                        declared.insert(path, method.client_streaming() || method.server_streaming());
                     }
                 }
             }
@@ -92,12 +92,16 @@ mod tests {
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id);
         let (methods, _) = methods(&table, &watches, instance_id, &Limits::default());
-        let rows: BTreeMap<_, _> = methods
-            .rows()
-            .iter()
-            .map(|method| (method.path.to_owned(), method.reply == Streaming))
-            .collect();
+        let rows: BTreeSet<_> = methods.rows().iter().map(|method| method.path.to_owned()).collect();
         assert_eq!(rows.len(), methods.rows().len(), "two rows have one path");
-        assert_eq!(rows, declared);
+        assert!(rows.iter().eq(declared.keys()), "{rows:?} are not {declared:?}");
+        for method in methods.rows() {
+            let has_stream = declared[method.path];
+            assert!(
+                !has_stream || matches!(method.handler, Handler::Streaming(_)),
+                "{}",
+                method.path
+            );
+        }
     }
 }

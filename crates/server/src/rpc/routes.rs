@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nodetracker::{RouteBatch, RouteTable};
+use nodetracker::{AddedNodes, ReportNodesError, RouteBatch, RouteTable};
 use nodetracker_proto::v1;
 use tonic::Status;
 
-use crate::convert::encode::{self, BatchEncoder};
+use crate::convert::encode::{self, RoutesEncoder};
 use crate::convert::{parse, status};
-use crate::limits::MAX_REPLY_SIZE;
+use crate::grpc::handler::CallContext;
+use crate::limits::{CALL_WORK, MAX_REPLY_SIZE, NODE_WORK, NODES_PER_TURN, ROUTE_WORK};
+
+/// Bytes of an encoded route, nearly always.
+const BYTES_PER_ROUTE: usize = 27;
 
 /// The service.
 #[derive(Debug)]
@@ -22,14 +26,34 @@ impl Routes {
         Self { table }
     }
 
-    pub(crate) fn add_nodes(&self, request: v1::AddNodesRequest) -> Result<v1::AddNodesResponse, Status> {
+    pub(crate) async fn add_nodes(
+        &self,
+        request: v1::AddNodesRequest,
+        context: &mut CallContext,
+    ) -> Result<v1::AddNodesResponse, Status> {
         // Parse the nodes first: a bad node must not leave its proxy registered.
         let nodes = parse::nodes(request.nodes)?;
         let proxy = parse::proxy(request.proxy.as_ref())?;
-        let added = self
-            .table
-            .report_nodes(&nodes, &proxy)
-            .map_err(|error| status::report_nodes("proxy.", error))?;
+        let mut added = AddedNodes::default();
+        loop {
+            let rest = &nodes[added.len()..];
+            let part = &rest[..rest.len().min(NODES_PER_TURN)];
+            context.turns.take(CALL_WORK + part.len() * NODE_WORK).await;
+            match self.table.report_nodes(part, &proxy) {
+                Ok(part) => {
+                    added.inserted += part.inserted;
+                    added.refreshed += part.refreshed;
+                }
+                Err(ReportNodesError::Nodes(mut error)) => {
+                    error.added += added.len();
+                    return Err(status::report_nodes("proxy.", error.into()));
+                }
+                Err(error) => return Err(status::report_nodes("proxy.", error)),
+            }
+            if added.len() == nodes.len() {
+                break;
+            }
+        }
         Ok(v1::AddNodesResponse {
             // A request has at most MAX_BATCH_NODES nodes.
             inserted_count: added.inserted as u32,
@@ -49,24 +73,38 @@ impl Routes {
     }
 
     /// Returns an encoded `BatchGetProxiesResponse`, with its prefix.
-    pub(crate) fn batch_get_proxies(&self, request: v1::BatchGetProxiesRequest) -> Result<Bytes, Status> {
+    pub(crate) async fn batch_get_proxies(
+        &self,
+        request: v1::BatchGetProxiesRequest,
+        context: &mut CallContext,
+    ) -> Result<Bytes, Status> {
         let nodes = parse::nodes(request.nodes)?;
         let mut batch = RouteBatch::new();
-        self.table.get_proxies_batch(&nodes, &mut batch);
-        let mut response = BatchEncoder::new(&self.table, nodes.len());
-        for (at, routes) in batch.iter().enumerate() {
-            response.push(routes);
-            if response.size() > MAX_REPLY_SIZE {
+        let mut response = RoutesEncoder::new(&self.table, nodes.len());
+        context.reply.grow_to(response.size())?;
+        for part in nodes.chunks(NODES_PER_TURN / 4) {
+            context.turns.take(part.len() * NODE_WORK).await;
+            self.table.get_proxies_batch(part, &mut batch);
+            let before = response.size();
+            batch.iter().for_each(|routes| response.push(routes));
+            let size = response.size();
+            context.turns.count((size - before) / BYTES_PER_ROUTE * ROUTE_WORK);
+            if size > MAX_REPLY_SIZE {
                 return Err(Status::resource_exhausted(format!(
                     "the answer is larger than {MAX_REPLY_SIZE} bytes after {} nodes: ask for fewer",
-                    at + 1
+                    response.nodes()
                 )));
             }
+            context.reply.grow_to(size)?;
         }
         Ok(response.finish())
     }
 
-    pub(crate) fn remove_nodes(&self, request: v1::RemoveNodesRequest) -> Result<v1::RemoveNodesResponse, Status> {
+    pub(crate) async fn remove_nodes(
+        &self,
+        request: v1::RemoveNodesRequest,
+        context: &mut CallContext,
+    ) -> Result<v1::RemoveNodesResponse, Status> {
         let nodes = parse::nodes(request.nodes)?;
         let by_proxy = match request.proxy_id.as_str() {
             "" => None,
@@ -75,6 +113,9 @@ impl Routes {
         };
         let mut response = v1::RemoveNodesResponse::default();
         for (at, node) in nodes.iter().enumerate() {
+            if at % NODES_PER_TURN == 0 {
+                context.turns.take(NODES_PER_TURN * NODE_WORK).await;
+            }
             let removed = match by_proxy {
                 None => self.table.remove_node(node),
                 Some(proxy) => proxy.is_some_and(|proxy| self.table.remove_route(node, proxy)),

@@ -14,6 +14,7 @@ use crate::config::{Config, ConfigError};
 use crate::grpc::router::Router;
 use crate::http2::connection::ConnectionContext;
 use crate::limits::Limits;
+use crate::memory::MemoryBudget;
 use crate::rpc::health::Health;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
@@ -101,6 +102,8 @@ impl Server {
             tls,
             limits: limits.clone(),
             draining: watched,
+            memory: MemoryBudget::new(limits.memory),
+            turns: Arc::default(),
         })?;
         Ok(Self {
             listener,

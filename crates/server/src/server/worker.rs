@@ -53,7 +53,16 @@ impl Workers {
     pub(crate) fn start(context: &ConnectionContext) -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from);
         let workers = (0..count)
-            .map(|number| Worker::start(number, context.clone()))
+            .map(|number| {
+                let turns = Arc::default();
+                Worker::start(
+                    number,
+                    ConnectionContext {
+                        turns,
+                        ..context.clone()
+                    },
+                )
+            })
             .collect::<io::Result<_>>()?;
         Ok(Self {
             workers,

@@ -57,7 +57,7 @@ pub(crate) fn watch(
     watches: Arc<Watches>,
     request: v1::WatchRequest,
     budget: SendBudget,
-) -> Result<impl Stream<Item = Bytes> + Send + use<>, Status> {
+) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
     let nodes = parse::nodes(request.nodes)?;
     let watch = Watch::new(watches.take_slot(nodes.len())?, nodes, budget);
     Ok(unfold(watch, async |mut watch| {

@@ -9,6 +9,7 @@ use nodetracker::{NodeCursor, NodeId, NodeRoutes, RouteBatch, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
+use tonic::Status;
 
 use crate::convert::encode::RouteCollector;
 use crate::grpc::frame;
@@ -56,9 +57,9 @@ impl Watch {
         }
     }
 
-    /// Returns the next encoded message. Called once flow control has taken the previous message; may be cancelled while it
+    /// Returns the next encoded message, or the status that ends the watch. Called once flow control has taken the previous message; may be cancelled while it
     /// waits.
-    pub(super) async fn next(&mut self) -> Bytes {
+    pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
         let watches = Arc::clone(&self.slot.watches);
         loop {
             match &mut self.progress {
@@ -81,7 +82,7 @@ impl Watch {
                             sequence: *place - 1,
                         };
                         self.progress = Progress::Changes { place: *place };
-                        return encode(Message::SnapshotEnd(end));
+                        return Ok(encode(Message::SnapshotEnd(end)));
                     }
                     // Other calls of this worker take their turn.
                     tokio::task::yield_now().await;
@@ -99,14 +100,14 @@ impl Watch {
                         *copied = part.into_iter();
                     }
                     if let Some(part) = snapshot_of(copied, &watches.table) {
-                        return reservation.charge(encode(Message::Snapshot(part)));
+                        return Ok(reservation.charge(encode(Message::Snapshot(part)))?);
                     }
                 }
                 Progress::Changes { place } => match watches.log.entry_at(*place) {
                     Ok(None) => watches.log.changed(*place).await,
                     Ok(Some(entry)) if self.nodes.is_empty() => {
                         *place = entry.end();
-                        return entry.encoded.clone();
+                        return Ok(entry.encoded.clone());
                     }
                     Ok(Some(entry)) => {
                         // The log may drop the entry while the watch waits for its budget.
@@ -115,13 +116,13 @@ impl Watch {
                         if let Ok(Some(entry)) = watches.log.entry_at(*place) {
                             *place = entry.end();
                             if let Some(part) = part_of(&entry, &self.nodes) {
-                                return reservation.charge(encode(Message::Changes(part)));
+                                return Ok(reservation.charge(encode(Message::Changes(part)))?);
                             }
                         }
                     }
                     Err(LostPlace) => {
                         self.progress = Progress::Beginning;
-                        return encode(Message::LostPlace(v1::WatchLostPlace {}));
+                        return Ok(encode(Message::LostPlace(v1::WatchLostPlace {})));
                     }
                 },
             }
@@ -250,7 +251,7 @@ mod tests {
         };
         let (mut whole, mut cut) = (begin(), begin());
         let mut counts = Vec::new();
-        while let message = whole.next().await
+        while let message = whole.next().await.unwrap()
             && let Message::Snapshot(part) = decoded(&message)
         {
             assert!(message.len() < WATCH_MESSAGE_SIZE + 60_000);
@@ -260,11 +261,11 @@ mod tests {
         assert_eq!(counts.iter().sum::<usize>(), nodes.len());
 
         // Later messages have no routes through proxies that were removed before.
-        assert!(matches!(decoded(&cut.next().await), Message::Snapshot(_)));
+        assert!(matches!(decoded(&cut.next().await.unwrap()), Message::Snapshot(_)));
         for proxy in proxies {
             table.remove_proxy(proxy);
         }
-        assert!(matches!(decoded(&cut.next().await), Message::SnapshotEnd(_)));
+        assert!(matches!(decoded(&cut.next().await.unwrap()), Message::SnapshotEnd(_)));
     }
 
     #[tokio::test]
@@ -290,10 +291,10 @@ mod tests {
                 let mut snapshot = pin!(watch.next());
                 assert!(waits(snapshot.as_mut()));
                 drop(reserved);
-                snapshot.await;
+                snapshot.await.unwrap();
             }
             // The end of the snapshot.
-            watch.next().await;
+            watch.next().await.unwrap();
 
             // Watches of all nodes share the bytes of a change. A part of the changes is encoded for its watch alone.
             watches.log.push(LogEntry {

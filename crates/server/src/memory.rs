@@ -1,0 +1,234 @@
+//! The memory budget: bytes that all clients together may make the server hold.
+//!
+//! A limit for each connection bounds nothing if there are ten thousand connections. So everything large that a client can
+//! make the server hold is charged to one budget: connections, calls in flight, the parts of requests that have arrived,
+//! replies that the client has not read, and the snapshots of watches. If the budget has no room, the call fails with
+//! RESOURCE_EXHAUSTED, or the connection is not served. The table has limits of its own.
+//!
+//! Two rules share the budget. A connection may always hold an equal share: the budget, divided by the number of
+//! connections. Beyond its share, a connection may hold as many bytes as are free. So the first connections cannot take
+//! everything from those that come later, and a connection that is alone can use half of the budget. (The second rule is from
+//! Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch", 1998.) Each rule alone keeps to the
+//! budget, so both together hold at most twice the budget.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use tonic::Status;
+
+/// Shares are computed for at least so many connections.
+const LEAST_SHARES: usize = 16;
+
+/// The budget of the server.
+#[derive(Debug)]
+pub(crate) struct MemoryBudget {
+    limit: usize,
+    used: AtomicUsize,
+    connections: AtomicUsize,
+    refused: AtomicU64,
+}
+
+impl MemoryBudget {
+    /// Returns a budget of `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+        })
+    }
+
+    /// Returns the part of a new connection.
+    pub(crate) fn for_connection(self: &Arc<Self>) -> ConnectionMemory {
+        // Relaxed, as all accesses here: the counters guard no data.
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        ConnectionMemory(Arc::new(Part {
+            budget: Arc::clone(self),
+            used: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Returns the bytes that are charged now.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Returns how often the budget had no room.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes that every connection may hold.
+    fn share(&self) -> usize {
+        self.limit / self.connections.load(Ordering::Relaxed).max(LEAST_SHARES)
+    }
+}
+
+/// The part of the budget that one connection uses. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionMemory(Arc<Part>);
+
+#[derive(Debug)]
+struct Part {
+    budget: Arc<MemoryBudget>,
+    used: AtomicUsize,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.budget.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl ConnectionMemory {
+    /// Charges bytes until the charge is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The connection would hold more than its share, and more than is free.
+    pub(crate) fn charge(&self, bytes: usize) -> Result<Charge, OutOfBudget> {
+        let mut charge = self.no_charge();
+        charge.grow(bytes)?;
+        Ok(charge)
+    }
+
+    /// Returns a charge of nothing, which can grow.
+    pub(crate) fn no_charge(&self) -> Charge {
+        Charge {
+            memory: self.clone(),
+            bytes: 0,
+        }
+    }
+}
+
+/// The budget has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OutOfBudget;
+
+impl From<OutOfBudget> for Status {
+    fn from(_: OutOfBudget) -> Self {
+        Status::resource_exhausted(
+            "this connection holds more than its share of the tracker's memory: read the replies, or send less at a time",
+        )
+    }
+}
+
+/// Bytes that are charged to the budget. Returned to it on drop.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    memory: ConnectionMemory,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Charges more bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`ConnectionMemory::charge`]. The charge is as before.
+    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), OutOfBudget> {
+        let Part { budget, used } = &*self.memory.0;
+        // Two threads can exceed the limit together, by one charge each.
+        let own = used.load(Ordering::Relaxed).saturating_add(bytes);
+        let free = budget.limit.saturating_sub(budget.used().saturating_add(bytes));
+        if own > free && own > budget.share() {
+            budget.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(OutOfBudget);
+        }
+        budget.used.fetch_add(bytes, Ordering::Relaxed);
+        used.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Splits bytes off, at most all of them.
+    pub(crate) fn split(&mut self, bytes: usize) -> Charge {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Charge {
+            memory: self.memory.clone(),
+            bytes,
+        }
+    }
+
+    /// Returns the bytes that are charged.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.memory.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.memory.0.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 1 << 20;
+
+    /// Charges as much as possible, 100 bytes at a time.
+    fn take_all(connection: &ConnectionMemory) -> Charge {
+        let mut charge = connection.charge(0).unwrap();
+        while charge.grow(100).is_ok() {}
+        charge
+    }
+
+    #[test]
+    fn a_connection_that_is_alone_takes_half() {
+        let budget = MemoryBudget::new(LIMIT);
+        let charge = take_all(&budget.for_connection());
+        assert!((LIMIT / 2 - 200..=LIMIT / 2).contains(&charge.bytes()), "{charge:?}");
+        assert_eq!(budget.refused(), 1);
+        drop(charge);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn whoever_comes_late_has_its_share() {
+        let budget = MemoryBudget::new(LIMIT);
+        let connections: Vec<_> = (0..100).map(|_| budget.for_connection()).collect();
+        let charges: Vec<_> = connections.iter().map(take_all).collect();
+        for charge in &charges {
+            assert!(charge.bytes() > LIMIT / 100 - 200, "{charge:?}");
+        }
+        assert!(budget.used() <= 2 * LIMIT);
+        drop(charges);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn a_connection_that_ends_leaves_its_share_to_the_others() {
+        let budget = MemoryBudget::new(LIMIT);
+        let mut connections: Vec<_> = (0..1024).map(|_| budget.for_connection()).collect();
+        assert_eq!(budget.share(), LIMIT / 1024);
+        let charge = connections[0].charge(1).unwrap();
+        connections.clear();
+        assert_eq!(
+            budget.share(),
+            LIMIT / LEAST_SHARES,
+            "a charge keeps its connection's share"
+        );
+        drop(charge);
+        assert_eq!(budget.connections.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_charge_can_be_split() {
+        let budget = MemoryBudget::new(1000);
+        let connection = budget.for_connection();
+        let mut whole = connection.charge(400).unwrap();
+        let part = whole.split(300);
+        assert_eq!((whole.bytes(), part.bytes(), budget.used()), (100, 300, 400));
+        assert_eq!(whole.grow(250), Err(OutOfBudget));
+        drop(part);
+        assert_eq!(budget.used(), 100);
+        whole.grow(250).unwrap();
+        drop(whole);
+        assert_eq!(budget.used(), 0);
+    }
+}

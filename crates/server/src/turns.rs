@@ -1,0 +1,215 @@
+//! Fairness: the connections of a worker share its thread by the work that their calls cause.
+//!
+//! A worker runs in passes: it polls its sockets, then runs the tasks that are ready. If a pass were long, every call that
+//! arrives meanwhile would wait for its end. So a pass does at most [`WORK_PER_PASS`] of the work that can be postponed:
+//! batches, pages of lists, messages of sessions, and the calls that a connection could not finish in its turn. A task that
+//! wants to do such work asks for a turn. If the pass has no work left, the task waits in a queue, and the next passes grant
+//! the turns in order. Small calls of a connection with few of them never wait.
+//!
+//! A connection has at most one task in the queue; its other tasks wait for that one. So a connection with 256 batches gets
+//! no more turns than a connection with one.
+//!
+//! Work is counted in tenths of a microsecond, roughly: see [`limits`](crate::limits). The queue is a plain mutex around a
+//! list: only the worker's thread takes it.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::yield_now;
+
+use crate::limits::{SHORT_TURN_WORK, TURN_WORK, WORK_PER_PASS};
+
+/// The turns of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerTurns(Mutex<Pass>);
+
+/// The current pass.
+#[derive(Debug, Default)]
+struct Pass {
+    /// The work that was done or granted in this pass.
+    spent: usize,
+    waiting: VecDeque<Waiting>,
+    /// Whether a task grants the turns.
+    is_granting: bool,
+}
+
+/// A task that waits for its turn.
+#[derive(Debug)]
+struct Waiting {
+    work: usize,
+    /// Closed if the task was cancelled.
+    grant: oneshot::Sender<()>,
+}
+
+impl WorkerTurns {
+    fn lock(&self) -> MutexGuard<'_, Pass> {
+        // No critical section here leaves the pass half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Joins the queue. The turn comes in a later pass.
+    fn enqueue(self: &Arc<Self>, work: usize) -> oneshot::Receiver<()> {
+        let (grant, granted) = oneshot::channel();
+        let mut pass = self.lock();
+        pass.waiting.push_back(Waiting { work, grant });
+        if !mem::replace(&mut pass.is_granting, true) {
+            tokio::spawn(Arc::clone(self).grant());
+        }
+        granted
+    }
+
+    /// Grants turns, pass by pass, until nobody waits.
+    async fn grant(self: Arc<Self>) {
+        loop {
+            // The runtime polls the sockets and runs the tasks that are ready, then this task.
+            yield_now().await;
+            let mut pass = self.lock();
+            pass.spent = 0;
+            while pass.spent < WORK_PER_PASS
+                && let Some(Waiting { work, grant }) = pass.waiting.pop_front()
+            {
+                if grant.send(()).is_ok() {
+                    pass.spent += work;
+                }
+            }
+            if pass.waiting.is_empty() {
+                pass.is_granting = false;
+                return;
+            }
+        }
+    }
+}
+
+/// The turns of one connection. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Turns {
+    worker: Arc<WorkerTurns>,
+    /// Held by the task of the connection that is in the queue.
+    first: Arc<Semaphore>,
+}
+
+impl Turns {
+    /// Returns the turns of a new connection.
+    pub(crate) fn new(worker: Arc<WorkerTurns>) -> Self {
+        Self {
+            worker,
+            first: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Waits until the worker has time for `work`.
+    pub(crate) async fn take(&self, work: usize) {
+        {
+            let mut pass = self.worker.lock();
+            if pass.waiting.is_empty() && pass.spent < WORK_PER_PASS {
+                pass.spent += work;
+                return;
+            }
+        }
+        let _first = self.first.acquire().await;
+        // An error means that the runtime stops.
+        let _ = self.worker.enqueue(work).await;
+    }
+
+    /// Counts work that was done beyond what the turn was for. The next turns come later.
+    pub(crate) fn count(&self, work: usize) {
+        self.worker.lock().spent += work;
+    }
+
+    /// Asks for the next turn for a connection's small calls, in a later pass.
+    pub(crate) fn next(&self, work: usize) -> oneshot::Receiver<()> {
+        self.worker.enqueue(work)
+    }
+
+    /// Returns the work that a connection may do for its small calls when input has arrived: less if others wait.
+    pub(crate) fn turn_work(&self) -> usize {
+        if self.worker.lock().is_granting {
+            SHORT_TURN_WORK
+        } else {
+            TURN_WORK
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::*;
+
+    /// Runs tasks that each take turns for a whole pass, and returns the order of their turns.
+    async fn order(connections: &[Turns], turns: usize) -> Vec<usize> {
+        let order = Rc::new(RefCell::new(Vec::new()));
+        LocalSet::new()
+            .run_until(async {
+                let tasks: Vec<_> = connections
+                    .iter()
+                    .cloned()
+                    .enumerate()
+                    .map(|(number, connection)| {
+                        let order = Rc::clone(&order);
+                        spawn_local(async move {
+                            for _ in 0..turns {
+                                connection.take(WORK_PER_PASS).await;
+                                order.borrow_mut().push(number);
+                            }
+                        })
+                    })
+                    .collect();
+                for task in tasks {
+                    task.await.unwrap();
+                }
+            })
+            .await;
+        Rc::into_inner(order).unwrap().into_inner()
+    }
+
+    #[tokio::test]
+    async fn connections_take_turns() {
+        let worker = Arc::<WorkerTurns>::default();
+        let [a, b] = [0; 2].map(|_| Turns::new(Arc::clone(&worker)));
+        // Three tasks of one connection get as many turns as the one task of the other.
+        let order = order(&[a.clone(), a.clone(), a, b], 4).await;
+        let at = |last| order.iter().rposition(|&number| number == last).unwrap();
+        assert!(at(3) <= 8, "{order:?}");
+        assert_eq!(worker.lock().waiting.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_pass_has_so_much_work_and_no_more() {
+        let worker = Arc::<WorkerTurns>::default();
+        let connections: Vec<_> = (0..100).map(|_| Turns::new(Arc::clone(&worker))).collect();
+        const WORK: usize = WORK_PER_PASS / 4;
+        // The first pass was used up.
+        connections[0].take(WORK_PER_PASS).await;
+        let mut waiting: Vec<_> = connections.iter().map(|connection| connection.next(WORK)).collect();
+        assert_eq!(connections[0].turn_work(), SHORT_TURN_WORK);
+        let mut passes = 0;
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            yield_now().await;
+            waiting.retain_mut(|granted| granted.try_recv().is_err());
+            assert!(before - waiting.len() <= 4);
+            passes += 1;
+        }
+        assert!(passes >= 25);
+        yield_now().await;
+        assert_eq!(connections[0].turn_work(), TURN_WORK);
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_task_takes_no_turn() {
+        let worker = Arc::<WorkerTurns>::default();
+        let connection = Turns::new(Arc::clone(&worker));
+        let cancelled = connection.next(WORK_PER_PASS);
+        let patient = connection.next(1);
+        drop(cancelled);
+        patient.await.unwrap();
+        assert_eq!(worker.lock().spent, 1);
+    }
+}
