@@ -53,8 +53,8 @@ pub const ROUTE_WORK: usize = 1;
 /// Bytes of a request or a reply that cost as much as a route.
 pub const BYTES_PER_WORK: usize = 64;
 
-/// The work after which a connection's small calls wait for the next turn: some 800 calls, two milliseconds.
-pub const TURN_WORK: usize = 20_000;
+/// The work after which a connection's small calls wait for the next turn: some 200 calls, half a millisecond.
+pub const TURN_WORK: usize = 5_000;
 
 /// The same while others wait for a turn.
 pub const SHORT_TURN_WORK: usize = 1_000;
@@ -62,8 +62,14 @@ pub const SHORT_TURN_WORK: usize = 1_000;
 /// The work that one pass of a worker grants to those who wait for a turn: half a millisecond.
 pub const WORK_PER_PASS: usize = 5_000;
 
-/// Nodes of a batch between two turns.
-pub const NODES_PER_TURN: usize = 256;
+/// The work of one turn of a batch or of a page: 50 microseconds.
+pub const WORK_PER_PART: usize = 500;
+
+/// Calls of one worker that build a large reply at one time. Further calls wait when their reply becomes large.
+pub const LARGE_CALLS: usize = 8;
+
+/// Bytes from which on a reply is large, for [`LARGE_CALLS`].
+pub const LARGE_REPLY_SIZE: usize = 64 * 1024;
 
 /// Nodes in one request: a few hundred microseconds of work, for which the other connections of the worker wait.
 pub const MAX_BATCH_NODES: usize = 4096;
@@ -157,7 +163,7 @@ pub struct Limits {
     /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have arrived,
     /// replies that were not read, and copies of the table for them. At this budget, calls fail with RESOURCE_EXHAUSTED; every
     /// connection has an equal share for itself. Some of the server's memory is not counted, so plan for twice the budget.
-    /// By default, an eighth of the memory that the process may use.
+    /// By default, an eighth of the memory that the process may use, and at most 512 MB.
     pub memory: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
@@ -178,7 +184,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
-            memory: machine::memory() / 8,
+            memory: (machine::memory() / 8).min(512 << 20),
             handshake: Duration::from_secs(10),
             call: Duration::from_secs(10),
             keep_alive_interval: Duration::from_secs(30),

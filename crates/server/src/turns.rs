@@ -16,14 +16,27 @@ use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::yield_now;
 
-use crate::limits::{SHORT_TURN_WORK, TURN_WORK, WORK_PER_PASS};
+use crate::limits::{LARGE_CALLS, SHORT_TURN_WORK, TURN_WORK, WORK_PER_PART, WORK_PER_PASS};
 
 /// The turns of one worker.
-#[derive(Debug, Default)]
-pub(crate) struct WorkerTurns(Mutex<Pass>);
+#[derive(Debug)]
+pub(crate) struct WorkerTurns {
+    pass: Mutex<Pass>,
+    /// Free places for calls that build a large reply.
+    large: Arc<Semaphore>,
+}
+
+impl Default for WorkerTurns {
+    fn default() -> Self {
+        Self {
+            pass: Mutex::default(),
+            large: Arc::new(Semaphore::new(LARGE_CALLS)),
+        }
+    }
+}
 
 /// The current pass.
 #[derive(Debug, Default)]
@@ -46,7 +59,7 @@ struct Waiting {
 impl WorkerTurns {
     fn lock(&self) -> MutexGuard<'_, Pass> {
         // No critical section here leaves the pass half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pass.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Joins the queue. The turn comes in a later pass.
@@ -113,9 +126,11 @@ impl Turns {
         let _ = self.worker.enqueue(work).await;
     }
 
-    /// Counts work that was done beyond what the turn was for. The next turns come later.
-    pub(crate) fn count(&self, work: usize) {
-        self.worker.lock().spent += work;
+    /// Waits until few calls of the worker build a large reply. So the memory that such calls take does not grow with their
+    /// number.
+    pub(crate) async fn large_reply(&self) -> OwnedSemaphorePermit {
+        let place = Arc::clone(&self.worker.large).acquire_owned().await;
+        place.expect("the semaphore is never closed")
     }
 
     /// Asks for the next turn for a connection's small calls, in a later pass.
@@ -130,6 +145,33 @@ impl Turns {
         } else {
             TURN_WORK
         }
+    }
+}
+
+/// Divides the nodes of a call into parts, of one turn each.
+///
+/// Nobody knows the work for a node before its routes are read. So a part assumes as much work for each node as the previous
+/// part had, and the first part assumes the most.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    work_per_node: usize,
+}
+
+impl Parts {
+    /// Begins a call whose nodes have at most `work_per_node` of work each.
+    pub(crate) fn new(work_per_node: usize) -> Self {
+        Self { work_per_node }
+    }
+
+    /// Waits for a turn, and returns the most nodes to handle in it.
+    pub(crate) async fn next(&self, turns: &Turns) -> usize {
+        turns.take(WORK_PER_PART).await;
+        (WORK_PER_PART / self.work_per_node).max(1)
+    }
+
+    /// Takes the work of a part with so many nodes into account.
+    pub(crate) fn done(&mut self, nodes: usize, work: usize) {
+        self.work_per_node = (work / nodes.max(1)).max(1);
     }
 }
 

@@ -17,8 +17,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::limits::{MAX_REPLY_SIZE, SEND_BUDGET, SMALL_REPLY_SIZE};
+use crate::limits::{LARGE_REPLY_SIZE, MAX_REPLY_SIZE, SEND_BUDGET, SMALL_REPLY_SIZE};
 use crate::memory::{Charge, ConnectionMemory, OutOfBudget};
+use crate::turns::Turns;
 
 // Otherwise no call with a large reply could begin.
 const _: () = assert!(MAX_REPLY_SIZE <= SEND_BUDGET && SEND_BUDGET <= u32::MAX as usize);
@@ -45,6 +46,7 @@ impl SendBudget {
         Reservation {
             permit: permit.await.expect("the semaphore is never closed"),
             charge: self.memory.no_charge(),
+            place: None,
         }
     }
 
@@ -72,6 +74,8 @@ impl SendBudget {
 pub(crate) struct Reservation {
     permit: OwnedSemaphorePermit,
     charge: Charge,
+    /// The place among the calls of the worker that build a large reply.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Reservation {
@@ -82,6 +86,15 @@ impl Reservation {
     /// The server's memory has no room.
     pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), OutOfBudget> {
         self.charge.grow(bytes.saturating_sub(self.charge.bytes()))
+    }
+
+    /// As [`grow_to`](Self::grow_to), for a call that builds its reply in turns. Once the reply is large, waits until few
+    /// calls build a large reply.
+    pub(crate) async fn grow_in_turn(&mut self, bytes: usize, turns: &Turns) -> Result<(), OutOfBudget> {
+        if bytes > LARGE_REPLY_SIZE && self.place.is_none() {
+            self.place = Some(turns.large_reply().await);
+        }
+        self.grow_to(bytes)
     }
 
     /// Charges a reply to this reservation until the last reference to its bytes is dropped.
@@ -135,6 +148,7 @@ pub(crate) mod tests {
             Some(Reservation {
                 permit: permit.ok()?,
                 charge: self.memory.no_charge(),
+                place: None,
             })
         }
     }

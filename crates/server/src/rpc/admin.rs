@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use nodetracker::{NodeCursor, ProxyCursor, RouteTable, Verdict};
+use nodetracker::{MAX_ROUTES_PER_NODE, NodeCursor, ProxyCursor, RouteTable, Verdict};
 use nodetracker_proto::v1;
 use tonic::Status;
 
 use crate::convert::encode::{self, MAX_NODE_SIZE, RoutesEncoder};
 use crate::convert::parse;
 use crate::grpc::handler::CallContext;
-use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, NODES_PER_TURN, ROUTE_WORK};
+use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, ROUTE_WORK};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::page_token;
 use crate::rpc::watch::Watches;
+use crate::turns::Parts;
 
 /// The service.
 #[derive(Debug)]
@@ -82,22 +83,24 @@ impl Admin {
             },
         };
         let mut page = RoutesEncoder::new(&self.table, 0);
+        let mut parts = Parts::new(NODE_WORK + MAX_ROUTES_PER_NODE * ROUTE_WORK);
         let mut short_parts = 0;
         let next = loop {
             // A node more never exceeds the limit.
             let room = (MAX_REPLY_SIZE - page.size()) / MAX_NODE_SIZE;
-            let asked = room.min(NODES_PER_TURN / 4).min(most - page.nodes());
-            context.turns.take(asked * NODE_WORK).await;
-            let mut work = 0;
+            let part = parts.next(&context.turns).await;
+            let asked = room.min(part).min(most - page.nodes());
+            let (mut read, mut work) = (0, 0);
             let part = self.table.nodes_page(&from, asked, |_, routes| {
+                read += 1;
                 work += NODE_WORK + routes.len() * ROUTE_WORK;
                 wanted.is_none_or(|wanted| routes.iter().any(|route| route.proxy == wanted))
             });
             part.nodes
                 .iter()
                 .for_each(|node| page.push_node(&node.node, &node.routes));
-            context.turns.count(work);
-            context.reply.grow_to(page.size())?;
+            parts.done(read, work);
+            context.reply.grow_in_turn(page.size(), &context.turns).await?;
             short_parts += usize::from(part.nodes.len() < asked);
             let has_room = page.nodes() < most && page.size() + MAX_NODE_SIZE <= MAX_REPLY_SIZE;
             match part.next {

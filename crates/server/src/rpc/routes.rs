@@ -3,17 +3,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nodetracker::{AddedNodes, ReportNodesError, RouteBatch, RouteTable};
+use nodetracker::{AddedNodes, MAX_ROUTES_PER_NODE, ReportNodesError, RouteBatch, RouteTable};
 use nodetracker_proto::v1;
 use tonic::Status;
 
 use crate::convert::encode::{self, RoutesEncoder};
 use crate::convert::{parse, status};
 use crate::grpc::handler::CallContext;
-use crate::limits::{CALL_WORK, MAX_REPLY_SIZE, NODE_WORK, NODES_PER_TURN, ROUTE_WORK};
-
-/// Bytes of an encoded route, nearly always.
-const BYTES_PER_ROUTE: usize = 27;
+use crate::limits::{MAX_REPLY_SIZE, NODE_WORK, ROUTE_WORK};
+use crate::turns::Parts;
 
 /// The service.
 #[derive(Debug)]
@@ -35,10 +33,10 @@ impl Routes {
         let nodes = parse::nodes(request.nodes)?;
         let proxy = parse::proxy(request.proxy.as_ref())?;
         let mut added = AddedNodes::default();
+        let parts = Parts::new(NODE_WORK);
         loop {
             let rest = &nodes[added.len()..];
-            let part = &rest[..rest.len().min(NODES_PER_TURN)];
-            context.turns.take(CALL_WORK + part.len() * NODE_WORK).await;
+            let part = &rest[..rest.len().min(parts.next(&context.turns).await)];
             match self.table.report_nodes(part, &proxy) {
                 Ok(part) => {
                     added.inserted += part.inserted;
@@ -82,20 +80,27 @@ impl Routes {
         let mut batch = RouteBatch::new();
         let mut response = RoutesEncoder::new(&self.table, nodes.len());
         context.reply.grow_to(response.size())?;
-        for part in nodes.chunks(NODES_PER_TURN / 4) {
-            context.turns.take(part.len() * NODE_WORK).await;
+        let mut parts = Parts::new(NODE_WORK + MAX_ROUTES_PER_NODE * ROUTE_WORK);
+        let mut rest = &*nodes;
+        while !rest.is_empty() {
+            let part = rest.len().min(parts.next(&context.turns).await);
+            let (part, after) = rest.split_at(part);
+            rest = after;
             self.table.get_proxies_batch(part, &mut batch);
-            let before = response.size();
-            batch.iter().for_each(|routes| response.push(routes));
+            let mut work = 0;
+            for routes in batch.iter() {
+                response.push(routes);
+                work += NODE_WORK + routes.len() * ROUTE_WORK;
+            }
+            parts.done(part.len(), work);
             let size = response.size();
-            context.turns.count((size - before) / BYTES_PER_ROUTE * ROUTE_WORK);
             if size > MAX_REPLY_SIZE {
                 return Err(Status::resource_exhausted(format!(
                     "the answer is larger than {MAX_REPLY_SIZE} bytes after {} nodes: ask for fewer",
                     response.nodes()
                 )));
             }
-            context.reply.grow_to(size)?;
+            context.reply.grow_in_turn(size, &context.turns).await?;
         }
         Ok(response.finish())
     }
@@ -112,9 +117,11 @@ impl Routes {
             id => Some(self.table.find_proxy(parse::proxy_id(id)?)),
         };
         let mut response = v1::RemoveNodesResponse::default();
+        let parts = Parts::new(NODE_WORK);
+        let mut part_ends = 0;
         for (at, node) in nodes.iter().enumerate() {
-            if at % NODES_PER_TURN == 0 {
-                context.turns.take(NODES_PER_TURN * NODE_WORK).await;
+            if at == part_ends {
+                part_ends += parts.next(&context.turns).await;
             }
             let removed = match by_proxy {
                 None => self.table.remove_node(node),
