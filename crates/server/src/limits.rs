@@ -132,6 +132,9 @@ pub struct Limits {
     pub keep_alive_interval: Duration,
     /// How long a pinged client may stay silent before its connection is closed. 10 s by default.
     pub keep_alive_timeout: Duration,
+    /// How long a session or a watch may send nothing before it sends a keep-alive message. 25 s by default. HTTP proxies end
+    /// streams that are silent for longer, often after 60 s, and HTTP/2's pings do not pass proxies.
+    pub stream_keep_alive: Duration,
     /// How long calls in flight may continue after the server, or their connection, begins to drain. 10 s by default.
     pub drain: Duration,
     /// How long a connection lives before it drains. Bounds floods that are cheap for a client and that no other limit stops.
@@ -147,6 +150,7 @@ impl Default for Limits {
             call: Duration::from_secs(10),
             keep_alive_interval: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(10),
+            stream_keep_alive: Duration::from_secs(25),
             drain: Duration::from_secs(10),
             max_connection_age: Duration::from_secs(3600),
         }
