@@ -27,7 +27,7 @@ pub(crate) fn methods(
 ) -> (MethodTable, Health) {
     let tracker = Arc::new(NodeTracker::new(Arc::clone(table)));
     let routes = Arc::new(Routes::new(Arc::clone(table)));
-    let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, limits.call));
+    let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, limits));
     let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id));
     let (reporter, health) = tonic_health::server::health_reporter();
     let health = health.max_decoding_message_size(SMALL);
