@@ -8,14 +8,32 @@ use std::time::Duration;
 /// Calls that one connection may have in flight. Further streams are refused. Stops stream floods.
 pub const MAX_CONCURRENT_STREAMS: u32 = 256;
 
-/// Bytes of a request's decoded headers. gRPC needs a few hundred. Stops CONTINUATION floods.
-pub const MAX_HEADER_LIST_SIZE: u32 = 8 * 1024;
+/// Bytes of a request's metadata: the names and values of its headers, and 32 bytes for each. gRPC needs a few hundred.
+///
+/// A call over the limit gets RESOURCE_EXHAUSTED.
+pub const MAX_METADATA_SIZE: usize = 8 * 1024;
+
+/// Bytes of a request's decoded headers that h2 accepts. Stops CONTINUATION floods.
+///
+/// h2 answers a call over the limit with HTTP status 431, which gRPC's clients report as UNKNOWN, and closes the connection
+/// at four times the limit. So it is well above [`MAX_METADATA_SIZE`].
+pub const MAX_HEADER_LIST_SIZE: u32 = 64 * 1024;
 
 /// Streams that the server resets because of a client's errors before it closes the connection. Stops "MadeYouReset".
 pub const MAX_LOCAL_ERROR_RESETS: usize = 1024;
 
-/// Streams that a client may open and reset before the server accepts them. Stops "Rapid Reset".
-pub const MAX_PENDING_ACCEPT_RESETS: usize = 20;
+/// Streams that a client may open and reset before h2 hands them over, which is once a turn. No client reaches the limit: a
+/// turn's input has fewer ([`MAX_TURN_SIZE`]). See [`CANCELLED_CALLS`] for the limit that stops "Rapid Reset".
+pub const MAX_PENDING_ACCEPT_RESETS: usize = 8 * 1024;
+
+/// Calls of one connection that the client may cancel before the server looks at them: so many at once, and
+/// [`CANCELLED_CALLS_PER_SECOND`] in the long run. A flood beyond that ends the connection. Stops "Rapid Reset".
+///
+/// A client may cancel all its calls 32 times while the server is busy, and ten times a second at any time.
+pub const CANCELLED_CALLS: u32 = 32 * MAX_CONCURRENT_STREAMS;
+
+/// See [`CANCELLED_CALLS`].
+pub const CANCELLED_CALLS_PER_SECOND: u32 = 10 * MAX_CONCURRENT_STREAMS;
 
 /// Bytes of one request message. The largest valid message has four strings of 255 bytes.
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
@@ -36,7 +54,8 @@ pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
 /// 256 KiB.
 pub const MAX_BATCH_MESSAGE_SIZE: usize = 256 * 1024;
 
-/// Bytes of requests and replies after which a connection yields to the others of its worker.
+/// Bytes of requests and replies after which a connection yields to the others of its worker. It also reads at most so many
+/// bytes in a turn.
 ///
 /// That is three of the most expensive batches or some 800 small calls, so a few milliseconds of work.
 pub const MAX_TURN_SIZE: usize = 64 * 1024;

@@ -1,4 +1,4 @@
-//! Handlers: functions of services, in the two forms that the router calls.
+//! Handlers: functions of services, in the three forms that the router calls.
 //!
 //! Each constructor takes a service and a function of it. The function takes and returns decoded messages.
 
@@ -28,8 +28,14 @@ use crate::grpc::send_budget::SendBudget;
 /// Decodes a message and returns the encoded reply, with its prefix.
 pub(crate) type ImmediateHandler = dyn Fn(&[u8]) -> Result<Bytes, Status> + Send + Sync;
 
+/// Decodes a message and returns the encoded reply, with its prefix, for which it may have to wait.
+pub(crate) type DeferredHandler = dyn Fn(Bytes) -> BoxedReply + Send + Sync;
+
+/// An encoded reply that may have to wait.
+pub(crate) type BoxedReply = Pin<Box<dyn Future<Output = Result<Bytes, Status>> + Send>>;
+
 /// Receives a request of up to so many bytes, and returns the response.
-pub(crate) type DeferredHandler = dyn Fn(Request<RequestBody>, usize, &SendBudget) -> BoxedResponse + Send + Sync;
+pub(crate) type StreamingHandler = dyn Fn(Request<RequestBody>, usize, &SendBudget) -> BoxedResponse + Send + Sync;
 
 /// A response that may have to wait.
 pub(crate) type BoxedResponse = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
@@ -38,8 +44,10 @@ pub(crate) type BoxedResponse = Pin<Box<dyn Future<Output = Response<Body>> + Se
 pub(crate) enum Handler {
     /// The method never waits, so it can take the [fast path](crate::grpc::unary).
     Immediate(Arc<ImmediateHandler>),
-    /// The method reads its request itself, and may wait.
-    Deferred(Box<DeferredHandler>),
+    /// The method is unary, and may wait.
+    Deferred(Arc<DeferredHandler>),
+    /// The method reads its request itself.
+    Streaming(Arc<StreamingHandler>),
 }
 
 impl fmt::Debug for Handler {
@@ -47,6 +55,7 @@ impl fmt::Debug for Handler {
         f.write_str(match self {
             Handler::Immediate(_) => "Immediate",
             Handler::Deferred(_) => "Deferred",
+            Handler::Streaming(_) => "Streaming",
         })
     }
 }
@@ -85,13 +94,12 @@ where
     Fut: Future<Output = Result<R, Status>> + Send,
 {
     let service = Arc::clone(service);
-    Handler::Deferred(Box::new(move |request, max_request, _| {
+    Handler::Deferred(Arc::new(move |message| {
         let service = Arc::clone(&service);
-        let call = ServiceFn(move |request: tonic::Request<Q>| {
-            let reply = method(Arc::clone(&service), request.into_inner());
-            async { reply.await.map(tonic::Response::new) }
-        });
-        Box::pin(async move { grpc(max_request).unary(call, request).await })
+        Box::pin(async move {
+            let request = frame::decode(&message)?;
+            Ok(frame::encode(&method(service, request).await?))
+        })
     }))
 }
 
@@ -105,7 +113,7 @@ where
     St: Stream<Item = Result<R, Status>> + Send + 'static,
 {
     let service = Arc::clone(service);
-    Handler::Deferred(Box::new(move |request, max_request, _| {
+    Handler::Streaming(Arc::new(move |request, max_request, _| {
         let service = Arc::clone(&service);
         let call = ServiceFn(move |request: tonic::Request<Streaming<Q>>| {
             ready(Ok(tonic::Response::new(method(&service, request.into_inner()))))
@@ -125,7 +133,7 @@ where
     St: Stream<Item = Bytes> + Send + 'static,
 {
     let service = Arc::clone(service);
-    Handler::Deferred(Box::new(move |request, max_request, budget| {
+    Handler::Streaming(Arc::new(move |request, max_request, budget| {
         let (service, budget) = (Arc::clone(&service), budget.clone());
         Box::pin(async move {
             let decoder = SmallCodec::<(), Q>::default().decoder();
@@ -146,7 +154,7 @@ where
     S: Service<Request<RequestBody>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    Handler::Deferred(Box::new(move |request, _, _| {
+    Handler::Streaming(Arc::new(move |request, _, _| {
         let response = service.clone().call(request);
         Box::pin(async {
             match response.await {

@@ -5,14 +5,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
-use http::{HeaderName, Request};
+use http::Request;
 use http_body::Frame;
 use tonic::codec::Decoder;
-use tonic::metadata::MetadataValue;
 use tonic::{Status, Streaming};
-
-/// Names the compression of a call's messages.
-pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// The body of a request. The caller may have read its first frame already.
 #[derive(Debug)]
@@ -70,19 +66,14 @@ pub(crate) async fn receive<M: Send + 'static>(
     request: Request<RequestBody>,
     max_size: usize,
 ) -> Result<M, Status> {
-    if request
-        .headers()
-        .get(ENCODING)
-        .is_some_and(|encoding| encoding != "identity")
-    {
-        let mut status = Status::unimplemented("requests cannot be compressed here");
-        let accepted = MetadataValue::from_static("identity");
-        status.metadata_mut().insert("grpc-accept-encoding", accepted);
-        return Err(status);
-    }
     let mut messages = Streaming::new_request(decoder, request.into_body(), None, Some(max_size));
     let message = messages.message().await?;
-    let message = message.ok_or_else(|| Status::internal("Missing request message."))?;
-    messages.trailers().await?;
-    Ok(message)
+    // gRPC specifies UNIMPLEMENTED for a wrong number of messages.
+    let message = message.ok_or_else(|| Status::unimplemented("the request has no message, the method takes one"))?;
+    match messages.message().await? {
+        None => Ok(message),
+        Some(_) => Err(Status::unimplemented(
+            "the request has several messages, the method takes one",
+        )),
+    }
 }

@@ -1,20 +1,22 @@
-//! From a request to its reply: checks that the request is gRPC, finds the method, and limits how long the request takes.
+//! From a request to its reply: checks the head, finds the method, and limits how long the request and the handler take.
 
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{Method as HttpMethod, Request, Response, StatusCode, header};
+use http::{Request, Response};
 use nodetracker_proto::Raw;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 
 use crate::grpc::drain_body::end_on_drain;
-use crate::grpc::handler::{BoxedResponse, Handler, ImmediateHandler};
+use crate::grpc::handler::Handler;
+use crate::grpc::head;
 use crate::grpc::method::{MethodTable, ReplyKind, split};
 use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::send_budget::SendBudget;
@@ -25,7 +27,7 @@ use crate::grpc::unary::{self, FastPath};
 #[derive(Debug, Clone)]
 pub(crate) struct Router {
     methods: Arc<MethodTable>,
-    /// How long a request may take to arrive.
+    /// How long a request may take to arrive, and a handler to complete.
     deadline: Duration,
     /// Cancelled when the connection drains.
     draining: CancellationToken,
@@ -33,7 +35,7 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    /// Returns a router to `methods`; `deadline` is how long a request may take to arrive.
+    /// Returns a router to `methods`; `deadline` is how long a request may take to arrive, and then its handler to complete.
     pub(crate) fn new(methods: MethodTable, deadline: Duration) -> Self {
         Self {
             methods: Arc::new(methods),
@@ -54,69 +56,74 @@ impl Router {
 
     /// Calls the method that a request names. If the call takes the fast path, adds the bytes of the request to `size`.
     pub(crate) fn call(&self, request: Request<RecvStream>, size: &mut usize) -> Call {
-        if let Some(refusal) = refuse_non_grpc(&request) {
-            return Call::Done(refusal.into());
-        }
+        let timeout = match head::check(&request) {
+            Ok(timeout) => timeout,
+            Err(refusal) => return Call::Done(Reply::Response(refusal)),
+        };
         let Some(method) = self.methods.find(request.uri().path()) else {
             return Call::Done(self.unknown(request.uri().path()).into_http().into());
         };
-        let reply = method.reply;
-        match &method.handler {
+        let (reply, max_request) = (method.reply, method.max_request);
+        let pending: PendingReply = match &method.handler {
             Handler::Immediate(handler) => match unary::try_fast_path(&**handler, reply, request, &self.budget, size) {
-                FastPath::Replied(replied) => Call::Done(replied.into()),
+                FastPath::Replied(replied) => return Call::Done(replied.into()),
                 FastPath::NotTaken(request) => {
-                    let call = self
-                        .clone()
-                        .immediate(Arc::clone(handler), method.max_request, reply, *request);
-                    Call::Pending(Box::pin(call))
+                    let (router, handler) = (self.clone(), Arc::clone(handler));
+                    Box::pin(async move {
+                        let handle = |message: Bytes| ready(handler(&message));
+                        router.unary(reply, max_request, *request, handle).await.into()
+                    })
                 }
             },
             Handler::Deferred(handler) => {
-                let response = handler(request.map(RequestBody::new), method.max_request, &self.budget);
-                Call::Pending(Box::pin(self.clone().deferred(response, reply)))
+                let (router, handler) = (self.clone(), Arc::clone(handler));
+                let request = request.map(RequestBody::new);
+                Box::pin(async move {
+                    let handle = |message| async { router.in_time("the call was not done", handler(message)).await? };
+                    router.unary(reply, max_request, request, handle).await.into()
+                })
             }
+            Handler::Streaming(handler) => {
+                let (router, handler) = (self.clone(), Arc::clone(handler));
+                let request = request.map(RequestBody::new);
+                Box::pin(async move {
+                    let response = handler(request, max_request, &router.budget);
+                    let response = router
+                        .in_time(NOT_ARRIVED, response)
+                        .await
+                        .unwrap_or_else(Status::into_http);
+                    end_on_drain(correct_response(response), &router.draining).into()
+                })
+            }
+        };
+        Call::Pending {
+            reply: pending,
+            // A time that `Instant` cannot represent never comes.
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
         }
     }
 
-    /// Calls an immediate handler on the slow path.
-    async fn immediate(
-        self,
-        handler: Arc<ImmediateHandler>,
-        max_request: usize,
+    /// Receives the message of a unary call, and handles it as soon as the budget covers the reply.
+    async fn unary<F: Future<Output = Result<Bytes, Status>>>(
+        &self,
         reply: ReplyKind,
+        max_request: usize,
         request: Request<RequestBody>,
-    ) -> Reply {
-        let replied = async {
-            let message = self.in_time(receive(Raw, request, max_request)).await??;
-            unary::call_when_affordable(&*handler, reply, &message, &self.budget).await
-        };
-        replied.await.into()
-    }
-
-    /// Waits for the response of a deferred handler.
-    async fn deferred(self, response: BoxedResponse, reply: ReplyKind) -> Reply {
-        let reservation = match reply {
-            ReplyKind::LargeUnary => Some(self.budget.reserve().await),
-            ReplyKind::Unary | ReplyKind::Streaming => None,
-        };
-        match self.in_time(response).await {
-            Ok(response) => {
-                let response = end_on_drain(correct_response(response), &self.draining);
-                match reservation {
-                    Some(reservation) => reservation.charge_body(response),
-                    None => response,
-                }
-            }
-            Err(late) => late.into_http(),
+        handle: impl FnOnce(Bytes) -> F,
+    ) -> Result<Bytes, Status> {
+        let message = self.in_time(NOT_ARRIVED, receive(Raw, request, max_request)).await??;
+        if reply != ReplyKind::LargeUnary {
+            return handle(message).await;
         }
-        .into()
+        let mut reservation = self.budget.reserve().await;
+        handle(message).await.map(|reply| reservation.charge(reply))
     }
 
-    /// Waits until a request has arrived, up to the deadline.
-    async fn in_time<T>(&self, arrival: impl Future<Output = T>) -> Result<T, Status> {
+    /// Waits for a part of a call, up to the server's own deadline. `late` says what did not happen.
+    async fn in_time<T>(&self, late: &str, part: impl Future<Output = T>) -> Result<T, Status> {
         let deadline = self.deadline;
-        let late = |_| Status::deadline_exceeded(format!("the request did not arrive within {deadline:?}"));
-        timeout(deadline, arrival).await.map_err(late)
+        let late = |_| Status::deadline_exceeded(format!("{late} within {deadline:?}"));
+        timeout(deadline, part).await.map_err(late)
     }
 
     /// Returns the status for a path that is not in the table.
@@ -126,16 +133,25 @@ impl Router {
             None => format!("there is no service {:?}", shortened(service)),
             Some(Handler::Immediate(_)) => format!("service {service} has no method {:?}", shortened(method)),
             // The message that services with deferred methods have always sent.
-            Some(Handler::Deferred(_)) => "the service has no such method".to_owned(),
+            Some(Handler::Deferred(_) | Handler::Streaming(_)) => "the service has no such method".to_owned(),
         })
     }
 }
 
+const NOT_ARRIVED: &str = "the request did not arrive";
+
 /// A call in progress.
 pub(crate) enum Call {
     Done(Reply),
-    Pending(Pin<Box<dyn Future<Output = Reply> + Send>>),
+    Pending {
+        reply: PendingReply,
+        /// The client's deadline.
+        deadline: Option<Instant>,
+    },
 }
+
+/// A reply that has to wait, for its request or for its handler.
+pub(crate) type PendingReply = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 /// The reply to a call.
 pub(crate) enum Reply {
@@ -164,23 +180,4 @@ impl From<Response<Body>> for Reply {
 fn shortened(name: &str) -> &str {
     const MOST: usize = 100;
     name.char_indices().nth(MOST).map_or(name, |(end, _)| &name[..end])
-}
-
-/// Returns the response to a request that is HTTP/2 but not gRPC: an HTTP status, as gRPC specifies.
-fn refuse_non_grpc<B>(request: &Request<B>) -> Option<Response<Body>> {
-    let content_type = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .map(|value| value.as_bytes());
-    let format = content_type.and_then(|value| value.strip_prefix(b"application/grpc"));
-    let status = if request.method() != HttpMethod::POST {
-        StatusCode::METHOD_NOT_ALLOWED
-    } else if !matches!(format, Some([] | [b'+' | b';', ..])) {
-        StatusCode::UNSUPPORTED_MEDIA_TYPE
-    } else {
-        return None;
-    };
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    Some(response)
 }

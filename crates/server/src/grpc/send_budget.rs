@@ -9,16 +9,10 @@
 //! Replies that are always small need no budget: the number of streams bounds them. Nor does a watch that sends changes
 //! unmodified: all watches share the bytes of those.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::Response;
-use http_body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::Status;
-use tonic::body::Body;
 
 use crate::limits::{MAX_REPLY_SIZE, SEND_BUDGET, SMALL_REPLY_SIZE};
 
@@ -68,43 +62,6 @@ impl Reservation {
             None => reply,
         }
     }
-
-    /// Charges the one message of a response, which is one frame, to this reservation.
-    pub(crate) fn charge_body(self, response: Response<Body>) -> Response<Body> {
-        let charge = |body| {
-            Body::new(ChargedBody {
-                body,
-                reservation: Some(self),
-            })
-        };
-        response.map(charge)
-    }
-}
-
-/// A body whose first frame is charged to a reservation; the excess is returned then.
-struct ChargedBody {
-    body: Body,
-    reservation: Option<Reservation>,
-}
-
-impl http_body::Body for ChargedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let reservation = self.reservation.take();
-        Poll::Ready(frame.map(|frame| {
-            Ok(match reservation {
-                Some(mut reservation) => frame?.map_data(|data| reservation.charge(data)),
-                None => frame?,
-            })
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
 }
 
 /// Bytes that return their part of the budget on drop.
@@ -121,10 +78,6 @@ impl AsRef<[u8]> for ChargedBytes {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
-
-    use http_body::Body as _;
-
     use super::*;
 
     fn free(budget: &SendBudget) -> usize {
@@ -158,38 +111,6 @@ mod tests {
         assert_eq!(held.len(), SEND_BUDGET / MAX_REPLY_SIZE);
         held.pop();
         assert!(budget.try_reserve().is_some());
-    }
-
-    #[test]
-    fn a_body_is_charged_for_its_message_only() {
-        let budget = SendBudget::default();
-        let reservation = budget.try_reserve().expect("all is free");
-        let message = Body::new(HeadOf(vec![7; 10_000].into()));
-        let mut body = reservation.charge_body(Response::new(message)).into_body();
-        assert_eq!(free(&budget), SEND_BUDGET - MAX_REPLY_SIZE);
-        let cx = &mut Context::from_waker(Waker::noop());
-        let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(cx) else {
-            panic!("no message");
-        };
-        let message = frame.into_data().expect("a message");
-        assert_eq!((free(&budget), message.len()), (SEND_BUDGET - 10_000, 10_000));
-        drop(message);
-        assert_eq!(free(&budget), SEND_BUDGET);
-    }
-
-    /// A body with one message that has not ended yet.
-    struct HeadOf(Bytes);
-
-    impl http_body::Body for HeadOf {
-        type Data = Bytes;
-        type Error = Status;
-
-        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            match std::mem::take(&mut self.0) {
-                empty if empty.is_empty() => Poll::Pending,
-                message => Poll::Ready(Some(Ok(Frame::data(message)))),
-            }
-        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! Every other request takes the slow path, on which tonic collects the message and rejects malformed requests:
 //!
 //! * the message spans several frames, or has not arrived;
-//! * the message is compressed, has a wrong length, or is followed by trailers;
+//! * the message is marked as compressed, has a wrong length, or is followed by another message or by trailers;
 //! * the reply may be large, and the [send budget](crate::grpc::send_budget) is used up.
 //!
 //! The slow path reads the frame that the fast path has read again.
@@ -21,7 +21,8 @@ use tonic::Status;
 use crate::grpc::frame;
 use crate::grpc::handler::ImmediateHandler;
 use crate::grpc::method::ReplyKind;
-use crate::grpc::request::{ENCODING, RequestBody};
+use crate::grpc::panics::catch;
+use crate::grpc::request::RequestBody;
 use crate::grpc::send_budget::SendBudget;
 
 /// The outcome of the fast path.
@@ -47,7 +48,6 @@ pub(crate) fn try_fast_path(
         return FastPath::NotTaken(Box::new(request.map(RequestBody::new)));
     };
     if request.body().is_end_stream()
-        && !request.headers().contains_key(ENCODING)
         && let Some(message) = frame::whole_message(&frame)
         && let Some(replied) = call_within_budget(handler, reply, message, budget)
     {
@@ -65,22 +65,12 @@ fn call_within_budget(
     budget: &SendBudget,
 ) -> Option<Result<Bytes, Status>> {
     if reply != ReplyKind::LargeUnary {
-        return Some(handler(message));
+        return Some(catch(|| handler(message)).flatten());
     }
     let mut reservation = budget.try_reserve()?;
-    Some(handler(message).map(|reply| reservation.charge(reply)))
-}
-
-/// Calls a handler as soon as the budget covers its reply.
-pub(crate) async fn call_when_affordable(
-    handler: &ImmediateHandler,
-    reply: ReplyKind,
-    message: &[u8],
-    budget: &SendBudget,
-) -> Result<Bytes, Status> {
-    if reply != ReplyKind::LargeUnary {
-        return handler(message);
-    }
-    let mut reservation = budget.reserve().await;
-    handler(message).map(|reply| reservation.charge(reply))
+    Some(
+        catch(|| handler(message))
+            .flatten()
+            .map(|reply| reservation.charge(reply)),
+    )
 }

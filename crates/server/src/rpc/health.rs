@@ -1,7 +1,20 @@
 //! `grpc.health.v1`: the health of every service by its name, and of the server as a whole by `""`.
 
+use std::sync::Arc;
+
+use tonic::{Request, Status};
 use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::health_server::Health as _;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_health::server::{HealthReporter, HealthService};
+
+/// Returns the health of one service.
+pub(crate) async fn check(
+    service: Arc<HealthService>,
+    request: HealthCheckRequest,
+) -> Result<HealthCheckResponse, Status> {
+    Ok(service.check(Request::new(request)).await?.into_inner())
+}
 
 /// Reports the health of the services.
 #[derive(Debug)]

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use nodetracker::RouteTable;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::grpc::handler::{bidirectional, deferred, encoded_stream, external, immediate, immediate_encoded};
 use crate::grpc::method::ReplyKind::{LargeUnary, Streaming, Unary};
 use crate::grpc::method::{Method, MethodTable};
 use crate::limits::{Limits, MAX_BATCH_MESSAGE_SIZE as BATCH, MAX_MESSAGE_SIZE as SMALL};
 use crate::rpc::admin::Admin;
-use crate::rpc::health::Health;
+use crate::rpc::health::{self, Health};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::node_tracker::NodeTracker;
 use crate::rpc::reflection;
@@ -29,8 +31,9 @@ pub(crate) fn methods(
     let routes = Arc::new(Routes::new(Arc::clone(table)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, limits));
     let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id));
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let health = health.max_decoding_message_size(SMALL);
+    let reporter = HealthReporter::new();
+    let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
+    let health_watches = HealthServer::from_arc(Arc::clone(&health)).max_decoding_message_size(SMALL);
     let valid = "the descriptors were made by the compiler";
     let reflection_v1 = reflection::builder().build_v1().expect(valid).max_decoding_message_size(SMALL);
     let reflection_v1alpha = reflection::builder().build_v1alpha().expect(valid).max_decoding_message_size(SMALL);
@@ -50,17 +53,17 @@ pub(crate) fn methods(
 
         row("/nodetracker.v1.WatchService/Watch", BATCH, Streaming, encoded_stream(watches, watch::watch)),
 
-        row("/nodetracker.v1.AdminService/RemoveProxy", SMALL, LargeUnary, deferred(&admin, Admin::remove_proxy)),
+        row("/nodetracker.v1.AdminService/RemoveProxy", SMALL, Unary, deferred(&admin, Admin::remove_proxy)),
         row("/nodetracker.v1.AdminService/ListProxies", SMALL, LargeUnary, deferred(&admin, Admin::list_proxies)),
         row("/nodetracker.v1.AdminService/ListNodes", SMALL, LargeUnary, deferred(&admin, Admin::list_nodes)),
         row("/nodetracker.v1.AdminService/Explain", SMALL, LargeUnary, deferred(&admin, Admin::explain)),
-        row("/nodetracker.v1.AdminService/Stats", SMALL, LargeUnary, deferred(&admin, Admin::stats)),
+        row("/nodetracker.v1.AdminService/Stats", SMALL, Unary, deferred(&admin, Admin::stats)),
 
         row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, Streaming, external(reflection_v1)),
         row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, Streaming, external(reflection_v1alpha)),
 
-        row("/grpc.health.v1.Health/Check", SMALL, Unary, external(health.clone())),
-        row("/grpc.health.v1.Health/Watch", SMALL, Streaming, external(health)),
+        row("/grpc.health.v1.Health/Check", SMALL, Unary, deferred(&health, health::check)),
+        row("/grpc.health.v1.Health/Watch", SMALL, Streaming, external(health_watches)),
     ]);
     let health = Health::new(reporter, methods.services());
     (methods, health)
