@@ -10,14 +10,32 @@ use crate::machine;
 /// Calls that one connection may have in flight. Further streams are refused. Stops stream floods.
 pub const MAX_CONCURRENT_STREAMS: u32 = 256;
 
-/// Bytes of a request's decoded headers. gRPC needs a few hundred. Stops CONTINUATION floods.
-pub const MAX_HEADER_LIST_SIZE: u32 = 8 * 1024;
+/// Bytes of a request's metadata: the names and values of its headers, and 32 bytes for each. gRPC needs a few hundred.
+///
+/// A call over the limit gets RESOURCE_EXHAUSTED.
+pub const MAX_METADATA_SIZE: usize = 8 * 1024;
+
+/// Bytes of a request's decoded headers that h2 accepts. Stops CONTINUATION floods.
+///
+/// h2 answers a call over the limit with HTTP status 431, which gRPC's clients report as UNKNOWN, and closes the connection
+/// at four times the limit. So it is well above [`MAX_METADATA_SIZE`].
+pub const MAX_HEADER_LIST_SIZE: u32 = 64 * 1024;
 
 /// Streams that the server resets because of a client's errors before it closes the connection. Stops "MadeYouReset".
 pub const MAX_LOCAL_ERROR_RESETS: usize = 1024;
 
-/// Streams that a client may open and reset before the server accepts them. Stops "Rapid Reset".
-pub const MAX_PENDING_ACCEPT_RESETS: usize = 20;
+/// Streams that a client may open and reset before h2 hands them over, which is once a turn. No client reaches the limit: a
+/// turn's input has fewer ([`MAX_TURN_INPUT`]). See [`CANCELLED_CALLS`] for the limit that stops "Rapid Reset".
+pub const MAX_PENDING_ACCEPT_RESETS: usize = 8 * 1024;
+
+/// Calls of one connection that the client may cancel before the server looks at them: so many at once, and
+/// [`CANCELLED_CALLS_PER_SECOND`] in the long run. A flood beyond that ends the connection. Stops "Rapid Reset".
+///
+/// A client may cancel all its calls 32 times while the server is busy, and ten times a second at any time.
+pub const CANCELLED_CALLS: u32 = 32 * MAX_CONCURRENT_STREAMS;
+
+/// See [`CANCELLED_CALLS`].
+pub const CANCELLED_CALLS_PER_SECOND: u32 = 10 * MAX_CONCURRENT_STREAMS;
 
 /// Bytes of one request message. The largest valid message has four strings of 255 bytes.
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
@@ -37,6 +55,9 @@ pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
 /// Bytes of one request message with many nodes. [`MAX_BATCH_NODES`] UUIDs take 64 KiB, and as many names of 60 bytes take
 /// 256 KiB.
 pub const MAX_BATCH_MESSAGE_SIZE: usize = 256 * 1024;
+
+/// Bytes that a connection reads in a turn.
+pub const MAX_TURN_INPUT: usize = 64 * 1024;
 
 /// The work of a small call, in tenths of a microsecond, as all figures of work. Work is an estimate: it decides who waits.
 pub const CALL_WORK: usize = 25;
@@ -173,6 +194,9 @@ pub struct Limits {
     pub keep_alive_interval: Duration,
     /// How long a pinged client may stay silent before its connection is closed. 10 s by default.
     pub keep_alive_timeout: Duration,
+    /// How long a session or a watch may send nothing before it sends a keep-alive message. 25 s by default. HTTP proxies end
+    /// streams that are silent for longer, often after 60 s, and HTTP/2's pings do not pass proxies.
+    pub stream_keep_alive: Duration,
     /// How long calls in flight may continue after the server, or their connection, begins to drain. 10 s by default.
     pub drain: Duration,
     /// How long a connection lives before it drains. Bounds floods that are cheap for a client and that no other limit stops.
@@ -189,6 +213,7 @@ impl Default for Limits {
             call: Duration::from_secs(10),
             keep_alive_interval: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(10),
+            stream_keep_alive: Duration::from_secs(25),
             drain: Duration::from_secs(10),
             max_connection_age: Duration::from_secs(3600),
         }

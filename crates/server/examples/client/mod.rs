@@ -139,8 +139,13 @@ impl Session {
     }
 
     async fn answer(&mut self) -> Result<Response, Failure> {
-        let answer = self.answers.message().await?.ok_or("the session ended")?;
-        Ok(answer.response.ok_or("an empty answer")?)
+        loop {
+            let answer = self.answers.message().await?.ok_or("the session ended")?;
+            match answer.response.ok_or("an empty answer")? {
+                Response::KeepAlive(_) => {}
+                response => return Ok(response),
+            }
+        }
     }
 
     pub(crate) async fn announce(&mut self, nodes: &[Uuid]) -> Result<(), Failure> {

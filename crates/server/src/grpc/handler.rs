@@ -50,7 +50,7 @@ pub(crate) enum Handler {
     /// A unary method that does much work, or has large replies.
     Unary(Arc<UnaryHandler>),
     /// A method that reads its requests itself.
-    Streaming(Box<StreamingHandler>),
+    Streaming(Arc<StreamingHandler>),
 }
 
 impl fmt::Debug for Handler {
@@ -151,7 +151,7 @@ where
     St: Stream<Item = Result<R, Status>> + Send + 'static,
 {
     let service = Arc::clone(service);
-    Handler::Streaming(Box::new(move |request, max_request, _| {
+    Handler::Streaming(Arc::new(move |request, max_request, _| {
         let service = Arc::clone(&service);
         let call = ServiceFn(move |request: tonic::Request<Streaming<Q>>| {
             ready(Ok(tonic::Response::new(method(&service, request.into_inner()))))
@@ -171,7 +171,7 @@ where
     St: Stream<Item = Result<Bytes, Status>> + Send + 'static,
 {
     let service = Arc::clone(service);
-    Handler::Streaming(Box::new(move |request, max_request, connection| {
+    Handler::Streaming(Arc::new(move |request, max_request, connection| {
         let (service, budget) = (Arc::clone(&service), connection.budget().clone());
         Box::pin(async move {
             let decoder = SmallCodec::<(), Q>::default().decoder();
@@ -192,7 +192,7 @@ where
     S: Service<Request<RequestBody>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    Handler::Streaming(Box::new(move |request, _, _| {
+    Handler::Streaming(Arc::new(move |request, _, _| {
         let response = service.clone().call(request);
         Box::pin(async {
             match response.await {

@@ -3,7 +3,9 @@
 mod drain_body;
 pub(crate) mod frame;
 pub(crate) mod handler;
+mod head;
 pub(crate) mod method;
+pub(crate) mod panics;
 mod request;
 pub(crate) mod router;
 pub(crate) mod send_budget;

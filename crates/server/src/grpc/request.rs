@@ -5,10 +5,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
-use http::HeaderName;
 use http_body::Frame;
 use tonic::codec::Decoder;
-use tonic::metadata::MetadataValue;
 use tonic::{Status, Streaming};
 
 use crate::grpc::unary::{FirstFrame, first_frame};
@@ -16,9 +14,6 @@ use crate::memory::Charge;
 
 /// The errors of a body: HTTP/2's, or a [`Status`].
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Names the compression of a call's messages.
-pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// The body of a request. The caller may have read its first frame already.
 ///
@@ -93,14 +88,6 @@ impl http_body::Body for RequestBody {
     }
 }
 
-/// Returns the status for a request whose messages are compressed.
-pub(super) fn refuse_compression() -> Status {
-    let mut status = Status::unimplemented("requests cannot be compressed here");
-    let accepted = MetadataValue::from_static("identity");
-    status.metadata_mut().insert("grpc-accept-encoding", accepted);
-    status
-}
-
 /// Receives the one message of a request.
 pub(crate) async fn receive<M: Send + 'static>(
     decoder: impl Decoder<Item = M, Error = Status> + Send + 'static,
@@ -109,7 +96,12 @@ pub(crate) async fn receive<M: Send + 'static>(
 ) -> Result<M, Status> {
     let mut messages = Streaming::new_request(decoder, body, None, Some(max_size));
     let message = messages.message().await?;
-    let message = message.ok_or_else(|| Status::internal("Missing request message."))?;
-    messages.trailers().await?;
-    Ok(message)
+    // gRPC specifies UNIMPLEMENTED for a wrong number of messages.
+    let message = message.ok_or_else(|| Status::unimplemented("the request has no message, the method takes one"))?;
+    match messages.message().await? {
+        None => Ok(message),
+        Some(_) => Err(Status::unimplemented(
+            "the request has several messages, the method takes one",
+        )),
+    }
 }

@@ -1,4 +1,4 @@
-//! From a request to its reply: checks that the request is gRPC, finds the method, and limits how long the request takes.
+//! From a request to its reply: checks the head, finds the method, and limits how long the request and the handler take.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,17 +6,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{Method as HttpMethod, Request, Response, StatusCode, header};
+use http::{Request, Response};
 use nodetracker_proto::Raw;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 
 use crate::grpc::drain_body::end_on_drain;
-use crate::grpc::handler::{BoxedResponse, CallContext, Handler, UnaryHandler};
+use crate::grpc::handler::{CallContext, Handler, UnaryHandler};
+use crate::grpc::head;
 use crate::grpc::method::{MethodTable, split};
-use crate::grpc::request::{ENCODING, RequestBody, receive, refuse_compression};
+use crate::grpc::panics::catch;
+use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::send_budget::SendBudget;
 use crate::grpc::status::correct_response;
 use crate::grpc::unary::{self, FirstFrame};
@@ -28,12 +30,12 @@ use crate::turns::Turns;
 #[derive(Debug, Clone)]
 pub(crate) struct Router {
     methods: Arc<MethodTable>,
-    /// How long a request may take to arrive.
+    /// How long a request may take to arrive, and a handler to complete.
     deadline: Duration,
 }
 
 impl Router {
-    /// Returns a router to `methods`; `deadline` is how long a request may take to arrive.
+    /// Returns a router to `methods`; `deadline` is how long a request may take to arrive, and then its handler to complete.
     pub(crate) fn new(methods: MethodTable, deadline: Duration) -> Self {
         Self {
             methods: Arc::new(methods),
@@ -78,8 +80,11 @@ pub(crate) struct Accepted {
 
 #[derive(Debug)]
 enum Target {
-    /// The number of the method.
-    Method(usize),
+    Method {
+        number: usize,
+        /// How long the client allows the call to take.
+        timeout: Option<Duration>,
+    },
     /// The reply, whatever the body is.
     Refused(Box<Response<Body>>),
 }
@@ -93,30 +98,28 @@ impl ConnectionRouter {
     }
 
     fn target<B>(&self, request: &Request<B>) -> Target {
-        if let Some(refusal) = refuse_non_grpc(request) {
-            return Target::Refused(Box::new(refusal));
-        }
-        let Some(method) = self.methods.find(request.uri().path()) else {
-            return refused(self.unknown(request.uri().path()));
+        let timeout = match head::check(request) {
+            Ok(timeout) => timeout,
+            Err(refusal) => return Target::Refused(refusal),
         };
-        match request.headers().get(ENCODING) {
-            Some(encoding) if encoding != "identity" => refused(refuse_compression()),
-            _ => Target::Method(method),
+        match self.methods.find(request.uri().path()) {
+            Some(number) => Target::Method { number, timeout },
+            None => Target::Refused(Box::new(self.unknown(request.uri().path()).into_http())),
         }
     }
 
     /// Calls the method of a request. Adds the work that the call has done to `work`.
     pub(crate) fn call(&self, Accepted { target, mut body }: Accepted, work: &mut usize) -> Call {
         *work += CALL_WORK;
-        let number = match target {
-            Target::Method(number) => number,
+        let (number, timeout) = match target {
+            Target::Method { number, timeout } => (number, timeout),
             Target::Refused(refusal) => return Call::Done(Reply::Response(refusal)),
         };
         let method = &self.methods.rows()[number];
         let frame = match &method.handler {
             Handler::Immediate(handler) => match unary::first_frame(&mut body) {
                 FirstFrame::Message(message) => {
-                    let replied = handler(&message);
+                    let replied = catch(|| handler(&message)).flatten();
                     let replied = replied.and_then(|reply| Ok(self.budget.charge(reply)?));
                     let reply_len = replied.as_ref().map_or(0, Bytes::len);
                     *work += (message.len() + reply_len) / BYTES_PER_WORK;
@@ -132,23 +135,37 @@ impl ConnectionRouter {
             Err(full) => return Call::Done(Err(Status::from(full)).into()),
         };
         let body = RequestBody::new(frame, body, charge, method.max_request);
-        Call::Pending(match &method.handler {
+        let (router, max_request) = (self.clone(), method.max_request);
+        let reply: PendingReply = match &method.handler {
             Handler::Immediate(handler) => {
                 let handler = Arc::clone(handler);
-                let call = self.clone().receive(body, method.max_request);
-                let budget = self.budget.clone();
                 Box::pin(async move {
-                    let replied = async { Ok(budget.charge(handler(&call.await?)?)?) };
+                    let replied = async {
+                        let message = router.receive(body, max_request).await?;
+                        Ok(router.budget.charge(handler(&message)?)?)
+                    };
                     replied.await.into()
                 })
             }
-            Handler::Unary(handler) => Box::pin(self.clone().unary(Arc::clone(handler), body, method.max_request)),
-            Handler::Streaming(handler) => {
-                let request = Request::post(method.path).body(body).expect("a path of the table");
-                let response = handler(request, method.max_request, self);
-                Box::pin(self.clone().streaming(response))
+            Handler::Unary(handler) => {
+                let handler = Arc::clone(handler);
+                Box::pin(async move { router.unary(&*handler, body, max_request).await.into() })
             }
-        })
+            Handler::Streaming(handler) => {
+                let (handler, path) = (Arc::clone(handler), method.path);
+                Box::pin(async move {
+                    let request = Request::post(path).body(body).expect("a path of the table");
+                    let response = router.in_time(NOT_ARRIVED, handler(request, max_request, &router));
+                    let response = response.await.unwrap_or_else(Status::into_http);
+                    end_on_drain(correct_response(response), &router.draining).into()
+                })
+            }
+        };
+        Call::Pending {
+            reply,
+            // A time that `Instant` cannot represent never comes.
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+        }
     }
 
     pub(crate) fn budget(&self) -> &SendBudget {
@@ -164,17 +181,17 @@ impl ConnectionRouter {
     }
 
     /// Receives the one message of a request.
-    async fn receive(self, mut body: RequestBody, max_request: usize) -> Result<Bytes, Status> {
+    async fn receive(&self, mut body: RequestBody, max_request: usize) -> Result<Bytes, Status> {
         if let Some(message) = body.whole_message() {
             return Ok(message);
         }
-        self.in_time(receive(Raw, body, max_request)).await?
+        self.in_time(NOT_ARRIVED, receive(Raw, body, max_request)).await?
     }
 
     /// Calls a unary handler once its request has arrived, the worker has time, and the send budget covers the reply.
-    async fn unary(self, handler: Arc<UnaryHandler>, body: RequestBody, max_request: usize) -> Reply {
-        let replied = async {
-            let message = self.clone().receive(body, max_request).await?;
+    async fn unary(&self, handler: &UnaryHandler, body: RequestBody, max_request: usize) -> Result<Bytes, Status> {
+        let message = self.receive(body, max_request).await?;
+        let handled = async {
             self.turns.take(CALL_WORK + message.len() / BYTES_PER_WORK).await;
             let context = CallContext {
                 turns: self.turns.clone(),
@@ -182,23 +199,14 @@ impl ConnectionRouter {
             };
             handler(message, context).await
         };
-        replied.await.into()
+        self.in_time("the call was not done", handled).await?
     }
 
-    /// Waits for the response of a streaming handler.
-    async fn streaming(self, response: BoxedResponse) -> Reply {
-        match self.in_time(response).await {
-            Ok(response) => end_on_drain(correct_response(response), &self.draining),
-            Err(late) => late.into_http(),
-        }
-        .into()
-    }
-
-    /// Waits until a request has arrived, up to the deadline.
-    async fn in_time<T>(&self, arrival: impl Future<Output = T>) -> Result<T, Status> {
+    /// Waits for a part of a call, up to the server's own deadline. `late` says what did not happen.
+    async fn in_time<T>(&self, late: &str, part: impl Future<Output = T>) -> Result<T, Status> {
         let deadline = self.deadline;
-        let late = |_| Status::deadline_exceeded(format!("the request did not arrive within {deadline:?}"));
-        timeout(deadline, arrival).await.map_err(late)
+        let late = |_| Status::deadline_exceeded(format!("{late} within {deadline:?}"));
+        timeout(deadline, part).await.map_err(late)
     }
 
     /// Returns the status for a path that is not in the table.
@@ -211,15 +219,20 @@ impl ConnectionRouter {
     }
 }
 
-fn refused(status: Status) -> Target {
-    Target::Refused(Box::new(correct_response(status.into_http())))
-}
+const NOT_ARRIVED: &str = "the request did not arrive";
 
 /// A call in progress.
 pub(crate) enum Call {
     Done(Reply),
-    Pending(Pin<Box<dyn Future<Output = Reply> + Send>>),
+    Pending {
+        reply: PendingReply,
+        /// The client's deadline.
+        deadline: Option<Instant>,
+    },
 }
+
+/// A reply that has to wait, for its request or for its handler.
+pub(crate) type PendingReply = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 /// The reply to a call.
 pub(crate) enum Reply {
@@ -248,23 +261,4 @@ impl From<Response<Body>> for Reply {
 fn shortened(name: &str) -> &str {
     const MOST: usize = 100;
     name.char_indices().nth(MOST).map_or(name, |(end, _)| &name[..end])
-}
-
-/// Returns the response to a request that is HTTP/2 but not gRPC: an HTTP status, as gRPC specifies.
-fn refuse_non_grpc<B>(request: &Request<B>) -> Option<Response<Body>> {
-    let content_type = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .map(|value| value.as_bytes());
-    let format = content_type.and_then(|value| value.strip_prefix(b"application/grpc"));
-    let status = if request.method() != HttpMethod::POST {
-        StatusCode::METHOD_NOT_ALLOWED
-    } else if !matches!(format, Some([] | [b'+' | b';', ..])) {
-        StatusCode::UNSUPPORTED_MEDIA_TYPE
-    } else {
-        return None;
-    };
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    Some(response)
 }

@@ -6,7 +6,7 @@
 //! Every other request takes the slow path, on which tonic collects the message and rejects malformed requests:
 //!
 //! * the message spans several frames, or has not arrived;
-//! * the message is compressed, has a wrong length, or is followed by trailers.
+//! * the message is marked as compressed, has a wrong length, or is followed by another message or by trailers.
 //!
 //! The slow path reads the frame that the fast path has read again.
 

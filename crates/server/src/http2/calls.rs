@@ -8,22 +8,29 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, SendStream};
-use http::Response;
+use http::{HeaderMap, Response};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::task::coop::has_budget_remaining;
+use tokio::time::{Instant, timeout_at};
+use tonic::Status;
 use tonic::body::Body;
 use tracing::debug;
 
 use crate::grpc::frame;
-use crate::grpc::router::{Accepted, Call, ConnectionRouter, Reply};
+use crate::grpc::panics::catch;
+use crate::grpc::router::{Accepted, Call, ConnectionRouter, PendingReply, Reply};
+use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
+use crate::http2::traffic::Traffic;
+use crate::limits::MAX_TURN_INPUT;
 
 /// A request, and the stream for its reply.
 type Received = (Accepted, SendResponse<Bytes>);
@@ -32,7 +39,9 @@ type Received = (Accepted, SendResponse<Bytes>);
 pub(super) struct Calls<S> {
     pub(super) connection: Connection<S, Bytes>,
     router: ConnectionRouter,
+    traffic: Arc<Traffic>,
     received: VecDeque<Received>,
+    cancelled: CancelGuard,
     /// Set while other connections have their turn. Ends with the connection's next turn.
     yielded: Option<oneshot::Receiver<()>>,
     /// The waker that h2 gets.
@@ -40,11 +49,13 @@ pub(super) struct Calls<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
-    pub(super) fn new(connection: Connection<S, Bytes>, router: ConnectionRouter) -> Self {
+    pub(super) fn new(connection: Connection<S, Bytes>, router: ConnectionRouter, traffic: Arc<Traffic>) -> Self {
         Self {
             connection,
             router,
+            traffic,
             received: VecDeque::new(),
+            cancelled: CancelGuard::new(),
             yielded: None,
             waker: None,
         }
@@ -62,6 +73,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             _ => MutedWaker::new(cx.waker().clone()),
         };
         let waker = self.waker.insert(waker);
+        // A client that sends more than the server replies to has to wait.
+        let allowance = if self.received.is_empty() { MAX_TURN_INPUT } else { 0 };
+        self.traffic.begin_turn(allowance);
         let most = self.router.turns().turn_work();
         let mut work = 0;
         loop {
@@ -73,11 +87,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 // The next poll of the connection writes the replies.
                 Poll::Pending if work < most && !self.received.is_empty() => {
-                    waker.mute(|| reply_to_some(&mut self.received, &self.router, most, &mut work));
+                    let cancelled = waker.mute(|| reply_to_some(&mut self.received, &self.router, most, &mut work));
+                    if cancelled > 0 && !self.cancelled.allow(cancelled) {
+                        debug!("a client cancels too many calls");
+                        self.received.clear();
+                        self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    }
                 }
                 Poll::Pending => {
                     // Without budget the socket may have more input: tokio stopped this task, not the client.
-                    if !self.received.is_empty() || !has_budget_remaining() {
+                    if !self.received.is_empty() || self.traffic.is_exhausted() || !has_budget_remaining() {
                         let mut turn = self.router.turns().next(most);
                         // The turn comes in a later pass, so this only leaves the waker.
                         let _ = Pin::new(&mut turn).poll(cx);
@@ -90,34 +109,77 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     }
 }
 
-/// Replies to requests in order, until `work` has reached `most`.
-fn reply_to_some(received: &mut VecDeque<Received>, router: &ConnectionRouter, most: usize, work: &mut usize) {
+/// Replies to requests in order, until `work` has reached `most`. Returns the number of calls that the client has cancelled
+/// already.
+fn reply_to_some(received: &mut VecDeque<Received>, router: &ConnectionRouter, most: usize, work: &mut usize) -> u32 {
+    let mut cancelled = 0;
     while *work < most
         && let Some((request, stream)) = received.pop_front()
     {
-        reply_to(router, request, stream, work);
+        if reply_to(router, request, stream, work) == Outcome::Cancelled {
+            cancelled += 1;
+        }
     }
+    cancelled
+}
+
+/// What became of a call.
+#[derive(PartialEq, Eq)]
+enum Outcome {
+    /// The call has its reply, or gets it later.
+    Served,
+    /// The client has cancelled the call before the server looked at it.
+    Cancelled,
 }
 
 /// Replies to a request, in a task of its own if the call has to wait. Adds the work that was done to `work`.
-fn reply_to(router: &ConnectionRouter, request: Accepted, mut stream: SendResponse<Bytes>, work: &mut usize) {
-    match router.call(request, work) {
-        Call::Done(Reply::Message(message)) => log_failure(send_message(&mut stream, message)),
-        Call::Done(Reply::Response(response)) => poll_or_spawn(async move {
-            log_failure(send(&mut stream, *response).await);
-        }),
-        Call::Pending(mut call) => poll_or_spawn(async move {
-            let reply = poll_fn(|cx| match call.as_mut().poll(cx) {
-                Poll::Ready(reply) => Poll::Ready(Some(reply)),
-                // A client that cancels its call gets no reply.
-                Poll::Pending => stream.poll_reset(cx).map(|_| None),
-            });
-            match reply.await {
-                Some(Reply::Message(message)) => log_failure(send_message(&mut stream, message)),
-                Some(Reply::Response(response)) => log_failure(send(&mut stream, *response).await),
-                None => {}
-            }
-        }),
+fn reply_to(
+    router: &ConnectionRouter,
+    request: Accepted,
+    mut stream: SendResponse<Bytes>,
+    work: &mut usize,
+) -> Outcome {
+    let call = router.call(request, work);
+    if let Call::Done(Reply::Message(message)) = call {
+        log_failure(send_message(&mut stream, message));
+        return Outcome::Served;
+    }
+    // A cancelled call never takes the fast path, and its handler has not begun.
+    if stream.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
+        return Outcome::Cancelled;
+    }
+    let (reply, deadline): (PendingReply, _) = match call {
+        Call::Done(reply) => (Box::pin(std::future::ready(reply)), None),
+        Call::Pending { reply, deadline } => (reply, deadline),
+    };
+    poll_or_spawn(reply_later(reply, stream, deadline));
+    Outcome::Served
+}
+
+/// Waits for a reply and sends it, both up to the client's deadline.
+async fn reply_later(mut reply: PendingReply, mut stream: SendResponse<Bytes>, deadline: Option<Instant>) {
+    let replied = poll_fn(|cx| match catch(|| reply.as_mut().poll(cx)) {
+        Ok(Poll::Ready(reply)) => Poll::Ready(Some(reply)),
+        // A client that cancels its call gets no reply.
+        Ok(Poll::Pending) => stream.poll_reset(cx).map(|_| None),
+        Err(panicked) => Poll::Ready(Some(Err(panicked).into())),
+    });
+    let replied = before(deadline, replied).await;
+    drop(reply);
+    match replied.unwrap_or_else(|late| Some(Err(late).into())) {
+        Some(Reply::Message(message)) => log_failure(send_message(&mut stream, message)),
+        Some(Reply::Response(response)) => log_failure(send(&mut stream, *response, deadline).await),
+        None => {}
+    }
+}
+
+/// Waits for a part of a call up to the client's deadline, if there is one.
+async fn before<T>(deadline: Option<Instant>, part: impl Future<Output = T>) -> Result<T, Status> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, part)
+            .await
+            .map_err(|_| Status::deadline_exceeded("the client's deadline has passed")),
+        None => Ok(part.await),
     }
 }
 
@@ -148,33 +210,54 @@ fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes) -> Result<(), 
     stream.send_trailers(frame::trailers())
 }
 
-/// Sends a response and its whole body.
-async fn send(stream: &mut SendResponse<Bytes>, response: Response<Body>) -> Result<(), h2::Error> {
-    let (head, mut body) = response.into_parts();
+/// Sends a response and its whole body, up to the client's deadline.
+async fn send(
+    stream: &mut SendResponse<Bytes>,
+    response: Response<Body>,
+    deadline: Option<Instant>,
+) -> Result<(), h2::Error> {
+    let (head, body) = response.into_parts();
     let mut stream = stream.send_response(Response::from_parts(head, ()), body.is_end_stream())?;
+    match before(deadline, send_body(&mut stream, body)).await {
+        Ok(sent) => sent,
+        Err(late) => end_with(&mut stream, &late),
+    }
+}
+
+async fn send_body(stream: &mut SendStream<Bytes>, mut body: Body) -> Result<(), h2::Error> {
     while !body.is_end_stream() {
-        let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-            Poll::Pending => reset(&mut stream, cx),
+        let frame = poll_fn(|cx| match catch(|| Pin::new(&mut body).poll_frame(cx)) {
+            Ok(Poll::Ready(frame)) => Poll::Ready(Ok(Ok(frame))),
+            Ok(Poll::Pending) => reset(stream, cx),
+            Err(panicked) => Poll::Ready(Ok(Err(panicked))),
         });
         match frame.await? {
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => send_data(&mut stream, data, body.is_end_stream()).await?,
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => send_data(stream, data, body.is_end_stream()).await?,
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
                         return stream.send_trailers(trailers);
                     }
                 }
             },
-            Some(Err(status)) => {
+            Ok(Some(Err(status))) => {
                 debug!(%status, "an answer broke off");
                 stream.send_reset(Reason::INTERNAL_ERROR);
                 return Ok(());
             }
-            None => return stream.send_data(Bytes::new(), true),
+            Ok(None) => return stream.send_data(Bytes::new(), true),
+            Err(panicked) => return end_with(stream, &panicked),
         }
     }
     Ok(())
+}
+
+/// Ends a stream with a status.
+fn end_with(stream: &mut SendStream<Bytes>, status: &Status) -> Result<(), h2::Error> {
+    let mut trailers = HeaderMap::new();
+    // An error: the message is not fit for a header. Ours are.
+    let _ = status.add_header(&mut trailers);
+    stream.send_trailers(trailers)
 }
 
 /// Sends a frame once the client has read enough of the earlier frames.

@@ -8,21 +8,22 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::future::poll_immediate;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::grpc::router::Router;
-use crate::http2::byte_counter::ByteCounter;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
+use crate::http2::traffic::{CountedStream, Traffic};
 use crate::limits::{self, Limits};
 use crate::memory::MemoryBudget;
 use crate::turns::{Turns, WorkerTurns};
@@ -86,8 +87,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
         return debug!("a connection was closed: the memory of all clients is used up");
     };
     let opened = Instant::now();
-    let read = Arc::new(AtomicU64::new(0));
-    let handshake = builder().handshake(ByteCounter::new(stream, Arc::clone(&read)));
+    let traffic = Arc::new(Traffic::default());
+    let handshake = builder().handshake(CountedStream::new(stream, Arc::clone(&traffic)));
     let mut connection = tokio::select! {
         biased;
         connection = timeout_at(opened + limits.handshake, handshake) => match connection {
@@ -98,11 +99,12 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
         () = drain_begins(&mut draining) => return,
     };
 
-    let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&read), &limits);
+    let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&traffic), &limits);
     let draining_calls = CancellationToken::new();
     let mut calls = Calls::new(
         connection,
         router.for_connection(draining_calls.clone(), memory, Turns::new(turns)),
+        Arc::clone(&traffic),
     );
     let mut silent = pin!(sleep(limits.keep_alive_interval));
     let mut phase = Phase::Preface;
@@ -113,7 +115,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
             biased;
             // The server has a deadline of its own for draining, and cuts the remaining connections then.
             () = drain_begins(&mut draining), if !is_draining => {
-                if read.load(Ordering::Relaxed) < PREFACE {
+                if traffic.read() < PREFACE {
                     return;
                 }
                 is_draining = true;
@@ -122,7 +124,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
             }
             () = due.as_mut(), if !is_draining => match phase {
                 Phase::Preface => {
-                    if read.load(Ordering::Relaxed) < PREFACE {
+                    if traffic.read() < PREFACE {
                         return debug!("a client did not send HTTP/2's preface in time");
                     }
                     phase = Phase::Serving;
@@ -138,19 +140,27 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
                 }
                 Phase::Draining => return debug!("an old connection was cut with calls in flight"),
             },
-            () = silent.as_mut() => match keep_alive.check() {
-                Some(next) => silent.as_mut().reset(Instant::now() + next),
-                None => return debug!("a client did not answer a ping"),
-            },
+            () = silent.as_mut() => {
+                // After the process was stopped, timers fire before the sockets are polled. So read first what has arrived.
+                yield_now().await;
+                if let Some(result) = poll_immediate(poll_fn(|cx| calls.poll_serve(cx))).await {
+                    return log_end(result);
+                }
+                match keep_alive.check() {
+                    Some(next) => silent.as_mut().reset(Instant::now() + next),
+                    None => return debug!("a client did not answer a ping"),
+                }
+            }
             // Last: a client that sends faster than the server replies uses up tokio's budget for the task, and the timers
             // need some of that budget.
-            result = poll_fn(|cx| calls.poll_serve(cx)) => {
-                if let Err(error) = result {
-                    debug!(%error, "a connection ended with an error");
-                }
-                return;
-            }
+            result = poll_fn(|cx| calls.poll_serve(cx)) => return log_end(result),
         }
+    }
+}
+
+fn log_end(result: Result<(), h2::Error>) {
+    if let Err(error) = result {
+        debug!(%error, "a connection ended with an error");
     }
 }
 
@@ -183,17 +193,21 @@ fn builder() -> h2::server::Builder {
 mod tests {
     use std::io;
     use std::pin::Pin;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::task::{Context, Poll, ready};
     use std::time::Duration;
 
     use bytes::Bytes;
-    use tokio::io::{AsyncWriteExt, ReadBuf};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
     use tokio::task::coop::poll_proceed;
-    use tokio::task::yield_now;
+    use tokio::time::advance;
 
     use super::*;
-    use crate::grpc::handler::Handler;
+    use crate::grpc::handler::{Handler, ImmediateHandler};
     use crate::grpc::method::{Method, MethodTable};
+    use crate::rpc::instance_id::InstanceId;
+    use crate::rpc::methods::methods;
+    use crate::rpc::watch::Watches;
 
     /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more input.
     struct Flood(&'static [u8]);
@@ -227,13 +241,17 @@ mod tests {
         }
     }
 
-    /// Returns a method that counts its calls.
-    fn counting(calls: &Arc<AtomicU64>) -> MethodTable {
+    fn counting_handler(calls: &Arc<AtomicU64>) -> Arc<ImmediateHandler> {
         let calls = Arc::clone(calls);
-        let handler = Handler::Immediate(Arc::new(move |_| {
+        Arc::new(move |_| {
             calls.fetch_add(1, Ordering::Relaxed);
             Ok(Bytes::from_static(&[0; 5]))
-        }));
+        })
+    }
+
+    /// Returns a method that counts its calls.
+    fn counting(calls: &Arc<AtomicU64>) -> MethodTable {
+        let handler = Handler::Immediate(counting_handler(calls));
         let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, handler);
         MethodTable::new(vec![method])
     }
@@ -250,6 +268,13 @@ mod tests {
             turns: Arc::default(),
         };
         (draining, context)
+    }
+
+    /// Lets the connection's task run.
+    async fn settle() {
+        for _ in 0..10 {
+            yield_now().await;
+        }
     }
 
     const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -283,11 +308,6 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
             serving.as_mut().poll(cx)
         }));
-        let settle = async || {
-            for _ in 0..10 {
-                yield_now().await;
-            }
-        };
         client.write_all(BEGIN).await.unwrap();
         settle().await;
         let before = runs.load(Ordering::Relaxed);
@@ -314,9 +334,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(1024 * 1024);
         tokio::spawn(http2(server, context, 0));
         client.write_all(BEGIN).await.unwrap();
-        for _ in 0..10 {
-            yield_now().await;
-        }
+        settle().await;
 
         let requests: Vec<_> = requests(CALLS, 10).collect();
         client.write_all(&requests.concat()).await.unwrap();
@@ -348,5 +366,145 @@ mod tests {
             .await
             .expect("the connection does not end")
             .unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_arrived_is_read_before_a_client_counts_as_silent() {
+        let limits = Limits::default();
+        let (_draining, context) = context(MethodTable::new(Vec::new()), limits.clone());
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let served = tokio::spawn(http2(server, context, 0));
+        client.write_all(BEGIN).await.unwrap();
+        settle().await;
+        // The client has just begun.
+        advance(limits.keep_alive_interval).await;
+        settle().await;
+        for _ in 0..3 {
+            advance(limits.keep_alive_interval).await;
+            settle().await;
+            // As after a stop of the process: the timer has run already, and the input is there before the socket is polled.
+            advance(limits.keep_alive_timeout).await;
+            client.write_all(&frame(6, 0, 0, b"alive...")).await.unwrap();
+            settle().await;
+            assert!(!served.is_finished());
+        }
+        advance(limits.keep_alive_interval).await;
+        settle().await;
+        advance(limits.keep_alive_timeout).await;
+        settle().await;
+        assert!(served.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_its_reply_slowly_is_alive() {
+        const SIZE: usize = 100_000;
+        const STEP: usize = 1024;
+        let limits = Limits::default();
+        let handler = Handler::Immediate(Arc::new(|_| Ok(Bytes::from_static(&[0; SIZE]))));
+        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, handler);
+        let (_draining, context) = context(MethodTable::new(vec![method]), limits.clone());
+        let (mut client, server) = tokio::io::duplex(STEP);
+        let served = tokio::spawn(http2(server, context, 0));
+        let window = frame(8, 0, 0, &(1_u32 << 30).to_be_bytes());
+        let windows = frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+        let begin = [BEGIN, &windows, &window, &requests(1, 10).next().expect("a request")].concat();
+        client.write_all(&begin).await.unwrap();
+        let mut taken = 0;
+        while taken < SIZE {
+            sleep(limits.keep_alive_interval / 2).await;
+            let read = client.read(&mut [0; STEP]).await.unwrap();
+            assert_ne!(read, 0, "cut after {taken} bytes");
+            taken += read;
+        }
+        // It neither sends nor takes anything now.
+        sleep(2 * limits.keep_alive_interval + limits.keep_alive_timeout).await;
+        assert!(served.is_finished());
+    }
+
+    /// A body that panics.
+    struct Panicking;
+
+    impl http_body::Body for Panicking {
+        type Data = Bytes;
+        type Error = tonic::Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
+            panic!("on purpose");
+        }
+    }
+
+    /// Returns the methods of the port, each with a handler that panics.
+    fn panicking() -> Vec<Method> {
+        let table = Arc::new(nodetracker::RouteTable::new());
+        let instance_id = InstanceId::draw();
+        let watches = Watches::new(Arc::clone(&table), instance_id);
+        let (methods, _) = methods(&table, &watches, instance_id, &Limits::default());
+        let panicking = methods.rows().iter().enumerate().map(|(number, method)| {
+            let handler = match method.handler {
+                Handler::Immediate(_) => Handler::Immediate(Arc::new(|_| panic!("on purpose"))),
+                Handler::Unary(_) => Handler::Unary(Arc::new(|_, _| Box::pin(async { panic!("on purpose") }))),
+                Handler::Streaming(_) if number % 2 == 0 => {
+                    Handler::Streaming(Arc::new(|_, _, _| panic!("on purpose")))
+                }
+                Handler::Streaming(_) => Handler::Streaming(Arc::new(|_, _, _| {
+                    Box::pin(async { crate::grpc::frame::head().map(|()| tonic::body::Body::new(Panicking)) })
+                })),
+            };
+            Method::new(method.path, method.max_request, handler)
+        });
+        panicking.collect()
+    }
+
+    /// Calls a method with an empty message, and returns the headers and trailers of its response.
+    async fn call(client: &mut h2::client::SendRequest<Bytes>, path: &str) -> http::HeaderMap {
+        let request = http::Request::post(format!("http://tracker{path}")).header("content-type", "application/grpc");
+        let (response, mut stream) = client.send_request(request.body(()).unwrap(), false).unwrap();
+        stream.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+        let response = response.await.unwrap();
+        let mut headers = response.headers().clone();
+        let mut body = response.into_body();
+        while body.data().await.is_some() {}
+        headers.extend(body.trailers().await.unwrap().unwrap_or_default());
+        headers
+    }
+
+    /// Serves a connection, and returns its client.
+    async fn client(methods: Vec<Method>) -> (watch::Sender<bool>, h2::client::SendRequest<Bytes>) {
+        let (draining, context) = context(MethodTable::new(methods), Limits::default());
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(http2(server, context, 0));
+        let (client, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        (draining, client)
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_one_call() {
+        let calls = Arc::default();
+        let mut methods = panicking();
+        let panicking: Vec<_> = methods.iter().map(|method| method.path).collect();
+        let handler = Handler::Immediate(counting_handler(&calls));
+        methods.push(Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, handler));
+        let (_draining, mut client) = client(methods).await;
+        for path in panicking {
+            assert_eq!(call(&mut client, path).await["grpc-status"], "13", "{path}");
+            assert_eq!(call(&mut client, "/Counting/Call").await["grpc-status"], "0");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handler_that_takes_too_long_is_named() {
+        let handler = Handler::Unary(Arc::new(|_, _| Box::pin(std::future::pending())));
+        let method = Method::new("/Slow/Call", limits::MAX_MESSAGE_SIZE, handler);
+        let (_draining, mut client) = client(vec![method]).await;
+        let ended = call(&mut client, "/Slow/Call").await;
+        assert_eq!(ended["grpc-status"], "4");
+        assert!(
+            ended["grpc-message"].to_str().unwrap().contains("not%20done"),
+            "{ended:?}"
+        );
     }
 }

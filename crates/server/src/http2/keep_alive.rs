@@ -1,19 +1,22 @@
 //! Keep-alive: a silent client is pinged, and its connection is closed if the client stays silent.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use h2::{Ping, PingPong};
 
+use crate::http2::traffic::Traffic;
 use crate::limits::Limits;
 
-/// Pings a silent client, and accepts any bytes as the reply.
+/// Pings a silent client, and accepts any sign of life as the reply.
+///
+/// A ping waits behind the bytes that were written before it. As long as the client takes those, it is alive; its answer is
+/// due when it has taken them.
 pub(super) struct KeepAlive {
     pings: Option<PingPong>,
-    read: Arc<AtomicU64>,
-    /// The value of `read` at the last sign of life.
+    traffic: Arc<Traffic>,
+    /// The signs of life at the last check.
     seen: u64,
     is_pinged: bool,
     interval: Duration,
@@ -21,12 +24,11 @@ pub(super) struct KeepAlive {
 }
 
 impl KeepAlive {
-    /// `read` is the number of bytes that the client has sent.
-    pub(super) fn new(pings: Option<PingPong>, read: Arc<AtomicU64>, limits: &Limits) -> Self {
+    pub(super) fn new(pings: Option<PingPong>, traffic: Arc<Traffic>, limits: &Limits) -> Self {
         Self {
             pings,
-            seen: read.load(Ordering::Relaxed),
-            read,
+            seen: traffic.signs_of_life(),
+            traffic,
             is_pinged: false,
             interval: limits.keep_alive_interval,
             timeout: limits.keep_alive_timeout,
@@ -36,9 +38,9 @@ impl KeepAlive {
     /// Checks for a sign of life. Returns the time until the next check, or `None` if the client is gone.
     pub(super) fn check(&mut self) -> Option<Duration> {
         let pings = self.pings.as_mut()?;
-        let read = self.read.load(Ordering::Relaxed);
-        if read != self.seen {
-            self.seen = read;
+        let signs = self.traffic.signs_of_life();
+        if signs != self.seen {
+            self.seen = signs;
             self.is_pinged = false;
             return Some(self.interval);
         }

@@ -1,7 +1,8 @@
 //! HTTP/2: one client's connection, and the calls on it.
 
-mod byte_counter;
 mod calls;
+mod cancel_guard;
 pub(crate) mod connection;
 mod keep_alive;
 mod muted_waker;
+mod traffic;

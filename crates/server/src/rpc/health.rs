@@ -1,7 +1,21 @@
 //! `grpc.health.v1`: the health of every service by its name, and of the server as a whole by `""`.
 
+use tonic::{Request, Status};
 use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::health_server::Health as _;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_health::server::{HealthReporter, HealthService};
+
+use crate::grpc::handler::CallContext;
+
+/// Returns the health of one service.
+pub(crate) async fn check(
+    service: &HealthService,
+    request: HealthCheckRequest,
+    _: &mut CallContext,
+) -> Result<HealthCheckResponse, Status> {
+    Ok(service.check(Request::new(request)).await?.into_inner())
+}
 
 /// Reports the health of the services.
 #[derive(Debug)]

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use nodetracker::RouteTable;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::grpc::handler::{bidirectional, encoded_stream, external, immediate, unary, unary_encoded};
 use crate::grpc::method::{Method, MethodTable};
 use crate::limits::{Limits, MAX_BATCH_MESSAGE_SIZE as BATCH, MAX_MESSAGE_SIZE as SMALL};
 use crate::rpc::admin::Admin;
-use crate::rpc::health::Health;
+use crate::rpc::health::{self, Health};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::node_tracker::NodeTracker;
 use crate::rpc::reflection;
@@ -26,10 +28,11 @@ pub(crate) fn methods(
 ) -> (MethodTable, Health) {
     let tracker = Arc::new(NodeTracker::new(Arc::clone(table)));
     let routes = Arc::new(Routes::new(Arc::clone(table)));
-    let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, limits.call));
+    let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, limits));
     let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id));
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let health = health.max_decoding_message_size(SMALL);
+    let reporter = HealthReporter::new();
+    let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
+    let health_watches = HealthServer::from_arc(Arc::clone(&health)).max_decoding_message_size(SMALL);
     let valid = "the descriptors were made by the compiler";
     let reflection_v1 = reflection::builder().build_v1().expect(valid).max_decoding_message_size(SMALL);
     let reflection_v1alpha = reflection::builder().build_v1alpha().expect(valid).max_decoding_message_size(SMALL);
@@ -58,8 +61,8 @@ pub(crate) fn methods(
         row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, external(reflection_v1)),
         row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, external(reflection_v1alpha)),
 
-        row("/grpc.health.v1.Health/Check", SMALL, external(health.clone())),
-        row("/grpc.health.v1.Health/Watch", SMALL, external(health)),
+        row("/grpc.health.v1.Health/Check", SMALL, unary(&health, health::check)),
+        row("/grpc.health.v1.Health/Watch", SMALL, external(health_watches)),
     ]);
     let health = Health::new(reporter, methods.services());
     (methods, health)

@@ -256,6 +256,63 @@ async fn resets_that_the_client_provokes_come_to_an_end() {
     server.assert_serves().await;
 }
 
+/// A watch and a call with half a request share the connection with all the calls that are cancelled.
+#[tokio::test]
+async fn cancelled_calls_cost_their_connection_nothing() {
+    const VOLLEYS: usize = 20;
+    let server = Running::start().await;
+    let mut client = Frames::connect(server.addr, &[]).await;
+    client.settle().await;
+    client.send(&call(1, WATCH, &[])).await;
+    client.next_of(DATA).await.unwrap();
+    client.send(&head(3, ADD)).await;
+    let others = limits::MAX_CONCURRENT_STREAMS as usize - 2;
+    let mut numbers = (5..).step_by(2);
+    for _ in 0..VOLLEYS {
+        let volley: Vec<u32> = numbers.by_ref().take(others).collect();
+        let heads = volley.iter().flat_map(|&stream| head(stream, ADD));
+        let cancel = |stream| frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
+        let cancels = volley.iter().flat_map(|&stream| cancel(stream));
+        // The server sees no call before its cancellation.
+        client.send(&heads.chain(cancels).collect::<Vec<_>>()).await;
+        let came = client.settle().await;
+        assert_eq!(of(&came, GOAWAY), BTreeSet::new());
+    }
+    client.send(&frame(DATA, END_STREAM, 3, &framed(&[]))).await;
+    assert_eq!(client.next_of(HEADERS).await.unwrap().stream, 3);
+    let proxy = Proxy {
+        id: "proxy",
+        cluster_name: "cluster",
+        addr: "proxy:3080",
+    };
+    server.table.report_node(&"n".parse().unwrap(), &proxy).unwrap();
+    assert_eq!(client.next_of(DATA).await.unwrap().stream, 1);
+}
+
+#[tokio::test]
+async fn a_flood_of_cancelled_calls_ends() {
+    let server = Running::start().await;
+    for message in [None, Some(&[][..])] {
+        let mut client = Frames::connect(server.addr, &[]).await;
+        client.settle().await;
+        let mut numbers = streams(u32::MAX / 2);
+        let mut sent = 0;
+        loop {
+            let volley = numbers.by_ref().take(64).flat_map(|stream| {
+                let mut frames = message.map_or_else(|| head(stream, ADD), |message| call(stream, ADD, message));
+                frames.extend(frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes()));
+                frames
+            });
+            if client.0.write_all(&volley.collect::<Vec<_>>()).await.is_err() {
+                break;
+            }
+            sent += 64;
+            assert!(sent < 1_000_000, "the flood goes on");
+        }
+        server.assert_serves().await;
+    }
+}
+
 #[tokio::test]
 async fn headers_that_never_end_are_not_waited_for() {
     /// A header of the static table, which is one byte.

@@ -3,6 +3,7 @@
 mod bad_input;
 mod command;
 mod config_errors;
+mod deadlines;
 mod health_reflection;
 mod http2_abuse;
 mod request_framing;

@@ -984,6 +984,21 @@ async fn a_session_ends_with_its_old_connection() {
     assert_eq!(next.beat(&handles).await, [0; 0]);
 }
 
+#[tokio::test]
+async fn a_session_with_nothing_to_say_sends_keep_alives() {
+    let limits = Limits {
+        stream_keep_alive: SOON / 10,
+        ..Limits::default()
+    };
+    let server = Running::with(RouteTable::new(), limits).await;
+    let mut session = Session::begin(&server, 1).await;
+    for _ in 0..3 {
+        let answer = session.answers.message().await.unwrap().expect("a keep-alive");
+        let keep_alive = Response::KeepAlive(v1::SessionKeepAlive {});
+        assert_eq!((answer.sequence, answer.response), (0, Some(keep_alive)));
+    }
+}
+
 /// A session whose client sends heartbeats for as long as the server reads them, and reads nothing.
 struct Stalled {
     raw: Raw,

@@ -157,41 +157,29 @@ async fn settings_say_the_limits() {
 async fn headers_over_the_limit_break_one_call_only() {
     let server = Running::start().await;
     let mut raw = Raw::connect(server.addr).await;
+    for size in [limits::MAX_METADATA_SIZE, 33_000] {
+        let mut request = grpc(ADD);
+        request
+            .headers_mut()
+            .insert("x-large", "x".repeat(size).parse().unwrap());
+        raw.requests = raw.requests.clone().ready().await.unwrap();
+        let (response, _) = raw.requests.send_request(request, true).unwrap();
+        let ended = ended(response).await;
+        assert_eq!(ended.grpc, Some(Code::ResourceExhausted as i32), "{ended:?}");
+        assert!(ended.message.contains("metadata"), "{ended:?}");
+    }
+    // Beyond that h2 refuses the call itself, with the HTTP status for it.
     let mut request = grpc(ADD);
-    request.headers_mut().insert(
-        "x-large",
-        "x".repeat(limits::MAX_HEADER_LIST_SIZE as usize).parse().unwrap(),
-    );
-    raw.requests = raw.requests.clone().ready().await.unwrap();
+    let size = limits::MAX_HEADER_LIST_SIZE as usize;
+    request
+        .headers_mut()
+        .insert("x-large", "x".repeat(size).parse().unwrap());
     let (response, _) = raw.requests.send_request(request, true).unwrap();
     assert_eq!(response.await.unwrap().status(), 431);
     assert_eq!(
         raw.call(ADD, framed(&[])).await.grpc,
         Some(Code::InvalidArgument as i32)
     );
-}
-
-#[tokio::test]
-async fn rapid_resets_cost_the_attacker_its_connection() {
-    let server = Running::start().await;
-    let mut raw = Raw::connect(server.addr).await;
-    raw.settle().await;
-    // The server counts what is reset before it was looked at, so several volleys may be needed.
-    while !raw.connection.is_finished() {
-        for _ in 0..2 * limits::MAX_PENDING_ACCEPT_RESETS {
-            if let Ok((_, mut stream)) = raw.requests.send_request(grpc(ADD), false) {
-                stream.send_reset(h2::Reason::CANCEL);
-            }
-        }
-        tokio::task::yield_now().await;
-    }
-    let error = raw.connection.await.unwrap().unwrap_err();
-    // The reason can be lost: what was still on its way when the server hung up resets the connection.
-    assert!(
-        error.is_io() || error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM),
-        "{error}"
-    );
-    server.assert_serves().await;
 }
 
 #[tokio::test]

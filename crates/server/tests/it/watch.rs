@@ -88,6 +88,7 @@ impl Copy {
                     self.change(change, &changes.proxies);
                 }
             }
+            Message::KeepAlive(_) => {}
             Message::LostPlace(_) => {
                 *self = Copy {
                     of_some: self.of_some,

@@ -125,8 +125,8 @@ fn events(response: v1::WatchResponse) -> Vec<Event> {
             event: "lost_place",
             ..Event::default()
         }],
-        // A newer tracker's message.
-        None => Vec::new(),
+        // No event, or a newer tracker's message.
+        Some(Message::KeepAlive(_)) | None => Vec::new(),
     }
 }
 

@@ -26,6 +26,7 @@
 //! | | another session of the proxy begins | superseded, FAILED_PRECONDITION | ENDED |
 //! | | any message after the proxy was removed | superseded, FAILED_PRECONDITION | ENDED |
 //! | | no message for a keep-alive interval | DEADLINE_EXCEEDED | ENDED |
+//! | | no response for [`Limits::stream_keep_alive`](crate::Limits::stream_keep_alive) | keep-alive | OPEN |
 //! | both | a message that is malformed, has too many elements, or is empty | INVALID_ARGUMENT | ENDED |
 //! | | bytes that are not a message of the contract | INTERNAL | ENDED |
 //! | | a message over the size limit | RESOURCE_EXHAUSTED | ENDED |
@@ -48,6 +49,11 @@
 //! nodes: the table keeps the routes, and the client keeps the handles. Parsed messages ([`Scratch`](message::Scratch))
 //! belong to the thread, not to the session.
 //!
+//! # Silence
+//!
+//! A session reads what has arrived before it judges its client silent. After the process was stopped, timers fire before
+//! the sockets are polled. So when the time is over, the stream lets its thread poll the sockets a few times first.
+//!
 //! # The heartbeat interval
 //!
 //! The heartbeat interval is a third of the table's keep-alive interval ([`HEARTBEATS_PER_KEEP_ALIVE`]), so a route survives
@@ -65,7 +71,7 @@ use nodetracker::RouteTable;
 use nodetracker_proto::v1;
 use tonic::Streaming;
 
-use crate::limits::HEARTBEATS_PER_KEEP_ALIVE;
+use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, Limits};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::session::owner::SessionOwners;
 use crate::rpc::session::state::Session;
@@ -77,6 +83,8 @@ pub(crate) struct Sessions {
     shared: Arc<Shared>,
     /// How long a client may take to say hello.
     hello: Duration,
+    /// How long a session may send nothing before it sends a keep-alive.
+    keep_alive: Duration,
 }
 
 /// The state that all sessions share.
@@ -103,15 +111,18 @@ impl Shared {
 }
 
 impl Sessions {
-    /// Returns the service. `hello` is how long a client may take to say hello.
-    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId, hello: Duration) -> Self {
-        let shared = Arc::new(Shared::new(table, instance_id));
-        Self { shared, hello }
+    /// Returns the service.
+    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId, limits: &Limits) -> Self {
+        Self {
+            shared: Arc::new(Shared::new(table, instance_id)),
+            hello: limits.call,
+            keep_alive: limits.stream_keep_alive,
+        }
     }
 
     /// Begins a session.
     pub(crate) fn session(&self, requests: Streaming<v1::SessionRequest>) -> SessionStream {
         let session = Session::new(Arc::clone(&self.shared));
-        SessionStream::new(requests, session, self.hello)
+        SessionStream::new(requests, session, self.hello, self.keep_alive)
     }
 }

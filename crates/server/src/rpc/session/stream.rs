@@ -5,23 +5,40 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use nodetracker_proto::v1;
+use nodetracker_proto::v1::session_response::Response;
 use tokio::task::coop::poll_proceed;
-use tokio::time::{Instant, Sleep};
+use tokio::task::yield_now;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use crate::grpc::status::correct_status;
+use crate::limits::{CONNECTION_WINDOW, MAX_TURN_INPUT};
 use crate::rpc::session::state::{Session, Step};
+
+/// How often the thread polls its sockets before a client counts as silent. A connection reads
+/// [a turn's input](crate::limits::MAX_TURN_INPUT) at a time, and its window has that many turns.
+const LAST_LOOKS: u32 = CONNECTION_WINDOW.div_ceil(MAX_TURN_INPUT as u32);
 
 /// The responses of one session.
 pub(crate) struct SessionStream {
     requests: Streaming<v1::SessionRequest>,
     session: Session,
-    /// Ends when the client has been silent for `idle_timeout`.
-    idle: Pin<Box<Sleep>>,
+    /// Ends no later than the client's time and the stream's silence, and is extended then. So most messages leave it alone.
+    timer: Pin<Box<Sleep>>,
+    /// How long the client may be silent.
     idle_timeout: Duration,
+    idle_until: Instant,
+    /// How long the stream may be silent.
+    keep_alive: Duration,
+    /// `None` before the first response.
+    silent_until: Option<Instant>,
+    /// Set when the client's time is over, until the requests that have arrived are read.
+    last_look: Option<LastLook>,
     progress: Progress,
 }
+
+type LastLook = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How far the stream is.
 enum Progress {
@@ -32,13 +49,24 @@ enum Progress {
 }
 
 impl SessionStream {
-    /// Returns the responses to `requests`. The first request must arrive within `hello`.
-    pub(crate) fn new(requests: Streaming<v1::SessionRequest>, session: Session, hello: Duration) -> Self {
+    /// Returns the responses to `requests`. The first request must arrive within `hello`. If the stream sends nothing for
+    /// `keep_alive`, it sends a keep-alive.
+    pub(crate) fn new(
+        requests: Streaming<v1::SessionRequest>,
+        session: Session,
+        hello: Duration,
+        keep_alive: Duration,
+    ) -> Self {
+        let idle_until = Instant::now() + hello;
         Self {
             requests,
             session,
-            idle: Box::pin(tokio::time::sleep(hello)),
+            timer: Box::pin(sleep_until(idle_until)),
             idle_timeout: hello,
+            idle_until,
+            keep_alive,
+            silent_until: None,
+            last_look: None,
             progress: Progress::Open,
         }
     }
@@ -51,22 +79,66 @@ impl SessionStream {
         match Pin::new(&mut self.requests).poll_next(cx) {
             Poll::Ready(Some(request)) => {
                 let step = self.session.on_request(request.map_err(correct_status)?)?;
+                let now = Instant::now();
+                self.last_look = None;
                 if let Some(idle_timeout) = self.session.idle_timeout() {
                     self.idle_timeout = idle_timeout;
                     // A time that `Instant` cannot represent never comes.
-                    let now = Instant::now();
-                    let until = now.checked_add(idle_timeout).unwrap_or(now + FAR);
-                    self.idle.as_mut().reset(until);
+                    self.idle_until = now.checked_add(idle_timeout).unwrap_or(now + FAR);
                 }
+                self.has_sent(now);
                 Poll::Ready(Ok(Some(step)))
             }
             Poll::Ready(None) => Poll::Ready(Ok(None)),
-            Poll::Pending => {
-                ready!(self.idle.as_mut().poll(cx));
+            Poll::Pending => self.poll_timer(cx),
+        }
+    }
+
+    /// Waits until the client has been silent for too long, or the stream has.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Step>, Status>> {
+        loop {
+            if let Some(last_look) = &mut self.last_look {
+                ready!(last_look.as_mut().poll(cx));
                 let message = format!("no message came for {:?}", self.idle_timeout);
-                Poll::Ready(Err(Status::deadline_exceeded(message)))
+                return Poll::Ready(Err(Status::deadline_exceeded(message)));
+            }
+            ready!(self.timer.as_mut().poll(cx));
+            let now = Instant::now();
+            if now >= self.idle_until {
+                self.last_look = Some(Box::pin(async {
+                    for _ in 0..LAST_LOOKS {
+                        yield_now().await;
+                    }
+                }));
+            } else if self.silent_until.is_some_and(|until| now >= until) {
+                self.has_sent(now);
+                return Poll::Ready(Ok(Some(Step::Continue(keep_alive()))));
+            } else {
+                let until = self.next_event();
+                self.timer.as_mut().reset(until);
             }
         }
+    }
+
+    /// Notes that a response was sent.
+    fn has_sent(&mut self, now: Instant) {
+        self.silent_until = now.checked_add(self.keep_alive);
+        let until = self.next_event();
+        if until < self.timer.deadline() || self.timer.is_elapsed() {
+            self.timer.as_mut().reset(until);
+        }
+    }
+
+    fn next_event(&self) -> Instant {
+        self.silent_until
+            .map_or(self.idle_until, |silent| silent.min(self.idle_until))
+    }
+}
+
+fn keep_alive() -> v1::SessionResponse {
+    v1::SessionResponse {
+        sequence: 0,
+        response: Some(Response::KeepAlive(v1::SessionKeepAlive {})),
     }
 }
 
@@ -101,6 +173,133 @@ impl Stream for SessionStream {
                 self.progress = Progress::Ended;
                 Poll::Ready(Some(Err(status)))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::Waker;
+
+    use bytes::Bytes;
+    use http_body::Frame;
+    use nodetracker::RouteTable;
+    use nodetracker_proto::SmallCodec;
+    use nodetracker_proto::v1::session_request::Request;
+    use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+    use tokio::time::advance;
+    use tokio_stream::StreamExt;
+    use tonic::Code;
+    use tonic::codec::Codec;
+
+    use super::*;
+    use crate::grpc::frame;
+    use crate::limits::Limits;
+    use crate::rpc::instance_id::InstanceId;
+    use crate::rpc::session::Sessions;
+
+    const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+    /// The requests that a client sends.
+    struct Requests(UnboundedReceiver<Bytes>);
+
+    impl http_body::Body for Requests {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            self.0
+                .poll_recv(cx)
+                .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        }
+    }
+
+    /// A session, and its client's side.
+    fn session() -> (UnboundedSender<Bytes>, SessionStream) {
+        let table = RouteTable::builder()
+            .keep_alive(KEEP_ALIVE)
+            .build()
+            .expect("possible limits");
+        let sessions = Sessions::new(Arc::new(table), InstanceId::draw(), &Limits::default());
+        let (client, requests) = unbounded_channel();
+        let decoder = SmallCodec::<(), v1::SessionRequest>::default().decoder();
+        (
+            client,
+            sessions.session(Streaming::new_request(decoder, Requests(requests), None, None)),
+        )
+    }
+
+    fn request(request: Request) -> Bytes {
+        frame::encode(&v1::SessionRequest {
+            sequence: 1,
+            request: Some(request),
+        })
+    }
+
+    fn hello() -> Bytes {
+        let proxy = v1::Proxy {
+            proxy_id: "proxy".into(),
+            cluster_name: "cluster".into(),
+            addr: "proxy:3080".into(),
+        };
+        request(Request::Hello(v1::SessionHello {
+            proxy: Some(proxy),
+            incarnation: 1,
+            ..v1::SessionHello::default()
+        }))
+    }
+
+    /// Polls a stream once: a response, or the code that ends it.
+    fn poll(stream: &mut SessionStream) -> Poll<Result<Option<Response>, Code>> {
+        let polled = Pin::new(stream).poll_next(&mut Context::from_waker(Waker::noop()));
+        polled.map(|item| match item {
+            Some(Ok(response)) => Ok(response.response),
+            Some(Err(status)) => Err(status.code()),
+            None => Ok(None),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_arrived_while_the_process_was_stopped_is_read_before_silence_is_judged() {
+        let (client, mut stream) = session();
+        client.send(hello()).unwrap();
+        assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Welcome(_))))));
+        for _ in 0..3 {
+            assert_eq!(poll(&mut stream), Poll::Pending);
+            advance(2 * KEEP_ALIVE).await;
+            // The timer runs first, the socket is read next.
+            assert_eq!(poll(&mut stream), Poll::Pending);
+            client
+                .send(request(Request::Heartbeat(v1::SessionHeartbeat::default())))
+                .unwrap();
+            assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Ack(_))))));
+        }
+        advance(2 * KEEP_ALIVE).await;
+        let ended = stream.next().await.expect("a status");
+        assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keep_alives_are_sent_after_silence_only() {
+        let keep_alive = Poll::Ready(Ok(Some(Response::KeepAlive(v1::SessionKeepAlive {}))));
+        let silence = Limits::default().stream_keep_alive;
+        let (client, mut stream) = session();
+        assert_eq!(poll(&mut stream), Poll::Pending);
+        client.send(hello()).unwrap();
+        assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Welcome(_))))));
+        for _ in 0..2 {
+            advance(silence / 2).await;
+            assert_eq!(poll(&mut stream), Poll::Pending);
+            client
+                .send(request(Request::Heartbeat(v1::SessionHeartbeat::default())))
+                .unwrap();
+            assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Ack(_))))));
+            advance(silence - Duration::from_millis(10)).await;
+            assert_eq!(poll(&mut stream), Poll::Pending);
+            advance(Duration::from_millis(20)).await;
+            assert_eq!(poll(&mut stream), keep_alive);
+            assert_eq!(poll(&mut stream), Poll::Pending);
         }
     }
 }

@@ -1,0 +1,143 @@
+//! The bytes of one connection: signs of life of its client, and how many it may send in a turn.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::has_budget_remaining;
+
+/// Counts of one connection. All are Relaxed: only the connection's task uses them.
+#[derive(Debug)]
+pub(super) struct Traffic {
+    /// Bytes that the client has sent.
+    read: AtomicU64,
+    /// Bytes that were written after a wait, so the client has taken as many before.
+    taken: AtomicU64,
+    /// Whether the last write has to wait until the client takes bytes.
+    is_blocked: AtomicBool,
+    /// Bytes that may be read until the turn ends.
+    allowance: AtomicUsize,
+    /// Whether a read was refused because the allowance is used up.
+    is_exhausted: AtomicBool,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self {
+            read: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            is_blocked: AtomicBool::new(false),
+            allowance: AtomicUsize::new(usize::MAX),
+            is_exhausted: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Traffic {
+    /// Returns the number of bytes that the client has sent.
+    pub(super) fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// Returns a number that grows whenever the client sends bytes, or takes bytes for which the server has waited.
+    ///
+    /// A write that succeeds at once is no sign of life, because the kernel accepts some bytes for a dead client, too.
+    pub(super) fn signs_of_life(&self) -> u64 {
+        self.read() + self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Begins a turn, in which the client may send about `allowance` bytes. The rest waits in the socket.
+    pub(super) fn begin_turn(&self, allowance: usize) {
+        self.allowance.store(allowance, Ordering::Relaxed);
+        self.is_exhausted.store(false, Ordering::Relaxed);
+    }
+
+    /// Reports whether a read was refused in this turn. Then nothing wakes the task when more bytes arrive: the task has to
+    /// begin another turn.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.is_exhausted.load(Ordering::Relaxed)
+    }
+
+    fn begin_read(&self) -> bool {
+        let is_allowed = self.allowance.load(Ordering::Relaxed) > 0;
+        self.is_exhausted.store(!is_allowed, Ordering::Relaxed);
+        is_allowed
+    }
+
+    fn has_read(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        let allowance = self.allowance.load(Ordering::Relaxed);
+        self.allowance.store(allowance.saturating_sub(bytes), Ordering::Relaxed);
+    }
+
+    fn has_written(&self, written: &Poll<io::Result<usize>>) {
+        match written {
+            // Without budget it is tokio that stops the write, not the client.
+            Poll::Pending => self.is_blocked.store(has_budget_remaining(), Ordering::Relaxed),
+            Poll::Ready(written) => {
+                if self.is_blocked.swap(false, Ordering::Relaxed)
+                    && let Ok(bytes) = written
+                {
+                    self.taken.fetch_add(*bytes as u64, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// A stream that counts its bytes.
+pub(super) struct CountedStream<S> {
+    stream: S,
+    traffic: Arc<Traffic>,
+}
+
+impl<S> CountedStream<S> {
+    pub(super) fn new(stream: S, traffic: Arc<Traffic>) -> Self {
+        Self { stream, traffic }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.traffic.begin_read() {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        self.traffic.has_read(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.traffic.has_written(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.traffic.has_written(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
