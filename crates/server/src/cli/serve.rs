@@ -1,15 +1,18 @@
 //! The `serve` command: runs a tracker until a signal stops it.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
 use nodetracker::RouteTable;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
+use tracing_subscriber::filter::Targets;
 
 use crate::cli::signals::Signals;
 use crate::cli::{FAILURE, USAGE, fail};
@@ -32,11 +35,17 @@ pub(super) struct Serve {
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
+    /// What to log: TARGET=LEVEL, separated by commas; a level alone is for all targets
+    #[arg(long, value_name = "FILTER", default_value = log::DEFAULT_FILTER)]
+    log_filter: Targets,
 }
 
 impl Serve {
     pub(super) async fn run(self) -> ExitCode {
-        log::init(self.log_format);
+        let log = match log::init(self.log_format, &self.log_filter) {
+            Ok(log) => log,
+            Err(error) => return fail(FAILURE, &error),
+        };
         // Before the port is taken: a script that reads "listening on" may send a signal at once.
         let mut signals = match Signals::install() {
             Ok(signals) => signals,
@@ -47,8 +56,8 @@ impl Serve {
             Err(error @ StartError::Config(_)) => return fail(USAGE, &error),
             Err(error) => return fail(FAILURE, &error),
         };
-        if let Err(error) = announce(&server) {
-            warn!(%error, "cannot write to stdout");
+        if let Err(error) = announce(vec![server.local_addr()], log.flusher()) {
+            return fail(FAILURE, &error);
         }
 
         let (stop, stopped) = oneshot::channel();
@@ -89,8 +98,15 @@ impl Serve {
     }
 }
 
-fn announce(server: &Server) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "listening on {}", server.local_addr())?;
-    out.flush()
+/// Prints the addresses after the log's lines. Nobody may read stdout, so a thread waits for stdout.
+fn announce(addrs: Vec<SocketAddr>, flush_log: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let print = move || {
+        flush_log();
+        let lines: String = addrs.iter().map(|addr| format!("listening on {addr}\n")).collect();
+        let mut out = io::stdout().lock();
+        if let Err(error) = out.write_all(lines.as_bytes()).and_then(|()| out.flush()) {
+            warn!(%error, "cannot write to stdout");
+        }
+    };
+    thread::Builder::new().spawn(print).map(drop)
 }

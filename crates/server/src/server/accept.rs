@@ -32,13 +32,13 @@ pub(crate) async fn accept(listener: &TcpListener, workers: &mut Workers, slots:
         let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
             continue;
         };
-        match listener.accept().await.and_then(|(stream, _)| {
+        match listener.accept().await.and_then(|(stream, peer)| {
             stream.set_nodelay(true)?;
-            stream.into_std()
+            Ok((stream.into_std()?, peer))
         }) {
-            Ok(stream) => {
+            Ok((stream, peer)) => {
                 backoff = Backoff::default();
-                workers.hand_over(stream, slot);
+                workers.hand_over(stream, peer, slot);
             }
             // This client is gone; the next client may be fine.
             Err(error) if concerns_one_connection(&error) => {

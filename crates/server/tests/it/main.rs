@@ -5,6 +5,7 @@ mod command;
 mod config_errors;
 mod health_reflection;
 mod http2_abuse;
+mod log;
 mod request_framing;
 mod rfd47;
 mod session;
