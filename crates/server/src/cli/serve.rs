@@ -32,6 +32,9 @@ pub(super) struct Serve {
     /// How long a route lives without a refresh, such as 90s or 5m [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = config::keep_alive)]
     proxy_keep_alive_interval: Option<Duration>,
+    /// How long to serve calls after SIGTERM or SIGINT, with a health of NOT_SERVING [default: 0s]
+    #[arg(long, value_name = "DURATION", value_parser = config::duration::parse)]
+    shutdown_delay: Option<Duration>,
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
@@ -89,6 +92,9 @@ impl Serve {
         }
         if let Some(interval) = self.proxy_keep_alive_interval {
             config = config.keep_alive(interval);
+        }
+        if let Some(delay) = self.shutdown_delay {
+            config = config.shutdown_delay(delay);
         }
         let table = RouteTable::builder()
             .keep_alive(config.keep_alive.value)

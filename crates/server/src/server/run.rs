@@ -3,14 +3,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nodetracker::RouteTable;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::sleep;
 use tracing::info;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, duration};
 use crate::grpc::router::Router;
 use crate::http2::connection::ConnectionContext;
 use crate::limits::Limits;
@@ -56,6 +58,7 @@ pub enum StartError {
 pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
+    shutdown_delay: Duration,
     workers: Workers,
     table: Arc<RouteTable>,
     watches: Arc<Watches>,
@@ -91,7 +94,7 @@ impl Server {
         let (methods, health) = methods(&table, &watches, instance_id, &limits);
         health.serving().await;
         let router = Router::new(methods, limits.call);
-        let interval = humantime::format_duration(table.keep_alive());
+        let interval = duration::format(table.keep_alive());
         info!("listening on {local_addr}; a route lives {interval} without a refresh");
         if tls.is_none() {
             info!("no https_keypairs: calls travel in plaintext");
@@ -105,6 +108,7 @@ impl Server {
         Ok(Self {
             listener,
             local_addr,
+            shutdown_delay: config.shutdown_delay.value,
             workers,
             table,
             watches,
@@ -120,27 +124,44 @@ impl Server {
         self.local_addr
     }
 
-    /// Serves until `shutdown` ends, then drains: accepts no connection, finishes the calls in flight, and returns. Cuts calls
-    /// that take longer than the drain limit.
+    /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts no
+    /// connection, finishes the calls in flight, and returns. Cuts calls that take longer than the drain limit.
     ///
     /// Dropping this future cuts every connection.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Drained {
-        let slots = Arc::new(Semaphore::new(self.limits.max_connections as usize));
-        tokio::select! {
-            () = shutdown => {}
-            never = accept(&self.listener, &mut self.workers, &slots) => match never {},
-            never = sweep(&self.table) => match never {},
-            never = tail(&self.watches) => match never {},
-        }
-
-        drop(self.listener);
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
+        let Self {
+            listener,
+            mut workers,
+            health,
+            shutdown_delay: delay,
+            ..
+        } = self;
         let Limits {
             max_connections,
             drain: deadline,
             ..
         } = self.limits;
-        let drained = drain(&slots, max_connections, deadline, &self.health, &self.draining).await;
-        self.workers.stop();
+        let slots = Arc::new(Semaphore::new(max_connections as usize));
+        let stop = async {
+            shutdown.await;
+            // Clients that watch the health are notified before their connections drain.
+            health.stopping().await;
+            if !delay.is_zero() {
+                let delay = duration::format(delay);
+                info!("the health is NOT_SERVING for {delay}, then the port closes");
+            }
+            sleep(delay).await;
+        };
+        tokio::select! {
+            () = stop => {}
+            never = accept(&listener, &mut workers, &slots) => match never {},
+            never = sweep(&self.table) => match never {},
+            never = tail(&self.watches) => match never {},
+        }
+
+        drop(listener);
+        let drained = drain(&slots, max_connections, deadline, &self.draining).await;
+        workers.stop();
         drained.log();
         drained
     }

@@ -29,7 +29,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
         (
             "node_tracker_service:\n  enabled: yes\n  listen_address: 127.0.0.1:0\n",
             ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
-             https_keypairs"
+             shutdown_delay, https_keypairs"
                 .into(),
         ),
         (
@@ -45,6 +45,20 @@ fn what_is_wrong_with_the_file_is_one_line() {
             format!(
                 ":2: {section}proxy_keep_alive_interval: \"0s\" is too short: every route would be expired at once"
             ),
+        ),
+        (
+            "node_tracker_service:\n  proxy_keep_alive_interval: 5M\n",
+            format!(
+                ":2: {section}proxy_keep_alive_interval: \"5M\" is not a duration: \"M\" is no unit: use d, h, m, s or ms"
+            ),
+        ),
+        (
+            "node_tracker_service:\n  listen_addr: 127.0.0.1:0\nhttps_keypairs:\n- key_file: a\n  cert_file: b\n",
+            ":3: https_keypairs is a key of node_tracker_service: indent the key to stand below that section".into(),
+        ),
+        (
+            "node_tracker_service:\n  https_keypairs: []\n",
+            format!(":2: {section}https_keypairs: has no pair: remove the key to serve plaintext"),
         ),
     ] {
         let (_folder, file) = config_file(text);
