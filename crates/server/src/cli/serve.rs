@@ -1,5 +1,6 @@
 //! The `serve` command: runs a tracker until a signal stops it.
 
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,14 +12,15 @@ use std::time::Duration;
 use clap::Args;
 use nodetracker::RouteTable;
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_subscriber::filter::Targets;
 
-use crate::cli::signals::Signals;
+use crate::cli::signals::{Hangups, Signals};
 use crate::cli::{FAILURE, USAGE, fail};
 use crate::config::{self, Config};
 use crate::log::{self, LogFormat};
 use crate::server::{Server, StartError};
+use crate::tls::Certificates;
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
@@ -50,7 +52,7 @@ impl Serve {
             Err(error) => return fail(FAILURE, &error),
         };
         // Before the port is taken: a script that reads "listening on" may send a signal at once.
-        let mut signals = match Signals::install() {
+        let (mut signals, hangups) = match Signals::install().and_then(|signals| Ok((signals, Hangups::install()?))) {
             Ok(signals) => signals,
             Err(error) => return fail(FAILURE, &error),
         };
@@ -62,6 +64,7 @@ impl Serve {
         if let Err(error) = announce(vec![server.local_addr()], log.flusher()) {
             return fail(FAILURE, &error);
         }
+        let reloads = reload_at(hangups, server.certificates());
 
         let (stop, stopped) = oneshot::channel();
         let interrupted = async {
@@ -75,6 +78,7 @@ impl Serve {
         };
         tokio::select! {
             _ = server.run(shutdown) => ExitCode::SUCCESS,
+            never = reloads => match never {},
             second = interrupted => {
                 warn!("{}: ended with calls in flight", second.name);
                 ExitCode::from(second.exit_code())
@@ -115,4 +119,29 @@ fn announce(addrs: Vec<SocketAddr>, flush_log: impl FnOnce() + Send + 'static) -
         }
     };
     thread::Builder::new().spawn(print).map(drop)
+}
+
+/// Reloads the certificates at each SIGHUP.
+async fn reload_at(mut hangups: Hangups, certificates: Option<Certificates>) -> Infallible {
+    loop {
+        hangups.next().await;
+        let Some(certificates) = certificates.clone() else {
+            info!("SIGHUP: no https_keypairs, nothing to reload");
+            continue;
+        };
+        // A thread waits for the files, which may be on a network.
+        let (done, reloaded) = oneshot::channel();
+        let reload = move || {
+            let _ = done.send(certificates.reload());
+        };
+        if let Err(error) = thread::Builder::new().spawn(reload) {
+            error!("SIGHUP: the certificates stay as they are: {error}");
+        }
+        match reloaded.await {
+            Ok(Ok(())) => info!("SIGHUP: reloaded the certificates"),
+            Ok(Err(error)) => error!("SIGHUP: the certificates stay as they are: {error}"),
+            // No thread was started, or it panicked, which is logged.
+            Err(_) => {}
+        }
+    }
 }

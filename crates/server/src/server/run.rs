@@ -24,7 +24,7 @@ use crate::server::accept::accept;
 use crate::server::drain::{Drained, drain};
 use crate::server::sweeper::sweep;
 use crate::server::worker::Workers;
-use crate::tls;
+use crate::tls::Certificates;
 
 /// Why a server cannot start.
 #[derive(Debug, Error)]
@@ -33,6 +33,9 @@ pub enum StartError {
     /// The configuration cannot be used, for example because a port is taken or a key is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// TLS cannot be used.
+    #[error("cannot use TLS: {0}")]
+    Tls(rustls::Error),
     /// The system started no thread.
     #[error("cannot start the worker threads: {0}")]
     Workers(#[from] io::Error),
@@ -58,6 +61,7 @@ pub enum StartError {
 pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
+    certificates: Option<Certificates>,
     shutdown_delay: Duration,
     workers: Workers,
     table: Arc<RouteTable>,
@@ -83,9 +87,13 @@ impl Server {
     ///
     /// As [`bind`](Server::bind).
     pub async fn bind_with_limits(config: &Config, table: Arc<RouteTable>, limits: Limits) -> Result<Self, StartError> {
-        let tls = match config.keypairs.as_slice() {
+        let certificates = match config.keypairs.as_slice() {
             [] => None,
-            keypairs => Some(tls::server_config(keypairs)?),
+            keypairs => Some(Certificates::load(keypairs)?),
+        };
+        let tls = match &certificates {
+            Some(certificates) => Some(certificates.server_config().map_err(StartError::Tls)?),
+            None => None,
         };
         let (listener, local_addr) = listen(config).await?;
         let (draining, watched) = watch::channel(false);
@@ -108,6 +116,7 @@ impl Server {
         Ok(Self {
             listener,
             local_addr,
+            certificates,
             shutdown_delay: config.shutdown_delay.value,
             workers,
             table,
@@ -122,6 +131,12 @@ impl Server {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Returns the certificates, which can be reloaded while the server runs. `None` if the server uses plaintext.
+    #[must_use]
+    pub fn certificates(&self) -> Option<Certificates> {
+        self.certificates.clone()
     }
 
     /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts no
