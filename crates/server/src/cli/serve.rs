@@ -16,8 +16,9 @@ use tracing::{error, info, warn};
 use tracing_subscriber::filter::Targets;
 
 use crate::cli::signals::{Hangups, Signals};
-use crate::cli::{FAILURE, USAGE, fail};
+use crate::cli::{FAILURE, USAGE, fail, open_files};
 use crate::config::{self, Config};
+use crate::limits::Limits;
 use crate::log::{self, LogFormat};
 use crate::server::{Server, StartError};
 use crate::tls::Certificates;
@@ -56,12 +57,13 @@ impl Serve {
             Ok(signals) => signals,
             Err(error) => return fail(FAILURE, &error),
         };
+        open_files::raise_limit(Limits::default().max_connections);
         let server = match self.bind().await {
             Ok(server) => server,
             Err(error @ StartError::Config(_)) => return fail(USAGE, &error),
             Err(error) => return fail(FAILURE, &error),
         };
-        if let Err(error) = announce(vec![server.local_addr()], log.flusher()) {
+        if let Err(error) = announce(server.local_addrs().to_vec(), log.flusher()) {
             return fail(FAILURE, &error);
         }
         let reloads = reload_at(hangups, server.certificates());

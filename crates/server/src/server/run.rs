@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use nodetracker::RouteTable;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 use tracing::info;
@@ -22,6 +21,7 @@ use crate::rpc::methods::methods;
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
 use crate::server::drain::{Drained, drain};
+use crate::server::listen::Listeners;
 use crate::server::sweeper::sweep;
 use crate::server::worker::Workers;
 use crate::tls::Certificates;
@@ -59,8 +59,7 @@ pub enum StartError {
 /// ```
 #[derive(Debug)]
 pub struct Server {
-    listener: TcpListener,
-    local_addr: SocketAddr,
+    listeners: Listeners,
     certificates: Option<Certificates>,
     shutdown_delay: Duration,
     workers: Workers,
@@ -95,15 +94,20 @@ impl Server {
             Some(certificates) => Some(certificates.server_config().map_err(StartError::Tls)?),
             None => None,
         };
-        let (listener, local_addr) = listen(config).await?;
+        let listen = Listeners::bind(&config.listen_addr.value).await;
+        let listeners = listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?;
         let (draining, watched) = watch::channel(false);
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id);
         let (methods, health) = methods(&table, &watches, instance_id, &limits);
         health.serving().await;
         let router = Router::new(methods, limits.call);
+        let addrs: Vec<_> = listeners.addrs().iter().map(ToString::to_string).collect();
         let interval = duration::format(table.keep_alive());
-        info!("listening on {local_addr}; a route lives {interval} without a refresh");
+        info!(
+            "listening on {}; a route lives {interval} without a refresh",
+            addrs.join(" and ")
+        );
         if tls.is_none() {
             info!("no https_keypairs: calls travel in plaintext");
         }
@@ -114,8 +118,7 @@ impl Server {
             draining: watched,
         })?;
         Ok(Self {
-            listener,
-            local_addr,
+            listeners,
             certificates,
             shutdown_delay: config.shutdown_delay.value,
             workers,
@@ -127,10 +130,16 @@ impl Server {
         })
     }
 
-    /// Returns the address that the server listens on, with the actual port if the configuration has port 0.
+    /// Returns the first address that the server listens on, with the actual port if the configuration has port 0.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+        self.local_addrs()[0]
+    }
+
+    /// Returns all addresses that the server listens on: those of the configured name. All have the same port.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        self.listeners.addrs()
     }
 
     /// Returns the certificates, which can be reloaded while the server runs. `None` if the server uses plaintext.
@@ -145,7 +154,7 @@ impl Server {
     /// Dropping this future cuts every connection.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         let Self {
-            listener,
+            mut listeners,
             mut workers,
             health,
             shutdown_delay: delay,
@@ -169,30 +178,15 @@ impl Server {
         };
         tokio::select! {
             () = stop => {}
-            never = accept(&listener, &mut workers, &slots) => match never {},
+            never = accept(&mut listeners, &mut workers, &slots) => match never {},
             never = sweep(&self.table) => match never {},
             never = tail(&self.watches) => match never {},
         }
 
-        drop(listener);
+        drop(listeners);
         let drained = drain(&slots, max_connections, deadline, &self.draining).await;
         workers.stop();
         drained.log();
         drained
     }
-}
-
-async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), ConfigError> {
-    let addr = &config.listen_addr;
-    let listening = async {
-        let listener = TcpListener::bind(&addr.value).await?;
-        let local_addr = listener.local_addr()?;
-        io::Result::Ok((listener, local_addr))
-    };
-    listening.await.map_err(|error| {
-        ConfigError::new(
-            addr.origin.clone(),
-            format_args!("cannot listen on {}: {error}", addr.value),
-        )
-    })
 }
