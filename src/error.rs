@@ -31,6 +31,18 @@ pub enum TextError {
     /// The string is not `host:port`.
     #[error("is not host:port")]
     NotHostPort,
+    /// The host has a character that is no letter or digit of any script, and not `-`, `.` or `_`. Such characters may be
+    /// invisible.
+    #[error("has the character {character:?} at byte {at}, which no host has")]
+    NotInHost {
+        /// The first such character.
+        character: char,
+        /// Its offset in bytes.
+        at: usize,
+    },
+    /// The host is `0.0.0.0`, `[::]` or another spelling of them: an address to listen on.
+    #[error("has an unspecified address, which nobody can dial")]
+    Unspecified,
 }
 
 /// Why a string is not a node ID.

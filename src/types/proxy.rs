@@ -1,5 +1,7 @@
 //! A proxy, as callers describe it and as the table returns it.
 
+use std::net::Ipv6Addr;
+
 use compact_str::CompactString;
 
 use crate::error::{ProxyField, RegisterError, TextError};
@@ -13,7 +15,8 @@ pub struct Proxy<'a> {
     pub id: &'a str,
     /// The cluster to which the proxy belongs; up to 255 bytes, no control characters, may be empty.
     pub cluster_name: &'a str,
-    /// The address at which other proxies reach the proxy, `host:port`; up to 255 bytes.
+    /// The address at which other proxies reach the proxy, `host:port`; up to 255 bytes. The host is a name, an IPv4 address
+    /// or an IPv6 address in brackets, and not the unspecified address.
     pub addr: &'a str,
 }
 
@@ -69,18 +72,46 @@ impl Proxy<'_> {
     }
 }
 
-/// Checks for `host:port`, with an IPv6 address in brackets and a port that is not zero.
+/// Checks for `host:port` that a client can dial, with an IPv6 address in brackets and a port that is not zero.
 fn check_host_port(addr: &str) -> Result<(), TextError> {
     let (host, port) = addr.rsplit_once(':').ok_or(TextError::NotHostPort)?;
-    let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    let host_ok = match bracketed {
-        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && !host.contains([':', '[', ']']) && !host.contains(char::is_whitespace),
-    };
     let port_ok = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
-    if host_ok && port_ok {
-        Ok(())
-    } else {
-        Err(TextError::NotHostPort)
+    if host.is_empty() || !port_ok {
+        return Err(TextError::NotHostPort);
+    }
+    match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inner) => check_ipv6(inner),
+        None => check_host(host),
+    }
+}
+
+fn check_ipv6(inner: &str) -> Result<(), TextError> {
+    let ip = inner.parse::<Ipv6Addr>().map_err(|_| TextError::NotHostPort)?;
+    // Also as IPv4-mapped: `::ffff:0.0.0.0`.
+    match ip.to_canonical().is_unspecified() {
+        true => Err(TextError::Unspecified),
+        false => Ok(()),
+    }
+}
+
+/// Checks a host name or an IPv4 address.
+fn check_host(host: &str) -> Result<(), TextError> {
+    // Nearly every host is ASCII. This loop vectorizes, because no byte depends on the byte before.
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let others = host.as_bytes().iter().filter(|byte| !is_plain(byte)).count();
+    if others > 0 {
+        let in_host = |c: char| c.is_alphanumeric() || matches!(c, '-' | '.' | '_');
+        match host.char_indices().find(|&(_, c)| !in_host(c)) {
+            // An IPv6 address without brackets, or with one.
+            Some((_, ':' | '[' | ']')) => return Err(TextError::NotHostPort),
+            Some((at, character)) => return Err(TextError::NotInHost { character, at }),
+            None => {}
+        }
+    }
+    // `0`, `0x0` and `00.0` are spellings of `0.0.0.0`, too.
+    let is_zero = |byte: u8| matches!(byte, b'0' | b'.' | b'x' | b'X');
+    match host.starts_with('0') && host.bytes().all(is_zero) {
+        true => Err(TextError::Unspecified),
+        false => Ok(()),
     }
 }

@@ -137,6 +137,74 @@ fn node_id_errors_tell_what_and_where() {
 }
 
 #[test]
+fn addresses_can_be_dialed() {
+    let (table, _) = table();
+    let check = |addr: &str| {
+        let proxy = Proxy { addr, ..proxy("proxy") };
+        match table.register_proxy(&proxy) {
+            Ok(_) => None,
+            Err(RegisterError::Invalid { field, reason }) => {
+                assert_eq!(field, ProxyField::Addr);
+                Some(reason)
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    for addr in [
+        "proxy:1",
+        "proxy-1.example.com.:3080",
+        "proxy_1.proxies.svc.cluster.local:3080",
+        "b\u{fc}cher.example:3080",
+        "\u{4f8b}\u{3048}.jp:443",
+        "127.0.0.1:65535",
+        "10.0.0.0:1",
+        "0.example.com:1",
+        "[::1]:3080",
+        "[2001:db8::0]:1",
+        "[::ffff:1.2.3.4]:1",
+    ] {
+        assert_eq!(check(addr), None, "{addr}");
+    }
+    for addr in [
+        "0.0.0.0:1",
+        "0:1",
+        "0.0:1",
+        "000.0.0.0:1",
+        "0x0.0.0.0:1",
+        "[::]:1",
+        "[0:0::0]:1",
+        "[::ffff:0.0.0.0]:1",
+    ] {
+        assert_eq!(check(addr), Some(TextError::Unspecified), "{addr}");
+    }
+    for addr in [
+        "", "a", ":1", "a:", "a:0", "a:+1", "a:65536", "a:1:1", "::1:1", "[a]:1", "[::1:1", "::1]:1", "[]:1",
+    ] {
+        let expected = if addr.is_empty() {
+            TextError::Empty
+        } else {
+            TextError::NotHostPort
+        };
+        assert_eq!(check(addr), Some(expected), "{addr}");
+    }
+    for (host, character, at) in [
+        ("*", '*', 0),
+        ("a b", ' ', 1),
+        ("a\u{a0}", '\u{a0}', 1),
+        ("\u{feff}a", '\u{feff}', 0),
+        ("a\u{202e}b", '\u{202e}', 1),
+        ("a\u{ad}b", '\u{ad}', 1),
+        ("a\u{2060}b", '\u{2060}', 1),
+        ("a/b", '/', 1),
+        ("user@a", '@', 4),
+        ("a%00", '%', 1),
+    ] {
+        let addr = format!("{host}:1");
+        assert_eq!(check(&addr), Some(TextError::NotInHost { character, at }), "{addr:?}");
+    }
+}
+
+#[test]
 fn proxy_errors_tell_what_and_where() {
     let (table, _) = table();
     let long = "x".repeat(256);
@@ -196,6 +264,27 @@ fn proxy_errors_tell_what_and_where() {
             ProxyField::Addr,
             TextError::NotHostPort,
             "proxy address is not host:port",
+        ),
+        (
+            Proxy {
+                addr: "prox\u{200b}y:1",
+                ..good
+            },
+            ProxyField::Addr,
+            TextError::NotInHost {
+                character: '\u{200b}',
+                at: 4,
+            },
+            "proxy address has the character '\\u{200b}' at byte 4, which no host has",
+        ),
+        (
+            Proxy {
+                addr: "0.0.0.0:1",
+                ..good
+            },
+            ProxyField::Addr,
+            TextError::Unspecified,
+            "proxy address has an unspecified address, which nobody can dial",
         ),
     ];
     for (proxy, field, reason, text) in cases {

@@ -43,3 +43,4 @@ pub use config::{
 pub use limits::Limits;
 pub use log::LogFormat;
 pub use server::{Drained, Server, StartError};
+pub use tls::Certificates;

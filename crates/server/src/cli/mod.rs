@@ -2,6 +2,7 @@
 
 mod client;
 mod commands;
+mod open_files;
 mod print;
 mod serve;
 mod signals;
@@ -51,9 +52,9 @@ pub struct Cli {
 enum Command {
     /// Run the tracker
     ///
-    /// Once the tracker accepts calls, the command prints the line "listening on ADDR" to stdout. Logs go to stderr. After
-    /// SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, the tracker stops at
-    /// once.
+    /// Once the tracker accepts calls, the command prints the line "listening on ADDR" to stdout, for each address. Logs go
+    /// to stderr. After SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, the
+    /// tracker stops at once. After SIGHUP, the tracker reads its keys and certificates again.
     Serve(Serve),
     /// Record, or refresh, that a node can be reached through a proxy
     ///

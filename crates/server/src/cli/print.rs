@@ -8,6 +8,7 @@ use nodetracker_proto::v1;
 use serde::{Serialize, Serializer};
 
 use crate::cli::commands::{CommandError, TrackerArgs};
+use crate::config::duration;
 
 /// The output format, and the tracker to call.
 #[derive(Debug, Args)]
@@ -214,7 +215,7 @@ pub(crate) fn cell(text: &str) -> String {
 
 /// Formats an age in whole seconds, in the units that the flags and the configuration take.
 pub(crate) fn age(age: Duration) -> String {
-    humantime::format_duration(Duration::from_secs(age.as_secs())).to_string()
+    duration::format(Duration::from_secs(age.as_secs()))
 }
 
 pub(crate) fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {

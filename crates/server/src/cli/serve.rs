@@ -1,21 +1,27 @@
 //! The `serve` command: runs a tracker until a signal stops it.
 
+use std::convert::Infallible;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
 use nodetracker::RouteTable;
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
+use tracing_subscriber::filter::Targets;
 
-use crate::cli::signals::Signals;
-use crate::cli::{FAILURE, USAGE, fail};
+use crate::cli::signals::{Hangups, Signals};
+use crate::cli::{FAILURE, USAGE, fail, open_files};
 use crate::config::{self, Config};
+use crate::limits::Limits;
 use crate::log::{self, LogFormat};
 use crate::server::{Server, StartError};
+use crate::tls::Certificates;
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
@@ -29,27 +35,38 @@ pub(super) struct Serve {
     /// How long a route lives without a refresh, such as 90s or 5m [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = config::keep_alive)]
     proxy_keep_alive_interval: Option<Duration>,
+    /// How long to serve calls after SIGTERM or SIGINT, with a health of NOT_SERVING [default: 0s]
+    #[arg(long, value_name = "DURATION", value_parser = config::duration::parse)]
+    shutdown_delay: Option<Duration>,
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
+    /// What to log: TARGET=LEVEL, separated by commas; a level alone is for all targets
+    #[arg(long, value_name = "FILTER", default_value = log::DEFAULT_FILTER)]
+    log_filter: Targets,
 }
 
 impl Serve {
     pub(super) async fn run(self) -> ExitCode {
-        log::init(self.log_format);
+        let log = match log::init(self.log_format, &self.log_filter) {
+            Ok(log) => log,
+            Err(error) => return fail(FAILURE, &error),
+        };
         // Before the port is taken: a script that reads "listening on" may send a signal at once.
-        let mut signals = match Signals::install() {
+        let (mut signals, hangups) = match Signals::install().and_then(|signals| Ok((signals, Hangups::install()?))) {
             Ok(signals) => signals,
             Err(error) => return fail(FAILURE, &error),
         };
+        open_files::raise_limit(Limits::default().max_connections);
         let server = match self.bind().await {
             Ok(server) => server,
             Err(error @ StartError::Config(_)) => return fail(USAGE, &error),
             Err(error) => return fail(FAILURE, &error),
         };
-        if let Err(error) = announce(&server) {
-            warn!(%error, "cannot write to stdout");
+        if let Err(error) = announce(server.local_addrs().to_vec(), log.flusher()) {
+            return fail(FAILURE, &error);
         }
+        let reloads = reload_at(hangups, server.certificates());
 
         let (stop, stopped) = oneshot::channel();
         let interrupted = async {
@@ -63,6 +80,7 @@ impl Serve {
         };
         tokio::select! {
             _ = server.run(shutdown) => ExitCode::SUCCESS,
+            never = reloads => match never {},
             second = interrupted => {
                 warn!("{}: ended with calls in flight", second.name);
                 ExitCode::from(second.exit_code())
@@ -81,6 +99,9 @@ impl Serve {
         if let Some(interval) = self.proxy_keep_alive_interval {
             config = config.keep_alive(interval);
         }
+        if let Some(delay) = self.shutdown_delay {
+            config = config.shutdown_delay(delay);
+        }
         let table = RouteTable::builder()
             .keep_alive(config.keep_alive.value)
             .build()
@@ -89,8 +110,40 @@ impl Serve {
     }
 }
 
-fn announce(server: &Server) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "listening on {}", server.local_addr())?;
-    out.flush()
+/// Prints the addresses after the log's lines. Nobody may read stdout, so a thread waits for stdout.
+fn announce(addrs: Vec<SocketAddr>, flush_log: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let print = move || {
+        flush_log();
+        let lines: String = addrs.iter().map(|addr| format!("listening on {addr}\n")).collect();
+        let mut out = io::stdout().lock();
+        if let Err(error) = out.write_all(lines.as_bytes()).and_then(|()| out.flush()) {
+            warn!(%error, "cannot write to stdout");
+        }
+    };
+    thread::Builder::new().spawn(print).map(drop)
+}
+
+/// Reloads the certificates at each SIGHUP.
+async fn reload_at(mut hangups: Hangups, certificates: Option<Certificates>) -> Infallible {
+    loop {
+        hangups.next().await;
+        let Some(certificates) = certificates.clone() else {
+            info!("SIGHUP: no https_keypairs, nothing to reload");
+            continue;
+        };
+        // A thread waits for the files, which may be on a network.
+        let (done, reloaded) = oneshot::channel();
+        let reload = move || {
+            let _ = done.send(certificates.reload());
+        };
+        if let Err(error) = thread::Builder::new().spawn(reload) {
+            error!("SIGHUP: the certificates stay as they are: {error}");
+        }
+        match reloaded.await {
+            Ok(Ok(())) => info!("SIGHUP: reloaded the certificates"),
+            Ok(Err(error)) => error!("SIGHUP: the certificates stay as they are: {error}"),
+            // No thread was started, or it panicked, which is logged.
+            Err(_) => {}
+        }
+    }
 }

@@ -5,16 +5,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use crate::limits::{ACCEPT_BACKOFF, MAX_ACCEPT_BACKOFF};
+use crate::server::listen::Listeners;
 use crate::server::worker::Workers;
 
 /// Accepts connections. Never returns. A connection waits in the kernel's backlog until one of `slots` is free.
-pub(crate) async fn accept(listener: &TcpListener, workers: &mut Workers, slots: &Arc<Semaphore>) -> Infallible {
+pub(super) async fn accept(listeners: &mut Listeners, workers: &mut Workers, slots: &Arc<Semaphore>) -> Infallible {
     let mut backoff = Backoff::default();
     let limit = slots.available_permits();
     let mut is_full = false;
@@ -32,13 +32,13 @@ pub(crate) async fn accept(listener: &TcpListener, workers: &mut Workers, slots:
         let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
             continue;
         };
-        match listener.accept().await.and_then(|(stream, _)| {
+        match listeners.accept().await.and_then(|(stream, peer)| {
             stream.set_nodelay(true)?;
-            stream.into_std()
+            Ok((stream.into_std()?, peer))
         }) {
-            Ok(stream) => {
+            Ok((stream, peer)) => {
                 backoff = Backoff::default();
-                workers.hand_over(stream, slot);
+                workers.hand_over(stream, peer, slot);
             }
             // This client is gone; the next client may be fine.
             Err(error) if concerns_one_connection(&error) => {

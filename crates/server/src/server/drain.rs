@@ -7,8 +7,6 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::rpc::health::Health;
-
 /// How a server ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -39,7 +37,6 @@ pub(super) async fn drain(
     slots: &Arc<Semaphore>,
     max_connections: u32,
     deadline: Duration,
-    health: &Health,
     draining: &watch::Sender<bool>,
 ) -> Drained {
     let open = || max_connections as usize - slots.available_permits();
@@ -48,8 +45,6 @@ pub(super) async fn drain(
         connections,
         "stopping: calls in flight have up to {deadline:?} to finish"
     );
-    // Clients that watch the health are notified before their connections drain.
-    health.stopping().await;
     draining.send_replace(true);
     match timeout(deadline, slots.acquire_many(max_connections)).await {
         Ok(_) => Drained::Completely,

@@ -2,6 +2,7 @@
 
 mod accept;
 mod drain;
+mod listen;
 mod run;
 mod sweeper;
 mod worker;

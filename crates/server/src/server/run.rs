@@ -3,14 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nodetracker::RouteTable;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::sleep;
 use tracing::info;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, duration};
 use crate::grpc::router::Router;
 use crate::http2::connection::ConnectionContext;
 use crate::limits::Limits;
@@ -21,9 +22,10 @@ use crate::rpc::methods::methods;
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
 use crate::server::drain::{Drained, drain};
+use crate::server::listen::Listeners;
 use crate::server::sweeper::sweep;
 use crate::server::worker::Workers;
-use crate::tls;
+use crate::tls::Certificates;
 
 /// Why a server cannot start.
 #[derive(Debug, Error)]
@@ -32,6 +34,9 @@ pub enum StartError {
     /// The configuration cannot be used, for example because a port is taken or a key is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// TLS cannot be used.
+    #[error("cannot use TLS: {0}")]
+    Tls(rustls::Error),
     /// The system started no thread.
     #[error("cannot start the worker threads: {0}")]
     Workers(#[from] io::Error),
@@ -55,8 +60,9 @@ pub enum StartError {
 /// ```
 #[derive(Debug)]
 pub struct Server {
-    listener: TcpListener,
-    local_addr: SocketAddr,
+    listeners: Listeners,
+    certificates: Option<Certificates>,
+    shutdown_delay: Duration,
     workers: Workers,
     table: Arc<RouteTable>,
     watches: Arc<Watches>,
@@ -81,19 +87,28 @@ impl Server {
     ///
     /// As [`bind`](Server::bind).
     pub async fn bind_with_limits(config: &Config, table: Arc<RouteTable>, limits: Limits) -> Result<Self, StartError> {
-        let tls = match config.keypairs.as_slice() {
+        let certificates = match config.keypairs.as_slice() {
             [] => None,
-            keypairs => Some(tls::server_config(keypairs)?),
+            keypairs => Some(Certificates::load(keypairs)?),
         };
-        let (listener, local_addr) = listen(config).await?;
+        let tls = match &certificates {
+            Some(certificates) => Some(certificates.server_config().map_err(StartError::Tls)?),
+            None => None,
+        };
+        let listen = Listeners::bind(&config.listen_addr.value).await;
+        let listeners = listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?;
         let (draining, watched) = watch::channel(false);
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id);
         let (methods, health) = methods(&table, &watches, instance_id, &limits);
         health.serving().await;
         let router = Router::new(methods, limits.call);
-        let interval = humantime::format_duration(table.keep_alive());
-        info!("listening on {local_addr}; a route lives {interval} without a refresh");
+        let addrs: Vec<_> = listeners.addrs().iter().map(ToString::to_string).collect();
+        let interval = duration::format(table.keep_alive());
+        info!(
+            "listening on {}; a route lives {interval} without a refresh",
+            addrs.join(" and ")
+        );
         if tls.is_none() {
             info!("no https_keypairs: calls travel in plaintext");
         }
@@ -106,8 +121,9 @@ impl Server {
             turns: Arc::default(),
         })?;
         Ok(Self {
-            listener,
-            local_addr,
+            listeners,
+            certificates,
+            shutdown_delay: config.shutdown_delay.value,
             workers,
             table,
             watches,
@@ -117,49 +133,63 @@ impl Server {
         })
     }
 
-    /// Returns the address that the server listens on, with the actual port if the configuration has port 0.
+    /// Returns the first address that the server listens on, with the actual port if the configuration has port 0.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+        self.local_addrs()[0]
     }
 
-    /// Serves until `shutdown` ends, then drains: accepts no connection, finishes the calls in flight, and returns. Cuts calls
-    /// that take longer than the drain limit.
+    /// Returns all addresses that the server listens on: those of the configured name. All have the same port.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        self.listeners.addrs()
+    }
+
+    /// Returns the certificates, which can be reloaded while the server runs. `None` if the server uses plaintext.
+    #[must_use]
+    pub fn certificates(&self) -> Option<Certificates> {
+        self.certificates.clone()
+    }
+
+    /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts no
+    /// connection, finishes the calls in flight, and returns. Cuts calls that take longer than the drain limit.
     ///
     /// Dropping this future cuts every connection.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Drained {
-        let slots = Arc::new(Semaphore::new(self.limits.max_connections as usize));
-        tokio::select! {
-            () = shutdown => {}
-            never = accept(&self.listener, &mut self.workers, &slots) => match never {},
-            never = sweep(&self.table) => match never {},
-            never = tail(&self.watches) => match never {},
-        }
-
-        drop(self.listener);
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
+        let Self {
+            mut listeners,
+            mut workers,
+            health,
+            shutdown_delay: delay,
+            ..
+        } = self;
         let Limits {
             max_connections,
             drain: deadline,
             ..
         } = self.limits;
-        let drained = drain(&slots, max_connections, deadline, &self.health, &self.draining).await;
-        self.workers.stop();
+        let slots = Arc::new(Semaphore::new(max_connections as usize));
+        let stop = async {
+            shutdown.await;
+            // Clients that watch the health are notified before their connections drain.
+            health.stopping().await;
+            if !delay.is_zero() {
+                let delay = duration::format(delay);
+                info!("the health is NOT_SERVING for {delay}, then the port closes");
+            }
+            sleep(delay).await;
+        };
+        tokio::select! {
+            () = stop => {}
+            never = accept(&mut listeners, &mut workers, &slots) => match never {},
+            never = sweep(&self.table) => match never {},
+            never = tail(&self.watches) => match never {},
+        }
+
+        drop(listeners);
+        let drained = drain(&slots, max_connections, deadline, &self.draining).await;
+        workers.stop();
         drained.log();
         drained
     }
-}
-
-async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), ConfigError> {
-    let addr = &config.listen_addr;
-    let listening = async {
-        let listener = TcpListener::bind(&addr.value).await?;
-        let local_addr = listener.local_addr()?;
-        io::Result::Ok((listener, local_addr))
-    };
-    listening.await.map_err(|error| {
-        ConfigError::new(
-            addr.origin.clone(),
-            format_args!("cannot listen on {}: {error}", addr.value),
-        )
-    })
 }

@@ -2,13 +2,14 @@
 //! threads.
 
 use std::io;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tracing::{Instrument, debug_span, error};
 
 use crate::http2::connection::{self, ConnectionContext};
 
@@ -31,6 +32,7 @@ struct Worker {
 
 struct Handover {
     stream: TcpStream,
+    peer: SocketAddr,
     number: u64,
     slot: ConnectionSlot,
 }
@@ -71,7 +73,7 @@ impl Workers {
     }
 
     /// Hands a connection to the worker with the fewest connections.
-    pub(crate) fn hand_over(&mut self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+    pub(crate) fn hand_over(&mut self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
         let number = self.handed_over;
         self.handed_over += 1;
         let count = self.workers.len();
@@ -87,7 +89,12 @@ impl Workers {
                 _permit: permit,
             };
             // An error means that the worker is gone. The connection closes here.
-            let _ = worker.queue.send(Handover { stream, number, slot });
+            let _ = worker.queue.send(Handover {
+                stream,
+                peer,
+                number,
+                slot,
+            });
         }
     }
 
@@ -96,7 +103,7 @@ impl Workers {
         for Worker { queue, thread, .. } in self.workers {
             drop(queue);
             if thread.join().is_err() {
-                tracing::error!("a worker panicked");
+                error!("a worker panicked");
             }
         }
     }
@@ -127,12 +134,20 @@ impl Worker {
 /// Serves connections until the sender of the queue is dropped.
 fn work(runtime: &Runtime, mut handovers: mpsc::UnboundedReceiver<Handover>, context: &ConnectionContext) {
     runtime.block_on(async {
-        while let Some(Handover { stream, number, slot }) = handovers.recv().await {
+        while let Some(handover) = handovers.recv().await {
+            let Handover {
+                stream,
+                peer,
+                number,
+                slot,
+            } = handover;
             let context = context.clone();
-            tokio::spawn(async move {
+            let connection = async move {
                 connection::serve(stream, context, number).await;
                 drop(slot);
-            });
+            };
+            // Every line about a connection names the client.
+            tokio::spawn(connection.instrument(debug_span!("connection", %peer)));
         }
     });
 }

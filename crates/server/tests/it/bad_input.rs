@@ -68,6 +68,23 @@ async fn bad_fields_are_named_as_on_the_wire() {
         (with(&|r| r.addr = "proxy:port".into()), "addr is not host:port"),
         (with(&|r| r.addr = ":1".into()), "addr is not host:port"),
         (with(&|r| r.addr = "proxy:65536".into()), "addr is not host:port"),
+        (with(&|r| r.addr = "proxy:0".into()), "addr is not host:port"),
+        (
+            with(&|r| r.addr = "0.0.0.0:3080".into()),
+            "addr has an unspecified address, which nobody can dial",
+        ),
+        (
+            with(&|r| r.addr = "[::]:3080".into()),
+            "addr has an unspecified address, which nobody can dial",
+        ),
+        (
+            with(&|r| r.addr = "*:3080".into()),
+            "addr has the character '*' at byte 0, which no host has",
+        ),
+        (
+            with(&|r| r.addr = "prox\u{200b}y:3080".into()),
+            "addr has the character '\\u{200b}' at byte 4, which no host has",
+        ),
     ] {
         let status = client.add_node(request).await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, message));

@@ -1,6 +1,8 @@
 //! Invalid configurations: exit code 2, and one line that names the setting to change.
 
-use std::net::TcpListener;
+use std::collections::BTreeSet;
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::process::Command;
 
 use crate::support::{Process, config_file, nodetracker, run, stderr, stdout};
 
@@ -29,7 +31,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
         (
             "node_tracker_service:\n  enabled: yes\n  listen_address: 127.0.0.1:0\n",
             ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
-             https_keypairs"
+             shutdown_delay, https_keypairs"
                 .into(),
         ),
         (
@@ -45,6 +47,20 @@ fn what_is_wrong_with_the_file_is_one_line() {
             format!(
                 ":2: {section}proxy_keep_alive_interval: \"0s\" is too short: every route would be expired at once"
             ),
+        ),
+        (
+            "node_tracker_service:\n  proxy_keep_alive_interval: 5M\n",
+            format!(
+                ":2: {section}proxy_keep_alive_interval: \"5M\" is not a duration: \"M\" is no unit: use d, h, m, s or ms"
+            ),
+        ),
+        (
+            "node_tracker_service:\n  listen_addr: 127.0.0.1:0\nhttps_keypairs:\n- key_file: a\n  cert_file: b\n",
+            ":3: https_keypairs is a key of node_tracker_service: indent the key to stand below that section".into(),
+        ),
+        (
+            "node_tracker_service:\n  https_keypairs: []\n",
+            format!(":2: {section}https_keypairs: has no pair: remove the key to serve plaintext"),
         ),
     ] {
         let (_folder, file) = config_file(text);
@@ -133,6 +149,39 @@ fn flags_win_over_the_file() {
     // What no flag sets is the file's.
     let mut server = Process::serve(&["--config", file]);
     server.logged("a route lives 7m without a refresh");
+}
+
+#[test]
+fn the_server_listens_on_every_address_of_a_name() {
+    let addrs: BTreeSet<_> = ("localhost", 0)
+        .to_socket_addrs()
+        .unwrap()
+        .map(|addr| addr.ip())
+        .collect();
+    let mut command = nodetracker();
+    command.args(["serve", "--listen", "localhost:0"]);
+    let server = Process::spawn(command);
+    assert_eq!(addrs.iter().next(), Some(&server.addr.ip()));
+    for ip in addrs {
+        TcpStream::connect((ip, server.addr.port())).unwrap();
+    }
+}
+
+#[test]
+fn the_limit_on_open_files_is_raised() {
+    let serve = |limits: &str| {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("{limits} && exec \"$0\" serve --listen 127.0.0.1:0")])
+            .arg(env!("CARGO_BIN_EXE_nodetracker"));
+        Process::spawn(command)
+    };
+    let mut server = serve("ulimit -Sn 100 && ulimit -Hn 1000");
+    server.logged("WARN 1000 files may be open, so fewer than 10000 connections: raise the limit (ulimit -Hn)");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.id())).unwrap();
+    let open_files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let open_files: Vec<_> = open_files.split_whitespace().collect();
+    assert_eq!(open_files[3..5], ["1000", "1000"], "{limits}");
 }
 
 #[test]

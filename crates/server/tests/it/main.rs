@@ -6,6 +6,7 @@ mod config_errors;
 mod deadlines;
 mod health_reflection;
 mod http2_abuse;
+mod log;
 mod request_framing;
 mod rfd47;
 mod session;

@@ -9,7 +9,7 @@ use nodetracker::RouteTable;
 use nodetracker_server::{Drained, Limits};
 use tokio::net::TcpStream;
 
-use crate::support::{Ended, Process, Raw, Running, ended, framed};
+use crate::support::{Ended, Process, Raw, Running, config_file, ended, framed, run, stderr, stdout};
 
 /// A call that the server has begun to read.
 struct InFlight {
@@ -76,6 +76,31 @@ async fn a_second_signal_ends_it_at_once() {
         let (status, log) = server.wait().await;
         assert_eq!(status.code(), Some(code), "{log}");
     }
+}
+
+#[tokio::test]
+async fn during_the_shutdown_delay_calls_are_served_and_the_health_is_not_serving() {
+    let mut server = Process::serve(&["--shutdown-delay", "1h"]);
+    let addr = server.addr.to_string();
+    server.signal("TERM");
+    server.logged("SIGTERM: stopping");
+    server.logged("NOT_SERVING for 1h");
+    let health = run(&["health", "--addr", &addr]);
+    assert_eq!(stdout(&health), "NOT_SERVING\n", "{}", stderr(&health));
+    let added = run(&["add", "node-1", "proxy-1", "proxy:1", "--addr", &addr]);
+    assert!(added.status.success(), "{}", stderr(&added));
+    server.signal("TERM");
+    assert_eq!(server.wait().await.0.code(), Some(143));
+}
+
+#[tokio::test]
+async fn the_shutdown_delay_ends() {
+    let (_folder, file) = config_file("node_tracker_service:\n  shutdown_delay: 10ms\n");
+    let mut server = Process::serve(&["--config", file.to_str().unwrap()]);
+    server.signal("TERM");
+    server.logged("NOT_SERVING for 10ms");
+    let (status, log) = server.wait().await;
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[tokio::test]

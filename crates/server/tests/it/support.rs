@@ -1,9 +1,9 @@
 //! Test support: servers in this process and as the command, and several kinds of clients.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,7 +236,7 @@ pub(crate) fn stderr(output: &Output) -> String {
 pub(crate) struct Process {
     child: Child,
     pub(crate) addr: SocketAddr,
-    stderr: BufReader<ChildStderr>,
+    stderr: BufReader<PipeReader>,
 }
 
 impl Process {
@@ -247,18 +247,31 @@ impl Process {
         Self::spawn(command)
     }
 
-    pub(crate) fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    pub(crate) fn spawn(command: Command) -> Self {
+        let (reader, writer) = io::pipe().unwrap();
+        Self::with_log(command, reader, writer)
+    }
+
+    /// Starts it with this pipe as its stderr.
+    pub(crate) fn with_log(mut command: Command, reader: PipeReader, writer: PipeWriter) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(writer).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
         let addr = line
             .strip_prefix("listening on ")
             .map(|addr| addr.trim_end().parse().unwrap());
         let addr = addr.unwrap_or_else(|| panic!("{line:?}"));
-        Self { child, addr, stderr }
+        Self {
+            child,
+            addr,
+            stderr: BufReader::new(reader),
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -273,6 +286,11 @@ impl Process {
             assert_ne!(self.stderr.read_line(&mut log).unwrap(), 0, "no {what:?} in {log}");
         }
         log
+    }
+
+    /// Waits for it to end by itself, without reading the log.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
     }
 
     /// Waits for it to end by itself, and returns what was left of the log. Clients of this process continue meanwhile.

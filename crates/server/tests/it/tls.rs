@@ -1,4 +1,4 @@
-//! TLS: certificates are chosen by name, mismatches are refused, and plaintext is rejected.
+//! TLS: certificates are chosen by name and kind of key, mismatches are refused, and plaintext is rejected.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use nodetracker::RouteTable;
 use nodetracker_server::{Config, Limits, Server};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_RSA_SHA256, date_time_ymd};
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore, SignatureScheme, SupportedProtocolVersion};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -36,11 +38,23 @@ impl Pki {
 
     /// Writes `name.key` and `name.crt`, the latter valid for one host.
     fn issue(&self, name: &str, host: &str) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([host.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.authority).unwrap();
-        fs::write(self.folder.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
-        fs::write(self.folder.path().join(format!("{name}.crt")), certificate.pem()).unwrap();
+        self.issue_key(name, &[host], &KeyPair::generate().unwrap());
+    }
+
+    /// Writes `name.key` and `name.crt` for this key, the latter valid for these hosts.
+    fn issue_key(&self, name: &str, hosts: &[&str], key: &KeyPair) {
+        let hosts: Vec<_> = hosts.iter().map(|&host| host.to_owned()).collect();
+        self.issue_params(name, CertificateParams::new(hosts).unwrap(), key);
+    }
+
+    fn issue_params(&self, name: &str, params: CertificateParams, key: &KeyPair) {
+        let certificate = params.signed_by(key, &self.authority).unwrap();
+        self.write(name, key, &certificate.pem());
+    }
+
+    fn write(&self, name: &str, key: &KeyPair, certificate: &str) {
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        fs::write(self.path(&format!("{name}.crt")), certificate).unwrap();
     }
 
     fn path(&self, name: &str) -> String {
@@ -121,6 +135,36 @@ fn plaintext_and_tls_are_told_apart() {
     assert_eq!(stderr(&refused), hint);
 }
 
+/// Returns a client that trusts `pki`'s authority, and that can verify only these signatures of a server.
+fn client(
+    pki: &Pki,
+    version: &'static SupportedProtocolVersion,
+    verifies: impl Fn(SignatureScheme) -> bool,
+    suites: &str,
+) -> ClientConfig {
+    let mut provider = aws_lc_rs::default_provider();
+    let algorithms = &mut provider.signature_verification_algorithms;
+    let mapping: Vec<_> = algorithms
+        .mapping
+        .iter()
+        .copied()
+        .filter(|(scheme, _)| verifies(*scheme))
+        .collect();
+    algorithms.mapping = mapping.leak();
+    provider
+        .cipher_suites
+        .retain(|suite| format!("{:?}", suite.suite()).starts_with(suites));
+    let mut roots = RootCertStore::empty();
+    roots.add(pki.authority.der().clone()).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
 /// Shakes hands as a client of `pki`'s authority that asks for this name and protocol.
 async fn handshake(pki: &Pki, server: &Process, name: &str, protocol: &[u8]) -> Result<(), String> {
     shake_hands(pki, server.addr, name, protocol).await.map(drop)
@@ -156,6 +200,245 @@ async fn the_name_chooses_the_certificate() {
         .await
         .unwrap_err();
     assert!(error.contains("127.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_gets_a_pair_that_it_can_verify() {
+    use SignatureScheme as Scheme;
+
+    /// A client that names itself in errors.
+    type Case = (
+        &'static str,
+        &'static SupportedProtocolVersion,
+        fn(Scheme) -> bool,
+        &'static str,
+    );
+    let cases: [Case; 6] = [
+        ("RSA suites", &TLS12, |_| true, "TLS_ECDHE_RSA"),
+        ("ECDSA suites", &TLS12, |_| true, "TLS_ECDHE_ECDSA"),
+        (
+            "RSA",
+            &TLS12,
+            |scheme| format!("{scheme:?}").starts_with("RSA"),
+            "TLS_ECDHE",
+        ),
+        (
+            "RSA",
+            &TLS13,
+            |scheme| format!("{scheme:?}").starts_with("RSA"),
+            "TLS13",
+        ),
+        (
+            "ECDSA",
+            &TLS13,
+            |scheme| format!("{scheme:?}").starts_with("ECDSA"),
+            "TLS13",
+        ),
+        // TLS 1.3 has no such signatures.
+        (
+            "PKCS1",
+            &TLS13,
+            |scheme| !format!("{scheme:?}").starts_with("RSA_PSS"),
+            "TLS13",
+        ),
+    ];
+    let pki = Pki::new();
+    let hosts = ["127.0.0.1", "tracker.example.com"];
+    pki.issue_key("ecdsa", &hosts, &KeyPair::generate().unwrap());
+    pki.issue_key("rsa", &hosts, &KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap());
+    let (ecdsa, rsa) = (("ecdsa.key", "ecdsa.crt"), ("rsa.key", "rsa.crt"));
+    for pairs in [[ecdsa, rsa], [rsa, ecdsa]] {
+        let server = pki.serve(&pairs);
+        for (case, version, verifies, suites) in cases {
+            // A client sends no name for an IP address.
+            for host in hosts {
+                let stream = TcpStream::connect(server.addr).await.unwrap();
+                let name = ServerName::try_from(host).unwrap();
+                let config = Arc::new(client(&pki, version, verifies, suites));
+                let shaken = TlsConnector::from(config).connect(name, stream).await;
+                let error = shaken.err().map(|error| error.to_string());
+                assert_eq!(error, None, "{case}, {version:?}, {host}, {pairs:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn sighup_reloads_the_certificates() {
+    let pki = Pki::new();
+    pki.issue("tracker", "old.example.com");
+    let mut server = pki.serve(&[("tracker.key", "tracker.crt")]);
+    assert_eq!(handshake(&pki, &server, "old.example.com", b"h2").await, Ok(()));
+
+    pki.issue("tracker", "new.example.com");
+    server.signal("HUP");
+    server.logged("SIGHUP: reloaded the certificates");
+    assert_eq!(handshake(&pki, &server, "new.example.com", b"h2").await, Ok(()));
+    assert!(handshake(&pki, &server, "old.example.com", b"h2").await.is_err());
+
+    fs::write(pki.path("tracker.crt"), "nothing").unwrap();
+    server.signal("HUP");
+    let log = server.logged("SIGHUP: the certificates stay as they are: ");
+    assert!(
+        log.contains(&format!("{}: has no certificate", pki.path("tracker.crt"))),
+        "{log}"
+    );
+    assert_eq!(handshake(&pki, &server, "new.example.com", b"h2").await, Ok(()));
+    server.signal("TERM");
+    assert_eq!(server.wait().await.0.code(), Some(0));
+}
+
+#[tokio::test]
+async fn sighup_without_certificates_changes_nothing() {
+    let mut server = Process::serve(&[]);
+    server.signal("HUP");
+    server.logged("SIGHUP: no https_keypairs, nothing to reload");
+    TcpStream::connect(server.addr).await.unwrap();
+    server.signal("TERM");
+    assert_eq!(server.wait().await.0.code(), Some(0));
+}
+
+#[test]
+fn certificates_out_of_their_dates_are_named_at_the_start() {
+    let pki = Pki::new();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2021, 2, 3);
+    pki.issue_params("expired", params.clone(), &key);
+    params.not_before = date_time_ymd(2998, 1, 1);
+    params.not_after = date_time_ymd(2999, 1, 1);
+    pki.issue_params("early", params, &key);
+    for (name, problem) in [
+        ("expired", "expired on 2021-02-03T00:00:00Z"),
+        ("early", "is not valid before 2998-01-01T00:00:00Z"),
+    ] {
+        let mut server = pki.serve(&[(&format!("{name}.key"), &format!("{name}.crt"))]);
+        let file = pki.path(&format!("{name}.crt"));
+        server.logged(&format!("WARN {file}: the certificate {problem}"));
+    }
+}
+
+/// Writes a certificate as `openssl req -x509` makes it by default: of an authority, signed by itself.
+fn self_sign(pki: &Pki, name: &str, change: impl FnOnce(&mut CertificateParams)) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    change(&mut params);
+    pki.write(name, &key, &params.self_signed(&key).unwrap().pem());
+}
+
+#[test]
+fn commands_accept_the_certificate_that_they_trust() {
+    let pki = Pki::new();
+    self_sign(&pki, "good", |_| {});
+    self_sign(&pki, "named", |params| {
+        params.subject_alt_names = CertificateParams::new(["tracker.example.com".to_owned()])
+            .unwrap()
+            .subject_alt_names;
+    });
+    self_sign(&pki, "expired", |params| params.not_after = date_time_ymd(2021, 2, 3));
+    let get = |server: &Process, ca: &str| {
+        let at = format!("https://{}", server.addr);
+        run(&["get", "node-1", "--addr", &at, "--ca-file", &pki.path(ca)])
+    };
+    let server = pki.serve(&[("good.key", "good.crt")]);
+    let found = get(&server, "good.crt");
+    assert!(found.status.success(), "{}", stderr(&found));
+    // Another authority, of the same name.
+    let refused = get(&server, "named.crt");
+    assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+
+    for (name, reason) in [("named", "not valid for name"), ("expired", "certificate expired")] {
+        let server = pki.serve(&[(&format!("{name}.key"), &format!("{name}.crt"))]);
+        let refused = get(&server, &format!("{name}.crt"));
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(stderr(&refused).contains(reason), "{}", stderr(&refused));
+    }
+}
+
+/// A certificate of X.509 version 1, as `openssl x509 -req` makes it without extensions.
+const VERSION_1: &str = "-----BEGIN CERTIFICATE-----
+MIIBHzCBxwIUc/XRVrclFv8JE2X5lXTjNOg6zkAwCgYIKoZIzj0EAwIwEjEQMA4G
+A1UEAwwHdHJhY2tlcjAgFw0yNjExMjcyMDMyNTVaGA8yMTI2MTEwMzIwMzI1NVow
+EjEQMA4GA1UEAwwHdHJhY2tlcjBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABDvz
+FuJxYVk5jDDqF5unUM9xjwOBHqTIEZTIhAs9xzeG6s2nz7mVn/A/qbZ3Hs2cAS0f
+0j98C+y4IyWggkfa6uowCgYIKoZIzj0EAwIDRwAwRAIgSL50sf+0hpCoIA1PY/rk
+cqeiLdiHEi9TU5nhJTfxikICIBqxEd9ma1GOupRYDxmcbIb/lOkSvdOPybPMMfbp
+R2TN
+-----END CERTIFICATE-----
+";
+
+#[test]
+fn files_of_another_form_are_named_with_the_remedy() {
+    let pki = Pki::new();
+    pki.issue("a", "127.0.0.1");
+    let read = |name| fs::read_to_string(pki.path(name)).unwrap();
+    let (key, certificate) = (read("a.key"), read("a.crt"));
+    let utf16 = |text: &str| {
+        [0xfeff]
+            .into_iter()
+            .chain(text.encode_utf16())
+            .flat_map(u16::to_le_bytes)
+            .collect()
+    };
+    let old_encrypted = "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: \
+                         AES-128-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n";
+    let files: [(&str, Vec<u8>); 8] = [
+        ("encrypted.key", key.replace("PRIVATE", "ENCRYPTED PRIVATE").into()),
+        ("old-encrypted.key", old_encrypted.into()),
+        ("bom.key", format!("\u{feff}{key}").into()),
+        ("bom.crt", format!("\u{feff}{certificate}").into()),
+        ("utf16.crt", utf16(&certificate)),
+        ("der.key", KeyPair::generate().unwrap().serialize_der()),
+        ("der.crt", pki.authority.der().to_vec()),
+        ("v1.crt", VERSION_1.into()),
+    ];
+    for (name, text) in &files {
+        fs::write(pki.path(name), text).unwrap();
+    }
+    let encrypted = "the key is encrypted: decrypt it with openssl pkey -in FILE -out NEW_FILE";
+    let bom = "begins with a byte order mark: save the file as ASCII";
+    for (key, cert, reason) in [
+        ("encrypted.key", "a.crt", encrypted),
+        ("old-encrypted.key", "a.crt", encrypted),
+        ("bom.key", "a.crt", bom),
+        ("a.key", "bom.crt", bom),
+        ("a.key", "utf16.crt", bom),
+        (
+            "der.key",
+            "a.crt",
+            "is DER, not PEM: convert the file with openssl pkey -inform der -in FILE -out NEW_FILE",
+        ),
+        (
+            "a.key",
+            "der.crt",
+            "is DER, not PEM: convert the file with openssl x509 -inform der -in FILE -out NEW_FILE",
+        ),
+        (
+            "a.key",
+            "v1.crt",
+            "the certificate has X.509 version 1 or 2: make one of version 3, for example with a subjectAltName",
+        ),
+    ] {
+        let refused = run(&["serve", "--config", &pki.config(&[(key, cert)])]);
+        assert_eq!(refused.status.code(), Some(2), "{key}, {cert}");
+        let bad = pki.path(if cert == "a.crt" { key } else { cert });
+        let stderr = stderr(&refused);
+        assert!(stderr.contains(&format!("_file: {bad}: {reason}")), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    // The commands read the file of their authorities in the same way.
+    let refused = run(&[
+        "get",
+        "n",
+        "--addr",
+        "https://127.0.0.1:1",
+        "--ca-file",
+        &pki.path("der.crt"),
+    ]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("is DER, not PEM"), "{}", stderr(&refused));
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use crate::cli::client::Transport;
 use crate::cli::commands::{CommandError, TrackerArgs, generation, node_name, routes};
 use crate::cli::print::{Answer, Format, Print, ProxyRow, RouteRow, age, time};
 use crate::cli::remark;
+use crate::config;
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
@@ -221,8 +222,7 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
     match format {
         Format::Json => format.print(None::<[&str; 0]>, &[row], |_| []),
         Format::Table => {
-            let keep_alive =
-                duration(stats.keep_alive).map(|interval| humantime::format_duration(interval).to_string());
+            let keep_alive = duration(stats.keep_alive).map(config::duration::format);
             let uptime = duration(stats.uptime).map(age);
             let lines = [
                 ("routes", row.routes.to_string()),

@@ -26,6 +26,7 @@ use uuid::Uuid;
 use crate::cli::client::{Target, Transport};
 use crate::cli::print::{Print, ProxyRow, RouteRow, age, rfc3339, time};
 use crate::cli::remark;
+use crate::config::duration;
 use crate::tls;
 
 /// The address of the tracker.
@@ -148,8 +149,8 @@ impl TrackerArgs {
         self.addr.origin()
     }
 
-    fn limit(&self) -> humantime::FormattedDuration {
-        humantime::format_duration(self.timeout)
+    fn limit(&self) -> String {
+        duration::format(self.timeout)
     }
 
     async fn failed(&self, status: Status) -> CommandError {
@@ -322,10 +323,9 @@ fn generation(generation: u64) -> String {
 }
 
 fn timeout_value(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("no call is that fast".into()),
-        Ok(timeout) => Ok(timeout),
-        Err(error) => Err(error.to_string()),
+    match duration::parse(text)? {
+        Duration::ZERO => Err("no call is that fast".into()),
+        timeout => Ok(timeout),
     }
 }
 
@@ -427,7 +427,7 @@ p2       root     p2:1           2021-11-23T00:01:38.042Z (1s ago)
             (59, "59s"),
             (61, "1m 1s"),
             (7260, "2h 1m"),
-            (93_600, "1day 2h"),
+            (93_600, "1d 2h"),
         ] {
             assert_eq!(age(Duration::from_millis(seconds * 1000 + 999)), expected);
         }

@@ -1,0 +1,503 @@
+//! The configuration file: YAML with RFD 47's `node_tracker_service` section.
+//!
+//! Other sections are left alone. A mistake in our section must not leave a default in place silently. So these are errors: an
+//! unknown key, a key without a value, and a key of ours outside of the section.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
+use serde_saphyr::{Spanned, UserMessageFormatter};
+
+use crate::config::{
+    Config, ConfigError, ENABLED, KEEP_ALIVE, KEYPAIRS, Keypair, LISTEN_ADDR, Origin, SECTION, SHUTDOWN_DELAY, Setting,
+    duration, keep_alive, listen_addr,
+};
+
+/// The keys of the section and of its key pairs.
+const KEYS: [&str; 7] = [
+    ENABLED,
+    LISTEN_ADDR,
+    KEEP_ALIVE,
+    SHUTDOWN_DELAY,
+    KEYPAIRS,
+    "key_file",
+    "cert_file",
+];
+
+/// Parses the text of a file.
+pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        // Aliases are judged by their expanded size, which has limits of its own.
+        budget: serde_saphyr::budget! {
+            enforce_alias_anchor_ratio: false,
+            max_aliases: usize::MAX,
+        },
+        // Only in other sections: ours refuses repeated keys.
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
+    };
+    let parsed: File =
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| yaml_error(file, text, &error))?;
+    if let Some(Misplaced { line, reason }) = parsed.misplaced {
+        let origin = Origin::Key {
+            file: file.into(),
+            line,
+            key: None,
+        };
+        return Err(ConfigError::new(origin, reason));
+    }
+    let Some(section) = parsed.section else {
+        let reason = format_args!("has no section {SECTION}");
+        return Err(ConfigError::new(Origin::File(file.into()), reason));
+    };
+
+    let mut config = Config::default();
+    if let Some(enabled) = section.enabled.read(file, ENABLED, Ok)?
+        && !enabled.value
+    {
+        let reason = "the service is switched off: nothing to do";
+        return Err(ConfigError::new(enabled.origin, reason));
+    }
+    if let Some(addr) = section.listen_addr.read(file, LISTEN_ADDR, |addr| listen_addr(&addr))? {
+        config.listen_addr = addr;
+    }
+    let interval = section.proxy_keep_alive_interval;
+    if let Some(interval) = interval.read(file, KEEP_ALIVE, |text| keep_alive(&text))? {
+        config.keep_alive = interval;
+    }
+    let delay = section.shutdown_delay;
+    if let Some(delay) = delay.read(file, SHUTDOWN_DELAY, |text| duration::parse(&text))? {
+        config.shutdown_delay = delay;
+    }
+    let pairs = section
+        .https_keypairs
+        .read(file, KEYPAIRS, |pairs| match pairs.as_slice() {
+            [] => Err("has no pair: remove the key to serve plaintext".to_owned()),
+            _ => Ok(pairs),
+        })?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let path = |path: Spanned<String>, key| Setting {
+        origin: at(file, &path, key),
+        value: folder.join(path.value),
+    };
+    for pair in pairs.into_iter().flat_map(|pairs| pairs.value) {
+        let key_file = path(pair.key_file, "https_keypairs.key_file");
+        let cert_file = path(pair.cert_file, "https_keypairs.cert_file");
+        config.keypairs.push(Keypair { key_file, cert_file });
+    }
+    Ok(config)
+}
+
+/// The top level of the file.
+#[derive(Default)]
+struct File {
+    /// `None` if absent.
+    section: Option<Section>,
+    misplaced: Option<Misplaced>,
+}
+
+/// The first key of ours that stands in the wrong place.
+struct Misplaced {
+    line: u64,
+    reason: String,
+}
+
+/// Our section. If empty, everything has its default.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Section {
+    enabled: Given<bool>,
+    listen_addr: Given<String>,
+    proxy_keep_alive_interval: Given<String>,
+    shutdown_delay: Given<String>,
+    https_keypairs: Given<Vec<Pair>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pair {
+    key_file: Spanned<String>,
+    cert_file: Spanned<String>,
+}
+
+/// The value of a key. `None` if the key is absent, and an inner `None` if the key has no value.
+struct Given<T>(Option<Spanned<Option<T>>>);
+
+impl<T> Default for Given<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Given<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Spanned::deserialize(deserializer).map(|value| Self(Some(value)))
+    }
+}
+
+impl<T> Given<T> {
+    /// Checks and converts the value. Returns `None` if the key is absent.
+    fn read<U>(
+        self,
+        file: &Path,
+        key: &'static str,
+        convert: impl FnOnce(T) -> Result<U, String>,
+    ) -> Result<Option<Setting<U>>, ConfigError> {
+        let Some(given) = self.0 else { return Ok(None) };
+        let origin = at(file, &given, key);
+        let no_value = || "has no value: remove the key to use the default".to_owned();
+        match given.value.ok_or_else(no_value).and_then(convert) {
+            Ok(value) => Ok(Some(Setting { value, origin })),
+            Err(reason) => Err(ConfigError::new(origin, reason)),
+        }
+    }
+}
+
+fn at<T>(file: &Path, value: &Spanned<T>, key: &'static str) -> Origin {
+    Origin::Key {
+        file: file.into(),
+        line: value.referenced.line(),
+        key: Some(key),
+    }
+}
+
+impl<'de> Deserialize<'de> for File {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FileVisitor)
+    }
+}
+
+struct FileVisitor;
+
+impl<'de> Visitor<'de> for FileVisitor {
+    type Value = File;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<File, A::Error> {
+        let mut file = File::default();
+        while let Some(key) = map.next_key::<Spanned<Name>>()? {
+            let name = key.value.0;
+            if name == SECTION {
+                let section = map.next_value::<Option<Section>>()?.unwrap_or_default();
+                if file.section.replace(section).is_some() {
+                    return Err(A::Error::duplicate_field(SECTION));
+                }
+                continue;
+            }
+            map.next_value::<IgnoredAny>()?;
+            // No-break spaces and the like look like an indentation, but are part of the key.
+            let visible = name.trim_matches(|c: char| !c.is_ascii_graphic());
+            let reason = if KEYS.contains(&visible) {
+                format!("{visible} is a key of {SECTION}: indent the key to stand below that section")
+            } else if visible == SECTION {
+                format!("{SECTION} has a character around it that looks like a blank: {name:?}")
+            } else {
+                continue;
+            };
+            let line = key.referenced.line();
+            file.misplaced.get_or_insert(Misplaced { line, reason });
+        }
+        Ok(file)
+    }
+}
+
+/// A key of the top level, which is empty if the key is no string.
+struct Name(String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NameVisitor)
+    }
+}
+
+struct NameVisitor;
+
+impl<'de> Visitor<'de> for NameVisitor {
+    type Value = Name;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Name, E> {
+        Ok(Name(name.to_owned()))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Name, E> {
+        Ok(Name(String::new()))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Name, E> {
+        Ok(Name(String::new()))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Name, E> {
+        Ok(Name(String::new()))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Name, E> {
+        Ok(Name(String::new()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Name, E> {
+        Ok(Name(String::new()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Name, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Name(String::new()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Name, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Name(String::new()))
+    }
+}
+
+/// Turns an error of the YAML library into an error with the line and the key of this file.
+fn yaml_error(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigError {
+    let message = error.render_with_formatter(&UserMessageFormatter);
+    let Some(location) = error.location() else {
+        return ConfigError::new(Origin::File(file.into()), message);
+    };
+    let (line, column) = (location.line(), location.column());
+    let message = [
+        ("unknown field", "unknown key"),
+        ("missing field", "missing key"),
+        ("expected mapping start", "expected a mapping"),
+        ("expected sequence start", "expected a list"),
+        ("expected string scalar", "expected a string"),
+    ]
+    .into_iter()
+    .fold(message, |message, (theirs, ours)| message.replace(theirs, ours));
+    // The line precedes the message, as compilers write it.
+    let message = message.trim_end_matches(&format!(" at line {line}, column {column}"));
+    let source = usize::try_from(line)
+        .ok()
+        .and_then(|line| text.lines().nth(line.saturating_sub(1)));
+    let written = source
+        .and_then(|source| source.split_once(':'))
+        .map(|(key, _)| key.trim_start_matches([' ', '-']));
+    let key = written.and_then(|written| KEYS.into_iter().find(|&key| key == written));
+    ConfigError::new(
+        Origin::Key {
+            file: file.into(),
+            line,
+            key,
+        },
+        message,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{DEFAULT_KEEP_ALIVE, DEFAULT_LISTEN_ADDR};
+
+    fn parse(text: &str) -> Result<Config, String> {
+        super::parse(Path::new("conf/tracker.yaml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sample_config_parses_and_says_the_defaults() {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/nodetracker.yaml");
+        let config = Config::read(&sample).unwrap();
+        assert_eq!(config.listen_addr.value, DEFAULT_LISTEN_ADDR);
+        assert_eq!(config.keep_alive.value, DEFAULT_KEEP_ALIVE);
+        assert_eq!(config.shutdown_delay.value, Duration::ZERO);
+        assert_eq!(config.keypairs, []);
+    }
+
+    #[test]
+    fn other_sections_are_left_alone() {
+        let text = "teleport: &t\n  nodename: !x {a: [1, 2]}\n7: *t\nnode_tracker_service:\n  enabled: yes\n  \
+                    listen_addr: '[::]:3029'\n  proxy_keep_alive_interval: 1m 30s\nproxy_service:\n  enabled: no\n";
+        let config = parse(text).unwrap();
+        assert_eq!(config.listen_addr.value, "[::]:3029");
+        assert_eq!(config.keep_alive.value, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn unusual_parts_of_other_sections_are_left_alone() {
+        let aliases = "  - *a\n".repeat(1000);
+        let other = format!(
+            "a: &a {{x: 1}}\nb:\n{aliases}c: {{k: 1, k: 2, n: .nan}}\n? [1, {{a: b}}]\n: d\n.inf: 1\n~: 1\n!t e: !t [f]\n\
+             proxy_service:\n  enabled: no\n  https_keypairs: []\n  listen_addr: x\n"
+        );
+        let text = format!("{other}node_tracker_service:\n  listen_addr: 127.0.0.1:1\n");
+        assert_eq!(
+            parse(&text).map(|config| config.listen_addr.value),
+            Ok("127.0.0.1:1".to_owned())
+        );
+    }
+
+    #[test]
+    fn an_alias_bomb_is_refused() {
+        let mut text = "node_tracker_service: {}\na0: &a0 [x]\n".to_owned();
+        for level in 1..12 {
+            let aliases = format!("*a{}, ", level - 1).repeat(10);
+            text += &format!("a{level}: &a{level} [{aliases}]\n");
+        }
+        assert!(parse(&text).is_err());
+    }
+
+    #[test]
+    fn our_keys_outside_of_the_section_are_refused() {
+        let pair = "- key_file: a\n  cert_file: b\n";
+        for key in [
+            "https_keypairs",
+            "\u{a0}https_keypairs",
+            "\u{2003}\u{200b}https_keypairs",
+            "'https_keypairs '",
+        ] {
+            let text = format!("node_tracker_service:\n  enabled: yes\n{key}:\n{pair}");
+            let reason = "https_keypairs is a key of node_tracker_service: indent the key to stand below that section";
+            assert_eq!(parse(&text), Err(format!("conf/tracker.yaml:3: {reason}")), "{key:?}");
+        }
+        for key in KEYS {
+            let message = parse(&format!("{key}: yes\nnode_tracker_service:\n")).unwrap_err();
+            assert!(
+                message.starts_with(&format!("conf/tracker.yaml:1: {key} is a key of ")),
+                "{message}"
+            );
+        }
+        let message = parse("\u{a0}node_tracker_service:\n  enabled: yes\n").unwrap_err();
+        assert!(
+            message.starts_with("conf/tracker.yaml:1: node_tracker_service has a character around it"),
+            "{message}"
+        );
+        // Between the margin and the section's other keys, or behind a tab.
+        for text in [
+            "node_tracker_service:\n  enabled: yes\n https_keypairs: []\n",
+            "node_tracker_service:\n  enabled: yes\n\thttps_keypairs: []\n",
+            "node_tracker_service:\n  enabled: yes\n\u{a0} https_keypairs: []\n",
+            "node_tracker_service:\n  enabled: yes\n   https_keypairs: []\n",
+            "node_tracker_service:\n  enabled: yes\n  \u{a0}https_keypairs: []\n",
+        ] {
+            let message = parse(text).unwrap_err();
+            assert!(message.starts_with("conf/tracker.yaml:"), "{text:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn keys_without_a_value_and_repeated_keys_are_refused() {
+        for key in [
+            "enabled",
+            "listen_addr",
+            "proxy_keep_alive_interval",
+            "shutdown_delay",
+            "https_keypairs",
+        ] {
+            for value in ["", " ~", " null"] {
+                let reason = format!(
+                    "conf/tracker.yaml:2: node_tracker_service.{key}: has no value: remove the key to use the default"
+                );
+                assert_eq!(
+                    parse(&format!("node_tracker_service:\n  {key}:{value}\n")),
+                    Err(reason),
+                    "{value:?}"
+                );
+            }
+        }
+        let message = parse("node_tracker_service:\n  https_keypairs: []\n").unwrap_err();
+        assert!(
+            message.ends_with("https_keypairs: has no pair: remove the key to serve plaintext"),
+            "{message}"
+        );
+        for text in [
+            "node_tracker_service:\n  listen_addr: a:1\n  listen_addr: b:1\n",
+            "node_tracker_service:\nnode_tracker_service:\n",
+        ] {
+            assert!(parse(text).unwrap_err().contains("duplicate field"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_section_asks_for_the_defaults() {
+        for text in [
+            "node_tracker_service:\n",
+            "node_tracker_service: {}",
+            "node_tracker_service:\n  enabled: true\n",
+        ] {
+            assert_eq!(parse(text), Ok(Config::default()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn key_paths_are_relative_to_the_file() {
+        let text = "node_tracker_service:\n  https_keypairs:\n  - key_file: a.key\n    cert_file: /etc/a.crt\n";
+        let config = parse(text).unwrap();
+        assert_eq!(config.keypairs[0].key_file.value, Path::new("conf/a.key"));
+        assert_eq!(config.keypairs[0].cert_file.value, Path::new("/etc/a.crt"));
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_reason() {
+        let section = "node_tracker_service:\n";
+        for (text, message) in [
+            ("", "conf/tracker.yaml: has no section node_tracker_service".to_owned()),
+            (
+                "proxy_service: {}",
+                "conf/tracker.yaml: has no section node_tracker_service".to_owned(),
+            ),
+            (
+                &format!("{section}  enabled: no"),
+                "conf/tracker.yaml:2: node_tracker_service.enabled: the service is switched off: nothing to do".into(),
+            ),
+            (
+                &format!("{section}  enabled: maybe"),
+                "conf/tracker.yaml:2: node_tracker_service.enabled: invalid boolean".into(),
+            ),
+            (
+                &format!("{section}  listen_addr: 3029"),
+                "conf/tracker.yaml:2: node_tracker_service.listen_addr: \"3029\" is not host:port".into(),
+            ),
+            (
+                &format!("{section}  listen_addr: 127.0.0.1:99999"),
+                "conf/tracker.yaml:2: node_tracker_service.listen_addr: \"127.0.0.1:99999\" is not host:port".into(),
+            ),
+            (
+                &format!("{section}  listen_addr: [a]"),
+                "conf/tracker.yaml:2: node_tracker_service.listen_addr: expected a string".into(),
+            ),
+            (
+                &format!("{section}  enabled: yes\n  proxy_keep_alive_interval: 0s"),
+                "conf/tracker.yaml:3: node_tracker_service.proxy_keep_alive_interval: \"0s\" is too short: every \
+                 route would be expired at once"
+                    .into(),
+            ),
+            (
+                &format!("{section}  proxy_keep_alive_interval: 5"),
+                "conf/tracker.yaml:2: node_tracker_service.proxy_keep_alive_interval: \"5\" is not a duration: time \
+                 unit needed, for example 5sec or 5ms"
+                    .into(),
+            ),
+            (
+                &format!("{section}  listen_adr: 127.0.0.1:1"),
+                "conf/tracker.yaml:2: unknown key `listen_adr`, expected one of enabled, listen_addr, \
+                 proxy_keep_alive_interval, shutdown_delay, https_keypairs"
+                    .into(),
+            ),
+            (
+                &format!("{section}  https_keypairs:\n  - key_file: a"),
+                "conf/tracker.yaml:3: node_tracker_service.key_file: missing key `cert_file`".into(),
+            ),
+            (
+                "node_tracker_service: 1",
+                "conf/tracker.yaml:1: expected a mapping".into(),
+            ),
+            ("proxy_service: [", "conf/tracker.yaml:1: unclosed bracket '['".into()),
+        ] {
+            assert_eq!(parse(text), Err(message), "{text:?}");
+        }
+    }
+}

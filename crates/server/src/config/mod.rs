@@ -1,0 +1,207 @@
+//! The configuration of `serve`: defaults, overridden by the file, overridden by flags.
+//!
+//! Every key of the file but `enabled` and `https_keypairs` has a flag.
+
+pub(crate) mod duration;
+mod file;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// The tracker's section of the file.
+const SECTION: &str = "node_tracker_service";
+
+const ENABLED: &str = "enabled";
+const LISTEN_ADDR: &str = "listen_addr";
+const KEEP_ALIVE: &str = "proxy_keep_alive_interval";
+const SHUTDOWN_DELAY: &str = "shutdown_delay";
+const KEYPAIRS: &str = "https_keypairs";
+
+/// The default address to listen on.
+pub const DEFAULT_LISTEN_ADDR: &str = "127.0.0.1:3029";
+
+/// The default time that a route lives without a refresh.
+pub const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
+
+/// The longest keep-alive interval.
+pub const MAX_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The source of a setting, for error messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default(&'static str),
+    /// A flag of the command line.
+    Flag(&'static str),
+    /// The file as a whole.
+    File(PathBuf),
+    /// A place in the file.
+    Key {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// The key under `node_tracker_service`, if known.
+        key: Option<&'static str>,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default(key) => write!(f, "{key} (default)"),
+            Origin::Flag(flag) => f.write_str(flag),
+            Origin::File(file) => write!(f, "{}", file.display()),
+            Origin::Key { file, line, key } => {
+                write!(f, "{}:{line}", file.display())?;
+                key.map_or(Ok(()), |key| write!(f, ": {SECTION}.{key}"))
+            }
+        }
+    }
+}
+
+/// An error in the configuration, as one line: the file, flag or key, and the reason.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{origin}: {reason}")]
+pub struct ConfigError {
+    /// The setting.
+    pub origin: Origin,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(origin: Origin, reason: impl fmt::Display) -> Self {
+        // A library's message may have several lines.
+        let reason = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        Self { origin, reason }
+    }
+}
+
+/// A value and its source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting<T> {
+    /// The value.
+    pub value: T,
+    /// The source.
+    pub origin: Origin,
+}
+
+/// A private key and its certificate chain, both PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keypair {
+    /// The private key.
+    pub key_file: Setting<PathBuf>,
+    /// The certificate, followed by its issuers.
+    pub cert_file: Setting<PathBuf>,
+}
+
+/// The configuration of a server.
+///
+/// ```
+/// use nodetracker_server::Config;
+///
+/// let config = Config::default().listen_on("127.0.0.1:0");
+/// assert_eq!(config.listen_addr.value, "127.0.0.1:0");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The address to listen on, `host:port`. With port 0 the system chooses a port.
+    pub listen_addr: Setting<String>,
+    /// How long a route lives without a refresh. The [table](nodetracker::RouteTable) is built with it.
+    pub keep_alive: Setting<Duration>,
+    /// How long calls are served after the server was asked to stop, with a health of NOT_SERVING.
+    ///
+    /// Zero by default: no short delay fits every load balancer, since some ask for the health only every ten seconds or more.
+    /// Clients that watch the health need no delay.
+    pub shutdown_delay: Setting<Duration>,
+    /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the first.
+    pub keypairs: Vec<Keypair>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen_addr: Setting {
+                value: DEFAULT_LISTEN_ADDR.into(),
+                origin: Origin::Default(LISTEN_ADDR),
+            },
+            keep_alive: Setting {
+                value: DEFAULT_KEEP_ALIVE,
+                origin: Origin::Default(KEEP_ALIVE),
+            },
+            shutdown_delay: Setting {
+                value: Duration::ZERO,
+                origin: Origin::Default(SHUTDOWN_DELAY),
+            },
+            keypairs: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file. Settings that the file lacks keep their defaults.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, is not YAML, or has no section for this service. The section is switched off, or has an
+    /// unknown key or a bad value. `read` does not check key and certificate files.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| ConfigError::new(Origin::File(file.into()), format_args!("cannot read: {error}")))?;
+        file::parse(file, &text)
+    }
+
+    /// Overrides the address to listen on, as `--listen` does.
+    #[must_use]
+    pub fn listen_on(mut self, addr: impl Into<String>) -> Self {
+        self.listen_addr = Setting {
+            value: addr.into(),
+            origin: Origin::Flag("--listen"),
+        };
+        self
+    }
+
+    /// Overrides how long a route lives without a refresh, as `--proxy-keep-alive-interval` does.
+    #[must_use]
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.keep_alive = Setting {
+            value: interval,
+            origin: Origin::Flag("--proxy-keep-alive-interval"),
+        };
+        self
+    }
+
+    /// Overrides how long calls are served after the server was asked to stop, as `--shutdown-delay` does.
+    #[must_use]
+    pub fn shutdown_delay(mut self, delay: Duration) -> Self {
+        self.shutdown_delay = Setting {
+            value: delay,
+            origin: Origin::Flag("--shutdown-delay"),
+        };
+        self
+    }
+}
+
+/// Checks that a string is `host:port`. Whether the host exists is checked when the server binds.
+pub(crate) fn listen_addr(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is not host:port")),
+    }
+}
+
+/// Parses a keep-alive interval.
+pub(crate) fn keep_alive(text: &str) -> Result<Duration, String> {
+    let interval = duration::parse(text)?;
+    if interval < Duration::from_millis(1) {
+        return Err(format!("{text:?} is too short: every route would be expired at once"));
+    }
+    if interval > MAX_KEEP_ALIVE {
+        return Err(format!("{text:?} is too long: the limit is 365 days"));
+    }
+    Ok(interval)
+}

@@ -1,0 +1,106 @@
+//! Logs go to stderr, so that scripts can read stdout.
+//!
+//! No thread waits for stderr: lines go through a bounded [`queue`]. No client can flood the log: [`rate`] limits the lines
+//! from each place in the code. Lines that are left out are counted, and the count is logged.
+
+mod queue;
+mod rate;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::panic::PanicHookInfo;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{io, panic, thread};
+
+use clap::ValueEnum;
+use tracing::{Subscriber, error};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::log::queue::Queue;
+use crate::log::rate::RateLimit;
+
+/// The default of the filter: this project's crates only. Clients can make other crates write a line for each frame.
+pub(crate) const DEFAULT_FILTER: &str = "nodetracker=info";
+
+/// How long the end of the process may wait for lines that stderr has not taken.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// The process's log. On drop, waits up to a second until stderr has taken all lines.
+#[derive(Debug)]
+pub(crate) struct Log {
+    queue: Arc<Queue>,
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.queue.flush(FLUSH_TIMEOUT);
+    }
+}
+
+impl Log {
+    /// Returns a function that waits up to a second until stderr has taken all lines.
+    pub(crate) fn flusher(&self) -> impl FnOnce() + Send + 'static {
+        let queue = Arc::clone(&self.queue);
+        move || queue.flush(FLUSH_TIMEOUT)
+    }
+}
+
+/// Sends the process's logs, and its panics, to stderr. A logger that is installed already stays.
+pub(crate) fn init(format: LogFormat, filter: &Targets) -> io::Result<Log> {
+    let queue = Arc::new(Queue::default());
+    let reports = filter.clone();
+    queue::start(Arc::clone(&queue), io::stderr(), move |writer| {
+        tracing_subscriber::registry()
+            .with(reports)
+            .with(lines(format, writer))
+            .into()
+    })?;
+    let _ = tracing_subscriber::registry()
+        .with(filter.clone())
+        .with(RateLimit::new(Arc::clone(&queue)))
+        .with(lines(format, Arc::clone(&queue)))
+        .try_init();
+    // The default hook writes to stderr from the thread that panics.
+    panic::set_hook(Box::new(log_panic));
+    Ok(Log { queue })
+}
+
+/// Returns the layer that formats events as lines.
+fn lines<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = fmt::layer()
+        .with_target(false)
+        .with_writer(writer)
+        // Nobody could read the error.
+        .log_internal_errors(false);
+    match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    }
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    error!("thread {:?} {panic}", thread.name().unwrap_or_default());
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        error!("{backtrace}");
+    }
+}

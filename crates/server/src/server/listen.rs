@@ -1,0 +1,162 @@
+//! The sockets that the server listens on: one for each address of the configured name.
+
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::task::Poll;
+
+use rustix::io::Errno;
+use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tracing::warn;
+
+/// How often a free port is looked for that is free on every address.
+const PORT_ATTEMPTS: u32 = 16;
+
+/// At least one socket.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    sockets: Vec<TcpListener>,
+    addrs: Vec<SocketAddr>,
+    /// The socket to look at first, so that busy sockets take turns.
+    next: usize,
+}
+
+impl Listeners {
+    /// Listens on every address that `addr`, `host:port`, resolves to. An error names the address.
+    pub(super) async fn bind(addr: &str) -> Result<Self, String> {
+        let cannot_listen = |error| format!("cannot listen on {addr}: {error}");
+        let mut addrs = Vec::new();
+        for resolved in lookup_host(addr).await.map_err(cannot_listen)? {
+            if !addrs.contains(&resolved) {
+                addrs.push(resolved);
+            }
+        }
+        Self::bind_all(&addrs).await
+    }
+
+    /// Listens on these addresses, but not on those that this machine lacks. With port 0, all get the same free port.
+    async fn bind_all(addrs: &[SocketAddr]) -> Result<Self, String> {
+        let mut attempts = PORT_ATTEMPTS;
+        loop {
+            attempts -= 1;
+            match Self::try_bind_all(addrs).await {
+                Err((addr, error)) if addr.port() == 0 && error.kind() == ErrorKind::AddrInUse && attempts > 0 => {}
+                Err((addr, error)) => return Err(format!("cannot listen on {addr}: {error}")),
+                Ok(listeners) => return Ok(listeners),
+            }
+        }
+    }
+
+    async fn try_bind_all(addrs: &[SocketAddr]) -> Result<Self, (SocketAddr, io::Error)> {
+        let mut listeners = Self {
+            sockets: Vec::new(),
+            addrs: Vec::new(),
+            next: 0,
+        };
+        let mut missing = Vec::new();
+        for &addr in addrs {
+            match listeners.add(addr).await {
+                Ok(()) => {}
+                Err(error) if is_missing(&error) => missing.push((addr, error)),
+                Err(error) => return Err((addr, error)),
+            }
+        }
+        if listeners.sockets.is_empty() {
+            let nothing = || (SocketAddr::from(([0; 4], 0)), io::Error::from(ErrorKind::NotFound));
+            return Err(missing.pop().unwrap_or_else(nothing));
+        }
+        for (addr, error) in missing {
+            warn!("cannot listen on {addr}, only on the other addresses of its name: {error}");
+        }
+        Ok(listeners)
+    }
+
+    async fn add(&mut self, mut addr: SocketAddr) -> io::Result<()> {
+        if let (0, Some(first)) = (addr.port(), self.addrs.first()) {
+            addr.set_port(first.port());
+        }
+        let socket = TcpListener::bind(addr).await?;
+        self.addrs.push(socket.local_addr()?);
+        self.sockets.push(socket);
+        Ok(())
+    }
+
+    /// Returns the addresses that the sockets listen on.
+    pub(super) fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// Accepts the next connection on any of the sockets.
+    pub(super) async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        poll_fn(|cx| {
+            let count = self.sockets.len();
+            for index in (self.next..self.next + count).map(|index| index % count) {
+                if let Poll::Ready(accepted) = self.sockets[index].poll_accept(cx) {
+                    self.next = (index + 1) % count;
+                    return Poll::Ready(accepted);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Reports whether this machine lacks an address, or all addresses of its family.
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addrs(addrs: &[&str]) -> Vec<SocketAddr> {
+        addrs.iter().map(|addr| addr.parse().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn every_address_takes_connections_on_the_same_port() {
+        let mut listeners = Listeners::bind_all(&addrs(&["127.0.0.1:0", "127.0.0.2:0"]))
+            .await
+            .unwrap();
+        let bound = listeners.addrs().to_vec();
+        assert_eq!(bound.len(), 2);
+        assert_eq!(bound[0].port(), bound[1].port());
+        // Each of two waiting connections is accepted, wherever the search begins.
+        let mut clients = Vec::new();
+        for addr in [bound[0], bound[1], bound[1], bound[0]] {
+            clients.push(TcpStream::connect(addr).await.unwrap());
+        }
+        let mut accepted = Vec::new();
+        for _ in 0..clients.len() {
+            accepted.push(listeners.accept().await.unwrap().1);
+        }
+        accepted.sort();
+        let mut expected: Vec<_> = clients.iter().map(|client| client.local_addr().unwrap()).collect();
+        expected.sort();
+        assert_eq!(accepted, expected);
+    }
+
+    #[tokio::test]
+    async fn an_address_of_another_machine_is_left_out_if_there_are_others() {
+        let both = addrs(&["192.0.2.1:0", "127.0.0.1:0"]);
+        let listeners = Listeners::bind_all(&both).await.unwrap();
+        assert_eq!(listeners.addrs().len(), 1);
+        assert!(Listeners::bind_all(&both[..1]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_on_one_address_is_an_error() {
+        let taken = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let mut free = addrs(&["127.0.0.1:0"])[0];
+        free.set_port(taken.local_addr().unwrap().port());
+        let error = Listeners::bind_all(&[free, taken.local_addr().unwrap()])
+            .await
+            .unwrap_err();
+        assert!(
+            error.starts_with(&format!("cannot listen on {}: ", taken.local_addr().unwrap())),
+            "{error}"
+        );
+    }
+}
