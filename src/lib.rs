@@ -142,20 +142,16 @@
     allow(dead_code, reason = "snapshots alone use the bulk load")
 )]
 
-mod batch;
 mod builder;
 mod clock;
 mod error;
 mod feed;
 mod growth;
-mod incarnation;
 mod keep_alive;
 mod layout;
 mod liveness;
 mod mem;
-mod page;
 mod proxies;
-mod resolve;
 mod route_limit;
 mod shard;
 mod shards;
@@ -169,10 +165,8 @@ mod time;
 mod types;
 #[cfg(test)]
 mod verify;
-mod walk;
 mod word;
 
-pub use batch::{AddedNodes, RouteBatch};
 pub use builder::{BuildError, Builder};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::{
@@ -180,10 +174,11 @@ pub use error::{
     ReportNodesError, StaleIncarnation, TextError,
 };
 pub use feed::{Event, Lagged, Reason, Subscription};
-pub use incarnation::Incarnation;
-pub use page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
-pub use resolve::ResolvedRoute;
 pub use sweeper::{SweepPace, Sweeper};
+pub use table::batch::{AddedNodes, RouteBatch};
+pub use table::incarnation::Incarnation;
+pub use table::page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
+pub use table::resolve::ResolvedRoute;
 pub use table::{RouteTable, Stats, SweepReport};
 pub use types::handle::RouteHandle;
 pub use types::node_id::{MAX_TEXT, NodeId};

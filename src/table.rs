@@ -1,5 +1,11 @@
 //! The public table type.
 
+pub(crate) mod batch;
+pub(crate) mod incarnation;
+pub(crate) mod page;
+pub(crate) mod resolve;
+pub(crate) mod walk;
+
 use std::time::Duration;
 
 use smallvec::SmallVec;

@@ -16,10 +16,10 @@ use crate::layout::{BUCKET, SHARDS};
 use crate::proxies::Proxies;
 use crate::sync::pin;
 use crate::table::RouteTable;
+use crate::table::walk::{At, ShardScan};
 use crate::types::node_id::NodeId;
 use crate::types::proxy::{ProxyDetails, ProxyRef};
 use crate::types::route::Route;
-use crate::walk::{At, ShardScan};
 
 /// A node with its routes, most recently refreshed first.
 #[derive(Debug, Clone, PartialEq, Eq)]
