@@ -175,12 +175,13 @@ pub use error::{
 };
 pub use feed::{Event, Lagged, Reason, Subscription};
 pub use sweeper::{SweepPace, Sweeper};
+pub use table::RouteTable;
 pub use table::batch::{AddedNodes, RouteBatch};
 pub use table::incarnation::Incarnation;
 pub use table::page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
-pub use table::resolve::ResolvedRoute;
-pub use table::{RouteTable, Stats, SweepReport};
+pub use table::stats::Stats;
+pub use table::sweep::SweepReport;
 pub use types::handle::RouteHandle;
 pub use types::node_id::{MAX_TEXT, NodeId};
 pub use types::proxy::{Proxy, ProxyDetails, ProxyRef};
-pub use types::route::{Added, ExplainedRoute, Route, Verdict};
+pub use types::route::{Added, ExplainedRoute, ResolvedRoute, Route, Verdict};

@@ -13,6 +13,17 @@ pub struct Route {
     pub last_refresh: SystemTime,
 }
 
+/// A route, as [`RouteTable::resolve`](crate::RouteTable::resolve) returns it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedRoute {
+    /// The proxy that holds the tunnel.
+    pub proxy: ProxyRef,
+    /// The proxy's details.
+    pub details: ProxyDetails,
+    /// When this route was last refreshed, to the millisecond.
+    pub last_refresh: SystemTime,
+}
+
 /// A route as [`RouteTable::explain`](crate::RouteTable::explain) returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
