@@ -98,10 +98,9 @@ impl<P: Peer + Sync> Contestant for P {
     fn work(&self, work: Work, steps: &[Step], threads: usize, turn: Duration) -> f64 {
         window(threads, turn, |thread| {
             let mut parts = endless(steps.chunks(BATCH), thread, threads);
-            let mut room = P::Room::default();
             move || {
                 let steps = parts.next().unwrap_or_default();
-                go_through(self, work, steps, &mut room);
+                go_through(self, work, steps);
                 steps.len()
             }
         })

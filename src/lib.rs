@@ -26,7 +26,7 @@
 //! });
 //! // Another proxy looks the node up; the route that was refreshed last comes first.
 //! for route in table.resolve(&node) {
-//!     println!("dial {} at {}", route.details.id, route.details.addr);
+//!     println!("dial {} at {}", route.details.id(), route.details.addr());
 //! }
 //!
 //! // Follow the changes: look each node up after its event.
@@ -176,7 +176,8 @@ pub use error::{
 pub use feed::{Event, Lagged, Reason, Subscription};
 pub use sweeper::{SweepPace, Sweeper};
 pub use table::RouteTable;
-pub use table::batch::{AddedNodes, RouteBatch};
+pub use table::batch::{AddedNodes, BatchRoutes};
+pub use table::handles::{AddHandlesError, AddedHandles, RefreshedRoutes};
 pub use table::incarnation::Incarnation;
 pub use table::page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
 pub use table::stats::Stats;
@@ -185,3 +186,6 @@ pub use types::handle::RouteHandle;
 pub use types::node_id::{MAX_TEXT, NodeId};
 pub use types::proxy::{Proxy, ProxyDetails, ProxyRef};
 pub use types::route::{Added, ExplainedRoute, ResolvedRoute, Route, Verdict};
+pub use types::routes::{Routes, RoutesIntoIter};
+#[doc(no_inline)]
+pub use uuid::Uuid;

@@ -2,6 +2,8 @@
 
 pub(crate) mod batch;
 mod changes;
+mod copied;
+pub(crate) mod handles;
 pub(crate) mod incarnation;
 mod look_up;
 pub(crate) mod page;
@@ -62,7 +64,7 @@ impl Builder {
 ///
 /// let routes = table.get_proxies(&node);
 /// let details = table.proxy(routes[0].proxy).expect("it is registered");
-/// assert_eq!(details.addr, "10.0.0.1:3080");
+/// assert_eq!(details.addr(), "10.0.0.1:3080");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct RouteTable {

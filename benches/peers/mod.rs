@@ -92,11 +92,8 @@ pub(crate) trait Peer: Sized {
     /// An answer as proxies and milliseconds since the Unix epoch.
     fn plain(&self, answer: &Self::Answer) -> Vec<(u32, u64)>;
 
-    /// What [`look_up_batch`](Peer::look_up_batch) puts its answers into.
-    type Room: Default;
-
     /// Looks all of the nodes up. Peers have no such call: a loop, with whatever can be done once for all of it.
-    fn look_up_batch(&self, nodes: &[Step], room: &mut Self::Room);
+    fn look_up_batch(&self, nodes: &[Step]);
 
     /// Adds routes that are all of one proxy; returns handles to refresh them by, where there is such a thing. Peers have
     /// no such call: a loop.

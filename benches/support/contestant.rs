@@ -36,15 +36,14 @@ fn insert<P: Peer>(table: &P, nodes: &[Step]) {
 
 /// Goes through the steps once; returns the thread's own time.
 pub(crate) fn pass<P: Peer>(table: &P, work: Work, steps: &[Step]) -> Duration {
-    let mut room = P::Room::default();
     let watch = Stopwatch::start();
-    go_through(table, work, steps, &mut room);
+    go_through(table, work, steps);
     watch.elapsed()
 }
 
 /// Goes through the steps once.
 #[inline]
-pub(crate) fn go_through<P: Peer>(table: &P, work: Work, steps: &[Step], room: &mut P::Room) {
+pub(crate) fn go_through<P: Peer>(table: &P, work: Work, steps: &[Step]) {
     match work {
         Work::LookUp => {
             for step in steps {
@@ -66,7 +65,7 @@ pub(crate) fn go_through<P: Peer>(table: &P, work: Work, steps: &[Step], room: &
         }
         Work::LookUpBatch => {
             for batch in steps.chunks(BATCH) {
-                table.look_up_batch(batch, room);
+                table.look_up_batch(batch);
             }
         }
     }

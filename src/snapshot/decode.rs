@@ -288,7 +288,7 @@ fn check_ids(proxies: &[ProxyItem]) -> Result<(), SnapshotError> {
     order.sort_unstable_by(|a, b| a.id.cmp(&b.id).then(a.section.cmp(&b.section)));
     match order.windows(2).find(|pair| pair[0].id == pair[1].id) {
         Some(pair) => {
-            let (id, first) = (pair[1].id.clone(), pair[0].section);
+            let (id, first) = (pair[1].id.to_string(), pair[0].section);
             let fault = SnapshotFault::DuplicateProxy { id, first };
             Err(damaged(SnapshotPart::Proxies, pair[1].section, fault))
         }

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use smallvec::SmallVec;
-
 use crate::proxies::Proxies;
 use crate::shard::Scope;
 use crate::shard::routes::Words;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
+use crate::table::copied::CopiedRoute;
 use crate::types::node_id::NodeId;
 use crate::types::route::{ExplainedRoute, ResolvedRoute, Route, Verdict};
+use crate::types::routes::Routes;
 use crate::word::{State, Word};
 
 /// # Looking up
@@ -21,7 +21,7 @@ impl RouteTable {
     ///
     /// Up to two routes need no allocation.
     #[must_use]
-    pub fn get_proxies(&self, node: &NodeId) -> SmallVec<[Route; 2]> {
+    pub fn get_proxies(&self, node: &NodeId) -> Routes {
         let (hash, now) = self.begin(node);
         let guard = pin();
         // Nearly all nodes have one route. They take a shorter path: half as many instructions, so that the processor
@@ -31,7 +31,7 @@ impl RouteTable {
         match self.shards.word(node, hash, &guard) {
             Some(word) if word.state() == State::Spill => {}
             Some(word) if word.state() == State::Live => return self.only(word, &scope),
-            _ => return SmallVec::new(),
+            _ => return Routes::new(),
         }
         let words = self.words_of(node, hash, now, &guard);
         words.iter().filter_map(|word| self.route(*word)).collect()
@@ -42,7 +42,7 @@ impl RouteTable {
     ///
     /// Up to two routes need no allocation if their proxies' strings have at most 24 bytes.
     #[must_use]
-    pub fn resolve(&self, node: &NodeId) -> SmallVec<[ResolvedRoute; 2]> {
+    pub fn resolve(&self, node: &NodeId) -> Routes<ResolvedRoute> {
         let (hash, now) = self.begin(node);
         let guard = pin();
         let words = self.words_of(node, hash, now, &guard);
@@ -87,14 +87,9 @@ impl RouteTable {
 
     /// The answer for a node whose only route is `word`.
     #[inline]
-    fn only(&self, word: Word, scope: &Scope<'_, Proxies>) -> SmallVec<[Route; 2]> {
-        let mut routes = SmallVec::new();
-        if scope.is_fresh(word)
-            && let Some(route) = self.route(word)
-        {
-            routes.push(route);
-        }
-        routes
+    fn only(&self, word: Word, scope: &Scope<'_, Proxies>) -> Routes {
+        let route = if scope.is_fresh(word) { self.route(word) } else { None };
+        route.into()
     }
 
     /// A node's valid routes, most recently refreshed first.
@@ -104,11 +99,17 @@ impl RouteTable {
 
     /// The route of a word, unless its proxy has been removed meanwhile.
     #[inline]
-    pub(crate) fn route(&self, word: Word) -> Option<Route> {
-        let proxy = self.proxies.reference(word.proxy())?;
-        Some(Route {
-            proxy,
-            last_refresh: self.time.wall(word.time()),
+    fn route(&self, word: Word) -> Option<Route> {
+        Some(self.copied(word)?.dated(&self.time))
+    }
+
+    /// A copy of a word, unless the route's proxy has been removed meanwhile. Later, another proxy may have the number of the
+    /// word, so the caller copies the word under the pin under which the call read it.
+    #[inline]
+    pub(super) fn copied(&self, word: Word) -> Option<CopiedRoute> {
+        Some(CopiedRoute {
+            proxy: self.proxies.reference(word.proxy())?,
+            tick: word.time(),
         })
     }
 }

@@ -9,8 +9,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use smallvec::SmallVec;
-
 use crate::error::CursorError;
 use crate::layout::{BUCKET, SHARDS};
 use crate::proxies::Proxies;
@@ -20,6 +18,7 @@ use crate::table::walk::{At, ShardScan};
 use crate::types::node_id::NodeId;
 use crate::types::proxy::{ProxyDetails, ProxyRef};
 use crate::types::route::Route;
+use crate::types::routes::Routes;
 
 /// A node with its routes, most recently refreshed first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +26,12 @@ pub struct NodeRoutes {
     /// The node.
     pub node: NodeId,
     /// Its routes, as [`RouteTable::get_proxies`] returns them; never empty.
-    pub routes: SmallVec<[Route; 1]>,
+    pub routes: Routes,
 }
 
 /// Some nodes, from [`RouteTable::nodes_page`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodePage {
     /// The nodes, in no particular order. A page may be empty although other nodes follow.
     pub nodes: Vec<NodeRoutes>,
@@ -92,6 +92,7 @@ fn parse(text: &str) -> Option<At> {
 
 /// Some proxies, from [`RouteTable::proxies_page`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ProxyPage {
     /// The proxies, in no particular order. A page may be empty although other proxies follow.
     pub proxies: Vec<(ProxyRef, ProxyDetails)>,
@@ -124,6 +125,7 @@ const SLOTS_PER_PAGE: usize = 1 << 14;
 /// The most keys that a page copies at a time, unless it asks for more nodes.
 const MOST_AHEAD: usize = 1 << 10;
 
+/// # Pages
 impl RouteTable {
     /// A page of the nodes from a place on: at most `most` (0 counts as 1) nodes with valid routes for which `keep`
     /// returns `true`. Continue from [`next`](NodePage::next) until it is `None`.
@@ -172,13 +174,7 @@ impl RouteTable {
             let mut left = copy.len();
             for (node, routes) in copy.nodes() {
                 left -= 1;
-                let routes: SmallVec<[Route; 1]> = routes
-                    .iter()
-                    .map(|route| Route {
-                        proxy: route.proxy,
-                        last_refresh: self.time().wall(route.tick),
-                    })
-                    .collect();
+                let routes: Routes = routes.iter().map(|route| route.dated(self.time())).collect();
                 if !keep(node, &routes) {
                     continue;
                 }

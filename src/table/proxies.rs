@@ -72,7 +72,12 @@ impl RouteTable {
         false
     }
 
-    pub(super) fn register_pinned(&self, proxy: &Proxy<'_>, now: u64, guard: &Guard) -> Result<ProxyRef, RegisterError> {
+    pub(super) fn register_pinned(
+        &self,
+        proxy: &Proxy<'_>,
+        now: u64,
+        guard: &Guard,
+    ) -> Result<ProxyRef, RegisterError> {
         let moved = |proxy| self.proxy_moved(proxy, guard);
         self.proxies.register(proxy, now, guard, moved)
     }
@@ -86,7 +91,7 @@ impl RouteTable {
     pub(crate) fn proxy_removed(&self, proxy: ProxyRef, guard: &Guard) {
         self.feed.mark(Feed::PROXIES, guard, || Event::ProxyRemoved {
             proxy,
-            id: self.proxies.id(proxy, guard),
+            id: self.proxies.id(proxy, guard).as_str().into(),
         });
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nodetracker::{RouteBatch, RouteTable};
+use nodetracker::RouteTable;
 use nodetracker_proto::v1;
 use tonic::Status;
 
@@ -51,11 +51,9 @@ impl Routes {
     /// Returns an encoded `BatchGetProxiesResponse`, with its prefix.
     pub(crate) fn batch_get_proxies(&self, request: v1::BatchGetProxiesRequest) -> Result<Bytes, Status> {
         let nodes = parse::nodes(request.nodes)?;
-        let mut batch = RouteBatch::new();
-        self.table.get_proxies_batch(&nodes, &mut batch);
         let mut response = BatchEncoder::new(&self.table, nodes.len());
-        for (at, routes) in batch.iter().enumerate() {
-            response.push(routes);
+        for (at, routes) in self.table.get_proxies_batch(&nodes).enumerate() {
+            response.push(&routes);
             if response.size() > MAX_REPLY_SIZE {
                 return Err(Status::resource_exhausted(format!(
                     "the answer is larger than {MAX_REPLY_SIZE} bytes after {} nodes: ask for fewer",
