@@ -69,7 +69,7 @@ impl Builder {
 /// ```
 pub struct RouteTable {
     shards: Shards,
-    routes: RouteLimit,
+    route_limit: RouteLimit,
     proxies: Proxies,
     time: Time,
     keep_alive: KeepAlive,
@@ -146,7 +146,7 @@ impl RouteTable {
     pub(crate) fn with(builder: Builder) -> Self {
         Self {
             shards: Shards::new(),
-            routes: RouteLimit::new(builder.max_routes),
+            route_limit: RouteLimit::new(builder.max_routes),
             proxies: Proxies::new(builder.max_proxies),
             time: Time::new(builder.clock),
             keep_alive: KeepAlive::new(ticks(builder.keep_alive)),
@@ -172,7 +172,7 @@ impl RouteTable {
         Scope {
             guard,
             hasher: self.shards.hasher(),
-            count: &self.routes,
+            route_limit: &self.route_limit,
             proxies: &self.proxies,
             now,
             keep_alive: self.keep_alive.returned(),
@@ -210,8 +210,8 @@ impl RouteTable {
         &self.time
     }
 
-    pub(crate) fn count(&self) -> &RouteLimit {
-        &self.routes
+    pub(crate) fn route_limit(&self) -> &RouteLimit {
+        &self.route_limit
     }
 
     pub(crate) fn feed(&self) -> &Feed {

@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::CursorError;
-use crate::layout::{BUCKET, SHARDS};
+use crate::layout::{SHARDS, SLOTS_PER_BUCKET};
 use crate::proxies::Proxies;
 use crate::sync::pin;
 use crate::table::RouteTable;
@@ -194,7 +194,7 @@ impl RouteTable {
                 }
             }
             // Count an empty shard, too: visiting it has a cost.
-            slots += copied.slots.max(BUCKET) as usize;
+            slots += copied.slots.max(SLOTS_PER_BUCKET) as usize;
             match copied.next {
                 Some(next) if slots < SLOTS_PER_PAGE => at = next,
                 next => break next,

@@ -1,7 +1,7 @@
 //! Reporting one node.
 
 use crate::error::{AddError, ReportError};
-use crate::shard::Refused;
+use crate::shard::CapacityError;
 use crate::shard::routes::Change;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
@@ -65,12 +65,12 @@ impl RouteTable {
         added.map_err(|refused| self.add_error(refused))
     }
 
-    pub(crate) fn add_error(&self, refused: Refused) -> AddError {
+    pub(crate) fn add_error(&self, refused: CapacityError) -> AddError {
         match refused {
-            Refused::Routes => AddError::TooManyRoutes {
-                limit: self.routes.limit(),
+            CapacityError::Routes => AddError::TooManyRoutes {
+                limit: self.route_limit.limit(),
             },
-            Refused::Memory => AddError::OutOfMemory,
+            CapacityError::Memory => AddError::OutOfMemory,
         }
     }
 }

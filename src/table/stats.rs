@@ -58,7 +58,7 @@ impl RouteTable {
     /// The number of routes, counted until they are removed or swept.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.routes.get()
+        self.route_limit.get()
     }
 
     /// Whether there are no routes.
