@@ -89,7 +89,7 @@ impl RouteTable {
     #[inline]
     fn only(&self, word: Word, scope: &Scope<'_, Proxies>) -> Routes {
         let route = if scope.is_fresh(word) { self.route(word) } else { None };
-        route.into()
+        Routes::of(route)
     }
 
     /// A node's valid routes, most recently refreshed first.

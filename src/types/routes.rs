@@ -33,11 +33,10 @@ impl<R> Routes<R> {
     pub(crate) fn new() -> Self {
         Self(SmallVec::new())
     }
-}
 
-impl<R> From<Option<R>> for Routes<R> {
+    /// The only route, or none.
     #[inline]
-    fn from(route: Option<R>) -> Self {
+    pub(crate) fn of(route: Option<R>) -> Self {
         let mut routes = SmallVec::new();
         if let Some(route) = route {
             routes.push(route);
