@@ -6,6 +6,8 @@
 use std::fmt;
 use std::io;
 
+use hdrhistogram::iterators::IterationValue;
+
 use crate::peers::{Kind, Peer};
 use crate::support::args::Args;
 use crate::support::histogram::Histogram;
@@ -189,8 +191,12 @@ impl Report {
 
     /// Keeps how long single operations took: nanoseconds, and how often.
     pub(crate) fn histogram(&mut self, subject: Subject, who: Who, histogram: &Histogram) {
+        let from = |step: IterationValue<u32>| {
+            let nanos = histogram.lowest_equivalent(step.value_iterated_to());
+            (nanos, step.count_at_value().into())
+        };
         self.rows.push(results::Row::Histogram {
-            histogram: histogram.counts().map(|(nanos, count)| (nanos, count.into())).collect(),
+            histogram: histogram.iter_recorded().map(from).collect(),
             name: who.name.into(),
             nodes: subject.nodes,
             operation: subject.operation.into(),
