@@ -2,8 +2,8 @@
 //! else the machine does.
 //!
 //! ```console
-//! $ cargo run --release -p nodetracker-profiles -- instructions          # beside what is recorded
-//! $ cargo bench --bench instructions                                     # what gungraun says; all of the operations
+//! $ cargo xtask instructions                       # beside what is recorded
+//! $ cargo bench --bench instructions               # what gungraun says; all of the operations
 //! $ cargo bench --bench instructions -- '*::look_up_one::*'
 //! ```
 //!

@@ -29,7 +29,7 @@ use crate::peers::{Kind, Peer, Setting, for_each_peer};
 use crate::support::args::Args;
 use crate::support::check::all_agree;
 use crate::support::contestant::{Work, filled, grow, grow_in_batches, heartbeats, pass, pauses, sweep, tail, threads};
-use crate::support::histogram::Histogram;
+use crate::support::histogram::histogram;
 use crate::support::report::{Entry, Report, Row, Subject, Who};
 use crate::support::steps::{self, BATCH, Step, batches};
 
@@ -158,8 +158,8 @@ impl<P: Peer + Sync> Shared for P {
 
     fn tail(&self, steps: &[Step], strangers: &[Vec<Step>]) -> [f64; 4] {
         let (wall, own) = tail(self, steps, strangers, Duration::from_millis(1_000));
-        let [p50, p999, p9999] = QUANTILES.map(|share| own.quantile(share));
-        [p50, p999, p9999, wall.quantile(QUANTILES[2])].map(|nanos| nanos / 1_000.0)
+        let [p50, p999, p9999] = QUANTILES.map(|share| own.value_at_quantile(share));
+        [p50, p999, p9999, wall.value_at_quantile(QUANTILES[2])].map(|nanos| nanos as f64 / 1_000.0)
     }
 }
 
@@ -354,7 +354,7 @@ fn growth(run: &mut Run, nodes: &Nodes) {
     });
     let subject = nodes.subject("longest pause of an insert from empty", 1, "");
     let mut histograms = Vec::new();
-    for_each_peer!(P => { histograms.push((Who::of::<P>(), Histogram::default())); });
+    for_each_peer!(P => { histograms.push((Who::of::<P>(), histogram())); });
     run.row(subject, "µs", || {
         let mut entries = Vec::new();
         let mut histograms = histograms.iter_mut();
@@ -362,7 +362,7 @@ fn growth(run: &mut Run, nodes: &Nodes) {
             let (who, histogram) = histograms.next().expect("there is one for each");
             let measure = Box::new(|| {
                 let (longest, each) = pauses::<P>(&nodes.nodes);
-                histogram.merge(&each);
+                histogram.add(&each).expect("the bounds are the same");
                 longest
             });
             entries.push(Entry { who: *who, measure });

@@ -1,14 +1,14 @@
 //! Throughput over threads: the table beside its peers, from 1 thread to more threads than a machine has cores.
 //!
 //! ```console
-//! $ profiles/scaling                                     # 1,000,000 nodes, about 1 GB of memory; four minutes
-//! $ profiles/scaling --seconds 60 'look-up'              # one minute, only the rows whose title has one of these words
-//! $ profiles/scaling --record profiles/recorded          # writes the results to a file named after this machine
-//! $ NODES=100k profiles/scaling
+//! $ cargo xtask bench scaling                             # 1,000,000 nodes, about 1 GB of memory; four minutes
+//! $ cargo xtask bench scaling --seconds 60 'look-up'      # one minute, only the rows whose title has one of these words
+//! $ cargo xtask bench scaling --record profiles/recorded  # writes the results to a file named after this machine
+//! $ NODES=100k cargo xtask bench scaling
 //! ```
 //!
-//! `profiles/scaling --build-only` prints the path of the program, a single file that runs on another machine without cargo.
-//! The program needs `--bench` before these arguments; without `--bench` it runs each row once, as short as possible.
+//! `cargo xtask bench --build-only scaling` prints the path of the program, a single file that runs on another machine without
+//! cargo. The program needs `--bench` before these arguments; without `--bench` it runs each row once, as short as possible.
 //!
 //! The threads of a turn start together, and their operations count over a fixed window of the wall clock. Insertions are
 //! an exception: threads insert all nodes into a new table, and repeat that until the turn is over. The columns are million
@@ -98,10 +98,9 @@ impl<P: Peer + Sync> Contestant for P {
     fn work(&self, work: Work, steps: &[Step], threads: usize, turn: Duration) -> f64 {
         window(threads, turn, |thread| {
             let mut parts = endless(steps.chunks(BATCH), thread, threads);
-            let mut room = P::Room::default();
             move || {
                 let steps = parts.next().unwrap_or_default();
-                go_through(self, work, steps, &mut room);
+                go_through(self, work, steps);
                 steps.len()
             }
         })

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     table.add_node(&node, proxy)?;
 
     for route in table.resolve(&node) {
-        println!("{node}: {} at {}", route.details.id, route.details.addr);
+        println!("{node}: {} at {}", route.details.id(), route.details.addr());
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use nodetracker::{NodeId, Proxy, RouteBatch, RouteTable};
+use nodetracker::{NodeId, Proxy, RouteTable};
 use uuid::Uuid;
 
 const NODES: u128 = 100_000;
@@ -18,28 +18,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     let nodes: Vec<NodeId> = (0..NODES).map(|number| Uuid::from_u128(number).into()).collect();
 
-    let mut handles = Vec::new();
     let began = Instant::now();
-    let added = table.add_nodes_with_handles(&nodes, proxy, &mut handles)?;
-    println!("announced {} nodes in {:?}", added.len(), began.elapsed());
+    let announced = table.add_nodes_with_handles(&nodes, proxy)?;
+    println!("announced {} nodes in {:?}", announced.added.len(), began.elapsed());
 
     // The next heartbeat: one of the nodes was removed meanwhile.
     table.remove_node(&nodes[7]);
-    let mut gone = Vec::new();
     let began = Instant::now();
-    let refreshed = table.refresh_routes(&handles, proxy, &mut gone)?;
-    println!("refreshed {refreshed} routes in {:?}", began.elapsed());
+    let heartbeat = table.refresh_routes(&announced.handles, proxy)?;
+    println!("refreshed {} routes in {:?}", heartbeat.refreshed, began.elapsed());
 
     // A handle may be gone although the node is connected, as when its record has moved: announce such nodes again.
-    for position in gone {
+    for position in heartbeat.gone {
         println!("announcing {} again", nodes[position]);
         table.add_node(&nodes[position], proxy)?;
     }
 
-    let mut answers = RouteBatch::new();
     let began = Instant::now();
-    table.get_proxies_batch(&nodes, &mut answers);
-    let found = answers.iter().filter(|routes| !routes.is_empty()).count();
+    let answers = table.get_proxies_batch(&nodes);
+    let found = answers.filter(|routes| !routes.is_empty()).count();
     println!("looked up {found} nodes in {:?}", began.elapsed());
     Ok(())
 }

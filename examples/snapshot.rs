@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let report = restored.read_snapshot(BufReader::new(File::open(&path)?))?;
     println!("read {} routes, {} of them new", report.routes, report.inserted);
     for route in restored.resolve(&node) {
-        println!("{node}: {} at {}", route.details.id, route.details.addr);
+        println!("{node}: {} at {}", route.details.id(), route.details.addr());
     }
     fs::remove_file(path)?;
     Ok(())

@@ -33,7 +33,7 @@ use std::{env, fs, io};
 
 use counting::Counting;
 use fastrand::Rng;
-use nodetracker::{NodeId, Proxy, ProxyRef, RouteBatch, RouteHandle, RouteTable};
+use nodetracker::{NodeId, Proxy, ProxyRef, RouteHandle, RouteTable};
 use uuid::Uuid;
 
 #[global_allocator]
@@ -112,22 +112,22 @@ impl Soak {
     }
 
     fn bring_up(&self, proxy: usize, nodes: Vec<NodeId>) -> Batch {
-        let mut handles = Vec::with_capacity(nodes.len());
         let reference = self.proxy(proxy);
-        let added = self.table.add_nodes_with_handles(&nodes, reference, &mut handles);
-        added.expect("it was registered just now, and there is room");
+        let added = self.table.add_nodes_with_handles(&nodes, reference);
+        let added = added.expect("it was registered just now, and there is room");
         self.count(nodes.len());
-        Batch { proxy, nodes, handles }
+        Batch {
+            proxy,
+            nodes,
+            handles: added.handles,
+        }
     }
 
     fn keep_alive(&self, batch: &mut Batch) {
-        let mut gone = Vec::new();
-        let refreshed = self
-            .table
-            .refresh_routes(&batch.handles, self.proxy(batch.proxy), &mut gone);
+        let refreshed = self.table.refresh_routes(&batch.handles, self.proxy(batch.proxy));
         self.count(batch.handles.len());
         // Records that moved, and routes that expired since this thread came too late.
-        if refreshed.is_err() || !gone.is_empty() {
+        if refreshed.is_err() || refreshed.is_ok_and(|refreshed| !refreshed.gone.is_empty()) {
             *batch = self.bring_up(batch.proxy, std::mem::take(&mut batch.nodes));
         }
     }
@@ -205,7 +205,7 @@ impl Soak {
 
     fn read(&self) {
         let mut rng = Rng::with_seed(self.seed.rotate_left(7));
-        let (mut known, mut answers) = (Vec::new(), RouteBatch::new());
+        let mut known = Vec::new();
         let mut turn = 0_usize;
         self.at_pace(Duration::from_millis(5), || {
             if turn.is_multiple_of(400) {
@@ -222,7 +222,7 @@ impl Soak {
             turn += 1;
             let some = &known[rng.usize(..=known.len().saturating_sub(200))..];
             let some = &some[..some.len().min(200)];
-            self.table.get_proxies_batch(some, &mut answers);
+            self.table.get_proxies_batch(some).for_each(drop);
             some.iter().for_each(|node| _ = self.table.get_proxies(node));
             self.count(2 * some.len());
         });

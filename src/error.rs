@@ -48,11 +48,13 @@ pub enum TextError {
 /// Why a string is not a node ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("node ID {0}")]
+#[non_exhaustive]
 pub struct NodeIdError(#[source] pub TextError);
 
 /// A string is not a [`NodeCursor`](crate::NodeCursor) or [`ProxyCursor`](crate::ProxyCursor).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("not a cursor that a table returned")]
+#[non_exhaustive]
 pub struct CursorError;
 
 /// The part of a [`Proxy`](crate::Proxy) that an error is about.
@@ -99,6 +101,7 @@ pub enum RegisterError {
 /// Why an incarnation may not begin: a later incarnation has begun, or this incarnation is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("incarnation {incarnation} is stale: {}", Latest(*.latest, *.is_over))]
+#[non_exhaustive]
 pub struct StaleIncarnation {
     /// The incarnation that was refused.
     pub incarnation: NonZeroU64,
@@ -168,6 +171,7 @@ pub enum ReportError {
 /// Why not all nodes of a batch were added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{error}, after {added} nodes")]
+#[non_exhaustive]
 pub struct AddNodesError {
     /// How many of the nodes, from the first node on, were added. They stay.
     pub added: usize,

@@ -32,7 +32,6 @@ mod waiters;
 use std::sync::Arc;
 use std::task::Waker;
 
-use compact_str::CompactString;
 use once_cell::race::OnceBox;
 
 pub use subscription::{Lagged, Subscription};
@@ -84,7 +83,7 @@ pub enum Event {
         /// The proxy's reference while it was registered.
         proxy: ProxyRef,
         /// The proxy's ID. Another proxy may be registered under it by now.
-        id: CompactString,
+        id: Arc<str>,
     },
     /// A proxy was registered again with another address or cluster, which applies to all its routes.
     ProxyChanged {

@@ -4,7 +4,7 @@
 //! memory and pauses would spike together. Instead, each shard has its own geometric series of sizes, shifted by its
 //! share of one step. So at any time only a few shards are about to grow.
 
-use crate::layout::{BUCKET, SHARDS};
+use crate::layout::{SHARDS, SLOTS_PER_BUCKET};
 
 /// The factor from one size to the next.
 const GROWTH: f64 = 1.1875;
@@ -15,7 +15,7 @@ const MIN_ROOM: f64 = 1.03125;
 
 /// How many slots of an index with this many buckets may be occupied before the index is replaced.
 pub(crate) fn max_used(buckets: u32) -> u32 {
-    (f64::from(buckets * BUCKET) * MAX_LOAD) as u32
+    (f64::from(buckets * SLOTS_PER_BUCKET) * MAX_LOAD) as u32
 }
 
 /// How many slots may be occupied while one thread copies the index: a 32nd more than [`max_used`]. A copy takes as
@@ -30,7 +30,7 @@ pub(crate) fn most_used(buckets: u32) -> u32 {
 pub(crate) fn buckets_for(keys: u32, shard: u16) -> u32 {
     let slots = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD;
     next_size(
-        slots / f64::from(BUCKET),
+        slots / f64::from(SLOTS_PER_BUCKET),
         f64::from(shard % SHARDS as u16) / SHARDS as f64,
     )
 }
@@ -51,8 +51,8 @@ mod tests {
             for keys in (0..200).chain((200..2_000_000).step_by(9_973)) {
                 let buckets = buckets_for(keys, shard);
                 assert!(max_used(buckets) > keys, "{keys} keys in {buckets} buckets");
-                let slots = f64::from(buckets * BUCKET);
-                let most = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD * GROWTH + 2.0 * f64::from(BUCKET);
+                let slots = f64::from(buckets * SLOTS_PER_BUCKET);
+                let most = f64::from(keys + 1) * MIN_ROOM / MAX_LOAD * GROWTH + 2.0 * f64::from(SLOTS_PER_BUCKET);
                 assert!(slots <= most, "{keys} keys in {slots} slots, shard {shard}");
             }
         }

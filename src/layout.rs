@@ -14,13 +14,13 @@ pub(crate) const SHARD_BITS: u32 = if cfg!(loom) {
 pub(crate) const SHARDS: usize = 1 << SHARD_BITS;
 
 /// Slots of a bucket of an index: one cache line.
-pub(crate) const BUCKET: u32 = if cfg!(loom) { 2 } else { 16 };
+pub(crate) const SLOTS_PER_BUCKET: u32 = if cfg!(loom) { 2 } else { 16 };
 
 /// Bits of a record's number in a slot of an index, and in a route's handle.
-pub(crate) const NUMBER_BITS: u32 = 22;
+pub(crate) const RECORD_BITS: u32 = 22;
 
 /// The most records of a slab: every number plus one fits into a slot, and is never FROZEN.
-pub(crate) const MAX_RECORDS: u32 = (1 << NUMBER_BITS) - 2;
+pub(crate) const MAX_RECORDS: u32 = (1 << RECORD_BITS) - 2;
 
 /// The most routes of one node.
 pub const MAX_ROUTES_PER_NODE: usize = if cfg!(loom) { 3 } else { 64 };

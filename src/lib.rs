@@ -26,7 +26,7 @@
 //! });
 //! // Another proxy looks the node up; the route that was refreshed last comes first.
 //! for route in table.resolve(&node) {
-//!     println!("dial {} at {}", route.details.id, route.details.addr);
+//!     println!("dial {} at {}", route.details.id(), route.details.addr());
 //! }
 //!
 //! // Follow the changes: look each node up after its event.
@@ -133,8 +133,8 @@
 //! * small objects that do not grow with the table: the entry of a subscription that waits; crossbeam-epoch's bags of garbage, 2 KiB for every 64 retired objects, and up to
 //!   130 KiB for every thread; a new slab's header; the shards of names, 2 KiB when the first name comes;
 //! * an event of the change feed while there is a subscription, and the feed's rings at the first subscription, 1 MiB;
-//! * a call's result: an answer of more than two routes, a batch of answers, handles; the copy of some 1,000 nodes, or of one
-//!   part of the proxies, that a page, a walk or a snapshot makes; the memory that reading a snapshot takes beside the routes
+//! * a call's result: an answer of more than two routes, handles, the positions of handles that are gone; the copy of some
+//!   1,000 nodes, or of one part of the proxies, that a page, a walk or a snapshot makes; the memory that reading a snapshot takes beside the routes
 //!   themselves ([`read_snapshot_with`](RouteTable::read_snapshot_with)).
 
 #![cfg_attr(
@@ -142,20 +142,16 @@
     allow(dead_code, reason = "snapshots alone use the bulk load")
 )]
 
-mod batch;
 mod builder;
 mod clock;
 mod error;
 mod feed;
 mod growth;
-mod incarnation;
 mod keep_alive;
 mod layout;
 mod liveness;
 mod mem;
-mod page;
 mod proxies;
-mod resolve;
 mod route_limit;
 mod shard;
 mod shards;
@@ -169,10 +165,8 @@ mod time;
 mod types;
 #[cfg(test)]
 mod verify;
-mod walk;
 mod word;
 
-pub use batch::{AddedNodes, RouteBatch};
 pub use builder::{BuildError, Builder};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::{
@@ -180,13 +174,19 @@ pub use error::{
     ReportNodesError, StaleIncarnation, TextError,
 };
 pub use feed::{Event, Lagged, Reason, Subscription};
-pub use incarnation::Incarnation;
 pub use layout::MAX_ROUTES_PER_NODE;
-pub use page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
-pub use resolve::ResolvedRoute;
 pub use sweeper::{SweepPace, Sweeper};
-pub use table::{RouteTable, Stats, SweepReport};
+pub use table::RouteTable;
+pub use table::batch::{AddedNodes, BatchRoutes};
+pub use table::handles::{AddHandlesError, AddedHandles, RefreshedRoutes};
+pub use table::incarnation::Incarnation;
+pub use table::page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
+pub use table::stats::Stats;
+pub use table::sweep::SweepReport;
 pub use types::handle::RouteHandle;
 pub use types::node_id::{MAX_TEXT, NodeId};
 pub use types::proxy::{Proxy, ProxyDetails, ProxyRef};
-pub use types::route::{Added, ExplainedRoute, Route, Verdict};
+pub use types::route::{Added, ExplainedRoute, ResolvedRoute, Route, Verdict};
+pub use types::routes::{Routes, RoutesIntoIter};
+#[doc(no_inline)]
+pub use uuid::Uuid;

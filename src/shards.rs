@@ -14,10 +14,10 @@ use crate::shard::key::{Key, NameKey, UuidKey};
 use crate::shard::rebuild::RebuildSlot;
 use crate::shard::routes::{Change, Words};
 use crate::shard::scan::{Part, Start};
-use crate::shard::{Mark, Refused, Scope, Shard, Visit};
+use crate::shard::{CapacityError, RecordPosition, Scope, Shard, Visit};
 use crate::sync::{Guard, new_hasher};
 use crate::types::handle::RouteHandle;
-use crate::types::node_id::{Kind, NodeId};
+use crate::types::node_id::{IdKind, NodeId};
 use crate::types::route::Added;
 use crate::word::Word;
 
@@ -81,8 +81,8 @@ impl Shards {
     #[inline]
     pub(crate) fn hash(&self, node: &NodeId) -> u64 {
         match node.kind() {
-            Kind::Uuid(uuid) => UuidKey::from(*uuid).hash(&self.hasher),
-            Kind::Name(name) => NameKey::hash_of(name, &self.hasher),
+            IdKind::Uuid(uuid) => UuidKey::from(*uuid).hash(&self.hasher),
+            IdKind::Name(name) => NameKey::hash_of(name, &self.hasher),
         }
     }
 
@@ -114,8 +114,8 @@ impl Shards {
     #[inline]
     fn of<'a>(&'a self, node: &'a NodeId, hash: u64) -> OfNode<'a> {
         match node.kind() {
-            Kind::Uuid(uuid) => Of::Uuids((&self.uuids[shard_of(hash)], UuidKey::from(*uuid))),
-            Kind::Name(name) => match self.names.get() {
+            IdKind::Uuid(uuid) => Of::Uuids((&self.uuids[shard_of(hash)], UuidKey::from(*uuid))),
+            IdKind::Name(name) => match self.names.get() {
                 Some(names) => Of::Names((&names[shard_of(hash)], NameKey::new(name, hash))),
                 None => Of::Absent,
             },
@@ -163,7 +163,7 @@ impl Shards {
         hash: u64,
         what: Change,
         scope: &Scope<'_, P>,
-    ) -> Result<(Added, u32), Refused> {
+    ) -> Result<(Added, u32), CapacityError> {
         with!(
             self.of(node, hash),
             (shard, key) => shard.put(&key, hash, what, scope),
@@ -229,7 +229,7 @@ impl Shards {
     pub(crate) fn visit<P: Liveness>(
         &self,
         number: usize,
-        at: Mark,
+        at: RecordPosition,
         most: u32,
         parked: &RebuildSlot,
         scope: &Scope<'_, P>,
@@ -263,15 +263,15 @@ impl Shards {
         count: usize,
         nodes: impl Iterator<Item = (&'n NodeId, Words)>,
         scope: &Scope<'_, P>,
-    ) -> Result<bool, Refused> {
+    ) -> Result<bool, CapacityError> {
         match self.get(number) {
             Of::Uuids(shard) => fill(shard, count, nodes, scope, |node| match node.kind() {
-                Kind::Uuid(uuid) => UuidKey::from(*uuid),
-                Kind::Name(_) => unreachable!("a shard of UUIDs has no names"),
+                IdKind::Uuid(uuid) => UuidKey::from(*uuid),
+                IdKind::Name(_) => unreachable!("a shard of UUIDs has no names"),
             }),
             Of::Names(shard) => fill(shard, count, nodes, scope, |node| match node.kind() {
-                Kind::Name(name) => NameKey::new(name, self.hash(node)),
-                Kind::Uuid(_) => unreachable!("a shard of names has no UUIDs"),
+                IdKind::Name(name) => NameKey::new(name, self.hash(node)),
+                IdKind::Uuid(_) => unreachable!("a shard of names has no UUIDs"),
             }),
             Of::Absent => Ok(false),
         }
@@ -291,14 +291,14 @@ fn fill<'n, K: Key, P: Liveness>(
     nodes: impl Iterator<Item = (&'n NodeId, Words)>,
     scope: &Scope<'_, P>,
     key: impl Fn(&'n NodeId) -> K,
-) -> Result<bool, Refused> {
+) -> Result<bool, CapacityError> {
     if !shard.is_untouched(scope.guard) {
         return Ok(false);
     }
     let mut records = NewRecords::with_capacity(count);
     for (node, words) in nodes {
         if !words.is_empty() && !records.push(&key(node), &words) {
-            return Err(Refused::Memory);
+            return Err(CapacityError::Memory);
         }
     }
     Ok(shard.fill(records, scope))
@@ -309,8 +309,8 @@ impl Candidate<'_> {
     #[inline]
     pub(crate) fn word_of(&self, node: &NodeId) -> Option<Word> {
         match node.kind() {
-            Kind::Uuid(uuid) => self.word(&UuidKey::from(*uuid)),
-            Kind::Name(_) => None,
+            IdKind::Uuid(uuid) => self.word(&UuidKey::from(*uuid)),
+            IdKind::Name(_) => None,
         }
     }
 
@@ -321,10 +321,10 @@ impl Candidate<'_> {
         node: &NodeId,
         proxy: u32,
         scope: &Scope<'_, P>,
-    ) -> Option<Result<Added, Refused>> {
+    ) -> Option<Result<Added, CapacityError>> {
         match node.kind() {
-            Kind::Uuid(uuid) => self.add(&UuidKey::from(*uuid), proxy, scope),
-            Kind::Name(_) => None,
+            IdKind::Uuid(uuid) => self.add(&UuidKey::from(*uuid), proxy, scope),
+            IdKind::Name(_) => None,
         }
     }
 }

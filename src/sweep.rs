@@ -16,7 +16,7 @@ mod models;
 use crate::layout::{ROUND_BITS, ROUNDS, SHARDS};
 use crate::proxies::{Moment, Proxies};
 use crate::shard::rebuild::RebuildSlot;
-use crate::shard::{Mark, Scope, Visit};
+use crate::shard::{RecordPosition, Scope, Visit};
 use crate::shards::Shards;
 use crate::sync::{AtomicU64, Ordering, collect, garbage, step};
 
@@ -48,7 +48,7 @@ impl Default for Cursor {
         let start = Position {
             round: 1,
             stage: 0,
-            mark: Mark::default(),
+            record: RecordPosition::default(),
         };
         Self {
             position: AtomicU64::new(start.pack()),
@@ -61,22 +61,22 @@ impl Default for Cursor {
 struct Position {
     round: u32,
     stage: usize,
-    mark: Mark,
+    record: RecordPosition,
 }
 
 impl Position {
     fn pack(self) -> u64 {
         u64::from(self.round) << ROUND_SHIFT
             | (self.stage as u64) << (GENERATION_BITS + NUMBER_BITS)
-            | u64::from(self.mark.generation) << NUMBER_BITS
-            | u64::from(self.mark.number)
+            | u64::from(self.record.generation) << NUMBER_BITS
+            | u64::from(self.record.number)
     }
 
     fn unpack(packed: u64) -> Self {
         Self {
             round: (packed >> ROUND_SHIFT) as u32,
             stage: (packed >> (GENERATION_BITS + NUMBER_BITS)) as usize & ((1 << STAGE_BITS) - 1),
-            mark: Mark {
+            record: RecordPosition {
                 generation: (packed >> NUMBER_BITS) as u8,
                 number: packed as u32 & ((1 << NUMBER_BITS) - 1),
             },
@@ -120,14 +120,14 @@ impl Cursor {
         step("sweep: before the visit");
         let mut after = Position {
             stage: at.stage + 1,
-            mark: Mark::default(),
+            record: RecordPosition::default(),
             ..at
         };
         let mut round_completed = false;
         let visit = match at.stage {
             ..PROXIES => {
                 let census = proxies.census(at.round);
-                let visit = shards.visit(at.stage, at.mark, most, &self.parked, scope, census);
+                let visit = shards.visit(at.stage, at.record, most, &self.parked, scope, census);
                 visit.unwrap_or_else(|| {
                     after.stage = PROXIES;
                     Visit {
@@ -143,24 +143,24 @@ impl Cursor {
                 // value. A thread that advances the cursor later, and visits shards in the next round, is ordered after
                 // what this thread has seen: the end of a grace period. Acquire pairs with the CAS below.
                 let round_now = || Position::unpack(self.position.fetch_add(0, Ordering::AcqRel)).round;
-                let (visited, next) = proxies.visit(at.mark.number, most, at.round, round_now, moment, scope.guard);
+                let (visited, next) = proxies.visit(at.record.number, most, at.round, round_now, moment, scope.guard);
                 if next.is_none() {
                     round_completed = true;
                     after = Position {
                         round: (at.round + 1) % ROUNDS,
                         stage: 0,
-                        mark: Mark::default(),
+                        record: RecordPosition::default(),
                     };
                 }
                 Visit {
                     visited,
                     removed: 0,
-                    next: next.map(|number| Mark { generation: 0, number }),
+                    next: next.map(|number| RecordPosition { generation: 0, number }),
                 }
             }
         };
         match visit.next {
-            Some(mark) => after = Position { mark, ..at },
+            Some(record) => after = Position { record, ..at },
             // Once per stage: if no other thread pins for long, garbage would wait for the next pin.
             None => collect(scope.guard, collections(garbage().objects)),
         }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::table::{RouteTable, SweepReport};
+use crate::table::RouteTable;
+use crate::table::sweep::SweepReport;
 
 /// Records of one step: a few microseconds. It is half of the changes that a ring of the feed keeps, so that a mass
 /// expiry does not overtake a subscriber between two steps.

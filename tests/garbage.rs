@@ -109,30 +109,39 @@ fn routes_that_move_by_batches_leave_no_more_garbage_than_one_by_one() {
 }
 
 #[test]
-fn a_refresh_of_nothing_allocates_nothing() {
+fn a_refresh_of_nothing_allocates_its_result_only() {
     let _alone = alone();
     let nodes = nodes(5_000);
     let (table, _clock) = table();
     let proxies = register::<4>(&table);
     let mut handles = Vec::new();
     for proxy in &proxies[..3] {
-        handles.clear();
-        table
-            .add_nodes_with_handles(&nodes, *proxy, &mut handles)
-            .expect("there is room");
+        let added = table.add_nodes_with_handles(&nodes, *proxy);
+        handles = added.expect("there is room").handles;
     }
     for _ in 0..3 {
         sweep_round(&table, 256);
     }
-    let mut gone = Vec::with_capacity(nodes.len());
-    let before = ALLOCATIONS.get();
-    for _ in 0..20 {
-        gone.clear();
-        assert_eq!(table.refresh_routes(&handles, proxies[3], &mut gone), Ok(0));
+    let allocations = |call: &dyn Fn()| {
+        let before = ALLOCATIONS.get();
+        call();
+        ALLOCATIONS.get() - before
+    };
+    let all_gone = allocations(&|| {
+        let refreshed = table.refresh_routes(&handles, proxies[3]).expect("it is registered");
+        assert_eq!((refreshed.refreshed, refreshed.gone.len()), (0, nodes.len()));
+    });
+    let positions = allocations(&|| {
+        let mut gone = Vec::new();
+        (0..nodes.len()).for_each(|position| gone.push(position));
         assert_eq!(gone.len(), nodes.len());
-    }
-    let allocations = ALLOCATIONS.get() - before;
-    assert_eq!(allocations, 0, "allocations for refreshes that changed nothing");
+    });
+    assert_eq!(all_gone, positions, "allocations for refreshes that changed nothing");
+    let none_gone = allocations(&|| {
+        let refreshed = table.refresh_routes(&handles, proxies[2]).expect("it is registered");
+        assert_eq!(refreshed.refreshed, nodes.len());
+    });
+    assert_eq!(none_gone, 0, "allocations for refreshes of all handles");
 }
 
 #[test]
@@ -254,20 +263,14 @@ fn threads_that_are_not_stalled_keep_within_the_bound() {
         for thread in 0..THREADS {
             let (table, nodes, clock, barrier) = (&table, &nodes, &clock, &barrier);
             scope.spawn(move || {
-                let mut handles = Vec::new();
-                let mut gone = Vec::new();
                 for round in 0..200 {
                     let slice = &nodes[round % 40 * 200..][..200];
                     let proxy = proxies[(round + thread) % 6];
                     match thread {
                         0 => _ = table.add_nodes(slice, proxy).expect("there is room"),
                         1 => {
-                            handles.clear();
-                            table
-                                .add_nodes_with_handles(slice, proxy, &mut handles)
-                                .expect("there is room");
-                            _ = table.refresh_routes(&handles, proxies[round % 6], &mut gone);
-                            gone.clear();
+                            let added = table.add_nodes_with_handles(slice, proxy).expect("there is room");
+                            _ = table.refresh_routes(&added.handles, proxies[round % 6]);
                         }
                         2 => slice.iter().for_each(|node| _ = table.remove_route(node, proxy)),
                         _ => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::gate::Gate;
 use common::{proxy, scale, sweep_fully};
-use nodetracker::{AddError, Added, ManualClock, NodeId, ProxyRef, RouteHandle, RouteTable};
+use nodetracker::{AddError, Added, AddedHandles, ManualClock, NodeId, ProxyRef, RouteHandle, RouteTable};
 
 const HOLDERS: usize = 2;
 /// What a holder still does with a reference once the next proxy has its number.
@@ -49,8 +49,7 @@ impl Holder {
     /// Everything that a reference can be used for. `is_removed`: its proxy's removal had returned before.
     fn use_reference(&self, table: &RouteTable, life: &Life, is_removed: bool) {
         let old = life.proxy;
-        let mut gone = Vec::new();
-        let refreshed = table.refresh_routes(&life.handles, old, &mut gone);
+        let refreshed = table.refresh_routes(&life.handles, old);
         let added = self.nodes.each_ref().map(|node| table.add_node(node, old));
         let batch = table.add_nodes(&self.nodes, old);
         let answers = self.nodes.each_ref().map(|node| table.get_proxies(node));
@@ -138,11 +137,9 @@ fn a_reference_never_reaches_the_next_proxy_of_its_number() {
             let new = registered.expect("the number was never free again");
             assert!(!refs.contains(&new), "{new:?} was handed out before");
             refs.push(new);
-            let mut handles = Vec::new();
             let nodes = std::slice::from_ref(reported);
-            let added = table
-                .add_nodes_with_handles(nodes, new, &mut handles)
-                .expect("it is registered");
+            let AddedHandles { added, handles, .. } =
+                table.add_nodes_with_handles(nodes, new).expect("it is registered");
             assert_eq!(
                 (added.inserted, added.refreshed),
                 (1, 0),

@@ -78,7 +78,7 @@ fn a_proxy_that_is_replaced_is_listed_once() {
             found += page
                 .proxies
                 .iter()
-                .filter(|(_, details)| details.id == "restarts")
+                .filter(|(_, details)| details.id() == "restarts")
                 .count();
             from = page.next;
         }

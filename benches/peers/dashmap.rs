@@ -56,7 +56,6 @@ impl<const SHARDS: usize> Peer for Dash<SHARDS> {
     const KIND: Kind = Kind::Locks;
 
     type Answer = Answer;
-    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -104,7 +103,7 @@ impl<const SHARDS: usize> Peer for Dash<SHARDS> {
     }
 
     #[inline]
-    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+    fn look_up_batch(&self, nodes: &[Step]) {
         let now = self.world.now();
         for step in nodes {
             black_box(self.look_up_at(step.node, now));

@@ -46,7 +46,6 @@ impl Peer for Floor {
     const KIND: Kind = Kind::Reference;
 
     type Answer = Answer;
-    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -91,7 +90,7 @@ impl Peer for Floor {
     }
 
     #[inline]
-    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+    fn look_up_batch(&self, nodes: &[Step]) {
         let now = self.world.now();
         let map = self.map.borrow();
         for step in nodes {

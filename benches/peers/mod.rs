@@ -21,6 +21,7 @@ use std::time::Duration;
 use ::nodetracker::{Added, ManualClock};
 use uuid::Uuid;
 
+pub(crate) use crate::support::results::Kind;
 use crate::support::steps::Step;
 
 /// What every contestant is made for.
@@ -38,28 +39,6 @@ impl Default for Setting {
             proxies: 1_000,
             keep_alive: Duration::from_secs(3_600),
             clock: None,
-        }
-    }
-}
-
-/// What a contestant is, beside its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Table,
-    /// Has a lock that one thread can make another wait for.
-    Locks,
-    LockFree,
-    /// What there is to compare with, but no peer: with one thread only, or another way to the same end.
-    Reference,
-}
-
-impl Kind {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Kind::Table => "table",
-            Kind::Locks => "locks",
-            Kind::LockFree => "lock-free",
-            Kind::Reference => "reference",
         }
     }
 }
@@ -92,11 +71,8 @@ pub(crate) trait Peer: Sized {
     /// An answer as proxies and milliseconds since the Unix epoch.
     fn plain(&self, answer: &Self::Answer) -> Vec<(u32, u64)>;
 
-    /// What [`look_up_batch`](Peer::look_up_batch) puts its answers into.
-    type Room: Default;
-
     /// Looks all of the nodes up. Peers have no such call: a loop, with whatever can be done once for all of it.
-    fn look_up_batch(&self, nodes: &[Step], room: &mut Self::Room);
+    fn look_up_batch(&self, nodes: &[Step]);
 
     /// Adds routes that are all of one proxy; returns handles to refresh them by, where there is such a thing. Peers have
     /// no such call: a loop.

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::SystemTime;
 
-use nodetracker::{Added, Builder, NodeId, Proxy, ProxyRef, Route, RouteBatch, RouteHandle, RouteTable};
+use nodetracker::{Added, Builder, NodeId, Proxy, ProxyRef, Route, RouteHandle, RouteTable, Routes};
 use smallvec::SmallVec;
 use uuid::Uuid;
 
@@ -33,8 +33,7 @@ impl Peer for Nodetracker {
     const NAME: &'static str = "nodetracker";
     const KIND: Kind = Kind::Table;
 
-    type Answer = SmallVec<[Route; 2]>;
-    type Room = RouteBatch;
+    type Answer = Routes;
 
     fn new(setting: &Setting) -> Self {
         let builder = builder(setting);
@@ -97,29 +96,31 @@ impl Peer for Nodetracker {
     }
 
     #[inline]
-    fn look_up_batch(&self, nodes: &[Step], room: &mut RouteBatch) {
-        self.table.get_proxies_batch(&ids(nodes), room);
-        black_box(room.iter().map(<[Route]>::len).sum::<usize>());
+    fn look_up_batch(&self, nodes: &[Step]) {
+        self.table
+            .get_proxies_batch(&ids(nodes))
+            .for_each(|routes| _ = black_box(routes));
     }
 
     fn announce(&self, nodes: &[Step]) -> Vec<u64> {
         let Some(first) = nodes.first() else { return Vec::new() };
-        let mut handles = Vec::new();
-        self.table
-            .add_nodes_with_handles(&ids(nodes), self.proxies[first.proxy as usize], &mut handles)
+        let added = self
+            .table
+            .add_nodes_with_handles(&ids(nodes), self.proxies[first.proxy as usize])
             .expect("the limits are far");
-        handles.into_iter().map(RouteHandle::to_bits).collect()
+        added.handles.into_iter().map(RouteHandle::to_bits).collect()
     }
 
     #[inline]
     fn heartbeat(&self, nodes: &[Step], handles: &[u64]) {
         let Some(first) = nodes.first() else { return };
         let handles: SmallVec<[RouteHandle; BATCH]> = handles.iter().copied().map(RouteHandle::from_bits).collect();
-        let mut gone = Vec::new();
-        let refreshed = self
-            .table
-            .refresh_routes(&handles, self.proxies[first.proxy as usize], &mut gone);
-        assert_eq!(refreshed, Ok(nodes.len()), "no route is gone");
+        let refreshed = self.table.refresh_routes(&handles, self.proxies[first.proxy as usize]);
+        assert_eq!(
+            refreshed.map(|refreshed| refreshed.refreshed),
+            Ok(nodes.len()),
+            "no route is gone"
+        );
     }
 }
 

@@ -74,7 +74,6 @@ impl Peer for Papaya {
     const KIND: Kind = Kind::LockFree;
 
     type Answer = Answer;
-    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -138,7 +137,7 @@ impl Peer for Papaya {
     }
 
     #[inline]
-    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+    fn look_up_batch(&self, nodes: &[Step]) {
         let now = self.world.now();
         let map = self.map.pin();
         for step in nodes {

@@ -55,7 +55,6 @@ impl Peer for RwLocked {
     const KIND: Kind = Kind::Locks;
 
     type Answer = Answer;
-    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -106,7 +105,7 @@ impl Peer for RwLocked {
     }
 
     #[inline]
-    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+    fn look_up_batch(&self, nodes: &[Step]) {
         let now = self.world.now();
         let map = self.map.read().expect(POISONED);
         for step in nodes {

@@ -50,7 +50,6 @@ impl Peer for Scc {
     const KIND: Kind = Kind::Locks;
 
     type Answer = Answer;
-    type Room = ();
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -95,7 +94,7 @@ impl Peer for Scc {
     }
 
     #[inline]
-    fn look_up_batch(&self, nodes: &[Step], (): &mut ()) {
+    fn look_up_batch(&self, nodes: &[Step]) {
         let now = self.world.now();
         for step in nodes {
             black_box(self.look_up_at(step.node, now));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::peers::{Peer, Setting};
-use crate::support::histogram::Histogram;
+use crate::support::histogram::{Histogram, histogram};
 use crate::support::own_time::{Laps, Stopwatch};
 use crate::support::steps::{BATCH, Step, batches};
 
@@ -36,15 +36,14 @@ fn insert<P: Peer>(table: &P, nodes: &[Step]) {
 
 /// Goes through the steps once; returns the thread's own time.
 pub(crate) fn pass<P: Peer>(table: &P, work: Work, steps: &[Step]) -> Duration {
-    let mut room = P::Room::default();
     let watch = Stopwatch::start();
-    go_through(table, work, steps, &mut room);
+    go_through(table, work, steps);
     watch.elapsed()
 }
 
 /// Goes through the steps once.
 #[inline]
-pub(crate) fn go_through<P: Peer>(table: &P, work: Work, steps: &[Step], room: &mut P::Room) {
+pub(crate) fn go_through<P: Peer>(table: &P, work: Work, steps: &[Step]) {
     match work {
         Work::LookUp => {
             for step in steps {
@@ -66,7 +65,7 @@ pub(crate) fn go_through<P: Peer>(table: &P, work: Work, steps: &[Step], room: &
         }
         Work::LookUpBatch => {
             for batch in steps.chunks(BATCH) {
-                table.look_up_batch(batch, room);
+                table.look_up_batch(batch);
             }
         }
     }
@@ -136,19 +135,23 @@ pub(crate) fn heartbeats<P: Peer>(table: &P, batches: &[(&[Step], Vec<u64>)]) ->
     per_op(watch.elapsed(), batches.iter().map(|(nodes, _)| nodes.len()).sum())
 }
 
+fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos() as u64
+}
+
 /// Microseconds of the longest insertion, and how long each took.
 pub(crate) fn pauses<P: Peer>(nodes: &[Step]) -> (f64, Histogram) {
     let table = P::new(&Setting::default());
-    let mut histogram = Histogram::default();
+    let mut pauses = histogram();
     let mut longest = Duration::ZERO;
     let mut laps = Laps::start();
     for step in nodes {
         table.add(step.node, step.proxy);
         let (_, own) = laps.lap();
         longest = longest.max(own);
-        histogram.record(own);
+        pauses.saturating_record(nanos(own));
     }
-    (longest.as_nanos() as f64 / 1_000.0, histogram)
+    (longest.as_nanos() as f64 / 1_000.0, pauses)
 }
 
 /// Nanoseconds per route of a sweep that finds nothing, and microseconds of its longest step.
@@ -192,7 +195,7 @@ pub(crate) fn tail<P: Peer + Sync>(
                 }
             });
         }
-        let (mut wall, mut own) = (Histogram::default(), Histogram::default());
+        let (mut wall, mut own) = (histogram(), histogram());
         barrier.wait();
         let start = Instant::now();
         let mut laps = Laps::start();
@@ -204,8 +207,8 @@ pub(crate) fn tail<P: Peer + Sync>(
             for step in some {
                 black_box(table.look_up(step.node));
                 let lap = laps.lap();
-                wall.record(lap.0);
-                own.record(lap.1);
+                wall.saturating_record(nanos(lap.0));
+                own.saturating_record(nanos(lap.1));
             }
         }
         done.store(true, Ordering::Relaxed);

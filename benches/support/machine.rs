@@ -2,18 +2,19 @@
 
 use std::fs::read_to_string;
 
-use serde_json::{Value, json};
+use crate::support::results::Machine;
 
 /// Model and cores of the processor, its caches, and the memory.
-pub(crate) fn describe() -> Value {
-    json!({
-        "cpu": cpu(),
-        "cores": cores(),
-        "l2": cache(2),
-        "l3": cache(3),
-        "memory": field("/proc/meminfo", "MemTotal"),
-        "system": read_to_string("/proc/sys/kernel/osrelease").ok().map(|release| format!("Linux {}", release.trim())),
-    })
+pub(crate) fn describe() -> Machine {
+    let release = read_to_string("/proc/sys/kernel/osrelease").ok();
+    Machine {
+        cores: cores(),
+        cpu: cpu(),
+        l2: cache(2),
+        l3: cache(3),
+        memory: field("/proc/meminfo", "MemTotal"),
+        system: release.map(|release| format!("Linux {}", release.trim())),
+    }
 }
 
 /// How many cores this process may use.

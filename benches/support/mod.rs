@@ -8,5 +8,6 @@ pub(crate) mod histogram;
 pub(crate) mod machine;
 pub(crate) mod own_time;
 pub(crate) mod report;
+pub(crate) mod results;
 pub(crate) mod steps;
 pub(crate) mod turn;

@@ -6,12 +6,13 @@
 use std::fmt;
 use std::io;
 
-use serde_json::{Value, json};
+use hdrhistogram::iterators::IterationValue;
 
 use crate::peers::{Kind, Peer};
 use crate::support::args::Args;
 use crate::support::histogram::Histogram;
 use crate::support::machine;
+use crate::support::results::{self, Comparison, Contestant, Results};
 use crate::support::steps::size_name;
 
 /// What a row measures. Its title, which has all of it, is what the command line's words are looked for in.
@@ -151,31 +152,29 @@ impl Row {
         }
     }
 
-    fn to_json(&self) -> Value {
-        let contestant = |(at, who): (usize, &Who)| {
-            json!({
-                "name": who.name,
-                "kind": who.kind.name(),
-                "median": rounded(self.median(at)),
-                "ratio": rounded(self.ratio(at)),
-            })
+    fn results(&self) -> Comparison {
+        let contestant = |(at, who): (usize, &Who)| Contestant {
+            kind: who.kind,
+            median: rounded(self.median(at)),
+            name: who.name.into(),
+            ratio: Some(rounded(self.ratio(at))).filter(|ratio| ratio.is_finite()),
         };
-        json!({
-            "operation": self.subject.operation,
-            "threads": self.subject.threads,
-            "order": self.subject.order,
-            "nodes": self.subject.nodes,
-            "unit": self.unit,
-            "rounds": self.rounds.len(),
-            "contestants": self.whos.iter().enumerate().map(contestant).collect::<Vec<_>>(),
-        })
+        Comparison {
+            contestants: self.whos.iter().enumerate().map(contestant).collect(),
+            nodes: self.subject.nodes,
+            operation: self.subject.operation.into(),
+            order: self.subject.order.into(),
+            rounds: self.rounds.len(),
+            threads: self.subject.threads,
+            unit: self.unit.into(),
+        }
     }
 }
 
 /// All that a run measured.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
-    rows: Vec<Value>,
+    rows: Vec<results::Row>,
 }
 
 impl Report {
@@ -187,51 +186,52 @@ impl Report {
 
     /// Keeps a row.
     pub(crate) fn keep(&mut self, row: &Row) {
-        self.rows.push(row.to_json());
+        self.rows.push(results::Row::Comparison(row.results()));
     }
 
     /// Keeps how long single operations took: nanoseconds, and how often.
     pub(crate) fn histogram(&mut self, subject: Subject, who: Who, histogram: &Histogram) {
-        self.rows.push(json!({
-            "operation": subject.operation,
-            "nodes": subject.nodes,
-            "name": who.name,
-            "histogram": histogram.counts().collect::<Vec<_>>(),
-        }));
+        let from = |step: IterationValue<u32>| {
+            let nanos = histogram.lowest_equivalent(step.value_iterated_to());
+            (nanos, step.count_at_value().into())
+        };
+        self.rows.push(results::Row::Histogram {
+            histogram: histogram.iter_recorded().map(from).collect(),
+            name: who.name.into(),
+            nodes: subject.nodes,
+            operation: subject.operation.into(),
+        });
     }
 
     /// Keeps values that belong to sizes: a curve.
     pub(crate) fn curve(&mut self, operation: &'static str, unit: &'static str, who: Who, points: &[(usize, f64)]) {
-        let points: Vec<_> = points.iter().map(|&(at, value)| json!([at, rounded(value)])).collect();
-        self.rows.push(json!({
-            "operation": operation,
-            "name": who.name,
-            "unit": unit,
-            "curve": points,
-        }));
+        self.rows.push(results::Row::Curve {
+            curve: points.iter().map(|&(at, value)| (at, rounded(value))).collect(),
+            name: who.name.into(),
+            operation: operation.into(),
+            unit: unit.into(),
+        });
     }
 
     /// Keeps one value of the table's.
     pub(crate) fn value(&mut self, operation: &'static str, nodes: usize, unit: &'static str, value: f64) {
         println!("{operation:<60}{:>12} {unit}", figure(value));
-        self.rows.push(json!({
-            "operation": operation,
-            "nodes": nodes,
-            "unit": unit,
-            "value": rounded(value),
-        }));
+        self.rows.push(results::Row::Value {
+            nodes,
+            operation: operation.into(),
+            unit: unit.into(),
+            value: rounded(value),
+        });
     }
 
     /// Writes all of it where `--record` says, a line for each row.
-    pub(crate) fn save(&self, args: &Args) -> io::Result<()> {
+    pub(crate) fn save(self, args: &Args) -> io::Result<()> {
         let Some(file) = &args.record else { return Ok(()) };
-        let rows: Vec<_> = self.rows.iter().map(Value::to_string).collect();
-        let text = format!(
-            "{{\n\"machine\":{},\n\"rows\":[\n{}\n]}}\n",
-            machine::describe(),
-            rows.join(",\n")
-        );
-        std::fs::write(file, text)
+        let results = Results {
+            machine: machine::describe(),
+            rows: self.rows,
+        };
+        std::fs::write(file, results.to_json()?)
     }
 }
 

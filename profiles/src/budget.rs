@@ -214,7 +214,7 @@ pub(crate) const BUDGETS: &[Budget] = &[
     },
     Budget {
         key: "look-up-batch",
-        what: "allocations in 1,000 look-ups of 100 nodes each, into one buffer",
+        what: "allocations in 1,000 look-ups of 100 nodes each",
         ..NO_ALLOCATION
     },
     Budget {

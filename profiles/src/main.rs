@@ -13,6 +13,9 @@ mod programs;
 mod proof;
 mod recorded;
 mod report;
+#[allow(dead_code, reason = "the readers need some of the fields")]
+#[path = "../../benches/support/results.rs"]
+mod results;
 mod show;
 mod speed;
 

@@ -1,8 +1,8 @@
 //! Which plots there are, and what they are drawn from.
 
 use crate::chart::{Axis, Panel, Scale, Series, draw};
-use crate::figures::{Record, Row};
 use crate::programs::Point;
+use crate::results::{Comparison, Results};
 use crate::speed::size;
 
 /// A contestant's line.
@@ -75,8 +75,8 @@ pub(crate) fn bytes_of_table(curve: &[Point], budgets: &[(f64, f64)]) -> String 
 }
 
 /// The same beside the peers.
-pub(crate) fn bytes_of_all(record: &Record) -> String {
-    let curves = record.points("curve");
+pub(crate) fn bytes_of_all(record: &Results) -> String {
+    let curves = record.curves();
     let most = curves.iter().flat_map(|(_, points)| points).map(|&(_, bytes)| bytes);
     let panel = Panel {
         title: String::new(),
@@ -93,7 +93,7 @@ pub(crate) fn bytes_of_all(record: &Record) -> String {
 }
 
 /// Operations over threads.
-pub(crate) fn throughput(record: &Record) -> Option<String> {
+pub(crate) fn throughput(record: &Results) -> Option<String> {
     over_threads(
         record,
         "Throughput, one million routes, uniform, on two cores",
@@ -104,8 +104,8 @@ pub(crate) fn throughput(record: &Record) -> Option<String> {
 }
 
 /// Throughput over threads from a record of `scaling`.
-pub(crate) fn scaling(record: &Record) -> Option<String> {
-    let (cores, nodes) = (record.cores(), record.nodes()?);
+pub(crate) fn scaling(record: &Results) -> Option<String> {
+    let (cores, nodes) = (record.machine.cores, record.nodes()?);
     over_threads(
         record,
         &format!(
@@ -120,33 +120,30 @@ pub(crate) fn scaling(record: &Record) -> Option<String> {
 
 /// Throughput over threads, with a panel for each operation. `None` if the record lacks a row.
 fn over_threads(
-    record: &Record,
+    record: &Results,
     title: &str,
     operations: [&'static str; 2],
-    threads: &[u64],
-    nodes: u64,
+    threads: &[usize],
+    nodes: usize,
 ) -> Option<String> {
     // A line needs two points.
     let &[first, .., last] = threads else { return None };
     let all = operations.map(|operation| {
         let rows: Option<Vec<_>> = threads
             .iter()
-            .map(|&count| Some((count, record.row(operation, count, "uniform", nodes)?)))
+            .map(|&count| Some((count, record.comparison(operation, count, "uniform", nodes)?)))
             .collect();
         Some((operation, rows?))
     });
     let all: Vec<_> = all.into_iter().collect::<Option<_>>()?;
     let figures = all
         .iter()
-        .flat_map(|(_, rows)| rows.iter().flat_map(|(_, row)| row.figures()));
+        .flat_map(|(_, rows)| rows.iter().flat_map(|(_, row)| &row.contestants));
     let most = figures.map(|figure| figure.mops()).fold(1.0, f64::max);
     let panels = all.iter().map(|(operation, rows)| {
-        let names = rows.first().map(|(_, row)| row.figures()).unwrap_or_default();
+        let contestants = rows.iter().take(1).flat_map(|(_, row)| &row.contestants);
         let line = |name: &str| {
-            let of = |(count, row): &(u64, Row<'_>)| {
-                let figure = row.figures().into_iter().find(|figure| figure.name == name)?;
-                Some((*count as f64, figure.mops()))
-            };
+            let of = |&(count, row): &(usize, &Comparison)| Some((count as f64, row.of(name)?.mops()));
             series(name, rows.iter().filter_map(of).collect(), true)
         };
         Panel {
@@ -159,15 +156,15 @@ fn over_threads(
                 ticks: threads.iter().map(|&count| (count as f64, count.to_string())).collect(),
             },
             y: Axis::up_to("million operations per second", most),
-            series: names.iter().map(|figure| line(figure.name)).collect(),
+            series: contestants.map(|contestant| line(&contestant.name)).collect(),
         }
     });
     Some(draw(title, &panels.collect::<Vec<_>>()))
 }
 
 /// How many insertions of a million took longer than a time.
-pub(crate) fn pauses(record: &Record) -> String {
-    let lines = record.points("histogram").into_iter().map(|(name, counts)| {
+pub(crate) fn pauses(record: &Results) -> String {
+    let lines = record.histograms().into_iter().map(|(name, counts)| {
         let total: f64 = counts.iter().map(|&(_, count)| count).sum();
         let mut longer = total;
         let mut points = Vec::new();

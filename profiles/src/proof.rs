@@ -21,7 +21,7 @@ pub(crate) fn section(root: &Path) -> io::Result<String> {
         (
             "loom models of the protocols, reclamation included; each prints how many executions it took",
             models.to_string(),
-            "RUSTFLAGS=\"--cfg loom\" CARGO_TARGET_DIR=target/loom cargo test -p nodetracker --release --lib models -- --nocapture",
+            "cargo xtask models",
         ),
         (
             "histories of two to four real threads, checked for linearizability, in a normal run",
@@ -31,7 +31,7 @@ pub(crate) fn section(root: &Path) -> io::Result<String> {
         (
             "weakenings of the source, each caught by the test that it names",
             mutations.to_string(),
-            "proof/mutations",
+            "cargo xtask mutations",
         ),
         (
             "fuzz targets; [executions and coverage](../fuzz/README.md)",
@@ -51,7 +51,7 @@ pub(crate) fn section(root: &Path) -> io::Result<String> {
         (
             "sanitizers, under the tests of many threads",
             "address, thread".into(),
-            "proof/sanitizers",
+            "cargo xtask sanitizers",
         ),
         (
             "churn, with an eye on the memory",

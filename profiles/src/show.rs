@@ -4,13 +4,13 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use crate::figures::Record;
+use crate::results::Results;
 use crate::{instructions, plots, proof, speed};
 
 /// Draws the plots and writes the tables again, from the records alone.
 pub(crate) fn show(here: &Path) -> Result<(), Box<dyn Error>> {
     let [speed, bytes, hundred_million] =
-        ["speed.json", "bytes.json", "hundred-million.json"].map(|name| Record::read(here, name));
+        ["speed.json", "bytes.json", "hundred-million.json"].map(|name| Results::read(here, name));
     let (speed, bytes, hundred_million) = (speed?, bytes?, hundred_million?);
 
     let throughput = plots::throughput(&speed).ok_or("speed.json lacks a row of the throughput")?;
@@ -46,9 +46,9 @@ fn scaling(here: &Path) -> Result<String, Box<dyn Error>> {
     names.sort();
     let records: Vec<_> = names
         .iter()
-        .map(|name| Record::read(here, name))
+        .map(|name| Results::read(here, name))
         .collect::<Result<_, _>>()?;
-    let Some(largest) = records.iter().max_by_key(|record| record.cores()) else {
+    let Some(largest) = records.iter().max_by_key(|record| record.machine.cores) else {
         return Ok("Nothing is recorded yet.\n".into());
     };
     let plot = plots::scaling(largest).ok_or("the record of scaling lacks a row of its plot")?;

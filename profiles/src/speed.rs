@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use crate::figures::{Figure, Record, Row};
+use crate::results::{Comparison, Contestant, Kind, Results, Row};
 
 /// What the table is measured against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ enum Against {
 struct Goal {
     what: &'static str,
     operation: &'static str,
-    threads: u64,
+    threads: usize,
     order: &'static str,
     against: Against,
     limit: Option<f64>,
@@ -39,7 +39,7 @@ const fn goal(what: &'static str, operation: &'static str, against: Against, lim
 }
 
 impl Goal {
-    const fn threads(mut self, threads: u64) -> Self {
+    const fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
@@ -164,34 +164,34 @@ const GOALS: &[Goal] = &[
 ];
 
 /// The sizes, and whether a budget binds there.
-const SIZES: [(u64, bool); 3] = [(100_000, false), (1_000_000, true), (10_000_000, true)];
+const SIZES: [(usize, bool); 3] = [(100_000, false), (1_000_000, true), (10_000_000, true)];
 /// The size whose times are told.
-const MILLION: u64 = 1_000_000;
+const MILLION: usize = 1_000_000;
 
 impl Goal {
-    fn row<'a>(&'a self, record: &'a Record, nodes: u64) -> Option<Row<'a>> {
-        record.row(self.operation, self.threads, self.order, nodes)
+    fn row<'a>(&self, record: &'a Results, nodes: usize) -> Option<&'a Comparison> {
+        record.comparison(self.operation, self.threads, self.order, nodes)
     }
 
     /// Who the table is measured against: who takes the least of those who are meant.
-    fn other<'a>(&self, row: Row<'a>) -> Option<Figure<'a>> {
+    fn other<'a>(&self, row: &'a Comparison) -> Option<&'a Contestant> {
         match self.against {
-            Against::BestPeer | Against::Absolute => row.best_peer(),
-            Against::BestThatLocks => row.best(|figure| figure.kind == "locks"),
-            Against::Reference => row.best(|figure| figure.kind == "reference"),
+            Against::BestPeer | Against::Absolute => row.best(Contestant::is_peer),
+            Against::BestThatLocks => row.best(|figure| figure.kind == Kind::Locks),
+            Against::Reference => row.best(|figure| figure.kind == Kind::Reference),
         }
     }
 
     /// What the limit is for.
-    fn value(&self, row: Row<'_>) -> Option<f64> {
+    fn value(&self, row: &Comparison) -> Option<f64> {
         match self.against {
             Against::Absolute => row.table().map(|table| table.median),
-            _ => self.other(row).map(|other| other.ratio),
+            _ => self.other(row)?.ratio,
         }
     }
 
     /// Whether the limit holds wherever it binds; `None` where there is none, or nothing was measured.
-    fn holds(&self, record: &Record) -> Option<bool> {
+    fn holds(&self, record: &Results) -> Option<bool> {
         let limit = self.limit?;
         let bound = SIZES.iter().filter(|(_, binds)| *binds);
         let values: Vec<_> = bound
@@ -225,17 +225,17 @@ fn name(of: &str) -> String {
 }
 
 /// The table of budgets.
-pub(crate) fn budgets(record: &Record) -> String {
+pub(crate) fn budgets(record: &Results) -> String {
     let mut text = String::from(
         "| | at most | the table, 1M | the other, 1M | 100k | 1M | 10M | |\n\
          | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n",
     );
     for goal in GOALS {
         let Some(row) = goal.row(record, MILLION) else { continue };
-        let unit = row.text("unit");
+        let unit = row.unit.as_str();
         let table = row.table().map_or(String::new(), |table| time(table.median, unit));
         let other = goal.other(row).map_or(String::new(), |other| {
-            format!("{} ({})", time(other.median, unit), name(other.name))
+            format!("{} ({})", time(other.median, unit), name(&other.name))
         });
         _ = write!(
             text,
@@ -262,37 +262,35 @@ pub(crate) fn budgets(record: &Record) -> String {
 }
 
 /// Every row that was recorded, contestant by contestant.
-pub(crate) fn all_rows(record: &Record) -> String {
+pub(crate) fn all_rows(record: &Results) -> String {
     let mut names = Vec::new();
-    for figure in record.rows().flat_map(Row::figures) {
-        if !names.contains(&figure.name) && figure.name != "the same one by one" {
-            names.push(figure.name);
+    for figure in record.comparisons().flat_map(|row| &row.contestants) {
+        if !names.contains(&figure.name.as_str()) && figure.name != "the same one by one" {
+            names.push(&figure.name);
         }
     }
     let mut text = String::from("| |");
     names.iter().for_each(|of| _ = write!(text, " {} |", name(of)));
     _ = writeln!(text, "\n| --- |{}", " ---: |".repeat(names.len()));
-    for row in record.rows() {
-        let figures = row.figures();
-        if figures.iter().all(|figure| figure.name != "dashmap") {
+    for row in record.comparisons() {
+        if row.of("dashmap").is_none() {
             continue;
         }
-        let order = match row.text("order") {
+        let order = match row.order.as_str() {
             "" => String::new(),
             order => format!(", {order}"),
         };
-        let (threads, nodes) = (row.number("threads"), row.number("nodes"));
-        let plural = if threads == 1 { "" } else { "s" };
-        let operation = row.text("operation");
+        let plural = if row.threads == 1 { "" } else { "s" };
         _ = write!(
             text,
-            "| {operation}, {threads} thread{plural}{order}, {} |",
-            size(nodes)
+            "| {}, {} thread{plural}{order}, {} |",
+            row.operation,
+            row.threads,
+            size(row.nodes)
         );
         for name in &names {
-            let figure = figures.iter().find(|figure| figure.name == *name);
-            _ = match figure {
-                Some(figure) => write!(text, " {} |", time(figure.median, row.text("unit"))),
+            _ = match row.of(name) {
+                Some(figure) => write!(text, " {} |", time(figure.median, &row.unit)),
                 None => write!(text, " |"),
             };
         }
@@ -302,7 +300,7 @@ pub(crate) fn all_rows(record: &Record) -> String {
 }
 
 /// A size as people say it.
-pub(crate) fn size(nodes: u64) -> String {
+pub(crate) fn size(nodes: usize) -> String {
     match nodes {
         n if n % 1_000_000 == 0 => format!("{}M", n / 1_000_000),
         n if n % 1_000 == 0 => format!("{}k", n / 1_000),
@@ -311,11 +309,11 @@ pub(crate) fn size(nodes: u64) -> String {
 }
 
 /// The table's throughput on one machine, over threads, with its ratio to the best peer's throughput.
-pub(crate) fn scaling(record: &Record) -> String {
+pub(crate) fn scaling(record: &Results) -> String {
     let threads = record.threads();
     let mut lines = Vec::new();
-    for row in record.rows() {
-        let line = ["operation", "order"].map(|name| row.text(name));
+    for row in record.comparisons() {
+        let line = [&row.operation, &row.order];
         if !lines.contains(&line) {
             lines.push(line);
         }
@@ -328,8 +326,8 @@ pub(crate) fn scaling(record: &Record) -> String {
         let comma = if order.is_empty() { "" } else { ", " };
         _ = write!(text, "| {operation}{comma}{order} |");
         for &count in &threads {
-            let cell = record.row(operation, count, order, nodes).and_then(|row| {
-                let ratio = 1.0 / row.best_peer()?.ratio;
+            let cell = record.comparison(operation, count, order, nodes).and_then(|row| {
+                let ratio = 1.0 / row.best(Contestant::is_peer)?.ratio?;
                 Some(format!(" {:.1}, {ratio:.2} x |", row.table()?.mops()))
             });
             text += cell.as_deref().unwrap_or(" |");
@@ -340,25 +338,34 @@ pub(crate) fn scaling(record: &Record) -> String {
 }
 
 /// Single values, one a line.
-pub(crate) fn values(record: &Record) -> String {
+pub(crate) fn values(record: &Results) -> String {
     let mut text = String::from("| | routes | |\n| --- | ---: | ---: |\n");
-    for (operation, value, unit, nodes) in record.values() {
+    for row in &record.rows {
+        let Row::Value {
+            nodes,
+            operation,
+            unit,
+            value,
+        } = row
+        else {
+            continue;
+        };
         let value = match unit.strip_prefix("B") {
             Some(_) => format!("{value:.1} B per route"),
-            None => time(value, unit),
+            None => time(*value, unit),
         };
-        _ = writeln!(text, "| {operation} | {} | {value} |", size(nodes));
+        _ = writeln!(text, "| {operation} | {} | {value} |", size(*nodes));
     }
     text
 }
 
 /// The peak bytes per route of each contestant, at some sizes.
-pub(crate) fn bytes(record: &Record) -> String {
+pub(crate) fn bytes(record: &Results) -> String {
     let sizes = [10_000, 100_000, 1_000_000, 10_000_000];
     let mut text = String::from("| |");
     sizes.iter().for_each(|&nodes| _ = write!(text, " {} |", size(nodes)));
     _ = writeln!(text, "\n| --- |{}", " ---: |".repeat(sizes.len()));
-    for (of, points) in record.points("curve") {
+    for (of, points) in record.curves() {
         _ = write!(text, "| {} |", name(of));
         for nodes in sizes {
             // The sizes are steps: the first from there on.
@@ -377,10 +384,10 @@ pub(crate) fn bytes(record: &Record) -> String {
 mod tests {
     use super::*;
 
-    fn record(at_ten_million: f64) -> Record {
-        let row = |nodes: u64, ratio: f64| {
+    fn record(at_ten_million: f64) -> Results {
+        let row = |nodes: usize, ratio: f64| {
             serde_json::json!({
-                "operation": "look-up", "threads": 1, "order": "uniform", "nodes": nodes, "unit": "ns",
+                "operation": "look-up", "threads": 1, "order": "uniform", "nodes": nodes, "unit": "ns", "rounds": 3,
                 "contestants": [
                     {"name": "nodetracker", "kind": "table", "median": 90.0, "ratio": 1.0},
                     {"name": "dashmap", "kind": "locks", "median": 100.0, "ratio": ratio},
@@ -390,7 +397,7 @@ mod tests {
             })
         };
         let rows = [row(100_000, 7.0), row(1_000_000, 0.9), row(10_000_000, at_ten_million)];
-        Record::parse(&serde_json::json!({"machine": {}, "rows": rows}).to_string()).unwrap()
+        serde_json::from_value(serde_json::json!({"machine": {"cores": 2}, "rows": rows})).unwrap()
     }
 
     #[test]
@@ -412,9 +419,9 @@ mod tests {
 
     #[test]
     fn a_machine_has_a_line_for_each_operation_and_order_and_a_column_for_each_thread_count() {
-        let row = |operation: &str, order: &str, threads: u64| {
+        let row = |operation: &str, order: &str, threads: usize| {
             serde_json::json!({
-                "operation": operation, "threads": threads, "order": order, "nodes": 1_000_000, "unit": "ns",
+                "operation": operation, "threads": threads, "order": order, "nodes": 1_000_000, "unit": "ns", "rounds": 3,
                 "contestants": [
                     {"name": "nodetracker", "kind": "table", "median": 100.0 / threads as f64, "ratio": 1.0},
                     {"name": "dashmap", "kind": "locks", "median": 90.0, "ratio": 0.8},
@@ -429,7 +436,7 @@ mod tests {
             row("look-up", "uniform", 1),
         ];
         let record = serde_json::json!({"machine": {"cores": 16, "cpu": "a processor"}, "rows": rows});
-        let text = scaling(&Record::parse(&record.to_string()).unwrap());
+        let text = scaling(&serde_json::from_value(record).unwrap());
         assert!(text.starts_with("a processor; 16 cores, "), "{text}");
         let lines: Vec<_> = text.lines().skip_while(|line| !line.starts_with('|')).collect();
         assert_eq!(

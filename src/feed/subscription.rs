@@ -19,6 +19,7 @@ const AT_ONCE: usize = 32;
 /// to the latest changes. Read the whole table again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("changes were lost: the subscriber was too slow")]
+#[non_exhaustive]
 pub struct Lagged;
 
 /// A place in a table's change feed, from [`RouteTable::subscribe`](crate::RouteTable::subscribe).

@@ -1,11 +1,11 @@
 //! A bucket of the index, and how to compare all of its slots at once.
 
-use crate::layout::{BUCKET, NUMBER_BITS};
+use crate::layout::{RECORD_BITS, SLOTS_PER_BUCKET};
 use crate::shard::index::{EMPTY, FROZEN};
 use crate::sync::AtomicU32;
 
 /// One cache line of slots.
-pub(crate) type Bucket = [AtomicU32; BUCKET as usize];
+pub(crate) type Bucket = [AtomicU32; SLOTS_PER_BUCKET as usize];
 
 /// The slots with the tag of `tag`: one bit each, the first slot's the lowest. The slots may include EMPTY or FROZEN
 /// ones, and may have changed meanwhile: load a slot with Acquire before following it.
@@ -53,18 +53,18 @@ pub(crate) fn same_tag_or_end(bucket: &Bucket, tag: u32) -> u32 {
 /// lowest bit is for the first slot of the sequence.
 #[inline]
 pub(crate) fn from_offset(slots: u32, offset: u32) -> u32 {
-    (slots | slots << BUCKET) >> offset & ((1 << BUCKET) - 1)
+    (slots | slots << SLOTS_PER_BUCKET) >> offset & ((1 << SLOTS_PER_BUCKET) - 1)
 }
 
 /// The slot of the lowest bit, from a result of [`from_offset`].
 #[inline]
 pub(crate) fn first(turned: u32, offset: u32) -> usize {
-    ((turned.trailing_zeros() + offset) % BUCKET) as usize
+    ((turned.trailing_zeros() + offset) % SLOTS_PER_BUCKET) as usize
 }
 
 #[cfg(any(test, not(all(target_arch = "x86_64", not(loom)))))]
 mod one_by_one {
-    use super::{Bucket, EMPTY, FROZEN, NUMBER_BITS};
+    use super::{Bucket, EMPTY, FROZEN, RECORD_BITS};
     use crate::sync::{AtomicU32, Ordering};
 
     pub(super) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
@@ -80,7 +80,7 @@ mod one_by_one {
     }
 
     fn has_tag(slot: u32, tag: u32) -> bool {
-        (slot ^ tag) >> NUMBER_BITS == 0
+        (slot ^ tag) >> RECORD_BITS == 0
     }
 
     fn is_end(slot: u32) -> bool {
@@ -104,7 +104,7 @@ mod sse2 {
         _mm_setzero_si128, _mm_srli_epi32, _mm_xor_si128,
     };
 
-    use super::{Bucket, EMPTY, FROZEN, NUMBER_BITS};
+    use super::{Bucket, EMPTY, FROZEN, RECORD_BITS};
 
     #[inline]
     #[target_feature(enable = "sse2")]
@@ -129,7 +129,7 @@ mod sse2 {
     #[inline]
     #[target_feature(enable = "sse2")]
     fn have_tag(slots: __m128i, tag: __m128i) -> __m128i {
-        let difference = _mm_srli_epi32::<{ NUMBER_BITS as i32 }>(_mm_xor_si128(slots, tag));
+        let difference = _mm_srli_epi32::<{ RECORD_BITS as i32 }>(_mm_xor_si128(slots, tag));
         _mm_cmpeq_epi32(difference, _mm_setzero_si128())
     }
 
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_bucket_compared_at_once_is_as_one_slot_after_the_other() {
-        let tagged = |tag: u32, number: u32| tag << NUMBER_BITS | number;
+        let tagged = |tag: u32, number: u32| tag << RECORD_BITS | number;
         let slots = [
             EMPTY,
             FROZEN,
@@ -209,10 +209,10 @@ mod tests {
 
     #[test]
     fn the_ends_of_a_bucket_are_its_empty_and_frozen_slots() {
-        let mut slots: [u32; BUCKET as usize] = std::array::from_fn(|at| at as u32 + 1);
+        let mut slots: [u32; SLOTS_PER_BUCKET as usize] = std::array::from_fn(|at| at as u32 + 1);
         assert_eq!(ends(&Aligned(slots.map(AtomicU32::new)).0), 0);
         for end in [EMPTY, FROZEN] {
-            for at in 0..BUCKET as usize {
+            for at in 0..SLOTS_PER_BUCKET as usize {
                 let former = std::mem::replace(&mut slots[at], end);
                 assert_eq!(ends(&Aligned(slots.map(AtomicU32::new)).0), 1 << at);
                 slots[at] = former;

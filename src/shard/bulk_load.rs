@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::growth::{buckets_for, most_used};
-use crate::layout::{BUCKET, MAX_RECORDS};
+use crate::layout::{MAX_RECORDS, SLOTS_PER_BUCKET};
 use crate::liveness::Liveness;
 use crate::mem::segments::Location;
 use crate::shard::index::Shape;
@@ -78,7 +78,7 @@ impl NewShard {
         let buckets = buckets_for(count, slab.shard);
         let mut shape = Shape {
             buckets,
-            segments: Location::segments(most_used(buckets).max(count) + BUCKET),
+            segments: Location::segments(most_used(buckets).max(count) + SLOTS_PER_BUCKET),
             seed,
             reseeds: 0,
             serial,

@@ -7,7 +7,7 @@ use crate::shard::key::Key;
 use crate::shard::published::Published;
 use crate::shard::routes::{Change, Changed, change, refresh_only_route};
 use crate::shard::slab::Record;
-use crate::shard::{Refused, Scope, Shard};
+use crate::shard::{CapacityError, Scope, Shard};
 use crate::sync::Guard;
 use crate::types::route::Added;
 use crate::word::Word;
@@ -60,7 +60,7 @@ impl Candidate<'_> {
         key: &K,
         proxy: u32,
         scope: &Scope<'_, P>,
-    ) -> Option<Result<Added, Refused>> {
+    ) -> Option<Result<Added, CapacityError>> {
         if !self.record.is(key) {
             return None;
         }

@@ -10,14 +10,14 @@
 //! A rebuild that meets a frozen word becomes a move. A rebuild that passed the word before it was frozen may still
 //! win. Then the new root has frozen words, and a thread that meets one moves that root's shard.
 
-use crate::layout::BUCKET;
+use crate::layout::SLOTS_PER_BUCKET;
 use crate::liveness::Liveness;
 use crate::shard::bulk_load::NewShard;
 use crate::shard::index::{Index, Shape};
 use crate::shard::key::Key;
 use crate::shard::rebuild::is_tombstone;
 use crate::shard::slab::Slab;
-use crate::shard::{Refused, Scope, Shard, reserve};
+use crate::shard::{CapacityError, Scope, Shard, reserve};
 use crate::sync::step;
 use crate::word::Word;
 
@@ -26,12 +26,12 @@ impl<K: Key> Shard<K> {
     /// it does not start earlier.
     pub(crate) fn is_sparse(index: Index<'_>) -> bool {
         let (numbers, live) = (index.slab().numbers(), index.slab().live());
-        numbers.saturating_sub(live) > numbers / 3 + BUCKET
+        numbers.saturating_sub(live) > numbers / 3 + SLOTS_PER_BUCKET
     }
 
     /// Moves the records of `old` to a new slab, unless another thread does so first. When this returns `Ok`, `old` is
     /// no longer the root's index.
-    pub(crate) fn compact<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
+    pub(crate) fn compact<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), CapacityError> {
         old.freeze();
         step("move: frozen");
         let mut staying: Vec<([u64; 2], Word)> = Vec::new();
@@ -46,8 +46,8 @@ impl<K: Key> Shard<K> {
         }
         let slab = Slab::of_live(staying.len() as u32, old.slab().generation.wrapping_add(1), self.number);
         let Shape { seed, serial, .. } = old.shape();
-        let new =
-            NewShard::build::<K, P>(slab, &staying, seed, serial.wrapping_add(1), scope).ok_or(Refused::Memory)?;
+        let new = NewShard::build::<K, P>(slab, &staying, seed, serial.wrapping_add(1), scope)
+            .ok_or(CapacityError::Memory)?;
         step("move: before the root");
         if self.replace_root(old, new.index()) {
             step("move: root replaced");

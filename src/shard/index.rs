@@ -19,18 +19,18 @@ use std::mem::{offset_of, size_of};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::layout::{BUCKET, MAX_RECORDS, NUMBER_BITS};
+use crate::layout::{MAX_RECORDS, RECORD_BITS, SLOTS_PER_BUCKET};
 use crate::mem::segments::Location;
 use crate::shard::bucket::Bucket;
 use crate::shard::list::List;
 use crate::shard::published::Published;
-use crate::shard::slab::{Batch, NoRecord, Record, Slab, allocate_segment, free_segment};
+use crate::shard::slab::{FreedNumbers, NoRecord, Record, Slab, allocate_segment, free_segment};
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
 use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, retire};
 use crate::word::State;
 
-const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
+const NUMBER_MASK: u32 = (1 << RECORD_BITS) - 1;
 
 /// A slot without a record, which a CAS may still fill.
 pub(crate) const EMPTY: u32 = 0;
@@ -71,7 +71,7 @@ pub(crate) struct Header {
     pub(super) shape: Shape,
     /// The records that the next index left out. The thread that replaced this index sets it; reclaiming this index
     /// hands it over.
-    pub(super) left_out: Cell<Option<Box<Batch>>>,
+    pub(super) left_out: Cell<Option<Box<FreedNumbers>>>,
     /// How to free a key, if the next index has another slab: then this index's records are freed with it. Set like
     /// `left_out`.
     pub(super) takes_slab: Cell<Option<FreeKey>>,
@@ -87,7 +87,7 @@ const SLOTS_AT: usize = size_of::<Header>();
 /// The offset of the segment table, which follows the slots.
 #[inline]
 pub(super) fn segments_at(buckets: u32) -> usize {
-    (SLOTS_AT + buckets as usize * BUCKET as usize * size_of::<AtomicU32>())
+    (SLOTS_AT + buckets as usize * SLOTS_PER_BUCKET as usize * size_of::<AtomicU32>())
         .next_multiple_of(align_of::<AtomicPtr<Record>>())
 }
 
@@ -158,7 +158,7 @@ impl<'g> Index<'g> {
 
     #[cfg(all(test, loom))]
     pub(crate) fn slots(self) -> &'g [AtomicU32] {
-        let count = self.header().shape.buckets as usize * BUCKET as usize;
+        let count = self.header().shape.buckets as usize * SLOTS_PER_BUCKET as usize;
         // SAFETY: the allocation has this many slots there (`Shape::layout`). They are atomics, initialised before the
         // index was published.
         unsafe { std::slice::from_raw_parts(self.slots_ptr().as_ptr(), count) }
@@ -251,7 +251,7 @@ impl<'g> Index<'g> {
     pub(super) fn bucket(self, bucket: u32) -> &'g Bucket {
         debug_assert!(bucket < self.header().shape.buckets);
         // SAFETY: the allocation has the slots of this many buckets there (`Shape::layout`).
-        let first = unsafe { self.slots_ptr().add((bucket * BUCKET) as usize) };
+        let first = unsafe { self.slots_ptr().add((bucket * SLOTS_PER_BUCKET) as usize) };
         // SAFETY: the slots are initialised atomics, and live while the guard is pinned (invariant 8).
         unsafe { first.cast::<Bucket>().as_ref() }
     }
@@ -295,7 +295,7 @@ impl<'g> Index<'g> {
     /// This thread's CAS unlinked this index from the root.
     pub(crate) unsafe fn retire(self, numbers: Vec<u32>, guard: &Guard) {
         if !numbers.is_empty() {
-            self.header().left_out.set(Some(Box::new(Batch::new(numbers))));
+            self.header().left_out.set(Some(Box::new(FreedNumbers::new(numbers))));
         }
         // SAFETY: this thread's CAS unlinked the index, so no thread that pins from now on can find it (invariant 8).
         // Only this thread and the thread that reclaims the index use `left_out`.

@@ -105,7 +105,7 @@ use crate::word::{State, Word};
 pub(crate) struct Scope<'a, P> {
     pub(crate) guard: &'a Guard,
     pub(crate) hasher: &'a RandomState,
-    pub(crate) count: &'a RouteLimit,
+    pub(crate) route_limit: &'a RouteLimit,
     pub(crate) proxies: &'a P,
     /// The tick at which the operation began.
     pub(crate) now: u64,
@@ -148,17 +148,17 @@ impl<P: Liveness> Scope<'_, P> {
     }
 }
 
-/// Why a route was not added.
+/// The table or the memory has no room for a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum CapacityError {
     /// The table's limit of routes or the shard's limit of records is reached.
     Routes,
     Memory,
 }
 
 /// Reserves room in a vector whose length depends on the shard's size.
-pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), Refused> {
-    vec.try_reserve(more).map_err(|_| Refused::Memory)
+pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), CapacityError> {
+    vec.try_reserve(more).map_err(|_| CapacityError::Memory)
 }
 
 /// Sorts routes that are in their record's order.
@@ -175,7 +175,7 @@ const PREFETCHED: usize = 32;
 
 /// The record at which the next visit of a sweep starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Mark {
+pub(crate) struct RecordPosition {
     /// The generation of the slab that has the number.
     pub(crate) generation: u8,
     pub(crate) number: u32,
@@ -189,7 +189,7 @@ pub(crate) struct Visit {
     /// Routes removed.
     pub(crate) removed: usize,
     /// Where the next visit starts; `None` at the shard's end.
-    pub(crate) next: Option<Mark>,
+    pub(crate) next: Option<RecordPosition>,
 }
 
 /// One of the table's shards: 16 bytes, without heap memory until its first key.
@@ -225,7 +225,7 @@ impl<K: Key> Shard<K> {
 
     /// The root's index. Makes an index if there is none.
     #[inline]
-    fn ensure_root<'g, P: Liveness>(&self, scope: &Scope<'g, P>) -> Result<Index<'g>, Refused> {
+    fn ensure_root<'g, P: Liveness>(&self, scope: &Scope<'g, P>) -> Result<Index<'g>, CapacityError> {
         loop {
             if let Some(index) = self.root(scope.guard) {
                 return Ok(index);
@@ -240,7 +240,7 @@ impl<K: Key> Shard<K> {
     /// logarithms and a power, before its loop.
     #[cold]
     #[inline(never)]
-    fn make_root(&self) -> Result<(), Refused> {
+    fn make_root(&self) -> Result<(), CapacityError> {
         let buckets = buckets_for(0, self.number);
         let segments = Location::segments(most_used(buckets));
         let shape = Shape {
@@ -250,7 +250,7 @@ impl<K: Key> Shard<K> {
             reseeds: 0,
             serial: 0,
         };
-        let new = NewIndex::new(Arc::new(Slab::new(self.number)), shape).ok_or(Refused::Memory)?;
+        let new = NewIndex::new(Arc::new(Slab::new(self.number)), shape).ok_or(CapacityError::Memory)?;
         if self.set_root(&new) {
             new.publish();
         }
@@ -353,7 +353,7 @@ impl<K: Key> Shard<K> {
         hash: u64,
         what: Change,
         scope: &Scope<'_, P>,
-    ) -> Result<(Added, u32), Refused> {
+    ) -> Result<(Added, u32), CapacityError> {
         let mut private: Option<Private<'_>> = None;
         let mut place: Option<Reservation<'_>> = None;
         loop {
@@ -364,7 +364,7 @@ impl<K: Key> Shard<K> {
             let filled = index.find_or_fill(hash, accept, || {
                 // Reserve before a record is taken, so that a refused key leaves no record behind.
                 if place.is_none() {
-                    place = Some(Reservation::new(scope.count).ok_or(NoRecord::NoPlace)?);
+                    place = Some(Reservation::new(scope.route_limit).ok_or(NoRecord::NoPlace)?);
                 }
                 match &private {
                     Some(private) => Ok(private.number),
@@ -391,14 +391,14 @@ impl<K: Key> Shard<K> {
                     self.rebuild(index, true, scope)?;
                     continue;
                 }
-                Err(NoRecord::OutOfMemory) => return Err(Refused::Memory),
-                Err(NoRecord::NoPlace) => return Err(Refused::Routes),
+                Err(NoRecord::OutOfMemory) => return Err(CapacityError::Memory),
+                Err(NoRecord::NoPlace) => return Err(CapacityError::Routes),
                 Err(NoRecord::NoNumber) => {
                     // A rebuild frees the numbers of tombstones a grace period later, for later keys.
                     if Self::is_littered(index) {
                         self.rebuild(index, false, scope)?;
                     }
-                    return Err(Refused::Routes);
+                    return Err(CapacityError::Routes);
                 }
             };
             let changed = change::<K, P>(record, what, place.take(), index.slab(), scope);
@@ -453,7 +453,7 @@ impl<K: Key> Shard<K> {
     /// many tombstones instead, this visit and the next ones rebuild the index in parts; each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
-        at: Mark,
+        at: RecordPosition,
         most: u32,
         parked: &RebuildSlot,
         scope: &Scope<'_, P>,
@@ -493,7 +493,7 @@ impl<K: Key> Shard<K> {
                     Some(removed) => visit.removed += removed,
                     // The shard is moving: finish the move, and start again in the new slab.
                     None if can_move && self.compact(index, scope).is_ok() => {
-                        visit.next = Some(Mark::default());
+                        visit.next = Some(RecordPosition::default());
                         visit.visited += 1;
                         return visit;
                     }
@@ -507,7 +507,7 @@ impl<K: Key> Shard<K> {
             number += count;
             visit.visited += count;
         }
-        let here = Some(Mark { generation, number });
+        let here = Some(RecordPosition { generation, number });
         let left = most.saturating_sub(visit.visited);
         if number < end || left == 0 {
             visit.next = here;

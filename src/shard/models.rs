@@ -75,7 +75,7 @@ impl Key for Number {
 struct World {
     shard: Shard<Number>,
     hasher: RandomState,
-    count: RouteLimit,
+    route_limit: RouteLimit,
     /// One bit per dead proxy.
     dead: AtomicU32,
     feed: Feed,
@@ -105,7 +105,7 @@ impl World {
         Self {
             shard: Shard::new(0),
             hasher: RandomState::with_seeds(1, 2, 3, 4),
-            count: RouteLimit::new(100),
+            route_limit: RouteLimit::new(100),
             dead: AtomicU32::new(0),
             feed: Feed::default(),
         }
@@ -116,7 +116,7 @@ impl World {
         f(&Scope {
             guard: &guard,
             hasher: &self.hasher,
-            count: &self.count,
+            route_limit: &self.route_limit,
             proxies: &Proxies(&self.dead),
             now,
             keep_alive: 10,
@@ -158,11 +158,11 @@ impl World {
             for key in keys.clone() {
                 assert!(records.push(&key, &[Word::live(0, time)]));
             }
-            assert!(scope.count.reserve(keys.len()));
+            assert!(scope.route_limit.reserve(keys.len()));
             if self.shard.fill(records, scope) {
                 return;
             }
-            scope.count.release(keys.len());
+            scope.route_limit.release(keys.len());
             for key in keys {
                 let what = Change::Restore { proxy: 0, time };
                 self.shard
@@ -204,7 +204,7 @@ impl World {
 
     fn sweep(&self, now: u64) -> usize {
         self.with(now, |scope| {
-            let mut at = Some(Mark::default());
+            let mut at = Some(RecordPosition::default());
             let mut removed = 0;
             while let Some(from) = at {
                 let visit = self.shard.visit(from, 100, &RebuildSlot::default(), scope, |_| ());
@@ -299,7 +299,7 @@ impl World {
             numbers.sort_unstable();
             let all: Vec<_> = (0..index.slab().numbers()).collect();
             assert_eq!(numbers, all, "records were lost, or are in two places");
-            assert_eq!(routes, self.count.get(), "routes are miscounted");
+            assert_eq!(routes, self.route_limit.get(), "routes are miscounted");
             assert_eq!(live, index.slab().live(), "nodes are miscounted");
             assert_eq!(
                 index.occupied().count() as u32,
@@ -601,7 +601,7 @@ fn of_a_refresh_a_removal_and_a_sweep_none_undoes_another() {
             assert_eq!(
                 world.get(1, 12).len(),
                 1 - removed,
-                "the removal took away what it told"
+                "the removal took away the routes that it reported"
             );
         },
     );
@@ -830,7 +830,7 @@ fn a_sweep_finds_what_a_move_takes_elsewhere() {
         vec![
             thread(|world| {
                 // Visit one record at a time.
-                let mut at = Some(Mark::default());
+                let mut at = Some(RecordPosition::default());
                 let mut seen = false;
                 while let Some(from) = at {
                     at = world.with(12, |scope| {
@@ -846,7 +846,7 @@ fn a_sweep_finds_what_a_move_takes_elsewhere() {
         ],
         |world, _| {
             // All except the route that is expired at tick 12.
-            assert_eq!(world.count.get(), 1);
+            assert_eq!(world.route_limit.get(), 1);
             assert_eq!(world.get(3, 12), [(1, 5)]);
         },
     );
@@ -981,8 +981,8 @@ fn the_last_event_of_a_node_shows_what_the_shard_holds() {
             });
             let mut shown = world.get(1, 2);
             let mut poll = || {
-                let told = subscription.drain_events(9, |_| ()).expect("the ring has room");
-                if told > 0 {
+                let drained = subscription.drain_events(9, |_| ()).expect("the ring has room");
+                if drained > 0 {
                     shown = world.get(1, 2);
                 }
                 shown.clone()

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 #[cfg(loom)]
-use crate::layout::BUCKET;
+use crate::layout::SLOTS_PER_BUCKET;
 use crate::shard::bucket::{ends, first, from_offset};
 #[cfg(loom)]
 use crate::shard::index::{EMPTY, segments_at};
@@ -55,7 +55,7 @@ impl NewIndex {
             unsafe { entry.write(AtomicPtr::new(std::ptr::null_mut())) };
         }
         let slots = self.get().slots_ptr();
-        for slot in 0..(shape.buckets * BUCKET) as usize {
+        for slot in 0..(shape.buckets * SLOTS_PER_BUCKET) as usize {
             // SAFETY: the layout has room for this slot.
             let slot = unsafe { slots.add(slot) };
             // SAFETY: the layout has room for this slot, and only this thread has the allocation.

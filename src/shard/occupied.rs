@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::layout::BUCKET;
+use crate::layout::SLOTS_PER_BUCKET;
 use crate::shard::index::{EMPTY, FROZEN, Index, number_in};
 use crate::shard::probe::{PROBED_BUCKETS, following};
 use crate::shard::published::Published;
@@ -20,9 +20,9 @@ impl<'g> Index<'g> {
             index: self,
             next: buckets.start,
             end: buckets.end,
-            here: [None; BUCKET as usize],
-            ahead: [None; BUCKET as usize],
-            at: BUCKET as usize,
+            here: [None; SLOTS_PER_BUCKET as usize],
+            ahead: [None; SLOTS_PER_BUCKET as usize],
+            at: SLOTS_PER_BUCKET as usize,
         };
         occupied.load_ahead();
         occupied
@@ -79,7 +79,7 @@ impl<'g> Index<'g> {
 }
 
 /// The record numbers in the slots of one bucket, with their records; `None` for a slot without a record.
-pub(crate) type Records<'g> = [Option<(u32, Published<'g>)>; BUCKET as usize];
+pub(crate) type Records<'g> = [Option<(u32, Published<'g>)>; SLOTS_PER_BUCKET as usize];
 
 /// The iterator of [`Index::occupied`]. The records are scattered in memory, so it prefetches the records of the next
 /// bucket.

@@ -4,7 +4,7 @@
 //! buckets. Probing whole cache lines limits a look-up that misses at a load factor of 0.9 to about one and a half
 //! lines; plain linear probing would read fifty slots.
 
-use crate::layout::{BUCKET, NUMBER_BITS};
+use crate::layout::{RECORD_BITS, SLOTS_PER_BUCKET};
 use crate::mem::prefetch::prefetch;
 use crate::shard::bucket::{ends, first, from_offset, same_tag, same_tag_or_end};
 #[cfg(not(loom))]
@@ -58,8 +58,8 @@ impl Probe {
         let mixed = mix(hash, seed);
         Probe {
             bucket: home(mixed, buckets),
-            offset: (mixed >> 24) as u32 % BUCKET,
-            tag: (mixed as u32 >> 8) << NUMBER_BITS,
+            offset: (mixed >> 24) as u32 % SLOTS_PER_BUCKET,
+            tag: (mixed as u32 >> 8) << RECORD_BITS,
         }
     }
 }
@@ -70,7 +70,10 @@ impl Probe {
 #[inline]
 pub(crate) fn prefetch_bucket(root: *const Header, buckets: u32, hash: u64) {
     let bucket = Probe::new(hash, 0, buckets).bucket;
-    prefetch(root.cast::<[u32; BUCKET as usize]>().wrapping_add(1 + bucket as usize));
+    prefetch(
+        root.cast::<[u32; SLOTS_PER_BUCKET as usize]>()
+            .wrapping_add(1 + bucket as usize),
+    );
 }
 
 impl<'g> Index<'g> {
@@ -113,7 +116,7 @@ impl<'g> Index<'g> {
             // A slot that was EMPTY in the comparison may be taken now, which is as good.
             if value != EMPTY
                 && value != FROZEN
-                && (value ^ probe.tag) >> NUMBER_BITS == 0
+                && (value ^ probe.tag) >> RECORD_BITS == 0
                 && let Some(result) = accept(number_in(value), self.record_in(value))
             {
                 return Some(result);
@@ -185,7 +188,7 @@ impl<'g> Index<'g> {
                 if value == FROZEN {
                     return Ok(Filled::Frozen);
                 }
-                if (value ^ probe.tag) >> NUMBER_BITS == 0 {
+                if (value ^ probe.tag) >> RECORD_BITS == 0 {
                     let record = self.record_in(value);
                     if accept(record) {
                         return Ok(Filled::Found(number_in(value), record));

@@ -24,14 +24,14 @@
 use std::sync::atomic::AtomicPtr;
 
 use crate::growth::{buckets_for, most_used};
-use crate::layout::{BUCKET, MAX_RECORDS};
+use crate::layout::{MAX_RECORDS, SLOTS_PER_BUCKET};
 use crate::liveness::Liveness;
 use crate::mem::segments::Location;
 use crate::shard::index::{Index, Shape};
 use crate::shard::key::Key;
 use crate::shard::new_index::NewIndex;
 use crate::shard::published::Published;
-use crate::shard::{Refused, Scope, Shard, reserve};
+use crate::shard::{CapacityError, Scope, Shard, reserve};
 use crate::sync::step;
 use crate::word::{State, Word};
 
@@ -42,7 +42,7 @@ const MAX_RESEEDS: u32 = 2;
 const AT_ONCE: u32 = if cfg!(loom) { 0 } else { 128 };
 
 /// A bit for each slot of a bucket.
-const ALL_SLOTS: u16 = ((1_u32 << BUCKET) - 1) as u16;
+const ALL_SLOTS: u16 = ((1_u32 << SLOTS_PER_BUCKET) - 1) as u16;
 
 /// Buckets that the sweeper copies in the time in which it visits 64 records.
 const BUCKETS_PER_64: u32 = if cfg!(loom) { 1 } else { 8 };
@@ -57,7 +57,7 @@ impl<K: Key> Shard<K> {
         old: Index<'_>,
         crowded: bool,
         scope: &Scope<'_, P>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), CapacityError> {
         old.freeze();
         step("rebuild: frozen");
         let mut shape = next_shape(old, crowded);
@@ -77,7 +77,7 @@ impl<K: Key> Shard<K> {
     }
 
     /// [`rebuild`](Shard::rebuild) that freezes `old` last, so that other threads may insert into `old` nearly all the time.
-    pub(crate) fn rebuild_ahead<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), Refused> {
+    pub(crate) fn rebuild_ahead<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), CapacityError> {
         let mut rebuild = Rebuild::new(old, next_shape(old, false))?;
         let copied = rebuild.copy::<K, P>(old, u32::MAX, scope)?;
         if matches!(copied, CopyEnd::All) && self.finish(old, rebuild, scope)? {
@@ -94,7 +94,7 @@ impl<K: Key> Shard<K> {
         records: u32,
         parked: &RebuildSlot,
         scope: &Scope<'_, P>,
-    ) -> Result<bool, Refused> {
+    ) -> Result<bool, CapacityError> {
         let serial = old.shape().serial;
         let partial = parked.take().filter(|partial| partial.is_of(self.number, serial));
         let mut rebuild = match partial {
@@ -119,7 +119,12 @@ impl<K: Key> Shard<K> {
     }
 
     /// Ends a rebuild that has copied all of `old` without freezing it. Returns `false` if the copy is of no use.
-    fn finish<P: Liveness>(&self, old: Index<'_>, mut rebuild: Rebuild, scope: &Scope<'_, P>) -> Result<bool, Refused> {
+    fn finish<P: Liveness>(
+        &self,
+        old: Index<'_>,
+        mut rebuild: Rebuild,
+        scope: &Scope<'_, P>,
+    ) -> Result<bool, CapacityError> {
         step("rebuild: copied");
         let CopyEnd::All = rebuild.copy_late::<K, P>(old, scope)? else {
             return Ok(false);
@@ -146,7 +151,7 @@ impl<K: Key> Shard<K> {
     /// Whether shedding tombstones is worth a rebuild: more than a 32nd of the occupied slots are tombstones.
     pub(crate) fn is_littered(index: Index<'_>) -> bool {
         let (used, live) = (index.slab().used(), index.slab().live());
-        used.saturating_sub(live) > used / 32 + BUCKET / 2
+        used.saturating_sub(live) > used / 32 + SLOTS_PER_BUCKET / 2
     }
 }
 
@@ -174,11 +179,11 @@ enum CopyEnd {
 }
 
 impl Rebuild {
-    fn new(old: Index<'_>, shape: Shape) -> Result<Rebuild, Refused> {
+    fn new(old: Index<'_>, shape: Shape) -> Result<Rebuild, CapacityError> {
         let mut done = Vec::new();
         reserve(&mut done, old.shape().buckets as usize)?;
         Ok(Rebuild {
-            new: NewIndex::new(old.shared_slab(), shape).ok_or(Refused::Memory)?,
+            new: NewIndex::new(old.shared_slab(), shape).ok_or(CapacityError::Memory)?,
             done,
             left_out: Vec::new(),
         })
@@ -186,7 +191,7 @@ impl Rebuild {
 
     /// Copies the next `most` buckets. Each record goes directly to its slot: a list of records would be as large as
     /// the index.
-    fn copy<K: Key, P>(&mut self, old: Index<'_>, most: u32, scope: &Scope<'_, P>) -> Result<CopyEnd, Refused> {
+    fn copy<K: Key, P>(&mut self, old: Index<'_>, most: u32, scope: &Scope<'_, P>) -> Result<CopyEnd, CapacityError> {
         let buckets = old.shape().buckets;
         let from = self.done.len() as u32;
         let until = buckets.min(from.saturating_add(most));
@@ -203,7 +208,7 @@ impl Rebuild {
     }
 
     /// Freezes the slots that were EMPTY when `copy` reached them, and copies the slots that were filled since.
-    fn copy_late<K: Key, P>(&mut self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<CopyEnd, Refused> {
+    fn copy_late<K: Key, P>(&mut self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<CopyEnd, CapacityError> {
         for bucket in 0..self.done.len() {
             let mut left = !self.done[bucket] & ALL_SLOTS;
             while left != 0 {
@@ -228,7 +233,7 @@ impl Rebuild {
         number: u32,
         record: Published<'_>,
         scope: &Scope<'_, P>,
-    ) -> Result<Option<CopyEnd>, Refused> {
+    ) -> Result<Option<CopyEnd>, CapacityError> {
         step("rebuild: mid copy");
         match retire_tombstone(record) {
             Found::Tombstone => {
@@ -342,7 +347,7 @@ fn next_shape(old: Index<'_>, crowded: bool) -> Shape {
     let buckets = buckets_for(keep, old.slab().shard);
     // Numbers that will be reclaimed are not free yet, so the segment table covers the whole slab, and the numbers that
     // the index takes until it is full.
-    let numbers = most_used(buckets).max(old.slab().numbers()) + BUCKET;
+    let numbers = most_used(buckets).max(old.slab().numbers()) + SLOTS_PER_BUCKET;
     let segments = Location::segments(numbers.min(MAX_RECORDS)).max(shape.segments);
     let next = Shape {
         buckets,

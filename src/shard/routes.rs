@@ -10,7 +10,7 @@ use crate::shard::key::Key;
 use crate::shard::list::{List, NewList};
 use crate::shard::published::Published;
 use crate::shard::slab::{Record, Slab};
-use crate::shard::{Refused, Scope};
+use crate::shard::{CapacityError, Scope};
 use crate::sync::{AtomicU64, Guard, Ordering, step};
 use crate::types::route::Added;
 use crate::word::{LAST_RANK, State, Word};
@@ -112,7 +112,7 @@ pub(crate) fn change<'a, K: Key, P: Liveness>(
     place: Option<Reservation<'a>>,
     slab: &Slab,
     scope: &Scope<'a, P>,
-) -> Result<Changed, Refused> {
+) -> Result<Changed, CapacityError> {
     let word = record.load();
     if let Change::Add(proxy) | Change::Refresh(proxy) = what
         && refresh_only_route(record, word, proxy, scope)
@@ -133,10 +133,10 @@ fn add_first<'a, K: Key, P: Liveness>(
     place: Option<Reservation<'a>>,
     slab: &Slab,
     scope: &Scope<'a, P>,
-) -> Result<Changed, Refused> {
+) -> Result<Changed, CapacityError> {
     let place = match place {
         Some(place) => place,
-        None => Reservation::new(scope.count).ok_or(Refused::Routes)?,
+        None => Reservation::new(scope.route_limit).ok_or(CapacityError::Routes)?,
     };
     step("change: before the CAS");
     if record
@@ -160,7 +160,7 @@ fn change_any<'a, K: Key, P: Liveness>(
     mut place: Option<Reservation<'a>>,
     slab: &Slab,
     scope: &Scope<'a, P>,
-) -> Result<Changed, Refused> {
+) -> Result<Changed, CapacityError> {
     let mut word = record.load();
     let mut routes = AllWords::new();
     loop {
@@ -196,14 +196,14 @@ fn change_any<'a, K: Key, P: Liveness>(
 
         // Reserve the place before the CAS, so that a refused route is never visible.
         if after > before && place.is_none() {
-            place = Some(Reservation::new(scope.count).ok_or(Refused::Routes)?);
+            place = Some(Reservation::new(scope.route_limit).ok_or(CapacityError::Routes)?);
         }
         let (new, new_list) = match routes.as_slice() {
             [] => (Word::DEAD, None),
             [only] => (*only, None),
             several => match NewList::new(several) {
                 Some(list) => (list.word(), Some(list)),
-                None => return Err(Refused::Memory),
+                None => return Err(CapacityError::Memory),
             },
         };
         step("change: before the CAS");
@@ -218,7 +218,7 @@ fn change_any<'a, K: Key, P: Liveness>(
                 {
                     place.use_up();
                 }
-                scope.count.release(before.saturating_sub(after));
+                scope.route_limit.release(before.saturating_sub(after));
                 slab.count_live(before > 0, after > 0);
                 let lost = note_removed(word, list, changed, &routes, scope);
                 if let Some(reason) = reason(what, changed, lost) {

@@ -11,7 +11,7 @@
 
 use smallvec::SmallVec;
 
-use crate::layout::BUCKET;
+use crate::layout::SLOTS_PER_BUCKET;
 use crate::liveness::Liveness;
 use crate::shard::key::Key;
 use crate::shard::probe::{first_rank, home, mix};
@@ -138,7 +138,7 @@ impl<K: Key> Shard<K> {
         }
         Part {
             seed,
-            slots: looked * BUCKET,
+            slots: looked * SLOTS_PER_BUCKET,
             next,
         }
     }
@@ -146,6 +146,6 @@ impl<K: Key> Shard<K> {
 
 /// How many home buckets have about `keys` keys at seven in eight slots taken; at most [`MOST_BUCKETS`].
 fn buckets_with(keys: usize) -> u32 {
-    let buckets = keys.saturating_mul(8) / (7 * BUCKET as usize) + 1;
+    let buckets = keys.saturating_mul(8) / (7 * SLOTS_PER_BUCKET as usize) + 1;
     u32::try_from(buckets).map_or(MOST_BUCKETS, |buckets| buckets.min(MOST_BUCKETS))
 }

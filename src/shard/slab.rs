@@ -89,16 +89,16 @@ impl Record {
 const MOST_RETURNED: usize = 1_024;
 
 /// Records that a replaced index left out, on their way to the free list.
-pub(crate) struct Batch {
+pub(crate) struct FreedNumbers {
     pub(crate) numbers: Vec<u32>,
-    next: *mut Batch,
+    next: *mut FreedNumbers,
     #[cfg(loom)]
     plain_data: PlainData,
 }
 
-impl Batch {
-    pub(crate) fn new(numbers: Vec<u32>) -> Batch {
-        Batch {
+impl FreedNumbers {
+    pub(crate) fn new(numbers: Vec<u32>) -> FreedNumbers {
+        FreedNumbers {
             numbers,
             next: std::ptr::null_mut(),
             #[cfg(loom)]
@@ -113,7 +113,7 @@ pub(crate) struct Slab {
     /// does not mistake a head that was replaced and came back (no ABA for 2^32 changes within one CAS).
     free: AtomicU64,
     /// Batches that reclaimed indexes have handed over.
-    returned: AtomicPtr<Batch>,
+    returned: AtomicPtr<FreedNumbers>,
     /// The first number that was never used.
     next: AtomicU32,
     /// Occupied slots of the current index: slots won minus records that rebuilds left out. For a moment it may be
@@ -376,7 +376,7 @@ impl Slab {
 
     /// Takes a batch of records that no reader can reach any more. May run after the table is gone, so it touches no
     /// record.
-    pub(crate) fn hand_over(&self, batch: Box<Batch>) {
+    pub(crate) fn hand_over(&self, batch: Box<FreedNumbers>) {
         #[cfg(loom)]
         batch.plain_data.write();
         let batch = Box::into_raw(batch);

@@ -8,13 +8,13 @@ use uuid::Uuid;
 
 use super::*;
 use crate::builder::Builder;
-use crate::layout::{BUCKET, MAX_RECORDS, SHARD_BITS, SHARDS};
+use crate::layout::{MAX_RECORDS, SHARD_BITS, SHARDS, SLOTS_PER_BUCKET};
 use crate::liveness::Liveness;
 use crate::shard::Scope;
 use crate::shard::key::UuidKey;
 use crate::shard::routes::Change;
 use crate::shard::scan::{Next, Start};
-use crate::shard::slab::Batch;
+use crate::shard::slab::FreedNumbers;
 use crate::sync::pin;
 use crate::types::node_id::NodeId;
 
@@ -30,7 +30,7 @@ impl Liveness for AllAlive {
 
 struct World {
     hasher: RandomState,
-    count: RouteLimit,
+    route_limit: RouteLimit,
     feed: Feed,
 }
 
@@ -38,7 +38,7 @@ impl World {
     fn new(hasher: RandomState) -> Self {
         Self {
             hasher,
-            count: RouteLimit::new(usize::MAX),
+            route_limit: RouteLimit::new(usize::MAX),
             feed: Feed::default(),
         }
     }
@@ -48,7 +48,7 @@ impl World {
         f(&Scope {
             guard: &guard,
             hasher: &self.hasher,
-            count: &self.count,
+            route_limit: &self.route_limit,
             proxies: &AllAlive,
             now: 1,
             keep_alive: 10,
@@ -436,7 +436,7 @@ fn parts_have_each_key_once_though_the_seed_changes_between_them() {
             // A copy that begins now has the new order, and parts as short as before.
             let part = shard.scan(Start::Beginning, 1, scope, |_, _| ());
             assert_eq!(part.seed, seed());
-            assert!(part.slots <= 64 * BUCKET, "{part:?}");
+            assert!(part.slots <= 64 * SLOTS_PER_BUCKET, "{part:?}");
             let copied = copied_in_parts(&shard, most, scope, |_| ());
             assert_each_once(copied, &keys, &format!("{most} at a time, another seed"));
         });
@@ -516,11 +516,11 @@ fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     for number in 0..MAX_RECORDS {
         assert_eq!(add(number), Ok(Added::Inserted), "key {number}");
     }
-    assert_eq!(world.count.get(), MAX_RECORDS as usize);
+    assert_eq!(world.route_limit.get(), MAX_RECORDS as usize);
     for number in MAX_RECORDS..MAX_RECORDS + 10 {
-        assert_eq!(add(number), Err(Refused::Routes), "key {number}");
+        assert_eq!(add(number), Err(CapacityError::Routes), "key {number}");
     }
-    assert_eq!(world.count.get(), MAX_RECORDS as usize);
+    assert_eq!(world.route_limit.get(), MAX_RECORDS as usize);
     for number in 0..GONE {
         let key = key(number);
         let removed = world.with(|scope| shard.remove(&key, key.hash(scope.hasher), Change::RemoveNode, scope));
@@ -528,7 +528,7 @@ fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
     }
     assert_eq!(
         add(MAX_RECORDS),
-        Err(Refused::Routes),
+        Err(CapacityError::Routes),
         "their numbers wait for a grace period"
     );
     let come_back = (0..10_000_000).any(|_| {
@@ -552,7 +552,7 @@ fn the_greatest_limit_of_routes_can_be_reached() {
     let mean = (Builder::MOST_ROUTES / SHARDS) as f64;
     // Six standard deviations: one table in some millions has such a shard.
     let most = mean + 6.0 * mean.sqrt();
-    let tombstones = most / 32.0 + f64::from(BUCKET);
+    let tombstones = most / 32.0 + f64::from(SLOTS_PER_BUCKET);
     assert!(
         most + tombstones < f64::from(MAX_RECORDS),
         "{most} records and {tombstones} tombstones"
@@ -584,7 +584,7 @@ fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
     let at = |now| Scope {
         guard: &guard,
         hasher: &world.hasher,
-        count: &world.count,
+        route_limit: &world.route_limit,
         proxies: &left,
         now,
         keep_alive: 10,
@@ -604,7 +604,7 @@ fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
     );
     assert_eq!(left.0.take(), []);
     // The route of tick 1 was valid until tick 11, that of tick 6 until tick 16.
-    let visit = shard.visit(Mark::default(), 100, &RebuildSlot::default(), &at(50), |_| ());
+    let visit = shard.visit(RecordPosition::default(), 100, &RebuildSlot::default(), &at(50), |_| ());
     assert_eq!(visit.removed, 2);
     let mut gone = left.0.take();
     gone.sort_unstable();
@@ -622,7 +622,10 @@ fn a_probe_sequence_goes_on_in_the_first_bucket() {
             serial: 0,
         };
         let mut index = NewIndex::new(Arc::new(Slab::new(0)), shape).expect("there is memory");
-        assert!((0..2 * BUCKET).all(|number| index.place(number, hash)), "{hash:#x}");
+        assert!(
+            (0..2 * SLOTS_PER_BUCKET).all(|number| index.place(number, hash)),
+            "{hash:#x}"
+        );
         assert!(!index.place(99, hash));
     }
 }
@@ -666,7 +669,7 @@ fn a_batch_that_a_stale_index_does_not_know_is_kept() {
         };
         let (number, _) = private.publish();
         assert!(stale.record(number).is_none());
-        index.slab().hand_over(Box::new(Batch::new(vec![number])));
+        index.slab().hand_over(Box::new(FreedNumbers::new(vec![number])));
         assert!(!stale.slab().take_returned::<UuidKey>(stale));
         assert!(index.slab().take_returned::<UuidKey>(index));
         assert_eq!(index.slab().free_numbers(index), [number]);
@@ -690,8 +693,14 @@ fn a_sweep_gives_back_what_a_rebuild_left_out() {
             panic!("there is room");
         };
         let (number, _) = private.publish();
-        index.slab().hand_over(Box::new(Batch::new(vec![number])));
-        let visit = shard.visit(Mark::default(), u32::MAX, &RebuildSlot::default(), scope, |_| ());
+        index.slab().hand_over(Box::new(FreedNumbers::new(vec![number])));
+        let visit = shard.visit(
+            RecordPosition::default(),
+            u32::MAX,
+            &RebuildSlot::default(),
+            scope,
+            |_| (),
+        );
         assert_eq!((visit.removed, visit.next), (0, None));
         assert_eq!(index.slab().free_numbers(index), [number]);
     });

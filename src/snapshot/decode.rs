@@ -16,7 +16,7 @@ use crate::layout::{MAX_ROUTES_PER_NODE, SHARDS};
 use crate::shard::routes::Words;
 use crate::snapshot::Ages;
 use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
-use crate::snapshot::wire::{HEAD_BYTES, Kind, MAGIC, MAX_PAYLOAD, Payload, Source, VERSION, damaged};
+use crate::snapshot::wire::{HEAD_BYTES, MAGIC, MAX_PAYLOAD, Payload, SectionKind, Source, VERSION, damaged};
 use crate::sync::pin;
 use crate::table::RouteTable;
 use crate::time::after_epoch;
@@ -136,7 +136,7 @@ struct Counts {
 
 /// A section of nodes that is not decoded yet.
 struct Raw {
-    kind: Kind,
+    kind: SectionKind,
     items: u32,
     payload: Vec<u8>,
     /// The offsets of the section and its payload.
@@ -191,17 +191,17 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
         expired: 0,
     };
     let mut group: Vec<Raw> = Vec::new();
-    let mut last = Kind::Proxies;
+    let mut last = SectionKind::Proxies;
     loop {
         let raw = read_section(&mut source, last)?;
-        if raw.kind > Kind::Proxies && last == Kind::Proxies {
+        if raw.kind > SectionKind::Proxies && last == SectionKind::Proxies {
             check_ids(&snapshot.proxies)?;
             context.proxies = snapshot.proxies.len();
         }
         last = raw.kind;
         match raw.kind {
-            Kind::Proxies => snapshot.add_proxies(&raw, table)?,
-            Kind::Uuids | Kind::Names => {
+            SectionKind::Proxies => snapshot.add_proxies(&raw, table)?,
+            SectionKind::Uuids | SectionKind::Names => {
                 group.push(raw);
                 let bytes: usize = group.iter().map(|raw| raw.payload.len()).sum();
                 if bytes >= GROUP_BYTES || group.len() >= GROUP_SECTIONS {
@@ -209,7 +209,7 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
                     group.clear();
                 }
             }
-            Kind::End => {
+            SectionKind::End => {
                 snapshot.add_nodes(&group, &context)?;
                 snapshot.check_totals(&raw)?;
                 source.finish()?;
@@ -247,13 +247,13 @@ fn read_header<R: Read>(source: &mut Source<R>) -> Result<i64, SnapshotError> {
 }
 
 /// Reads a section of kind `last` or later.
-fn read_section<R: Read>(source: &mut Source<R>, last: Kind) -> Result<Raw, SnapshotError> {
+fn read_section<R: Read>(source: &mut Source<R>, last: SectionKind) -> Result<Raw, SnapshotError> {
     let offset = source.offset;
     let mut head = [0; HEAD_BYTES];
     source.read(&mut head, SnapshotPart::Head)?;
     source.check(SnapshotPart::Head)?;
     let [kind, i0, i1, i2, i3, b0, b1, b2, b3] = head;
-    let kind = Kind::of(kind).ok_or_else(|| damaged(SnapshotPart::Head, offset, SnapshotFault::Kind(kind)))?;
+    let kind = SectionKind::of(kind).ok_or_else(|| damaged(SnapshotPart::Head, offset, SnapshotFault::Kind(kind)))?;
     if kind < last {
         let fault = SnapshotFault::Order { after: last.part() };
         return Err(damaged(kind.part(), offset, fault));
@@ -288,7 +288,7 @@ fn check_ids(proxies: &[ProxyItem]) -> Result<(), SnapshotError> {
     order.sort_unstable_by(|a, b| a.id.cmp(&b.id).then(a.section.cmp(&b.section)));
     match order.windows(2).find(|pair| pair[0].id == pair[1].id) {
         Some(pair) => {
-            let (id, first) = (pair[1].id.clone(), pair[0].section);
+            let (id, first) = (pair[1].id.to_string(), pair[0].section);
             let fault = SnapshotFault::DuplicateProxy { id, first };
             Err(damaged(SnapshotPart::Proxies, pair[1].section, fault))
         }
@@ -336,7 +336,10 @@ impl Snapshot {
             self.nodes += section.counts.nodes;
             self.routes += section.counts.routes;
             self.expired += section.counts.expired;
-            let (needed, limit) = ((self.routes - self.expired) as usize, context.table.count().limit());
+            let (needed, limit) = (
+                (self.routes - self.expired) as usize,
+                context.table.route_limit().limit(),
+            );
             if needed > limit {
                 return Err(SnapshotError::TooManyRoutes { needed, limit });
             }
@@ -383,7 +386,7 @@ impl Snapshot {
 
 /// Decodes a section of nodes. `section` is its number among the sections of nodes.
 fn decode(raw: &Raw, section: u32, context: &Context<'_>) -> Result<Decoded, SnapshotError> {
-    let are_names = raw.kind == Kind::Names;
+    let are_names = raw.kind == SectionKind::Names;
     // The minimum length of an item: a UUID or a name of one byte, and one route.
     let shortest = if are_names { 5 } else { 19 };
     let room = (raw.items as usize).min(raw.payload.len() / shortest);

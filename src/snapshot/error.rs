@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 
-use compact_str::CompactString;
 use thiserror::Error;
 
 use crate::error::{NodeIdError, RegisterError};
@@ -171,7 +170,7 @@ pub enum SnapshotFault {
     #[error("proxy {id:?} is there already, in the section at byte {first}")]
     DuplicateProxy {
         /// The ID.
-        id: CompactString,
+        id: String,
         /// Where the section of the first proxy begins.
         first: u64,
     },

@@ -9,7 +9,7 @@
 mod models;
 
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
+use hashbrown::hash_table;
 use rayon::prelude::*;
 
 use crate::feed::{Event, Reason};
@@ -18,7 +18,7 @@ use crate::proxies::Proxies;
 use crate::proxies::begin::Prospect;
 use crate::route_limit::RouteLimit;
 use crate::shard::routes::{Change, Words};
-use crate::shard::{Refused, Scope};
+use crate::shard::{CapacityError, Scope};
 use crate::snapshot::SnapshotReport;
 use crate::snapshot::decode::{Node, Part, ProxyItem, Snapshot};
 use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
@@ -42,8 +42,8 @@ fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), 
         // The hashes of a shard agree in the top bits, by which the set distinguishes its entries.
         let spread = |node: &Node| table.hash(&node.id).rotate_left(SHARD_BITS);
         match seen.entry(spread(node), same, |other| spread(nodes.node(*other as usize))) {
-            Entry::Vacant(free) => _ = free.insert(at),
-            Entry::Occupied(other) => {
+            hash_table::Entry::Vacant(free) => _ = free.insert(at),
+            hash_table::Entry::Occupied(other) => {
                 let kind = if node.id.is_name() {
                     SnapshotPart::Names
                 } else {
@@ -121,7 +121,7 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
         .map(|part| needed_room(table, part, &known))
         .collect();
     let total = needed.iter().sum();
-    let count = table.count();
+    let count = table.route_limit();
     if !count.reserve(total) {
         return Err(SnapshotError::TooManyRoutes {
             needed: total,
@@ -334,8 +334,8 @@ impl Bulk<'_> {
                 self.tally.inserted += 1;
             }
             Ok((Added::Refreshed, _)) => self.tally.known += 1,
-            Err(Refused::Routes) => self.tally.refused += 1,
-            Err(Refused::Memory) => return Err(SnapshotError::OutOfMemory),
+            Err(CapacityError::Routes) => self.tally.refused += 1,
+            Err(CapacityError::Memory) => return Err(SnapshotError::OutOfMemory),
         }
         Ok(())
     }

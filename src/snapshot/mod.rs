@@ -142,6 +142,7 @@ pub struct SnapshotReport {
     pub refused: u64,
 }
 
+/// # Snapshots
 impl RouteTable {
     /// Writes the proxies, and all routes with their ages. See [`snapshot`](crate::snapshot) for the format.
     ///

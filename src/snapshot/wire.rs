@@ -17,26 +17,31 @@ pub(super) const FULL_PAYLOAD: usize = 1 << 17;
 
 /// A kind of section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(super) enum SectionKind {
     Proxies = 1,
     Uuids = 2,
     Names = 3,
     End = 4,
 }
 
-impl Kind {
-    pub(super) fn of(byte: u8) -> Option<Kind> {
-        [Kind::Proxies, Kind::Uuids, Kind::Names, Kind::End]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+impl SectionKind {
+    pub(super) fn of(byte: u8) -> Option<SectionKind> {
+        [
+            SectionKind::Proxies,
+            SectionKind::Uuids,
+            SectionKind::Names,
+            SectionKind::End,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
     }
 
     pub(super) fn part(self) -> SnapshotPart {
         match self {
-            Kind::Proxies => SnapshotPart::Proxies,
-            Kind::Uuids => SnapshotPart::Uuids,
-            Kind::Names => SnapshotPart::Names,
-            Kind::End => SnapshotPart::End,
+            SectionKind::Proxies => SnapshotPart::Proxies,
+            SectionKind::Uuids => SnapshotPart::Uuids,
+            SectionKind::Names => SnapshotPart::Names,
+            SectionKind::End => SnapshotPart::End,
         }
     }
 }
@@ -74,13 +79,13 @@ impl<W: Write> Sink<W> {
 
 /// A section that is being written.
 pub(super) struct Section {
-    kind: Kind,
+    kind: SectionKind,
     items: u32,
     payload: Vec<u8>,
 }
 
 impl Section {
-    pub(super) fn new(kind: Kind) -> Self {
+    pub(super) fn new(kind: SectionKind) -> Self {
         Self {
             kind,
             items: 0,
@@ -91,7 +96,7 @@ impl Section {
     /// Adds an item of a kind, which `encode` appends. First writes the section if it has another kind or is full.
     pub(super) fn push<W: Write>(
         &mut self,
-        kind: Kind,
+        kind: SectionKind,
         sink: &mut Sink<W>,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> io::Result<()> {
@@ -122,7 +127,7 @@ impl Section {
 
     /// Writes a snapshot's end.
     pub(super) fn write_end<W: Write>(totals: [u64; 3], sink: &mut Sink<W>) -> io::Result<()> {
-        let mut end = Section::new(Kind::End);
+        let mut end = Section::new(SectionKind::End);
         end.payload.extend(totals.iter().flat_map(|total| total.to_le_bytes()));
         end.write(sink)
     }

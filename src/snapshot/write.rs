@@ -9,10 +9,10 @@ use smallvec::SmallVec;
 
 use crate::proxies::Proxies;
 use crate::snapshot::SnapshotSize;
-use crate::snapshot::wire::{Kind, MAGIC, Section, Sink, VERSION, put_text, put_varint};
+use crate::snapshot::wire::{MAGIC, Section, SectionKind, Sink, VERSION, put_text, put_varint};
 use crate::sync::pin;
 use crate::table::RouteTable;
-use crate::types::node_id::Kind as NodeKind;
+use crate::types::node_id::IdKind;
 use crate::types::proxy::{ProxyDetails, ProxyRef};
 
 pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSize> {
@@ -23,7 +23,7 @@ pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSi
     header.extend(table.time().wall_clock().to_le_bytes());
     sink.write(&header)?;
 
-    let mut section = Section::new(Kind::Proxies);
+    let mut section = Section::new(SectionKind::Proxies);
     let indexes = write_proxies(table, &mut section, &mut sink)?;
     let (mut nodes, mut total) = (0, 0);
     table.walk(|node, copied| {
@@ -38,11 +38,11 @@ pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSi
         nodes += 1;
         total += routes.len() as u64;
         match node.kind() {
-            NodeKind::Uuid(uuid) => section.push(Kind::Uuids, &mut sink, |payload| {
+            IdKind::Uuid(uuid) => section.push(SectionKind::Uuids, &mut sink, |payload| {
                 payload.extend(uuid.as_bytes());
                 put_routes(payload, &routes);
             }),
-            NodeKind::Name(name) => section.push(Kind::Names, &mut sink, |payload| {
+            IdKind::Name(name) => section.push(SectionKind::Names, &mut sink, |payload| {
                 put_text(payload, name);
                 put_routes(payload, &routes);
             }),
@@ -73,7 +73,7 @@ fn write_proxies<W: Write>(
     let mut indexes = HashMap::default();
     for part in 0..Proxies::PARTS {
         for (proxy, details, incarnation) in scan_shard(table, part) {
-            section.push(Kind::Proxies, sink, |payload| {
+            section.push(SectionKind::Proxies, sink, |payload| {
                 put_text(payload, &details.id);
                 put_text(payload, &details.cluster_name);
                 put_text(payload, &details.addr);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::layout::{NUMBER_BITS, SHARD_BITS};
+use crate::layout::{RECORD_BITS, SHARD_BITS};
 
 /// Names the route of a node, for [`RouteTable::refresh_routes`](crate::RouteTable::refresh_routes).
 ///
@@ -18,13 +18,13 @@ use crate::layout::{NUMBER_BITS, SHARD_BITS};
 pub struct RouteHandle(u64);
 
 /// The bits that the kind of key, the shard and the record number leave for the hash.
-const CHECK_BITS: u32 = 64 - 1 - SHARD_BITS - NUMBER_BITS;
+const CHECK_BITS: u32 = 64 - 1 - SHARD_BITS - RECORD_BITS;
 
 impl RouteHandle {
     pub(crate) fn new(is_name: bool, hash: u64, number: u32) -> Self {
         let shard = hash >> (64 - SHARD_BITS);
         let place = u64::from(is_name) << SHARD_BITS | shard;
-        Self((place << NUMBER_BITS | u64::from(number)) << CHECK_BITS | Self::check(hash))
+        Self((place << RECORD_BITS | u64::from(number)) << CHECK_BITS | Self::check(hash))
     }
 
     fn check(hash: u64) -> u64 {
@@ -36,11 +36,11 @@ impl RouteHandle {
     }
 
     pub(crate) fn shard(self) -> usize {
-        (self.0 >> (CHECK_BITS + NUMBER_BITS)) as usize & ((1 << SHARD_BITS) - 1)
+        (self.0 >> (CHECK_BITS + RECORD_BITS)) as usize & ((1 << SHARD_BITS) - 1)
     }
 
     pub(crate) fn number(self) -> u32 {
-        (self.0 >> CHECK_BITS) as u32 & ((1 << NUMBER_BITS) - 1)
+        (self.0 >> CHECK_BITS) as u32 & ((1 << RECORD_BITS) - 1)
     }
 
     /// Whether the handle may belong to a node with this hash.

@@ -5,3 +5,4 @@ pub(crate) mod life;
 pub(crate) mod node_id;
 pub(crate) mod proxy;
 pub(crate) mod route;
+pub(crate) mod routes;

@@ -27,34 +27,34 @@ pub const MAX_TEXT: usize = 255;
 /// # Ok::<(), nodetracker::NodeIdError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(Kind);
+pub struct NodeId(IdKind);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum IdKind {
     Uuid(Uuid),
     Name(CompactString),
 }
 
 impl NodeId {
-    pub(crate) fn kind(&self) -> &Kind {
+    pub(crate) fn kind(&self) -> &IdKind {
         &self.0
     }
 
     /// Returns the ID of a name that is known to be acceptable, and not to be a UUID.
     pub(crate) fn from_name(name: &str) -> Self {
-        Self(Kind::Name(name.into()))
+        Self(IdKind::Name(name.into()))
     }
 
     pub(crate) fn is_name(&self) -> bool {
-        matches!(self.0, Kind::Name(_))
+        matches!(self.0, IdKind::Name(_))
     }
 
     /// The UUID, if the ID is a UUID.
     #[must_use]
     pub fn as_uuid(&self) -> Option<Uuid> {
         match self.0 {
-            Kind::Uuid(uuid) => Some(uuid),
-            Kind::Name(_) => None,
+            IdKind::Uuid(uuid) => Some(uuid),
+            IdKind::Name(_) => None,
         }
     }
 
@@ -62,8 +62,8 @@ impl NodeId {
     #[must_use]
     pub fn as_name(&self) -> Option<&str> {
         match &self.0 {
-            Kind::Uuid(_) => None,
-            Kind::Name(name) => Some(name),
+            IdKind::Uuid(_) => None,
+            IdKind::Name(name) => Some(name),
         }
     }
 }
@@ -97,10 +97,10 @@ impl FromStr for NodeId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match parse_uuid(text) {
-            Some(uuid) => Ok(Self(Kind::Uuid(uuid))),
+            Some(uuid) => Ok(Self(IdKind::Uuid(uuid))),
             None => {
                 check_text(text).map_err(NodeIdError)?;
-                Ok(Self(Kind::Name(text.into())))
+                Ok(Self(IdKind::Name(text.into())))
             }
         }
     }
@@ -123,7 +123,7 @@ fn parse_uuid(text: &str) -> Option<Uuid> {
 
 impl From<Uuid> for NodeId {
     fn from(uuid: Uuid) -> Self {
-        Self(Kind::Uuid(uuid))
+        Self(IdKind::Uuid(uuid))
     }
 }
 
@@ -131,8 +131,8 @@ impl fmt::Display for NodeId {
     /// Writes a UUID as 36 lower-case characters, and a name unchanged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Uuid(uuid) => fmt::Display::fmt(uuid, f),
-            Kind::Name(name) => f.pad(name),
+            IdKind::Uuid(uuid) => fmt::Display::fmt(uuid, f),
+            IdKind::Name(name) => f.pad(name),
         }
     }
 }

@@ -41,12 +41,46 @@ impl ProxyRef {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ProxyDetails {
+    pub(crate) id: CompactString,
+    pub(crate) cluster_name: CompactString,
+    pub(crate) addr: CompactString,
+}
+
+impl ProxyDetails {
     /// The proxy's ID, as it was registered.
-    pub id: CompactString,
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// The cluster to which the proxy belongs.
-    pub cluster_name: CompactString,
+    #[must_use]
+    pub fn cluster_name(&self) -> &str {
+        &self.cluster_name
+    }
+
     /// The address at which other proxies reach the proxy, `host:port`.
-    pub addr: CompactString,
+    #[must_use]
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    /// Returns the ID, the cluster's name and the address. Strings of more than 24 bytes are not copied.
+    #[must_use]
+    pub fn into_parts(self) -> (String, String, String) {
+        (self.id.into(), self.cluster_name.into(), self.addr.into())
+    }
+}
+
+impl From<Proxy<'_>> for ProxyDetails {
+    /// Copies the strings, and does not check them.
+    fn from(proxy: Proxy<'_>) -> Self {
+        Self {
+            id: proxy.id.into(),
+            cluster_name: proxy.cluster_name.into(),
+            addr: proxy.addr.into(),
+        }
+    }
 }
 
 impl<'a> From<&'a ProxyDetails> for Proxy<'a> {

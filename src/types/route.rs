@@ -6,6 +6,7 @@ use crate::types::proxy::{ProxyDetails, ProxyRef};
 
 /// A route from a node to a proxy, as a look-up returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Route {
     /// The proxy that holds the tunnel; [`RouteTable::proxy`](crate::RouteTable::proxy) returns its address.
     pub proxy: ProxyRef,
@@ -13,9 +14,22 @@ pub struct Route {
     pub last_refresh: SystemTime,
 }
 
+/// A route, as [`RouteTable::resolve`](crate::RouteTable::resolve) returns it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ResolvedRoute {
+    /// The proxy that holds the tunnel.
+    pub proxy: ProxyRef,
+    /// The proxy's details.
+    pub details: ProxyDetails,
+    /// When this route was last refreshed, to the millisecond.
+    pub last_refresh: SystemTime,
+}
+
 /// A route as [`RouteTable::explain`](crate::RouteTable::explain) returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct ExplainedRoute {
     /// The proxy, or `None` if it was removed.
     pub proxy: Option<ProxyDetails>,

@@ -16,7 +16,7 @@ use loom::thread;
 use uuid::Uuid;
 
 use crate::sync::epoch;
-use crate::{ManualClock, NodeId, Proxy, ProxyRef, RouteBatch, RouteTable, Verdict};
+use crate::{ManualClock, NodeId, Proxy, ProxyRef, RouteTable, Verdict};
 
 /// A fact that must hold in at least one execution of a model.
 #[derive(Clone, Default)]
@@ -181,12 +181,10 @@ fn a_stalled_refresh_never_refreshes_another_proxys_route() {
     model(
         3,
         |world, old| {
-            let mut handles = Vec::new();
-            let added = world.table.add_nodes_with_handles(&[node()], old, &mut handles);
-            added.expect("it is registered");
-            handles
+            let added = world.table.add_nodes_with_handles(&[node()], old);
+            added.expect("it is registered").handles
         },
-        |world, old, handles| _ = world.table.refresh_routes(&handles, old, &mut Vec::new()),
+        |world, old, handles| _ = world.table.refresh_routes(&handles, old),
         |world, old| {
             let new = world.replace(old);
             world.add(new);
@@ -238,9 +236,9 @@ fn add_two(world: &World, old: ProxyRef) {
 }
 
 fn batch(world: &World) -> Vec<ProxyRef> {
-    let mut answers = RouteBatch::new();
-    world.table.get_proxies_batch(&[node()], &mut answers);
-    answers.iter().flatten().map(|route| route.proxy).collect()
+    let nodes = [node()];
+    let routes = world.table.get_proxies_batch(&nodes).flatten();
+    routes.map(|route| route.proxy).collect()
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub(crate) fn content(table: &RouteTable) -> Content {
     let mut content = Content::new();
     table.for_each_route(|node, route| {
         let details = table.proxy(route.proxy).expect("its routes are reported");
-        let strings = [details.id, details.cluster_name, details.addr].map(Into::into);
+        let strings = details.into_parts().into();
         content
             .entry(node.clone())
             .or_default()

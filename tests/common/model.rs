@@ -207,7 +207,7 @@ impl Model {
     fn find(&self, id: &str) -> Option<ProxyRef> {
         self.known
             .iter()
-            .find(|(_, known)| known.details.id == id)
+            .find(|(_, known)| known.details.id() == id)
             .map(|(&proxy, _)| proxy)
     }
 
@@ -241,7 +241,7 @@ impl Model {
         result: Result<ProxyRef, RegisterError>,
     ) -> Result<(), String> {
         let old = self.find(proxy.id);
-        let others = self.known.iter().filter(|(_, known)| known.details.id != proxy.id);
+        let others = self.known.iter().filter(|(_, known)| known.details.id() != proxy.id);
         let certain = others.clone().filter(|(_, known)| !known.perhaps_dropped).count();
         let at_most = others.count() + self.leaving + usize::from(old.is_some_and(|old| self.perhaps_dropped(old)));
         let limit = self.setup.max_proxies.unwrap_or(usize::MAX);
@@ -277,11 +277,7 @@ impl Model {
                 ensure!(!self.handed_out.contains(&new), "{new:?} was handed out before");
                 self.handed_out.push(new);
             }
-            let details = ProxyDetails {
-                id: proxy.id.into(),
-                cluster_name: proxy.cluster_name.into(),
-                addr: proxy.addr.into(),
-            };
+            let details = ProxyDetails::from(*proxy);
             let idle_since = self.known.get(&new).map_or(self.now, |known| known.idle_since);
             self.known.insert(
                 new,

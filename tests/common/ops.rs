@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nodetracker::snapshot::Ages;
 use nodetracker::{
-    AddError, AddNodesError, Added, Clock, ManualClock, NodeId, Proxy, ProxyRef, ReportError, Route, RouteBatch,
-    RouteHandle, RouteTable, Verdict,
+    AddError, AddHandlesError, Added, AddedHandles, Clock, ManualClock, NodeId, Proxy, ProxyRef, RefreshedRoutes,
+    ReportError, Route, RouteHandle, RouteTable, Verdict,
 };
 use uuid::Uuid;
 
@@ -78,7 +78,6 @@ pub(crate) struct Subject {
     /// The last reference that each proxy ID had.
     refs: Vec<Option<ProxyRef>>,
     handles: Vec<Handle>,
-    answers: RouteBatch,
 }
 
 /// A route's handle that was kept.
@@ -109,7 +108,6 @@ impl Subject {
             nodes: (0..setup.nodes).map(node).collect(),
             refs: vec![None; usize::from(setup.proxies)],
             handles: Vec::new(),
-            answers: RouteBatch::new(),
         }
     }
 
@@ -203,10 +201,10 @@ impl Subject {
     fn check_all(&mut self) -> Result<(), String> {
         (0..self.setup.nodes).try_for_each(|node| self.get(node))?;
         let compare_times = self.read_clock();
-        self.table.get_proxies_batch(&self.nodes, &mut self.answers);
-        ensure!(self.answers.len() == self.nodes.len(), "{} answers", self.answers.len());
-        for (node, answer) in self.nodes.iter().zip(self.answers.iter()) {
-            self.model.check_get(node, answer, compare_times)?;
+        let answers = self.table.get_proxies_batch(&self.nodes);
+        ensure!(answers.len() == self.nodes.len(), "{} answers", answers.len());
+        for (node, answer) in self.nodes.iter().zip(answers) {
+            self.model.check_get(node, &answer, compare_times)?;
         }
         let stats = self.table.stats();
         ensure!(
@@ -359,21 +357,16 @@ impl Subject {
         self.read_clock();
         let indexes: Vec<_> = range(self.setup.nodes, first, count).map(usize::from).collect();
         let nodes: Vec<_> = indexes.iter().map(|&index| self.nodes[index].clone()).collect();
-        let mut handles = Vec::new();
         let len = self.table.len();
-        let result = self.table.add_nodes_with_handles(&nodes, proxy, &mut handles);
-        let (added, error) = match result {
-            Ok(added) => (added.inserted + added.refreshed, None),
-            Err(AddNodesError { added, error }) => (added, Some(error)),
+        let result = self.table.add_nodes_with_handles(&nodes, proxy);
+        let (counts, handles, error) = match result {
+            Ok(AddedHandles { added, handles, .. }) => (Some(added), handles, None),
+            Err(AddHandlesError { handles, error, .. }) => (None, handles, Some(error)),
         };
         ensure!(
-            handles.len() == added,
-            "{added} were added, with {} handles",
-            handles.len()
-        );
-        ensure!(
-            error.is_some() || added == nodes.len(),
-            "{added} of {} were added",
+            error.is_some() || handles.len() == nodes.len(),
+            "{} of {} were added",
+            handles.len(),
             nodes.len()
         );
         let mut inserted = 0;
@@ -388,12 +381,14 @@ impl Subject {
             });
         }
         if let Some(error) = error {
-            self.model.check_add(&nodes[added], proxy, len + inserted, Err(error))?;
+            self.model
+                .check_add(&nodes[handles.len()], proxy, len + inserted, Err(error))?;
         }
-        if let Ok(added) = result {
+        if let Some(counts) = counts {
             ensure!(
-                added.inserted == inserted,
-                "{added:?}, expected {inserted} to be inserted"
+                counts.inserted == inserted && counts.len() == nodes.len(),
+                "{counts:?}, expected {inserted} of {} to be inserted",
+                nodes.len()
             );
         }
         Ok(())
@@ -411,8 +406,7 @@ impl Subject {
             .filter(|handle| handle.proxy == proxy)
             .collect();
         let handles: Vec<_> = kept.iter().map(|kept| kept.handle).collect();
-        let mut gone = Vec::new();
-        let Ok(refreshed) = self.table.refresh_routes(&handles, proxy, &mut gone) else {
+        let Ok(RefreshedRoutes { refreshed, gone, .. }) = self.table.refresh_routes(&handles, proxy) else {
             return self
                 .model
                 .check_add(&self.nodes[0], proxy, 0, Err(AddError::UnknownProxy));

@@ -324,7 +324,7 @@ fn a_proxy_needs_no_cluster_name() {
             ..proxy("proxy")
         })
         .expect("registers");
-    assert_eq!(table.proxy(proxy).expect("is there").cluster_name, "");
+    assert_eq!(table.proxy(proxy).expect("is there").cluster_name(), "");
 }
 
 // --- proxies
@@ -347,7 +347,7 @@ fn registering_again_updates_the_address_for_all_routes() {
         let routes = table.get_proxies(node);
         let details = table.proxy(routes[0].proxy).expect("is there");
         assert_eq!(
-            (&*details.id, &*details.cluster_name, &*details.addr),
+            (details.id(), details.cluster_name(), details.addr()),
             ("proxy-1", "west", "198.51.100.7:443")
         );
     }
@@ -436,16 +436,10 @@ fn a_batch_through_a_removed_proxy_is_refused() {
     let (table, _clock) = table();
     let proxy = register(&table, "proxy-1");
     let nodes = ["node-1", "550e8400-e29b-41d4-a716-446655440000"].map(node);
-    let mut handles = Vec::new();
-    let added = table.add_nodes_with_handles(&nodes, proxy, &mut handles);
-    assert_eq!(added.map(|added| added.inserted), Ok(2));
+    let added = table.add_nodes_with_handles(&nodes, proxy).expect("there is room");
+    assert_eq!(added.added.inserted, 2);
     assert!(table.remove_proxy(proxy));
-    let mut gone = Vec::new();
-    assert_eq!(
-        table.refresh_routes(&handles, proxy, &mut gone),
-        Err(AddError::UnknownProxy)
-    );
-    assert!(gone.is_empty(), "{gone:?}");
+    assert_eq!(table.refresh_routes(&added.handles, proxy), Err(AddError::UnknownProxy));
     let refused = table.add_nodes(&nodes, proxy).expect_err("the proxy is gone");
     assert_eq!((refused.added, refused.error), (0, AddError::UnknownProxy));
 }
@@ -455,18 +449,15 @@ fn a_handle_of_a_node_that_is_gone_refreshes_no_other() {
     let (table, clock) = table();
     let proxy = register(&table, "proxy-1");
     let nodes = |from: u128| -> Vec<NodeId> { (from..from + 2_000).map(|n| Uuid::from_u128(n).into()).collect() };
-    let mut handles = Vec::new();
-    table
-        .add_nodes_with_handles(&nodes(0), proxy, &mut handles)
-        .expect("there is room");
+    let added = table.add_nodes_with_handles(&nodes(0), proxy).expect("there is room");
     assert!(nodes(0).iter().all(|node| table.remove_node(node)));
     // The shards move to slabs without the nodes, so that others get their record numbers.
     sweep_fully(&table);
     table.add_nodes(&nodes(5_000), proxy).expect("there is room");
     clock.advance(TICK);
-    let mut gone = Vec::new();
-    assert_eq!(table.refresh_routes(&handles, proxy, &mut gone), Ok(0));
-    assert_eq!(gone, (0..2_000).collect::<Vec<_>>());
+    let refreshed = table.refresh_routes(&added.handles, proxy).expect("it is registered");
+    assert_eq!(refreshed.refreshed, 0);
+    assert_eq!(refreshed.gone, (0..2_000).collect::<Vec<_>>());
 }
 
 // --- routes and time
@@ -834,7 +825,7 @@ fn at_most_max_proxies_are_registered() {
         }),
         Ok(one)
     );
-    assert_eq!(table.proxy(one).expect("is there").addr, "192.0.2.9:1");
+    assert_eq!(table.proxy(one).expect("is there").addr(), "192.0.2.9:1");
     assert!(table.remove_proxy(one));
     // The place is free after a grace period, which other tests' threads can delay, and a full round.
     let freed = (0..100_000).any(|_| {
@@ -901,7 +892,7 @@ fn a_report_registers_the_proxy_and_adds_the_route() {
     assert_eq!(table.report_node(&node_1, &proxy("proxy-1")), Ok(Added::Refreshed));
     let routes = table.get_proxies(&node_1);
     assert_eq!(routes.len(), 1);
-    assert_eq!(table.proxy(routes[0].proxy).expect("is registered").id, "proxy-1");
+    assert_eq!(table.proxy(routes[0].proxy).expect("is registered").id(), "proxy-1");
 
     let bad = Proxy {
         addr: "nowhere",

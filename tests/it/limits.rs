@@ -116,7 +116,7 @@ fn a_snapshot_at_the_last_tick_is_read() {
         for node in &nodes {
             let ids: Vec<_> = answer(table, node)
                 .into_iter()
-                .map(|proxy| table.proxy(proxy).expect("it is registered").id)
+                .map(|proxy| table.proxy(proxy).expect("it is registered").id().to_owned())
                 .collect();
             assert_eq!(ids, ["proxy-2", "proxy-1"]);
         }
@@ -166,7 +166,7 @@ fn the_last_proxy_number_is_as_good_as_the_first() {
     }
     assert_eq!(answer(&table, &nodes[0]), [last]);
     assert_eq!(answer(&table, &nodes[1]), [last, first]);
-    let id = table.proxy(last).expect("it is registered").id;
+    let id = table.proxy(last).expect("it is registered").id().to_owned();
     assert_eq!(id, Uuid::from_u128(count as u128 - 1).to_string());
     assert!(table.remove_proxy(last));
     assert_eq!(answer(&table, &nodes[0]), []);

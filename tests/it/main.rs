@@ -11,6 +11,7 @@ mod limits;
 mod linearizability;
 mod model;
 mod page;
+mod results;
 #[cfg(feature = "serde")]
 mod serialize;
 mod snapshot;

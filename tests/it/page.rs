@@ -55,7 +55,7 @@ fn pages_of_any_size_have_every_node_once() {
         let distinct: HashSet<&NodeId> = found.iter().map(|found| &found.node).collect();
         assert_eq!(distinct, nodes.iter().collect());
         for found in &found {
-            assert_eq!(found.routes.as_slice(), table.get_proxies(&found.node).as_slice());
+            assert_eq!(found.routes, table.get_proxies(&found.node));
         }
     }
 }
@@ -79,6 +79,66 @@ fn a_page_has_only_what_is_wanted() {
         from = page.next;
     }
     assert_eq!(found, 50);
+}
+
+/// A cursor may hold the next nodes; its text does not.
+#[test]
+fn a_cursor_and_its_text_lead_to_the_same_pages() {
+    let table = RouteTable::new();
+    let proxies = register(&table, 2);
+    for i in 0..3_000 {
+        table.add_node(&node(i), proxies[0]).expect("there is room");
+        if i % 7 == 0 {
+            table.add_node(&node(i), proxies[1]).expect("there is room");
+        }
+    }
+    for most in [1, 2, 5, 12, 13, 14, 100] {
+        let (mut nodes, mut from) = (Vec::new(), Some(NodeCursor::default()));
+        while let Some(cursor) = from {
+            let read: NodeCursor = cursor.to_string().parse().expect("it can be read again");
+            assert_eq!(read, cursor);
+            let page = table.nodes_page(&cursor, most, |node, _| node.to_string().len() > 8);
+            let again = table.nodes_page(&read, most, |node, _| node.to_string().len() > 8);
+            assert!(page.nodes.len() <= most, "at most {most}");
+            assert!(again.nodes.starts_with(&page.nodes) || page.nodes.starts_with(&again.nodes));
+            nodes.extend(page.nodes);
+            from = page.next;
+        }
+        let found: HashSet<&NodeId> = nodes.iter().map(|found| &found.node).collect();
+        assert_eq!(found.len(), nodes.len(), "{most} a page");
+        assert!(
+            (0..3_000)
+                .map(node)
+                .filter(|node| node.to_string().len() > 8)
+                .all(|node| found.contains(&node))
+        );
+    }
+}
+
+/// Nodes that a cursor holds may be removed, and may come back with other routes.
+#[test]
+fn a_page_reads_the_present_routes_of_the_nodes_that_its_cursor_holds() {
+    let table = RouteTable::new();
+    let proxies = register(&table, 2);
+    let nodes: HashSet<NodeId> = (0..50).map(node).collect();
+    nodes.iter().for_each(|node| _ = table.add_node(node, proxies[0]));
+    let first = table.nodes_page(&NodeCursor::default(), 1, |_, _| true);
+    table.remove_proxy(proxies[0]);
+    let (kept, gone): (Vec<&NodeId>, Vec<&NodeId>) = nodes.iter().partition(|node| node.as_uuid().is_none());
+    kept.iter().for_each(|node| _ = table.add_node(node, proxies[1]));
+    let (mut found, mut from) = (HashSet::new(), first.next);
+    while let Some(cursor) = from {
+        let page = table.nodes_page(&cursor, 1, |_, _| true);
+        for NodeRoutes { node, routes } in page.nodes {
+            assert_eq!(routes, table.get_proxies(&node));
+            assert!(!gone.contains(&&node) && found.insert(node));
+        }
+        from = page.next;
+    }
+    assert!(
+        kept.iter()
+            .all(|node| found.contains(*node) || *node == &first.nodes[0].node)
+    );
 }
 
 /// The node that a page ended with may be removed, and others may be added before it: the next page starts behind its place.

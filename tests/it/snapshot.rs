@@ -76,7 +76,7 @@ fn refused(table: &RouteTable, bytes: &[u8]) -> SnapshotError {
 fn answer(table: &RouteTable, node: &NodeId) -> Vec<String> {
     let routes = table.get_proxies(node);
     check_answer(&routes).expect("a good answer");
-    let id = |proxy| table.proxy(proxy).expect("it is registered").id.into();
+    let id = |proxy| table.proxy(proxy).expect("it is registered").id().into();
     routes.iter().map(|route| id(route.proxy)).collect()
 }
 
@@ -428,7 +428,7 @@ fn a_registered_proxy_keeps_its_details() {
     };
     let known = other.register_proxy(&moved).expect("registers");
     read(&other, &written(&table));
-    assert_eq!(other.proxy(known).expect("it is registered").addr, moved.addr);
+    assert_eq!(other.proxy(known).expect("it is registered").addr(), moved.addr);
     assert_eq!(other.get_proxies(&node(0))[0].proxy, known);
 }
 
@@ -1073,7 +1073,7 @@ fn ids_and_ages(table: &RouteTable, clock: &ManualClock, node: &NodeId) -> Vec<(
             .expect("a time in the past")
             .as_millis() as u64
     };
-    let id = |proxy| table.proxy(proxy).expect("it is registered").id.into();
+    let id = |proxy| table.proxy(proxy).expect("it is registered").id().into();
     routes
         .iter()
         .map(|route| (id(route.proxy), age(route.last_refresh)))

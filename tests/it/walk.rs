@@ -49,7 +49,7 @@ fn a_walk_reports_what_look_ups_answer() {
     let mut walked = walk(&table);
     assert_eq!(walked[&nodes[0]].len(), 63, "64 routes, one of a removed proxy");
     for node in &nodes {
-        let answer = table.get_proxies(node).into_vec();
+        let answer = table.get_proxies(node).to_vec();
         assert_eq!(
             walked.remove(node).unwrap_or_default(),
             answer,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nodetracker::{Added, NodeId, RouteBatch};
+use nodetracker::{Added, NodeId};
 
 use crate::heap::allocations;
 use crate::input::{Fleet, PROXIES, named_node, node};
@@ -58,22 +58,22 @@ pub(crate) fn calls(findings: &mut Findings) {
     findings.found("look-up-of-two", count(look_up_two));
 
     tick();
-    let mut answers = RouteBatch::new();
     let look_up_batch = |_, nodes: &[_; BATCH]| {
-        fleet.table.get_proxies_batch(nodes, &mut answers);
-        assert!(answers.iter().all(|routes| routes.len() == 2));
+        let mut answers = fleet.table.get_proxies_batch(nodes);
+        assert!(answers.all(|routes| routes.len() == 2));
     };
     findings.found("look-up-batch", count_batches(look_up_batch));
-    let mut handles = Vec::new();
-    let mut gone = Vec::new();
+    let batch = |n| std::array::from_fn::<_, BATCH, _>(|i| node(n + PROXIES * i as u64));
+    let announce = |n| fleet.table.add_nodes_with_handles(&batch(n), fleet.proxy(n));
+    let announced: Vec<_> = (0..PROXIES).map(announce).collect();
     let refresh_batch = |n, nodes: &[_; BATCH]| {
         let proxy = fleet.proxy(n);
-        handles.clear();
-        let added = fleet.table.add_nodes_with_handles(nodes, proxy, &mut handles);
+        let added = fleet.table.add_nodes(nodes, proxy);
         assert_eq!(added.map(|added| added.refreshed), Ok(BATCH));
         tick();
-        let refreshed = fleet.table.refresh_routes(&handles, proxy, &mut gone);
-        assert_eq!(refreshed, Ok(BATCH));
+        let announced = announced[(n % PROXIES) as usize].as_ref().expect("there is room");
+        let refreshed = fleet.table.refresh_routes(&announced.handles, proxy);
+        assert_eq!(refreshed.map(|refreshed| refreshed.refreshed), Ok(BATCH));
     };
     findings.found("refresh-batch", count_batches(refresh_batch));
 }

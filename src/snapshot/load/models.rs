@@ -15,12 +15,12 @@ fn load(world: &World, proxy: ProxyRef) {
         shard: table.shards().number_of(&node(), table.hash(&node())),
         nodes,
     };
-    assert!(table.count().reserve(1));
+    assert!(table.route_limit().reserve(1));
     let bulk = Bulk {
         table,
         proxies: &[Some(proxy)],
         room: Room {
-            count: table.count(),
+            count: table.route_limit(),
             routes: 1,
         },
         tally: Tally::default(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -75,18 +75,19 @@ impl Target {
             .unwrap_or_default()
     }
 
-    /// Connects, over TLS if there is a configuration for TLS.
-    pub(crate) async fn connect(&self, tls: Option<Arc<ClientConfig>>) -> Result<Transport, String> {
+    /// Connects, over TLS if there is a configuration for TLS. The connection breaks if the tracker does not answer a ping
+    /// within `timeout`.
+    pub(crate) async fn connect(&self, tls: Option<Arc<ClientConfig>>, timeout: Duration) -> Result<Transport, String> {
         let stream = TcpStream::connect(&self.authority)
             .await
             .map_err(|error| format!("cannot connect: {error}"))?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         let Some(tls) = tls else {
-            return Transport::over(stream).await;
+            return Transport::over(stream, timeout).await;
         };
         let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
         match TlsConnector::from(tls).connect(name, stream).await {
-            Ok(stream) => Transport::over(stream).await,
+            Ok(stream) => Transport::over(stream, timeout).await,
             Err(_) if self.first_bytes().await.is_some_and(is_settings) => Err(format!(
                 "the server speaks plaintext: use --addr http://{self} without --ca-file"
             )),
@@ -129,13 +130,26 @@ fn is_settings(bytes: [u8; 5]) -> bool {
     matches!(bytes, [0, _, _, 4, 0])
 }
 
+/// A tracker that is silent for so long is pinged.
+const PING_AFTER: Duration = Duration::from_secs(10);
+
+/// No ping waits longer. hyper cannot add every duration to a time.
+const LONGEST_PING: Duration = Duration::from_secs(86_400);
+
 /// A connected HTTP/2 client, in the form that generated clients take.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport(SendRequest<Body>);
 
 impl Transport {
-    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Self, String> {
-        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+    async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        timeout: Duration,
+    ) -> Result<Self, String> {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(timeout.min(PING_AFTER))
+            .keep_alive_timeout(timeout.min(LONGEST_PING))
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| format!("no HTTP/2: {error}"))?;
         // The connection's errors reach the calls that they break.

@@ -34,10 +34,11 @@ pub(crate) fn node(node: &NodeId) -> v1::NodeId {
 }
 
 pub(crate) fn proxy(details: ProxyDetails) -> v1::Proxy {
+    let (proxy_id, cluster_name, addr) = details.into_parts();
     v1::Proxy {
-        proxy_id: details.id.into(),
-        cluster_name: details.cluster_name.into(),
-        addr: details.addr.into(),
+        proxy_id,
+        cluster_name,
+        addr,
     }
 }
 

@@ -20,8 +20,8 @@ pub(crate) fn text(field: impl Display, reason: TextError) -> Status {
 }
 
 /// A string in `field` is not a node ID.
-pub(crate) fn node_id(field: impl Display, NodeIdError(reason): NodeIdError) -> Status {
-    text(field, reason)
+pub(crate) fn node_id(field: impl Display, error: NodeIdError) -> Status {
+    text(field, error.0)
 }
 
 /// A proxy was not registered. `path` is the prefix of the proxy's fields.

@@ -41,11 +41,14 @@ impl NodeTracker {
     #[inline(never)]
     pub(crate) fn get_proxies(&self, request: api::GetProxiesRequest) -> Result<api::GetProxiesResponse, Status> {
         let node = node_id(&request.node_id)?;
-        let details = self.table.resolve(&node).into_iter().map(|route| api::ProxyDetails {
-            id: route.details.id.into(),
-            cluster_name: route.details.cluster_name.into(),
-            addr: route.details.addr.into(),
-            updated_at: Some(route.last_refresh.into()),
+        let details = self.table.resolve(&node).into_iter().map(|route| {
+            let (id, cluster_name, addr) = route.details.into_parts();
+            api::ProxyDetails {
+                id,
+                cluster_name,
+                addr,
+                updated_at: Some(route.last_refresh.into()),
+            }
         });
         Ok(api::GetProxiesResponse {
             proxy_details: details.collect(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nodetracker::{AddedNodes, MAX_ROUTES_PER_NODE, ReportNodesError, RouteBatch, RouteTable};
+use nodetracker::{AddedNodes, MAX_ROUTES_PER_NODE, ReportNodesError, RouteTable};
 use nodetracker_proto::v1;
 use tonic::Status;
 
@@ -77,7 +77,6 @@ impl Routes {
         context: &mut CallContext,
     ) -> Result<Bytes, Status> {
         let nodes = parse::nodes(request.nodes)?;
-        let mut batch = RouteBatch::new();
         let mut response = RoutesEncoder::new(&self.table, nodes.len());
         context.reply.grow_to(response.size())?;
         let mut parts = Parts::new(NODE_WORK + MAX_ROUTES_PER_NODE * ROUTE_WORK);
@@ -86,10 +85,9 @@ impl Routes {
             let part = rest.len().min(parts.next(&context.turns).await);
             let (part, after) = rest.split_at(part);
             rest = after;
-            self.table.get_proxies_batch(part, &mut batch);
             let mut work = 0;
-            for routes in batch.iter() {
-                response.push(routes);
+            for routes in self.table.get_proxies_batch(part) {
+                response.push(&routes);
                 work += NODE_WORK + routes.len() * ROUTE_WORK;
             }
             parts.done(part.len(), work);

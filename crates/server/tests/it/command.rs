@@ -470,6 +470,54 @@ fn a_watch_prints_a_line_for_each_change_until_ctrl_c() {
     }
 }
 
+/// The connection stays open, as it does when the tracker's machine loses its power.
+#[tokio::test]
+async fn a_watch_ends_if_the_tracker_vanishes() {
+    use std::io::{BufRead, BufReader};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    // `timeout` exits with 124 if it has to end the watch.
+    let mut child = Command::new("timeout")
+        .args([
+            "60",
+            env!("CARGO_BIN_EXE_nodetracker"),
+            "watch",
+            "--timeout",
+            "200ms",
+            "--addr",
+            &addr,
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let (_, mut respond) = connection.accept().await.unwrap().unwrap();
+    let response = http::Response::builder().header("content-type", "application/grpc");
+    let mut body = respond.send_response(response.body(()).unwrap(), false).unwrap();
+    // WatchResponse.snapshot_end, without fields.
+    body.send_data(framed(&[0x12, 0]).into(), false).unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let first_line = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        line
+    });
+    // The tracker answers pings until the watch has begun.
+    tokio::select! {
+        line = first_line => assert_eq!(line.unwrap(), "snapshot_end\n"),
+        _ = connection.accept() => panic!("the watch ended"),
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let line =
+        format!("nodetracker: {addr}: UNAVAILABLE: the connection broke, or a ping had no answer within 200ms\n");
+    assert_eq!(stderr(&output), line);
+    drop((connection, listener));
+}
+
 /// Somebody who is tired of waiting for a server that says nothing.
 #[test]
 fn ctrl_c_ends_a_command_at_once() {

@@ -748,7 +748,7 @@ async fn calls_of_the_frozen_contract_speak_for_the_current_incarnation() {
     client.add_node(add("node-2", "proxy-1", "proxy:2")).await.unwrap();
     first.acked(heartbeat(&[])).await;
     first.acked(down(&[])).await;
-    assert_eq!(table.proxy(proxy).unwrap().addr, "proxy:2");
+    assert_eq!(table.proxy(proxy).unwrap().addr(), "proxy:2");
     // They go with it.
     Session::begin(&server, 2).await;
     assert_eq!(routes(table, &name(2)), []);

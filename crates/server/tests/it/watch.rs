@@ -156,7 +156,7 @@ fn all(table: &RouteTable) -> BTreeSet<(String, String, String)> {
     let mut all = BTreeSet::new();
     table.for_each_route(|node, route| {
         if let Some(proxy) = table.proxy(route.proxy) {
-            all.insert((node.to_string(), proxy.id.to_string(), proxy.addr.to_string()));
+            all.insert((node.to_string(), proxy.id().to_string(), proxy.addr().to_string()));
         }
     });
     all

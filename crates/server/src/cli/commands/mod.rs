@@ -38,7 +38,7 @@ pub(crate) struct TrackerArgs {
     /// PEM file with the only authorities to trust; needed for https
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// How long the connection may take, and then each call
+    /// How long the connection may take, and then each call, or the answer to a ping during a watch
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = timeout_value)]
     timeout: Duration,
 }
@@ -128,7 +128,7 @@ impl TrackerArgs {
                 Err(reason) => return usage(&format!("--ca-file: {reason}")),
             },
         };
-        let connected = timeout(self.timeout, self.addr.connect(tls)).await;
+        let connected = timeout(self.timeout, self.addr.connect(tls, self.timeout)).await;
         connected
             .unwrap_or_else(|_| Err(format!("cannot connect within {}", self.limit())))
             .map_err(|reason| CommandError::Connect {

@@ -66,9 +66,25 @@ async fn follow(watch: Watch) -> Result<(), CommandError> {
                     .failed(tonic::Status::unavailable("the tracker ended the watch"))
                     .await);
             }
+            Err(status) if is_lost(&status) => {
+                let reason = format!("the connection broke, or a ping had no answer within {}", at.limit());
+                return Err(at.failed(tonic::Status::unavailable(reason)).await);
+            }
             Err(status) => return Err(at.failed(status).await),
         }
     }
+}
+
+/// Returns whether the connection broke. hyper breaks the connection as well, if a ping has no answer in time.
+fn is_lost(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.downcast_ref().is_some_and(h2::Error::is_io) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn print(format: Format, events: &[Event]) -> Result<(), CommandError> {

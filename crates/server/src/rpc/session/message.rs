@@ -20,8 +20,6 @@ const HANDLE: usize = size_of::<RouteHandle>();
 pub(crate) struct Scratch {
     pub(crate) nodes: Vec<NodeId>,
     pub(crate) handles: Vec<RouteHandle>,
-    /// Positions in `handles` of those whose routes are gone.
-    pub(crate) gone: Vec<usize>,
 }
 
 /// Lends the thread's scratch space, which grows to the size of the largest message.

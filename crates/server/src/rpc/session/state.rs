@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use nodetracker::{AddError, AddNodesError, BeginError, Incarnation, ProxyRef, StaleIncarnation};
+use nodetracker::{AddError, AddHandlesError, AddedHandles, BeginError, Incarnation, ProxyRef, StaleIncarnation};
 use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::v1::{self, SessionRefusal, SessionSupersededReason};
@@ -193,40 +193,37 @@ impl Open {
     }
 
     fn nodes_up(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Failure> {
-        let refusal = loop {
-            scratch.handles.clear();
-            let added = shared
-                .table
-                .add_nodes_with_handles(&scratch.nodes, self.proxy, &mut scratch.handles);
-            match added.map_err(|AddNodesError { error, .. }| error) {
-                Ok(_) => break SessionRefusal::Unspecified,
-                Err(AddError::UnknownProxy) => _ = self.resume(shared)?,
-                Err(AddError::TooManyRoutes { .. }) => break SessionRefusal::TooManyRoutes,
-                Err(_) => break SessionRefusal::OutOfMemory,
+        let (handles, refusal) = loop {
+            let (handles, error) = match shared.table.add_nodes_with_handles(&scratch.nodes, self.proxy) {
+                Ok(AddedHandles { handles, .. }) => break (handles, SessionRefusal::Unspecified),
+                Err(AddHandlesError { handles, error, .. }) => (handles, error),
+            };
+            match error {
+                AddError::UnknownProxy => _ = self.resume(shared)?,
+                AddError::TooManyRoutes { .. } => break (handles, SessionRefusal::TooManyRoutes),
+                _ => break (handles, SessionRefusal::OutOfMemory),
             }
         };
         Ok(Response::Handles(v1::SessionHandles {
-            handles: message::encode_handles(scratch.handles.iter()),
+            handles: message::encode_handles(handles.iter()),
             refusal: refusal.into(),
         }))
     }
 
     fn heartbeat(&mut self, scratch: &mut Scratch, shared: &Shared) -> Result<Response, Failure> {
-        let Scratch { handles, gone, .. } = scratch;
-        gone.clear();
-        let refreshed = shared.table.refresh_routes(handles, self.proxy, gone);
+        let handles = &scratch.handles;
+        let refreshed = shared.table.refresh_routes(handles, self.proxy);
         // A heartbeat without handles refreshes the proxy itself. Otherwise its routes keep it registered.
-        let is_registered = match refreshed {
-            Ok(_) if !handles.is_empty() => true,
-            Ok(_) | Err(_) => self.resume(shared)?.is_resumed,
-        };
+        let is_registered = (refreshed.is_ok() && !handles.is_empty()) || self.resume(shared)?.is_resumed;
         if !is_registered {
             return Ok(Response::Resync(v1::SessionResync {}));
         }
+        // If the refresh failed, the next heartbeat reports the handles whose routes are gone.
+        let refreshed = refreshed.unwrap_or_default();
         let interval = shared.heartbeat_interval();
         let has_changed = std::mem::replace(&mut self.announced_interval, interval) != interval;
         Ok(Response::Ack(v1::SessionAck {
-            gone_handles: message::encode_handles(gone.iter().map(|&at| &handles[at])),
+            gone_handles: message::encode_handles(refreshed.gone.iter().map(|&at| &handles[at])),
             heartbeat_interval: has_changed.then(|| to_wire(interval)).flatten(),
         }))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::vec::IntoIter;
 
 use bytes::Bytes;
-use nodetracker::{NodeCursor, NodeId, NodeRoutes, RouteBatch, RouteTable};
+use nodetracker::{NodeCursor, NodeId, NodeRoutes, RouteTable, Routes};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
@@ -138,17 +138,12 @@ fn encode(message: Message) -> Bytes {
 /// Returns those of `nodes` that have routes.
 fn routes_of(nodes: &HashSet<NodeId>, table: &RouteTable) -> Vec<NodeRoutes> {
     let nodes: Vec<NodeId> = nodes.iter().cloned().collect();
-    let mut batch = RouteBatch::new();
-    table.get_proxies_batch(&nodes, &mut batch);
-    let with_routes = nodes
+    let routes: Vec<Routes> = table.get_proxies_batch(&nodes).collect();
+    nodes
         .into_iter()
-        .zip(batch.iter())
-        .filter(|(_, routes)| !routes.is_empty());
-    with_routes
-        .map(|(node, routes)| NodeRoutes {
-            node,
-            routes: routes.into(),
-        })
+        .zip(routes)
+        .filter(|(_, routes)| !routes.is_empty())
+        .map(|(node, routes)| NodeRoutes { node, routes })
         .collect()
 }
 

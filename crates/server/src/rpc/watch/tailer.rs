@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use nodetracker::{Event, Lagged, NodeId, ProxyRef, Reason, Route, RouteBatch, RouteTable, Subscription};
+use nodetracker::{Event, Lagged, NodeId, ProxyRef, Reason, Route, RouteTable, Routes, Subscription};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
@@ -107,8 +107,7 @@ async fn append(watches: &Watches, events: &[Event]) {
     let table = &*watches.table;
     // The routes are read after the marks were taken, and once for each node.
     let (nodes, positions) = distinct_nodes(events);
-    let mut routes = RouteBatch::new();
-    table.get_proxies_batch(&nodes, &mut routes);
+    let routes: Vec<Routes> = table.get_proxies_batch(&nodes).collect();
 
     let mut entry = EntryBuilder::new(table, watches.log.next());
     for event in events {
@@ -120,8 +119,7 @@ async fn append(watches: &Watches, events: &[Event]) {
         }
         match event {
             Event::Node { node, reason } => {
-                let routes = routes.get(positions[node]).unwrap_or_default();
-                entry.node(node, *reason, routes);
+                entry.node(node, *reason, &routes[positions[node]]);
             }
             Event::ProxyRemoved { proxy, id } => entry.proxy_removed(*proxy, id),
             Event::ProxyChanged { proxy } => entry.proxy_moved(*proxy),

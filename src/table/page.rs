@@ -8,18 +8,18 @@
 
 use std::fmt;
 use std::str::FromStr;
-
-use smallvec::SmallVec;
+use std::sync::Arc;
 
 use crate::error::CursorError;
-use crate::layout::{BUCKET, SHARDS};
+use crate::layout::{SHARDS, SLOTS_PER_BUCKET};
 use crate::proxies::Proxies;
 use crate::sync::pin;
 use crate::table::RouteTable;
+use crate::table::walk::{At, ShardScan};
 use crate::types::node_id::NodeId;
 use crate::types::proxy::{ProxyDetails, ProxyRef};
 use crate::types::route::Route;
-use crate::walk::{At, ShardScan};
+use crate::types::routes::Routes;
 
 /// A node with its routes, most recently refreshed first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +27,12 @@ pub struct NodeRoutes {
     /// The node.
     pub node: NodeId,
     /// Its routes, as [`RouteTable::get_proxies`] returns them; never empty.
-    pub routes: SmallVec<[Route; 1]>,
+    pub routes: Routes,
 }
 
 /// Some nodes, from [`RouteTable::nodes_page`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodePage {
     /// The nodes, in no particular order. A page may be empty although other nodes follow.
     pub nodes: Vec<NodeRoutes>,
@@ -43,8 +44,54 @@ pub struct NodePage {
 ///
 /// It can be written as text and read again. A cursor is valid only for the table that returned it: another table has
 /// another order, even in a restarted process.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct NodeCursor(At);
+///
+/// A cursor may hold the IDs of up to 12 next nodes, so that small pages do not read the same bucket again. The text does not
+/// have these IDs, and the comparison of two cursors ignores them.
+#[derive(Debug, Clone, Default)]
+pub struct NodeCursor {
+    at: At,
+    ahead: Option<Ahead>,
+}
+
+impl PartialEq for NodeCursor {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for NodeCursor {}
+
+impl From<At> for NodeCursor {
+    fn from(at: At) -> Self {
+        Self { at, ahead: None }
+    }
+}
+
+/// The nodes after a cursor's place that an earlier page has copied and not returned.
+#[derive(Debug, Clone)]
+struct Ahead {
+    /// The seed of the order of the nodes.
+    seed: u64,
+    nodes: Arc<[NodeId]>,
+    /// How many of the nodes later pages have passed.
+    passed: usize,
+    /// The place after the nodes; `None` at the end of the table.
+    next: Option<At>,
+}
+
+impl Ahead {
+    /// The cursor after the `passed`th node; `None` at the end of the table.
+    fn cursor_after(&self, passed: usize) -> Option<NodeCursor> {
+        if passed == self.nodes.len() {
+            return self.next.clone().map(NodeCursor::from);
+        }
+        let node = self.nodes[passed - 1].clone();
+        Some(NodeCursor {
+            at: At::After { seed: self.seed, node },
+            ahead: Some(Self { passed, ..self.clone() }),
+        })
+    }
+}
 
 /// In a cursor's text: stands before the last node of a page, and after the order's seed if the seed is not 0.
 const AFTER: char = '>';
@@ -53,7 +100,7 @@ const RANK: char = ':';
 
 impl fmt::Display for NodeCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
+        match &self.at {
             At::Shard(shard) => write!(f, "{shard}"),
             At::Rank { shard, rank, seed: 0 } => write!(f, "{shard}{RANK}{rank}"),
             At::Rank { shard, rank, seed } => write!(f, "{shard}{RANK}{rank}{RANK}{seed:x}"),
@@ -67,7 +114,7 @@ impl FromStr for NodeCursor {
     type Err = CursorError;
 
     fn from_str(text: &str) -> Result<Self, CursorError> {
-        parse(text).map(Self).ok_or(CursorError)
+        parse(text).map(Self::from).ok_or(CursorError)
     }
 }
 
@@ -92,6 +139,7 @@ fn parse(text: &str) -> Option<At> {
 
 /// Some proxies, from [`RouteTable::proxies_page`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ProxyPage {
     /// The proxies, in no particular order. A page may be empty although other proxies follow.
     pub proxies: Vec<(ProxyRef, ProxyDetails)>,
@@ -124,6 +172,11 @@ const SLOTS_PER_PAGE: usize = 1 << 14;
 /// The most keys that a page copies at a time, unless it asks for more nodes.
 const MOST_AHEAD: usize = 1 << 10;
 
+/// The fewest keys that a page copies at a time: as many as the bucket of the first key has, since the page reads that bucket
+/// anyway.
+const LEAST_AHEAD: usize = 13;
+
+/// # Pages
 impl RouteTable {
     /// A page of the nodes from a place on: at most `most` (0 counts as 1) nodes with valid routes for which `keep`
     /// returns `true`. Continue from [`next`](NodePage::next) until it is `None`.
@@ -131,8 +184,9 @@ impl RouteTable {
     /// A route that exists all the time is reported exactly once over all pages. A route that is added or removed
     /// meanwhile is reported once or not at all. The table keeps no state between two pages.
     ///
-    /// A page costs some 100 nanoseconds for each of its nodes, and a few hundred more, however large the table is. It
-    /// reads at most some 16,000 slots of the index, so the page may be short if `keep` takes few nodes, or if most
+    /// A page costs some 100 nanoseconds for each of its nodes, however large the table is, and a few hundred more if its cursor
+    /// was read from text. It reads at most some 16,000 slots of the index, so the page may be short if `keep` takes few nodes,
+    /// or if most
     /// nodes were removed. It copies some 1,000 nodes at a time, and then calls `keep`, which may use the table.
     /// Reclamation waits for at most one such copy. (If the hashes of very many nodes collide, a shard may change its
     /// order. Then an earlier cursor makes the page copy the whole rest of the shard.)
@@ -162,9 +216,27 @@ impl RouteTable {
     ) -> NodePage {
         let most = most.max(1);
         let mut nodes: Vec<NodeRoutes> = Vec::new();
+        let mut at = from.at.clone();
+        if let Some(ahead) = &from.ahead {
+            for (passed, node) in (1..).zip(&*ahead.nodes).skip(ahead.passed) {
+                let routes = self.get_proxies(node);
+                if routes.is_empty() || !keep(node, &routes) {
+                    continue;
+                }
+                let node = node.clone();
+                nodes.push(NodeRoutes { node, routes });
+                if nodes.len() == most {
+                    let next = ahead.cursor_after(passed);
+                    return NodePage { nodes, next };
+                }
+            }
+            match &ahead.next {
+                Some(next) => at = next.clone(),
+                None => return NodePage { nodes, next: None },
+            }
+        }
         let mut copy = ShardScan::default();
-        let mut at = from.0.clone();
-        let mut ahead = most;
+        let mut ahead = (most - nodes.len()).max(LEAST_AHEAD);
         let mut slots = 0;
         let next = 'page: loop {
             let copied = self.scan_next(&at, ahead, &mut copy);
@@ -172,13 +244,7 @@ impl RouteTable {
             let mut left = copy.len();
             for (node, routes) in copy.nodes() {
                 left -= 1;
-                let routes: SmallVec<[Route; 1]> = routes
-                    .iter()
-                    .map(|route| Route {
-                        proxy: route.proxy,
-                        last_refresh: self.time().wall(route.tick),
-                    })
-                    .collect();
+                let routes: Routes = routes.iter().map(|route| route.dated(self.time())).collect();
                 if !keep(node, &routes) {
                     continue;
                 }
@@ -188,35 +254,40 @@ impl RouteTable {
                 });
                 if nodes.len() == most {
                     if left == 0 {
-                        break 'page copied.next;
+                        break 'page copied.next.map(NodeCursor::from);
                     }
                     let seed = copied.seed;
-                    break 'page Some(At::After {
-                        seed,
-                        node: node.clone(),
-                    });
+                    let node = node.clone();
+                    if left < LEAST_AHEAD {
+                        let nodes = copy.nodes().skip(copy.len() - left - 1).map(|(node, _)| node.clone());
+                        let ahead = Ahead {
+                            seed,
+                            nodes: nodes.collect(),
+                            passed: 0,
+                            next: copied.next,
+                        };
+                        break 'page ahead.cursor_after(1);
+                    }
+                    break 'page Some(At::After { seed, node }.into());
                 }
             }
             // Count an empty shard, too: visiting it has a cost.
-            slots += copied.slots.max(BUCKET) as usize;
+            slots += copied.slots.max(SLOTS_PER_BUCKET) as usize;
             match copied.next {
                 Some(next) if slots < SLOTS_PER_PAGE => at = next,
-                next => break next,
+                next => break next.map(NodeCursor::from),
             }
             // If `keep` takes few nodes, copy more nodes each time. So the nodes that the end of the page copies in
             // vain are in proportion to the nodes that it has read before.
             let few = 4 * (nodes.len() - before) < ahead.min(copied.slots as usize);
-            let least = most - nodes.len();
+            let least = (most - nodes.len()).max(LEAST_AHEAD);
             ahead = if few {
                 ahead.saturating_mul(2).min(MOST_AHEAD).max(least)
             } else {
                 least
             };
         };
-        NodePage {
-            nodes,
-            next: next.map(NodeCursor),
-        }
+        NodePage { nodes, next }
     }
 
     /// A page of the registered proxies from a place on: at most `most` (0 counts as 1), or more if IDs have the same

@@ -19,6 +19,7 @@ pub struct Incarnation {
     pub is_resumed: bool,
 }
 
+/// # Incarnations
 impl RouteTable {
     /// Registers a proxy that has started for the `incarnation`th time. Any number that grows with each start is
     /// suitable, such as the time of the start.

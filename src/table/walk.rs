@@ -8,17 +8,9 @@ use smallvec::SmallVec;
 use crate::shard::scan::{Next, Part, Start};
 use crate::sync::pin;
 use crate::table::RouteTable;
+use crate::table::copied::CopiedRoute;
 use crate::types::node_id::NodeId;
-use crate::types::proxy::ProxyRef;
 use crate::types::route::Route;
-
-/// A copy of a route.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ScannedRoute {
-    pub(crate) proxy: ProxyRef,
-    /// The tick of the last refresh.
-    pub(crate) tick: u64,
-}
 
 /// A place in a table's order of nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,9 +45,10 @@ pub(crate) struct ScanEnd {
 pub(crate) struct ShardScan {
     /// Each node, and the range of its routes.
     nodes: SmallVec<[(NodeId, Range<usize>); 1]>,
-    routes: SmallVec<[ScannedRoute; 1]>,
+    routes: SmallVec<[CopiedRoute; 1]>,
 }
 
+/// # Walking over all routes
 impl RouteTable {
     /// Calls `each` with every valid route and its node. The routes of a node come together, in the order of
     /// [`get_proxies`](Self::get_proxies); the nodes come in no particular order.
@@ -103,10 +96,7 @@ impl RouteTable {
     pub fn try_for_each_route<B>(&self, mut each: impl FnMut(&NodeId, Route) -> ControlFlow<B>) -> ControlFlow<B> {
         let walked = self.walk(|node, routes| {
             for route in routes {
-                let route = Route {
-                    proxy: route.proxy,
-                    last_refresh: self.time().wall(route.tick),
-                };
+                let route = route.dated(self.time());
                 if let ControlFlow::Break(value) = each(node, route) {
                     return Err(value);
                 }
@@ -115,10 +105,12 @@ impl RouteTable {
         });
         walked.map_or_else(ControlFlow::Break, ControlFlow::Continue)
     }
+}
 
+impl RouteTable {
     /// Calls `visit` with every node that has valid routes and with these routes, as
     /// [`for_each_route`](Self::for_each_route) does, until `visit` fails.
-    pub(crate) fn walk<E>(&self, mut visit: impl FnMut(&NodeId, &[ScannedRoute]) -> Result<(), E>) -> Result<(), E> {
+    pub(crate) fn walk<E>(&self, mut visit: impl FnMut(&NodeId, &[CopiedRoute]) -> Result<(), E>) -> Result<(), E> {
         let mut copy = ShardScan::default();
         let mut at = Some(At::default());
         while let Some(from) = at {
@@ -172,13 +164,7 @@ impl RouteTable {
         let (shards, guard) = (self.shards(), pin());
         shards.scan(number, start, most, &self.scope(&guard), |node, words| {
             let start = routes.len();
-            // Resolve the number under the pin: later, another proxy may have it.
-            routes.extend(words.iter().filter_map(|word| {
-                Some(ScannedRoute {
-                    proxy: self.proxies().reference(word.proxy())?,
-                    tick: word.time(),
-                })
-            }));
+            routes.extend(words.iter().filter_map(|word| self.copied(*word)));
             // All proxies of the node may have been removed meanwhile.
             if routes.len() > start {
                 nodes.push((node, start..routes.len()));
@@ -189,7 +175,7 @@ impl RouteTable {
 
 impl ShardScan {
     /// Every copied node with its routes.
-    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &[ScannedRoute])> {
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &[CopiedRoute])> {
         self.nodes
             .iter()
             .map(|(node, range)| (node, &self.routes[range.clone()]))

@@ -5,72 +5,48 @@
 //! pins once for a group of nodes. It prefetches all their buckets, then all their records, and then reads the records
 //! (Chen et al., "Improving hash join performance through prefetching", 2004).
 
+use std::fmt;
+use std::iter::FusedIterator;
+
 use smallvec::SmallVec;
 
 use crate::error::{AddError, AddNodesError, ReportNodesError};
+use crate::layout::MAX_ROUTES_PER_NODE;
 use crate::shard::candidate::Candidate;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
+use crate::table::copied::CopiedRoute;
 use crate::types::handle::RouteHandle;
 use crate::types::node_id::NodeId;
 use crate::types::proxy::{Proxy, ProxyRef};
-use crate::types::route::{Added, Route};
+use crate::types::route::Added;
+use crate::types::routes::Routes;
 use crate::word::State;
 
 /// Nodes per pin: enough for the waits to overlap, few enough that prefetched lines stay in the cache and reclamation
 /// is not held up.
-const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
 
-/// The answers of [`RouteTable::get_proxies_batch`]. It keeps its memory, so reuse it.
-#[derive(Debug, Default, Clone)]
-pub struct RouteBatch {
-    routes: Vec<Route>,
-    /// Where each node's routes end in `routes`.
-    ends: Vec<usize>,
-}
-
-impl RouteBatch {
-    /// Returns an empty batch.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// The number of nodes in the call.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// Whether the call had no nodes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    /// The routes of the `nth` node of the call, as [`get_proxies`](RouteTable::get_proxies) returns them. `None` if
-    /// the call had fewer nodes.
-    #[must_use]
-    pub fn get(&self, nth: usize) -> Option<&[Route]> {
-        let end = *self.ends.get(nth)?;
-        let start = nth.checked_sub(1).map_or(0, |before| self.ends[before]);
-        Some(&self.routes[start..end])
-    }
-
-    /// The routes of each node, in the order of the nodes of the call.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[Route]> {
-        (0..self.len()).map(|nth| self.get(nth).unwrap_or_default())
-    }
-
-    fn clear(&mut self) {
-        self.routes.clear();
-        self.ends.clear();
-    }
+/// The routes of each node of a batch, in the order of the nodes: an iterator, from [`RouteTable::get_proxies_batch`].
+#[must_use = "iterators are lazy"]
+pub struct BatchRoutes<'a> {
+    table: &'a RouteTable,
+    /// The nodes of the next groups.
+    nodes: &'a [NodeId],
+    /// The routes of this group's nodes.
+    routes: SmallVec<[CopiedRoute; 2 * GROUP]>,
+    /// Where the routes of each node of this group end in `routes`.
+    ends: SmallVec<[u16; GROUP]>,
+    /// How many nodes of this group the caller has taken.
+    taken: usize,
+    /// Where the routes of the next node start in `routes`.
+    start: usize,
 }
 
 /// The result of [`add_nodes`](RouteTable::add_nodes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct AddedNodes {
     /// Routes that were unknown or expired.
     pub inserted: usize,
@@ -116,34 +92,34 @@ struct Lane<'g> {
     candidate: Option<Candidate<'g>>,
 }
 
+/// # Batches
 impl RouteTable {
     /// [`get_proxies`](Self::get_proxies) for many nodes: two to three times as fast as single calls if the table does
-    /// not fit into the cache. Clears `answers` first. Does not allocate once `answers` has grown.
-    pub fn get_proxies_batch(&self, nodes: &[NodeId], answers: &mut RouteBatch) {
-        answers.clear();
-        answers.routes.reserve(nodes.len());
-        answers.ends.reserve(nodes.len());
-        for group in nodes.chunks(GROUP) {
-            let guard = pin();
-            let scope = self.scope(&guard);
-            let lanes = self.load(group, &guard);
-            for (node, lane) in group.iter().zip(lanes) {
-                match lane.candidate.and_then(|candidate| candidate.word_of(node)) {
-                    // Nearly all nodes have one route.
-                    Some(word) if word.state() == State::Live => {
-                        if scope.is_fresh(word) {
-                            answers.routes.extend(self.route(word));
-                        }
-                    }
-                    _ => {
-                        let words = self.words_of(node, lane.hash, scope.now, &guard);
-                        answers
-                            .routes
-                            .extend(words.into_iter().filter_map(|word| self.route(word)));
-                    }
-                }
-                answers.ends.push(answers.routes.len());
-            }
+    /// not fit into the cache.
+    ///
+    /// The iterator looks up 64 nodes at a time, when the caller takes the first of them. It allocates nothing if no node
+    /// has more than two routes.
+    ///
+    /// ```
+    /// # use nodetracker::{NodeId, Proxy, RouteTable};
+    /// # let table = RouteTable::new();
+    /// # let proxy = table.register_proxy(&Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" })?;
+    /// let nodes: Vec<NodeId> = vec!["node-1".parse()?, "node-2".parse()?];
+    /// table.add_node(&nodes[0], proxy)?;
+    ///
+    /// for (node, routes) in nodes.iter().zip(table.get_proxies_batch(&nodes)) {
+    ///     println!("{node} has {} routes", routes.len());
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn get_proxies_batch<'a>(&'a self, nodes: &'a [NodeId]) -> BatchRoutes<'a> {
+        BatchRoutes {
+            table: self,
+            nodes,
+            routes: SmallVec::new(),
+            ends: SmallVec::new(),
+            taken: 0,
+            start: 0,
         }
     }
 
@@ -176,25 +152,11 @@ impl RouteTable {
             }
         }
     }
+}
 
-    /// [`add_nodes`](Self::add_nodes) that also pushes the handle of each node's route to `handles`, in the nodes'
-    /// order. With the handles, [`refresh_routes`](Self::refresh_routes) refreshes the routes without their nodes.
-    ///
-    /// # Errors
-    ///
-    /// As for `add_nodes`. `handles` has the handles of the nodes that were added.
-    pub fn add_nodes_with_handles(
-        &self,
-        nodes: &[NodeId],
-        proxy: ProxyRef,
-        handles: &mut Vec<RouteHandle>,
-    ) -> Result<AddedNodes, AddNodesError> {
-        let mut added = AddedNodes::default();
-        let done = self.add_each(nodes, proxy, &mut added, |handle| handles.push(handle));
-        added.unless(done)
-    }
-
-    fn add_each(
+impl RouteTable {
+    /// Adds routes, and calls `each` with the handle of each route. Counts in `added`, also if the call fails.
+    pub(super) fn add_each(
         &self,
         nodes: &[NodeId],
         proxy: ProxyRef,
@@ -231,44 +193,6 @@ impl RouteTable {
         Ok(())
     }
 
-    /// Refreshes the routes that `handles` name, all of them through `proxy`. Returns the number of refreshed routes.
-    /// Pushes the positions of the other handles to `gone`: their route was removed or has expired, or its record has
-    /// moved. Add those nodes again.
-    ///
-    /// This is the fastest way to write to the table: it needs no look-up.
-    ///
-    /// # Errors
-    ///
-    /// [`AddError::UnknownProxy`]: the proxy is no longer registered. Routes that were refreshed before stay refreshed.
-    pub fn refresh_routes(
-        &self,
-        handles: &[RouteHandle],
-        proxy: ProxyRef,
-        gone: &mut Vec<usize>,
-    ) -> Result<usize, AddError> {
-        let mut refreshed = 0;
-        for (nth, group) in handles.chunks(GROUP).enumerate() {
-            let guard = pin();
-            if !self.proxies().takes_routes(proxy) {
-                return Err(AddError::UnknownProxy);
-            }
-            let scope = self.scope(&guard);
-            let mut records = [None; GROUP];
-            for (record, handle) in records.iter_mut().zip(group) {
-                *record = self.shards().numbered(*handle, &guard);
-            }
-            for (at, (handle, record)) in group.iter().zip(records).enumerate() {
-                let refresh = |record| self.shards().refresh(record, *handle, proxy.number, &scope);
-                if record.is_some_and(refresh) {
-                    refreshed += 1;
-                } else {
-                    gone.push(nth * GROUP + at);
-                }
-            }
-        }
-        Ok(refreshed)
-    }
-
     /// Hashes a group of nodes, and prefetches their buckets, then their records.
     fn load<'g>(&self, group: &[NodeId], guard: &'g Guard) -> SmallVec<[Lane<'g>; GROUP]> {
         let mut lanes: SmallVec<[Lane<'g>; GROUP]> = group
@@ -283,5 +207,72 @@ impl RouteTable {
             lane.candidate = self.shards().candidate(node, lane.hash, guard);
         }
         lanes
+    }
+}
+
+impl BatchRoutes<'_> {
+    /// Looks up the next group of nodes, under one pin.
+    fn load_group(&mut self) {
+        let (group, rest) = self.nodes.split_at(self.nodes.len().min(GROUP));
+        self.nodes = rest;
+        self.routes.clear();
+        self.ends.clear();
+        (self.taken, self.start) = (0, 0);
+        let table = self.table;
+        let guard = pin();
+        let scope = table.scope(&guard);
+        let lanes = table.load(group, &guard);
+        for (node, lane) in group.iter().zip(lanes) {
+            match lane.candidate.and_then(|candidate| candidate.word_of(node)) {
+                // Nearly all nodes have one route.
+                Some(word) if word.state() == State::Live => {
+                    if scope.is_fresh(word) {
+                        self.routes.extend(table.copied(word));
+                    }
+                }
+                _ => {
+                    let words = table.words_of(node, lane.hash, scope.now, &guard);
+                    self.routes
+                        .extend(words.into_iter().filter_map(|word| table.copied(word)));
+                }
+            }
+            self.ends.push(self.routes.len() as u16);
+        }
+    }
+}
+
+// A group's routes are counted in 16 bits.
+const _: () = assert!(GROUP * MAX_ROUTES_PER_NODE <= u16::MAX as usize);
+
+impl Iterator for BatchRoutes<'_> {
+    type Item = Routes;
+
+    fn next(&mut self) -> Option<Routes> {
+        if self.taken == self.ends.len() {
+            if self.nodes.is_empty() {
+                return None;
+            }
+            self.load_group();
+        }
+        let end = usize::from(self.ends[self.taken]);
+        let routes = &self.routes[self.start..end];
+        (self.taken, self.start) = (self.taken + 1, end);
+        Some(routes.iter().map(|route| route.dated(self.table.time())).collect())
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.ends.len() - self.taken + self.nodes.len();
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for BatchRoutes<'_> {}
+impl FusedIterator for BatchRoutes<'_> {}
+
+impl fmt::Debug for BatchRoutes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchRoutes")
+            .field("left", &self.len())
+            .finish_non_exhaustive()
     }
 }

@@ -1,0 +1,98 @@
+//! What crates/server/README.md shows of the server's speed, and the tour.
+
+use std::env;
+
+use clap::ValueEnum;
+use xshell::{Shell, cmd};
+
+use crate::{Outcome, rounds, target};
+
+const README: &str = "crates/server/README.md";
+
+/// A section of the README.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LoadPart {
+    /// The cost of a route, by each way to report it or to look it up
+    Routes,
+    /// Beside Redis
+    Redis,
+    /// Unary calls, beside RFD 47's Go map as a gRPC server
+    Compare,
+    /// The same for a build with a profile
+    Pgo,
+    /// Where the CPU goes
+    Instructions,
+    /// A tour with grpcurl
+    Tour,
+}
+
+pub(crate) fn run(sh: &Shell, parts: Vec<LoadPart>) -> Outcome {
+    cmd!(
+        sh,
+        "cargo build --release --quiet --locked -p nodetracker-server --bins --examples"
+    )
+    .run()?;
+    for part in parts {
+        let name = part
+            .to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default();
+        println!("\n== {name}");
+        let measured = measure(sh, part)?;
+        println!("{measured}");
+        let section = match part {
+            LoadPart::Instructions => measured,
+            LoadPart::Tour => format!("```console\n{measured}\n```"),
+            _ => format!("```text\n{measured}\n```"),
+        };
+        let text = replaced(&sh.read_file(README)?, &name, &section);
+        sh.write_file(
+            README,
+            text.ok_or_else(|| format!("{README}: the marks around {name:?} are gone"))?,
+        )?;
+    }
+    Ok(())
+}
+
+fn measure(sh: &Shell, part: LoadPart) -> xshell::Result<String> {
+    let release = target().join("release");
+    let (server, load, rounds) = (release.join("nodetracker"), release.join("examples/load"), rounds("3"));
+    let compare = |server| {
+        let go_map = env::var("GO_MAP")
+            .into_iter()
+            .flat_map(|sources| ["-g".to_owned(), sources]);
+        cmd!(sh, "crates/server/load/compare -r {rounds} {go_map...} {server}").read()
+    };
+    match part {
+        LoadPart::Routes => cmd!(sh, "{load} {server}").read(),
+        LoadPart::Redis => cmd!(sh, "crates/server/load/redis -r {rounds} {release}").read(),
+        LoadPart::Compare => compare(server),
+        LoadPart::Pgo => {
+            cmd!(sh, "crates/server/load/pgo").run()?;
+            compare(target().join("pgo/nodetracker"))
+        }
+        LoadPart::Instructions => cmd!(sh, "crates/server/load/instructions --server {server}").read(),
+        LoadPart::Tour => cmd!(sh, "crates/server/docs/tour.sh {server}").read(),
+    }
+}
+
+/// Replaces the text between the marks of a section.
+fn replaced(text: &str, name: &str, section: &str) -> Option<String> {
+    let begin = format!("<!-- {name}: written by cargo xtask load, do not edit -->\n");
+    let end = format!("<!-- end of {name} -->");
+    let (before, rest) = text.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{begin}\n{section}\n\n{end}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_is_replaced_between_its_marks() {
+        let text = "a\n<!-- tour: written by cargo xtask load, do not edit -->\n\nold\n\n<!-- end of tour -->\nb\n";
+        assert_eq!(replaced(text, "tour", "new"), Some(text.replace("old", "new")));
+        assert_eq!(replaced(text, "redis", "new"), None);
+    }
+}

@@ -1,0 +1,24 @@
+//! A route outside of a pin.
+
+use crate::time::Time;
+use crate::types::proxy::ProxyRef;
+use crate::types::route::Route;
+
+/// A copy of a route.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CopiedRoute {
+    pub(crate) proxy: ProxyRef,
+    /// The tick of the last refresh.
+    pub(crate) tick: u64,
+}
+
+impl CopiedRoute {
+    /// The route with the wall-clock time of its last refresh.
+    #[inline]
+    pub(super) fn dated(self, time: &Time) -> Route {
+        Route {
+            proxy: self.proxy,
+            last_refresh: time.wall(self.tick),
+        }
+    }
+}

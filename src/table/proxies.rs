@@ -1,0 +1,97 @@
+//! Proxies without incarnations.
+
+use crate::error::RegisterError;
+use crate::feed::{Event, Feed};
+use crate::sync::{Guard, pin};
+use crate::table::RouteTable;
+use crate::types::proxy::{Proxy, ProxyDetails, ProxyRef};
+
+/// # Proxies
+impl RouteTable {
+    /// Registers a proxy. Returns the reference with which to add its routes.
+    ///
+    /// A proxy that is already registered keeps its reference. A new address or cluster applies to all of its routes at
+    /// once.
+    ///
+    /// The reference is valid until [`remove_proxy`](Self::remove_proxy), until a greater
+    /// [incarnation](Self::begin_incarnation) takes over, or until the sweeper drops the proxy as idle. For
+    /// more than a keep-alive interval, an idle proxy was not registered again, and neither got nor lost a route; and a
+    /// full round found no route of it. After that, [`add_node`](Self::add_node) fails with [`AddError::UnknownProxy`].
+    ///
+    /// If nothing changes, this is a look-up without a lock; otherwise it takes the registry's lock.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError`]: one of the strings is not acceptable, or the table is full. The call has changed nothing.
+    pub fn register_proxy(&self, proxy: &Proxy<'_>) -> Result<ProxyRef, RegisterError> {
+        let guard = pin();
+        self.register_pinned(proxy, self.time.now(), &guard)
+    }
+
+    /// The proxy that is registered under an ID, or `None`. The reference is valid as long as that of
+    /// [`register_proxy`](Self::register_proxy).
+    ///
+    /// A proxy that begins another incarnation is found at every moment: first by its older reference, and from one
+    /// moment on by its newer reference. Routes of the older reference are gone from the same moment on. The look-up
+    /// takes no lock. It searches again only if another thread has replaced or removed the proxy meanwhile.
+    #[must_use]
+    pub fn find_proxy(&self, id: &str) -> Option<ProxyRef> {
+        self.proxies.find(id, &pin())
+    }
+
+    /// The ID, cluster and address of a proxy, or `None` if it is no longer registered.
+    #[must_use]
+    pub fn proxy(&self, proxy: ProxyRef) -> Option<ProxyDetails> {
+        self.proxies.details(proxy, &pin())
+    }
+
+    /// Removes a proxy with all its routes. Returns `true` if the proxy was registered.
+    ///
+    /// The removal takes effect at once, and costs the same however many routes there are: from then on, no call
+    /// returns these routes, and the sweeper removes them. If the proxy has an [incarnation](Self::begin_incarnation),
+    /// the incarnation is over. The table remembers it for a keep-alive interval. Takes the registry's lock if the
+    /// proxy is registered.
+    pub fn remove_proxy(&self, proxy: ProxyRef) -> bool {
+        let guard = pin();
+        let removed = self.proxies.remove(proxy, self.time.now(), &guard);
+        if removed {
+            self.proxy_removed(proxy, &guard);
+        }
+        removed
+    }
+
+    /// [`remove_proxy`](Self::remove_proxy) by the proxy's ID. A proxy that was registered under the ID when the call
+    /// began is removed when it returns.
+    pub fn remove_proxy_by_id(&self, id: &str) -> bool {
+        while let Some(proxy) = self.find_proxy(id) {
+            // On failure, another thread has removed the proxy, and may have registered it again.
+            if self.remove_proxy(proxy) {
+                return true;
+            }
+        }
+        false
+    }
+
+    pub(super) fn register_pinned(
+        &self,
+        proxy: &Proxy<'_>,
+        now: u64,
+        guard: &Guard,
+    ) -> Result<ProxyRef, RegisterError> {
+        let moved = |proxy| self.proxy_moved(proxy, guard);
+        self.proxies.register(proxy, now, guard, moved)
+    }
+
+    /// Marks for subscribers that a proxy's details have changed.
+    pub(crate) fn proxy_moved(&self, proxy: ProxyRef, guard: &Guard) {
+        self.feed.mark(Feed::PROXIES, guard, || Event::ProxyChanged { proxy });
+    }
+
+    /// Marks for subscribers that a proxy was removed.
+    pub(crate) fn proxy_removed(&self, proxy: ProxyRef, guard: &Guard) {
+        self.feed.mark(Feed::PROXIES, guard, || Event::ProxyRemoved {
+            proxy,
+            id: self.proxies.id(proxy, guard).as_str().into(),
+        });
+    }
+}

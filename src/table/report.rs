@@ -1,0 +1,76 @@
+//! Reporting one node.
+
+use crate::error::{AddError, ReportError};
+use crate::shard::CapacityError;
+use crate::shard::routes::Change;
+use crate::sync::{Guard, pin};
+use crate::table::RouteTable;
+use crate::types::node_id::NodeId;
+use crate::types::proxy::{Proxy, ProxyRef};
+use crate::types::route::Added;
+
+/// # Reporting nodes
+impl RouteTable {
+    /// Records that `proxy` holds a tunnel to `node`, as of now. Returns whether the route is new or refreshed.
+    ///
+    /// A node has at most 64 routes; another route replaces the route whose last refresh is the oldest.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`]: the proxy is no longer registered, or there is no room or no memory for the route. The call has
+    /// changed nothing.
+    pub fn add_node(&self, node: &NodeId, proxy: ProxyRef) -> Result<Added, AddError> {
+        let (hash, now) = self.begin(node);
+        let guard = pin();
+        // Under the pin that the CAS is under: see `proxies`.
+        if !self.proxies.takes_routes(proxy) {
+            return Err(AddError::UnknownProxy);
+        }
+        self.shards.ensure_for(node);
+        self.add_pinned(node, hash, proxy, now, &guard).map(|(added, _)| added)
+    }
+
+    /// [`register_proxy`](Self::register_proxy) and [`add_node`](Self::add_node) in one call, for callers that keep no
+    /// references. The proxy cannot be dropped in between.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError`]: as for both calls, but never [`AddError::UnknownProxy`].
+    pub fn report_node(&self, node: &NodeId, proxy: &Proxy<'_>) -> Result<Added, ReportError> {
+        let (hash, now) = self.begin(node);
+        let guard = pin();
+        // One pin covers both the registration and the CAS, so a removal between them counts as a removal after both:
+        // see `proxies`.
+        let proxy = self.register_pinned(proxy, now, &guard)?;
+        self.shards.ensure_for(node);
+        let (added, _) = self.add_pinned(node, hash, proxy, now, &guard)?;
+        Ok(added)
+    }
+
+    /// Adds a route of a proxy that takes routes, as the caller has checked under `guard`. Also returns the record's
+    /// number.
+    pub(crate) fn add_pinned(
+        &self,
+        node: &NodeId,
+        hash: u64,
+        proxy: ProxyRef,
+        now: u64,
+        guard: &Guard,
+    ) -> Result<(Added, u32), AddError> {
+        let scope = self.scope_at(now, guard);
+        let added = self.shards.put(node, hash, Change::Add(proxy.number), &scope);
+        if let Ok((Added::Inserted, _)) = added {
+            self.proxies.touch(proxy.number, now);
+        }
+        added.map_err(|refused| self.add_error(refused))
+    }
+
+    pub(crate) fn add_error(&self, refused: CapacityError) -> AddError {
+        match refused {
+            CapacityError::Routes => AddError::TooManyRoutes {
+                limit: self.route_limit.limit(),
+            },
+            CapacityError::Memory => AddError::OutOfMemory,
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Sweeping.
+
+use crate::sync::pin;
+use crate::table::RouteTable;
+
+/// What [`RouteTable::sweep`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct SweepReport {
+    /// Records visited, including free records and those of removed nodes, and proxies. Copying a part of an index and
+    /// forgetting incarnations count as visits, too.
+    pub visited: usize,
+    /// Routes removed because they were expired or their proxy was removed.
+    pub removed: usize,
+    /// Whether this call ended a round: every record was visited since the end of the previous round.
+    pub round_completed: bool,
+}
+
+/// # Sweeping
+impl RouteTable {
+    /// Does a part of the sweeper's work, and reports it: removes expired routes and those of removed proxies, sheds
+    /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, and drops idle
+    /// proxies.
+    ///
+    /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and
+    /// returns at the end of a round. Several threads may sweep at once, but they find the same work. Proxies are
+    /// skipped while another thread has the registry's lock. If there is nothing to remove, a record costs a few
+    /// nanoseconds. Moving a sparse shard to smaller memory is one step, whatever `max_records` is.
+    pub fn sweep(&self, max_records: usize) -> SweepReport {
+        self.time.look_at_the_wall();
+        let mut report = SweepReport::default();
+        let mut left = u32::try_from(max_records.max(1)).unwrap_or(u32::MAX);
+        while left > 0 && !report.round_completed {
+            let guard = pin();
+            let step = self.cursor.step(left, &self.shards, &self.proxies, &self.scope(&guard));
+            left = left.saturating_sub(step.visited.max(1));
+            report.visited += step.visited as usize;
+            report.removed += step.removed;
+            report.round_completed = step.round_completed;
+        }
+        report
+    }
+}
