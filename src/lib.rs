@@ -179,7 +179,7 @@ pub use error::{
     AddError, AddNodesError, BeginError, CursorError, NodeIdError, ProxyField, RegisterError, ReportError,
     ReportNodesError, StaleIncarnation, TextError,
 };
-pub use feed::{Event, Lagged, Reason, Subscription};
+pub use feed::{Event, Lagged, LostChanges, Reason, Subscription};
 pub use incarnation::Incarnation;
 pub use page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
 pub use resolve::ResolvedRoute;
