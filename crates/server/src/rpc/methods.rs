@@ -90,7 +90,7 @@ mod tests {
         }
         let table = Arc::new(RouteTable::new());
         let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id);
+        let watches = Watches::new(Arc::clone(&table), instance_id, Limits::default().watch_resume);
         let (methods, _) = methods(&table, &watches, instance_id, &Limits::default());
         let rows: BTreeMap<_, _> = methods
             .rows()

@@ -87,7 +87,7 @@ impl Server {
         let (listener, local_addr) = listen(config).await?;
         let (draining, watched) = watch::channel(false);
         let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id);
+        let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
         let (methods, health) = methods(&table, &watches, instance_id, &limits);
         health.serving().await;
         let router = Router::new(methods, limits.call);
@@ -129,7 +129,7 @@ impl Server {
         tokio::select! {
             () = shutdown => {}
             never = accept(&self.listener, &mut self.workers, &slots) => match never {},
-            never = sweep(&self.table) => match never {},
+            never = sweep(&self.table, &self.watches) => match never {},
             never = tail(&self.watches) => match never {},
         }
 

@@ -5,6 +5,8 @@ mod command;
 mod config_errors;
 mod health_reflection;
 mod http2_abuse;
+#[path = "../../examples/client/replica.rs"]
+mod replica;
 mod request_framing;
 mod rfd47;
 mod session;
