@@ -6,8 +6,8 @@
 //! returns when HTTP/2 has written or dropped the bytes. Calls that exceed the budget wait in order; a client that reads
 //! its replies never notices.
 //!
-//! Replies that are always small need no budget: the number of streams bounds them. Nor does a watch that sends changes
-//! unmodified: all watches share the bytes of those.
+//! Replies that are always small need no budget: the number of streams bounds them. A watch charges its messages in full,
+//! although watches share the bytes of most messages.
 
 use std::pin::Pin;
 use std::sync::Arc;

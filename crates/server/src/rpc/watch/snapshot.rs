@@ -105,9 +105,10 @@ pub(super) struct SnapshotReader {
 impl SnapshotReader {
     /// Begins a snapshot. Returns the watch's place, too.
     pub(super) fn begin(watches: &Arc<Watches>) -> (Self, u64) {
-        let next = watches.log.next();
         let mut kept = watches.snapshots.lock();
         kept.readers += 1;
+        // After the lock, so that no kept chunk has a later place.
+        let next = watches.log.next();
         let recent = kept.chunks.iter().rev().find(|chunk| chunk.start.from.is_none());
         let joined = recent
             .filter(|chunk| next - chunk.place <= SNAPSHOT_JOIN_CHANGES && watches.log.has(chunk.place))
