@@ -13,6 +13,9 @@ use crate::limits::{RESYNC_NODES, RESYNC_RATE, WATCH_INTERVAL};
 use crate::rpc::watch::Watches;
 use crate::rpc::watch::entry::EntryBuilder;
 
+/// Few in tests, so that small parts take several turns.
+const AT_A_TIME: usize = if cfg!(test) { 2 } else { RESYNC_NODES };
+
 /// The resyncs that are due: one at a time, at a bounded rate.
 ///
 /// A part whose feed overflows all the time is sent again all the time, but in turns with the other parts. So the rate
@@ -105,7 +108,7 @@ fn send_nodes(watches: &Watches, part: usize, from: Option<&NodeCursor>) -> (usi
     let table = &*watches.table;
     let mut size = 0;
     let mut entry = EntryBuilder::new(table, watches.log.next());
-    let next = table.nodes_of_part(part, from, RESYNC_NODES, |node, routes| {
+    let next = table.nodes_of_part(part, from, AT_A_TIME, |node, routes| {
         if entry.is_full() {
             let next = EntryBuilder::new(table, entry.next());
             size += std::mem::replace(&mut entry, next).finish(watches);
@@ -124,7 +127,7 @@ fn send_nodes(watches: &Watches, part: usize, from: Option<&NodeCursor>) -> (usi
 fn send_proxies(watches: &Watches, from: ProxyCursor) -> (usize, Result<Resync, LostChanges>) {
     let table = &*watches.table;
     let mut entry = EntryBuilder::new(table, watches.log.next());
-    let page = table.proxies_page(from, RESYNC_NODES);
+    let page = table.proxies_page(from, AT_A_TIME);
     for (proxy, details) in page.proxies {
         entry.proxy(proxy, encode::proxy(details), v1::ProxyChangeReason::Resync);
     }
