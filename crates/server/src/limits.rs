@@ -49,7 +49,7 @@ pub const MAX_REPLY_SIZE: usize = 4_000_000;
 
 /// Bytes of large replies that one connection may have unread, wherever they wait.
 ///
-/// Further calls with large replies, and snapshots of watches, wait until the client has read. Stops clients that call and
+/// Further calls with large replies, and messages of watches, wait until the client has read. Stops clients that call and
 /// never read; each of them could hold a gigabyte otherwise. A client that reads can have four of the largest replies on
 /// their way.
 pub const SEND_BUDGET: usize = 4 * MAX_REPLY_SIZE;

@@ -29,7 +29,7 @@ mod replica;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Some nodes are few, so that they change often; the others make parts of several nodes.
+/// Few, so that each node changes often, but enough for several nodes in a part.
 const NODES: u64 = 600;
 
 /// A client, whose connection may be cut at any time.
