@@ -1,7 +1,7 @@
 //! A correct follower of a table: a copy that the change feed keeps up to date.
 //!
-//! Subscribe first, then read the whole table, then drain events and look each node up. After `Lagged`, read the whole table
-//! again.
+//! Subscribe first, then read the whole table, then drain events and look each node up. After `Lagged`, read the part again
+//! of which changes were lost.
 //!
 //! `cargo run --example replica`
 
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nodetracker::{Event, NodeId, Proxy, ProxyRef, RouteTable, Subscription};
+use nodetracker::{Event, LostChanges, NodeId, Proxy, ProxyRef, RouteTable, Subscription};
 
 #[derive(Default)]
 struct Replica {
@@ -23,6 +23,29 @@ impl Replica {
     fn copy(&mut self, table: &RouteTable) {
         self.proxies.clear();
         table.for_each_route(|node, route| self.proxies.entry(node.clone()).or_default().push(route.proxy));
+    }
+
+    /// Copies again what lost changes were about.
+    fn copy_again(&mut self, table: &RouteTable, lost: LostChanges) {
+        match lost {
+            LostChanges::OfPart(part) => {
+                self.proxies.retain(|node, _| table.part_of(node) != part);
+                let mut place = None;
+                loop {
+                    place = table.nodes_of_part(part, place.as_ref(), usize::MAX, |node, routes| {
+                        let routes = routes.iter().map(|route| route.proxy).collect();
+                        self.proxies.insert(node.clone(), routes);
+                    });
+                    if place.is_none() {
+                        break;
+                    }
+                }
+            }
+            LostChanges::OfProxies => self.proxies.retain(|_, proxies| {
+                proxies.retain(|&proxy| table.proxy(proxy).is_some());
+                !proxies.is_empty()
+            }),
+        }
     }
 
     /// Takes over what an event says has changed.
@@ -57,7 +80,7 @@ impl Replica {
                 Ok(_) => {}
                 Err(lagged) => {
                     eprintln!("{lagged}");
-                    self.copy(table);
+                    self.copy_again(table, lagged.lost);
                 }
             }
         }

@@ -7,7 +7,8 @@
 //!
 //! Marking is one CAS on a place of the ring and one on the ring's head. Any writer may advance the head, so a writer
 //! that stops leaves no gap. Subscribers only read: a thousand subscribers cost the writers no more than one. If the
-//! writers overtake a subscriber, its next [`drain_events`](Subscription::drain_events) fails with [`Lagged`].
+//! writers overtake a subscriber in a ring, its next [`drain_events`](Subscription::drain_events) fails with [`Lagged`],
+//! which names the ring's part of the table. The other rings lose nothing.
 //!
 //! A subscriber that has taken every change goes idle: it then reads one word, [`Feed::state`], and no ring. To go
 //! idle, it sets IDLE in the word, *then* reads the heads of all rings once more, and remembers the word. A writer
@@ -34,7 +35,7 @@ use std::task::Waker;
 
 use once_cell::race::OnceBox;
 
-pub use subscription::{Lagged, Subscription};
+pub use subscription::{Lagged, LostChanges, Subscription};
 
 use crate::feed::ring::Ring;
 use crate::feed::waiters::{Waiter, Waiters};

@@ -173,7 +173,7 @@ pub use error::{
     AddError, AddNodesError, BeginError, CursorError, NodeIdError, ProxyField, RegisterError, ReportError,
     ReportNodesError, StaleIncarnation, TextError,
 };
-pub use feed::{Event, Lagged, Reason, Subscription};
+pub use feed::{Event, Lagged, LostChanges, Reason, Subscription};
 pub use layout::MAX_ROUTES_PER_NODE;
 pub use sweeper::{SweepPace, Sweeper};
 pub use table::RouteTable;

@@ -45,7 +45,7 @@ pub struct SweepPace {
     visited: usize,
     /// Records visited in the last whole round.
     last_round: usize,
-    /// Steps of the next turn.
+    /// Steps of this turn that were not taken yet.
     steps: u32,
 }
 
@@ -75,9 +75,8 @@ impl SweepPace {
     /// large. Returns the sum of all steps.
     pub fn sweep(&mut self, table: &RouteTable) -> SweepReport {
         let mut all = SweepReport::default();
-        for _ in 0..self.steps.max(1) {
-            let report = table.sweep(STEP);
-            self.stepped(report);
+        self.steps = self.steps.max(1);
+        while let Some(report) = self.sweep_step(table) {
             all.visited += report.visited;
             all.removed += report.removed;
             all.round_completed |= report.round_completed;
@@ -85,11 +84,16 @@ impl SweepPace {
         all
     }
 
-    fn stepped(&mut self, report: SweepReport) {
+    /// Takes the next step of those that are due after the pause; `None` if all were taken. For callers that let a
+    /// subscriber of the change feed take the changes of one step before the next step.
+    pub fn sweep_step(&mut self, table: &RouteTable) -> Option<SweepReport> {
+        self.steps = self.steps.checked_sub(1)?;
+        let report = table.sweep(STEP);
         self.visited += report.visited;
         if report.round_completed {
             self.last_round = std::mem::take(&mut self.visited);
         }
+        Some(report)
     }
 }
 

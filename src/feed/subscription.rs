@@ -15,19 +15,42 @@ use crate::sync::{Ordering, pin};
 /// The most changes that are copied under one pin.
 const AT_ONCE: usize = 32;
 
-/// The subscriber was too slow: changes were overwritten before the subscriber took them. The subscription has skipped
-/// to the latest changes. Read the whole table again.
+/// The subscriber was too slow: changes of one part of the table were overwritten before the subscriber took them. The
+/// subscription has skipped to the latest changes of this part, and has lost no change of another part. Read the part
+/// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("changes were lost: the subscriber was too slow")]
 #[non_exhaustive]
-pub struct Lagged;
+#[error("changes were lost: the subscriber was too slow")]
+pub struct Lagged {
+    /// What to read again.
+    pub lost: LostChanges,
+}
+
+/// Which changes a subscriber has lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LostChanges {
+    /// Changes of the nodes of this part: see [`RouteTable::nodes_of_part`](crate::RouteTable::nodes_of_part).
+    OfPart(usize),
+    /// Removals and changes of proxies: see [`RouteTable::proxies_page`](crate::RouteTable::proxies_page).
+    OfProxies,
+}
+
+impl LostChanges {
+    fn of_ring(ring: usize) -> Self {
+        if ring == Feed::PROXIES {
+            Self::OfProxies
+        } else {
+            Self::OfPart(ring)
+        }
+    }
+}
 
 /// A place in a table's change feed, from [`RouteTable::subscribe`](crate::RouteTable::subscribe).
 ///
 /// # Memory
 ///
-/// The latest changes are kept in 257 rings: 128 for UUIDs and 128 for names, to which nodes are assigned by their
-/// hash, and one for the proxies. By default, each ring holds 512 changes. The first subscription allocates the rings
+/// The latest changes are kept in 257 rings: one for each [part](crate::RouteTable::part_of) of the nodes, and one for
+/// the proxies. By default, each ring holds 512 changes. The first subscription allocates the rings
 /// for all subscriptions, 1 MiB. Each change takes another 48 bytes until the next change overwrites it, so full rings
 /// take 7 MiB; names of more than 24 bytes take extra memory. The rings stay until the table is dropped. A subscription
 /// itself takes 2 KiB.
@@ -36,8 +59,9 @@ pub struct Lagged;
 ///
 /// If a ring gets more than 512 changes between two drains, the oldest changes are lost, and the drain fails with
 /// [`Lagged`]. [`Builder::feed_ring`](crate::Builder::feed_ring) sets another number. The subscription then continues
-/// with the next change of *every* ring, and the subscriber must read the whole table again. If changes are spread
-/// evenly, 128 rings hold some 60,000 changes of UUIDs. All changes of one node are in one ring.
+/// with the next change of this ring, and the subscriber must read this part again. The other rings lose nothing; if
+/// several rings have lost changes, as many drains fail. If changes are spread evenly, 128 rings hold some 60,000
+/// changes of UUIDs. All changes of one node are in one ring.
 pub struct Subscription<'t> {
     feed: &'t Feed,
     rings: &'t [Ring],
@@ -61,7 +85,9 @@ impl<'t> Subscription<'t> {
             idle_in: None,
             waiter: None,
         };
-        subscription.catch_up();
+        for (next, ring) in subscription.next.iter_mut().zip(rings) {
+            *next = ring.head();
+        }
         subscription
     }
 
@@ -78,7 +104,8 @@ impl<'t> Subscription<'t> {
     ///
     /// # Errors
     ///
-    /// [`Lagged`]: changes were lost. Read the whole table again; from then on the events are complete again.
+    /// [`Lagged`]: changes of one part were lost. The call may have taken other changes before. Read the part again; the
+    /// later events of the part are complete again.
     pub fn drain_events(&mut self, most: usize, mut each: impl FnMut(&Event)) -> Result<usize, Lagged> {
         // If the state has changed but the rings seem unchanged, the fence in `go_idle` precedes the next read of the
         // heads.
@@ -131,7 +158,7 @@ impl<'t> Subscription<'t> {
     ///     match subscription.drain_events(1_000, |event| println!("{event:?}")) {
     ///         Ok(0) => _ = subscription.wait(Duration::from_secs(1)),
     ///         Ok(_) => {}
-    ///         Err(lagged) => println!("{lagged}: read the whole table again"),
+    ///         Err(lagged) => println!("{lagged}: read {:?} again", lagged.lost),
     ///     }
     ///     if is_stopping() {
     ///         break;
@@ -195,18 +222,15 @@ impl<'t> Subscription<'t> {
                 Some(entry) if entry.number == number => copied.push(entry.event.clone()),
                 _ => {
                     drop(guard);
-                    self.catch_up();
-                    return Err(Lagged);
+                    self.next[ring] = self.rings[ring].head();
+                    // A ring that always overflows must not keep the next call from the others.
+                    self.ring = (ring + 1) % RINGS;
+                    let lost = LostChanges::of_ring(ring);
+                    return Err(Lagged { lost });
                 }
             }
         }
         Ok(copied)
-    }
-
-    fn catch_up(&mut self) {
-        for (next, ring) in self.next.iter_mut().zip(self.rings) {
-            *next = ring.head();
-        }
     }
 }
 

@@ -191,6 +191,7 @@ fn a_stream_has_each_event_and_each_loss() {
     assert_eq!(next(), Poll::Ready(Some(Ok(event(1)))));
     assert!(next().is_pending());
     (2..5).for_each(|number| feed.mark(3, &pin(), || event(number)));
-    assert_eq!(next(), Poll::Ready(Some(Err(Lagged))));
+    let lost = LostChanges::OfPart(3);
+    assert_eq!(next(), Poll::Ready(Some(Err(Lagged { lost }))));
     assert!(next().is_pending());
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nodetracker::{Event, NodeId, Proxy, ProxyRef, Reason, RouteTable, Verdict};
+use nodetracker::{Event, LostChanges, NodeId, Proxy, ProxyRef, Reason, RouteTable, Verdict};
 
 fn register(table: &RouteTable, id: &str) -> ProxyRef {
     let proxy = Proxy {
@@ -100,7 +100,10 @@ fn a_subscriber_that_is_too_slow_gets_an_error_and_continues() {
         table.add_node(&node, proxy).expect("there is room");
         table.remove_node(&node);
     }
-    assert!(slow.drain_events(10, |event| panic!("{event:?} after a gap")).is_err());
+    let lagged = slow
+        .drain_events(10, |event| panic!("{event:?} after a gap"))
+        .unwrap_err();
+    assert_eq!(lagged.lost, LostChanges::OfPart(table.part_of(&node)));
     assert_eq!(events(&mut slow), []);
     table.add_node(&node, proxy).expect("there is room");
     assert_eq!(
@@ -133,11 +136,16 @@ fn a_subscriber_that_lags_loses_its_place_and_others_do_not() {
     assert_eq!(late.drain_events(1, |_| ()), Ok(1), "512 changes are kept");
     table.add_node(&other, proxy).expect("there is room");
     change(2);
-    assert!(
-        late.drain_events(usize::MAX, |_| ()).is_err(),
-        "of the 513 after the first one, one is lost"
-    );
-    assert!(early.drain_events(usize::MAX, |_| ()).is_err());
+    // Of the 513 after the first one, one is lost. The change of the other node is not.
+    for subscription in [&mut late, &mut early] {
+        let mut taken = Vec::new();
+        let lost = LostChanges::OfPart(table.part_of(&busy));
+        let mut drain = || subscription.drain_events(usize::MAX, |event| taken.push(event.clone()));
+        assert_eq!(drain().unwrap_err().lost, lost);
+        drain().expect("no other part has lost changes");
+        let (node, reason) = (other.clone(), Reason::Added);
+        assert_eq!(taken, [Event::Node { node, reason }]);
+    }
     assert_eq!(fast.drain_events(usize::MAX, |_| ()), Ok(3));
     for _ in 0..3 {
         // The subscribers have taken the latest change of each ring, and see the next change, idle or not.

@@ -61,6 +61,39 @@ fn pages_of_any_size_have_every_node_once() {
 }
 
 #[test]
+fn the_parts_have_every_node_once() {
+    let table = RouteTable::new();
+    let proxies = register(&table, 2);
+    let nodes: HashSet<NodeId> = (0..5_000).map(node).collect();
+    for node in &nodes {
+        table.add_node(node, proxies[0]).expect("there is room");
+        table.add_node(node, proxies[1]).expect("there is room");
+    }
+    for most in [0, 7, usize::MAX] {
+        let mut found = Vec::new();
+        for part in 0..RouteTable::PARTS {
+            let mut from = None;
+            loop {
+                let before = found.len();
+                from = table.nodes_of_part(part, from.as_ref(), most, |node, routes| {
+                    assert_eq!(table.part_of(node), part);
+                    assert_eq!(routes, table.get_proxies(node).as_slice());
+                    found.push(node.clone());
+                });
+                assert!(found.len() - before <= most.max(1));
+                if from.is_none() {
+                    break;
+                }
+            }
+        }
+        assert_eq!(found.len(), nodes.len(), "at most {most}");
+        assert_eq!(found.into_iter().collect::<HashSet<_>>(), nodes);
+    }
+    let end = table.nodes_of_part(RouteTable::PARTS, None, 1, |node, _| panic!("{node} of no part"));
+    assert_eq!(end, None);
+}
+
+#[test]
 fn a_page_has_only_what_is_wanted() {
     let table = RouteTable::new();
     let proxies = register(&table, 2);

@@ -6,8 +6,8 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use nodetracker::{
-    Added, Event, ManualClock, NodeCursor, NodeId, Proxy, ProxyCursor, ProxyRef, Route, RouteTable, Subscription,
-    Verdict,
+    Added, Event, LostChanges, ManualClock, NodeCursor, NodeId, Proxy, ProxyCursor, ProxyRef, Route, RouteTable,
+    Subscription, Verdict,
 };
 use uuid::Uuid;
 
@@ -335,12 +335,20 @@ impl<'t> Caller<'t> {
 
     fn check_poll(&self, subscription: &mut Subscription<'_>, changed: NodeId) {
         let mut is_told = false;
-        let polled = stoppable(|| {
-            subscription.drain_events(usize::MAX, |event| {
-                is_told |= matches!(event, Event::Node { node, .. } if *node == changed);
-            })
-        });
-        assert!(is_told || polled.is_err(), "{polled:?}");
+        let lost = LostChanges::OfPart(self.table.part_of(&changed));
+        // Each part that has lost changes fails by itself.
+        loop {
+            let polled = stoppable(|| {
+                subscription.drain_events(usize::MAX, |event| {
+                    is_told |= matches!(event, Event::Node { node, .. } if *node == changed);
+                })
+            });
+            match polled {
+                Ok(_) => break,
+                Err(lagged) => is_told |= lagged.lost == lost,
+            }
+        }
+        assert!(is_told, "the change is missed");
         let polled = stoppable(|| subscription.drain_events(usize::MAX, |_| ()));
         assert!(self.is_victim() || polled == Ok(0), "{polled:?}");
     }

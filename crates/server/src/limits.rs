@@ -100,7 +100,7 @@ pub const MAX_REPLY_SIZE: usize = 4_000_000;
 
 /// Bytes of large replies that one connection may have unread, wherever they wait.
 ///
-/// Further calls with large replies, and snapshots of watches, wait until the client has read. Stops clients that call and
+/// Further calls with large replies, and messages of watches, wait until the client has read. Stops clients that call and
 /// never read; each of them could hold a gigabyte otherwise. A client that reads can have four of the largest replies on
 /// their way.
 pub const SEND_BUDGET: usize = 4 * MAX_REPLY_SIZE;
@@ -125,13 +125,12 @@ pub const MAX_TABLE_PAGES: usize = 16;
 
 /// Watches at one time.
 ///
-/// A watch takes some hundred bytes. During its snapshot it takes up to some hundred kilobytes, or ten megabytes if every
-/// node has 64 routes. A watch whose client does not read holds one message, which counts for [`SEND_BUDGET`], and one
-/// message of changes, which all watches share.
+/// A watch takes some hundred bytes. A watch whose client does not read holds one message, which counts for
+/// [`SEND_BUDGET`].
 pub const MAX_WATCHES: usize = 10_000;
 
-/// Nodes of all watches that are limited to some nodes: some fifty megabytes of UUIDs, or up to 255 bytes for each name.
-pub const MAX_WATCHED_NODES: usize = 1_000_000;
+/// Bytes of the nodes of all watches that are limited to some nodes. A UUID takes 32 bytes, a long name up to 287.
+pub const MAX_WATCHED_SIZE: usize = 64 * 1024 * 1024;
 
 /// Changes that are kept for slow watches: some twenty megabytes. A watch that is further behind loses its place.
 pub const WATCH_BACKLOG: usize = 64 * 1024;
@@ -142,8 +141,24 @@ pub const WATCH_BACKLOG_SIZE: usize = 16 * 1024 * 1024;
 
 /// The pause between two reads of the table's changes while there are watches. A read costs some microseconds.
 ///
-/// A watch is late by up to this pause. If a shard's feed of 512 changes overflows meanwhile, all watches lose their place.
+/// A watch is late by up to this pause. If a part's feed of 512 changes overflows meanwhile, the part is read again.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Encoded bytes a second of the parts that are read again: some 90,000 nodes with one route.
+///
+/// Bounds how fast a client that makes feeds overflow fills the backlog and the other clients' connections.
+pub const RESYNC_RATE: usize = 5_000_000;
+
+/// Nodes of a part that are read again at a time.
+pub const RESYNC_NODES: usize = 128;
+
+/// How long a step of the sweeper waits until the watches' tailer has taken the changes of the step. After that the sweeper
+/// continues, so that expired memory is given back: some 25,000 routes a second, even if the tailer never catches up.
+pub const MAX_SWEEP_WAIT: Duration = Duration::from_millis(10);
+
+/// How long a watch sends nothing before it sends a keep-alive message, and the default of a session. HTTP proxies end streams
+/// that are silent for 60 s.
+pub const STREAM_KEEP_ALIVE: Duration = Duration::from_secs(25);
 
 /// Changes in one message of a watch.
 pub const MAX_WATCH_CHANGES: usize = 1000;
@@ -151,11 +166,15 @@ pub const MAX_WATCH_CHANGES: usize = 1000;
 /// Bytes after which a message of a watch is complete. One node can add 55 kB at most.
 pub const WATCH_MESSAGE_SIZE: usize = 1_000_000;
 
-/// Nodes in one message of a watch's snapshot.
-pub const MAX_SNAPSHOT_NODES: usize = 1000;
+/// Bytes of the encoded chunks that are kept for all watches that read a snapshot.
+pub const SNAPSHOT_CACHE_SIZE: usize = 8 * 1024 * 1024;
 
-/// Nodes that a watch's snapshot copies at a time.
-pub const SNAPSHOT_COPY: usize = 8 * 1024;
+/// Chunks that are kept for all watches that read a snapshot. Bounds the search for a chunk.
+pub const SNAPSHOT_CACHE_CHUNKS: usize = 512;
+
+/// A new watch joins an earlier watch's snapshot if there were at most this many changes since. The new watch has to send
+/// these changes.
+pub const SNAPSHOT_JOIN_CHANGES: u64 = 4096;
 
 /// Bytes of requests that may wait unread on one stream.
 pub const STREAM_WINDOW: u32 = 64 * 1024;
@@ -202,6 +221,8 @@ pub struct Limits {
     /// How long a connection lives before it drains. Bounds floods that are cheap for a client and that no other limit stops.
     /// One hour by default, less a few minutes that differ between connections.
     pub max_connection_age: Duration,
+    /// How long the changes are kept for clients that resume, after the last watch has ended. One minute by default.
+    pub watch_resume: Duration,
 }
 
 impl Default for Limits {
@@ -213,9 +234,10 @@ impl Default for Limits {
             call: Duration::from_secs(10),
             keep_alive_interval: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(10),
-            stream_keep_alive: Duration::from_secs(25),
+            stream_keep_alive: STREAM_KEEP_ALIVE,
             drain: Duration::from_secs(10),
             max_connection_age: Duration::from_secs(3600),
+            watch_resume: Duration::from_secs(60),
         }
     }
 }

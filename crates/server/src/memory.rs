@@ -54,6 +54,11 @@ impl MemoryBudget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Returns the size of the budget.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Returns how often the budget had no room.
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)

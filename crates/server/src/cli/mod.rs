@@ -91,7 +91,8 @@ enum Command {
     ///
     /// A refresh is no change. Each line has an event, a node or a proxy, and the proxies that now reach the node. The event
     /// is snapshot, snapshot_end, added, removed, expired, proxy_removed, proxy_moved or lost_place. After lost_place, a new
-    /// snapshot replaces all earlier lines.
+    /// snapshot replaces all earlier lines. After resync, the nodes of one part come again as sent_again, until resync_end;
+    /// if resync has no part, the proxies come again as proxy_sent_again.
     Watch(watch::Watch),
     /// Check that the tracker is serving, for example for a container
     ///

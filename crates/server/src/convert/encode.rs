@@ -356,6 +356,7 @@ mod tests {
                 let change = v1::WatchNodeChange {
                     routes: Some(routes),
                     reason: v1::NodeChangeReason::Added.into(),
+                    part: u32::MAX,
                 };
                 message.changes.push(v1::WatchChange {
                     sequence: u64::MAX,

@@ -72,6 +72,15 @@ pub(crate) struct CallContext {
     pub(crate) reply: Reservation,
 }
 
+/// What a method with a stream of replies gets besides its request.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamContext {
+    /// A method takes a turn for each message that it builds.
+    pub(crate) turns: Turns,
+    /// Pays for the replies.
+    pub(crate) budget: SendBudget,
+}
+
 /// A unary method that never waits.
 pub(crate) fn immediate<S, Q, R, F>(service: &Arc<S>, method: F) -> Handler
 where
@@ -167,17 +176,21 @@ pub(crate) fn encoded_stream<S, Q, F, St>(service: &Arc<S>, method: F) -> Handle
 where
     S: Send + Sync + 'static,
     Q: Message + Default + 'static,
-    F: Fn(Arc<S>, Q, SendBudget) -> Result<St, Status> + Copy + Send + Sync + 'static,
+    F: Fn(Arc<S>, Q, StreamContext) -> Result<St, Status> + Copy + Send + Sync + 'static,
     St: Stream<Item = Result<Bytes, Status>> + Send + 'static,
 {
     let service = Arc::clone(service);
     Handler::Streaming(Arc::new(move |request, max_request, connection| {
-        let (service, budget) = (Arc::clone(&service), connection.budget().clone());
+        let service = Arc::clone(&service);
+        let context = StreamContext {
+            turns: connection.turns().clone(),
+            budget: connection.budget().clone(),
+        };
         Box::pin(async move {
             let decoder = SmallCodec::<(), Q>::default().decoder();
             let replies = receive(decoder, request.into_body(), max_request)
                 .await
-                .and_then(|request| method(service, request, budget));
+                .and_then(|request| method(service, request, context));
             match replies {
                 Ok(replies) => frame::head().map(|()| Body::new(EncodedBody(Box::pin(replies)))),
                 Err(status) => status.into_http(),

@@ -9,8 +9,8 @@
 //! The bytes that a reply really takes are also charged to the [memory](crate::memory) of the whole server. If that has no
 //! room, the call fails.
 //!
-//! Replies of up to [`SMALL_REPLY_SIZE`] are not charged: the number of streams bounds them. Nor does a watch charge changes
-//! that it sends unmodified: all watches share the bytes of those.
+//! Replies of up to [`SMALL_REPLY_SIZE`] are not charged: the number of streams bounds them. A watch charges its messages in
+//! full, although watches share the bytes of most messages.
 
 use std::sync::Arc;
 
@@ -133,11 +133,21 @@ impl AsRef<[u8]> for ChargedBytes {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::grpc::handler::StreamContext;
     use crate::memory::MemoryBudget;
 
     impl Default for SendBudget {
         fn default() -> Self {
             Self::new(MemoryBudget::new(1 << 30).for_connection())
+        }
+    }
+
+    impl Default for StreamContext {
+        fn default() -> Self {
+            Self {
+                turns: Turns::new(Arc::default()),
+                budget: SendBudget::default(),
+            }
         }
     }
 

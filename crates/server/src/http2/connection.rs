@@ -440,8 +440,8 @@ mod tests {
     fn panicking() -> Vec<Method> {
         let table = Arc::new(nodetracker::RouteTable::new());
         let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id);
-        let (methods, _) = methods(&table, &watches, instance_id, &Limits::default());
+        let watches = Watches::new(Arc::clone(&table), instance_id, Duration::ZERO);
+        let (methods, _) = methods(&table, &watches, instance_id, &MemoryBudget::new(0), &Limits::default());
         let panicking = methods.rows().iter().enumerate().map(|(number, method)| {
             let handler = match method.handler {
                 Handler::Immediate(_) => Handler::Immediate(Arc::new(|_| panic!("on purpose"))),

@@ -12,6 +12,7 @@ use crate::convert::encode::{self, MAX_NODE_SIZE, RoutesEncoder};
 use crate::convert::parse;
 use crate::grpc::handler::CallContext;
 use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, ROUTE_WORK};
+use crate::memory::MemoryBudget;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::page_token;
 use crate::rpc::watch::Watches;
@@ -23,16 +24,23 @@ pub(crate) struct Admin {
     table: Arc<RouteTable>,
     watches: Arc<Watches>,
     instance_id: InstanceId,
+    memory: Arc<MemoryBudget>,
     started: Instant,
 }
 
 impl Admin {
     /// Returns the service of a tracker that starts now.
-    pub(crate) fn new(table: Arc<RouteTable>, watches: Arc<Watches>, instance_id: InstanceId) -> Self {
+    pub(crate) fn new(
+        table: Arc<RouteTable>,
+        watches: Arc<Watches>,
+        instance_id: InstanceId,
+        memory: Arc<MemoryBudget>,
+    ) -> Self {
         Self {
             table,
             watches,
             instance_id,
+            memory,
             started: Instant::now(),
         }
     }
@@ -141,6 +149,9 @@ impl Admin {
             keep_alive: Some(encode::duration(self.table.keep_alive())),
             version: env!("CARGO_PKG_VERSION").into(),
             watch_count: self.watches.count() as u32,
+            client_memory_bytes: self.memory.used() as u64,
+            client_memory_limit_bytes: self.memory.limit() as u64,
+            client_memory_refusals: self.memory.refused(),
         })
     }
 }

@@ -9,6 +9,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use crate::grpc::handler::{bidirectional, encoded_stream, external, immediate, unary, unary_encoded};
 use crate::grpc::method::{Method, MethodTable};
 use crate::limits::{Limits, MAX_BATCH_MESSAGE_SIZE as BATCH, MAX_MESSAGE_SIZE as SMALL};
+use crate::memory::MemoryBudget;
 use crate::rpc::admin::Admin;
 use crate::rpc::health::{self, Health};
 use crate::rpc::instance_id::InstanceId;
@@ -24,12 +25,13 @@ pub(crate) fn methods(
     table: &Arc<RouteTable>,
     watches: &Arc<Watches>,
     instance_id: InstanceId,
+    memory: &Arc<MemoryBudget>,
     limits: &Limits,
 ) -> (MethodTable, Health) {
     let tracker = Arc::new(NodeTracker::new(Arc::clone(table)));
     let routes = Arc::new(Routes::new(Arc::clone(table)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, limits));
-    let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id));
+    let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id, Arc::clone(memory)));
     let reporter = HealthReporter::new();
     let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
     let health_watches = HealthServer::from_arc(Arc::clone(&health)).max_decoding_message_size(SMALL);
@@ -93,8 +95,8 @@ mod tests {
         }
         let table = Arc::new(RouteTable::new());
         let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id);
-        let (methods, _) = methods(&table, &watches, instance_id, &Limits::default());
+        let watches = Watches::new(Arc::clone(&table), instance_id, Limits::default().watch_resume);
+        let (methods, _) = methods(&table, &watches, instance_id, &MemoryBudget::new(0), &Limits::default());
         let rows: BTreeSet<_> = methods.rows().iter().map(|method| method.path.to_owned()).collect();
         assert_eq!(rows.len(), methods.rows().len(), "two rows have one path");
         assert!(rows.iter().eq(declared.keys()), "{rows:?} are not {declared:?}");

@@ -99,8 +99,9 @@ impl Server {
         let listeners = listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?;
         let (draining, watched) = watch::channel(false);
         let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id);
-        let (methods, health) = methods(&table, &watches, instance_id, &limits);
+        let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
+        let memory = MemoryBudget::new(limits.memory);
+        let (methods, health) = methods(&table, &watches, instance_id, &memory, &limits);
         health.serving().await;
         let router = Router::new(methods, limits.call);
         let addrs: Vec<_> = listeners.addrs().iter().map(ToString::to_string).collect();
@@ -117,7 +118,7 @@ impl Server {
             tls,
             limits: limits.clone(),
             draining: watched,
-            memory: MemoryBudget::new(limits.memory),
+            memory,
             turns: Arc::default(),
         })?;
         Ok(Self {
@@ -182,7 +183,7 @@ impl Server {
         tokio::select! {
             () = stop => {}
             never = accept(&mut listeners, &mut workers, &slots) => match never {},
-            never = sweep(&self.table) => match never {},
+            never = sweep(&self.table, &self.watches) => match never {},
             never = tail(&self.watches) => match never {},
         }
 

@@ -8,17 +8,111 @@ use nodetracker::{RouteTable, SweepPace};
 use tokio::time::sleep;
 use tracing::debug;
 
-/// Sweeps until the task is dropped.
-pub(crate) async fn sweep(table: &RouteTable) -> Infallible {
+use crate::rpc::watch::Watches;
+
+/// Sweeps until the task is dropped. Lets the watches take the changes of each step, so that a mass expiry does not overtake
+/// them.
+pub(crate) async fn sweep(table: &RouteTable, watches: &Watches) -> Infallible {
     let mut pace = SweepPace::default();
     let mut expired = 0;
     loop {
         sleep(pace.next_pause(table)).await;
-        let report = pace.sweep(table);
-        expired += report.removed;
-        if report.round_completed && expired > 0 {
-            debug!(expired, "removed expired routes");
-            expired = 0;
+        while let Some(report) = pace.sweep_step(table) {
+            expired += report.removed;
+            if report.round_completed && expired > 0 {
+                debug!(expired, "removed expired routes");
+                expired = 0;
+            }
+            if report.removed > 0 {
+                watches.drain().await;
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use nodetracker::{ManualClock, Proxy};
+
+    use super::*;
+    use crate::rpc::instance_id::InstanceId;
+    use crate::rpc::watch::tail;
+
+    const NODES: u128 = 100_000;
+
+    /// A table whose routes have all expired, with some 800 nodes in each part.
+    fn expired() -> Arc<RouteTable> {
+        let clock = ManualClock::new();
+        let builder = RouteTable::builder().clock(clock.clone()).feed_ring(300);
+        let keep_alive = Duration::from_secs(1);
+        let table = builder.keep_alive(keep_alive).build().expect("possible limits");
+        let proxy = Proxy {
+            id: "proxy",
+            cluster_name: "",
+            addr: "proxy:1",
+        };
+        let proxy = table.register_proxy(&proxy).expect("there is room");
+        for number in 0..NODES {
+            let node = uuid::Uuid::from_u128(number << 64).into();
+            table.add_node(&node, proxy).expect("there is room");
+        }
+        clock.advance(2 * keep_alive);
+        Arc::new(table)
+    }
+
+    /// Sweeps until all is swept, while one watch is open. Returns how many resyncs the watch had.
+    async fn sweep_all(
+        table: &Arc<RouteTable>,
+        watches: &Arc<Watches>,
+        tailer: impl Future<Output = Infallible>,
+    ) -> usize {
+        let (mut place, mut resyncs) = (1, 0);
+        let all = async {
+            while !table.is_empty() {
+                sleep(Duration::from_millis(1)).await;
+                resyncs += watches.resyncs_since(&mut place);
+            }
+        };
+        tokio::select! {
+            never = tailer => match never {},
+            never = sweep(table, watches) => match never {},
+            () = all => {}
+        }
+        resyncs
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mass_expiry_does_not_overtake_the_watches() {
+        let table = expired();
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let _slot = watches.open();
+        let resyncs = sweep_all(&table, &watches, tail(&watches)).await;
+        assert_eq!(table.marked_changes(), NODES as u64);
+        assert_eq!(resyncs, 0, "changes were lost");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_given_back_although_nothing_follows() {
+        let table = expired();
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let _slot = watches.open();
+        let stuck = async {
+            let tailer = tail(&watches);
+            let mut tailer = std::pin::pin!(tailer);
+            // The first turn only.
+            std::future::poll_fn(|cx| {
+                assert!(tailer.as_mut().poll(cx).is_pending());
+                std::task::Poll::Ready(())
+            })
+            .await;
+            std::future::pending().await
+        };
+        let before = tokio::time::Instant::now();
+        sweep_all(&table, &watches, stuck).await;
+        let steps = NODES as u32 / 256 + 256;
+        assert!(before.elapsed() < 2 * steps * crate::limits::MAX_SWEEP_WAIT);
     }
 }

@@ -7,6 +7,8 @@ mod deadlines;
 mod health_reflection;
 mod http2_abuse;
 mod log;
+#[path = "../../examples/client/replica.rs"]
+mod replica;
 mod request_framing;
 mod rfd47;
 mod session;

@@ -1,22 +1,22 @@
 //! Watches: every kind of message. A client that applies the messages has the table's content.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nodetracker::{NodeId, Proxy, RouteTable};
 use nodetracker_proto::v1;
-use nodetracker_proto::v1::node_id::Id;
+use nodetracker_proto::v1::NodeChangeReason;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 use nodetracker_proto::v1::watch_service_client::WatchServiceClient;
-use nodetracker_proto::v1::{NodeChangeReason, ProxyChangeReason};
 use nodetracker_server::{Drained, Limits};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Streaming};
 use uuid::Uuid;
 
+use crate::replica::{Replica, name_of};
 use crate::support::{Running, SOON};
 use crate::v1::nodes;
 
@@ -35,29 +35,25 @@ fn name(text: &str) -> NodeId {
 /// What a change was, in words that tests can compare.
 fn told(change: &v1::WatchChange) -> String {
     match change.change.as_ref().unwrap() {
-        Change::Node(node) => format!("{} {:?}", shown(node.routes.as_ref().unwrap()), node.reason()),
+        Change::Node(node) => {
+            let name = name_of(node.routes.as_ref().unwrap().node.as_ref());
+            format!("{name} {:?}", node.reason())
+        }
         Change::Proxy(change) => {
             let proxy = change.proxy.as_ref().unwrap().proxy.as_ref().unwrap();
             format!("{} {:?}", proxy.proxy_id, change.reason())
         }
+        Change::Resync(resync) => format!("{:?} {}", resync.part, resync.is_complete),
     }
 }
 
-fn shown(node: &v1::NodeRoutes) -> String {
-    match node.node.as_ref().unwrap().id.as_ref().unwrap() {
-        Id::Uuid(bytes) => Uuid::from_slice(bytes).unwrap().to_string(),
-        Id::Name(name) => name.clone(),
-    }
-}
-
-/// A client that does what the messages say.
+/// A client's copy, and what the contract promises of the messages.
 #[derive(Debug, Default)]
 struct Copy {
-    /// The registrations that each node has routes through, newest first.
-    nodes: HashMap<String, Vec<u64>>,
-    proxies: HashMap<u64, v1::Proxy>,
-    /// Of the last change, or of the snapshot; `None` while a snapshot comes.
+    replica: Replica,
+    /// Of the last change, or of the snapshot; `None` before.
     sequence: Option<u64>,
+    is_complete: bool,
     of_some: bool,
 }
 
@@ -65,30 +61,27 @@ impl Copy {
     fn take(&mut self, message: &Message) {
         match message {
             Message::Snapshot(snapshot) => {
-                assert_eq!(self.sequence, None, "a snapshot among changes");
-                for node in &snapshot.nodes {
-                    let routes = self.routes(node, &snapshot.proxies);
-                    assert!(!routes.is_empty());
-                    assert_eq!(self.nodes.insert(shown(node), routes), None, "twice in a snapshot");
-                }
+                assert!(!self.is_complete, "a snapshot after its end");
+                assert!(snapshot.nodes.iter().all(|node| !node.routes.is_empty()));
             }
             Message::SnapshotEnd(end) => {
                 assert_ne!(end.generation, 0);
-                assert_eq!(self.sequence.replace(end.sequence), None);
+                let before = self.sequence.replace(end.sequence);
+                assert!(before.is_none_or(|before| before == end.sequence || self.of_some));
+                self.is_complete = true;
             }
             Message::Changes(changes) => {
                 assert!(!changes.changes.is_empty());
                 for change in &changes.changes {
-                    let before = self.sequence.replace(change.sequence).expect("a snapshot comes first");
-                    if self.of_some {
-                        assert!(change.sequence > before);
-                    } else {
-                        assert_eq!(change.sequence, before + 1);
+                    let before = self.sequence.replace(change.sequence);
+                    let is_next = |before| change.sequence == before + 1 || self.of_some && change.sequence > before;
+                    assert!(before.is_none_or(is_next), "{} after {before:?}", change.sequence);
+                    if let Some(Change::Node(node)) = &change.change {
+                        assert_ne!(node.reason(), NodeChangeReason::Unspecified);
                     }
-                    self.change(change, &changes.proxies);
                 }
             }
-            Message::KeepAlive(_) => {}
+            Message::KeepAlive(keep_alive) => assert!(self.sequence <= Some(keep_alive.sequence)),
             Message::LostPlace(_) => {
                 *self = Copy {
                     of_some: self.of_some,
@@ -96,55 +89,15 @@ impl Copy {
                 };
             }
         }
-    }
-
-    fn change(&mut self, change: &v1::WatchChange, proxies: &[v1::WatchedProxy]) {
-        match change.change.as_ref().unwrap() {
-            Change::Node(change) => {
-                assert_ne!(change.reason(), NodeChangeReason::Unspecified);
-                let node = change.routes.as_ref().unwrap();
-                let routes = self.routes(node, proxies);
-                if routes.is_empty() {
-                    self.nodes.remove(&shown(node));
-                } else {
-                    self.nodes.insert(shown(node), routes);
-                }
-            }
-            Change::Proxy(change) => {
-                let proxy = change.proxy.clone().unwrap();
-                match change.reason() {
-                    ProxyChangeReason::Removed => {
-                        self.proxies.remove(&proxy.registration);
-                        self.nodes.retain(|_, routes| {
-                            routes.retain(|route| *route != proxy.registration);
-                            !routes.is_empty()
-                        });
-                    }
-                    ProxyChangeReason::Moved => {
-                        self.proxies.insert(proxy.registration, proxy.proxy.unwrap());
-                    }
-                    ProxyChangeReason::Unspecified => panic!("no reason"),
-                }
-            }
-        }
-    }
-
-    fn routes(&mut self, node: &v1::NodeRoutes, proxies: &[v1::WatchedProxy]) -> Vec<u64> {
-        let routes = node.routes.iter().map(|route| {
-            assert!(route.last_refresh_time.is_some());
-            let proxy = &proxies[route.proxy_index as usize];
-            self.proxies.insert(proxy.registration, proxy.proxy.clone().unwrap());
-            proxy.registration
-        });
-        routes.collect()
+        self.replica.apply(message);
     }
 
     /// Each node with the ID and the address of each of its proxies.
     fn all(&self) -> BTreeSet<(String, String, String)> {
-        let routes = self.nodes.iter().flat_map(|(node, routes)| {
-            routes.iter().map(|route| {
-                let proxy = &self.proxies[route];
-                (node.clone(), proxy.proxy_id.clone(), proxy.addr.clone())
+        let routes = self.replica.nodes.iter().flat_map(|(name, node)| {
+            node.routes.iter().map(|route| {
+                let proxy = &self.replica.proxies[route];
+                (name.clone(), proxy.proxy_id.clone(), proxy.addr.clone())
             })
         });
         routes.collect()
@@ -174,8 +127,16 @@ impl Watch {
     }
 
     async fn over(channel: Channel, nodes: Option<v1::NodeIds>) -> Self {
-        let of_some = nodes.is_some();
-        let request = v1::WatchRequest { nodes };
+        let request = v1::WatchRequest {
+            nodes,
+            resume: None,
+            accepts_resync: true,
+        };
+        Self::with(channel, request).await
+    }
+
+    async fn with(channel: Channel, request: v1::WatchRequest) -> Self {
+        let of_some = request.nodes.is_some();
         let messages = WatchServiceClient::new(channel).watch(request).await.unwrap();
         Self {
             messages: messages.into_inner(),
@@ -198,7 +159,7 @@ impl Watch {
         loop {
             match self.next().await {
                 Message::SnapshotEnd(_) => return,
-                Message::Snapshot(_) => {}
+                Message::Snapshot(_) | Message::Changes(_) => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -219,7 +180,7 @@ impl Watch {
 
     /// Reads until the copy is what the table is.
     async fn until_equal(&mut self, table: &RouteTable) {
-        while self.copy.sequence.is_none() || self.copy.all() != all(table) {
+        while !self.copy.is_complete || self.copy.all() != all(table) {
             self.next().await;
         }
     }
@@ -240,7 +201,7 @@ async fn a_snapshot_comes_first_and_then_every_change_with_its_reason() {
     let mut watch = Watch::begin(&server, None).await;
     watch.snapshot().await;
     assert_eq!(watch.copy.all(), all(table));
-    assert_eq!(watch.copy.nodes.len(), 3001);
+    assert_eq!(watch.copy.replica.nodes.len(), 3001);
 
     // Each change by itself: changes that come together are in no order.
     table.report_node(&name("b"), &proxy("p1")).unwrap();
@@ -249,13 +210,13 @@ async fn a_snapshot_comes_first_and_then_every_change_with_its_reason() {
     table.report_node(&name("b"), &proxy("p1")).unwrap();
     table.report_node(&name("b"), &proxy("p2")).unwrap();
     assert_eq!(watch.changes(1).await, ["b Added"]);
-    assert_eq!(watch.copy.nodes["b"].len(), 2);
+    assert_eq!(watch.copy.replica.nodes["b"].routes.len(), 2);
     let p1 = table.find_proxy("p1").unwrap();
     table.remove_route(&name("b"), p1);
     assert_eq!(watch.changes(1).await, ["b Removed"]);
     table.remove_node(&name("b"));
     assert_eq!(watch.changes(1).await, ["b Removed"]);
-    assert_eq!(watch.copy.nodes.len(), 3001);
+    assert_eq!(watch.copy.replica.nodes.len(), 3001);
 
     let moved = Proxy {
         addr: "elsewhere:3080",
@@ -280,7 +241,7 @@ async fn a_snapshot_comes_first_and_then_every_change_with_its_reason() {
 
     table.remove_proxy_by_id("p1");
     assert_eq!(watch.changes(1).await, ["p1 Removed"]);
-    assert_eq!(watch.copy.nodes.len(), 0);
+    assert_eq!(watch.copy.replica.nodes.len(), 0);
     // What the sweeper takes away after that is nothing new.
     for _ in 0..2 {
         while !table.sweep(256).round_completed {
@@ -324,7 +285,7 @@ async fn a_watch_of_some_nodes_is_told_of_these() {
     }
     let mut watch = Watch::begin(&server, nodes(&[7], &["a", "d"])).await;
     watch.snapshot().await;
-    let known = |watch: &Watch| watch.copy.nodes.keys().cloned().collect::<BTreeSet<_>>();
+    let known = |watch: &Watch| watch.copy.replica.nodes.keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(known(&watch), ["a".to_owned()].into());
 
     // In one batch with changes of other nodes.
@@ -348,31 +309,106 @@ async fn a_watch_of_some_nodes_is_told_of_these() {
     assert_eq!(known(&watch), ["d".to_owned(), uuid].into());
 }
 
-/// The feed has room for 512 changes of one shard; the follower, which is a task of this thread, takes none of them.
+/// The feed has room for 512 changes of one part; the tailer, which is a task of this thread, takes none of them.
 #[tokio::test]
-async fn when_the_tracker_cannot_keep_up_every_watch_begins_anew() {
+async fn when_the_tracker_cannot_keep_up_the_part_is_sent_again() {
     let server = Running::start().await;
+    let table = &server.table;
+    for node in ["a", "b"] {
+        table.report_node(&name(node), &proxy("p1")).unwrap();
+    }
     let mut watches = vec![
         Watch::begin(&server, None).await,
-        Watch::begin(&server, nodes(&[], &["b"])).await,
+        Watch::begin(&server, nodes(&[], &["a", "b", "c"])).await,
     ];
-    for watch in &mut watches {
+    let old = v1::WatchRequest::default();
+    let mut old = Watch::with(server.channel().await, old).await;
+    for watch in watches.iter_mut().chain([&mut old]) {
         watch.snapshot().await;
     }
+    let moved = Proxy {
+        addr: "elsewhere:3080",
+        ..proxy("p1")
+    };
     for _ in 0..1000 {
-        server.table.report_node(&name("a"), &proxy("p1")).unwrap();
-        server.table.remove_node(&name("a"));
+        table.remove_node(&name("a"));
+        table.report_node(&name("a"), &moved).unwrap();
+        table.report_node(&name("a"), &proxy("p1")).unwrap();
     }
-    server.table.report_node(&name("b"), &proxy("p1")).unwrap();
+    table.remove_node(&name("a"));
+    table.report_node(&name("c"), &moved).unwrap();
     for watch in &mut watches {
-        assert_eq!(watch.next().await, Message::LostPlace(v1::WatchLostPlace {}));
+        while watch.copy.all() != all(table) {
+            let message = watch.next().await;
+            assert!(matches!(message, Message::Changes(_)), "{message:?}");
+        }
+    }
+    while !matches!(old.next().await, Message::LostPlace(_)) {}
+    old.snapshot().await;
+    old.until_equal(table).await;
+    table.remove_node(&name("b"));
+    for watch in watches.iter_mut().chain([&mut old]) {
+        watch.until_equal(table).await;
+        assert_eq!(watch.copy.replica.nodes.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_goes_on_without_a_snapshot() {
+    let server = Running::start().await;
+    let table = &server.table;
+    for node in ["a", "b"] {
+        table.report_node(&name(node), &proxy("p1")).unwrap();
+    }
+    for of_some in [false, true] {
+        let request = || v1::WatchRequest {
+            nodes: of_some.then(|| nodes(&[], &["a", "b", "c"]).unwrap()),
+            resume: None,
+            accepts_resync: true,
+        };
+        let mut watch = Watch::with(server.channel().await, request()).await;
         watch.snapshot().await;
-        assert_eq!(watch.copy.all(), all(&server.table));
-        assert_eq!(watch.copy.all().len(), 1);
-    }
-    server.table.remove_node(&name("b"));
-    for watch in &mut watches {
-        assert_eq!(watch.changes(1).await, ["b Removed"]);
+        table.report_node(&name("c"), &proxy("p2")).unwrap();
+        watch.until_equal(table).await;
+        let copy = watch.copy;
+        // No watch is left. The tracker still keeps the changes.
+        drop(watch.messages);
+        table.remove_node(&name("c"));
+        table.remove_node(&name("a"));
+        let place = copy.replica.place.unwrap();
+        let again = |resume| v1::WatchRequest {
+            resume: Some(resume),
+            ..request()
+        };
+        let mut watch = Watch::with(server.channel().await, again(place)).await;
+        watch.copy = copy;
+        let first = watch.next().await;
+        assert!(
+            matches!(&first, Message::SnapshotEnd(end) if end.sequence == place.sequence),
+            "{first:?}"
+        );
+        let mut changes = watch.changes(2).await;
+        changes.sort();
+        assert_eq!(changes, ["a Removed", "c Removed"]);
+        watch.until_equal(table).await;
+        // Places that the tracker does not have.
+        for lost in [
+            v1::WatchPlace { generation: 1, ..place },
+            v1::WatchPlace {
+                sequence: u64::MAX,
+                ..place
+            },
+            v1::WatchPlace {
+                sequence: 1 << 40,
+                ..place
+            },
+        ] {
+            let mut watch = Watch::with(server.channel().await, again(lost)).await;
+            assert_eq!(watch.next().await, Message::LostPlace(v1::WatchLostPlace {}));
+            watch.snapshot().await;
+            assert_eq!(watch.copy.all(), all(table));
+        }
+        table.report_node(&name("a"), &proxy("p1")).unwrap();
     }
 }
 
@@ -400,7 +436,7 @@ async fn a_watch_that_does_not_read_loses_its_place_and_holds_nobody_up() {
     assert_eq!(fast.copy.all(), all(&server.table));
 
     let mut lost = 0;
-    while slow.copy.sequence.is_none() || slow.copy.nodes.len() < 8 * CHUNK {
+    while !slow.copy.is_complete || slow.copy.replica.nodes.len() < 8 * CHUNK {
         lost += usize::from(matches!(slow.next().await, Message::LostPlace(_)));
     }
     assert_eq!(lost, 1);
@@ -420,7 +456,11 @@ async fn until(mut is_so: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn a_thousand_watches_are_one_subscription() {
-    let server = Running::start().await;
+    let limits = Limits {
+        watch_resume: Duration::ZERO,
+        ..Limits::default()
+    };
+    let server = Running::with(RouteTable::new(), limits).await;
     assert_eq!(server.table.subscriptions(), 0);
     let mut watches = vec![Watch::begin(&server, None).await];
     watches[0].snapshot().await;
@@ -573,6 +613,7 @@ async fn bad_nodes_are_refused() {
     let mut client = WatchServiceClient::new(server.channel().await);
     let request = v1::WatchRequest {
         nodes: nodes(&[1], &["a", ""]),
+        ..v1::WatchRequest::default()
     };
     let status = client.watch(request).await.unwrap_err();
     assert_eq!(

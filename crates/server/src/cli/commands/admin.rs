@@ -198,6 +198,9 @@ struct StatsRow {
     proxies: u64,
     records: u64,
     watches: u32,
+    client_memory_bytes: u64,
+    client_memory_limit_bytes: u64,
+    client_memory_refusals: u64,
     keep_alive_seconds: Option<f64>,
     uptime_seconds: Option<f64>,
     generation: String,
@@ -214,6 +217,9 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
         proxies: stats.proxy_count,
         records: stats.record_count,
         watches: stats.watch_count,
+        client_memory_bytes: stats.client_memory_bytes,
+        client_memory_limit_bytes: stats.client_memory_limit_bytes,
+        client_memory_refusals: stats.client_memory_refusals,
         keep_alive_seconds: duration(stats.keep_alive).map(|interval| interval.as_secs_f64()),
         uptime_seconds: duration(stats.uptime).map(|uptime| uptime.as_secs_f64()),
         generation: generation(stats.generation),
@@ -230,6 +236,9 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
                 ("proxies", row.proxies.to_string()),
                 ("records", row.records.to_string()),
                 ("watches", row.watches.to_string()),
+                ("client memory", megabytes(row.client_memory_bytes)),
+                ("client memory limit", megabytes(row.client_memory_limit_bytes)),
+                ("client memory refusals", row.client_memory_refusals.to_string()),
                 ("keep-alive", keep_alive.unwrap_or_default()),
                 ("uptime", uptime.unwrap_or_default()),
                 ("generation", row.generation),
@@ -238,6 +247,11 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
             format.print(None, &lines, |(name, value)| [(*name).to_owned(), value.clone()])
         }
     }
+}
+
+/// Formats bytes, of which single kilobytes do not matter.
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 fn verdict(verdict: v1::Verdict) -> &'static str {

@@ -21,9 +21,15 @@ pub(crate) struct Watch {
     /// Only these nodes; all nodes if there are none
     #[arg(value_name = "NODE", value_parser = NonEmptyStringValueParser::new())]
     nodes: Vec<String>,
+    /// Continue after this change of an earlier watch, without a snapshot if the tracker still has the changes since
+    #[arg(long, value_name = "GENERATION:SEQUENCE", value_parser = place)]
+    resume: Option<v1::WatchPlace>,
     #[command(flatten)]
     print: Print,
 }
+
+/// The event of a message that says that nothing has changed.
+const KEEP_ALIVE: &str = "keep_alive";
 
 /// A line of the output.
 #[derive(Debug, Default, Serialize)]
@@ -34,11 +40,24 @@ struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     sequence: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    part: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     routes: Option<Vec<RouteRow>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     proxy: Option<ProxyRow>,
+}
+
+/// Parses a generation and a sequence number as the command prints them.
+fn place(text: &str) -> Result<v1::WatchPlace, String> {
+    let parsed = text.split_once(':').and_then(|(generation, sequence)| {
+        Some(v1::WatchPlace {
+            generation: u64::from_str_radix(generation, 16).ok()?,
+            sequence: sequence.parse().ok()?,
+        })
+    });
+    parsed.ok_or_else(|| "not a generation and a sequence number, as in 00c0ffee00c0ffee:42".into())
 }
 
 /// Follows the table until SIGINT or SIGTERM, which is how a watch ends without a failure.
@@ -57,7 +76,12 @@ async fn follow(watch: Watch) -> Result<(), CommandError> {
         names: watch.nodes,
         ..v1::NodeIds::default()
     };
-    let mut stream = at.call(client.watch(v1::WatchRequest { nodes: Some(nodes) })).await?;
+    let request = v1::WatchRequest {
+        nodes: Some(nodes),
+        resume: watch.resume,
+        accepts_resync: true,
+    };
+    let mut stream = at.call(client.watch(request)).await?;
     loop {
         match stream.message().await {
             Ok(Some(response)) => print(format, &events(response))?,
@@ -91,6 +115,8 @@ fn print(format: Format, events: &[Event]) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     for event in events {
         match format {
+            // For programs that resume.
+            Format::Table if event.event == KEEP_ALIVE => {}
             Format::Table => writeln!(out, "{}", line(event))?,
             Format::Json => {
                 serde_json::to_writer(&mut out, event).map_err(io::Error::from)?;
@@ -141,8 +167,13 @@ fn events(response: v1::WatchResponse) -> Vec<Event> {
             event: "lost_place",
             ..Event::default()
         }],
-        // No event, or a newer tracker's message.
-        Some(Message::KeepAlive(_)) | None => Vec::new(),
+        Some(Message::KeepAlive(keep_alive)) => vec![Event {
+            event: KEEP_ALIVE,
+            sequence: Some(keep_alive.sequence),
+            ..Event::default()
+        }],
+        // A newer tracker's message.
+        None => Vec::new(),
     }
 }
 
@@ -154,6 +185,7 @@ fn change_event(change: v1::WatchChange, proxies: &[v1::Proxy]) -> Option<Event>
                 NodeChangeReason::Added => "added",
                 NodeChangeReason::Removed => "removed",
                 NodeChangeReason::Expired => "expired",
+                NodeChangeReason::Resync => "sent_again",
                 NodeChangeReason::Unspecified => "changed",
             };
             Some(node_event(event, sequence, &node.routes.unwrap_or_default(), proxies))
@@ -162,10 +194,17 @@ fn change_event(change: v1::WatchChange, proxies: &[v1::Proxy]) -> Option<Event>
             event: match proxy.reason() {
                 ProxyChangeReason::Removed => "proxy_removed",
                 ProxyChangeReason::Moved => "proxy_moved",
+                ProxyChangeReason::Resync => "proxy_sent_again",
                 ProxyChangeReason::Unspecified => "proxy_changed",
             },
             sequence,
             proxy: Some(proxy.proxy.and_then(|watched| watched.proxy).unwrap_or_default().into()),
+            ..Event::default()
+        }),
+        Change::Resync(resync) => Some(Event {
+            event: if resync.is_complete { "resync_end" } else { "resync" },
+            sequence,
+            part: resync.part,
             ..Event::default()
         }),
     }
@@ -223,5 +262,18 @@ mod tests {
             message: Some(Message::LostPlace(v1::WatchLostPlace {})),
         };
         assert_eq!(line(&events(lost)[0]), "lost_place");
+    }
+
+    #[test]
+    fn a_place_is_read_as_it_is_printed() {
+        let printed = format!("{}:{}", generation(0xc0ffee), 42);
+        let read = v1::WatchPlace {
+            generation: 0xc0ffee,
+            sequence: 42,
+        };
+        assert_eq!(place(&printed), Ok(read));
+        for bad in ["", ":", "1", "1:", ":1", "g:1", "1:x"] {
+            place(bad).expect_err(bad);
+        }
     }
 }

@@ -15,8 +15,10 @@ use crate::limits::{WATCH_BACKLOG, WATCH_BACKLOG_SIZE};
 pub(super) struct LogEntry {
     /// The message. A watch of some nodes sends only the changes of these nodes.
     pub(super) message: v1::WatchChanges,
-    /// The node of each change; `None` for changes of proxies.
-    pub(super) nodes: Vec<Option<NodeId>>,
+    /// The part and the node of each change; `None` for other changes, which every watch sends.
+    pub(super) nodes: Vec<Option<(usize, NodeId)>>,
+    /// Whether a resync begins, which some clients do not understand.
+    pub(super) begins_resync: bool,
     /// The encoded message, for watches of all nodes.
     pub(super) encoded: Bytes,
     /// The number of the first change. The numbers of the others follow without a gap.
@@ -45,10 +47,10 @@ pub(super) struct ChangeLog {
 
 /// How many changes the log keeps.
 #[derive(Debug, Clone, Copy)]
-struct Capacity {
-    changes: usize,
+pub(super) struct Capacity {
+    pub(super) changes: usize,
     /// Bytes of the encoded messages.
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 #[derive(Debug)]
@@ -71,7 +73,7 @@ impl Default for ChangeLog {
 }
 
 impl ChangeLog {
-    fn with_capacity(capacity: Capacity) -> Self {
+    pub(super) fn with_capacity(capacity: Capacity) -> Self {
         Self {
             entries: Mutex::new(Entries {
                 kept: VecDeque::new(),
@@ -125,17 +127,23 @@ impl ChangeLog {
         self.next.send_replace(next);
     }
 
-    /// Returns the entry at a place, or `None` if its changes are still to come.
+    /// Returns the entry that has the change of a place, or `None` if the change is still to come.
     pub(super) fn entry_at(&self, place: u64) -> Result<Option<Arc<LogEntry>>, LostPlace> {
         let entries = self.lock();
         if place == entries.next {
             return Ok(None);
         }
-        // Every place is the first number of an entry: the end of the previous entry, or the beginning of a watch.
-        match entries.kept.binary_search_by_key(&place, |entry| entry.first) {
-            Ok(at) => Ok(Some(Arc::clone(&entries.kept[at]))),
-            Err(_) => Err(LostPlace),
+        let after = entries.kept.partition_point(|entry| entry.first <= place);
+        let entry = after.checked_sub(1).and_then(|at| entries.kept.get(at));
+        match entry.filter(|entry| place < entry.end()) {
+            Some(entry) => Ok(Some(Arc::clone(entry))),
+            None => Err(LostPlace),
         }
+    }
+
+    /// Whether the log has every change from a place on.
+    pub(super) fn has(&self, place: u64) -> bool {
+        self.entry_at(place).is_ok()
     }
 
     /// Waits until a place has an entry, or is lost.
@@ -163,6 +171,7 @@ mod tests {
         LogEntry {
             message: v1::WatchChanges::default(),
             nodes: vec![None; len],
+            begins_resync: false,
             encoded: vec![0; bytes].into(),
             first,
         }
@@ -184,9 +193,17 @@ mod tests {
         );
         log.push(entry(11, 1));
         assert_eq!(
-            [1, 5, 11].map(|place| at(&log, place)),
-            [Err(LostPlace), Ok(Some(5)), Ok(Some(11))]
+            [1, 4, 5, 11, 13].map(|place| at(&log, place)),
+            [
+                Err(LostPlace),
+                Err(LostPlace),
+                Ok(Some(5)),
+                Ok(Some(11)),
+                Err(LostPlace)
+            ]
         );
+        // A watch of some nodes may resume in the middle of an entry.
+        assert_eq!([6, 10].map(|place| at(&log, place)), [Ok(Some(5)), Ok(Some(5))]);
         // An entry over the capacity is dropped with the next push; only a watch that waits for it reads it.
         log.push(entry(12, 20));
         assert_eq!(

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  writers ─▶ the table's change feed ─▶ tailer ─▶ change log ─▶ a watch ─▶ its client
-//!  (marks)     one subscription           encodes    │
+//!  (marks)     one subscription           encodes    │              ▲
 //!                                         once       └─────────▶ a watch ─▶ its client
+//!                                                                   ▲
+//!  the table's parts ───────────────────▶ the snapshot's chunks ─────┘
 //! ```
 //!
 //! * The [`tailer`] is one task of the whole server. While there are watches, the tailer holds the one subscription
@@ -11,41 +13,68 @@
 //!   the mark. Then it appends an entry to the change log, encoded as the message that all watches send.
 //! * The [change log](change_log) keeps the latest changes. A watch's place in the log is a sequence number and nothing
 //!   else, so a thousand watches cost a thousand numbers. If the log has dropped a place, its watch begins again.
-//! * A [watch](stream) first takes its place, then copies the table, so changes in between are sent again. After the
-//!   snapshot it sends the log from its place on. A watch is polled for the next message once HTTP/2's flow control has
-//!   taken the previous message. So a slow client makes its own watch fall behind, and delays no other.
+//! * A [snapshot](snapshot) is read in chunks of some 1,000 nodes. All watches that begin share the encoded chunks.
+//! * A [watch](stream) takes its place, and then sends chunks and the log in turns: after each chunk, the log up to the
+//!   chunk's place. So the log needs to keep only the changes of two turns, however long the snapshot takes. A watch is
+//!   polled for the next message once HTTP/2's flow control has taken the previous message. So a slow client makes its
+//!   own watch fall behind, and delays no other.
+//! * A [resync](resync) sends one part of the table again, when the feed has lost changes of the part.
 //!
 //! # Why the last message is current
 //!
-//! The feed guarantees that routes read after a node's last mark are current. A snapshot may be newer than some changes in
-//! the log, which then take the client back for a moment. But every change that the snapshot has seen early has a mark that
-//! follows, so the client catches up.
+//! The feed guarantees that routes read after a node's last mark are current. A watch sends a chunk while the watch's place
+//! in the log is not after the chunk's place, which was taken before the chunk was read. So the watch sends every change
+//! that the log gets after the chunk's place, and thus after the chunk. A chunk may be newer than some changes that the
+//! watch sends later, which then take the client back for a moment. But every change that the chunk has seen early has a
+//! mark that follows, so the client catches up.
+//!
+//! If a ring of the feed overflows, marks are lost. The subscription then continues at the ring's end, so every change
+//! whose mark is lost was made before the resync of the part begins. The resync reads every node that the part has all
+//! the while. A node that it does not read was absent at some moment since, or was added since and has a mark that
+//! follows. So a client that removes the nodes that were not sent again has every lost change. A chunk that is read during
+//! a resync has the lost changes, too. So a watch whose place is after the beginning of the resync lacks nothing.
 //!
 //! Removals of proxies come from another ring of the feed, so they may be sent before or after related changes of nodes. So
 //! a removal names a *registration*. Routes read after the removal have none of that registration, even if a proxy with the
 //! same ID reports again. Routes read before the removal are in the log before it, because the mark of the removal comes
 //! later.
+//!
+//! # How late a client is
+//!
+//! A change is in the log some milliseconds after it was made ([`WATCH_INTERVAL`](crate::limits::WATCH_INTERVAL)). Nodes of
+//! a part whose ring overflowed are later by the time that a resync takes
+//! ([`RESYNC_RATE`](crate::limits::RESYNC_RATE)), and by that of the resyncs before it.
 
 mod change_log;
+#[cfg(test)]
+mod copies;
+mod entry;
+mod resync;
+mod snapshot;
 mod stream;
 mod tailer;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use nodetracker::RouteTable;
 use nodetracker_proto::v1;
+use nodetracker_proto::v1::watch_response::Message;
 use tokio::sync::watch::Sender;
+use tokio::time::{Instant, timeout};
 use tonic::Status;
 
 use crate::convert::parse;
-use crate::grpc::send_budget::SendBudget;
-use crate::limits::{MAX_WATCHED_NODES, MAX_WATCHES};
+use crate::grpc::frame;
+use crate::grpc::handler::StreamContext;
+use crate::limits::{MAX_SWEEP_WAIT, MAX_WATCHED_SIZE, MAX_WATCHES};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::watch::change_log::ChangeLog;
-use crate::rpc::watch::stream::Watch;
+use crate::rpc::watch::snapshot::Snapshots;
+use crate::rpc::watch::stream::{Watch, WatchedNodes};
 
 pub(crate) use tailer::tail;
 
@@ -56,14 +85,20 @@ pub(crate) use tailer::tail;
 pub(crate) fn watch(
     watches: Arc<Watches>,
     request: v1::WatchRequest,
-    budget: SendBudget,
+    context: StreamContext,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
-    let nodes = parse::nodes(request.nodes)?;
-    let watch = Watch::new(watches.take_slot(nodes.len())?, nodes, budget);
+    let nodes = WatchedNodes::new(parse::nodes(request.nodes)?, &watches.table);
+    let slot = watches.take_slot(nodes.size())?;
+    let watch = Watch::new(slot, nodes, context, request.resume, request.accepts_resync);
     Ok(unfold(watch, async |mut watch| {
         let message = watch.next().await;
         Some((message, watch))
     }))
+}
+
+/// Encodes a message of the stream.
+fn encode(message: Message) -> Bytes {
+    frame::encode(&v1::WatchResponse { message: Some(message) })
 }
 
 /// The state that the tailer and all watches share.
@@ -72,27 +107,76 @@ pub(crate) struct Watches {
     table: Arc<RouteTable>,
     instance_id: InstanceId,
     log: ChangeLog,
+    snapshots: Snapshots,
     activity: Sender<Activity>,
+    /// How long the tailer continues after the last watch has ended.
+    linger: Duration,
 }
 
 /// The open watches and the tailer. Changes under the channel's lock, so the tailer never stops just as a watch begins.
 #[derive(Debug, Default)]
 struct Activity {
     watches: usize,
-    /// The nodes of all watches that are limited to some nodes.
-    watched_nodes: usize,
+    /// Bytes of the nodes of all watches that are limited to some nodes.
+    watched_size: usize,
+    /// When the last watch ended; `None` while there are watches.
+    idle_since: Option<Instant>,
     /// Whether the tailer has its subscription, so that every later change reaches the log.
     is_tailing: bool,
+    /// How often the sweeper asked the tailer to drain the feed, and how many of these drains are done.
+    drains_due: u64,
+    drains_done: u64,
 }
 
 impl Watches {
-    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId) -> Arc<Self> {
+    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId, linger: Duration) -> Arc<Self> {
+        Self::with_log(table, instance_id, linger, ChangeLog::default())
+    }
+
+    fn with_log(table: Arc<RouteTable>, instance_id: InstanceId, linger: Duration, log: ChangeLog) -> Arc<Self> {
         Arc::new(Self {
             table,
             instance_id,
-            log: ChangeLog::default(),
+            log,
+            snapshots: Snapshots::default(),
             activity: Sender::default(),
+            linger,
         })
+    }
+
+    /// Waits until the tailer has taken the changes that were made before, but at most [`MAX_SWEEP_WAIT`].
+    pub(crate) async fn drain(&self) {
+        let mut due = None;
+        self.activity.send_if_modified(|activity| {
+            if activity.is_tailing {
+                activity.drains_due += 1;
+                due = Some(activity.drains_due);
+            }
+            activity.is_tailing
+        });
+        if let Some(due) = due {
+            let mut activity = self.activity.subscribe();
+            let done = activity.wait_for(|activity| activity.drains_done >= due || !activity.is_tailing);
+            // If the tailer takes longer, the sweeper continues.
+            let _ = timeout(MAX_SWEEP_WAIT, done).await;
+        }
+    }
+
+    /// Counts one more watch until the result is dropped.
+    #[cfg(test)]
+    pub(crate) fn open(self: &Arc<Self>) -> impl Sized + use<> {
+        self.take_slot(0).expect("a slot is free")
+    }
+
+    /// Counts the resyncs that have begun since a place in the log, and moves the place to the log's end.
+    #[cfg(test)]
+    pub(crate) fn resyncs_since(&self, place: &mut u64) -> usize {
+        let mut count = 0;
+        while let Some(entry) = self.log.entry_at(*place).expect("no place is lost") {
+            *place = entry.end();
+            count += usize::from(entry.begins_resync);
+        }
+        count
     }
 
     /// Returns the number of open watches.
@@ -100,24 +184,25 @@ impl Watches {
         self.activity.borrow().watches
     }
 
-    /// Counts one more watch, limited to `nodes` nodes, until its slot is dropped.
+    /// Counts one more watch, whose nodes take `size` bytes, until its slot is dropped.
     ///
     /// # Errors
     ///
     /// RESOURCE_EXHAUSTED: a limit is reached.
-    fn take_slot(self: &Arc<Self>, nodes: usize) -> Result<WatchSlot, Status> {
+    fn take_slot(self: &Arc<Self>, size: usize) -> Result<WatchSlot, Status> {
         let mut full = None;
         self.activity.send_if_modified(|activity| {
             if activity.watches == MAX_WATCHES {
                 full = Some(format!("there are {MAX_WATCHES} watches"));
-            } else if activity.watched_nodes + nodes > MAX_WATCHED_NODES {
+            } else if activity.watched_size + size > MAX_WATCHED_SIZE {
                 full = Some(format!(
-                    "watches are about {} nodes of {MAX_WATCHED_NODES}",
-                    activity.watched_nodes
+                    "the nodes of all watches take {} bytes of {MAX_WATCHED_SIZE}",
+                    activity.watched_size
                 ));
             } else {
                 activity.watches += 1;
-                activity.watched_nodes += nodes;
+                activity.watched_size += size;
+                activity.idle_since = None;
             }
             full.is_none()
         });
@@ -125,7 +210,7 @@ impl Watches {
             Some(full) => Err(Status::resource_exhausted(format!("{full}, which is the limit"))),
             None => Ok(WatchSlot {
                 watches: Arc::clone(self),
-                nodes,
+                size,
             }),
         }
     }
@@ -135,14 +220,16 @@ impl Watches {
 #[derive(Debug)]
 struct WatchSlot {
     watches: Arc<Watches>,
-    nodes: usize,
+    /// Bytes of the watch's nodes.
+    size: usize,
 }
 
 impl Drop for WatchSlot {
     fn drop(&mut self) {
         self.watches.activity.send_modify(|activity| {
             activity.watches -= 1;
-            activity.watched_nodes -= self.nodes;
+            activity.watched_size -= self.size;
+            activity.idle_since = (activity.watches == 0).then(Instant::now);
         });
     }
 }
@@ -155,7 +242,7 @@ mod tests {
 
     #[test]
     fn there_are_no_more_watches_than_allowed() {
-        let watches = Watches::new(Arc::default(), InstanceId::draw());
+        let watches = Watches::new(Arc::default(), InstanceId::draw(), Duration::ZERO);
         let mut slots: Vec<_> = (0..MAX_WATCHES)
             .map(|_| watches.take_slot(0).expect("a slot is free"))
             .collect();
@@ -171,15 +258,29 @@ mod tests {
     }
 
     #[test]
-    fn watches_name_no_more_nodes_than_allowed() {
-        let watches = Watches::new(Arc::default(), InstanceId::draw());
-        let most = watches.take_slot(MAX_WATCHED_NODES - 1).expect("a slot is free");
-        let last = watches.take_slot(1).expect("a slot is free");
-        let refused = watches.take_slot(1).expect_err("the limit is reached");
-        let message = "watches are about 1000000 nodes of 1000000, which is the limit";
-        assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, message));
-        let of_all = watches.take_slot(0).expect("a watch of all nodes counts no nodes");
-        drop((most, last, of_all));
-        watches.take_slot(MAX_WATCHED_NODES).expect("the slots are free again");
+    fn the_nodes_of_watches_take_no_more_memory_than_allowed() {
+        let table = RouteTable::new();
+        let watches = Watches::new(Arc::default(), InstanceId::draw(), Duration::ZERO);
+        let names = (0..4096).map(|number| format!("{number:0>255}").parse().expect("a name"));
+        let names = WatchedNodes::new(names.collect(), &table).size();
+        let uuid = WatchedNodes::new(vec![uuid::Uuid::nil().into()], &table).size();
+        assert!(names > 4096 * 255 && uuid < 64, "{names} and {uuid}");
+        let mut slots = Vec::new();
+        let refused = loop {
+            match watches.take_slot(names) {
+                Ok(slot) => slots.push(slot),
+                Err(refused) => break refused,
+            }
+        };
+        let taken = slots.len() * names;
+        assert!(taken <= MAX_WATCHED_SIZE && taken + names > MAX_WATCHED_SIZE);
+        let message = format!("the nodes of all watches take {taken} bytes of {MAX_WATCHED_SIZE}, which is the limit");
+        assert_eq!(
+            (refused.code(), refused.message()),
+            (Code::ResourceExhausted, &*message)
+        );
+        slots.push(watches.take_slot(0).expect("a watch of all nodes takes nothing"));
+        drop(slots);
+        watches.take_slot(MAX_WATCHED_SIZE).expect("the memory is free again");
     }
 }

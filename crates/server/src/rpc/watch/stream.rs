@@ -1,32 +1,73 @@
-//! One watch: a snapshot, then the change log from its place on.
+//! One watch: a snapshot and the change log in turns, then the change log.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::mem;
 use std::sync::Arc;
-use std::vec::IntoIter;
 
 use bytes::Bytes;
-use nodetracker::{NodeCursor, NodeId, NodeRoutes, RouteTable, Routes};
+use nodetracker::{NodeId, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
+use tokio::select;
+use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
 use crate::convert::encode::RouteCollector;
-use crate::grpc::frame;
-use crate::grpc::send_budget::SendBudget;
-use crate::limits::{MAX_SNAPSHOT_NODES, SNAPSHOT_COPY, WATCH_MESSAGE_SIZE};
-use crate::rpc::watch::WatchSlot;
+use crate::grpc::handler::StreamContext;
+use crate::limits::{SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE, WATCH_MESSAGE_SIZE, WORK_PER_PART};
+use crate::memory::OutOfBudget;
 use crate::rpc::watch::change_log::{LogEntry, LostPlace};
+use crate::rpc::watch::snapshot::SnapshotReader;
+use crate::rpc::watch::{WatchSlot, Watches, encode};
+
+/// The nodes of a watch that is limited to some nodes; empty if the watch is about all nodes.
+#[derive(Debug)]
+pub(super) struct WatchedNodes {
+    /// Each node with its part, sorted.
+    nodes: Vec<(usize, NodeId)>,
+}
+
+impl WatchedNodes {
+    pub(super) fn new(nodes: Vec<NodeId>, table: &RouteTable) -> Self {
+        let mut nodes: Vec<_> = nodes.into_iter().map(|node| (table.part_of(&node), node)).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes.shrink_to_fit();
+        Self { nodes }
+    }
+
+    /// Returns how many bytes the nodes take.
+    pub(super) fn size(&self) -> usize {
+        let name = |(_, node): &(usize, NodeId)| node.as_name().map_or(0, str::len);
+        mem::size_of_val(&*self.nodes) + self.nodes.iter().map(name).sum::<usize>()
+    }
+
+    fn are_all(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Whether the watch sends a change of this node, or of no node.
+    fn include(&self, node: Option<&(usize, NodeId)>) -> bool {
+        node.is_none_or(|node| self.are_all() || self.nodes.binary_search(node).is_ok())
+    }
+}
 
 /// A watch.
 #[derive(Debug)]
 pub(super) struct Watch {
     slot: WatchSlot,
-    /// The watched nodes. If empty, all nodes.
-    nodes: HashSet<NodeId>,
-    /// Pays for the messages that are built for this watch alone.
-    budget: SendBudget,
+    nodes: WatchedNodes,
+    /// Pays for the messages that wait for this watch's client.
+    context: StreamContext,
+    accepts_resync: bool,
+    /// The place where the client wants to resume.
+    resume: Option<v1::WatchPlace>,
+    /// The number of the next change to send.
+    place: u64,
     progress: Progress,
+    /// When the next keep-alive message is due.
+    keep_alive_due: Instant,
 }
 
 #[derive(Debug)]
@@ -34,146 +75,240 @@ enum Progress {
     /// The watch has no place yet.
     Beginning,
     Snapshot {
-        /// The place in the log of the first change that the snapshot may lack.
-        place: u64,
-        /// The start of the next part of the table, if there is one.
-        from: Option<NodeCursor>,
-        /// The rest of the last part, which was not sent yet.
-        copied: IntoIter<NodeRoutes>,
+        rest: Rest,
+        /// The place of the last chunk. The watch sends the changes up to there before the next chunk.
+        until: u64,
     },
-    Changes {
-        /// The number of the next change to send.
-        place: u64,
-    },
+    Changes,
+}
+
+/// What the snapshot has not sent yet.
+#[derive(Debug)]
+enum Rest {
+    All(SnapshotReader),
+    /// The position of the next watched node.
+    Some(usize),
 }
 
 impl Watch {
-    pub(super) fn new(slot: WatchSlot, nodes: Vec<NodeId>, budget: SendBudget) -> Self {
+    pub(super) fn new(
+        slot: WatchSlot,
+        nodes: WatchedNodes,
+        context: StreamContext,
+        resume: Option<v1::WatchPlace>,
+        accepts_resync: bool,
+    ) -> Self {
         Self {
             slot,
-            nodes: nodes.into_iter().collect(),
-            budget,
+            nodes,
+            context,
+            accepts_resync,
+            resume,
+            place: 0,
             progress: Progress::Beginning,
+            keep_alive_due: Instant::now() + STREAM_KEEP_ALIVE,
         }
     }
 
-    /// Returns the next encoded message, or the status that ends the watch. Called once flow control has taken the previous message; may be cancelled while it
+    /// Returns the next encoded message. Called once flow control has taken the previous message; may be cancelled while it
     /// waits.
+    ///
+    /// # Errors
+    ///
+    /// The status that ends the watch: the server's memory has no room for its messages.
     pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
+        let message = self.next_message().await?;
+        self.keep_alive_due = Instant::now() + STREAM_KEEP_ALIVE;
+        Ok(message)
+    }
+
+    async fn next_message(&mut self) -> Result<Bytes, Status> {
         let watches = Arc::clone(&self.slot.watches);
         loop {
-            match &mut self.progress {
+            let sent = match &self.progress {
                 Progress::Beginning => {
                     // An error cannot happen: the sender lives as long as `watches`. The tailer continues while this watch
                     // has its slot.
                     let mut activity = watches.activity.subscribe();
                     let _ = activity.wait_for(|activity| activity.is_tailing).await;
-                    // The place before the table, so that no change is missed in between.
-                    self.progress = Progress::Snapshot {
-                        place: watches.log.next(),
-                        from: Some(NodeCursor::default()),
-                        copied: IntoIter::default(),
-                    };
+                    Ok(self.begin(&watches))
                 }
-                Progress::Snapshot { place, from, copied } => {
-                    if copied.len() == 0 && from.is_none() {
-                        let end = v1::WatchSnapshotEnd {
-                            generation: watches.instance_id.get(),
-                            sequence: *place - 1,
-                        };
-                        self.progress = Progress::Changes { place: *place };
-                        return Ok(encode(Message::SnapshotEnd(end)));
-                    }
-                    // Other calls of this worker take their turn.
-                    tokio::task::yield_now().await;
-                    let mut reservation = self.budget.reserve().await;
-                    if copied.len() == 0
-                        && let Some(cursor) = from
-                    {
-                        let part;
-                        (part, *from) = if self.nodes.is_empty() {
-                            let page = watches.table.nodes_page(cursor, SNAPSHOT_COPY, |_, _| true);
-                            (page.nodes, page.next)
-                        } else {
-                            (routes_of(&self.nodes, &watches.table), None)
-                        };
-                        *copied = part.into_iter();
-                    }
-                    if let Some(part) = snapshot_of(copied, &watches.table) {
-                        return Ok(reservation.charge(encode(Message::Snapshot(part)))?);
-                    }
-                }
-                Progress::Changes { place } => match watches.log.entry_at(*place) {
-                    Ok(None) => watches.log.changed(*place).await,
-                    Ok(Some(entry)) if self.nodes.is_empty() => {
-                        *place = entry.end();
-                        return Ok(entry.encoded.clone());
-                    }
-                    Ok(Some(entry)) => {
-                        // The log may drop the entry while the watch waits for its budget.
-                        drop(entry);
-                        let mut reservation = self.budget.reserve().await;
-                        if let Ok(Some(entry)) = watches.log.entry_at(*place) {
-                            *place = entry.end();
-                            if let Some(part) = part_of(&entry, &self.nodes) {
-                                return Ok(reservation.charge(encode(Message::Changes(part)))?);
-                            }
-                        }
-                    }
-                    Err(LostPlace) => {
-                        self.progress = Progress::Beginning;
-                        return Ok(encode(Message::LostPlace(v1::WatchLostPlace {})));
-                    }
+                Progress::Snapshot { until, .. } if self.place < *until => self.send_changes(&watches).await,
+                Progress::Snapshot { .. } => self.send_snapshot(&watches).await,
+                Progress::Changes => match self.send_changes(&watches).await {
+                    Ok(None) => Ok(self.wait(&watches).await),
+                    sent => sent,
                 },
+            };
+            match sent {
+                Ok(Some(message)) => return Ok(message),
+                Ok(None) => {}
+                Err(Interruption::LostPlace) => {
+                    self.progress = Progress::Beginning;
+                    return Ok(lost_place());
+                }
+                Err(Interruption::OutOfBudget) => return Err(OutOfBudget.into()),
             }
         }
     }
-}
 
-/// Encodes a message of the stream.
-fn encode(message: Message) -> Bytes {
-    frame::encode(&v1::WatchResponse { message: Some(message) })
-}
+    /// Takes the watch's place in the log. Returns a message if the client wants to resume.
+    fn begin(&mut self, watches: &Arc<Watches>) -> Option<Bytes> {
+        if let Some(resume) = self.resume.take() {
+            self.place = resume.sequence.saturating_add(1);
+            if resume.generation != watches.instance_id.get() || !watches.log.has(self.place) {
+                return Some(lost_place());
+            }
+            self.progress = Progress::Changes;
+            return Some(self.snapshot_end(watches));
+        }
+        let rest = if self.nodes.are_all() {
+            let reader;
+            (reader, self.place) = SnapshotReader::begin(watches);
+            Rest::All(reader)
+        } else {
+            // The place before the table, so that no change is missed in between.
+            self.place = watches.log.next();
+            Rest::Some(0)
+        };
+        let until = self.place;
+        self.progress = Progress::Snapshot { rest, until };
+        None
+    }
 
-/// Returns those of `nodes` that have routes.
-fn routes_of(nodes: &HashSet<NodeId>, table: &RouteTable) -> Vec<NodeRoutes> {
-    let nodes: Vec<NodeId> = nodes.iter().cloned().collect();
-    let routes: Vec<Routes> = table.get_proxies_batch(&nodes).collect();
-    nodes
-        .into_iter()
-        .zip(routes)
-        .filter(|(_, routes)| !routes.is_empty())
-        .map(|(node, routes)| NodeRoutes { node, routes })
-        .collect()
-}
+    /// Returns the next part of the snapshot, or its end. Returns `None` if the part has no nodes.
+    async fn send_snapshot(&mut self, watches: &Watches) -> Result<Option<Bytes>, Interruption> {
+        let Progress::Snapshot { rest, until } = &mut self.progress else {
+            return Ok(None);
+        };
+        self.context.turns.take(WORK_PER_PART).await;
+        let mut reservation = self.context.budget.reserve().await;
+        let next = match rest {
+            Rest::All(reader) => {
+                let chunk = reader.next(self.place).await;
+                chunk.map(|chunk| (chunk.place, chunk.message))
+            }
+            Rest::Some(position) => {
+                let place = watches.log.next();
+                routes_of(&self.nodes.nodes, position, &watches.table).map(|message| (place, message))
+            }
+        };
+        let Some((place, message)) = next else {
+            self.progress = Progress::Changes;
+            return Ok(Some(self.snapshot_end(watches)));
+        };
+        *until = place;
+        Ok(message.map(|message| reservation.charge(message)).transpose()?)
+    }
 
-/// Moves as many nodes as fit into one message of a snapshot. Returns `None` if no node has a registered proxy.
-fn snapshot_of(copied: &mut IntoIter<NodeRoutes>, table: &RouteTable) -> Option<v1::WatchSnapshot> {
-    let mut collector = RouteCollector::new(table);
-    let mut nodes = Vec::new();
-    while nodes.len() < MAX_SNAPSHOT_NODES
-        && collector.size() < WATCH_MESSAGE_SIZE
-        && let Some(NodeRoutes { node, routes }) = copied.next()
-    {
-        let node = collector.node(&node, &routes);
-        // All proxies of a node may have been removed since the copy.
-        if !node.routes.is_empty() {
-            nodes.push(node);
+    fn snapshot_end(&self, watches: &Watches) -> Bytes {
+        encode(Message::SnapshotEnd(v1::WatchSnapshotEnd {
+            generation: watches.instance_id.get(),
+            sequence: self.place - 1,
+        }))
+    }
+
+    /// Returns the next changes in the log. Returns `None` if there are none, or none of this watch's nodes.
+    async fn send_changes(&mut self, watches: &Watches) -> Result<Option<Bytes>, Interruption> {
+        let Some(entry) = watches.log.entry_at(self.place)? else {
+            return Ok(None);
+        };
+        if entry.begins_resync && !self.accepts_resync {
+            return Err(Interruption::LostPlace);
+        }
+        if !entry.nodes.iter().any(|node| self.nodes.include(node.as_ref())) {
+            self.place = entry.end();
+            return Ok(None);
+        }
+        if self.sends_whole(&entry) && entry.encoded.len() <= SMALL_REPLY_SIZE {
+            self.place = entry.end();
+            return Ok(Some(entry.encoded.clone()));
+        }
+        // The log may drop the entry while the watch waits for its budget.
+        drop(entry);
+        let mut reservation = self.context.budget.reserve().await;
+        let Some(entry) = watches.log.entry_at(self.place)? else {
+            return Ok(None);
+        };
+        let message = if self.sends_whole(&entry) {
+            Some(entry.encoded.clone())
+        } else {
+            part_of(&entry, &self.nodes, self.place).map(|part| encode(Message::Changes(part)))
+        };
+        self.place = entry.end();
+        Ok(message.map(|message| reservation.charge(message)).transpose()?)
+    }
+
+    fn sends_whole(&self, entry: &LogEntry) -> bool {
+        self.nodes.are_all() && self.place == entry.first
+    }
+
+    /// Waits for the next change. Returns a keep-alive message if there is none for long.
+    async fn wait(&self, watches: &Watches) -> Option<Bytes> {
+        select! {
+            // First, because other nodes may change all the time.
+            biased;
+            () = sleep_until(self.keep_alive_due) => Some(encode(Message::KeepAlive(v1::WatchKeepAlive {
+                sequence: self.place - 1,
+            }))),
+            () = watches.log.changed(self.place) => None,
         }
     }
-    (!nodes.is_empty()).then(|| v1::WatchSnapshot {
-        proxies: collector.watched_proxies(),
-        nodes,
-    })
 }
 
-/// Returns the changes of `nodes`, and of all proxies. Returns `None` if there are no such changes.
-fn part_of(entry: &LogEntry, nodes: &HashSet<NodeId>) -> Option<v1::WatchChanges> {
+/// Why a watch does not send what comes next.
+enum Interruption {
+    LostPlace,
+    OutOfBudget,
+}
+
+impl From<LostPlace> for Interruption {
+    fn from(_: LostPlace) -> Self {
+        Self::LostPlace
+    }
+}
+
+impl From<OutOfBudget> for Interruption {
+    fn from(_: OutOfBudget) -> Self {
+        Self::OutOfBudget
+    }
+}
+
+fn lost_place() -> Bytes {
+    encode(Message::LostPlace(v1::WatchLostPlace {}))
+}
+
+/// Encodes the next watched nodes, all of one part, and moves the position. Returns `None` at the end, and no message if the
+/// nodes have no routes.
+fn routes_of(nodes: &[(usize, NodeId)], position: &mut usize, table: &RouteTable) -> Option<Option<Bytes>> {
+    let rest = nodes.get(*position..)?;
+    let part = rest.first()?.0;
+    let mut collector = RouteCollector::new(table);
+    let mut message = v1::WatchSnapshot {
+        part: part as u32,
+        ..v1::WatchSnapshot::default()
+    };
+    for (_, node) in rest.iter().take_while(|(of, _)| *of == part) {
+        if collector.size() >= WATCH_MESSAGE_SIZE {
+            break;
+        }
+        *position += 1;
+        let routes = collector.node(node, &table.get_proxies(node));
+        if !routes.routes.is_empty() {
+            message.nodes.push(routes);
+        }
+    }
+    message.proxies = collector.watched_proxies();
+    Some((!message.nodes.is_empty()).then(|| encode(Message::Snapshot(message))))
+}
+
+/// Returns the changes of `nodes` and those that every watch sends, from a place on. Returns `None` if there are none.
+fn part_of(entry: &LogEntry, nodes: &WatchedNodes, place: u64) -> Option<v1::WatchChanges> {
     let mut part = v1::WatchChanges::default();
     // The position in the part of each proxy of the entry.
     let mut indexes = HashMap::new();
     for (change, node) in entry.message.changes.iter().zip(&entry.nodes) {
-        if node.as_ref().is_some_and(|node| !nodes.contains(node)) {
+        if change.sequence < place || !nodes.include(node.as_ref()) {
             continue;
         }
         let mut change = change.clone();
@@ -195,14 +330,15 @@ fn part_of(entry: &LogEntry, nodes: &HashSet<NodeId>) -> Option<v1::WatchChanges
 mod tests {
     use std::pin::{Pin, pin};
     use std::task::{Context, Waker};
+    use std::time::Duration;
 
     use nodetracker::Proxy;
     use prost::Message as _;
 
     use super::*;
     use crate::grpc::frame::PREFIX;
+    use crate::limits::WATCH_BACKLOG;
     use crate::rpc::instance_id::InstanceId;
-    use crate::rpc::watch::Watches;
 
     /// Reports whether a future is pending after a few polls.
     fn waits(mut future: Pin<&mut impl Future>) -> bool {
@@ -235,13 +371,16 @@ mod tests {
                 proxies.push(proxy);
             }
         }
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
         watches.activity.send_modify(|activity| activity.is_tailing = true);
         let begin = || {
+            let nodes = WatchedNodes::new(nodes.clone(), &table);
             Watch::new(
-                watches.take_slot(nodes.len()).unwrap(),
-                nodes.clone(),
-                SendBudget::default(),
+                watches.take_slot(0).unwrap(),
+                nodes,
+                StreamContext::default(),
+                None,
+                true,
             )
         };
         let (mut whole, mut cut) = (begin(), begin());
@@ -273,12 +412,19 @@ mod tests {
             addr: "proxy:1",
         };
         table.report_node(&node, &proxy).unwrap();
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
         watches.activity.send_modify(|activity| activity.is_tailing = true);
-        for nodes in [vec![], vec![node.clone()]] {
-            let of_some = !nodes.is_empty();
-            let budget = SendBudget::default();
-            let mut watch = Watch::new(watches.take_slot(nodes.len()).unwrap(), nodes, budget.clone());
+        // Small changes of all nodes need no budget: the number of streams bounds them.
+        let cases = [
+            (vec![], 0, false),
+            (vec![], SMALL_REPLY_SIZE + 1, true),
+            (vec![node.clone()], 0, true),
+        ];
+        for (nodes, size, needs_budget) in cases {
+            let context = StreamContext::default();
+            let budget = context.budget.clone();
+            let nodes = WatchedNodes::new(nodes, &table);
+            let mut watch = Watch::new(watches.take_slot(0).unwrap(), nodes, context, None, true);
             let reserve_all = || std::iter::from_fn(|| budget.try_reserve()).collect::<Vec<_>>();
 
             let reserved = reserve_all();
@@ -291,20 +437,155 @@ mod tests {
             // The end of the snapshot.
             watch.next().await.unwrap();
 
-            // Watches of all nodes share the bytes of a change. A part of the changes is encoded for its watch alone.
             watches.log.push(LogEntry {
                 first: watches.log.next(),
-                nodes: vec![Some(node.clone())],
+                nodes: vec![Some((table.part_of(&node), node.clone()))],
+                begins_resync: false,
                 message: v1::WatchChanges {
                     changes: vec![v1::WatchChange::default()],
                     proxies: vec![],
                 },
-                encoded: Bytes::new(),
+                encoded: vec![0; size].into(),
             });
             let reserved = reserve_all();
             let mut changes = pin!(watch.next());
-            assert_eq!(waits(changes.as_mut()), of_some);
+            assert_eq!(waits(changes.as_mut()), needs_budget);
             drop(reserved);
         }
+    }
+
+    /// A table with some hundred nodes in each part of UUIDs.
+    fn large_table() -> Arc<RouteTable> {
+        let table = RouteTable::new();
+        let proxy = Proxy {
+            id: "proxy",
+            cluster_name: "cluster",
+            addr: "proxy:1",
+        };
+        let proxy = table.register_proxy(&proxy).unwrap();
+        for number in 0..20_000 {
+            table
+                .add_node(&uuid::Uuid::from_u128(number << 64).into(), proxy)
+                .unwrap();
+        }
+        Arc::new(table)
+    }
+
+    fn watches_of(table: &Arc<RouteTable>) -> Arc<Watches> {
+        let watches = Watches::new(Arc::clone(table), InstanceId::draw(), Duration::ZERO);
+        watches.activity.send_modify(|activity| activity.is_tailing = true);
+        watches
+    }
+
+    fn watch_of(watches: &Arc<Watches>, nodes: Vec<NodeId>) -> Watch {
+        let nodes = WatchedNodes::new(nodes, &watches.table);
+        Watch::new(
+            watches.take_slot(0).unwrap(),
+            nodes,
+            StreamContext::default(),
+            None,
+            true,
+        )
+    }
+
+    /// Appends changes of another node to the log.
+    fn push_changes(watches: &Watches, count: usize) {
+        let other = NodeId::from(uuid::Uuid::nil());
+        watches.log.push(LogEntry {
+            first: watches.log.next(),
+            nodes: vec![Some((watches.table.part_of(&other), other)); count],
+            message: v1::WatchChanges::default(),
+            begins_resync: false,
+            encoded: encode(Message::Changes(v1::WatchChanges::default())),
+        });
+    }
+
+    /// The log drops the changes since the beginning of the snapshot long before the snapshot is complete.
+    #[tokio::test]
+    async fn a_snapshot_is_complete_however_fast_the_table_changes() {
+        let table = large_table();
+        let watches = watches_of(&table);
+        let mut watch = watch_of(&watches, vec![]);
+        let (mut nodes, mut parts) = (0, 0);
+        loop {
+            match decoded(&watch.next().await.unwrap()) {
+                Message::Snapshot(part) => {
+                    (nodes, parts) = (nodes + part.nodes.len(), parts + 1);
+                    push_changes(&watches, WATCH_BACKLOG / 3);
+                }
+                Message::Changes(_) => {}
+                Message::SnapshotEnd(_) => break,
+                other => panic!("{other:?} after {parts} parts"),
+            }
+        }
+        assert!(watches.log.has(watch.place), "the watch begins again");
+        assert_eq!(nodes, table.len());
+        assert!(parts >= 128, "{parts}");
+    }
+
+    /// Returns the address of the next part of a snapshot; `None` at its end.
+    async fn next_part(watch: &mut Watch) -> Option<usize> {
+        loop {
+            let message = watch.next().await.unwrap();
+            match decoded(&message) {
+                Message::Snapshot(_) => return Some(message.as_ptr() as usize),
+                Message::Changes(_) => {}
+                Message::SnapshotEnd(_) => return None,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn watches_that_begin_share_the_parts_of_their_snapshots() {
+        let watches = watches_of(&large_table());
+        let [mut first, mut second, mut late] = [(); 3].map(|()| watch_of(&watches, vec![]));
+        let (mut parts, mut late_parts) = (Vec::new(), Vec::new());
+        while let Some(part) = next_part(&mut first).await {
+            assert_eq!(next_part(&mut second).await, Some(part));
+            parts.push(part);
+            push_changes(&watches, 1);
+            if parts.len() > 20 {
+                late_parts.extend(next_part(&mut late).await);
+            }
+        }
+        assert_eq!(next_part(&mut second).await, None);
+        // The late watch has begun at the last part at that time.
+        assert_eq!(late_parts, parts[20..]);
+        while let Some(part) = next_part(&mut late).await {
+            late_parts.push(part);
+        }
+        assert_eq!(late_parts.len(), parts.len());
+        assert!(watches.snapshots.is_empty(), "no watch reads a snapshot any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_without_changes_sends_keep_alive_messages() {
+        let watches = watches_of(&large_table());
+        let mut of_all = watch_of(&watches, vec![]);
+        while next_part(&mut of_all).await.is_some() {}
+        let mut of_one = watch_of(&watches, vec![uuid::Uuid::from_u128(1 << 64).into()]);
+        while next_part(&mut of_one).await.is_some() {}
+        let keep_alive = |message: &Bytes| match decoded(message) {
+            Message::KeepAlive(keep_alive) => keep_alive.sequence,
+            other => panic!("{other:?}"),
+        };
+        for _ in 0..3 {
+            let before = Instant::now();
+            assert_eq!(keep_alive(&of_all.next().await.unwrap()), watches.log.next() - 1);
+            assert_eq!(before.elapsed(), STREAM_KEEP_ALIVE);
+        }
+        of_one.next().await.unwrap();
+        // Changes of other nodes are not sent. The keep-alive message reports them.
+        let before = Instant::now();
+        let mut next = pin!(of_one.next());
+        for _ in 0..29 {
+            assert!(waits(next.as_mut()));
+            push_changes(&watches, 1);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(keep_alive(&next.await.unwrap()), watches.log.next() - 1);
+        assert_eq!(before.elapsed(), STREAM_KEEP_ALIVE);
+        assert!(matches!(decoded(&of_all.next().await.unwrap()), Message::Changes(_)));
     }
 }

@@ -3,51 +3,44 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use nodetracker::{Event, Lagged, NodeId, ProxyRef, Reason, Route, RouteTable, Routes, Subscription};
+use nodetracker::{Event, NodeId, Reason, Routes, Subscription};
 use nodetracker_proto::v1;
-use nodetracker_proto::v1::watch_change::Change;
-use nodetracker_proto::v1::watch_response::Message;
 use tokio::select;
+use tokio::sync::watch::Receiver;
 use tokio::task::yield_now;
-use tokio::time::sleep;
-use tracing::warn;
+use tokio::time::{Instant, sleep_until};
 
-use crate::convert::encode::{self, RouteCollector};
-use crate::grpc::frame;
-use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL, WATCH_MESSAGE_SIZE};
-use crate::rpc::watch::Watches;
-use crate::rpc::watch::change_log::LogEntry;
+use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL};
+use crate::rpc::watch::entry::EntryBuilder;
+use crate::rpc::watch::resync::Resyncs;
+use crate::rpc::watch::{Activity, Watches};
 
-/// Tails the table while there are watches. Never returns.
+/// Tails the table while there are watches, and for some time after the last watch. Never returns.
 ///
 /// The tailer shares its thread with the acceptor and the sweeper, and the table may change faster than the tailer reads. So
 /// the tailer yields after each part, and then checks whether there still are watches.
 pub(crate) async fn tail(watches: &Watches) -> Infallible {
     let mut activity = watches.activity.subscribe();
-    let mut warnings = LagWarnings::default();
-    let mut events = Vec::new();
     loop {
         // An error cannot happen: the sender lives as long as `watches`.
         let _ = activity.wait_for(|activity| activity.watches > 0).await;
-        let mut subscription = watches.table.subscribe();
+        let mut tailer = Tailer {
+            watches,
+            subscription: watches.table.subscribe(),
+            events: Vec::new(),
+            resyncs: Resyncs::new(),
+        };
         watches.activity.send_modify(|activity| activity.is_tailing = true);
         let mut is_up_to_date = true;
         loop {
             if is_up_to_date {
-                // A pause first, so that changes come in batches.
-                sleep(WATCH_INTERVAL).await;
-                select! {
-                    () = poll_fn(|cx| subscription.poll_ready(cx)) => {}
-                    _ = activity.wait_for(|activity| activity.watches == 0) => {}
-                }
+                tailer.wait(&mut activity).await;
             } else {
                 yield_now().await;
             }
             let stops = watches.activity.send_if_modified(|activity| {
-                activity.is_tailing = activity.watches > 0;
+                activity.is_tailing = !activity.has_ended(watches);
                 !activity.is_tailing
             });
             if stops {
@@ -55,55 +48,78 @@ pub(crate) async fn tail(watches: &Watches) -> Infallible {
                 watches.log.invalidate();
                 break;
             }
-            is_up_to_date = tail_part(watches, &mut subscription, &mut events, &mut warnings).await;
+            is_up_to_date = tailer.turn().await;
         }
     }
 }
 
-/// Appends a part of the feed's changes to the log. Returns `true` if the feed has no more.
-async fn tail_part(
-    watches: &Watches,
-    subscription: &mut Subscription<'_>,
-    events: &mut Vec<Event>,
-    warnings: &mut LagWarnings,
-) -> bool {
-    events.clear();
-    match subscription.drain_events(MAX_WATCH_CHANGES, |event| events.push(event.clone())) {
-        Ok(0) => true,
-        Ok(_) => {
-            append(watches, events).await;
-            false
-        }
-        Err(lagged) => {
-            warnings.add(lagged);
-            // Every watch takes a new snapshot, which has the changes before the gap.
-            watches.log.invalidate();
-            false
-        }
+impl Activity {
+    /// Whether the last watch has ended so long ago that its client does not resume.
+    fn has_ended(&self, watches: &Watches) -> bool {
+        self.idle_since.is_some_and(|since| since.elapsed() >= watches.linger)
     }
 }
 
-/// Warnings that the table changes too fast, at most one a minute.
-#[derive(Default)]
-struct LagWarnings {
-    /// Lags since the last warning.
-    pending: u64,
-    last: Option<Instant>,
+struct Tailer<'t> {
+    watches: &'t Watches,
+    subscription: Subscription<'t>,
+    /// The events of one turn.
+    events: Vec<Event>,
+    resyncs: Resyncs,
 }
 
-impl LagWarnings {
-    fn add(&mut self, lagged: Lagged) {
-        self.pending += 1;
-        if self.last.is_none_or(|last| last.elapsed() >= Duration::from_secs(60)) {
-            warn!(times = self.pending, "{lagged}: all watches start over with a snapshot");
-            self.pending = 0;
-            self.last = Some(Instant::now());
+impl Tailer<'_> {
+    /// Waits until there is something to do.
+    async fn wait(&mut self, activity: &mut Receiver<Activity>) {
+        let is_asked = |activity: &Activity| activity.drains_due > activity.drains_done;
+        // A pause first, so that changes come in batches.
+        let pause = Instant::now() + WATCH_INTERVAL;
+        let resync_due = self.resyncs.due();
+        select! {
+            () = sleep_until(resync_due.map_or(pause, |due| due.min(pause))) => {}
+            _ = activity.wait_for(is_asked) => return,
         }
+        let idle_since = activity.borrow().idle_since;
+        let end = idle_since.map(|since| since + self.watches.linger);
+        let wake = [end, resync_due].into_iter().flatten().min();
+        select! {
+            () = poll_fn(|cx| self.subscription.poll_ready(cx)) => {}
+            () = sleep_until(wake.unwrap_or(pause)), if wake.is_some() => {}
+            _ = activity.wait_for(|activity| is_asked(activity) || activity.idle_since != idle_since) => {}
+        }
+    }
+
+    /// Appends a part of the feed's changes to the log, and a part of a resync that is due. Returns `true` if the feed has no
+    /// more.
+    async fn turn(&mut self) -> bool {
+        let drains_due = self.watches.activity.borrow().drains_due;
+        self.events.clear();
+        let drained = self
+            .subscription
+            .drain_events(MAX_WATCH_CHANGES, |event| self.events.push(event.clone()));
+        append(self.watches, &self.events).await;
+        match drained {
+            Err(lagged) => self.resyncs.add(lagged),
+            // The drain has seen the ends of all rings.
+            Ok(count) if count < MAX_WATCH_CHANGES => {
+                self.watches.activity.send_if_modified(|activity| {
+                    let is_new = activity.drains_done < drains_due;
+                    activity.drains_done = drains_due;
+                    is_new
+                });
+            }
+            Ok(_) => {}
+        }
+        self.resyncs.turn(self.watches);
+        drained == Ok(0)
     }
 }
 
 /// Reads the nodes and proxies of the events, and appends their changes to the log.
 async fn append(watches: &Watches, events: &[Event]) {
+    if events.is_empty() {
+        return;
+    }
     let table = &*watches.table;
     // The routes are read after the marks were taken, and once for each node.
     let (nodes, positions) = distinct_nodes(events);
@@ -119,7 +135,8 @@ async fn append(watches: &Watches, events: &[Event]) {
         }
         match event {
             Event::Node { node, reason } => {
-                entry.node(node, *reason, &routes[positions[node]]);
+                let routes = &routes[positions[node]];
+                entry.node(node, reason_of(*reason), routes);
             }
             Event::ProxyRemoved { proxy, id } => entry.proxy_removed(*proxy, id),
             Event::ProxyChanged { proxy } => entry.proxy_moved(*proxy),
@@ -127,6 +144,15 @@ async fn append(watches: &Watches, events: &[Event]) {
         }
     }
     entry.finish(watches);
+}
+
+fn reason_of(reason: Reason) -> v1::NodeChangeReason {
+    match reason {
+        Reason::Added => v1::NodeChangeReason::Added,
+        Reason::Removed => v1::NodeChangeReason::Removed,
+        Reason::Expired => v1::NodeChangeReason::Expired,
+        _ => v1::NodeChangeReason::Unspecified,
+    }
 }
 
 /// Returns the nodes of the events, each once, and the position of each.
@@ -144,120 +170,16 @@ fn distinct_nodes(events: &[Event]) -> (Vec<NodeId>, HashMap<&NodeId, usize>) {
     (nodes, positions)
 }
 
-/// A log entry under construction.
-struct EntryBuilder<'t> {
-    collector: RouteCollector<'t>,
-    first: u64,
-    changes: Vec<v1::WatchChange>,
-    nodes: Vec<Option<NodeId>>,
-}
-
-impl<'t> EntryBuilder<'t> {
-    fn new(table: &'t RouteTable, first: u64) -> Self {
-        Self {
-            collector: RouteCollector::new(table),
-            first,
-            changes: Vec::new(),
-            nodes: Vec::new(),
-        }
-    }
-
-    /// Returns the number of the next change.
-    fn next(&self) -> u64 {
-        self.first + self.changes.len() as u64
-    }
-
-    fn is_full(&self) -> bool {
-        self.collector.size() >= WATCH_MESSAGE_SIZE
-    }
-
-    fn push(&mut self, node: Option<NodeId>, change: Change) {
-        self.changes.push(v1::WatchChange {
-            sequence: self.next(),
-            change: Some(change),
-        });
-        self.nodes.push(node);
-    }
-
-    fn node(&mut self, node: &NodeId, reason: Reason, routes: &[Route]) {
-        let reason = match reason {
-            Reason::Added => v1::NodeChangeReason::Added,
-            Reason::Removed => v1::NodeChangeReason::Removed,
-            Reason::Expired => v1::NodeChangeReason::Expired,
-            _ => v1::NodeChangeReason::Unspecified,
-        };
-        let change = v1::WatchNodeChange {
-            routes: Some(self.collector.node(node, routes)),
-            reason: reason.into(),
-        };
-        self.push(Some(node.clone()), Change::Node(change));
-    }
-
-    fn proxy_removed(&mut self, proxy: ProxyRef, id: &str) {
-        let last = v1::Proxy {
-            proxy_id: id.into(),
-            ..v1::Proxy::default()
-        };
-        self.proxy(proxy, last, v1::ProxyChangeReason::Removed);
-    }
-
-    fn proxy_moved(&mut self, proxy: ProxyRef) {
-        // If the proxy is gone, its removal is a change of its own.
-        if let Some(details) = self.collector.table().proxy(proxy) {
-            self.proxy(proxy, encode::proxy(details), v1::ProxyChangeReason::Moved);
-        }
-    }
-
-    fn proxy(&mut self, reference: ProxyRef, proxy: v1::Proxy, reason: v1::ProxyChangeReason) {
-        let change = v1::WatchProxyChange {
-            proxy: Some(v1::WatchedProxy {
-                registration: reference.to_bits(),
-                proxy: Some(proxy),
-            }),
-            reason: reason.into(),
-        };
-        self.push(None, Change::Proxy(change));
-    }
-
-    /// Appends the entry to the log, unless the entry is empty.
-    fn finish(self, watches: &Watches) {
-        if self.changes.is_empty() {
-            return;
-        }
-        let message = v1::WatchChanges {
-            proxies: self.collector.watched_proxies(),
-            changes: self.changes,
-        };
-        let (message, encoded) = encode(message);
-        watches.log.push(LogEntry {
-            message,
-            encoded,
-            nodes: self.nodes,
-            first: self.first,
-        });
-    }
-}
-
-/// Encodes changes as the message that all watches send. Returns the changes too.
-fn encode(changes: v1::WatchChanges) -> (v1::WatchChanges, Bytes) {
-    let message = v1::WatchResponse {
-        message: Some(Message::Changes(changes)),
-    };
-    let encoded = frame::encode(&message);
-    let Some(Message::Changes(changes)) = message.message else {
-        unreachable!("the message has changes")
-    };
-    (changes, encoded)
-}
-
 #[cfg(test)]
 mod tests {
     use std::pin::{Pin, pin};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Context, Wake, Waker};
+    use std::time::Duration;
 
-    use nodetracker::Proxy;
+    use nodetracker::{Proxy, RouteTable};
+    use nodetracker_proto::v1::watch_change::Change;
     use tokio::time::advance;
 
     use super::*;
@@ -285,7 +207,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn other_tasks_of_the_thread_run_after_each_part() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
         let mut tailer = pin!(tail(&watches));
         poll(tailer.as_mut());
         assert_eq!(table.subscriptions(), 0);
@@ -310,7 +232,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn large_changes_are_several_messages_with_turns_in_between() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
         let _slot = watches.take_slot(0).expect("a slot is free");
         let mut tailer = pin!(tail(&watches));
         poll(tailer.as_mut());
@@ -338,7 +260,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_up_to_date_tailer_sleeps() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
         let _slot = watches.take_slot(0).expect("a slot is free");
         let mut tailer = pin!(tail(&watches));
         poll(tailer.as_mut());
@@ -358,6 +280,53 @@ mod tests {
         assert_eq!(watches.log.next(), 3);
     }
 
+    /// A burst of changes of one node, more than the feed keeps for its part.
+    #[tokio::test(start_paused = true)]
+    async fn changes_of_other_parts_outlive_an_overflow() {
+        let table = Arc::new(RouteTable::builder().feed_ring(8).build().expect("possible limits"));
+        change(&table, 0..100);
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let _slot = watches.take_slot(0).expect("a slot is free");
+        let mut tailer = pin!(tail(&watches));
+        poll(tailer.as_mut());
+        let place = watches.log.next();
+        let busy: NodeId = "node-7".parse().expect("a name");
+        for _ in 0..10 {
+            table.remove_node(&busy);
+            change(&table, 7..8);
+        }
+        let part = table.part_of(&busy);
+        let other = (100..).find(|number| table.part_of(&format!("node-{number}").parse().expect("a name")) != part);
+        let other = other.expect("there is another part");
+        change(&table, other..other + 1);
+        for _ in 0..10 {
+            advance(WATCH_INTERVAL).await;
+            poll(tailer.as_mut());
+        }
+        let (mut nodes, mut resyncs, mut place) = (Vec::new(), Vec::new(), place);
+        while let Some(entry) = watches.log.entry_at(place).expect("no place is lost") {
+            place = entry.end();
+            for change in &entry.message.changes {
+                match change.change.as_ref().expect("a change") {
+                    Change::Node(node) => nodes.push((node.part as usize, node.reason())),
+                    Change::Resync(resync) => resyncs.push((resync.part, resync.is_complete)),
+                    Change::Proxy(_) => panic!("no proxy has changed"),
+                }
+            }
+        }
+        assert_eq!(resyncs, [(Some(part as u32), false), (Some(part as u32), true)]);
+        nodes.sort_unstable();
+        let mut expected: Vec<_> = (0..100)
+            .map(|number| table.part_of(&format!("node-{number}").parse().expect("a name")))
+            .filter(|of| *of == part)
+            .map(|of| (of, v1::NodeChangeReason::Resync))
+            .collect();
+        let of_other = table.part_of(&format!("node-{other}").parse().expect("a name"));
+        expected.push((of_other, v1::NodeChangeReason::Added));
+        expected.sort_unstable();
+        assert_eq!(nodes, expected);
+    }
+
     /// Counts how often it is woken.
     struct Woken(AtomicUsize);
 
@@ -370,7 +339,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_table_without_changes_does_not_wake_the_tailer() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw());
+        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
         let slot = watches.take_slot(0).expect("a slot is free");
         let mut tailer = pin!(tail(&watches));
         let woken = Arc::new(Woken(AtomicUsize::new(0)));

@@ -1,0 +1,209 @@
+//! The snapshot's chunks, which all watches that begin share.
+//!
+//! A chunk is one message with some nodes of one part of the table. A chunk has a place: the number of the next change when
+//! the chunk was read. A watch may send a chunk if the watch's own place is not after the chunk's place: then the watch
+//! still sends every change that the chunk lacks.
+//!
+//! A new watch begins at a recent chunk, with that chunk's place. It then finds the chunks that the earlier watch has
+//! encoded, until it has caught up. From there on, whichever watch comes first encodes the next chunk for the others. A
+//! watch that falls behind the kept chunks encodes its own chunks. One chunk is encoded at a time, so a crowd of
+//! watches takes a bounded share of the processors and of the memory.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use nodetracker::{NodeCursor, RouteTable};
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::watch_response::Message;
+
+use crate::convert::encode::RouteCollector;
+use crate::limits::{SNAPSHOT_CACHE_CHUNKS, SNAPSHOT_CACHE_SIZE, SNAPSHOT_JOIN_CHANGES, WATCH_MESSAGE_SIZE};
+use crate::rpc::watch::{Watches, encode};
+
+/// Where a chunk starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Start {
+    part: usize,
+    /// The place in the part; `None` for its beginning.
+    from: Option<NodeCursor>,
+}
+
+/// Some nodes of one part.
+#[derive(Debug, Clone)]
+pub(super) struct Chunk {
+    start: Start,
+    /// The number of the first change that the chunk may lack.
+    pub(super) place: u64,
+    /// The encoded nodes; `None` if there are none.
+    pub(super) message: Option<Bytes>,
+    /// Where the next chunk of the part starts; `None` at the end of the part.
+    next: Option<NodeCursor>,
+}
+
+/// The latest chunks.
+#[derive(Debug, Default)]
+pub(super) struct Snapshots {
+    kept: Mutex<Kept>,
+    /// The most nodes of the next chunk. Locked while a chunk is encoded.
+    most_nodes: tokio::sync::Mutex<Option<usize>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    chunks: VecDeque<Chunk>,
+    /// Bytes of the messages in `chunks`.
+    bytes: usize,
+    /// How many watches read a snapshot.
+    readers: usize,
+}
+
+impl Snapshots {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        // No critical section here leaves the data half changed.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a kept chunk that lacks no change before `place`.
+    fn find(&self, start: &Start, place: u64) -> Option<Chunk> {
+        let kept = self.lock();
+        let mut newest_first = kept.chunks.iter().rev();
+        newest_first
+            .find(|chunk| chunk.place >= place && chunk.start == *start)
+            .cloned()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().chunks.is_empty()
+    }
+
+    fn keep(&self, chunk: &Chunk) {
+        let size = |chunk: &Chunk| chunk.message.as_ref().map_or(0, Bytes::len);
+        let mut kept = self.lock();
+        kept.bytes += size(chunk);
+        kept.chunks.push_back(chunk.clone());
+        while (kept.bytes > SNAPSHOT_CACHE_SIZE || kept.chunks.len() > SNAPSHOT_CACHE_CHUNKS)
+            && let Some(oldest) = kept.chunks.pop_front()
+        {
+            kept.bytes -= size(&oldest);
+        }
+    }
+}
+
+/// A snapshot that one watch reads.
+#[derive(Debug)]
+pub(super) struct SnapshotReader {
+    watches: Arc<Watches>,
+    next: Start,
+    /// The part with which the snapshot began. It ends before this part.
+    first: usize,
+    is_complete: bool,
+}
+
+impl SnapshotReader {
+    /// Begins a snapshot. Returns the watch's place, too.
+    pub(super) fn begin(watches: &Arc<Watches>) -> (Self, u64) {
+        let mut kept = watches.snapshots.lock();
+        kept.readers += 1;
+        // After the lock, so that no kept chunk has a later place.
+        let next = watches.log.next();
+        let recent = kept.chunks.iter().rev().find(|chunk| chunk.start.from.is_none());
+        let joined = recent
+            .filter(|chunk| next - chunk.place <= SNAPSHOT_JOIN_CHANGES && watches.log.has(chunk.place))
+            .map(|chunk| (chunk.start.part, chunk.place));
+        let (part, place) = joined.unwrap_or((0, next));
+        let reader = Self {
+            watches: Arc::clone(watches),
+            next: Start { part, from: None },
+            first: part,
+            is_complete: false,
+        };
+        (reader, place)
+    }
+
+    /// Returns the next chunk for a watch that is at `place`; `None` at the end of the table.
+    pub(super) async fn next(&mut self, place: u64) -> Option<Chunk> {
+        if self.is_complete {
+            return None;
+        }
+        let snapshots = &self.watches.snapshots;
+        let chunk = match snapshots.find(&self.next, place) {
+            Some(chunk) => chunk,
+            None => {
+                let mut most_nodes = snapshots.most_nodes.lock().await;
+                // Another watch may have encoded the chunk meanwhile.
+                match snapshots.find(&self.next, place) {
+                    Some(chunk) => chunk,
+                    None => {
+                        let chunk = read(&self.watches, &self.next, &mut most_nodes);
+                        snapshots.keep(&chunk);
+                        chunk
+                    }
+                }
+            }
+        };
+        self.next.from.clone_from(&chunk.next);
+        if chunk.next.is_none() {
+            self.next.part = (self.next.part + 1) % RouteTable::PARTS;
+            self.is_complete = self.next.part == self.first;
+        }
+        Some(chunk)
+    }
+}
+
+impl Drop for SnapshotReader {
+    fn drop(&mut self) {
+        let mut kept = self.watches.snapshots.lock();
+        kept.readers -= 1;
+        if kept.readers == 0 {
+            *kept = Kept::default();
+        }
+    }
+}
+
+/// Reads and encodes a chunk: as many nodes as the table returns at a time, or fewer if a message has no space for them.
+fn read(watches: &Watches, start: &Start, most_nodes: &mut Option<usize>) -> Chunk {
+    loop {
+        // The place before the table, so that no change is missed in between.
+        let place = watches.log.next();
+        let mut collector = RouteCollector::new(&watches.table);
+        let (mut nodes, mut count, mut is_full) = (Vec::new(), 0, false);
+        let most = most_nodes.unwrap_or(usize::MAX);
+        let next = watches
+            .table
+            .nodes_of_part(start.part, start.from.as_ref(), most, |node, routes| {
+                is_full |= collector.size() >= WATCH_MESSAGE_SIZE;
+                if is_full {
+                    return;
+                }
+                count += 1;
+                let node = collector.node(node, routes);
+                // All proxies of a node may have been removed since the copy.
+                if !node.routes.is_empty() {
+                    nodes.push(node);
+                }
+            });
+        if is_full {
+            // A single node fits.
+            *most_nodes = Some((count / 2).max(1));
+            continue;
+        }
+        // Later nodes may have fewer routes.
+        *most_nodes = most_nodes.map(|most| 2 * most).filter(|&most| most < 1024);
+        let message = (!nodes.is_empty()).then(|| {
+            encode(Message::Snapshot(v1::WatchSnapshot {
+                part: start.part as u32,
+                proxies: collector.watched_proxies(),
+                nodes: mem::take(&mut nodes),
+            }))
+        });
+        return Chunk {
+            start: start.clone(),
+            place,
+            message,
+            next,
+        };
+    }
+}
