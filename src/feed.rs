@@ -44,8 +44,8 @@ use crate::sync::{AtomicU64, AtomicUsize, Guard, Ordering, fence};
 use crate::types::node_id::NodeId;
 use crate::types::proxy::ProxyRef;
 
-/// The default number of changes per ring. A place takes 8 bytes, so the rings take 1 MiB in all. An entry takes 48
-/// bytes, so full rings take 7 MiB, plus the memory of names that do not fit into their entry.
+/// The default number of changes per ring. A place takes 8 bytes, so the rings take 1 MiB in all. An entry takes 40
+/// bytes, so full rings take 6 MiB, plus the memory of names that do not fit into their entry.
 pub(crate) const RING: usize = if cfg!(loom) { 2 } else { 512 };
 
 /// One ring for each shard of UUIDs and of names, and one for the proxies.

@@ -51,8 +51,8 @@ impl LostChanges {
 ///
 /// The latest changes are kept in 257 rings: one for each [part](crate::RouteTable::part_of) of the nodes, and one for
 /// the proxies. By default, each ring holds 512 changes. The first subscription allocates the rings
-/// for all subscriptions, 1 MiB. Each change takes another 48 bytes until the next change overwrites it, so full rings
-/// take 7 MiB; names of more than 24 bytes take extra memory. The rings stay until the table is dropped. A subscription
+/// for all subscriptions, 1 MiB. Each change takes another 40 bytes until the next change overwrites it, so full rings
+/// take 6 MiB; names of more than 24 bytes take extra memory. The rings stay until the table is dropped. A subscription
 /// itself takes 2 KiB.
 ///
 /// # Falling behind
