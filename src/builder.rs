@@ -102,8 +102,10 @@ impl Builder {
     ///
     /// A removed or replaced proxy counts until its routes are swept and its number is free again. This takes at most
     /// 15 rounds of the [sweeper](crate::RouteTable::sweep), unless a thread stays inside a call: threads that are inside a
-    /// call when the proxy is removed, or when its routes have been swept, must leave that call first. So a proxy that
-    /// restarts once per round needs room for 16 proxies.
+    /// call when the proxy is removed, or when its routes have been swept, must leave that call first.
+    ///
+    /// A proxy that is replaced by a newer incarnation can exceed the limit by an eighth and 16. So registered proxies can
+    /// restart although the table is full.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self

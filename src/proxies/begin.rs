@@ -9,6 +9,7 @@ use crate::proxies::owner::Owner;
 use crate::proxies::{Moment, Proxies};
 use crate::sync::{Guard, step};
 use crate::types::proxy::{Proxy, ProxyRef};
+use crate::word::PROXY_NUMBERS;
 
 /// The result of beginning an incarnation.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +44,7 @@ impl Proxies {
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
         // The only step that can fail comes first.
-        let new = self.occupy(proxy, Some(incarnation), tick, owner)?;
+        let new = self.occupy(proxy, Some(incarnation), tick, self.limit_with_restarts(), owner)?;
         self.takeover.announce(old.number, new.number);
         step("replace: announced");
         self.numbers.ensure(old.number).die();
@@ -53,6 +54,12 @@ impl Proxies {
         self.takeover.end();
         owner.wait_for_grace(old.number);
         Ok(new)
+    }
+
+    /// The most numbers in use while proxies restart. The older incarnation's number stays in use until its routes are
+    /// swept, so a table that is full of proxies needs more numbers than proxies.
+    fn limit_with_restarts(&self) -> usize {
+        (self.limit + self.limit / 8 + 16).min(PROXY_NUMBERS)
     }
 
     /// Registers a proxy with an incarnation, unless the incarnation is stale. `moved` is as in `register_locked`.

@@ -88,7 +88,7 @@ impl Proxies {
             self.keep(registered, tick);
             return Ok(registered);
         }
-        let new = self.occupy(proxy, incarnation, tick, owner)?;
+        let new = self.occupy(proxy, incarnation, tick, self.limit, owner)?;
         step("register: not in the map");
         self.ids.insert(new.number, guard);
         // Relaxed: a figure for display.
@@ -100,15 +100,16 @@ impl Proxies {
         RegisterError::TooManyProxies { limit: self.limit }
     }
 
-    /// Gives a proxy a number, without adding it to the map of IDs.
+    /// Gives a proxy a number, unless `most_numbers` are in use, without adding it to the map of IDs.
     pub(super) fn occupy(
         &self,
         proxy: &Proxy<'_>,
         incarnation: Option<NonZeroU64>,
         tick: u64,
+        most_numbers: usize,
         owner: &mut Owner<'_>,
     ) -> Result<ProxyRef, RegisterError> {
-        let taken = owner.take_number(&self.numbers, self.limit);
+        let taken = owner.take_number(&self.numbers, most_numbers);
         let (number, entry) = taken.ok_or(self.too_many())?;
         let details = owner.intern(proxy.cluster_name, proxy.addr);
         // Set it before the life, which publishes it.

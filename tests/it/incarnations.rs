@@ -228,10 +228,20 @@ fn bad_strings_and_a_full_table_change_nothing() {
     begin(&table, "b", 1);
     table.add_node(&node(1), a.proxy).expect("there is room");
     assert_eq!(refused("c", 1), full);
-    // The next one needs a number beside that of the last one, whose routes have to be swept first.
-    assert_eq!(refused("a", 2), full);
     assert_eq!(routes(&table, &node(1)), [a.proxy]);
     assert!(begin(&table, "a", 1).is_resumed);
+    // A registered proxy can restart, although the number of the last incarnation is in use until its routes are swept.
+    let restarts = (2..100).take_while(|&incarnation| {
+        let begun = table.begin_incarnation(&proxy("a"), number(incarnation));
+        begun.is_ok_and(|begun| table.add_node(&node(1), begun.proxy).is_ok())
+    });
+    let restarts = restarts.count() as u64;
+    assert!((16..98).contains(&restarts), "{restarts}");
+    // Too many restarts between two sweeps are refused, and change nothing.
+    assert_eq!(refused("a", restarts + 2), full);
+    let a = begin(&table, "a", restarts + 1);
+    assert!(a.is_resumed);
+    assert_eq!(routes(&table, &node(1)), [a.proxy]);
 
     // What is remembered of those that are gone counts, until it is forgotten.
     assert!(table.remove_proxy(a.proxy));

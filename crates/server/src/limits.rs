@@ -111,7 +111,7 @@ pub const SEND_BUDGET: usize = 4 * MAX_REPLY_SIZE;
 pub const SMALL_REPLY_SIZE: usize = 1024;
 
 /// Bytes that are charged for a connection: its buffers and the state of HTTP/2 and of TLS.
-pub const CONNECTION_MEMORY: usize = 64 * 1024;
+pub const CONNECTION_MEMORY: usize = 40 * 1024;
 
 /// Bytes that are charged for a call that waits, besides its request and its reply.
 pub const CALL_MEMORY: usize = 4 * 1024;
@@ -195,10 +195,20 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 /// The acceptor's longest pause.
 pub const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 
+/// How often idle connections are asked to make room while new clients wait.
+pub const MAKE_ROOM_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long an idle connection that makes room may take to close.
+pub const IDLE_DRAIN: Duration = Duration::from_secs(1);
+
+/// Watches of one connection.
+pub const MAX_WATCHES_PER_CONNECTION: usize = 64;
+
 /// Limits that depend on where the server runs.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at one time. Further connections wait in the kernel's backlog. 10,000 by default.
+    /// Connections at one time. Further connections wait in the kernel's backlog, until idle connections have made room.
+    /// 10,000 by default.
     pub max_connections: u32,
     /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have arrived,
     /// replies that were not read, and copies of the table for them. At this budget, calls fail with RESOURCE_EXHAUSTED; every

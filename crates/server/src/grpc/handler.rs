@@ -79,6 +79,8 @@ pub(crate) struct StreamContext {
     pub(crate) turns: Turns,
     /// Pays for the replies.
     pub(crate) budget: SendBudget,
+    /// Shared by the watches of one connection.
+    pub(crate) watches: Arc<()>,
 }
 
 /// A unary method that never waits.
@@ -185,6 +187,7 @@ where
         let context = StreamContext {
             turns: connection.turns().clone(),
             budget: connection.budget().clone(),
+            watches: Arc::clone(connection.watches()),
         };
         Box::pin(async move {
             let decoder = SmallCodec::<(), Q>::default().decoder();

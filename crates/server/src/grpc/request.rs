@@ -9,6 +9,7 @@ use http_body::Frame;
 use tonic::codec::Decoder;
 use tonic::{Status, Streaming};
 
+use crate::grpc::frame::PREFIX;
 use crate::grpc::unary::{FirstFrame, first_frame};
 use crate::memory::Charge;
 
@@ -17,28 +18,65 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The body of a request. The caller may have read its first frame already.
 ///
-/// The bytes that are read are charged to the memory of the connection, up to the size of the largest message: the reader
-/// holds no more at a time.
+/// The reader collects one message at a time. So the body charges the length of the first message to the memory of the
+/// connection as soon as its prefix has come, and more if a later message is longer.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     /// The frame that was read and not used.
     first: Option<Bytes>,
     stream: RecvStream,
     charge: Charge,
-    /// The most bytes that are charged.
-    most: usize,
+    /// The bytes that are charged for a message.
+    charged: usize,
+    /// The most bytes of a message. The reader refuses longer messages.
+    max_message: usize,
+    lengths: Lengths,
+}
+
+/// Finds the lengths of the messages in a stream of bytes.
+#[derive(Debug, Default)]
+struct Lengths {
+    prefix: [u8; PREFIX],
+    /// How many bytes of the next prefix have come.
+    prefix_len: usize,
+    /// The bytes of the current message that are still to come.
+    left: usize,
+}
+
+impl Lengths {
+    /// Returns the length of the longest message whose prefix ends in `data`.
+    fn longest(&mut self, mut data: &[u8]) -> usize {
+        let mut longest = 0;
+        while !data.is_empty() {
+            let skipped = data.len().min(self.left);
+            self.left -= skipped;
+            data = &data[skipped..];
+            let taken = data.len().min(PREFIX - self.prefix_len);
+            self.prefix[self.prefix_len..][..taken].copy_from_slice(&data[..taken]);
+            self.prefix_len += taken;
+            data = &data[taken..];
+            if self.prefix_len == PREFIX {
+                let [_, len @ ..] = self.prefix;
+                self.left = u32::from_be_bytes(len) as usize;
+                self.prefix_len = 0;
+                longest = longest.max(self.left);
+            }
+        }
+        longest
+    }
 }
 
 impl RequestBody {
     /// Returns a body that yields the frame `first` before the rest of its stream. `charge` is held to the end of the body,
-    /// and grows by up to `max_message` bytes.
+    /// and grows by the length of the longest message, up to `max_message`.
     pub(crate) fn new(first: Option<Bytes>, stream: RecvStream, charge: Charge, max_message: usize) -> Self {
-        let most = charge.bytes() + max_message;
         Self {
             first,
             stream,
             charge,
-            most,
+            charged: 0,
+            max_message,
+            lengths: Lengths::default(),
         }
     }
 
@@ -68,9 +106,13 @@ impl http_body::Body for RequestBody {
         };
         Poll::Ready(match data {
             Some(Ok(data)) => {
-                let more = data.len().min(self.most - self.charge.bytes());
-                if let Err(full) = self.charge.grow(more) {
-                    return Poll::Ready(Some(Err(Status::from(full).into())));
+                let longest = self.lengths.longest(&data).min(self.max_message);
+                if longest > self.charged {
+                    let more = longest - self.charged;
+                    if let Err(full) = self.charge.grow(more) {
+                        return Poll::Ready(Some(Err(Status::from(full).into())));
+                    }
+                    self.charged = longest;
                 }
                 // The caller takes the data, so the client may send as much again. An error: the stream is gone.
                 let _ = self.stream.flow_control().release_capacity(data.len());
@@ -103,5 +145,31 @@ pub(crate) async fn receive<M: Send + 'static>(
         Some(_) => Err(Status::unimplemented(
             "the request has several messages, the method takes one",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_found_however_the_bytes_are_cut() {
+        let messages = [3, 0, 70_000, 5];
+        let mut bytes = Vec::new();
+        for len in messages {
+            bytes.push(0);
+            bytes.extend((len as u32).to_be_bytes());
+            bytes.resize(bytes.len() + len, 7);
+        }
+        for size in [1, 2, 4, 5, 6, 7, 1000, bytes.len()] {
+            let mut lengths = Lengths::default();
+            let longest: Vec<_> = bytes.chunks(size).map(|chunk| lengths.longest(chunk)).collect();
+            assert_eq!(longest.iter().max(), Some(&70_000), "{size}");
+            if size <= PREFIX {
+                let found: Vec<_> = longest.into_iter().filter(|&len| len > 0).collect();
+                assert_eq!(found, [3, 70_000, 5], "{size}");
+            }
+            assert_eq!((lengths.left, lengths.prefix_len), (0, 0));
+        }
     }
 }

@@ -56,6 +56,7 @@ impl Router {
             draining,
             budget: SendBudget::new(memory),
             turns,
+            watches: Arc::default(),
         }
     }
 }
@@ -69,6 +70,8 @@ pub(crate) struct ConnectionRouter {
     draining: CancellationToken,
     budget: SendBudget,
     turns: Turns,
+    /// Shared by the connection's watches.
+    watches: Arc<()>,
 }
 
 /// A request that was looked at. It has no headers: a client could make the server hold megabytes of them.
@@ -174,6 +177,10 @@ impl ConnectionRouter {
 
     pub(crate) fn turns(&self) -> &Turns {
         &self.turns
+    }
+
+    pub(crate) fn watches(&self) -> &Arc<()> {
+        &self.watches
     }
 
     fn memory(&self) -> &ConnectionMemory {

@@ -41,6 +41,11 @@ pub(super) struct Calls<S> {
     router: ConnectionRouter,
     traffic: Arc<Traffic>,
     received: VecDeque<Received>,
+    /// The calls so far, and as many when the connection was last asked whether it is idle.
+    calls: u64,
+    calls_when_asked: u64,
+    /// Shared with the tasks of the calls in flight.
+    in_flight: Arc<()>,
     cancelled: CancelGuard,
     /// Set while other connections have their turn. Ends with the connection's next turn.
     yielded: Option<oneshot::Receiver<()>>,
@@ -55,10 +60,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             router,
             traffic,
             received: VecDeque::new(),
+            calls: 0,
+            calls_when_asked: 0,
+            in_flight: Arc::new(()),
             cancelled: CancelGuard::new(),
             yielded: None,
             waker: None,
         }
+    }
+
+    /// Reports whether the client has no call in flight and has begun none since the last question.
+    pub(super) fn is_idle(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.calls_when_asked, self.calls);
+        before == self.calls && self.received.is_empty() && Arc::strong_count(&self.in_flight) == 1
     }
 
     /// Serves the connection until it is closed.
@@ -82,12 +96,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             match self.connection.poll_accept(&mut Context::from_waker(waker.waker())) {
                 Poll::Ready(Some(request)) => {
                     let (request, stream) = request?;
+                    self.calls += 1;
                     self.received.push_back((self.router.accept(request), stream));
                 }
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 // The next poll of the connection writes the replies.
                 Poll::Pending if work < most && !self.received.is_empty() => {
-                    let cancelled = waker.mute(|| reply_to_some(&mut self.received, &self.router, most, &mut work));
+                    let cancelled = waker
+                        .mute(|| reply_to_some(&mut self.received, &self.router, &self.in_flight, most, &mut work));
                     if cancelled > 0 && !self.cancelled.allow(cancelled) {
                         debug!("a client cancels too many calls");
                         self.received.clear();
@@ -111,12 +127,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
 
 /// Replies to requests in order, until `work` has reached `most`. Returns the number of calls that the client has cancelled
 /// already.
-fn reply_to_some(received: &mut VecDeque<Received>, router: &ConnectionRouter, most: usize, work: &mut usize) -> u32 {
+fn reply_to_some(
+    received: &mut VecDeque<Received>,
+    router: &ConnectionRouter,
+    in_flight: &Arc<()>,
+    most: usize,
+    work: &mut usize,
+) -> u32 {
     let mut cancelled = 0;
     while *work < most
         && let Some((request, stream)) = received.pop_front()
     {
-        if reply_to(router, request, stream, work) == Outcome::Cancelled {
+        if reply_to(router, in_flight, request, stream, work) == Outcome::Cancelled {
             cancelled += 1;
         }
     }
@@ -135,6 +157,7 @@ enum Outcome {
 /// Replies to a request, in a task of its own if the call has to wait. Adds the work that was done to `work`.
 fn reply_to(
     router: &ConnectionRouter,
+    in_flight: &Arc<()>,
     request: Accepted,
     mut stream: SendResponse<Bytes>,
     work: &mut usize,
@@ -152,7 +175,11 @@ fn reply_to(
         Call::Done(reply) => (Box::pin(std::future::ready(reply)), None),
         Call::Pending { reply, deadline } => (reply, deadline),
     };
-    poll_or_spawn(reply_later(reply, stream, deadline));
+    let in_flight = Arc::clone(in_flight);
+    poll_or_spawn(async move {
+        reply_later(reply, stream, deadline).await;
+        drop(in_flight);
+    });
     Outcome::Served
 }
 

@@ -22,6 +22,7 @@ use tracing::debug;
 
 use crate::grpc::router::Router;
 use crate::http2::calls::Calls;
+use crate::http2::idle::IdleConnections;
 use crate::http2::keep_alive::KeepAlive;
 use crate::http2::traffic::{CountedStream, Traffic};
 use crate::limits::{self, Limits};
@@ -42,6 +43,7 @@ pub(crate) struct ConnectionContext {
     pub(crate) memory: Arc<MemoryBudget>,
     /// The turns of the worker that serves the connection.
     pub(crate) turns: Arc<WorkerTurns>,
+    pub(crate) idle: Arc<IdleConnections>,
 }
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
@@ -80,6 +82,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
         mut draining,
         memory,
         turns,
+        idle,
         tls: _,
     } = context;
     let memory = memory.for_connection();
@@ -110,6 +113,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
     let mut phase = Phase::Preface;
     let mut due = pin!(sleep_until(opened + limits.handshake));
     let mut is_draining = false;
+    let mut asked = idle.subscribe();
     loop {
         tokio::select! {
             biased;
@@ -140,6 +144,14 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: Connection
                 }
                 Phase::Draining => return debug!("an old connection was cut with calls in flight"),
             },
+            Ok(()) = asked.changed(), if !is_draining && !matches!(phase, Phase::Draining) => {
+                if calls.is_idle() && idle.take_part() {
+                    debug!("an idle connection makes room for another");
+                    phase = Phase::Draining;
+                    calls.connection.graceful_shutdown();
+                    due.as_mut().reset(Instant::now() + limits::IDLE_DRAIN);
+                }
+            }
             () = silent.as_mut() => {
                 // After the process was stopped, timers fire before the sockets are polled. So read first what has arrived.
                 yield_now().await;
@@ -266,6 +278,7 @@ mod tests {
             draining: watched,
             memory: MemoryBudget::new(1 << 30),
             turns: Arc::default(),
+            idle: Arc::default(),
         };
         (draining, context)
     }

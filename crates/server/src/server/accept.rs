@@ -2,42 +2,42 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use futures_util::future::poll_immediate;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::limits::{ACCEPT_BACKOFF, MAX_ACCEPT_BACKOFF};
+use crate::http2::idle::IdleConnections;
+use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF};
 use crate::server::listen::Listeners;
 use crate::server::worker::Workers;
 
-/// Accepts connections. Never returns. A connection waits in the kernel's backlog until one of `slots` is free.
-pub(super) async fn accept(listeners: &mut Listeners, workers: &mut Workers, slots: &Arc<Semaphore>) -> Infallible {
+/// Accepts connections. Never returns. If none of `slots` is free, one connection waits here, and the others in the kernel's
+/// backlog.
+pub(super) async fn accept(
+    listeners: &mut Listeners,
+    workers: &mut Workers,
+    slots: &Arc<Semaphore>,
+    idle: &IdleConnections,
+) -> Infallible {
     let mut backoff = Backoff::default();
-    let limit = slots.available_permits();
-    let mut is_full = false;
+    let mut slots = Slots {
+        free: slots,
+        limit: slots.available_permits(),
+        is_full: false,
+    };
     loop {
-        match slots.available_permits() {
-            0 if !is_full => {
-                is_full = true;
-                warn!("{limit} connections, which is the limit: further ones have to wait");
-            }
-            // The warning is repeated only after many slots were free: connections come and go at the limit.
-            free if free > limit / 8 => is_full = false,
-            _ => {}
-        }
-        // The semaphore is never closed.
-        let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
-            continue;
-        };
         match listeners.accept().await.and_then(|(stream, peer)| {
             stream.set_nodelay(true)?;
             Ok((stream.into_std()?, peer))
         }) {
             Ok((stream, peer)) => {
                 backoff = Backoff::default();
+                let slot = slots.take(idle).await;
                 workers.hand_over(stream, peer, slot);
             }
             // This client is gone; the next client may be fine.
@@ -48,7 +48,39 @@ pub(super) async fn accept(listeners: &mut Listeners, workers: &mut Workers, slo
             Err(error) => {
                 let pause = backoff.next();
                 warn!(%error, "cannot accept connections, trying again in {pause:?}");
+                idle.make_room(1);
                 sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// The slots of connections.
+struct Slots<'s> {
+    free: &'s Arc<Semaphore>,
+    limit: usize,
+    /// Set from the time when no slot was free until many are.
+    is_full: bool,
+}
+
+impl Slots<'_> {
+    /// Waits for a free slot. Idle connections make room meanwhile, an eighth of all at a time.
+    async fn take(&mut self, idle: &IdleConnections) -> OwnedSemaphorePermit {
+        let mut slot = pin!(Arc::clone(self.free).acquire_owned());
+        if let Some(slot) = poll_immediate(slot.as_mut()).await {
+            self.is_full &= self.free.available_permits() <= self.limit / 8;
+            return slot.expect("the semaphore is never closed");
+        }
+        // The warning is repeated only after many slots were free: connections come and go at the limit.
+        if !self.is_full {
+            self.is_full = true;
+            let limit = self.limit;
+            warn!("connection limit ({limit}) reached; new connections wait until idle ones have made room");
+        }
+        loop {
+            idle.make_room(self.limit.div_ceil(8));
+            if let Ok(slot) = timeout(MAKE_ROOM_INTERVAL, slot.as_mut()).await {
+                return slot.expect("the semaphore is never closed");
             }
         }
     }

@@ -14,6 +14,7 @@ use tracing::info;
 use crate::config::{Config, ConfigError, duration};
 use crate::grpc::router::Router;
 use crate::http2::connection::ConnectionContext;
+use crate::http2::idle::IdleConnections;
 use crate::limits::Limits;
 use crate::memory::MemoryBudget;
 use crate::rpc::health::Health;
@@ -68,6 +69,7 @@ pub struct Server {
     watches: Arc<Watches>,
     health: Health,
     limits: Limits,
+    idle: Arc<IdleConnections>,
     draining: watch::Sender<bool>,
 }
 
@@ -101,6 +103,7 @@ impl Server {
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
         let memory = MemoryBudget::new(limits.memory);
+        let idle = Arc::<IdleConnections>::default();
         let (methods, health) = methods(&table, &watches, instance_id, &memory, &limits);
         health.serving().await;
         let router = Router::new(methods, limits.call);
@@ -120,6 +123,7 @@ impl Server {
             draining: watched,
             memory,
             turns: Arc::default(),
+            idle: Arc::clone(&idle),
         })?;
         Ok(Self {
             listeners,
@@ -130,6 +134,7 @@ impl Server {
             watches,
             health,
             limits,
+            idle,
             draining,
         })
     }
@@ -161,6 +166,7 @@ impl Server {
             mut listeners,
             mut workers,
             health,
+            idle,
             shutdown_delay: delay,
             ..
         } = self;
@@ -182,7 +188,7 @@ impl Server {
         };
         tokio::select! {
             () = stop => {}
-            never = accept(&mut listeners, &mut workers, &slots) => match never {},
+            never = accept(&mut listeners, &mut workers, &slots, &idle) => match never {},
             never = sweep(&self.table, &self.watches) => match never {},
             never = tail(&self.watches) => match never {},
         }

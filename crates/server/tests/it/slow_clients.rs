@@ -1,8 +1,11 @@
 //! Clients that are slow, silent, or too many: the server still serves the others.
 
 use std::process::Command;
+use std::time::Duration;
 
 use nodetracker::RouteTable;
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_server::{Limits, limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -10,6 +13,9 @@ use tokio::time::timeout;
 use tonic::Code;
 
 use crate::support::{ADD, Process, Raw, Running, SOON, add, connect, ended, framed, grpc};
+
+/// Too long for a limit to matter.
+const LATE: Duration = Duration::from_secs(1000);
 
 /// What a client has to begin with: HTTP/2's magic bytes, and its settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -100,6 +106,8 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
     )
     .await;
     let mut first = Raw::connect(server.addr).await;
+    // A call in flight, so the connection is not idle.
+    let _call = first.open(ADD).await;
     first.settle().await;
     // The kernel takes it, and the server does not.
     let mut second = TcpStream::connect(server.addr).await.unwrap();
@@ -196,4 +204,81 @@ async fn running_out_of_descriptors_is_survived() {
     drop(flood);
     let mut client = connect(server.addr).await;
     client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn idle_connections_make_room() {
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            max_connections: 2,
+            call: LATE,
+            ..Limits::default()
+        },
+    )
+    .await;
+    // One has a call in flight, and the other has none.
+    let mut busy = Raw::connect(server.addr).await;
+    let (_response, _stream) = busy.open(ADD).await;
+    busy.settle().await;
+    let mut idle = Raw::connect(server.addr).await;
+    idle.settle().await;
+    let mut third = Raw::connect(server.addr).await;
+    third.settle().await;
+    idle.connection.await.unwrap().unwrap();
+    busy.settle().await;
+    assert_eq!(
+        third.call(ADD, framed(&[])).await.grpc,
+        Some(Code::InvalidArgument as i32)
+    );
+}
+
+#[tokio::test]
+async fn requests_that_never_end_take_a_share_of_the_memory_and_no_more() {
+    const MEGABYTE: usize = 1 << 20;
+    let server = Running::with(
+        RouteTable::new(),
+        Limits {
+            memory: 8 * MEGABYTE,
+            call: LATE,
+            ..Limits::default()
+        },
+    )
+    .await;
+    // Each request says that it is 200 kB, and has one byte.
+    let begun = [&[0][..], &200_000_u32.to_be_bytes(), &[7]].concat();
+    let mut attackers = Vec::new();
+    for _ in 0..4 {
+        let mut raw = Raw::connect(server.addr).await;
+        let mut calls = Vec::new();
+        for _ in 0..limits::MAX_CONCURRENT_STREAMS {
+            let (response, mut stream) = raw.open("/nodetracker.v1.RouteService/AddNodes").await;
+            stream.send_data(begun.clone().into(), false).unwrap();
+            calls.push((response, stream));
+        }
+        raw.settle().await;
+        attackers.push((raw, calls));
+    }
+    let mut admin = AdminServiceClient::new(server.channel().await);
+    let stats = admin.stats(v1::StatsRequest {}).await.unwrap().into_inner();
+    assert_eq!(stats.client_memory_limit_bytes, 8 * MEGABYTE as u64);
+    assert!(stats.client_memory_bytes > 4 * MEGABYTE as u64, "{stats:?}");
+    assert!(stats.client_memory_bytes <= 16 * MEGABYTE as u64, "{stats:?}");
+    // Of the thousand calls, few fit.
+    assert!(stats.client_memory_refusals > 900, "{stats:?}");
+    let (_, calls) = &mut attackers[3];
+    let (last, _) = calls.pop().unwrap();
+    assert_eq!(ended(last).await.grpc, Some(Code::ResourceExhausted as i32));
+    server.assert_serves().await;
+    drop(attackers);
+    while admin
+        .stats(v1::StatsRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .client_memory_bytes
+        > MEGABYTE as u64
+    {
+        tokio::task::yield_now().await;
+    }
 }

@@ -465,10 +465,10 @@ async fn a_thousand_watches_are_one_subscription() {
     let mut watches = vec![Watch::begin(&server, None).await];
     watches[0].snapshot().await;
     assert_eq!(server.table.subscriptions(), 1, "one watch");
-    // A connection has up to 256 calls.
-    for _ in 0..4 {
+    // A connection has up to 64 watches.
+    for _ in 0..20 {
         let channel = server.channel().await;
-        for _ in 0..250 {
+        for _ in 0..50 {
             watches.push(Watch::over(channel.clone(), None).await);
         }
     }
@@ -535,9 +535,9 @@ async fn a_thousand_watches_cost_writers_what_one_does() {
 
     // These do not read what they are sent.
     let mut watches = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..20 {
         let channel = server.channel().await;
-        for _ in 0..250 {
+        for _ in 0..50 {
             watches.push(Watch::over(channel.clone(), None).await);
         }
     }

@@ -70,7 +70,7 @@ use tonic::Status;
 use crate::convert::parse;
 use crate::grpc::frame;
 use crate::grpc::handler::StreamContext;
-use crate::limits::{MAX_SWEEP_WAIT, MAX_WATCHED_SIZE, MAX_WATCHES};
+use crate::limits::{MAX_SWEEP_WAIT, MAX_WATCHED_SIZE, MAX_WATCHES, MAX_WATCHES_PER_CONNECTION};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::watch::change_log::ChangeLog;
 use crate::rpc::watch::snapshot::Snapshots;
@@ -88,6 +88,12 @@ pub(crate) fn watch(
     context: StreamContext,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
     let nodes = WatchedNodes::new(parse::nodes(request.nodes)?, &watches.table);
+    // The connection and this call have one reference each.
+    if Arc::strong_count(&context.watches) - 2 >= MAX_WATCHES_PER_CONNECTION {
+        return Err(Status::resource_exhausted(format!(
+            "this connection has {MAX_WATCHES_PER_CONNECTION} watches, which is the limit"
+        )));
+    }
     let slot = watches.take_slot(nodes.size())?;
     let watch = Watch::new(slot, nodes, context, request.resume, request.accepts_resync);
     Ok(unfold(watch, async |mut watch| {
