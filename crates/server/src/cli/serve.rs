@@ -18,7 +18,6 @@ use tracing_subscriber::filter::Targets;
 use crate::cli::signals::{Hangups, Signals};
 use crate::cli::{FAILURE, USAGE, fail, open_files};
 use crate::config::{self, Config};
-use crate::limits::Limits;
 use crate::log::{self, LogFormat};
 use crate::server::{Server, StartError};
 use crate::tls::Certificates;
@@ -38,6 +37,15 @@ pub(super) struct Serve {
     /// How long to serve calls after SIGTERM or SIGINT, with a health of NOT_SERVING [default: 0s]
     #[arg(long, value_name = "DURATION", value_parser = config::duration::parse)]
     shutdown_delay: Option<Duration>,
+    /// The most routes [default: an eighth of the memory, and at most 16777216]
+    #[arg(long, value_name = "NUMBER", value_parser = number(config::max_routes))]
+    max_routes: Option<usize>,
+    /// The most connections at one time [default: 10000]
+    #[arg(long, value_name = "NUMBER", value_parser = number(config::max_connections))]
+    max_connections: Option<u32>,
+    /// Megabytes that all clients may make the server hold [default: an eighth of the memory, and at most 536]
+    #[arg(long, value_name = "NUMBER", value_parser = number(config::client_memory))]
+    client_memory_mb: Option<usize>,
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
@@ -57,7 +65,6 @@ impl Serve {
             Ok(signals) => signals,
             Err(error) => return fail(FAILURE, &error),
         };
-        open_files::raise_limit(Limits::default().max_connections);
         let server = match self.bind().await {
             Ok(server) => server,
             Err(error @ StartError::Config(_)) => return fail(USAGE, &error),
@@ -102,12 +109,28 @@ impl Serve {
         if let Some(delay) = self.shutdown_delay {
             config = config.shutdown_delay(delay);
         }
+        if let Some(routes) = self.max_routes {
+            config = config.max_routes(routes);
+        }
+        if let Some(connections) = self.max_connections {
+            config = config.max_connections(connections);
+        }
+        if let Some(bytes) = self.client_memory_mb {
+            config = config.client_memory(bytes);
+        }
+        open_files::raise_limit(config.max_connections.value);
         let table = RouteTable::builder()
             .keep_alive(config.keep_alive.value)
+            .max_routes(config.max_routes.value)
             .build()
-            .expect("the default limits are possible");
+            .expect("the limits were checked");
         Server::bind(&config, Arc::new(table)).await
     }
+}
+
+/// Returns a parser of a number that `check` accepts.
+fn number<T>(check: fn(u64) -> Result<T, String>) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| check(text.parse().map_err(|_| format!("{text:?} is not a number"))?)
 }
 
 /// Prints the addresses after the log's lines. Nobody may read stdout, so a thread waits for stdout.

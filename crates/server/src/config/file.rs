@@ -12,16 +12,20 @@ use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use crate::config::{
-    Config, ConfigError, ENABLED, KEEP_ALIVE, KEYPAIRS, Keypair, LISTEN_ADDR, Origin, SECTION, SHUTDOWN_DELAY, Setting,
-    duration, keep_alive, listen_addr,
+    CLIENT_MEMORY, Config, ConfigError, ENABLED, KEEP_ALIVE, KEYPAIRS, Keypair, LISTEN_ADDR, MAX_CONNECTIONS,
+    MAX_ROUTES, Origin, SECTION, SHUTDOWN_DELAY, Setting, client_memory, duration, keep_alive, listen_addr,
+    max_connections, max_routes,
 };
 
 /// The keys of the section and of its key pairs.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 10] = [
     ENABLED,
     LISTEN_ADDR,
     KEEP_ALIVE,
     SHUTDOWN_DELAY,
+    MAX_ROUTES,
+    MAX_CONNECTIONS,
+    CLIENT_MEMORY,
     KEYPAIRS,
     "key_file",
     "cert_file",
@@ -73,6 +77,16 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
     if let Some(delay) = delay.read(file, SHUTDOWN_DELAY, |text| duration::parse(&text))? {
         config.shutdown_delay = delay;
     }
+    if let Some(routes) = section.max_routes.read(file, MAX_ROUTES, max_routes)? {
+        config.max_routes = routes;
+    }
+    let connections = section.max_connections;
+    if let Some(connections) = connections.read(file, MAX_CONNECTIONS, max_connections)? {
+        config.max_connections = connections;
+    }
+    if let Some(memory) = section.client_memory_mb.read(file, CLIENT_MEMORY, client_memory)? {
+        config.client_memory = memory;
+    }
     let pairs = section
         .https_keypairs
         .read(file, KEYPAIRS, |pairs| match pairs.as_slice() {
@@ -114,6 +128,9 @@ struct Section {
     listen_addr: Given<String>,
     proxy_keep_alive_interval: Given<String>,
     shutdown_delay: Given<String>,
+    max_routes: Given<u64>,
+    max_connections: Given<u64>,
+    client_memory_mb: Given<u64>,
     https_keypairs: Given<Vec<Pair>>,
 }
 
@@ -314,6 +331,7 @@ mod tests {
         assert_eq!(config.listen_addr.value, DEFAULT_LISTEN_ADDR);
         assert_eq!(config.keep_alive.value, DEFAULT_KEEP_ALIVE);
         assert_eq!(config.shutdown_delay.value, Duration::ZERO);
+        assert_eq!(config.max_connections.value, 10_000);
         assert_eq!(config.keypairs, []);
     }
 
@@ -395,6 +413,9 @@ mod tests {
             "listen_addr",
             "proxy_keep_alive_interval",
             "shutdown_delay",
+            "max_routes",
+            "max_connections",
+            "client_memory_mb",
             "https_keypairs",
         ] {
             for value in ["", " ~", " null"] {
@@ -484,7 +505,8 @@ mod tests {
             (
                 &format!("{section}  listen_adr: 127.0.0.1:1"),
                 "conf/tracker.yaml:2: unknown key `listen_adr`, expected one of enabled, listen_addr, \
-                 proxy_keep_alive_interval, shutdown_delay, https_keypairs"
+                 proxy_keep_alive_interval, shutdown_delay, max_routes, max_connections, client_memory_mb, \
+                 https_keypairs"
                     .into(),
             ),
             (

@@ -9,7 +9,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nodetracker::Builder;
 use thiserror::Error;
+
+use crate::limits::Limits;
+use crate::machine;
 
 /// The tracker's section of the file.
 const SECTION: &str = "node_tracker_service";
@@ -18,6 +22,9 @@ const ENABLED: &str = "enabled";
 const LISTEN_ADDR: &str = "listen_addr";
 const KEEP_ALIVE: &str = "proxy_keep_alive_interval";
 const SHUTDOWN_DELAY: &str = "shutdown_delay";
+const MAX_ROUTES: &str = "max_routes";
+const MAX_CONNECTIONS: &str = "max_connections";
+const CLIENT_MEMORY: &str = "client_memory_mb";
 const KEYPAIRS: &str = "https_keypairs";
 
 /// The default address to listen on.
@@ -118,12 +125,22 @@ pub struct Config {
     /// Zero by default: no short delay fits every load balancer, since some ask for the health only every ten seconds or more.
     /// Clients that watch the health need no delay.
     pub shutdown_delay: Setting<Duration>,
+    /// The most routes of the table.
+    ///
+    /// By default, as many routes of nodes with UUIDs as take an eighth of the memory that the process may use, and at most
+    /// 16,777,216. A node with a long name takes up to ten times as much.
+    pub max_routes: Setting<usize>,
+    /// The most connections at one time; 10,000 by default. Replaces [`Limits::max_connections`].
+    pub max_connections: Setting<u32>,
+    /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which has the default.
+    pub client_memory: Setting<usize>,
     /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the first.
     pub keypairs: Vec<Keypair>,
 }
 
 impl Default for Config {
     fn default() -> Self {
+        let limits = Limits::default();
         Self {
             listen_addr: Setting {
                 value: DEFAULT_LISTEN_ADDR.into(),
@@ -136,6 +153,18 @@ impl Default for Config {
             shutdown_delay: Setting {
                 value: Duration::ZERO,
                 origin: Origin::Default(SHUTDOWN_DELAY),
+            },
+            max_routes: Setting {
+                value: (machine::memory() / 8 / BYTES_PER_ROUTE).clamp(LEAST_ROUTES, MOST_DEFAULT_ROUTES),
+                origin: Origin::Default(MAX_ROUTES),
+            },
+            max_connections: Setting {
+                value: limits.max_connections,
+                origin: Origin::Default(MAX_CONNECTIONS),
+            },
+            client_memory: Setting {
+                value: limits.memory,
+                origin: Origin::Default(CLIENT_MEMORY),
             },
             keypairs: Vec::new(),
         }
@@ -183,6 +212,88 @@ impl Config {
             origin: Origin::Flag("--shutdown-delay"),
         };
         self
+    }
+
+    /// Overrides the most routes of the table, as `--max-routes` does.
+    #[must_use]
+    pub fn max_routes(mut self, routes: usize) -> Self {
+        self.max_routes = Setting {
+            value: routes,
+            origin: Origin::Flag("--max-routes"),
+        };
+        self
+    }
+
+    /// Overrides the most connections, as `--max-connections` does.
+    #[must_use]
+    pub fn max_connections(mut self, connections: u32) -> Self {
+        self.max_connections = Setting {
+            value: connections,
+            origin: Origin::Flag("--max-connections"),
+        };
+        self
+    }
+
+    /// Overrides the bytes that all clients may make the server hold, as `--client-memory-mb` does.
+    #[must_use]
+    pub fn client_memory(mut self, bytes: usize) -> Self {
+        self.client_memory = Setting {
+            value: bytes,
+            origin: Origin::Flag("--client-memory-mb"),
+        };
+        self
+    }
+
+    /// Returns the default limits, with those that are configured.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_connections: self.max_connections.value,
+            memory: self.client_memory.value,
+            ..Limits::default()
+        }
+    }
+}
+
+/// Bytes of a route whose node has a UUID, at most.
+const BYTES_PER_ROUTE: usize = 32;
+
+/// Bounds of the default of [`Config::max_routes`].
+const LEAST_ROUTES: usize = 1 << 16;
+const MOST_DEFAULT_ROUTES: usize = 1 << 24;
+
+/// Bytes of a megabyte.
+const MEGABYTE: usize = 1_000_000;
+
+/// The least budget for clients, in megabytes: a few large replies.
+const LEAST_CLIENT_MEMORY: usize = 16;
+
+/// Checks a number of routes.
+pub(crate) fn max_routes(routes: u64) -> Result<usize, String> {
+    let most = Builder::MOST_ROUTES;
+    match usize::try_from(routes) {
+        Ok(routes) if (1..=most).contains(&routes) => Ok(routes),
+        _ => Err(format!("{routes} is not a number from 1 to {most}")),
+    }
+}
+
+/// Checks a number of connections.
+pub(crate) fn max_connections(connections: u64) -> Result<u32, String> {
+    const MOST: u32 = 1_000_000;
+    match u32::try_from(connections) {
+        Ok(connections) if (1..=MOST).contains(&connections) => Ok(connections),
+        _ => Err(format!("{connections} is not a number from 1 to {MOST}")),
+    }
+}
+
+/// Converts a budget for clients from megabytes.
+pub(crate) fn client_memory(megabytes: u64) -> Result<usize, String> {
+    const MOST: usize = 1_000_000;
+    match usize::try_from(megabytes) {
+        Ok(megabytes) if (LEAST_CLIENT_MEMORY..=MOST).contains(&megabytes) => Ok(megabytes * MEGABYTE),
+        _ => Err(format!(
+            "{megabytes} is not a number of megabytes from {LEAST_CLIENT_MEMORY} to {MOST}"
+        )),
     }
 }
 

@@ -74,13 +74,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Loads the certificates, takes the port and starts the worker threads, with the [default limits](Limits).
+    /// Loads the certificates, takes the port and starts the worker threads, with the [limits of the configuration](Config::limits).
     ///
     /// # Errors
     ///
     /// A key or certificate file cannot be used, the address cannot be listened on, or no thread can be started.
     pub async fn bind(config: &Config, table: Arc<RouteTable>) -> Result<Self, StartError> {
-        Self::bind_with_limits(config, table, Limits::default()).await
+        Self::bind_with_limits(config, table, config.limits()).await
     }
 
     /// Binds a server with other limits.

@@ -31,7 +31,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
         (
             "node_tracker_service:\n  enabled: yes\n  listen_address: 127.0.0.1:0\n",
             ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
-             shutdown_delay, https_keypairs"
+             shutdown_delay, max_routes, max_connections, client_memory_mb, https_keypairs"
                 .into(),
         ),
         (
@@ -192,4 +192,32 @@ fn the_file_chooses_where_to_listen() {
     let server = Process::spawn(command);
     assert!(server.addr.is_ipv6());
     assert_ne!(server.addr.port(), 0);
+}
+
+#[test]
+fn limits_that_are_impossible_are_named() {
+    for (flag, value, reason) in [
+        ("--max-routes", "0", "0 is not a number from 1 to 503314560"),
+        ("--max-routes", "many", "\"many\" is not a number"),
+        ("--max-connections", "-1", "\"-1\" is not a number"),
+        (
+            "--max-connections",
+            "1000001",
+            "1000001 is not a number from 1 to 1000000",
+        ),
+        (
+            "--client-memory-mb",
+            "1",
+            "1 is not a number of megabytes from 16 to 1000000",
+        ),
+    ] {
+        let output = run(&["serve", &format!("{flag}={value}")]);
+        assert_eq!(output.status.code(), Some(2), "{flag} {value}");
+        assert!(stderr(&output).contains(reason), "{}", stderr(&output));
+    }
+    let (_folder, file) = config_file("node_tracker_service:\n  max_routes: 10\n  client_memory_mb: 2\n");
+    let output = run(&["serve", "--config", file.to_str().unwrap()]);
+    let line =
+        "tracker.yaml:3: node_tracker_service.client_memory_mb: 2 is not a number of megabytes from 16 to 1000000";
+    assert!(stderr(&output).contains(line), "{}", stderr(&output));
 }
