@@ -92,7 +92,7 @@ pub const LARGE_CALLS: usize = 8;
 /// Bytes from which on a reply is large, for [`LARGE_CALLS`].
 pub const LARGE_REPLY_SIZE: usize = 64 * 1024;
 
-/// Nodes in one request: a few hundred microseconds of work, for which the other connections of the worker wait.
+/// Nodes in one request. The work is divided into turns of [`WORK_PER_PART`].
 pub const MAX_BATCH_NODES: usize = 4096;
 
 /// Bytes of one reply. gRPC clients accept at most 4 MiB by default.
@@ -213,7 +213,7 @@ pub struct Limits {
     /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have arrived,
     /// replies that were not read, and copies of the table for them. At this budget, calls fail with RESOURCE_EXHAUSTED; every
     /// connection has an equal share for itself. Some of the server's memory is not counted, so plan for twice the budget.
-    /// By default, an eighth of the memory that the process may use, and at most 512 MB.
+    /// By default, an eighth of the memory that the process may use, and at most 512 MiB.
     pub memory: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,

@@ -2,7 +2,7 @@
 //!
 //! A worker runs in passes: it polls its sockets, then runs the tasks that are ready. If a pass were long, every call that
 //! arrives meanwhile would wait for its end. So a pass does at most [`WORK_PER_PASS`] of the work that can be postponed:
-//! batches, pages of lists, messages of sessions, and the calls that a connection could not finish in its turn. A task that
+//! batches, pages of lists, snapshots of watches, and the calls that a connection could not finish in its turn. A task that
 //! wants to do such work asks for a turn. If the pass has no work left, the task waits in a queue, and the next passes grant
 //! the turns in order. Small calls of a connection with few of them never wait.
 //!
