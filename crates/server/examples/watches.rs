@@ -166,7 +166,7 @@ async fn follow(server: Arc<str>, seen: Arc<Seen>, up_to_date: tokio::sync::mpsc
     Err("a watch ended".into())
 }
 
-/// Adds and removes nodes for ever, at a rate. Each step is a batch, every 10 ms.
+/// Adds and removes nodes at a rate, without end. Each step is a batch, every 10 ms.
 async fn change(channel: Channel, options: Options) -> Result<(), Failure> {
     let mut client = RouteServiceClient::new(channel);
     let batch = (options.rate / 100).max(1);
@@ -258,7 +258,7 @@ async fn measure(options: Options) -> Result<(), Failure> {
         seen.lost_places.load(Ordering::Relaxed)
     );
 
-    // What was late because of the snapshots has a second to arrive.
+    // Changes that the snapshots delayed have a second to arrive.
     tokio::time::sleep(Duration::from_secs(1)).await;
     seen.take_ages();
     let (before, began) = (cpu(server.pid())?, Instant::now());

@@ -45,8 +45,8 @@ pub const MAX_SESSION_NODES: usize = 2048;
 
 /// Handles in one message of a session, which take half of [`MAX_MESSAGE_SIZE`].
 ///
-/// With so many handles the fixed cost of a message hardly counts, and other connections of the thread wait only about a
-/// tenth of a millisecond.
+/// With so many handles the fixed cost of a message hardly counts. Other connections of the thread wait for one or two
+/// tenths of a millisecond.
 pub const MAX_SESSION_HANDLES: usize = 4096;
 
 /// Heartbeats per keep-alive interval. A route survives if all but one of them are lost.
@@ -62,7 +62,7 @@ pub const MAX_TURN_INPUT: usize = 64 * 1024;
 /// The work of a small call, in tenths of a microsecond, as all figures of work. Work is an estimate: it decides who waits.
 pub const CALL_WORK: usize = 25;
 
-/// The work to begin a call that has to wait, besides [`CALL_WORK`].
+/// The work to begin a call that becomes a task, besides [`CALL_WORK`].
 pub const WAITING_CALL_WORK: usize = 50;
 
 /// The work for a node that is looked up, added, refreshed or removed.
@@ -77,10 +77,10 @@ pub const BYTES_PER_WORK: usize = 64;
 /// The work after which a connection's small calls wait for the next turn: some 200 calls, half a millisecond.
 pub const TURN_WORK: usize = 5_000;
 
-/// The same while others wait for a turn.
+/// As [`TURN_WORK`], while tasks of the worker wait for a turn.
 pub const SHORT_TURN_WORK: usize = 1_000;
 
-/// The work that one pass of a worker grants to those who wait for a turn: half a millisecond.
+/// The work that one pass of a worker grants to the tasks that wait for a turn: half a millisecond.
 pub const WORK_PER_PASS: usize = 5_000;
 
 /// The work of one turn of a batch or of a page: 50 microseconds.
@@ -89,10 +89,10 @@ pub const WORK_PER_PART: usize = 500;
 /// Calls of one worker that build a large reply at one time. Further calls wait when their reply becomes large.
 pub const LARGE_CALLS: usize = 8;
 
-/// Bytes from which on a reply is large, for [`LARGE_CALLS`].
+/// Replies over this size, in bytes, are large for [`LARGE_CALLS`].
 pub const LARGE_REPLY_SIZE: usize = 64 * 1024;
 
-/// Nodes in one request. The work is divided into turns of [`WORK_PER_PART`].
+/// Nodes in one request. The call handles the nodes in parts of [`WORK_PER_PART`], each in a turn of its own.
 pub const MAX_BATCH_NODES: usize = 4096;
 
 /// Bytes of one reply. gRPC clients accept at most 4 MiB by default.
@@ -101,8 +101,8 @@ pub const MAX_REPLY_SIZE: usize = 4_000_000;
 /// Bytes of large replies that one connection may have unread, wherever they wait.
 ///
 /// Further calls with large replies, and messages of watches, wait until the client has read. Stops clients that call and
-/// never read; each of them could hold a gigabyte otherwise. A client that reads can have four of the largest replies on
-/// their way.
+/// never read; without the limit, each client could hold a gigabyte. A client that reads can have four of the largest
+/// replies in flight.
 pub const SEND_BUDGET: usize = 4 * MAX_REPLY_SIZE;
 
 /// Replies up to this size are not charged. [`MAX_CONCURRENT_STREAMS`] of them are a quarter of a megabyte.
@@ -156,8 +156,8 @@ pub const RESYNC_NODES: usize = 128;
 /// continues, so that expired memory is given back: some 25,000 routes a second, even if the tailer never catches up.
 pub const MAX_SWEEP_WAIT: Duration = Duration::from_millis(10);
 
-/// How long a watch sends nothing before it sends a keep-alive message, and the default of a session. HTTP proxies end streams
-/// that are silent for 60 s.
+/// How long a watch sends nothing before it sends a keep-alive message, and the default for sessions. HTTP proxies often end
+/// streams that are silent for 60 s.
 pub const STREAM_KEEP_ALIVE: Duration = Duration::from_secs(25);
 
 /// Changes in one message of a watch.
@@ -211,9 +211,9 @@ pub struct Limits {
     /// 10,000 by default.
     pub max_connections: u32,
     /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have arrived,
-    /// replies that were not read, and copies of the table for them. At this budget, calls fail with RESOURCE_EXHAUSTED; every
-    /// connection has an equal share for itself. Some of the server's memory is not counted, so plan for twice the budget.
-    /// By default, an eighth of the memory that the process may use, and at most 512 MiB.
+    /// and replies that were not read. If the budget is used up, calls fail with RESOURCE_EXHAUSTED. Every connection has an
+    /// equal share for itself. Some of the server's memory is not counted, so plan for twice the budget. By default, an
+    /// eighth of the memory that the process may use, and at most 512 MiB.
     pub memory: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
@@ -223,8 +223,8 @@ pub struct Limits {
     pub keep_alive_interval: Duration,
     /// How long a pinged client may stay silent before its connection is closed. 10 s by default.
     pub keep_alive_timeout: Duration,
-    /// How long a session or a watch may send nothing before it sends a keep-alive message. 25 s by default. HTTP proxies end
-    /// streams that are silent for longer, often after 60 s, and HTTP/2's pings do not pass proxies.
+    /// How long a session may send nothing before it sends a keep-alive message. 25 s by default, as for watches. HTTP proxies
+    /// end streams that are silent for longer, often after 60 s, and HTTP/2's pings do not pass proxies.
     pub stream_keep_alive: Duration,
     /// How long calls in flight may continue after the server, or their connection, begins to drain. 10 s by default.
     pub drain: Duration,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// The memory that is assumed if the system does not say.
+/// The assumed memory, in bytes, if the system reports none.
 const UNKNOWN: usize = 1 << 30;
 
 /// Returns the bytes of memory that this process may use: the smallest of the machine's memory, the limits of the control

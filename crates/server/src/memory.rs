@@ -8,15 +8,15 @@
 //! Two rules share the budget. A connection may always hold an equal share: the budget, divided by the number of
 //! connections. Beyond its share, a connection may hold as many bytes as are free. So the first connections cannot take
 //! everything from those that come later, and a connection that is alone can use half of the budget. (The second rule is from
-//! Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch", 1998.) Each rule alone keeps to the
-//! budget, so both together hold at most twice the budget.
+//! Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch", 1998.) While the number of connections
+//! stays the same, each rule alone keeps to the budget, so both together hold at most twice the budget.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tonic::Status;
 
-/// Shares are computed for at least so many connections.
+/// The least number of shares: with fewer connections, each share is as large as with this many.
 const LEAST_SHARES: usize = 16;
 
 /// The budget of the server.
@@ -91,7 +91,7 @@ impl ConnectionMemory {
     ///
     /// # Errors
     ///
-    /// The connection would hold more than its share, and more than is free.
+    /// With these bytes, the connection would hold more than its share, and more than would be free.
     pub(crate) fn charge(&self, bytes: usize) -> Result<Charge, OutOfBudget> {
         let mut charge = self.no_charge();
         charge.grow(bytes)?;
@@ -119,7 +119,7 @@ impl From<OutOfBudget> for Status {
     }
 }
 
-/// Bytes that are charged to the budget. Returned to it on drop.
+/// Bytes that are charged to the budget. On drop, the budget gets the bytes back.
 #[derive(Debug)]
 pub(crate) struct Charge {
     memory: ConnectionMemory,
@@ -131,7 +131,7 @@ impl Charge {
     ///
     /// # Errors
     ///
-    /// As [`ConnectionMemory::charge`]. The charge is as before.
+    /// As [`ConnectionMemory::charge`]. The charge stays as it was.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), OutOfBudget> {
         let Part { budget, used } = &*self.memory.0;
         // Two threads can exceed the limit together, by one charge each.
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_late_has_its_share() {
+    fn a_connection_that_comes_late_has_its_share() {
         let budget = MemoryBudget::new(LIMIT);
         let connections: Vec<_> = (0..100).map(|_| budget.for_connection()).collect();
         let charges: Vec<_> = connections.iter().map(take_all).collect();

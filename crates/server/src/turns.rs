@@ -1,16 +1,18 @@
 //! Fairness: the connections of a worker share its thread by the work that their calls cause.
 //!
 //! A worker runs in passes: it polls its sockets, then runs the tasks that are ready. If a pass were long, every call that
-//! arrives meanwhile would wait for its end. So a pass does at most [`WORK_PER_PASS`] of the work that can be postponed:
-//! batches, pages of lists, snapshots of watches, and the calls that a connection could not finish in its turn. A task that
-//! wants to do such work asks for a turn. If the pass has no work left, the task waits in a queue, and the next passes grant
-//! the turns in order. Small calls of a connection with few of them never wait.
+//! arrives meanwhile would wait for the end of the pass. So a pass does about [`WORK_PER_PASS`] of the work that can be
+//! postponed: batches, pages of lists, snapshots of watches, and the calls that a connection could not finish in its turn. A
+//! task that wants to do such work asks for a turn. If the pass has used up its work, the task waits in a queue, and the next
+//! passes grant the turns in order. If a connection has few small calls, these calls never wait.
 //!
-//! A connection has at most one task in the queue; its other tasks wait for that one. So a connection with 256 batches gets
-//! no more turns than a connection with one.
+//! A connection has at most one task in the queue; its other tasks wait for that task. So a connection with 256 batches gets
+//! no more turns than a connection with one batch. Besides that task, the connection itself may wait with its small calls.
 //!
-//! Work is counted in tenths of a microsecond, roughly: see [`limits`](crate::limits). The queue is a plain mutex around a
-//! list: only the worker's thread takes it.
+//! Sessions take no turns: one message of a session is one piece of work.
+//!
+//! The unit of work is about a tenth of a microsecond: see [`limits`](crate::limits). A mutex guards the queue, and only the
+//! worker's thread takes the mutex.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -41,7 +43,7 @@ impl Default for WorkerTurns {
 /// The current pass.
 #[derive(Debug, Default)]
 struct Pass {
-    /// The work that was done or granted in this pass.
+    /// The work that was done or granted since the last pass with waiting tasks began.
     spent: usize,
     waiting: VecDeque<Waiting>,
     /// Whether a task grants the turns.
@@ -99,7 +101,7 @@ impl WorkerTurns {
 #[derive(Debug, Clone)]
 pub(crate) struct Turns {
     worker: Arc<WorkerTurns>,
-    /// Held by the task of the connection that is in the queue.
+    /// The connection's task that is in the queue holds the permit.
     first: Arc<Semaphore>,
 }
 
@@ -126,19 +128,19 @@ impl Turns {
         let _ = self.worker.enqueue(work).await;
     }
 
-    /// Waits until few calls of the worker build a large reply. So the memory that such calls take does not grow with their
-    /// number.
+    /// Waits until fewer than [`LARGE_CALLS`] calls of the worker build a large reply. So the memory for replies that are being
+    /// built does not grow with the number of calls.
     pub(crate) async fn large_reply(&self) -> OwnedSemaphorePermit {
         let place = Arc::clone(&self.worker.large).acquire_owned().await;
         place.expect("the semaphore is never closed")
     }
 
-    /// Asks for the next turn for a connection's small calls, in a later pass.
+    /// Asks for a turn in a later pass, for the connection's small calls.
     pub(crate) fn next(&self, work: usize) -> oneshot::Receiver<()> {
         self.worker.enqueue(work)
     }
 
-    /// Returns the work that a connection may do for its small calls when input has arrived: less if others wait.
+    /// Returns the work that a connection may do for its small calls in one turn: less if other tasks wait for turns.
     pub(crate) fn turn_work(&self) -> usize {
         if self.worker.lock().is_granting {
             SHORT_TURN_WORK
@@ -150,7 +152,7 @@ impl Turns {
 
 /// Divides the nodes of a call into parts, of one turn each.
 ///
-/// Nobody knows the work for a node before its routes are read. So a part assumes as much work for each node as the previous
+/// The work for a node is unknown until its routes are read. So a part assumes as much work for each node as the previous
 /// part had, and the first part assumes the most.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -169,7 +171,7 @@ impl Parts {
         (WORK_PER_PART / self.work_per_node).max(1)
     }
 
-    /// Takes the work of a part with so many nodes into account.
+    /// Records how much work a part with so many nodes was.
     pub(crate) fn done(&mut self, nodes: usize, work: usize) {
         self.work_per_node = (work / nodes.max(1)).max(1);
     }

@@ -39,7 +39,7 @@ pub const MAX_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The source of a setting, for error messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// The setting has its default. The string is its key.
     Default(&'static str),
     /// A flag of the command line.
     Flag(&'static str),
@@ -127,12 +127,12 @@ pub struct Config {
     pub shutdown_delay: Setting<Duration>,
     /// The most routes of the table.
     ///
-    /// By default, as many routes of nodes with UUIDs as take an eighth of the memory that the process may use, and at most
-    /// 16,777,216. A node with a long name takes up to ten times as much.
+    /// By default, an eighth of the memory that the process may use holds this many routes of nodes with UUIDs; at least 65,536
+    /// and at most 16,777,216. A node with a long name takes up to ten times as much memory.
     pub max_routes: Setting<usize>,
     /// The most connections at one time; 10,000 by default. Replaces [`Limits::max_connections`].
     pub max_connections: Setting<u32>,
-    /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which has the default.
+    /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which documents the default.
     pub client_memory: Setting<usize>,
     /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the first.
     pub keypairs: Vec<Keypair>,
@@ -255,7 +255,7 @@ impl Config {
     }
 }
 
-/// Bytes of a route whose node has a UUID, at most.
+/// The most bytes of a route whose node has a UUID.
 const BYTES_PER_ROUTE: usize = 32;
 
 /// Bounds of the default of [`Config::max_routes`].

@@ -30,7 +30,7 @@ use crate::turns::Turns;
 /// Decodes a message and returns the encoded reply, with its prefix.
 pub(crate) type ImmediateHandler = dyn Fn(&[u8]) -> Result<Bytes, Status> + Send + Sync;
 
-/// The same for a method that may wait, and whose reply may be large. The reply is charged to its reservation.
+/// As [`ImmediateHandler`], for a method that may wait and may have a large reply. The reply is charged to its reservation.
 pub(crate) type UnaryHandler = dyn Fn(Bytes, CallContext) -> BoxedReply + Send + Sync;
 
 /// Receives a request with messages of up to so many bytes, and returns the response.
@@ -68,7 +68,7 @@ impl fmt::Debug for Handler {
 pub(crate) struct CallContext {
     /// A method takes a turn for each part of its work.
     pub(crate) turns: Turns,
-    /// Pays for the reply. A method charges it as the reply grows, or at the end.
+    /// The reservation for the reply. A method charges the reply as the reply grows, or at the end.
     pub(crate) reply: Reservation,
 }
 
@@ -77,7 +77,7 @@ pub(crate) struct CallContext {
 pub(crate) struct StreamContext {
     /// A method takes a turn for each message that it builds.
     pub(crate) turns: Turns,
-    /// Pays for the replies.
+    /// The budget to which the replies are charged.
     pub(crate) budget: SendBudget,
     /// Shared by the watches of one connection.
     pub(crate) watches: Arc<()>,

@@ -1,4 +1,4 @@
-//! The head of a request: what the server refuses whatever the method is, and how long the client waits.
+//! The head of a request: checks that all methods share, and the client's timeout.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tonic::metadata::MetadataValue;
 
 use crate::limits::MAX_METADATA_SIZE;
 
-/// What HTTP/2 counts for each header beside its name and value.
+/// Bytes that HTTP/2 counts for each header besides its name and value.
 const HEADER_OVERHEAD: usize = 32;
 
 /// Checks a request's head. Returns how long the client allows the call to take, if it has set a timeout.

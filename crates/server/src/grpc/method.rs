@@ -1,4 +1,4 @@
-//! The method table: which handler a request is for, and what the router has to know of the method.
+//! The method table: the handler of each method, and its largest request.
 
 use crate::grpc::handler::Handler;
 use crate::limits::MAX_FRAME_SIZE;

@@ -18,8 +18,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The body of a request. The caller may have read its first frame already.
 ///
-/// The reader collects one message at a time. So the body charges the length of the first message to the memory of the
-/// connection as soon as its prefix has come, and more if a later message is longer.
+/// The reader collects one message at a time. When the prefix of a message arrives, the body charges the message's length to
+/// the memory of the connection. For later messages, the body charges only what exceeds the longest message so far.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     /// The frame that was read and not used.
@@ -37,9 +37,9 @@ pub(crate) struct RequestBody {
 #[derive(Debug, Default)]
 struct Lengths {
     prefix: [u8; PREFIX],
-    /// How many bytes of the next prefix have come.
+    /// How many bytes of the next prefix have arrived.
     prefix_len: usize,
-    /// The bytes of the current message that are still to come.
+    /// The bytes of the current message that have not arrived.
     left: usize,
 }
 

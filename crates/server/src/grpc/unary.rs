@@ -1,14 +1,15 @@
-//! The fast path of unary calls, which nearly all of them take: the request came in one frame.
+//! The fast path of unary methods with an immediate handler: nearly all their requests come in one frame.
 //!
-//! HTTP/2 parses all the input before it hands over the first request, so the whole message is usually there when its call
-//! begins. The fast path decodes, handles and replies on the spot, without a future or a boxed body.
+//! The server replies after h2 has parsed all the input, so the whole message has usually arrived when its call begins. The
+//! fast path decodes, handles and replies at once, without a future or a boxed body.
 //!
-//! Every other request takes the slow path, on which tonic collects the message and rejects malformed requests:
+//! Every other request of these methods takes the slow path: tonic collects the message and rejects malformed requests. A
+//! request takes the slow path if:
 //!
 //! * the message spans several frames, or has not arrived;
 //! * the message is marked as compressed, has a wrong length, or is followed by another message or by trailers.
 //!
-//! The slow path reads the frame that the fast path has read again.
+//! The slow path gets the frame that the fast path has read.
 
 use std::task::{Context, Poll, Waker};
 
@@ -25,7 +26,7 @@ pub(crate) enum FirstFrame {
     Other(Option<Bytes>),
 }
 
-/// Reads the first frame of a body, if it is there.
+/// Reads the first frame of a body, if the frame has arrived.
 pub(crate) fn first_frame(body: &mut RecvStream) -> FirstFrame {
     // If the body has not fully arrived, a task polls it again, with a waker of its own.
     let polled = body.poll_data(&mut Context::from_waker(Waker::noop()));

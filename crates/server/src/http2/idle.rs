@@ -14,7 +14,7 @@ pub(crate) struct IdleConnections {
 }
 
 impl IdleConnections {
-    /// Asks up to `connections` idle connections to end. The others forget the request.
+    /// Asks up to `connections` idle connections to end. Connections that are not idle ignore the request.
     pub(crate) fn make_room(&self, connections: usize) {
         // Relaxed, as in `take_part`: the number guards no data.
         self.wanted.store(connections, Ordering::Relaxed);
@@ -26,7 +26,7 @@ impl IdleConnections {
         self.asked.subscribe()
     }
 
-    /// Reports whether an idle connection has to end. At most as many as asked for do.
+    /// Reports whether an idle connection has to end. Returns `true` at most as often as [`make_room`](Self::make_room) asked for.
     pub(super) fn take_part(&self) -> bool {
         let take = |wanted: usize| wanted.checked_sub(1);
         self.wanted

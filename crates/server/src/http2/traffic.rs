@@ -1,4 +1,4 @@
-//! The bytes of one connection: signs of life of its client, and how many it may send in a turn.
+//! The bytes of one connection: signs of life of its client, and how many bytes the client may send in a turn.
 
 use std::io;
 use std::pin::Pin;
@@ -55,8 +55,8 @@ impl Traffic {
         self.is_exhausted.store(false, Ordering::Relaxed);
     }
 
-    /// Reports whether a read was refused in this turn. Then nothing wakes the task when more bytes arrive: the task has to
-    /// begin another turn.
+    /// Reports whether a read was refused in this turn. If so, nothing wakes the task when more bytes arrive, and the task has
+    /// to begin another turn.
     pub(super) fn is_exhausted(&self) -> bool {
         self.is_exhausted.load(Ordering::Relaxed)
     }
@@ -75,7 +75,7 @@ impl Traffic {
 
     fn has_written(&self, written: &Poll<io::Result<usize>>) {
         match written {
-            // Without budget it is tokio that stops the write, not the client.
+            // Without budget, tokio stops the write, not the client.
             Poll::Pending => self.is_blocked.store(has_budget_remaining(), Ordering::Relaxed),
             Poll::Ready(written) => {
                 if self.is_blocked.swap(false, Ordering::Relaxed)

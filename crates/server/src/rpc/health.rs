@@ -25,7 +25,7 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// Returns the health of `services`, which is not reported yet.
+    /// Returns the health of `services`. Reports nothing before [`serving`](Self::serving) is called.
     pub(crate) fn new(reporter: HealthReporter, services: Vec<&'static str>) -> Self {
         Self { reporter, services }
     }

@@ -59,7 +59,7 @@ pub(super) async fn accept(
 struct Slots<'s> {
     free: &'s Arc<Semaphore>,
     limit: usize,
-    /// Set from the time when no slot was free until many are.
+    /// Set when no slot is free, and cleared when many slots are free.
     is_full: bool,
 }
 

@@ -27,7 +27,7 @@ struct Loaded {
 }
 
 impl Certificates {
-    /// Loads the key pairs, of which there is at least one, and checks that each key matches its certificate.
+    /// Loads the key pairs, at least one, and checks that each key matches its certificate.
     pub(crate) fn load(keypairs: &[Keypair]) -> Result<Self, ConfigError> {
         let certificates = RwLock::new(load_all(keypairs)?);
         let keypairs = keypairs.to_vec();
@@ -38,7 +38,7 @@ impl Certificates {
     ///
     /// # Errors
     ///
-    /// A file cannot be used. The server keeps all certificates that it has.
+    /// A file cannot be used. The server keeps all its certificates.
     pub fn reload(&self) -> Result<(), ConfigError> {
         let certificates = load_all(&self.0.keypairs)?;
         *self.0.certificates.write().unwrap_or_else(PoisonError::into_inner) = certificates;

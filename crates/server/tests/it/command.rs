@@ -526,7 +526,7 @@ fn ctrl_c_ends_a_command_at_once() {
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = mute.local_addr().unwrap().to_string();
     for (signal, number) in [("INT", 2), ("TERM", 15)] {
-        // Whoever runs the tests in the background may ignore SIGINT, which a child would inherit.
+        // A shell that runs the tests in the background may ignore SIGINT, and a child would inherit that.
         let mut child = Command::new("env")
             .args(["--default-signal", env!("CARGO_BIN_EXE_nodetracker")])
             .args(["nodes", "--addr", &addr])

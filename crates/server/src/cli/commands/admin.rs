@@ -249,7 +249,7 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
     }
 }
 
-/// Formats bytes, of which single kilobytes do not matter.
+/// Formats bytes as megabytes with one decimal.
 fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }

@@ -51,8 +51,9 @@
 //!
 //! # Silence
 //!
-//! A session reads what has arrived before it judges its client silent. After the process was stopped, timers fire before
-//! the sockets are polled. So when the time is over, the stream lets its thread poll the sockets a few times first.
+//! Before a session counts its client as silent, the session reads the messages that have arrived. If the process was
+//! stopped for a while, timers fire before the sockets are polled. So when the client's time is over, the stream first lets
+//! its thread poll the sockets a few times.
 //!
 //! # The heartbeat interval
 //!

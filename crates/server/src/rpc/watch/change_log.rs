@@ -113,14 +113,13 @@ impl ChangeLog {
         self.next.send_replace(next);
     }
 
-    /// Drops all entries and makes every place lost, because some changes never reached the log.
-    ///
-    /// That happens when the table changes too fast, and while nobody watches.
+    /// Drops all entries and makes every place lost. The tailer calls this when it stops, because later changes do not reach
+    /// the log.
     pub(super) fn invalidate(&self) {
         let mut entries = self.lock();
         entries.kept = VecDeque::new();
         entries.bytes = 0;
-        // No change has the skipped number, so a watch that waits for it has lost its place too.
+        // No change has the skipped number, so a watch that waits for this number has lost its place, too.
         entries.next += 1;
         let next = entries.next;
         drop(entries);

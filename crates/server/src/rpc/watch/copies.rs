@@ -1,4 +1,4 @@
-//! Copies that clients keep, under random changes, bursts, pauses and cuts: each becomes what the table is.
+//! Copies that clients keep, under random changes, bursts, pauses and cuts: each copy becomes equal to the table.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -211,7 +211,7 @@ async fn run(seed: u64, seen: &mut Seen) {
             }
         }
 
-        // Nothing changes any more: after the stated time, each copy is what the table is.
+        // Nothing changes any more: after the stated time, each copy is equal to the table.
         while !table.sweep(512).round_completed {}
         while !table.sweep(512).round_completed {}
         for client in &mut clients {

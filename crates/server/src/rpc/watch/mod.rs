@@ -11,8 +11,8 @@
 //! * The [`tailer`] is one task of the whole server. While there are watches, the tailer holds the one subscription
 //!   that writers pay for. It takes the marks at short intervals, and reads the routes of each marked node *after* it has
 //!   the mark. Then it appends an entry to the change log, encoded as the message that all watches send.
-//! * The [change log](change_log) keeps the latest changes. A watch's place in the log is a sequence number and nothing
-//!   else, so a thousand watches cost a thousand numbers. If the log has dropped a place, its watch begins again.
+//! * The [change log](change_log) keeps the latest changes. A watch's place in the log is only a sequence number, so a
+//!   thousand watches cost a thousand numbers. If the log has dropped the changes at a place, the watch begins again.
 //! * A [snapshot](snapshot) is read in chunks of some 1,000 nodes. All watches that begin share the encoded chunks.
 //! * A [watch](stream) takes its place, and then sends chunks and the log in turns: after each chunk, the log up to the
 //!   chunk's place. So the log needs to keep only the changes of two turns, however long the snapshot takes. A watch is
@@ -25,14 +25,15 @@
 //! The feed guarantees that routes read after a node's last mark are current. A watch sends a chunk while the watch's place
 //! in the log is not after the chunk's place, which was taken before the chunk was read. So the watch sends every change
 //! that the log gets after the chunk's place, and thus after the chunk. A chunk may be newer than some changes that the
-//! watch sends later, which then take the client back for a moment. But every change that the chunk has seen early has a
-//! mark that follows, so the client catches up.
+//! watch sends later. These changes show the client older routes for a moment. But every change that the chunk already has
+//! also has a mark that follows, so the client catches up.
 //!
 //! If a ring of the feed overflows, marks are lost. The subscription then continues at the ring's end, so every change
-//! whose mark is lost was made before the resync of the part begins. The resync reads every node that the part has all
-//! the while. A node that it does not read was absent at some moment since, or was added since and has a mark that
-//! follows. So a client that removes the nodes that were not sent again has every lost change. A chunk that is read during
-//! a resync has the lost changes, too. So a watch whose place is after the beginning of the resync lacks nothing.
+//! whose mark is lost was made before the resync of the part begins. The resync reads every node that is in the part during
+//! the whole resync. A node that the resync does not read was absent at some moment of the resync, or was added since and
+//! has a mark that follows. So a client that removes the nodes that were not sent again has every lost change. A chunk that
+//! is read during a resync has the lost changes, too. So a watch whose place is after the beginning of the resync lacks no
+//! change.
 //!
 //! Removals of proxies come from another ring of the feed, so they may be sent before or after related changes of nodes. So
 //! a removal names a *registration*. Routes read after the removal have none of that registration, even if a proxy with the
@@ -42,8 +43,8 @@
 //! # How late a client is
 //!
 //! A change is in the log some milliseconds after it was made ([`WATCH_INTERVAL`](crate::limits::WATCH_INTERVAL)). Nodes of
-//! a part whose ring overflowed are later by the time that a resync takes
-//! ([`RESYNC_RATE`](crate::limits::RESYNC_RATE)), and by that of the resyncs before it.
+//! a part whose ring overflowed are later by the time that its resync and the resyncs before it take
+//! ([`RESYNC_RATE`](crate::limits::RESYNC_RATE)).
 
 mod change_log;
 #[cfg(test)]

@@ -58,7 +58,7 @@ impl WatchedNodes {
 pub(super) struct Watch {
     slot: WatchSlot,
     nodes: WatchedNodes,
-    /// Pays for the messages that wait for this watch's client.
+    /// Has the budget for the messages that wait for this watch's client.
     context: StreamContext,
     accepts_resync: bool,
     /// The place where the client wants to resume.
@@ -256,7 +256,7 @@ impl Watch {
     }
 }
 
-/// Why a watch does not send what comes next.
+/// Why a watch does not send its next message.
 enum Interruption {
     LostPlace,
     OutOfBudget,

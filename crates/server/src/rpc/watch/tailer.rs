@@ -54,7 +54,7 @@ pub(crate) async fn tail(watches: &Watches) -> Infallible {
 }
 
 impl Activity {
-    /// Whether the last watch has ended so long ago that its client does not resume.
+    /// Whether the last watch has ended, and no client has resumed within [`Watches::linger`].
     fn has_ended(&self, watches: &Watches) -> bool {
         self.idle_since.is_some_and(|since| since.elapsed() >= watches.linger)
     }
