@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::support::{Running, manual};
+use crate::support::{Running, manual, pass};
 
 const INTERVAL: Duration = Duration::from_secs(300);
 
@@ -540,7 +540,7 @@ async fn explain_tells_why_a_route_is_not_returned() {
     let start = clock.wall();
     for id in ["p1", "p2", "p3"] {
         client.add_nodes(add(id, nodes(&[], &["a"]))).await.unwrap();
-        clock.advance(INTERVAL / 2);
+        pass(&server.table, &clock, INTERVAL / 2);
     }
     let request = v1::RemoveProxyRequest { proxy_id: "p2".into() };
     operator.remove_proxy(request).await.unwrap();
