@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
+
+#[cfg(target_os = "linux")]
+use rustix::time::{ClockId, clock_gettime};
 
 /// A source of time for a [`RouteTable`](crate::RouteTable).
 ///
@@ -19,28 +22,33 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
 }
 
 /// The operating system's clocks.
-#[derive(Debug, Clone)]
-pub struct SystemClock {
-    origin: Instant,
-}
+///
+/// On Linux, the monotonic reading is `CLOCK_BOOTTIME`, which also counts the time for which the machine was suspended. On
+/// other systems, it is that of [`Instant`](std::time::Instant).
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct SystemClock;
 
 impl SystemClock {
-    /// Returns a clock whose monotonic reading starts at zero now.
+    /// Returns the clock.
     #[must_use]
     pub fn new() -> Self {
-        Self { origin: Instant::now() }
-    }
-}
-
-impl Default for SystemClock {
-    fn default() -> Self {
-        Self::new()
+        Self
     }
 }
 
 impl Clock for SystemClock {
+    #[cfg(target_os = "linux")]
     fn monotonic(&self) -> Duration {
-        self.origin.elapsed()
+        let reading = clock_gettime(ClockId::Boottime);
+        // The reading is positive, and has less than a billion nanoseconds.
+        Duration::new(reading.tv_sec as u64, reading.tv_nsec as u32)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn monotonic(&self) -> Duration {
+        static ORIGIN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        ORIGIN.get_or_init(std::time::Instant::now).elapsed()
     }
 
     fn wall(&self) -> SystemTime {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::table::RouteTable;
 use crate::table::sweep::SweepReport;
+use crate::time::ticks;
 
 /// Records of one step: a few microseconds. It is half of the changes that a ring of the feed keeps, so that a mass
 /// expiry does not overtake a subscriber between two steps.
@@ -22,11 +23,21 @@ const MIN_PAUSE: Duration = Duration::from_millis(2);
 /// The longest pause, so that a shorter keep-alive interval comes into force soon.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
+/// Heartbeats in one keep-alive interval. If nobody reads the clock for longer than the time between two of them, the table
+/// was stopped.
+const HEARTBEATS_PER_INTERVAL: u32 = 3;
+
+/// The fewest pauses in one heartbeat interval, so that a timer that is late does not look like a stop.
+const PAUSES_PER_HEARTBEAT: u32 = 4;
+
 /// The most steps of one turn, which take a millisecond or two.
 const MAX_STEPS: u32 = 256;
 
 /// Spreads the sweeper's work evenly, so that a table is swept at least four times in a keep-alive interval. For callers that
 /// call [`RouteTable::sweep`] from their own thread or timer; [`Sweeper`] is such a thread.
+///
+/// If the process was stopped, no route expires before every proxy could send a heartbeat: see
+/// [`RouteTable::effective_keep_alive`].
 ///
 /// ```
 /// # use nodetracker::{RouteTable, SweepPace};
@@ -52,11 +63,18 @@ pub struct SweepPace {
 impl SweepPace {
     /// The time to wait before the next [`sweep`](Self::sweep): 2 ms to 1 s, depending on the table's size and its
     /// keep-alive interval.
+    ///
+    /// From the first call on, the table takes a time of more than a third of the keep-alive interval without any call
+    /// for a stop of the process.
     pub fn next_pause(&mut self, table: &RouteTable) -> Duration {
-        let round = table.keep_alive() / ROUNDS_PER_INTERVAL;
+        let keep_alive = table.keep_alive();
+        let heartbeat = keep_alive / HEARTBEATS_PER_INTERVAL;
+        table.time().set_longest_step(ticks(heartbeat));
+        let round = keep_alive / ROUNDS_PER_INTERVAL;
         let (pause, steps) = self.turn(table.len(), round);
         self.steps = steps;
-        pause.min(MAX_PAUSE)
+        let soon = (heartbeat / PAUSES_PER_HEARTBEAT).max(MIN_PAUSE);
+        pause.min(soon).min(MAX_PAUSE)
     }
 
     fn turn(&self, routes: usize, round: Duration) -> (Duration, u32) {
@@ -149,6 +167,8 @@ impl Sweeper {
                 while !its.within(pace.next_pause(&table)) {
                     pace.sweep(&table);
                 }
+                // Nobody is bound to read the clock any more.
+                table.time().set_longest_step(u64::MAX);
             })?;
         Ok(Self {
             stop,

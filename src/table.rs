@@ -25,7 +25,7 @@ use crate::shard::Scope;
 use crate::shards::Shards;
 use crate::sweep::{Cursor, collections};
 use crate::sync::{Guard, collect, garbage, pin};
-use crate::time::{Time, ticks};
+use crate::time::{Now, Time, ticks};
 use crate::types::node_id::NodeId;
 
 impl Builder {
@@ -125,6 +125,20 @@ impl RouteTable {
         Duration::from_millis(self.keep_alive.kept())
     }
 
+    /// The greatest age of a route that a look-up returns now: the [keep-alive interval](Self::keep_alive), or more while
+    /// routes get a grace after a stop.
+    ///
+    /// If a [`SweepPace`](crate::SweepPace) or a [`Sweeper`](crate::Sweeper) sweeps the table, and no call read the clock for
+    /// longer than a third of the keep-alive interval (a heartbeat interval), the process was stopped or its clock
+    /// jumped. No heartbeat could arrive meanwhile. So from then on, no further route expires for one heartbeat interval (at
+    /// most 18.6 hours), and the effective interval grows with the age of the routes. After that, it is the keep-alive interval
+    /// again. A further stop during the grace makes the grace last longer, but at most eight times.
+    #[must_use]
+    pub fn effective_keep_alive(&self) -> Duration {
+        let raise = self.time.now().raise();
+        Duration::from_millis(self.keep_alive.returned() + raise)
+    }
+
     /// Sets the keep-alive interval, rounded up to whole milliseconds; at least one millisecond, at most 8.7 years. The
     /// interval applies to all routes, also to those added before: a longer interval brings back expired routes that
     /// were not swept yet.
@@ -168,25 +182,25 @@ impl RouteTable {
 
     /// The scope of an operation that has already read the clock.
     #[inline]
-    fn scope_at<'a>(&'a self, now: u64, guard: &'a Guard) -> Scope<'a, Proxies> {
+    pub(crate) fn scope_at<'a>(&'a self, now: Now, guard: &'a Guard) -> Scope<'a, Proxies> {
         Scope {
             guard,
             hasher: self.shards.hasher(),
             route_limit: &self.route_limit,
             proxies: &self.proxies,
-            now,
-            keep_alive: self.keep_alive.returned(),
-            kept_age: self.keep_alive.kept(),
+            now: now.tick,
+            keep_alive: self.keep_alive.returned() + now.raise(),
+            kept_age: self.keep_alive.kept() + now.raise(),
             feed: &self.feed,
         }
     }
 
-    /// Begins an operation on one node, before the pin: returns the node's hash and the tick.
+    /// Begins an operation on one node, before the pin: returns the node's hash and the time.
     ///
     /// Order matters: prefetch the bucket before reading the clock and pinning. Both stall on earlier loads, but not on
     /// prefetches (`Shard::preload`).
     #[inline]
-    pub(crate) fn begin(&self, node: &NodeId) -> (u64, u64) {
+    pub(crate) fn begin(&self, node: &NodeId) -> (u64, Now) {
         let hash = self.hash(node);
         self.shards.preload(node, hash);
         (hash, self.time.now())
@@ -194,12 +208,13 @@ impl RouteTable {
 
     /// The tick of now.
     pub(crate) fn now(&self) -> u64 {
-        self.time.now()
+        self.time.now().tick
     }
 
-    /// The time of now, and of a keep-alive interval ago.
+    /// The time of now, and of an effective keep-alive interval ago.
     pub(crate) fn moment(&self) -> Moment {
-        Moment::new(self.time.now(), self.keep_alive.kept())
+        let now = self.time.now();
+        Moment::new(now.tick, self.keep_alive.kept() + now.raise())
     }
 
     pub(crate) fn shards(&self) -> &Shards {

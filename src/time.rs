@@ -1,10 +1,32 @@
-//! Ticks: the table's own time, in milliseconds.
+//! Ticks: the table's own time, in milliseconds; and the tick up to which routes expire, which stands still after a stop.
+//!
+//! A process that was stopped (SIGSTOP, a suspended or migrated machine, swapping) has received no heartbeats, and the
+//! clock has gone on. Without a grace, the first look-up after the stop would find every route expired.
+//!
+//! A [`SweepPace`](crate::SweepPace) reads the clock several times in each heartbeat interval, a third of the keep-alive
+//! interval. So if nobody read the clock for longer than a heartbeat interval, the process was stopped or the clock
+//! jumped. The first call after the stop notices it, whichever call it is: each call compares the clock with the last tick
+//! that was seen. That call begins a grace, before it or any other call acts on the new time.
+//!
+//! During the grace, [`Now::expiry`] stays at the last tick before the stop, so no further route expires. [`Now::tick`]
+//! goes on: ages are true, and refreshes get the real time. The effective keep-alive interval is the difference longer. When
+//! the clock has advanced by a heartbeat interval, `expiry` catches up at once. `expiry` never goes back, so an expired route
+//! never comes back, and a longer effective interval needs no grace period of the epoch (see `keep_alive.rs`).
+//!
+//! The grace always ends. It is used up by the time that passes without a further stop, and each further stop
+//! uses up an eighth of a heartbeat interval.
+//!
+//! One word has both the last tick that was seen and the rest of the grace, so one CAS decides. The fast path is one load
+//! and one comparison: the word equals the clock's tick if no grace is left and no millisecond has passed.
+
+#[cfg(all(test, loom))]
+mod models;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::clock::Clock;
 use crate::sync::{AtomicU64, Ordering};
-use crate::word::LAST_TICK;
+use crate::word::{LAST_TICK, TIME_BITS};
 
 /// The tick at which a table starts: 24.8 days, so that a new table can load ages of up to 24.8 days.
 const FIRST_TICK: u64 = 1 << 31;
@@ -17,14 +39,51 @@ const WALL_TOLERANCE_MS: u64 = 50;
 const WALL_ERROR_MS: u64 = 10;
 const WALL_TRIES: usize = 4;
 
+/// The longest grace after a stop: 18.6 hours.
+const MAX_GRACE: u64 = (1 << (64 - TIME_BITS)) - 1;
+
+/// A stop during a grace uses up this part of a heartbeat interval.
+const STOPS_PER_GRACE: u64 = 8;
+
+/// The time of an operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// The present tick.
+    pub(crate) tick: u64,
+    /// The tick that decides what is expired: earlier than `tick` in the grace after a stop, otherwise the same.
+    pub(crate) expiry: u64,
+}
+
+impl Now {
+    /// By how many ticks the effective keep-alive interval is longer than the one that was set.
+    #[inline]
+    pub(crate) fn raise(self) -> u64 {
+        self.tick - self.expiry
+    }
+
+    /// The time of a call that refreshes nothing and returns no age. Only the tick of expiry counts, so a look-up computes no
+    /// raise.
+    #[inline]
+    pub(crate) fn of_look_up(self) -> Self {
+        Self {
+            tick: self.expiry,
+            expiry: self.expiry,
+        }
+    }
+}
+
 /// Ticks that never decrease, and their relation to the wall clock.
 #[derive(Debug)]
 pub(crate) struct Time {
     clock: Box<dyn Clock>,
     /// The clock's reading at `FIRST_TICK`.
     origin: Duration,
-    /// The latest tick that was seen.
-    latest: AtomicU64,
+    /// The latest tick that was seen, and above it the ticks that are left of a grace.
+    seen: AtomicU64,
+    /// The tick of expiry while a grace is left.
+    stopped_at: AtomicU64,
+    /// The heartbeat interval in ticks if somebody reads the clock more often, otherwise `u64::MAX`.
+    longest_step: AtomicU64,
     /// Milliseconds since the Unix epoch at tick zero, plus 2^62 so that the value is not negative.
     wall_of_zero: AtomicU64,
 }
@@ -36,25 +95,83 @@ impl Time {
         let time = Self {
             origin: clock.monotonic(),
             clock,
-            latest: AtomicU64::new(FIRST_TICK),
+            seen: AtomicU64::new(FIRST_TICK),
+            stopped_at: AtomicU64::new(FIRST_TICK),
+            longest_step: AtomicU64::new(u64::MAX),
             wall_of_zero: AtomicU64::new(0),
         };
         time.look_at_the_wall();
         time
     }
 
-    /// The present tick. If the clock goes backwards, this stays at the latest tick that any thread saw. It also stays
+    /// The present time. If the clock goes backwards, this stays at the latest tick that any thread saw. It also stays
     /// at [`LAST_TICK`], 8.7 years after the table was made.
     #[inline]
-    pub(crate) fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> Now {
         let tick = self.reading();
-        // Relaxed, both: a tick orders nothing. Coherence ensures that a later call sees no earlier tick.
-        let latest = self.latest.load(Ordering::Relaxed);
-        if tick > latest {
-            self.latest.fetch_max(tick, Ordering::Relaxed).max(tick)
-        } else {
-            latest
+        // Relaxed: a tick orders nothing, and no grace is left. Coherence ensures that a later call sees no earlier tick.
+        if self.seen.load(Ordering::Relaxed) == tick {
+            return Now { tick, expiry: tick };
         }
+        self.advance(tick)
+    }
+
+    /// Advances the latest tick that was seen to `tick`, unless it is later.
+    #[cold]
+    fn advance(&self, tick: u64) -> Now {
+        // Acquire, here and on failure: pairs with the CAS, so that a thread that sees a grace sees its `stopped_at`.
+        let mut word = self.seen.load(Ordering::Acquire);
+        loop {
+            let (seen, left) = (word & LAST_TICK, word >> TIME_BITS);
+            if tick <= seen {
+                return self.at(seen, left);
+            }
+            let left_now = self.grace_after(tick - seen, left);
+            if left == 0 && left_now > 0 {
+                // `fetch_max`: another thread may have begun this grace or a later one. Even if the CAS below fails, `seen`
+                // was a tick of expiry.
+                // Relaxed: the CAS publishes it.
+                self.stopped_at.fetch_max(seen, Ordering::Relaxed);
+            }
+            // Release: publishes `stopped_at`.
+            let advanced =
+                self.seen
+                    .compare_exchange(word, left_now << TIME_BITS | tick, Ordering::Release, Ordering::Acquire);
+            match advanced {
+                Ok(_) => return self.at(tick, left_now),
+                Err(won) => word = won,
+            }
+        }
+    }
+
+    /// What is left of a grace after a step of the clock.
+    fn grace_after(&self, step: u64, left: u64) -> u64 {
+        // Relaxed: one value, from any pause of the sweeper.
+        let longest_step = self.longest_step.load(Ordering::Relaxed);
+        match (step > longest_step, left) {
+            (true, 0) => longest_step.min(MAX_GRACE),
+            (true, left) => left.saturating_sub(longest_step.div_ceil(STOPS_PER_GRACE)),
+            (false, left) => left.saturating_sub(step),
+        }
+    }
+
+    fn at(&self, tick: u64, left: u64) -> Now {
+        let expiry = match left {
+            0 => tick,
+            // Relaxed: `advance` loaded or stored the grace's word after `stopped_at` was raised. It is later than `tick` only
+            // if a later grace has begun meanwhile.
+            _ => self.stopped_at.load(Ordering::Relaxed).min(tick),
+        };
+        Now { tick, expiry }
+    }
+
+    /// Sets the heartbeat interval, in ticks. From now on, somebody reads the clock more often, and a longer time without a
+    /// reading is a stop. With `u64::MAX`, no time is.
+    pub(crate) fn set_longest_step(&self, ticks: u64) {
+        // The time since the last reading is not a stop if nobody was bound to read the clock.
+        self.now();
+        // Relaxed: as in `grace_after`.
+        self.longest_step.store(ticks.max(1), Ordering::Relaxed);
     }
 
     /// The tick that the clock reads, even if it went backwards.

@@ -15,7 +15,7 @@ const STATE_MASK: u64 = 0b11;
 const FROZEN: u64 = 0b100;
 const TIME_SHIFT: u32 = 3;
 const PROXY_SHIFT: u32 = TIME_SHIFT + TIME_BITS;
-const TIME_BITS: u32 = 38;
+pub(crate) const TIME_BITS: u32 = 38;
 /// The first bit of a list's length. User-space addresses have at most 56 bits on the supported processors.
 const LEN_SHIFT: u32 = 57;
 

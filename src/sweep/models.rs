@@ -40,7 +40,7 @@ fn a_round_after_a_grace_period_sees_what_came_before_its_end() {
         let adder = thread::spawn({
             let (table, node) = (Arc::clone(&table), node.clone());
             move || {
-                let (hash, now) = (table.hash(&node), table.now());
+                let (hash, now) = (table.hash(&node), table.time().now());
                 let added = table.add_pinned(&node, hash, old, now, &guard);
                 assert_eq!(added.expect("there is room").0, Added::Inserted);
             }

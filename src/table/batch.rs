@@ -170,7 +170,8 @@ impl RouteTable {
                 return Err(AddError::UnknownProxy);
             }
             group.iter().for_each(|node| self.shards().ensure_for(node));
-            let scope = self.scope(&guard);
+            let now = self.time().now();
+            let scope = self.scope_at(now, &guard);
             let lanes = self.load(group, &guard);
             for (node, lane) in group.iter().zip(lanes) {
                 let done = lane.candidate.and_then(|candidate| {
@@ -181,8 +182,7 @@ impl RouteTable {
                             .map_err(|refused| self.add_error(refused)),
                     )
                 });
-                let (one, number) =
-                    done.unwrap_or_else(|| self.add_pinned(node, lane.hash, proxy, scope.now, &guard))?;
+                let (one, number) = done.unwrap_or_else(|| self.add_pinned(node, lane.hash, proxy, now, &guard))?;
                 added.count(one);
                 each(RouteHandle::new(node.is_name(), lane.hash, number));
             }
@@ -220,7 +220,8 @@ impl BatchRoutes<'_> {
         (self.taken, self.start) = (0, 0);
         let table = self.table;
         let guard = pin();
-        let scope = table.scope(&guard);
+        let now = table.time().now();
+        let scope = table.scope_at(now.of_look_up(), &guard);
         let lanes = table.load(group, &guard);
         for (node, lane) in group.iter().zip(lanes) {
             match lane.candidate.and_then(|candidate| candidate.word_of(node)) {
@@ -231,7 +232,7 @@ impl BatchRoutes<'_> {
                     }
                 }
                 _ => {
-                    let words = table.words_of(node, lane.hash, scope.now, &guard);
+                    let words = table.words_of(node, lane.hash, now, &guard);
                     self.routes
                         .extend(words.into_iter().filter_map(|word| table.copied(word)));
                 }

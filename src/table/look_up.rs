@@ -8,6 +8,7 @@ use crate::shard::routes::Words;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 use crate::table::copied::CopiedRoute;
+use crate::time::Now;
 use crate::types::node_id::NodeId;
 use crate::types::route::{ExplainedRoute, ResolvedRoute, Route, Verdict};
 use crate::types::routes::Routes;
@@ -27,7 +28,7 @@ impl RouteTable {
         // Nearly all nodes have one route. They take a shorter path: half as many instructions, so that the processor
         // reaches the memory accesses of the next look-up while it waits for those of this look-up.
         // The scope, and so the keep-alive interval, is read before the route.
-        let scope = self.scope_at(now, &guard);
+        let scope = self.scope_at(now.of_look_up(), &guard);
         match self.shards.word(node, hash, &guard) {
             Some(word) if word.state() == State::Spill => {}
             Some(word) if word.state() == State::Live => return self.only(word, &scope),
@@ -66,11 +67,11 @@ impl RouteTable {
         let guard = pin();
         let hash = self.hash(node);
         let now = self.time.now();
-        let returned = self.keep_alive.returned();
+        let returned = self.keep_alive.returned() + now.raise();
         let words = self.shards.all_routes(node, hash, &guard);
         let explain = |word: &Word| {
             let proxy = self.proxies.reference(word.proxy());
-            let age = now.saturating_sub(word.time());
+            let age = now.tick.saturating_sub(word.time());
             ExplainedRoute {
                 proxy: proxy.and_then(|proxy| self.proxies.details(proxy, &guard)),
                 last_refresh: self.time.wall(word.time()),
@@ -93,8 +94,8 @@ impl RouteTable {
     }
 
     /// A node's valid routes, most recently refreshed first.
-    pub(crate) fn words_of(&self, node: &NodeId, hash: u64, now: u64, guard: &Guard) -> Words {
-        self.shards.routes(node, hash, &self.scope_at(now, guard))
+    pub(crate) fn words_of(&self, node: &NodeId, hash: u64, now: Now, guard: &Guard) -> Words {
+        self.shards.routes(node, hash, &self.scope_at(now.of_look_up(), guard))
     }
 
     /// The route of a word, unless its proxy has been removed meanwhile.

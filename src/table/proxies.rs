@@ -25,7 +25,7 @@ impl RouteTable {
     /// [`RegisterError`]: one of the strings is not acceptable, or the table is full. The call has changed nothing.
     pub fn register_proxy(&self, proxy: &Proxy<'_>) -> Result<ProxyRef, RegisterError> {
         let guard = pin();
-        self.register_pinned(proxy, self.time.now(), &guard)
+        self.register_pinned(proxy, self.now(), &guard)
     }
 
     /// The proxy that is registered under an ID, or `None`. The reference is valid as long as that of
@@ -53,7 +53,7 @@ impl RouteTable {
     /// proxy is registered.
     pub fn remove_proxy(&self, proxy: ProxyRef) -> bool {
         let guard = pin();
-        let removed = self.proxies.remove(proxy, self.time.now(), &guard);
+        let removed = self.proxies.remove(proxy, self.now(), &guard);
         if removed {
             self.proxy_removed(proxy, &guard);
         }

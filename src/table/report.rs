@@ -5,6 +5,7 @@ use crate::shard::CapacityError;
 use crate::shard::routes::Change;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
+use crate::time::Now;
 use crate::types::node_id::NodeId;
 use crate::types::proxy::{Proxy, ProxyRef};
 use crate::types::route::Added;
@@ -41,7 +42,7 @@ impl RouteTable {
         let guard = pin();
         // One pin covers both the registration and the CAS, so a removal between them counts as a removal after both:
         // see `proxies`.
-        let proxy = self.register_pinned(proxy, now, &guard)?;
+        let proxy = self.register_pinned(proxy, now.tick, &guard)?;
         self.shards.ensure_for(node);
         let (added, _) = self.add_pinned(node, hash, proxy, now, &guard)?;
         Ok(added)
@@ -54,13 +55,13 @@ impl RouteTable {
         node: &NodeId,
         hash: u64,
         proxy: ProxyRef,
-        now: u64,
+        now: Now,
         guard: &Guard,
     ) -> Result<(Added, u32), AddError> {
         let scope = self.scope_at(now, guard);
         let added = self.shards.put(node, hash, Change::Add(proxy.number), &scope);
         if let Ok((Added::Inserted, _)) = added {
-            self.proxies.touch(proxy.number, now);
+            self.proxies.touch(proxy.number, now.tick);
         }
         added.map_err(|refused| self.add_error(refused))
     }

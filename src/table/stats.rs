@@ -1,5 +1,7 @@
 //! What a table holds.
 
+use std::time::Duration;
+
 use crate::sync::{garbage, pin};
 use crate::table::RouteTable;
 
@@ -16,6 +18,8 @@ pub struct Stats {
     pub records: usize,
     /// Registered proxies.
     pub proxies: usize,
+    /// The [effective keep-alive interval](RouteTable::effective_keep_alive).
+    pub effective_keep_alive: Duration,
     /// Objects that this process's tables have retired but not freed yet, because some thread may still read them:
     /// route lists, indexes, changes of the feed, details of proxies, arrays of the map of proxy IDs, and grace periods
     /// that have not ended. One figure for all tables of the process.
@@ -50,6 +54,7 @@ impl RouteTable {
             nodes,
             records,
             proxies: self.proxies.len(),
+            effective_keep_alive: self.effective_keep_alive(),
             garbage: garbage.objects,
             garbage_bytes: garbage.bytes,
         }

@@ -15,5 +15,6 @@ mod results;
 #[cfg(feature = "serde")]
 mod serialize;
 mod snapshot;
+mod stops;
 mod stress;
 mod walk;

@@ -77,7 +77,7 @@ fn the_parts_have_every_node_once() {
                 let before = found.len();
                 from = table.nodes_of_part(part, from.as_ref(), most, |node, routes| {
                     assert_eq!(table.part_of(node), part);
-                    assert_eq!(*routes, *table.get_proxies(node));
+                    assert_eq!(routes, &*table.get_proxies(node));
                     found.push(node.clone());
                 });
                 assert!(found.len() - before <= most.max(1));

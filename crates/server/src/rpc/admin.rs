@@ -134,6 +134,7 @@ impl Admin {
         Ok(v1::ExplainResponse {
             routes: routes.collect(),
             keep_alive: Some(encode::duration(self.table.keep_alive())),
+            effective_keep_alive: Some(encode::duration(self.table.effective_keep_alive())),
         })
     }
 
@@ -152,6 +153,7 @@ impl Admin {
             client_memory_bytes: self.memory.used() as u64,
             client_memory_limit_bytes: self.memory.limit() as u64,
             client_memory_refusals: self.memory.refused(),
+            effective_keep_alive: Some(encode::duration(stats.effective_keep_alive)),
         })
     }
 }

@@ -3,11 +3,13 @@
 //! Look-ups never return an expired route, swept or not; sweeping gives its memory back.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use nodetracker::{RouteTable, SweepPace};
 use tokio::time::sleep;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
+use crate::config::duration;
 use crate::rpc::watch::Watches;
 
 /// Sweeps until the task is dropped. Lets the watches take the changes of each step, so that a mass expiry does not overtake
@@ -15,8 +17,10 @@ use crate::rpc::watch::Watches;
 pub(crate) async fn sweep(table: &RouteTable, watches: &Watches) -> Infallible {
     let mut pace = SweepPace::default();
     let mut expired = 0;
+    let mut is_grace = false;
     loop {
         sleep(pace.next_pause(table)).await;
+        is_grace = log_grace(table, is_grace);
         while let Some(report) = pace.sweep_step(table) {
             expired += report.removed;
             if report.round_completed && expired > 0 {
@@ -28,6 +32,21 @@ pub(crate) async fn sweep(table: &RouteTable, watches: &Watches) -> Infallible {
             }
         }
     }
+}
+
+/// Logs the beginning and the end of a grace after a stop. Returns whether there is a grace.
+fn log_grace(table: &RouteTable, was_grace: bool) -> bool {
+    let raise = table.effective_keep_alive().saturating_sub(table.keep_alive());
+    let is_grace = raise > Duration::ZERO;
+    match (was_grace, is_grace) {
+        (false, true) => warn!(
+            "the process was stopped or its clock jumped: nothing happened for {}; no route expires for a heartbeat interval",
+            duration::format(raise)
+        ),
+        (true, false) => info!("the grace after the stop is over: routes expire again"),
+        _ => {}
+    }
+    is_grace
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use uuid::Uuid;
 
-use crate::support::{Raw, Running, SOON, add, framed, proxies};
+use crate::support::{Raw, Running, SOON, add, framed, pass, proxies};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(1);
@@ -236,7 +236,7 @@ fn proxy_1(table: &RouteTable) -> ProxyRef {
 fn drop_idle(table: &RouteTable, clock: &ManualClock) {
     let proxy = proxy_1(table);
     // An interval for the routes to expire, and one more.
-    clock.advance(3 * INTERVAL);
+    pass(table, clock, 3 * INTERVAL);
     while table.proxy(proxy).is_some() {
         table.sweep(4096);
     }
@@ -271,7 +271,7 @@ async fn handles_keep_routes_alive() {
     }
     // One of each kind is kept alive, so handles are in the order of the nodes.
     for _ in 0..3 {
-        clock.advance(INTERVAL * 2 / 3);
+        pass(&server.table, &clock, INTERVAL * 2 / 3);
         assert_eq!(session.beat(&[handles[1], handles[2]]).await, [0; 0]);
     }
     let kept = nodes.map(|node| routes(table, &node).len());
@@ -321,19 +321,19 @@ async fn a_session_that_ends_leaves_its_routes_and_its_handles() {
     let welcome = second.welcome(again(1, generation)).await;
     assert!(welcome.handles_hold);
     assert_eq!(welcome.generation, generation);
-    clock.advance(INTERVAL);
+    pass(&server.table, &clock, INTERVAL);
     assert_eq!(second.beat(&handles).await, [0; 0]);
     drop(second);
 
     let mut third = Session::open(&server).await;
     assert!(third.welcome(again(1, generation)).await.handles_hold);
-    clock.advance(INTERVAL);
+    pass(&server.table, &clock, INTERVAL);
     assert_eq!(third.beat(&handles[..1]).await, [0; 0]);
     drop(third);
     clock.advance(TICK);
     assert_eq!(routes(&server.table, &node(1)).len(), 1);
     assert_eq!(routes(&server.table, &name(1)).len(), 0);
-    clock.advance(INTERVAL);
+    pass(&server.table, &clock, INTERVAL);
     assert_eq!(routes(&server.table, &node(1)).len(), 0);
 }
 
@@ -363,7 +363,7 @@ async fn a_session_that_is_lost_leaves_its_routes_until_they_expire() {
     for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
         server.assert_serves().await;
     }
-    clock.advance(INTERVAL);
+    pass(&server.table, &clock, INTERVAL);
     for node in [node(1), name(1)] {
         assert_eq!(routes(&server.table, &node), [proxy_1(&server.table)]);
     }
@@ -607,7 +607,7 @@ async fn a_drain_takes_the_routes_at_once_and_ends_the_incarnation() {
     }
     let mut next = Session::begin(&server, 6).await;
     next.acked(drain()).await;
-    clock.advance(INTERVAL);
+    pass(&server.table, &clock, INTERVAL);
     let mut late = Session::open(&server).await;
     late.send(Request::Hello(hello(6))).await;
     late.superseded(SessionSupersededReason::ProxyRemoved, 6).await;
@@ -636,7 +636,7 @@ async fn an_operators_removal_takes_the_routes_at_once_and_ends_the_incarnation(
     assert_eq!(routes(table, &node(1)), []);
 
     // Whether the sweeper comes by or not.
-    clock.advance(INTERVAL);
+    pass(&server.table, &clock, INTERVAL);
     for _ in 0..3 {
         while !table.sweep(4096).round_completed {}
     }
@@ -723,7 +723,7 @@ async fn an_empty_heartbeat_keeps_a_proxy_without_routes() {
     let mut session = Session::begin(&server, 1).await;
     let proxy = proxy_1(&server.table);
     for _ in 0..10 {
-        clock.advance(INTERVAL / 3);
+        pass(&server.table, &clock, INTERVAL / 3);
         assert_eq!(session.beat(&[]).await, [0; 0]);
         while !server.table.sweep(4096).round_completed {}
     }
@@ -772,7 +772,7 @@ async fn calls_of_the_frozen_contract_after_the_end_are_of_no_incarnation() {
     assert_eq!(routes(table, &name(1)), []);
 
     client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
-    clock.advance(INTERVAL);
+    pass(&server.table, &clock, INTERVAL);
     client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
     clock.advance(TICK);
     Session::begin(&server, 1).await;

@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::support::{Running, manual};
+use crate::support::{Running, manual, pass};
 
 const INTERVAL: Duration = Duration::from_secs(300);
 
@@ -540,7 +540,7 @@ async fn explain_tells_why_a_route_is_not_returned() {
     let start = clock.wall();
     for id in ["p1", "p2", "p3"] {
         client.add_nodes(add(id, nodes(&[], &["a"]))).await.unwrap();
-        clock.advance(INTERVAL / 2);
+        pass(&server.table, &clock, INTERVAL / 2);
     }
     let request = v1::RemoveProxyRequest { proxy_id: "p2".into() };
     operator.remove_proxy(request).await.unwrap();
@@ -582,4 +582,50 @@ async fn stats_tell_what_there_is() {
     );
     let again = operator.stats(v1::StatsRequest {}).await.unwrap().into_inner();
     assert_eq!(again.generation, stats.generation);
+}
+
+#[tokio::test]
+async fn after_a_stop_no_route_expires_for_a_heartbeat_interval() {
+    const STOP: Duration = Duration::from_secs(3000);
+    let (clock, table) = manual(INTERVAL);
+    let server = Running::with_table(table).await;
+    let (mut client, mut operator) = (routes(&server).await, admin(&server).await);
+    let names: Vec<_> = (0..1_000).map(|number| format!("node-{number}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    client.add_nodes(add("p1", nodes(&[], &names))).await.unwrap();
+    let mut returned = async || {
+        let request = v1::BatchGetProxiesRequest {
+            nodes: nodes(&[], &names),
+        };
+        let response = client.batch_get_proxies(request).await.unwrap().into_inner();
+        response.nodes.iter().filter(|node| !node.routes.is_empty()).count()
+    };
+    let mut intervals = async || {
+        let stats = operator.stats(v1::StatsRequest {}).await.unwrap().into_inner();
+        let explained = operator.explain(v1::ExplainRequest { node: named("node-0") }).await;
+        let explained = explained.unwrap().into_inner();
+        assert_eq!(explained.effective_keep_alive, stats.effective_keep_alive);
+        assert_eq!(explained.keep_alive, stats.keep_alive);
+        let seconds = |interval: Option<prost_types::Duration>| interval.map(|interval| interval.seconds);
+        let age = explained.routes.first().map(|route| route.age);
+        [
+            seconds(stats.keep_alive),
+            seconds(stats.effective_keep_alive),
+            age.and_then(seconds),
+        ]
+    };
+    assert_eq!(intervals().await, [Some(300), Some(300), Some(0)]);
+
+    clock.advance(STOP);
+    assert_eq!(returned().await, 1_000);
+    assert_eq!(intervals().await, [Some(300), Some(3300), Some(3000)]);
+    pass(&server.table, &clock, INTERVAL / 3 - Duration::from_millis(1));
+    for _ in 0..2 {
+        while !server.table.sweep(4096).round_completed {}
+    }
+    assert_eq!(returned().await, 1_000);
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(returned().await, 0);
+    let [keep_alive, effective, _] = intervals().await;
+    assert_eq!([keep_alive, effective], [Some(300); 2]);
 }

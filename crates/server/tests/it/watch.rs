@@ -226,7 +226,7 @@ async fn a_snapshot_comes_first_and_then_every_change_with_its_reason() {
     assert_eq!(watch.changes(1).await, ["p1 Moved"]);
     assert_eq!(watch.copy.all(), all(table));
 
-    clock.advance(interval);
+    crate::support::pass(table, &clock, interval);
     for number in 0..3000_u128 {
         table
             .report_node(&Uuid::from_u128(number << 64).into(), &moved)
@@ -517,7 +517,7 @@ async fn a_thousand_watches_cost_writers_what_one_does() {
         for node in half {
             table.remove_node(node);
         }
-        clock.advance(interval + Duration::from_millis(1));
+        crate::support::pass(table, &clock, interval + Duration::from_millis(1));
         for _ in 0..2 {
             while !table.sweep(256).round_completed {}
         }

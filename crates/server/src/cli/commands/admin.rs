@@ -202,6 +202,7 @@ struct StatsRow {
     client_memory_limit_bytes: u64,
     client_memory_refusals: u64,
     keep_alive_seconds: Option<f64>,
+    effective_keep_alive_seconds: Option<f64>,
     uptime_seconds: Option<f64>,
     generation: String,
     version: String,
@@ -221,6 +222,7 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
         client_memory_limit_bytes: stats.client_memory_limit_bytes,
         client_memory_refusals: stats.client_memory_refusals,
         keep_alive_seconds: duration(stats.keep_alive).map(|interval| interval.as_secs_f64()),
+        effective_keep_alive_seconds: duration(stats.effective_keep_alive).map(|interval| interval.as_secs_f64()),
         uptime_seconds: duration(stats.uptime).map(|uptime| uptime.as_secs_f64()),
         generation: generation(stats.generation),
         version: stats.version,
@@ -229,6 +231,7 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
         Format::Json => format.print(None::<[&str; 0]>, &[row], |_| []),
         Format::Table => {
             let keep_alive = duration(stats.keep_alive).map(config::duration::format);
+            let effective = duration(stats.effective_keep_alive).map(config::duration::format);
             let uptime = duration(stats.uptime).map(age);
             let lines = [
                 ("routes", row.routes.to_string()),
@@ -240,6 +243,7 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
                 ("client memory limit", megabytes(row.client_memory_limit_bytes)),
                 ("client memory refusals", row.client_memory_refusals.to_string()),
                 ("keep-alive", keep_alive.unwrap_or_default()),
+                ("effective keep-alive", effective.unwrap_or_default()),
                 ("uptime", uptime.unwrap_or_default()),
                 ("generation", row.generation),
                 ("version", row.version),
