@@ -17,8 +17,8 @@ pub const MAX_METADATA_SIZE: usize = 8 * 1024;
 
 /// Bytes of a request's decoded headers that h2 accepts. Stops CONTINUATION floods.
 ///
-/// h2 answers a call over the limit with HTTP status 431, which gRPC's clients report as UNKNOWN, and closes the connection
-/// at four times the limit. So it is well above [`MAX_METADATA_SIZE`].
+/// h2 answers a call over the limit with HTTP status 431, which gRPC's clients report as UNKNOWN. h2 closes the connection at
+/// four times the limit. So the limit is well above [`MAX_METADATA_SIZE`].
 pub const MAX_HEADER_LIST_SIZE: u32 = 64 * 1024;
 
 /// Streams that the server resets because of a client's errors before it closes the connection. Stops "MadeYouReset".

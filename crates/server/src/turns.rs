@@ -75,7 +75,7 @@ impl WorkerTurns {
         granted
     }
 
-    /// Grants turns, pass by pass, until nobody waits.
+    /// Grants turns, pass by pass, until no task waits.
     async fn grant(self: Arc<Self>) {
         loop {
             // The runtime polls the sockets and runs the tasks that are ready, then this task.

@@ -22,9 +22,9 @@
 //!
 //! # Why the last message is current
 //!
-//! The feed guarantees that routes read after a node's last mark are current. A watch sends a chunk while the watch's place
-//! in the log is not after the chunk's place, which was taken before the chunk was read. So the watch sends every change
-//! that the log gets after the chunk's place, and thus after the chunk. A chunk may be newer than some changes that the
+//! The feed guarantees that routes read after a node's last mark are current. The chunk's place is taken before the chunk is
+//! read. A watch sends a chunk while the watch's place in the log is not after the chunk's place. So the watch sends every
+//! change that the log gets after the chunk's place, and thus after the chunk. A chunk may be newer than some changes that the
 //! watch sends later. These changes show the client older routes for a moment. But every change that the chunk already has
 //! also has a mark that follows, so the client catches up.
 //!
