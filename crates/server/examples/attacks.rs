@@ -4,12 +4,12 @@
 //! $ cargo run --release -p nodetracker-server --example attacks -- [--server FILE] [--seconds N] [--limit-mb N] [NAME...]
 //! ```
 //!
-//! For each attack, a fresh `nodetracker serve` gets 100,000 nodes. A neighbour, with a connection of its own, reports and
-//! looks up a node a thousand times a second: for some seconds at rest, then for as long during the attack. The printed table
-//! has the neighbour's median and 99th percentile, the calls that failed, and the most memory that the server held. It also
-//! shows whether all nodes are there afterwards. The attacker is another process, with the lowest priority, on the same
-//! machine. `--limit-mb` limits the server's address space, like `ulimit -v`. All processes use only the loopback interface,
-//! and end by themselves.
+//! For each attack, a fresh `nodetracker serve` gets 100,000 nodes. A neighbour, with a connection of its own, reports
+//! and looks up a node a thousand times a second: for some seconds at rest, then for as long during the attack. The
+//! printed table has the neighbour's median and 99th percentile, the calls that failed, and the most memory that the
+//! server held. It also shows whether all nodes are there afterwards. The attacker is another process, with the lowest
+//! priority, on the same machine. `--limit-mb` limits the server's address space, like `ulimit -v`. All processes use
+//! only the loopback interface, and end by themselves.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

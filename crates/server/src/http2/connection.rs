@@ -2,8 +2,8 @@
 //!
 //! h2 implements HTTP/2. The server does not use hyper's server around h2. hyper adds features that gRPC does not need
 //! (upgrades, dates, lengths, HTTP/1's headers), a body and a future for each reply, and about six locks per call.
-//! Without it a unary call took 30,300 instructions instead of 34,100, and 13 % less CPU. These modules do hyper's part:
-//! [`calls`](crate::http2::calls), [`keep_alive`](crate::http2::keep_alive), and this module with the deadlines.
+//! Without it a unary call took 30,300 instructions instead of 34,100, and 13 % less CPU. These modules do hyper's
+//! part: [`calls`](crate::http2::calls), [`keep_alive`](crate::http2::keep_alive), and this module with the deadlines.
 
 use std::future::poll_fn;
 use std::pin::pin;

@@ -293,7 +293,8 @@ impl Process {
         self.child.wait().unwrap().code()
     }
 
-    /// Waits until the server ends by itself, and returns the rest of the log. Clients of this process continue meanwhile.
+    /// Waits until the server ends by itself, and returns the rest of the log. Clients of this process continue
+    /// meanwhile.
     pub(crate) async fn wait(mut self) -> (ExitStatus, String) {
         let wait = move || {
             let mut log = String::new();
