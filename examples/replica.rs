@@ -1,7 +1,7 @@
 //! A correct follower of a table: a copy that the change feed keeps up to date.
 //!
-//! Subscribe first, then read the whole table, then drain events and look each node up. After `Lagged`, read the part that
-//! has lost changes again.
+//! Subscribe first, then read the whole table, then drain events and look each node up. After `Lagged`, read the part
+//! that has lost changes again.
 //!
 //! `cargo run --example replica`
 

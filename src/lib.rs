@@ -130,12 +130,13 @@
 //!
 //! * a *proxy* that is registered: its entry, its ID and the slot in the map of IDs, its details. There are at most
 //!   [`max_proxies`](Builder::max_proxies), of some 60 to 100 bytes and their strings;
-//! * small objects that do not grow with the table: the entry of a subscription that waits; crossbeam-epoch's bags of garbage, 2 KiB for every 64 retired objects, and up to
-//!   130 KiB for every thread; a new slab's header; the shards of names, 2 KiB when the first name comes;
+//! * small objects that do not grow with the table: the entry of a subscription that waits; crossbeam-epoch's bags of
+//!   garbage, 2 KiB for every 64 retired objects, and up to 130 KiB for every thread; a new slab's header; the shards
+//!   of names, 2 KiB when the first name comes;
 //! * an event of the change feed while there is a subscription, and the feed's rings at the first subscription, 1 MiB;
-//! * a call's result: an answer of more than two routes, handles, the positions of handles that are gone; the copy of some
-//!   1,000 nodes, or of one part of the proxies, that a page, a walk or a snapshot makes; the memory that reading a snapshot takes beside the routes
-//!   themselves ([`read_snapshot_with`](RouteTable::read_snapshot_with)).
+//! * a call's result: an answer of more than two routes, handles, the positions of handles that are gone; the copy of
+//!   some 1,000 nodes, or of one part of the proxies, that a page, a walk or a snapshot makes; the memory that reading
+//!   a snapshot takes beside the routes themselves ([`read_snapshot_with`](RouteTable::read_snapshot_with)).
 
 #![cfg_attr(
     not(feature = "snapshot"),

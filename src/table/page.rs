@@ -43,8 +43,8 @@ pub struct NodePage {
 
 /// A place in a table's order of nodes; by default, its beginning.
 ///
-/// A cursor can be written as text and read again. A cursor is valid only for the table that returned the cursor: another
-/// table has another order, even in a restarted process.
+/// A cursor can be written as text and read again. A cursor is valid only for the table that returned the cursor:
+/// another table has another order, even in a restarted process.
 ///
 /// A cursor may hold the IDs of up to 12 next nodes, so that small pages do not read the same bucket again. The text does not
 /// have these IDs, and the comparison of two cursors ignores them.
@@ -245,12 +245,11 @@ impl RouteTable {
     /// A route that exists all the time is reported exactly once over all pages. A route that is added or removed
     /// meanwhile is reported once or not at all. The table keeps no state between two pages.
     ///
-    /// A page costs some 100 nanoseconds for each of its nodes, however large the table is, and a few hundred more if its
-    /// cursor was read from text. A page reads at most some 16,000 slots of the index, so the page may be short if `keep` takes
-    /// few nodes, or if most nodes were removed. It copies some 1,000 nodes at a time, and then calls `keep`, which may use the
-    /// table.
-    /// Reclamation waits for at most one such copy. (If the hashes of very many nodes collide, a shard may change its
-    /// order. Then an earlier cursor makes the page copy the whole rest of the shard.)
+    /// A page costs some 100 nanoseconds for each of its nodes, however large the table is, and a few hundred more if
+    /// its cursor was read from text. A page reads at most some 16,000 slots of the index, so the page may be short if
+    /// `keep` takes few nodes, or if most nodes were removed. It copies some 1,000 nodes at a time, and then calls
+    /// `keep`, which may use the table. Reclamation waits for at most one such copy. (If the hashes of very many nodes
+    /// collide, a shard may change its order. Then an earlier cursor makes the page copy the whole rest of the shard.)
     ///
     /// ```
     /// # use nodetracker::{NodeCursor, Proxy, RouteTable};

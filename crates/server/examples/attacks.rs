@@ -4,11 +4,12 @@
 //! $ cargo run --release -p nodetracker-server --example attacks -- [--server FILE] [--seconds N] [--limit-mb N] [NAME...]
 //! ```
 //!
-//! For each attack, a fresh `nodetracker serve` gets 100,000 nodes. A neighbour, with a connection of its own, reports and
-//! looks up a node a thousand times a second: for some seconds at rest, then for as long during the attack. The table has the
-//! neighbour's median and 99th percentile, the calls that failed, the most memory that the server held, and whether all
-//! nodes are there afterwards. The attacker is another process, with the lowest priority, on the same machine. `--limit-mb`
-//! limits the server's address space, like `ulimit -v`. All is on the loopback interface, and ends by itself.
+//! For each attack, a fresh `nodetracker serve` gets 100,000 nodes. A neighbour, with a connection of its own, reports
+//! and looks up a node a thousand times a second: for some seconds at rest, then for as long during the attack. The
+//! printed table has the neighbour's median and 99th percentile, the calls that failed, and the most memory that the
+//! server held. It also shows whether all nodes are there afterwards. The attacker is another process, with the lowest
+//! priority, on the same machine. `--limit-mb` limits the server's address space, like `ulimit -v`. All processes use
+//! only the loopback interface, and end by themselves.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -492,7 +493,7 @@ async fn attacker(name: &str, addr: SocketAddr, number: u32) -> Result<()> {
     }
 }
 
-/// Keeps so many calls in flight. A call that fails is made again.
+/// Keeps a number of calls in flight. Repeats calls that fail.
 async fn in_flight(client: Client, calls: usize, one: impl AsyncFn(Client) -> Result<()>) -> Result<()> {
     let calls = (0..calls).map(|_| async {
         loop {
@@ -505,7 +506,7 @@ async fn in_flight(client: Client, calls: usize, one: impl AsyncFn(Client) -> Re
     Ok(())
 }
 
-/// Makes calls and reads nothing, until the connection is closed. Calls that are refused are made again.
+/// Makes calls and reads no reply, until the connection is closed. Repeats calls that the server refuses.
 async fn unread(client: Client, calls: usize, request: http::request::Builder, body: Bytes, ends: bool) -> Result<()> {
     let request = request.body(())?;
     let calls = (0..calls).map(|_| async {
@@ -518,7 +519,7 @@ async fn unread(client: Client, calls: usize, request: http::request::Builder, b
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
-            // The first frame may be there; nothing is released.
+            // This may read the first frame, but releases no flow-control window.
             let _ = timeout(Duration::from_secs(60), std::future::pending::<()>()).await;
             let _ = response.body_mut();
         }

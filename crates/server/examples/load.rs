@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use client::{Failure, PIPELINE, Server, Session, all, node, node_ids, proxy};
 
-/// As the server has it, or the client's calls would cost more than the server's.
+/// The server's allocator: with another allocator, the client's calls would cost more than the server's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -38,11 +38,11 @@ use tonic::transport::{Channel, Endpoint};
 
 use client::{Failure, Server, Session, all, node, node_ids, proxy};
 
-/// As the server has it, or the clients would cost more than the server.
+/// The server's allocator: with another allocator, the clients would cost more than the server.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Of so many messages with changes, a watch decodes one: decoding all would take more than the server takes.
+/// A watch decodes one of this many messages with changes: decoding all would take more CPU than the server takes.
 const DECODED: u64 = 16;
 
 #[derive(Debug, Clone, Parser)]

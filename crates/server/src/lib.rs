@@ -1,9 +1,9 @@
 //! The gRPC server of nodetracker: parses requests, calls the table, and encodes the replies.
 //!
-//! One [acceptor](Server::run) hands each connection to the least loaded of the workers. Each core has one worker, and each
-//! worker has one thread, so a call never changes threads. A worker drives `h2` for its connections. Unary calls with small
-//! replies take a fast path from the frame to the table. Other calls become tasks; tonic reads the messages of streams, and
-//! requests of several frames.
+//! One [acceptor](Server::run) hands each connection to the least loaded of the workers. Each core has one worker, and
+//! each worker has one thread, so a call never changes threads. A worker drives `h2` for its connections. Unary calls
+//! with small replies take a fast path from the frame to the table. Other calls become tasks; tonic reads the messages
+//! of streams, and requests of several frames.
 //!
 //! Imports point in one direction:
 //!

@@ -17,8 +17,8 @@ pub const MAX_METADATA_SIZE: usize = 8 * 1024;
 
 /// Bytes of a request's decoded headers that h2 accepts. Stops CONTINUATION floods.
 ///
-/// h2 answers a call over the limit with HTTP status 431, which gRPC's clients report as UNKNOWN, and closes the connection
-/// at four times the limit. So it is well above [`MAX_METADATA_SIZE`].
+/// h2 answers a call over the limit with HTTP status 431, which gRPC's clients report as UNKNOWN. h2 closes the
+/// connection at four times the limit. So the limit is well above [`MAX_METADATA_SIZE`].
 pub const MAX_HEADER_LIST_SIZE: u32 = 64 * 1024;
 
 /// Streams that the server resets because of a client's errors before it closes the connection. Stops "MadeYouReset".
@@ -100,9 +100,9 @@ pub const MAX_REPLY_SIZE: usize = 4_000_000;
 
 /// Bytes of large replies that one connection may have unread, wherever they wait.
 ///
-/// Further calls with large replies, and messages of watches, wait until the client has read. Stops clients that call and
-/// never read; without the limit, each client could hold a gigabyte. A client that reads can have four of the largest
-/// replies in flight.
+/// Further calls with large replies, and messages of watches, wait until the client has read. Stops clients that call
+/// and never read; without the limit, each client could hold a gigabyte. A client that reads can have four of the
+/// largest replies in flight.
 pub const SEND_BUDGET: usize = 4 * MAX_REPLY_SIZE;
 
 /// Replies up to this size are not charged. [`MAX_CONCURRENT_STREAMS`] of them are a quarter of a megabyte.
@@ -156,8 +156,8 @@ pub const RESYNC_NODES: usize = 128;
 /// continues, so that expired memory is given back: some 25,000 routes a second, even if the tailer never catches up.
 pub const MAX_SWEEP_WAIT: Duration = Duration::from_millis(10);
 
-/// How long a watch sends nothing before it sends a keep-alive message, and the default for sessions. HTTP proxies often end
-/// streams that are silent for 60 s.
+/// How long a watch sends nothing before it sends a keep-alive message, and the default for sessions. HTTP proxies
+/// often end streams that are silent for 60 s.
 pub const STREAM_KEEP_ALIVE: Duration = Duration::from_secs(25);
 
 /// Changes in one message of a watch.
@@ -210,10 +210,10 @@ pub struct Limits {
     /// Connections at one time. Further connections wait in the kernel's backlog, until idle connections have made room.
     /// 10,000 by default.
     pub max_connections: u32,
-    /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have arrived,
-    /// and replies that were not read. If the budget is used up, calls fail with RESOURCE_EXHAUSTED. Every connection has an
-    /// equal share for itself. Some of the server's memory is not counted, so plan for twice the budget. By default, an
-    /// eighth of the memory that the process may use, and at most 512 MiB.
+    /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have
+    /// arrived, and replies that were not read. If the budget is used up, calls fail with RESOURCE_EXHAUSTED. Every
+    /// connection has an equal share for itself. Some of the server's memory is not counted, so plan for twice the
+    /// budget. By default, an eighth of the memory that the process may use, and at most 512 MiB.
     pub memory: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
@@ -223,8 +223,8 @@ pub struct Limits {
     pub keep_alive_interval: Duration,
     /// How long a pinged client may stay silent before its connection is closed. 10 s by default.
     pub keep_alive_timeout: Duration,
-    /// How long a session may send nothing before it sends a keep-alive message. 25 s by default, as for watches. HTTP proxies
-    /// end streams that are silent for longer, often after 60 s, and HTTP/2's pings do not pass proxies.
+    /// How long a session may send nothing before it sends a keep-alive message. 25 s by default, as for watches. HTTP
+    /// proxies end streams that are silent for longer, often after 60 s, and HTTP/2's pings do not pass proxies.
     pub stream_keep_alive: Duration,
     /// How long calls in flight may continue after the server, or their connection, begins to drain. 10 s by default.
     pub drain: Duration,

@@ -7,9 +7,9 @@
 //!
 //! Two rules share the budget. A connection may always hold an equal share: the budget, divided by the number of
 //! connections. Beyond its share, a connection may hold as many bytes as are free. So the first connections cannot take
-//! everything from those that come later, and a connection that is alone can use half of the budget. (The second rule is from
-//! Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch", 1998.) While the number of connections
-//! stays the same, each rule alone keeps to the budget, so both together hold at most twice the budget.
+//! everything from those that come later, and a connection that is alone can use half of the budget. (The second rule
+//! is from Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch", 1998.) While the number of
+//! connections stays the same, each rule alone keeps to the budget. So both together hold at most twice the budget.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -1,18 +1,19 @@
 //! Fairness: the connections of a worker share its thread by the work that their calls cause.
 //!
-//! A worker runs in passes: it polls its sockets, then runs the tasks that are ready. If a pass were long, every call that
-//! arrives meanwhile would wait for the end of the pass. So a pass does about [`WORK_PER_PASS`] of the work that can be
-//! postponed: batches, pages of lists, snapshots of watches, and the calls that a connection could not finish in its turn. A
-//! task that wants to do such work asks for a turn. If the pass has used up its work, the task waits in a queue, and the next
-//! passes grant the turns in order. If a connection has few small calls, these calls never wait.
+//! A worker runs in passes: it polls its sockets, then runs the tasks that are ready. If a pass were long, every call
+//! that arrives meanwhile would wait for the end of the pass. So a pass does about [`WORK_PER_PASS`] of the work that
+//! can be postponed: batches, pages of lists, snapshots of watches, and the calls that a connection could not finish in
+//! its turn. A task that wants to do such work asks for a turn. If the pass has used up its work, the task waits in a
+//! queue, and the next passes grant the turns in order. If a connection has few small calls, these calls never wait.
 //!
-//! A connection has at most one task in the queue; its other tasks wait for that task. So a connection with 256 batches gets
-//! no more turns than a connection with one batch. Besides that task, the connection itself may wait with its small calls.
+//! A connection has at most one task in the queue; its other tasks wait for that task. So a connection with 256 batches
+//! gets no more turns than a connection with one batch. Besides that task, the connection itself may wait with its
+//! small calls.
 //!
 //! Sessions take no turns: one message of a session is one piece of work.
 //!
-//! The unit of work is about a tenth of a microsecond: see [`limits`](crate::limits). A mutex guards the queue, and only the
-//! worker's thread takes the mutex.
+//! The unit of work is about a tenth of a microsecond: see [`limits`](crate::limits). A mutex guards the queue, and
+//! only the worker's thread takes the mutex.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -75,7 +76,7 @@ impl WorkerTurns {
         granted
     }
 
-    /// Grants turns, pass by pass, until nobody waits.
+    /// Grants turns, pass by pass, until no task waits.
     async fn grant(self: Arc<Self>) {
         loop {
             // The runtime polls the sockets and runs the tasks that are ready, then this task.
@@ -128,8 +129,8 @@ impl Turns {
         let _ = self.worker.enqueue(work).await;
     }
 
-    /// Waits until fewer than [`LARGE_CALLS`] calls of the worker build a large reply. So the memory for replies that are being
-    /// built does not grow with the number of calls.
+    /// Waits until fewer than [`LARGE_CALLS`] calls of the worker build a large reply. So the memory for replies that
+    /// are being built does not grow with the number of calls.
     pub(crate) async fn large_reply(&self) -> OwnedSemaphorePermit {
         let place = Arc::clone(&self.worker.large).acquire_owned().await;
         place.expect("the semaphore is never closed")
@@ -152,8 +153,8 @@ impl Turns {
 
 /// Divides the nodes of a call into parts, of one turn each.
 ///
-/// The work for a node is unknown until its routes are read. So a part assumes as much work for each node as the previous
-/// part had, and the first part assumes the most.
+/// The work for a node is unknown until its routes are read. So a part assumes as much work for each node as the
+/// previous part had, and the first part assumes the most.
 #[derive(Debug)]
 pub(crate) struct Parts {
     work_per_node: usize,

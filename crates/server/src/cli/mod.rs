@@ -83,7 +83,8 @@ enum Command {
     /// Forget a proxy with all its routes
     ///
     /// All its routes disappear at once. If the proxy reports nodes with single calls later, the tracker registers the
-    /// proxy again. If the proxy has a session, the session ends, and the proxy cannot begin another one until it restarts.
+    /// proxy again. If the proxy has a session, the session ends, and the proxy cannot begin another session until it
+    /// restarts.
     RmProxy(admin::RmProxy),
     /// Show what the tracker holds, and how long the tracker has been running
     Stats(admin::Stats),

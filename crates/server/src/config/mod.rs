@@ -127,12 +127,13 @@ pub struct Config {
     pub shutdown_delay: Setting<Duration>,
     /// The most routes of the table.
     ///
-    /// By default, an eighth of the memory that the process may use holds this many routes of nodes with UUIDs; at least 65,536
-    /// and at most 16,777,216. A node with a long name takes up to ten times as much memory.
+    /// By default, an eighth of the memory that the process may use holds this many routes of nodes with UUIDs; at
+    /// least 65,536 and at most 16,777,216. A node with a long name takes up to ten times as much memory.
     pub max_routes: Setting<usize>,
     /// The most connections at one time; 10,000 by default. Replaces [`Limits::max_connections`].
     pub max_connections: Setting<u32>,
-    /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which documents the default.
+    /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which documents the
+    /// default.
     pub client_memory: Setting<usize>,
     /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the first.
     pub keypairs: Vec<Keypair>,

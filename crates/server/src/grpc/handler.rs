@@ -30,7 +30,8 @@ use crate::turns::Turns;
 /// Decodes a message and returns the encoded reply, with its prefix.
 pub(crate) type ImmediateHandler = dyn Fn(&[u8]) -> Result<Bytes, Status> + Send + Sync;
 
-/// As [`ImmediateHandler`], for a method that may wait and may have a large reply. The reply is charged to its reservation.
+/// As [`ImmediateHandler`], for a method that may wait and may have a large reply. The reply is charged to its
+/// reservation.
 pub(crate) type UnaryHandler = dyn Fn(Bytes, CallContext) -> BoxedReply + Send + Sync;
 
 /// Receives a request with messages of up to so many bytes, and returns the response.

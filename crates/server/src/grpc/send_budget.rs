@@ -1,13 +1,13 @@
 //! The send budget: bytes of replies that one connection may hold for a client that does not read.
 //!
 //! HTTP/2's windows bound the bytes on the wire, not the replies that wait in the server. A reply is built whole, and a
-//! client can make as many calls as it may have streams and read none of the replies. So a call that may have a large reply
-//! begins once the budget covers the largest possible reply. When the reply is built, the call returns the excess. The
-//! budget gets the rest back when HTTP/2 has written or dropped the bytes. Calls that exceed the budget wait in order; a
-//! client that reads its replies never waits long.
+//! client can make as many calls as it may have streams and read none of the replies. So a call that may have a large
+//! reply begins once the budget covers the largest possible reply. When the reply is built, the call returns the
+//! excess. The budget gets the rest back when HTTP/2 has written or dropped the bytes. Calls that exceed the budget
+//! wait in order; a client that reads its replies never waits long.
 //!
-//! The bytes that a reply really takes are also charged to the [memory](crate::memory) of the whole server. If the memory
-//! has no room, the call fails.
+//! The bytes that a reply really takes are also charged to the [memory](crate::memory) of the whole server. If the
+//! memory has no room, the call fails.
 //!
 //! Replies of up to [`SMALL_REPLY_SIZE`] are not charged: the number of streams bounds them. A watch charges its messages in
 //! full, although watches share the bytes of most messages.

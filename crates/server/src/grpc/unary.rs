@@ -1,10 +1,10 @@
 //! The fast path of unary methods with an immediate handler: nearly all their requests come in one frame.
 //!
-//! The server replies after h2 has parsed all the input, so the whole message has usually arrived when its call begins. The
-//! fast path decodes, handles and replies at once, without a future or a boxed body.
+//! The server replies after h2 has parsed all the input, so the whole message has usually arrived when its call begins.
+//! The fast path decodes, handles and replies at once, without a future or a boxed body.
 //!
-//! Every other request of these methods takes the slow path: tonic collects the message and rejects malformed requests. A
-//! request takes the slow path if:
+//! Every other request of these methods takes the slow path: tonic collects the message and rejects malformed requests.
+//! A request takes the slow path if:
 //!
 //! * the message spans several frames, or has not arrived;
 //! * the message is marked as compressed, has a wrong length, or is followed by another message or by trailers.

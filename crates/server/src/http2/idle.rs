@@ -26,7 +26,8 @@ impl IdleConnections {
         self.asked.subscribe()
     }
 
-    /// Reports whether an idle connection has to end. Returns `true` at most as often as [`make_room`](Self::make_room) asked for.
+    /// Reports whether an idle connection has to end. Returns `true` at most as often as [`make_room`](Self::make_room)
+    /// asked for.
     pub(super) fn take_part(&self) -> bool {
         let take = |wanted: usize| wanted.checked_sub(1);
         self.wanted

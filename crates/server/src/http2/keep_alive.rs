@@ -11,8 +11,8 @@ use crate::limits::Limits;
 
 /// Pings a silent client, and accepts any sign of life as the reply.
 ///
-/// A ping waits behind the bytes that were written before the ping. A client that takes these bytes is alive, and owes the
-/// answer only after it has taken all of them.
+/// A ping waits behind the bytes that were written before the ping. A client that takes these bytes is alive, and owes
+/// the answer only after it has taken all of them.
 pub(super) struct KeepAlive {
     pings: Option<PingPong>,
     traffic: Arc<Traffic>,
@@ -48,8 +48,8 @@ impl KeepAlive {
             return None;
         }
         self.is_pinged = true;
-        // h2 sends a ping only after the last pong was taken. If the last pong has not arrived, the client still owes the
-        // pong, and no second ping is needed.
+        // h2 sends a ping only after the last pong was taken. If the last pong has not arrived, the client still owes
+        // the pong, and no second ping is needed.
         let _ = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
         let _ = pings.send_ping(Ping::opaque());
         Some(self.timeout)

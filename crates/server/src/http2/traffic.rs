@@ -55,8 +55,8 @@ impl Traffic {
         self.is_exhausted.store(false, Ordering::Relaxed);
     }
 
-    /// Reports whether a read was refused in this turn. If so, nothing wakes the task when more bytes arrive, and the task has
-    /// to begin another turn.
+    /// Reports whether a read was refused in this turn. If so, nothing wakes the task when more bytes arrive, and the
+    /// task has to begin another turn.
     pub(super) fn is_exhausted(&self) -> bool {
         self.is_exhausted.load(Ordering::Relaxed)
     }

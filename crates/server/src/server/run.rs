@@ -74,7 +74,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Loads the certificates, takes the port and starts the worker threads, with the [limits of the configuration](Config::limits).
+    /// Loads the certificates, takes the port and starts the worker threads, with the [limits of the
+    /// configuration](Config::limits).
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::support::{Process, nodetracker, run, stderr};
 
-/// What a pipe of Linux holds.
+/// The bytes that a pipe of Linux holds.
 const PIPE_SIZE: usize = 64 * 1024;
 
 /// HTTP/2's preface, and an empty SETTINGS frame.

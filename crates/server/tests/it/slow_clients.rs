@@ -217,7 +217,7 @@ async fn idle_connections_make_room() {
         },
     )
     .await;
-    // One has a call in flight, and the other has none.
+    // One client has a call in flight, and the other client has none.
     let mut busy = Raw::connect(server.addr).await;
     let (_response, _stream) = busy.open(ADD).await;
     busy.settle().await;
@@ -245,7 +245,7 @@ async fn requests_that_never_end_take_a_share_of_the_memory_and_no_more() {
         },
     )
     .await;
-    // Each request says that it is 200 kB, and has one byte.
+    // Each request announces 200 kB, and sends one byte.
     let begun = [&[0][..], &200_000_u32.to_be_bytes(), &[7]].concat();
     let mut attackers = Vec::new();
     for _ in 0..4 {

@@ -252,7 +252,7 @@ impl Process {
         Self::with_log(command, reader, writer)
     }
 
-    /// Starts it with this pipe as its stderr.
+    /// Starts the server with this pipe as its stderr.
     pub(crate) fn with_log(mut command: Command, reader: PipeReader, writer: PipeWriter) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(writer).spawn().unwrap();
         let mut line = String::new();
@@ -288,12 +288,13 @@ impl Process {
         log
     }
 
-    /// Waits for it to end by itself, without reading the log.
+    /// Waits until the server ends by itself, without reading the log.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
 
-    /// Waits for it to end by itself, and returns what was left of the log. Clients of this process continue meanwhile.
+    /// Waits until the server ends by itself, and returns the rest of the log. Clients of this process continue
+    /// meanwhile.
     pub(crate) async fn wait(mut self) -> (ExitStatus, String) {
         let wait = move || {
             let mut log = String::new();

@@ -52,8 +52,8 @@
 //! # Silence
 //!
 //! Before a session counts its client as silent, the session reads the messages that have arrived. If the process was
-//! stopped for a while, timers fire before the sockets are polled. So when the client's time is over, the stream first lets
-//! its thread poll the sockets a few times.
+//! stopped for a while, timers fire before the sockets are polled. So when the client's time is over, the stream first
+//! lets its thread poll the sockets a few times.
 //!
 //! # The heartbeat interval
 //!

@@ -113,8 +113,8 @@ impl ChangeLog {
         self.next.send_replace(next);
     }
 
-    /// Drops all entries and makes every place lost. The tailer calls this when it stops, because later changes do not reach
-    /// the log.
+    /// Drops all entries and makes every place lost. The tailer calls this when it stops, because later changes do not
+    /// reach the log.
     pub(super) fn invalidate(&self) {
         let mut entries = self.lock();
         entries.kept = VecDeque::new();

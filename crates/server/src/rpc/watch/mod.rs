@@ -22,18 +22,18 @@
 //!
 //! # Why the last message is current
 //!
-//! The feed guarantees that routes read after a node's last mark are current. A watch sends a chunk while the watch's place
-//! in the log is not after the chunk's place, which was taken before the chunk was read. So the watch sends every change
-//! that the log gets after the chunk's place, and thus after the chunk. A chunk may be newer than some changes that the
-//! watch sends later. These changes show the client older routes for a moment. But every change that the chunk already has
-//! also has a mark that follows, so the client catches up.
+//! The feed guarantees that routes read after a node's last mark are current. The chunk's place is taken before the
+//! chunk is read. A watch sends a chunk while the watch's place in the log is not after the chunk's place. So the watch
+//! sends every change that the log gets after the chunk's place, and thus after the chunk. A chunk may be newer than
+//! some changes that the watch sends later. These changes show the client older routes for a moment. But every change
+//! that the chunk already has also has a mark that follows, so the client catches up.
 //!
 //! If a ring of the feed overflows, marks are lost. The subscription then continues at the ring's end, so every change
-//! whose mark is lost was made before the resync of the part begins. The resync reads every node that is in the part during
-//! the whole resync. A node that the resync does not read was absent at some moment of the resync, or was added since and
-//! has a mark that follows. So a client that removes the nodes that were not sent again has every lost change. A chunk that
-//! is read during a resync has the lost changes, too. So a watch whose place is after the beginning of the resync lacks no
-//! change.
+//! whose mark is lost was made before the resync of the part begins. The resync reads every node that is in the part
+//! during the whole resync. A node that the resync does not read was absent at some moment of the resync, or was added
+//! since and has a mark that follows. So a client that removes the nodes that were not sent again has every lost
+//! change. A chunk that is read during a resync has the lost changes, too. So a watch whose place is after the
+//! beginning of the resync lacks no change.
 //!
 //! Removals of proxies come from another ring of the feed, so they may be sent before or after related changes of nodes. So
 //! a removal names a *registration*. Routes read after the removal have none of that registration, even if a proxy with the
@@ -42,8 +42,8 @@
 //!
 //! # How late a client is
 //!
-//! A change is in the log some milliseconds after it was made ([`WATCH_INTERVAL`](crate::limits::WATCH_INTERVAL)). Nodes of
-//! a part whose ring overflowed are later by the time that its resync and the resyncs before it take
+//! A change is in the log some milliseconds after it was made ([`WATCH_INTERVAL`](crate::limits::WATCH_INTERVAL)).
+//! Nodes of a part whose ring overflowed are later by the time that its resync and the resyncs before it take
 //! ([`RESYNC_RATE`](crate::limits::RESYNC_RATE)).
 
 mod change_log;

@@ -45,8 +45,8 @@ impl Resyncs {
         }
     }
 
-    /// Adds a resync of the part that has lost changes. A resync of the part that has already begun is not enough: it read
-    /// some nodes before the loss.
+    /// Adds a resync of the part that has lost changes. A resync of the part that has already begun is not enough: it
+    /// read some nodes before the loss.
     pub(super) fn add(&mut self, lagged: Lagged) {
         self.warnings.add(lagged);
         if !self.waiting.contains(&lagged.lost) {
@@ -70,7 +70,8 @@ impl Resyncs {
             Some(current) => current,
             None => {
                 let Some(lost) = self.waiting.pop_front() else { return };
-                // The beginning is an entry of its own. A watch whose client does not accept resyncs loses its place there.
+                // The beginning is an entry of its own. A watch whose client does not accept resyncs loses its place
+                // there.
                 size += resync(watches, lost, false);
                 match lost {
                     LostChanges::OfPart(part) => Resync::Nodes { part, from: None },

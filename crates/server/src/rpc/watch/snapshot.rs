@@ -5,8 +5,8 @@
 //! still sends every change that the chunk lacks.
 //!
 //! A new watch begins at a recent chunk, with that chunk's place. It then finds the chunks that the earlier watch has
-//! encoded, until it has caught up. From there on, whichever watch comes first encodes the next chunk for the others. A
-//! watch that falls behind the kept chunks encodes its own chunks. One chunk is encoded at a time, so a crowd of
+//! encoded, until it has caught up. From there on, the first watch that needs a chunk encodes the chunk for the others.
+//! A watch that falls behind the kept chunks encodes its own chunks. One chunk is encoded at a time, so a crowd of
 //! watches takes a bounded share of the processors and of the memory.
 
 use std::collections::VecDeque;
