@@ -9,7 +9,9 @@
 //! connections. Beyond its share, a connection may hold as many bytes as are free. So the first connections cannot take
 //! everything from those that come later, and a connection that is alone can use half of the budget. (The second rule
 //! is from Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch", 1998.) While the number of
-//! connections stays the same, each rule alone keeps to the budget. So both together hold at most twice the budget.
+//! connections stays the same, each rule alone keeps to the budget. So both together hold at most twice the budget. If
+//! connections come one after the other, the shares of the first were larger; then all together still hold at most twice
+//! the budget, and the last get less than a share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -136,8 +138,10 @@ impl Charge {
         let Part { budget, used } = &*self.memory.0;
         // Two threads can exceed the limit together, by one charge each.
         let own = used.load(Ordering::Relaxed).saturating_add(bytes);
-        let free = budget.limit.saturating_sub(budget.used().saturating_add(bytes));
-        if own > free && own > budget.share() {
+        let all = budget.used().saturating_add(bytes);
+        let is_free = own <= budget.limit.saturating_sub(all);
+        let is_share = own <= budget.share() && all <= budget.limit.saturating_mul(2);
+        if !is_free && !is_share {
             budget.refused.fetch_add(1, Ordering::Relaxed);
             return Err(OutOfBudget);
         }
@@ -220,6 +224,21 @@ mod tests {
         );
         drop(charge);
         assert_eq!(budget.connections.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn connections_that_come_one_after_the_other_hold_at_most_twice_the_budget() {
+        let budget = MemoryBudget::new(LIMIT);
+        let held: Vec<_> = (0..2_000)
+            .map(|_| {
+                let connection = budget.for_connection();
+                let charge = take_all(&connection);
+                (connection, charge)
+            })
+            .collect();
+        assert!(budget.used() <= 2 * LIMIT, "{}", budget.used());
+        drop(held);
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::http2::idle::IdleConnections;
 use crate::http2::keep_alive::KeepAlive;
 use crate::http2::traffic::{CountedStream, Traffic};
 use crate::limits::{self, Limits};
-use crate::memory::MemoryBudget;
+use crate::memory::{ConnectionMemory, MemoryBudget};
 use crate::turns::{Turns, WorkerTurns};
 
 /// Bytes that every HTTP/2 client sends first: a fixed preface of 24, and the header of a SETTINGS frame.
@@ -54,14 +54,18 @@ pub(crate) async fn serve(stream: std::net::TcpStream, mut context: ConnectionCo
         Ok(stream) => stream,
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
+    let memory = context.memory.for_connection();
+    let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
+        return debug!("a connection was closed: the memory of all clients is used up");
+    };
     let Some(tls) = context.tls.take() else {
-        return http2(stream, context, number).await;
+        return http2(stream, context, memory, number).await;
     };
     let mut draining = context.draining.clone();
     let handshake = timeout(context.limits.handshake, TlsAcceptor::from(tls).accept(stream));
     tokio::select! {
         accepted = handshake => match accepted {
-            Ok(Ok(stream)) => http2(stream, context, number).await,
+            Ok(Ok(stream)) => http2(stream, context, memory, number).await,
             Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
             Err(_) => debug!("a TLS handshake took too long"),
         },
@@ -75,20 +79,21 @@ async fn drain_begins(draining: &mut watch::Receiver<bool>) {
     let _ = draining.wait_for(|&draining| draining).await;
 }
 
-async fn http2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, context: ConnectionContext, number: u64) {
+async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    context: ConnectionContext,
+    memory: ConnectionMemory,
+    number: u64,
+) {
     let ConnectionContext {
         router,
         limits,
         mut draining,
-        memory,
         turns,
         idle,
         tls: _,
+        memory: _,
     } = context;
-    let memory = memory.for_connection();
-    let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
-        return debug!("a connection was closed: the memory of all clients is used up");
-    };
     let opened = Instant::now();
     let traffic = Arc::new(Traffic::default());
     let handshake = builder().handshake(CountedStream::new(stream, Arc::clone(&traffic)));
@@ -290,6 +295,10 @@ mod tests {
         }
     }
 
+    fn memory() -> ConnectionMemory {
+        MemoryBudget::new(1 << 30).for_connection()
+    }
+
     const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -316,7 +325,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let runs = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&runs);
-        let mut serving = Box::pin(http2(server, context, 0));
+        let mut serving = Box::pin(http2(server, context, memory(), 0));
         tokio::spawn(poll_fn(move |cx| {
             counted.fetch_add(1, Ordering::Relaxed);
             serving.as_mut().poll(cx)
@@ -345,7 +354,7 @@ mod tests {
             });
         }
         let (mut client, server) = tokio::io::duplex(1024 * 1024);
-        tokio::spawn(http2(server, context, 0));
+        tokio::spawn(http2(server, context, memory(), 0));
         client.write_all(BEGIN).await.unwrap();
         settle().await;
 
@@ -374,7 +383,7 @@ mod tests {
             ..Limits::default()
         };
         let (_draining, context) = context(MethodTable::new(Vec::new()), limits);
-        let served = tokio::spawn(http2(Flood(BEGIN), context, 0));
+        let served = tokio::spawn(http2(Flood(BEGIN), context, memory(), 0));
         timeout(LATE, served)
             .await
             .expect("the connection does not end")
@@ -386,7 +395,7 @@ mod tests {
         let limits = Limits::default();
         let (_draining, context) = context(MethodTable::new(Vec::new()), limits.clone());
         let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let served = tokio::spawn(http2(server, context, 0));
+        let served = tokio::spawn(http2(server, context, memory(), 0));
         client.write_all(BEGIN).await.unwrap();
         settle().await;
         // The client has just begun.
@@ -417,7 +426,7 @@ mod tests {
         let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, handler);
         let (_draining, context) = context(MethodTable::new(vec![method]), limits.clone());
         let (mut client, server) = tokio::io::duplex(STEP);
-        let served = tokio::spawn(http2(server, context, 0));
+        let served = tokio::spawn(http2(server, context, memory(), 0));
         let window = frame(8, 0, 0, &(1_u32 << 30).to_be_bytes());
         let windows = frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
         let begin = [BEGIN, &windows, &window, &requests(1, 10).next().expect("a request")].concat();
@@ -488,7 +497,7 @@ mod tests {
     async fn client(methods: Vec<Method>) -> (watch::Sender<bool>, h2::client::SendRequest<Bytes>) {
         let (draining, context) = context(MethodTable::new(methods), Limits::default());
         let (client, server) = tokio::io::duplex(64 * 1024);
-        tokio::spawn(http2(server, context, 0));
+        tokio::spawn(http2(server, context, memory(), 0));
         let (client, connection) = h2::client::handshake(client).await.unwrap();
         tokio::spawn(connection);
         (draining, client)
