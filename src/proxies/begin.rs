@@ -32,6 +32,12 @@ pub(crate) enum Prospect {
     Stale,
 }
 
+/// The most numbers in use while proxies restart, for a limit on proxies. The older incarnation's number stays in use until its
+/// routes are swept, so a table that is full of proxies needs more numbers than proxies.
+pub(super) fn most_numbers(limit: usize) -> usize {
+    (limit + limit / 8 + 16).min(PROXY_NUMBERS)
+}
+
 impl Proxies {
     /// Gives a registered proxy another number. At each moment, readers find exactly one of the two numbers.
     fn replace(
@@ -44,7 +50,7 @@ impl Proxies {
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
         // The only step that can fail comes first.
-        let new = self.occupy(proxy, Some(incarnation), tick, self.limit_with_restarts(), owner)?;
+        let new = self.occupy(proxy, Some(incarnation), tick, most_numbers(self.limit), owner)?;
         self.takeover.announce(old.number, new.number);
         step("replace: announced");
         self.numbers.ensure(old.number).die();
@@ -54,12 +60,6 @@ impl Proxies {
         self.takeover.end();
         owner.wait_for_grace(old.number);
         Ok(new)
-    }
-
-    /// The most numbers in use while proxies restart. The older incarnation's number stays in use until its routes are
-    /// swept, so a table that is full of proxies needs more numbers than proxies.
-    fn limit_with_restarts(&self) -> usize {
-        (self.limit + self.limit / 8 + 16).min(PROXY_NUMBERS)
     }
 
     /// Registers a proxy with an incarnation, unless the incarnation is stale. `moved` is as in `register_locked`.

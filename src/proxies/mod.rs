@@ -64,6 +64,7 @@ use std::sync::{Arc, atomic};
 use compact_str::CompactString;
 
 use crate::liveness::Liveness;
+use crate::proxies::begin::most_numbers;
 use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::ids::Ids;
@@ -118,7 +119,7 @@ impl Liveness for Proxies {
 impl Proxies {
     /// `limit` is at most [`PROXY_NUMBERS`](crate::word::PROXY_NUMBERS).
     pub(crate) fn new(limit: usize) -> Self {
-        let numbers = Arc::new(Numbers::new(limit as u32));
+        let numbers = Arc::new(Numbers::new(most_numbers(limit) as u32));
         let registry = Registry::default();
         Self {
             ids: Ids::new(Arc::clone(&numbers)),

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use nodetracker_proto::FILE_DESCRIPTOR_SET;
 use prost::Message;
-use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet};
+use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
 
 const PACKAGE: &str = "nodetracker.v1";
 
@@ -109,6 +109,11 @@ impl<'a> File<'a> {
             self.ensure(is_snake(field.name()), || format!("{full} is no name of a field"));
         }
         for (nth, oneof) in (0..).zip(&message.oneof_decl) {
+            // The compiler makes a oneof for each optional field.
+            let is_optional = |field: &FieldDescriptorProto| field.oneof_index == Some(nth) && field.proto3_optional();
+            if message.field.iter().any(is_optional) {
+                continue;
+            }
             let full = format!("{name}.{}", oneof.name());
             self.has_comment(&below(path::ONEOF, nth), &full);
             self.ensure(is_snake(oneof.name()), || format!("{full} is no name of a oneof"));
