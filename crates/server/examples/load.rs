@@ -15,22 +15,23 @@
 //! have a route, so that the client does not hold the server up. tonic reads each call's `grpc-status`.
 
 mod client;
+#[path = "client/raw.rs"]
+mod raw;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, Bytes};
 use clap::Parser;
 use http::uri::PathAndQuery;
 use nodetracker_proto::{api, v1};
 use prost::Message;
 use tokio::task::JoinSet;
-use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 use client::{Failure, PIPELINE, Server, Session, all, node, node_ids, proxy};
+use raw::Raw;
 
 /// The server's allocator: with another allocator, the client's calls would cost more than the server's.
 #[global_allocator]
@@ -112,44 +113,6 @@ impl Cost {
 
     fn nanos_per_route(&self) -> f64 {
         self.cpu.as_nanos() as f64 / self.routes as f64
-    }
-}
-
-/// Messages as they are on the wire.
-#[derive(Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
     }
 }
 

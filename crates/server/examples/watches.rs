@@ -16,13 +16,14 @@
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;
+#[path = "client/raw.rs"]
+mod raw;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::{Buf, BufMut, Bytes};
 use clap::Parser;
 use http::uri::PathAndQuery;
 use nodetracker_proto::v1;
@@ -32,11 +33,10 @@ use nodetracker_proto::v1::watch_response::Message;
 use prost::Message as _;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 
 use client::{Failure, Server, Session, all, node, node_ids, proxy};
+use raw::Raw;
 
 /// The server's allocator: with another allocator, the clients would cost more than the server.
 #[global_allocator]
@@ -65,44 +65,6 @@ struct Options {
     /// The longest time for all snapshots, in seconds
     #[arg(long, default_value_t = 300)]
     limit: u64,
-}
-
-/// Messages as they are on the wire.
-#[derive(Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
 }
 
 /// What all watches have seen.
