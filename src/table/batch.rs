@@ -212,6 +212,7 @@ impl RouteTable {
 
 impl BatchRoutes<'_> {
     /// Looks up the next group of nodes, under one pin.
+    #[inline(never)]
     fn load_group(&mut self) {
         let (group, rest) = self.nodes.split_at(self.nodes.len().min(GROUP));
         self.nodes = rest;
@@ -227,8 +228,10 @@ impl BatchRoutes<'_> {
             match lane.candidate.and_then(|candidate| candidate.word_of(node)) {
                 // Nearly all nodes have one route.
                 Some(word) if word.state() == State::Live => {
-                    if scope.is_fresh(word) {
-                        self.routes.extend(table.copied(word));
+                    if scope.is_fresh(word)
+                        && let Some(route) = table.copied(word)
+                    {
+                        self.routes.push(route);
                     }
                 }
                 _ => {
@@ -248,6 +251,7 @@ const _: () = assert!(GROUP * MAX_ROUTES_PER_NODE <= u16::MAX as usize);
 impl Iterator for BatchRoutes<'_> {
     type Item = Routes;
 
+    #[inline]
     fn next(&mut self) -> Option<Routes> {
         if self.taken == self.ends.len() {
             if self.nodes.is_empty() {
@@ -258,7 +262,12 @@ impl Iterator for BatchRoutes<'_> {
         let end = usize::from(self.ends[self.taken]);
         let routes = &self.routes[self.start..end];
         (self.taken, self.start) = (self.taken + 1, end);
-        Some(routes.iter().map(|route| route.dated(self.table.time())).collect())
+        let time = self.table.time();
+        Some(match routes {
+            // Cheaper than collecting, and nearly always.
+            [route] => Routes::of(Some(route.dated(time))),
+            routes => routes.iter().map(|route| route.dated(time)).collect(),
+        })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
