@@ -18,7 +18,7 @@
 //! * `rpc`: the services and the method table.
 //! * `convert`: messages to table types and back. Uses the framing of `grpc` for one message that it encodes by hand.
 //!
-//! Every module may use `config`, `limits`, `log`, `machine`, `memory`, `tls` and `turns`. [`memory`] and [`turns`] share the
+//! Every module may use `config`, `limits`, `log`, `machine`, `memory`, `tls` and `turns`. `memory` and `turns` share the
 //! server's memory and time between connections. Every limit that keeps a hostile client from hurting other
 //! clients is in [`limits`].
 
