@@ -16,7 +16,8 @@ impl RouteTable {
     /// The reference is valid until [`remove_proxy`](Self::remove_proxy), until a greater
     /// [incarnation](Self::begin_incarnation) takes over, or until the sweeper drops the proxy as idle. For
     /// more than a keep-alive interval, an idle proxy was not registered again, and neither got nor lost a route; and a
-    /// full round found no route of it. After that, [`add_node`](Self::add_node) fails with [`AddError::UnknownProxy`].
+    /// full round found no route of it. After that, [`add_node`](Self::add_node) fails with
+    /// [`UnknownProxy`](crate::AddError::UnknownProxy).
     ///
     /// If nothing changes, this is a look-up without a lock; otherwise it takes the registry's lock.
     ///
