@@ -1,7 +1,7 @@
 //! Ticks: the table's own time, in milliseconds; and the tick up to which routes expire, which stands still after a stop.
 //!
 //! A process that was stopped (SIGSTOP, a suspended or migrated machine, swapping) has received no heartbeats, and the
-//! clock has gone on. Without a grace, the first look-up after the stop would find every route expired.
+//! clock has advanced meanwhile. Without a grace, the first look-up after the stop would find every route expired.
 //!
 //! A [`SweepPace`](crate::SweepPace) reads the clock several times in each heartbeat interval, a third of the keep-alive
 //! interval. So if nobody read the clock for longer than a heartbeat interval, the process was stopped or the clock
@@ -9,9 +9,10 @@
 //! that was seen. That call begins a grace, before it or any other call acts on the new time.
 //!
 //! During the grace, [`Now::expiry`] stays at the last tick before the stop, so no further route expires. [`Now::tick`]
-//! goes on: ages are true, and refreshes get the real time. The effective keep-alive interval is the difference longer. When
-//! the clock has advanced by a heartbeat interval, `expiry` catches up at once. `expiry` never goes back, so an expired route
-//! never comes back, and a longer effective interval needs no grace period of the epoch (see `keep_alive.rs`).
+//! continues, so ages are true and refreshes get the real time. The effective keep-alive interval is the set interval plus
+//! the difference between the two ticks. When the clock has advanced by a heartbeat interval, `expiry` becomes equal to `tick`
+//! again. `expiry` never decreases, so an expired route never becomes valid again. Therefore a longer effective interval needs
+//! no grace period of the epoch (see `keep_alive.rs`).
 //!
 //! The grace always ends. It is used up by the time that passes without a further stop, and each further stop
 //! uses up an eighth of a heartbeat interval.
