@@ -73,7 +73,6 @@ impl Replica {
             }
             Some(Change::Proxy(change)) => {
                 let Some(proxy) = &change.proxy else { return };
-                self.unsent_proxies.remove(&proxy.registration);
                 if change.reason() == ProxyChangeReason::Removed {
                     self.remove_proxy(proxy.registration);
                 } else {
@@ -127,11 +126,13 @@ impl Replica {
     }
 
     fn set_proxy(&mut self, proxy: &v1::WatchedProxy) {
+        self.unsent_proxies.remove(&proxy.registration);
         let details = proxy.proxy.clone().unwrap_or_default();
         self.proxies.insert(proxy.registration, details);
     }
 
     fn remove_proxy(&mut self, registration: u64) {
+        self.unsent_proxies.remove(&registration);
         self.proxies.remove(&registration);
         self.nodes.retain(|_, node| {
             node.routes.retain(|route| *route != registration);
