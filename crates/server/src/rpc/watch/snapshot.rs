@@ -103,15 +103,15 @@ pub(super) struct SnapshotReader {
 }
 
 impl SnapshotReader {
-    /// Begins a snapshot. Returns the watch's place, too.
-    pub(super) fn begin(watches: &Arc<Watches>) -> (Self, u64) {
+    /// Begins a snapshot, at a recent part of other snapshots if `may_join`. Returns the watch's place, too.
+    pub(super) fn begin(watches: &Arc<Watches>, may_join: bool) -> (Self, u64) {
         let mut kept = watches.snapshots.lock();
         kept.readers += 1;
         // After the lock, so that no kept chunk has a later place.
         let next = watches.log.next();
         let recent = kept.chunks.iter().rev().find(|chunk| chunk.start.from.is_none());
         let joined = recent
-            .filter(|chunk| next - chunk.place <= SNAPSHOT_JOIN_CHANGES && watches.log.has(chunk.place))
+            .filter(|chunk| may_join && next - chunk.place <= SNAPSHOT_JOIN_CHANGES && watches.log.has(chunk.place))
             .map(|chunk| (chunk.start.part, chunk.place));
         let (part, place) = joined.unwrap_or((0, next));
         let reader = Self {

@@ -164,7 +164,7 @@ impl Watch {
         }
         let rest = if self.nodes.are_all() {
             let reader;
-            (reader, self.place) = SnapshotReader::begin(watches);
+            (reader, self.place) = SnapshotReader::begin(watches, self.accepts_resync);
             Rest::All(reader)
         } else {
             // The place before the table, so that no change is missed in between.
@@ -490,12 +490,16 @@ mod tests {
 
     /// Appends changes of another node to the log.
     fn push_changes(watches: &Watches, count: usize) {
+        push_entry(watches, count, false);
+    }
+
+    fn push_entry(watches: &Watches, count: usize, begins_resync: bool) {
         let other = NodeId::from(uuid::Uuid::nil());
         watches.log.push(LogEntry {
             first: watches.log.next(),
             nodes: vec![Some((watches.table.part_of(&other), other)); count],
             message: v1::WatchChanges::default(),
-            begins_resync: false,
+            begins_resync,
             encoded: encode(Message::Changes(v1::WatchChanges::default())),
         });
     }
@@ -557,6 +561,19 @@ mod tests {
         }
         assert_eq!(late_parts.len(), parts.len());
         assert!(watches.snapshots.is_empty(), "no watch reads a snapshot any more");
+    }
+
+    /// Otherwise the watch would begin at the same part again and again, before the resync.
+    #[tokio::test]
+    async fn a_watch_that_accepts_no_resync_begins_after_it() {
+        let watches = watches_of(&large_table());
+        let mut stalled = watch_of(&watches, vec![]);
+        next_part(&mut stalled).await.unwrap();
+        push_entry(&watches, 1, true);
+        let mut watch = watch_of(&watches, vec![]);
+        watch.accepts_resync = false;
+        // Fails at a lost place.
+        while next_part(&mut watch).await.is_some() {}
     }
 
     #[tokio::test(start_paused = true)]
