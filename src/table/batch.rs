@@ -33,13 +33,18 @@ pub struct BatchRoutes<'a> {
     table: &'a RouteTable,
     /// The nodes of the next groups.
     nodes: &'a [NodeId],
-    /// The routes of this group's nodes.
-    routes: SmallVec<[CopiedRoute; 2 * GROUP]>,
-    /// Where the routes of each node of this group end in `routes`.
-    ends: SmallVec<[u16; GROUP]>,
+    /// How many routes each node of this group has. Arrays, because checking a vector's capacity for each node takes longer
+    /// than the rest of storing its route.
+    counts: [u8; GROUP],
+    /// The route of each node of this group with one route.
+    only: [CopiedRoute; GROUP],
+    /// The routes of this group's nodes with several routes.
+    several: SmallVec<[CopiedRoute; GROUP]>,
+    /// How many nodes this group has.
+    loaded: usize,
     /// How many nodes of this group the caller has taken.
     taken: usize,
-    /// Where the routes of the next node start in `routes`.
+    /// Where the routes of the next node with several routes start in `several`.
     start: usize,
 }
 
@@ -97,8 +102,8 @@ impl RouteTable {
     /// [`get_proxies`](Self::get_proxies) for many nodes: two to three times as fast as single calls if the table does
     /// not fit into the cache.
     ///
-    /// The iterator looks up 64 nodes at a time, when the caller takes the first of them. It allocates nothing if no node
-    /// has more than two routes.
+    /// The iterator looks up 64 nodes at a time, when the caller takes the first of them. It allocates nothing if at most
+    /// half of the nodes have two routes, and none has more.
     ///
     /// ```
     /// # use nodetracker::{NodeId, Proxy, RouteTable};
@@ -116,8 +121,10 @@ impl RouteTable {
         BatchRoutes {
             table: self,
             nodes,
-            routes: SmallVec::new(),
-            ends: SmallVec::new(),
+            counts: [0; GROUP],
+            only: [CopiedRoute::NONE; GROUP],
+            several: SmallVec::new(),
+            loaded: 0,
             taken: 0,
             start: 0,
         }
@@ -216,62 +223,74 @@ impl BatchRoutes<'_> {
     fn load_group(&mut self) {
         let (group, rest) = self.nodes.split_at(self.nodes.len().min(GROUP));
         self.nodes = rest;
-        self.routes.clear();
-        self.ends.clear();
-        (self.taken, self.start) = (0, 0);
+        self.several.clear();
+        (self.loaded, self.taken, self.start) = (group.len(), 0, 0);
         let table = self.table;
         let guard = pin();
         let now = table.time().now();
         let scope = table.scope_at(now.of_look_up(), &guard);
         let lanes = table.load(group, &guard);
-        for (node, lane) in group.iter().zip(lanes) {
-            match lane.candidate.and_then(|candidate| candidate.word_of(node)) {
+        let stores = self.counts.iter_mut().zip(&mut self.only);
+        for ((node, lane), (count, only)) in group.iter().zip(lanes).zip(stores) {
+            *count = match lane.candidate.and_then(|candidate| candidate.word_of(node)) {
                 // Nearly all nodes have one route.
-                Some(word) if word.state() == State::Live => {
-                    if scope.is_fresh(word)
-                        && let Some(route) = table.copied(word)
-                    {
-                        self.routes.push(route);
+                Some(word) if word.state() == State::Live => match table.copied(word) {
+                    Some(route) if scope.is_fresh(word) => {
+                        *only = route;
+                        1
                     }
-                }
+                    _ => 0,
+                },
                 _ => {
                     let words = table.words_of(node, lane.hash, now, &guard);
-                    self.routes
-                        .extend(words.into_iter().filter_map(|word| table.copied(word)));
+                    let before = self.several.len();
+                    self.several.extend(words.into_iter().filter_map(|word| table.copied(word)));
+                    match &self.several[before..] {
+                        [route] => {
+                            *only = *route;
+                            self.several.truncate(before);
+                            1
+                        }
+                        routes => routes.len() as u8,
+                    }
                 }
-            }
-            self.ends.push(self.routes.len() as u16);
+            };
         }
     }
 }
 
-// A group's routes are counted in 16 bits.
-const _: () = assert!(GROUP * MAX_ROUTES_PER_NODE <= u16::MAX as usize);
+// A node's routes are counted in 8 bits.
+const _: () = assert!(MAX_ROUTES_PER_NODE <= u8::MAX as usize);
 
 impl Iterator for BatchRoutes<'_> {
     type Item = Routes;
 
     #[inline]
     fn next(&mut self) -> Option<Routes> {
-        if self.taken == self.ends.len() {
+        if self.taken == self.loaded {
             if self.nodes.is_empty() {
                 return None;
             }
             self.load_group();
         }
-        let end = usize::from(self.ends[self.taken]);
-        let routes = &self.routes[self.start..end];
-        (self.taken, self.start) = (self.taken + 1, end);
+        let at = self.taken;
+        self.taken += 1;
         let time = self.table.time();
-        Some(match routes {
+        Some(match self.counts[at] {
+            0 => Routes::new(),
             // Cheaper than collecting, and nearly always.
-            [route] => Routes::of(Some(route.dated(time))),
-            routes => routes.iter().map(|route| route.dated(time)).collect(),
+            1 => Routes::of(Some(self.only[at].dated(time))),
+            count => {
+                let start = self.start;
+                self.start += usize::from(count);
+                let routes = &self.several[start..self.start];
+                routes.iter().map(|route| route.dated(time)).collect()
+            }
         })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.ends.len() - self.taken + self.nodes.len();
+        let left = self.loaded - self.taken + self.nodes.len();
         (left, Some(left))
     }
 }

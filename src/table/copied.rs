@@ -1,6 +1,7 @@
 //! A route outside of a pin.
 
 use crate::time::Time;
+use crate::types::life::Life;
 use crate::types::proxy::ProxyRef;
 use crate::types::route::Route;
 
@@ -13,6 +14,15 @@ pub(crate) struct CopiedRoute {
 }
 
 impl CopiedRoute {
+    /// A value for unused places.
+    pub(super) const NONE: Self = Self {
+        proxy: ProxyRef {
+            number: 0,
+            life: Life::NEW,
+        },
+        tick: 0,
+    };
+
     /// The route with the wall-clock time of its last refresh.
     #[inline]
     pub(super) fn dated(self, time: &Time) -> Route {
