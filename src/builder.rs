@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::brake::ExpiryBrake;
 use crate::clock::{Clock, SystemClock};
 use crate::feed::RING;
 use crate::layout::{MAX_RECORDS, SHARDS};
@@ -33,6 +34,7 @@ pub struct Builder {
     pub(crate) max_routes: usize,
     pub(crate) max_proxies: usize,
     pub(crate) feed_ring: usize,
+    pub(crate) expiry_brake: Option<ExpiryBrake>,
 }
 
 impl Default for Builder {
@@ -44,6 +46,7 @@ impl Default for Builder {
             max_routes: Builder::MOST_ROUTES.min(1 << 24),
             max_proxies: 1 << 20,
             feed_ring: RING,
+            expiry_brake: None,
         }
     }
 }
@@ -108,6 +111,20 @@ impl Builder {
     /// restart although the table is full.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
+        self
+    }
+
+    /// Lets expiry wait, for a bounded time, when many routes are about to expire at once; without a brake by default.
+    ///
+    /// Proxies should refresh their routes three times in a keep-alive interval. A route that was not refreshed for two
+    /// thirds of the interval is about to expire. When the [sweeper](crate::SweepPace) has counted so many of them in one
+    /// round that both limits of the brake are reached, no further route expires until the heartbeats return, or until the
+    /// [effective interval](crate::RouteTable::effective_keep_alive) is the greatest that the brake allows. Heartbeats have
+    /// returned when a round counts at most half of the limit. Routes of removed proxies are not held.
+    ///
+    /// The brake needs four rounds in a keep-alive interval, as [`SweepPace`](crate::SweepPace) takes them.
+    pub fn expiry_brake(mut self, brake: ExpiryBrake) -> Self {
+        self.expiry_brake = Some(brake);
         self
     }
 

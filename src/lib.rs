@@ -143,6 +143,7 @@
     allow(dead_code, reason = "snapshots alone use the bulk load")
 )]
 
+mod brake;
 mod builder;
 mod clock;
 mod error;
@@ -168,6 +169,7 @@ mod types;
 mod verify;
 mod word;
 
+pub use brake::ExpiryBrake;
 pub use builder::{BuildError, Builder};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::{
@@ -184,6 +186,7 @@ pub use table::incarnation::Incarnation;
 pub use table::page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
 pub use table::stats::Stats;
 pub use table::sweep::SweepReport;
+pub use types::expiry_hold::{ExpiryHold, HoldCause};
 pub use types::handle::RouteHandle;
 pub use types::node_id::{MAX_TEXT, NodeId};
 pub use types::proxy::{Proxy, ProxyDetails, ProxyRef};

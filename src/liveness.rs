@@ -1,5 +1,7 @@
 //! The shards' interface to the proxies.
 
+use crate::word::Word;
+
 /// The questions and reports about proxies of operations on routes.
 pub(crate) trait Liveness {
     /// Whether routes through a proxy number may be returned.
@@ -11,22 +13,23 @@ pub(crate) trait Liveness {
 
 /// Records which proxies have routes.
 pub(crate) trait Census {
-    fn see(&mut self, proxy: u32);
+    /// Records that the route's proxy has a route.
+    fn see(&mut self, route: Word);
 
-    /// Returns whether routes through a proxy number may be returned. If so, records that the proxy has a route.
+    /// Returns whether the route's proxy is registered. If so, records that it has a route.
     #[inline]
-    fn see_valid(&mut self, proxy: u32, proxies: &impl Liveness) -> bool {
-        let has = proxies.has(proxy);
+    fn see_valid(&mut self, route: Word, proxies: &impl Liveness) -> bool {
+        let has = proxies.has(route.proxy());
         if has {
-            self.see(proxy);
+            self.see(route);
         }
         has
     }
 }
 
-impl<F: FnMut(u32)> Census for F {
+impl<F: FnMut(Word)> Census for F {
     #[inline]
-    fn see(&mut self, proxy: u32) {
-        self(proxy);
+    fn see(&mut self, route: Word) {
+        self(route);
     }
 }

@@ -233,7 +233,7 @@ impl Shards {
         most: u32,
         parked: &RebuildSlot,
         scope: &Scope<'_, P>,
-        census: impl Census,
+        census: &mut impl Census,
     ) -> Option<Visit> {
         with!(self.get(number), shard => Some(shard.visit(at, most, parked, scope, census)), None)
     }

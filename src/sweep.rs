@@ -98,6 +98,8 @@ const MOST_COLLECTIONS: usize = 8;
 pub(crate) struct Step {
     pub(crate) visited: u32,
     pub(crate) removed: usize,
+    /// Routes that stay, and were last refreshed before a tick; zero if another thread did the same step.
+    pub(crate) late: usize,
     pub(crate) round_completed: bool,
 }
 
@@ -113,8 +115,16 @@ impl Cursor {
         Position::unpack(self.position.load(Ordering::Acquire))
     }
 
-    /// Visits one part of the table, of at most `most` records, and advances.
-    pub(crate) fn step(&self, most: u32, shards: &Shards, proxies: &Proxies, scope: &Scope<'_, Proxies>) -> Step {
+    /// Visits one part of the table, of at most `most` records, and advances. Counts the routes that were last refreshed
+    /// before the tick `late_before`.
+    pub(crate) fn step(
+        &self,
+        most: u32,
+        shards: &Shards,
+        proxies: &Proxies,
+        scope: &Scope<'_, Proxies>,
+        late_before: u64,
+    ) -> Step {
         let most = most.min(MOST_PER_STEP);
         let at = self.load();
         step("sweep: before the visit");
@@ -124,10 +134,12 @@ impl Cursor {
             ..at
         };
         let mut round_completed = false;
+        let mut late = 0;
         let visit = match at.stage {
             ..PROXIES => {
-                let census = proxies.census(at.round);
-                let visit = shards.visit(at.stage, at.record, most, &self.parked, scope, census);
+                let mut census = proxies.census(at.round, late_before);
+                let visit = shards.visit(at.stage, at.record, most, &self.parked, scope, &mut census);
+                late = census.late;
                 visit.unwrap_or_else(|| {
                     after.stage = PROXIES;
                     Visit {
@@ -174,6 +186,7 @@ impl Cursor {
         Step {
             visited: visit.visited,
             removed: visit.removed,
+            late: if advanced { late } else { 0 },
             round_completed: round_completed && advanced,
         }
     }

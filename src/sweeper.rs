@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::brake::HEARTBEATS_PER_INTERVAL;
 use crate::table::RouteTable;
 use crate::table::sweep::SweepReport;
 use crate::time::ticks;
@@ -22,10 +23,6 @@ const MIN_PAUSE: Duration = Duration::from_millis(2);
 
 /// The longest pause, so that a shorter keep-alive interval comes into force soon.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-
-/// Heartbeats in one keep-alive interval. If nobody reads the clock for longer than the time between two of them, the table
-/// was stopped.
-const HEARTBEATS_PER_INTERVAL: u32 = 3;
 
 /// The fewest pauses in one heartbeat interval, so that a timer that is late does not look like a stop.
 const PAUSES_PER_HEARTBEAT: u32 = 4;

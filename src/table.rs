@@ -16,6 +16,7 @@ pub(crate) mod walk;
 
 use std::time::Duration;
 
+use crate::brake::Brake;
 use crate::builder::{BuildError, Builder};
 use crate::feed::Feed;
 use crate::keep_alive::KeepAlive;
@@ -26,6 +27,7 @@ use crate::shards::Shards;
 use crate::sweep::{Cursor, collections};
 use crate::sync::{Guard, collect, garbage, pin};
 use crate::time::{Now, Time, ticks};
+use crate::types::expiry_hold::{ExpiryHold, HoldCause};
 use crate::types::node_id::NodeId;
 
 impl Builder {
@@ -73,6 +75,7 @@ pub struct RouteTable {
     proxies: Proxies,
     time: Time,
     keep_alive: KeepAlive,
+    brake: Brake,
     cursor: Cursor,
     feed: Feed,
 }
@@ -126,17 +129,32 @@ impl RouteTable {
     }
 
     /// The greatest age of a route that a look-up returns now: the [keep-alive interval](Self::keep_alive), or more while
-    /// routes get a grace after a stop.
+    /// [expiry is held](Self::expiry_hold).
     ///
     /// If a [`SweepPace`](crate::SweepPace) or a [`Sweeper`](crate::Sweeper) sweeps the table, and no call read the clock for
     /// longer than a third of the keep-alive interval (a heartbeat interval), the process was stopped or its clock
     /// jumped. No heartbeat could arrive meanwhile. So from then on, no further route expires for one heartbeat interval (at
     /// most 18.6 hours), and the effective interval grows with the age of the routes. After that, it is the keep-alive interval
-    /// again. A further stop during the grace makes the grace last longer, but at most eight times.
+    /// again. A further stop during the grace makes the grace last longer, but at most eight times. The
+    /// [brake](crate::Builder::expiry_brake) holds expiry in the same way.
     #[must_use]
     pub fn effective_keep_alive(&self) -> Duration {
         let raise = self.time.now().raise();
         Duration::from_millis(self.keep_alive.returned() + raise)
+    }
+
+    /// Whether expiry is held now, and why; `None` if routes expire after their keep-alive interval.
+    #[must_use]
+    pub fn expiry_hold(&self) -> Option<ExpiryHold> {
+        let left = self.time.held();
+        (left > 0).then(|| ExpiryHold {
+            cause: match self.brake.holds(&self.time) {
+                true => HoldCause::Brake,
+                false => HoldCause::Stop,
+            },
+            raise: Duration::from_millis(self.time.now().raise()),
+            left: Duration::from_millis(left),
+        })
     }
 
     /// Sets the keep-alive interval, rounded up to whole milliseconds; at least one millisecond, at most 8.7 years. The
@@ -164,6 +182,7 @@ impl RouteTable {
             proxies: Proxies::new(builder.max_proxies),
             time: Time::new(builder.clock),
             keep_alive: KeepAlive::new(ticks(builder.keep_alive)),
+            brake: Brake::new(builder.expiry_brake),
             cursor: Cursor::default(),
             feed: Feed::new(builder.feed_ring),
         }

@@ -14,15 +14,19 @@
 //! again. `expiry` never decreases, so an expired route never becomes valid again. Therefore a longer effective interval needs
 //! no grace period of the epoch (see `keep_alive.rs`).
 //!
-//! The grace always ends. It is used up by the time that passes without a further stop, and each further stop
-//! uses up an eighth of a heartbeat interval.
+//! The grace always ends: the time that passes without a further stop uses it up. A further stop makes it whole again, but
+//! only [`MAX_RESTARTS`] times.
 //!
-//! One word has both the last tick that was seen and the rest of the grace, so one CAS decides. The fast path is one load
-//! and one comparison: the word equals the clock's tick if no grace is left and no millisecond has passed.
+//! The expiry brake (`brake.rs`) holds expiry in the same way, for longer. A stop in a hold, like a stop in a grace,
+//! leaves at least a heartbeat interval.
+//!
+//! One word has both the last tick that was seen and the rest of the grace or hold, so one CAS decides. The fast path is
+//! one load and one comparison: the word equals the clock's tick if nothing is left and no millisecond has passed.
 
 #[cfg(all(test, loom))]
 mod models;
 
+use std::sync::atomic;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::clock::Clock;
@@ -40,18 +44,18 @@ const WALL_TOLERANCE_MS: u64 = 50;
 const WALL_ERROR_MS: u64 = 10;
 const WALL_TRIES: usize = 4;
 
-/// The longest grace after a stop: 18.6 hours.
+/// The longest grace or hold: 18.6 hours.
 const MAX_GRACE: u64 = (1 << (64 - TIME_BITS)) - 1;
 
-/// A stop during a grace uses up this part of a heartbeat interval.
-const STOPS_PER_GRACE: u64 = 8;
+/// How many stops in a row make a grace or hold last longer.
+const MAX_RESTARTS: u32 = 8;
 
 /// The time of an operation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
     /// The present tick.
     pub(crate) tick: u64,
-    /// The tick that decides what is expired: earlier than `tick` in the grace after a stop, otherwise the same.
+    /// The tick that decides what is expired: earlier than `tick` in a grace or hold, otherwise the same.
     pub(crate) expiry: u64,
 }
 
@@ -79,10 +83,13 @@ pub(crate) struct Time {
     clock: Box<dyn Clock>,
     /// The clock's reading at `FIRST_TICK`.
     origin: Duration,
-    /// The latest tick that was seen, and above it the ticks that are left of a grace.
+    /// The latest tick that was seen, and above it the ticks that are left of a grace or hold.
     seen: AtomicU64,
-    /// The tick of expiry while a grace is left.
+    /// The tick of expiry while a grace or hold is left.
     stopped_at: AtomicU64,
+    /// How many stops have made this grace or hold last longer. An atomic of `std` even under loom: it only bounds how
+    /// often.
+    restarts: atomic::AtomicU32,
     /// The heartbeat interval in ticks if somebody reads the clock more often, otherwise `u64::MAX`.
     longest_step: AtomicU64,
     /// Milliseconds since the Unix epoch at tick zero, plus 2^62 so that the value is not negative.
@@ -98,6 +105,7 @@ impl Time {
             clock,
             seen: AtomicU64::new(FIRST_TICK),
             stopped_at: AtomicU64::new(FIRST_TICK),
+            restarts: atomic::AtomicU32::new(0),
             longest_step: AtomicU64::new(u64::MAX),
             wall_of_zero: AtomicU64::new(0),
         };
@@ -139,20 +147,32 @@ impl Time {
                 self.seen
                     .compare_exchange(word, left_now << TIME_BITS | tick, Ordering::Release, Ordering::Acquire);
             match advanced {
-                Ok(_) => return self.at(tick, left_now),
+                Ok(_) => {
+                    if left_now > 0 && left_now >= left {
+                        // Relaxed: it orders nothing.
+                        let restarts = if left == 0 {
+                            0
+                        } else {
+                            self.restarts.load(Ordering::Relaxed) + 1
+                        };
+                        self.restarts.store(restarts, Ordering::Relaxed);
+                    }
+                    return self.at(tick, left_now);
+                }
                 Err(won) => word = won,
             }
         }
     }
 
-    /// What is left of a grace after a step of the clock.
+    /// What is left of a grace or hold after a step of the clock.
     fn grace_after(&self, step: u64, left: u64) -> u64 {
-        // Relaxed: one value, from any pause of the sweeper.
+        // Relaxed, both: one value, from any pause of the sweeper; see `restarts`.
         let longest_step = self.longest_step.load(Ordering::Relaxed);
-        match (step > longest_step, left) {
-            (true, 0) => longest_step.min(MAX_GRACE),
-            (true, left) => left.saturating_sub(longest_step.div_ceil(STOPS_PER_GRACE)),
-            (false, left) => left.saturating_sub(step),
+        let may_grow = || left == 0 || self.restarts.load(Ordering::Relaxed) < MAX_RESTARTS;
+        if step > longest_step && may_grow() {
+            left.max(longest_step.min(MAX_GRACE))
+        } else {
+            left.saturating_sub(step)
         }
     }
 
@@ -164,6 +184,41 @@ impl Time {
             _ => self.stopped_at.load(Ordering::Relaxed).min(tick),
         };
         Now { tick, expiry }
+    }
+
+    /// Holds expiry at the present tick for the next `most` ticks, or until [`release`](Self::release). Returns `false`, and
+    /// does nothing, if there is a grace or a hold.
+    pub(crate) fn hold(&self, most: u64) -> bool {
+        let tick = self.now().tick;
+        // Acquire: pairs with the CAS in `advance`.
+        let word = self.seen.load(Ordering::Acquire);
+        // If the tick has advanced, or a grace has begun, the next step of the sweeper tries again.
+        if word != tick {
+            return false;
+        }
+        // Relaxed, both: as in `advance`.
+        self.stopped_at.fetch_max(tick, Ordering::Relaxed);
+        self.restarts.store(0, Ordering::Relaxed);
+        // Release: publishes `stopped_at`.
+        let held = most.min(MAX_GRACE) << TIME_BITS | tick;
+        self.seen
+            .compare_exchange(word, held, Ordering::Release, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Ends a hold, or a grace.
+    pub(crate) fn release(&self) {
+        // Relaxed, both: this stores no `stopped_at`, and orders nothing.
+        _ = self
+            .seen
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| Some(word & LAST_TICK));
+    }
+
+    /// How many ticks are left of a grace or hold.
+    pub(crate) fn held(&self) -> u64 {
+        self.now();
+        // Relaxed: one value.
+        self.seen.load(Ordering::Relaxed) >> TIME_BITS
     }
 
     /// Sets the heartbeat interval, in ticks. From now on, somebody reads the clock more often, and a longer time without a

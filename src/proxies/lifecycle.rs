@@ -10,27 +10,34 @@ use crate::proxies::registry::Wait;
 use crate::proxies::{Moment, Proxies};
 use crate::sync::{Guard, Ordering, step};
 use crate::types::proxy::ProxyRef;
+use crate::word::Word;
 
 /// A round of the sweeper.
-struct Round<'a> {
+pub(crate) struct Round<'a> {
     proxies: &'a Proxies,
     round: u32,
+    /// Routes that were last refreshed before this tick are late.
+    late_before: u64,
+    /// The late routes that were seen.
+    pub(crate) late: usize,
 }
 
 impl Census for Round<'_> {
     #[inline]
-    fn see(&mut self, proxy: u32) {
-        if let Some(entry) = self.proxies.numbers.get(proxy) {
+    fn see(&mut self, route: Word) {
+        self.late += usize::from(route.time() < self.late_before);
+        if let Some(entry) = self.proxies.numbers.get(route.proxy()) {
             entry.seen_in(self.round);
         }
     }
 
     /// One look-up of the number gives both answers.
     #[inline]
-    fn see_valid(&mut self, proxy: u32, _proxies: &impl Liveness) -> bool {
-        let entry = self.proxies.numbers.get(proxy);
+    fn see_valid(&mut self, route: Word, _proxies: &impl Liveness) -> bool {
+        let entry = self.proxies.numbers.get(route.proxy());
         let entry = entry.filter(|entry| entry.life().has_routes());
         if let Some(entry) = entry {
+            self.late += usize::from(route.time() < self.late_before);
             entry.seen_in(self.round);
         }
         entry.is_some()
@@ -68,9 +75,14 @@ impl Proxies {
         owner.wait_for_grace(number);
     }
 
-    /// The census of a round of the sweeper.
-    pub(crate) fn census(&self, round: u32) -> impl Census {
-        Round { proxies: self, round }
+    /// The census of a round of the sweeper, which counts the routes that were last refreshed before a tick.
+    pub(crate) fn census(&self, round: u32, late_before: u64) -> Round<'_> {
+        Round {
+            proxies: self,
+            round,
+            late_before,
+            late: 0,
+        }
     }
 
     /// Advances the numbers from `from` on in their lives, at the end of a sweeper's round that has visited every

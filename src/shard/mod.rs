@@ -457,7 +457,7 @@ impl<K: Key> Shard<K> {
         most: u32,
         parked: &RebuildSlot,
         scope: &Scope<'_, P>,
-        mut census: impl Census,
+        census: &mut impl Census,
     ) -> Visit {
         let mut visit = Visit {
             visited: 0,
@@ -489,7 +489,7 @@ impl<K: Key> Shard<K> {
             let records = &records[place.offset as usize..];
             let count = (end - number).min(most - visit.visited).min(records.len() as u32);
             for record in &records[..count as usize] {
-                match sweep_record::<K, P>(record, index, scope, &mut census) {
+                match sweep_record::<K, P>(record, index, scope, census) {
                     Some(removed) => visit.removed += removed,
                     // The shard is moving: finish the move, and start again in the new slab.
                     None if can_move && self.compact(index, scope).is_ok() => {
@@ -500,7 +500,7 @@ impl<K: Key> Shard<K> {
                     // Without memory for the move, the routes stay, and so do the numbers of their proxies.
                     None => {
                         can_move = false;
-                        read_all(record, scope.guard, |word| census.see(word.proxy()));
+                        read_all(record, scope.guard, |word| census.see(word));
                     }
                 }
             }
@@ -542,7 +542,7 @@ fn sweep_record<K: Key, P: Liveness>(
     let removed = match word.state() {
         State::Retired | State::Dead => return Some(0),
         _ if word.is_frozen() => return None,
-        State::Live if scope.is_young(word) && census.see_valid(word.proxy(), scope.proxies) => return Some(0),
+        State::Live if scope.is_young(word) && census.see_valid(word, scope.proxies) => return Some(0),
         State::Live | State::Spill => {
             // SAFETY: the word has routes (invariant 3), and the scope's guard is pinned.
             let record = unsafe { Published::new(record) };
@@ -555,7 +555,7 @@ fn sweep_record<K: Key, P: Liveness>(
         }
     };
     // Include invalid routes: while a route remains, its proxy's number must not become another proxy's.
-    read_all(record, scope.guard, |word| census.see(word.proxy()));
+    read_all(record, scope.guard, |word| census.see(word));
     Some(removed)
 }
 

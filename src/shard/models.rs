@@ -207,7 +207,7 @@ impl World {
             let mut at = Some(RecordPosition::default());
             let mut removed = 0;
             while let Some(from) = at {
-                let visit = self.shard.visit(from, 100, &RebuildSlot::default(), scope, |_| ());
+                let visit = self.shard.visit(from, 100, &RebuildSlot::default(), scope, &mut |_| ());
                 (at, removed) = (visit.next, removed + visit.removed);
             }
             removed
@@ -836,7 +836,9 @@ fn a_sweep_finds_what_a_move_takes_elsewhere() {
                     at = world.with(12, |scope| {
                         let visit = world
                             .shard
-                            .visit(from, 1, &RebuildSlot::default(), scope, |proxy| seen |= proxy == 1);
+                            .visit(from, 1, &RebuildSlot::default(), scope, &mut |route: Word| {
+                                seen |= route.proxy() == 1
+                            });
                         visit.next
                     });
                 }

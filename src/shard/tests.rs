@@ -604,7 +604,13 @@ fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
     );
     assert_eq!(left.0.take(), []);
     // The route of tick 1 was valid until tick 11, that of tick 6 until tick 16.
-    let visit = shard.visit(RecordPosition::default(), 100, &RebuildSlot::default(), &at(50), |_| ());
+    let visit = shard.visit(
+        RecordPosition::default(),
+        100,
+        &RebuildSlot::default(),
+        &at(50),
+        &mut |_| (),
+    );
     assert_eq!(visit.removed, 2);
     let mut gone = left.0.take();
     gone.sort_unstable();
@@ -699,7 +705,7 @@ fn a_sweep_gives_back_what_a_rebuild_left_out() {
             u32::MAX,
             &RebuildSlot::default(),
             scope,
-            |_| (),
+            &mut |_| (),
         );
         assert_eq!((visit.removed, visit.next), (0, None));
         assert_eq!(index.slab().free_numbers(index), [number]);

@@ -89,7 +89,7 @@ fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
             let hash = table.hash(&node);
             let added = table
                 .shards()
-                .put(&node, hash, Change::Add(proxy.number), &table.scope(&guard));
+                .put(&node, hash, Change::Add(proxy.number), &table.scope(&guard), 0);
             assert!(added.is_ok(), "there is room");
         }
         assert!(table.sweep(100).round_completed);
@@ -126,7 +126,7 @@ fn of_two_sweepers_none_goes_back() {
                 (0..4)
                     .filter(|_| {
                         let guard = pin();
-                        let step = cursor.step(100, table.shards(), table.proxies(), &table.scope(&guard));
+                        let step = cursor.step(100, table.shards(), table.proxies(), &table.scope(&guard), 0);
                         step.round_completed
                     })
                     .count()

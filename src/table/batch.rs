@@ -244,7 +244,8 @@ impl BatchRoutes<'_> {
                 _ => {
                     let words = table.words_of(node, lane.hash, now, &guard);
                     let before = self.several.len();
-                    self.several.extend(words.into_iter().filter_map(|word| table.copied(word)));
+                    self.several
+                        .extend(words.into_iter().filter_map(|word| table.copied(word)));
                     match &self.several[before..] {
                         [route] => {
                             *only = *route;

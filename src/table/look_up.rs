@@ -67,7 +67,7 @@ impl RouteTable {
         let guard = pin();
         let hash = self.hash(node);
         let now = self.time.now();
-        let returned = self.keep_alive.returned() + now.raise();
+        let returned = self.keep_alive.returned();
         let words = self.shards.all_routes(node, hash, &guard);
         let explain = |word: &Word| {
             let proxy = self.proxies.reference(word.proxy());
@@ -78,7 +78,8 @@ impl RouteTable {
                 age: Duration::from_millis(age),
                 verdict: match () {
                     () if proxy.is_none() => Verdict::ProxyRemoved,
-                    () if age > returned => Verdict::Expired,
+                    () if age > returned + now.raise() => Verdict::Expired,
+                    () if age > returned => Verdict::Held,
                     () => Verdict::Returned,
                 },
             }

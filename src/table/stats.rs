@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::sync::{garbage, pin};
 use crate::table::RouteTable;
+use crate::types::expiry_hold::ExpiryHold;
 
 /// What a table holds. Each figure is correct at some moment of the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,6 +21,8 @@ pub struct Stats {
     pub proxies: usize,
     /// The [effective keep-alive interval](RouteTable::effective_keep_alive).
     pub effective_keep_alive: Duration,
+    /// Whether [expiry is held](RouteTable::expiry_hold), and why.
+    pub expiry_hold: Option<ExpiryHold>,
     /// Objects that this process's tables have retired but not freed yet, because some thread may still read them:
     /// route lists, indexes, changes of the feed, details of proxies, arrays of the map of proxy IDs, and grace periods
     /// that have not ended. One figure for all tables of the process.
@@ -55,6 +58,7 @@ impl RouteTable {
             records,
             proxies: self.proxies.len(),
             effective_keep_alive: self.effective_keep_alive(),
+            expiry_hold: self.expiry_hold(),
             garbage: garbage.objects,
             garbage_bytes: garbage.bytes,
         }

@@ -33,7 +33,12 @@ impl RouteTable {
         let mut left = u32::try_from(max_records.max(1)).unwrap_or(u32::MAX);
         while left > 0 && !report.round_completed {
             let guard = pin();
-            let step = self.cursor.step(left, &self.shards, &self.proxies, &self.scope(&guard));
+            let scope = self.scope(&guard);
+            let keep_alive = self.keep_alive.kept();
+            let late_before = self.brake.late_before(scope.now, keep_alive);
+            let step = self.cursor.step(left, &self.shards, &self.proxies, &scope, late_before);
+            self.brake
+                .after_step(step.late, step.round_completed, self.len(), keep_alive, &self.time);
             left = left.saturating_sub(step.visited.max(1));
             report.visited += step.visited as usize;
             report.removed += step.removed;

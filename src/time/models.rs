@@ -1,4 +1,4 @@
-//! A loom model of the first calls after a stop; see `src/shard/models.rs`.
+//! Loom models of the first calls after a stop, and of a hold; see `src/shard/models.rs`.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -31,5 +31,36 @@ fn of_the_first_calls_after_a_stop_none_expires_a_route() {
         clock.advance(Duration::from_millis(HEARTBEAT));
         let now = time.now();
         assert_eq!((now.expiry, now.tick), (after + HEARTBEAT, after + HEARTBEAT));
+    });
+}
+
+#[test]
+fn expiry_never_decreases_while_a_hold_begins_and_ends() {
+    loom::model(|| {
+        let clock = ManualClock::new();
+        let time = Arc::new(Time::new(Box::new(clock.clone())));
+        let other = thread::spawn({
+            let time = Arc::clone(&time);
+            move || {
+                let before = time.now();
+                clock.advance(Duration::from_millis(1));
+                let after = time.now();
+                assert!(before.expiry <= after.expiry && after.expiry <= after.tick);
+                after
+            }
+        });
+        let before = time.now();
+        let is_held = time.hold(HEARTBEAT);
+        let during = time.now();
+        assert!(before.expiry <= during.expiry && during.expiry <= during.tick);
+        if is_held {
+            assert!(during.expiry <= before.tick + 1);
+            assert!(time.held() > 0);
+        }
+        time.release();
+        assert_eq!(time.held(), 0);
+        let last = time.now();
+        assert!(during.expiry <= last.expiry && last.expiry == last.tick);
+        assert!(other.join().expect("it ends").expiry <= time.now().expiry);
     });
 }

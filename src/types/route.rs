@@ -48,6 +48,9 @@ pub struct ExplainedRoute {
 pub enum Verdict {
     /// The route is returned.
     Returned,
+    /// The route was not refreshed for longer than the keep-alive interval. It is returned while
+    /// [expiry is held](crate::RouteTable::expiry_hold).
+    Held,
     /// The route was not refreshed for longer than the keep-alive interval, and is not swept yet.
     Expired,
     /// The route's proxy was removed, and the route is not swept yet.

@@ -5,6 +5,7 @@
 mod common;
 
 mod api;
+mod brake;
 mod feed;
 mod incarnations;
 mod limits;

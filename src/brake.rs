@@ -1,0 +1,135 @@
+//! The expiry brake: if many routes are about to expire at once, their expiry waits, for a bounded time.
+//!
+//! Proxies send a heartbeat for each of their nodes every third of the keep-alive interval. A route is *late* when its last
+//! refresh is two heartbeat intervals ago: it expires within the next. Single routes are late because their nodes left.
+//! Many late routes have another reason, such as a network that is down, and dropping them would turn a lack of news
+//! into an outage.
+//!
+//! The sweeper counts late routes during each round. When they exceed the share that is set, expiry holds at the present
+//! tick (`time.rs`). A round takes a quarter of the interval, so it counts late routes before they expire.
+//!
+//! The hold ends when a whole round has counted at most half of that share, because heartbeats have returned; and in any
+//! case when the effective interval reaches the multiple that is set. Then the routes that are still late expire at once.
+//! Netflix's Eureka has such a protection without a bound, and its registries keep dead instances for days (Eureka issue
+//! 1247). Here, no route is returned that is older than the multiple: a hold that begins later holds only routes that are
+//! not expired then. Routes of removed proxies are never held, and not counted.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::time::Time;
+
+/// When the expiry of many routes waits: see [`Builder::expiry_brake`](crate::Builder::expiry_brake).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExpiryBrake {
+    /// The percentage of all routes that must be about to expire within a third of the keep-alive interval; 15 by default.
+    /// At 100 or more, the brake never acts.
+    pub percent: u32,
+    /// The number of routes that must be about to expire; 100 by default.
+    pub least_routes: usize,
+    /// The greatest effective keep-alive interval, in keep-alive intervals; 3 by default. Up to 1, the brake never acts.
+    pub most_intervals: u32,
+}
+
+impl Default for ExpiryBrake {
+    fn default() -> Self {
+        Self {
+            percent: 15,
+            least_routes: 100,
+            most_intervals: 3,
+        }
+    }
+}
+
+impl ExpiryBrake {
+    /// Sets the [percentage](Self::percent).
+    #[must_use]
+    pub fn percent(mut self, percent: u32) -> Self {
+        self.percent = percent;
+        self
+    }
+
+    /// Sets the [number of routes](Self::least_routes).
+    #[must_use]
+    pub fn least_routes(mut self, routes: usize) -> Self {
+        self.least_routes = routes;
+        self
+    }
+
+    /// Sets the [greatest effective interval](Self::most_intervals).
+    #[must_use]
+    pub fn most_intervals(mut self, intervals: u32) -> Self {
+        self.most_intervals = intervals;
+        self
+    }
+}
+
+/// Heartbeats in a keep-alive interval.
+pub(crate) const HEARTBEATS_PER_INTERVAL: u32 = 3;
+
+/// A table's brake. All operations are Relaxed: the counts publish no other data, and [`Time`] orders the holds.
+#[derive(Debug)]
+pub(crate) struct Brake {
+    options: Option<ExpiryBrake>,
+    /// The late routes that were seen in this round, or in this part of a round after a hold.
+    late: AtomicUsize,
+    /// Whether there is a hold, as far as the sweeper knows.
+    holds: AtomicBool,
+    /// Whether this round began during the hold.
+    is_whole_round: AtomicBool,
+}
+
+impl Brake {
+    pub(crate) fn new(options: Option<ExpiryBrake>) -> Self {
+        Self {
+            options: options.filter(|options| options.percent < 100 && options.most_intervals > 1),
+            late: AtomicUsize::new(0),
+            holds: AtomicBool::new(false),
+            is_whole_round: AtomicBool::new(false),
+        }
+    }
+
+    /// Routes that were last refreshed before this tick are late. `keep_alive`: the interval that was set, in ticks.
+    pub(crate) fn late_before(&self, now: u64, keep_alive: u64) -> u64 {
+        match self.options {
+            Some(_) => now.saturating_sub(keep_alive - keep_alive / u64::from(HEARTBEATS_PER_INTERVAL)),
+            None => 0,
+        }
+    }
+
+    /// Whether the brake holds expiry.
+    pub(crate) fn holds(&self, time: &Time) -> bool {
+        self.holds.load(Ordering::Relaxed) && time.held() > 0
+    }
+
+    /// Begins or ends a hold after a step of the sweeper, which saw `late` routes of all the table's `routes`.
+    pub(crate) fn after_step(&self, late: usize, is_round_over: bool, routes: usize, keep_alive: u64, time: &Time) {
+        let Some(options) = self.options else { return };
+        let holds = self.holds.load(Ordering::Relaxed);
+        let is_held = time.held() > 0;
+        if !holds && is_held {
+            // The grace after a stop: heartbeats are about to return.
+            self.late.store(0, Ordering::Relaxed);
+            return;
+        }
+        let late = self.late.fetch_add(late, Ordering::Relaxed) + late;
+        let share = (routes as u128 * u128::from(options.percent) / 100) as usize;
+        let limit = options.least_routes.max(share);
+        if !holds {
+            if late >= limit.max(1) && time.hold(keep_alive.saturating_mul(u64::from(options.most_intervals - 1))) {
+                self.holds.store(true, Ordering::Relaxed);
+                self.is_whole_round.store(false, Ordering::Relaxed);
+            }
+        } else if !is_held {
+            // The hold has reached its bound. The routes that were late have expired.
+            self.holds.store(false, Ordering::Relaxed);
+            self.late.store(0, Ordering::Relaxed);
+        } else if is_round_over && self.is_whole_round.swap(true, Ordering::Relaxed) && late <= limit / 2 {
+            self.holds.store(false, Ordering::Relaxed);
+            time.release();
+        }
+        if is_round_over {
+            self.late.store(0, Ordering::Relaxed);
+        }
+    }
+}

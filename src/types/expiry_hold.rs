@@ -1,0 +1,28 @@
+//! Expiry that is held.
+
+use std::time::Duration;
+
+/// Why and for how long no route expires: see [`RouteTable::expiry_hold`](crate::RouteTable::expiry_hold).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ExpiryHold {
+    /// Why expiry is held.
+    pub cause: HoldCause,
+    /// By how much the effective keep-alive interval is longer than the one that was set, at present.
+    pub raise: Duration,
+    /// The time after which the hold ends in any case, if the process is not stopped.
+    pub left: Duration,
+}
+
+/// Why expiry is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum HoldCause {
+    /// The process was stopped, or its clock jumped: see
+    /// [`effective_keep_alive`](crate::RouteTable::effective_keep_alive).
+    Stop,
+    /// Many routes were about to expire at once: see [`Builder::expiry_brake`](crate::Builder::expiry_brake).
+    Brake,
+}

@@ -1,0 +1,247 @@
+//! The expiry brake: many routes that are about to expire at once are held, for a bounded time.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use nodetracker::{Builder, ExpiryBrake, HoldCause, ManualClock, NodeId, ProxyRef, RouteTable, SweepPace, Verdict};
+
+use crate::common::proxy;
+
+const INTERVAL: Duration = Duration::from_secs(300);
+const HEARTBEAT: Duration = Duration::from_secs(100);
+const TICK: Duration = Duration::from_millis(1);
+const PROXIES: usize = 20;
+const NODES_EACH: usize = 50;
+const NODES: usize = PROXIES * NODES_EACH;
+const BOUND: Duration = Duration::from_secs(900);
+
+/// Proxies that send heartbeats for their own nodes, at different times.
+struct Fleet {
+    table: RouteTable,
+    clock: ManualClock,
+    pace: SweepPace,
+    proxies: Vec<ProxyRef>,
+    nodes: Vec<Vec<NodeId>>,
+    elapsed: Duration,
+}
+
+impl Fleet {
+    fn new(brake: ExpiryBrake) -> Self {
+        Self::with(RouteTable::builder().expiry_brake(brake))
+    }
+
+    fn with(builder: Builder) -> Self {
+        let clock = ManualClock::new();
+        let table = builder
+            .keep_alive(INTERVAL)
+            .clock(clock.clone())
+            .build()
+            .expect("possible limits");
+        let node = |number| format!("node-{number}").parse().expect("a good name");
+        let mut fleet = Self {
+            proxies: (0..PROXIES)
+                .map(|number| {
+                    table
+                        .register_proxy(&proxy(&format!("proxy-{number}")))
+                        .expect("there is room")
+                })
+                .collect(),
+            nodes: (0..PROXIES)
+                .map(|number| (number * NODES_EACH..(number + 1) * NODES_EACH).map(node).collect())
+                .collect(),
+            pace: SweepPace::default(),
+            table,
+            clock,
+            elapsed: Duration::ZERO,
+        };
+        (0..PROXIES).for_each(|number| fleet.report(number));
+        fleet.pass(HEARTBEAT, 0..PROXIES);
+        fleet
+    }
+
+    fn report(&mut self, number: usize) {
+        // The sweeper drops a proxy whose routes have expired.
+        self.proxies[number] = self
+            .table
+            .register_proxy(&proxy(&format!("proxy-{number}")))
+            .expect("there is room");
+        self.table
+            .add_nodes(&self.nodes[number], self.proxies[number])
+            .expect("there is room");
+    }
+
+    /// Lets time pass, with the sweeper, and with the heartbeats of some proxies.
+    fn pass(&mut self, time: Duration, alive: impl Clone + Iterator<Item = usize>) {
+        let end = self.elapsed + time;
+        while self.elapsed < end {
+            // Each proxy in a second of its own.
+            let step = Duration::from_secs(1).min(end - self.elapsed);
+            let second = self.elapsed.as_secs() % HEARTBEAT.as_secs();
+            let due = alive.clone().filter(|&proxy| proxy as u64 * 5 == second);
+            due.for_each(|proxy| self.report(proxy));
+            let mut left = step;
+            while !left.is_zero() {
+                let pause = self.pace.next_pause(&self.table).min(left);
+                self.clock.advance(pause);
+                self.pace.sweep(&self.table);
+                left -= pause;
+            }
+            self.elapsed += step;
+        }
+    }
+
+    fn returned(&self) -> usize {
+        self.nodes
+            .iter()
+            .flatten()
+            .map(|node| self.table.get_proxies(node).len())
+            .sum()
+    }
+
+    fn cause(&self) -> Option<HoldCause> {
+        self.table.expiry_hold().map(|hold| hold.cause)
+    }
+}
+
+#[test]
+fn routes_are_held_when_all_heartbeats_stop_and_expire_at_the_bound() {
+    let mut fleet = Fleet::new(ExpiryBrake::default());
+    assert_eq!(fleet.cause(), None);
+    fleet.pass(INTERVAL + HEARTBEAT, 0..0);
+    assert_eq!(fleet.cause(), Some(HoldCause::Brake));
+    assert_eq!(fleet.returned(), NODES);
+    let [route] = &fleet.table.explain(&fleet.nodes[0][0])[..] else {
+        panic!("one route");
+    };
+    assert_eq!(route.verdict, Verdict::Held);
+    let hold = fleet.table.stats().expiry_hold.expect("expiry is held");
+    assert_eq!(fleet.table.keep_alive(), INTERVAL);
+    assert_eq!(fleet.table.effective_keep_alive(), INTERVAL + hold.raise);
+    assert_eq!(hold.raise + hold.left, BOUND - INTERVAL);
+
+    fleet.pass(hold.left - TICK, 0..0);
+    assert_eq!(fleet.returned(), NODES);
+    fleet.clock.advance(TICK);
+    assert_eq!(fleet.returned(), 0);
+    assert_eq!(fleet.table.effective_keep_alive(), INTERVAL);
+    fleet.pass(INTERVAL, 0..0);
+    assert_eq!((fleet.table.len(), fleet.cause()), (0, None));
+}
+
+#[test]
+fn the_hold_ends_when_heartbeats_return_and_what_stays_silent_expires() {
+    let mut fleet = Fleet::new(ExpiryBrake::default());
+    fleet.pass(INTERVAL + HEARTBEAT, 0..0);
+    assert_eq!(fleet.cause(), Some(HoldCause::Brake));
+    // Five of a hundred stay silent.
+    fleet.pass(HEARTBEAT + 2 * INTERVAL / 4, 1..PROXIES);
+    assert_eq!(fleet.cause(), None);
+    assert_eq!(fleet.returned(), NODES - NODES_EACH);
+    fleet.pass(INTERVAL, 1..PROXIES);
+    assert_eq!(fleet.table.len(), NODES - NODES_EACH);
+    assert_eq!(fleet.table.effective_keep_alive(), INTERVAL);
+}
+
+#[test]
+fn what_is_below_either_limit_expires() {
+    // Two of twenty are ten percent.
+    let mut fleet = Fleet::new(ExpiryBrake::default());
+    for _ in 0..4 {
+        fleet.pass(HEARTBEAT, 2..PROXIES);
+        assert_eq!(fleet.cause(), None);
+    }
+    assert_eq!(fleet.returned(), NODES - 2 * NODES_EACH);
+
+    // All of them, but few.
+    let mut fleet = Fleet::new(ExpiryBrake::default().least_routes(NODES + 1));
+    for _ in 0..4 {
+        fleet.pass(HEARTBEAT, 0..0);
+        assert_eq!(fleet.cause(), None);
+    }
+    assert_eq!(fleet.returned(), 0);
+}
+
+#[test]
+fn four_of_twenty_are_enough() {
+    let mut fleet = Fleet::new(ExpiryBrake::default());
+    fleet.pass(INTERVAL + HEARTBEAT, 4..PROXIES);
+    assert_eq!(fleet.cause(), Some(HoldCause::Brake));
+    assert_eq!(fleet.returned(), NODES);
+    // The heartbeats of the others do not end the hold, but the bound does.
+    fleet.pass(BOUND - INTERVAL, 4..PROXIES);
+    assert_eq!(fleet.cause(), None);
+    assert_eq!(fleet.returned(), NODES - 4 * NODES_EACH);
+}
+
+#[test]
+fn without_a_brake_nothing_is_held() {
+    for brake in [
+        None,
+        Some(ExpiryBrake::default().percent(100)),
+        Some(ExpiryBrake::default().most_intervals(1)),
+    ] {
+        let builder = RouteTable::builder();
+        let mut fleet = Fleet::with(match brake {
+            Some(brake) => builder.expiry_brake(brake),
+            None => builder,
+        });
+        fleet.pass(INTERVAL + HEARTBEAT, 0..0);
+        assert_eq!((fleet.cause(), fleet.returned()), (None, 0), "{brake:?}");
+    }
+}
+
+#[test]
+fn a_removed_proxy_is_not_held() {
+    let mut fleet = Fleet::new(ExpiryBrake::default());
+    fleet.pass(INTERVAL + HEARTBEAT, 0..0);
+    assert!(fleet.table.remove_proxy(fleet.proxies[0]));
+    assert_eq!(fleet.returned(), NODES - NODES_EACH);
+    fleet.pass(INTERVAL / 2, 0..0);
+    assert_eq!(fleet.cause(), Some(HoldCause::Brake));
+    assert_eq!(fleet.table.len(), NODES - NODES_EACH);
+}
+
+#[test]
+fn a_stop_during_a_hold_leaves_a_heartbeat_interval() {
+    let mut fleet = Fleet::new(ExpiryBrake::default());
+    fleet.pass(INTERVAL + HEARTBEAT, 0..0);
+    let hold = fleet.table.expiry_hold().expect("expiry is held");
+    fleet.pass(hold.left - TICK, 0..0);
+    fleet.clock.advance(10 * INTERVAL);
+    assert_eq!(fleet.returned(), NODES);
+    fleet.pass(HEARTBEAT - TICK, 0..0);
+    assert_eq!(fleet.returned(), NODES);
+    fleet.clock.advance(TICK);
+    assert_eq!(fleet.returned(), 0);
+}
+
+/// Proxies fall silent and return at random. No route outlives the bound, the holds end, and silence alone leaves nothing.
+#[test]
+fn no_route_outlives_the_bound() {
+    for seed in 0..4 {
+        let mut random = Rng::with_seed(seed);
+        let mut fleet = Fleet::new(ExpiryBrake::default());
+        let mut holds = 0;
+        for _ in 0..40 {
+            let alive: Vec<usize> = (0..PROXIES).filter(|_| random.u8(..4) > 0).collect();
+            let alive = if random.bool() { alive } else { Vec::new() };
+            let time = Duration::from_secs(random.u64(1..400));
+            fleet.pass(time, alive.into_iter());
+            holds += usize::from(fleet.cause().is_some());
+            assert!(fleet.table.effective_keep_alive() <= BOUND, "seed {seed}");
+            for node in fleet.nodes.iter().flatten().step_by(NODES_EACH / 2) {
+                for route in fleet.table.explain(node) {
+                    let is_returned = matches!(route.verdict, Verdict::Returned | Verdict::Held);
+                    assert_eq!(
+                        is_returned,
+                        route.age <= fleet.table.effective_keep_alive(),
+                        "seed {seed}"
+                    );
+                }
+            }
+        }
+        assert!(holds > 0, "seed {seed}");
+        fleet.pass(BOUND + INTERVAL, 0..0);
+        assert_eq!((fleet.table.len(), fleet.cause()), (0, None), "seed {seed}");
+    }
+}
