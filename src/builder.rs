@@ -33,6 +33,7 @@ pub struct Builder {
     pub(crate) clock: Box<dyn Clock>,
     pub(crate) max_routes: usize,
     pub(crate) max_proxies: usize,
+    pub(crate) max_routes_per_proxy: Option<usize>,
     pub(crate) feed_ring: usize,
     pub(crate) expiry_brake: Option<ExpiryBrake>,
 }
@@ -45,6 +46,7 @@ impl Default for Builder {
             // Models and fuzzers have fewer shards.
             max_routes: Builder::MOST_ROUTES.min(1 << 24),
             max_proxies: 1 << 20,
+            max_routes_per_proxy: None,
             feed_ring: RING,
             expiry_brake: None,
         }
@@ -111,6 +113,16 @@ impl Builder {
     /// restart although the table is full.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
+        self
+    }
+
+    /// The most routes of each proxy, counted until they are removed or swept; without a limit of its own by default. So no
+    /// proxy can fill the table for the others. Routes from a snapshot are inserted even if they exceed the limit.
+    ///
+    /// With a limit, the table counts the routes of each proxy ([`route_count`](crate::RouteTable::route_count)), which takes
+    /// a cache line for each proxy, and an insertion writes the cache line of its proxy.
+    pub fn max_routes_per_proxy(mut self, routes: usize) -> Self {
+        self.max_routes_per_proxy = Some(routes);
         self
     }
 

@@ -151,6 +151,12 @@ pub enum AddError {
         /// The limit that was reached.
         limit: usize,
     },
+    /// The proxy has its maximum of routes.
+    #[error("the proxy has its maximum of {limit} routes")]
+    TooManyRoutesOfProxy {
+        /// The limit that was reached.
+        limit: usize,
+    },
     /// There is no memory for the route.
     #[error("out of memory")]
     OutOfMemory,

@@ -7,6 +7,16 @@ pub(crate) trait Liveness {
     /// Whether routes through a proxy number may be returned.
     fn has(&self, proxy: u32) -> bool;
 
+    /// Whether the proxy may get a further route.
+    fn has_room(&self, proxy: u32) -> bool;
+
+    /// Counts a route that the proxy is about to get. Returns `false`, and does not count the route, if the proxy has its
+    /// maximum.
+    fn reserve(&self, proxy: u32) -> bool;
+
+    /// Counts `more` routes of the proxy, even beyond its maximum; fewer if negative.
+    fn count(&self, proxy: u32, more: i32);
+
     /// Reports that a route of the proxy is gone, and that it counted for the proxy until `tick`.
     fn left(&self, proxy: u32, tick: u64);
 }

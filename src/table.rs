@@ -14,6 +14,7 @@ pub(crate) mod stats;
 pub(crate) mod sweep;
 pub(crate) mod walk;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::brake::Brake;
@@ -76,6 +77,8 @@ pub struct RouteTable {
     time: Time,
     keep_alive: KeepAlive,
     brake: Brake,
+    /// Whether room for routes is wanted sooner than a paced sweep makes it.
+    room_wanted: AtomicBool,
     cursor: Cursor,
     feed: Feed,
 }
@@ -179,10 +182,11 @@ impl RouteTable {
         Self {
             shards: Shards::new(),
             route_limit: RouteLimit::new(builder.max_routes),
-            proxies: Proxies::new(builder.max_proxies),
+            proxies: Proxies::new(builder.max_proxies, builder.max_routes_per_proxy),
             time: Time::new(builder.clock),
             keep_alive: KeepAlive::new(ticks(builder.keep_alive)),
             brake: Brake::new(builder.expiry_brake),
+            room_wanted: AtomicBool::new(false),
             cursor: Cursor::default(),
             feed: Feed::new(builder.feed_ring),
         }
@@ -234,6 +238,17 @@ impl RouteTable {
     pub(crate) fn moment(&self) -> Moment {
         let now = self.time.now();
         Moment::new(now.tick, self.keep_alive.kept() + now.raise())
+    }
+
+    /// Has the pace of sweeping hurry, so that expired routes and those of removed proxies make room.
+    pub(crate) fn want_room(&self) {
+        // Relaxed, here and below: a hint.
+        self.room_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether room was wanted since the last call.
+    pub(crate) fn take_room_wanted(&self) -> bool {
+        self.room_wanted.load(Ordering::Relaxed) && self.room_wanted.swap(false, Ordering::Relaxed)
     }
 
     pub(crate) fn shards(&self) -> &Shards {

@@ -56,6 +56,7 @@ mod models;
 mod owner;
 mod register;
 mod registry;
+pub(crate) mod route_counts;
 mod takeover;
 mod unlinked;
 
@@ -70,6 +71,7 @@ use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::ids::Ids;
 use crate::proxies::intern::{Addr, Clusters};
 use crate::proxies::registry::Registry;
+use crate::proxies::route_counts::RouteCounts;
 use crate::proxies::takeover::Takeover;
 use crate::sync::{AtomicUsize, Guard, Mutex, Ordering};
 use crate::types::proxy::{ProxyDetails, ProxyRef};
@@ -93,6 +95,8 @@ impl Moment {
 #[derive(Debug)]
 pub(crate) struct Proxies {
     numbers: Arc<Numbers>,
+    /// None if the table does not limit them.
+    route_counts: Option<RouteCounts>,
     ids: Ids,
     takeover: Takeover,
     clusters: Arc<Clusters>,
@@ -111,19 +115,37 @@ impl Liveness for Proxies {
         self.numbers.life(proxy).is_some_and(|life| life.get().has_routes())
     }
 
+    fn has_room(&self, proxy: u32) -> bool {
+        self.route_counts.as_ref().is_none_or(|counts| counts.has_room(proxy))
+    }
+
+    #[inline]
+    fn reserve(&self, proxy: u32) -> bool {
+        self.route_counts.as_ref().is_none_or(|counts| counts.reserve(proxy))
+    }
+
+    fn count(&self, proxy: u32, more: i32) {
+        if let Some(counts) = &self.route_counts {
+            counts.add(proxy, more);
+        }
+    }
+
     fn left(&self, proxy: u32, tick: u64) {
+        self.count(proxy, -1);
         self.touch(proxy, tick);
     }
 }
 
 impl Proxies {
     /// `limit` is at most [`PROXY_NUMBERS`](crate::word::PROXY_NUMBERS).
-    pub(crate) fn new(limit: usize) -> Self {
-        let numbers = Arc::new(Numbers::new(most_numbers(limit) as u32));
+    pub(crate) fn new(limit: usize, max_routes_each: Option<usize>) -> Self {
+        let most = most_numbers(limit) as u32;
+        let numbers = Arc::new(Numbers::new(most));
         let registry = Registry::default();
         Self {
             ids: Ids::new(Arc::clone(&numbers)),
             takeover: Takeover::default(),
+            route_counts: max_routes_each.map(|routes| RouteCounts::new(routes, most)),
             numbers,
             clusters: registry.clusters(),
             registry: Mutex::new(registry),
@@ -210,5 +232,10 @@ impl Proxies {
 
     pub(crate) fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// How many routes each proxy has, if the table limits them.
+    pub(crate) fn route_counts(&self) -> Option<&RouteCounts> {
+        self.route_counts.as_ref()
     }
 }

@@ -29,7 +29,7 @@ fn proxy(id: &str) -> Proxy<'_> {
 impl World {
     fn new() -> Self {
         Self {
-            proxies: Proxies::new(6),
+            proxies: Proxies::new(6, None),
         }
     }
 

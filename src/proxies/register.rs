@@ -111,6 +111,9 @@ impl Proxies {
     ) -> Result<ProxyRef, RegisterError> {
         let taken = owner.take_number(&self.numbers, most_numbers);
         let (number, entry) = taken.ok_or(self.too_many())?;
+        if let Some(counts) = &self.route_counts {
+            counts.ensure(number);
+        }
         let details = owner.intern(proxy.cluster_name, proxy.addr);
         // Set it before the life, which publishes it.
         self.numbers.set_incarnation(number, incarnation);

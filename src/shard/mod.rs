@@ -153,6 +153,8 @@ impl<P: Liveness> Scope<'_, P> {
 pub(crate) enum CapacityError {
     /// The table's limit of routes or the shard's limit of records is reached.
     Routes,
+    /// The proxy's limit of routes is reached.
+    RoutesOfProxy,
     Memory,
 }
 
@@ -363,6 +365,11 @@ impl<K: Key> Shard<K> {
             step("insert: root loaded");
             let filled = index.find_or_fill(hash, accept, || {
                 // Reserve before a record is taken, so that a refused key leaves no record behind.
+                if let Change::Add(proxy) = what
+                    && !scope.proxies.has_room(proxy)
+                {
+                    return Err(NoRecord::NoProxyPlace);
+                }
                 if place.is_none() {
                     place = Some(Reservation::new(scope.route_limit).ok_or(NoRecord::NoPlace)?);
                 }
@@ -393,6 +400,7 @@ impl<K: Key> Shard<K> {
                 }
                 Err(NoRecord::OutOfMemory) => return Err(CapacityError::Memory),
                 Err(NoRecord::NoPlace) => return Err(CapacityError::Routes),
+                Err(NoRecord::NoProxyPlace) => return Err(CapacityError::RoutesOfProxy),
                 Err(NoRecord::NoNumber) => {
                     // A rebuild frees the numbers of tombstones a grace period later, for later keys.
                     if Self::is_littered(index) {

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::sync::Arc as StdArc;
+use std::sync::{Arc as StdArc, atomic};
 
 use ahash::RandomState;
 use loom::sync::Arc;
@@ -78,6 +78,7 @@ struct World {
     route_limit: RouteLimit,
     /// One bit per dead proxy.
     dead: AtomicU32,
+    counts: Counts,
     feed: Feed,
 }
 
@@ -89,15 +90,36 @@ fn number_of(node: &NodeId) -> u64 {
 /// Half of a private record's key, in the place of a free record's link. No link has this value.
 const KEY_OF_PRIVATE: u64 = 1_000;
 
-struct Proxies<'a>(&'a AtomicU32);
+/// The routes of each proxy. Atomics of `std`, like the table's.
+type Counts = [atomic::AtomicI32; 32];
+
+struct Proxies<'a> {
+    dead: &'a AtomicU32,
+    counts: &'a Counts,
+}
 
 impl Liveness for Proxies<'_> {
     fn has(&self, proxy: u32) -> bool {
         // Acquire: like the life of a proxy's entry.
-        self.0.load(Ordering::Acquire) & (1 << proxy) == 0
+        self.dead.load(Ordering::Acquire) & (1 << proxy) == 0
     }
 
-    fn left(&self, _proxy: u32, _tick: u64) {}
+    fn has_room(&self, _proxy: u32) -> bool {
+        true
+    }
+
+    fn reserve(&self, proxy: u32) -> bool {
+        self.count(proxy, 1);
+        true
+    }
+
+    fn count(&self, proxy: u32, more: i32) {
+        self.counts[proxy as usize].fetch_add(more, atomic::Ordering::Relaxed);
+    }
+
+    fn left(&self, proxy: u32, _tick: u64) {
+        self.count(proxy, -1);
+    }
 }
 
 impl World {
@@ -107,6 +129,7 @@ impl World {
             hasher: RandomState::with_seeds(1, 2, 3, 4),
             route_limit: RouteLimit::new(100),
             dead: AtomicU32::new(0),
+            counts: Default::default(),
             feed: Feed::default(),
         }
     }
@@ -117,7 +140,10 @@ impl World {
             guard: &guard,
             hasher: &self.hasher,
             route_limit: &self.route_limit,
-            proxies: &Proxies(&self.dead),
+            proxies: &Proxies {
+                dead: &self.dead,
+                counts: &self.counts,
+            },
             now,
             keep_alive: 10,
             kept_age: 10,
@@ -160,6 +186,7 @@ impl World {
             }
             assert!(scope.route_limit.reserve(keys.len()));
             if self.shard.fill(records, scope) {
+                scope.proxies.count(0, keys.len() as i32);
                 return;
             }
             scope.route_limit.release(keys.len());
@@ -276,10 +303,12 @@ impl World {
             };
             let mut keys = Vec::new();
             let (mut routes, mut live) = (0, 0);
+            let mut of_proxies = [0; 32];
             for slot in index.slots() {
                 assert_ne!(slot.load(Ordering::Acquire), FROZEN, "a published index is frozen");
             }
             for (_, record) in index.occupied() {
+                read_all(record, scope.guard, |word| of_proxies[word.proxy() as usize] += 1);
                 let word = record.load();
                 let here = match word.state() {
                     State::Retired => continue,
@@ -300,6 +329,11 @@ impl World {
             let all: Vec<_> = (0..index.slab().numbers()).collect();
             assert_eq!(numbers, all, "records were lost, or are in two places");
             assert_eq!(routes, self.route_limit.get(), "routes are miscounted");
+            let counts = self
+                .counts
+                .each_ref()
+                .map(|count| count.load(atomic::Ordering::Relaxed));
+            assert_eq!(counts, of_proxies, "routes of a proxy are miscounted");
             assert_eq!(live, index.slab().live(), "nodes are miscounted");
             assert_eq!(
                 index.occupied().count() as u32,

@@ -134,6 +134,8 @@ pub(crate) enum NoRecord {
     OutOfMemory,
     /// The table's limit of routes is reached.
     NoPlace,
+    /// The proxy has its maximum of routes.
+    NoProxyPlace,
     /// The slab has as many records as a slot can number.
     NoNumber,
 }

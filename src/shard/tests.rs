@@ -25,6 +25,16 @@ impl Liveness for AllAlive {
         true
     }
 
+    fn has_room(&self, _proxy: u32) -> bool {
+        true
+    }
+
+    fn reserve(&self, _proxy: u32) -> bool {
+        true
+    }
+
+    fn count(&self, _proxy: u32, _more: i32) {}
+
     fn left(&self, _proxy: u32, _tick: u64) {}
 }
 
@@ -568,6 +578,16 @@ impl Liveness for Left {
     fn has(&self, _proxy: u32) -> bool {
         true
     }
+
+    fn has_room(&self, _proxy: u32) -> bool {
+        true
+    }
+
+    fn reserve(&self, _proxy: u32) -> bool {
+        true
+    }
+
+    fn count(&self, _proxy: u32, _more: i32) {}
 
     fn left(&self, proxy: u32, tick: u64) {
         self.0.borrow_mut().push((proxy, tick));

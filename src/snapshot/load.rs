@@ -8,12 +8,15 @@
 #[cfg(all(test, loom))]
 mod models;
 
+use std::collections::HashMap;
+
 use hashbrown::HashTable;
 use hashbrown::hash_table;
 use rayon::prelude::*;
 
 use crate::feed::{Event, Reason};
 use crate::layout::SHARD_BITS;
+use crate::liveness::Liveness;
 use crate::proxies::Proxies;
 use crate::proxies::begin::Prospect;
 use crate::route_limit::RouteLimit;
@@ -267,16 +270,26 @@ impl Bulk<'_> {
         let guard = pin();
         let scope = self.table.scope(&guard);
         let mut tally = Tally::default();
+        let mut of_proxies = HashMap::new();
+        let is_counted = self.table.proxies().route_counts().is_some();
         let nodes = part.nodes.iter().map(|(node, routes)| {
             let words: Words = routes.iter().filter_map(|route| self.route(*route)).collect();
             tally.inserted += words.len() as u64;
             tally.refused += (routes.len() - words.len()) as u64;
+            if is_counted {
+                words
+                    .iter()
+                    .for_each(|word| *of_proxies.entry(word.proxy()).or_insert(0) += 1);
+            }
             (&node.id, words)
         });
         let filled = self.table.shards().fill(part.shard, part.nodes.len(), nodes, &scope);
         if !filled.map_err(|_| SnapshotError::OutOfMemory)? {
             return Ok(false);
         }
+        of_proxies
+            .into_iter()
+            .for_each(|(proxy, routes)| self.table.proxies().count(proxy, routes));
         drop(guard);
         self.room.use_up(tally.inserted as usize);
         self.tally = tally;
@@ -334,7 +347,7 @@ impl Bulk<'_> {
                 self.tally.inserted += 1;
             }
             Ok((Added::Refreshed, _)) => self.tally.known += 1,
-            Err(CapacityError::Routes) => self.tally.refused += 1,
+            Err(CapacityError::Routes | CapacityError::RoutesOfProxy) => self.tally.refused += 1,
             Err(CapacityError::Memory) => return Err(SnapshotError::OutOfMemory),
         }
         Ok(())

@@ -57,8 +57,21 @@ impl RouteTable {
         let removed = self.proxies.remove(proxy, self.now(), &guard);
         if removed {
             self.proxy_removed(proxy, &guard);
+            self.want_room();
         }
         removed
+    }
+
+    /// How many routes a proxy has, counted until they are removed or swept. `None` if the proxy is not registered, or if the
+    /// table has no [limit](crate::Builder::max_routes_per_proxy) and does not count.
+    #[must_use]
+    pub fn route_count(&self, proxy: ProxyRef) -> Option<usize> {
+        let _guard = pin();
+        let counts = self.proxies.route_counts()?;
+        self.proxies
+            .reference(proxy.number)
+            .filter(|current| *current == proxy)?;
+        usize::try_from(counts.get(proxy.number)).ok().or(Some(0))
     }
 
     /// [`remove_proxy`](Self::remove_proxy) by the proxy's ID. A proxy that was registered under the ID when the call

@@ -1,6 +1,7 @@
 //! Reporting one node.
 
 use crate::error::{AddError, ReportError};
+use crate::proxies::route_counts::RouteCounts;
 use crate::shard::CapacityError;
 use crate::shard::routes::Change;
 use crate::sync::{Guard, pin};
@@ -68,9 +69,18 @@ impl RouteTable {
 
     pub(crate) fn add_error(&self, refused: CapacityError) -> AddError {
         match refused {
-            CapacityError::Routes => AddError::TooManyRoutes {
-                limit: self.route_limit.limit(),
-            },
+            CapacityError::Routes => {
+                self.want_room();
+                AddError::TooManyRoutes {
+                    limit: self.route_limit.limit(),
+                }
+            }
+            CapacityError::RoutesOfProxy => {
+                self.want_room();
+                AddError::TooManyRoutesOfProxy {
+                    limit: self.proxies.route_counts().map_or(0, RouteCounts::limit),
+                }
+            }
             CapacityError::Memory => AddError::OutOfMemory,
         }
     }

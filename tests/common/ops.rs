@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nodetracker::snapshot::Ages;
 use nodetracker::{
-    AddError, AddHandlesError, Added, AddedHandles, Clock, ManualClock, NodeId, Proxy, ProxyRef, RefreshedRoutes,
-    ReportError, Route, RouteHandle, RouteTable, Verdict,
+    AddError, AddHandlesError, Added, AddedHandles, Clock, ManualClock, NodeId, Proxy, ProxyCursor, ProxyRef,
+    RefreshedRoutes, ReportError, Route, RouteHandle, RouteTable, Verdict,
 };
 use uuid::Uuid;
 
@@ -93,7 +93,8 @@ struct Handle {
 impl Subject {
     pub(crate) fn new(setup: Setup) -> Self {
         let clock = ManualClock::new();
-        let mut builder = RouteTable::builder().keep_alive(setup.keep_alive).clock(clock.clone());
+        let builder = RouteTable::builder().keep_alive(setup.keep_alive).clock(clock.clone());
+        let mut builder = builder.max_routes_per_proxy(usize::MAX);
         if let Some(limit) = setup.max_routes {
             builder = builder.max_routes(limit);
         }
@@ -199,6 +200,7 @@ impl Subject {
     }
 
     fn check_all(&mut self) -> Result<(), String> {
+        check_route_counts(&self.table, &self.nodes)?;
         (0..self.setup.nodes).try_for_each(|node| self.get(node))?;
         let compare_times = self.read_clock();
         let answers = self.table.get_proxies_batch(&self.nodes);
@@ -303,6 +305,7 @@ impl Subject {
             .write_snapshot(&mut bytes)
             .map_err(|error| error.to_string())?;
         let builder = RouteTable::builder().keep_alive(self.setup.keep_alive);
+        let builder = builder.max_routes_per_proxy(usize::MAX);
         let new = builder.clock(self.clock.clone()).build().expect("possible limits");
         let report = new.read_snapshot_with(bytes.as_slice(), Ages::Frozen);
         let report = report.map_err(|error| format!("a snapshot was refused: {error}"))?;
@@ -311,6 +314,7 @@ impl Subject {
             "{size:?} was written, {report:?} read"
         );
         ensure!(new.len() as u64 == report.inserted, "{} routes, {report:?}", new.len());
+        check_route_counts(&new, &self.nodes)?;
         for node in &self.nodes {
             let told = |table: &RouteTable| -> Vec<_> {
                 let routes = table.get_proxies(node).into_iter();
@@ -524,4 +528,25 @@ pub(crate) fn node(number: u16) -> NodeId {
     } else {
         Uuid::from_u128(0x550e_8400_e29b_41d4_a716_4466_5544_0000 + u128::from(number)).into()
     }
+}
+
+/// Compares the count of each proxy's routes with the routes, also the expired ones.
+fn check_route_counts(table: &RouteTable, nodes: &[NodeId]) -> Result<(), String> {
+    let mut counts = HashMap::new();
+    for route in nodes.iter().flat_map(|node| table.explain(node)) {
+        if let Some(details) = route.proxy {
+            *counts.entry(details.id().to_owned()).or_insert(0) += 1;
+        }
+    }
+    let page = table.proxies_page(ProxyCursor::default(), usize::MAX);
+    for (proxy, details) in page.proxies {
+        let counted = table.route_count(proxy);
+        let routes = counts.get(details.id()).copied().or(Some(0));
+        ensure!(
+            counted == routes,
+            "{counted:?} routes of {}, not {routes:?}",
+            details.id()
+        );
+    }
+    Ok(())
 }

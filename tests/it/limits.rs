@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::common::{proxy, scale, sweep_fully, wait_until};
-use nodetracker::{AddError, Added, Builder, Clock, ManualClock, NodeId, ProxyRef, RegisterError, RouteTable, Verdict};
+use nodetracker::{
+    AddError, Added, Builder, Clock, ManualClock, NodeId, ProxyRef, RegisterError, RouteTable, SweepPace, Verdict,
+};
 use uuid::Uuid;
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -236,4 +238,137 @@ fn limits_that_a_table_cannot_keep_are_refused() {
     );
     let error = builder().feed_ring(0).build().expect_err("a ring holds a change");
     assert_eq!(error.to_string(), "feed_ring is 0, but must be between 1 and 1048576");
+}
+
+#[test]
+fn no_proxy_gets_more_routes_than_its_limit() {
+    const LIMIT: usize = 10;
+    let refused = AddError::TooManyRoutesOfProxy { limit: LIMIT };
+    let (table, clock) = crate::common::table_with(INTERVAL, |builder| builder.max_routes_per_proxy(LIMIT));
+    let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
+    let nodes: Vec<NodeId> = (0..2 * LIMIT as u128)
+        .map(|number| Uuid::from_u128(number << 64).into())
+        .collect();
+    let added = table.add_nodes(&nodes, one).expect_err("there are too many");
+    assert_eq!((added.added, added.error), (LIMIT, refused));
+    assert_eq!(table.add_node(&nodes[LIMIT], one), Err(refused));
+    assert_eq!(table.stats().nodes, LIMIT, "a refused node leaves no record");
+    assert_eq!(table.add_node(&nodes[0], one), Ok(Added::Refreshed));
+
+    // Others have their own, also in lists.
+    for node in &nodes[..LIMIT] {
+        assert_eq!(table.add_node(node, two), Ok(Added::Inserted));
+    }
+    assert_eq!(table.add_node(&nodes[LIMIT], two), Err(refused));
+    assert_eq!([one, two].map(|proxy| table.route_count(proxy)), [Some(LIMIT); 2]);
+
+    // What was removed, has expired and was swept, or was replaced makes room.
+    assert!(table.remove_route(&nodes[0], two));
+    assert!(table.remove_node(&nodes[1]));
+    assert_eq!(
+        [one, two].map(|proxy| table.route_count(proxy)),
+        [Some(LIMIT - 1), Some(LIMIT - 2)]
+    );
+    assert_eq!(table.add_node(&nodes[LIMIT], one), Ok(Added::Inserted));
+    assert_eq!(table.add_node(&nodes[LIMIT + 1], one), Err(refused));
+    clock.advance(INTERVAL + TICK);
+    assert_eq!(
+        table.add_node(&nodes[LIMIT + 1], one),
+        Err(refused),
+        "expired, but not swept"
+    );
+    assert_eq!(
+        table.add_node(&nodes[2], two),
+        Ok(Added::Inserted),
+        "it replaces an expired route of each"
+    );
+    assert_eq!(
+        [one, two].map(|proxy| table.route_count(proxy)),
+        [Some(LIMIT - 1), Some(LIMIT - 2)]
+    );
+    sweep_fully(&table);
+    let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
+    assert_eq!([one, two].map(|proxy| table.route_count(proxy)), [Some(0), Some(1)]);
+    let added = table.add_nodes(&nodes, one).expect_err("there are too many");
+    assert_eq!((added.added, added.error), (LIMIT, refused));
+
+    let (table, _) = crate::common::table(INTERVAL);
+    let proxy = register(&table, "proxy");
+    assert_eq!(table.route_count(proxy), None);
+}
+
+#[test]
+fn threads_that_compete_for_a_proxys_last_routes_do_not_exceed_its_limit() {
+    const LIMIT: usize = 1_000;
+    const THREADS: u128 = 4;
+    let (table, _) = crate::common::table_with(INTERVAL, |builder| builder.max_routes_per_proxy(LIMIT));
+    let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
+    let node = |thread: u128, number: u128| NodeId::from(Uuid::from_u128((number << 8 | thread) << 48));
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let table = &table;
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(thread as u64);
+                for _ in 0..10_000 {
+                    // Half of the nodes are shared.
+                    let node = node(thread * random.u128(..2), random.u128(..LIMIT as u128));
+                    match random.u8(..4) {
+                        0 => _ = table.remove_route(&node, one),
+                        1 => _ = table.remove_node(&node),
+                        _ => _ = table.add_node(&node, if random.bool() { one } else { two }),
+                    }
+                    let count = table.route_count(one);
+                    assert!(count <= Some(LIMIT), "{count:?}");
+                }
+            });
+        }
+    });
+    let mut counts = std::collections::HashMap::new();
+    table.for_each_route(|_, route| *counts.entry(route.proxy).or_insert(0) += 1);
+    assert_eq!(
+        [one, two].map(|proxy| table.route_count(proxy)),
+        [one, two].map(|proxy| counts.get(&proxy).copied())
+    );
+}
+
+#[test]
+fn a_proxy_that_is_removed_makes_room_at_once() {
+    const NODES: usize = 100_000;
+    let minutes = Duration::from_secs(300);
+    let (table, clock) = crate::common::table_with(minutes, |builder| builder.max_routes(NODES));
+    let [one, two] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
+    let nodes: Vec<NodeId> = (0..NODES as u128)
+        .map(|number| Uuid::from_u128(number << 64).into())
+        .collect();
+    table.add_nodes(&nodes, one).expect("there is room");
+    let mut pace = SweepPace::default();
+    let mut pass = |until: &dyn Fn() -> bool| {
+        let begun = clock.monotonic();
+        while !until() {
+            clock.advance(pace.next_pause(&table));
+            pace.sweep(&table);
+        }
+        clock.monotonic() - begun
+    };
+    // Some rounds at the usual pace.
+    let begun = clock.monotonic();
+    pass(&|| clock.monotonic() - begun > minutes / 2);
+
+    assert!(table.remove_proxy(one));
+    assert!(pass(&|| table.is_empty()) < Duration::from_secs(1));
+    table.add_nodes(&nodes, two).expect("there is room");
+
+    // A refused addition has the sweeper look for expired routes.
+    let more: NodeId = "more".parse().expect("a name");
+    assert_eq!(
+        table.add_node(&more, two),
+        Err(AddError::TooManyRoutes { limit: NODES })
+    );
+    assert_eq!(pace.next_pause(&table), Duration::from_millis(2));
+    // After two rounds, the sweeper takes its time again.
+    for _ in 0..100 {
+        pace.sweep(&table);
+        pace.next_pause(&table);
+    }
+    assert!(pace.next_pause(&table) > Duration::from_millis(2));
 }
