@@ -10,7 +10,6 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use nodetracker::RouteTable;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 use tracing_subscriber::filter::Targets;
@@ -40,6 +39,18 @@ pub(super) struct Serve {
     /// The most routes [default: an eighth of the memory, and at most 16777216]
     #[arg(long, value_name = "NUMBER", value_parser = number(config::max_routes))]
     max_routes: Option<usize>,
+    /// The most routes of each proxy [default: half of the most routes]
+    #[arg(long, value_name = "NUMBER", value_parser = number(config::max_routes))]
+    max_routes_per_proxy: Option<usize>,
+    /// Hold expiry when more than this percentage of the routes is about to expire; 100 for never [default: 15]
+    #[arg(long, value_name = "PERCENT", value_parser = number(config::brake_percent))]
+    expiry_brake_percent: Option<u32>,
+    /// Hold expiry only when so many routes are about to expire [default: 100]
+    #[arg(long, value_name = "NUMBER", value_parser = number(config::max_routes))]
+    expiry_brake_routes: Option<usize>,
+    /// The greatest age of a route while expiry is held, in keep-alive intervals; 1 for no hold [default: 3]
+    #[arg(long, value_name = "NUMBER", value_parser = number(config::brake_intervals))]
+    expiry_brake_intervals: Option<u32>,
     /// The most connections at one time [default: 10000]
     #[arg(long, value_name = "NUMBER", value_parser = number(config::max_connections))]
     max_connections: Option<u32>,
@@ -112,6 +123,18 @@ impl Serve {
         if let Some(routes) = self.max_routes {
             config = config.max_routes(routes);
         }
+        if let Some(routes) = self.max_routes_per_proxy {
+            config = config.max_routes_per_proxy(routes);
+        }
+        if let Some(percent) = self.expiry_brake_percent {
+            config = config.brake_percent(percent);
+        }
+        if let Some(routes) = self.expiry_brake_routes {
+            config = config.brake_routes(routes);
+        }
+        if let Some(intervals) = self.expiry_brake_intervals {
+            config = config.brake_intervals(intervals);
+        }
         if let Some(connections) = self.max_connections {
             config = config.max_connections(connections);
         }
@@ -119,11 +142,7 @@ impl Serve {
             config = config.client_memory(bytes);
         }
         open_files::raise_limit(config.max_connections.value);
-        let table = RouteTable::builder()
-            .keep_alive(config.keep_alive.value)
-            .max_routes(config.max_routes.value)
-            .build()
-            .expect("the limits were checked");
+        let table = config.table().build().expect("the limits were checked");
         Server::bind(&config, Arc::new(table)).await
     }
 }

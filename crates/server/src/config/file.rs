@@ -12,18 +12,22 @@ use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use crate::config::{
-    CLIENT_MEMORY, Config, ConfigError, ENABLED, KEEP_ALIVE, KEYPAIRS, Keypair, LISTEN_ADDR, MAX_CONNECTIONS,
-    MAX_ROUTES, Origin, SECTION, SHUTDOWN_DELAY, Setting, client_memory, duration, keep_alive, listen_addr,
-    max_connections, max_routes,
+    BRAKE_INTERVALS, BRAKE_PERCENT, BRAKE_ROUTES, CLIENT_MEMORY, Config, ConfigError, ENABLED, KEEP_ALIVE, KEYPAIRS,
+    Keypair, LISTEN_ADDR, MAX_CONNECTIONS, MAX_ROUTES, MAX_ROUTES_PER_PROXY, Origin, SECTION, SHUTDOWN_DELAY, Setting,
+    brake_intervals, brake_percent, client_memory, duration, keep_alive, listen_addr, max_connections, max_routes,
 };
 
 /// The keys of the section and of its key pairs.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 14] = [
     ENABLED,
     LISTEN_ADDR,
     KEEP_ALIVE,
     SHUTDOWN_DELAY,
     MAX_ROUTES,
+    MAX_ROUTES_PER_PROXY,
+    BRAKE_PERCENT,
+    BRAKE_ROUTES,
+    BRAKE_INTERVALS,
     MAX_CONNECTIONS,
     CLIENT_MEMORY,
     KEYPAIRS,
@@ -80,6 +84,21 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
     if let Some(routes) = section.max_routes.read(file, MAX_ROUTES, max_routes)? {
         config.max_routes = routes;
     }
+    let routes = section.max_routes_per_proxy;
+    if let Some(routes) = routes.read(file, MAX_ROUTES_PER_PROXY, max_routes)? {
+        config.max_routes_per_proxy = Some(routes);
+    }
+    let percent = section.expiry_brake_percent;
+    if let Some(percent) = percent.read(file, BRAKE_PERCENT, brake_percent)? {
+        config.brake_percent = percent;
+    }
+    if let Some(routes) = section.expiry_brake_routes.read(file, BRAKE_ROUTES, max_routes)? {
+        config.brake_routes = routes;
+    }
+    let intervals = section.expiry_brake_intervals;
+    if let Some(intervals) = intervals.read(file, BRAKE_INTERVALS, brake_intervals)? {
+        config.brake_intervals = intervals;
+    }
     let connections = section.max_connections;
     if let Some(connections) = connections.read(file, MAX_CONNECTIONS, max_connections)? {
         config.max_connections = connections;
@@ -129,6 +148,10 @@ struct Section {
     proxy_keep_alive_interval: Given<String>,
     shutdown_delay: Given<String>,
     max_routes: Given<u64>,
+    max_routes_per_proxy: Given<u64>,
+    expiry_brake_percent: Given<u64>,
+    expiry_brake_routes: Given<u64>,
+    expiry_brake_intervals: Given<u64>,
     max_connections: Given<u64>,
     client_memory_mb: Given<u64>,
     https_keypairs: Given<Vec<Pair>>,
@@ -505,8 +528,8 @@ mod tests {
             (
                 &format!("{section}  listen_adr: 127.0.0.1:1"),
                 "conf/tracker.yaml:2: unknown key `listen_adr`, expected one of enabled, listen_addr, \
-                 proxy_keep_alive_interval, shutdown_delay, max_routes, max_connections, client_memory_mb, \
-                 https_keypairs"
+                 proxy_keep_alive_interval, shutdown_delay, max_routes, max_routes_per_proxy, expiry_brake_percent, \
+                 expiry_brake_routes, expiry_brake_intervals, max_connections, client_memory_mb, https_keypairs"
                     .into(),
             ),
             (

@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nodetracker::Builder;
+use nodetracker::{Builder, ExpiryBrake, RouteTable};
 use thiserror::Error;
 
 use crate::limits::Limits;
@@ -23,6 +23,10 @@ const LISTEN_ADDR: &str = "listen_addr";
 const KEEP_ALIVE: &str = "proxy_keep_alive_interval";
 const SHUTDOWN_DELAY: &str = "shutdown_delay";
 const MAX_ROUTES: &str = "max_routes";
+const MAX_ROUTES_PER_PROXY: &str = "max_routes_per_proxy";
+const BRAKE_PERCENT: &str = "expiry_brake_percent";
+const BRAKE_ROUTES: &str = "expiry_brake_routes";
+const BRAKE_INTERVALS: &str = "expiry_brake_intervals";
 const MAX_CONNECTIONS: &str = "max_connections";
 const CLIENT_MEMORY: &str = "client_memory_mb";
 const KEYPAIRS: &str = "https_keypairs";
@@ -130,6 +134,15 @@ pub struct Config {
     /// By default, an eighth of the memory that the process may use holds this many routes of nodes with UUIDs; at
     /// least 65,536 and at most 16,777,216. A node with a long name takes up to ten times as much memory.
     pub max_routes: Setting<usize>,
+    /// The most routes of each proxy, so that no proxy fills the table for the others. Half of
+    /// [`max_routes`](Self::max_routes) by default.
+    pub max_routes_per_proxy: Option<Setting<usize>>,
+    /// [`ExpiryBrake::percent`]; 15 by default.
+    pub brake_percent: Setting<u32>,
+    /// [`ExpiryBrake::least_routes`]; 100 by default.
+    pub brake_routes: Setting<usize>,
+    /// [`ExpiryBrake::most_intervals`]; 3 by default.
+    pub brake_intervals: Setting<u32>,
     /// The most connections at one time; 10,000 by default. Replaces [`Limits::max_connections`].
     pub max_connections: Setting<u32>,
     /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which documents the
@@ -142,6 +155,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let limits = Limits::default();
+        let brake = ExpiryBrake::default();
         Self {
             listen_addr: Setting {
                 value: DEFAULT_LISTEN_ADDR.into(),
@@ -158,6 +172,19 @@ impl Default for Config {
             max_routes: Setting {
                 value: (machine::memory() / 8 / BYTES_PER_ROUTE).clamp(LEAST_ROUTES, MOST_DEFAULT_ROUTES),
                 origin: Origin::Default(MAX_ROUTES),
+            },
+            max_routes_per_proxy: None,
+            brake_percent: Setting {
+                value: brake.percent,
+                origin: Origin::Default(BRAKE_PERCENT),
+            },
+            brake_routes: Setting {
+                value: brake.least_routes,
+                origin: Origin::Default(BRAKE_ROUTES),
+            },
+            brake_intervals: Setting {
+                value: brake.most_intervals,
+                origin: Origin::Default(BRAKE_INTERVALS),
             },
             max_connections: Setting {
                 value: limits.max_connections,
@@ -225,6 +252,46 @@ impl Config {
         self
     }
 
+    /// Overrides the most routes of each proxy, as `--max-routes-per-proxy` does.
+    #[must_use]
+    pub fn max_routes_per_proxy(mut self, routes: usize) -> Self {
+        self.max_routes_per_proxy = Some(Setting {
+            value: routes,
+            origin: Origin::Flag("--max-routes-per-proxy"),
+        });
+        self
+    }
+
+    /// Overrides the brake's percentage, as `--expiry-brake-percent` does.
+    #[must_use]
+    pub fn brake_percent(mut self, percent: u32) -> Self {
+        self.brake_percent = Setting {
+            value: percent,
+            origin: Origin::Flag("--expiry-brake-percent"),
+        };
+        self
+    }
+
+    /// Overrides the brake's number of routes, as `--expiry-brake-routes` does.
+    #[must_use]
+    pub fn brake_routes(mut self, routes: usize) -> Self {
+        self.brake_routes = Setting {
+            value: routes,
+            origin: Origin::Flag("--expiry-brake-routes"),
+        };
+        self
+    }
+
+    /// Overrides the brake's number of intervals, as `--expiry-brake-intervals` does.
+    #[must_use]
+    pub fn brake_intervals(mut self, intervals: u32) -> Self {
+        self.brake_intervals = Setting {
+            value: intervals,
+            origin: Origin::Flag("--expiry-brake-intervals"),
+        };
+        self
+    }
+
     /// Overrides the most connections, as `--max-connections` does.
     #[must_use]
     pub fn max_connections(mut self, connections: u32) -> Self {
@@ -243,6 +310,22 @@ impl Config {
             origin: Origin::Flag("--client-memory-mb"),
         };
         self
+    }
+
+    /// Returns the options of the server's table.
+    #[must_use]
+    pub fn table(&self) -> Builder {
+        let routes = self.max_routes.value;
+        let of_proxy = self.max_routes_per_proxy.as_ref();
+        let brake = ExpiryBrake::default()
+            .percent(self.brake_percent.value)
+            .least_routes(self.brake_routes.value)
+            .most_intervals(self.brake_intervals.value);
+        RouteTable::builder()
+            .keep_alive(self.keep_alive.value)
+            .max_routes(routes)
+            .max_routes_per_proxy(of_proxy.map_or(routes.div_ceil(2), |routes| routes.value))
+            .expiry_brake(brake)
     }
 
     /// Returns the default limits, with those that are configured.
@@ -276,6 +359,23 @@ pub(crate) fn max_routes(routes: u64) -> Result<usize, String> {
         Ok(routes) if (1..=most).contains(&routes) => Ok(routes),
         _ => Err(format!("{routes} is not a number from 1 to {most}")),
     }
+}
+
+/// Checks a percentage of the brake.
+pub(crate) fn brake_percent(percent: u64) -> Result<u32, String> {
+    u32::try_from(percent)
+        .ok()
+        .filter(|percent| (1..=100).contains(percent))
+        .ok_or_else(|| format!("{percent} is not a percentage from 1 to 100 (100: no brake)"))
+}
+
+/// Checks a number of intervals of the brake.
+pub(crate) fn brake_intervals(intervals: u64) -> Result<u32, String> {
+    const MOST: u32 = 100;
+    u32::try_from(intervals)
+        .ok()
+        .filter(|intervals| (1..=MOST).contains(intervals))
+        .ok_or_else(|| format!("{intervals} is not a number from 1 to {MOST} (1: no brake)"))
 }
 
 /// Checks a number of connections.

@@ -61,7 +61,9 @@ pub(crate) fn report_nodes(path: &str, error: ReportNodesError) -> Status {
 
 fn add(error: AddError, message: impl Display) -> Status {
     match error {
-        AddError::TooManyRoutes { .. } | AddError::OutOfMemory => Status::resource_exhausted(message.to_string()),
+        AddError::TooManyRoutes { .. } | AddError::TooManyRoutesOfProxy { .. } | AddError::OutOfMemory => {
+            Status::resource_exhausted(message.to_string())
+        }
         _ => Status::internal(message.to_string()),
     }
 }

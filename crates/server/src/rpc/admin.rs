@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use nodetracker::{MAX_ROUTES_PER_NODE, NodeCursor, ProxyCursor, RouteTable, Verdict};
+use nodetracker::{ExpiryHold, HoldCause, MAX_ROUTES_PER_NODE, NodeCursor, ProxyCursor, RouteTable, Verdict};
 use nodetracker_proto::v1;
 use tonic::Status;
 
@@ -64,7 +64,19 @@ impl Admin {
         let most = page_size(request.page_size);
         context.turns.take(most * NODE_WORK).await;
         let page = self.table.proxies_page(from, most);
+        let counts: Vec<_> = page
+            .proxies
+            .iter()
+            .map(|(proxy, _)| self.table.route_count(*proxy))
+            .collect();
+        // Without a limit, the table counts none. A proxy that was removed meanwhile has no routes.
+        let counts = if counts.iter().any(Option::is_some) {
+            counts
+        } else {
+            Vec::new()
+        };
         Ok(v1::ListProxiesResponse {
+            route_counts: counts.into_iter().map(|count| count.unwrap_or(0) as u64).collect(),
             proxies: page
                 .proxies
                 .into_iter()
@@ -154,6 +166,8 @@ impl Admin {
             client_memory_limit_bytes: self.memory.limit() as u64,
             client_memory_refusals: self.memory.refused(),
             effective_keep_alive: Some(encode::duration(stats.effective_keep_alive)),
+            expiry_hold: expiry_hold(stats.expiry_hold).into(),
+            expiry_hold_left: stats.expiry_hold.map(|hold| encode::duration(hold.left)),
         })
     }
 }
@@ -166,9 +180,18 @@ fn page_size(asked: u32) -> usize {
     }
 }
 
+fn expiry_hold(hold: Option<ExpiryHold>) -> v1::ExpiryHold {
+    match hold.map(|hold| hold.cause) {
+        Some(HoldCause::Stop) => v1::ExpiryHold::Stop,
+        Some(HoldCause::Brake) => v1::ExpiryHold::Brake,
+        _ => v1::ExpiryHold::Unspecified,
+    }
+}
+
 fn verdict(verdict: Verdict) -> v1::Verdict {
     match verdict {
         Verdict::Returned => v1::Verdict::Returned,
+        Verdict::Held => v1::Verdict::Held,
         Verdict::Expired => v1::Verdict::Expired,
         Verdict::ProxyRemoved => v1::Verdict::ProxyRemoved,
         _ => v1::Verdict::Unspecified,

@@ -3,9 +3,8 @@
 //! Look-ups never return an expired route, swept or not; sweeping gives its memory back.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
-use nodetracker::{RouteTable, SweepPace};
+use nodetracker::{HoldCause, RouteTable, SweepPace};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
@@ -17,10 +16,10 @@ use crate::rpc::watch::Watches;
 pub(crate) async fn sweep(table: &RouteTable, watches: &Watches) -> Infallible {
     let mut pace = SweepPace::default();
     let mut expired = 0;
-    let mut is_grace = false;
+    let mut hold = None;
     loop {
         sleep(pace.next_pause(table)).await;
-        is_grace = log_grace(table, is_grace);
+        hold = log_hold(table, hold);
         while let Some(report) = pace.sweep_step(table) {
             expired += report.removed;
             if report.round_completed && expired > 0 {
@@ -34,19 +33,26 @@ pub(crate) async fn sweep(table: &RouteTable, watches: &Watches) -> Infallible {
     }
 }
 
-/// Logs the beginning and the end of a grace after a stop. Returns whether there is a grace.
-fn log_grace(table: &RouteTable, was_grace: bool) -> bool {
-    let raise = table.effective_keep_alive().saturating_sub(table.keep_alive());
-    let is_grace = raise > Duration::ZERO;
-    match (was_grace, is_grace) {
-        (false, true) => warn!(
-            "the process was stopped or its clock jumped: nothing happened for {}; no route expires for a heartbeat interval",
-            duration::format(raise)
-        ),
-        (true, false) => info!("the grace after the stop is over: routes expire again"),
-        _ => {}
+/// Logs the beginnings and the ends of holds of expiry. Returns why expiry is held.
+fn log_hold(table: &RouteTable, before: Option<HoldCause>) -> Option<HoldCause> {
+    let hold = table.expiry_hold();
+    let cause = hold.map(|hold| hold.cause);
+    if cause == before {
+        return cause;
     }
-    is_grace
+    match hold {
+        Some(hold) if hold.cause == HoldCause::Brake => warn!(
+            "expiry brake: many routes miss their heartbeats; no route expires until the heartbeats return, for at most {}",
+            duration::format(hold.left)
+        ),
+        Some(hold) => warn!(
+            "the process was stopped or its clock jumped: nothing happened for {}; no route expires for a heartbeat interval",
+            duration::format(hold.raise)
+        ),
+        None if before == Some(HoldCause::Brake) => info!("the expiry brake is released: routes expire again"),
+        None => info!("the grace after the stop is over: routes expire again"),
+    }
+    cause
 }
 
 #[cfg(test)]

@@ -460,6 +460,8 @@ fn a_watch_prints_a_line_for_each_change_until_ctrl_c() {
             assert_eq!(next(), "proxy_moved    proxy-2  -  p:3");
             ok(&["rm-proxy", "proxy-2", "--addr", addr]);
             assert_eq!(next(), "proxy_removed  proxy-2  -");
+            // The sweeper makes room at once.
+            assert_eq!(next(), "expired        node-1  proxy-1");
             ok(&["rm", "node-1", "--addr", addr]);
             assert_eq!(next(), "removed        node-1  -");
         }
@@ -582,11 +584,17 @@ fn operators_look_around_and_clean_up() {
     let (proxies, _) = ok(&["proxies", "--addr", addr]);
     // They come in any order.
     let mut lines: Vec<_> = proxies.lines().collect();
-    assert_eq!(lines.remove(0), "PROXY    CLUSTER  ADDR");
+    assert_eq!(lines.remove(0), "PROXY    CLUSTER  ADDR           ROUTES");
     lines.sort_unstable();
-    assert_eq!(lines, ["p2       -        p2:1", "proxy-1  main     10.0.0.1:3080"]);
+    assert_eq!(
+        lines,
+        [
+            "p2       -        p2:1           1",
+            "proxy-1  main     10.0.0.1:3080  2"
+        ]
+    );
     let (proxies, _) = ok(&["proxies", "--format", "json", "--addr", addr]);
-    let p2 = r#"{"proxy_id":"p2","cluster_name":"","addr":"p2:1"}"#;
+    let p2 = r#"{"proxy_id":"p2","cluster_name":"","addr":"p2:1","routes":1}"#;
     assert!(proxies.lines().any(|line| line == p2), "{proxies}");
 
     let (nodes, _) = ok(&["nodes", "--addr", addr]);

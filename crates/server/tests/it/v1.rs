@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use nodetracker::{Clock, RouteTable};
+use nodetracker::{Clock, ManualClock, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::route_service_client::RouteServiceClient;
+use nodetracker_server::Config;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -628,4 +629,88 @@ async fn after_a_stop_no_route_expires_for_a_heartbeat_interval() {
     assert_eq!(returned().await, 0);
     let [keep_alive, effective, _] = intervals().await;
     assert_eq!([keep_alive, effective], [Some(300); 2]);
+}
+
+#[tokio::test]
+async fn the_brake_holds_expiry_and_says_so() {
+    let clock = ManualClock::new();
+    let builder = Config::default().brake_routes(10).table();
+    let server = Running::with_table(builder.clock(clock.clone()).build().unwrap()).await;
+    let (mut client, mut operator) = (routes(&server).await, admin(&server).await);
+    let numbers: Vec<u128> = (0..10).collect();
+    client.add_nodes(add("p1", nodes(&numbers, &[]))).await.unwrap();
+    client.add_nodes(add("p2", nodes(&[10], &[]))).await.unwrap();
+    let uuid = |number| Uuid::from_u128(number).into_bytes().to_vec();
+    let sweep = || while !server.table.sweep(4096).round_completed {};
+    let mut state = async || {
+        let stats = operator.stats(v1::StatsRequest {}).await.unwrap().into_inner();
+        let request = v1::ExplainRequest {
+            node: with_uuid(uuid(0)),
+        };
+        let explained = operator.explain(request).await.unwrap().into_inner();
+        // The server sweeps, too, so a hold may begin earlier.
+        let left = stats
+            .expiry_hold_left
+            .is_some_and(|left| (1..=600).contains(&left.seconds));
+        (
+            stats.expiry_hold(),
+            left,
+            explained.routes.first().map(|route| route.verdict()),
+        )
+    };
+    sweep();
+    assert_eq!(
+        state().await,
+        (v1::ExpiryHold::Unspecified, false, Some(v1::Verdict::Returned))
+    );
+    pass(&server.table, &clock, INTERVAL / 4 * 3);
+    sweep();
+    assert_eq!(
+        state().await,
+        (v1::ExpiryHold::Brake, true, Some(v1::Verdict::Returned))
+    );
+    pass(&server.table, &clock, INTERVAL);
+    assert_eq!(state().await, (v1::ExpiryHold::Brake, true, Some(v1::Verdict::Held)));
+
+    // The heartbeats return; a removed proxy is not held.
+    client.add_nodes(add("p1", nodes(&numbers, &[]))).await.unwrap();
+    let request = v1::RemoveProxyRequest { proxy_id: "p2".into() };
+    admin(&server).await.remove_proxy(request).await.unwrap();
+    let request = v1::GetProxiesRequest {
+        node: with_uuid(uuid(10)),
+    };
+    assert_eq!(client.get_proxies(request).await.unwrap().into_inner().routes, []);
+    sweep();
+    sweep();
+    assert_eq!(
+        state().await,
+        (v1::ExpiryHold::Unspecified, false, Some(v1::Verdict::Returned))
+    );
+}
+
+#[tokio::test]
+async fn a_proxy_has_a_limit_of_its_own_and_a_count() {
+    let table = Config::default().max_routes_per_proxy(3).table().build().unwrap();
+    let server = Running::with_table(table).await;
+    let (mut client, mut operator) = (routes(&server).await, admin(&server).await);
+    let refused = client
+        .add_nodes(add("p1", nodes(&[1, 2, 3, 4], &[])))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(
+        refused.message(),
+        "the proxy has its maximum of 3 routes, after 3 nodes"
+    );
+    client.add_nodes(add("p2", nodes(&[4], &[]))).await.unwrap();
+    let list = operator.list_proxies(v1::ListProxiesRequest::default()).await;
+    let list = list.unwrap().into_inner();
+    let mut counts: Vec<_> = list
+        .proxies
+        .iter()
+        .map(|proxy| &*proxy.proxy_id)
+        .zip(list.route_counts)
+        .collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [("p1", 3), ("p2", 1)]);
 }

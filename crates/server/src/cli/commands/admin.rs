@@ -1,7 +1,7 @@
 //! The commands that call a running tracker's `AdminService`.
 
-use std::io;
 use std::time::Duration;
+use std::{io, iter};
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
@@ -147,15 +147,31 @@ pub(crate) async fn nodes(nodes: Nodes) -> Result<(), CommandError> {
 pub(crate) async fn proxies(proxies: Proxies) -> Result<(), CommandError> {
     let Print { format, at } = proxies.print;
     let mut client = at.admin().await?;
-    let mut answer = Answer::new(format, Some(["PROXY", "CLUSTER", "ADDR"]));
+    let mut answer = Answer::new(format, Some(["PROXY", "CLUSTER", "ADDR", "ROUTES"]));
     let mut empty = true;
     let mut request = v1::ListProxiesRequest::default();
     loop {
         let page = at.call(client.list_proxies(request.clone())).await?;
-        let rows: Vec<_> = page.proxies.into_iter().map(ProxyRow::from).collect();
+        // A tracker of an earlier version sends no counts.
+        let counts = page.route_counts.into_iter().map(Some).chain(iter::repeat(None));
+        let rows = page
+            .proxies
+            .into_iter()
+            .zip(counts)
+            .map(|(proxy, routes)| CountedProxy {
+                proxy: proxy.into(),
+                routes,
+            });
+        let rows: Vec<_> = rows.collect();
         empty &= rows.is_empty();
-        answer.push(&mut io::stdout().lock(), &rows, |proxy| {
-            [&proxy.proxy_id, &proxy.cluster_name, &proxy.addr].map(Clone::clone)
+        answer.push(&mut io::stdout().lock(), &rows, |CountedProxy { proxy, routes }| {
+            let routes = routes.map(|routes| routes.to_string()).unwrap_or_default();
+            [
+                proxy.proxy_id.clone(),
+                proxy.cluster_name.clone(),
+                proxy.addr.clone(),
+                routes,
+            ]
         })?;
         if page.next_page_token.is_empty() {
             break;
@@ -191,6 +207,15 @@ struct RemovedProxy {
     removed: bool,
 }
 
+/// A proxy with the number of its routes.
+#[derive(Serialize)]
+struct CountedProxy {
+    #[serde(flatten)]
+    proxy: ProxyRow,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routes: Option<u64>,
+}
+
 #[derive(Serialize)]
 struct StatsRow {
     routes: u64,
@@ -203,6 +228,8 @@ struct StatsRow {
     client_memory_refusals: u64,
     keep_alive_seconds: Option<f64>,
     effective_keep_alive_seconds: Option<f64>,
+    expiry_hold: &'static str,
+    expiry_hold_left_seconds: Option<f64>,
     uptime_seconds: Option<f64>,
     generation: String,
     version: String,
@@ -212,6 +239,12 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
     let Print { format, at } = stats.print;
     let mut client = at.admin().await?;
     let stats = at.call(client.stats(v1::StatsRequest {})).await?;
+    let hold_left = duration(stats.expiry_hold_left);
+    let (hold, held) = match stats.expiry_hold() {
+        v1::ExpiryHold::Unspecified => ("none", "no"),
+        v1::ExpiryHold::Stop => ("stop", "after a stop"),
+        v1::ExpiryHold::Brake => ("brake", "by the brake"),
+    };
     let row = StatsRow {
         routes: stats.route_count,
         nodes: stats.node_count,
@@ -223,6 +256,8 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
         client_memory_refusals: stats.client_memory_refusals,
         keep_alive_seconds: duration(stats.keep_alive).map(|interval| interval.as_secs_f64()),
         effective_keep_alive_seconds: duration(stats.effective_keep_alive).map(|interval| interval.as_secs_f64()),
+        expiry_hold: hold,
+        expiry_hold_left_seconds: hold_left.map(|left| left.as_secs_f64()),
         uptime_seconds: duration(stats.uptime).map(|uptime| uptime.as_secs_f64()),
         generation: generation(stats.generation),
         version: stats.version,
@@ -233,6 +268,10 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
             let keep_alive = duration(stats.keep_alive).map(config::duration::format);
             let effective = duration(stats.effective_keep_alive).map(config::duration::format);
             let uptime = duration(stats.uptime).map(age);
+            let held = match hold_left.map(config::duration::format) {
+                Some(left) => format!("{held}, for at most {left}"),
+                None => held.to_owned(),
+            };
             let lines = [
                 ("routes", row.routes.to_string()),
                 ("nodes", row.nodes.to_string()),
@@ -244,6 +283,7 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
                 ("client memory refusals", row.client_memory_refusals.to_string()),
                 ("keep-alive", keep_alive.unwrap_or_default()),
                 ("effective keep-alive", effective.unwrap_or_default()),
+                ("expiry held", held),
                 ("uptime", uptime.unwrap_or_default()),
                 ("generation", row.generation),
                 ("version", row.version),
@@ -261,6 +301,7 @@ fn megabytes(bytes: u64) -> String {
 fn verdict(verdict: v1::Verdict) -> &'static str {
     match verdict {
         v1::Verdict::Returned => "returned",
+        v1::Verdict::Held => "returned (held)",
         v1::Verdict::Expired => "expired",
         v1::Verdict::ProxyRemoved => "proxy removed",
         v1::Verdict::Unspecified => "unknown",
