@@ -14,9 +14,11 @@
 //! the budget, and the last get less than a share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tonic::Status;
+
+use crate::refusal::{Reason, Refusals, Refused};
 
 /// The least number of shares: with fewer connections, each share is as large as with this many.
 const LEAST_SHARES: usize = 16;
@@ -27,17 +29,17 @@ pub(crate) struct MemoryBudget {
     limit: usize,
     used: AtomicUsize,
     connections: AtomicUsize,
-    refused: AtomicU64,
+    refusals: Arc<Refusals>,
 }
 
 impl MemoryBudget {
     /// Returns a budget of `limit` bytes.
-    pub(crate) fn new(limit: usize) -> Arc<Self> {
+    pub(crate) fn new(limit: usize, refusals: Arc<Refusals>) -> Arc<Self> {
         Arc::new(Self {
             limit,
             used: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
-            refused: AtomicU64::new(0),
+            refusals,
         })
     }
 
@@ -61,9 +63,9 @@ impl MemoryBudget {
         self.limit
     }
 
-    /// Returns how often the budget had no room.
-    pub(crate) fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+    /// Returns the counters of the server's refusals, of any reason.
+    pub(crate) fn refusals(&self) -> &Arc<Refusals> {
+        &self.refusals
     }
 
     /// Returns the bytes that every connection may hold.
@@ -100,6 +102,11 @@ impl ConnectionMemory {
         Ok(charge)
     }
 
+    /// Returns the counters of the server's refusals, of any reason.
+    pub(crate) fn refusals(&self) -> &Arc<Refusals> {
+        self.0.budget.refusals()
+    }
+
     /// Returns a charge of nothing, which can grow.
     pub(crate) fn no_charge(&self) -> Charge {
         Charge {
@@ -109,13 +116,13 @@ impl ConnectionMemory {
     }
 }
 
-/// The budget has no room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OutOfBudget;
+/// The budget has no room. The refusal is counted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct OutOfBudget(Refused);
 
 impl From<OutOfBudget> for Status {
-    fn from(_: OutOfBudget) -> Self {
-        Status::resource_exhausted(
+    fn from(OutOfBudget(refused): OutOfBudget) -> Self {
+        refused.status(
             "this connection holds more than its share of the tracker's memory: read the replies, or send less at a time",
         )
     }
@@ -140,10 +147,17 @@ impl Charge {
         let own = used.load(Ordering::Relaxed).saturating_add(bytes);
         let all = budget.used().saturating_add(bytes);
         let is_free = own <= budget.limit.saturating_sub(all);
-        let is_share = own <= budget.share() && all <= budget.limit.saturating_mul(2);
-        if !is_free && !is_share {
-            budget.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(OutOfBudget);
+        if !is_free {
+            let reason = if own > budget.share() {
+                Some(Reason::ConnectionMemory)
+            } else if all > budget.limit.saturating_mul(2) {
+                Some(Reason::ClientMemory)
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                return Err(OutOfBudget(budget.refusals.refuse(reason)));
+            }
         }
         budget.used.fetch_add(bytes, Ordering::Relaxed);
         used.fetch_add(bytes, Ordering::Relaxed);
@@ -159,6 +173,11 @@ impl Charge {
             memory: self.memory.clone(),
             bytes,
         }
+    }
+
+    /// Returns the memory that the bytes are charged to.
+    pub(crate) fn memory(&self) -> &ConnectionMemory {
+        &self.memory
     }
 
     /// Returns the bytes that are charged.
@@ -180,6 +199,11 @@ mod tests {
 
     const LIMIT: usize = 1 << 20;
 
+    /// Returns the reasons of refusals, with their counts.
+    fn refused(budget: &MemoryBudget) -> Vec<(Reason, u64)> {
+        budget.refusals().counts().filter(|&(_, count)| count > 0).collect()
+    }
+
     /// Charges as much as possible, 100 bytes at a time.
     fn take_all(connection: &ConnectionMemory) -> Charge {
         let mut charge = connection.charge(0).unwrap();
@@ -189,17 +213,17 @@ mod tests {
 
     #[test]
     fn a_connection_that_is_alone_takes_half() {
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
         let charge = take_all(&budget.for_connection());
         assert!((LIMIT / 2 - 200..=LIMIT / 2).contains(&charge.bytes()), "{charge:?}");
-        assert_eq!(budget.refused(), 1);
+        assert_eq!(refused(&budget), [(Reason::ConnectionMemory, 1)]);
         drop(charge);
         assert_eq!(budget.used(), 0);
     }
 
     #[test]
     fn a_connection_that_comes_late_has_its_share() {
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
         let connections: Vec<_> = (0..100).map(|_| budget.for_connection()).collect();
         let charges: Vec<_> = connections.iter().map(take_all).collect();
         for charge in &charges {
@@ -212,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_ends_leaves_its_share_to_the_others() {
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
         let mut connections: Vec<_> = (0..1024).map(|_| budget.for_connection()).collect();
         assert_eq!(budget.share(), LIMIT / 1024);
         let charge = connections[0].charge(1).unwrap();
@@ -228,7 +252,7 @@ mod tests {
 
     #[test]
     fn connections_that_come_one_after_the_other_hold_at_most_twice_the_budget() {
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
         let held: Vec<_> = (0..2_000)
             .map(|_| {
                 let connection = budget.for_connection();
@@ -237,18 +261,20 @@ mod tests {
             })
             .collect();
         assert!(budget.used() <= 2 * LIMIT, "{}", budget.used());
+        let reasons: Vec<_> = refused(&budget).into_iter().map(|(reason, _)| reason).collect();
+        assert_eq!(reasons, [Reason::ClientMemory, Reason::ConnectionMemory]);
         drop(held);
         assert_eq!(budget.used(), 0);
     }
 
     #[test]
     fn a_charge_can_be_split() {
-        let budget = MemoryBudget::new(1000);
+        let budget = MemoryBudget::new(1000, Arc::default());
         let connection = budget.for_connection();
         let mut whole = connection.charge(400).unwrap();
         let part = whole.split(300);
         assert_eq!((whole.bytes(), part.bytes(), budget.used()), (100, 300, 400));
-        assert_eq!(whole.grow(250), Err(OutOfBudget));
+        assert!(whole.grow(250).is_err());
         drop(part);
         assert_eq!(budget.used(), 100);
         whole.grow(250).unwrap();

@@ -24,6 +24,7 @@ use crate::grpc::status::correct_response;
 use crate::grpc::unary::{self, FirstFrame};
 use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, WAITING_CALL_WORK};
 use crate::memory::ConnectionMemory;
+use crate::refusal::Refusals;
 use crate::turns::Turns;
 
 /// Routes the requests of all connections. Cheap to clone.
@@ -101,7 +102,7 @@ impl ConnectionRouter {
     }
 
     fn target<B>(&self, request: &Request<B>) -> Target {
-        let timeout = match head::check(request) {
+        let timeout = match head::check(request, self.refusals()) {
             Ok(timeout) => timeout,
             Err(refusal) => return Target::Refused(refusal),
         };
@@ -160,7 +161,7 @@ impl ConnectionRouter {
                     let request = Request::post(path).body(body).expect("a path of the table");
                     let response = router.in_time(NOT_ARRIVED, handler(request, max_request, &router));
                     let response = response.await.unwrap_or_else(Status::into_http);
-                    end_on_drain(correct_response(response), &router.draining).into()
+                    end_on_drain(correct_response(response, router.refusals()), &router.draining).into()
                 })
             }
         };
@@ -181,6 +182,10 @@ impl ConnectionRouter {
 
     pub(crate) fn watches(&self) -> &Arc<()> {
         &self.watches
+    }
+
+    pub(crate) fn refusals(&self) -> &Refusals {
+        self.memory().refusals()
     }
 
     fn memory(&self) -> &ConnectionMemory {
@@ -253,7 +258,7 @@ impl From<Result<Bytes, Status>> for Reply {
     fn from(replied: Result<Bytes, Status>) -> Self {
         match replied {
             Ok(message) => Self::Message(message),
-            Err(status) => correct_response(status.into_http()).into(),
+            Err(status) => status.into_http().into(),
         }
     }
 }

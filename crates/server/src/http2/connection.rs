@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::future::poll_immediate;
+use h2::Reason;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -27,6 +28,7 @@ use crate::http2::keep_alive::KeepAlive;
 use crate::http2::traffic::{CountedStream, Traffic};
 use crate::limits::{self, Limits};
 use crate::memory::{ConnectionMemory, MemoryBudget};
+use crate::refusal::{self, Refusals};
 use crate::turns::{Turns, WorkerTurns};
 
 /// Bytes that every HTTP/2 client sends first: a fixed preface of 24, and the header of a SETTINGS frame.
@@ -92,7 +94,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
         turns,
         idle,
         tls: _,
-        memory: _,
+        memory: budget,
     } = context;
     let opened = Instant::now();
     let traffic = Arc::new(Traffic::default());
@@ -161,7 +163,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 // After the process was stopped, timers fire before the sockets are polled. So read first what has arrived.
                 yield_now().await;
                 if let Some(result) = poll_immediate(poll_fn(|cx| calls.poll_serve(cx))).await {
-                    return log_end(result);
+                    return log_end(result, budget.refusals());
                 }
                 match keep_alive.check() {
                     Some(next) => silent.as_mut().reset(Instant::now() + next),
@@ -170,13 +172,17 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
             }
             // Last: a client that sends faster than the server replies uses up tokio's budget for the task, and the timers
             // need some of that budget.
-            result = poll_fn(|cx| calls.poll_serve(cx)) => return log_end(result),
+            result = poll_fn(|cx| calls.poll_serve(cx)) => return log_end(result, budget.refusals()),
         }
     }
 }
 
-fn log_end(result: Result<(), h2::Error>) {
+/// Logs how a connection ended. Counts the end if h2 found a flood.
+fn log_end(result: Result<(), h2::Error>, refusals: &Refusals) {
     if let Err(error) = result {
+        if error.is_library() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
+            refusals.refuse(refusal::Reason::FrameFlood);
+        }
         debug!(%error, "a connection ended with an error");
     }
 }
@@ -281,7 +287,7 @@ mod tests {
             tls: None,
             limits,
             draining: watched,
-            memory: MemoryBudget::new(1 << 30),
+            memory: MemoryBudget::new(1 << 30, Arc::default()),
             turns: Arc::default(),
             idle: Arc::default(),
         };
@@ -296,7 +302,7 @@ mod tests {
     }
 
     fn memory() -> ConnectionMemory {
-        MemoryBudget::new(1 << 30).for_connection()
+        MemoryBudget::new(1 << 30, Arc::default()).for_connection()
     }
 
     const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -463,7 +469,13 @@ mod tests {
         let table = Arc::new(nodetracker::RouteTable::new());
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, Duration::ZERO);
-        let (methods, _) = methods(&table, &watches, instance_id, &MemoryBudget::new(0), &Limits::default());
+        let (methods, _) = methods(
+            &table,
+            &watches,
+            instance_id,
+            &MemoryBudget::new(0, Arc::default()),
+            &Limits::default(),
+        );
         let panicking = methods.rows().iter().enumerate().map(|(number, method)| {
             let handler = match method.handler {
                 Handler::Immediate(_) => Handler::Immediate(Arc::new(|_| panic!("on purpose"))),

@@ -140,6 +140,13 @@ impl Admin {
 
     pub(crate) async fn stats(&self, _: v1::StatsRequest, _: &mut CallContext) -> Result<v1::StatsResponse, Status> {
         let stats = self.table.stats();
+        let counts = self.memory.refusals().counts();
+        let refusals = counts
+            .filter(|&(_, count)| count > 0)
+            .map(|(reason, count)| v1::RefusalCount {
+                reason: reason.name().into(),
+                count,
+            });
         Ok(v1::StatsResponse {
             route_count: stats.routes as u64,
             node_count: stats.nodes as u64,
@@ -152,8 +159,8 @@ impl Admin {
             watch_count: self.watches.count() as u32,
             client_memory_bytes: self.memory.used() as u64,
             client_memory_limit_bytes: self.memory.limit() as u64,
-            client_memory_refusals: self.memory.refused(),
             effective_keep_alive: Some(encode::duration(stats.effective_keep_alive)),
+            refusals: refusals.collect(),
         })
     }
 }

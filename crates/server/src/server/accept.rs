@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 
 use crate::http2::idle::IdleConnections;
 use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF};
+use crate::refusal::{Reason, Refusals};
 use crate::server::listen::Listeners;
 use crate::server::worker::Workers;
 
@@ -23,6 +24,7 @@ pub(super) async fn accept(
     workers: &mut Workers,
     slots: &Arc<Semaphore>,
     idle: &IdleConnections,
+    refusals: &Refusals,
 ) -> Infallible {
     let mut backoff = Backoff::default();
     let mut slots = Slots {
@@ -37,7 +39,7 @@ pub(super) async fn accept(
         }) {
             Ok((stream, peer)) => {
                 backoff = Backoff::default();
-                let slot = slots.take(idle).await;
+                let slot = slots.take(idle, refusals).await;
                 workers.hand_over(stream, peer, slot);
             }
             // This client is gone; the next client may be fine.
@@ -47,6 +49,7 @@ pub(super) async fn accept(
             // Descriptors or memory ran out. The connection stays in the backlog, so an immediate retry would burn a core.
             Err(error) => {
                 let pause = backoff.next();
+                refusals.refuse(Reason::Accept);
                 warn!(%error, "cannot accept connections, trying again in {pause:?}");
                 idle.make_room(1);
                 sleep(pause).await;
@@ -65,12 +68,13 @@ struct Slots<'s> {
 
 impl Slots<'_> {
     /// Waits for a free slot. Idle connections make room meanwhile, an eighth of all at a time.
-    async fn take(&mut self, idle: &IdleConnections) -> OwnedSemaphorePermit {
+    async fn take(&mut self, idle: &IdleConnections, refusals: &Refusals) -> OwnedSemaphorePermit {
         let mut slot = pin!(Arc::clone(self.free).acquire_owned());
         if let Some(slot) = poll_immediate(slot.as_mut()).await {
             self.is_full &= self.free.available_permits() <= self.limit / 8;
             return slot.expect("the semaphore is never closed");
         }
+        refusals.refuse(Reason::Connections);
         // The warning is repeated only after many slots were free: connections come and go at the limit.
         if !self.is_full {
             self.is_full = true;

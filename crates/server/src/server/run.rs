@@ -17,6 +17,7 @@ use crate::http2::connection::ConnectionContext;
 use crate::http2::idle::IdleConnections;
 use crate::limits::Limits;
 use crate::memory::MemoryBudget;
+use crate::refusal::Refusals;
 use crate::rpc::health::Health;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
@@ -70,6 +71,7 @@ pub struct Server {
     health: Health,
     limits: Limits,
     idle: Arc<IdleConnections>,
+    refusals: Arc<Refusals>,
     draining: watch::Sender<bool>,
 }
 
@@ -103,7 +105,8 @@ impl Server {
         let (draining, watched) = watch::channel(false);
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
-        let memory = MemoryBudget::new(limits.memory);
+        let refusals = Arc::<Refusals>::default();
+        let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
         let idle = Arc::<IdleConnections>::default();
         let (methods, health) = methods(&table, &watches, instance_id, &memory, &limits);
         health.serving().await;
@@ -136,6 +139,7 @@ impl Server {
             health,
             limits,
             idle,
+            refusals,
             draining,
         })
     }
@@ -168,6 +172,7 @@ impl Server {
             mut workers,
             health,
             idle,
+            refusals,
             shutdown_delay: delay,
             ..
         } = self;
@@ -189,7 +194,7 @@ impl Server {
         };
         tokio::select! {
             () = stop => {}
-            never = accept(&mut listeners, &mut workers, &slots, &idle) => match never {},
+            never = accept(&mut listeners, &mut workers, &slots, &idle, &refusals) => match never {},
             never = sweep(&self.table, &self.watches) => match never {},
             never = tail(&self.watches) => match never {},
         }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::support::{ADD, Process, Raw, Running, SOON, add, connect, ended, framed, grpc};
+use crate::support::{ADD, Process, Raw, Running, SOON, add, connect, ended, framed, grpc, refused};
 
 /// Too long for a limit to matter.
 const LATE: Duration = Duration::from_secs(1000);
@@ -118,6 +118,8 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
     first.settle().await;
     first.connection.abort();
     second.read_exact(&mut byte).await.unwrap();
+    drop(second);
+    assert!(refused(&server.stats().await, "connections") > 0);
 }
 
 #[tokio::test]
@@ -264,7 +266,7 @@ async fn requests_that_never_end_take_a_share_of_the_memory_and_no_more() {
     let stats = loop {
         let stats = admin.stats(v1::StatsRequest {}).await.unwrap().into_inner();
         assert!(stats.client_memory_bytes <= 16 * MEGABYTE as u64, "{stats:?}");
-        if stats.client_memory_refusals > 900 {
+        if refused(&stats, "connection_memory") + refused(&stats, "client_memory") > 900 {
             break stats;
         }
     };

@@ -73,6 +73,7 @@ use nodetracker_proto::v1;
 use tonic::Streaming;
 
 use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, Limits};
+use crate::refusal::Refusals;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::session::owner::SessionOwners;
 use crate::rpc::session::state::Session;
@@ -94,14 +95,16 @@ pub(crate) struct Shared {
     table: Arc<RouteTable>,
     owners: SessionOwners,
     instance_id: InstanceId,
+    refusals: Arc<Refusals>,
 }
 
 impl Shared {
-    fn new(table: Arc<RouteTable>, instance_id: InstanceId) -> Self {
+    fn new(table: Arc<RouteTable>, instance_id: InstanceId, refusals: Arc<Refusals>) -> Self {
         Self {
             table,
             owners: SessionOwners::default(),
             instance_id,
+            refusals,
         }
     }
 
@@ -113,9 +116,14 @@ impl Shared {
 
 impl Sessions {
     /// Returns the service.
-    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId, limits: &Limits) -> Self {
+    pub(crate) fn new(
+        table: Arc<RouteTable>,
+        instance_id: InstanceId,
+        refusals: Arc<Refusals>,
+        limits: &Limits,
+    ) -> Self {
         Self {
-            shared: Arc::new(Shared::new(table, instance_id)),
+            shared: Arc::new(Shared::new(table, instance_id, refusals)),
             hello: limits.call,
             keep_alive: limits.stream_keep_alive,
         }

@@ -78,7 +78,8 @@ impl SessionStream {
         }
         match Pin::new(&mut self.requests).poll_next(cx) {
             Poll::Ready(Some(request)) => {
-                let step = self.session.on_request(request.map_err(correct_status)?)?;
+                let request = request.map_err(|status| correct_status(status, self.session.refusals()))?;
+                let step = self.session.on_request(request)?;
                 let now = Instant::now();
                 self.last_look = None;
                 if let Some(idle_timeout) = self.session.idle_timeout() {
@@ -221,7 +222,7 @@ mod tests {
             .keep_alive(KEEP_ALIVE)
             .build()
             .expect("possible limits");
-        let sessions = Sessions::new(Arc::new(table), InstanceId::draw(), &Limits::default());
+        let sessions = Sessions::new(Arc::new(table), InstanceId::draw(), Arc::default(), &Limits::default());
         let (client, requests) = unbounded_channel();
         let decoder = SmallCodec::<(), v1::SessionRequest>::default().decoder();
         (

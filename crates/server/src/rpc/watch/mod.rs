@@ -72,6 +72,7 @@ use crate::convert::parse;
 use crate::grpc::frame;
 use crate::grpc::handler::StreamContext;
 use crate::limits::{MAX_SWEEP_WAIT, MAX_WATCHED_SIZE, MAX_WATCHES, MAX_WATCHES_PER_CONNECTION};
+use crate::refusal::Reason;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::watch::change_log::ChangeLog;
 use crate::rpc::watch::snapshot::Snapshots;
@@ -89,13 +90,15 @@ pub(crate) fn watch(
     context: StreamContext,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
     let nodes = WatchedNodes::new(parse::nodes(request.nodes)?, &watches.table);
+    let refuse = |TooManyWatches { reason, message }| context.budget.memory().refusals().refuse(reason).status(message);
     // The connection and this call have one reference each.
     if Arc::strong_count(&context.watches) - 2 >= MAX_WATCHES_PER_CONNECTION {
-        return Err(Status::resource_exhausted(format!(
-            "this connection has {MAX_WATCHES_PER_CONNECTION} watches, which is the limit"
-        )));
+        return Err(refuse(TooManyWatches {
+            reason: Reason::ConnectionWatches,
+            message: format!("this connection has {MAX_WATCHES_PER_CONNECTION} watches, which is the limit"),
+        }));
     }
-    let slot = watches.take_slot(nodes.size())?;
+    let slot = watches.take_slot(nodes.size()).map_err(refuse)?;
     let watch = Watch::new(slot, nodes, context, request.resume, request.accepts_resync);
     Ok(unfold(watch, async |mut watch| {
         let message = watch.next().await;
@@ -195,17 +198,16 @@ impl Watches {
     ///
     /// # Errors
     ///
-    /// RESOURCE_EXHAUSTED: a limit is reached.
-    fn take_slot(self: &Arc<Self>, size: usize) -> Result<WatchSlot, Status> {
+    /// A limit is reached.
+    fn take_slot(self: &Arc<Self>, size: usize) -> Result<WatchSlot, TooManyWatches> {
         let mut full = None;
         self.activity.send_if_modified(|activity| {
             if activity.watches == MAX_WATCHES {
-                full = Some(format!("there are {MAX_WATCHES} watches"));
+                full = Some((Reason::Watches, format!("there are {MAX_WATCHES} watches")));
             } else if activity.watched_size + size > MAX_WATCHED_SIZE {
-                full = Some(format!(
-                    "the nodes of all watches take {} bytes of {MAX_WATCHED_SIZE}",
-                    activity.watched_size
-                ));
+                let taken = activity.watched_size;
+                let message = format!("the nodes of all watches take {taken} bytes of {MAX_WATCHED_SIZE}");
+                full = Some((Reason::WatchedNodes, message));
             } else {
                 activity.watches += 1;
                 activity.watched_size += size;
@@ -214,13 +216,23 @@ impl Watches {
             full.is_none()
         });
         match full {
-            Some(full) => Err(Status::resource_exhausted(format!("{full}, which is the limit"))),
+            Some((reason, full)) => Err(TooManyWatches {
+                reason,
+                message: format!("{full}, which is the limit"),
+            }),
             None => Ok(WatchSlot {
                 watches: Arc::clone(self),
                 size,
             }),
         }
     }
+}
+
+/// A limit on watches is reached.
+#[derive(Debug, PartialEq, Eq)]
+struct TooManyWatches {
+    reason: Reason,
+    message: String,
 }
 
 /// The slot of an open watch.
@@ -243,8 +255,6 @@ impl Drop for WatchSlot {
 
 #[cfg(test)]
 mod tests {
-    use tonic::Code;
-
     use super::*;
 
     #[test]
@@ -254,8 +264,8 @@ mod tests {
             .map(|_| watches.take_slot(0).expect("a slot is free"))
             .collect();
         let refused = || watches.take_slot(0).expect_err("the limit is reached");
-        assert_eq!(refused().code(), Code::ResourceExhausted);
-        assert_eq!(refused().message(), "there are 10000 watches, which is the limit");
+        let message = "there are 10000 watches, which is the limit";
+        assert_eq!((refused().reason, &*refused().message), (Reason::Watches, message));
         assert_eq!(watches.count(), MAX_WATCHES);
         slots.pop();
         slots.push(watches.take_slot(0).expect("a slot is free again"));
@@ -282,10 +292,7 @@ mod tests {
         let taken = slots.len() * names;
         assert!(taken <= MAX_WATCHED_SIZE && taken + names > MAX_WATCHED_SIZE);
         let message = format!("the nodes of all watches take {taken} bytes of {MAX_WATCHED_SIZE}, which is the limit");
-        assert_eq!(
-            (refused.code(), refused.message()),
-            (Code::ResourceExhausted, &*message)
-        );
+        assert_eq!((refused.reason, refused.message), (Reason::WatchedNodes, message));
         slots.push(watches.take_slot(0).expect("a watch of all nodes takes nothing"));
         drop(slots);
         watches.take_slot(MAX_WATCHED_SIZE).expect("the memory is free again");

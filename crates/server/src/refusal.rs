@@ -1,0 +1,138 @@
+//! Refusals: calls and connections that the server does not serve because a limit is reached, counted by reason.
+//!
+//! Every refusal goes through [`Refusals::refuse`], which counts the refusal, and then [`Refused::status`]. So no status
+//! of a limit is uncounted. `clippy.toml` forbids other ways to make these statuses.
+//!
+//! Only refusals touch the counters. Calls that succeed pay nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tonic::Status;
+
+/// Declares [`Reason`] with the names and the list of all reasons.
+macro_rules! reasons {
+    ($($(#[$doc:meta])+ $reason:ident = $name:literal,)+) => {
+        /// The limit that a refusal is about.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Reason {
+            $($(#[$doc])+ $reason,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of declaration.
+            pub(crate) const ALL: &[Reason] = &[$(Reason::$reason,)+];
+
+            /// Returns the stable name, which `Stats` reports.
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Reason::$reason => $name,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The memory of all clients is used up, so even the connection's share is not free.
+    ClientMemory = "client_memory",
+    /// The connection holds its share of the memory, and more than is free.
+    ConnectionMemory = "connection_memory",
+    /// The table has its maximum of routes.
+    TableRoutes = "table_routes",
+    /// The table has its maximum of proxies.
+    TableProxies = "table_proxies",
+    /// The table got no memory from the system.
+    TableMemory = "table_memory",
+    /// The server has its maximum of watches.
+    Watches = "watches",
+    /// The connection has its maximum of watches.
+    ConnectionWatches = "connection_watches",
+    /// The nodes of all watches take their maximum of bytes.
+    WatchedNodes = "watched_nodes",
+    /// The metadata of a request is too large.
+    MetadataSize = "metadata_size",
+    /// A request message is too large.
+    MessageSize = "message_size",
+    /// The reply would be too large.
+    ReplySize = "reply_size",
+    /// The connection ended: its client cancelled too many calls.
+    CancelledCalls = "cancelled_calls",
+    /// The connection ended: h2 counted too many resets, or too many tiny or endless frames.
+    FrameFlood = "frame_flood",
+    /// A connection had to wait: the server has its maximum of connections.
+    Connections = "connections",
+    /// A connection had to wait: the system had no file descriptor, or no memory.
+    Accept = "accept",
+}
+
+/// The refusals of one server.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    counts: [AtomicU64; Reason::ALL.len()],
+}
+
+impl Refusals {
+    /// Counts a refusal.
+    pub(crate) fn refuse(&self, reason: Reason) -> Refused {
+        // Relaxed, as in `counts`: the counters guard no data.
+        self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
+        Refused { reason }
+    }
+
+    /// Returns how often each reason occurred.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
+        Reason::ALL
+            .iter()
+            .zip(&self.counts)
+            .map(|(&reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+}
+
+/// A refusal that is counted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    reason: Reason,
+}
+
+impl Refused {
+    /// Returns the status for the client.
+    #[expect(clippy::disallowed_methods, reason = "this refusal is counted")]
+    pub(crate) fn status(self, message: impl Into<String>) -> Status {
+        Status::resource_exhausted(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn each_refusal_is_counted_under_its_reason() {
+        let refusals = Refusals::default();
+        for (times, &reason) in Reason::ALL.iter().enumerate() {
+            for _ in 0..times {
+                let status = refusals.refuse(reason).status("no room");
+                assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "no room"));
+            }
+        }
+        let counts: Vec<_> = refusals.counts().collect();
+        let expected: Vec<_> = Reason::ALL.iter().copied().zip(0..).collect();
+        assert_eq!(counts, expected);
+    }
+
+    #[test]
+    fn names_are_unique_and_fit_for_a_label() {
+        let names: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+        for name in names {
+            assert!(
+                name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'),
+                "{name}"
+            );
+        }
+    }
+}
