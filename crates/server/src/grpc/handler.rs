@@ -15,6 +15,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use nodetracker_proto::SmallCodec;
 use prost::Message;
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::codec::Codec;
 use tonic::server::Grpc;
@@ -80,8 +81,8 @@ pub(crate) struct StreamContext {
     pub(crate) turns: Turns,
     /// The budget to which the replies are charged.
     pub(crate) budget: SendBudget,
-    /// Shared by the watches of one connection.
-    pub(crate) watches: Arc<()>,
+    /// The free places for watches of the connection.
+    pub(crate) watches: Arc<Semaphore>,
 }
 
 /// A unary method that never waits.

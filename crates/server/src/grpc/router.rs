@@ -8,6 +8,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response};
 use nodetracker_proto::Raw;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -22,7 +23,7 @@ use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::send_budget::SendBudget;
 use crate::grpc::status::correct_response;
 use crate::grpc::unary::{self, FirstFrame};
-use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, WAITING_CALL_WORK};
+use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, MAX_WATCHES_PER_CONNECTION, WAITING_CALL_WORK};
 use crate::memory::ConnectionMemory;
 use crate::refusal::Refusals;
 use crate::turns::Turns;
@@ -57,7 +58,7 @@ impl Router {
             draining,
             budget: SendBudget::new(memory),
             turns,
-            watches: Arc::default(),
+            watches: Arc::new(Semaphore::new(MAX_WATCHES_PER_CONNECTION)),
         }
     }
 }
@@ -71,8 +72,8 @@ pub(crate) struct ConnectionRouter {
     draining: CancellationToken,
     budget: SendBudget,
     turns: Turns,
-    /// Shared by the connection's watches.
-    watches: Arc<()>,
+    /// The free places for the connection's watches.
+    watches: Arc<Semaphore>,
 }
 
 /// A request that was looked at. It has no headers: a client could make the server hold megabytes of them.
@@ -180,7 +181,7 @@ impl ConnectionRouter {
         &self.turns
     }
 
-    pub(crate) fn watches(&self) -> &Arc<()> {
+    pub(crate) fn watches(&self) -> &Arc<Semaphore> {
         &self.watches
     }
 

@@ -147,7 +147,7 @@ pub(crate) mod tests {
             Self {
                 turns: Turns::new(Arc::default()),
                 budget: SendBudget::default(),
-                watches: Arc::default(),
+                watches: Arc::new(Semaphore::new(1)),
             }
         }
     }

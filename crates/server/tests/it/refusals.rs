@@ -136,3 +136,30 @@ async fn each_refused_call_is_counted_under_its_reason() {
     });
     assert_eq!(json["refusals"], expected);
 }
+
+#[tokio::test]
+async fn a_connection_has_all_its_watches_whatever_other_calls_it_has() {
+    let server = Running::start().await;
+    let mut raw = Raw::connect(server.addr).await;
+    // Calls whose requests do not arrive.
+    let mut calls = Vec::new();
+    for _ in 0..limits::MAX_WATCHES_PER_CONNECTION {
+        calls.push(raw.open(ADD).await);
+    }
+    let mut watches = Vec::new();
+    for _ in 0..limits::MAX_WATCHES_PER_CONNECTION {
+        let (response, mut stream) = raw.open(WATCH).await;
+        stream.send_data(framed(&[]).into(), true).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.headers().get("grpc-status"), None, "{} watches", watches.len());
+        watches.push(response);
+    }
+    let headers = call(&mut raw, grpc(WATCH), framed(&[])).await;
+    assert_eq!(headers["grpc-status"], "8");
+    assert_eq!(refused(&server.stats().await, "connection_watches"), 1);
+    watches.pop();
+    raw.settle().await;
+    let (response, mut stream) = raw.open(WATCH).await;
+    stream.send_data(framed(&[]).into(), true).unwrap();
+    assert_eq!(response.await.unwrap().headers().get("grpc-status"), None);
+}

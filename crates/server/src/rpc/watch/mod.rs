@@ -91,18 +91,17 @@ pub(crate) fn watch(
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
     let nodes = WatchedNodes::new(parse::nodes(request.nodes)?, &watches.table);
     let refuse = |TooManyWatches { reason, message }| context.budget.memory().refusals().refuse(reason).status(message);
-    // The connection and this call have one reference each.
-    if Arc::strong_count(&context.watches) - 2 >= MAX_WATCHES_PER_CONNECTION {
+    let Ok(place) = Arc::clone(&context.watches).try_acquire_owned() else {
         return Err(refuse(TooManyWatches {
             reason: Reason::ConnectionWatches,
             message: format!("this connection has {MAX_WATCHES_PER_CONNECTION} watches, which is the limit"),
         }));
-    }
+    };
     let slot = watches.take_slot(nodes.size()).map_err(refuse)?;
     let watch = Watch::new(slot, nodes, context, request.resume, request.accepts_resync);
-    Ok(unfold(watch, async |mut watch| {
+    Ok(unfold((watch, place), async |(mut watch, place)| {
         let message = watch.next().await;
-        Some((message, watch))
+        Some((message, (watch, place)))
     }))
 }
 
