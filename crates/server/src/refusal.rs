@@ -3,11 +3,16 @@
 //! Every refusal goes through [`Refusals::refuse`], which counts the refusal, and then [`Refused::status`]. So no status
 //! of a limit is uncounted. `clippy.toml` forbids other ways to make these statuses.
 //!
+//! Most limits free up by themselves: other clients read their replies, routes expire. Then the status has the details
+//! `google.rpc.RetryInfo`, with a delay. Where waiting never helps, the status has no details.
+//!
 //! Only refusals touch the counters. Calls that succeed pay nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use tonic::Status;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 /// Declares [`Reason`] with the names and the list of all reasons.
 macro_rules! reasons {
@@ -65,6 +70,23 @@ reasons! {
     Accept = "accept",
 }
 
+impl Reason {
+    /// Returns how long a client should wait before it tries again. `None` if waiting never helps, or if no status
+    /// reports the refusal.
+    pub(crate) fn retry_delay(self) -> Option<Duration> {
+        match self {
+            // Calls end, and clients read their replies.
+            Reason::ClientMemory | Reason::ConnectionMemory => Some(Duration::from_secs(1)),
+            // Watches live long.
+            Reason::Watches | Reason::ConnectionWatches | Reason::WatchedNodes => Some(Duration::from_secs(10)),
+            // Routes expire, and the sweeper removes them.
+            Reason::TableRoutes | Reason::TableProxies | Reason::TableMemory => Some(Duration::from_secs(10)),
+            Reason::MetadataSize | Reason::MessageSize | Reason::ReplySize => None,
+            Reason::CancelledCalls | Reason::FrameFlood | Reason::Connections | Reason::Accept => None,
+        }
+    }
+}
+
 /// The refusals of one server.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
@@ -98,15 +120,19 @@ impl Refused {
     /// Returns the status for the client.
     #[expect(clippy::disallowed_methods, reason = "this refusal is counted")]
     pub(crate) fn status(self, message: impl Into<String>) -> Status {
-        Status::resource_exhausted(message)
+        match self.reason.retry_delay() {
+            None => Status::resource_exhausted(message),
+            delay => {
+                let details = ErrorDetails::with_retry_info(delay);
+                Status::with_error_details(Code::ResourceExhausted, message, details)
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-
-    use tonic::Code;
 
     use super::*;
 
@@ -122,6 +148,21 @@ mod tests {
         let counts: Vec<_> = refusals.counts().collect();
         let expected: Vec<_> = Reason::ALL.iter().copied().zip(0..).collect();
         assert_eq!(counts, expected);
+    }
+
+    #[test]
+    fn a_refusal_says_when_to_try_again_if_waiting_helps() {
+        let refusals = Refusals::default();
+        let delay = |reason| {
+            let status = refusals.refuse(reason).status("no room");
+            status.get_details_retry_info().and_then(|info| info.retry_delay)
+        };
+        assert_eq!(delay(Reason::ConnectionMemory), Some(Duration::from_secs(1)));
+        for &reason in Reason::ALL {
+            assert_eq!(delay(reason), reason.retry_delay());
+        }
+        let status = refusals.refuse(Reason::MessageSize).status("no room");
+        assert!(status.details().is_empty());
     }
 
     #[test]

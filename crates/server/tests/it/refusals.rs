@@ -1,12 +1,16 @@
-//! Refusals: each limit is counted under its reason.
+//! Refusals: each limit is counted under its reason, and says when to try again.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use nodetracker::RouteTable;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_request::Request;
-use nodetracker_server::limits;
+use nodetracker_server::{Limits, limits};
 use prost::Message;
+use tonic::Status;
+use tonic_types::StatusExt;
 
 use crate::support::{ADD, Raw, Running, framed, grpc, refused, run, stdout};
 
@@ -30,6 +34,16 @@ async fn call(raw: &mut Raw, request: http::Request<()>, body: Vec<u8>) -> Heade
     }
     headers.extend(body.trailers().await.unwrap().unwrap_or_default());
     headers
+}
+
+/// Returns the delay of the `google.rpc.RetryInfo` in a response, if there is one.
+fn retry_delay(headers: &HeaderMap) -> Option<Duration> {
+    let status = Status::from_header_map(headers).expect("a status");
+    assert_eq!(
+        status.details().is_empty(),
+        !headers.contains_key("grpc-status-details-bin")
+    );
+    status.get_details_retry_info()?.retry_delay
 }
 
 fn proxy(id: &str) -> Option<v1::Proxy> {
@@ -97,6 +111,8 @@ async fn each_refused_call_is_counted_under_its_reason() {
             names: vec!["0".into(); 4096],
         }),
     };
+    // Waiting helps if routes or proxies have to go first.
+    let delay = |reason: &str| reason.starts_with("table").then_some(Duration::from_secs(10));
     let up = Request::NodesUp(v1::SessionNodesUp { nodes: names(2000, 5) });
     for (request, body, code, reason) in [
         (large, framed(&[]), 8, "metadata_size"),
@@ -116,6 +132,8 @@ async fn each_refused_call_is_counted_under_its_reason() {
         let headers = call(&mut raw, request, body).await;
         assert_eq!(headers["grpc-status"], *code.to_string(), "{path}: {headers:?}");
         assert_eq!(refused(&server.stats().await, reason), before + 1, "{path}: {reason}");
+        let delay = delay(reason).filter(|_| code != 0);
+        assert_eq!(retry_delay(&headers), delay, "{path}: {headers:?}");
     }
     let stats = server.stats().await;
     let total: u64 = stats.refusals.iter().map(|refusals| refusals.count).sum();
@@ -156,10 +174,56 @@ async fn a_connection_has_all_its_watches_whatever_other_calls_it_has() {
     }
     let headers = call(&mut raw, grpc(WATCH), framed(&[])).await;
     assert_eq!(headers["grpc-status"], "8");
+    assert_eq!(retry_delay(&headers), Some(Duration::from_secs(10)));
     assert_eq!(refused(&server.stats().await, "connection_watches"), 1);
     watches.pop();
     raw.settle().await;
     let (response, mut stream) = raw.open(WATCH).await;
     stream.send_data(framed(&[]).into(), true).unwrap();
     assert_eq!(response.await.unwrap().headers().get("grpc-status"), None);
+}
+
+/// A watch whose messages find no room in the memory ends with the refusal in its trailers. Calls get it at once.
+#[tokio::test]
+async fn a_stream_that_ends_for_lack_of_memory_says_when_to_try_again() {
+    let limits = Limits {
+        memory: 2 << 20,
+        ..Limits::default()
+    };
+    let server = Running::with(RouteTable::new(), limits).await;
+    let mut raw = Raw::connect(server.addr).await;
+    let (response, mut stream) = raw.open(WATCH).await;
+    stream.send_data(framed(&[]).into(), true).unwrap();
+    let watch = response.await.unwrap();
+    // Requests that announce a message, and never send it, take all the memory of the connection.
+    let begun = [&[0][..], &60_000_u32.to_be_bytes(), &[7]].concat();
+    let mut calls = Vec::new();
+    for _ in 0..100 {
+        let (response, mut stream) = raw.open(ADD).await;
+        stream.send_data(begun.clone().into(), false).unwrap();
+        calls.push((response, stream));
+    }
+    let (refused_call, _stream) = calls.pop().unwrap();
+    let refused_call = refused_call.await.unwrap();
+    assert_eq!(refused_call.headers()["grpc-status"], "8");
+    assert_eq!(retry_delay(refused_call.headers()), Some(Duration::from_secs(1)));
+
+    let proxy = server.table.register_proxy(&nodetracker::Proxy {
+        id: "proxy-1",
+        cluster_name: "cluster",
+        addr: "proxy:1",
+    });
+    let proxy = proxy.unwrap();
+    for number in 0..1000 {
+        let node = format!("{number:0>200}");
+        server.table.add_node(&node.parse().unwrap(), proxy).unwrap();
+    }
+    let mut body = watch.into_body();
+    while let Some(data) = body.data().await {
+        let len = data.unwrap().len();
+        body.flow_control().release_capacity(len).unwrap();
+    }
+    let trailers = body.trailers().await.unwrap().unwrap();
+    assert_eq!(trailers["grpc-status"], "8");
+    assert_eq!(retry_delay(&trailers), Some(Duration::from_secs(1)));
 }
