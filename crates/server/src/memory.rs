@@ -12,12 +12,15 @@
 //! connections stays the same, each rule alone keeps to the budget. So both together hold at most twice the budget. If
 //! connections come one after the other, the shares of the first were larger; then all together still hold at most twice
 //! the budget, and the last get less than a share.
+//!
+//! Besides, all connections of one client together hold at most the share that its [quota](crate::quota) allows.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tonic::Status;
 
+use crate::quota::ClientQuota;
 use crate::refusal::{Reason, Refusals, Refused};
 
 /// The least number of shares: with fewer connections, each share is as large as with this many.
@@ -43,13 +46,14 @@ impl MemoryBudget {
         })
     }
 
-    /// Returns the part of a new connection.
-    pub(crate) fn for_connection(self: &Arc<Self>) -> ConnectionMemory {
+    /// Returns the part of a new connection of `client`.
+    pub(crate) fn for_connection(self: &Arc<Self>, client: ClientQuota) -> ConnectionMemory {
         // Relaxed, as all accesses here: the counters guard no data.
         self.connections.fetch_add(1, Ordering::Relaxed);
         ConnectionMemory(Arc::new(Part {
             budget: Arc::clone(self),
             used: AtomicUsize::new(0),
+            client,
         }))
     }
 
@@ -82,6 +86,7 @@ pub(crate) struct ConnectionMemory(Arc<Part>);
 struct Part {
     budget: Arc<MemoryBudget>,
     used: AtomicUsize,
+    client: ClientQuota,
 }
 
 impl Drop for Part {
@@ -95,7 +100,8 @@ impl ConnectionMemory {
     ///
     /// # Errors
     ///
-    /// With these bytes, the connection would hold more than its share, and more than would be free.
+    /// With these bytes, the connection would hold more than its share, and more than would be free. Or all connections of
+    /// its client would hold more than the client's share.
     pub(crate) fn charge(&self, bytes: usize) -> Result<Charge, OutOfBudget> {
         let mut charge = self.no_charge();
         charge.grow(bytes)?;
@@ -105,6 +111,11 @@ impl ConnectionMemory {
     /// Returns the counters of the server's refusals, of any reason.
     pub(crate) fn refusals(&self) -> &Arc<Refusals> {
         self.0.budget.refusals()
+    }
+
+    /// Returns the quota of the connection's client.
+    pub(crate) fn client(&self) -> &ClientQuota {
+        &self.0.client
     }
 
     /// Returns a charge of nothing, which can grow.
@@ -123,7 +134,7 @@ pub(crate) struct OutOfBudget(Refused);
 impl From<OutOfBudget> for Status {
     fn from(OutOfBudget(refused): OutOfBudget) -> Self {
         refused.status(
-            "this connection holds more than its share of the tracker's memory: read the replies, or send less at a time",
+            "this client holds more than its share of the tracker's memory: read the replies, or send less at a time",
         )
     }
 }
@@ -142,7 +153,10 @@ impl Charge {
     ///
     /// As [`ConnectionMemory::charge`]. The charge stays as it was.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), OutOfBudget> {
-        let Part { budget, used } = &*self.memory.0;
+        let Part { budget, used, client } = &*self.memory.0;
+        if !client.has_memory(bytes) {
+            return Err(OutOfBudget(budget.refusals.refuse(Reason::AddressMemory)));
+        }
         // Two threads can exceed the limit together, by one charge each.
         let own = used.load(Ordering::Relaxed).saturating_add(bytes);
         let all = budget.used().saturating_add(bytes);
@@ -161,6 +175,7 @@ impl Charge {
         }
         budget.used.fetch_add(bytes, Ordering::Relaxed);
         used.fetch_add(bytes, Ordering::Relaxed);
+        client.charge(bytes);
         self.bytes += bytes;
         Ok(())
     }
@@ -188,14 +203,18 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.memory.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.memory.0.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        let Part { budget, used, client } = &*self.memory.0;
+        used.fetch_sub(self.bytes, Ordering::Relaxed);
+        budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        client.release(self.bytes);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Limits;
+    use crate::quota::{ClientKey, Quotas};
 
     const LIMIT: usize = 1 << 20;
 
@@ -214,7 +233,7 @@ mod tests {
     #[test]
     fn a_connection_that_is_alone_takes_half() {
         let budget = MemoryBudget::new(LIMIT, Arc::default());
-        let charge = take_all(&budget.for_connection());
+        let charge = take_all(&budget.for_connection(ClientQuota::alone()));
         assert!((LIMIT / 2 - 200..=LIMIT / 2).contains(&charge.bytes()), "{charge:?}");
         assert_eq!(refused(&budget), [(Reason::ConnectionMemory, 1)]);
         drop(charge);
@@ -224,7 +243,7 @@ mod tests {
     #[test]
     fn a_connection_that_comes_late_has_its_share() {
         let budget = MemoryBudget::new(LIMIT, Arc::default());
-        let connections: Vec<_> = (0..100).map(|_| budget.for_connection()).collect();
+        let connections: Vec<_> = (0..100).map(|_| budget.for_connection(ClientQuota::alone())).collect();
         let charges: Vec<_> = connections.iter().map(take_all).collect();
         for charge in &charges {
             assert!(charge.bytes() > LIMIT / 100 - 200, "{charge:?}");
@@ -237,7 +256,7 @@ mod tests {
     #[test]
     fn a_connection_that_ends_leaves_its_share_to_the_others() {
         let budget = MemoryBudget::new(LIMIT, Arc::default());
-        let mut connections: Vec<_> = (0..1024).map(|_| budget.for_connection()).collect();
+        let mut connections: Vec<_> = (0..1024).map(|_| budget.for_connection(ClientQuota::alone())).collect();
         assert_eq!(budget.share(), LIMIT / 1024);
         let charge = connections[0].charge(1).unwrap();
         connections.clear();
@@ -255,7 +274,7 @@ mod tests {
         let budget = MemoryBudget::new(LIMIT, Arc::default());
         let held: Vec<_> = (0..2_000)
             .map(|_| {
-                let connection = budget.for_connection();
+                let connection = budget.for_connection(ClientQuota::alone());
                 let charge = take_all(&connection);
                 (connection, charge)
             })
@@ -268,9 +287,33 @@ mod tests {
     }
 
     #[test]
+    fn all_connections_of_an_address_have_its_share() {
+        let limits = Limits {
+            memory: LIMIT,
+            max_share_per_address: 25,
+            ..Limits::default()
+        };
+        let quotas = Quotas::new(&limits);
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
+        let of = |key| budget.for_connection(quotas.register(ClientKey::V6(key)));
+        let greedy: Vec<_> = (0..100).map(|_| of(1)).collect();
+        let charges: Vec<_> = greedy.iter().map(take_all).collect();
+        assert!(
+            (LIMIT / 4 - 100..=LIMIT / 4).contains(&budget.used()),
+            "{}",
+            budget.used()
+        );
+        assert_eq!(refused(&budget)[0].0, Reason::AddressMemory);
+        let other = take_all(&of(2));
+        assert!(other.bytes() > LIMIT / 4 - 200, "{other:?}");
+        drop(charges);
+        greedy[0].charge(LIMIT / 4).expect("the memory is free again");
+    }
+
+    #[test]
     fn a_charge_can_be_split() {
         let budget = MemoryBudget::new(1000, Arc::default());
-        let connection = budget.for_connection();
+        let connection = budget.for_connection(ClientQuota::alone());
         let mut whole = connection.charge(400).unwrap();
         let part = whole.split(300);
         assert_eq!((whole.bytes(), part.bytes(), budget.used()), (100, 300, 400));

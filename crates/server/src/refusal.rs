@@ -1,7 +1,7 @@
 //! Refusals: calls and connections that the server does not serve because a limit is reached, counted by reason.
 //!
-//! Every refusal goes through [`Refusals::refuse`], which counts the refusal, and then [`Refused::status`]. So no status
-//! of a limit is uncounted. `clippy.toml` forbids other ways to make these statuses.
+//! Every refusal goes through [`Refusals::refuse`], which counts the refusal, and then [`Refused::status`]. So no
+//! status of a limit is uncounted. `clippy.toml` forbids other ways to make these statuses.
 //!
 //! Most limits free up by themselves: other clients read their replies, routes expire. Then the status has the details
 //! `google.rpc.RetryInfo`, with a delay. Where waiting never helps, the status has no details.
@@ -42,6 +42,8 @@ reasons! {
     ClientMemory = "client_memory",
     /// The connection holds its share of the memory, and more than is free.
     ConnectionMemory = "connection_memory",
+    /// The client's address holds its share of the memory.
+    AddressMemory = "address_memory",
     /// The table has its maximum of routes.
     TableRoutes = "table_routes",
     /// The table has its maximum of proxies.
@@ -52,8 +54,12 @@ reasons! {
     Watches = "watches",
     /// The connection has its maximum of watches.
     ConnectionWatches = "connection_watches",
+    /// The client's address has its share of the watches.
+    AddressWatches = "address_watches",
     /// The nodes of all watches take their maximum of bytes.
     WatchedNodes = "watched_nodes",
+    /// The nodes of the watches of the client's address take its share of the bytes.
+    AddressWatchedNodes = "address_watched_nodes",
     /// The metadata of a request is too large.
     MetadataSize = "metadata_size",
     /// A request message is too large.
@@ -66,6 +72,8 @@ reasons! {
     FrameFlood = "frame_flood",
     /// A connection had to wait: the server has its maximum of connections.
     Connections = "connections",
+    /// A connection was closed: its address has its share of the connections.
+    AddressConnections = "address_connections",
     /// A connection had to wait: the system had no file descriptor, or no memory.
     Accept = "accept",
 }
@@ -76,13 +84,15 @@ impl Reason {
     pub(crate) fn retry_delay(self) -> Option<Duration> {
         match self {
             // Calls end, and clients read their replies.
-            Reason::ClientMemory | Reason::ConnectionMemory => Some(Duration::from_secs(1)),
+            Reason::ClientMemory | Reason::ConnectionMemory | Reason::AddressMemory => Some(Duration::from_secs(1)),
             // Watches live long.
-            Reason::Watches | Reason::ConnectionWatches | Reason::WatchedNodes => Some(Duration::from_secs(10)),
+            Reason::Watches | Reason::ConnectionWatches | Reason::AddressWatches => Some(Duration::from_secs(10)),
+            Reason::WatchedNodes | Reason::AddressWatchedNodes => Some(Duration::from_secs(10)),
             // Routes expire, and the sweeper removes them.
             Reason::TableRoutes | Reason::TableProxies | Reason::TableMemory => Some(Duration::from_secs(10)),
             Reason::MetadataSize | Reason::MessageSize | Reason::ReplySize => None,
-            Reason::CancelledCalls | Reason::FrameFlood | Reason::Connections | Reason::Accept => None,
+            Reason::CancelledCalls | Reason::FrameFlood => None,
+            Reason::Connections | Reason::AddressConnections | Reason::Accept => None,
         }
     }
 }

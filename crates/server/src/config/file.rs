@@ -13,12 +13,12 @@ use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use crate::config::{
     CLIENT_MEMORY, Config, ConfigError, ENABLED, KEEP_ALIVE, KEYPAIRS, Keypair, LISTEN_ADDR, MAX_CONNECTIONS,
-    MAX_ROUTES, Origin, SECTION, SHUTDOWN_DELAY, Setting, client_memory, duration, keep_alive, listen_addr,
-    max_connections, max_routes,
+    MAX_ROUTES, MAX_SHARE_PER_ADDRESS, Origin, SECTION, SHUTDOWN_DELAY, Setting, client_memory, duration, keep_alive,
+    listen_addr, max_connections, max_routes, max_share_per_address,
 };
 
 /// The keys of the section and of its key pairs.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     ENABLED,
     LISTEN_ADDR,
     KEEP_ALIVE,
@@ -26,6 +26,7 @@ const KEYS: [&str; 10] = [
     MAX_ROUTES,
     MAX_CONNECTIONS,
     CLIENT_MEMORY,
+    MAX_SHARE_PER_ADDRESS,
     KEYPAIRS,
     "key_file",
     "cert_file",
@@ -87,6 +88,10 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
     if let Some(memory) = section.client_memory_mb.read(file, CLIENT_MEMORY, client_memory)? {
         config.client_memory = memory;
     }
+    let share = section.max_share_per_address;
+    if let Some(share) = share.read(file, MAX_SHARE_PER_ADDRESS, max_share_per_address)? {
+        config.max_share_per_address = share;
+    }
     let pairs = section
         .https_keypairs
         .read(file, KEYPAIRS, |pairs| match pairs.as_slice() {
@@ -131,6 +136,7 @@ struct Section {
     max_routes: Given<u64>,
     max_connections: Given<u64>,
     client_memory_mb: Given<u64>,
+    max_share_per_address: Given<u64>,
     https_keypairs: Given<Vec<Pair>>,
 }
 
@@ -332,6 +338,7 @@ mod tests {
         assert_eq!(config.keep_alive.value, DEFAULT_KEEP_ALIVE);
         assert_eq!(config.shutdown_delay.value, Duration::ZERO);
         assert_eq!(config.max_connections.value, 10_000);
+        assert_eq!(config.max_share_per_address.value, 50);
         assert_eq!(config.keypairs, []);
     }
 
@@ -416,6 +423,7 @@ mod tests {
             "max_routes",
             "max_connections",
             "client_memory_mb",
+            "max_share_per_address",
             "https_keypairs",
         ] {
             for value in ["", " ~", " null"] {
@@ -506,7 +514,7 @@ mod tests {
                 &format!("{section}  listen_adr: 127.0.0.1:1"),
                 "conf/tracker.yaml:2: unknown key `listen_adr`, expected one of enabled, listen_addr, \
                  proxy_keep_alive_interval, shutdown_delay, max_routes, max_connections, client_memory_mb, \
-                 https_keypairs"
+                 max_share_per_address, https_keypairs"
                     .into(),
             ),
             (

@@ -23,11 +23,11 @@ use tracing::debug;
 
 use crate::grpc::router::Router;
 use crate::http2::calls::Calls;
-use crate::http2::idle::IdleConnections;
 use crate::http2::keep_alive::KeepAlive;
 use crate::http2::traffic::{CountedStream, Traffic};
 use crate::limits::{self, Limits};
 use crate::memory::{ConnectionMemory, MemoryBudget};
+use crate::quota::ClientQuota;
 use crate::refusal::{self, Refusals};
 use crate::turns::{Turns, WorkerTurns};
 
@@ -45,18 +45,22 @@ pub(crate) struct ConnectionContext {
     pub(crate) memory: Arc<MemoryBudget>,
     /// The turns of the worker that serves the connection.
     pub(crate) turns: Arc<WorkerTurns>,
-    pub(crate) idle: Arc<IdleConnections>,
 }
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
 ///
 /// `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end together.
-pub(crate) async fn serve(stream: std::net::TcpStream, mut context: ConnectionContext, number: u64) {
+pub(crate) async fn serve(
+    stream: std::net::TcpStream,
+    client: ClientQuota,
+    mut context: ConnectionContext,
+    number: u64,
+) {
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
-    let memory = context.memory.for_connection();
+    let memory = context.memory.for_connection(client);
     let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
         return debug!("a connection was closed: the memory of all clients is used up");
     };
@@ -92,7 +96,6 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
         limits,
         mut draining,
         turns,
-        idle,
         tls: _,
         memory: budget,
     } = context;
@@ -111,6 +114,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
 
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&traffic), &limits);
     let draining_calls = CancellationToken::new();
+    let client = memory.client().clone();
     let mut calls = Calls::new(
         connection,
         router.for_connection(draining_calls.clone(), memory, Turns::new(turns)),
@@ -120,7 +124,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     let mut phase = Phase::Preface;
     let mut due = pin!(sleep_until(opened + limits.handshake));
     let mut is_draining = false;
-    let mut asked = idle.subscribe();
+    let mut asked = client.idle().subscribe();
     loop {
         tokio::select! {
             biased;
@@ -152,7 +156,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 Phase::Draining => return debug!("an old connection was cut with calls in flight"),
             },
             Ok(()) = asked.changed(), if !is_draining && !matches!(phase, Phase::Draining) => {
-                if calls.is_idle() && idle.take_part() {
+                let wanted = asked.borrow().clone();
+                if calls.is_idle() && wanted.is_some_and(|wanted| wanted.take_one()) {
                     debug!("an idle connection makes room for another");
                     phase = Phase::Draining;
                     calls.connection.graceful_shutdown();
@@ -289,7 +294,6 @@ mod tests {
             draining: watched,
             memory: MemoryBudget::new(1 << 30, Arc::default()),
             turns: Arc::default(),
-            idle: Arc::default(),
         };
         (draining, context)
     }
@@ -302,7 +306,7 @@ mod tests {
     }
 
     fn memory() -> ConnectionMemory {
-        MemoryBudget::new(1 << 30, Arc::default()).for_connection()
+        MemoryBudget::new(1 << 30, Arc::default()).for_connection(ClientQuota::alone())
     }
 
     const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";

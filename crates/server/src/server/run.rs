@@ -14,9 +14,9 @@ use tracing::info;
 use crate::config::{Config, ConfigError, duration};
 use crate::grpc::router::Router;
 use crate::http2::connection::ConnectionContext;
-use crate::http2::idle::IdleConnections;
 use crate::limits::Limits;
 use crate::memory::MemoryBudget;
+use crate::quota::Quotas;
 use crate::refusal::Refusals;
 use crate::rpc::health::Health;
 use crate::rpc::instance_id::InstanceId;
@@ -70,7 +70,7 @@ pub struct Server {
     watches: Arc<Watches>,
     health: Health,
     limits: Limits,
-    idle: Arc<IdleConnections>,
+    quotas: Arc<Quotas>,
     refusals: Arc<Refusals>,
     draining: watch::Sender<bool>,
 }
@@ -107,7 +107,7 @@ impl Server {
         let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
         let refusals = Arc::<Refusals>::default();
         let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
-        let idle = Arc::<IdleConnections>::default();
+        let quotas = Quotas::new(&limits);
         let (methods, health) = methods(&table, &watches, instance_id, &memory, &limits);
         health.serving().await;
         let router = Router::new(methods, limits.call);
@@ -127,7 +127,6 @@ impl Server {
             draining: watched,
             memory,
             turns: Arc::default(),
-            idle: Arc::clone(&idle),
         })?;
         Ok(Self {
             listeners,
@@ -138,7 +137,7 @@ impl Server {
             watches,
             health,
             limits,
-            idle,
+            quotas,
             refusals,
             draining,
         })
@@ -171,7 +170,7 @@ impl Server {
             mut listeners,
             mut workers,
             health,
-            idle,
+            quotas,
             refusals,
             shutdown_delay: delay,
             ..
@@ -194,7 +193,7 @@ impl Server {
         };
         tokio::select! {
             () = stop => {}
-            never = accept(&mut listeners, &mut workers, &slots, &idle, &refusals) => match never {},
+            never = accept(&mut listeners, &mut workers, &slots, &quotas, &refusals) => match never {},
             never = sweep(&self.table, &self.watches) => match never {},
             never = tail(&self.watches) => match never {},
         }

@@ -31,7 +31,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
         (
             "node_tracker_service:\n  enabled: yes\n  listen_address: 127.0.0.1:0\n",
             ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
-             shutdown_delay, max_routes, max_connections, client_memory_mb, https_keypairs"
+             shutdown_delay, max_routes, max_connections, client_memory_mb, max_share_per_address, https_keypairs"
                 .into(),
         ),
         (
@@ -209,6 +209,11 @@ fn limits_that_are_impossible_are_named() {
             "--client-memory-mb",
             "1",
             "1 is not a number of megabytes from 16 to 1000000",
+        ),
+        (
+            "--max-share-per-address",
+            "101",
+            "101 is not a percentage from 1 to 100",
         ),
     ] {
         let output = run(&["serve", &format!("{flag}={value}")]);

@@ -18,7 +18,7 @@ use crate::support::{ADD, Process, Raw, Running, SOON, add, connect, ended, fram
 const LATE: Duration = Duration::from_secs(1000);
 
 /// What a client has to begin with: HTTP/2's magic bytes, and its settings.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[tokio::test]
 async fn silent_clients_are_hung_up_on() {
@@ -101,6 +101,7 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
         RouteTable::new(),
         Limits {
             max_connections: 1,
+            max_share_per_address: 100,
             ..Limits::default()
         },
     )
@@ -214,6 +215,7 @@ async fn idle_connections_make_room() {
         RouteTable::new(),
         Limits {
             max_connections: 2,
+            max_share_per_address: 100,
             call: LATE,
             ..Limits::default()
         },
@@ -242,6 +244,7 @@ async fn requests_that_never_end_take_a_share_of_the_memory_and_no_more() {
         RouteTable::new(),
         Limits {
             memory: 8 * MEGABYTE,
+            max_share_per_address: 100,
             call: LATE,
             ..Limits::default()
         },

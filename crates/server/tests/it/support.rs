@@ -149,7 +149,11 @@ pub(crate) struct Ended {
 
 impl Raw {
     pub(crate) async fn connect(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect(addr).await.unwrap();
+        Self::over(TcpStream::connect(addr).await.unwrap()).await
+    }
+
+    /// Speaks HTTP/2 over a connection.
+    pub(crate) async fn over(stream: TcpStream) -> Self {
         let (requests, mut connection) = h2::client::handshake(stream).await.unwrap();
         let pings = connection.ping_pong().unwrap();
         Self {

@@ -72,6 +72,7 @@ use crate::convert::parse;
 use crate::grpc::frame;
 use crate::grpc::handler::StreamContext;
 use crate::limits::{MAX_SWEEP_WAIT, MAX_WATCHED_SIZE, MAX_WATCHES, MAX_WATCHES_PER_CONNECTION};
+use crate::quota::ClientQuota;
 use crate::refusal::Reason;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::watch::change_log::ChangeLog;
@@ -97,7 +98,8 @@ pub(crate) fn watch(
             message: format!("this connection has {MAX_WATCHES_PER_CONNECTION} watches, which is the limit"),
         }));
     };
-    let slot = watches.take_slot(nodes.size()).map_err(refuse)?;
+    let client = context.budget.memory().client().clone();
+    let slot = watches.take_slot_of(client, nodes.size()).map_err(refuse)?;
     let watch = Watch::new(slot, nodes, context, request.resume, request.accepts_resync);
     Ok(unfold((watch, place), async |(mut watch, place)| {
         let message = watch.next().await;
@@ -193,12 +195,18 @@ impl Watches {
         self.activity.borrow().watches
     }
 
+    /// Counts one more watch of a client that is alone.
+    #[cfg(test)]
+    fn take_slot(self: &Arc<Self>, size: usize) -> Result<WatchSlot, TooManyWatches> {
+        self.take_slot_of(ClientQuota::alone(), size)
+    }
+
     /// Counts one more watch, whose nodes take `size` bytes, until its slot is dropped.
     ///
     /// # Errors
     ///
     /// A limit is reached.
-    fn take_slot(self: &Arc<Self>, size: usize) -> Result<WatchSlot, TooManyWatches> {
+    fn take_slot_of(self: &Arc<Self>, client: ClientQuota, size: usize) -> Result<WatchSlot, TooManyWatches> {
         let mut full = None;
         self.activity.send_if_modified(|activity| {
             if activity.watches == MAX_WATCHES {
@@ -207,6 +215,8 @@ impl Watches {
                 let taken = activity.watched_size;
                 let message = format!("the nodes of all watches take {taken} bytes of {MAX_WATCHED_SIZE}");
                 full = Some((Reason::WatchedNodes, message));
+            } else if let Err(of_client) = client.take_watch(size) {
+                full = Some(of_client);
             } else {
                 activity.watches += 1;
                 activity.watched_size += size;
@@ -221,6 +231,7 @@ impl Watches {
             }),
             None => Ok(WatchSlot {
                 watches: Arc::clone(self),
+                client,
                 size,
             }),
         }
@@ -238,6 +249,7 @@ struct TooManyWatches {
 #[derive(Debug)]
 struct WatchSlot {
     watches: Arc<Watches>,
+    client: ClientQuota,
     /// Bytes of the watch's nodes.
     size: usize,
 }
@@ -245,6 +257,7 @@ struct WatchSlot {
 impl Drop for WatchSlot {
     fn drop(&mut self) {
         self.watches.activity.send_modify(|activity| {
+            self.client.release_watch(self.size);
             activity.watches -= 1;
             activity.watched_size -= self.size;
             activity.idle_since = (activity.watches == 0).then(Instant::now);
