@@ -46,7 +46,7 @@ pub const MAX_SESSION_NODES: usize = 2048;
 /// Handles in one message of a session, which take half of [`MAX_MESSAGE_SIZE`].
 ///
 /// With so many handles the fixed cost of a message hardly counts. Other connections of the thread wait for one or two
-/// tenths of a millisecond.
+/// tenths of a millisecond, as the message has one turn.
 pub const MAX_SESSION_HANDLES: usize = 4096;
 
 /// Heartbeats per keep-alive interval. A route survives if all but one of them are lost.
@@ -67,6 +67,9 @@ pub const WAITING_CALL_WORK: usize = 50;
 
 /// The work for a node that is looked up, added, refreshed or removed.
 pub const NODE_WORK: usize = 4;
+
+/// Handles of a heartbeat that cost as much as a route.
+pub const HANDLES_PER_WORK: usize = 2;
 
 /// The work for a route that is encoded.
 pub const ROUTE_WORK: usize = 1;
