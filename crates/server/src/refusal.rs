@@ -175,6 +175,40 @@ mod tests {
         assert!(status.details().is_empty());
     }
 
+    /// The identifiers in a text that stand between backquotes.
+    fn quoted(text: &str) -> BTreeSet<&str> {
+        let quoted = text.split('`').skip(1).step_by(2);
+        quoted.flat_map(|code| code.split("::")).collect()
+    }
+
+    /// The table would rot if nothing compared it with the code.
+    #[test]
+    fn the_table_of_limits_has_every_reason_and_only_limits_that_exist() {
+        let table = include_str!("../docs/limits.md");
+        let sources = [
+            include_str!("limits.rs"),
+            include_str!("config/mod.rs"),
+            "max_proxies MAX_ROUTES_PER_NODE",
+        ]
+        .concat();
+        let reasons: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        let mut named = BTreeSet::new();
+        for row in table.lines().filter(|line| line.starts_with("| ")).skip(2) {
+            let columns: Vec<_> = row.trim_matches('|').split('|').collect();
+            assert_eq!(columns.len(), 7, "{row}");
+            named.extend(quoted(columns[6]));
+            for name in columns[1..5].iter().flat_map(|column| quoted(column)) {
+                assert!(
+                    ["Limits", "Builder"].contains(&name) || sources.contains(name),
+                    "{name}"
+                );
+            }
+        }
+        assert_eq!(named, reasons);
+        // A share over all has one for each address.
+        assert!(table.contains("max_share_per_address"));
+    }
+
     #[test]
     fn names_are_unique_and_fit_for_a_label() {
         let names: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
