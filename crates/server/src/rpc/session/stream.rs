@@ -211,6 +211,7 @@ impl Stream for SessionStream {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Waker;
 
     use http_body::Frame;
@@ -224,7 +225,7 @@ mod tests {
 
     use super::*;
     use crate::grpc::frame;
-    use crate::limits::{Limits, WORK_PER_PASS};
+    use crate::limits::{Limits, MAX_SESSION_NODES, WORK_PER_PASS};
     use crate::rpc::instance_id::InstanceId;
     use crate::rpc::session::Sessions;
 
@@ -340,6 +341,41 @@ mod tests {
         // The client has its whole time again.
         advance(KEEP_ALIVE / 3).await;
         assert_eq!(poll(&mut stream), Poll::Pending);
+    }
+
+    /// Otherwise a call that arrives meanwhile would wait for all of them.
+    #[tokio::test]
+    async fn full_messages_of_many_connections_take_many_passes() {
+        const SESSIONS: usize = 50;
+        let worker = Arc::default();
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..SESSIONS {
+            let (client, mut stream) = session_with(Turns::new(Arc::clone(&worker)));
+            client.send(hello()).unwrap();
+            assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Welcome(_))))));
+            let nodes = (0..MAX_SESSION_NODES as u128).flat_map(u128::to_be_bytes);
+            let up = v1::SessionNodesUp {
+                nodes: Some(v1::NodeIds {
+                    uuids: nodes.collect(),
+                    names: vec![],
+                }),
+            };
+            client.send(request(Request::NodesUp(up))).unwrap();
+            let done = Arc::clone(&done);
+            tokio::spawn(async move {
+                let response = stream.next().await.expect("a response").unwrap().response;
+                assert!(matches!(response, Some(Response::Handles(_))));
+                done.fetch_add(1, Ordering::Relaxed);
+                drop(client);
+            });
+        }
+        let mut before = 0;
+        while before < SESSIONS {
+            yield_now().await;
+            let now = done.load(Ordering::Relaxed);
+            assert!(now - before <= 2, "{now} after {before}");
+            before = now;
+        }
     }
 
     #[tokio::test(start_paused = true)]
