@@ -308,7 +308,7 @@ impl World {
                 assert_ne!(slot.load(Ordering::Acquire), FROZEN, "a published index is frozen");
             }
             for (_, record) in index.occupied() {
-                read_all(record, scope.guard, |word| of_proxies[word.proxy() as usize] += 1);
+                read_all(&record, scope.guard, |word| of_proxies[word.proxy() as usize] += 1);
                 let word = record.load();
                 let here = match word.state() {
                     State::Retired => continue,

@@ -89,7 +89,7 @@ fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
             let hash = table.hash(&node);
             let added = table
                 .shards()
-                .put(&node, hash, Change::Add(proxy.number), &table.scope(&guard), 0);
+                .put(&node, hash, Change::Add(proxy.number), &table.scope(&guard));
             assert!(added.is_ok(), "there is room");
         }
         assert!(table.sweep(100).round_completed);

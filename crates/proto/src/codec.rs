@@ -44,6 +44,31 @@ where
     }
 }
 
+/// [`SmallCodec`] for replies, and [`Raw`] for requests.
+#[derive(Debug, Clone, Copy)]
+pub struct RawRequestCodec<T>(PhantomData<T>);
+
+impl<T> Default for RawRequestCodec<T> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: prost::Message + Send + 'static> Codec for RawRequestCodec<T> {
+    type Encode = T;
+    type Decode = Bytes;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = Raw;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        SmallCodec::<T, ()>::default().encoder()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        Raw
+    }
+}
+
 /// Leaves messages encoded.
 #[derive(Debug, Clone, Copy)]
 pub struct Raw;

@@ -2,7 +2,7 @@
 
 mod codec;
 
-pub use codec::{Raw, SmallCodec};
+pub use codec::{Raw, RawRequestCodec, SmallCodec};
 
 /// `api.NodeTrackerService`, the frozen contract of RFD 47's first prototype. Existing Go clients use it, so the names of the
 /// package, service and methods and the numbers of the fields never change.

@@ -16,8 +16,10 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::client::SendRequest;
+use nodetracker_proto::v1::session_request::Request;
+use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::{api, v1};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -55,6 +57,10 @@ const ATTACKS: &[(&str, &str)] = &[
     ),
     ("watches", "10 connections, 200 watches each, none is read"),
     ("adds", "20 connections add 4,096 new nodes at a time"),
+    (
+        "sessions",
+        "400 connections, a session each that sends full messages of new nodes and of handles",
+    ),
     ("connections", "2,000 connections that do nothing"),
     ("calls", "400 connections, 64 small calls in flight each"),
 ];
@@ -326,6 +332,7 @@ const GET: &str = "/api.NodeTrackerService/GetProxies";
 const ADD_NODES: &str = "/nodetracker.v1.RouteService/AddNodes";
 const BATCH: &str = "/nodetracker.v1.RouteService/BatchGetProxies";
 const LIST: &str = "/nodetracker.v1.AdminService/ListNodes";
+const SESSION: &str = "/nodetracker.v1.SessionService/Session";
 const WATCH: &str = "/nodetracker.v1.WatchService/Watch";
 
 type Client = SendRequest<Bytes>;
@@ -389,7 +396,7 @@ async fn attack(name: &str, addr: SocketAddr) -> Result<()> {
         "refused-batches-10" | "watches" => 10,
         "adds" => 20,
         "half-requests" => 200,
-        "refused-batches-400" | "small-replies" | "headers" | "calls" => 400,
+        "refused-batches-400" | "small-replies" | "headers" | "calls" | "sessions" => 400,
         "connections" => 2_000,
         "nothing" => 0,
         _ => 100,
@@ -463,6 +470,7 @@ async fn attacker(name: &str, addr: SocketAddr, number: u32) -> Result<()> {
             }
             Ok(())
         }
+        "sessions" => session(client, number).await,
         "large-replies" => unread(client, 256, request(BATCH), framed(&third), true).await,
         "small-replies" => {
             let get = v1::GetProxiesRequest {
@@ -490,6 +498,67 @@ async fn attacker(name: &str, addr: SocketAddr, number: u32) -> Result<()> {
             unread(client, 64, request(ADD_NODES), whole.slice(..whole.len() - 1), false).await
         }
         _ => Err("unknown attack".into()),
+    }
+}
+
+/// A session that reports 2,048 nodes again and again, and then their handles twice.
+async fn session(mut client: Client, number: u32) -> Result<()> {
+    client = client.ready().await?;
+    let (response, mut requests) = client.send_request(request(SESSION).body(())?, false)?;
+    let mut send = |request| {
+        requests.send_data(
+            framed(&v1::SessionRequest {
+                sequence: 1,
+                request: Some(request),
+            }),
+            false,
+        )
+    };
+    send(Request::Hello(v1::SessionHello {
+        proxy: proxy(1_000 + number),
+        incarnation: 1,
+        ..Default::default()
+    }))?;
+    let mut responses = Responses {
+        body: response.await?.into_body(),
+        bytes: BytesMut::new(),
+    };
+    responses.next().await?;
+    loop {
+        let first = NODES + number * 2_048;
+        send(Request::NodesUp(v1::SessionNodesUp {
+            nodes: nodes(first..first + 2_048),
+        }))?;
+        let Some(Response::Handles(up)) = responses.next().await?.response else {
+            return Err("no handles".into());
+        };
+        send(Request::Heartbeat(v1::SessionHeartbeat {
+            handles: up.handles.repeat(2).into(),
+        }))?;
+        responses.next().await?;
+    }
+}
+
+/// The responses of a session.
+struct Responses {
+    body: h2::RecvStream,
+    bytes: BytesMut,
+}
+
+impl Responses {
+    async fn next(&mut self) -> Result<v1::SessionResponse> {
+        loop {
+            if let Some((&[_, a, b, c, d], rest)) = self.bytes.split_first_chunk() {
+                let len = u32::from_be_bytes([a, b, c, d]) as usize;
+                if rest.len() >= len {
+                    let message = self.bytes.split_to(5 + len);
+                    return Ok(v1::SessionResponse::decode(&message[5..])?);
+                }
+            }
+            let data = self.body.data().await.ok_or("the session ended")??;
+            self.body.flow_control().release_capacity(data.len())?;
+            self.bytes.extend_from_slice(&data);
+        }
     }
 }
 

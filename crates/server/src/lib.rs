@@ -18,9 +18,10 @@
 //! * `rpc`: the services and the method table.
 //! * `convert`: messages to table types and back. Uses the framing of `grpc` for one message that it encodes by hand.
 //!
-//! Every module may use `config`, `limits`, `log`, `machine`, `memory`, `tls` and `turns`. `memory` and `turns` share the
-//! server's memory and time between connections. Every limit that keeps a hostile client from hurting other
-//! clients is in [`limits`].
+//! Every module may use `config`, `idle`, `limits`, `log`, `machine`, `memory`, `quota`, `refusal`, `tls` and `turns`.
+//! `memory` and `turns` share the server's memory and time between connections, and `quota` shares the limits between
+//! addresses. Every limit that keeps a hostile client from hurting other clients is in [`limits`]. `refusal` counts how
+//! often a limit was reached.
 
 #![forbid(unsafe_code)]
 
@@ -29,10 +30,13 @@ mod config;
 mod convert;
 mod grpc;
 mod http2;
+mod idle;
 pub mod limits;
 mod log;
 mod machine;
 mod memory;
+mod quota;
+mod refusal;
 mod rpc;
 mod server;
 mod tls;

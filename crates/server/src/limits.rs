@@ -46,7 +46,7 @@ pub const MAX_SESSION_NODES: usize = 2048;
 /// Handles in one message of a session, which take half of [`MAX_MESSAGE_SIZE`].
 ///
 /// With so many handles the fixed cost of a message hardly counts. Other connections of the thread wait for one or two
-/// tenths of a millisecond.
+/// tenths of a millisecond, as the message has one turn.
 pub const MAX_SESSION_HANDLES: usize = 4096;
 
 /// Heartbeats per keep-alive interval. A route survives if all but one of them are lost.
@@ -67,6 +67,9 @@ pub const WAITING_CALL_WORK: usize = 50;
 
 /// The work for a node that is looked up, added, refreshed or removed.
 pub const NODE_WORK: usize = 4;
+
+/// Handles of a heartbeat that cost as much as a route.
+pub const HANDLES_PER_WORK: usize = 2;
 
 /// The work for a route that is encoded.
 pub const ROUTE_WORK: usize = 1;
@@ -195,11 +198,22 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 /// The acceptor's longest pause.
 pub const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 
-/// How often idle connections are asked to make room while new clients wait.
+/// How often idle connections are asked to make room while new clients wait, those of one client or of all.
 pub const MAKE_ROOM_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long an idle connection that makes room may take to close.
 pub const IDLE_DRAIN: Duration = Duration::from_secs(1);
+
+/// Connections that wait because their address has its share: of one client, and of all clients ([`MAX_WAITING`]).
+/// Further connections are closed at once.
+pub const MAX_WAITING_PER_CLIENT: usize = 8;
+
+/// See [`MAX_WAITING_PER_CLIENT`].
+pub const MAX_WAITING: usize = 128;
+
+/// How long such a connection waits before it is closed. In this time, the client's idle connections are asked to make
+/// room at least once.
+pub const MAX_CONNECTION_WAIT: Duration = Duration::from_secs(12);
 
 /// Watches of one connection.
 pub const MAX_WATCHES_PER_CONNECTION: usize = 64;
@@ -215,6 +229,10 @@ pub struct Limits {
     /// connection has an equal share for itself. Some of the server's memory is not counted, so plan for twice the
     /// budget. By default, an eighth of the memory that the process may use, and at most 512 MiB.
     pub memory: usize,
+    /// The percentage of a limit over all clients that one address may have: of
+    /// [`max_connections`](Self::max_connections), [`memory`](Self::memory), [`MAX_WATCHES`] and [`MAX_WATCHED_SIZE`].
+    /// For IPv6, the address is a network of 64 bits. 50 by default; 100 is no limit.
+    pub max_share_per_address: u32,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
     /// How long a request may take to arrive in full, and the first request of a session. 10 s by default.
@@ -240,6 +258,7 @@ impl Default for Limits {
         Self {
             max_connections: 10_000,
             memory: (machine::memory() / 8).min(512 << 20),
+            max_share_per_address: 50,
             handshake: Duration::from_secs(10),
             call: Duration::from_secs(10),
             keep_alive_interval: Duration::from_secs(30),

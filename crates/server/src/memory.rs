@@ -12,11 +12,16 @@
 //! connections stays the same, each rule alone keeps to the budget. So both together hold at most twice the budget. If
 //! connections come one after the other, the shares of the first were larger; then all together still hold at most twice
 //! the budget, and the last get less than a share.
+//!
+//! Besides, all connections of one client together hold at most the share that its [quota](crate::quota) allows.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tonic::Status;
+
+use crate::quota::ClientQuota;
+use crate::refusal::{Reason, Refusals, Refused};
 
 /// The least number of shares: with fewer connections, each share is as large as with this many.
 const LEAST_SHARES: usize = 16;
@@ -27,27 +32,28 @@ pub(crate) struct MemoryBudget {
     limit: usize,
     used: AtomicUsize,
     connections: AtomicUsize,
-    refused: AtomicU64,
+    refusals: Arc<Refusals>,
 }
 
 impl MemoryBudget {
     /// Returns a budget of `limit` bytes.
-    pub(crate) fn new(limit: usize) -> Arc<Self> {
+    pub(crate) fn new(limit: usize, refusals: Arc<Refusals>) -> Arc<Self> {
         Arc::new(Self {
             limit,
             used: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
-            refused: AtomicU64::new(0),
+            refusals,
         })
     }
 
-    /// Returns the part of a new connection.
-    pub(crate) fn for_connection(self: &Arc<Self>) -> ConnectionMemory {
+    /// Returns the part of a new connection of `client`.
+    pub(crate) fn for_connection(self: &Arc<Self>, client: ClientQuota) -> ConnectionMemory {
         // Relaxed, as all accesses here: the counters guard no data.
         self.connections.fetch_add(1, Ordering::Relaxed);
         ConnectionMemory(Arc::new(Part {
             budget: Arc::clone(self),
             used: AtomicUsize::new(0),
+            client,
         }))
     }
 
@@ -61,9 +67,9 @@ impl MemoryBudget {
         self.limit
     }
 
-    /// Returns how often the budget had no room.
-    pub(crate) fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+    /// Returns the counters of the server's refusals, of any reason.
+    pub(crate) fn refusals(&self) -> &Arc<Refusals> {
+        &self.refusals
     }
 
     /// Returns the bytes that every connection may hold.
@@ -80,6 +86,7 @@ pub(crate) struct ConnectionMemory(Arc<Part>);
 struct Part {
     budget: Arc<MemoryBudget>,
     used: AtomicUsize,
+    client: ClientQuota,
 }
 
 impl Drop for Part {
@@ -93,11 +100,22 @@ impl ConnectionMemory {
     ///
     /// # Errors
     ///
-    /// With these bytes, the connection would hold more than its share, and more than would be free.
+    /// With these bytes, the connection would hold more than its share, and more than would be free. Or all connections of
+    /// its client would hold more than the client's share.
     pub(crate) fn charge(&self, bytes: usize) -> Result<Charge, OutOfBudget> {
         let mut charge = self.no_charge();
         charge.grow(bytes)?;
         Ok(charge)
+    }
+
+    /// Returns the counters of the server's refusals, of any reason.
+    pub(crate) fn refusals(&self) -> &Arc<Refusals> {
+        self.0.budget.refusals()
+    }
+
+    /// Returns the quota of the connection's client.
+    pub(crate) fn client(&self) -> &ClientQuota {
+        &self.0.client
     }
 
     /// Returns a charge of nothing, which can grow.
@@ -109,14 +127,14 @@ impl ConnectionMemory {
     }
 }
 
-/// The budget has no room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OutOfBudget;
+/// The budget has no room. The refusal is counted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct OutOfBudget(Refused);
 
 impl From<OutOfBudget> for Status {
-    fn from(_: OutOfBudget) -> Self {
-        Status::resource_exhausted(
-            "this connection holds more than its share of the tracker's memory: read the replies, or send less at a time",
+    fn from(OutOfBudget(refused): OutOfBudget) -> Self {
+        refused.status(
+            "this client holds more than its share of the tracker's memory: read the replies, or send less at a time",
         )
     }
 }
@@ -135,18 +153,29 @@ impl Charge {
     ///
     /// As [`ConnectionMemory::charge`]. The charge stays as it was.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), OutOfBudget> {
-        let Part { budget, used } = &*self.memory.0;
+        let Part { budget, used, client } = &*self.memory.0;
+        if !client.has_memory(bytes) {
+            return Err(OutOfBudget(budget.refusals.refuse(Reason::AddressMemory)));
+        }
         // Two threads can exceed the limit together, by one charge each.
         let own = used.load(Ordering::Relaxed).saturating_add(bytes);
         let all = budget.used().saturating_add(bytes);
         let is_free = own <= budget.limit.saturating_sub(all);
-        let is_share = own <= budget.share() && all <= budget.limit.saturating_mul(2);
-        if !is_free && !is_share {
-            budget.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(OutOfBudget);
+        if !is_free {
+            let reason = if own > budget.share() {
+                Some(Reason::ConnectionMemory)
+            } else if all > budget.limit.saturating_mul(2) {
+                Some(Reason::ClientMemory)
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                return Err(OutOfBudget(budget.refusals.refuse(reason)));
+            }
         }
         budget.used.fetch_add(bytes, Ordering::Relaxed);
         used.fetch_add(bytes, Ordering::Relaxed);
+        client.charge(bytes);
         self.bytes += bytes;
         Ok(())
     }
@@ -161,6 +190,11 @@ impl Charge {
         }
     }
 
+    /// Returns the memory that the bytes are charged to.
+    pub(crate) fn memory(&self) -> &ConnectionMemory {
+        &self.memory
+    }
+
     /// Returns the bytes that are charged.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -169,16 +203,25 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.memory.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.memory.0.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        let Part { budget, used, client } = &*self.memory.0;
+        used.fetch_sub(self.bytes, Ordering::Relaxed);
+        budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        client.release(self.bytes);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Limits;
+    use crate::quota::{ClientKey, Quotas};
 
     const LIMIT: usize = 1 << 20;
+
+    /// Returns the reasons of refusals, with their counts.
+    fn refused(budget: &MemoryBudget) -> Vec<(Reason, u64)> {
+        budget.refusals().counts().filter(|&(_, count)| count > 0).collect()
+    }
 
     /// Charges as much as possible, 100 bytes at a time.
     fn take_all(connection: &ConnectionMemory) -> Charge {
@@ -189,18 +232,18 @@ mod tests {
 
     #[test]
     fn a_connection_that_is_alone_takes_half() {
-        let budget = MemoryBudget::new(LIMIT);
-        let charge = take_all(&budget.for_connection());
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
+        let charge = take_all(&budget.for_connection(ClientQuota::alone()));
         assert!((LIMIT / 2 - 200..=LIMIT / 2).contains(&charge.bytes()), "{charge:?}");
-        assert_eq!(budget.refused(), 1);
+        assert_eq!(refused(&budget), [(Reason::ConnectionMemory, 1)]);
         drop(charge);
         assert_eq!(budget.used(), 0);
     }
 
     #[test]
     fn a_connection_that_comes_late_has_its_share() {
-        let budget = MemoryBudget::new(LIMIT);
-        let connections: Vec<_> = (0..100).map(|_| budget.for_connection()).collect();
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
+        let connections: Vec<_> = (0..100).map(|_| budget.for_connection(ClientQuota::alone())).collect();
         let charges: Vec<_> = connections.iter().map(take_all).collect();
         for charge in &charges {
             assert!(charge.bytes() > LIMIT / 100 - 200, "{charge:?}");
@@ -212,8 +255,8 @@ mod tests {
 
     #[test]
     fn a_connection_that_ends_leaves_its_share_to_the_others() {
-        let budget = MemoryBudget::new(LIMIT);
-        let mut connections: Vec<_> = (0..1024).map(|_| budget.for_connection()).collect();
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
+        let mut connections: Vec<_> = (0..1024).map(|_| budget.for_connection(ClientQuota::alone())).collect();
         assert_eq!(budget.share(), LIMIT / 1024);
         let charge = connections[0].charge(1).unwrap();
         connections.clear();
@@ -228,27 +271,53 @@ mod tests {
 
     #[test]
     fn connections_that_come_one_after_the_other_hold_at_most_twice_the_budget() {
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
         let held: Vec<_> = (0..2_000)
             .map(|_| {
-                let connection = budget.for_connection();
+                let connection = budget.for_connection(ClientQuota::alone());
                 let charge = take_all(&connection);
                 (connection, charge)
             })
             .collect();
         assert!(budget.used() <= 2 * LIMIT, "{}", budget.used());
+        let reasons: Vec<_> = refused(&budget).into_iter().map(|(reason, _)| reason).collect();
+        assert_eq!(reasons, [Reason::ClientMemory, Reason::ConnectionMemory]);
         drop(held);
         assert_eq!(budget.used(), 0);
     }
 
     #[test]
+    fn all_connections_of_an_address_have_its_share() {
+        let limits = Limits {
+            memory: LIMIT,
+            max_share_per_address: 25,
+            ..Limits::default()
+        };
+        let quotas = Quotas::new(&limits);
+        let budget = MemoryBudget::new(LIMIT, Arc::default());
+        let of = |key| budget.for_connection(quotas.register(ClientKey::V6(key)));
+        let greedy: Vec<_> = (0..100).map(|_| of(1)).collect();
+        let charges: Vec<_> = greedy.iter().map(take_all).collect();
+        assert!(
+            (LIMIT / 4 - 100..=LIMIT / 4).contains(&budget.used()),
+            "{}",
+            budget.used()
+        );
+        assert_eq!(refused(&budget)[0].0, Reason::AddressMemory);
+        let other = take_all(&of(2));
+        assert!(other.bytes() > LIMIT / 4 - 200, "{other:?}");
+        drop(charges);
+        greedy[0].charge(LIMIT / 4).expect("the memory is free again");
+    }
+
+    #[test]
     fn a_charge_can_be_split() {
-        let budget = MemoryBudget::new(1000);
-        let connection = budget.for_connection();
+        let budget = MemoryBudget::new(1000, Arc::default());
+        let connection = budget.for_connection(ClientQuota::alone());
         let mut whole = connection.charge(400).unwrap();
         let part = whole.split(300);
         assert_eq!((whole.bytes(), part.bytes(), budget.used()), (100, 300, 400));
-        assert_eq!(whole.grow(250), Err(OutOfBudget));
+        assert!(whole.grow(250).is_err());
         drop(part);
         assert_eq!(budget.used(), 100);
         whole.grow(250).unwrap();

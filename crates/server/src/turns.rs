@@ -10,13 +10,15 @@
 //! gets no more turns than a connection with one batch. Besides that task, the connection itself may wait with its
 //! small calls.
 //!
-//! Sessions take no turns: one message of a session is one piece of work.
+//! A message of a session is one piece of work, however large. So the session waits for a turn with the encoded message,
+//! and decodes and handles the message in its turn. Responses of services of other crates take a turn for each message.
 //!
 //! The unit of work is about a tenth of a microsecond: see [`limits`](crate::limits). A mutex guards the queue, and
 //! only the worker's thread takes the mutex.
 
 use std::collections::VecDeque;
 use std::mem;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -98,6 +100,9 @@ impl WorkerTurns {
     }
 }
 
+/// Ends when the turn comes.
+pub(crate) type TurnFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// The turns of one connection. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Turns {
@@ -115,14 +120,29 @@ impl Turns {
         }
     }
 
+    /// Takes a turn if the worker has time for `work` now.
+    fn try_take(&self, work: usize) -> bool {
+        let mut pass = self.worker.lock();
+        let has_time = pass.waiting.is_empty() && pass.spent < WORK_PER_PASS;
+        if has_time {
+            pass.spent += work;
+        }
+        has_time
+    }
+
+    /// Begins to take a turn, as [`take`](Self::take). Returns `None` if the worker has time now.
+    pub(crate) fn begin(&self, work: usize) -> Option<TurnFuture> {
+        if self.try_take(work) {
+            return None;
+        }
+        let turns = self.clone();
+        Some(Box::pin(async move { turns.take(work).await }))
+    }
+
     /// Waits until the worker has time for `work`.
     pub(crate) async fn take(&self, work: usize) {
-        {
-            let mut pass = self.worker.lock();
-            if pass.waiting.is_empty() && pass.spent < WORK_PER_PASS {
-                pass.spent += work;
-                return;
-            }
+        if self.try_take(work) {
+            return;
         }
         let _first = self.first.acquire().await;
         // An error means that the runtime stops.

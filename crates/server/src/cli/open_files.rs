@@ -3,8 +3,10 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
-/// Files that the server opens besides connections: sockets, the workers' event queues, logs.
-const OTHER_FILES: u64 = 64;
+use crate::limits::MAX_WAITING;
+
+/// Files that the server opens besides connections: connections that wait, sockets, the workers' event queues, logs.
+const OTHER_FILES: u64 = MAX_WAITING as u64 + 64;
 
 /// Raises the soft limit to the hard limit. Logs if the hard limit is too low for so many connections.
 ///

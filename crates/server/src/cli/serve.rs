@@ -57,6 +57,9 @@ pub(super) struct Serve {
     /// Megabytes that all clients may make the server hold [default: an eighth of the memory, and at most 536]
     #[arg(long, value_name = "NUMBER", value_parser = number(config::client_memory))]
     client_memory_mb: Option<usize>,
+    /// Percentage of each limit over all clients that one address may have; 100 is no limit [default: 50]
+    #[arg(long, value_name = "PERCENT", value_parser = number(config::max_share_per_address))]
+    max_share_per_address: Option<u32>,
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
@@ -140,6 +143,9 @@ impl Serve {
         }
         if let Some(bytes) = self.client_memory_mb {
             config = config.client_memory(bytes);
+        }
+        if let Some(percent) = self.max_share_per_address {
+            config = config.max_share_per_address(percent);
         }
         open_files::raise_limit(config.max_connections.value);
         let table = config.table().build().expect("the limits were checked");

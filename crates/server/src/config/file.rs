@@ -13,12 +13,13 @@ use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use crate::config::{
     BRAKE_INTERVALS, BRAKE_PERCENT, BRAKE_ROUTES, CLIENT_MEMORY, Config, ConfigError, ENABLED, KEEP_ALIVE, KEYPAIRS,
-    Keypair, LISTEN_ADDR, MAX_CONNECTIONS, MAX_ROUTES, MAX_ROUTES_PER_PROXY, Origin, SECTION, SHUTDOWN_DELAY, Setting,
-    brake_intervals, brake_percent, client_memory, duration, keep_alive, listen_addr, max_connections, max_routes,
+    Keypair, LISTEN_ADDR, MAX_CONNECTIONS, MAX_ROUTES, MAX_ROUTES_PER_PROXY, MAX_SHARE_PER_ADDRESS, Origin, SECTION,
+    SHUTDOWN_DELAY, Setting, brake_intervals, brake_percent, client_memory, duration, keep_alive, listen_addr,
+    max_connections, max_routes, max_share_per_address,
 };
 
 /// The keys of the section and of its key pairs.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     ENABLED,
     LISTEN_ADDR,
     KEEP_ALIVE,
@@ -30,6 +31,7 @@ const KEYS: [&str; 14] = [
     BRAKE_INTERVALS,
     MAX_CONNECTIONS,
     CLIENT_MEMORY,
+    MAX_SHARE_PER_ADDRESS,
     KEYPAIRS,
     "key_file",
     "cert_file",
@@ -106,6 +108,10 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
     if let Some(memory) = section.client_memory_mb.read(file, CLIENT_MEMORY, client_memory)? {
         config.client_memory = memory;
     }
+    let share = section.max_share_per_address;
+    if let Some(share) = share.read(file, MAX_SHARE_PER_ADDRESS, max_share_per_address)? {
+        config.max_share_per_address = share;
+    }
     let pairs = section
         .https_keypairs
         .read(file, KEYPAIRS, |pairs| match pairs.as_slice() {
@@ -154,6 +160,7 @@ struct Section {
     expiry_brake_intervals: Given<u64>,
     max_connections: Given<u64>,
     client_memory_mb: Given<u64>,
+    max_share_per_address: Given<u64>,
     https_keypairs: Given<Vec<Pair>>,
 }
 
@@ -355,6 +362,7 @@ mod tests {
         assert_eq!(config.keep_alive.value, DEFAULT_KEEP_ALIVE);
         assert_eq!(config.shutdown_delay.value, Duration::ZERO);
         assert_eq!(config.max_connections.value, 10_000);
+        assert_eq!(config.max_share_per_address.value, 50);
         assert_eq!(config.keypairs, []);
     }
 
@@ -439,6 +447,7 @@ mod tests {
             "max_routes",
             "max_connections",
             "client_memory_mb",
+            "max_share_per_address",
             "https_keypairs",
         ] {
             for value in ["", " ~", " null"] {
@@ -529,7 +538,8 @@ mod tests {
                 &format!("{section}  listen_adr: 127.0.0.1:1"),
                 "conf/tracker.yaml:2: unknown key `listen_adr`, expected one of enabled, listen_addr, \
                  proxy_keep_alive_interval, shutdown_delay, max_routes, max_routes_per_proxy, expiry_brake_percent, \
-                 expiry_brake_routes, expiry_brake_intervals, max_connections, client_memory_mb, https_keypairs"
+                 expiry_brake_routes, expiry_brake_intervals, max_connections, client_memory_mb, \
+                 max_share_per_address, https_keypairs"
                     .into(),
             ),
             (

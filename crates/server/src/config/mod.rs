@@ -29,6 +29,7 @@ const BRAKE_ROUTES: &str = "expiry_brake_routes";
 const BRAKE_INTERVALS: &str = "expiry_brake_intervals";
 const MAX_CONNECTIONS: &str = "max_connections";
 const CLIENT_MEMORY: &str = "client_memory_mb";
+const MAX_SHARE_PER_ADDRESS: &str = "max_share_per_address";
 const KEYPAIRS: &str = "https_keypairs";
 
 /// The default address to listen on.
@@ -148,6 +149,9 @@ pub struct Config {
     /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which documents the
     /// default.
     pub client_memory: Setting<usize>,
+    /// The percentage of each limit over all clients that one address may have; 50 by default. Replaces
+    /// [`Limits::max_share_per_address`].
+    pub max_share_per_address: Setting<u32>,
     /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the first.
     pub keypairs: Vec<Keypair>,
 }
@@ -193,6 +197,10 @@ impl Default for Config {
             client_memory: Setting {
                 value: limits.memory,
                 origin: Origin::Default(CLIENT_MEMORY),
+            },
+            max_share_per_address: Setting {
+                value: limits.max_share_per_address,
+                origin: Origin::Default(MAX_SHARE_PER_ADDRESS),
             },
             keypairs: Vec::new(),
         }
@@ -312,6 +320,17 @@ impl Config {
         self
     }
 
+    /// Overrides the percentage of each limit that one address may have, as `--max-share-per-address` does. 100 is no
+    /// limit.
+    #[must_use]
+    pub fn max_share_per_address(mut self, percent: u32) -> Self {
+        self.max_share_per_address = Setting {
+            value: percent,
+            origin: Origin::Flag("--max-share-per-address"),
+        };
+        self
+    }
+
     /// Returns the options of the server's table.
     #[must_use]
     pub fn table(&self) -> Builder {
@@ -334,6 +353,7 @@ impl Config {
         Limits {
             max_connections: self.max_connections.value,
             memory: self.client_memory.value,
+            max_share_per_address: self.max_share_per_address.value,
             ..Limits::default()
         }
     }
@@ -384,6 +404,14 @@ pub(crate) fn max_connections(connections: u64) -> Result<u32, String> {
     match u32::try_from(connections) {
         Ok(connections) if (1..=MOST).contains(&connections) => Ok(connections),
         _ => Err(format!("{connections} is not a number from 1 to {MOST}")),
+    }
+}
+
+/// Checks the share of an address.
+pub(crate) fn max_share_per_address(percent: u64) -> Result<u32, String> {
+    match u32::try_from(percent) {
+        Ok(percent) if (1..=100).contains(&percent) => Ok(percent),
+        _ => Err(format!("{percent} is not a percentage from 1 to 100")),
     }
 }
 

@@ -3,7 +3,7 @@
 //! | error | status |
 //! | --- | --- |
 //! | a string is not acceptable | INVALID_ARGUMENT, and the message begins with the path of the field |
-//! | the table is full | RESOURCE_EXHAUSTED |
+//! | the table is full | RESOURCE_EXHAUSTED, which is counted, with a `RetryInfo` |
 //! | any other | INTERNAL |
 
 use std::fmt::Display;
@@ -13,6 +13,8 @@ use nodetracker::{
     TextError,
 };
 use tonic::Status;
+
+use crate::refusal::{Reason, Refusals};
 
 /// A string in `field` is not acceptable.
 pub(crate) fn text(field: impl Display, reason: TextError) -> Status {
@@ -25,47 +27,48 @@ pub(crate) fn node_id(field: impl Display, error: NodeIdError) -> Status {
 }
 
 /// A proxy was not registered. `path` is the prefix of the proxy's fields.
-pub(crate) fn register(path: &str, error: RegisterError) -> Status {
+pub(crate) fn register(refusals: &Refusals, path: &str, error: RegisterError) -> Status {
     match error {
         RegisterError::Invalid { field, reason } => text(format_args!("{path}{}", proxy_field(field)), reason),
-        RegisterError::TooManyProxies { .. } => Status::resource_exhausted(error.to_string()),
+        RegisterError::TooManyProxies { .. } => refusals.refuse(Reason::TableProxies).status(error.to_string()),
         error => Status::internal(error.to_string()),
     }
 }
 
 /// An incarnation has not begun, though it is not stale. `path` is the prefix of the proxy's fields.
-pub(crate) fn begin(path: &str, error: BeginError) -> Status {
+pub(crate) fn begin(refusals: &Refusals, path: &str, error: BeginError) -> Status {
     match error {
-        BeginError::Proxy(error) => register(path, error),
+        BeginError::Proxy(error) => register(refusals, path, error),
         error => Status::internal(error.to_string()),
     }
 }
 
 /// A report of one node failed. `path` is the prefix of the proxy's fields.
-pub(crate) fn report(path: &str, error: ReportError) -> Status {
+pub(crate) fn report(refusals: &Refusals, path: &str, error: ReportError) -> Status {
     match error {
-        ReportError::Proxy(error) => register(path, error),
-        ReportError::Route(error) => add(error, error),
+        ReportError::Proxy(error) => register(refusals, path, error),
+        ReportError::Route(error) => add(refusals, error, error),
         error => Status::internal(error.to_string()),
     }
 }
 
 /// A report of many nodes failed. `path` is the prefix of the proxy's fields.
-pub(crate) fn report_nodes(path: &str, error: ReportNodesError) -> Status {
+pub(crate) fn report_nodes(refusals: &Refusals, path: &str, error: ReportNodesError) -> Status {
     match error {
-        ReportNodesError::Proxy(error) => register(path, error),
-        ReportNodesError::Nodes(error @ AddNodesError { error: cause, .. }) => add(cause, error),
+        ReportNodesError::Proxy(error) => register(refusals, path, error),
+        ReportNodesError::Nodes(error @ AddNodesError { error: cause, .. }) => add(refusals, cause, error),
         error => Status::internal(error.to_string()),
     }
 }
 
-fn add(error: AddError, message: impl Display) -> Status {
-    match error {
-        AddError::TooManyRoutes { .. } | AddError::TooManyRoutesOfProxy { .. } | AddError::OutOfMemory => {
-            Status::resource_exhausted(message.to_string())
-        }
-        _ => Status::internal(message.to_string()),
-    }
+fn add(refusals: &Refusals, error: AddError, message: impl Display) -> Status {
+    let reason = match error {
+        AddError::TooManyRoutes { .. } => Reason::TableRoutes,
+        AddError::TooManyRoutesOfProxy { .. } => Reason::ProxyRoutes,
+        AddError::OutOfMemory => Reason::TableMemory,
+        _ => return Status::internal(message.to_string()),
+    };
+    refusals.refuse(reason).status(message.to_string())
 }
 
 /// Returns the name of a proxy's field, which is the same in every service.

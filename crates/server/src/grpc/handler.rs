@@ -13,8 +13,9 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use nodetracker_proto::SmallCodec;
+use nodetracker_proto::{RawRequestCodec, SmallCodec};
 use prost::Message;
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::codec::Codec;
 use tonic::server::Grpc;
@@ -25,6 +26,8 @@ use crate::grpc::frame;
 use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::router::ConnectionRouter;
 use crate::grpc::send_budget::{Reservation, SendBudget};
+use crate::grpc::turn_body::response_in_turns;
+use crate::limits::CALL_WORK;
 use crate::turns::Turns;
 
 /// Decodes a message and returns the encoded reply, with its prefix.
@@ -80,8 +83,8 @@ pub(crate) struct StreamContext {
     pub(crate) turns: Turns,
     /// The budget to which the replies are charged.
     pub(crate) budget: SendBudget,
-    /// Shared by the watches of one connection.
-    pub(crate) watches: Arc<()>,
+    /// The free places for watches of the connection.
+    pub(crate) watches: Arc<Semaphore>,
 }
 
 /// A unary method that never waits.
@@ -153,22 +156,26 @@ where
     }
 }
 
-/// A method with a stream of requests and a stream of replies.
-pub(crate) fn bidirectional<S, Q, R, F, St>(service: &Arc<S>, method: F) -> Handler
+/// A method with a stream of requests and a stream of replies. The method decodes the requests itself, each in a turn.
+pub(crate) fn bidirectional<S, R, F, St>(service: &Arc<S>, method: F) -> Handler
 where
     S: Send + Sync + 'static,
-    Q: Message + Default + 'static,
     R: Message + 'static,
-    F: Fn(&S, Streaming<Q>) -> St + Copy + Send + Sync + 'static,
+    F: Fn(&S, Streaming<Bytes>, Turns) -> St + Copy + Send + Sync + 'static,
     St: Stream<Item = Result<R, Status>> + Send + 'static,
 {
     let service = Arc::clone(service);
-    Handler::Streaming(Arc::new(move |request, max_request, _| {
+    Handler::Streaming(Arc::new(move |request, max_request, connection| {
         let service = Arc::clone(&service);
-        let call = ServiceFn(move |request: tonic::Request<Streaming<Q>>| {
-            ready(Ok(tonic::Response::new(method(&service, request.into_inner()))))
+        let turns = connection.turns().clone();
+        let call = ServiceFn(move |request: tonic::Request<Streaming<Bytes>>| {
+            let replies = method(&service, request.into_inner(), turns.clone());
+            ready(Ok(tonic::Response::new(replies)))
         });
-        Box::pin(async move { grpc(max_request).streaming(call, request).await })
+        Box::pin(async move {
+            let mut grpc = Grpc::new(RawRequestCodec::default()).max_decoding_message_size(max_request);
+            grpc.streaming(call, request).await
+        })
     }))
 }
 
@@ -204,28 +211,24 @@ where
 }
 
 /// A method of a service that another crate implements and that has its message limit already.
+///
+/// The call takes a turn, and so does each part of its response.
 pub(crate) fn external<S>(service: S) -> Handler
 where
     S: Service<Request<RequestBody>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    Handler::Streaming(Arc::new(move |request, _, _| {
-        let response = service.clone().call(request);
-        Box::pin(async {
-            match response.await {
-                Ok(response) => response,
+    Handler::Streaming(Arc::new(move |request, _, connection| {
+        let mut service = service.clone();
+        let turns = connection.turns().clone();
+        Box::pin(async move {
+            turns.take(CALL_WORK).await;
+            match service.call(request).await {
+                Ok(response) => response_in_turns(response, turns),
                 Err(never) => match never {},
             }
         })
     }))
-}
-
-fn grpc<Q, R>(max_request: usize) -> Grpc<SmallCodec<R, Q>>
-where
-    Q: Message + Default + 'static,
-    R: Message + 'static,
-{
-    Grpc::new(SmallCodec::default()).max_decoding_message_size(max_request)
 }
 
 /// A function in the form in which [`Grpc`] takes methods.

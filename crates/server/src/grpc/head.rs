@@ -8,6 +8,7 @@ use tonic::body::Body;
 use tonic::metadata::MetadataValue;
 
 use crate::limits::MAX_METADATA_SIZE;
+use crate::refusal::{Reason, Refusals};
 
 /// Bytes that HTTP/2 counts for each header besides its name and value.
 const HEADER_OVERHEAD: usize = 32;
@@ -17,7 +18,7 @@ const HEADER_OVERHEAD: usize = 32;
 /// # Errors
 ///
 /// The response that refuses the call: an HTTP status if the request is not gRPC, as gRPC specifies, or a gRPC status.
-pub(super) fn check<B>(request: &Request<B>) -> Result<Option<Duration>, Box<Response<Body>>> {
+pub(super) fn check<B>(request: &Request<B>, refusals: &Refusals) -> Result<Option<Duration>, Box<Response<Body>>> {
     let (mut content_type, mut encoding, mut timeout) = (None, None, None);
     let mut size = 0;
     // One pass over the few headers costs less than three look-ups.
@@ -41,7 +42,8 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<Option<Duration>, Box<Res
     }
     if size > MAX_METADATA_SIZE {
         let message = format!("the request has {size} bytes of metadata, the limit is {MAX_METADATA_SIZE}");
-        return Err(Box::new(Status::resource_exhausted(message).into_http()));
+        let status = refusals.refuse(Reason::MetadataSize).status(message);
+        return Err(Box::new(status.into_http()));
     }
     if encoding.is_some_and(|encoding| encoding != b"identity") {
         let mut status = Status::unimplemented("requests cannot be compressed here");

@@ -10,4 +10,5 @@ mod request;
 pub(crate) mod router;
 pub(crate) mod send_budget;
 pub(crate) mod status;
+mod turn_body;
 mod unary;

@@ -1,6 +1,7 @@
 //! Requests that tonic reads: their body, and the one message of a unary request.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use tonic::codec::Decoder;
 use tonic::{Status, Streaming};
 
 use crate::grpc::frame::PREFIX;
+use crate::grpc::status::correct_status;
 use crate::grpc::unary::{FirstFrame, first_frame};
 use crate::memory::Charge;
 
@@ -137,11 +139,13 @@ pub(crate) async fn receive<M: Send + 'static>(
     body: RequestBody,
     max_size: usize,
 ) -> Result<M, Status> {
+    let refusals = Arc::clone(body.charge.memory().refusals());
     let mut messages = Streaming::new_request(decoder, body, None, Some(max_size));
-    let message = messages.message().await?;
+    let correct = |status| correct_status(status, &refusals);
+    let message = messages.message().await.map_err(correct)?;
     // gRPC specifies UNIMPLEMENTED for a wrong number of messages.
     let message = message.ok_or_else(|| Status::unimplemented("the request has no message, the method takes one"))?;
-    match messages.message().await? {
+    match messages.message().await.map_err(correct)? {
         None => Ok(message),
         Some(_) => Err(Status::unimplemented(
             "the request has several messages, the method takes one",

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response};
 use nodetracker_proto::Raw;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -22,8 +23,9 @@ use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::send_budget::SendBudget;
 use crate::grpc::status::correct_response;
 use crate::grpc::unary::{self, FirstFrame};
-use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, WAITING_CALL_WORK};
+use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, MAX_WATCHES_PER_CONNECTION, WAITING_CALL_WORK};
 use crate::memory::ConnectionMemory;
+use crate::refusal::Refusals;
 use crate::turns::Turns;
 
 /// Routes the requests of all connections. Cheap to clone.
@@ -56,7 +58,7 @@ impl Router {
             draining,
             budget: SendBudget::new(memory),
             turns,
-            watches: Arc::default(),
+            watches: Arc::new(Semaphore::new(MAX_WATCHES_PER_CONNECTION)),
         }
     }
 }
@@ -70,8 +72,8 @@ pub(crate) struct ConnectionRouter {
     draining: CancellationToken,
     budget: SendBudget,
     turns: Turns,
-    /// Shared by the connection's watches.
-    watches: Arc<()>,
+    /// The free places for the connection's watches.
+    watches: Arc<Semaphore>,
 }
 
 /// A request that was looked at. It has no headers: a client could make the server hold megabytes of them.
@@ -101,7 +103,7 @@ impl ConnectionRouter {
     }
 
     fn target<B>(&self, request: &Request<B>) -> Target {
-        let timeout = match head::check(request) {
+        let timeout = match head::check(request, self.refusals()) {
             Ok(timeout) => timeout,
             Err(refusal) => return Target::Refused(refusal),
         };
@@ -160,7 +162,7 @@ impl ConnectionRouter {
                     let request = Request::post(path).body(body).expect("a path of the table");
                     let response = router.in_time(NOT_ARRIVED, handler(request, max_request, &router));
                     let response = response.await.unwrap_or_else(Status::into_http);
-                    end_on_drain(correct_response(response), &router.draining).into()
+                    end_on_drain(correct_response(response, router.refusals()), &router.draining).into()
                 })
             }
         };
@@ -179,8 +181,12 @@ impl ConnectionRouter {
         &self.turns
     }
 
-    pub(crate) fn watches(&self) -> &Arc<()> {
+    pub(crate) fn watches(&self) -> &Arc<Semaphore> {
         &self.watches
+    }
+
+    pub(crate) fn refusals(&self) -> &Refusals {
+        self.memory().refusals()
     }
 
     fn memory(&self) -> &ConnectionMemory {
@@ -253,7 +259,7 @@ impl From<Result<Bytes, Status>> for Reply {
     fn from(replied: Result<Bytes, Status>) -> Self {
         match replied {
             Ok(message) => Self::Message(message),
-            Err(status) => correct_response(status.into_http()).into(),
+            Err(status) => status.into_http().into(),
         }
     }
 }

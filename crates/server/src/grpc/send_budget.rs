@@ -135,10 +135,11 @@ pub(crate) mod tests {
     use super::*;
     use crate::grpc::handler::StreamContext;
     use crate::memory::MemoryBudget;
+    use crate::quota::ClientQuota;
 
     impl Default for SendBudget {
         fn default() -> Self {
-            Self::new(MemoryBudget::new(1 << 30).for_connection())
+            Self::new(MemoryBudget::new(1 << 30, Arc::default()).for_connection(ClientQuota::alone()))
         }
     }
 
@@ -147,7 +148,7 @@ pub(crate) mod tests {
             Self {
                 turns: Turns::new(Arc::default()),
                 budget: SendBudget::default(),
-                watches: Arc::default(),
+                watches: Arc::new(Semaphore::new(1)),
             }
         }
     }
@@ -170,8 +171,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_reply_is_charged_until_it_is_dropped() {
-        let memory = MemoryBudget::new(1 << 20);
-        let budget = SendBudget::new(memory.for_connection());
+        let memory = MemoryBudget::new(1 << 20, Arc::default());
+        let budget = SendBudget::new(memory.for_connection(ClientQuota::alone()));
         let mut reservation = budget.try_reserve().expect("all is free");
         assert_eq!((free(&budget), memory.used()), (SEND_BUDGET - MAX_REPLY_SIZE, 0));
         reservation.grow_to(20_000).unwrap();
@@ -195,10 +196,10 @@ pub(crate) mod tests {
 
     #[test]
     fn a_reply_that_the_server_has_no_room_for_is_refused() {
-        let budget = SendBudget::new(MemoryBudget::new(100_000).for_connection());
+        let budget = SendBudget::new(MemoryBudget::new(100_000, Arc::default()).for_connection(ClientQuota::alone()));
         let mut reservation = budget.try_reserve().expect("all is free");
-        assert!(reservation.charge(vec![7; 60_000].into()) == Err(OutOfBudget));
-        assert!(budget.charge(vec![7; 60_000].into()) == Err(OutOfBudget));
+        assert!(reservation.charge(vec![7; 60_000].into()).is_err());
+        assert!(budget.charge(vec![7; 60_000].into()).is_err());
         assert!(budget.charge(vec![7; 40_000].into()).is_ok());
     }
 

@@ -7,20 +7,23 @@ use http::Response;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-/// Corrects the code in the head of a response.
-pub(crate) fn correct_response(mut response: Response<Body>) -> Response<Body> {
+use crate::refusal::{Reason, Refusals};
+
+/// Corrects the code in the head of a response. Counts the refusal.
+pub(crate) fn correct_response(mut response: Response<Body>, refusals: &Refusals) -> Response<Body> {
     if let Some(code) = response.headers_mut().get_mut(Status::GRPC_STATUS)
         && Code::from_bytes(code.as_bytes()) == Code::OutOfRange
     {
+        refusals.refuse(Reason::MessageSize);
         *code = (Code::ResourceExhausted as i32).into();
     }
     response
 }
 
-/// Corrects the code of a status that ends a stream.
-pub(crate) fn correct_status(status: Status) -> Status {
+/// Corrects the code of a status that tonic made of a request. Counts the refusal.
+pub(crate) fn correct_status(status: Status, refusals: &Refusals) -> Status {
     match status.code() {
-        Code::OutOfRange => Status::resource_exhausted(status.message()),
+        Code::OutOfRange => refusals.refuse(Reason::MessageSize).status(status.message()),
         _ => status,
     }
 }

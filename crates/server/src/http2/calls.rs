@@ -31,6 +31,7 @@ use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
 use crate::http2::traffic::Traffic;
 use crate::limits::MAX_TURN_INPUT;
+use crate::refusal;
 
 /// A request, and the stream for its reply.
 type Received = (Accepted, SendResponse<Bytes>);
@@ -106,6 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                         .mute(|| reply_to_some(&mut self.received, &self.router, &self.in_flight, most, &mut work));
                     if cancelled > 0 && !self.cancelled.allow(cancelled) {
                         debug!("a client cancels too many calls");
+                        self.router.refusals().refuse(refusal::Reason::CancelledCalls);
                         self.received.clear();
                         self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     }

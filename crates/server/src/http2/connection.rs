@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::future::poll_immediate;
+use h2::Reason;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -22,11 +23,12 @@ use tracing::debug;
 
 use crate::grpc::router::Router;
 use crate::http2::calls::Calls;
-use crate::http2::idle::IdleConnections;
 use crate::http2::keep_alive::KeepAlive;
 use crate::http2::traffic::{CountedStream, Traffic};
 use crate::limits::{self, Limits};
 use crate::memory::{ConnectionMemory, MemoryBudget};
+use crate::quota::ClientQuota;
+use crate::refusal::{self, Refusals};
 use crate::turns::{Turns, WorkerTurns};
 
 /// Bytes that every HTTP/2 client sends first: a fixed preface of 24, and the header of a SETTINGS frame.
@@ -43,18 +45,22 @@ pub(crate) struct ConnectionContext {
     pub(crate) memory: Arc<MemoryBudget>,
     /// The turns of the worker that serves the connection.
     pub(crate) turns: Arc<WorkerTurns>,
-    pub(crate) idle: Arc<IdleConnections>,
 }
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
 ///
 /// `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end together.
-pub(crate) async fn serve(stream: std::net::TcpStream, mut context: ConnectionContext, number: u64) {
+pub(crate) async fn serve(
+    stream: std::net::TcpStream,
+    client: ClientQuota,
+    mut context: ConnectionContext,
+    number: u64,
+) {
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
-    let memory = context.memory.for_connection();
+    let memory = context.memory.for_connection(client);
     let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
         return debug!("a connection was closed: the memory of all clients is used up");
     };
@@ -90,9 +96,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
         limits,
         mut draining,
         turns,
-        idle,
         tls: _,
-        memory: _,
+        memory: budget,
     } = context;
     let opened = Instant::now();
     let traffic = Arc::new(Traffic::default());
@@ -109,6 +114,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
 
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&traffic), &limits);
     let draining_calls = CancellationToken::new();
+    let client = memory.client().clone();
     let mut calls = Calls::new(
         connection,
         router.for_connection(draining_calls.clone(), memory, Turns::new(turns)),
@@ -118,7 +124,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     let mut phase = Phase::Preface;
     let mut due = pin!(sleep_until(opened + limits.handshake));
     let mut is_draining = false;
-    let mut asked = idle.subscribe();
+    let mut asked = client.idle().subscribe();
     loop {
         tokio::select! {
             biased;
@@ -150,7 +156,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 Phase::Draining => return debug!("an old connection was cut with calls in flight"),
             },
             Ok(()) = asked.changed(), if !is_draining && !matches!(phase, Phase::Draining) => {
-                if calls.is_idle() && idle.take_part() {
+                let wanted = asked.borrow().clone();
+                if calls.is_idle() && wanted.is_some_and(|wanted| wanted.take_one()) {
                     debug!("an idle connection makes room for another");
                     phase = Phase::Draining;
                     calls.connection.graceful_shutdown();
@@ -161,7 +168,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 // After the process was stopped, timers fire before the sockets are polled. So read first what has arrived.
                 yield_now().await;
                 if let Some(result) = poll_immediate(poll_fn(|cx| calls.poll_serve(cx))).await {
-                    return log_end(result);
+                    return log_end(result, budget.refusals());
                 }
                 match keep_alive.check() {
                     Some(next) => silent.as_mut().reset(Instant::now() + next),
@@ -170,13 +177,17 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
             }
             // Last: a client that sends faster than the server replies uses up tokio's budget for the task, and the timers
             // need some of that budget.
-            result = poll_fn(|cx| calls.poll_serve(cx)) => return log_end(result),
+            result = poll_fn(|cx| calls.poll_serve(cx)) => return log_end(result, budget.refusals()),
         }
     }
 }
 
-fn log_end(result: Result<(), h2::Error>) {
+/// Logs how a connection ended. Counts the end if h2 found a flood.
+fn log_end(result: Result<(), h2::Error>, refusals: &Refusals) {
     if let Err(error) = result {
+        if error.is_library() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
+            refusals.refuse(refusal::Reason::FrameFlood);
+        }
         debug!(%error, "a connection ended with an error");
     }
 }
@@ -281,9 +292,8 @@ mod tests {
             tls: None,
             limits,
             draining: watched,
-            memory: MemoryBudget::new(1 << 30),
+            memory: MemoryBudget::new(1 << 30, Arc::default()),
             turns: Arc::default(),
-            idle: Arc::default(),
         };
         (draining, context)
     }
@@ -296,7 +306,7 @@ mod tests {
     }
 
     fn memory() -> ConnectionMemory {
-        MemoryBudget::new(1 << 30).for_connection()
+        MemoryBudget::new(1 << 30, Arc::default()).for_connection(ClientQuota::alone())
     }
 
     const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -463,7 +473,13 @@ mod tests {
         let table = Arc::new(nodetracker::RouteTable::new());
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, Duration::ZERO);
-        let (methods, _) = methods(&table, &watches, instance_id, &MemoryBudget::new(0), &Limits::default());
+        let (methods, _) = methods(
+            &table,
+            &watches,
+            instance_id,
+            &MemoryBudget::new(0, Arc::default()),
+            &Limits::default(),
+        );
         let panicking = methods.rows().iter().enumerate().map(|(number, method)| {
             let handler = match method.handler {
                 Handler::Immediate(_) => Handler::Immediate(Arc::new(|_| panic!("on purpose"))),

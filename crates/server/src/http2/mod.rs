@@ -3,7 +3,6 @@
 mod calls;
 mod cancel_guard;
 pub(crate) mod connection;
-pub(crate) mod idle;
-mod keep_alive;
+pub(crate) mod keep_alive;
 mod muted_waker;
 mod traffic;

@@ -152,6 +152,13 @@ impl Admin {
 
     pub(crate) async fn stats(&self, _: v1::StatsRequest, _: &mut CallContext) -> Result<v1::StatsResponse, Status> {
         let stats = self.table.stats();
+        let counts = self.memory.refusals().counts();
+        let refusals = counts
+            .filter(|&(_, count)| count > 0)
+            .map(|(reason, count)| v1::RefusalCount {
+                reason: reason.name().into(),
+                count,
+            });
         Ok(v1::StatsResponse {
             route_count: stats.routes as u64,
             node_count: stats.nodes as u64,
@@ -164,10 +171,10 @@ impl Admin {
             watch_count: self.watches.count() as u32,
             client_memory_bytes: self.memory.used() as u64,
             client_memory_limit_bytes: self.memory.limit() as u64,
-            client_memory_refusals: self.memory.refused(),
             effective_keep_alive: Some(encode::duration(stats.effective_keep_alive)),
             expiry_hold: expiry_hold(stats.expiry_hold).into(),
             expiry_hold_left: stats.expiry_hold.map(|hold| encode::duration(hold.left)),
+            refusals: refusals.collect(),
         })
     }
 }

@@ -28,9 +28,10 @@ pub(crate) fn methods(
     memory: &Arc<MemoryBudget>,
     limits: &Limits,
 ) -> (MethodTable, Health) {
-    let tracker = Arc::new(NodeTracker::new(Arc::clone(table)));
-    let routes = Arc::new(Routes::new(Arc::clone(table)));
-    let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, limits));
+    let refusals = memory.refusals();
+    let tracker = Arc::new(NodeTracker::new(Arc::clone(table), Arc::clone(refusals)));
+    let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(refusals)));
+    let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, Arc::clone(refusals), limits));
     let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id, Arc::clone(memory)));
     let reporter = HealthReporter::new();
     let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
@@ -96,7 +97,13 @@ mod tests {
         let table = Arc::new(RouteTable::new());
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, Limits::default().watch_resume);
-        let (methods, _) = methods(&table, &watches, instance_id, &MemoryBudget::new(0), &Limits::default());
+        let (methods, _) = methods(
+            &table,
+            &watches,
+            instance_id,
+            &MemoryBudget::new(0, Arc::default()),
+            &Limits::default(),
+        );
         let rows: BTreeSet<_> = methods.rows().iter().map(|method| method.path.to_owned()).collect();
         assert_eq!(rows.len(), methods.rows().len(), "two rows have one path");
         assert!(rows.iter().eq(declared.keys()), "{rows:?} are not {declared:?}");

@@ -10,16 +10,18 @@ use nodetracker_proto::api;
 use tonic::Status;
 
 use crate::convert::status;
+use crate::refusal::Refusals;
 
 /// The service.
 #[derive(Debug)]
 pub(crate) struct NodeTracker {
     table: Arc<RouteTable>,
+    refusals: Arc<Refusals>,
 }
 
 impl NodeTracker {
-    pub(crate) fn new(table: Arc<RouteTable>) -> Self {
-        Self { table }
+    pub(crate) fn new(table: Arc<RouteTable>, refusals: Arc<Refusals>) -> Self {
+        Self { table, refusals }
     }
 
     // `load/instructions` finds this function and `get_proxies` by name, so they must not be inlined.
@@ -34,7 +36,7 @@ impl NodeTracker {
         };
         self.table
             .report_node(&node, &proxy)
-            .map_err(|error| status::report("", error))?;
+            .map_err(|error| status::report(&self.refusals, "", error))?;
         Ok(api::AddNodeResponse {})
     }
 

@@ -11,17 +11,19 @@ use crate::convert::encode::{self, RoutesEncoder};
 use crate::convert::{parse, status};
 use crate::grpc::handler::CallContext;
 use crate::limits::{MAX_REPLY_SIZE, NODE_WORK, ROUTE_WORK};
+use crate::refusal::{Reason, Refusals};
 use crate::turns::Parts;
 
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Routes {
     table: Arc<RouteTable>,
+    refusals: Arc<Refusals>,
 }
 
 impl Routes {
-    pub(crate) fn new(table: Arc<RouteTable>) -> Self {
-        Self { table }
+    pub(crate) fn new(table: Arc<RouteTable>, refusals: Arc<Refusals>) -> Self {
+        Self { table, refusals }
     }
 
     pub(crate) async fn add_nodes(
@@ -44,9 +46,9 @@ impl Routes {
                 }
                 Err(ReportNodesError::Nodes(mut error)) => {
                     error.added += added.len();
-                    return Err(status::report_nodes("proxy.", error.into()));
+                    return Err(status::report_nodes(&self.refusals, "proxy.", error.into()));
                 }
-                Err(error) => return Err(status::report_nodes("proxy.", error)),
+                Err(error) => return Err(status::report_nodes(&self.refusals, "proxy.", error)),
             }
             if added.len() == nodes.len() {
                 break;
@@ -93,7 +95,7 @@ impl Routes {
             parts.done(part.len(), work);
             let size = response.size();
             if size > MAX_REPLY_SIZE {
-                return Err(Status::resource_exhausted(format!(
+                return Err(self.refusals.refuse(Reason::ReplySize).status(format!(
                     "the answer is larger than {MAX_REPLY_SIZE} bytes after {} nodes: ask for fewer",
                     response.nodes()
                 )));

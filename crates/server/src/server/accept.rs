@@ -1,28 +1,36 @@
 //! The acceptor: one loop for the whole server, which hands connections to the workers.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::poll_immediate;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
-use crate::http2::idle::IdleConnections;
-use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF};
+use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF, MAX_CONNECTION_WAIT, MAX_WAITING};
+use crate::quota::{ClientKey, Quotas};
+use crate::refusal::{Reason, Refusals};
 use crate::server::listen::Listeners;
-use crate::server::worker::Workers;
+use crate::server::worker::{Incoming, Workers};
+
+/// How often the log reports connections that were closed because their address has its share.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Accepts connections. Never returns. If none of `slots` is free, one connection waits here, and the others in the kernel's
-/// backlog.
+/// backlog. If the client of a connection has its share of the slots, the connection waits beside the others.
 pub(super) async fn accept(
     listeners: &mut Listeners,
     workers: &mut Workers,
     slots: &Arc<Semaphore>,
-    idle: &IdleConnections,
+    quotas: &Arc<Quotas>,
+    refusals: &Refusals,
 ) -> Infallible {
     let mut backoff = Backoff::default();
     let mut slots = Slots {
@@ -30,15 +38,39 @@ pub(super) async fn accept(
         limit: slots.available_permits(),
         is_full: false,
     };
+    let mut waiting = Waiting::default();
     loop {
-        match listeners.accept().await.and_then(|(stream, peer)| {
+        let accepted = tokio::select! {
+            // First, or a flood of connections would keep the others waiting.
+            biased;
+            waited = waiting.next() => {
+                match waited {
+                    Waited::HasSlot(incoming, client_slot) => {
+                        let slot = slots.take(quotas, refusals).await;
+                        workers.hand_over(incoming, [slot, client_slot]);
+                    }
+                    Waited::Closed(addr) => waiting.report_closed(addr, refusals),
+                }
+                continue;
+            }
+            accepted = listeners.accept() => accepted,
+        };
+        match accepted.and_then(|(stream, peer)| {
             stream.set_nodelay(true)?;
             Ok((stream.into_std()?, peer))
         }) {
             Ok((stream, peer)) => {
                 backoff = Backoff::default();
-                let slot = slots.take(idle).await;
-                workers.hand_over(stream, peer, slot);
+                let client = quotas.register(ClientKey::from(peer.ip()));
+                let client_slot = client.try_slot();
+                let incoming = Incoming { stream, peer, client };
+                match client_slot {
+                    Some(client_slot) => {
+                        let slot = slots.take(quotas, refusals).await;
+                        workers.hand_over(incoming, [slot, client_slot]);
+                    }
+                    None => waiting.push(incoming, refusals),
+                }
             }
             // This client is gone; the next client may be fine.
             Err(error) if concerns_one_connection(&error) => {
@@ -47,8 +79,9 @@ pub(super) async fn accept(
             // Descriptors or memory ran out. The connection stays in the backlog, so an immediate retry would burn a core.
             Err(error) => {
                 let pause = backoff.next();
+                refusals.refuse(Reason::Accept);
                 warn!(%error, "cannot accept connections, trying again in {pause:?}");
-                idle.make_room(1);
+                quotas.make_room(1);
                 sleep(pause).await;
             }
         }
@@ -65,12 +98,13 @@ struct Slots<'s> {
 
 impl Slots<'_> {
     /// Waits for a free slot. Idle connections make room meanwhile, an eighth of all at a time.
-    async fn take(&mut self, idle: &IdleConnections) -> OwnedSemaphorePermit {
+    async fn take(&mut self, quotas: &Quotas, refusals: &Refusals) -> OwnedSemaphorePermit {
         let mut slot = pin!(Arc::clone(self.free).acquire_owned());
         if let Some(slot) = poll_immediate(slot.as_mut()).await {
             self.is_full &= self.free.available_permits() <= self.limit / 8;
             return slot.expect("the semaphore is never closed");
         }
+        refusals.refuse(Reason::Connections);
         // The warning is repeated only after many slots were free: connections come and go at the limit.
         if !self.is_full {
             self.is_full = true;
@@ -78,12 +112,83 @@ impl Slots<'_> {
             warn!("connection limit ({limit}) reached; new connections wait until idle ones have made room");
         }
         loop {
-            idle.make_room(self.limit.div_ceil(8));
+            quotas.make_room(self.limit.div_ceil(8));
             if let Ok(slot) = timeout(MAKE_ROOM_INTERVAL, slot.as_mut()).await {
                 return slot.expect("the semaphore is never closed");
             }
         }
     }
+}
+
+/// The connections that wait because their client has its share of the slots.
+#[derive(Default)]
+struct Waiting {
+    tasks: JoinSet<Waited>,
+    /// The connections that were closed since the log reported them.
+    closed: u64,
+    reported: Option<Instant>,
+}
+
+/// What became of a connection that has waited.
+enum Waited {
+    HasSlot(Incoming, OwnedSemaphorePermit),
+    /// The connection from this address is closed.
+    Closed(IpAddr),
+}
+
+impl Waiting {
+    /// Lets a connection wait until its client has a slot, or closes the connection if too many wait.
+    fn push(&mut self, incoming: Incoming, refusals: &Refusals) {
+        let place = incoming.client.try_wait();
+        if place.is_none() || self.tasks.len() >= MAX_WAITING {
+            return self.report_closed(incoming.peer.ip(), refusals);
+        }
+        self.tasks.spawn(async move {
+            let waited = wait(incoming).await;
+            drop(place);
+            waited
+        });
+    }
+
+    /// Returns what became of the next connection. Waits forever if there is none.
+    async fn next(&mut self) -> Waited {
+        loop {
+            match self.tasks.join_next().await {
+                Some(Ok(waited)) => return waited,
+                // A task that panicked has closed its connection.
+                Some(Err(_)) => {}
+                None => pending().await,
+            }
+        }
+    }
+
+    /// Counts a connection that was closed, and logs such connections from time to time.
+    fn report_closed(&mut self, addr: IpAddr, refusals: &Refusals) {
+        refusals.refuse(Reason::AddressConnections);
+        self.closed += 1;
+        if self
+            .reported
+            .is_none_or(|reported| reported.elapsed() >= REPORT_INTERVAL)
+        {
+            let count = std::mem::take(&mut self.closed);
+            self.reported = Some(Instant::now());
+            warn!(%count, "connections were closed: their address has its share (max_share_per_address), lately {addr}");
+        }
+    }
+}
+
+/// Waits until a client has a slot, for [`MAX_CONNECTION_WAIT`]. Idle connections of the client make room meanwhile.
+async fn wait(incoming: Incoming) -> Waited {
+    let until = Instant::now() + MAX_CONNECTION_WAIT;
+    let mut slot = pin!(incoming.client.slot());
+    while Instant::now() < until {
+        incoming.client.make_room();
+        let next = until.min(Instant::now() + MAKE_ROOM_INTERVAL);
+        if let Ok(slot) = timeout_at(next, slot.as_mut()).await {
+            return Waited::HasSlot(incoming, slot.expect("the semaphore is never closed"));
+        }
+    }
+    Waited::Closed(incoming.peer.ip())
 }
 
 /// Reports whether an error to accept concerns one connection, not the listener.
@@ -114,7 +219,87 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::limits::{Limits, MAX_WAITING_PER_CLIENT};
+
+    /// A connection over the loopback interface, and its client's side.
+    fn incoming(quotas: &Arc<Quotas>, client: u64) -> (Incoming, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("the port is open");
+        let (accepted, peer) = listener.accept().expect("a client has connected");
+        let client = quotas.register(ClientKey::V6(client));
+        let incoming = Incoming {
+            stream: accepted,
+            peer,
+            client,
+        };
+        (incoming, stream)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_over_the_share_waits_for_a_slot_and_is_closed_at_last() {
+        let limits = Limits {
+            max_connections: 2,
+            ..Limits::default()
+        };
+        let quotas = Quotas::new(&limits);
+        let refusals = Refusals::default();
+        let mut waiting = Waiting::default();
+        let client = quotas.register(ClientKey::V6(1));
+        let slot = client.try_slot().expect("one slot");
+        let mut asked = client.idle().subscribe();
+
+        let begin = Instant::now();
+        waiting.push(incoming(&quotas, 1).0, &refusals);
+        assert!(matches!(waiting.next().await, Waited::Closed(_)));
+        assert_eq!(begin.elapsed(), MAX_CONNECTION_WAIT);
+        assert!(asked.has_changed().expect("the client is there"));
+        asked.borrow_and_update();
+
+        // Another connection of the client ends meanwhile.
+        waiting.push(incoming(&quotas, 1).0, &refusals);
+        assert!(timeout(MAKE_ROOM_INTERVAL, waiting.next()).await.is_err());
+        drop(slot);
+        let Waited::HasSlot(_, slot) = waiting.next().await else {
+            panic!("a slot is free");
+        };
+
+        // Few wait.
+        for number in 0..MAX_WAITING_PER_CLIENT + 5 {
+            waiting.push(incoming(&quotas, 1).0, &refusals);
+            assert!(waiting.tasks.len() <= MAX_WAITING_PER_CLIENT, "{number}");
+        }
+        let closed = refusals
+            .counts()
+            .find(|&(reason, _)| reason == Reason::AddressConnections);
+        assert_eq!(closed, Some((Reason::AddressConnections, 5)));
+        // The places are free again afterwards.
+        for _ in 0..MAX_WAITING_PER_CLIENT {
+            assert!(matches!(waiting.next().await, Waited::Closed(_)));
+        }
+        waiting.push(incoming(&quotas, 1).0, &refusals);
+        assert_eq!(waiting.tasks.len(), 1);
+        drop(slot);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_many_clients_few_connections_wait() {
+        let limits = Limits {
+            max_connections: 1,
+            ..Limits::default()
+        };
+        let quotas = Quotas::new(&limits);
+        let mut waiting = Waiting::default();
+        let mut held = Vec::new();
+        for number in 0..2 * MAX_WAITING as u64 {
+            let client = quotas.register(ClientKey::V6(number));
+            held.push((client.try_slot(), client));
+            waiting.push(incoming(&quotas, number).0, &Refusals::default());
+        }
+        assert_eq!(waiting.tasks.len(), MAX_WAITING);
+    }
 
     #[test]
     fn backoff_doubles_up_to_its_limit() {

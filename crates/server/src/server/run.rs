@@ -14,9 +14,10 @@ use tracing::info;
 use crate::config::{Config, ConfigError, duration};
 use crate::grpc::router::Router;
 use crate::http2::connection::ConnectionContext;
-use crate::http2::idle::IdleConnections;
 use crate::limits::Limits;
 use crate::memory::MemoryBudget;
+use crate::quota::Quotas;
+use crate::refusal::Refusals;
 use crate::rpc::health::Health;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
@@ -69,7 +70,8 @@ pub struct Server {
     watches: Arc<Watches>,
     health: Health,
     limits: Limits,
-    idle: Arc<IdleConnections>,
+    quotas: Arc<Quotas>,
+    refusals: Arc<Refusals>,
     draining: watch::Sender<bool>,
 }
 
@@ -103,8 +105,9 @@ impl Server {
         let (draining, watched) = watch::channel(false);
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
-        let memory = MemoryBudget::new(limits.memory);
-        let idle = Arc::<IdleConnections>::default();
+        let refusals = Arc::<Refusals>::default();
+        let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
+        let quotas = Quotas::new(&limits);
         let (methods, health) = methods(&table, &watches, instance_id, &memory, &limits);
         health.serving().await;
         let router = Router::new(methods, limits.call);
@@ -124,7 +127,6 @@ impl Server {
             draining: watched,
             memory,
             turns: Arc::default(),
-            idle: Arc::clone(&idle),
         })?;
         Ok(Self {
             listeners,
@@ -135,7 +137,8 @@ impl Server {
             watches,
             health,
             limits,
-            idle,
+            quotas,
+            refusals,
             draining,
         })
     }
@@ -167,7 +170,8 @@ impl Server {
             mut listeners,
             mut workers,
             health,
-            idle,
+            quotas,
+            refusals,
             shutdown_delay: delay,
             ..
         } = self;
@@ -189,7 +193,7 @@ impl Server {
         };
         tokio::select! {
             () = stop => {}
-            never = accept(&mut listeners, &mut workers, &slots, &idle) => match never {},
+            never = accept(&mut listeners, &mut workers, &slots, &quotas, &refusals) => match never {},
             never = sweep(&self.table, &self.watches) => match never {},
             never = tail(&self.watches) => match never {},
         }

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::{Instrument, debug_span, error};
 
 use crate::http2::connection::{self, ConnectionContext};
+use crate::quota::ClientQuota;
 
 /// All workers. On drop, the workers cut their connections and end.
 #[derive(Debug)]
@@ -31,16 +32,23 @@ struct Worker {
 }
 
 struct Handover {
-    stream: TcpStream,
-    peer: SocketAddr,
+    incoming: Incoming,
     number: u64,
     slot: ConnectionSlot,
 }
 
-/// A connection's share of the limit on connections, and of its worker's load.
+/// A connection that was accepted.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) stream: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) client: ClientQuota,
+}
+
+/// A connection's slot among all connections, its slot among those of its client, and its part of its worker's load.
 struct ConnectionSlot {
     load: Arc<AtomicUsize>,
-    _permit: OwnedSemaphorePermit,
+    _permits: [OwnedSemaphorePermit; 2],
 }
 
 impl Drop for ConnectionSlot {
@@ -73,7 +81,7 @@ impl Workers {
     }
 
     /// Hands a connection to the worker with the fewest connections.
-    pub(crate) fn hand_over(&mut self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+    pub(super) fn hand_over(&mut self, incoming: Incoming, permits: [OwnedSemaphorePermit; 2]) {
         let number = self.handed_over;
         self.handed_over += 1;
         let count = self.workers.len();
@@ -86,15 +94,10 @@ impl Workers {
             worker.load.fetch_add(1, Ordering::Relaxed);
             let slot = ConnectionSlot {
                 load: Arc::clone(&worker.load),
-                _permit: permit,
+                _permits: permits,
             };
             // An error means that the worker is gone. The connection closes here.
-            let _ = worker.queue.send(Handover {
-                stream,
-                peer,
-                number,
-                slot,
-            });
+            let _ = worker.queue.send(Handover { incoming, number, slot });
         }
     }
 
@@ -135,15 +138,11 @@ impl Worker {
 fn work(runtime: &Runtime, mut handovers: mpsc::UnboundedReceiver<Handover>, context: &ConnectionContext) {
     runtime.block_on(async {
         while let Some(handover) = handovers.recv().await {
-            let Handover {
-                stream,
-                peer,
-                number,
-                slot,
-            } = handover;
+            let Handover { incoming, number, slot } = handover;
+            let Incoming { stream, peer, client } = incoming;
             let context = context.clone();
             let connection = async move {
-                connection::serve(stream, context, number).await;
+                connection::serve(stream, client, context, number).await;
                 drop(slot);
             };
             // Every line about a connection names the client.

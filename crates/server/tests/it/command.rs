@@ -651,6 +651,7 @@ fn operators_look_around_and_clean_up() {
     };
     assert_eq!([value("proxies"), value("keep-alive")], ["1", "1h"]);
     assert!(value("client memory limit").ends_with(" MB"), "{stats}");
+    assert_eq!(value("refusals"), "0");
     // The sweeper may have removed the route through the removed proxy.
     assert!(["2", "3"].contains(&value("routes")), "{stats}");
     let generation = serde_json::Value::from(value("generation"));
@@ -665,6 +666,8 @@ fn operators_look_around_and_clean_up() {
             .is_some_and(|bytes| bytes > 0),
         "{stats}"
     );
+
+    assert_eq!(stats["refusals"], serde_json::json!({}));
 
     let refused = run(&["nodes", "--proxy", &"x".repeat(256), "--addr", addr]);
     assert_eq!(refused.status.code(), Some(1));

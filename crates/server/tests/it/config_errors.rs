@@ -32,7 +32,8 @@ fn what_is_wrong_with_the_file_is_one_line() {
             "node_tracker_service:\n  enabled: yes\n  listen_address: 127.0.0.1:0\n",
             ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
              shutdown_delay, max_routes, max_routes_per_proxy, expiry_brake_percent, expiry_brake_routes, \
-             expiry_brake_intervals, max_connections, client_memory_mb, https_keypairs"
+             expiry_brake_intervals, max_connections, client_memory_mb, max_share_per_address, \
+             https_keypairs"
                 .into(),
         ),
         (
@@ -210,6 +211,11 @@ fn limits_that_are_impossible_are_named() {
             "--client-memory-mb",
             "1",
             "1 is not a number of megabytes from 16 to 1000000",
+        ),
+        (
+            "--max-share-per-address",
+            "101",
+            "101 is not a percentage from 1 to 100",
         ),
     ] {
         let output = run(&["serve", &format!("{flag}={value}")]);

@@ -13,7 +13,7 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{ADD, Raw, Running, SOON, ended, framed};
+use crate::support::{ADD, Raw, Running, SOON, ended, framed, refused};
 
 const BATCH: &str = "/nodetracker.v1.RouteService/BatchGetProxies";
 const LIST: &str = "/nodetracker.v1.AdminService/ListProxies";
@@ -213,6 +213,7 @@ async fn refusals_come_to_an_end() {
         client.send(&head(stream, ADD)).await;
     }
     assert_eq!(client.hung_up().await, Some(ENHANCE_YOUR_CALM));
+    assert_eq!(refused(&server.stats().await, "frame_flood"), 1);
     server.assert_serves().await;
 }
 
@@ -309,6 +310,7 @@ async fn a_flood_of_cancelled_calls_ends() {
             sent += 64;
             assert!(sent < 1_000_000, "the flood goes on");
         }
+        assert!(refused(&server.stats().await, "cancelled_calls") > 0);
         server.assert_serves().await;
     }
 }

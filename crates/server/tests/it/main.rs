@@ -7,6 +7,8 @@ mod deadlines;
 mod health_reflection;
 mod http2_abuse;
 mod log;
+mod quota;
+mod refusals;
 #[path = "../../examples/client/replica.rs"]
 mod replica;
 mod request_framing;

@@ -12,13 +12,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::support::{ADD, Process, Raw, Running, SOON, add, connect, ended, framed, grpc};
+use crate::support::{ADD, Process, Raw, Running, SOON, add, connect, ended, framed, grpc, refused};
 
 /// Too long for a limit to matter.
 const LATE: Duration = Duration::from_secs(1000);
 
 /// What a client has to begin with: HTTP/2's magic bytes, and its settings.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[tokio::test]
 async fn silent_clients_are_hung_up_on() {
@@ -101,6 +101,7 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
         RouteTable::new(),
         Limits {
             max_connections: 1,
+            max_share_per_address: 100,
             ..Limits::default()
         },
     )
@@ -118,6 +119,8 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
     first.settle().await;
     first.connection.abort();
     second.read_exact(&mut byte).await.unwrap();
+    drop(second);
+    assert!(refused(&server.stats().await, "connections") > 0);
 }
 
 #[tokio::test]
@@ -212,6 +215,7 @@ async fn idle_connections_make_room() {
         RouteTable::new(),
         Limits {
             max_connections: 2,
+            max_share_per_address: 100,
             call: LATE,
             ..Limits::default()
         },
@@ -240,6 +244,7 @@ async fn requests_that_never_end_take_a_share_of_the_memory_and_no_more() {
         RouteTable::new(),
         Limits {
             memory: 8 * MEGABYTE,
+            max_share_per_address: 100,
             call: LATE,
             ..Limits::default()
         },
@@ -264,7 +269,7 @@ async fn requests_that_never_end_take_a_share_of_the_memory_and_no_more() {
     let stats = loop {
         let stats = admin.stats(v1::StatsRequest {}).await.unwrap().into_inner();
         assert!(stats.client_memory_bytes <= 16 * MEGABYTE as u64, "{stats:?}");
-        if stats.client_memory_refusals > 900 {
+        if refused(&stats, "connection_memory") + refused(&stats, "client_memory") > 900 {
             break stats;
         }
     };

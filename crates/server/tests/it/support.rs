@@ -10,8 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use nodetracker::{ManualClock, RouteTable};
-use nodetracker_proto::api;
 use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClient;
+use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
+use nodetracker_proto::{api, v1};
 use nodetracker_server::{Config, Drained, Limits, Server};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -69,6 +70,11 @@ impl Running {
     /// A connection of its own, for the client of any service.
     pub(crate) async fn channel(&self) -> Channel {
         channel(self.addr).await
+    }
+
+    pub(crate) async fn stats(&self) -> v1::StatsResponse {
+        let mut admin = AdminServiceClient::new(self.channel().await);
+        admin.stats(v1::StatsRequest {}).await.unwrap().into_inner()
     }
 
     /// Fails the test unless a whole round of calls works.
@@ -143,7 +149,11 @@ pub(crate) struct Ended {
 
 impl Raw {
     pub(crate) async fn connect(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect(addr).await.unwrap();
+        Self::over(TcpStream::connect(addr).await.unwrap()).await
+    }
+
+    /// Speaks HTTP/2 over a connection.
+    pub(crate) async fn over(stream: TcpStream) -> Self {
         let (requests, mut connection) = h2::client::handshake(stream).await.unwrap();
         let pings = connection.ping_pong().unwrap();
         Self {
@@ -204,6 +214,12 @@ pub(crate) async fn status(response: http::Response<h2::RecvStream>) -> Ended {
             .replace("%20", " ")
             .replace("%22", "\""),
     }
+}
+
+/// The refusals of one reason.
+pub(crate) fn refused(stats: &v1::StatsResponse, reason: &str) -> u64 {
+    let mut of_reason = stats.refusals.iter().filter(|refusals| refusals.reason == reason);
+    of_reason.next().map_or(0, |refusals| refusals.count)
 }
 
 /// Puts gRPC's five bytes in front of a message.

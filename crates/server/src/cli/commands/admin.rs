@@ -1,5 +1,6 @@
 //! The commands that call a running tracker's `AdminService`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 use std::{io, iter};
 
@@ -225,7 +226,8 @@ struct StatsRow {
     watches: u32,
     client_memory_bytes: u64,
     client_memory_limit_bytes: u64,
-    client_memory_refusals: u64,
+    /// By reason.
+    refusals: BTreeMap<String, u64>,
     keep_alive_seconds: Option<f64>,
     effective_keep_alive_seconds: Option<f64>,
     expiry_hold: &'static str,
@@ -253,7 +255,11 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
         watches: stats.watch_count,
         client_memory_bytes: stats.client_memory_bytes,
         client_memory_limit_bytes: stats.client_memory_limit_bytes,
-        client_memory_refusals: stats.client_memory_refusals,
+        refusals: stats
+            .refusals
+            .into_iter()
+            .map(|refusals| (refusals.reason, refusals.count))
+            .collect(),
         keep_alive_seconds: duration(stats.keep_alive).map(|interval| interval.as_secs_f64()),
         effective_keep_alive_seconds: duration(stats.effective_keep_alive).map(|interval| interval.as_secs_f64()),
         expiry_hold: hold,
@@ -280,15 +286,21 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
                 ("watches", row.watches.to_string()),
                 ("client memory", megabytes(row.client_memory_bytes)),
                 ("client memory limit", megabytes(row.client_memory_limit_bytes)),
-                ("client memory refusals", row.client_memory_refusals.to_string()),
                 ("keep-alive", keep_alive.unwrap_or_default()),
                 ("effective keep-alive", effective.unwrap_or_default()),
                 ("expiry held", held),
                 ("uptime", uptime.unwrap_or_default()),
                 ("generation", row.generation),
                 ("version", row.version),
+                ("refusals", row.refusals.values().sum::<u64>().to_string()),
             ];
-            format.print(None, &lines, |(name, value)| [(*name).to_owned(), value.clone()])
+            let lines = lines.map(|(name, value)| (name.to_owned(), value)).into_iter();
+            let refusals = row
+                .refusals
+                .iter()
+                .map(|(reason, count)| (format!("refusals: {reason}"), count.to_string()));
+            let lines: Vec<_> = lines.chain(refusals).collect();
+            format.print(None, &lines, |(name, value)| [name.clone(), value.clone()])
         }
     }
 }

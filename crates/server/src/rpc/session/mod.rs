@@ -49,7 +49,14 @@
 //! nodes: the table keeps the routes, and the client keeps the handles. Parsed messages ([`Scratch`](message::Scratch))
 //! belong to the thread, not to the session.
 //!
+//! # Turns
+//!
+//! A message takes a [turn](crate::turns) before it is decoded, so sessions do not keep other connections waiting. While
+//! a message waits for its turn, the session holds the encoded message, which is charged as part of the request.
+//!
 //! # Silence
+//!
+//! A client whose message waits for its turn is not silent.
 //!
 //! Before a session counts its client as silent, the session reads the messages that have arrived. If the process was
 //! stopped for a while, timers fire before the sockets are polled. So when the client's time is over, the stream first
@@ -68,15 +75,17 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use nodetracker::RouteTable;
-use nodetracker_proto::v1;
 use tonic::Streaming;
 
 use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, Limits};
+use crate::refusal::Refusals;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::session::owner::SessionOwners;
 use crate::rpc::session::state::Session;
 use crate::rpc::session::stream::SessionStream;
+use crate::turns::Turns;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -94,14 +103,16 @@ pub(crate) struct Shared {
     table: Arc<RouteTable>,
     owners: SessionOwners,
     instance_id: InstanceId,
+    refusals: Arc<Refusals>,
 }
 
 impl Shared {
-    fn new(table: Arc<RouteTable>, instance_id: InstanceId) -> Self {
+    fn new(table: Arc<RouteTable>, instance_id: InstanceId, refusals: Arc<Refusals>) -> Self {
         Self {
             table,
             owners: SessionOwners::default(),
             instance_id,
+            refusals,
         }
     }
 
@@ -113,17 +124,22 @@ impl Shared {
 
 impl Sessions {
     /// Returns the service.
-    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId, limits: &Limits) -> Self {
+    pub(crate) fn new(
+        table: Arc<RouteTable>,
+        instance_id: InstanceId,
+        refusals: Arc<Refusals>,
+        limits: &Limits,
+    ) -> Self {
         Self {
-            shared: Arc::new(Shared::new(table, instance_id)),
+            shared: Arc::new(Shared::new(table, instance_id, refusals)),
             hello: limits.call,
             keep_alive: limits.stream_keep_alive,
         }
     }
 
-    /// Begins a session.
-    pub(crate) fn session(&self, requests: Streaming<v1::SessionRequest>) -> SessionStream {
+    /// Begins a session, which takes a turn for each of its encoded requests.
+    pub(crate) fn session(&self, requests: Streaming<Bytes>, turns: Turns) -> SessionStream {
         let session = Session::new(Arc::clone(&self.shared));
-        SessionStream::new(requests, session, self.hello, self.keep_alive)
+        SessionStream::new(requests, session, turns, self.hello, self.keep_alive)
     }
 }

@@ -13,6 +13,7 @@ use tonic::Status;
 
 use crate::convert::{parse, status};
 use crate::limits::{MAX_MESSAGE_SIZE, MAX_SESSION_HANDLES, MAX_SESSION_NODES};
+use crate::refusal::{Reason, Refusals};
 use crate::rpc::session::Shared;
 use crate::rpc::session::message::{self, Scratch, with_scratch};
 use crate::rpc::session::owner::{Ownership, Superseded};
@@ -49,7 +50,7 @@ struct Open {
 enum Failure {
     Superseded(Superseded),
     /// The table did not register the proxy.
-    NotRegistered(Status),
+    NotRegistered(BeginError),
 }
 
 impl From<Superseded> for Failure {
@@ -62,7 +63,7 @@ impl From<BeginError> for Failure {
     fn from(error: BeginError) -> Self {
         match error {
             BeginError::Stale(stale) => Failure::Superseded(superseded_by(stale)),
-            error => Failure::NotRegistered(status::begin("hello.proxy.", error)),
+            error => Failure::NotRegistered(error),
         }
     }
 }
@@ -70,6 +71,11 @@ impl From<BeginError> for Failure {
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared, open: None }
+    }
+
+    /// Returns the counters of the server's refusals.
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.shared.refusals
     }
 
     /// Returns how long the client may be silent from now on, once it has said hello.
@@ -116,7 +122,7 @@ impl Session {
         let begun = shared.owners.take_over(proxy.id, incarnation, begin);
         let (ownership, begun) = match begun.map_err(Failure::from) {
             Ok(taken) => taken,
-            Err(failure) => return failure.end(sequence),
+            Err(failure) => return failure.end(sequence, &shared.refusals),
         };
         let announced_interval = shared.heartbeat_interval();
         let welcome = v1::SessionWelcome {
@@ -150,10 +156,10 @@ impl Drop for Session {
 }
 
 impl Failure {
-    fn end(self, sequence: u64) -> Result<Step, Status> {
+    fn end(self, sequence: u64, refusals: &Refusals) -> Result<Step, Status> {
         match self {
             Failure::Superseded(superseded) => Ok(end_superseded(sequence, superseded)),
-            Failure::NotRegistered(status) => Err(status),
+            Failure::NotRegistered(error) => Err(status::begin(refusals, "hello.proxy.", error)),
         }
     }
 }
@@ -178,7 +184,7 @@ impl Open {
             match (request, done.map_err(Failure::from).flatten()) {
                 (Request::Drain(_), Ok(done)) => Ok(Step::End(response(sequence, done), Ok(()))),
                 (_, Ok(done)) => Ok(Step::Continue(response(sequence, done))),
-                (_, Err(failure)) => failure.end(sequence),
+                (_, Err(failure)) => failure.end(sequence, &shared.refusals),
             }
         })
     }
@@ -200,8 +206,14 @@ impl Open {
             };
             match error {
                 AddError::UnknownProxy => _ = self.resume(shared)?,
-                AddError::TooManyRoutes { .. } => break (handles, SessionRefusal::TooManyRoutes),
-                _ => break (handles, SessionRefusal::OutOfMemory),
+                AddError::TooManyRoutes { .. } => {
+                    shared.refusals.refuse(Reason::TableRoutes);
+                    break (handles, SessionRefusal::TooManyRoutes);
+                }
+                _ => {
+                    shared.refusals.refuse(Reason::TableMemory);
+                    break (handles, SessionRefusal::OutOfMemory);
+                }
             }
         };
         Ok(Response::Handles(v1::SessionHandles {

@@ -4,8 +4,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_response::Response;
+use prost::Message;
 use tokio::task::coop::poll_proceed;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -14,7 +16,9 @@ use tonic::{Status, Streaming};
 
 use crate::grpc::status::correct_status;
 use crate::limits::{CONNECTION_WINDOW, MAX_TURN_INPUT};
+use crate::rpc::session::message;
 use crate::rpc::session::state::{Session, Step};
+use crate::turns::{TurnFuture, Turns};
 
 /// How often the thread polls its sockets before a client counts as silent. A connection reads
 /// [a turn's input](crate::limits::MAX_TURN_INPUT) at a time, and its window has that many turns.
@@ -22,8 +26,11 @@ const LAST_LOOKS: u32 = CONNECTION_WINDOW.div_ceil(MAX_TURN_INPUT as u32);
 
 /// The responses of one session.
 pub(crate) struct SessionStream {
-    requests: Streaming<v1::SessionRequest>,
+    requests: Streaming<Bytes>,
     session: Session,
+    turns: Turns,
+    /// The request that waits for its turn.
+    waiting: Option<(Bytes, TurnFuture)>,
     /// Ends no later than the client's time and the stream's silence, and is extended then. So most messages leave it alone.
     timer: Pin<Box<Sleep>>,
     /// How long the client may be silent.
@@ -52,8 +59,9 @@ impl SessionStream {
     /// Returns the responses to `requests`. The first request must arrive within `hello`. If the stream sends nothing for
     /// `keep_alive`, it sends a keep-alive.
     pub(crate) fn new(
-        requests: Streaming<v1::SessionRequest>,
+        requests: Streaming<Bytes>,
         session: Session,
+        turns: Turns,
         hello: Duration,
         keep_alive: Duration,
     ) -> Self {
@@ -61,6 +69,8 @@ impl SessionStream {
         Self {
             requests,
             session,
+            turns,
+            waiting: None,
             timer: Box::pin(sleep_until(idle_until)),
             idle_timeout: hello,
             idle_until,
@@ -76,22 +86,43 @@ impl SessionStream {
         if let Poll::Ready(step) = self.session.poll_superseded(cx) {
             return Poll::Ready(Ok(Some(step)));
         }
+        if let Some((_, turn)) = &mut self.waiting {
+            // No timer runs meanwhile: the client is not silent.
+            ready!(turn.as_mut().poll(cx));
+            let request = self.waiting.take().map(|(request, _)| request);
+            return Poll::Ready(self.on_request(request.unwrap_or_default()).map(Some));
+        }
         match Pin::new(&mut self.requests).poll_next(cx) {
             Poll::Ready(Some(request)) => {
-                let step = self.session.on_request(request.map_err(correct_status)?)?;
-                let now = Instant::now();
-                self.last_look = None;
-                if let Some(idle_timeout) = self.session.idle_timeout() {
-                    self.idle_timeout = idle_timeout;
-                    // A time that `Instant` cannot represent never comes.
-                    self.idle_until = now.checked_add(idle_timeout).unwrap_or(now + FAR);
+                let request = request.map_err(|status| correct_status(status, self.session.refusals()))?;
+                match self.turns.begin(message::work(&request)) {
+                    None => Poll::Ready(self.on_request(request).map(Some)),
+                    Some(turn) => {
+                        self.waiting = Some((request, turn));
+                        // Polls the turn.
+                        self.poll_step(cx)
+                    }
                 }
-                self.has_sent(now);
-                Poll::Ready(Ok(Some(step)))
             }
             Poll::Ready(None) => Poll::Ready(Ok(None)),
             Poll::Pending => self.poll_timer(cx),
         }
+    }
+
+    /// Acts on a request in its turn.
+    fn on_request(&mut self, request: Bytes) -> Result<Step, Status> {
+        // Not copied: the handles of a heartbeat stay in the request's bytes. INTERNAL, as in `grpc::frame`.
+        let request = v1::SessionRequest::decode(request).map_err(|error| Status::internal(error.to_string()))?;
+        let step = self.session.on_request(request)?;
+        let now = Instant::now();
+        self.last_look = None;
+        if let Some(idle_timeout) = self.session.idle_timeout() {
+            self.idle_timeout = idle_timeout;
+            // A time that `Instant` cannot represent never comes.
+            self.idle_until = now.checked_add(idle_timeout).unwrap_or(now + FAR);
+        }
+        self.has_sent(now);
+        Ok(step)
     }
 
     /// Waits until the client has been silent for too long, or the stream has.
@@ -180,22 +211,21 @@ impl Stream for SessionStream {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Waker;
 
-    use bytes::Bytes;
     use http_body::Frame;
     use nodetracker::RouteTable;
-    use nodetracker_proto::SmallCodec;
+    use nodetracker_proto::Raw;
     use nodetracker_proto::v1::session_request::Request;
     use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
     use tokio::time::advance;
     use tokio_stream::StreamExt;
     use tonic::Code;
-    use tonic::codec::Codec;
 
     use super::*;
     use crate::grpc::frame;
-    use crate::limits::Limits;
+    use crate::limits::{Limits, MAX_SESSION_NODES, WORK_PER_PASS};
     use crate::rpc::instance_id::InstanceId;
     use crate::rpc::session::Sessions;
 
@@ -217,17 +247,18 @@ mod tests {
 
     /// A session, and its client's side.
     fn session() -> (UnboundedSender<Bytes>, SessionStream) {
+        session_with(Turns::new(Arc::default()))
+    }
+
+    fn session_with(turns: Turns) -> (UnboundedSender<Bytes>, SessionStream) {
         let table = RouteTable::builder()
             .keep_alive(KEEP_ALIVE)
             .build()
             .expect("possible limits");
-        let sessions = Sessions::new(Arc::new(table), InstanceId::draw(), &Limits::default());
+        let sessions = Sessions::new(Arc::new(table), InstanceId::draw(), Arc::default(), &Limits::default());
         let (client, requests) = unbounded_channel();
-        let decoder = SmallCodec::<(), v1::SessionRequest>::default().decoder();
-        (
-            client,
-            sessions.session(Streaming::new_request(decoder, Requests(requests), None, None)),
-        )
+        let requests = Streaming::new_request(Raw, Requests(requests), None, None);
+        (client, sessions.session(requests, turns))
     }
 
     fn request(request: Request) -> Bytes {
@@ -278,6 +309,73 @@ mod tests {
         advance(2 * KEEP_ALIVE).await;
         let ended = stream.next().await.expect("a status");
         assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_waits_for_its_turn_and_its_client_is_not_silent() {
+        let turns = Turns::new(Arc::default());
+        let (client, mut stream) = session_with(turns.clone());
+        client.send(hello()).unwrap();
+        assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Welcome(_))))));
+        // The pass is used up, and another task of the connection is in the queue.
+        turns.take(WORK_PER_PASS).await;
+        let mut first = turns.begin(WORK_PER_PASS).expect("the pass is used up");
+        assert!(
+            first
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
+        );
+        client
+            .send(request(Request::Heartbeat(v1::SessionHeartbeat::default())))
+            .unwrap();
+        for _ in 0..3 {
+            assert_eq!(poll(&mut stream), Poll::Pending);
+            advance(KEEP_ALIVE).await;
+        }
+        drop(first);
+        assert!(matches!(
+            stream.next().await.expect("an answer").unwrap().response,
+            Some(Response::Ack(_))
+        ));
+        // The client has its whole time again.
+        advance(KEEP_ALIVE / 3).await;
+        assert_eq!(poll(&mut stream), Poll::Pending);
+    }
+
+    /// Otherwise a call that arrives meanwhile would wait for all of them.
+    #[tokio::test]
+    async fn full_messages_of_many_connections_take_many_passes() {
+        const SESSIONS: usize = 50;
+        let worker = Arc::default();
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..SESSIONS {
+            let (client, mut stream) = session_with(Turns::new(Arc::clone(&worker)));
+            client.send(hello()).unwrap();
+            assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Welcome(_))))));
+            let nodes = (0..MAX_SESSION_NODES as u128).flat_map(u128::to_be_bytes);
+            let up = v1::SessionNodesUp {
+                nodes: Some(v1::NodeIds {
+                    uuids: nodes.collect(),
+                    names: vec![],
+                }),
+            };
+            client.send(request(Request::NodesUp(up))).unwrap();
+            let done = Arc::clone(&done);
+            tokio::spawn(async move {
+                let response = stream.next().await.expect("a response").unwrap().response;
+                assert!(matches!(response, Some(Response::Handles(_))));
+                done.fetch_add(1, Ordering::Relaxed);
+                drop(client);
+            });
+        }
+        let mut before = 0;
+        while before < SESSIONS {
+            yield_now().await;
+            let now = done.load(Ordering::Relaxed);
+            assert!(now - before <= 2, "{now} after {before}");
+            before = now;
+        }
     }
 
     #[tokio::test(start_paused = true)]

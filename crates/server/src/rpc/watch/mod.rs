@@ -72,6 +72,8 @@ use crate::convert::parse;
 use crate::grpc::frame;
 use crate::grpc::handler::StreamContext;
 use crate::limits::{MAX_SWEEP_WAIT, MAX_WATCHED_SIZE, MAX_WATCHES, MAX_WATCHES_PER_CONNECTION};
+use crate::quota::ClientQuota;
+use crate::refusal::Reason;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::watch::change_log::ChangeLog;
 use crate::rpc::watch::snapshot::Snapshots;
@@ -89,17 +91,19 @@ pub(crate) fn watch(
     context: StreamContext,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
     let nodes = WatchedNodes::new(parse::nodes(request.nodes)?, &watches.table);
-    // The connection and this call have one reference each.
-    if Arc::strong_count(&context.watches) - 2 >= MAX_WATCHES_PER_CONNECTION {
-        return Err(Status::resource_exhausted(format!(
-            "this connection has {MAX_WATCHES_PER_CONNECTION} watches, which is the limit"
-        )));
-    }
-    let slot = watches.take_slot(nodes.size())?;
+    let refuse = |TooManyWatches { reason, message }| context.budget.memory().refusals().refuse(reason).status(message);
+    let Ok(place) = Arc::clone(&context.watches).try_acquire_owned() else {
+        return Err(refuse(TooManyWatches {
+            reason: Reason::ConnectionWatches,
+            message: format!("this connection has {MAX_WATCHES_PER_CONNECTION} watches, which is the limit"),
+        }));
+    };
+    let client = context.budget.memory().client().clone();
+    let slot = watches.take_slot_of(client, nodes.size()).map_err(refuse)?;
     let watch = Watch::new(slot, nodes, context, request.resume, request.accepts_resync);
-    Ok(unfold(watch, async |mut watch| {
+    Ok(unfold((watch, place), async |(mut watch, place)| {
         let message = watch.next().await;
-        Some((message, watch))
+        Some((message, (watch, place)))
     }))
 }
 
@@ -191,21 +195,28 @@ impl Watches {
         self.activity.borrow().watches
     }
 
+    /// Counts one more watch of a client that is alone.
+    #[cfg(test)]
+    fn take_slot(self: &Arc<Self>, size: usize) -> Result<WatchSlot, TooManyWatches> {
+        self.take_slot_of(ClientQuota::alone(), size)
+    }
+
     /// Counts one more watch, whose nodes take `size` bytes, until its slot is dropped.
     ///
     /// # Errors
     ///
-    /// RESOURCE_EXHAUSTED: a limit is reached.
-    fn take_slot(self: &Arc<Self>, size: usize) -> Result<WatchSlot, Status> {
+    /// A limit is reached.
+    fn take_slot_of(self: &Arc<Self>, client: ClientQuota, size: usize) -> Result<WatchSlot, TooManyWatches> {
         let mut full = None;
         self.activity.send_if_modified(|activity| {
             if activity.watches == MAX_WATCHES {
-                full = Some(format!("there are {MAX_WATCHES} watches"));
+                full = Some((Reason::Watches, format!("there are {MAX_WATCHES} watches")));
             } else if activity.watched_size + size > MAX_WATCHED_SIZE {
-                full = Some(format!(
-                    "the nodes of all watches take {} bytes of {MAX_WATCHED_SIZE}",
-                    activity.watched_size
-                ));
+                let taken = activity.watched_size;
+                let message = format!("the nodes of all watches take {taken} bytes of {MAX_WATCHED_SIZE}");
+                full = Some((Reason::WatchedNodes, message));
+            } else if let Err(of_client) = client.take_watch(size) {
+                full = Some(of_client);
             } else {
                 activity.watches += 1;
                 activity.watched_size += size;
@@ -214,19 +225,31 @@ impl Watches {
             full.is_none()
         });
         match full {
-            Some(full) => Err(Status::resource_exhausted(format!("{full}, which is the limit"))),
+            Some((reason, full)) => Err(TooManyWatches {
+                reason,
+                message: format!("{full}, which is the limit"),
+            }),
             None => Ok(WatchSlot {
                 watches: Arc::clone(self),
+                client,
                 size,
             }),
         }
     }
 }
 
+/// A limit on watches is reached.
+#[derive(Debug, PartialEq, Eq)]
+struct TooManyWatches {
+    reason: Reason,
+    message: String,
+}
+
 /// The slot of an open watch.
 #[derive(Debug)]
 struct WatchSlot {
     watches: Arc<Watches>,
+    client: ClientQuota,
     /// Bytes of the watch's nodes.
     size: usize,
 }
@@ -234,6 +257,7 @@ struct WatchSlot {
 impl Drop for WatchSlot {
     fn drop(&mut self) {
         self.watches.activity.send_modify(|activity| {
+            self.client.release_watch(self.size);
             activity.watches -= 1;
             activity.watched_size -= self.size;
             activity.idle_since = (activity.watches == 0).then(Instant::now);
@@ -243,8 +267,6 @@ impl Drop for WatchSlot {
 
 #[cfg(test)]
 mod tests {
-    use tonic::Code;
-
     use super::*;
 
     #[test]
@@ -254,8 +276,8 @@ mod tests {
             .map(|_| watches.take_slot(0).expect("a slot is free"))
             .collect();
         let refused = || watches.take_slot(0).expect_err("the limit is reached");
-        assert_eq!(refused().code(), Code::ResourceExhausted);
-        assert_eq!(refused().message(), "there are 10000 watches, which is the limit");
+        let message = "there are 10000 watches, which is the limit";
+        assert_eq!((refused().reason, &*refused().message), (Reason::Watches, message));
         assert_eq!(watches.count(), MAX_WATCHES);
         slots.pop();
         slots.push(watches.take_slot(0).expect("a slot is free again"));
@@ -282,10 +304,7 @@ mod tests {
         let taken = slots.len() * names;
         assert!(taken <= MAX_WATCHED_SIZE && taken + names > MAX_WATCHED_SIZE);
         let message = format!("the nodes of all watches take {taken} bytes of {MAX_WATCHED_SIZE}, which is the limit");
-        assert_eq!(
-            (refused.code(), refused.message()),
-            (Code::ResourceExhausted, &*message)
-        );
+        assert_eq!((refused.reason, refused.message), (Reason::WatchedNodes, message));
         slots.push(watches.take_slot(0).expect("a watch of all nodes takes nothing"));
         drop(slots);
         watches.take_slot(MAX_WATCHED_SIZE).expect("the memory is free again");

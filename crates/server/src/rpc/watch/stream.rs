@@ -147,7 +147,7 @@ impl Watch {
                     self.progress = Progress::Beginning;
                     return Ok(lost_place());
                 }
-                Err(Interruption::OutOfBudget) => return Err(OutOfBudget.into()),
+                Err(Interruption::OutOfBudget(full)) => return Err(full.into()),
             }
         }
     }
@@ -259,7 +259,7 @@ impl Watch {
 /// Why a watch does not send its next message.
 enum Interruption {
     LostPlace,
-    OutOfBudget,
+    OutOfBudget(OutOfBudget),
 }
 
 impl From<LostPlace> for Interruption {
@@ -269,8 +269,8 @@ impl From<LostPlace> for Interruption {
 }
 
 impl From<OutOfBudget> for Interruption {
-    fn from(_: OutOfBudget) -> Self {
-        Self::OutOfBudget
+    fn from(full: OutOfBudget) -> Self {
+        Self::OutOfBudget(full)
     }
 }
 

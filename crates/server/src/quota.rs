@@ -1,0 +1,386 @@
+//! Quotas: what one client may take of the limits that all clients share.
+//!
+//! A limit over all protects the server, not the clients from each other: the first client could take everything. So a
+//! client has at most a share of each limit over all ([`Limits::max_share_per_address`]): of connections, memory,
+//! watches, and watched nodes. A client is an address; see [`ClientKey`].
+//!
+//! The acceptor registers each connection with its client, which is one look-up under a mutex. After that, the
+//! connection has a reference to its client's counters. The end of the connection and its calls is one more look-up. A
+//! client whose last connection has ended leaves nothing behind.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::idle::{IdleConnections, WantedEnds};
+use crate::limits::{Limits, MAKE_ROOM_INTERVAL, MAX_WAITING_PER_CLIENT, MAX_WATCHED_SIZE, MAX_WATCHES};
+use crate::refusal::Reason;
+
+/// Whom a quota belongs to.
+///
+/// Another way to know a client, such as the identity in its certificate, will be one more variant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum ClientKey {
+    /// An address of IPv4.
+    V4(Ipv4Addr),
+    /// The first 64 bits of an address of IPv6: a network gives its clients the rest to choose.
+    V6(u64),
+}
+
+impl From<IpAddr> for ClientKey {
+    fn from(addr: IpAddr) -> Self {
+        // A socket that listens for both families sees clients of IPv4 as `::ffff:a.b.c.d`.
+        match addr.to_canonical() {
+            IpAddr::V4(addr) => Self::V4(addr),
+            IpAddr::V6(addr) => Self::V6((u128::from(addr) >> 64) as u64),
+        }
+    }
+}
+
+/// What one client may have.
+#[derive(Debug, Clone, Copy)]
+struct Shares {
+    connections: usize,
+    memory: usize,
+    watches: usize,
+    watched_size: usize,
+}
+
+impl Shares {
+    fn new(limits: &Limits) -> Self {
+        let share = |all: usize| match limits.max_share_per_address {
+            100.. => usize::MAX,
+            percent => (all.saturating_mul(percent as usize) / 100).max(1),
+        };
+        Self {
+            connections: share(limits.max_connections as usize).min(Semaphore::MAX_PERMITS),
+            memory: share(limits.memory),
+            watches: share(MAX_WATCHES),
+            watched_size: share(MAX_WATCHED_SIZE),
+        }
+    }
+}
+
+/// The quotas of all clients of a server.
+#[derive(Debug)]
+pub(crate) struct Quotas {
+    shares: Shares,
+    clients: Mutex<HashMap<ClientKey, Registered, ahash::RandomState>>,
+}
+
+/// A client that has connections.
+#[derive(Debug)]
+struct Registered {
+    connections: usize,
+    client: Arc<Client>,
+}
+
+/// What one client has. The counters are Relaxed: they guard no data.
+#[derive(Debug)]
+struct Client {
+    shares: Shares,
+    /// The connections that the client may still have.
+    slots: Arc<Semaphore>,
+    /// The places of connections that wait for a slot.
+    waiting: Arc<Semaphore>,
+    idle: IdleConnections,
+    last_asked: Mutex<Option<Instant>>,
+    memory: AtomicUsize,
+    watches: AtomicUsize,
+    watched_size: AtomicUsize,
+}
+
+impl Quotas {
+    /// Returns the quotas of a server with these limits.
+    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            shares: Shares::new(limits),
+            clients: Mutex::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ClientKey, Registered, ahash::RandomState>> {
+        // No critical section here leaves the map half changed.
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a connection of a client.
+    pub(crate) fn register(self: &Arc<Self>, key: ClientKey) -> ClientQuota {
+        let mut clients = self.lock();
+        let registered = clients.entry(key).or_insert_with(|| Registered {
+            connections: 0,
+            client: Arc::new(Client::new(self.shares)),
+        });
+        registered.connections += 1;
+        let client = Arc::clone(&registered.client);
+        drop(clients);
+        ClientQuota(Arc::new(Registration {
+            quotas: Arc::clone(self),
+            key,
+            client,
+        }))
+    }
+
+    /// Asks up to `connections` idle connections of any client to end.
+    pub(crate) fn make_room(&self, connections: usize) {
+        let wanted = WantedEnds::new(connections);
+        for registered in self.lock().values() {
+            registered.client.idle.ask(&wanted);
+        }
+    }
+}
+
+impl Client {
+    fn new(shares: Shares) -> Self {
+        Self {
+            shares,
+            slots: Arc::new(Semaphore::new(shares.connections)),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING_PER_CLIENT)),
+            idle: IdleConnections::default(),
+            last_asked: Mutex::default(),
+            memory: AtomicUsize::new(0),
+            watches: AtomicUsize::new(0),
+            watched_size: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// The registration of one connection.
+#[derive(Debug)]
+struct Registration {
+    quotas: Arc<Quotas>,
+    key: ClientKey,
+    client: Arc<Client>,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut clients = self.quotas.lock();
+        let Some(registered) = clients.get_mut(&self.key) else {
+            return;
+        };
+        registered.connections -= 1;
+        if registered.connections == 0 {
+            clients.remove(&self.key);
+            // Memory follows the number of clients, not its peak.
+            if clients.len() < clients.capacity() / 4 {
+                let capacity = 2 * clients.len();
+                clients.shrink_to(capacity);
+            }
+        }
+    }
+}
+
+/// The quota of one client, for one of its connections and the calls of this connection. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientQuota(Arc<Registration>);
+
+impl ClientQuota {
+    fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    /// Takes a slot for a connection, if the client has one.
+    pub(crate) fn try_slot(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.client().slots).try_acquire_owned().ok()
+    }
+
+    /// Waits for a slot for a connection.
+    pub(crate) fn slot(&self) -> impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + use<> {
+        Arc::clone(&self.client().slots).acquire_owned()
+    }
+
+    /// Takes a place for a connection that waits for a slot. A client has [`MAX_WAITING_PER_CLIENT`] of them.
+    pub(crate) fn try_wait(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.client().waiting).try_acquire_owned().ok()
+    }
+
+    /// Asks idle connections of this client to end: an eighth of its share, but not more often than each
+    /// [`MAKE_ROOM_INTERVAL`].
+    pub(crate) fn make_room(&self) {
+        let client = self.client();
+        let mut last = client.last_asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= MAKE_ROOM_INTERVAL) {
+            *last = Some(Instant::now());
+            client.idle.ask(&WantedEnds::new(client.shares.connections.div_ceil(8)));
+        }
+    }
+
+    /// Returns the connections that are asked to make room.
+    pub(crate) fn idle(&self) -> &IdleConnections {
+        &self.client().idle
+    }
+
+    /// Reports whether the client may hold so many bytes more.
+    pub(crate) fn has_memory(&self, bytes: usize) -> bool {
+        let client = self.client();
+        // Two threads can exceed the share together, by one charge each.
+        client.memory.load(Ordering::Relaxed).saturating_add(bytes) <= client.shares.memory
+    }
+
+    /// Charges bytes to the client.
+    pub(crate) fn charge(&self, bytes: usize) {
+        self.client().memory.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Gives bytes back.
+    pub(crate) fn release(&self, bytes: usize) {
+        self.client().memory.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a watch, whose nodes take `size` bytes. The caller serializes all calls of this function.
+    ///
+    /// # Errors
+    ///
+    /// The reason, and what the client has with the limit.
+    pub(crate) fn take_watch(&self, size: usize) -> Result<(), (Reason, String)> {
+        let client = self.client();
+        let (watches, watched) = (
+            client.watches.load(Ordering::Relaxed),
+            client.watched_size.load(Ordering::Relaxed),
+        );
+        let Shares {
+            watches: most_watches,
+            watched_size: most_size,
+            ..
+        } = client.shares;
+        if watches >= most_watches {
+            return Err((Reason::AddressWatches, format!("your address has {watches} watches")));
+        }
+        if watched.saturating_add(size) > most_size {
+            let message = format!("the nodes of your address's watches take {watched} bytes of {most_size}");
+            return Err((Reason::AddressWatchedNodes, message));
+        }
+        client.watches.fetch_add(1, Ordering::Relaxed);
+        client.watched_size.fetch_add(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives back what a watch took.
+    pub(crate) fn release_watch(&self, size: usize) {
+        self.client().watches.fetch_sub(1, Ordering::Relaxed);
+        self.client().watched_size.fetch_sub(size, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    impl ClientQuota {
+        /// Returns the quota of a client that is alone and has no limits.
+        pub(crate) fn alone() -> Self {
+            Quotas::new(&limits(100)).register(ClientKey::V6(1))
+        }
+    }
+
+    fn limits(max_share_per_address: u32) -> Limits {
+        Limits {
+            max_connections: 10,
+            memory: 1000,
+            max_share_per_address,
+            ..Limits::default()
+        }
+    }
+
+    fn key(addr: &str) -> ClientKey {
+        ClientKey::from(addr.parse::<IpAddr>().expect("an address"))
+    }
+
+    #[test]
+    fn a_client_is_an_address_or_a_network_of_ipv6() {
+        assert_eq!(key("10.0.0.1"), key("::ffff:10.0.0.1"));
+        assert_ne!(key("10.0.0.1"), key("10.0.0.2"));
+        assert_eq!(key("2001:db8:0:1::1"), key("2001:db8:0:1:ffff::2"));
+        assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
+    }
+
+    #[test]
+    fn clients_leave_nothing_behind() {
+        let quotas = Quotas::new(&limits(50));
+        let registered: Vec<_> = (0..100_000)
+            .map(|client| quotas.register(ClientKey::V6(client % 50_000)))
+            .collect();
+        assert_eq!(quotas.lock().len(), 50_000);
+        // A call that outlives its connection keeps the counters.
+        let late = registered[0].clone();
+        late.charge(500);
+        drop(registered);
+        assert!(!quotas.register(ClientKey::V6(0)).has_memory(1));
+        late.release(500);
+        drop(late);
+        let clients = quotas.lock();
+        assert_eq!(clients.len(), 0);
+        assert!(clients.capacity() < 100, "{}", clients.capacity());
+    }
+
+    #[test]
+    fn a_client_has_a_share_and_leaves_the_rest() {
+        let quotas = Quotas::new(&limits(50));
+        let greedy: Vec<_> = (0..20).map(|_| quotas.register(key("10.0.0.1"))).collect();
+        let slots: Vec<_> = greedy.iter().filter_map(ClientQuota::try_slot).collect();
+        assert_eq!(slots.len(), 5);
+        let other = quotas.register(key("10.0.0.2"));
+        let _ = other.try_slot().expect("another address has its own share");
+        drop(slots);
+        let _ = greedy[9].try_slot().expect("slots are free again");
+
+        assert!(greedy[0].has_memory(500) && !greedy[0].has_memory(501));
+        greedy[0].charge(400);
+        assert!(greedy[1].has_memory(100) && !greedy[1].has_memory(101));
+        assert!(other.has_memory(500));
+
+        for _ in 0..MAX_WATCHES / 2 {
+            greedy[0].take_watch(0).expect("a watch is free");
+        }
+        let (reason, message) = greedy[1].take_watch(0).expect_err("the share is used up");
+        assert_eq!(
+            (reason, &*message),
+            (Reason::AddressWatches, "your address has 5000 watches")
+        );
+        other.take_watch(MAX_WATCHED_SIZE / 2).expect("a watch is free");
+        let (reason, _) = other.take_watch(1).expect_err("the share is used up");
+        assert_eq!(reason, Reason::AddressWatchedNodes);
+        greedy[1].release_watch(0);
+        greedy[2].take_watch(0).expect("a watch is free again");
+    }
+
+    #[test]
+    fn a_share_is_at_least_one_and_all_is_no_limit() {
+        let quotas = Quotas::new(&limits(1));
+        let client = quotas.register(key("10.0.0.1"));
+        let slot = client.try_slot().expect("one");
+        assert!(client.try_slot().is_none());
+        drop(slot);
+        let quotas = Quotas::new(&limits(100));
+        let client = quotas.register(key("10.0.0.1"));
+        let slots: Vec<_> = (0..100).filter_map(|_| client.try_slot()).collect();
+        assert_eq!(slots.len(), 100);
+        assert!(client.has_memory(1_000_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_connections_are_asked_now_and_then() {
+        let quotas = Quotas::new(&limits(100));
+        let [client, other] = ["10.0.0.1", "10.0.0.2"].map(|addr| quotas.register(key(addr)));
+        let (mut asked, others) = (client.idle().subscribe(), other.idle().subscribe());
+        for _ in 0..3 {
+            client.make_room();
+            assert!(asked.has_changed().expect("the client is there"));
+            asked.borrow_and_update();
+            client.make_room();
+            assert!(!asked.has_changed().expect("the client is there"));
+            tokio::time::advance(MAKE_ROOM_INTERVAL).await;
+        }
+        assert!(!others.has_changed().expect("the client is there"));
+        quotas.make_room(1);
+        let wanted = others.borrow().clone().expect("all are asked");
+        assert!(wanted.take_one());
+        let wanted = asked.borrow().clone().expect("all are asked");
+        assert!(!wanted.take_one());
+    }
+}

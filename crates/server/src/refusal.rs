@@ -1,0 +1,227 @@
+//! Refusals: calls and connections that the server does not serve because a limit is reached, counted by reason.
+//!
+//! Every refusal goes through [`Refusals::refuse`], which counts the refusal, and then [`Refused::status`]. So no
+//! status of a limit is uncounted. `clippy.toml` forbids other ways to make these statuses.
+//!
+//! Most limits free up by themselves: other clients read their replies, routes expire. Then the status has the details
+//! `google.rpc.RetryInfo`, with a delay. Where waiting never helps, the status has no details.
+//!
+//! Only refusals touch the counters. Calls that succeed pay nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// Declares [`Reason`] with the names and the list of all reasons.
+macro_rules! reasons {
+    ($($(#[$doc:meta])+ $reason:ident = $name:literal,)+) => {
+        /// The limit that a refusal is about.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Reason {
+            $($(#[$doc])+ $reason,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of declaration.
+            pub(crate) const ALL: &[Reason] = &[$(Reason::$reason,)+];
+
+            /// Returns the stable name, which `Stats` reports.
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Reason::$reason => $name,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The memory of all clients is used up, so even the connection's share is not free.
+    ClientMemory = "client_memory",
+    /// The connection holds its share of the memory, and more than is free.
+    ConnectionMemory = "connection_memory",
+    /// The client's address holds its share of the memory.
+    AddressMemory = "address_memory",
+    /// The table has its maximum of routes.
+    TableRoutes = "table_routes",
+    /// The proxy has its maximum of routes.
+    ProxyRoutes = "proxy_routes",
+    /// The table has its maximum of proxies.
+    TableProxies = "table_proxies",
+    /// The table got no memory from the system.
+    TableMemory = "table_memory",
+    /// The server has its maximum of watches.
+    Watches = "watches",
+    /// The connection has its maximum of watches.
+    ConnectionWatches = "connection_watches",
+    /// The client's address has its share of the watches.
+    AddressWatches = "address_watches",
+    /// The nodes of all watches take their maximum of bytes.
+    WatchedNodes = "watched_nodes",
+    /// The nodes of the watches of the client's address take its share of the bytes.
+    AddressWatchedNodes = "address_watched_nodes",
+    /// The metadata of a request is too large.
+    MetadataSize = "metadata_size",
+    /// A request message is too large.
+    MessageSize = "message_size",
+    /// The reply would be too large.
+    ReplySize = "reply_size",
+    /// The connection ended: its client cancelled too many calls.
+    CancelledCalls = "cancelled_calls",
+    /// The connection ended: h2 counted too many resets, or too many tiny or endless frames.
+    FrameFlood = "frame_flood",
+    /// A connection had to wait: the server has its maximum of connections.
+    Connections = "connections",
+    /// A connection was closed: its address has its share of the connections.
+    AddressConnections = "address_connections",
+    /// A connection had to wait: the system had no file descriptor, or no memory.
+    Accept = "accept",
+}
+
+impl Reason {
+    /// Returns how long a client should wait before it tries again. `None` if waiting never helps, or if no status
+    /// reports the refusal.
+    pub(crate) fn retry_delay(self) -> Option<Duration> {
+        match self {
+            // Calls end, and clients read their replies.
+            Reason::ClientMemory | Reason::ConnectionMemory | Reason::AddressMemory => Some(Duration::from_secs(1)),
+            // Watches live long.
+            Reason::Watches | Reason::ConnectionWatches | Reason::AddressWatches => Some(Duration::from_secs(10)),
+            Reason::WatchedNodes | Reason::AddressWatchedNodes => Some(Duration::from_secs(10)),
+            // Routes expire, and the sweeper removes them.
+            Reason::TableRoutes | Reason::ProxyRoutes | Reason::TableProxies | Reason::TableMemory => {
+                Some(Duration::from_secs(10))
+            }
+            Reason::MetadataSize | Reason::MessageSize | Reason::ReplySize => None,
+            Reason::CancelledCalls | Reason::FrameFlood => None,
+            Reason::Connections | Reason::AddressConnections | Reason::Accept => None,
+        }
+    }
+}
+
+/// The refusals of one server.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    counts: [AtomicU64; Reason::ALL.len()],
+}
+
+impl Refusals {
+    /// Counts a refusal.
+    pub(crate) fn refuse(&self, reason: Reason) -> Refused {
+        // Relaxed, as in `counts`: the counters guard no data.
+        self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
+        Refused { reason }
+    }
+
+    /// Returns how often each reason occurred.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
+        Reason::ALL
+            .iter()
+            .zip(&self.counts)
+            .map(|(&reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+}
+
+/// A refusal that is counted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    reason: Reason,
+}
+
+impl Refused {
+    /// Returns the status for the client.
+    #[expect(clippy::disallowed_methods, reason = "this refusal is counted")]
+    pub(crate) fn status(self, message: impl Into<String>) -> Status {
+        match self.reason.retry_delay() {
+            None => Status::resource_exhausted(message),
+            delay => {
+                let details = ErrorDetails::with_retry_info(delay);
+                Status::with_error_details(Code::ResourceExhausted, message, details)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_refusal_is_counted_under_its_reason() {
+        let refusals = Refusals::default();
+        for (times, &reason) in Reason::ALL.iter().enumerate() {
+            for _ in 0..times {
+                let status = refusals.refuse(reason).status("no room");
+                assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "no room"));
+            }
+        }
+        let counts: Vec<_> = refusals.counts().collect();
+        let expected: Vec<_> = Reason::ALL.iter().copied().zip(0..).collect();
+        assert_eq!(counts, expected);
+    }
+
+    #[test]
+    fn a_refusal_says_when_to_try_again_if_waiting_helps() {
+        let refusals = Refusals::default();
+        let delay = |reason| {
+            let status = refusals.refuse(reason).status("no room");
+            status.get_details_retry_info().and_then(|info| info.retry_delay)
+        };
+        assert_eq!(delay(Reason::ConnectionMemory), Some(Duration::from_secs(1)));
+        for &reason in Reason::ALL {
+            assert_eq!(delay(reason), reason.retry_delay());
+        }
+        let status = refusals.refuse(Reason::MessageSize).status("no room");
+        assert!(status.details().is_empty());
+    }
+
+    /// The identifiers in a text that stand between backquotes.
+    fn quoted(text: &str) -> BTreeSet<&str> {
+        let quoted = text.split('`').skip(1).step_by(2);
+        quoted.flat_map(|code| code.split("::")).collect()
+    }
+
+    /// The table would rot if nothing compared it with the code.
+    #[test]
+    fn the_table_of_limits_has_every_reason_and_only_limits_that_exist() {
+        let table = include_str!("../docs/limits.md");
+        let sources = [
+            include_str!("limits.rs"),
+            include_str!("config/mod.rs"),
+            "max_proxies MAX_ROUTES_PER_NODE",
+        ]
+        .concat();
+        let reasons: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        let mut named = BTreeSet::new();
+        for row in table.lines().filter(|line| line.starts_with("| ")).skip(2) {
+            let columns: Vec<_> = row.trim_matches('|').split('|').collect();
+            assert_eq!(columns.len(), 7, "{row}");
+            named.extend(quoted(columns[6]));
+            for name in columns[1..5].iter().flat_map(|column| quoted(column)) {
+                assert!(
+                    ["Limits", "Builder"].contains(&name) || sources.contains(name),
+                    "{name}"
+                );
+            }
+        }
+        assert_eq!(named, reasons);
+        // A share over all has one for each address.
+        assert!(table.contains("max_share_per_address"));
+    }
+
+    #[test]
+    fn names_are_unique_and_fit_for_a_label() {
+        let names: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+        for name in names {
+            assert!(
+                name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'),
+                "{name}"
+            );
+        }
+    }
+}

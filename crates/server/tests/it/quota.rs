@@ -1,0 +1,152 @@
+//! Quotas: one address leaves a share of every limit to the others.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use nodetracker::RouteTable;
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
+use nodetracker_proto::v1::watch_service_client::WatchServiceClient;
+use nodetracker_server::{Limits, limits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+use tonic_types::StatusExt;
+
+use crate::slow_clients::PREFACE;
+use crate::support::{ADD, Raw, Running, SOON, framed, refused};
+
+/// Too long for a limit to matter.
+const LATE: Duration = Duration::from_secs(1000);
+
+const GREEDY: &str = "127.0.0.1";
+const OTHER: &str = "127.0.0.2";
+
+async fn stream_from(from: &str, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+async fn channel_from(from: &str, to: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{to}")).unwrap();
+    let from: IpAddr = from.parse().unwrap();
+    endpoint.local_address(Some(from)).connect().await.unwrap()
+}
+
+async fn stats(server: &Running) -> v1::StatsResponse {
+    let mut admin = AdminServiceClient::new(channel_from(OTHER, server.addr).await);
+    admin.stats(v1::StatsRequest {}).await.unwrap().into_inner()
+}
+
+/// A server whose addresses have two connections each, of four.
+async fn server() -> Running {
+    let limits = Limits {
+        max_connections: 4,
+        call: LATE,
+        ..Limits::default()
+    };
+    Running::with(RouteTable::new(), limits).await
+}
+
+/// Whether the server has sent anything.
+async fn is_served(stream: &TcpStream) -> bool {
+    timeout(SOON / 50, stream.readable()).await.is_ok()
+}
+
+/// A connection that is not idle: a call is in flight.
+async fn busy(server: &Running) -> Raw {
+    let mut raw = Raw::connect(server.addr).await;
+    let (response, stream) = raw.open(ADD).await;
+    raw.settle().await;
+    // Dropped, both would cancel the call.
+    std::mem::forget((response, stream));
+    raw
+}
+
+#[tokio::test]
+async fn connections_over_the_share_of_an_address_wait_and_others_do_not_wait_behind_them() {
+    let server = server().await;
+    let first = busy(&server).await;
+    let mut second = busy(&server).await;
+    let mut waiting = Vec::new();
+    for _ in 0..limits::MAX_WAITING_PER_CLIENT {
+        let mut stream = stream_from(GREEDY, server.addr).await;
+        stream.write_all(PREFACE).await.unwrap();
+        waiting.push(stream);
+    }
+    // One connection more than may wait is closed.
+    let mut closed = stream_from(GREEDY, server.addr).await;
+    let read = closed.read(&mut [0; 100]).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    // Others are served all the while.
+    let mut other = Raw::over(stream_from(OTHER, server.addr).await).await;
+    let invalid = Some(Code::InvalidArgument as i32);
+    assert_eq!(other.call(ADD, framed(&[])).await.grpc, invalid);
+    assert_eq!(refused(&stats(&server).await, "address_connections"), 1);
+    second.settle().await;
+    for stream in &waiting {
+        assert!(!is_served(stream).await);
+    }
+    // The connection that has waited the longest gets the slot of a connection that ends.
+    first.connection.abort();
+    waiting[0].readable().await.unwrap();
+    for stream in &waiting[1..] {
+        assert!(!is_served(stream).await);
+    }
+    assert_eq!(refused(&stats(&server).await, "connections"), 0);
+}
+
+#[tokio::test]
+async fn an_idle_connection_of_the_same_address_makes_room() {
+    let server = server().await;
+    let mut busy = busy(&server).await;
+    let mut other = Raw::over(stream_from(OTHER, server.addr).await).await;
+    other.settle().await;
+    let mut idle = Raw::connect(server.addr).await;
+    idle.settle().await;
+    let mut third = Raw::connect(server.addr).await;
+    third.settle().await;
+    idle.connection.await.unwrap().unwrap();
+    busy.settle().await;
+    // The idle connection of another address stays.
+    other.settle().await;
+    assert_eq!(refused(&stats(&server).await, "address_connections"), 0);
+}
+
+#[tokio::test]
+async fn an_address_has_a_share_of_the_watches() {
+    let limits = Limits {
+        max_share_per_address: 1,
+        ..Limits::default()
+    };
+    let server = Running::with(RouteTable::new(), limits).await;
+    let mut watches = Vec::new();
+    let status = loop {
+        let mut client = WatchServiceClient::new(channel_from(GREEDY, server.addr).await);
+        let mut refused = None;
+        for _ in 0..limits::MAX_WATCHES_PER_CONNECTION {
+            match client.watch(v1::WatchRequest::default()).await {
+                Ok(watch) => watches.push(watch),
+                Err(status) => refused = Some(status),
+            }
+        }
+        if let Some(status) = refused {
+            break status;
+        }
+    };
+    assert_eq!(watches.len(), limits::MAX_WATCHES / 100);
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.message(), "your address has 100 watches, which is the limit");
+    assert!(status.get_details_retry_info().is_some());
+    let mut other = WatchServiceClient::new(channel_from(OTHER, server.addr).await);
+    let _watch = other.watch(v1::WatchRequest::default()).await.unwrap();
+    assert_eq!(refused(&stats(&server).await, "address_watches"), 28);
+    watches.pop();
+    let mut again = WatchServiceClient::new(channel_from(GREEDY, server.addr).await);
+    while again.watch(v1::WatchRequest::default()).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
