@@ -70,6 +70,22 @@ fn a_page_copies_no_more_of_a_large_table_than_of_a_small_one() {
     }
 }
 
+/// The text of a cursor does not have the nodes that a page read ahead.
+#[test]
+fn a_page_from_a_text_reads_nothing_ahead() {
+    let table = table_of(20_000);
+    let mut from = NodeCursor::default();
+    for _ in 0..100 {
+        let text: NodeCursor = from.to_string().parse().expect("a cursor's text");
+        let before = ALLOCATED.get();
+        let page = table.nodes_page(&text, 1, |_, _| true);
+        let allocated = ALLOCATED.get() - before;
+        assert_eq!(page.nodes.len(), 1);
+        assert!(allocated < 640, "{allocated} bytes");
+        from = page.next.expect("there are more");
+    }
+}
+
 #[test]
 fn a_walk_holds_a_bounded_part_of_the_table() {
     let table = table_of(1_000_000);

@@ -52,6 +52,9 @@ pub struct NodePage {
 pub struct NodeCursor {
     at: At,
     ahead: Option<Ahead>,
+    /// Whether the cursor was read from text. Then the next cursor will probably become text, too, so a page reads nothing
+    /// ahead.
+    is_text: bool,
 }
 
 impl PartialEq for NodeCursor {
@@ -64,7 +67,11 @@ impl Eq for NodeCursor {}
 
 impl From<At> for NodeCursor {
     fn from(at: At) -> Self {
-        Self { at, ahead: None }
+        Self {
+            at,
+            ahead: None,
+            is_text: false,
+        }
     }
 }
 
@@ -90,6 +97,7 @@ impl Ahead {
         Some(NodeCursor {
             at: At::After { seed: self.seed, node },
             ahead: Some(Self { passed, ..self.clone() }),
+            is_text: false,
         })
     }
 }
@@ -115,7 +123,11 @@ impl FromStr for NodeCursor {
     type Err = CursorError;
 
     fn from_str(text: &str) -> Result<Self, CursorError> {
-        parse(text).map(Self::from).ok_or(CursorError)
+        let cursor = Self::from(parse(text).ok_or(CursorError)?);
+        Ok(Self {
+            is_text: true,
+            ..cursor
+        })
     }
 }
 
@@ -295,8 +307,9 @@ impl RouteTable {
                 None => return NodePage { nodes, next: None },
             }
         }
+        let least_ahead = if from.is_text { 1 } else { LEAST_AHEAD };
         let mut copy = ShardScan::default();
-        let mut ahead = (most - nodes.len()).max(LEAST_AHEAD);
+        let mut ahead = (most - nodes.len()).max(least_ahead);
         let mut slots = 0;
         let next = 'page: loop {
             let copied = self.scan_next(&at, ahead, &mut copy);
@@ -318,7 +331,7 @@ impl RouteTable {
                     }
                     let seed = copied.seed;
                     let node = node.clone();
-                    if left < LEAST_AHEAD {
+                    if left < least_ahead {
                         let nodes = copy.nodes().skip(copy.len() - left - 1).map(|(node, _)| node.clone());
                         let ahead = Ahead {
                             seed,
@@ -340,7 +353,7 @@ impl RouteTable {
             // If `keep` takes few nodes, copy more nodes each time. So the nodes that the end of the page copies in
             // vain are in proportion to the nodes that it has read before.
             let few = 4 * (nodes.len() - before) < ahead.min(copied.slots as usize);
-            let least = (most - nodes.len()).max(LEAST_AHEAD);
+            let least = (most - nodes.len()).max(least_ahead);
             ahead = if few {
                 ahead.saturating_mul(2).min(MOST_AHEAD).max(least)
             } else {
@@ -354,8 +367,7 @@ impl RouteTable {
     /// hash. Continue from [`next`](ProxyPage::next) until it is `None`.
     ///
     /// A proxy that is registered all the time is reported exactly once over all pages, even if it
-    /// [begins](Self::begin_incarnation) another incarnation meanwhile: then by its older or its newer reference. The
-    /// table does not count the routes of a proxy.
+    /// [begins](Self::begin_incarnation) another incarnation meanwhile: then by its older or its newer reference.
     ///
     /// A page reads whole parts of the proxies, each a 128th of them, until it has enough proxies. It takes some 100
     /// nanoseconds for each proxy of these parts.
