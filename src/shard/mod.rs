@@ -365,13 +365,8 @@ impl<K: Key> Shard<K> {
             step("insert: root loaded");
             let filled = index.find_or_fill(hash, accept, || {
                 // Reserve before a record is taken, so that a refused key leaves no record behind.
-                if let Change::Add(proxy) = what
-                    && !scope.proxies.has_room(proxy)
-                {
-                    return Err(NoRecord::NoProxyPlace);
-                }
                 if place.is_none() {
-                    place = Some(Reservation::new(scope.route_limit).ok_or(NoRecord::NoPlace)?);
+                    place = Some(Self::reserve_place(what, scope)?);
                 }
                 match &private {
                     Some(private) => Ok(private.number),
@@ -418,6 +413,15 @@ impl<K: Key> Shard<K> {
                 Changed::Frozen => self.compact(index, scope)?,
                 Changed::Retired | Changed::Absent | Changed::Removed { .. } => {}
             }
+        }
+    }
+
+    /// Not inlined: refreshes reserve nothing.
+    #[inline(never)]
+    fn reserve_place<'a, P: Liveness>(what: Change, scope: &Scope<'a, P>) -> Result<Reservation<'a>, NoRecord> {
+        match what {
+            Change::Add(proxy) if !scope.proxies.has_room(proxy) => Err(NoRecord::NoProxyPlace),
+            _ => Reservation::new(scope.route_limit).ok_or(NoRecord::NoPlace),
         }
     }
 

@@ -55,43 +55,35 @@ pub(crate) enum Changed {
     Frozen,
 }
 
-impl Change {
-    /// The proxy that may get a route that it did not have.
-    fn proxy(self) -> Option<u32> {
-        match self {
-            Change::Add(proxy) | Change::Restore { proxy, .. } => Some(proxy),
-            _ => None,
+/// Counts a route that a proxy is about to get. Returns `false`, and does not count the route, if the proxy has its
+/// maximum. A snapshot's routes count beyond the maximum.
+fn reserve_for<P: Liveness>(what: Change, proxy: u32, proxies: &P) -> bool {
+    match what {
+        Change::Restore { .. } => {
+            proxies.count(proxy, 1);
+            true
         }
+        _ => proxies.reserve(proxy),
     }
 }
 
-/// A route that counts for its proxy before it is inserted. Dropping it takes the count back.
-struct ProxyPlace<'a, P: Liveness> {
-    proxies: &'a P,
-    proxy: u32,
-}
-
-impl<'a, P: Liveness> ProxyPlace<'a, P> {
-    /// `None` if the proxy has its maximum. A snapshot's routes count beyond the maximum.
-    fn new(what: Change, proxy: u32, proxies: &'a P) -> Option<Self> {
-        match what {
-            Change::Restore { .. } => proxies.count(proxy, 1),
-            _ if !proxies.reserve(proxy) => return None,
-            _ => {}
-        }
-        Some(Self { proxies, proxy })
+/// The proxy that had no route in `word`, or in its frozen `list`, and gets the first of `routes`.
+fn newcomer(what: Change, changed: Changed, routes: &[Word], word: Word, list: Option<List<'_>>) -> Option<u32> {
+    let (Change::Add(proxy) | Change::Restore { proxy, .. }) = what else {
+        return None;
+    };
+    if changed != Changed::Added(Added::Inserted) || routes.first()?.proxy() != proxy {
+        return None;
     }
-
-    /// Leaves the count to the inserted route.
-    fn use_up(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl<P: Liveness> Drop for ProxyPlace<'_, P> {
-    fn drop(&mut self) {
-        self.proxies.count(self.proxy, -1);
-    }
+    let had_route = match list {
+        None => word.state() == State::Live && word.proxy() == proxy,
+        // Relaxed: frozen words are final.
+        Some(list) => list
+            .words()
+            .iter()
+            .any(|word| Word(word.load(Ordering::Relaxed)).proxy() == proxy),
+    };
+    (!had_route).then_some(proxy)
 }
 
 /// Calls `each` with the routes that may be returned now, in the record's order. Returns whether the record still
@@ -177,17 +169,18 @@ fn add_first<'a, K: Key, P: Liveness>(
         Some(place) => place,
         None => Reservation::new(scope.route_limit).ok_or(CapacityError::Routes)?,
     };
-    let of_proxy = ProxyPlace::new(Change::Add(proxy), proxy, scope.proxies).ok_or(CapacityError::RoutesOfProxy)?;
+    if !scope.proxies.reserve(proxy) {
+        return Err(CapacityError::RoutesOfProxy);
+    }
     step("change: before the CAS");
     if record
         .compare_exchange(Word::DEAD, Word::live(proxy, scope.now))
         .is_err()
     {
-        drop(of_proxy);
+        scope.proxies.count(proxy, -1);
         return change_any::<K, P>(record, Change::Add(proxy), Some(place), slab, scope);
     }
     place.use_up();
-    of_proxy.use_up();
     step("change: done, not counted");
     slab.count_live(false, true);
     mark::<K, P>(record, Reason::Added, slab, scope);
@@ -230,9 +223,6 @@ fn change_any<'a, K: Key, P: Liveness>(
         };
 
         let before = routes.len();
-        let newcomer = what
-            .proxy()
-            .filter(|proxy| routes.iter().all(|route| route.proxy() != *proxy));
         let changed = apply(what, &mut routes, scope);
         let after = routes.len();
         if list.is_none() && after == before && routes.first().is_none_or(|&route| route == word) {
@@ -243,13 +233,6 @@ fn change_any<'a, K: Key, P: Liveness>(
         if after > before && place.is_none() {
             place = Some(Reservation::new(scope.route_limit).ok_or(CapacityError::Routes)?);
         }
-        // An added route comes first.
-        let of_proxy = match newcomer {
-            Some(proxy) if routes.first().is_some_and(|first| first.proxy() == proxy) => {
-                Some(ProxyPlace::new(what, proxy, scope.proxies).ok_or(CapacityError::RoutesOfProxy)?)
-            }
-            _ => None,
-        };
         let (new, new_list) = match routes.as_slice() {
             [] => (Word::DEAD, None),
             [only] => (*only, None),
@@ -258,6 +241,12 @@ fn change_any<'a, K: Key, P: Liveness>(
                 None => return Err(CapacityError::Memory),
             },
         };
+        let newcomer = newcomer(what, changed, &routes, word, list);
+        if let Some(proxy) = newcomer
+            && !reserve_for(what, proxy, scope.proxies)
+        {
+            return Err(CapacityError::RoutesOfProxy);
+        }
         step("change: before the CAS");
         match record.compare_exchange(word, new) {
             Ok(()) => {
@@ -269,9 +258,6 @@ fn change_any<'a, K: Key, P: Liveness>(
                     && let Some(place) = place
                 {
                     place.use_up();
-                }
-                if let Some(of_proxy) = of_proxy {
-                    of_proxy.use_up();
                 }
                 scope.route_limit.release(before.saturating_sub(after));
                 slab.count_live(before > 0, after > 0);
@@ -286,7 +272,12 @@ fn change_any<'a, K: Key, P: Liveness>(
                 }
                 return Ok(changed);
             }
-            Err(won) => word = won,
+            Err(won) => {
+                if let Some(proxy) = newcomer {
+                    scope.proxies.count(proxy, -1);
+                }
+                word = won;
+            }
         }
     }
 }

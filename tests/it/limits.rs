@@ -261,6 +261,13 @@ fn no_proxy_gets_more_routes_than_its_limit() {
     }
     assert_eq!(table.add_node(&nodes[LIMIT], two), Err(refused));
     assert_eq!([one, two].map(|proxy| table.route_count(proxy)), [Some(LIMIT); 2]);
+    let three = register(&table, "proxy-3");
+    let others: Vec<NodeId> = (0..LIMIT)
+        .map(|n| format!("other-{n}").parse().expect("a name"))
+        .collect();
+    table.add_nodes(&others, three).expect("there is room");
+    assert_eq!(table.add_node(&nodes[0], three), Err(refused), "the node has a list");
+    assert_eq!(answer(&table, &nodes[0]), [two, one]);
 
     // What was removed, has expired and was swept, or was replaced makes room.
     assert!(table.remove_route(&nodes[0], two));
