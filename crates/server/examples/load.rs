@@ -14,6 +14,7 @@
 //! Calls are encoded beforehand, and of the answers to look-ups only as much is read as it takes to count the nodes that
 //! have a route, so that the client does not hold the server up. tonic reads each call's `grpc-status`.
 
+#[allow(dead_code, reason = "the other examples use the rest")]
 mod client;
 #[path = "client/raw.rs"]
 mod raw;

@@ -9,6 +9,7 @@
 //! single calls look rare beside their loops. All of it happens in plaintext and over TLS. It ends by itself, and the
 //! server with it, by SIGTERM: that is when an instrumented one writes its profile.
 
+#[allow(dead_code, reason = "the other examples use the rest")]
 mod client;
 
 use std::fs;

@@ -1,9 +1,16 @@
 //! What the examples that put a server under load share: the server's process, nodes and proxies by number, sessions.
 
+pub(crate) mod attackers;
+pub(crate) mod memory;
+pub(crate) mod neighbour;
+pub(crate) mod role;
+pub(crate) mod watchers;
+pub(crate) mod wire;
+
 use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
@@ -21,6 +28,8 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 /// Messages of a session, or batches of a connection, that wait for their answers.
 pub(crate) const PIPELINE: usize = 4;
 
+pub(crate) const KEEP_ALIVE: &str = "--proxy-keep-alive-interval";
+
 /// The server under load, on a free port of the loopback interface; killed when dropped.
 pub(crate) struct Server {
     child: Child,
@@ -30,8 +39,22 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(command: &Path, args: &[&str]) -> Result<Self, Failure> {
-        let mut child = Command::new(command)
-            .args(["serve", "--listen", "127.0.0.1:0", "--proxy-keep-alive-interval", "1h"])
+        Self::start_limited(command, args, None)
+    }
+
+    /// Starts it with an address space of so many megabytes, as `ulimit -v` sets it, and with enough file descriptors for
+    /// the attackers.
+    pub(crate) fn start_limited(command: &Path, args: &[&str], megabytes: Option<u64>) -> Result<Self, Failure> {
+        let limit = megabytes.map_or_else(String::new, |megabytes| format!("ulimit -v {}; ", megabytes * 1024));
+        let keep_alive: &[&str] = match args.contains(&KEEP_ALIVE) {
+            true => &[],
+            false => &[KEEP_ALIVE, "1h"],
+        };
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{limit}ulimit -n 20000; exec \"$0\" \"$@\"")])
+            .arg(command)
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(keep_alive)
             .args(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -50,6 +73,11 @@ impl Server {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Returns how the server has ended, if it has.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>, Failure> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Stops it by SIGTERM, and waits until it has ended.
@@ -159,6 +187,17 @@ impl Session {
                 other => return Err(format!("unexpected: {other:?}").into()),
             }
         }
+        Ok(())
+    }
+
+    /// Reports that the tunnels of these nodes are gone.
+    pub(crate) async fn withdraw(&mut self, nodes: &[Uuid]) -> Result<(), Failure> {
+        for nodes in nodes.chunks(self.limits.max_nodes as usize) {
+            let nodes = Some(node_ids(nodes.iter().copied()));
+            self.send(Request::NodesDown(v1::SessionNodesDown { nodes })).await?;
+            self.acked().await?;
+        }
+        self.handles.clear();
         Ok(())
     }
 

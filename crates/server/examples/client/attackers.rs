@@ -1,0 +1,403 @@
+//! What the attackers do. Each attack runs in a process of its own until the process is killed.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nodetracker_proto::v1::watch_response::Message as WatchMessage;
+use nodetracker_proto::{api, v1};
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tonic::transport::Endpoint;
+use uuid::Uuid;
+
+use crate::client::role::say;
+use crate::client::wire::{
+    ADD, ADD_NODES, BATCH, Client, GET, LIST, Messages, WATCH, ask, call, connect, framed, request, routes,
+};
+use crate::client::{Failure, Session, node, node_ids};
+
+/// The nodes of the table under attack, by number.
+pub(crate) const NODES: u32 = 100_000;
+/// The first nodes of the table have 64 routes each.
+const HEAVY: u32 = 1_000;
+
+/// The server's keep-alive during [`EXPIRY`].
+pub(crate) const SHORT_KEEP_ALIVE: &str = "20s";
+
+/// The attack that needs a server with the short keep-alive.
+pub(crate) const EXPIRY: &str = "expiry";
+
+/// The attacks on watches, which 10 watches of all nodes follow.
+pub(crate) const ON_WATCHES: [&str; 3] = ["flaps", "moves", EXPIRY];
+
+/// The attacks: a name, and what the attacker does.
+pub(crate) const ATTACKS: &[(&str, &str)] = &[
+    ("nothing", "no attack: the same for comparison"),
+    (
+        "refused-batches-10",
+        "10 connections, 4 batches each of 4,096 times one node with 64 routes",
+    ),
+    ("refused-batches-100", "the same with 100 connections"),
+    ("refused-batches-400", "the same with 400 connections"),
+    (
+        "large-replies",
+        "100 connections, 256 batches each, replies of 3 MB, none is read",
+    ),
+    (
+        "lists",
+        "100 connections list nodes with 64 routes, 4 pages each at a time",
+    ),
+    (
+        "small-replies",
+        "400 connections, 256 look-ups each of a node with 64 routes, no reply is read",
+    ),
+    ("headers", "400 connections, 256 open calls each with 6 kB of headers"),
+    (
+        "half-requests",
+        "200 connections, 64 batches each of 200 kB without the last byte",
+    ),
+    ("watches", "10 connections, 200 watches each, none is read"),
+    ("adds", "20 connections add 4,096 new nodes at a time"),
+    ("connections", "2,000 connections that do nothing"),
+    ("calls", "400 connections, 64 small calls in flight each"),
+    (
+        "grown",
+        "2,000 connections that once had 256 calls in flight, and then do nothing",
+    ),
+    ("flaps", "a session adds and removes 2,000 nodes of one shard"),
+    (
+        "moves",
+        "a proxy with 1,000 nodes alternates its address, 16 calls in flight",
+    ),
+    (EXPIRY, "1,000,000 routes expire at once, with a keep-alive of 20 s"),
+];
+
+fn proxy(number: u32) -> Option<v1::Proxy> {
+    Some(v1::Proxy {
+        proxy_id: format!("proxy-{number}-{}", "x".repeat(200)),
+        cluster_name: "main".into(),
+        addr: format!("{}.example:3080", "y".repeat(200)),
+    })
+}
+
+fn nodes(numbers: impl Iterator<Item = u32>) -> Option<v1::NodeIds> {
+    Some(node_ids(numbers.map(node)))
+}
+
+/// Adds the nodes, or refreshes them.
+pub(crate) async fn fill(addr: &str) -> Result<(), Failure> {
+    let mut client = connect(addr).await?;
+    for first in (0..NODES).step_by(4_000) {
+        let request = v1::AddNodesRequest {
+            nodes: nodes(first..first + 4_000),
+            proxy: proxy(0),
+        };
+        call(&mut client, ADD_NODES, &request).await?;
+    }
+    for number in 0..64 {
+        let request = v1::AddNodesRequest {
+            nodes: nodes(0..HEAVY),
+            proxy: proxy(number),
+        };
+        call(&mut client, ADD_NODES, &request).await?;
+    }
+    Ok(())
+}
+
+/// Reports whether all nodes have routes.
+pub(crate) async fn is_intact(addr: &str) -> Result<bool, Failure> {
+    let mut client = connect(addr).await?;
+    for first in (HEAVY..NODES).step_by(3_000) {
+        let request = v1::BatchGetProxiesRequest {
+            nodes: nodes(first..first + 3_000),
+        };
+        let reply: v1::BatchGetProxiesResponse = ask(&mut client, BATCH, &request).await?;
+        if reply.nodes.len() != 3_000 || reply.nodes.iter().any(|node| node.routes.is_empty()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Attacks until the process is killed. Says "on" when the attack has begun, and "off" if it ends.
+pub(crate) async fn attack(name: &str, addr: &str) -> Result<(), Failure> {
+    match name {
+        "flaps" => loop {
+            // A session that the server refuses or ends begins again.
+            let ended = flap(addr).await;
+            eprintln!("{ended:?}");
+            sleep(Duration::from_millis(100)).await;
+        },
+        EXPIRY => return expire(addr).await,
+        _ => {}
+    }
+    let connections = match name {
+        "moves" => 1,
+        "refused-batches-10" | "watches" => 10,
+        "adds" => 20,
+        "half-requests" => 200,
+        "refused-batches-400" | "small-replies" | "headers" | "calls" => 400,
+        "connections" | "grown" => 2_000,
+        "nothing" => 0,
+        _ => 100,
+    };
+    for number in 0..connections {
+        let (name, addr) = (name.to_owned(), addr.to_owned());
+        tokio::task::spawn_local(async move {
+            loop {
+                // A connection that the server closes is opened again.
+                let _ = attacker(&name, &addr, number).await;
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+    }
+    // The attackers connect first.
+    sleep(Duration::from_secs(1)).await;
+    say("on");
+    std::future::pending().await
+}
+
+async fn session(addr: &str, number: u32) -> Result<Session, Failure> {
+    let channel = Endpoint::from_shared(format!("http://{addr}"))?.connect().await?;
+    Session::begin(channel, number).await
+}
+
+/// Finds 2,000 nodes of one shard, and then adds and removes them at full speed.
+async fn flap(addr: &str) -> Result<(), Failure> {
+    const ADDED: u32 = 400_000;
+    const FLAPPING: usize = 2_000;
+    let first = 2_000_000_000;
+    let mut all = session(addr, 5_000).await?;
+    let added: Vec<_> = (first..first + ADDED).map(node).collect();
+    all.announce(&added).await?;
+    let mut shards: HashMap<u32, Vec<Uuid>> = HashMap::new();
+    let mut client = connect(addr).await?;
+    let mut messages = Messages::begin(&mut client, WATCH, &v1::WatchRequest::default()).await?;
+    while let Some(message) = messages.next().await? {
+        match v1::WatchResponse::decode(message.as_slice())?.message {
+            Some(WatchMessage::Snapshot(snapshot)) => {
+                let ids = snapshot.nodes.iter().filter_map(|node| node.node.as_ref()?.id.as_ref());
+                let uuids = ids.filter_map(|id| match id {
+                    v1::node_id::Id::Uuid(bytes) => Uuid::from_slice(bytes).ok(),
+                    v1::node_id::Id::Name(_) => None,
+                });
+                shards.entry(snapshot.part).or_default().extend(uuids);
+            }
+            Some(WatchMessage::SnapshotEnd(_)) => break,
+            _ => {}
+        }
+    }
+    drop((messages, client));
+    let largest = shards
+        .values()
+        .max_by_key(|nodes| nodes.len())
+        .ok_or("an empty table")?;
+    let flapping = largest.get(..FLAPPING).ok_or("no shard has so many nodes")?;
+    let mut session = session(addr, 5_001).await?;
+    say("on");
+    loop {
+        session.announce(flapping).await?;
+        session.withdraw(flapping).await?;
+    }
+}
+
+/// Adds a million nodes at once, and reports when they begin to expire, and when they all have.
+async fn expire(addr: &str) -> Result<(), Failure> {
+    let mut client = connect(addr).await?;
+    let before = routes(&mut client).await?;
+    let first = 1_000_000_000;
+    for number in 0..10 {
+        let mut session = session(addr, 6_000 + number).await?;
+        let added: Vec<_> = (0..100_000)
+            .map(|node| first + number * 100_000 + node)
+            .map(node)
+            .collect();
+        session.announce(&added).await?;
+    }
+    let full = before + 1_000_000;
+    let mut is_on = false;
+    loop {
+        sleep(Duration::from_millis(20)).await;
+        let routes = routes(&mut client).await?;
+        // The probes of the watches, and others, come and go.
+        if !is_on && routes + 1_000 < full {
+            is_on = true;
+            say("on");
+        }
+        if is_on && routes < before + 1_000 {
+            say("off");
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// One connection of an attack.
+async fn attacker(name: &str, addr: &str, number: u32) -> Result<(), Failure> {
+    if name == "connections" {
+        let mut stream = TcpStream::connect(addr).await?;
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await?;
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        return Ok(());
+    }
+    let client = connect(addr).await?;
+    let heavy = v1::BatchGetProxiesRequest {
+        nodes: nodes(std::iter::repeat_n(0, 4_096)),
+    };
+    let third = v1::BatchGetProxiesRequest {
+        nodes: nodes(std::iter::repeat_n(0, 1_600)),
+    };
+    let get = api::GetProxiesRequest {
+        node_id: "neighbour".into(),
+    };
+    match name {
+        "refused-batches-10" | "refused-batches-100" | "refused-batches-400" => {
+            in_flight(client, 4, async |mut client| {
+                call(&mut client, BATCH, &heavy).await.map(drop)
+            })
+            .await
+        }
+        "lists" => {
+            let list = v1::ListNodesRequest {
+                page_size: 1_000,
+                ..Default::default()
+            };
+            in_flight(client, 4, async |mut client| {
+                call(&mut client, LIST, &list).await.map(drop)
+            })
+            .await
+        }
+        "calls" => {
+            in_flight(client, 64, async |mut client| {
+                call(&mut client, GET, &get).await.map(drop)
+            })
+            .await
+        }
+        "grown" => {
+            grow(&client, &get).await?;
+            // Until the server closes the connection, which the next call notices.
+            loop {
+                sleep(Duration::from_secs(5)).await;
+                client.clone().ready().await?;
+            }
+        }
+        "moves" => {
+            let mut moving = proxy(7_000).unwrap_or_default();
+            let add = v1::AddNodesRequest {
+                nodes: nodes(1_500_000_000..1_500_001_000),
+                proxy: Some(moving.clone()),
+            };
+            call(&mut client.clone(), ADD_NODES, &add).await?;
+            let moves = [0, 1].map(|address| {
+                moving.addr = format!("address-{address}:3080");
+                api::AddNodeRequest {
+                    node_id: node(1_500_000_000).to_string(),
+                    proxy_id: moving.proxy_id.clone(),
+                    cluster_name: moving.cluster_name.clone(),
+                    addr: moving.addr.clone(),
+                }
+            });
+            in_flight(client, 16, async |mut client| {
+                call(&mut client, ADD, &moves[0]).await?;
+                call(&mut client, ADD, &moves[1]).await.map(drop)
+            })
+            .await
+        }
+        "adds" => {
+            let mut client = client;
+            for round in 0.. {
+                let first = NODES + number * 10_000_000 + round * 4_096;
+                let add = v1::AddNodesRequest {
+                    nodes: nodes(first..first + 4_096),
+                    proxy: proxy(1_000 + number),
+                };
+                let _ = call(&mut client, ADD_NODES, &add).await;
+            }
+            Ok(())
+        }
+        "large-replies" => unread(client, 256, request(BATCH), framed(&third), true).await,
+        "small-replies" => {
+            let heavy = v1::GetProxiesRequest {
+                node: Some(v1::NodeId {
+                    id: Some(v1::node_id::Id::Uuid(node(0).into_bytes().to_vec())),
+                }),
+            };
+            let path = "/nodetracker.v1.RouteService/GetProxies";
+            unread(client, 256, request(path), framed(&heavy), true).await
+        }
+        "watches" => unread(client, 200, request(WATCH), framed(&v1::WatchRequest::default()), true).await,
+        "headers" => {
+            let request = request(ADD).header("x-filler", "f".repeat(6_000));
+            unread(client, 256, request, Bytes::new(), false).await
+        }
+        "half-requests" => {
+            let add = v1::AddNodesRequest {
+                nodes: Some(v1::NodeIds {
+                    uuids: Vec::new(),
+                    names: (0..4_000).map(|name| format!("{name:050}")).collect(),
+                }),
+                proxy: proxy(1),
+            };
+            let whole = framed(&add);
+            unread(client, 64, request(ADD_NODES), whole.slice(..whole.len() - 1), false).await
+        }
+        _ => Err("unknown attack".into()),
+    }
+}
+
+/// Has 256 calls in flight once.
+pub(crate) async fn grow(client: &Client, message: &impl Message) -> Result<(), Failure> {
+    let calls = (0..256).map(|_| async { call(&mut client.clone(), GET, message).await.map(drop) });
+    futures_util::future::try_join_all(calls).await.map(drop)
+}
+
+/// Keeps a number of calls in flight. Repeats calls that fail.
+async fn in_flight(
+    client: Client,
+    calls: usize,
+    one: impl AsyncFn(Client) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let calls = (0..calls).map(|_| async {
+        loop {
+            if one(client.clone()).await.is_err_and(|error| error.is::<h2::Error>()) {
+                return;
+            }
+        }
+    });
+    futures_util::future::join_all(calls).await;
+    Ok(())
+}
+
+/// Makes calls and reads no reply, until the connection is closed. Repeats calls that the server refuses.
+async fn unread(
+    client: Client,
+    calls: usize,
+    request: http::request::Builder,
+    body: Bytes,
+    ends: bool,
+) -> Result<(), Failure> {
+    let request = request.body(())?;
+    let calls = (0..calls).map(|_| async {
+        loop {
+            let mut client = client.clone().ready().await?;
+            let (response, mut stream) = client.send_request(request.clone(), false)?;
+            stream.send_data(body.clone(), ends)?;
+            let mut response = response.await?;
+            if response.headers().contains_key("grpc-status") {
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+            // This may read the first frame, but releases no flow-control window.
+            let _ = timeout(Duration::from_secs(60), std::future::pending::<()>()).await;
+            let _ = response.body_mut();
+        }
+        #[allow(unreachable_code, reason = "gives the block its type")]
+        Ok::<(), Failure>(())
+    });
+    futures_util::future::join_all(calls).await;
+    Ok(())
+}
