@@ -116,6 +116,20 @@ pub const SMALL_REPLY_SIZE: usize = 1024;
 /// Bytes that are charged for a connection: its buffers and the state of HTTP/2 and of TLS.
 pub const CONNECTION_MEMORY: usize = 40 * 1024;
 
+/// Calls that a connection may have at one time without a charge for their streams: [`CONNECTION_MEMORY`] includes these.
+pub const SMALL_CONNECTION_CALLS: usize = 16;
+
+/// Bytes that are charged for each further call that a connection has had at one time, until the connection ends. h2 keeps
+/// the memory of a stream for later streams.
+///
+/// Stops clients that make h2 keep some 600 kB for each of thousands of connections. A connection that the budget has no
+/// room for drains.
+pub const STREAM_MEMORY: usize = 5 * 512;
+
+/// How long a connection that has had more than [`SMALL_CONNECTION_CALLS`] at one time may be idle. Then it drains, because
+/// nothing else gives the memory of the streams back. A connection with a watch or a session is not idle.
+pub const LARGE_CONNECTION_IDLE: Duration = Duration::from_secs(30);
+
 /// Bytes that are charged for a call that waits, besides its request and its reply.
 pub const CALL_MEMORY: usize = 4 * 1024;
 

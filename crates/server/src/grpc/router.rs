@@ -189,7 +189,7 @@ impl ConnectionRouter {
         self.memory().refusals()
     }
 
-    fn memory(&self) -> &ConnectionMemory {
+    pub(crate) fn memory(&self) -> &ConnectionMemory {
         self.budget.memory()
     }
 

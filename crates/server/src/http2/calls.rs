@@ -10,6 +10,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
@@ -29,6 +30,7 @@ use crate::grpc::panics::catch;
 use crate::grpc::router::{Accepted, Call, ConnectionRouter, PendingReply, Reply};
 use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
+use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
 use crate::limits::MAX_TURN_INPUT;
 use crate::refusal;
@@ -45,6 +47,8 @@ pub(super) struct Calls<S> {
     /// The calls so far, and as many when the connection was last asked whether it is idle.
     calls: u64,
     calls_when_asked: u64,
+    /// The streams that h2 keeps memory for.
+    streams: StreamMemory,
     /// Shared with the tasks of the calls in flight.
     in_flight: Arc<()>,
     cancelled: CancelGuard,
@@ -58,6 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     pub(super) fn new(connection: Connection<S, Bytes>, router: ConnectionRouter, traffic: Arc<Traffic>) -> Self {
         Self {
             connection,
+            streams: StreamMemory::new(router.memory().no_charge()),
             router,
             traffic,
             received: VecDeque::new(),
@@ -74,6 +79,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     pub(super) fn is_idle(&mut self) -> bool {
         let before = std::mem::replace(&mut self.calls_when_asked, self.calls);
         before == self.calls && self.received.is_empty() && Arc::strong_count(&self.in_flight) == 1
+    }
+
+    /// Reports whether h2 keeps memory for many streams although the client has had no call in flight for `at_least`. The
+    /// caller asks now and then.
+    pub(super) fn is_large_and_idle(&mut self, at_least: Duration) -> bool {
+        let is_idle = self.received.is_empty() && Arc::strong_count(&self.in_flight) == 1;
+        self.streams.is_large() && self.streams.is_idle(is_idle, self.calls, at_least)
+    }
+
+    /// Serves the connection until it is closed. Returns `None` each time that h2 takes memory for more streams and the
+    /// budget has no room for them.
+    pub(super) fn poll_serve_in_budget(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(), h2::Error>>> {
+        match self.poll_serve(cx) {
+            Poll::Pending if self.streams.take_refusal() => Poll::Ready(None),
+            served => served.map(Some),
+        }
     }
 
     /// Serves the connection until it is closed.
@@ -99,6 +120,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     let (request, stream) = request?;
                     self.calls += 1;
                     self.received.push_back((self.router.accept(request), stream));
+                    self.streams
+                        .open(self.received.len() + Arc::strong_count(&self.in_flight) - 1);
                 }
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 // The next poll of the connection writes the replies.

@@ -9,8 +9,10 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::future::poll_immediate;
 use h2::Reason;
+use h2::server::{Connection, Handshake};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -18,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -64,19 +67,31 @@ pub(crate) async fn serve(
     let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
         return debug!("a connection was closed: the memory of all clients is used up");
     };
+    // Each phase has a box of its own, so that an idle connection does not hold the memory of the handshakes.
     let Some(tls) = context.tls.take() else {
-        return http2(stream, context, memory, number).await;
+        return Box::pin(http2(stream, context, memory, number)).await;
     };
+    let handshake = TlsAcceptor::from(tls).accept(stream);
+    if let Some(stream) = Box::pin(accepted(handshake, &context)).await {
+        Box::pin(http2(stream, context, memory, number)).await;
+    }
+}
+
+/// Waits for a TLS handshake. Returns `None` if it fails, or if the server begins to drain.
+async fn accepted<S>(handshake: tokio_rustls::Accept<S>, context: &ConnectionContext) -> Option<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut draining = context.draining.clone();
-    let handshake = timeout(context.limits.handshake, TlsAcceptor::from(tls).accept(stream));
     tokio::select! {
-        accepted = handshake => match accepted {
-            Ok(Ok(stream)) => http2(stream, context, memory, number).await,
+        accepted = timeout(context.limits.handshake, handshake) => match accepted {
+            Ok(Ok(stream)) => return Some(stream),
             Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
             Err(_) => debug!("a TLS handshake took too long"),
         },
         () = drain_begins(&mut draining) => {}
     }
+    None
 }
 
 /// Waits until the server begins to drain.
@@ -102,15 +117,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     let opened = Instant::now();
     let traffic = Arc::new(Traffic::default());
     let handshake = builder().handshake(CountedStream::new(stream, Arc::clone(&traffic)));
-    let mut connection = tokio::select! {
-        biased;
-        connection = timeout_at(opened + limits.handshake, handshake) => match connection {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return debug!(%error, "a client did not begin with HTTP/2"),
-            Err(_) => return debug!("a client did not send HTTP/2's preface in time"),
-        },
-        () = drain_begins(&mut draining) => return,
-    };
+    let begun = Box::pin(begun(handshake, opened + limits.handshake, &mut draining)).await;
+    let Some(mut connection) = begun else { return };
 
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&traffic), &limits);
     let draining_calls = CancellationToken::new();
@@ -174,12 +182,47 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                     Some(next) => silent.as_mut().reset(Instant::now() + next),
                     None => return debug!("a client did not answer a ping"),
                 }
+                let is_serving = !is_draining && !matches!(phase, Phase::Draining);
+                if is_serving && calls.is_large_and_idle(limits::LARGE_CONNECTION_IDLE) {
+                    debug!("an idle connection ends: it keeps memory for the many calls that it once had");
+                    phase = Phase::Draining;
+                    calls.connection.graceful_shutdown();
+                    due.as_mut().reset(Instant::now() + limits::IDLE_DRAIN);
+                }
             }
             // Last: a client that sends faster than the server replies uses up tokio's budget for the task, and the timers
             // need some of that budget.
-            result = poll_fn(|cx| calls.poll_serve(cx)) => return log_end(result, budget.refusals()),
+            served = poll_fn(|cx| calls.poll_serve_in_budget(cx)) => match served {
+                Some(result) => return log_end(result, budget.refusals()),
+                None if is_draining || matches!(phase, Phase::Draining) => {}
+                None => {
+                    debug!("a connection ends: the memory of all clients has no room for its calls");
+                    phase = Phase::Draining;
+                    calls.connection.graceful_shutdown();
+                    draining_calls.cancel();
+                    due.as_mut().reset(Instant::now() + limits.drain);
+                }
+            },
         }
     }
+}
+
+/// Waits for HTTP/2's handshake. Returns `None` if it fails, or if the server begins to drain.
+async fn begun<S: AsyncRead + AsyncWrite + Unpin>(
+    handshake: Handshake<S, Bytes>,
+    deadline: Instant,
+    draining: &mut watch::Receiver<bool>,
+) -> Option<Connection<S, Bytes>> {
+    tokio::select! {
+        biased;
+        connection = timeout_at(deadline, handshake) => match connection {
+            Ok(Ok(connection)) => return Some(connection),
+            Ok(Err(error)) => debug!(%error, "a client did not begin with HTTP/2"),
+            Err(_) => debug!("a client did not send HTTP/2's preface in time"),
+        },
+        () = drain_begins(draining) => {}
+    }
+    None
 }
 
 /// Logs how a connection ended. Counts the end if h2 found a flood.
@@ -225,7 +268,6 @@ mod tests {
     use std::task::{Context, Poll, ready};
     use std::time::Duration;
 
-    use bytes::Bytes;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
     use tokio::task::coop::poll_proceed;
     use tokio::time::advance;
@@ -517,6 +559,69 @@ mod tests {
         let (client, connection) = h2::client::handshake(client).await.unwrap();
         tokio::spawn(connection);
         (draining, client)
+    }
+
+    /// Makes calls at one time.
+    async fn calls_at_once(client: &h2::client::SendRequest<Bytes>, count: usize) {
+        let calls = (0..count).map(|_| {
+            let mut client = client.clone();
+            async move { assert_eq!(call(&mut client, "/Counting/Call").await["grpc-status"], "0") }
+        });
+        futures_util::future::join_all(calls).await;
+    }
+
+    /// Serves a connection with a budget, and returns its task and its client.
+    async fn served(
+        memory: &Arc<MemoryBudget>,
+    ) -> (
+        watch::Sender<bool>,
+        tokio::task::JoinHandle<()>,
+        h2::client::SendRequest<Bytes>,
+    ) {
+        let (draining, context) = context(counting(&Arc::default()), Limits::default());
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let served = tokio::spawn(http2(server, context, memory.for_connection(), 0));
+        let (client, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        (draining, served, client)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_keeps_memory_for_many_calls_ends_when_it_is_idle() {
+        for (calls, ends) in [
+            (limits::SMALL_CONNECTION_CALLS, false),
+            (limits::SMALL_CONNECTION_CALLS + 1, true),
+        ] {
+            let memory = MemoryBudget::new(1 << 30);
+            let (_draining, served, client) = served(&memory).await;
+            calls_at_once(&client, calls).await;
+            let charged = (calls - limits::SMALL_CONNECTION_CALLS) * limits::STREAM_MEMORY;
+            assert_eq!(memory.used(), charged);
+            // A call now and then: the connection is not idle.
+            for _ in 0..5 {
+                sleep(limits::LARGE_CONNECTION_IDLE / 2).await;
+                calls_at_once(&client, 1).await;
+            }
+            assert!(!served.is_finished());
+            sleep(4 * limits::LARGE_CONNECTION_IDLE).await;
+            assert_eq!(served.is_finished(), ends, "after {calls} calls");
+            assert_eq!(memory.used(), if ends { 0 } else { charged });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_whose_streams_have_no_room_in_the_budget_ends() {
+        // A connection that is alone gets half of the budget.
+        let memory = MemoryBudget::new(2 * limits::STREAM_MEMORY);
+        let (_draining, served, client) = served(&memory).await;
+        calls_at_once(&client, limits::SMALL_CONNECTION_CALLS + 1).await;
+        calls_at_once(&client, limits::SMALL_CONNECTION_CALLS + 1).await;
+        assert!(!served.is_finished());
+        // The calls have their replies all the same.
+        calls_at_once(&client, limits::SMALL_CONNECTION_CALLS + 2).await;
+        sleep(Duration::from_secs(1)).await;
+        assert!(served.is_finished());
+        assert_eq!((memory.used(), memory.refused()), (0, 1));
     }
 
     #[tokio::test]

@@ -5,4 +5,5 @@ mod cancel_guard;
 pub(crate) mod connection;
 pub(crate) mod keep_alive;
 mod muted_waker;
+mod stream_memory;
 mod traffic;

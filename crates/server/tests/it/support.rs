@@ -165,7 +165,12 @@ impl Raw {
 
     /// Returns once the server has read everything that was sent before.
     pub(crate) async fn settle(&mut self) {
-        self.pings.ping(h2::Ping::opaque()).await.unwrap();
+        self.try_settle().await.unwrap();
+    }
+
+    /// As [`settle`](Self::settle). Returns an error if the connection has ended.
+    pub(crate) async fn try_settle(&mut self) -> Result<(), h2::Error> {
+        self.pings.ping(h2::Ping::opaque()).await.map(drop)
     }
 
     /// Starts a gRPC call; what is sent on the stream is up to the caller.
