@@ -68,11 +68,13 @@ fn reserve_for<P: Liveness>(what: Change, proxy: u32, proxies: &P) -> bool {
 }
 
 /// The proxy that had no route in `word`, or in its frozen `list`, and gets the first of `routes`.
-fn newcomer(what: Change, changed: Changed, routes: &[Word], word: Word, list: Option<List<'_>>) -> Option<u32> {
+/// Not inlined: removals and sweeps have no newcomers.
+#[inline(never)]
+fn newcomer(what: Change, routes: &[Word], word: Word, list: Option<List<'_>>) -> Option<u32> {
     let (Change::Add(proxy) | Change::Restore { proxy, .. }) = what else {
         return None;
     };
-    if changed != Changed::Added(Added::Inserted) || routes.first()?.proxy() != proxy {
+    if routes.first()?.proxy() != proxy {
         return None;
     }
     let had_route = match list {
@@ -241,7 +243,10 @@ fn change_any<'a, K: Key, P: Liveness>(
                 None => return Err(CapacityError::Memory),
             },
         };
-        let newcomer = newcomer(what, changed, &routes, word, list);
+        let newcomer = match changed {
+            Changed::Added(Added::Inserted) => newcomer(what, &routes, word, list),
+            _ => None,
+        };
         if let Some(proxy) = newcomer
             && !reserve_for(what, proxy, scope.proxies)
         {

@@ -28,12 +28,12 @@ use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use tokio::time::timeout;
 
-use client::attackers::{ATTACKS, EXPIRY, ON_WATCHES, SHORT_KEEP_ALIVE, attack, fill, is_intact};
+use client::attackers::{ATTACKS, EXPIRING, EXPIRY, ON_WATCHES, attack, fill, is_intact};
 use client::memory::peak;
 use client::neighbour::{Latencies, Neighbour};
 use client::role::{Priority, Role};
 use client::watchers::{COLUMNS, watch};
-use client::{Failure, KEEP_ALIVE, Server};
+use client::{Failure, Server};
 
 /// Calls of the neighbour in a second.
 const RATE: u32 = 1_000;
@@ -127,7 +127,7 @@ fn row(options: &Options, title: &str, attacks: &[&str], watches: &mut Vec<Strin
 /// Mounts attacks at once. Returns their line of the table, and what the watches have seen.
 fn one(options: &Options, attacks: &[&str]) -> Result<(String, Option<String>), Failure> {
     let args: &[&str] = match attacks.contains(&EXPIRY) {
-        true => &[KEEP_ALIVE, SHORT_KEEP_ALIVE],
+        true => EXPIRING,
         false => &[],
     };
     let mut server = Server::start_limited(&options.server, args, options.limit_mb)?;

@@ -181,7 +181,10 @@ async fn main() -> Result<(), Failure> {
             Kind::ManyCalls => options.count / 10,
             _ => options.count,
         };
-        let server = Server::start(&options.server, &["--max-routes", "1000000"])?;
+        let server = Server::start(
+            &options.server,
+            &["--max-routes", "1000000", "--max-share-per-address", "100"],
+        )?;
         let mut client = connect(&server.addr).await?;
         let request = v1::AddNodesRequest {
             nodes: Some(node_ids((0..1_000).map(node))),

@@ -111,7 +111,7 @@ fn report(options: &Options) -> Result<(), Failure> {
 /// Causes one situation until there are enough samples, and returns its line of the table.
 fn one(options: &Options, name: &str) -> Result<String, Failure> {
     let args: &[&str] = match name {
-        "expiry" => &[KEEP_ALIVE, "30s"],
+        "expiry" => &[KEEP_ALIVE, "30s", "--expiry-brake-percent", "100"],
         _ => &[],
     };
     let server = Server::start(&options.server, args)?;

@@ -30,13 +30,13 @@ use nodetracker_proto::{api, v1};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use client::attackers::{ATTACKS, EXPIRY, NODES, SHORT_KEEP_ALIVE, attack, fill, is_intact};
+use client::attackers::{ATTACKS, EXPIRING, EXPIRY, NODES, attack, fill, is_intact};
 use client::memory::memory;
 use client::neighbour::{Latencies, Neighbour};
 use client::role::{Priority, Role, say};
 use client::watchers::{COLUMNS, watch};
 use client::wire::{ADD, GET, STATS, ask, call, connect};
-use client::{Failure, KEEP_ALIVE, Server, node};
+use client::{Failure, Server, node};
 
 /// Connections of the constant load.
 const CONNECTIONS: usize = 4;
@@ -207,7 +207,7 @@ fn print(server: &Server, began: Instant, event: &str) -> Result<(), Failure> {
 
 fn report(options: &Options) -> Result<(), Failure> {
     let began = Instant::now();
-    let args = [KEEP_ALIVE, SHORT_KEEP_ALIVE, "--max-routes", "4000000"];
+    let args = [EXPIRING, &["--max-routes", "4000000"]].concat();
     let mut server = Server::start(&options.server, &args)?;
     let addr = server.addr.clone();
     run(fill(&addr))?;

@@ -40,8 +40,9 @@ pub const CANCELLED_CALLS_PER_SECOND: u32 = 10 * MAX_CONCURRENT_STREAMS;
 /// Bytes of one request message. The largest valid message has four strings of 255 bytes.
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
-/// Nodes in one message of a session. So many UUIDs take half of [`MAX_MESSAGE_SIZE`], and names of about 28 bytes all of it.
-pub const MAX_SESSION_NODES: usize = 2048;
+/// Nodes in one message of a session. Other connections of the thread wait for some quarter of a millisecond while so many
+/// new nodes are added. With names of 120 bytes, so many nodes take all of [`MAX_MESSAGE_SIZE`].
+pub const MAX_SESSION_NODES: usize = 512;
 
 /// Handles in one message of a session, which take half of [`MAX_MESSAGE_SIZE`].
 ///

@@ -1,6 +1,7 @@
 //! What the attackers do. Each attack runs in a process of its own until the process is killed.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,24 +9,26 @@ use nodetracker_proto::v1::watch_response::Message as WatchMessage;
 use nodetracker_proto::{api, v1};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Endpoint;
 use uuid::Uuid;
 
 use crate::client::role::say;
 use crate::client::wire::{
-    ADD, ADD_NODES, BATCH, Client, GET, LIST, Messages, WATCH, ask, call, connect, framed, request, routes,
+    ADD, ADD_NODES, BATCH, Client, GET, LIST, Messages, WATCH, ask, call, connect, connect_from, framed, open, request,
+    routes, source,
 };
-use crate::client::{Failure, Session, node, node_ids};
+use crate::client::{Failure, KEEP_ALIVE, Session, node, node_ids};
 
 /// The nodes of the table under attack, by number.
 pub(crate) const NODES: u32 = 100_000;
+/// Attackers have an address of their own. The address of the neighbour has a share of every limit.
+const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// The first nodes of the table have 64 routes each.
 const HEAVY: u32 = 1_000;
 
-/// The server's keep-alive during [`EXPIRY`].
-pub(crate) const SHORT_KEEP_ALIVE: &str = "20s";
+/// The server's options during [`EXPIRY`]: a short keep-alive, and no brake that holds the expiry.
+pub(crate) const EXPIRING: &[&str] = &[KEEP_ALIVE, "20s", "--expiry-brake-percent", "100"];
 
 /// The attack that needs a server with the short keep-alive.
 pub(crate) const EXPIRY: &str = "expiry";
@@ -61,6 +64,10 @@ pub(crate) const ATTACKS: &[(&str, &str)] = &[
     ),
     ("watches", "10 connections, 200 watches each, none is read"),
     ("adds", "20 connections add 4,096 new nodes at a time"),
+    (
+        "sessions",
+        "400 connections, a session each that adds and removes 2,048 nodes at full speed",
+    ),
     ("connections", "2,000 connections that do nothing"),
     ("calls", "400 connections, 64 small calls in flight each"),
     (
@@ -124,6 +131,7 @@ pub(crate) async fn is_intact(addr: &str) -> Result<bool, Failure> {
 
 /// Attacks until the process is killed. Says "on" when the attack has begun, and "off" if it ends.
 pub(crate) async fn attack(name: &str, addr: &str) -> Result<(), Failure> {
+    connect_from(ATTACKER);
     match name {
         "flaps" => loop {
             // A session that the server refuses or ends begins again.
@@ -139,7 +147,7 @@ pub(crate) async fn attack(name: &str, addr: &str) -> Result<(), Failure> {
         "refused-batches-10" | "watches" => 10,
         "adds" => 20,
         "half-requests" => 200,
-        "refused-batches-400" | "small-replies" | "headers" | "calls" => 400,
+        "refused-batches-400" | "small-replies" | "headers" | "calls" | "sessions" => 400,
         "connections" | "grown" => 2_000,
         "nothing" => 0,
         _ => 100,
@@ -161,7 +169,8 @@ pub(crate) async fn attack(name: &str, addr: &str) -> Result<(), Failure> {
 }
 
 async fn session(addr: &str, number: u32) -> Result<Session, Failure> {
-    let channel = Endpoint::from_shared(format!("http://{addr}"))?.connect().await?;
+    let endpoint = Endpoint::from_shared(format!("http://{addr}"))?.local_address(source());
+    let channel = endpoint.connect().await?;
     Session::begin(channel, number).await
 }
 
@@ -237,12 +246,22 @@ async fn expire(addr: &str) -> Result<(), Failure> {
 /// One connection of an attack.
 async fn attacker(name: &str, addr: &str, number: u32) -> Result<(), Failure> {
     if name == "connections" {
-        let mut stream = TcpStream::connect(addr).await?;
+        let mut stream = open(addr).await?;
         stream
             .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
             .await?;
         let _ = stream.read_to_end(&mut Vec::new()).await;
         return Ok(());
+    }
+    if name == "sessions" {
+        const NODES_EACH: u32 = 2_048;
+        let mut session = session(addr, 8_000 + number).await?;
+        let first = NODES + number * NODES_EACH;
+        let own: Vec<_> = (first..first + NODES_EACH).map(node).collect();
+        loop {
+            session.announce(&own).await?;
+            session.withdraw(&own).await?;
+        }
     }
     let client = connect(addr).await?;
     let heavy = v1::BatchGetProxiesRequest {

@@ -1,10 +1,13 @@
 //! A client on the wire: h2 without tonic, so that an attacker can stop anywhere in a call.
 
+use std::net::IpAddr;
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use h2::client::SendRequest;
 use nodetracker_proto::v1;
 use prost::Message;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::client::Failure;
 
@@ -24,9 +27,30 @@ pub(crate) type Client = SendRequest<Bytes>;
 /// Bytes of replies that may wait in the client.
 const WINDOW: u32 = 8 << 20;
 
-pub(crate) async fn connect(addr: &str) -> Result<Client, Failure> {
-    let stream = TcpStream::connect(addr).await?;
+/// The address from which this process connects.
+static SOURCE: OnceLock<IpAddr> = OnceLock::new();
+
+/// Connects from this address from now on.
+pub(crate) fn connect_from(source: IpAddr) {
+    _ = SOURCE.set(source);
+}
+
+pub(crate) fn source() -> Option<IpAddr> {
+    SOURCE.get().copied()
+}
+
+pub(crate) async fn open(addr: &str) -> Result<TcpStream, Failure> {
+    let socket = TcpSocket::new_v4()?;
+    if let Some(source) = source() {
+        socket.bind((source, 0).into())?;
+    }
+    let stream = socket.connect(addr.parse()?).await?;
     stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+pub(crate) async fn connect(addr: &str) -> Result<Client, Failure> {
+    let stream = open(addr).await?;
     let mut builder = h2::client::Builder::new();
     builder
         .initial_connection_window_size(WINDOW)

@@ -332,7 +332,6 @@ impl Config {
     }
 
     /// Returns the options of the server's table.
-    #[must_use]
     pub fn table(&self) -> Builder {
         let routes = self.max_routes.value;
         let of_proxy = self.max_routes_per_proxy.as_ref();
