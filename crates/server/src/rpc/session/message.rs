@@ -186,7 +186,7 @@ mod tests {
                 nodes: nodes(uuids, names),
             })
         };
-        assert_eq!(work_of(up(1000, 500)), 1500 * NODE_WORK);
+        assert_eq!(work_of(up(300, 200)), 500 * NODE_WORK);
         assert_eq!(work_of(up(0, MAX_SESSION_NODES)), MAX_SESSION_NODES * NODE_WORK);
         assert!(work_of(up(0, 3 * MAX_SESSION_NODES)) > MAX_SESSION_NODES * NODE_WORK);
         assert_eq!(work_of(up(0, 0)), 0);

@@ -2,7 +2,7 @@
 //!
 //! ```console
 //! $ cargo build --release -p nodetracker-server --bins --examples
-//! $ target/release/examples/soak [--server FILE] [--minutes N] [--flood SECONDS] [--settle SECONDS] [NAME...]
+//! $ target/release/examples/server_soak [--server FILE] [--minutes N] [--flood SECONDS] [--settle SECONDS] [NAME...]
 //! ```
 //!
 //! It starts `nodetracker serve` with a keep-alive of 20 s, adds 100,000 nodes, and measures how many calls a second the
