@@ -225,7 +225,7 @@ mod tests {
 
     use super::*;
     use crate::grpc::frame;
-    use crate::limits::{Limits, MAX_SESSION_NODES, WORK_PER_PASS};
+    use crate::limits::{Limits, MAX_SESSION_NODES, NODE_WORK, WORK_PER_PASS};
     use crate::rpc::instance_id::InstanceId;
     use crate::rpc::session::Sessions;
 
