@@ -7,7 +7,8 @@ use std::path::Path;
 const UNKNOWN: usize = 1 << 30;
 
 /// Returns the bytes of memory that this process may use: the smallest of the machine's memory, the limits of the control
-/// groups that the process is in, and the limit on its address space.
+/// groups that the process is in, and half of the limit on its address space. The other half is for stacks, and for address
+/// space that the allocator reserves or cannot use again: mimalloc reserves 128 MiB at a time.
 pub(crate) fn memory() -> usize {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let machine = read(Path::new("/proc/meminfo")).and_then(|info| total(&info));
@@ -24,10 +25,11 @@ fn total(info: &str) -> Option<usize> {
     Some(kilobytes * 1024)
 }
 
-/// Returns the soft limit on the address space (`ulimit -v`), from `/proc/self/limits`.
+/// Returns half of the soft limit on the address space (`ulimit -v`), from `/proc/self/limits`.
 fn address_space(limits: &str) -> Option<usize> {
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
-    limit.split_whitespace().next()?.parse().ok()
+    let limit: usize = limit.split_whitespace().next()?.parse().ok()?;
+    Some(limit / 2)
 }
 
 /// Returns the memory limits of control groups and of their parents, for groups as in `/proc/self/cgroup`.
@@ -72,10 +74,10 @@ mod tests {
     }
 
     #[test]
-    fn the_soft_limit_of_the_address_space_counts() {
+    fn half_of_the_soft_limit_of_the_address_space_counts() {
         let limits =
             |soft| format!("Limit  Soft Limit  Hard Limit  Units\nMax address space  {soft}  unlimited  bytes\n");
-        assert_eq!(address_space(&limits("1073741824")), Some(1 << 30));
+        assert_eq!(address_space(&limits("1073741824")), Some(1 << 29));
         assert_eq!(address_space(&limits("unlimited")), None);
     }
 
