@@ -3,6 +3,7 @@
 //! The libraries below leave several limits off or generous. Each limit here fits the server's load, small messages from a
 //! few hundred proxies, and the attack that it stops.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::machine;
@@ -43,6 +44,12 @@ pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 /// Nodes in one message of a session. Other connections of the thread wait for some quarter of a millisecond while so many
 /// new nodes are added. With names of 120 bytes, so many nodes take all of [`MAX_MESSAGE_SIZE`].
 pub const MAX_SESSION_NODES: usize = 512;
+
+/// The greatest incarnation of a proxy: time since 1970 in nanoseconds, until the year 2262.
+///
+/// After an incarnation has ended, only a greater incarnation may begin. A proxy that begins the greatest number by mistake,
+/// such as -1 as an unsigned number, would be locked out.
+pub const MAX_INCARNATION: NonZeroU64 = NonZeroU64::new(i64::MAX as u64).expect("it is not zero");
 
 /// Handles in one message of a session, which take half of [`MAX_MESSAGE_SIZE`].
 ///

@@ -860,6 +860,10 @@ async fn what_is_wrong_is_told_by_its_field_and_changes_nothing() {
             "hello.incarnation is 0",
         ),
         (
+            vec![Some(other(&|hello| hello.incarnation = u64::MAX))],
+            "hello.incarnation is 18446744073709551615, the limit is 9223372036854775807",
+        ),
+        (
             vec![Some(with_proxy(&|proxy| proxy.proxy_id.clear()))],
             "hello.proxy.proxy_id is empty",
         ),

@@ -10,7 +10,9 @@ use nodetracker_proto::v1;
 use tonic::Status;
 
 use crate::convert::parse;
-use crate::limits::{BYTES_PER_WORK, CALL_WORK, HANDLES_PER_WORK, MAX_SESSION_HANDLES, MAX_SESSION_NODES, NODE_WORK};
+use crate::limits::{
+    BYTES_PER_WORK, CALL_WORK, HANDLES_PER_WORK, MAX_INCARNATION, MAX_SESSION_HANDLES, MAX_SESSION_NODES, NODE_WORK,
+};
 
 /// Bytes of a handle.
 const HANDLE: usize = size_of::<RouteHandle>();
@@ -154,6 +156,11 @@ pub(crate) fn hello(hello: &v1::SessionHello) -> Result<(Proxy<'_>, NonZeroU64),
     let Some(incarnation) = NonZeroU64::new(hello.incarnation) else {
         return Err(Status::invalid_argument("hello.incarnation is 0"));
     };
+    if incarnation > MAX_INCARNATION {
+        return Err(Status::invalid_argument(format!(
+            "hello.incarnation is {incarnation}, the limit is {MAX_INCARNATION}"
+        )));
+    }
     Ok((parse::as_proxy(proxy), incarnation))
 }
 
