@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_when_to_try_again_if_waiting_helps() {
+    fn a_refusal_has_a_retry_delay_if_waiting_helps() {
         let refusals = Refusals::default();
         let delay = |reason| {
             let status = refusals.refuse(reason).status("no room");
