@@ -1,33 +1,35 @@
-//! The expiry brake: if many routes are about to expire at once, their expiry waits, for a bounded time.
+//! The expiry brake: if many routes are about to expire at once, the table holds their expiry, for a bounded time.
 //!
-//! Proxies send a heartbeat for each of their nodes every third of the keep-alive interval. A route is *late* when its last
-//! refresh is two heartbeat intervals ago: it expires within the next. Single routes are late because their nodes left.
-//! Many late routes have another reason, such as a network that is down, and dropping them would turn a lack of news
-//! into an outage.
+//! Proxies send a heartbeat for each of their nodes every third of the keep-alive interval. A route is *late* when its
+//! last refresh is two heartbeat intervals ago: the route expires within the next heartbeat interval. Single routes are
+//! late because their nodes left. Many late routes have another reason, such as a network that is down. If these routes
+//! expired, missing heartbeats would become an outage.
 //!
-//! The sweeper counts late routes during each round. When they exceed the share that is set, expiry holds at the present
-//! tick (`time.rs`). A round takes a quarter of the interval, so it counts late routes before they expire.
+//! The sweeper counts late routes during each round. When the count reaches both limits of the brake, expiry is held at
+//! the present tick (`time.rs`). A round takes a quarter of the interval, so the sweeper counts late routes before they
+//! expire.
 //!
-//! The hold ends when a whole round has counted at most half of that share, because heartbeats have returned; and in any
-//! case when the effective interval reaches the multiple that is set. Then the routes that are still late expire at once.
-//! Netflix's Eureka has such a protection without a bound, and its registries keep dead instances for days (Eureka issue
-//! 1247). Here, no route is returned that is older than the multiple: a hold that begins later holds only routes that are
-//! not expired then. Routes of removed proxies are never held, and not counted.
+//! The hold ends when a whole round has counted at most half of the limit, because heartbeats have returned. The hold
+//! also ends when the effective interval reaches `most_intervals` keep-alive intervals. Then the routes that are still
+//! late expire at once. The self-preservation of Netflix's Eureka has no such bound, and its registries keep dead
+//! instances for days (Eureka issue 1247). Here, no route is returned that is older than the bound: a later hold holds
+//! only routes that have not expired when the hold begins. Routes of removed proxies are never held, and not counted.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::time::Time;
 
-/// When the expiry of many routes waits: see [`Builder::expiry_brake`](crate::Builder::expiry_brake).
+/// When the expiry of many routes is held: see [`Builder::expiry_brake`](crate::Builder::expiry_brake).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExpiryBrake {
-    /// The percentage of all routes that must be about to expire within a third of the keep-alive interval; 15 by default.
-    /// At 100 or more, the brake never acts.
+    /// The least percentage of all routes that must be about to expire, within a third of the keep-alive interval, so
+    /// that the brake acts; 15 by default. At 100 or more, the brake never acts.
     pub percent: u32,
-    /// The number of routes that must be about to expire; 100 by default.
+    /// The least number of routes that must also be about to expire, so that the brake acts; 100 by default.
     pub least_routes: usize,
-    /// The greatest effective keep-alive interval, in keep-alive intervals; 3 by default. Up to 1, the brake never acts.
+    /// The greatest effective keep-alive interval, in keep-alive intervals; 3 by default. At 1 or less, the brake never
+    /// acts.
     pub most_intervals: u32,
 }
 
@@ -71,9 +73,9 @@ pub(crate) const HEARTBEATS_PER_INTERVAL: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Brake {
     options: Option<ExpiryBrake>,
-    /// The late routes that were seen in this round, or in this part of a round after a hold.
+    /// The late routes that the sweeper has seen in this round, or in the part of this round after a hold.
     late: AtomicUsize,
-    /// Whether there is a hold, as far as the sweeper knows.
+    /// Whether the brake has begun a hold, and the sweeper has not noticed its end yet.
     holds: AtomicBool,
     /// Whether this round began during the hold.
     is_whole_round: AtomicBool,
@@ -89,7 +91,8 @@ impl Brake {
         }
     }
 
-    /// Routes that were last refreshed before this tick are late. `keep_alive`: the interval that was set, in ticks.
+    /// Returns the tick before which the last refresh of a late route was. `keep_alive`: the interval that was set, in
+    /// ticks.
     pub(crate) fn late_before(&self, now: u64, keep_alive: u64) -> u64 {
         match self.options {
             Some(_) => now.saturating_sub(keep_alive - keep_alive / u64::from(HEARTBEATS_PER_INTERVAL)),
@@ -99,16 +102,16 @@ impl Brake {
 
     /// Whether the brake holds expiry.
     pub(crate) fn holds(&self, time: &Time) -> bool {
-        self.holds.load(Ordering::Relaxed) && time.held() > 0
+        self.holds.load(Ordering::Relaxed) && time.hold_left() > 0
     }
 
     /// Begins or ends a hold after a step of the sweeper, which saw `late` routes of all the table's `routes`.
     pub(crate) fn after_step(&self, late: usize, is_round_over: bool, routes: usize, keep_alive: u64, time: &Time) {
         let Some(options) = self.options else { return };
         let holds = self.holds.load(Ordering::Relaxed);
-        let is_held = time.held() > 0;
+        let is_held = time.hold_left() > 0;
         if !holds && is_held {
-            // The grace after a stop: heartbeats are about to return.
+            // A grace after a stop: heartbeats are about to return, so these late routes do not count.
             self.late.store(0, Ordering::Relaxed);
             return;
         }

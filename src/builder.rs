@@ -83,8 +83,8 @@ impl Builder {
     /// The greatest possible [`feed_ring`](Builder::feed_ring): 1,048,576.
     pub const MOST_FEED_RING: usize = 1 << 20;
 
-    /// How old a route may become without a refresh; 5 minutes by default. The interval is rounded up to whole milliseconds,
-    /// and is at least one millisecond.
+    /// How old a route may become without a refresh; 5 minutes by default. The interval is rounded up to whole
+    /// milliseconds, and is at least one millisecond.
     pub fn keep_alive(mut self, interval: Duration) -> Self {
         self.keep_alive = interval;
         self
@@ -106,43 +106,47 @@ impl Builder {
     /// The most proxies that the table holds; 1,048,576 by default, and at most 8,388,608.
     ///
     /// A removed or replaced proxy counts until its routes are swept and its number is free again. This takes at most
-    /// 15 rounds of the [sweeper](crate::RouteTable::sweep), unless a thread stays inside a call: threads that are inside a
-    /// call when the proxy is removed, or when its routes have been swept, must leave that call first.
+    /// 15 rounds of the [sweeper](crate::RouteTable::sweep), unless a thread stays inside a call: threads that are
+    /// inside a call when the proxy is removed, or when its routes have been swept, must leave that call first.
     ///
-    /// A proxy that is replaced by a newer incarnation can exceed the limit by an eighth and 16. So registered proxies can
-    /// restart although the table is full.
+    /// A proxy that is replaced by a newer incarnation can exceed the limit by an eighth and 16. So registered proxies
+    /// can restart although the table is full.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self
     }
 
-    /// The most routes of each proxy, counted until they are removed or swept; without a limit of its own by default. So no
-    /// proxy can fill the table for the others. Routes from a snapshot are inserted even if they exceed the limit.
+    /// The most routes of each proxy; unlimited by default. With a limit, one proxy cannot fill the table. A route
+    /// counts until it is removed or swept. Routes from a snapshot are inserted even if they exceed the limit.
     ///
-    /// With a limit, the table counts the routes of each proxy ([`route_count`](crate::RouteTable::route_count)), which takes
-    /// a cache line for each proxy, and an insertion writes the cache line of its proxy.
+    /// With a limit, the table counts the routes of each proxy ([`route_count`](crate::RouteTable::route_count)). A
+    /// count takes up to 128 bytes for each proxy, and each insertion writes the count of its proxy.
     pub fn max_routes_per_proxy(mut self, routes: usize) -> Self {
         self.max_routes_per_proxy = Some(routes);
         self
     }
 
-    /// Lets expiry wait, for a bounded time, when many routes are about to expire at once; without a brake by default.
+    /// Holds expiry, for a bounded time, when many routes are about to expire at once; no brake by default.
     ///
     /// Proxies should refresh their routes three times in a keep-alive interval. A route that was not refreshed for two
-    /// thirds of the interval is about to expire. When the [sweeper](crate::SweepPace) has counted so many of them in one
-    /// round that both limits of the brake are reached, no further route expires until the heartbeats return, or until the
-    /// [effective interval](crate::RouteTable::effective_keep_alive) is the greatest that the brake allows. Heartbeats have
-    /// returned when a round counts at most half of the limit. Routes of removed proxies are not held.
+    /// thirds of the interval is about to expire. The [sweeper](crate::SweepPace) counts such routes. When the count of
+    /// a round reaches both limits ([`percent`](ExpiryBrake::percent) and [`least_routes`](ExpiryBrake::least_routes)),
+    /// no further route expires. [`expiry_hold`](crate::RouteTable::expiry_hold) reports the hold.
     ///
-    /// The brake needs four rounds in a keep-alive interval, as [`SweepPace`](crate::SweepPace) takes them.
+    /// The hold ends when the heartbeats have returned: when a whole round counts at most half of the limit. The hold
+    /// also ends when the [effective interval](crate::RouteTable::effective_keep_alive) is [the
+    /// greatest](ExpiryBrake::most_intervals) that the brake allows. Routes of removed proxies are not held.
+    ///
+    /// The brake needs four rounds of the sweeper in each keep-alive interval, as [`SweepPace`](crate::SweepPace) takes
+    /// them.
     pub fn expiry_brake(mut self, brake: ExpiryBrake) -> Self {
         self.expiry_brake = Some(brake);
         self
     }
 
-    /// How many of its latest changes each of the 257 rings of the [change feed](crate::RouteTable::subscribe) keeps; 512 by
-    /// default. Each further change takes 14 KiB of memory, and lets subscribers fall further behind:
-    /// see [`Subscription`](crate::Subscription).
+    /// How many of its latest changes each of the 257 rings of the [change feed](crate::RouteTable::subscribe) keeps;
+    /// 512 by default. Each further change takes 14 KiB of memory, and lets subscribers fall further behind: see
+    /// [`Subscription`](crate::Subscription).
     pub fn feed_ring(mut self, changes: usize) -> Self {
         self.feed_ring = changes;
         self

@@ -31,8 +31,8 @@ pub enum TextError {
     /// The string is not `host:port`.
     #[error("is not host:port")]
     NotHostPort,
-    /// The host has a character that is no letter or digit of any script, and not `-`, `.` or `_`. Such characters may be
-    /// invisible.
+    /// The host has a character that is no letter or digit of any script, and not `-`, `.` or `_`. Such characters may
+    /// be invisible.
     #[error("has the character {character:?} at byte {at}, which no host has")]
     NotInHost {
         /// The first such character.
@@ -144,14 +144,15 @@ pub enum AddError {
     /// The proxy was removed, or dropped because it had no routes. Register it again.
     #[error("the proxy is no longer registered")]
     UnknownProxy,
-    /// The table holds its maximum of routes, or the node's shard its maximum of nodes. A shard reaches its maximum only near
-    /// [`MOST_ROUTES`](crate::Builder::MOST_ROUTES).
+    /// The table holds its maximum of routes, or the node's shard its maximum of nodes. A shard reaches its maximum
+    /// only near [`MOST_ROUTES`](crate::Builder::MOST_ROUTES).
     #[error("the table holds its maximum of {limit} routes")]
     TooManyRoutes {
         /// The limit that was reached.
         limit: usize,
     },
-    /// The proxy has its maximum of routes.
+    /// The proxy has its maximum of routes: see
+    /// [`Builder::max_routes_per_proxy`](crate::Builder::max_routes_per_proxy).
     #[error("the proxy has its maximum of {limit} routes")]
     TooManyRoutesOfProxy {
         /// The limit that was reached.

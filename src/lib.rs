@@ -1,7 +1,7 @@
 //! A lock-free, in-memory table of which proxies hold the tunnels to which nodes.
 //!
-//! Proxies report their nodes again and again. A route that is not refreshed for a keep-alive interval is not returned any
-//! more. A million routes take about 30 MB.
+//! Proxies report their nodes again and again. A route that is not refreshed for a keep-alive interval is not returned
+//! any more, unless [expiry is held](RouteTable::expiry_hold). A million routes take about 30 MB.
 //!
 //! # Example
 //!
@@ -48,7 +48,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `examples/` has a program for each use: `basic`, `heartbeats` (batches and handles), `replica` (the change feed), `snapshot`.
+//! `examples/` has a program for each use: `basic`, `heartbeats` (batches and handles), `replica` (the change feed),
+//! `snapshot`.
 //!
 //! # The calls by theme
 //!
@@ -59,33 +60,37 @@
 //! | the same for many nodes | [`add_nodes`](RouteTable::add_nodes), [`refresh_routes`](RouteTable::refresh_routes) by handle | new nodes: a sixth less time; refreshes by handle: a tenth of the time |
 //! | look up | [`get_proxies`](RouteTable::get_proxies), [`resolve`](RouteTable::resolve), [`get_proxies_batch`](RouteTable::get_proxies_batch), [`explain`](RouteTable::explain) | as adding; no allocation for up to two routes |
 //! | list | [`for_each_route`](RouteTable::for_each_route), [`nodes_page`](RouteTable::nodes_page), [`proxies_page`](RouteTable::proxies_page) | some 50 ns a route, whatever the size of the table |
+//! | count | [`stats`](RouteTable::stats), [`route_count`](RouteTable::route_count) of a proxy | `route_count`: one look-up of the proxy |
 //! | follow | [`subscribe`](RouteTable::subscribe) | one more CAS for each change while there is a subscription |
 //! | sweep | [`Sweeper`], [`SweepPace`], [`sweep`](RouteTable::sweep) | some 7 ns a record |
+//! | hold expiry | [`Builder::expiry_brake`], [`expiry_hold`](RouteTable::expiry_hold), [`effective_keep_alive`](RouteTable::effective_keep_alive) | a read of the clock |
 //! | save | [`write_snapshot`](RouteTable::write_snapshot), [`read_snapshot`](RouteTable::read_snapshot) | reading: some 70 ns a route |
 //!
 //! `profiles/README.md` in the repository has the measured figures, beside dashmap, scc, papaya and a locked `HashMap`.
 //!
 //! # What the table guarantees
 //!
-//! * Each route is linearizable, and so is the set of a node's routes. The times in one answer may belong to different instants
-//!   of the call.
-//! * A route of a removed proxy, or of an older [incarnation](RouteTable::begin_incarnation), is never returned after the
-//!   removal.
-//! * An expired route is never returned, swept or not.
+//! * Each route is linearizable, and so is the set of a node's routes. The times in one answer may belong to different
+//!   instants of the call.
+//! * A route of a removed proxy, or of an older [incarnation](RouteTable::begin_incarnation), is never returned after
+//!   the removal.
+//! * An expired route is never returned, swept or not. A route is expired when it is older than the
+//!   [effective keep-alive interval](RouteTable::effective_keep_alive).
 //! * Calls on routes are lock-free. The next section lists the calls that may wait.
-//! * The limits of routes and proxies hold exactly.
+//! * The limits of routes, of proxies and of each proxy's routes hold exactly. A snapshot may exceed the limit of a
+//!   proxy's routes.
 //!
 //! # Features
 //!
 //! * `snapshot` (default): [`snapshot`], with rayon.
 //! * `stream`: [`Subscription`] is a `futures_core::Stream`.
-//! * `serde`: [`NodeId`], [`ProxyDetails`], [`ExplainedRoute`], [`RouteHandle`], [`Stats`] and the results of calls can be
-//!   serialized.
+//! * `serde`: [`NodeId`], [`ProxyDetails`], [`ExplainedRoute`], [`RouteHandle`], [`Stats`] and the results of calls can
+//!   be serialized.
 //!
 //! # Which calls wait for another thread
 //!
-//! No call of a table waits for a thread that is inside another call, even if the operating system has stopped that thread,
-//! with these exceptions:
+//! No call of a table waits for a thread that is inside another call, even if the operating system has stopped that
+//! thread, with these exceptions:
 //!
 //! | call | waits for |
 //! | --- | --- |
@@ -97,39 +102,43 @@
 //! | [`Subscription::wait`] | a change, until its timeout |
 //! | dropping a [`Sweeper`] | the end of its thread's turn |
 //!
-//! *The registry* is a lock. The calls above hold it while they change the set of proxies or a proxy's details, mostly for
-//! some microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped with the
-//! lock held blocks these calls of other threads, and no others. Routes of registered proxies can still be added, refreshed,
-//! looked up and removed. [`stats`](RouteTable::stats), [`find_proxy`](RouteTable::find_proxy),
-//! [`incarnation`](RouteTable::incarnation) and [`write_snapshot`](RouteTable::write_snapshot) only read.
-//! [`sweep`](RouteTable::sweep) skips the proxies while another thread has the lock. `tests/stopped.rs` stops threads at
-//! random instructions inside each call, and checks the other calls.
+//! *The registry* is a lock. The calls above hold it while they change the set of proxies or a proxy's details, mostly
+//! for some microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped
+//! with the lock held blocks these calls of other threads, and no others. Routes of registered proxies can still be
+//! added, refreshed, looked up and removed. [`stats`](RouteTable::stats), [`route_count`](RouteTable::route_count),
+//! [`expiry_hold`](RouteTable::expiry_hold), [`effective_keep_alive`](RouteTable::effective_keep_alive),
+//! [`find_proxy`](RouteTable::find_proxy), [`incarnation`](RouteTable::incarnation) and
+//! [`write_snapshot`](RouteTable::write_snapshot) do not take the lock. [`sweep`](RouteTable::sweep) skips the proxies
+//! while another thread has the lock. `tests/stopped.rs` stops threads at random instructions inside each call, and
+//! checks the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.
 //!
 //! # What a stopped thread costs
 //!
-//! While a thread is inside a call, memory that any thread retires is not freed. A long call therefore works in parts: 64
-//! nodes of a batch, 512 records of a sweep, some 1,000 nodes of a page, a walk or a snapshot, one of the 128 parts of the
-//! proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Other calls take a few
-//! microseconds.
+//! While a thread is inside a call, memory that any thread retires is not freed. A long call therefore works in parts:
+//! 64 nodes of a batch, 512 records of a sweep, some 1,000 nodes of a page, a walk or a snapshot, one of the 128 parts
+//! of the proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Other calls take a
+//! few microseconds.
 //!
-//! If the operating system stops a thread inside a call, garbage grows without bound until the thread continues: by 40 to 300
-//! bytes for each insertion and removal of a node, by 2 KiB for each registration and removal of a proxy. [`Stats::garbage`]
-//! shows it. Watch that figure if single threads of the process may be stopped, as by a debugger or a frozen cgroup of some of
-//! its threads. The memory is freed only after the thread has continued, or when the process ends.
+//! If the operating system stops a thread inside a call, garbage grows without bound until the thread continues: by 40
+//! to 300 bytes for each insertion and removal of a node, by 2 KiB for each registration and removal of a proxy.
+//! [`Stats::garbage`] shows it. Watch that figure if single threads of the process may be stopped, as by a debugger or
+//! a frozen cgroup of some of its threads. The memory is freed only after the thread has continued, or when the process
+//! ends.
 //!
 //! # When memory runs out
 //!
-//! A table survives a failure to allocate memory that grows with the number of nodes and routes: records, indexes, lists of
-//! routes, the names of nodes, and the copies that a rebuild or a move makes. Adding a route then fails with
-//! [`AddError::OutOfMemory`] and changes nothing. A removal or a sweep leaves the work that it cannot do to a later call, and
-//! the routes expire anyway. `tests/memory.rs` makes each of these allocations fail.
+//! A table survives a failure to allocate memory that grows with the number of nodes and routes: records, indexes,
+//! lists of routes, the names of nodes, and the copies that a rebuild or a move makes. Adding a route then fails with
+//! [`AddError::OutOfMemory`] and changes nothing. A removal or a sweep leaves the work that it cannot do to a later
+//! call, and the routes expire anyway. `tests/memory.rs` makes each of these allocations fail.
 //!
 //! As usual in Rust, the process aborts if there is no memory for
 //!
 //! * a *proxy* that is registered: its entry, its ID and the slot in the map of IDs, its details. There are at most
-//!   [`max_proxies`](Builder::max_proxies), of some 60 to 100 bytes and their strings;
+//!   [`max_proxies`](Builder::max_proxies), of some 60 to 100 bytes and their strings. With
+//!   [`max_routes_per_proxy`](Builder::max_routes_per_proxy), each proxy also has a count of up to 128 bytes;
 //! * small objects that do not grow with the table: the entry of a subscription that waits; crossbeam-epoch's bags of
 //!   garbage, 2 KiB for every 64 retired objects, and up to 130 KiB for every thread; a new slab's header; the shards
 //!   of names, 2 KiB when the first name comes;

@@ -1,4 +1,4 @@
-//! The shards' interface to the proxies.
+//! The shards' interface to the proxies: whether a proxy is registered, and how many routes it has.
 
 use crate::word::Word;
 
@@ -10,11 +10,11 @@ pub(crate) trait Liveness {
     /// Whether the proxy may get a further route.
     fn has_room(&self, proxy: u32) -> bool;
 
-    /// Counts a route that the proxy is about to get. Returns `false`, and does not count the route, if the proxy has its
-    /// maximum.
+    /// Counts a route that the proxy is about to get. Returns `false`, and does not count the route, if the proxy has
+    /// its maximum.
     fn reserve(&self, proxy: u32) -> bool;
 
-    /// Counts `more` routes of the proxy, even beyond its maximum; fewer if negative.
+    /// Adds `more` to the count of the proxy's routes, even beyond its maximum. `more` may be negative.
     fn count(&self, proxy: u32, more: i32);
 
     /// Reports that a route of the proxy is gone, and that it counted for the proxy until `tick`.
@@ -26,7 +26,7 @@ pub(crate) trait Census {
     /// Records that the route's proxy has a route.
     fn see(&mut self, route: Word);
 
-    /// Returns whether the route's proxy is registered. If so, records that it has a route.
+    /// Returns whether the route's proxy is registered. If so, records that the proxy has a route.
     #[inline]
     fn see_valid(&mut self, route: Word, proxies: &impl Liveness) -> bool {
         let has = proxies.has(route.proxy());

@@ -1,7 +1,7 @@
 //! The shards of both kinds of key. Only this module knows both kinds.
 //!
-//! A shard of UUIDs and a shard of names have no type in common. So each operation on a node, or on a shard by its number,
-//! selects the kind here.
+//! A shard of UUIDs and a shard of names have no type in common. So each operation on a node, or on a shard by its
+//! number, selects the kind here.
 
 use ahash::RandomState;
 use once_cell::race::OnceBox;

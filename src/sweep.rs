@@ -98,13 +98,14 @@ const MOST_COLLECTIONS: usize = 8;
 pub(crate) struct Step {
     pub(crate) visited: u32,
     pub(crate) removed: usize,
-    /// Routes that stay, and were last refreshed before a tick; zero if another thread did the same step.
+    /// The number of routes that stay and were last refreshed before `late_before`; zero if another thread did the same
+    /// step.
     pub(crate) late: usize,
     pub(crate) round_completed: bool,
 }
 
-/// How often to collect at the end of each stage, so that a round frees the garbage, unless there are a million objects.
-/// At least once: crossbeam's own garbage, the nodes of its queue, is not counted.
+/// How often to collect at the end of each stage, so that a round frees the garbage, unless there are a million
+/// objects. At least once: crossbeam's own garbage, the nodes of its queue, is not counted.
 pub(crate) fn collections(objects: usize) -> usize {
     objects.div_ceil(512).clamp(1, MOST_COLLECTIONS)
 }
@@ -115,8 +116,8 @@ impl Cursor {
         Position::unpack(self.position.load(Ordering::Acquire))
     }
 
-    /// Visits one part of the table, of at most `most` records, and advances. Counts the routes that were last refreshed
-    /// before the tick `late_before`.
+    /// Visits one part of the table, of at most `most` records, and advances. Counts the routes that were last
+    /// refreshed before the tick `late_before`.
     pub(crate) fn step(
         &self,
         most: u32,

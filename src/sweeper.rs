@@ -27,15 +27,15 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// The fewest pauses in one heartbeat interval, so that a timer that is late does not look like a stop.
 const PAUSES_PER_HEARTBEAT: u32 = 4;
 
-/// The fewest steps of a turn while room is wanted. They take some tenths of a millisecond, so a million routes are swept
-/// in less than half a second, at about a tenth of a core.
+/// The fewest steps of a turn after a sweep was requested. These steps take some tenths of a millisecond, so the
+/// sweeper visits a million routes in less than half a second, with about a tenth of a core.
 const HURRIED_STEPS: u32 = 32;
 
 /// The most steps of one turn, which take a millisecond or two.
 const MAX_STEPS: u32 = 256;
 
-/// Spreads the sweeper's work evenly, so that a table is swept at least four times in a keep-alive interval. For callers that
-/// call [`RouteTable::sweep`] from their own thread or timer; [`Sweeper`] is such a thread.
+/// Spreads the sweeper's work evenly, so that a table is swept at least four times in a keep-alive interval. For
+/// callers that call [`RouteTable::sweep`] from their own thread or timer; [`Sweeper`] is such a thread.
 ///
 /// If the process was stopped, no route expires before every proxy could send a heartbeat: see
 /// [`RouteTable::effective_keep_alive`].
@@ -59,14 +59,15 @@ pub struct SweepPace {
     last_round: usize,
     /// Steps of this turn that were not taken yet.
     steps: u32,
-    /// Rounds to end at [`HURRIED_STEPS`]: the round in which room was wanted, and a whole one.
+    /// Rounds that are still to be completed at [`HURRIED_STEPS`]: the round in which a sweep was requested, and a
+    /// whole round.
     hurried_rounds: u32,
 }
 
 impl SweepPace {
     /// The time to wait before the next [`sweep`](Self::sweep): 2 ms to 1 s, depending on the table's size and its
-    /// keep-alive interval. For two rounds after a proxy was removed, or an addition was refused because the table is full,
-    /// the time is 2 ms.
+    /// keep-alive interval. The time is 2 ms for two rounds after a proxy was removed, or after an addition was refused
+    /// because the table or the proxy has its maximum of routes.
     ///
     /// From the first call on, the table takes a time of more than a third of the keep-alive interval without any call
     /// for a stop of the process.
@@ -76,7 +77,7 @@ impl SweepPace {
         table.time().set_longest_step(ticks(heartbeat));
         let round = keep_alive / ROUNDS_PER_INTERVAL;
         let (pause, steps) = self.turn(table.len(), round);
-        if table.take_room_wanted() {
+        if table.take_sweep_request() {
             self.hurried_rounds = 2;
         }
         if self.hurried_rounds > 0 {

@@ -77,8 +77,8 @@ pub struct RouteTable {
     time: Time,
     keep_alive: KeepAlive,
     brake: Brake,
-    /// Whether room for routes is wanted sooner than a paced sweep makes it.
-    room_wanted: AtomicBool,
+    /// Whether a sweep is requested sooner than its pace, to make room for routes.
+    sweep_requested: AtomicBool,
     cursor: Cursor,
     feed: Feed,
 }
@@ -131,25 +131,28 @@ impl RouteTable {
         Duration::from_millis(self.keep_alive.kept())
     }
 
-    /// The greatest age of a route that a look-up returns now: the [keep-alive interval](Self::keep_alive), or more while
-    /// [expiry is held](Self::expiry_hold).
+    /// The greatest age of a route that a look-up returns now: the [keep-alive interval](Self::keep_alive), or more
+    /// while [expiry is held](Self::expiry_hold).
     ///
-    /// If a [`SweepPace`](crate::SweepPace) or a [`Sweeper`](crate::Sweeper) sweeps the table, and no call read the clock for
-    /// longer than a third of the keep-alive interval (a heartbeat interval), the process was stopped or its clock
-    /// jumped. No heartbeat could arrive meanwhile. So from then on, no further route expires for one heartbeat interval (at
-    /// most 18.6 hours), and the effective interval grows with the age of the routes. After that, it is the keep-alive interval
-    /// again. A further stop during the grace makes the grace last longer, but at most eight times. The
-    /// [brake](crate::Builder::expiry_brake) holds expiry in the same way.
+    /// If a [`SweepPace`](crate::SweepPace) or a [`Sweeper`](crate::Sweeper) sweeps the table, and no call read the
+    /// clock for longer than a third of the keep-alive interval (a heartbeat interval), the process was stopped or its
+    /// clock jumped. No heartbeat could arrive meanwhile. So from then on, no further route expires for one heartbeat
+    /// interval (at most 18.6 hours), and the effective interval grows with the age of the routes. After that, it is
+    /// the keep-alive interval again. A further stop during the grace makes the grace last longer, but at most eight
+    /// times. The [expiry brake](crate::Builder::expiry_brake) holds expiry in the same way, for longer.
     #[must_use]
     pub fn effective_keep_alive(&self) -> Duration {
         let raise = self.time.now().raise();
         Duration::from_millis(self.keep_alive.returned() + raise)
     }
 
-    /// Whether expiry is held now, and why; `None` if routes expire after their keep-alive interval.
+    /// Whether expiry is held now, and why; `None` if routes expire after the keep-alive interval.
+    ///
+    /// Takes no lock. While expiry is held, [`explain`](Self::explain) marks the routes that are returned only for that
+    /// reason.
     #[must_use]
     pub fn expiry_hold(&self) -> Option<ExpiryHold> {
-        let left = self.time.held();
+        let left = self.time.hold_left();
         (left > 0).then(|| ExpiryHold {
             cause: match self.brake.holds(&self.time) {
                 true => HoldCause::Brake,
@@ -186,7 +189,7 @@ impl RouteTable {
             time: Time::new(builder.clock),
             keep_alive: KeepAlive::new(ticks(builder.keep_alive)),
             brake: Brake::new(builder.expiry_brake),
-            room_wanted: AtomicBool::new(false),
+            sweep_requested: AtomicBool::new(false),
             cursor: Cursor::default(),
             feed: Feed::new(builder.feed_ring),
         }
@@ -240,15 +243,16 @@ impl RouteTable {
         Moment::new(now.tick, self.keep_alive.kept() + now.raise())
     }
 
-    /// Has the pace of sweeping hurry, so that expired routes and those of removed proxies make room.
-    pub(crate) fn want_room(&self) {
+    /// Requests a fast sweep, which removes expired routes and the routes of removed proxies to make room.
+    pub(crate) fn request_sweep(&self) {
         // Relaxed, here and below: a hint.
-        self.room_wanted.store(true, Ordering::Relaxed);
+        self.sweep_requested.store(true, Ordering::Relaxed);
     }
 
-    /// Whether room was wanted since the last call.
-    pub(crate) fn take_room_wanted(&self) -> bool {
-        self.room_wanted.load(Ordering::Relaxed) && self.room_wanted.swap(false, Ordering::Relaxed)
+    /// Returns whether a fast sweep was requested since the last call.
+    pub(crate) fn take_sweep_request(&self) -> bool {
+        // The load keeps the cache line shared while no sweep is requested.
+        self.sweep_requested.load(Ordering::Relaxed) && self.sweep_requested.swap(false, Ordering::Relaxed)
     }
 
     pub(crate) fn shards(&self) -> &Shards {

@@ -1,27 +1,29 @@
-//! Ticks: the table's own time, in milliseconds; and the tick up to which routes expire, which stands still after a stop.
+//! Ticks: the table's own time, in milliseconds; and the tick up to which routes expire, which stands still after a
+//! stop.
 //!
 //! A process that was stopped (SIGSTOP, a suspended or migrated machine, swapping) has received no heartbeats, and the
 //! clock has advanced meanwhile. Without a grace, the first look-up after the stop would find every route expired.
 //!
-//! A [`SweepPace`](crate::SweepPace) reads the clock several times in each heartbeat interval, a third of the keep-alive
-//! interval. So if nobody read the clock for longer than a heartbeat interval, the process was stopped or the clock
-//! jumped. The first call after the stop notices it, whichever call it is: each call compares the clock with the last tick
-//! that was seen. That call begins a grace, before it or any other call acts on the new time.
+//! A [`SweepPace`](crate::SweepPace) reads the clock several times in each heartbeat interval, a third of the
+//! keep-alive interval. So if nobody read the clock for longer than a heartbeat interval, the process was stopped or
+//! the clock jumped. The first call after the stop notices it, whichever call it is: each call compares the clock with
+//! the last tick that was seen. That call begins a grace, before it or any other call acts on the new time.
 //!
 //! During the grace, [`Now::expiry`] stays at the last tick before the stop, so no further route expires. [`Now::tick`]
-//! continues, so ages are true and refreshes get the real time. The effective keep-alive interval is the set interval plus
-//! the difference between the two ticks. When the clock has advanced by a heartbeat interval, `expiry` becomes equal to `tick`
-//! again. `expiry` never decreases, so an expired route never becomes valid again. Therefore a longer effective interval needs
-//! no grace period of the epoch (see `keep_alive.rs`).
+//! continues, so ages are true and refreshes get the real time. The effective keep-alive interval is the set interval
+//! plus the difference between the two ticks. When the clock has advanced by a heartbeat interval, `expiry` becomes
+//! equal to `tick` again. `expiry` never decreases, so an expired route never becomes valid again. Therefore a longer
+//! effective interval needs no grace period of the epoch (see `keep_alive.rs`).
 //!
-//! The grace always ends: the time that passes without a further stop uses it up. A further stop makes it whole again, but
-//! only [`MAX_RESTARTS`] times.
+//! The grace always ends: the time that passes without a further stop counts down the grace. A further stop restarts
+//! the grace, but only [`MAX_RESTARTS`] times.
 //!
-//! The expiry brake (`brake.rs`) holds expiry in the same way, for longer. A stop in a hold, like a stop in a grace,
-//! leaves at least a heartbeat interval.
+//! The expiry brake (`brake.rs`) holds expiry in the same way, for longer. After a stop during a hold or a grace, at
+//! least a heartbeat interval is left.
 //!
-//! One word has both the last tick that was seen and the rest of the grace or hold, so one CAS decides. The fast path is
-//! one load and one comparison: the word equals the clock's tick if nothing is left and no millisecond has passed.
+//! One word has both the last tick that was seen and the ticks that are left of the grace or hold, so one CAS decides.
+//! The fast path is one load and one comparison: the word equals the clock's tick if no grace or hold is left and no
+//! millisecond has passed.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -47,7 +49,7 @@ const WALL_TRIES: usize = 4;
 /// The longest grace or hold: 18.6 hours.
 const MAX_GRACE: u64 = (1 << (64 - TIME_BITS)) - 1;
 
-/// How many stops in a row make a grace or hold last longer.
+/// How many stops may restart one grace or hold.
 const MAX_RESTARTS: u32 = 8;
 
 /// The time of an operation.
@@ -66,8 +68,8 @@ impl Now {
         self.tick - self.expiry
     }
 
-    /// The time of a call that refreshes nothing and returns no age. Only the tick of expiry counts, so a look-up computes no
-    /// raise.
+    /// The time of a call that refreshes nothing and returns no age. Only the tick of expiry counts, so a look-up
+    /// computes no raise.
     #[inline]
     pub(crate) fn of_look_up(self) -> Self {
         Self {
@@ -87,8 +89,7 @@ pub(crate) struct Time {
     seen: AtomicU64,
     /// The tick of expiry while a grace or hold is left.
     stopped_at: AtomicU64,
-    /// How many stops have made this grace or hold last longer. An atomic of `std` even under loom: it only bounds how
-    /// often.
+    /// How many stops have restarted this grace or hold. An atomic of `std` even under loom: the count orders nothing.
     restarts: atomic::AtomicU32,
     /// The heartbeat interval in ticks if somebody reads the clock more often, otherwise `u64::MAX`.
     longest_step: AtomicU64,
@@ -118,7 +119,8 @@ impl Time {
     #[inline]
     pub(crate) fn now(&self) -> Now {
         let tick = self.reading();
-        // Relaxed: a tick orders nothing, and no grace is left. Coherence ensures that a later call sees no earlier tick.
+        // Relaxed: a tick orders nothing, and no grace is left. Coherence ensures that a later call sees no earlier
+        // tick.
         if self.seen.load(Ordering::Relaxed) == tick {
             return Now { tick, expiry: tick };
         }
@@ -137,9 +139,8 @@ impl Time {
             }
             let left_now = self.grace_after(tick - seen, left);
             if left == 0 && left_now > 0 {
-                // `fetch_max`: another thread may have begun this grace or a later one. Even if the CAS below fails, `seen`
-                // was a tick of expiry.
-                // Relaxed: the CAS publishes it.
+                // `fetch_max`: another thread may have begun this grace or a later one. Even if the CAS below fails,
+                // `seen` was a tick of expiry. Relaxed: the CAS publishes it.
                 self.stopped_at.fetch_max(seen, Ordering::Relaxed);
             }
             // Release: publishes `stopped_at`.
@@ -149,7 +150,7 @@ impl Time {
             match advanced {
                 Ok(_) => {
                     if left_now > 0 && left_now >= left {
-                        // Relaxed: it orders nothing.
+                        // Relaxed: the count orders nothing.
                         let restarts = if left == 0 {
                             0
                         } else {
@@ -164,9 +165,10 @@ impl Time {
         }
     }
 
-    /// What is left of a grace or hold after a step of the clock.
+    /// Returns how many ticks are left of a grace or hold after a step of the clock.
     fn grace_after(&self, step: u64, left: u64) -> u64 {
-        // Relaxed, both: one value, from any pause of the sweeper; see `restarts`.
+        // Relaxed, both: `longest_step` is one value, from any pause of the sweeper; the count of restarts orders
+        // nothing.
         let longest_step = self.longest_step.load(Ordering::Relaxed);
         let may_grow = || left == 0 || self.restarts.load(Ordering::Relaxed) < MAX_RESTARTS;
         if step > longest_step && may_grow() {
@@ -179,15 +181,15 @@ impl Time {
     fn at(&self, tick: u64, left: u64) -> Now {
         let expiry = match left {
             0 => tick,
-            // Relaxed: `advance` loaded or stored the grace's word after `stopped_at` was raised. It is later than `tick` only
-            // if a later grace has begun meanwhile.
+            // Relaxed: `advance` loaded or stored the grace's word after `stopped_at` was raised. It is later than
+            // `tick` only if a later grace has begun meanwhile.
             _ => self.stopped_at.load(Ordering::Relaxed).min(tick),
         };
         Now { tick, expiry }
     }
 
-    /// Holds expiry at the present tick for the next `most` ticks, or until [`release`](Self::release). Returns `false`, and
-    /// does nothing, if there is a grace or a hold.
+    /// Holds expiry at the present tick for the next `most` ticks, or until [`release`](Self::release). Returns
+    /// `false`, and does nothing, if there is a grace or a hold.
     pub(crate) fn hold(&self, most: u64) -> bool {
         let tick = self.now().tick;
         // Acquire: pairs with the CAS in `advance`.
@@ -206,23 +208,23 @@ impl Time {
             .is_ok()
     }
 
-    /// Ends a hold, or a grace.
+    /// Ends a hold or a grace.
     pub(crate) fn release(&self) {
-        // Relaxed, both: this stores no `stopped_at`, and orders nothing.
+        // Relaxed, both: the update publishes no `stopped_at`, and orders nothing.
         _ = self
             .seen
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| Some(word & LAST_TICK));
     }
 
-    /// How many ticks are left of a grace or hold.
-    pub(crate) fn held(&self) -> u64 {
+    /// Returns how many ticks are left of a grace or hold.
+    pub(crate) fn hold_left(&self) -> u64 {
         self.now();
         // Relaxed: one value.
         self.seen.load(Ordering::Relaxed) >> TIME_BITS
     }
 
-    /// Sets the heartbeat interval, in ticks. From now on, somebody reads the clock more often, and a longer time without a
-    /// reading is a stop. With `u64::MAX`, no time is.
+    /// Sets the heartbeat interval, in ticks. From now on, somebody reads the clock more often, and a longer time
+    /// without a reading is a stop. With `u64::MAX`, no time is.
     pub(crate) fn set_longest_step(&self, ticks: u64) {
         // The time since the last reading is not a stop if nobody was bound to read the clock.
         self.now();
@@ -260,8 +262,8 @@ impl Time {
         }
     }
 
-    /// Sets the relation between ticks and the wall clock again if the wall clock was stepped. Otherwise keeps the relation,
-    /// so that the time of day of a route's refresh stays the same.
+    /// Sets the relation between ticks and the wall clock again if the wall clock was stepped. Otherwise keeps the
+    /// relation, so that the time of day of a route's refresh stays the same.
     pub(crate) fn look_at_the_wall(&self) {
         if let Some(wall_of_zero) = self.wall_of_zero_now() {
             // Relaxed, both: as in `wall`.

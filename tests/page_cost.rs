@@ -70,7 +70,7 @@ fn a_page_copies_no_more_of_a_large_table_than_of_a_small_one() {
     }
 }
 
-/// The text of a cursor does not have the nodes that a page read ahead.
+/// The text of a cursor does not have the nodes that a page reads ahead, so reading ahead would be in vain.
 #[test]
 fn a_page_from_a_text_reads_nothing_ahead() {
     let table = table_of(20_000);

@@ -18,7 +18,7 @@ pub(crate) struct Round<'a> {
     round: u32,
     /// Routes that were last refreshed before this tick are late.
     late_before: u64,
-    /// The late routes that were seen.
+    /// The late routes that the sweeper has seen.
     pub(crate) late: usize,
 }
 
@@ -75,7 +75,7 @@ impl Proxies {
         owner.wait_for_grace(number);
     }
 
-    /// The census of a round of the sweeper, which counts the routes that were last refreshed before a tick.
+    /// The census of a round of the sweeper. It also counts the routes that were last refreshed before a tick.
     pub(crate) fn census(&self, round: u32, late_before: u64) -> Round<'_> {
         Round {
             proxies: self,
@@ -157,7 +157,8 @@ impl Proxies {
             // No route has the number any more, but a look-up may have read one.
             Some(Wait::Round(_)) => owner.wait_for_last_grace(number),
             Some(Wait::LastGrace(_)) => {
-                // Every thread that read a route of the number has unpinned, so no thread still reads its details or ID.
+                // Every thread that read a route of the number has unpinned, so no thread still reads its details or
+                // ID.
                 owner.set_details(entry, Details::NONE);
                 let reusable = entry.vacate();
                 owner.give_number_back(number, entry, reusable);

@@ -95,7 +95,7 @@ impl Moment {
 #[derive(Debug)]
 pub(crate) struct Proxies {
     numbers: Arc<Numbers>,
-    /// None if the table does not limit them.
+    /// `None` if the table does not limit the routes of a proxy.
     route_counts: Option<RouteCounts>,
     ids: Ids,
     takeover: Takeover,
@@ -234,7 +234,7 @@ impl Proxies {
         self.limit
     }
 
-    /// How many routes each proxy has, if the table limits them.
+    /// How many routes each proxy has; `None` if the table does not limit the routes of a proxy.
     pub(crate) fn route_counts(&self) -> Option<&RouteCounts> {
         self.route_counts.as_ref()
     }

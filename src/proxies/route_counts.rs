@@ -1,4 +1,4 @@
-//! How many routes each proxy has, for tables that limit them.
+//! How many routes each proxy has, for tables that limit the routes of a proxy.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -6,14 +6,15 @@ use crossbeam_utils::CachePadded;
 
 use crate::mem::segmented_vec::SegmentedVec;
 
-/// The routes of each proxy number, counted from their insertion until they are removed or swept, and their limit.
+/// The number of routes of each proxy number, and their limit. A route counts from its insertion until it is removed or
+/// swept.
 ///
-/// A count is a cache line of its own, since the proxies' sessions insert on several cores. A table without a limit has no
-/// counts, so its insertions do not write them.
+/// Each count has its own cache line, since several cores insert routes of different proxies. A table without a limit
+/// has no counts, so its insertions do not write them.
 ///
-/// All operations are Relaxed, on atomics of `std` even under loom: the counts publish no other data. Like the limit of all
-/// routes, the limit is exact: a place is reserved before the CAS that inserts the route. A count is briefly too low, and
-/// may be negative, while a snapshot is loaded.
+/// All operations are Relaxed, on atomics of `std` even under loom: the counts publish no other data. Like the limit of
+/// all routes, the limit is exact: a route is counted before the CAS that inserts it. While a snapshot is loaded, a
+/// count is briefly too low, and may be negative.
 #[derive(Debug)]
 pub(crate) struct RouteCounts {
     limit: i32,
@@ -29,7 +30,7 @@ impl RouteCounts {
         }
     }
 
-    /// Makes the count of a number that becomes a proxy's.
+    /// Allocates the count of a number before a proxy gets the number.
     pub(crate) fn ensure(&self, number: u32) {
         self.counts.ensure(number);
     }
@@ -49,7 +50,7 @@ impl RouteCounts {
         count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    /// Counts `more` routes of a snapshot, even beyond the limit; fewer if negative.
+    /// Adds `more` to a count, even beyond the limit. `more` may be negative.
     pub(crate) fn add(&self, number: u32, more: i32) {
         if let Some(count) = self.counts.get(number) {
             count.fetch_add(more, Ordering::Relaxed);

@@ -111,8 +111,8 @@ pub(crate) struct Scope<'a, P> {
     pub(crate) now: u64,
     /// The greatest age in ticks of a valid route; read before any route.
     pub(crate) keep_alive: u64,
-    /// The age in ticks beyond which a call may remove a route: `keep_alive`, or more while a longer interval comes into force
-    /// (`keep_alive.rs`).
+    /// The age in ticks beyond which a call may remove a route: `keep_alive`, or more while a longer interval comes
+    /// into force (`keep_alive.rs`).
     pub(crate) kept_age: u64,
     pub(crate) feed: &'a Feed,
 }
@@ -416,6 +416,9 @@ impl<K: Key> Shard<K> {
         }
     }
 
+    /// Reserves a place for a route of a new node. Fails early if the proxy has no room, so that a refused node leaves
+    /// no record behind. The insertion itself counts the route for the proxy.
+    ///
     /// Not inlined: refreshes reserve nothing.
     #[inline(never)]
     fn reserve_place<'a, P: Liveness>(what: Change, scope: &Scope<'a, P>) -> Result<Reservation<'a>, NoRecord> {
@@ -491,8 +494,8 @@ impl<K: Key> Shard<K> {
             let Some(records) = index.segment(place.segment) else {
                 return visit;
             };
-            // The processor prefetches within a segment, but not from the next segment: this halves the time of a sweep at a
-            // million routes. (Not in models: the load only hints.)
+            // The processor prefetches within a segment, but not from the next segment: this halves the time of a sweep
+            // at a million routes. (Not in models: the load only hints.)
             if !cfg!(loom)
                 && let Some(next) = index.segment(place.segment + 1)
             {
@@ -561,7 +564,8 @@ fn sweep_record<K: Key, P: Liveness>(
             match change::<K, P>(record, Change::Sweep, None, index.slab(), scope) {
                 Ok(Changed::Removed { stale, .. }) => stale,
                 Ok(Changed::Frozen) => return None,
-                // Without memory for a shorter list, the routes stay until the next round, and the census sees them below.
+                // Without memory for a shorter list, the routes stay until the next round, and the census sees them
+                // below.
                 Ok(Changed::Retired | Changed::Absent | Changed::Added(_)) | Err(_) => 0,
             }
         }

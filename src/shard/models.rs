@@ -90,7 +90,7 @@ fn number_of(node: &NodeId) -> u64 {
 /// Half of a private record's key, in the place of a free record's link. No link has this value.
 const KEY_OF_PRIVATE: u64 = 1_000;
 
-/// The routes of each proxy. Atomics of `std`, like the table's.
+/// The number of routes of each proxy. Atomics of `std`, as in `proxies/route_counts.rs`.
 type Counts = [atomic::AtomicI32; 32];
 
 struct Proxies<'a> {

@@ -67,10 +67,11 @@ fn reserve_for<P: Liveness>(what: Change, proxy: u32, proxies: &P) -> bool {
     }
 }
 
-/// The proxy that had no route in `word`, or in its frozen `list`, and gets the first of `routes`.
-/// Not inlined: removals and sweeps have no newcomers.
+/// Returns the proxy that gets the first of `routes`, if the proxy had no route in `word` or in its frozen `list`.
+///
+/// Not inlined: removals and sweeps add no route.
 #[inline(never)]
-fn newcomer(what: Change, routes: &[Word], word: Word, list: Option<List<'_>>) -> Option<u32> {
+fn added_proxy(what: Change, routes: &[Word], word: Word, list: Option<List<'_>>) -> Option<u32> {
     let (Change::Add(proxy) | Change::Restore { proxy, .. }) = what else {
         return None;
     };
@@ -243,11 +244,11 @@ fn change_any<'a, K: Key, P: Liveness>(
                 None => return Err(CapacityError::Memory),
             },
         };
-        let newcomer = match changed {
-            Changed::Added(Added::Inserted) => newcomer(what, &routes, word, list),
+        let added = match changed {
+            Changed::Added(Added::Inserted) => added_proxy(what, &routes, word, list),
             _ => None,
         };
-        if let Some(proxy) = newcomer
+        if let Some(proxy) = added
             && !reserve_for(what, proxy, scope.proxies)
         {
             return Err(CapacityError::RoutesOfProxy);
@@ -278,7 +279,7 @@ fn change_any<'a, K: Key, P: Liveness>(
                 return Ok(changed);
             }
             Err(won) => {
-                if let Some(proxy) = newcomer {
+                if let Some(proxy) = added {
                     scope.proxies.count(proxy, -1);
                 }
                 word = won;

@@ -352,7 +352,8 @@ fn a_copy_has_a_key_that_came_back_meanwhile_once() {
     });
 }
 
-/// The hashes that a copy reports in parts of `most` keys. Calls `between` after each part with the number of keys so far.
+/// The hashes that a copy reports in parts of `most` keys. Calls `between` after each part with the number of keys so
+/// far.
 fn copied_in_parts(
     shard: &Shard<Chosen>,
     most: usize,
@@ -390,7 +391,8 @@ fn assert_each_once(mut copied: Vec<u64>, keys: &[Chosen], what: &str) {
     );
 }
 
-/// The keys of one bucket spill over runs of full buckets, in the middle of the index, and from its end to its beginning.
+/// The keys of one bucket spill over runs of full buckets, in the middle of the index, and from its end to its
+/// beginning.
 #[test]
 fn parts_of_any_size_have_displaced_keys_once() {
     let _alone = crate::verify::failpoints::alone();

@@ -33,12 +33,14 @@ pub struct BatchRoutes<'a> {
     table: &'a RouteTable,
     /// The nodes of the next groups.
     nodes: &'a [NodeId],
-    /// How many routes each node of this group has. Arrays, because checking a vector's capacity for each node takes longer
-    /// than the rest of storing its route.
+    /// How many routes each node of this group has.
+    ///
+    /// `counts` and `only` are arrays, not vectors: checking a vector's capacity for each node takes longer than the
+    /// rest of storing a route.
     counts: [u8; GROUP],
-    /// The route of each node of this group with one route.
+    /// The route of each node of this group that has one route. Unused for the other nodes.
     only: [CopiedRoute; GROUP],
-    /// The routes of this group's nodes with several routes.
+    /// The routes of the nodes of this group that have several routes.
     several: SmallVec<[CopiedRoute; GROUP]>,
     /// How many nodes this group has.
     loaded: usize,
@@ -102,8 +104,8 @@ impl RouteTable {
     /// [`get_proxies`](Self::get_proxies) for many nodes: two to three times as fast as single calls if the table does
     /// not fit into the cache.
     ///
-    /// The iterator looks up 64 nodes at a time, when the caller takes the first of them. It allocates nothing if at most
-    /// half of the nodes have two routes, and none has more.
+    /// The iterator looks up 64 nodes at a time, when the caller takes the first of them. It allocates nothing if at
+    /// most half of the nodes have two routes, and none has more.
     ///
     /// ```
     /// # use nodetracker::{NodeId, Proxy, RouteTable};

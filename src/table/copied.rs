@@ -14,7 +14,7 @@ pub(crate) struct CopiedRoute {
 }
 
 impl CopiedRoute {
-    /// A value for unused places.
+    /// Fills unused elements of an array. No caller gets this value.
     pub(super) const NONE: Self = Self {
         proxy: ProxyRef {
             number: 0,

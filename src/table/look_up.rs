@@ -105,8 +105,8 @@ impl RouteTable {
         Some(self.copied(word)?.dated(&self.time))
     }
 
-    /// A copy of a word, unless the route's proxy has been removed meanwhile. Later, another proxy may have the number of the
-    /// word, so the caller copies the word under the pin under which the call read it.
+    /// A copy of a word, unless the route's proxy has been removed meanwhile. Later, another proxy may have the number
+    /// of the word, so the caller copies the word under the pin under which the call read it.
     #[inline]
     pub(super) fn copied(&self, word: Word) -> Option<CopiedRoute> {
         Some(CopiedRoute {

@@ -46,14 +46,14 @@ pub struct NodePage {
 /// A cursor can be written as text and read again. A cursor is valid only for the table that returned the cursor:
 /// another table has another order, even in a restarted process.
 ///
-/// A cursor may hold the IDs of up to 12 next nodes, so that small pages do not read the same bucket again. The text does not
-/// have these IDs, and the comparison of two cursors ignores them.
+/// A cursor may hold the IDs of up to 12 next nodes, so that small pages do not read the same bucket again. The text
+/// does not have these IDs, and the comparison of two cursors ignores them.
 #[derive(Debug, Clone, Default)]
 pub struct NodeCursor {
     at: At,
     ahead: Option<Ahead>,
-    /// Whether the cursor was read from text. Then the next cursor will probably become text, too, so a page reads nothing
-    /// ahead.
+    /// Whether the cursor was parsed from text. Then the next cursor will probably be written as text, too. The text
+    /// does not have the nodes that a page reads ahead, so the page reads no nodes ahead.
     is_text: bool,
 }
 
@@ -185,8 +185,8 @@ const SLOTS_PER_PAGE: usize = 1 << 14;
 /// The most keys that a page copies at a time, unless it asks for more nodes.
 const MOST_AHEAD: usize = 1 << 10;
 
-/// The fewest keys that a page copies at a time: as many as the bucket of the first key has, since the page reads that bucket
-/// anyway.
+/// The fewest keys that a page copies at a time: as many as the bucket of the first key has, since the page reads that
+/// bucket anyway.
 const LEAST_AHEAD: usize = 13;
 
 /// # Pages

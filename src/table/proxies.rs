@@ -57,13 +57,16 @@ impl RouteTable {
         let removed = self.proxies.remove(proxy, self.now(), &guard);
         if removed {
             self.proxy_removed(proxy, &guard);
-            self.want_room();
+            self.request_sweep();
         }
         removed
     }
 
-    /// How many routes a proxy has, counted until they are removed or swept. `None` if the proxy is not registered, or if the
-    /// table has no [limit](crate::Builder::max_routes_per_proxy) and does not count.
+    /// How many routes a proxy has. A route counts until it is removed or swept. `None` if the proxy is not registered,
+    /// or if the table has no [limit](crate::Builder::max_routes_per_proxy) and so does not count the routes of a
+    /// proxy.
+    ///
+    /// Takes no lock.
     #[must_use]
     pub fn route_count(&self, proxy: ProxyRef) -> Option<usize> {
         let _guard = pin();

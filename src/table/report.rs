@@ -70,13 +70,13 @@ impl RouteTable {
     pub(crate) fn add_error(&self, refused: CapacityError) -> AddError {
         match refused {
             CapacityError::Routes => {
-                self.want_room();
+                self.request_sweep();
                 AddError::TooManyRoutes {
                     limit: self.route_limit.limit(),
                 }
             }
             CapacityError::RoutesOfProxy => {
-                self.want_room();
+                self.request_sweep();
                 AddError::TooManyRoutesOfProxy {
                     limit: self.proxies.route_counts().map_or(0, RouteCounts::limit),
                 }

@@ -33,7 +33,8 @@ pub struct Stats {
     /// stops a thread inside a call, the figure has no bound. If only the sweeper uses the tables, two rounds leave at
     /// most 64 objects for each other thread.
     ///
-    /// Not counted: the bags that crossbeam-epoch keeps the objects in, up to 130 KiB for each thread that has used a table.
+    /// Not counted: the bags that crossbeam-epoch keeps the objects in, up to 130 KiB for each thread that has used a
+    /// table.
     pub garbage: usize,
     /// The bytes of [`garbage`](Stats::garbage), without the allocator's overhead.
     pub garbage_bytes: usize,

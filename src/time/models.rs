@@ -55,10 +55,10 @@ fn expiry_never_decreases_while_a_hold_begins_and_ends() {
         assert!(before.expiry <= during.expiry && during.expiry <= during.tick);
         if is_held {
             assert!(during.expiry <= before.tick + 1);
-            assert!(time.held() > 0);
+            assert!(time.hold_left() > 0);
         }
         time.release();
-        assert_eq!(time.held(), 0);
+        assert_eq!(time.hold_left(), 0);
         let last = time.now();
         assert!(during.expiry <= last.expiry && last.expiry == last.tick);
         assert!(other.join().expect("it ends").expiry <= time.now().expiry);

@@ -1,4 +1,4 @@
-//! Expiry that is held.
+//! Why and for how long expiry is held.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use std::time::Duration;
 pub struct ExpiryHold {
     /// Why expiry is held.
     pub cause: HoldCause,
-    /// By how much the effective keep-alive interval is longer than the one that was set, at present.
+    /// By how much the effective keep-alive interval is longer than the keep-alive interval now.
     pub raise: Duration,
-    /// The time after which the hold ends in any case, if the process is not stopped.
+    /// The time after which the hold ends at the latest, if the process is not stopped meanwhile.
     pub left: Duration,
 }
 

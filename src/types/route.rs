@@ -48,10 +48,11 @@ pub struct ExplainedRoute {
 pub enum Verdict {
     /// The route is returned.
     Returned,
-    /// The route was not refreshed for longer than the keep-alive interval. It is returned while
+    /// The route was not refreshed for longer than the keep-alive interval. The route is returned because
     /// [expiry is held](crate::RouteTable::expiry_hold).
     Held,
-    /// The route was not refreshed for longer than the keep-alive interval, and is not swept yet.
+    /// The route was not refreshed for longer than the
+    /// [effective keep-alive interval](crate::RouteTable::effective_keep_alive), and is not swept yet.
     Expired,
     /// The route's proxy was removed, and the route is not swept yet.
     ProxyRemoved,

@@ -530,7 +530,7 @@ pub(crate) fn node(number: u16) -> NodeId {
     }
 }
 
-/// Compares the count of each proxy's routes with the routes, also the expired ones.
+/// Compares the count of each proxy's routes with its routes, including the expired routes.
 fn check_route_counts(table: &RouteTable, nodes: &[NodeId]) -> Result<(), String> {
     let mut counts = HashMap::new();
     for route in nodes.iter().flat_map(|node| table.explain(node)) {

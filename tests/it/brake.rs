@@ -1,4 +1,4 @@
-//! The expiry brake: many routes that are about to expire at once are held, for a bounded time.
+//! The expiry brake: if many routes are about to expire at once, their expiry is held, for a bounded time.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ impl Fleet {
     fn pass(&mut self, time: Duration, alive: impl Clone + Iterator<Item = usize>) {
         let end = self.elapsed + time;
         while self.elapsed < end {
-            // Each proxy in a second of its own.
+            // Each proxy sends its heartbeat in its own second.
             let step = Duration::from_secs(1).min(end - self.elapsed);
             let second = self.elapsed.as_secs() % HEARTBEAT.as_secs();
             let due = alive.clone().filter(|&proxy| proxy as u64 * 5 == second);
@@ -133,7 +133,7 @@ fn the_hold_ends_when_heartbeats_return_and_what_stays_silent_expires() {
     let mut fleet = Fleet::new(ExpiryBrake::default());
     fleet.pass(INTERVAL + HEARTBEAT, 0..0);
     assert_eq!(fleet.cause(), Some(HoldCause::Brake));
-    // Five of a hundred stay silent.
+    // One of twenty proxies stays silent.
     fleet.pass(HEARTBEAT + 2 * INTERVAL / 4, 1..PROXIES);
     assert_eq!(fleet.cause(), None);
     assert_eq!(fleet.returned(), NODES - NODES_EACH);
@@ -144,7 +144,7 @@ fn the_hold_ends_when_heartbeats_return_and_what_stays_silent_expires() {
 
 #[test]
 fn what_is_below_either_limit_expires() {
-    // Two of twenty are ten percent.
+    // Two of twenty proxies have ten percent of the routes.
     let mut fleet = Fleet::new(ExpiryBrake::default());
     for _ in 0..4 {
         fleet.pass(HEARTBEAT, 2..PROXIES);
@@ -152,7 +152,7 @@ fn what_is_below_either_limit_expires() {
     }
     assert_eq!(fleet.returned(), NODES - 2 * NODES_EACH);
 
-    // All of them, but few.
+    // All routes are late, but they are fewer than `least_routes`.
     let mut fleet = Fleet::new(ExpiryBrake::default().least_routes(NODES + 1));
     for _ in 0..4 {
         fleet.pass(HEARTBEAT, 0..0);
@@ -167,7 +167,7 @@ fn four_of_twenty_are_enough() {
     fleet.pass(INTERVAL + HEARTBEAT, 4..PROXIES);
     assert_eq!(fleet.cause(), Some(HoldCause::Brake));
     assert_eq!(fleet.returned(), NODES);
-    // The heartbeats of the others do not end the hold, but the bound does.
+    // The heartbeats of the other proxies do not end the hold. The bound ends the hold.
     fleet.pass(BOUND - INTERVAL, 4..PROXIES);
     assert_eq!(fleet.cause(), None);
     assert_eq!(fleet.returned(), NODES - 4 * NODES_EACH);
@@ -215,7 +215,8 @@ fn a_stop_during_a_hold_leaves_a_heartbeat_interval() {
     assert_eq!(fleet.returned(), 0);
 }
 
-/// Proxies fall silent and return at random. No route outlives the bound, the holds end, and silence alone leaves nothing.
+/// Proxies fall silent and return at random. No returned route is older than the bound, and the holds end. If all
+/// proxies stay silent, all routes expire.
 #[test]
 fn no_route_outlives_the_bound() {
     for seed in 0..4 {

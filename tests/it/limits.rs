@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(1);
-/// How long after its beginning a table's time stands still: of 2^38 milliseconds, 2^31 are left for ages that are loaded.
+/// How long after its beginning a table's time stands still: of 2^38 milliseconds, 2^31 are left for ages that are
+/// loaded.
 const LAST: Duration = Duration::from_millis((1 << 38) - 1 - (1 << 31));
 
 fn table() -> (RouteTable, ManualClock) {
@@ -144,8 +145,8 @@ fn an_interval_may_be_anything() {
     assert_eq!(table.len(), 0);
 }
 
-/// As many proxies as a table may have: the last proxy works as the first does. `NODETRACKER_SCALE=84` registers all 2^23
-/// proxies that a word can name, and takes half a gigabyte.
+/// As many proxies as a table may have: the last proxy works as the first does. `NODETRACKER_SCALE=84` registers all
+/// 2^23 proxies that a word can name, and takes half a gigabyte.
 #[test]
 fn the_last_proxy_number_is_as_good_as_the_first() {
     const NUMBERS: usize = 1 << 23;
@@ -255,7 +256,7 @@ fn no_proxy_gets_more_routes_than_its_limit() {
     assert_eq!(table.stats().nodes, LIMIT, "a refused node leaves no record");
     assert_eq!(table.add_node(&nodes[0], one), Ok(Added::Refreshed));
 
-    // Others have their own, also in lists.
+    // Other proxies have their own limit, also for routes in lists.
     for node in &nodes[..LIMIT] {
         assert_eq!(table.add_node(node, two), Ok(Added::Inserted));
     }
@@ -269,7 +270,7 @@ fn no_proxy_gets_more_routes_than_its_limit() {
     assert_eq!(table.add_node(&nodes[0], three), Err(refused), "the node has a list");
     assert_eq!(answer(&table, &nodes[0]), [two, one]);
 
-    // What was removed, has expired and was swept, or was replaced makes room.
+    // A route that was removed, swept or replaced makes room.
     assert!(table.remove_route(&nodes[0], two));
     assert!(table.remove_node(&nodes[1]));
     assert_eq!(
@@ -357,7 +358,7 @@ fn a_proxy_that_is_removed_makes_room_at_once() {
         }
         clock.monotonic() - begun
     };
-    // Some rounds at the usual pace.
+    // Let some rounds pass at the usual pace.
     let begun = clock.monotonic();
     pass(&|| clock.monotonic() - begun > minutes / 2);
 
@@ -365,14 +366,14 @@ fn a_proxy_that_is_removed_makes_room_at_once() {
     assert!(pass(&|| table.is_empty()) < Duration::from_secs(1));
     table.add_nodes(&nodes, two).expect("there is room");
 
-    // A refused addition has the sweeper look for expired routes.
+    // After a refused addition, the sweeper looks for expired routes at once.
     let more: NodeId = "more".parse().expect("a name");
     assert_eq!(
         table.add_node(&more, two),
         Err(AddError::TooManyRoutes { limit: NODES })
     );
     assert_eq!(pace.next_pause(&table), Duration::from_millis(2));
-    // After two rounds, the sweeper takes its time again.
+    // After two rounds, the sweeper returns to its usual pace.
     for _ in 0..100 {
         pace.sweep(&table);
         pace.next_pause(&table);

@@ -1,5 +1,5 @@
-//! The tests of the public API that may share a process. The others have an allocator, a signal, or figures of the whole process
-//! of their own.
+//! The tests of the public API that may share a process. The others have an allocator, a signal, or figures of the
+//! whole process of their own.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -142,7 +142,7 @@ fn what_expired_before_a_stop_stays_expired_and_a_removed_proxy_is_not_held() {
 fn a_grace_ends_however_often_the_process_is_stopped() {
     let mut swept = Swept::new();
     swept.pass(TICK);
-    // A second stop makes the grace whole again.
+    // A second stop restarts the grace.
     swept.clock.advance(STOP);
     assert_eq!(swept.returned(), NODES);
     swept.clock.advance(STOP);

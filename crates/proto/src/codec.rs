@@ -44,7 +44,7 @@ where
     }
 }
 
-/// [`SmallCodec`] for replies, and [`Raw`] for requests.
+/// Encodes replies like [`SmallCodec`], and leaves requests encoded like [`Raw`].
 #[derive(Debug, Clone, Copy)]
 pub struct RawRequestCodec<T>(PhantomData<T>);
 

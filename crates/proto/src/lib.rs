@@ -4,16 +4,16 @@ mod codec;
 
 pub use codec::{Raw, RawRequestCodec, SmallCodec};
 
-/// `api.NodeTrackerService`, the frozen contract of RFD 47's first prototype. Existing Go clients use it, so the names of the
-/// package, service and methods and the numbers of the fields never change.
+/// `api.NodeTrackerService`, the frozen contract of RFD 47's first prototype. Existing Go clients use it, so the names
+/// of the package, service and methods and the numbers of the fields never change.
 pub mod api {
     #![allow(missing_docs, reason = "generated; proto/api/nodetracker.proto has the comments")]
     #![allow(clippy::pedantic, reason = "generated")]
     tonic::include_proto!("api");
 }
 
-/// `nodetracker.v1`, the contract of all newer services. Each role has one service, so access can be granted by the service's
-/// name.
+/// `nodetracker.v1`, the contract of all newer services. Each role has one service, so access can be granted by the
+/// service's name.
 pub mod v1 {
     #![allow(missing_docs, reason = "generated; proto/nodetracker/v1 has the comments")]
     #![allow(clippy::pedantic, reason = "generated")]

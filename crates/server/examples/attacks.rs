@@ -5,17 +5,17 @@
 //! $ target/release/examples/attacks [--server FILE] [--seconds N] [--limit-mb N] [--all] [NAME...]
 //! ```
 //!
-//! For each attack, a fresh `nodetracker serve` gets 100,000 nodes. A neighbour, with a connection of its own, reports
-//! and looks up a node a thousand times a second: for some seconds at rest, then for as long during the attack. It measures
-//! from the time when a call was due. The printed table has the neighbour's latencies, the calls that failed, and the most
-//! memory that the server held. It also shows whether all nodes are there afterwards.
+//! For each attack, a fresh `nodetracker serve` gets 100,000 nodes. A neighbour, with its own connection, reports and
+//! looks up a node a thousand times a second: for some seconds at rest, and then for as long during the attack. The
+//! neighbour measures from the time when a call was due. The printed table has the neighbour's latencies, the number of
+//! failed calls, and the most memory that the server held. The table also shows whether all nodes are there afterwards.
 //!
-//! During the attacks on watches, ten watches follow all nodes. A second table has the age of the changes when they reach
-//! the watches, the resyncs, and the watches that lost their place.
+//! During the attacks on watches, ten watches follow all nodes. A second table has the age of the changes when they
+//! reach the watches, the resyncs, and the watches that lost their place.
 //!
-//! `--all` mounts every attack at once, except the mass expiry, which needs a server with a short keep-alive. `--limit-mb`
-//! limits the server's address space, like `ulimit -v`. The attackers are other processes, with the lowest priority, on the
-//! same machine. All processes use only the loopback interface, and end by themselves.
+//! `--all` runs every attack at once, except the mass expiry, which needs a server with a short keep-alive interval.
+//! `--limit-mb` limits the server's address space, like `ulimit -v`. The attackers are other processes, with the lowest
+//! priority, on the same machine. All processes use only the loopback interface, and end by themselves.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;
@@ -41,7 +41,7 @@ const RATE: u32 = 1_000;
 /// Watches of all nodes during the attacks on watches.
 const WATCHES: &str = "10";
 
-/// The longest that the preparation of an attack may take, and a mass expiry.
+/// The longest time for the preparation of an attack, and for a mass expiry.
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Parser)]
@@ -54,13 +54,13 @@ struct Options {
     /// How many seconds to measure at rest, and during each attack
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// Megabytes of the server's address space
+    /// Megabytes of the server's address space [default: no limit]
     #[arg(long)]
     limit_mb: Option<u64>,
-    /// Mounts every attack at once
+    /// Run every attack at once
     #[arg(long)]
     all: bool,
-    /// The attacks to mount [default: each]
+    /// The attacks to run [default: each]
     #[arg(value_parser = PossibleValuesParser::new(ATTACKS.iter().map(|(name, _)| *name)))]
     names: Vec<String>,
 }
@@ -113,7 +113,7 @@ fn report(options: &Options) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Mounts attacks at once, and prints their line of the table. Adds the line about the watches, if there are any.
+/// Runs attacks at once, and prints their line of the table. If there are watches, adds their line to `watches`.
 fn row(options: &Options, title: &str, attacks: &[&str], watches: &mut Vec<String>) {
     match one(options, attacks) {
         Ok((line, seen)) => {
@@ -124,7 +124,7 @@ fn row(options: &Options, title: &str, attacks: &[&str], watches: &mut Vec<Strin
     }
 }
 
-/// Mounts attacks at once. Returns their line of the table, and what the watches have seen.
+/// Runs attacks at once. Returns their line of the table, and the line of the watches.
 fn one(options: &Options, attacks: &[&str]) -> Result<(String, Option<String>), Failure> {
     let args: &[&str] = match attacks.contains(&EXPIRY) {
         true => EXPIRING,
@@ -139,7 +139,7 @@ fn one(options: &Options, attacks: &[&str]) -> Result<(String, Option<String>), 
         role.expect("on", LIMIT)?;
         watchers = Some(role);
     }
-    // With the short keep-alive, the nodes live only if they are refreshed.
+    // With the short keep-alive interval, the nodes expire unless they are refreshed.
     let keeper = attacks.contains(&EXPIRY).then(|| addr.clone());
     let (ended, end) = std::sync::mpsc::channel::<()>();
     let keeper = std::thread::spawn(move || {
@@ -162,7 +162,8 @@ fn one(options: &Options, attacks: &[&str]) -> Result<(String, Option<String>), 
     let mut begun = rest_end;
     let mut attackers = Vec::new();
     for name in attacks {
-        // One after the other: during the other attacks, an attacker may find no room to prepare.
+        // Start each attacker after the previous attacker is ready. Later attackers may be refused while they prepare,
+        // so the attacks with a long preparation come first.
         let attacker = Role::start(Priority::Lowest, &["attack", name, &addr])?;
         begun = begun.max(attacker.expect("on", LIMIT)?);
         attackers.push(attacker);

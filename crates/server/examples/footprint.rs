@@ -1,13 +1,14 @@
-//! How much of the server's memory an idle connection, a session and a watch take.
+//! Measures how much of the server's memory an idle connection, a session and a watch take.
 //!
 //! ```console
 //! $ cargo build --release -p nodetracker-server --bins --examples
 //! $ target/release/examples/footprint [--server FILE] [--count N]
 //! ```
 //!
-//! For each kind of client, it starts a server, opens some clients so that the server's own memory has settled, and then
-//! opens many more. The table has the growth of the server's memory for each client, as `/proc` counts it, so it needs
-//! Linux. The kernel's memory for the socket is not included. It ends by itself.
+//! For each kind of client, the program starts a server, and opens some clients so that the server's own memory has
+//! settled. Then the program opens many more clients. The printed table has the growth of the server's memory for each
+//! of these clients. The kernel's memory for the sockets is not included. The program reads `/proc`, so it needs Linux.
+//! The program ends by itself.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;
@@ -42,7 +43,7 @@ struct Options {
     /// The server's command
     #[arg(long, default_value = "target/release/nodetracker")]
     server: PathBuf,
-    /// Clients of each kind
+    /// Clients of each kind; a tenth for the kind with 256 calls
     #[arg(long, default_value_t = 2_000)]
     count: usize,
     /// Only the kinds whose name contains this text
@@ -50,7 +51,7 @@ struct Options {
     only: String,
 }
 
-/// What a client does after it has connected.
+/// The calls of a client after it has connected.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Nothing,
@@ -77,7 +78,7 @@ enum Held {
     },
 }
 
-/// The rows of the table: a name, what each client does, and how many clients share a connection.
+/// The rows of the table: a name, the kind of client, and how many clients share a connection.
 const ROWS: [(&str, Kind, usize); 9] = [
     ("a connection that has made no call", Kind::Nothing, 1),
     ("a connection that has made one call", Kind::Call, 1),

@@ -6,13 +6,13 @@
 //! $ target/release/examples/load target/release/nodetracker
 //! ```
 //!
-//! It starts the server, announces the nodes in sessions, one for each proxy, then refreshes them and looks them up each
-//! way, and reads CPU times, system calls included, from `/proc` (so it needs Linux). It ends by itself, in less than a
-//! minute. Only the ratios of one run mean something. The last column shows how much of a core the client used, all of
-//! which is one thread: where it is near 100 % the server could do more per second than the rate says.
+//! It starts the server, announces the nodes in sessions, one for each proxy, then refreshes them and looks them up
+//! each way, and reads CPU times, system calls included, from `/proc` (so it needs Linux). It ends by itself, in less
+//! than a minute. Only the ratios of one run mean something. The last column shows how much of a core the client used,
+//! all of which is one thread: where it is near 100 % the server could do more per second than the rate says.
 //!
-//! Calls are encoded beforehand, and of the answers to look-ups only as much is read as it takes to count the nodes that
-//! have a route, so that the client does not hold the server up. tonic reads each call's `grpc-status`.
+//! Calls are encoded beforehand, and of the answers to look-ups only as much is read as it takes to count the nodes
+//! that have a route, so that the client does not hold the server up. tonic reads each call's `grpc-status`.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;

@@ -1,18 +1,21 @@
-//! Whether the server's memory returns after floods, under a constant load.
+//! Measures whether the server's memory returns after floods, under a constant load.
 //!
 //! ```console
 //! $ cargo build --release -p nodetracker-server --bins --examples
 //! $ target/release/examples/server_soak [--server FILE] [--minutes N] [--flood SECONDS] [--settle SECONDS] [NAME...]
 //! ```
 //!
-//! It starts `nodetracker serve` with a keep-alive of 20 s, adds 100,000 nodes, and measures how many calls a second the
-//! server and a client can do on this machine. Then the client makes half as many, with ten watches of all nodes. Floods
-//! come one after the other: each of the attacks of `attacks.rs`, with pauses in which the memory can return. It prints the
-//! server's memory at the start, at the end of each flood, after each pause, and at the end. It fails if the resident set at
-//! the end exceeds the resident set at the start by more than a tenth, or if the table has lost nodes.
+//! The program starts `nodetracker serve` with a keep-alive interval of 20 s, adds 100,000 nodes, and measures how many
+//! calls a second the server and a client can make on this machine. Then the client makes half as many, and ten watches
+//! follow all nodes. Floods come one after the other: each of the attacks of `attacks.rs`, with pauses in which the
+//! memory can return.
 //!
-//! The attackers are other processes, with the lowest priority, on the same machine. All processes use only the loopback
-//! interface, and end by themselves.
+//! The program prints the server's memory at the start, at the end of each flood, after each pause, and at the end. The
+//! program fails if the resident set at the end exceeds the resident set at the start by more than a tenth, or if the
+//! table has lost nodes.
+//!
+//! The attackers are other processes, with the lowest priority, on the same machine. All processes use only the
+//! loopback interface, and end by themselves.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;
@@ -47,10 +50,10 @@ const IN_FLIGHT: usize = 32;
 /// How long to measure the maximum rate.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// How long the load runs before the memory at the start is read. The log of changes for slow watches fills meanwhile.
+/// How long the load runs before the program reads the memory at the start. The server's change log fills meanwhile.
 const WARM_UP: Duration = Duration::from_secs(60);
 
-/// The longest that the preparation of a flood may take.
+/// The longest time for the preparation of a flood.
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Parser)]
@@ -59,7 +62,7 @@ struct Options {
     /// The server's command
     #[arg(long, default_value = "target/release/nodetracker")]
     server: PathBuf,
-    /// How long the whole run takes, about
+    /// How many minutes the whole run takes, about
     #[arg(long, default_value_t = 30.0)]
     minutes: f64,
     /// How many seconds a flood takes
@@ -88,7 +91,7 @@ fn run<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure
     tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
-/// Makes a call: every second one is an AddNode.
+/// Makes a call: GetProxies for even numbers, AddNode for odd numbers.
 async fn one(client: &client::wire::Client, number: u64) -> Result<(), Failure> {
     let node_id = node((number as u32).wrapping_mul(2_654_435_761) % NODES).to_string();
     let mut client = client.clone();
@@ -106,7 +109,7 @@ async fn one(client: &client::wire::Client, number: u64) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Returns how many calls a second the server and this client can do.
+/// Returns how many calls a second the server and this client can make.
 async fn maximum(addr: &str) -> Result<u64, Failure> {
     let (begun, done) = (Instant::now(), AtomicU64::new(0));
     let connections = (0..CONNECTIONS).map(|_| async {
@@ -124,7 +127,8 @@ async fn maximum(addr: &str) -> Result<u64, Failure> {
     Ok((done.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64()) as u64)
 }
 
-/// Makes calls at a constant rate until the process is killed. Skips calls while a connection has its most in flight.
+/// Makes calls at a constant rate until the process is killed. Skips the calls of a connection that has [`IN_FLIGHT`]
+/// calls in flight.
 async fn load(rate: u64, addr: &str) -> Result<(), Failure> {
     const TICKS: u64 = 200;
     say("on");
@@ -211,7 +215,7 @@ fn report(options: &Options) -> Result<(), Failure> {
     let mut server = Server::start(&options.server, &args)?;
     let addr = server.addr.clone();
     run(fill(&addr))?;
-    // The nodes live only if they are refreshed.
+    // The nodes expire unless they are refreshed.
     let (ended, end) = mpsc::channel::<()>();
     let refreshed = addr.clone();
     let keeper = thread::spawn(move || {
@@ -275,7 +279,7 @@ fn report(options: &Options) -> Result<(), Failure> {
     let _ = keeper.join();
     server.stop()?;
     let growth = 100.0 * (end as f64 / start as f64 - 1.0);
-    println!("the memory at the end is that of the start {growth:+.1} %; all nodes are there: {is_intact}");
+    println!("the resident set has changed by {growth:+.1} %; all nodes are there: {is_intact}");
     match growth <= 10.0 && is_intact {
         true => Ok(()),
         false => Err("failed: the memory did not return, or nodes are missing".into()),

@@ -1,14 +1,16 @@
-//! What a neighbour notices of large but ordinary work: routes that expire, lists, snapshots of watches, new nodes.
+//! Measures the latency of a neighbour during large but ordinary work: routes that expire, lists, snapshots of watches,
+//! new nodes.
 //!
 //! ```console
 //! $ cargo build --release -p nodetracker-server --bins --examples
 //! $ target/release/examples/situations [--server FILE] [--nodes N] [--samples N] [NAME...]
 //! ```
 //!
-//! For each situation, a fresh `nodetracker serve` and a neighbour that makes a call each millisecond. The neighbour
-//! measures from the time when the call was due. Another process, with the lowest priority, causes the situation again and
-//! again, with rests between. The table compares the calls that were due during the situation with the calls that were due
-//! during the rests of the same run. It ends by itself, when there are enough samples.
+//! For each situation, the program starts a fresh `nodetracker serve` and a neighbour that makes a call each
+//! millisecond. The neighbour measures from the time when the call was due. Another process, with the lowest priority,
+//! causes the situation again and again, with rests between. The table compares the calls that were due during the
+//! situation with the calls that were due during the rests of the same run. The program ends by itself when there are
+//! enough samples.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;
@@ -33,19 +35,19 @@ const RATE: u32 = 1_000;
 /// How long the neighbour is alone between two situations.
 const REST: Duration = Duration::from_secs(5);
 
-/// How long after a situation no sample counts.
+/// Samples count only so long after the end of a situation.
 const SETTLING: Duration = Duration::from_millis(500);
 
-/// The longest that one step of a situation may take.
+/// The longest time for one step of a situation.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// The proxies that hold the nodes.
 const PROXIES: u32 = 10;
 
-/// The situations: a name, and what happens.
+/// The situations: a name and a description.
 const SITUATIONS: &[(&str, &str)] = &[
     ("rest", "nothing"),
-    ("expiry", "all nodes expire at once, with a keep-alive of 30 s"),
+    ("expiry", "all nodes expire at once, with a keep-alive interval of 30 s"),
     ("list", "a client lists all nodes, a page at a time"),
     ("snapshot", "a watch takes its snapshot of all nodes"),
     ("sessions", "ten sessions add all nodes"),
@@ -129,7 +131,7 @@ fn one(options: &Options, name: &str) -> Result<String, Failure> {
     while took < enough && began.elapsed() < Duration::from_secs(options.limit) {
         let rest = role.expect("rest", LIMIT)?;
         let on = role.expect("on", LIMIT)?;
-        // The sweeper and the tailer may still be at work after the situation before.
+        // The sweeper and the tailer may still work after the previous situation.
         rests.push(rest + SETTLING..on);
         let off = role.expect("off", LIMIT)?;
         situations.push(on..off);
@@ -233,7 +235,7 @@ async fn snapshot(addr: &str) -> Result<(), Failure> {
     Err("the watch ended".into())
 }
 
-/// Causes a situation until the process is killed: says "rest", "on" and "off".
+/// Causes a situation until the process is killed. Prints "rest", "on" and "off" as the phases begin.
 async fn cause(name: &str, nodes: u32, addr: &str) -> Result<(), Failure> {
     loop {
         match name {

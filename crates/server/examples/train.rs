@@ -4,10 +4,10 @@
 //! $ target/debug/examples/train target/release/nodetracker
 //! ```
 //!
-//! Single calls are nearly all of it, to many nodes, by 10 connections with 1, 10 and 100 calls in flight each. Batches,
-//! sessions, a watch, and calls that fail are there so that the compiler knows their paths, and few enough not to make the
-//! single calls look rare beside their loops. All of it happens in plaintext and over TLS. It ends by itself, and the
-//! server with it, by SIGTERM: that is when an instrumented one writes its profile.
+//! Single calls are nearly all of it, to many nodes, by 10 connections with 1, 10 and 100 calls in flight each.
+//! Batches, sessions, a watch, and calls that fail are there so that the compiler knows their paths, and few enough not
+//! to make the single calls look rare beside their loops. All of it happens in plaintext and over TLS. It ends by
+//! itself, and the server with it, by SIGTERM: that is when an instrumented one writes its profile.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;

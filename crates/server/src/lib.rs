@@ -21,7 +21,7 @@
 //! Every module may use `config`, `idle`, `limits`, `log`, `machine`, `memory`, `quota`, `refusal`, `tls` and `turns`.
 //! `memory` and `turns` share the server's memory and time between connections, and `quota` shares the limits between
 //! addresses. Every limit that keeps a hostile client from hurting other clients is in [`limits`]. `refusal` counts how
-//! often a limit was reached.
+//! often each limit was reached.
 
 #![forbid(unsafe_code)]
 

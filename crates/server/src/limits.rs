@@ -1,7 +1,7 @@
 //! Every limit of the server, in one place.
 //!
-//! The libraries below leave several limits off or generous. Each limit here fits the server's load, small messages from a
-//! few hundred proxies, and the attack that it stops.
+//! The libraries below leave several limits off or generous. Each limit here fits the server's load, small messages
+//! from a few hundred proxies, and the attack that it stops.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -25,8 +25,9 @@ pub const MAX_HEADER_LIST_SIZE: u32 = 64 * 1024;
 /// Streams that the server resets because of a client's errors before it closes the connection. Stops "MadeYouReset".
 pub const MAX_LOCAL_ERROR_RESETS: usize = 1024;
 
-/// Streams that a client may open and reset before h2 hands them over, which is once a turn. No client reaches the limit: a
-/// turn's input has fewer ([`MAX_TURN_INPUT`]). See [`CANCELLED_CALLS`] for the limit that stops "Rapid Reset".
+/// Streams that a client may open and reset before h2 hands them over, which is once a turn. No client reaches the
+/// limit: a turn's input has fewer ([`MAX_TURN_INPUT`]). See [`CANCELLED_CALLS`] for the limit that stops "Rapid
+/// Reset".
 pub const MAX_PENDING_ACCEPT_RESETS: usize = 8 * 1024;
 
 /// Calls of one connection that the client may cancel before the server looks at them: so many at once, and
@@ -41,8 +42,9 @@ pub const CANCELLED_CALLS_PER_SECOND: u32 = 10 * MAX_CONCURRENT_STREAMS;
 /// Bytes of one request message. The largest valid message has four strings of 255 bytes.
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
-/// Nodes in one message of a session. Other connections of the thread wait for some quarter of a millisecond while so many
-/// new nodes are added. With names of 120 bytes, so many nodes take all of [`MAX_MESSAGE_SIZE`].
+/// Nodes in one message of a session. A message has one turn: other connections of the thread wait for some quarter of
+/// a millisecond while so many new nodes are added. With names of 120 bytes, so many nodes take all of
+/// [`MAX_MESSAGE_SIZE`].
 pub const MAX_SESSION_NODES: usize = 512;
 
 /// The greatest incarnation of a proxy: time since 1970 in nanoseconds, until the year 2262.
@@ -53,21 +55,22 @@ pub const MAX_INCARNATION: NonZeroU64 = NonZeroU64::new(i64::MAX as u64).expect(
 
 /// Handles in one message of a session, which take half of [`MAX_MESSAGE_SIZE`].
 ///
-/// With so many handles the fixed cost of a message hardly counts. Other connections of the thread wait for one or two
-/// tenths of a millisecond, as the message has one turn.
+/// With so many handles, the fixed cost of a message hardly counts. A message has one turn: other connections of the
+/// thread wait for one or two tenths of a millisecond.
 pub const MAX_SESSION_HANDLES: usize = 4096;
 
 /// Heartbeats per keep-alive interval. A route survives if all but one of them are lost.
 pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
 
-/// Bytes of one request message with many nodes. [`MAX_BATCH_NODES`] UUIDs take 64 KiB, and as many names of 60 bytes take
-/// 256 KiB.
+/// Bytes of one request message with many nodes. [`MAX_BATCH_NODES`] UUIDs take 64 KiB, and as many names of 60 bytes
+/// take 256 KiB.
 pub const MAX_BATCH_MESSAGE_SIZE: usize = 256 * 1024;
 
 /// Bytes that a connection reads in a turn.
 pub const MAX_TURN_INPUT: usize = 64 * 1024;
 
-/// The work of a small call, in tenths of a microsecond, as all figures of work. Work is an estimate: it decides who waits.
+/// The work of a small call, in tenths of a microsecond, as all figures of work. Work is an estimate: it decides who
+/// waits.
 pub const CALL_WORK: usize = 25;
 
 /// The work to begin a call that becomes a task, besides [`CALL_WORK`].
@@ -76,7 +79,7 @@ pub const WAITING_CALL_WORK: usize = 50;
 /// The work for a node that is looked up, added, refreshed or removed.
 pub const NODE_WORK: usize = 4;
 
-/// Handles of a heartbeat that cost as much as a route.
+/// Handles of a heartbeat that cost as much as one unit of work.
 pub const HANDLES_PER_WORK: usize = 2;
 
 /// The work for a route that is encoded.
@@ -124,18 +127,20 @@ pub const SMALL_REPLY_SIZE: usize = 1024;
 /// Bytes that are charged for a connection: its buffers and the state of HTTP/2 and of TLS.
 pub const CONNECTION_MEMORY: usize = 40 * 1024;
 
-/// Calls that a connection may have at one time without a charge for their streams: [`CONNECTION_MEMORY`] includes these.
+/// Calls that a connection may have at one time without a charge for their streams: [`CONNECTION_MEMORY`] includes
+/// these.
 pub const SMALL_CONNECTION_CALLS: usize = 16;
 
-/// Bytes that are charged for each further call that a connection has had at one time, until the connection ends. h2 keeps
-/// the memory of a stream for later streams.
+/// Bytes that are charged for each further call that a connection has had at one time, until the connection ends. h2
+/// keeps the memory of a stream for later streams.
 ///
-/// Stops clients that make h2 keep some 600 kB for each of thousands of connections. A connection that the budget has no
-/// room for drains.
+/// Stops clients that make h2 keep some 600 kB for each of thousands of connections. If the budget has no room for the
+/// charge, the connection drains.
 pub const STREAM_MEMORY: usize = 5 * 512;
 
-/// How long a connection that has had more than [`SMALL_CONNECTION_CALLS`] at one time may be idle. Then it drains, because
-/// nothing else gives the memory of the streams back. A connection with a watch or a session is not idle.
+/// How long a connection that has had more than [`SMALL_CONNECTION_CALLS`] at one time may be idle. Then the connection
+/// drains, because only the end of the connection frees the memory of its streams. A connection with a watch or a
+/// session is not idle.
 pub const LARGE_CONNECTION_IDLE: Duration = Duration::from_secs(30);
 
 /// Bytes that are charged for a call that waits, besides its request and its reply.
@@ -144,8 +149,8 @@ pub const CALL_MEMORY: usize = 4 * 1024;
 /// Elements in one page of a list.
 pub const MAX_PAGE_SIZE: usize = 1000;
 
-/// Pages of the table, of some 16,000 slots each, that one page of nodes may read. Bounds the cost of one call. If few nodes
-/// match, the page is short.
+/// Pages of the table, of some 16,000 slots each, that one page of nodes may read. Bounds the cost of one call. If few
+/// nodes match, the page is short.
 pub const MAX_TABLE_PAGES: usize = 16;
 
 /// Watches at one time.
@@ -160,8 +165,8 @@ pub const MAX_WATCHED_SIZE: usize = 64 * 1024 * 1024;
 /// Changes that are kept for slow watches: some twenty megabytes. A watch that is further behind loses its place.
 pub const WATCH_BACKLOG: usize = 64 * 1024;
 
-/// Encoded bytes of the kept changes. Nodes with few routes take a fraction of that. With the decoded changes, the log takes
-/// some fifty megabytes.
+/// Encoded bytes of the kept changes. Nodes with few routes take a fraction of that. With the decoded changes, the log
+/// takes some fifty megabytes.
 pub const WATCH_BACKLOG_SIZE: usize = 16 * 1024 * 1024;
 
 /// The pause between two reads of the table's changes while there are watches. A read costs some microseconds.
@@ -177,8 +182,9 @@ pub const RESYNC_RATE: usize = 5_000_000;
 /// Nodes of a part that are read again at a time.
 pub const RESYNC_NODES: usize = 128;
 
-/// How long a step of the sweeper waits until the watches' tailer has taken the changes of the step. After that the sweeper
-/// continues, so that expired memory is given back: some 25,000 routes a second, even if the tailer never catches up.
+/// How long a step of the sweeper waits until the watches' tailer has taken the changes of the step. After that the
+/// sweeper continues, so that expired memory is given back: some 25,000 routes a second, even if the tailer never
+/// catches up.
 pub const MAX_SWEEP_WAIT: Duration = Duration::from_millis(10);
 
 /// How long a watch sends nothing before it sends a keep-alive message, and the default for sessions. HTTP proxies
@@ -197,8 +203,8 @@ pub const SNAPSHOT_CACHE_SIZE: usize = 8 * 1024 * 1024;
 /// Chunks that are kept for all watches that read a snapshot. Bounds the search for a chunk.
 pub const SNAPSHOT_CACHE_CHUNKS: usize = 512;
 
-/// A new watch joins an earlier watch's snapshot if there were at most this many changes since. The new watch has to send
-/// these changes.
+/// A new watch joins an earlier watch's snapshot if there were at most this many changes since. The new watch has to
+/// send these changes.
 pub const SNAPSHOT_JOIN_CHANGES: u64 = 4096;
 
 /// Bytes of requests that may wait unread on one stream.
@@ -213,28 +219,29 @@ pub const MAX_FRAME_SIZE: u32 = 16 * 1024;
 /// Bytes of replies that may wait on one stream for a client that does not read.
 pub const MAX_SEND_BUFFER: usize = 64 * 1024;
 
-/// The acceptor's pause after a failure to accept, for example without free file descriptors. Doubles with each failure in a
-/// row.
+/// The acceptor's pause after a failure to accept, for example without free file descriptors. Doubles with each failure
+/// in a row.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 
 /// The acceptor's longest pause.
 pub const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 
-/// How often idle connections are asked to make room while new clients wait, those of one client or of all.
+/// How often the server asks idle connections to make room while new connections wait: the idle connections of one
+/// client, or of all clients.
 pub const MAKE_ROOM_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long an idle connection that makes room may take to close.
 pub const IDLE_DRAIN: Duration = Duration::from_secs(1);
 
-/// Connections that wait because their address has its share: of one client, and of all clients ([`MAX_WAITING`]).
-/// Further connections are closed at once.
+/// Connections of one client that may wait because their address has its share of the connections. Further connections
+/// are closed at once.
 pub const MAX_WAITING_PER_CLIENT: usize = 8;
 
-/// See [`MAX_WAITING_PER_CLIENT`].
+/// As [`MAX_WAITING_PER_CLIENT`], for the connections of all clients together.
 pub const MAX_WAITING: usize = 128;
 
-/// How long such a connection waits before it is closed. In this time, the client's idle connections are asked to make
-/// room at least once.
+/// How long a connection waits because its address has its share. Then the connection is closed. Meanwhile, the server
+/// asks the client's idle connections to make room at least once.
 pub const MAX_CONNECTION_WAIT: Duration = Duration::from_secs(12);
 
 /// Watches of one connection.
@@ -243,8 +250,8 @@ pub const MAX_WATCHES_PER_CONNECTION: usize = 64;
 /// Limits that depend on where the server runs.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at one time. Further connections wait in the kernel's backlog, until idle connections have made room.
-    /// 10,000 by default.
+    /// Connections at one time. Further connections wait in the kernel's backlog, until idle connections have made
+    /// room. 10,000 by default.
     pub max_connections: u32,
     /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have
     /// arrived, and replies that were not read. If the budget is used up, calls fail with RESOURCE_EXHAUSTED. Every
@@ -253,7 +260,7 @@ pub struct Limits {
     pub memory: usize,
     /// The percentage of a limit over all clients that one address may have: of
     /// [`max_connections`](Self::max_connections), [`memory`](Self::memory), [`MAX_WATCHES`] and [`MAX_WATCHED_SIZE`].
-    /// For IPv6, the address is a network of 64 bits. 50 by default; 100 is no limit.
+    /// For IPv6, a network of 64 bits counts as one address. 50 by default; 100 is no limit.
     pub max_share_per_address: u32,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
@@ -268,8 +275,8 @@ pub struct Limits {
     pub stream_keep_alive: Duration,
     /// How long calls in flight may continue after the server, or their connection, begins to drain. 10 s by default.
     pub drain: Duration,
-    /// How long a connection lives before it drains. Bounds floods that are cheap for a client and that no other limit stops.
-    /// One hour by default, less a few minutes that differ between connections.
+    /// How long a connection lives before it drains. Bounds floods that are cheap for a client and that no other limit
+    /// stops. One hour by default, less a few minutes that differ between connections.
     pub max_connection_age: Duration,
     /// How long the changes are kept for clients that resume, after the last watch has ended. One minute by default.
     pub watch_resume: Duration,

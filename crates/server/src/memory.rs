@@ -1,19 +1,19 @@
 //! The memory budget: bytes that all clients together may make the server hold.
 //!
-//! A limit for each connection bounds nothing if there are ten thousand connections. So everything large that a client can
-//! make the server hold is charged to one budget: connections, calls in flight, the parts of requests that have arrived,
-//! replies that the client has not read, and the snapshots of watches. If the budget has no room, the call fails with
-//! RESOURCE_EXHAUSTED, or the connection is not served. The table has limits of its own.
+//! A limit for each connection bounds nothing if there are ten thousand connections. So everything large that a client
+//! can make the server hold is charged to one budget: connections, calls in flight, the parts of requests that have
+//! arrived, replies that the client has not read, and the snapshots of watches. If the budget has no room, the call
+//! fails with RESOURCE_EXHAUSTED, or the connection is not served. The table has limits of its own.
 //!
 //! Two rules share the budget. A connection may always hold an equal share: the budget, divided by the number of
 //! connections. Beyond its share, a connection may hold as many bytes as are free. So the first connections cannot take
 //! everything from those that come later, and a connection that is alone can use half of the budget. (The second rule
 //! is from Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch", 1998.) While the number of
 //! connections stays the same, each rule alone keeps to the budget. So both together hold at most twice the budget. If
-//! connections come one after the other, the shares of the first were larger; then all together still hold at most twice
-//! the budget, and the last get less than a share.
+//! connections come one after the other, the shares of the first were larger; then all together still hold at most
+//! twice the budget, and the last get less than a share.
 //!
-//! Besides, all connections of one client together hold at most the share that its [quota](crate::quota) allows.
+//! Also, all connections of one client together hold at most the share that the client's [quota](crate::quota) allows.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,7 +46,7 @@ impl MemoryBudget {
         })
     }
 
-    /// Returns the part of a new connection of `client`.
+    /// Returns the part of the budget for a new connection of `client`.
     pub(crate) fn for_connection(self: &Arc<Self>, client: ClientQuota) -> ConnectionMemory {
         // Relaxed, as all accesses here: the counters guard no data.
         self.connections.fetch_add(1, Ordering::Relaxed);
@@ -100,8 +100,8 @@ impl ConnectionMemory {
     ///
     /// # Errors
     ///
-    /// With these bytes, the connection would hold more than its share, and more than would be free. Or all connections of
-    /// its client would hold more than the client's share.
+    /// With these bytes, the connection would hold more than its share, and more than would be free. Or all connections
+    /// of the client together would hold more than the client's share.
     pub(crate) fn charge(&self, bytes: usize) -> Result<Charge, OutOfBudget> {
         let mut charge = self.no_charge();
         charge.grow(bytes)?;

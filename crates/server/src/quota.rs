@@ -1,12 +1,12 @@
-//! Quotas: what one client may take of the limits that all clients share.
+//! Quotas: the share that one client may have of the limits over all clients.
 //!
-//! A limit over all protects the server, not the clients from each other: the first client could take everything. So a
-//! client has at most a share of each limit over all ([`Limits::max_share_per_address`]): of connections, memory,
-//! watches, and watched nodes. A client is an address; see [`ClientKey`].
+//! A limit over all clients protects the server, but does not protect the clients from each other: the first client
+//! could use up the limit. So a client has at most a share of each limit ([`Limits::max_share_per_address`]): of
+//! connections, memory, watches, and watched nodes. A client is an address; see [`ClientKey`].
 //!
-//! The acceptor registers each connection with its client, which is one look-up under a mutex. After that, the
-//! connection has a reference to its client's counters. The end of the connection and its calls is one more look-up. A
-//! client whose last connection has ended leaves nothing behind.
+//! The acceptor registers each connection with its client, which is one look-up under a mutex. From then on, the
+//! connection has a reference to its client's counters. When the connection and its calls have ended, one more look-up
+//! removes the registration. The server keeps no state of a client without connections.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,18 +16,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::idle::{IdleConnections, WantedEnds};
+use crate::idle::{EvictionBudget, IdleConnections};
 use crate::limits::{Limits, MAKE_ROOM_INTERVAL, MAX_WAITING_PER_CLIENT, MAX_WATCHED_SIZE, MAX_WATCHES};
 use crate::refusal::Reason;
 
-/// Whom a quota belongs to.
+/// The identity of a client.
 ///
-/// Another way to know a client, such as the identity in its certificate, will be one more variant.
+/// For another kind of identity, such as a name in a certificate, add a variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ClientKey {
     /// An address of IPv4.
     V4(Ipv4Addr),
-    /// The first 64 bits of an address of IPv6: a network gives its clients the rest to choose.
+    /// The first 64 bits of an address of IPv6. A client can choose the other bits within its network.
     V6(u64),
 }
 
@@ -41,7 +41,7 @@ impl From<IpAddr> for ClientKey {
     }
 }
 
-/// What one client may have.
+/// The most that one client may have.
 #[derive(Debug, Clone, Copy)]
 struct Shares {
     connections: usize,
@@ -79,13 +79,13 @@ struct Registered {
     client: Arc<Client>,
 }
 
-/// What one client has. The counters are Relaxed: they guard no data.
+/// The state of one client. The counters are Relaxed: they guard no data.
 #[derive(Debug)]
 struct Client {
     shares: Shares,
-    /// The connections that the client may still have.
+    /// A permit for each connection that the client may still open.
     slots: Arc<Semaphore>,
-    /// The places of connections that wait for a slot.
+    /// A permit for each further connection that may wait for a slot.
     waiting: Arc<Semaphore>,
     idle: IdleConnections,
     last_asked: Mutex<Option<Instant>>,
@@ -127,9 +127,9 @@ impl Quotas {
 
     /// Asks up to `connections` idle connections of any client to end.
     pub(crate) fn make_room(&self, connections: usize) {
-        let wanted = WantedEnds::new(connections);
+        let evictions = EvictionBudget::new(connections);
         for registered in self.lock().values() {
-            registered.client.idle.ask(&wanted);
+            registered.client.idle.ask(&evictions);
         }
     }
 }
@@ -166,7 +166,7 @@ impl Drop for Registration {
         registered.connections -= 1;
         if registered.connections == 0 {
             clients.remove(&self.key);
-            // Memory follows the number of clients, not its peak.
+            // The memory of the map follows the number of clients, not the peak of that number.
             if clients.len() < clients.capacity() / 4 {
                 let capacity = 2 * clients.len();
                 clients.shrink_to(capacity);
@@ -184,7 +184,7 @@ impl ClientQuota {
         &self.0.client
     }
 
-    /// Takes a slot for a connection, if the client has one.
+    /// Takes a slot for a connection. Returns `None` if no slot is free.
     pub(crate) fn try_slot(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.client().slots).try_acquire_owned().ok()
     }
@@ -194,23 +194,26 @@ impl ClientQuota {
         Arc::clone(&self.client().slots).acquire_owned()
     }
 
-    /// Takes a place for a connection that waits for a slot. A client has [`MAX_WAITING_PER_CLIENT`] of them.
+    /// Takes a permit for a connection that waits for a slot. Returns `None` if [`MAX_WAITING_PER_CLIENT`] connections
+    /// wait.
     pub(crate) fn try_wait(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.client().waiting).try_acquire_owned().ok()
     }
 
-    /// Asks idle connections of this client to end: an eighth of its share, but not more often than each
+    /// Asks idle connections of this client to end: an eighth of its share, at most once in each
     /// [`MAKE_ROOM_INTERVAL`].
     pub(crate) fn make_room(&self) {
         let client = self.client();
         let mut last = client.last_asked.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|last| last.elapsed() >= MAKE_ROOM_INTERVAL) {
             *last = Some(Instant::now());
-            client.idle.ask(&WantedEnds::new(client.shares.connections.div_ceil(8)));
+            client
+                .idle
+                .ask(&EvictionBudget::new(client.shares.connections.div_ceil(8)));
         }
     }
 
-    /// Returns the connections that are asked to make room.
+    /// Returns the idle connections of the client, which can be asked to make room.
     pub(crate) fn idle(&self) -> &IdleConnections {
         &self.client().idle
     }
@@ -236,7 +239,7 @@ impl ClientQuota {
     ///
     /// # Errors
     ///
-    /// The reason, and what the client has with the limit.
+    /// Returns the reason and a message. The message has the number that reached the limit.
     pub(crate) fn take_watch(&self, size: usize) -> Result<(), (Reason, String)> {
         let client = self.client();
         let (watches, watched) = (
@@ -260,7 +263,7 @@ impl ClientQuota {
         Ok(())
     }
 
-    /// Gives back what a watch took.
+    /// Ends the count of a watch, whose nodes take `size` bytes.
     pub(crate) fn release_watch(&self, size: usize) {
         self.client().watches.fetch_sub(1, Ordering::Relaxed);
         self.client().watched_size.fetch_sub(size, Ordering::Relaxed);
@@ -378,9 +381,9 @@ pub(crate) mod tests {
         }
         assert!(!others.has_changed().expect("the client is there"));
         quotas.make_room(1);
-        let wanted = others.borrow().clone().expect("all are asked");
-        assert!(wanted.take_one());
-        let wanted = asked.borrow().clone().expect("all are asked");
-        assert!(!wanted.take_one());
+        let evictions = others.borrow().clone().expect("all are asked");
+        assert!(evictions.take_one());
+        let evictions = asked.borrow().clone().expect("all are asked");
+        assert!(!evictions.take_one());
     }
 }

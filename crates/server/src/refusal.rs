@@ -1,12 +1,13 @@
-//! Refusals: calls and connections that the server does not serve because a limit is reached, counted by reason.
+//! Refusals: calls and connections that the server does not serve, or not at once, because a limit is reached. The
+//! server counts refusals by reason.
 //!
-//! Every refusal goes through [`Refusals::refuse`], which counts the refusal, and then [`Refused::status`]. So no
-//! status of a limit is uncounted. `clippy.toml` forbids other ways to make these statuses.
+//! Every refusal goes through [`Refusals::refuse`], which counts the refusal. [`Refused::status`] then makes the
+//! status. So the server counts every status of a limit. `clippy.toml` forbids other ways to make these statuses.
 //!
-//! Most limits free up by themselves: other clients read their replies, routes expire. Then the status has the details
-//! `google.rpc.RetryInfo`, with a delay. Where waiting never helps, the status has no details.
+//! Most limits are reached only for a while: clients read their replies, and routes expire. For such a limit, the
+//! status has the details `google.rpc.RetryInfo`, with a delay. If waiting never helps, the status has no details.
 //!
-//! Only refusals touch the counters. Calls that succeed pay nothing.
+//! Only refusals write the counters, so calls that succeed cost nothing more.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// Declares [`Reason`] with the names and the list of all reasons.
 macro_rules! reasons {
     ($($(#[$doc:meta])+ $reason:ident = $name:literal,)+) => {
-        /// The limit that a refusal is about.
+        /// Which limit was reached.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Reason {
             $($(#[$doc])+ $reason,)+
@@ -50,7 +51,7 @@ reasons! {
     ProxyRoutes = "proxy_routes",
     /// The table has its maximum of proxies.
     TableProxies = "table_proxies",
-    /// The table got no memory from the system.
+    /// The system had no memory for the table.
     TableMemory = "table_memory",
     /// The server has its maximum of watches.
     Watches = "watches",
@@ -58,9 +59,9 @@ reasons! {
     ConnectionWatches = "connection_watches",
     /// The client's address has its share of the watches.
     AddressWatches = "address_watches",
-    /// The nodes of all watches take their maximum of bytes.
+    /// The nodes of all watches take the maximum of bytes.
     WatchedNodes = "watched_nodes",
-    /// The nodes of the watches of the client's address take its share of the bytes.
+    /// The nodes of the watches of the client's address take the address's share of the bytes.
     AddressWatchedNodes = "address_watched_nodes",
     /// The metadata of a request is too large.
     MetadataSize = "metadata_size",
@@ -76,7 +77,7 @@ reasons! {
     Connections = "connections",
     /// A connection was closed: its address has its share of the connections.
     AddressConnections = "address_connections",
-    /// A connection had to wait: the system had no file descriptor, or no memory.
+    /// A connection had to wait: the system had no file descriptor or no memory.
     Accept = "accept",
 }
 
@@ -87,7 +88,7 @@ impl Reason {
         match self {
             // Calls end, and clients read their replies.
             Reason::ClientMemory | Reason::ConnectionMemory | Reason::AddressMemory => Some(Duration::from_secs(1)),
-            // Watches live long.
+            // Watches end seldom.
             Reason::Watches | Reason::ConnectionWatches | Reason::AddressWatches => Some(Duration::from_secs(10)),
             Reason::WatchedNodes | Reason::AddressWatchedNodes => Some(Duration::from_secs(10)),
             // Routes expire, and the sweeper removes them.
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_when_to_try_again_if_waiting_helps() {
+    fn a_refusal_has_a_retry_delay_if_waiting_helps() {
         let refusals = Refusals::default();
         let delay = |reason| {
             let status = refusals.refuse(reason).status("no room");
@@ -185,7 +186,7 @@ mod tests {
         quoted.flat_map(|code| code.split("::")).collect()
     }
 
-    /// The table would rot if nothing compared it with the code.
+    /// Keeps the table in `docs/limits.md` equal to the code.
     #[test]
     fn the_table_of_limits_has_every_reason_and_only_limits_that_exist() {
         let table = include_str!("../docs/limits.md");
@@ -209,7 +210,7 @@ mod tests {
             }
         }
         assert_eq!(named, reasons);
-        // A share over all has one for each address.
+        // The text above the table has the share of an address.
         assert!(table.contains("max_share_per_address"));
     }
 

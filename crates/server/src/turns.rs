@@ -10,8 +10,8 @@
 //! gets no more turns than a connection with one batch. Besides that task, the connection itself may wait with its
 //! small calls.
 //!
-//! A message of a session is one piece of work, however large. So the session waits for a turn with the encoded message,
-//! and decodes and handles the message in its turn. Responses of services of other crates take a turn for each message.
+//! A message of a session is one piece of work, however large. So the session first waits for a turn, and then decodes
+//! and handles the message. Responses of services of other crates take a turn for each message.
 //!
 //! The unit of work is about a tenth of a microsecond: see [`limits`](crate::limits). A mutex guards the queue, and
 //! only the worker's thread takes the mutex.
@@ -100,7 +100,7 @@ impl WorkerTurns {
     }
 }
 
-/// Ends when the turn comes.
+/// Completes when the turn comes.
 pub(crate) type TurnFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The turns of one connection. Cheap to clone.
@@ -120,7 +120,7 @@ impl Turns {
         }
     }
 
-    /// Takes a turn if the worker has time for `work` now.
+    /// Takes a turn if the worker has time for `work` now. Reports whether the turn was taken.
     fn try_take(&self, work: usize) -> bool {
         let mut pass = self.worker.lock();
         let has_time = pass.waiting.is_empty() && pass.spent < WORK_PER_PASS;
@@ -130,7 +130,8 @@ impl Turns {
         has_time
     }
 
-    /// Begins to take a turn, as [`take`](Self::take). Returns `None` if the worker has time now.
+    /// Takes a turn now, and returns `None`, if the worker has time. Otherwise returns a future that takes the turn, as
+    /// [`take`](Self::take) does.
     pub(crate) fn begin(&self, work: usize) -> Option<TurnFuture> {
         if self.try_take(work) {
             return None;

@@ -1,4 +1,4 @@
-//! What the attackers do. Each attack runs in a process of its own until the process is killed.
+//! The attacks. Each attack runs in its own process until the process is killed.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,23 +22,23 @@ use crate::client::{Failure, KEEP_ALIVE, Session, node, node_ids};
 
 /// The nodes of the table under attack, by number.
 pub(crate) const NODES: u32 = 100_000;
-/// Attackers have an address of their own. The address of the neighbour has a share of every limit.
+/// The address of the attackers. The neighbour has another address, and so its own share of every limit.
 const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// The first nodes of the table have 64 routes each.
 const HEAVY: u32 = 1_000;
 
-/// The server's options during [`EXPIRY`]: a short keep-alive, and no brake that holds the expiry.
+/// The server's options during [`EXPIRY`]: a short keep-alive interval, and no brake that holds expiry.
 pub(crate) const EXPIRING: &[&str] = &[KEEP_ALIVE, "20s", "--expiry-brake-percent", "100"];
 
-/// The attack that needs a server with the short keep-alive.
+/// The attack that needs a server with the options [`EXPIRING`].
 pub(crate) const EXPIRY: &str = "expiry";
 
-/// The attacks on watches, which 10 watches of all nodes follow.
+/// The attacks on watches. Ten watches of all nodes are open during these attacks.
 pub(crate) const ON_WATCHES: [&str; 3] = ["flaps", "moves", EXPIRY];
 
-/// The attacks: a name, and what the attacker does.
+/// The attacks: a name and a description.
 pub(crate) const ATTACKS: &[(&str, &str)] = &[
-    ("nothing", "no attack: the same for comparison"),
+    ("nothing", "no attack, for comparison"),
     (
         "refused-batches-10",
         "10 connections, 4 batches each of 4,096 times one node with 64 routes",
@@ -129,12 +129,12 @@ pub(crate) async fn is_intact(addr: &str) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// Attacks until the process is killed. Says "on" when the attack has begun, and "off" if it ends.
+/// Attacks until the process is killed. Prints "on" when the attack has begun, and "off" if the attack ends.
 pub(crate) async fn attack(name: &str, addr: &str) -> Result<(), Failure> {
     connect_from(ATTACKER);
     match name {
         "flaps" => loop {
-            // A session that the server refuses or ends begins again.
+            // If the server refuses or ends the session, another session begins.
             let ended = flap(addr).await;
             eprintln!("{ended:?}");
             sleep(Duration::from_millis(100)).await;
@@ -156,7 +156,7 @@ pub(crate) async fn attack(name: &str, addr: &str) -> Result<(), Failure> {
         let (name, addr) = (name.to_owned(), addr.to_owned());
         tokio::task::spawn_local(async move {
             loop {
-                // A connection that the server closes is opened again.
+                // If the server closes the connection, the attacker opens another.
                 let _ = attacker(&name, &addr, number).await;
                 sleep(Duration::from_millis(100)).await;
             }
@@ -213,7 +213,7 @@ async fn flap(addr: &str) -> Result<(), Failure> {
     }
 }
 
-/// Adds a million nodes at once, and reports when they begin to expire, and when they all have.
+/// Adds a million nodes at once. Reports when the nodes begin to expire, and when all have expired.
 async fn expire(addr: &str) -> Result<(), Failure> {
     let mut client = connect(addr).await?;
     let before = routes(&mut client).await?;
@@ -298,7 +298,7 @@ async fn attacker(name: &str, addr: &str, number: u32) -> Result<(), Failure> {
         }
         "grown" => {
             grow(&client, &get).await?;
-            // Until the server closes the connection, which the next call notices.
+            // Wait until the server closes the connection. Then `ready` fails.
             loop {
                 sleep(Duration::from_secs(5)).await;
                 client.clone().ready().await?;
@@ -368,7 +368,7 @@ async fn attacker(name: &str, addr: &str, number: u32) -> Result<(), Failure> {
     }
 }
 
-/// Has 256 calls in flight once.
+/// Makes 256 calls at one time, and waits for their replies.
 pub(crate) async fn grow(client: &Client, message: &impl Message) -> Result<(), Failure> {
     let calls = (0..256).map(|_| async { call(&mut client.clone(), GET, message).await.map(drop) });
     futures_util::future::try_join_all(calls).await.map(drop)

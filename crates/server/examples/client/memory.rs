@@ -9,9 +9,9 @@ use crate::client::Failure;
 pub(crate) struct Memory {
     /// The resident set.
     pub(crate) rss: u64,
-    /// The resident set, with a fair share of the pages that several processes use.
+    /// The resident set, with a share of each page that several processes use.
     pub(crate) pss: u64,
-    /// The part in transparent huge pages.
+    /// The part of the resident set in transparent huge pages.
     pub(crate) huge: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What the examples that put a server under load share: the server's process, nodes and proxies by number, sessions.
+//! Code that the examples with a server under load share: the server's process, nodes and proxies by number, sessions.
 
 pub(crate) mod attackers;
 pub(crate) mod memory;
@@ -28,6 +28,7 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 /// Messages of a session, or batches of a connection, that wait for their answers.
 pub(crate) const PIPELINE: usize = 4;
 
+/// The flag of the server's keep-alive interval.
 pub(crate) const KEEP_ALIVE: &str = "--proxy-keep-alive-interval";
 
 /// The server under load, on a free port of the loopback interface; killed when dropped.
@@ -42,8 +43,8 @@ impl Server {
         Self::start_limited(command, args, None)
     }
 
-    /// Starts it with an address space of so many megabytes, as `ulimit -v` sets it, and with enough file descriptors for
-    /// the attackers.
+    /// Starts a server whose address space is limited, as by `ulimit -v`, and that has enough file descriptors for the
+    /// attackers.
     pub(crate) fn start_limited(command: &Path, args: &[&str], megabytes: Option<u64>) -> Result<Self, Failure> {
         let limit = megabytes.map_or_else(String::new, |megabytes| format!("ulimit -v {}; ", megabytes * 1024));
         let keep_alive: &[&str] = match args.contains(&KEEP_ALIVE) {
@@ -75,7 +76,7 @@ impl Server {
         self.child.id()
     }
 
-    /// Returns how the server has ended, if it has.
+    /// Returns the exit status of the server, or `None` if the server runs.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>, Failure> {
         Ok(self.child.try_wait()?)
     }

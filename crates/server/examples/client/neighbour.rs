@@ -1,7 +1,7 @@
-//! A neighbour of an attack: a client that makes calls at a constant rate, whatever the server does.
+//! A neighbour of an attacker: a client that makes calls at a constant rate, whatever the server does.
 //!
-//! Each call has an intended time. The neighbour measures from that time, so a stall of the server delays every call that
-//! was due meanwhile. (A client that waits for each reply would count a stall once.)
+//! Each call has an intended time. The neighbour measures from the intended time, so a stall of the server delays every
+//! call that was due meanwhile. (A client that waits for each reply before its next call would count a stall once.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,13 +16,13 @@ use tokio::time::timeout_at;
 use crate::client::Failure;
 use crate::client::wire::{ADD, Client, GET, call, connect};
 
-/// The longest that a call may take.
+/// The longest time for a call.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Calls in flight. Further calls wait, and their wait counts.
+/// The most calls in flight. Further calls wait, and their latency includes the wait.
 const IN_FLIGHT: usize = 100;
 
-/// A call.
+/// The measurement of one call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) intended: Instant,
@@ -30,7 +30,7 @@ pub(crate) struct Sample {
     pub(crate) took: Option<Duration>,
 }
 
-/// Times of calls, sorted.
+/// The latencies of calls, sorted.
 pub(crate) struct Latencies {
     times: Vec<Duration>,
     pub(crate) failed: usize,

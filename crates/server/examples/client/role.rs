@@ -1,6 +1,6 @@
-//! A role in a measurement that a process of its own plays: this program again.
+//! A part of a measurement that runs in its own process: this program with other arguments.
 //!
-//! The process prints a line at each step. It is killed when the role is dropped.
+//! The process prints a line at each step. The process is killed when its [`Role`] is dropped.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -13,7 +13,7 @@ use crate::client::Failure;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Priority {
     Normal,
-    /// For attackers, so that the server gets its share of the machine.
+    /// For attackers, so that the server gets its share of the CPU.
     Lowest,
 }
 
@@ -51,7 +51,7 @@ impl Role {
         Ok(Self { child, stdin, lines })
     }
 
-    /// Waits for the next line, and returns when the line came. `None` if the time is over.
+    /// Waits for the next line, and returns the line and the time when it came. Returns `None` after `limit`.
     pub(crate) fn line(&self, limit: Duration) -> Result<Option<(Instant, String)>, Failure> {
         match self.lines.recv_timeout(limit) {
             Ok(line) => Ok(Some(line)),
@@ -60,7 +60,7 @@ impl Role {
         }
     }
 
-    /// Waits for this line.
+    /// Waits for the next line, and fails if the line differs from `expected`. Returns the time when the line came.
     pub(crate) fn expect(&self, expected: &str, limit: Duration) -> Result<Instant, Failure> {
         match self.line(limit)? {
             Some((at, line)) if line == expected => Ok(at),

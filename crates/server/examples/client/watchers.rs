@@ -1,8 +1,8 @@
-//! Ordinary watches of all nodes, and how late they are.
+//! Ordinary watches of all nodes, and the age of the changes when they arrive.
 //!
-//! A prober adds a hundred nodes a second, each with a name of its own, and removes them later. A change carries the time
-//! of its route. So each watch knows how old a probe is when the probe arrives first. In this way a change that arrives by
-//! a resync counts like any other.
+//! A prober adds a hundred nodes a second, each with its own name, and removes the nodes later. A change has the time
+//! of its route. So each watch can compute the age of a probe when the probe arrives for the first time. A change that
+//! arrives in a resync counts like any other change.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -24,14 +24,14 @@ use crate::client::wire::{ADD, Messages, REMOVE, WATCH, call, connect};
 const PROBE: &str = "probe-";
 /// Probes a second.
 const RATE: u32 = 100;
-/// A probe is removed after so many others.
+/// A probe is removed after so many further probes.
 const KEPT: u64 = 100;
 /// The field numbers of a WatchResponse.
 const SNAPSHOT_END: u8 = 2;
 const CHANGES: u8 = 3;
 const LOST_PLACE: u8 = 4;
 
-/// What all watches have seen.
+/// The figures of all watches together.
 #[derive(Debug, Default)]
 struct Seen {
     ages: Vec<Duration>,
@@ -61,11 +61,11 @@ impl fmt::Display for Seen {
     }
 }
 
-/// The title of the columns that [`watch`] reports.
+/// The titles of the columns that [`watch`] reports.
 pub(crate) const COLUMNS: &str = "age of changes p50, p99, max, ms | changes | resyncs | places lost";
 
-/// Opens the watches, says "on" when all have their snapshots, and reports at each line of stdin what the watches have seen
-/// since the last report.
+/// Opens the watches, and prints "on" when all watches have their snapshots. For each line of stdin, reports the
+/// figures since the last report.
 pub(crate) async fn watch(count: usize, addr: &str) -> Result<(), Failure> {
     let seen = Arc::<Mutex<Seen>>::default();
     let (up_to_date, mut completed) = tokio::sync::mpsc::channel(count);
@@ -188,7 +188,7 @@ fn take(message: &[u8], probes: &mut HashSet<String>, seen: &mut Seen) {
     }
 }
 
-/// Returns the age of a probe that arrives first.
+/// Returns the age of a probe that arrives for the first time.
 fn age(change: &v1::WatchNodeChange, probes: &mut HashSet<String>) -> Option<Duration> {
     let routes = change.routes.as_ref()?;
     let Some(Id::Name(name)) = &routes.node.as_ref()?.id else {

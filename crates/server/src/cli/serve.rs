@@ -42,13 +42,13 @@ pub(super) struct Serve {
     /// The most routes of each proxy [default: half of the most routes]
     #[arg(long, value_name = "NUMBER", value_parser = number(config::max_routes))]
     max_routes_per_proxy: Option<usize>,
-    /// Hold expiry when more than this percentage of the routes is about to expire; 100 for never [default: 15]
+    /// Hold expiry if at least this percentage of the routes is about to expire; 100 for never [default: 15]
     #[arg(long, value_name = "PERCENT", value_parser = number(config::brake_percent))]
     expiry_brake_percent: Option<u32>,
-    /// Hold expiry only when so many routes are about to expire [default: 100]
+    /// Hold expiry only if at least this number of routes is about to expire [default: 100]
     #[arg(long, value_name = "NUMBER", value_parser = number(config::max_routes))]
     expiry_brake_routes: Option<usize>,
-    /// The greatest age of a route while expiry is held, in keep-alive intervals; 1 for no hold [default: 3]
+    /// The greatest age of a returned route while expiry is held, in keep-alive intervals; 1 for no hold [default: 3]
     #[arg(long, value_name = "NUMBER", value_parser = number(config::brake_intervals))]
     expiry_brake_intervals: Option<u32>,
     /// The most connections at one time [default: 10000]
@@ -57,7 +57,7 @@ pub(super) struct Serve {
     /// Megabytes that all clients may make the server hold [default: an eighth of the memory, and at most 536]
     #[arg(long, value_name = "NUMBER", value_parser = number(config::client_memory))]
     client_memory_mb: Option<usize>,
-    /// Percentage of each limit over all clients that one address may have; 100 is no limit [default: 50]
+    /// The percentage of each limit over all clients that one address may have; 100 for no limit [default: 50]
     #[arg(long, value_name = "PERCENT", value_parser = number(config::max_share_per_address))]
     max_share_per_address: Option<u32>,
     /// How log lines look

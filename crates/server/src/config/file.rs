@@ -1,7 +1,7 @@
 //! The configuration file: YAML with RFD 47's `node_tracker_service` section.
 //!
-//! Other sections are left alone. A mistake in our section must not leave a default in place silently. So these are errors: an
-//! unknown key, a key without a value, and a key of ours outside of the section.
+//! Other sections are left alone. A mistake in our section must not leave a default in place silently. So these are
+//! errors: an unknown key, a key without a value, and a key of ours outside of the section.
 
 use std::fmt;
 use std::path::Path;

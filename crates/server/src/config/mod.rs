@@ -127,15 +127,15 @@ pub struct Config {
     pub keep_alive: Setting<Duration>,
     /// How long calls are served after the server was asked to stop, with a health of NOT_SERVING.
     ///
-    /// Zero by default: no short delay fits every load balancer, since some ask for the health only every ten seconds or more.
-    /// Clients that watch the health need no delay.
+    /// Zero by default: no short delay fits every load balancer, since some ask for the health only every ten seconds
+    /// or more. Clients that watch the health need no delay.
     pub shutdown_delay: Setting<Duration>,
     /// The most routes of the table.
     ///
     /// By default, an eighth of the memory that the process may use holds this many routes of nodes with UUIDs; at
     /// least 65,536 and at most 16,777,216. A node with a long name takes up to ten times as much memory.
     pub max_routes: Setting<usize>,
-    /// The most routes of each proxy, so that no proxy fills the table for the others. Half of
+    /// The most routes of each proxy, so that one proxy cannot fill the table. Half of
     /// [`max_routes`](Self::max_routes) by default.
     pub max_routes_per_proxy: Option<Setting<usize>>,
     /// [`ExpiryBrake::percent`]; 15 by default.
@@ -152,7 +152,8 @@ pub struct Config {
     /// The percentage of each limit over all clients that one address may have; 50 by default. Replaces
     /// [`Limits::max_share_per_address`].
     pub max_share_per_address: Setting<u32>,
-    /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the first.
+    /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the
+    /// first.
     pub keypairs: Vec<Keypair>,
 }
 
@@ -320,8 +321,8 @@ impl Config {
         self
     }
 
-    /// Overrides the percentage of each limit that one address may have, as `--max-share-per-address` does. 100 is no
-    /// limit.
+    /// Overrides the percentage of each limit that one address may have, as `--max-share-per-address` does. At 100,
+    /// addresses have no limit.
     #[must_use]
     pub fn max_share_per_address(mut self, percent: u32) -> Self {
         self.max_share_per_address = Setting {
@@ -380,7 +381,7 @@ pub(crate) fn max_routes(routes: u64) -> Result<usize, String> {
     }
 }
 
-/// Checks a percentage of the brake.
+/// Checks the percentage of the expiry brake.
 pub(crate) fn brake_percent(percent: u64) -> Result<u32, String> {
     u32::try_from(percent)
         .ok()
@@ -388,7 +389,7 @@ pub(crate) fn brake_percent(percent: u64) -> Result<u32, String> {
         .ok_or_else(|| format!("{percent} is not a percentage from 1 to 100 (100: no brake)"))
 }
 
-/// Checks a number of intervals of the brake.
+/// Checks the number of intervals of the expiry brake.
 pub(crate) fn brake_intervals(intervals: u64) -> Result<u32, String> {
     const MOST: u32 = 100;
     u32::try_from(intervals)
@@ -406,7 +407,7 @@ pub(crate) fn max_connections(connections: u64) -> Result<u32, String> {
     }
 }
 
-/// Checks the share of an address.
+/// Checks the percentage of each limit that one address may have.
 pub(crate) fn max_share_per_address(percent: u64) -> Result<u32, String> {
     match u32::try_from(percent) {
         Ok(percent) if (1..=100).contains(&percent) => Ok(percent),

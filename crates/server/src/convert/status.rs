@@ -3,7 +3,7 @@
 //! | error | status |
 //! | --- | --- |
 //! | a string is not acceptable | INVALID_ARGUMENT, and the message begins with the path of the field |
-//! | the table is full | RESOURCE_EXHAUSTED, which is counted, with a `RetryInfo` |
+//! | a limit of the table is reached | RESOURCE_EXHAUSTED with a `RetryInfo`; the refusal is counted |
 //! | any other | INTERNAL |
 
 use std::fmt::Display;

@@ -83,7 +83,7 @@ pub(crate) struct StreamContext {
     pub(crate) turns: Turns,
     /// The budget to which the replies are charged.
     pub(crate) budget: SendBudget,
-    /// The free places for watches of the connection.
+    /// A permit for each watch that the connection may still begin.
     pub(crate) watches: Arc<Semaphore>,
 }
 
@@ -156,7 +156,7 @@ where
     }
 }
 
-/// A method with a stream of requests and a stream of replies. The method decodes the requests itself, each in a turn.
+/// A method with a stream of encoded requests and a stream of replies. The method decodes each request in a turn.
 pub(crate) fn bidirectional<S, R, F, St>(service: &Arc<S>, method: F) -> Handler
 where
     S: Send + Sync + 'static,

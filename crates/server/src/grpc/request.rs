@@ -70,8 +70,8 @@ impl Lengths {
 }
 
 impl RequestBody {
-    /// Returns a body that yields the frame `first` before the rest of its stream. `charge` is held to the end of the body,
-    /// and grows by the length of the longest message, up to `max_message`.
+    /// Returns a body that yields the frame `first` before the rest of its stream. `charge` is held to the end of the
+    /// body, and grows by the length of the longest message, up to `max_message`.
     pub(crate) fn new(first: Option<Bytes>, stream: RecvStream, charge: Charge, max_message: usize) -> Self {
         Self {
             first,

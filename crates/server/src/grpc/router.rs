@@ -1,4 +1,5 @@
-//! From a request to its reply: checks the head, finds the method, and limits how long the request and the handler take.
+//! From a request to its reply: checks the head, finds the method, and limits how long the request and the handler
+//! take.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -37,7 +38,8 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    /// Returns a router to `methods`; `deadline` is how long a request may take to arrive, and then its handler to complete.
+    /// Returns a router to `methods`; `deadline` is how long a request may take to arrive, and then its handler to
+    /// complete.
     pub(crate) fn new(methods: MethodTable, deadline: Duration) -> Self {
         Self {
             methods: Arc::new(methods),
@@ -72,7 +74,7 @@ pub(crate) struct ConnectionRouter {
     draining: CancellationToken,
     budget: SendBudget,
     turns: Turns,
-    /// The free places for the connection's watches.
+    /// A permit for each watch that the connection may still begin.
     watches: Arc<Semaphore>,
 }
 

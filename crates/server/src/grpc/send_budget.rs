@@ -9,8 +9,8 @@
 //! The bytes that a reply really takes are also charged to the [memory](crate::memory) of the whole server. If the
 //! memory has no room, the call fails.
 //!
-//! Replies of up to [`SMALL_REPLY_SIZE`] are not charged: the number of streams bounds them. A watch charges its messages in
-//! full, although watches share the bytes of most messages.
+//! Replies of up to [`SMALL_REPLY_SIZE`] are not charged: the number of streams bounds them. A watch charges its
+//! messages in full, although watches share the bytes of most messages.
 
 use std::sync::Arc;
 
@@ -88,8 +88,8 @@ impl Reservation {
         self.charge.grow(bytes.saturating_sub(self.charge.bytes()))
     }
 
-    /// As [`grow_to`](Self::grow_to), for a call that builds its reply in turns. Once the reply is large, waits until few
-    /// calls build a large reply.
+    /// As [`grow_to`](Self::grow_to), for a call that builds its reply in turns. Once the reply is large, waits until
+    /// few calls build a large reply.
     pub(crate) async fn grow_in_turn(&mut self, bytes: usize, turns: &Turns) -> Result<(), OutOfBudget> {
         if bytes > LARGE_REPLY_SIZE && self.place.is_none() {
             self.place = Some(turns.large_reply().await);

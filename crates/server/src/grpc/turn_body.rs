@@ -1,7 +1,7 @@
 //! Response bodies that take turns.
 //!
-//! Services of other crates do not know [turns](crate::turns). So the body of their response pays for each frame before
-//! it reads the next frame. The router has charged the beginning of the call already.
+//! Services of other crates do not take [turns](crate::turns) themselves. So [`TurnBody`] takes a turn for the work of
+//! each frame before it reads the next frame. The handler has taken a turn for the beginning of the call already.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -15,7 +15,7 @@ use tonic::body::Body;
 use crate::limits::{BYTES_PER_WORK, CALL_WORK};
 use crate::turns::{TurnFuture, Turns};
 
-/// Lets the body of a response take turns. Returns a complete response as it is.
+/// Makes the body of a response take turns. Returns a response without further frames unchanged.
 pub(crate) fn response_in_turns(response: Response<Body>, turns: Turns) -> Response<Body> {
     if response.body().is_end_stream() {
         return response;
@@ -24,7 +24,7 @@ pub(crate) fn response_in_turns(response: Response<Body>, turns: Turns) -> Respo
         Body::new(TurnBody {
             body,
             turns,
-            unpaid: 0,
+            last_work: 0,
             turn: None,
         })
     })
@@ -34,17 +34,17 @@ pub(crate) fn response_in_turns(response: Response<Body>, turns: Turns) -> Respo
 struct TurnBody {
     body: Body,
     turns: Turns,
-    /// The work of the last frame.
-    unpaid: usize,
+    /// The work of the last frame, if no turn was taken for it yet; otherwise 0.
+    last_work: usize,
     /// Set while the body waits for its turn.
     turn: Option<TurnFuture>,
 }
 
 impl TurnBody {
-    /// Pays for the last frame.
+    /// Waits for a turn for the last frame.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.unpaid > 0 {
-            let work = std::mem::take(&mut self.unpaid);
+        if self.last_work > 0 {
+            let work = std::mem::take(&mut self.last_work);
             self.turn = self.turns.begin(work);
         }
         if let Some(turn) = &mut self.turn {
@@ -64,7 +64,7 @@ impl http_body::Body for TurnBody {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
             let bytes = frame.data_ref().map_or(0, Bytes::len);
-            self.unpaid = CALL_WORK + bytes / BYTES_PER_WORK;
+            self.last_work = CALL_WORK + bytes / BYTES_PER_WORK;
         }
         Poll::Ready(frame)
     }

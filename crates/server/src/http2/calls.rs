@@ -1,9 +1,9 @@
 //! The calls of one connection: requests are collected first, and replied to together.
 //!
-//! h2 hands over requests one by one. The server replies only after h2 has parsed all the input. By then the messages of
-//! small requests have arrived, and all replies leave in one write. (A write for each reply would cost more than the rest of
-//! the call.) If there are many requests, some wait for the connection's next [turn](crate::turns). A call that has to wait,
-//! for its request or for its handler, becomes a task of its own.
+//! h2 hands over requests one by one. The server replies only after h2 has parsed all the input. By then the messages
+//! of small requests have arrived, and all replies leave in one write. (A write for each reply would cost more than the
+//! rest of the call.) If there are many requests, some wait for the connection's next [turn](crate::turns). A call that
+//! has to wait, for its request or for its handler, becomes a task of its own.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -47,7 +47,7 @@ pub(super) struct Calls<S> {
     /// The calls so far, and as many when the connection was last asked whether it is idle.
     calls: u64,
     calls_when_asked: u64,
-    /// The streams that h2 keeps memory for.
+    /// The memory that h2 keeps for streams.
     streams: StreamMemory,
     /// Shared with the tasks of the calls in flight.
     in_flight: Arc<()>,
@@ -81,15 +81,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         before == self.calls && self.received.is_empty() && Arc::strong_count(&self.in_flight) == 1
     }
 
-    /// Reports whether h2 keeps memory for many streams although the client has had no call in flight for `at_least`. The
-    /// caller asks now and then.
+    /// Reports whether h2 keeps memory for many streams although the client has had no call in flight for `at_least`.
+    /// Measures the idle time from the first call of this function that finds the connection idle.
     pub(super) fn is_large_and_idle(&mut self, at_least: Duration) -> bool {
         let is_idle = self.received.is_empty() && Arc::strong_count(&self.in_flight) == 1;
         self.streams.is_large() && self.streams.is_idle(is_idle, self.calls, at_least)
     }
 
     /// Serves the connection until it is closed. Returns `None` each time that h2 takes memory for more streams and the
-    /// budget has no room for them.
+    /// budget has no room for that memory.
     pub(super) fn poll_serve_in_budget(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(), h2::Error>>> {
         match self.poll_serve(cx) {
             Poll::Pending if self.streams.take_refusal() => Poll::Ready(None),
@@ -150,8 +150,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     }
 }
 
-/// Replies to requests in order, until `work` has reached `most`. Returns the number of calls that the client has cancelled
-/// already.
+/// Replies to requests in order, until `work` has reached `most`. Returns the number of calls that the client has
+/// cancelled already.
 fn reply_to_some(
     received: &mut VecDeque<Received>,
     router: &ConnectionRouter,
@@ -242,8 +242,8 @@ fn log_failure(sent: Result<(), h2::Error>) {
     }
 }
 
-/// Polls a future, and spawns a task for it if it has to wait. The task polls the future again, so the first poll needs no
-/// waker.
+/// Polls a future, and spawns a task for it if it has to wait. The task polls the future again, so the first poll needs
+/// no waker.
 fn poll_or_spawn(replying: impl Future<Output = ()> + Send + 'static) {
     let mut replying: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(replying);
     if replying
@@ -315,8 +315,8 @@ fn end_with(stream: &mut SendStream<Bytes>, status: &Status) -> Result<(), h2::E
 /// Sends a frame once the client has read enough of the earlier frames.
 async fn send_data(stream: &mut SendStream<Bytes>, data: Bytes, ends: bool) -> Result<(), h2::Error> {
     if !data.is_empty() {
-        // One byte shows whether the window is open. A larger claim would take that much of the connection's window from
-        // other streams while this stream waits.
+        // One byte shows whether the window is open. A larger claim would take that much of the connection's window
+        // from other streams while this stream waits.
         stream.reserve_capacity(1);
         poll_fn(|cx| {
             if stream.capacity() > 0 {

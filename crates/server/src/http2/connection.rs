@@ -52,7 +52,8 @@ pub(crate) struct ConnectionContext {
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
 ///
-/// `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end together.
+/// `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end
+/// together.
 pub(crate) async fn serve(
     stream: std::net::TcpStream,
     client: ClientQuota,
@@ -67,18 +68,18 @@ pub(crate) async fn serve(
     let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
         return debug!("a connection was closed: the memory of all clients is used up");
     };
-    // Each phase has a box of its own, so that an idle connection does not hold the memory of the handshakes.
+    // Each phase has its own box, so that an idle connection does not hold the memory of the handshakes.
     let Some(tls) = context.tls.take() else {
         return Box::pin(http2(stream, context, memory, number)).await;
     };
     let handshake = TlsAcceptor::from(tls).accept(stream);
-    if let Some(stream) = Box::pin(accepted(handshake, &context)).await {
+    if let Some(stream) = Box::pin(tls_handshake(handshake, &context)).await {
         Box::pin(http2(stream, context, memory, number)).await;
     }
 }
 
-/// Waits for a TLS handshake. Returns `None` if it fails, or if the server begins to drain.
-async fn accepted<S>(handshake: tokio_rustls::Accept<S>, context: &ConnectionContext) -> Option<TlsStream<S>>
+/// Waits for a TLS handshake. Returns `None` if the handshake fails, or if the server begins to drain.
+async fn tls_handshake<S>(handshake: tokio_rustls::Accept<S>, context: &ConnectionContext) -> Option<TlsStream<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -117,8 +118,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     let opened = Instant::now();
     let traffic = Arc::new(Traffic::default());
     let handshake = builder().handshake(CountedStream::new(stream, Arc::clone(&traffic)));
-    let begun = Box::pin(begun(handshake, opened + limits.handshake, &mut draining)).await;
-    let Some(mut connection) = begun else { return };
+    let connection = Box::pin(http2_handshake(handshake, opened + limits.handshake, &mut draining)).await;
+    let Some(mut connection) = connection else { return };
 
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&traffic), &limits);
     let draining_calls = CancellationToken::new();
@@ -164,8 +165,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 Phase::Draining => return debug!("an old connection was cut with calls in flight"),
             },
             Ok(()) = asked.changed(), if !is_draining && !matches!(phase, Phase::Draining) => {
-                let wanted = asked.borrow().clone();
-                if calls.is_idle() && wanted.is_some_and(|wanted| wanted.take_one()) {
+                let evictions = asked.borrow().clone();
+                if calls.is_idle() && evictions.is_some_and(|evictions| evictions.take_one()) {
                     debug!("an idle connection makes room for another");
                     phase = Phase::Draining;
                     calls.connection.graceful_shutdown();
@@ -173,7 +174,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 }
             }
             () = silent.as_mut() => {
-                // After the process was stopped, timers fire before the sockets are polled. So read first what has arrived.
+                // After the process was stopped, timers fire before the sockets are polled. So read first what has
+                // arrived.
                 yield_now().await;
                 if let Some(result) = poll_immediate(poll_fn(|cx| calls.poll_serve(cx))).await {
                     return log_end(result, budget.refusals());
@@ -184,19 +186,19 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 let is_serving = !is_draining && !matches!(phase, Phase::Draining);
                 if is_serving && calls.is_large_and_idle(limits::LARGE_CONNECTION_IDLE) {
-                    debug!("an idle connection ends: it keeps memory for the many calls that it once had");
+                    debug!("an idle connection ends: h2 keeps memory for its many earlier calls");
                     phase = Phase::Draining;
                     calls.connection.graceful_shutdown();
                     due.as_mut().reset(Instant::now() + limits::IDLE_DRAIN);
                 }
             }
-            // Last: a client that sends faster than the server replies uses up tokio's budget for the task, and the timers
-            // need some of that budget.
+            // Last: a client that sends faster than the server replies uses up tokio's budget for the task, and the
+            // timers need some of that budget.
             served = poll_fn(|cx| calls.poll_serve_in_budget(cx)) => match served {
                 Some(result) => return log_end(result, budget.refusals()),
                 None if is_draining || matches!(phase, Phase::Draining) => {}
                 None => {
-                    debug!("a connection ends: the memory of all clients has no room for its calls");
+                    debug!("a connection ends: the memory budget has no room for its streams");
                     phase = Phase::Draining;
                     calls.connection.graceful_shutdown();
                     draining_calls.cancel();
@@ -207,8 +209,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Waits for HTTP/2's handshake. Returns `None` if it fails, or if the server begins to drain.
-async fn begun<S: AsyncRead + AsyncWrite + Unpin>(
+/// Waits for HTTP/2's handshake. Returns `None` if the handshake fails, or if the server begins to drain.
+async fn http2_handshake<S: AsyncRead + AsyncWrite + Unpin>(
     handshake: Handshake<S, Bytes>,
     deadline: Instant,
     draining: &mut watch::Receiver<bool>,
@@ -225,7 +227,7 @@ async fn begun<S: AsyncRead + AsyncWrite + Unpin>(
     None
 }
 
-/// Logs how a connection ended. Counts the end if h2 found a flood.
+/// Logs how a connection ended. Counts a refusal if h2 ended the connection because of a flood.
 fn log_end(result: Result<(), h2::Error>, refusals: &Refusals) {
     if let Err(error) = result {
         if error.is_library() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
@@ -279,7 +281,8 @@ mod tests {
     use crate::rpc::methods::methods;
     use crate::rpc::watch::Watches;
 
-    /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more input.
+    /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more
+    /// input.
     struct Flood(&'static [u8]);
 
     impl AsyncRead for Flood {
@@ -456,7 +459,8 @@ mod tests {
         for _ in 0..3 {
             advance(limits.keep_alive_interval).await;
             settle().await;
-            // As after a stop of the process: the timer has run already, and the input is there before the socket is polled.
+            // As after a stop of the process: the timer has run already, and the input is there before the socket is
+            // polled.
             advance(limits.keep_alive_timeout).await;
             client.write_all(&frame(6, 0, 0, b"alive...")).await.unwrap();
             settle().await;
@@ -561,7 +565,7 @@ mod tests {
         (draining, client)
     }
 
-    /// Makes calls at one time.
+    /// Makes `count` calls at one time.
     async fn calls_at_once(client: &h2::client::SendRequest<Bytes>, count: usize) {
         let calls = (0..count).map(|_| {
             let mut client = client.clone();
@@ -570,7 +574,7 @@ mod tests {
         futures_util::future::join_all(calls).await;
     }
 
-    /// Serves a connection with a budget, and returns its task and its client.
+    /// Serves a connection with a memory budget. Returns the task and the client of the connection.
     async fn served(
         memory: &Arc<MemoryBudget>,
     ) -> (
@@ -617,7 +621,7 @@ mod tests {
         calls_at_once(&client, limits::SMALL_CONNECTION_CALLS + 1).await;
         calls_at_once(&client, limits::SMALL_CONNECTION_CALLS + 1).await;
         assert!(!served.is_finished());
-        // The calls have their replies all the same.
+        // The calls still get their replies.
         calls_at_once(&client, limits::SMALL_CONNECTION_CALLS + 2).await;
         sleep(Duration::from_secs(1)).await;
         assert!(served.is_finished());

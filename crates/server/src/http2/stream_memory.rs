@@ -1,8 +1,9 @@
 //! The memory that h2 keeps for the streams of a connection.
 //!
-//! h2 has slabs for streams, for received events and for frames to send. A slab grows to the most elements that it has had
-//! at one time, and never shrinks. After 256 calls at one time they have some 530 kB. So the connection is charged for the
-//! most calls that it has had, and drains when it has been idle for a while.
+//! h2 has slabs for streams, for received events and for frames to send. A slab grows to the most elements that it has
+//! had at one time, and never shrinks. After 256 calls at one time, the slabs take some 530 kB. So the server charges a
+//! connection for the most calls that the connection has had at one time, and drains the connection after it has been
+//! idle for a while. `docs/memory.md` has the figures.
 
 use std::time::Duration;
 
@@ -16,8 +17,9 @@ use crate::memory::Charge;
 pub(super) struct StreamMemory {
     most: usize,
     charge: Charge,
+    /// Whether a charge was refused since the last [`take_refusal`](Self::take_refusal).
     is_refused: bool,
-    /// Since when the connection has been idle, and its calls before.
+    /// Since when the connection has been idle, and the number of its calls at that time.
     idle: Option<(Instant, u64)>,
 }
 
@@ -32,16 +34,16 @@ impl StreamMemory {
         }
     }
 
-    /// Charges the memory for so many calls at one time.
+    /// Charges the memory for `calls` calls at one time, unless it was charged before.
     pub(super) fn open(&mut self, calls: usize) {
         if calls > self.most {
-            // h2 has the memory already, so a refused charge is not tried again.
+            // h2 has taken the memory already, so the server does not try a refused charge again.
             self.is_refused |= self.charge.grow((calls - self.most) * STREAM_MEMORY).is_err();
             self.most = calls;
         }
     }
 
-    /// Reports whether a charge was refused since the last question.
+    /// Reports whether a charge was refused since the last call of this function.
     pub(super) fn take_refusal(&mut self) -> bool {
         std::mem::take(&mut self.is_refused)
     }
@@ -51,8 +53,9 @@ impl StreamMemory {
         self.most > SMALL_CONNECTION_CALLS
     }
 
-    /// Reports whether the connection was idle at each question for `at_least`, and had no call meanwhile. `calls` counts
-    /// the calls so far.
+    /// Takes note whether the connection `is_idle` now. Reports whether all calls of this function for `at_least` found
+    /// the connection idle, and the connection had no call meanwhile. `calls` counts the calls of the connection so
+    /// far.
     pub(super) fn is_idle(&mut self, is_idle: bool, calls: u64, at_least: Duration) -> bool {
         match self.idle {
             Some((since, before)) if is_idle && before == calls => since.elapsed() >= at_least,

@@ -69,7 +69,7 @@ impl Admin {
             .iter()
             .map(|(proxy, _)| self.table.route_count(*proxy))
             .collect();
-        // Without a limit, the table counts none. A proxy that was removed meanwhile has no routes.
+        // Without a limit, the table counts no proxy's routes. A proxy that was removed meanwhile has no count.
         let counts = if counts.iter().any(Option::is_some) {
             counts
         } else {

@@ -20,11 +20,12 @@ use crate::refusal::{Reason, Refusals};
 use crate::server::listen::Listeners;
 use crate::server::worker::{Incoming, Workers};
 
-/// How often the log reports connections that were closed because their address has its share.
+/// How often the log reports connections that were closed because their address has its share of the connections.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Accepts connections. Never returns. If none of `slots` is free, one connection waits here, and the others in the kernel's
-/// backlog. If the client of a connection has its share of the slots, the connection waits beside the others.
+/// Accepts connections. Never returns. If none of `slots` is free, one connection waits here, and the others in the
+/// kernel's backlog. If the client of a connection has its share of the slots, the connection waits without delaying
+/// other clients.
 pub(super) async fn accept(
     listeners: &mut Listeners,
     workers: &mut Workers,
@@ -41,7 +42,7 @@ pub(super) async fn accept(
     let mut waiting = Waiting::default();
     loop {
         let accepted = tokio::select! {
-            // First, or a flood of connections would keep the others waiting.
+            // Waiting connections first: otherwise a flood of new connections would delay them.
             biased;
             waited = waiting.next() => {
                 match waited {
@@ -76,7 +77,8 @@ pub(super) async fn accept(
             Err(error) if concerns_one_connection(&error) => {
                 debug!(%error, "a connection was lost before it was served")
             }
-            // Descriptors or memory ran out. The connection stays in the backlog, so an immediate retry would burn a core.
+            // Descriptors or memory ran out. The connection stays in the backlog, so an immediate retry would burn a
+            // core.
             Err(error) => {
                 let pause = backoff.next();
                 refusals.refuse(Reason::Accept);
@@ -129,7 +131,7 @@ struct Waiting {
     reported: Option<Instant>,
 }
 
-/// What became of a connection that has waited.
+/// The result of a wait for a slot.
 enum Waited {
     HasSlot(Incoming, OwnedSemaphorePermit),
     /// The connection from this address is closed.
@@ -139,18 +141,18 @@ enum Waited {
 impl Waiting {
     /// Lets a connection wait until its client has a slot, or closes the connection if too many wait.
     fn push(&mut self, incoming: Incoming, refusals: &Refusals) {
-        let place = incoming.client.try_wait();
-        if place.is_none() || self.tasks.len() >= MAX_WAITING {
+        let permit = incoming.client.try_wait();
+        if permit.is_none() || self.tasks.len() >= MAX_WAITING {
             return self.report_closed(incoming.peer.ip(), refusals);
         }
         self.tasks.spawn(async move {
             let waited = wait(incoming).await;
-            drop(place);
+            drop(permit);
             waited
         });
     }
 
-    /// Returns what became of the next connection. Waits forever if there is none.
+    /// Returns the result of the next connection that ends its wait. Never returns if no connection waits.
     async fn next(&mut self) -> Waited {
         loop {
             match self.tasks.join_next().await {
@@ -162,7 +164,7 @@ impl Waiting {
         }
     }
 
-    /// Counts a connection that was closed, and logs such connections from time to time.
+    /// Counts a connection that was closed. Logs the number of such connections once in each [`REPORT_INTERVAL`].
     fn report_closed(&mut self, addr: IpAddr, refusals: &Refusals) {
         refusals.refuse(Reason::AddressConnections);
         self.closed += 1;
@@ -172,7 +174,7 @@ impl Waiting {
         {
             let count = std::mem::take(&mut self.closed);
             self.reported = Some(Instant::now());
-            warn!(%count, "connections were closed: their address has its share (max_share_per_address), lately {addr}");
+            warn!(%count, "closed connections, the last from {addr}: the address has its share (max_share_per_address)");
         }
     }
 }

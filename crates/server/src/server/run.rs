@@ -161,8 +161,8 @@ impl Server {
         self.certificates.clone()
     }
 
-    /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts no
-    /// connection, finishes the calls in flight, and returns. Cuts calls that take longer than the drain limit.
+    /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts
+    /// no connection, finishes the calls in flight, and returns. Cuts calls that take longer than the drain limit.
     ///
     /// Dropping this future cuts every connection.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {

@@ -11,8 +11,8 @@ use tracing::{debug, info, warn};
 use crate::config::duration;
 use crate::rpc::watch::Watches;
 
-/// Sweeps until the task is dropped. Lets the watches take the changes of each step, so that a mass expiry does not overtake
-/// them.
+/// Sweeps until the task is dropped. Lets the watches take the changes of each step, so that a mass expiry does not
+/// overtake them.
 pub(crate) async fn sweep(table: &RouteTable, watches: &Watches) -> Infallible {
     let mut pace = SweepPace::default();
     let mut expired = 0;
@@ -33,7 +33,7 @@ pub(crate) async fn sweep(table: &RouteTable, watches: &Watches) -> Infallible {
     }
 }
 
-/// Logs the beginnings and the ends of holds of expiry. Returns why expiry is held.
+/// Logs when a hold of expiry begins or ends. Returns why expiry is held now.
 fn log_hold(table: &RouteTable, before: Option<HoldCause>) -> Option<HoldCause> {
     let hold = table.expiry_hold();
     let cause = hold.map(|hold| hold.cause);
@@ -42,7 +42,7 @@ fn log_hold(table: &RouteTable, before: Option<HoldCause>) -> Option<HoldCause> 
     }
     match hold {
         Some(hold) if hold.cause == HoldCause::Brake => warn!(
-            "expiry brake: many routes miss their heartbeats; no route expires until the heartbeats return, for at most {}",
+            "expiry brake: the heartbeats of many routes are missing; until they return, no route expires, for at most {}",
             duration::format(hold.left)
         ),
         Some(hold) => warn!(

@@ -45,7 +45,8 @@ pub(super) struct Incoming {
     pub(super) client: ClientQuota,
 }
 
-/// A connection's slot among all connections, its slot among those of its client, and its part of its worker's load.
+/// A connection's slot among all connections, its slot among its client's connections, and its part of the worker's
+/// load.
 struct ConnectionSlot {
     load: Arc<AtomicUsize>,
     _permits: [OwnedSemaphorePermit; 2],
@@ -117,9 +118,10 @@ impl Worker {
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()
-            // Before the thread sleeps, it yields its core. Often another thread waits for that core to send the next request,
-            // which then arrives without a sleep and a wake-up. With one call at a time on each of ten connections, yielding
-            // saves 12 % of the server's CPU per call. If no thread waits, yielding costs a system call for each sleep.
+            // Before the thread sleeps, it yields its core. Often another thread waits for that core to send the next
+            // request, which then arrives without a sleep and a wake-up. With one call at a time on each of ten
+            // connections, yielding saves 12 % of the server's CPU per call. If no thread waits, yielding costs a
+            // system call for each sleep.
             .on_thread_park(thread::yield_now)
             .build()?;
         let (queue, handovers) = mpsc::unbounded_channel();

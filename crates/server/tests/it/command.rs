@@ -460,7 +460,7 @@ fn a_watch_prints_a_line_for_each_change_until_ctrl_c() {
             assert_eq!(next(), "proxy_moved    proxy-2  -  p:3");
             ok(&["rm-proxy", "proxy-2", "--addr", addr]);
             assert_eq!(next(), "proxy_removed  proxy-2  -");
-            // The sweeper makes room at once.
+            // After a proxy is removed, the sweeper removes its routes at once.
             assert_eq!(next(), "expired        node-1  proxy-1");
             ok(&["rm", "node-1", "--addr", addr]);
             assert_eq!(next(), "removed        node-1  -");

@@ -123,8 +123,8 @@ impl Frames {
         }
     }
 
-    /// The error that the server hangs up with, if the client got to know of it: what was on its way when the server hung
-    /// up resets the connection.
+    /// The error that the server hangs up with, if the client got to know of it: what was on its way when the server
+    /// hung up resets the connection.
     async fn hung_up(&mut self) -> Option<u32> {
         let goaway = self.next_of(GOAWAY).await?;
         while self.next().await.is_some() {}
@@ -217,8 +217,8 @@ async fn refusals_come_to_an_end() {
     server.assert_serves().await;
 }
 
-/// "MadeYouReset": the client breaks rules so that it is the server which resets, and the stream does not count any more
-/// while it is still being worked on.
+/// "MadeYouReset": the client breaks rules so that it is the server which resets, and the stream does not count any
+/// more while it is still being worked on.
 #[tokio::test]
 async fn resets_that_the_client_provokes_come_to_an_end() {
     let overflow = |stream| frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes());
@@ -308,7 +308,7 @@ async fn a_flood_of_cancelled_calls_ends() {
                 break;
             }
             sent += 64;
-            assert!(sent < 1_000_000, "the flood goes on");
+            assert!(sent < 1_000_000, "the flood does not end");
         }
         assert!(refused(&server.stats().await, "cancelled_calls") > 0);
         server.assert_serves().await;

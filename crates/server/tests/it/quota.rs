@@ -1,4 +1,4 @@
-//! Quotas: one address leaves a share of every limit to the others.
+//! Quotas: one address cannot use up the share of other addresses.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -51,12 +51,12 @@ async fn server() -> Running {
     Running::with(RouteTable::new(), limits).await
 }
 
-/// Whether the server has sent anything.
+/// Returns whether the server has sent any bytes.
 async fn is_served(stream: &TcpStream) -> bool {
     timeout(SOON / 50, stream.readable()).await.is_ok()
 }
 
-/// A connection that is not idle: a call is in flight.
+/// Opens a connection that is not idle: a call is in flight.
 async fn busy(server: &Running) -> Raw {
     let mut raw = Raw::connect(server.addr).await;
     let (response, stream) = raw.open(ADD).await;
@@ -81,7 +81,7 @@ async fn connections_over_the_share_of_an_address_wait_and_others_do_not_wait_be
     let mut closed = stream_from(GREEDY, server.addr).await;
     let read = closed.read(&mut [0; 100]).await;
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
-    // Others are served all the while.
+    // Meanwhile, other addresses are served.
     let mut other = Raw::over(stream_from(OTHER, server.addr).await).await;
     let invalid = Some(Code::InvalidArgument as i32);
     assert_eq!(other.call(ADD, framed(&[])).await.grpc, invalid);

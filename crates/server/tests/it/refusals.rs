@@ -1,4 +1,4 @@
-//! Refusals: each limit is counted under its reason, and says when to try again.
+//! Refusals: each refusal is counted under its reason, and has a retry delay if waiting helps.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ async fn call(raw: &mut Raw, request: http::Request<()>, body: Vec<u8>) -> Heade
     headers
 }
 
-/// Returns the delay of the `google.rpc.RetryInfo` in a response, if there is one.
+/// Returns the delay of the `google.rpc.RetryInfo` in a response, or `None` without a `RetryInfo`.
 fn retry_delay(headers: &HeaderMap) -> Option<Duration> {
     let status = Status::from_header_map(headers).expect("a status");
     assert_eq!(
@@ -111,7 +111,7 @@ async fn each_refused_call_is_counted_under_its_reason() {
             names: vec!["0".into(); 4096],
         }),
     };
-    // Waiting helps if routes or proxies have to go first.
+    // Waiting helps if the table is full.
     let delay = |reason: &str| reason.starts_with("table").then_some(Duration::from_secs(10));
     let up = Request::NodesUp(v1::SessionNodesUp { nodes: names(2000, 5) });
     for (request, body, code, reason) in [
@@ -183,9 +183,10 @@ async fn a_connection_has_all_its_watches_whatever_other_calls_it_has() {
     assert_eq!(response.await.unwrap().headers().get("grpc-status"), None);
 }
 
-/// A watch whose messages find no room in the memory ends with the refusal in its trailers. Calls get it at once.
+/// If the budget has no room for the messages of a watch, the watch ends with the refusal in its trailers. A call gets
+/// the refusal in its first headers.
 #[tokio::test]
-async fn a_stream_that_ends_for_lack_of_memory_says_when_to_try_again() {
+async fn a_stream_that_ends_for_lack_of_memory_has_a_retry_delay() {
     let limits = Limits {
         memory: 2 << 20,
         ..Limits::default()

@@ -359,8 +359,8 @@ async fn a_session_that_is_lost_leaves_its_routes_until_they_expire() {
         bytes += body.data().await.unwrap().unwrap().len();
     }
     raw.connection.abort();
-    // The one place is given to another connection once the first is gone; and when each worker has served one, all of them
-    // have ended what belonged to it.
+    // The one place is given to another connection once the first is gone; and when each worker has served one, all of
+    // them have ended what belonged to it.
     for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
         server.assert_serves().await;
     }
@@ -511,8 +511,8 @@ async fn a_stale_hello_changes_nothing() {
     assert_eq!(routes(table, &node(1)), [proxy]);
 }
 
-/// The older one's announcements race with the newer one's hello, on different connections: what was answered was done, and
-/// what was not answered was not.
+/// The older one's announcements race with the newer one's hello, on different connections: what was answered was done,
+/// and what was not answered was not.
 #[tokio::test]
 async fn what_a_superseded_session_got_no_answer_for_was_not_done() {
     let (server, _) = server().await;
@@ -1078,7 +1078,8 @@ async fn a_newer_session_does_not_wait_for_one_that_does_not_read() {
     let mut newer = Session::begin(&server, 1).await;
     let handles = newer.up(&[node(1)]).await;
     assert_eq!(newer.beat(&handles).await, [0; 0]);
-    // When the client reads at last, it gets the earlier answers and the reason. The waiting requests were not executed.
+    // When the client reads at last, it gets the earlier answers and the reason. The waiting requests were not
+    // executed.
     let (bytes, status) = stalled.read().await;
     assert!(bytes > 8000 && bytes < stalled.beats * 8000, "{bytes} bytes");
     assert_eq!(status, Code::FailedPrecondition as i32);

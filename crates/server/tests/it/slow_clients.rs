@@ -261,7 +261,7 @@ async fn requests_that_never_end_take_a_share_of_the_memory_and_no_more() {
             stream.send_data(begun.clone().into(), false).unwrap();
             calls.push((response, stream));
         }
-        // A connection whose streams have no room ends after its calls are refused.
+        // If the budget has no room for the streams of a connection, the connection ends after its calls were refused.
         let _ = raw.try_settle().await;
         attackers.push((raw, calls));
     }

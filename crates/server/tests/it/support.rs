@@ -152,7 +152,7 @@ impl Raw {
         Self::over(TcpStream::connect(addr).await.unwrap()).await
     }
 
-    /// Speaks HTTP/2 over a connection.
+    /// Begins HTTP/2 over a connection.
     pub(crate) async fn over(stream: TcpStream) -> Self {
         let (requests, mut connection) = h2::client::handshake(stream).await.unwrap();
         let pings = connection.ping_pong().unwrap();
@@ -221,7 +221,7 @@ pub(crate) async fn status(response: http::Response<h2::RecvStream>) -> Ended {
     }
 }
 
-/// The refusals of one reason.
+/// Returns the number of refusals of one reason.
 pub(crate) fn refused(stats: &v1::StatsResponse, reason: &str) -> u64 {
     let mut of_reason = stats.refusals.iter().filter(|refusals| refusals.reason == reason);
     of_reason.next().map_or(0, |refusals| refusals.count)

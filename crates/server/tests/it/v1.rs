@@ -632,7 +632,7 @@ async fn after_a_stop_no_route_expires_for_a_heartbeat_interval() {
 }
 
 #[tokio::test]
-async fn the_brake_holds_expiry_and_says_so() {
+async fn the_brake_holds_expiry_and_the_admin_service_reports_the_hold() {
     let clock = ManualClock::new();
     let builder = Config::default().brake_routes(10).table();
     let server = Running::with_table(builder.clock(clock.clone()).build().unwrap()).await;
@@ -648,7 +648,7 @@ async fn the_brake_holds_expiry_and_says_so() {
             node: with_uuid(uuid(0)),
         };
         let explained = operator.explain(request).await.unwrap().into_inner();
-        // The server sweeps, too, so a hold may begin earlier.
+        // The server's sweeper also runs, so the hold may begin earlier.
         let left = stats
             .expiry_hold_left
             .is_some_and(|left| (1..=600).contains(&left.seconds));
@@ -672,7 +672,7 @@ async fn the_brake_holds_expiry_and_says_so() {
     pass(&server.table, &clock, INTERVAL);
     assert_eq!(state().await, (v1::ExpiryHold::Brake, true, Some(v1::Verdict::Held)));
 
-    // The heartbeats return; a removed proxy is not held.
+    // The heartbeats return. The routes of a removed proxy are not held.
     client.add_nodes(add("p1", nodes(&numbers, &[]))).await.unwrap();
     let request = v1::RemoveProxyRequest { proxy_id: "p2".into() };
     admin(&server).await.remove_proxy(request).await.unwrap();

@@ -226,7 +226,7 @@ struct StatsRow {
     watches: u32,
     client_memory_bytes: u64,
     client_memory_limit_bytes: u64,
-    /// By reason.
+    /// The number of refusals, by reason.
     refusals: BTreeMap<String, u64>,
     keep_alive_seconds: Option<f64>,
     effective_keep_alive_seconds: Option<f64>,

@@ -44,7 +44,8 @@ const NAMES: u64 = 2;
 /// Bytes of a UUID.
 const UUID: usize = 16;
 
-/// Returns the work of an encoded request. Reads only as much as is needed to count the elements.
+/// Returns the work of an encoded request. Decodes only what counting the elements needs, because the work must be
+/// known before the turn.
 pub(crate) fn work(request: &[u8]) -> usize {
     let elements: usize = fields(request)
         .map(|(field, payload)| match field {
@@ -56,7 +57,7 @@ pub(crate) fn work(request: &[u8]) -> usize {
     CALL_WORK + request.len() / BYTES_PER_WORK + elements
 }
 
-/// Returns the number of nodes in an encoded `NodeIds`. Beyond the most nodes of a message, returns an estimate.
+/// Returns the number of nodes in an encoded `NodeIds`; an estimate if the number exceeds the limit for a message.
 fn node_count(nodes: &[u8]) -> usize {
     let mut count = 0;
     for (field, payload) in fields(nodes) {
@@ -72,7 +73,7 @@ fn node_count(nodes: &[u8]) -> usize {
     count
 }
 
-/// Returns the fields of an encoded message that have a length, up to the first byte that is malformed.
+/// Returns the numbers and the bytes of the fields that have a length, up to the first malformed field.
 fn fields(mut bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     const VARINT: u64 = 0;
     const FIXED_64: u64 = 1;

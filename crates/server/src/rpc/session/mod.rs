@@ -38,21 +38,22 @@
 //!
 //! # Ownership
 //!
-//! The table rejects calls of every incarnation but the latest ([`RouteTable::begin_incarnation`]). [`owner`] adds that of
-//! one incarnation only the latest *session* acts. So a message from a dead connection has no effect once the next session
-//! has begun.
+//! The table rejects calls of every incarnation but the latest ([`RouteTable::begin_incarnation`]). [`owner`] adds that
+//! of one incarnation only the latest *session* acts. So a message from a dead connection has no effect once the next
+//! session has begun.
 //!
 //! # Memory
 //!
-//! [`stream`] reads a message once HTTP/2's flow control has taken the response to the previous message. So a client that
-//! does not read delays only itself, with one unread window and one send buffer. A session's memory does not grow with its
-//! nodes: the table keeps the routes, and the client keeps the handles. Parsed messages ([`Scratch`](message::Scratch))
-//! belong to the thread, not to the session.
+//! [`stream`] reads a message once HTTP/2's flow control has taken the response to the previous message. So a client
+//! that does not read delays only itself, with one unread window and one send buffer. A session's memory does not grow
+//! with its nodes: the table keeps the routes, and the client keeps the handles. Parsed messages
+//! ([`Scratch`](message::Scratch)) belong to the thread, not to the session.
 //!
 //! # Turns
 //!
-//! A message takes a [turn](crate::turns) before it is decoded, so sessions do not keep other connections waiting. While
-//! a message waits for its turn, the session holds the encoded message, which is charged as part of the request.
+//! A session takes a [turn](crate::turns) for each message before it decodes the message. So sessions do not keep other
+//! connections waiting. While a message waits for its turn, the session holds the encoded message. The memory budget
+//! charges the message as part of the request.
 //!
 //! # Silence
 //!
@@ -64,8 +65,8 @@
 //!
 //! # The heartbeat interval
 //!
-//! The heartbeat interval is a third of the table's keep-alive interval ([`HEARTBEATS_PER_KEEP_ALIVE`]), so a route survives
-//! two lost heartbeats in a row. If the table's interval changes, the next ack has the new heartbeat interval.
+//! The heartbeat interval is a third of the table's keep-alive interval ([`HEARTBEATS_PER_KEEP_ALIVE`]), so a route
+//! survives two lost heartbeats in a row. If the table's interval changes, the next ack has the new heartbeat interval.
 
 mod message;
 mod owner;

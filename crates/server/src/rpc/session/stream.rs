@@ -31,7 +31,8 @@ pub(crate) struct SessionStream {
     turns: Turns,
     /// The request that waits for its turn.
     waiting: Option<(Bytes, TurnFuture)>,
-    /// Ends no later than the client's time and the stream's silence, and is extended then. So most messages leave it alone.
+    /// Ends no later than the client's time and the stream's silence, and is extended then. So most messages leave it
+    /// alone.
     timer: Pin<Box<Sleep>>,
     /// How long the client may be silent.
     idle_timeout: Duration,
@@ -56,8 +57,8 @@ enum Progress {
 }
 
 impl SessionStream {
-    /// Returns the responses to `requests`. The first request must arrive within `hello`. If the stream sends nothing for
-    /// `keep_alive`, it sends a keep-alive.
+    /// Returns the responses to `requests`. The first request must arrive within `hello`. If the stream sends nothing
+    /// for `keep_alive`, it sends a keep-alive.
     pub(crate) fn new(
         requests: Streaming<Bytes>,
         session: Session,
@@ -87,7 +88,7 @@ impl SessionStream {
             return Poll::Ready(Ok(Some(step)));
         }
         if let Some((_, turn)) = &mut self.waiting {
-            // No timer runs meanwhile: the client is not silent.
+            // The timer is not polled meanwhile: the client is not silent.
             ready!(turn.as_mut().poll(cx));
             let request = self.waiting.take().map(|(request, _)| request);
             return Poll::Ready(self.on_request(request.unwrap_or_default()).map(Some));
@@ -109,9 +110,9 @@ impl SessionStream {
         }
     }
 
-    /// Acts on a request in its turn.
+    /// Decodes and handles a request in its turn.
     fn on_request(&mut self, request: Bytes) -> Result<Step, Status> {
-        // Not copied: the handles of a heartbeat stay in the request's bytes. INTERNAL, as in `grpc::frame`.
+        // The handles of a heartbeat are not copied: they stay in the request's bytes. INTERNAL, as in `grpc::frame`.
         let request = v1::SessionRequest::decode(request).map_err(|error| Status::internal(error.to_string()))?;
         let step = self.session.on_request(request)?;
         let now = Instant::now();

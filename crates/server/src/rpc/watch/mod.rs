@@ -9,8 +9,8 @@
 //! ```
 //!
 //! * The [`tailer`] is one task of the whole server. While there are watches, the tailer holds the one subscription
-//!   that writers pay for. It takes the marks at short intervals, and reads the routes of each marked node *after* it has
-//!   the mark. Then it appends an entry to the change log, encoded as the message that all watches send.
+//!   that writers pay for. It takes the marks at short intervals, and reads the routes of each marked node *after* it
+//!   has the mark. Then it appends an entry to the change log, encoded as the message that all watches send.
 //! * The [change log](change_log) keeps the latest changes. A watch's place in the log is only a sequence number, so a
 //!   thousand watches cost a thousand numbers. If the log has dropped the changes at a place, the watch begins again.
 //! * A [snapshot](snapshot) is read in chunks of some 1,000 nodes. All watches that begin share the encoded chunks.
@@ -35,10 +35,10 @@
 //! change. A chunk that is read during a resync has the lost changes, too. So a watch whose place is after the
 //! beginning of the resync lacks no change.
 //!
-//! Removals of proxies come from another ring of the feed, so they may be sent before or after related changes of nodes. So
-//! a removal names a *registration*. Routes read after the removal have none of that registration, even if a proxy with the
-//! same ID reports again. Routes read before the removal are in the log before it, because the mark of the removal comes
-//! later.
+//! Removals of proxies come from another ring of the feed, so they may be sent before or after related changes of
+//! nodes. So a removal names a *registration*. Routes read after the removal have none of that registration, even if a
+//! proxy with the same ID reports again. Routes read before the removal are in the log before it, because the mark of
+//! the removal comes later.
 //!
 //! # How late a client is
 //!
@@ -83,8 +83,8 @@ pub(crate) use tailer::tail;
 
 /// Begins a watch. Returns its messages, encoded with their prefixes; they never end.
 ///
-/// The messages are not of the generated type, which tonic would encode for each stream. A message is encoded once, and all
-/// streams share its bytes up to the socket. So a client that reads slowly holds no copy of the changes.
+/// The messages are not of the generated type, which tonic would encode for each stream. A message is encoded once, and
+/// all streams share its bytes up to the socket. So a client that reads slowly holds no copy of the changes.
 pub(crate) fn watch(
     watches: Arc<Watches>,
     request: v1::WatchRequest,
@@ -92,7 +92,7 @@ pub(crate) fn watch(
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
     let nodes = WatchedNodes::new(parse::nodes(request.nodes)?, &watches.table);
     let refuse = |TooManyWatches { reason, message }| context.budget.memory().refusals().refuse(reason).status(message);
-    let Ok(place) = Arc::clone(&context.watches).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(&context.watches).try_acquire_owned() else {
         return Err(refuse(TooManyWatches {
             reason: Reason::ConnectionWatches,
             message: format!("this connection has {MAX_WATCHES_PER_CONNECTION} watches, which is the limit"),
@@ -101,9 +101,9 @@ pub(crate) fn watch(
     let client = context.budget.memory().client().clone();
     let slot = watches.take_slot_of(client, nodes.size()).map_err(refuse)?;
     let watch = Watch::new(slot, nodes, context, request.resume, request.accepts_resync);
-    Ok(unfold((watch, place), async |(mut watch, place)| {
+    Ok(unfold((watch, permit), async |(mut watch, permit)| {
         let message = watch.next().await;
-        Some((message, (watch, place)))
+        Some((message, (watch, permit)))
     }))
 }
 

@@ -110,8 +110,8 @@ impl Watch {
         }
     }
 
-    /// Returns the next encoded message. Called once flow control has taken the previous message; may be cancelled while it
-    /// waits.
+    /// Returns the next encoded message. Called once flow control has taken the previous message; may be cancelled
+    /// while it waits.
     ///
     /// # Errors
     ///
@@ -127,8 +127,8 @@ impl Watch {
         loop {
             let sent = match &self.progress {
                 Progress::Beginning => {
-                    // An error cannot happen: the sender lives as long as `watches`. The tailer continues while this watch
-                    // has its slot.
+                    // An error cannot happen: the sender lives as long as `watches`. The tailer continues while this
+                    // watch has its slot.
                     let mut activity = watches.activity.subscribe();
                     let _ = activity.wait_for(|activity| activity.is_tailing).await;
                     Ok(self.begin(&watches))
@@ -278,8 +278,8 @@ fn lost_place() -> Bytes {
     encode(Message::LostPlace(v1::WatchLostPlace {}))
 }
 
-/// Encodes the next watched nodes, all of one part, and moves the position. Returns `None` at the end, and no message if the
-/// nodes have no routes.
+/// Encodes the next watched nodes, all of one part, and moves the position. Returns `None` at the end, and no message
+/// if the nodes have no routes.
 fn routes_of(nodes: &[(usize, NodeId)], position: &mut usize, table: &RouteTable) -> Option<Option<Bytes>> {
     let rest = nodes.get(*position..)?;
     let part = rest.first()?.0;
