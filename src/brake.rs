@@ -10,7 +10,7 @@
 //! expire.
 //!
 //! The hold ends when a whole round has counted at most half of the limit, because heartbeats have returned. The hold
-//! also ends when the effective interval reaches `most_intervals` keep-alive intervals. Then the routes that are still
+//! also ends when the effective interval reaches `max_intervals` keep-alive intervals. Then the routes that are still
 //! late expire at once. The self-preservation of Netflix's Eureka has no such bound, and its registries keep dead
 //! instances for days (Eureka issue 1247). Here, no route is returned that is older than the bound: a later hold holds
 //! only routes that have not expired when the hold begins. Routes of removed proxies are never held, and not counted.
@@ -27,18 +27,18 @@ pub struct ExpiryBrake {
     /// that the brake acts; 15 by default. At 100 or more, the brake never acts.
     pub percent: u32,
     /// The least number of routes that must also be about to expire, so that the brake acts; 100 by default.
-    pub least_routes: usize,
+    pub min_routes: usize,
     /// The greatest effective keep-alive interval, in keep-alive intervals; 3 by default. At 1 or less, the brake never
     /// acts.
-    pub most_intervals: u32,
+    pub max_intervals: u32,
 }
 
 impl Default for ExpiryBrake {
     fn default() -> Self {
         Self {
             percent: 15,
-            least_routes: 100,
-            most_intervals: 3,
+            min_routes: 100,
+            max_intervals: 3,
         }
     }
 }
@@ -51,17 +51,17 @@ impl ExpiryBrake {
         self
     }
 
-    /// Sets the [number of routes](Self::least_routes).
+    /// Sets the [number of routes](Self::min_routes).
     #[must_use]
-    pub fn least_routes(mut self, routes: usize) -> Self {
-        self.least_routes = routes;
+    pub fn min_routes(mut self, routes: usize) -> Self {
+        self.min_routes = routes;
         self
     }
 
-    /// Sets the [greatest effective interval](Self::most_intervals).
+    /// Sets the [greatest effective interval](Self::max_intervals).
     #[must_use]
-    pub fn most_intervals(mut self, intervals: u32) -> Self {
-        self.most_intervals = intervals;
+    pub fn max_intervals(mut self, intervals: u32) -> Self {
+        self.max_intervals = intervals;
         self
     }
 }
@@ -84,7 +84,7 @@ pub(crate) struct Brake {
 impl Brake {
     pub(crate) fn new(options: Option<ExpiryBrake>) -> Self {
         Self {
-            options: options.filter(|options| options.percent < 100 && options.most_intervals > 1),
+            options: options.filter(|options| options.percent < 100 && options.max_intervals > 1),
             late: AtomicUsize::new(0),
             holds: AtomicBool::new(false),
             is_whole_round: AtomicBool::new(false),
@@ -117,9 +117,9 @@ impl Brake {
         }
         let late = self.late.fetch_add(late, Ordering::Relaxed) + late;
         let share = (routes as u128 * u128::from(options.percent) / 100) as usize;
-        let limit = options.least_routes.max(share);
+        let limit = options.min_routes.max(share);
         if !holds {
-            if late >= limit.max(1) && time.hold(keep_alive.saturating_mul(u64::from(options.most_intervals - 1))) {
+            if late >= limit.max(1) && time.hold(keep_alive.saturating_mul(u64::from(options.max_intervals - 1))) {
                 self.holds.store(true, Ordering::Relaxed);
                 self.is_whole_round.store(false, Ordering::Relaxed);
             }

@@ -130,12 +130,12 @@ impl Builder {
     ///
     /// Proxies should refresh their routes three times in a keep-alive interval. A route that was not refreshed for two
     /// thirds of the interval is about to expire. The [sweeper](crate::SweepPace) counts such routes. When the count of
-    /// a round reaches both limits ([`percent`](ExpiryBrake::percent) and [`least_routes`](ExpiryBrake::least_routes)),
+    /// a round reaches both limits ([`percent`](ExpiryBrake::percent) and [`min_routes`](ExpiryBrake::min_routes)),
     /// no further route expires. [`expiry_hold`](crate::RouteTable::expiry_hold) reports the hold.
     ///
     /// The hold ends when the heartbeats have returned: when a whole round counts at most half of the limit. The hold
     /// also ends when the [effective interval](crate::RouteTable::effective_keep_alive) is [the
-    /// greatest](ExpiryBrake::most_intervals) that the brake allows. Routes of removed proxies are not held.
+    /// greatest](ExpiryBrake::max_intervals) that the brake allows. Routes of removed proxies are not held.
     ///
     /// The brake needs four rounds of the sweeper in each keep-alive interval, as [`SweepPace`](crate::SweepPace) takes
     /// them.

@@ -13,7 +13,7 @@ mod common;
 #[path = "stopped/stop.rs"]
 mod stop;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::thread;
 
 use Registry::{Free, Itself, Takes, Tries};
@@ -87,6 +87,8 @@ fn calls<'t>() -> [Call<'t>; 37] {
         call("register_proxy, unchanged", Free, OFTEN, Caller::register_unchanged),
         call("stats", Free, RARELY, Caller::stats),
         call("incarnation", Free, OFTEN, Caller::incarnation),
+        call("route_count", Free, OFTEN, Caller::route_count),
+        call("expiry_hold", Free, OFTEN, Caller::expiry_hold),
         call("write_snapshot", Free, RARELY, Caller::write_snapshot),
         call("resume_incarnation", Free, OFTEN, Caller::resume_incarnation),
         call("begin_incarnation, again", Free, OFTEN, Caller::begin_again),
@@ -138,7 +140,8 @@ fn a_thread_that_is_stopped_in_any_call_holds_up_no_call_that_is_lock_free() {
 /// Stops a victim in the `nth` call, again and again, and checks the table when it has ended.
 fn stop_in(nth: usize, stops: usize, random: &mut fastrand::Rng) {
     let builder = RouteTable::builder().clock(ManualClock::new());
-    let table = builder.keep_alive(KEEP_ALIVE).build().expect("possible limits");
+    let builder = builder.keep_alive(KEEP_ALIVE).max_routes_per_proxy(1 << 20);
+    let table = builder.build().expect("possible limits");
     let calls = calls();
     let stopped_in = &calls[nth];
     let mut caller = Caller::new(&table, "caller", random.u64(..));
@@ -180,13 +183,20 @@ fn check<'t>(table: &RouteTable, caller: &mut Caller<'t>, victim: &mut Caller<'t
         routes.extend(others);
     }
     let mut total = (0, 0);
+    let mut of_proxies = HashMap::new();
     for caller in [caller, victim] {
         for (node, routes) in caller.nodes.iter().zip(&caller.routes) {
             let answer: HashSet<_> = table.get_proxies(node).iter().map(|route| route.proxy).collect();
             assert_eq!(answer, *routes, "{node}");
             total.0 += routes.len();
+            routes
+                .iter()
+                .for_each(|proxy| *of_proxies.entry(*proxy).or_insert(0) += 1);
             total.1 += usize::from(!routes.is_empty());
         }
+    }
+    for (proxy, routes) in of_proxies {
+        assert_eq!(table.route_count(proxy), Some(routes));
     }
     let stats = table.stats();
     assert_eq!((stats.routes, stats.nodes), total);

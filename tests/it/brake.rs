@@ -152,8 +152,8 @@ fn what_is_below_either_limit_expires() {
     }
     assert_eq!(fleet.returned(), NODES - 2 * NODES_EACH);
 
-    // All routes are late, but they are fewer than `least_routes`.
-    let mut fleet = Fleet::new(ExpiryBrake::default().least_routes(NODES + 1));
+    // All routes are late, but they are fewer than `min_routes`.
+    let mut fleet = Fleet::new(ExpiryBrake::default().min_routes(NODES + 1));
     for _ in 0..4 {
         fleet.pass(HEARTBEAT, 0..0);
         assert_eq!(fleet.cause(), None);
@@ -178,7 +178,7 @@ fn without_a_brake_nothing_is_held() {
     for brake in [
         None,
         Some(ExpiryBrake::default().percent(100)),
-        Some(ExpiryBrake::default().most_intervals(1)),
+        Some(ExpiryBrake::default().max_intervals(1)),
     ] {
         let builder = RouteTable::builder();
         let mut fleet = Fleet::with(match brake {

@@ -406,6 +406,19 @@ impl<'t> Caller<'t> {
         assert_eq!(stoppable(|| self.table.incarnation(proxy)), Some(number));
     }
 
+    pub(crate) fn route_count(&mut self) {
+        let proxy = self.proxies[0];
+        let routes = self.routes[..OWN]
+            .iter()
+            .filter(|routes| routes.contains(&proxy))
+            .count();
+        assert!(stoppable(|| self.table.route_count(proxy)) >= Some(routes));
+    }
+
+    pub(crate) fn expiry_hold(&mut self) {
+        assert_eq!(stoppable(|| self.table.expiry_hold()), None);
+    }
+
     pub(crate) fn write_snapshot(&mut self) {
         let mut bytes = Vec::new();
         let size = stoppable(|| self.table.write_snapshot(&mut bytes)).expect("a vector takes it");

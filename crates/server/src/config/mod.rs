@@ -140,9 +140,9 @@ pub struct Config {
     pub max_routes_per_proxy: Option<Setting<usize>>,
     /// [`ExpiryBrake::percent`]; 15 by default.
     pub brake_percent: Setting<u32>,
-    /// [`ExpiryBrake::least_routes`]; 100 by default.
+    /// [`ExpiryBrake::min_routes`]; 100 by default.
     pub brake_routes: Setting<usize>,
-    /// [`ExpiryBrake::most_intervals`]; 3 by default.
+    /// [`ExpiryBrake::max_intervals`]; 3 by default.
     pub brake_intervals: Setting<u32>,
     /// The most connections at one time; 10,000 by default. Replaces [`Limits::max_connections`].
     pub max_connections: Setting<u32>,
@@ -184,11 +184,11 @@ impl Default for Config {
                 origin: Origin::Default(BRAKE_PERCENT),
             },
             brake_routes: Setting {
-                value: brake.least_routes,
+                value: brake.min_routes,
                 origin: Origin::Default(BRAKE_ROUTES),
             },
             brake_intervals: Setting {
-                value: brake.most_intervals,
+                value: brake.max_intervals,
                 origin: Origin::Default(BRAKE_INTERVALS),
             },
             max_connections: Setting {
@@ -338,8 +338,8 @@ impl Config {
         let of_proxy = self.max_routes_per_proxy.as_ref();
         let brake = ExpiryBrake::default()
             .percent(self.brake_percent.value)
-            .least_routes(self.brake_routes.value)
-            .most_intervals(self.brake_intervals.value);
+            .min_routes(self.brake_routes.value)
+            .max_intervals(self.brake_intervals.value);
         RouteTable::builder()
             .keep_alive(self.keep_alive.value)
             .max_routes(routes)

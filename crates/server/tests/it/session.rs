@@ -11,7 +11,7 @@ use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::v1::session_service_client::SessionServiceClient;
 use nodetracker_proto::v1::{self, SessionRefusal, SessionSupersededReason};
-use nodetracker_server::{Drained, Limits, limits};
+use nodetracker_server::{Config, Drained, Limits, limits};
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -793,6 +793,22 @@ async fn a_changed_keep_alive_interval_is_told_once() {
     let told = session.acked(heartbeat(&[])).await.heartbeat_interval;
     assert_eq!(told, Some(Duration::from_secs(40).try_into().unwrap()));
     assert_eq!(session.acked(heartbeat(&[])).await.heartbeat_interval, None);
+}
+
+#[tokio::test]
+async fn a_proxy_at_its_limit_keeps_its_session() {
+    let table = Config::default()
+        .max_routes_per_proxy(2)
+        .table()
+        .build()
+        .expect("possible limits");
+    let server = Running::with_table(table).await;
+    let mut session = Session::begin(&server, 1).await;
+    let (handles, refusal) = session.try_up(&[node(1), node(2), node(3)]).await;
+    assert_eq!((handles.len(), refusal), (2, SessionRefusal::TooManyRoutesOfProxy));
+    assert_eq!(session.beat(&handles).await, [0; 0]);
+    session.acked(down(&[node(1)])).await;
+    assert_eq!(session.up(&[node(3)]).await.len(), 1);
 }
 
 #[tokio::test]

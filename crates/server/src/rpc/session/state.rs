@@ -210,6 +210,10 @@ impl Open {
                     shared.refusals.refuse(Reason::TableRoutes);
                     break (handles, SessionRefusal::TooManyRoutes);
                 }
+                AddError::TooManyRoutesOfProxy { .. } => {
+                    shared.refusals.refuse(Reason::ProxyRoutes);
+                    break (handles, SessionRefusal::TooManyRoutesOfProxy);
+                }
                 _ => {
                     shared.refusals.refuse(Reason::TableMemory);
                     break (handles, SessionRefusal::OutOfMemory);
