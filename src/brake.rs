@@ -5,9 +5,10 @@
 //! late because their nodes left. Many late routes have another reason, such as a network that is down. If these routes
 //! expired, missing heartbeats would become an outage.
 //!
-//! The sweeper counts late routes during each round. When the count reaches both limits of the brake, expiry is held at
-//! the present tick (`time.rs`). A round takes a quarter of the interval, so the sweeper counts late routes before they
-//! expire.
+//! The sweeper counts late routes when it visits them, and the brake sums up the last visits of all shards. So the sum
+//! covers the time of a round, whenever it is taken. A round takes a quarter of the interval, and routes are late for a
+//! third, so the sum has all routes that became late at one time before they expire. When the sum reaches both limits of
+//! the brake, expiry is held at the present tick (`time.rs`).
 //!
 //! The hold ends when a whole round has counted at most half of the limit, because heartbeats have returned. The hold
 //! also ends when the effective interval reaches `max_intervals` keep-alive intervals. Then the routes that are still
@@ -17,6 +18,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::layout::SHARDS;
+use crate::sweep::Step;
 use crate::time::Time;
 
 /// When the expiry of many routes is held: see [`Builder::expiry_brake`](crate::Builder::expiry_brake).
@@ -73,7 +76,11 @@ pub(crate) const HEARTBEATS_PER_INTERVAL: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Brake {
     options: Option<ExpiryBrake>,
-    /// The late routes that the sweeper has seen in this round, or in the part of this round after a hold.
+    /// The late routes of each stage of the sweeper's round (a shard), as its last visit counted them. None without options.
+    of_stages: Box<[AtomicUsize]>,
+    /// The late routes of this visit of a stage so far.
+    of_visit: AtomicUsize,
+    /// The sum of `of_stages`: the late routes of the last whole round, up to now.
     late: AtomicUsize,
     /// Whether the brake has begun a hold, and the sweeper has not noticed its end yet.
     holds: AtomicBool,
@@ -83,8 +90,13 @@ pub(crate) struct Brake {
 
 impl Brake {
     pub(crate) fn new(options: Option<ExpiryBrake>) -> Self {
+        let options = options.filter(|options| options.percent < 100 && options.max_intervals > 1);
         Self {
-            options: options.filter(|options| options.percent < 100 && options.max_intervals > 1),
+            options,
+            of_stages: (0..if options.is_some() { 2 * SHARDS + 1 } else { 0 })
+                .map(|_| AtomicUsize::new(0))
+                .collect(),
+            of_visit: AtomicUsize::new(0),
             late: AtomicUsize::new(0),
             holds: AtomicBool::new(false),
             is_whole_round: AtomicBool::new(false),
@@ -105,17 +117,17 @@ impl Brake {
         self.holds.load(Ordering::Relaxed) && time.hold_left() > 0
     }
 
-    /// Begins or ends a hold after a step of the sweeper, which saw `late` routes of all the table's `routes`.
-    pub(crate) fn after_step(&self, late: usize, is_round_over: bool, routes: usize, keep_alive: u64, time: &Time) {
+    /// Begins or ends a hold after a step of the sweeper, of all the table's `routes`.
+    pub(crate) fn after_step(&self, step: &Step, routes: usize, keep_alive: u64, time: &Time) {
         let Some(options) = self.options else { return };
         let holds = self.holds.load(Ordering::Relaxed);
         let is_held = time.hold_left() > 0;
         if !holds && is_held {
             // A grace after a stop: heartbeats are about to return, so these late routes do not count.
-            self.late.store(0, Ordering::Relaxed);
+            self.forget();
             return;
         }
-        let late = self.late.fetch_add(late, Ordering::Relaxed) + late;
+        let late = self.count(step);
         let share = (routes as u128 * u128::from(options.percent) / 100) as usize;
         let limit = options.min_routes.max(share);
         if !holds {
@@ -126,13 +138,31 @@ impl Brake {
         } else if !is_held {
             // The hold has reached its bound. The routes that were late have expired.
             self.holds.store(false, Ordering::Relaxed);
-            self.late.store(0, Ordering::Relaxed);
-        } else if is_round_over && self.is_whole_round.swap(true, Ordering::Relaxed) && late <= limit / 2 {
+            self.forget();
+        } else if step.round_completed && self.is_whole_round.swap(true, Ordering::Relaxed) && late <= limit / 2 {
             self.holds.store(false, Ordering::Relaxed);
             time.release();
         }
-        if is_round_over {
-            self.late.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts the late routes of a step. Returns the late routes of the last whole round, up to now.
+    fn count(&self, step: &Step) -> usize {
+        let of_visit = self.of_visit.fetch_add(step.late, Ordering::Relaxed) + step.late;
+        if !step.stage_completed {
+            return self.late.load(Ordering::Relaxed);
         }
+        self.of_visit.store(0, Ordering::Relaxed);
+        let before = self.of_stages[step.stage].swap(of_visit, Ordering::Relaxed);
+        let late = self.late.load(Ordering::Relaxed) + of_visit;
+        let late = late.saturating_sub(before);
+        self.late.store(late, Ordering::Relaxed);
+        late
+    }
+
+    fn forget(&self) {
+        if self.late.swap(0, Ordering::Relaxed) > 0 {
+            self.of_stages.iter().for_each(|late| late.store(0, Ordering::Relaxed));
+        }
+        self.of_visit.store(0, Ordering::Relaxed);
     }
 }

@@ -101,6 +101,10 @@ pub(crate) struct Step {
     /// The number of routes that stay and were last refreshed before `late_before`; zero if another thread did the same
     /// step.
     pub(crate) late: usize,
+    /// The stage of the step: a shard, or [`PROXIES`].
+    pub(crate) stage: usize,
+    /// Whether this step ended the stage.
+    pub(crate) stage_completed: bool,
     pub(crate) round_completed: bool,
 }
 
@@ -188,6 +192,8 @@ impl Cursor {
             visited: visit.visited,
             removed: visit.removed,
             late: if advanced { late } else { 0 },
+            stage: at.stage,
+            stage_completed: advanced && after.stage != at.stage,
             round_completed: round_completed && advanced,
         }
     }

@@ -31,6 +31,10 @@ impl Fleet {
     }
 
     fn with(builder: Builder) -> Self {
+        Self::sized(builder, NODES_EACH)
+    }
+
+    fn sized(builder: Builder, nodes_each: usize) -> Self {
         let clock = ManualClock::new();
         let table = builder
             .keep_alive(INTERVAL)
@@ -47,7 +51,7 @@ impl Fleet {
                 })
                 .collect(),
             nodes: (0..PROXIES)
-                .map(|number| (number * NODES_EACH..(number + 1) * NODES_EACH).map(node).collect())
+                .map(|number| (number * nodes_each..(number + 1) * nodes_each).map(node).collect())
                 .collect(),
             pace: SweepPace::default(),
             table,
@@ -171,6 +175,22 @@ fn four_of_twenty_are_enough() {
     fleet.pass(BOUND - INTERVAL, 4..PROXIES);
     assert_eq!(fleet.cause(), None);
     assert_eq!(fleet.returned(), NODES - 4 * NODES_EACH);
+}
+
+/// Whatever part of a round the sweeper has done when the routes become late. The table is so large that a round takes a
+/// quarter of the interval.
+#[test]
+fn routes_that_fall_silent_at_one_time_are_held_before_they_expire() {
+    const EACH: usize = 1_000;
+    for phase in 0..10 {
+        let mut fleet = Fleet::sized(RouteTable::builder().expiry_brake(ExpiryBrake::default()), EACH);
+        fleet.pass(phase * INTERVAL / 4 / 10, 0..PROXIES);
+        (0..4).for_each(|number| fleet.report(number));
+        fleet.pass(INTERVAL, 4..PROXIES);
+        assert_eq!(fleet.cause(), Some(HoldCause::Brake), "phase {phase}");
+        fleet.pass(HEARTBEAT, 4..PROXIES);
+        assert_eq!(fleet.returned(), PROXIES * EACH, "phase {phase}");
+    }
 }
 
 #[test]

@@ -200,6 +200,12 @@ impl ClientQuota {
         Arc::clone(&self.client().waiting).try_acquire_owned().ok()
     }
 
+    /// Asks an idle connection of any client to end, and idle connections of this client.
+    pub(crate) fn make_room_for_all(&self) {
+        self.make_room();
+        self.0.quotas.make_room(1);
+    }
+
     /// Asks idle connections of this client to end: an eighth of its share, at most once in each
     /// [`MAKE_ROOM_INTERVAL`].
     pub(crate) fn make_room(&self) {

@@ -32,7 +32,7 @@ use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
-use crate::limits::MAX_TURN_INPUT;
+use crate::limits::{IDLE_BYTES, MAX_TURN_INPUT, SMALL_REPLY_SIZE};
 use crate::refusal;
 
 /// A request, and the stream for its reply.
@@ -44,9 +44,10 @@ pub(super) struct Calls<S> {
     router: ConnectionRouter,
     traffic: Arc<Traffic>,
     received: VecDeque<Received>,
-    /// The calls so far, and as many when the connection was last asked whether it is idle.
+    /// The calls so far.
     calls: u64,
-    calls_when_asked: u64,
+    /// The activity when the connection was last asked whether it is idle.
+    activity_when_asked: u64,
     /// The memory that h2 keeps for streams.
     streams: StreamMemory,
     /// Shared with the tasks of the calls in flight.
@@ -67,7 +68,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             traffic,
             received: VecDeque::new(),
             calls: 0,
-            calls_when_asked: 0,
+            activity_when_asked: 0,
             in_flight: Arc::new(()),
             cancelled: CancelGuard::new(),
             yielded: None,
@@ -75,17 +76,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         }
     }
 
-    /// Reports whether the client has no call in flight and has begun none since the last question.
+    /// Returns a number that grows with each call, and with each [`IDLE_BYTES`] that are written: h2 may still send the
+    /// reply of a call that is no longer in flight.
+    fn activity(&self) -> u64 {
+        self.calls + self.traffic.written() / IDLE_BYTES
+    }
+
+    /// Reports whether the client has a call in flight.
+    pub(super) fn has_calls(&self) -> bool {
+        !self.received.is_empty() || Arc::strong_count(&self.in_flight) > 1
+    }
+
+    /// Reports whether the client has no call in flight, and there was no activity since the last question.
     pub(super) fn is_idle(&mut self) -> bool {
-        let before = std::mem::replace(&mut self.calls_when_asked, self.calls);
-        before == self.calls && self.received.is_empty() && Arc::strong_count(&self.in_flight) == 1
+        let activity = self.activity();
+        let before = std::mem::replace(&mut self.activity_when_asked, activity);
+        before == activity && !self.has_calls()
     }
 
     /// Reports whether h2 keeps memory for many streams although the client has had no call in flight for `at_least`.
     /// Measures the idle time from the first call of this function that finds the connection idle.
     pub(super) fn is_large_and_idle(&mut self, at_least: Duration) -> bool {
-        let is_idle = self.received.is_empty() && Arc::strong_count(&self.in_flight) == 1;
-        self.streams.is_large() && self.streams.is_idle(is_idle, self.calls, at_least)
+        let (is_idle, activity) = (!self.has_calls(), self.activity());
+        self.streams.is_large() && self.streams.is_idle(is_idle, activity, at_least)
     }
 
     /// Serves the connection until it is closed. Returns `None` each time that h2 takes memory for more streams and the
@@ -189,7 +202,7 @@ fn reply_to(
 ) -> Outcome {
     let call = router.call(request, work);
     if let Call::Done(Reply::Message(message)) = call {
-        log_failure(send_message(&mut stream, message));
+        log_failure(send_message(&mut stream, message, in_flight));
         return Outcome::Served;
     }
     // A cancelled call never takes the fast path, and its handler has not begun.
@@ -219,7 +232,7 @@ async fn reply_later(mut reply: PendingReply, mut stream: SendResponse<Bytes>, d
     let replied = before(deadline, replied).await;
     drop(reply);
     match replied.unwrap_or_else(|late| Some(Err(late).into())) {
-        Some(Reply::Message(message)) => log_failure(send_message(&mut stream, message)),
+        Some(Reply::Message(message)) => log_failure(send_message_later(&mut stream, message, deadline).await),
         Some(Reply::Response(response)) => log_failure(send(&mut stream, *response, deadline).await),
         None => {}
     }
@@ -256,9 +269,50 @@ fn poll_or_spawn(replying: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// Sends the one message of a successful call.
-fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes) -> Result<(), h2::Error> {
+///
+/// If the client's window has no room for the message, a task waits for room, and the call stays in flight. Otherwise h2
+/// would keep any number of such messages, and their streams, for a client that opens no window.
+fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes, in_flight: &Arc<()>) -> Result<(), h2::Error> {
     let mut stream = stream.send_response(frame::head(), false)?;
+    let needed = message.len().min(SMALL_REPLY_SIZE);
+    stream.reserve_capacity(needed);
+    if stream.capacity() < needed {
+        let in_flight = Arc::clone(in_flight);
+        tokio::spawn(async move {
+            log_failure(send_in_window(&mut stream, message).await);
+            drop(in_flight);
+        });
+        return Ok(());
+    }
     stream.send_data(message, false)?;
+    stream.send_trailers(frame::trailers())
+}
+
+/// [`send_message`] from a task, up to the client's deadline.
+async fn send_message_later(
+    stream: &mut SendResponse<Bytes>,
+    message: Bytes,
+    deadline: Option<Instant>,
+) -> Result<(), h2::Error> {
+    let mut stream = stream.send_response(frame::head(), false)?;
+    match before(deadline, send_in_window(&mut stream, message)).await {
+        Ok(sent) => sent,
+        Err(late) => end_with(&mut stream, &late),
+    }
+}
+
+/// Sends a message and the trailers. Sends a small message only as far as the client's window is open, and a large message
+/// once the window is open: the send budget is charged for a large message until the client has read the message.
+async fn send_in_window(stream: &mut SendStream<Bytes>, mut message: Bytes) -> Result<(), h2::Error> {
+    let is_small = message.len() <= SMALL_REPLY_SIZE;
+    while !message.is_empty() {
+        let room = window(stream, message.len().min(SMALL_REPLY_SIZE)).await?;
+        let part = match is_small {
+            true => message.split_to(room.min(message.len())),
+            false => std::mem::take(&mut message),
+        };
+        stream.send_data(part, false)?;
+    }
     stream.send_trailers(frame::trailers())
 }
 
@@ -317,20 +371,30 @@ async fn send_data(stream: &mut SendStream<Bytes>, data: Bytes, ends: bool) -> R
     if !data.is_empty() {
         // One byte shows whether the window is open. A larger claim would take that much of the connection's window
         // from other streams while this stream waits.
-        stream.reserve_capacity(1);
-        poll_fn(|cx| {
-            if stream.capacity() > 0 {
-                return Poll::Ready(Ok(()));
-            }
-            match stream.poll_capacity(cx) {
-                Poll::Ready(Some(Ok(0))) | Poll::Pending => reset(stream, cx),
-                Poll::Ready(Some(capacity)) => Poll::Ready(capacity.map(drop)),
-                Poll::Ready(None) => Poll::Ready(Err(Reason::CANCEL.into())),
-            }
-        })
-        .await?;
+        window(stream, 1).await?;
     }
     stream.send_data(data, ends)
+}
+
+/// Claims up to `bytes` of the client's window, and waits until the window is open. Returns the bytes that may be sent.
+async fn window(stream: &mut SendStream<Bytes>, bytes: usize) -> Result<usize, h2::Error> {
+    stream.reserve_capacity(bytes);
+    poll_fn(|cx| {
+        loop {
+            if stream.capacity() > 0 {
+                return Poll::Ready(Ok(stream.capacity()));
+            }
+            match stream.poll_capacity(cx) {
+                Poll::Ready(Some(Ok(0))) | Poll::Pending => {
+                    return reset(stream, cx);
+                }
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => return Poll::Ready(Err(Reason::CANCEL.into())),
+            }
+        }
+    })
+    .await
 }
 
 /// Waits until the client cancels the call, which is an error.

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::grpc::router::Router;
 use crate::http2::calls::Calls;
@@ -66,7 +66,8 @@ pub(crate) async fn serve(
     };
     let memory = context.memory.for_connection(client);
     let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
-        return debug!("a connection was closed: the memory of all clients is used up");
+        memory.client().make_room_for_all();
+        return warn!("a connection was closed: the memory budget for clients is used up (client_memory_mb)");
     };
     // Each phase has its own box, so that an idle connection does not hold the memory of the handshakes.
     let Some(tls) = context.tls.take() else {
@@ -162,7 +163,12 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                     draining_calls.cancel();
                     due.as_mut().reset(Instant::now() + limits.drain);
                 }
-                Phase::Draining => return debug!("an old connection was cut with calls in flight"),
+                // A call has begun before the client saw that its idle connection ends.
+                Phase::Draining if calls.has_calls() && !draining_calls.is_cancelled() => {
+                    draining_calls.cancel();
+                    due.as_mut().reset(Instant::now() + limits.drain);
+                }
+                Phase::Draining => return debug!("a connection that drained was cut"),
             },
             Ok(()) = asked.changed(), if !is_draining && !matches!(phase, Phase::Draining) => {
                 let evictions = asked.borrow().clone();
@@ -611,6 +617,30 @@ mod tests {
             assert_eq!(served.is_finished(), ends, "after {calls} calls");
             assert_eq!(memory.used(), if ends { 0 } else { charged });
         }
+    }
+
+    /// Otherwise h2 would keep any number of streams that nothing counts.
+    #[tokio::test]
+    async fn replies_that_wait_for_the_window_keep_their_calls_in_flight() {
+        const CALLS: usize = limits::SMALL_CONNECTION_CALLS + 5;
+        let memory = MemoryBudget::new(1 << 30, Arc::default());
+        let (_draining, context) = context(counting(&Arc::default()), Limits::default());
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(http2(server, context, memory.for_connection(ClientQuota::alone()), 0));
+        let mut builder = h2::client::Builder::new();
+        let (mut client, connection) = builder.initial_window_size(0).handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        let mut bodies: Vec<h2::RecvStream> = Vec::new();
+        for _ in 0..CALLS {
+            client = client.ready().await.unwrap();
+            let request =
+                http::Request::post("http://tracker/Counting/Call").header("content-type", "application/grpc");
+            let (response, mut stream) = client.send_request(request.body(()).unwrap(), false).unwrap();
+            stream.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+            // The head comes; the message waits.
+            bodies.push(response.await.unwrap().into_body());
+        }
+        assert_eq!(memory.used(), 5 * limits::STREAM_MEMORY);
     }
 
     #[tokio::test(start_paused = true)]

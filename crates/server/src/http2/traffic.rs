@@ -14,6 +14,8 @@ use tokio::task::coop::has_budget_remaining;
 pub(super) struct Traffic {
     /// Bytes that the client has sent.
     read: AtomicU64,
+    /// Bytes that were written.
+    written: AtomicU64,
     /// Bytes that were written after a wait, so the client has taken as many before.
     taken: AtomicU64,
     /// Whether the last write has to wait until the client takes bytes.
@@ -28,6 +30,7 @@ impl Default for Traffic {
     fn default() -> Self {
         Self {
             read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
             taken: AtomicU64::new(0),
             is_blocked: AtomicBool::new(false),
             allowance: AtomicUsize::new(usize::MAX),
@@ -40,6 +43,11 @@ impl Traffic {
     /// Returns the number of bytes that the client has sent.
     pub(super) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of bytes that were written.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Returns a number that grows whenever the client sends bytes, or takes bytes for which the server has waited.
@@ -78,6 +86,9 @@ impl Traffic {
             // Without budget, tokio stops the write, not the client.
             Poll::Pending => self.is_blocked.store(has_budget_remaining(), Ordering::Relaxed),
             Poll::Ready(written) => {
+                if let Ok(bytes) = written {
+                    self.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+                }
                 if self.is_blocked.swap(false, Ordering::Relaxed)
                     && let Ok(bytes) = written
                 {

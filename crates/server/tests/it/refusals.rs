@@ -113,7 +113,9 @@ async fn each_refused_call_is_counted_under_its_reason() {
     };
     // Waiting helps if the table is full.
     let delay = |reason: &str| reason.starts_with("table").then_some(Duration::from_secs(10));
-    let up = Request::NodesUp(v1::SessionNodesUp { nodes: names(limits::MAX_SESSION_NODES, 5) });
+    let up = Request::NodesUp(v1::SessionNodesUp {
+        nodes: names(limits::MAX_SESSION_NODES, 5),
+    });
     for (request, body, code, reason) in [
         (large, framed(&[]), 8, "metadata_size"),
         (grpc(ADD), framed(&long), 8, "message_size"),
