@@ -23,6 +23,8 @@ struct Fleet {
     proxies: Vec<ProxyRef>,
     nodes: Vec<Vec<NodeId>>,
     elapsed: Duration,
+    /// The time until the sweeper's next step.
+    until_sweep: Duration,
 }
 
 impl Fleet {
@@ -57,6 +59,7 @@ impl Fleet {
             table,
             clock,
             elapsed: Duration::ZERO,
+            until_sweep: Duration::ZERO,
         };
         (0..PROXIES).for_each(|number| fleet.report(number));
         fleet.pass(HEARTBEAT, 0..PROXIES);
@@ -85,9 +88,13 @@ impl Fleet {
             due.for_each(|proxy| self.report(proxy));
             let mut left = step;
             while !left.is_zero() {
-                let pause = self.pace.next_pause(&self.table).min(left);
+                if self.until_sweep.is_zero() {
+                    self.pace.sweep(&self.table);
+                    self.until_sweep = self.pace.next_pause(&self.table);
+                }
+                let pause = self.until_sweep.min(left);
                 self.clock.advance(pause);
-                self.pace.sweep(&self.table);
+                self.until_sweep -= pause;
                 left -= pause;
             }
             self.elapsed += step;
