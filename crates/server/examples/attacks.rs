@@ -33,7 +33,7 @@ use client::memory::peak;
 use client::neighbour::{Latencies, Neighbour};
 use client::role::{Priority, Role};
 use client::watchers::{COLUMNS, watch};
-use client::{Failure, Server};
+use client::{Failure, Server, run};
 
 /// Calls of the neighbour in a second.
 const RATE: u32 = 1_000;
@@ -77,11 +77,6 @@ fn main() -> Result<(), Failure> {
         [_, "watch", count, addr] => run(watch(count.parse()?, addr)),
         _ => report(&Options::parse()),
     }
-}
-
-fn run<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
 fn report(options: &Options) -> Result<(), Failure> {

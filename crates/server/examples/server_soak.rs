@@ -39,7 +39,7 @@ use client::neighbour::{Latencies, Neighbour};
 use client::role::{Priority, Role, say};
 use client::watchers::{COLUMNS, watch};
 use client::wire::{ADD, GET, STATS, ask, call, connect};
-use client::{Failure, Server, node};
+use client::{Failure, Server, node, run};
 
 /// Connections of the constant load.
 const CONNECTIONS: usize = 4;
@@ -84,11 +84,6 @@ fn main() -> Result<(), Failure> {
         [_, "load", rate, addr] => run(load(rate.parse()?, addr)),
         _ => report(&Options::parse()),
     }
-}
-
-fn run<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
 /// Makes a call: GetProxies for even numbers, AddNode for odd numbers.

@@ -27,7 +27,7 @@ use tonic::transport::Endpoint;
 use client::neighbour::{Latencies, Neighbour};
 use client::role::{Priority, Role, say};
 use client::wire::{ADD_NODES, LIST, Messages, REMOVE_PROXY, WATCH, ask, call, connect, routes};
-use client::{Failure, KEEP_ALIVE, Server, Session, node, node_ids, proxy};
+use client::{Failure, KEEP_ALIVE, Server, Session, node, node_ids, proxy, run};
 
 /// Calls of the neighbour in a second.
 const RATE: u32 = 1_000;
@@ -89,11 +89,6 @@ fn main() -> Result<(), Failure> {
         [_, "cause", name, nodes, addr] => run(cause(name, nodes.parse()?, addr)),
         _ => report(&Options::parse()),
     }
-}
-
-fn run<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
 fn report(options: &Options) -> Result<(), Failure> {

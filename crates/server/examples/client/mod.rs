@@ -25,6 +25,12 @@ use uuid::Uuid;
 
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
+/// Runs a future, and the local tasks that it spawns, on this thread.
+pub(crate) fn run<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, future)
+}
+
 /// Messages of a session, or batches of a connection, that wait for their answers.
 pub(crate) const PIPELINE: usize = 4;
 
