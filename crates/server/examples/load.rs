@@ -6,13 +6,15 @@
 //! $ target/release/examples/load target/release/nodetracker
 //! ```
 //!
-//! It starts the server, announces the nodes in sessions, one for each proxy, then refreshes them and looks them up
-//! each way, and reads CPU times, system calls included, from `/proc` (so it needs Linux). It ends by itself, in less
-//! than a minute. Only the ratios of one run mean something. The last column shows how much of a core the client used,
-//! all of which is one thread: where it is near 100 % the server could do more per second than the rate says.
+//! The program starts the server, and announces the nodes in sessions, one for each proxy. Then it refreshes the nodes
+//! and looks them up, in each way. It reads CPU times, which include system calls, from `/proc`, so it needs Linux. The
+//! program ends by itself in less than a minute. Only the ratios of one run mean something.
 //!
-//! Calls are encoded beforehand, and of the answers to look-ups only as much is read as it takes to count the nodes
-//! that have a route, so that the client does not hold the server up. tonic reads each call's `grpc-status`.
+//! The last column is the share of a core that the client used. The client has one thread. If its share is near 100 %,
+//! the client limits the rate, and the server could do more.
+//!
+//! The client encodes the calls beforehand. Of a reply to a look-up, it reads only what it needs to count the nodes that
+//! have a route, so that it does not slow the server down. tonic reads the `grpc-status` of each call.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;
