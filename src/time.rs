@@ -196,8 +196,8 @@ impl Time {
     /// `false`, and does nothing, if there is a grace or a hold.
     pub(crate) fn hold(&self, most: u64) -> bool {
         let tick = self.now().tick;
-        // Acquire: pairs with the CAS in `advance`.
-        let word = self.seen.load(Ordering::Acquire);
+        // Relaxed: this call reads no `stopped_at`.
+        let word = self.seen.load(Ordering::Relaxed);
         // If the tick has advanced, or a grace has begun, the next step of the sweeper tries again.
         if word != tick {
             return false;
@@ -205,7 +205,7 @@ impl Time {
         // Relaxed, both: as in `advance`.
         self.stopped_at.fetch_max(tick, Ordering::Relaxed);
         self.restarts.store(0, Ordering::Relaxed);
-        // Release: publishes `stopped_at`.
+        // Release: publishes `stopped_at`. Pairs with the loads in `advance`.
         let held = most.min(MAX_GRACE) << TIME_BITS | tick;
         self.seen
             .compare_exchange(word, held, Ordering::Release, Ordering::Relaxed)
