@@ -283,9 +283,7 @@ mod tests {
     use super::*;
     use crate::grpc::handler::{Handler, ImmediateHandler};
     use crate::grpc::method::{Method, MethodTable};
-    use crate::rpc::instance_id::InstanceId;
-    use crate::rpc::methods::methods;
-    use crate::rpc::watch::Watches;
+    use crate::rpc::methods::methods_of_empty_table;
 
     /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more
     /// input.
@@ -522,16 +520,7 @@ mod tests {
 
     /// Returns the methods of the port, each with a handler that panics.
     fn panicking() -> Vec<Method> {
-        let table = Arc::new(nodetracker::RouteTable::new());
-        let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id, Duration::ZERO);
-        let (methods, _) = methods(
-            &table,
-            &watches,
-            instance_id,
-            &MemoryBudget::new(0, Arc::default()),
-            &Limits::default(),
-        );
+        let methods = methods_of_empty_table();
         let panicking = methods.rows().iter().enumerate().map(|(number, method)| {
             let handler = match method.handler {
                 Handler::Immediate(_) => Handler::Immediate(Arc::new(|_| panic!("on purpose"))),

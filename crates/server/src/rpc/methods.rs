@@ -71,6 +71,17 @@ pub(crate) fn methods(
     (methods, health)
 }
 
+/// The methods of a tracker with an empty table, for tests.
+#[cfg(test)]
+pub(crate) fn methods_of_empty_table() -> MethodTable {
+    let table = Arc::new(RouteTable::new());
+    let instance_id = InstanceId::draw();
+    let limits = Limits::default();
+    let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
+    let memory = MemoryBudget::new(0, Arc::default());
+    methods(&table, &watches, instance_id, &memory, &limits).0
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
@@ -94,16 +105,7 @@ mod tests {
                 }
             }
         }
-        let table = Arc::new(RouteTable::new());
-        let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id, Limits::default().watch_resume);
-        let (methods, _) = methods(
-            &table,
-            &watches,
-            instance_id,
-            &MemoryBudget::new(0, Arc::default()),
-            &Limits::default(),
-        );
+        let methods = methods_of_empty_table();
         let rows: BTreeSet<_> = methods.rows().iter().map(|method| method.path.to_owned()).collect();
         assert_eq!(rows.len(), methods.rows().len(), "two rows have one path");
         assert!(rows.iter().eq(declared.keys()), "{rows:?} are not {declared:?}");
