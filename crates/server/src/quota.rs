@@ -70,6 +70,8 @@ impl Shares {
 pub(crate) struct Quotas {
     shares: Shares,
     clients: Mutex<HashMap<ClientKey, Registered, ahash::RandomState>>,
+    /// When a connection without memory had all clients asked.
+    last_asked: Mutex<Option<Instant>>,
 }
 
 /// A client that has connections.
@@ -100,6 +102,7 @@ impl Quotas {
         Arc::new(Self {
             shares: Shares::new(limits),
             clients: Mutex::default(),
+            last_asked: Mutex::default(),
         })
     }
 
@@ -147,6 +150,17 @@ impl Client {
             watched_size: AtomicUsize::new(0),
         }
     }
+}
+
+/// Reports whether connections were last asked longer than [`MAKE_ROOM_INTERVAL`] ago. If so, notes that they are asked
+/// now.
+fn is_due(last_asked: &Mutex<Option<Instant>>) -> bool {
+    let mut last = last_asked.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_due = last.is_none_or(|last| last.elapsed() >= MAKE_ROOM_INTERVAL);
+    if is_due {
+        *last = Some(Instant::now());
+    }
+    is_due
 }
 
 /// The registration of one connection.
@@ -200,19 +214,23 @@ impl ClientQuota {
         Arc::clone(&self.client().waiting).try_acquire_owned().ok()
     }
 
-    /// Asks an idle connection of any client to end, and idle connections of this client.
-    pub(crate) fn make_room_for_all(&self) {
+    /// Asks idle connections of all clients to end: an eighth of all connections, and of this client an eighth of its
+    /// share. Does each at most once in each [`MAKE_ROOM_INTERVAL`].
+    pub(crate) fn make_room_of_all(&self) {
+        let quotas = &self.0.quotas;
+        if is_due(&quotas.last_asked) {
+            let connections: usize = quotas.lock().values().map(|registered| registered.connections).sum();
+            quotas.make_room(connections.div_ceil(8));
+        }
+        // Last: it replaces the other question for this client.
         self.make_room();
-        self.0.quotas.make_room(1);
     }
 
     /// Asks idle connections of this client to end: an eighth of its share, at most once in each
     /// [`MAKE_ROOM_INTERVAL`].
     pub(crate) fn make_room(&self) {
         let client = self.client();
-        let mut last = client.last_asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| last.elapsed() >= MAKE_ROOM_INTERVAL) {
-            *last = Some(Instant::now());
+        if is_due(&client.last_asked) {
             client
                 .idle
                 .ask(&EvictionBudget::new(client.shares.connections.div_ceil(8)));
@@ -391,5 +409,20 @@ pub(crate) mod tests {
         assert!(evictions.take_one());
         let evictions = asked.borrow().clone().expect("all are asked");
         assert!(!evictions.take_one());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_without_memory_asks_all_clients_now_and_then() {
+        let quotas = Quotas::new(&limits(100));
+        let [client, other] = ["10.0.0.1", "10.0.0.2"].map(|addr| quotas.register(key(addr)));
+        let mut others = other.idle().subscribe();
+        for _ in 0..3 {
+            client.make_room_of_all();
+            assert!(others.has_changed().expect("the client is there"));
+            others.borrow_and_update();
+            client.make_room_of_all();
+            assert!(!others.has_changed().expect("the client is there"));
+            tokio::time::advance(MAKE_ROOM_INTERVAL).await;
+        }
     }
 }

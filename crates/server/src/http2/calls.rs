@@ -32,7 +32,7 @@ use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
-use crate::limits::{IDLE_BYTES, MAX_TURN_INPUT, SMALL_REPLY_SIZE};
+use crate::limits::{IDLE_BYTES, MAKE_ROOM_INTERVAL, MAX_TURN_INPUT, SMALL_REPLY_SIZE};
 use crate::refusal;
 
 /// A request, and the stream for its reply.
@@ -46,8 +46,8 @@ pub(super) struct Calls<S> {
     received: VecDeque<Received>,
     /// The calls so far.
     calls: u64,
-    /// The activity when the connection was last asked whether it is idle.
-    activity_when_asked: u64,
+    /// Since when the connection has been idle, and its activity then; see [`idle_time`](Self::idle_time).
+    idle: Option<(Instant, u64)>,
     /// The memory that h2 keeps for streams.
     streams: StreamMemory,
     /// Shared with the tasks of the calls in flight.
@@ -68,7 +68,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             traffic,
             received: VecDeque::new(),
             calls: 0,
-            activity_when_asked: 0,
+            idle: None,
             in_flight: Arc::new(()),
             cancelled: CancelGuard::new(),
             yielded: None,
@@ -87,18 +87,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         !self.received.is_empty() || Arc::strong_count(&self.in_flight) > 1
     }
 
-    /// Reports whether the client has no call in flight, and there was no activity since the last question.
-    pub(super) fn is_idle(&mut self) -> bool {
+    /// Returns how long the connection has been idle, as far as the questions so far show. `None` if a call is in flight.
+    fn idle_time(&mut self) -> Option<Duration> {
         let activity = self.activity();
-        let before = std::mem::replace(&mut self.activity_when_asked, activity);
-        before == activity && !self.has_calls()
+        self.idle = match self.idle {
+            _ if self.has_calls() => None,
+            Some((since, before)) if before == activity => Some((since, before)),
+            _ => Some((Instant::now(), activity)),
+        };
+        self.idle.map(|(since, _)| since.elapsed())
     }
 
-    /// Reports whether h2 keeps memory for many streams although the client has had no call in flight for `at_least`.
-    /// Measures the idle time from the first call of this function that finds the connection idle.
+    /// Reports whether the client has made no call yet, or has been idle for half of [`MAKE_ROOM_INTERVAL`]. Questions may
+    /// come at any rate.
+    pub(super) fn is_idle(&mut self) -> bool {
+        let idle = self.idle_time();
+        idle.is_some_and(|idle| self.activity() == 0 || idle >= MAKE_ROOM_INTERVAL / 2)
+    }
+
+    /// Reports whether h2 keeps memory for many streams although the client has been idle for `at_least`.
     pub(super) fn is_large_and_idle(&mut self, at_least: Duration) -> bool {
-        let (is_idle, activity) = (!self.has_calls(), self.activity());
-        self.streams.is_large() && self.streams.is_idle(is_idle, activity, at_least)
+        let idle = self.idle_time();
+        self.streams.is_large() && idle.is_some_and(|idle| idle >= at_least)
     }
 
     /// Serves the connection until it is closed. Returns `None` each time that h2 takes memory for more streams and the

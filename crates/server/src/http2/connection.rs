@@ -66,7 +66,7 @@ pub(crate) async fn serve(
     };
     let memory = context.memory.for_connection(client);
     let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
-        memory.client().make_room_for_all();
+        memory.client().make_room_of_all();
         return warn!("a connection was closed: the memory budget for clients is used up (client_memory_mb)");
     };
     // Each phase has its own box, so that an idle connection does not hold the memory of the handshakes.
@@ -283,6 +283,7 @@ mod tests {
     use super::*;
     use crate::grpc::handler::{Handler, ImmediateHandler};
     use crate::grpc::method::{Method, MethodTable};
+    use crate::idle::EvictionBudget;
     use crate::rpc::methods::methods_of_empty_table;
 
     /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more
@@ -606,6 +607,30 @@ mod tests {
             assert_eq!(served.is_finished(), ends, "after {calls} calls");
             assert_eq!(memory.used(), if ends { 0 } else { charged });
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_calls_now_and_then_is_not_idle_however_often_it_is_asked() {
+        let memory = MemoryBudget::new(1 << 30, Arc::default());
+        let (_draining, context) = context(counting(&Arc::default()), Limits::default());
+        let quota = ClientQuota::alone();
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let served = tokio::spawn(http2(server, context, memory.for_connection(quota.clone()), 0));
+        let (client, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        calls_at_once(&client, 1).await;
+        for _ in 0..3 {
+            quota.idle().ask(&EvictionBudget::new(1));
+            sleep(limits::IDLE_DRAIN).await;
+        }
+        calls_at_once(&client, 1).await;
+        sleep(2 * limits::IDLE_DRAIN).await;
+        assert!(!served.is_finished());
+        for _ in 0..2 {
+            quota.idle().ask(&EvictionBudget::new(1));
+            sleep(limits::MAKE_ROOM_INTERVAL).await;
+        }
+        assert!(served.is_finished());
     }
 
     /// Otherwise h2 would keep any number of streams that nothing counts.

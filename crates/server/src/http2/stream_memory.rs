@@ -5,10 +5,6 @@
 //! connection for the most calls that the connection has had at one time, and drains the connection after it has been
 //! idle for a while. `docs/memory.md` has the figures.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
-
 use crate::limits::{SMALL_CONNECTION_CALLS, STREAM_MEMORY};
 use crate::memory::Charge;
 
@@ -19,8 +15,6 @@ pub(super) struct StreamMemory {
     charge: Charge,
     /// Whether a charge was refused since the last [`take_refusal`](Self::take_refusal).
     is_refused: bool,
-    /// Since when the connection has been idle, and the number of its calls at that time.
-    idle: Option<(Instant, u64)>,
 }
 
 impl StreamMemory {
@@ -30,7 +24,6 @@ impl StreamMemory {
             most: SMALL_CONNECTION_CALLS,
             charge,
             is_refused: false,
-            idle: None,
         }
     }
 
@@ -51,18 +44,5 @@ impl StreamMemory {
     /// Reports whether h2 keeps more memory than that of a small connection.
     pub(super) fn is_large(&self) -> bool {
         self.most > SMALL_CONNECTION_CALLS
-    }
-
-    /// Takes note whether the connection `is_idle` now. Reports whether all calls of this function for `at_least` found
-    /// the connection idle, and the connection had no call meanwhile. `calls` counts the calls of the connection so
-    /// far.
-    pub(super) fn is_idle(&mut self, is_idle: bool, calls: u64, at_least: Duration) -> bool {
-        match self.idle {
-            Some((since, before)) if is_idle && before == calls => since.elapsed() >= at_least,
-            _ => {
-                self.idle = is_idle.then(|| (Instant::now(), calls));
-                false
-            }
-        }
     }
 }
