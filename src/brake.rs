@@ -117,8 +117,8 @@ impl Brake {
         self.holds.load(Ordering::Relaxed) && time.hold_left() > 0
     }
 
-    /// Begins or ends a hold after a step of the sweeper, of all the table's `routes`.
-    pub(crate) fn after_step(&self, step: &Step, routes: usize, keep_alive: u64, time: &Time) {
+    /// Begins or ends a hold after a step of the sweeper. `routes` counts the table's routes.
+    pub(crate) fn after_step(&self, step: &Step, routes: impl FnOnce() -> usize, keep_alive: u64, time: &Time) {
         let Some(options) = self.options else { return };
         let holds = self.holds.load(Ordering::Relaxed);
         let is_held = time.hold_left() > 0;
@@ -128,7 +128,7 @@ impl Brake {
             return;
         }
         let late = self.count(step);
-        let share = (routes as u128 * u128::from(options.percent) / 100) as usize;
+        let share = (routes() as u128 * u128::from(options.percent) / 100) as usize;
         let limit = options.min_routes.max(share);
         if !holds {
             if late >= limit.max(1) && time.hold(keep_alive.saturating_mul(u64::from(options.max_intervals - 1))) {

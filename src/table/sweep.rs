@@ -37,7 +37,7 @@ impl RouteTable {
             let keep_alive = self.keep_alive.kept();
             let late_before = self.brake.late_before(scope.now, keep_alive);
             let step = self.cursor.step(left, &self.shards, &self.proxies, &scope, late_before);
-            self.brake.after_step(&step, self.len(), keep_alive, &self.time);
+            self.brake.after_step(&step, || self.len(), keep_alive, &self.time);
             left = left.saturating_sub(step.visited.max(1));
             report.visited += step.visited as usize;
             report.removed += step.removed;
