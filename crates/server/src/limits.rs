@@ -244,8 +244,8 @@ pub const MAX_WAITING: usize = 128;
 /// asks the client's idle connections to make room at least once.
 pub const MAX_CONNECTION_WAIT: Duration = Duration::from_secs(12);
 
-/// Bytes that the server may write to a connection that is idle: acknowledgements of pings. A client that takes its replies
-/// more slowly than so many bytes in [`MAKE_ROOM_INTERVAL`] counts as idle.
+/// Bytes that the server may write to a connection that is idle: acknowledgements of pings. A client that takes fewer bytes of
+/// its replies in half of [`MAKE_ROOM_INTERVAL`] counts as idle.
 pub const IDLE_BYTES: u64 = 1024;
 
 /// Watches of one connection.
