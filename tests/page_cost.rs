@@ -51,7 +51,7 @@ fn table_of(nodes: u128) -> RouteTable {
 
 #[test]
 fn a_page_copies_no_more_of_a_large_table_than_of_a_small_one() {
-    // A page may also allocate a bag for garbage, of 2 KiB.
+    // A page may also allocate 2 KiB for the keys that it looks through.
     for (most, limit) in [(1, 8 << 10), (100, 64 << 10), (1_000, 512 << 10)] {
         for nodes in [20_000, 200_000] {
             let table = table_of(nodes);
@@ -74,7 +74,8 @@ fn a_page_copies_no_more_of_a_large_table_than_of_a_small_one() {
 /// The text of a cursor does not have the nodes that a page reads ahead, so reading ahead would be in vain.
 #[test]
 fn a_page_from_a_text_reads_nothing_ahead() {
-    let table = table_of(20_000);
+    // Some 16 nodes in each shard: fewer than the keys for which a page has room without an allocation.
+    let table = table_of(2_000);
     let mut from = NodeCursor::default();
     let mut bytes = Vec::new();
     for _ in 0..100 {
@@ -85,9 +86,7 @@ fn a_page_from_a_text_reads_nothing_ahead() {
         assert_eq!(page.nodes.len(), 1);
         from = page.next.expect("there are more");
     }
-    // A page may also allocate a bag for garbage, so not the greatest.
-    bytes.sort_unstable();
-    assert!(bytes[50] < 640, "{bytes:?}");
+    assert!(bytes.iter().all(|&bytes| bytes < 640), "{bytes:?}");
 }
 
 #[test]
