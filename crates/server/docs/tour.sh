@@ -9,7 +9,7 @@ set -euo pipefail
 command -v grpcurl >/dev/null || { sed -n '4s/^# */grpcurl is not installed: /p' "$0" >&2; exit 2; }
 tracker=$(mktemp -d)
 trap 'kill "$pid" 2>/dev/null || true; rm -r "$tracker"' EXIT
-"${1:-nodetracker}" serve --listen 127.0.0.1:0 >"$tracker/out" 2>"$tracker/log" &
+"${1:-nodetracker}" serve --listen-addr 127.0.0.1:0 >"$tracker/out" 2>"$tracker/log" &
 pid=$!
 until grep -q '^listening on ' "$tracker/out"; do kill -0 "$pid"; sleep 0.05; done
 addr=$(sed -n 's/^listening on //p' "$tracker/out")

@@ -19,7 +19,7 @@ try() {
 }
 
 printf '$ nodetracker serve &\n' >>"$session"
-"$binary" serve --listen 127.0.0.1:0 >>"$session" 2>&1 &
+"$binary" serve --listen-addr 127.0.0.1:0 >>"$session" 2>&1 &
 pid=$!
 until grep -q '^listening on ' "$session"; do kill -0 "$pid"; sleep 0.05; done
 NODETRACKER_ADDR=$(sed -n 's/^listening on //p' "$session")

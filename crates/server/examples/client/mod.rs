@@ -60,7 +60,7 @@ impl Server {
         let mut child = Command::new("sh")
             .args(["-c", &format!("{limit}ulimit -n 20000; exec \"$0\" \"$@\"")])
             .arg(command)
-            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(["serve", "--listen-addr", "127.0.0.1:0"])
             .args(keep_alive)
             .args(args)
             .stdout(Stdio::piped())

@@ -7,70 +7,94 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
-use clap::Args;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
-use tracing_subscriber::filter::Targets;
 
 use crate::cli::signals::{Hangups, Signals};
 use crate::cli::{FAILURE, USAGE, fail, open_files};
-use crate::config::{self, Config};
-use crate::log::{self, LogFormat};
+use crate::config::keys::{KEYS, Key};
+use crate::config::{Config, ConfigError, Origin};
+use crate::log;
 use crate::server::{Server, StartError};
 use crate::tls::Certificates;
 
-/// Arguments of `serve`.
-#[derive(Debug, Args)]
+/// Arguments of `serve`: the configuration file, and a flag and an environment variable for each key.
+#[derive(Debug)]
 pub(super) struct Serve {
-    /// YAML file with a node_tracker_service section [default: none is needed]
-    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to listen, HOST:PORT; port 0 picks a free one [default: 127.0.0.1:3029]
-    #[arg(long, value_name = "ADDR", value_parser = config::listen_addr)]
-    listen: Option<String>,
-    /// How long a route lives without a refresh, such as 90s or 5m [default: 5m]
-    #[arg(long, value_name = "DURATION", value_parser = config::keep_alive)]
-    proxy_keep_alive_interval: Option<Duration>,
-    /// How long to serve calls after SIGTERM or SIGINT, with a health of NOT_SERVING [default: 0s]
-    #[arg(long, value_name = "DURATION", value_parser = config::duration::parse)]
-    shutdown_delay: Option<Duration>,
-    /// The most routes [default: an eighth of the memory, and at most 16777216]
-    #[arg(long, value_name = "NUMBER", value_parser = number(config::max_routes))]
-    max_routes: Option<usize>,
-    /// The most routes of each proxy [default: half of the most routes]
-    #[arg(long, value_name = "NUMBER", value_parser = number(config::max_routes))]
-    max_routes_per_proxy: Option<usize>,
-    /// Hold expiry if at least this percentage of the routes is about to expire; 100 for never [default: 15]
-    #[arg(long, value_name = "PERCENT", value_parser = number(config::brake_percent))]
-    expiry_brake_percent: Option<u32>,
-    /// Hold expiry only if at least this number of routes is about to expire [default: 100]
-    #[arg(long, value_name = "NUMBER", value_parser = number(config::max_routes))]
-    expiry_brake_routes: Option<usize>,
-    /// The greatest age of a returned route while expiry is held, in keep-alive intervals; 1 for no hold [default: 3]
-    #[arg(long, value_name = "NUMBER", value_parser = number(config::brake_intervals))]
-    expiry_brake_intervals: Option<u32>,
-    /// The most connections at one time [default: 10000]
-    #[arg(long, value_name = "NUMBER", value_parser = number(config::max_connections))]
-    max_connections: Option<u32>,
-    /// Megabytes that all clients may make the server hold [default: an eighth of the memory, and at most 536]
-    #[arg(long, value_name = "NUMBER", value_parser = number(config::client_memory))]
-    client_memory_mb: Option<usize>,
-    /// The percentage of each limit over all clients that one address may have; 100 for no limit [default: 50]
-    #[arg(long, value_name = "PERCENT", value_parser = number(config::max_share_per_address))]
-    max_share_per_address: Option<u32>,
-    /// How log lines look
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
-    log_format: LogFormat,
-    /// What to log: TARGET=LEVEL, separated by commas; a level alone is for all targets
-    #[arg(long, value_name = "FILTER", default_value = log::DEFAULT_FILTER)]
-    log_filter: Targets,
+    /// The keys that flags and variables set.
+    given: Vec<(&'static Key, String, Origin)>,
+}
+
+/// The flag of the configuration file.
+const CONFIG: &str = "config";
+
+impl Args for Serve {
+    fn augment_args(command: Command) -> Command {
+        let config = Arg::new(CONFIG)
+            .long(CONFIG)
+            .env("NODETRACKER_CONFIG")
+            .hide_env_values(true)
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("YAML file with a node_tracker_service section [default: none is needed]");
+        command.arg(config).args(KEYS.iter().map(arg))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+/// Returns the argument of a key. clap reads any text, because the text of a variable needs another message than that of
+/// a flag.
+fn arg(key: &'static Key) -> Arg {
+    let help = match key.default {
+        "" => key.help.to_owned(),
+        default => format!("{} [default: {default}]", key.help),
+    };
+    Arg::new(key.name)
+        .long(key.flag())
+        .env(key.variable())
+        .hide_env_values(true)
+        .value_name(key.value_name)
+        .allow_hyphen_values(true)
+        .help(help)
+}
+
+impl FromArgMatches for Serve {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |key: &'static Key| {
+            let text = matches.get_one::<String>(key.name)?;
+            let origin = match matches.value_source(key.name) {
+                Some(ValueSource::EnvVariable) => Origin::Variable(key.name),
+                _ => Origin::Flag(key.name),
+            };
+            Some((key, text.clone(), origin))
+        };
+        Ok(Self {
+            config: matches.get_one(CONFIG).cloned(),
+            given: KEYS.iter().filter_map(given).collect(),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 impl Serve {
     pub(super) async fn run(self) -> ExitCode {
-        let log = match log::init(self.log_format, &self.log_filter) {
+        let config = match self.config() {
+            Ok(config) => config,
+            Err(error) => return fail(USAGE, &error),
+        };
+        let filter = config.log_filter.value.parse().expect("the filter was checked");
+        let log = match log::init(config.log_format.value, &filter) {
             Ok(log) => log,
             Err(error) => return fail(FAILURE, &error),
         };
@@ -79,7 +103,9 @@ impl Serve {
             Ok(signals) => signals,
             Err(error) => return fail(FAILURE, &error),
         };
-        let server = match self.bind().await {
+        open_files::raise_limit(config.max_connections.value);
+        let table = config.table().build().expect("the limits were checked");
+        let server = match Server::bind(&config, Arc::new(table)).await {
             Ok(server) => server,
             Err(error @ StartError::Config(_)) => return fail(USAGE, &error),
             Err(error) => return fail(FAILURE, &error),
@@ -109,53 +135,17 @@ impl Serve {
         }
     }
 
-    async fn bind(self) -> Result<Server, StartError> {
+    /// Returns the defaults, overridden by the file, by variables and by flags.
+    fn config(self) -> Result<Config, ConfigError> {
         let mut config = self
             .config
             .as_deref()
             .map_or_else(|| Ok(Config::default()), Config::read)?;
-        if let Some(addr) = self.listen {
-            config = config.listen_on(addr);
+        for (key, text, origin) in self.given {
+            config.set(key.name, &text, origin)?;
         }
-        if let Some(interval) = self.proxy_keep_alive_interval {
-            config = config.keep_alive(interval);
-        }
-        if let Some(delay) = self.shutdown_delay {
-            config = config.shutdown_delay(delay);
-        }
-        if let Some(routes) = self.max_routes {
-            config = config.max_routes(routes);
-        }
-        if let Some(routes) = self.max_routes_per_proxy {
-            config = config.max_routes_per_proxy(routes);
-        }
-        if let Some(percent) = self.expiry_brake_percent {
-            config = config.brake_percent(percent);
-        }
-        if let Some(routes) = self.expiry_brake_routes {
-            config = config.brake_routes(routes);
-        }
-        if let Some(intervals) = self.expiry_brake_intervals {
-            config = config.brake_intervals(intervals);
-        }
-        if let Some(connections) = self.max_connections {
-            config = config.max_connections(connections);
-        }
-        if let Some(bytes) = self.client_memory_mb {
-            config = config.client_memory(bytes);
-        }
-        if let Some(percent) = self.max_share_per_address {
-            config = config.max_share_per_address(percent);
-        }
-        open_files::raise_limit(config.max_connections.value);
-        let table = config.table().build().expect("the limits were checked");
-        Server::bind(&config, Arc::new(table)).await
+        Ok(config)
     }
-}
-
-/// Returns a parser of a number that `check` accepts.
-fn number<T>(check: fn(u64) -> Result<T, String>) -> impl Fn(&str) -> Result<T, String> + Clone {
-    move |text| check(text.parse().map_err(|_| format!("{text:?} is not a number"))?)
 }
 
 /// Prints the addresses after the log's lines. Nobody may read stdout, so a thread waits for stdout.

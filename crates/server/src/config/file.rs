@@ -5,37 +5,27 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
-use crate::config::{
-    BRAKE_INTERVALS, BRAKE_PERCENT, BRAKE_ROUTES, CLIENT_MEMORY, Config, ConfigError, ENABLED, KEEP_ALIVE, KEYPAIRS,
-    Keypair, LISTEN_ADDR, MAX_CONNECTIONS, MAX_ROUTES, MAX_ROUTES_PER_PROXY, MAX_SHARE_PER_ADDRESS, Origin, SECTION,
-    SHUTDOWN_DELAY, Setting, brake_intervals, brake_percent, client_memory, duration, keep_alive, listen_addr,
-    max_connections, max_routes, max_share_per_address,
-};
+use crate::config::keys::{self, KEYPAIRS, KEYS};
+use crate::config::{Config, ConfigError, Keypair, Origin, SECTION, Setting};
 
-/// The keys of the section and of its key pairs.
-const KEYS: [&str; 15] = [
-    ENABLED,
-    LISTEN_ADDR,
-    KEEP_ALIVE,
-    SHUTDOWN_DELAY,
-    MAX_ROUTES,
-    MAX_ROUTES_PER_PROXY,
-    BRAKE_PERCENT,
-    BRAKE_ROUTES,
-    BRAKE_INTERVALS,
-    MAX_CONNECTIONS,
-    CLIENT_MEMORY,
-    MAX_SHARE_PER_ADDRESS,
-    KEYPAIRS,
-    "key_file",
-    "cert_file",
-];
+/// The names of the keys.
+static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| KEYS.iter().map(|key| key.name).collect());
+
+/// The keys of a key pair.
+const PAIR_NAMES: [&str; 2] = ["key_file", "cert_file"];
+
+/// Returns a name of ours, which is not borrowed from the file.
+fn our_name(name: &str) -> Option<&'static str> {
+    let names = NAMES.iter().copied().chain(PAIR_NAMES);
+    names.into_iter().find(|&key| key == name)
+}
 
 /// Parses the text of a file.
 pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
@@ -66,67 +56,24 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
     };
 
     let mut config = Config::default();
-    if let Some(enabled) = section.enabled.read(file, ENABLED, Ok)?
-        && !enabled.value
-    {
-        let reason = "the service is switched off: nothing to do";
-        return Err(ConfigError::new(enabled.origin, reason));
-    }
-    if let Some(addr) = section.listen_addr.read(file, LISTEN_ADDR, |addr| listen_addr(&addr))? {
-        config.listen_addr = addr;
-    }
-    let interval = section.proxy_keep_alive_interval;
-    if let Some(interval) = interval.read(file, KEEP_ALIVE, |text| keep_alive(&text))? {
-        config.keep_alive = interval;
-    }
-    let delay = section.shutdown_delay;
-    if let Some(delay) = delay.read(file, SHUTDOWN_DELAY, |text| duration::parse(&text))? {
-        config.shutdown_delay = delay;
-    }
-    if let Some(routes) = section.max_routes.read(file, MAX_ROUTES, max_routes)? {
-        config.max_routes = routes;
-    }
-    let routes = section.max_routes_per_proxy;
-    if let Some(routes) = routes.read(file, MAX_ROUTES_PER_PROXY, max_routes)? {
-        config.max_routes_per_proxy = Some(routes);
-    }
-    let percent = section.expiry_brake_percent;
-    if let Some(percent) = percent.read(file, BRAKE_PERCENT, brake_percent)? {
-        config.brake_percent = percent;
-    }
-    if let Some(routes) = section.expiry_brake_routes.read(file, BRAKE_ROUTES, max_routes)? {
-        config.brake_routes = routes;
-    }
-    let intervals = section.expiry_brake_intervals;
-    if let Some(intervals) = intervals.read(file, BRAKE_INTERVALS, brake_intervals)? {
-        config.brake_intervals = intervals;
-    }
-    let connections = section.max_connections;
-    if let Some(connections) = connections.read(file, MAX_CONNECTIONS, max_connections)? {
-        config.max_connections = connections;
-    }
-    if let Some(memory) = section.client_memory_mb.read(file, CLIENT_MEMORY, client_memory)? {
-        config.client_memory = memory;
-    }
-    let share = section.max_share_per_address;
-    if let Some(share) = share.read(file, MAX_SHARE_PER_ADDRESS, max_share_per_address)? {
-        config.max_share_per_address = share;
-    }
-    let pairs = section
-        .https_keypairs
-        .read(file, KEYPAIRS, |pairs| match pairs.as_slice() {
-            [] => Err("has no pair: remove the key to serve plaintext".to_owned()),
-            _ => Ok(pairs),
-        })?;
-    let folder = file.parent().unwrap_or(Path::new(""));
-    let path = |path: Spanned<String>, key| Setting {
-        origin: at(file, &path, key),
-        value: folder.join(path.value),
-    };
-    for pair in pairs.into_iter().flat_map(|pairs| pairs.value) {
-        let key_file = path(pair.key_file, "https_keypairs.key_file");
-        let cert_file = path(pair.cert_file, "https_keypairs.cert_file");
-        config.keypairs.push(Keypair { key_file, cert_file });
+    for (key, given) in section.0 {
+        let origin = Origin::Key {
+            file: file.into(),
+            line: given.referenced.line(),
+            key: Some(key),
+        };
+        match given.value {
+            Value::None => {
+                let reason = "has no value: remove the key to use the default";
+                return Err(ConfigError::new(origin, reason));
+            }
+            Value::Scalar(text) => config.set(key, &text, origin)?,
+            Value::Keypairs(pairs) if pairs.is_empty() => {
+                let reason = "has no pair: remove the key to serve plaintext";
+                return Err(ConfigError::new(origin, reason));
+            }
+            Value::Keypairs(pairs) => config.keypairs = pairs.into_iter().map(|pair| pair.of(file)).collect(),
+        }
     }
     Ok(config)
 }
@@ -145,23 +92,16 @@ struct Misplaced {
     reason: String,
 }
 
-/// Our section. If empty, everything has its default.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Section {
-    enabled: Given<bool>,
-    listen_addr: Given<String>,
-    proxy_keep_alive_interval: Given<String>,
-    shutdown_delay: Given<String>,
-    max_routes: Given<u64>,
-    max_routes_per_proxy: Given<u64>,
-    expiry_brake_percent: Given<u64>,
-    expiry_brake_routes: Given<u64>,
-    expiry_brake_intervals: Given<u64>,
-    max_connections: Given<u64>,
-    client_memory_mb: Given<u64>,
-    max_share_per_address: Given<u64>,
-    https_keypairs: Given<Vec<Pair>>,
+/// The keys of our section with their values, in the order of the file. If empty, everything has its default.
+#[derive(Default)]
+struct Section(Vec<(&'static str, Spanned<Value>)>);
+
+/// The value of a key.
+enum Value {
+    /// The key has no value, or null.
+    None,
+    Scalar(String),
+    Keypairs(Vec<Pair>),
 }
 
 #[derive(Deserialize)]
@@ -171,44 +111,67 @@ struct Pair {
     cert_file: Spanned<String>,
 }
 
-/// The value of a key. `None` if the key is absent, and an inner `None` if the key has no value.
-struct Given<T>(Option<Spanned<Option<T>>>);
-
-impl<T> Default for Given<T> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Given<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Spanned::deserialize(deserializer).map(|value| Self(Some(value)))
-    }
-}
-
-impl<T> Given<T> {
-    /// Checks and converts the value. Returns `None` if the key is absent.
-    fn read<U>(
-        self,
-        file: &Path,
-        key: &'static str,
-        convert: impl FnOnce(T) -> Result<U, String>,
-    ) -> Result<Option<Setting<U>>, ConfigError> {
-        let Some(given) = self.0 else { return Ok(None) };
-        let origin = at(file, &given, key);
-        let no_value = || "has no value: remove the key to use the default".to_owned();
-        match given.value.ok_or_else(no_value).and_then(convert) {
-            Ok(value) => Ok(Some(Setting { value, origin })),
-            Err(reason) => Err(ConfigError::new(origin, reason)),
+impl Pair {
+    fn of(self, file: &Path) -> Keypair {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let path = |path: Spanned<String>, key| Setting {
+            origin: Origin::Key {
+                file: file.into(),
+                line: path.referenced.line(),
+                key: Some(key),
+            },
+            value: folder.join(path.value),
+        };
+        Keypair {
+            key_file: path(self.key_file, "https_keypairs.key_file"),
+            cert_file: path(self.cert_file, "https_keypairs.cert_file"),
         }
     }
 }
 
-fn at<T>(file: &Path, value: &Spanned<T>, key: &'static str) -> Origin {
-    Origin::Key {
-        file: file.into(),
-        line: value.referenced.line(),
-        key: Some(key),
+impl<'de> Deserialize<'de> for Section {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(SectionVisitor)
+    }
+}
+
+struct SectionVisitor;
+
+impl<'de> Visitor<'de> for SectionVisitor {
+    type Value = Section;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Section, A::Error> {
+        let mut section = Section::default();
+        while let Some(name) = map.next_key::<String>()? {
+            let Some(key) = keys::find(&name) else {
+                return Err(A::Error::unknown_field(&name, &NAMES));
+            };
+            if section.0.iter().any(|&(earlier, _)| earlier == key.name) {
+                return Err(A::Error::duplicate_field(key.name));
+            }
+            let value = if key.name == KEYPAIRS {
+                let pairs = map.next_value::<Spanned<Option<Vec<Pair>>>>()?;
+                with_span(pairs, |pairs| pairs.map_or(Value::None, Value::Keypairs))
+            } else {
+                let text = map.next_value::<Spanned<Option<String>>>()?;
+                with_span(text, |text| text.map_or(Value::None, Value::Scalar))
+            };
+            section.0.push((key.name, value));
+        }
+        Ok(section)
+    }
+}
+
+/// Converts a value that keeps its place in the file.
+fn with_span<T, U>(spanned: Spanned<T>, convert: impl FnOnce(T) -> U) -> Spanned<U> {
+    Spanned {
+        value: convert(spanned.value),
+        referenced: spanned.referenced,
+        defined: spanned.defined,
     }
 }
 
@@ -241,7 +204,7 @@ impl<'de> Visitor<'de> for FileVisitor {
             map.next_value::<IgnoredAny>()?;
             // No-break spaces and the like look like an indentation, but are part of the key.
             let visible = name.trim_matches(|c: char| !c.is_ascii_graphic());
-            let reason = if KEYS.contains(&visible) {
+            let reason = if our_name(visible).is_some() {
                 format!("{visible} is a key of {SECTION}: indent the key to stand below that section")
             } else if visible == SECTION {
                 format!("{SECTION} has a character around it that looks like a blank: {name:?}")
@@ -332,7 +295,7 @@ fn yaml_error(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigErr
     let written = source
         .and_then(|source| source.split_once(':'))
         .map(|(key, _)| key.trim_start_matches([' ', '-']));
-    let key = written.and_then(|written| KEYS.into_iter().find(|&key| key == written));
+    let key = written.and_then(our_name);
     ConfigError::new(
         Origin::Key {
             file: file.into(),
@@ -348,6 +311,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::keys::Key;
     use crate::config::{DEFAULT_KEEP_ALIVE, DEFAULT_LISTEN_ADDR};
 
     fn parse(text: &str) -> Result<Config, String> {
@@ -412,7 +376,7 @@ mod tests {
             let reason = "https_keypairs is a key of node_tracker_service: indent the key to stand below that section";
             assert_eq!(parse(&text), Err(format!("conf/tracker.yaml:3: {reason}")), "{key:?}");
         }
-        for key in KEYS {
+        for key in NAMES.iter().copied().chain(PAIR_NAMES) {
             let message = parse(&format!("{key}: yes\nnode_tracker_service:\n")).unwrap_err();
             assert!(
                 message.starts_with(&format!("conf/tracker.yaml:1: {key} is a key of ")),
@@ -439,17 +403,7 @@ mod tests {
 
     #[test]
     fn keys_without_a_value_and_repeated_keys_are_refused() {
-        for key in [
-            "enabled",
-            "listen_addr",
-            "proxy_keep_alive_interval",
-            "shutdown_delay",
-            "max_routes",
-            "max_connections",
-            "client_memory_mb",
-            "max_share_per_address",
-            "https_keypairs",
-        ] {
+        for Key { name: key, .. } in KEYS {
             for value in ["", " ~", " null"] {
                 let reason = format!(
                     "conf/tracker.yaml:2: node_tracker_service.{key}: has no value: remove the key to use the default"
@@ -508,7 +462,7 @@ mod tests {
             ),
             (
                 &format!("{section}  enabled: maybe"),
-                "conf/tracker.yaml:2: node_tracker_service.enabled: invalid boolean".into(),
+                "conf/tracker.yaml:2: node_tracker_service.enabled: \"maybe\" is neither yes nor no".into(),
             ),
             (
                 &format!("{section}  listen_addr: 3029"),
@@ -539,7 +493,7 @@ mod tests {
                 "conf/tracker.yaml:2: unknown key `listen_adr`, expected one of enabled, listen_addr, \
                  proxy_keep_alive_interval, shutdown_delay, max_routes, max_routes_per_proxy, expiry_brake_percent, \
                  expiry_brake_routes, expiry_brake_intervals, max_connections, client_memory_mb, \
-                 max_share_per_address, https_keypairs"
+                 max_share_per_address, https_keypairs, log_format, log_filter"
                     .into(),
             ),
             (

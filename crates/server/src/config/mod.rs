@@ -1,9 +1,9 @@
-//! The configuration of `serve`: defaults, overridden by the file, overridden by flags.
-//!
-//! Every key of the file but `enabled` and `https_keypairs` has a flag.
+//! The configuration of `serve`: defaults, overridden by the file, by environment variables, and by flags, in this order.
 
 pub(crate) mod duration;
 mod file;
+pub(crate) mod keys;
+mod values;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,24 +13,11 @@ use nodetracker::{Builder, ExpiryBrake, RouteTable};
 use thiserror::Error;
 
 use crate::limits::Limits;
+use crate::log::{self, LogFormat};
 use crate::machine;
 
 /// The tracker's section of the file.
 const SECTION: &str = "node_tracker_service";
-
-const ENABLED: &str = "enabled";
-const LISTEN_ADDR: &str = "listen_addr";
-const KEEP_ALIVE: &str = "proxy_keep_alive_interval";
-const SHUTDOWN_DELAY: &str = "shutdown_delay";
-const MAX_ROUTES: &str = "max_routes";
-const MAX_ROUTES_PER_PROXY: &str = "max_routes_per_proxy";
-const BRAKE_PERCENT: &str = "expiry_brake_percent";
-const BRAKE_ROUTES: &str = "expiry_brake_routes";
-const BRAKE_INTERVALS: &str = "expiry_brake_intervals";
-const MAX_CONNECTIONS: &str = "max_connections";
-const CLIENT_MEMORY: &str = "client_memory_mb";
-const MAX_SHARE_PER_ADDRESS: &str = "max_share_per_address";
-const KEYPAIRS: &str = "https_keypairs";
 
 /// The default address to listen on.
 pub const DEFAULT_LISTEN_ADDR: &str = "127.0.0.1:3029";
@@ -46,8 +33,10 @@ pub const MAX_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 3600);
 pub enum Origin {
     /// The setting has its default. The string is its key.
     Default(&'static str),
-    /// A flag of the command line.
+    /// The setting was set by the program, or by the flag of its key. The string is the key.
     Flag(&'static str),
+    /// The environment variable of a key.
+    Variable(&'static str),
     /// The file as a whole.
     File(PathBuf),
     /// A place in the file.
@@ -65,7 +54,8 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Default(key) => write!(f, "{key} (default)"),
-            Origin::Flag(flag) => f.write_str(flag),
+            Origin::Flag(key) => write!(f, "--{}", keys::flag(key)),
+            Origin::Variable(key) => f.write_str(&keys::variable(key)),
             Origin::File(file) => write!(f, "{}", file.display()),
             Origin::Key { file, line, key } => {
                 write!(f, "{}:{line}", file.display())?;
@@ -155,57 +145,40 @@ pub struct Config {
     /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the
     /// first.
     pub keypairs: Vec<Keypair>,
+    /// How the lines of the log look.
+    pub log_format: Setting<LogFormat>,
+    /// What the process logs: `TARGET=LEVEL`, separated by commas.
+    pub log_filter: Setting<String>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let limits = Limits::default();
         let brake = ExpiryBrake::default();
+        let max_routes = (machine::memory() / 8 / BYTES_PER_ROUTE).clamp(LEAST_ROUTES, MOST_DEFAULT_ROUTES);
         Self {
-            listen_addr: Setting {
-                value: DEFAULT_LISTEN_ADDR.into(),
-                origin: Origin::Default(LISTEN_ADDR),
-            },
-            keep_alive: Setting {
-                value: DEFAULT_KEEP_ALIVE,
-                origin: Origin::Default(KEEP_ALIVE),
-            },
-            shutdown_delay: Setting {
-                value: Duration::ZERO,
-                origin: Origin::Default(SHUTDOWN_DELAY),
-            },
-            max_routes: Setting {
-                value: (machine::memory() / 8 / BYTES_PER_ROUTE).clamp(LEAST_ROUTES, MOST_DEFAULT_ROUTES),
-                origin: Origin::Default(MAX_ROUTES),
-            },
+            listen_addr: default("listen_addr", DEFAULT_LISTEN_ADDR.into()),
+            keep_alive: default("proxy_keep_alive_interval", DEFAULT_KEEP_ALIVE),
+            shutdown_delay: default("shutdown_delay", Duration::ZERO),
+            max_routes: default("max_routes", max_routes),
             max_routes_per_proxy: None,
-            brake_percent: Setting {
-                value: brake.percent,
-                origin: Origin::Default(BRAKE_PERCENT),
-            },
-            brake_routes: Setting {
-                value: brake.min_routes,
-                origin: Origin::Default(BRAKE_ROUTES),
-            },
-            brake_intervals: Setting {
-                value: brake.max_intervals,
-                origin: Origin::Default(BRAKE_INTERVALS),
-            },
-            max_connections: Setting {
-                value: limits.max_connections,
-                origin: Origin::Default(MAX_CONNECTIONS),
-            },
-            client_memory: Setting {
-                value: limits.memory,
-                origin: Origin::Default(CLIENT_MEMORY),
-            },
-            max_share_per_address: Setting {
-                value: limits.max_share_per_address,
-                origin: Origin::Default(MAX_SHARE_PER_ADDRESS),
-            },
+            brake_percent: default("expiry_brake_percent", brake.percent),
+            brake_routes: default("expiry_brake_routes", brake.min_routes),
+            brake_intervals: default("expiry_brake_intervals", brake.max_intervals),
+            max_connections: default("max_connections", limits.max_connections),
+            client_memory: default("client_memory_mb", limits.memory),
+            max_share_per_address: default("max_share_per_address", limits.max_share_per_address),
             keypairs: Vec::new(),
+            log_format: default("log_format", LogFormat::default()),
+            log_filter: default("log_filter", log::DEFAULT_FILTER.into()),
         }
     }
+}
+
+/// Returns a setting that keeps its default.
+fn default<T>(key: &'static str, value: T) -> Setting<T> {
+    let origin = Origin::Default(key);
+    Setting { value, origin }
 }
 
 impl Config {
@@ -221,115 +194,40 @@ impl Config {
         file::parse(file, &text)
     }
 
-    /// Overrides the address to listen on, as `--listen` does.
+    /// Sets a key to a value, as its flag does.
+    ///
+    /// ```
+    /// use nodetracker_server::Config;
+    ///
+    /// let config = Config::default().with("max_routes_per_proxy", "1000")?;
+    /// assert!(config.with("max_connections", "many").is_err());
+    /// # Ok::<(), nodetracker_server::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// There is no such key, or the value cannot be used.
+    pub fn with(mut self, key: &'static str, value: &str) -> Result<Self, ConfigError> {
+        self.set(key, value, Origin::Flag(key))?;
+        Ok(self)
+    }
+
+    /// Sets the address to listen on. [`Server::bind`](crate::Server::bind) checks the address.
     #[must_use]
     pub fn listen_on(mut self, addr: impl Into<String>) -> Self {
         self.listen_addr = Setting {
             value: addr.into(),
-            origin: Origin::Flag("--listen"),
+            origin: Origin::Flag("listen_addr"),
         };
         self
     }
 
-    /// Overrides how long a route lives without a refresh, as `--proxy-keep-alive-interval` does.
-    #[must_use]
-    pub fn keep_alive(mut self, interval: Duration) -> Self {
-        self.keep_alive = Setting {
-            value: interval,
-            origin: Origin::Flag("--proxy-keep-alive-interval"),
+    pub(crate) fn set(&mut self, key: &str, value: &str, origin: Origin) -> Result<(), ConfigError> {
+        let set = match keys::find(key) {
+            Some(key) => key.set(self, value, &origin),
+            None => Err("there is no such key".to_owned()),
         };
-        self
-    }
-
-    /// Overrides how long calls are served after the server was asked to stop, as `--shutdown-delay` does.
-    #[must_use]
-    pub fn shutdown_delay(mut self, delay: Duration) -> Self {
-        self.shutdown_delay = Setting {
-            value: delay,
-            origin: Origin::Flag("--shutdown-delay"),
-        };
-        self
-    }
-
-    /// Overrides the most routes of the table, as `--max-routes` does.
-    #[must_use]
-    pub fn max_routes(mut self, routes: usize) -> Self {
-        self.max_routes = Setting {
-            value: routes,
-            origin: Origin::Flag("--max-routes"),
-        };
-        self
-    }
-
-    /// Overrides the most routes of each proxy, as `--max-routes-per-proxy` does.
-    #[must_use]
-    pub fn max_routes_per_proxy(mut self, routes: usize) -> Self {
-        self.max_routes_per_proxy = Some(Setting {
-            value: routes,
-            origin: Origin::Flag("--max-routes-per-proxy"),
-        });
-        self
-    }
-
-    /// Overrides the brake's percentage, as `--expiry-brake-percent` does.
-    #[must_use]
-    pub fn brake_percent(mut self, percent: u32) -> Self {
-        self.brake_percent = Setting {
-            value: percent,
-            origin: Origin::Flag("--expiry-brake-percent"),
-        };
-        self
-    }
-
-    /// Overrides the brake's number of routes, as `--expiry-brake-routes` does.
-    #[must_use]
-    pub fn brake_routes(mut self, routes: usize) -> Self {
-        self.brake_routes = Setting {
-            value: routes,
-            origin: Origin::Flag("--expiry-brake-routes"),
-        };
-        self
-    }
-
-    /// Overrides the brake's number of intervals, as `--expiry-brake-intervals` does.
-    #[must_use]
-    pub fn brake_intervals(mut self, intervals: u32) -> Self {
-        self.brake_intervals = Setting {
-            value: intervals,
-            origin: Origin::Flag("--expiry-brake-intervals"),
-        };
-        self
-    }
-
-    /// Overrides the most connections, as `--max-connections` does.
-    #[must_use]
-    pub fn max_connections(mut self, connections: u32) -> Self {
-        self.max_connections = Setting {
-            value: connections,
-            origin: Origin::Flag("--max-connections"),
-        };
-        self
-    }
-
-    /// Overrides the bytes that all clients may make the server hold, as `--client-memory-mb` does.
-    #[must_use]
-    pub fn client_memory(mut self, bytes: usize) -> Self {
-        self.client_memory = Setting {
-            value: bytes,
-            origin: Origin::Flag("--client-memory-mb"),
-        };
-        self
-    }
-
-    /// Overrides the percentage of each limit that one address may have, as `--max-share-per-address` does. At 100,
-    /// addresses have no limit.
-    #[must_use]
-    pub fn max_share_per_address(mut self, percent: u32) -> Self {
-        self.max_share_per_address = Setting {
-            value: percent,
-            origin: Origin::Flag("--max-share-per-address"),
-        };
-        self
+        set.map_err(|reason| ConfigError::new(origin, reason))
     }
 
     /// Returns the options of the server's table.
@@ -365,83 +263,3 @@ const BYTES_PER_ROUTE: usize = 32;
 /// Bounds of the default of [`Config::max_routes`].
 const LEAST_ROUTES: usize = 1 << 16;
 const MOST_DEFAULT_ROUTES: usize = 1 << 24;
-
-/// Bytes of a megabyte.
-const MEGABYTE: usize = 1_000_000;
-
-/// The least budget for clients, in megabytes: a few large replies.
-const LEAST_CLIENT_MEMORY: usize = 16;
-
-/// Checks a number of routes.
-pub(crate) fn max_routes(routes: u64) -> Result<usize, String> {
-    let most = Builder::MOST_ROUTES;
-    match usize::try_from(routes) {
-        Ok(routes) if (1..=most).contains(&routes) => Ok(routes),
-        _ => Err(format!("{routes} is not a number from 1 to {most}")),
-    }
-}
-
-/// Checks the percentage of the expiry brake.
-pub(crate) fn brake_percent(percent: u64) -> Result<u32, String> {
-    u32::try_from(percent)
-        .ok()
-        .filter(|percent| (1..=100).contains(percent))
-        .ok_or_else(|| format!("{percent} is not a percentage from 1 to 100 (100: no brake)"))
-}
-
-/// Checks the number of intervals of the expiry brake.
-pub(crate) fn brake_intervals(intervals: u64) -> Result<u32, String> {
-    const MOST: u32 = 100;
-    u32::try_from(intervals)
-        .ok()
-        .filter(|intervals| (1..=MOST).contains(intervals))
-        .ok_or_else(|| format!("{intervals} is not a number from 1 to {MOST} (1: no brake)"))
-}
-
-/// Checks a number of connections.
-pub(crate) fn max_connections(connections: u64) -> Result<u32, String> {
-    const MOST: u32 = 1_000_000;
-    match u32::try_from(connections) {
-        Ok(connections) if (1..=MOST).contains(&connections) => Ok(connections),
-        _ => Err(format!("{connections} is not a number from 1 to {MOST}")),
-    }
-}
-
-/// Checks the percentage of each limit that one address may have.
-pub(crate) fn max_share_per_address(percent: u64) -> Result<u32, String> {
-    match u32::try_from(percent) {
-        Ok(percent) if (1..=100).contains(&percent) => Ok(percent),
-        _ => Err(format!("{percent} is not a percentage from 1 to 100")),
-    }
-}
-
-/// Converts a budget for clients from megabytes.
-pub(crate) fn client_memory(megabytes: u64) -> Result<usize, String> {
-    const MOST: usize = 1_000_000;
-    match usize::try_from(megabytes) {
-        Ok(megabytes) if (LEAST_CLIENT_MEMORY..=MOST).contains(&megabytes) => Ok(megabytes * MEGABYTE),
-        _ => Err(format!(
-            "{megabytes} is not a number of megabytes from {LEAST_CLIENT_MEMORY} to {MOST}"
-        )),
-    }
-}
-
-/// Checks that a string is `host:port`. Whether the host exists is checked when the server binds.
-pub(crate) fn listen_addr(text: &str) -> Result<String, String> {
-    match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
-        _ => Err(format!("{text:?} is not host:port")),
-    }
-}
-
-/// Parses a keep-alive interval.
-pub(crate) fn keep_alive(text: &str) -> Result<Duration, String> {
-    let interval = duration::parse(text)?;
-    if interval < Duration::from_millis(1) {
-        return Err(format!("{text:?} is too short: every route would be expired at once"));
-    }
-    if interval > MAX_KEEP_ALIVE {
-        return Err(format!("{text:?} is too long: the limit is 365 days"));
-    }
-    Ok(interval)
-}

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{io, panic, thread};
 
-use clap::ValueEnum;
 use tracing::{Subscriber, error};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
@@ -30,12 +29,12 @@ pub(crate) const DEFAULT_FILTER: &str = "nodetracker=info";
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
-    /// For people
+    /// For people.
     #[default]
     Text,
-    /// One JSON object a line
+    /// One JSON object a line.
     Json,
 }
 

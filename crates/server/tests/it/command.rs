@@ -262,12 +262,12 @@ fn an_empty_value_is_a_mistake_and_is_named() {
         (&["nodes", "--timeout", ""], "'--timeout <DURATION>'"),
         (&["nodes", "--format", ""], "'--format <FORMAT>'"),
         (&["serve", "--config", ""], "'--config <FILE>'"),
-        (&["serve", "--listen", ""], "'--listen <ADDR>'"),
+        (&["serve", "--listen-addr", ""], "nodetracker: --listen-addr: "),
         (
             &["serve", "--proxy-keep-alive-interval", ""],
-            "'--proxy-keep-alive-interval <DURATION>'",
+            "nodetracker: --proxy-keep-alive-interval: ",
         ),
-        (&["serve", "--log-format", ""], "'--log-format <FORMAT>'"),
+        (&["serve", "--log-format", ""], "nodetracker: --log-format: "),
     ] {
         let refused = run(args);
         assert_eq!(refused.status.code(), Some(2), "{args:?}");

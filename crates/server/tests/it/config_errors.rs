@@ -33,7 +33,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
             ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
              shutdown_delay, max_routes, max_routes_per_proxy, expiry_brake_percent, expiry_brake_routes, \
              expiry_brake_intervals, max_connections, client_memory_mb, max_share_per_address, \
-             https_keypairs"
+             https_keypairs, log_format, log_filter"
                 .into(),
         ),
         (
@@ -95,9 +95,9 @@ fn a_port_that_is_taken_is_named_with_who_asked_for_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap();
     let reason = format!("cannot listen on {addr}: Address already in use (os error 98)");
-    let refused = run(&["serve", "--listen", &addr.to_string()]);
+    let refused = run(&["serve", "--listen-addr", &addr.to_string()]);
     assert_eq!(refused.status.code(), Some(2));
-    assert_eq!(stderr(&refused), format!("nodetracker: --listen: {reason}\n"));
+    assert_eq!(stderr(&refused), format!("nodetracker: --listen-addr: {reason}\n"));
 
     let (_folder, file) = config_file(&format!("node_tracker_service:\n  listen_addr: {addr}\n"));
     let file = file.to_str().unwrap();
@@ -109,16 +109,16 @@ fn a_port_that_is_taken_is_named_with_who_asked_for_it() {
 
 #[test]
 fn an_address_of_another_machine_is_refused() {
-    let refused = run(&["serve", "--listen", "192.0.2.1:0"]);
+    let refused = run(&["serve", "--listen-addr", "192.0.2.1:0"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).starts_with("nodetracker: --listen: cannot listen on 192.0.2.1:0: "));
+    assert!(stderr(&refused).starts_with("nodetracker: --listen-addr: cannot listen on 192.0.2.1:0: "));
     assert_eq!(stderr(&refused).lines().count(), 1);
 }
 
 #[test]
 fn wrong_flags_show_the_usage() {
     for args in [
-        &["serve", "--listen", "nowhere"][..],
+        &["serve", "--listen-addr", "nowhere"][..],
         &["serve", "--proxy-keep-alive-interval", "0s"],
         &["serve", "--proxy-keep-alive-interval", "5"],
         &["serve", "--log-format", "xml"],
@@ -161,7 +161,7 @@ fn the_server_listens_on_every_address_of_a_name() {
         .map(|addr| addr.ip())
         .collect();
     let mut command = nodetracker();
-    command.args(["serve", "--listen", "localhost:0"]);
+    command.args(["serve", "--listen-addr", "localhost:0"]);
     let server = Process::spawn(command);
     assert_eq!(addrs.iter().next(), Some(&server.addr.ip()));
     for ip in addrs {
@@ -174,7 +174,10 @@ fn the_limit_on_open_files_is_raised() {
     let serve = |limits: &str| {
         let mut command = Command::new("sh");
         command
-            .args(["-c", &format!("{limits} && exec \"$0\" serve --listen 127.0.0.1:0")])
+            .args([
+                "-c",
+                &format!("{limits} && exec \"$0\" serve --listen-addr 127.0.0.1:0"),
+            ])
             .arg(env!("CARGO_BIN_EXE_nodetracker"));
         Process::spawn(command)
     };

@@ -52,7 +52,7 @@ fn an_unread_log_stops_neither_calls_nor_the_server() {
     let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(&[b'x'; PIPE_SIZE]).unwrap();
     let mut command = nodetracker();
-    command.args(["serve", "--listen", "127.0.0.1:0"]);
+    command.args(["serve", "--listen-addr", "127.0.0.1:0"]);
     let mut server = Process::with_log(command, reader, writer);
     let added = run(&[
         "add",

@@ -798,7 +798,8 @@ async fn a_changed_keep_alive_interval_is_told_once() {
 #[tokio::test]
 async fn a_proxy_at_its_limit_keeps_its_session() {
     let table = Config::default()
-        .max_routes_per_proxy(2)
+        .with("max_routes_per_proxy", "2")
+        .expect("a limit")
         .table()
         .build()
         .expect("possible limits");

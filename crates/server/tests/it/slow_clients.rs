@@ -196,7 +196,7 @@ async fn headers_over_the_limit_break_one_call_only() {
 #[tokio::test]
 async fn running_out_of_descriptors_is_survived() {
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 48 && exec \"$0\" serve --listen 127.0.0.1:0"]);
+    command.args(["-c", "ulimit -n 48 && exec \"$0\" serve --listen-addr 127.0.0.1:0"]);
     command.arg(env!("CARGO_BIN_EXE_nodetracker"));
     let mut server = Process::spawn(command);
     let mut flood = Vec::new();

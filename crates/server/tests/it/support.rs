@@ -264,7 +264,7 @@ impl Process {
     /// Starts it on a free port and waits until it listens.
     pub(crate) fn serve(args: &[&str]) -> Self {
         let mut command = nodetracker();
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(args);
+        command.args(["serve", "--listen-addr", "127.0.0.1:0"]).args(args);
         Self::spawn(command)
     }
 

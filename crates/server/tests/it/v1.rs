@@ -634,7 +634,7 @@ async fn after_a_stop_no_route_expires_for_a_heartbeat_interval() {
 #[tokio::test]
 async fn the_brake_holds_expiry_and_the_admin_service_reports_the_hold() {
     let clock = ManualClock::new();
-    let builder = Config::default().brake_routes(10).table();
+    let builder = Config::default().with("expiry_brake_routes", "10").unwrap().table();
     let server = Running::with_table(builder.clock(clock.clone()).build().unwrap()).await;
     let (mut client, mut operator) = (routes(&server).await, admin(&server).await);
     let numbers: Vec<u128> = (0..10).collect();
@@ -690,7 +690,12 @@ async fn the_brake_holds_expiry_and_the_admin_service_reports_the_hold() {
 
 #[tokio::test]
 async fn a_proxy_has_a_limit_of_its_own_and_a_count() {
-    let table = Config::default().max_routes_per_proxy(3).table().build().unwrap();
+    let table = Config::default()
+        .with("max_routes_per_proxy", "3")
+        .unwrap()
+        .table()
+        .build()
+        .unwrap();
     let server = Running::with_table(table).await;
     let (mut client, mut operator) = (routes(&server).await, admin(&server).await);
     let refused = client
