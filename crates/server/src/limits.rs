@@ -91,8 +91,21 @@ pub const BYTES_PER_WORK: usize = 64;
 /// The work after which a connection's small calls wait for the next turn: some 200 calls, half a millisecond.
 pub const TURN_WORK: usize = 5_000;
 
-/// As [`TURN_WORK`], while tasks of the worker wait for a turn.
-pub const SHORT_TURN_WORK: usize = 1_000;
+/// As [`TURN_WORK`], while tasks of the worker wait for a turn, and for a turn that was granted.
+pub const SHORT_TURN_WORK: usize = 2_000;
+
+/// As [`TURN_WORK`], once a pass of the worker has done its work: a few calls. So clients with few calls in flight never
+/// wait for clients with many.
+pub const LEAST_TURN_WORK: usize = 100;
+
+/// Bytes that a connection reads in a turn of [`LEAST_TURN_WORK`]: a few calls.
+pub const LEAST_TURN_INPUT: usize = 1024;
+
+/// The work to begin a connection: 50 microseconds.
+pub const CONNECTION_WORK: usize = 500;
+
+/// The work to begin a connection with TLS: half a millisecond. A signature with an RSA key takes as long.
+pub const TLS_CONNECTION_WORK: usize = 5_000;
 
 /// The work that one pass of a worker grants to the tasks that wait for a turn: half a millisecond.
 pub const WORK_PER_PASS: usize = 5_000;

@@ -6,6 +6,11 @@
 //! its turn. A task that wants to do such work asks for a turn. If the pass has used up its work, the task waits in a
 //! queue, and the next passes grant the turns in order. If a connection has few small calls, these calls never wait.
 //!
+//! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass has
+//! done its work, each further connection may do only [`LEAST_TURN_WORK`], and waits for a turn with the rest. So a
+//! thousand connections with many small calls do not delay a connection with one call. A new connection waits for a
+//! turn, too.
+//!
 //! A connection has at most one task in the queue; its other tasks wait for that task. So a connection with 256 batches
 //! gets no more turns than a connection with one batch. Besides that task, the connection itself may wait with its
 //! small calls.
@@ -24,7 +29,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::yield_now;
 
-use crate::limits::{LARGE_CALLS, SHORT_TURN_WORK, TURN_WORK, WORK_PER_PART, WORK_PER_PASS};
+use crate::limits::{
+    LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, TURN_WORK, WORK_PER_PART,
+    WORK_PER_PASS,
+};
 
 /// The turns of one worker.
 #[derive(Debug)]
@@ -46,7 +54,7 @@ impl Default for WorkerTurns {
 /// The current pass.
 #[derive(Debug, Default)]
 struct Pass {
-    /// The work that was done or granted since the last pass with waiting tasks began.
+    /// The work that was done or granted since the last pass began that a task has waited for.
     spent: usize,
     waiting: VecDeque<Waiting>,
     /// Whether a task grants the turns.
@@ -78,23 +86,23 @@ impl WorkerTurns {
         granted
     }
 
-    /// Grants turns, pass by pass, until no task waits.
+    /// Grants turns, pass by pass, until a pass begins in which no task waits.
     async fn grant(self: Arc<Self>) {
         loop {
             // The runtime polls the sockets and runs the tasks that are ready, then this task.
             yield_now().await;
             let mut pass = self.lock();
             pass.spent = 0;
+            if pass.waiting.is_empty() {
+                pass.is_granting = false;
+                return;
+            }
             while pass.spent < WORK_PER_PASS
                 && let Some(Waiting { work, grant }) = pass.waiting.pop_front()
             {
                 if grant.send(()).is_ok() {
                     pass.spent += work;
                 }
-            }
-            if pass.waiting.is_empty() {
-                pass.is_granting = false;
-                return;
             }
         }
     }
@@ -158,18 +166,46 @@ impl Turns {
     }
 
     /// Asks for a turn in a later pass, for the connection's small calls.
-    pub(crate) fn next(&self, work: usize) -> oneshot::Receiver<()> {
-        self.worker.enqueue(work)
+    pub(crate) fn next(&self) -> oneshot::Receiver<()> {
+        self.worker.enqueue(SHORT_TURN_WORK)
     }
 
-    /// Returns the work that a connection may do for its small calls in one turn: less if other tasks wait for turns.
-    pub(crate) fn turn_work(&self) -> usize {
-        if self.worker.lock().is_granting {
-            SHORT_TURN_WORK
-        } else {
-            TURN_WORK
+    /// Returns the turn that a connection has for its small calls now. `is_granted` if the connection has waited for the
+    /// turn.
+    pub(crate) fn small_calls(&self, is_granted: bool) -> SmallCalls {
+        let pass = self.worker.lock();
+        let work = match is_granted {
+            true => SHORT_TURN_WORK,
+            false if pass.spent >= WORK_PER_PASS => LEAST_TURN_WORK,
+            false if pass.is_granting => SHORT_TURN_WORK,
+            false => TURN_WORK,
+        };
+        SmallCalls {
+            work,
+            input: match work {
+                LEAST_TURN_WORK => LEAST_TURN_INPUT,
+                _ => MAX_TURN_INPUT,
+            },
+            is_granted,
         }
     }
+
+    /// Counts the work of a turn for small calls. The pass has counted the work of a granted turn before.
+    pub(crate) fn end(&self, turn: &SmallCalls, work: usize) {
+        if !turn.is_granted {
+            self.worker.lock().spent += work;
+        }
+    }
+}
+
+/// The turn of a connection for its small calls.
+#[derive(Debug)]
+pub(crate) struct SmallCalls {
+    /// The work after which the other calls wait for the next turn.
+    pub(crate) work: usize,
+    /// The bytes that the connection may read.
+    pub(crate) input: usize,
+    is_granted: bool,
 }
 
 /// Divides the nodes of a call into parts, of one turn each.
@@ -253,8 +289,11 @@ mod tests {
         const WORK: usize = WORK_PER_PASS / 4;
         // The first pass was used up.
         connections[0].take(WORK_PER_PASS).await;
-        let mut waiting: Vec<_> = connections.iter().map(|connection| connection.next(WORK)).collect();
-        assert_eq!(connections[0].turn_work(), SHORT_TURN_WORK);
+        let mut waiting: Vec<_> = connections
+            .iter()
+            .map(|connection| connection.worker.enqueue(WORK))
+            .collect();
+        assert_eq!(connections[0].small_calls(true).work, SHORT_TURN_WORK);
         let mut passes = 0;
         while !waiting.is_empty() {
             let before = waiting.len();
@@ -265,15 +304,43 @@ mod tests {
         }
         assert!(passes >= 25);
         yield_now().await;
-        assert_eq!(connections[0].turn_work(), TURN_WORK);
+        assert_eq!(connections[0].small_calls(false).work, TURN_WORK);
+    }
+
+    #[tokio::test]
+    async fn a_pass_that_has_done_its_work_leaves_a_few_calls_to_each_connection() {
+        let worker = Arc::<WorkerTurns>::default();
+        let connections: Vec<_> = (0..10).map(|_| Turns::new(Arc::clone(&worker))).collect();
+        let works: Vec<_> = connections
+            .iter()
+            .map(|connection| {
+                let turn = connection.small_calls(false);
+                connection.end(&turn, turn.work / 2);
+                turn.work
+            })
+            .collect();
+        assert_eq!(works[..2], [TURN_WORK; 2]);
+        assert_eq!(works[2..], [LEAST_TURN_WORK; 8]);
+
+        // A connection waits. Then the next pass begins, with its turn.
+        let waits = connections[9].next();
+        assert_eq!(connections[0].small_calls(false).work, LEAST_TURN_WORK);
+        waits.await.unwrap();
+        assert_eq!(worker.lock().spent, SHORT_TURN_WORK);
+        let turn = connections[9].small_calls(true);
+        connections[9].end(&turn, turn.work);
+        assert_eq!(worker.lock().spent, SHORT_TURN_WORK, "the work was counted twice");
+        assert_eq!(connections[0].small_calls(false).work, SHORT_TURN_WORK);
+        yield_now().await;
+        assert_eq!(connections[0].small_calls(false).work, TURN_WORK);
     }
 
     #[tokio::test]
     async fn a_cancelled_task_takes_no_turn() {
         let worker = Arc::<WorkerTurns>::default();
         let connection = Turns::new(Arc::clone(&worker));
-        let cancelled = connection.next(WORK_PER_PASS);
-        let patient = connection.next(1);
+        let cancelled = connection.worker.enqueue(WORK_PER_PASS);
+        let patient = connection.worker.enqueue(1);
         drop(cancelled);
         patient.await.unwrap();
         assert_eq!(worker.lock().spent, 1);

@@ -32,7 +32,7 @@ use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
-use crate::limits::{IDLE_BYTES, MAKE_ROOM_INTERVAL, MAX_TURN_INPUT, SMALL_REPLY_SIZE};
+use crate::limits::{IDLE_BYTES, MAKE_ROOM_INTERVAL, SMALL_REPLY_SIZE};
 use crate::refusal;
 
 /// A request, and the stream for its reply.
@@ -122,6 +122,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
 
     /// Serves the connection until it is closed.
     pub(super) fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        let is_granted = self.yielded.is_some();
         if let Some(turn) = &mut self.yielded {
             // An error means that the runtime stops.
             let _ = ready!(Pin::new(turn).poll(cx));
@@ -132,11 +133,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             _ => MutedWaker::new(cx.waker().clone()),
         };
         let waker = self.waker.insert(waker);
+        let turn = self.router.turns().small_calls(is_granted);
         // A client that sends more than the server replies to has to wait.
-        let allowance = if self.received.is_empty() { MAX_TURN_INPUT } else { 0 };
+        let allowance = if self.received.is_empty() { turn.input } else { 0 };
         self.traffic.begin_turn(allowance);
-        let most = self.router.turns().turn_work();
-        let mut work = 0;
+        let (most, mut work) = (turn.work, 0);
         loop {
             match self.connection.poll_accept(&mut Context::from_waker(waker.waker())) {
                 Poll::Ready(Some(request)) => {
@@ -159,9 +160,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     }
                 }
                 Poll::Pending => {
+                    self.router.turns().end(&turn, work);
                     // Without budget the socket may have more input: tokio stopped this task, not the client.
                     if !self.received.is_empty() || self.traffic.is_exhausted() || !has_budget_remaining() {
-                        let mut turn = self.router.turns().next(most);
+                        let mut turn = self.router.turns().next();
                         // The turn comes in a later pass, so this only leaves the waker.
                         let _ = Pin::new(&mut turn).poll(cx);
                         self.yielded = Some(turn);

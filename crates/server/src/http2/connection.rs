@@ -64,6 +64,8 @@ pub(crate) async fn serve(
         Ok(stream) => stream,
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
+    let turns = Turns::new(Arc::clone(&context.turns));
+    turns.take(connection_work(&context)).await;
     let memory = context.memory.for_connection(client);
     let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
         memory.client().make_room_of_all();
@@ -71,11 +73,19 @@ pub(crate) async fn serve(
     };
     // Each phase has its own box, so that an idle connection does not hold the memory of the handshakes.
     let Some(tls) = context.tls.take() else {
-        return Box::pin(http2(stream, context, memory, number)).await;
+        return Box::pin(http2(stream, context, memory, turns, number)).await;
     };
     let handshake = TlsAcceptor::from(tls).accept(stream);
     if let Some(stream) = Box::pin(tls_handshake(handshake, &context)).await {
-        Box::pin(http2(stream, context, memory, number)).await;
+        Box::pin(http2(stream, context, memory, turns, number)).await;
+    }
+}
+
+/// Returns the work to begin a connection. A flood of new connections must not delay the others.
+fn connection_work(context: &ConnectionContext) -> usize {
+    match context.tls {
+        Some(_) => limits::TLS_CONNECTION_WORK,
+        None => limits::CONNECTION_WORK,
     }
 }
 
@@ -106,15 +116,15 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     context: ConnectionContext,
     memory: ConnectionMemory,
+    turns: Turns,
     number: u64,
 ) {
     let ConnectionContext {
         router,
         limits,
         mut draining,
-        turns,
-        tls: _,
         memory: budget,
+        ..
     } = context;
     let opened = Instant::now();
     let traffic = Arc::new(Traffic::default());
@@ -127,7 +137,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     let client = memory.client().clone();
     let mut calls = Calls::new(
         connection,
-        router.for_connection(draining_calls.clone(), memory, Turns::new(turns)),
+        router.for_connection(draining_calls.clone(), memory, turns),
         Arc::clone(&traffic),
     );
     let mut silent = pin!(sleep(limits.keep_alive_interval));
@@ -319,6 +329,16 @@ mod tests {
         }
     }
 
+    /// Serves the first connection of a worker.
+    async fn http2_alone<S: AsyncRead + AsyncWrite + Unpin>(
+        stream: S,
+        context: ConnectionContext,
+        memory: ConnectionMemory,
+    ) {
+        let turns = Turns::new(Arc::clone(&context.turns));
+        http2(stream, context, memory, turns, 0).await;
+    }
+
     fn counting_handler(calls: &Arc<AtomicU64>) -> Arc<ImmediateHandler> {
         let calls = Arc::clone(calls);
         Arc::new(move |_| {
@@ -385,7 +405,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let runs = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&runs);
-        let mut serving = Box::pin(http2(server, context, memory(), 0));
+        let mut serving = Box::pin(http2_alone(server, context, memory()));
         tokio::spawn(poll_fn(move |cx| {
             counted.fetch_add(1, Ordering::Relaxed);
             serving.as_mut().poll(cx)
@@ -414,7 +434,7 @@ mod tests {
             });
         }
         let (mut client, server) = tokio::io::duplex(1024 * 1024);
-        tokio::spawn(http2(server, context, memory(), 0));
+        tokio::spawn(http2_alone(server, context, memory()));
         client.write_all(BEGIN).await.unwrap();
         settle().await;
 
@@ -443,7 +463,7 @@ mod tests {
             ..Limits::default()
         };
         let (_draining, context) = context(MethodTable::new(Vec::new()), limits);
-        let served = tokio::spawn(http2(Flood(BEGIN), context, memory(), 0));
+        let served = tokio::spawn(http2_alone(Flood(BEGIN), context, memory()));
         timeout(LATE, served)
             .await
             .expect("the connection does not end")
@@ -455,7 +475,7 @@ mod tests {
         let limits = Limits::default();
         let (_draining, context) = context(MethodTable::new(Vec::new()), limits.clone());
         let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let served = tokio::spawn(http2(server, context, memory(), 0));
+        let served = tokio::spawn(http2_alone(server, context, memory()));
         client.write_all(BEGIN).await.unwrap();
         settle().await;
         // The client has just begun.
@@ -487,7 +507,7 @@ mod tests {
         let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, handler);
         let (_draining, context) = context(MethodTable::new(vec![method]), limits.clone());
         let (mut client, server) = tokio::io::duplex(STEP);
-        let served = tokio::spawn(http2(server, context, memory(), 0));
+        let served = tokio::spawn(http2_alone(server, context, memory()));
         let window = frame(8, 0, 0, &(1_u32 << 30).to_be_bytes());
         let windows = frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
         let begin = [BEGIN, &windows, &window, &requests(1, 10).next().expect("a request")].concat();
@@ -555,7 +575,7 @@ mod tests {
     async fn client(methods: Vec<Method>) -> (watch::Sender<bool>, h2::client::SendRequest<Bytes>) {
         let (draining, context) = context(MethodTable::new(methods), Limits::default());
         let (client, server) = tokio::io::duplex(64 * 1024);
-        tokio::spawn(http2(server, context, memory(), 0));
+        tokio::spawn(http2_alone(server, context, memory()));
         let (client, connection) = h2::client::handshake(client).await.unwrap();
         tokio::spawn(connection);
         (draining, client)
@@ -580,7 +600,11 @@ mod tests {
     ) {
         let (draining, context) = context(counting(&Arc::default()), Limits::default());
         let (client, server) = tokio::io::duplex(64 * 1024);
-        let served = tokio::spawn(http2(server, context, memory.for_connection(ClientQuota::alone()), 0));
+        let served = tokio::spawn(http2_alone(
+            server,
+            context,
+            memory.for_connection(ClientQuota::alone()),
+        ));
         let (client, connection) = h2::client::handshake(client).await.unwrap();
         tokio::spawn(connection);
         (draining, served, client)
@@ -615,7 +639,7 @@ mod tests {
         let (_draining, context) = context(counting(&Arc::default()), Limits::default());
         let quota = ClientQuota::alone();
         let (client, server) = tokio::io::duplex(64 * 1024);
-        let served = tokio::spawn(http2(server, context, memory.for_connection(quota.clone()), 0));
+        let served = tokio::spawn(http2_alone(server, context, memory.for_connection(quota.clone())));
         let (client, connection) = h2::client::handshake(client).await.unwrap();
         tokio::spawn(connection);
         calls_at_once(&client, 1).await;
@@ -640,7 +664,11 @@ mod tests {
         let memory = MemoryBudget::new(1 << 30, Arc::default());
         let (_draining, context) = context(counting(&Arc::default()), Limits::default());
         let (client, server) = tokio::io::duplex(64 * 1024);
-        tokio::spawn(http2(server, context, memory.for_connection(ClientQuota::alone()), 0));
+        tokio::spawn(http2_alone(
+            server,
+            context,
+            memory.for_connection(ClientQuota::alone()),
+        ));
         let mut builder = h2::client::Builder::new();
         let (mut client, connection) = builder.initial_window_size(0).handshake(client).await.unwrap();
         tokio::spawn(connection);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::task::coop::has_budget_remaining;
 
 /// Counts of one connection. All are Relaxed: only the connection's task uses them.
@@ -57,7 +57,7 @@ impl Traffic {
         self.read() + self.taken.load(Ordering::Relaxed)
     }
 
-    /// Begins a turn, in which the client may send about `allowance` bytes. The rest waits in the socket.
+    /// Begins a turn, in which the client may send `allowance` bytes. The rest waits in the socket.
     pub(super) fn begin_turn(&self, allowance: usize) {
         self.allowance.store(allowance, Ordering::Relaxed);
         self.is_exhausted.store(false, Ordering::Relaxed);
@@ -69,10 +69,11 @@ impl Traffic {
         self.is_exhausted.load(Ordering::Relaxed)
     }
 
-    fn begin_read(&self) -> bool {
-        let is_allowed = self.allowance.load(Ordering::Relaxed) > 0;
-        self.is_exhausted.store(!is_allowed, Ordering::Relaxed);
-        is_allowed
+    /// Returns the bytes that may be read. 0 ends the turn.
+    fn begin_read(&self) -> usize {
+        let allowance = self.allowance.load(Ordering::Relaxed);
+        self.is_exhausted.store(allowance == 0, Ordering::Relaxed);
+        allowance
     }
 
     fn has_read(&self, bytes: usize) {
@@ -101,21 +102,26 @@ impl Traffic {
 
 /// A stream that counts its bytes.
 pub(super) struct CountedStream<S> {
-    stream: S,
+    stream: Take<S>,
     traffic: Arc<Traffic>,
 }
 
-impl<S> CountedStream<S> {
+impl<S: AsyncRead> CountedStream<S> {
     pub(super) fn new(stream: S, traffic: Arc<Traffic>) -> Self {
-        Self { stream, traffic }
+        Self {
+            stream: stream.take(0),
+            traffic,
+        }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.traffic.begin_read() {
-            return Poll::Pending;
-        }
+        let allowance = match self.traffic.begin_read() {
+            0 => return Poll::Pending,
+            allowance => allowance as u64,
+        };
+        self.stream.set_limit(allowance);
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         self.traffic.has_read(buf.filled().len() - before);
@@ -123,9 +129,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = Pin::new(self.stream.get_mut()).poll_write(cx, buf);
         self.traffic.has_written(&written);
         written
     }
@@ -135,20 +141,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = Pin::new(self.stream.get_mut()).poll_write_vectored(cx, bufs);
         self.traffic.has_written(&written);
         written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(self.stream.get_mut()).poll_shutdown(cx)
     }
 }
