@@ -94,12 +94,12 @@ pub const TURN_WORK: usize = 5_000;
 /// As [`TURN_WORK`], while tasks of the worker wait for a turn, and for a turn that was granted.
 pub const SHORT_TURN_WORK: usize = 2_000;
 
-/// As [`TURN_WORK`], once a pass of the worker has done its work: a few calls. So clients with few calls in flight never
+/// As [`TURN_WORK`], once a pass of the worker has done its work: ten calls. So clients with few calls in flight never
 /// wait for clients with many.
-pub const LEAST_TURN_WORK: usize = 100;
+pub const LEAST_TURN_WORK: usize = 250;
 
 /// Bytes that a connection reads in a turn of [`LEAST_TURN_WORK`]: a few calls.
-pub const LEAST_TURN_INPUT: usize = 1024;
+pub const LEAST_TURN_INPUT: usize = 2 * 1024;
 
 /// The work to begin a connection: 50 microseconds.
 pub const CONNECTION_WORK: usize = 500;

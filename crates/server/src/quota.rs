@@ -198,6 +198,11 @@ impl ClientQuota {
         &self.0.client
     }
 
+    /// Returns the identity of the client.
+    pub(crate) fn key(&self) -> ClientKey {
+        self.0.key
+    }
+
     /// Takes a slot for a connection. Returns `None` if no slot is free.
     pub(crate) fn try_slot(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.client().slots).try_acquire_owned().ok()

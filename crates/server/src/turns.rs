@@ -11,9 +11,10 @@
 //! thousand connections with many small calls do not delay a connection with one call. A new connection waits for a
 //! turn, too.
 //!
-//! A connection has at most one task in the queue; its other tasks wait for that task. So a connection with 256 batches
-//! gets no more turns than a connection with one batch. Besides that task, the connection itself may wait with its
-//! small calls.
+//! The clients whose tasks wait get turns one after the other, however many tasks each has: so an address with 400 busy
+//! connections gets no more turns than an address with one. Of one client, a connection has at most one task in the
+//! queue; its other tasks wait for that task. So a connection with 256 batches gets no more turns than a connection with
+//! one batch. Besides that task, the connection itself may wait with its small calls.
 //!
 //! A message of a session is one piece of work, however large. So the session first waits for a turn, and then decodes
 //! and handles the message. Responses of services of other crates take a turn for each message.
@@ -21,7 +22,7 @@
 //! The unit of work is about a tenth of a microsecond: see [`limits`](crate::limits). A mutex guards the queue, and
 //! only the worker's thread takes the mutex.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +34,7 @@ use crate::limits::{
     LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, TURN_WORK, WORK_PER_PART,
     WORK_PER_PASS,
 };
+use crate::quota::ClientKey;
 
 /// The turns of one worker.
 #[derive(Debug)]
@@ -56,7 +58,7 @@ impl Default for WorkerTurns {
 struct Pass {
     /// The work that was done or granted since the last pass began that a task has waited for.
     spent: usize,
-    waiting: VecDeque<Waiting>,
+    waiting: Queue,
     /// Whether a task grants the turns.
     is_granting: bool,
 }
@@ -69,6 +71,40 @@ struct Waiting {
     grant: oneshot::Sender<()>,
 }
 
+/// The tasks that wait. Clients take turns, and so do the tasks of each client.
+#[derive(Debug, Default)]
+struct Queue {
+    /// The clients with tasks, in the order of their turns.
+    clients: VecDeque<ClientKey>,
+    tasks: HashMap<ClientKey, VecDeque<Waiting>, ahash::RandomState>,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.clients.is_empty()
+    }
+
+    fn push(&mut self, client: ClientKey, task: Waiting) {
+        let tasks = self.tasks.entry(client).or_default();
+        if tasks.is_empty() {
+            self.clients.push_back(client);
+        }
+        tasks.push_back(task);
+    }
+
+    fn pop(&mut self) -> Option<Waiting> {
+        let client = self.clients.pop_front()?;
+        let tasks = self.tasks.get_mut(&client)?;
+        let task = tasks.pop_front();
+        if tasks.is_empty() {
+            self.tasks.remove(&client);
+        } else {
+            self.clients.push_back(client);
+        }
+        task
+    }
+}
+
 impl WorkerTurns {
     fn lock(&self) -> MutexGuard<'_, Pass> {
         // No critical section here leaves the pass half changed.
@@ -76,10 +112,10 @@ impl WorkerTurns {
     }
 
     /// Joins the queue. The turn comes in a later pass.
-    fn enqueue(self: &Arc<Self>, work: usize) -> oneshot::Receiver<()> {
+    fn enqueue(self: &Arc<Self>, client: ClientKey, work: usize) -> oneshot::Receiver<()> {
         let (grant, granted) = oneshot::channel();
         let mut pass = self.lock();
-        pass.waiting.push_back(Waiting { work, grant });
+        pass.waiting.push(client, Waiting { work, grant });
         if !mem::replace(&mut pass.is_granting, true) {
             tokio::spawn(Arc::clone(self).grant());
         }
@@ -98,7 +134,7 @@ impl WorkerTurns {
                 return;
             }
             while pass.spent < WORK_PER_PASS
-                && let Some(Waiting { work, grant }) = pass.waiting.pop_front()
+                && let Some(Waiting { work, grant }) = pass.waiting.pop()
             {
                 if grant.send(()).is_ok() {
                     pass.spent += work;
@@ -115,15 +151,17 @@ pub(crate) type TurnFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 #[derive(Debug, Clone)]
 pub(crate) struct Turns {
     worker: Arc<WorkerTurns>,
+    client: ClientKey,
     /// The connection's task that is in the queue holds the permit.
     first: Arc<Semaphore>,
 }
 
 impl Turns {
-    /// Returns the turns of a new connection.
-    pub(crate) fn new(worker: Arc<WorkerTurns>) -> Self {
+    /// Returns the turns of a new connection of a client.
+    pub(crate) fn new(worker: Arc<WorkerTurns>, client: ClientKey) -> Self {
         Self {
             worker,
+            client,
             first: Arc::new(Semaphore::new(1)),
         }
     }
@@ -155,7 +193,7 @@ impl Turns {
         }
         let _first = self.first.acquire().await;
         // An error means that the runtime stops.
-        let _ = self.worker.enqueue(work).await;
+        let _ = self.worker.enqueue(self.client, work).await;
     }
 
     /// Waits until fewer than [`LARGE_CALLS`] calls of the worker build a large reply. So the memory for replies that
@@ -167,7 +205,7 @@ impl Turns {
 
     /// Asks for a turn in a later pass, for the connection's small calls.
     pub(crate) fn next(&self) -> oneshot::Receiver<()> {
-        self.worker.enqueue(SHORT_TURN_WORK)
+        self.worker.enqueue(self.client, SHORT_TURN_WORK)
     }
 
     /// Returns the turn that a connection has for its small calls now. `is_granted` if the connection has waited for the
@@ -236,13 +274,20 @@ impl Parts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
     use tokio::task::{LocalSet, spawn_local};
 
     use super::*;
+
+    impl Turns {
+        /// Returns the turns of a connection of a worker's only client.
+        pub(crate) fn of_one_client(worker: Arc<WorkerTurns>) -> Self {
+            Self::new(worker, ClientKey::V6(1))
+        }
+    }
 
     /// Runs tasks that each take turns for a whole pass, and returns the order of their turns.
     async fn order(connections: &[Turns], turns: usize) -> Vec<usize> {
@@ -274,24 +319,36 @@ mod tests {
     #[tokio::test]
     async fn connections_take_turns() {
         let worker = Arc::<WorkerTurns>::default();
-        let [a, b] = [0; 2].map(|_| Turns::new(Arc::clone(&worker)));
+        let [a, b] = [0; 2].map(|_| Turns::of_one_client(Arc::clone(&worker)));
         // Three tasks of one connection get as many turns as the one task of the other.
         let order = order(&[a.clone(), a.clone(), a, b], 4).await;
         let at = |last| order.iter().rposition(|&number| number == last).unwrap();
         assert!(at(3) <= 8, "{order:?}");
-        assert_eq!(worker.lock().waiting.len(), 0);
+        assert!(worker.lock().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn clients_take_turns_however_many_connections_they_have() {
+        let worker = Arc::<WorkerTurns>::default();
+        let of = |client| Turns::new(Arc::clone(&worker), ClientKey::V6(client));
+        let connections: Vec<_> = (0..20).map(|_| of(1)).chain([of(2)]).collect();
+        let order = order(&connections, 4).await;
+        let last = order.iter().rposition(|&number| number == 20);
+        assert!(last <= Some(8), "{order:?}");
+        let queue = &worker.lock().waiting;
+        assert!(queue.is_empty() && queue.tasks.is_empty());
     }
 
     #[tokio::test]
     async fn a_pass_has_so_much_work_and_no_more() {
         let worker = Arc::<WorkerTurns>::default();
-        let connections: Vec<_> = (0..100).map(|_| Turns::new(Arc::clone(&worker))).collect();
+        let connections: Vec<_> = (0..100).map(|_| Turns::of_one_client(Arc::clone(&worker))).collect();
         const WORK: usize = WORK_PER_PASS / 4;
         // The first pass was used up.
         connections[0].take(WORK_PER_PASS).await;
         let mut waiting: Vec<_> = connections
             .iter()
-            .map(|connection| connection.worker.enqueue(WORK))
+            .map(|connection| connection.worker.enqueue(connection.client, WORK))
             .collect();
         assert_eq!(connections[0].small_calls(true).work, SHORT_TURN_WORK);
         let mut passes = 0;
@@ -310,7 +367,7 @@ mod tests {
     #[tokio::test]
     async fn a_pass_that_has_done_its_work_leaves_a_few_calls_to_each_connection() {
         let worker = Arc::<WorkerTurns>::default();
-        let connections: Vec<_> = (0..10).map(|_| Turns::new(Arc::clone(&worker))).collect();
+        let connections: Vec<_> = (0..10).map(|_| Turns::of_one_client(Arc::clone(&worker))).collect();
         let works: Vec<_> = connections
             .iter()
             .map(|connection| {
@@ -338,9 +395,9 @@ mod tests {
     #[tokio::test]
     async fn a_cancelled_task_takes_no_turn() {
         let worker = Arc::<WorkerTurns>::default();
-        let connection = Turns::new(Arc::clone(&worker));
-        let cancelled = connection.worker.enqueue(WORK_PER_PASS);
-        let patient = connection.worker.enqueue(1);
+        let connection = Turns::of_one_client(Arc::clone(&worker));
+        let cancelled = connection.worker.enqueue(connection.client, WORK_PER_PASS);
+        let patient = connection.worker.enqueue(connection.client, 1);
         drop(cancelled);
         patient.await.unwrap();
         assert_eq!(worker.lock().spent, 1);

@@ -146,7 +146,7 @@ pub(crate) mod tests {
     impl Default for StreamContext {
         fn default() -> Self {
             Self {
-                turns: Turns::new(Arc::default()),
+                turns: Turns::of_one_client(Arc::default()),
                 budget: SendBudget::default(),
                 watches: Arc::new(Semaphore::new(1)),
             }

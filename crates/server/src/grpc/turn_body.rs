@@ -102,7 +102,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_waits_for_a_turn_before_its_next_frame() {
-        let turns = Turns::new(Arc::default());
+        let turns = Turns::of_one_client(Arc::default());
         let mut body = response_in_turns(Response::new(Body::new(Endless)), turns.clone()).into_body();
         let mut poll = || {
             Pin::new(&mut body)

@@ -64,7 +64,7 @@ pub(crate) async fn serve(
         Ok(stream) => stream,
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
-    let turns = Turns::new(Arc::clone(&context.turns));
+    let turns = Turns::new(Arc::clone(&context.turns), client.key());
     turns.take(connection_work(&context)).await;
     let memory = context.memory.for_connection(client);
     let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
@@ -335,7 +335,7 @@ mod tests {
         context: ConnectionContext,
         memory: ConnectionMemory,
     ) {
-        let turns = Turns::new(Arc::clone(&context.turns));
+        let turns = Turns::of_one_client(Arc::clone(&context.turns));
         http2(stream, context, memory, turns, 0).await;
     }
 
@@ -426,7 +426,7 @@ mod tests {
         let calls = Arc::new(AtomicU64::new(0));
         let (_draining, context) = context(counting(&calls), Limits::default());
         for _ in 0..3 {
-            let other = Turns::new(Arc::clone(&context.turns));
+            let other = Turns::of_one_client(Arc::clone(&context.turns));
             tokio::spawn(async move {
                 loop {
                     other.take(limits::WORK_PER_PASS).await;

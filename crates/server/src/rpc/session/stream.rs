@@ -248,7 +248,7 @@ mod tests {
 
     /// A session, and its client's side.
     fn session() -> (UnboundedSender<Bytes>, SessionStream) {
-        session_with(Turns::new(Arc::default()))
+        session_with(Turns::of_one_client(Arc::default()))
     }
 
     fn session_with(turns: Turns) -> (UnboundedSender<Bytes>, SessionStream) {
@@ -314,7 +314,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_message_waits_for_its_turn_and_its_client_is_not_silent() {
-        let turns = Turns::new(Arc::default());
+        let turns = Turns::of_one_client(Arc::default());
         let (client, mut stream) = session_with(turns.clone());
         client.send(hello()).unwrap();
         assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Welcome(_))))));
@@ -351,7 +351,7 @@ mod tests {
         let worker = Arc::default();
         let done = Arc::new(AtomicUsize::new(0));
         for _ in 0..SESSIONS {
-            let (client, mut stream) = session_with(Turns::new(Arc::clone(&worker)));
+            let (client, mut stream) = session_with(Turns::of_one_client(Arc::clone(&worker)));
             client.send(hello()).unwrap();
             assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Welcome(_))))));
             let nodes = (0..MAX_SESSION_NODES as u128).flat_map(u128::to_be_bytes);
