@@ -4,6 +4,7 @@ mod bad_input;
 mod command;
 mod config_errors;
 mod deadlines;
+mod diag;
 mod health_reflection;
 mod http2_abuse;
 mod log;
