@@ -8,6 +8,7 @@ mod diag;
 mod health_reflection;
 mod http2_abuse;
 mod log;
+mod ops;
 mod quota;
 mod refusals;
 #[path = "../../examples/client/replica.rs"]
