@@ -191,7 +191,7 @@ pub const MAX_SWEEP_WAIT: Duration = Duration::from_millis(10);
 pub const MAX_DIAG_CONNECTIONS: usize = 16;
 
 /// The pause after each connection that the diagnostics port accepts: at most 50 pages a second. A page of metrics takes
-/// less than a millisecond of the main thread.
+/// the main thread less than two milliseconds, even in a build without optimization.
 pub const DIAG_ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a connection to the diagnostics port may take, from its first byte to the last byte of the page.

@@ -3,33 +3,50 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The last snapshot that was written, and the failures so far. All operations are Relaxed: the figures guard no data.
+/// Figures of the snapshots since the start of the server. All operations are Relaxed: the figures guard no data.
 #[derive(Debug, Default)]
 pub(crate) struct SnapshotStatus {
+    restored_routes: AtomicU64,
     /// In milliseconds since 1970. Zero if no snapshot was written.
     last_success: AtomicU64,
     bytes: AtomicU64,
+    duration_micros: AtomicU64,
+    successes: AtomicU64,
     failures: AtomicU64,
 }
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the server writes no snapshots yet"))]
 impl SnapshotStatus {
+    /// Notes that a snapshot was loaded.
+    pub(super) fn restored(&self, routes: u64) {
+        self.restored_routes.store(routes, Ordering::Relaxed);
+    }
+
     /// Notes that a snapshot of `bytes` was written.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the server writes no snapshots yet"))]
-    pub(crate) fn succeeded(&self, at: SystemTime, bytes: u64) {
-        let millis = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        self.last_success.store(millis as u64, Ordering::Relaxed);
+    pub(super) fn succeeded(&self, bytes: u64, took: Duration) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_success.store(now.as_millis() as u64, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
+        self.duration_micros.store(took.as_micros() as u64, Ordering::Relaxed);
+        self.successes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Notes that a snapshot could not be written.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the server writes no snapshots yet"))]
-    pub(crate) fn failed(&self) {
+    pub(super) fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
+}
 
-    /// Returns when the last snapshot was written, as the time since 1970. Zero if no snapshot was written.
-    pub(crate) fn last_success(&self) -> Duration {
-        Duration::from_millis(self.last_success.load(Ordering::Relaxed))
+impl SnapshotStatus {
+    /// Returns the number of routes that were restored at the start.
+    pub(crate) fn restored_routes(&self) -> u64 {
+        self.restored_routes.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the last snapshot was written. `None` if no snapshot was written.
+    pub(crate) fn last_success(&self) -> Option<SystemTime> {
+        let millis = self.last_success.load(Ordering::Relaxed);
+        (millis > 0).then(|| UNIX_EPOCH + Duration::from_millis(millis))
     }
 
     /// Returns the size of the last snapshot.
@@ -37,7 +54,17 @@ impl SnapshotStatus {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns how often a snapshot could not be written.
+    /// Returns how long the writing of the last snapshot took.
+    pub(crate) fn duration(&self) -> Duration {
+        Duration::from_micros(self.duration_micros.load(Ordering::Relaxed))
+    }
+
+    /// Returns the number of snapshots that were written.
+    pub(crate) fn successes(&self) -> u64 {
+        self.successes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of snapshots that could not be written.
     pub(crate) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }

@@ -50,7 +50,7 @@ impl Metrics {
         Self(registry)
     }
 
-    /// Returns all metrics as text. Costs some tenths of a millisecond.
+    /// Returns all metrics as text. Takes less than two milliseconds, even without optimization.
     pub(crate) fn encode(&self, format: Format) -> String {
         let mut page = String::new();
         let encoded = match format {
@@ -100,7 +100,7 @@ impl Metric {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use nodetracker::RouteTable;
     use rcgen::generate_simple_self_signed;
@@ -214,7 +214,8 @@ mod tests {
         sources.counters[2].replied(call, Code::Ok);
         sources.counters[2].replied(call, Code::ResourceExhausted);
         let snapshots = sources.snapshots.as_ref().expect("they are there");
-        snapshots.succeeded(SystemTime::UNIX_EPOCH + Duration::from_millis(1_500), 99);
+        snapshots.restored(55);
+        snapshots.succeeded(99, Duration::from_millis(1_500));
         snapshots.failed();
         let metrics = Metrics::new(sources);
 
@@ -240,8 +241,10 @@ mod tests {
         for line in [
             "nodetracker_ready 0",
             "nodetracker_connections_limit 77",
-            "nodetracker_snapshot_timestamp_seconds 1.5",
             "nodetracker_snapshot_bytes 99",
+            "nodetracker_snapshot_duration_seconds 1.5",
+            "nodetracker_snapshots_total 1",
+            "nodetracker_restored_routes 55",
             "nodetracker_snapshot_failures_total 1",
             "nodetracker_calls_total{service=\"api.NodeTrackerService\",method=\"AddNode\",code=\"OK\"} 2",
             "nodetracker_calls_total{service=\"api.NodeTrackerService\",method=\"AddNode\",code=\"RESOURCE_EXHAUSTED\"} 1",

@@ -4,7 +4,8 @@
 //! exposes.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nodetracker::HoldCause;
 use tonic::Code;
@@ -15,6 +16,7 @@ use crate::grpc::method::split;
 use crate::server::metrics::process::ProcessFigures;
 use crate::server::metrics::reading::Reading;
 use crate::server::metrics::samples::{Kind, Samples};
+use crate::server::snapshot_status::SnapshotStatus;
 
 /// A metric.
 pub(super) struct Metric {
@@ -187,16 +189,28 @@ pub(super) static METRICS: &[Metric] = &[
         .only_if("with `https_keypairs`", |from| from.sources.certificates.is_some()),
     single("nodetracker_snapshot_timestamp_seconds", Kind::Gauge,
         "When the last snapshot was written, in seconds since 1970; 0 if none was written",
-        |from, to| from.sources.snapshots.iter().try_for_each(|status| to.only(status.last_success())))
-        .only_if("with `data_dir`", |from| from.sources.snapshots.is_some()),
+        |from, to| snapshots(from, |status| to.only(status.last_success().map_or(Duration::ZERO, since_1970))))
+        .only_if("with `data_dir`", has_snapshots),
     single("nodetracker_snapshot_bytes", Kind::Gauge,
         "The size of the last snapshot",
-        |from, to| from.sources.snapshots.iter().try_for_each(|status| to.only(status.bytes())))
-        .only_if("with `data_dir`", |from| from.sources.snapshots.is_some()),
+        |from, to| snapshots(from, |status| to.only(status.bytes())))
+        .only_if("with `data_dir`", has_snapshots),
+    single("nodetracker_snapshot_duration_seconds", Kind::Gauge,
+        "How long the writing of the last snapshot took",
+        |from, to| snapshots(from, |status| to.only(status.duration())))
+        .only_if("with `data_dir`", has_snapshots),
+    single("nodetracker_snapshots_total", Kind::Counter,
+        "Snapshots that were written",
+        |from, to| snapshots(from, |status| to.only(status.successes())))
+        .only_if("with `data_dir`", has_snapshots),
     single("nodetracker_snapshot_failures_total", Kind::Counter,
-        "How often a snapshot could not be written",
-        |from, to| from.sources.snapshots.iter().try_for_each(|status| to.only(status.failures())))
-        .only_if("with `data_dir`", |from| from.sources.snapshots.is_some()),
+        "Snapshots that could not be written",
+        |from, to| snapshots(from, |status| to.only(status.failures())))
+        .only_if("with `data_dir`", has_snapshots),
+    single("nodetracker_restored_routes", Kind::Gauge,
+        "Routes that were restored from a snapshot at the start",
+        |from, to| snapshots(from, |status| to.only(status.restored_routes())))
+        .only_if("with `data_dir`", has_snapshots),
 
     single("process_cpu_seconds_total", Kind::Counter,
         "CPU time of the process, in user and system mode",
@@ -223,6 +237,18 @@ pub(super) static METRICS: &[Metric] = &[
         |from, to| process(from, |figures| to.only(figures.start_time)))
         .only_if("on Linux", has_process),
 ];
+
+fn has_snapshots(from: &Reading<'_>) -> bool {
+    from.sources.snapshots.is_some()
+}
+
+fn snapshots(from: &Reading<'_>, write: impl FnMut(&Arc<SnapshotStatus>) -> fmt::Result) -> fmt::Result {
+    from.sources.snapshots.iter().try_for_each(write)
+}
+
+fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
 
 fn has_process(from: &Reading<'_>) -> bool {
     from.process.is_some()
@@ -270,8 +296,7 @@ fn certificates(from: &Reading<'_>, to: &mut Samples<'_>) -> fmt::Result {
         .iter()
         .flat_map(|certificates| certificates.expiries());
     for (file, expiry) in expiries {
-        let since_1970 = expiry.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        to.of([&file.display().to_string()], since_1970)?;
+        to.of([&file.display().to_string()], since_1970(expiry))?;
     }
     Ok(())
 }
