@@ -201,6 +201,11 @@ impl Feed {
         rings.map(|ring| ring.head.load(Ordering::Relaxed)).sum()
     }
 
+    /// The bytes of the rings and of their changes, without the names of nodes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.rings.get().into_iter().flatten().map(Ring::bytes).sum()
+    }
+
     /// The ring of removed and changed proxies.
     pub(crate) const PROXIES: usize = RINGS - 1;
 

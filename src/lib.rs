@@ -60,7 +60,7 @@
 //! | the same for many nodes | [`add_nodes`](RouteTable::add_nodes), [`refresh_routes`](RouteTable::refresh_routes) by handle | new nodes: a sixth less time; refreshes by handle: a tenth of the time |
 //! | look up | [`get_proxies`](RouteTable::get_proxies), [`resolve`](RouteTable::resolve), [`get_proxies_batch`](RouteTable::get_proxies_batch), [`explain`](RouteTable::explain) | as adding; no allocation for up to two routes |
 //! | list | [`for_each_route`](RouteTable::for_each_route), [`nodes_page`](RouteTable::nodes_page), [`proxies_page`](RouteTable::proxies_page) | some 50 ns a route, whatever the size of the table |
-//! | count | [`stats`](RouteTable::stats), [`route_count`](RouteTable::route_count) of a proxy | `route_count`: one look-up of the proxy |
+//! | count | [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use), [`route_count`](RouteTable::route_count) of a proxy | `route_count`: one look-up of the proxy |
 //! | follow | [`subscribe`](RouteTable::subscribe) | one more CAS for each change while there is a subscription |
 //! | sweep | [`Sweeper`], [`SweepPace`], [`sweep`](RouteTable::sweep) | some 7 ns a record |
 //! | hold expiry | [`Builder::expiry_brake`], [`expiry_hold`](RouteTable::expiry_hold), [`effective_keep_alive`](RouteTable::effective_keep_alive) | a read of the clock |
@@ -84,8 +84,8 @@
 //!
 //! * `snapshot` (default): [`snapshot`], with rayon.
 //! * `stream`: [`Subscription`] is a `futures_core::Stream`.
-//! * `serde`: [`NodeId`], [`ProxyDetails`], [`ExplainedRoute`], [`RouteHandle`], [`Stats`] and the results of calls can
-//!   be serialized.
+//! * `serde`: [`NodeId`], [`ProxyDetails`], [`ExplainedRoute`], [`RouteHandle`], [`Stats`], [`MemoryUse`] and the
+//!   results of calls can be serialized.
 //!
 //! # Which calls wait for another thread
 //!
@@ -105,7 +105,8 @@
 //! *The registry* is a lock. The calls above hold it while they change the set of proxies or a proxy's details, mostly
 //! for some microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped
 //! with the lock held blocks these calls of other threads, and no others. Routes of registered proxies can still be
-//! added, refreshed, looked up and removed. [`stats`](RouteTable::stats), [`route_count`](RouteTable::route_count),
+//! added, refreshed, looked up and removed. [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use),
+//! [`route_count`](RouteTable::route_count),
 //! [`expiry_hold`](RouteTable::expiry_hold), [`effective_keep_alive`](RouteTable::effective_keep_alive),
 //! [`find_proxy`](RouteTable::find_proxy), [`incarnation`](RouteTable::incarnation) and
 //! [`write_snapshot`](RouteTable::write_snapshot) do not take the lock. [`sweep`](RouteTable::sweep) skips the proxies
@@ -192,6 +193,7 @@ pub use table::RouteTable;
 pub use table::batch::{AddedNodes, BatchRoutes};
 pub use table::handles::{AddHandlesError, AddedHandles, RefreshedRoutes};
 pub use table::incarnation::Incarnation;
+pub use table::memory_use::MemoryUse;
 pub use table::page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
 pub use table::stats::Stats;
 pub use table::sweep::SweepReport;

@@ -283,6 +283,15 @@ impl Shards {
             .map(|number| with!(self.get(number), shard => shard.records(guard), (0, 0)))
             .fold((0, 0), |(nodes, records), (more, all)| (nodes + more, records + all))
     }
+
+    /// The bytes of the records, and of the indexes and the shards, in all shards.
+    pub(crate) fn bytes(&self, guard: &Guard) -> (usize, usize) {
+        (0..self.end())
+            .map(|number| with!(self.get(number), shard => shard.bytes(guard), (0, 0)))
+            .fold((0, 0), |(records, indexes), (more, index)| {
+                (records + more, indexes + index)
+            })
+    }
 }
 
 fn fill<'n, K: Key, P: Liveness>(

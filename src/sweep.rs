@@ -98,6 +98,8 @@ const MOST_COLLECTIONS: usize = 8;
 pub(crate) struct Step {
     pub(crate) visited: u32,
     pub(crate) removed: usize,
+    /// Of these, routes that were expired.
+    pub(crate) expired: usize,
     /// The number of routes that stay and were last refreshed before `late_before`; zero if another thread did the same
     /// step.
     pub(crate) late: usize,
@@ -150,6 +152,7 @@ impl Cursor {
                     Visit {
                         visited: 0,
                         removed: 0,
+                        expired: 0,
                         next: None,
                     }
                 })
@@ -172,6 +175,7 @@ impl Cursor {
                 Visit {
                     visited,
                     removed: 0,
+                    expired: 0,
                     next: next.map(|number| RecordPosition { generation: 0, number }),
                 }
             }
@@ -191,6 +195,7 @@ impl Cursor {
         Step {
             visited: visit.visited,
             removed: visit.removed,
+            expired: visit.expired,
             late: if advanced { late } else { 0 },
             stage: at.stage,
             stage_completed: advanced && after.stage != at.stage,

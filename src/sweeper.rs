@@ -109,6 +109,7 @@ impl SweepPace {
         while let Some(report) = self.sweep_step(table) {
             all.visited += report.visited;
             all.removed += report.removed;
+            all.expired += report.expired;
             all.round_completed |= report.round_completed;
         }
         all

@@ -6,6 +6,7 @@ mod copied;
 pub(crate) mod handles;
 pub(crate) mod incarnation;
 mod look_up;
+pub(crate) mod memory_use;
 pub(crate) mod page;
 mod proxies;
 mod remove;

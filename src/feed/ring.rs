@@ -46,6 +46,13 @@ impl Ring {
         }
     }
 
+    /// The bytes of the ring and of its changes, without the names of nodes.
+    pub(super) fn bytes(&self) -> usize {
+        // Relaxed: a figure for display.
+        let changes = self.head.load(Ordering::Relaxed).min(self.entries.len() as u64) as usize;
+        size_of::<Self>() + size_of_val(&*self.entries) + changes * size_of::<RingEntry>()
+    }
+
     fn place(&self, number: u64) -> &AtomicPtr<RingEntry> {
         &self.entries[(number % self.entries.len() as u64) as usize]
     }

@@ -47,6 +47,17 @@ impl<T: Default, const PER_SIZE_BITS: u32> SegmentedVec<T, PER_SIZE_BITS> {
         Some(unsafe { &*element })
     }
 
+    /// The bytes of the segments and of their table. Reads the table, which has some hundred pointers.
+    pub(crate) fn bytes(&self) -> usize {
+        // Relaxed: a figure for display.
+        let is_there = |segment: &AtomicPtr<T>| !segment.load(Ordering::Relaxed).is_null();
+        let segments = (0..).zip(&self.segments).filter(|(_, segment)| is_there(segment));
+        let elements: usize = segments
+            .map(|(number, _)| Split::<PER_SIZE_BITS>::len(number) as usize)
+            .sum();
+        elements * size_of::<T>() + size_of_val(&*self.segments)
+    }
+
     /// The element of a number below the limit.
     pub(crate) fn ensure(&self, number: u32) -> &T {
         loop {

@@ -33,6 +33,11 @@ impl Location {
     pub(crate) fn segments(count: u32) -> u32 {
         Split::<PER_SIZE_BITS>::segments(count)
     }
+
+    /// How many elements the segments have that hold the numbers below `count`.
+    pub(crate) fn capacity(count: u32) -> u32 {
+        Split::<PER_SIZE_BITS>::first(Self::segments(count))
+    }
 }
 
 /// Such an array with another split: `1 << PER_SIZE_BITS` segments of one size. Fewer pointers mean more empty
@@ -57,6 +62,13 @@ impl<const PER_SIZE_BITS: u32> Split<PER_SIZE_BITS> {
         1 << (FIRST_BITS + (segment >> PER_SIZE_BITS))
     }
 
+    /// The first number of a segment.
+    fn first(segment: u32) -> u32 {
+        let shift = segment >> PER_SIZE_BITS;
+        let leading = (segment & ((1 << PER_SIZE_BITS) - 1)) + (1 << PER_SIZE_BITS);
+        (leading << (FIRST_BITS + shift)) - (1 << (FIRST_BITS + PER_SIZE_BITS))
+    }
+
     /// Like [`Location::segments`].
     pub(crate) fn segments(count: u32) -> u32 {
         count.checked_sub(1).map_or(0, |last| Self::place(last).segment + 1)
@@ -71,6 +83,10 @@ mod tests {
         let mut expected = Location { segment: 0, offset: 0 };
         for number in 0..300_000 {
             assert_eq!(Split::<PER_SIZE_BITS>::place(number), expected, "number {number}");
+            assert_eq!(
+                Split::<PER_SIZE_BITS>::first(expected.segment),
+                number - expected.offset
+            );
             expected.offset += 1;
             if expected.offset == Split::<PER_SIZE_BITS>::len(expected.segment) {
                 assert_eq!(Split::<PER_SIZE_BITS>::segments(number + 1), expected.segment + 1);

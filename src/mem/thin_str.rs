@@ -3,6 +3,11 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
+use crate::sync::stripes::Tally;
+
+/// The bytes of all texts of the process.
+static BYTES: Tally = Tally::new();
+
 /// A heap string of at most 255 bytes behind a one-word pointer: a length byte, then the text. It costs one byte beside
 /// its text; a boxed str costs sixteen, a `CompactString` twenty-four.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +25,13 @@ impl ThinStr {
         let bytes = unsafe { to.add(1) };
         // SAFETY: both are `len` bytes, and the allocation is new, so they do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), bytes.as_ptr(), text.len()) };
+        BYTES.add(Self::layout(len).size());
         Some(ThinStr(to))
+    }
+
+    /// The bytes of all texts of the process.
+    pub(crate) fn bytes_of_all() -> usize {
+        BYTES.get()
     }
 
     fn layout(len: u8) -> Layout {
@@ -60,6 +71,7 @@ impl ThinStr {
     pub(crate) unsafe fn free(self) {
         // SAFETY: the caller promises that the text is not freed yet; its first byte is the length.
         let len = unsafe { self.0.read() };
+        BYTES.sub(Self::layout(len).size());
         // SAFETY: `new` allocated it with this layout.
         unsafe { dealloc(self.0.as_ptr(), Self::layout(len)) };
     }

@@ -80,6 +80,12 @@ impl Numbers {
         }
     }
 
+    /// The bytes of the entries.
+    pub(crate) fn bytes(&self) -> usize {
+        let incarnations = self.incarnations.get().map_or(0, |incarnations| incarnations.bytes());
+        self.lives.bytes() + self.fields.bytes() + incarnations
+    }
+
     /// The life of a number, if the number or a number of its segment was ever used.
     #[inline]
     pub(crate) fn life(&self, number: u32) -> Option<&LifeCell> {

@@ -168,6 +168,14 @@ impl Ids {
         (0..PARTS).map(|part| self.numbers(part, guard).count()).sum()
     }
 
+    /// The bytes of the map's arrays.
+    pub(crate) fn bytes(&self, guard: &Guard) -> usize {
+        (0..PARTS)
+            .filter_map(|part| self.array(part, guard))
+            .map(Reclaim::bytes)
+            .sum()
+    }
+
     fn array<'g>(&'g self, part: usize, _guard: &'g Guard) -> Option<&'g Array> {
         // Acquire: pairs with `replace`, so that the whole array is visible.
         let array = self.parts[part].load(Ordering::Acquire);

@@ -225,6 +225,12 @@ impl Proxies {
         self.registered.load(Ordering::Relaxed)
     }
 
+    /// The bytes of the numbers, of their counts of routes, and of the map of IDs.
+    pub(crate) fn bytes(&self, guard: &Guard) -> usize {
+        let counts = self.route_counts.as_ref().map_or(0, RouteCounts::bytes);
+        self.numbers.bytes() + counts + self.ids.bytes(guard)
+    }
+
     /// How many more proxies fit into the table.
     pub(crate) fn room(&self) -> usize {
         self.registry.lock().room(self.limit)

@@ -30,6 +30,11 @@ impl RouteCounts {
         }
     }
 
+    /// The bytes of the counts.
+    pub(crate) fn bytes(&self) -> usize {
+        self.counts.bytes()
+    }
+
     /// Allocates the count of a number before a proxy gets the number.
     pub(crate) fn ensure(&self, number: u32) {
         self.counts.ensure(number);

@@ -10,6 +10,7 @@ use std::ptr::{self, NonNull};
 use crate::shard::routes::AllWords;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
+use crate::sync::stripes::Tally;
 use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, retire, step};
 use crate::word::Word;
 
@@ -50,6 +51,14 @@ fn body_of(word: Word) -> *mut Body {
     )
 }
 
+/// The bytes of the lists that records point to, in all tables of the process.
+static BYTES: Tally = Tally::new();
+
+/// The bytes of the lists that records point to, in all tables of the process, without garbage.
+pub(crate) fn bytes_of_all() -> usize {
+    BYTES.get()
+}
+
 /// A list that is private to this thread. Dropping it frees it.
 pub(crate) struct NewList(NonNull<Body>);
 
@@ -83,6 +92,7 @@ impl NewList {
 
     /// Leaves the list to the record that now points to it.
     pub(crate) fn publish(self) {
+        BYTES.add(layout(len_of(self.0.as_ptr())).size());
         std::mem::forget(self);
     }
 }
@@ -147,6 +157,7 @@ impl<'g> List<'g> {
     ///
     /// This thread's CAS unlinked the list from the record.
     pub(crate) unsafe fn retire(self, guard: &Guard) {
+        BYTES.sub(self.0.bytes());
         // SAFETY: this thread's CAS unlinked the list, so no thread that pins from now on can find it (invariant 8).
         unsafe { retire(guard, ptr::from_ref(self.0).cast_mut()) };
     }
@@ -157,6 +168,7 @@ impl<'g> List<'g> {
     ///
     /// No other thread can reach the list, and the record that points to it is being freed.
     pub(crate) unsafe fn free_at(word: Word) {
+        BYTES.sub(layout(word.list_len()).size());
         // SAFETY: the caller promises that no other thread can reach the list.
         unsafe { Body::free(body_of(word)) };
     }

@@ -190,6 +190,8 @@ pub(crate) struct Visit {
     pub(crate) visited: u32,
     /// Routes removed.
     pub(crate) removed: usize,
+    /// Of these, routes that were expired.
+    pub(crate) expired: usize,
     /// Where the next visit starts; `None` at the shard's end.
     pub(crate) next: Option<RecordPosition>,
 }
@@ -477,6 +479,7 @@ impl<K: Key> Shard<K> {
         let mut visit = Visit {
             visited: 0,
             removed: 0,
+            expired: 0,
             next: None,
         };
         let Some(index) = self.root(scope.guard) else {
@@ -505,7 +508,10 @@ impl<K: Key> Shard<K> {
             let count = (end - number).min(most - visit.visited).min(records.len() as u32);
             for record in &records[..count as usize] {
                 match sweep_record::<K, P>(record, index, scope, census) {
-                    Some(removed) => visit.removed += removed,
+                    Some((removed, expired)) => {
+                        visit.removed += removed;
+                        visit.expired += expired;
+                    }
                     // The shard is moving: finish the move, and start again in the new slab.
                     None if can_move && self.compact(index, scope).is_ok() => {
                         visit.next = Some(RecordPosition::default());
@@ -543,30 +549,39 @@ impl<K: Key> Shard<K> {
         let slab = self.root(guard).map(Index::slab);
         slab.map_or((0, 0), |slab| (slab.live() as usize, slab.numbers() as usize))
     }
+
+    /// The bytes of the records and of the index.
+    pub(crate) fn bytes(&self, guard: &Guard) -> (usize, usize) {
+        self.root(guard).map_or((0, 0), |index| {
+            let records = Location::capacity(index.slab().numbers()) as usize;
+            (records * size_of::<Record>(), index.shape().layout().size())
+        })
+    }
 }
 
-/// Removes the stale routes of one record. Returns their number, or `None` if the record is moving.
+/// Removes the stale routes of one record. Returns their number, and how many of them were expired, or `None` if the
+/// record is moving.
 #[inline]
 fn sweep_record<K: Key, P: Liveness>(
     record: &Record,
     index: Index<'_>,
     scope: &Scope<'_, P>,
     census: &mut impl Census,
-) -> Option<usize> {
+) -> Option<(usize, usize)> {
     let word = record.load();
     let removed = match word.state() {
-        State::Retired | State::Dead => return Some(0),
+        State::Retired | State::Dead => return Some((0, 0)),
         _ if word.is_frozen() => return None,
-        State::Live if scope.is_young(word) && census.see_valid(word, scope.proxies) => return Some(0),
+        State::Live if scope.is_young(word) && census.see_valid(word, scope.proxies) => return Some((0, 0)),
         State::Live | State::Spill => {
             // SAFETY: the word has routes (invariant 3), and the scope's guard is pinned.
             let record = unsafe { Published::new(record) };
             match change::<K, P>(record, Change::Sweep, None, index.slab(), scope) {
-                Ok(Changed::Removed { stale, .. }) => stale,
+                Ok(Changed::Removed { stale, expired, .. }) => (stale, expired),
                 Ok(Changed::Frozen) => return None,
                 // Without memory for a shorter list, the routes stay until the next round, and the census sees them
                 // below.
-                Ok(Changed::Retired | Changed::Absent | Changed::Added(_)) | Err(_) => 0,
+                Ok(Changed::Retired | Changed::Absent | Changed::Added(_)) | Err(_) => (0, 0),
             }
         }
     };

@@ -47,8 +47,8 @@ pub(crate) enum Changed {
     /// There is no route for [`Change::Refresh`] to refresh.
     Absent,
     /// Another change has succeeded. It removed this many routes that could still be returned, and this many stale
-    /// routes.
-    Removed { valid: usize, stale: usize },
+    /// routes. A sweep counts how many of the stale routes were expired.
+    Removed { valid: usize, stale: usize, expired: usize },
     /// The record is RETIRED: search for the key again.
     Retired,
     /// The record is moving to another slab: finish the move, and search for the key again.
@@ -337,7 +337,7 @@ fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
         (_, Changed::Added(Added::Inserted)) => Some(Reason::Added),
         // A refresh that replaced the list has removed its stale routes, so no sweeper will find and mark them.
         (_, Changed::Added(Added::Refreshed)) => lost.then_some(Reason::Expired),
-        (_, Changed::Removed { valid: 0, stale: 0 }) => None,
+        (_, Changed::Removed { valid: 0, stale: 0, .. }) => None,
         (Change::Sweep, Changed::Removed { .. }) => Some(Reason::Expired),
         (_, Changed::Removed { .. }) => Some(Reason::Removed),
         _ => None,
@@ -357,7 +357,11 @@ fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>)
             .iter()
             .map(|word| Word(word.load(Ordering::Relaxed)).thawed())
     };
-    let unchanged = Some(Changed::Removed { valid: 0, stale: 0 });
+    let unchanged = Some(Changed::Removed {
+        valid: 0,
+        stale: 0,
+        expired: 0,
+    });
     match what {
         Change::Add(proxy) => match refresh_in_place(list, proxy, scope) {
             Refreshed::Done => Some(Changed::Added(Added::Refreshed)),
@@ -467,6 +471,7 @@ fn apply<P: Liveness>(what: Change, routes: &mut AllWords, scope: &Scope<'_, P>)
             Changed::Removed {
                 valid,
                 stale: before - routes.len() - valid,
+                expired: 0,
             }
         }
         Change::RemoveNode => {
@@ -475,13 +480,16 @@ fn apply<P: Liveness>(what: Change, routes: &mut AllWords, scope: &Scope<'_, P>)
             Changed::Removed {
                 valid,
                 stale: before - valid,
+                expired: 0,
             }
         }
         Change::Sweep => {
+            let expired = routes.iter().filter(|route| !scope.is_young(**route)).count();
             routes.retain(|route| scope.is_kept(*route));
             Changed::Removed {
                 valid: 0,
                 stale: before - routes.len(),
+                expired,
             }
         }
     }

@@ -71,6 +71,12 @@ impl RouteTable {
         self.route_limit.get()
     }
 
+    /// The most routes: see [`Builder::max_routes`](crate::Builder::max_routes).
+    #[must_use]
+    pub fn max_routes(&self) -> usize {
+        self.route_limit.limit()
+    }
+
     /// Whether there are no routes.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -13,6 +13,8 @@ pub struct SweepReport {
     pub visited: usize,
     /// Routes removed because they were expired or their proxy was removed.
     pub removed: usize,
+    /// Of the removed routes, those that were expired. The proxies of the others were removed.
+    pub expired: usize,
     /// Whether this call ended a round: every record was visited since the end of the previous round.
     pub round_completed: bool,
 }
@@ -41,6 +43,7 @@ impl RouteTable {
             left = left.saturating_sub(step.visited.max(1));
             report.visited += step.visited as usize;
             report.removed += step.removed;
+            report.expired += step.expired;
             report.round_completed = step.round_completed;
         }
         report

@@ -1,9 +1,11 @@
 //! The types that calls return.
 
+use std::time::Duration;
+
 use nodetracker::{AddError, Builder, NodeId, Proxy, ProxyDetails, ProxyRef, ResolvedRoute, Route, RouteTable, Routes};
 use uuid::Uuid;
 
-use crate::common::proxy;
+use crate::common::{self, proxy};
 
 fn register(table: &RouteTable, count: usize) -> Vec<ProxyRef> {
     let register = |i| {
@@ -110,4 +112,42 @@ fn details_are_the_strings_of_the_proxy() {
             (proxy.id, proxy.cluster_name, proxy.addr)
         );
     }
+}
+
+/// Nodes with one route and with two, so that records and lists are swept.
+#[test]
+fn a_sweep_counts_expired_routes_apart_from_those_of_removed_proxies() {
+    let keep_alive = Duration::from_secs(10);
+    let (table, clock) = common::table_with(keep_alive, |builder| builder.max_routes(12_345));
+    let [stays, goes] = register(&table, 2)[..] else {
+        unreachable!("two were registered")
+    };
+    let node = |number| NodeId::from(Uuid::from_u128(number));
+    for number in 0..30 {
+        table.add_node(&node(number), goes).expect("there is room");
+    }
+    for number in 20..100 {
+        table.add_node(&node(number), stays).expect("there is room");
+    }
+    let sweep_round = || {
+        let (mut removed, mut expired) = (0, 0);
+        for _ in 0..2 {
+            loop {
+                let report = table.sweep(1000);
+                removed += report.removed;
+                expired += report.expired;
+                if report.round_completed {
+                    break;
+                }
+            }
+        }
+        (removed, expired)
+    };
+    assert_eq!(sweep_round(), (0, 0));
+    assert!(table.remove_proxy(goes));
+    assert_eq!(sweep_round(), (30, 0));
+    clock.advance(2 * keep_alive);
+    assert_eq!(sweep_round(), (80, 80));
+    assert!(table.is_empty());
+    assert_eq!(table.max_routes(), 12_345);
 }

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! * `cli`: the command line.
-//! * `server`: the port, the threads and the background tasks. Fills the router with the methods of `rpc`.
+//! * `server`: the port, the threads, the background tasks, and the diagnostics port with the metrics. Fills the router
+//!   with the methods of `rpc`.
 //! * `http2`: one connection and its calls.
 //! * `grpc`: from a request to a handler and back; knows no service.
 //! * `rpc`: the services and the method table.

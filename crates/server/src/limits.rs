@@ -200,6 +200,22 @@ pub const RESYNC_NODES: usize = 128;
 /// catches up.
 pub const MAX_SWEEP_WAIT: Duration = Duration::from_millis(10);
 
+/// Connections to the diagnostics port at one time. Further connections wait in the kernel's backlog.
+pub const MAX_DIAG_CONNECTIONS: usize = 16;
+
+/// The pause after each connection that the diagnostics port accepts: at most 50 pages a second. A page of metrics takes
+/// the main thread less than two milliseconds, even in a build without optimization.
+pub const DIAG_ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a connection to the diagnostics port may take, from its first byte to the last byte of the page.
+pub const DIAG_CONNECTION_TIME: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's head on the diagnostics port. hyper reads so many at a time.
+pub const MAX_DIAG_HEADER_SIZE: usize = 8 * 1024;
+
+/// Headers of a request on the diagnostics port.
+pub const MAX_DIAG_HEADERS: usize = 64;
+
 /// How long a watch sends nothing before it sends a keep-alive message, and the default for sessions. HTTP proxies
 /// often end streams that are silent for 60 s.
 pub const STREAM_KEEP_ALIVE: Duration = Duration::from_secs(25);

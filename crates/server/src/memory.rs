@@ -67,6 +67,11 @@ impl MemoryBudget {
         self.limit
     }
 
+    /// Returns the number of open connections.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// Returns the counters of the server's refusals, of any reason.
     pub(crate) fn refusals(&self) -> &Arc<Refusals> {
         &self.refusals

@@ -493,7 +493,7 @@ mod tests {
                 "conf/tracker.yaml:2: unknown key `listen_adr`, expected one of enabled, listen_addr, \
                  proxy_keep_alive_interval, shutdown_delay, max_routes, max_routes_per_proxy, expiry_brake_percent, \
                  expiry_brake_routes, expiry_brake_intervals, max_connections, client_memory_mb, \
-                 max_share_per_address, https_keypairs, log_format, log_filter"
+                 max_share_per_address, https_keypairs, diag_addr, log_format, log_filter"
                     .into(),
             ),
             (

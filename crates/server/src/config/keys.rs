@@ -191,6 +191,19 @@ pub(crate) static KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "diag_addr",
+        value_name: "ADDR",
+        help: "Where to serve /healthz, /readyz and /metrics, HOST:PORT, without authentication [default: nowhere]",
+        default: "",
+        set: |config, text, origin| {
+            config.diag_addr = Some(Setting {
+                value: values::listen_addr(text)?,
+                origin: origin.clone(),
+            });
+            Ok(())
+        },
+    },
+    Key {
         name: "log_format",
         value_name: "FORMAT",
         help: "How log lines look: text, or json for an object a line",

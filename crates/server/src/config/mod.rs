@@ -145,6 +145,9 @@ pub struct Config {
     /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the
     /// first.
     pub keypairs: Vec<Keypair>,
+    /// The address of the diagnostics port, `host:port`, which has no authentication and no TLS. Without an address,
+    /// the default, there is no such port.
+    pub diag_addr: Option<Setting<String>>,
     /// How the lines of the log look.
     pub log_format: Setting<LogFormat>,
     /// What the process logs: `TARGET=LEVEL`, separated by commas.
@@ -169,6 +172,7 @@ impl Default for Config {
             client_memory: default("client_memory_mb", limits.memory),
             max_share_per_address: default("max_share_per_address", limits.max_share_per_address),
             keypairs: Vec::new(),
+            diag_addr: None,
             log_format: default("log_format", LogFormat::default()),
             log_filter: default("log_filter", log::DEFAULT_FILTER.into()),
         }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::grpc::call_counters::{CallCounters, CallStart};
 use crate::grpc::drain_body::end_on_drain;
 use crate::grpc::handler::{CallContext, Handler, UnaryHandler};
 use crate::grpc::head;
@@ -47,12 +48,19 @@ impl Router {
         }
     }
 
+    /// Returns the methods.
+    pub(crate) fn methods(&self) -> &Arc<MethodTable> {
+        &self.methods
+    }
+
     /// Returns a router to the same methods for one connection, whose reply streams end when `draining` is cancelled.
+    /// `counters` are those of the connection's worker.
     pub(crate) fn for_connection(
         self,
         draining: CancellationToken,
         memory: ConnectionMemory,
         turns: Turns,
+        counters: Arc<CallCounters>,
     ) -> ConnectionRouter {
         ConnectionRouter {
             methods: self.methods,
@@ -60,6 +68,7 @@ impl Router {
             draining,
             budget: SendBudget::new(memory),
             turns,
+            counters,
             watches: Arc::new(Semaphore::new(MAX_WATCHES_PER_CONNECTION)),
         }
     }
@@ -74,6 +83,8 @@ pub(crate) struct ConnectionRouter {
     draining: CancellationToken,
     budget: SendBudget,
     turns: Turns,
+    /// The counters of the connection's worker.
+    counters: Arc<CallCounters>,
     /// A permit for each watch that the connection may still begin.
     watches: Arc<Semaphore>,
 }
@@ -83,6 +94,7 @@ pub(crate) struct ConnectionRouter {
 pub(crate) struct Accepted {
     target: Target,
     body: RecvStream,
+    arrived: Instant,
 }
 
 #[derive(Debug)]
@@ -97,11 +109,21 @@ enum Target {
 }
 
 impl ConnectionRouter {
-    /// Finds the method that a request names.
-    pub(crate) fn accept(&self, request: Request<RecvStream>) -> Accepted {
+    /// Finds the method that a request names. `arrived`: when the head of the request was read.
+    pub(crate) fn accept(&self, request: Request<RecvStream>, arrived: Instant) -> Accepted {
         let target = self.target(&request);
         let body = request.into_body();
-        Accepted { target, body }
+        Accepted { target, body, arrived }
+    }
+
+    /// Returns what the counters need to know of a call.
+    pub(crate) fn start_of(&self, request: &Accepted) -> CallStart {
+        let method = match request.target {
+            Target::Method { number, .. } => number,
+            Target::Refused(_) => self.methods.rows().len(),
+        };
+        let arrived = request.arrived;
+        CallStart { method, arrived }
     }
 
     fn target<B>(&self, request: &Request<B>) -> Target {
@@ -116,7 +138,8 @@ impl ConnectionRouter {
     }
 
     /// Calls the method of a request. Adds the work that the call has done to `work`.
-    pub(crate) fn call(&self, Accepted { target, mut body }: Accepted, work: &mut usize) -> Call {
+    pub(crate) fn call(&self, request: Accepted, work: &mut usize) -> Call {
+        let Accepted { target, mut body, .. } = request;
         *work += CALL_WORK;
         let (number, timeout) = match target {
             Target::Method { number, timeout } => (number, timeout),
@@ -181,6 +204,10 @@ impl ConnectionRouter {
 
     pub(crate) fn turns(&self) -> &Turns {
         &self.turns
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<CallCounters> {
+        &self.counters
     }
 
     pub(crate) fn watches(&self) -> &Arc<Semaphore> {

@@ -21,10 +21,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, timeout_at};
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tracing::debug;
 
+use crate::grpc::call_counters::{OpenCall, code_in};
 use crate::grpc::frame;
 use crate::grpc::panics::catch;
 use crate::grpc::router::{Accepted, Call, ConnectionRouter, PendingReply, Reply};
@@ -138,24 +139,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         let allowance = if self.received.is_empty() { turn.input } else { 0 };
         self.traffic.begin_turn(allowance);
         let (most, mut work) = (turn.work, 0);
+        // The clock is read once for all requests that h2 hands over together.
+        let mut arrived = None;
         loop {
             match self.connection.poll_accept(&mut Context::from_waker(waker.waker())) {
                 Poll::Ready(Some(request)) => {
                     let (request, stream) = request?;
                     self.calls += 1;
-                    self.received.push_back((self.router.accept(request), stream));
+                    let arrived = *arrived.get_or_insert_with(Instant::now);
+                    self.received.push_back((self.router.accept(request, arrived), stream));
                     self.streams
                         .open(self.received.len() + Arc::strong_count(&self.in_flight) - 1);
                 }
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 // The next poll of the connection writes the replies.
                 Poll::Pending if work < most && !self.received.is_empty() => {
+                    arrived = None;
                     let cancelled = waker
                         .mute(|| reply_to_some(&mut self.received, &self.router, &self.in_flight, most, &mut work));
                     if cancelled > 0 && !self.cancelled.allow(cancelled) {
                         debug!("a client cancels too many calls");
                         self.router.refusals().refuse(refusal::Reason::CancelledCalls);
-                        self.received.clear();
+                        for (request, _) in self.received.drain(..) {
+                            self.router.counters().cancelled(self.router.start_of(&request));
+                        }
                         self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     }
                 }
@@ -212,29 +219,43 @@ fn reply_to(
     mut stream: SendResponse<Bytes>,
     work: &mut usize,
 ) -> Outcome {
+    let start = router.start_of(&request);
     let call = router.call(request, work);
     if let Call::Done(Reply::Message(message)) = call {
-        log_failure(send_message(&mut stream, message, in_flight));
+        match send_message(&mut stream, message, in_flight) {
+            Ok(()) => router.counters().replied(start, Code::Ok),
+            Err(error) => {
+                router.counters().cancelled(start);
+                log_failure(&error);
+            }
+        }
         return Outcome::Served;
     }
     // A cancelled call never takes the fast path, and its handler has not begun.
     if stream.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
+        router.counters().cancelled(start);
         return Outcome::Cancelled;
     }
     let (reply, deadline): (PendingReply, _) = match call {
         Call::Done(reply) => (Box::pin(std::future::ready(reply)), None),
         Call::Pending { reply, deadline } => (reply, deadline),
     };
+    let open = OpenCall::new(router.counters(), start);
     let in_flight = Arc::clone(in_flight);
     poll_or_spawn(async move {
-        reply_later(reply, stream, deadline).await;
+        reply_later(reply, stream, deadline, open).await;
         drop(in_flight);
     });
     Outcome::Served
 }
 
-/// Waits for a reply and sends it, both up to the client's deadline.
-async fn reply_later(mut reply: PendingReply, mut stream: SendResponse<Bytes>, deadline: Option<Instant>) {
+/// Waits for a reply and sends it, both up to the client's deadline. Counts the call.
+async fn reply_later(
+    mut reply: PendingReply,
+    mut stream: SendResponse<Bytes>,
+    deadline: Option<Instant>,
+    mut open: OpenCall,
+) {
     let replied = poll_fn(|cx| match catch(|| reply.as_mut().poll(cx)) {
         Ok(Poll::Ready(reply)) => Poll::Ready(Some(reply)),
         // A client that cancels its call gets no reply.
@@ -243,10 +264,15 @@ async fn reply_later(mut reply: PendingReply, mut stream: SendResponse<Bytes>, d
     });
     let replied = before(deadline, replied).await;
     drop(reply);
-    match replied.unwrap_or_else(|late| Some(Err(late).into())) {
-        Some(Reply::Message(message)) => log_failure(send_message_later(&mut stream, message, deadline).await),
-        Some(Reply::Response(response)) => log_failure(send(&mut stream, *response, deadline).await),
-        None => {}
+    open.reply_is_ready();
+    let sent = match replied.unwrap_or_else(|late| Some(Err(late).into())) {
+        Some(Reply::Message(message)) => send_message_later(&mut stream, message, deadline).await,
+        Some(Reply::Response(response)) => send(&mut stream, *response, deadline).await,
+        None => return,
+    };
+    match sent {
+        Ok(code) => open.end(code),
+        Err(error) => log_failure(&error),
     }
 }
 
@@ -261,10 +287,8 @@ async fn before<T>(deadline: Option<Instant>, part: impl Future<Output = T>) -> 
 }
 
 /// Logs a reply that was not sent, which is common: the client has cancelled the call, or the connection is gone.
-fn log_failure(sent: Result<(), h2::Error>) {
-    if let Err(error) = sent {
-        debug!(%error, "an answer was not sent");
-    }
+fn log_failure(error: &h2::Error) {
+    debug!(%error, "an answer was not sent");
 }
 
 /// Polls a future, and spawns a task for it if it has to wait. The task polls the future again, so the first poll needs
@@ -291,7 +315,9 @@ fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes, in_flight: &Ar
     if stream.capacity() < needed {
         let in_flight = Arc::clone(in_flight);
         tokio::spawn(async move {
-            log_failure(send_in_window(&mut stream, message).await);
+            if let Err(error) = send_in_window(&mut stream, message).await {
+                log_failure(&error);
+            }
             drop(in_flight);
         });
         return Ok(());
@@ -300,15 +326,15 @@ fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes, in_flight: &Ar
     stream.send_trailers(frame::trailers())
 }
 
-/// [`send_message`] from a task, up to the client's deadline.
+/// [`send_message`] from a task, up to the client's deadline. Returns the status code that was sent.
 async fn send_message_later(
     stream: &mut SendResponse<Bytes>,
     message: Bytes,
     deadline: Option<Instant>,
-) -> Result<(), h2::Error> {
+) -> Result<Code, h2::Error> {
     let mut stream = stream.send_response(frame::head(), false)?;
     match before(deadline, send_in_window(&mut stream, message)).await {
-        Ok(sent) => sent,
+        Ok(sent) => sent.map(|()| Code::Ok),
         Err(late) => end_with(&mut stream, &late),
     }
 }
@@ -328,21 +354,23 @@ async fn send_in_window(stream: &mut SendStream<Bytes>, mut message: Bytes) -> R
     stream.send_trailers(frame::trailers())
 }
 
-/// Sends a response and its whole body, up to the client's deadline.
+/// Sends a response and its whole body, up to the client's deadline. Returns the status code that was sent.
 async fn send(
     stream: &mut SendResponse<Bytes>,
     response: Response<Body>,
     deadline: Option<Instant>,
-) -> Result<(), h2::Error> {
+) -> Result<Code, h2::Error> {
     let (head, body) = response.into_parts();
+    let code = code_in(&head.headers);
     let mut stream = stream.send_response(Response::from_parts(head, ()), body.is_end_stream())?;
     match before(deadline, send_body(&mut stream, body)).await {
-        Ok(sent) => sent,
+        Ok(sent) => sent.map(|trailing| trailing.unwrap_or(code)),
         Err(late) => end_with(&mut stream, &late),
     }
 }
 
-async fn send_body(stream: &mut SendStream<Bytes>, mut body: Body) -> Result<(), h2::Error> {
+/// Sends a body. Returns the status code in its trailers, if it has trailers.
+async fn send_body(stream: &mut SendStream<Bytes>, mut body: Body) -> Result<Option<Code>, h2::Error> {
     while !body.is_end_stream() {
         let frame = poll_fn(|cx| match catch(|| Pin::new(&mut body).poll_frame(cx)) {
             Ok(Poll::Ready(frame)) => Poll::Ready(Ok(Ok(frame))),
@@ -354,28 +382,29 @@ async fn send_body(stream: &mut SendStream<Bytes>, mut body: Body) -> Result<(),
                 Ok(data) => send_data(stream, data, body.is_end_stream()).await?,
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        return stream.send_trailers(trailers);
+                        let code = code_in(&trailers);
+                        return stream.send_trailers(trailers).map(|()| Some(code));
                     }
                 }
             },
             Ok(Some(Err(status))) => {
                 debug!(%status, "an answer broke off");
                 stream.send_reset(Reason::INTERNAL_ERROR);
-                return Ok(());
+                return Ok(Some(Code::Internal));
             }
-            Ok(None) => return stream.send_data(Bytes::new(), true),
-            Err(panicked) => return end_with(stream, &panicked),
+            Ok(None) => return stream.send_data(Bytes::new(), true).map(|()| None),
+            Err(panicked) => return end_with(stream, &panicked).map(Some),
         }
     }
-    Ok(())
+    Ok(None)
 }
 
-/// Ends a stream with a status.
-fn end_with(stream: &mut SendStream<Bytes>, status: &Status) -> Result<(), h2::Error> {
+/// Ends a stream with a status. Returns the status's code.
+fn end_with(stream: &mut SendStream<Bytes>, status: &Status) -> Result<Code, h2::Error> {
     let mut trailers = HeaderMap::new();
     // An error: the message is not fit for a header. Ours are.
     let _ = status.add_header(&mut trailers);
-    stream.send_trailers(trailers)
+    stream.send_trailers(trailers).map(|()| status.code())
 }
 
 /// Sends a frame once the client has read enough of the earlier frames.

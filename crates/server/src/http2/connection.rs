@@ -24,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::grpc::call_counters::CallCounters;
 use crate::grpc::router::Router;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
@@ -48,6 +49,8 @@ pub(crate) struct ConnectionContext {
     pub(crate) memory: Arc<MemoryBudget>,
     /// The turns of the worker that serves the connection.
     pub(crate) turns: Arc<WorkerTurns>,
+    /// The counters of the worker that serves the connection.
+    pub(crate) counters: Arc<CallCounters>,
 }
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
@@ -123,6 +126,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
         router,
         limits,
         mut draining,
+        counters,
         memory: budget,
         ..
     } = context;
@@ -137,7 +141,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     let client = memory.client().clone();
     let mut calls = Calls::new(
         connection,
-        router.for_connection(draining_calls.clone(), memory, turns),
+        router.for_connection(draining_calls.clone(), memory, turns, counters),
         Arc::clone(&traffic),
     );
     let mut silent = pin!(sleep(limits.keep_alive_interval));
@@ -357,6 +361,7 @@ mod tests {
     /// Returns the context of a connection, which drains when the sender is dropped.
     fn context(methods: MethodTable, limits: Limits) -> (watch::Sender<bool>, ConnectionContext) {
         let (draining, watched) = watch::channel(false);
+        let counters = CallCounters::new(&methods);
         let context = ConnectionContext {
             router: Router::new(methods, limits.call),
             tls: None,
@@ -364,6 +369,7 @@ mod tests {
             draining: watched,
             memory: MemoryBudget::new(1 << 30, Arc::default()),
             turns: Arc::default(),
+            counters,
         };
         (draining, context)
     }

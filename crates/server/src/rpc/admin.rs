@@ -1,7 +1,6 @@
 //! `AdminService`: listings, explanations, statistics, and the removal of a proxy, for operators.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use nodetracker::{ExpiryHold, HoldCause, MAX_ROUTES_PER_NODE, NodeCursor, ProxyCursor, RouteTable, Verdict};
@@ -12,36 +11,26 @@ use crate::convert::encode::{self, MAX_NODE_SIZE, RoutesEncoder};
 use crate::convert::parse;
 use crate::grpc::handler::CallContext;
 use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, ROUTE_WORK};
-use crate::memory::MemoryBudget;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::page_token;
-use crate::rpc::watch::Watches;
+use crate::rpc::statistics::Statistics;
 use crate::turns::Parts;
 
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Admin {
     table: Arc<RouteTable>,
-    watches: Arc<Watches>,
     instance_id: InstanceId,
-    memory: Arc<MemoryBudget>,
-    started: Instant,
+    statistics: Arc<Statistics>,
 }
 
 impl Admin {
-    /// Returns the service of a tracker that starts now.
-    pub(crate) fn new(
-        table: Arc<RouteTable>,
-        watches: Arc<Watches>,
-        instance_id: InstanceId,
-        memory: Arc<MemoryBudget>,
-    ) -> Self {
+    /// Returns the service.
+    pub(crate) fn new(instance_id: InstanceId, statistics: Arc<Statistics>) -> Self {
         Self {
-            table,
-            watches,
+            table: Arc::clone(&statistics.table),
             instance_id,
-            memory,
-            started: Instant::now(),
+            statistics,
         }
     }
 
@@ -152,7 +141,8 @@ impl Admin {
 
     pub(crate) async fn stats(&self, _: v1::StatsRequest, _: &mut CallContext) -> Result<v1::StatsResponse, Status> {
         let stats = self.table.stats();
-        let counts = self.memory.refusals().counts();
+        let Statistics { watches, memory, .. } = &*self.statistics;
+        let counts = memory.refusals().counts();
         let refusals = counts
             .filter(|&(_, count)| count > 0)
             .map(|(reason, count)| v1::RefusalCount {
@@ -165,12 +155,12 @@ impl Admin {
             proxy_count: stats.proxies as u64,
             record_count: stats.records as u64,
             generation: self.instance_id.get(),
-            uptime: Some(encode::duration(self.started.elapsed())),
+            uptime: Some(encode::duration(self.statistics.uptime())),
             keep_alive: Some(encode::duration(self.table.keep_alive())),
             version: env!("CARGO_PKG_VERSION").into(),
-            watch_count: self.watches.count() as u32,
-            client_memory_bytes: self.memory.used() as u64,
-            client_memory_limit_bytes: self.memory.limit() as u64,
+            watch_count: watches.count() as u32,
+            client_memory_bytes: memory.used() as u64,
+            client_memory_limit_bytes: memory.limit() as u64,
             effective_keep_alive: Some(encode::duration(stats.effective_keep_alive)),
             expiry_hold: expiry_hold(stats.expiry_hold).into(),
             expiry_hold_left: stats.expiry_hold.map(|hold| encode::duration(hold.left)),

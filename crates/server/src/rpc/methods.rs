@@ -17,9 +17,10 @@ use crate::rpc::node_tracker::NodeTracker;
 use crate::rpc::reflection;
 use crate::rpc::routes::Routes;
 use crate::rpc::session::Sessions;
+use crate::rpc::statistics::Statistics;
 use crate::rpc::watch::{self, Watches};
 
-/// Returns the methods of a tracker that starts now, and the health that they report.
+/// Returns the methods of a tracker that starts now, the health that they report, and the tracker's statistics.
 #[rustfmt::skip]
 pub(crate) fn methods(
     table: &Arc<RouteTable>,
@@ -27,12 +28,13 @@ pub(crate) fn methods(
     instance_id: InstanceId,
     memory: &Arc<MemoryBudget>,
     limits: &Limits,
-) -> (MethodTable, Health) {
+) -> (MethodTable, Health, Arc<Statistics>) {
     let refusals = memory.refusals();
     let tracker = Arc::new(NodeTracker::new(Arc::clone(table), Arc::clone(refusals)));
     let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(refusals)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, Arc::clone(refusals), limits));
-    let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id, Arc::clone(memory)));
+    let statistics = Arc::new(Statistics::new(Arc::clone(table), Arc::clone(watches), Arc::clone(&sessions), Arc::clone(memory)));
+    let admin = Arc::new(Admin::new(instance_id, Arc::clone(&statistics)));
     let reporter = HealthReporter::new();
     let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
     let health_watches = HealthServer::from_arc(Arc::clone(&health)).max_decoding_message_size(SMALL);
@@ -68,7 +70,7 @@ pub(crate) fn methods(
         row("/grpc.health.v1.Health/Watch", SMALL, external(health_watches)),
     ]);
     let health = Health::new(reporter, methods.services());
-    (methods, health)
+    (methods, health, statistics)
 }
 
 /// The methods of a tracker with an empty table, for tests.

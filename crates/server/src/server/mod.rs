@@ -1,9 +1,12 @@
-//! The server: its port, its acceptor, its worker threads, its background tasks, and how it stops.
+//! The server: its port, its acceptor, its worker threads, its background tasks, its diagnostics port, and how it stops.
 
 mod accept;
+mod diag;
 mod drain;
 mod listen;
+mod metrics;
 mod run;
+mod snapshot_status;
 mod sweeper;
 mod worker;
 

@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use tracing::info;
 
 use crate::config::{Config, ConfigError, duration};
+use crate::grpc::call_counters::CallCounters;
 use crate::grpc::router::Router;
 use crate::http2::connection::ConnectionContext;
 use crate::limits::Limits;
@@ -23,9 +24,11 @@ use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
+use crate::server::diag::{Diagnostics, Readiness};
 use crate::server::drain::{Drained, drain};
 use crate::server::listen::Listeners;
-use crate::server::sweeper::sweep;
+use crate::server::metrics::{Metrics, Sources};
+use crate::server::sweeper::{SweepCounters, sweep};
 use crate::server::worker::Workers;
 use crate::tls::Certificates;
 
@@ -72,6 +75,10 @@ pub struct Server {
     limits: Limits,
     quotas: Arc<Quotas>,
     refusals: Arc<Refusals>,
+    sweeps: Arc<SweepCounters>,
+    readiness: Arc<Readiness>,
+    /// `None` if the configuration has no `diag_addr`.
+    diagnostics: Option<Diagnostics>,
     draining: watch::Sender<bool>,
 }
 
@@ -92,6 +99,14 @@ impl Server {
     ///
     /// As [`bind`](Server::bind).
     pub async fn bind_with_limits(config: &Config, table: Arc<RouteTable>, limits: Limits) -> Result<Self, StartError> {
+        let readiness = Arc::<Readiness>::default();
+        let diagnostics = match &config.diag_addr {
+            Some(addr) => {
+                let start = Diagnostics::start(&addr.value, Arc::clone(&readiness)).await;
+                Some(start.map_err(|reason| ConfigError::new(addr.origin.clone(), reason))?)
+            }
+            None => None,
+        };
         let certificates = match config.keypairs.as_slice() {
             [] => None,
             keypairs => Some(Certificates::load(keypairs)?),
@@ -108,9 +123,11 @@ impl Server {
         let refusals = Arc::<Refusals>::default();
         let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
         let quotas = Quotas::new(&limits);
-        let (methods, health) = methods(&table, &watches, instance_id, &memory, &limits);
+        let (methods, health, statistics) = methods(&table, &watches, instance_id, &memory, &limits);
         health.serving().await;
+        let counters = CallCounters::new(&methods);
         let router = Router::new(methods, limits.call);
+        let methods = Arc::clone(router.methods());
         let addrs: Vec<_> = listeners.addrs().iter().map(ToString::to_string).collect();
         let interval = duration::format(table.keep_alive());
         info!(
@@ -127,7 +144,21 @@ impl Server {
             draining: watched,
             memory,
             turns: Arc::default(),
+            counters,
         })?;
+        let sweeps = Arc::<SweepCounters>::default();
+        if let Some(diagnostics) = &diagnostics {
+            diagnostics.publish(Metrics::new(Sources {
+                statistics,
+                methods,
+                counters: workers.counters(),
+                sweeps: Arc::clone(&sweeps),
+                readiness: Arc::clone(&readiness),
+                max_connections: limits.max_connections,
+                certificates: certificates.clone(),
+                snapshots: None,
+            }));
+        }
         Ok(Self {
             listeners,
             certificates,
@@ -139,6 +170,9 @@ impl Server {
             limits,
             quotas,
             refusals,
+            sweeps,
+            readiness,
+            diagnostics,
             draining,
         })
     }
@@ -153,6 +187,13 @@ impl Server {
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
         self.listeners.addrs()
+    }
+
+    /// Returns the addresses of the diagnostics port, which has the health, the readiness and the metrics over HTTP/1.1.
+    /// Empty if the configuration has no [`diag_addr`](Config::diag_addr).
+    #[must_use]
+    pub fn diag_addrs(&self) -> &[SocketAddr] {
+        self.diagnostics.as_ref().map_or(&[], Diagnostics::addrs)
     }
 
     /// Returns the certificates, which can be reloaded while the server runs. `None` if the server uses plaintext.
@@ -172,7 +213,11 @@ impl Server {
             health,
             quotas,
             refusals,
+            sweeps,
+            readiness,
             shutdown_delay: delay,
+            // Serves until the end of this function.
+            diagnostics: _diagnostics,
             ..
         } = self;
         let Limits {
@@ -183,6 +228,7 @@ impl Server {
         let slots = Arc::new(Semaphore::new(max_connections as usize));
         let stop = async {
             shutdown.await;
+            readiness.not_ready("the server is stopping");
             // Clients that watch the health are notified before their connections drain.
             health.stopping().await;
             if !delay.is_zero() {
@@ -191,10 +237,11 @@ impl Server {
             }
             sleep(delay).await;
         };
+        readiness.serving();
         tokio::select! {
             () = stop => {}
             never = accept(&mut listeners, &mut workers, &slots, &quotas, &refusals) => match never {},
-            never = sweep(&self.table, &self.watches) => match never {},
+            never = sweep(&self.table, &self.watches, &sweeps) => match never {},
             never = tail(&self.watches) => match never {},
         }
 

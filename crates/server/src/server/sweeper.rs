@@ -3,24 +3,81 @@
 //! Look-ups never return an expired route, swept or not; sweeping gives its memory back.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use nodetracker::{HoldCause, RouteTable, SweepPace};
+use nodetracker::{HoldCause, RouteTable, SweepPace, SweepReport};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::config::duration;
 use crate::rpc::watch::Watches;
 
+/// What the sweeper has done so far. Only the sweeper counts.
+#[derive(Debug, Default)]
+pub(crate) struct SweepCounters {
+    nanos: AtomicU64,
+    visited: AtomicU64,
+    expired: AtomicU64,
+    of_removed_proxies: AtomicU64,
+    rounds: AtomicU64,
+}
+
+impl SweepCounters {
+    fn count(&self, time: Duration, report: &SweepReport) {
+        // Relaxed, here and in `get`: the counters guard no data.
+        let add = |counter: &AtomicU64, more: usize| counter.fetch_add(more as u64, Ordering::Relaxed);
+        // 64 bits are 584 years.
+        add(&self.nanos, time.as_nanos() as usize);
+        add(&self.visited, report.visited);
+        add(&self.expired, report.expired);
+        add(&self.of_removed_proxies, report.removed - report.expired);
+        add(&self.rounds, usize::from(report.round_completed));
+    }
+
+    fn get(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+
+    /// Returns the time of all steps, without the pauses between them.
+    pub(crate) fn time(&self) -> Duration {
+        Duration::from_nanos(Self::get(&self.nanos))
+    }
+
+    /// Returns the number of records and proxies that were visited.
+    pub(crate) fn visited(&self) -> u64 {
+        Self::get(&self.visited)
+    }
+
+    /// Returns the number of removed routes that were expired.
+    pub(crate) fn expired(&self) -> u64 {
+        Self::get(&self.expired)
+    }
+
+    /// Returns the number of removed routes that were not expired: their proxy was removed.
+    pub(crate) fn of_removed_proxies(&self) -> u64 {
+        Self::get(&self.of_removed_proxies)
+    }
+
+    /// Returns the number of completed rounds over the whole table.
+    pub(crate) fn rounds(&self) -> u64 {
+        Self::get(&self.rounds)
+    }
+}
+
 /// Sweeps until the task is dropped. Lets the watches take the changes of each step, so that a mass expiry does not
 /// overtake them.
-pub(crate) async fn sweep(table: &RouteTable, watches: &Watches) -> Infallible {
+pub(crate) async fn sweep(table: &RouteTable, watches: &Watches, counters: &SweepCounters) -> Infallible {
     let mut pace = SweepPace::default();
     let mut expired = 0;
     let mut hold = None;
     loop {
         sleep(pace.next_pause(table)).await;
         hold = log_hold(table, hold);
-        while let Some(report) = pace.sweep_step(table) {
+        loop {
+            let begin = Instant::now();
+            let Some(report) = pace.sweep_step(table) else { break };
+            counters.count(begin.elapsed(), &report);
             expired += report.removed;
             if report.round_completed && expired > 0 {
                 debug!(expired, "removed expired routes");
@@ -58,7 +115,6 @@ fn log_hold(table: &RouteTable, before: Option<HoldCause>) -> Option<HoldCause> 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use nodetracker::{ManualClock, Proxy};
 
@@ -95,6 +151,7 @@ mod tests {
         tailer: impl Future<Output = Infallible>,
     ) -> usize {
         let (mut place, mut resyncs) = (1, 0);
+        let counters = SweepCounters::default();
         let all = async {
             while !table.is_empty() {
                 sleep(Duration::from_millis(1)).await;
@@ -103,9 +160,12 @@ mod tests {
         };
         tokio::select! {
             never = tailer => match never {},
-            never = sweep(table, watches) => match never {},
+            never = sweep(table, watches, &counters) => match never {},
             () = all => {}
         }
+        assert_eq!(counters.expired(), NODES as u64);
+        assert_eq!(counters.of_removed_proxies(), 0);
+        assert!(counters.visited() >= NODES as u64 && counters.time() > Duration::ZERO);
         resyncs
     }
 

@@ -11,6 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::{Instrument, debug_span, error};
 
+use crate::grpc::call_counters::CallCounters;
 use crate::http2::connection::{self, ConnectionContext};
 use crate::quota::ClientQuota;
 
@@ -28,6 +29,7 @@ struct Worker {
     queue: mpsc::UnboundedSender<Handover>,
     /// The number of connections that are open or wait in the queue.
     load: Arc<AtomicUsize>,
+    counters: Arc<CallCounters>,
     thread: JoinHandle<()>,
 }
 
@@ -60,16 +62,18 @@ impl Drop for ConnectionSlot {
 }
 
 impl Workers {
-    /// Starts one worker for each core.
+    /// Starts one worker for each core. Each worker gets turns and counters of its own.
     pub(crate) fn start(context: &ConnectionContext) -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from);
         let workers = (0..count)
             .map(|number| {
                 let turns = Arc::default();
+                let counters = CallCounters::new(context.router.methods());
                 Worker::start(
                     number,
                     ConnectionContext {
                         turns,
+                        counters,
                         ..context.clone()
                     },
                 )
@@ -79,6 +83,12 @@ impl Workers {
             workers,
             handed_over: 0,
         })
+    }
+
+    /// Returns the counters of each worker.
+    pub(crate) fn counters(&self) -> Vec<Arc<CallCounters>> {
+        let counters = |worker: &Worker| Arc::clone(&worker.counters);
+        self.workers.iter().map(counters).collect()
     }
 
     /// Hands a connection to the worker with the fewest connections.
@@ -125,12 +135,14 @@ impl Worker {
             .on_thread_park(thread::yield_now)
             .build()?;
         let (queue, handovers) = mpsc::unbounded_channel();
+        let counters = Arc::clone(&context.counters);
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || work(&runtime, handovers, &context))?;
         Ok(Self {
             queue,
             load: Arc::default(),
+            counters,
             thread,
         })
     }

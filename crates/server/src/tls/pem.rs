@@ -1,6 +1,7 @@
 //! Keys and certificates from PEM files. An error says what is wrong with a file, and how to get a good file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
@@ -81,5 +82,16 @@ pub(super) fn check_dates(certificate: &ParsedCertificate<'_>, now: UnixTime) ->
             @ Error::InvalidCertificate(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
         ) => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Returns the last second in which a certificate is valid. `None` if the certificate has no usable dates.
+pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
+    // A date of X.509 is at most the end of the year 9999.
+    const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
+    let certificate = ParsedCertificate::try_from(certificate).ok()?;
+    match check_dates(&certificate, UnixTime::since_unix_epoch(YEAR_10000)) {
+        Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => Some(not_after),
+        _ => None,
     }
 }

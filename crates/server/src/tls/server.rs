@@ -1,6 +1,6 @@
 //! The server's certificates: loaded, chosen for each client, and replaced while the server runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +43,21 @@ impl Certificates {
         let certificates = load_all(&self.0.keypairs)?;
         *self.0.certificates.write().unwrap_or_else(PoisonError::into_inner) = certificates;
         Ok(())
+    }
+
+    /// Returns the certificate file of each pair, and when the first of its certificates expires.
+    pub(crate) fn expiries(&self) -> Vec<(PathBuf, SystemTime)> {
+        let certificates = self.0.certificates.read().unwrap_or_else(PoisonError::into_inner);
+        let pairs = self.0.keypairs.iter().zip(certificates.iter());
+        let mut expiries: Vec<_> = pairs
+            .filter_map(|(pair, certified)| {
+                let expiry = certified.cert.iter().filter_map(pem::not_after).min()?;
+                Some((pair.cert_file.value.clone(), time(expiry)))
+            })
+            .collect();
+        expiries.sort();
+        expiries.dedup_by(|(file, _), (before, _)| file == before);
+        expiries
     }
 
     /// Returns a configuration that presents these certificates, also after they were reloaded.
@@ -102,9 +117,12 @@ fn warn_of_dates(file: &Path, chain: &[CertificateDer<'_>]) {
     }
 }
 
-fn date(time: UnixTime) -> String {
-    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs());
-    humantime::format_rfc3339_seconds(time).to_string()
+fn time(time: UnixTime) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs())
+}
+
+fn date(at: UnixTime) -> String {
+    humantime::format_rfc3339_seconds(time(at)).to_string()
 }
 
 /// The choice of a certificate: the first whose names include the client's server name, or else the first. Among these, the

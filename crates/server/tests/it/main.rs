@@ -4,9 +4,11 @@ mod bad_input;
 mod command;
 mod config_errors;
 mod deadlines;
+mod diag;
 mod health_reflection;
 mod http2_abuse;
 mod log;
+mod ops;
 mod quota;
 mod refusals;
 #[path = "../../examples/client/replica.rs"]

@@ -138,6 +138,11 @@ impl Sessions {
         }
     }
 
+    /// Returns the number of proxies that have an open session.
+    pub(crate) fn count(&self) -> usize {
+        self.shared.owners.count()
+    }
+
     /// Begins a session, which takes a turn for each of its encoded requests.
     pub(crate) fn session(&self, requests: Streaming<Bytes>, turns: Turns) -> SessionStream {
         let session = Session::new(Arc::clone(&self.shared));

@@ -76,6 +76,11 @@ impl SessionOwners {
         Ok((ownership, begun))
     }
 
+    /// Returns the number of proxies that have an owner.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.0).len()
+    }
+
     /// Ends an ownership. Does nothing if another session has taken over.
     pub(crate) fn release(&self, proxy_id: &str, ownership: &Arc<Ownership>) {
         let mut owners = lock(&self.0);

@@ -56,6 +56,7 @@ mod stream;
 mod tailer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -122,6 +123,23 @@ pub(crate) struct Watches {
     activity: Sender<Activity>,
     /// How long the tailer continues after the last watch has ended.
     linger: Duration,
+    lost_places: Counter,
+    resyncs: Counter,
+}
+
+/// A counter for the metrics.
+#[derive(Debug, Default)]
+struct Counter(AtomicU64);
+
+impl Counter {
+    fn add_one(&self) {
+        // Relaxed, here and in `get`: the counter guards no data.
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// The open watches and the tailer. Changes under the channel's lock, so the tailer never stops just as a watch begins.
@@ -152,6 +170,8 @@ impl Watches {
             snapshots: Snapshots::default(),
             activity: Sender::default(),
             linger,
+            lost_places: Counter::default(),
+            resyncs: Counter::default(),
         })
     }
 
@@ -193,6 +213,16 @@ impl Watches {
     /// Returns the number of open watches.
     pub(crate) fn count(&self) -> usize {
         self.activity.borrow().watches
+    }
+
+    /// Returns how often a watch has lost its place in the changes.
+    pub(crate) fn lost_places(&self) -> u64 {
+        self.lost_places.get()
+    }
+
+    /// Returns how many resyncs have begun.
+    pub(crate) fn resyncs(&self) -> u64 {
+        self.resyncs.get()
     }
 
     /// Counts one more watch of a client that is alone.

@@ -73,6 +73,7 @@ impl Resyncs {
                 // The beginning is an entry of its own. A watch whose client does not accept resyncs loses its place
                 // there.
                 size += resync(watches, lost, false);
+                watches.resyncs.add_one();
                 match lost {
                     LostChanges::OfPart(part) => Resync::Nodes { part, from: None },
                     LostChanges::OfProxies => Resync::Proxies {

@@ -145,7 +145,7 @@ impl Watch {
                 Ok(None) => {}
                 Err(Interruption::LostPlace) => {
                     self.progress = Progress::Beginning;
-                    return Ok(lost_place());
+                    return Ok(lost_place(&watches));
                 }
                 Err(Interruption::OutOfBudget(full)) => return Err(full.into()),
             }
@@ -157,7 +157,7 @@ impl Watch {
         if let Some(resume) = self.resume.take() {
             self.place = resume.sequence.saturating_add(1);
             if resume.generation != watches.instance_id.get() || !watches.log.has(self.place) {
-                return Some(lost_place());
+                return Some(lost_place(watches));
             }
             self.progress = Progress::Changes;
             return Some(self.snapshot_end(watches));
@@ -274,7 +274,8 @@ impl From<OutOfBudget> for Interruption {
     }
 }
 
-fn lost_place() -> Bytes {
+fn lost_place(watches: &Watches) -> Bytes {
+    watches.lost_places.add_one();
     encode(Message::LostPlace(v1::WatchLostPlace {}))
 }
 

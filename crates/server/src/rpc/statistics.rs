@@ -1,0 +1,44 @@
+//! What `AdminService.Stats` and the metrics report.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nodetracker::RouteTable;
+
+use crate::memory::MemoryBudget;
+use crate::rpc::session::Sessions;
+use crate::rpc::watch::Watches;
+
+/// The parts of a tracker that have figures.
+#[derive(Debug)]
+pub(crate) struct Statistics {
+    pub(crate) table: Arc<RouteTable>,
+    pub(crate) watches: Arc<Watches>,
+    pub(crate) sessions: Arc<Sessions>,
+    /// Has the counters of refusals, too.
+    pub(crate) memory: Arc<MemoryBudget>,
+    started: Instant,
+}
+
+impl Statistics {
+    /// Returns the statistics of a tracker that starts now.
+    pub(crate) fn new(
+        table: Arc<RouteTable>,
+        watches: Arc<Watches>,
+        sessions: Arc<Sessions>,
+        memory: Arc<MemoryBudget>,
+    ) -> Self {
+        Self {
+            table,
+            watches,
+            sessions,
+            memory,
+            started: Instant::now(),
+        }
+    }
+
+    /// Returns how long the tracker has been running.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}

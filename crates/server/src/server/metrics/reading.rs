@@ -1,0 +1,67 @@
+//! What the metrics read, and the figures that one scrape has read.
+
+use std::sync::Arc;
+
+use nodetracker::{MemoryUse, Stats};
+use tracing::debug;
+
+use crate::grpc::call_counters::{CallCounters, CallCounts};
+use crate::grpc::method::MethodTable;
+use crate::rpc::statistics::Statistics;
+use crate::server::diag::Readiness;
+use crate::server::metrics::process::ProcessFigures;
+use crate::server::snapshot_status::SnapshotStatus;
+use crate::server::sweeper::SweepCounters;
+use crate::tls::Certificates;
+
+/// What the metrics read.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    pub(crate) statistics: Arc<Statistics>,
+    pub(crate) methods: Arc<MethodTable>,
+    /// The counters of each worker.
+    pub(crate) counters: Vec<Arc<CallCounters>>,
+    pub(crate) sweeps: Arc<SweepCounters>,
+    pub(crate) readiness: Arc<Readiness>,
+    /// The most connections at one time.
+    pub(crate) max_connections: u32,
+    /// `None` if the server uses plaintext.
+    pub(crate) certificates: Option<Certificates>,
+    /// `None` if the server writes no snapshots.
+    pub(crate) snapshots: Option<Arc<SnapshotStatus>>,
+}
+
+/// The figures of one scrape that several metrics need, or that are expensive to read.
+#[derive(Debug)]
+pub(super) struct Reading<'s> {
+    pub(super) sources: &'s Sources,
+    pub(super) table: Stats,
+    pub(super) memory: MemoryUse,
+    /// The calls of each method, by its number, and then the calls of no method. The sum over all workers.
+    pub(super) calls: Vec<CallCounts>,
+    /// `None` if `/proc` cannot be read.
+    pub(super) process: Option<ProcessFigures>,
+}
+
+impl<'s> Reading<'s> {
+    pub(super) fn new(sources: &'s Sources) -> Self {
+        let table = &sources.statistics.table;
+        let of_method = |method| {
+            let mut sum = CallCounts::default();
+            sources
+                .counters
+                .iter()
+                .for_each(|worker| worker.add_to(method, &mut sum));
+            sum
+        };
+        let process =
+            ProcessFigures::read().inspect_err(|error| debug!(%error, "cannot read the figures of the process"));
+        Self {
+            sources,
+            table: table.stats(),
+            memory: table.memory_use(),
+            calls: (0..=sources.methods.rows().len()).map(of_method).collect(),
+            process: process.ok(),
+        }
+    }
+}
