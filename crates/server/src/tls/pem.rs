@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, Error, RootCertStore};
+use rustls::{Error, RootCertStore};
 
 /// Reads the certificates of a PEM file. Fails if there is none, or if one cannot be parsed.
 pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -68,18 +67,11 @@ fn der(file: &Path, command: &str) -> String {
     )
 }
 
-/// Checks that a certificate is valid now.
-pub(super) fn check_dates(certificate: &ParsedCertificate<'_>, now: UnixTime) -> Result<(), Error> {
-    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-
-    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
-    let nobody = RootCertStore::empty();
-    // webpki checks the dates first. Then it always fails, since nobody is trusted.
-    match rustls::client::verify_server_cert_signed_by_trust_anchor(certificate, &nobody, &[], now, algorithms) {
-        Err(
-            error
-            @ Error::InvalidCertificate(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
-        ) => Err(error),
-        _ => Ok(()),
+/// Returns the roots of trust that certificates are.
+pub(super) fn roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate.clone())?;
     }
+    Ok(roots)
 }
