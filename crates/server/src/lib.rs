@@ -19,13 +19,14 @@
 //! * `rpc`: the services and the method table.
 //! * `convert`: messages to table types and back. Uses the framing of `grpc` for one message that it encodes by hand.
 //!
-//! Every module may use `config`, `idle`, `limits`, `log`, `machine`, `memory`, `quota`, `refusal`, `tls` and `turns`.
-//! `memory` and `turns` share the server's memory and time between connections, and `quota` shares the limits between
-//! addresses. Every limit that keeps a hostile client from hurting other clients is in [`limits`]. `refusal` counts how
-//! often each limit was reached.
+//! Every module may use `auth`, `config`, `idle`, `limits`, `log`, `machine`, `memory`, `quota`, `refusal`, `tls` and
+//! `turns`. `memory` and `turns` share the server's memory and time between connections, and `quota` shares the limits
+//! between addresses. Every limit that keeps a hostile client from hurting other clients is in [`limits`]. `refusal`
+//! counts how often each limit was reached.
 
 #![forbid(unsafe_code)]
 
+mod auth;
 mod cli;
 mod config;
 mod convert;
@@ -45,7 +46,8 @@ mod turns;
 
 pub use cli::Cli;
 pub use config::{
-    Config, ConfigError, DEFAULT_KEEP_ALIVE, DEFAULT_LISTEN_ADDR, Keypair, MAX_KEEP_ALIVE, Origin, Setting,
+    ClientAuth, ClientIdentity, Config, ConfigError, DEFAULT_KEEP_ALIVE, DEFAULT_LISTEN_ADDR, Keypair, MAX_KEEP_ALIVE,
+    Origin, Setting,
 };
 pub use limits::Limits;
 pub use log::LogFormat;

@@ -76,6 +76,9 @@ pub const CALL_WORK: usize = 25;
 /// The work to begin a call that becomes a task, besides [`CALL_WORK`].
 pub const WAITING_CALL_WORK: usize = 50;
 
+/// The work to verify a client's certificate again, after the authorities were replaced.
+pub const VERIFY_WORK: usize = 2_000;
+
 /// The work for a node that is looked up, added, refreshed or removed.
 pub const NODE_WORK: usize = 4;
 

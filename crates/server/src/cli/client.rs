@@ -11,8 +11,8 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -100,6 +100,26 @@ impl Target {
         !self.tls && self.first_bytes().await.is_some_and(is_alert)
     }
 
+    /// Asks whether a server that broke off a TLS connection refuses the client's certificate. Returns the server's
+    /// reason.
+    ///
+    /// In TLS 1.3, a server looks at the certificate after the client's part of the handshake. On the connection that
+    /// failed, the reason may be lost, because the client had sent its call already. So this waits for the server's
+    /// first bytes.
+    pub(crate) async fn certificate_alert(&self, tls: Arc<ClientConfig>) -> Option<String> {
+        let alert = async {
+            let stream = TcpStream::connect(&self.authority).await?;
+            let name = ServerName::try_from(self.host.clone()).map_err(io::Error::other)?;
+            let mut stream = TlsConnector::from(tls).connect(name, stream).await?;
+            stream.read_u8().await
+        };
+        let error = timeout(PROBE_TIMEOUT, alert).await.ok()?.err()?;
+        match error.get_ref()?.downcast_ref()? {
+            rustls::Error::AlertReceived(alert) if is_about_certificate(*alert) => Some(format!("{alert:?}")),
+            _ => None,
+        }
+    }
+
     /// Greets the server in plaintext on a connection of its own, and returns the first bytes of the answer. On the connection
     /// that failed, the answer may be lost: the server resets a connection if it closes with bytes left to read.
     async fn first_bytes(&self) -> Option<[u8; 5]> {
@@ -119,6 +139,26 @@ const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// How long a probe of a server may take. The command has failed already, so its user should not wait for long.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Reports whether a server sends this alert because of the client's certificate.
+fn is_about_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
+        DecryptError, UnknownCA, UnsupportedCertificate,
+    };
+    matches!(
+        alert,
+        AccessDenied
+            | BadCertificate
+            | CertificateExpired
+            | CertificateRequired
+            | CertificateRevoked
+            | CertificateUnknown
+            | DecryptError
+            | UnknownCA
+            | UnsupportedCertificate
+    )
+}
 
 /// Returns whether these bytes begin an alert of TLS.
 fn is_alert(bytes: [u8; 5]) -> bool {

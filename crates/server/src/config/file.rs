@@ -13,7 +13,7 @@ use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use crate::config::keys::{self, KEYPAIRS, KEYS};
-use crate::config::{Config, ConfigError, Keypair, Origin, SECTION, Setting};
+use crate::config::{Config, ConfigError, Keypair, Origin, SECTION, Setting, values};
 
 /// The names of the keys.
 static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| KEYS.iter().map(|key| key.name).collect());
@@ -72,7 +72,9 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
                 let reason = "has no pair: remove the key to serve plaintext";
                 return Err(ConfigError::new(origin, reason));
             }
-            Value::Keypairs(pairs) => config.keypairs = pairs.into_iter().map(|pair| pair.of(file)).collect(),
+            Value::Keypairs(pairs) => {
+                config.keypairs = pairs.into_iter().map(|pair| pair.of(file)).collect::<Result<_, _>>()?;
+            }
         }
     }
     Ok(config)
@@ -112,20 +114,21 @@ struct Pair {
 }
 
 impl Pair {
-    fn of(self, file: &Path) -> Keypair {
-        let folder = file.parent().unwrap_or(Path::new(""));
-        let path = |path: Spanned<String>, key| Setting {
-            origin: Origin::Key {
+    fn of(self, file: &Path) -> Result<Keypair, ConfigError> {
+        let path = |path: Spanned<String>, key| {
+            let origin = Origin::Key {
                 file: file.into(),
                 line: path.referenced.line(),
                 key: Some(key),
-            },
-            value: folder.join(path.value),
+            };
+            let value =
+                values::path(&path.value, &origin).map_err(|reason| ConfigError::new(origin.clone(), reason))?;
+            Ok(Setting { value, origin })
         };
-        Keypair {
-            key_file: path(self.key_file, "https_keypairs.key_file"),
-            cert_file: path(self.cert_file, "https_keypairs.cert_file"),
-        }
+        Ok(Keypair {
+            key_file: path(self.key_file, "https_keypairs.key_file")?,
+            cert_file: path(self.cert_file, "https_keypairs.cert_file")?,
+        })
     }
 }
 
@@ -441,8 +444,10 @@ mod tests {
 
     #[test]
     fn key_paths_are_relative_to_the_file() {
-        let text = "node_tracker_service:\n  https_keypairs:\n  - key_file: a.key\n    cert_file: /etc/a.crt\n";
+        let text = "node_tracker_service:\n  client_ca_file: ca.crt\n  https_keypairs:\n  - key_file: a.key\n    \
+                    cert_file: /etc/a.crt\n";
         let config = parse(text).unwrap();
+        assert_eq!(config.client_ca_file.map(|file| file.value), Some("conf/ca.crt".into()));
         assert_eq!(config.keypairs[0].key_file.value, Path::new("conf/a.key"));
         assert_eq!(config.keypairs[0].cert_file.value, Path::new("/etc/a.crt"));
     }
@@ -493,7 +498,8 @@ mod tests {
                 "conf/tracker.yaml:2: unknown key `listen_adr`, expected one of enabled, listen_addr, \
                  proxy_keep_alive_interval, shutdown_delay, max_routes, max_routes_per_proxy, expiry_brake_percent, \
                  expiry_brake_routes, expiry_brake_intervals, max_connections, client_memory_mb, \
-                 max_share_per_address, https_keypairs, diag_addr, log_format, log_filter"
+                 max_share_per_address, https_keypairs, client_ca_file, client_auth, client_identity, diag_addr, \
+                 log_format, log_filter"
                     .into(),
             ),
             (

@@ -191,6 +191,33 @@ pub(crate) static KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "client_ca_file",
+        value_name: "FILE",
+        help: "PEM file with the authorities that certify clients [default: none]",
+        default: "",
+        set: |config, text, origin| {
+            config.client_ca_file = Some(Setting {
+                value: values::path(text, origin)?,
+                origin: origin.clone(),
+            });
+            Ok(())
+        },
+    },
+    Key {
+        name: "client_auth",
+        value_name: "off|optional|required",
+        help: "Whether clients need a certificate; with off, every client may make every call",
+        default: "off",
+        set: |config, text, origin| store(&mut config.client_auth, values::client_auth(text), origin),
+    },
+    Key {
+        name: "client_identity",
+        value_name: "teleport|spiffe",
+        help: "Where a client's certificate has its role and the proxy's ID: in the subject, or in a SPIFFE ID",
+        default: "teleport",
+        set: |config, text, origin| store(&mut config.client_identity, values::client_identity(text), origin),
+    },
+    Key {
         name: "diag_addr",
         value_name: "ADDR",
         help: "Where to serve /healthz, /readyz and /metrics, HOST:PORT, without authentication [default: nowhere]",

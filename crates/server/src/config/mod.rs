@@ -1,5 +1,6 @@
 //! The configuration of `serve`: defaults, overridden by the file, by environment variables, and by flags, in this order.
 
+mod client_auth;
 pub(crate) mod duration;
 mod file;
 pub(crate) mod keys;
@@ -15,6 +16,8 @@ use thiserror::Error;
 use crate::limits::Limits;
 use crate::log::{self, LogFormat};
 use crate::machine;
+
+pub use client_auth::{ClientAuth, ClientIdentity};
 
 /// The tracker's section of the file.
 const SECTION: &str = "node_tracker_service";
@@ -145,6 +148,12 @@ pub struct Config {
     /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the
     /// first.
     pub keypairs: Vec<Keypair>,
+    /// The PEM file of the authorities that certify clients. [`client_auth`](Self::client_auth) needs the file.
+    pub client_ca_file: Option<Setting<PathBuf>>,
+    /// Whether clients prove who they are with a certificate.
+    pub client_auth: Setting<ClientAuth>,
+    /// Where a client's certificate has the client's role and the proxy's ID.
+    pub client_identity: Setting<ClientIdentity>,
     /// The address of the diagnostics port, `host:port`, which has no authentication and no TLS. Without an address,
     /// the default, there is no such port.
     pub diag_addr: Option<Setting<String>>,
@@ -172,6 +181,9 @@ impl Default for Config {
             client_memory: default("client_memory_mb", limits.memory),
             max_share_per_address: default("max_share_per_address", limits.max_share_per_address),
             keypairs: Vec::new(),
+            client_ca_file: None,
+            client_auth: default("client_auth", ClientAuth::default()),
+            client_identity: default("client_identity", ClientIdentity::default()),
             diag_addr: None,
             log_format: default("log_format", LogFormat::default()),
             log_filter: default("log_filter", log::DEFAULT_FILTER.into()),

@@ -1,11 +1,12 @@
 //! The values of keys, as text. Each error says what is wrong with the text.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nodetracker::Builder;
 use tracing_subscriber::filter::Targets;
 
-use crate::config::{MAX_KEEP_ALIVE, duration};
+use crate::config::{ClientAuth, ClientIdentity, MAX_KEEP_ALIVE, Origin, duration};
 use crate::log::LogFormat;
 
 /// Bytes of a megabyte.
@@ -82,6 +83,35 @@ pub(super) fn keep_alive(text: &str) -> Result<Duration, String> {
         return Err(format!("{text:?} is too long: the limit is 365 days"));
     }
     Ok(interval)
+}
+
+/// Parses the path of a file. In the configuration file, a relative path starts at the file's folder.
+pub(super) fn path(text: &str, origin: &Origin) -> Result<PathBuf, String> {
+    match origin {
+        _ if text.is_empty() => Err("is empty".to_owned()),
+        Origin::Key { file, .. } => Ok(file.parent().unwrap_or(Path::new("")).join(text)),
+        _ => Ok(text.into()),
+    }
+}
+
+/// Parses whether clients are verified.
+pub(super) fn client_auth(text: &str) -> Result<ClientAuth, String> {
+    match text {
+        // Some writers of YAML turn `off` into a truth value.
+        "off" | "false" | "no" => Ok(ClientAuth::Off),
+        "optional" => Ok(ClientAuth::Optional),
+        "required" => Ok(ClientAuth::Required),
+        _ => Err(format!("{text:?} is neither off, optional nor required")),
+    }
+}
+
+/// Parses where certificates have the identity of clients.
+pub(super) fn client_identity(text: &str) -> Result<ClientIdentity, String> {
+    match text {
+        "teleport" => Ok(ClientIdentity::Teleport),
+        "spiffe" => Ok(ClientIdentity::Spiffe),
+        _ => Err(format!("{text:?} is neither teleport nor spiffe")),
+    }
 }
 
 /// Parses the format of log lines.

@@ -22,6 +22,7 @@ use tonic::server::Grpc;
 use tonic::{Status, Streaming};
 use tower_service::Service;
 
+use crate::auth::{Caller, UncheckedWrite};
 use crate::grpc::frame;
 use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::router::ConnectionRouter;
@@ -30,8 +31,8 @@ use crate::grpc::turn_body::response_in_turns;
 use crate::limits::CALL_WORK;
 use crate::turns::Turns;
 
-/// Decodes a message and returns the encoded reply, with its prefix.
-pub(crate) type ImmediateHandler = dyn Fn(&[u8]) -> Result<Bytes, Status> + Send + Sync;
+/// Decodes a message of a caller and returns the encoded reply, with its prefix.
+pub(crate) type ImmediateHandler = dyn Fn(&[u8], &Caller) -> Result<Bytes, Status> + Send + Sync;
 
 /// As [`ImmediateHandler`], for a method that may wait and may have a large reply. The reply is charged to its
 /// reservation.
@@ -67,9 +68,20 @@ impl fmt::Debug for Handler {
     }
 }
 
+/// A handler of a method that writes routes of a proxy: the handler checks that the caller may write for the proxy.
+#[derive(Debug)]
+pub(crate) struct WriteHandler(Handler);
+
+impl From<WriteHandler> for Handler {
+    fn from(handler: WriteHandler) -> Self {
+        handler.0
+    }
+}
+
 /// What a unary method gets besides its request.
 #[derive(Debug)]
 pub(crate) struct CallContext {
+    pub(crate) caller: Arc<Caller>,
     /// A method takes a turn for each part of its work.
     pub(crate) turns: Turns,
     /// The reservation for the reply. A method charges the reply as the reply grows, or at the end.
@@ -96,9 +108,24 @@ where
     F: Fn(&S, Q) -> Result<R, Status> + Send + Sync + 'static,
 {
     let service = Arc::clone(service);
-    Handler::Immediate(Arc::new(move |message| {
+    Handler::Immediate(Arc::new(move |message, _| {
         Ok(frame::encode(&method(&service, frame::decode(message)?)?))
     }))
+}
+
+/// As [`immediate`], for a method that writes routes of a proxy.
+pub(crate) fn immediate_write<S, Q, R, F>(service: &Arc<S>, method: F) -> WriteHandler
+where
+    S: Send + Sync + 'static,
+    Q: Message + Default,
+    R: Message,
+    F: Fn(&S, UncheckedWrite<'_, Q>) -> Result<R, Status> + Send + Sync + 'static,
+{
+    let service = Arc::clone(service);
+    WriteHandler(Handler::Immediate(Arc::new(move |message, caller| {
+        let request = UncheckedWrite::new(frame::decode(message)?, caller);
+        Ok(frame::encode(&method(&service, request)?))
+    })))
 }
 
 /// A unary method that may wait.
@@ -118,6 +145,27 @@ where
             Ok(context.reply.charge(frame::encode(&reply))?)
         })
     }))
+}
+
+/// As [`unary`], for a method that writes routes of a proxy.
+pub(crate) fn unary_write<S, Q, R, F>(service: &Arc<S>, method: F) -> WriteHandler
+where
+    S: Send + Sync + 'static,
+    Q: Message + Default + 'static,
+    R: Message + 'static,
+    F: for<'a> AsyncUnary<'a, S, UncheckedWrite<'a, Q>, R>,
+{
+    let service = Arc::clone(service);
+    WriteHandler(Handler::Unary(Arc::new(move |message, mut context| {
+        let service = Arc::clone(&service);
+        Box::pin(async move {
+            let caller = Arc::clone(&context.caller);
+            let request = UncheckedWrite::new(frame::decode(&message)?, &caller);
+            let reply = method.call(&service, request, &mut context).await?;
+            context.reply.grow_to(reply.encoded_len())?;
+            Ok(context.reply.charge(frame::encode(&reply))?)
+        })
+    })))
 }
 
 /// A unary method that may wait, and encodes its reply itself, with the prefix.
@@ -156,27 +204,28 @@ where
     }
 }
 
-/// A method with a stream of encoded requests and a stream of replies. The method decodes each request in a turn.
-pub(crate) fn bidirectional<S, R, F, St>(service: &Arc<S>, method: F) -> Handler
+/// A method with a stream of encoded requests, which write routes of a proxy, and a stream of replies. The method
+/// decodes each request in a turn, and checks that its caller may write for the proxy.
+pub(crate) fn bidirectional<S, R, F, St>(service: &Arc<S>, method: F) -> WriteHandler
 where
     S: Send + Sync + 'static,
     R: Message + 'static,
-    F: Fn(&S, Streaming<Bytes>, Turns) -> St + Copy + Send + Sync + 'static,
+    F: Fn(&S, Streaming<Bytes>, Arc<Caller>, Turns) -> St + Copy + Send + Sync + 'static,
     St: Stream<Item = Result<R, Status>> + Send + 'static,
 {
     let service = Arc::clone(service);
-    Handler::Streaming(Arc::new(move |request, max_request, connection| {
+    WriteHandler(Handler::Streaming(Arc::new(move |request, max_request, connection| {
         let service = Arc::clone(&service);
-        let turns = connection.turns().clone();
+        let (turns, caller) = (connection.turns().clone(), Arc::clone(connection.caller()));
         let call = ServiceFn(move |request: tonic::Request<Streaming<Bytes>>| {
-            let replies = method(&service, request.into_inner(), turns.clone());
+            let replies = method(&service, request.into_inner(), Arc::clone(&caller), turns.clone());
             ready(Ok(tonic::Response::new(replies)))
         });
         Box::pin(async move {
             let mut grpc = Grpc::new(RawRequestCodec::default()).max_decoding_message_size(max_request);
             grpc.streaming(call, request).await
         })
-    }))
+    })))
 }
 
 /// A method with one request and a stream of replies, which it encodes itself, with their prefixes.

@@ -1,6 +1,11 @@
-//! The method table: the handler of each method, and its largest request.
+//! The method table: the handler of each method, its largest request, and who may call it.
 
-use crate::grpc::handler::Handler;
+use std::marker::PhantomData;
+
+use tonic::Status;
+
+use crate::auth::{Access, Caller};
+use crate::grpc::handler::{Handler, WriteHandler};
 use crate::limits::MAX_FRAME_SIZE;
 
 /// A method: one row of the table.
@@ -10,7 +15,38 @@ pub(crate) struct Method {
     pub(crate) path: &'static str,
     /// The largest request message, in bytes.
     pub(crate) max_request: usize,
+    /// Who may call the method.
+    pub(crate) access: Access,
     pub(crate) handler: Handler,
+}
+
+/// The rule of a method, [`Access`], for handlers of one type. So a method whose callers may write only the routes of
+/// their own proxy has a handler that checks the proxy.
+#[derive(Debug)]
+pub(crate) struct Rule<H> {
+    access: Access,
+    handler: PhantomData<fn(H)>,
+}
+
+/// [`Access::Everyone`].
+pub(crate) const EVERYONE: Rule<Handler> = rule(Access::Everyone);
+/// [`Access::Read`].
+pub(crate) const READ: Rule<Handler> = rule(Access::Read);
+/// [`Access::OwnProxy`].
+pub(crate) const OWN_PROXY: Rule<WriteHandler> = rule(Access::OwnProxy);
+/// [`Access::Admin`].
+pub(crate) const ADMIN: Rule<Handler> = rule(Access::Admin);
+
+const fn rule<H>(access: Access) -> Rule<H> {
+    Rule {
+        access,
+        handler: PhantomData,
+    }
+}
+
+/// Returns a row, as [`Method::new`].
+pub(crate) fn row<H: Into<Handler>>(path: &'static str, max_request: usize, rule: Rule<H>, handler: H) -> Method {
+    Method::new(path, max_request, rule.access, handler.into())
 }
 
 impl Method {
@@ -19,13 +55,24 @@ impl Method {
     /// # Panics
     ///
     /// `max_request` is smaller than a frame: the fast path relies on each frame to be within the limit.
-    pub(crate) fn new(path: &'static str, max_request: usize, handler: Handler) -> Self {
+    pub(crate) fn new(path: &'static str, max_request: usize, access: Access, handler: Handler) -> Self {
         assert!(max_request >= MAX_FRAME_SIZE as usize, "{path}");
         Self {
             path,
             max_request,
+            access,
             handler,
         }
+    }
+
+    /// Checks that a caller may call the method.
+    ///
+    /// # Errors
+    ///
+    /// PERMISSION_DENIED, with the caller and the role that the caller lacks.
+    #[inline]
+    pub(crate) fn check(&self, caller: &Caller) -> Result<(), Status> {
+        self.access.check(caller, self.path)
     }
 
     fn service(&self) -> &'static str {

@@ -1,5 +1,5 @@
-//! From a request to its reply: checks the head, finds the method, and limits how long the request and the handler
-//! take.
+//! From a request to its reply: checks the head and the caller, finds the method, and limits how long the request and
+//! the handler take.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
+use tracing::debug;
 
+use crate::auth::Caller;
 use crate::grpc::call_counters::{CallCounters, CallStart};
 use crate::grpc::drain_body::end_on_drain;
 use crate::grpc::handler::{CallContext, Handler, UnaryHandler};
@@ -53,16 +55,18 @@ impl Router {
         &self.methods
     }
 
-    /// Returns a router to the same methods for one connection, whose reply streams end when `draining` is cancelled.
-    /// `counters` are those of the connection's worker.
+    /// Returns a router to the same methods for one connection of `caller`, whose reply streams end when `draining` is
+    /// cancelled. `counters` are those of the connection's worker.
     pub(crate) fn for_connection(
         self,
+        caller: Arc<Caller>,
         draining: CancellationToken,
         memory: ConnectionMemory,
         turns: Turns,
         counters: Arc<CallCounters>,
     ) -> ConnectionRouter {
         ConnectionRouter {
+            caller,
             methods: self.methods,
             deadline: self.deadline,
             draining,
@@ -77,6 +81,8 @@ impl Router {
 /// Routes the requests of one connection. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionRouter {
+    /// Of this connection only: an `Arc` of many connections would be a cache line that all workers write.
+    caller: Arc<Caller>,
     methods: Arc<MethodTable>,
     deadline: Duration,
     /// Cancelled when the connection drains.
@@ -132,7 +138,13 @@ impl ConnectionRouter {
             Err(refusal) => return Target::Refused(refusal),
         };
         match self.methods.find(request.uri().path()) {
-            Some(number) => Target::Method { number, timeout },
+            Some(number) => match self.methods.rows()[number].check(&self.caller) {
+                Ok(()) => Target::Method { number, timeout },
+                Err(denied) => {
+                    debug!(status = %denied.message(), "a call was denied");
+                    Target::Refused(Box::new(denied.into_http()))
+                }
+            },
             None => Target::Refused(Box::new(self.unknown(request.uri().path()).into_http())),
         }
     }
@@ -149,7 +161,7 @@ impl ConnectionRouter {
         let frame = match &method.handler {
             Handler::Immediate(handler) => match unary::first_frame(&mut body) {
                 FirstFrame::Message(message) => {
-                    let replied = catch(|| handler(&message)).flatten();
+                    let replied = catch(|| handler(&message, &self.caller)).flatten();
                     let replied = replied.and_then(|reply| Ok(self.budget.charge(reply)?));
                     let reply_len = replied.as_ref().map_or(0, Bytes::len);
                     *work += (message.len() + reply_len) / BYTES_PER_WORK;
@@ -172,7 +184,7 @@ impl ConnectionRouter {
                 Box::pin(async move {
                     let replied = async {
                         let message = router.receive(body, max_request).await?;
-                        Ok(router.budget.charge(handler(&message)?)?)
+                        Ok(router.budget.charge(handler(&message, &router.caller)?)?)
                     };
                     replied.await.into()
                 })
@@ -196,6 +208,15 @@ impl ConnectionRouter {
             // A time that `Instant` cannot represent never comes.
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
         }
+    }
+
+    pub(crate) fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
+
+    /// Ends the caller's rights. Calls in flight continue.
+    pub(crate) fn revoke(&mut self) {
+        self.caller = Arc::new(self.caller.revoked());
     }
 
     pub(crate) fn budget(&self) -> &SendBudget {
@@ -236,6 +257,7 @@ impl ConnectionRouter {
         let handled = async {
             self.turns.take(CALL_WORK + message.len() / BYTES_PER_WORK).await;
             let context = CallContext {
+                caller: Arc::clone(&self.caller),
                 turns: self.turns.clone(),
                 reply: self.budget.reserve().await,
             };

@@ -77,6 +77,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         }
     }
 
+    /// Ends the client's rights: the server refuses later calls that need a role.
+    pub(super) fn revoke(&mut self) {
+        self.router.revoke();
+    }
+
     /// Returns a number that grows with each call, and with each [`IDLE_BYTES`] that are written: h2 may still send the
     /// reply of a call that is no longer in flight.
     fn activity(&self) -> u64 {

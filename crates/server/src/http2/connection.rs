@@ -8,12 +8,12 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::future::poll_immediate;
 use h2::Reason;
 use h2::server::{Connection, Handshake};
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -33,6 +33,7 @@ use crate::limits::{self, Limits};
 use crate::memory::{ConnectionMemory, MemoryBudget};
 use crate::quota::ClientQuota;
 use crate::refusal::{self, Refusals};
+use crate::tls::{Certificates, Handshake as TlsHandshake, Peer};
 use crate::turns::{Turns, WorkerTurns};
 
 /// Bytes that every HTTP/2 client sends first: a fixed preface of 24, and the header of a SETTINGS frame.
@@ -42,7 +43,8 @@ const PREFACE: u64 = 24 + 9;
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionContext {
     pub(crate) router: Router,
-    pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// `None` for plaintext.
+    pub(crate) tls: Option<Certificates>,
     pub(crate) limits: Limits,
     /// Becomes `true` when the server begins to drain.
     pub(crate) draining: watch::Receiver<bool>,
@@ -75,12 +77,17 @@ pub(crate) async fn serve(
         return warn!("a connection was closed: the memory budget for clients is used up (client_memory_mb)");
     };
     // Each phase has its own box, so that an idle connection does not hold the memory of the handshakes.
-    let Some(tls) = context.tls.take() else {
-        return Box::pin(http2(stream, context, memory, turns, number)).await;
+    let Some(certificates) = context.tls.take() else {
+        return Box::pin(http2(stream, Peer::unrestricted(), context, memory, turns, number)).await;
     };
-    let handshake = TlsAcceptor::from(tls).accept(stream);
+    let tls = TlsHandshake::new(&certificates);
+    let handshake = TlsAcceptor::from(tls.config()).accept(stream);
     if let Some(stream) = Box::pin(tls_handshake(handshake, &context)).await {
-        Box::pin(http2(stream, context, memory, turns, number)).await;
+        let peer = tls.done(stream.get_ref().1.peer_certificates());
+        let Ok(_chain) = memory.charge(peer.chain_size()) else {
+            return warn!("a connection was closed: the memory budget for clients has no room for its certificates");
+        };
+        Box::pin(http2(stream, peer, context, memory, turns, number)).await;
     }
 }
 
@@ -117,6 +124,7 @@ async fn drain_begins(draining: &mut watch::Receiver<bool>) {
 
 async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
+    mut peer: Peer,
     context: ConnectionContext,
     memory: ConnectionMemory,
     turns: Turns,
@@ -139,9 +147,10 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&traffic), &limits);
     let draining_calls = CancellationToken::new();
     let client = memory.client().clone();
+    let caller = Arc::clone(peer.caller());
     let mut calls = Calls::new(
         connection,
-        router.for_connection(draining_calls.clone(), memory, turns, counters),
+        router.for_connection(caller, draining_calls.clone(), memory, turns.clone(), counters),
         Arc::clone(&traffic),
     );
     let mut silent = pin!(sleep(limits.keep_alive_interval));
@@ -169,7 +178,8 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                     phase = Phase::Serving;
                     // Connections end up to an eighth earlier, spread evenly.
                     let age = limits.max_connection_age - limits.max_connection_age / 64 * (number % 8) as u32;
-                    due.as_mut().reset(opened + age);
+                    let valid_for = peer.valid_for().unwrap_or(age);
+                    due.as_mut().reset((opened + age).min(Instant::now() + valid_for.min(age)));
                 }
                 Phase::Serving => {
                     phase = Phase::Draining;
@@ -184,6 +194,18 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 Phase::Draining => return debug!("a connection that drained was cut"),
             },
+            // An idle connection notices when its timer wakes it.
+            () = when(|| peer.is_outdated()) => {
+                turns.take(limits::VERIFY_WORK).await;
+                if let Err(error) = peer.verify_again() {
+                    debug!(%error, "a connection ends: the certificate of its client is no longer trusted");
+                    calls.revoke();
+                    phase = Phase::Draining;
+                    calls.connection.graceful_shutdown();
+                    draining_calls.cancel();
+                    due.as_mut().reset(Instant::now() + limits.drain);
+                }
+            }
             Ok(()) = asked.changed(), if !is_draining && !matches!(phase, Phase::Draining) => {
                 let evictions = asked.borrow().clone();
                 if calls.is_idle() && evictions.is_some_and(|evictions| evictions.take_one()) {
@@ -227,6 +249,11 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
             },
         }
     }
+}
+
+/// Completes when a condition holds. Checks the condition at each poll, and never wakes its task.
+async fn when(condition: impl Fn() -> bool) {
+    poll_fn(|_| if condition() { Poll::Ready(()) } else { Poll::Pending }).await
 }
 
 /// Waits for HTTP/2's handshake. Returns `None` if the handshake fails, or if the server begins to drain.
@@ -287,7 +314,7 @@ mod tests {
     use std::io;
     use std::pin::Pin;
     use std::sync::atomic::{AtomicU64, Ordering};
-    use std::task::{Context, Poll, ready};
+    use std::task::{Context, ready};
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
@@ -295,6 +322,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::auth::Access;
     use crate::grpc::handler::{Handler, ImmediateHandler};
     use crate::grpc::method::{Method, MethodTable};
     use crate::idle::EvictionBudget;
@@ -340,12 +368,12 @@ mod tests {
         memory: ConnectionMemory,
     ) {
         let turns = Turns::of_one_client(Arc::clone(&context.turns));
-        http2(stream, context, memory, turns, 0).await;
+        http2(stream, Peer::unrestricted(), context, memory, turns, 0).await;
     }
 
     fn counting_handler(calls: &Arc<AtomicU64>) -> Arc<ImmediateHandler> {
         let calls = Arc::clone(calls);
-        Arc::new(move |_| {
+        Arc::new(move |_, _| {
             calls.fetch_add(1, Ordering::Relaxed);
             Ok(Bytes::from_static(&[0; 5]))
         })
@@ -354,7 +382,7 @@ mod tests {
     /// Returns a method that counts its calls.
     fn counting(calls: &Arc<AtomicU64>) -> MethodTable {
         let handler = Handler::Immediate(counting_handler(calls));
-        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, handler);
+        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
         MethodTable::new(vec![method])
     }
 
@@ -509,8 +537,8 @@ mod tests {
         const SIZE: usize = 100_000;
         const STEP: usize = 1024;
         let limits = Limits::default();
-        let handler = Handler::Immediate(Arc::new(|_| Ok(Bytes::from_static(&[0; SIZE]))));
-        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, handler);
+        let handler = Handler::Immediate(Arc::new(|_, _| Ok(Bytes::from_static(&[0; SIZE]))));
+        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
         let (_draining, context) = context(MethodTable::new(vec![method]), limits.clone());
         let (mut client, server) = tokio::io::duplex(STEP);
         let served = tokio::spawn(http2_alone(server, context, memory()));
@@ -527,6 +555,27 @@ mod tests {
         }
         // The client neither sends nor takes bytes now.
         sleep(2 * limits.keep_alive_interval + limits.keep_alive_timeout).await;
+        assert!(served.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_the_certificate_of_its_client_expires() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let limits = Limits {
+            max_connection_age: 100 * HOUR,
+            ..Limits::default()
+        };
+        let (_draining, context) = context(counting(&Arc::default()), limits.clone());
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let peer = Peer::valid_until(std::time::SystemTime::now() + 24 * HOUR);
+        let turns = Turns::of_one_client(Arc::clone(&context.turns));
+        let served = tokio::spawn(http2(server, peer, context, memory(), turns, 0));
+        let (_client, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        sleep(23 * HOUR).await;
+        assert!(!served.is_finished());
+        // The paused time does not move the system's clock, which the certificate is compared with after the handshake.
+        sleep(HOUR + 2 * limits.handshake).await;
         assert!(served.is_finished());
     }
 
@@ -550,7 +599,7 @@ mod tests {
         let methods = methods_of_empty_table();
         let panicking = methods.rows().iter().enumerate().map(|(number, method)| {
             let handler = match method.handler {
-                Handler::Immediate(_) => Handler::Immediate(Arc::new(|_| panic!("on purpose"))),
+                Handler::Immediate(_) => Handler::Immediate(Arc::new(|_, _| panic!("on purpose"))),
                 Handler::Unary(_) => Handler::Unary(Arc::new(|_, _| Box::pin(async { panic!("on purpose") }))),
                 Handler::Streaming(_) if number % 2 == 0 => {
                     Handler::Streaming(Arc::new(|_, _, _| panic!("on purpose")))
@@ -559,7 +608,7 @@ mod tests {
                     Box::pin(async { crate::grpc::frame::head().map(|()| tonic::body::Body::new(Panicking)) })
                 })),
             };
-            Method::new(method.path, method.max_request, handler)
+            Method::new(method.path, method.max_request, Access::Everyone, handler)
         });
         panicking.collect()
     }
@@ -713,7 +762,12 @@ mod tests {
         let mut methods = panicking();
         let panicking: Vec<_> = methods.iter().map(|method| method.path).collect();
         let handler = Handler::Immediate(counting_handler(&calls));
-        methods.push(Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, handler));
+        methods.push(Method::new(
+            "/Counting/Call",
+            limits::MAX_MESSAGE_SIZE,
+            Access::Everyone,
+            handler,
+        ));
         let (_draining, mut client) = client(methods).await;
         for path in panicking {
             assert_eq!(call(&mut client, path).await["grpc-status"], "13", "{path}");
@@ -724,7 +778,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_handler_that_takes_too_long_is_named() {
         let handler = Handler::Unary(Arc::new(|_, _| Box::pin(std::future::pending())));
-        let method = Method::new("/Slow/Call", limits::MAX_MESSAGE_SIZE, handler);
+        let method = Method::new("/Slow/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
         let (_draining, mut client) = client(vec![method]).await;
         let ended = call(&mut client, "/Slow/Call").await;
         assert_eq!(ended["grpc-status"], "4");

@@ -1,4 +1,6 @@
 //! The method table of the port. A new RPC is a row here, and the function that the row names.
+//!
+//! The third column is the rule: who may call the method. `docs/authorization.md` explains the rules.
 
 use std::sync::Arc;
 
@@ -6,8 +8,10 @@ use nodetracker::RouteTable;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::grpc::handler::{bidirectional, encoded_stream, external, immediate, unary, unary_encoded};
-use crate::grpc::method::{Method, MethodTable};
+use crate::grpc::handler::{
+    bidirectional, encoded_stream, external, immediate, immediate_write, unary, unary_encoded, unary_write,
+};
+use crate::grpc::method::{ADMIN, EVERYONE, MethodTable, OWN_PROXY, READ, row};
 use crate::limits::{Limits, MAX_BATCH_MESSAGE_SIZE as BATCH, MAX_MESSAGE_SIZE as SMALL};
 use crate::memory::MemoryBudget;
 use crate::rpc::admin::Admin;
@@ -30,7 +34,7 @@ pub(crate) fn methods(
     limits: &Limits,
 ) -> (MethodTable, Health, Arc<Statistics>) {
     let refusals = memory.refusals();
-    let tracker = Arc::new(NodeTracker::new(Arc::clone(table), Arc::clone(refusals)));
+    let api = Arc::new(NodeTracker::new(Arc::clone(table), Arc::clone(refusals)));
     let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(refusals)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, Arc::clone(refusals), limits));
     let statistics = Arc::new(Statistics::new(Arc::clone(table), Arc::clone(watches), Arc::clone(&sessions), Arc::clone(memory)));
@@ -39,35 +43,35 @@ pub(crate) fn methods(
     let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
     let health_watches = HealthServer::from_arc(Arc::clone(&health)).max_decoding_message_size(SMALL);
     let valid = "the descriptors were made by the compiler";
-    let reflection_v1 = reflection::builder().build_v1().expect(valid).max_decoding_message_size(SMALL);
-    let reflection_v1alpha = reflection::builder().build_v1alpha().expect(valid).max_decoding_message_size(SMALL);
+    let v1 = reflection::builder().build_v1().expect(valid).max_decoding_message_size(SMALL);
+    let v1alpha = reflection::builder().build_v1alpha().expect(valid).max_decoding_message_size(SMALL);
 
-    let row = Method::new;
     let methods = MethodTable::new(vec![
-        row("/api.NodeTrackerService/AddNode", SMALL, immediate(&tracker, NodeTracker::add_node)),
-        row("/api.NodeTrackerService/GetProxies", SMALL, immediate(&tracker, NodeTracker::get_proxies)),
-        row("/api.NodeTrackerService/RemoveNode", SMALL, immediate(&tracker, NodeTracker::remove_node)),
+        row("/api.NodeTrackerService/AddNode", SMALL, OWN_PROXY, immediate_write(&api, NodeTracker::add_node)),
+        row("/api.NodeTrackerService/GetProxies", SMALL, READ, immediate(&api, NodeTracker::get_proxies)),
+        row("/api.NodeTrackerService/RemoveNode", SMALL, OWN_PROXY, immediate_write(&api, NodeTracker::remove_node)),
 
-        row("/nodetracker.v1.RouteService/AddNodes", BATCH, unary(&routes, Routes::add_nodes)),
-        row("/nodetracker.v1.RouteService/GetProxies", BATCH, immediate(&routes, Routes::get_proxies)),
-        row("/nodetracker.v1.RouteService/BatchGetProxies", BATCH, unary_encoded(&routes, Routes::batch_get_proxies)),
-        row("/nodetracker.v1.RouteService/RemoveNodes", BATCH, unary(&routes, Routes::remove_nodes)),
+        row("/nodetracker.v1.RouteService/AddNodes", BATCH, OWN_PROXY, unary_write(&routes, Routes::add_nodes)),
+        row("/nodetracker.v1.RouteService/GetProxies", BATCH, READ, immediate(&routes, Routes::get_proxies)),
+        row("/nodetracker.v1.RouteService/BatchGetProxies", BATCH, READ,
+            unary_encoded(&routes, Routes::batch_get_proxies)),
+        row("/nodetracker.v1.RouteService/RemoveNodes", BATCH, OWN_PROXY, unary_write(&routes, Routes::remove_nodes)),
 
-        row("/nodetracker.v1.SessionService/Session", SMALL, bidirectional(&sessions, Sessions::session)),
+        row("/nodetracker.v1.SessionService/Session", SMALL, OWN_PROXY, bidirectional(&sessions, Sessions::session)),
 
-        row("/nodetracker.v1.WatchService/Watch", BATCH, encoded_stream(watches, watch::watch)),
+        row("/nodetracker.v1.WatchService/Watch", BATCH, READ, encoded_stream(watches, watch::watch)),
 
-        row("/nodetracker.v1.AdminService/RemoveProxy", SMALL, unary(&admin, Admin::remove_proxy)),
-        row("/nodetracker.v1.AdminService/ListProxies", SMALL, unary(&admin, Admin::list_proxies)),
-        row("/nodetracker.v1.AdminService/ListNodes", SMALL, unary_encoded(&admin, Admin::list_nodes)),
-        row("/nodetracker.v1.AdminService/Explain", SMALL, unary(&admin, Admin::explain)),
-        row("/nodetracker.v1.AdminService/Stats", SMALL, unary(&admin, Admin::stats)),
+        row("/nodetracker.v1.AdminService/RemoveProxy", SMALL, ADMIN, unary(&admin, Admin::remove_proxy)),
+        row("/nodetracker.v1.AdminService/ListProxies", SMALL, READ, unary(&admin, Admin::list_proxies)),
+        row("/nodetracker.v1.AdminService/ListNodes", SMALL, READ, unary_encoded(&admin, Admin::list_nodes)),
+        row("/nodetracker.v1.AdminService/Explain", SMALL, READ, unary(&admin, Admin::explain)),
+        row("/nodetracker.v1.AdminService/Stats", SMALL, READ, unary(&admin, Admin::stats)),
 
-        row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, external(reflection_v1)),
-        row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, external(reflection_v1alpha)),
+        row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, EVERYONE, external(v1)),
+        row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, EVERYONE, external(v1alpha)),
 
-        row("/grpc.health.v1.Health/Check", SMALL, unary(&health, health::check)),
-        row("/grpc.health.v1.Health/Watch", SMALL, external(health_watches)),
+        row("/grpc.health.v1.Health/Check", SMALL, EVERYONE, unary(&health, health::check)),
+        row("/grpc.health.v1.Health/Watch", SMALL, EVERYONE, external(health_watches)),
     ]);
     let health = Health::new(reporter, methods.services());
     (methods, health, statistics)

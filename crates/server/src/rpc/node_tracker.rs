@@ -9,6 +9,7 @@ use nodetracker::{NodeId, Proxy, RouteTable};
 use nodetracker_proto::api;
 use tonic::Status;
 
+use crate::auth::UncheckedWrite;
 use crate::convert::status;
 use crate::refusal::Refusals;
 
@@ -26,7 +27,11 @@ impl NodeTracker {
 
     // `load/instructions` finds this function and `get_proxies` by name, so they must not be inlined.
     #[inline(never)]
-    pub(crate) fn add_node(&self, request: api::AddNodeRequest) -> Result<api::AddNodeResponse, Status> {
+    pub(crate) fn add_node(
+        &self,
+        request: UncheckedWrite<'_, api::AddNodeRequest>,
+    ) -> Result<api::AddNodeResponse, Status> {
+        let request = request.for_proxy(|request| &request.proxy_id)?;
         // Parse the node first: a bad node must not leave its proxy registered.
         let node = node_id(&request.node_id)?;
         let proxy = Proxy {
@@ -57,9 +62,19 @@ impl NodeTracker {
         })
     }
 
-    pub(crate) fn remove_node(&self, request: api::RemoveNodeRequest) -> Result<api::RemoveNodeResponse, Status> {
+    /// Removes the routes of a node: all of them, or the route through the only proxy for which the caller may write.
+    pub(crate) fn remove_node(
+        &self,
+        request: UncheckedWrite<'_, api::RemoveNodeRequest>,
+    ) -> Result<api::RemoveNodeResponse, Status> {
+        let (request, own_proxy) = request.for_own_proxy();
         let node = node_id(&request.node_id)?;
-        self.table.remove_node(&node);
+        match own_proxy.map(|id| self.table.find_proxy(id)) {
+            None => _ = self.table.remove_node(&node),
+            Some(Some(proxy)) => _ = self.table.remove_route(&node, proxy),
+            // A proxy that is not registered has no routes.
+            Some(None) => {}
+        }
         Ok(api::RemoveNodeResponse {})
     }
 }

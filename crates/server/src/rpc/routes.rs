@@ -7,6 +7,7 @@ use nodetracker::{AddedNodes, MAX_ROUTES_PER_NODE, ReportNodesError, RouteTable}
 use nodetracker_proto::v1;
 use tonic::Status;
 
+use crate::auth::UncheckedWrite;
 use crate::convert::encode::{self, RoutesEncoder};
 use crate::convert::{parse, status};
 use crate::grpc::handler::CallContext;
@@ -28,9 +29,10 @@ impl Routes {
 
     pub(crate) async fn add_nodes(
         &self,
-        request: v1::AddNodesRequest,
+        request: UncheckedWrite<'_, v1::AddNodesRequest>,
         context: &mut CallContext,
     ) -> Result<v1::AddNodesResponse, Status> {
+        let request = request.for_proxy(|request| request.proxy.as_ref().map_or("", |proxy| &proxy.proxy_id))?;
         // Parse the nodes first: a bad node must not leave its proxy registered.
         let nodes = parse::nodes(request.nodes)?;
         let proxy = parse::proxy(request.proxy.as_ref())?;
@@ -107,9 +109,10 @@ impl Routes {
 
     pub(crate) async fn remove_nodes(
         &self,
-        request: v1::RemoveNodesRequest,
+        request: UncheckedWrite<'_, v1::RemoveNodesRequest>,
         context: &mut CallContext,
     ) -> Result<v1::RemoveNodesResponse, Status> {
+        let request = request.for_proxy(|request| &request.proxy_id)?;
         let nodes = parse::nodes(request.nodes)?;
         let by_proxy = match request.proxy_id.as_str() {
             "" => None,

@@ -9,9 +9,9 @@ use nodetracker::RouteTable;
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::config::{Config, ConfigError, duration};
+use crate::config::{ClientAuth, Config, ConfigError, duration};
 use crate::grpc::call_counters::CallCounters;
 use crate::grpc::router::Router;
 use crate::http2::connection::ConnectionContext;
@@ -30,7 +30,7 @@ use crate::server::listen::Listeners;
 use crate::server::metrics::{Metrics, Sources};
 use crate::server::sweeper::{SweepCounters, sweep};
 use crate::server::worker::Workers;
-use crate::tls::Certificates;
+use crate::tls::{self, Certificates, FileWatch};
 
 /// Why a server cannot start.
 #[derive(Debug, Error)]
@@ -39,12 +39,9 @@ pub enum StartError {
     /// The configuration cannot be used, for example because a port is taken or a key is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// TLS cannot be used.
-    #[error("cannot use TLS: {0}")]
-    Tls(rustls::Error),
     /// The system started no thread.
-    #[error("cannot start the worker threads: {0}")]
-    Workers(#[from] io::Error),
+    #[error("cannot start a thread: {0}")]
+    Threads(#[from] io::Error),
 }
 
 /// A server that listens on its port. Clients can connect at once, and are served when the server [runs](Server::run).
@@ -67,6 +64,7 @@ pub enum StartError {
 pub struct Server {
     listeners: Listeners,
     certificates: Option<Certificates>,
+    file_watch: Option<FileWatch>,
     shutdown_delay: Duration,
     workers: Workers,
     table: Arc<RouteTable>,
@@ -83,8 +81,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Loads the certificates, takes the port and starts the worker threads, with the [limits of the
-    /// configuration](Config::limits).
+    /// Loads the certificates and watches their files, takes the port and starts the worker threads, with the [limits
+    /// of the configuration](Config::limits).
     ///
     /// # Errors
     ///
@@ -107,14 +105,7 @@ impl Server {
             }
             None => None,
         };
-        let certificates = match config.keypairs.as_slice() {
-            [] => None,
-            keypairs => Some(Certificates::load(keypairs)?),
-        };
-        let tls = match &certificates {
-            Some(certificates) => Some(certificates.server_config().map_err(StartError::Tls)?),
-            None => None,
-        };
+        let certificates = Certificates::load(config)?;
         let listen = Listeners::bind(&config.listen_addr.value).await;
         let listeners = listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?;
         let (draining, watched) = watch::channel(false);
@@ -134,12 +125,23 @@ impl Server {
             "listening on {}; a route lives {interval} without a refresh",
             addrs.join(" and ")
         );
-        if tls.is_none() {
+        if certificates.is_none() {
             info!("no https_keypairs: calls travel in plaintext");
         }
+        if config.client_auth.value == ClientAuth::Off {
+            const OPEN: &str = "client_auth is off: every client may make every call";
+            match listeners.addrs().iter().all(|addr| addr.ip().is_loopback()) {
+                true => info!("{OPEN}"),
+                false => warn!("{OPEN}, and clients may be on other machines"),
+            }
+        }
+        let file_watch = certificates
+            .clone()
+            .map(|certificates| FileWatch::start(certificates, tls::INTERVAL))
+            .transpose()?;
         let workers = Workers::start(&ConnectionContext {
             router,
-            tls,
+            tls: certificates.clone(),
             limits: limits.clone(),
             draining: watched,
             memory,
@@ -162,6 +164,7 @@ impl Server {
         Ok(Self {
             listeners,
             certificates,
+            file_watch,
             shutdown_delay: config.shutdown_delay.value,
             workers,
             table,
@@ -210,6 +213,7 @@ impl Server {
         let Self {
             mut listeners,
             mut workers,
+            file_watch: _file_watch,
             health,
             quotas,
             refusals,

@@ -1,13 +1,11 @@
 //! Keys and certificates from PEM files. An error says what is wrong with a file, and how to get a good file.
 
 use std::path::Path;
-use std::time::Duration;
 
-use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, Error, RootCertStore};
+use rustls::{Error, RootCertStore};
 
 /// Reads the certificates of a PEM file. Fails if there is none, or if one cannot be parsed.
 pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -69,29 +67,11 @@ fn der(file: &Path, command: &str) -> String {
     )
 }
 
-/// Checks that a certificate is valid now.
-pub(super) fn check_dates(certificate: &ParsedCertificate<'_>, now: UnixTime) -> Result<(), Error> {
-    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-
-    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
-    let nobody = RootCertStore::empty();
-    // webpki checks the dates first. Then it always fails, since nobody is trusted.
-    match rustls::client::verify_server_cert_signed_by_trust_anchor(certificate, &nobody, &[], now, algorithms) {
-        Err(
-            error
-            @ Error::InvalidCertificate(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
-        ) => Err(error),
-        _ => Ok(()),
+/// Returns the roots of trust that certificates are.
+pub(super) fn roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate.clone())?;
     }
-}
-
-/// Returns the last second in which a certificate is valid. `None` if the certificate has no usable dates.
-pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
-    // A date of X.509 is at most the end of the year 9999.
-    const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
-    let certificate = ParsedCertificate::try_from(certificate).ok()?;
-    match check_dates(&certificate, UnixTime::since_unix_epoch(YEAR_10000)) {
-        Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => Some(not_after),
-        _ => None,
-    }
+    Ok(roots)
 }

@@ -1,86 +1,251 @@
-//! The server's certificates: loaded, chosen for each client, and replaced while the server runs.
+//! The server's certificates, and the authorities of clients: loaded, and replaced while the server runs.
+//!
+//! All files are loaded together. A load that succeeds replaces everything at once, with a new [`ServerConfig`]: so no
+//! TLS session outlives the authorities that have verified it. A load that fails changes nothing.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
-use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
+use rustls::pki_types::UnixTime;
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, CipherSuite, Error, InconsistentKeys, ServerConfig, SignatureScheme};
-use tracing::warn;
+use rustls::{Error, InconsistentKeys, ServerConfig};
+use tokio::sync::watch;
 
-use crate::config::{ConfigError, Keypair};
-use crate::tls::{ALPN, pem};
+use crate::config::{ClientAuth, ClientIdentity, Config, ConfigError, Keypair, Setting};
+use crate::tls::choice::Choice;
+use crate::tls::client_ca::ClientCa;
+use crate::tls::watch_files::Fingerprints;
+use crate::tls::{ALPN, dates, pem};
 
-/// The certificates that a running server presents.
+/// The certificates that a running server presents, and the authorities that certify its clients. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Certificates(Arc<Loaded>);
+pub struct Certificates(Arc<Shared>);
 
 #[derive(Debug)]
-struct Loaded {
+struct Shared {
+    sources: Sources,
+    /// Locked during a load, so that loads come one after the other.
+    fingerprints: Mutex<Fingerprints>,
+    loaded: watch::Sender<Arc<Loaded>>,
+}
+
+/// The files, and the keys of the configuration that name them.
+#[derive(Debug)]
+struct Sources {
     keypairs: Vec<Keypair>,
-    /// One for each pair.
-    certificates: RwLock<Vec<Arc<CertifiedKey>>>,
+    client_ca_file: Option<Setting<PathBuf>>,
+    client_auth: ClientAuth,
+    client_identity: ClientIdentity,
+}
+
+/// What was loaded from the files.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    config: Arc<ServerConfig>,
+    /// The chains that the server presents, with their files.
+    chains: Vec<(PathBuf, Arc<CertifiedKey>)>,
+    /// `None` if the server asks for no certificates.
+    client_ca: Option<Arc<ClientCa>>,
 }
 
 impl Certificates {
-    /// Loads the key pairs, at least one, and checks that each key matches its certificate.
-    pub(crate) fn load(keypairs: &[Keypair]) -> Result<Self, ConfigError> {
-        let certificates = RwLock::new(load_all(keypairs)?);
-        let keypairs = keypairs.to_vec();
-        Ok(Self(Arc::new(Loaded { keypairs, certificates })))
+    /// Loads the files that the configuration names. Checks that each key matches its certificate. Returns `None` if
+    /// there are no key pairs, so that the server uses plaintext.
+    pub(crate) fn load(config: &Config) -> Result<Option<Self>, ConfigError> {
+        let client_ca = config.client_ca()?;
+        if config.keypairs.is_empty() {
+            return Ok(None);
+        }
+        let sources = Sources {
+            keypairs: config.keypairs.clone(),
+            client_ca_file: client_ca.map(|(file, origin)| Setting {
+                value: file.to_owned(),
+                origin: origin.clone(),
+            }),
+            client_auth: config.client_auth.value,
+            client_identity: config.client_identity.value,
+        };
+        let fingerprints = Mutex::new(Fingerprints::new(sources.files()));
+        let loaded = sources.load(None)?;
+        loaded.log_dates(&sources);
+        Ok(Some(Self(Arc::new(Shared {
+            sources,
+            fingerprints,
+            loaded: watch::Sender::new(Arc::new(loaded)),
+        }))))
     }
 
-    /// Reads the files of the keys and certificates again. New connections get the new certificates. Blocks for the files.
+    /// Reads all files again. New connections get the new certificates. The server drains connections of clients that
+    /// no authority certifies any more. Blocks for the files.
     ///
     /// # Errors
     ///
-    /// A file cannot be used. The server keeps all its certificates.
+    /// A file cannot be used, or a certificate of the server is out of its dates and replaces a valid certificate. The
+    /// server keeps all its certificates and authorities.
     pub fn reload(&self) -> Result<(), ConfigError> {
-        let certificates = load_all(&self.0.keypairs)?;
-        *self.0.certificates.write().unwrap_or_else(PoisonError::into_inner) = certificates;
+        self.reload_with(&mut self.lock())
+    }
+
+    /// As [`reload`](Self::reload), if the files have changed since they were loaded, and have stayed the same since
+    /// the last call. Returns `None` if the files were not read again, or if they still cannot be used for the same
+    /// reason.
+    pub(super) fn reload_if_changed(&self) -> Option<Result<(), ConfigError>> {
+        let mut fingerprints = self.lock();
+        if !fingerprints.have_settled() {
+            return None;
+        }
+        let failure = fingerprints.failure().map(str::to_owned);
+        let reloaded = self.reload_with(&mut fingerprints);
+        let is_known = reloaded.is_err() && failure.as_deref() == fingerprints.failure();
+        (!is_known).then_some(reloaded)
+    }
+
+    fn reload_with(&self, fingerprints: &mut Fingerprints) -> Result<(), ConfigError> {
+        // Before the files are read: a change during the load is seen later.
+        fingerprints.take();
+        let before = Arc::clone(&self.0.loaded.borrow());
+        let loaded = self.0.sources.load(Some(&before));
+        fingerprints.set_failure(loaded.as_ref().err().map(ToString::to_string));
+        let loaded = loaded?;
+        loaded.log_dates(&self.0.sources);
+        self.0.loaded.send_replace(Arc::new(loaded));
         Ok(())
     }
 
-    /// Returns the certificate file of each pair, and when the first of its certificates expires.
-    pub(crate) fn expiries(&self) -> Vec<(PathBuf, SystemTime)> {
-        let certificates = self.0.certificates.read().unwrap_or_else(PoisonError::into_inner);
-        let pairs = self.0.keypairs.iter().zip(certificates.iter());
-        let mut expiries: Vec<_> = pairs
-            .filter_map(|(pair, certified)| {
-                let expiry = certified.cert.iter().filter_map(pem::not_after).min()?;
-                Some((pair.cert_file.value.clone(), time(expiry)))
-            })
-            .collect();
-        expiries.sort();
-        expiries.dedup_by(|(file, _), (before, _)| file == before);
-        expiries
+    fn lock(&self) -> MutexGuard<'_, Fingerprints> {
+        // A load that panicked has changed nothing.
+        self.0.fingerprints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns a configuration that presents these certificates, also after they were reloaded.
-    pub(crate) fn server_config(&self) -> Result<Arc<ServerConfig>, Error> {
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&self.0) as _);
+    /// Returns each file of certificates, with the time when the first certificate in the file expires. Includes the
+    /// file of the authorities. Parses the certificates, which takes some microseconds each.
+    #[must_use]
+    pub fn expiries(&self) -> Vec<(PathBuf, SystemTime)> {
+        let loaded = Arc::clone(&self.0.loaded.borrow());
+        let chains = loaded.chains.iter().map(|(file, key)| (file.clone(), &key.cert[..]));
+        let ca = self.0.sources.client_ca_file.as_ref().zip(loaded.client_ca.as_ref());
+        let ca = ca.map(|(file, ca)| (file.value.clone(), ca.authorities()));
+        chains
+            .chain(ca)
+            .filter_map(|(file, chain)| Some((file, dates::first_expiry(chain)?)))
+            .collect()
+    }
+
+    /// Returns what is loaded, now and later.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Loaded>> {
+        self.0.loaded.subscribe()
+    }
+}
+
+impl Sources {
+    /// Returns all files.
+    fn files(&self) -> Vec<PathBuf> {
+        let pairs = self.keypairs.iter().flat_map(|pair| [&pair.key_file, &pair.cert_file]);
+        pairs
+            .chain(&self.client_ca_file)
+            .map(|file| file.value.clone())
+            .collect()
+    }
+
+    /// Loads all files. `before` is what they replace.
+    fn load(&self, before: Option<&Loaded>) -> Result<Loaded, ConfigError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let keys = self.keypairs.iter().map(|pair| {
+            let key = load_pair(pair, &provider)?;
+            Ok((pair.cert_file.value.clone(), key))
+        });
+        let chains = keys.collect::<Result<Vec<_>, ConfigError>>()?;
+        if let Some(before) = before {
+            self.check_dates(&chains, before)?;
+        }
+        let client_ca = self.load_client_ca(before, &provider)?;
+        let choice = Choice(chains.iter().map(|(_, key)| Arc::clone(key)).collect());
+        let unusable = |error: Error| ConfigError::new(self.keypairs[0].key_file.origin.clone(), error);
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?;
+        let builder = match &client_ca {
+            None => builder.with_no_client_auth(),
+            Some(ca) => builder.with_client_cert_verifier(Arc::clone(ca.verifier())),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(choice));
         config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Arc::new(config))
+        if client_ca.is_some() {
+            // A resumed session would skip the verification of the client, and so outlive the client's certificate.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
+        Ok(Loaded {
+            config: Arc::new(config),
+            chains,
+            client_ca,
+        })
+    }
+
+    /// Checks that no chain is out of its dates whose predecessor is not.
+    fn check_dates(&self, chains: &[(PathBuf, Arc<CertifiedKey>)], before: &Loaded) -> Result<(), ConfigError> {
+        let now = UnixTime::now();
+        for ((pair, (file, new)), (_, old)) in self.keypairs.iter().zip(chains).zip(&before.chains) {
+            if let Some(problem) = dates::problem(file, &new.cert, now)
+                && dates::problem(file, &old.cert, now).is_none()
+            {
+                return Err(ConfigError::new(pair.cert_file.origin.clone(), problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the authorities of clients. Returns those of `before` if they are the same, so that no client is verified
+    /// again.
+    fn load_client_ca(
+        &self,
+        before: Option<&Loaded>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Option<Arc<ClientCa>>, ConfigError> {
+        let Some(file) = &self.client_ca_file else {
+            return Ok(None);
+        };
+        let ca = ClientCa::load(&file.value, self.client_auth, self.client_identity, provider)
+            .map_err(|reason| ConfigError::new(file.origin.clone(), reason))?;
+        let before = before.and_then(|before| before.client_ca.as_ref());
+        let same = before.filter(|before| before.authorities() == ca.authorities());
+        Ok(Some(same.cloned().unwrap_or_else(|| Arc::new(ca))))
     }
 }
 
-fn load_all(keypairs: &[Keypair]) -> Result<Vec<Arc<CertifiedKey>>, ConfigError> {
-    let provider = aws_lc_rs::default_provider();
-    keypairs.iter().map(|pair| load(pair, &provider)).collect()
+impl Loaded {
+    pub(super) fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
+    }
+
+    /// Returns the first certificate that the server presents.
+    #[cfg(test)]
+    pub(super) fn first_certificate(&self) -> &[u8] {
+        &self.chains[0].1.cert[0]
+    }
+
+    pub(super) fn client_ca(&self) -> Option<&Arc<ClientCa>> {
+        self.client_ca.as_ref()
+    }
+
+    /// Logs until when each file's certificates are valid, and warns of those that clients or the server refuse now.
+    fn log_dates(&self, sources: &Sources) {
+        for (file, key) in &self.chains {
+            dates::log(file, &key.cert);
+        }
+        if let Some((file, ca)) = sources.client_ca_file.as_ref().zip(self.client_ca.as_ref()) {
+            dates::log(&file.value, ca.authorities());
+        }
+    }
 }
 
-fn load(pair: &Keypair, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, ConfigError> {
+fn load_pair(pair: &Keypair, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, ConfigError> {
     let Keypair { key_file, cert_file } = pair;
     let chain =
         pem::certificates(&cert_file.value).map_err(|reason| ConfigError::new(cert_file.origin.clone(), reason))?;
-    warn_of_dates(&cert_file.value, &chain);
     let bad_key = |reason: String| ConfigError::new(key_file.origin.clone(), reason);
     let key = pem::private_key(&key_file.value).map_err(bad_key)?;
     match CertifiedKey::from_der(chain, key, provider) {
@@ -92,83 +257,4 @@ fn load(pair: &Keypair, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, 
         ))),
         Err(error) => Err(bad_key(format!("{}: {error}", key_file.value.display()))),
     }
-}
-
-/// Logs each certificate of a chain that clients refuse now because of its dates.
-fn warn_of_dates(file: &Path, chain: &[CertificateDer<'_>]) {
-    let now = UnixTime::now();
-    for (number, certificate) in (1..).zip(chain) {
-        let dates = ParsedCertificate::try_from(certificate).and_then(|parsed| pem::check_dates(&parsed, now));
-        let problem = match dates {
-            Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
-                format!("expired on {}", date(not_after))
-            }
-            Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
-                format!("is not valid before {}", date(not_before))
-            }
-            Err(error) => format!("has no usable dates: {error}"),
-            Ok(()) => continue,
-        };
-        let file = file.display();
-        match number {
-            1 => warn!("{file}: the certificate {problem}"),
-            _ => warn!("{file}: certificate {number} {problem}"),
-        }
-    }
-}
-
-fn time(time: UnixTime) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs())
-}
-
-fn date(at: UnixTime) -> String {
-    humantime::format_rfc3339_seconds(time(at)).to_string()
-}
-
-/// The choice of a certificate: the first whose names include the client's server name, or else the first. Among these, the
-/// first whose signature the client can verify. A client that connects to an IP address asks for no name.
-///
-/// rustls refuses a client with an impossible name, such as one with a port, before it asks for a certificate.
-impl ResolvesServerCert for Loaded {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let wanted = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
-        let all = hello.signature_schemes();
-        let likely = likely_schemes(&hello);
-        let rank = |certified: &&Arc<CertifiedKey>| {
-            let has_name = wanted.as_ref().is_none_or(|name| is_for(certified, name));
-            let signs = |schemes| certified.key.choose_scheme(schemes).is_some();
-            (!has_name, !signs(&likely), !signs(all))
-        };
-        let certificates = self.certificates.read().unwrap_or_else(PoisonError::into_inner);
-        certificates.iter().min_by_key(rank).cloned()
-    }
-}
-
-/// Returns the schemes that the server can sign with. rustls has removed those that do not fit the cipher suites of TLS 1.2.
-fn likely_schemes(hello: &ClientHello<'_>) -> Vec<SignatureScheme> {
-    use CipherSuite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
-    use SignatureScheme::{RSA_PKCS1_SHA1, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512};
-
-    let is_of_tls13 = |suite: &CipherSuite| {
-        matches!(
-            suite,
-            TLS13_AES_128_GCM_SHA256 | TLS13_AES_256_GCM_SHA384 | TLS13_CHACHA20_POLY1305_SHA256
-        )
-    };
-    let tls13 = hello.cipher_suites().iter().any(is_of_tls13);
-    // TLS 1.3 has these only inside certificates.
-    let is_pkcs1 = |scheme: &SignatureScheme| {
-        matches!(
-            scheme,
-            RSA_PKCS1_SHA1 | RSA_PKCS1_SHA256 | RSA_PKCS1_SHA384 | RSA_PKCS1_SHA512
-        )
-    };
-    let schemes = hello.signature_schemes().iter().copied();
-    schemes.filter(|scheme| !(tls13 && is_pkcs1(scheme))).collect()
-}
-
-fn is_for(certified: &CertifiedKey, name: &ServerName<'_>) -> bool {
-    certified.cert.first().is_some_and(|certificate| {
-        ParsedCertificate::try_from(certificate).is_ok_and(|parsed| verify_server_name(&parsed, name).is_ok())
-    })
 }

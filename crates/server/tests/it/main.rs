@@ -1,5 +1,7 @@
 //! Tests of the server over real connections, and of the `nodetracker` command as users run it.
 
+mod authorization;
+mod authorization_matrix;
 mod bad_input;
 mod command;
 mod config_errors;
@@ -7,8 +9,10 @@ mod deadlines;
 mod diag;
 mod health_reflection;
 mod http2_abuse;
+mod key_files;
 mod log;
 mod ops;
+mod pki;
 mod quota;
 mod refusals;
 #[path = "../../examples/client/replica.rs"]

@@ -13,8 +13,9 @@ use nodetracker::{ManualClock, RouteTable};
 use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClient;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::{api, v1};
-use nodetracker_server::{Config, Drained, Limits, Server};
+use nodetracker_server::{Certificates, Config, Drained, Limits, Server};
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -31,6 +32,7 @@ pub(crate) type Client = NodeTrackerServiceClient<Channel>;
 pub(crate) struct Running {
     pub(crate) addr: SocketAddr,
     pub(crate) table: Arc<RouteTable>,
+    pub(crate) certificates: Option<Certificates>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Drained>,
 }
@@ -45,11 +47,17 @@ impl Running {
     }
 
     pub(crate) async fn with(table: RouteTable, limits: Limits) -> Self {
+        Self::with_config(&Config::default(), table, limits).await
+    }
+
+    /// Starts a server with a configuration, on a free port.
+    pub(crate) async fn with_config(config: &Config, table: RouteTable, limits: Limits) -> Self {
         let table = Arc::new(table);
-        let config = Config::default().listen_on("127.0.0.1:0");
+        let config = config.clone().listen_on("127.0.0.1:0");
         let server = Server::bind_with_limits(&config, Arc::clone(&table), limits)
             .await
             .unwrap();
+        let certificates = server.certificates();
         let addr = server.local_addr();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server.run(async {
@@ -58,6 +66,7 @@ impl Running {
         Self {
             addr,
             table,
+            certificates,
             stop,
             task,
         }
@@ -153,14 +162,22 @@ impl Raw {
     }
 
     /// Begins HTTP/2 over a connection.
-    pub(crate) async fn over(stream: TcpStream) -> Self {
-        let (requests, mut connection) = h2::client::handshake(stream).await.unwrap();
+    pub(crate) async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
+        Self::try_over(stream).await.unwrap()
+    }
+
+    /// As [`over`](Self::over). Returns an error if the server ends the connection.
+    pub(crate) async fn try_over<S>(stream: S) -> Result<Self, h2::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (requests, mut connection) = h2::client::handshake(stream).await?;
         let pings = connection.ping_pong().unwrap();
-        Self {
+        Ok(Self {
             requests,
             connection: tokio::spawn(connection),
             pings,
-        }
+        })
     }
 
     /// Returns once the server has read everything that was sent before.

@@ -7,77 +7,18 @@ use std::sync::Arc;
 
 use nodetracker::RouteTable;
 use nodetracker_server::{Config, Limits, Server};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_RSA_SHA256, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, PKCS_RSA_SHA256, date_time_ymd};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, SignatureScheme, SupportedProtocolVersion};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::support::{Process, SOON, nodetracker, run, stderr, stdout};
-
-/// A folder with an authority and certificates made by it.
-struct Pki {
-    folder: TempDir,
-    authority: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Pki {
-    fn new() -> Self {
-        let mut params = CertificateParams::new([]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("ca.crt"), authority.pem()).unwrap();
-        Self { folder, authority }
-    }
-
-    /// Writes `name.key` and `name.crt`, the latter valid for one host.
-    fn issue(&self, name: &str, host: &str) {
-        self.issue_key(name, &[host], &KeyPair::generate().unwrap());
-    }
-
-    /// Writes `name.key` and `name.crt` for this key, the latter valid for these hosts.
-    fn issue_key(&self, name: &str, hosts: &[&str], key: &KeyPair) {
-        let hosts: Vec<_> = hosts.iter().map(|&host| host.to_owned()).collect();
-        self.issue_params(name, CertificateParams::new(hosts).unwrap(), key);
-    }
-
-    fn issue_params(&self, name: &str, params: CertificateParams, key: &KeyPair) {
-        let certificate = params.signed_by(key, &self.authority).unwrap();
-        self.write(name, key, &certificate.pem());
-    }
-
-    fn write(&self, name: &str, key: &KeyPair, certificate: &str) {
-        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
-        fs::write(self.path(&format!("{name}.crt")), certificate).unwrap();
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    /// Writes a configuration with these (key, certificate) pairs, which it names relative to itself.
-    fn config(&self, pairs: &[(&str, &str)]) -> String {
-        let mut text = "node_tracker_service:\n  listen_addr: 127.0.0.1:0\n  https_keypairs:\n".to_owned();
-        for (key, cert) in pairs {
-            text += &format!("  - key_file: {key}\n    cert_file: {cert}\n");
-        }
-        let file = self.path("tracker.yaml");
-        fs::write(&file, text).unwrap();
-        file
-    }
-
-    fn serve(&self, pairs: &[(&str, &str)]) -> Process {
-        let mut command = nodetracker();
-        command.args(["serve", "--config", &self.config(pairs)]);
-        Process::spawn(command)
-    }
-}
+use crate::pki::Pki;
+use crate::support::{Process, SOON, run, stderr, stdout};
 
 #[test]
 fn commands_speak_tls_with_a_ca_file() {

@@ -5,6 +5,7 @@ pub(crate) mod watch;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
@@ -14,6 +15,7 @@ use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClien
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::route_service_client::RouteServiceClient;
+use rustls::ClientConfig;
 use serde::Serialize;
 use thiserror::Error;
 use tokio::time::timeout;
@@ -27,7 +29,7 @@ use crate::cli::client::{Target, Transport};
 use crate::cli::print::{Print, ProxyRow, RouteRow, age, rfc3339, time};
 use crate::cli::remark;
 use crate::config::duration;
-use crate::tls;
+use crate::tls::{self, ClientFiles};
 
 /// The address of the tracker.
 #[derive(Debug, Args)]
@@ -36,8 +38,26 @@ pub(crate) struct TrackerArgs {
     #[arg(long, env = "NODETRACKER_ADDR", value_name = "ADDR", default_value = crate::config::DEFAULT_LISTEN_ADDR)]
     addr: Target,
     /// PEM file with the only authorities to trust; needed for https
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "NODETRACKER_CA_FILE", hide_env_values = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// PEM file with the certificate to present, and then its issuers; for a tracker with client_auth
+    #[arg(
+        long,
+        env = "NODETRACKER_CERT_FILE",
+        hide_env_values = true,
+        value_name = "FILE",
+        requires = "key_file"
+    )]
+    cert_file: Option<PathBuf>,
+    /// PEM file with the private key of --cert-file
+    #[arg(
+        long,
+        env = "NODETRACKER_KEY_FILE",
+        hide_env_values = true,
+        value_name = "FILE",
+        requires = "cert_file"
+    )]
+    key_file: Option<PathBuf>,
     /// How long the connection may take, and then each call, or the answer to a ping during a watch
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = timeout_value)]
     timeout: Duration,
@@ -118,23 +138,39 @@ impl TrackerArgs {
 
     /// Connects, for the client of any service.
     async fn transport(&self) -> Result<Transport, CommandError> {
-        let usage = |reason: &str| Err(CommandError::Usage(reason.to_owned()));
-        let tls = match (self.addr.tls, &self.ca_file) {
-            (true, None) => return usage("--addr https://… needs --ca-file"),
-            (false, Some(_)) => return usage("--ca-file needs --addr https://…"),
-            (false, None) => None,
-            (true, Some(file)) => match tls::client_config(file) {
-                Ok(config) => Some(config),
-                Err(reason) => return usage(&format!("--ca-file: {reason}")),
-            },
+        let tls = self.tls()?;
+        let reason = match timeout(self.timeout, self.addr.connect(tls, self.timeout)).await {
+            Ok(Ok(transport)) => return Ok(transport),
+            Ok(Err(reason)) => self.refused_certificate().await.unwrap_or(reason),
+            Err(_) => format!("cannot connect within {}", self.limit()),
         };
-        let connected = timeout(self.timeout, self.addr.connect(tls, self.timeout)).await;
-        connected
-            .unwrap_or_else(|_| Err(format!("cannot connect within {}", self.limit())))
-            .map_err(|reason| CommandError::Connect {
-                addr: self.addr.clone(),
-                reason,
-            })
+        let addr = self.addr.clone();
+        Err(CommandError::Connect { addr, reason })
+    }
+
+    /// Returns the configuration for TLS. `None` for plaintext.
+    fn tls(&self) -> Result<Option<Arc<ClientConfig>>, CommandError> {
+        let usage = |reason: &str| Err(CommandError::Usage(reason.to_owned()));
+        match (self.addr.tls, &self.ca_file) {
+            (true, None) => usage("--addr https://… needs --ca-file"),
+            (false, Some(_)) => usage("--ca-file needs --addr https://…"),
+            (false, None) if self.cert_file.is_some() => usage("--cert-file needs --addr https://…"),
+            (false, None) => Ok(None),
+            (true, Some(ca)) => {
+                let keypair = self.key_file.as_deref().zip(self.cert_file.as_deref());
+                let config = tls::client_config(&ClientFiles { ca, keypair });
+                config.map(Some).map_err(CommandError::Usage)
+            }
+        }
+    }
+
+    /// Asks whether the tracker broke off because of the command's certificate. Returns a message then.
+    async fn refused_certificate(&self) -> Option<String> {
+        let alert = self.addr.certificate_alert(self.tls().ok()??).await?;
+        Some(match self.cert_file {
+            None => format!("the tracker needs a certificate: use --cert-file and --key-file: {alert}"),
+            Some(_) => format!("the tracker refuses the certificate of --cert-file: {alert}"),
+        })
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, CommandError> {
@@ -160,6 +196,12 @@ impl TrackerArgs {
                 addr: self.addr.clone(),
                 reason: format!("the server speaks TLS: use --addr https://{} and --ca-file", self.addr),
             };
+        }
+        if std::error::Error::source(&status).is_some()
+            && let Some(reason) = self.refused_certificate().await
+        {
+            let addr = self.addr.clone();
+            return CommandError::Connect { addr, reason };
         }
         CommandError::Call {
             addr: self.addr.clone(),

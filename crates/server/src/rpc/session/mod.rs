@@ -14,6 +14,7 @@
 //! | state | event | response | next state |
 //! | --- | --- | --- | --- |
 //! | BEGUN | hello | welcome. The previous session of the proxy is superseded | OPEN |
+//! | | hello for a proxy whose routes the caller may not write | PERMISSION_DENIED | ENDED |
 //! | | hello of a stale incarnation | superseded, FAILED_PRECONDITION | ENDED |
 //! | | another message | INVALID_ARGUMENT | ENDED |
 //! | | no message for [`Limits::call`](crate::Limits::call) | DEADLINE_EXCEEDED | ENDED |
@@ -80,6 +81,7 @@ use bytes::Bytes;
 use nodetracker::RouteTable;
 use tonic::Streaming;
 
+use crate::auth::Caller;
 use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, Limits};
 use crate::refusal::Refusals;
 use crate::rpc::instance_id::InstanceId;
@@ -143,9 +145,9 @@ impl Sessions {
         self.shared.owners.count()
     }
 
-    /// Begins a session, which takes a turn for each of its encoded requests.
-    pub(crate) fn session(&self, requests: Streaming<Bytes>, turns: Turns) -> SessionStream {
-        let session = Session::new(Arc::clone(&self.shared));
+    /// Begins a session of `caller`, which takes a turn for each of its encoded requests.
+    pub(crate) fn session(&self, requests: Streaming<Bytes>, caller: Arc<Caller>, turns: Turns) -> SessionStream {
+        let session = Session::new(Arc::clone(&self.shared), caller);
         SessionStream::new(requests, session, turns, self.hello, self.keep_alive)
     }
 }

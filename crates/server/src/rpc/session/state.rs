@@ -11,6 +11,7 @@ use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::v1::{self, SessionRefusal, SessionSupersededReason};
 use tonic::Status;
 
+use crate::auth::Caller;
 use crate::convert::{parse, status};
 use crate::limits::{MAX_MESSAGE_SIZE, MAX_SESSION_HANDLES, MAX_SESSION_NODES};
 use crate::refusal::{Reason, Refusals};
@@ -30,6 +31,7 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Session {
     shared: Arc<Shared>,
+    caller: Arc<Caller>,
     /// `None` while BEGUN. After the end nothing is polled any more.
     open: Option<Open>,
 }
@@ -69,8 +71,12 @@ impl From<BeginError> for Failure {
 }
 
 impl Session {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: None }
+    pub(crate) fn new(shared: Arc<Shared>, caller: Arc<Caller>) -> Self {
+        Self {
+            shared,
+            caller,
+            open: None,
+        }
     }
 
     /// Returns the counters of the server's refusals.
@@ -118,6 +124,7 @@ impl Session {
     fn hello(&mut self, sequence: u64, hello: v1::SessionHello) -> Result<Step, Status> {
         let shared = &self.shared;
         let (proxy, incarnation) = message::hello(&hello)?;
+        self.caller.check_proxy(proxy.id)?;
         let begin = || shared.table.begin_incarnation(&proxy, incarnation);
         let begun = shared.owners.take_over(proxy.id, incarnation, begin);
         let (ownership, begun) = match begun.map_err(Failure::from) {

@@ -225,6 +225,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
+    use crate::auth::Caller;
     use crate::grpc::frame;
     use crate::limits::{Limits, MAX_SESSION_NODES, NODE_WORK, WORK_PER_PASS};
     use crate::rpc::instance_id::InstanceId;
@@ -259,7 +260,10 @@ mod tests {
         let sessions = Sessions::new(Arc::new(table), InstanceId::draw(), Arc::default(), &Limits::default());
         let (client, requests) = unbounded_channel();
         let requests = Streaming::new_request(Raw, Requests(requests), None, None);
-        (client, sessions.session(requests, turns))
+        (
+            client,
+            sessions.session(requests, Arc::new(Caller::unrestricted()), turns),
+        )
     }
 
     fn request(request: Request) -> Bytes {

@@ -108,7 +108,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::config::{Keypair, Origin, Setting};
+    use crate::config::{Config, Keypair, Origin, Setting};
     use crate::grpc::call_counters::{CallCounters, CallStart};
     use crate::limits::Limits;
     use crate::memory::MemoryBudget;
@@ -183,6 +183,10 @@ mod tests {
         std::fs::write(&pair.key_file.value, made.signing_key.serialize_pem()).expect("a file");
         std::fs::write(&pair.cert_file.value, made.cert.pem()).expect("a file");
 
+        let config = Config {
+            keypairs: vec![pair],
+            ..Config::default()
+        };
         let table = Arc::new(RouteTable::new());
         let limits = Limits::default();
         let instance_id = InstanceId::draw();
@@ -196,7 +200,7 @@ mod tests {
             sweeps: Arc::default(),
             readiness: Arc::<Readiness>::default(),
             max_connections: 77,
-            certificates: Some(Certificates::load(&[pair]).expect("a good pair")),
+            certificates: Certificates::load(&config).expect("a good pair"),
             snapshots: Some(Arc::default()),
         };
         (sources, folder)

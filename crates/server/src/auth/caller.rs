@@ -1,0 +1,152 @@
+//! The client of a connection.
+
+use std::fmt;
+
+use tonic::Status;
+
+/// The most characters of a name in a message. Names come from certificates, and from requests.
+const MOST_SHOWN: usize = 200;
+
+/// The client of a connection, as far as the server knows the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// How messages name the client.
+    name: Box<str>,
+    pub(super) role: Role,
+}
+
+/// What a client may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Everything: the server asks no client for a certificate.
+    Unrestricted,
+    /// Only what everyone may do.
+    None,
+    /// Read everything, and write the routes of the proxy with this ID.
+    Proxy(Box<str>),
+    /// Everything.
+    Admin,
+}
+
+impl Caller {
+    /// Returns a client that has a certificate with this name.
+    pub(super) fn new(name: &str, role: Role) -> Self {
+        Self {
+            name: format!("the client {}", shown(name)).into(),
+            role,
+        }
+    }
+
+    /// Returns any client of a server that asks for no certificates.
+    pub(crate) fn unrestricted() -> Self {
+        Self {
+            name: "any client".into(),
+            role: Role::Unrestricted,
+        }
+    }
+
+    /// Returns a client without a certificate, for a server that asks for certificates.
+    pub(crate) fn anonymous() -> Self {
+        Self {
+            name: "a client without a certificate".into(),
+            role: Role::None,
+        }
+    }
+
+    /// Returns the same client after its certificate lost the server's trust.
+    pub(crate) fn revoked(&self) -> Self {
+        Self {
+            name: format!("{self}, whose certificate is no longer trusted,").into(),
+            role: Role::None,
+        }
+    }
+
+    /// Returns the ID of the only proxy whose routes the client may write. `None` if the client may write the routes of
+    /// all proxies.
+    ///
+    /// Only for clients that [`Access::OwnProxy`](crate::auth::Access::OwnProxy) admits.
+    pub(super) fn own_proxy(&self) -> Option<&str> {
+        match &self.role {
+            Role::Unrestricted | Role::Admin => None,
+            // No ID of a proxy is empty.
+            Role::None => Some(""),
+            Role::Proxy(id) => Some(id),
+        }
+    }
+
+    /// Checks that the client may write the routes of the proxy with an ID.
+    ///
+    /// # Errors
+    ///
+    /// PERMISSION_DENIED, with the caller and both proxies.
+    #[inline]
+    pub(crate) fn check_proxy(&self, id: &str) -> Result<(), Status> {
+        match self.own_proxy() {
+            None => Ok(()),
+            Some(own) if own == id && !id.is_empty() => Ok(()),
+            Some(own) => Err(self.not_own(own, id)),
+        }
+    }
+
+    #[cold]
+    fn not_own(&self, own: &str, id: &str) -> Status {
+        let named = match id {
+            "" => "no proxy".to_owned(),
+            id => format!("proxy {}", shown(id)),
+        };
+        Status::permission_denied(format!(
+            "{self} lacks the role Admin, so it may write only the routes of proxy {}, and the request names {named}",
+            shown(own)
+        ))
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// Returns the beginning of a name, with escapes for characters that a terminal does not show.
+fn shown(name: &str) -> String {
+    let end = name.char_indices().nth(MOST_SHOWN).map_or(name.len(), |(end, _)| end);
+    format!("{:?}", &name[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_may_write_only_its_own_routes() {
+        let proxy = Caller::new("O=Proxy, CN=p", Role::Proxy("p".into()));
+        assert!(proxy.check_proxy("p").is_ok());
+        let denied = |id: &str| proxy.check_proxy(id).unwrap_err();
+        assert_eq!(
+            denied("other").message(),
+            "the client \"O=Proxy, CN=p\" lacks the role Admin, so it may write only the routes of proxy \"p\", and \
+             the request names proxy \"other\""
+        );
+        assert!(denied("").message().ends_with("and the request names no proxy"));
+        assert!(denied(&"x".repeat(70_000)).message().len() < 1000);
+        assert_eq!(denied("P").code(), tonic::Code::PermissionDenied);
+        assert!(proxy.revoked().check_proxy("p").is_err());
+    }
+
+    #[test]
+    fn who_is_not_a_proxy_may_write_all_routes_or_none() {
+        for caller in [Caller::unrestricted(), Caller::new("a", Role::Admin)] {
+            assert!(caller.check_proxy("p").is_ok());
+            assert!(caller.check_proxy("").is_ok());
+        }
+        assert!(Caller::anonymous().check_proxy("p").is_err());
+        assert!(Caller::anonymous().check_proxy("").is_err());
+    }
+
+    #[test]
+    fn names_are_short_and_visible() {
+        let caller = Caller::new(&format!("a\n\u{202e}{}", "é".repeat(70_000)), Role::None);
+        assert!(caller.to_string().starts_with("the client \"a\\n\\u{202e}é"));
+        assert!(caller.to_string().chars().count() < 300);
+    }
+}

@@ -1,0 +1,197 @@
+//! Who a client is, from the client's certificate. The server has verified the certificate before.
+
+use nodetracker::MAX_TEXT;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+use x509_parser::x509::{AttributeTypeAndValue, X509Name};
+
+use crate::auth::Caller;
+use crate::auth::caller::Role;
+use crate::config::ClientIdentity;
+
+/// The roles in a subject's O.
+const PROXY: &str = "Proxy";
+const ADMIN: &str = "Admin";
+
+impl Caller {
+    /// Returns the client with a certificate, in DER. A certificate that names no role gives the client no rights.
+    pub(crate) fn from_certificate(certificate: &[u8], identity: ClientIdentity) -> Self {
+        let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+            return Self::new("with an unreadable certificate", Role::None);
+        };
+        match identity {
+            ClientIdentity::Teleport => {
+                let subject = certificate.subject();
+                Self::new(&subject.to_string(), teleport(subject))
+            }
+            ClientIdentity::Spiffe => match spiffe_id(&certificate) {
+                Some(id) => Self::new(id, spiffe(id)),
+                None => {
+                    let name = format!("{}, without a SPIFFE ID", certificate.subject());
+                    Self::new(&name, Role::None)
+                }
+            },
+        }
+    }
+}
+
+/// Returns the role of a subject. A subject with several roles has the greatest of them.
+fn teleport(subject: &X509Name<'_>) -> Role {
+    let has_role = |role| subject.iter_organization().any(|value| text(value) == Some(role));
+    let mut names = subject.iter_common_name().map(text);
+    match (names.next().flatten(), names.next()) {
+        _ if has_role(ADMIN) => Role::Admin,
+        (Some(name), None) if has_role(PROXY) => proxy(name.split('.').next().unwrap_or(name)),
+        _ => Role::None,
+    }
+}
+
+fn text<'a>(value: &AttributeTypeAndValue<'a>) -> Option<&'a str> {
+    value.as_str().ok()
+}
+
+/// Returns the SPIFFE ID of a certificate: the only URI among its names.
+fn spiffe_id<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
+    // An error means that the extension is there twice.
+    let names = certificate.subject_alternative_name().ok()??;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => uri.starts_with("spiffe://").then_some(uri),
+        _ => None,
+    }
+}
+
+/// Returns the role in a SPIFFE ID.
+fn spiffe(id: &str) -> Role {
+    let path = id.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'));
+    match path {
+        Some((domain, "admin")) if is_segment(domain) => Role::Admin,
+        Some((domain, path)) if is_segment(domain) => match path.strip_prefix("proxy/") {
+            Some(id) if is_segment(id) => proxy(id),
+            _ => Role::None,
+        },
+        _ => Role::None,
+    }
+}
+
+/// Reports whether SPIFFE allows this between two slashes.
+fn is_segment(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    !matches!(text, "" | "." | "..") && text.bytes().all(is_allowed)
+}
+
+/// Returns the role of the proxy with an ID, or no role if no proxy can have this ID.
+fn proxy(id: &str) -> Role {
+    match id.len() {
+        1..=MAX_TEXT => Role::Proxy(id.into()),
+        _ => Role::None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::string::Ia5String;
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    use super::*;
+
+    fn subject(attributes: &[(DnType, &str)]) -> Role {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for (kind, value) in attributes {
+            params.distinguished_name.push(kind.clone(), *value);
+        }
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        Caller::from_certificate(certificate.der(), ClientIdentity::Teleport).role
+    }
+
+    fn uris(uris: &[&str]) -> Caller {
+        let mut params = CertificateParams::new(["example.com".to_owned()]).unwrap();
+        for &uri in uris {
+            let uri = Ia5String::try_from(uri).unwrap();
+            params.subject_alt_names.push(SanType::URI(uri));
+        }
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        Caller::from_certificate(certificate.der(), ClientIdentity::Spiffe)
+    }
+
+    #[test]
+    fn a_subject_has_teleports_roles() {
+        use DnType::{CommonName as CN, OrganizationName as O};
+
+        let proxy = |id: &str| Role::Proxy(id.into());
+        for (attributes, role) in [
+            (&[(O, "Proxy"), (CN, "proxy-1")][..], proxy("proxy-1")),
+            (&[(CN, "proxy-1.main.example.com"), (O, "Proxy")], proxy("proxy-1")),
+            (&[(O, "Admin"), (CN, "alice")], Role::Admin),
+            (&[(O, "Admin")], Role::Admin),
+            (&[(O, "Node"), (CN, "proxy-1")], Role::None),
+            (&[(O, "proxy"), (CN, "proxy-1")], Role::None),
+            (
+                &[(DnType::OrganizationalUnitName, "Proxy"), (CN, "proxy-1")],
+                Role::None,
+            ),
+            (&[(O, "Proxy")], Role::None),
+            (&[(O, "Proxy"), (CN, "")], Role::None),
+            (&[(O, "Proxy"), (CN, ".main")], Role::None),
+            (&[(O, "Proxy"), (CN, &"x".repeat(256))], Role::None),
+            (&[(CN, "proxy-1")], Role::None),
+            (&[], Role::None),
+        ] {
+            assert_eq!(subject(attributes), role, "{attributes:?}");
+        }
+    }
+
+    #[test]
+    fn a_spiffe_id_has_a_role_in_its_path() {
+        let proxy = |id: &str| Role::Proxy(id.into());
+        for (uri, role) in [
+            ("spiffe://example.com/proxy/proxy-1", proxy("proxy-1")),
+            ("spiffe://example.com/proxy/proxy.1", proxy("proxy.1")),
+            ("spiffe://example.com/admin", Role::Admin),
+            ("spiffe://example.com/admin/alice", Role::None),
+            ("spiffe://example.com/proxy/", Role::None),
+            ("spiffe://example.com/proxy", Role::None),
+            ("spiffe://example.com/proxy/a/b", Role::None),
+            ("spiffe://example.com/proxy/..", Role::None),
+            ("spiffe://example.com/proxy/a%2Fb", Role::None),
+            ("spiffe:///admin", Role::None),
+            ("spiffe://a:b@example.com/admin", Role::None),
+            ("https://example.com/admin", Role::None),
+        ] {
+            assert_eq!(uris(&[uri]).role, role, "{uri}");
+        }
+        assert_eq!(uris(&[]).role, Role::None);
+        assert_eq!(uris(&["spiffe://a/admin", "spiffe://b/admin"]).role, Role::None);
+        assert_eq!(uris(&["https://a/admin", "spiffe://b/admin"]).role, Role::None);
+        assert_eq!(
+            uris(&["spiffe://a/admin"]).to_string(),
+            "the client \"spiffe://a/admin\""
+        );
+    }
+
+    /// The bytes come from a certificate that an authority has signed, but the parser must not rely on that.
+    #[test]
+    fn damaged_certificates_have_no_role() {
+        let params = CertificateParams::new(["example.com".to_owned()]).unwrap();
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..2_000 {
+            let mut bytes = certificate.der().to_vec();
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..bytes.len());
+                bytes[at] = random.u8(..);
+            }
+            bytes.truncate(random.usize(..=bytes.len()));
+            for identity in [ClientIdentity::Teleport, ClientIdentity::Spiffe] {
+                assert_eq!(Caller::from_certificate(&bytes, identity).role, Role::None);
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Each kind of client calls each method over TLS. `docs/authorization.md` has the results as a table.
+//!
+//! After a change of a rule, write the table again:
+//!
+//! ```console
+//! $ UPDATE_DOCS=1 cargo test -p nodetracker-server --test it -- authorization_matrix
+//! ```
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nodetracker::RouteTable;
+use nodetracker_proto::v1::node_id::Id;
+use nodetracker_proto::v1::session_request::Request;
+use nodetracker_proto::{api, v1};
+use nodetracker_server::Limits;
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use rcgen::date_time_ymd;
+use rustls::ClientConfig;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+
+use crate::authorization::{config, connect};
+use crate::pki::{Pki, named};
+use crate::support::{Running, add, framed, grpc};
+
+/// The proxy that all requests name.
+const PROXY: &str = "proxy-1";
+
+/// The document, and the lines around its table.
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/authorization.md");
+const BEGIN: &str = "<!-- matrix: written by authorization_matrix.rs, do not edit -->\n\n";
+const END: &str = "\n<!-- end of matrix -->\n";
+
+/// Returns the paths of all methods. A test of `rpc/methods.rs` checks that the method table has the same.
+fn methods() -> BTreeSet<String> {
+    let sets = [
+        nodetracker_proto::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let files = sets.map(|set| FileDescriptorSet::decode(set).unwrap().file);
+    let mut paths = BTreeSet::new();
+    for file in files.iter().flatten() {
+        for service in &file.service {
+            let of_service = service.method.iter();
+            paths.extend(of_service.map(|method| format!("/{}.{}/{}", file.package(), service.name(), method.name())));
+        }
+    }
+    paths
+}
+
+/// Returns a request that every method accepts. A method that is not here accepts an empty message.
+fn request(path: &str) -> Vec<u8> {
+    static INCARNATION: AtomicU64 = AtomicU64::new(1);
+    let node = || {
+        Some(v1::NodeId {
+            id: Some(Id::Name("node".into())),
+        })
+    };
+    let nodes = || {
+        Some(v1::NodeIds {
+            names: vec!["node".into()],
+            ..v1::NodeIds::default()
+        })
+    };
+    let proxy = || {
+        Some(v1::Proxy {
+            proxy_id: PROXY.into(),
+            cluster_name: String::new(),
+            addr: "proxy:1".into(),
+        })
+    };
+    match path {
+        "/api.NodeTrackerService/AddNode" => add("node", PROXY, "proxy:1").encode_to_vec(),
+        "/api.NodeTrackerService/GetProxies" => api::GetProxiesRequest { node_id: "node".into() }.encode_to_vec(),
+        "/api.NodeTrackerService/RemoveNode" => api::RemoveNodeRequest { node_id: "node".into() }.encode_to_vec(),
+        "/nodetracker.v1.RouteService/AddNodes" => v1::AddNodesRequest {
+            proxy: proxy(),
+            nodes: nodes(),
+        }
+        .encode_to_vec(),
+        "/nodetracker.v1.RouteService/GetProxies" => v1::GetProxiesRequest { node: node() }.encode_to_vec(),
+        "/nodetracker.v1.RouteService/RemoveNodes" => v1::RemoveNodesRequest {
+            nodes: nodes(),
+            proxy_id: PROXY.into(),
+        }
+        .encode_to_vec(),
+        "/nodetracker.v1.SessionService/Session" => v1::SessionRequest {
+            sequence: 1,
+            request: Some(Request::Hello(v1::SessionHello {
+                proxy: proxy(),
+                incarnation: INCARNATION.fetch_add(1, Ordering::Relaxed),
+                ..v1::SessionHello::default()
+            })),
+        }
+        .encode_to_vec(),
+        "/nodetracker.v1.AdminService/RemoveProxy" => v1::RemoveProxyRequest { proxy_id: PROXY.into() }.encode_to_vec(),
+        "/nodetracker.v1.AdminService/Explain" => v1::ExplainRequest { node: node() }.encode_to_vec(),
+        // Both versions have the same fields.
+        path if path.starts_with("/grpc.reflection.") => ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        }
+        .encode_to_vec(),
+        _ => Vec::new(),
+    }
+}
+
+/// Calls a method on a connection of its own. Returns the code of its status, 0 once a message has come. Fails if the
+/// server refuses the connection.
+async fn call(server: &Running, client: ClientConfig, path: &str) -> Result<i32, Box<dyn std::error::Error>> {
+    let stream = connect(server, client).await?;
+    let (requests, connection) = h2::client::handshake(stream).await?;
+    tokio::spawn(connection);
+    let (response, mut stream) = requests.ready().await?.send_request(grpc(path), false)?;
+    stream.send_data(framed(&request(path)).into(), true)?;
+    let response = response.await?;
+    let mut headers = response.headers().clone();
+    let mut body = response.into_body();
+    if body.data().await.transpose()?.is_none() {
+        headers.extend(body.trailers().await?.unwrap_or_default());
+    }
+    match headers.get("grpc-status") {
+        None => Ok(0),
+        Some(code) => Ok(code.to_str()?.parse()?),
+    }
+}
+
+/// One kind of client: a column of the table.
+struct Kind {
+    name: &'static str,
+    server: Running,
+    client: ClientConfig,
+}
+
+async fn serve(pki: &Pki, client_auth: &str) -> Running {
+    Running::with_config(&config(pki, client_auth), RouteTable::new(), Limits::default()).await
+}
+
+async fn kinds(pki: &Pki) -> Vec<Kind> {
+    let expired = pki.client(|params| {
+        named(params, "Admin", "alice");
+        params.not_after = date_time_ymd(2021, 2, 3);
+    });
+    let early = pki.client(|params| {
+        named(params, "Admin", "alice");
+        params.not_before = date_time_ymd(2998, 1, 1);
+        params.not_after = date_time_ymd(2999, 1, 1);
+    });
+    let admin = pki.teleport("Admin", "alice");
+    let columns = [
+        ("`Admin`", "required", Some(admin.clone())),
+        ("`Proxy`", "required", Some(pki.teleport("Proxy", PROXY))),
+        ("`Proxy`, other ID", "required", Some(pki.teleport("Proxy", "proxy-2"))),
+        ("no role", "required", Some(pki.teleport("Node", PROXY))),
+        ("none, `optional`", "optional", None),
+        ("none, `required`", "required", None),
+        ("wrong CA", "required", Some(Pki::new().teleport("Admin", "alice"))),
+        ("expired", "required", Some(expired)),
+        ("not yet valid", "required", Some(early)),
+    ];
+    let mut kinds = Vec::new();
+    for (name, client_auth, identity) in columns {
+        kinds.push(Kind {
+            name,
+            server: serve(pki, client_auth).await,
+            client: pki.client_config(identity.as_ref()),
+        });
+    }
+    // The last column: the client had its rights until another authority was loaded.
+    let server = serve(pki, "required").await;
+    let client = pki.client_config(Some(&admin));
+    assert_eq!(
+        call(&server, client.clone(), "/nodetracker.v1.AdminService/Stats")
+            .await
+            .unwrap(),
+        0
+    );
+    fs::write(pki.path("ca.crt"), Pki::new().authority.pem()).unwrap();
+    server.certificates.as_ref().unwrap().reload().unwrap();
+    kinds.push(Kind {
+        name: "revoked",
+        server,
+        client,
+    });
+    kinds
+}
+
+async fn table() -> String {
+    let pki = Pki::new();
+    let kinds = kinds(&pki).await;
+    let names: Vec<_> = kinds.iter().map(|kind| kind.name).collect();
+    let mut table = format!(
+        "| method | {} |\n|{}\n",
+        names.join(" | "),
+        " --- |".repeat(names.len() + 1)
+    );
+    for path in methods() {
+        let mut row = format!("| `{}` |", path.trim_start_matches('/'));
+        for kind in &kinds {
+            row += match call(&kind.server, kind.client.clone(), &path).await {
+                Ok(0) => " yes |",
+                Ok(7) => " **no** |",
+                Ok(code) => panic!("{path}, {}: status {code}", kind.name),
+                Err(_) => " - |",
+            };
+        }
+        table += &format!("{row}\n");
+    }
+    table
+}
+
+#[tokio::test]
+async fn the_table_of_the_documentation_is_what_clients_may_do() {
+    let table = table().await;
+    let document = fs::read_to_string(DOCUMENT).unwrap();
+    let (head, rest) = document.split_once(BEGIN).unwrap();
+    let (documented, tail) = rest.split_once(END).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(DOCUMENT, [head, BEGIN, &table, END, tail].concat()).unwrap();
+    } else {
+        assert_eq!(documented, table, "write the table again with UPDATE_DOCS=1");
+    }
+}
