@@ -196,8 +196,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
             },
             // An idle connection notices when its timer wakes it.
             () = when(|| peer.is_outdated()) => {
-                turns.take(limits::VERIFY_WORK).await;
-                if let Err(error) = peer.verify_again() {
+                if let Err(error) = peer.verify_again(&turns).await {
                     debug!(%error, "a connection ends: the certificate of its client is no longer trusted");
                     calls.revoke();
                     phase = Phase::Draining;

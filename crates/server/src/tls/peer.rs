@@ -12,9 +12,11 @@ use rustls::{Error, ServerConfig};
 use tokio::sync::watch::Receiver;
 
 use crate::auth::Caller;
+use crate::limits::VERIFY_WORK;
 use crate::tls::client_ca::ClientCa;
 use crate::tls::dates::Dates;
 use crate::tls::server::{Certificates, Loaded};
+use crate::turns::Turns;
 
 /// The client of one connection.
 #[derive(Debug)]
@@ -107,12 +109,12 @@ impl Peer {
         }
     }
 
-    /// Verifies the client's chain again if the authorities have changed. Takes some hundred microseconds then.
+    /// Verifies the client's chain again if the authorities have changed. Takes a turn then.
     ///
     /// # Errors
     ///
     /// No authority of the loaded file certifies the client any more.
-    pub(crate) fn verify_again(&mut self) -> Result<(), Error> {
+    pub(crate) async fn verify_again(&mut self, turns: &Turns) -> Result<(), Error> {
         let Some(certificate) = &mut self.certificate else {
             return Ok(());
         };
@@ -120,6 +122,7 @@ impl Peer {
         if let Some(ca) = now
             && !Arc::ptr_eq(&ca, &certificate.ca)
         {
+            turns.take(VERIFY_WORK).await;
             if let Err(error) = ca.verify(&certificate.chain) {
                 // The connection ends: no later load changes this.
                 self.certificate = None;
