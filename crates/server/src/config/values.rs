@@ -1,11 +1,12 @@
 //! The values of keys, as text. Each error says what is wrong with the text.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nodetracker::Builder;
 use tracing_subscriber::filter::Targets;
 
-use crate::config::{MAX_KEEP_ALIVE, duration};
+use crate::config::{MAX_KEEP_ALIVE, Origin, duration};
 use crate::log::LogFormat;
 
 /// Bytes of a megabyte.
@@ -13,6 +14,9 @@ const MEGABYTE: usize = 1_000_000;
 
 /// The least budget for clients, in megabytes: a few large replies.
 const LEAST_CLIENT_MEMORY: usize = 16;
+
+/// The least time between two snapshots.
+const LEAST_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 
 fn number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("{text:?} is not a number"))
@@ -82,6 +86,32 @@ pub(super) fn keep_alive(text: &str) -> Result<Duration, String> {
         return Err(format!("{text:?} is too long: the limit is 365 days"));
     }
     Ok(interval)
+}
+
+/// Parses the time between two snapshots.
+pub(super) fn snapshot_interval(text: &str) -> Result<Duration, String> {
+    let interval = duration::parse(text)?;
+    if interval < LEAST_SNAPSHOT_INTERVAL {
+        return Err(format!(
+            "{text:?} is too short: a snapshot takes about a second, the limit is 1s"
+        ));
+    }
+    if interval > MAX_KEEP_ALIVE {
+        return Err(format!("{text:?} is too long: the limit is 365 days"));
+    }
+    Ok(interval)
+}
+
+/// Returns the path of a folder. In a file, a relative path starts at the file's folder.
+pub(super) fn folder(text: &str, origin: &Origin) -> Result<PathBuf, String> {
+    if text.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    let from = match origin {
+        Origin::Key { file, .. } => file.parent().unwrap_or(Path::new("")),
+        _ => Path::new(""),
+    };
+    Ok(from.join(text))
 }
 
 /// Parses the format of log lines.

@@ -1,5 +1,6 @@
 //! `AdminService`: listings, explanations, statistics, and the removal of a proxy, for operators.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +19,15 @@ use crate::rpc::page_token;
 use crate::rpc::watch::Watches;
 use crate::turns::Parts;
 
+/// Returns the present figures of the snapshots, which the server writes.
+pub(crate) struct SnapshotFigures(pub(crate) Box<dyn Fn() -> v1::SnapshotStats + Send + Sync>);
+
+impl fmt::Debug for SnapshotFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (self.0)().fmt(f)
+    }
+}
+
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Admin {
@@ -25,6 +35,7 @@ pub(crate) struct Admin {
     watches: Arc<Watches>,
     instance_id: InstanceId,
     memory: Arc<MemoryBudget>,
+    snapshots: SnapshotFigures,
     started: Instant,
 }
 
@@ -35,12 +46,14 @@ impl Admin {
         watches: Arc<Watches>,
         instance_id: InstanceId,
         memory: Arc<MemoryBudget>,
+        snapshots: SnapshotFigures,
     ) -> Self {
         Self {
             table,
             watches,
             instance_id,
             memory,
+            snapshots,
             started: Instant::now(),
         }
     }
@@ -175,6 +188,7 @@ impl Admin {
             expiry_hold: expiry_hold(stats.expiry_hold).into(),
             expiry_hold_left: stats.expiry_hold.map(|hold| encode::duration(hold.left)),
             refusals: refusals.collect(),
+            snapshots: Some((self.snapshots.0)()),
         })
     }
 }
@@ -191,6 +205,7 @@ fn expiry_hold(hold: Option<ExpiryHold>) -> v1::ExpiryHold {
     match hold.map(|hold| hold.cause) {
         Some(HoldCause::Stop) => v1::ExpiryHold::Stop,
         Some(HoldCause::Brake) => v1::ExpiryHold::Brake,
+        Some(HoldCause::Restart) => v1::ExpiryHold::Restart,
         _ => v1::ExpiryHold::Unspecified,
     }
 }
@@ -199,6 +214,7 @@ fn verdict(verdict: Verdict) -> v1::Verdict {
     match verdict {
         Verdict::Returned => v1::Verdict::Returned,
         Verdict::Held => v1::Verdict::Held,
+        Verdict::Restored => v1::Verdict::Restored,
         Verdict::Expired => v1::Verdict::Expired,
         Verdict::ProxyRemoved => v1::Verdict::ProxyRemoved,
         _ => v1::Verdict::Unspecified,

@@ -10,7 +10,7 @@ use crate::grpc::handler::{bidirectional, encoded_stream, external, immediate, u
 use crate::grpc::method::{Method, MethodTable};
 use crate::limits::{Limits, MAX_BATCH_MESSAGE_SIZE as BATCH, MAX_MESSAGE_SIZE as SMALL};
 use crate::memory::MemoryBudget;
-use crate::rpc::admin::Admin;
+use crate::rpc::admin::{Admin, SnapshotFigures};
 use crate::rpc::health::{self, Health};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::node_tracker::NodeTracker;
@@ -26,13 +26,15 @@ pub(crate) fn methods(
     watches: &Arc<Watches>,
     instance_id: InstanceId,
     memory: &Arc<MemoryBudget>,
+    snapshots: SnapshotFigures,
     limits: &Limits,
 ) -> (MethodTable, Health) {
     let refusals = memory.refusals();
     let tracker = Arc::new(NodeTracker::new(Arc::clone(table), Arc::clone(refusals)));
     let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(refusals)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, Arc::clone(refusals), limits));
-    let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id, Arc::clone(memory)));
+    let admin = Admin::new(Arc::clone(table), Arc::clone(watches), instance_id, Arc::clone(memory), snapshots);
+    let admin = Arc::new(admin);
     let reporter = HealthReporter::new();
     let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
     let health_watches = HealthServer::from_arc(Arc::clone(&health)).max_decoding_message_size(SMALL);
@@ -79,7 +81,8 @@ pub(crate) fn methods_of_empty_table() -> MethodTable {
     let limits = Limits::default();
     let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
     let memory = MemoryBudget::new(0, Arc::default());
-    methods(&table, &watches, instance_id, &memory, &limits).0
+    let snapshots = SnapshotFigures(Box::new(Default::default));
+    methods(&table, &watches, instance_id, &memory, snapshots, &limits).0
 }
 
 #[cfg(test)]

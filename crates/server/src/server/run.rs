@@ -23,8 +23,11 @@ use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
+use crate::server::data_dir::DataDir;
 use crate::server::drain::{Drained, drain};
 use crate::server::listen::Listeners;
+use crate::server::snapshot_status::SnapshotStatus;
+use crate::server::snapshots::{self, SnapshotWriter};
 use crate::server::sweeper::sweep;
 use crate::server::worker::Workers;
 use crate::tls::Certificates;
@@ -72,16 +75,21 @@ pub struct Server {
     limits: Limits,
     quotas: Arc<Quotas>,
     refusals: Arc<Refusals>,
+    snapshots: Option<SnapshotWriter>,
     draining: watch::Sender<bool>,
 }
 
 impl Server {
-    /// Loads the certificates, takes the port and starts the worker threads, with the [limits of the
-    /// configuration](Config::limits).
+    /// Loads the certificates and the last snapshot of the [`data_dir`](Config::data_dir), takes the port and starts the
+    /// worker threads, with the [limits of the configuration](Config::limits).
+    ///
+    /// Blocks the calling thread while the snapshot is loaded: some 0.1 s for a million routes. The snapshot is loaded
+    /// only if the table has no routes.
     ///
     /// # Errors
     ///
-    /// A key or certificate file cannot be used, the address cannot be listened on, or no thread can be started.
+    /// A key or certificate file cannot be used, another process uses the `data_dir`, the address cannot be listened on,
+    /// or no thread can be started.
     pub async fn bind(config: &Config, table: Arc<RouteTable>) -> Result<Self, StartError> {
         Self::bind_with_limits(config, table, config.limits()).await
     }
@@ -100,6 +108,16 @@ impl Server {
             Some(certificates) => Some(certificates.server_config().map_err(StartError::Tls)?),
             None => None,
         };
+        let snapshot_status = Arc::<SnapshotStatus>::default();
+        let data_dir = match &config.data_dir {
+            Some(dir) => {
+                let open = DataDir::open(dir.value.clone());
+                let folder = open.map_err(|reason| ConfigError::new(dir.origin.clone(), reason))?;
+                snapshots::load(&folder, &table, &snapshot_status);
+                Some(folder)
+            }
+            None => None,
+        };
         let listen = Listeners::bind(&config.listen_addr.value).await;
         let listeners = listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?;
         let (draining, watched) = watch::channel(false);
@@ -108,7 +126,14 @@ impl Server {
         let refusals = Arc::<Refusals>::default();
         let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
         let quotas = Quotas::new(&limits);
-        let (methods, health) = methods(&table, &watches, instance_id, &memory, &limits);
+        let (methods, health) = methods(
+            &table,
+            &watches,
+            instance_id,
+            &memory,
+            snapshot_status.figures(),
+            &limits,
+        );
         health.serving().await;
         let router = Router::new(methods, limits.call);
         let addrs: Vec<_> = listeners.addrs().iter().map(ToString::to_string).collect();
@@ -128,6 +153,14 @@ impl Server {
             memory,
             turns: Arc::default(),
         })?;
+        let snapshots = match data_dir {
+            Some(folder) => {
+                let interval = config.snapshot_interval.value;
+                let table = Arc::clone(&table);
+                Some(SnapshotWriter::start(folder, table, interval, snapshot_status)?)
+            }
+            None => None,
+        };
         Ok(Self {
             listeners,
             certificates,
@@ -139,6 +172,7 @@ impl Server {
             limits,
             quotas,
             refusals,
+            snapshots,
             draining,
         })
     }
@@ -162,7 +196,8 @@ impl Server {
     }
 
     /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts
-    /// no connection, finishes the calls in flight, and returns. Cuts calls that take longer than the drain limit.
+    /// no connection, finishes the calls in flight, writes a last snapshot, and returns. Cuts calls that take longer than
+    /// the drain limit.
     ///
     /// Dropping this future cuts every connection.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
@@ -173,6 +208,7 @@ impl Server {
             quotas,
             refusals,
             shutdown_delay: delay,
+            snapshots,
             ..
         } = self;
         let Limits {
@@ -201,6 +237,10 @@ impl Server {
         drop(listeners);
         let drained = drain(&slots, max_connections, deadline, &self.draining).await;
         workers.stop();
+        // After the last call, so that the snapshot has what the calls did.
+        if let Some(snapshots) = snapshots {
+            snapshots.finish().await;
+        }
         drained.log();
         drained
     }
