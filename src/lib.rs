@@ -108,9 +108,10 @@
 //! added, refreshed, looked up and removed. [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use),
 //! [`route_count`](RouteTable::route_count),
 //! [`expiry_hold`](RouteTable::expiry_hold), [`effective_keep_alive`](RouteTable::effective_keep_alive),
-//! [`find_proxy`](RouteTable::find_proxy), [`incarnation`](RouteTable::incarnation) and
-//! [`write_snapshot`](RouteTable::write_snapshot) do not take the lock. [`sweep`](RouteTable::sweep) skips the proxies
-//! while another thread has the lock. `tests/stopped.rs` stops threads at random instructions inside each call, and
+//! [`find_proxy`](RouteTable::find_proxy) and [`incarnation`](RouteTable::incarnation) do not take the lock.
+//! [`sweep`](RouteTable::sweep) skips the proxies while another thread has the lock.
+//! [`write_snapshot`](RouteTable::write_snapshot) takes the lock for some microseconds to copy ended incarnations; if
+//! another thread keeps the lock, it leaves these out. `tests/stopped.rs` stops threads at random instructions inside each call, and
 //! checks the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.

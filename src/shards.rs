@@ -8,7 +8,7 @@ use once_cell::race::OnceBox;
 
 use crate::layout::{SHARD_BITS, SHARDS};
 use crate::liveness::{Census, Liveness};
-use crate::shard::bulk_load::NewRecords;
+use crate::shard::bulk_load::{NewRecords, NoIndex};
 use crate::shard::candidate::{Candidate, Numbered};
 use crate::shard::key::{Key, NameKey, UuidKey};
 use crate::shard::rebuild::RebuildSlot;
@@ -255,25 +255,13 @@ impl Shards {
         with!(self.get(number), shard => shard.is_untouched(guard), true)
     }
 
-    /// [`Shard::fill`] with at most `count` nodes of the shard, each with its routes, newest first. Skips nodes without
-    /// routes.
-    pub(crate) fn fill<'n, P: Liveness>(
-        &self,
-        number: usize,
-        count: usize,
-        nodes: impl Iterator<Item = (&'n NodeId, Words)>,
-        scope: &Scope<'_, P>,
-    ) -> Result<bool, CapacityError> {
-        match self.get(number) {
-            Of::Uuids(shard) => fill(shard, count, nodes, scope, |node| match node.kind() {
-                IdKind::Uuid(uuid) => UuidKey::from(*uuid),
-                IdKind::Name(_) => unreachable!("a shard of UUIDs has no names"),
-            }),
-            Of::Names(shard) => fill(shard, count, nodes, scope, |node| match node.kind() {
-                IdKind::Name(name) => NameKey::new(name, self.hash(node)),
-                IdKind::Uuid(_) => unreachable!("a shard of names has no UUIDs"),
-            }),
-            Of::Absent => Ok(false),
+    /// [`Shard::fill`].
+    #[must_use]
+    pub(crate) fn fill<P: Liveness>(&self, number: usize, nodes: &mut NewNodes, scope: &Scope<'_, P>) -> bool {
+        match (self.get(number), nodes) {
+            (Of::Uuids(shard), NewNodes::Uuids(records)) => shard.fill(records, scope),
+            (Of::Names(shard), NewNodes::Names(records)) => shard.fill(records, scope),
+            _ => false,
         }
     }
 
@@ -294,23 +282,66 @@ impl Shards {
     }
 }
 
-fn fill<'n, K: Key, P: Liveness>(
-    shard: &Shard<K>,
-    count: usize,
-    nodes: impl Iterator<Item = (&'n NodeId, Words)>,
-    scope: &Scope<'_, P>,
-    key: impl Fn(&'n NodeId) -> K,
-) -> Result<bool, CapacityError> {
-    if !shard.is_untouched(scope.guard) {
-        return Ok(false);
-    }
-    let mut records = NewRecords::with_capacity(count);
-    for (node, words) in nodes {
-        if !words.is_empty() && !records.push(&key(node), &words) {
-            return Err(CapacityError::Memory);
+/// Nodes of one shard that is loaded in bulk, with their routes, in private memory.
+pub(crate) enum NewNodes {
+    Uuids(NewRecords<UuidKey>),
+    Names(NewRecords<NameKey<'static>>),
+}
+
+/// Runs `$body` with records of either kind.
+macro_rules! with_new {
+    ($nodes:expr, $records:pat => $body:expr) => {
+        match $nodes {
+            NewNodes::Uuids($records) => $body,
+            NewNodes::Names($records) => $body,
+        }
+    };
+}
+
+impl NewNodes {
+    /// No nodes yet, for the shard of this number.
+    pub(crate) fn of_shard(number: usize) -> Self {
+        match number < SHARDS {
+            true => Self::Uuids(NewRecords::default()),
+            false => Self::Names(NewRecords::default()),
         }
     }
-    Ok(shard.fill(records, scope))
+
+    /// [`NewRecords::push`]. The node belongs to the shard.
+    #[must_use]
+    pub(crate) fn push(&mut self, node: &NodeId, routes: &[Word], hasher: &RandomState) -> bool {
+        match (self, node.kind()) {
+            (Self::Uuids(records), IdKind::Uuid(uuid)) => records.push(&UuidKey::from(*uuid), routes),
+            (Self::Names(records), IdKind::Name(name)) => {
+                records.push_name(name, NameKey::hash_of(name, hasher), routes)
+            }
+            _ => unreachable!("UUIDs and names have shards of their own"),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        with_new!(self, records => records.len())
+    }
+
+    /// [`NewRecords::make_index`].
+    pub(crate) fn make_index(&mut self, shard: usize, hasher: &RandomState) -> Result<(), NoIndex> {
+        with_new!(self, records => records.make_index(shard as u16, hasher))
+    }
+
+    /// [`NewRecords::node`].
+    pub(crate) fn node(&self, number: u32) -> NodeId {
+        with_new!(self, records => records.node(number))
+    }
+
+    /// The nodes with their routes, newest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, Words)> {
+        (0..self.len() as u32).map(|number| with_new!(self, records => (records.node(number), records.routes(number))))
+    }
+
+    /// [`NewRecords::update`].
+    pub(crate) fn update(&mut self, update: impl FnMut(Word) -> Word) {
+        with_new!(self, records => records.update(update));
+    }
 }
 
 impl Candidate<'_> {

@@ -15,7 +15,7 @@ pub(crate) mod stats;
 pub(crate) mod sweep;
 pub(crate) mod walk;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::brake::Brake;
@@ -80,6 +80,8 @@ pub struct RouteTable {
     brake: Brake,
     /// Whether a sweep is requested sooner than its pace, to make room for routes.
     sweep_requested: AtomicBool,
+    /// The tick before which every last refresh was restored from a snapshot; 0 if the table was not restored.
+    restored_at: AtomicU64,
     cursor: Cursor,
     feed: Feed,
 }
@@ -154,12 +156,15 @@ impl RouteTable {
     #[must_use]
     pub fn expiry_hold(&self) -> Option<ExpiryHold> {
         let left = self.time.hold_left();
+        let now = self.time.now();
         (left > 0).then(|| ExpiryHold {
-            cause: match self.brake.holds(&self.time) {
-                true => HoldCause::Brake,
-                false => HoldCause::Stop,
+            cause: match () {
+                () if self.brake.holds(&self.time) => HoldCause::Brake,
+                // The hold after a restart begins before all others, so any other hold begins later.
+                () if now.expiry < self.restored_at() => HoldCause::Restart,
+                () => HoldCause::Stop,
             },
-            raise: Duration::from_millis(self.time.now().raise()),
+            raise: Duration::from_millis(now.raise()),
             left: Duration::from_millis(left),
         })
     }
@@ -191,6 +196,7 @@ impl RouteTable {
             keep_alive: KeepAlive::new(ticks(builder.keep_alive)),
             brake: Brake::new(builder.expiry_brake),
             sweep_requested: AtomicBool::new(false),
+            restored_at: AtomicU64::new(0),
             cursor: Cursor::default(),
             feed: Feed::new(builder.feed_ring),
         }
@@ -242,6 +248,19 @@ impl RouteTable {
     pub(crate) fn moment(&self) -> Moment {
         let now = self.time.now();
         Moment::new(now.tick, self.keep_alive.kept() + now.raise())
+    }
+
+    /// Begins the grace of a table without routes that is about to be restored: for a keep-alive interval, no route
+    /// expires that was valid at the tick `since`. All restored routes were last refreshed before the present tick.
+    pub(crate) fn begin_grace(&self, since: u64) {
+        // Relaxed: a hint for `explain` and `expiry_hold`.
+        self.restored_at.store(self.now(), Ordering::Relaxed);
+        self.time.hold_since(since, self.keep_alive.kept());
+    }
+
+    fn restored_at(&self) -> u64 {
+        // Relaxed: as in `begin_grace`.
+        self.restored_at.load(Ordering::Relaxed)
     }
 
     /// Requests a fast sweep, which removes expired routes and the routes of removed proxies to make room.

@@ -19,7 +19,8 @@
 //! the grace, but only [`MAX_RESTARTS`] times.
 //!
 //! The expiry brake (`brake.rs`) holds expiry in the same way, for longer. After a stop during a hold or a grace, at
-//! least a heartbeat interval is left.
+//! least a heartbeat interval is left. A restart is like a stop from the time when the snapshot was written:
+//! [`Ages::Grace`](crate::snapshot::Ages::Grace) holds expiry at that time for a keep-alive interval.
 //!
 //! One word has both the last tick that was seen and the ticks that are left of the grace or hold, so one CAS decides.
 //! The fast path is one load and one comparison: the word equals the clock's tick if no grace or hold is left and no
@@ -109,7 +110,7 @@ impl Time {
             origin: clock.monotonic(),
             clock,
             seen: AtomicU64::new(FIRST_TICK),
-            stopped_at: AtomicU64::new(FIRST_TICK),
+            stopped_at: AtomicU64::new(0),
             restarts: atomic::AtomicU32::new(0),
             longest_step: AtomicU64::new(u64::MAX),
             wall_of_zero: AtomicU64::new(0),
@@ -210,6 +211,21 @@ impl Time {
         self.seen
             .compare_exchange(word, held, Ordering::Release, Ordering::Relaxed)
             .is_ok()
+    }
+
+    /// Holds expiry at the tick `since`, which may be earlier than the table, or at a later tick of an earlier hold. The
+    /// hold lasts for the next `most` ticks, or longer if a longer grace or hold is left. The table has no routes, so
+    /// no expired route becomes valid again.
+    pub(crate) fn hold_since(&self, since: u64, most: u64) {
+        self.now();
+        // Relaxed, both: as in `hold`.
+        self.stopped_at.fetch_max(since, Ordering::Relaxed);
+        self.restarts.store(0, Ordering::Relaxed);
+        let most = most.min(MAX_GRACE);
+        // Release: publishes `stopped_at`, as in `hold`. Relaxed: this call reads no `stopped_at`.
+        _ = self.seen.fetch_update(Ordering::Release, Ordering::Relaxed, |word| {
+            Some((word >> TIME_BITS).max(most) << TIME_BITS | word & LAST_TICK)
+        });
     }
 
     /// Ends a hold or a grace.

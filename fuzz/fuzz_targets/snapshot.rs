@@ -39,20 +39,20 @@ impl Forged {
 /// another, and the payload. The last byte is the number of routes.
 fn forge(mut input: &[u8]) -> Vec<u8> {
     let mut forged = Forged::default();
-    let mut header = b"\x89NTRACK\n\x01\0\0\0".to_vec();
+    let mut header = b"\x89NTRACK\n\x02\0\0\0".to_vec();
     header.extend(1_637_625_600_000_i64.to_le_bytes());
     forged.part(&header);
-    let mut totals = [0_u64; 3];
+    let mut totals = [0_u64; 4];
     totals[2] = input.split_off_last().copied().unwrap_or(0).into();
     while let [first, len, rest @ ..] = input {
         let (kind, items) = (first % 4 + 1, u32::from(first / 4));
         let (payload, rest) = rest.split_at(rest.len().min(usize::from(*len)));
         forged.section(kind, items, payload);
-        totals[usize::from(kind != 1)] += u64::from(items);
+        totals[[0, 1, 1, 3][usize::from(kind - 1)]] += u64::from(items);
         input = rest;
     }
     let totals: Vec<u8> = totals.iter().flat_map(|total| total.to_le_bytes()).collect();
-    forged.section(4, 0, &totals);
+    forged.section(5, 0, &totals);
     forged.bytes
 }
 
@@ -65,7 +65,7 @@ fn compose(input: &[u8]) -> Vec<u8> {
     let mut forged = Forged::default();
     forged.part(
         &[
-            b"\x89NTRACK\n\x01\0\0\0".as_slice(),
+            b"\x89NTRACK\n\x02\0\0\0".as_slice(),
             &1_637_625_600_000_i64.to_le_bytes(),
         ]
         .concat(),
@@ -105,9 +105,9 @@ fn compose(input: &[u8]) -> Vec<u8> {
             forged.section(kind, *count, items);
         }
     }
-    let totals = [proxies.into(), u64::from(nodes[0].0 + nodes[1].0), routes];
+    let totals = [proxies.into(), u64::from(nodes[0].0 + nodes[1].0), routes, 0];
     let totals: Vec<u8> = totals.iter().flat_map(|total| total.to_le_bytes()).collect();
-    forged.section(4, 0, &totals);
+    forged.section(5, 0, &totals);
     forged.bytes
 }
 
@@ -192,7 +192,7 @@ fuzz_target!(|data: &[u8]| {
         1 => forge(rest),
         _ => compose(rest),
     };
-    let ages = if how & 4 == 0 { Ages::Frozen } else { Ages::Continue };
+    let ages = [Ages::Frozen, Ages::Continue, Ages::Grace][usize::from(how >> 2) % 3];
     read(&bytes, ages);
     merge(&bytes);
 });

@@ -188,6 +188,16 @@ pub(crate) const BUDGETS: &[Budget] = &[
         not_yet: None,
     },
     Budget {
+        key: "restore",
+        program: "restore",
+        what: "loading a snapshot of a million nodes, against the loaded table",
+        routes: "1,000,000",
+        unit: Unit::Times,
+        limit: 1.1,
+        reach: Some(1.05),
+        not_yet: None,
+    },
+    Budget {
         key: "refresh",
         what: "allocations in 100,000 refreshes",
         ..NO_ALLOCATION

@@ -70,6 +70,15 @@ pub(crate) enum OwnedId {
     Name(CompactString),
 }
 
+impl OwnedId {
+    pub(crate) fn to_compact_string(&self) -> CompactString {
+        match self {
+            OwnedId::Uuid(uuid) => ProxyId::Uuid(*uuid).to_compact_string(),
+            OwnedId::Name(name) => name.clone(),
+        }
+    }
+}
+
 impl From<ProxyId<'_>> for OwnedId {
     fn from(id: ProxyId<'_>) -> Self {
         match id {

@@ -26,8 +26,10 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
+use std::ops::Bound;
 
 use crate::error::StaleIncarnation;
+use crate::proxies::ended::EndedIncarnation;
 use crate::proxies::id::{OwnedId, ProxyId};
 
 /// The latest incarnation of each proxy that has begun one. Allocates nothing before the first incarnation ends.
@@ -41,12 +43,27 @@ pub(crate) struct Incarnations {
 }
 
 /// An incarnation that is DROPPED or OVER.
-#[derive(Debug, Clone, Copy)]
-struct Ended {
-    incarnation: NonZeroU64,
-    tick: u64,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) incarnation: NonZeroU64,
+    pub(crate) tick: u64,
     /// OVER: the proxy was removed. Otherwise DROPPED: the sweeper dropped the proxy because it had no routes.
-    is_over: bool,
+    pub(crate) is_over: bool,
+}
+
+impl Ended {
+    /// Returns an error if `incarnation` is stale after this end.
+    pub(crate) fn check(self, incarnation: NonZeroU64) -> Result<(), StaleIncarnation> {
+        let (latest, is_over) = (self.incarnation, self.is_over);
+        if incarnation < latest || incarnation == latest && is_over {
+            return Err(StaleIncarnation {
+                incarnation,
+                latest,
+                is_over,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// How an incarnation that may begin relates to the previous state.
@@ -81,15 +98,8 @@ impl Incarnations {
         let Some(ended) = ended.filter(|ended| ended.tick >= forget_before) else {
             return Ok(Standing::Adopts);
         };
-        let (latest, is_over) = (ended.incarnation, ended.is_over);
-        if incarnation < latest || incarnation == latest && is_over {
-            return Err(StaleIncarnation {
-                incarnation,
-                latest,
-                is_over,
-            });
-        }
-        Ok(match incarnation > latest {
+        ended.check(incarnation)?;
+        Ok(match incarnation > ended.incarnation {
             true => Standing::Replaces,
             false => Standing::Adopts,
         })
@@ -124,14 +134,39 @@ impl Incarnations {
     /// sweeper dropped it.
     pub(crate) fn end(&mut self, id: ProxyId<'_>, incarnation: NonZeroU64, is_over: bool, tick: u64) {
         self.current -= 1;
-        let id = OwnedId::from(id);
         let ended = Ended {
             incarnation,
             tick,
             is_over,
         };
-        self.queue.insert((tick, id.clone()));
+        self.insert(id.into(), ended);
+    }
+
+    /// Remembers the end of an incarnation of an ID that is not CURRENT, unless one that is not less has ended.
+    pub(crate) fn remember(&mut self, id: ProxyId<'_>, ended: Ended) {
+        let id = OwnedId::from(id);
+        match self.ended.get(&id) {
+            Some(known) if known.incarnation >= ended.incarnation => return,
+            Some(known) => _ = self.queue.remove(&(known.tick, id.clone())),
+            None => {}
+        }
+        self.insert(id, ended);
+    }
+
+    fn insert(&mut self, id: OwnedId, ended: Ended) {
+        self.queue.insert((ended.tick, id.clone()));
         self.ended.insert(id, ended);
+    }
+
+    /// Copies at most `most` incarnations that have ended, in the order of their IDs, from after an ID on.
+    pub(crate) fn ended_after(&self, after: Option<&OwnedId>, most: usize) -> Vec<EndedIncarnation> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ended = self.ended.range((from, Bound::Unbounded)).take(most);
+        let copy = |(id, ended): (&OwnedId, &Ended)| EndedIncarnation {
+            id: id.clone(),
+            ended: *ended,
+        };
+        ended.map(copy).collect()
     }
 
     /// Forgets up to `most` incarnations that ended before a tick. Returns how many.

@@ -43,12 +43,13 @@
 //! [`incarnations`] remembers the latest incarnation of each ID.
 
 pub(crate) mod begin;
+pub(crate) mod ended;
 mod entry;
 mod find;
 mod grace_period;
-mod id;
+pub(crate) mod id;
 mod ids;
-mod incarnations;
+pub(crate) mod incarnations;
 mod intern;
 mod lifecycle;
 #[cfg(all(test, loom))]

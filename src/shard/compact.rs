@@ -12,14 +12,13 @@
 
 use crate::layout::SLOTS_PER_BUCKET;
 use crate::liveness::Liveness;
-use crate::shard::bulk_load::NewShard;
+use crate::shard::bulk_load::NewSegments;
 use crate::shard::index::{Index, Shape};
 use crate::shard::key::Key;
 use crate::shard::rebuild::is_tombstone;
 use crate::shard::slab::Slab;
-use crate::shard::{CapacityError, Scope, Shard, reserve};
+use crate::shard::{CapacityError, Scope, Shard};
 use crate::sync::step;
-use crate::word::Word;
 
 impl<K: Key> Shard<K> {
     /// Whether a move is worthwhile: more than a third of the records have no route. A move cannot be done in parts, so
@@ -34,24 +33,28 @@ impl<K: Key> Shard<K> {
     pub(crate) fn compact<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), CapacityError> {
         old.freeze();
         step("move: frozen");
-        let mut staying: Vec<([u64; 2], Word)> = Vec::new();
-        reserve(&mut staying, old.slab().live() as usize)?;
+        let mut staying = NewSegments::default();
+        let mut count = 0;
         for (_, record) in old.occupied() {
             step("move: mid freeze");
             let word = record.freeze().thawed();
             if !is_tombstone(word) {
-                reserve(&mut staying, 1)?;
-                staying.push((record.key(), word));
+                if !staying.push(record.key(), word) {
+                    return Err(CapacityError::Memory);
+                }
+                count += 1;
             }
         }
-        let slab = Slab::of_live(staying.len() as u32, old.slab().generation.wrapping_add(1), self.number);
+        let slab = Slab::of_live(count, old.slab().generation.wrapping_add(1), self.number);
         let Shape { seed, serial, .. } = old.shape();
-        let new = NewShard::build::<K, P>(slab, &staying, seed, serial.wrapping_add(1), scope)
-            .ok_or(CapacityError::Memory)?;
+        let new = staying
+            .index::<K>(slab, seed, serial.wrapping_add(1), scope.hasher, false)
+            .map_err(|_| CapacityError::Memory)?;
         step("move: before the root");
-        if self.replace_root(old, new.index()) {
+        if self.replace_root(old, &new) {
             step("move: root replaced");
             new.publish();
+            staying.publish();
             // SAFETY: the CAS in `replace_root` unlinked `old` (invariant 8), and the new root has another slab, whose
             // records have the lists and names of the records that moved.
             unsafe { old.retire_with_slab(K::free, scope.guard) };

@@ -19,6 +19,7 @@ pub(crate) trait Key {
     /// # Safety
     ///
     /// `stored` was read while this thread was pinned from a record that an index had, and this thread is still pinned.
+    /// Or the record is the caller's alone.
     unsafe fn is(&self, stored: [u64; 2]) -> bool;
 
     /// The 128 bits to store in a record; `None` if there is no memory.

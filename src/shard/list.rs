@@ -131,6 +131,17 @@ impl<'g> List<'g> {
         &self.0.words
     }
 
+    /// The words of a SPILL word's list that only the caller can reach.
+    ///
+    /// # Safety
+    ///
+    /// No other thread can reach the list, and it is not freed while the result is in use.
+    pub(crate) unsafe fn words_of_private<'a>(word: Word) -> &'a [AtomicU64] {
+        // SAFETY: a SPILL word has a list's address and length (`NewList::word`), and the caller promises that the list
+        // is not freed.
+        unsafe { &(*body_of(word)).words }
+    }
+
     /// Makes every word final, and appends the words to `into` as LIVE words. Of routes that were refreshed in one
     /// tick, the latest comes first. Later refreshes find a frozen word, and replace the list.
     pub(crate) fn freeze(self, into: &mut AllWords) {

@@ -180,12 +180,13 @@ impl World {
     fn fill(&self, keys: &[u64], time: u64, now: u64) {
         self.with(now, |scope| {
             let keys = keys.iter().map(|&key| Number(key));
-            let mut records = NewRecords::with_capacity(keys.len());
+            let mut records = NewRecords::default();
             for key in keys.clone() {
                 assert!(records.push(&key, &[Word::live(0, time)]));
             }
+            assert_eq!(records.make_index(0, &self.hasher), Ok(()));
             assert!(scope.route_limit.reserve(keys.len()));
-            if self.shard.fill(records, scope) {
+            if self.shard.fill(&mut records, scope) {
                 scope.proxies.count(0, keys.len() as i32);
                 return;
             }

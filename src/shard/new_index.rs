@@ -21,6 +21,9 @@ use crate::sync::{Ordering, Reclaim};
 /// An index that no other thread can reach. Dropping it frees it.
 pub(crate) struct NewIndex(NonNull<Header>);
 
+// SAFETY: only the owner of this value reaches the header and its cells. Threads share the slab, which has atomics only.
+unsafe impl Send for NewIndex {}
+
 impl NewIndex {
     /// Allocates an empty index over `slab`; `None` if there is no memory.
     pub(crate) fn new(slab: Arc<Slab>, shape: Shape) -> Option<NewIndex> {

@@ -1,38 +1,52 @@
 //! Reads a snapshot into memory and checks all of it. Nothing here changes the table.
 //!
 //! The caller's thread reads the bytes and their checksums. All threads of rayon's pool decode the sections of nodes, a
-//! group of sections at a time. Expired routes are dropped at once, and too many routes for the table are an error at
-//! once, so no stream takes more memory than the table might.
+//! group of sections at a time, and put the nodes at once into the memory that they will have in the table
+//! ([`NewNodes`]). Expired routes are dropped at once, and too many routes for the table are an error at once, so no
+//! stream takes more memory than the table might.
 
 use std::io::Read;
 use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime};
 
+use ahash::RandomState;
 use compact_str::CompactString;
 use rayon::prelude::*;
 use uuid::Uuid;
 
+use crate::error::{ProxyField, RegisterError};
 use crate::layout::{MAX_ROUTES_PER_NODE, SHARDS};
+use crate::proxies::incarnations::Ended;
 use crate::shard::routes::Words;
+use crate::shards::NewNodes;
 use crate::snapshot::Ages;
 use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
 use crate::snapshot::wire::{HEAD_BYTES, MAGIC, MAX_PAYLOAD, Payload, SectionKind, Source, VERSION, damaged};
 use crate::sync::pin;
 use crate::table::RouteTable;
 use crate::time::after_epoch;
-use crate::types::node_id::NodeId;
+use crate::types::node_id::{NodeId, check_text};
 use crate::types::proxy::Proxy;
 use crate::word::{LAST_TICK, Word};
 
-/// The most bytes of payload, and the most sections, that are read before they are decoded.
-const GROUP_BYTES: usize = 2 << 20;
+/// The most bytes of payload, and the most sections, that are read before they are decoded. A decoded node takes two
+/// to three times as many bytes as its item.
+const GROUP_BYTES: usize = 1 << 20;
 const GROUP_SECTIONS: usize = 64;
 
 /// A snapshot whose parts are valid, each by itself.
 pub(super) struct Snapshot {
     pub(super) written_at: SystemTime,
     pub(super) downtime: Duration,
+    ages: Ages,
+    /// The present tick, and the keep-alive interval in ticks.
+    now: u64,
+    keep_alive: u64,
+    /// The earliest tick of a last refresh or of an end.
+    oldest: u64,
     pub(super) proxies: Vec<ProxyItem>,
+    /// The ended incarnations that still count.
+    pub(super) ended: Vec<EndedItem>,
     /// One part for each shard, by the shard's number.
     pub(super) parts: Vec<Part>,
     /// Where the sections of nodes begin.
@@ -41,6 +55,8 @@ pub(super) struct Snapshot {
     pub(super) nodes: u64,
     pub(super) routes: u64,
     pub(super) expired: u64,
+    /// All ended incarnations.
+    pub(super) incarnations: u64,
 }
 
 pub(super) struct ProxyItem {
@@ -48,6 +64,14 @@ pub(super) struct ProxyItem {
     cluster_name: CompactString,
     addr: CompactString,
     pub(super) incarnation: Option<NonZeroU64>,
+    /// Where its section begins.
+    section: u64,
+}
+
+/// An incarnation that has ended, with the tick of its end in this table's time.
+pub(super) struct EndedItem {
+    pub(super) id: CompactString,
+    pub(super) ended: Ended,
     /// Where its section begins.
     section: u64,
 }
@@ -62,44 +86,66 @@ impl ProxyItem {
     }
 }
 
-/// A snapshot's nodes of one shard.
+/// A snapshot's nodes of one shard, with their unexpired routes. The routes have the snapshot's numbers of their
+/// proxies, and the ticks of their last refreshes in this table's time.
 pub(super) struct Part {
     /// The shard's number.
     pub(super) shard: usize,
-    pub(super) nodes: Nodes,
+    pub(super) nodes: NewNodes,
+    pub(super) routes: usize,
+    /// The sections that have nodes of this part: the number of the first such node, and the section's number among the
+    /// sections of nodes.
+    runs: Vec<(u32, u32)>,
 }
 
-/// Nodes with their unexpired routes.
-#[derive(Default)]
-pub(super) struct Nodes {
-    nodes: Vec<Node>,
-    /// Each has the snapshot's number of its proxy, and the tick of its last refresh in this table's time.
+impl Part {
+    pub(super) fn new(shard: usize) -> Self {
+        Self {
+            shard,
+            nodes: NewNodes::of_shard(shard),
+            routes: 0,
+            runs: Vec::new(),
+        }
+    }
+
+    /// Adds a node with its routes. `false` if there is no memory.
+    #[must_use]
+    pub(super) fn push(&mut self, node: &NodeId, routes: &[Word], section: u32, hasher: &RandomState) -> bool {
+        if self.runs.last().is_none_or(|&(_, last)| last != section) {
+            self.runs.push((self.nodes.len() as u32, section));
+        }
+        self.routes += routes.len();
+        self.nodes.push(node, routes, hasher)
+    }
+
+    /// The number of a node's section among the sections of nodes.
+    pub(super) fn section_of(&self, node: u32) -> usize {
+        let run = self.runs.partition_point(|&(first, _)| first <= node) - 1;
+        self.runs[run].1 as usize
+    }
+}
+
+/// The contents of one section.
+struct Decoded {
+    nodes: Vec<DecodedNode>,
     routes: Vec<Word>,
+    counts: Counts,
 }
 
-pub(super) struct Node {
-    pub(super) id: NodeId,
-    /// The number of the node's section among the sections of nodes.
-    pub(super) section: u32,
-    /// Where the node's routes end in `Nodes::routes`; they begin where those of the previous node end.
+struct DecodedNode {
+    id: NodeId,
+    /// Where the node's routes end in `Decoded::routes`; they begin where those of the previous node end.
     end: u32,
+    /// The node's part.
+    part: u16,
 }
 
 // The documentation of `read_snapshot_with` states this figure.
-const _: () = assert!(size_of::<Node>() == 32);
+const _: () = assert!(size_of::<DecodedNode>() == 32);
 
-impl Nodes {
-    /// The number of nodes.
-    pub(super) fn len(&self) -> usize {
-        self.nodes.len()
-    }
-
-    pub(super) fn node(&self, at: usize) -> &Node {
-        &self.nodes[at]
-    }
-
+impl Decoded {
     /// The nodes, each with its routes, newest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Node, &[Word])> {
+    fn iter(&self) -> impl Iterator<Item = (&DecodedNode, &[Word])> {
         let mut start = 0;
         self.nodes.iter().map(move |node| {
             let routes = &self.routes[start..node.end as usize];
@@ -107,24 +153,6 @@ impl Nodes {
             (node, routes)
         })
     }
-
-    pub(super) fn routes(&self) -> usize {
-        self.routes.len()
-    }
-
-    pub(super) fn push(&mut self, id: NodeId, section: u32, routes: &[Word]) {
-        self.routes.extend_from_slice(routes);
-        let end = self.routes.len() as u32;
-        self.nodes.push(Node { id, section, end });
-    }
-}
-
-/// The contents of one section.
-struct Decoded {
-    nodes: Nodes,
-    /// The part of each node.
-    parts: Vec<u16>,
-    counts: Counts,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -132,6 +160,8 @@ struct Counts {
     nodes: u64,
     routes: u64,
     expired: u64,
+    /// The earliest tick of a last refresh.
+    oldest: u64,
 }
 
 /// A section of nodes that is not decoded yet.
@@ -152,6 +182,7 @@ struct Context<'a> {
     keep_alive: u64,
     /// How much each age has grown, in ticks.
     downtime: u64,
+    ages: Ages,
 }
 
 pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Snapshot, SnapshotError> {
@@ -160,7 +191,7 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
     // The wall clock may have any value, so the difference may exceed both types.
     let since = i128::from(table.time().wall_clock()) - i128::from(written_at);
     let downtime = match ages {
-        Ages::Continue => u64::try_from(since.max(0)).unwrap_or(u64::MAX),
+        Ages::Continue | Ages::Grace => u64::try_from(since.max(0)).unwrap_or(u64::MAX),
         Ages::Frozen => 0,
     };
     let (now, keep_alive) = {
@@ -174,28 +205,31 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
         now,
         keep_alive,
         downtime,
+        ages,
     };
     let mut snapshot = Snapshot {
         written_at: after_epoch(written_at),
         downtime: Duration::from_millis(downtime),
+        ages,
+        now,
+        keep_alive,
+        oldest: now,
         proxies: Vec::new(),
-        parts: (0..2 * SHARDS)
-            .map(|shard| Part {
-                shard,
-                nodes: Nodes::default(),
-            })
-            .collect(),
+        ended: Vec::new(),
+        parts: (0..2 * SHARDS).map(Part::new).collect(),
         sections: Vec::new(),
         nodes: 0,
         routes: 0,
         expired: 0,
+        incarnations: 0,
     };
     let mut group: Vec<Raw> = Vec::new();
     let mut last = SectionKind::Proxies;
     loop {
         let raw = read_section(&mut source, last)?;
         if raw.kind > SectionKind::Proxies && last == SectionKind::Proxies {
-            check_ids(&snapshot.proxies)?;
+            let ids = snapshot.proxies.iter().map(|proxy| (&proxy.id, proxy.section));
+            check_ids(ids, SnapshotPart::Proxies)?;
             context.proxies = snapshot.proxies.len();
         }
         last = raw.kind;
@@ -209,8 +243,11 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
                     group.clear();
                 }
             }
+            SectionKind::Incarnations => snapshot.add_ended(&raw, &context)?,
             SectionKind::End => {
                 snapshot.add_nodes(&group, &context)?;
+                let ids = snapshot.ended.iter().map(|ended| (&ended.id, ended.section));
+                check_ids(ids, SnapshotPart::Incarnations)?;
                 snapshot.check_totals(&raw)?;
                 source.finish()?;
                 return Ok(snapshot);
@@ -220,6 +257,17 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
 }
 
 impl Context<'_> {
+    /// The tick of the last refresh of a route, or of the end of an incarnation, that had an age in the snapshot. `None`
+    /// if it has expired.
+    fn tick(&self, age: u64) -> Option<u64> {
+        let age_now = age.saturating_add(self.downtime);
+        match self.ages {
+            // It had not expired when it was written. It is older than all that happens after the reading.
+            Ages::Grace => Some(self.now.saturating_sub(age_now.max(1))),
+            Ages::Continue | Ages::Frozen => (age_now <= self.keep_alive).then(|| self.now.saturating_sub(age_now)),
+        }
+    }
+
     /// The part that a node belongs to.
     fn part_of(&self, node: &NodeId) -> u16 {
         self.table.shards().number_of(node, self.table.hash(node)) as u16
@@ -282,15 +330,15 @@ impl Raw {
     }
 }
 
-/// Checks that no two proxies have one ID.
-fn check_ids(proxies: &[ProxyItem]) -> Result<(), SnapshotError> {
-    let mut order: Vec<&ProxyItem> = proxies.iter().collect();
-    order.sort_unstable_by(|a, b| a.id.cmp(&b.id).then(a.section.cmp(&b.section)));
-    match order.windows(2).find(|pair| pair[0].id == pair[1].id) {
+/// Checks that no ID is there twice. `ids` has the offsets of the IDs' sections.
+fn check_ids<'a>(ids: impl Iterator<Item = (&'a CompactString, u64)>, part: SnapshotPart) -> Result<(), SnapshotError> {
+    let mut order: Vec<_> = ids.collect();
+    order.sort_unstable();
+    match order.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         Some(pair) => {
-            let (id, first) = (pair[1].id.to_string(), pair[0].section);
+            let (id, first) = (pair[1].0.to_string(), pair[0].1);
             let fault = SnapshotFault::DuplicateProxy { id, first };
-            Err(damaged(SnapshotPart::Proxies, pair[1].section, fault))
+            Err(damaged(part, pair[1].1, fault))
         }
         None => Ok(()),
     }
@@ -323,19 +371,60 @@ impl Snapshot {
         payload.finish()
     }
 
+    fn add_ended(&mut self, raw: &Raw, context: &Context<'_>) -> Result<(), SnapshotError> {
+        let mut payload = raw.payload();
+        for _ in 0..raw.items {
+            let start = payload.at;
+            let id = payload.text()?;
+            check_text(id).map_err(|reason| {
+                let field = ProxyField::Id;
+                payload.fault(start, SnapshotFault::Proxy(RegisterError::Invalid { field, reason }))
+            })?;
+            let at = payload.at;
+            let incarnation = NonZeroU64::new(payload.varint()?);
+            let incarnation = incarnation.ok_or_else(|| payload.fault(at, SnapshotFault::NoIncarnation))?;
+            let at = payload.at;
+            let is_over = match payload.byte()? {
+                0 => false,
+                1 => true,
+                other => return Err(payload.fault(at, SnapshotFault::End(other))),
+            };
+            let at = payload.at;
+            let age = payload.varint()?;
+            if age > LAST_TICK {
+                return Err(payload.fault(at, SnapshotFault::Age));
+            }
+            self.incarnations += 1;
+            let Some(tick) = context.tick(age) else { continue };
+            self.oldest = self.oldest.min(tick);
+            let limit = context.table.proxies().limit();
+            if self.ended.len() == limit {
+                let needed = limit + 1;
+                return Err(SnapshotError::TooManyProxies { needed, limit });
+            }
+            self.ended.push(EndedItem {
+                id: id.into(),
+                ended: Ended {
+                    incarnation,
+                    tick,
+                    is_over,
+                },
+                section: raw.offset,
+            });
+        }
+        payload.finish()
+    }
+
     fn add_nodes(&mut self, group: &[Raw], context: &Context<'_>) -> Result<(), SnapshotError> {
         let first = self.sections.len() as u32;
         self.sections.extend(group.iter().map(|raw| raw.offset));
-        let decoded: Vec<_> = group
-            .par_iter()
-            .zip(first..first + group.len() as u32)
-            .map(|(raw, section)| decode(raw, section, context))
-            .collect();
+        let decoded: Vec<_> = group.par_iter().map(|raw| decode(raw, context)).collect();
         let decoded = decoded.into_iter().collect::<Result<Vec<_>, _>>()?;
         for section in &decoded {
             self.nodes += section.counts.nodes;
             self.routes += section.counts.routes;
             self.expired += section.counts.expired;
+            self.oldest = self.oldest.min(section.counts.oldest);
             let (needed, limit) = (
                 (self.routes - self.expired) as usize,
                 context.table.route_limit().limit(),
@@ -346,17 +435,28 @@ impl Snapshot {
         }
         // Each thread takes a range of shards, and picks their nodes from all sections.
         let range = self.parts.len().div_ceil(rayon::current_num_threads());
-        self.parts.par_chunks_mut(range).enumerate().for_each(|(nth, parts)| {
-            for section in &decoded {
-                for ((node, routes), part) in section.nodes.iter().zip(&section.parts) {
-                    let at = usize::from(*part).checked_sub(nth * range);
-                    if let Some(part) = at.and_then(|at| parts.get_mut(at)) {
-                        part.nodes.push(node.id.clone(), node.section, routes);
+        self.parts
+            .par_chunks_mut(range)
+            .enumerate()
+            .try_for_each(|(nth, parts)| {
+                for (section, number) in decoded.iter().zip(first..) {
+                    for (node, routes) in section.iter() {
+                        let at = usize::from(node.part).checked_sub(nth * range);
+                        if let Some(part) = at.and_then(|at| parts.get_mut(at))
+                            && !part.push(&node.id, routes, number, context.table.shards().hasher())
+                        {
+                            return Err(SnapshotError::OutOfMemory);
+                        }
                     }
                 }
-            }
-        });
-        Ok(())
+                Ok(())
+            })
+    }
+
+    /// The tick at which expiry is held, so that nothing of the snapshot has expired; `None` if expiry is not held.
+    pub(super) fn hold_since(&self) -> Option<u64> {
+        let since = self.oldest.saturating_add(self.keep_alive).min(self.now - 1);
+        (self.ages == Ages::Grace).then_some(since)
     }
 
     /// Whether any node has a name.
@@ -372,6 +472,7 @@ impl Snapshot {
             ("proxies", self.proxies.len() as u64),
             ("nodes", self.nodes),
             ("routes", self.routes),
+            ("ended incarnations", self.incarnations),
         ];
         for (of, found) in found {
             let at = payload.at;
@@ -384,19 +485,19 @@ impl Snapshot {
     }
 }
 
-/// Decodes a section of nodes. `section` is its number among the sections of nodes.
-fn decode(raw: &Raw, section: u32, context: &Context<'_>) -> Result<Decoded, SnapshotError> {
+/// Decodes a section of nodes.
+fn decode(raw: &Raw, context: &Context<'_>) -> Result<Decoded, SnapshotError> {
     let are_names = raw.kind == SectionKind::Names;
     // The minimum length of an item: a UUID or a name of one byte, and one route.
     let shortest = if are_names { 5 } else { 19 };
     let room = (raw.items as usize).min(raw.payload.len() / shortest);
     let mut decoded = Decoded {
-        nodes: Nodes {
-            nodes: Vec::with_capacity(room),
-            routes: Vec::with_capacity(room),
+        nodes: Vec::with_capacity(room),
+        routes: Vec::with_capacity(room),
+        counts: Counts {
+            oldest: u64::MAX,
+            ..Counts::default()
         },
-        parts: Vec::with_capacity(room),
-        counts: Counts::default(),
     };
     let mut payload = raw.payload();
     let mut routes = Words::new();
@@ -419,9 +520,16 @@ fn decode(raw: &Raw, section: u32, context: &Context<'_>) -> Result<Decoded, Sna
         decoded.counts.nodes += 1;
         decoded.counts.routes += all as u64;
         decoded.counts.expired += (all - routes.len()) as u64;
+        // The last route is the oldest.
+        let oldest = routes.last().map_or(u64::MAX, |route| route.time());
+        decoded.counts.oldest = decoded.counts.oldest.min(oldest);
         if !routes.is_empty() {
-            decoded.parts.push(context.part_of(&id));
-            decoded.nodes.push(id, section, &routes);
+            decoded.routes.extend_from_slice(&routes);
+            decoded.nodes.push(DecodedNode {
+                part: context.part_of(&id),
+                end: decoded.routes.len() as u32,
+                id,
+            });
         }
     }
     payload.finish()?;
@@ -457,10 +565,7 @@ fn decode_routes(payload: &mut Payload<'_>, context: &Context<'_>, routes: &mut 
         if age > LAST_TICK {
             return Err(payload.fault(at, SnapshotFault::Age));
         }
-        let age_now = age.saturating_add(context.downtime);
-        if age_now <= context.keep_alive {
-            routes.push(Word::live(proxy, context.now.saturating_sub(age_now)));
-        }
+        routes.extend(context.tick(age).map(|tick| Word::live(proxy, tick)));
     }
     Ok(count)
 }

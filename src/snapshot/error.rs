@@ -57,6 +57,9 @@ pub enum SnapshotError {
         /// The table's limit.
         limit: usize,
     },
+    /// The table has routes, and [`Ages::Grace`](crate::snapshot::Ages::Grace) is only for a table without routes.
+    #[error("the table has routes already, so no routes can be restored")]
+    NotEmpty,
     /// There is no memory for the snapshot.
     #[error("out of memory")]
     OutOfMemory,
@@ -76,6 +79,8 @@ pub enum SnapshotPart {
     Uuids,
     /// A section of nodes with a name.
     Names,
+    /// A section of ended incarnations.
+    Incarnations,
     /// The end of a snapshot.
     End,
 }
@@ -88,6 +93,7 @@ impl fmt::Display for SnapshotPart {
             SnapshotPart::Proxies => "section of proxies",
             SnapshotPart::Uuids => "section of UUIDs",
             SnapshotPart::Names => "section of names",
+            SnapshotPart::Incarnations => "section of ended incarnations",
             SnapshotPart::End => "end",
         })
     }
@@ -163,10 +169,16 @@ pub enum SnapshotFault {
     /// A node has two routes through one proxy.
     #[error("a node has two routes through proxy number {0}")]
     SameProxy(u32),
-    /// A route is older than the maximum.
-    #[error("a route is older than 8.7 years")]
+    /// The age of a route or of an ended incarnation is greater than the maximum.
+    #[error("an age is more than 8.7 years")]
     Age,
-    /// Two proxies have the same ID.
+    /// An ended incarnation has no number.
+    #[error("an ended incarnation has the number 0")]
+    NoIncarnation,
+    /// How an incarnation ended is neither 0 nor 1.
+    #[error("an incarnation ended by {0}, not by 0 or 1")]
+    End(u8),
+    /// Two proxies, or two ended incarnations, have the same ID.
     #[error("proxy {id:?} is there already, in the section at byte {first}")]
     DuplicateProxy {
         /// The ID.

@@ -10,24 +10,23 @@ mod models;
 
 use std::collections::HashMap;
 
-use hashbrown::HashTable;
-use hashbrown::hash_table;
 use rayon::prelude::*;
 
 use crate::feed::{Event, Reason};
-use crate::layout::SHARD_BITS;
 use crate::liveness::Liveness;
 use crate::proxies::Proxies;
 use crate::proxies::begin::Prospect;
 use crate::route_limit::RouteLimit;
+use crate::shard::bulk_load::NoIndex;
 use crate::shard::routes::{Change, Words};
 use crate::shard::{CapacityError, Scope};
 use crate::snapshot::SnapshotReport;
-use crate::snapshot::decode::{Node, Part, ProxyItem, Snapshot};
+use crate::snapshot::decode::{EndedItem, Part, ProxyItem, Snapshot};
 use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
 use crate::snapshot::wire::damaged;
 use crate::sync::pin;
 use crate::table::RouteTable;
+use crate::table::walk::{At, ShardScan};
 use crate::types::node_id::NodeId;
 use crate::types::proxy::ProxyRef;
 use crate::types::route::Added;
@@ -36,32 +35,23 @@ use crate::word::Word;
 /// How many routes are added, or nodes marked, under one pin.
 const GROUP: usize = 64;
 
-/// Checks that no node is in a part twice. `sections` has the offsets of the sections.
-fn check_nodes(table: &RouteTable, part: &Part, sections: &[u64]) -> Result<(), SnapshotError> {
-    let nodes = &part.nodes;
-    let mut seen: HashTable<u32> = HashTable::with_capacity(nodes.len());
-    for ((node, _), at) in nodes.iter().zip(0..) {
-        let same = |other: &u32| nodes.node(*other as usize).id == node.id;
-        // The hashes of a shard agree in the top bits, by which the set distinguishes its entries.
-        let spread = |node: &Node| table.hash(&node.id).rotate_left(SHARD_BITS);
-        match seen.entry(spread(node), same, |other| spread(nodes.node(*other as usize))) {
-            hash_table::Entry::Vacant(free) => _ = free.insert(at),
-            hash_table::Entry::Occupied(other) => {
-                let kind = if node.id.is_name() {
-                    SnapshotPart::Names
-                } else {
-                    SnapshotPart::Uuids
-                };
-                let first = sections[nodes.node(*other.get() as usize).section as usize];
-                let fault = SnapshotFault::DuplicateNode {
-                    node: node.id.clone(),
-                    first,
-                };
-                return Err(damaged(kind, sections[node.section as usize], fault));
-            }
+/// Makes the index of a part. Checks that no node is in the part twice. `sections` has the offsets of the sections.
+fn make_index(table: &RouteTable, part: &mut Part, sections: &[u64]) -> Result<(), SnapshotError> {
+    match part.nodes.make_index(part.shard, table.shards().hasher()) {
+        Ok(()) => Ok(()),
+        Err(NoIndex::Memory) => Err(SnapshotError::OutOfMemory),
+        Err(NoIndex::Twice(first, second)) => {
+            let node = part.nodes.node(second);
+            let kind = if node.is_name() {
+                SnapshotPart::Names
+            } else {
+                SnapshotPart::Uuids
+            };
+            let first = sections[part.section_of(first)];
+            let fault = SnapshotFault::DuplicateNode { node, first };
+            Err(damaged(kind, sections[part.section_of(second)], fault))
         }
     }
-    Ok(())
 }
 
 /// Reserved room for routes. Dropping it returns the room.
@@ -110,18 +100,18 @@ impl Tally {
     }
 }
 
-pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotReport, SnapshotError> {
+pub(super) fn load(table: &RouteTable, mut snapshot: Snapshot) -> Result<SnapshotReport, SnapshotError> {
     let sections = &snapshot.sections;
     snapshot
         .parts
-        .par_iter()
-        .try_for_each(|part| check_nodes(table, part, sections))?;
+        .par_iter_mut()
+        .try_for_each(|part| make_index(table, part, sections))?;
 
-    let known = known_proxies(table, &snapshot.proxies)?;
+    let known = known_proxies(table, &snapshot)?;
     let needed: Vec<usize> = snapshot
         .parts
-        .par_iter()
-        .map(|part| needed_room(table, part, &known))
+        .par_iter_mut()
+        .map(|part| part.routes - present(table, part, &known))
         .collect();
     let total = needed.iter().sum();
     let count = table.route_limit();
@@ -134,7 +124,13 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
     let rooms: Vec<Room<'_>> = needed.into_iter().map(|routes| Room { count, routes }).collect();
 
     // The table changes from here on.
-    let proxies = register(table, &snapshot.proxies)?;
+    if let Some(since) = snapshot.hold_since() {
+        table.begin_grace(since);
+    }
+    let proxies = register(table, &snapshot)?;
+    for EndedItem { id, ended, .. } in &snapshot.ended {
+        table.proxies().remember_ended(id, *ended, table.moment(), &pin());
+    }
     if snapshot.has_names() {
         table.shards().ensure_names();
     }
@@ -149,8 +145,7 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
                 room,
                 tally: Tally::default(),
             };
-            // Drop each finished part, so that memory does not hold all parts and all shards at once.
-            bulk.add(&part)
+            bulk.add(part)
         })
         .collect();
     let mut tally = Tally::default();
@@ -168,6 +163,7 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
         proxies: snapshot.proxies.len() as u64,
         nodes: snapshot.nodes,
         routes: snapshot.routes,
+        incarnations: snapshot.incarnations,
         inserted,
         known,
         expired: snapshot.expired,
@@ -176,9 +172,10 @@ pub(super) fn load(table: &RouteTable, snapshot: Snapshot) -> Result<SnapshotRep
 }
 
 /// Which of the snapshot's proxies are registered already, if there is room for the others.
-fn known_proxies(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
+fn known_proxies(table: &RouteTable, snapshot: &Snapshot) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
     let at = table.moment();
-    let prospects: Vec<_> = proxies
+    let prospects: Vec<_> = snapshot
+        .proxies
         .iter()
         .map(|proxy| table.proxies().prospect(&proxy.id, proxy.incarnation, at, &pin()))
         .collect();
@@ -197,20 +194,25 @@ fn known_proxies(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option
 
 /// Registers the snapshot's proxies that are not yet registered. Returns all of them, except those of a stale
 /// incarnation.
-fn register(table: &RouteTable, proxies: &[ProxyItem]) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
-    proxies
+fn register(table: &RouteTable, snapshot: &Snapshot) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
+    // Incarnations may have ended after the writer copied their proxies.
+    let ended: HashMap<_, _> = snapshot.ended.iter().map(|item| (&item.id, item.ended)).collect();
+    let has_ended = |proxy: &ProxyItem| match (ended.get(&proxy.id), proxy.incarnation) {
+        (Some(ended), Some(incarnation)) => ended.check(incarnation).is_err(),
+        _ => false,
+    };
+    snapshot
+        .proxies
         .iter()
-        .map(|proxy| table.restore_proxy(&proxy.as_proxy(), proxy.incarnation))
+        .map(|proxy| match has_ended(proxy) {
+            true => Ok(None),
+            false => table.restore_proxy(&proxy.as_proxy(), proxy.incarnation),
+        })
         .collect::<Result<_, _>>()
         .map_err(|_| SnapshotError::TooManyProxies {
-            needed: proxies.len(),
+            needed: snapshot.proxies.len(),
             limit: table.proxies().limit(),
         })
-}
-
-/// How many of a part's routes the table does not have.
-fn needed_room(table: &RouteTable, part: &Part, known: &[Option<ProxyRef>]) -> usize {
-    part.nodes.routes() - present(table, part, known)
 }
 
 /// How many of a part's routes its shard has.
@@ -218,11 +220,9 @@ fn present(table: &RouteTable, part: &Part, known: &[Option<ProxyRef>]) -> usize
     if table.shards().is_untouched(part.shard, &pin()) {
         return 0;
     }
-    let of_node = |(node, routes): (&Node, &[Word])| {
+    let of_node = |(node, routes): (NodeId, Words)| {
         let guard = pin();
-        let words = table
-            .shards()
-            .routes(&node.id, table.hash(&node.id), &table.scope(&guard));
+        let words = table.shards().routes(&node, table.hash(&node), &table.scope(&guard));
         let is_there = |route: &&Word| {
             let proxy = known[route.proxy() as usize];
             proxy.is_some_and(|proxy| words.iter().any(|word| word.proxy() == proxy.number))
@@ -242,8 +242,8 @@ struct Bulk<'a> {
 }
 
 impl Bulk<'_> {
-    fn add(mut self, part: &Part) -> Result<Tally, SnapshotError> {
-        if part.nodes.len() == 0 || self.fill(part)? {
+    fn add(mut self, mut part: Part) -> Result<Tally, SnapshotError> {
+        if part.nodes.len() == 0 || self.fill(&mut part) {
             return Ok(self.tally);
         }
         let mut nodes = part.nodes.iter().peekable();
@@ -256,60 +256,73 @@ impl Bulk<'_> {
             {
                 // Each route may replace a list.
                 left = left.saturating_sub(routes.len());
-                let hash = self.table.hash(&node.id);
+                let hash = self.table.hash(&node);
                 for route in routes.iter().rev() {
-                    self.add_one(&node.id, hash, *route, &scope)?;
+                    self.add_one(&node, hash, *route, &scope)?;
                 }
             }
         }
         Ok(self.tally)
     }
 
-    /// Fills the shard if it never had a node. Returns whether it did.
-    fn fill(&mut self, part: &Part) -> Result<bool, SnapshotError> {
+    /// Fills the shard if it never had a node, and if all proxies of the part take routes. Returns whether it did.
+    fn fill(&mut self, part: &mut Part) -> bool {
         let guard = pin();
         let scope = self.table.scope(&guard);
-        let mut tally = Tally::default();
-        let mut of_proxies = HashMap::new();
-        let is_counted = self.table.proxies().route_counts().is_some();
-        let nodes = part.nodes.iter().map(|(node, routes)| {
-            let words: Words = routes.iter().filter_map(|route| self.route(*route)).collect();
-            tally.inserted += words.len() as u64;
-            tally.refused += (routes.len() - words.len()) as u64;
-            if is_counted {
-                words
-                    .iter()
-                    .for_each(|word| *of_proxies.entry(word.proxy()).or_insert(0) += 1);
+        let proxies = self.table.proxies();
+        let (mut all_take, mut of_proxies) = (true, HashMap::new());
+        let is_counted = proxies.route_counts().is_some();
+        part.nodes.update(|route| {
+            match self.route(route) {
+                Some(word) if is_counted => *of_proxies.entry(word.proxy()).or_insert(0) += 1,
+                Some(_) => {}
+                None => all_take = false,
             }
-            (&node.id, words)
+            route
         });
-        let filled = self.table.shards().fill(part.shard, part.nodes.len(), nodes, &scope);
-        if !filled.map_err(|_| SnapshotError::OutOfMemory)? {
-            return Ok(false);
+        if !all_take {
+            return false;
+        }
+        let number = |route: Word| self.proxies[route.proxy() as usize].map_or(0, |proxy| proxy.number);
+        part.nodes.update(|route| Word::live(number(route), route.time()));
+        if !self.table.shards().fill(part.shard, &mut part.nodes, &scope) {
+            let numbers = self
+                .proxies
+                .iter()
+                .zip(0..)
+                .filter_map(|(proxy, at)| Some((proxy.as_ref()?.number, at)));
+            let places: HashMap<u32, u32> = numbers.collect();
+            part.nodes.update(|word| Word::live(places[&word.proxy()], word.time()));
+            return false;
         }
         of_proxies
             .into_iter()
-            .for_each(|(proxy, routes)| self.table.proxies().count(proxy, routes));
+            .for_each(|(proxy, routes)| proxies.count(proxy, routes));
         drop(guard);
-        self.room.use_up(tally.inserted as usize);
-        self.tally = tally;
+        self.room.use_up(part.routes);
+        self.tally.inserted = part.routes as u64;
         if self.table.feed().is_followed() {
-            self.mark(part);
+            self.mark(part.shard);
         }
-        Ok(true)
+        true
     }
 
-    /// Marks every node of a part for subscribers.
-    fn mark(&self, part: &Part) {
-        let mut nodes = part.nodes.iter().peekable();
-        while nodes.peek().is_some() {
+    /// Marks every node of a shard for subscribers.
+    fn mark(&self, shard: usize) {
+        let (mut at, mut copy) = (At::Shard(shard), ShardScan::default());
+        loop {
+            let next = self.table.scan_next(&at, GROUP, &mut copy).next;
             // One pin for a group of nodes: each mark may retire the entry that it overwrites.
             let guard = pin();
-            for (node, _) in nodes.by_ref().take(GROUP) {
-                self.table.feed().mark(part.shard, &guard, || Event::Node {
-                    node: node.id.clone(),
+            for (node, _) in copy.nodes() {
+                self.table.feed().mark(shard, &guard, || Event::Node {
+                    node: node.clone(),
                     reason: Reason::Added,
                 });
+            }
+            match next {
+                None | Some(At::Shard(_)) => return,
+                Some(next) => at = next,
             }
         }
     }

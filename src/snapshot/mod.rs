@@ -15,10 +15,11 @@
 //! proxy begins another incarnation meanwhile, the snapshot has the older or the newer incarnation, with routes of that
 //! incarnation only.
 //!
-//! The snapshot has the incarnation of each proxy, so that messages of older incarnations are refused after a restart,
-//! too. It does not have incarnations that are over: their proxies are gone.
+//! The snapshot has the incarnation of each proxy, and the incarnations that have ended and still count. So messages of
+//! older incarnations are refused after a restart, too. If a proxy's incarnation ends while the snapshot is written, the
+//! snapshot may have the incarnation as the proxy's and as ended; then it has ended.
 //!
-//! # Layout, version 1
+//! # Layout, version 2
 //!
 //! All fixed-width numbers are little-endian. A *varint* has seven bits in each byte, the lowest first, and the top bit
 //! set in all bytes but the last. It is below 2^64 and as short as possible. A *text* is its length in one byte, then
@@ -32,15 +33,16 @@
 //!           wall-clock time of writing         i64      milliseconds since the Unix epoch
 //!           checksum                           u32
 //!
-//! section   kind                               u8       1 proxies, 2 nodes with a UUID, 3 nodes with a name
+//! section   kind                               u8       1 proxies, 2 nodes with a UUID, 3 nodes with a name,
+//!                                                       4 ended incarnations
 //!           number of items                    u32
 //!           bytes of the payload               u32      at most 1,048,576
 //!           checksum                           u32
 //!           payload: the items                          they fill it exactly
 //!           checksum                           u32
 //!
-//! end       a section of kind 4, with 0 items and 24 bytes of payload:
-//!           proxies, nodes, routes             u64 each
+//! end       a section of kind 5, with 0 items and 32 bytes of payload:
+//!           proxies, nodes, routes, ended      u64 each
 //!           Nothing follows it.
 //!
 //! items
@@ -55,10 +57,14 @@
 //!             proxy                            varint   the number of its item, from 0; each at most once for a node
 //!             age                              varint   milliseconds; from the second route on, the difference from
 //!                                                       the route before. An age is below 2^38.
+//! ended     ID of the proxy                    text
+//!           incarnation                        varint   not 0
+//!           how it ended                       u8       1: the proxy was removed, 0: it was dropped without routes
+//!           age of the end                     varint   milliseconds, below 2^38
 //! ```
 //!
-//! Sections are in the order of their kinds, with any number of each kind. Each proxy ID and each node is in a snapshot
-//! once. Of routes of the same age, the route that was refreshed later stands first.
+//! Sections are in the order of their kinds, with any number of each kind. Each ID is in a snapshot once among the
+//! proxies, and once among the ended incarnations. Each node is in a snapshot once. Of routes of the same age, the route that was refreshed later stands first.
 //!
 //! A *checksum* is the CRC-32 (as in zlib and Ethernet) of all bytes before it in the snapshot, except checksums. So it
 //! also detects a section that does not follow the sections after which it was written. A reader checks the checksum of
@@ -70,7 +76,7 @@
 //!
 //! # Versions
 //!
-//! Any change to the layout is another version. This program writes and reads version 1. It refuses any other version
+//! Any change to the layout is another version. This program writes and reads version 2. It refuses any other version
 //! by its number ([`SnapshotError::Version`]), before it reads the rest of the header. Every version will have the
 //! magic and the number in the same place.
 
@@ -96,6 +102,12 @@ pub enum Ages {
     /// routes expire early.
     #[default]
     Continue,
+    /// Routes age by the wall clock, but no route of the snapshot expires for one keep-alive interval after the reading,
+    /// at most 18.6 hours: [expiry is held](crate::RouteTable::expiry_hold). For a tracker that restarts: proxies report
+    /// all their routes within an interval, and the other routes expire at its end. Until a route is refreshed,
+    /// [`explain`](crate::RouteTable::explain) reports [`Verdict::Restored`](crate::Verdict::Restored). Only for a table
+    /// without routes.
+    Grace,
     /// Routes do not age: a route expires as long after the reading as it would have after the writing. The wall clock
     /// does not matter.
     Frozen,
@@ -111,6 +123,11 @@ pub struct SnapshotSize {
     pub nodes: u64,
     /// Routes.
     pub routes: u64,
+    /// Ended incarnations.
+    pub incarnations: u64,
+    /// Whether the snapshot has all ended incarnations that still count. `false` if another thread was stopped while it
+    /// held the lock of the proxies.
+    pub has_all_incarnations: bool,
     /// The length of the whole snapshot.
     pub bytes: u64,
 }
@@ -130,6 +147,8 @@ pub struct SnapshotReport {
     pub nodes: u64,
     /// Routes in the snapshot.
     pub routes: u64,
+    /// Ended incarnations in the snapshot.
+    pub incarnations: u64,
     /// Routes that were unknown to the table, and are added.
     pub inserted: u64,
     /// Routes that the table had already, each with the later of both times now. Also routes that are older than all of
@@ -146,9 +165,10 @@ pub struct SnapshotReport {
 impl RouteTable {
     /// Writes the proxies, and all routes with their ages. See [`snapshot`](crate::snapshot) for the format.
     ///
-    /// No other thread waits for this call, and it waits for no other thread, even if a thread is stopped while it
-    /// registers a proxy. The call copies some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes
-    /// without a pin. A million routes take some 20 MB and about a tenth of a second, plus the time of `to`. The call
+    /// No other thread waits for this call for more than some microseconds: to copy 64 ended incarnations, the call takes
+    /// the registry's lock. The call waits for no other thread. If a thread is stopped while it holds that lock, the
+    /// call leaves out ended incarnations ([`has_all_incarnations`](SnapshotSize::has_all_incarnations)). The call copies
+    /// some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes without a pin. A million routes take some 20 MB and about a tenth of a second, plus the time of `to`. The call
     /// needs memory for one such copy, and about 50 bytes a proxy. It writes in blocks of some 128 KiB, and flushes at
     /// the end.
     ///
@@ -195,10 +215,10 @@ impl RouteTable {
     /// [`register_proxy`](Self::register_proxy) if it has no incarnation, and takes the registry's lock.
     ///
     /// All threads of rayon's global pool build whole shards if these never had a node. So a new table is filled
-    /// several times as fast as by [`add_node`](Self::add_node), and no index grows. During the call, the snapshot's
-    /// nodes take 32 to 64 bytes each beside their place in the table, its unexpired routes 8 to 16 bytes each, and the
-    /// reader some 8 MiB. The call never holds more nodes or routes than [`max_routes`](crate::Builder::max_routes),
-    /// whatever the stream has.
+    /// several times as fast as by [`add_node`](Self::add_node), and no index grows. Nodes are put at once into the
+    /// memory that they will have in the table. Beside that, the reader takes some 4 MiB, and half a byte for each node.
+    /// If the table is in use, the snapshot takes as much memory as a table of its own during the call. The call never
+    /// holds more nodes or routes than [`max_routes`](crate::Builder::max_routes), whatever the stream has.
     ///
     /// # Errors
     ///
@@ -208,6 +228,9 @@ impl RouteTable {
     /// the sweeper drops them later. If memory runs out ([`OutOfMemory`](SnapshotError::OutOfMemory)), some routes may
     /// have been added.
     pub fn read_snapshot_with(&self, from: impl io::Read, ages: Ages) -> Result<SnapshotReport, SnapshotError> {
+        if ages == Ages::Grace && !self.is_empty() {
+            return Err(SnapshotError::NotEmpty);
+        }
         let snapshot = decode::read(self, from, ages)?;
         load::load(self, snapshot)
     }

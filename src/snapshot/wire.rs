@@ -8,7 +8,7 @@ use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
 
 /// The magic is not text. A tool that treats the snapshot as text damages the magic.
 pub(super) const MAGIC: [u8; 8] = *b"\x89NTRACK\n";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 pub(super) const HEAD_BYTES: usize = 9;
 /// The maximum length of a payload.
 pub(super) const MAX_PAYLOAD: usize = 1 << 20;
@@ -21,7 +21,8 @@ pub(super) enum SectionKind {
     Proxies = 1,
     Uuids = 2,
     Names = 3,
-    End = 4,
+    Incarnations = 4,
+    End = 5,
 }
 
 impl SectionKind {
@@ -30,6 +31,7 @@ impl SectionKind {
             SectionKind::Proxies,
             SectionKind::Uuids,
             SectionKind::Names,
+            SectionKind::Incarnations,
             SectionKind::End,
         ]
         .into_iter()
@@ -41,6 +43,7 @@ impl SectionKind {
             SectionKind::Proxies => SnapshotPart::Proxies,
             SectionKind::Uuids => SnapshotPart::Uuids,
             SectionKind::Names => SnapshotPart::Names,
+            SectionKind::Incarnations => SnapshotPart::Incarnations,
             SectionKind::End => SnapshotPart::End,
         }
     }
@@ -126,7 +129,7 @@ impl Section {
     }
 
     /// Writes a snapshot's end.
-    pub(super) fn write_end<W: Write>(totals: [u64; 3], sink: &mut Sink<W>) -> io::Result<()> {
+    pub(super) fn write_end<W: Write>(totals: [u64; 4], sink: &mut Sink<W>) -> io::Result<()> {
         let mut end = Section::new(SectionKind::End);
         end.payload.extend(totals.iter().flat_map(|total| total.to_le_bytes()));
         end.write(sink)

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use crate::proxies::Proxies;
+use crate::proxies::ended::EndedIncarnation;
 use crate::snapshot::SnapshotSize;
 use crate::snapshot::wire::{MAGIC, Section, SectionKind, Sink, VERSION, put_text, put_varint};
 use crate::sync::pin;
@@ -48,14 +49,28 @@ pub(super) fn write(table: &RouteTable, to: impl Write) -> io::Result<SnapshotSi
             }),
         }
     })?;
+    let mut incarnations = 0;
+    let has_all_incarnations = table
+        .proxies()
+        .each_ended(table.moment(), |EndedIncarnation { id, ended }| {
+            incarnations += 1;
+            section.push(SectionKind::Incarnations, &mut sink, |payload| {
+                put_text(payload, &id.to_compact_string());
+                put_varint(payload, ended.incarnation.get());
+                payload.push(ended.is_over.into());
+                put_varint(payload, begun.saturating_sub(ended.tick));
+            })
+        })?;
     section.write(&mut sink)?;
     let proxies = indexes.len() as u64;
-    Section::write_end([proxies, nodes, total], &mut sink)?;
+    Section::write_end([proxies, nodes, total, incarnations], &mut sink)?;
     sink.flush()?;
     Ok(SnapshotSize {
         proxies,
         nodes,
         routes: total,
+        incarnations,
+        has_all_incarnations,
         bytes: sink.bytes,
     })
 }

@@ -68,6 +68,7 @@ impl RouteTable {
         let hash = self.hash(node);
         let now = self.time.now();
         let returned = self.keep_alive.returned();
+        let restored_at = self.restored_at();
         let words = self.shards.all_routes(node, hash, &guard);
         let explain = |word: &Word| {
             let proxy = self.proxies.reference(word.proxy());
@@ -79,6 +80,7 @@ impl RouteTable {
                 verdict: match () {
                     () if proxy.is_none() => Verdict::ProxyRemoved,
                     () if age > returned + now.raise() => Verdict::Expired,
+                    () if word.time() < restored_at => Verdict::Restored,
                     () if age > returned => Verdict::Held,
                     () => Verdict::Returned,
                 },

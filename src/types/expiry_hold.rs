@@ -23,6 +23,8 @@ pub enum HoldCause {
     /// The process was stopped, or its clock jumped: see
     /// [`effective_keep_alive`](crate::RouteTable::effective_keep_alive).
     Stop,
+    /// The table was restored from a snapshot: see [`Ages::Grace`](crate::snapshot::Ages::Grace).
+    Restart,
     /// Many routes were about to expire at once: see [`Builder::expiry_brake`](crate::Builder::expiry_brake).
     Brake,
 }

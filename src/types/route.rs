@@ -48,6 +48,9 @@ pub struct ExplainedRoute {
 pub enum Verdict {
     /// The route is returned.
     Returned,
+    /// The route is returned. It comes from a snapshot that was read with
+    /// [`Ages::Grace`](crate::snapshot::Ages::Grace), and was not refreshed since.
+    Restored,
     /// The route was not refreshed for longer than the keep-alive interval. The route is returned because
     /// [expiry is held](crate::RouteTable::expiry_hold).
     Held,

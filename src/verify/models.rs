@@ -52,7 +52,7 @@ pub(crate) fn proxy(id: &str) -> Proxy<'_> {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let clock = ManualClock::new();
         let table = RouteTable::builder()
             .clock(clock.clone())
@@ -62,7 +62,7 @@ impl World {
         Self { table, clock }
     }
 
-    fn register(&self, id: &str) -> ProxyRef {
+    pub(crate) fn register(&self, id: &str) -> ProxyRef {
         self.table.register_proxy(&proxy(id)).expect("there is room")
     }
 

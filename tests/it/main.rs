@@ -12,6 +12,7 @@ mod limits;
 mod linearizability;
 mod model;
 mod page;
+mod restore;
 mod results;
 #[cfg(feature = "serde")]
 mod serialize;

@@ -564,7 +564,7 @@ struct Forged {
 
 impl Forged {
     fn new() -> Self {
-        Self::of_version(1)
+        Self::of_version(2)
     }
 
     fn of_version(version: u32) -> Self {
@@ -600,8 +600,15 @@ impl Forged {
     }
 
     fn end(self, proxies: u64, nodes: u64, routes: u64) -> Vec<u8> {
-        let totals: Vec<u8> = [proxies, nodes, routes].iter().flat_map(|n| n.to_le_bytes()).collect();
-        self.section(4, 0, &totals).bytes
+        self.end_with(proxies, nodes, routes, 0)
+    }
+
+    fn end_with(self, proxies: u64, nodes: u64, routes: u64, ended: u64) -> Vec<u8> {
+        let totals: Vec<u8> = [proxies, nodes, routes, ended]
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .collect();
+        self.section(5, 0, &totals).bytes
     }
 }
 
@@ -740,10 +747,10 @@ fn sections_cannot_be_left_out_repeated_or_exchanged() {
 #[test]
 fn other_versions_are_refused_by_their_number() {
     let (other, _) = table();
-    for version in [0, 2, u32::MAX] {
+    for version in [0, 1, 3, u32::MAX] {
         let error = refused(&other, &Forged::of_version(version).end(0, 0, 0));
         assert!(
-            matches!(error, SnapshotError::Version { found, known: 1 } if found == version),
+            matches!(error, SnapshotError::Version { found, known: 2 } if found == version),
             "{error}"
         );
     }
@@ -769,7 +776,7 @@ fn fault(forged: Vec<u8>, part: SnapshotPart, offset: usize, message: &str) {
 
 #[test]
 fn an_error_tells_what_and_where() {
-    use SnapshotPart::{End, Head, Names, Proxies, Uuids};
+    use SnapshotPart::{End, Head, Incarnations, Names, Proxies, Uuids};
     let new = Forged::new;
     let with_proxies = || new().proxies(&["a", "b"]);
     // Where a section begins, and where its payload does.
@@ -819,20 +826,20 @@ fn an_error_tells_what_and_where() {
             .section(2, 1, &uuid_item(&[1, 0, 0]))
             .end(proxies, nodes, routes)
     };
-    let end = good(2, 1, 1).len() - 28;
+    let end = good(2, 1, 1).len() - 36;
     fault(good(3, 1, 1), End, end, "should be 3 proxies, and 2");
     fault(good(2, 1 << 60, 1), End, end + 8, "nodes, and 1");
     fault(good(2, 1, 1 << 60), End, end + 16, "routes, and 1");
     fault(
-        new().section(4, 0, &[0; 23]).bytes,
+        new().section(5, 0, &[0; 31]).bytes,
         End,
-        in_first + 16,
+        in_first + 24,
         "exceeds the end",
     );
     fault(
-        new().section(4, 0, &[0; 25]).bytes,
+        new().section(5, 0, &[0; 33]).bytes,
         End,
-        in_first + 24,
+        in_first + 32,
         "1 bytes are left",
     );
 
@@ -885,6 +892,24 @@ fn an_error_tells_what_and_where() {
         "address is not host:port",
     );
 
+    // Ended incarnations.
+    let ended = |payload: &[u8]| new().section(4, 1, payload).end_with(0, 0, 0, 1);
+    fault(ended(&[1, b'a', 0, 1, 0]), Incarnations, in_first + 2, "number 0");
+    fault(ended(&[1, b'a', 7, 2, 0]), Incarnations, in_first + 3, "ended by 2");
+    let old = [&[1, b'a', 7, 1][..], &[0x80, 0x80, 0x80, 0x80, 0x80, 0x10]].concat();
+    fault(ended(&old), Incarnations, in_first + 4, "8.7 years");
+    fault(ended(&[0, 7, 1, 0]), Incarnations, in_first, "proxy ID is empty");
+    let twice = [[1, b'a', 7, 1, 0], [1, b'a', 8, 1, 0]].concat();
+    let twice = new().section(4, 2, &twice).end_with(0, 0, 0, 2);
+    fault(twice, Incarnations, first, "\"a\" is there already");
+    let counted = new().section(4, 1, &[1, b'a', 7, 1, 0]).end_with(0, 0, 0, 2);
+    fault(
+        counted,
+        End,
+        first + 13 + 5 + 4 + 13 + 24,
+        "should be 2 ended incarnations, and 1",
+    );
+
     // Twice the same.
     fault(
         new().proxies(&["a", "b", "a"]).end(3, 0, 0),
@@ -916,6 +941,32 @@ fn an_error_tells_what_and_where() {
     .concat();
     let twice = with_proxies().section(3, 3, &names).end(2, 3, 3);
     fault(twice, Names, second, "node x is there already");
+}
+
+#[test]
+fn an_incarnation_that_ended_meanwhile_has_ended() {
+    let proxies = [
+        text("a"),
+        text("c"),
+        text("h:1"),
+        vec![5],
+        text("b"),
+        text("c"),
+        text("i:2"),
+        vec![5],
+    ]
+    .concat();
+    let ended = [text("a"), vec![5, 1, 0], text("b"), vec![5, 0, 0]].concat();
+    let forged = Forged::new()
+        .section(1, 2, &proxies)
+        .section(2, 1, &uuid_item(&[2, 0, 0, 1, 0]))
+        .section(4, 2, &ended)
+        .end_with(2, 1, 2, 2);
+    let (table, _) = table();
+    let report = read(&table, &forged);
+    assert_eq!((report.inserted, report.refused, report.incarnations), (1, 1, 2));
+    assert_eq!(answer(&table, &Uuid::from_bytes(UUID).into()), ["b"]);
+    assert_eq!(table.find_proxy("a"), None);
 }
 
 #[test]
@@ -1160,7 +1211,7 @@ proptest! {
 
     /// Payloads of anything, under checksums that are right.
     #[test]
-    fn no_sections_panic(sections in vec((0_u8..6, 0_u32..4, vec(small_byte(), 0..60)), 0..6), totals: [u8; 3]) {
+    fn no_sections_panic(sections in vec((0_u8..7, 0_u32..4, vec(small_byte(), 0..60)), 0..6), totals: [u8; 3]) {
         let mut forged = Forged::new().proxies(&["a", "b"]);
         for (kind, items, payload) in sections {
             forged = forged.section(kind, items, &payload);

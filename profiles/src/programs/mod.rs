@@ -5,6 +5,7 @@ mod calls;
 mod churn;
 mod expiry;
 mod fill;
+mod restore;
 
 use std::fmt::Write;
 use std::str::FromStr;
@@ -39,6 +40,11 @@ pub(crate) const PROGRAMS: &[Program] = &[
     recorded("churn", 1_000_000, churn::churn),
     recorded("churn-under-way", 1_000_000, churn::churn_under_way),
     recorded("mass-expiry", 1_000_000, expiry::mass_expiry),
+    Program {
+        name: "restore",
+        run: restore::restore,
+        recorded: None,
+    },
     Program {
         name: "calls",
         run: calls::calls,

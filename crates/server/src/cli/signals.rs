@@ -9,6 +9,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// SIGXFSZ, which would end the process when a file reaches the limit of the file size. With a handler, the write
+    /// fails instead.
+    _file_size: Signal,
 }
 
 /// SIGHUP. Once installed, SIGHUP no longer ends the process.
@@ -45,6 +48,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _file_size: signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
         })
     }
 

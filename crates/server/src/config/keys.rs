@@ -144,6 +144,26 @@ pub(crate) static KEYS: &[Key] = &[
         set: |config, text, origin| store(&mut config.brake_intervals, values::brake_intervals(text), origin),
     },
     Key {
+        name: "data_dir",
+        value_name: "DIR",
+        help: "Write snapshots of the routes to this folder, and load the last one at the start [default: no snapshots]",
+        default: "",
+        set: |config, text, origin| {
+            config.data_dir = Some(Setting {
+                value: values::path(text, origin)?,
+                origin: origin.clone(),
+            });
+            Ok(())
+        },
+    },
+    Key {
+        name: "snapshot_interval",
+        value_name: "DURATION",
+        help: "The time between two snapshots of data_dir",
+        default: "1m",
+        set: |config, text, origin| store(&mut config.snapshot_interval, values::snapshot_interval(text), origin),
+    },
+    Key {
         name: "max_connections",
         value_name: "NUMBER",
         help: "The most connections at one time",

@@ -28,6 +28,9 @@ pub const DEFAULT_LISTEN_ADDR: &str = "127.0.0.1:3029";
 /// The default time that a route lives without a refresh.
 pub const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
 
+/// The default time between two snapshots.
+const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The longest keep-alive interval.
 pub const MAX_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -137,6 +140,10 @@ pub struct Config {
     pub brake_routes: Setting<usize>,
     /// [`ExpiryBrake::max_intervals`]; 3 by default.
     pub brake_intervals: Setting<u32>,
+    /// The folder for snapshots of the routes, from which the next start loads them. No snapshots by default.
+    pub data_dir: Option<Setting<PathBuf>>,
+    /// The time between two snapshots; a minute by default.
+    pub snapshot_interval: Setting<Duration>,
     /// The most connections at one time; 10,000 by default. Replaces [`Limits::max_connections`].
     pub max_connections: Setting<u32>,
     /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which documents the
@@ -177,6 +184,8 @@ impl Default for Config {
             brake_percent: default("expiry_brake_percent", brake.percent),
             brake_routes: default("expiry_brake_routes", brake.min_routes),
             brake_intervals: default("expiry_brake_intervals", brake.max_intervals),
+            data_dir: None,
+            snapshot_interval: default("snapshot_interval", DEFAULT_SNAPSHOT_INTERVAL),
             max_connections: default("max_connections", limits.max_connections),
             client_memory: default("client_memory_mb", limits.memory),
             max_share_per_address: default("max_share_per_address", limits.max_share_per_address),

@@ -15,6 +15,9 @@ const MEGABYTE: usize = 1_000_000;
 /// The least budget for clients, in megabytes: a few large replies.
 const LEAST_CLIENT_MEMORY: usize = 16;
 
+/// The least time between two snapshots.
+const LEAST_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+
 fn number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("{text:?} is not a number"))
 }
@@ -85,7 +88,21 @@ pub(super) fn keep_alive(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
-/// Parses the path of a file. In the configuration file, a relative path starts at the file's folder.
+/// Parses the time between two snapshots.
+pub(super) fn snapshot_interval(text: &str) -> Result<Duration, String> {
+    let interval = duration::parse(text)?;
+    if interval < LEAST_SNAPSHOT_INTERVAL {
+        return Err(format!(
+            "{text:?} is too short: a snapshot takes about a second, the limit is 1s"
+        ));
+    }
+    if interval > MAX_KEEP_ALIVE {
+        return Err(format!("{text:?} is too long: the limit is 365 days"));
+    }
+    Ok(interval)
+}
+
+/// Parses the path of a file or a folder. In the configuration file, a relative path starts at the file's folder.
 pub(super) fn path(text: &str, origin: &Origin) -> Result<PathBuf, String> {
     match origin {
         _ if text.is_empty() => Err("is empty".to_owned()),

@@ -14,6 +14,7 @@ use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, R
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::page_token;
 use crate::rpc::statistics::Statistics;
+use crate::snapshot_status::SnapshotStatus;
 use crate::turns::Parts;
 
 /// The service.
@@ -165,6 +166,7 @@ impl Admin {
             expiry_hold: expiry_hold(stats.expiry_hold).into(),
             expiry_hold_left: stats.expiry_hold.map(|hold| encode::duration(hold.left)),
             refusals: refusals.collect(),
+            snapshots: self.statistics.snapshots.as_deref().map(snapshot_stats),
         })
     }
 }
@@ -181,6 +183,7 @@ fn expiry_hold(hold: Option<ExpiryHold>) -> v1::ExpiryHold {
     match hold.map(|hold| hold.cause) {
         Some(HoldCause::Stop) => v1::ExpiryHold::Stop,
         Some(HoldCause::Brake) => v1::ExpiryHold::Brake,
+        Some(HoldCause::Restart) => v1::ExpiryHold::Restart,
         _ => v1::ExpiryHold::Unspecified,
     }
 }
@@ -189,8 +192,21 @@ fn verdict(verdict: Verdict) -> v1::Verdict {
     match verdict {
         Verdict::Returned => v1::Verdict::Returned,
         Verdict::Held => v1::Verdict::Held,
+        Verdict::Restored => v1::Verdict::Restored,
         Verdict::Expired => v1::Verdict::Expired,
         Verdict::ProxyRemoved => v1::Verdict::ProxyRemoved,
         _ => v1::Verdict::Unspecified,
+    }
+}
+
+fn snapshot_stats(status: &SnapshotStatus) -> v1::SnapshotStats {
+    v1::SnapshotStats {
+        last_time: status.last_success().map(encode::time),
+        last_bytes: status.bytes(),
+        last_duration: Some(encode::duration(status.duration())),
+        success_count: status.successes(),
+        failure_count: status.failures(),
+        failing: status.is_failing(),
+        restored_route_count: status.restored_routes(),
     }
 }

@@ -23,6 +23,7 @@ use crate::rpc::routes::Routes;
 use crate::rpc::session::Sessions;
 use crate::rpc::statistics::Statistics;
 use crate::rpc::watch::{self, Watches};
+use crate::snapshot_status::SnapshotStatus;
 
 /// Returns the methods of a tracker that starts now, the health that they report, and the tracker's statistics.
 #[rustfmt::skip]
@@ -31,13 +32,15 @@ pub(crate) fn methods(
     watches: &Arc<Watches>,
     instance_id: InstanceId,
     memory: &Arc<MemoryBudget>,
+    snapshots: Option<Arc<SnapshotStatus>>,
     limits: &Limits,
 ) -> (MethodTable, Health, Arc<Statistics>) {
     let refusals = memory.refusals();
     let api = Arc::new(NodeTracker::new(Arc::clone(table), Arc::clone(refusals)));
     let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(refusals)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, Arc::clone(refusals), limits));
-    let statistics = Arc::new(Statistics::new(Arc::clone(table), Arc::clone(watches), Arc::clone(&sessions), Arc::clone(memory)));
+    let statistics = Statistics::new(Arc::clone(table), Arc::clone(watches), Arc::clone(&sessions), Arc::clone(memory), snapshots);
+    let statistics = Arc::new(statistics);
     let admin = Arc::new(Admin::new(instance_id, Arc::clone(&statistics)));
     let reporter = HealthReporter::new();
     let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
@@ -85,7 +88,7 @@ pub(crate) fn methods_of_empty_table() -> MethodTable {
     let limits = Limits::default();
     let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
     let memory = MemoryBudget::new(0, Arc::default());
-    methods(&table, &watches, instance_id, &memory, &limits).0
+    methods(&table, &watches, instance_id, &memory, None, &limits).0
 }
 
 #[cfg(test)]

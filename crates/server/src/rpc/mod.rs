@@ -1,6 +1,6 @@
 //! The services of the port: each function parses a request, calls the table, and encodes the reply.
 
-mod admin;
+pub(crate) mod admin;
 pub(crate) mod health;
 pub(crate) mod instance_id;
 pub(crate) mod methods;

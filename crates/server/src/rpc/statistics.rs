@@ -8,6 +8,7 @@ use nodetracker::RouteTable;
 use crate::memory::MemoryBudget;
 use crate::rpc::session::Sessions;
 use crate::rpc::watch::Watches;
+use crate::snapshot_status::SnapshotStatus;
 
 /// The parts of a tracker that have figures.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct Statistics {
     pub(crate) sessions: Arc<Sessions>,
     /// Has the counters of refusals, too.
     pub(crate) memory: Arc<MemoryBudget>,
+    /// `None` if the tracker writes no snapshots.
+    pub(crate) snapshots: Option<Arc<SnapshotStatus>>,
     started: Instant,
 }
 
@@ -27,12 +30,14 @@ impl Statistics {
         watches: Arc<Watches>,
         sessions: Arc<Sessions>,
         memory: Arc<MemoryBudget>,
+        snapshots: Option<Arc<SnapshotStatus>>,
     ) -> Self {
         Self {
             table,
             watches,
             sessions,
             memory,
+            snapshots,
             started: Instant::now(),
         }
     }

@@ -1,12 +1,13 @@
 //! The server: its port, its acceptor, its worker threads, its background tasks, its diagnostics port, and how it stops.
 
 mod accept;
+mod data_dir;
 mod diag;
 mod drain;
 mod listen;
 mod metrics;
 mod run;
-mod snapshot_status;
+mod snapshots;
 mod sweeper;
 mod worker;
 

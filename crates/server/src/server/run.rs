@@ -24,12 +24,15 @@ use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
+use crate::server::data_dir::DataDir;
 use crate::server::diag::{Diagnostics, Readiness};
 use crate::server::drain::{Drained, drain};
 use crate::server::listen::Listeners;
 use crate::server::metrics::{Metrics, Sources};
+use crate::server::snapshots::{self, SnapshotWriter};
 use crate::server::sweeper::{SweepCounters, sweep};
 use crate::server::worker::Workers;
+use crate::snapshot_status::SnapshotStatus;
 use crate::tls::{self, Certificates, FileWatch};
 
 /// Why a server cannot start.
@@ -77,16 +80,22 @@ pub struct Server {
     readiness: Arc<Readiness>,
     /// `None` if the configuration has no `diag_addr`.
     diagnostics: Option<Diagnostics>,
+    /// `None` if the configuration has no `data_dir`.
+    snapshots: Option<SnapshotWriter>,
     draining: watch::Sender<bool>,
 }
 
 impl Server {
-    /// Loads the certificates and watches their files, takes the port and starts the worker threads, with the [limits
-    /// of the configuration](Config::limits).
+    /// Loads the certificates and watches their files, loads the last snapshot of the [`data_dir`](Config::data_dir), takes
+    /// the port and starts the worker threads, with the [limits of the configuration](Config::limits).
+    ///
+    /// Blocks the calling thread while the snapshot is loaded: some 0.1 s for a million routes. The snapshot is loaded
+    /// only if the table has no routes.
     ///
     /// # Errors
     ///
-    /// A key or certificate file cannot be used, the address cannot be listened on, or no thread can be started.
+    /// A key or certificate file cannot be used, another process uses the `data_dir`, the address cannot be listened on,
+    /// or no thread can be started.
     pub async fn bind(config: &Config, table: Arc<RouteTable>) -> Result<Self, StartError> {
         Self::bind_with_limits(config, table, config.limits()).await
     }
@@ -106,6 +115,17 @@ impl Server {
             None => None,
         };
         let certificates = Certificates::load(config)?;
+        let data_dir = match &config.data_dir {
+            Some(dir) => {
+                readiness.not_ready("loading the snapshot");
+                let open = DataDir::open(dir.value.clone());
+                let folder = open.map_err(|reason| ConfigError::new(dir.origin.clone(), reason))?;
+                let status = Arc::<SnapshotStatus>::default();
+                snapshots::load(&folder, &table, &status);
+                Some((folder, status))
+            }
+            None => None,
+        };
         let listen = Listeners::bind(&config.listen_addr.value).await;
         let listeners = listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?;
         let (draining, watched) = watch::channel(false);
@@ -114,7 +134,8 @@ impl Server {
         let refusals = Arc::<Refusals>::default();
         let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
         let quotas = Quotas::new(&limits);
-        let (methods, health, statistics) = methods(&table, &watches, instance_id, &memory, &limits);
+        let snapshot_status = data_dir.as_ref().map(|(_, status)| Arc::clone(status));
+        let (methods, health, statistics) = methods(&table, &watches, instance_id, &memory, snapshot_status, &limits);
         health.serving().await;
         let counters = CallCounters::new(&methods);
         let router = Router::new(methods, limits.call);
@@ -158,9 +179,16 @@ impl Server {
                 readiness: Arc::clone(&readiness),
                 max_connections: limits.max_connections,
                 certificates: certificates.clone(),
-                snapshots: None,
             }));
         }
+        let snapshots = match data_dir {
+            Some((folder, status)) => {
+                let interval = config.snapshot_interval.value;
+                let table = Arc::clone(&table);
+                Some(SnapshotWriter::start(folder, table, interval, status)?)
+            }
+            None => None,
+        };
         Ok(Self {
             listeners,
             certificates,
@@ -176,6 +204,7 @@ impl Server {
             sweeps,
             readiness,
             diagnostics,
+            snapshots,
             draining,
         })
     }
@@ -206,7 +235,8 @@ impl Server {
     }
 
     /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts
-    /// no connection, finishes the calls in flight, and returns. Cuts calls that take longer than the drain limit.
+    /// no connection, finishes the calls in flight, writes a last snapshot, and returns. Cuts calls that take longer than
+    /// the drain limit.
     ///
     /// Dropping this future cuts every connection.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
@@ -222,6 +252,7 @@ impl Server {
             shutdown_delay: delay,
             // Serves until the end of this function.
             diagnostics: _diagnostics,
+            snapshots,
             ..
         } = self;
         let Limits {
@@ -252,6 +283,10 @@ impl Server {
         drop(listeners);
         let drained = drain(&slots, max_connections, deadline, &self.draining).await;
         workers.stop();
+        // After the last call, so that the snapshot has what the calls did.
+        if let Some(snapshots) = snapshots {
+            snapshots.finish().await;
+        }
         drained.log();
         drained
     }

@@ -102,11 +102,16 @@ fn log_hold(table: &RouteTable, before: Option<HoldCause>) -> Option<HoldCause> 
             "expiry brake: the heartbeats of many routes are missing; until they return, no route expires, for at most {}",
             duration::format(hold.left)
         ),
+        // The load of the snapshot has logged it.
+        Some(hold) if hold.cause == HoldCause::Restart => {}
         Some(hold) => warn!(
             "the process was stopped or its clock jumped: nothing happened for {}; no route expires for a heartbeat interval",
             duration::format(hold.raise)
         ),
         None if before == Some(HoldCause::Brake) => info!("the expiry brake is released: routes expire again"),
+        None if before == Some(HoldCause::Restart) => {
+            info!("the grace after the restart is over: restored routes that were not confirmed have expired");
+        }
         None => info!("the grace after the stop is over: routes expire again"),
     }
     cause

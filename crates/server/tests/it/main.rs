@@ -25,4 +25,5 @@ mod stop;
 mod support;
 mod tls;
 mod v1;
+mod warm_restart;
 mod watch;

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::cli::client::Transport;
 use crate::cli::commands::{CommandError, TrackerArgs, generation, node_name, routes};
-use crate::cli::print::{Answer, Format, Print, ProxyRow, RouteRow, age, time};
+use crate::cli::print::{Answer, Format, Print, ProxyRow, RouteRow, age, rfc3339, time};
 use crate::cli::remark;
 use crate::config;
 
@@ -232,6 +232,13 @@ struct StatsRow {
     effective_keep_alive_seconds: Option<f64>,
     expiry_hold: &'static str,
     expiry_hold_left_seconds: Option<f64>,
+    restored_routes: u64,
+    last_snapshot_time: Option<String>,
+    last_snapshot_bytes: u64,
+    last_snapshot_seconds: f64,
+    snapshots: u64,
+    snapshot_failures: u64,
+    snapshots_failing: bool,
     uptime_seconds: Option<f64>,
     generation: String,
     version: String,
@@ -246,8 +253,17 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
         v1::ExpiryHold::Unspecified => ("none", "no"),
         v1::ExpiryHold::Stop => ("stop", "after a stop"),
         v1::ExpiryHold::Brake => ("brake", "by the brake"),
+        v1::ExpiryHold::Restart => ("restart", "after a restart"),
     };
+    let snapshots = stats.snapshots.unwrap_or_default();
     let row = StatsRow {
+        restored_routes: snapshots.restored_route_count,
+        last_snapshot_time: time(snapshots.last_time).map(rfc3339),
+        last_snapshot_bytes: snapshots.last_bytes,
+        last_snapshot_seconds: duration(snapshots.last_duration).unwrap_or_default().as_secs_f64(),
+        snapshots: snapshots.success_count,
+        snapshot_failures: snapshots.failure_count,
+        snapshots_failing: snapshots.failing,
         routes: stats.route_count,
         nodes: stats.node_count,
         proxies: stats.proxy_count,
@@ -289,6 +305,8 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
                 ("keep-alive", keep_alive.unwrap_or_default()),
                 ("effective keep-alive", effective.unwrap_or_default()),
                 ("expiry held", held),
+                ("restored routes", row.restored_routes.to_string()),
+                ("snapshot", last_snapshot(&row)),
                 ("uptime", uptime.unwrap_or_default()),
                 ("generation", row.generation),
                 ("version", row.version),
@@ -305,6 +323,18 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
     }
 }
 
+/// Describes the last snapshot.
+fn last_snapshot(row: &StatsRow) -> String {
+    let last = match &row.last_snapshot_time {
+        Some(time) => format!("{time}, {}", megabytes(row.last_snapshot_bytes)),
+        None => "none".to_owned(),
+    };
+    match row.snapshots_failing {
+        true => format!("{last}; the next one cannot be written, see the log"),
+        false => last,
+    }
+}
+
 /// Formats bytes as megabytes with one decimal.
 fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
@@ -314,6 +344,7 @@ fn verdict(verdict: v1::Verdict) -> &'static str {
     match verdict {
         v1::Verdict::Returned => "returned",
         v1::Verdict::Held => "returned (held)",
+        v1::Verdict::Restored => "returned (restored, not confirmed since)",
         v1::Verdict::Expired => "expired",
         v1::Verdict::ProxyRemoved => "proxy removed",
         v1::Verdict::Unspecified => "unknown",

@@ -192,7 +192,7 @@ mod tests {
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
         let memory = MemoryBudget::new(1 << 20, Arc::default());
-        let (methods, _, statistics) = methods(&table, &watches, instance_id, &memory, &limits);
+        let (methods, _, statistics) = methods(&table, &watches, instance_id, &memory, Some(Arc::default()), &limits);
         let sources = Sources {
             statistics,
             counters: (0..3).map(|_| CallCounters::new(&methods)).collect(),
@@ -201,7 +201,6 @@ mod tests {
             readiness: Arc::<Readiness>::default(),
             max_connections: 77,
             certificates: Certificates::load(&config).expect("a good pair"),
-            snapshots: Some(Arc::default()),
         };
         (sources, folder)
     }
@@ -217,7 +216,7 @@ mod tests {
         sources.counters[0].replied(call, Code::Ok);
         sources.counters[2].replied(call, Code::Ok);
         sources.counters[2].replied(call, Code::ResourceExhausted);
-        let snapshots = sources.snapshots.as_ref().expect("they are there");
+        let snapshots = sources.statistics.snapshots.as_ref().expect("they are there");
         snapshots.restored(55);
         snapshots.succeeded(99, Duration::from_millis(1_500));
         snapshots.failed();

@@ -10,7 +10,6 @@ use crate::grpc::method::MethodTable;
 use crate::rpc::statistics::Statistics;
 use crate::server::diag::Readiness;
 use crate::server::metrics::process::ProcessFigures;
-use crate::server::snapshot_status::SnapshotStatus;
 use crate::server::sweeper::SweepCounters;
 use crate::tls::Certificates;
 
@@ -27,8 +26,6 @@ pub(crate) struct Sources {
     pub(crate) max_connections: u32,
     /// `None` if the server uses plaintext.
     pub(crate) certificates: Option<Certificates>,
-    /// `None` if the server writes no snapshots.
-    pub(crate) snapshots: Option<Arc<SnapshotStatus>>,
 }
 
 /// The figures of one scrape that several metrics need, or that are expensive to read.

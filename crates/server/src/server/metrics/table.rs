@@ -16,7 +16,7 @@ use crate::grpc::method::split;
 use crate::server::metrics::process::ProcessFigures;
 use crate::server::metrics::reading::Reading;
 use crate::server::metrics::samples::{Kind, Samples};
-use crate::server::snapshot_status::SnapshotStatus;
+use crate::snapshot_status::SnapshotStatus;
 
 /// A metric.
 pub(super) struct Metric {
@@ -239,11 +239,11 @@ pub(super) static METRICS: &[Metric] = &[
 ];
 
 fn has_snapshots(from: &Reading<'_>) -> bool {
-    from.sources.snapshots.is_some()
+    from.sources.statistics.snapshots.is_some()
 }
 
 fn snapshots(from: &Reading<'_>, write: impl FnMut(&Arc<SnapshotStatus>) -> fmt::Result) -> fmt::Result {
-    from.sources.snapshots.iter().try_for_each(write)
+    from.sources.statistics.snapshots.iter().try_for_each(write)
 }
 
 fn since_1970(time: SystemTime) -> Duration {

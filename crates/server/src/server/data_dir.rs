@@ -1,0 +1,355 @@
+//! The folder with the snapshots of the routes: which files there are, and how each is replaced.
+//!
+//! | file | contents |
+//! | --- | --- |
+//! | `routes.snapshot` | the last snapshot |
+//! | `routes.snapshot.old` | the snapshot before the last one |
+//! | `routes.snapshot.tmp` | a snapshot that is being written |
+//! | `routes.snapshot.damaged-TIME` | a snapshot that could not be used; TIME is in seconds since the Unix epoch |
+//! | `lock` | an empty file, which a running tracker has locked |
+//!
+//! A snapshot is written to the temporary file, synchronized with the disk, and renamed. So whenever the process or the
+//! machine stops, the other two files are whole. The file system drops the lock when the process ends, however it ends.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nodetracker::RouteTable;
+use nodetracker::snapshot::{Ages, SnapshotError, SnapshotReport, SnapshotSize};
+use tracing::warn;
+
+const LOCK: &str = "lock";
+const SNAPSHOT: &str = "routes.snapshot";
+const OLD: &str = "routes.snapshot.old";
+const TEMPORARY: &str = "routes.snapshot.tmp";
+const DAMAGED: &str = ".damaged-";
+
+/// How many damaged snapshots are kept.
+const KEPT_DAMAGED: usize = 4;
+
+/// The buffer of a file. A table writes blocks of some 128 KiB, and small ones between them.
+const BUFFER: usize = 256 << 10;
+
+/// A folder with snapshots.
+#[derive(Debug)]
+pub(super) struct DataDir {
+    path: PathBuf,
+    /// `None` if the folder could not be locked yet, for example because it is read-only.
+    lock: Option<File>,
+}
+
+impl DataDir {
+    /// Makes the folder if it is missing, and locks it. A folder that cannot be made or locked is no error: it is tried
+    /// again with each snapshot.
+    ///
+    /// # Errors
+    ///
+    /// The path is not a folder, or another process has locked the folder.
+    pub(super) fn open(path: PathBuf) -> Result<Self, String> {
+        if path.exists() && !path.is_dir() {
+            return Err(format!("{} is not a folder", path.display()));
+        }
+        let mut folder = Self { path, lock: None };
+        match folder.lock() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(error.to_string()),
+            Ok(()) | Err(_) => Ok(folder),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn lock(&mut self) -> io::Result<()> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.path)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.path.join(LOCK))?;
+        match file.try_lock() {
+            Ok(()) => self.lock = Some(file),
+            Err(TryLockError::WouldBlock) => {
+                let reason = format!("another process uses {}", self.path.display());
+                return Err(io::Error::new(ErrorKind::WouldBlock, reason));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Loads the last snapshot, or the one before if the last one cannot be used. Sets aside a snapshot that cannot be
+    /// used. Returns `None` if there is none that can.
+    pub(super) fn load(&self, table: &RouteTable) -> Option<SnapshotReport> {
+        for name in [SNAPSHOT, OLD] {
+            let path = self.path.join(name);
+            match read(&path, table) {
+                Ok(report) => return Some(report),
+                Err(SnapshotError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                Err(error @ SnapshotError::NotEmpty) => {
+                    warn!("{} is not loaded: {error}", path.display());
+                    return None;
+                }
+                Err(error) => {
+                    warn!("{} cannot be used: {error}", path.display());
+                    self.set_aside(name);
+                }
+            }
+        }
+        None
+    }
+
+    /// Renames a snapshot that cannot be used, and removes the oldest of such snapshots if there are many.
+    fn set_aside(&self, name: &str) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let aside = self.path.join(format!("{name}{DAMAGED}{}", now.as_secs()));
+        match fs::rename(self.path.join(name), &aside) {
+            Ok(()) => warn!("{name} is set aside as {}", aside.display()),
+            Err(error) => warn!("{name} cannot be set aside: {error}"),
+        }
+        let mut damaged = self.damaged();
+        damaged.sort_unstable();
+        for (_, path) in damaged.iter().rev().skip(KEPT_DAMAGED) {
+            if let Err(error) = fs::remove_file(path) {
+                warn!("{} cannot be removed: {error}", path.display());
+            }
+        }
+    }
+
+    /// The snapshots that were set aside, with their times.
+    fn damaged(&self) -> Vec<(u64, PathBuf)> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let damaged = entries.filter_map(|entry| {
+            let name = entry.file_name();
+            let (snapshot, time) = name.to_str()?.split_once(DAMAGED)?;
+            (snapshot == SNAPSHOT || snapshot == OLD).then(|| Some((time.parse().ok()?, entry.path())))?
+        });
+        damaged.collect()
+    }
+
+    /// Writes a snapshot and makes it the last one. `pace` runs after each block of some 128 KiB.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses. The last snapshot is still the last one, or the one before.
+    pub(super) fn write(&mut self, table: &RouteTable, pace: impl FnMut()) -> io::Result<SnapshotSize> {
+        self.lock()?;
+        let [snapshot, old, temporary] = [SNAPSHOT, OLD, TEMPORARY].map(|name| self.path.join(name));
+        let size = write_file(&temporary, table, pace).inspect_err(|_| {
+            // A part of a snapshot is of no use, and the disk may be full.
+            let _ = fs::remove_file(&temporary);
+        })?;
+        match fs::rename(&snapshot, &old) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::rename(&temporary, &snapshot)?;
+        // The renames, too, are on the disk then.
+        File::open(&self.path)?.sync_all()?;
+        Ok(size)
+    }
+}
+
+fn read(path: &Path, table: &RouteTable) -> Result<SnapshotReport, SnapshotError> {
+    let file = File::open(path).map_err(|source| SnapshotError::Read { offset: 0, source })?;
+    table.read_snapshot_with(BufReader::with_capacity(BUFFER, file), Ages::Grace)
+}
+
+fn write_file(path: &Path, table: &RouteTable, pace: impl FnMut()) -> io::Result<SnapshotSize> {
+    let paced = Paced {
+        file: File::create(path)?,
+        pace,
+    };
+    let mut to = BufWriter::with_capacity(BUFFER, paced);
+    let size = table.write_snapshot(&mut to)?;
+    to.flush()?;
+    to.get_ref().file.sync_all()?;
+    Ok(size)
+}
+
+/// A file that runs `pace` after each write.
+struct Paced<P> {
+    file: File,
+    pace: P,
+}
+
+impl<P: FnMut()> Write for Paced<P> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        (self.pace)();
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nodetracker::Proxy;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn table(nodes: usize) -> RouteTable {
+        let table = RouteTable::new();
+        let proxy = Proxy {
+            id: "proxy",
+            cluster_name: "",
+            addr: "proxy:1",
+        };
+        let proxy = table.register_proxy(&proxy).unwrap();
+        for number in 0..nodes {
+            table
+                .add_node(&format!("node-{number}").parse().unwrap(), proxy)
+                .unwrap();
+        }
+        table
+    }
+
+    fn open(folder: &TempDir) -> DataDir {
+        DataDir::open(folder.path().into()).unwrap()
+    }
+
+    /// The number of routes that are loaded.
+    fn loaded(folder: &TempDir) -> Option<usize> {
+        let table = RouteTable::new();
+        let report = open(folder).load(&table);
+        assert_eq!(table.len(), report.map_or(0, |report| report.inserted as usize));
+        report.map(|_| table.len())
+    }
+
+    /// The names of the files in a folder.
+    fn files(folder: &TempDir) -> Vec<String> {
+        let entries = fs::read_dir(folder.path()).unwrap();
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<_> = entries.map(name).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn the_last_two_snapshots_are_kept() {
+        let folder = TempDir::new().unwrap();
+        assert_eq!(loaded(&folder), None);
+        for nodes in 1..4 {
+            open(&folder).write(&table(nodes), || ()).unwrap();
+            assert_eq!(loaded(&folder), Some(nodes));
+        }
+        assert_eq!(files(&folder), [LOCK, SNAPSHOT, OLD]);
+        fs::remove_file(folder.path().join(SNAPSHOT)).unwrap();
+        assert_eq!(loaded(&folder), Some(2));
+    }
+
+    #[test]
+    fn whatever_is_damaged_the_older_snapshot_is_loaded() {
+        let folder = TempDir::new().unwrap();
+        let mut bytes = Vec::new();
+        table(2_000).write_snapshot(&mut bytes).unwrap();
+        let mut older = Vec::new();
+        table(3).write_snapshot(&mut older).unwrap();
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut damaged = Vec::new();
+        // The header, the head of a section, a payload, the checksums and the end.
+        for len in [
+            0,
+            1,
+            8,
+            12,
+            23,
+            24,
+            30,
+            37,
+            60,
+            bytes.len() / 2,
+            bytes.len() - 33,
+            bytes.len() - 4,
+            bytes.len() - 1,
+        ] {
+            damaged.push(bytes[..len].to_vec());
+        }
+        for _ in 0..100 {
+            let mut flipped = bytes.clone();
+            flipped[random.usize(..bytes.len())] ^= 1 << random.u8(..8);
+            damaged.push(flipped);
+        }
+        damaged.push([bytes.clone(), vec![0]].concat());
+        for bytes in damaged {
+            fs::write(folder.path().join(SNAPSHOT), &bytes).unwrap();
+            fs::write(folder.path().join(OLD), &older).unwrap();
+            assert_eq!(loaded(&folder), Some(3), "{} bytes, seed {seed}", bytes.len());
+            assert!(!folder.path().join(SNAPSHOT).exists());
+            // Both.
+            fs::write(folder.path().join(SNAPSHOT), &bytes).unwrap();
+            fs::write(folder.path().join(OLD), &bytes).unwrap();
+            assert_eq!(loaded(&folder), None, "{} bytes, seed {seed}", bytes.len());
+        }
+        assert!(open(&folder).damaged().len() <= KEPT_DAMAGED, "{:?}", files(&folder));
+    }
+
+    #[test]
+    fn the_latest_damaged_snapshots_are_kept() {
+        let folder = TempDir::new().unwrap();
+        for time in [5, 40, 300, 2_000, 10_000] {
+            fs::write(folder.path().join(format!("{OLD}{DAMAGED}{time}")), []).unwrap();
+        }
+        let other = format!("{SNAPSHOT}{DAMAGED}not-a-time");
+        fs::write(folder.path().join(&other), []).unwrap();
+        fs::write(folder.path().join(SNAPSHOT), []).unwrap();
+        assert_eq!(loaded(&folder), None);
+        let mut times: Vec<_> = open(&folder).damaged().into_iter().map(|(time, _)| time).collect();
+        times.sort_unstable();
+        assert_eq!(&times[..3], [300, 2_000, 10_000]);
+        assert_eq!(times.len(), KEPT_DAMAGED);
+        assert!(folder.path().join(other).exists(), "a file of somebody else");
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_last_snapshot() {
+        if !Path::new("/dev/full").exists() {
+            eprintln!("SKIPPED: there is no /dev/full here");
+            return;
+        }
+        let folder = TempDir::new().unwrap();
+        open(&folder).write(&table(1), || ()).unwrap();
+        symlink("/dev/full", folder.path().join(TEMPORARY)).unwrap();
+        let error = open(&folder).write(&table(2), || ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        assert_eq!(
+            (files(&folder), loaded(&folder)),
+            (vec![LOCK.into(), SNAPSHOT.into()], Some(1))
+        );
+        // There is room again.
+        open(&folder).write(&table(2), || ()).unwrap();
+        assert_eq!(loaded(&folder), Some(2));
+    }
+
+    #[test]
+    fn a_folder_has_one_owner_at_a_time() {
+        let folder = TempDir::new().unwrap();
+        let first = open(&folder);
+        let second = DataDir::open(folder.path().into()).unwrap_err();
+        assert_eq!(second, format!("another process uses {}", folder.path().display()));
+        drop(first);
+        open(&folder);
+    }
+
+    #[test]
+    fn a_table_that_has_routes_stays_as_it_is() {
+        let folder = TempDir::new().unwrap();
+        open(&folder).write(&table(2), || ()).unwrap();
+        let used = table(1);
+        assert!(open(&folder).load(&used).is_none());
+        assert_eq!((used.len(), files(&folder)), (1, vec![LOCK.into(), SNAPSHOT.into()]));
+    }
+}

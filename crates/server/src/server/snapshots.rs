@@ -1,0 +1,145 @@
+//! Snapshots of the routes, for a warm restart: loaded before the port is taken, written now and then, and at the end.
+//!
+//! A thread of its own writes, because a file system may block for seconds. The thread has the lowest priority and rests
+//! after each block, so that the workers hardly notice it. If a snapshot cannot be written, the server continues without
+//! it, the log warns once, and the thread tries again when the next snapshot is due.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use nodetracker::RouteTable;
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
+use tokio::sync::oneshot;
+use tracing::{debug, info, warn};
+
+use crate::config::duration;
+use crate::server::data_dir::DataDir;
+use crate::snapshot_status::SnapshotStatus;
+
+/// After a block, the thread rests this many times as long as the block took.
+const REST: u32 = 4;
+
+/// The longest rest after a block, however long the block took.
+const LONGEST_REST: Duration = Duration::from_millis(50);
+
+/// The lowest priority of a thread.
+const LOWEST_PRIORITY: i32 = 19;
+
+/// Loads the last snapshot. Logs what came back.
+pub(super) fn load(folder: &DataDir, table: &RouteTable, status: &SnapshotStatus) {
+    let begun = Instant::now();
+    let Some(report) = folder.load(table) else {
+        info!("{} has no snapshot: no routes are known", folder.path().display());
+        return;
+    };
+    status.restored(report.inserted);
+    let (took, downtime) = (begun.elapsed(), Duration::from_secs(report.downtime.as_secs()));
+    info!(
+        "restored {} routes of {} proxies in {took:.0?}, as of {} ago; those that are not confirmed expire in {}",
+        report.inserted,
+        report.proxies,
+        duration::format(downtime),
+        duration::format(table.keep_alive())
+    );
+}
+
+/// The thread that writes snapshots. Dropping this ends the thread, without a further snapshot.
+#[derive(Debug)]
+pub(super) struct SnapshotWriter {
+    /// Asks for the last snapshot.
+    last: Sender<oneshot::Sender<()>>,
+    is_hurried: Arc<AtomicBool>,
+}
+
+impl SnapshotWriter {
+    /// Starts the thread, which writes a snapshot after each `interval`.
+    pub(super) fn start(
+        folder: DataDir,
+        table: Arc<RouteTable>,
+        interval: Duration,
+        status: Arc<SnapshotStatus>,
+    ) -> io::Result<Self> {
+        let (last, asked) = mpsc::channel::<oneshot::Sender<()>>();
+        let is_hurried = Arc::<AtomicBool>::default();
+        let mut writing = Writing {
+            folder,
+            table,
+            status,
+            is_hurried: Arc::clone(&is_hurried),
+        };
+        let work = move || {
+            // A hint: without it, the workers wait for the thread a little longer.
+            let _ = setpriority_process(Some(gettid()), LOWEST_PRIORITY);
+            loop {
+                match asked.recv_timeout(interval) {
+                    Err(RecvTimeoutError::Timeout) => writing.write(),
+                    Ok(done) => {
+                        writing.write();
+                        let _ = done.send(());
+                        return;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        };
+        thread::Builder::new().name("snapshots".into()).spawn(work)?;
+        Ok(Self { last, is_hurried })
+    }
+
+    /// Writes the last snapshot, and returns when it is on the disk or has failed.
+    pub(super) async fn finish(self) {
+        // Relaxed: the flag guards no data.
+        self.is_hurried.store(true, Ordering::Relaxed);
+        let (done, written) = oneshot::channel();
+        if self.last.send(done).is_ok() {
+            let _ = written.await;
+        }
+    }
+}
+
+/// What the thread works with.
+struct Writing {
+    folder: DataDir,
+    table: Arc<RouteTable>,
+    status: Arc<SnapshotStatus>,
+    /// Whether the server waits for the last snapshot.
+    is_hurried: Arc<AtomicBool>,
+}
+
+impl Writing {
+    fn write(&mut self) {
+        let begun = Instant::now();
+        let mut block = begun;
+        let pace = || {
+            // Relaxed: as in `finish`.
+            if !self.is_hurried.load(Ordering::Relaxed) {
+                thread::sleep((block.elapsed() * REST).min(LONGEST_REST));
+            }
+            block = Instant::now();
+        };
+        let path = self.folder.path().display().to_string();
+        match self.folder.write(&self.table, pace) {
+            Ok(size) => {
+                let took = begun.elapsed();
+                if self.status.succeeded(size.bytes, took) {
+                    info!("{path}: snapshots are written again");
+                }
+                debug!(
+                    "{path}: wrote {} routes, {} bytes, in {took:.0?}",
+                    size.routes, size.bytes
+                );
+            }
+            Err(error) => {
+                if !self.status.failed() {
+                    warn!(
+                        "{path}: a snapshot cannot be written, so a restart would lose the routes since the last one: {error}"
+                    );
+                }
+            }
+        }
+    }
+}
