@@ -213,9 +213,9 @@ impl Time {
             .is_ok()
     }
 
-    /// Holds expiry at the tick `since`, which may be earlier than the table, or at a later tick of an earlier hold. The
-    /// hold lasts for the next `most` ticks, or longer if a longer grace or hold is left. The table has no routes, so
-    /// no expired route becomes valid again.
+    /// Holds expiry at the tick `since`, which may be earlier than the table, or at a later tick of an earlier hold.
+    /// The hold lasts for the next `most` ticks, or longer if a longer grace or hold is left. The table has no routes,
+    /// so no expired route becomes valid again.
     pub(crate) fn hold_since(&self, since: u64, most: u64) {
         self.now();
         // Relaxed, both: as in `hold`.

@@ -122,11 +122,11 @@ impl NewSegments {
             let key = record.key();
             let hash = K::hash_stored(key, hasher);
             if unique {
-                // SAFETY: both records are private, so no thread frees their keys.
-                let is_same = |other| unsafe { K::node(other) == K::node(key) };
+                // SAFETY: the records are private, so no thread frees their keys.
+                let node = |key| unsafe { K::node(key) };
                 let twin = index
                     .get()
-                    .find(hash, |other| is_same(other.key()).then_some(other.key()));
+                    .find(hash, |other| (node(other.key()) == node(key)).then_some(other.key()));
                 if let Some(twin) = twin {
                     let first = self.records().position(|other| other.key() == twin);
                     return Err(NoIndex::Twice(first.unwrap_or_default() as u32, number));

@@ -21,7 +21,8 @@ use crate::sync::{Ordering, Reclaim};
 /// An index that no other thread can reach. Dropping it frees it.
 pub(crate) struct NewIndex(NonNull<Header>);
 
-// SAFETY: only the owner of this value reaches the header and its cells. Threads share the slab, which has atomics only.
+// SAFETY: only the owner of this value reaches the header and its cells. Threads share the slab, which has atomics
+// only.
 unsafe impl Send for NewIndex {}
 
 impl NewIndex {

@@ -257,8 +257,8 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
 }
 
 impl Context<'_> {
-    /// The tick of the last refresh of a route, or of the end of an incarnation, that had an age in the snapshot. `None`
-    /// if it has expired.
+    /// The tick of the last refresh of a route, or of the end of an incarnation, that had an age in the snapshot.
+    /// `None` if it has expired.
     fn tick(&self, age: u64) -> Option<u64> {
         let age_now = age.saturating_add(self.downtime);
         match self.ages {

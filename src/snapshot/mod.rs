@@ -16,8 +16,8 @@
 //! incarnation only.
 //!
 //! The snapshot has the incarnation of each proxy, and the incarnations that have ended and still count. So messages of
-//! older incarnations are refused after a restart, too. If a proxy's incarnation ends while the snapshot is written, the
-//! snapshot may have the incarnation as the proxy's and as ended; then it has ended.
+//! older incarnations are refused after a restart, too. If a proxy's incarnation ends while the snapshot is written,
+//! the snapshot may have the incarnation as the proxy's and as ended; then it has ended.
 //!
 //! # Layout, version 2
 //!
@@ -64,7 +64,8 @@
 //! ```
 //!
 //! Sections are in the order of their kinds, with any number of each kind. Each ID is in a snapshot once among the
-//! proxies, and once among the ended incarnations. Each node is in a snapshot once. Of routes of the same age, the route that was refreshed later stands first.
+//! proxies, and once among the ended incarnations. Each node is in a snapshot once. Of routes of the same age, the
+//! route that was refreshed later stands first.
 //!
 //! A *checksum* is the CRC-32 (as in zlib and Ethernet) of all bytes before it in the snapshot, except checksums. So it
 //! also detects a section that does not follow the sections after which it was written. A reader checks the checksum of
@@ -102,11 +103,11 @@ pub enum Ages {
     /// routes expire early.
     #[default]
     Continue,
-    /// Routes age by the wall clock, but no route of the snapshot expires for one keep-alive interval after the reading,
-    /// at most 18.6 hours: [expiry is held](crate::RouteTable::expiry_hold). For a tracker that restarts: proxies report
-    /// all their routes within an interval, and the other routes expire at its end. Until a route is refreshed,
-    /// [`explain`](crate::RouteTable::explain) reports [`Verdict::Restored`](crate::Verdict::Restored). Only for a table
-    /// without routes.
+    /// Routes age by the wall clock, but no route of the snapshot expires for one keep-alive interval after the
+    /// reading, at most 18.6 hours: [expiry is held](crate::RouteTable::expiry_hold). For a tracker that restarts:
+    /// proxies report all their routes within an interval, and the other routes expire at its end. Until a route is
+    /// refreshed, [`explain`](crate::RouteTable::explain) reports [`Verdict::Restored`](crate::Verdict::Restored). Only
+    /// for a table without routes.
     Grace,
     /// Routes do not age: a route expires as long after the reading as it would have after the writing. The wall clock
     /// does not matter.
@@ -165,12 +166,12 @@ pub struct SnapshotReport {
 impl RouteTable {
     /// Writes the proxies, and all routes with their ages. See [`snapshot`](crate::snapshot) for the format.
     ///
-    /// No other thread waits for this call for more than some microseconds: to copy 64 ended incarnations, the call takes
-    /// the registry's lock. The call waits for no other thread. If a thread is stopped while it holds that lock, the
-    /// call leaves out ended incarnations ([`has_all_incarnations`](SnapshotSize::has_all_incarnations)). The call copies
-    /// some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes without a pin. A million routes take some 20 MB and about a tenth of a second, plus the time of `to`. The call
-    /// needs memory for one such copy, and about 50 bytes a proxy. It writes in blocks of some 128 KiB, and flushes at
-    /// the end.
+    /// No other thread waits for this call for more than some microseconds: to copy 64 ended incarnations, the call
+    /// takes the registry's lock. The call waits for no other thread. If a thread is stopped while it holds that lock,
+    /// the call leaves out ended incarnations ([`has_all_incarnations`](SnapshotSize::has_all_incarnations)). The call
+    /// copies some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes without a pin. A million
+    /// routes take some 20 MB and about a tenth of a second, plus the time of `to`. The call needs memory for one such
+    /// copy, and about 50 bytes a proxy. It writes in blocks of some 128 KiB, and flushes at the end.
     ///
     /// ```
     /// # use nodetracker::{NodeId, Proxy, RouteTable};
@@ -216,9 +217,9 @@ impl RouteTable {
     ///
     /// All threads of rayon's global pool build whole shards if these never had a node. So a new table is filled
     /// several times as fast as by [`add_node`](Self::add_node), and no index grows. Nodes are put at once into the
-    /// memory that they will have in the table. Beside that, the reader takes some 4 MiB, and half a byte for each node.
-    /// If the table is in use, the snapshot takes as much memory as a table of its own during the call. The call never
-    /// holds more nodes or routes than [`max_routes`](crate::Builder::max_routes), whatever the stream has.
+    /// memory that they will have in the table. Beside that, the reader takes some 4 MiB, and half a byte for each
+    /// node. If the table is in use, the snapshot takes as much memory as a table of its own during the call. The call
+    /// never holds more nodes or routes than [`max_routes`](crate::Builder::max_routes), whatever the stream has.
     ///
     /// # Errors
     ///

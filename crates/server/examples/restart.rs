@@ -7,10 +7,10 @@
 //! ```
 //!
 //! 1. A client adds nodes in batches, up to 200,000 nodes a second. In the middle of that, the program kills the
-//!    server, starts it again on the same folder, and looks up each node that the server had acknowledged before it began
-//!    its last snapshot. The program fails if one of them is missing.
-//! 2. The program fills a server, waits for a snapshot of all nodes, and kills the server. It reports the time until the
-//!    next server is ready, and that server's memory.
+//!    server, starts it again on the same folder, and looks up each node that the server had acknowledged before it
+//!    began its last snapshot. The program fails if one of them is missing.
+//! 2. The program fills a server, waits for a snapshot of all nodes, and kills the server. It reports the time until
+//!    the next server is ready, and that server's memory.
 //! 3. A neighbour makes a call each millisecond, in turns to a server without snapshots and to one that writes a
 //!    snapshot each second.
 //!
@@ -144,7 +144,7 @@ fn during_load(command: &Path) -> Result<(), Failure> {
             call(&mut client, ADD_NODES, &batch(batches.len() as u32 * BATCH_SIZE)).await?;
             batches.push(SystemTime::now());
             sleep(PAUSE).await;
-            if batches.len() % 20 > 0 {
+            if !batches.len().is_multiple_of(20) {
                 continue;
             }
             let written = snapshots(&mut watcher).await?;
@@ -168,8 +168,8 @@ fn during_load(command: &Path) -> Result<(), Failure> {
         Ok((restored, missing(&server.addr, before * BATCH_SIZE).await?))
     })?;
     println!(
-        "kill -9 during load: {} routes acknowledged, {} of them before the last known snapshot began; {restored} came back \
-         in {took:.0?}, {lost} of the {} are missing",
+        "kill -9 during load: {} routes acknowledged, {} of them before the last known snapshot began; {restored} came \
+         back in {took:.0?}, {lost} of the {} are missing",
         acknowledged * BATCH_SIZE,
         before * BATCH_SIZE,
         before * BATCH_SIZE,

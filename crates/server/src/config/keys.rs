@@ -146,7 +146,7 @@ pub(crate) static KEYS: &[Key] = &[
     Key {
         name: "data_dir",
         value_name: "DIR",
-        help: "Write snapshots of the routes to this folder, and load the last one at the start [default: no snapshots]",
+        help: "Write snapshots of the routes to this folder, and load the last at the start [default: no snapshots]",
         default: "",
         set: |config, text, origin| {
             config.data_dir = Some(Setting {

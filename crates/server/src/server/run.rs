@@ -86,16 +86,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Loads the certificates and watches their files, loads the last snapshot of the [`data_dir`](Config::data_dir), takes
-    /// the port and starts the worker threads, with the [limits of the configuration](Config::limits).
+    /// Loads the certificates and watches their files, loads the last snapshot of the [`data_dir`](Config::data_dir),
+    /// takes the port and starts the worker threads, with the [limits of the configuration](Config::limits).
     ///
     /// Blocks the calling thread while the snapshot is loaded: some 0.1 s for a million routes. The snapshot is loaded
     /// only if the table has no routes.
     ///
     /// # Errors
     ///
-    /// A key or certificate file cannot be used, another process uses the `data_dir`, the address cannot be listened on,
-    /// or no thread can be started.
+    /// A key or certificate file cannot be used, another process uses the `data_dir`, the address cannot be listened
+    /// on, or no thread can be started.
     pub async fn bind(config: &Config, table: Arc<RouteTable>) -> Result<Self, StartError> {
         Self::bind_with_limits(config, table, config.limits()).await
     }
@@ -235,8 +235,8 @@ impl Server {
     }
 
     /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts
-    /// no connection, finishes the calls in flight, writes a last snapshot, and returns. Cuts calls that take longer than
-    /// the drain limit.
+    /// no connection, finishes the calls in flight, writes a last snapshot, and returns. Cuts calls that take longer
+    /// than the drain limit.
     ///
     /// Dropping this future cuts every connection.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {

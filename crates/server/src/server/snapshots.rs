@@ -1,8 +1,8 @@
 //! Snapshots of the routes, for a warm restart: loaded before the port is taken, written now and then, and at the end.
 //!
-//! A thread of its own writes, because a file system may block for seconds. The thread has the lowest priority and rests
-//! after each block, so that the workers hardly notice it. If a snapshot cannot be written, the server continues without
-//! it, the log warns once, and the thread tries again when the next snapshot is due.
+//! A thread of its own writes, because a file system may block for seconds. The thread has the lowest priority and
+//! rests after each block, so that the workers hardly notice it. If a snapshot cannot be written, the server continues
+//! without it, the log warns once, and the thread tries again when the next snapshot is due.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -135,9 +135,7 @@ impl Writing {
             }
             Err(error) => {
                 if !self.status.failed() {
-                    warn!(
-                        "{path}: a snapshot cannot be written, so a restart would lose the routes since the last one: {error}"
-                    );
+                    warn!("{path}: a snapshot cannot be written, so a restart would lose newer routes: {error}");
                 }
             }
         }
