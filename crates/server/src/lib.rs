@@ -47,6 +47,6 @@ pub use config::{
     Config, ConfigError, DEFAULT_KEEP_ALIVE, DEFAULT_LISTEN_ADDR, Keypair, MAX_KEEP_ALIVE, Origin, Setting,
 };
 pub use limits::Limits;
-pub use log::LogFormat;
+pub use log::{LogFormat, LogLevel};
 pub use server::{Drained, Server, StartError};
 pub use tls::Certificates;

@@ -33,6 +33,7 @@ use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
 use crate::limits::{IDLE_BYTES, MAKE_ROOM_INTERVAL, MAX_TURN_INPUT, SMALL_REPLY_SIZE};
+use crate::log::peer::OfPeer;
 use crate::refusal;
 
 /// A request, and the stream for its reply.
@@ -152,7 +153,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     let cancelled = waker
                         .mute(|| reply_to_some(&mut self.received, &self.router, &self.in_flight, most, &mut work));
                     if cancelled > 0 && !self.cancelled.allow(cancelled) {
-                        debug!("a client cancels too many calls");
                         self.router.refusals().refuse(refusal::Reason::CancelledCalls);
                         self.received.clear();
                         self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
@@ -274,7 +274,7 @@ fn poll_or_spawn(replying: impl Future<Output = ()> + Send + 'static) {
         .poll(&mut Context::from_waker(Waker::noop()))
         .is_pending()
     {
-        tokio::spawn(replying);
+        tokio::spawn(OfPeer::of_current(replying));
     }
 }
 
@@ -288,10 +288,10 @@ fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes, in_flight: &Ar
     stream.reserve_capacity(needed);
     if stream.capacity() < needed {
         let in_flight = Arc::clone(in_flight);
-        tokio::spawn(async move {
+        tokio::spawn(OfPeer::of_current(Box::pin(async move {
             log_failure(send_in_window(&mut stream, message).await);
             drop(in_flight);
-        });
+        })));
         return Ok(());
     }
     stream.send_data(message, false)?;

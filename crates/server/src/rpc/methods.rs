@@ -17,9 +17,10 @@ use crate::rpc::node_tracker::NodeTracker;
 use crate::rpc::reflection;
 use crate::rpc::routes::Routes;
 use crate::rpc::session::Sessions;
+use crate::rpc::shutdown::{DrainRequest, Shutdown};
 use crate::rpc::watch::{self, Watches};
 
-/// Returns the methods of a tracker that starts now, and the health that they report.
+/// Returns the methods of a tracker that starts now, and those of its services that have to know when it stops.
 #[rustfmt::skip]
 pub(crate) fn methods(
     table: &Arc<RouteTable>,
@@ -27,12 +28,13 @@ pub(crate) fn methods(
     instance_id: InstanceId,
     memory: &Arc<MemoryBudget>,
     limits: &Limits,
-) -> (MethodTable, Health) {
+    drain: &DrainRequest,
+) -> (MethodTable, Shutdown) {
     let refusals = memory.refusals();
     let tracker = Arc::new(NodeTracker::new(Arc::clone(table), Arc::clone(refusals)));
     let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(refusals)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, Arc::clone(refusals), limits));
-    let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id, Arc::clone(memory)));
+    let admin = Arc::new(Admin::new(Arc::clone(table), Arc::clone(watches), instance_id, Arc::clone(memory), drain.clone()));
     let reporter = HealthReporter::new();
     let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
     let health_watches = HealthServer::from_arc(Arc::clone(&health)).max_decoding_message_size(SMALL);
@@ -60,6 +62,8 @@ pub(crate) fn methods(
         row("/nodetracker.v1.AdminService/ListNodes", SMALL, unary_encoded(&admin, Admin::list_nodes)),
         row("/nodetracker.v1.AdminService/Explain", SMALL, unary(&admin, Admin::explain)),
         row("/nodetracker.v1.AdminService/Stats", SMALL, unary(&admin, Admin::stats)),
+        row("/nodetracker.v1.AdminService/Drain", SMALL, unary(&admin, Admin::drain)),
+        row("/nodetracker.v1.AdminService/SetLogLevel", SMALL, unary(&admin, Admin::set_log_level)),
 
         row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, external(reflection_v1)),
         row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, external(reflection_v1alpha)),
@@ -68,18 +72,21 @@ pub(crate) fn methods(
         row("/grpc.health.v1.Health/Watch", SMALL, external(health_watches)),
     ]);
     let health = Health::new(reporter, methods.services());
-    (methods, health)
+    (methods, Shutdown::new(health, sessions))
 }
 
 /// The methods of a tracker with an empty table, for tests.
 #[cfg(test)]
 pub(crate) fn methods_of_empty_table() -> MethodTable {
+    use std::time::Duration;
+
     let table = Arc::new(RouteTable::new());
     let instance_id = InstanceId::draw();
     let limits = Limits::default();
     let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
     let memory = MemoryBudget::new(0, Arc::default());
-    methods(&table, &watches, instance_id, &memory, &limits).0
+    let drain = DrainRequest::new(Duration::ZERO, limits.drain);
+    methods(&table, &watches, instance_id, &memory, &limits, &drain).0
 }
 
 #[cfg(test)]

@@ -9,4 +9,5 @@ mod page_token;
 mod reflection;
 mod routes;
 mod session;
+pub(crate) mod shutdown;
 pub(crate) mod watch;

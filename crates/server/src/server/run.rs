@@ -3,12 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nodetracker::RouteTable;
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::{Config, ConfigError, duration};
@@ -18,15 +18,15 @@ use crate::limits::Limits;
 use crate::memory::MemoryBudget;
 use crate::quota::Quotas;
 use crate::refusal::Refusals;
-use crate::rpc::health::Health;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
+use crate::rpc::shutdown::{DrainRequest, Shutdown};
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
 use crate::server::drain::{Drained, drain};
 use crate::server::listen::Listeners;
 use crate::server::sweeper::sweep;
-use crate::server::worker::Workers;
+use crate::server::worker::{Liveness, Workers};
 use crate::tls::Certificates;
 
 /// Why a server cannot start.
@@ -42,6 +42,14 @@ pub enum StartError {
     /// The system started no thread.
     #[error("cannot start the worker threads: {0}")]
     Workers(#[from] io::Error),
+}
+
+/// Loads the certificates of a configuration, if there are any.
+fn load(config: &Config) -> Result<Option<Certificates>, ConfigError> {
+    match config.keypairs.as_slice() {
+        [] => Ok(None),
+        keypairs => Certificates::load(keypairs).map(Some),
+    }
 }
 
 /// A server that listens on its port. Clients can connect at once, and are served when the server [runs](Server::run).
@@ -64,11 +72,13 @@ pub enum StartError {
 pub struct Server {
     listeners: Listeners,
     certificates: Option<Certificates>,
-    shutdown_delay: Duration,
     workers: Workers,
     table: Arc<RouteTable>,
     watches: Arc<Watches>,
-    health: Health,
+    shutdown: Shutdown,
+    drain: DrainRequest,
+    /// Cancelled when the server begins to stop.
+    stopping: CancellationToken,
     limits: Limits,
     quotas: Arc<Quotas>,
     refusals: Arc<Refusals>,
@@ -92,24 +102,38 @@ impl Server {
     ///
     /// As [`bind`](Server::bind).
     pub async fn bind_with_limits(config: &Config, table: Arc<RouteTable>, limits: Limits) -> Result<Self, StartError> {
-        let certificates = match config.keypairs.as_slice() {
-            [] => None,
-            keypairs => Some(Certificates::load(keypairs)?),
-        };
+        // First, because a wrong file should not cost the port.
+        let certificates = load(config)?;
+        let listen = Listeners::bind(&config.listen_addr.value).await;
+        let listeners = listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?;
+        Self::start(config, table, limits, certificates, listeners).await
+    }
+
+    /// As [`bind`](Server::bind), on sockets that the caller has opened.
+    pub(crate) async fn on(config: &Config, table: Arc<RouteTable>, listeners: Listeners) -> Result<Self, StartError> {
+        Self::start(config, table, config.limits(), load(config)?, listeners).await
+    }
+
+    async fn start(
+        config: &Config,
+        table: Arc<RouteTable>,
+        limits: Limits,
+        certificates: Option<Certificates>,
+        listeners: Listeners,
+    ) -> Result<Self, StartError> {
         let tls = match &certificates {
             Some(certificates) => Some(certificates.server_config().map_err(StartError::Tls)?),
             None => None,
         };
-        let listen = Listeners::bind(&config.listen_addr.value).await;
-        let listeners = listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?;
         let (draining, watched) = watch::channel(false);
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
         let refusals = Arc::<Refusals>::default();
         let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
         let quotas = Quotas::new(&limits);
-        let (methods, health) = methods(&table, &watches, instance_id, &memory, &limits);
-        health.serving().await;
+        let drain = DrainRequest::new(config.shutdown_delay.value, limits.drain);
+        let (methods, shutdown) = methods(&table, &watches, instance_id, &memory, &limits, &drain);
+        shutdown.serving().await;
         let router = Router::new(methods, limits.call);
         let addrs: Vec<_> = listeners.addrs().iter().map(ToString::to_string).collect();
         let interval = duration::format(table.keep_alive());
@@ -131,11 +155,12 @@ impl Server {
         Ok(Self {
             listeners,
             certificates,
-            shutdown_delay: config.shutdown_delay.value,
             workers,
             table,
             watches,
-            health,
+            shutdown,
+            drain,
+            stopping: CancellationToken::new(),
             limits,
             quotas,
             refusals,
@@ -161,18 +186,27 @@ impl Server {
         self.certificates.clone()
     }
 
-    /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts
-    /// no connection, finishes the calls in flight, and returns. Cuts calls that take longer than the drain limit.
+    /// Returns a token that is cancelled when the server begins to stop.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    /// Returns a check of the worker threads, for a watchdog.
+    pub(crate) fn liveness(&self) -> Liveness {
+        self.workers.liveness()
+    }
+
+    /// Serves until `shutdown` ends or a client calls `AdminService.Drain`. Then serves for the configured delay with a
+    /// health of NOT_SERVING, and asks the sessions to go to another tracker. Then drains: accepts no connection,
+    /// finishes the calls in flight, and returns. Cuts calls that take longer than the drain limit.
     ///
     /// Dropping this future cuts every connection.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         let Self {
             mut listeners,
             mut workers,
-            health,
             quotas,
             refusals,
-            shutdown_delay: delay,
             ..
         } = self;
         let Limits {
@@ -182,9 +216,14 @@ impl Server {
         } = self.limits;
         let slots = Arc::new(Semaphore::new(max_connections as usize));
         let stop = async {
-            shutdown.await;
-            // Clients that watch the health are notified before their connections drain.
-            health.stopping().await;
+            tokio::select! {
+                () = shutdown => {}
+                () = self.drain.requested() => {}
+            }
+            self.stopping.cancel();
+            let delay = self.drain.shutdown_delay;
+            // Clients that watch the health, and sessions, are notified before their connections drain.
+            self.shutdown.begin(delay).await;
             if !delay.is_zero() {
                 let delay = duration::format(delay);
                 info!("the health is NOT_SERVING for {delay}, then the port closes");

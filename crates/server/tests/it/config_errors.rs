@@ -33,7 +33,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
             ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
              shutdown_delay, max_routes, max_routes_per_proxy, expiry_brake_percent, expiry_brake_routes, \
              expiry_brake_intervals, max_connections, client_memory_mb, max_share_per_address, \
-             https_keypairs, log_format, log_filter"
+             https_keypairs, log_format, log_level"
                 .into(),
         ),
         (
