@@ -51,6 +51,6 @@ pub use config::{
     Origin, Setting,
 };
 pub use limits::Limits;
-pub use log::LogFormat;
+pub use log::{LogFormat, LogLevel};
 pub use server::{Drained, Server, StartError};
 pub use tls::Certificates;

@@ -8,20 +8,31 @@
 //! status has the details `google.rpc.RetryInfo`, with a delay. If waiting never helps, the status has no details.
 //!
 //! Only refusals write the counters, so calls that succeed cost nothing more.
+//!
+//! The log has a line for each refusal at the level debug. At the level info, it has a line for each reason within
+//! [`REPORT_INTERVAL`], with the count of the refusals since the line before. So a flood of refusals writes some
+//! megabytes a day.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+use tracing::{debug, info};
+
+use crate::log::peer;
+
+/// How often the log has a line for one reason, at the level info.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Declares [`Reason`] with the names and the list of all reasons.
 macro_rules! reasons {
-    ($($(#[$doc:meta])+ $reason:ident = $name:literal,)+) => {
+    ($($(#[doc = $doc:literal])+ $reason:ident = $name:literal,)+) => {
         /// Which limit was reached.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Reason {
-            $($(#[$doc])+ $reason,)+
+            $($(#[doc = $doc])+ $reason,)+
         }
 
         impl Reason {
@@ -32,6 +43,13 @@ macro_rules! reasons {
             pub(crate) fn name(self) -> &'static str {
                 match self {
                     $(Reason::$reason => $name,)+
+                }
+            }
+
+            /// Returns a sentence for the log.
+            fn text(self) -> &'static str {
+                match self {
+                    $(Reason::$reason => concat!($($doc),+).trim_ascii(),)+
                 }
             }
         }
@@ -106,13 +124,50 @@ impl Reason {
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     counts: [AtomicU64; Reason::ALL.len()],
+    reports: [Mutex<Report>; Reason::ALL.len()],
+}
+
+/// What the log has reported of one reason.
+#[derive(Debug, Default)]
+struct Report {
+    at: Option<Instant>,
+    /// The count at that time.
+    count: u64,
+}
+
+impl Report {
+    /// Returns the number of refusals since the last line, if the next line is due.
+    fn take_due(&mut self, count: u64, now: Instant) -> Option<u64> {
+        if self.at.is_some_and(|at| now < at + REPORT_INTERVAL) {
+            return None;
+        }
+        self.at = Some(now);
+        // Another thread may have reported a later refusal already.
+        Some(count.saturating_sub(std::mem::replace(&mut self.count, count)))
+    }
 }
 
 impl Refusals {
-    /// Counts a refusal.
+    /// Counts and logs a refusal of the [current client](peer::current).
     pub(crate) fn refuse(&self, reason: Reason) -> Refused {
         // Relaxed, as in `counts`: the counters guard no data.
-        self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
+        let count = self.counts[reason as usize].fetch_add(1, Ordering::Relaxed) + 1;
+        let mut report = self.reports[reason as usize]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let due = report.take_due(count, Instant::now());
+        drop(report);
+        let (name, text) = (reason.name(), reason.text());
+        match due {
+            Some(count) => info!(
+                reason = name,
+                count,
+                peer = peer::current().map(display),
+                "refused: {text}"
+            ),
+            // The span of the connection names the client.
+            None => debug!(reason = name, "refused: {text}"),
+        }
         Refused { reason }
     }
 
@@ -163,6 +218,26 @@ mod tests {
         let counts: Vec<_> = refusals.counts().collect();
         let expected: Vec<_> = Reason::ALL.iter().copied().zip(0..).collect();
         assert_eq!(counts, expected);
+    }
+
+    #[test]
+    fn the_log_has_a_line_for_each_interval_and_counts_the_rest() {
+        let begin = Instant::now();
+        let mut report = Report::default();
+        assert_eq!(report.take_due(1, begin), Some(1));
+        for count in 2..10 {
+            assert_eq!(report.take_due(count, begin + REPORT_INTERVAL / 2), None);
+        }
+        assert_eq!(report.take_due(10, begin + REPORT_INTERVAL), Some(9));
+        assert_eq!(report.take_due(11, begin + REPORT_INTERVAL * 3 / 2), None);
+        assert_eq!(
+            Reason::AddressMemory.text(),
+            "The client's address holds its share of the memory."
+        );
+        assert_eq!(
+            Reason::ClientMemory.text(),
+            "The memory of all clients is used up, so even the connection's share is not free."
+        );
     }
 
     #[test]

@@ -85,7 +85,14 @@ class Session:
             if response.HasField("superseded"):
                 reason = session_pb2.SessionSupersededReason.Name(response.superseded.reason)
                 raise Superseded(f"superseded: {reason}")
-            self.answers.pop(response.sequence).set_result(response)
+            if response.HasField("go_away"):
+                # A client that knows another tracker begins a session there. This one connects again after the end.
+                print("the tracker is about to stop", file=sys.stderr)
+            elif response.HasField("keep_alive"):
+                # Heartbeats are answer enough.
+                pass
+            else:
+                self.answers.pop(response.sequence).set_result(response)
 
     async def hello(self):
         proxy = self.proxy

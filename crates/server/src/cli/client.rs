@@ -95,6 +95,12 @@ impl Target {
         }
     }
 
+    /// Reports whether nothing listens at the address.
+    pub(crate) async fn is_refused(&self) -> bool {
+        let connected = TcpStream::connect(&self.authority).await;
+        connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     /// Asks whether a server that broke off a plaintext connection expects TLS.
     pub(crate) async fn speaks_tls(&self) -> bool {
         !self.tls && self.first_bytes().await.is_some_and(is_alert)

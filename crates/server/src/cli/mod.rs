@@ -1,20 +1,26 @@
-//! The command line: `serve` runs a tracker, all other commands call a running tracker.
+//! The command line: `serve` runs a tracker, `validate`, `completions` and `man` need no tracker, and all other commands call
+//! a running tracker.
 
 mod client;
 mod commands;
+mod generate;
 mod open_files;
 mod print;
 mod serve;
 mod signals;
+mod systemd;
+mod validate;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::runtime;
 
-use crate::cli::commands::{CommandError, admin, watch};
+use crate::cli::commands::{CommandError, admin, operate, watch};
+use crate::cli::generate::{Completions, ManPage};
 use crate::cli::serve::Serve;
+use crate::cli::validate::{Validate, validate};
 
 /// The exit code of an operation that failed.
 const FAILURE: u8 = 1;
@@ -56,6 +62,11 @@ enum Command {
     /// to stderr. After SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, the
     /// tracker stops at once. After SIGHUP, the tracker reads its keys and certificates again.
     Serve(Serve),
+    /// Check a configuration file, and the keys and certificates that it names
+    ///
+    /// Prints "FILE: valid" and the keys whose values differ from the defaults. A mistake is the line that `serve` prints,
+    /// with exit code 2. Flags and variables count for nothing. No port is taken, and no name is looked up.
+    Validate(Validate),
     /// Record, or refresh, that a node can be reached through a proxy
     ///
     /// The call replaces the cluster and the address of the proxy, for all its routes. Without --cluster, the proxy gets an
@@ -99,6 +110,20 @@ enum Command {
     ///
     /// Prints SERVING and exits with 0. If the tracker stops, prints NOT_SERVING and exits with 1.
     Health(commands::Health),
+    /// Stop the tracker, and wait until it has closed its port
+    ///
+    /// The health becomes NOT_SERVING, and sessions are asked to go to another tracker. The tracker serves calls for its
+    /// shutdown_delay. Then it closes its port, finishes the calls in flight, and exits with 0. As JSON, the answer has
+    /// generation, shutdown_delay_seconds and closed.
+    Drain(operate::Drain),
+    /// Change what the tracker logs, for example to debug for ten minutes
+    ///
+    /// As JSON, the answer has the previous_level.
+    LogLevel(operate::SetLogLevel),
+    /// Print a script that completes the command line in a shell
+    Completions(Completions),
+    /// Print a manual page, or write all of them into a directory
+    Man(ManPage),
 }
 
 impl Cli {
@@ -122,6 +147,11 @@ impl Cli {
                 Command::Stats(stats) => exit_code(admin::stats(stats).await),
                 Command::Watch(watch) => exit_code(watch::watch(watch).await),
                 Command::Health(health) => exit_code(commands::health(health).await),
+                Command::Drain(drain) => exit_code(operate::drain(drain).await),
+                Command::LogLevel(set) => exit_code(operate::log_level(set).await),
+                Command::Validate(file) => validate(file),
+                Command::Completions(shell) => exit_code(generate::completions(&mut Self::command(), shell)),
+                Command::Man(page) => exit_code(generate::man(Self::command(), page)),
             }
         })
     }

@@ -13,12 +13,13 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
+use crate::cli::commands::CommandError;
 use crate::cli::signals::{Hangups, Signals};
-use crate::cli::{FAILURE, USAGE, fail, open_files};
+use crate::cli::{FAILURE, USAGE, fail, open_files, systemd};
 use crate::config::keys::{KEYS, Key};
 use crate::config::{Config, ConfigError, Origin};
-use crate::log;
-use crate::server::{Server, StartError};
+use crate::log::{self, LogLevel};
+use crate::server::{Listeners, Server, StartError};
 use crate::tls::Certificates;
 
 /// Arguments of `serve`: the configuration file, and a flag and an environment variable for each key.
@@ -89,15 +90,27 @@ impl FromArgMatches for Serve {
 
 impl Serve {
     pub(super) async fn run(self) -> ExitCode {
+        // First, while the process has one thread.
+        let sockets = systemd::sockets().and_then(|sockets| match sockets.is_empty() {
+            true => Ok(None),
+            false => Listeners::take_over(sockets).map(Some),
+        });
+        let sockets = match sockets {
+            Ok(sockets) => sockets,
+            Err(reason) => return fail(USAGE, &CommandError::Usage(reason)),
+        };
         let config = match self.config() {
             Ok(config) => config,
             Err(error) => return fail(USAGE, &error),
         };
-        let filter = config.log_filter.value.parse().expect("the filter was checked");
-        let log = match log::init(config.log_format.value, &filter) {
+        let (level, rust_log) = log_level(&config);
+        let log = match log::init(config.log_format.value, level) {
             Ok(log) => log,
             Err(error) => return fail(FAILURE, &error),
         };
+        if let Err(error) = rust_log {
+            warn!("{error}; the variable is ignored");
+        }
         // Before the port is taken: a script that reads "listening on" may send a signal at once.
         let (mut signals, hangups) = match Signals::install().and_then(|signals| Ok((signals, Hangups::install()?))) {
             Ok(signals) => signals,
@@ -105,7 +118,12 @@ impl Serve {
         };
         open_files::raise_limit(config.max_connections.value);
         let table = config.table().build().expect("the limits were checked");
-        let server = match Server::bind(&config, Arc::new(table)).await {
+        let table = Arc::new(table);
+        let bound = match sockets {
+            Some(sockets) => Server::on(&config, table, sockets).await,
+            None => Server::bind(&config, table).await,
+        };
+        let server = match bound {
             Ok(server) => server,
             Err(error @ StartError::Config(_)) => return fail(USAGE, &error),
             Err(error) => return fail(FAILURE, &error),
@@ -113,7 +131,11 @@ impl Serve {
         if let Err(error) = announce(server.local_addrs().to_vec(), log.flusher()) {
             return fail(FAILURE, &error);
         }
+        systemd::ready(server.local_addrs());
         let reloads = reload_at(hangups, server.certificates());
+        let watchdog = systemd::feed_watchdog(server.liveness());
+        let stop_limit = config.shutdown_delay.value.saturating_add(config.limits().drain);
+        let stop_report = systemd::report_stop(server.stopping(), stop_limit);
 
         let (stop, stopped) = oneshot::channel();
         let interrupted = async {
@@ -128,6 +150,8 @@ impl Serve {
         tokio::select! {
             _ = server.run(shutdown) => ExitCode::SUCCESS,
             never = reloads => match never {},
+            never = watchdog => match never {},
+            never = stop_report => match never {},
             second = interrupted => {
                 warn!("{}: ended with calls in flight", second.name);
                 ExitCode::from(second.exit_code())
@@ -148,6 +172,17 @@ impl Serve {
     }
 }
 
+/// Returns the level of the log: from the configuration, or from RUST_LOG if nothing else sets the level. The error says why
+/// RUST_LOG cannot be used.
+fn log_level(config: &Config) -> (LogLevel, Result<(), String>) {
+    let configured = || config.log_level.value.clone();
+    match (&config.log_level.origin, LogLevel::of_rust_log()) {
+        (Origin::Default(_), Some(Ok(level))) => (level, Ok(())),
+        (Origin::Default(_), Some(Err(error))) => (configured(), Err(error)),
+        _ => (configured(), Ok(())),
+    }
+}
+
 /// Prints the addresses after the log's lines. Nobody may read stdout, so a thread waits for stdout.
 fn announce(addrs: Vec<SocketAddr>, flush_log: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let print = move || {
@@ -165,23 +200,28 @@ fn announce(addrs: Vec<SocketAddr>, flush_log: impl FnOnce() + Send + 'static) -
 async fn reload_at(mut hangups: Hangups, certificates: Option<Certificates>) -> Infallible {
     loop {
         hangups.next().await;
-        let Some(certificates) = certificates.clone() else {
-            info!("SIGHUP: no https_keypairs, nothing to reload");
-            continue;
-        };
-        // A thread waits for the files, which may be on a network.
-        let (done, reloaded) = oneshot::channel();
-        let reload = move || {
-            let _ = done.send(certificates.reload());
-        };
-        if let Err(error) = thread::Builder::new().spawn(reload) {
-            error!("SIGHUP: the certificates stay as they are: {error}");
-        }
-        match reloaded.await {
-            Ok(Ok(())) => info!("SIGHUP: reloaded the certificates"),
-            Ok(Err(error)) => error!("SIGHUP: the certificates stay as they are: {error}"),
-            // No thread was started, or it panicked, which is logged.
-            Err(_) => {}
-        }
+        systemd::reloading();
+        reload(certificates.clone()).await;
+        systemd::reloaded();
+    }
+}
+
+async fn reload(certificates: Option<Certificates>) {
+    let Some(certificates) = certificates else {
+        return info!("SIGHUP: no https_keypairs, nothing to reload");
+    };
+    // A thread waits for the files, which may be on a network.
+    let (done, reloaded) = oneshot::channel();
+    let reload = move || {
+        let _ = done.send(certificates.reload());
+    };
+    if let Err(error) = thread::Builder::new().spawn(reload) {
+        error!("SIGHUP: the certificates stay as they are: {error}");
+    }
+    match reloaded.await {
+        Ok(Ok(())) => info!("SIGHUP: reloaded the certificates"),
+        Ok(Err(error)) => error!("SIGHUP: the certificates stay as they are: {error}"),
+        // No thread was started, or it panicked, which is logged.
+        Err(_) => {}
     }
 }

@@ -13,7 +13,7 @@ use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use crate::config::keys::{self, KEYPAIRS, KEYS};
-use crate::config::{Config, ConfigError, Keypair, Origin, SECTION, Setting, values};
+use crate::config::{Config, ConfigError, Given, Keypair, Origin, SECTION, Setting, values};
 
 /// The names of the keys.
 static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| KEYS.iter().map(|key| key.name).collect());
@@ -27,8 +27,9 @@ fn our_name(name: &str) -> Option<&'static str> {
     names.into_iter().find(|&key| key == name)
 }
 
-/// Parses the text of a file.
-pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+/// Parses the text of a file. Also returns the keys that the file sets, with their values as flags would have them, in the
+/// order of the file.
+pub(super) fn parse(file: &Path, text: &str) -> Result<(Config, Given), ConfigError> {
     let options = serde_saphyr::options! {
         with_snippet: false,
         // Aliases are judged by their expanded size, which has limits of its own.
@@ -56,6 +57,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
     };
 
     let mut config = Config::default();
+    let mut set = Given::new();
     for (key, given) in section.0 {
         let origin = Origin::Key {
             file: file.into(),
@@ -67,17 +69,22 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
                 let reason = "has no value: remove the key to use the default";
                 return Err(ConfigError::new(origin, reason));
             }
-            Value::Scalar(text) => config.set(key, &text, origin)?,
+            Value::Scalar(text) => {
+                config.set(key, &text, origin)?;
+                set.push((key, text));
+            }
             Value::Keypairs(pairs) if pairs.is_empty() => {
                 let reason = "has no pair: remove the key to serve plaintext";
                 return Err(ConfigError::new(origin, reason));
             }
             Value::Keypairs(pairs) => {
                 config.keypairs = pairs.into_iter().map(|pair| pair.of(file)).collect::<Result<_, _>>()?;
+                let pairs: Vec<_> = config.keypairs.iter().map(Keypair::to_string).collect();
+                set.push((key, pairs.join(",")));
             }
         }
     }
-    Ok(config)
+    Ok((config, set))
 }
 
 /// The top level of the file.
@@ -318,7 +325,8 @@ mod tests {
     use crate::config::{DEFAULT_KEEP_ALIVE, DEFAULT_LISTEN_ADDR};
 
     fn parse(text: &str) -> Result<Config, String> {
-        super::parse(Path::new("conf/tracker.yaml"), text).map_err(|error| error.to_string())
+        let parsed = super::parse(Path::new("conf/tracker.yaml"), text);
+        parsed.map(|(config, _)| config).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -500,7 +508,7 @@ mod tests {
                  expiry_brake_routes, expiry_brake_intervals, data_dir, \
                  snapshot_interval, max_connections, client_memory_mb, \
                  max_share_per_address, https_keypairs, client_ca_file, client_auth, client_identity, diag_addr, \
-                 log_format, log_filter"
+                 log_format, log_level"
                     .into(),
             ),
             (

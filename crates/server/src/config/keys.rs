@@ -78,7 +78,7 @@ pub(crate) static KEYS: &[Key] = &[
     Key {
         name: "listen_addr",
         value_name: "ADDR",
-        help: "Where to listen, HOST:PORT; port 0 picks a free one",
+        help: "Where to listen, HOST:PORT, or :PORT for every address; port 0 picks a free one",
         default: "127.0.0.1:3029",
         set: |config, text, origin| store(&mut config.listen_addr, values::listen_addr(text), origin),
     },
@@ -258,11 +258,11 @@ pub(crate) static KEYS: &[Key] = &[
         set: |config, text, origin| store(&mut config.log_format, values::log_format(text), origin),
     },
     Key {
-        name: "log_filter",
-        value_name: "FILTER",
-        help: "What to log: TARGET=LEVEL, separated by commas; a level alone is for all targets",
-        default: "nodetracker=info",
-        set: |config, text, origin| store(&mut config.log_filter, values::log_filter(text), origin),
+        name: "log_level",
+        value_name: "LEVEL",
+        help: "What to log: off, error, warn, info or debug; for the lines of other crates, TARGET=LEVEL",
+        default: "info",
+        set: |config, text, origin| store(&mut config.log_level, text.parse(), origin),
     },
 ];
 

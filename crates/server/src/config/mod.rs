@@ -14,7 +14,7 @@ use nodetracker::{Builder, ExpiryBrake, RouteTable};
 use thiserror::Error;
 
 use crate::limits::Limits;
-use crate::log::{self, LogFormat};
+use crate::log::{LogFormat, LogLevel};
 use crate::machine;
 
 pub use client_auth::{ClientAuth, ClientIdentity};
@@ -89,6 +89,9 @@ impl ConfigError {
     }
 }
 
+/// Keys with the text of their values.
+pub(crate) type Given = Vec<(&'static str, String)>;
+
 /// A value and its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting<T> {
@@ -105,6 +108,18 @@ pub struct Keypair {
     pub key_file: Setting<PathBuf>,
     /// The certificate, followed by its issuers.
     pub cert_file: Setting<PathBuf>,
+}
+
+impl fmt::Display for Keypair {
+    /// Writes the pair as the flag has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{}",
+            self.key_file.value.display(),
+            self.cert_file.value.display()
+        )
+    }
 }
 
 /// The configuration of a server.
@@ -166,8 +181,8 @@ pub struct Config {
     pub diag_addr: Option<Setting<String>>,
     /// How the lines of the log look.
     pub log_format: Setting<LogFormat>,
-    /// What the process logs: `TARGET=LEVEL`, separated by commas.
-    pub log_filter: Setting<String>,
+    /// What the process logs.
+    pub log_level: Setting<LogLevel>,
 }
 
 impl Default for Config {
@@ -195,7 +210,7 @@ impl Default for Config {
             client_identity: default("client_identity", ClientIdentity::default()),
             diag_addr: None,
             log_format: default("log_format", LogFormat::default()),
-            log_filter: default("log_filter", log::DEFAULT_FILTER.into()),
+            log_level: default("log_level", LogLevel::default()),
         }
     }
 }
@@ -206,6 +221,13 @@ fn default<T>(key: &'static str, value: T) -> Setting<T> {
     Setting { value, origin }
 }
 
+/// Reports whether a value of a key is the key's default.
+fn is_default(key: &'static str, value: &str) -> bool {
+    let mut config = Config::default();
+    let set = config.set(key, value, Origin::Default(key));
+    set.is_ok() && config == Config::default()
+}
+
 impl Config {
     /// Reads the file. Settings that the file lacks keep their defaults.
     ///
@@ -214,9 +236,17 @@ impl Config {
     /// The file cannot be read, is not YAML, or has no section for this service. The section is switched off, or has an
     /// unknown key or a bad value. `read` does not check key and certificate files.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        Self::read_with_changes(file).map(|(config, _)| config)
+    }
+
+    /// As [`read`](Self::read). Also returns the keys whose values differ from the defaults, with these values as text, in
+    /// the order of the file.
+    pub(crate) fn read_with_changes(file: &Path) -> Result<(Self, Given), ConfigError> {
         let text = std::fs::read_to_string(file)
             .map_err(|error| ConfigError::new(Origin::File(file.into()), format_args!("cannot read: {error}")))?;
-        file::parse(file, &text)
+        let (config, given) = file::parse(file, &text)?;
+        let changes = given.into_iter().filter(|(key, value)| !is_default(key, value));
+        Ok((config, changes.collect()))
     }
 
     /// Sets a key to a value, as its flag does.

@@ -155,7 +155,10 @@ impl ConnectionRouter {
         *work += CALL_WORK;
         let (number, timeout) = match target {
             Target::Method { number, timeout } => (number, timeout),
-            Target::Refused(refusal) => return Call::Done(Reply::Response(refusal)),
+            Target::Refused(refusal) => {
+                debug!(http = %refusal.status(), grpc = ?refusal.headers().get(Status::GRPC_STATUS), "refused a request");
+                return Call::Done(Reply::Response(refusal));
+            }
         };
         let method = &self.methods.rows()[number];
         let frame = match &method.handler {
@@ -165,7 +168,7 @@ impl ConnectionRouter {
                     let replied = replied.and_then(|reply| Ok(self.budget.charge(reply)?));
                     let reply_len = replied.as_ref().map_or(0, Bytes::len);
                     *work += (message.len() + reply_len) / BYTES_PER_WORK;
-                    return Call::Done(replied.into());
+                    return Call::Done(logged(method.path, replied).into());
                 }
                 FirstFrame::Other(frame) => frame,
             },
@@ -174,10 +177,10 @@ impl ConnectionRouter {
         *work += WAITING_CALL_WORK;
         let charge = match self.memory().charge(CALL_MEMORY) {
             Ok(charge) => charge,
-            Err(full) => return Call::Done(Err(Status::from(full)).into()),
+            Err(full) => return Call::Done(logged(method.path, Err(Status::from(full))).into()),
         };
         let body = RequestBody::new(frame, body, charge, method.max_request);
-        let (router, max_request) = (self.clone(), method.max_request);
+        let (router, max_request, path) = (self.clone(), method.max_request, method.path);
         let reply: PendingReply = match &method.handler {
             Handler::Immediate(handler) => {
                 let handler = Arc::clone(handler);
@@ -186,19 +189,19 @@ impl ConnectionRouter {
                         let message = router.receive(body, max_request).await?;
                         Ok(router.budget.charge(handler(&message, &router.caller)?)?)
                     };
-                    replied.await.into()
+                    logged(path, replied.await).into()
                 })
             }
             Handler::Unary(handler) => {
                 let handler = Arc::clone(handler);
-                Box::pin(async move { router.unary(&*handler, body, max_request).await.into() })
+                Box::pin(async move { logged(path, router.unary(&*handler, body, max_request).await).into() })
             }
             Handler::Streaming(handler) => {
-                let (handler, path) = (Arc::clone(handler), method.path);
+                let handler = Arc::clone(handler);
                 Box::pin(async move {
                     let request = Request::post(path).body(body).expect("a path of the table");
                     let response = router.in_time(NOT_ARRIVED, handler(request, max_request, &router));
-                    let response = response.await.unwrap_or_else(Status::into_http);
+                    let response = logged(path, response.await).unwrap_or_else(Status::into_http);
                     end_on_drain(correct_response(response, router.refusals()), &router.draining).into()
                 })
             }
@@ -281,6 +284,11 @@ impl ConnectionRouter {
             true => format!("service {service} has no method {:?}", shortened(method)),
         })
     }
+}
+
+/// Logs a call that failed.
+fn logged<T>(path: &str, replied: Result<T, Status>) -> Result<T, Status> {
+    replied.inspect_err(|status| debug!(code = ?status.code(), error = status.message(), "{path} failed"))
 }
 
 const NOT_ARRIVED: &str = "the request did not arrive";

@@ -34,6 +34,7 @@ use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
 use crate::limits::{IDLE_BYTES, MAKE_ROOM_INTERVAL, SMALL_REPLY_SIZE};
+use crate::log::peer::OfPeer;
 use crate::refusal;
 
 /// A request, and the stream for its reply.
@@ -163,7 +164,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     let cancelled = waker
                         .mute(|| reply_to_some(&mut self.received, &self.router, &self.in_flight, most, &mut work));
                     if cancelled > 0 && !self.cancelled.allow(cancelled) {
-                        debug!("a client cancels too many calls");
                         self.router.refusals().refuse(refusal::Reason::CancelledCalls);
                         for (request, _) in self.received.drain(..) {
                             self.router.counters().cancelled(self.router.start_of(&request));
@@ -305,7 +305,7 @@ fn poll_or_spawn(replying: impl Future<Output = ()> + Send + 'static) {
         .poll(&mut Context::from_waker(Waker::noop()))
         .is_pending()
     {
-        tokio::spawn(replying);
+        tokio::spawn(OfPeer::of_current(replying));
     }
 }
 
@@ -319,12 +319,12 @@ fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes, in_flight: &Ar
     stream.reserve_capacity(needed);
     if stream.capacity() < needed {
         let in_flight = Arc::clone(in_flight);
-        tokio::spawn(async move {
+        tokio::spawn(OfPeer::of_current(Box::pin(async move {
             if let Err(error) = send_in_window(&mut stream, message).await {
                 log_failure(&error);
             }
             drop(in_flight);
-        });
+        })));
         return Ok(());
     }
     stream.send_data(message, false)?;

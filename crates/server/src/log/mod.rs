@@ -1,29 +1,40 @@
 //! Logs go to stderr, so that scripts can read stdout.
 //!
 //! No thread waits for stderr: lines go through a bounded [`queue`]. No client can flood the log: [`rate`] limits the lines
-//! from each place in the code. Lines that are left out are counted, and the count is logged.
+//! from each place in the code. Lines that are left out are counted, and the count is logged. The [`level`] may change while
+//! the process runs: see [`filter`]. Lines about a client name the [`peer`].
 
+mod filter;
+mod level;
+pub(crate) mod peer;
 mod queue;
 mod rate;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{io, panic, thread};
 
 use tracing::{Subscriber, error};
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::log::filter::LevelControl;
 use crate::log::queue::Queue;
 use crate::log::rate::RateLimit;
 
-/// The default of the filter: this project's crates only. Clients can make other crates write a line for each frame.
-pub(crate) const DEFAULT_FILTER: &str = "nodetracker=info";
+pub use level::LogLevel;
+
+/// The level of the log that this module has installed.
+static LEVEL: OnceLock<LevelControl> = OnceLock::new();
+
+/// Returns the level of the process's log. `None` if the process has another logger, or none.
+pub(crate) fn level() -> Option<&'static LevelControl> {
+    LEVEL.get()
+}
 
 /// How long the end of the process may wait for lines that stderr has not taken.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -59,20 +70,24 @@ impl Log {
 }
 
 /// Sends the process's logs, and its panics, to stderr. A logger that is installed already stays.
-pub(crate) fn init(format: LogFormat, filter: &Targets) -> io::Result<Log> {
+pub(crate) fn init(format: LogFormat, level: LogLevel) -> io::Result<Log> {
+    let control = LevelControl::new(level);
     let queue = Arc::new(Queue::default());
-    let reports = filter.clone();
+    let reports = control.filter();
     queue::start(Arc::clone(&queue), io::stderr(), move |writer| {
         tracing_subscriber::registry()
             .with(reports)
             .with(lines(format, writer))
             .into()
     })?;
-    let _ = tracing_subscriber::registry()
-        .with(filter.clone())
+    let installed = tracing_subscriber::registry()
+        .with(control.filter())
         .with(RateLimit::new(Arc::clone(&queue)))
         .with(lines(format, Arc::clone(&queue)))
         .try_init();
+    if installed.is_ok() {
+        let _ = LEVEL.set(control);
+    }
     // The default hook writes to stderr from the thread that panics.
     panic::set_hook(Box::new(log_panic));
     Ok(Log { queue })

@@ -1,18 +1,23 @@
-//! `AdminService`: listings, explanations, statistics, and the removal of a proxy, for operators.
+//! `AdminService`: listings, explanations, statistics, the removal of a proxy, the log level, and the stop of the tracker,
+//! for operators.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use nodetracker::{ExpiryHold, HoldCause, MAX_ROUTES_PER_NODE, NodeCursor, ProxyCursor, RouteTable, Verdict};
 use nodetracker_proto::v1;
 use tonic::Status;
+use tracing::warn;
 
 use crate::convert::encode::{self, MAX_NODE_SIZE, RoutesEncoder};
 use crate::convert::parse;
 use crate::grpc::handler::CallContext;
 use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, ROUTE_WORK};
+use crate::log::{self, peer};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::page_token;
+use crate::rpc::shutdown::DrainRequest;
 use crate::rpc::statistics::Statistics;
 use crate::snapshot_status::SnapshotStatus;
 use crate::turns::Parts;
@@ -23,15 +28,17 @@ pub(crate) struct Admin {
     table: Arc<RouteTable>,
     instance_id: InstanceId,
     statistics: Arc<Statistics>,
+    drain: DrainRequest,
 }
 
 impl Admin {
     /// Returns the service.
-    pub(crate) fn new(instance_id: InstanceId, statistics: Arc<Statistics>) -> Self {
+    pub(crate) fn new(instance_id: InstanceId, statistics: Arc<Statistics>, drain: DrainRequest) -> Self {
         Self {
             table: Arc::clone(&statistics.table),
             instance_id,
             statistics,
+            drain,
         }
     }
 
@@ -169,6 +176,46 @@ impl Admin {
             snapshots: self.statistics.snapshots.as_deref().map(snapshot_stats),
         })
     }
+
+    /// Asks the server to stop. The reply is sent first: the server finishes the calls in flight.
+    pub(crate) async fn drain(&self, _: v1::DrainRequest, _: &mut CallContext) -> Result<v1::DrainResponse, Status> {
+        if !self.drain.is_requested() {
+            warn!(peer = peer::current().map(display), "AdminService.Drain: stopping");
+        }
+        self.drain.request();
+        Ok(v1::DrainResponse {
+            generation: self.instance_id.get(),
+            shutdown_delay: Some(encode::duration(self.drain.shutdown_delay)),
+            drain_limit: Some(encode::duration(self.drain.drain_limit)),
+        })
+    }
+
+    pub(crate) async fn set_log_level(
+        &self,
+        request: v1::SetLogLevelRequest,
+        _: &mut CallContext,
+    ) -> Result<v1::SetLogLevelResponse, Status> {
+        let level = match request.level.as_str() {
+            "" => None,
+            level => Some(level.parse().map_err(|error| invalid("level", error))?),
+        };
+        let period = match request.period.map(Duration::try_from) {
+            None => None,
+            Some(Ok(period)) if !period.is_zero() => Some(period),
+            Some(_) => return Err(invalid("period", "is not longer than zero".to_owned())),
+        };
+        let Some(control) = log::level() else {
+            return Err(Status::failed_precondition(
+                "the tracker is part of a program with a log of its own",
+            ));
+        };
+        let previous_level = control.set(level, period).to_string();
+        Ok(v1::SetLogLevelResponse { previous_level })
+    }
+}
+
+fn invalid(field: &str, reason: String) -> Status {
+    Status::invalid_argument(format!("{field}: {reason}"))
 }
 
 /// Returns the number of elements for the field `page_size`.

@@ -21,11 +21,13 @@ use crate::rpc::node_tracker::NodeTracker;
 use crate::rpc::reflection;
 use crate::rpc::routes::Routes;
 use crate::rpc::session::Sessions;
+use crate::rpc::shutdown::{DrainRequest, Shutdown};
 use crate::rpc::statistics::Statistics;
 use crate::rpc::watch::{self, Watches};
 use crate::snapshot_status::SnapshotStatus;
 
-/// Returns the methods of a tracker that starts now, the health that they report, and the tracker's statistics.
+/// Returns the methods of a tracker that starts now, those of its services that have to know when it stops, and the
+/// tracker's statistics.
 #[rustfmt::skip]
 pub(crate) fn methods(
     table: &Arc<RouteTable>,
@@ -34,14 +36,15 @@ pub(crate) fn methods(
     memory: &Arc<MemoryBudget>,
     snapshots: Option<Arc<SnapshotStatus>>,
     limits: &Limits,
-) -> (MethodTable, Health, Arc<Statistics>) {
+    drain: &DrainRequest,
+) -> (MethodTable, Shutdown, Arc<Statistics>) {
     let refusals = memory.refusals();
     let api = Arc::new(NodeTracker::new(Arc::clone(table), Arc::clone(refusals)));
     let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(refusals)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, Arc::clone(refusals), limits));
     let statistics = Statistics::new(Arc::clone(table), Arc::clone(watches), Arc::clone(&sessions), Arc::clone(memory), snapshots);
     let statistics = Arc::new(statistics);
-    let admin = Arc::new(Admin::new(instance_id, Arc::clone(&statistics)));
+    let admin = Arc::new(Admin::new(instance_id, Arc::clone(&statistics), drain.clone()));
     let reporter = HealthReporter::new();
     let health = Arc::new(HealthService::from_health_reporter(reporter.clone()));
     let health_watches = HealthServer::from_arc(Arc::clone(&health)).max_decoding_message_size(SMALL);
@@ -69,6 +72,8 @@ pub(crate) fn methods(
         row("/nodetracker.v1.AdminService/ListNodes", SMALL, READ, unary_encoded(&admin, Admin::list_nodes)),
         row("/nodetracker.v1.AdminService/Explain", SMALL, READ, unary(&admin, Admin::explain)),
         row("/nodetracker.v1.AdminService/Stats", SMALL, READ, unary(&admin, Admin::stats)),
+        row("/nodetracker.v1.AdminService/Drain", SMALL, ADMIN, unary(&admin, Admin::drain)),
+        row("/nodetracker.v1.AdminService/SetLogLevel", SMALL, ADMIN, unary(&admin, Admin::set_log_level)),
 
         row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, EVERYONE, external(v1)),
         row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, EVERYONE, external(v1alpha)),
@@ -77,18 +82,21 @@ pub(crate) fn methods(
         row("/grpc.health.v1.Health/Watch", SMALL, EVERYONE, external(health_watches)),
     ]);
     let health = Health::new(reporter, methods.services());
-    (methods, health, statistics)
+    (methods, Shutdown::new(health, sessions), statistics)
 }
 
 /// The methods of a tracker with an empty table, for tests.
 #[cfg(test)]
 pub(crate) fn methods_of_empty_table() -> MethodTable {
+    use std::time::Duration;
+
     let table = Arc::new(RouteTable::new());
     let instance_id = InstanceId::draw();
     let limits = Limits::default();
     let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
     let memory = MemoryBudget::new(0, Arc::default());
-    methods(&table, &watches, instance_id, &memory, None, &limits).0
+    let drain = DrainRequest::new(Duration::ZERO, limits.drain);
+    methods(&table, &watches, instance_id, &memory, None, &limits, &drain).0
 }
 
 #[cfg(test)]

@@ -9,5 +9,6 @@ mod page_token;
 mod reflection;
 mod routes;
 mod session;
+pub(crate) mod shutdown;
 pub(crate) mod statistics;
 pub(crate) mod watch;

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,11 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF, MAX_CONNECTION_WAIT, MAX_WAITING};
+use crate::log::peer::with_peer;
 use crate::quota::{ClientKey, Quotas};
 use crate::refusal::{Reason, Refusals};
 use crate::server::listen::Listeners;
 use crate::server::worker::{Incoming, Workers};
-
-/// How often the log reports connections that were closed because their address has its share of the connections.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Accepts connections. Never returns. If none of `slots` is free, one connection waits here, and the others in the
 /// kernel's backlog. If the client of a connection has its share of the slots, the connection waits without delaying
@@ -47,10 +45,10 @@ pub(super) async fn accept(
             waited = waiting.next() => {
                 match waited {
                     Waited::HasSlot(incoming, client_slot) => {
-                        let slot = slots.take(quotas, refusals).await;
+                        let slot = slots.take(incoming.peer, quotas, refusals).await;
                         workers.hand_over(incoming, [slot, client_slot]);
                     }
-                    Waited::Closed(addr) => waiting.report_closed(addr, refusals),
+                    Waited::Closed(peer) => refuse(Reason::AddressConnections, peer, refusals),
                 }
                 continue;
             }
@@ -67,7 +65,7 @@ pub(super) async fn accept(
                 let incoming = Incoming { stream, peer, client };
                 match client_slot {
                     Some(client_slot) => {
-                        let slot = slots.take(quotas, refusals).await;
+                        let slot = slots.take(incoming.peer, quotas, refusals).await;
                         workers.hand_over(incoming, [slot, client_slot]);
                     }
                     None => waiting.push(incoming, refusals),
@@ -99,14 +97,14 @@ struct Slots<'s> {
 }
 
 impl Slots<'_> {
-    /// Waits for a free slot. Idle connections make room meanwhile, an eighth of all at a time.
-    async fn take(&mut self, quotas: &Quotas, refusals: &Refusals) -> OwnedSemaphorePermit {
+    /// Waits for a free slot for a client. Idle connections make room meanwhile, an eighth of all at a time.
+    async fn take(&mut self, peer: SocketAddr, quotas: &Quotas, refusals: &Refusals) -> OwnedSemaphorePermit {
         let mut slot = pin!(Arc::clone(self.free).acquire_owned());
         if let Some(slot) = poll_immediate(slot.as_mut()).await {
             self.is_full &= self.free.available_permits() <= self.limit / 8;
             return slot.expect("the semaphore is never closed");
         }
-        refusals.refuse(Reason::Connections);
+        refuse(Reason::Connections, peer, refusals);
         // The warning is repeated only after many slots were free: connections come and go at the limit.
         if !self.is_full {
             self.is_full = true;
@@ -126,16 +124,13 @@ impl Slots<'_> {
 #[derive(Default)]
 struct Waiting {
     tasks: JoinSet<Waited>,
-    /// The connections that were closed since the log reported them.
-    closed: u64,
-    reported: Option<Instant>,
 }
 
 /// The result of a wait for a slot.
 enum Waited {
     HasSlot(Incoming, OwnedSemaphorePermit),
-    /// The connection from this address is closed.
-    Closed(IpAddr),
+    /// The connection of this client is closed.
+    Closed(SocketAddr),
 }
 
 impl Waiting {
@@ -143,7 +138,7 @@ impl Waiting {
     fn push(&mut self, incoming: Incoming, refusals: &Refusals) {
         let permit = incoming.client.try_wait();
         if permit.is_none() || self.tasks.len() >= MAX_WAITING {
-            return self.report_closed(incoming.peer.ip(), refusals);
+            return refuse(Reason::AddressConnections, incoming.peer, refusals);
         }
         self.tasks.spawn(async move {
             let waited = wait(incoming).await;
@@ -163,20 +158,11 @@ impl Waiting {
             }
         }
     }
+}
 
-    /// Counts a connection that was closed. Logs the number of such connections once in each [`REPORT_INTERVAL`].
-    fn report_closed(&mut self, addr: IpAddr, refusals: &Refusals) {
-        refusals.refuse(Reason::AddressConnections);
-        self.closed += 1;
-        if self
-            .reported
-            .is_none_or(|reported| reported.elapsed() >= REPORT_INTERVAL)
-        {
-            let count = std::mem::take(&mut self.closed);
-            self.reported = Some(Instant::now());
-            warn!(%count, "closed connections, the last from {addr}: the address has its share (max_share_per_address)");
-        }
-    }
+/// Counts and logs a refusal of a client whose connection has no worker.
+fn refuse(reason: Reason, peer: SocketAddr, refusals: &Refusals) {
+    with_peer(Some(peer), || refusals.refuse(reason));
 }
 
 /// Waits until a client has a slot, for [`MAX_CONNECTION_WAIT`]. Idle connections of the client make room meanwhile.
@@ -190,7 +176,7 @@ async fn wait(incoming: Incoming) -> Waited {
             return Waited::HasSlot(incoming, slot.expect("the semaphore is never closed"));
         }
     }
-    Waited::Closed(incoming.peer.ip())
+    Waited::Closed(incoming.peer)
 }
 
 /// Reports whether an error to accept concerns one connection, not the listener.

@@ -1,20 +1,25 @@
-//! The sockets that the server listens on: one for each address of the configured name.
+//! The sockets that the server listens on: one for each address of the configured name, or those that a service manager
+//! has opened.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::task::Poll;
 
 use rustix::io::Errno;
-use tokio::net::{TcpListener, TcpStream, lookup_host};
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tracing::warn;
+
+/// Connections that wait in the kernel, as for tokio's other sockets.
+const BACKLOG: u32 = 1024;
 
 /// How often a free port is looked for that is free on every address.
 const PORT_ATTEMPTS: u32 = 16;
 
 /// At least one socket.
-#[derive(Debug)]
-pub(super) struct Listeners {
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
     sockets: Vec<TcpListener>,
     addrs: Vec<SocketAddr>,
     /// The socket to look at first, so that busy sockets take turns.
@@ -22,9 +27,37 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// Listens on every address that `addr`, `host:port`, resolves to. An error names the address.
+    /// Takes over sockets that listen already, at least one. An error says which socket cannot be used.
+    pub(crate) fn take_over(sockets: Vec<std::net::TcpListener>) -> Result<Self, String> {
+        let mut listeners = Self::default();
+        for (number, socket) in sockets.into_iter().enumerate() {
+            let taken = match sockopt::socket_acceptconn(&socket) {
+                Ok(false) => Err(io::Error::other("it does not listen")),
+                Ok(true) => listeners.push(socket),
+                Err(error) => Err(error.into()),
+            };
+            taken.map_err(|error| format!("cannot use socket {number}: {error}"))?;
+        }
+        Ok(listeners)
+    }
+
+    fn push(&mut self, socket: std::net::TcpListener) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        self.addrs.push(socket.local_addr()?);
+        self.sockets.push(TcpListener::from_std(socket)?);
+        Ok(())
+    }
+
+    /// Listens on every address that `addr` resolves to: `host:port`, or `:port` for every address of this machine. An
+    /// error names the address.
     pub(super) async fn bind(addr: &str) -> Result<Self, String> {
         let cannot_listen = |error| format!("cannot listen on {addr}: {error}");
+        if let Some(port) = addr.strip_prefix(':') {
+            let port = port
+                .parse()
+                .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
+            return Self::bind_wildcard(port).await;
+        }
         let mut addrs = Vec::new();
         for resolved in lookup_host(addr).await.map_err(cannot_listen)? {
             if !addrs.contains(&resolved) {
@@ -32,6 +65,18 @@ impl Listeners {
             }
         }
         Self::bind_all(&addrs).await
+    }
+
+    /// Listens on every address of this machine: with one socket of IPv6, which takes connections of IPv4 too, or with a
+    /// socket of IPv4 if this machine has no IPv6.
+    async fn bind_wildcard(port: u16) -> Result<Self, String> {
+        let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let mut listeners = Self::default();
+        match dual_stack(v6).and_then(|socket| listeners.push(socket)) {
+            Ok(()) => Ok(listeners),
+            Err(error) if is_missing(&error) => Self::bind_all(&[(Ipv4Addr::UNSPECIFIED, port).into()]).await,
+            Err(error) => Err(format!("cannot listen on {v6}: {error}")),
+        }
     }
 
     /// Listens on these addresses, but not on those that this machine lacks. With port 0, all get the same free port.
@@ -48,11 +93,7 @@ impl Listeners {
     }
 
     async fn try_bind_all(addrs: &[SocketAddr]) -> Result<Self, (SocketAddr, io::Error)> {
-        let mut listeners = Self {
-            sockets: Vec::new(),
-            addrs: Vec::new(),
-            next: 0,
-        };
+        let mut listeners = Self::default();
         let mut missing = Vec::new();
         for &addr in addrs {
             match listeners.add(addr).await {
@@ -102,6 +143,15 @@ impl Listeners {
     }
 }
 
+/// Returns a socket of IPv6 that also takes connections of IPv4, whatever the default of this machine is.
+fn dual_stack(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    socket.set_reuseaddr(true)?;
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
 /// Reports whether this machine lacks an address, or all addresses of its family.
 fn is_missing(error: &io::Error) -> bool {
     error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
@@ -109,6 +159,8 @@ fn is_missing(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use super::*;
 
     fn addrs(addrs: &[&str]) -> Vec<SocketAddr> {
@@ -136,6 +188,45 @@ mod tests {
         let mut expected: Vec<_> = clients.iter().map(|client| client.local_addr().unwrap()).collect();
         expected.sort();
         assert_eq!(accepted, expected);
+    }
+
+    #[tokio::test]
+    async fn a_port_alone_is_every_address() {
+        let mut listeners = Listeners::bind(":0").await.unwrap();
+        let [bound] = *listeners.addrs() else {
+            panic!("one socket")
+        };
+        assert!(bound.ip().is_unspecified());
+        let mut loopback = addrs(&["127.0.0.1:0"]);
+        // IPv6 may be switched off on this machine.
+        if bound.is_ipv6() && std::net::TcpListener::bind("[::1]:0").is_ok() {
+            loopback.extend(addrs(&["[::1]:0"]));
+        }
+        for mut addr in loopback {
+            addr.set_port(bound.port());
+            let client = TcpStream::connect(addr).await.unwrap();
+            let (_, peer) = listeners.accept().await.unwrap();
+            assert_eq!(peer.port(), client.local_addr().unwrap().port());
+        }
+        // The port is taken now.
+        let error = Listeners::bind(&format!(":{}", bound.port())).await.unwrap_err();
+        assert!(error.starts_with(&format!("cannot listen on {bound}: ")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn sockets_of_a_service_manager_are_used_if_they_listen() {
+        let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listening.local_addr().unwrap();
+        let mut listeners = Listeners::take_over(vec![listening]).unwrap();
+        assert_eq!(listeners.addrs(), [addr]);
+        let _client = TcpStream::connect(addr).await.unwrap();
+        listeners.accept().await.unwrap();
+
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connected = std::net::TcpStream::connect(addr).unwrap();
+        let sockets = vec![other, std::net::TcpListener::from(OwnedFd::from(connected))];
+        let error = Listeners::take_over(sockets).unwrap_err();
+        assert_eq!(error, "cannot use socket 1: it does not listen");
     }
 
     #[tokio::test]

@@ -12,4 +12,6 @@ mod sweeper;
 mod worker;
 
 pub use drain::Drained;
+pub(crate) use listen::Listeners;
 pub use run::{Server, StartError};
+pub(crate) use worker::Liveness;

@@ -3,12 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nodetracker::RouteTable;
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{ClientAuth, Config, ConfigError, duration};
@@ -19,9 +19,9 @@ use crate::limits::Limits;
 use crate::memory::MemoryBudget;
 use crate::quota::Quotas;
 use crate::refusal::Refusals;
-use crate::rpc::health::Health;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
+use crate::rpc::shutdown::{DrainRequest, Shutdown};
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
 use crate::server::data_dir::DataDir;
@@ -31,7 +31,7 @@ use crate::server::listen::Listeners;
 use crate::server::metrics::{Metrics, Sources};
 use crate::server::snapshots::{self, SnapshotWriter};
 use crate::server::sweeper::{SweepCounters, sweep};
-use crate::server::worker::Workers;
+use crate::server::worker::{Liveness, Workers};
 use crate::snapshot_status::SnapshotStatus;
 use crate::tls::{self, Certificates, FileWatch};
 
@@ -68,11 +68,13 @@ pub struct Server {
     listeners: Listeners,
     certificates: Option<Certificates>,
     file_watch: Option<FileWatch>,
-    shutdown_delay: Duration,
     workers: Workers,
     table: Arc<RouteTable>,
     watches: Arc<Watches>,
-    health: Health,
+    shutdown: Shutdown,
+    drain: DrainRequest,
+    /// Cancelled when the server begins to stop.
+    stopping: CancellationToken,
     limits: Limits,
     quotas: Arc<Quotas>,
     refusals: Arc<Refusals>,
@@ -106,6 +108,21 @@ impl Server {
     ///
     /// As [`bind`](Server::bind).
     pub async fn bind_with_limits(config: &Config, table: Arc<RouteTable>, limits: Limits) -> Result<Self, StartError> {
+        Self::start(config, table, limits, None).await
+    }
+
+    /// As [`bind`](Server::bind), on sockets that the caller has opened.
+    pub(crate) async fn on(config: &Config, table: Arc<RouteTable>, listeners: Listeners) -> Result<Self, StartError> {
+        Self::start(config, table, config.limits(), Some(listeners)).await
+    }
+
+    /// Listens on the configured address, unless the caller has opened sockets.
+    async fn start(
+        config: &Config,
+        table: Arc<RouteTable>,
+        limits: Limits,
+        listeners: Option<Listeners>,
+    ) -> Result<Self, StartError> {
         let readiness = Arc::<Readiness>::default();
         let diagnostics = match &config.diag_addr {
             Some(addr) => {
@@ -114,6 +131,7 @@ impl Server {
             }
             None => None,
         };
+        // First, because a wrong file should not cost the port.
         let certificates = Certificates::load(config)?;
         let data_dir = match &config.data_dir {
             Some(dir) => {
@@ -126,8 +144,13 @@ impl Server {
             }
             None => None,
         };
-        let listen = Listeners::bind(&config.listen_addr.value).await;
-        let listeners = listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?;
+        let listeners = match listeners {
+            Some(listeners) => listeners,
+            None => {
+                let listen = Listeners::bind(&config.listen_addr.value).await;
+                listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?
+            }
+        };
         let (draining, watched) = watch::channel(false);
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
@@ -135,8 +158,10 @@ impl Server {
         let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
         let quotas = Quotas::new(&limits);
         let snapshot_status = data_dir.as_ref().map(|(_, status)| Arc::clone(status));
-        let (methods, health, statistics) = methods(&table, &watches, instance_id, &memory, snapshot_status, &limits);
-        health.serving().await;
+        let drain = DrainRequest::new(config.shutdown_delay.value, limits.drain);
+        let (methods, shutdown, statistics) =
+            methods(&table, &watches, instance_id, &memory, snapshot_status, &limits, &drain);
+        shutdown.serving().await;
         let counters = CallCounters::new(&methods);
         let router = Router::new(methods, limits.call);
         let methods = Arc::clone(router.methods());
@@ -193,11 +218,12 @@ impl Server {
             listeners,
             certificates,
             file_watch,
-            shutdown_delay: config.shutdown_delay.value,
             workers,
             table,
             watches,
-            health,
+            shutdown,
+            drain,
+            stopping: CancellationToken::new(),
             limits,
             quotas,
             refusals,
@@ -234,9 +260,19 @@ impl Server {
         self.certificates.clone()
     }
 
-    /// Serves until `shutdown` ends, then for the configured delay with a health of NOT_SERVING. Then drains: accepts
-    /// no connection, finishes the calls in flight, writes a last snapshot, and returns. Cuts calls that take longer
-    /// than the drain limit.
+    /// Returns a token that is cancelled when the server begins to stop.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    /// Returns a check of the worker threads, for a watchdog.
+    pub(crate) fn liveness(&self) -> Liveness {
+        self.workers.liveness()
+    }
+
+    /// Serves until `shutdown` ends or a client calls `AdminService.Drain`. Then serves for the configured delay with a
+    /// health of NOT_SERVING, and asks the sessions to go to another tracker. Then drains: accepts no connection,
+    /// finishes the calls in flight, writes a last snapshot, and returns. Cuts calls that take longer than the drain limit.
     ///
     /// Dropping this future cuts every connection.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
@@ -244,12 +280,10 @@ impl Server {
             mut listeners,
             mut workers,
             file_watch: _file_watch,
-            health,
             quotas,
             refusals,
             sweeps,
             readiness,
-            shutdown_delay: delay,
             // Serves until the end of this function.
             diagnostics: _diagnostics,
             snapshots,
@@ -262,10 +296,15 @@ impl Server {
         } = self.limits;
         let slots = Arc::new(Semaphore::new(max_connections as usize));
         let stop = async {
-            shutdown.await;
+            tokio::select! {
+                () = shutdown => {}
+                () = self.drain.requested() => {}
+            }
+            self.stopping.cancel();
             readiness.not_ready("the server is stopping");
-            // Clients that watch the health are notified before their connections drain.
-            health.stopping().await;
+            let delay = self.drain.shutdown_delay;
+            // Clients that watch the health, and sessions, are notified before their connections drain.
+            self.shutdown.begin(delay).await;
             if !delay.is_zero() {
                 let delay = duration::format(delay);
                 info!("the health is NOT_SERVING for {delay}, then the port closes");

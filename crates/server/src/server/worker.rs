@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tracing::{Instrument, debug_span, error};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tracing::error;
 
 use crate::grpc::call_counters::CallCounters;
 use crate::http2::connection::{self, ConnectionContext};
+use crate::log::peer::OfPeer;
 use crate::quota::ClientQuota;
 
 /// All workers. On drop, the workers cut their connections and end.
@@ -26,11 +27,19 @@ pub(crate) struct Workers {
 
 #[derive(Debug)]
 struct Worker {
-    queue: mpsc::UnboundedSender<Handover>,
+    queue: mpsc::UnboundedSender<Order>,
     /// The number of connections that are open or wait in the queue.
     load: Arc<AtomicUsize>,
     counters: Arc<CallCounters>,
     thread: JoinHandle<()>,
+}
+
+/// What a worker has to do.
+enum Order {
+    /// Serve a connection.
+    Serve(Handover),
+    /// Show that the worker's thread runs.
+    Answer(oneshot::Sender<()>),
 }
 
 struct Handover {
@@ -108,8 +117,13 @@ impl Workers {
                 _permits: permits,
             };
             // An error means that the worker is gone. The connection closes here.
-            let _ = worker.queue.send(Handover { incoming, number, slot });
+            let _ = worker.queue.send(Order::Serve(Handover { incoming, number, slot }));
         }
+    }
+
+    /// Returns a check of the workers, for a watchdog.
+    pub(crate) fn liveness(&self) -> Liveness {
+        Liveness(self.workers.iter().map(|worker| worker.queue.downgrade()).collect())
     }
 
     /// Cuts the remaining connections, and waits until the threads have ended.
@@ -118,6 +132,24 @@ impl Workers {
             drop(queue);
             if thread.join().is_err() {
                 error!("a worker panicked");
+            }
+        }
+    }
+}
+
+/// Checks that the threads of the workers run. Does not keep the workers from ending.
+#[derive(Debug)]
+pub(crate) struct Liveness(Vec<mpsc::WeakUnboundedSender<Order>>);
+
+impl Liveness {
+    /// Waits until each worker has looked at its queue. If a worker's thread is stuck, waits until the thread runs again.
+    pub(crate) async fn check(&self) {
+        for queue in &self.0 {
+            let (answer, answered) = oneshot::channel();
+            // Errors mean that the worker has ended. The sender must not outlive the send: it would keep the worker.
+            let sent = queue.upgrade().map(|queue| queue.send(Order::Answer(answer)));
+            if let Some(Ok(())) = sent {
+                let _ = answered.await;
             }
         }
     }
@@ -134,11 +166,11 @@ impl Worker {
             // system call for each sleep.
             .on_thread_park(thread::yield_now)
             .build()?;
-        let (queue, handovers) = mpsc::unbounded_channel();
+        let (queue, orders) = mpsc::unbounded_channel();
         let counters = Arc::clone(&context.counters);
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
-            .spawn(move || work(&runtime, handovers, &context))?;
+            .spawn(move || work(&runtime, orders, &context))?;
         Ok(Self {
             queue,
             load: Arc::default(),
@@ -149,10 +181,16 @@ impl Worker {
 }
 
 /// Serves connections until the sender of the queue is dropped.
-fn work(runtime: &Runtime, mut handovers: mpsc::UnboundedReceiver<Handover>, context: &ConnectionContext) {
+fn work(runtime: &Runtime, mut orders: mpsc::UnboundedReceiver<Order>, context: &ConnectionContext) {
     runtime.block_on(async {
-        while let Some(handover) = handovers.recv().await {
-            let Handover { incoming, number, slot } = handover;
+        while let Some(order) = orders.recv().await {
+            let Handover { incoming, number, slot } = match order {
+                Order::Serve(handover) => handover,
+                Order::Answer(answer) => {
+                    let _ = answer.send(());
+                    continue;
+                }
+            };
             let Incoming { stream, peer, client } = incoming;
             let context = context.clone();
             let connection = async move {
@@ -160,7 +198,91 @@ fn work(runtime: &Runtime, mut handovers: mpsc::UnboundedReceiver<Handover>, con
                 drop(slot);
             };
             // Every line about a connection names the client.
-            tokio::spawn(connection.instrument(debug_span!("connection", %peer)));
+            tokio::spawn(OfPeer::new(peer, Box::pin(connection)));
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc as std_mpsc};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use tokio::sync::{Semaphore, watch};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::auth::Access;
+    use crate::grpc::call_counters::CallCounters;
+    use crate::grpc::handler::Handler;
+    use crate::grpc::method::{Method, MethodTable};
+    use crate::grpc::router::Router;
+    use crate::limits::{Limits, MAX_MESSAGE_SIZE};
+    use crate::memory::MemoryBudget;
+
+    /// Opens a connection to a worker, and makes a call.
+    async fn call(workers: &mut Workers) -> h2::client::ResponseFuture {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+        let client = client.await.unwrap();
+        let (stream, peer) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let incoming = Incoming {
+            stream,
+            peer,
+            client: ClientQuota::alone(),
+        };
+        let slots = Arc::new(Semaphore::new(2));
+        let permits = [(), ()].map(|()| Arc::clone(&slots).try_acquire_owned().unwrap());
+        workers.hand_over(incoming, permits);
+        let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::post("http://tracker/Stuck/Call").header("content-type", "application/grpc");
+        let (response, mut stream) = requests.send_request(request.body(()).unwrap(), false).unwrap();
+        stream.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+        response
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_stuck_is_noticed_and_a_worker_that_has_ended_is_not() {
+        let (entered, mut has_entered) = mpsc::unbounded_channel();
+        let (release, released) = std_mpsc::channel::<()>();
+        let released = Mutex::new(released);
+        let stuck = Handler::Immediate(Arc::new(move |_, _| {
+            let _ = entered.send(());
+            let _ = released.lock().unwrap().recv();
+            Ok(Bytes::from_static(&[0; 5]))
+        }));
+        let methods = MethodTable::new(vec![Method::new(
+            "/Stuck/Call",
+            MAX_MESSAGE_SIZE,
+            Access::Everyone,
+            stuck,
+        )]);
+        let limits = Limits::default();
+        let (_draining, watched) = watch::channel(false);
+        let mut workers = Workers::start(&ConnectionContext {
+            counters: CallCounters::new(&methods),
+            router: Router::new(methods, limits.call),
+            tls: None,
+            limits,
+            draining: watched,
+            memory: MemoryBudget::new(1 << 30, Arc::default()),
+            turns: Arc::default(),
+        })
+        .unwrap();
+        let liveness = workers.liveness();
+        liveness.check().await;
+
+        let response = call(&mut workers).await;
+        has_entered.recv().await.unwrap();
+        assert!(timeout(Duration::from_millis(50), liveness.check()).await.is_err());
+        release.send(()).unwrap();
+        response.await.unwrap();
+        liveness.check().await;
+
+        workers.stop();
+        liveness.check().await;
+    }
 }

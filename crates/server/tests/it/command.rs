@@ -175,8 +175,23 @@ fn logs_are_text_or_json_on_stderr() {
 }
 
 /// The commands, as `help` lists them.
-const COMMANDS: [&str; 11] = [
-    "serve", "add", "get", "rm", "explain", "nodes", "proxies", "rm-proxy", "stats", "watch", "health",
+pub(crate) const COMMANDS: [&str; 16] = [
+    "serve",
+    "validate",
+    "add",
+    "get",
+    "rm",
+    "explain",
+    "nodes",
+    "proxies",
+    "rm-proxy",
+    "stats",
+    "watch",
+    "health",
+    "drain",
+    "log-level",
+    "completions",
+    "man",
 ];
 
 #[test]
@@ -200,7 +215,7 @@ fn help_and_version_are_for_stdout() {
         assert_eq!((help.status.code(), stderr(&help)), (Some(0), String::new()));
         let usage = format!("Usage: nodetracker {command} ");
         assert!(stdout(&help).contains(&usage), "{}", stdout(&help));
-        let prints = command != "serve";
+        let prints = !["serve", "validate", "completions", "man"].contains(&command);
         let json = "json:  One object a line; nothing if the answer is empty";
         assert_eq!(stdout(&help).contains(json), prints, "{command}");
     }

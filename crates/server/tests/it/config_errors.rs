@@ -34,7 +34,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
              shutdown_delay, max_routes, max_routes_per_proxy, expiry_brake_percent, expiry_brake_routes, \
              expiry_brake_intervals, data_dir, snapshot_interval, max_connections, client_memory_mb, \
              max_share_per_address, https_keypairs, client_ca_file, client_auth, client_identity, diag_addr, \
-             log_format, log_filter"
+             log_format, log_level"
                 .into(),
         ),
         (

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Process, nodetracker, run, stderr};
+use crate::support::{ADD, Process, Raw, framed, nodetracker, run, stderr};
 
 /// The bytes that a pipe of Linux holds.
 const PIPE_SIZE: usize = 64 * 1024;
@@ -36,7 +36,7 @@ async fn other_crates_do_not_log() {
 
 #[tokio::test]
 async fn lines_about_a_connection_name_the_client() {
-    let mut server = Process::serve(&["--log-filter", "nodetracker=debug"]);
+    let mut server = Process::serve(&["--log-level", "debug"]);
     let mut client = TcpStream::connect(server.addr).await.unwrap();
     client
         .write_all(b"GET / HTTP/1.1\r\nHost: tracker\r\n\r\n")
@@ -45,6 +45,90 @@ async fn lines_about_a_connection_name_the_client() {
     let log = server.logged("did not begin with HTTP/2");
     let line = log.lines().next_back().unwrap();
     assert!(line.contains(&client.local_addr().unwrap().to_string()), "{line}");
+}
+
+/// Makes a call that is refused, and returns once the server has replied.
+async fn refused_call(server: &Process) {
+    let mut raw = Raw::connect(server.addr).await;
+    let refused = raw
+        .call(ADD, framed(&vec![0; nodetracker_server::limits::MAX_MESSAGE_SIZE + 1]))
+        .await;
+    assert_eq!(refused.grpc, Some(8), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_refusal_is_logged_with_its_reason_and_client_and_a_flood_is_counted() {
+    const REFUSALS: usize = 50;
+    let mut server = Process::serve(&[]);
+    for _ in 0..REFUSALS {
+        refused_call(&server).await;
+    }
+    let log = server.logged("refused: ");
+    let line = log.lines().next_back().unwrap();
+    assert!(
+        line.contains(" INFO refused: A request message is too large."),
+        "{line}"
+    );
+    assert!(
+        line.contains("reason=\"message_size\" count=1 peer=127.0.0.1:"),
+        "{line}"
+    );
+    server.signal("TERM");
+    let (_, log) = server.wait().await;
+    assert!(!log.contains("refused: "), "{log}");
+
+    let mut server = Process::serve(&["--log-level", "debug"]);
+    refused_call(&server).await;
+    refused_call(&server).await;
+    let log = server.logged(" DEBUG connection{peer=127.0.0.1:");
+    assert!(log.contains(" INFO connection{"), "{log}");
+}
+
+#[tokio::test]
+async fn rust_log_counts_if_nothing_else_sets_the_level() {
+    let serve = |rust_log: &str, args: &[&str]| {
+        let mut command = nodetracker();
+        command.args(["serve", "--listen-addr", "127.0.0.1:0"]).args(args);
+        command.env("RUST_LOG", rust_log);
+        Process::spawn(command)
+    };
+    async fn log_of(server: Process) -> String {
+        let mut raw = Raw::connect(server.addr).await;
+        raw.settle().await;
+        drop(raw);
+        server.signal("TERM");
+        server.wait().await.1
+    }
+    // A level alone is for all crates.
+    let all = log_of(serve("debug", &[])).await;
+    assert!(all.contains("received frame=") || all.contains("h2"), "{all}");
+    let none = log_of(serve("off", &[])).await;
+    assert_eq!(none, "");
+    let flag = log_of(serve("off", &["--log-level", "info"])).await;
+    assert!(flag.contains("listening on"), "{flag}");
+    let bad = log_of(serve("nodetracker=loud", &[])).await;
+    assert!(
+        bad.contains(" WARN RUST_LOG: \"nodetracker=loud\" is not a filter: "),
+        "{bad}"
+    );
+    assert!(bad.contains(" INFO listening on"), "{bad}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_neither_calls_nor_the_server() {
+    for stderr_is in ["2>/dev/full", "2>&-"] {
+        let mut command = std::process::Command::new("sh");
+        let script = format!("exec \"$0\" serve --listen-addr 127.0.0.1:0 --log-level debug {stderr_is}");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_nodetracker")]);
+        let mut server = Process::spawn(command);
+        let addr = server.addr.to_string();
+        for _ in 0..3 {
+            let added = run(&["add", "node-1", "proxy-1", "proxy:1", "--addr", &addr]);
+            assert!(added.status.success(), "{}", stderr(&added));
+        }
+        server.signal("TERM");
+        assert_eq!(server.exit_code(), Some(0), "{stderr_is}");
+    }
 }
 
 #[test]

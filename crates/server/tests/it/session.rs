@@ -80,6 +80,13 @@ impl Session {
         Ok(answer.response)
     }
 
+    /// Expects the message of a tracker that is about to stop.
+    async fn told_to_go(&mut self) {
+        let answer = self.answers.message().await.unwrap().expect("a message");
+        assert_eq!(answer.sequence, 0);
+        assert!(matches!(answer.response, Some(Response::GoAway(_))), "{answer:?}");
+    }
+
     async fn ask(&mut self, request: impl Into<Option<Request>>) -> Result<Response, Status> {
         self.send(request).await;
         Ok(self.answer().await?.expect("an answer"))
@@ -983,6 +990,7 @@ async fn a_server_that_stops_tells_its_sessions() {
     session.up(&[node(1)]).await;
     let table = std::sync::Arc::clone(&server.table);
     let stopped = tokio::spawn(server.stop());
+    session.told_to_go().await;
     assert_eq!(session.ended().await.unwrap_err().code(), Code::Unavailable);
     drop(session);
     assert_eq!(stopped.await.unwrap(), Drained::Completely);
@@ -1124,6 +1132,7 @@ async fn a_thousand_sessions_end_with_the_server() {
     assert_eq!((table.stats().proxies, table.len()), (1000, 1000));
     let stopped = tokio::spawn(server.stop());
     for mut session in sessions {
+        session.told_to_go().await;
         assert_eq!(session.ended().await.unwrap_err().code(), Code::Unavailable);
     }
     assert_eq!(stopped.await.unwrap(), Drained::Completely);

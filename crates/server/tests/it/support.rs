@@ -110,6 +110,11 @@ impl Running {
         self.stop.send(()).unwrap();
         self.task.await.unwrap()
     }
+
+    /// Waits until the server ends by itself.
+    pub(crate) async fn ended(self) -> Drained {
+        self.task.await.unwrap()
+    }
 }
 
 /// Connects with tonic's own transport, which the commands do not use.

@@ -62,7 +62,7 @@ pub(crate) struct Stats {
 }
 
 impl TrackerArgs {
-    async fn admin(&self) -> Result<AdminServiceClient<Transport>, CommandError> {
+    pub(crate) async fn admin(&self) -> Result<AdminServiceClient<Transport>, CommandError> {
         let transport = self.transport().await?;
         Ok(AdminServiceClient::with_origin(transport, self.addr.origin()))
     }
@@ -351,6 +351,6 @@ fn verdict(verdict: v1::Verdict) -> &'static str {
     }
 }
 
-fn duration(duration: Option<prost_types::Duration>) -> Option<Duration> {
+pub(crate) fn duration(duration: Option<prost_types::Duration>) -> Option<Duration> {
     Duration::try_from(duration?).ok()
 }

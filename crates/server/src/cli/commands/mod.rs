@@ -1,6 +1,8 @@
-//! The commands that call a running tracker: here those of the frozen contract, in [`admin`] those for operators.
+//! The commands that call a running tracker: here those of the frozen contract, in [`admin`] and [`operate`] those for
+//! operators.
 
 pub(crate) mod admin;
+pub(crate) mod operate;
 pub(crate) mod watch;
 
 use std::io;
@@ -124,6 +126,8 @@ pub(crate) enum CommandError {
     Usage(String),
     #[error("the tracker is not serving")]
     NotServing,
+    #[error("the tracker has not closed its port within {0}")]
+    StillOpen(String),
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
     #[error("cannot write the answer: {0}")]
@@ -179,6 +183,11 @@ impl TrackerArgs {
             Ok(response) => Ok(response.into_inner()),
             Err(status) => Err(self.failed(status).await),
         }
+    }
+
+    /// Reports whether nothing listens at the tracker's address.
+    async fn is_refused(&self) -> bool {
+        timeout(self.timeout, self.addr.is_refused()).await.unwrap_or(false)
     }
 
     fn origin(&self) -> http::Uri {

@@ -28,6 +28,7 @@
 //! | | any message after the proxy was removed | superseded, FAILED_PRECONDITION | ENDED |
 //! | | no message for a keep-alive interval | DEADLINE_EXCEEDED | ENDED |
 //! | | no response for [`Limits::stream_keep_alive`](crate::Limits::stream_keep_alive) | keep-alive | OPEN |
+//! | | the tracker is about to stop | go-away, once | OPEN |
 //! | both | a message that is malformed, has too many elements, or is empty | INVALID_ARGUMENT | ENDED |
 //! | | bytes that are not a message of the contract | INTERNAL | ENDED |
 //! | | a message over the size limit | RESOURCE_EXHAUSTED | ENDED |
@@ -138,6 +139,11 @@ impl Sessions {
             hello: limits.call,
             keep_alive: limits.stream_keep_alive,
         }
+    }
+
+    /// Asks all sessions, also those that begin later, to go to another tracker within `time_left`.
+    pub(crate) fn go_away(&self, time_left: Duration) {
+        self.shared.owners.go_away(time_left);
     }
 
     /// Returns the number of proxies that have an open session.

@@ -10,12 +10,21 @@ use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use nodetracker_proto::v1::SessionSupersededReason;
 
-/// The owner of every proxy that has an open session, by the proxy's ID.
+/// The owner of every proxy that has an open session.
 #[derive(Debug, Default)]
-pub(crate) struct SessionOwners(Mutex<HashMap<Box<str>, Arc<Ownership>>>);
+pub(crate) struct SessionOwners(Mutex<Owners>);
+
+#[derive(Debug, Default)]
+struct Owners {
+    /// By the proxy's ID.
+    by_proxy: HashMap<Box<str>, Arc<Ownership>>,
+    /// Set once the tracker is about to stop: how long the sessions have left.
+    go_away: Option<Duration>,
+}
 
 /// A session's right to act for its proxy, until another session takes over.
 #[derive(Debug)]
@@ -27,8 +36,19 @@ pub(crate) struct Ownership {
 #[derive(Debug, Default)]
 struct State {
     superseded: Option<Superseded>,
-    /// Woken by the takeover.
+    /// Set from the time that the tracker is about to stop until the session has sent it.
+    go_away: Option<Duration>,
+    /// Woken by the takeover, and when the tracker is about to stop.
     waker: Option<Waker>,
+}
+
+/// What a session has to send without a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// Another session has taken over.
+    Superseded(Superseded),
+    /// The tracker serves the session for so long, and then stops.
+    GoAway(Duration),
 }
 
 /// Why a session no longer acts, and the latest incarnation of its proxy.
@@ -53,7 +73,7 @@ impl SessionOwners {
         begin: impl FnOnce() -> Result<T, E>,
     ) -> Result<(Arc<Ownership>, T), E> {
         let mut owners = lock(&self.0);
-        let previous = owners.get(proxy_id).map(Arc::clone);
+        let previous = owners.by_proxy.get(proxy_id).map(Arc::clone);
         let state = previous.as_ref().map(|previous| (previous, lock(&previous.state)));
         let begun = begin()?;
         if let Some((previous, mut state)) = state {
@@ -68,22 +88,26 @@ impl SessionOwners {
                 waker.wake();
             }
         }
+        let state = State {
+            go_away: owners.go_away,
+            ..State::default()
+        };
         let ownership = Arc::new(Ownership {
             incarnation,
-            state: Mutex::default(),
+            state: Mutex::new(state),
         });
-        owners.insert(proxy_id.into(), Arc::clone(&ownership));
+        owners.by_proxy.insert(proxy_id.into(), Arc::clone(&ownership));
         Ok((ownership, begun))
     }
 
     /// Returns the number of proxies that have an owner.
     pub(crate) fn count(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.0).by_proxy.len()
     }
 
     /// Ends an ownership. Does nothing if another session has taken over.
     pub(crate) fn release(&self, proxy_id: &str, ownership: &Arc<Ownership>) {
-        let mut owners = lock(&self.0);
+        let owners = &mut lock(&self.0).by_proxy;
         if owners
             .get(proxy_id)
             .is_some_and(|current| Arc::ptr_eq(current, ownership))
@@ -93,6 +117,22 @@ impl SessionOwners {
             if owners.len() < owners.capacity() / 4 {
                 let capacity = 2 * owners.len();
                 owners.shrink_to(capacity);
+            }
+        }
+    }
+
+    /// Asks all sessions, also those that begin later, to go to another tracker within `time_left`. Costs some
+    /// microseconds for each hundred sessions.
+    pub(crate) fn go_away(&self, time_left: Duration) {
+        let mut owners = lock(&self.0);
+        owners.go_away = Some(time_left);
+        let all: Vec<_> = owners.by_proxy.values().map(Arc::clone).collect();
+        drop(owners);
+        for ownership in all {
+            let mut state = lock(&ownership.state);
+            state.go_away = Some(time_left);
+            if let Some(waker) = state.waker.take() {
+                waker.wake();
             }
         }
     }
@@ -108,11 +148,14 @@ impl Ownership {
         }
     }
 
-    /// Waits until another session takes over.
-    pub(crate) fn poll_superseded(&self, cx: &mut Context<'_>) -> Poll<Superseded> {
+    /// Waits until another session takes over, or until the tracker is about to stop.
+    pub(crate) fn poll_notice(&self, cx: &mut Context<'_>) -> Poll<Notice> {
         let mut state = lock(&self.state);
         if let Some(superseded) = state.superseded {
-            return Poll::Ready(superseded);
+            return Poll::Ready(Notice::Superseded(superseded));
+        }
+        if let Some(time_left) = state.go_away.take() {
+            return Poll::Ready(Notice::GoAway(time_left));
         }
         if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             state.waker = Some(cx.waker().clone());
@@ -127,7 +170,6 @@ mod tests {
     use std::sync::mpsc;
     use std::task::Wake;
     use std::thread;
-    use std::time::Duration;
 
     use super::*;
 
@@ -154,7 +196,7 @@ mod tests {
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         let mut cx = Context::from_waker(&waker);
-        assert_eq!(first.poll_superseded(&mut cx), Poll::Pending);
+        assert_eq!(first.poll_notice(&mut cx), Poll::Pending);
 
         // A session that does not begin takes nothing over.
         let refused = owners.take_over("proxy", NonZeroU64::MIN, || Err::<(), _>("stale"));
@@ -173,12 +215,33 @@ mod tests {
             first.run_if_owner(|| unreachable!("it is superseded")),
             Err::<(), _>(to_second)
         );
-        assert_eq!(first.poll_superseded(&mut cx), Poll::Ready(to_second));
+        assert_eq!(first.poll_notice(&mut cx), Poll::Ready(Notice::Superseded(to_second)));
 
         let third = take_over(&owners, 2);
         let to_third = superseded(SessionSupersededReason::NewerIncarnation, 2);
-        assert_eq!(second.poll_superseded(&mut cx), Poll::Ready(to_third));
-        assert_eq!(third.poll_superseded(&mut cx), Poll::Pending);
+        assert_eq!(second.poll_notice(&mut cx), Poll::Ready(Notice::Superseded(to_third)));
+        assert_eq!(third.poll_notice(&mut cx), Poll::Pending);
+    }
+
+    #[test]
+    fn each_session_is_asked_once_to_go_away() {
+        let owners = SessionOwners::default();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        let first = take_over(&owners, 1);
+        assert_eq!(first.poll_notice(&mut cx), Poll::Pending);
+        let left = Duration::from_secs(5);
+        owners.go_away(left);
+        assert!(woken.0.load(Ordering::Relaxed));
+        assert_eq!(first.run_if_owner(|| 5), Ok(5), "the session continues");
+        // A session that begins meanwhile.
+        let second = take_over(&owners, 1);
+        for _ in 0..2 {
+            assert!(matches!(first.poll_notice(&mut cx), Poll::Ready(Notice::Superseded(_))));
+        }
+        assert_eq!(second.poll_notice(&mut cx), Poll::Ready(Notice::GoAway(left)));
+        assert_eq!(second.poll_notice(&mut cx), Poll::Pending);
     }
 
     #[test]
@@ -187,10 +250,10 @@ mod tests {
         let first = take_over(&owners, 1);
         let second = take_over(&owners, 1);
         owners.release("proxy", &first);
-        assert_eq!(lock(&owners.0).len(), 1, "another session owns the proxy");
+        assert_eq!(lock(&owners.0).by_proxy.len(), 1, "another session owns the proxy");
         owners.release("proxy", &second);
         owners.release("proxy", &second);
-        assert_eq!(lock(&owners.0).len(), 0);
+        assert_eq!(lock(&owners.0).by_proxy.len(), 0);
     }
 
     #[test]
@@ -204,7 +267,7 @@ mod tests {
             .collect();
         for (left, (name, ownership)) in names.iter().zip(&taken).enumerate().rev() {
             owners.release(name, ownership);
-            let owners = lock(&owners.0);
+            let owners = &lock(&owners.0).by_proxy;
             assert_eq!(owners.len(), left);
             assert!(owners.capacity() <= 4 * left + 4, "{} for {left}", owners.capacity());
         }

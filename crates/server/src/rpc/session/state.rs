@@ -10,6 +10,7 @@ use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::v1::{self, SessionRefusal, SessionSupersededReason};
 use tonic::Status;
+use tracing::debug;
 
 use crate::auth::Caller;
 use crate::convert::{parse, status};
@@ -17,7 +18,7 @@ use crate::limits::{MAX_MESSAGE_SIZE, MAX_SESSION_HANDLES, MAX_SESSION_NODES};
 use crate::refusal::{Reason, Refusals};
 use crate::rpc::session::Shared;
 use crate::rpc::session::message::{self, Scratch, with_scratch};
-use crate::rpc::session::owner::{Ownership, Superseded};
+use crate::rpc::session::owner::{Notice, Ownership, Superseded};
 
 /// The response to a request, and whether the session continues.
 #[derive(Debug)]
@@ -84,18 +85,24 @@ impl Session {
         &self.shared.refusals
     }
 
+    /// Logs why the session ends early.
+    pub(crate) fn log_failure(&self, status: &Status) {
+        let proxy = self.open.as_ref().map(|open| open.details.proxy_id.as_str());
+        debug!(proxy, code = ?status.code(), error = status.message(), "a session failed");
+    }
+
     /// Returns how long the client may be silent from now on, once it has said hello.
     pub(crate) fn idle_timeout(&self) -> Option<Duration> {
         self.open.as_ref().map(|_| self.shared.table.keep_alive())
     }
 
-    /// Waits until another session takes over.
-    pub(crate) fn poll_superseded(&self, cx: &mut Context<'_>) -> Poll<Step> {
+    /// Waits until another session takes over, or until the tracker is about to stop.
+    pub(crate) fn poll_notice(&self, cx: &mut Context<'_>) -> Poll<Step> {
         match &self.open {
-            Some(open) => open
-                .ownership
-                .poll_superseded(cx)
-                .map(|superseded| end_superseded(0, superseded)),
+            Some(open) => open.ownership.poll_notice(cx).map(|notice| match notice {
+                Notice::Superseded(superseded) => end_superseded(0, superseded),
+                Notice::GoAway(time_left) => Step::Continue(response(0, go_away(time_left))),
+            }),
             None => Poll::Pending,
         }
     }
@@ -143,6 +150,12 @@ impl Session {
                 idle_timeout: to_wire(shared.table.keep_alive()),
             }),
         };
+        debug!(
+            proxy = proxy.id,
+            incarnation,
+            resumed = begun.is_resumed,
+            "a session begins"
+        );
         self.open = Some(Open {
             details: hello.proxy.unwrap_or_default(),
             incarnation,
@@ -157,6 +170,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(open) = &self.open {
+            debug!(proxy = open.details.proxy_id, "a session is over");
             self.shared.owners.release(&open.details.proxy_id, &open.ownership);
         }
     }
@@ -286,6 +300,12 @@ fn end_superseded(sequence: u64, Superseded { reason, latest }: Superseded) -> S
         latest_incarnation: latest.get(),
     });
     Step::End(response(sequence, superseded), Err(Status::failed_precondition(why)))
+}
+
+fn go_away(time_left: Duration) -> Response {
+    Response::GoAway(v1::SessionGoAway {
+        time_left: to_wire(time_left),
+    })
 }
 
 fn superseded_by(StaleIncarnation { latest, is_over, .. }: StaleIncarnation) -> Superseded {

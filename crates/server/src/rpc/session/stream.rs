@@ -84,7 +84,8 @@ impl SessionStream {
 
     /// Waits for the next step, or for the end of the stream.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Step>, Status>> {
-        if let Poll::Ready(step) = self.session.poll_superseded(cx) {
+        if let Poll::Ready(step) = self.session.poll_notice(cx) {
+            self.has_sent(Instant::now());
             return Poll::Ready(Ok(Some(step)));
         }
         if let Some((_, turn)) = &mut self.waiting {
@@ -194,6 +195,7 @@ impl Stream for SessionStream {
         match step {
             Ok(Some(Step::Continue(response))) => Poll::Ready(Some(Ok(response))),
             Ok(Some(Step::End(response, end))) => {
+                let end = end.inspect_err(|status| self.session.log_failure(status));
                 self.progress = end.err().map_or(Progress::Ended, Progress::Ending);
                 Poll::Ready(Some(Ok(response)))
             }
@@ -202,6 +204,7 @@ impl Stream for SessionStream {
                 Poll::Ready(None)
             }
             Err(status) => {
+                self.session.log_failure(&status);
                 self.progress = Progress::Ended;
                 Poll::Ready(Some(Err(status)))
             }
@@ -253,6 +256,12 @@ mod tests {
     }
 
     fn session_with(turns: Turns) -> (UnboundedSender<Bytes>, SessionStream) {
+        let (_, client, stream) = session_of(turns);
+        (client, stream)
+    }
+
+    /// A session, its client's side, and its service.
+    fn session_of(turns: Turns) -> (Sessions, UnboundedSender<Bytes>, SessionStream) {
         let table = RouteTable::builder()
             .keep_alive(KEEP_ALIVE)
             .build()
@@ -260,10 +269,8 @@ mod tests {
         let sessions = Sessions::new(Arc::new(table), InstanceId::draw(), Arc::default(), &Limits::default());
         let (client, requests) = unbounded_channel();
         let requests = Streaming::new_request(Raw, Requests(requests), None, None);
-        (
-            client,
-            sessions.session(requests, Arc::new(Caller::unrestricted()), turns),
-        )
+        let stream = sessions.session(requests, Arc::new(Caller::unrestricted()), turns);
+        (sessions, client, stream)
     }
 
     fn request(request: Request) -> Bytes {
@@ -314,6 +321,26 @@ mod tests {
         advance(2 * KEEP_ALIVE).await;
         let ended = stream.next().await.expect("a status");
         assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_asked_once_to_go_away_and_continues() {
+        let (sessions, client, mut stream) = session_of(Turns::of_one_client(Arc::default()));
+        let left = Duration::from_secs(5);
+        let go_away = Response::GoAway(v1::SessionGoAway {
+            time_left: left.try_into().ok(),
+        });
+        sessions.go_away(left);
+        // Before the hello, the client has no session.
+        assert_eq!(poll(&mut stream), Poll::Pending);
+        client.send(hello()).unwrap();
+        assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Welcome(_))))));
+        assert_eq!(poll(&mut stream), Poll::Ready(Ok(Some(go_away))));
+        assert_eq!(poll(&mut stream), Poll::Pending);
+        client
+            .send(request(Request::Heartbeat(v1::SessionHeartbeat::default())))
+            .unwrap();
+        assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Ack(_))))));
     }
 
     #[tokio::test(start_paused = true)]

@@ -114,6 +114,7 @@ mod tests {
     use crate::memory::MemoryBudget;
     use crate::rpc::instance_id::InstanceId;
     use crate::rpc::methods::methods;
+    use crate::rpc::shutdown::DrainRequest;
     use crate::rpc::watch::Watches;
     use crate::server::diag::Readiness;
     use crate::tls::Certificates;
@@ -192,7 +193,16 @@ mod tests {
         let instance_id = InstanceId::draw();
         let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
         let memory = MemoryBudget::new(1 << 20, Arc::default());
-        let (methods, _, statistics) = methods(&table, &watches, instance_id, &memory, Some(Arc::default()), &limits);
+        let drain = DrainRequest::new(Duration::ZERO, limits.drain);
+        let (methods, _, statistics) = methods(
+            &table,
+            &watches,
+            instance_id,
+            &memory,
+            Some(Arc::default()),
+            &limits,
+            &drain,
+        );
         let sources = Sources {
             statistics,
             counters: (0..3).map(|_| CallCounters::new(&methods)).collect(),

@@ -1,0 +1,107 @@
+//! The files in `ops/`: they parse, agree with the server's limits, and are what `docs/deployment.md` says.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use nodetracker_server::{Config, Limits};
+use serde_json::Value;
+
+use crate::support::{config_file, stderr, stdout};
+
+fn ops(file: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("ops").join(file)
+}
+
+fn deployment() -> String {
+    fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/deployment.md")).unwrap()
+}
+
+/// The objects of the Kubernetes manifest.
+fn manifest() -> Vec<Value> {
+    let text = fs::read_to_string(ops("kubernetes.yaml")).unwrap();
+    serde_saphyr::from_multiple(&text).unwrap()
+}
+
+fn object<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let mut of_kind = objects.iter().filter(|object| object["kind"] == kind);
+    let found = of_kind.next().unwrap_or_else(|| panic!("no {kind}"));
+    assert!(of_kind.next().is_none(), "two objects {kind}");
+    found
+}
+
+#[test]
+fn the_manifest_gives_the_tracker_time_to_stop() {
+    let objects = manifest();
+    let config = object(&objects, "ConfigMap")["data"]["nodetracker.yaml"]
+        .as_str()
+        .unwrap();
+    let (_folder, file) = config_file(config);
+    let config = Config::read(&file).unwrap();
+    let pod = &object(&objects, "StatefulSet")["spec"]["template"]["spec"];
+    let grace = Duration::from_secs(pod["terminationGracePeriodSeconds"].as_u64().unwrap());
+    let needed = config.shutdown_delay.value + Limits::default().drain;
+    assert!(
+        grace > needed + Duration::from_secs(5),
+        "{grace:?} is not enough for {needed:?}"
+    );
+
+    let tracker = &pod["containers"][0];
+    let port = config
+        .listen_addr
+        .value
+        .rsplit_once(':')
+        .unwrap()
+        .1
+        .parse::<u64>()
+        .unwrap();
+    assert_eq!(tracker["ports"][0]["containerPort"], port);
+    for probe in ["startupProbe", "readinessProbe"] {
+        assert_eq!(tracker[probe]["grpc"]["port"], port, "{probe}");
+    }
+    // The readiness changes before the port closes.
+    let ready = &tracker["readinessProbe"];
+    let noticed = ready["periodSeconds"].as_u64().unwrap() * ready["failureThreshold"].as_u64().unwrap();
+    assert!(Duration::from_secs(noticed) < config.shutdown_delay.value);
+    assert_eq!(tracker["securityContext"]["readOnlyRootFilesystem"], true);
+}
+
+#[test]
+fn the_objects_of_the_manifest_select_the_same_pods() {
+    let objects = manifest();
+    let set = object(&objects, "StatefulSet");
+    let labels = &set["spec"]["template"]["metadata"]["labels"];
+    assert!(labels.is_object());
+    assert_eq!(&set["spec"]["selector"]["matchLabels"], labels);
+    assert_eq!(&object(&objects, "Service")["spec"]["selector"], labels);
+    let budget = object(&objects, "PodDisruptionBudget");
+    assert_eq!(&budget["spec"]["selector"]["matchLabels"], labels);
+    assert_eq!(
+        set["spec"]["serviceName"],
+        object(&objects, "Service")["metadata"]["name"]
+    );
+}
+
+#[test]
+fn the_units_pass_systemds_checks_as_documented() {
+    let checked = Command::new(ops("check-units"))
+        .arg(env!("CARGO_BIN_EXE_nodetracker"))
+        .output()
+        .unwrap();
+    if checked.status.code() == Some(2) {
+        return eprintln!("SKIPPED: {}", stderr(&checked));
+    }
+    assert!(checked.status.success(), "{}", stderr(&checked));
+    // Other versions of systemd count other things.
+    let printed = stdout(&checked);
+    let version = |text: &str| {
+        text.split_once("# systemd ")
+            .map(|(_, rest)| rest.lines().next().unwrap().to_owned())
+    };
+    let documented = deployment();
+    match version(&documented) == version(&printed) {
+        true => assert!(documented.contains(&printed), "docs/deployment.md lacks:\n{printed}"),
+        false => eprintln!("SKIPPED: docs/deployment.md is about another version of systemd"),
+    }
+}
