@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
+use client::cpu::cpu;
 use client::{Failure, PIPELINE, Server, Session, all, node, node_ids, proxy};
 use raw::Raw;
 
@@ -72,20 +73,6 @@ async fn connect(server: &Server) -> Result<Channel, Failure> {
     Ok(Endpoint::from_shared(format!("http://{}", server.addr))?
         .connect()
         .await?)
-}
-
-/// The CPU time that a process and the kernel on its behalf have used, to a hundredth of a second.
-fn cpu(process: u32) -> Result<Duration, Failure> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The command's name may have blanks; utime and stime are the 14th and 15th field, and the name is the second.
-    let (_, after_name) = stat.rsplit_once(')').ok_or("an unknown format of stat")?;
-    let ticks: u64 = after_name
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(str::parse::<u64>)
-        .sum::<Result<_, _>>()?;
-    Ok(Duration::from_millis(10 * ticks))
 }
 
 /// What one way of refreshing routes, or of looking them up, cost.

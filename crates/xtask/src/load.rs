@@ -45,13 +45,16 @@ pub(crate) fn run(sh: &Shell, parts: Vec<LoadPart>) -> Outcome {
             LoadPart::Tour => format!("```console\n{measured}\n```"),
             _ => format!("```text\n{measured}\n```"),
         };
-        let text = replaced(&sh.read_file(README)?, &name, &section);
-        sh.write_file(
-            README,
-            text.ok_or_else(|| format!("{README}: the marks around {name:?} are gone"))?,
-        )?;
+        write_section(sh, README, "load", &name, &section)?;
     }
     Ok(())
+}
+
+/// Replaces a section of a file, which `cargo xtask TASK` writes.
+pub(crate) fn write_section(sh: &Shell, file: &str, task: &str, name: &str, section: &str) -> Outcome {
+    let text = replaced(&sh.read_file(file)?, task, name, section);
+    let text = text.ok_or_else(|| format!("{file}: the marks around {name:?} are gone"))?;
+    Ok(sh.write_file(file, text)?)
 }
 
 fn measure(sh: &Shell, part: LoadPart) -> xshell::Result<String> {
@@ -77,8 +80,8 @@ fn measure(sh: &Shell, part: LoadPart) -> xshell::Result<String> {
 }
 
 /// Replaces the text between the marks of a section.
-fn replaced(text: &str, name: &str, section: &str) -> Option<String> {
-    let begin = format!("<!-- {name}: written by cargo xtask load, do not edit -->\n");
+fn replaced(text: &str, task: &str, name: &str, section: &str) -> Option<String> {
+    let begin = format!("<!-- {name}: written by cargo xtask {task}, do not edit -->\n");
     let end = format!("<!-- end of {name} -->");
     let (before, rest) = text.split_once(&begin)?;
     let (_, after) = rest.split_once(&end)?;
@@ -92,7 +95,7 @@ mod tests {
     #[test]
     fn a_section_is_replaced_between_its_marks() {
         let text = "a\n<!-- tour: written by cargo xtask load, do not edit -->\n\nold\n\n<!-- end of tour -->\nb\n";
-        assert_eq!(replaced(text, "tour", "new"), Some(text.replace("old", "new")));
-        assert_eq!(replaced(text, "redis", "new"), None);
+        assert_eq!(replaced(text, "load", "tour", "new"), Some(text.replace("old", "new")));
+        assert_eq!(replaced(text, "load", "redis", "new"), None);
     }
 }

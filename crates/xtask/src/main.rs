@@ -1,6 +1,7 @@
 //! `cargo xtask`: one name for each command that checks or measures this repository.
 
 mod bench;
+mod deployment;
 mod load;
 mod record;
 mod sanitizers;
@@ -90,6 +91,12 @@ enum Task {
         /// All if none is named
         parts: Vec<LoadPart>,
     },
+    /// Measure the memory and the CPU that a tracker needs, and write them into crates/server/docs/deployment.md
+    ///
+    /// Needs a machine that does nothing else, and 2 GB of memory. Arguments go to the program, such as `--seconds 2`.
+    Capacity(Rest),
+    /// Check the units of systemd, and write their exposure into crates/server/docs/deployment.md
+    Units,
     /// Build the server with a profile of its work: target/pgo/nodetracker (crates/server/load/pgo)
     Pgo,
     /// Print the first session of the README (crates/server/docs/transcript.sh)
@@ -145,6 +152,8 @@ fn run(task: Task) -> Outcome {
         Task::Bench { name, rest, .. } => bench::run(&sh, &name, &rest.args)?,
         Task::Record { parts } => record::run(&sh, all_if_none(parts))?,
         Task::Load { parts } => load::run(&sh, all_if_none(parts))?,
+        Task::Capacity(Rest { args }) => deployment::capacity(&sh, &args)?,
+        Task::Units => deployment::units(&sh)?,
         Task::Pgo => cmd!(sh, "crates/server/load/pgo").run()?,
         Task::Transcript => {
             cmd!(sh, "cargo build --release --quiet --locked").run()?;

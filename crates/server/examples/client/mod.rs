@@ -1,6 +1,7 @@
 //! Code that the examples with a server under load share: the server's process, nodes and proxies by number, sessions.
 
 pub(crate) mod attackers;
+pub(crate) mod cpu;
 pub(crate) mod memory;
 pub(crate) mod neighbour;
 pub(crate) mod role;
@@ -11,6 +12,7 @@ use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
@@ -18,6 +20,7 @@ use nodetracker_proto::v1::session_service_client::SessionServiceClient;
 use nodetracker_proto::v1::{self, SessionRefusal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -231,6 +234,30 @@ impl Session {
         for _ in 0..waiting {
             self.acked().await?;
         }
+        Ok(())
+    }
+
+    /// Refreshes `rate` routes a second for a while, in some ten messages a second, or more if the messages are full.
+    pub(crate) async fn beat_at(&mut self, rate: f64, time: Duration) -> Result<(), Failure> {
+        let size = 8 * (rate / 10.0).clamp(1.0, self.limits.max_handles.into()) as usize;
+        let messages: Vec<v1::SessionHeartbeat> = self
+            .handles
+            .chunks(size)
+            .map(|handles| v1::SessionHeartbeat {
+                handles: handles.to_vec().into(),
+            })
+            .collect();
+        let begin = Instant::now();
+        let (mut due, mut sent) = (Duration::ZERO, messages.iter().cycle());
+        while due < time
+            && let Some(message) = sent.next()
+        {
+            sleep_until(begin + due).await;
+            self.send(Request::Heartbeat(message.clone())).await?;
+            self.acked().await?;
+            due += Duration::from_secs_f64(message.handles.len() as f64 / 8.0 / rate);
+        }
+        sleep_until(begin + time).await;
         Ok(())
     }
 

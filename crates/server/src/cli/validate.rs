@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::cli::commands::CommandError;
 use crate::cli::{FAILURE, USAGE, exit_code, fail, print};
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::log::{self, LogFormat};
 use crate::tls::Certificates;
 

@@ -1,0 +1,29 @@
+//! What crates/server/docs/deployment.md shows: the capacity of a tracker, and the exposure of its unit.
+
+use xshell::{Shell, cmd};
+
+use crate::load::write_section;
+use crate::{Outcome, target};
+
+const DEPLOYMENT: &str = "crates/server/docs/deployment.md";
+
+/// Measures the capacity. `args` go to the program that measures.
+pub(crate) fn capacity(sh: &Shell, args: &[String]) -> Outcome {
+    cmd!(
+        sh,
+        "cargo build --release --quiet --locked -p nodetracker-server --bin nodetracker --example capacity"
+    )
+    .run()?;
+    let release = target().join("release");
+    let (program, server) = (release.join("examples/capacity"), release.join("nodetracker"));
+    let measured = cmd!(sh, "{program} --server {server} {args...}").read()?;
+    println!("{measured}");
+    write_section(sh, DEPLOYMENT, "capacity", "capacity", &measured)
+}
+
+/// Checks the units.
+pub(crate) fn units(sh: &Shell) -> Outcome {
+    let checked = cmd!(sh, "crates/server/ops/check-units").read()?;
+    println!("{checked}");
+    write_section(sh, DEPLOYMENT, "units", "units", &format!("```console\n{checked}\n```"))
+}
