@@ -18,7 +18,7 @@ fn serve(data_dir: &Path, interval: &str) -> Process {
         data_dir.to_str().unwrap(),
         "--snapshot-interval",
         interval,
-        "--log-filter",
+        "--log-level",
         "nodetracker=debug",
     ])
 }
