@@ -97,7 +97,7 @@ pub const TURN_WORK: usize = 5_000;
 /// As [`TURN_WORK`], while tasks of the worker wait for a turn, and for a turn that was granted.
 pub const SHORT_TURN_WORK: usize = 2_000;
 
-/// As [`TURN_WORK`], once a pass of the worker has done its work: ten calls. So clients with few calls in flight never
+/// As [`TURN_WORK`], once a pass of the worker has done [`SMALL_WORK_PER_PASS`]: ten calls. So clients with few calls in flight never
 /// wait for clients with many.
 pub const LEAST_TURN_WORK: usize = 250;
 
@@ -112,6 +112,10 @@ pub const TLS_CONNECTION_WORK: usize = 5_000;
 
 /// The work that one pass of a worker grants to the tasks that wait for a turn: half a millisecond.
 pub const WORK_PER_PASS: usize = 5_000;
+
+/// The work of small calls after which one pass of a worker leaves only [`LEAST_TURN_WORK`] to each connection. Some ten
+/// connections with many calls in flight stay below: to divide their calls would cost a tenth of their CPU.
+pub const SMALL_WORK_PER_PASS: usize = 4 * WORK_PER_PASS;
 
 /// The work of one turn of a batch or of a page: 50 microseconds.
 pub const WORK_PER_PART: usize = 500;

@@ -7,7 +7,7 @@
 //! queue, and the next passes grant the turns in order. If a connection has few small calls, these calls never wait.
 //!
 //! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass has
-//! done its work, each further connection may do only [`LEAST_TURN_WORK`], and waits for a turn with the rest. So a
+//! done [`SMALL_WORK_PER_PASS`], each further connection may do only [`LEAST_TURN_WORK`], and waits for a turn with the rest. So a
 //! thousand connections with many small calls do not delay a connection with one call. A new connection waits for a
 //! turn, too.
 //!
@@ -31,8 +31,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::yield_now;
 
 use crate::limits::{
-    LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, TURN_WORK, WORK_PER_PART,
-    WORK_PER_PASS,
+    LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, SMALL_WORK_PER_PASS, TURN_WORK,
+    WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::quota::ClientKey;
 
@@ -56,10 +56,10 @@ impl Default for WorkerTurns {
 /// The current pass.
 #[derive(Debug, Default)]
 struct Pass {
-    /// The work that was done or granted since the last pass began that a task has waited for.
+    /// The work that was done or granted since the last pass began that [`WorkerTurns::grant`] has noticed.
     spent: usize,
     waiting: Queue,
-    /// Whether a task grants the turns.
+    /// Whether a task begins the passes and grants the turns.
     is_granting: bool,
 }
 
@@ -122,14 +122,14 @@ impl WorkerTurns {
         granted
     }
 
-    /// Grants turns, pass by pass, until a pass begins in which no task waits.
+    /// Begins each pass, and grants its turns, until no task waits and the last pass was short.
     async fn grant(self: Arc<Self>) {
         loop {
             // The runtime polls the sockets and runs the tasks that are ready, then this task.
             yield_now().await;
             let mut pass = self.lock();
-            pass.spent = 0;
-            if pass.waiting.is_empty() {
+            let is_busy = mem::take(&mut pass.spent) >= WORK_PER_PASS;
+            if pass.waiting.is_empty() && !is_busy {
                 pass.is_granting = false;
                 return;
             }
@@ -214,9 +214,9 @@ impl Turns {
         let pass = self.worker.lock();
         let work = match is_granted {
             true => SHORT_TURN_WORK,
-            false if pass.spent >= WORK_PER_PASS => LEAST_TURN_WORK,
-            false if pass.is_granting => SHORT_TURN_WORK,
-            false => TURN_WORK,
+            false if pass.spent >= SMALL_WORK_PER_PASS => LEAST_TURN_WORK,
+            false if pass.waiting.is_empty() => TURN_WORK,
+            false => SHORT_TURN_WORK,
         };
         SmallCalls {
             work,
@@ -230,8 +230,14 @@ impl Turns {
 
     /// Counts the work of a turn for small calls. The pass has counted the work of a granted turn before.
     pub(crate) fn end(&self, turn: &SmallCalls, work: usize) {
-        if !turn.is_granted {
-            self.worker.lock().spent += work;
+        if turn.is_granted {
+            return;
+        }
+        let mut pass = self.worker.lock();
+        pass.spent += work;
+        // Otherwise the work of many short passes would look like the work of one.
+        if pass.spent >= WORK_PER_PASS && !mem::replace(&mut pass.is_granting, true) {
+            tokio::spawn(Arc::clone(&self.worker).grant());
         }
     }
 }
@@ -367,7 +373,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_pass_that_has_done_its_work_leaves_a_few_calls_to_each_connection() {
         let worker = Arc::<WorkerTurns>::default();
-        let connections: Vec<_> = (0..10).map(|_| Turns::of_one_client(Arc::clone(&worker))).collect();
+        let connections: Vec<_> = (0..20).map(|_| Turns::of_one_client(Arc::clone(&worker))).collect();
         let works: Vec<_> = connections
             .iter()
             .map(|connection| {
@@ -376,8 +382,9 @@ pub(crate) mod tests {
                 turn.work
             })
             .collect();
-        assert_eq!(works[..2], [TURN_WORK; 2]);
-        assert_eq!(works[2..], [LEAST_TURN_WORK; 8]);
+        let most = SMALL_WORK_PER_PASS / (TURN_WORK / 2);
+        assert_eq!(works[..most], vec![TURN_WORK; most]);
+        assert_eq!(works[most..], vec![LEAST_TURN_WORK; works.len() - most]);
 
         // A connection waits. Then the next pass begins, with its turn.
         let waits = connections[9].next();
@@ -387,9 +394,22 @@ pub(crate) mod tests {
         let turn = connections[9].small_calls(true);
         connections[9].end(&turn, turn.work);
         assert_eq!(worker.lock().spent, SHORT_TURN_WORK, "the work was counted twice");
-        assert_eq!(connections[0].small_calls(false).work, SHORT_TURN_WORK);
-        yield_now().await;
         assert_eq!(connections[0].small_calls(false).work, TURN_WORK);
+    }
+
+    #[tokio::test]
+    async fn the_work_of_short_passes_does_not_add_up() {
+        let worker = Arc::<WorkerTurns>::default();
+        let connection = Turns::of_one_client(Arc::clone(&worker));
+        for _ in 0..10 {
+            let turn = connection.small_calls(false);
+            assert_eq!(turn.work, TURN_WORK);
+            connection.end(&turn, SMALL_WORK_PER_PASS / 2);
+            yield_now().await;
+        }
+        yield_now().await;
+        yield_now().await;
+        assert!(!worker.lock().is_granting);
     }
 
     #[tokio::test]
