@@ -74,7 +74,7 @@ enum Way {
     Calls(u32),
 }
 
-/// Starts a server with room for so many routes, of which one address may report all.
+/// Starts a server whose table can hold `routes` routes. One address may report all of them.
 fn start(command: &Path, routes: u32) -> Result<Server, Failure> {
     let max_routes = routes.max(1_000).to_string();
     Server::start(

@@ -293,7 +293,7 @@ async fn readiness_follows_the_server() {
     assert_eq!((ready.status, ready.body.as_str()), (200, "{\"ready\":true}\n"));
     assert_eq!(server.metrics().await.value("nodetracker_ready"), 1.0);
 
-    // Calls are served during the delay, but load balancers are told to go elsewhere.
+    // During the delay, the server serves calls, and the readiness asks load balancers to use another server.
     server.stop.send(()).unwrap();
     let stopping = loop {
         let page = get(diag, "/readyz").await;
