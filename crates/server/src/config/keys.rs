@@ -54,12 +54,10 @@ pub(crate) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
-/// Stores a value, if it could be parsed.
-fn store<T>(setting: &mut Setting<T>, value: Result<T, String>, origin: &Origin) -> Result<(), String> {
-    *setting = Setting {
-        value: value?,
-        origin: origin.clone(),
-    };
+/// Stores a value, if it could be parsed, in a setting or in an optional setting.
+fn store<T, S: From<Setting<T>>>(setting: &mut S, value: Result<T, String>, origin: &Origin) -> Result<(), String> {
+    let origin = origin.clone();
+    *setting = Setting { value: value?, origin }.into();
     Ok(())
 }
 
@@ -108,13 +106,7 @@ pub(crate) static KEYS: &[Key] = &[
         value_name: "NUMBER",
         help: "The most routes of each proxy [default: half of the most routes]",
         default: "",
-        set: |config, text, origin| {
-            config.max_routes_per_proxy = Some(Setting {
-                value: values::routes(text)?,
-                origin: origin.clone(),
-            });
-            Ok(())
-        },
+        set: |config, text, origin| store(&mut config.max_routes_per_proxy, values::routes(text), origin),
     },
     Key {
         name: "expiry_brake_percent",
@@ -148,13 +140,7 @@ pub(crate) static KEYS: &[Key] = &[
         value_name: "DIR",
         help: "Write snapshots of the routes to this folder, and load the last at the start [default: no snapshots]",
         default: "",
-        set: |config, text, origin| {
-            config.data_dir = Some(Setting {
-                value: values::path(text, origin)?,
-                origin: origin.clone(),
-            });
-            Ok(())
-        },
+        set: |config, text, origin| store(&mut config.data_dir, values::path(text, origin), origin),
     },
     Key {
         name: "snapshot_interval",
@@ -215,13 +201,7 @@ pub(crate) static KEYS: &[Key] = &[
         value_name: "FILE",
         help: "PEM file with the authorities that certify clients [default: none]",
         default: "",
-        set: |config, text, origin| {
-            config.client_ca_file = Some(Setting {
-                value: values::path(text, origin)?,
-                origin: origin.clone(),
-            });
-            Ok(())
-        },
+        set: |config, text, origin| store(&mut config.client_ca_file, values::path(text, origin), origin),
     },
     Key {
         name: "client_auth",
@@ -242,13 +222,7 @@ pub(crate) static KEYS: &[Key] = &[
         value_name: "ADDR",
         help: "Where to serve /healthz, /readyz and /metrics, HOST:PORT, without authentication [default: nowhere]",
         default: "",
-        set: |config, text, origin| {
-            config.diag_addr = Some(Setting {
-                value: values::listen_addr(text)?,
-                origin: origin.clone(),
-            });
-            Ok(())
-        },
+        set: |config, text, origin| store(&mut config.diag_addr, values::listen_addr(text), origin),
     },
     Key {
         name: "log_format",
