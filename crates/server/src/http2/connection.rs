@@ -309,7 +309,7 @@ fn builder() -> h2::server::Builder {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io;
     use std::pin::Pin;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -386,7 +386,7 @@ mod tests {
     }
 
     /// Returns the context of a connection, which drains when the sender is dropped.
-    fn context(methods: MethodTable, limits: Limits) -> (watch::Sender<bool>, ConnectionContext) {
+    pub(crate) fn context(methods: MethodTable, limits: Limits) -> (watch::Sender<bool>, ConnectionContext) {
         let (draining, watched) = watch::channel(false);
         let counters = CallCounters::new(&methods);
         let context = ConnectionContext {

@@ -209,17 +209,15 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use tokio::sync::{Semaphore, watch};
+    use tokio::sync::Semaphore;
     use tokio::time::timeout;
 
     use super::*;
     use crate::auth::Access;
-    use crate::grpc::call_counters::CallCounters;
     use crate::grpc::handler::Handler;
     use crate::grpc::method::{Method, MethodTable};
-    use crate::grpc::router::Router;
+    use crate::http2::connection::tests::context;
     use crate::limits::{Limits, MAX_MESSAGE_SIZE};
-    use crate::memory::MemoryBudget;
 
     /// Opens a connection to a worker, and makes a call.
     async fn call(workers: &mut Workers) -> h2::client::ResponseFuture {
@@ -260,18 +258,8 @@ mod tests {
             Access::Everyone,
             stuck,
         )]);
-        let limits = Limits::default();
-        let (_draining, watched) = watch::channel(false);
-        let mut workers = Workers::start(&ConnectionContext {
-            counters: CallCounters::new(&methods),
-            router: Router::new(methods, limits.call),
-            tls: None,
-            limits,
-            draining: watched,
-            memory: MemoryBudget::new(1 << 30, Arc::default()),
-            turns: Arc::default(),
-        })
-        .unwrap();
+        let (_draining, context) = context(methods, Limits::default());
+        let mut workers = Workers::start(&context).unwrap();
         let liveness = workers.liveness();
         liveness.check().await;
 
