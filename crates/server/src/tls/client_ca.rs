@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use nodetracker_tls::pem;
 use rustls::Error;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -11,7 +12,6 @@ use rustls::server::danger::ClientCertVerifier;
 
 use crate::auth::Caller;
 use crate::config::{ClientAuth, ClientIdentity};
-use crate::tls::pem;
 
 /// The authorities of one file, and how clients are named.
 #[derive(Debug)]

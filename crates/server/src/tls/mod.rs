@@ -1,4 +1,4 @@
-//! TLS from PEM files: the server's certificates, the authorities that certify clients, and the commands' side.
+//! The server's side of TLS: the server's certificates, the authorities that certify clients.
 //!
 //! | file | contents |
 //! | --- | --- |
@@ -7,23 +7,13 @@
 //! | [`client_ca`] | the authorities that certify clients |
 //! | [`peer`] | the client of one connection, and the end of the server's trust in it |
 //! | [`watch_files`] | the files are read again when they change |
-//! | [`dates`] | when certificates are valid |
-//! | [`pem`] | keys and certificates from PEM |
-//! | [`client`] | the commands' side |
 
 mod choice;
-mod client;
 mod client_ca;
-mod dates;
 mod peer;
-mod pem;
 mod server;
 mod watch_files;
 
-pub(crate) use client::{ClientFiles, client_config};
 pub(crate) use peer::{Handshake, Peer};
 pub use server::Certificates;
 pub(crate) use watch_files::{FileWatch, INTERVAL};
-
-/// The protocol that a TLS client must ask for, HTTP/2.
-const ALPN: &[u8] = b"h2";

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nodetracker_tls::dates::Dates;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{Error, ServerConfig};
 use tokio::sync::watch::Receiver;
@@ -14,7 +15,6 @@ use tokio::sync::watch::Receiver;
 use crate::auth::Caller;
 use crate::limits::VERIFY_WORK;
 use crate::tls::client_ca::ClientCa;
-use crate::tls::dates::Dates;
 use crate::tls::server::{Certificates, Loaded};
 use crate::turns::Turns;
 

@@ -3,22 +3,24 @@
 //! All files are loaded together. A load that succeeds replaces everything at once, with a new [`ServerConfig`]: so no
 //! TLS session outlives the authorities that have verified it. A load that fails changes nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use nodetracker_tls::dates::Dates;
+use nodetracker_tls::{ALPN, dates, pem};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, ServerConfig};
 use tokio::sync::watch;
+use tracing::{info, warn};
 
 use crate::config::{ClientAuth, ClientIdentity, Config, ConfigError, Keypair, Setting};
 use crate::tls::choice::Choice;
 use crate::tls::client_ca::ClientCa;
 use crate::tls::watch_files::Fingerprints;
-use crate::tls::{ALPN, dates, pem};
 
 /// The certificates that a running server presents, and the authorities that certify its clients. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -234,11 +236,28 @@ impl Loaded {
     /// Logs until when each file's certificates are valid, and warns of those that clients or the server refuse now.
     fn log_dates(&self, sources: &Sources) {
         for (file, key) in &self.chains {
-            dates::log(file, &key.cert);
+            log_dates(file, &key.cert);
         }
         if let Some((file, ca)) = sources.client_ca_file.as_ref().zip(self.client_ca.as_ref()) {
-            dates::log(&file.value, ca.authorities());
+            log_dates(&file.value, ca.authorities());
         }
+    }
+}
+
+/// Logs until when the certificates of a file are valid. Warns if one is not valid now.
+fn log_dates(file: &Path, chain: &[CertificateDer<'_>]) {
+    let now = UnixTime::now();
+    if let Some(problem) = dates::problem(file, chain, now) {
+        return warn!("{problem}");
+    }
+    let dates = chain.iter().filter_map(|certificate| Dates::of(certificate));
+    if let Some(first) = dates.min_by_key(|dates| dates.until.as_secs()) {
+        let days = first.left(now).as_secs() / (24 * 3600);
+        info!(
+            "{}: valid for {days} days, until {}",
+            file.display(),
+            dates::rfc3339(first.until)
+        );
     }
 }
 

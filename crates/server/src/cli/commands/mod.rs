@@ -17,6 +17,7 @@ use nodetracker_proto::api::node_tracker_service_client::NodeTrackerServiceClien
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::route_service_client::RouteServiceClient;
+use nodetracker_tls::client::{ClientFile, ClientFiles, client_config};
 use rustls::ClientConfig;
 use serde::Serialize;
 use thiserror::Error;
@@ -31,7 +32,6 @@ use crate::cli::client::{Target, Transport};
 use crate::cli::print::{Print, ProxyRow, RouteRow, age, rfc3339, time};
 use crate::cli::remark;
 use crate::config::duration;
-use crate::tls::{self, ClientFiles};
 
 /// The address of the tracker.
 #[derive(Debug, Args)]
@@ -162,8 +162,15 @@ impl TrackerArgs {
             (false, None) => Ok(None),
             (true, Some(ca)) => {
                 let keypair = self.key_file.as_deref().zip(self.cert_file.as_deref());
-                let config = tls::client_config(&ClientFiles { ca, keypair });
-                config.map(Some).map_err(CommandError::Usage)
+                let config = client_config(&ClientFiles { ca, keypair });
+                config.map(Some).map_err(|error| {
+                    let flag = match error.file {
+                        ClientFile::Ca => "--ca-file",
+                        ClientFile::Certificate => "--cert-file",
+                        ClientFile::Key => "--key-file",
+                    };
+                    CommandError::Usage(format!("{flag}: {error}"))
+                })
             }
         }
     }

@@ -5,21 +5,23 @@ use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{CertificateError, Error};
-use tracing::{info, warn};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
 /// The dates of one certificate.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Dates {
-    pub(super) from: UnixTime,
-    pub(super) until: UnixTime,
+pub struct Dates {
+    /// The first time at which the certificate is valid.
+    pub from: UnixTime,
+    /// The last time at which the certificate is valid.
+    pub until: UnixTime,
 }
 
 impl Dates {
-    /// Returns the dates of a certificate in DER. `None` if the certificate cannot be parsed.
-    pub(super) fn of(certificate: &[u8]) -> Option<Self> {
+    /// Returns the dates of a certificate in DER. Returns `None` if the certificate cannot be parsed.
+    #[must_use]
+    pub fn of(certificate: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let validity = certificate.validity();
         let time = |time: ASN1Time| {
@@ -34,7 +36,11 @@ impl Dates {
     }
 
     /// Checks that a time is between the dates.
-    pub(super) fn check(self, time: UnixTime) -> Result<(), CertificateError> {
+    ///
+    /// # Errors
+    ///
+    /// If the certificate has expired, or is not valid yet.
+    pub fn check(self, time: UnixTime) -> Result<(), CertificateError> {
         let (not_before, not_after) = (self.from, self.until);
         if time < not_before {
             return Err(CertificateError::NotValidYetContext { time, not_before });
@@ -46,30 +52,37 @@ impl Dates {
     }
 
     /// Returns how long the certificate is still valid at a time.
-    pub(super) fn left(self, time: UnixTime) -> Duration {
+    #[must_use]
+    pub fn left(self, time: UnixTime) -> Duration {
         Duration::from_secs(self.until.as_secs().saturating_sub(time.as_secs()))
     }
 }
 
 /// Checks that a certificate in DER is valid at a time.
-pub(super) fn check(certificate: &[u8], time: UnixTime) -> Result<(), Error> {
+///
+/// # Errors
+///
+/// If the certificate cannot be parsed, has expired, or is not valid yet.
+pub fn check(certificate: &[u8], time: UnixTime) -> Result<(), Error> {
     let dates = Dates::of(certificate).ok_or(CertificateError::BadEncoding)?;
     Ok(dates.check(time)?)
 }
 
-/// Returns when the first certificate of a chain expires.
-pub(super) fn first_expiry(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+/// Returns when the first certificate of a chain expires. Returns `None` if no certificate can be parsed.
+#[must_use]
+pub fn first_expiry(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
     let dates = chain.iter().filter_map(|certificate| Dates::of(certificate));
     dates.map(|dates| system_time(dates.until)).min()
 }
 
 /// Returns the first certificate of a file that is not valid at a time, and why.
-pub(super) fn problem(file: &Path, chain: &[CertificateDer<'_>], time: UnixTime) -> Option<String> {
+#[must_use]
+pub fn problem(file: &Path, chain: &[CertificateDer<'_>], time: UnixTime) -> Option<String> {
     (1..).zip(chain).find_map(|(number, certificate)| {
         let problem = match Dates::of(certificate)?.check(time) {
-            Err(CertificateError::ExpiredContext { not_after, .. }) => format!("expired on {}", date(not_after)),
+            Err(CertificateError::ExpiredContext { not_after, .. }) => format!("expired on {}", rfc3339(not_after)),
             Err(CertificateError::NotValidYetContext { not_before, .. }) => {
-                format!("is not valid before {}", date(not_before))
+                format!("is not valid before {}", rfc3339(not_before))
             }
             _ => return None,
         };
@@ -81,23 +94,12 @@ pub(super) fn problem(file: &Path, chain: &[CertificateDer<'_>], time: UnixTime)
     })
 }
 
-/// Logs until when the certificates of a file are valid. Warns if one is not valid now.
-pub(super) fn log(file: &Path, chain: &[CertificateDer<'_>]) {
-    let now = UnixTime::now();
-    if let Some(problem) = problem(file, chain, now) {
-        return warn!("{problem}");
-    }
-    let dates = chain.iter().filter_map(|certificate| Dates::of(certificate));
-    if let Some(first) = dates.min_by_key(|dates| dates.until.as_secs()) {
-        let days = first.left(now).as_secs() / (24 * 3600);
-        info!("{}: valid for {days} days, until {}", file.display(), date(first.until));
-    }
-}
-
 fn system_time(time: UnixTime) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs())
 }
 
-fn date(time: UnixTime) -> String {
+/// Writes a time as RFC 3339 does, in UTC, to the second.
+#[must_use]
+pub fn rfc3339(time: UnixTime) -> String {
     humantime::format_rfc3339_seconds(system_time(time)).to_string()
 }

@@ -1,5 +1,6 @@
-//! The commands' side of TLS: trust in the certificates of one file, and a certificate of their own.
+//! A client's side of TLS: trust in the certificates of one file, and a certificate of its own.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,38 +11,64 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
-use crate::tls::{ALPN, dates, pem};
+use crate::{ALPN, dates, pem};
 
-/// The PEM files of a command.
-#[derive(Debug)]
-pub(crate) struct ClientFiles<'a> {
-    /// The authorities to trust.
-    pub(crate) ca: &'a Path,
-    /// The command's own key and certificate chain, if it has one.
-    pub(crate) keypair: Option<(&'a Path, &'a Path)>,
+/// The PEM files of a client.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientFiles<'a> {
+    /// The authorities to trust. A server's own certificate is trusted, too.
+    pub ca: &'a Path,
+    /// The client's own private key and certificate chain, if it has one.
+    pub keypair: Option<(&'a Path, &'a Path)>,
 }
 
-/// Returns a configuration that trusts only the certificates of one PEM file, and servers that these certify. An error
-/// begins with the flag of the file that cannot be used.
-pub(crate) fn client_config(files: &ClientFiles<'_>) -> Result<Arc<ClientConfig>, String> {
-    let bad_ca = |reason| format!("--ca-file: {reason}");
-    let trusted = pem::certificates(files.ca).map_err(bad_ca)?;
-    let roots = pem::roots(&trusted).map_err(|error| bad_ca(format!("{}: {error}", files.ca.display())))?;
+/// Why there is no configuration of TLS.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct ClientConfigError {
+    /// The file that cannot be used.
+    pub file: ClientFile,
+    /// What is wrong. Names the file's path.
+    pub reason: String,
+}
+
+/// A file of [`ClientFiles`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientFile {
+    /// The file of the authorities.
+    Ca,
+    /// The file of the client's certificate chain.
+    Certificate,
+    /// The file of the client's private key.
+    Key,
+}
+
+/// Returns a configuration that trusts only the certificates of one PEM file, and servers that these certify. It asks for
+/// [`ALPN`].
+///
+/// # Errors
+///
+/// If a file cannot be used.
+pub fn client_config(files: &ClientFiles<'_>) -> Result<Arc<ClientConfig>, ClientConfigError> {
+    let bad = |file| move |reason| ClientConfigError { file, reason };
+    let bad_ca = |error: &dyn Display| bad(ClientFile::Ca)(format!("{}: {error}", files.ca.display()));
+    let trusted = pem::certificates(files.ca).map_err(bad(ClientFile::Ca))?;
+    let roots = pem::roots(&trusted).map_err(|error| bad_ca(&error))?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| bad_ca(&error))?;
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
+        .map_err(|error| bad_ca(&error))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(TrustedFile { trusted, authorities }));
     let mut config = match files.keypair {
         None => config.with_no_client_auth(),
         Some((key_file, cert_file)) => {
-            let chain = pem::certificates(cert_file).map_err(|reason| format!("--cert-file: {reason}"))?;
-            let key = pem::private_key(key_file).map_err(|reason| format!("--key-file: {reason}"))?;
-            let unusable = |error| format!("--key-file: {}: {error}", key_file.display());
+            let chain = pem::certificates(cert_file).map_err(bad(ClientFile::Certificate))?;
+            let key = pem::private_key(key_file).map_err(bad(ClientFile::Key))?;
+            let unusable = |error| bad(ClientFile::Key)(format!("{}: {error}", key_file.display()));
             config.with_client_auth_cert(chain, key).map_err(unusable)?
         }
     };

@@ -7,8 +7,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ParsedCertificate;
 use rustls::{Error, RootCertStore};
 
-/// Reads the certificates of a PEM file. Fails if there is none, or if one cannot be parsed.
-pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// Reads the certificates of a PEM file, in the order of the file.
+///
+/// # Errors
+///
+/// If the file cannot be read, has no certificate, or has one that cannot be parsed. The message names the file.
+pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = read(file, "x509")?;
     let certificates = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
@@ -31,8 +35,12 @@ pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, 
     Ok(certificates)
 }
 
-/// Reads the first private key of a PEM file.
-pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
+/// Reads the first private key of a PEM file, in PKCS#8, PKCS#1 or SEC1.
+///
+/// # Errors
+///
+/// If the file cannot be read, or has no private key in plaintext. The message names the file.
+pub fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
     const ENCRYPTED: &[u8] = b"ENCRYPTED";
     let pem = read(file, "pkey")?;
     PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
@@ -68,7 +76,11 @@ fn der(file: &Path, command: &str) -> String {
 }
 
 /// Returns the roots of trust that certificates are.
-pub(super) fn roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, Error> {
+///
+/// # Errors
+///
+/// If a certificate cannot be a root of trust.
+pub fn roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
         roots.add(certificate.clone())?;

@@ -1,0 +1,113 @@
+//! How long to wait before the next attempt.
+
+use std::time::Duration;
+
+/// Exponential backoff with full jitter: before attempt *n*, wait for a random time between zero and
+/// `min(max, base * 2^n)`.
+///
+/// Full jitter spreads clients that failed at the same moment over the whole interval. See Marc Brooker, "Exponential
+/// Backoff And Jitter" (AWS Architecture Blog, 2015).
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    limits: Limits,
+    attempts: u32,
+    random: fastrand::Rng,
+}
+
+/// The bounds of a [`Backoff`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest wait after the first failure.
+    pub base: Duration,
+    /// The longest wait after any failure.
+    pub max: Duration,
+}
+
+impl Default for Limits {
+    /// From 100 ms to 30 s.
+    fn default() -> Self {
+        Self {
+            base: Duration::from_millis(100),
+            max: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Backoff {
+    /// Creates a backoff before its first failure. Backoffs with the same seed wait for the same times.
+    #[must_use]
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        Self {
+            limits,
+            attempts: 0,
+            random: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    /// Returns how long to wait after one more failure.
+    pub fn next_wait(&mut self) -> Duration {
+        let doubled = self.limits.base.saturating_mul(2_u32.saturating_pow(self.attempts));
+        self.attempts = self.attempts.saturating_add(1);
+        doubled.min(self.limits.max).mul_f64(self.random.f64())
+    }
+
+    /// Notes a success: the next failure is the first again.
+    pub fn reset(&mut self) {
+        self.attempts = 0;
+    }
+
+    /// The number of failures since the last success.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        base: Duration::from_millis(100),
+        max: Duration::from_secs(2),
+    };
+
+    #[test]
+    fn waits_are_spread_between_zero_and_a_bound_that_doubles() {
+        for seed in 0..100 {
+            let mut backoff = Backoff::new(LIMITS, seed);
+            for bound in [100, 200, 400, 800, 1600, 2000, 2000] {
+                assert!(backoff.next_wait() <= Duration::from_millis(bound), "seed {seed}");
+            }
+        }
+        let first = |seed| Backoff::new(LIMITS, seed).next_wait();
+        let low = (0..1000).filter(|&seed| first(seed) < LIMITS.base / 4).count();
+        assert!(
+            (150..350).contains(&low),
+            "{low} of 1000 waits are in the first quarter"
+        );
+    }
+
+    #[test]
+    fn a_success_begins_again_with_the_shortest_wait() {
+        let mut backoff = Backoff::new(LIMITS, 7);
+        for _ in 0..10 {
+            backoff.next_wait();
+        }
+        assert_eq!(backoff.attempts(), 10);
+        backoff.reset();
+        assert!(backoff.next_wait() <= LIMITS.base);
+    }
+
+    #[test]
+    fn many_failures_do_not_overflow() {
+        let limits = Limits {
+            base: Duration::MAX,
+            max: Duration::MAX,
+        };
+        let mut backoff = Backoff::new(limits, 1);
+        for _ in 0..100 {
+            backoff.next_wait();
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Connections to trackers.
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`addr`] | a tracker's address |
+//! | [`channel`] | a connection that is made, and made again, when a call needs it |
+
+pub mod addr;
+pub mod channel;
+
+/// To which of several trackers a proxy reports its nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum WriteTo {
+    /// To all. For trackers that do not share their routes. A tracker that cannot be reached delays no other tracker.
+    #[default]
+    All,
+    /// To one that can be reached. For trackers that share their routes.
+    One,
+}
