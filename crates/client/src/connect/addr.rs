@@ -141,7 +141,7 @@ mod tests {
             ("host:0", "bad port"),
             ("host:", "bad port"),
             ("host:65536", "bad port"),
-            ("host:port", "expected host:port"),
+            ("host:port", "bad port"),
             ("http://host:1/path", "expected host:port"),
             ("user@host:1", "a user is not allowed"),
             ("::1:3029", "expected host:port"),
