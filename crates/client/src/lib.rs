@@ -16,6 +16,7 @@
 pub mod backoff;
 pub mod connect;
 pub mod control;
+pub mod listener;
 pub mod pool;
 pub mod tracker;
 pub mod transport;

@@ -11,7 +11,7 @@ use tokio::time;
 
 use crate::control::{Verify, proto};
 use crate::pool::config::{PoolConfig, Target};
-use crate::pool::counts::{Counts, PoolStats};
+use crate::pool::counts::{Counts, PoolStats, PoolStatus};
 use crate::pool::machine::{Action, Input, PoolMachine, TunnelId};
 use crate::pool::tunnel;
 use crate::transport::{Transport, TunnelStream};
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     state: Mutex<PoolState>,
     /// Wakes the timer.
     changed: Notify,
-    counts: watch::Sender<Counts>,
+    status: watch::Sender<PoolStatus>,
     pub(super) transport: Box<dyn Transport>,
     pub(super) verify: Box<Verify>,
     runtime: Handle,
@@ -89,7 +89,7 @@ impl AgentPool {
                 is_closing: false,
             }),
             changed: Notify::new(),
-            counts: watch::Sender::default(),
+            status: watch::Sender::default(),
             transport: Box::new(transport),
             verify,
             runtime: Handle::current(),
@@ -119,6 +119,8 @@ impl Drop for AgentPool {
         self.timer.abort();
         let mut state = self.handle.shared.lock();
         state.is_closing = true;
+        // No new tunnels begin.
+        state.incoming = None;
         state.tunnels.drain().for_each(|(_, task)| task.abort.abort());
     }
 }
@@ -142,25 +144,31 @@ impl PoolHandle {
     /// Leaves all targets, and waits until the streams of their tunnels have ended, at most for the configuration's
     /// `close_timeout`. [`AgentPool::accept`] still returns streams meanwhile.
     pub async fn close(&self) {
-        let mut counts = self.counts();
+        let mut status = self.status();
         self.shared.update(|state, now| {
             state.is_closing = true;
             state.machine.remove_all_targets(now);
         });
         // Fails only without a sender, and `self` has it.
-        let _ = counts.wait_for(Counts::is_empty).await;
+        let _ = status.wait_for(|status| status.counts.is_empty()).await;
     }
 
-    /// How many tunnels are in which state, now and after each change.
+    /// The present status, and each change of the status. The pool waits while a borrow of the status lasts.
     #[must_use]
-    pub fn counts(&self) -> watch::Receiver<Counts> {
-        self.shared.counts.subscribe()
+    pub fn status(&self) -> watch::Receiver<PoolStatus> {
+        self.shared.status.subscribe()
+    }
+
+    /// How many tunnels of each cluster are in which state.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.shared.status.borrow().counts.clone()
     }
 
     /// What has happened so far.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
-        self.shared.lock().machine.stats()
+        self.shared.status.borrow().stats
     }
 }
 
@@ -190,11 +198,14 @@ impl Shared {
         if state.is_closing && state.machine.is_empty() {
             state.incoming = None;
         }
-        let counts = state.machine.counts();
-        self.counts.send_if_modified(|old| {
-            let modified = *old != counts;
-            *old = counts;
-            modified
+        let status = PoolStatus {
+            counts: state.machine.counts(),
+            stats: state.machine.stats(),
+        };
+        self.status.send_if_modified(|old| {
+            let is_modified = *old != status;
+            *old = status;
+            is_modified
         });
         self.changed.notify_one();
     }

@@ -57,3 +57,13 @@ pub struct PoolStats {
     /// Entries of lists that were ignored: bad IDs, and more proxies than a pool remembers.
     pub ignored_proxies: u64,
 }
+
+/// The counts and the statistics of a pool, of the same moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct PoolStatus {
+    /// The tunnels of each cluster, by state.
+    pub counts: Counts,
+    /// What has happened.
+    pub stats: PoolStats,
+}

@@ -37,6 +37,11 @@ const MAX_WINDOW: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelId(pub(super) u64);
 
+impl TunnelId {
+    /// The least ID, which no tunnel has.
+    pub const FIRST: Self = Self(0);
+}
+
 /// What has happened to a tunnel.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -549,3 +554,6 @@ impl Tunnel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
