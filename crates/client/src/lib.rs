@@ -15,6 +15,10 @@
 
 pub mod backoff;
 pub mod connect;
+pub mod control;
+pub mod listener;
+pub mod pool;
 pub mod tracker;
+pub mod transport;
 
 pub use nodetracker::{NodeId, Proxy, ProxyDetails, Uuid};

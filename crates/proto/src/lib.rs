@@ -20,5 +20,15 @@ pub mod v1 {
     tonic::include_proto!("nodetracker.v1");
 }
 
+/// What agents and proxies say to each other on tunnels.
+pub mod agent {
+    /// `nodetracker.agent.v1`, the protocol of a tunnel's control stream.
+    pub mod v1 {
+        #![allow(missing_docs, reason = "generated; proto/nodetracker/agent/v1 has the comments")]
+        #![allow(clippy::pedantic, reason = "generated")]
+        tonic::include_proto!("nodetracker.agent.v1");
+    }
+}
+
 /// An encoded `google.protobuf.FileDescriptorSet` of all `.proto` files and their imports, with comments.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,13 +1,11 @@
-//! The style of `nodetracker.v1`: the rules of buf's STANDARD and COMMENTS sets that can break by oversight. `buf lint` in
-//! this crate's folder checks all of them; this needs nothing installed.
+//! The style of `nodetracker.v1` and `nodetracker.agent.v1`: the rules of buf's STANDARD and COMMENTS sets that can break by
+//! oversight. `buf lint` in this crate's folder checks all of them; this needs nothing installed.
 
 use std::collections::{HashMap, HashSet};
 
 use nodetracker_proto::FILE_DESCRIPTOR_SET;
 use prost::Message;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
-
-const PACKAGE: &str = "nodetracker.v1";
 
 /// The numbers of a `FileDescriptorProto`'s fields, and of those below, that lead to an element.
 mod path {
@@ -59,7 +57,9 @@ impl<'a> File<'a> {
 
     fn check(mut self, seen: &mut HashSet<String>) -> Vec<String> {
         let file = self.file;
-        self.ensure(file.package() == PACKAGE, || {
+        let folder = file.name().rsplit_once('/').map_or("", |(folder, _)| folder);
+        let package = folder.replace('/', ".");
+        self.ensure(file.package() == package, || {
             format!("is in package {}", file.package())
         });
         self.ensure(file.syntax() == "proto3", || "is not proto3".into());
@@ -87,7 +87,7 @@ impl<'a> File<'a> {
                     format!("{} is no name of a method", method.name())
                 });
                 for (of, end) in [(method.input_type(), "Request"), (method.output_type(), "Response")] {
-                    let expected = format!(".{PACKAGE}.{}{end}", method.name());
+                    let expected = format!(".{package}.{}{end}", method.name());
                     self.ensure(of == expected, || {
                         format!("{} takes or returns {of}, not {expected}", method.name())
                     });
@@ -184,14 +184,14 @@ fn files() -> Vec<FileDescriptorProto> {
         .expect("the compiler wrote it")
         .file;
     all.into_iter()
-        .filter(|file| file.name().starts_with("nodetracker/v1/"))
+        .filter(|file| file.name().starts_with("nodetracker/"))
         .collect()
 }
 
 #[test]
 fn everything_is_named_by_the_rules_and_has_a_comment() {
     let files = files();
-    assert!(files.len() > 3, "the files of the package are found");
+    assert!(files.len() > 4, "the files of both packages are found");
     let mut seen = HashSet::new();
     let faults: Vec<_> = files.iter().flat_map(|file| File::new(file).check(&mut seen)).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));

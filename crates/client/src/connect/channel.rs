@@ -57,7 +57,7 @@ impl ClientTls {
         }))
     }
 
-    fn current(&self) -> Arc<ClientConfig> {
+    pub(crate) fn current(&self) -> Arc<ClientConfig> {
         match self.files.read() {
             Ok(config) => self.last_good.store(config),
             Err(error) => warn!("TLS continues with the files that were read before: {error}"),

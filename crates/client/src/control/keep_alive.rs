@@ -1,0 +1,109 @@
+//! When to ping a silent peer, and when the connection is broken.
+
+use std::time::{Duration, Instant};
+
+/// The times of a [`KeepAlive`]. A connection that is half open is noticed within `interval + timeout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepAliveTimes {
+    /// A peer that is silent for so long is pinged.
+    pub interval: Duration,
+    /// A connection without any message for so long after the ping is broken.
+    pub timeout: Duration,
+}
+
+impl Default for KeepAliveTimes {
+    /// A ping after 10 s, and 5 s for the answer.
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The keep-alive of one connection.
+#[derive(Debug, Clone)]
+pub struct KeepAlive {
+    times: KeepAliveTimes,
+    heard: Instant,
+    pinged: bool,
+}
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Send a ping.
+    Ping,
+    /// The connection is broken.
+    Broken,
+}
+
+impl KeepAlive {
+    /// Begins when the peer has just been heard.
+    #[must_use]
+    pub fn new(times: KeepAliveTimes, now: Instant) -> Self {
+        Self {
+            times,
+            heard: now,
+            pinged: false,
+        }
+    }
+
+    /// Notes any message of the peer.
+    pub fn heard(&mut self, now: Instant) {
+        self.heard = now;
+        self.pinged = false;
+    }
+
+    /// When [`KeepAlive::due`] has something to do.
+    #[must_use]
+    pub fn next_timeout(&self) -> Instant {
+        match self.pinged {
+            false => self.heard + self.times.interval,
+            true => self.heard + self.times.interval + self.times.timeout,
+        }
+    }
+
+    /// Returns what is due; [`Due::Ping`] once for each silence.
+    pub fn due(&mut self, now: Instant) -> Option<Due> {
+        if now < self.next_timeout() {
+            return None;
+        }
+        Some(match std::mem::replace(&mut self.pinged, true) {
+            false => Due::Ping,
+            true => Due::Broken,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_peer_is_pinged_once_and_then_broken() {
+        let times = KeepAliveTimes::default();
+        let start = Instant::now();
+        let mut keep_alive = KeepAlive::new(times, start);
+        let ms = Duration::from_millis(1);
+        assert_eq!(keep_alive.due(start + times.interval - ms), None);
+        assert_eq!(keep_alive.due(start + times.interval), Some(Due::Ping));
+        assert_eq!(keep_alive.due(start + times.interval + times.timeout - ms), None);
+        assert_eq!(
+            keep_alive.due(start + times.interval + times.timeout),
+            Some(Due::Broken)
+        );
+    }
+
+    #[test]
+    fn any_message_begins_a_new_interval() {
+        let times = KeepAliveTimes::default();
+        let start = Instant::now();
+        let mut keep_alive = KeepAlive::new(times, start);
+        assert_eq!(keep_alive.due(start + times.interval), Some(Due::Ping));
+        let heard = start + times.interval + times.timeout / 2;
+        keep_alive.heard(heard);
+        assert_eq!(keep_alive.next_timeout(), heard + times.interval);
+        assert_eq!(keep_alive.due(heard + times.interval), Some(Due::Ping));
+    }
+}

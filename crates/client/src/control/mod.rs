@@ -1,0 +1,42 @@
+//! What agents and proxies share of the protocol on a tunnel's control stream, `nodetracker.agent.v1`.
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`keep_alive`] | when to ping, and when a connection is broken |
+//! | `frames` | messages on a stream of bytes |
+
+pub(crate) mod frames;
+pub mod keep_alive;
+
+use std::time::Duration;
+
+pub use nodetracker_proto::agent::v1 as proto;
+
+/// The version of the protocol.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The most proxies in one list.
+pub const MAX_PROXIES: usize = 512;
+
+/// The longest text in a message, in bytes.
+pub const MAX_TEXT: usize = 255;
+
+/// Verifies that a peer may have an ID: the ID, and the peer's certificates from the TLS handshake, the peer's own first. An
+/// error is logged, and closes the tunnel. Runs in the tunnel's task, so it must not block.
+pub type Verify = dyn Fn(&str, &[rustls::pki_types::CertificateDer<'static>]) -> Result<(), String> + Send + Sync;
+
+/// Whether a text can be an ID.
+pub(crate) fn is_id(text: &str) -> bool {
+    (1..=MAX_TEXT).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+/// Reads a duration of a message. A missing, negative or overlong duration is the nearest bound.
+pub(crate) fn duration(duration: Option<&prost_types::Duration>, min: Duration, max: Duration) -> Duration {
+    let duration = duration.and_then(|duration| Duration::try_from(*duration).ok());
+    duration.unwrap_or(min).clamp(min, max)
+}
+
+/// Writes a duration for a message. The bounds of [`duration`] are far less than the maximum of a message.
+pub(crate) fn proto_duration(duration: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(duration).ok()
+}

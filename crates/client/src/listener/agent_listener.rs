@@ -1,0 +1,332 @@
+//! [`AgentListener`]: accepts agents, and opens streams to their nodes.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use nodetracker::NodeId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::control::keep_alive::KeepAliveTimes;
+use crate::control::proto::{ProxyInfo, ProxyList};
+use crate::control::{MAX_PROXIES, Verify, proto_duration};
+use crate::listener::link::LinkTimes;
+use crate::listener::nodes::{NodeObserver, Nodes};
+use crate::listener::task;
+use crate::transport::tcp::TcpAcceptor;
+use crate::transport::{Tunnel, TunnelStream};
+
+/// How long to wait after an error of `accept`, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A list of proxies is valid for so many intervals, so that an agent may miss two lists.
+const LIST_VALID_INTERVALS: u32 = 3;
+
+/// The configuration of an [`AgentListener`].
+#[derive(Debug, Clone)]
+pub struct ListenerConfig {
+    /// This proxy. Its ID must be a valid ID of a proxy; its generation must grow with each start.
+    pub proxy: ProxyInfo,
+    /// The most agents, those in the handshake among them. Further connections are closed at once.
+    pub max_agents: usize,
+    /// The longest time for the TLS handshake, and after it the longest time until the agent's claim.
+    pub handshake_timeout: Duration,
+    /// When a silent agent is pinged, and when its tunnel is broken.
+    pub keep_alive: KeepAliveTimes,
+    /// How often agents get the list of proxies, also if it is unchanged. Agents forget a proxy that no list has named for
+    /// three intervals.
+    pub list_interval: Duration,
+}
+
+impl ListenerConfig {
+    /// The defaults: 20,000 agents; 10 s for each part of the handshake; a ping after 10 s, and 5 s for the answer; a list each
+    /// 60 s.
+    #[must_use]
+    pub fn new(proxy: ProxyInfo) -> Self {
+        Self {
+            proxy,
+            max_agents: 20_000,
+            handshake_timeout: Duration::from_secs(10),
+            keep_alive: KeepAliveTimes::default(),
+            list_interval: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Accepts agents, and knows which nodes it holds. Clones are the same listener.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// use nodetracker_client::control::proto::ProxyInfo;
+/// use nodetracker_client::listener::{AgentListener, ListenerConfig};
+/// use nodetracker_client::transport::tcp::TcpAcceptor;
+///
+/// let proxy = ProxyInfo { proxy_id: "proxy-1".into(), generation: 1, version: "1.0".into() };
+/// let listener = AgentListener::new(ListenerConfig::new(proxy), ());
+/// let acceptor = TcpAcceptor::plaintext(tokio::net::TcpListener::bind("127.0.0.1:3024").await?);
+/// tokio::spawn({
+///     let listener = listener.clone();
+///     async move { listener.serve(acceptor).await }
+/// });
+/// let stream = listener.open_stream(&"node-1".parse()?).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct AgentListener {
+    shared: Arc<Shared>,
+}
+
+/// What the tasks of a listener share.
+pub(super) struct Shared {
+    pub(super) config: ListenerConfig,
+    pub(super) verify: Box<Verify>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) counters: Counters,
+    agents: Arc<Semaphore>,
+}
+
+/// What the tasks of agents must know.
+#[derive(Debug, Clone)]
+pub(super) struct Status {
+    pub(super) list: Arc<ProxyList>,
+    pub(super) phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Serving,
+    /// Agents were asked to leave within the window.
+    Draining(Duration),
+    /// Streams may last until then.
+    Closing(Instant),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) accepted: AtomicU64,
+    pub(super) full: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) claimed: AtomicU64,
+}
+
+/// How many agents and nodes a listener has, and what has happened since it was created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ListenerStats {
+    /// Agents at present, those in the handshake among them.
+    pub agents: usize,
+    /// Nodes at present.
+    pub nodes: usize,
+    /// Connections that were accepted.
+    pub accepted: u64,
+    /// Connections that were closed because there were too many agents.
+    pub full: u64,
+    /// TLS handshakes that failed, or were not done in time.
+    pub failed: u64,
+    /// Agents that were refused: the proxy drained, the hello was invalid or not allowed, or the node had too many tunnels.
+    pub refused: u64,
+    /// Agents that have claimed this proxy.
+    pub claimed: u64,
+}
+
+/// Why no stream to a node was opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The node has no tunnel to this proxy. Ask a tracker for another proxy.
+    #[error("node {0} has no tunnel to this proxy")]
+    NotHeld(NodeId),
+    /// The node's tunnels have just ended, or have too many streams.
+    #[error("no stream to node {node}: {error}")]
+    Tunnel {
+        /// The node.
+        node: NodeId,
+        /// The error of the oldest tunnel, which was tried last.
+        error: io::Error,
+    },
+}
+
+/// A list of proxies is longer than agents accept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} proxies, but agents accept lists of at most {MAX_PROXIES}")]
+pub struct TooManyProxies(pub usize);
+
+impl AgentListener {
+    /// Creates a listener that believes each agent's node ID. Its list of proxies has only itself.
+    #[must_use]
+    pub fn new(config: ListenerConfig, observer: impl NodeObserver) -> Self {
+        Self::with_verify(config, observer, Box::new(|_, _| Ok(())))
+    }
+
+    /// Like [`AgentListener::new`], with a check of the node ID in each agent's hello.
+    #[must_use]
+    pub fn with_verify(config: ListenerConfig, observer: impl NodeObserver, verify: Box<Verify>) -> Self {
+        let list = list(&config, vec![config.proxy.clone()]);
+        let agents = Arc::new(Semaphore::new(config.max_agents));
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                verify,
+                nodes: Arc::new(Nodes::new(Box::new(observer))),
+                status: watch::Sender::new(Status {
+                    list,
+                    phase: Phase::Serving,
+                }),
+                counters: Counters::default(),
+                agents,
+            }),
+        }
+    }
+
+    /// Accepts agents until the listener is closed. May be called for several acceptors.
+    pub async fn serve(&self, acceptor: TcpAcceptor) {
+        let acceptor = Arc::new(acceptor);
+        let mut status = self.shared.status.subscribe();
+        loop {
+            let accepted = tokio::select! {
+                accepted = acceptor.accept() => accepted,
+                _ = status.wait_for(|status| matches!(status.phase, Phase::Closing(_))) => return,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!("cannot accept agents for {ACCEPT_PAUSE:?}: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(permit) = self.admit() else { continue };
+            let (shared, acceptor) = (Arc::clone(&self.shared), Arc::clone(&acceptor));
+            tokio::spawn(async move {
+                match timeout(shared.config.handshake_timeout, acceptor.handshake(stream)).await {
+                    Ok(Ok(tunnel)) => task::run(&shared, Arc::new(tunnel), permit).await,
+                    Ok(Err(error)) => shared.handshake_failed(&format!("{peer}: {error}")),
+                    Err(late) => shared.handshake_failed(&format!("{peer}: {late}")),
+                }
+            });
+        }
+    }
+
+    /// Serves the agent at the other end of a tunnel, until the tunnel ends. For transports other than TCP.
+    pub async fn serve_tunnel(&self, tunnel: Arc<dyn Tunnel>) {
+        if let Some(permit) = self.admit() {
+            task::run(&self.shared, tunnel, permit).await;
+        }
+    }
+
+    fn admit(&self) -> Option<OwnedSemaphorePermit> {
+        self.shared.counters.accepted.fetch_add(1, Relaxed);
+        let permit = Arc::clone(&self.shared.agents).try_acquire_owned().ok();
+        if permit.is_none() {
+            self.shared.counters.full.fetch_add(1, Relaxed);
+        }
+        permit
+    }
+
+    /// Sends agents a new list of the proxies behind the load balancer. This proxy is added if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// If there are more than [`MAX_PROXIES`] proxies. The list stays as it was.
+    pub fn set_proxies(&self, mut proxies: Vec<ProxyInfo>) -> Result<(), TooManyProxies> {
+        let own = &self.shared.config.proxy;
+        proxies.retain(|proxy| proxy.proxy_id != own.proxy_id);
+        proxies.push(own.clone());
+        if proxies.len() > MAX_PROXIES {
+            return Err(TooManyProxies(proxies.len()));
+        }
+        let list = list(&self.shared.config, proxies);
+        self.shared.status.send_modify(|status| status.list = list);
+        Ok(())
+    }
+
+    /// Asks all agents to find another proxy, each at a random time within the window, and refuses new agents. Agents that
+    /// find no other proxy stay.
+    pub fn drain(&self, window: Duration) {
+        self.shared.status.send_if_modified(|status| {
+            let is_first = status.phase == Phase::Serving;
+            if is_first {
+                status.phase = Phase::Draining(window);
+            }
+            is_first
+        });
+    }
+
+    /// Stops: reports all nodes as gone, and opens no more streams. Waits until the open streams have ended, at most for
+    /// `limit`, and then closes each tunnel.
+    pub async fn close(&self, limit: Duration) {
+        let phase = Phase::Closing(Instant::now() + limit);
+        self.shared.status.send_modify(|status| status.phase = phase);
+        let all = u32::try_from(self.shared.config.max_agents).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        let _ = self.shared.agents.acquire_many(all).await;
+    }
+
+    /// Opens a stream to a node, through its newest tunnel that works. Does not wait for the agent: bound the time until it
+    /// answers.
+    ///
+    /// # Errors
+    ///
+    /// If the node has no tunnel, or if no tunnel of the node can open a stream.
+    pub async fn open_stream(&self, node: &NodeId) -> Result<TunnelStream, OpenError> {
+        let mut failure = OpenError::NotHeld(node.clone());
+        for tunnel in self.shared.nodes.tunnels(node) {
+            match tunnel.open().await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => {
+                    let node = node.clone();
+                    failure = OpenError::Tunnel { node, error };
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// The nodes that have a tunnel to this proxy, in no order.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.shared.nodes.ids()
+    }
+
+    /// How many agents and nodes there are, and what has happened so far.
+    #[must_use]
+    pub fn stats(&self) -> ListenerStats {
+        let shared = &self.shared;
+        let count = |counter: &AtomicU64| counter.load(Relaxed);
+        ListenerStats {
+            agents: shared.config.max_agents - shared.agents.available_permits(),
+            nodes: shared.nodes.len(),
+            accepted: count(&shared.counters.accepted),
+            full: count(&shared.counters.full),
+            failed: count(&shared.counters.failed),
+            refused: count(&shared.counters.refused),
+            claimed: count(&shared.counters.claimed),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn times(&self) -> LinkTimes {
+        LinkTimes {
+            handshake_timeout: self.config.handshake_timeout,
+            keep_alive: self.config.keep_alive,
+            list_interval: self.config.list_interval,
+        }
+    }
+
+    fn handshake_failed(&self, reason: &str) {
+        self.counters.failed.fetch_add(1, Relaxed);
+        debug!("no tunnel: {reason}");
+    }
+}
+
+fn list(config: &ListenerConfig, proxies: Vec<ProxyInfo>) -> Arc<ProxyList> {
+    let valid_for = proto_duration(config.list_interval * LIST_VALID_INTERVALS);
+    Arc::new(ProxyList { proxies, valid_for })
+}

@@ -1,0 +1,28 @@
+//! The proxy's side of tunnels: accepts agents, and knows which nodes it holds.
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`link`] | the protocol with one agent: the state machine, without I/O |
+//! | [`nodes`] | which nodes have a tunnel, and the events of nodes |
+//! | [`agent_listener`] | [`AgentListener`] |
+//! | `task` | the task of one agent |
+//!
+//! A proxy that stops calls [`AgentListener::drain`], waits for the window, and calls [`AgentListener::close`].
+//!
+//! # What agents can make a proxy hold
+//!
+//! * An agent has one connection, two tokio tasks, and a control stream whose messages have at most 4 KiB. The tasks end
+//!   with the connection.
+//! * An agent cannot open further streams: the proxy closes its tunnel. A stream that the proxy has opened buffers up to
+//!   256 KiB that the proxy has not read; see [`transport::mux`](crate::transport::mux).
+//! * There are at most [`ListenerConfig::max_agents`] agents, those in the handshake among them, and at most
+//!   [`MAX_TUNNELS`](nodes::MAX_TUNNELS) tunnels of one node.
+//! * TLS, and the time until the claim, may each last for [`ListenerConfig::handshake_timeout`], however slowly bytes arrive.
+
+pub mod agent_listener;
+pub mod link;
+pub mod nodes;
+mod task;
+
+pub use agent_listener::{AgentListener, ListenerConfig, ListenerStats, OpenError, TooManyProxies};
+pub use nodes::NodeObserver;

@@ -1,0 +1,107 @@
+//! Which nodes have a tunnel to this proxy.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nodetracker::NodeId;
+
+use crate::transport::Tunnel;
+
+/// The most tunnels of one node. An agent needs one tunnel; others may be those of its earlier processes, which nobody has
+/// noticed yet, and those of other agents on the node.
+pub const MAX_TUNNELS: usize = 8;
+
+/// Learns which nodes have a tunnel to this proxy. For each node, the calls are in the order of the events.
+///
+/// The calls come from the tasks of agents, some under a lock: they must not block, and must not call the listener.
+pub trait NodeObserver: Send + Sync + 'static {
+    /// The node has its first tunnel.
+    fn connected(&self, node: &NodeId);
+    /// A tunnel of the node is alive: once for each ping and each answer of the agent.
+    fn seen(&self, node: &NodeId);
+    /// The node's last tunnel has ended, or its agent leaves.
+    fn gone(&self, node: &NodeId);
+}
+
+/// Observes nothing.
+impl NodeObserver for () {
+    fn connected(&self, _: &NodeId) {}
+    fn seen(&self, _: &NodeId) {}
+    fn gone(&self, _: &NodeId) {}
+}
+
+pub(super) struct Nodes {
+    tunnels: Mutex<HashMap<NodeId, Vec<Arc<dyn Tunnel>>>>,
+    observer: Box<dyn NodeObserver>,
+}
+
+impl Nodes {
+    pub(super) fn new(observer: Box<dyn NodeObserver>) -> Self {
+        Self {
+            tunnels: Mutex::default(),
+            observer,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Vec<Arc<dyn Tunnel>>>> {
+        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a tunnel of a node. Returns `None` if the node has its maximum of tunnels.
+    pub(super) fn hold(self: &Arc<Self>, node: &NodeId, tunnel: &Arc<dyn Tunnel>) -> Option<Held> {
+        let mut nodes = self.lock();
+        let tunnels = nodes.entry(node.clone()).or_default();
+        if tunnels.len() == MAX_TUNNELS {
+            return None;
+        }
+        tunnels.push(Arc::clone(tunnel));
+        if tunnels.len() == 1 {
+            self.observer.connected(node);
+        }
+        Some(Held {
+            nodes: Arc::clone(self),
+            node: node.clone(),
+            tunnel: Arc::clone(tunnel),
+        })
+    }
+
+    /// The tunnels of a node, the newest first.
+    pub(super) fn tunnels(&self, node: &NodeId) -> Vec<Arc<dyn Tunnel>> {
+        self.lock().get(node).into_iter().flatten().rev().cloned().collect()
+    }
+
+    pub(super) fn ids(&self) -> Vec<NodeId> {
+        self.lock().keys().cloned().collect()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+}
+
+/// A tunnel of a node; dropping it removes the tunnel.
+pub(super) struct Held {
+    nodes: Arc<Nodes>,
+    node: NodeId,
+    tunnel: Arc<dyn Tunnel>,
+}
+
+impl Held {
+    pub(super) fn seen(&self) {
+        self.nodes.observer.seen(&self.node);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut nodes = self.nodes.lock();
+        let Some(tunnels) = nodes.get_mut(&self.node) else {
+            return;
+        };
+        tunnels.retain(|tunnel| !Arc::ptr_eq(tunnel, &self.tunnel));
+        if tunnels.is_empty() {
+            nodes.remove(&self.node);
+            self.nodes.observer.gone(&self.node);
+        }
+    }
+}

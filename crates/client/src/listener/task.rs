@@ -1,0 +1,172 @@
+//! The task of one agent: moves messages between the control stream and the link.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use nodetracker::NodeId;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
+
+use crate::control::frames::{self, MAX_AGENT_MESSAGE, MessageWriter};
+use crate::control::proto::{AgentMessage, GoodbyeReason, Hello};
+use crate::listener::agent_listener::{Phase, Shared, Status};
+use crate::listener::link::{AgentLink, LinkEvent};
+use crate::listener::nodes::Held;
+use crate::transport::Tunnel;
+
+/// The longest time to write the last messages.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Serves the agent at the other end of a tunnel until the tunnel ends.
+pub(super) async fn run(shared: &Arc<Shared>, tunnel: Arc<dyn Tunnel>, _permit: OwnedSemaphorePermit) {
+    let status = shared.status.subscribe().borrow().clone();
+    let agent = Agent {
+        shared,
+        link: AgentLink::new(now(), shared.times(), Arc::clone(&status.list)),
+        tunnel,
+        phase: status.phase,
+        node: None,
+        held: None,
+        leaves: false,
+    };
+    match agent.serve().await {
+        Ok(reason) => debug!("a tunnel was closed: {reason}"),
+        Err(error) => debug!("a tunnel has ended: {error}"),
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+struct Agent<'a> {
+    shared: &'a Shared,
+    link: AgentLink,
+    tunnel: Arc<dyn Tunnel>,
+    phase: Phase,
+    node: Option<NodeId>,
+    held: Option<Held>,
+    leaves: bool,
+}
+
+impl Agent<'_> {
+    /// Returns why the tunnel was closed.
+    async fn serve(mut self) -> io::Result<String> {
+        let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "the connection has ended");
+        let control = timeout(self.shared.config.handshake_timeout, self.tunnel.accept()).await?;
+        let (mut reader, mut writer) = frames::split::<AgentMessage>(control.ok_or_else(ended)?, MAX_AGENT_MESSAGE);
+        let mut status = self.shared.status.subscribe();
+        status.mark_changed();
+        let tunnel = Arc::clone(&self.tunnel);
+        let mut is_written = true;
+        loop {
+            while let Some(event) = self.link.poll_event(now()) {
+                if let Some(reason) = self.event(event) {
+                    let _ = timeout(FAREWELL, write_all(&mut self.link, &mut writer)).await;
+                    return Ok(reason);
+                }
+            }
+            if is_written && let Some(message) = self.link.poll_transmit() {
+                writer.queue(&message).await?;
+                is_written = false;
+            }
+            let due = self.link.next_timeout().unwrap_or_else(now).into();
+            let limit = match self.phase {
+                Phase::Closing(limit) => Some(limit),
+                _ => None,
+            };
+            tokio::select! {
+                written = writer.flush(), if !is_written => {
+                    written?;
+                    is_written = true;
+                }
+                message = reader.next(), if is_written => self.link.handle(now(), message?),
+                () = sleep_until(due) => {}
+                // The listener has the sender.
+                _ = status.changed() => self.follow(&status.borrow_and_update()),
+                stream = tunnel.accept() => {
+                    stream.ok_or_else(ended)?;
+                    return Ok("the agent has opened a second stream".to_owned());
+                }
+                () = tunnel.at_most(1), if self.leaves => return Ok("the agent has left".to_owned()),
+                () = tunnel.at_most(1), if limit.is_some() => self.stop(),
+                () = sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => self.stop(),
+            }
+        }
+    }
+
+    /// Returns why the tunnel must be closed, if so.
+    fn event(&mut self, event: LinkEvent) -> Option<String> {
+        match event {
+            LinkEvent::Hello(hello) => match self.greet(&hello) {
+                Ok(node) => {
+                    self.node = Some(node);
+                    self.link.welcome(self.shared.config.proxy.clone());
+                }
+                Err((reason, text)) => self.refuse(reason, &text),
+            },
+            LinkEvent::Claimed => {
+                self.held = self
+                    .node
+                    .as_ref()
+                    .and_then(|node| self.shared.nodes.hold(node, &self.tunnel));
+                if self.held.is_none() {
+                    self.refuse(GoodbyeReason::TooManyTunnels, "");
+                    return None;
+                }
+                self.shared.counters.claimed.fetch_add(1, Relaxed);
+                if let Phase::Draining(window) = self.phase {
+                    self.link.reconnect(window);
+                }
+            }
+            LinkEvent::Seen => self.held.iter().for_each(Held::seen),
+            LinkEvent::Left => {
+                self.held = None;
+                self.leaves = true;
+            }
+            LinkEvent::Closed(reason) => return Some(reason),
+        }
+        None
+    }
+
+    /// Decides whether the agent may claim this proxy.
+    fn greet(&self, hello: &Hello) -> Result<NodeId, (GoodbyeReason, String)> {
+        if self.phase != Phase::Serving {
+            return Err((GoodbyeReason::Draining, String::new()));
+        }
+        let invalid = |error: nodetracker::NodeIdError| (GoodbyeReason::InvalidHello, error.to_string());
+        let node: NodeId = hello.node_id.parse().map_err(invalid)?;
+        (self.shared.verify)(&node.to_string(), self.tunnel.peer_certificates())
+            .map_err(|reason| (GoodbyeReason::NotAllowed, reason))?;
+        Ok(node)
+    }
+
+    fn refuse(&mut self, reason: GoodbyeReason, text: &str) {
+        self.shared.counters.refused.fetch_add(1, Relaxed);
+        self.link.refuse(reason, text);
+    }
+
+    fn stop(&mut self) {
+        self.link.refuse(GoodbyeReason::Stopping, "");
+    }
+
+    fn follow(&mut self, status: &Status) {
+        self.link.set_list(Arc::clone(&status.list));
+        let is_new = std::mem::replace(&mut self.phase, status.phase) != status.phase;
+        match status.phase {
+            Phase::Draining(window) if is_new && self.held.is_some() => self.link.reconnect(window),
+            Phase::Closing(_) => self.held = None,
+            _ => {}
+        }
+    }
+}
+
+async fn write_all(link: &mut AgentLink, writer: &mut MessageWriter) -> io::Result<()> {
+    while let Some(message) = link.poll_transmit() {
+        writer.queue(&message).await?;
+    }
+    writer.flush().await
+}

@@ -1,0 +1,256 @@
+//! [`AgentPool`]: a [`PoolMachine`] connected to a transport.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time;
+
+use crate::control::{Verify, proto};
+use crate::pool::config::{PoolConfig, Target};
+use crate::pool::counts::{Counts, PoolStats, PoolStatus};
+use crate::pool::machine::{Action, Input, PoolMachine, TunnelId};
+use crate::pool::tunnel;
+use crate::transport::{Transport, TunnelStream};
+
+/// How many streams may wait for [`AgentPool::accept`]. Further streams wait in their tunnels.
+const MAX_INCOMING: usize = 64;
+
+/// How many messages to a proxy may wait to be written. A proxy that does not read them loses its tunnel.
+const MAX_UNWRITTEN: usize = 16;
+
+/// Keeps an agent connected. Has one tokio task, and for each tunnel one more and those of the transport.
+///
+/// Dropping the pool closes all tunnels at once. [`PoolHandle::close`] waits for their streams.
+pub struct AgentPool {
+    handle: PoolHandle,
+    incoming: mpsc::Receiver<IncomingStream>,
+    timer: AbortHandle,
+}
+
+/// Changes and observes an [`AgentPool`], from any thread.
+#[derive(Clone)]
+pub struct PoolHandle {
+    shared: Arc<Shared>,
+}
+
+/// A stream that a proxy has opened.
+pub struct IncomingStream {
+    /// The ID of the proxy.
+    pub proxy_id: String,
+    /// The target whose load balancer has led to the proxy.
+    pub target: Target,
+    /// The stream.
+    pub stream: TunnelStream,
+}
+
+/// What the tasks of a pool share.
+pub(super) struct Shared {
+    state: Mutex<PoolState>,
+    /// Wakes the timer.
+    changed: Notify,
+    status: watch::Sender<PoolStatus>,
+    pub(super) transport: Box<dyn Transport>,
+    pub(super) verify: Box<Verify>,
+    runtime: Handle,
+}
+
+struct PoolState {
+    machine: PoolMachine,
+    tunnels: HashMap<TunnelId, TunnelTask>,
+    incoming: Option<mpsc::Sender<IncomingStream>>,
+    is_closing: bool,
+}
+
+struct TunnelTask {
+    messages: mpsc::Sender<proto::AgentMessage>,
+    abort: AbortHandle,
+}
+
+impl AgentPool {
+    /// Creates a pool without targets, which believes each proxy's ID. Needs a tokio runtime.
+    #[must_use]
+    pub fn new(config: PoolConfig, transport: impl Transport) -> Self {
+        Self::with_verify(config, transport, Box::new(|_, _| Ok(())))
+    }
+
+    /// Like [`AgentPool::new`], with a check of the ID in each proxy's welcome.
+    #[must_use]
+    pub fn with_verify(config: PoolConfig, transport: impl Transport, verify: Box<Verify>) -> Self {
+        let (sender, incoming) = mpsc::channel(MAX_INCOMING);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(PoolState {
+                machine: PoolMachine::new(config, fastrand::u64(..)),
+                tunnels: HashMap::new(),
+                incoming: Some(sender),
+                is_closing: false,
+            }),
+            changed: Notify::new(),
+            status: watch::Sender::default(),
+            transport: Box::new(transport),
+            verify,
+            runtime: Handle::current(),
+        });
+        let timer = tokio::spawn(keep_time(Arc::clone(&shared))).abort_handle();
+        Self {
+            handle: PoolHandle { shared },
+            incoming,
+            timer,
+        }
+    }
+
+    /// A handle, which may be cloned.
+    #[must_use]
+    pub fn handle(&self) -> &PoolHandle {
+        &self.handle
+    }
+
+    /// Returns the next stream that a proxy opens, or `None` after the end of a [`PoolHandle::close`].
+    pub async fn accept(&mut self) -> Option<IncomingStream> {
+        self.incoming.recv().await
+    }
+}
+
+impl Drop for AgentPool {
+    fn drop(&mut self) {
+        self.timer.abort();
+        let mut state = self.handle.shared.lock();
+        state.is_closing = true;
+        // No new tunnels begin.
+        state.incoming = None;
+        state.tunnels.drain().for_each(|(_, task)| task.abort.abort());
+    }
+}
+
+impl PoolHandle {
+    /// Begins to keep tunnels to a target. No effect if the target is already there, or if the pool closes.
+    pub fn add_target(&self, target: Target) {
+        self.shared.update(|state, now| {
+            if !state.is_closing {
+                state.machine.add_target(now, target);
+            }
+        });
+    }
+
+    /// Leaves a target. The streams of its tunnels may last for the configuration's `close_timeout`.
+    pub fn remove_target(&self, target: &Target) {
+        self.shared
+            .update(|state, now| state.machine.remove_target(now, target));
+    }
+
+    /// Leaves all targets, and waits until the streams of their tunnels have ended, at most for the configuration's
+    /// `close_timeout`. [`AgentPool::accept`] still returns streams meanwhile.
+    pub async fn close(&self) {
+        let mut status = self.status();
+        self.shared.update(|state, now| {
+            state.is_closing = true;
+            state.machine.remove_all_targets(now);
+        });
+        // Fails only without a sender, and `self` has it.
+        let _ = status.wait_for(|status| status.counts.is_empty()).await;
+    }
+
+    /// The present status, and each change of the status. The pool waits while a borrow of the status lasts.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<PoolStatus> {
+        self.shared.status.subscribe()
+    }
+
+    /// How many tunnels of each cluster are in which state.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.shared.status.borrow().counts.clone()
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn stats(&self) -> PoolStats {
+        self.shared.status.borrow().stats
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes what has happened to a tunnel to the machine.
+    pub(super) fn input(self: &Arc<Self>, id: TunnelId, input: Input) {
+        self.update(|state, now| {
+            if let Input::Ended(_) = input {
+                state.tunnels.remove(&id);
+            }
+            state.machine.handle(now, id, input);
+        });
+    }
+
+    /// Changes the machine, and does what the machine then asks for.
+    fn update(self: &Arc<Self>, change: impl FnOnce(&mut PoolState, Instant)) {
+        let now = time::Instant::now().into_std();
+        let mut state = self.lock();
+        change(&mut state, now);
+        while let Some(action) = state.machine.poll_action(now) {
+            self.act(&mut state, now, action);
+        }
+        if state.is_closing && state.machine.is_empty() {
+            state.incoming = None;
+        }
+        let status = PoolStatus {
+            counts: state.machine.counts(),
+            stats: state.machine.stats(),
+        };
+        self.status.send_if_modified(|old| {
+            let is_modified = *old != status;
+            *old = status;
+            is_modified
+        });
+        self.changed.notify_one();
+    }
+
+    fn act(self: &Arc<Self>, state: &mut PoolState, now: Instant, action: Action) {
+        match action {
+            Action::Connect(id, target) => {
+                let Some(incoming) = state.incoming.clone() else { return };
+                let (messages, receiver) = mpsc::channel(MAX_UNWRITTEN);
+                let task = tunnel::run(Arc::clone(self), id, target, receiver, incoming);
+                let abort = self.runtime.spawn(task).abort_handle();
+                state.tunnels.insert(id, TunnelTask { messages, abort });
+            }
+            Action::Send(id, message) => {
+                let sent = state.tunnels.get(&id).map(|task| task.messages.try_send(message));
+                if let Some(Err(_)) = sent {
+                    self.abort(state, id);
+                    let reason = "the proxy does not read".to_owned();
+                    state.machine.handle(now, id, Input::Ended(reason));
+                }
+            }
+            Action::Close(id) => self.abort(state, id),
+        }
+    }
+
+    fn abort(&self, state: &mut PoolState, id: TunnelId) {
+        if let Some(task) = state.tunnels.remove(&id) {
+            task.abort.abort();
+        }
+    }
+}
+
+/// Wakes the machine when its time has come.
+async fn keep_time(shared: Arc<Shared>) {
+    loop {
+        let next = shared.lock().machine.next_timeout();
+        let due = async {
+            match next {
+                Some(next) => time::sleep_until(next.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => shared.update(|_, _| {}),
+            () = shared.changed.notified() => {}
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The proxies behind one load balancer: which are known, which have a tunnel of this pool, and how many tunnels are wanted.
+//!
+//! A *lease* is the right to dial. A *claim* makes a proxy the proxy of one tunnel. The load balancer chooses the proxy, so
+//! a lease becomes a claim only when a proxy has sent its ID. A second tunnel to a claimed proxy is dropped.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::control::{MAX_PROXIES, duration, is_id, proto};
+use crate::pool::TunnelId;
+
+/// The bounds of how long a list of proxies is valid.
+const LIST_VALID: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+/// How long a proxy is not counted on after the window of its reconnect signal. Then it may have recovered.
+pub(super) const AVOID: Duration = Duration::from_secs(60);
+
+/// The proxies of one target.
+#[derive(Debug, Default)]
+pub(super) struct Proxies {
+    known: BTreeMap<String, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    generation: u64,
+    /// Until when lists name the proxy. A claimed proxy is known for longer.
+    listed_until: Instant,
+    /// Set by a reconnect signal.
+    avoid_until: Option<Instant>,
+    claim: Option<(TunnelId, u64)>,
+}
+
+/// The answer to a tunnel that asks for a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// The proxy is this tunnel's.
+    Granted,
+    /// The proxy is this tunnel's. The proxy has started again, so the older tunnel is dead.
+    Replaces(TunnelId),
+    /// The proxy is another tunnel's.
+    Taken,
+}
+
+impl Proxies {
+    /// Notes a list of proxies. Returns how many of them were ignored: those with bad IDs, and those beyond the maximum.
+    pub(super) fn listed(&mut self, now: Instant, list: &proto::ProxyList) -> u64 {
+        let until = now + duration(list.valid_for.as_ref(), LIST_VALID.0, LIST_VALID.1);
+        let mut ignored = 0;
+        for proxy in &list.proxies {
+            let has_room = self.known.len() < MAX_PROXIES || self.known.contains_key(&proxy.proxy_id);
+            if !is_id(&proxy.proxy_id) || !has_room {
+                ignored += 1;
+                continue;
+            }
+            let known = self.entry(now, proxy);
+            known.listed_until = known.listed_until.max(until);
+            if proxy.generation > known.generation {
+                known.generation = proxy.generation;
+                known.avoid_until = None;
+            }
+        }
+        ignored
+    }
+
+    fn entry(&mut self, now: Instant, proxy: &proto::ProxyInfo) -> &mut Known {
+        self.known.entry(proxy.proxy_id.clone()).or_insert(Known {
+            generation: proxy.generation,
+            listed_until: now,
+            avoid_until: None,
+            claim: None,
+        })
+    }
+
+    /// Claims a proxy that has answered a tunnel. The answer is newer than any list, so its generation counts.
+    pub(super) fn claim(&mut self, now: Instant, proxy: &proto::ProxyInfo, tunnel: TunnelId) -> Claim {
+        let known = self.entry(now, proxy);
+        let claim = match known.claim {
+            Some((_, generation)) if generation >= proxy.generation => return Claim::Taken,
+            Some((older, _)) => Claim::Replaces(older),
+            None => Claim::Granted,
+        };
+        known.claim = Some((tunnel, proxy.generation));
+        known.generation = proxy.generation;
+        known.avoid_until = None;
+        claim
+    }
+
+    /// Gives back a tunnel's claim, if it has one.
+    pub(super) fn release(&mut self, tunnel: TunnelId) {
+        for known in self.known.values_mut() {
+            known.claim.take_if(|(by, _)| *by == tunnel);
+        }
+    }
+
+    /// Notes that the proxy of a tunnel has sent a reconnect signal with this window.
+    pub(super) fn avoid(&mut self, now: Instant, tunnel: TunnelId, window: Duration) {
+        for known in self.known.values_mut() {
+            if known
+                .claim
+                .is_some_and(|(by, generation)| by == tunnel && generation == known.generation)
+            {
+                known.avoid_until = Some(now + window + AVOID);
+            }
+        }
+    }
+
+    /// Forgets proxies that no list names any more.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.known
+            .retain(|_, known| known.claim.is_some() || known.listed_until > now);
+        for known in self.known.values_mut() {
+            known.avoid_until.take_if(|until| *until <= now);
+        }
+    }
+
+    /// When [`Proxies::expire`] has something to do.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let times = self.known.values().flat_map(|known| {
+            let listed = known.claim.is_none().then_some(known.listed_until);
+            [listed, known.avoid_until]
+        });
+        times.flatten().min()
+    }
+
+    /// How many tunnels are wanted: `connection_count`, or one to each proxy if that is 0; at most one to each proxy, and at
+    /// least one, which finds the proxies. Proxies with a reconnect signal do not count.
+    pub(super) fn wanted(&self, connection_count: usize) -> usize {
+        let usable = self.known.values().filter(|known| known.avoid_until.is_none()).count();
+        let count = if connection_count == 0 {
+            usize::MAX
+        } else {
+            connection_count
+        };
+        count.min(usable).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proxy(id: &str, generation: u64) -> proto::ProxyInfo {
+        proto::ProxyInfo {
+            proxy_id: id.into(),
+            generation,
+            version: String::new(),
+        }
+    }
+
+    fn list(ids: &[&str], seconds: i64) -> proto::ProxyList {
+        proto::ProxyList {
+            proxies: ids.iter().map(|id| proxy(id, 1)).collect(),
+            valid_for: Some(prost_types::Duration { seconds, nanos: 0 }),
+        }
+    }
+
+    #[test]
+    fn a_proxy_has_one_tunnel() {
+        let now = Instant::now();
+        let mut proxies = Proxies::default();
+        assert_eq!(proxies.claim(now, &proxy("a", 2), TunnelId(1)), Claim::Granted);
+        assert_eq!(proxies.claim(now, &proxy("a", 2), TunnelId(2)), Claim::Taken);
+        assert_eq!(proxies.claim(now, &proxy("a", 1), TunnelId(2)), Claim::Taken);
+        assert_eq!(proxies.claim(now, &proxy("b", 2), TunnelId(2)), Claim::Granted);
+        proxies.release(TunnelId(1));
+        assert_eq!(proxies.claim(now, &proxy("a", 1), TunnelId(3)), Claim::Granted);
+    }
+
+    #[test]
+    fn a_proxy_that_has_started_again_replaces_its_tunnel() {
+        let now = Instant::now();
+        let mut proxies = Proxies::default();
+        assert_eq!(proxies.claim(now, &proxy("a", 1), TunnelId(1)), Claim::Granted);
+        assert_eq!(
+            proxies.claim(now, &proxy("a", 2), TunnelId(2)),
+            Claim::Replaces(TunnelId(1))
+        );
+        proxies.release(TunnelId(1));
+        assert_eq!(proxies.claim(now, &proxy("a", 2), TunnelId(3)), Claim::Taken);
+    }
+
+    #[test]
+    fn wanted_is_bounded_by_the_known_proxies() {
+        let now = Instant::now();
+        let mut proxies = Proxies::default();
+        assert_eq!([0, 1, 3].map(|count| proxies.wanted(count)), [1, 1, 1]);
+        assert_eq!(proxies.listed(now, &list(&["a", "b"], 60)), 0);
+        assert_eq!([0, 1, 3].map(|count| proxies.wanted(count)), [2, 1, 2]);
+        proxies.claim(now, &proxy("a", 1), TunnelId(1));
+        proxies.avoid(now, TunnelId(1), Duration::from_secs(5));
+        assert_eq!([0, 1, 3].map(|count| proxies.wanted(count)), [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_proxy_that_no_list_names_expires_unless_it_has_a_tunnel() {
+        let now = Instant::now();
+        let mut proxies = Proxies::default();
+        proxies.listed(now, &list(&["a", "b"], 60));
+        proxies.listed(now, &list(&["b", "c"], 90));
+        proxies.claim(now, &proxy("c", 1), TunnelId(1));
+        for (seconds, known, next) in [(59, 3, Some(60)), (60, 2, Some(90)), (90, 1, None)] {
+            let at = now + Duration::from_secs(seconds);
+            proxies.expire(at);
+            let next = next.map(|seconds| now + Duration::from_secs(seconds));
+            assert_eq!(
+                (proxies.known.len(), proxies.next_timeout()),
+                (known, next),
+                "after {seconds} s"
+            );
+        }
+        proxies.release(TunnelId(1));
+        proxies.expire(now + Duration::from_secs(90));
+        assert_eq!(proxies.known.len(), 0);
+    }
+
+    #[test]
+    fn a_reconnect_signal_is_forgotten_after_a_time_or_a_restart() {
+        let now = Instant::now();
+        let window = Duration::from_secs(5);
+        let signalled = || {
+            let mut proxies = Proxies::default();
+            proxies.listed(now, &list(&["a", "b"], 3600));
+            proxies.claim(now, &proxy("a", 1), TunnelId(1));
+            proxies.avoid(now, TunnelId(1), window);
+            assert_eq!(proxies.wanted(0), 1);
+            proxies
+        };
+        let mut proxies = signalled();
+        proxies.expire(now + window + AVOID);
+        assert_eq!(proxies.wanted(0), 2);
+
+        let mut proxies = signalled();
+        let mut restarted = list(&[], 60);
+        restarted.proxies.push(proxy("a", 2));
+        proxies.listed(now, &restarted);
+        assert_eq!(proxies.wanted(0), 2);
+    }
+
+    #[test]
+    fn a_list_cannot_fill_the_memory_or_last_for_longer_than_an_hour() {
+        let now = Instant::now();
+        let mut proxies = Proxies::default();
+        let names: Vec<_> = (0..2 * MAX_PROXIES).map(|n| format!("proxy-{n}")).collect();
+        let mut ids: Vec<_> = names.iter().map(String::as_str).collect();
+        let long = "x".repeat(256);
+        ids.extend(["", "line\nbreak", &long]);
+        assert_eq!(proxies.listed(now, &list(&ids, i64::MAX)), MAX_PROXIES as u64 + 3);
+        assert_eq!(proxies.known.len(), MAX_PROXIES);
+        assert_eq!(proxies.next_timeout(), Some(now + Duration::from_secs(3600)));
+        proxies.listed(now, &list(&["proxy-0"], -1));
+        assert_eq!(proxies.wanted(0), MAX_PROXIES);
+    }
+}

@@ -1,0 +1,59 @@
+//! Tunnels: connections that carry many streams of bytes.
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`mux`] | a tunnel over any connection of bytes, by yamux |
+//! | [`tcp`] | tunnels over TCP and TLS |
+//!
+//! An agent pool dials with any [`Transport`], and an agent listener serves any [`Tunnel`]. So tests and simulations bring
+//! transports of their own.
+
+pub mod mux;
+pub mod tcp;
+
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A connection, or a stream of a tunnel.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// A stream of a [`Tunnel`]. Dropping the stream resets it; `shutdown` ends the stream's own direction.
+pub type TunnelStream = Box<dyn ByteStream>;
+
+/// Dials proxies.
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// Opens a tunnel to the proxy behind an address. The caller bounds the time: it drops the future to give up.
+    ///
+    /// # Errors
+    ///
+    /// If no tunnel can be opened.
+    async fn connect(&self, addr: &str) -> io::Result<Arc<dyn Tunnel>>;
+}
+
+/// One connection that carries many streams. Dropping the tunnel closes it, with all of its streams.
+#[async_trait]
+pub trait Tunnel: Send + Sync + 'static {
+    /// Opens a stream. The peer may see the stream only when the first bytes are written.
+    ///
+    /// # Errors
+    ///
+    /// If the tunnel has ended, or has its maximum of streams. Both ends count.
+    async fn open(&self) -> io::Result<TunnelStream>;
+
+    /// Returns the next stream that the peer opens, or `None` after the end of the tunnel. Dropping the future loses no
+    /// stream.
+    async fn accept(&self) -> Option<TunnelStream>;
+
+    /// Waits until at most `streams` streams are open on this side.
+    async fn at_most(&self, streams: usize);
+
+    /// The peer's certificates that a handshake has verified, the peer's own first. Empty without TLS.
+    fn peer_certificates(&self) -> &[CertificateDer<'static>];
+}

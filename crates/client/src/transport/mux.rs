@@ -1,0 +1,203 @@
+//! A tunnel over any connection of bytes, by [yamux](https://github.com/hashicorp/yamux/blob/master/spec.md).
+//!
+//! yamux has no keep-alive of its own: the control stream's pings notice a connection that is half open.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+use yamux::{Config, Connection, Mode};
+
+use crate::transport::{ByteStream, Tunnel, TunnelStream};
+
+/// The most streams that are open on one tunnel at a time, whichever side has opened them. A peer's further streams are
+/// reset. yamux lets 256 streams wait for the peer's acknowledgement; fewer streams never wait.
+pub const MAX_STREAMS: usize = 255;
+
+/// yamux closes a connection with more streams. Twice as many, because the peer may still count streams that this side has
+/// closed.
+const MAX_YAMUX_STREAMS: usize = 2 * (MAX_STREAMS + 1);
+
+/// The receive windows of a tunnel may grow by so many bytes in all, beyond yamux's 256 KiB for each stream.
+const WINDOW_GROWTH: usize = 16 << 20;
+
+/// The longest time to write what is left when a tunnel is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A [`Tunnel`] over one connection. It has a tokio task, which ends with the tunnel.
+///
+/// A stream buffers up to 256 KiB that nobody has read, and more on a fast connection, at most 16 MiB for all streams
+/// together.
+pub struct MuxTunnel {
+    requests: mpsc::Sender<Request>,
+    inbound: Mutex<mpsc::Receiver<MuxStream>>,
+    permits: Arc<Semaphore>,
+    peer_certificates: Vec<CertificateDer<'static>>,
+}
+
+/// Asks the task for a stream.
+struct Request {
+    permit: OwnedSemaphorePermit,
+    reply: oneshot::Sender<io::Result<MuxStream>>,
+}
+
+impl MuxTunnel {
+    /// Creates the tunnel of the side that has dialled. Needs a tokio runtime.
+    #[must_use]
+    pub fn client(connection: impl ByteStream + 'static, peer_certificates: Vec<CertificateDer<'static>>) -> Self {
+        Self::new(connection, Mode::Client, peer_certificates)
+    }
+
+    /// Creates the tunnel of the side that has accepted. Needs a tokio runtime.
+    #[must_use]
+    pub fn server(connection: impl ByteStream + 'static, peer_certificates: Vec<CertificateDer<'static>>) -> Self {
+        Self::new(connection, Mode::Server, peer_certificates)
+    }
+
+    fn new(connection: impl ByteStream + 'static, mode: Mode, peer_certificates: Vec<CertificateDer<'static>>) -> Self {
+        let mut config = Config::default();
+        let windows = MAX_YAMUX_STREAMS * yamux::DEFAULT_CREDIT as usize;
+        config
+            .set_max_num_streams(MAX_YAMUX_STREAMS)
+            .set_max_connection_receive_window(Some(windows + WINDOW_GROWTH));
+        let (requests, request_receiver) = mpsc::channel(1);
+        let (inbound_sender, inbound) = mpsc::channel(MAX_STREAMS);
+        let permits = Arc::new(Semaphore::new(MAX_STREAMS));
+        tokio::spawn(drive(
+            Connection::new(connection.compat(), config, mode),
+            request_receiver,
+            inbound_sender,
+            Arc::clone(&permits),
+        ));
+        Self {
+            requests,
+            inbound: Mutex::new(inbound),
+            permits,
+            peer_certificates,
+        }
+    }
+}
+
+#[async_trait]
+impl Tunnel for MuxTunnel {
+    async fn open(&self) -> io::Result<TunnelStream> {
+        let full = |_| {
+            io::Error::new(
+                io::ErrorKind::QuotaExceeded,
+                format!("the tunnel has {MAX_STREAMS} streams"),
+            )
+        };
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(full)?;
+        let ended = || io::Error::new(io::ErrorKind::ConnectionAborted, "the tunnel has ended");
+        let (reply, answer) = oneshot::channel();
+        let request = Request { permit, reply };
+        self.requests.send(request).await.map_err(|_| ended())?;
+        Ok(Box::new(answer.await.map_err(|_| ended())??))
+    }
+
+    async fn accept(&self) -> Option<TunnelStream> {
+        let stream = self.inbound.lock().await.recv().await?;
+        Some(Box::new(stream))
+    }
+
+    async fn at_most(&self, streams: usize) {
+        let free = u32::try_from(MAX_STREAMS.saturating_sub(streams)).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        let _ = self.permits.acquire_many(free).await;
+    }
+
+    fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        &self.peer_certificates
+    }
+}
+
+/// Moves a connection's bytes until the connection ends, or until the tunnel is dropped.
+async fn drive(
+    mut connection: Connection<Compat<impl ByteStream>>,
+    mut requests: mpsc::Receiver<Request>,
+    inbound: mpsc::Sender<MuxStream>,
+    permits: Arc<Semaphore>,
+) {
+    let mut waiting: Option<Request> = None;
+    poll_fn(|cx| {
+        loop {
+            match connection.poll_next_inbound(cx) {
+                Poll::Ready(Some(Ok(stream))) => {
+                    // Without a permit, the stream is dropped, which resets it.
+                    if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+                        // Has room for as many streams as there are permits.
+                        let _ = inbound.try_send(MuxStream::new(stream, permit));
+                    }
+                    continue;
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => {}
+            }
+            let request = match waiting.take() {
+                Some(request) => request,
+                None => match ready!(requests.poll_recv(cx)) {
+                    Some(request) => request,
+                    None => return Poll::Ready(()),
+                },
+            };
+            match connection.poll_new_outbound(cx) {
+                Poll::Ready(opened) => {
+                    let stream = opened.map(|stream| MuxStream::new(stream, request.permit));
+                    // If nobody waits for the stream any more, it is dropped.
+                    let _ = request.reply.send(stream.map_err(io::Error::other));
+                }
+                Poll::Pending => {
+                    waiting = Some(request);
+                    return Poll::Pending;
+                }
+            }
+        }
+    })
+    .await;
+    // A peer that does not read ends the attempt to say goodbye.
+    let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_close(cx))).await;
+}
+
+/// A stream, and its share of [`MAX_STREAMS`].
+struct MuxStream {
+    stream: Compat<yamux::Stream>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl MuxStream {
+    fn new(stream: yamux::Stream, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            stream: stream.compat(),
+            _permit: permit,
+        }
+    }
+}
+
+impl AsyncRead for MuxStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for MuxStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,93 @@
+//! Tunnels over TCP, with TLS or without.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{CommonState, ServerConfig};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::connect::channel::ClientTls;
+use crate::transport::mux::MuxTunnel;
+use crate::transport::{Transport, Tunnel};
+
+/// The protocol that both sides ask for in the TLS handshake (ALPN).
+pub const ALPN: &[u8] = b"nodetracker-agent";
+
+/// Dials over TCP.
+#[derive(Debug, Clone, Default)]
+pub struct TcpTransport {
+    /// With TLS, and possibly with an own certificate. `None` is plaintext, for tests and trusted networks only: nobody is
+    /// verified then.
+    pub tls: Option<Arc<ClientTls>>,
+    /// The name that the proxies' certificates must have; by default the address's host.
+    pub server_name: Option<String>,
+}
+
+#[async_trait]
+impl Transport for TcpTransport {
+    /// Dials `host:port`. A name is resolved each time.
+    async fn connect(&self, addr: &str) -> io::Result<Arc<dyn Tunnel>> {
+        let stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        let Some(tls) = &self.tls else {
+            return Ok(Arc::new(MuxTunnel::client(stream, Vec::new())));
+        };
+        let mut config = (*tls.current()).clone();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let name = self.server_name.as_deref().unwrap_or(host).to_owned();
+        let name = ServerName::try_from(name).map_err(io::Error::other)?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        let certificates = certificates(stream.get_ref().1);
+        Ok(Arc::new(MuxTunnel::client(stream, certificates)))
+    }
+}
+
+/// Accepts tunnels over TCP.
+pub struct TcpAcceptor {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+}
+
+impl TcpAcceptor {
+    /// Accepts plaintext: nobody is verified.
+    #[must_use]
+    pub fn plaintext(listener: TcpListener) -> Self {
+        Self { listener, tls: None }
+    }
+
+    /// Accepts TLS. The configuration decides whether agents need certificates; its ALPN protocols are replaced by [`ALPN`].
+    #[must_use]
+    pub fn tls(listener: TcpListener, config: &ServerConfig) -> Self {
+        let mut config = config.clone();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let tls = Some(TlsAcceptor::from(Arc::new(config)));
+        Self { listener, tls }
+    }
+
+    /// Returns the next connection, before its TLS handshake. Dropping the future loses no connection.
+    pub(crate) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.listener.accept().await
+    }
+
+    /// Makes a connection a tunnel.
+    pub(crate) async fn handshake(&self, stream: TcpStream) -> io::Result<MuxTunnel> {
+        stream.set_nodelay(true)?;
+        let Some(tls) = &self.tls else {
+            return Ok(MuxTunnel::server(stream, Vec::new()));
+        };
+        let stream = tls.accept(stream).await?;
+        let certificates = certificates(stream.get_ref().1);
+        Ok(MuxTunnel::server(stream, certificates))
+    }
+}
+
+fn certificates(connection: &CommonState) -> Vec<CertificateDer<'static>> {
+    let certificates = connection.peer_certificates().unwrap_or_default();
+    certificates.iter().map(|der| der.clone().into_owned()).collect()
+}

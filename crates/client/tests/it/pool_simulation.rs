@@ -1,0 +1,533 @@
+//! Pools of agents against a model of a network: a load balancer that chooses at random, proxies that come, go and drain,
+//! and connections that fail, break, or go silent. Both ends are the machines that ship.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nodetracker_client::backoff::Limits;
+use nodetracker_client::control::keep_alive::KeepAliveTimes;
+use nodetracker_client::control::proto::{AgentMessage, GoodbyeReason, ProxyInfo, ProxyList};
+use nodetracker_client::listener::link::{AgentLink, LinkEvent, LinkTimes};
+use nodetracker_client::pool::machine::{Action, Input, PoolMachine};
+use nodetracker_client::pool::{PoolConfig, StateCounts, Target, TunnelId};
+
+const LIST_INTERVAL: Duration = Duration::from_secs(20);
+const LIST_VALID: i64 = 60;
+const KEEP_ALIVE: KeepAliveTimes = KeepAliveTimes {
+    interval: Duration::from_secs(10),
+    timeout: Duration::from_secs(5),
+};
+/// The waits of the pools: so a lease that always fails dials every 2.5 s on average.
+const BACKOFF: Limits = Limits {
+    base: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+};
+
+/// A tunnel, or an attempt, of a pool.
+type Key = (usize, TunnelId);
+
+#[derive(Debug)]
+enum Event {
+    ToAgent(Key, Input),
+    ToProxy(Key, AgentMessage),
+    PollAgent(usize),
+    PollProxy(Key),
+}
+
+struct Proxy {
+    info: ProxyInfo,
+    is_up: bool,
+    is_draining: bool,
+}
+
+struct Connection {
+    proxy: usize,
+    generation: u64,
+    link: AgentLink,
+    /// What the agent has said.
+    claimed: bool,
+    left: bool,
+    /// Nothing arrives any more, and nobody notices.
+    is_silent: bool,
+    /// When the last message in each direction arrives: messages stay in order.
+    last: [Instant; 2],
+}
+
+struct World {
+    seed: u64,
+    now: Instant,
+    start: Instant,
+    random: fastrand::Rng,
+    target: Target,
+    proxies: Vec<Proxy>,
+    pools: Vec<PoolMachine>,
+    connections: BTreeMap<Key, Connection>,
+    /// Attempts that find no proxy.
+    hopeless: BTreeMap<Key, ()>,
+    events: BTreeMap<(Instant, u64), Event>,
+    last_event: u64,
+    /// When each pool dialled.
+    dials: Vec<Vec<Instant>>,
+    /// How many attempts of a hundred fail.
+    failing: u32,
+    trace: DefaultHasher,
+}
+
+impl World {
+    fn new(seed: u64, proxies: usize, pools: usize, connection_count: usize) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let start = Instant::now();
+        let target = Target::new("main", "balancer:1");
+        let machines = (0..pools).map(|n| {
+            let mut config = PoolConfig::new(format!("node-{n}").parse().unwrap());
+            config.connection_count = connection_count;
+            config.backoff = BACKOFF;
+            config.keep_alive = KEEP_ALIVE;
+            PoolMachine::new(config, random.u64(..))
+        });
+        let machines: Vec<_> = machines.collect();
+        let mut world = Self {
+            seed,
+            now: start,
+            start,
+            random,
+            target,
+            proxies: Vec::new(),
+            dials: vec![Vec::new(); pools],
+            pools: machines,
+            connections: BTreeMap::new(),
+            hopeless: BTreeMap::new(),
+            events: BTreeMap::new(),
+            last_event: 0,
+            failing: 0,
+            trace: DefaultHasher::new(),
+        };
+        (0..proxies).for_each(|_| world.add_proxy());
+        for n in 0..pools {
+            let target = world.target.clone();
+            world.pools[n].add_target(start, target);
+            world.settle(n);
+        }
+        world
+    }
+
+    fn add_proxy(&mut self) {
+        let proxy_id = format!("proxy-{}", self.proxies.len());
+        let info = ProxyInfo {
+            proxy_id,
+            generation: 1,
+            version: String::new(),
+        };
+        self.proxies.push(Proxy {
+            info,
+            is_up: true,
+            is_draining: false,
+        });
+        self.gossip();
+    }
+
+    fn list(&self) -> Arc<ProxyList> {
+        let up = self.proxies.iter().filter(|proxy| proxy.is_up && !proxy.is_draining);
+        Arc::new(ProxyList {
+            proxies: up.map(|proxy| proxy.info.clone()).collect(),
+            valid_for: Some(prost_types::Duration {
+                seconds: LIST_VALID,
+                nanos: 0,
+            }),
+        })
+    }
+
+    /// All proxies learn which proxies there are.
+    fn gossip(&mut self) {
+        let list = self.list();
+        let keys: Vec<_> = self.connections.keys().copied().collect();
+        for key in keys {
+            self.on_link(key, |link| link.set_list(Arc::clone(&list)));
+        }
+    }
+
+    fn at(&mut self, at: Instant, event: Event) {
+        self.last_event += 1;
+        self.events.insert((at, self.last_event), event);
+    }
+
+    fn latency(&mut self) -> Duration {
+        Duration::from_micros(self.random.u64(1_000..50_000))
+    }
+
+    /// Runs for a time.
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(entry) = self.events.first_entry() {
+            if entry.key().0 > end {
+                break;
+            }
+            let ((at, _), event) = entry.remove_entry();
+            self.now = at;
+            (at.duration_since(self.start), format!("{event:?}")).hash(&mut self.trace);
+            self.happens(event);
+        }
+        self.now = end;
+    }
+
+    fn happens(&mut self, event: Event) {
+        match event {
+            Event::ToAgent(key, input) => {
+                if let Input::Ended(_) = input {
+                    self.connections.remove(&key);
+                    self.hopeless.remove(&key);
+                }
+                self.pools[key.0].handle(self.now, key.1, input);
+                self.settle(key.0);
+            }
+            Event::PollAgent(pool) => self.settle(pool),
+            Event::ToProxy(key, message) => {
+                let now = self.now;
+                self.on_link(key, |link| link.handle(now, message));
+            }
+            Event::PollProxy(key) => self.on_link(key, |_| {}),
+        }
+    }
+
+    /// Does what a pool asks for, and checks the pool.
+    fn settle(&mut self, pool: usize) {
+        while let Some(action) = self.pools[pool].poll_action(self.now) {
+            match action {
+                Action::Connect(id, target) => {
+                    assert_eq!(target, self.target, "seed {}", self.seed);
+                    self.dial((pool, id));
+                }
+                Action::Send(id, message) => self.agent_sends((pool, id), message),
+                Action::Close(id) => {
+                    self.connections.remove(&(pool, id));
+                    self.hopeless.remove(&(pool, id));
+                }
+            }
+        }
+        if let Some(next) = self.pools[pool].next_timeout() {
+            assert!(
+                next > self.now,
+                "a loop at {:?}, seed {}",
+                self.now - self.start,
+                self.seed
+            );
+            self.at(next, Event::PollAgent(pool));
+        }
+        self.check(pool);
+    }
+
+    fn dial(&mut self, key: Key) {
+        self.dials[key.0].push(self.now);
+        let at = self.now + self.latency();
+        let up: Vec<_> = (0..self.proxies.len()).filter(|&n| self.proxies[n].is_up).collect();
+        if up.is_empty() || self.random.u32(0..100) < self.failing {
+            self.hopeless.insert(key, ());
+            return self.at(at, Event::ToAgent(key, Input::Ended("refused".into())));
+        }
+        let proxy = up[self.random.usize(..up.len())];
+        let times = LinkTimes {
+            handshake_timeout: Duration::from_secs(10),
+            keep_alive: KEEP_ALIVE,
+            list_interval: LIST_INTERVAL,
+        };
+        let connection = Connection {
+            proxy,
+            generation: self.proxies[proxy].info.generation,
+            link: AgentLink::new(self.now, times, self.list()),
+            claimed: false,
+            left: false,
+            is_silent: false,
+            last: [self.now; 2],
+        };
+        self.connections.insert(key, connection);
+        self.at(at, Event::ToAgent(key, Input::Opened));
+        self.on_link(key, |_| {});
+    }
+
+    fn agent_sends(&mut self, key: Key, message: AgentMessage) {
+        use nodetracker_client::control::proto::agent_message::Message;
+        let latency = self.latency();
+        let Some(connection) = self.connections.get_mut(&key) else {
+            return;
+        };
+        match message.message {
+            Some(Message::Claim(_)) => connection.claimed = true,
+            Some(Message::Goodbye(_)) => connection.left = true,
+            _ => {}
+        }
+        let at = connection.last[0].max(self.now + latency);
+        connection.last[0] = at;
+        self.at(at, Event::ToProxy(key, message));
+    }
+
+    /// Changes the proxy's side of a connection, and does what it then asks for.
+    fn on_link(&mut self, key: Key, change: impl FnOnce(&mut AgentLink)) {
+        let Some(connection) = self.connections.get_mut(&key) else {
+            return;
+        };
+        if connection.is_silent {
+            return;
+        }
+        let proxy = &self.proxies[connection.proxy];
+        change(&mut connection.link);
+        let mut messages = Vec::new();
+        let mut ended = None;
+        while let Some(event) = connection.link.poll_event(self.now) {
+            match event {
+                LinkEvent::Hello(_) if proxy.is_draining => connection.link.refuse(GoodbyeReason::Draining, ""),
+                LinkEvent::Hello(_) => connection.link.welcome(proxy.info.clone()),
+                LinkEvent::Left => ended = Some("left".to_owned()),
+                LinkEvent::Closed(reason) => ended = Some(reason),
+                LinkEvent::Claimed if proxy.is_draining => connection.link.reconnect(WINDOW),
+                LinkEvent::Claimed | LinkEvent::Seen => {}
+            }
+        }
+        while let Some(message) = connection.link.poll_transmit() {
+            messages.push(Input::Received(message));
+        }
+        let next = connection.link.next_timeout();
+        messages.extend(ended.map(Input::Ended));
+        for input in messages {
+            let at = self.now + self.latency();
+            let Some(connection) = self.connections.get_mut(&key) else {
+                return;
+            };
+            let at = at.max(connection.last[1]);
+            connection.last[1] = at;
+            self.at(at, Event::ToAgent(key, input));
+        }
+        if let Some(next) = next {
+            self.at(next, Event::PollProxy(key));
+        }
+    }
+
+    fn counts(&self, pool: usize) -> StateCounts {
+        self.pools[pool].counts()["main"]
+    }
+
+    /// What holds at all times.
+    fn check(&self, pool: usize) {
+        let seed = self.seed;
+        let counts = self.counts(pool);
+        let of_pool = (pool, TunnelId::FIRST)..(pool + 1, TunnelId::FIRST);
+        let mut of_proxy = HashMap::new();
+        let (mut claimed, mut left, mut dialling) = (0, 0, self.hopeless.range(of_pool.clone()).count());
+        for (_, connection) in self.connections.range(of_pool) {
+            if connection.left {
+                left += 1;
+            } else if connection.claimed {
+                claimed += 1;
+                *of_proxy.entry((connection.proxy, connection.generation)).or_insert(0) += 1;
+            } else {
+                dialling += 1;
+            }
+        }
+        assert!(
+            of_proxy.values().all(|&count| count == 1),
+            "two tunnels to one proxy, seed {seed}"
+        );
+        assert_eq!(counts.ready(), claimed, "seed {seed}");
+        assert_eq!(counts.connecting + counts.discovering, dialling, "seed {seed}");
+        assert!(counts.disconnected >= left, "seed {seed}");
+        assert_eq!(counts.total(), claimed + dialling + counts.disconnected, "seed {seed}");
+    }
+
+    fn drain(&mut self, proxy: usize) {
+        self.proxies[proxy].is_draining = true;
+        self.gossip();
+        let of_proxy = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.proxy == proxy);
+        let keys: Vec<_> = of_proxy
+            .filter(|(_, connection)| connection.claimed)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.on_link(key, |link| link.reconnect(WINDOW));
+        }
+    }
+
+    /// A proxy is gone. Its connections end at once, or silently.
+    fn kill(&mut self, proxy: usize, silently: bool) {
+        self.proxies[proxy].is_up = false;
+        let keys: Vec<_> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| c.proxy == proxy)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.break_connection(key, silently);
+        }
+        self.gossip();
+    }
+
+    fn break_connection(&mut self, key: Key, silently: bool) {
+        let at = self.now + self.latency();
+        if let Some(connection) = self.connections.get_mut(&key) {
+            connection.is_silent = true;
+            if !silently {
+                let at = at.max(connection.last[1]);
+                self.at(at, Event::ToAgent(key, Input::Ended("reset".into())));
+            }
+        }
+    }
+
+    fn restart(&mut self, proxy: usize) {
+        let proxy = &mut self.proxies[proxy];
+        proxy.info.generation += 1;
+        proxy.is_up = true;
+        proxy.is_draining = false;
+        self.gossip();
+    }
+
+    /// One fault, or the end of one.
+    fn fault(&mut self) {
+        let proxy = self.random.usize(..self.proxies.len());
+        let silently = self.random.bool();
+        match (self.random.u32(0..10), self.proxies[proxy].is_up) {
+            (0..=2, true) => self.kill(proxy, silently),
+            (3..=4, true) => self.drain(proxy),
+            (0..=5, false) => self.restart(proxy),
+            (6, _) => self.failing = self.random.u32(0..50),
+            _ => {
+                let keys: Vec<_> = self.connections.keys().copied().collect();
+                if let Some(key) = self.random.choice(keys) {
+                    self.break_connection(key, silently);
+                }
+            }
+        }
+    }
+}
+
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// Faults for ten minutes, then none: how long until each pool has the tunnels that it wants. And a hash of all that happened.
+fn faults_and_recovery(seed: u64) -> (Duration, u64) {
+    let mut random = fastrand::Rng::with_seed(!seed);
+    let (proxies, connection_count) = (random.usize(1..=5), random.usize(0..=3));
+    let mut world = World::new(seed, proxies, 3, connection_count);
+    while world.now.duration_since(world.start) < Duration::from_secs(600) {
+        world.run(Duration::from_millis(random.u64(0..10_000)));
+        world.fault();
+    }
+    world.failing = 0;
+    for proxy in 0..proxies {
+        world.restart(proxy);
+    }
+    let wanted = if connection_count == 0 {
+        proxies
+    } else {
+        connection_count.min(proxies)
+    };
+    let healed = world.now;
+    while (0..3).any(|pool| world.counts(pool).ready() != wanted) {
+        world.run(Duration::from_millis(100));
+        let time = world.now.duration_since(healed);
+        assert!(time < RECOVERY, "no recovery of {wanted} tunnels, seed {seed}");
+    }
+    let recovery = world.now.duration_since(healed);
+    // They stay.
+    world.run(Duration::from_secs(600));
+    for pool in 0..3 {
+        let counts = world.counts(pool);
+        assert_eq!((counts.ready(), counts.total()), (wanted, wanted), "seed {seed}");
+        assert_attempts_are_bounded(&world.dials[pool], seed);
+    }
+    (recovery, world.trace.finish())
+}
+
+/// The bound that the tests allow for the recovery from all faults.
+const RECOVERY: Duration = Duration::from_secs(180);
+
+/// Two leases that wait 2.5 s on average make 48 attempts a minute; the first waits are shorter.
+fn assert_attempts_are_bounded(dials: &[Instant], seed: u64) {
+    for (first, dial) in dials.iter().enumerate() {
+        let minute = dials[first..]
+            .iter()
+            .take_while(|at| at.duration_since(*dial) < Duration::from_secs(60));
+        let count = minute.count();
+        assert!(count <= 120, "{count} attempts in a minute, seed {seed}");
+    }
+}
+
+#[test]
+fn tunnels_to_different_proxies_return_after_all_faults() {
+    let mut times: Vec<_> = (0..300).map(|seed| faults_and_recovery(seed).0).collect();
+    times.sort();
+    println!(
+        "recovery: median {:?}, worst {:?}",
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
+}
+
+#[test]
+fn a_seed_replays_to_the_same_trace() {
+    for seed in 0..10 {
+        assert_eq!(faults_and_recovery(seed), faults_and_recovery(seed), "seed {seed}");
+    }
+    assert_ne!(faults_and_recovery(1).1, faults_and_recovery(2).1);
+}
+
+#[test]
+fn agents_of_a_proxy_that_drains_reconnect_over_the_whole_window_before_they_leave() {
+    const AGENTS: usize = 1000;
+    for seed in 0..3 {
+        let mut world = World::new(seed, 1, AGENTS, 1);
+        world.run(Duration::from_secs(30));
+        assert!((0..AGENTS).all(|pool| world.counts(pool).ready() == 1), "seed {seed}");
+        world.add_proxy();
+        world.add_proxy();
+        world.run(Duration::from_secs(30));
+        world.drain(0);
+        // The load balancer notices, too.
+        world.proxies[0].is_up = false;
+        let begin = world.now;
+        let dials: usize = world.dials.iter().map(Vec::len).sum();
+        assert_eq!(dials, AGENTS, "seed {seed}");
+        for _ in 0..700 {
+            world.run(Duration::from_millis(100));
+            assert!(
+                (0..AGENTS).all(|pool| world.counts(pool).ready() >= 1),
+                "an agent has no tunnel, seed {seed}"
+            );
+        }
+        assert!(
+            world.connections.values().all(|connection| connection.proxy != 0),
+            "seed {seed}"
+        );
+        let mut seconds = [0; 70];
+        for dial in world.dials.iter().flat_map(|dials| &dials[1..]) {
+            seconds[dial.duration_since(begin).as_secs() as usize] += 1;
+        }
+        assert_eq!(seconds.iter().sum::<usize>(), AGENTS, "seed {seed}");
+        // 16.7 a second on average.
+        assert!(seconds.iter().all(|&dials| dials < 40), "{seconds:?}, seed {seed}");
+        assert!(seconds[..60].iter().all(|&dials| dials > 0), "{seconds:?}, seed {seed}");
+    }
+}
+
+#[test]
+fn agents_that_lose_a_proxy_at_the_same_moment_do_not_dial_at_the_same_moment() {
+    const AGENTS: usize = 1000;
+    let mut world = World::new(4, 1, AGENTS, 1);
+    world.run(Duration::from_secs(60));
+    world.add_proxy();
+    world.run(Duration::from_secs(1));
+    let begin = world.now;
+    world.kill(0, false);
+    world.run(Duration::from_secs(10));
+    assert!((0..AGENTS).all(|pool| world.counts(pool).ready() == 1));
+    let mut tenths = [0; 100];
+    for dial in world.dials.iter().flat_map(|dials| &dials[1..]) {
+        tenths[(dial.duration_since(begin).as_millis() / 100) as usize] += 1;
+    }
+    assert_eq!(tenths.iter().sum::<usize>(), AGENTS);
+    // Over the pools' spread of two seconds: 50 in a tenth of a second on average.
+    assert!(tenths.iter().all(|&dials| dials < 100), "{tenths:?}");
+}

@@ -1,0 +1,389 @@
+//! Pools and listeners: over TCP and TLS, and in memory when time matters.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nodetracker_client::backoff::Limits;
+use nodetracker_client::connect::channel::{ClientTls, TlsFiles};
+use nodetracker_client::listener::{ListenerConfig, OpenError};
+use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
+use nodetracker_client::transport::Tunnel;
+use nodetracker_client::transport::mux::{MAX_STREAMS, MuxTunnel};
+use nodetracker_client::transport::tcp::{TcpAcceptor, TcpTransport};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout};
+
+use crate::support::{Balancer, InMemory, NodeEvent, PATIENCE, Proxy, echo, info, serve_echo, wait_for};
+
+fn config(connection_count: usize) -> PoolConfig {
+    PoolConfig {
+        connection_count,
+        // Tests should be quick.
+        backoff: Limits {
+            base: Duration::from_millis(1),
+            max: Duration::from_millis(100),
+        },
+        spread: Duration::from_millis(10),
+        ..PoolConfig::new("node-1".parse().unwrap())
+    }
+}
+
+fn connected() -> NodeEvent {
+    NodeEvent::Connected("node-1".into())
+}
+
+fn gone() -> NodeEvent {
+    NodeEvent::Gone("node-1".into())
+}
+
+/// A proxy behind the load balancer that knows the proxies `a` and `b`.
+async fn tcp_proxy(id: &str, balancer: &Balancer) -> (Proxy, SocketAddr) {
+    let proxy = Proxy::new(ListenerConfig::new(info(id)));
+    proxy.listener.set_proxies(vec![info("a"), info("b")]).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    balancer.add(addr);
+    let serving = proxy.listener.clone();
+    tokio::spawn(async move { serving.serve(TcpAcceptor::plaintext(listener)).await });
+    (proxy, addr)
+}
+
+#[tokio::test]
+async fn a_pool_has_a_tunnel_to_each_of_two_proxies_and_returns_to_one_that_was_cut_off() {
+    let balancer = Balancer::new().await;
+    let (mut a, addr) = tcp_proxy("a", &balancer).await;
+    let (mut b, _) = tcp_proxy("b", &balancer).await;
+    let pool = serve_echo(AgentPool::new(config(0), TcpTransport::default()));
+    pool.add_target(Target::new("main", &balancer.addr));
+    assert_eq!((a.event().await, b.event().await), (connected(), connected()));
+    a.stream("node-1").await;
+    b.stream("node-1").await;
+
+    balancer.remove(addr);
+    balancer.cut(addr);
+    assert_eq!(a.event().await, gone());
+    let error = a.listener.open_stream(&"node-1".parse().unwrap()).await.err();
+    assert!(matches!(error, Some(OpenError::NotHeld(_))), "{error:?}");
+    wait_for(&pool, |counts, _| counts.ready() == 1).await;
+    b.stream("node-1").await;
+
+    balancer.add(addr);
+    assert_eq!(a.event().await, connected());
+    wait_for(&pool, |counts, _| counts.ready() == 2 && counts.total() == 2).await;
+    a.stream("node-1").await;
+    assert!(
+        pool.stats().lost == 1 && pool.stats().attempts >= 3,
+        "{:?}",
+        pool.stats()
+    );
+}
+
+#[tokio::test]
+async fn a_proxy_that_drains_keeps_its_streams_until_they_end() {
+    let balancer = Balancer::new().await;
+    let (mut a, addr) = tcp_proxy("a", &balancer).await;
+    let pool = serve_echo(AgentPool::new(config(1), TcpTransport::default()));
+    pool.add_target(Target::new("main", &balancer.addr));
+    assert_eq!(a.event().await, connected());
+    let mut stream = a.stream("node-1").await;
+
+    let (mut b, _) = tcp_proxy("b", &balancer).await;
+    balancer.remove(addr);
+    a.listener.drain(Duration::from_millis(10));
+    assert_eq!(b.event().await, connected());
+    assert_eq!(a.event().await, gone());
+    b.stream("node-1").await;
+    echo(&mut stream).await.unwrap();
+    assert_eq!(a.listener.stats().agents, 1, "the stream is open");
+
+    drop(stream);
+    a.listener.close(PATIENCE).await;
+    assert_eq!(a.listener.stats().agents, 0);
+    let counts = wait_for(&pool, |counts, _| counts.total() == 1).await;
+    assert_eq!(counts.ready(), 1);
+    assert_eq!((pool.stats().lost, pool.stats().reconnects), (0, 1));
+}
+
+#[tokio::test]
+async fn a_proxy_that_drains_refuses_new_agents() {
+    let balancer = Balancer::new().await;
+    let (a, _) = tcp_proxy("a", &balancer).await;
+    a.listener.drain(Duration::from_secs(1));
+    let pool = AgentPool::new(config(1), TcpTransport::default());
+    pool.handle().add_target(Target::new("main", &balancer.addr));
+    wait_for(pool.handle(), |_, stats| stats.failures > 0).await;
+    assert!(a.listener.stats().refused > 0);
+    assert_eq!(a.listener.stats().claimed, 0);
+}
+
+#[tokio::test]
+async fn closing_a_pool_waits_for_its_streams() {
+    let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
+    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    pool.add_target(Target::new("main", ""));
+    assert_eq!(proxy.event().await, connected());
+    let mut stream = proxy.stream("node-1").await;
+    let closed = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.close().await }
+    });
+    assert_eq!(proxy.event().await, gone());
+    echo(&mut stream).await.unwrap();
+    assert!(!closed.is_finished());
+    drop(stream);
+    timeout(PATIENCE, closed).await.expect("the pool closes").unwrap();
+    pool.add_target(Target::new("main", ""));
+    assert!(pool.counts().is_empty(), "a closed pool stays closed");
+}
+
+#[tokio::test]
+async fn closing_a_listener_cuts_streams_only_after_the_limit() {
+    let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
+    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    pool.add_target(Target::new("main", ""));
+    assert_eq!(proxy.event().await, connected());
+    let mut stream = proxy.stream("node-1").await;
+    timeout(PATIENCE, proxy.listener.close(Duration::from_millis(10)))
+        .await
+        .expect("the limit passes");
+    assert_eq!(proxy.event().await, gone());
+    assert!(echo(&mut stream).await.is_err());
+    assert_eq!(proxy.listener.stats().agents, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_ends_notice_a_connection_that_is_half_open() {
+    let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
+    let transport = InMemory::new([proxy.listener.clone()]);
+    let config = config(1);
+    let bound = config.keep_alive.interval + config.keep_alive.timeout;
+    let pool = serve_echo(AgentPool::new(config, transport.clone()));
+    pool.add_target(Target::new("main", ""));
+    assert_eq!(proxy.event().await, connected());
+    // The connection stays up as long as pings are answered.
+    tokio::time::sleep(10 * bound).await;
+    assert_eq!(pool.stats().attempts, 1);
+
+    let begin = Instant::now();
+    transport.silence();
+    wait_for(&pool, |counts, _| counts.ready() == 0).await;
+    assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
+    assert_eq!(pool.stats().broken, 1);
+    // The agent's next tunnel is there, or not yet, when the proxy notices the end of the old one.
+    wait_for(&pool, |counts, _| counts.ready() == 1).await;
+    tokio::time::sleep_until(begin + bound + Duration::from_secs(1)).await;
+    let stats = proxy.listener.stats();
+    assert_eq!((stats.agents, stats.nodes, stats.claimed), (1, 1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_slow_or_silent_is_closed_in_time() {
+    let proxy = Proxy::new(ListenerConfig::new(info("a")));
+    let transport = InMemory::new([proxy.listener.clone()]);
+    let limit = ListenerConfig::new(info("a")).handshake_timeout;
+    // No stream at all; and a stream on which a byte comes each second.
+    let _silent = transport.connection();
+    let slow = MuxTunnel::client(transport.connection(), Vec::new());
+    let mut stream = slow.open().await.unwrap();
+    let begin = Instant::now();
+    let mut written = 0;
+    while stream.write_u8(0).await.is_ok() && stream.flush().await.is_ok() {
+        written += 1;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(written >= 4, "a length of 0 is a message without content");
+    assert!(
+        begin.elapsed() <= limit + Duration::from_secs(2),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(proxy.listener.stats().agents, 0);
+}
+
+#[tokio::test]
+async fn an_overlong_message_and_a_second_stream_close_the_tunnel() {
+    let proxy = Proxy::new(ListenerConfig::new(info("a")));
+    let transport = InMemory::new([proxy.listener.clone()]);
+    let tunnel = MuxTunnel::client(transport.connection(), Vec::new());
+    let mut stream = tunnel.open().await.unwrap();
+    stream.write_u32(4097).await.unwrap();
+    assert!(timeout(PATIENCE, tunnel.accept()).await.unwrap().is_none());
+
+    let tunnel = MuxTunnel::client(transport.connection(), Vec::new());
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut stream = tunnel.open().await.unwrap();
+        stream.write_u8(0).await.unwrap();
+        streams.push(stream);
+    }
+    assert!(timeout(PATIENCE, tunnel.accept()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn agents_beyond_the_maximum_are_closed_at_once() {
+    let mut proxy = Proxy::new(ListenerConfig {
+        max_agents: 1,
+        ..ListenerConfig::new(info("a"))
+    });
+    let transport = InMemory::new([proxy.listener.clone()]);
+    let pool = serve_echo(AgentPool::new(config(1), transport.clone()));
+    pool.add_target(Target::new("main", ""));
+    assert_eq!(proxy.event().await, connected());
+    let second = MuxTunnel::client(transport.connection(), Vec::new());
+    assert!(timeout(PATIENCE, second.accept()).await.unwrap().is_none());
+    let stats = proxy.listener.stats();
+    assert_eq!((stats.agents, stats.accepted, stats.full), (1, 2, 1));
+}
+
+#[tokio::test]
+async fn a_tunnel_resets_the_streams_beyond_its_maximum_and_lives() {
+    let (one, other) = tokio::io::duplex(1 << 16);
+    let (client, server) = (MuxTunnel::client(one, Vec::new()), MuxTunnel::server(other, Vec::new()));
+    let mut opened = Vec::new();
+    for _ in 0..MAX_STREAMS {
+        opened.push(client.open().await.unwrap());
+    }
+    let error = client.open().await.err().unwrap();
+    assert_eq!(error.to_string(), format!("the tunnel has {MAX_STREAMS} streams"));
+    // The server has one stream of its own, so that the client's last stream is one too many.
+    let _own = server.open().await.unwrap();
+    let mut accepted = Vec::new();
+    for stream in &mut opened[..MAX_STREAMS - 1] {
+        stream.write_u8(1).await.unwrap();
+        accepted.push(server.accept().await.unwrap());
+    }
+    let last = opened.last_mut().unwrap();
+    last.write_u8(1).await.unwrap();
+    assert_eq!(timeout(PATIENCE, last.read(&mut [0])).await.unwrap().unwrap_or(0), 0);
+    echo_back(&mut accepted[0]).await;
+    assert_eq!(opened[0].read_u8().await.unwrap(), 1);
+
+    opened.truncate(1);
+    timeout(PATIENCE, client.at_most(1))
+        .await
+        .expect("the streams are closed");
+}
+
+async fn echo_back(stream: &mut nodetracker_client::transport::TunnelStream) {
+    let byte = stream.read_u8().await.unwrap();
+    stream.write_u8(byte).await.unwrap();
+    stream.flush().await.unwrap();
+}
+
+/// An authority, and certificates for `proxy.test` and for two nodes.
+struct Pki {
+    folder: tempfile::TempDir,
+    authority: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let folder = tempfile::TempDir::new().unwrap();
+        fs::write(folder.path().join("ca.crt"), authority.pem()).unwrap();
+        Self { folder, authority }
+    }
+
+    fn issue(&self, name: &str) -> (KeyPair, CertificateDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        fs::write(self.folder.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+        fs::write(self.folder.path().join(format!("{name}.crt")), certificate.pem()).unwrap();
+        (key, certificate.der().clone())
+    }
+
+    fn server(&self) -> ServerConfig {
+        let (key, certificate) = self.issue("proxy.test");
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let agents = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(agents.build().unwrap())
+            .with_single_cert(vec![certificate], key.serialize_der().try_into().unwrap())
+            .unwrap()
+    }
+
+    fn client(&self, name: &str) -> TcpTransport {
+        self.issue(name);
+        let path = |file: String| self.folder.path().join(file);
+        let files = TlsFiles {
+            ca: path("ca.crt".into()),
+            keypair: Some((path(format!("{name}.key")), path(format!("{name}.crt")))),
+        };
+        TcpTransport {
+            tls: Some(ClientTls::load(files).unwrap()),
+            server_name: Some("proxy.test".into()),
+        }
+    }
+}
+
+/// A certificate names its node or proxy by a DNS name.
+fn named(id: &str, certificates: &[CertificateDer<'static>]) -> Result<(), String> {
+    let error = |error: &dyn std::fmt::Display| error.to_string();
+    let certificate = certificates.first().ok_or("no certificate")?;
+    let certificate = ParsedCertificate::try_from(certificate).map_err(|e| error(&e))?;
+    let name = ServerName::try_from(id).map_err(|e| error(&e))?;
+    verify_server_name(&certificate, &name).map_err(|e| error(&e))
+}
+
+#[tokio::test]
+async fn with_tls_both_ends_verify_the_other_ends_id() {
+    let pki = Pki::new();
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::new("main", tcp.local_addr().unwrap().to_string());
+    let listener = nodetracker_client::listener::AgentListener::with_verify(
+        ListenerConfig::new(info("proxy.test")),
+        (),
+        Box::new(named),
+    );
+    let serving = listener.clone();
+    let acceptor = TcpAcceptor::tls(tcp, &pki.server());
+    tokio::spawn(async move { serving.serve(acceptor).await });
+
+    let good = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(named));
+    let good = serve_echo(good);
+    good.add_target(target.clone());
+    wait_for(&good, |counts, _| counts.ready() == 1).await;
+    let stream = timeout(PATIENCE, async {
+        loop {
+            // The claim may still be on its way.
+            if let Ok(stream) = listener.open_stream(&"node-1".parse().unwrap()).await {
+                return stream;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    echo(&mut stream.await.unwrap()).await.unwrap();
+
+    // The certificate of another node.
+    let bad = AgentPool::new(config(1), pki.client("node-2"));
+    bad.handle().add_target(target.clone());
+    wait_for(bad.handle(), |_, stats| stats.failures > 0).await;
+    assert!(listener.stats().refused >= 1);
+
+    // A proxy that is not whom the agent expects.
+    let expects_other = |_: &str, certificates: &[CertificateDer<'static>]| named("proxy-2.test", certificates);
+    let careful = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(expects_other));
+    careful.handle().add_target(target.clone());
+    wait_for(careful.handle(), |_, stats| stats.failures > 0).await;
+
+    // No certificate at all.
+    let plain = AgentPool::new(config(1), TcpTransport::default());
+    plain.handle().add_target(target);
+    wait_for(plain.handle(), |_, stats| stats.failures > 0).await;
+    assert_eq!(listener.stats().claimed, 1);
+}
