@@ -6,6 +6,7 @@
 //! | part | module |
 //! | --- | --- |
 //! | a proxy asks which proxy holds a node | [`tracker`], and the client of a tracker in [`connect`] |
+//! | a proxy reports its nodes to trackers | [`session`] |
 //!
 //! # State machines
 //!
@@ -15,6 +16,7 @@
 
 pub mod backoff;
 pub mod connect;
+pub mod session;
 pub mod tracker;
 
 pub use nodetracker::{NodeId, Proxy, ProxyDetails, Uuid};

@@ -1,0 +1,3 @@
+//! The tests of the client's parts, in one program.
+
+mod session;
