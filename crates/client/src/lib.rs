@@ -6,6 +6,7 @@
 //! | part | module |
 //! | --- | --- |
 //! | a proxy asks which proxy holds a node | [`tracker`], and the client of a tracker in [`connect`] |
+//! | a proxy reports its nodes to trackers | [`session`] |
 //!
 //! # State machines
 //!
@@ -18,6 +19,7 @@ pub mod connect;
 pub mod control;
 pub mod listener;
 pub mod pool;
+pub mod session;
 pub mod tracker;
 pub mod transport;
 

@@ -1,5 +1,6 @@
-//! Tests of the public interface.
+//! The tests of the client's parts, in one program.
 
 mod pool_simulation;
+mod session;
 mod support;
 mod tunnels;

@@ -1,0 +1,86 @@
+//! How a proxy's session is set up.
+
+use std::num::NonZeroU64;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nodetracker::{Proxy, ProxyDetails};
+
+use crate::connect::WriteTo;
+use crate::connect::addr::TrackerAddr;
+use crate::connect::channel::ConnectOptions;
+use crate::session::machine::Identity;
+use crate::session::timing::Timing;
+
+/// Incarnations are below this bound.
+const MAX_INCARNATION: u64 = 1 << 63;
+
+/// The maximum of nodes, unless another maximum is set.
+const MAX_NODES: usize = 1 << 20;
+
+/// How a [`ProxySession`](crate::session::ProxySession) is set up.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SessionConfig {
+    /// The proxy. A tracker refuses invalid texts, whenever the session connects.
+    pub proxy: ProxyDetails,
+    /// A number that grows with each start of the proxy, from 1 to 2^63 - 1. By default, the time in milliseconds.
+    ///
+    /// The trackers drop the routes of lesser incarnations at once, and refuse their sessions.
+    pub incarnation: u64,
+    /// The trackers, at least one.
+    pub trackers: Vec<TrackerAddr>,
+    /// To which of the trackers the nodes are reported.
+    pub write_to: WriteTo,
+    /// How to connect. A half-open connection is noticed after the sum of the two keep-alive times.
+    pub connect: ConnectOptions,
+    /// The most nodes, 1,048,576 by default.
+    pub max_nodes: usize,
+    /// The waits and the paces.
+    pub timing: Timing,
+}
+
+/// Why a session cannot begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionConfigError {
+    /// No tracker is named.
+    #[error("trackers is empty: name at least one tracker")]
+    NoTracker,
+    /// The incarnation is out of range.
+    #[error("incarnation is {0}: it must be from 1 to 2^63 - 1")]
+    Incarnation(u64),
+}
+
+impl SessionConfig {
+    /// Reports the nodes of a proxy to trackers, with the defaults for everything else.
+    #[must_use]
+    pub fn new(proxy: Proxy<'_>, trackers: Vec<TrackerAddr>) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            proxy: proxy.into(),
+            incarnation: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+            trackers,
+            write_to: WriteTo::default(),
+            connect: ConnectOptions::default(),
+            max_nodes: MAX_NODES,
+            timing: Timing::default(),
+        }
+    }
+
+    pub(super) fn identity(&self) -> Result<Identity, SessionConfigError> {
+        let incarnation = NonZeroU64::new(self.incarnation).filter(|number| number.get() < MAX_INCARNATION);
+        Ok(Identity {
+            proxy: self.proxy.clone(),
+            incarnation: incarnation.ok_or(SessionConfigError::Incarnation(self.incarnation))?,
+        })
+    }
+
+    /// The trackers of each machine: one each, or all of them for one machine.
+    pub(super) fn groups(&self) -> Result<Vec<Vec<TrackerAddr>>, SessionConfigError> {
+        match (self.trackers.is_empty(), self.write_to) {
+            (true, _) => Err(SessionConfigError::NoTracker),
+            (false, WriteTo::All) => Ok(self.trackers.iter().map(|tracker| vec![tracker.clone()]).collect()),
+            (false, WriteTo::One) => Ok(vec![self.trackers.clone()]),
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! The nodes of a proxy, as one tracker has to know them.
+//!
+//! Each node has a *wanted* state (up or down), which the proxy's threads set, and a *reported* state ([`Reported`]),
+//! which the machine sets from the tracker's answers. A node whose two states differ needs a request ([`Task`]). At most
+//! one request for a node is in flight, so answers never cross. A node that goes up, down and up again between two
+//! flushes costs one request or none.
+//!
+//! # How the machine finds changes
+//!
+//! A change puts the node's ID into a bounded queue, once. If the queue is full, a flag is set, and the next flush looks
+//! at all nodes. So a flush costs the number of the changed nodes, and a burst costs one pass over the map.
+//!
+//! # Locks
+//!
+//! A call locks one bucket of the map, with up to 32 nodes, for some nanoseconds. A pass locks one bucket after the other.
+//! Nothing waits for the network under a lock.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use ahash::RandomState;
+use crossbeam_queue::ArrayQueue;
+use nodetracker::NodeId;
+use scc::HashMap;
+use scc::hash_map::Entry;
+
+/// The changes that the queue holds. A larger burst costs a pass over all nodes.
+const QUEUE: usize = 4096;
+
+/// The nodes of a proxy. The proxy's threads change the set; one [`Machine`](crate::session::machine::Machine) reads it.
+///
+/// A node costs 16 bytes beside its ID, and its share of the map's free slots.
+#[derive(Debug)]
+pub struct NodeSet {
+    nodes: HashMap<NodeId, Node, RandomState>,
+    /// The number of `nodes`, also of those that are down but not yet withdrawn.
+    len: AtomicUsize,
+    max: usize,
+    /// IDs of nodes with `is_queued`, as far as there was room.
+    changed: ArrayQueue<NodeId>,
+    /// Whether a change found no room.
+    overflowed: AtomicBool,
+    begun: Instant,
+}
+
+/// Why a node was not added: the set has its maximum of nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the session has its maximum of {max} nodes")]
+pub struct TooManyNodes {
+    /// The maximum.
+    pub max: usize,
+}
+
+/// A time, in tenths of a second since the set was made. Reaches for 13 years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Tick(u32);
+
+impl Tick {
+    fn back(self, age: Duration) -> Self {
+        Self(self.0.saturating_sub(tenths(age)))
+    }
+}
+
+fn tenths(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis() / 100).unwrap_or(u32::MAX)
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    /// The route's handle, if the node is [`Reported::Present`].
+    handle: u64,
+    /// The last sign of life of a node that is up; when a node went down that is down.
+    changed_at: Tick,
+    reported: Reported,
+    is_up: bool,
+    /// A request with the node has no answer yet.
+    is_in_flight: bool,
+    /// The ID is in `changed`, or in a queue of the machine.
+    is_queued: bool,
+}
+
+/// What the tracker knows of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reported {
+    /// The tracker has no route.
+    Absent,
+    /// The tracker may have a route.
+    Unsure,
+    /// The tracker has a route, and the node has its handle.
+    Present,
+}
+
+/// What a node needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    Announce,
+    Withdraw,
+}
+
+/// What became of a request for a node.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Outcome {
+    /// The tracker has a route with this handle.
+    Announced(u64),
+    /// The tracker has removed the route.
+    Withdrawn,
+    /// The tracker had no room, or the answer was lost.
+    Unknown,
+}
+
+impl Node {
+    /// Returns what the node needs. A node that has been silent since before `since` is not announced: its route has to
+    /// expire.
+    fn task(&self, since: Tick) -> Option<Task> {
+        match (self.is_up, self.reported) {
+            _ if self.is_in_flight => None,
+            (true, Reported::Absent | Reported::Unsure) => (self.changed_at >= since).then_some(Task::Announce),
+            (false, Reported::Unsure | Reported::Present) => Some(Task::Withdraw),
+            (true, Reported::Present) | (false, Reported::Absent) => None,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        !self.is_up && self.reported == Reported::Absent && !self.is_in_flight
+    }
+}
+
+/// # For the proxy
+impl NodeSet {
+    /// Creates an empty set for up to `max` nodes. The order of passes over the set, and so of messages, follows the seed.
+    #[must_use]
+    pub fn new(max: usize, seed: u64, now: Instant) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut word = || random.u64(..);
+        Self {
+            nodes: HashMap::with_hasher(RandomState::with_seeds(word(), word(), word(), word())),
+            len: AtomicUsize::new(0),
+            max,
+            changed: ArrayQueue::new(QUEUE),
+            overflowed: AtomicBool::new(false),
+            begun: now,
+        }
+    }
+
+    /// The number of nodes, also of those that are down and not yet withdrawn.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are no nodes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Notes that a node has a tunnel, which is a sign of life too. Returns whether the machine has something new to do.
+    ///
+    /// # Errors
+    ///
+    /// If the node is new, and the set is full. The node is not added.
+    pub fn up(&self, id: &NodeId, now: Instant) -> Result<bool, TooManyNodes> {
+        let now = self.tick(now);
+        let raise = |node: &mut Node| {
+            node.is_up = true;
+            node.changed_at = now;
+            self.mark(id, node)
+        };
+        // Most nodes are known, and their IDs need no copy.
+        if let Some(is_new) = self.nodes.update_sync(id, |_, node| raise(node)) {
+            return Ok(is_new);
+        }
+        match self.nodes.entry_sync(id.clone()) {
+            Entry::Occupied(mut entry) => Ok(raise(entry.get_mut())),
+            Entry::Vacant(entry) => {
+                if self.len.fetch_add(1, Ordering::Relaxed) >= self.max {
+                    self.len.fetch_sub(1, Ordering::Relaxed);
+                    return Err(TooManyNodes { max: self.max });
+                }
+                let mut node = Node {
+                    handle: 0,
+                    changed_at: now,
+                    reported: Reported::Absent,
+                    is_up: true,
+                    is_in_flight: false,
+                    is_queued: false,
+                };
+                let is_new = self.mark(id, &mut node);
+                entry.insert_entry(node);
+                Ok(is_new)
+            }
+        }
+    }
+
+    /// Notes a sign of life of a node. Does nothing if the node is not up. Returns whether the machine has something new to
+    /// do: usually not, because the next heartbeat has the node.
+    pub fn seen(&self, id: &NodeId, now: Instant) -> bool {
+        let now = self.tick(now);
+        let see = |node: &mut Node| {
+            if !node.is_up {
+                return false;
+            }
+            node.changed_at = now;
+            // A node that was silent may wait for this.
+            node.reported != Reported::Present && self.mark(id, node)
+        };
+        self.nodes.update_sync(id, |_, node| see(node)).unwrap_or(false)
+    }
+
+    /// Notes that a node has no tunnel any more. Does nothing if the node is not up. Returns whether the machine has
+    /// something new to do.
+    pub fn down(&self, id: &NodeId, now: Instant) -> bool {
+        let now = self.tick(now);
+        let lower = |node: &mut Node| {
+            if !node.is_up {
+                return false;
+            }
+            node.is_up = false;
+            node.changed_at = now;
+            self.mark(id, node)
+        };
+        self.nodes.update_sync(id, |_, node| lower(node)).unwrap_or(false)
+    }
+
+    /// Queues a changed node, unless it is queued, or the answer to its request looks at it anyway. The caller holds the
+    /// node's lock, so a pass either sees the change, or clears `overflowed` before the change sets the flag.
+    fn mark(&self, id: &NodeId, node: &mut Node) -> bool {
+        if node.is_queued || node.is_in_flight {
+            return false;
+        }
+        node.is_queued = self.changed.push(id.clone()).is_ok();
+        node.is_queued || !self.overflowed.swap(true, Ordering::Relaxed)
+    }
+
+    fn tick(&self, now: Instant) -> Tick {
+        Tick(tenths(now.saturating_duration_since(self.begun)))
+    }
+}
+
+/// What a pass over all nodes does.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    /// Nodes that have been silent for longer are neither announced nor refreshed.
+    pub(super) window: Duration,
+    /// For how long the tracker keeps a route without a refresh. Nodes that have been down for longer are forgotten.
+    pub(super) lifetime: Duration,
+    /// Whether all handles have lost their meaning.
+    pub(super) discards_handles: bool,
+    /// Handles that have lost their meaning, in ascending order.
+    pub(super) gone: &'a [u64],
+    /// Where to put the handles of the nodes that a heartbeat refreshes.
+    pub(super) handles: Option<&'a mut Vec<u64>>,
+}
+
+/// # For the machine
+impl NodeSet {
+    /// Whether nodes have changed since the last flush.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changed.is_empty() || self.overflowed.load(Ordering::Relaxed)
+    }
+
+    /// Takes a changed node off the queue. The node counts as queued until it is [claimed](Self::claim).
+    pub(super) fn next_changed(&self) -> Option<NodeId> {
+        self.changed.pop()
+    }
+
+    /// Whether some changed nodes can only be found by a [pass](Self::pass). Clears the flag.
+    pub(super) fn take_overflow(&self) -> bool {
+        self.overflowed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Returns what a queued node needs. If it needs nothing, it is not queued any more.
+    pub(super) fn task(&self, id: &NodeId, window: Duration, now: Instant) -> Option<Task> {
+        let since = self.tick(now).back(window);
+        self.with(id, |node| {
+            let task = node.task(since);
+            node.is_queued = task.is_some();
+            task
+        })
+    }
+
+    /// Claims a queued node for a request. Returns `false` if the node does not need `task` any more.
+    pub(super) fn claim(&self, id: &NodeId, task: Task, window: Duration, now: Instant) -> bool {
+        let since = self.tick(now).back(window);
+        let claim = |node: &mut Node| {
+            if node.task(since) != Some(task) {
+                return false;
+            }
+            node.is_in_flight = true;
+            node.is_queued = false;
+            true
+        };
+        self.nodes.update_sync(id, |_, node| claim(node)).unwrap_or(false)
+    }
+
+    /// Notes the outcome of a request. Returns what the node needs next; then the node counts as queued.
+    pub(super) fn settle(&self, id: &NodeId, outcome: Outcome, window: Duration, now: Instant) -> Option<Task> {
+        let since = self.tick(now).back(window);
+        self.with(id, |node| {
+            node.is_in_flight = false;
+            node.reported = match outcome {
+                Outcome::Announced(handle) => {
+                    node.handle = handle;
+                    Reported::Present
+                }
+                Outcome::Withdrawn => Reported::Absent,
+                Outcome::Unknown => Reported::Unsure,
+            };
+            let task = node.task(since);
+            node.is_queued = task.is_some();
+            task
+        })
+    }
+
+    /// Runs `act` on a node, and removes the node if nothing is left to do for it.
+    fn with(&self, id: &NodeId, act: impl FnOnce(&mut Node) -> Option<Task>) -> Option<Task> {
+        let mut task = None;
+        let act = |node: &mut Node| {
+            task = act(node);
+            node.is_done()
+        };
+        if self.nodes.remove_if_sync(id, act).is_some() {
+            self.len.fetch_sub(1, Ordering::Relaxed);
+        }
+        task
+    }
+
+    /// Looks at all nodes, and gives those that need something to `queue`. A node that `queue` refuses is not queued.
+    pub(super) fn pass(&self, pass: Pass<'_>, now: Instant, mut queue: impl FnMut(&NodeId, Task) -> bool) {
+        let Pass {
+            window,
+            lifetime,
+            discards_handles,
+            gone,
+            mut handles,
+        } = pass;
+        let since = self.tick(now).back(window);
+        let forgotten = self.tick(now).back(lifetime);
+        self.nodes.retain_sync(|id, node| {
+            if node.reported == Reported::Present && (discards_handles || gone.binary_search(&node.handle).is_ok()) {
+                node.reported = Reported::Unsure;
+            }
+            if node.is_done() || (!node.is_up && !node.is_in_flight && node.changed_at < forgotten) {
+                self.len.fetch_sub(1, Ordering::Relaxed);
+                return false;
+            }
+            if let Some(handles) = &mut handles
+                && node.is_up
+                && node.reported == Reported::Present
+                && node.changed_at >= since
+            {
+                handles.push(node.handle);
+            }
+            if !node.is_queued
+                && let Some(task) = node.task(since)
+            {
+                node.is_queued = queue(id, task);
+            }
+            true
+        });
+    }
+}

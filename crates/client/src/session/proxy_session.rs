@@ -1,0 +1,204 @@
+//! What a proxy embeds.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nodetracker::NodeId;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use crate::connect::addr::TrackerAddr;
+use crate::session::config::{SessionConfig, SessionConfigError};
+use crate::session::machine::{Machine, Superseded};
+use crate::session::nodes::{NodeSet, TooManyNodes};
+use crate::session::shell::{Shared, Shell};
+use crate::session::stats::{Counters, SessionState, SessionStats};
+
+/// Reports the nodes of a proxy to its trackers. See the [module](crate::session) for what is sent, and when.
+///
+/// If the session is dropped without [`drain`](Self::drain), the routes stay until they expire.
+#[derive(Debug)]
+pub struct ProxySession {
+    /// One for each tracker, or one for all trackers with `WriteTo::One`.
+    lanes: Vec<Lane>,
+    superseded: watch::Receiver<Option<Superseded>>,
+    /// Aborted with the session.
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    shared: Arc<Shared>,
+    stats: watch::Receiver<SessionStats>,
+}
+
+/// A drain that was not completed in time, or that came too late. The routes at these trackers stay until they expire, or
+/// belong to another session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrainError {
+    /// The trackers that have not ended the incarnation.
+    pub trackers: Vec<TrackerAddr>,
+}
+
+impl std::error::Error for DrainError {}
+
+impl fmt::Display for DrainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not drained, so the routes stay until they expire:")?;
+        self.trackers.iter().try_for_each(|tracker| write!(f, " {tracker}"))
+    }
+}
+
+impl ProxySession {
+    /// Begins to connect, and returns at once. Must be called in a tokio runtime; a task for each tracker runs there.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration cannot be used.
+    pub fn begin(config: SessionConfig) -> Result<Self, SessionConfigError> {
+        let identity = config.identity()?;
+        let now = Instant::now().into_std();
+        let (superseded, is_superseded) = watch::channel(None);
+        let mut lanes = Vec::new();
+        let mut tasks = JoinSet::new();
+        for trackers in config.groups()? {
+            let nodes = Arc::new(NodeSet::new(config.max_nodes, fastrand::u64(..), now));
+            let shared = Arc::new(Shared {
+                nodes: Arc::clone(&nodes),
+                wake: Notify::new(),
+                wants_drain: AtomicBool::new(false),
+            });
+            let (stats, receiver) = watch::channel(SessionStats {
+                tracker: trackers[0].clone(),
+                state: SessionState::Connecting,
+                is_settled: false,
+                nodes: 0,
+                last_error: None,
+                counters: Counters::default(),
+            });
+            let seed = fastrand::u64(..);
+            let shell = Shell {
+                machine: Machine::new(nodes, identity.clone(), trackers.len(), config.timing, seed, now),
+                shared: Arc::clone(&shared),
+                trackers,
+                options: config.connect.clone(),
+                stats,
+                superseded: superseded.clone(),
+            };
+            tasks.spawn(shell.run());
+            lanes.push(Lane {
+                shared,
+                stats: receiver,
+            });
+        }
+        Ok(Self {
+            lanes,
+            superseded: is_superseded,
+            _tasks: tasks,
+        })
+    }
+
+    /// Reports that a node has a tunnel to this proxy. This is a sign of life too.
+    ///
+    /// Locks a bucket of a map in memory for some nanoseconds, and does not wait otherwise.
+    ///
+    /// # Errors
+    ///
+    /// If the session has its [maximum of nodes](SessionConfig::max_nodes). The node is not reported.
+    pub fn node_up(&self, node: &NodeId) -> Result<(), TooManyNodes> {
+        let now = Instant::now().into_std();
+        for lane in &self.lanes {
+            lane.wake_if(lane.shared.nodes.up(node, now)?);
+        }
+        Ok(())
+    }
+
+    /// Reports a sign of life of a node, at any rate. Does nothing if the node is not up. Costs as much as
+    /// [`node_up`](Self::node_up).
+    pub fn node_seen(&self, node: &NodeId) {
+        let now = Instant::now().into_std();
+        for lane in &self.lanes {
+            lane.wake_if(lane.shared.nodes.seen(node, now));
+        }
+    }
+
+    /// Reports that a node has no tunnel to this proxy any more. Does nothing if the node is not up. Costs as much as
+    /// [`node_up`](Self::node_up).
+    pub fn node_down(&self, node: &NodeId) {
+        let now = Instant::now().into_std();
+        for lane in &self.lanes {
+            lane.wake_if(lane.shared.nodes.down(node, now));
+        }
+    }
+
+    /// Waits until a tracker has superseded the session. The session has then ended with all trackers, and never takes over
+    /// by itself.
+    ///
+    /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy: this process should stop. If the
+    /// reason is `ProxyRemoved`, an operator has removed the proxy: to report the nodes again, begin a session
+    /// with an incarnation that is greater than [`latest_incarnation`](Superseded::latest_incarnation), and report each
+    /// node as up.
+    pub async fn superseded(&self) -> Superseded {
+        let mut receiver = self.superseded.clone();
+        let found = receiver.wait_for(Option::is_some).await.map(|found| *found);
+        match found {
+            Ok(Some(superseded)) => superseded,
+            // All tasks have ended otherwise.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Ends the incarnation: the trackers remove all routes of the proxy at once. Calls on nodes have no effect any more.
+    ///
+    /// # Errors
+    ///
+    /// If not all trackers have confirmed within `limit`.
+    pub async fn drain(&self, limit: Duration) -> Result<(), DrainError> {
+        for lane in &self.lanes {
+            lane.shared.wants_drain.store(true, Ordering::Release);
+            lane.shared.wake.notify_one();
+        }
+        let ended = async {
+            for lane in &self.lanes {
+                // An error means that the task has ended.
+                let is_over =
+                    |stats: &SessionStats| !matches!(stats.state, SessionState::Connecting | SessionState::Open);
+                let _ = lane.stats.clone().wait_for(is_over).await;
+            }
+        };
+        let _ = timeout(limit, ended).await;
+        let stats = self.stats().into_iter();
+        let trackers: Vec<_> = stats
+            .filter(|stats| stats.state != SessionState::Drained)
+            .map(|stats| stats.tracker)
+            .collect();
+        match trackers.is_empty() {
+            true => Ok(()),
+            false => Err(DrainError { trackers }),
+        }
+    }
+
+    /// Returns the state and the counts: one element for each tracker, or one for all trackers with
+    /// [`WriteTo::One`](crate::connect::WriteTo::One).
+    #[must_use]
+    pub fn stats(&self) -> Vec<SessionStats> {
+        self.lanes.iter().map(|lane| lane.stats.borrow().clone()).collect()
+    }
+
+    /// Returns receivers of the same elements as [`stats`](Self::stats), to wait for changes.
+    #[must_use]
+    pub fn subscribe(&self) -> Vec<watch::Receiver<SessionStats>> {
+        self.lanes.iter().map(|lane| lane.stats.clone()).collect()
+    }
+}
+
+impl Lane {
+    fn wake_if(&self, has_changed: bool) {
+        if has_changed {
+            self.shared.wake.notify_one();
+        }
+    }
+}

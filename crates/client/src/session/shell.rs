@@ -1,0 +1,198 @@
+//! The task that connects a machine to its trackers.
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::session_service_client::SessionServiceClient;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use tracing::{info, warn};
+
+use crate::connect::addr::TrackerAddr;
+use crate::connect::channel::ConnectOptions;
+use crate::session::machine::{Event, Input, MAX_IN_FLIGHT, Machine, Superseded};
+use crate::session::nodes::NodeSet;
+use crate::session::stats::{SessionState, SessionStats};
+
+/// What a task shares with the proxy's threads.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) nodes: Arc<NodeSet>,
+    /// Notified when the nodes have changed, or a drain is wanted.
+    pub(super) wake: Notify,
+    pub(super) wants_drain: AtomicBool,
+}
+
+/// Drives a machine until its session is over.
+#[derive(Debug)]
+pub(super) struct Shell {
+    pub(super) machine: Machine,
+    pub(super) shared: Arc<Shared>,
+    pub(super) trackers: Vec<TrackerAddr>,
+    pub(super) options: ConnectOptions,
+    pub(super) stats: watch::Sender<SessionStats>,
+    /// Set by the first task that is superseded, for all tasks of the session.
+    pub(super) superseded: watch::Sender<Option<Superseded>>,
+}
+
+/// A stream to a tracker.
+struct Stream {
+    requests: mpsc::Sender<v1::SessionRequest>,
+    responses: Responses,
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Streaming<v1::SessionResponse>, Status>> + Send>>;
+
+enum Responses {
+    Opening(Opening),
+    Open(Box<Streaming<v1::SessionResponse>>),
+}
+
+impl Shell {
+    pub(super) async fn run(mut self) {
+        let mut superseded = self.superseded.subscribe();
+        let mut stream = None;
+        // Stays open while the nodes move to another tracker.
+        let mut previous = None;
+        while !self.machine.has_ended() {
+            let now = Instant::now();
+            if self.shared.wants_drain.load(Ordering::Acquire) {
+                self.machine.handle(now.into_std(), Input::Drain);
+            }
+            self.machine.handle_timeout(now.into_std());
+            loop {
+                while let Some(event) = self.machine.poll_event() {
+                    self.on_event(event, &mut stream, &mut previous);
+                }
+                let Some(request) = self.machine.poll_transmit(now.into_std()) else {
+                    break;
+                };
+                if let Some(Stream { requests, .. }) = &stream {
+                    // There is room for all requests in flight. If the stream has ended, its status follows.
+                    let _ = requests.try_send(request);
+                }
+            }
+            self.publish(match self.machine.is_open() {
+                true => SessionState::Open,
+                false => SessionState::Connecting,
+            });
+            let timeout = self.machine.next_timeout();
+            tokio::select! {
+                response = next(&mut stream) => self.on_response(response, &mut stream),
+                () = sleep(timeout.map(Instant::from_std)) => {}
+                () = self.shared.wake.notified() => {}
+                found = superseded.wait_for(Option::is_some) => {
+                    if let Some(superseded) = found.ok().and_then(|found| *found) {
+                        self.publish(SessionState::Superseded(superseded));
+                    }
+                    return;
+                }
+            }
+        }
+        while let Some(event) = self.machine.poll_event() {
+            self.on_event(event, &mut stream, &mut previous);
+        }
+    }
+
+    fn on_event(&mut self, event: Event, stream: &mut Option<Stream>, previous: &mut Option<Stream>) {
+        match event {
+            Event::Connect {
+                tracker,
+                keeps_previous,
+            } => {
+                let Some(addr) = self.trackers.get(tracker) else { return };
+                self.stats.send_modify(|stats| stats.tracker = addr.clone());
+                *previous = stream.take().filter(|_| keeps_previous);
+                *stream = Some(Stream::open(addr, &self.options));
+            }
+            Event::Moved => *previous = None,
+            Event::Disconnect(fault) => {
+                *stream = None;
+                self.on_loss(&fault.to_string());
+            }
+            Event::Superseded(superseded) => {
+                warn!("{superseded}");
+                self.superseded.send_replace(Some(superseded));
+                self.publish(SessionState::Superseded(superseded));
+            }
+            Event::Drained => {
+                info!("the session is drained");
+                self.publish(SessionState::Drained);
+            }
+        }
+    }
+
+    fn on_response(&mut self, response: Result<v1::SessionResponse, Status>, stream: &mut Option<Stream>) {
+        let input = match response {
+            Ok(message) => Input::Message(message),
+            Err(status) => {
+                *stream = None;
+                self.on_loss(&format!("{:?}: {}", status.code(), status.message()));
+                Input::Lost
+            }
+        };
+        self.machine.handle(Instant::now().into_std(), input);
+    }
+
+    fn on_loss(&self, error: &str) {
+        self.stats.send_modify(|stats| {
+            warn!(tracker = %stats.tracker, "a session's stream is lost: {error}");
+            stats.last_error = Some(error.into());
+        });
+    }
+
+    fn publish(&self, state: SessionState) {
+        self.stats.send_modify(|stats| {
+            stats.state = state;
+            stats.is_settled = self.machine.is_settled();
+            stats.nodes = self.shared.nodes.len();
+            stats.counters = self.machine.counters();
+        });
+    }
+}
+
+impl Stream {
+    /// Opens a stream over a connection of its own.
+    fn open(addr: &TrackerAddr, options: &ConnectOptions) -> Self {
+        let mut client = SessionServiceClient::new(options.channel(addr));
+        let (requests, sent) = mpsc::channel(MAX_IN_FLIGHT);
+        let opening = async move { Ok(client.session(ReceiverStream::new(sent)).await?.into_inner()) };
+        Self {
+            requests,
+            responses: Responses::Opening(Box::pin(opening)),
+        }
+    }
+
+    /// Returns the next message. Nothing is lost if the call is dropped.
+    async fn next(&mut self) -> Result<v1::SessionResponse, Status> {
+        if let Responses::Opening(opening) = &mut self.responses {
+            self.responses = Responses::Open(Box::new(opening.await?));
+        }
+        match &mut self.responses {
+            Responses::Open(responses) => {
+                let ended = || Status::unavailable("the tracker has ended the stream");
+                responses.message().await?.ok_or_else(ended)
+            }
+            Responses::Opening(_) => pending().await,
+        }
+    }
+}
+
+async fn next(stream: &mut Option<Stream>) -> Result<v1::SessionResponse, Status> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => pending().await,
+    }
+}
+
+async fn sleep(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,281 @@
+//! Random faults: the machine against the model of a tracker.
+//!
+//! A node is *live* while it is up and gives signs of life, *silent* while it gives none, and *down* after its tunnel
+//! ended. The checks:
+//!
+//! * no node is announced or refreshed for longer than an interval and a half after its last sign of life
+//! * no node is announced or refreshed after it went down, except by a request that was on its way
+//! * a live node has a route [`RECOVERY`] after the last fault
+//! * at the end, the tracker has the routes of the live nodes and no other routes
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use nodetracker_client::session::Timing;
+use nodetracker_client::session::machine::Event;
+use nodetracker_client::{NodeId, Uuid};
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::session_response::Response;
+
+use crate::session::model::{LIMITS, ModelTracker};
+use crate::session::world::World;
+
+const KEEP_ALIVE: Duration = Duration::from_secs(90);
+const INTERVAL: Duration = Duration::from_secs(30);
+/// The longest time of a message in one direction.
+const DELAY: Duration = Duration::from_secs(2);
+/// The longest time between two signs of life.
+const SIGNS: Duration = Duration::from_secs(20);
+const STEP: Duration = Duration::from_millis(500);
+/// A half-open connection is noticed with the next round, and the answer to a hello may be lost too.
+const RECOVERY: Duration = Duration::from_secs(75);
+
+fn timing() -> Timing {
+    let mut timing = Timing::default();
+    timing.answer_timeout = Duration::from_secs(10);
+    timing.reconnect.max = Duration::from_secs(3);
+    timing.refused.max = Duration::from_secs(5);
+    timing
+}
+
+fn node(number: usize) -> NodeId {
+    match number % 4 {
+        0 => format!("node-{number}-{}", "x".repeat(number % 100))
+            .parse()
+            .expect("a name"),
+        _ => Uuid::from_u128(number as u128).into(),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Life {
+    Live,
+    Silent,
+    Down,
+}
+
+/// The truth about a node.
+struct Truth {
+    life: Life,
+    since: Duration,
+    last_sign: Duration,
+    next_sign: Duration,
+}
+
+struct Run {
+    world: World,
+    truth: BTreeMap<NodeId, Truth>,
+    last_fault: Duration,
+    seed: u64,
+}
+
+impl Run {
+    fn new(seed: u64, trackers: u64) -> Self {
+        let trackers = (1..=trackers)
+            .map(|number| ModelTracker::new(KEEP_ALIVE, LIMITS, number))
+            .collect();
+        let mut world = World::new(seed, trackers);
+        world.latency = Duration::from_millis(1)..Duration::from_millis(50);
+        world.add_proxy("proxy", 1, timing());
+        Self {
+            world,
+            truth: BTreeMap::new(),
+            last_fault: Duration::ZERO,
+            seed,
+        }
+    }
+
+    fn sign(&mut self, node: &NodeId, is_up: bool) {
+        let now = self.world.now;
+        let wait = SIGNS.mul_f64(self.world.random.f64());
+        let proxy = &self.world.proxies[0];
+        if is_up {
+            proxy.nodes.up(node, self.world.instant()).expect("there is room");
+        } else {
+            proxy.nodes.seen(node, self.world.instant());
+        }
+        let truth = self.truth.entry(node.clone()).or_insert(Truth {
+            life: Life::Live,
+            since: now,
+            last_sign: now,
+            next_sign: now,
+        });
+        if truth.life != Life::Live {
+            truth.life = Life::Live;
+            truth.since = now;
+        }
+        truth.last_sign = now;
+        truth.next_sign = now + wait;
+    }
+
+    fn change(&mut self, node: NodeId) {
+        let now = self.world.now;
+        let life = self.truth.get(&node).map(|truth| truth.life);
+        match (life, self.world.random.u8(..3)) {
+            (None | Some(Life::Down), _) => self.sign(&node, true),
+            (Some(Life::Silent), 0) => self.sign(&node, false),
+            (Some(Life::Live), 0) => self.set(&node, Life::Silent, now),
+            (Some(_), _) => {
+                self.world.proxies[0].nodes.down(&node, self.world.instant());
+                self.set(&node, Life::Down, now);
+                // Some return at once.
+                if self.world.random.bool() {
+                    self.sign(&node, true);
+                }
+            }
+        }
+    }
+
+    fn set(&mut self, node: &NodeId, life: Life, since: Duration) {
+        if let Some(truth) = self.truth.get_mut(node) {
+            truth.life = life;
+            truth.since = since;
+        }
+    }
+
+    fn fault(&mut self) {
+        let world = &mut self.world;
+        let tracker = world.random.usize(..world.trackers.len());
+        match world.random.u8(..10) {
+            0 => world.restart(tracker, false),
+            1 => world.restart(tracker, true),
+            2 => world.cut(0, false),
+            3 => world.cut(0, true),
+            4 => world.trackers[tracker].drop_proxies(),
+            5 => {
+                let mut random = world.random.fork();
+                world.trackers[tracker].disturb_routes(&mut random);
+            }
+            6 => world.trackers[tracker].capacity = world.random.usize(..60),
+            7 => world.latency.end = DELAY.mul_f64(world.random.f64()).max(Duration::from_millis(2)),
+            8 => world.broadcast(tracker, &Response::KeepAlive(v1::SessionKeepAlive {})),
+            _ => world.broadcast(
+                tracker,
+                &Response::GoAway(v1::SessionGoAway {
+                    time_left: Duration::from_secs(5).try_into().ok(),
+                }),
+            ),
+        }
+        self.last_fault = world.now;
+    }
+
+    fn heal(&mut self) {
+        for tracker in &mut self.world.trackers {
+            tracker.capacity = usize::MAX;
+        }
+        self.world.latency.end = Duration::from_millis(50);
+        self.last_fault = self.world.now;
+    }
+
+    fn step(&mut self) {
+        let now = self.world.now;
+        let due: Vec<NodeId> = self
+            .truth
+            .iter()
+            .filter(|(_, truth)| truth.life == Life::Live && truth.next_sign <= now)
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in due {
+            self.sign(&node, false);
+        }
+        self.world.drive(0);
+        self.world.run_until(now + STEP);
+        self.check();
+    }
+
+    fn check(&mut self) {
+        let seed = self.seed;
+        for (at, _, node) in std::mem::take(&mut self.world.refreshes) {
+            let truth = &self.truth[&node];
+            let silence = at.saturating_sub(truth.last_sign);
+            assert!(
+                silence <= INTERVAL.mul_f64(1.5) + DELAY,
+                "seed {seed}: {node} is refreshed {silence:?} after its last sign of life"
+            );
+            let late = at.saturating_sub(truth.since);
+            assert!(
+                truth.life != Life::Down || late <= DELAY,
+                "seed {seed}: {node} is refreshed {late:?} after it went down"
+            );
+        }
+        let now = self.world.now;
+        let is_full = |tracker: &ModelTracker| tracker.capacity != usize::MAX;
+        if self.world.trackers.iter().any(is_full) {
+            self.last_fault = now;
+        }
+        if now - self.last_fault > RECOVERY {
+            let found = self.routes();
+            for (node, truth) in &self.truth {
+                assert!(
+                    truth.life != Life::Live || now - truth.since <= RECOVERY || found.binary_search(node).is_ok(),
+                    "seed {seed}: {node} is missing at {now:?}, since {:?} after the fault",
+                    now - self.last_fault
+                );
+            }
+        }
+    }
+
+    /// The nodes with a route at any tracker.
+    fn routes(&self) -> Vec<NodeId> {
+        let trackers = self.world.trackers.iter();
+        let mut nodes: Vec<_> = trackers
+            .flat_map(|tracker| tracker.nodes("proxy", self.world.now))
+            .collect();
+        nodes.sort();
+        nodes.dedup();
+        nodes
+    }
+
+    /// Runs without faults until routes that nobody refreshes have expired.
+    fn settle(&mut self) {
+        self.heal();
+        for _ in 0..((KEEP_ALIVE + 3 * INTERVAL).as_millis() / STEP.as_millis()) {
+            self.step();
+        }
+        let is_live = |truth: &Truth| truth.life == Life::Live;
+        let live: Vec<_> = self
+            .truth
+            .iter()
+            .filter(|(_, truth)| is_live(truth))
+            .map(|(node, _)| node.clone())
+            .collect();
+        assert_eq!(self.routes(), live, "seed {}", self.seed);
+        let up = self.truth.values().filter(|truth| truth.life != Life::Down).count();
+        assert_eq!(self.world.proxies[0].nodes.len(), up, "seed {}", self.seed);
+        assert!(self.world.proxies[0].machine.is_settled(), "seed {}", self.seed);
+        let ended = |event: &Event| matches!(event, Event::Superseded(_) | Event::Drained);
+        assert!(!self.world.proxies[0].events.iter().any(ended), "seed {}", self.seed);
+    }
+}
+
+fn run(seed: u64) -> u64 {
+    let trackers = 1 + u64::from(seed.is_multiple_of(4));
+    let mut run = Run::new(seed, trackers);
+    for _ in 0..600 {
+        if run.world.random.u8(..4) == 0 {
+            for _ in 0..run.world.random.usize(..20) {
+                let number = run.world.random.usize(..100);
+                run.change(node(number));
+            }
+        }
+        if run.world.random.u8(..60) == 0 {
+            run.fault();
+        }
+        if run.world.random.u8(..200) == 0 {
+            run.heal();
+        }
+        run.step();
+    }
+    run.settle();
+    run.world.trace()
+}
+
+#[test]
+fn routes_follow_the_nodes_through_random_faults() {
+    for seed in 0..300 {
+        let trace = run(seed);
+        if seed.is_multiple_of(50) {
+            assert_eq!(run(seed), trace, "seed {seed} does not replay");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Sessions of proxies: the machine in a simulated world, and the whole session with a tracker.
+
+mod faults;
+mod model;
+mod recovery;
+mod world;
