@@ -8,7 +8,7 @@ use prost::Message;
 /// Where imports are looked for.
 const ROOT: &str = "proto";
 /// The folder of each package.
-const PACKAGES: [&str; 3] = ["api", "nodetracker/agent/v1", "nodetracker/v1"];
+const PACKAGES: [&str; 4] = ["api", "nodetracker/agent/v1", "nodetracker/peer/v1", "nodetracker/v1"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed={ROOT}");

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | a proxy asks which proxy holds a node | [`tracker`], and the client of a tracker in [`connect`] |
 //! | a proxy reports its nodes to trackers | [`session`] |
+//! | a proxy reaches nodes, its own or those of its peers | [`proxy`] |
 //!
 //! # State machines
 //!
@@ -19,6 +20,7 @@ pub mod connect;
 pub mod control;
 pub mod listener;
 pub mod pool;
+pub mod proxy;
 pub mod session;
 pub mod tracker;
 pub mod transport;

@@ -30,5 +30,15 @@ pub mod agent {
     }
 }
 
+/// What proxies say to each other on tunnels.
+pub mod peer {
+    /// `nodetracker.peer.v1`, the beginning of each stream between proxies.
+    pub mod v1 {
+        #![allow(missing_docs, reason = "generated; proto/nodetracker/peer/v1 has the comments")]
+        #![allow(clippy::pedantic, reason = "generated")]
+        tonic::include_proto!("nodetracker.peer.v1");
+    }
+}
+
 /// An encoded `google.protobuf.FileDescriptorSet` of all `.proto` files and their imports, with comments.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use nodetracker::NodeId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, warn};
+use tokio::time::{Instant, timeout};
+use tracing::debug;
 
 use crate::control::keep_alive::KeepAliveTimes;
 use crate::control::proto::{ProxyInfo, ProxyList};
@@ -18,9 +18,6 @@ use crate::listener::nodes::{NodeObserver, Nodes};
 use crate::listener::task;
 use crate::transport::tcp::TcpAcceptor;
 use crate::transport::{Tunnel, TunnelStream};
-
-/// How long to wait after an error of `accept`, such as too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A list of proxies is valid for so many intervals, so that an agent may miss two lists.
 const LIST_VALID_INTERVALS: u32 = 3;
@@ -189,17 +186,9 @@ impl AgentListener {
         let acceptor = Arc::new(acceptor);
         let mut status = self.shared.status.subscribe();
         loop {
-            let accepted = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 accepted = acceptor.accept() => accepted,
                 _ = status.wait_for(|status| matches!(status.phase, Phase::Closing(_))) => return,
-            };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    warn!("cannot accept agents for {ACCEPT_PAUSE:?}: {error}");
-                    sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
             };
             let Some(permit) = self.admit() else { continue };
             let (shared, acceptor) = (Arc::clone(&self.shared), Arc::clone(&acceptor));

@@ -3,12 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{CommonState, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tracing::warn;
 
 use crate::connect::channel::ClientTls;
 use crate::transport::mux::MuxTunnel;
@@ -16,6 +19,9 @@ use crate::transport::{Transport, Tunnel};
 
 /// The protocol that both sides ask for in the TLS handshake (ALPN).
 pub const ALPN: &[u8] = b"nodetracker-agent";
+
+/// How long to wait after an error of `accept`.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Dials over TCP.
 #[derive(Debug, Clone, Default)]
@@ -70,9 +76,18 @@ impl TcpAcceptor {
         Self { listener, tls }
     }
 
-    /// Returns the next connection, before its TLS handshake. Dropping the future loses no connection.
-    pub(crate) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.listener.accept().await
+    /// Returns the next connection, before its TLS handshake. After an error, such as too many open files, tries again.
+    /// Dropping the future loses no connection.
+    pub(crate) async fn accept(&self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    warn!("cannot accept connections for {ACCEPT_PAUSE:?}: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
     }
 
     /// Makes a connection a tunnel.

@@ -1,0 +1,333 @@
+//! [`Dialer`]: opens streams to nodes, wherever their tunnels are.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
+
+use nodetracker::{NodeId, ProxyDetails};
+use nodetracker_proto::peer::v1 as proto;
+use proto::peer_response::Response;
+use tokio::task::JoinHandle;
+use tracing::debug;
+
+use crate::listener::{AgentListener, OpenError};
+use crate::proxy::peers::{PeerTimes, Peers};
+use crate::proxy::protocol::{self, RefusalReason};
+use crate::tracker::{NodeTracker, Route, TrackerError};
+use crate::transport::{Transport, TunnelStream};
+
+/// The configuration of a [`Dialer`].
+#[derive(Debug, Clone)]
+pub struct DialerConfig {
+    /// The ID of this proxy. Routes through it are left out: it knows its own tunnels better than a tracker does.
+    pub proxy_id: String,
+    /// The most peers that one dial tries.
+    pub max_attempts: usize,
+    /// When peers are given up.
+    pub times: PeerTimes,
+}
+
+impl DialerConfig {
+    /// The defaults: four attempts, and the default times.
+    #[must_use]
+    pub fn new(proxy_id: &str) -> Self {
+        Self {
+            proxy_id: proxy_id.to_owned(),
+            max_attempts: 4,
+            times: PeerTimes::default(),
+        }
+    }
+}
+
+/// Opens streams to nodes: through this proxy's own tunnels, or through the proxies that a tracker names. Clones share the
+/// tunnels to peers.
+///
+/// Give it a [`RouteCache`](crate::cache::RouteCache) or a [`Replica`](crate::replica::Replica), so that a dial need not wait for
+/// a tracker.
+#[derive(Clone)]
+pub struct Dialer(Arc<Inner>);
+
+struct Inner {
+    config: DialerConfig,
+    agents: AgentListener,
+    tracker: Arc<dyn NodeTracker>,
+    peers: Peers,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    local: AtomicU64,
+    through_peers: AtomicU64,
+    failed_attempts: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// What a dialer has done since it was created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct DialerStats {
+    /// Tunnels to peers at present.
+    pub peers: usize,
+    /// Dials through this proxy's own tunnels.
+    pub local: u64,
+    /// Dials through a peer.
+    pub through_peers: u64,
+    /// Attempts at a peer that failed, also in dials that succeeded.
+    pub failed_attempts: u64,
+    /// Dials that failed.
+    pub failed: u64,
+}
+
+/// A stream to a node.
+pub struct Dialed {
+    /// The bytes to and from the node.
+    pub stream: TunnelStream,
+    /// The way that the stream takes.
+    pub via: Via,
+}
+
+/// The way of a stream to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Via {
+    /// This proxy holds the node's tunnel.
+    Local,
+    /// This peer holds the node's tunnel.
+    Peer(ProxyDetails),
+}
+
+/// Why a node was not reached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// Neither this proxy nor a tracker knows the node.
+    #[error("no proxy is known to hold a tunnel to node {0}")]
+    Unknown(NodeId),
+    /// This proxy does not hold the node, and no tracker has answered.
+    #[error("node {node} has no tunnel here, and no routes are known: {error}")]
+    Tracker {
+        /// The node.
+        node: NodeId,
+        /// The error of the look-up.
+        error: TrackerError,
+    },
+    /// No proxy that may hold the node has opened a stream.
+    #[error("node {node} cannot be reached: {}", List(.attempts))]
+    Unreachable {
+        /// The node.
+        node: NodeId,
+        /// The proxies that were tried, in this order.
+        attempts: Vec<(ProxyDetails, AttemptError)>,
+    },
+    /// This proxy holds the node, its tunnel opens no stream, and no other proxy is known.
+    #[error(transparent)]
+    Local(OpenError),
+}
+
+/// Why an attempt at one proxy failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttemptError {
+    /// The proxy cannot be reached, or has not answered in time.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The proxy has refused.
+    #[error("refused: {reason:?} {text}")]
+    Refused {
+        /// The proxy's reason.
+        reason: RefusalReason,
+        /// The proxy's details.
+        text: String,
+    },
+}
+
+struct List<'a>(&'a [(ProxyDetails, AttemptError)]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (proxy, error)) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}{} at {}: {error}", proxy.id(), proxy.addr())?;
+        }
+        Ok(())
+    }
+}
+
+impl Dialer {
+    /// Creates a dialer. `tracker` names the proxies of nodes that `agents` does not hold; `transport` reaches these proxies.
+    #[must_use]
+    pub fn new(
+        config: DialerConfig,
+        agents: AgentListener,
+        tracker: Arc<dyn NodeTracker>,
+        transport: impl Transport,
+    ) -> Self {
+        let peers = Peers::new(transport, config.times);
+        let counters = Counters::default();
+        Self(Arc::new(Inner {
+            config,
+            agents,
+            tracker,
+            peers,
+            counters,
+        }))
+    }
+
+    /// Opens a stream to a node. Needs a tokio runtime.
+    ///
+    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. If all of these
+    /// proxies report that they do not hold the node, asks the tracker once more, because its answer was out of date.
+    ///
+    /// Takes at most [`max_attempts`](DialerConfig::max_attempts) times the time to connect and the time for an answer,
+    /// and two look-ups. Dropping the future gives up.
+    ///
+    /// # Errors
+    ///
+    /// If no proxy is known, or if no proxy opens a stream.
+    pub async fn dial(&self, node: &NodeId) -> Result<Dialed, DialError> {
+        let result = self.0.dial(node).await;
+        let counters = &self.0.counters;
+        let counter = match &result {
+            Ok(Dialed { via: Via::Local, .. }) => &counters.local,
+            Ok(Dialed { via: Via::Peer(_), .. }) => &counters.through_peers,
+            Err(_) => &counters.failed,
+        };
+        counter.fetch_add(1, Relaxed);
+        result
+    }
+
+    /// What the dialer has done so far.
+    #[must_use]
+    pub fn stats(&self) -> DialerStats {
+        let Inner { peers, counters, .. } = &*self.0;
+        DialerStats {
+            peers: peers.len(),
+            local: counters.local.load(Relaxed),
+            through_peers: counters.through_peers.load(Relaxed),
+            failed_attempts: counters.failed_attempts.load(Relaxed),
+            failed: counters.failed.load(Relaxed),
+        }
+    }
+}
+
+/// The attempts of one dial.
+#[derive(Default)]
+struct Attempts {
+    /// The routes that were tried: a proxy's ID, and the route's time.
+    routes: Vec<(String, SystemTime)>,
+    failed: Vec<(ProxyDetails, AttemptError)>,
+    /// Complaints to the tracker, which continue if the dial ends.
+    complaints: Vec<JoinHandle<()>>,
+}
+
+impl Inner {
+    async fn dial(&self, node: &NodeId) -> Result<Dialed, DialError> {
+        let local = match self.agents.open_stream(node).await {
+            Ok(stream) => {
+                return Ok(Dialed {
+                    stream,
+                    via: Via::Local,
+                });
+            }
+            Err(error) => error,
+        };
+        let mut attempts = Attempts::default();
+        loop {
+            let known = attempts.failed.len();
+            let routes = match self.tracker.get_proxies(node).await {
+                Ok(routes) => routes,
+                Err(error) if known == 0 && matches!(local, OpenError::NotHeld(_)) => {
+                    let node = node.clone();
+                    return Err(DialError::Tracker { node, error });
+                }
+                Err(error) => {
+                    debug!("no routes of node {node}: {error}");
+                    Vec::new()
+                }
+            };
+            if let Some(dialed) = self.try_routes(node, routes, &mut attempts).await {
+                return Ok(dialed);
+            }
+            let is_outdated = |(_, error): &(_, AttemptError)| {
+                matches!(
+                    error,
+                    AttemptError::Refused {
+                        reason: RefusalReason::NoTunnel,
+                        ..
+                    }
+                )
+            };
+            let tried = &attempts.failed[known..];
+            if tried.is_empty() || known > 0 || !tried.iter().all(is_outdated) {
+                return Err(failure(node, local, attempts.failed));
+            }
+            // The tracker, or the cache before it, knows of the complaints when it is asked again.
+            for complaint in attempts.complaints.drain(..) {
+                // A panic would have been reported by the task.
+                let _ = complaint.await;
+            }
+        }
+    }
+
+    /// Tries routes that were not tried before, in their order.
+    async fn try_routes(&self, node: &NodeId, routes: Vec<Route>, attempts: &mut Attempts) -> Option<Dialed> {
+        for Route { proxy, last_refresh } in routes {
+            let route = (proxy.id().to_owned(), last_refresh);
+            if proxy.id() == self.config.proxy_id || attempts.routes.contains(&route) {
+                continue;
+            }
+            if attempts.routes.len() == self.config.max_attempts {
+                break;
+            }
+            attempts.routes.push(route);
+            match self.attempt(node, &proxy).await {
+                Ok(stream) => {
+                    return Some(Dialed {
+                        stream,
+                        via: Via::Peer(proxy),
+                    });
+                }
+                Err(error) => {
+                    self.counters.failed_attempts.fetch_add(1, Relaxed);
+                    debug!("node {node} through {} at {}: {error}", proxy.id(), proxy.addr());
+                    if let AttemptError::Refused {
+                        reason: RefusalReason::NoTunnel,
+                        ..
+                    } = error
+                    {
+                        let (tracker, node) = (Arc::clone(&self.tracker), node.clone());
+                        let proxy_id = proxy.id().to_owned();
+                        attempts.complaints.push(tokio::spawn(async move {
+                            if let Err(error) = tracker.report_unreachable(&node, &proxy_id).await {
+                                debug!("the complaint about {proxy_id} for node {node} is lost: {error}");
+                            }
+                        }));
+                    }
+                    attempts.failed.push((proxy, error));
+                }
+            }
+        }
+        None
+    }
+
+    async fn attempt(&self, node: &NodeId, proxy: &ProxyDetails) -> Result<TunnelStream, AttemptError> {
+        let request = protocol::dial(node, &self.config.proxy_id);
+        let refused = |reason, text| Err(AttemptError::Refused { reason, text });
+        match self.peers.request(proxy.addr(), &request).await? {
+            (Some(Response::Dialed(_)), stream) => Ok(stream),
+            (Some(Response::Refused(refusal)), _) => refused(refusal.reason(), refusal.text),
+            (other, _) => refused(RefusalReason::Unspecified, format!("unknown answer {other:?}")),
+        }
+    }
+}
+
+fn failure(node: &NodeId, local: OpenError, attempts: Vec<(ProxyDetails, AttemptError)>) -> DialError {
+    let node = node.clone();
+    match (attempts.is_empty(), local) {
+        (false, _) => DialError::Unreachable { node, attempts },
+        (true, OpenError::NotHeld(_)) => DialError::Unknown(node),
+        (true, local) => DialError::Local(local),
+    }
+}

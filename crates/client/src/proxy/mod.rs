@@ -1,0 +1,29 @@
+//! A proxy that reaches every node of the fleet: through its own tunnels, or through the proxy that a tracker names.
+//!
+//! | type | what it does |
+//! | --- | --- |
+//! | [`Dialer`] | opens a stream to a node: RFD 47's two cases |
+//! | [`PeerServer`] | serves other proxies, from the tunnels that this proxy holds |
+//! | [`ReportNodes`] | reports the nodes of an [`AgentListener`](crate::listener::AgentListener) in a [`ProxySession`](crate::session::ProxySession) |
+//!
+//! A dial tries this proxy's own tunnels first (case 2). Then it asks a [`NodeTracker`](crate::tracker::NodeTracker) for the
+//! node's routes, and tries them one after the other, the freshest first (case 1). A peer serves only nodes whose tunnels it holds.
+//! It passes no request on, so no dial can go round. If a peer does not hold the node, the dialer reports that to the tracker,
+//! as a complaint.
+//!
+//! Peers speak the protocol `nodetracker.peer.v1` on [tunnels](crate::transport) of their own. The dialer keeps one tunnel for each
+//! peer while it is used, and notices a peer that is gone: see [`PeerTimes`].
+//!
+//! `examples/proxy.rs` is a whole proxy.
+
+mod dialer;
+mod peer_server;
+mod peers;
+mod protocol;
+mod report_nodes;
+
+pub use dialer::{AttemptError, DialError, Dialed, Dialer, DialerConfig, DialerStats, Via};
+pub use peer_server::{PeerServer, PeerServerConfig, PeerServerStats};
+pub use peers::PeerTimes;
+pub use protocol::{MAX_MESSAGE, RefusalReason};
+pub use report_nodes::ReportNodes;

@@ -1,0 +1,182 @@
+//! Tunnels to other proxies: one for each peer, while it is used.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use nodetracker_proto::peer::v1 as proto;
+use proto::peer_response::Response;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
+
+use crate::proxy::protocol;
+use crate::transport::{Transport, Tunnel, TunnelStream};
+
+/// When peers are given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerTimes {
+    /// The longest time to connect to a peer.
+    pub connect_timeout: Duration,
+    /// The longest time for a peer's answer.
+    pub answer_timeout: Duration,
+    /// How often a peer is pinged. A peer that is gone is noticed after this time and the time for an answer; the streams
+    /// through it end then.
+    pub ping_interval: Duration,
+    /// A tunnel without streams is closed after this time.
+    pub idle_timeout: Duration,
+}
+
+impl Default for PeerTimes {
+    /// 5 s to connect, 5 s for an answer; a ping each 10 s; five minutes without a stream.
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            answer_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Why there is no tunnel. Shared by all dials that wait for it.
+type ConnectError = Arc<io::Error>;
+
+/// A tunnel that is there, or comes.
+type Link = Shared<BoxFuture<'static, Result<Arc<dyn Tunnel>, ConnectError>>>;
+
+/// The tunnels to peers, by their addresses. Clones share them.
+#[derive(Clone)]
+pub(super) struct Peers(Arc<Inner>);
+
+struct Inner {
+    transport: Box<dyn Transport>,
+    times: PeerTimes,
+    links: Mutex<HashMap<String, Link>>,
+}
+
+impl Peers {
+    pub(super) fn new(transport: impl Transport, times: PeerTimes) -> Self {
+        Self(Arc::new(Inner {
+            transport: Box::new(transport),
+            times,
+            links: Mutex::default(),
+        }))
+    }
+
+    /// The number of tunnels, those that come among them.
+    pub(super) fn len(&self) -> usize {
+        self.0.links().len()
+    }
+
+    /// Opens a stream to a peer, and sends a request. Returns the answer, and the stream behind the answer.
+    ///
+    /// If a tunnel that was there has ended, connects again.
+    pub(super) async fn request(
+        &self,
+        addr: &str,
+        request: &proto::PeerRequest,
+    ) -> io::Result<(Option<Response>, TunnelStream)> {
+        let tunnel = self.tunnel(addr).await?;
+        let stream = match tunnel.open().await {
+            Err(error) if error.kind() != io::ErrorKind::QuotaExceeded => {
+                self.0.forget(addr, &tunnel);
+                self.tunnel(addr).await?.open().await?
+            }
+            opened => opened?,
+        };
+        exchange(stream, request, self.0.times.answer_timeout).await
+    }
+
+    /// Returns the tunnel to a peer. All dials of a peer share one attempt to connect.
+    async fn tunnel(&self, addr: &str) -> io::Result<Arc<dyn Tunnel>> {
+        let link = {
+            let mut links = self.0.links();
+            let connect = || connect(Arc::clone(&self.0), addr.to_owned()).boxed().shared();
+            links.entry(addr.to_owned()).or_insert_with(connect).clone()
+        };
+        link.await
+            .map_err(|error| io::Error::new(error.kind(), error.to_string()))
+    }
+}
+
+/// Connects to a peer, in a task of its own: an attempt ends even if no dial waits for it any more.
+async fn connect(inner: Arc<Inner>, addr: String) -> Result<Arc<dyn Tunnel>, ConnectError> {
+    let attempt = tokio::spawn(async move {
+        let connect = timeout(inner.times.connect_timeout, inner.transport.connect(&addr));
+        let connected = connect.await.map_err(io::Error::from).flatten();
+        match &connected {
+            Ok(tunnel) => drop(tokio::spawn(keep(Arc::clone(&inner), addr, Arc::clone(tunnel)))),
+            Err(_) => drop(inner.links().remove(&addr)),
+        }
+        connected.map_err(Arc::new)
+    });
+    attempt.await.map_err(|error| Arc::new(io::Error::other(error)))?
+}
+
+/// Sends the request of a stream, and receives the answer.
+async fn exchange(
+    mut stream: TunnelStream,
+    request: &proto::PeerRequest,
+    limit: Duration,
+) -> io::Result<(Option<Response>, TunnelStream)> {
+    let exchange = async {
+        protocol::send(&mut stream, request).await?;
+        protocol::receive::<proto::PeerResponse>(&mut stream).await
+    };
+    let answer = timeout(limit, exchange).await.map_err(io::Error::from).flatten()?;
+    Ok((answer.response, stream))
+}
+
+/// Pings a peer until the peer is gone, or until its tunnel has been idle for long. Holds the tunnel: a tunnel ends, with its
+/// streams, when nobody holds it.
+async fn keep(inner: Arc<Inner>, addr: String, tunnel: Arc<dyn Tunnel>) {
+    let times = inner.times;
+    let mut last_use = Instant::now();
+    let mut is_known = true;
+    loop {
+        sleep(times.ping_interval).await;
+        // Ready at once, or not idle.
+        let is_idle = timeout(Duration::ZERO, tunnel.at_most(0)).await.is_ok();
+        if !is_idle {
+            last_use = Instant::now();
+        }
+        if is_known && last_use.elapsed() >= times.idle_timeout {
+            inner.forget(&addr, &tunnel);
+            is_known = false;
+        }
+        // A dial that has begun before may still open a stream.
+        if !is_known && is_idle && Arc::strong_count(&tunnel) == 1 {
+            return;
+        }
+        let alive = async { exchange(tunnel.open().await?, &protocol::ping(), times.answer_timeout).await };
+        match alive.await {
+            Ok((Some(Response::Pong(_)), _)) => {}
+            // A tunnel that is full of streams is alive as far as anybody can see.
+            Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => {}
+            other => {
+                let reason = other.err().map_or("no pong".to_owned(), |error| error.to_string());
+                debug!("the tunnel to peer {addr} is given up: {reason}");
+                return inner.forget(&addr, &tunnel);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn links(&self) -> MutexGuard<'_, HashMap<String, Link>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Later dials do not use this tunnel.
+    fn forget(&self, addr: &str, tunnel: &Arc<dyn Tunnel>) {
+        let mut links = self.links();
+        let link = links.get(addr).and_then(|link| link.peek());
+        if link.is_some_and(|link| link.as_ref().is_ok_and(|known| Arc::ptr_eq(known, tunnel))) {
+            links.remove(addr);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The beginning of each stream between proxies: one request, and one answer.
+
+use std::io;
+
+use nodetracker::NodeId;
+use nodetracker_proto::peer::v1 as proto;
+pub use nodetracker_proto::peer::v1::RefusalReason;
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::node_id::Id;
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::transport::TunnelStream;
+
+/// The longest message, in bytes.
+pub const MAX_MESSAGE: usize = 4 << 10;
+
+/// The longest text of a refusal, in bytes.
+const MAX_TEXT: usize = 255;
+
+/// Writes a message.
+pub(super) async fn send(stream: &mut TunnelStream, message: &impl Message) -> io::Result<()> {
+    let len = message.encoded_len();
+    let prefix = u32::try_from(len).map_err(io::Error::other)?;
+    let mut bytes = Vec::with_capacity(size_of::<u32>() + len);
+    bytes.extend(prefix.to_be_bytes());
+    bytes.extend(message.encode_to_vec());
+    stream.write_all(&bytes).await?;
+    stream.flush().await
+}
+
+/// Reads a message, and not a byte that follows it: those bytes are not of this protocol.
+pub(super) async fn receive<T: Message + Default>(stream: &mut TunnelStream) -> io::Result<T> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let len = stream.read_u32().await?;
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    if len > MAX_MESSAGE {
+        return Err(invalid(format!(
+            "a message of {len} bytes, and the maximum is {MAX_MESSAGE}"
+        )));
+    }
+    let mut bytes = vec![0; len];
+    stream.read_exact(&mut bytes).await?;
+    T::decode(bytes.as_slice()).map_err(|error| invalid(error.to_string()))
+}
+
+pub(super) fn ping() -> proto::PeerRequest {
+    let request = Some(proto::peer_request::Request::Ping(proto::Ping {}));
+    proto::PeerRequest { request }
+}
+
+pub(super) fn dial(node: &NodeId, origin: &str) -> proto::PeerRequest {
+    let id = match node.as_uuid() {
+        Some(uuid) => Id::Uuid(uuid.as_bytes().to_vec()),
+        None => Id::Name(node.to_string()),
+    };
+    let dial = proto::Dial {
+        node: Some(v1::NodeId { id: Some(id) }),
+        origin_proxy_id: origin.to_owned(),
+        hop_count: 0,
+    };
+    let request = Some(proto::peer_request::Request::Dial(dial));
+    proto::PeerRequest { request }
+}
+
+pub(super) fn refused(reason: RefusalReason, text: &str) -> proto::PeerResponse {
+    let refused = proto::Refused {
+        reason: reason.into(),
+        text: text[..text.floor_char_boundary(MAX_TEXT)].to_owned(),
+    };
+    let response = Some(proto::peer_response::Response::Refused(refused));
+    proto::PeerResponse { response }
+}
+
+/// Reads a node's ID of a message. The error names the field.
+pub(super) fn node(node: Option<v1::NodeId>) -> Result<NodeId, String> {
+    match node.and_then(|node| node.id) {
+        None => Err("dial.node is missing".to_owned()),
+        Some(Id::Uuid(bytes)) => nodetracker::Uuid::from_slice(&bytes)
+            .map(NodeId::from)
+            .map_err(|error| format!("dial.node.uuid: {error}")),
+        Some(Id::Name(name)) => name.parse().map_err(|error| format!("dial.node.name: {error}")),
+    }
+}
