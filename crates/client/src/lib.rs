@@ -5,7 +5,7 @@
 //!
 //! | part | module |
 //! | --- | --- |
-//! | a proxy asks which proxy holds a node | [`tracker`], and the client of a tracker in [`connect`] |
+//! | a proxy asks which proxy holds a node | [`tracker`], and the client of trackers in [`client`] |
 //!
 //! # State machines
 //!
@@ -14,6 +14,7 @@
 //! deterministic tests, and a simulation of whole fleets, drive the same machines as a proxy does.
 
 pub mod backoff;
+pub mod client;
 pub mod connect;
 pub mod tracker;
 

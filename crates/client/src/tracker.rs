@@ -1,8 +1,18 @@
 //! The common API of node trackers.
 //!
 //! RFD 47 asks for a tracker *behind a common API*, so that a proxy can use different implementations. [`NodeTracker`] is
-//! this API. To write an implementation of your own, implement the four calls that have no default, and run
-//! the cases of `tests/it/node_tracker.rs` on it.
+//! this API:
+//!
+//! | implementation | where the routes are |
+//! | --- | --- |
+//! | [`RouteTable`](nodetracker::RouteTable) | in this process |
+//! | [`TrackerClient`](crate::client::TrackerClient) | in trackers, which are asked by gRPC |
+//!
+//! To write an implementation of your own, implement the four calls that have no default, and run [`conformance`] on
+//! it.
+
+pub mod conformance;
+mod table;
 
 use std::time::{Duration, SystemTime};
 
