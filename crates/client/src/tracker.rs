@@ -82,7 +82,7 @@ pub enum TrackerError {
     /// The call took longer than its deadline. The tracker may have done the call, or may still do it.
     #[error("the deadline of {0:?} passed")]
     DeadlineExceeded(Duration),
-    /// The tracker failed in another way. The text begins with the gRPC status code.
+    /// The tracker failed in another way. The text of a remote tracker begins with the name of the gRPC status code.
     #[error("the tracker failed: {0}")]
     Internal(String),
 }

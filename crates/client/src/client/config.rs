@@ -22,10 +22,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_saphyr::UserMessageFormatter;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
+use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use crate::client::{ClientError, ClientOptions, TrackerClient};
 use crate::connect::WriteTo;
@@ -55,17 +55,15 @@ pub struct TrackerConfig {
     pub write_to: WriteTo,
 }
 
-/// An error in the configuration, as one line: the file, the line, the key, and the reason.
+/// An error in the configuration, as one line: the file, the line, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}{}{}: {reason}", .file.display(), Line(*.line), Key(*.key))]
+#[error("{}{}: {reason}", .file.display(), Line(*.line))]
 pub struct ConfigError {
     /// The file.
     pub file: PathBuf,
     /// The line, counted from 1, if the error is in one.
     pub line: Option<u64>,
-    /// The key, if the error is in its value.
-    pub key: Option<&'static str>,
-    /// What is wrong.
+    /// What is wrong with which key.
     pub reason: String,
 }
 
@@ -74,14 +72,6 @@ struct Line(Option<u64>);
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |line| write!(f, ":{line}"))
-    }
-}
-
-struct Key(Option<&'static str>);
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |key| write!(f, ": {SECTION}.{key}"))
     }
 }
 
@@ -96,7 +86,6 @@ impl TrackerConfig {
         let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
             file: file.into(),
             line: None,
-            key: None,
             reason: format!("cannot read: {error}"),
         })?;
         Self::from_yaml(file, &text)
@@ -131,17 +120,19 @@ impl TrackerConfig {
             duplicate_keys: DuplicateKeyPolicy::PassThrough,
             non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
         };
-        let error = |key, reason| ConfigError {
+        let parsed = serde_saphyr::from_str_with_options::<File>(text, options);
+        let File { section, mistake } = parsed.map_err(|error| yaml_error(file, text, &error))?;
+        let error = |line, reason| ConfigError {
             file: file.into(),
-            line: None,
-            key,
+            line,
             reason,
         };
-        let parsed = serde_saphyr::from_str_with_options::<File>(text, options);
-        match parsed.map_err(|error| yaml_error(file, text, &error))?.0 {
-            None => Ok(None),
-            Some(section) => section.resolve(file).map_err(|(key, reason)| error(Some(key), reason)),
+        let mut section = section.unwrap_or_default();
+        if let Some(Mistake { line, reason }) = mistake.or(section.mistake.take()) {
+            return Err(error(Some(line), reason));
         }
+        let config = section.resolve(file);
+        config.map_err(|(key, reason)| error(None, format!("{SECTION}.{key}: {reason}")))
     }
 
     /// Reads the key and certificate files, and returns a client of the trackers. `options` has everything that is not in
@@ -161,8 +152,12 @@ impl TrackerConfig {
     }
 }
 
-/// The top level of the file.
-struct File(Option<Section>);
+/// The parts of the file that are ours.
+#[derive(Default)]
+struct File {
+    section: Option<Section>,
+    mistake: Option<Mistake>,
+}
 
 /// Our keys of the section.
 #[derive(Default)]
@@ -172,6 +167,13 @@ struct Section {
     key_file: Option<String>,
     cert_file: Option<String>,
     write_to: Option<String>,
+    mistake: Option<Mistake>,
+}
+
+/// The first key that must not stand where it stands. The errors of serde have no line that is this exact.
+struct Mistake {
+    line: u64,
+    reason: String,
 }
 
 /// One address or a list.
@@ -248,21 +250,25 @@ impl<'de> Visitor<'de> for FileVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<File, A::Error> {
-        let mut section = None;
-        while let Some(key) = map.next_key::<String>()? {
-            if key == SECTION {
-                let value = map.next_value::<Option<Section>>()?;
-                if section.replace(value.unwrap_or_default()).is_some() {
-                    return Err(A::Error::duplicate_field(SECTION));
-                }
-            } else if KEYS.contains(&&*key) {
-                let reason = format!("{key} is a key of {SECTION}: indent the key to stand below that section");
-                return Err(A::Error::custom(reason));
-            } else {
-                map.next_value::<IgnoredAny>()?;
+        let mut file = File::default();
+        while let Some(key) = map.next_key::<Spanned<String>>()? {
+            if key.value == SECTION && file.section.is_none() {
+                file.section = Some(map.next_value::<Option<Section>>()?.unwrap_or_default());
+                continue;
             }
+            map.next_value::<IgnoredAny>()?;
+            let reason = if key.value == SECTION {
+                format!("a second section {SECTION}")
+            } else if KEYS.contains(&&*key.value) {
+                let key = key.value;
+                format!("{key} is a key of {SECTION}: indent the key to stand below that section")
+            } else {
+                continue;
+            };
+            let line = key.referenced.line();
+            file.mistake.get_or_insert(Mistake { line, reason });
         }
-        Ok(File(section))
+        Ok(file)
     }
 }
 
@@ -283,15 +289,29 @@ impl<'de> Visitor<'de> for SectionVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Section, A::Error> {
         let mut section = Section::default();
-        while let Some(key) = map.next_key::<String>()? {
-            match &*key {
-                ADDR => set(&mut section.trackers, ADDR, map.next_value()?)?,
-                CA_FILE => set(&mut section.ca_file, CA_FILE, map.next_value()?)?,
-                KEY_FILE => set(&mut section.key_file, KEY_FILE, map.next_value()?)?,
-                CERT_FILE => set(&mut section.cert_file, CERT_FILE, map.next_value()?)?,
-                WRITE_TO => set(&mut section.write_to, WRITE_TO, map.next_value()?)?,
-                unknown if unknown.starts_with(PREFIX) => return Err(A::Error::unknown_field(unknown, &KEYS)),
-                _ => _ = map.next_value::<IgnoredAny>()?,
+        while let Some(Spanned {
+            value: key, referenced, ..
+        }) = map.next_key::<Spanned<String>>()?
+        {
+            let set = match &*key {
+                ADDR => set(&mut section.trackers, map.next_value()?),
+                CA_FILE => set(&mut section.ca_file, map.next_value()?),
+                KEY_FILE => set(&mut section.key_file, map.next_value()?),
+                CERT_FILE => set(&mut section.cert_file, map.next_value()?),
+                WRITE_TO => set(&mut section.write_to, map.next_value()?),
+                other => {
+                    map.next_value::<IgnoredAny>()?;
+                    match other.starts_with(PREFIX) {
+                        true => Err(format!("unknown key, expected one of {}", KEYS.join(", "))),
+                        false => Ok(()),
+                    }
+                }
+            };
+            if let Err(reason) = set {
+                section.mistake.get_or_insert(Mistake {
+                    line: referenced.line(),
+                    reason: format!("{SECTION}.{key}: {reason}"),
+                });
             }
         }
         Ok(section)
@@ -299,11 +319,11 @@ impl<'de> Visitor<'de> for SectionVisitor {
 }
 
 /// Takes the value of a key, which must be there, and only once.
-fn set<T, E: serde::de::Error>(slot: &mut Option<T>, key: &'static str, value: Option<T>) -> Result<(), E> {
-    let value = value.ok_or_else(|| E::custom(format!("{key} has no value")))?;
+fn set<T>(slot: &mut Option<T>, value: Option<T>) -> Result<(), String> {
+    let value = value.ok_or("has no value")?;
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err(E::duplicate_field(key)),
+        Some(_) => Err("is set twice".to_owned()),
     }
 }
 
@@ -348,18 +368,18 @@ impl<'de> Deserialize<'de> for OneAddr {
 fn yaml_error(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigError {
     let line = error.location().map(|location| location.line());
     let source = line.and_then(|line| text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?));
-    let written = source
-        .and_then(|source| source.split_once(':'))
-        .map(|(key, _)| key.trim());
+    let written = source.and_then(|source| source.split_once(':'));
+    let key = written.and_then(|(written, _)| KEYS.into_iter().find(|&key| key == written.trim()));
+    let key = key.map_or(String::new(), |key| format!("{SECTION}.{key}: "));
     let message = error.render_with_formatter(&UserMessageFormatter);
     // The line precedes the message, as compilers write it.
     let message = message.split(" at line ").next().unwrap_or_default();
+    // A library's message may have several lines.
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     ConfigError {
         file: file.into(),
         line,
-        key: written.and_then(|written| KEYS.into_iter().find(|&key| key == written)),
-        // A library's message may have several lines.
-        reason: message.split_whitespace().collect::<Vec<_>>().join(" "),
+        reason: key + &message,
     }
 }
 
@@ -449,16 +469,16 @@ mod tests {
             ),
             (
                 "  enabled: yes\n  node_tracker_addr:\n  web: x\n",
-                ":4: proxy_service.node_tracker_addr: node_tracker_addr has no value".into(),
+                ":4: proxy_service.node_tracker_addr: has no value".into(),
             ),
             (
                 "  node_tracker_addr: a\n  enabled: yes\n  node_tracker_addr: b\n",
-                ":5: proxy_service.node_tracker_addr: duplicate field `node_tracker_addr`".into(),
+                ":5: proxy_service.node_tracker_addr: is set twice".into(),
             ),
             (
                 "  enabled: yes\n  node_tracker_adr: a\n  web: x\n",
                 format!(
-                    ":4: unknown field `node_tracker_adr`, expected one of {}",
+                    ":4: proxy_service.node_tracker_adr: unknown key, expected one of {}",
                     KEYS.join(", ")
                 ),
             ),
@@ -466,7 +486,11 @@ mod tests {
                 "node_tracker_addr: a\n",
                 ":3: node_tracker_addr is a key of proxy_service: indent the key to stand below that section".into(),
             ),
-            ("  - a\n", ":3: expected mapping".into()),
+            (
+                "  enabled: yes\nproxy_service:\n  node_tracker_addr: a\n",
+                ":4: a second section proxy_service".into(),
+            ),
+            ("  - a\n", ":3: expected mapping start".into()),
             (
                 "  node_tracker_addr: https://a\n",
                 ": proxy_service.node_tracker_addr: https://a:3029 needs node_tracker_ca_file".into(),

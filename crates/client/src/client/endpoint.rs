@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::transport::Channel;
-use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tracing::{info, warn};
 
@@ -168,19 +168,19 @@ impl Endpoint {
         // The empty name is the tracker as a whole.
         let call = client.check(HealthCheckRequest::default());
         let status = match timeout(self.probe_timeout, call).await {
-            Ok(Ok(reply)) => reply.into_inner().status,
+            Ok(Ok(reply)) => reply.into_inner().status(),
             // A tracker without this service answers, too.
             Ok(Err(status)) if !matches!(convert::error(&self.addr, &status), TrackerError::Unavailable(_)) => {
-                ServingStatus::Serving as i32
+                ServingStatus::Serving
             }
             _ => {
                 self.counters.failed_probes.add_one();
                 return Input::ProbeFailed;
             }
         };
-        match status == ServingStatus::Serving as i32 {
-            true => Input::ProbeServing(begin.elapsed()),
-            false => Input::ProbeNotServing,
+        match status {
+            ServingStatus::Serving => Input::ProbeServing(begin.elapsed()),
+            _ => Input::ProbeNotServing,
         }
     }
 

@@ -25,6 +25,11 @@ pub(super) fn shortest_wait(error: &TrackerError) -> Option<Duration> {
     }
 }
 
+/// Whether a call with this error got no answer: the tracker may be dead, and may or may not have done the call.
+pub(super) fn has_no_answer(error: &TrackerError) -> bool {
+    matches!(error, TrackerError::Unavailable(_) | TrackerError::DeadlineExceeded(_))
+}
+
 /// The rounds of one call. In a round, the call is made once on each tracker that may answer it.
 #[derive(Debug, Clone)]
 pub(super) struct Rounds {

@@ -17,7 +17,7 @@ use crate::client::calls::Call;
 use crate::client::convert;
 use crate::client::endpoint::{Deadline, Endpoint};
 use crate::client::options::ClientOptions;
-use crate::client::retry::{Rounds, shortest_wait};
+use crate::client::retry::{Rounds, has_no_answer, shortest_wait};
 use crate::client::stats::TrackerStats;
 use crate::connect::WriteTo;
 use crate::connect::addr::TrackerAddr;
@@ -26,7 +26,8 @@ use crate::tracker::{NodeTracker, Route, TrackerError};
 /// A client of one or several trackers: see the [module](crate::client).
 ///
 /// A clone is another handle of the same client. A client has one connection for each tracker, which is made when a call or a
-/// probe needs it. When the last clone is dropped, the probes end.
+/// probe needs it. At most 1,024 calls wait for a connection; more calls wait for room. When the last clone is dropped, the
+/// probes end.
 ///
 /// If the trackers verify clients, `add_nodes` and `remove_nodes` need a certificate of the same proxy, and `remove_proxy`
 /// needs the role `Admin`.
@@ -172,13 +173,13 @@ impl TrackerClient {
 
     /// Makes a call on all healthy trackers, or on all trackers if none is healthy.
     async fn call_all<C: Call>(&self, request: C, deadline: Deadline) -> Result<(), TrackerError> {
-        let (mut endpoints, mut missed): (Vec<_>, Vec<_>) =
-            self.0.endpoints.iter().partition(|endpoint| endpoint.is_healthy());
+        let all = &self.0.endpoints;
+        let mut endpoints: Vec<_> = all.iter().filter(|endpoint| endpoint.is_healthy()).collect();
         if endpoints.is_empty() {
-            endpoints = std::mem::take(&mut missed);
+            endpoints = all.iter().collect();
         }
         let mut rounds = self.rounds(deadline);
-        let mut is_done = false;
+        let mut done = Vec::new();
         loop {
             let attempts = endpoints
                 .iter()
@@ -187,24 +188,18 @@ impl TrackerClient {
             let mut failed = Vec::new();
             for (endpoint, result) in endpoints.into_iter().zip(results) {
                 match result {
-                    Ok(_) => is_done = true,
+                    Ok(_) => done.push(endpoint),
                     Err(error) => failed.push((endpoint, error)),
                 }
             }
-            if is_done {
+            if !done.is_empty() {
                 // Nobody waits for a tracker that cannot be reached if another has done the write.
-                let unreached = |error: &TrackerError| {
-                    matches!(error, TrackerError::Unavailable(_) | TrackerError::DeadlineExceeded(_))
-                };
-                missed.extend(
-                    failed
-                        .extract_if(.., |(_, error)| unreached(error))
-                        .map(|(endpoint, _)| endpoint),
-                );
+                failed.retain(|(_, error)| !has_no_answer(error));
             }
             if failed.is_empty() {
-                missed
-                    .iter()
+                let missed = |endpoint: &&Arc<Endpoint>| !done.iter().any(|done| Arc::ptr_eq(done, endpoint));
+                all.iter()
+                    .filter(missed)
                     .for_each(|endpoint| endpoint.counters.missed_writes.add_one());
                 return Ok(());
             }
@@ -223,26 +218,26 @@ async fn next_round<'e>(
     rounds: &mut Rounds,
     failed: Vec<(&'e Arc<Endpoint>, TrackerError)>,
 ) -> Result<Vec<&'e Arc<Endpoint>>, TrackerError> {
-    let (mut again, mut longest, mut last) = (Vec::new(), Duration::ZERO, None);
+    let (mut again, mut longest) = (Vec::new(), Duration::ZERO);
+    let mut last = TrackerError::Unavailable("no tracker was asked".to_owned());
     for (endpoint, error) in failed {
         let Some(wait) = shortest_wait(&error) else {
             return Err(error);
         };
-        if endpoint.allows_retry() {
+        // A tracker that answers with a delay limits its repeated attempts itself.
+        if !has_no_answer(&error) || endpoint.allows_retry() {
             again.push(endpoint);
             longest = longest.max(wait);
         }
-        last = Some(error);
+        last = error;
     }
-    let begin = (!again.is_empty())
-        .then(|| rounds.next(Instant::now().into_std(), longest))
-        .flatten();
-    match (begin, last) {
-        (Some(begin), _) => {
+    let begin = rounds.next(Instant::now().into_std(), longest);
+    match begin.filter(|_| !again.is_empty()) {
+        Some(begin) => {
             sleep_until(Instant::from_std(begin)).await;
             Ok(again)
         }
-        (None, error) => Err(error.unwrap_or(TrackerError::Unavailable("no tracker is left".to_owned()))),
+        None => Err(last),
     }
 }
 

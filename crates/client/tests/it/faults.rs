@@ -1,14 +1,18 @@
-//! Trackers that are dead, die, do not answer, or do not serve: calls succeed as long as one tracker answers.
+//! Trackers that are dead, die, do not answer, do not serve, or are far away: calls succeed as long as one tracker answers.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use nodetracker_client::client::{ClientOptions, TrackerClient, TrackerStats};
 use nodetracker_client::tracker::{NodeTracker, TrackerError};
 use nodetracker_server::Config;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 
-use crate::support::{PROXY, Running, at, client, impatient, node};
+use crate::support::{PROXY, Running, at, client, node, patient};
 
 /// An address on which nothing listens.
 async fn closed_port() -> SocketAddr {
@@ -29,7 +33,7 @@ async fn assert_serves(client: &TrackerClient, name: &str) {
 #[tokio::test]
 async fn a_tracker_that_is_dead_from_the_start_costs_nothing_but_a_metric() {
     let tracker = Running::start().await;
-    let client = client([at(closed_port().await), tracker.at()], ClientOptions::default());
+    let client = client([at(closed_port().await), tracker.at()], patient());
     // Before any probe has ended.
     assert_serves(&client, "node-1").await;
     client.wait_until(|stats| is_healthy(stats) == [false, true]).await;
@@ -47,7 +51,7 @@ async fn a_tracker_that_is_dead_from_the_start_costs_nothing_but_a_metric() {
 #[tokio::test]
 async fn calls_go_on_while_a_tracker_dies_and_after_it_returns() {
     let (first, second) = (Running::start().await, Running::start().await);
-    let mut options = ClientOptions::default();
+    let mut options = patient();
     // Short, so that the test need not wait for the return.
     options.health.backoff.max = Duration::from_millis(100);
     let client = client([first.at(), second.at()], options);
@@ -78,7 +82,10 @@ async fn calls_go_on_while_a_tracker_dies_and_after_it_returns() {
 async fn a_tracker_that_accepts_and_never_answers_delays_few_calls() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let tracker = Running::start().await;
-    let client = client([at(silent.local_addr().unwrap()), tracker.at()], impatient());
+    let mut options = patient();
+    options.attempt_timeout = ClientOptions::default().attempt_timeout;
+    options.health.timeout = options.attempt_timeout;
+    let client = client([at(silent.local_addr().unwrap()), tracker.at()], options);
     for number in 0..20 {
         assert_serves(&client, &format!("node-{number}")).await;
     }
@@ -99,7 +106,7 @@ async fn a_tracker_that_drains_gets_no_calls_and_has_failed_none() {
         .unwrap();
     let mut draining = Running::with_config(&config).await;
     let tracker = Running::start().await;
-    let mut options = ClientOptions::default();
+    let mut options = patient();
     options.health.interval = Duration::from_millis(10);
     let client = client([draining.at(), tracker.at()], options);
     client
@@ -126,7 +133,7 @@ async fn a_tracker_that_drains_alone_still_gets_calls() {
         .unwrap();
     let mut draining = Running::with_config(&config).await;
     draining.begin_stop();
-    let client = client([draining.at()], ClientOptions::default());
+    let client = client([draining.at()], patient());
     client.wait_until(|stats| is_healthy(stats) == [false]).await;
     assert_serves(&client, "node-1").await;
 }
@@ -134,7 +141,7 @@ async fn a_tracker_that_drains_alone_still_gets_calls() {
 #[tokio::test]
 async fn if_no_tracker_can_be_reached_the_error_says_so_and_retries_are_few() {
     let ports = [closed_port().await, closed_port().await];
-    let mut options = ClientOptions::default();
+    let mut options = patient();
     options.backoff.max = Duration::from_millis(1);
     options.health.interval = Duration::from_secs(3600);
     options.health.backoff.base = Duration::from_secs(3600);
@@ -142,12 +149,13 @@ async fn if_no_tracker_can_be_reached_the_error_says_so_and_retries_are_few() {
     let client = client(ports.map(at), options);
     for call in 1..=20 {
         let error = client.get_proxies(&node("node-1")).await.unwrap_err();
-        let expected = format!("http://{}: ", ports[1]);
-        match &error {
-            TrackerError::Unavailable(message) => assert!(message.contains("Connection refused"), "{message}"),
-            other => panic!("{other:?}"),
-        }
-        assert!(error.to_string().contains("http://127.0.0.1:"), "{error} {expected}");
+        assert!(matches!(error, TrackerError::Unavailable(_)), "{error:?}");
+        let message = error.to_string();
+        assert!(
+            message.starts_with("no tracker is available: http://127.0.0.1:"),
+            "{message}"
+        );
+        assert!(message.contains("Connection refused"), "{message}");
         let attempts: Vec<_> = client.stats().iter().map(|tracker| tracker.attempts).collect();
         // One attempt for each call, and at most four repeated attempts on each tracker.
         assert_eq!(attempts, [call + 4; 2]);
@@ -157,14 +165,63 @@ async fn if_no_tracker_can_be_reached_the_error_says_so_and_retries_are_few() {
     assert_eq!(client.stats()[0].missed_writes, 0, "the write was not done anywhere");
 }
 
+/// Listens on a port, and carries bytes between its connections and a tracker, each part after a delay.
+async fn distant(tracker: SocketAddr, delay: Duration) -> SocketAddr {
+    async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) -> io::Result<()> {
+        let mut part = [0; 4096];
+        loop {
+            match from.read(&mut part).await? {
+                0 => return to.shutdown().await,
+                len => {
+                    sleep(delay).await;
+                    to.write_all(&part[..len]).await?;
+                }
+            }
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let (near_read, near_write) = near.into_split();
+            let (far_read, far_write) = TcpStream::connect(tracker).await.unwrap().into_split();
+            tokio::spawn(carry(near_read, far_write, delay));
+            tokio::spawn(carry(far_read, near_write, delay));
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn reads_go_to_the_nearest_tracker_and_writes_to_all() {
+    let trackers = [Running::start().await, Running::start().await];
+    let far = distant(trackers[0].addr, Duration::from_millis(50)).await;
+    let near = format!("localhost:{}", trackers[1].addr.port()).parse().unwrap();
+    let mut options = patient();
+    options.health.interval = Duration::from_millis(10);
+    let client = client([at(far), near], options);
+    let round_trips = |stats: &[TrackerStats]| Some((stats[0].round_trip?, stats[1].round_trip?));
+    client
+        .wait_until(|stats| round_trips(stats).is_some_and(|(far, near)| near < far))
+        .await;
+    let before = client.stats();
+    client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(client.get_proxies(&node("node-1")).await.unwrap().len(), 1);
+    }
+    let after = client.stats();
+    assert_eq!(after[0].attempts, before[0].attempts + 1);
+    assert_eq!(after[1].attempts, before[1].attempts + 11);
+    for tracker in &trackers {
+        assert_eq!(tracker.proxies(&node("node-1")), ["proxy-1"]);
+    }
+}
+
 #[tokio::test]
 async fn a_call_ends_at_its_deadline() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let deadline = Duration::from_millis(50);
-    let options = ClientOptions {
-        deadline,
-        ..ClientOptions::default()
-    };
+    let options = ClientOptions { deadline, ..patient() };
     let client = client([at(silent.local_addr().unwrap())], options);
     let late = TrackerError::DeadlineExceeded(deadline);
     assert_eq!(client.get_proxies(&node("node-1")).await, Err(late.clone()));

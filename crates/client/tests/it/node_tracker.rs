@@ -1,12 +1,15 @@
 //! The cases that every implementation of the common API passes, on the implementations of this crate; and the limits of
 //! the wire.
 
+use std::time::Duration;
+
 use nodetracker::{MAX_ROUTES_PER_NODE, Proxy, RouteTable, Uuid};
 use nodetracker_client::client::ClientOptions;
 use nodetracker_client::connect::WriteTo;
 use nodetracker_client::tracker::{NodeTracker, TrackerError, conformance};
+use nodetracker_server::Config;
 
-use crate::support::{PROXY, Running, client, node};
+use crate::support::{PROXY, Running, client, node, patient};
 
 async fn check(tracker: &dyn NodeTracker) {
     conformance::check(tracker, async || {}).await;
@@ -21,13 +24,13 @@ async fn the_table_of_this_process_conforms() {
 #[tokio::test]
 async fn a_client_of_one_tracker_conforms() {
     let tracker = Running::start().await;
-    check(&client([tracker.at()], ClientOptions::default())).await;
+    check(&client([tracker.at()], patient())).await;
 }
 
 #[tokio::test]
 async fn a_client_of_two_trackers_conforms() {
     let trackers = [Running::start().await, Running::start().await];
-    let client = client(trackers.iter().map(Running::at), ClientOptions::default());
+    let client = client(trackers.iter().map(Running::at), patient());
     check(&client).await;
     // Both have all routes.
     for tracker in &trackers {
@@ -44,7 +47,7 @@ async fn one_of_two_trackers_conforms_if_writes_go_to_one() {
     let trackers = [Running::start().await, Running::start().await];
     let options = ClientOptions {
         write_to: WriteTo::One,
-        ..ClientOptions::default()
+        ..patient()
     };
     let client = client(trackers.iter().map(Running::at), options);
     client
@@ -64,7 +67,7 @@ async fn an_answer_that_is_too_large_is_asked_for_in_parts() {
         let id = format!("proxy-{number}");
         tracker.table.report_nodes(&nodes, &Proxy { id: &id, ..PROXY }).unwrap();
     }
-    let client = client([tracker.at()], ClientOptions::default());
+    let client = client([tracker.at()], patient());
     let routes = client.get_proxies_batch(&nodes).await.unwrap();
     assert_eq!(routes.len(), nodes.len());
     assert!(routes.iter().all(|routes| routes.len() == MAX_ROUTES_PER_NODE));
@@ -74,22 +77,26 @@ async fn an_answer_that_is_too_large_is_asked_for_in_parts() {
 
 #[tokio::test]
 async fn a_limit_of_the_tracker_is_an_error_with_its_delay() {
-    let config = nodetracker_server::Config::default().listen_on("127.0.0.1:0");
+    let config = Config::default().listen_on("127.0.0.1:0");
     let config = config
         .with("max_routes", "2")
         .unwrap()
         .with("max_routes_per_proxy", "2")
         .unwrap();
     let tracker = Running::with_config(&config).await;
-    let client = client([tracker.at()], ClientOptions::default());
+    let options = ClientOptions {
+        deadline: Duration::from_secs(9),
+        ..patient()
+    };
+    let client = client([tracker.at()], options);
     let nodes = [node("node-1"), node("node-2"), node("node-3")];
     match client.add_nodes(&PROXY, &nodes).await {
         Err(TrackerError::ResourceExhausted { message, retry_after }) => {
             assert!(message.contains("its maximum of 2 routes, after 2 nodes"), "{message}");
-            // Longer than the deadline, so there was one attempt.
-            assert!(retry_after > Some(ClientOptions::default().deadline), "{retry_after:?}");
+            assert_eq!(retry_after, Some(Duration::from_secs(10)));
         }
         other => panic!("{other:?}"),
     }
+    // The delay is longer than the deadline.
     assert_eq!(client.stats()[0].attempts, 1);
 }

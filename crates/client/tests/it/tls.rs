@@ -12,7 +12,7 @@ use nodetracker_server::Config;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
-use crate::support::{PROXY, Running, client, node};
+use crate::support::{PROXY, Running, client, node, patient};
 
 /// A folder with an authority, and a tracker that verifies its clients by it.
 struct Pki {
@@ -86,7 +86,7 @@ async fn a_proxy_shows_the_certificate_that_its_configuration_names() {
     );
     fs::write(pki.path("teleport.yaml"), text).unwrap();
     let config = TrackerConfig::read(&pki.path("teleport.yaml")).unwrap().unwrap();
-    let client = config.clone().client(ClientOptions::default()).unwrap();
+    let client = config.clone().client(patient()).unwrap();
     assert_eq!(add(&client, "proxy-1").await, Ok(()));
     let denied = add(&client, "proxy-2").await;
     assert!(is_denied(&denied), "{denied:?}");
@@ -95,7 +95,7 @@ async fn a_proxy_shows_the_certificate_that_its_configuration_names() {
     assert_eq!(tracker.proxies(&node("node-1")), ["proxy-1"]);
 
     fs::remove_file(pki.path("client.crt")).unwrap();
-    let error = config.client(ClientOptions::default()).unwrap_err();
+    let error = config.client(patient()).unwrap_err();
     assert!(matches!(error, ClientError::TlsFiles(_)), "{error:?}");
     assert!(error.to_string().contains("client.crt"), "{error}");
 }
@@ -113,7 +113,7 @@ async fn a_new_connection_uses_the_files_of_its_time_if_they_are_good() {
                 tls: Some(tls.clone()),
                 ..ConnectOptions::default()
             },
-            ..ClientOptions::default()
+            ..patient()
         };
         client([Clone::clone(&addr)], options)
     };
@@ -145,7 +145,7 @@ async fn a_tracker_of_another_authority_is_not_trusted() {
             tls: Some(ClientTls::load(other.files()).unwrap()),
             ..ConnectOptions::default()
         },
-        ..ClientOptions::default()
+        ..patient()
     };
     let client = client([format!("https://{}", tracker.addr).parse().unwrap()], options);
     match add(&client, "proxy-1").await {
