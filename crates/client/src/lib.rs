@@ -1,13 +1,18 @@
 //! What proxies and agents embed to use node trackers.
 //!
 //! A *node* dials out to a *proxy* and keeps a tunnel open. A *tracker* knows which proxy holds the tunnel to a node. This
-//! crate has the three parts of a fleet that are not the tracker:
+//! crate has the parts of a fleet that are not the tracker:
 //!
 //! | part | module |
 //! | --- | --- |
-//! | a proxy asks which proxy holds a node | [`tracker`], and the client of a tracker in [`connect`] |
+//! | an agent keeps tunnels to proxies | [`pool`] |
+//! | a proxy accepts agents | [`listener`] |
 //! | a proxy reports its nodes to trackers | [`session`] |
+//! | a proxy asks which proxy holds a node | [`tracker`], and the client of trackers in [`client`] |
 //! | a proxy reaches nodes, its own or those of its peers | [`proxy`] |
+//!
+//! These use [`connect`] (connections to trackers), [`transport`] (tunnels of many streams), [`control`] (the protocol of
+//! agents and proxies) and [`backoff`].
 //!
 //! # State machines
 //!
@@ -16,6 +21,7 @@
 //! deterministic tests, and a simulation of whole fleets, drive the same machines as a proxy does.
 
 pub mod backoff;
+pub mod client;
 pub mod connect;
 pub mod control;
 pub mod listener;

@@ -1,8 +1,18 @@
 //! The common API of node trackers.
 //!
 //! RFD 47 asks for a tracker *behind a common API*, so that a proxy can use different implementations. [`NodeTracker`] is
-//! this API. To write an implementation of your own, implement the four calls that have no default, and run
-//! the cases of `tests/it/node_tracker.rs` on it.
+//! this API:
+//!
+//! | implementation | where the routes are |
+//! | --- | --- |
+//! | [`RouteTable`](nodetracker::RouteTable) | in this process |
+//! | [`TrackerClient`](crate::client::TrackerClient) | in trackers, which are asked by gRPC |
+//!
+//! To write an implementation of your own, implement the four calls that have no default, and run [`conformance`] on
+//! it.
+
+pub mod conformance;
+mod table;
 
 use std::time::{Duration, SystemTime};
 
@@ -79,7 +89,7 @@ pub enum TrackerError {
     /// The call took longer than its deadline. The tracker may have done the call, or may still do it.
     #[error("the deadline of {0:?} passed")]
     DeadlineExceeded(Duration),
-    /// The tracker failed in another way. The text begins with the gRPC status code.
+    /// The tracker failed in another way. The text of a remote tracker begins with the name of the gRPC status code.
     #[error("the tracker failed: {0}")]
     Internal(String),
 }

@@ -1,6 +1,10 @@
 //! The tests of the client's parts, in one program.
 
+mod faults;
+mod fleet;
+mod node_tracker;
 mod pool_simulation;
 mod session;
 mod support;
+mod tls;
 mod tunnels;

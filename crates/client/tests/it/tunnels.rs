@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
 
-use crate::support::{Balancer, InMemory, NodeEvent, PATIENCE, Proxy, echo, info, serve_echo, wait_for};
+use crate::fleet::{Balancer, InMemory, NodeEvent, PATIENCE, Proxy, echo, info, serve_echo, wait_for};
 
 fn config(connection_count: usize) -> PoolConfig {
     PoolConfig {

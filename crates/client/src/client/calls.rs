@@ -1,0 +1,38 @@
+//! The gRPC calls that this client makes, each by the type of its request.
+
+use std::future::Future;
+
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
+use nodetracker_proto::v1::route_service_client::RouteServiceClient;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+/// A request, which names its method by its type.
+pub(super) trait Call: Clone + Send + Sync {
+    /// The answer.
+    type Reply: Send;
+
+    /// Makes the call. If the future is dropped, the call is cancelled.
+    fn send(self, channel: Channel) -> impl Future<Output = Result<Response<Self::Reply>, Status>> + Send;
+}
+
+macro_rules! calls {
+    ($($client:ident :: $method:ident ($request:ident) -> $reply:ident;)+) => {
+        $(impl Call for v1::$request {
+            type Reply = v1::$reply;
+
+            async fn send(self, channel: Channel) -> Result<Response<Self::Reply>, Status> {
+                $client::new(channel).$method(self).await
+            }
+        })+
+    };
+}
+
+calls! {
+    RouteServiceClient::add_nodes(AddNodesRequest) -> AddNodesResponse;
+    RouteServiceClient::get_proxies(GetProxiesRequest) -> GetProxiesResponse;
+    RouteServiceClient::batch_get_proxies(BatchGetProxiesRequest) -> BatchGetProxiesResponse;
+    RouteServiceClient::remove_nodes(RemoveNodesRequest) -> RemoveNodesResponse;
+    AdminServiceClient::remove_proxy(RemoveProxyRequest) -> RemoveProxyResponse;
+}

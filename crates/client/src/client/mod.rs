@@ -1,0 +1,48 @@
+//! The client of one or several trackers.
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`config`] | the `proxy_service` section of a `teleport.yaml` |
+//! | [`health`] | whether a tracker should get calls: a state machine |
+//!
+//! # Several trackers
+//!
+//! Trackers do not share routes, so a proxy reports its nodes to all of them, and may ask any of them.
+//!
+//! * A **read** goes to the nearest healthy tracker: the tracker with the shortest round trip of its probes. If that tracker
+//!   does not answer, the read goes to the next tracker at once.
+//! * A **write** goes to all healthy trackers at the same time ([`WriteTo::All`]). It succeeds when each of these trackers
+//!   has done it or could not be reached, and at least one has done it. If a tracker refuses the write, the call fails with
+//!   the tracker's error; other trackers may have done the write. [`TrackerStats::missed_writes`] counts the writes that a
+//!   tracker missed.
+//!
+//! A tracker that missed a write is wrong for a while only: proxies report their nodes again with each heartbeat, and a
+//! route that was not removed expires. With [`WriteTo::One`], for trackers that share their routes, a write goes where a
+//! read goes.
+//!
+//! If no tracker is healthy, calls try all of them. A dead tracker gets probes and no calls.
+//!
+//! # Names with several addresses
+//!
+//! A connection goes to the first address of the host's name that accepts it, in the order of the resolver. The name is
+//! resolved again for each connection. So a name stands for *one* tracker, which may move. List the names of several
+//! trackers one by one: a name with an address for each tracker would reach one of them only, and writes would miss the
+//! rest.
+
+mod batch;
+mod calls;
+pub mod config;
+mod convert;
+mod endpoint;
+pub mod health;
+mod options;
+mod retry;
+mod stats;
+mod tracker_client;
+
+pub use options::ClientOptions;
+pub use stats::TrackerStats;
+pub use tracker_client::{ClientError, TrackerClient};
+
+#[cfg(doc)]
+use crate::connect::WriteTo;

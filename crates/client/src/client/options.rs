@@ -1,0 +1,55 @@
+//! How a [`TrackerClient`](crate::client::TrackerClient) makes its calls.
+
+use std::time::Duration;
+
+use crate::backoff::Limits;
+use crate::client::health::HealthOptions;
+use crate::connect::WriteTo;
+use crate::connect::channel::ConnectOptions;
+
+/// How a [`TrackerClient`](crate::client::TrackerClient) makes its calls.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use nodetracker_client::client::ClientOptions;
+///
+/// let options = ClientOptions {
+///     deadline: Duration::from_secs(2),
+///     ..ClientOptions::default()
+/// };
+/// assert!(options.attempt_timeout < options.deadline);
+/// ```
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// How to connect.
+    pub connect: ConnectOptions,
+    /// Which trackers get the writes.
+    pub write_to: WriteTo,
+    /// The longest time of a call of [`NodeTracker`](crate::tracker::NodeTracker), with all its messages, attempts and waits.
+    pub deadline: Duration,
+    /// The longest time of one attempt on one tracker. A tracker that stops answering delays a call by this time, until
+    /// [`HealthOptions::unhealthy_after`] is reached.
+    pub attempt_timeout: Duration,
+    /// The waits before an attempt on a tracker that the call has already tried.
+    pub backoff: Limits,
+    /// When trackers count as unhealthy.
+    pub health: HealthOptions,
+}
+
+impl Default for ClientOptions {
+    /// Writes to all trackers. 5 s for a call and 1 s for an attempt; waits from 50 ms to 1 s.
+    fn default() -> Self {
+        Self {
+            connect: ConnectOptions::default(),
+            write_to: WriteTo::default(),
+            deadline: Duration::from_secs(5),
+            attempt_timeout: Duration::from_secs(1),
+            backoff: Limits {
+                base: Duration::from_millis(50),
+                max: Duration::from_secs(1),
+            },
+            health: HealthOptions::default(),
+        }
+    }
+}

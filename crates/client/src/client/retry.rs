@@ -1,0 +1,160 @@
+//! When a call that failed is made again.
+//!
+//! Every call of [`NodeTracker`](crate::tracker::NodeTracker) can be repeated: a repeated call has the effect of one
+//! call. So a call may be made again even if a tracker may have done it.
+//!
+//! | error | again |
+//! | --- | --- |
+//! | `Unavailable` | after a [`Backoff`], or at once on another tracker |
+//! | `ResourceExhausted` with `retry_after` | after that delay, at the least |
+//! | any other | never |
+//!
+//! All attempts end at the call's deadline: an attempt that could only begin later is not made.
+
+use std::time::{Duration, Instant};
+
+use crate::backoff::{Backoff, Limits};
+use crate::tracker::TrackerError;
+
+/// Returns the shortest wait before a call with this error may succeed; `None` if the call must not be made again.
+pub(super) fn shortest_wait(error: &TrackerError) -> Option<Duration> {
+    match error {
+        TrackerError::Unavailable(_) => Some(Duration::ZERO),
+        TrackerError::ResourceExhausted { retry_after, .. } => *retry_after,
+        _ => None,
+    }
+}
+
+/// Whether a call with this error got no answer: the tracker may be dead, and may or may not have done the call.
+pub(super) fn has_no_answer(error: &TrackerError) -> bool {
+    matches!(error, TrackerError::Unavailable(_) | TrackerError::DeadlineExceeded(_))
+}
+
+/// The rounds of one call. In a round, the call is made once on each tracker that may answer it.
+#[derive(Debug, Clone)]
+pub(super) struct Rounds {
+    deadline: Instant,
+    backoff: Backoff,
+}
+
+impl Rounds {
+    /// Returns the rounds of a call that ends at `deadline`. Rounds with the same seed draw the same waits.
+    pub(super) fn new(deadline: Instant, backoff: Limits, seed: u64) -> Self {
+        Self {
+            deadline,
+            backoff: Backoff::new(backoff, seed),
+        }
+    }
+
+    /// Returns when the next round may begin, if the last round failed and `wait` is the shortest wait of its errors.
+    /// `None` if the call has failed.
+    pub(super) fn next(&mut self, now: Instant, wait: Duration) -> Option<Instant> {
+        let at = now + self.backoff.next_wait().max(wait);
+        (at < self.deadline).then_some(at)
+    }
+}
+
+/// Limits the repeated attempts on one tracker to a share of all attempts, so that many callers do not flood a tracker that
+/// cannot answer.
+///
+/// The algorithm is the retry throttling of gRPC (proposal A6): a bucket of tokens. An attempt that fails takes a token, an
+/// attempt that is answered adds a tenth. While at most half of the tokens are left, there are no repeated attempts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RetryBudget {
+    /// Tenths of a token.
+    tenths: u32,
+}
+
+impl RetryBudget {
+    const TOKEN: u32 = 10;
+    const MOST: u32 = 10 * Self::TOKEN;
+
+    pub(super) fn new() -> Self {
+        Self { tenths: Self::MOST }
+    }
+
+    pub(super) fn answered(&mut self) {
+        self.tenths = (self.tenths + 1).min(Self::MOST);
+    }
+
+    pub(super) fn failed(&mut self) {
+        self.tenths = self.tenths.saturating_sub(Self::TOKEN);
+    }
+
+    pub(super) fn allows_retry(self) -> bool {
+        self.tenths > Self::MOST / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_that_may_pass_are_tried_again() {
+        let second = Duration::from_secs(1);
+        let exhausted = |retry_after| TrackerError::ResourceExhausted {
+            message: String::new(),
+            retry_after,
+        };
+        for (error, wait) in [
+            (TrackerError::Unavailable(String::new()), Some(Duration::ZERO)),
+            (exhausted(Some(second)), Some(second)),
+            (exhausted(None), None),
+            (TrackerError::InvalidArgument(String::new()), None),
+            (TrackerError::PermissionDenied(String::new()), None),
+            (TrackerError::DeadlineExceeded(second), None),
+            (TrackerError::Internal(String::new()), None),
+        ] {
+            assert_eq!(shortest_wait(&error), wait, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn no_round_begins_at_the_deadline_or_before_the_wait_has_passed() {
+        let limits = Limits {
+            base: Duration::from_millis(100),
+            max: Duration::from_secs(1),
+        };
+        let longest_wait = Duration::from_secs(3);
+        let (mut rounds_begun, mut waits) = (0, 0);
+        for seed in 0..300 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut now = Instant::now();
+            let deadline = now + Duration::from_millis(random.u64(1..10_000));
+            let mut rounds = Rounds::new(deadline, limits, seed);
+            loop {
+                let wait = Duration::from_millis([0, 0, random.u64(0..3000)][random.usize(0..3)]);
+                let Some(at) = rounds.next(now, wait) else { break };
+                rounds_begun += 1;
+                waits += u32::from(at > now + wait);
+                assert!(at >= now + wait && at < deadline, "seed {seed}");
+                // The round takes a while.
+                now = at + Duration::from_millis(random.u64(0..100));
+            }
+            assert!(now + longest_wait >= deadline, "seed {seed}: gave up early");
+        }
+        assert!(rounds_begun > 300 && waits > 300, "{rounds_begun} {waits}");
+    }
+
+    #[test]
+    fn a_tracker_that_never_answers_gets_few_repeated_attempts() {
+        let mut budget = RetryBudget::new();
+        let mut repeated = 0;
+        for _call in 0..100 {
+            budget.failed();
+            while budget.allows_retry() {
+                repeated += 1;
+                budget.failed();
+            }
+        }
+        assert_eq!(repeated, 4);
+        // A tenth of a token for each answer.
+        for _ in 0..50 {
+            assert!(!budget.allows_retry());
+            budget.answered();
+        }
+        budget.answered();
+        assert!(budget.allows_retry());
+    }
+}

@@ -1,0 +1,308 @@
+//! [`TrackerClient`]: calls, on the right trackers, until they succeed or must fail.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use nodetracker::{NodeId, Proxy};
+use nodetracker_proto::v1;
+use nodetracker_tls::client::ClientConfigError;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::client::batch::{Batch, split};
+use crate::client::calls::Call;
+use crate::client::convert;
+use crate::client::endpoint::{Deadline, Endpoint};
+use crate::client::options::ClientOptions;
+use crate::client::retry::{Rounds, has_no_answer, shortest_wait};
+use crate::client::stats::TrackerStats;
+use crate::connect::WriteTo;
+use crate::connect::addr::TrackerAddr;
+use crate::tracker::{NodeTracker, Route, TrackerError};
+
+/// A client of one or several trackers: see the [module](crate::client).
+///
+/// A clone is another handle of the same client. A client has one connection for each tracker, which is made when a call or a
+/// probe needs it. At most 1,024 calls wait for a connection; more calls wait for room. When the last clone is dropped, the
+/// probes end.
+///
+/// If the trackers verify clients, `add_nodes` and `remove_nodes` need a certificate of the same proxy, and `remove_proxy`
+/// needs the role `Admin`.
+///
+/// A call has at most [`ClientOptions::deadline`]. More nodes than fit into one message are sent in several messages, one
+/// after the other. If the future of a call is dropped, or its deadline passes, a tracker may still do the call. It may even
+/// do a report after a later removal that went over another connection. That route expires like any other.
+///
+/// ```no_run
+/// use nodetracker_client::client::{ClientOptions, TrackerClient};
+/// use nodetracker_client::tracker::NodeTracker;
+/// use nodetracker_client::Proxy;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let trackers = ["tracker-1:3029".parse()?, "tracker-2:3029".parse()?];
+/// let client = TrackerClient::new(trackers, ClientOptions::default())?;
+///
+/// let node = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+/// let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
+/// client.add_nodes(&proxy, &[node]).await?;
+///
+/// for route in client.get_proxies(&"node-2".parse()?).await? {
+///     println!("dial {}", route.proxy.addr());
+/// }
+/// for tracker in client.stats() {
+///     println!("{} missed {} writes", tracker.addr, tracker.missed_writes);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct TrackerClient(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    endpoints: Vec<Arc<Endpoint>>,
+    options: ClientOptions,
+    changed: watch::Sender<()>,
+    /// Aborts its tasks when it is dropped.
+    _probes: JoinSet<()>,
+}
+
+/// Why there is no client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// There is no tracker to ask.
+    #[error("no tracker is given")]
+    NoTrackers,
+    /// The address asks for TLS, and nothing says which authority to trust.
+    #[error("{0} needs TLS: set ConnectOptions::tls")]
+    NoTls(TrackerAddr),
+    /// A key, a certificate or an authority cannot be used.
+    #[error(transparent)]
+    TlsFiles(#[from] ClientConfigError),
+}
+
+impl TrackerClient {
+    /// Returns a client, without waiting for a connection. Probes of the trackers begin at once.
+    ///
+    /// # Errors
+    ///
+    /// If there is no tracker, or an address needs TLS and the options have none.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with its time and I/O enabled.
+    pub fn new(trackers: impl IntoIterator<Item = TrackerAddr>, options: ClientOptions) -> Result<Self, ClientError> {
+        let trackers: Vec<_> = trackers.into_iter().collect();
+        if trackers.is_empty() {
+            return Err(ClientError::NoTrackers);
+        }
+        if let Some(addr) = trackers
+            .iter()
+            .find(|addr| addr.is_tls() && options.connect.tls.is_none())
+        {
+            return Err(ClientError::NoTls(addr.clone()));
+        }
+        let changed = watch::Sender::default();
+        let endpoints: Vec<_> = trackers
+            .into_iter()
+            .map(|addr| Arc::new(Endpoint::new(addr, &options, changed.clone())))
+            .collect();
+        let probes = endpoints.iter().cloned();
+        let probes = probes
+            .map(|endpoint| async move { endpoint.probe_forever().await })
+            .collect();
+        Ok(Self(Arc::new(Inner {
+            endpoints,
+            options,
+            changed,
+            _probes: probes,
+        })))
+    }
+
+    /// Returns the state and the counts of each tracker, in the order in which the trackers were given.
+    #[must_use]
+    pub fn stats(&self) -> Vec<TrackerStats> {
+        self.0.endpoints.iter().map(|endpoint| endpoint.stats()).collect()
+    }
+
+    /// Waits until the statistics meet a condition, for example until a tracker has answered a probe. The condition is
+    /// checked now, after each probe, and when a tracker becomes healthy or unhealthy.
+    pub async fn wait_until(&self, mut condition: impl FnMut(&[TrackerStats]) -> bool) {
+        let mut changes = self.0.changed.subscribe();
+        while !condition(&self.stats()) {
+            // Fails only without a sender, and this client has one.
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.0.options.deadline)
+    }
+
+    async fn write<C: Call>(&self, request: C, deadline: Deadline) -> Result<(), TrackerError> {
+        match self.0.options.write_to {
+            WriteTo::All => self.call_all(request, deadline).await,
+            WriteTo::One => self.call_one(request, deadline).await.map(drop),
+        }
+    }
+
+    /// Makes a call on the nearest tracker that answers.
+    async fn call_one<C: Call>(&self, request: C, deadline: Deadline) -> Result<C::Reply, TrackerError> {
+        let mut endpoints: Vec<_> = self.0.endpoints.iter().collect();
+        endpoints.sort_by_key(|endpoint| endpoint.distance());
+        let mut rounds = self.rounds(deadline);
+        loop {
+            let mut failed = Vec::new();
+            for endpoint in endpoints {
+                match endpoint.attempt(request.clone(), deadline).await {
+                    Ok(reply) => return Ok(reply),
+                    Err(error) if shortest_wait(&error).is_none() => return Err(error),
+                    Err(error) => failed.push((endpoint, error)),
+                }
+            }
+            endpoints = next_round(&mut rounds, failed).await?;
+        }
+    }
+
+    /// Makes a call on all healthy trackers, or on all trackers if none is healthy.
+    async fn call_all<C: Call>(&self, request: C, deadline: Deadline) -> Result<(), TrackerError> {
+        let all = &self.0.endpoints;
+        let mut endpoints: Vec<_> = all.iter().filter(|endpoint| endpoint.is_healthy()).collect();
+        if endpoints.is_empty() {
+            endpoints = all.iter().collect();
+        }
+        let mut rounds = self.rounds(deadline);
+        let mut done = Vec::new();
+        loop {
+            let attempts = endpoints
+                .iter()
+                .map(|endpoint| endpoint.attempt(request.clone(), deadline));
+            let results = join_all(attempts).await;
+            let mut failed = Vec::new();
+            for (endpoint, result) in endpoints.into_iter().zip(results) {
+                match result {
+                    Ok(_) => done.push(endpoint),
+                    Err(error) => failed.push((endpoint, error)),
+                }
+            }
+            if !done.is_empty() {
+                // Nobody waits for a tracker that cannot be reached if another has done the write.
+                failed.retain(|(_, error)| !has_no_answer(error));
+            }
+            if failed.is_empty() {
+                let missed = |endpoint: &&Arc<Endpoint>| !done.iter().any(|done| Arc::ptr_eq(done, endpoint));
+                all.iter()
+                    .filter(missed)
+                    .for_each(|endpoint| endpoint.counters.missed_writes.add_one());
+                return Ok(());
+            }
+            endpoints = next_round(&mut rounds, failed).await?;
+        }
+    }
+
+    fn rounds(&self, deadline: Deadline) -> Rounds {
+        Rounds::new(deadline.at.into_std(), self.0.options.backoff, fastrand::u64(..))
+    }
+}
+
+/// Waits for the next round of a call, and returns the trackers that it asks again. Fails with an error of the last round if
+/// the call must not be made again, if the deadline is too near, or if these trackers have had too many repeated attempts.
+async fn next_round<'e>(
+    rounds: &mut Rounds,
+    failed: Vec<(&'e Arc<Endpoint>, TrackerError)>,
+) -> Result<Vec<&'e Arc<Endpoint>>, TrackerError> {
+    let (mut again, mut longest) = (Vec::new(), Duration::ZERO);
+    let mut last = TrackerError::Unavailable("no tracker was asked".to_owned());
+    for (endpoint, error) in failed {
+        let Some(wait) = shortest_wait(&error) else {
+            return Err(error);
+        };
+        // A tracker that answers with a delay limits its repeated attempts itself.
+        if !has_no_answer(&error) || endpoint.allows_retry() {
+            again.push(endpoint);
+            longest = longest.max(wait);
+        }
+        last = error;
+    }
+    let begin = rounds.next(Instant::now().into_std(), longest);
+    match begin.filter(|_| !again.is_empty()) {
+        Some(begin) => {
+            sleep_until(Instant::from_std(begin)).await;
+            Ok(again)
+        }
+        None => Err(last),
+    }
+}
+
+#[async_trait]
+impl NodeTracker for TrackerClient {
+    async fn add_nodes(&self, proxy: &Proxy<'_>, nodes: &[NodeId]) -> Result<(), TrackerError> {
+        let deadline = self.deadline();
+        for batch in split(nodes) {
+            let request = v1::AddNodesRequest {
+                proxy: Some(convert::proxy(proxy)),
+                nodes: Some(batch.ids),
+            };
+            self.write(request, deadline).await?;
+        }
+        Ok(())
+    }
+
+    async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
+        let request = v1::GetProxiesRequest {
+            node: Some(convert::node(node)),
+        };
+        convert::routes(self.call_one(request, self.deadline()).await?)
+    }
+
+    async fn remove_nodes(&self, proxy_id: &str, nodes: &[NodeId]) -> Result<(), TrackerError> {
+        if proxy_id.is_empty() {
+            // On the wire, this would mean the routes of all proxies.
+            return Err(TrackerError::InvalidArgument("proxy_id is empty".to_owned()));
+        }
+        let deadline = self.deadline();
+        for batch in split(nodes) {
+            let request = v1::RemoveNodesRequest {
+                nodes: Some(batch.ids),
+                proxy_id: proxy_id.to_owned(),
+            };
+            self.write(request, deadline).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_proxy(&self, proxy_id: &str) -> Result<(), TrackerError> {
+        let request = v1::RemoveProxyRequest {
+            proxy_id: proxy_id.to_owned(),
+        };
+        self.write(request, self.deadline()).await
+    }
+
+    async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
+        let deadline = self.deadline();
+        let mut all = Vec::with_capacity(nodes.len());
+        let mut most = usize::MAX;
+        while all.len() < nodes.len() {
+            let batch = Batch::first_of(&nodes[all.len()..], most);
+            let request = v1::BatchGetProxiesRequest {
+                nodes: Some(batch.ids.clone()),
+            };
+            match self.call_one(request, deadline).await {
+                Ok(reply) => all.extend(convert::batch_routes(&batch, &reply)?),
+                // The answer would have been too large.
+                Err(TrackerError::ResourceExhausted { retry_after: None, .. }) if batch.len() > 1 => {
+                    most = batch.len() / 2;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,245 @@
+//! Trackers that are dead, die, do not answer, do not serve, or are far away: calls succeed as long as one tracker answers.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nodetracker_client::client::{ClientOptions, TrackerClient, TrackerStats};
+use nodetracker_client::tracker::{NodeTracker, TrackerError};
+use nodetracker_server::Config;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+
+use crate::support::{PROXY, Running, at, client, node, patient};
+
+/// An address on which nothing listens.
+async fn closed_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+fn is_healthy(stats: &[TrackerStats]) -> Vec<bool> {
+    stats.iter().map(|tracker| tracker.is_healthy).collect()
+}
+
+async fn assert_serves(client: &TrackerClient, name: &str) {
+    let nodes = [node(name)];
+    client.add_nodes(&PROXY, &nodes).await.unwrap();
+    assert_eq!(client.get_proxies(&nodes[0]).await.unwrap().len(), 1, "{name}");
+    assert_eq!(client.get_proxies_batch(&nodes).await.unwrap()[0].len(), 1, "{name}");
+}
+
+#[tokio::test]
+async fn a_tracker_that_is_dead_from_the_start_costs_nothing_but_a_metric() {
+    let tracker = Running::start().await;
+    let client = client([at(closed_port().await), tracker.at()], patient());
+    // Before any probe has ended.
+    assert_serves(&client, "node-1").await;
+    client.wait_until(|stats| is_healthy(stats) == [false, true]).await;
+    let before = client.stats();
+    for number in 0..20 {
+        assert_serves(&client, &format!("node-{number}")).await;
+    }
+    let after = client.stats();
+    assert_eq!(after[0].attempts, before[0].attempts, "a dead tracker gets no calls");
+    assert_eq!(after[0].missed_writes, before[0].missed_writes + 20);
+    assert_eq!(after[1].attempts, before[1].attempts + 60);
+    assert_eq!((after[1].failed_attempts, after[1].missed_writes), (0, 0));
+}
+
+#[tokio::test]
+async fn calls_go_on_while_a_tracker_dies_and_after_it_returns() {
+    let (first, second) = (Running::start().await, Running::start().await);
+    let mut options = patient();
+    // Short, so that the test need not wait for the return.
+    options.health.backoff.max = Duration::from_millis(100);
+    let client = client([first.at(), second.at()], options);
+    assert_serves(&client, "node-1").await;
+    assert_eq!(first.proxies(&node("node-1")), ["proxy-1"]);
+
+    let config = Config::default().listen_on(first.addr.to_string());
+    let stop = tokio::spawn(first.stop());
+    let mut calls = 0;
+    while !stop.is_finished() {
+        calls += 1;
+        assert_serves(&client, &format!("node-{calls}")).await;
+    }
+    stop.await.unwrap();
+    assert_serves(&client, "stopped").await;
+    client.wait_until(|stats| is_healthy(stats) == [false, true]).await;
+    assert_eq!(second.proxies(&node("stopped")), ["proxy-1"]);
+    assert!(client.stats()[0].missed_writes > 0);
+
+    // At the same address, with an empty table.
+    let first = Running::with_config(&config).await;
+    client.wait_until(|stats| is_healthy(stats) == [true, true]).await;
+    assert_serves(&client, "returned").await;
+    assert_eq!(first.proxies(&node("returned")), ["proxy-1"]);
+}
+
+#[tokio::test]
+async fn a_tracker_that_accepts_and_never_answers_delays_few_calls() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tracker = Running::start().await;
+    let mut options = patient();
+    options.attempt_timeout = ClientOptions::default().attempt_timeout;
+    options.health.timeout = options.attempt_timeout;
+    let client = client([at(silent.local_addr().unwrap()), tracker.at()], options);
+    for number in 0..20 {
+        assert_serves(&client, &format!("node-{number}")).await;
+    }
+    let stats = client.stats();
+    assert_eq!(is_healthy(&stats), [false, true]);
+    // Two failures in a row end its health; of these, some are probes.
+    assert!((1..=2).contains(&stats[0].attempts), "{stats:?}");
+    assert_eq!(stats[0].failed_attempts, stats[0].attempts);
+    assert_eq!(stats[0].missed_writes, 20);
+    assert_eq!(tracker.table.len(), 20);
+}
+
+#[tokio::test]
+async fn a_tracker_that_drains_gets_no_calls_and_has_failed_none() {
+    let config = Config::default()
+        .listen_on("127.0.0.1:0")
+        .with("shutdown_delay", "1h")
+        .unwrap();
+    let mut draining = Running::with_config(&config).await;
+    let tracker = Running::start().await;
+    let mut options = patient();
+    options.health.interval = Duration::from_millis(10);
+    let client = client([draining.at(), tracker.at()], options);
+    client
+        .wait_until(|stats| stats.iter().all(|tracker| tracker.round_trip.is_some()))
+        .await;
+    assert_serves(&client, "before").await;
+    assert_eq!(draining.proxies(&node("before")), ["proxy-1"]);
+
+    draining.begin_stop();
+    client.wait_until(|stats| is_healthy(stats) == [false, true]).await;
+    let before = client.stats();
+    assert_serves(&client, "after").await;
+    let after = client.stats();
+    assert_eq!(draining.proxies(&node("after")), [""; 0]);
+    assert_eq!(after[0].attempts, before[0].attempts);
+    assert_eq!((after[0].failed_attempts, after[0].failed_probes), (0, 0));
+}
+
+#[tokio::test]
+async fn a_tracker_that_drains_alone_still_gets_calls() {
+    let config = Config::default()
+        .listen_on("127.0.0.1:0")
+        .with("shutdown_delay", "1h")
+        .unwrap();
+    let mut draining = Running::with_config(&config).await;
+    draining.begin_stop();
+    let client = client([draining.at()], patient());
+    client.wait_until(|stats| is_healthy(stats) == [false]).await;
+    assert_serves(&client, "node-1").await;
+}
+
+#[tokio::test]
+async fn if_no_tracker_can_be_reached_the_error_says_so_and_retries_are_few() {
+    let ports = [closed_port().await, closed_port().await];
+    let mut options = patient();
+    options.backoff.max = Duration::from_millis(1);
+    options.health.interval = Duration::from_secs(3600);
+    options.health.backoff.base = Duration::from_secs(3600);
+    options.health.backoff.max = Duration::from_secs(3600);
+    let client = client(ports.map(at), options);
+    for call in 1..=20 {
+        let error = client.get_proxies(&node("node-1")).await.unwrap_err();
+        assert!(matches!(error, TrackerError::Unavailable(_)), "{error:?}");
+        let message = error.to_string();
+        assert!(
+            message.starts_with("no tracker is available: http://127.0.0.1:"),
+            "{message}"
+        );
+        assert!(message.contains("Connection refused"), "{message}");
+        let attempts: Vec<_> = client.stats().iter().map(|tracker| tracker.attempts).collect();
+        // One attempt for each call, and at most four repeated attempts on each tracker.
+        assert_eq!(attempts, [call + 4; 2]);
+    }
+    let error = client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap_err();
+    assert!(matches!(error, TrackerError::Unavailable(_)), "{error:?}");
+    assert_eq!(client.stats()[0].missed_writes, 0, "the write was not done anywhere");
+}
+
+/// Listens on a port, and carries bytes between its connections and a tracker, each part after a delay.
+async fn distant(tracker: SocketAddr, delay: Duration) -> SocketAddr {
+    async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) -> io::Result<()> {
+        let mut part = [0; 4096];
+        loop {
+            match from.read(&mut part).await? {
+                0 => return to.shutdown().await,
+                len => {
+                    sleep(delay).await;
+                    to.write_all(&part[..len]).await?;
+                }
+            }
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let (near_read, near_write) = near.into_split();
+            let (far_read, far_write) = TcpStream::connect(tracker).await.unwrap().into_split();
+            tokio::spawn(carry(near_read, far_write, delay));
+            tokio::spawn(carry(far_read, near_write, delay));
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn reads_go_to_the_nearest_tracker_and_writes_to_all() {
+    let trackers = [Running::start().await, Running::start().await];
+    let far = distant(trackers[0].addr, Duration::from_millis(50)).await;
+    let near = format!("localhost:{}", trackers[1].addr.port()).parse().unwrap();
+    let mut options = patient();
+    options.health.interval = Duration::from_millis(10);
+    let client = client([at(far), near], options);
+    let round_trips = |stats: &[TrackerStats]| Some((stats[0].round_trip?, stats[1].round_trip?));
+    client
+        .wait_until(|stats| round_trips(stats).is_some_and(|(far, near)| near < far))
+        .await;
+    let before = client.stats();
+    client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(client.get_proxies(&node("node-1")).await.unwrap().len(), 1);
+    }
+    let after = client.stats();
+    assert_eq!(after[0].attempts, before[0].attempts + 1);
+    assert_eq!(after[1].attempts, before[1].attempts + 11);
+    for tracker in &trackers {
+        assert_eq!(tracker.proxies(&node("node-1")), ["proxy-1"]);
+    }
+}
+
+#[tokio::test]
+async fn a_call_ends_at_its_deadline() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let deadline = Duration::from_millis(50);
+    let options = ClientOptions { deadline, ..patient() };
+    let client = client([at(silent.local_addr().unwrap())], options);
+    let late = TrackerError::DeadlineExceeded(deadline);
+    assert_eq!(client.get_proxies(&node("node-1")).await, Err(late.clone()));
+    assert_eq!(client.add_nodes(&PROXY, &[node("node-1")]).await, Err(late));
+    assert_eq!(client.stats()[0].failed_attempts, 2);
+}
+
+#[tokio::test]
+async fn a_client_needs_a_tracker_and_tls_for_https() {
+    let new = |addrs: &[&str]| {
+        let addrs: Vec<_> = addrs.iter().map(|addr| addr.parse().unwrap()).collect();
+        TrackerClient::new(addrs, ClientOptions::default())
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(new(&[]), "no tracker is given");
+    assert_eq!(
+        new(&["a:1", "https://b:1"]),
+        "https://b:1 needs TLS: set ConnectOptions::tls"
+    );
+}

@@ -1,0 +1,156 @@
+//! TLS and client certificates against a tracker that verifies its clients; files that change.
+
+use std::fs;
+use std::path::PathBuf;
+
+use nodetracker::Proxy;
+use nodetracker_client::client::config::TrackerConfig;
+use nodetracker_client::client::{ClientError, ClientOptions, TrackerClient};
+use nodetracker_client::connect::channel::{ClientTls, ConnectOptions, TlsFiles};
+use nodetracker_client::tracker::{NodeTracker, TrackerError};
+use nodetracker_server::Config;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
+use tempfile::TempDir;
+
+use crate::support::{PROXY, Running, client, node, patient};
+
+/// A folder with an authority, and a tracker that verifies its clients by it.
+struct Pki {
+    folder: TempDir,
+    authority: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("ca.crt"), authority.pem()).unwrap();
+        Self { folder, authority }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn issue(&self, name: &str, params: CertificateParams) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();
+    }
+
+    /// Writes `client.key` and `client.crt` of a proxy.
+    fn issue_proxy(&self, id: &str) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "Proxy");
+        params.distinguished_name.push(DnType::CommonName, id);
+        self.issue("client", params);
+    }
+
+    async fn tracker(&self) -> Running {
+        self.issue("tracker", CertificateParams::new(["127.0.0.1".to_owned()]).unwrap());
+        let text = "node_tracker_service:\n  listen_addr: 127.0.0.1:0\n  https_keypairs:\n  - key_file: tracker.key\n    \
+                    cert_file: tracker.crt\n  client_ca_file: ca.crt\n  client_auth: required\n";
+        fs::write(self.path("tracker.yaml"), text).unwrap();
+        Running::with_config(&Config::read(&self.path("tracker.yaml")).unwrap()).await
+    }
+
+    fn files(&self) -> TlsFiles {
+        TlsFiles {
+            ca: self.path("ca.crt"),
+            keypair: Some((self.path("client.key"), self.path("client.crt"))),
+        }
+    }
+}
+
+async fn add(client: &TrackerClient, id: &str) -> Result<(), TrackerError> {
+    client.add_nodes(&Proxy { id, ..PROXY }, &[node("node-1")]).await
+}
+
+fn is_denied(result: &Result<(), TrackerError>) -> bool {
+    matches!(result, Err(TrackerError::PermissionDenied(message)) if message.contains("lacks the role Admin"))
+}
+
+#[tokio::test]
+async fn a_proxy_shows_the_certificate_that_its_configuration_names() {
+    let pki = Pki::new();
+    let tracker = pki.tracker().await;
+    pki.issue_proxy("proxy-1");
+    let text = format!(
+        "proxy_service:\n  node_tracker_addr: https://{}\n  node_tracker_ca_file: ca.crt\n  \
+         node_tracker_key_file: client.key\n  node_tracker_cert_file: client.crt\n",
+        tracker.addr
+    );
+    fs::write(pki.path("teleport.yaml"), text).unwrap();
+    let config = TrackerConfig::read(&pki.path("teleport.yaml")).unwrap().unwrap();
+    let client = config.clone().client(patient()).unwrap();
+    assert_eq!(add(&client, "proxy-1").await, Ok(()));
+    let denied = add(&client, "proxy-2").await;
+    assert!(is_denied(&denied), "{denied:?}");
+    let denied = client.remove_proxy("proxy-1").await;
+    assert!(is_denied(&denied), "{denied:?}");
+    assert_eq!(tracker.proxies(&node("node-1")), ["proxy-1"]);
+
+    fs::remove_file(pki.path("client.crt")).unwrap();
+    let error = config.client(patient()).unwrap_err();
+    assert!(matches!(error, ClientError::TlsFiles(_)), "{error:?}");
+    assert!(error.to_string().contains("client.crt"), "{error}");
+}
+
+#[tokio::test]
+async fn a_new_connection_uses_the_files_of_its_time_if_they_are_good() {
+    let pki = Pki::new();
+    let tracker = pki.tracker().await;
+    pki.issue_proxy("proxy-1");
+    let addr = format!("https://{}", tracker.addr).parse().unwrap();
+    let tls = ClientTls::load(pki.files()).unwrap();
+    let connect = || {
+        let options = ClientOptions {
+            connect: ConnectOptions {
+                tls: Some(tls.clone()),
+                ..ConnectOptions::default()
+            },
+            ..patient()
+        };
+        client([Clone::clone(&addr)], options)
+    };
+    let first = connect();
+    assert_eq!(add(&first, "proxy-1").await, Ok(()));
+
+    pki.issue_proxy("proxy-2");
+    // A connection keeps the certificate that it began with.
+    assert_eq!(add(&first, "proxy-1").await, Ok(()));
+    let second = connect();
+    assert_eq!(add(&second, "proxy-2").await, Ok(()));
+    assert!(is_denied(&add(&second, "proxy-1").await));
+
+    for broken in ["client.key", "client.crt", "ca.crt"] {
+        let good = fs::read(pki.path(broken)).unwrap();
+        fs::write(pki.path(broken), "broken").unwrap();
+        assert_eq!(add(&connect(), "proxy-2").await, Ok(()), "{broken}");
+        fs::write(pki.path(broken), good).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_tracker_of_another_authority_is_not_trusted() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let tracker = pki.tracker().await;
+    other.issue_proxy("proxy-1");
+    let options = ClientOptions {
+        connect: ConnectOptions {
+            tls: Some(ClientTls::load(other.files()).unwrap()),
+            ..ConnectOptions::default()
+        },
+        ..patient()
+    };
+    let client = client([format!("https://{}", tracker.addr).parse().unwrap()], options);
+    match add(&client, "proxy-1").await {
+        Err(TrackerError::Unavailable(message)) => assert!(message.contains("certificate"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(tracker.table.is_empty());
+}
