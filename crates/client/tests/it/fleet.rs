@@ -221,13 +221,13 @@ impl Transport for InMemory {
 }
 
 /// One end of a connection on which nothing arrives any more once it is silent. Neither end sees an error.
-struct HalfOpen {
+pub(crate) struct HalfOpen {
     stream: DuplexStream,
     is_silent: Arc<AtomicBool>,
 }
 
 impl HalfOpen {
-    fn pair(is_silent: &Arc<AtomicBool>) -> [Self; 2] {
+    pub(crate) fn pair(is_silent: &Arc<AtomicBool>) -> [Self; 2] {
         let (one, other) = tokio::io::duplex(1 << 16);
         [one, other].map(|stream| Self {
             stream,

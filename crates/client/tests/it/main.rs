@@ -4,6 +4,7 @@ mod faults;
 mod fleet;
 mod node_tracker;
 mod pool_simulation;
+mod proxy;
 mod session;
 mod support;
 mod tls;

@@ -1,0 +1,412 @@
+//! Proxies that reach nodes: their own, and those of their peers.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nodetracker::{ManualClock, RouteTable};
+use nodetracker_client::listener::ListenerConfig;
+use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
+use nodetracker_client::proxy::{
+    AttemptError, DialError, Dialer, DialerConfig, PeerServer, PeerServerConfig, RefusalReason, Via,
+};
+use nodetracker_client::tracker::{NodeTracker, Route, TrackerError};
+use nodetracker_client::transport::mux::MuxTunnel;
+use nodetracker_client::transport::{Transport, Tunnel, TunnelStream};
+use nodetracker_client::{NodeId, Proxy as ProxyText};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::fleet::{HalfOpen, InMemory, NodeEvent, Proxy, echo, info, serve_echo};
+
+/// Proxies of this process, at addresses `ID:1`.
+#[derive(Clone, Default)]
+struct Peers(Arc<Mutex<PeersState>>);
+
+#[derive(Default)]
+struct PeersState {
+    servers: HashMap<String, PeerServer>,
+    connects: Arc<AtomicUsize>,
+    is_silent: Arc<AtomicBool>,
+}
+
+impl Peers {
+    fn connects(&self) -> usize {
+        self.0.lock().unwrap().connects.load(Ordering::Relaxed)
+    }
+
+    /// Opens a tunnel to a peer.
+    fn tunnel(&self, addr: &str) -> io::Result<MuxTunnel> {
+        let state = self.0.lock().unwrap();
+        state.connects.fetch_add(1, Ordering::Relaxed);
+        let server = state.servers.get(addr).ok_or(io::ErrorKind::ConnectionRefused)?.clone();
+        let [ours, theirs] = HalfOpen::pair(&state.is_silent);
+        tokio::spawn(async move {
+            server
+                .serve_tunnel(Arc::new(MuxTunnel::server(theirs, Vec::new())))
+                .await
+        });
+        Ok(MuxTunnel::client(ours, Vec::new()))
+    }
+}
+
+#[async_trait::async_trait]
+impl Transport for Peers {
+    async fn connect(&self, addr: &str) -> io::Result<Arc<dyn Tunnel>> {
+        Ok(Arc::new(self.tunnel(addr)?))
+    }
+}
+
+/// A table that notes the complaints.
+struct Tracker {
+    table: RouteTable,
+    clock: ManualClock,
+    complaints: Mutex<Vec<String>>,
+    look_ups: AtomicUsize,
+    /// Routes that are added when a complaint comes: of a node that has moved.
+    moves_to: Mutex<Option<String>>,
+    is_down: AtomicBool,
+}
+
+impl Tracker {
+    fn new() -> Arc<Self> {
+        let clock = ManualClock::new();
+        let table = RouteTable::builder().clock(clock.clone()).build().unwrap();
+        Arc::new(Self {
+            table,
+            clock,
+            complaints: Mutex::default(),
+            look_ups: AtomicUsize::new(0),
+            moves_to: Mutex::default(),
+            is_down: AtomicBool::new(false),
+        })
+    }
+
+    /// Adds a route that is fresher than all others.
+    fn add(&self, id: &str) {
+        self.clock.advance(Duration::from_secs(1));
+        let addr = format!("{id}:1");
+        let proxy = ProxyText {
+            id,
+            cluster_name: "main",
+            addr: &addr,
+        };
+        self.table.report_node(&node(), &proxy).unwrap();
+    }
+}
+
+#[async_trait::async_trait]
+impl NodeTracker for Tracker {
+    async fn add_nodes(&self, _: &ProxyText<'_>, _: &[NodeId]) -> Result<(), TrackerError> {
+        unreachable!("a dialer only reads")
+    }
+
+    async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
+        self.look_ups.fetch_add(1, Ordering::Relaxed);
+        if self.is_down.load(Ordering::Relaxed) {
+            return Err(TrackerError::Unavailable("down".into()));
+        }
+        let table: &dyn NodeTracker = &self.table;
+        table.get_proxies(node).await
+    }
+
+    async fn remove_nodes(&self, _: &str, _: &[NodeId]) -> Result<(), TrackerError> {
+        unreachable!("a dialer only reads")
+    }
+
+    async fn remove_proxy(&self, _: &str) -> Result<(), TrackerError> {
+        unreachable!("a dialer only reads")
+    }
+
+    async fn report_unreachable(&self, _: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
+        self.complaints.lock().unwrap().push(proxy_id.to_owned());
+        let moves_to = self.moves_to.lock().unwrap().take();
+        moves_to.iter().for_each(|id| self.add(id));
+        Ok(())
+    }
+}
+
+fn node() -> NodeId {
+    "node-1".parse().unwrap()
+}
+
+/// Proxies that know each other and one tracker. Some hold `node-1`.
+struct Fleet {
+    peers: Peers,
+    tracker: Arc<Tracker>,
+    proxies: HashMap<&'static str, (Proxy, Dialer)>,
+}
+
+impl Fleet {
+    async fn new(ids: &[&'static str], holders: &[&str]) -> Self {
+        let (peers, tracker) = (Peers::default(), Tracker::new());
+        let mut proxies = HashMap::new();
+        for &id in ids {
+            let mut proxy = Proxy::new(ListenerConfig::new(info(id)));
+            let agents = proxy.listener.clone();
+            let server = PeerServer::new(PeerServerConfig::new(id), agents.clone());
+            peers.0.lock().unwrap().servers.insert(format!("{id}:1"), server);
+            let dialer = Dialer::new(DialerConfig::new(id), agents, Arc::clone(&tracker) as _, peers.clone());
+            if holders.contains(&id) {
+                let pool = AgentPool::new(PoolConfig::new(node()), InMemory::new([proxy.listener.clone()]));
+                serve_echo(pool).add_target(Target::new("main", "any:1"));
+                assert_eq!(proxy.event().await, NodeEvent::Connected("node-1".into()));
+            }
+            proxies.insert(id, (proxy, dialer));
+        }
+        Self {
+            peers,
+            tracker,
+            proxies,
+        }
+    }
+
+    fn dialer(&self, id: &str) -> &Dialer {
+        &self.proxies[id].1
+    }
+
+    fn server(&self, id: &str) -> PeerServer {
+        self.peers.0.lock().unwrap().servers[&format!("{id}:1")].clone()
+    }
+
+    /// Dials `node-1` through a proxy, passes a byte in both directions, and returns the ID of the proxy that holds the node.
+    async fn dial(&self, id: &str) -> Result<String, DialError> {
+        let mut dialed = self.dialer(id).dial(&node()).await?;
+        echo(&mut dialed.stream).await.unwrap();
+        Ok(match dialed.via {
+            Via::Local => id.to_owned(),
+            Via::Peer(proxy) => proxy.id().to_owned(),
+        })
+    }
+
+    fn complaints(&self) -> Vec<String> {
+        self.tracker.complaints.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_reached_through_every_proxy() {
+    let fleet = Fleet::new(&["a", "b"], &["b"]).await;
+    fleet.tracker.add("b");
+    // Case 2: the proxy has the tunnel, and asks nobody.
+    assert_eq!(fleet.dial("b").await.unwrap(), "b");
+    assert_eq!(fleet.tracker.look_ups.load(Ordering::Relaxed), 0);
+    // Case 1, over one tunnel between the proxies.
+    for _ in 0..3 {
+        assert_eq!(fleet.dial("a").await.unwrap(), "b");
+    }
+    assert_eq!(fleet.peers.connects(), 1);
+    let stats = fleet.dialer("a").stats();
+    assert_eq!(
+        (stats.local, stats.through_peers, stats.failed, stats.peers),
+        (0, 3, 0, 1)
+    );
+    assert_eq!(fleet.server("b").stats().dialed, 3);
+}
+
+#[tokio::test]
+async fn dials_at_the_same_moment_share_one_tunnel() {
+    let fleet = Fleet::new(&["a", "b"], &["b"]).await;
+    fleet.tracker.add("b");
+    let dials = (0..50).map(|_| fleet.dial("a"));
+    for dialed in futures_util::future::join_all(dials).await {
+        assert_eq!(dialed.unwrap(), "b");
+    }
+    assert_eq!(fleet.peers.connects(), 1);
+}
+
+#[tokio::test]
+async fn the_freshest_route_is_first_and_the_next_follows_if_it_fails() {
+    let fleet = Fleet::new(&["a", "b", "c", "d"], &["b", "c"]).await;
+    fleet.tracker.add("b");
+    fleet.tracker.add("c");
+    assert_eq!(fleet.dial("a").await.unwrap(), "c");
+    // Nobody listens at the freshest route, and the next proxy does not hold the node.
+    fleet.tracker.add("d");
+    fleet.tracker.add("gone");
+    assert_eq!(fleet.dial("a").await.unwrap(), "c");
+    assert_eq!(
+        fleet.complaints(),
+        ["d"],
+        "a peer that cannot be reached is no reason for a complaint"
+    );
+    assert_eq!(fleet.dialer("a").stats().failed_attempts, 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_out_of_date_is_asked_for_again() {
+    let fleet = Fleet::new(&["a", "b", "c"], &["c"]).await;
+    fleet.tracker.add("b");
+    *fleet.tracker.moves_to.lock().unwrap() = Some("c".into());
+    assert_eq!(fleet.dial("a").await.unwrap(), "c");
+    assert_eq!(fleet.complaints(), ["b"]);
+    assert_eq!(fleet.tracker.look_ups.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn an_error_names_every_proxy_that_was_tried() {
+    let fleet = Fleet::new(&["a", "b"], &[]).await;
+    let unknown = fleet.dial("a").await.unwrap_err();
+    assert!(matches!(unknown, DialError::Unknown(_)), "{unknown}");
+    // Its own route means nothing to a proxy.
+    fleet.tracker.add("a");
+    let own = fleet.dial("a").await.unwrap_err();
+    assert!(matches!(own, DialError::Unknown(_)), "{own}");
+    assert_eq!(fleet.peers.connects(), 0);
+
+    fleet.tracker.add("gone");
+    fleet.tracker.add("b");
+    let error = fleet.dial("a").await.unwrap_err();
+    let DialError::Unreachable { attempts, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(matches!(
+        attempts[0].1,
+        AttemptError::Refused {
+            reason: RefusalReason::NoTunnel,
+            ..
+        }
+    ));
+    assert_eq!(
+        error.to_string(),
+        "node node-1 cannot be reached: b at b:1: refused: NoTunnel node node-1 has no tunnel to this proxy; \
+         gone at gone:1: connection refused"
+    );
+
+    fleet.tracker.is_down.store(true, Ordering::Relaxed);
+    let error = fleet.dial("a").await.unwrap_err();
+    assert!(matches!(error, DialError::Tracker { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_dial_tries_a_bounded_number_of_proxies() {
+    let fleet = Fleet::new(&["a"], &[]).await;
+    for id in ["b", "c", "d", "e", "f", "g"] {
+        fleet.tracker.add(id);
+    }
+    let error = fleet.dial("a").await.unwrap_err();
+    let DialError::Unreachable { attempts, .. } = &error else {
+        panic!("{error}")
+    };
+    let tried: Vec<_> = attempts.iter().map(|(proxy, _)| proxy.id()).collect();
+    assert_eq!(tried, ["g", "f", "e", "d"]);
+}
+
+/// Sends a request as it is, and returns the bytes of the answer.
+async fn raw(stream: &mut TunnelStream, request: &[u8]) -> io::Result<Vec<u8>> {
+    stream.write_all(request).await?;
+    stream.flush().await?;
+    let len = stream.read_u32().await?;
+    let mut answer = vec![0; len as usize];
+    stream.read_exact(&mut answer).await?;
+    Ok(answer)
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_and_disturb_no_other_stream() {
+    use nodetracker_proto::peer::v1::{Dial, PeerRequest, PeerResponse, peer_request, peer_response};
+    use prost::Message;
+
+    let fleet = Fleet::new(&["b"], &["b"]).await;
+    let tunnel = fleet.peers.tunnel("b:1").unwrap();
+    let dial = |origin: &str, hop_count, node: Option<&str>| {
+        let id = node.map(|name| nodetracker_proto::v1::node_id::Id::Name(name.into()));
+        let dial = Dial {
+            node: Some(nodetracker_proto::v1::NodeId { id }),
+            origin_proxy_id: origin.into(),
+            hop_count,
+        };
+        PeerRequest {
+            request: Some(peer_request::Request::Dial(dial)),
+        }
+        .encode_to_vec()
+    };
+    let framed = |message: Vec<u8>| [&u32::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat();
+
+    let mut good = tunnel.open().await.unwrap();
+    let answer = raw(&mut good, &framed(dial("a", 0, Some("node-1")))).await.unwrap();
+    let is_dialed = |answer: &[u8]| {
+        matches!(
+            PeerResponse::decode(answer).unwrap().response,
+            Some(peer_response::Response::Dialed(_))
+        )
+    };
+    assert!(is_dialed(&answer));
+
+    for (request, reason) in [
+        (dial("a", 1, Some("node-1")), RefusalReason::Loop),
+        (dial("b", 0, Some("node-1")), RefusalReason::Loop),
+        (dial("a", 0, Some("node-2")), RefusalReason::NoTunnel),
+        (dial("a", 0, Some("")), RefusalReason::Invalid),
+        (dial("a", 0, None), RefusalReason::Invalid),
+        (PeerRequest { request: None }.encode_to_vec(), RefusalReason::Invalid),
+    ] {
+        let mut stream = tunnel.open().await.unwrap();
+        let answer = PeerResponse::decode(raw(&mut stream, &framed(request)).await.unwrap().as_slice()).unwrap();
+        let Some(peer_response::Response::Refused(refused)) = answer.response else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(refused.reason(), reason);
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "the stream ends");
+    }
+    // Too long, and no message at all.
+    for bytes in [5000_u32.to_be_bytes().to_vec(), framed(vec![0xff; 10])] {
+        let mut stream = tunnel.open().await.unwrap();
+        assert!(raw(&mut stream, &bytes).await.is_err());
+    }
+    echo(&mut good).await.unwrap();
+    assert_eq!(fleet.server("b").stats().refused, 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_gone_without_a_word_is_noticed() {
+    let fleet = Fleet::new(&["a", "b"], &["b"]).await;
+    fleet.tracker.add("b");
+    let mut dialed = fleet.dialer("a").dial(&node()).await.unwrap();
+    echo(&mut dialed.stream).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    fleet.peers.0.lock().unwrap().is_silent.store(true, Ordering::Relaxed);
+    assert_eq!(dialed.stream.read(&mut [0]).await.unwrap_or(0), 0, "the stream ends");
+    // A ping interval, and the time for an answer.
+    assert!(begun.elapsed() <= Duration::from_secs(16), "{:?}", begun.elapsed());
+    // The next dial connects again.
+    fleet.peers.0.lock().unwrap().is_silent = Arc::default();
+    assert_eq!(fleet.dial("a").await.unwrap(), "b");
+    assert_eq!(fleet.peers.connects(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_nobody_uses_is_closed() {
+    let fleet = Fleet::new(&["a", "b"], &["b"]).await;
+    fleet.tracker.add("b");
+    let dialed = fleet.dialer("a").dial(&node()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(fleet.dialer("a").stats().peers, 1, "a stream is open");
+    drop(dialed);
+    tokio::time::sleep(Duration::from_secs(330)).await;
+    assert_eq!(fleet.dialer("a").stats().peers, 0);
+    assert_eq!(fleet.server("b").stats().peers, 0);
+    assert_eq!(fleet.dial("a").await.unwrap(), "b");
+}
+
+#[tokio::test]
+async fn peers_over_the_maximum_are_closed_at_once() {
+    let fleet = Fleet::new(&["b"], &["b"]).await;
+    let config = PeerServerConfig {
+        max_peers: 1,
+        ..PeerServerConfig::new("b")
+    };
+    let server = PeerServer::new(config, fleet.proxies["b"].0.listener.clone());
+    fleet.peers.0.lock().unwrap().servers.insert("b:1".into(), server);
+    let first = fleet.peers.tunnel("b:1").unwrap();
+    let _stream = first.open().await.unwrap();
+    // The server's task has to begin before the second peer comes.
+    while fleet.server("b").stats().peers == 0 {
+        tokio::task::yield_now().await;
+    }
+    let second = fleet.peers.tunnel("b:1").unwrap();
+    assert!(second.accept().await.is_none(), "the tunnel ends");
+    let stats = fleet.server("b").stats();
+    assert_eq!((stats.peers, stats.full), (1, 1));
+}
