@@ -41,7 +41,7 @@ pub(super) fn latency(quantile: Option<Quantile>) -> String {
 
 fn seconds_in_unit(seconds: f64) -> String {
     let (value, unit) = match seconds {
-        seconds if seconds < 0.999_5e-3 => (seconds * 1e6, "us"),
+        seconds if seconds < 0.999_5e-3 => (seconds * 1e6, "µs"),
         seconds if seconds < 0.999_5 => (seconds * 1e3, "ms"),
         seconds => (seconds, "s"),
     };
@@ -72,7 +72,7 @@ fn grouped(value: i64) -> String {
     let digits = value.unsigned_abs().to_string();
     let mut text = if value < 0 { "-".to_owned() } else { String::new() };
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -98,8 +98,8 @@ mod tests {
             assert_eq!(rate(Some(value)), text);
         }
         for (seconds, text) in [
-            (8.2e-6, "8.2 us"),
-            (131e-6, "131 us"),
+            (8.2e-6, "8.2 µs"),
+            (131e-6, "131 µs"),
             (0.001, "1.0 ms"),
             (0.0999, "100 ms"),
             (0.999_9, "1.0 s"),

@@ -3,7 +3,8 @@
 //! Rates are those of Prometheus' `rate` over two samples: the increase of a counter, divided by the time between the
 //! samples. If a counter is lower than before, or the tracker has restarted, the counter began at zero again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,6 +14,9 @@ use crate::cli::commands::top::scrape::Scrape;
 
 /// The most rates that a track keeps.
 const TRACK_LENGTH: usize = 512;
+
+/// The most tracks. A tracker has some 40.
+const MAX_TRACKS: usize = 1000;
 
 /// The counters whose rates are tracked: the metric, and the labels that divide it.
 const TRACKED: &[(&str, &[&str])] = &[
@@ -104,13 +108,12 @@ impl Model {
         }
         for &(metric, by) in TRACKED {
             for (values, rate) in interval.rates(metric, by) {
-                let values = values.into_iter().map(str::to_owned).collect();
-                let track = self
-                    .tracks
-                    .entry((metric, values))
-                    .or_insert_with(|| VecDeque::from([0.0]));
-                if let Some(last) = track.back_mut() {
-                    *last = rate;
+                let key = (metric, values.into_iter().map(str::to_owned).collect());
+                let has_room = self.tracks.len() < MAX_TRACKS;
+                match self.tracks.entry(key) {
+                    Entry::Occupied(track) => track.into_mut().back_mut().into_iter().for_each(|last| *last = rate),
+                    Entry::Vacant(place) if has_room => _ = place.insert(VecDeque::from([rate])),
+                    Entry::Vacant(_) => {}
                 }
             }
         }

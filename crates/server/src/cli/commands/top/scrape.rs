@@ -28,8 +28,8 @@ const MAX_PAGE_SIZE: usize = 4 << 20;
 /// The most characters of another server's page in an error.
 const MAX_QUOTE: usize = 80;
 
-/// Of every tracker.
-const BUILD_INFO: &str = "nodetracker_build_info";
+/// A metric of every tracker, with its version.
+pub(super) const BUILD_INFO: &str = "nodetracker_build_info";
 
 /// The address of a diagnostics port: `HOST:PORT`, `:PORT` of this machine, or a URL of the port.
 #[derive(Debug, Clone)]

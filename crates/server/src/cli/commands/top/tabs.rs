@@ -92,6 +92,9 @@ const HANDSHAKE_FAILURES: &str = "nodetracker_handshake_failures_total";
 const REFUSALS: &str = "nodetracker_refusals_total";
 const SWEPT: &str = "nodetracker_swept_routes_total";
 
+/// The most methods that are shown. A tracker has some 20.
+const MAX_METHODS: usize = 500;
+
 /// A day in seconds.
 const DAY: f64 = 86_400.0;
 
@@ -146,7 +149,7 @@ impl From<'_> {
         let rate_of = |method: &Vec<&str>| rates.get(method).copied();
         called.sort_by(|one, other| rate_of(other).unwrap_or(0.0).total_cmp(&rate_of(one).unwrap_or(0.0)));
         let not_called = methods - called.len();
-        let rows = called.into_iter().map(|names| {
+        let rows = called.into_iter().take(MAX_METHODS).map(|names| {
             let method = [names[0], names[1]];
             let quantile = |of| latency(self.interval.latency(of, Some(method)));
             let errors = rate_of(&names).map(|_| errors.get(&names).copied().unwrap_or(0.0));
@@ -476,4 +479,142 @@ fn short_name([service, method]: [&str; 2]) -> String {
         .and_then(|service| service.strip_suffix("Service"))
         .unwrap_or(service);
     visible(&format!("{short}/{method}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::cli::commands::top::model::tests::scrape;
+
+    /// The row with a name after two scrapes, a second apart.
+    fn row(tab: Tab, name: &str, pages: [&str; 2]) -> (String, bool) {
+        let mut model = Model::default();
+        let mut now = Instant::now();
+        for page in pages {
+            model.push(Ok(scrape(now, page)), now);
+            now += Duration::from_secs(1);
+        }
+        let rows = tab.table(&model).rows;
+        let row = rows
+            .into_iter()
+            .find(|row| row.cells[0] == name)
+            .expect("the tab has the row");
+        (row.cells[1].clone(), row.is_alert)
+    }
+
+    fn overview(name: &str, page: &str) -> (String, bool) {
+        row(Tab::Overview, name, [page, page])
+    }
+
+    #[test]
+    fn rows_are_marked_as_the_alerts_have_it() {
+        let connections = |open| format!("nodetracker_connections {open}\nnodetracker_connections_limit 100");
+        assert_eq!(
+            overview("Connections", &connections(90)),
+            ("90 of 100 (90 %)".to_owned(), false)
+        );
+        assert_eq!(
+            overview("Connections", &connections(91)),
+            ("91 of 100 (91 %)".to_owned(), true)
+        );
+
+        let held = |cause| {
+            format!("nodetracker_expiry_held{{cause=\"{cause}\"}} 1\nnodetracker_expiry_hold_remaining_seconds 61")
+        };
+        assert_eq!(
+            overview("Expiry", &held("brake")),
+            ("HELD (brake), for at most 1m 1s".to_owned(), true)
+        );
+        assert_eq!(
+            overview("Expiry", &held("restart")),
+            ("HELD (restart), for at most 1m 1s".to_owned(), false)
+        );
+
+        // The scrapes are at 1.7e9 seconds since 1970.
+        let certificate = |expiry: f64| {
+            format!(
+                "nodetracker_certificate_expiry_timestamp_seconds{{file=\"a\"}} {expiry}
+nodetracker_certificate_expiry_timestamp_seconds{{file=\"b\"}} 2e9"
+            )
+        };
+        assert_eq!(
+            overview("Certificate", &certificate(1.7e9 + 15.5 * DAY)),
+            ("15 days left: a".to_owned(), false)
+        );
+        assert_eq!(
+            overview("Certificate", &certificate(1.7e9 + 13.0 * DAY)),
+            ("13 days left: a".to_owned(), true)
+        );
+        assert_eq!(
+            overview("Certificate", &certificate(1.6e9)),
+            ("EXPIRED: a".to_owned(), true)
+        );
+        assert_eq!(overview("Certificate", "up 1"), ("none (plaintext)".to_owned(), false));
+
+        let snapshot = |written, failures| {
+            format!(
+                "nodetracker_snapshot_timestamp_seconds {written}
+nodetracker_snapshot_bytes 51200000
+nodetracker_snapshot_failures_total {failures}"
+            )
+        };
+        assert_eq!(
+            overview("Snapshot", &snapshot(1_699_999_988, 0)),
+            ("12s ago, 51.2 MB".to_owned(), false)
+        );
+        assert_eq!(
+            overview("Snapshot", &snapshot(1_699_999_000, 2)),
+            ("16m 40s ago, 51.2 MB, 2 FAILED".to_owned(), true)
+        );
+        assert_eq!(
+            overview("Snapshot", &snapshot(0, 1)),
+            ("none yet, 1 FAILED".to_owned(), false)
+        );
+        assert_eq!(overview("Snapshot", "up 1"), ("off (no data_dir)".to_owned(), false));
+    }
+
+    #[test]
+    fn refusals_are_counted_by_reason_and_marked_while_they_happen() {
+        let page = |watches| {
+            format!(
+                "{REFUSALS}{{reason=\"accept\"}} 2\n{REFUSALS}{{reason=\"watches\"}} {watches}\n{REFUSALS}{{reason=\"x\"}} 0"
+            )
+        };
+        let text = "5.0/s, 1,007 since the start: watches 1,005, accept 2".to_owned();
+        assert_eq!(row(Tab::Overview, "Refusals", [&page(1000), &page(1005)]), (text, true));
+        assert!(!row(Tab::Overview, "Refusals", [&page(1000), &page(1000)]).1);
+    }
+
+    #[test]
+    fn calls_that_clients_cancelled_are_no_failures() {
+        let page = |calls: [u32; 4]| {
+            let codes = ["OK", "CANCELLED", "NOT_FOUND", "INTERNAL"];
+            let lines = codes.iter().zip(calls);
+            let line = |(code, calls)| format!("{CALLS}{{service=\"s\",method=\"m\",code=\"{code}\"}} {calls}");
+            lines.map(line).collect::<Vec<_>>().join("\n")
+        };
+        let none = page([0; 4]);
+        let failed = |calls| row(Tab::Overview, "Calls that failed", [&none, &page(calls)]);
+        assert_eq!(failed([100, 50, 3, 0]), ("3.0/s".to_owned(), false));
+        assert_eq!(failed([100, 50, 0, 3]), ("3.0/s".to_owned(), true));
+        assert_eq!(failed([0; 4]), ("0/s".to_owned(), false));
+    }
+
+    #[test]
+    fn names_of_methods_are_short_and_differ() {
+        let names = [
+            (["api.NodeTrackerService", "GetProxies"], "NodeTracker/GetProxies"),
+            (["nodetracker.v1.RouteService", "GetProxies"], "Route/GetProxies"),
+            (["grpc.health.v1.Health", "Check"], "grpc.health.v1.Health/Check"),
+            (["unknown", "unknown"], "unknown/unknown"),
+            (["a\u{202e}", ""], r"a\u{202e}/"),
+        ];
+        for (method, name) in names {
+            assert_eq!(short_name(method), name);
+        }
+    }
 }

@@ -13,7 +13,7 @@ use ratatui::widgets::{RenderDirection, Sparkline, Widget};
 use tokio::time::Instant;
 
 use crate::cli::commands::top::model::Model;
-use crate::cli::commands::top::scrape::enable_hint;
+use crate::cli::commands::top::scrape::{BUILD_INFO, enable_hint};
 use crate::cli::commands::top::tabs::{Row, Tab, Table};
 use crate::cli::commands::top::ui::Ui;
 use crate::cli::print::{age, visible};
@@ -23,9 +23,13 @@ use crate::config::duration;
 const ALERT: &str = "!";
 /// The columns of the mark, and the gap between columns.
 const GAP: u16 = 2;
+/// The most columns of a text.
+const MAX_TEXT: u16 = 1000;
 /// The least columns of a name, and of a sparkline.
 const MIN_NAME: u16 = 20;
 const MIN_RATES: u16 = 8;
+/// The most columns of a sparkline.
+const MAX_RATES: u16 = 60;
 
 const HELP: &[&str] = &[
     "1 to 5            the tabs; also Tab, Shift-Tab and the arrows left and right",
@@ -58,15 +62,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, ui: &mut Ui, now: Insta
             put(area, buffer, line, Style::new());
         }
     } else if model.interval().is_none() {
-        let hint = enable_hint(&ui.addr);
-        let lost = [model.failure(now).map_or("", |(reason, _)| reason), &hint];
-        let lines: &[&str] = if model.failure(now).is_some() {
-            &lost
-        } else {
-            &["waiting for the first figures"]
+        let lines = match model.failure(now) {
+            Some((reason, _)) => [visible(reason), enable_hint(&ui.addr)],
+            None => ["waiting for the first figures".to_owned(), String::new()],
         };
-        for (area, line) in body.rows().zip(lines) {
-            put(area, buffer, &visible(line), Style::new());
+        for (area, line) in body.rows().zip(&lines) {
+            put(area, buffer, line, Style::new());
         }
     } else {
         draw_table(body, buffer, &ui.tab.table(model), &mut ui.scroll);
@@ -88,21 +89,19 @@ fn draw_head(area: Rect, buffer: &mut Buffer, model: &Model, ui: &Ui, now: Insta
     } else if ui.is_paused {
         texts.push(("PAUSED".to_owned(), alert_style()));
     }
-    let version = model.interval().and_then(|interval| {
-        let versions = interval.values("nodetracker_build_info", &["version"]);
-        versions.into_keys().next().map(|version| visible(&version.concat()))
-    });
-    let name = format!("nodetracker {} at {}", version.unwrap_or_default(), ui.addr);
+    let interval = model.interval();
+    let versions = interval.map(|interval| interval.values(BUILD_INFO, &["version"]));
+    let version = versions.and_then(|versions| versions.into_keys().next());
+    let name = match version {
+        Some(version) => format!("nodetracker {} at {}", visible(&version.concat()), ui.addr),
+        None => format!("nodetracker at {}", ui.addr),
+    };
     texts.push((name, Style::new().add_modifier(Modifier::BOLD)));
     texts.push((format!("every {}", duration::format(ui.interval)), Style::new()));
-    let mut area = area;
+    let mut rest = area;
     for (text, style) in texts {
-        let used = put(area, buffer, &text, style) + GAP;
-        area = Rect {
-            x: area.x.saturating_add(used).min(area.right()),
-            width: area.width.saturating_sub(used),
-            ..area
-        };
+        let used = put(rest, buffer, &text, style);
+        rest = skip(rest, used + GAP);
     }
 }
 
@@ -110,7 +109,7 @@ fn draw_head(area: Rect, buffer: &mut Buffer, model: &Model, ui: &Ui, now: Insta
 fn draw_tabs(area: Rect, buffer: &mut Buffer, selected: Tab) {
     let tabs = Tab::value_variants().iter().zip(1..);
     let spans = |with_titles: bool| {
-        tabs.clone().flat_map(move |(&tab, number)| {
+        tabs.clone().map(move |(&tab, number)| {
             let is_selected = tab == selected;
             let text = match with_titles || is_selected {
                 true => format!(" {number} {} ", tab.title()),
@@ -121,7 +120,7 @@ fn draw_tabs(area: Rect, buffer: &mut Buffer, selected: Tab) {
             } else {
                 Modifier::empty()
             };
-            [Span::styled(text, Style::new().add_modifier(modifier)), Span::raw(" ")]
+            Span::styled(text, Style::new().add_modifier(modifier))
         })
     };
     let titles = Line::from_iter(spans(true));
@@ -162,7 +161,7 @@ fn draw_table(area: Rect, buffer: &mut Buffer, table: &Table, scroll: &mut usize
     let end = needed.saturating_sub(*scroll);
     if note > 0 && end <= room && end > 0 {
         put(
-            indented(lines[end - 1]),
+            skip(lines[end - 1], GAP),
             buffer,
             &table.note,
             Style::new().add_modifier(Modifier::DIM),
@@ -170,8 +169,13 @@ fn draw_table(area: Rect, buffer: &mut Buffer, table: &Table, scroll: &mut usize
     }
     if let Some(last) = lines.last().filter(|_| needed > lines.len()) {
         let (above, below) = (*scroll, end.saturating_sub(room));
-        let more = format!("{above} more lines above, {below} below");
-        put(indented(*last), buffer, &more, Style::new().add_modifier(Modifier::DIM));
+        let more = format!("{below} lines below, {above} above: arrows scroll");
+        put(
+            skip(*last, GAP),
+            buffer,
+            &more,
+            Style::new().add_modifier(Modifier::DIM),
+        );
     }
 }
 
@@ -186,51 +190,41 @@ struct Columns {
 
 impl Columns {
     fn new(table: &Table, width: u16) -> Self {
-        let heading = table.heading.iter().map(|text| Line::from(*text).width());
-        let mut widths: Vec<_> = heading.map(|width| width as u16).collect();
+        let mut widths: Vec<_> = table.heading.iter().map(|text| text_width(text)).collect();
         for row in &table.rows {
             widths.resize(widths.len().max(row.cells.len()), 0);
             for (width, text) in widths.iter_mut().zip(&row.cells) {
                 *width = (*width).max(text_width(text));
             }
         }
-        let room = width.saturating_sub(GAP);
-        let has_rates = table.rows.iter().any(|row| row.rates.len() > 1);
-        let all = widths.len();
-        let Some(&longest) = widths.first() else {
+        // The method of a call, and the value beside a name, may be cut.
+        let flexible = usize::from(table.heading.is_empty());
+        let Some(&natural) = widths.get(flexible) else {
             return Self {
                 widths,
                 rates: 0,
                 is_cut: false,
             };
         };
-        let least = longest.min(MIN_NAME);
-        let figures = |widths: &[u16]| widths[1..].iter().map(|width| width + GAP).sum::<u16>();
-        if table.heading.is_empty() {
-            // A name with a value: the value takes what the name leaves.
-            widths[0] = longest.min(room);
-            if let Some(value) = widths.get_mut(1) {
-                let left = room.saturating_sub(longest + GAP);
-                let value_room = if has_rates {
-                    left.saturating_sub(MIN_RATES + GAP)
-                } else {
-                    left
-                };
-                *value = (*value).min(value_room.max(left.min(MIN_NAME)));
-            }
-        } else {
-            while widths.len() > 1 && least + figures(&widths) > room {
-                widths.pop();
-            }
-            widths[0] = longest.min(room.saturating_sub(figures(&widths)));
-            let with_rates = least + figures(&widths) + GAP + MIN_RATES;
-            if has_rates && with_rates <= room {
-                widths[0] = longest.min(room - (with_rates - least));
-            }
+        let (room, all) = (width.saturating_sub(GAP), widths.len());
+        let least = natural.min(MIN_NAME);
+        let others = |widths: &[u16]| widths.iter().map(|width| width + GAP).sum::<u16>() - natural - GAP;
+        // An ellipsis stands for columns that are left out.
+        let ellipsis = |columns: usize| if columns < all { GAP + 1 } else { 0 };
+        while widths.len() > flexible + 1 && others(&widths) + least + ellipsis(widths.len()) > room {
+            widths.pop();
         }
-        let left = room.saturating_sub(widths[0] + figures(&widths) + GAP);
+        let others = others(&widths);
+        let has_rates = table.rows.iter().any(|row| row.rates.len() > 1) && others + least + GAP + MIN_RATES <= room;
+        let reserved = if has_rates {
+            GAP + MIN_RATES
+        } else {
+            ellipsis(widths.len())
+        };
+        widths[flexible] = natural.min(room.saturating_sub(others + reserved));
+        let left = room.saturating_sub(others + widths[flexible] + GAP);
         Self {
-            rates: if has_rates && left >= MIN_RATES { left } else { 0 },
+            rates: if has_rates { left.min(MAX_RATES) } else { 0 },
             is_cut: widths.len() < all,
             widths,
         }
@@ -240,29 +234,23 @@ impl Columns {
         if row.is_alert {
             put(area, buffer, ALERT, style);
         }
-        let mut rest = indented(area);
+        let mut rest = skip(area, GAP);
         for (column, (text, &width)) in row.cells.iter().zip(&self.widths).enumerate() {
             let cell = Rect {
                 width: width.min(rest.width),
                 ..rest
             };
-            let text = match column > 0 && self.widths.len() > 2 {
+            match column > 0 && self.widths.len() > 2 {
                 // Figures are aligned at their last digit.
-                true => format!("{text:>width$}", width = width.into()),
-                false => text.clone(),
+                true => put(skip(cell, width.saturating_sub(text_width(text))), buffer, text, style),
+                false => put(cell, buffer, text, style),
             };
-            put(cell, buffer, &text, style);
-            let used = (width + GAP).min(rest.width);
-            rest = Rect {
-                x: rest.x + used,
-                width: rest.width - used,
-                ..rest
-            };
+            rest = skip(rest, width + GAP);
         }
-        if self.is_cut && rest.width > 0 {
+        if self.is_cut {
             put(rest, buffer, ELLIPSIS, Style::new());
         }
-        if self.rates > 0 && row.rates.len() > 1 {
+        if row.rates.len() > 1 {
             // Thousandths of events per second.
             let bars = row.rates.iter().rev().map(|rate| (rate * 1000.0) as u64);
             Sparkline::default()
@@ -280,11 +268,12 @@ impl Columns {
     }
 }
 
-fn indented(area: Rect) -> Rect {
-    let indent = GAP.min(area.width);
+/// Returns an area without its first columns.
+fn skip(area: Rect, columns: u16) -> Rect {
+    let columns = columns.min(area.width);
     Rect {
-        x: area.x + indent,
-        width: area.width - indent,
+        x: area.x + columns,
+        width: area.width - columns,
         ..area
     }
 }
@@ -298,31 +287,36 @@ const ELLIPSIS: &str = "…";
 /// Writes a text into the first line of an area. Returns the columns of the text. A text that has no room ends with an
 /// ellipsis.
 fn put(area: Rect, buffer: &mut Buffer, text: &str, style: Style) -> u16 {
-    let mut line = Line::from(text);
-    if line.width() > area.width.into() {
-        let mut cut = text.to_owned();
-        while !cut.is_empty() && text_width(&cut) + 1 > area.width {
-            cut.pop();
+    let mut line = Line::styled(text, style);
+    if text_width(text) > area.width {
+        let mut cut = String::new();
+        for character in text.chars() {
+            cut.push(character);
+            if text_width(&cut) >= area.width {
+                cut.pop();
+                break;
+            }
         }
-        line = Line::from(cut + ELLIPSIS);
+        line = Line::styled(cut + ELLIPSIS, style);
     }
     let width = line.width() as u16;
-    line.style(style).render(area, buffer);
+    line.render(area, buffer);
     width
 }
 
+/// Returns the columns of a text, and of a longer text the most columns that count.
 fn text_width(text: &str) -> u16 {
-    Span::raw(text).width().try_into().unwrap_or(u16::MAX)
+    Span::raw(text).width().min(MAX_TEXT.into()) as u16
 }
 
 /// Returns a tab as lines of any width, without colours and sparklines.
 pub(super) fn lines(tab: Tab, model: &Model) -> String {
     let mut table = tab.table(model);
     table.rows.iter_mut().for_each(|row| row.rates.clear());
-    let columns = Columns::new(&table, u16::MAX / 2);
+    let columns = Columns::new(&table, u16::MAX);
     let width = columns.widths.iter().map(|width| width + GAP).sum::<u16>();
-    let width = (width + GAP).max(text_width(&table.note) + GAP).max(MIN_NAME);
-    let height = 1 + usize::from(!table.heading.is_empty()) + table.rows.len();
+    let width = GAP + width.max(text_width(&table.note));
+    let height = usize::from(!table.heading.is_empty()) + table.rows.len() + usize::from(!table.note.is_empty());
     let area = Rect::new(0, 0, width, height as u16);
     let mut buffer = Buffer::empty(area);
     draw_table(area, &mut buffer, &table, &mut 0);
@@ -331,5 +325,203 @@ pub(super) fn lines(tab: Tab, model: &Model) -> String {
         cells.collect::<String>().trim_end().to_owned() + "\n"
     });
     let title = format!("{}\n", tab.title());
-    [title].into_iter().chain(lines.filter(|line| line != "\n")).collect()
+    [title].into_iter().chain(lines).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+    use crate::cli::commands::top::model::tests::scrape;
+    use crate::cli::commands::top::ui::tests::ui;
+
+    /// A page of a tracker that has had so many calls.
+    fn page(calls: u32) -> String {
+        let mut text = "\
+nodetracker_build_info{version=\"0.1.0\"} 1
+nodetracker_routes 1234567
+nodetracker_routes_limit 16777216
+nodetracker_expiry_held{cause=\"brake\"} 1
+nodetracker_expiry_hold_remaining_seconds 90
+nodetracker_refusals_total{reason=\"table_routes\"} 12
+"
+        .to_owned();
+        for method in ["AddNode", "GetProxies", "RemoveNode"] {
+            let labels = format!("service=\"api.NodeTrackerService\",method=\"{method}\"");
+            text += &format!("nodetracker_calls_total{{{labels},code=\"OK\"}} {}\n", calls * 1000);
+            for le in ["0.001", "+Inf"] {
+                let count = calls * 1000;
+                text += &format!("nodetracker_call_duration_seconds_bucket{{{labels},le=\"{le}\"}} {count}\n");
+            }
+        }
+        text.trim_end().to_owned()
+    }
+
+    /// A model after so many scrapes, a second apart.
+    fn model(scrapes: u32) -> (Model, Instant) {
+        let mut model = Model::default();
+        let start = Instant::now();
+        for number in 0..scrapes {
+            let at = start + Duration::from_secs(number.into());
+            model.push(Ok(scrape(at, &page(number * number))), at);
+        }
+        (model, start + Duration::from_secs(scrapes.into()))
+    }
+
+    /// Draws a screen, and returns its lines.
+    fn screen((width, height): (u16, u16), (model, now): &(Model, Instant), ui: &mut Ui) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, model, ui, *now)).unwrap();
+        let buffer = terminal.backend().buffer();
+        let line = |row: Rect| {
+            row.columns()
+                .map(|cell| buffer[cell.as_position()].symbol())
+                .collect::<String>()
+        };
+        buffer.area.rows().map(|row| line(row).trim_end().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_screen_of_80_columns_has_all_of_the_overview() {
+        let lines = screen((80, 24), &model(30), &mut ui());
+        assert_eq!(lines[0], "nodetracker 0.1.0 at 127.0.0.1:3030  every 1s");
+        assert_eq!(
+            lines[1],
+            " 1 Overview  2 Calls  3 Proxies  4 Sessions and watches  5 Sweep and memory"
+        );
+        assert!(
+            lines.contains(&"  Routes                     1,234,567 of 16,777,216 (7 %)".to_owned()),
+            "{lines:#?}"
+        );
+        assert!(
+            lines.contains(&"! Expiry                     HELD (brake), for at most 1m 30s".to_owned()),
+            "{lines:#?}"
+        );
+        let calls = lines.iter().find(|line| line.starts_with("  Calls  ")).expect("a row");
+        assert!(calls.contains(" 171,000/s ") && calls.ends_with("▇▇█"), "{calls}");
+        assert_eq!(lines[23], "q quit  1-5 tabs  ? help  p pause");
+    }
+
+    #[test]
+    fn calls_have_rates_latencies_and_sparklines() {
+        let mut ui = ui();
+        ui.tab = Tab::Calls;
+        let lines = screen((80, 24), &model(30), &mut ui);
+        let heading = "  METHOD                     CALLS  ERRORS     P50     P90     P99";
+        assert_eq!(lines[3], heading);
+        let row = "  NodeTracker/AddNode     57,000/s     0/s  500 µs  900 µs  990 µs  ";
+        assert!(lines[4].starts_with(row) && lines[4].ends_with('█'), "{}", lines[4]);
+        // Without room, columns and sparklines are left out, and an ellipsis stands for them.
+        let lines = screen((40, 10), &model(30), &mut ui);
+        assert_eq!(lines[3], "  METHOD                     CALLS  …");
+        assert_eq!(lines[4], "  NodeTracker/AddNode     57,000/s  …");
+    }
+
+    #[test]
+    fn a_text_without_room_ends_with_an_ellipsis() {
+        let lines = screen((40, 10), &model(2), &mut ui());
+        assert!(
+            lines.contains(&"  Routes                     1,234,567 …".to_owned()),
+            "{lines:#?}"
+        );
+        assert_eq!(lines[8], "  13 lines below, 0 above: arrows scroll");
+        assert_eq!(lines[1], " 1 Overview  2  3  4  5");
+    }
+
+    #[test]
+    fn every_row_can_be_reached_by_scrolling_and_no_further() {
+        let model = model(2);
+        let mut ui = ui();
+        ui.scroll = usize::MAX;
+        let lines = screen((80, 12), &model, &mut ui);
+        assert_eq!(ui.scroll, 10);
+        assert!(lines[9].starts_with("  Memory of the process"), "{lines:#?}");
+        assert_eq!(lines[10], "  0 lines below, 10 above: arrows scroll");
+        // A larger screen has room for all of the rows.
+        screen((200, 60), &model, &mut ui);
+        assert_eq!(ui.scroll, 0);
+    }
+
+    #[test]
+    fn no_size_makes_the_drawing_panic() {
+        let empty = (Model::default(), Instant::now());
+        let full = model(3);
+        for size in [
+            (0, 0),
+            (1, 1),
+            (2, 3),
+            (3, 50),
+            (19, 7),
+            (40, 10),
+            (80, 24),
+            (200, 60),
+            (1, 60),
+            (500, 1),
+        ] {
+            for &tab in Tab::value_variants() {
+                let mut ui = Ui { tab, scroll: 3, ..ui() };
+                screen(size, &empty, &mut ui);
+                screen(size, &full, &mut ui);
+                lines(tab, &empty.0);
+                ui.is_help = true;
+                screen(size, &full, &mut ui);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_tracker_is_named_first_and_its_figures_stay() {
+        let (mut model, now) = model(3);
+        model.push(Err("cannot connect: \u{202e}refused".to_owned()), now);
+        let lines = screen((80, 24), &(model, now + Duration::from_secs(60)), &mut ui());
+        assert!(
+            lines[0].starts_with(r"LOST for 1m 1s: cannot connect: \u{202e}refused  nodetracker"),
+            "{}",
+            lines[0]
+        );
+        assert!(lines.iter().any(|line| line.contains("1,234,567")), "{lines:#?}");
+
+        let mut never = (Model::default(), now);
+        assert!(screen((80, 24), &never, &mut ui())[3].starts_with("waiting"));
+        never.0.push(Err("refused".to_owned()), now);
+        let lines = screen((80, 24), &never, &mut ui());
+        assert_eq!(
+            lines[0],
+            "LOST for 0s: refused  nodetracker at 127.0.0.1:3030  every 1s"
+        );
+        assert!(lines[4].contains("--diag-addr 127.0.0.1:3030"), "{lines:#?}");
+    }
+
+    #[test]
+    fn colours_can_be_switched_off() {
+        let (model, now) = model(3);
+        for has_colors in [true, false] {
+            let mut ui = Ui { has_colors, ..ui() };
+            let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+            terminal.draw(|frame| draw(frame, &model, &mut ui, now)).unwrap();
+            let cells = &terminal.backend().buffer().content;
+            assert_eq!(cells.iter().any(|cell| cell.fg != Color::Reset), has_colors);
+        }
+    }
+
+    #[test]
+    fn plain_lines_are_not_cut() {
+        let (model, _) = model(30);
+        let text = lines(Tab::Calls, &model);
+        assert_eq!(
+            text,
+            "\
+Calls
+  METHOD                     CALLS  ERRORS     P50     P90     P99
+  NodeTracker/AddNode     57,000/s     0/s  500 µs  900 µs  990 µs
+  NodeTracker/GetProxies  57,000/s     0/s  500 µs  900 µs  990 µs
+  NodeTracker/RemoveNode  57,000/s     0/s  500 µs  900 µs  990 µs
+  0 methods had no call. A stream counts when it ends, and has no latency.
+"
+        );
+    }
 }
