@@ -159,12 +159,7 @@ impl Refusals {
         drop(report);
         let (name, text) = (reason.name(), reason.text());
         match due {
-            Some(count) => info!(
-                reason = name,
-                count,
-                peer = peer::current().map(display),
-                "refused: {text}"
-            ),
+            Some(count) => info!(reason = name, count, peer = peer::field(), "refused: {text}"),
             // The span of the connection names the client.
             None => debug!(reason = name, "refused: {text}"),
         }

@@ -3,6 +3,7 @@
 mod bench;
 mod deployment;
 mod load;
+mod picture;
 mod record;
 mod sanitizers;
 
@@ -99,6 +100,8 @@ enum Task {
     Units,
     /// Build the server with a profile of its work: target/pgo/nodetracker (crates/server/load/pgo)
     Pgo,
+    /// Draw docs/top.svg and write crates/server/README.md: `nodetracker top` beside a tracker under load; needs tmux
+    Picture,
     /// Print the first session of the README (crates/server/docs/transcript.sh)
     Transcript,
 }
@@ -154,6 +157,7 @@ fn run(task: Task) -> Outcome {
         Task::Load { parts } => load::run(&sh, all_if_none(parts))?,
         Task::Capacity(Rest { args }) => deployment::capacity(&sh, &args)?,
         Task::Units => deployment::units(&sh)?,
+        Task::Picture => picture::run(&sh)?,
         Task::Pgo => cmd!(sh, "crates/server/load/pgo").run()?,
         Task::Transcript => {
             cmd!(sh, "cargo build --release --quiet --locked").run()?;

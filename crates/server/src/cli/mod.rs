@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::runtime;
 
-use crate::cli::commands::{CommandError, admin, operate, watch};
+use crate::cli::commands::{CommandError, admin, operate, top, watch};
 use crate::cli::generate::{Completions, ManPage};
 use crate::cli::serve::Serve;
 use crate::cli::validate::{Validate, validate};
@@ -35,7 +35,7 @@ Exit codes:
   2         A flag, a variable, the configuration or a file that these name cannot be used,
             or a port is taken; the command did nothing
   130, 143  SIGINT or SIGTERM ended the command; `serve` needs two signals for
-            this, and `watch` ends with 0
+            this, and `watch` and `top` end with 0
 
 Answers go to stdout, remarks and errors to stderr. With --format json, an answer
 is one object a line, and times are in UTC, such as 2021-11-23T00:01:38.042Z.";
@@ -106,6 +106,12 @@ enum Command {
     /// snapshot replaces all earlier lines. After resync, the nodes of one part come again as sent_again, until resync_end;
     /// if resync has no part, the proxies come again as proxy_sent_again.
     Watch(watch::Watch),
+    /// Show calls, latencies, routes and memory of a running tracker, until q
+    ///
+    /// Reads the metrics from the tracker's diagnostics port (`serve --diag-addr`). Needs no certificate. The keys 1 to 5
+    /// choose a tab, and ? shows all keys. --once prints the figures of one interval, for pipes. NO_COLOR switches colours
+    /// off.
+    Top(top::Top),
     /// Check that the tracker is serving, for example for a container
     ///
     /// Prints SERVING and exits with 0. If the tracker stops, prints NOT_SERVING and exits with 1.
@@ -146,6 +152,7 @@ impl Cli {
                 Command::RmProxy(rm_proxy) => exit_code(admin::rm_proxy(rm_proxy).await),
                 Command::Stats(stats) => exit_code(admin::stats(stats).await),
                 Command::Watch(watch) => exit_code(watch::watch(watch).await),
+                Command::Top(top) => exit_code(top::top(top).await),
                 Command::Health(health) => exit_code(commands::health(health).await),
                 Command::Drain(drain) => exit_code(operate::drain(drain).await),
                 Command::LogLevel(set) => exit_code(operate::log_level(set).await),

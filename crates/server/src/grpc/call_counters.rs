@@ -9,13 +9,13 @@
 //! has read the reply. Streams have no latency: a stream lasts as long as its client wants.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use crate::connection_counters::Counter;
 use crate::grpc::handler::Handler;
 use crate::grpc::method::MethodTable;
 
@@ -55,28 +55,21 @@ pub(crate) struct CallCounters {
 #[repr(align(128))]
 struct MethodCounters {
     is_unary: bool,
-    by_code: [AtomicU64; CODES],
-    by_latency: [AtomicU64; BUCKETS],
+    by_code: [Counter; CODES],
+    by_latency: [Counter; BUCKETS],
     /// The sum of the latencies, in nanoseconds.
-    latency: AtomicU64,
-}
-
-/// Adds to a counter that no other thread writes.
-#[inline]
-fn add(counter: &AtomicU64, more: u64) {
-    // Relaxed, here and in `add_to`: the counters guard no data.
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    latency: Counter,
 }
 
 impl MethodCounters {
     #[inline]
     fn count(&self, code: Code, latency: Option<Duration>) {
-        add(&self.by_code[code as usize % CODES], 1);
+        self.by_code[code as usize % CODES].add(1);
         if let Some(latency) = latency.filter(|_| self.is_unary) {
             // 64 bits are 584 years.
             let nanos = latency.as_secs().wrapping_mul(1_000_000_000) + u64::from(latency.subsec_nanos());
-            add(&self.by_latency[bucket(nanos)], 1);
-            add(&self.latency, nanos);
+            self.by_latency[bucket(nanos)].add(1);
+            self.latency.add(nanos);
         }
     }
 }
@@ -108,7 +101,7 @@ impl CallCounters {
     /// Adds the counts of a method to a sum.
     pub(crate) fn add_to(&self, method: usize, sum: &mut CallCounts) {
         let from = &self.methods[method];
-        let add = |sum: &mut u64, counter: &AtomicU64| *sum = sum.wrapping_add(counter.load(Ordering::Relaxed));
+        let add = |sum: &mut u64, counter: &Counter| *sum = sum.wrapping_add(counter.get());
         sum.by_code
             .iter_mut()
             .zip(&from.by_code)
@@ -117,9 +110,7 @@ impl CallCounters {
             .iter_mut()
             .zip(&from.by_latency)
             .for_each(|(sum, counter)| add(sum, counter));
-        let mut nanos = 0;
-        add(&mut nanos, &from.latency);
-        sum.latency += Duration::from_nanos(nanos);
+        sum.latency += Duration::from_nanos(from.latency.get());
     }
 }
 

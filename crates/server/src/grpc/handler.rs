@@ -23,6 +23,7 @@ use tonic::{Status, Streaming};
 use tower_service::Service;
 
 use crate::auth::{Caller, UncheckedWrite};
+use crate::connection_counters::ConnectionCounters;
 use crate::grpc::frame;
 use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::router::ConnectionRouter;
@@ -86,6 +87,16 @@ pub(crate) struct CallContext {
     pub(crate) turns: Turns,
     /// The reservation for the reply. A method charges the reply as the reply grows, or at the end.
     pub(crate) reply: Reservation,
+}
+
+/// What a method with a stream of requests gets besides these.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestsContext {
+    pub(crate) caller: Arc<Caller>,
+    /// A method takes a turn for each request.
+    pub(crate) turns: Turns,
+    /// The counters of the connection's worker.
+    pub(crate) counters: Arc<ConnectionCounters>,
 }
 
 /// What a method with a stream of replies gets besides its request.
@@ -210,15 +221,19 @@ pub(crate) fn bidirectional<S, R, F, St>(service: &Arc<S>, method: F) -> WriteHa
 where
     S: Send + Sync + 'static,
     R: Message + 'static,
-    F: Fn(&S, Streaming<Bytes>, Arc<Caller>, Turns) -> St + Copy + Send + Sync + 'static,
+    F: Fn(&S, Streaming<Bytes>, RequestsContext) -> St + Copy + Send + Sync + 'static,
     St: Stream<Item = Result<R, Status>> + Send + 'static,
 {
     let service = Arc::clone(service);
     WriteHandler(Handler::Streaming(Arc::new(move |request, max_request, connection| {
         let service = Arc::clone(&service);
-        let (turns, caller) = (connection.turns().clone(), Arc::clone(connection.caller()));
+        let context = RequestsContext {
+            caller: Arc::clone(connection.caller()),
+            turns: connection.turns().clone(),
+            counters: Arc::clone(connection.connection_counters()),
+        };
         let call = ServiceFn(move |request: tonic::Request<Streaming<Bytes>>| {
-            let replies = method(&service, request.into_inner(), Arc::clone(&caller), turns.clone());
+            let replies = method(&service, request.into_inner(), context.clone());
             ready(Ok(tonic::Response::new(replies)))
         });
         Box::pin(async move {

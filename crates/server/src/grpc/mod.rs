@@ -13,3 +13,4 @@ pub(crate) mod send_budget;
 pub(crate) mod status;
 mod turn_body;
 mod unary;
+pub(crate) mod worker_counters;

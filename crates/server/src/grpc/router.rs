@@ -17,6 +17,7 @@ use tonic::body::Body;
 use tracing::debug;
 
 use crate::auth::Caller;
+use crate::connection_counters::ConnectionCounters;
 use crate::grpc::call_counters::{CallCounters, CallStart};
 use crate::grpc::drain_body::end_on_drain;
 use crate::grpc::handler::{CallContext, Handler, UnaryHandler};
@@ -27,6 +28,7 @@ use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::send_budget::SendBudget;
 use crate::grpc::status::correct_response;
 use crate::grpc::unary::{self, FirstFrame};
+use crate::grpc::worker_counters::WorkerCounters;
 use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, MAX_WATCHES_PER_CONNECTION, WAITING_CALL_WORK};
 use crate::memory::ConnectionMemory;
 use crate::refusal::Refusals;
@@ -63,7 +65,7 @@ impl Router {
         draining: CancellationToken,
         memory: ConnectionMemory,
         turns: Turns,
-        counters: Arc<CallCounters>,
+        counters: WorkerCounters,
     ) -> ConnectionRouter {
         ConnectionRouter {
             caller,
@@ -90,7 +92,7 @@ pub(crate) struct ConnectionRouter {
     budget: SendBudget,
     turns: Turns,
     /// The counters of the connection's worker.
-    counters: Arc<CallCounters>,
+    counters: WorkerCounters,
     /// A permit for each watch that the connection may still begin.
     watches: Arc<Semaphore>,
 }
@@ -231,7 +233,11 @@ impl ConnectionRouter {
     }
 
     pub(crate) fn counters(&self) -> &Arc<CallCounters> {
-        &self.counters
+        &self.counters.calls
+    }
+
+    pub(crate) fn connection_counters(&self) -> &Arc<ConnectionCounters> {
+        &self.counters.connections
     }
 
     pub(crate) fn watches(&self) -> &Arc<Semaphore> {

@@ -6,6 +6,7 @@
 //! part: [`calls`](crate::http2::calls), [`keep_alive`](crate::http2::keep_alive), and this module with the deadlines.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -24,8 +25,9 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::grpc::call_counters::CallCounters;
+use crate::connection_counters::{ConnectionCounters, HandshakeFailure};
 use crate::grpc::router::Router;
+use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
 use crate::http2::traffic::{CountedStream, Traffic};
@@ -52,7 +54,7 @@ pub(crate) struct ConnectionContext {
     /// The turns of the worker that serves the connection.
     pub(crate) turns: Arc<WorkerTurns>,
     /// The counters of the worker that serves the connection.
-    pub(crate) counters: Arc<CallCounters>,
+    pub(crate) counters: WorkerCounters,
 }
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
@@ -69,6 +71,7 @@ pub(crate) async fn serve(
         Ok(stream) => stream,
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
+    context.counters.connections.accepted.add(1);
     let turns = Turns::new(Arc::clone(&context.turns), client.key());
     turns.take(connection_work(&context)).await;
     let memory = context.memory.for_connection(client);
@@ -105,15 +108,33 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut draining = context.draining.clone();
-    tokio::select! {
+    let failure = tokio::select! {
         accepted = timeout(context.limits.handshake, handshake) => match accepted {
             Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
-            Err(_) => debug!("a TLS handshake took too long"),
+            Ok(Err(error)) => {
+                debug!(%error, "a TLS handshake failed");
+                tls_failure(&error)
+            }
+            Err(_) => {
+                debug!("a TLS handshake took too long");
+                HandshakeFailure::TlsTimeout
+            }
         },
-        () = drain_begins(&mut draining) => {}
-    }
+        () = drain_begins(&mut draining) => return None,
+    };
+    context.counters.connections.handshake_failures(failure).add(1);
     None
+}
+
+/// Returns the reason of a TLS handshake that failed.
+fn tls_failure(error: &io::Error) -> HandshakeFailure {
+    use rustls::Error::{AlertReceived, InvalidCertificate, NoCertificatesPresented};
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(NoCertificatesPresented | InvalidCertificate(_)) => HandshakeFailure::ClientCertificate,
+        Some(AlertReceived(_)) => HandshakeFailure::TlsAlert,
+        Some(_) => HandshakeFailure::Tls,
+        None => HandshakeFailure::Closed,
+    }
 }
 
 /// Waits until the server begins to drain.
@@ -141,13 +162,20 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
     let opened = Instant::now();
     let traffic = Arc::new(Traffic::default());
     let handshake = builder().handshake(CountedStream::new(stream, Arc::clone(&traffic)));
-    let connection = Box::pin(http2_handshake(handshake, opened + limits.handshake, &mut draining)).await;
+    let handshake = http2_handshake(
+        handshake,
+        opened + limits.handshake,
+        &mut draining,
+        &counters.connections,
+    );
+    let connection = Box::pin(handshake).await;
     let Some(mut connection) = connection else { return };
 
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&traffic), &limits);
     let draining_calls = CancellationToken::new();
     let client = memory.client().clone();
     let caller = Arc::clone(peer.caller());
+    let connection_counters = Arc::clone(&counters.connections);
     let mut calls = Calls::new(
         connection,
         router.for_connection(caller, draining_calls.clone(), memory, turns.clone(), counters),
@@ -173,6 +201,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
             () = due.as_mut(), if !is_draining => match phase {
                 Phase::Preface => {
                     if traffic.read() < PREFACE {
+                        connection_counters.handshake_failures(HandshakeFailure::Http2Timeout).add(1);
                         return debug!("a client did not send HTTP/2's preface in time");
                     }
                     phase = Phase::Serving;
@@ -260,16 +289,24 @@ async fn http2_handshake<S: AsyncRead + AsyncWrite + Unpin>(
     handshake: Handshake<S, Bytes>,
     deadline: Instant,
     draining: &mut watch::Receiver<bool>,
+    counters: &ConnectionCounters,
 ) -> Option<Connection<S, Bytes>> {
-    tokio::select! {
+    let failure = tokio::select! {
         biased;
         connection = timeout_at(deadline, handshake) => match connection {
             Ok(Ok(connection)) => return Some(connection),
-            Ok(Err(error)) => debug!(%error, "a client did not begin with HTTP/2"),
-            Err(_) => debug!("a client did not send HTTP/2's preface in time"),
+            Ok(Err(error)) => {
+                debug!(%error, "a client did not begin with HTTP/2");
+                if error.is_io() { HandshakeFailure::Closed } else { HandshakeFailure::Http2 }
+            }
+            Err(_) => {
+                debug!("a client did not send HTTP/2's preface in time");
+                HandshakeFailure::Http2Timeout
+            }
         },
-        () = drain_begins(draining) => {}
-    }
+        () = drain_begins(draining) => return None,
+    };
+    counters.handshake_failures(failure).add(1);
     None
 }
 
@@ -310,7 +347,6 @@ fn builder() -> h2::server::Builder {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::io;
     use std::pin::Pin;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::task::{Context, ready};
@@ -388,7 +424,7 @@ pub(crate) mod tests {
     /// Returns the context of a connection, which drains when the sender is dropped.
     pub(crate) fn context(methods: MethodTable, limits: Limits) -> (watch::Sender<bool>, ConnectionContext) {
         let (draining, watched) = watch::channel(false);
-        let counters = CallCounters::new(&methods);
+        let counters = WorkerCounters::new(&methods);
         let context = ConnectionContext {
             router: Router::new(methods, limits.call),
             tls: None,

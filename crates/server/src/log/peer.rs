@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use tracing::field::{DisplayValue, display};
 use tracing::{Level, Span, debug_span, enabled};
 
 thread_local! {
@@ -17,6 +18,12 @@ thread_local! {
 /// Returns the client whose connection causes the current work.
 pub(crate) fn current() -> Option<SocketAddr> {
     CURRENT.get()
+}
+
+/// Returns the [current] client for a field of a line. `None` within a span, which names the client already.
+pub(crate) fn field() -> Option<DisplayValue<SocketAddr>> {
+    let is_named = !Span::current().is_disabled();
+    current().filter(|_| !is_named).map(display)
 }
 
 /// Runs a function whose work a client causes.
@@ -119,6 +126,12 @@ mod tests {
             assert!(!has_span());
             control.set(Some("debug".parse().unwrap()), None);
             assert!(has_span());
+            let mut named = OfPeer::new(PEER, poll_fn(|_| Poll::Ready(field().is_none())));
+            assert_eq!(
+                Pin::new(&mut named).poll(&mut Context::from_waker(Waker::noop())),
+                Poll::Ready(true)
+            );
+            assert!(with_peer(Some(PEER), field).is_some());
             control.set(None, None);
             assert!(!has_span());
         });

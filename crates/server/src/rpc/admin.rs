@@ -180,7 +180,7 @@ impl Admin {
     /// Asks the server to stop. The reply is sent first: the server finishes the calls in flight.
     pub(crate) async fn drain(&self, _: v1::DrainRequest, _: &mut CallContext) -> Result<v1::DrainResponse, Status> {
         if !self.drain.is_requested() {
-            warn!(peer = peer::current().map(display), "AdminService.Drain: stopping");
+            warn!(peer = peer::field(), "AdminService.Drain: stopping");
         }
         self.drain.request();
         Ok(v1::DrainResponse {

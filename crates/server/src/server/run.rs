@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{ClientAuth, Config, ConfigError, duration};
-use crate::grpc::call_counters::CallCounters;
 use crate::grpc::router::Router;
+use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::connection::ConnectionContext;
 use crate::limits::Limits;
 use crate::memory::MemoryBudget;
@@ -162,7 +162,7 @@ impl Server {
         let (methods, shutdown, statistics) =
             methods(&table, &watches, instance_id, &memory, snapshot_status, &limits, &drain);
         shutdown.serving().await;
-        let counters = CallCounters::new(&methods);
+        let counters = WorkerCounters::new(&methods);
         let router = Router::new(methods, limits.call);
         let methods = Arc::clone(router.methods());
         let addrs: Vec<_> = listeners.addrs().iter().map(ToString::to_string).collect();

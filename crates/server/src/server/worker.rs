@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::error;
 
-use crate::grpc::call_counters::CallCounters;
+use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::connection::{self, ConnectionContext};
 use crate::log::peer::OfPeer;
 use crate::quota::ClientQuota;
@@ -30,7 +30,7 @@ struct Worker {
     queue: mpsc::UnboundedSender<Order>,
     /// The number of connections that are open or wait in the queue.
     load: Arc<AtomicUsize>,
-    counters: Arc<CallCounters>,
+    counters: WorkerCounters,
     thread: JoinHandle<()>,
 }
 
@@ -77,7 +77,7 @@ impl Workers {
         let workers = (0..count)
             .map(|number| {
                 let turns = Arc::default();
-                let counters = CallCounters::new(context.router.methods());
+                let counters = WorkerCounters::new(context.router.methods());
                 Worker::start(
                     number,
                     ConnectionContext {
@@ -95,9 +95,8 @@ impl Workers {
     }
 
     /// Returns the counters of each worker.
-    pub(crate) fn counters(&self) -> Vec<Arc<CallCounters>> {
-        let counters = |worker: &Worker| Arc::clone(&worker.counters);
-        self.workers.iter().map(counters).collect()
+    pub(crate) fn counters(&self) -> Vec<WorkerCounters> {
+        self.workers.iter().map(|worker| worker.counters.clone()).collect()
     }
 
     /// Hands a connection to the worker with the fewest connections.
@@ -167,7 +166,7 @@ impl Worker {
             .on_thread_park(thread::yield_now)
             .build()?;
         let (queue, orders) = mpsc::unbounded_channel();
-        let counters = Arc::clone(&context.counters);
+        let counters = context.counters.clone();
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || work(&runtime, orders, &context))?;

@@ -175,7 +175,7 @@ fn logs_are_text_or_json_on_stderr() {
 }
 
 /// The commands, as `help` lists them.
-pub(crate) const COMMANDS: [&str; 16] = [
+pub(crate) const COMMANDS: [&str; 17] = [
     "serve",
     "validate",
     "add",
@@ -187,6 +187,7 @@ pub(crate) const COMMANDS: [&str; 16] = [
     "rm-proxy",
     "stats",
     "watch",
+    "top",
     "health",
     "drain",
     "log-level",
@@ -215,7 +216,7 @@ fn help_and_version_are_for_stdout() {
         assert_eq!((help.status.code(), stderr(&help)), (Some(0), String::new()));
         let usage = format!("Usage: nodetracker {command} ");
         assert!(stdout(&help).contains(&usage), "{}", stdout(&help));
-        let prints = !["serve", "validate", "completions", "man"].contains(&command);
+        let prints = !["serve", "validate", "top", "completions", "man"].contains(&command);
         let json = "json:  One object a line; nothing if the answer is empty";
         assert_eq!(stdout(&help).contains(json), prints, "{command}");
     }
@@ -242,6 +243,11 @@ fn mistakes_in_the_command_line_are_told_apart_from_failures() {
         &["add", "node-1", "proxy-1"],
         &["get", "node-1", "--timeout", "0s"],
         &["get", "node-1", "--timeout", "5"],
+        &["top", "--once", "https://127.0.0.1:1"],
+        &["top", "--once", "--interval", "1ms"],
+        &["top", "--once", "--tab", "6"],
+        // Not a terminal.
+        &["top", "127.0.0.1:1"],
         &["serve", "--log-format", "yaml"],
         &["serve", "--proxy-keep-alive-interval", "5"],
     ] {

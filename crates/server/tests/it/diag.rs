@@ -4,12 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::session_request::Request;
+use nodetracker_proto::v1::session_service_client::SessionServiceClient;
 use nodetracker_server::{Config, Drained, Server, limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tonic::transport::Endpoint;
 
+use crate::pki::Pki;
 use crate::support::{ADD, Client, Raw, add, connect, framed, proxies, run, stderr};
 
 /// A server with a diagnostics port.
@@ -267,6 +273,97 @@ async fn metrics_follow_what_happens() {
     assert!(page.value("nodetracker_table_bytes{part=\"records\"}") >= 5.0 * 24.0);
     assert!(page.value("process_resident_memory_bytes") > 1e6);
     assert!(page.value("process_open_fds") > 3.0);
+}
+
+#[tokio::test]
+async fn messages_of_sessions_are_counted_by_kind() {
+    let server = Diag::start(&[]).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.addr)).unwrap();
+    let mut sessions = SessionServiceClient::new(endpoint.connect().await.unwrap());
+    let hello = v1::SessionHello {
+        proxy: Some(crate::v1::proxy("proxy-1")),
+        incarnation: 1,
+        ..v1::SessionHello::default()
+    };
+    let heartbeat = || Request::Heartbeat(v1::SessionHeartbeat::default());
+    let requests = [
+        Request::Hello(hello.clone()),
+        heartbeat(),
+        heartbeat(),
+        Request::Hello(hello),
+    ];
+    let requests = requests.map(|request| v1::SessionRequest {
+        request: Some(request),
+        ..v1::SessionRequest::default()
+    });
+    let mut responses = sessions
+        .session(tokio_stream::iter(requests))
+        .await
+        .unwrap()
+        .into_inner();
+    // The second hello ends the session.
+    while let Ok(Some(_)) = responses.message().await {}
+    let page = server.metrics().await;
+    for (kind, count) in [("hello", 2.0), ("heartbeat", 2.0), ("nodes_up", 0.0)] {
+        let sample = format!("nodetracker_session_messages_total{{kind=\"{kind}\"}}");
+        assert_eq!(page.value(&sample), count, "{kind}");
+    }
+    assert_eq!(page.value("nodetracker_accepted_connections_total"), 1.0);
+}
+
+/// Waits until the page has a count of failed handshakes for a reason.
+async fn failed_handshakes(server: &Diag, reason: &str, count: f64) {
+    let sample = format!("nodetracker_handshake_failures_total{{reason=\"{reason}\"}}");
+    while server.metrics().await.value(&sample) < count {}
+}
+
+#[tokio::test]
+async fn failed_handshakes_are_counted_by_reason() {
+    let plain = Diag::start(&[]).await;
+    drop(TcpStream::connect(plain.addr).await.unwrap());
+    failed_handshakes(&plain, "closed", 1.0).await;
+    let mut other = TcpStream::connect(plain.addr).await.unwrap();
+    other
+        .write_all(b"GET / HTTP/1.1\r\nHost: tracker\r\n\r\n")
+        .await
+        .unwrap();
+    failed_handshakes(&plain, "http2", 1.0).await;
+
+    let pki = Pki::new();
+    pki.issue("tracker", "127.0.0.1");
+    let pair = format!("{}:{}", pki.path("tracker.key"), pki.path("tracker.crt"));
+    let authority = pki.path("ca.crt");
+    let settings = [
+        ("https_keypairs", &*pair),
+        ("client_ca_file", &authority),
+        ("client_auth", "required"),
+    ];
+    let server = Diag::start(&settings).await;
+    let shake_hands = async |config| {
+        let stream = TcpStream::connect(server.addr).await.unwrap();
+        let name = "127.0.0.1".try_into().unwrap();
+        let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        // With TLS 1.3, the client learns later that the server refuses its certificate.
+        if let Ok(mut stream) = connected {
+            let _ = stream.read_u8().await;
+        }
+    };
+    shake_hands(pki.client_config(None)).await;
+    failed_handshakes(&server, "client_certificate", 1.0).await;
+    shake_hands(Pki::new().client_config(None)).await;
+    failed_handshakes(&server, "tls_alert", 1.0).await;
+    let mut plain = TcpStream::connect(server.addr).await.unwrap();
+    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    failed_handshakes(&server, "tls", 1.0).await;
+    drop(TcpStream::connect(server.addr).await.unwrap());
+    failed_handshakes(&server, "closed", 1.0).await;
+    let page = server.metrics().await;
+    let failures = page
+        .samples
+        .iter()
+        .filter(|(name, _)| name.contains("handshake_failures"));
+    assert_eq!(failures.map(|(_, count)| count).sum::<f64>(), 4.0, "{page:?}");
+    assert_eq!(page.value("nodetracker_accepted_connections_total"), 4.0);
 }
 
 #[tokio::test]

@@ -28,6 +28,7 @@ mod stop;
 mod support;
 mod systemd;
 mod tls;
+mod top;
 mod v1;
 mod validate;
 mod warm_restart;

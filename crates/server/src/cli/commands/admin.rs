@@ -336,7 +336,7 @@ fn last_snapshot(row: &StatsRow) -> String {
 }
 
 /// Formats bytes as megabytes with one decimal.
-fn megabytes(bytes: u64) -> String {
+pub(crate) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod operate;
+pub(crate) mod top;
 pub(crate) mod watch;
 
 use std::io;
@@ -128,6 +129,9 @@ pub(crate) enum CommandError {
     NotServing,
     #[error("the tracker has not closed its port within {0}")]
     StillOpen(String),
+    /// The metrics cannot be read.
+    #[error("{0}")]
+    Metrics(String),
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
     #[error("cannot write the answer: {0}")]

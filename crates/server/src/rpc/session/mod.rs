@@ -82,14 +82,13 @@ use bytes::Bytes;
 use nodetracker::RouteTable;
 use tonic::Streaming;
 
-use crate::auth::Caller;
+use crate::grpc::handler::RequestsContext;
 use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, Limits};
 use crate::refusal::Refusals;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::session::owner::SessionOwners;
 use crate::rpc::session::state::Session;
 use crate::rpc::session::stream::SessionStream;
-use crate::turns::Turns;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -151,9 +150,9 @@ impl Sessions {
         self.shared.owners.count()
     }
 
-    /// Begins a session of `caller`, which takes a turn for each of its encoded requests.
-    pub(crate) fn session(&self, requests: Streaming<Bytes>, caller: Arc<Caller>, turns: Turns) -> SessionStream {
-        let session = Session::new(Arc::clone(&self.shared), caller);
-        SessionStream::new(requests, session, turns, self.hello, self.keep_alive)
+    /// Begins a session, which takes a turn for each of its encoded requests.
+    pub(crate) fn session(&self, requests: Streaming<Bytes>, context: RequestsContext) -> SessionStream {
+        let session = Session::new(Arc::clone(&self.shared), context.caller, context.counters);
+        SessionStream::new(requests, session, context.turns, self.hello, self.keep_alive)
     }
 }

@@ -13,6 +13,7 @@ use tonic::Status;
 use tracing::debug;
 
 use crate::auth::Caller;
+use crate::connection_counters::{ConnectionCounters, SessionMessage};
 use crate::convert::{parse, status};
 use crate::limits::{MAX_MESSAGE_SIZE, MAX_SESSION_HANDLES, MAX_SESSION_NODES};
 use crate::refusal::{Reason, Refusals};
@@ -33,6 +34,7 @@ pub(crate) enum Step {
 pub(crate) struct Session {
     shared: Arc<Shared>,
     caller: Arc<Caller>,
+    counters: Arc<ConnectionCounters>,
     /// `None` while BEGUN. After the end nothing is polled any more.
     open: Option<Open>,
 }
@@ -72,10 +74,11 @@ impl From<BeginError> for Failure {
 }
 
 impl Session {
-    pub(crate) fn new(shared: Arc<Shared>, caller: Arc<Caller>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, caller: Arc<Caller>, counters: Arc<ConnectionCounters>) -> Self {
         Self {
             shared,
             caller,
+            counters,
             open: None,
         }
     }
@@ -117,12 +120,11 @@ impl Session {
         let Some(request) = request.request else {
             return Err(Status::invalid_argument("request is missing"));
         };
+        let kind = kind_of(&request);
+        self.counters.session_messages(kind).add(1);
         match (&mut self.open, request) {
             (None, Request::Hello(hello)) => self.hello(sequence, hello),
-            (None, other) => Err(Status::invalid_argument(format!(
-                "{} came before hello",
-                name_of(&other)
-            ))),
+            (None, _) => Err(Status::invalid_argument(format!("{} came before hello", kind.name()))),
             (Some(_), Request::Hello(_)) => Err(Status::invalid_argument("hello came a second time")),
             (Some(open), request) => open.on_request(sequence, &request, &self.shared),
         }
@@ -317,14 +319,13 @@ fn superseded_by(StaleIncarnation { latest, is_over, .. }: StaleIncarnation) -> 
     Superseded { reason, latest }
 }
 
-/// Returns the name of a request's field.
-fn name_of(request: &Request) -> &'static str {
+fn kind_of(request: &Request) -> SessionMessage {
     match request {
-        Request::Hello(_) => "hello",
-        Request::NodesUp(_) => "nodes_up",
-        Request::Heartbeat(_) => "heartbeat",
-        Request::NodesDown(_) => "nodes_down",
-        Request::Drain(_) => "drain",
+        Request::Hello(_) => SessionMessage::Hello,
+        Request::NodesUp(_) => SessionMessage::NodesUp,
+        Request::Heartbeat(_) => SessionMessage::Heartbeat,
+        Request::NodesDown(_) => SessionMessage::NodesDown,
+        Request::Drain(_) => SessionMessage::Drain,
     }
 }
 

@@ -230,6 +230,7 @@ mod tests {
     use super::*;
     use crate::auth::Caller;
     use crate::grpc::frame;
+    use crate::grpc::handler::RequestsContext;
     use crate::limits::{Limits, MAX_SESSION_NODES, NODE_WORK, WORK_PER_PASS};
     use crate::rpc::instance_id::InstanceId;
     use crate::rpc::session::Sessions;
@@ -269,7 +270,12 @@ mod tests {
         let sessions = Sessions::new(Arc::new(table), InstanceId::draw(), Arc::default(), &Limits::default());
         let (client, requests) = unbounded_channel();
         let requests = Streaming::new_request(Raw, Requests(requests), None, None);
-        let stream = sessions.session(requests, Arc::new(Caller::unrestricted()), turns);
+        let context = RequestsContext {
+            caller: Arc::new(Caller::unrestricted()),
+            turns,
+            counters: Arc::default(),
+        };
+        let stream = sessions.session(requests, context);
         (sessions, client, stream)
     }
 

@@ -109,7 +109,9 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, Keypair, Origin, Setting};
-    use crate::grpc::call_counters::{CallCounters, CallStart};
+    use crate::connection_counters::{HandshakeFailure, SessionMessage};
+    use crate::grpc::call_counters::CallStart;
+    use crate::grpc::worker_counters::WorkerCounters;
     use crate::limits::Limits;
     use crate::memory::MemoryBudget;
     use crate::rpc::instance_id::InstanceId;
@@ -205,7 +207,7 @@ mod tests {
         );
         let sources = Sources {
             statistics,
-            counters: (0..3).map(|_| CallCounters::new(&methods)).collect(),
+            counters: (0..3).map(|_| WorkerCounters::new(&methods)).collect(),
             methods: Arc::new(methods),
             sweeps: Arc::default(),
             readiness: Arc::<Readiness>::default(),
@@ -223,9 +225,18 @@ mod tests {
             arrived: Instant::now(),
         };
         tokio::time::advance(Duration::from_micros(100)).await;
-        sources.counters[0].replied(call, Code::Ok);
-        sources.counters[2].replied(call, Code::Ok);
-        sources.counters[2].replied(call, Code::ResourceExhausted);
+        sources.counters[0].calls.replied(call, Code::Ok);
+        sources.counters[2].calls.replied(call, Code::Ok);
+        sources.counters[2].calls.replied(call, Code::ResourceExhausted);
+        for worker in [0, 2] {
+            let connections = &sources.counters[worker].connections;
+            connections.accepted.add(2);
+            connections.session_messages(SessionMessage::Heartbeat).add(3);
+        }
+        sources.counters[1]
+            .connections
+            .handshake_failures(HandshakeFailure::ClientCertificate)
+            .add(1);
         let snapshots = sources.statistics.snapshots.as_ref().expect("they are there");
         snapshots.restored(55);
         snapshots.succeeded(99, Duration::from_millis(1_500));
@@ -258,6 +269,11 @@ mod tests {
             "nodetracker_snapshot_duration_seconds 1.5",
             "nodetracker_snapshots_total 1",
             "nodetracker_restored_routes 55",
+            "nodetracker_accepted_connections_total 4",
+            "nodetracker_handshake_failures_total{reason=\"client_certificate\"} 1",
+            "nodetracker_handshake_failures_total{reason=\"tls\"} 0",
+            "nodetracker_session_messages_total{kind=\"heartbeat\"} 6",
+            "nodetracker_session_messages_total{kind=\"drain\"} 0",
             "nodetracker_snapshot_failures_total 1",
             "nodetracker_calls_total{service=\"api.NodeTrackerService\",method=\"AddNode\",code=\"OK\"} 2",
             "nodetracker_calls_total{service=\"api.NodeTrackerService\",method=\"AddNode\",code=\"RESOURCE_EXHAUSTED\"} 1",

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use nodetracker::{MemoryUse, Stats};
 use tracing::debug;
 
-use crate::grpc::call_counters::{CallCounters, CallCounts};
+use crate::connection_counters::{ConnectionCounters, Counter};
+use crate::grpc::call_counters::CallCounts;
 use crate::grpc::method::MethodTable;
+use crate::grpc::worker_counters::WorkerCounters;
 use crate::rpc::statistics::Statistics;
 use crate::server::diag::Readiness;
 use crate::server::metrics::process::ProcessFigures;
@@ -19,7 +21,7 @@ pub(crate) struct Sources {
     pub(crate) statistics: Arc<Statistics>,
     pub(crate) methods: Arc<MethodTable>,
     /// The counters of each worker.
-    pub(crate) counters: Vec<Arc<CallCounters>>,
+    pub(crate) counters: Vec<WorkerCounters>,
     pub(crate) sweeps: Arc<SweepCounters>,
     pub(crate) readiness: Arc<Readiness>,
     /// The most connections at one time.
@@ -48,7 +50,7 @@ impl<'s> Reading<'s> {
             sources
                 .counters
                 .iter()
-                .for_each(|worker| worker.add_to(method, &mut sum));
+                .for_each(|worker| worker.calls.add_to(method, &mut sum));
             sum
         };
         let process =
@@ -60,5 +62,10 @@ impl<'s> Reading<'s> {
             calls: (0..=sources.methods.rows().len()).map(of_method).collect(),
             process: process.ok(),
         }
+    }
+    /// Returns the sum of a counter over all workers.
+    pub(super) fn connections(&self, counter: impl Fn(&ConnectionCounters) -> &Counter) -> u64 {
+        let workers = self.sources.counters.iter();
+        workers.map(|worker| counter(&worker.connections).get()).sum()
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nodetracker::HoldCause;
 use tonic::Code;
 
+use crate::connection_counters::{HandshakeFailure, SessionMessage};
 use crate::grpc::call_counters::{CODES, CallCounts};
 use crate::grpc::handler::Handler;
 use crate::grpc::method::split;
@@ -120,11 +121,12 @@ pub(super) static METRICS: &[Metric] = &[
         "The greatest age of a returned route: more than the keep-alive interval while expiry is held",
         |from, to| to.only(from.table.effective_keep_alive)),
     labelled("nodetracker_expiry_held", Kind::Gauge, &["cause"],
-        "1 while no route expires: the brake acts because heartbeats of many routes are missing, or the process was stopped",
+        "1 while no route expires: the brake acts because heartbeats of many routes are missing, or the process was stopped or has restarted",
         |from, to| {
             let cause = from.table.expiry_hold.map(|hold| hold.cause);
             to.of(["brake"], cause == Some(HoldCause::Brake))?;
-            to.of(["stop"], cause == Some(HoldCause::Stop))
+            to.of(["stop"], cause == Some(HoldCause::Stop))?;
+            to.of(["restart"], cause == Some(HoldCause::Restart))
         }),
     single("nodetracker_expiry_hold_remaining_seconds", Kind::Gauge,
         "How long expiry may still be held; 0 if it is not held",
@@ -154,6 +156,11 @@ pub(super) static METRICS: &[Metric] = &[
     single("nodetracker_sessions", Kind::Gauge,
         "Proxies with an open session",
         |from, to| to.only(from.sources.statistics.sessions.count())),
+    labelled("nodetracker_session_messages_total", Kind::Counter, &["kind"],
+        "Messages that clients sent in sessions",
+        |from, to| SessionMessage::ALL.iter().try_for_each(|&kind| {
+            to.of([kind.name()], from.connections(|of| of.session_messages(kind)))
+        })),
     single("nodetracker_watches", Kind::Gauge,
         "Open watches",
         |from, to| to.only(from.sources.statistics.watches.count())),
@@ -170,6 +177,14 @@ pub(super) static METRICS: &[Metric] = &[
     single("nodetracker_connections_limit", Kind::Gauge,
         "The most connections at one time (max_connections)",
         |from, to| to.only(u64::from(from.sources.max_connections))),
+    single("nodetracker_accepted_connections_total", Kind::Counter,
+        "Connections that a worker has begun to serve",
+        |from, to| to.only(from.connections(|of| &of.accepted))),
+    labelled("nodetracker_handshake_failures_total", Kind::Counter, &["reason"],
+        "Connections that ended in the handshake of TLS or HTTP/2",
+        |from, to| HandshakeFailure::ALL.iter().try_for_each(|&reason| {
+            to.of([reason.name()], from.connections(|of| of.handshake_failures(reason)))
+        })),
     single("nodetracker_client_memory_bytes", Kind::Gauge,
         "Bytes that clients make the server hold, as the memory budget counts them",
         |from, to| to.only(from.sources.statistics.memory.used())),

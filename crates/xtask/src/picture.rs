@@ -1,0 +1,75 @@
+//! What the READMEs show of `nodetracker top`: a picture, and the text of a terminal.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use xshell::{Shell, cmd};
+
+use crate::load::write_section;
+use crate::{Outcome, target};
+
+const PICTURE: &str = "docs/top.svg";
+const README: &str = "crates/server/README.md";
+
+/// How long the load lasts before the picture: the program announces the nodes, reports them, and looks them up.
+const LOAD_TIME: Duration = Duration::from_secs(16);
+
+/// The socket of a tmux server of its own.
+const SOCKET: &str = "nodetracker-picture";
+
+/// A process that is killed at the end.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Puts a tracker under load, and takes what `top` shows in a terminal of 80 columns.
+pub(crate) fn run(sh: &Shell) -> Outcome {
+    cmd!(
+        sh,
+        "cargo build --release --quiet --locked -p nodetracker-server --bin nodetracker --example load"
+    )
+    .run()?;
+    let release = target().join("release");
+    let server = release.join("nodetracker");
+    let diag = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let load = Command::new(release.join("examples/load"))
+        .arg(&server)
+        .env("NODETRACKER_DIAG_ADDR", &diag)
+        .stdout(Stdio::null())
+        .spawn()?;
+    let _load = Running(load);
+    let tmux = |args: &[&str]| cmd!(sh, "tmux -L {SOCKET} -f /dev/null {args...}").quiet().read();
+    let server = server.display().to_string();
+    tmux(&[
+        "new-session",
+        "-d",
+        "-x",
+        "80",
+        "-y",
+        "24",
+        &server,
+        "top",
+        "--interval",
+        "500ms",
+        &diag,
+    ])?;
+    let taken = (|| {
+        sleep(LOAD_TIME);
+        let overview = tmux(&["capture-pane", "-p", "-e"])?;
+        tmux(&["send-keys", "2"])?;
+        sleep(Duration::from_secs(1));
+        Ok::<_, xshell::Error>((overview, tmux(&["capture-pane", "-p"])?))
+    })();
+    tmux(&["kill-server"])?;
+    let (overview, calls) = taken?;
+    sh.write_file(PICTURE, anstyle_svg::Term::new().render_svg(&overview))?;
+    println!("{calls}");
+    write_section(sh, README, "picture", "top", &format!("```text\n{calls}\n```"))
+}
