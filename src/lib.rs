@@ -188,7 +188,7 @@ pub use error::{
     ReportNodesError, StaleIncarnation, TextError,
 };
 pub use feed::{Event, Lagged, LostChanges, Reason, Subscription};
-pub use layout::MAX_ROUTES_PER_NODE;
+pub use layout::{MAX_ROUTES_PER_NODE, MAX_TEXT};
 pub use sweeper::{SweepPace, Sweeper};
 pub use table::RouteTable;
 pub use table::batch::{AddedNodes, BatchRoutes};
@@ -200,7 +200,7 @@ pub use table::stats::Stats;
 pub use table::sweep::SweepReport;
 pub use types::expiry_hold::{ExpiryHold, HoldCause};
 pub use types::handle::RouteHandle;
-pub use types::node_id::{MAX_TEXT, NodeId};
+pub use types::node_id::NodeId;
 pub use types::proxy::{Proxy, ProxyDetails, ProxyRef};
 pub use types::route::{Added, ExplainedRoute, ResolvedRoute, Route, Verdict};
 pub use types::routes::{Routes, RoutesIntoIter};

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use xshell::{Shell, cmd};
 
-use crate::{Outcome, target};
+use crate::task::{Outcome, target};
 
 /// The files of `benches/`.
 pub(crate) const NAMES: [&str; 9] = [

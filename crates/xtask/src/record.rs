@@ -5,7 +5,8 @@ use std::time::Instant;
 use clap::ValueEnum;
 use xshell::{Shell, cmd};
 
-use crate::{Outcome, bench, rounds};
+use crate::bench;
+use crate::task::{Outcome, rounds};
 
 /// A part of the records, with the time that it takes without builds.
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use xshell::{Shell, cmd};
 
-use crate::{Outcome, target};
+use crate::task::{Outcome, target};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Sanitizer {
