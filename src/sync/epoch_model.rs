@@ -32,7 +32,6 @@
 //! and the thread may read the values from before. In the model this is the same thread pinned before the retirement,
 //! because a pin does nothing else that other threads could see. (This requires that no thread acts on a Relaxed load
 //! of a value that the retiring thread wrote after the retirement. No protocol of the table does.)
-//! thread did after the retirement. No protocol of the table does.)
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
