@@ -6,6 +6,12 @@
 //! objects or [`FLUSH_BYTES`] bytes. A flush queues the bag, tries to advance the epoch, and frees up to 8 bags. So
 //! freeing is up to 8 times as fast as retiring, whatever the mix of calls.
 //!
+//! SAFETY comments cite two rules:
+//!
+//! * E1: *An object is retired once, by the thread that unlinked it*, so no thread that pins later finds the object.
+//! * E2: *A retired object is freed only after each thread that was pinned at the retirement has unpinned.* crossbeam
+//!   guarantees this rule.
+//!
 //! # The bound
 //!
 //! A bag that was queued in epoch `e` is freed in epoch `e + 2`. A flush advances the epoch if every pinned thread is
@@ -92,15 +98,15 @@ pub(crate) fn pin() -> Guard {
 ///
 /// # Safety
 ///
-/// As for [`Reclaim::free`], after the threads that are pinned now have unpinned; and any thread may free the object.
+/// This thread has unlinked the object (E1). [`Reclaim::free`] may be called by any thread after the threads that are
+/// pinned now have unpinned.
 pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object: *mut T) {
-    // SAFETY: the caller promises that the object is valid, and it is freed only after the grace period.
+    // SAFETY: the caller promises that the object is valid, and it is freed only after the grace period (E2).
     let bytes = unsafe { (*object).bytes() };
     let reclaim = move || {
-        // SAFETY: the caller promises that no thread can reach the object after the grace period, for which `defer`
-        // waits.
+        // SAFETY: no thread can reach the object after the grace period (E1, E2), for which `defer` waits.
         unsafe { (*object).after_grace() };
-        // SAFETY: no thread can reach the object after the grace period, and this closure runs once.
+        // SAFETY: as above, and this closure runs once (E1).
         unsafe { T::free(object) };
     };
     // SAFETY: the caller promises that any thread may free the object; the closure holds nothing else.
