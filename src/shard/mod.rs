@@ -86,6 +86,7 @@ use ahash::RandomState;
 
 use crate::feed::Feed;
 use crate::growth::{buckets_for, max_used, most_used};
+use crate::layout::MAX_RECORDS;
 use crate::liveness::{Census, Liveness};
 use crate::mem::segments::Location;
 use crate::route_limit::{Reservation, RouteLimit};
@@ -183,10 +184,21 @@ pub(crate) struct RecordPosition {
     pub(crate) number: u32,
 }
 
+impl RecordPosition {
+    /// After all records that the slab has or will have: the next visit moves the shard, if it is still sparse.
+    fn of_move(generation: u8) -> Self {
+        Self {
+            generation,
+            number: MAX_RECORDS,
+        }
+    }
+}
+
 /// The results of a sweeper's visit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Visit {
-    /// Records visited; a part of a rebuild counts as the whole rest.
+    /// Records visited. A part of a rebuild and a move count as the whole rest of the visit, and so does a visit before a
+    /// move.
     pub(crate) visited: u32,
     /// Routes removed.
     pub(crate) removed: usize,
@@ -466,8 +478,9 @@ impl<K: Key> Shard<K> {
     }
 
     /// Removes the stale routes of at most `most` records, starting at `at`. Returns the record at which the next visit
-    /// starts. `census` sees the proxy of each route that stays. At the shard's end, a sparse shard moves. If there are
-    /// many tombstones instead, this visit and the next ones rebuild the index in parts; each part uses up the visit.
+    /// starts. `census` sees the proxy of each route that stays. If the shard is sparse at its end, the next visit moves
+    /// it: a move takes as long as thousands of visits. If there are many tombstones instead, this visit and the next
+    /// ones rebuild the index in parts; each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: RecordPosition,
@@ -533,7 +546,13 @@ impl<K: Key> Shard<K> {
         if number < end || left == 0 {
             visit.next = here;
         } else if Self::is_sparse(index) {
-            _ = self.compact(index, scope);
+            visit.visited = most;
+            let of_move = RecordPosition::of_move(generation);
+            if here == Some(of_move) {
+                _ = self.compact(index, scope);
+            } else {
+                visit.next = Some(of_move);
+            }
         } else {
             index.slab().take_returned::<K>(index);
             if Self::is_littered(index) && self.rebuild_part(index, left, parked, scope) == Ok(true) {
