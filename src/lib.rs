@@ -110,8 +110,8 @@
 //! [`expiry_hold`](RouteTable::expiry_hold), [`effective_keep_alive`](RouteTable::effective_keep_alive),
 //! [`find_proxy`](RouteTable::find_proxy) and [`incarnation`](RouteTable::incarnation) do not take the lock.
 //! [`sweep`](RouteTable::sweep) skips the proxies while another thread has the lock.
-//! [`write_snapshot`](RouteTable::write_snapshot) takes the lock for some microseconds to copy ended incarnations; if
-//! another thread keeps the lock, it leaves these out. `tests/stopped.rs` stops threads at random instructions inside
+//! [`write_snapshot`](RouteTable::write_snapshot) holds the lock for some microseconds, too, to copy ended incarnations;
+//! if another thread keeps the lock, it leaves these out. `tests/stopped.rs` stops threads at random instructions inside
 //! each call, and checks the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.

@@ -23,7 +23,8 @@ pub struct SweepReport {
 impl RouteTable {
     /// Does a part of the sweeper's work, and reports it: removes expired routes and those of removed proxies, sheds
     /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, and drops idle
-    /// proxies.
+    /// proxies. Call it so often that a round takes at most a quarter of the keep-alive interval, with some 256 records a
+    /// call; [`SweepPace`](crate::SweepPace) computes the pauses.
     ///
     /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and
     /// returns at the end of a round. Several threads may sweep at once, but they find the same work. Proxies are
