@@ -1,14 +1,12 @@
 //! Threads that hold on to the reference of a removed proxy while its number becomes another proxy's.
 
-mod common;
-
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::gate::Gate;
-use common::{proxy, scale, sweep_fully};
+use crate::common::gate::Gate;
+use crate::common::{proxy, scale, sweep_fully};
 use nodetracker::{AddError, Added, AddedHandles, ManualClock, NodeId, ProxyRef, RouteHandle, RouteTable};
 
 const HOLDERS: usize = 2;
