@@ -8,11 +8,11 @@ use crate::task::{Outcome, target};
 /// The files of `benches/`.
 pub(crate) const NAMES: [&str; 9] = [
     "bytes",
+    "comparison",
     "hundred_million",
     "instructions",
     "ops",
     "pages",
-    "rows",
     "scaling",
     "snapshot",
     "traps",
