@@ -18,7 +18,7 @@ use counting::Counting;
 use nodetracker::{ManualClock, NodeId, ProxyRef, RouteTable, Stats};
 use uuid::Uuid;
 
-/// Counts what a thread allocates, beside the heap of the process: the harness's threads allocate meanwhile.
+/// Counts the allocations of a thread, beside the heap of the process: the harness's threads allocate meanwhile.
 struct Heap(Counting<System>);
 
 #[global_allocator]

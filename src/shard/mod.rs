@@ -18,14 +18,14 @@
 //!   sequence to it. A thread that loses the CAS reads the slot again, which may have the same key now, and continues
 //!   with that slot. Then a CAS makes the record LIVE, as for a key that was removed before.
 //! * **Remove**: CAS the word to DEAD. The record stays in the index until the next rebuild.
-//! * **List**: a second route moves the routes to a heap list ([`list`]). A change of membership replaces the list, and
-//!   so does a refresh when the ranks of a tick are used up: freeze each of the list's words, copy them with the
-//!   change, CAS the record's word. A thread that meets a frozen word builds the replacement with its own change, so
+//! * **List**: a second route moves the routes to a heap list ([`list`]). A change of membership replaces the list,
+//!   and so does a refresh when the ranks of a tick are used up. To replace a list: freeze each of its words, copy them
+//!   with the change, CAS the record's word. A thread that meets a frozen word builds the replacement with its own change, so
 //!   each CAS that wins finishes some thread's operation.
 //! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root. The sweeper copies most of
 //!   a large index before it freezes it.
-//! * **Move** ([`compact`]): freeze the index and the words of its records, copy both to a new slab that is no larger
-//!   than they need, CAS the root.
+//! * **Move** ([`compact`]): freeze the index and the words of its records, copy both to a new slab of the least size,
+//!   CAS the root.
 //! * **Fill** ([`bulk_load`]): if there is no root yet, make slab and index in private, CAS the root from null.
 //! * **Scan** ([`scan`]): read the records in some buckets of one index. It writes nothing.
 //!
@@ -39,7 +39,7 @@
 //!    thread that walks the slab never meets a route that was not published. (No thread walks a slab that is private as
 //!    a whole.)
 //! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN before a copy becomes
-//!    the root, and the copy has the record of each taken slot, except RETIRED records. So a copy that wins has every
+//!    the root. The copy has the record of each taken slot, except RETIRED records. So a copy that wins has every
 //!    key that was inserted before, and later keys are inserted into the new root.
 //! 5. *The segment of a published record is in the table of the index that has it, and of all later ones.* A number is
 //!    taken only after its segment is installed, and an installed segment is copied to every later table.
@@ -56,7 +56,7 @@
 //!    froze the index. So all movers of one index copy the same words. A later change meets the frozen word, and moves
 //!    the shard first.
 //! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot be
-//!     reused while any thread that read it is pinned (8); so a count that follows a CAS is exact.
+//!     reused while any thread that read it is pinned (8). So a count that follows a CAS is exact.
 
 mod bucket;
 pub(crate) mod bulk_load;
@@ -301,7 +301,7 @@ impl<K: Key> Shard<K> {
     /// Prefetches the key's bucket, most probably.
     ///
     /// Call it before the pin, and before reading the clock: both stall on earlier loads, but not on prefetches. So the
-    /// bucket arrives while the previous look-up still waits for its record: of the two cache misses of a look-up, one
+    /// bucket arrives while the previous look-up still waits for its record. One of the two cache misses of a look-up
     /// overlaps with the previous look-up's.
     #[inline]
     pub(crate) fn preload(&self, hash: u64) {
