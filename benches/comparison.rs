@@ -10,8 +10,9 @@
 //! ```
 //!
 //! The columns are a contestant's median, and the table's ratio to it: below 1, the table is better. Only ratios within
-//! one run mean something. Times are threads' own: without their waits for a core, with their waits for locks; divided by
-//! the operations, and by the cores if several threads run. Before anything is measured, all contestants must give the same answers.
+//! one run mean something. Times are threads' own: without their waits for a core, with their waits for locks; divided
+//! by the operations, and by the cores if several threads run. Before anything is measured, all contestants must give
+//! the same answers.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 

@@ -7,8 +7,8 @@
 //! $ perf record cargo bench --bench ops -- --profile-time 10 'refresh/uniform-1M/nodetracker$'
 //! ```
 //!
-//! Contestants run one after the other here, so on a machine that does other things, compare with `comparison`, where they take
-//! turns.
+//! Contestants run one after the other here, so on a machine that does other things, compare with `comparison`, where
+//! they take turns.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 

@@ -11,13 +11,13 @@
 //! writes snapshots, a follower takes the changes, and a sweeper sweeps. Every ten seconds each writer drops all that it
 //! has at once, so that shards shrink and grow again.
 //!
-//! With `batches`, the writers use batches and handles only, all routes expire, no thread reads, and the follower never takes a
-//! change. Single calls and readers pin so often that they would free what a batch leaves behind.
+//! With `batches`, the writers use batches and handles only, all routes expire, no thread reads, and the follower never
+//! takes a change. Single calls and readers pin so often that they would free what a batch leaves behind.
 //!
-//! The bytes in use (by a counting allocator) and the process's resident memory are looked at ten times a second. The most
-//! of each in any quarter after the first must be no more than a tenth above the second quarter's. In the end all routes
-//! expire: the table must come down to the bytes of its followers' rings, and to nothing when it is dropped. Otherwise the
-//! exit code is 1.
+//! The bytes in use (by a counting allocator) and the process's resident memory are looked at ten times a second. The
+//! most of each in any quarter after the first must be no more than a tenth above the second quarter's. In the end all
+//! routes expire: the table must come down to the bytes of its followers' rings, and to nothing when it is dropped.
+//! Otherwise the exit code is 1.
 
 #[allow(dead_code, reason = "it uses a part of what it shares with the benches")]
 #[path = "../benches/support/counting.rs"]
@@ -51,8 +51,8 @@ const BATCHES: usize = 200;
 const PACE: Duration = Duration::from_millis(25);
 /// How often a writer drops its nodes.
 const DROP_INTERVAL: Duration = Duration::from_secs(10);
-/// The memory that a table without routes may take: the last changes for followers, 512 in each of 257 rings, which are some 8 MiB;
-/// empty indexes; the garbage of the last operations.
+/// The memory that a table without routes may take: the last changes for followers, 512 in each of 257 rings, which are
+/// some 8 MiB; empty indexes; the garbage of the last operations.
 const EMPTY_BYTES: usize = 12 << 20;
 /// The bytes that crossbeam's bags may still hold when the table is gone.
 const AFTERWARDS: usize = 1 << 20;

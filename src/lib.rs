@@ -106,13 +106,12 @@
 //! for some microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped
 //! with the lock held blocks these calls of other threads, and no others. Routes of registered proxies can still be
 //! added, refreshed, looked up and removed. [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use),
-//! [`route_count`](RouteTable::route_count),
-//! [`expiry_hold`](RouteTable::expiry_hold), [`effective_keep_alive`](RouteTable::effective_keep_alive),
-//! [`find_proxy`](RouteTable::find_proxy) and [`incarnation`](RouteTable::incarnation) do not take the lock.
-//! [`sweep`](RouteTable::sweep) skips the proxies while another thread has the lock.
-//! [`write_snapshot`](RouteTable::write_snapshot) holds the lock for some microseconds, too, to copy ended incarnations;
-//! if another thread keeps the lock, it leaves these out. `tests/stopped.rs` stops threads at random instructions inside
-//! each call, and checks the other calls.
+//! [`route_count`](RouteTable::route_count), [`expiry_hold`](RouteTable::expiry_hold),
+//! [`effective_keep_alive`](RouteTable::effective_keep_alive), [`find_proxy`](RouteTable::find_proxy) and
+//! [`incarnation`](RouteTable::incarnation) do not take the lock. [`sweep`](RouteTable::sweep) skips the proxies while
+//! another thread has the lock. [`write_snapshot`](RouteTable::write_snapshot) holds the lock for some microseconds,
+//! too, to copy ended incarnations; if another thread keeps the lock, it leaves these out. `tests/stopped.rs` stops
+//! threads at random instructions inside each call, and checks the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.
 //!

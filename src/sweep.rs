@@ -34,9 +34,9 @@ const PROXIES: usize = 2 * SHARDS;
 /// The sweeper's position: round (22 bits), stage (10), the slab's generation (8), record or proxy number (24).
 ///
 /// If the generation differs, the shard has moved since the sweeper began it, and the sweeper begins the shard again. A
-/// move begins only after the visit of all records, in a step of its own. So a generation repeats unnoticed only if 256 sweepers are stopped in the
-/// middle of the same shard, in rounds long past. They would then have to continue one after the other while another
-/// sweeper visits it.
+/// move begins only after the visit of all records, in a step of its own. So a generation repeats unnoticed only if 256
+/// sweepers are stopped in the middle of the same shard, in rounds long past. They would then have to continue one
+/// after the other while another sweeper visits it.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     position: AtomicU64,

@@ -249,8 +249,8 @@ fn an_index_that_was_replaced_does_not_wait_for_others() {
     assert!(most < 128 * KIB, "{most} bytes of replaced indexes wait");
 }
 
-/// Threads run rounds of calls at the same time, each thread its own kind of call. At the end of a round, all threads meet
-/// at a barrier, so no thread stays inside a call.
+/// Threads run rounds of calls at the same time, each thread its own kind of call. At the end of a round, all threads
+/// meet at a barrier, so no thread stays inside a call.
 #[test]
 fn threads_that_are_not_stalled_keep_within_the_bound() {
     let _alone = alone();

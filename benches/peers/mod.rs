@@ -1,10 +1,10 @@
-//! The table and the maps that a program could use instead, behind one trait. Each does the same job: a clock read per call,
-//! expired routes and those of dead proxies left out, newest first, owned answers.
+//! The table and the maps that a program could use instead, behind one trait. Each does the same job: a clock read per
+//! call, expired routes and those of dead proxies left out, newest first, owned answers.
 //!
-//! Every peer hashes with ahash, keeps a route in one word, and looks at the same [`World`] for time and proxies.
-//! The clock is read before the node is looked for, and outside of any lock. Reading the clock afterwards changes 1 % in
-//! dashmap and 2 % in papaya: either way, each call waits once for earlier loads. Prefetching the entry before the clock
-//! is read would help, but the peers' interfaces offer no prefetch.
+//! Every peer hashes with ahash, keeps a route in one word, and looks at the same [`World`] for time and proxies. The
+//! clock is read before the node is looked for, and outside of any lock. Reading the clock afterwards changes 1 % in
+//! dashmap and 2 % in papaya: either way, each call waits once for earlier loads. Prefetching the entry before the
+//! clock is read would help, but the peers' interfaces offer no prefetch.
 
 pub(crate) mod baseline;
 pub(crate) mod dashmap;
@@ -64,8 +64,8 @@ pub(crate) trait Peer: Sized {
 
     fn remove_proxy(&self, proxy: u32);
 
-    /// Removes stale routes, and calls `step` at each place where it could stop and continue later. Returns the number of
-    /// removed routes.
+    /// Removes stale routes, and calls `step` at each place where it could stop and continue later. Returns the number
+    /// of removed routes.
     fn sweep(&self, step: impl FnMut()) -> usize;
 
     /// An answer as proxies and milliseconds since the Unix epoch.

@@ -11,13 +11,14 @@
 //!   entries. As long as look-ups overlap, that hardly shows: under one pin and without a clock, 66 ns beside
 //!   dashmap's 53. If each look-up reads the clock, which waits for earlier loads, the miss costs its whole time: 308
 //!   beside 208;
-//! * a pin ends with a `swap`, which also stops look-ups from overlapping: 107 ns with a pin for each. So a batch has one
-//!   pin, and a call of one operation has one, too;
+//! * a pin ends with a `swap`, which also stops look-ups from overlapping: 107 ns with a pin for each. So a batch has
+//!   one pin, and a call of one operation has one, too;
 //! * an entry in a box of its own is an allocation: filling the map takes 421 ns per entry, 224 with all of the capacity
 //!   from the beginning, which a table that does not know its nodes cannot have.
 //!
 //! Three things make no difference once the map has grown: that capacity, `ResizeMode::Blocking` (and the map grows no
-//! faster), and the place of the clock's reading, before the pin, after it, or after the look-up. So these are defaults.
+//! faster), and the place of the clock's reading, before the pin, after it, or after the look-up. So these are
+//! defaults.
 
 use std::cell::Cell;
 use std::hint::black_box;

@@ -1,7 +1,7 @@
 //! Interleaved rounds, their report, and their record.
 //!
-//! In each round each contestant runs once, so other load of the machine affects all of them alike. The report has medians,
-//! and the median of each round's ratio between the table and the best peer.
+//! In each round each contestant runs once, so other load of the machine affects all of them alike. The report has
+//! medians, and the median of each round's ratio between the table and the best peer.
 
 use std::fmt;
 use std::io;

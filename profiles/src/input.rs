@@ -1,5 +1,5 @@
-//! The data that the programs put into a table. Everything follows from a number, so that no key has to be kept, and nothing here
-//! is on the heap.
+//! The data that the programs put into a table. Everything follows from a number, so that no key has to be kept, and
+//! nothing here is on the heap.
 
 use std::io::Write;
 use std::time::Duration;

@@ -98,8 +98,8 @@ fn a_subscriber_that_keeps_up_sees_each_change() {
     });
 }
 
-/// Three changes in a ring of two places: the writer replaces the first entry, and retires the entry, while the subscriber
-/// reads it or has yet to read it.
+/// Three changes in a ring of two places: the writer replaces the first entry, and retires the entry, while the
+/// subscriber reads it or has yet to read it.
 #[test]
 fn a_subscriber_that_is_overtaken_gets_an_error_or_every_change() {
     epoch::check(3, || {

@@ -206,8 +206,8 @@ impl Entry<'_> {
         let id = &self.fields.id;
         // Relaxed: written before the life that was loaded above, and not again while the guard is pinned.
         let bits = [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)];
-        // SAFETY: `occupy` wrote the bits before the life (N1), and a name is freed only a grace period after its number
-        // died (N2).
+        // SAFETY: `occupy` wrote the bits before the life (N1), and a name is freed only a grace period after its
+        // number died (N2).
         unsafe { ProxyId::from_bits(bits, life.is_name()) }
     }
 

@@ -286,7 +286,8 @@ impl Ids {
         // Release: pairs with the load in `array`. Only the owner writes the pointer.
         self.parts[part].store(Box::into_raw(Box::new(new)), Ordering::Release);
         if let Some(old) = old {
-            // SAFETY: the store above unlinked the array. Only the owner replaces arrays, so it is retired only once (E1).
+            // SAFETY: the store above unlinked the array. Only the owner replaces arrays, so it is retired only once
+            // (E1).
             unsafe { retire(guard, old.cast_mut()) };
         }
     }

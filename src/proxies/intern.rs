@@ -404,8 +404,8 @@ impl Interner {
                 return;
             };
             self.unlinked.pop_front();
-            // SAFETY: the grace period since the last word with the number is over (D1). A new cluster sets another name
-            // before it uses the number.
+            // SAFETY: the grace period since the last word with the number is over (D1). A new cluster sets another
+            // name before it uses the number.
             unsafe { self.clusters.free_name(number) };
             self.free.insert(number);
         }

@@ -230,8 +230,8 @@ fn a_proxy_that_is_replaced_is_found_while_the_map_of_ids_grows() {
     });
 }
 
-/// The reader copies the part's slots before the takeover, or after it. Or the reader copies a slot with the older number,
-/// and finds that the older incarnation has ended.
+/// The reader copies the part's slots before the takeover, or after it. Or the reader copies a slot with the older
+/// number, and finds that the older incarnation has ended.
 #[test]
 fn a_part_has_a_proxy_that_is_replaced_once() {
     let seen = Seen::default();
@@ -292,8 +292,8 @@ fn a_part_has_a_proxy_that_comes_back_at_most_once() {
     });
 }
 
-/// The registry's lock orders the takeovers, so few executions remain: both orders, and a look-up before, between and after
-/// them.
+/// The registry's lock orders the takeovers, so few executions remain: both orders, and a look-up before, between and
+/// after them.
 #[test]
 fn of_two_takeovers_the_greater_one_stays() {
     let seen = Seen::default();
@@ -318,8 +318,8 @@ fn of_two_takeovers_the_greater_one_stays() {
     seen.assert("the lesser one never came last");
 }
 
-/// Both orders under the registry's lock, with a look-up before, between and after them. A removal that comes last finds
-/// that its incarnation has ended.
+/// Both orders under the registry's lock, with a look-up before, between and after them. A removal that comes last
+/// finds that its incarnation has ended.
 #[test]
 fn of_a_takeover_and_a_removal_one_comes_last() {
     let seen = Seen::default();

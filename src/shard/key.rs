@@ -124,7 +124,8 @@ impl Key for NameKey<'_> {
     }
 
     unsafe fn free(stored: [u64; 2]) {
-        // SAFETY: the caller promises that `store` made the text, that no reader can reach it, and that it is freed once.
+        // SAFETY: the caller promises that `store` made the text, that no reader can reach it, and that it is freed
+        // once.
         unsafe { ThinStr::from_bits(stored[1]).free() };
     }
 }

@@ -18,10 +18,10 @@
 //!   sequence to it. A thread that loses the CAS reads the slot again, which may have the same key now, and continues
 //!   with that slot. Then a CAS makes the record LIVE, as for a key that was removed before.
 //! * **Remove**: CAS the word to DEAD. The record stays in the index until the next rebuild.
-//! * **List**: a second route moves the routes to a heap list ([`list`]). A change of membership replaces the list,
-//!   and so does a refresh when the ranks of a tick are used up. To replace a list: freeze each of its words, copy them
-//!   with the change, CAS the record's word. A thread that meets a frozen word builds the replacement with its own change, so
-//!   each CAS that wins finishes some thread's operation.
+//! * **List**: a second route moves the routes to a heap list ([`list`]). A change of membership replaces the list, and
+//!   so does a refresh when the ranks of a tick are used up. To replace a list: freeze each of its words, copy them
+//!   with the change, CAS the record's word. A thread that meets a frozen word builds the replacement with its own
+//!   change, so each CAS that wins finishes some thread's operation.
 //! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root. The sweeper copies most of
 //!   a large index before it freezes it.
 //! * **Move** ([`compact`]): freeze the index and the words of its records, copy both to a new slab of the least size,
@@ -197,8 +197,8 @@ impl RecordPosition {
 /// The results of a sweeper's visit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Visit {
-    /// Records visited. A part of a rebuild and a move count as the whole rest of the visit, and so does a visit before a
-    /// move.
+    /// Records visited. A part of a rebuild and a move count as the whole rest of the visit, and so does a visit before
+    /// a move.
     pub(crate) visited: u32,
     /// Routes removed.
     pub(crate) removed: usize,
@@ -478,9 +478,9 @@ impl<K: Key> Shard<K> {
     }
 
     /// Removes the stale routes of at most `most` records, starting at `at`. Returns the record at which the next visit
-    /// starts. `census` sees the proxy of each route that stays. If the shard is sparse at its end, the next visit moves
-    /// it: a move takes as long as thousands of visits. If there are many tombstones instead, this visit and the next
-    /// ones rebuild the index in parts; each part uses up the visit.
+    /// starts. `census` sees the proxy of each route that stays. If the shard is sparse at its end, the next visit
+    /// moves it: a move takes as long as thousands of visits. If there are many tombstones instead, this visit and the
+    /// next ones rebuild the index in parts; each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: RecordPosition,

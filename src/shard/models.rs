@@ -727,8 +727,8 @@ fn a_handle_never_refreshes_a_stranger() {
     );
 }
 
-/// The reader has the record's number, and is pinned. Meanwhile, a rebuild leaves the record out, and another key asks for
-/// a record.
+/// The reader has the record's number, and is pinned. Meanwhile, a rebuild leaves the record out, and another key asks
+/// for a record.
 #[test]
 fn a_record_is_not_reused_while_somebody_looks_at_it() {
     model(

@@ -24,8 +24,8 @@
 //! A longer pin, such as that of a thread that replaces a large shard, holds back the objects that other threads retire
 //! meanwhile: the time of the pin, times the rate. A move at ten million nodes pins for some 3 ms. A change takes some
 //! 250 ns and retires 40 to 300 bytes, so each other thread that only changes routes retires some 12,000 objects, or
-//! 0.5 to 4 MB, meanwhile. A thread that is stopped inside a call holds them back without bound. When the thread continues, the
-//! queue drains.
+//! 0.5 to 4 MB, meanwhile. A thread that is stopped inside a call holds them back without bound. When the thread
+//! continues, the queue drains.
 //!
 //! Beside the objects there are crossbeam's bags, of 2 KiB each. A thread that frees a bag retires the bag's node of
 //! the queue, which is not counted here. Up to 64 such nodes, or 130 KiB, wait in a thread that pins and retires

@@ -3,9 +3,9 @@
 //! In crossbeam, a retirement is put into a bag. The bag is *sealed* with the global epoch `e` after a SeqCst fence,
 //! and its contents are freed at `e + 2`. A pin stores the epoch that it read, and then has a SeqCst fence (on x86 a
 //! locked CAS, which is also a fence). The thread that advances the epoch has a SeqCst fence between reading the epoch
-//! and reading the states of all threads. Each thread must be unpinned, or pinned in that epoch. Then it has an Acquire fence,
-//! which pairs with the Release store of an unpin, and stores the epoch with Release. That gives these edges, and the
-//! model has no others:
+//! and reading the states of all threads. Each thread must be unpinned, or pinned in that epoch. Then it has an Acquire
+//! fence, which pairs with the Release store of an unpin, and stores the epoch with Release. That gives these edges,
+//! and the model has no others:
 //!
 //! 1. *From before a retirement to after each pin that it does not wait for.* The thread that advances to `e + 2` does
 //!    not see the pinning thread pinned at `e`. So the pinning thread's fence comes after the advancing thread's fence,
@@ -89,8 +89,8 @@ struct Model {
     retired: Vec<Retired>,
     /// Edge 1: one for each retirement so far.
     retirements: Vec<Edge>,
-    /// Edge 3: the unpins before the first retirement, those between the first and the second, and so on. The last entry
-    /// is for unpins from now on. Empty in models that do not ask for edge 3.
+    /// Edge 3: the unpins before the first retirement, those between the first and the second, and so on. The last
+    /// entry is for unpins from now on. Empty in models that do not ask for edge 3.
     earlier_unpins: Vec<Edge>,
     /// A pin reads it and a retirement changes it, in models that ask for it. It carries no edge.
     epoch: Option<Edge>,

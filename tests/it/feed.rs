@@ -59,8 +59,8 @@ fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
     assert_eq!(events(&mut subscription), [Event::ProxyRemoved { proxy: two, id }]);
 }
 
-/// Many refreshes within a tick replace the list of a node's routes, and leave out stale routes: before the sweeper comes, so
-/// the sweeper reports nothing.
+/// Many refreshes within a tick replace the list of a node's routes, and leave out stale routes: before the sweeper
+/// comes, so the sweeper reports nothing.
 #[test]
 fn a_refresh_that_removes_a_stale_route_is_an_event() {
     let (table, clock) = crate::common::table(Duration::from_secs(10));
@@ -254,7 +254,8 @@ fn a_busy_node_does_not_keep_the_changes_of_others_from_a_subscriber() {
     panic!("{} of {} nodes were named", named.len(), nodes.len());
 }
 
-/// A follower that reads each node that is named ends with the content of the table, however threads change the table meanwhile.
+/// A follower that reads each node that is named ends with the content of the table, however threads change the table
+/// meanwhile.
 #[test]
 fn a_follower_ends_with_what_the_table_holds() {
     let seed = crate::common::seed();

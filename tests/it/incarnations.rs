@@ -1,4 +1,5 @@
-//! Incarnations through the public API: which incarnation may begin, which routes it has, and how long the table remembers it.
+//! Incarnations through the public API: which incarnation may begin, which routes it has, and how long the table
+//! remembers it.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;

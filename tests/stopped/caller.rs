@@ -462,8 +462,8 @@ impl<'t> Caller<'t> {
         assert!(size.routes >= self.routes.iter().map(HashSet::len).sum::<usize>() as u64);
     }
 
-    /// Makes a thread the only thread of a rayon pool of its own. So all work of a victim's `read_snapshot` stops with the
-    /// victim.
+    /// Makes a thread the only thread of a rayon pool of its own. So all work of a victim's `read_snapshot` stops with
+    /// the victim.
     fn read_alone(&self) {
         if self.is_victim() && rayon::current_thread_index().is_none() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
