@@ -9,9 +9,9 @@
 //!
 //! It needs valgrind, and gungraun's runner in the version of the library; the first command says how to get them.
 //!
-//! A count is of [`OPS`] operations in a row, on nodes in random order, in a table that was filled and used before: a
-//! loop around the operations, and nothing else. The clock is a manual clock, which advances by a millisecond before
-//! the operations begin. valgrind would count a reading of the system's clock as a system call.
+//! A count is of [`OPS`] operations in a row, on nodes in random order, in a table that was filled and used before. It
+//! includes a loop around the operations, and nothing else. The clock is a manual clock, which advances by a
+//! millisecond before the operations begin. valgrind would count a reading of the system's clock as a system call.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 #![allow(missing_docs, reason = "what gungraun's macros make is public")]

@@ -72,8 +72,8 @@ fn a_subscriber_misses_no_change_of_two_writers() {
     });
 }
 
-/// Polls in its own thread, which has not seen the ring's places when it yields: loom returns no value older than the
-/// thread has seen before a yield.
+/// Polls in its own thread, which has not seen the ring's places when it yields. After a yield, loom returns no value
+/// older than the thread has seen.
 #[test]
 fn a_subscriber_that_keeps_up_sees_each_change() {
     epoch::check(3, || {
@@ -98,8 +98,8 @@ fn a_subscriber_that_keeps_up_sees_each_change() {
     });
 }
 
-/// Three changes in a ring of two places: the writer replaces the first entry, and retires the entry, while the
-/// subscriber reads it or has yet to read it.
+/// Three changes in a ring of two places. The writer replaces the first entry, and retires it, before or while the
+/// subscriber reads it.
 #[test]
 fn a_subscriber_that_is_overtaken_gets_an_error_or_every_change() {
     epoch::check(3, || {

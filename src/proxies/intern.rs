@@ -12,9 +12,9 @@
 //! Readers read a word's objects under an epoch pin, without a lock. Everything else here belongs to the registry's
 //! owner. SAFETY comments cite these rules:
 //!
-//! * D1: *The objects of a word are freed only a grace period after the last entry dropped the word*: its [`Shared`],
-//!   and the name of its cluster. A thread that loaded the word from an entry under a pin may read them until it
-//!   unpins.
+//! * D1: *The objects of a word are freed only a grace period after the last entry dropped the word.* They are its
+//!   [`Shared`], and the name of its cluster. A thread that loaded the word from an entry under a pin may read them
+//!   until it unpins.
 //! * D2: *A cluster's number gets another name only after the same grace period.*
 //! * D3: *The address and the cluster of a [`Shared`] never change.* Only the registry's owner reads and writes its
 //!   count of users, and frees it.

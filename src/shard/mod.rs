@@ -235,7 +235,7 @@ impl<K: Key> Shard<K> {
     fn root<'g>(&self, _guard: &'g Guard) -> Option<Index<'g>> {
         // Acquire: pairs with `replace_root`, so that the whole index is visible.
         let header = NonNull::new(self.root.load(Ordering::Acquire))?;
-        // SAFETY: loaded with Acquire from the root under the guard.
+        // SAFETY: loaded with Acquire from the root under the guard (invariant 8).
         Some(unsafe { Index::from_raw(header) })
     }
 

@@ -23,13 +23,13 @@ pub struct SweepReport {
 impl RouteTable {
     /// Does a part of the sweeper's work, and reports it: removes expired routes and those of removed proxies, sheds
     /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, and drops idle
-    /// proxies. Call it so often that a round takes at most a quarter of the keep-alive interval, with some 256 records
-    /// a call; [`SweepPace`](crate::SweepPace) computes the pauses.
+    /// proxies. Call it with some 256 records, so often that a round takes at most a quarter of the keep-alive
+    /// interval. [`SweepPace`](crate::SweepPace) computes the pauses.
     ///
     /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and
     /// returns at the end of a round. Several threads may sweep at once, but they find the same work. Proxies are
     /// skipped while another thread has the registry's lock. If there is nothing to remove, a record costs a few
-    /// nanoseconds. Moving a sparse shard to smaller memory is one step, whatever `max_records` is: a call of at most
+    /// nanoseconds. Moving a sparse shard to smaller memory is one step, whatever `max_records` is. A call of at most
     /// 512 records that moves a shard does nothing else.
     pub fn sweep(&self, max_records: usize) -> SweepReport {
         self.time.look_at_the_wall();
