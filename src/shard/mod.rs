@@ -189,7 +189,7 @@ impl RecordPosition {
     fn of_move(generation: u8) -> Self {
         Self {
             generation,
-            number: MAX_RECORDS,
+            number: MAX_RECORDS + 1,
         }
     }
 }
