@@ -31,7 +31,7 @@ use crate::support::steps::{self, Step};
 static ALLOCATOR: Counting<System> = Counting(System);
 
 const PROXIES: u32 = 1_000;
-/// The smallest table to tell of.
+/// The smallest table that is reported.
 const FROM: usize = 10_000;
 
 /// The peak per route at sizes that are 2 % apart.
@@ -52,7 +52,7 @@ fn curve<P: Peer>(nodes: &[Step]) -> Vec<(usize, f64)> {
     points
 }
 
-/// The peak per route of what `make` makes.
+/// The peak per route while `make` makes a table.
 fn peak_of<T>(routes: usize, make: impl FnOnce() -> T) -> f64 {
     let before = live();
     forget_peak();

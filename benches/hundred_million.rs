@@ -45,7 +45,7 @@ fn sample(routes: usize) -> Vec<Step> {
     steps::uniform(&sample)
 }
 
-/// The most memory that the process had, in bytes; zero where nobody tells.
+/// The most memory that the process had, in bytes; zero if the system does not report it.
 fn most_resident() -> usize {
     let status = read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,17 +1,17 @@
-//! Instructions and simulated cache misses of each operation, counted by callgrind (gungraun). They do not depend on what
-//! else the machine does.
+//! Instructions and simulated cache misses of each operation, counted by callgrind (gungraun). They do not depend on
+//! the load of the machine.
 //!
 //! ```console
-//! $ cargo xtask instructions                       # beside what is recorded
-//! $ cargo bench --bench instructions               # what gungraun says; all of the operations
+//! $ cargo xtask instructions                       # beside the record
+//! $ cargo bench --bench instructions               # gungraun's report of all operations
 //! $ cargo bench --bench instructions -- '*::look_up_one::*'
 //! ```
 //!
 //! It needs valgrind, and gungraun's runner in the version of the library; the first command says how to get them.
 //!
-//! What is counted is [`OPS`] operations in a row, on nodes that come in random order, in a table that was filled and
-//! used before: a loop around them, and nothing else. The clock stands still but for a millisecond before they begin,
-//! since valgrind would count another one's reading as a system call.
+//! A count is of [`OPS`] operations in a row, on nodes in random order, in a table that was filled and used before. It
+//! includes a loop around the operations, and nothing else. The clock is a manual clock, which advances by a
+//! millisecond before the operations begin. valgrind would count a reading of the system's clock as a system call.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 #![allow(missing_docs, reason = "what gungraun's macros make is public")]
@@ -26,7 +26,7 @@ use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_ben
 use mimalloc::MiMalloc;
 use nodetracker::{ManualClock, NodeId, Proxy};
 
-use crate::peers::floor::Floor;
+use crate::peers::baseline::Baseline;
 use crate::peers::nodetracker::Nodetracker;
 use crate::peers::{Peer, Setting, dashmap};
 use crate::support::contestant::{Work, pass};
@@ -36,7 +36,7 @@ use crate::support::steps::{self, Step, batches};
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// What counts are divided by. `profiles/src/instructions.rs` has the same number.
+/// The divisor of the counts. `profiles/src/instructions.rs` has the same number.
 const OPS: usize = 100_000;
 /// Nodes that are in the table but not in the operations.
 const OTHERS: usize = 100_000;
@@ -44,7 +44,7 @@ const PROXIES: u32 = 1_000;
 
 type Dashmap = dashmap::Default;
 
-/// What is to be counted, with all that it needs. It is returned, so that dropping it does not count.
+/// The operations to count, with their data. They are returned, so that dropping them does not count.
 type Counted = Box<dyn FnMut()>;
 
 /// A filled table, the steps of the operations, and others.
@@ -80,7 +80,7 @@ impl<P: Peer + 'static> Filled<P> {
         filled
     }
 
-    /// The operations, on what has been through others like them.
+    /// The operations, on a table on which similar operations have run.
     fn pass(self, work: Work) -> Counted {
         pass(&self.table, work, &self.others[..OTHERS / 10]);
         self.clock.advance(Duration::from_millis(1));
@@ -111,6 +111,29 @@ fn by_handle<P: Peer + 'static>() -> Counted {
     Box::new(move || {
         for (batch, handles) in batches(&filled.steps).zip(&handles) {
             filled.table.heartbeat(batch, handles);
+        }
+    })
+}
+
+/// Batches that add a third route to each node. Each addition replaces a list, and retires the replaced list.
+///
+/// A thread that retires flushes: it frees what other calls have retired. To see what the flushes cost, set
+/// `FLUSH_OBJECTS` and `FLUSH_BYTES` in `src/sync/epoch.rs` to their types' maximum, and count again.
+fn third_route() -> Counted {
+    let mut filled = Filled::<Nodetracker>::new();
+    let others = |step: &Step, more| (step.proxy + more) % PROXIES;
+    filled.clock.advance(Duration::from_millis(1));
+    for step in &filled.steps {
+        filled.table.add(step.node, others(step, 1));
+    }
+    filled.clock.advance(Duration::from_millis(1));
+    for step in &mut filled.steps {
+        step.proxy = others(step, 2);
+    }
+    filled.steps = steps::by_proxy(&filled.steps);
+    Box::new(move || {
+        for batch in batches(&filled.steps) {
+            black_box(filled.table.announce(batch));
         }
     })
 }
@@ -167,7 +190,7 @@ fn names() -> Counted {
 #[library_benchmark]
 #[bench::nodetracker(prepare::<Nodetracker>(Work::LookUp))]
 #[bench::dashmap(prepare::<Dashmap>(Work::LookUp))]
-#[bench::hashbrown(prepare::<Floor>(Work::LookUp))]
+#[bench::hashbrown(prepare::<Baseline>(Work::LookUp))]
 fn look_up_one(mut counted: Counted) -> Counted {
     counted();
     counted
@@ -176,7 +199,7 @@ fn look_up_one(mut counted: Counted) -> Counted {
 #[library_benchmark]
 #[bench::nodetracker(prepare::<Nodetracker>(Work::LookUpBatch))]
 #[bench::dashmap(prepare::<Dashmap>(Work::LookUpBatch))]
-#[bench::hashbrown(prepare::<Floor>(Work::LookUpBatch))]
+#[bench::hashbrown(prepare::<Baseline>(Work::LookUpBatch))]
 fn look_up_in_batches(mut counted: Counted) -> Counted {
     counted();
     counted
@@ -185,7 +208,7 @@ fn look_up_in_batches(mut counted: Counted) -> Counted {
 #[library_benchmark]
 #[bench::nodetracker(two_routes::<Nodetracker>())]
 #[bench::dashmap(two_routes::<Dashmap>())]
-#[bench::hashbrown(two_routes::<Floor>())]
+#[bench::hashbrown(two_routes::<Baseline>())]
 fn look_up_two_routes(mut counted: Counted) -> Counted {
     counted();
     counted
@@ -201,7 +224,7 @@ fn look_up_name(mut counted: Counted) -> Counted {
 #[library_benchmark]
 #[bench::nodetracker(prepare::<Nodetracker>(Work::Refresh))]
 #[bench::dashmap(prepare::<Dashmap>(Work::Refresh))]
-#[bench::hashbrown(prepare::<Floor>(Work::Refresh))]
+#[bench::hashbrown(prepare::<Baseline>(Work::Refresh))]
 fn refresh_one(mut counted: Counted) -> Counted {
     counted();
     counted
@@ -210,8 +233,15 @@ fn refresh_one(mut counted: Counted) -> Counted {
 #[library_benchmark]
 #[bench::nodetracker(by_handle::<Nodetracker>())]
 #[bench::dashmap(by_handle::<Dashmap>())]
-#[bench::hashbrown(by_handle::<Floor>())]
+#[bench::hashbrown(by_handle::<Baseline>())]
 fn refresh_by_handle(mut counted: Counted) -> Counted {
+    counted();
+    counted
+}
+
+#[library_benchmark]
+#[bench::nodetracker(third_route())]
+fn add_third_route_in_batches(mut counted: Counted) -> Counted {
     counted();
     counted
 }
@@ -219,7 +249,7 @@ fn refresh_by_handle(mut counted: Counted) -> Counted {
 #[library_benchmark]
 #[bench::nodetracker(from_empty::<Nodetracker>())]
 #[bench::dashmap(from_empty::<Dashmap>())]
-#[bench::hashbrown(from_empty::<Floor>())]
+#[bench::hashbrown(from_empty::<Baseline>())]
 fn insert_from_empty(mut counted: Counted) -> Counted {
     counted();
     counted
@@ -228,7 +258,7 @@ fn insert_from_empty(mut counted: Counted) -> Counted {
 #[library_benchmark]
 #[bench::nodetracker(removal::<Nodetracker>())]
 #[bench::dashmap(removal::<Dashmap>())]
-#[bench::hashbrown(removal::<Floor>())]
+#[bench::hashbrown(removal::<Baseline>())]
 fn remove_node(mut counted: Counted) -> Counted {
     counted();
     counted
@@ -237,7 +267,7 @@ fn remove_node(mut counted: Counted) -> Counted {
 #[library_benchmark]
 #[bench::nodetracker(whole_sweep::<Nodetracker>())]
 #[bench::dashmap(whole_sweep::<Dashmap>())]
-#[bench::hashbrown(whole_sweep::<Floor>())]
+#[bench::hashbrown(whole_sweep::<Baseline>())]
 fn sweep_route(mut counted: Counted) -> Counted {
     counted();
     counted
@@ -252,6 +282,7 @@ library_benchmark_group!(
         look_up_name,
         refresh_one,
         refresh_by_handle,
+        add_third_route_in_batches,
         insert_from_empty,
         remove_node,
         sweep_route,
@@ -260,7 +291,7 @@ library_benchmark_group!(
 
 main!(
     config = LibraryBenchmarkConfig::default()
-        // A first level as most processors have it, and as the last one about what a core has for itself.
+        // The first level has the size that most processors have. The last has about the size of a core's own cache.
         .tool(Callgrind::with_args([
             "--I1=32768,8,64",
             "--D1=32768,8,64",

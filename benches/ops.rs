@@ -7,8 +7,8 @@
 //! $ perf record cargo bench --bench ops -- --profile-time 10 'refresh/uniform-1M/nodetracker$'
 //! ```
 //!
-//! Contestants run one after the other here, so on a machine that does other things, compare with `rows`, where they take
-//! turns.
+//! Contestants run one after the other here, so on a machine that does other things, compare with `comparison`, where
+//! they take turns.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 
@@ -43,7 +43,7 @@ fn one_thread(criterion: &mut Criterion) {
         let nodes = steps::nodes(size, 1_000, 1);
         let orders = [("uniform", steps::uniform(&nodes)), ("zipf", steps::zipf(&nodes))];
         for_each_peer!(single-threaded P => {
-            // Not filled where a filter leaves nothing to measure.
+            // Not filled if a filter leaves nothing to measure.
             let table = LazyCell::new(|| filled::<P>(&nodes));
             let works = [
                 ("look_up", Work::LookUp),

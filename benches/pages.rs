@@ -46,11 +46,21 @@ fn filled(nodes: usize) -> RouteTable {
     table
 }
 
+/// How a program keeps the cursor between two pages.
+#[derive(Clone, Copy)]
+enum Kept {
+    AsValue,
+    AsText,
+}
+
 /// Goes through `pages` pages at most; returns how many nodes they had.
-fn pages(table: &RouteTable, most: usize, pages: usize) -> usize {
+fn pages(table: &RouteTable, most: usize, pages: usize, kept: Kept) -> usize {
     let (mut nodes, mut from) = (0, Some(NodeCursor::default()));
     for _ in 0..pages {
-        let Some(cursor) = from else { break };
+        let Some(mut cursor) = from else { break };
+        if let Kept::AsText = kept {
+            cursor = cursor.to_string().parse().expect("a cursor's text is a cursor");
+        }
         let page = table.nodes_page(&cursor, most, |_, _| true);
         nodes += page.nodes.len();
         from = page.next;
@@ -64,7 +74,7 @@ fn report(what: &str, mut run: impl FnMut() -> usize) {
         let nodes = run();
         start.elapsed().as_secs_f64() * 1e9 / nodes as f64
     });
-    println!("{what:<16} {:>10.1} ns a node", per_node.fold(f64::INFINITY, f64::min));
+    println!("{what:<32} {:>10.1} ns a node", per_node.fold(f64::INFINITY, f64::min));
 }
 
 fn main() {
@@ -77,6 +87,10 @@ fn main() {
         routes
     });
     for size in SIZES {
-        report(&format!("pages of {size}"), || pages(&table, size, most_pages));
+        for (kept, suffix) in [(Kept::AsValue, ""), (Kept::AsText, ", cursor as text")] {
+            report(&format!("pages of {size}{suffix}"), || {
+                pages(&table, size, most_pages, kept)
+            });
+        }
     }
 }

@@ -31,7 +31,7 @@ use crate::support::args::Args;
 use crate::support::check::all_agree;
 use crate::support::contestant::{Work, filled, go_through};
 use crate::support::machine;
-use crate::support::report::{Entry, Report, Row, Subject, Who};
+use crate::support::report::{Measurement, Report, Row, Subject, Who};
 use crate::support::steps::{self, BATCH, Step, batches, size_name};
 use crate::support::turn::{growths, window};
 
@@ -192,7 +192,7 @@ pub(crate) fn measure(args: &Args, nodes: usize) -> Result<Report, String> {
         let rounds = (0..ROUNDS).take_while(|&round| round == 0 || row_began.elapsed() < share);
         let threads = subject.threads;
         let steps = if subject.order == "zipf" { &zipf } else { &uniform };
-        let entries = tables.iter().zip(&sessions).map(|(table, batches)| Entry {
+        let entries = tables.iter().zip(&sessions).map(|(table, batches)| Measurement {
             who: table.who(),
             measure: match job {
                 Job::Insert => Box::new(|| table.insert(&nodes, threads, turn)) as Box<dyn FnMut() -> f64>,

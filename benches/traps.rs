@@ -16,11 +16,14 @@ mod own_time;
 mod steps;
 
 use std::hint::black_box;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use args::Args;
-use nodetracker::{ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
-use own_time::Stopwatch;
+use nodetracker::{Builder, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
+use own_time::{Laps, Stopwatch};
 use uuid::Uuid;
 
 #[global_allocator]
@@ -31,17 +34,23 @@ const KEEP_ALIVE: Duration = Duration::from_secs(300);
 fn table(limit: usize) -> (RouteTable, ManualClock) {
     let clock = ManualClock::new();
     let builder = RouteTable::builder().clock(clock.clone()).keep_alive(KEEP_ALIVE);
-    (builder.max_routes(limit).build().expect("possible limits"), clock)
+    let builder = builder.max_routes(limit).max_proxies(Builder::MOST_PROXIES);
+    (builder.build().expect("possible limits"), clock)
+}
+
+fn described(id: &str) -> Proxy<'_> {
+    Proxy {
+        id,
+        cluster_name: "main",
+        addr: "192.0.2.1:3080",
+    }
 }
 
 fn register(table: &RouteTable, count: usize) -> Vec<ProxyRef> {
     let register = |nth| {
-        let proxy = Proxy {
-            id: &format!("proxy-{nth}"),
-            cluster_name: "main",
-            addr: "192.0.2.1:3080",
-        };
-        table.register_proxy(&proxy).expect("there is room")
+        table
+            .register_proxy(&described(&format!("proxy-{nth}")))
+            .expect("there is room")
     };
     (0..count).map(register).collect()
 }
@@ -147,10 +156,11 @@ fn steps_of_sweep(count: usize, expire: usize) -> Vec<Duration> {
     steps
 }
 
-/// The processor time of this thread: the longest of many steps would else be the one during which the core was another's.
+/// The processor time of this thread. By the wall clock, the longest step would be the one during which another thread
+/// had the core.
 fn cpu_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a `timespec` of ours.
+    // SAFETY: the pointer is to a `timespec` of this function.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(result, 0, "there is such a clock");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -171,6 +181,67 @@ fn idle_poll() {
     );
 }
 
+/// The mean and the longest of calls, each with the ID of a new proxy. A call's waits for a core do not count.
+fn show_calls(title: &str, mut call: impl FnMut(&str)) {
+    const CALLS: usize = 10_000;
+    let ids: Vec<_> = (0..CALLS).map(|nth| format!("new-{nth}")).collect();
+    let (mut all, mut longest) = (Duration::ZERO, Duration::ZERO);
+    let mut laps = Laps::start();
+    for id in &ids {
+        call(id);
+        let (_, own) = laps.lap();
+        (all, longest) = (all + own, longest.max(own));
+    }
+    show(title, per(all, CALLS), "ns");
+    show(&format!("{title}: the longest"), longest.as_secs_f64() * 1e6, "us");
+}
+
+/// Incarnations begin while very many that have ended are due to be forgotten: each call forgets at most two.
+fn due_incarnations(count: usize) {
+    let size = steps::size_name(count);
+    for (ended, title) in [
+        (0, "begin an incarnation".into()),
+        (count, format!("begin an incarnation, {size} ended ones are due")),
+    ] {
+        let (table, clock) = table(1_000);
+        let begin = |id: &str| {
+            let begun = table.begin_incarnation(&described(id), NonZeroU64::MIN);
+            begun.expect("there is room").proxy
+        };
+        for nth in 0..ended {
+            assert!(table.remove_proxy(begin(&format!("ended-{nth}"))));
+        }
+        clock.advance(2 * KEEP_ALIVE);
+        show_calls(&title, |id| _ = black_box(begin(id)));
+    }
+}
+
+/// The sweeper holds the registry's lock for one step of its visit of the proxies at a time.
+fn registrations_beside_sweeps(count: usize) {
+    let (table, _clock) = table(1_000);
+    _ = register(&table, count);
+    let register = |prefix: &str, id: &str| {
+        let registered = table.register_proxy(&described(&format!("{prefix}-{id}")));
+        _ = black_box(registered.expect("there is room"));
+    };
+    show_calls("register a proxy", |id| register("alone", id));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Relaxed: the flag publishes nothing.
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                table.sweep(usize::MAX);
+            }
+        });
+        let title = format!(
+            "register a proxy beside sweep(usize::MAX) of {}",
+            steps::size_name(count)
+        );
+        show_calls(&title, |id| register("beside", id));
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
 fn main() {
     let args = Args::parse();
     let sizes = steps::sizes(if args.is_bench { &[10_000_000] } else { &[10_000] });
@@ -182,6 +253,13 @@ fn main() {
     }
     if args.wants("poll") {
         idle_poll();
+    }
+    let proxies = if args.is_bench { 1_000_000 } else { 1_000 };
+    if args.wants("incarnation") {
+        due_incarnations(proxies);
+    }
+    if args.wants("register") {
+        registrations_beside_sweeps(proxies);
     }
     if args.wants("sweep") {
         for &size in &sizes {

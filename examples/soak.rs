@@ -1,4 +1,4 @@
-//! A tracker's day in a few minutes: nodes and proxies come and go without end, and what the table takes stays flat.
+//! A tracker's day in a few minutes: nodes and proxies come and go without end, and the table's memory does not grow.
 //!
 //! ```console
 //! $ cargo run --release --example soak -- 600           # seconds; 60 by default
@@ -11,13 +11,13 @@
 //! writes snapshots, a follower takes the changes, and a sweeper sweeps. Every ten seconds each writer drops all that it
 //! has at once, so that shards shrink and grow again.
 //!
-//! With `batches`, the writers use batches and handles only, all routes expire, nobody reads, and the follower never takes a
-//! change: single calls and readers pin so often that they would free what a batch leaves behind.
+//! With `batches`, the writers use batches and handles only, all routes expire, no thread reads, and the follower never
+//! takes a change. Single calls and readers pin so often that they would free what a batch leaves behind.
 //!
-//! The bytes in use (by a counting allocator) and the process's resident memory are looked at ten times a second. The most
-//! of each in any quarter after the first must be no more than a tenth above the second quarter's. In the end all routes
-//! expire: the table must come down to what its followers' rings take, and to nothing when it is dropped. Otherwise the
-//! exit code is 1.
+//! The bytes in use (by a counting allocator) and the process's resident memory are looked at ten times a second. The
+//! most of each in any quarter after the first must be no more than a tenth above the second quarter's. In the end all
+//! routes expire: the table must come down to the bytes of its followers' rings, and to nothing when it is dropped.
+//! Otherwise the exit code is 1.
 
 #[allow(dead_code, reason = "it uses a part of what it shares with the benches")]
 #[path = "../benches/support/counting.rs"]
@@ -49,12 +49,12 @@ const BATCH: usize = 500;
 const BATCHES: usize = 200;
 /// A writer's time for one batch, if the machine has as much.
 const PACE: Duration = Duration::from_millis(25);
-/// How often a writer drops what it has.
-const TIDE: Duration = Duration::from_secs(10);
-/// What a table without routes may take: the last changes for followers, 512 in each of 257 rings, which are some 8 MiB;
-/// empty indexes; the garbage of the last operations.
-const AT_LOW_TIDE: usize = 12 << 20;
-/// What crossbeam's bags may still hold when the table is gone.
+/// How often a writer drops its nodes.
+const DROP_INTERVAL: Duration = Duration::from_secs(10);
+/// The memory that a table without routes may take: the last changes for followers, 512 in each of 257 rings, which are
+/// some 8 MiB; empty indexes; the garbage of the last operations.
+const EMPTY_BYTES: usize = 12 << 20;
+/// The bytes that crossbeam's bags may still hold when the table is gone.
 const AFTERWARDS: usize = 1 << 20;
 
 struct Soak {
@@ -97,7 +97,7 @@ impl Soak {
         self.operations.fetch_add(operations as u64, Ordering::Relaxed);
     }
 
-    /// Repeats something at a pace, until the end. What is late is not made up for.
+    /// Repeats something at a pace, until the end. A late repetition is not made up for.
     fn at_pace(&self, pace: Duration, mut step: impl FnMut()) {
         while !self.is_over() {
             let next = Instant::now() + pace;
@@ -152,7 +152,7 @@ impl Soak {
         let mut rng = Rng::with_seed(self.seed ^ writer as u64);
         let mut batches: VecDeque<Batch> = VecDeque::new();
         let mut turn = Instant::now();
-        // A half of what a round of heartbeats needs.
+        // Half of the time that a round of heartbeats needs.
         let beats = BATCHES * 2 * PACE.as_millis() as usize / KEEP_ALIVE.as_millis() as usize + 1;
         self.at_pace(PACE, || {
             let nodes = (0..BATCH).map(|_| new_node(&mut rng)).collect();
@@ -173,7 +173,7 @@ impl Soak {
                 let at = rng.usize(..batches.len());
                 self.let_go(&batches.swap_remove_back(at).expect("there is one"));
             }
-            if turn.elapsed() > TIDE {
+            if turn.elapsed() > DROP_INTERVAL {
                 turn = Instant::now();
                 batches.drain(..).for_each(|batch| self.let_go(&batch));
             }
@@ -255,7 +255,7 @@ impl Peaks {
     }
 }
 
-/// The process's resident memory in bytes; zero where the system does not tell.
+/// The process's resident memory in bytes; zero if the system does not report it.
 fn resident() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -281,8 +281,8 @@ fn main() -> ExitCode {
         eprintln!("usage: soak [SECONDS [batches]]");
         return ExitCode::from(2);
     };
-    // Quarters are compared, so each has to see a whole tide.
-    let least = 4 * TIDE.as_secs();
+    // Quarters are compared, so each has to include a drop of every writer.
+    let least = 4 * DROP_INTERVAL.as_secs();
     if seconds < least {
         eprintln!("{seconds} seconds are too few to tell: {least} at least");
         return ExitCode::from(2);
@@ -367,9 +367,9 @@ fn main() -> ExitCode {
         stats.proxies,
         mib(low)
     );
-    check(&text, stats.routes == 0 && stats.proxies == 0 && low < AT_LOW_TIDE);
+    check(&text, stats.routes == 0 && stats.proxies == 0 && low < EMPTY_BYTES);
     drop(soak);
-    // A thread of its own, which takes what the ended threads left.
+    // A thread of its own, which frees the garbage of the ended threads.
     for _ in 0..1_000 {
         let other = RouteTable::new();
         other.sweep(1);

@@ -84,7 +84,7 @@ impl Builder {
     pub const MOST_FEED_RING: usize = 1 << 20;
 
     /// How old a route may become without a refresh; 5 minutes by default. The interval is rounded up to whole
-    /// milliseconds, and is at least one millisecond.
+    /// milliseconds. It is at least one millisecond; more than 8.7 years count as 8.7 years.
     pub fn keep_alive(mut self, interval: Duration) -> Self {
         self.keep_alive = interval;
         self

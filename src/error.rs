@@ -4,6 +4,8 @@ use std::num::NonZeroU64;
 
 use thiserror::Error;
 
+use crate::layout::MAX_TEXT;
+
 /// Why a string is not acceptable as an ID, a name or an address.
 ///
 /// The `Display` text is a reason without a subject ("is empty"), so that a caller can put the name of its own field in
@@ -14,8 +16,8 @@ pub enum TextError {
     /// The string has no bytes.
     #[error("is empty")]
     Empty,
-    /// The string has more bytes than [`MAX_TEXT`](crate::MAX_TEXT).
-    #[error("is {len} bytes long, the limit is {limit}", limit = crate::MAX_TEXT)]
+    /// The string has more bytes than [`MAX_TEXT`].
+    #[error("is {len} bytes long, the limit is {limit}", limit = MAX_TEXT)]
     TooLong {
         /// How many bytes the string has.
         len: usize,

@@ -25,6 +25,9 @@ pub(crate) const MAX_RECORDS: u32 = (1 << RECORD_BITS) - 2;
 /// The most routes of one node.
 pub const MAX_ROUTES_PER_NODE: usize = if cfg!(loom) { 3 } else { 64 };
 
+/// The maximum length of an ID, a cluster name or an address, in bytes.
+pub const MAX_TEXT: usize = 255;
+
 /// Bits of the number of a round of the sweeper.
 pub(crate) const ROUND_BITS: u32 = 22;
 

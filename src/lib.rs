@@ -106,13 +106,12 @@
 //! for some microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped
 //! with the lock held blocks these calls of other threads, and no others. Routes of registered proxies can still be
 //! added, refreshed, looked up and removed. [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use),
-//! [`route_count`](RouteTable::route_count),
-//! [`expiry_hold`](RouteTable::expiry_hold), [`effective_keep_alive`](RouteTable::effective_keep_alive),
-//! [`find_proxy`](RouteTable::find_proxy) and [`incarnation`](RouteTable::incarnation) do not take the lock.
-//! [`sweep`](RouteTable::sweep) skips the proxies while another thread has the lock.
-//! [`write_snapshot`](RouteTable::write_snapshot) takes the lock for some microseconds to copy ended incarnations; if
-//! another thread keeps the lock, it leaves these out. `tests/stopped.rs` stops threads at random instructions inside
-//! each call, and checks the other calls.
+//! [`route_count`](RouteTable::route_count), [`expiry_hold`](RouteTable::expiry_hold),
+//! [`effective_keep_alive`](RouteTable::effective_keep_alive), [`find_proxy`](RouteTable::find_proxy) and
+//! [`incarnation`](RouteTable::incarnation) do not take the lock. [`sweep`](RouteTable::sweep) skips the proxies while
+//! another thread has the lock. [`write_snapshot`](RouteTable::write_snapshot) holds the lock for some microseconds,
+//! too, to copy ended incarnations; if another thread keeps the lock, it leaves these out. `tests/stopped.rs` stops
+//! threads at random instructions inside each call, and checks the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.
 //!
@@ -188,7 +187,7 @@ pub use error::{
     ReportNodesError, StaleIncarnation, TextError,
 };
 pub use feed::{Event, Lagged, LostChanges, Reason, Subscription};
-pub use layout::MAX_ROUTES_PER_NODE;
+pub use layout::{MAX_ROUTES_PER_NODE, MAX_TEXT};
 pub use sweeper::{SweepPace, Sweeper};
 pub use table::RouteTable;
 pub use table::batch::{AddedNodes, BatchRoutes};
@@ -200,7 +199,7 @@ pub use table::stats::Stats;
 pub use table::sweep::SweepReport;
 pub use types::expiry_hold::{ExpiryHold, HoldCause};
 pub use types::handle::RouteHandle;
-pub use types::node_id::{MAX_TEXT, NodeId};
+pub use types::node_id::NodeId;
 pub use types::proxy::{Proxy, ProxyDetails, ProxyRef};
 pub use types::route::{Added, ExplainedRoute, ResolvedRoute, Route, Verdict};
 pub use types::routes::{Routes, RoutesIntoIter};

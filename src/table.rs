@@ -47,7 +47,9 @@ impl Builder {
 /// A concurrent table of nodes and the proxies that hold their tunnels.
 ///
 /// A [`Sweeper`](crate::Sweeper) or the program must [`sweep`](RouteTable::sweep) the table: expired routes are not
-/// returned, but keep their memory until they are swept.
+/// returned, but keep their memory until they are swept. Visit every record at least four times in a keep-alive
+/// interval, in steps of 256 records: [`SweepPace`](crate::SweepPace) computes the pauses between the steps, of 2 ms to
+/// 1 s.
 ///
 /// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing
 /// and sweeping routes is lock-free: no thread ever waits for another thread, even if the operating system has stopped

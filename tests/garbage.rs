@@ -18,7 +18,7 @@ use counting::Counting;
 use nodetracker::{ManualClock, NodeId, ProxyRef, RouteTable, Stats};
 use uuid::Uuid;
 
-/// Counts what a thread allocates, beside the heap of the process: the harness's threads allocate meanwhile.
+/// Counts the allocations of a thread, beside the heap of the process: the harness's threads allocate meanwhile.
 struct Heap(Counting<System>);
 
 #[global_allocator]
@@ -249,7 +249,8 @@ fn an_index_that_was_replaced_does_not_wait_for_others() {
     assert!(most < 128 * KIB, "{most} bytes of replaced indexes wait");
 }
 
-/// Threads take turns, each with its own kind of call, so that none is stopped inside a call.
+/// Threads run rounds of calls at the same time, each thread its own kind of call. At the end of a round, all threads
+/// meet at a barrier, so no thread stays inside a call.
 #[test]
 fn threads_that_are_not_stalled_keep_within_the_bound() {
     let _alone = alone();

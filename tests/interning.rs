@@ -1,4 +1,4 @@
-//! What a table keeps of proxies and their details that come without end: no more than of those that it has now.
+//! Proxies and their details come without end. A table keeps memory only for the present ones.
 //! One test, since the allocator is the process's.
 
 mod common;
@@ -68,7 +68,7 @@ impl Arena {
         (0..4).for_each(|_| sweep_fully(&self.table));
     }
 
-    /// Goes on until so many strangers came, and compares the bytes in use after the first tenth of them and later.
+    /// Continues until so many strangers came, and compares the bytes in use after the first tenth of them and later.
     fn stays_flat(mut self, what: &str, mut round: impl FnMut(&mut Self)) {
         let strangers = STRANGERS * scale() as u128;
         let (mut first, mut most) = (0, 0);

@@ -139,7 +139,7 @@ fn additions() {
     }
 }
 
-/// A sweep that can neither rebuild nor move takes away what is expired all the same, and later does the rest.
+/// A sweep that can neither rebuild nor move removes expired routes nevertheless, and later does the rest.
 fn sweeps() {
     let clock = ManualClock::new();
     let table = table(&clock);

@@ -58,7 +58,7 @@ const RARELY: Rate = Rate::OneIn(8);
 
 /// All calls, with the lock that each takes.
 #[rustfmt::skip]
-fn calls<'t>() -> [Call<'t>; 39] {
+fn calls<'t>() -> [Call<'t>; 43] {
     let call = |name, registry, rate, make| Call { name, registry, rate, make };
     [
         call("add_node", Free, OFTEN, Caller::add_node),
@@ -76,23 +76,27 @@ fn calls<'t>() -> [Call<'t>; 39] {
         call("sweep", Tries, OFTEN, Caller::sweep),
         call("for_each_route", Free, RARELY, Caller::for_each_route),
         call("nodes_page", Free, RARELY, Caller::nodes_page),
+        call("nodes_of_part", Free, RARELY, Caller::nodes_of_part),
         call("proxies_page", Free, RARELY, Caller::proxies_page),
         call("subscribe", Free, RARELY, Caller::subscribe),
         call("poll", Free, OFTEN, Caller::poll),
         call("poll_ready", Free, OFTEN, Caller::poll_ready),
+        call("wait", Free, RARELY, Caller::wait),
         call("len and other figures", Free, OFTEN, Caller::len),
         call("find_proxy", Free, OFTEN, Caller::find_proxy),
         call("proxy", Free, OFTEN, Caller::proxy),
         call("set_keep_alive", Itself, OFTEN, Caller::set_keep_alive),
         call("register_proxy, unchanged", Free, OFTEN, Caller::register_unchanged),
         call("stats", Free, RARELY, Caller::stats),
+        call("memory_use", Free, RARELY, Caller::memory_use),
         call("incarnation", Free, OFTEN, Caller::incarnation),
         call("route_count", Free, OFTEN, Caller::route_count),
         call("expiry_hold", Free, OFTEN, Caller::expiry_hold),
-        call("write_snapshot", Free, RARELY, Caller::write_snapshot),
+        call("write_snapshot", Tries, RARELY, Caller::write_snapshot),
         call("resume_incarnation", Free, OFTEN, Caller::resume_incarnation),
         call("begin_incarnation, again", Free, OFTEN, Caller::begin_again),
-        // These change proxies. A `read_snapshot` may also wait for rayon's pool, and so for another `read_snapshot`.
+        call("read_snapshot, into an empty table", Free, RARELY, Caller::read_snapshot_into_empty),
+        // These change proxies.
         call("read_snapshot", Takes, RARELY, Caller::read_snapshot),
         call("register_proxy, new", Takes, RARELY, Caller::register_new),
         call("register_proxy, changed", Takes, OFTEN, Caller::register_changed),

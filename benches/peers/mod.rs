@@ -1,13 +1,13 @@
-//! The table and what people would use in its place, behind one trait, each doing the same job: a clock read per call,
-//! expired routes and those of dead proxies left out, newest first, owned answers.
+//! The table and the maps that a program could use instead, behind one trait. Each does the same job: a clock read per
+//! call, expired routes and those of dead proxies left out, newest first, owned answers.
 //!
-//! Every peer hashes with ahash, keeps a route in one word, and looks at the same [`World`] for time and proxies.
-//! The clock is read before the node is looked for, and outside of any lock. After it would make no difference, 1 % in
-//! dashmap and 2 % in papaya: either way each call waits once for what was before. What would, asking for the entry's
-//! cache line before the clock is read, their interfaces do not offer.
+//! Every peer hashes with ahash, keeps a route in one word, and looks at the same [`World`] for time and proxies. The
+//! clock is read before the node is looked for, and outside of any lock. Reading the clock afterwards changes 1 % in
+//! dashmap and 2 % in papaya: either way, each call waits once for earlier loads. Prefetching the entry before the
+//! clock is read would help, but the peers' interfaces offer no prefetch.
 
+pub(crate) mod baseline;
 pub(crate) mod dashmap;
-pub(crate) mod floor;
 pub(crate) mod nodetracker;
 pub(crate) mod papaya;
 mod routes;
@@ -24,12 +24,12 @@ use uuid::Uuid;
 pub(crate) use crate::support::results::Kind;
 use crate::support::steps::Step;
 
-/// What every contestant is made for.
+/// The setting for which each contestant is made.
 #[derive(Debug, Clone)]
 pub(crate) struct Setting {
     pub(crate) proxies: u32,
     pub(crate) keep_alive: Duration,
-    /// The system's clock where there is none.
+    /// `None`: the system's clock.
     pub(crate) clock: Option<ManualClock>,
 }
 
@@ -56,26 +56,26 @@ pub(crate) trait Peer: Sized {
     /// The node's routes, newest first.
     fn look_up(&self, node: Uuid) -> Self::Answer;
 
-    /// Adds or refreshes a route; `None` where the proxy is gone.
+    /// Adds or refreshes a route; `None` if the proxy is gone.
     fn add(&self, node: Uuid, proxy: u32) -> Option<Added>;
 
-    /// Whether there was a route that a look-up would have told.
+    /// Returns whether there was a route that a look-up would have returned.
     fn remove_node(&self, node: Uuid) -> bool;
 
     fn remove_proxy(&self, proxy: u32);
 
-    /// Takes away what is stale, and calls `step` wherever it could have stopped to go on later. Returns how many routes
-    /// that were.
+    /// Removes stale routes, and calls `step` at each place where it could stop and continue later. Returns the number
+    /// of removed routes.
     fn sweep(&self, step: impl FnMut()) -> usize;
 
     /// An answer as proxies and milliseconds since the Unix epoch.
     fn plain(&self, answer: &Self::Answer) -> Vec<(u32, u64)>;
 
-    /// Looks all of the nodes up. Peers have no such call: a loop, with whatever can be done once for all of it.
+    /// Looks all nodes up. Peers have no such call: they loop, and do once what the loop needs only once.
     fn look_up_batch(&self, nodes: &[Step]);
 
-    /// Adds routes that are all of one proxy; returns handles to refresh them by, where there is such a thing. Peers have
-    /// no such call: a loop.
+    /// Adds routes of one proxy. Returns handles that refresh them, if the contestant has handles. Peers have no such
+    /// call: they loop.
     fn announce(&self, nodes: &[Step]) -> Vec<u64> {
         for step in nodes {
             self.add(step.node, step.proxy);
@@ -83,7 +83,7 @@ pub(crate) trait Peer: Sized {
         Vec::new()
     }
 
-    /// Refreshes what was announced; as with [`look_up_batch`](Peer::look_up_batch).
+    /// Refreshes announced routes; as with [`look_up_batch`](Peer::look_up_batch).
     fn heartbeat(&self, nodes: &[Step], handles: &[u64]);
 }
 
@@ -101,7 +101,7 @@ macro_rules! for_each_peer {
     };
     (single-threaded $peer:ident => $body:block) => {
         for_each_peer!($peer => $body);
-        for_each_peer!(@each $peer $body $crate::peers::floor::Floor,);
+        for_each_peer!(@each $peer $body $crate::peers::baseline::Baseline,);
     };
     (@each $peer:ident $body:block $($type:ty,)*) => {
         $({

@@ -3,20 +3,22 @@
 //! Replacing a value allocates, retires, and every 32 retirements interrupts all of the process's threads
 //! (`membarrier`): a refresh by `insert` takes 1.3 times as long as one by a CAS on the time inside the entry, with batches of
 //! 1,024 retirements still 1.2 times. So a refresh is that CAS, and only a change of membership replaces an entry. (A
-//! refresh that meets such a change of the same node may be lost; the others do not lose any.)
+//! refresh that meets such a change of the same node may be lost; the other peers lose none.)
 //!
-//! What remains, and why it looks slow with a million entries, each found by leaving one thing out at a time:
+//! Three costs remain, and make papaya slow with a million entries. Each was found by leaving out one thing at a time:
 //!
 //! * a look-up goes from the metadata to the pointer to the box, one dependent cache miss more than in a table of
 //!   entries. As long as look-ups overlap, that hardly shows: under one pin and without a clock, 66 ns beside
-//!   dashmap's 53. Once each of them reads the clock, which waits for what was before, it shows whole: 308 beside 208;
-//! * a pin ends with a `swap`, which stops them from overlapping as well: 107 ns with a pin for each. So a batch has one;
-//!   where a call is one operation, so is a pin;
+//!   dashmap's 53. If each look-up reads the clock, which waits for earlier loads, the miss costs its whole time: 308
+//!   beside 208;
+//! * a pin ends with a `swap`, which also stops look-ups from overlapping: 107 ns with a pin for each. So a batch has
+//!   one pin, and a call of one operation has one, too;
 //! * an entry in a box of its own is an allocation: filling the map takes 421 ns per entry, 224 with all of the capacity
 //!   from the beginning, which a table that does not know its nodes cannot have.
 //!
-//! What makes no difference once the map has grown: that capacity, `ResizeMode::Blocking` (and it grows no faster), and
-//! whether the clock is read before the pin, after it, or after the look-up. So these are as they come.
+//! Three things make no difference once the map has grown: that capacity, `ResizeMode::Blocking` (and the map grows no
+//! faster), and the place of the clock's reading, before the pin, after it, or after the look-up. So these are
+//! defaults.
 
 use std::cell::Cell;
 use std::hint::black_box;

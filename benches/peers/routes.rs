@@ -14,7 +14,7 @@ use crate::peers::world::World;
 const TIME_BITS: u32 = 40;
 const MOST_ROUTES: usize = 64;
 
-/// A route as a look-up tells it, of the size of the table's own.
+/// A route as a look-up returns it. It has the size of the table's own route.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Found {
     pub(crate) proxy: u32,
@@ -69,7 +69,7 @@ impl Routes {
         self.words().any(|word| word.is_valid(world, now))
     }
 
-    /// What a look-up answers.
+    /// The answer of a look-up.
     #[inline]
     pub(crate) fn read(&self, world: &World, now: u64) -> Answer {
         let found = |word: Word| {
@@ -87,7 +87,7 @@ impl Routes {
         answer
     }
 
-    /// Refreshes a route that is valid, in place; tells whether there is one.
+    /// Refreshes a route that is valid, in place. Returns whether there is such a route.
     #[inline]
     pub(crate) fn refresh_shared(&self, proxy: u32, world: &World, now: u64) -> bool {
         for slot in &self.0 {
@@ -120,7 +120,7 @@ impl Routes {
         false
     }
 
-    /// Adds or refreshes a route, and drops what is stale.
+    /// Adds or refreshes a route, and drops stale routes.
     #[inline]
     pub(crate) fn add(&mut self, proxy: u32, world: &World, now: u64) -> Added {
         if self.refresh(proxy, world, now) {
@@ -135,7 +135,7 @@ impl Routes {
         Added::Inserted
     }
 
-    /// What [`add`](Self::add) would make of these, as a copy.
+    /// A copy of these routes after [`add`](Self::add).
     pub(crate) fn with(&self, proxy: u32, world: &World, now: u64) -> (Self, Added) {
         let mut copy = Self(self.words().map(|word| AtomicU64::new(word.0)).collect());
         let added = copy.add(proxy, world, now);
@@ -150,7 +150,7 @@ impl Routes {
         before - self.0.len()
     }
 
-    /// The same as a copy, where any is.
+    /// The same as a copy; `None` if no route is stale.
     pub(crate) fn without_stale(&self, world: &World, now: u64) -> Option<(Self, usize)> {
         if self.words().all(|word| word.is_valid(world, now)) {
             return None;
@@ -161,7 +161,7 @@ impl Routes {
     }
 }
 
-/// An answer as [`Peer::plain`](crate::peers::Peer::plain) tells it.
+/// An answer as [`Peer::plain`](crate::peers::Peer::plain) returns it.
 pub(crate) fn plain(answer: &Answer) -> Vec<(u32, u64)> {
     let ms = |time: SystemTime| {
         time.duration_since(SystemTime::UNIX_EPOCH)

@@ -1,4 +1,4 @@
-//! What the peers' routes are judged by: time, and which proxies are alive.
+//! The time, and the proxies that are alive: both decide which routes of a peer are valid.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -55,13 +55,13 @@ impl World {
         self.wall_of_zero + Duration::from_millis(ms)
     }
 
-    /// Whether a route of this age may be told, as far as time goes.
+    /// Whether a route of this age is not expired.
     #[inline]
     pub(crate) fn is_fresh(&self, time: u64, now: u64) -> bool {
         now.saturating_sub(time) <= self.keep_alive
     }
 
-    /// The proxy's generation, where it is alive.
+    /// The proxy's generation; `None` if the proxy is not alive.
     #[inline]
     pub(crate) fn life(&self, proxy: u32) -> Option<u32> {
         // Acquire: whatever is kept of a proxy would be read next.

@@ -1,16 +1,16 @@
-//! What the benches are told on the command line.
+//! The command line of the benches.
 
 use std::path::PathBuf;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Args {
-    /// Rows whose title has one of these are measured; all, where there are none.
+    /// Rows whose title has one of these words are measured; all rows if there are no words.
     pub(crate) words: Vec<String>,
-    /// `--record FILE`: where to write what was measured.
+    /// `--record FILE`: the file for the results.
     pub(crate) record: Option<PathBuf>,
     /// `--seconds N`: the budget of time for the whole run, in benches that have such a budget.
     pub(crate) seconds: Option<u64>,
-    /// Whether to measure. Without this, cargo wants to know only whether it works.
+    /// Whether to measure. Otherwise cargo only checks that the bench works.
     pub(crate) is_bench: bool,
 }
 

@@ -19,7 +19,8 @@ enum Said {
 
 const PROXIES: u32 = 24;
 
-/// What a contestant says to one random sequence of operations, time included; each of them gets the same.
+/// The results of a contestant for one random sequence of operations, time included. Each contestant gets the same
+/// sequence.
 fn said<P: Peer>() -> Vec<Said> {
     let clock = ManualClock::new();
     let setting = Setting {
@@ -32,7 +33,7 @@ fn said<P: Peer>() -> Vec<Said> {
     let mut random = fastrand::Rng::with_seed(6);
     let mut said = Vec::new();
     for round in 0..40_000 {
-        // No two operations are of one millisecond, where peers break ties as they like.
+        // No two operations come in one millisecond: peers break ties in different ways.
         clock.advance(Duration::from_millis(random.u64(1..4)));
         let node = nodes[random.usize(..nodes.len())].node;
         said.push(match random.u32(..1_000) {
@@ -55,7 +56,7 @@ fn said<P: Peer>() -> Vec<Said> {
     said
 }
 
-/// Panics where a contestant says something else than the table.
+/// Panics if a result of a contestant differs from that of the table.
 pub(crate) fn all_agree() {
     let expected = said::<Nodetracker>();
     for_each_peer!(single-threaded P => {

@@ -10,7 +10,7 @@ use crate::support::histogram::{Histogram, histogram};
 use crate::support::own_time::{Laps, Stopwatch};
 use crate::support::steps::{BATCH, Step, batches};
 
-/// What an operation is.
+/// The kind of an operation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Work {
     LookUp,
@@ -75,7 +75,7 @@ fn per_op(took: Duration, ops: usize) -> f64 {
     took.as_nanos() as f64 / ops as f64
 }
 
-/// Nanoseconds per operation where so many threads share the steps: the threads' own time, spread over the cores that
+/// Nanoseconds per operation if so many threads share the steps: the threads' own time, spread over the cores that
 /// they have.
 pub(crate) fn threads<P: Peer + Sync>(table: &P, work: Work, threads: usize, steps: &[Step]) -> f64 {
     let barrier = Barrier::new(threads);

@@ -1,17 +1,17 @@
-//! An allocator that counts the bytes it was asked for: what is in use, and the most that was.
+//! An allocator that counts the bytes of requests: the bytes in use, and their peak.
 //!
 //! As dhat does, but for tables of any size, and for peers whose every entry is an allocation, without a record of each.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts what goes to another allocator.
+/// Counts the requests to another allocator.
 pub(crate) struct Counting<A>(pub(crate) A);
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// Relaxed, all: sums, which order nothing. Where several threads allocate at once, the peak may miss a moment.
+// Relaxed, all: sums, which order nothing. If several threads allocate at once, the peak may miss a moment.
 fn add(bytes: usize) {
     let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
     if live > PEAK.load(Ordering::Relaxed) {

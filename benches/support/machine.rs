@@ -1,4 +1,4 @@
-//! What machine this is, for the record. Where the system does not tell, nothing is said.
+//! A description of this machine, for the record. It leaves out what the system does not report.
 
 use std::fs::read_to_string;
 
@@ -46,7 +46,7 @@ fn cpu() -> Option<String> {
     let of = |name| field("/proc/cpuinfo", name);
     let model = of("model name")?;
     Some(match (of("cpu family"), of("model")) {
-        // What a virtual machine tells of its processor may be no more than its maker's name.
+        // A virtual machine may report no more of its processor than the maker's name.
         (Some(family), Some(number)) => format!("{model}, family {family}, model {number}"),
         _ => model,
     })

@@ -1,4 +1,4 @@
-//! What the benches share beside the peers.
+//! Modules that the benches share, beside the peers.
 
 pub(crate) mod args;
 pub(crate) mod check;

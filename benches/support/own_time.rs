@@ -1,8 +1,8 @@
-//! How long a thread was at work, or blocked by others at work on the same table.
+//! The time for which a thread worked, or was blocked by other threads that worked on the same table.
 //!
-//! On a machine that does other things too, the longest of a million operations is the one that was running when the
-//! scheduler gave the core to somebody else. Linux tells how long a thread has been ready to run without a core; that is
-//! taken out. Elsewhere, nothing is.
+//! On a busy machine, the longest of a million operations is the one during which the scheduler gave the core to
+//! another process. Linux reports how long a thread was ready to run without a core; this time does not count. Other
+//! systems do not report it.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ impl Stopwatch {
     }
 }
 
-/// Shorter times are taken as they are: asking costs about as much.
+/// Shorter times are not corrected: reading the waits costs about as much.
 const WORTH_ASKING: Duration = Duration::from_micros(20);
 
 /// Successive times of one thread.
@@ -64,8 +64,8 @@ impl Laps {
 
     #[cold]
     fn own(&mut self, took: Duration) -> Duration {
-        // A lap that waited for long is long, and got here; so nearly all that was waited since the last time was in
-        // this lap.
+        // A lap with a long wait is long, so it comes here. So nearly all of the wait since the last time was in this
+        // lap.
         let waited = waited();
         let own = took.saturating_sub(waited - self.waited);
         self.waited = waited;
@@ -74,7 +74,7 @@ impl Laps {
     }
 }
 
-/// How long this thread was ready to run while others did; zero where nobody tells.
+/// How long this thread was ready to run without a core; zero if the system does not report it.
 fn waited() -> Duration {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos = stat.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());

@@ -1,7 +1,7 @@
-//! Interleaved rounds, what is told of them, and what is kept.
+//! Interleaved rounds, their report, and their record.
 //!
-//! In each round each contestant runs once, so what else the machine does meets all of them alike. Told are medians, and
-//! the median of each round's ratio between the table and the best peer.
+//! In each round each contestant runs once, so other load of the machine affects all of them alike. The report has
+//! medians, and the median of each round's ratio between the table and the best peer.
 
 use std::fmt;
 use std::io;
@@ -15,12 +15,12 @@ use crate::support::machine;
 use crate::support::results::{self, Comparison, Contestant, Results};
 use crate::support::steps::size_name;
 
-/// What a row measures. Its title, which has all of it, is what the command line's words are looked for in.
+/// The subject of a row. Its title has all fields; the command line's words select titles.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subject {
     pub(crate) operation: &'static str,
     pub(crate) threads: usize,
-    /// In which the nodes come; empty where there is but one.
+    /// The order of the nodes; empty if the operation has only one order.
     pub(crate) order: &'static str,
     pub(crate) nodes: usize,
 }
@@ -61,12 +61,12 @@ impl Who {
 }
 
 /// One contestant's part in a row of the report: each call measures it once, in the row's unit.
-pub(crate) struct Entry<'a> {
+pub(crate) struct Measurement<'a> {
     pub(crate) who: Who,
     pub(crate) measure: Box<dyn FnMut() -> f64 + 'a>,
 }
 
-/// What came of one row: the first contestant is the table.
+/// The results of one row. The first contestant is the table.
 #[derive(Debug)]
 pub(crate) struct Row {
     subject: Subject,
@@ -96,15 +96,19 @@ impl Row {
         subject: Subject,
         unit: &'static str,
         rounds: impl Iterator<Item = usize>,
-        mut entries: Vec<Entry<'_>>,
+        mut measurements: Vec<Measurement<'_>>,
     ) -> Self {
-        let mut row = Self::new(subject, unit, entries.iter().map(|entry| entry.who).collect());
-        let count = entries.len();
+        let mut row = Self::new(
+            subject,
+            unit,
+            measurements.iter().map(|measurement| measurement.who).collect(),
+        );
+        let count = measurements.len();
         for round in rounds {
             let mut values = vec![0.0; count];
-            // Another one begins each time.
+            // Another contestant begins each time.
             for at in (0..count).map(|at| (at + round) % count) {
-                values[at] = (entries[at].measure)();
+                values[at] = (measurements[at].measure)();
             }
             row.push(values);
         }
@@ -224,7 +228,7 @@ impl Report {
         });
     }
 
-    /// Writes all of it where `--record` says, a line for each row.
+    /// Writes all rows to the file of `--record`, a line for each row.
     pub(crate) fn save(self, args: &Args) -> io::Result<()> {
         let Some(file) = &args.record else { return Ok(()) };
         let results = Results {

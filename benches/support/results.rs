@@ -67,7 +67,7 @@ pub(crate) struct Contestant {
     pub(crate) ratio: Option<f64>,
 }
 
-/// What a contestant is.
+/// The kind of a contestant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
@@ -75,7 +75,7 @@ pub(crate) enum Kind {
     /// Has a lock that one thread can make another wait for.
     Locks,
     LockFree,
-    /// What there is to compare with, but no peer: with one thread only, or another way to the same end.
+    /// No peer, but a reference: one thread only, or another way to the same result.
     Reference,
 }
 

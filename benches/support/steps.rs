@@ -68,7 +68,7 @@ pub(crate) fn batches(by_proxy: &[Step]) -> impl Iterator<Item = &[Step]> {
         .flat_map(|session| session.chunks(BATCH))
 }
 
-/// A size as people say it.
+/// A short name of a size.
 pub(crate) fn size_name(nodes: usize) -> String {
     match nodes {
         n if n % 1_000_000 == 0 => format!("{}M", n / 1_000_000),
@@ -77,7 +77,7 @@ pub(crate) fn size_name(nodes: usize) -> String {
     }
 }
 
-/// How many nodes to measure with: those that `NODES` names, separated by commas, or else the default.
+/// The numbers of nodes to measure with, from `NODES`, separated by commas; by default, `default`.
 pub(crate) fn sizes(default: &[usize]) -> Vec<usize> {
     let Ok(list) = std::env::var("NODES") else {
         return default.to_vec();

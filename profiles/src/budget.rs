@@ -1,4 +1,4 @@
-//! What each program may take, and what came of it.
+//! The budget of each program, and the result.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::programs::Findings;
 pub(crate) enum Unit {
     /// The most bytes in use at one time, per route.
     PeakPerRoute,
-    /// As a multiple of what the budget says.
+    /// As a multiple of the budget.
     Times,
     /// Not bytes, but how many.
     Allocations,
@@ -24,9 +24,9 @@ pub(crate) struct Budget {
     pub(crate) routes: &'static str,
     pub(crate) unit: Unit,
     pub(crate) limit: f64,
-    /// Where it should get to.
+    /// The goal.
     pub(crate) reach: Option<f64>,
-    /// Why it does not hold yet, where it is known not to. A check passes all the same.
+    /// If the budget is known not to hold yet, the reason. A check passes nevertheless.
     pub(crate) not_yet: Option<&'static str>,
 }
 
@@ -52,7 +52,7 @@ impl Budget {
 }
 
 impl Verdict {
-    /// Whether a check fails. What varies about its limit does not, where it is known to.
+    /// Whether a check fails. A figure that is known to vary about its limit does not fail.
     pub(crate) fn is_failure(self) -> bool {
         self == Verdict::Broken
     }

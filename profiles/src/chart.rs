@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 360.0;
-/// Where the panels begin and end, downwards.
+/// The tops and bottoms of the panels.
 const TOP: f64 = 78.0;
 const BOTTOM: f64 = HEIGHT - 52.0;
 /// Beside a panel: for the values' labels, and after it.
@@ -32,7 +32,7 @@ pub(crate) struct Axis {
     pub(crate) scale: Scale,
     pub(crate) from: f64,
     pub(crate) to: f64,
-    /// Where there is a label, and which.
+    /// The positions of the labels, and their texts.
     pub(crate) ticks: Vec<(f64, String)>,
 }
 

@@ -1,4 +1,4 @@
-//! What the benches recorded, read back.
+//! Reads the records of the benches.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -95,7 +95,7 @@ impl Results {
 }
 
 impl Contestant {
-    /// Million operations per second, where the figure is nanoseconds per operation.
+    /// Million operations per second, if the figure is nanoseconds per operation.
     pub(crate) fn mops(&self) -> f64 {
         1_000.0 / self.median
     }

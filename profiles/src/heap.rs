@@ -7,7 +7,7 @@ use dhat::{HeapStats, Profiler};
 /// dhat keeps this many frames of each backtrace: enough to get from an allocation to the call of the table.
 const FRAMES: usize = 8;
 
-/// Starts counting, from zero. What was counted is saved to `file`, if there is one, when the result is dropped.
+/// Starts counting, from zero. The counts are saved to `file`, if there is one, when the result is dropped.
 #[must_use = "counting ends when this is dropped"]
 pub(crate) fn count(file: Option<&Path>) -> Profiler {
     let builder = Profiler::builder().trim_backtraces(Some(FRAMES));

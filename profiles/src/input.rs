@@ -1,5 +1,5 @@
-//! What the programs put into a table. Everything follows from a number, so that no key has to be kept, and nothing here
-//! is on the heap.
+//! The data that the programs put into a table. Everything follows from a number, so that no key has to be kept, and
+//! nothing here is on the heap.
 
 use std::io::Write;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use nodetracker::{Added, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
 use uuid::Uuid;
 
-/// The proxies that hold the tunnels, where a program does not say otherwise.
+/// The number of proxies, unless a program has another number.
 pub(crate) const PROXIES: u64 = 1_000;
 
 /// How old a route may become in the programs.
@@ -34,7 +34,7 @@ pub(crate) fn node(n: u64) -> NodeId {
     uuid(SEED, n).into()
 }
 
-/// Writes into a buffer of the caller's, and returns what was written.
+/// Writes into the caller's buffer, and returns the written text.
 macro_rules! text {
     ($buffer:expr, $($format:tt)+) => {{
         let mut rest = &mut $buffer[..];

@@ -34,7 +34,7 @@ type Counts = BTreeMap<(String, String), [f64; COUNTS.len()]>;
 /// The table's name among the benches.
 const TABLE: &str = "nodetracker";
 
-/// What there is to be installed before anything can be counted.
+/// Checks that the tools for counting are installed. Returns the version of valgrind.
 fn check_tools() -> Result<String, Box<dyn Error>> {
     let version = |program: &str| -> Option<String> {
         let output = Command::new(program)
@@ -62,7 +62,7 @@ fn check_tools() -> Result<String, Box<dyn Error>> {
     }
 }
 
-/// Counts what the pattern names.
+/// Counts the operations that match the pattern.
 fn count(pattern: &str) -> Result<Counts, Box<dyn Error>> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
@@ -200,7 +200,7 @@ fn comparison(recorded: &Counts, counted: &Counts) -> (String, bool) {
     (text, is_well)
 }
 
-/// The README's table of what is recorded.
+/// The README's table of the record.
 pub(crate) fn section(here: &Path) -> Result<String, Box<dyn Error>> {
     Ok(table(&read(here)?))
 }

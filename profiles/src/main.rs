@@ -1,5 +1,5 @@
 //! Measures how much memory a table takes, and checks that against its budgets; counts instructions, beside a record of
-//! them; and shows what the benches recorded.
+//! them; and shows the records of the benches.
 
 mod budget;
 mod chart;
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a program in this process, and prints what it found for the one that started it.
+/// Runs a program in this process, and prints its results for the parent process.
 fn run(program: &Program, largest: &str, file: Option<&&str>) -> Result<bool, Box<dyn Error>> {
     let mut findings = Findings {
         largest: largest.parse()?,

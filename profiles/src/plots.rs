@@ -1,4 +1,4 @@
-//! Which plots there are, and what they are drawn from.
+//! The plots, and their data.
 
 use crate::chart::{Axis, Panel, Scale, Series, draw};
 use crate::programs::Point;
@@ -82,7 +82,7 @@ pub(crate) fn bytes_of_all(record: &Results) -> String {
         title: String::new(),
         x: sizes(),
         y: Axis::up_to("bytes per route", most.fold(1.0, f64::max)),
-        // As much as the unsynchronised map takes, and over it, is what the locked one does.
+        // The locked map takes as much as the unsynchronised map, and lies over it.
         series: curves
             .into_iter()
             .filter(|(name, _)| *name != "hashbrown, one thread")

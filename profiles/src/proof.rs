@@ -1,10 +1,10 @@
-//! What the table is put through to prove that it is right: counted where it is written down.
+//! The checks that prove the table correct, counted in the sources.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-/// The table of proofs. What only a run can tell, its command prints.
+/// The table of proofs. The command of a row prints the figures that only a run has.
 pub(crate) fn section(root: &Path) -> io::Result<String> {
     let mut models = 0;
     in_each_file(&root.join("src"), &mut |name, text| {
@@ -80,7 +80,7 @@ fn in_each_file(directory: &Path, each: &mut impl FnMut(&str, &str)) -> io::Resu
     Ok(())
 }
 
-/// The sum of what the calls of `check_histories(threads, count * scale())` ask for.
+/// The sum of the counts in the calls of `check_histories(threads, count * scale())`.
 fn histories(source: &str) -> u64 {
     let count = |call: &str| -> Option<u64> {
         let (count, _) = call.split_once(" * scale()")?;
@@ -100,6 +100,8 @@ fn thousands(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -114,6 +116,63 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let section = section(root).unwrap();
         assert!(!section.contains("| 0 |"), "{section}");
+    }
+
+    /// A row of two cells, the second a number with commas.
+    fn counted(row: &str) -> Option<(&str, u64)> {
+        let (name, count) = row.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | ")?;
+        Some((name, count.replace(',', "").parse().ok()?))
+    }
+
+    /// The names and the sums in `proof/README.md` are those of the models and of the mutations.
+    #[test]
+    fn the_readme_of_the_proof_has_every_model_and_the_counts_of_mutations() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let readme = fs::read_to_string(root.join("proof/README.md")).unwrap();
+        let (mut listed, mut groups, mut mutations) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        for (name, count) in readme.lines().filter_map(counted) {
+            if let Some(group) = name.strip_prefix("**") {
+                groups.push((group, count, 0));
+            } else if let Some(kind) = ["loom models", "unit tests", "integration tests"]
+                .iter()
+                .find(|kind| **kind == name)
+            {
+                mutations.insert(*kind, count);
+            } else {
+                groups.last_mut().expect("a model is in a group").2 += count;
+                let function = name.replace(' ', "_").replace('\'', "");
+                assert!(listed.insert(function, count).is_none(), "{name} is listed twice");
+            }
+        }
+        for (group, count, sum) in &groups {
+            assert_eq!(count, sum, "{group}");
+        }
+        let total: u64 = listed.values().sum();
+        let heading = format!("{} loom models, {} executions", listed.len(), thousands(total));
+        assert!(readme.contains(&heading), "the first table should have {heading:?}");
+
+        let mut models = Vec::new();
+        in_each_file(&root.join("src"), &mut |file, text| {
+            let tests = text.split("#[test]\nfn ").skip(1).filter(|_| file == "models.rs");
+            models.extend(tests.filter_map(|test| Some(test.split_once('(')?.0.to_owned())));
+        })
+        .unwrap();
+        models.sort();
+        assert_eq!(listed.into_keys().collect::<Vec<_>>(), models);
+
+        let records = fs::read_to_string(root.join("proof/mutations.txt")).unwrap();
+        let mut kinds = BTreeMap::new();
+        for test in records.lines().filter_map(|line| line.strip_prefix("test: ")) {
+            let kind = match test.split(' ').next() {
+                Some("loom") => "loom models",
+                Some("lib") => "unit tests",
+                _ => "integration tests",
+            };
+            *kinds.entry(kind).or_insert(0) += 1;
+        }
+        assert_eq!(mutations, kinds);
+        let heading = format!("{} weakenings", kinds.values().sum::<u64>());
+        assert!(readme.contains(&heading), "the first table should have {heading:?}");
     }
 
     #[test]

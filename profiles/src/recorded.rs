@@ -7,13 +7,13 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-/// Of a program point, what is added up: bytes and blocks in total, their lifetimes, at the point's own maximum, at the
+/// The sums of a program point: bytes and blocks in total, their lifetimes, at the point's own maximum, at the
 /// global one, and at the end.
 const COUNTS: [&str; 9] = ["tb", "tbk", "tl", "mb", "mbk", "gb", "gbk", "eb", "ebk"];
 /// In [`COUNTS`]: bytes at the global maximum.
 const AT_PEAK: usize = 5;
 
-/// A backtrace, innermost frame first, and what was allocated there.
+/// A backtrace, innermost frame first, and its allocations.
 pub(crate) struct Point {
     frames: Vec<String>,
     counts: [u64; COUNTS.len()],

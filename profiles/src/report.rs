@@ -13,7 +13,7 @@ fn is_listed(routes: u64, before: u64) -> bool {
     steps.chain(larger).any(|size| before < size && size <= routes)
 }
 
-/// Prints what was measured beside its budget; returns whether no budget is broken that is said to hold.
+/// Prints the measurements beside their budgets. Returns whether all budgets hold that should hold.
 pub(crate) fn print(findings: &Findings) -> bool {
     let mut before = 0;
     for point in &findings.curve {

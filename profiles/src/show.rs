@@ -1,4 +1,4 @@
-//! What the READMEs and the plots show of what is recorded.
+//! Writes the records into the READMEs and the plots.
 
 use std::error::Error;
 use std::fs;
@@ -60,7 +60,7 @@ fn scaling(here: &Path) -> Result<String, Box<dyn Error>> {
     ))
 }
 
-/// Replaces what a file has between the marks of a section.
+/// Replaces the text between the marks of a section in a file.
 pub(crate) fn write_section(file: &Path, name: &str, section: &str) -> Result<(), Box<dyn Error>> {
     let text = fs::read_to_string(file)?;
     let text = replaced(&text, name, section)
@@ -69,7 +69,7 @@ pub(crate) fn write_section(file: &Path, name: &str, section: &str) -> Result<()
     Ok(())
 }
 
-/// The text with another section; `None` where its marks are missing.
+/// The text with another section; `None` if its marks are missing.
 fn replaced(text: &str, name: &str, section: &str) -> Option<String> {
     let begin = format!("<!-- {name}: written by the program, do not edit -->\n");
     let end = format!("<!-- end of {name} -->");

@@ -1,17 +1,17 @@
-//! The budgets of time, and the tables of what the benches recorded.
+//! The budgets of time, and the tables of the recorded times.
 //!
-//! Where there are peers, a budget is a ratio within one run, and binds at one million and ten million routes.
+//! If there are peers, a budget is a ratio within one run, and binds at one million and ten million routes.
 
 use std::fmt::Write;
 
 use crate::results::{Comparison, Contestant, Kind, Results, Row};
 
-/// What the table is measured against.
+/// The contestants that the table is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Against {
     BestPeer,
     BestThatLocks,
-    /// What is no peer: one thread without synchronisation, or another way to the same end.
+    /// No peer: one thread without synchronisation, or another way to the same result.
     Reference,
     /// A figure of its own, in the row's unit.
     Absolute,
@@ -165,7 +165,7 @@ const GOALS: &[Goal] = &[
 
 /// The sizes, and whether a budget binds there.
 const SIZES: [(usize, bool); 3] = [(100_000, false), (1_000_000, true), (10_000_000, true)];
-/// The size whose times are told.
+/// The size whose times are shown.
 const MILLION: usize = 1_000_000;
 
 impl Goal {
@@ -182,7 +182,7 @@ impl Goal {
         }
     }
 
-    /// What the limit is for.
+    /// The kind of figure that the limit binds.
     fn value(&self, row: &Comparison) -> Option<f64> {
         match self.against {
             Against::Absolute => row.table().map(|table| table.median),
@@ -190,7 +190,7 @@ impl Goal {
         }
     }
 
-    /// Whether the limit holds wherever it binds; `None` where there is none, or nothing was measured.
+    /// Whether the limit holds at all sizes at which it binds; `None` without a limit or a measurement.
     fn holds(&self, record: &Results) -> Option<bool> {
         let limit = self.limit?;
         let bound = SIZES.iter().filter(|(_, binds)| *binds);
@@ -299,7 +299,7 @@ pub(crate) fn all_rows(record: &Results) -> String {
     text
 }
 
-/// A size as people say it.
+/// A short name of a size.
 pub(crate) fn size(nodes: usize) -> String {
     match nodes {
         n if n % 1_000_000 == 0 => format!("{}M", n / 1_000_000),

@@ -72,9 +72,8 @@ fn a_subscriber_misses_no_change_of_two_writers() {
     });
 }
 
-/// Polls in its own thread, which has not seen the ring's places when it yields: loom returns no value older than the
-/// thread has seen before a yield.
-/// thread saw before that.
+/// Polls in its own thread, which has not seen the ring's places when it yields. After a yield, loom returns no value
+/// older than the thread has seen.
 #[test]
 fn a_subscriber_that_keeps_up_sees_each_change() {
     epoch::check(3, || {
@@ -99,6 +98,8 @@ fn a_subscriber_that_keeps_up_sees_each_change() {
     });
 }
 
+/// Three changes in a ring of two places. The writer replaces the first entry, and retires it, before or while the
+/// subscriber reads it.
 #[test]
 fn a_subscriber_that_is_overtaken_gets_an_error_or_every_change() {
     epoch::check(3, || {
@@ -241,11 +242,14 @@ fn is_gone(table: &RouteTable, event: &Event) {
     }
 }
 
+/// The subscriber polls between the writer's store of the removal and its mark. Few executions: the writer has the
+/// registry's lock, and the subscriber reads only the ring and the life of the number.
 #[test]
 fn a_proxy_is_gone_when_its_removal_is_reported() {
     during(|table, proxy| assert!(table.remove_proxy(proxy)), is_gone);
 }
 
+/// The subscriber polls between the end of the older incarnation and the mark of the end.
 #[test]
 fn an_incarnation_is_gone_when_its_end_is_reported() {
     let begin = |table: &RouteTable, _| {
@@ -255,6 +259,7 @@ fn an_incarnation_is_gone_when_its_end_is_reported() {
     during(begin, is_gone);
 }
 
+/// The subscriber polls between the swap of the details and the mark.
 #[test]
 fn a_proxy_has_its_new_details_when_they_are_reported() {
     let register = |table: &RouteTable, _| _ = table.register_proxy(&proxy("a:2")).expect("there is room");
@@ -309,6 +314,7 @@ fn waits(writers: u64) {
     });
 }
 
+/// The change comes before the drain, between the drain and the registration of the waker, or after the registration.
 #[test]
 fn a_subscriber_that_waits_is_woken_by_a_change() {
     waits(1);

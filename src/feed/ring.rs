@@ -1,4 +1,8 @@
-//! A ring of the latest changes of one shard.
+//! A ring of the latest changes of one shard. SAFETY comments cite these rules:
+//!
+//! * F1: *An entry is written before the CAS that puts it into its place* (Release), and does not change afterwards.
+//! * F2: *An entry is retired once, by the thread whose CAS replaced it.* So the entry lives while a thread that found
+//!   it stays pinned.
 
 use crate::feed::Event;
 #[cfg(loom)]
@@ -17,7 +21,7 @@ impl Reclaim for RingEntry {
     fn after_grace(&self) {}
 
     unsafe fn free(object: *mut Self) {
-        // SAFETY: the entry came from `Box::into_raw`, and the caller has the only pointer to it.
+        // SAFETY: the entry came from `Box::into_raw` in `push`, and the caller has the only pointer to it.
         drop(unsafe { Box::from_raw(object) });
     }
 
@@ -69,7 +73,7 @@ impl Ring {
     pub(super) fn entry<'g>(&self, number: u64, _guard: &'g Guard) -> (*mut RingEntry, Option<&'g RingEntry>) {
         // Acquire: pairs with the CAS in `push`, so that the whole entry is visible.
         let entry = self.place(number).load(Ordering::Acquire);
-        // SAFETY: an entry is retired after it has been replaced, so it lives while the guard is pinned.
+        // SAFETY: the entry is whole (F1), and lives while the guard is pinned (F2).
         let found = unsafe { entry.as_ref() };
         #[cfg(loom)]
         if let Some(entry) = found {
@@ -95,7 +99,7 @@ impl Ring {
                 self.advance(number);
                 continue;
             }
-            // SAFETY: this thread owns the entry until the CAS below succeeds.
+            // SAFETY: this thread owns the entry until the CAS below succeeds (F1).
             unsafe { (*new).number = number };
             // Release: pairs with the load in `entry`. If the CAS fails, the place has a later entry, and the head has
             // moved or is about to move. If it succeeds, the place still had the entry of an earlier round.
@@ -107,7 +111,7 @@ impl Ring {
                 step("feed: before the head");
                 self.advance(number);
                 if !old.is_null() {
-                    // SAFETY: the CAS above unlinked the entry.
+                    // SAFETY: the CAS above unlinked the entry (F2).
                     unsafe { retire(guard, old) };
                 }
                 return;

@@ -1,7 +1,7 @@
 //! A short string on the heap behind a one-word pointer.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::ptr::NonNull;
+use std::ptr::{NonNull, with_exposed_provenance_mut};
 
 use crate::sync::stripes::Tally;
 
@@ -11,7 +11,7 @@ static BYTES: Tally = Tally::new();
 /// A heap string of at most 255 bytes behind a one-word pointer: a length byte, then the text. It costs one byte beside
 /// its text; a boxed str costs sixteen, a `CompactString` twenty-four.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ThinStr(NonNull<u8>);
+pub(crate) struct ThinStr(*mut u8);
 
 impl ThinStr {
     /// Copies `text`, of at most 255 bytes; `None` if there is no memory.
@@ -26,7 +26,7 @@ impl ThinStr {
         // SAFETY: both are `len` bytes, and the allocation is new, so they do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), bytes.as_ptr(), text.len()) };
         BYTES.add(Self::layout(len).size());
-        Some(ThinStr(to))
+        Some(ThinStr(to.as_ptr()))
     }
 
     /// The bytes of all texts of the process.
@@ -39,40 +39,36 @@ impl ThinStr {
     }
 
     pub(crate) fn to_bits(self) -> u64 {
-        self.0.as_ptr().expose_provenance() as u64
+        self.0.expose_provenance() as u64
+    }
+
+    /// The text whose [`to_bits`](ThinStr::to_bits) returned these bits. No text, if none did.
+    pub(crate) fn from_bits(bits: u64) -> ThinStr {
+        ThinStr(with_exposed_provenance_mut(bits as usize))
     }
 
     /// # Safety
     ///
-    /// `bits` came from [`to_bits`](ThinStr::to_bits).
-    pub(crate) unsafe fn from_bits(bits: u64) -> ThinStr {
-        let raw = std::ptr::with_exposed_provenance_mut(bits as usize);
-        // SAFETY: the caller promises that the bits are a text's address, which is not null.
-        ThinStr(unsafe { NonNull::new_unchecked(raw) })
-    }
-
-    /// # Safety
-    ///
-    /// The text is not freed while the result is in use.
+    /// [`new`](ThinStr::new) made the text, which is not freed while the result is in use.
     pub(crate) unsafe fn as_str<'a>(self) -> &'a str {
         // SAFETY: the caller promises that the text is not freed; its first byte is the length.
         let len = unsafe { self.0.read() };
         // SAFETY: `len` bytes follow the length.
         let bytes = unsafe { self.0.add(1) };
         // SAFETY: `new` initialised the bytes, and no thread writes them again.
-        let bytes = unsafe { std::slice::from_raw_parts(bytes.as_ptr(), len.into()) };
+        let bytes = unsafe { std::slice::from_raw_parts(bytes, len.into()) };
         // SAFETY: the bytes are a copy of a str.
         unsafe { std::str::from_utf8_unchecked(bytes) }
     }
 
     /// # Safety
     ///
-    /// No thread uses the text any more, and it is freed once.
+    /// [`new`](ThinStr::new) made the text. No thread uses the text any more, and it is freed once.
     pub(crate) unsafe fn free(self) {
         // SAFETY: the caller promises that the text is not freed yet; its first byte is the length.
         let len = unsafe { self.0.read() };
         BYTES.sub(Self::layout(len).size());
         // SAFETY: `new` allocated it with this layout.
-        unsafe { dealloc(self.0.as_ptr(), Self::layout(len)) };
+        unsafe { dealloc(self.0, Self::layout(len)) };
     }
 }

@@ -206,8 +206,8 @@ impl Entry<'_> {
         let id = &self.fields.id;
         // Relaxed: written before the life that was loaded above, and not again while the guard is pinned.
         let bits = [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)];
-        // SAFETY: `occupy` wrote the bits, and a name is freed only a grace period after its number died ("Life of a
-        // number").
+        // SAFETY: `occupy` wrote the bits before the life (N1), and a name is freed only a grace period after its
+        // number died (N2).
         unsafe { ProxyId::from_bits(bits, life.is_name()) }
     }
 
@@ -355,12 +355,10 @@ impl Entry<'_> {
         if self.life().is_name() {
             // Relaxed: no other thread uses the ID.
             let bits = self.fields.id[1].load(Ordering::Relaxed);
-            // SAFETY: a name's bits are the address of a text.
-            let text = unsafe { ThinStr::from_bits(bits) };
-            // SAFETY: a grace period has passed since the number died (or the table is being dropped), so no thread
+            // SAFETY: a grace period has passed since the number died (N2), or the table is being dropped, so no thread
             // reads the ID any more. `vacate` and `Numbers::drop` free it only once, because the number is then FREE or
             // dropped.
-            unsafe { text.free() };
+            unsafe { ThinStr::from_bits(bits).free() };
         }
     }
 }

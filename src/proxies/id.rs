@@ -49,10 +49,9 @@ impl<'a> ProxyId<'a> {
         if !is_name {
             return ProxyId::Uuid(Uuid::from_u64_pair(bits[1], bits[0]));
         }
-        // SAFETY: the caller promises that the bits are a name's.
-        let text = unsafe { ThinStr::from_bits(bits[1]) };
-        // SAFETY: the caller promises that the text is not freed while the result is in use.
-        ProxyId::Name(unsafe { text.as_str() })
+        // SAFETY: the caller promises that the bits are a name's, and that the text is not freed while the result is in
+        // use.
+        ProxyId::Name(unsafe { ThinStr::from_bits(bits[1]).as_str() })
     }
 
     pub(crate) fn to_compact_string(self) -> CompactString {

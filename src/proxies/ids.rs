@@ -180,7 +180,7 @@ impl Ids {
         // Acquire: pairs with `replace`, so that the whole array is visible.
         let array = self.parts[part].load(Ordering::Acquire);
         // SAFETY: the part had the array while the guard was pinned, and `replace` retires an array after it is
-        // unlinked. So the array is freed only after the guard is dropped.
+        // unlinked (E1). So the array is freed only after the guard is dropped (E2).
         unsafe { array.as_ref() }
     }
 
@@ -286,8 +286,8 @@ impl Ids {
         // Release: pairs with the load in `array`. Only the owner writes the pointer.
         self.parts[part].store(Box::into_raw(Box::new(new)), Ordering::Release);
         if let Some(old) = old {
-            // SAFETY: the store above unlinked the array, so no thread that pins from now on can find it. Only the
-            // owner replaces arrays, so it is retired only once.
+            // SAFETY: the store above unlinked the array. Only the owner replaces arrays, so it is retired only once
+            // (E1).
             unsafe { retire(guard, old.cast_mut()) };
         }
     }

@@ -9,9 +9,15 @@
 //! 0                                                           none: the number is FREE
 //! ```
 //!
-//! Readers read a word's objects under an epoch pin, without a lock. So an object is freed only a grace period after
-//! the last entry dropped its word, and only then may another cluster get the cluster's number. Everything else here
-//! belongs to the registry's owner.
+//! Readers read a word's objects under an epoch pin, without a lock. Everything else here belongs to the registry's
+//! owner. SAFETY comments cite these rules:
+//!
+//! * D1: *The objects of a word are freed only a grace period after the last entry dropped the word.* They are its
+//!   [`Shared`], and the name of its cluster. A thread that loaded the word from an entry under a pin may read them
+//!   until it unpins.
+//! * D2: *A cluster's number gets another name only after the same grace period.*
+//! * D3: *The address and the cluster of a [`Shared`] never change.* Only the registry's owner reads and writes its
+//!   count of users, and frees it.
 
 use std::collections::{BTreeMap, BTreeSet, LinkedList};
 use std::hash::Hash;
@@ -158,20 +164,15 @@ impl Details {
             Form::Inline { cluster, addr } => (cluster, Addr::V4(addr)),
             Form::Shared(shared) => {
                 #[cfg(loom)]
-                // SAFETY: an entry had the `Shared` while the guard was pinned, so it is not freed before the guard is
-                // dropped.
+                // SAFETY: an entry had the `Shared` while the guard was pinned (D1).
                 unsafe { &*shared }.fate.assert_alive();
-                // SAFETY: an entry had the `Shared` while the guard was pinned, so it is not freed before the guard is
-                // dropped. Only its count of users ever changes, and is not read here.
-                let cluster = unsafe { (*shared).cluster };
-                // SAFETY: the `Shared` is not freed before the guard is dropped, and its address does not change.
-                let addr = unsafe { (*shared).addr };
-                // SAFETY: the text is freed with the `Shared`.
-                (cluster, Addr::of(unsafe { addr.as_str() }))
+                // SAFETY: an entry had the `Shared` while the guard was pinned (D1).
+                let (cluster, addr) = unsafe { SharedPtr(shared).key() };
+                (cluster, Addr::of(addr))
             }
         };
         // SAFETY: an entry had the word while the guard was pinned, so the number is this cluster's until the guard is
-        // dropped.
+        // dropped (D2).
         Some((unsafe { clusters.name(cluster) }, addr))
     }
 }
@@ -202,10 +203,8 @@ impl Clusters {
         let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
         #[cfg(loom)]
         self.0.ensure(number).text.read();
-        // SAFETY: a cluster's number has a text.
-        let text = unsafe { ThinStr::from_bits(bits) };
         // SAFETY: the caller promises that the number, and so the text, is the cluster's while the result is in use.
-        unsafe { text.as_str() }
+        unsafe { ThinStr::from_bits(bits).as_str() }
     }
 
     fn set_name(&self, number: u32, name: ThinStr) {
@@ -223,10 +222,8 @@ impl Clusters {
         let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
         #[cfg(loom)]
         self.0.ensure(number).text.write();
-        // SAFETY: the caller promises that there is a text.
-        let text = unsafe { ThinStr::from_bits(bits) };
-        // SAFETY: the caller promises that no thread reads the text any more, and that it is freed once.
-        unsafe { text.free() };
+        // SAFETY: the caller promises that there is a text that no thread reads any more, and that it is freed once.
+        unsafe { ThinStr::from_bits(bits).free() };
     }
 }
 
@@ -260,8 +257,7 @@ const FREED_FOR_ONE: usize = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SharedPtr(*mut Shared);
 
-// SAFETY: a `Shared` is not tied to a thread: its text and cluster do not change, and only the holder of the registry's
-// lock touches its count of users.
+// SAFETY: a `Shared` is not tied to a thread (D3).
 unsafe impl Send for SharedPtr {}
 
 impl SharedPtr {
@@ -278,11 +274,11 @@ impl SharedPtr {
 
     /// # Safety
     ///
-    /// The `Shared` is not freed.
+    /// The `Shared` is not freed while the result is in use.
     unsafe fn key<'a>(self) -> (u32, &'a str) {
-        // SAFETY: the caller promises that the `Shared` is not freed, and its cluster does not change.
+        // SAFETY: the caller promises that the `Shared` is not freed, and its cluster does not change (D3).
         let cluster = unsafe { (*self.0).cluster };
-        // SAFETY: the caller promises that the `Shared` is not freed, and its address does not change.
+        // SAFETY: the caller promises that the `Shared` is not freed, and its address does not change (D3).
         let addr = unsafe { (*self.0).addr };
         // SAFETY: the text is freed with the `Shared`.
         (cluster, unsafe { addr.as_str() })
@@ -294,7 +290,7 @@ impl SharedPtr {
     ///
     /// The `Shared` is not freed, and the caller owns the interner.
     unsafe fn add_users(self, more: i32) -> u32 {
-        // SAFETY: the `Shared` is not freed, and only the interner's owner touches the count.
+        // SAFETY: the `Shared` is not freed, and only the caller touches the count (D3).
         let users = unsafe { &mut (*self.0).users };
         *users = users.wrapping_add_signed(more);
         *users
@@ -306,7 +302,7 @@ impl SharedPtr {
     ///
     /// No entry has it any more, and it is retired once.
     pub(crate) unsafe fn retire(self, guard: &Guard) {
-        // SAFETY: no entry has the `Shared`, so no thread that pins from now on can find it; the caller retires it
+        // SAFETY: no entry has the `Shared`, so no thread that pins from now on can find it (D1); the caller retires it
         // once.
         unsafe { retire(guard, self.0) };
     }
@@ -408,8 +404,8 @@ impl Interner {
                 return;
             };
             self.unlinked.pop_front();
-            // SAFETY: the grace period since the last word with the number is over, so no thread reads the name any
-            // more. A new cluster sets another name before it uses the number.
+            // SAFETY: the grace period since the last word with the number is over (D1). A new cluster sets another
+            // name before it uses the number.
             unsafe { self.clusters.free_name(number) };
             self.free.insert(number);
         }
@@ -426,7 +422,7 @@ impl Interner {
                 if unsafe { shared.add_users(-1) } > 0 {
                     return;
                 }
-                // SAFETY: the `Shared` is freed only after the grace period of `unlinked`.
+                // SAFETY: the `Shared` is freed only after the grace period of `unlinked` (D1).
                 let key = unsafe { shared.key() };
                 self.shared.remove(&(self.hash_of(key), shared));
                 let cluster = key.0;

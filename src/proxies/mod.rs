@@ -20,6 +20,13 @@
 //! look-up may have read one of these routes before the sweep removed it, and not have resolved the number yet. After
 //! that, another proxy may get the number.
 //!
+//! SAFETY comments cite two rules:
+//!
+//! * N1: *A number's ID is written before the life that makes the number ALIVE* (Release), and does not change until
+//!   the number is FREE. So a thread that loads the life (Acquire) reads the ID that belongs to it.
+//! * N2: *An ID is freed only a grace period after its number became DEAD.* So a thread that found the
+//!   number under a pin may read the ID until it unpins.
+//!
 //! A number is free again at most 15 rounds of the sweeper after its proxy was removed or replaced, unless a thread
 //! stays inside a call meanwhile. The steps take three rounds. The grace periods take the others: the pins of one round
 //! advance the epoch once or twice.
@@ -208,7 +215,7 @@ impl Proxies {
 
     /// The name of the cluster and the address, unless the number is FREE.
     fn look_up_details<'g>(&'g self, entry: Entry<'g>, guard: &'g Guard) -> Option<(&'g str, Addr<'g>)> {
-        // SAFETY: `Entry::details` loaded the word with Acquire under the guard, and the entry belongs to these
+        // SAFETY: `Entry::details` loaded the word with Acquire under the guard (D1), and the entry belongs to these
         // clusters.
         unsafe { entry.details().look_up(&self.clusters, guard) }
     }

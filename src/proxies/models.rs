@@ -119,6 +119,8 @@ fn a_late_touch_takes_nothing_back() {
     });
 }
 
+/// Both sweepers find before the lock that the number can be freed. The second finds under the lock that the number is
+/// free already.
 #[test]
 fn of_two_sweepers_one_frees_a_number() {
     epoch::check(3, || {
@@ -228,6 +230,8 @@ fn a_proxy_that_is_replaced_is_found_while_the_map_of_ids_grows() {
     });
 }
 
+/// The reader copies the part's slots before the takeover, or after it. Or the reader copies a slot with the older
+/// number, and finds that the older incarnation has ended.
 #[test]
 fn a_part_has_a_proxy_that_is_replaced_once() {
     let seen = Seen::default();
@@ -288,6 +292,8 @@ fn a_part_has_a_proxy_that_comes_back_at_most_once() {
     });
 }
 
+/// The registry's lock orders the takeovers, so few executions remain: both orders, and a look-up before, between and
+/// after them.
 #[test]
 fn of_two_takeovers_the_greater_one_stays() {
     let seen = Seen::default();
@@ -312,6 +318,8 @@ fn of_two_takeovers_the_greater_one_stays() {
     seen.assert("the lesser one never came last");
 }
 
+/// Both orders under the registry's lock, with a look-up before, between and after them. A removal that comes last
+/// finds that its incarnation has ended.
 #[test]
 fn of_a_takeover_and_a_removal_one_comes_last() {
     let seen = Seen::default();
@@ -341,6 +349,7 @@ fn of_a_takeover_and_a_removal_one_comes_last() {
     seen.assert("the removal never came first");
 }
 
+/// Neither thread finds the ID without the lock. The second finds the ID under the lock.
 #[test]
 fn of_two_registrations_of_an_id_both_have_one_number() {
     epoch::check(2, || {
@@ -360,6 +369,8 @@ fn of_two_registrations_of_an_id_both_have_one_number() {
     });
 }
 
+/// The reader asks for the number itself, so it may read the life before the writer has put the ID into the map. Few
+/// executions: the reader does nothing unless it reads the new life.
 #[test]
 fn a_proxy_is_found_with_its_incarnation() {
     epoch::check(3, || {

@@ -8,8 +8,8 @@
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// The old number plus one in the upper half, the new number in the lower half; zero if no takeover is under way. Only the
-/// registry's owner writes it.
+/// The old number plus one in the upper half, the new number in the lower half; zero if no takeover is under way. Only
+/// the registry's owner writes it.
 #[derive(Debug, Default)]
 pub(crate) struct Takeover(AtomicU64);
 
@@ -20,8 +20,8 @@ impl Takeover {
     pub(crate) fn announce(&self, old: u32, new: u32) {
         let word = (u64::from(old) + 1) << NEW_BITS | u64::from(new);
         // Release: pairs with the load in `successor`. A reader that followed an earlier takeover may find this
-        // takeover instead of the earlier one's end. The reader must then find the earlier takeover's new number in the map. (For readers of
-        // this takeover, the DEAD life of `old` makes the word visible.)
+        // takeover instead of the earlier one's end. The reader must then find the earlier takeover's new number in the
+        // map. (For readers of this takeover, the DEAD life of `old` makes the word visible.)
         self.0.store(word, Ordering::Release);
     }
 

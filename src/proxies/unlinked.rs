@@ -42,7 +42,7 @@ impl<'a> Unlinked<'a> {
     pub(crate) fn begin(&mut self, guard: &Guard) -> bool {
         let Some(period) = self.period.take() else { return false };
         for shared in self.shared.drain(..) {
-            // SAFETY: the caller of `free` promised that no entry has the object any more, and `drain` retires it once.
+            // SAFETY: no entry has the object any more, by the promise of `free`, and `drain` retires it once (D1, E1).
             unsafe { shared.retire(guard) };
         }
         self.grace.begin(period, guard);

@@ -12,7 +12,6 @@
 //! [`compact`]: crate::shard::compact
 
 use std::marker::PhantomData;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -27,7 +26,7 @@ use crate::shard::list::{List, NewList};
 use crate::shard::new_index::NewIndex;
 use crate::shard::rebuild::crowded_shape;
 use crate::shard::routes::Words;
-use crate::shard::slab::{Record, Slab, allocate_segment, free_segment};
+use crate::shard::slab::{NewSegment, Record, Slab};
 use crate::shard::{Scope, Shard};
 use crate::sync::{AtomicU64, Guard, Ordering};
 use crate::types::node_id::NodeId;
@@ -46,12 +45,9 @@ pub(crate) enum NoIndex {
 /// lists of the records.
 #[derive(Default)]
 pub(crate) struct NewSegments {
-    segments: Vec<NonNull<Record>>,
+    segments: Vec<NewSegment>,
     count: u32,
 }
-
-// SAFETY: the records are atomics on the heap, and only the owner of this value reaches them.
-unsafe impl Send for NewSegments {}
 
 impl NewSegments {
     /// Adds a record. `false` if there is no memory, or if no further record can have a number.
@@ -63,10 +59,10 @@ impl NewSegments {
         let segment = Location::of(self.count).segment;
         if segment as usize == self.segments.len() {
             let room = self.segments.try_reserve(1);
-            let Some(records) = room.ok().and_then(|()| allocate_segment(segment)) else {
+            let Some(segment) = room.ok().and_then(|()| NewSegment::new(segment)) else {
                 return false;
             };
-            self.segments.push(records);
+            self.segments.push(segment);
         }
         self.count += 1;
         self.record(self.count - 1).fill(key, word);
@@ -77,10 +73,7 @@ impl NewSegments {
     fn record(&self, number: u32) -> &Record {
         debug_assert!(number < self.count);
         let at = Location::of(number);
-        // SAFETY: the segment of a record below `count` is allocated with room for the record's offset.
-        let record = unsafe { self.segments[at.segment as usize].add(at.offset as usize) };
-        // SAFETY: an allocated segment is initialised, and lives as long as this value.
-        unsafe { record.as_ref() }
+        &self.segments[at.segment as usize].records()[at.offset as usize]
     }
 
     fn records(&self) -> impl Iterator<Item = &Record> {
@@ -141,17 +134,8 @@ impl NewSegments {
 
     /// Leaves the segments to the slab.
     pub(crate) fn publish(&mut self) {
-        self.segments.clear();
+        self.segments.drain(..).for_each(NewSegment::publish);
         self.count = 0;
-    }
-}
-
-impl Drop for NewSegments {
-    fn drop(&mut self) {
-        for (segment, records) in self.segments.iter().enumerate() {
-            // SAFETY: this segment was allocated with this number, and never published.
-            unsafe { free_segment(*records, segment as u32) };
-        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::mem::segments::Location;
 use crate::shard::bucket::Bucket;
 use crate::shard::list::List;
 use crate::shard::published::Published;
-use crate::shard::slab::{FreedNumbers, NoRecord, Record, Slab, allocate_segment, free_segment};
+use crate::shard::slab::{FreedNumbers, NewSegment, NoRecord, Record, Slab, free_segment};
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
 use crate::sync::{AtomicPtr, AtomicU32, Guard, Ordering, Reclaim, retire};
@@ -211,18 +211,16 @@ impl<'g> Index<'g> {
             .ok_or(NoRecord::StaleIndex)?;
         // Acquire: as in `segment`.
         if entry.load(Ordering::Acquire).is_null() {
-            let records = allocate_segment(place.segment).ok_or(NoRecord::OutOfMemory)?;
+            let segment = NewSegment::new(place.segment).ok_or(NoRecord::OutOfMemory)?;
             // Release: pairs with the Acquire loads of the entry, so that the records are initialised.
             let installed = entry.compare_exchange(
                 std::ptr::null_mut(),
-                records.as_ptr(),
+                segment.as_ptr(),
                 Ordering::Release,
                 Ordering::Relaxed,
             );
-            if installed.is_err() {
-                // SAFETY: another thread's segment, or FROZEN, took the entry, so no other thread has seen this
-                // segment.
-                unsafe { free_segment(records, place.segment) };
+            if installed.is_ok() {
+                segment.publish();
             }
         }
         self.record(number).ok_or(NoRecord::StaleIndex)
@@ -342,7 +340,7 @@ impl Index<'_> {
                 }
             }
             // SAFETY: the records were allocated as this segment, and are not used below.
-            unsafe { free_segment(NonNull::from(records).cast(), segment) };
+            unsafe { free_segment(std::ptr::from_ref(records).cast_mut().cast(), segment) };
         }
     }
 }

@@ -106,13 +106,8 @@ impl Key for NameKey<'_> {
     }
 
     unsafe fn is(&self, stored: [u64; 2]) -> bool {
-        self.hash == stored[0] && {
-            // SAFETY: the text is freed with its record, which this pinned thread found in an index (the contract of
-            // `Key::is`).
-            let text = unsafe { ThinStr::from_bits(stored[1]) };
-            // SAFETY: the text is not freed while this thread is pinned (invariant 8).
-            unsafe { text.as_str() == self.name }
-        }
+        // SAFETY: the contract of `Key::is`; the text is freed with its record (invariant 8).
+        self.hash == stored[0] && unsafe { ThinStr::from_bits(stored[1]).as_str() == self.name }
     }
 
     fn store(&self) -> Option<[u64; 2]> {
@@ -124,17 +119,13 @@ impl Key for NameKey<'_> {
     }
 
     unsafe fn node(stored: [u64; 2]) -> NodeId {
-        // SAFETY: the text is freed with its record, which this pinned thread found in an index (the contract of
-        // `Key::node`).
-        let text = unsafe { ThinStr::from_bits(stored[1]) };
-        // SAFETY: the text is not freed while this thread is pinned (invariant 8).
-        NodeId::from_name(unsafe { text.as_str() })
+        // SAFETY: the contract of `Key::node`; the text is freed with its record (invariant 8).
+        NodeId::from_name(unsafe { ThinStr::from_bits(stored[1]).as_str() })
     }
 
     unsafe fn free(stored: [u64; 2]) {
-        // SAFETY: the caller promises that `store` made the text, and that no reader can reach it.
-        let text = unsafe { ThinStr::from_bits(stored[1]) };
-        // SAFETY: no reader can reach the text, and the caller frees it once.
-        unsafe { text.free() };
+        // SAFETY: the caller promises that `store` made the text, that no reader can reach it, and that it is freed
+        // once.
+        unsafe { ThinStr::from_bits(stored[1]).free() };
     }
 }

@@ -19,13 +19,13 @@
 //!   with that slot. Then a CAS makes the record LIVE, as for a key that was removed before.
 //! * **Remove**: CAS the word to DEAD. The record stays in the index until the next rebuild.
 //! * **List**: a second route moves the routes to a heap list ([`list`]). A change of membership replaces the list, and
-//!   so does a refresh when the ranks of a tick are used up: freeze each of the list's words, copy them with the
-//!   change, CAS the record's word. A thread that meets a frozen word builds the replacement with its own change, so
-//!   each CAS that wins finishes some thread's operation.
+//!   so does a refresh when the ranks of a tick are used up. To replace a list: freeze each of its words, copy them
+//!   with the change, CAS the record's word. A thread that meets a frozen word builds the replacement with its own
+//!   change, so each CAS that wins finishes some thread's operation.
 //! * **Rebuild** ([`rebuild`]): freeze the index, copy it without tombstones, CAS the root. The sweeper copies most of
 //!   a large index before it freezes it.
-//! * **Move** ([`compact`]): freeze the index and the words of its records, copy both to a new slab that is no larger
-//!   than they need, CAS the root.
+//! * **Move** ([`compact`]): freeze the index and the words of its records, copy both to a new slab of the least size,
+//!   CAS the root.
 //! * **Fill** ([`bulk_load`]): if there is no root yet, make slab and index in private, CAS the root from null.
 //! * **Scan** ([`scan`]): read the records in some buckets of one index. It writes nothing.
 //!
@@ -39,7 +39,7 @@
 //!    thread that walks the slab never meets a route that was not published. (No thread walks a slab that is private as
 //!    a whole.)
 //! 4. *A frozen index is final*: each slot and each entry of the segment table is taken or FROZEN before a copy becomes
-//!    the root, and the copy has the record of each taken slot, except RETIRED records. So a copy that wins has every
+//!    the root. The copy has the record of each taken slot, except RETIRED records. So a copy that wins has every
 //!    key that was inserted before, and later keys are inserted into the new root.
 //! 5. *The segment of a published record is in the table of the index that has it, and of all later ones.* A number is
 //!    taken only after its segment is installed, and an installed segment is copied to every later table.
@@ -56,7 +56,7 @@
 //!    froze the index. So all movers of one index copy the same words. A later change meets the frozen word, and moves
 //!    the shard first.
 //! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot be
-//!     reused while any thread that read it is pinned (8); so a count that follows a CAS is exact.
+//!     reused while any thread that read it is pinned (8). So a count that follows a CAS is exact.
 
 mod bucket;
 pub(crate) mod bulk_load;
@@ -86,6 +86,7 @@ use ahash::RandomState;
 
 use crate::feed::Feed;
 use crate::growth::{buckets_for, max_used, most_used};
+use crate::layout::MAX_RECORDS;
 use crate::liveness::{Census, Liveness};
 use crate::mem::segments::Location;
 use crate::route_limit::{Reservation, RouteLimit};
@@ -183,10 +184,21 @@ pub(crate) struct RecordPosition {
     pub(crate) number: u32,
 }
 
+impl RecordPosition {
+    /// After all records that the slab has or will have: the next visit moves the shard, if it is still sparse.
+    fn of_move(generation: u8) -> Self {
+        Self {
+            generation,
+            number: MAX_RECORDS + 1,
+        }
+    }
+}
+
 /// The results of a sweeper's visit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Visit {
-    /// Records visited; a part of a rebuild counts as the whole rest.
+    /// Records visited. A part of a rebuild and a move count as the whole rest of the visit, and so does a visit before
+    /// a move.
     pub(crate) visited: u32,
     /// Routes removed.
     pub(crate) removed: usize,
@@ -223,7 +235,7 @@ impl<K: Key> Shard<K> {
     fn root<'g>(&self, _guard: &'g Guard) -> Option<Index<'g>> {
         // Acquire: pairs with `replace_root`, so that the whole index is visible.
         let header = NonNull::new(self.root.load(Ordering::Acquire))?;
-        // SAFETY: loaded with Acquire from the root under the guard.
+        // SAFETY: loaded with Acquire from the root under the guard (invariant 8).
         Some(unsafe { Index::from_raw(header) })
     }
 
@@ -289,7 +301,7 @@ impl<K: Key> Shard<K> {
     /// Prefetches the key's bucket, most probably.
     ///
     /// Call it before the pin, and before reading the clock: both stall on earlier loads, but not on prefetches. So the
-    /// bucket arrives while the previous look-up still waits for its record: of the two cache misses of a look-up, one
+    /// bucket arrives while the previous look-up still waits for its record. One of the two cache misses of a look-up
     /// overlaps with the previous look-up's.
     #[inline]
     pub(crate) fn preload(&self, hash: u64) {
@@ -466,8 +478,9 @@ impl<K: Key> Shard<K> {
     }
 
     /// Removes the stale routes of at most `most` records, starting at `at`. Returns the record at which the next visit
-    /// starts. `census` sees the proxy of each route that stays. At the shard's end, a sparse shard moves. If there are
-    /// many tombstones instead, this visit and the next ones rebuild the index in parts; each part uses up the visit.
+    /// starts. `census` sees the proxy of each route that stays. If the shard is sparse at its end, the next visit
+    /// moves it: a move takes as long as thousands of visits. If there are many tombstones instead, this visit and the
+    /// next ones rebuild the index in parts; each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: RecordPosition,
@@ -533,7 +546,13 @@ impl<K: Key> Shard<K> {
         if number < end || left == 0 {
             visit.next = here;
         } else if Self::is_sparse(index) {
-            _ = self.compact(index, scope);
+            visit.visited = most;
+            let of_move = RecordPosition::of_move(generation);
+            if here == Some(of_move) {
+                _ = self.compact(index, scope);
+            } else {
+                visit.next = Some(of_move);
+            }
         } else {
             index.slab().take_returned::<K>(index);
             if Self::is_littered(index) && self.rebuild_part(index, left, parked, scope) == Ok(true) {

@@ -506,6 +506,7 @@ fn a_refresh_is_not_lost_to_a_list_that_is_replaced() {
     );
 }
 
+/// The refresh and the sweep of an expired route: either CAS may come between the other thread's load and CAS.
 #[test]
 fn a_refreshed_route_survives_the_sweep_or_comes_back() {
     model(
@@ -697,6 +698,7 @@ fn a_list_that_is_replaced_is_read_whole() {
     );
 }
 
+/// The record goes from key 1 to key 2 while a thread with a handle of key 1 stands between any two of its steps.
 #[test]
 fn a_handle_never_refreshes_a_stranger() {
     let seen = |world: &World, key: u64, proxy, now| {
@@ -725,6 +727,8 @@ fn a_handle_never_refreshes_a_stranger() {
     );
 }
 
+/// The reader has the record's number, and is pinned. Meanwhile, a rebuild leaves the record out, and another key asks
+/// for a record.
 #[test]
 fn a_record_is_not_reused_while_somebody_looks_at_it() {
     model(
@@ -935,6 +939,7 @@ fn a_segment_that_is_installed_is_kept(rebuild: fn(&World, u64)) {
     );
 }
 
+/// The segment comes before the rebuild freezes the segment's entry, or meets the frozen entry.
 #[test]
 fn a_segment_that_is_installed_during_a_rebuild_is_kept() {
     a_segment_that_is_installed_is_kept(World::rebuild);
@@ -999,6 +1004,7 @@ fn a_copy_has_a_key_that_came_back_once() {
     );
 }
 
+/// The subscriber drains between the two changes, between a change and its mark, or after both.
 #[test]
 fn the_last_event_of_a_node_shows_what_the_shard_holds() {
     epoch::check_then(
@@ -1156,6 +1162,7 @@ fn a_rebuild_in_parts_during_a_move_loses_nothing() {
     );
 }
 
+/// As above, but the rebuild copies the index while the segment may come, and freezes the entries afterwards.
 #[test]
 fn a_segment_that_is_installed_during_a_rebuild_in_parts_is_kept() {
     a_segment_that_is_installed_is_kept(World::rebuild_in_parts);

@@ -13,7 +13,9 @@ use crate::shard::bucket::{ends, first, from_offset};
 use crate::shard::index::{EMPTY, segments_at};
 use crate::shard::index::{Header, Index, Shape, frozen_segment};
 use crate::shard::probe::{PROBED_BUCKETS, following};
-use crate::shard::slab::{Record, Slab};
+#[cfg(loom)]
+use crate::shard::slab::Record;
+use crate::shard::slab::{NewSegment, Slab};
 #[cfg(loom)]
 use crate::sync::{AtomicPtr, AtomicU32, epoch::Fate};
 use crate::sync::{Ordering, Reclaim};
@@ -88,10 +90,10 @@ impl NewIndex {
     }
 
     /// Makes `segments` the first segments of the table.
-    pub(crate) fn set_segments(&self, segments: &[NonNull<Record>]) {
-        for (to, records) in self.get().segments().iter().zip(segments) {
+    pub(crate) fn set_segments(&self, segments: &[NewSegment]) {
+        for (to, segment) in self.get().segments().iter().zip(segments) {
             // Relaxed: private; the root's CAS publishes it.
-            to.store(records.as_ptr(), Ordering::Relaxed);
+            to.store(segment.as_ptr(), Ordering::Relaxed);
         }
     }
 

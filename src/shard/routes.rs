@@ -109,7 +109,7 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
         State::Dead => {}
         State::Live => each(word),
         State::Spill => {
-            // SAFETY: `Record::load` loaded the word with Acquire under the guard.
+            // SAFETY: `Record::load` loaded the word with Acquire under the guard (invariant 8).
             let list = unsafe { List::of(word, guard) };
             for word in list.words() {
                 // Relaxed: a list's word publishes nothing but its own bits.

@@ -418,31 +418,63 @@ fn layout(segment: u32) -> Layout {
     Layout::array::<Record>(Location::len(segment) as usize).expect("a segment fits into memory")
 }
 
-/// Allocates a segment of free records.
-pub(crate) fn allocate_segment(segment: u32) -> Option<NonNull<Record>> {
-    // SAFETY: a segment has records, so the layout's size is not zero.
-    let records = NonNull::new(unsafe { alloc_zeroed(layout(segment)) }.cast::<Record>())?;
-    #[cfg(loom)]
-    for i in 0..Location::len(segment) as usize {
-        let zero = || AtomicU64::new(0);
-        // SAFETY: the record is within the allocation, which only this thread has.
-        unsafe {
-            records.add(i).write(Record {
-                key: [zero(), zero()],
-                word: zero(),
-            })
-        };
+/// A segment of free records that no index has yet. Dropping it frees it.
+pub(crate) struct NewSegment {
+    records: NonNull<Record>,
+    number: u32,
+}
+
+// SAFETY: the records are atomics on the heap, and only the owner of this value reaches them.
+unsafe impl Send for NewSegment {}
+
+impl NewSegment {
+    /// `None` if there is no memory.
+    pub(crate) fn new(number: u32) -> Option<Self> {
+        // SAFETY: a segment has records, so the layout's size is not zero.
+        let records = NonNull::new(unsafe { alloc_zeroed(layout(number)) }.cast::<Record>())?;
+        #[cfg(loom)]
+        for i in 0..Location::len(number) as usize {
+            let zero = || AtomicU64::new(0);
+            // SAFETY: the record is within the allocation, which only this thread has.
+            unsafe {
+                records.add(i).write(Record {
+                    key: [zero(), zero()],
+                    word: zero(),
+                })
+            };
+        }
+        // Without loom, zeroed memory is a record of zeroed atomics.
+        Some(Self { records, number })
     }
-    // Without loom, zeroed memory is a record of zeroed atomics.
-    Some(records)
+
+    pub(crate) fn as_ptr(&self) -> *mut Record {
+        self.records.as_ptr()
+    }
+
+    pub(crate) fn records(&self) -> &[Record] {
+        // SAFETY: `new` allocated and initialised this many records.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), Location::len(self.number) as usize) }
+    }
+
+    /// Leaves the segment to the index that has it now.
+    pub(crate) fn publish(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for NewSegment {
+    fn drop(&mut self) {
+        // SAFETY: the segment was never published.
+        unsafe { free_segment(self.as_ptr(), self.number) };
+    }
 }
 
 /// Frees a segment.
 ///
 /// # Safety
 ///
-/// `records` came from [`allocate_segment`] with the same `segment`, and no other thread can reach it.
-pub(crate) unsafe fn free_segment(records: NonNull<Record>, segment: u32) {
-    // SAFETY: the caller promises that [`allocate_segment`] made it with this layout, and that no thread can reach it.
-    unsafe { dealloc(records.as_ptr().cast(), layout(segment)) };
+/// `records` came from a [`NewSegment`] with the same `number`, and no other thread can reach it.
+pub(crate) unsafe fn free_segment(records: *mut Record, number: u32) {
+    // SAFETY: `NewSegment::new` allocated it with this layout, and no thread can reach it.
+    unsafe { dealloc(records.cast(), layout(number)) };
 }

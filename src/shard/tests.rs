@@ -704,6 +704,34 @@ fn a_batch_that_a_stale_index_does_not_know_is_kept() {
     });
 }
 
+#[test]
+fn a_sparse_shard_moves_in_a_visit_of_its_own() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::new(0);
+    world.with(|scope| {
+        let hash = |key: &UuidKey| key.hash(scope.hasher);
+        let add = |number| {
+            let key = UuidKey([number, 1]);
+            shard
+                .put(&key, hash(&key), Change::Add(0), scope)
+                .expect("there is room");
+        };
+        let visit = |from| shard.visit(from, 1_000, &RebuildSlot::default(), scope, &mut |_| ());
+        let generation = || shard.root(scope.guard).expect("it was made").slab().generation;
+        (0..500).for_each(add);
+        for number in 0..400 {
+            let key = UuidKey([number, 1]);
+            assert_eq!(shard.remove(&key, hash(&key), Change::RemoveNode, scope), 1);
+        }
+        let visited = visit(RecordPosition::default());
+        assert_eq!((visited.visited, generation()), (1_000, 0));
+        // A record that is added meanwhile does not postpone the move.
+        add(500);
+        let moved = visit(visited.next.expect("the move follows"));
+        assert_eq!((moved.visited, moved.next, generation()), (1_000, None, 1));
+    });
+}
+
 /// Without this, the names of removed nodes stay until the next node is inserted into their shard.
 #[test]
 fn a_sweep_gives_back_what_a_rebuild_left_out() {

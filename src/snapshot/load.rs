@@ -55,12 +55,12 @@ fn make_index(table: &RouteTable, part: &mut Part, sections: &[u64]) -> Result<(
 }
 
 /// Reserved room for routes. Dropping it returns the room.
-struct Room<'a> {
+struct ReservedRoutes<'a> {
     count: &'a RouteLimit,
     routes: usize,
 }
 
-impl Room<'_> {
+impl ReservedRoutes<'_> {
     /// Keeps the room of this many inserted routes reserved.
     fn use_up(&mut self, routes: usize) {
         debug_assert!(routes <= self.routes);
@@ -76,7 +76,7 @@ impl Room<'_> {
     }
 }
 
-impl Drop for Room<'_> {
+impl Drop for ReservedRoutes<'_> {
     fn drop(&mut self) {
         self.count.release(self.routes);
     }
@@ -121,7 +121,10 @@ pub(super) fn load(table: &RouteTable, mut snapshot: Snapshot) -> Result<Snapsho
             limit: count.limit(),
         });
     }
-    let rooms: Vec<Room<'_>> = needed.into_iter().map(|routes| Room { count, routes }).collect();
+    let reserved: Vec<ReservedRoutes<'_>> = needed
+        .into_iter()
+        .map(|routes| ReservedRoutes { count, routes })
+        .collect();
 
     // The table changes from here on.
     if let Some(since) = snapshot.hold_since() {
@@ -137,12 +140,12 @@ pub(super) fn load(table: &RouteTable, mut snapshot: Snapshot) -> Result<Snapsho
     let tallies: Vec<_> = snapshot
         .parts
         .into_par_iter()
-        .zip(rooms)
-        .map(|(part, room)| {
+        .zip(reserved)
+        .map(|(part, reserved)| {
             let bulk = Bulk {
                 table,
                 proxies: &proxies,
-                room,
+                reserved,
                 tally: Tally::default(),
             };
             bulk.add(part)
@@ -237,7 +240,7 @@ struct Bulk<'a> {
     table: &'a RouteTable,
     /// `None` for proxies of a stale incarnation.
     proxies: &'a [Option<ProxyRef>],
-    room: Room<'a>,
+    reserved: ReservedRoutes<'a>,
     tally: Tally,
 }
 
@@ -299,7 +302,7 @@ impl Bulk<'_> {
             .into_iter()
             .for_each(|(proxy, routes)| proxies.count(proxy, routes));
         drop(guard);
-        self.room.use_up(part.routes);
+        self.reserved.use_up(part.routes);
         self.tally.inserted = part.routes as u64;
         if self.table.feed().is_followed() {
             self.mark(part.shard);
@@ -349,7 +352,7 @@ impl Bulk<'_> {
             return Ok(());
         };
         let (proxy, time) = (word.proxy(), word.time());
-        self.room.give_one();
+        self.reserved.give_one();
         match self
             .table
             .shards()

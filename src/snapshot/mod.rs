@@ -166,12 +166,13 @@ pub struct SnapshotReport {
 impl RouteTable {
     /// Writes the proxies, and all routes with their ages. See [`snapshot`](crate::snapshot) for the format.
     ///
-    /// No other thread waits for this call for more than some microseconds: to copy 64 ended incarnations, the call
-    /// takes the registry's lock. The call waits for no other thread. If a thread is stopped while it holds that lock,
-    /// the call leaves out ended incarnations ([`has_all_incarnations`](SnapshotSize::has_all_incarnations)). The call
-    /// copies some 1,000 nodes, or one of 128 parts of the proxies, at a time, and writes without a pin. A million
-    /// routes take some 20 MB and about a tenth of a second, plus the time of `to`. The call needs memory for one such
-    /// copy, and about 50 bytes a proxy. It writes in blocks of some 128 KiB, and flushes at the end.
+    /// To copy 64 ended incarnations, the call holds the registry's lock for some microseconds. A thread that is
+    /// stopped meanwhile blocks the calls that [wait for the registry](crate#which-calls-wait-for-another-thread). The
+    /// call itself waits for no other thread: if another thread keeps the lock, the call leaves out ended incarnations
+    /// ([`has_all_incarnations`](SnapshotSize::has_all_incarnations)). The call copies some 1,000 nodes, or one of 128
+    /// parts of the proxies, at a time, and writes without a pin. A million routes take some 20 MB and about a tenth of
+    /// a second, plus the time of `to`. The call needs memory for one such copy, and about 50 bytes a proxy. It writes
+    /// in blocks of some 128 KiB, and flushes at the end.
     ///
     /// ```
     /// # use nodetracker::{NodeId, Proxy, RouteTable};

@@ -109,6 +109,7 @@ fn of_two_sweepers_one_sees_what_the_other_one_stamped() {
     });
 }
 
+/// Each sweeper loads the cursor before, between or after the other's steps, so most CASes of the cursor may fail.
 #[test]
 fn of_two_sweepers_none_goes_back() {
     epoch::check(2, || {

@@ -6,6 +6,12 @@
 //! objects or [`FLUSH_BYTES`] bytes. A flush queues the bag, tries to advance the epoch, and frees up to 8 bags. So
 //! freeing is up to 8 times as fast as retiring, whatever the mix of calls.
 //!
+//! SAFETY comments cite two rules:
+//!
+//! * E1: *An object is retired once, by the thread that unlinked it*, so no thread that pins later finds the object.
+//! * E2: *A retired object is freed only after each thread that was pinned at the retirement has unpinned.* crossbeam
+//!   guarantees this rule.
+//!
 //! # The bound
 //!
 //! A bag that was queued in epoch `e` is freed in epoch `e + 2`. A flush advances the epoch if every pinned thread is
@@ -16,8 +22,10 @@
 //! pinned meanwhile.
 //!
 //! A longer pin, such as that of a thread that replaces a large shard, holds back the objects that other threads retire
-//! meanwhile. A thread that is stopped inside a call holds them back without bound. When the thread continues, the
-//! queue drains.
+//! meanwhile: the time of the pin, times the rate. A move at ten million nodes pins for some 3 ms. A change takes some
+//! 250 ns and retires 40 to 300 bytes, so each other thread that only changes routes retires some 12,000 objects, or
+//! 0.5 to 4 MB, meanwhile. A thread that is stopped inside a call holds them back without bound. When the thread
+//! continues, the queue drains.
 //!
 //! Beside the objects there are crossbeam's bags, of 2 KiB each. A thread that frees a bag retires the bag's node of
 //! the queue, which is not counted here. Up to 64 such nodes, or 130 KiB, wait in a thread that pins and retires
@@ -92,15 +100,15 @@ pub(crate) fn pin() -> Guard {
 ///
 /// # Safety
 ///
-/// As for [`Reclaim::free`], after the threads that are pinned now have unpinned; and any thread may free the object.
+/// This thread has unlinked the object (E1). [`Reclaim::free`] may be called by any thread after the threads that are
+/// pinned now have unpinned.
 pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object: *mut T) {
-    // SAFETY: the caller promises that the object is valid, and it is freed only after the grace period.
+    // SAFETY: the caller promises that the object is valid, and it is freed only after the grace period (E2).
     let bytes = unsafe { (*object).bytes() };
     let reclaim = move || {
-        // SAFETY: the caller promises that no thread can reach the object after the grace period, for which `defer`
-        // waits.
+        // SAFETY: no thread can reach the object after the grace period (E1, E2), for which `defer` waits.
         unsafe { (*object).after_grace() };
-        // SAFETY: no thread can reach the object after the grace period, and this closure runs once.
+        // SAFETY: as above, and this closure runs once (E1).
         unsafe { T::free(object) };
     };
     // SAFETY: the caller promises that any thread may free the object; the closure holds nothing else.

@@ -3,9 +3,9 @@
 //! In crossbeam, a retirement is put into a bag. The bag is *sealed* with the global epoch `e` after a SeqCst fence,
 //! and its contents are freed at `e + 2`. A pin stores the epoch that it read, and then has a SeqCst fence (on x86 a
 //! locked CAS, which is also a fence). The thread that advances the epoch has a SeqCst fence between reading the epoch
-//! and reading the states of all threads, which must be unpinned or pinned in that epoch. Then it has an Acquire fence,
-//! which pairs with the Release store of an unpin, and stores the epoch with Release. That gives these edges, and the
-//! model has no others:
+//! and reading the states of all threads. Each thread must be unpinned, or pinned in that epoch. Then it has an Acquire
+//! fence, which pairs with the Release store of an unpin, and stores the epoch with Release. That gives these edges,
+//! and the model has no others:
 //!
 //! 1. *From before a retirement to after each pin that it does not wait for.* The thread that advances to `e + 2` does
 //!    not see the pinning thread pinned at `e`. So the pinning thread's fence comes after the advancing thread's fence,
@@ -14,25 +14,24 @@
 //!    overwritten before the first fence, or by a write that happened before that. The model makes this an edge,
 //!    because loom cannot express it otherwise. The table publishes its plain data by its own edges, also in executions
 //!    without a retirement.
-//! 2. *From before an unpin to after the grace period*, for each thread that was pinned when the period began: the
+//! 2. *From before an unpin to after the grace period*, for each thread that was pinned when the period began. The
 //!    advancing thread reads the unpin, by a pair of Acquire and Release. (Or it reads the thread's next pin, in the
 //!    new epoch. On x86 that pin is a CAS, which continues the release sequence of the unpin. Elsewhere it is a plain
 //!    store, and the memory model's wording would require more; real processors do not. crossbeam's own freeing of
 //!    memory relies on this edge.)
 //! 3. *The same for each thread that was pinned and has unpinned before the period began*. Therefore the end of a later
 //!    period implies the end of an earlier one ([`GracePeriods`](crate::proxies)). A thread that advances twice from
-//!    `e` cannot have seen such a thread pinned, or unpinned by an earlier guard: that thread's fence came before the
+//!    `e` cannot have seen such a thread pinned, or unpinned by an earlier guard. That thread's fence came before the
 //!    sealing. Only models that ask for this edge with [`order_unpins`] have it: it makes them many times as large.
 //!
-//! There is *no* edge from a thread that pinned after the retirement to the end of the grace period. There is none from
-//! the unpin of a thread for which the grace period waited to a pin after the grace period (the table's own edges must
-//! pass that on). There is none between a thread that is pinned at a retirement and the retiring thread.
+//! There is *no* edge from a thread that pinned after the retirement to the end of the grace period. If a grace period
+//! waited for a thread, there is none from its unpin to a pin after the grace period. (The table's own edges must pass
+//! that on.) There is none between a thread that is pinned at a retirement and the retiring thread.
 //!
-//! Sealing a bag later than the retirement adds no execution: the grace period waits for a thread that pins in between,
+//! Sealing a bag later than the retirement adds no execution. The grace period waits for a thread that pins in between,
 //! and the thread may read the values from before. In the model this is the same thread pinned before the retirement,
 //! because a pin does nothing else that other threads could see. (This requires that no thread acts on a Relaxed load
 //! of a value that the retiring thread wrote after the retirement. No protocol of the table does.)
-//! thread did after the retirement. No protocol of the table does.)
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -90,8 +89,8 @@ struct Model {
     retired: Vec<Retired>,
     /// Edge 1: one for each retirement so far.
     retirements: Vec<Edge>,
-    /// Edge 3: the unpins before the first retirement, those between the first and the second, and so on; the last entry
-    /// is for unpins from now on. Empty in models that do not ask for edge 3.
+    /// Edge 3: the unpins before the first retirement, those between the first and the second, and so on. The last
+    /// entry is for unpins from now on. Empty in models that do not ask for edge 3.
     earlier_unpins: Vec<Edge>,
     /// A pin reads it and a retirement changes it, in models that ask for it. It carries no edge.
     epoch: Option<Edge>,
@@ -176,8 +175,8 @@ pub(crate) fn order_unpins() {
     });
 }
 
-/// Makes a model switch threads between an unpin and the next pin, too: a thread may find at its next pin that a grace
-/// period is over. Otherwise the two are one step to loom.
+/// Makes a model switch threads between an unpin and the next pin, too. Then a thread may find at its next pin that a
+/// grace period is over. Otherwise the two are one step to loom.
 pub(crate) fn switch_at_pins() {
     MODEL.with_borrow_mut(|model| {
         let epoch = model.new_edge();

@@ -257,11 +257,13 @@ impl RouteTable {
     /// A route that exists all the time is reported exactly once over all pages. A route that is added or removed
     /// meanwhile is reported once or not at all. The table keeps no state between two pages.
     ///
-    /// A page costs some 100 nanoseconds for each of its nodes, however large the table is, and a few hundred more if
-    /// its cursor was read from text. A page reads at most some 16,000 slots of the index, so the page may be short if
-    /// `keep` takes few nodes, or if most nodes were removed. It copies some 1,000 nodes at a time, and then calls
-    /// `keep`, which may use the table. Reclamation waits for at most one such copy. (If the hashes of very many nodes
-    /// collide, a shard may change its order. Then an earlier cursor makes the page copy the whole rest of the shard.)
+    /// A large page costs some 100 nanoseconds for each of its nodes, however large the table is. A page also costs a
+    /// few hundred nanoseconds of its own, and more if its cursor was read from text: a page of one node is the most
+    /// expensive for each node (`cargo bench --bench pages`). A page reads at most some 16,000 slots of the index, so
+    /// the page may be short if `keep` takes few nodes, or if most nodes were removed. It copies some 1,000 nodes at a
+    /// time, and then calls `keep`, which may use the table. Reclamation waits for at most one such copy. (If the
+    /// hashes of very many nodes collide, a shard may change its order. Then an earlier cursor makes the page copy the
+    /// whole rest of the shard.)
     ///
     /// ```
     /// # use nodetracker::{NodeCursor, Proxy, RouteTable};

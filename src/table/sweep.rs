@@ -8,8 +8,8 @@ use crate::table::RouteTable;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct SweepReport {
-    /// Records visited, including free records and those of removed nodes, and proxies. Copying a part of an index and
-    /// forgetting incarnations count as visits, too.
+    /// Records visited, including free records and those of removed nodes, and proxies. Copying a part of an index,
+    /// moving a shard and forgetting incarnations count as visits, too.
     pub visited: usize,
     /// Routes removed because they were expired or their proxy was removed.
     pub removed: usize,
@@ -23,12 +23,14 @@ pub struct SweepReport {
 impl RouteTable {
     /// Does a part of the sweeper's work, and reports it: removes expired routes and those of removed proxies, sheds
     /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, and drops idle
-    /// proxies.
+    /// proxies. Call it with some 256 records, so often that a round takes at most a quarter of the keep-alive
+    /// interval. [`SweepPace`](crate::SweepPace) computes the pauses.
     ///
     /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and
     /// returns at the end of a round. Several threads may sweep at once, but they find the same work. Proxies are
     /// skipped while another thread has the registry's lock. If there is nothing to remove, a record costs a few
-    /// nanoseconds. Moving a sparse shard to smaller memory is one step, whatever `max_records` is.
+    /// nanoseconds. Moving a sparse shard to smaller memory is one step, whatever `max_records` is. A call of at most
+    /// 512 records that moves a shard does nothing else.
     pub fn sweep(&self, max_records: usize) -> SweepReport {
         self.time.look_at_the_wall();
         let mut report = SweepReport::default();

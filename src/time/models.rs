@@ -5,12 +5,14 @@ use loom::thread;
 
 use super::*;
 use crate::ManualClock;
+use crate::sync::epoch;
 
 const HEARTBEAT: u64 = 10;
 
+/// Both calls find a word from before the stop, or one finds the grace that the other began.
 #[test]
 fn of_the_first_calls_after_a_stop_none_expires_a_route() {
-    loom::model(|| {
+    epoch::check(3, || {
         let clock = ManualClock::new();
         let time = Arc::new(Time::new(Box::new(clock.clone())));
         time.set_longest_step(HEARTBEAT);
@@ -34,9 +36,10 @@ fn of_the_first_calls_after_a_stop_none_expires_a_route() {
     });
 }
 
+/// The clock advances, and is read, before, during and after the hold. Each CAS of the hold may meet that of a reading.
 #[test]
 fn expiry_never_decreases_while_a_hold_begins_and_ends() {
-    loom::model(|| {
+    epoch::check(3, || {
         let clock = ManualClock::new();
         let time = Arc::new(Time::new(Box::new(clock.clone())));
         let other = thread::spawn({

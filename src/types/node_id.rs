@@ -7,9 +7,7 @@ use compact_str::CompactString;
 use uuid::Uuid;
 
 use crate::error::{NodeIdError, TextError};
-
-/// The maximum length of an ID, a cluster name or an address, in bytes.
-pub const MAX_TEXT: usize = 255;
+use crate::layout::MAX_TEXT;
 
 /// The ID of a node.
 ///

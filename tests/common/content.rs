@@ -1,4 +1,4 @@
-//! What a table holds, to be compared with what another one does.
+//! The content of a table, for a comparison with another table.
 
 use std::collections::HashMap;
 use std::time::SystemTime;

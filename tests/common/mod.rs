@@ -1,4 +1,4 @@
-//! What the integration tests share: the reference model, the linearizability checker, seeds, and a barrier that
+//! Shared by the integration tests: the reference model, the linearizability checker, seeds, and a barrier that
 //! does not hang when a thread panics.
 
 // Every test binary compiles this module and uses its own part of it.
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use nodetracker::{Builder, ManualClock, Proxy, ProxyRef, Route, RouteTable};
 
-/// Returns early with a message, in a function that reports what it found as `Result<_, String>`, unless the
+/// Returns early with a message, in a function that returns a `Result<_, String>`, unless the
 /// condition holds.
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
@@ -87,7 +87,7 @@ pub(crate) fn sweep_fully(table: &RouteTable) {
     }
 }
 
-/// Checks what is true of every answer at any time: newest first, each proxy once, at most 64 routes.
+/// Checks the properties of every answer at any time: newest first, each proxy once, at most 64 routes.
 pub(crate) fn check_answer(answer: &[Route]) -> Result<(), String> {
     ensure!(answer.len() <= 64, "{} routes in an answer", answer.len());
     ensure!(

@@ -17,12 +17,12 @@ use super::{check_answer, ensure};
 pub(crate) const MAX_ROUTES_PER_NODE: usize = 64;
 
 /// One route: its proxy, and when it was last refreshed, in milliseconds.
-pub(crate) type Entry = (ProxyRef, u64);
+pub(crate) type ModelRoute = (ProxyRef, u64);
 
 /// The reference: which routes each node has. It forgets nothing by itself; expiry is a matter of looking.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Routes {
-    nodes: HashMap<NodeId, Vec<Entry>>,
+    nodes: HashMap<NodeId, Vec<ModelRoute>>,
     keep_alive: u64,
     removed: HashSet<ProxyRef>,
 }
@@ -36,12 +36,12 @@ impl Routes {
         }
     }
 
-    fn is_live(&self, (proxy, at): Entry, now: u64) -> bool {
+    fn is_live(&self, (proxy, at): ModelRoute, now: u64) -> bool {
         now - at <= self.keep_alive && !self.removed.contains(&proxy)
     }
 
     /// The answer to a look-up.
-    pub(crate) fn get(&self, node: &NodeId, now: u64) -> Vec<Entry> {
+    pub(crate) fn get(&self, node: &NodeId, now: u64) -> Vec<ModelRoute> {
         let all = self.nodes.get(node).map_or(&[][..], Vec::as_slice);
         all.iter().copied().filter(|&entry| self.is_live(entry, now)).collect()
     }
@@ -88,7 +88,7 @@ impl Routes {
         self.removed.insert(proxy);
     }
 
-    /// Forgets what is not live any more, as a full sweep does.
+    /// Forgets routes that are no longer live, as a full sweep does.
     pub(crate) fn sweep(&mut self, now: u64) {
         let Self {
             nodes,
@@ -115,7 +115,7 @@ impl Routes {
         self.nodes.values().map(Vec::len).sum()
     }
 
-    /// The last instant at which the proxy had a live route, as far as routes that are still known tell.
+    /// The last instant at which the proxy had a live route, as far as the known routes show.
     fn last_live(&self, proxy: ProxyRef, now: u64) -> Option<u64> {
         let entries = self.nodes.values().flatten();
         entries
@@ -125,7 +125,7 @@ impl Routes {
     }
 }
 
-/// What a table is built with, and how large the universe of its operations is.
+/// The options of a table, and the numbers of nodes and proxies in its operations.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Setup {
     pub(crate) keep_alive: Duration,
@@ -308,7 +308,7 @@ impl Model {
         Ok(())
     }
 
-    /// Checks what came of adding a route to a table that counted `len` of them before.
+    /// Checks the result of adding a route to a table that counted `len` routes before.
     pub(crate) fn check_add(
         &mut self,
         node: &NodeId,
@@ -365,7 +365,7 @@ impl Model {
         self.routes.has(node, proxy, self.now)
     }
 
-    /// Does what a batch did for one of its nodes, and returns what adding the node alone would have returned.
+    /// Applies a batch to one of its nodes, and returns the result of adding the node alone.
     pub(crate) fn add_of_batch(&mut self, node: &NodeId, proxy: ProxyRef) -> Result<Added, String> {
         ensure!(
             self.known.contains_key(&proxy),
@@ -381,8 +381,8 @@ impl Model {
     pub(crate) fn check_get(&self, node: &NodeId, answer: &[Route], compare_times: bool) -> Result<(), String> {
         check_answer(answer)?;
         let expected = self.routes.get(node, self.now);
-        let proxies = |entries: &[Entry]| entries.iter().map(|entry| entry.0).collect::<Vec<_>>();
-        let given: Vec<Entry> = answer
+        let proxies = |entries: &[ModelRoute]| entries.iter().map(|entry| entry.0).collect::<Vec<_>>();
+        let given: Vec<ModelRoute> = answer
             .iter()
             .map(|route| (route.proxy, millis(route.last_refresh)))
             .collect();

@@ -86,7 +86,7 @@ struct Handle {
     handle: RouteHandle,
     node: usize,
     proxy: ProxyRef,
-    /// Whether the record may have moved since, or may be another one: then the handle may be gone.
+    /// Whether the record may have moved since, or may belong to another node: then the handle may be gone.
     disturbed: bool,
 }
 
@@ -192,7 +192,7 @@ impl Subject {
         Ok(())
     }
 
-    /// Compares everything: every answer before and after two full rounds of the sweep, and what is counted.
+    /// Compares everything: every answer before and after two full rounds of the sweep, and the counts.
     pub(crate) fn finish(&mut self) -> Result<(), String> {
         self.check_all()?;
         self.sweep_fully()?;
@@ -242,7 +242,7 @@ impl Subject {
         let result = self.table.report_node(node, &proxy);
         let registered = match result {
             Err(ReportError::Proxy(error)) => Err(error),
-            // A report does not tell the reference; registering the same again does.
+            // A report does not return the reference; registering the same proxy again does.
             _ => self.table.register_proxy(&proxy),
         };
         self.model.check_register(&proxy, registered)?;
@@ -256,7 +256,7 @@ impl Subject {
         self.model.check_add(node, reference, len, added)
     }
 
-    /// What is explained as returned must be what is returned, and the rest must not be.
+    /// The routes that `explain` marks as returned are those that a look-up returns, and no others.
     fn explain(&mut self, node: u16) -> Result<(), String> {
         self.read_clock();
         let node = &self.nodes[self.node_index(node)];
@@ -451,7 +451,7 @@ impl Subject {
         self.handles.drain(..surplus);
     }
 
-    /// Forgets a handle that another one takes the place of.
+    /// Forgets a handle that another handle replaces.
     fn forget_handle(&mut self, node: usize, proxy: ProxyRef) {
         self.handles
             .retain(|handle| (handle.node, handle.proxy) != (node, proxy));

@@ -8,12 +8,12 @@ use std::hash::Hash;
 
 /// A sequential specification.
 pub(crate) trait Spec {
-    /// What the object may be in.
+    /// A state of the object.
     type State: Clone + Eq + Hash;
-    /// An operation together with what it returned.
+    /// An operation together with its result.
     type Call;
 
-    /// The state after the call, or `None` where it would not have returned what it did.
+    /// The state after the call; `None` if the call could not have this result.
     fn apply(state: &Self::State, call: &Self::Call) -> Option<Self::State>;
 }
 

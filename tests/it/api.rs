@@ -425,7 +425,7 @@ fn a_proxy_with_a_live_route_is_never_dropped() {
         let expected = if beat == 0 { Added::Inserted } else { Added::Refreshed };
         assert_eq!(table.add_node(&node("node-1"), proxy), Ok(expected));
         clock.advance(INTERVAL);
-        // Enough rounds to drop it twice, if nobody saw its route.
+        // Enough rounds to drop the proxy twice, if no sweep saw its route.
         (0..10).for_each(|_| sweep_fully(&table));
         assert!(table.proxy(proxy).is_some());
     }

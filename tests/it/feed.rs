@@ -59,8 +59,8 @@ fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
     assert_eq!(events(&mut subscription), [Event::ProxyRemoved { proxy: two, id }]);
 }
 
-/// Many refreshes within a tick replace the list of a node's routes, and leave out what is stale: before the sweeper comes, so
-/// the sweeper reports nothing.
+/// Many refreshes within a tick replace the list of a node's routes, and leave out stale routes: before the sweeper
+/// comes, so the sweeper reports nothing.
 #[test]
 fn a_refresh_that_removes_a_stale_route_is_an_event() {
     let (table, clock) = crate::common::table(Duration::from_secs(10));
@@ -254,7 +254,8 @@ fn a_busy_node_does_not_keep_the_changes_of_others_from_a_subscriber() {
     panic!("{} of {} nodes were named", named.len(), nodes.len());
 }
 
-/// A follower that reads each node that is named ends with what the table holds, whatever threads did meanwhile.
+/// A follower that reads each node that is named ends with the content of the table, however threads change the table
+/// meanwhile.
 #[test]
 fn a_follower_ends_with_what_the_table_holds() {
     let seed = crate::common::seed();
@@ -295,7 +296,7 @@ fn a_follower_ends_with_what_the_table_holds() {
             done.store(true, Ordering::Release);
         });
         loop {
-            // Before the poll: what was done before it is seen by it.
+            // Before the poll: the poll sees every earlier change.
             let last = done.load(Ordering::Acquire);
             let polled = subscription.drain_events(usize::MAX, |event| match event {
                 Event::Node { node, .. } => _ = mirror.insert(node.clone(), look_up(node)),
@@ -320,7 +321,7 @@ fn explain_tells_why_a_route_is_not_returned() {
     let [old, new, removed] = ["old", "new", "removed"].map(|id| register(&table, id));
     let node: NodeId = "node-1".parse().expect("a node ID");
     assert_eq!(table.explain(&node), []);
-    // Together, since an addition takes away what has expired.
+    // Together, since an addition removes expired routes.
     for proxy in [old, removed, new] {
         table.add_node(&node, proxy).expect("there is room");
     }

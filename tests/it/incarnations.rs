@@ -1,4 +1,5 @@
-//! Incarnations through the public API: which one may begin, what it finds, and for how long it is remembered.
+//! Incarnations through the public API: which incarnation may begin, which routes it has, and how long the table
+//! remembers it.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
@@ -173,7 +174,7 @@ fn one_that_the_sweeper_dropped_may_go_on_for_an_interval_and_older_ones_may_not
 #[test]
 fn calls_without_an_incarnation_speak_for_the_current_one() {
     let (table, _) = table();
-    // What was there before the first one goes over to it.
+    // Routes from before the first incarnation become its routes.
     table.report_node(&node(1), &proxy("proxy")).expect("there is room");
     let unnamed = table.register_proxy(&proxy("proxy")).expect("it is there");
     assert_eq!(table.incarnation(unnamed), None);
@@ -243,7 +244,7 @@ fn bad_strings_and_a_full_table_change_nothing() {
     assert!(a.is_resumed);
     assert_eq!(routes(&table, &node(1)), [a.proxy]);
 
-    // What is remembered of those that are gone counts, until it is forgotten.
+    // The ended incarnations count until they are forgotten.
     assert!(table.remove_proxy(a.proxy));
     while table.register_proxy(&proxy("unnamed")).is_err() {
         sweep_fully(&table);
@@ -357,7 +358,7 @@ mod snapshots {
     }
 }
 
-/// What is done to a table of three proxies and four nodes.
+/// An operation on a table of three proxies and four nodes.
 #[derive(Debug, Clone, Copy)]
 enum Op {
     Begin { proxy: usize, incarnation: u64 },
@@ -384,7 +385,7 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What is known of a proxy's ID.
+/// The model's knowledge of a proxy's ID.
 #[derive(Debug, Clone, Copy, Default)]
 struct Known {
     registered: Option<ProxyRef>,

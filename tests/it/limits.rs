@@ -90,7 +90,7 @@ fn at_the_last_tick_time_stands_still_and_all_else_goes_on() {
     assert_eq!(table.len(), 0);
 }
 
-/// The greatest age that a word can tell survives a snapshot, and a table that is new takes it.
+/// The greatest age of a word survives a snapshot, and a new table takes it.
 #[test]
 fn a_snapshot_at_the_last_tick_is_read() {
     let (table, clock) = crate::common::table(Duration::MAX);
@@ -107,7 +107,7 @@ fn a_snapshot_at_the_last_tick_is_read() {
     let mut bytes = Vec::new();
     table.write_snapshot(&mut bytes).expect("a vector takes all");
 
-    // A new table has no tick for the greatest age; it takes the route as old as it can tell.
+    // A new table has no tick for the greatest age; it gives the route the greatest age that it has a tick for.
     let new = RouteTable::builder()
         .keep_alive(Duration::MAX)
         .clock(clock)

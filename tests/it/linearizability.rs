@@ -17,7 +17,7 @@ use proptest::prelude::*;
 /// One node: the set of proxies, by number, that it has routes through.
 struct Membership;
 
-/// An operation on the node, and what it returned.
+/// An operation on the node, and its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
     Add(u32, Added),
@@ -47,7 +47,7 @@ impl Spec for Membership {
 
 // --- the checker itself
 
-/// What a history shows, and its calls in three columns: invoked, returned, call.
+/// The finding about a history, and its calls in three columns: invoked, returned, call.
 type Case = (&'static str, &'static [(u64, u64, Call)]);
 
 fn history(events: &[(u64, u64, Call)]) -> Vec<Event<Call>> {
@@ -270,7 +270,7 @@ proptest! {
 
 // --- histories of the table
 
-/// What a thread will do.
+/// The steps of a thread.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Add(u32),
@@ -281,7 +281,7 @@ enum Step {
     Sweep,
 }
 
-/// What a thread does before a step, so that the steps of different threads meet in many ways.
+/// The delay before a step, so that the steps of different threads meet in many ways.
 #[derive(Debug, Clone, Copy)]
 enum Pause {
     None,
@@ -381,7 +381,7 @@ impl Arena {
         })
     }
 
-    /// Runs one thread's steps and returns what it saw.
+    /// Runs one thread's steps, and returns their results.
     fn record(&self, node: &NodeId, steps: &[(Pause, Step)]) -> Vec<Event<Call>> {
         let mut events = Vec::with_capacity(steps.len());
         for &(pause, step) in steps {
@@ -409,7 +409,7 @@ fn any_step(proxies: u32, rng: &mut Rng) -> Step {
     }
 }
 
-/// Records and checks histories of this many threads: at least `histories`, and where few of them have calls that
+/// Records and checks histories of this many threads: at least `histories`, and if few of them have calls that
 /// overlap, as on a busy machine, up to four times as many. Thread 0 prepares each history and checks it.
 fn check_histories(threads: usize, histories: usize) {
     let arena = Arena::new();

@@ -1,5 +1,4 @@
-//! The tests of the public API that may share a process. The others have an allocator, a signal, or figures of the
-//! whole process of their own.
+//! The tests of the public API that may share a process.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -14,9 +13,11 @@ mod model;
 mod page;
 mod restore;
 mod results;
+mod reuse;
 #[cfg(feature = "serde")]
 mod serialize;
 mod snapshot;
 mod stops;
 mod stress;
+mod takeovers;
 mod walk;

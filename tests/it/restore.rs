@@ -1,4 +1,4 @@
-//! Restored routes: what a table knows after a restart, for how long, and how it is marked.
+//! Restored routes: which routes a table has after a restart, for how long, and how they are marked.
 
 use std::num::NonZeroU64;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Snapshots: what is written is read, whatever else is read is an error, and an error leaves the table as it was.
+//! Snapshots: a written snapshot can be read, all other input is an error, and an error leaves the table unchanged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
@@ -27,7 +27,7 @@ fn table_with(options: impl FnOnce(Builder) -> Builder) -> (RouteTable, ManualCl
     crate::common::table_with(INTERVAL, options)
 }
 
-/// A table like `table()`, whose clock reads what another one reads.
+/// A table like `table()`, with the clock of another table.
 fn table_beside(clock: &ManualClock) -> RouteTable {
     let beside = ManualClock::new();
     beside.set(clock.monotonic());
@@ -507,7 +507,7 @@ fn a_table_without_room_for_all_takes_nothing() {
     );
     assert_untouched(&other);
 
-    // What is there already needs no room.
+    // Known routes need no room.
     let other = beside(RouteTable::builder().max_routes(6).max_proxies(4));
     add(&other, &node(0), "a");
     add(&other, &node(3), "b");
@@ -1050,7 +1050,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What a table holds, by the model that went through the same.
+/// The content of a table, by the model that had the same operations.
 #[derive(Debug)]
 struct Subject {
     table: RouteTable,

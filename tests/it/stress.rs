@@ -18,7 +18,7 @@ const WORKERS: usize = 4;
 const INTERVAL: u64 = 50;
 const KEEP_ALIVE: Duration = Duration::from_millis(INTERVAL);
 
-/// Panics with what a check found, and how to run it again.
+/// Panics with the finding of a check, and the command that repeats the run.
 fn expect(result: Result<(), String>) {
     if let Err(message) = result {
         panic!("{message} (NODETRACKER_SEED={})", seed());
@@ -71,12 +71,12 @@ impl Arena {
             .expect("registers")
     }
 
-    /// Registers, uses and removes a proxy that nobody else knows, and returns its stale reference.
+    /// Registers, uses and removes a proxy that no other thread knows, and returns its stale reference.
     fn churn(&self, id: &str, node: &NodeId) -> Result<ProxyRef, String> {
         let table = &self.table;
         let since = self.now();
         let proxy = table.register_proxy(&proxy(id)).expect("registers");
-        // Where this thread stood still for an interval before it used the proxy, a sweep may have dropped that.
+        // If this thread stood still for an interval before it used the proxy, a sweep may have dropped the proxy.
         let perhaps_dropped = || self.now() - since > INTERVAL;
         match table.add_node(node, proxy) {
             Ok(Added::Inserted) => ensure!(table.remove_proxy(proxy) || perhaps_dropped(), "{proxy:?} is not there"),
@@ -313,7 +313,7 @@ struct Shared {
     anchors: [NodeId; 2],
     /// Registered from beginning to end.
     lasting: Vec<ProxyRef>,
-    /// One for each worker: nobody else adds or removes its routes.
+    /// One for each worker: no other thread adds or removes its routes.
     own: Vec<ProxyRef>,
     /// Proxies that were removed, and at which count of removals.
     removed: Mutex<HashMap<ProxyRef, u64>>,
@@ -354,7 +354,7 @@ impl Shared {
 
     /// Looks a node up and checks the answer. Returns it, with the time before the call.
     fn look_up(&self, node: &NodeId) -> Result<HashMap<ProxyRef, u64>, String> {
-        // Acquire: pairs with the Release in `remove`, so that what was removed by then is known to be.
+        // Acquire: pairs with the Release in `remove`, so that the earlier removals are known.
         let removals = self.removals.load(Ordering::Acquire);
         let before = self.arena.now();
         let answer = self.arena.table.get_proxies(node);
@@ -462,14 +462,14 @@ impl Worker<'_> {
             );
             ensure!(
                 at.is_none_or(|at| (from..=to).contains(at)),
-                "refreshed between {from} and {to}, a route tells {at:?}"
+                "refreshed between {from} and {to}, a route has the time {at:?}"
             );
         }
         Ok(())
     }
 }
 
-/// Every answer is sound at any time, and a route that nobody removes stays.
+/// Every answer is correct at any time, and a route stays unless a thread removes it.
 #[test]
 fn answers_about_shared_nodes_are_always_sound() {
     let operations = 200_000 * scale();

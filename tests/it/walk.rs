@@ -76,7 +76,7 @@ fn the_callback_may_use_the_table() {
     assert!(table.get_proxies(&node(1)).is_empty());
 }
 
-/// Shards rebuild and move under the walk: of the nodes that stay, each is reported once; nobody is reported twice.
+/// Shards rebuild and move under the walk: of the nodes that stay, each is reported once; no node is reported twice.
 #[test]
 fn a_route_that_stays_is_reported_exactly_once() {
     const STAYING: u128 = 20_000;

@@ -5,6 +5,7 @@ use std::mem;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use nodetracker::snapshot::Ages;
 use nodetracker::{
     Added, Event, LostChanges, ManualClock, NodeCursor, NodeId, Proxy, ProxyCursor, ProxyRef, Route, RouteTable,
     Subscription, Verdict,
@@ -295,6 +296,24 @@ impl<'t> Caller<'t> {
         self.check_walk(&found);
     }
 
+    pub(crate) fn nodes_of_part(&mut self) {
+        let mut found = Vec::new();
+        for part in 0..RouteTable::PARTS {
+            let mut place = None;
+            loop {
+                place = stoppable(|| {
+                    self.table.nodes_of_part(part, place.as_ref(), 3, |node, routes| {
+                        found.extend(routes.iter().map(|route| (node.clone(), route.proxy)));
+                    })
+                });
+                if place.is_none() {
+                    break;
+                }
+            }
+        }
+        self.check_walk(&found);
+    }
+
     pub(crate) fn proxies_page(&mut self) {
         let mut found = HashSet::new();
         let mut place = Some(ProxyCursor::default());
@@ -362,6 +381,7 @@ impl<'t> Caller<'t> {
             (
                 self.table.subscriptions(),
                 self.table.marked_changes(),
+                self.table.max_routes(),
                 self.table.keep_alive(),
             )
         });
@@ -375,6 +395,16 @@ impl<'t> Caller<'t> {
             _ = subscription.drain_events(usize::MAX, |_| ());
             subscription.poll_ready(&mut std::task::Context::from_waker(std::task::Waker::noop()))
         });
+    }
+
+    pub(crate) fn wait(&mut self) {
+        let mut subscription = self.subscription.take().expect("it is put back");
+        stoppable(|| self.change());
+        assert!(stoppable(|| subscription.wait(Duration::ZERO)), "the change is missed");
+        while subscription.drain_events(usize::MAX, |_| ()) != Ok(0) {}
+        let is_ready = stoppable(|| subscription.wait(Duration::from_micros(20)));
+        assert!(self.is_victim() || !is_ready);
+        self.subscription = Some(subscription);
     }
 
     pub(crate) fn find_proxy(&mut self) {
@@ -391,6 +421,7 @@ impl<'t> Caller<'t> {
     pub(crate) fn set_keep_alive(&mut self) {
         stoppable(|| self.table.set_keep_alive(KEEP_ALIVE));
         assert_eq!(stoppable(|| self.table.keep_alive()), KEEP_ALIVE);
+        assert_eq!(stoppable(|| self.table.effective_keep_alive()), KEEP_ALIVE);
     }
 
     pub(crate) fn stats(&mut self) {
@@ -399,6 +430,11 @@ impl<'t> Caller<'t> {
         assert!(stats.routes >= self.routes.iter().map(HashSet::len).sum());
         assert!(stats.nodes >= own.iter().filter(|routes| !routes.is_empty()).count());
         assert!(stats.proxies >= self.proxies.len());
+    }
+
+    pub(crate) fn memory_use(&mut self) {
+        let memory = stoppable(|| self.table.memory_use());
+        assert!(memory.proxies > 0 && memory.feed > 0, "{memory:?}");
     }
 
     pub(crate) fn incarnation(&mut self) {
@@ -426,7 +462,29 @@ impl<'t> Caller<'t> {
         assert!(size.routes >= self.routes.iter().map(HashSet::len).sum::<usize>() as u64);
     }
 
+    /// Makes a thread the only thread of a rayon pool of its own. So all work of a victim's `read_snapshot` stops with
+    /// the victim.
+    fn read_alone(&self) {
+        if self.is_victim() && rayon::current_thread_index().is_none() {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+            pool.build().expect("the thread is in no pool");
+        }
+    }
+
+    /// Reads a snapshot whose routes get a whole keep-alive interval. Only an empty table accepts such a snapshot.
+    pub(crate) fn read_snapshot_into_empty(&mut self) {
+        self.read_alone();
+        let table = RouteTable::builder()
+            .clock(ManualClock::new())
+            .build()
+            .expect("possible limits");
+        let report = stoppable(|| table.read_snapshot_with(self.snapshot.as_slice(), Ages::Grace));
+        assert_eq!(report.expect("it is whole").inserted, IN_SNAPSHOT as u64);
+        assert_eq!(table.len(), IN_SNAPSHOT);
+    }
+
     pub(crate) fn read_snapshot(&mut self) {
+        self.read_alone();
         let report = stoppable(|| self.table.read_snapshot(self.snapshot.as_slice())).expect("it is whole");
         let numbers: Vec<_> = (0..IN_SNAPSHOT).collect();
         let inserted = self.added(&numbers, 3);

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 use std::sync::mpsc;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-/// The victim's state. Stores are Release and loads Acquire, so that what the victim did in its call before it stopped comes
-/// before what the main thread does next, and the other way round.
+/// The victim's state. Stores are Release and loads Acquire, so that the victim's steps before it stopped come before
+/// the next steps of the main thread, and the other way round.
 static STATE: AtomicU32 = AtomicU32::new(RUNS);
 const RUNS: u32 = 0;
 /// The signal was sent to the victim.
 const ASKED: u32 = 1;
 const STOPPED: u32 = 2;
-/// The signal arrived where the victim must not stop.
+/// The signal arrived at a place where the victim must not stop.
 const DECLINED: u32 = 3;
 
 /// The stopped thread waits for a byte from here before it continues.
@@ -206,7 +206,7 @@ impl<'scope, C: Send + 'scope> Victim<'scope, C> {
             }
             // SAFETY: `pthread_self` has no preconditions.
             send.send(unsafe { libc::pthread_self() })
-                .expect("somebody waits for it");
+                .expect("the main thread waits for it");
             while !ends.load(Ordering::Relaxed) {
                 call(&mut caller);
             }

@@ -3,16 +3,16 @@
 use serde_json::Value;
 use xshell::{Shell, cmd};
 
-use crate::{Outcome, target};
+use crate::task::{Outcome, target};
 
 /// The files of `benches/`.
 pub(crate) const NAMES: [&str; 9] = [
     "bytes",
+    "comparison",
     "hundred_million",
     "instructions",
     "ops",
     "pages",
-    "rows",
     "scaling",
     "snapshot",
     "traps",

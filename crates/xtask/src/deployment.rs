@@ -3,7 +3,7 @@
 use xshell::{Shell, cmd};
 
 use crate::load::write_section;
-use crate::{Outcome, target};
+use crate::task::{Outcome, target};
 
 const DEPLOYMENT: &str = "crates/server/docs/deployment.md";
 

@@ -5,7 +5,7 @@ use std::env;
 use clap::ValueEnum;
 use xshell::{Shell, cmd};
 
-use crate::{Outcome, rounds, target};
+use crate::task::{Outcome, rounds, target};
 
 const README: &str = "crates/server/README.md";
 

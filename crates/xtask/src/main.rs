@@ -6,10 +6,9 @@ mod load;
 mod picture;
 mod record;
 mod sanitizers;
+mod task;
 
-use std::env;
-use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, ValueEnum};
@@ -18,8 +17,7 @@ use xshell::{Shell, cmd};
 use crate::load::LoadPart;
 use crate::record::RecordPart;
 use crate::sanitizers::Sanitizer;
-
-type Outcome = Result<(), Box<dyn Error>>;
+use crate::task::{Outcome, target};
 
 /// Checks and measures this repository
 ///
@@ -174,14 +172,4 @@ fn all_if_none<T: ValueEnum + Clone>(named: Vec<T>) -> Vec<T> {
     } else {
         named
     }
-}
-
-/// The folder of what cargo builds.
-fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from)
-}
-
-/// The number of rounds from the environment.
-fn rounds(default: &str) -> String {
-    env::var("ROUNDS").unwrap_or(default.into())
 }

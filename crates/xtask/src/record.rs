@@ -5,7 +5,8 @@ use std::time::Instant;
 use clap::ValueEnum;
 use xshell::{Shell, cmd};
 
-use crate::{Outcome, bench, rounds};
+use crate::bench;
+use crate::task::{Outcome, rounds};
 
 /// A part of the records, with the time that it takes without builds.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -35,7 +36,7 @@ pub(crate) fn run(sh: &Shell, parts: Vec<RecordPart>) -> Outcome {
             RecordPart::Memory => profiles(sh, &["all"]),
             RecordPart::Bytes => bench::run(sh, "bytes", &["--record", "profiles/recorded/bytes.json"]),
             RecordPart::Instructions => profiles(sh, &["instructions", "record"]),
-            RecordPart::Speed => bench::run(sh, "rows", &["--record", "profiles/recorded/speed.json"]),
+            RecordPart::Speed => bench::run(sh, "comparison", &["--record", "profiles/recorded/speed.json"]),
             RecordPart::Scaling => bench::run(sh, "scaling", &["--record", "profiles/recorded"]),
             RecordPart::HundredMillion => {
                 let file = "profiles/recorded/hundred-million.json";

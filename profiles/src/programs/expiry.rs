@@ -7,7 +7,7 @@ use crate::programs::Findings;
 const NODES: u64 = 1_000_000;
 const SURVIVORS: u64 = NODES / 10;
 
-/// Nine in ten nodes expire, and the sweeper goes twice through the table. What is left is compared with a table that
+/// Nine in ten nodes expire, and the sweeper goes twice through the table. The rest is compared with a table that
 /// never had more than the survivors.
 pub(crate) fn mass_expiry(findings: &mut Findings) {
     let before = live();

@@ -14,7 +14,7 @@ use std::str::FromStr;
 pub(crate) struct Program {
     pub(crate) name: &'static str,
     pub(crate) run: fn(&mut Findings),
-    /// Where its profile is kept: how many routes the table has at its peak.
+    /// If its profile is kept: the number of routes of the table at its peak.
     pub(crate) recorded: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     },
 ];
 
-/// What a table took at one size, in bytes per route.
+/// The memory of a table at one size, in bytes per route.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Point {
     pub(crate) routes: u64,
@@ -60,7 +60,7 @@ pub(crate) struct Point {
     pub(crate) live: f64,
 }
 
-/// What a program measured.
+/// The measurements of a program.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     /// The largest table to make, for programs that make one of every size.
@@ -87,7 +87,7 @@ impl Findings {
         lines
     }
 
-    /// Adds what another process printed; `None` where that is not what [`to_lines`](Self::to_lines) writes.
+    /// Adds the output of another process; `None` if [`to_lines`](Self::to_lines) did not write it.
     pub(crate) fn add_lines(&mut self, text: &str) -> Option<()> {
         fn next<'a, T: FromStr>(words: &mut impl Iterator<Item = &'a str>) -> Option<T> {
             words.next()?.parse().ok()

@@ -20,7 +20,7 @@ fn load(world: &World, proxy: ProxyRef) {
     let bulk = Bulk {
         table,
         proxies: &[Some(proxy)],
-        room: Room {
+        reserved: ReservedRoutes {
             count: table.route_limit(),
             routes: 1,
         },

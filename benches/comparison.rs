@@ -1,17 +1,18 @@
-//! The table beside its peers in one run, all taking turns: what one operation costs with one thread or several, growth
+//! The table beside its peers in one run, all taking turns: the cost of an operation with one thread or several, growth
 //! and its pauses, the tail of look-ups under churn, sweeping, loading a snapshot.
 //!
 //! ```console
-//! $ cargo bench --bench rows                             # 1,000,000 nodes; some minutes
-//! $ NODES=1M,100k,10M cargo bench --bench rows           # all rows at the first size, the main ones at the others
-//! $ cargo bench --bench rows -- insert sweep             # only the rows whose title has one of these words
-//! $ ROUNDS=21 cargo bench --bench rows -- 'look-up'
-//! $ cargo bench --bench rows -- --record FILE            # all three sizes, and what came of it to a file
+//! $ cargo bench --bench comparison                       # 1,000,000 nodes; some minutes
+//! $ NODES=1M,100k,10M cargo bench --bench comparison     # all rows at the first size, the main ones at the others
+//! $ cargo bench --bench comparison -- insert sweep       # only the rows whose title has one of these words
+//! $ ROUNDS=21 cargo bench --bench comparison -- 'look-up'
+//! $ cargo bench --bench comparison -- --record FILE      # all three sizes; writes the results to a file
 //! ```
 //!
 //! The columns are a contestant's median, and the table's ratio to it: below 1, the table is better. Only ratios within
-//! one run mean something. Times are threads' own: without their waits for a core, with their waits for locks; divided by
-//! the operations, and by the cores where several threads run. Before anything is measured, all contestants must give the same answers.
+//! one run mean something. Times are threads' own: without their waits for a core, with their waits for locks; divided
+//! by the operations, and by the cores if several threads run. Before anything is measured, all contestants must give
+//! the same answers.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 
@@ -23,14 +24,14 @@ use std::time::{Duration, Instant};
 
 use mimalloc::MiMalloc;
 
-use crate::peers::floor::Floor;
+use crate::peers::baseline::Baseline;
 use crate::peers::nodetracker::{Nodetracker, builder};
 use crate::peers::{Kind, Peer, Setting, for_each_peer};
 use crate::support::args::Args;
 use crate::support::check::all_agree;
 use crate::support::contestant::{Work, filled, grow, grow_in_batches, heartbeats, pass, pauses, sweep, tail, threads};
 use crate::support::histogram::histogram;
-use crate::support::report::{Entry, Report, Row, Subject, Who};
+use crate::support::report::{Measurement, Report, Row, Subject, Who};
 use crate::support::steps::{self, BATCH, Step, batches};
 
 /// The server's allocator.
@@ -45,7 +46,7 @@ const TURN: usize = 1_000_000;
 /// Refreshes among the operations of a table that is mostly read: one in so many.
 const MOSTLY_READ: usize = 20;
 
-/// What to measure, and what came of it.
+/// The rows to measure, and their results.
 struct Run {
     args: Args,
     rounds: usize,
@@ -66,8 +67,8 @@ impl Run {
         self.args.wants(&subject.to_string())
     }
 
-    /// Measures one row, where it is wanted.
-    fn row<'a>(&mut self, subject: Subject, unit: &'static str, entries: impl FnOnce() -> Vec<Entry<'a>>) {
+    /// Measures a row, if the command line selects it.
+    fn row<'a>(&mut self, subject: Subject, unit: &'static str, entries: impl FnOnce() -> Vec<Measurement<'a>>) {
         if self.wants(subject) {
             let row = Row::measure(subject, unit, 0..self.rounds, entries());
             self.report.row(&row);
@@ -126,7 +127,7 @@ impl Nodes {
     }
 }
 
-/// The last and the first of all, `most` of them at most: others where there are so many, and the same where not.
+/// The last and the first nodes of all, at most `most` each. They overlap if there are fewer than twice as many nodes.
 fn turn<T>(all: &[T], most: usize) -> (&[T], &[T]) {
     let len = all.len().min(most);
     (&all[all.len() - len..], &all[..len])
@@ -210,7 +211,7 @@ fn one_thread(run: &mut Run, nodes: &Nodes, tables: &Tables) {
     for (operation, work) in works {
         for order in nodes.orders() {
             run.row(nodes.subject(operation, 1, order), "ns", || {
-                let entries = tables.iter().map(|table| Entry {
+                let entries = tables.iter().map(|table| Measurement {
                     who: table.who(),
                     measure: Box::new(move || {
                         let (warm_up, timed) = nodes.turn(order);
@@ -238,7 +239,7 @@ fn sessions(run: &mut Run, nodes: &Nodes, tables: &Tables) {
         })
         .collect();
     run.row(subject, "ns", || {
-        let entries = tables.iter().zip(&sessions).map(|(table, batches)| Entry {
+        let entries = tables.iter().zip(&sessions).map(|(table, batches)| Measurement {
             who: table.who(),
             measure: Box::new(move || {
                 let (warm_up, timed) = turn(batches, TURN / BATCH);
@@ -254,7 +255,7 @@ fn several_threads(run: &mut Run, nodes: &Nodes, tables: &Tables) {
     let mostly_read = ("one refresh in twenty, else look-up", Work::Mixed(MOSTLY_READ));
     let half = ("half refresh, half look-up", Work::Mixed(2));
     let (look_up, refresh) = (("look-up", Work::LookUp), ("refresh", Work::Refresh));
-    // With one thread too where they make a curve.
+    // Also with one thread, if the rows make a curve.
     let all: &[(_, &[usize])] = &[
         (look_up, &[2, 4]),
         (refresh, &[2, 4]),
@@ -269,7 +270,7 @@ fn several_threads(run: &mut Run, nodes: &Nodes, tables: &Tables) {
                     let entries = tables.iter().filter_map(|table| {
                         let who = table.who();
                         let table = table.shared()?;
-                        Some(Entry {
+                        Some(Measurement {
                             who,
                             measure: Box::new(move || {
                                 let (warm_up, timed) = nodes.turn(order);
@@ -340,7 +341,7 @@ fn growth(run: &mut Run, nodes: &Nodes) {
         run.row(nodes.subject("insert from empty", count, ""), "ns", || {
             let mut entries = Vec::new();
             for_each_peer!(P => {
-                entries.push(Entry { who: Who::of::<P>(), measure: Box::new(|| grow::<P>(count, &nodes.nodes)) });
+                entries.push(Measurement { who: Who::of::<P>(), measure: Box::new(|| grow::<P>(count, &nodes.nodes)) });
             });
             entries
         });
@@ -348,7 +349,7 @@ fn growth(run: &mut Run, nodes: &Nodes) {
     run.row(nodes.subject("insert from empty in batches of 64", 1, ""), "ns", || {
         let mut entries = Vec::new();
         for_each_peer!(P => {
-            entries.push(Entry { who: Who::of::<P>(), measure: Box::new(|| grow_in_batches::<P>(&nodes.by_proxy)) });
+            entries.push(Measurement { who: Who::of::<P>(), measure: Box::new(|| grow_in_batches::<P>(&nodes.by_proxy)) });
         });
         entries
     });
@@ -365,7 +366,7 @@ fn growth(run: &mut Run, nodes: &Nodes) {
                 histogram.add(&each).expect("the bounds are the same");
                 longest
             });
-            entries.push(Entry { who: *who, measure });
+            entries.push(Measurement { who: *who, measure });
         });
         entries
     });
@@ -390,7 +391,7 @@ fn snapshots(run: &mut Run, nodes: &Nodes) {
     let per_route = |took: Duration| took.as_nanos() as f64 / nodes.nodes.len() as f64;
     run.row(subject, "ns per route", || {
         vec![
-            Entry {
+            Measurement {
                 who: Who::of::<Nodetracker>(),
                 measure: Box::new(|| {
                     let table = builder(&Setting::default()).build().expect("possible limits");
@@ -401,7 +402,7 @@ fn snapshots(run: &mut Run, nodes: &Nodes) {
                     per_route(took)
                 }),
             },
-            Entry {
+            Measurement {
                 who: Who {
                     name: "the same one by one",
                     kind: Kind::Reference,
@@ -438,7 +439,7 @@ fn main() -> std::io::Result<()> {
         }
         let mut tables: Vec<Box<dyn Contestant>> = Vec::new();
         for_each_peer!(P => { tables.push(Box::new(Together(filled::<P>(&nodes.nodes)))); });
-        tables.push(Box::new(Alone(filled::<Floor>(&nodes.nodes))));
+        tables.push(Box::new(Alone(filled::<Baseline>(&nodes.nodes))));
         one_thread(&mut run, &nodes, &tables);
         sessions(&mut run, &nodes, &tables);
         several_threads(&mut run, &nodes, &tables);

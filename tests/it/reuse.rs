@@ -1,18 +1,16 @@
 //! Threads that hold on to the reference of a removed proxy while its number becomes another proxy's.
 
-mod common;
-
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::gate::Gate;
-use common::{proxy, scale, sweep_fully};
+use crate::common::gate::Gate;
+use crate::common::{proxy, scale, sweep_fully};
 use nodetracker::{AddError, Added, AddedHandles, ManualClock, NodeId, ProxyRef, RouteHandle, RouteTable};
 
 const HOLDERS: usize = 2;
-/// What a holder still does with a reference once the next proxy has its number.
+/// How often a holder uses a reference after the next proxy has its number.
 const LATE_TRIES: usize = 50;
 
 /// The only proxy that the table has room for, so that the next one gets its number.
@@ -39,7 +37,7 @@ impl Progress {
 
 /// A thread that holds a reference.
 struct Holder {
-    /// Nobody else adds routes to these.
+    /// No other thread adds routes to these.
     nodes: [NodeId; 2],
     /// The node that each proxy reports itself.
     reported: NodeId,
@@ -67,7 +65,7 @@ impl Holder {
                 assert!(answer.is_empty(), "a stranger has the routes of {old:?}: {answer:?}");
             }
         } else {
-            // It may be removed at any moment: what comes then is refused whole, and never another's.
+            // The proxy may be removed at any moment. Later calls are then refused, and reach no other proxy's routes.
             for error in added
                 .into_iter()
                 .filter_map(Result::err)

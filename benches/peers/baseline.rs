@@ -1,4 +1,4 @@
-//! hashbrown without any synchronisation: what a single thread could have.
+//! hashbrown without any synchronisation: the time that a single thread could reach.
 
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -14,14 +14,14 @@ use crate::peers::world::World;
 use crate::peers::{Key, Kind, Peer, Setting};
 use crate::support::steps::Step;
 
-pub(crate) struct Floor {
+pub(crate) struct Baseline {
     map: RefCell<Map>,
     world: World,
 }
 
 type Map = HashMap<Key, Routes, RandomState>;
 
-impl Floor {
+impl Baseline {
     #[inline]
     fn look_up_in(&self, map: &Map, node: Uuid, now: u64) -> Answer {
         map.get(&Key::from(node))
@@ -41,7 +41,7 @@ impl Floor {
     }
 }
 
-impl Peer for Floor {
+impl Peer for Baseline {
     const NAME: &'static str = "hashbrown, one thread";
     const KIND: Kind = Kind::Reference;
 

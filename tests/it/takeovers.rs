@@ -1,13 +1,11 @@
 //! A proxy begins one greater incarnation after the other. Readers never miss it.
 
-mod common;
-
 use std::num::NonZeroU64;
 use std::thread;
 use std::time::Duration;
 
-use common::gate::Gate;
-use common::proxy;
+use crate::common::gate::Gate;
+use crate::common::proxy;
 use nodetracker::{BeginError, ProxyCursor, RouteTable};
 
 const TAKEOVERS: u64 = 20_000;
@@ -37,7 +35,7 @@ fn during_takeovers(look: impl Fn(&RouteTable) + Sync) {
         let (pass, table) = (gate.pass(), &table);
         let restarts = scope.spawn(move || {
             pass.wait();
-            for incarnation in 2..TAKEOVERS * common::scale() as u64 {
+            for incarnation in 2..TAKEOVERS * crate::common::scale() as u64 {
                 let begun = table.begin_incarnation(&proxy("restarts"), number(incarnation));
                 assert!(!begun.expect("there is room").is_resumed);
                 table.sweep(1_000);
