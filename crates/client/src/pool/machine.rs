@@ -433,7 +433,7 @@ impl PoolMachine {
     /// Returns the next thing to do, after all that is due has been done. Call it until it returns `None`, after each other
     /// call and at [`PoolMachine::next_timeout`].
     pub fn poll_action(&mut self, now: Instant) -> Option<Action> {
-        if self.actions.is_empty() && self.next_timeout().is_some_and(|due| due <= now) {
+        while self.actions.is_empty() && self.next_timeout().is_some_and(|due| due <= now) {
             self.advance(now);
         }
         self.actions.pop_front()

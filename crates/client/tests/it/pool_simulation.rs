@@ -54,6 +54,27 @@ struct Connection {
     is_silent: bool,
     /// When the last message in each direction arrives: messages stay in order.
     last: [Instant; 2],
+    wake: Wake,
+}
+
+/// When a machine is polled next, so that it has only one such event at a time that counts.
+#[derive(Default, Clone, Copy)]
+struct Wake(Option<Instant>);
+
+impl Wake {
+    /// Whether an event at `next` is needed.
+    fn sooner(&mut self, next: Instant) -> bool {
+        let is_sooner = self.0.is_none_or(|at| next < at);
+        if is_sooner {
+            self.0 = Some(next);
+        }
+        is_sooner
+    }
+
+    /// Whether an event of now counts.
+    fn is_due(&mut self, now: Instant) -> bool {
+        self.0.take_if(|at| *at == now).is_some()
+    }
 }
 
 struct World {
@@ -64,6 +85,7 @@ struct World {
     target: Target,
     proxies: Vec<Proxy>,
     pools: Vec<PoolMachine>,
+    wakes: Vec<Wake>,
     connections: BTreeMap<Key, Connection>,
     /// Attempts that find no proxy.
     hopeless: BTreeMap<Key, ()>,
@@ -98,6 +120,7 @@ impl World {
             proxies: Vec::new(),
             dials: vec![Vec::new(); pools],
             pools: machines,
+            wakes: vec![Wake::default(); pools],
             connections: BTreeMap::new(),
             hopeless: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -183,12 +206,21 @@ impl World {
                 self.pools[key.0].handle(self.now, key.1, input);
                 self.settle(key.0);
             }
-            Event::PollAgent(pool) => self.settle(pool),
+            Event::PollAgent(pool) => {
+                if self.wakes[pool].is_due(self.now) {
+                    self.settle(pool);
+                }
+            }
             Event::ToProxy(key, message) => {
                 let now = self.now;
                 self.on_link(key, |link| link.handle(now, message));
             }
-            Event::PollProxy(key) => self.on_link(key, |_| {}),
+            Event::PollProxy(key) => {
+                let connection = self.connections.get_mut(&key);
+                if connection.is_some_and(|connection| connection.wake.is_due(self.now)) {
+                    self.on_link(key, |_| {});
+                }
+            }
         }
     }
 
@@ -214,7 +246,9 @@ impl World {
                 self.now - self.start,
                 self.seed
             );
-            self.at(next, Event::PollAgent(pool));
+            if self.wakes[pool].sooner(next) {
+                self.at(next, Event::PollAgent(pool));
+            }
         }
         self.check(pool);
     }
@@ -241,6 +275,7 @@ impl World {
             left: false,
             is_silent: false,
             last: [self.now; 2],
+            wake: Wake::default(),
         };
         self.connections.insert(key, connection);
         self.at(at, Event::ToAgent(key, Input::Opened));
@@ -288,7 +323,10 @@ impl World {
         while let Some(message) = connection.link.poll_transmit() {
             messages.push(Input::Received(message));
         }
-        let next = connection.link.next_timeout();
+        let next = connection
+            .link
+            .next_timeout()
+            .filter(|next| connection.wake.sooner(*next));
         messages.extend(ended.map(Input::Ended));
         for input in messages {
             let at = self.now + self.latency();

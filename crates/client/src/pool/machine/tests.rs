@@ -76,7 +76,8 @@ impl Pool {
                 match action {
                     Action::Connect(id, _) => return id,
                     Action::Send(id, message) if message.message == Some(ToProxy::Ping(proto::Ping {})) => {
-                        self.machine.handle(self.now, id, received(FromProxy::Pong(proto::Pong {})));
+                        self.machine
+                            .handle(self.now, id, received(FromProxy::Pong(proto::Pong {})));
                     }
                     _ => {}
                 }
