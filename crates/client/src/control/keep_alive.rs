@@ -26,7 +26,7 @@ impl Default for KeepAliveTimes {
 pub struct KeepAlive {
     times: KeepAliveTimes,
     heard: Instant,
-    pinged: bool,
+    pinged: Option<Instant>,
 }
 
 /// What is due.
@@ -45,22 +45,23 @@ impl KeepAlive {
         Self {
             times,
             heard: now,
-            pinged: false,
+            pinged: None,
         }
     }
 
     /// Notes any message of the peer.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
-        self.pinged = false;
+        self.pinged = None;
     }
 
     /// When [`KeepAlive::due`] has something to do.
     #[must_use]
     pub fn next_timeout(&self) -> Instant {
         match self.pinged {
-            false => self.heard + self.times.interval,
-            true => self.heard + self.times.interval + self.times.timeout,
+            None => self.heard + self.times.interval,
+            // After a stall of this process, the peer still has its time to answer.
+            Some(pinged) => pinged + self.times.timeout,
         }
     }
 
@@ -69,9 +70,9 @@ impl KeepAlive {
         if now < self.next_timeout() {
             return None;
         }
-        Some(match std::mem::replace(&mut self.pinged, true) {
-            false => Due::Ping,
-            true => Due::Broken,
+        Some(match self.pinged.replace(now) {
+            None => Due::Ping,
+            Some(_) => Due::Broken,
         })
     }
 }
@@ -93,6 +94,17 @@ mod tests {
             keep_alive.due(start + times.interval + times.timeout),
             Some(Due::Broken)
         );
+    }
+
+    #[test]
+    fn after_a_stall_the_peer_still_has_time_to_answer() {
+        let times = KeepAliveTimes::default();
+        let start = Instant::now();
+        let mut keep_alive = KeepAlive::new(times, start);
+        let late = start + 10 * times.interval;
+        assert_eq!(keep_alive.due(late), Some(Due::Ping));
+        assert_eq!(keep_alive.due(late), None);
+        assert_eq!(keep_alive.next_timeout(), late + times.timeout);
     }
 
     #[test]

@@ -27,6 +27,8 @@ const LIST_VALID_INTERVALS: u32 = 3;
 pub struct ListenerConfig {
     /// This proxy. Its ID must be a valid ID of a proxy; its generation must grow with each start.
     pub proxy: ProxyInfo,
+    /// The cluster of this proxy. Agents that name another cluster are refused. If empty, agents of all clusters are accepted.
+    pub cluster: String,
     /// The most agents, those in the handshake among them. Further connections are closed at once.
     pub max_agents: usize,
     /// The longest time for the TLS handshake, and after it the longest time until the agent's claim.
@@ -39,12 +41,13 @@ pub struct ListenerConfig {
 }
 
 impl ListenerConfig {
-    /// The defaults: 20,000 agents; 10 s for each part of the handshake; a ping after 10 s, and 5 s for the answer; a list each
+    /// The defaults: all clusters; 20,000 agents; 10 s for each part of the handshake; a ping after 10 s, and 5 s for the answer; a list each
     /// 60 s.
     #[must_use]
     pub fn new(proxy: ProxyInfo) -> Self {
         Self {
             proxy,
+            cluster: String::new(),
             max_agents: 20_000,
             handshake_timeout: Duration::from_secs(10),
             keep_alive: KeepAliveTimes::default(),
@@ -248,7 +251,7 @@ impl AgentListener {
     }
 
     /// Stops: reports all nodes as gone, and opens no more streams. Waits until the open streams have ended, at most for
-    /// `limit`, and then closes each tunnel.
+    /// `limit`, and then closes each tunnel. Handshakes that are under way may take their own time.
     pub async fn close(&self, limit: Duration) {
         let phase = Phase::Closing(Instant::now() + limit);
         self.shared.status.send_modify(|status| status.phase = phase);

@@ -91,8 +91,8 @@ impl Agent<'_> {
                     stream.ok_or_else(ended)?;
                     return Ok("the agent has opened a second stream".to_owned());
                 }
-                () = tunnel.at_most(1), if self.leaves => return Ok("the agent has left".to_owned()),
-                () = tunnel.at_most(1), if limit.is_some() => self.stop(),
+                () = tunnel.until_at_most(1), if self.leaves => return Ok("the agent has left".to_owned()),
+                () = tunnel.until_at_most(1), if limit.is_some() => self.stop(),
                 () = sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => self.stop(),
             }
         }
@@ -139,6 +139,11 @@ impl Agent<'_> {
         }
         let invalid = |error: nodetracker::NodeIdError| (GoodbyeReason::InvalidHello, error.to_string());
         let node: NodeId = hello.node_id.parse().map_err(invalid)?;
+        let cluster = &self.shared.config.cluster;
+        if !cluster.is_empty() && *cluster != hello.cluster_name {
+            let text = format!("cluster {:?}, but this proxy is of {cluster:?}", hello.cluster_name);
+            return Err((GoodbyeReason::InvalidHello, text));
+        }
         (self.shared.verify)(&node.to_string(), self.tunnel.peer_certificates())
             .map_err(|reason| (GoodbyeReason::NotAllowed, reason))?;
         Ok(node)

@@ -8,6 +8,8 @@ use crate::backoff::Limits;
 use crate::control::keep_alive::KeepAliveTimes;
 
 /// The address of a load balancer, and the cluster whose proxies are behind it.
+///
+/// A pool has the tunnels of each target apart. So two addresses of the same proxies may lead to two tunnels to one proxy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
     /// The cluster. May be empty, at most 255 bytes.

@@ -37,11 +37,6 @@ const MAX_WINDOW: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelId(pub(super) u64);
 
-impl TunnelId {
-    /// The least ID, which no tunnel has.
-    pub const FIRST: Self = Self(0);
-}
-
 /// What has happened to a tunnel.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -190,7 +185,11 @@ impl PoolMachine {
         match (&tunnel.state, message) {
             (_, FromProxy::Goodbye(goodbye)) => {
                 let reason = goodbye.reason();
-                self.end(now, id, &format!("the proxy said goodbye: {reason:?} {}", goodbye.text));
+                self.end(
+                    now,
+                    id,
+                    &format!("the proxy said goodbye: {reason:?} {:?}", goodbye.text),
+                );
             }
             (State::Dialling { .. }, FromProxy::Welcome(welcome)) => self.welcome(now, id, &welcome),
             (State::Claimed(_), FromProxy::ProxyList(list)) => self.listed(now, id, &list),
@@ -433,7 +432,7 @@ impl PoolMachine {
     /// Returns the next thing to do, after all that is due has been done. Call it until it returns `None`, after each other
     /// call and at [`PoolMachine::next_timeout`].
     pub fn poll_action(&mut self, now: Instant) -> Option<Action> {
-        if self.actions.is_empty() && self.next_timeout().is_some_and(|due| due <= now) {
+        while self.actions.is_empty() && self.next_timeout().is_some_and(|due| due <= now) {
             self.advance(now);
         }
         self.actions.pop_front()

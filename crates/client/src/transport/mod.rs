@@ -52,7 +52,7 @@ pub trait Tunnel: Send + Sync + 'static {
     async fn accept(&self) -> Option<TunnelStream>;
 
     /// Waits until at most `streams` streams are open on this side.
-    async fn at_most(&self, streams: usize);
+    async fn until_at_most(&self, streams: usize);
 
     /// The peer's certificates that a handshake has verified, the peer's own first. Empty without TLS.
     fn peer_certificates(&self) -> &[CertificateDer<'static>];

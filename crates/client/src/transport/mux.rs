@@ -109,7 +109,7 @@ impl Tunnel for MuxTunnel {
         Some(Box::new(stream))
     }
 
-    async fn at_most(&self, streams: usize) {
+    async fn until_at_most(&self, streams: usize) {
         let free = u32::try_from(MAX_STREAMS.saturating_sub(streams)).unwrap_or(u32::MAX);
         // The semaphore is never closed.
         let _ = self.permits.acquire_many(free).await;

@@ -125,6 +125,21 @@ async fn a_proxy_that_drains_refuses_new_agents() {
 }
 
 #[tokio::test]
+async fn an_agent_of_another_cluster_is_refused() {
+    let config_of_proxy = ListenerConfig {
+        cluster: "main".into(),
+        ..ListenerConfig::new(info("a"))
+    };
+    let mut proxy = Proxy::new(config_of_proxy);
+    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    pool.add_target(Target::new("leaf", "1"));
+    wait_for(&pool, |_, stats| stats.failures > 0).await;
+    pool.add_target(Target::new("main", "2"));
+    assert_eq!(proxy.event().await, connected());
+    assert_eq!(proxy.listener.stats().claimed, 1);
+}
+
+#[tokio::test]
 async fn closing_a_pool_waits_for_its_streams() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
     let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
@@ -267,7 +282,7 @@ async fn a_tunnel_resets_the_streams_beyond_its_maximum_and_lives() {
     assert_eq!(opened[0].read_u8().await.unwrap(), 1);
 
     opened.truncate(1);
-    timeout(PATIENCE, client.at_most(1))
+    timeout(PATIENCE, client.until_at_most(1))
         .await
         .expect("the streams are closed");
 }
