@@ -11,7 +11,10 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
-use crate::{ALPN, dates, pem};
+use crate::{dates, pem};
+
+/// The protocol that both sides of a gRPC connection ask for, HTTP/2.
+pub const ALPN: &[u8] = b"h2";
 
 /// The PEM files of a client.
 #[derive(Debug, Clone, Copy)]

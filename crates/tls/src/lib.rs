@@ -9,6 +9,3 @@
 pub mod client;
 pub mod dates;
 pub mod pem;
-
-/// The protocol that both sides of a gRPC connection ask for, HTTP/2.
-pub const ALPN: &[u8] = b"h2";

@@ -8,7 +8,7 @@ use std::time::Duration;
 use xshell::{Shell, cmd};
 
 use crate::load::write_section;
-use crate::{Outcome, target};
+use crate::task::{Outcome, target};
 
 const PICTURE: &str = "docs/top.svg";
 const README: &str = "crates/server/README.md";

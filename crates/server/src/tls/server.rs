@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use nodetracker_tls::client::ALPN;
 use nodetracker_tls::dates::Dates;
-use nodetracker_tls::{ALPN, dates, pem};
+use nodetracker_tls::{dates, pem};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
