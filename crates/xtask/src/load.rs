@@ -18,7 +18,9 @@ pub(crate) enum LoadPart {
     Redis,
     /// Unary calls, beside RFD 47's Go map as a gRPC server
     Compare,
-    /// The same for a build with a profile
+    /// Latencies, beside the same Go map at the same rate
+    Latency,
+    /// The comparison of unary calls for a build with a profile
     Pgo,
     /// Where the CPU goes
     Instructions,
@@ -60,16 +62,23 @@ pub(crate) fn write_section(sh: &Shell, file: &str, task: &str, name: &str, sect
 fn measure(sh: &Shell, part: LoadPart) -> xshell::Result<String> {
     let release = target().join("release");
     let (server, load, rounds) = (release.join("nodetracker"), release.join("examples/load"), rounds("3"));
-    let compare = |server| {
-        let go_map = env::var("GO_MAP")
+    let go_map = || {
+        env::var("GO_MAP")
             .into_iter()
-            .flat_map(|sources| ["-g".to_owned(), sources]);
+            .flat_map(|sources| ["-g".to_owned(), sources])
+    };
+    let compare = |server| {
+        let go_map = go_map();
         cmd!(sh, "crates/server/load/compare -r {rounds} {go_map...} {server}").read()
     };
     match part {
         LoadPart::Routes => cmd!(sh, "{load} {server}").read(),
         LoadPart::Redis => cmd!(sh, "crates/server/load/redis -r {rounds} {release}").read(),
         LoadPart::Compare => compare(server),
+        LoadPart::Latency => {
+            let go_map = go_map();
+            cmd!(sh, "crates/server/load/latency -r {rounds} {go_map...} {server}").read()
+        }
         LoadPart::Pgo => {
             cmd!(sh, "crates/server/load/pgo").run()?;
             compare(target().join("pgo/nodetracker"))

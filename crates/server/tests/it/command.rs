@@ -175,7 +175,7 @@ fn logs_are_text_or_json_on_stderr() {
 }
 
 /// The commands, as `help` lists them.
-pub(crate) const COMMANDS: [&str; 16] = [
+pub(crate) const COMMANDS: [&str; 17] = [
     "serve",
     "validate",
     "add",
@@ -190,6 +190,7 @@ pub(crate) const COMMANDS: [&str; 16] = [
     "health",
     "drain",
     "log-level",
+    "bench",
     "completions",
     "man",
 ];
