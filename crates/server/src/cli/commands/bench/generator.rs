@@ -46,6 +46,8 @@ pub(super) struct Load {
     /// Calls in flight on each connection.
     pub(super) in_flight: usize,
     pub(super) threads: u32,
+    /// How long a call may take, and how long calls may wait after the last call was due.
+    pub(super) timeout: Duration,
 }
 
 /// The end of a run before its time.
@@ -186,7 +188,12 @@ impl Thread {
     }
 
     async fn lane(self, number: u32) {
-        let Load { at, population, .. } = &self.load;
+        let Load {
+            at,
+            population,
+            timeout,
+            ..
+        } = &self.load;
         let lane = async {
             let connection = at.bench_connection().await?;
             Ok((connection, KernelTimer::new().map_err(CommandError::Timer)?))
@@ -197,10 +204,10 @@ impl Thread {
         };
         match self.kind {
             Kind::Unary(work) => {
-                let lane = Calls::new(connection, work, *population, at.timeout);
+                let lane = Calls::new(connection, work, *population, *timeout);
                 self.drive(lane, timer, number).await;
             }
-            Kind::Session => match Session::begin(connection, population, number, at.timeout).await {
+            Kind::Session => match Session::begin(connection, population, number, *timeout).await {
                 Ok(lane) => self.drive(lane, timer, number).await,
                 Err(Failed { status, .. }) => self.report(Err(at.failed(status).await)).await,
             },
@@ -225,7 +232,7 @@ impl Thread {
         let schedule = Schedule::new(self.phase, begin, number.into(), self.load.connections.into());
         let bounds = Bounds {
             in_flight: self.load.in_flight,
-            patience: self.load.at.timeout,
+            patience: self.load.timeout,
         };
         drive(&mut lane, &mut timer, schedule, bounds, &self.tally, &self.stop).await;
     }

@@ -64,8 +64,9 @@ pub(super) async fn drive<L: Lane>(
         () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {}
     }
     let now = Instant::now();
-    // In a closed loop, no call waits: a call is due when it can be sent.
-    if give_up.is_some() {
+    // In a closed loop, no call waits. If the lane has room for a call, the stop came before the call, and nothing kept the
+    // call waiting.
+    if give_up.is_some() && lane.in_flight() >= bounds.in_flight {
         let due = waiting.into_iter().chain(std::iter::from_fn(|| schedule.next(now)));
         let mut tally = lock(tally);
         due.take_while(|due| due.at <= now)
@@ -74,6 +75,7 @@ pub(super) async fn drive<L: Lane>(
     while lane.in_flight() > 0 {
         count(lane.ended().await, tally);
     }
+    lock(tally).lost_connections += u64::from(lane.is_lost());
 }
 
 /// Makes the calls of a schedule. `waiting` is the call that is next, if any.
@@ -280,17 +282,30 @@ mod tests {
         assert!(millis(&tally, 100.0) >= 2500, "{}", millis(&tally, 100.0));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_stop_ends_the_schedule_and_waits_for_the_calls_in_flight() {
-        let mut lane = Server::new(NEVER, Duration::ZERO);
+    async fn stopped_after(lane: &mut Server, time: Duration) -> Tally {
         let stop = CancellationToken::new();
         let stopper = stop.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(1005)).await;
+            tokio::time::sleep(time).await;
             stopper.cancel();
         });
-        let tally = run(&mut lane, open(100.0, Duration::from_secs(3600)), BOUNDS, &stop).await;
+        run(lane, open(100.0, Duration::from_secs(3600)), BOUNDS, &stop).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_the_schedule_and_waits_for_the_calls_in_flight() {
+        let mut lane = Server::new(NEVER, Duration::ZERO);
+        let tally = stopped_after(&mut lane, Duration::from_millis(1005)).await;
         assert_eq!((tally.count(), tally.succeeded(), tally.unsent), (101, 101, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_wait_at_a_stop_are_counted_with_their_waiting() {
+        let mut lane = Server::new(Duration::from_secs(1), Duration::from_secs(60));
+        let tally = stopped_after(&mut lane, Duration::from_millis(2005)).await;
+        // Before the stall 100 calls, in the stall four; the others up to the stop wait.
+        assert_eq!((tally.count(), tally.succeeded(), tally.unsent), (104, 104, 97));
+        assert_eq!(tally.latencies.len(), 201);
     }
 
     #[tokio::test(start_paused = true)]
@@ -301,5 +316,6 @@ mod tests {
         let tally = run(&mut lane, open(100.0, Duration::from_secs(3600)), BOUNDS, &stop).await;
         assert_eq!((tally.succeeded(), tally.statuses()["UNAVAILABLE"]), (9, 1));
         assert_eq!(tally.errors["UNAVAILABLE: the connection broke"], 1);
+        assert_eq!(tally.lost_connections, 1);
     }
 }

@@ -42,6 +42,9 @@ use procfs::process::Process;
 /// Nodes in a call of the modes `batch` and `session`, if nothing else is said.
 const BATCH_SIZE: u32 = 100;
 
+/// The longest phase of a run, and the longest time for a reply.
+const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
+
 /// Proxies, if nothing else is said.
 const PROXIES: u32 = 100;
 
@@ -62,7 +65,7 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "CALLS", value_parser = clap::value_parser!(u64).range(1..))]
     total: Option<u64>,
     /// How long to make calls before the measurement
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = period)]
     warm_up: Duration,
     /// How long to measure the maximum, if --rate is a part of the maximum
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = positive)]
@@ -128,10 +131,17 @@ impl Mode {
     }
 }
 
-fn positive(text: &str) -> Result<Duration, String> {
+fn period(text: &str) -> Result<Duration, String> {
     match duration::parse(text)? {
+        period if period > LONGEST => Err(format!("a run may not be longer than {}", duration::format(LONGEST))),
+        period => Ok(period),
+    }
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    match period(text)? {
         Duration::ZERO => Err("nothing can be measured in no time".into()),
-        duration => Ok(duration),
+        period => Ok(period),
     }
 }
 
@@ -226,6 +236,7 @@ async fn measure(
         connections: bench.connections,
         in_flight: bench.in_flight as usize,
         threads: bench.threads,
+        timeout: bench.print.at.timeout.min(LONGEST),
     };
     // A session announces its nodes when it begins.
     if kind != Kind::Session {

@@ -59,6 +59,8 @@ pub(super) struct Report {
     count: u64,
     /// Calls that were due but were not sent in time.
     unsent_count: u64,
+    /// Connections that broke, and made no further calls.
+    lost_connections: u64,
     total_seconds: f64,
     calls_per_second: f64,
     routes_per_second: f64,
@@ -134,6 +136,7 @@ impl Report {
             was_interrupted: settings.was_interrupted,
             count: tally.count(),
             unsent_count: tally.unsent,
+            lost_connections: tally.lost_connections,
             total_seconds: tally.total().as_secs_f64(),
             calls_per_second: tally.rate(),
             routes_per_second: per_second(tally.routes, tally.total()),
@@ -251,10 +254,15 @@ impl fmt::Display for Report {
         line("Requests/sec", format!("{:.2}", self.calls_per_second))?;
         line("Routes/sec", format!("{:.2}", self.routes_per_second))?;
         if self.unsent_count > 0 {
+            let unsent = self.unsent_count;
             line(
                 "Not sent",
-                format!("{} calls were due and could not begin in time", self.unsent_count),
+                format!("{unsent} calls were due and could not begin in time"),
             )?;
+        }
+        if self.lost_connections > 0 {
+            let lost = self.lost_connections;
+            line("Lost", format!("{lost} connections broke and made no further calls"))?;
         }
         if self.missing_routes > 0 {
             line("Missing", format!("{} routes were not there", self.missing_routes))?;

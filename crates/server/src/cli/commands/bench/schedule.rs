@@ -14,6 +14,9 @@ use tokio::time::Instant;
 /// The greatest rate, in calls a second.
 const MAX_RATE: f64 = 100e6;
 
+/// Calls that are due later than this are due at this time. A sum with a longer time could overflow.
+const FAR: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
 /// The flag `--rate`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rate {
@@ -155,7 +158,7 @@ impl Schedule {
 /// Returns the time of a call after the begin. The product of a number and the interval would not do: an interval in whole
 /// nanoseconds would change the rate.
 fn time_of(number: u64, rate: f64) -> Duration {
-    Duration::try_from_secs_f64(number as f64 / rate).unwrap_or(Duration::MAX)
+    Duration::try_from_secs_f64(number as f64 / rate).map_or(FAR, |time| time.min(FAR))
 }
 
 fn warm_up_calls(warm_up: Duration, rate: f64) -> u64 {
@@ -252,6 +255,17 @@ mod tests {
             let begin = Instant::now();
             assert_eq!(Schedule::new(phase, begin, 0, 1).end(), Some(begin + 3 * SECOND));
         }
+        let never = Phase {
+            pace: Pace::Open(f64::MIN_POSITIVE),
+            warm_up: SECOND,
+            extent: Extent::Calls(u64::MAX),
+        };
+        assert_eq!(
+            Schedule::new(never, Instant::now(), 1, 2)
+                .end()
+                .map(|end| end > Instant::now()),
+            Some(true)
+        );
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(super) struct Tally {
     pub(super) errors: BTreeMap<String, u64>,
     /// Measured calls that were due but never sent.
     pub(super) unsent: u64,
+    /// Connections that broke.
+    pub(super) lost_connections: u64,
     /// Routes that the measured calls reported or found.
     pub(super) routes: u64,
     /// Routes that the measured calls should have reported or found, but did not.
@@ -61,6 +63,7 @@ impl Tally {
             codes: [0; CODES],
             errors: BTreeMap::new(),
             unsent: 0,
+            lost_connections: 0,
             routes: 0,
             missing_routes: 0,
             ended: 0,
@@ -142,6 +145,7 @@ impl Tally {
             *self.errors.entry(error.clone()).or_default() += count;
         }
         self.unsent += other.unsent;
+        self.lost_connections += other.lost_connections;
         self.routes += other.routes;
         self.missing_routes += other.missing_routes;
         self.ended += other.ended;
