@@ -98,7 +98,19 @@ fn a_rate_may_be_a_part_of_the_maximum() {
     let server = Process::serve(&[]);
     let addr = server.addr.to_string();
     let pid = server.id().to_string();
-    let report = report(&addr, &["--rate", "10%", "--probe", "100ms", "--server-pid", &pid]);
+    let report = report(
+        &addr,
+        &[
+            "--rate",
+            "10%",
+            "--probe",
+            "100ms",
+            "--server-pid",
+            &pid,
+            "--timeout",
+            "200000000000000d",
+        ],
+    );
     let rate = |name: &str| report[name].as_f64().unwrap();
     assert!(rate("maximum_rate") > 0.0);
     assert!((rate("target_rate") - rate("maximum_rate") / 10.0).abs() < 1e-6);

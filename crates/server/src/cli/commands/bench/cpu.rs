@@ -6,40 +6,38 @@ use procfs::process::Process;
 use procfs::{ProcResult, ticks_per_second};
 use tokio::time::Instant;
 
-use crate::cli::commands::CommandError;
-
-/// CPU times of the two processes, or the differences of two readings.
+/// The CPU times at a point in time.
 #[derive(Debug)]
-pub(super) struct CpuTimes {
-    pub(super) at: Instant,
-    /// The time between two readings.
+pub(super) struct CpuReading {
+    at: Instant,
+    generator: Duration,
+    server: Option<Duration>,
+}
+
+/// The CPU times between two readings.
+#[derive(Debug)]
+pub(super) struct CpuUse {
     pub(super) elapsed: Duration,
     pub(super) generator: Duration,
+    /// `None` if no server was named, or if the server ended.
     pub(super) server: Option<Duration>,
 }
 
-impl CpuTimes {
-    pub(super) fn read(server: Option<&Process>) -> Result<Self, CommandError> {
-        let read = || {
-            Ok(Self {
-                at: Instant::now(),
-                elapsed: Duration::ZERO,
-                generator: cpu_time(&Process::myself()?)?,
-                server: server.map(cpu_time).transpose()?,
-            })
-        };
-        read().map_err(CommandError::CpuTime)
+impl CpuReading {
+    pub(super) fn take(server: Option<i32>) -> ProcResult<Self> {
+        Ok(Self {
+            at: Instant::now(),
+            generator: cpu_time(&Process::myself()?)?,
+            server: server.and_then(|pid| cpu_time(&Process::new(pid).ok()?).ok()),
+        })
     }
 
-    pub(super) fn since(&self, before: &Self) -> Self {
-        Self {
-            at: self.at,
-            elapsed: self.at - before.at,
-            generator: self.generator.saturating_sub(before.generator),
-            server: self
-                .server
-                .zip(before.server)
-                .map(|(now, before)| now.saturating_sub(before)),
+    pub(super) fn until(&self, end: &Self) -> CpuUse {
+        let server = self.server.zip(end.server);
+        CpuUse {
+            elapsed: end.at - self.at,
+            generator: end.generator.saturating_sub(self.generator),
+            server: server.map(|(begin, end)| end.saturating_sub(begin)),
         }
     }
 }

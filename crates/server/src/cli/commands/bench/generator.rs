@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::commands::bench::calls::Calls;
 use crate::cli::commands::bench::connection::{Connection, Failed};
+use crate::cli::commands::bench::cpu::{CpuReading, CpuUse};
 use crate::cli::commands::bench::lane::{Bounds, Lane, drive, lock};
 use crate::cli::commands::bench::progress::{INTERVAL, Progress};
 use crate::cli::commands::bench::schedule::{Phase, Schedule};
@@ -48,6 +49,16 @@ pub(super) struct Load {
     pub(super) threads: u32,
     /// How long a call may take, and how long calls may wait after the last call was due.
     pub(super) timeout: Duration,
+    /// The server's process, if it is known.
+    pub(super) server_pid: Option<i32>,
+}
+
+/// What a phase measured.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) tally: Tally,
+    /// From when all connections were open.
+    pub(super) cpu: CpuUse,
 }
 
 /// The end of a run before its time.
@@ -120,7 +131,7 @@ impl Load {
         kind: Kind,
         phase: Phase,
         interrupts: &mut Interrupts,
-    ) -> Result<Tally, CommandError> {
+    ) -> Result<Measured, CommandError> {
         let (begin, begun) = watch::channel(None);
         let (connected, mut lanes) = mpsc::channel(1);
         let mut tallies = Vec::new();
@@ -156,6 +167,8 @@ impl Load {
             }
         }
         let progress = Progress::new(name, phase);
+        let cpu = || CpuReading::take(self.server_pid).map_err(CommandError::CpuTime);
+        let cpu_before = cpu()?;
         begin.send_replace(Some(Instant::now() + HEAD_START));
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -163,12 +176,16 @@ impl Load {
             tokio::select! {
                 lane = lanes.recv() => match lane {
                     Some(lane) => lane?,
-                    None => return Ok(sum(&tallies)),
+                    None => break,
                 },
                 signal = interrupts.next() => signal?,
                 _ = ticks.tick() => progress.show(&sum(&tallies)),
             }
         }
+        Ok(Measured {
+            tally: sum(&tallies),
+            cpu: cpu_before.until(&cpu()?),
+        })
     }
 }
 

@@ -28,7 +28,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cli::commands::CommandError;
-use crate::cli::commands::bench::cpu::CpuTimes;
 use crate::cli::commands::bench::generator::{Interrupts, Kind, Load};
 use crate::cli::commands::bench::report::{Report, Settings};
 use crate::cli::commands::bench::schedule::{Extent, Pace, Phase, Rate};
@@ -186,10 +185,14 @@ impl Bench {
         self.total.map_or(Extent::For(self.duration), Extent::Calls)
     }
 
-    /// Returns the server's process, if one is named.
-    fn server(&self) -> Result<Option<Process>, CommandError> {
-        let open = |pid| Process::new(pid).map_err(|error| CommandError::Usage(format!("--server-pid {pid}: {error}")));
-        self.server_pid.map(open).transpose()
+    /// Fails if the server's process cannot be read.
+    fn check_server(&self) -> Result<(), CommandError> {
+        let Some(pid) = self.server_pid else {
+            return Ok(());
+        };
+        let stat = Process::new(pid).and_then(|process| process.stat());
+        stat.map(drop)
+            .map_err(|error| CommandError::Usage(format!("--server-pid {pid}: {error}")))
     }
 
     /// Creates the file of the plot before the run, which would otherwise be for nothing if the file cannot be written.
@@ -204,13 +207,13 @@ impl Bench {
 /// Makes the calls, prints the report, and removes what the calls added.
 pub(crate) async fn bench(bench: Bench) -> Result<(), CommandError> {
     let (kind, population) = bench.kind()?;
-    let server = bench.server()?;
+    bench.check_server()?;
     let at = &bench.print.at;
     guard::check(at, bench.yes).await?;
     let plot = bench.plot_file()?;
     open_files::raise_limit(bench.connections.saturating_mul(2));
     let mut interrupts = Interrupts::install().map_err(CommandError::Signals)?;
-    let measured = measure(&bench, kind, population, server, &mut interrupts).await;
+    let measured = measure(&bench, kind, population, &mut interrupts).await;
     let outcome = measured.and_then(|report| {
         print(&report, bench.print.format)?;
         if let Some(mut file) = plot {
@@ -227,7 +230,6 @@ async fn measure(
     bench: &Bench,
     kind: Kind,
     population: Population,
-    server: Option<Process>,
     interrupts: &mut Interrupts,
 ) -> Result<Report, CommandError> {
     let load = Load {
@@ -237,6 +239,7 @@ async fn measure(
         in_flight: bench.in_flight as usize,
         threads: bench.threads,
         timeout: bench.print.at.timeout.min(LONGEST),
+        server_pid: bench.server_pid,
     };
     // A session announces its nodes when it begins.
     if kind != Kind::Session {
@@ -252,7 +255,7 @@ async fn measure(
         Some(Rate::PerSecond(rate)) => (Pace::Open(rate), None),
         Some(Rate::OfMaximum(part)) => {
             let phase = closed(bench.warm_up, Extent::For(bench.probe));
-            let probed = load.run("maximum", kind, phase, interrupts).await?;
+            let probed = load.run("maximum", kind, phase, interrupts).await?.tally;
             interrupts.check()?;
             if probed.succeeded() == 0 {
                 return Err(CommandError::Failed(format!(
@@ -267,9 +270,7 @@ async fn measure(
         pace,
         ..closed(bench.warm_up, bench.extent())
     };
-    let before = CpuTimes::read(server.as_ref())?;
-    let tally = load.run("measurement", kind, phase, interrupts).await?;
-    let cpu = CpuTimes::read(server.as_ref())?.since(&before);
+    let measured = load.run("measurement", kind, phase, interrupts).await?;
     let settings = Settings {
         mode: bench.mode,
         pace,
@@ -279,7 +280,7 @@ async fn measure(
         population,
         was_interrupted: interrupts.check().is_err(),
     };
-    Ok(Report::new(&settings, &tally, &cpu))
+    Ok(Report::new(&settings, &measured))
 }
 
 /// Adds all nodes, so that the calls of the measurement find and refresh routes.
@@ -295,7 +296,10 @@ async fn add_nodes(load: &Load, interrupts: &mut Interrupts) -> Result<(), Comma
         warm_up: Duration::ZERO,
         extent: Extent::Calls(calls),
     };
-    let added = load.run("adding nodes", Kind::Unary(work), phase, interrupts).await?;
+    let added = load
+        .run("adding nodes", Kind::Unary(work), phase, interrupts)
+        .await?
+        .tally;
     interrupts.check()?;
     match calls - added.succeeded() {
         0 => Ok(()),

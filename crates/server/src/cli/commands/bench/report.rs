@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::commands::CommandError;
 use crate::cli::commands::bench::Mode;
-use crate::cli::commands::bench::cpu::CpuTimes;
+use crate::cli::commands::bench::generator::Measured;
 use crate::cli::commands::bench::plot;
 use crate::cli::commands::bench::schedule::Pace;
 use crate::cli::commands::bench::tally::{LATE, Tally, per_second};
@@ -106,7 +106,7 @@ struct Generator {
 }
 
 impl Report {
-    pub(super) fn new(settings: &Settings, tally: &Tally, cpu: &CpuTimes) -> Self {
+    pub(super) fn new(settings: &Settings, Measured { tally, cpu }: &Measured) -> Self {
         let latencies = &tally.latencies;
         let percentile = |percent| Percentile {
             percent,
@@ -326,9 +326,10 @@ mod tests {
     use tonic::Status;
 
     use super::*;
+    use crate::cli::commands::bench::cpu::CpuUse;
     use crate::cli::commands::bench::schedule::Due;
 
-    fn report(tally: &Tally) -> Report {
+    fn report(tally: Tally) -> Report {
         let settings = Settings {
             mode: Mode::Unary,
             pace: Pace::Open(500.0),
@@ -343,13 +344,12 @@ mod tests {
             },
             was_interrupted: true,
         };
-        let cpu = CpuTimes {
-            at: Instant::now(),
+        let cpu = CpuUse {
             elapsed: Duration::from_secs(2),
             generator: Duration::from_secs(1),
             server: Some(Duration::from_millis(8)),
         };
-        Report::new(&settings, tally, &cpu)
+        Report::new(&settings, &Measured { tally, cpu })
     }
 
     /// Three quick calls and a slow call, an error, and a call that was not sent.
@@ -421,14 +421,14 @@ Status code distribution:
 Error distribution:
   [1]                  UNAVAILABLE: gone
 ";
-        assert_eq!(report(&tally()).to_string(), expected);
+        assert_eq!(report(tally()).to_string(), expected);
     }
 
     #[test]
     fn a_run_with_a_failed_or_an_unsent_call_failed() {
-        let error = report(&tally()).outcome().unwrap_err();
+        let error = report(tally()).outcome().unwrap_err();
         assert_eq!(error.to_string(), "2 of 6 calls failed");
-        let nothing = report(&Tally::new());
+        let nothing = report(Tally::new());
         nothing.outcome().unwrap();
         assert!(nothing.to_string().contains("  Count:            0\n"));
         assert!(nothing.plot().ends_with("</svg>\n"));
