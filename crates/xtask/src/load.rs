@@ -18,7 +18,9 @@ pub(crate) enum LoadPart {
     Redis,
     /// Unary calls, beside RFD 47's Go map as a gRPC server
     Compare,
-    /// The same for a build with a profile
+    /// Latencies, beside the same Go map at the same rate
+    Latency,
+    /// The comparison of unary calls for a build with a profile
     Pgo,
     /// Where the CPU goes
     Instructions,
@@ -27,11 +29,7 @@ pub(crate) enum LoadPart {
 }
 
 pub(crate) fn run(sh: &Shell, parts: Vec<LoadPart>) -> Outcome {
-    cmd!(
-        sh,
-        "cargo build --release --quiet --locked -p nodetracker-server --bins --examples"
-    )
-    .run()?;
+    cmd!(sh, "cargo build --release --quiet --locked -p nodetracker-server").run()?;
     for part in parts {
         let name = part
             .to_possible_value()
@@ -58,21 +56,23 @@ pub(crate) fn write_section(sh: &Shell, file: &str, task: &str, name: &str, sect
 }
 
 fn measure(sh: &Shell, part: LoadPart) -> xshell::Result<String> {
-    let release = target().join("release");
-    let (server, load, rounds) = (release.join("nodetracker"), release.join("examples/load"), rounds("3"));
-    let compare = |server| {
-        let go_map = env::var("GO_MAP")
-            .into_iter()
-            .flat_map(|sources| ["-g".to_owned(), sources]);
-        cmd!(sh, "crates/server/load/compare -r {rounds} {go_map...} {server}").read()
+    let (server, rounds) = (target().join("release/nodetracker"), rounds("3"));
+    let go_map: Vec<String> = env::var("GO_MAP")
+        .into_iter()
+        .flat_map(|sources| ["-g".to_owned(), sources])
+        .collect();
+    let beside_go_map = |script: &str, server| {
+        let go_map = &go_map;
+        cmd!(sh, "crates/server/load/{script} -r {rounds} {go_map...} {server}").read()
     };
     match part {
-        LoadPart::Routes => cmd!(sh, "{load} {server}").read(),
-        LoadPart::Redis => cmd!(sh, "crates/server/load/redis -r {rounds} {release}").read(),
-        LoadPart::Compare => compare(server),
+        LoadPart::Routes => cmd!(sh, "crates/server/load/routes {server}").read(),
+        LoadPart::Redis => cmd!(sh, "crates/server/load/redis -r {rounds} {server}").read(),
+        LoadPart::Compare => beside_go_map("compare", server),
+        LoadPart::Latency => beside_go_map("latency", server),
         LoadPart::Pgo => {
             cmd!(sh, "crates/server/load/pgo").run()?;
-            compare(target().join("pgo/nodetracker"))
+            beside_go_map("compare", target().join("pgo/nodetracker"))
         }
         LoadPart::Instructions => cmd!(sh, "crates/server/load/instructions --server {server}").read(),
         LoadPart::Tour => cmd!(sh, "crates/server/docs/tour.sh {server}").read(),

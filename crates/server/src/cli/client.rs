@@ -14,11 +14,16 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 use tonic::body::Body;
 use tower_service::Service;
+
+/// A connection, with or without TLS.
+pub(crate) type Stream = Either<TcpStream, TlsStream<TcpStream>>;
 
 /// The address of a tracker: `host:port`, `http://host:port` or `https://host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,20 +83,35 @@ impl Target {
     /// Connects, over TLS if there is a configuration for TLS. The connection breaks if the tracker does not answer a ping
     /// within `timeout`.
     pub(crate) async fn connect(&self, tls: Option<Arc<ClientConfig>>, timeout: Duration) -> Result<Transport, String> {
+        Transport::over(self.open(tls).await?, timeout).await
+    }
+
+    /// Opens a TCP connection, with TLS if there is a configuration for TLS.
+    pub(crate) async fn open(&self, tls: Option<Arc<ClientConfig>>) -> Result<Stream, String> {
         let stream = TcpStream::connect(&self.authority)
             .await
             .map_err(|error| format!("cannot connect: {error}"))?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         let Some(tls) = tls else {
-            return Transport::over(stream, timeout).await;
+            return Ok(Either::Left(stream));
         };
         let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
         match TlsConnector::from(tls).connect(name, stream).await {
-            Ok(stream) => Transport::over(stream, timeout).await,
+            Ok(stream) => Ok(Either::Right(stream)),
             Err(_) if self.first_bytes().await.is_some_and(is_settings) => Err(format!(
                 "the server speaks plaintext: use --addr http://{self} without --ca-file"
             )),
             Err(error) => Err(format!("TLS failed: {error}")),
+        }
+    }
+
+    /// Returns whether all addresses of the host are of the loopback interface. `false` if the host has no address.
+    pub(crate) async fn is_loopback(&self) -> bool {
+        match lookup_host(&self.authority).await {
+            Ok(mut addrs) => {
+                addrs.next().is_some_and(|first| first.ip().is_loopback()) && addrs.all(|addr| addr.ip().is_loopback())
+            }
+            Err(_) => false,
         }
     }
 

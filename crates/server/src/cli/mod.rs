@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::runtime;
 
-use crate::cli::commands::{CommandError, admin, operate, top, watch};
+use crate::cli::commands::{CommandError, admin, bench, operate, top, watch};
 use crate::cli::generate::{Completions, ManPage};
 use crate::cli::serve::Serve;
 use crate::cli::validate::{Validate, validate};
@@ -34,8 +34,8 @@ Exit codes:
   1         The operation failed: for example, the tracker did not answer or refused the call
   2         A flag, a variable, the configuration or a file that these name cannot be used,
             or a port is taken; the command did nothing
-  130, 143  SIGINT or SIGTERM ended the command; `serve` needs two signals for
-            this, and `watch` and `top` end with 0
+  130, 143  SIGINT or SIGTERM ended the command; `serve` and `bench` need two signals
+            for this, and `watch` and `top` end with 0
 
 Answers go to stdout, remarks and errors to stderr. With --format json, an answer
 is one object a line, and times are in UTC, such as 2021-11-23T00:01:38.042Z.";
@@ -126,6 +126,16 @@ enum Command {
     ///
     /// As JSON, the answer has the previous_level.
     LogLevel(operate::SetLogLevel),
+    /// Load the tracker with calls at a constant rate, and print how long they took
+    ///
+    /// The latency of a call is the time from when the call was due, not from its sending: if the tracker stalls, the calls
+    /// that had to wait are charged to the tracker. Without --rate, there are as many calls as the limits allow, which
+    /// measures the maximum; the latencies then say little. All nodes are added before the measurement.
+    ///
+    /// Ctrl-C ends the run early, with a report. At the end, the proxies of the run are removed with all their routes. A
+    /// tracker that has proxies or is on another machine is not loaded without --yes. --mode unary, look-up and mixed need
+    /// only the frozen contract of RFD 47, so they load any server of it.
+    Bench(Box<bench::Bench>),
     /// Print a script that completes the command line in a shell
     Completions(Completions),
     /// Print a manual page, or write all of them into a directory
@@ -156,6 +166,7 @@ impl Cli {
                 Command::Health(health) => exit_code(commands::health(health).await),
                 Command::Drain(drain) => exit_code(operate::drain(drain).await),
                 Command::LogLevel(set) => exit_code(operate::log_level(set).await),
+                Command::Bench(load) => exit_code(bench::bench(*load).await),
                 Command::Validate(file) => validate(file),
                 Command::Completions(shell) => exit_code(generate::completions(&mut Self::command(), shell)),
                 Command::Man(page) => exit_code(generate::man(Self::command(), page)),
@@ -170,6 +181,7 @@ fn exit_code(result: Result<(), CommandError>) -> ExitCode {
         // The reader of a pipe has seen enough, which is no failure.
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error @ CommandError::Usage(_)) => fail(USAGE, &error),
+        Err(error @ CommandError::Interrupted(signal)) => fail(signal.exit_code(), &error),
         Err(error) => fail(FAILURE, &error),
     }
 }

@@ -191,6 +191,7 @@ pub(crate) const COMMANDS: [&str; 17] = [
     "health",
     "drain",
     "log-level",
+    "bench",
     "completions",
     "man",
 ];

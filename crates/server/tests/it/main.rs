@@ -3,6 +3,7 @@
 mod authorization;
 mod authorization_matrix;
 mod bad_input;
+mod bench;
 mod command;
 mod config_errors;
 mod deadlines;

@@ -1,7 +1,8 @@
 //! The commands that call a running tracker: here those of the frozen contract, in [`admin`] and [`operate`] those for
-//! operators.
+//! operators, and [`bench`], which measures a tracker.
 
 pub(crate) mod admin;
+pub(crate) mod bench;
 pub(crate) mod operate;
 pub(crate) mod top;
 pub(crate) mod watch;
@@ -19,6 +20,7 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::route_service_client::RouteServiceClient;
 use nodetracker_tls::client::{ClientFile, ClientFiles, client_config};
+use procfs::ProcError;
 use rustls::ClientConfig;
 use serde::Serialize;
 use thiserror::Error;
@@ -32,10 +34,11 @@ use uuid::Uuid;
 use crate::cli::client::{Target, Transport};
 use crate::cli::print::{Print, ProxyRow, RouteRow, age, rfc3339, time};
 use crate::cli::remark;
+use crate::cli::signals::ReceivedSignal;
 use crate::config::duration;
 
 /// The address of the tracker.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct TrackerArgs {
     /// The server: HOST:PORT, http://HOST:PORT, or https://HOST:PORT with --ca-file
     #[arg(long, env = "NODETRACKER_ADDR", value_name = "ADDR", default_value = crate::config::DEFAULT_LISTEN_ADDR)]
@@ -134,6 +137,17 @@ pub(crate) enum CommandError {
     Metrics(String),
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
+    #[error("{}: ended at once", .0.name)]
+    Interrupted(ReceivedSignal),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    #[error("cannot create a timer: {0}")]
+    Timer(io::Error),
+    #[error("cannot read the CPU time: {0}")]
+    CpuTime(ProcError),
+    /// Some of the calls of a command failed.
+    #[error("{0}")]
+    Failed(String),
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
 }
@@ -147,8 +161,13 @@ impl TrackerArgs {
     /// Connects, for the client of any service.
     async fn transport(&self) -> Result<Transport, CommandError> {
         let tls = self.tls()?;
-        let reason = match timeout(self.timeout, self.addr.connect(tls, self.timeout)).await {
-            Ok(Ok(transport)) => return Ok(transport),
+        self.connected(self.addr.connect(tls, self.timeout)).await
+    }
+
+    /// Waits for a connection, up to the limit.
+    async fn connected<T>(&self, connect: impl Future<Output = Result<T, String>>) -> Result<T, CommandError> {
+        let reason = match timeout(self.timeout, connect).await {
+            Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(reason)) => self.refused_certificate().await.unwrap_or(reason),
             Err(_) => format!("cannot connect within {}", self.limit()),
         };
@@ -189,11 +208,17 @@ impl TrackerArgs {
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, CommandError> {
-        let late = |_| Err(Status::deadline_exceeded(format!("no answer within {}", self.limit())));
-        match timeout(self.timeout, call).await.unwrap_or_else(late) {
-            Ok(response) => Ok(response.into_inner()),
+        match self.answer(call).await {
+            Ok(answer) => Ok(answer),
             Err(status) => Err(self.failed(status).await),
         }
+    }
+
+    /// As [`call`](Self::call), for callers that look at the status.
+    async fn answer<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+        let late = |_| Err(Status::deadline_exceeded(format!("no answer within {}", self.limit())));
+        let response = timeout(self.timeout, call).await.unwrap_or_else(late)?;
+        Ok(response.into_inner())
     }
 
     /// Reports whether nothing listens at the tracker's address.
