@@ -9,15 +9,17 @@ use nodetracker_client::connect::WriteTo;
 use nodetracker_client::session::machine::SessionSupersededReason;
 use nodetracker_client::session::{ProxySession, SessionConfig, SessionConfigError, SessionState, SessionStats};
 use nodetracker_client::{NodeId, Proxy, Uuid};
-use nodetracker_server::{Config, Limits, Server};
+use nodetracker_server::{Config, Drained, Limits, Server};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::session::relay::Relay;
 
-/// Heartbeats follow every second.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// Heartbeats follow every two seconds.
+const SHORT: Duration = Duration::from_secs(6);
+/// No heartbeat follows during a test, and no node counts as silent.
+const LONG: Duration = Duration::from_secs(3600);
 /// Longer than any wait of a test that succeeds.
 const LIMIT: Duration = Duration::from_secs(60);
 const PROXY: Proxy<'_> = Proxy {
@@ -31,12 +33,16 @@ struct Tracker {
     table: Arc<RouteTable>,
     /// Stops the server.
     stop: oneshot::Sender<()>,
-    _task: JoinSet<()>,
+    _task: JoinSet<Drained>,
 }
 
 impl Tracker {
-    async fn start(shutdown_delay: &str) -> Self {
-        let table = RouteTable::builder().keep_alive(KEEP_ALIVE).build().unwrap();
+    async fn start(keep_alive: Duration) -> Self {
+        Self::stopping_after("0s", keep_alive).await
+    }
+
+    async fn stopping_after(shutdown_delay: &str, keep_alive: Duration) -> Self {
+        let table = RouteTable::builder().keep_alive(keep_alive).build().unwrap();
         let table = Arc::new(table);
         let config = Config::default().with("shutdown_delay", shutdown_delay).unwrap();
         let config = config.listen_on("127.0.0.1:0");
@@ -45,11 +51,9 @@ impl Tracker {
             .unwrap();
         let addr = server.local_addr();
         let (stop, stopped) = oneshot::channel();
+        let stopped = async { drop(stopped.await) };
         let mut task = JoinSet::new();
-        task.spawn(async {
-            let stopped = async { drop(stopped.await) };
-            drop(server.run(stopped).await);
-        });
+        task.spawn(server.run(stopped));
         Self {
             addr,
             table,
@@ -97,9 +101,15 @@ fn up(session: &ProxySession, nodes: std::ops::Range<u128>) {
     }
 }
 
+fn seen(session: &ProxySession, nodes: std::ops::Range<u128>) {
+    for number in nodes {
+        session.node_seen(&node(number));
+    }
+}
+
 #[tokio::test]
 async fn nodes_come_stay_and_go() {
-    let tracker = Tracker::start("0s").await;
+    let tracker = Tracker::start(SHORT).await;
     let session = ProxySession::begin(config(&[tracker.addr])).unwrap();
     up(&session, 0..1000);
     announced(&session, 1000).await;
@@ -110,6 +120,7 @@ async fn nodes_come_stay_and_go() {
     let stats = until(&session, |stats| stats.counters.withdrawn_nodes == 1).await;
     assert_eq!((stats.nodes, tracker.table.len()), (999, 999));
     // The next round refreshes what was seen.
+    seen(&session, 0..1000);
     let stats = until(&session, |stats| stats.counters.heartbeat_handles >= 999).await;
     assert_eq!(
         (stats.counters.heartbeat_handles, stats.counters.gone_handles),
@@ -119,13 +130,13 @@ async fn nodes_come_stay_and_go() {
 
 #[tokio::test]
 async fn after_a_restart_of_the_tracker_all_nodes_are_announced_again() {
-    let before = Tracker::start("0s").await;
+    let before = Tracker::start(LONG).await;
     let relay = Relay::to(before.addr).await;
     let session = ProxySession::begin(config(&[relay.addr])).unwrap();
     up(&session, 0..1000);
     announced(&session, 1000).await;
 
-    let after = Tracker::start("0s").await;
+    let after = Tracker::start(LONG).await;
     relay.retarget(after.addr);
     let stats = announced(&session, 2000).await;
     assert_eq!(after.nodes(0..1000).len(), 1000);
@@ -134,7 +145,7 @@ async fn after_a_restart_of_the_tracker_all_nodes_are_announced_again() {
 
 #[tokio::test]
 async fn after_a_lost_connection_the_handles_hold_and_nothing_is_announced_again() {
-    let tracker = Tracker::start("0s").await;
+    let tracker = Tracker::start(SHORT).await;
     let relay = Relay::to(tracker.addr).await;
     let session = ProxySession::begin(config(&[relay.addr])).unwrap();
     up(&session, 0..1000);
@@ -149,9 +160,7 @@ async fn after_a_lost_connection_the_handles_hold_and_nothing_is_announced_again
         ),
         (1000, 1, 1)
     );
-    for number in 0..1000 {
-        session.node_seen(&node(number));
-    }
+    seen(&session, 0..1000);
     let refreshed = |stats: &SessionStats| stats.counters.heartbeat_handles >= resumed.heartbeat_handles + 1000;
     let stats = until(&session, refreshed).await;
     assert_eq!((stats.counters.announced_nodes, stats.counters.gone_handles), (1000, 0));
@@ -159,7 +168,7 @@ async fn after_a_lost_connection_the_handles_hold_and_nothing_is_announced_again
 
 #[tokio::test]
 async fn a_newer_incarnation_supersedes_the_session_which_does_not_fight() {
-    let trackers = [Tracker::start("0s").await, Tracker::start("0s").await];
+    let trackers = [Tracker::start(LONG).await, Tracker::start(LONG).await];
     let addrs = [trackers[0].addr, trackers[1].addr];
     let older = ProxySession::begin(config(&addrs)).unwrap();
     up(&older, 0..10);
@@ -184,7 +193,7 @@ async fn a_newer_incarnation_supersedes_the_session_which_does_not_fight() {
 
 #[tokio::test]
 async fn a_drain_ends_the_incarnation_at_each_tracker_that_can_be_reached() {
-    let tracker = Tracker::start("0s").await;
+    let tracker = Tracker::start(LONG).await;
     let unreachable = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let session = ProxySession::begin(config(&[tracker.addr, unreachable])).unwrap();
     up(&session, 0..10);
@@ -204,8 +213,8 @@ async fn a_drain_ends_the_incarnation_at_each_tracker_that_can_be_reached() {
 
 #[tokio::test]
 async fn the_nodes_move_to_another_tracker_before_the_first_one_stops() {
-    let first = Tracker::start("4s").await;
-    let second = Tracker::start("0s").await;
+    let first = Tracker::stopping_after("4s", LONG).await;
+    let second = Tracker::start(LONG).await;
     let mut config = config(&[first.addr, second.addr]);
     config.write_to = WriteTo::One;
     let session = ProxySession::begin(config).unwrap();
