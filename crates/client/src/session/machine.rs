@@ -652,7 +652,7 @@ impl Machine {
             };
             let has_room = queue.len() < BACKLOG;
             if has_room {
-                queue.push_back(node.clone());
+                queue.push_back(node);
             } else {
                 *needs_pass = true;
             }

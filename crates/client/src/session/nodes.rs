@@ -15,12 +15,13 @@
 //! A call locks one bucket of the map, with up to 32 nodes, for some nanoseconds. A pass locks one bucket after the other.
 //! Nothing waits for the network under a lock.
 
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 use crossbeam_queue::ArrayQueue;
-use nodetracker::NodeId;
+use nodetracker::{NodeId, Uuid};
 use scc::HashMap;
 use scc::hash_map::Entry;
 
@@ -29,11 +30,14 @@ const QUEUE: usize = 4096;
 
 /// The nodes of a proxy. The proxy's threads change the set; one [`Machine`](crate::session::machine::Machine) reads it.
 ///
-/// A node costs 16 bytes beside its ID, and its share of the map's free slots.
+/// A node costs 18 bytes beside its ID, and its share of the map's free slots: a slot of a UUID has 34 bytes, and between
+/// seven sixteenths and seven eighths of the slots are in use.
 #[derive(Debug)]
 pub struct NodeSet {
-    nodes: HashMap<NodeId, Node, RandomState>,
-    /// The number of `nodes`, also of those that are down but not yet withdrawn.
+    /// A UUID as the map's key takes eight bytes less than a [`NodeId`].
+    uuids: HashMap<Uuid, Node, RandomState>,
+    names: HashMap<NodeId, Node, RandomState>,
+    /// The number of nodes, also of those that are down but not yet withdrawn.
     len: AtomicUsize,
     max: usize,
     /// IDs of nodes with `is_queued`, as far as there was room.
@@ -132,8 +136,10 @@ impl NodeSet {
     pub fn new(max: usize, seed: u64, now: Instant) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut word = || random.u64(..);
+        let hasher = RandomState::with_seeds(word(), word(), word(), word());
         Self {
-            nodes: HashMap::with_hasher(RandomState::with_seeds(word(), word(), word(), word())),
+            uuids: HashMap::with_hasher(hasher.clone()),
+            names: HashMap::with_hasher(hasher),
             len: AtomicUsize::new(0),
             max,
             changed: ArrayQueue::new(QUEUE),
@@ -164,31 +170,53 @@ impl NodeSet {
         let raise = |node: &mut Node| {
             node.is_up = true;
             node.changed_at = now;
-            self.mark(id, node)
+            // A node that is present, and was down until now, is in a queue or in flight.
+            node.reported != Reported::Present && self.mark(id, node)
         };
         // Most nodes are known, and their IDs need no copy.
-        if let Some(is_new) = self.nodes.update_sync(id, |_, node| raise(node)) {
+        if let Some(is_new) = self.update(id, raise) {
             return Ok(is_new);
         }
-        match self.nodes.entry_sync(id.clone()) {
-            Entry::Occupied(mut entry) => Ok(raise(entry.get_mut())),
-            Entry::Vacant(entry) => {
-                if self.len.fetch_add(1, Ordering::Relaxed) >= self.max {
-                    self.len.fetch_sub(1, Ordering::Relaxed);
-                    return Err(TooManyNodes { max: self.max });
-                }
-                let mut node = Node {
-                    handle: 0,
-                    changed_at: now,
-                    reported: Reported::Absent,
-                    is_up: true,
-                    is_in_flight: false,
-                    is_queued: false,
-                };
-                let is_new = self.mark(id, &mut node);
-                entry.insert_entry(node);
-                Ok(is_new)
-            }
+        match id.as_uuid() {
+            Some(uuid) => self.insert(self.uuids.entry_sync(uuid), id, now, raise),
+            None => self.insert(self.names.entry_sync(id.clone()), id, now, raise),
+        }
+    }
+
+    fn insert<K: Eq + Hash>(
+        &self,
+        entry: Entry<'_, K, Node, RandomState>,
+        id: &NodeId,
+        now: Tick,
+        raise: impl FnOnce(&mut Node) -> bool,
+    ) -> Result<bool, TooManyNodes> {
+        let entry = match entry {
+            // Another thread was faster.
+            Entry::Occupied(mut entry) => return Ok(raise(entry.get_mut())),
+            Entry::Vacant(entry) => entry,
+        };
+        if self.len.fetch_add(1, Ordering::Relaxed) >= self.max {
+            self.len.fetch_sub(1, Ordering::Relaxed);
+            return Err(TooManyNodes { max: self.max });
+        }
+        let mut node = Node {
+            handle: 0,
+            changed_at: now,
+            reported: Reported::Absent,
+            is_up: true,
+            is_in_flight: false,
+            is_queued: false,
+        };
+        let is_new = self.mark(id, &mut node);
+        entry.insert_entry(node);
+        Ok(is_new)
+    }
+
+    /// Runs `act` on a node, if the set has the node.
+    fn update<T>(&self, id: &NodeId, act: impl FnOnce(&mut Node) -> T) -> Option<T> {
+        match id.as_uuid() {
+            Some(uuid) => self.uuids.update_sync(&uuid, |_, node| act(node)),
+            None => self.names.update_sync(id, |_, node| act(node)),
         }
     }
 
@@ -204,7 +232,7 @@ impl NodeSet {
             // A node that was silent may wait for this.
             node.reported != Reported::Present && self.mark(id, node)
         };
-        self.nodes.update_sync(id, |_, node| see(node)).unwrap_or(false)
+        self.update(id, see).unwrap_or(false)
     }
 
     /// Notes that a node has no tunnel any more. Does nothing if the node is not up. Returns whether the machine has
@@ -219,7 +247,7 @@ impl NodeSet {
             node.changed_at = now;
             self.mark(id, node)
         };
-        self.nodes.update_sync(id, |_, node| lower(node)).unwrap_or(false)
+        self.update(id, lower).unwrap_or(false)
     }
 
     /// Queues a changed node, unless it is queued, or the answer to its request looks at it anyway. The caller holds the
@@ -290,7 +318,7 @@ impl NodeSet {
             node.is_queued = false;
             true
         };
-        self.nodes.update_sync(id, |_, node| claim(node)).unwrap_or(false)
+        self.update(id, claim).unwrap_or(false)
     }
 
     /// Notes the outcome of a request. Returns what the node needs next; then the node counts as queued.
@@ -319,14 +347,18 @@ impl NodeSet {
             task = act(node);
             node.is_done()
         };
-        if self.nodes.remove_if_sync(id, act).is_some() {
+        let is_removed = match id.as_uuid() {
+            Some(uuid) => self.uuids.remove_if_sync(&uuid, act).is_some(),
+            None => self.names.remove_if_sync(id, act).is_some(),
+        };
+        if is_removed {
             self.len.fetch_sub(1, Ordering::Relaxed);
         }
         task
     }
 
     /// Looks at all nodes, and gives those that need something to `queue`. A node that `queue` refuses is not queued.
-    pub(super) fn pass(&self, pass: Pass<'_>, now: Instant, mut queue: impl FnMut(&NodeId, Task) -> bool) {
+    pub(super) fn pass(&self, pass: Pass<'_>, now: Instant, mut queue: impl FnMut(NodeId, Task) -> bool) {
         let Pass {
             window,
             lifetime,
@@ -336,7 +368,7 @@ impl NodeSet {
         } = pass;
         let since = self.tick(now).back(window);
         let forgotten = self.tick(now).back(lifetime);
-        self.nodes.retain_sync(|id, node| {
+        let mut keep = |id: &dyn Fn() -> NodeId, node: &mut Node| {
             if node.reported == Reported::Present && (discards_handles || gone.binary_search(&node.handle).is_ok()) {
                 node.reported = Reported::Unsure;
             }
@@ -354,9 +386,11 @@ impl NodeSet {
             if !node.is_queued
                 && let Some(task) = node.task(since)
             {
-                node.is_queued = queue(id, task);
+                node.is_queued = queue(id(), task);
             }
             true
-        });
+        };
+        self.uuids.retain_sync(|uuid, node| keep(&|| (*uuid).into(), node));
+        self.names.retain_sync(|name, node| keep(&|| name.clone(), node));
     }
 }

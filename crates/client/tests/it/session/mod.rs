@@ -3,4 +3,7 @@
 mod faults;
 mod model;
 mod recovery;
+mod relay;
+mod tracker;
+mod twins;
 mod world;

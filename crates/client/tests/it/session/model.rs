@@ -124,14 +124,20 @@ impl ModelTracker {
         let proxy = self.proxies.entry(id.into()).or_default();
         if let Request::Hello(hello) = &request {
             if hello.incarnation < proxy.incarnation || (hello.incarnation == proxy.incarnation && proxy.is_over) {
-                return reply.superseded(proxy);
+                return reply.superseded(proxy, SessionSupersededReason::NewerIncarnation);
             }
-            let is_resumed = proxy.incarnation == hello.incarnation && proxy.is_registered;
-            if proxy.incarnation < hello.incarnation {
+            let is_same = proxy.incarnation == hello.incarnation;
+            let is_resumed = is_same && proxy.is_registered;
+            let owner = proxy.owner.take();
+            if !is_same {
                 *proxy = ModelProxy::default();
             }
-            if let Some(owner) = proxy.owner.replace(stream) {
-                let reason = SessionSupersededReason::NewerSession;
+            proxy.owner = Some(stream);
+            if let Some(owner) = owner {
+                let reason = match is_same {
+                    true => SessionSupersededReason::NewerSession,
+                    false => SessionSupersededReason::NewerIncarnation,
+                };
                 reply.superseded = Some((owner, superseded(reason, hello.incarnation)));
             }
             proxy.incarnation = hello.incarnation;
@@ -148,7 +154,7 @@ impl ModelTracker {
             return reply;
         }
         if proxy.owner != Some(stream) || proxy.is_over {
-            return reply.superseded(proxy);
+            return reply.superseded(proxy, SessionSupersededReason::NewerSession);
         }
         proxy.routes.retain(|_, route| now - route.refreshed <= self.keep_alive);
         let was_registered = std::mem::replace(&mut proxy.is_registered, true);
@@ -213,11 +219,10 @@ impl ModelTracker {
 }
 
 impl Reply {
-    fn superseded(mut self, proxy: &ModelProxy) -> Self {
-        let reason = if proxy.is_over {
-            SessionSupersededReason::ProxyRemoved
-        } else {
-            SessionSupersededReason::NewerSession
+    fn superseded(mut self, proxy: &ModelProxy, reason: SessionSupersededReason) -> Self {
+        let reason = match proxy.is_over {
+            true => SessionSupersededReason::ProxyRemoved,
+            false => reason,
         };
         self.answer = Some(superseded(reason, proxy.incarnation));
         self.ends = true;

@@ -57,7 +57,10 @@ struct Stream {
     tracker: usize,
     /// When the last message of each direction arrives: messages do not overtake each other.
     arrivals: [Duration; 2],
+    /// The proxy hears nothing any more.
     is_lost: bool,
+    /// The tracker hears nothing any more.
+    is_dead: bool,
     unanswered: usize,
 }
 
@@ -161,10 +164,12 @@ impl World {
         }
     }
 
-    /// Ends the present stream of a proxy. A proxy of a half-open connection hears nothing.
+    /// Ends the present stream of a proxy. What is on its way to the tracker arrives. A proxy of a half-open connection
+    /// does not notice the end, and nothing arrives.
     pub(crate) fn cut(&mut self, proxy: usize, is_half_open: bool) {
         if let Some(stream) = self.proxies[proxy].stream {
             self.streams[stream].is_lost = true;
+            self.streams[stream].is_dead = is_half_open;
             if !is_half_open {
                 self.push(self.now, Delivery::Lost(stream));
             }
@@ -185,6 +190,7 @@ impl World {
         // What is still on its way finds nobody.
         for stream in self.streams.iter_mut().filter(|stream| stream.tracker == tracker) {
             stream.is_lost = true;
+            stream.is_dead = true;
         }
     }
 
@@ -227,6 +233,7 @@ impl World {
                     tracker: *tracker,
                     arrivals: [self.now; 2],
                     is_lost: false,
+                    is_dead: false,
                     unanswered: 0,
                 });
                 self.proxies[proxy].stream = Some(self.streams.len() - 1);
@@ -329,10 +336,10 @@ impl World {
         let Stream {
             proxy,
             tracker,
-            is_lost,
+            is_dead,
             ..
         } = self.streams[stream];
-        if is_lost {
+        if is_dead {
             return;
         }
         let id = self.proxies[proxy].id.clone();

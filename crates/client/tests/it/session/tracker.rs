@@ -1,0 +1,239 @@
+//! The whole session with real trackers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nodetracker::RouteTable;
+use nodetracker_client::connect::WriteTo;
+use nodetracker_client::session::machine::SessionSupersededReason;
+use nodetracker_client::session::{ProxySession, SessionConfig, SessionConfigError, SessionState, SessionStats};
+use nodetracker_client::{NodeId, Proxy, Uuid};
+use nodetracker_server::{Config, Drained, Limits, Server};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use crate::session::relay::Relay;
+
+/// Heartbeats follow every two seconds.
+const SHORT: Duration = Duration::from_secs(6);
+/// No heartbeat follows during a test, and no node counts as silent.
+const LONG: Duration = Duration::from_secs(3600);
+/// Longer than any wait of a test that succeeds.
+const LIMIT: Duration = Duration::from_secs(60);
+const PROXY: Proxy<'_> = Proxy {
+    id: "proxy-1",
+    cluster_name: "main",
+    addr: "10.0.0.1:3080",
+};
+
+struct Tracker {
+    addr: SocketAddr,
+    table: Arc<RouteTable>,
+    /// Stops the server.
+    stop: oneshot::Sender<()>,
+    _task: JoinSet<Drained>,
+}
+
+impl Tracker {
+    async fn start(keep_alive: Duration) -> Self {
+        Self::stopping_after("0s", keep_alive).await
+    }
+
+    async fn stopping_after(shutdown_delay: &str, keep_alive: Duration) -> Self {
+        let table = RouteTable::builder().keep_alive(keep_alive).build().unwrap();
+        let table = Arc::new(table);
+        let config = Config::default().with("shutdown_delay", shutdown_delay).unwrap();
+        let config = config.listen_on("127.0.0.1:0");
+        let server = Server::bind_with_limits(&config, Arc::clone(&table), Limits::default())
+            .await
+            .unwrap();
+        let addr = server.local_addr();
+        let (stop, stopped) = oneshot::channel();
+        let stopped = async { drop(stopped.await) };
+        let mut task = JoinSet::new();
+        task.spawn(server.run(stopped));
+        Self {
+            addr,
+            table,
+            stop,
+            _task: task,
+        }
+    }
+
+    /// The nodes of a range that have a route.
+    fn nodes(&self, range: std::ops::Range<u128>) -> Vec<u128> {
+        range
+            .filter(|number| !self.table.get_proxies(&node(*number)).is_empty())
+            .collect()
+    }
+}
+
+fn node(number: u128) -> NodeId {
+    Uuid::from_u128(number).into()
+}
+
+fn config(trackers: &[SocketAddr]) -> SessionConfig {
+    let trackers = trackers.iter().map(|addr| addr.to_string().parse().unwrap());
+    let mut config = SessionConfig::new(PROXY, trackers.collect());
+    config.incarnation = 1;
+    config
+}
+
+/// Waits for a state of the session with the first tracker.
+async fn until(session: &ProxySession, condition: impl FnMut(&SessionStats) -> bool) -> SessionStats {
+    let mut stats = session.subscribe().remove(0);
+    let reached = tokio::time::timeout(LIMIT, stats.wait_for(condition)).await;
+    reached.expect("the state is reached in time").unwrap().clone()
+}
+
+async fn announced(session: &ProxySession, count: u64) -> SessionStats {
+    until(session, |stats| {
+        stats.counters.announced_nodes == count && stats.is_settled
+    })
+    .await
+}
+
+fn up(session: &ProxySession, nodes: std::ops::Range<u128>) {
+    for number in nodes {
+        session.node_up(&node(number)).unwrap();
+    }
+}
+
+fn seen(session: &ProxySession, nodes: std::ops::Range<u128>) {
+    for number in nodes {
+        session.node_seen(&node(number));
+    }
+}
+
+#[tokio::test]
+async fn nodes_come_stay_and_go() {
+    let tracker = Tracker::start(SHORT).await;
+    let session = ProxySession::begin(config(&[tracker.addr])).unwrap();
+    up(&session, 0..1000);
+    announced(&session, 1000).await;
+    assert_eq!(tracker.nodes(0..1000).len(), 1000);
+
+    session.node_down(&node(7));
+    session.node_seen(&node(7));
+    let stats = until(&session, |stats| stats.counters.withdrawn_nodes == 1).await;
+    assert_eq!((stats.nodes, tracker.table.len()), (999, 999));
+    // The next round refreshes what was seen.
+    seen(&session, 0..1000);
+    let stats = until(&session, |stats| stats.counters.heartbeat_handles >= 999).await;
+    assert_eq!(
+        (stats.counters.heartbeat_handles, stats.counters.gone_handles),
+        (999, 0)
+    );
+}
+
+#[tokio::test]
+async fn after_a_restart_of_the_tracker_all_nodes_are_announced_again() {
+    let before = Tracker::start(LONG).await;
+    let relay = Relay::to(before.addr).await;
+    let session = ProxySession::begin(config(&[relay.addr])).unwrap();
+    up(&session, 0..1000);
+    announced(&session, 1000).await;
+
+    let after = Tracker::start(LONG).await;
+    relay.retarget(after.addr);
+    let stats = announced(&session, 2000).await;
+    assert_eq!(after.nodes(0..1000).len(), 1000);
+    assert_eq!((stats.counters.sessions, stats.counters.full_announcements), (2, 2));
+}
+
+#[tokio::test]
+async fn after_a_lost_connection_the_handles_hold_and_nothing_is_announced_again() {
+    let tracker = Tracker::start(SHORT).await;
+    let relay = Relay::to(tracker.addr).await;
+    let session = ProxySession::begin(config(&[relay.addr])).unwrap();
+    up(&session, 0..1000);
+    announced(&session, 1000).await;
+    relay.cut();
+    let resumed = until(&session, |stats| stats.counters.sessions == 2).await.counters;
+    assert_eq!(
+        (
+            resumed.announced_nodes,
+            resumed.full_announcements,
+            resumed.lost_streams
+        ),
+        (1000, 1, 1)
+    );
+    seen(&session, 0..1000);
+    let refreshed = |stats: &SessionStats| stats.counters.heartbeat_handles >= resumed.heartbeat_handles + 1000;
+    let stats = until(&session, refreshed).await;
+    assert_eq!((stats.counters.announced_nodes, stats.counters.gone_handles), (1000, 0));
+}
+
+#[tokio::test]
+async fn a_newer_incarnation_supersedes_the_session_which_does_not_fight() {
+    let trackers = [Tracker::start(LONG).await, Tracker::start(LONG).await];
+    let addrs = [trackers[0].addr, trackers[1].addr];
+    let older = ProxySession::begin(config(&addrs)).unwrap();
+    up(&older, 0..10);
+    announced(&older, 10).await;
+    // At one of the two trackers. The older session ends with both.
+    let mut newer = config(&addrs[..1]);
+    newer.incarnation = 2;
+    let newer = ProxySession::begin(newer).unwrap();
+    up(&newer, 10..20);
+    let superseded = older.superseded().await;
+    assert_eq!(superseded.reason, SessionSupersededReason::NewerIncarnation);
+    assert_eq!(superseded.latest_incarnation, 2);
+    for mut stats in older.subscribe() {
+        let is_over = |stats: &SessionStats| stats.state == SessionState::Superseded(superseded);
+        stats.wait_for(is_over).await.unwrap();
+    }
+    announced(&newer, 10).await;
+    assert_eq!(trackers[0].nodes(0..20), Vec::from_iter(10..20));
+    let error = older.drain(LIMIT).await.unwrap_err();
+    assert_eq!(error.trackers.len(), 2, "{error}");
+}
+
+#[tokio::test]
+async fn a_drain_ends_the_incarnation_at_each_tracker_that_can_be_reached() {
+    let tracker = Tracker::start(LONG).await;
+    let unreachable = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let session = ProxySession::begin(config(&[tracker.addr, unreachable])).unwrap();
+    up(&session, 0..10);
+    announced(&session, 10).await;
+    let mut other = session.subscribe().remove(1);
+    other.wait_for(|stats| stats.last_error.is_some()).await.unwrap();
+    let error = session.drain(Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("not drained, so the routes stay until they expire: http://{unreachable}")
+    );
+    assert_eq!((tracker.table.len(), tracker.table.find_proxy("proxy-1")), (0, None));
+    // Nothing is reported any more.
+    up(&session, 0..10);
+    assert_eq!(session.stats()[0].state, SessionState::Drained);
+}
+
+#[tokio::test]
+async fn the_nodes_move_to_another_tracker_before_the_first_one_stops() {
+    let first = Tracker::stopping_after("4s", LONG).await;
+    let second = Tracker::start(LONG).await;
+    let mut config = config(&[first.addr, second.addr]);
+    config.write_to = WriteTo::One;
+    let session = ProxySession::begin(config).unwrap();
+    up(&session, 0..1000);
+    announced(&session, 1000).await;
+    assert!(second.table.is_empty());
+    first.stop.send(()).unwrap();
+    let stats = announced(&session, 2000).await;
+    assert_eq!(stats.tracker.port(), second.addr.port());
+    assert_eq!((stats.counters.lost_streams, second.nodes(0..1000).len()), (0, 1000));
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_refused() {
+    let begin = |config: SessionConfig| ProxySession::begin(config).map(drop).unwrap_err();
+    assert_eq!(begin(config(&[])), SessionConfigError::NoTracker);
+    for incarnation in [0, 1 << 63] {
+        let mut config = config(&[SocketAddr::from(([127, 0, 0, 1], 1))]);
+        config.incarnation = incarnation;
+        assert_eq!(begin(config), SessionConfigError::Incarnation(incarnation));
+    }
+}

@@ -1,0 +1,116 @@
+//! Two sessions of one proxy: one of them ends, and they do not fight.
+
+use std::time::Duration;
+
+use nodetracker_client::session::Timing;
+use nodetracker_client::session::machine::{Event, Input, SessionSupersededReason};
+use nodetracker_client::{NodeId, Uuid};
+
+use crate::session::model::{LIMITS, ModelTracker};
+use crate::session::world::World;
+
+const KEEP_ALIVE: Duration = Duration::from_secs(90);
+
+fn node() -> NodeId {
+    Uuid::from_u128(1).into()
+}
+
+fn world(seed: u64) -> World {
+    World::new(seed, vec![ModelTracker::new(KEEP_ALIVE, LIMITS, 1)])
+}
+
+/// Two machines, the second of which begins a second later.
+fn twins(seed: u64, incarnations: [u64; 2]) -> World {
+    let mut world = world(seed);
+    for incarnation in incarnations {
+        let proxy = world.add_proxy("proxy", incarnation, Timing::default());
+        let now = world.instant();
+        world.proxies[proxy].nodes.up(&node(), now).expect("there is room");
+        world.run_until(world.now + Duration::from_secs(1));
+    }
+    world.run_until(Duration::from_secs(60));
+    world
+}
+
+fn superseded(world: &World, proxy: usize) -> Option<(SessionSupersededReason, u64)> {
+    world.proxies[proxy].events.iter().find_map(|event| match event {
+        Event::Superseded(superseded) => Some((superseded.reason, superseded.latest_incarnation)),
+        _ => None,
+    })
+}
+
+#[test]
+fn the_older_incarnation_ends_whichever_begins_first() {
+    for seed in 0..20 {
+        let expected = Some((SessionSupersededReason::NewerIncarnation, 2));
+        let world = twins(seed, [1, 2]);
+        assert_eq!(
+            (superseded(&world, 0), superseded(&world, 1)),
+            (expected, None),
+            "seed {seed}"
+        );
+        let world = twins(seed, [2, 1]);
+        assert_eq!(
+            (superseded(&world, 0), superseded(&world, 1)),
+            (None, expected),
+            "seed {seed}"
+        );
+        assert_eq!(world.trackers[0].nodes("proxy", world.now), [node()], "seed {seed}");
+    }
+}
+
+#[test]
+fn of_one_incarnation_the_first_session_ends() {
+    for seed in 0..20 {
+        let world = twins(seed, [1, 1]);
+        let expected = Some((SessionSupersededReason::NewerSession, 1));
+        assert_eq!(
+            (superseded(&world, 0), superseded(&world, 1)),
+            (expected, None),
+            "seed {seed}"
+        );
+        assert!(world.proxies[0].machine.has_ended());
+    }
+}
+
+/// The proxy gives a stream up before its hello arrives, and the tracker takes the late hello for a newer session.
+#[test]
+fn a_late_hello_of_the_session_itself_does_not_end_it() {
+    let mut late = 0;
+    for seed in 0..100 {
+        let mut world = world(seed);
+        world.latency = Duration::from_millis(1)..Duration::from_secs(2);
+        let proxy = world.add_proxy("proxy", 1, Timing::default());
+        let now = world.instant();
+        world.proxies[proxy].nodes.up(&node(), now).expect("there is room");
+        world.drive(proxy);
+        world.run_until(Duration::from_micros(10));
+        world.cut(proxy, false);
+        world.run_until(Duration::from_secs(30));
+        assert_eq!(superseded(&world, proxy), None, "seed {seed}");
+        assert!(world.proxies[proxy].machine.is_settled(), "seed {seed}");
+        late += world.proxies[proxy].machine.counters().faults;
+    }
+    assert!(late > 10, "{late} late hellos");
+}
+
+#[test]
+fn a_drain_ends_the_incarnation_even_if_its_answer_is_lost() {
+    for seed in 0..50 {
+        let mut world = world(seed);
+        world.latency = Duration::from_millis(10)..Duration::from_millis(50);
+        let proxy = world.add_proxy("proxy", 1, Timing::default());
+        let now = world.instant();
+        world.proxies[proxy].nodes.up(&node(), now).expect("there is room");
+        world.run_until(Duration::from_secs(5));
+        assert_eq!(world.trackers[0].nodes("proxy", world.now), [node()]);
+        let now = world.instant();
+        world.proxies[proxy].machine.handle(now, Input::Drain);
+        world.drive(proxy);
+        world.run_until(world.now + Duration::from_millis(seed * 3));
+        world.cut(proxy, false);
+        world.run_until(world.now + Duration::from_secs(5));
+        assert_eq!(world.trackers[0].nodes("proxy", world.now), [], "seed {seed}");
+        assert_eq!(world.proxies[proxy].events.last(), Some(&Event::Drained), "seed {seed}");
+    }
+}
