@@ -6,6 +6,7 @@
 //! | part | module |
 //! | --- | --- |
 //! | a proxy asks which proxy holds a node | [`tracker`], and the client of a tracker in [`connect`] |
+//! | a proxy asks on every dial | [`replica`], a copy of the tracker's table, or [`cache`], the latest answers |
 //!
 //! # State machines
 //!
@@ -14,7 +15,10 @@
 //! deterministic tests, and a simulation of whole fleets, drive the same machines as a proxy does.
 
 pub mod backoff;
+pub mod cache;
 pub mod connect;
+pub mod replica;
 pub mod tracker;
+mod watch;
 
 pub use nodetracker::{NodeId, Proxy, ProxyDetails, Uuid};

@@ -38,6 +38,13 @@ pub trait NodeTracker: Send + Sync {
     /// Removes a proxy with all its routes. An unknown proxy is no error.
     async fn remove_proxy(&self, proxy_id: &str) -> Result<(), TrackerError>;
 
+    /// Reports that a proxy was dialled for a node, and does not hold the node's tunnel. The route stays: a complaint is no
+    /// proof. By default, the report is dropped.
+    async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
+        let _ = (node, proxy_id);
+        Ok(())
+    }
+
     /// Returns the routes of many nodes, in the order of the nodes.
     async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
         let mut all = Vec::with_capacity(nodes.len());

@@ -1,0 +1,5 @@
+//! The client against real trackers.
+
+mod cache;
+mod in_process;
+mod replica;
