@@ -14,7 +14,9 @@ use tokio::net::TcpStream;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
-    let [node, proxies, service] = &args[..] else { return Err("expected NODE PROXIES SERVICE".into()) };
+    let [node, proxies, service] = &args[..] else {
+        return Err("expected NODE PROXIES SERVICE".into());
+    };
 
     let mut pool = AgentPool::new(PoolConfig::new(node.parse()?), TcpTransport::default());
     pool.handle().add_target(Target::new("main", proxies));

@@ -24,16 +24,29 @@ use tokio::net::{TcpListener, TcpStream};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
-    let [id, host, port, tracker] = &args[..] else { return Err("expected ID HOST PORT TRACKER".into()) };
+    let [id, host, port, tracker] = &args[..] else {
+        return Err("expected ID HOST PORT TRACKER".into());
+    };
     let (port, tracker): (u16, TrackerAddr) = (port.parse()?, tracker.parse()?);
     let listen = async |port| TcpListener::bind((host.as_str(), port)).await;
 
     // The session reports the nodes of the agents.
     let peer_addr = format!("{host}:{}", port + 1);
-    let config = SessionConfig::new(Proxy { id, cluster_name: "main", addr: &peer_addr }, vec![tracker.clone()]);
+    let config = SessionConfig::new(
+        Proxy {
+            id,
+            cluster_name: "main",
+            addr: &peer_addr,
+        },
+        vec![tracker.clone()],
+    );
     let generation = config.incarnation;
     let session = Arc::new(ProxySession::begin(config)?);
-    let info = ProxyInfo { proxy_id: id.clone(), generation, version: "example".into() };
+    let info = ProxyInfo {
+        proxy_id: id.clone(),
+        generation,
+        version: "example".into(),
+    };
     let agents = AgentListener::new(ListenerConfig::new(info), ReportNodes(Arc::clone(&session)));
     let acceptor = TcpAcceptor::plaintext(listen(port).await?);
     tokio::spawn({
@@ -46,7 +59,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::spawn(async move { peers.serve(acceptor).await });
     let client = TrackerClient::new(vec![tracker], ClientOptions::default())?;
     let routes = RouteCache::new(Arc::new(client), CacheConfig::default());
-    let dialer = Dialer::new(DialerConfig::new(id), agents.clone(), Arc::new(routes), TcpTransport::default());
+    let dialer = Dialer::new(
+        DialerConfig::new(id),
+        agents.clone(),
+        Arc::new(routes),
+        TcpTransport::default(),
+    );
 
     let clients = listen(port + 2).await?;
     loop {

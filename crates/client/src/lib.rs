@@ -9,6 +9,7 @@
 //! | a proxy accepts agents | [`listener`] |
 //! | a proxy reports its nodes to trackers | [`session`] |
 //! | a proxy asks which proxy holds a node | [`tracker`], and the client of trackers in [`client`] |
+//! | a proxy asks on every dial | [`cache`], the latest answers, or [`replica`], a copy of the tracker's table |
 //! | a proxy reaches nodes, its own or those of its peers | [`proxy`] |
 //!
 //! These use [`connect`] (connections to trackers), [`transport`] (tunnels of many streams), [`control`] (the protocol of
@@ -21,14 +22,17 @@
 //! deterministic tests, and a simulation of whole fleets, drive the same machines as a proxy does.
 
 pub mod backoff;
+pub mod cache;
 pub mod client;
 pub mod connect;
 pub mod control;
 pub mod listener;
 pub mod pool;
 pub mod proxy;
+pub mod replica;
 pub mod session;
 pub mod tracker;
 pub mod transport;
+mod watch;
 
 pub use nodetracker::{NodeId, Proxy, ProxyDetails, Uuid};

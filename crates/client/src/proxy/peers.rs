@@ -140,7 +140,7 @@ async fn keep(inner: Arc<Inner>, addr: String, tunnel: Arc<dyn Tunnel>) {
     loop {
         sleep(times.ping_interval).await;
         // Ready at once, or not idle.
-        let is_idle = timeout(Duration::ZERO, tunnel.at_most(0)).await.is_ok();
+        let is_idle = timeout(Duration::ZERO, tunnel.until_at_most(0)).await.is_ok();
         if !is_idle {
             last_use = Instant::now();
         }

@@ -1,10 +1,13 @@
 //! The tests of the client's parts, in one program.
 
+mod cache;
 mod faults;
 mod fleet;
+mod in_process;
 mod node_tracker;
 mod pool_simulation;
 mod proxy;
+mod replica;
 mod session;
 mod support;
 mod tls;

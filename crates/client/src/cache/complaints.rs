@@ -1,0 +1,76 @@
+//! Routes that look-ups leave out for a while, because a proxy was dialled in vain.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use nodetracker::NodeId;
+use tokio::time::Instant;
+
+use crate::tracker::Route;
+
+/// The most nodes with complaints. While so many have current complaints, further complaints only drop the cached answer.
+const MAX_NODES: usize = 10_000;
+
+#[derive(Debug)]
+pub(super) struct Complaints {
+    ttl: Duration,
+    by_node: RwLock<HashMap<NodeId, Vec<Complaint>>>,
+    /// Whether there ever was a complaint: without one, look-ups take no lock.
+    any: AtomicBool,
+}
+
+/// The latest complaint about one route.
+#[derive(Debug)]
+struct Complaint {
+    proxy_id: String,
+    at: Instant,
+    /// The route's last refresh then, if it was known.
+    last_refresh: Option<SystemTime>,
+}
+
+impl Complaints {
+    pub(super) fn new(ttl: Duration) -> Self {
+        Self {
+            ttl,
+            by_node: RwLock::default(),
+            any: AtomicBool::new(false),
+        }
+    }
+
+    /// Leaves a route out from now on, until the time is over or the route has a later refresh.
+    pub(super) fn add(&self, node: &NodeId, proxy_id: &str, last_refresh: Option<SystemTime>) {
+        let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
+        if by_node.len() >= MAX_NODES {
+            by_node.retain(|_, complaints| complaints.iter().any(|complaint| self.is_current(complaint)));
+        }
+        if by_node.len() < MAX_NODES || by_node.contains_key(node) {
+            let complaints = by_node.entry(node.clone()).or_default();
+            complaints.retain(|complaint| self.is_current(complaint) && complaint.proxy_id != proxy_id);
+            complaints.push(Complaint {
+                proxy_id: proxy_id.to_owned(),
+                at: Instant::now(),
+                last_refresh,
+            });
+            // Relaxed, here and below: a look-up after this call, in the order of any synchronization, sees it.
+            self.any.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a route is to be left out.
+    pub(super) fn has(&self, node: &NodeId, route: &Route) -> bool {
+        if !self.any.load(Ordering::Relaxed) {
+            return false;
+        }
+        let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
+        by_node.get(node).into_iter().flatten().any(|complaint| {
+            let is_refreshed = complaint.last_refresh.is_some_and(|then| route.last_refresh > then);
+            complaint.proxy_id == route.proxy.id() && self.is_current(complaint) && !is_refreshed
+        })
+    }
+
+    fn is_current(&self, complaint: &Complaint) -> bool {
+        complaint.at.elapsed() < self.ttl
+    }
+}

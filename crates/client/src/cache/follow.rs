@@ -1,0 +1,130 @@
+//! Drops answers when a tracker sends that they changed.
+//!
+//! The watch is of all nodes, and begins at the present place, so the tracker sends no snapshot. A watch of only the cached
+//! nodes would be less to receive, but its nodes are fixed, and each new node in the cache would need a new watch.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use nodetracker::{NodeId, Uuid};
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::node_id::Id;
+use nodetracker_proto::v1::watch_change::Change;
+use nodetracker_proto::v1::watch_response::Message;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::Status;
+use tonic::transport::Channel;
+use tracing::warn;
+
+use crate::backoff::{Backoff, Limits};
+use crate::cache::RouteCache;
+use crate::connect::addr::TrackerAddr;
+use crate::connect::channel::ConnectOptions;
+use crate::watch::{place, watch};
+
+/// How long to wait for the place at which the watch begins.
+const PLACE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A silent watch is given up after this time. Trackers send a message at least every 25 seconds.
+const SILENCE_LIMIT: Duration = Duration::from_secs(40);
+
+/// A task that follows a tracker's changes. Dropping it ends the task.
+#[derive(Debug)]
+pub struct Follower(JoinHandle<Infallible>);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl RouteCache {
+    /// Follows the changes of one of several trackers, the first one first, until the result is dropped. Each change of the
+    /// fleet is then received here: some hundred bytes. While no tracker can be followed, only the bounds of the
+    /// [`CacheConfig`](crate::cache::CacheConfig) apply.
+    ///
+    /// Needs a tokio runtime.
+    #[must_use = "the task ends when the result is dropped"]
+    pub fn follow(&self, trackers: &[TrackerAddr], options: &ConnectOptions) -> Follower {
+        let channels: Vec<_> = trackers
+            .iter()
+            .map(|addr| (addr.clone(), options.channel(addr)))
+            .collect();
+        let cache = self.clone();
+        Follower(tokio::spawn(async move {
+            let limits = Limits::default();
+            let mut backoff = Backoff::new(limits, fastrand::u64(..));
+            loop {
+                for (addr, channel) in &channels {
+                    let begun = Instant::now();
+                    let Err(status) = follow(&cache, channel).await;
+                    warn!("the cache no longer follows {addr}: {status}");
+                    if begun.elapsed() >= limits.max {
+                        backoff.reset();
+                    }
+                    sleep(backoff.next_wait()).await;
+                }
+                if channels.is_empty() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }))
+    }
+
+    /// Drops the answers that a message changes. Returns `false` if the place was lost.
+    pub(super) fn apply(&self, message: Message) -> bool {
+        match message {
+            // Answers from before the watch may have changed without a message.
+            Message::SnapshotEnd(_) => self.invalidate_all(),
+            Message::Changes(changes) => {
+                changes
+                    .changes
+                    .into_iter()
+                    .filter_map(|change| change.change)
+                    .for_each(|change| match change {
+                        Change::Node(node) => match node.routes.and_then(|routes| node_id(routes.node?)) {
+                            Some(node) => self.invalidate(&node),
+                            None => self.invalidate_all(),
+                        },
+                        Change::Proxy(change) => {
+                            let proxy = change.proxy.and_then(|watched| watched.proxy).unwrap_or_default();
+                            self.invalidate_proxy(&proxy.proxy_id);
+                        }
+                        // The tracker has lost changes.
+                        Change::Resync(resync) if !resync.is_complete => self.invalidate_all(),
+                        Change::Resync(_) => {}
+                    })
+            }
+            Message::LostPlace(_) => return false,
+            Message::Snapshot(_) | Message::KeepAlive(_) => {}
+        }
+        true
+    }
+}
+
+/// Follows a tracker until its watch ends.
+async fn follow(cache: &RouteCache, channel: &Channel) -> Result<Infallible, Status> {
+    let request = v1::WatchRequest {
+        nodes: None,
+        resume: Some(place(channel, PLACE_LIMIT).await?),
+        accepts_resync: true,
+    };
+    let mut messages = watch(channel, request);
+    loop {
+        let silent = |_| Status::deadline_exceeded(format!("no message for {SILENCE_LIMIT:?}"));
+        let response = timeout(SILENCE_LIMIT, messages.try_next()).await.map_err(silent)??;
+        let response = response.ok_or_else(|| Status::unavailable("the tracker ended the stream"))?;
+        if !response.message.is_none_or(|message| cache.apply(message)) {
+            return Err(Status::data_loss("the tracker has dropped changes"));
+        }
+    }
+}
+
+fn node_id(node: v1::NodeId) -> Option<NodeId> {
+    match node.id? {
+        Id::Uuid(bytes) => Uuid::from_slice(&bytes).ok().map(NodeId::from),
+        Id::Name(name) => name.parse().ok(),
+    }
+}

@@ -1,0 +1,442 @@
+//! The cache before a tracker that changes, delays and fails, on a paused clock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use fastrand::Rng;
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::node_id::Id;
+use nodetracker_proto::v1::watch_change::Change;
+use nodetracker_proto::v1::watch_response::Message;
+use tokio::task::JoinSet;
+use tokio::time::{advance, sleep};
+
+use super::*;
+
+const SEEDS: u64 = 300;
+const NODES: u64 = 6;
+const CONFIG: CacheConfig = CacheConfig {
+    capacity: 1_000,
+    ttl: Duration::from_secs(10),
+    negative_ttl: Duration::from_secs(2),
+    max_stale: Duration::from_secs(60),
+    complaint_ttl: Duration::from_secs(30),
+};
+/// The longest call.
+const SLOWEST: Duration = Duration::from_millis(900);
+
+/// The proxies of a node, from a moment on.
+type Version = (Instant, Vec<String>);
+
+/// A tracker whose calls take a while.
+#[derive(Default)]
+struct Slow {
+    /// What each node's routes were, the latest last.
+    versions: Mutex<HashMap<NodeId, Vec<Version>>>,
+    refreshes: Mutex<BTreeMap<(NodeId, String), u64>>,
+    delays: Mutex<Option<Rng>>,
+    is_down: AtomicBool,
+    complaints: Mutex<Vec<(NodeId, String)>>,
+}
+
+impl Slow {
+    fn versions(&self) -> MutexGuard<'_, HashMap<NodeId, Vec<Version>>> {
+        self.versions.lock().expect("no test has panicked")
+    }
+
+    fn set(&self, node: &NodeId, proxies: &[&str]) {
+        let proxies = proxies.iter().map(ToString::to_string).collect();
+        self.versions()
+            .entry(node.clone())
+            .or_default()
+            .push((Instant::now(), proxies));
+    }
+
+    fn refresh(&self, node: &NodeId, proxy: &str) {
+        let mut refreshes = self.refreshes.lock().expect("no test has panicked");
+        *refreshes.entry((node.clone(), proxy.to_owned())).or_insert(0) += 1;
+    }
+
+    fn set_down(&self, is_down: bool) {
+        self.is_down.store(is_down, Ordering::Relaxed);
+    }
+
+    fn delay(&self) -> Duration {
+        let mut delays = self.delays.lock().expect("no test has panicked");
+        let half = SLOWEST.as_millis() as u64 / 2;
+        Duration::from_millis(delays.as_mut().map_or(half, |random| random.u64(..half)))
+    }
+
+    /// Whether a node had these proxies at some moment from `from` to `to`.
+    fn had(&self, node: &NodeId, proxies: &[String], from: Instant, to: Instant) -> bool {
+        let versions = self.versions();
+        let versions = versions.get(node).map_or(&[][..], Vec::as_slice);
+        let untouched = versions.first().is_none_or(|(since, _)| *since >= from);
+        let ends = versions.iter().skip(1).map(|(end, _)| *end).chain([to + SLOWEST]);
+        let mut periods = versions.iter().zip(ends);
+        untouched && proxies.is_empty()
+            || periods.any(|((since, had), end)| had == proxies && *since <= to && end >= from)
+    }
+}
+
+#[async_trait]
+impl NodeTracker for Slow {
+    async fn add_nodes(&self, _: &Proxy<'_>, _: &[NodeId]) -> Result<(), TrackerError> {
+        Ok(())
+    }
+
+    async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
+        sleep(self.delay()).await;
+        let proxies = self
+            .versions()
+            .get(node)
+            .and_then(|all| all.last())
+            .map(|(_, proxies)| proxies.clone());
+        let is_down = self.is_down.load(Ordering::Relaxed);
+        sleep(self.delay()).await;
+        if is_down {
+            return Err(TrackerError::Unavailable("down".to_owned()));
+        }
+        let refreshes = self.refreshes.lock().expect("no test has panicked");
+        let route = |id: String| Route {
+            proxy: Proxy {
+                id: &id,
+                cluster_name: "",
+                addr: "proxy:1",
+            }
+            .into(),
+            last_refresh: {
+                let count = refreshes.get(&(node.clone(), id)).copied().unwrap_or(0);
+                SystemTime::UNIX_EPOCH + Duration::from_secs(count)
+            },
+        };
+        Ok(proxies.unwrap_or_default().into_iter().map(route).collect())
+    }
+
+    async fn remove_nodes(&self, _: &str, _: &[NodeId]) -> Result<(), TrackerError> {
+        Ok(())
+    }
+
+    async fn remove_proxy(&self, _: &str) -> Result<(), TrackerError> {
+        Ok(())
+    }
+
+    async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
+        let mut complaints = self.complaints.lock().expect("no test has panicked");
+        complaints.push((node.clone(), proxy_id.to_owned()));
+        Ok(())
+    }
+}
+
+fn node(number: u64) -> NodeId {
+    format!("node-{number}").parse().expect("a name")
+}
+
+fn make() -> (Arc<Slow>, RouteCache) {
+    let tracker = Arc::new(Slow::default());
+    let cache = RouteCache::new(Arc::clone(&tracker) as Arc<dyn NodeTracker>, CONFIG);
+    (tracker, cache)
+}
+
+fn ids(answer: &Answer) -> Vec<String> {
+    answer.routes.iter().map(|route| route.proxy.id().to_owned()).collect()
+}
+
+async fn look_up(cache: &RouteCache) -> (Vec<String>, Freshness) {
+    let answer = cache.look_up(&node(1)).await.expect("there is an answer");
+    (ids(&answer), answer.freshness)
+}
+
+fn change_of(node: &NodeId) -> Message {
+    let routes = v1::NodeRoutes {
+        node: Some(v1::NodeId {
+            id: Some(Id::Name(node.to_string())),
+        }),
+        routes: Vec::new(),
+    };
+    changes(Change::Node(v1::WatchNodeChange {
+        routes: Some(routes),
+        ..v1::WatchNodeChange::default()
+    }))
+}
+
+fn changes(change: Change) -> Message {
+    Message::Changes(v1::WatchChanges {
+        proxies: Vec::new(),
+        changes: vec![v1::WatchChange {
+            sequence: 1,
+            change: Some(change),
+        }],
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_fresh_for_its_time_and_an_empty_one_for_less() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a", "b"]);
+    for (wait, calls) in [(0, 1), (5, 1), (6, 2)] {
+        advance(Duration::from_secs(wait)).await;
+        assert_eq!(look_up(&cache).await, (vec!["a".into(), "b".into()], Freshness::Fresh));
+        assert_eq!(cache.stats().calls, calls, "after another {wait} s");
+    }
+    for (wait, calls) in [(0, 3), (1, 3), (2, 4)] {
+        advance(Duration::from_secs(wait)).await;
+        assert!(cache.look_up(&node(2)).await.expect("an answer").routes.is_empty());
+        assert_eq!(cache.stats().calls, calls, "after another {wait} s");
+    }
+    assert_eq!((cache.stats().hits, cache.stats().misses), (2, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_ups_at_the_same_time_share_a_call_and_its_error() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a"]);
+    for (is_down, calls) in [(true, 1), (false, 2)] {
+        tracker.set_down(is_down);
+        let mut herd = JoinSet::new();
+        for number in 0..100 {
+            let cache = cache.clone();
+            let one = herd.spawn(async move { cache.look_up(&node(1)).await.is_err() });
+            if number == 0 {
+                tokio::task::yield_now().await;
+                // The look-up that began the call goes away.
+                one.abort();
+            }
+        }
+        let failed: Vec<_> = herd.join_all_but_cancelled().await;
+        assert_eq!((failed.len(), cache.stats().calls), (99, calls));
+        assert!(failed.into_iter().all(|failed| failed == is_down));
+    }
+}
+
+/// The results of all tasks that were not cancelled.
+trait JoinAll<T> {
+    async fn join_all_but_cancelled(self) -> Vec<T>;
+}
+
+impl<T: 'static> JoinAll<T> for JoinSet<T> {
+    async fn join_all_but_cancelled(mut self) -> Vec<T> {
+        let mut all = Vec::new();
+        while let Some(joined) = self.join_next().await {
+            match joined {
+                Ok(result) => all.push(result),
+                Err(error) => assert!(error.is_cancelled(), "{error}"),
+            }
+        }
+        all
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_tracker_an_answer_is_stale_for_a_bounded_time() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a"]);
+    look_up(&cache).await;
+    let asked = Instant::now() - SLOWEST;
+    tracker.set_down(true);
+    advance(CONFIG.ttl).await;
+    assert_eq!(
+        look_up(&cache).await,
+        (vec!["a".into()], Freshness::Stale(asked.elapsed()))
+    );
+    // The error is not kept.
+    tracker.set_down(false);
+    assert_eq!(look_up(&cache).await.1, Freshness::Fresh);
+    tracker.set_down(true);
+    advance(CONFIG.max_stale).await;
+    assert_eq!(
+        cache.look_up(&node(1)).await,
+        Err(TrackerError::Unavailable("down".to_owned()))
+    );
+    let stats = cache.stats();
+    assert_eq!((stats.stale_answers, stats.failures, stats.calls), (1, 2, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_overtaken_by_a_change_leaves_no_answer() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a"]);
+    let early = {
+        let cache = cache.clone();
+        tokio::spawn(async move { look_up(&cache).await.0 })
+    };
+    // The tracker has read the routes, and the reply is on its way.
+    sleep(SLOWEST * 2 / 3).await;
+    tracker.set(&node(1), &["b"]);
+    assert!(cache.apply(change_of(&node(1))));
+    assert_eq!(look_up(&cache).await.0, ["b"], "a later look-up joins no earlier call");
+    assert_eq!(early.await.expect("it does not panic"), ["a"]);
+    assert_eq!(look_up(&cache).await.0, ["b"]);
+    assert_eq!(cache.stats().calls, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_watch_sends_drops_the_answers_that_it_may_change() {
+    let removed = |id: &str| {
+        changes(Change::Proxy(v1::WatchProxyChange {
+            proxy: Some(v1::WatchedProxy {
+                registration: 1,
+                proxy: Some(v1::Proxy {
+                    proxy_id: id.to_owned(),
+                    ..v1::Proxy::default()
+                }),
+            }),
+            ..v1::WatchProxyChange::default()
+        }))
+    };
+    let resync = |is_complete| {
+        changes(Change::Resync(v1::WatchResync {
+            part: Some(1),
+            is_complete,
+        }))
+    };
+    let end = || Message::SnapshotEnd(v1::WatchSnapshotEnd::default());
+    let keep_alive = || Message::KeepAlive(v1::WatchKeepAlive::default());
+    for (message, drops) in [
+        (change_of(&node(1)), true),
+        (change_of(&node(2)), false),
+        (removed("a"), true),
+        (removed("b"), false),
+        (resync(false), true),
+        (resync(true), false),
+        (end(), true),
+        (keep_alive(), false),
+    ] {
+        let (tracker, cache) = make();
+        tracker.set(&node(1), &["a"]);
+        look_up(&cache).await;
+        let text = format!("{message:?}");
+        assert!(cache.apply(message));
+        look_up(&cache).await;
+        assert_eq!(cache.stats().calls, 1 + u64::from(drops), "{text}");
+    }
+    assert!(!make().1.apply(Message::LostPlace(v1::WatchLostPlace {})));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reported_route_is_left_out_until_it_is_refreshed() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a", "b"]);
+    tracker.refresh(&node(1), "a");
+    look_up(&cache).await;
+    cache
+        .report_unreachable(&node(1), "a")
+        .await
+        .expect("the tracker takes it");
+    assert_eq!(
+        *tracker.complaints.lock().expect("no panic"),
+        [(node(1), "a".to_owned())]
+    );
+    assert_eq!(look_up(&cache).await.0, ["b"]);
+    // A refresh of another route changes nothing.
+    tracker.refresh(&node(1), "b");
+    cache.invalidate(&node(1));
+    assert_eq!(look_up(&cache).await.0, ["b"]);
+    tracker.refresh(&node(1), "a");
+    cache.invalidate(&node(1));
+    assert_eq!(look_up(&cache).await.0, ["a", "b"]);
+
+    // Without a refresh, the time of the complaint ends. The route was in no answer when the complaint came.
+    cache.invalidate(&node(1));
+    cache
+        .report_unreachable(&node(1), "b")
+        .await
+        .expect("the tracker takes it");
+    assert_eq!(look_up(&cache).await.0, ["a"]);
+    advance(CONFIG.complaint_ttl).await;
+    assert_eq!(look_up(&cache).await.0, ["a", "b"]);
+    assert_eq!(cache.stats().complaints, 2);
+}
+
+/// What a random drive has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    fresh: u64,
+    stale: u64,
+    failed: u64,
+    oldest: Duration,
+}
+
+/// Random changes, failures and look-ups. Returns the figures of the cache, and what the look-ups have seen.
+async fn drive(seed: u64) -> (CacheStats, Seen) {
+    let mut random = Rng::with_seed(seed);
+    let follows = random.bool();
+    let (tracker, cache) = make();
+    *tracker.delays.lock().expect("no test has panicked") = Some(random.fork());
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let mut look_ups = JoinSet::new();
+    for _ in 0..300 {
+        let any = node(random.u64(..NODES));
+        match random.u8(..100) {
+            0..15 => {
+                let proxies = ["a", "b", "c"];
+                tracker.set(&any, &proxies[..random.usize(..3)]);
+                if follows {
+                    assert!(cache.apply(change_of(&any)));
+                }
+            }
+            15..18 => tracker.set_down(random.u8(..3) > 0),
+            18..40 => sleep(Duration::from_millis(random.u64(..1_500))).await,
+            40..41 => sleep(Duration::from_secs(random.u64(..80))).await,
+            _ => {
+                let (tracker, cache, seen) = (Arc::clone(&tracker), cache.clone(), Arc::clone(&seen));
+                look_ups.spawn(async move {
+                    let start = Instant::now();
+                    let result = cache.look_up(&any).await;
+                    let mut seen = seen.lock().expect("no test has panicked");
+                    let (answer, now) = match result {
+                        Ok(answer) => (answer, Instant::now()),
+                        Err(_) => return seen.failed += 1,
+                    };
+                    let (from, to) = match answer.freshness {
+                        // No change is missed.
+                        Freshness::Fresh if follows => (start, now),
+                        Freshness::Fresh if answer.routes.is_empty() => (start - CONFIG.negative_ttl, now),
+                        Freshness::Fresh => (start - CONFIG.ttl, now),
+                        Freshness::Stale(age) => {
+                            assert!(age < CONFIG.max_stale, "seed {seed}: {age:?}");
+                            seen.oldest = seen.oldest.max(age);
+                            (now - age, now - age + SLOWEST)
+                        }
+                    };
+                    let is_fresh = answer.freshness == Freshness::Fresh;
+                    *if is_fresh { &mut seen.fresh } else { &mut seen.stale } += 1;
+                    drop(seen);
+                    let had = tracker.had(&any, &ids(&answer), from, to);
+                    assert!(had, "seed {seed}: {any} had never {answer:?}");
+                });
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    look_ups.join_all().await;
+    let seen = std::mem::take(&mut *seen.lock().expect("no test has panicked"));
+    (cache.stats(), seen)
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_answer_is_older_than_it_says() {
+    let (mut sum, mut hits, mut calls) = (Seen::default(), 0, 0);
+    for seed in 0..SEEDS {
+        let (stats, seen) = drive(seed).await;
+        assert_eq!(stats.stale_answers, seen.stale, "seed {seed}");
+        assert_eq!(
+            stats.hits + stats.misses,
+            seen.fresh + seen.stale + seen.failed,
+            "seed {seed}"
+        );
+        assert!(stats.calls <= stats.misses, "seed {seed}");
+        (hits, calls) = (hits + stats.hits, calls + stats.calls);
+        sum.fresh += seen.fresh;
+        sum.stale += seen.stale;
+        sum.failed += seen.failed;
+        sum.oldest = sum.oldest.max(seen.oldest);
+    }
+    println!("{SEEDS} seeds: {hits} hits, {calls} calls, {sum:?}");
+    assert!(
+        [sum.stale, sum.failed, hits, calls].into_iter().min() > Some(SEEDS),
+        "{sum:?}"
+    );
+}

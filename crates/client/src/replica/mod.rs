@@ -1,0 +1,294 @@
+//! A proxy's own copy of a tracker's table: look-ups without a call.
+//!
+//! A [`Replica`] watches one tracker, applies the tracker's changes to a [`RouteTable`](nodetracker::RouteTable), and answers
+//! from that table. If the watch ends, the replica serves its last copy, continues where it was or gets a new snapshot, from
+//! the same tracker or from the next one. Meanwhile [`Replica::staleness`] grows. A new snapshot is complete before it replaces
+//! the old copy.
+//!
+//! # What an answer is worth
+//!
+//! Each route of an answer was a route of the tracker at some moment that is no longer ago than [`Replica::staleness`]. Each
+//! route that the tracker has had for longer than that is in the answer. Nothing expires by itself: the tracker sends the end
+//! of a route when it sweeps the route, at most a third of a keep-alive interval after the expiry.
+//!
+//! A tracker does not send refreshes. So [`Route::last_refresh`] of an answer is the time when the replica last got the route,
+//! on the replica's clock. The order of the routes is that of the tracker at that time.
+//!
+//! # Costs
+//!
+//! A node with one route takes some 30 bytes of the table, and 25 to 57 bytes beside the table; twice as much while a
+//! new snapshot comes. A change of the fleet is a message to each replica. `examples/look_ups.rs` measures look-ups.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use nodetracker_client::replica::{Replica, ReplicaConfig};
+//! use nodetracker_client::tracker::NodeTracker;
+//!
+//! # async fn example(tracker: Arc<dyn NodeTracker>) -> Result<(), Box<dyn std::error::Error>> {
+//! let replica = Replica::start(ReplicaConfig::new(["10.0.0.1:3029".parse()?]), tracker);
+//! replica.ready().await;
+//! let node = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+//! let staleness = replica.staleness();
+//! for route in replica.look_up(&node).unwrap_or_default() {
+//!     println!("dial {}, known {staleness:?} ago", route.proxy.addr());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod copy;
+mod machine;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use nodetracker::{NodeId, Proxy};
+use nodetracker_proto::v1;
+use tokio::select;
+use tokio::sync::watch as channel;
+use tokio::task::JoinHandle;
+use tokio::time::sleep_until;
+use tonic::Status as GrpcStatus;
+use tonic::transport::Channel;
+use tracing::{info, warn};
+
+use crate::connect::addr::TrackerAddr;
+use crate::connect::channel::ConnectOptions;
+use crate::tracker::{NodeTracker, Route, TrackerError};
+use crate::watch::{Messages, place, watch};
+
+pub use copy::ApplyError;
+pub use machine::{Event, Input, Machine, Stats, Status, Timers, Transmit, View};
+
+/// How a replica reaches its trackers.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ReplicaConfig {
+    /// The trackers. The replica watches one at a time, the first one first.
+    pub trackers: Vec<TrackerAddr>,
+    /// TLS and timeouts of the connections.
+    pub connect: ConnectOptions,
+    /// Intervals of the protocol.
+    pub timers: Timers,
+}
+
+impl ReplicaConfig {
+    /// Returns a configuration with the default options. Without trackers, the replica has no answer.
+    pub fn new(trackers: impl IntoIterator<Item = TrackerAddr>) -> Self {
+        Self {
+            trackers: trackers.into_iter().collect(),
+            connect: ConnectOptions::default(),
+            timers: Timers::default(),
+        }
+    }
+}
+
+/// A copy of a tracker's table, kept up to date by a task.
+///
+/// As a [`NodeTracker`], a replica looks up in its copy, and writes to the tracker that it was given. An answer may lack a
+/// write that was done a moment before. Until the first snapshot is complete, look-ups are calls to that tracker, too.
+pub struct Replica {
+    view: Arc<View>,
+    stats: channel::Receiver<Stats>,
+    tracker: Arc<dyn NodeTracker>,
+    task: JoinHandle<()>,
+}
+
+impl Replica {
+    /// Starts a replica. Its task ends when the replica is dropped. Needs a tokio runtime.
+    #[must_use]
+    pub fn start(config: ReplicaConfig, tracker: Arc<dyn NodeTracker>) -> Self {
+        let channels: Vec<Channel> = config
+            .trackers
+            .iter()
+            .map(|addr| config.connect.channel(addr))
+            .collect();
+        let (now, seed) = (Instant::now(), fastrand::u64(..));
+        let machine = Machine::new(now, SystemTime::now(), channels.len(), config.timers, seed);
+        let view = Arc::clone(machine.view());
+        let (sender, stats) = channel::channel(machine.stats());
+        let shell = Shell {
+            machine,
+            addrs: config.trackers,
+            channels,
+            probe_limit: config.timers.probe_interval,
+            watch: None,
+            probe: None,
+        };
+        Self {
+            view,
+            stats,
+            tracker,
+            task: tokio::spawn(shell.run(sender)),
+        }
+    }
+
+    /// Returns the routes of a node, most recently refreshed first; `None` until the first snapshot is complete. Makes no call,
+    /// and waits for no other thread.
+    #[must_use]
+    pub fn look_up(&self, node: &NodeId) -> Option<Vec<Route>> {
+        self.view.look_up(node)
+    }
+
+    /// Returns how far the replica may be behind: see [`View::staleness`].
+    #[must_use]
+    pub fn staleness(&self) -> Option<Duration> {
+        self.view.staleness(Instant::now())
+    }
+
+    /// Waits until the first snapshot is complete.
+    pub async fn ready(&self) {
+        self.wait_for(|stats| stats.status != Status::Starting).await;
+    }
+
+    /// Whether the first snapshot is complete.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.stats.borrow().status != Status::Starting
+    }
+
+    /// Waits until the figures have a property, such as another status.
+    pub async fn wait_for(&self, property: impl FnMut(&Stats) -> bool) {
+        // An error cannot happen: the task ends with the replica.
+        let _ = self.stats.clone().wait_for(property).await;
+    }
+
+    /// Returns the figures.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        *self.stats.borrow()
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[async_trait]
+impl NodeTracker for Replica {
+    async fn add_nodes(&self, proxy: &Proxy<'_>, nodes: &[NodeId]) -> Result<(), TrackerError> {
+        self.tracker.add_nodes(proxy, nodes).await
+    }
+
+    async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
+        match self.look_up(node) {
+            Some(routes) => Ok(routes),
+            None => self.tracker.get_proxies(node).await,
+        }
+    }
+
+    async fn remove_nodes(&self, proxy_id: &str, nodes: &[NodeId]) -> Result<(), TrackerError> {
+        self.tracker.remove_nodes(proxy_id, nodes).await
+    }
+
+    async fn remove_proxy(&self, proxy_id: &str) -> Result<(), TrackerError> {
+        self.tracker.remove_proxy(proxy_id).await
+    }
+
+    async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
+        match nodes.iter().map(|node| self.look_up(node)).collect() {
+            Some(all) => Ok(all),
+            None => self.tracker.get_proxies_batch(nodes).await,
+        }
+    }
+
+    async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
+        self.tracker.report_unreachable(node, proxy_id).await
+    }
+}
+
+type PlaceCall = Pin<Box<dyn Future<Output = Result<v1::WatchPlace, GrpcStatus>> + Send>>;
+
+/// Connects the machine to gRPC.
+struct Shell {
+    machine: Machine,
+    addrs: Vec<TrackerAddr>,
+    channels: Vec<Channel>,
+    probe_limit: Duration,
+    watch: Option<(Channel, Messages)>,
+    probe: Option<PlaceCall>,
+}
+
+impl Shell {
+    async fn run(mut self, stats: channel::Sender<Stats>) {
+        loop {
+            while let Some(transmit) = self.machine.poll_transmit(Instant::now()) {
+                self.send(transmit);
+            }
+            while let Some(event) = self.machine.poll_event() {
+                self.log(&event);
+            }
+            stats.send_replace(self.machine.stats());
+            let timeout = self.machine.next_timeout();
+            let input = select! {
+                input = next_message(&mut self.watch) => input,
+                input = next_place(&mut self.probe) => input,
+                () = sleep_until(timeout.into()) => {
+                    self.machine.handle_timeout(Instant::now());
+                    continue;
+                }
+            };
+            self.machine.handle(Instant::now(), input);
+        }
+    }
+
+    fn send(&mut self, transmit: Transmit) {
+        self.probe = None;
+        match transmit {
+            Transmit::Watch { tracker, request } => {
+                self.watch = self
+                    .channels
+                    .get(tracker)
+                    .map(|channel| (channel.clone(), watch(channel, request)));
+            }
+            Transmit::Probe => {
+                if let Some((channel, _)) = &self.watch {
+                    let (channel, limit) = (channel.clone(), self.probe_limit);
+                    self.probe = Some(Box::pin(async move { place(&channel, limit).await }));
+                }
+            }
+            Transmit::Close => self.watch = None,
+        }
+    }
+
+    fn log(&self, event: &Event) {
+        let addr = |tracker: &usize| self.addrs.get(*tracker).map(ToString::to_string).unwrap_or_default();
+        match event {
+            Event::Following { tracker } => info!("following {}", addr(tracker)),
+            Event::Ended { tracker, reason } => warn!("the watch of {} has ended: {reason}", addr(tracker)),
+        }
+    }
+}
+
+/// Waits for the next message of the watch; without a watch, for ever.
+async fn next_message(watch: &mut Option<(Channel, Messages)>) -> Input {
+    let Some((_, messages)) = watch else {
+        return std::future::pending().await;
+    };
+    let ended = match messages.next().await {
+        Some(Ok(message)) => return Input::Message(message),
+        Some(Err(status)) => status.to_string(),
+        None => "the tracker ended the stream".to_owned(),
+    };
+    *watch = None;
+    Input::Ended(ended)
+}
+
+/// Waits for the answer to the probe; without a probe, for ever.
+async fn next_place(probe: &mut Option<PlaceCall>) -> Input {
+    let Some(call) = probe else {
+        return std::future::pending().await;
+    };
+    let place = call.await.ok();
+    *probe = None;
+    Input::Probed(place)
+}

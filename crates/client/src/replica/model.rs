@@ -1,0 +1,762 @@
+//! The machine against a model of a tracker, under random changes, delays, cuts and restarts.
+//!
+//! The model follows `watch.proto`: a table, a log of changes that is late and bounded, watches that send chunks of a snapshot
+//! and the log in turns, and resyncs of parts whose marks overflowed. The order of the nodes and their parts are fixed, so a
+//! seed has one trace.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU64;
+use std::time::{Duration, Instant, SystemTime};
+
+use fastrand::Rng;
+use nodetracker::{ManualClock, NodeId, Proxy, ProxyCursor, ProxyDetails, ProxyRef, RouteTable, Uuid, Verdict};
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::ProxyChangeReason;
+use nodetracker_proto::v1::node_id::Id;
+use nodetracker_proto::v1::watch_change::Change;
+use nodetracker_proto::v1::watch_response::Message;
+
+use super::{Input, Machine, Stats, Timers, Transmit};
+
+const NODES: u64 = 30;
+const PARTS: u64 = 3;
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// How many marks of one part, or of the proxies, fit until the log takes them.
+const RING: usize = 8;
+/// How many changes the log keeps.
+const LOG: usize = 60;
+const STREAM_KEEP_ALIVE: Duration = Duration::from_secs(25);
+const SEEDS: u64 = 200;
+
+fn node(number: u64) -> NodeId {
+    match number % 3 {
+        0 => format!("node-{number}").parse().expect("a name"),
+        _ => Uuid::from_u64_pair(1, number).into(),
+    }
+}
+
+fn part_of(number: u64) -> u32 {
+    (number % PARTS) as u32
+}
+
+/// A change that the log has not taken.
+#[derive(Debug, Clone)]
+enum Mark {
+    Node(u64),
+    Moved(ProxyRef),
+    /// The proxy as it was.
+    Removed(v1::WatchedProxy),
+}
+
+/// A resync that has begun.
+#[derive(Debug)]
+enum Resync {
+    /// The nodes that come next.
+    Part(u32, VecDeque<u64>),
+    Proxies,
+}
+
+impl Resync {
+    fn part(&self) -> Option<u32> {
+        match self {
+            Resync::Part(part, _) => Some(*part),
+            Resync::Proxies => None,
+        }
+    }
+}
+
+/// A change in the log.
+#[derive(Debug, Clone)]
+struct Entry {
+    change: v1::WatchChange,
+    /// The proxies of its routes.
+    proxies: Vec<v1::WatchedProxy>,
+    /// The turn of the log in which it was encoded.
+    tail: u64,
+}
+
+#[derive(Debug)]
+struct Tracker {
+    table: RouteTable,
+    clock: ManualClock,
+    generation: u64,
+    marks: Vec<Mark>,
+    resyncs: VecDeque<Resync>,
+    log: VecDeque<Entry>,
+    /// How often the log took the marks.
+    tails: u64,
+    /// The number of the next change.
+    next: u64,
+    incarnation: u64,
+}
+
+impl Tracker {
+    fn new(generation: u64) -> Self {
+        let clock = ManualClock::new();
+        let table = RouteTable::builder().clock(clock.clone()).keep_alive(KEEP_ALIVE);
+        Self {
+            table: table.build().expect("possible limits"),
+            clock,
+            generation,
+            marks: Vec::new(),
+            resyncs: VecDeque::new(),
+            log: VecDeque::new(),
+            tails: 0,
+            next: 1,
+            incarnation: 0,
+        }
+    }
+
+    /// One random change.
+    fn change(&mut self, random: &mut Rng) {
+        let (any, id) = (random.u64(..NODES), format!("proxy-{}", random.u8(..5)));
+        match random.u8(..100) {
+            0..60 => self.report(any, &id, random.u8(1..3)),
+            60..75 => {
+                // The removal of an expired route is a change, too.
+                self.table.remove_node(&node(any));
+                self.marks.push(Mark::Node(any));
+            }
+            75..85 => {
+                if let Some(proxy) = self.table.find_proxy(&id) {
+                    self.table.remove_route(&node(any), proxy);
+                    self.marks.push(Mark::Node(any));
+                }
+            }
+            85..90 => self.remove_proxy(&id),
+            90..94 => self.restart_proxy(&id),
+            94..97 => (0..12).for_each(|_| {
+                // More marks of one part than fit.
+                self.report(any, &id, 1);
+                self.table.remove_node(&node(any));
+                self.marks.push(Mark::Node(any));
+            }),
+            _ => self.sweep(),
+        }
+    }
+
+    fn report(&mut self, number: u64, id: &str, port: u8) {
+        let addr = format!("proxy:{port}");
+        let proxy = Proxy {
+            id,
+            cluster_name: "cluster",
+            addr: &addr,
+        };
+        let before = self.table.find_proxy(id).map(|known| (known, self.table.proxy(known)));
+        let proxy = self.table.register_proxy(&proxy).expect("there is room");
+        if before.is_some_and(|(_, details)| details != self.table.proxy(proxy)) {
+            self.marks.push(Mark::Moved(proxy));
+        }
+        if self.table.add_node(&node(number), proxy) == Ok(nodetracker::Added::Inserted) {
+            self.marks.push(Mark::Node(number));
+        }
+    }
+
+    fn remove_proxy(&mut self, id: &str) {
+        if let Some(proxy) = self.table.find_proxy(id) {
+            self.marks.extend(self.watched(proxy).map(Mark::Removed));
+            self.table.remove_proxy(proxy);
+        }
+    }
+
+    /// The proxy's next incarnation takes over. A proxy without an incarnation keeps its registration.
+    fn restart_proxy(&mut self, id: &str) {
+        let before = self.table.find_proxy(id).map(|proxy| (proxy, self.watched(proxy)));
+        self.incarnation += 1;
+        let proxy = Proxy {
+            id,
+            cluster_name: "cluster",
+            addr: "proxy:9",
+        };
+        let incarnation = NonZeroU64::new(self.incarnation).expect("not zero");
+        let begun = self
+            .table
+            .begin_incarnation(&proxy, incarnation)
+            .expect("it is the latest");
+        match before {
+            Some((old, _)) if old == begun.proxy => self.marks.push(Mark::Moved(old)),
+            Some((_, watched)) => self.marks.extend(watched.map(Mark::Removed)),
+            None => {}
+        }
+    }
+
+    fn watched(&self, proxy: ProxyRef) -> Option<v1::WatchedProxy> {
+        let (proxy_id, cluster_name, addr) = self.table.proxy(proxy)?.into_parts();
+        Some(v1::WatchedProxy {
+            registration: proxy.to_bits(),
+            proxy: Some(v1::Proxy {
+                proxy_id,
+                cluster_name,
+                addr,
+            }),
+        })
+    }
+
+    fn sweep(&mut self) {
+        let is_stale = |number: &u64| {
+            let routes = self.table.explain(&node(*number));
+            let stale = [Verdict::Expired, Verdict::ProxyRemoved];
+            routes.iter().any(|route| stale.contains(&route.verdict))
+        };
+        let stale: Vec<_> = (0..NODES).filter(is_stale).collect();
+        for _ in 0..2 {
+            while !self.table.sweep(4096).round_completed {}
+        }
+        self.marks.extend(stale.into_iter().map(Mark::Node));
+    }
+
+    /// The log takes all marks. Where too many came at once, the log gets a resync.
+    fn tail(&mut self) {
+        self.tails += 1;
+        let marks = std::mem::take(&mut self.marks);
+        let ring = |mark: &Mark| match mark {
+            Mark::Node(number) => Some(part_of(*number)),
+            Mark::Moved(_) | Mark::Removed(_) => None,
+        };
+        let mut counts = BTreeMap::new();
+        for mark in &marks {
+            *counts.entry(ring(mark)).or_insert(0) += 1;
+        }
+        for (part, _) in counts.iter().filter(|(_, count)| **count > RING) {
+            self.push(Change::Resync(v1::WatchResync {
+                part: *part,
+                is_complete: false,
+            }));
+            // A resync of the same part starts over.
+            self.resyncs.retain(|resync| resync.part() != *part);
+            let of_part = |part| (0..NODES).filter(move |number| part_of(*number) == part).collect();
+            self.resyncs.push_back(match part {
+                Some(part) => Resync::Part(*part, of_part(*part)),
+                None => Resync::Proxies,
+            });
+        }
+        for mark in marks.iter().filter(|mark| counts[&ring(mark)] <= RING) {
+            match mark.clone() {
+                Mark::Node(number) => self.push_node(number, v1::NodeChangeReason::Added),
+                // If the proxy is gone, its removal is a change of its own.
+                Mark::Moved(proxy) => {
+                    if let Some(proxy) = self.watched(proxy) {
+                        self.push_proxy(proxy, ProxyChangeReason::Moved);
+                    }
+                }
+                Mark::Removed(proxy) => self.push_proxy(proxy, ProxyChangeReason::Removed),
+            }
+        }
+        self.resync();
+    }
+
+    /// Sends some more of the oldest resync.
+    fn resync(&mut self) {
+        let Some(resync) = self.resyncs.pop_front() else { return };
+        let (part, is_complete) = match resync {
+            Resync::Part(part, mut rest) => {
+                for number in rest.drain(..rest.len().min(4)).collect::<Vec<_>>() {
+                    if !self.table.get_proxies(&node(number)).is_empty() {
+                        self.push_node(number, v1::NodeChangeReason::Resync);
+                    }
+                }
+                let is_complete = rest.is_empty();
+                if !is_complete {
+                    self.resyncs.push_front(Resync::Part(part, rest));
+                }
+                (Some(part), is_complete)
+            }
+            Resync::Proxies => {
+                let mut all: Vec<_> = self.table.proxies_page(ProxyCursor::default(), 100).proxies;
+                all.sort_by(|one, other| one.1.id().cmp(other.1.id()));
+                for (proxy, _) in all {
+                    let watched = self.watched(proxy).expect("it is registered");
+                    self.push_proxy(watched, ProxyChangeReason::Resync);
+                }
+                (None, true)
+            }
+        };
+        if is_complete {
+            self.push(Change::Resync(v1::WatchResync { part, is_complete }));
+        }
+    }
+
+    fn push_node(&mut self, number: u64, reason: v1::NodeChangeReason) {
+        let mut proxies = Vec::new();
+        let change = Change::Node(v1::WatchNodeChange {
+            routes: Some(self.encode(number, &mut proxies)),
+            reason: reason.into(),
+            part: part_of(number),
+        });
+        self.push_with(change, proxies);
+    }
+
+    fn push_proxy(&mut self, mut proxy: v1::WatchedProxy, reason: ProxyChangeReason) {
+        if reason == ProxyChangeReason::Removed {
+            let proxy_id = proxy.proxy.unwrap_or_default().proxy_id;
+            proxy.proxy = Some(v1::Proxy {
+                proxy_id,
+                ..v1::Proxy::default()
+            });
+        }
+        self.push(Change::Proxy(v1::WatchProxyChange {
+            proxy: Some(proxy),
+            reason: reason.into(),
+        }));
+    }
+
+    fn push(&mut self, change: Change) {
+        self.push_with(change, Vec::new());
+    }
+
+    fn push_with(&mut self, change: Change, proxies: Vec<v1::WatchedProxy>) {
+        let change = v1::WatchChange {
+            sequence: self.next,
+            change: Some(change),
+        };
+        self.log.push_back(Entry {
+            change,
+            proxies,
+            tail: self.tails,
+        });
+        self.next += 1;
+        if self.log.len() > LOG {
+            self.log.pop_front();
+        }
+    }
+
+    /// The node with its present routes, whose proxies are added to `proxies`.
+    fn encode(&self, number: u64, proxies: &mut Vec<v1::WatchedProxy>) -> v1::NodeRoutes {
+        let id = node(number);
+        let mut routes = Vec::new();
+        for route in self.table.get_proxies(&id).iter() {
+            routes.push(v1::IndexedRoute {
+                proxy_index: proxies.len() as u32,
+                last_refresh_time: None,
+            });
+            proxies.extend(self.watched(route.proxy));
+        }
+        let id = match id.as_uuid() {
+            Some(uuid) => Id::Uuid(uuid.as_bytes().to_vec()),
+            None => Id::Name(id.to_string()),
+        };
+        v1::NodeRoutes {
+            node: Some(v1::NodeId { id: Some(id) }),
+            routes,
+        }
+    }
+
+    /// The place of a new watch, and the answer to a probe.
+    fn place(&self) -> v1::WatchPlace {
+        v1::WatchPlace {
+            generation: self.generation,
+            sequence: self.next - 1,
+        }
+    }
+
+    fn has(&self, place: u64) -> bool {
+        place <= self.next && self.next - place <= self.log.len() as u64
+    }
+
+    /// The routes that a look-up returns.
+    fn routes(&self) -> BTreeSet<Row> {
+        let rows = |number| {
+            self.table
+                .resolve(&node(number))
+                .into_iter()
+                .map(move |route| row(number, &route.details))
+        };
+        (0..NODES).flat_map(rows).collect()
+    }
+
+    /// The routes that expired and were not swept.
+    fn expired(&self) -> BTreeSet<Row> {
+        let rows = |number| {
+            let expired = |route: &nodetracker::ExplainedRoute| route.verdict == Verdict::Expired;
+            let routes = self.table.explain(&node(number)).into_iter().filter(expired);
+            routes.filter_map(move |route| Some(row(number, &route.proxy?)))
+        };
+        (0..NODES).flat_map(rows).collect()
+    }
+}
+
+/// A route: the node, the proxy's ID and its address.
+type Row = (u64, String, String);
+
+fn row(number: u64, proxy: &ProxyDetails) -> Row {
+    (number, proxy.id().to_owned(), proxy.addr().to_owned())
+}
+
+/// A watch, as the tracker has it.
+#[derive(Debug)]
+struct Watch {
+    resume: Option<v1::WatchPlace>,
+    /// The number of the next change to send; 0 before the watch has begun.
+    place: u64,
+    /// The next node of the snapshot, and the place up to which changes come before it.
+    snapshot: Option<(u64, u64)>,
+    keep_alive_due: Instant,
+}
+
+impl Watch {
+    /// The next message, if there is one.
+    fn next(&mut self, tracker: &Tracker, now: Instant) -> Option<Message> {
+        let message = self.next_message(tracker, now)?;
+        self.keep_alive_due = now + STREAM_KEEP_ALIVE;
+        Some(message)
+    }
+
+    fn next_message(&mut self, tracker: &Tracker, now: Instant) -> Option<Message> {
+        if self.place == 0 {
+            if let Some(resume) = self.resume.take() {
+                self.place = resume.sequence + 1;
+                if resume.generation == tracker.generation && tracker.has(self.place) {
+                    return Some(self.snapshot_end(tracker));
+                }
+                self.place = 0;
+                return Some(Message::LostPlace(v1::WatchLostPlace {}));
+            }
+            self.place = tracker.next;
+            self.snapshot = Some((0, self.place));
+        }
+        if !tracker.has(self.place) {
+            self.place = 0;
+            return Some(Message::LostPlace(v1::WatchLostPlace {}));
+        }
+        match self.snapshot {
+            Some((_, until)) if self.place < until => Some(self.changes(tracker, until)),
+            Some((NODES.., _)) => {
+                self.snapshot = None;
+                Some(self.snapshot_end(tracker))
+            }
+            Some((from, _)) => {
+                // One node at a time: the nodes of a message are of one part.
+                self.snapshot = Some((from + 1, tracker.next));
+                let mut proxies = Vec::new();
+                let nodes = vec![tracker.encode(from, &mut proxies)];
+                Some(Message::Snapshot(v1::WatchSnapshot {
+                    proxies,
+                    nodes,
+                    part: part_of(from),
+                }))
+            }
+            None if self.place < tracker.next => Some(self.changes(tracker, tracker.next)),
+            None => (now >= self.keep_alive_due).then(|| {
+                Message::KeepAlive(v1::WatchKeepAlive {
+                    sequence: self.place - 1,
+                })
+            }),
+        }
+    }
+
+    fn snapshot_end(&self, tracker: &Tracker) -> Message {
+        Message::SnapshotEnd(v1::WatchSnapshotEnd {
+            generation: tracker.generation,
+            sequence: self.place - 1,
+        })
+    }
+
+    /// At most four changes before `until`, all encoded at the same time.
+    fn changes(&mut self, tracker: &Tracker, until: u64) -> Message {
+        let first = tracker.next - tracker.log.len() as u64;
+        let entries = tracker
+            .log
+            .range((self.place - first) as usize..(until - first) as usize);
+        let mut message = v1::WatchChanges::default();
+        let mut tail = None;
+        for entry in entries.take(4) {
+            if *tail.get_or_insert(entry.tail) != entry.tail {
+                break;
+            }
+            let mut change = entry.change.clone();
+            if let Some(Change::Node(change)) = &mut change.change {
+                for route in change.routes.iter_mut().flat_map(|node| &mut node.routes) {
+                    route.proxy_index += message.proxies.len() as u32;
+                }
+            }
+            message.proxies.extend(entry.proxies.iter().cloned());
+            message.changes.push(change);
+            self.place += 1;
+        }
+        Message::Changes(message)
+    }
+}
+
+/// A probe on its way.
+#[derive(Debug)]
+enum Call {
+    /// Reaches the tracker at this moment.
+    Request(Instant),
+    /// Reaches the machine at this moment.
+    Reply(Instant, Option<v1::WatchPlace>),
+}
+
+/// What was true in the tracker when. A route and the address of its proxy are told apart: an answer may have them from
+/// different moments.
+#[derive(Debug, Default)]
+struct History {
+    /// For each route, of a node through a proxy: the last moment at which a copy may have it.
+    routes: BTreeMap<(u64, String), Instant>,
+    /// For each proxy and address: the last moment at which the proxy had it.
+    addrs: BTreeMap<(String, String), Instant>,
+    /// For each route that a look-up returns: since when.
+    present_since: BTreeMap<(u64, String), Instant>,
+}
+
+impl History {
+    fn note(&mut self, tracker: &Tracker, now: Instant) {
+        let present = tracker.routes();
+        for (number, id, _) in present.iter().cloned().chain(tracker.expired()) {
+            self.routes.insert((number, id), now);
+        }
+        for (_, proxy) in tracker.table.proxies_page(ProxyCursor::default(), 100).proxies {
+            self.addrs.insert((proxy.id().to_owned(), proxy.addr().to_owned()), now);
+        }
+        let present: BTreeSet<_> = present.into_iter().map(|(number, id, _)| (number, id)).collect();
+        self.present_since.retain(|route, _| present.contains(route));
+        for route in present {
+            self.present_since.entry(route).or_insert(now);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct World {
+    seed: u64,
+    random: Rng,
+    now: Instant,
+    tracker: Tracker,
+    /// Whether the tracker can be reached.
+    is_reachable: bool,
+    machine: Machine,
+    watch: Option<Watch>,
+    /// The messages on their way, oldest first.
+    messages: VecDeque<(Instant, Message)>,
+    probe: Option<Call>,
+    history: History,
+    checked: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        let timers = Timers {
+            probe_interval: Duration::from_secs(2),
+            ..Timers::default()
+        };
+        Self {
+            seed,
+            random: Rng::with_seed(seed),
+            now,
+            tracker: Tracker::new(1),
+            is_reachable: true,
+            machine: Machine::new(now, SystemTime::UNIX_EPOCH, 1, timers, seed),
+            watch: None,
+            messages: VecDeque::new(),
+            probe: None,
+            history: History::default(),
+            checked: 0,
+        }
+    }
+
+    fn advance(&mut self, by: Duration) {
+        self.now += by;
+        self.tracker.clock.advance(by);
+    }
+
+    fn delay(&mut self) -> Instant {
+        self.now + Duration::from_millis(self.random.u64(..400))
+    }
+
+    fn step(&mut self) {
+        match self.random.u8(..100) {
+            0..45 => self.tracker.change(&mut self.random),
+            45..60 => self.tracker.tail(),
+            60..90 => {
+                let by = Duration::from_millis(self.random.u64(..300));
+                self.advance(by);
+            }
+            90..93 => {
+                let by = Duration::from_millis(self.random.u64(..8_000));
+                self.advance(by);
+            }
+            93..96 => self.cut(),
+            96 => self.is_reachable = false,
+            97 => {
+                let generation = self.tracker.generation + 1;
+                self.tracker = Tracker::new(generation);
+                self.cut();
+            }
+            _ => self.is_reachable = true,
+        }
+        self.history.note(&self.tracker, self.now);
+        self.transport();
+        self.check();
+    }
+
+    /// The connection breaks.
+    fn cut(&mut self) {
+        if self.watch.take().is_some() {
+            self.messages.clear();
+            self.probe = None;
+            self.machine.handle(self.now, Input::Ended("cut".to_owned()));
+        }
+    }
+
+    /// Moves what has arrived by now.
+    fn transport(&mut self) {
+        for _ in 0..self.random.u8(..12) {
+            let delay = self.delay();
+            let Some(watch) = &mut self.watch else { break };
+            let Some(message) = watch.next(&self.tracker, self.now) else {
+                break;
+            };
+            // No message overtakes another.
+            let earliest = self.messages.back().map_or(self.now, |(at, _)| *at);
+            self.messages.push_back((delay.max(earliest), message));
+        }
+        while let Some((at, _)) = self.messages.front()
+            && *at <= self.now
+            && let Some((_, message)) = self.messages.pop_front()
+        {
+            let message = v1::WatchResponse { message: Some(message) };
+            self.machine.handle(self.now, Input::Message(message));
+        }
+        match self.probe {
+            Some(Call::Request(at)) if at <= self.now => {
+                // Every change that was made before is in the log, as a moment later in a real tracker.
+                self.tracker.tail();
+                let is_answered = self.random.u8(..10) > 0;
+                self.probe = Some(Call::Reply(self.delay(), is_answered.then(|| self.tracker.place())));
+            }
+            Some(Call::Reply(at, place)) if at <= self.now => {
+                self.probe = None;
+                self.machine.handle(self.now, Input::Probed(place));
+            }
+            _ => {}
+        }
+        if self.machine.next_timeout() <= self.now {
+            self.machine.handle_timeout(self.now);
+        }
+        while let Some(transmit) = self.machine.poll_transmit(self.now) {
+            match transmit {
+                Transmit::Watch { tracker, request } => {
+                    assert_eq!((tracker, &self.watch.is_some()), (0, &false), "seed {}", self.seed);
+                    self.messages.clear();
+                    self.watch = Some(Watch {
+                        resume: request.resume,
+                        place: 0,
+                        snapshot: None,
+                        keep_alive_due: self.now + STREAM_KEEP_ALIVE,
+                    });
+                    if !self.is_reachable {
+                        self.cut();
+                    }
+                }
+                Transmit::Probe => self.probe = Some(Call::Request(self.delay())),
+                Transmit::Close => {
+                    self.watch = None;
+                    self.messages.clear();
+                    self.probe = None;
+                }
+            }
+        }
+    }
+
+    fn answer(&self) -> Option<BTreeSet<Row>> {
+        let mut all = BTreeSet::new();
+        for number in 0..NODES {
+            let routes = self.machine.view().look_up(&node(number))?;
+            all.extend(routes.iter().map(|route| row(number, &route.proxy)));
+        }
+        Some(all)
+    }
+
+    /// Each answer is what the tracker had, no longer ago than the machine says.
+    fn check(&mut self) {
+        let Some(staleness) = self.machine.view().staleness(self.now) else {
+            return;
+        };
+        let Some(answer) = self.answer() else { return };
+        let bound = self
+            .now
+            .checked_sub(staleness)
+            .expect("the bound is later than the start");
+        let seed = self.seed;
+        for (number, id, addr) in &answer {
+            let last = [
+                self.history.routes.get(&(*number, id.clone())),
+                self.history.addrs.get(&(id.clone(), addr.clone())),
+            ];
+            let is_possible = last.iter().all(|last| last.is_some_and(|last| *last >= bound));
+            assert!(
+                is_possible,
+                "seed {seed}: {id} at {addr} for {number} is older than {staleness:?}"
+            );
+        }
+        let answered: BTreeSet<_> = answer.into_iter().map(|(number, id, _)| (number, id)).collect();
+        for (route, since) in &self.history.present_since {
+            let is_missing = *since < bound && !answered.contains(route);
+            assert!(!is_missing, "seed {seed}: {route:?} is missing after {staleness:?}");
+        }
+        self.checked += 1;
+    }
+
+    /// Nothing changes any more: the copy becomes equal to the table, and knows it.
+    fn settle(&mut self) {
+        self.is_reachable = true;
+        // Everything that is about to expire is gone.
+        self.advance(2 * KEEP_ALIVE);
+        self.tracker.sweep();
+        for _ in 0..400 {
+            self.advance(Duration::from_millis(100));
+            self.tracker.tail();
+            self.history.note(&self.tracker, self.now);
+            self.transport();
+            self.check();
+        }
+        let present = self.tracker.routes();
+        let (answer, seed) = (self.answer(), self.seed);
+        assert_eq!(answer, Some(present), "seed {seed}: the copy differs from the table");
+        let staleness = self.machine.view().staleness(self.now).expect("there is a copy");
+        // One probe in ten has no answer.
+        assert!(staleness < Duration::from_secs(15), "seed {seed}: {staleness:?}");
+        assert_eq!(self.machine.stats().status, super::Status::Following, "seed {seed}");
+    }
+}
+
+fn run(seed: u64) -> (Stats, u64, Vec<Option<BTreeSet<Row>>>) {
+    let mut world = World::new(seed);
+    let mut trace = Vec::new();
+    for _ in 0..3 {
+        for _ in 0..300 {
+            world.step();
+            trace.push(world.answer());
+        }
+        world.settle();
+    }
+    (world.machine.stats(), world.checked, trace)
+}
+
+#[test]
+fn no_answer_is_older_than_the_replica_says() {
+    let mut sum = Stats::default();
+    let mut checked = 0;
+    for seed in 0..SEEDS {
+        let (stats, of_seed, _) = run(seed);
+        checked += of_seed;
+        sum.snapshots += stats.snapshots;
+        sum.resumes += stats.resumes;
+        sum.lost_places += stats.lost_places;
+        sum.resyncs += stats.resyncs;
+        sum.ended += stats.ended;
+    }
+    println!("{SEEDS} seeds, {checked} checks: {sum:?}");
+    // Each seed sees each of them at least once on average.
+    let least = [sum.snapshots, sum.resumes, sum.lost_places, sum.resyncs, sum.ended]
+        .into_iter()
+        .min();
+    assert!(least >= Some(SEEDS) && checked > 1_000 * SEEDS, "{sum:?}");
+}
+
+#[test]
+fn a_seed_has_one_trace() {
+    for seed in 0..5 {
+        assert!(run(seed) == run(seed), "seed {seed}");
+    }
+}
