@@ -80,15 +80,16 @@ impl Peers {
         addr: &str,
         request: &proto::PeerRequest,
     ) -> io::Result<(Option<Response>, TunnelStream)> {
+        let limit = self.0.times.answer_timeout;
         let tunnel = self.tunnel(addr).await?;
-        let stream = match tunnel.open().await {
-            Err(error) if error.kind() != io::ErrorKind::QuotaExceeded => {
+        let answer = match exchange(&*tunnel, request, limit).await {
+            Err(error @ ExchangeError::Open(_)) if !error.is_full() => {
                 self.0.forget(addr, &tunnel);
-                self.tunnel(addr).await?.open().await?
+                exchange(&*self.tunnel(addr).await?, request, limit).await
             }
-            opened => opened?,
+            answer => answer,
         };
-        exchange(stream, request, self.0.times.answer_timeout).await
+        answer.map_err(ExchangeError::into_inner)
     }
 
     /// Returns the tunnel to a peer. All dials of a peer share one attempt to connect.
@@ -117,18 +118,43 @@ async fn connect(inner: Arc<Inner>, addr: String) -> Result<Arc<dyn Tunnel>, Con
     attempt.await.map_err(|error| Arc::new(io::Error::other(error)))?
 }
 
-/// Sends the request of a stream, and receives the answer.
+/// Opens a stream, sends a request, and receives the answer. The time limit covers all of these.
 async fn exchange(
-    mut stream: TunnelStream,
+    tunnel: &dyn Tunnel,
     request: &proto::PeerRequest,
     limit: Duration,
-) -> io::Result<(Option<Response>, TunnelStream)> {
+) -> Result<(Option<Response>, TunnelStream), ExchangeError> {
     let exchange = async {
-        protocol::send(&mut stream, request).await?;
-        protocol::receive::<proto::PeerResponse>(&mut stream).await
+        let mut stream = tunnel.open().await.map_err(ExchangeError::Open)?;
+        protocol::send(&mut stream, request)
+            .await
+            .map_err(ExchangeError::Stream)?;
+        let answer: io::Result<proto::PeerResponse> = protocol::receive(&mut stream).await;
+        Ok((answer.map_err(ExchangeError::Stream)?.response, stream))
     };
-    let answer = timeout(limit, exchange).await.map_err(io::Error::from).flatten()?;
-    Ok((answer.response, stream))
+    let late = |late| Err(ExchangeError::Stream(io::Error::from(late)));
+    timeout(limit, exchange).await.unwrap_or_else(late)
+}
+
+/// Why there is no answer.
+enum ExchangeError {
+    /// No stream was opened: the peer has not seen the request.
+    Open(io::Error),
+    /// The stream ended, or the peer did not answer in time.
+    Stream(io::Error),
+}
+
+impl ExchangeError {
+    fn into_inner(self) -> io::Error {
+        match self {
+            Self::Open(error) | Self::Stream(error) => error,
+        }
+    }
+
+    /// Whether the tunnel has as many streams as it can have.
+    fn is_full(&self) -> bool {
+        matches!(self, Self::Open(error) if error.kind() == io::ErrorKind::QuotaExceeded)
+    }
 }
 
 /// Pings a peer until the peer is gone, or until its tunnel has been idle for long. Holds the tunnel: a tunnel ends, with its
@@ -152,13 +178,14 @@ async fn keep(inner: Arc<Inner>, addr: String, tunnel: Arc<dyn Tunnel>) {
         if !is_known && is_idle && Arc::strong_count(&tunnel) == 1 {
             return;
         }
-        let alive = async { exchange(tunnel.open().await?, &protocol::ping(), times.answer_timeout).await };
-        match alive.await {
+        match exchange(&*tunnel, &protocol::ping(), times.answer_timeout).await {
             Ok((Some(Response::Pong(_)), _)) => {}
             // A tunnel that is full of streams is alive as far as anybody can see.
-            Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => {}
+            Err(error) if error.is_full() => {}
             other => {
-                let reason = other.err().map_or("no pong".to_owned(), |error| error.to_string());
+                let reason = other
+                    .err()
+                    .map_or("no pong".into(), |error| error.into_inner().to_string());
                 debug!("the tunnel to peer {addr} is given up: {reason}");
                 return inner.forget(&addr, &tunnel);
             }

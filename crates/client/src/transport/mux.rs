@@ -2,7 +2,7 @@
 //!
 //! yamux has no keep-alive of its own: the control stream's pings notice a connection that is half open.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use yamux::{Config, Connection, Mode};
 
 use crate::transport::{ByteStream, Tunnel, TunnelStream};
@@ -72,11 +73,15 @@ impl MuxTunnel {
         let (requests, request_receiver) = mpsc::channel(1);
         let (inbound_sender, inbound) = mpsc::channel(MAX_STREAMS);
         let permits = Arc::new(Semaphore::new(MAX_STREAMS));
+        let streams = Streams {
+            permits: Arc::clone(&permits),
+            ended: CancellationToken::new(),
+        };
         tokio::spawn(drive(
             Connection::new(connection.compat(), config, mode),
             request_receiver,
             inbound_sender,
-            Arc::clone(&permits),
+            streams,
         ));
         Self {
             requests,
@@ -97,7 +102,6 @@ impl Tunnel for MuxTunnel {
             )
         };
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(full)?;
-        let ended = || io::Error::new(io::ErrorKind::ConnectionAborted, "the tunnel has ended");
         let (reply, answer) = oneshot::channel();
         let request = Request { permit, reply };
         self.requests.send(request).await.map_err(|_| ended())?;
@@ -125,17 +129,19 @@ async fn drive(
     mut connection: Connection<Compat<impl ByteStream>>,
     mut requests: mpsc::Receiver<Request>,
     inbound: mpsc::Sender<MuxStream>,
-    permits: Arc<Semaphore>,
+    streams: Streams,
 ) {
+    // If yamux closes a connection itself, it does not wake the readers of its streams.
+    let _ended = streams.ended.clone().drop_guard();
     let mut waiting: Option<Request> = None;
     poll_fn(|cx| {
         loop {
             match connection.poll_next_inbound(cx) {
                 Poll::Ready(Some(Ok(stream))) => {
                     // Without a permit, the stream is dropped, which resets it.
-                    if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+                    if let Ok(permit) = Arc::clone(&streams.permits).try_acquire_owned() {
                         // Has room for as many streams as there are permits.
-                        let _ = inbound.try_send(MuxStream::new(stream, permit));
+                        let _ = inbound.try_send(streams.stream(stream, permit));
                     }
                     continue;
                 }
@@ -151,7 +157,7 @@ async fn drive(
             };
             match connection.poll_new_outbound(cx) {
                 Poll::Ready(opened) => {
-                    let stream = opened.map(|stream| MuxStream::new(stream, request.permit));
+                    let stream = opened.map(|stream| streams.stream(stream, request.permit));
                     // If nobody waits for the stream any more, it is dropped.
                     let _ = request.reply.send(stream.map_err(io::Error::other));
                 }
@@ -167,37 +173,65 @@ async fn drive(
     let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_close(cx))).await;
 }
 
-/// A stream, and its share of [`MAX_STREAMS`].
-struct MuxStream {
-    stream: Compat<yamux::Stream>,
-    _permit: OwnedSemaphorePermit,
+/// What the streams of a tunnel share.
+struct Streams {
+    permits: Arc<Semaphore>,
+    /// Cancelled when the connection has ended.
+    ended: CancellationToken,
 }
 
-impl MuxStream {
-    fn new(stream: yamux::Stream, permit: OwnedSemaphorePermit) -> Self {
-        Self {
+impl Streams {
+    fn stream(&self, stream: yamux::Stream, permit: OwnedSemaphorePermit) -> MuxStream {
+        MuxStream {
             stream: stream.compat(),
+            ended: Box::pin(self.ended.clone().cancelled_owned()),
             _permit: permit,
         }
     }
 }
 
+/// A stream, and its share of [`MAX_STREAMS`].
+struct MuxStream {
+    stream: Compat<yamux::Stream>,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl MuxStream {
+    /// Polls the stream. Fails if the stream waits, and the connection has ended.
+    fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut Compat<yamux::Stream>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let polled = poll(Pin::new(&mut self.stream), cx);
+        if polled.is_pending() && self.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(ended()));
+        }
+        polled
+    }
+}
+
 impl AsyncRead for MuxStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        self.poll(cx, |stream, cx| stream.poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for MuxStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        self.poll(cx, |stream, cx| stream.poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.poll(cx, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.poll(cx, AsyncWrite::poll_shutdown)
     }
+}
+
+fn ended() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the tunnel has ended")
 }

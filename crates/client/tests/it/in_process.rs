@@ -54,7 +54,7 @@ impl Tracker {
 
     pub(crate) async fn stop(self) {
         let _ = self.stop.send(());
-        self.task.await.expect("the tracker stops");
+        let _ = self.task.await.expect("the tracker stops");
     }
 
     /// Another tracker on the same port, with an empty table.
