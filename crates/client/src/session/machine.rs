@@ -282,6 +282,10 @@ impl Machine {
         if self.link != Link::Ended && self.round.is_empty() && self.next_round.is_some_and(|at| now >= at) {
             self.begin_round(now);
         }
+        if self.is_moving && self.is_settled() {
+            self.is_moving = false;
+            self.events.push_back(Event::Moved);
+        }
     }
 
     /// Returns the next thing that the driver has to do.
@@ -300,12 +304,7 @@ impl Machine {
             Link::Open => {
                 let terms = self.terms?;
                 self.collect(now);
-                let request = self.next_request(now, &terms);
-                if self.is_moving && self.is_settled() {
-                    self.is_moving = false;
-                    self.events.push_back(Event::Moved);
-                }
-                request
+                self.next_request(now, &terms)
             }
             _ => None,
         }
