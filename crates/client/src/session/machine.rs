@@ -112,7 +112,7 @@ pub enum Fault {
     #[error("the tracker did not answer in time")]
     NoAnswer,
     /// A late hello of this session has taken over the proxy.
-    #[error("a late hello of this session has taken over")]
+    #[error("a late hello of this session has taken over the proxy")]
     LateHello,
 }
 

@@ -50,7 +50,7 @@
 //! use nodetracker_client::session::{ProxySession, SessionConfig};
 //! use nodetracker_client::{NodeId, Proxy};
 //!
-//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn run(stop: tokio::sync::oneshot::Receiver<()>) -> Result<(), Box<dyn std::error::Error>> {
 //! let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
 //! let session = ProxySession::begin(SessionConfig::new(proxy, vec!["tracker.example:3029".parse()?]))?;
 //!
@@ -59,7 +59,7 @@
 //! session.node_seen(&node);
 //! tokio::select! {
 //!     superseded = session.superseded() => return Err(superseded.into()),
-//!     result = tokio::signal::ctrl_c() => result?,
+//!     result = stop => result?,
 //! }
 //! session.drain(Duration::from_secs(5)).await?;
 //! # Ok(())
