@@ -447,13 +447,15 @@ impl Machine {
                 let is_next = |oldest: &mut InFlight| oldest.sequence == message.sequence;
                 let request = self.in_flight.pop_front_if(is_next).ok_or(Violation::Order)?;
                 self.last_answer = now;
-                if self.link == Link::Open {
-                    self.reconnect.reset();
-                }
+                let is_greeted = self.link == Link::Open;
                 if let Err(violation) = self.on_answer(now, &request.sent, response) {
                     // The stream is given up, with all of its requests.
                     self.in_flight.push_front(request);
                     return Err(violation.into());
+                }
+                // A welcome alone is no success: the next answer may end the stream again.
+                if is_greeted {
+                    self.reconnect.reset();
                 }
             }
         }
