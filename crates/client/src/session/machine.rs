@@ -112,7 +112,7 @@ pub enum Fault {
     #[error("the tracker did not answer in time")]
     NoAnswer,
     /// A late hello of this session has taken over the proxy.
-    #[error("a late hello of this session has taken over")]
+    #[error("a late hello of this session has taken over the proxy")]
     LateHello,
 }
 
@@ -282,6 +282,10 @@ impl Machine {
         if self.link != Link::Ended && self.round.is_empty() && self.next_round.is_some_and(|at| now >= at) {
             self.begin_round(now);
         }
+        if self.is_moving && self.is_settled() {
+            self.is_moving = false;
+            self.events.push_back(Event::Moved);
+        }
     }
 
     /// Returns the next thing that the driver has to do.
@@ -300,12 +304,7 @@ impl Machine {
             Link::Open => {
                 let terms = self.terms?;
                 self.collect(now);
-                let request = self.next_request(now, &terms);
-                if self.is_moving && self.is_settled() {
-                    self.is_moving = false;
-                    self.events.push_back(Event::Moved);
-                }
-                request
+                self.next_request(now, &terms)
             }
             _ => None,
         }
@@ -448,13 +447,15 @@ impl Machine {
                 let is_next = |oldest: &mut InFlight| oldest.sequence == message.sequence;
                 let request = self.in_flight.pop_front_if(is_next).ok_or(Violation::Order)?;
                 self.last_answer = now;
-                if self.link == Link::Open {
-                    self.reconnect.reset();
-                }
+                let is_greeted = self.link == Link::Open;
                 if let Err(violation) = self.on_answer(now, &request.sent, response) {
                     // The stream is given up, with all of its requests.
                     self.in_flight.push_front(request);
                     return Err(violation.into());
+                }
+                // A welcome alone is no success: the next answer may end the stream again.
+                if is_greeted {
+                    self.reconnect.reset();
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The nodes of a proxy, as one tracker has to know them.
 //!
-//! Each node has a *wanted* state (up or down), which the proxy's threads set, and a *reported* state ([`Reported`]),
-//! which the machine sets from the tracker's answers. A node whose two states differ needs a request ([`Task`]). At most
+//! Each node has a *wanted* state (up or down), which the proxy's threads set, and a *reported* state (absent, unsure or
+//! present), which the machine sets from the tracker's answers. A node whose two states differ needs a request. At most
 //! one request for a node is in flight, so answers never cross. A node that goes up, down and up again between two
 //! flushes costs one request or none.
 //!
@@ -11,6 +11,8 @@
 //! at all nodes. So a flush costs the number of the changed nodes, and a burst costs one pass over the map.
 //!
 //! # Locks
+//!
+//! The maps are `scc::HashMap`s: many threads write, and a pass must not stop them.
 //!
 //! A call locks one bucket of the map, with up to 32 nodes, for some nanoseconds. A pass locks one bucket after the other.
 //! Nothing waits for the network under a lock.

@@ -59,7 +59,7 @@ impl Shell {
         let mut stream = None;
         // Stays open while the nodes move to another tracker.
         let mut previous = None;
-        while !self.machine.has_ended() {
+        loop {
             let now = Instant::now();
             if self.shared.wants_drain.load(Ordering::Acquire) {
                 self.machine.handle(now.into_std(), Input::Drain);
@@ -77,6 +77,9 @@ impl Shell {
                     let _ = requests.try_send(request);
                 }
             }
+            if self.machine.has_ended() {
+                return;
+            }
             self.publish(match self.machine.is_open() {
                 true => SessionState::Open,
                 false => SessionState::Connecting,
@@ -93,9 +96,6 @@ impl Shell {
                     return;
                 }
             }
-        }
-        while let Some(event) = self.machine.poll_event() {
-            self.on_event(event, &mut stream, &mut previous);
         }
     }
 

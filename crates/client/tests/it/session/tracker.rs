@@ -111,7 +111,11 @@ fn seen(session: &ProxySession, nodes: std::ops::Range<u128>) {
 async fn nodes_come_stay_and_go() {
     let tracker = Tracker::start(SHORT).await;
     let session = ProxySession::begin(config(&[tracker.addr])).unwrap();
-    up(&session, 0..1000);
+    std::thread::scope(|scope| {
+        for part in [0..500, 500..1000] {
+            scope.spawn(|| up(&session, part));
+        }
+    });
     announced(&session, 1000).await;
     assert_eq!(tracker.nodes(0..1000).len(), 1000);
 
@@ -208,6 +212,14 @@ async fn a_drain_ends_the_incarnation_at_each_tracker_that_can_be_reached() {
     assert_eq!((tracker.table.len(), tracker.table.find_proxy("proxy-1")), (0, None));
     // Nothing is reported any more.
     up(&session, 0..10);
+    assert_eq!(session.stats()[0].state, SessionState::Drained);
+}
+
+#[tokio::test]
+async fn a_drain_before_the_first_connection_has_nothing_to_wait_for() {
+    let unreachable = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let session = ProxySession::begin(config(&[unreachable])).unwrap();
+    assert_eq!(session.drain(LIMIT).await, Ok(()));
     assert_eq!(session.stats()[0].state, SessionState::Drained);
 }
 
