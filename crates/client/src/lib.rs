@@ -6,7 +6,7 @@
 //! | part | module |
 //! | --- | --- |
 //! | a proxy asks which proxy holds a node | [`tracker`], and the client of a tracker in [`connect`] |
-//! | an agent keeps tunnels to proxies, which accept them | [`pool`] and [`listener`], which share [`control`] and [`transport`] |
+//! | an agent keeps tunnels to proxies, which accept them | [`pool`], [`listener`], over [`transport`] and [`control`] |
 //!
 //! # State machines
 //!
