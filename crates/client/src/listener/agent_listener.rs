@@ -27,7 +27,8 @@ const LIST_VALID_INTERVALS: u32 = 3;
 pub struct ListenerConfig {
     /// This proxy. Its ID must be a valid ID of a proxy; its generation must grow with each start.
     pub proxy: ProxyInfo,
-    /// The cluster of this proxy. Agents that name another cluster are refused. If empty, agents of all clusters are accepted.
+    /// The cluster of this proxy. Agents that name another cluster are refused. If empty, agents of all clusters are
+    /// accepted.
     pub cluster: String,
     /// The most agents, those in the handshake among them. Further connections are closed at once.
     pub max_agents: usize,
@@ -41,8 +42,8 @@ pub struct ListenerConfig {
 }
 
 impl ListenerConfig {
-    /// The defaults: all clusters; 20,000 agents; 10 s for each part of the handshake; a ping after 10 s, and 5 s for the answer; a list each
-    /// 60 s.
+    /// The defaults: all clusters; 20,000 agents; 10 s for each part of the handshake; a ping after 10 s, and 5 s for the
+    /// answer; a list each 60 s.
     #[must_use]
     pub fn new(proxy: ProxyInfo) -> Self {
         Self {

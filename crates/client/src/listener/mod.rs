@@ -17,7 +17,8 @@
 //!   256 KiB that the proxy has not read; see [`transport::mux`](crate::transport::mux).
 //! * There are at most [`ListenerConfig::max_agents`] agents, those in the handshake among them, and at most
 //!   [`MAX_TUNNELS`](nodes::MAX_TUNNELS) tunnels of one node.
-//! * TLS, and the time until the claim, may each last for [`ListenerConfig::handshake_timeout`], however slowly bytes arrive.
+//! * TLS, and the time until the claim, may each last for [`ListenerConfig::handshake_timeout`], however slowly bytes
+//!   arrive.
 
 pub mod agent_listener;
 pub mod link;

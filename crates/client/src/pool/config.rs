@@ -42,8 +42,8 @@ pub struct PoolConfig {
     pub max_leases: usize,
     /// The waits between attempts. A tunnel that has lasted for `backoff.max` begins again with `backoff.base`.
     pub backoff: Limits,
-    /// Many agents learn of a proxy, or lose a proxy, at the same moment. Each waits for a random part of this time before it
-    /// dials.
+    /// Many agents learn of a proxy, or lose a proxy, at the same moment. Each waits for a random part of this time before
+    /// it dials.
     pub spread: Duration,
     /// The longest time from the beginning of an attempt to the proxy's welcome.
     pub connect_timeout: Duration,
@@ -54,8 +54,8 @@ pub struct PoolConfig {
 }
 
 impl PoolConfig {
-    /// The defaults: one tunnel; two leases; waits from 100 ms to 30 s; a spread of 2 s; 10 s to connect; a ping after 10 s, and
-    /// 5 s for the answer; 60 s to close.
+    /// The defaults: one tunnel; two leases; waits from 100 ms to 30 s; a spread of 2 s; 10 s to connect; a ping after 10 s,
+    /// and 5 s for the answer; 60 s to close.
     #[must_use]
     pub fn new(node: NodeId) -> Self {
         Self {

@@ -98,7 +98,8 @@ struct World {
     dials: Vec<Vec<Instant>>,
     /// How many attempts of a hundred fail.
     failing: u32,
-    trace: DefaultHasher,
+    /// A hash of all events, if a test compares them.
+    trace: Option<DefaultHasher>,
 }
 
 impl World {
@@ -130,7 +131,7 @@ impl World {
             events: BTreeMap::new(),
             last_event: 0,
             failing: 0,
-            trace: DefaultHasher::new(),
+            trace: None,
         };
         (0..proxies).for_each(|_| world.add_proxy());
         for n in 0..pools {
@@ -208,7 +209,9 @@ impl World {
             }
             let ((at, _), event) = entry.remove_entry();
             self.now = at;
-            (at.duration_since(self.start), format!("{event:?}")).hash(&mut self.trace);
+            if let Some(trace) = &mut self.trace {
+                (at.duration_since(self.start), format!("{event:?}")).hash(trace);
+            }
             self.happens(event);
         }
         self.now = end;
@@ -447,11 +450,13 @@ impl World {
 
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Faults for ten minutes, then none: how long until each pool has the tunnels that it wants. And a hash of all that happened.
-fn faults_and_recovery(seed: u64) -> (Duration, u64) {
+/// Faults for ten minutes, then none: how long until each pool has the tunnels that it wants. And the hash of the events, if
+/// `traced`.
+fn faults_and_recovery(seed: u64, traced: bool) -> (Duration, Option<u64>) {
     let mut random = fastrand::Rng::with_seed(!seed);
     let (proxies, connection_count) = (random.usize(1..=5), random.usize(0..=3));
     let mut world = World::new(seed, proxies, 3, connection_count);
+    world.trace = traced.then(DefaultHasher::new);
     while world.now.duration_since(world.start) < Duration::from_secs(600) {
         world.run(Duration::from_millis(random.u64(0..10_000)));
         world.fault();
@@ -479,7 +484,7 @@ fn faults_and_recovery(seed: u64) -> (Duration, u64) {
         assert_eq!((counts.ready(), counts.total()), (wanted, wanted), "seed {seed}");
         assert_attempts_are_bounded(&world.dials[pool], seed);
     }
-    (recovery, world.trace.finish())
+    (recovery, world.trace.map(|trace| trace.finish()))
 }
 
 /// The bound that the tests allow for the recovery from all faults.
@@ -498,7 +503,7 @@ fn assert_attempts_are_bounded(dials: &[Instant], seed: u64) {
 
 #[test]
 fn tunnels_to_different_proxies_return_after_all_faults() {
-    let mut times: Vec<_> = (0..300).map(|seed| faults_and_recovery(seed).0).collect();
+    let mut times: Vec<_> = (0..300).map(|seed| faults_and_recovery(seed, false).0).collect();
     times.sort();
     println!(
         "recovery: median {:?}, worst {:?}",
@@ -509,10 +514,11 @@ fn tunnels_to_different_proxies_return_after_all_faults() {
 
 #[test]
 fn a_seed_replays_to_the_same_trace() {
-    for seed in 0..10 {
-        assert_eq!(faults_and_recovery(seed), faults_and_recovery(seed), "seed {seed}");
+    for seed in 0..5 {
+        let once = faults_and_recovery(seed, true);
+        assert_eq!(once, faults_and_recovery(seed, true), "seed {seed}");
+        assert_ne!(once.1, faults_and_recovery(seed + 1, true).1, "seed {seed}");
     }
-    assert_ne!(faults_and_recovery(1).1, faults_and_recovery(2).1);
 }
 
 #[test]
