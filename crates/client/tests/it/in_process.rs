@@ -54,7 +54,8 @@ impl Tracker {
 
     pub(crate) async fn stop(self) {
         let _ = self.stop.send(());
-        self.task.await.expect("the tracker stops");
+        // In time or not: the replicas have to cope with both.
+        let _ = self.task.await.expect("the tracker stops");
     }
 
     /// Another tracker on the same port, with an empty table.
