@@ -173,6 +173,9 @@ pub const MAX_PAGE_SIZE: usize = 1000;
 /// nodes match, the page is short.
 pub const MAX_TABLE_PAGES: usize = 16;
 
+/// The latest complaints about routes that are kept. Each takes up to a kilobyte, mostly some hundred bytes.
+pub const COMPLAINTS: usize = 4096;
+
 /// Watches at one time.
 ///
 /// A watch takes some hundred bytes. A watch whose client does not read holds one message, which counts for

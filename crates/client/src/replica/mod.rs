@@ -7,9 +7,10 @@
 //!
 //! # What an answer is worth
 //!
-//! Each route of an answer was a route of the tracker at some moment that is no longer ago than [`Replica::staleness`]. Each
-//! route that the tracker has had for longer than that is in the answer. Nothing expires by itself: the tracker sends the end
-//! of a route when it sweeps the route, at most a third of a keep-alive interval after the expiry.
+//! Each route of an answer was a route of the tracker at some moment that is no longer ago than [`Replica::staleness`]. At
+//! such a moment, too, its proxy had its address. Each route that the tracker has had for longer than that is in the answer.
+//! [`View::staleness`] has the exceptions. Nothing expires by itself: the tracker sends the end of a route when it sweeps the
+//! route, at most a third of a keep-alive interval after the expiry.
 //!
 //! A tracker does not send refreshes. So [`Route::last_refresh`] of an answer is the time when the replica last got the route,
 //! on the replica's clock. The order of the routes is that of the tracker at that time.

@@ -54,6 +54,7 @@ impl Tracker {
 
     pub(crate) async fn stop(self) {
         let _ = self.stop.send(());
+        // In time or not: the replicas have to cope with both.
         let _ = self.task.await.expect("the tracker stops");
     }
 

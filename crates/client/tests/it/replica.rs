@@ -68,7 +68,7 @@ async fn a_replica_has_what_the_tracker_has() {
 }
 
 #[tokio::test]
-async fn a_restarted_tracker_replaces_the_copy_that_was_served_meanwhile() {
+async fn without_a_tracker_the_last_copy_is_served_and_gets_older() {
     let tracker = Tracker::start().await;
     let old = node("old");
     tracker.report(&old, "proxy-1", "10.0.0.1:1");

@@ -150,9 +150,46 @@ pub(crate) struct RouteRow {
     pub(crate) age_seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) verdict: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) complaint: Option<ComplaintRow>,
+}
+
+/// The complaints about a route in JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct ComplaintRow {
+    pub(crate) count: u64,
+    pub(crate) reporter_id: String,
+    #[serde(serialize_with = "as_rfc3339")]
+    pub(crate) last_time: Option<SystemTime>,
+}
+
+impl From<v1::Complaint> for ComplaintRow {
+    fn from(complaint: v1::Complaint) -> Self {
+        Self {
+            count: complaint.count,
+            reporter_id: complaint.reporter_id,
+            last_time: time(complaint.last_time),
+        }
+    }
 }
 
 impl RouteRow {
+    /// Returns the text of the column VERDICT.
+    pub(crate) fn verdict_and_complaints(&self) -> String {
+        let verdict = self.verdict.unwrap_or_default();
+        match &self.complaint {
+            None => verdict.to_owned(),
+            Some(complaint) => {
+                let time = complaint.last_time.map(rfc3339).unwrap_or_default();
+                let reporter = match complaint.reporter_id.as_str() {
+                    "" => String::new(),
+                    id => format!(" by {id}"),
+                };
+                format!("{verdict}; complaints: {}, last{reporter} at {time}", complaint.count)
+            }
+        }
+    }
+
     /// Returns the text of the column UPDATED.
     pub(crate) fn updated(&self) -> String {
         self.last_refresh_time.map(rfc3339).unwrap_or_default()
@@ -236,6 +273,33 @@ fn as_rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn complaints_follow_the_verdict() {
+        let complaint = |reporter_id: &str| ComplaintRow {
+            count: 2,
+            reporter_id: reporter_id.to_owned(),
+            last_time: Some(SystemTime::UNIX_EPOCH),
+        };
+        for (complaint, expected) in [
+            (None, "returned"),
+            (
+                Some(complaint("p3")),
+                "returned; complaints: 2, last by p3 at 1970-01-01T00:00:00.000Z",
+            ),
+            (
+                Some(complaint("")),
+                "returned; complaints: 2, last at 1970-01-01T00:00:00.000Z",
+            ),
+        ] {
+            let route = RouteRow {
+                verdict: Some("returned"),
+                complaint,
+                ..RouteRow::default()
+            };
+            assert_eq!(route.verdict_and_complaints(), expected);
+        }
+    }
 
     #[test]
     fn invisible_characters_are_escaped() {

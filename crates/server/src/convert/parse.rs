@@ -93,6 +93,14 @@ pub(crate) fn as_proxy(proxy: &v1::Proxy) -> Proxy<'_> {
 }
 
 /// Parses the field `proxy_id` of a proxy that may be unknown.
+/// Checks the ID of the proxy that reports, which may be empty.
+pub(crate) fn reporter_id(id: String) -> Result<String, Status> {
+    match id.len() {
+        ..=MAX_TEXT => Ok(id),
+        len => Err(status::text("reporter_id", TextError::TooLong { len })),
+    }
+}
+
 pub(crate) fn proxy_id(id: &str) -> Result<&str, Status> {
     let reason = match id.len() {
         0 => TextError::Empty,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nodetracker::{ExpiryHold, HoldCause, MAX_ROUTES_PER_NODE, NodeCursor, ProxyCursor, RouteTable, Verdict};
+use nodetracker::{
+    ExpiryHold, HoldCause, MAX_ROUTES_PER_NODE, NodeCursor, ProxyCursor, ProxyDetails, RouteTable, Verdict,
+};
 use nodetracker_proto::v1;
 use tonic::Status;
 use tracing::warn;
@@ -134,7 +136,17 @@ impl Admin {
         _: &mut CallContext,
     ) -> Result<v1::ExplainResponse, Status> {
         let node = parse::node(request.node)?;
+        let keep_alive = self.table.keep_alive();
+        let complaint = |proxy: &ProxyDetails| {
+            let complaint = self.statistics.complaints.get(&node, proxy.id(), keep_alive)?;
+            Some(v1::Complaint {
+                last_time: Some(encode::time(complaint.time)),
+                reporter_id: complaint.reporter_id,
+                count: complaint.count,
+            })
+        };
         let routes = self.table.explain(&node).into_iter().map(|route| v1::ExplainedRoute {
+            complaint: route.proxy.as_ref().and_then(complaint),
             proxy: route.proxy.map(encode::proxy),
             last_refresh_time: Some(encode::time(route.last_refresh)),
             age: Some(encode::duration(route.age)),
@@ -142,7 +154,7 @@ impl Admin {
         });
         Ok(v1::ExplainResponse {
             routes: routes.collect(),
-            keep_alive: Some(encode::duration(self.table.keep_alive())),
+            keep_alive: Some(encode::duration(keep_alive)),
             effective_keep_alive: Some(encode::duration(self.table.effective_keep_alive())),
         })
     }

@@ -15,6 +15,7 @@ use crate::grpc::method::{ADMIN, EVERYONE, MethodTable, OWN_PROXY, READ, row};
 use crate::limits::{Limits, MAX_BATCH_MESSAGE_SIZE as BATCH, MAX_MESSAGE_SIZE as SMALL};
 use crate::memory::MemoryBudget;
 use crate::rpc::admin::Admin;
+use crate::rpc::complaints::Complaints;
 use crate::rpc::health::{self, Health};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::node_tracker::NodeTracker;
@@ -40,9 +41,10 @@ pub(crate) fn methods(
 ) -> (MethodTable, Shutdown, Arc<Statistics>) {
     let refusals = memory.refusals();
     let api = Arc::new(NodeTracker::new(Arc::clone(table), Arc::clone(refusals)));
-    let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(refusals)));
+    let complaints = Arc::new(Complaints::default());
+    let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(&complaints), Arc::clone(refusals)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, Arc::clone(refusals), limits));
-    let statistics = Statistics::new(Arc::clone(table), Arc::clone(watches), Arc::clone(&sessions), Arc::clone(memory), snapshots);
+    let statistics = Statistics::new(Arc::clone(table), Arc::clone(watches), Arc::clone(&sessions), complaints, Arc::clone(memory), snapshots);
     let statistics = Arc::new(statistics);
     let admin = Arc::new(Admin::new(instance_id, Arc::clone(&statistics), drain.clone()));
     let reporter = HealthReporter::new();
@@ -62,6 +64,8 @@ pub(crate) fn methods(
         row("/nodetracker.v1.RouteService/BatchGetProxies", BATCH, READ,
             unary_encoded(&routes, Routes::batch_get_proxies)),
         row("/nodetracker.v1.RouteService/RemoveNodes", BATCH, OWN_PROXY, unary_write(&routes, Routes::remove_nodes)),
+        row("/nodetracker.v1.RouteService/ReportUnreachable", SMALL, OWN_PROXY,
+            immediate_write(&routes, Routes::report_unreachable)),
 
         row("/nodetracker.v1.SessionService/Session", SMALL, OWN_PROXY, bidirectional(&sessions, Sessions::session)),
 

@@ -1,6 +1,7 @@
 //! The services of the port: each function parses a request, calls the table, and encodes the reply.
 
 pub(crate) mod admin;
+mod complaints;
 pub(crate) mod health;
 pub(crate) mod instance_id;
 pub(crate) mod methods;

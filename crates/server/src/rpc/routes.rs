@@ -13,18 +13,24 @@ use crate::convert::{parse, status};
 use crate::grpc::handler::CallContext;
 use crate::limits::{MAX_REPLY_SIZE, NODE_WORK, ROUTE_WORK};
 use crate::refusal::{Reason, Refusals};
+use crate::rpc::complaints::Complaints;
 use crate::turns::Parts;
 
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Routes {
     table: Arc<RouteTable>,
+    complaints: Arc<Complaints>,
     refusals: Arc<Refusals>,
 }
 
 impl Routes {
-    pub(crate) fn new(table: Arc<RouteTable>, refusals: Arc<Refusals>) -> Self {
-        Self { table, refusals }
+    pub(crate) fn new(table: Arc<RouteTable>, complaints: Arc<Complaints>, refusals: Arc<Refusals>) -> Self {
+        Self {
+            table,
+            complaints,
+            refusals,
+        }
     }
 
     pub(crate) async fn add_nodes(
@@ -137,5 +143,25 @@ impl Routes {
             }
         }
         Ok(response)
+    }
+    /// Records a complaint about another proxy's route. The caller's own ID counts as the reporter.
+    pub(crate) fn report_unreachable(
+        &self,
+        request: UncheckedWrite<'_, v1::ReportUnreachableRequest>,
+    ) -> Result<v1::ReportUnreachableResponse, Status> {
+        let (request, own) = request.for_own_proxy();
+        let node = parse::node(request.node)?;
+        parse::proxy_id(&request.proxy_id)?;
+        let reporter_id = match own {
+            Some(own) => own.to_owned(),
+            None => parse::reporter_id(request.reporter_id)?,
+        };
+        let routes = self.table.resolve(&node);
+        let is_returned = routes.iter().any(|route| route.details.id() == request.proxy_id);
+        if is_returned {
+            let keep_alive = self.table.keep_alive();
+            self.complaints.add(node, request.proxy_id, reporter_id, keep_alive);
+        }
+        Ok(v1::ReportUnreachableResponse { is_returned })
     }
 }

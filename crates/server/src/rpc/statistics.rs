@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nodetracker::RouteTable;
 
 use crate::memory::MemoryBudget;
+use crate::rpc::complaints::Complaints;
 use crate::rpc::session::Sessions;
 use crate::rpc::watch::Watches;
 use crate::snapshot_status::SnapshotStatus;
@@ -16,6 +17,7 @@ pub(crate) struct Statistics {
     pub(crate) table: Arc<RouteTable>,
     pub(crate) watches: Arc<Watches>,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) complaints: Arc<Complaints>,
     /// Has the counters of refusals, too.
     pub(crate) memory: Arc<MemoryBudget>,
     /// `None` if the tracker writes no snapshots.
@@ -29,6 +31,7 @@ impl Statistics {
         table: Arc<RouteTable>,
         watches: Arc<Watches>,
         sessions: Arc<Sessions>,
+        complaints: Arc<Complaints>,
         memory: Arc<MemoryBudget>,
         snapshots: Option<Arc<SnapshotStatus>>,
     ) -> Self {
@@ -36,6 +39,7 @@ impl Statistics {
             table,
             watches,
             sessions,
+            complaints,
             memory,
             snapshots,
             started: Instant::now(),

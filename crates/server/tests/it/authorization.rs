@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use nodetracker::{Proxy, RouteTable};
+use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::{api, v1};
 use nodetracker_server::{Config, Limits};
@@ -23,6 +24,8 @@ use crate::support::{ADD, Ended, Process, Raw, Running, add, framed, nodetracker
 const GET: &str = "/api.NodeTrackerService/GetProxies";
 const REMOVE: &str = "/api.NodeTrackerService/RemoveNode";
 const REMOVE_NODES: &str = "/nodetracker.v1.RouteService/RemoveNodes";
+const COMPLAIN: &str = "/nodetracker.v1.RouteService/ReportUnreachable";
+const EXPLAIN: &str = "/nodetracker.v1.AdminService/Explain";
 const SESSION: &str = "/nodetracker.v1.SessionService/Session";
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 
@@ -170,6 +173,38 @@ async fn remove_node_of_a_proxy_removes_its_own_route() {
     two_routes(&server.table);
     assert_eq!(admin.call(REMOVE, node_request("node")).await.grpc, OK);
     assert_eq!(proxies(&server.table), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_complaint_is_of_the_proxy_that_the_certificate_names() {
+    let pki = Pki::new();
+    let server = serve(&config(&pki, "required")).await;
+    two_routes(&server.table);
+    let complaint = v1::ReportUnreachableRequest {
+        node: Some(v1::NodeId {
+            id: Some(Id::Name("node".into())),
+        }),
+        proxy_id: "proxy-1".into(),
+        reporter_id: "proxy-2".into(),
+    };
+    for (role, name, expected) in [("Proxy", "proxy-3", "proxy-3"), ("Admin", "alice", "proxy-2")] {
+        let mut client = client(&server, &pki, &pki.teleport(role, name)).await;
+        assert_eq!(client.call(COMPLAIN, complaint.encode_to_vec()).await.grpc, OK);
+        let (response, mut request) = client.open(EXPLAIN).await;
+        let explain = v1::ExplainRequest {
+            node: complaint.node.clone(),
+        };
+        request
+            .send_data(framed(&explain.encode_to_vec()).into(), true)
+            .unwrap();
+        let message = response.await.unwrap().into_body().data().await.unwrap().unwrap();
+        // After the message's prefix.
+        let explained = v1::ExplainResponse::decode(&message[5..]).unwrap();
+        let complaints = explained.routes.into_iter().filter_map(|route| route.complaint);
+        let reporters: Vec<_> = complaints.map(|complaint| complaint.reporter_id).collect();
+        assert_eq!(reporters, [expected]);
+    }
+    assert_eq!(proxies(&server.table), ["proxy-1", "proxy-2"]);
 }
 
 #[tokio::test]

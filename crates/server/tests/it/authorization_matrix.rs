@@ -89,6 +89,12 @@ fn request(path: &str) -> Vec<u8> {
             proxy_id: PROXY.into(),
         }
         .encode_to_vec(),
+        "/nodetracker.v1.RouteService/ReportUnreachable" => v1::ReportUnreachableRequest {
+            node: node(),
+            proxy_id: PROXY.into(),
+            reporter_id: String::new(),
+        }
+        .encode_to_vec(),
         "/nodetracker.v1.SessionService/Session" => v1::SessionRequest {
             sequence: 1,
             request: Some(Request::Hello(v1::SessionHello {

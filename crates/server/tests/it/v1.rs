@@ -534,6 +534,58 @@ async fn page_tokens_are_good_for_their_list_and_their_tracker() {
 }
 
 #[tokio::test]
+async fn a_complaint_is_shown_and_removes_nothing() {
+    let server = Running::start().await;
+    let (mut client, mut operator) = (routes(&server).await, admin(&server).await);
+    client.add_nodes(add("p1", nodes(&[], &["a"]))).await.unwrap();
+    client.add_nodes(add("p2", nodes(&[], &["a"]))).await.unwrap();
+    let complaint = |node: &str, proxy_id: &str, reporter_id: &str| v1::ReportUnreachableRequest {
+        node: named(node),
+        proxy_id: proxy_id.into(),
+        reporter_id: reporter_id.into(),
+    };
+    for (node, proxy_id, is_returned) in [
+        ("a", "p1", true),
+        ("a", "p1", true),
+        ("a", "p9", false),
+        ("b", "p1", false),
+    ] {
+        let reported = client
+            .report_unreachable(complaint(node, proxy_id, "p3"))
+            .await
+            .unwrap();
+        assert_eq!(
+            reported.into_inner().is_returned,
+            is_returned,
+            "{node} through {proxy_id}"
+        );
+    }
+    let explained = operator.explain(v1::ExplainRequest { node: named("a") }).await.unwrap();
+    let complaints = explained.into_inner().routes.into_iter().map(|route| {
+        let complaint = route
+            .complaint
+            .map(|complaint| (complaint.reporter_id, complaint.count));
+        (route.proxy.unwrap().proxy_id, complaint)
+    });
+    let expected = [("p2".into(), None), ("p1".into(), Some(("p3".into(), 2)))];
+    assert_eq!(complaints.collect::<Vec<_>>(), expected);
+    let request = v1::GetProxiesRequest { node: named("a") };
+    assert_eq!(client.get_proxies(request).await.unwrap().into_inner().routes.len(), 2);
+
+    let long = "x".repeat(256);
+    for (request, message) in [
+        (complaint("", "p1", ""), "node.name is empty"),
+        (complaint("a", "", ""), "proxy_id is empty"),
+        (
+            complaint("a", "p1", &long),
+            "reporter_id is 256 bytes long, the limit is 255",
+        ),
+    ] {
+        assert_refused(client.report_unreachable(request).await, Code::InvalidArgument, message);
+    }
+}
+
+#[tokio::test]
 async fn explain_tells_why_a_route_is_not_returned() {
     let (clock, table) = manual(INTERVAL);
     let server = Running::with_table(table).await;

@@ -84,6 +84,7 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), CommandError> {
         .map(|route| RouteRow {
             node: None,
             verdict: Some(verdict(route.verdict())),
+            complaint: route.complaint.map(Into::into),
             proxy: route.proxy.unwrap_or_default().into(),
             last_refresh_time: time(route.last_refresh_time),
             age_seconds: duration(route.age).map(|age| age.as_secs_f64()),
@@ -98,7 +99,7 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), CommandError> {
             route.proxy.addr.clone(),
             route.updated(),
             age.unwrap_or_default(),
-            route.verdict.unwrap_or_default().to_owned(),
+            route.verdict_and_complaints(),
         ]
     })
 }

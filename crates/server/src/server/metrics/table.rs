@@ -170,6 +170,9 @@ pub(super) static METRICS: &[Metric] = &[
     single("nodetracker_watch_resyncs_total", Kind::Counter,
         "How often a part of the table changed too fast for the watches and was sent again",
         |from, to| to.only(from.sources.statistics.watches.resyncs())),
+    single("nodetracker_complaints_total", Kind::Counter,
+        "How often a proxy reported that another proxy did not hold the tunnel of a node",
+        |from, to| to.only(from.sources.statistics.complaints.total())),
 
     single("nodetracker_connections", Kind::Gauge,
         "Open connections",
