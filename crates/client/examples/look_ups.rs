@@ -8,20 +8,15 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use nodetracker::{NodeId, Proxy, RouteTable, Uuid};
 use nodetracker_client::cache::{CacheConfig, RouteCache};
+use nodetracker_client::client::{ClientOptions, TrackerClient};
 use nodetracker_client::connect::addr::TrackerAddr;
-use nodetracker_client::connect::channel::ConnectOptions;
 use nodetracker_client::replica::{Replica, ReplicaConfig};
-use nodetracker_client::tracker::{NodeTracker, Route, TrackerError};
-use nodetracker_proto::v1;
-use nodetracker_proto::v1::node_id::Id;
-use nodetracker_proto::v1::route_service_client::RouteServiceClient;
+use nodetracker_client::tracker::NodeTracker;
 use nodetracker_server::{Config, Server};
-use tonic::transport::Channel;
 
 const PROXIES: usize = 100;
 
@@ -45,8 +40,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let addr: TrackerAddr = server.local_addr().to_string().parse()?;
     tokio::spawn(server.run(std::future::pending()));
 
-    let options = ConnectOptions::default();
-    let remote = Arc::new(Remote(RouteServiceClient::new(options.channel(&addr))));
+    let remote = Arc::new(TrackerClient::new(vec![addr.clone()], ClientOptions::default())?);
     let before = resident_bytes();
     let begun = Instant::now();
     let replica = Replica::start(ReplicaConfig::new([addr]), Arc::clone(&remote) as Arc<dyn NodeTracker>);
@@ -103,50 +97,4 @@ fn resident_bytes() -> usize {
         .nth(1)
         .and_then(|pages| pages.parse::<usize>().ok());
     pages.unwrap_or(0) * 4096
-}
-
-/// A tracker by calls.
-struct Remote(RouteServiceClient<Channel>);
-
-#[async_trait]
-impl NodeTracker for Remote {
-    async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
-        let id = match node.as_uuid() {
-            Some(uuid) => Id::Uuid(uuid.as_bytes().to_vec()),
-            None => Id::Name(node.to_string()),
-        };
-        let request = v1::GetProxiesRequest {
-            node: Some(v1::NodeId { id: Some(id) }),
-        };
-        let response = self.0.clone().get_proxies(request).await;
-        let response = response.map_err(|status| TrackerError::Unavailable(status.to_string()))?;
-        let route = |route: v1::Route| {
-            let proxy = route.proxy.unwrap_or_default();
-            Route {
-                proxy: Proxy {
-                    id: &proxy.proxy_id,
-                    cluster_name: &proxy.cluster_name,
-                    addr: &proxy.addr,
-                }
-                .into(),
-                last_refresh: route
-                    .last_refresh_time
-                    .and_then(|time| time.try_into().ok())
-                    .unwrap_or(SystemTime::UNIX_EPOCH),
-            }
-        };
-        Ok(response.into_inner().routes.into_iter().map(route).collect())
-    }
-
-    async fn add_nodes(&self, _: &Proxy<'_>, _: &[NodeId]) -> Result<(), TrackerError> {
-        Err(TrackerError::InvalidArgument("this example only looks up".to_owned()))
-    }
-
-    async fn remove_nodes(&self, _: &str, _: &[NodeId]) -> Result<(), TrackerError> {
-        Err(TrackerError::InvalidArgument("this example only looks up".to_owned()))
-    }
-
-    async fn remove_proxy(&self, _: &str) -> Result<(), TrackerError> {
-        Err(TrackerError::InvalidArgument("this example only looks up".to_owned()))
-    }
 }

@@ -57,7 +57,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let peers = PeerServer::new(PeerServerConfig::new(id), agents.clone());
     let acceptor = TcpAcceptor::plaintext(listen(port + 1).await?);
     tokio::spawn(async move { peers.serve(acceptor).await });
-    let client = TrackerClient::new(vec![tracker], ClientOptions::default())?;
+    let options = ClientOptions {
+        reporter_id: id.clone(),
+        ..ClientOptions::default()
+    };
+    let client = TrackerClient::new(vec![tracker], options)?;
     let routes = RouteCache::new(Arc::new(client), CacheConfig::default());
     let dialer = Dialer::new(
         DialerConfig::new(id),

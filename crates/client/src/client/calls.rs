@@ -34,5 +34,6 @@ calls! {
     RouteServiceClient::get_proxies(GetProxiesRequest) -> GetProxiesResponse;
     RouteServiceClient::batch_get_proxies(BatchGetProxiesRequest) -> BatchGetProxiesResponse;
     RouteServiceClient::remove_nodes(RemoveNodesRequest) -> RemoveNodesResponse;
+    RouteServiceClient::report_unreachable(ReportUnreachableRequest) -> ReportUnreachableResponse;
     AdminServiceClient::remove_proxy(RemoveProxyRequest) -> RemoveProxyResponse;
 }

@@ -26,6 +26,9 @@ pub struct ClientOptions {
     pub connect: ConnectOptions,
     /// Which trackers get the writes.
     pub write_to: WriteTo,
+    /// The ID of this proxy, which complaints about other proxies name; see
+    /// [`NodeTracker::report_unreachable`](crate::tracker::NodeTracker::report_unreachable). May be empty.
+    pub reporter_id: String,
     /// The longest time of a call of [`NodeTracker`](crate::tracker::NodeTracker), with all its messages, attempts and waits.
     pub deadline: Duration,
     /// The longest time of one attempt on one tracker. A tracker that stops answering delays a call by this time, until
@@ -38,11 +41,12 @@ pub struct ClientOptions {
 }
 
 impl Default for ClientOptions {
-    /// Writes to all trackers. 5 s for a call and 1 s for an attempt; waits from 50 ms to 1 s.
+    /// Writes to all trackers, and complains without a name. 5 s for a call and 1 s for an attempt; waits from 50 ms to 1 s.
     fn default() -> Self {
         Self {
             connect: ConnectOptions::default(),
             write_to: WriteTo::default(),
+            reporter_id: String::new(),
             deadline: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(1),
             backoff: Limits {

@@ -285,6 +285,15 @@ impl NodeTracker for TrackerClient {
         self.write(request, self.deadline()).await
     }
 
+    async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
+        let request = v1::ReportUnreachableRequest {
+            node: Some(convert::node(node)),
+            proxy_id: proxy_id.to_owned(),
+            reporter_id: self.0.options.reporter_id.clone(),
+        };
+        self.write(request, self.deadline()).await
+    }
+
     async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
         let deadline = self.deadline();
         let mut all = Vec::with_capacity(nodes.len());

@@ -4,10 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use nodetracker::{NodeId, Proxy, RouteTable};
 use nodetracker_client::connect::addr::TrackerAddr;
-use nodetracker_client::tracker::{NodeTracker, Route, TrackerError};
+use nodetracker_client::tracker::{NodeTracker, Route};
 use nodetracker_server::{Config, Drained, Limits, Server};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -49,7 +48,7 @@ impl Tracker {
 
     /// The calls without the network.
     pub(crate) fn direct(&self) -> Arc<dyn NodeTracker> {
-        Arc::new(Direct(Arc::clone(&self.table)))
+        Arc::clone(&self.table) as _
     }
 
     pub(crate) async fn stop(self) {
@@ -72,38 +71,6 @@ impl Tracker {
             addr,
         };
         self.table.report_node(node, &proxy).expect("there is room");
-    }
-}
-
-struct Direct(Arc<RouteTable>);
-
-#[async_trait]
-impl NodeTracker for Direct {
-    async fn add_nodes(&self, proxy: &Proxy<'_>, nodes: &[NodeId]) -> Result<(), TrackerError> {
-        let added = self.0.report_nodes(nodes, proxy);
-        added
-            .map(|_| ())
-            .map_err(|error| TrackerError::InvalidArgument(error.to_string()))
-    }
-
-    async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
-        let route = |route: nodetracker::ResolvedRoute| Route {
-            proxy: route.details,
-            last_refresh: route.last_refresh,
-        };
-        Ok(self.0.resolve(node).into_iter().map(route).collect())
-    }
-
-    async fn remove_nodes(&self, proxy_id: &str, nodes: &[NodeId]) -> Result<(), TrackerError> {
-        if let Some(proxy) = self.0.find_proxy(proxy_id) {
-            nodes.iter().for_each(|node| _ = self.0.remove_route(node, proxy));
-        }
-        Ok(())
-    }
-
-    async fn remove_proxy(&self, proxy_id: &str) -> Result<(), TrackerError> {
-        self.0.remove_proxy_by_id(proxy_id);
-        Ok(())
     }
 }
 

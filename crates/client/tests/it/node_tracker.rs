@@ -6,7 +6,11 @@ use std::time::Duration;
 use nodetracker::{MAX_ROUTES_PER_NODE, Proxy, RouteTable, Uuid};
 use nodetracker_client::client::ClientOptions;
 use nodetracker_client::connect::WriteTo;
+use nodetracker_client::connect::channel::ConnectOptions;
 use nodetracker_client::tracker::{NodeTracker, TrackerError, conformance};
+use nodetracker_proto::v1;
+use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
+use nodetracker_proto::v1::node_id::Id;
 use nodetracker_server::Config;
 
 use crate::support::{PROXY, Running, client, node, patient};
@@ -99,4 +103,33 @@ async fn a_limit_of_the_tracker_is_an_error_with_its_delay() {
     }
     // The delay is longer than the deadline.
     assert_eq!(client.stats()[0].attempts, 1);
+}
+
+#[tokio::test]
+async fn a_complaint_is_explained_with_its_reporter_and_removes_nothing() {
+    let tracker = Running::start().await;
+    let options = ClientOptions {
+        reporter_id: "proxy-9".into(),
+        ..patient()
+    };
+    let client = client([tracker.at()], options);
+    let node = node("node-1");
+    client.add_nodes(&PROXY, std::slice::from_ref(&node)).await.unwrap();
+    for _ in 0..2 {
+        client.report_unreachable(&node, PROXY.id).await.unwrap();
+    }
+    assert_eq!(client.get_proxies(&node).await.unwrap().len(), 1);
+    let channel = ConnectOptions::default().channel(&tracker.at());
+    let request = v1::ExplainRequest {
+        node: Some(v1::NodeId {
+            id: Some(Id::Name("node-1".into())),
+        }),
+    };
+    let explained = AdminServiceClient::new(channel)
+        .explain(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let complaint = explained.routes[0].complaint.clone().unwrap();
+    assert_eq!((complaint.reporter_id.as_str(), complaint.count), ("proxy-9", 2));
 }

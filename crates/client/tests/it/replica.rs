@@ -1,12 +1,13 @@
 //! Replicas of real trackers.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nodetracker::{NodeId, Proxy};
 use nodetracker_client::backoff::Limits;
 use nodetracker_client::replica::{Replica, ReplicaConfig, Status};
-use nodetracker_client::tracker::NodeTracker;
+use nodetracker_client::tracker::{NodeTracker, conformance};
 
 use crate::in_process::{Tracker, eventually, node, proxies};
 
@@ -151,4 +152,30 @@ async fn writes_go_to_the_tracker_and_come_back() {
     becomes(&replica, &name, &[("proxy-1", "10.0.0.1:1")]).await;
     replica.remove_proxy("proxy-1").await.expect("it is removed");
     becomes(&replica, &name, &[]).await;
+}
+
+#[tokio::test]
+async fn a_replica_conforms() {
+    let tracker = Tracker::start().await;
+    let replica = Replica::start(config(&[&tracker]), tracker.direct());
+    replica.ready().await;
+    // All nodes that the tracker has had at the end of a case's step.
+    let seen = Mutex::new(HashSet::new());
+    conformance::check(&replica, async || {
+        let mut nodes = seen.lock().unwrap().clone();
+        tracker.table.for_each_route(|node, _| _ = nodes.insert(node.clone()));
+        seen.lock().unwrap().clone_from(&nodes);
+        let of_tracker = tracker.direct();
+        eventually("the replica has caught up", async || {
+            for node in &nodes {
+                let expected = of_tracker.get_proxies(node).await.expect("the table answers");
+                if replica.look_up(node).map(|routes| proxies(&routes)) != Some(proxies(&expected)) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    })
+    .await;
 }
