@@ -521,6 +521,18 @@ pub(crate) mod tests {
         assert!(turns >= CALLS / most, "{turns}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_begin_in_time_is_counted() {
+        for sent in [&BEGIN[..0], &BEGIN[..24]] {
+            let (_draining, context) = context(counting(&Arc::default()), Limits::default());
+            let counters = Arc::clone(&context.counters.connections);
+            let (mut client, server) = tokio::io::duplex(64 * 1024);
+            client.write_all(sent).await.unwrap();
+            http2_alone(server, context, memory()).await;
+            assert_eq!(counters.handshake_failures(HandshakeFailure::Http2Timeout).get(), 1);
+        }
+    }
+
     #[tokio::test]
     async fn a_flood_does_not_keep_its_connection_young() {
         const SOON: Duration = Duration::from_millis(20);

@@ -180,12 +180,15 @@ fn draw_table(area: Rect, buffer: &mut Buffer, table: &Table, scroll: &mut usize
 }
 
 /// The widths of a table's columns.
+#[derive(Default)]
 struct Columns {
     widths: Vec<u16>,
     /// The width of the sparklines. 0 for none.
     rates: u16,
     /// Whether columns were left out.
     is_cut: bool,
+    /// Whether the columns after the first are figures, which are aligned at their last digit.
+    has_figures: bool,
 }
 
 impl Columns {
@@ -200,11 +203,7 @@ impl Columns {
         // The method of a call, and the value beside a name, may be cut.
         let flexible = usize::from(table.heading.is_empty());
         let Some(&natural) = widths.get(flexible) else {
-            return Self {
-                widths,
-                rates: 0,
-                is_cut: false,
-            };
+            return Self::default();
         };
         let (room, all) = (width.saturating_sub(GAP), widths.len());
         let least = natural.min(MIN_NAME);
@@ -226,6 +225,7 @@ impl Columns {
         Self {
             rates: if has_rates { left.min(MAX_RATES) } else { 0 },
             is_cut: widths.len() < all,
+            has_figures: !table.heading.is_empty(),
             widths,
         }
     }
@@ -240,8 +240,7 @@ impl Columns {
                 width: width.min(rest.width),
                 ..rest
             };
-            match column > 0 && self.widths.len() > 2 {
-                // Figures are aligned at their last digit.
+            match column > 0 && self.has_figures {
                 true => put(skip(cell, width.saturating_sub(text_width(text))), buffer, text, style),
                 false => put(cell, buffer, text, style),
             };
@@ -428,7 +427,7 @@ nodetracker_refusals_total{reason=\"table_routes\"} 12
             lines.contains(&"  Routes                     1,234,567 …".to_owned()),
             "{lines:#?}"
         );
-        assert_eq!(lines[8], "  13 lines below, 0 above: arrows scroll");
+        assert_eq!(lines[8], "  12 lines below, 0 above: arrows scroll");
         assert_eq!(lines[1], " 1 Overview  2  3  4  5");
     }
 
