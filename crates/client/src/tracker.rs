@@ -55,6 +55,12 @@ pub trait NodeTracker: Send + Sync {
         Ok(())
     }
 
+    /// Returns the routes of a node as a tracker has them now: not from a cache. By default, as
+    /// [`get_proxies`](Self::get_proxies).
+    async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
+        self.get_proxies(node).await
+    }
+
     /// Returns the routes of many nodes, in the order of the nodes.
     async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
         let mut all = Vec::with_capacity(nodes.len());

@@ -351,6 +351,13 @@ impl NodeTracker for RouteCache {
         try_join_all(nodes.iter().map(|node| NodeTracker::get_proxies(self, node))).await
     }
 
+    async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
+        self.0.flights.forget(node);
+        let fetch = |ticket| Inner::fetch(Arc::clone(&self.0), node.clone(), ticket);
+        let routes = self.0.flights.join(node, fetch).await?;
+        Ok(self.0.answer(node, routes, Freshness::Fresh).routes.to_vec())
+    }
+
     async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
         Self::report_unreachable(self, node, proxy_id).await
     }

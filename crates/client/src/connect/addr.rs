@@ -97,6 +97,15 @@ impl TrackerAddr {
         // The parts were parsed from a URI, so this cannot fail.
         Uri::try_from(self.to_string()).unwrap_or_default()
     }
+
+    /// As [`origin`](Self::origin), with `http`.
+    pub(crate) fn plaintext_origin(&self) -> Uri {
+        let plaintext = Self {
+            tls: false,
+            ..self.clone()
+        };
+        plaintext.origin()
+    }
 }
 
 #[cfg(test)]

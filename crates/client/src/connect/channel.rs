@@ -105,7 +105,9 @@ impl ConnectOptions {
     /// Needs a tokio runtime.
     #[must_use]
     pub fn channel(&self, addr: &TrackerAddr) -> Channel {
-        Endpoint::from(addr.origin())
+        // tonic refuses an endpoint with `https` if its own TLS is compiled in and not configured. The connector has its own.
+        Endpoint::from(addr.plaintext_origin())
+            .origin(addr.origin())
             .http2_keep_alive_interval(self.keep_alive_interval)
             .keep_alive_timeout(self.keep_alive_timeout)
             .keep_alive_while_idle(true)

@@ -117,11 +117,23 @@ impl AgentPool {
 impl Drop for AgentPool {
     fn drop(&mut self) {
         self.timer.abort();
-        let mut state = self.handle.shared.lock();
-        state.is_closing = true;
-        // No new tunnels begin.
-        state.incoming = None;
-        state.tunnels.drain().for_each(|(_, task)| task.abort.abort());
+        // Through the machine, so that a `close` that waits for the end of the tunnels returns.
+        self.handle.shared.update(|state, now| {
+            let PoolState {
+                machine,
+                tunnels,
+                incoming,
+                is_closing,
+            } = state;
+            *is_closing = true;
+            // No new tunnels begin.
+            *incoming = None;
+            machine.remove_all_targets(now);
+            for (id, task) in tunnels.drain() {
+                task.abort.abort();
+                machine.handle(now, id, Input::Ended("the pool was dropped".to_owned()));
+            }
+        });
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::SystemTime;
 use nodetracker::{NodeId, ProxyDetails};
 use nodetracker_proto::peer::v1 as proto;
 use proto::peer_response::Response;
-use tokio::task::JoinHandle;
 use tracing::debug;
 
 use crate::listener::{AgentListener, OpenError};
@@ -177,8 +176,9 @@ impl Dialer {
 
     /// Opens a stream to a node. Needs a tokio runtime.
     ///
-    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. If all of these
-    /// proxies report that they do not hold the node, asks the tracker once more, because its answer was out of date.
+    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. If none of
+    /// these proxies opens a stream, asks the tracker for its
+    /// [latest routes](crate::tracker::NodeTracker::get_latest_proxies), because a cached answer may be out of date.
     ///
     /// Takes at most [`max_attempts`](DialerConfig::max_attempts) times the time to connect and the time for an answer,
     /// and two look-ups. Dropping the future gives up.
@@ -218,8 +218,6 @@ struct Attempts {
     /// The routes that were tried: a proxy's ID, and the route's time.
     routes: Vec<(String, SystemTime)>,
     failed: Vec<(ProxyDetails, AttemptError)>,
-    /// Complaints to the tracker, which continue if the dial ends.
-    complaints: Vec<JoinHandle<()>>,
 }
 
 impl Inner {
@@ -234,41 +232,29 @@ impl Inner {
             Err(error) => error,
         };
         let mut attempts = Attempts::default();
-        loop {
-            let known = attempts.failed.len();
-            let routes = match self.tracker.get_proxies(node).await {
-                Ok(routes) => routes,
-                Err(error) if known == 0 && matches!(local, OpenError::NotHeld(_)) => {
-                    let node = node.clone();
-                    return Err(DialError::Tracker { node, error });
-                }
-                Err(error) => {
-                    debug!("no routes of node {node}: {error}");
-                    Vec::new()
-                }
-            };
-            if let Some(dialed) = self.try_routes(node, routes, &mut attempts).await {
-                return Ok(dialed);
+        let routes = self.tracker.get_proxies(node).await;
+        let routes = match (routes, &local) {
+            (Ok(routes), _) => routes,
+            (Err(error), OpenError::NotHeld(_)) => {
+                let node = node.clone();
+                return Err(DialError::Tracker { node, error });
             }
-            let is_outdated = |(_, error): &(_, AttemptError)| {
-                matches!(
-                    error,
-                    AttemptError::Refused {
-                        reason: RefusalReason::NoTunnel,
-                        ..
+            (Err(_), OpenError::Tunnel { .. }) => return Err(DialError::Local(local)),
+        };
+        if let Some(dialed) = self.try_routes(node, routes, &mut attempts).await {
+            return Ok(dialed);
+        }
+        if !attempts.failed.is_empty() {
+            match self.tracker.get_latest_proxies(node).await {
+                Ok(routes) => {
+                    if let Some(dialed) = self.try_routes(node, routes, &mut attempts).await {
+                        return Ok(dialed);
                     }
-                )
-            };
-            let tried = &attempts.failed[known..];
-            if tried.is_empty() || known > 0 || !tried.iter().all(is_outdated) {
-                return Err(failure(node, local, attempts.failed));
-            }
-            // The tracker, or the cache before it, knows of the complaints when it is asked again.
-            for complaint in attempts.complaints.drain(..) {
-                // A panic would have been reported by the task.
-                let _ = complaint.await;
+                }
+                Err(error) => debug!("no latest routes of node {node}: {error}"),
             }
         }
+        Err(failure(node, local, attempts.failed))
     }
 
     /// Tries routes that were not tried before, in their order.
@@ -299,11 +285,11 @@ impl Inner {
                     {
                         let (tracker, node) = (Arc::clone(&self.tracker), node.clone());
                         let proxy_id = proxy.id().to_owned();
-                        attempts.complaints.push(tokio::spawn(async move {
+                        tokio::spawn(async move {
                             if let Err(error) = tracker.report_unreachable(&node, &proxy_id).await {
                                 debug!("the complaint about {proxy_id} for node {node} is lost: {error}");
                             }
-                        }));
+                        });
                     }
                     attempts.failed.push((proxy, error));
                 }

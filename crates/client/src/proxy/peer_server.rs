@@ -11,7 +11,7 @@ use proto::peer_response::Response;
 use tokio::io::copy_bidirectional;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::control::Verify;
@@ -29,16 +29,20 @@ pub struct PeerServerConfig {
     pub max_peers: usize,
     /// The longest time for a TLS handshake, for a stream's request, and for the answer to it.
     pub handshake_timeout: Duration,
+    /// A peer that opens no stream for so long, not even for a ping, is gone: its tunnel is closed. Several times the
+    /// [`ping_interval`](crate::proxy::PeerTimes::ping_interval) of the peers.
+    pub silence_timeout: Duration,
 }
 
 impl PeerServerConfig {
-    /// The defaults: 1,000 peers, 10 s for a handshake.
+    /// The defaults: 1,000 peers, 10 s for a handshake, 45 s of silence.
     #[must_use]
     pub fn new(proxy_id: &str) -> Self {
         Self {
             proxy_id: proxy_id.to_owned(),
             max_peers: 1000,
             handshake_timeout: Duration::from_secs(10),
+            silence_timeout: Duration::from_secs(45),
         }
     }
 }
@@ -155,10 +159,13 @@ impl Shared {
     async fn serve_tunnel(self: Arc<Self>, tunnel: Arc<dyn Tunnel>, _permit: OwnedSemaphorePermit) {
         // The tunnel bounds the number of streams. Their tasks end with the tunnel.
         let mut streams = JoinSet::new();
+        let mut heard = Instant::now();
         loop {
             tokio::select! {
-                stream = tunnel.accept() => {
-                    let Some(stream) = stream else { return };
+                stream = timeout_at(heard + self.config.silence_timeout, tunnel.accept()) => {
+                    // The tunnel has ended, or the peer is gone.
+                    let Ok(Some(stream)) = stream else { return };
+                    heard = Instant::now();
                     let (shared, tunnel) = (Arc::clone(&self), Arc::clone(&tunnel));
                     streams.spawn(async move {
                         if let Err(error) = shared.serve_stream(stream, &*tunnel).await {

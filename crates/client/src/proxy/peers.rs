@@ -1,4 +1,4 @@
-//! Tunnels to other proxies: one for each peer, while it is used.
+//! Tunnels to other proxies: one for each peer, and more if its streams are used up.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,8 +23,8 @@ pub struct PeerTimes {
     pub connect_timeout: Duration,
     /// The longest time for a peer's answer.
     pub answer_timeout: Duration,
-    /// How often a peer is pinged. A peer that is gone is noticed after this time and the time for an answer; the streams
-    /// through it end then.
+    /// How often a peer is pinged. A peer that is gone is noticed after this time and twice the time for an answer; the
+    /// streams through it end then.
     pub ping_interval: Duration,
     /// A tunnel without streams is closed after this time.
     pub idle_timeout: Duration,
@@ -48,14 +48,23 @@ type ConnectError = Arc<io::Error>;
 /// A tunnel that is there, or comes.
 type Link = Shared<BoxFuture<'static, Result<Arc<dyn Tunnel>, ConnectError>>>;
 
-/// The tunnels to peers, by their addresses. Clones share them.
+/// The most tunnels to one peer.
+const MAX_TUNNELS: usize = 16;
+
+/// Streams of a tunnel that are left to pings, also to one that is on its way.
+const PING_STREAMS: usize = 2;
+
+/// A tunnel's peer, and the number of the tunnel among the tunnels to this peer.
+type Key = (String, usize);
+
+/// The tunnels to peers. Clones share them.
 #[derive(Clone)]
 pub(super) struct Peers(Arc<Inner>);
 
 struct Inner {
     transport: Box<dyn Transport>,
     times: PeerTimes,
-    links: Mutex<HashMap<String, Link>>,
+    links: Mutex<HashMap<Key, Link>>,
 }
 
 impl Peers {
@@ -74,30 +83,40 @@ impl Peers {
 
     /// Opens a stream to a peer, and sends a request. Returns the answer, and the stream behind the answer.
     ///
-    /// If a tunnel that was there has ended, connects again.
+    /// If a tunnel that was there has ended, connects again. If a tunnel is full, opens another.
     pub(super) async fn request(
         &self,
         addr: &str,
         request: &proto::PeerRequest,
     ) -> io::Result<(Option<Response>, TunnelStream)> {
         let limit = self.0.times.answer_timeout;
-        let tunnel = self.tunnel(addr).await?;
-        let answer = match exchange(&*tunnel, request, limit).await {
-            Err(error @ ExchangeError::Open(_)) if !error.is_full() => {
-                self.0.forget(addr, &tunnel);
-                exchange(&*self.tunnel(addr).await?, request, limit).await
+        for number in 0..MAX_TUNNELS {
+            let key = (addr.to_owned(), number);
+            let mut tunnel = self.tunnel(&key).await?;
+            if tunnel.free_streams() <= PING_STREAMS {
+                continue;
             }
-            answer => answer,
-        };
-        answer.map_err(ExchangeError::into_inner)
+            let mut answer = exchange(&*tunnel, request, limit).await;
+            if matches!(&answer, Err(error @ ExchangeError::Open(_)) if !error.is_full()) {
+                self.0.forget(&key, &tunnel);
+                tunnel = self.tunnel(&key).await?;
+                answer = exchange(&*tunnel, request, limit).await;
+            }
+            match answer {
+                Err(error) if error.is_full() => {}
+                answer => return answer.map_err(ExchangeError::into_inner),
+            }
+        }
+        let reason = format!("{MAX_TUNNELS} tunnels to {addr} have all of their streams in use");
+        Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason))
     }
 
-    /// Returns the tunnel to a peer. All dials of a peer share one attempt to connect.
-    async fn tunnel(&self, addr: &str) -> io::Result<Arc<dyn Tunnel>> {
+    /// Returns a tunnel to a peer. All dials share one attempt to connect.
+    async fn tunnel(&self, key: &Key) -> io::Result<Arc<dyn Tunnel>> {
         let link = {
             let mut links = self.0.links();
-            let connect = || connect(Arc::clone(&self.0), addr.to_owned()).boxed().shared();
-            links.entry(addr.to_owned()).or_insert_with(connect).clone()
+            let connect = || connect(Arc::clone(&self.0), key.clone()).boxed().shared();
+            links.entry(key.clone()).or_insert_with(connect).clone()
         };
         link.await
             .map_err(|error| io::Error::new(error.kind(), error.to_string()))
@@ -105,13 +124,13 @@ impl Peers {
 }
 
 /// Connects to a peer, in a task of its own: an attempt ends even if no dial waits for it any more.
-async fn connect(inner: Arc<Inner>, addr: String) -> Result<Arc<dyn Tunnel>, ConnectError> {
+async fn connect(inner: Arc<Inner>, key: Key) -> Result<Arc<dyn Tunnel>, ConnectError> {
     let attempt = tokio::spawn(async move {
-        let connect = timeout(inner.times.connect_timeout, inner.transport.connect(&addr));
+        let connect = timeout(inner.times.connect_timeout, inner.transport.connect(&key.0));
         let connected = connect.await.map_err(io::Error::from).flatten();
         match &connected {
-            Ok(tunnel) => drop(tokio::spawn(keep(Arc::clone(&inner), addr, Arc::clone(tunnel)))),
-            Err(_) => drop(inner.links().remove(&addr)),
+            Ok(tunnel) => drop(tokio::spawn(keep(Arc::clone(&inner), key, Arc::clone(tunnel)))),
+            Err(_) => drop(inner.links().remove(&key)),
         }
         connected.map_err(Arc::new)
     });
@@ -159,51 +178,53 @@ impl ExchangeError {
 
 /// Pings a peer until the peer is gone, or until its tunnel has been idle for long. Holds the tunnel: a tunnel ends, with its
 /// streams, when nobody holds it.
-async fn keep(inner: Arc<Inner>, addr: String, tunnel: Arc<dyn Tunnel>) {
+async fn keep(inner: Arc<Inner>, key: Key, tunnel: Arc<dyn Tunnel>) {
     let times = inner.times;
     let mut last_use = Instant::now();
     let mut is_known = true;
     loop {
         sleep(times.ping_interval).await;
-        // Ready at once, or not idle.
-        let is_idle = timeout(Duration::ZERO, tunnel.until_at_most(0)).await.is_ok();
+        let is_idle = tunnel.open_streams() == 0;
         if !is_idle {
             last_use = Instant::now();
         }
         if is_known && last_use.elapsed() >= times.idle_timeout {
-            inner.forget(&addr, &tunnel);
+            inner.forget(&key, &tunnel);
             is_known = false;
         }
         // A dial that has begun before may still open a stream.
         if !is_known && is_idle && Arc::strong_count(&tunnel) == 1 {
             return;
         }
-        match exchange(&*tunnel, &protocol::ping(), times.answer_timeout).await {
-            Ok((Some(Response::Pong(_)), _)) => {}
-            // A tunnel that is full of streams is alive as far as anybody can see.
-            Err(error) if error.is_full() => {}
-            other => {
-                let reason = other
-                    .err()
-                    .map_or("no pong".into(), |error| error.into_inner().to_string());
-                debug!("the tunnel to peer {addr} is given up: {reason}");
-                return inner.forget(&addr, &tunnel);
-            }
+        // Busy streams may delay one answer.
+        let Err(_) = ping(&*tunnel, times).await else { continue };
+        if let Err(reason) = ping(&*tunnel, times).await {
+            debug!("the tunnel to peer {} is given up: {reason}", key.0);
+            return inner.forget(&key, &tunnel);
         }
     }
 }
 
+async fn ping(tunnel: &dyn Tunnel, times: PeerTimes) -> Result<(), String> {
+    match exchange(tunnel, &protocol::ping(), times.answer_timeout).await {
+        Ok((Some(Response::Pong(_)), _)) => Ok(()),
+        Ok((answer, _)) => Err(format!("no pong, but {answer:?}")),
+        Err(error) => Err(error.into_inner().to_string()),
+    }
+}
+
 impl Inner {
-    fn links(&self) -> MutexGuard<'_, HashMap<String, Link>> {
+    fn links(&self) -> MutexGuard<'_, HashMap<Key, Link>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Later dials do not use this tunnel.
-    fn forget(&self, addr: &str, tunnel: &Arc<dyn Tunnel>) {
+    fn forget(&self, key: &Key, tunnel: &Arc<dyn Tunnel>) {
         let mut links = self.links();
-        let link = links.get(addr).and_then(|link| link.peek());
-        if link.is_some_and(|link| link.as_ref().is_ok_and(|known| Arc::ptr_eq(known, tunnel))) {
-            links.remove(addr);
+        // A link that nobody waited for is complete only when it is polled.
+        let link = links.get(key).and_then(|link| link.clone().now_or_never());
+        if link.is_some_and(|link| link.is_ok_and(|known| Arc::ptr_eq(&known, tunnel))) {
+            links.remove(key);
         }
     }
 }

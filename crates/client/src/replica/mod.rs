@@ -202,6 +202,10 @@ impl NodeTracker for Replica {
         }
     }
 
+    async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
+        self.tracker.get_latest_proxies(node).await
+    }
+
     async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
         self.tracker.report_unreachable(node, proxy_id).await
     }

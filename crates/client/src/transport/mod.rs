@@ -51,6 +51,12 @@ pub trait Tunnel: Send + Sync + 'static {
     /// stream.
     async fn accept(&self) -> Option<TunnelStream>;
 
+    /// The number of streams that are open on this side, whichever side has opened them.
+    fn open_streams(&self) -> usize;
+
+    /// How many more streams can be opened now.
+    fn free_streams(&self) -> usize;
+
     /// Waits until at most `streams` streams are open on this side.
     async fn until_at_most(&self, streams: usize);
 

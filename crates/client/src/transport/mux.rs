@@ -113,6 +113,14 @@ impl Tunnel for MuxTunnel {
         Some(Box::new(stream))
     }
 
+    fn open_streams(&self) -> usize {
+        MAX_STREAMS - self.free_streams()
+    }
+
+    fn free_streams(&self) -> usize {
+        self.permits.available_permits()
+    }
+
     async fn until_at_most(&self, streams: usize) {
         let free = u32::try_from(MAX_STREAMS.saturating_sub(streams)).unwrap_or(u32::MAX);
         // The semaphore is never closed.
@@ -185,6 +193,7 @@ impl Streams {
         MuxStream {
             stream: stream.compat(),
             ended: Box::pin(self.ended.clone().cancelled_owned()),
+            is_shut_down: false,
             _permit: permit,
         }
     }
@@ -194,6 +203,8 @@ impl Streams {
 struct MuxStream {
     stream: Compat<yamux::Stream>,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Whether this side has ended its direction.
+    is_shut_down: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -214,7 +225,19 @@ impl MuxStream {
 
 impl AsyncRead for MuxStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.poll(cx, |stream, cx| stream.poll_read(cx, buf))
+        let before = buf.filled().len();
+        let polled = self.poll(cx, |stream, cx| stream.poll_read(cx, buf));
+        // yamux reports the end of the peer's direction, a reset and a lost connection alike. Only after the first of these,
+        // this side's direction is still open.
+        let is_end = matches!(polled, Poll::Ready(Ok(()))) && buf.filled().len() == before && buf.remaining() > 0;
+        if is_end && self.stream.get_ref().is_closed() && !self.is_shut_down {
+            let error = io::Error::new(
+                io::ErrorKind::ConnectionReset,
+                "the stream was reset, or the tunnel has ended",
+            );
+            return Poll::Ready(Err(error));
+        }
+        polled
     }
 }
 
@@ -228,6 +251,7 @@ impl AsyncWrite for MuxStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_shut_down = true;
         self.poll(cx, AsyncWrite::poll_shutdown)
     }
 }

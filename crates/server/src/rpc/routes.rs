@@ -144,6 +144,7 @@ impl Routes {
         }
         Ok(response)
     }
+
     /// Records a complaint about another proxy's route. The caller's own ID counts as the reporter.
     pub(crate) fn report_unreachable(
         &self,
