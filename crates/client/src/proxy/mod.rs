@@ -2,6 +2,7 @@
 //!
 //! | type | what it does |
 //! | --- | --- |
+//! | [`ProxyService`] | a whole proxy: all of the parts below, connected |
 //! | [`Dialer`] | opens a stream to a node: RFD 47's two cases |
 //! | [`PeerServer`] | serves other proxies, from the tunnels that this proxy holds |
 //! | [`ReportNodes`] | reports the nodes of an [`AgentListener`](crate::listener::AgentListener) in a [`ProxySession`](crate::session::ProxySession) |
@@ -12,7 +13,7 @@
 //! as a complaint.
 //!
 //! Peers speak the protocol `nodetracker.peer.v1` on [tunnels](crate::transport) of their own. The dialer keeps one tunnel for each
-//! peer while it is used, and notices a peer that is gone: see [`PeerTimes`].
+//! peer while it is used (more if its streams are used up), and notices a peer that is gone: see [`PeerTimes`].
 //!
 //! `examples/proxy.rs` is a whole proxy.
 
@@ -21,9 +22,11 @@ mod peer_server;
 mod peers;
 mod protocol;
 mod report_nodes;
+mod service;
 
 pub use dialer::{AttemptError, DialError, Dialed, Dialer, DialerConfig, DialerStats, Via};
 pub use peer_server::{PeerServer, PeerServerConfig, PeerServerStats};
 pub use peers::PeerTimes;
 pub use protocol::{MAX_MESSAGE, RefusalReason};
 pub use report_nodes::ReportNodes;
+pub use service::{ProxyService, ProxyServiceConfig, ProxyServiceError};

@@ -8,6 +8,7 @@ mod node_tracker;
 mod pool_simulation;
 mod proxy;
 mod replica;
+mod service;
 mod session;
 mod support;
 mod tls;

@@ -385,7 +385,8 @@ async fn a_dial_that_gives_up_leaves_no_tunnel_that_cannot_be_forgotten() {
     let fleet = Fleet::new(&["a", "b"], &["b"]).await;
     fleet.tracker.add("b");
     // The dial ends while it waits for the tunnel.
-    let dial = fleet.dialer("a").dial(&node());
+    let node = node();
+    let dial = fleet.dialer("a").dial(&node);
     assert!(tokio::time::timeout(Duration::ZERO, dial).await.is_err());
     while fleet.peers.connects() == 0 {
         tokio::task::yield_now().await;

@@ -1,0 +1,172 @@
+//! [`ProxyService`]: the parts of a proxy, connected.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nodetracker::{Proxy, ProxyDetails};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::cache::{CacheConfig, RouteCache};
+use crate::client::{ClientError, ClientOptions, TrackerClient};
+use crate::connect::addr::TrackerAddr;
+use crate::control::proto::ProxyInfo;
+use crate::listener::{AgentListener, ListenerConfig};
+use crate::proxy::dialer::{Dialer, DialerConfig};
+use crate::proxy::peer_server::{PeerServer, PeerServerConfig};
+use crate::proxy::report_nodes::ReportNodes;
+use crate::session::{DrainError, ProxySession, SessionConfig, SessionConfigError};
+use crate::tracker::NodeTracker;
+use crate::transport::Transport;
+use crate::transport::tcp::TcpAcceptor;
+
+/// The configuration of a [`ProxyService`]. Each part can be changed.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ProxyServiceConfig {
+    /// What is reported to which trackers.
+    pub session: SessionConfig,
+    /// How agents are served.
+    pub listener: ListenerConfig,
+    /// How trackers are asked.
+    pub client: ClientOptions,
+    /// For how long their answers are used.
+    pub cache: CacheConfig,
+    /// How peers are served.
+    pub peer_server: PeerServerConfig,
+    /// How peers are dialled.
+    pub dialer: DialerConfig,
+}
+
+/// Why a [`ProxyService`] cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyServiceError {
+    /// The configuration of the session cannot be used.
+    #[error(transparent)]
+    Session(#[from] SessionConfigError),
+    /// There can be no client of the trackers.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+impl ProxyServiceConfig {
+    /// The defaults of all parts. `proxy` has the address at which peers reach this proxy; `version` is for operators.
+    #[must_use]
+    pub fn new(proxy: Proxy<'_>, version: &str, trackers: Vec<TrackerAddr>) -> Self {
+        let session = SessionConfig::new(proxy, trackers);
+        let info = ProxyInfo {
+            proxy_id: proxy.id.to_owned(),
+            generation: session.incarnation,
+            version: version.to_owned(),
+        };
+        Self {
+            session,
+            listener: ListenerConfig::new(info),
+            client: ClientOptions {
+                reporter_id: proxy.id.to_owned(),
+                ..ClientOptions::default()
+            },
+            cache: CacheConfig::default(),
+            peer_server: PeerServerConfig::new(proxy.id),
+            dialer: DialerConfig::new(proxy.id),
+        }
+    }
+}
+
+/// A whole proxy: accepts agents, reports their nodes to trackers, and reaches every node of the fleet.
+///
+/// To use a [`Replica`](crate::replica::Replica), verify certificates or change the list of proxies, build the proxy of its
+/// [parts](crate::proxy).
+///
+/// Dropping the service stops it at once: the routes stay until they expire.
+pub struct ProxyService {
+    proxy: ProxyDetails,
+    session: Arc<ProxySession>,
+    agents: AgentListener,
+    peers: PeerServer,
+    dialer: Dialer,
+    /// The acceptors, which end with the service.
+    _acceptors: JoinSet<()>,
+}
+
+impl ProxyService {
+    /// Starts to accept agents and peers, and to report to the trackers. `transport` reaches peers. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration cannot be used.
+    pub fn start(
+        config: ProxyServiceConfig,
+        agents: TcpAcceptor,
+        peers: TcpAcceptor,
+        transport: impl Transport,
+    ) -> Result<Self, ProxyServiceError> {
+        let proxy = config.session.proxy.clone();
+        let client = TrackerClient::new(config.session.trackers.clone(), config.client)?;
+        let session = Arc::new(ProxySession::begin(config.session)?);
+        let listener = AgentListener::new(config.listener, ReportNodes(Arc::clone(&session)));
+        let server = PeerServer::new(config.peer_server, listener.clone());
+        let routes: Arc<dyn NodeTracker> = Arc::new(RouteCache::new(Arc::new(client), config.cache));
+        let mut acceptors = JoinSet::new();
+        acceptors.spawn({
+            let listener = listener.clone();
+            async move { listener.serve(agents).await }
+        });
+        acceptors.spawn({
+            let server = server.clone();
+            async move { server.serve(peers).await }
+        });
+        Ok(Self {
+            proxy,
+            session,
+            dialer: Dialer::new(config.dialer, listener.clone(), routes, transport),
+            agents: listener,
+            peers: server,
+            _acceptors: acceptors,
+        })
+    }
+
+    /// This proxy, as trackers know it.
+    #[must_use]
+    pub fn proxy(&self) -> &ProxyDetails {
+        &self.proxy
+    }
+
+    /// Opens streams to nodes. Clones may outlive the service, and then reach no node.
+    #[must_use]
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    /// The reports to the trackers. Watch [`ProxySession::superseded`].
+    #[must_use]
+    pub fn session(&self) -> &ProxySession {
+        &self.session
+    }
+
+    /// The agents of this proxy.
+    #[must_use]
+    pub fn agents(&self) -> &AgentListener {
+        &self.agents
+    }
+
+    /// The peers that use this proxy.
+    #[must_use]
+    pub fn peers(&self) -> &PeerServer {
+        &self.peers
+    }
+
+    /// Stops: asks the agents to find other proxies within `window`, waits for the open streams for at most `limit`, and then
+    /// ends this proxy's routes, which takes up to another `limit`.
+    ///
+    /// # Errors
+    ///
+    /// If not all trackers have confirmed the end.
+    pub async fn stop(self, window: Duration, limit: Duration) -> Result<(), DrainError> {
+        self.agents.drain(window);
+        sleep(window).await;
+        self.agents.close(limit).await;
+        self.session.drain(limit).await
+    }
+}
