@@ -189,7 +189,7 @@ async fn a_complaint_is_of_the_proxy_that_the_certificate_names() {
     };
     for (role, name, expected) in [("Proxy", "proxy-3", "proxy-3"), ("Admin", "alice", "proxy-2")] {
         let mut client = client(&server, &pki, &pki.teleport(role, name)).await;
-        assert_eq!(client.call(COMPLAIN, complaint.encode_to_vec()).await.grpc, OK);
+        assert_eq!(client.call(COMPLAIN, framed(&complaint.encode_to_vec())).await.grpc, OK);
         let (response, mut request) = client.open(EXPLAIN).await;
         let explain = v1::ExplainRequest {
             node: complaint.node.clone(),
