@@ -15,7 +15,6 @@ use tokio::time::{advance, sleep};
 
 use super::*;
 
-const SEEDS: u64 = 300;
 const NODES: u64 = 6;
 const CONFIG: CacheConfig = CacheConfig {
     capacity: 1_000,
@@ -351,16 +350,19 @@ async fn a_reported_route_is_left_out_until_it_is_refreshed() {
 }
 
 /// What a random drive has seen.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 struct Seen {
     fresh: u64,
     stale: u64,
     failed: u64,
     oldest: Duration,
+    /// Each look-up, in the order of their ends: since the start, of which node, and with which result.
+    trace: Vec<(Duration, NodeId, Result<Answer, TrackerError>)>,
 }
 
 /// Random changes, failures and look-ups. Returns the figures of the cache, and what the look-ups have seen.
 async fn drive(seed: u64) -> (CacheStats, Seen) {
+    let began = Instant::now();
     let mut random = Rng::with_seed(seed);
     let follows = random.bool();
     let (tracker, cache) = make();
@@ -386,6 +388,7 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
                     let start = Instant::now();
                     let result = cache.look_up(&any).await;
                     let mut seen = seen.lock().expect("no test has panicked");
+                    seen.trace.push((began.elapsed(), any.clone(), result.clone()));
                     let (answer, now) = match result {
                         Ok(answer) => (answer, Instant::now()),
                         Err(_) => return seen.failed += 1,
@@ -416,10 +419,12 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
     (cache.stats(), seen)
 }
 
+/// `NODETRACKER_SEEDS=5000` tries more of them.
 #[tokio::test(start_paused = true)]
 async fn no_answer_is_older_than_it_says() {
+    let seeds: u64 = std::env::var("NODETRACKER_SEEDS").map_or(300, |text| text.parse().expect("a number"));
     let (mut sum, mut hits, mut calls) = (Seen::default(), 0, 0);
-    for seed in 0..SEEDS {
+    for seed in 0..seeds {
         let (stats, seen) = drive(seed).await;
         assert_eq!(stats.stale_answers, seen.stale, "seed {seed}");
         assert_eq!(
@@ -434,9 +439,18 @@ async fn no_answer_is_older_than_it_says() {
         sum.failed += seen.failed;
         sum.oldest = sum.oldest.max(seen.oldest);
     }
-    println!("{SEEDS} seeds: {hits} hits, {calls} calls, {sum:?}");
+    println!("{seeds} seeds: {hits} hits, {calls} calls, {sum:?}");
     assert!(
-        [sum.stale, sum.failed, hits, calls].into_iter().min() > Some(SEEDS),
+        [sum.stale, sum.failed, hits, calls].into_iter().min() > Some(seeds),
         "{sum:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seed_has_one_trace() {
+    for seed in 0..5 {
+        let (first, second) = (drive(seed).await.1, drive(seed).await.1);
+        assert!(first.trace.len() > 100, "seed {seed}: {} look-ups", first.trace.len());
+        assert!(first == second, "seed {seed}");
+    }
 }
