@@ -1,7 +1,7 @@
 //! The cache before a tracker that changes, delays and fails, on a paused clock.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
@@ -37,6 +37,9 @@ struct Slow {
     refreshes: Mutex<BTreeMap<(NodeId, String), u64>>,
     delays: Mutex<Option<Rng>>,
     is_down: AtomicBool,
+    /// Calls that have not ended, and the most of these at any moment.
+    running: AtomicUsize,
+    most_running: AtomicUsize,
     complaints: Mutex<Vec<(NodeId, String)>>,
 }
 
@@ -87,6 +90,8 @@ impl NodeTracker for Slow {
     }
 
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
+        let running = self.running.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_running.fetch_max(running, Ordering::Relaxed);
         sleep(self.delay()).await;
         let proxies = self
             .versions()
@@ -95,6 +100,7 @@ impl NodeTracker for Slow {
             .map(|(_, proxies)| proxies.clone());
         let is_down = self.is_down.load(Ordering::Relaxed);
         sleep(self.delay()).await;
+        self.running.fetch_sub(1, Ordering::Relaxed);
         if is_down {
             return Err(TrackerError::Unavailable("down".to_owned()));
         }
@@ -347,6 +353,47 @@ async fn a_reported_route_is_left_out_until_it_is_refreshed() {
     advance(CONFIG.complaint_ttl).await;
     assert_eq!(look_up(&cache).await.0, ["a", "b"]);
     assert_eq!(cache.stats().complaints, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_tracker_a_complaint_leaves_the_other_routes() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a", "b"]);
+    look_up(&cache).await;
+    tracker.set_down(true);
+    let complaint = cache.report_unreachable(&node(1), "a").await;
+    complaint.expect("the tracker takes it");
+    let (routes, freshness) = look_up(&cache).await;
+    assert_eq!(routes, ["b"]);
+    assert!(matches!(freshness, Freshness::Stale(_)), "{freshness:?}");
+    assert_eq!(cache.stats().calls, 2, "the complaint makes the cache ask");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_two_complaints_a_refresh_of_either_route_brings_it_back() {
+    for refreshed in ["a", "b"] {
+        let (tracker, cache) = make();
+        tracker.set(&node(1), &["a", "b"]);
+        look_up(&cache).await;
+        for id in ["a", "b"] {
+            let complaint = cache.report_unreachable(&node(1), id).await;
+            complaint.expect("the tracker takes it");
+        }
+        tracker.refresh(&node(1), refreshed);
+        assert_eq!(look_up(&cache).await.0, [refreshed]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_makes_a_bounded_number_of_calls_at_once() {
+    let (tracker, cache) = make();
+    let nodes: Vec<_> = (0..3 * MAX_BATCH_CALLS as u64).map(node).collect();
+    tracker.set(&nodes[1], &["a"]);
+    let all = cache.get_proxies_batch(&nodes).await.expect("there are answers");
+    let counts: Vec<_> = all.iter().map(Vec::len).collect();
+    assert_eq!((counts.len(), &counts[..3]), (nodes.len(), &[0, 1, 0][..]));
+    assert_eq!(cache.stats().calls, nodes.len() as u64);
+    assert_eq!(tracker.most_running.load(Ordering::Relaxed), MAX_BATCH_CALLS);
 }
 
 /// What a random drive has seen.
