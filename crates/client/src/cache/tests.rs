@@ -466,7 +466,7 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
     (cache.stats(), seen)
 }
 
-/// `NODETRACKER_SEEDS=5000` tries more of them.
+/// `NODETRACKER_SEEDS=5000 cargo test -p nodetracker-client --lib no_answer_is_older` tries more seeds.
 #[tokio::test(start_paused = true)]
 async fn no_answer_is_older_than_it_says() {
     let seeds: u64 = std::env::var("NODETRACKER_SEEDS").map_or(300, |text| text.parse().expect("a number"));

@@ -732,7 +732,7 @@ fn run(seed: u64) -> (Stats, u64, Vec<Option<BTreeSet<Row>>>) {
     (world.machine.stats(), world.checked, trace)
 }
 
-/// `NODETRACKER_SEEDS=5000` tries more of them.
+/// `NODETRACKER_SEEDS=5000 cargo test -p nodetracker-client --lib no_answer_is_older` tries more seeds.
 #[test]
 fn no_answer_is_older_than_the_replica_says() {
     let seeds: u64 = std::env::var("NODETRACKER_SEEDS").map_or(200, |text| text.parse().expect("a number"));
