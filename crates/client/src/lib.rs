@@ -24,6 +24,7 @@
 pub mod backoff;
 pub mod cache;
 pub mod client;
+mod complaints;
 pub mod connect;
 pub mod control;
 pub mod listener;

@@ -8,7 +8,11 @@
 //! on tokio's clock, because an expired answer is still of use if no tracker answers.
 //!
 //! [`RouteCache::follow`] watches a tracker, and drops each answer when the tracker sends that it changed. Without that, an
-//! answer is at most [`ttl`](CacheConfig::ttl) old; with it, some milliseconds while the watch lasts.
+//! answer is at most [`ttl`](CacheConfig::ttl) old. With it, an answer of the followed tracker is some milliseconds old while
+//! the watch lasts. If the cache asks another tracker, which has not received the change yet, the cache keeps the former
+//! answer for up to `ttl`.
+//!
+//! On Linux, ages leave out the time for which the machine was suspended.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -29,26 +33,28 @@
 //! # }
 //! ```
 
-mod complaints;
 mod flights;
 mod follow;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nodetracker::{NodeId, Proxy};
 use tokio::time::Instant;
 
-use crate::cache::complaints::Complaints;
 use crate::cache::flights::{Flights, Landed, Ticket};
+use crate::complaints::Complaints;
 use crate::tracker::{NodeTracker, Route, TrackerError};
 
 pub use follow::Follower;
+
+/// The most calls that one batch makes at the same time.
+const MAX_BATCH_CALLS: usize = 32;
 
 /// The bounds of a [`RouteCache`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,11 +144,13 @@ fn add_one(counter: &AtomicU64) {
 }
 
 /// A tracker's answer.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Kept {
     routes: Arc<[Route]>,
     /// When the tracker was asked.
     asked: Instant,
+    /// A complaint ends the freshness: the answer is of use only if no tracker answers.
+    has_complaint: AtomicBool,
 }
 
 impl Kept {
@@ -152,7 +160,8 @@ impl Kept {
         } else {
             config.ttl
         };
-        now.duration_since(self.asked) < ttl
+        // Relaxed: a look-up after the complaint, in the order of any synchronization, sees it.
+        now.duration_since(self.asked) < ttl && !self.has_complaint.load(Ordering::Relaxed)
     }
 }
 
@@ -166,7 +175,7 @@ pub struct RouteCache(Arc<Inner>);
 struct Inner {
     tracker: Arc<dyn NodeTracker>,
     config: CacheConfig,
-    kept: moka::sync::Cache<NodeId, Kept>,
+    kept: moka::sync::Cache<NodeId, Arc<Kept>>,
     flights: Flights,
     complaints: Complaints,
     counters: Counters,
@@ -202,7 +211,7 @@ impl RouteCache {
             && kept.is_fresh(&inner.config, Instant::now())
         {
             add_one(&inner.counters.hits);
-            return Ok(inner.answer(node, kept.routes, Freshness::Fresh));
+            return Ok(inner.answer(node, Arc::clone(&kept.routes), Freshness::Fresh));
         }
         add_one(&inner.counters.misses);
         let fetch = |ticket| Inner::fetch(Arc::clone(&self.0), node.clone(), ticket);
@@ -241,6 +250,8 @@ impl RouteCache {
     pub async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
         let inner = &*self.0;
         add_one(&inner.counters.complaints);
+        // Calls that were made before leave no answer.
+        inner.flights.forget(node);
         let kept = inner.kept.get(node);
         let route = kept
             .as_ref()
@@ -249,7 +260,9 @@ impl RouteCache {
             .complaints
             .add(node, proxy_id, route.map(|route| route.last_refresh));
         // The next look-up asks whether the route was refreshed.
-        self.invalidate(node);
+        if let Some(kept) = &kept {
+            kept.has_complaint.store(true, Ordering::Relaxed);
+        }
         inner.tracker.report_unreachable(node, proxy_id).await
     }
 
@@ -275,7 +288,7 @@ impl RouteCache {
         let inner = &*self.0;
         inner.flights.forget_all();
         let id = id.to_owned();
-        let has_route = move |_: &NodeId, kept: &Kept| kept.routes.iter().any(|route| route.proxy.id() == id);
+        let has_route = move |_: &NodeId, kept: &Arc<Kept>| kept.routes.iter().any(|route| route.proxy.id() == id);
         // An error cannot happen: the cache supports closures.
         let _ = inner.kept.invalidate_entries_if(has_route);
         add_one(&inner.counters.invalidations);
@@ -293,8 +306,12 @@ impl Inner {
         }
         ticket.land(|| {
             if let Ok(routes) = &result {
-                let routes = Arc::clone(routes);
-                inner.kept.insert(node, Kept { routes, asked });
+                let kept = Kept {
+                    routes: Arc::clone(routes),
+                    asked,
+                    has_complaint: AtomicBool::new(false),
+                };
+                inner.kept.insert(node, Arc::new(kept));
             }
         });
         result
@@ -318,7 +335,7 @@ impl Inner {
             return None;
         }
         add_one(&self.counters.stale_answers);
-        Some(self.answer(node, kept.routes, Freshness::Stale(age)))
+        Some(self.answer(node, Arc::clone(&kept.routes), Freshness::Stale(age)))
     }
 }
 
@@ -346,9 +363,10 @@ impl NodeTracker for RouteCache {
         result
     }
 
-    /// Asks for the nodes that are not in the cache at the same time, in a call for each.
+    /// Makes a call for each node that is not in the cache, at most 32 at the same time.
     async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
-        try_join_all(nodes.iter().map(|node| NodeTracker::get_proxies(self, node))).await
+        let calls: Vec<_> = nodes.iter().map(|node| NodeTracker::get_proxies(self, node)).collect();
+        stream::iter(calls).buffered(MAX_BATCH_CALLS).try_collect().await
     }
 
     async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {

@@ -1,7 +1,7 @@
 //! The cache before a tracker that changes, delays and fails, on a paused clock.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
@@ -15,7 +15,6 @@ use tokio::time::{advance, sleep};
 
 use super::*;
 
-const SEEDS: u64 = 300;
 const NODES: u64 = 6;
 const CONFIG: CacheConfig = CacheConfig {
     capacity: 1_000,
@@ -38,6 +37,9 @@ struct Slow {
     refreshes: Mutex<BTreeMap<(NodeId, String), u64>>,
     delays: Mutex<Option<Rng>>,
     is_down: AtomicBool,
+    /// Calls that have not ended, and the most of these at any moment.
+    running: AtomicUsize,
+    most_running: AtomicUsize,
     complaints: Mutex<Vec<(NodeId, String)>>,
 }
 
@@ -88,6 +90,8 @@ impl NodeTracker for Slow {
     }
 
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
+        let running = self.running.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_running.fetch_max(running, Ordering::Relaxed);
         sleep(self.delay()).await;
         let proxies = self
             .versions()
@@ -96,6 +100,7 @@ impl NodeTracker for Slow {
             .map(|(_, proxies)| proxies.clone());
         let is_down = self.is_down.load(Ordering::Relaxed);
         sleep(self.delay()).await;
+        self.running.fetch_sub(1, Ordering::Relaxed);
         if is_down {
             return Err(TrackerError::Unavailable("down".to_owned()));
         }
@@ -350,17 +355,61 @@ async fn a_reported_route_is_left_out_until_it_is_refreshed() {
     assert_eq!(cache.stats().complaints, 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn without_a_tracker_a_complaint_leaves_the_other_routes() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a", "b"]);
+    look_up(&cache).await;
+    tracker.set_down(true);
+    let complaint = cache.report_unreachable(&node(1), "a").await;
+    complaint.expect("the tracker takes it");
+    let (routes, freshness) = look_up(&cache).await;
+    assert_eq!(routes, ["b"]);
+    assert!(matches!(freshness, Freshness::Stale(_)), "{freshness:?}");
+    assert_eq!(cache.stats().calls, 2, "the complaint makes the cache ask");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_two_complaints_a_refresh_of_either_route_brings_it_back() {
+    for refreshed in ["a", "b"] {
+        let (tracker, cache) = make();
+        tracker.set(&node(1), &["a", "b"]);
+        look_up(&cache).await;
+        for id in ["a", "b"] {
+            let complaint = cache.report_unreachable(&node(1), id).await;
+            complaint.expect("the tracker takes it");
+        }
+        tracker.refresh(&node(1), refreshed);
+        assert_eq!(look_up(&cache).await.0, [refreshed]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_makes_a_bounded_number_of_calls_at_once() {
+    let (tracker, cache) = make();
+    let nodes: Vec<_> = (0..3 * MAX_BATCH_CALLS as u64).map(node).collect();
+    tracker.set(&nodes[1], &["a"]);
+    let all = cache.get_proxies_batch(&nodes).await.expect("there are answers");
+    let counts: Vec<_> = all.iter().map(Vec::len).collect();
+    assert_eq!((counts.len(), &counts[..3]), (nodes.len(), &[0, 1, 0][..]));
+    assert_eq!(cache.stats().calls, nodes.len() as u64);
+    assert_eq!(tracker.most_running.load(Ordering::Relaxed), MAX_BATCH_CALLS);
+}
+
 /// What a random drive has seen.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 struct Seen {
     fresh: u64,
     stale: u64,
     failed: u64,
     oldest: Duration,
+    /// Each look-up, in the order of their ends: since the start, of which node, and with which result.
+    trace: Vec<(Duration, NodeId, Result<Answer, TrackerError>)>,
 }
 
 /// Random changes, failures and look-ups. Returns the figures of the cache, and what the look-ups have seen.
 async fn drive(seed: u64) -> (CacheStats, Seen) {
+    let began = Instant::now();
     let mut random = Rng::with_seed(seed);
     let follows = random.bool();
     let (tracker, cache) = make();
@@ -386,6 +435,7 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
                     let start = Instant::now();
                     let result = cache.look_up(&any).await;
                     let mut seen = seen.lock().expect("no test has panicked");
+                    seen.trace.push((began.elapsed(), any.clone(), result.clone()));
                     let (answer, now) = match result {
                         Ok(answer) => (answer, Instant::now()),
                         Err(_) => return seen.failed += 1,
@@ -416,10 +466,12 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
     (cache.stats(), seen)
 }
 
+/// `NODETRACKER_SEEDS=5000 cargo test -p nodetracker-client --lib no_answer_is_older` tries more seeds.
 #[tokio::test(start_paused = true)]
 async fn no_answer_is_older_than_it_says() {
+    let seeds: u64 = std::env::var("NODETRACKER_SEEDS").map_or(300, |text| text.parse().expect("a number"));
     let (mut sum, mut hits, mut calls) = (Seen::default(), 0, 0);
-    for seed in 0..SEEDS {
+    for seed in 0..seeds {
         let (stats, seen) = drive(seed).await;
         assert_eq!(stats.stale_answers, seen.stale, "seed {seed}");
         assert_eq!(
@@ -434,9 +486,18 @@ async fn no_answer_is_older_than_it_says() {
         sum.failed += seen.failed;
         sum.oldest = sum.oldest.max(seen.oldest);
     }
-    println!("{SEEDS} seeds: {hits} hits, {calls} calls, {sum:?}");
+    println!("{seeds} seeds: {hits} hits, {calls} calls, {sum:?}");
     assert!(
-        [sum.stale, sum.failed, hits, calls].into_iter().min() > Some(SEEDS),
+        [sum.stale, sum.failed, hits, calls].into_iter().min() > Some(seeds),
         "{sum:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seed_has_one_trace() {
+    for seed in 0..5 {
+        let (first, second) = (drive(seed).await.1, drive(seed).await.1);
+        assert!(first.trace.len() > 100, "seed {seed}: {} look-ups", first.trace.len());
+        assert!(first == second, "seed {seed}");
+    }
 }

@@ -151,7 +151,7 @@ impl View {
     ///
     /// To bound the age of an answer, read the staleness *before* the look-up. A tracker logs a change some milliseconds after
     /// it was made. If the tracker itself lost changes of a part of the nodes, these nodes may be older until the part's resync
-    /// begins; see `WatchService.Watch`.
+    /// begins; see `WatchService.Watch`. On Linux, the staleness leaves out the time for which this machine was suspended.
     #[must_use]
     pub fn staleness(&self, now: Instant) -> Option<Duration> {
         // Acquire: pairs with the store in `set_complete_until`, so that a look-up after this finds the changes.

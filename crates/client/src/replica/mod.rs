@@ -15,6 +15,8 @@
 //! A tracker does not send refreshes. So [`Route::last_refresh`] of an answer is the time when the replica last got the route,
 //! on the replica's clock. The order of the routes is that of the tracker at that time.
 //!
+//! As a [`NodeTracker`], a replica bounds the age of its answers: see [`ReplicaConfig::max_staleness`].
+//!
 //! # Costs
 //!
 //! A node with one route takes some 30 bytes of the table, and 25 to 57 bytes beside the table; twice as much while a
@@ -44,6 +46,7 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+use std::iter::zip;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -60,6 +63,7 @@ use tonic::Status as GrpcStatus;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
+use crate::complaints::Complaints;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::channel::ConnectOptions;
 use crate::tracker::{NodeTracker, Route, TrackerError};
@@ -78,15 +82,22 @@ pub struct ReplicaConfig {
     pub connect: ConnectOptions,
     /// Intervals of the protocol.
     pub timers: Timers,
+    /// From this [staleness](Replica::staleness) on, the look-ups of the replica as a [`NodeTracker`] are calls to a tracker.
+    pub max_staleness: Duration,
+    /// How long a route is left out after a report that the node is unreachable there, unless the route is refreshed.
+    pub complaint_ttl: Duration,
 }
 
 impl ReplicaConfig {
-    /// Returns a configuration with the default options. Without trackers, the replica has no answer.
+    /// Returns a configuration with the default options. Look-ups use the copy until it is 5 minutes old, which is the
+    /// trackers' default keep-alive interval; a complaint lasts for 30 s. Without trackers, the replica has no answer.
     pub fn new(trackers: impl IntoIterator<Item = TrackerAddr>) -> Self {
         Self {
             trackers: trackers.into_iter().collect(),
             connect: ConnectOptions::default(),
             timers: Timers::default(),
+            max_staleness: Duration::from_secs(300),
+            complaint_ttl: Duration::from_secs(30),
         }
     }
 }
@@ -94,11 +105,21 @@ impl ReplicaConfig {
 /// A copy of a tracker's table, kept up to date by a task.
 ///
 /// As a [`NodeTracker`], a replica looks up in its copy, and writes to the tracker that it was given. An answer may lack a
-/// write that was done a moment before. Until the first snapshot is complete, look-ups are calls to that tracker, too.
+/// write that was done a moment before. A look-up is a call to that tracker, too,
+///
+/// * until the first snapshot is complete,
+/// * if the copy is older than [`max_staleness`](ReplicaConfig::max_staleness) allows,
+/// * if the copy has routes of the node, and each of these was reported as unreachable.
+///
+/// A report that a node is unreachable through a proxy goes to the tracker. For
+/// [`complaint_ttl`](ReplicaConfig::complaint_ttl), the replica leaves the route out of all answers, unless the copy has got
+/// the route again since, or the tracker a refresh.
 pub struct Replica {
     view: Arc<View>,
     stats: channel::Receiver<Stats>,
     tracker: Arc<dyn NodeTracker>,
+    max_staleness: Duration,
+    complaints: Complaints,
     task: JoinHandle<()>,
 }
 
@@ -127,15 +148,17 @@ impl Replica {
             view,
             stats,
             tracker,
+            max_staleness: config.max_staleness,
+            complaints: Complaints::new(config.complaint_ttl),
             task: tokio::spawn(shell.run(sender)),
         }
     }
 
-    /// Returns the routes of a node, most recently refreshed first; `None` until the first snapshot is complete. Makes no call,
-    /// and waits for no other thread.
+    /// Returns the routes of a node in the copy, however old, most recently refreshed first; `None` until the first snapshot is
+    /// complete. Leaves out the routes that were reported as unreachable. Makes no call, and waits for no call.
     #[must_use]
     pub fn look_up(&self, node: &NodeId) -> Option<Vec<Route>> {
-        self.view.look_up(node)
+        Some(self.reachable(node, self.view.look_up(node)?))
     }
 
     /// Returns how far the replica may be behind: see [`View::staleness`].
@@ -166,6 +189,24 @@ impl Replica {
     pub fn stats(&self) -> Stats {
         *self.stats.borrow()
     }
+
+    /// The answer of the copy, unless the tracker has to be asked.
+    fn current(&self, node: &NodeId) -> Option<Vec<Route>> {
+        // Before the look-up, so that this bounds the age of the answer.
+        if self.staleness()? >= self.max_staleness {
+            return None;
+        }
+        let routes = self.view.look_up(node)?;
+        let has_none = routes.is_empty();
+        let reachable = self.reachable(node, routes);
+        (has_none || !reachable.is_empty()).then_some(reachable)
+    }
+
+    /// The routes that are not reported as unreachable.
+    fn reachable(&self, node: &NodeId, mut routes: Vec<Route>) -> Vec<Route> {
+        routes.retain(|route| !self.complaints.has(node, route));
+        routes
+    }
 }
 
 impl Drop for Replica {
@@ -181,9 +222,9 @@ impl NodeTracker for Replica {
     }
 
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
-        match self.look_up(node) {
+        match self.current(node) {
             Some(routes) => Ok(routes),
-            None => self.tracker.get_proxies(node).await,
+            None => Ok(self.reachable(node, self.tracker.get_proxies(node).await?)),
         }
     }
 
@@ -196,10 +237,17 @@ impl NodeTracker for Replica {
     }
 
     async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
-        match nodes.iter().map(|node| self.look_up(node)).collect() {
-            Some(all) => Ok(all),
-            None => self.tracker.get_proxies_batch(nodes).await,
-        }
+        let current: Vec<_> = nodes.iter().map(|node| self.current(node)).collect();
+        let missing = zip(nodes, &current).filter(|(_, routes)| routes.is_none());
+        let missing: Vec<_> = missing.map(|(node, _)| node.clone()).collect();
+        let mut fetched = match missing.is_empty() {
+            true => Vec::new().into_iter(),
+            false => self.tracker.get_proxies_batch(&missing).await?.into_iter(),
+        };
+        let answer = |(node, current): (_, Option<_>)| {
+            current.unwrap_or_else(|| self.reachable(node, fetched.next().unwrap_or_default()))
+        };
+        Ok(zip(nodes, current).map(answer).collect())
     }
 
     async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
@@ -207,6 +255,11 @@ impl NodeTracker for Replica {
     }
 
     async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
+        let routes = self.view.look_up(node).unwrap_or_default();
+        let of_copy = routes.iter().find(|route| route.proxy.id() == proxy_id);
+        // The clock of the copy is ahead if the system's clock was set back.
+        let now = Some(SystemTime::now()).max(of_copy.map(|route| route.last_refresh));
+        self.complaints.add(node, proxy_id, now);
         self.tracker.report_unreachable(node, proxy_id).await
     }
 }

@@ -1,13 +1,19 @@
-//! The machine, message by message.
+//! The machine, message by message, and what a replica answers.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use nodetracker::{NodeId, Proxy, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
-use super::{Event, Input, Machine, Status, Timers, Transmit};
+use tokio::sync::watch as channel;
+
+use super::{Event, Input, Machine, Replica, Status, Timers, Transmit};
+use crate::complaints::Complaints;
+use crate::tracker::{NodeTracker, Route};
 
 fn machine(trackers: usize) -> (Machine, Instant) {
     let now = Instant::now();
@@ -183,4 +189,136 @@ fn a_bad_message_ends_the_watch_and_is_named() {
         assert_eq!(machine.poll_transmit(now), Some(Transmit::Close));
         assert_eq!(watch(&mut machine, &mut now), (0, false), "the copy is of no use");
     }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A machine with a complete snapshot, in which `node-1` has routes through these proxies.
+fn following(proxies: &[&str]) -> (Machine, Instant) {
+    let mut now = Instant::now();
+    let mut machine = Machine::new(now, SystemTime::now(), 1, Timers::default(), 1);
+    watch(&mut machine, &mut now);
+    let (proxies, nodes) = routes_of_node(proxies);
+    let snapshot = v1::WatchSnapshot {
+        nodes: vec![nodes],
+        proxies,
+        part: 0,
+    };
+    send(&mut machine, now, Message::Snapshot(snapshot));
+    send(&mut machine, now, snapshot_end());
+    (machine, now)
+}
+
+fn routes_of_node(proxies: &[&str]) -> (Vec<v1::WatchedProxy>, v1::NodeRoutes) {
+    let watched = |id: &&str| v1::WatchedProxy {
+        registration: u64::from(id.as_bytes()[0]),
+        proxy: Some(v1::Proxy {
+            proxy_id: (*id).to_owned(),
+            cluster_name: String::new(),
+            addr: "proxy:1".to_owned(),
+        }),
+    };
+    let index = |proxy_index| v1::IndexedRoute {
+        proxy_index,
+        ..v1::IndexedRoute::default()
+    };
+    let node = v1::NodeRoutes {
+        node: Some(v1::NodeId {
+            id: Some(Id::Name("node-1".to_owned())),
+        }),
+        routes: (0..proxies.len() as u32).map(index).collect(),
+    };
+    (proxies.iter().map(watched).collect(), node)
+}
+
+fn node(name: &str) -> NodeId {
+    name.parse().expect("a name")
+}
+
+/// A replica with the machine's copy, before a tracker in which `node-1` has routes through these proxies.
+fn replica(machine: &Machine, max_staleness: Duration, of_tracker: &[&str]) -> Replica {
+    let table = RouteTable::new();
+    for id in of_tracker {
+        let proxy = Proxy {
+            id,
+            cluster_name: "",
+            addr: "proxy:1",
+        };
+        table.report_node(&node("node-1"), &proxy).expect("there is room");
+    }
+    Replica {
+        view: Arc::clone(machine.view()),
+        stats: channel::channel(machine.stats()).1,
+        tracker: Arc::new(table),
+        max_staleness,
+        complaints: Complaints::new(HOUR),
+        task: tokio::spawn(async {}),
+    }
+}
+
+fn ids(routes: &[Route]) -> Vec<&str> {
+    routes.iter().map(|route| route.proxy.id()).collect()
+}
+
+/// The answers for `node-1`, which are the same in a batch and alone.
+async fn get(replica: &Replica) -> Vec<Route> {
+    let nodes = [node("other"), node("node-1"), node("another")];
+    let all = replica.get_proxies_batch(&nodes).await.expect("the table answers");
+    let alone = replica.get_proxies(&nodes[1]).await.expect("the table answers");
+    assert_eq!(all, [vec![], alone.clone(), vec![]]);
+    alone
+}
+
+async fn complain(replica: &Replica, proxy_id: &str) {
+    let complaint = replica.report_unreachable(&node("node-1"), proxy_id).await;
+    complaint.expect("the table takes it");
+}
+
+#[tokio::test]
+async fn a_tracker_is_asked_if_the_copy_is_too_old() {
+    let (machine, _) = following(&["a"]);
+    for (max_staleness, expected) in [(HOUR, "a"), (Duration::ZERO, "b")] {
+        let replica = replica(&machine, max_staleness, &["b"]);
+        assert_eq!(ids(&get(&replica).await), [expected]);
+        assert_eq!(ids(&replica.look_up(&node("node-1")).expect("a copy")), ["a"]);
+    }
+}
+
+#[tokio::test]
+async fn a_reported_route_is_left_out_until_the_copy_gets_it_again() {
+    let (mut machine, now) = following(&["a", "b"]);
+    let replica = replica(&machine, HOUR, &["a", "c"]);
+    complain(&replica, "a").await;
+    assert_eq!(ids(&get(&replica).await), ["b"]);
+    complain(&replica, "b").await;
+    assert_eq!(replica.look_up(&node("node-1")), Some(vec![]));
+    assert_eq!(
+        ids(&get(&replica).await),
+        ["c"],
+        "the copy has no other, so the tracker is asked"
+    );
+
+    let (proxies, routes) = routes_of_node(&["a"]);
+    let change = v1::WatchChange {
+        sequence: 11,
+        change: Some(Change::Node(v1::WatchNodeChange {
+            routes: Some(routes),
+            ..v1::WatchNodeChange::default()
+        })),
+    };
+    let changes = Message::Changes(v1::WatchChanges {
+        proxies,
+        changes: vec![change],
+    });
+    send(&mut machine, now + HOUR, changes);
+    assert_eq!(ids(&get(&replica).await), ["a"]);
+}
+
+#[tokio::test]
+async fn a_reported_route_of_the_tracker_is_left_out() {
+    let (machine, _) = machine(1);
+    let replica = replica(&machine, HOUR, &["a"]);
+    assert_eq!(ids(&get(&replica).await), ["a"]);
+    complain(&replica, "a").await;
+    assert_eq!(get(&replica).await, []);
 }

@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 use crate::tracker::Route;
 
-/// The most nodes with complaints. While so many have current complaints, further complaints only drop the cached answer.
+/// The most nodes with complaints. While so many have current complaints, further complaints leave no route out.
 const MAX_NODES: usize = 10_000;
 
 #[derive(Debug)]
-pub(super) struct Complaints {
+pub(crate) struct Complaints {
     ttl: Duration,
     by_node: RwLock<HashMap<NodeId, Vec<Complaint>>>,
     /// Whether there ever was a complaint: without one, look-ups take no lock.
@@ -26,12 +26,12 @@ pub(super) struct Complaints {
 struct Complaint {
     proxy_id: String,
     at: Instant,
-    /// The route's last refresh then, if it was known.
-    last_refresh: Option<SystemTime>,
+    /// A refresh of the route after this moment ends the complaint; `None` if only time does.
+    until_refresh_after: Option<SystemTime>,
 }
 
 impl Complaints {
-    pub(super) fn new(ttl: Duration) -> Self {
+    pub(crate) fn new(ttl: Duration) -> Self {
         Self {
             ttl,
             by_node: RwLock::default(),
@@ -39,8 +39,8 @@ impl Complaints {
         }
     }
 
-    /// Leaves a route out from now on, until the time is over or the route has a later refresh.
-    pub(super) fn add(&self, node: &NodeId, proxy_id: &str, last_refresh: Option<SystemTime>) {
+    /// Leaves a route out from now on, until the time is over or the route has a refresh after the given moment.
+    pub(crate) fn add(&self, node: &NodeId, proxy_id: &str, until_refresh_after: Option<SystemTime>) {
         let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
         if by_node.len() >= MAX_NODES {
             by_node.retain(|_, complaints| complaints.iter().any(|complaint| self.is_current(complaint)));
@@ -51,7 +51,7 @@ impl Complaints {
             complaints.push(Complaint {
                 proxy_id: proxy_id.to_owned(),
                 at: Instant::now(),
-                last_refresh,
+                until_refresh_after,
             });
             // Relaxed, here and below: a look-up after this call, in the order of any synchronization, sees it.
             self.any.store(true, Ordering::Relaxed);
@@ -59,13 +59,15 @@ impl Complaints {
     }
 
     /// Whether a route is to be left out.
-    pub(super) fn has(&self, node: &NodeId, route: &Route) -> bool {
+    pub(crate) fn has(&self, node: &NodeId, route: &Route) -> bool {
         if !self.any.load(Ordering::Relaxed) {
             return false;
         }
         let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
         by_node.get(node).into_iter().flatten().any(|complaint| {
-            let is_refreshed = complaint.last_refresh.is_some_and(|then| route.last_refresh > then);
+            let is_refreshed = complaint
+                .until_refresh_after
+                .is_some_and(|then| route.last_refresh > then);
             complaint.proxy_id == route.proxy.id() && self.is_current(complaint) && !is_refreshed
         })
     }
