@@ -30,6 +30,7 @@ use crate::grpc::router::Router;
 use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
+use crate::http2::socket::{Socket, Transport};
 use crate::http2::traffic::{CountedStream, Traffic};
 use crate::limits::{self, Limits};
 use crate::memory::{ConnectionMemory, MemoryBudget};
@@ -68,7 +69,7 @@ pub(crate) async fn serve(
     number: u64,
 ) {
     let stream = match TcpStream::from_std(stream) {
-        Ok(stream) => stream,
+        Ok(stream) => Socket::new(stream),
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
     context.counters.connections.accepted.add(1);
@@ -143,7 +144,7 @@ async fn drain_begins(draining: &mut watch::Receiver<bool>) {
     let _ = draining.wait_for(|&draining| draining).await;
 }
 
-async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
+async fn http2<S: Transport>(
     stream: S,
     mut peer: Peer,
     context: ConnectionContext,
@@ -247,6 +248,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 // After the process was stopped, timers fire before the sockets are polled. So read first what has
                 // arrived.
                 yield_now().await;
+                traffic.ask_sent();
                 if let Some(result) = poll_immediate(poll_fn(|cx| calls.poll_serve(cx))).await {
                     return log_end(result, budget.refusals());
                 }
@@ -347,12 +349,14 @@ fn builder() -> h2::server::Builder {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::io::{Read, Write};
     use std::pin::Pin;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::task::{Context, ready};
     use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
+    use rustix::net::{AddressFamily, SocketType, sockopt};
+    use tokio::io::{AsyncWriteExt, ReadBuf};
     use tokio::task::coop::poll_proceed;
     use tokio::time::advance;
 
@@ -360,6 +364,7 @@ pub(crate) mod tests {
     use crate::auth::Access;
     use crate::grpc::handler::{Handler, ImmediateHandler};
     use crate::grpc::method::{Method, MethodTable};
+    use crate::http2::socket::SentBytes;
     use crate::idle::EvictionBudget;
     use crate::rpc::methods::methods_of_empty_table;
 
@@ -396,12 +401,21 @@ pub(crate) mod tests {
         }
     }
 
+    impl Transport for Flood {
+        fn sent(&self) -> SentBytes {
+            SentBytes::default()
+        }
+    }
+
+    /// A client that keeps no bytes in a system's buffers.
+    impl Transport for tokio::io::DuplexStream {
+        fn sent(&self) -> SentBytes {
+            SentBytes::default()
+        }
+    }
+
     /// Serves the first connection of a worker.
-    async fn http2_alone<S: AsyncRead + AsyncWrite + Unpin>(
-        stream: S,
-        context: ConnectionContext,
-        memory: ConnectionMemory,
-    ) {
+    async fn http2_alone<S: Transport>(stream: S, context: ConnectionContext, memory: ConnectionMemory) {
         let turns = Turns::of_one_client(Arc::clone(&context.turns));
         http2(stream, Peer::unrestricted(), context, memory, turns, 0).await;
     }
@@ -569,28 +583,42 @@ pub(crate) mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_its_reply_slowly_is_alive() {
-        const SIZE: usize = 100_000;
-        const STEP: usize = 1024;
+        const SIZE: usize = 400_000;
+        const STEP: usize = 16 * 1024;
         let limits = Limits::default();
         let handler = Handler::Immediate(Arc::new(|_, _| Ok(Bytes::from_static(&[0; SIZE]))));
         let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
         let (_draining, context) = context(MethodTable::new(vec![method]), limits.clone());
-        let (mut client, server) = tokio::io::duplex(STEP);
-        let served = tokio::spawn(http2_alone(server, context, memory()));
+        let (mut client, server) = slow_connection();
+        let served = tokio::spawn(http2_alone(Socket::new(server), context, memory()));
         let window = frame(8, 0, 0, &(1_u32 << 30).to_be_bytes());
         let windows = frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
         let begin = [BEGIN, &windows, &window, &requests(1, 10).next().expect("a request")].concat();
-        client.write_all(&begin).await.unwrap();
+        client.write_all(&begin).unwrap();
         let mut taken = 0;
         while taken < SIZE {
-            sleep(limits.keep_alive_interval / 2).await;
-            let read = client.read(&mut [0; STEP]).await.unwrap();
+            sleep(limits.keep_alive_timeout / 2).await;
+            // Blocks the thread, so that the paused time stands meanwhile.
+            let read = client.read(&mut [0; STEP]).unwrap();
             assert_ne!(read, 0, "cut after {taken} bytes");
             taken += read;
         }
+        assert!(!served.is_finished());
         // The client neither sends nor takes bytes now.
-        sleep(2 * limits.keep_alive_interval + limits.keep_alive_timeout).await;
+        sleep(2 * limits.keep_alive_interval + 2 * limits.keep_alive_timeout).await;
         assert!(served.is_finished());
+    }
+
+    /// Connects a client, whose system takes few bytes, to a server, whose system takes many.
+    fn slow_connection() -> (std::net::TcpStream, TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        sockopt::set_socket_recv_buffer_size(&client, 16 * 1024).unwrap();
+        rustix::net::connect(&client, &listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        sockopt::set_socket_send_buffer_size(&server, 1 << 20).unwrap();
+        server.set_nonblocking(true).unwrap();
+        (client.into(), TcpStream::from_std(server).unwrap())
     }
 
     #[tokio::test(start_paused = true)]
