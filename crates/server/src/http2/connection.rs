@@ -17,7 +17,7 @@ use h2::Reason;
 use h2::server::{Connection, Handshake};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -33,7 +33,7 @@ use crate::http2::keep_alive::KeepAlive;
 use crate::http2::socket::{Socket, Transport};
 use crate::http2::traffic::{CountedStream, Traffic};
 use crate::limits::{self, Limits};
-use crate::memory::{ConnectionMemory, MemoryBudget};
+use crate::memory::{Charge, ConnectionMemory, MemoryBudget};
 use crate::quota::ClientQuota;
 use crate::refusal::{self, Refusals};
 use crate::tls::{Certificates, Handshake as TlsHandshake, Peer};
@@ -60,11 +60,13 @@ pub(crate) struct ConnectionContext {
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
 ///
-/// `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end
+/// `slot` is the connection's slot among those of its client. A client with a certificate first has a slot of its address,
+/// and then one of its own. `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end
 /// together.
 pub(crate) async fn serve(
     stream: std::net::TcpStream,
     client: ClientQuota,
+    mut slot: OwnedSemaphorePermit,
     mut context: ConnectionContext,
     number: u64,
 ) {
@@ -73,12 +75,10 @@ pub(crate) async fn serve(
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
     context.counters.connections.accepted.add(1);
-    let turns = Turns::new(Arc::clone(&context.turns), client.key());
+    let mut turns = Turns::new(Arc::clone(&context.turns), client.key());
     turns.take(connection_work(&context)).await;
-    let memory = context.memory.for_connection(client);
-    let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
-        memory.client().make_room_of_all();
-        return warn!("a connection was closed: the memory budget for clients is used up (client_memory_mb)");
+    let Some((mut memory, mut charge)) = connection_memory(&context, client) else {
+        return;
     };
     // Each phase has its own box, so that an idle connection does not hold the memory of the handshakes.
     let Some(certificates) = context.tls.take() else {
@@ -88,10 +88,38 @@ pub(crate) async fn serve(
     let handshake = TlsAcceptor::from(tls.config()).accept(stream);
     if let Some(stream) = Box::pin(tls_handshake(handshake, &context)).await {
         let peer = tls.done(stream.get_ref().1.peer_certificates());
+        if let Some(name) = peer.certified_name() {
+            let client = memory.client().certified(name);
+            let Some(client_slot) = client.try_slot() else {
+                client.make_room();
+                context.memory.refusals().refuse(refusal::Reason::AddressConnections);
+                return;
+            };
+            slot = client_slot;
+            turns = Turns::new(Arc::clone(&context.turns), client.key());
+            let Some(of_client) = connection_memory(&context, client) else {
+                return;
+            };
+            (memory, charge) = of_client;
+        }
         let Ok(_chain) = memory.charge(peer.chain_size()) else {
             return warn!("a connection was closed: the memory budget for clients has no room for its certificates");
         };
         Box::pin(http2(stream, peer, context, memory, turns, number)).await;
+    }
+    drop((slot, charge));
+}
+
+/// Returns the memory of a new connection, with the charge for the connection itself. `None` if the budget has no room.
+fn connection_memory(context: &ConnectionContext, client: ClientQuota) -> Option<(ConnectionMemory, Charge)> {
+    let memory = context.memory.for_connection(client);
+    match memory.charge(limits::CONNECTION_MEMORY) {
+        Ok(charge) => Some((memory, charge)),
+        Err(_) => {
+            memory.client().make_room_of_all();
+            warn!("a connection was closed: the memory budget for clients is used up (client_memory_mb)");
+            None
+        }
     }
 }
 
