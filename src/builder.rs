@@ -105,12 +105,13 @@ impl Builder {
 
     /// The most proxies that the table holds; 1,048,576 by default, and at most 8,388,608.
     ///
-    /// A removed or replaced proxy counts until its routes are swept and its number is free again. This takes at most
-    /// 15 rounds of the [sweeper](crate::RouteTable::sweep), unless a thread stays inside a call: threads that are
-    /// inside a call when the proxy is removed, or when its routes have been swept, must leave that call first.
+    /// A proxy counts until it is removed or dropped. But the number of a removed or replaced proxy is free again only
+    /// after its routes are swept. This takes at most 15 rounds of the [sweeper](crate::RouteTable::sweep), unless a
+    /// thread stays inside a call: threads that are inside a call when the proxy is removed, or when its routes have been
+    /// swept, must leave that call first.
     ///
-    /// A proxy that is replaced by a newer incarnation can exceed the limit by an eighth and 16. So registered proxies
-    /// can restart although the table is full.
+    /// So a table has an eighth and 16 more numbers than proxies. If half of these are in use, new proxies are refused,
+    /// and registered proxies can still restart with a newer incarnation.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self

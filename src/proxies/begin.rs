@@ -38,6 +38,13 @@ pub(super) fn most_numbers(limit: usize) -> usize {
     (limit + limit / 8 + 16).min(PROXY_NUMBERS)
 }
 
+/// The most numbers in use before a new proxy is refused, for a limit on proxies. The number of a removed proxy stays in
+/// use until its routes are swept, so removals would make no room at once. The other numbers are for restarts: however
+/// often strangers come and go, a known proxy can restart.
+pub(super) fn most_numbers_for_new(limit: usize) -> usize {
+    limit.midpoint(most_numbers(limit))
+}
+
 impl Proxies {
     /// Gives a registered proxy another number. At each moment, readers find exactly one of the two numbers.
     fn replace(
@@ -92,7 +99,11 @@ impl Proxies {
         let old = self.registered(id, guard);
         let current = old.and_then(|old| self.numbers.incarnation(old.number));
         let standing = owner.incarnations.standing(id, current, incarnation, at.interval_ago)?;
-        if current.is_none() && !owner.incarnations.has_room(id, self.limit, at.interval_ago) {
+        if current.is_none()
+            && !owner
+                .incarnations
+                .has_room(id, most_numbers_for_new(self.limit), at.interval_ago)
+        {
             return Err(self.too_many().into());
         }
         let begun = match (standing, old) {

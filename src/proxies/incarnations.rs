@@ -18,7 +18,8 @@
 //! here. An incarnation that has ended is stored only here.
 //!
 //! No incarnation is forgotten early to make room: that would accept late messages. At most as many IDs are known as
-//! the table may have proxies; an ID for which there is no room is refused.
+//! numbers may be in use when a new proxy comes
+//! ([`most_numbers_for_new`](super::begin::most_numbers_for_new)); an ID for which there is no room is refused.
 //!
 //! Every step holds the registry's lock, so each step is short: the maps are trees, which grow and shrink by a node at
 //! a time, and a new ID makes the table forget at most two others.

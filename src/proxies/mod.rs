@@ -73,7 +73,7 @@ use std::sync::{Arc, atomic};
 use compact_str::CompactString;
 
 use crate::liveness::Liveness;
-use crate::proxies::begin::most_numbers;
+use crate::proxies::begin::{most_numbers, most_numbers_for_new};
 use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::ids::Ids;
@@ -229,7 +229,7 @@ impl Proxies {
 
     /// The number of registered proxies.
     pub(crate) fn len(&self) -> usize {
-        // Relaxed: a figure for display.
+        // Relaxed: as in `register_locked`; without the lock, a figure for display.
         self.registered.load(Ordering::Relaxed)
     }
 
@@ -241,7 +241,9 @@ impl Proxies {
 
     /// How many more proxies fit into the table.
     pub(crate) fn room(&self) -> usize {
-        self.registry.lock().room(self.limit)
+        let registry = self.registry.lock();
+        let proxies = self.limit.saturating_sub(self.len());
+        proxies.min(registry.room(most_numbers_for_new(self.limit)))
     }
 
     pub(crate) fn limit(&self) -> usize {

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 
 use crate::error::RegisterError;
 use crate::proxies::Proxies;
+use crate::proxies::begin::most_numbers_for_new;
 use crate::proxies::id::ProxyId;
 use crate::proxies::intern::Addr;
 use crate::proxies::owner::Owner;
@@ -88,10 +89,13 @@ impl Proxies {
             self.keep(registered, tick);
             return Ok(registered);
         }
-        let new = self.occupy(proxy, incarnation, tick, self.limit, owner)?;
+        if self.len() >= self.limit {
+            return Err(self.too_many());
+        }
+        let new = self.occupy(proxy, incarnation, tick, most_numbers_for_new(self.limit), owner)?;
         step("register: not in the map");
         self.ids.insert(new.number, guard);
-        // Relaxed: a figure for display.
+        // Relaxed: only holders of the lock change the number, and compare it with the limit.
         self.registered.fetch_add(1, Ordering::Relaxed);
         Ok(new)
     }

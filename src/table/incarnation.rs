@@ -3,7 +3,6 @@
 use std::num::NonZeroU64;
 
 use crate::error::{BeginError, RegisterError};
-use crate::proxies::begin::BegunIncarnation;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 use crate::types::proxy::{Proxy, ProxyRef};
@@ -77,10 +76,7 @@ impl RouteTable {
     pub fn begin_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
         let guard = pin();
         let moved = |proxy| self.proxy_moved(proxy, &guard);
-        let begun = self
-            .proxies()
-            .begin(proxy, incarnation, Some(moved), self.moment(), &guard)?;
-        Ok(self.begun(begun, &guard))
+        self.begin_pinned(proxy, incarnation, Some(moved), &guard)
     }
 
     /// Begins an incarnation again, like [`begin_incarnation`](Self::begin_incarnation), except that a registered proxy
@@ -93,18 +89,31 @@ impl RouteTable {
     pub fn resume_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
         let guard = pin();
         let keep = None::<fn(ProxyRef)>;
-        let begun = self.proxies().begin(proxy, incarnation, keep, self.moment(), &guard)?;
-        Ok(self.begun(begun, &guard))
+        self.begin_pinned(proxy, incarnation, keep, &guard)
     }
 
-    fn begun(&self, begun: BegunIncarnation, guard: &Guard) -> Incarnation {
+    fn begin_pinned(
+        &self,
+        proxy: &Proxy<'_>,
+        incarnation: NonZeroU64,
+        moved: Option<impl FnOnce(ProxyRef)>,
+        guard: &Guard,
+    ) -> Result<Incarnation, BeginError> {
+        let begun = self
+            .proxies()
+            .begin(proxy, incarnation, moved, self.moment(), guard)
+            .inspect_err(|error| {
+                if let BeginError::Proxy(error) = error {
+                    self.proxy_refused(error);
+                }
+            })?;
         if let Some(replaced) = begun.replaced {
             self.proxy_removed(replaced, guard);
         }
-        Incarnation {
+        Ok(Incarnation {
             proxy: begun.proxy,
             is_resumed: begun.is_resumed,
-        }
+        })
     }
 
     /// The incarnation of a proxy; `None` if it has none, or is no longer registered. Takes no lock.

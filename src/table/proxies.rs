@@ -96,7 +96,15 @@ impl RouteTable {
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
         let moved = |proxy| self.proxy_moved(proxy, guard);
-        self.proxies.register(proxy, now, guard, moved)
+        let registered = self.proxies.register(proxy, now, guard, moved);
+        registered.inspect_err(|error| self.proxy_refused(error))
+    }
+
+    /// Asks the sweeper for the numbers of removed proxies, if a proxy was refused for want of room.
+    pub(super) fn proxy_refused(&self, error: &RegisterError) {
+        if let RegisterError::TooManyProxies { .. } = error {
+            self.request_sweep();
+        }
     }
 
     /// Marks for subscribers that a proxy's details have changed.

@@ -1,12 +1,13 @@
 //! The contract of the public interface, one property at a time.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::common::model::millis;
 use crate::common::{proxy, sweep_fully};
 use nodetracker::{
     AddError, Added, Builder, ManualClock, NodeId, NodeIdError, Proxy, ProxyDetails, ProxyField, ProxyRef,
-    RegisterError, ReportError, Route, RouteTable, Stats, SweepReport, TextError,
+    RegisterError, ReportError, Route, RouteTable, Stats, SweepPace, SweepReport, TextError,
 };
 use uuid::Uuid;
 
@@ -826,15 +827,38 @@ fn at_most_max_proxies_are_registered() {
         Ok(one)
     );
     assert_eq!(table.proxy(one).expect("is there").addr(), "192.0.2.9:1");
+    // The place is free at once.
     assert!(table.remove_proxy(one));
-    // The place is free after a grace period, which other tests' threads can delay, and a full round.
-    let freed = (0..100_000).any(|_| {
-        sweep_fully(&table);
-        std::thread::yield_now();
-        table.register_proxy(&proxy("proxy-3")).is_ok()
-    });
-    assert!(freed, "the place of a removed proxy was never free again");
+    register(&table, "proxy-3");
     assert!(table.register_proxy(&proxy("proxy-1")).is_err());
+}
+
+/// Strangers that come and go use up the numbers of removed proxies, but not those that are kept for restarts.
+#[test]
+fn a_known_proxy_restarts_however_many_strangers_came_and_went() {
+    let (table, _) = table_with(|builder| builder.max_proxies(100));
+    let begin = |incarnation| {
+        let number = NonZeroU64::new(incarnation).expect("not zero");
+        table.begin_incarnation(&proxy("known"), number)
+    };
+    begin(1).expect("there is room");
+    let strangers = (0..1_000)
+        .map_while(|nth| table.register_proxy(&proxy(&format!("stranger-{nth}"))).ok())
+        .inspect(|stranger| assert!(table.remove_proxy(*stranger)));
+    assert!((100..1_000).contains(&strangers.count()));
+    begin(2).expect("numbers are kept for restarts");
+    // The refusal asks the sweeper for the numbers of the strangers.
+    let mut pace = SweepPace::default();
+    let freed = (0..100_000).any(|_| {
+        let is_refused = table.register_proxy(&proxy("newcomer")).is_err();
+        let pause = pace.next_pause(&table);
+        assert!(!is_refused || pause == Duration::from_millis(2), "{pause:?}");
+        pace.sweep(&table);
+        // Other tests' threads can delay grace periods.
+        std::thread::yield_now();
+        !is_refused
+    });
+    assert!(freed, "the numbers of removed proxies were never free again");
 }
 
 // --- the sweep

@@ -24,7 +24,7 @@
 //! and `quota` shares the limits between addresses. Every limit that keeps a hostile client from hurting other clients
 //! is in [`limits`]. `refusal` counts how often each limit was reached.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod auth;
 mod cli;

@@ -113,9 +113,14 @@ pub const TLS_CONNECTION_WORK: usize = 5_000;
 /// The work that one pass of a worker grants to the tasks that wait for a turn: half a millisecond.
 pub const WORK_PER_PASS: usize = 5_000;
 
-/// The work of small calls after which one pass of a worker leaves only [`LEAST_TURN_WORK`] to each connection. Some ten
-/// connections with many calls in flight stay below: to divide their calls would cost a tenth of their CPU.
+/// The work of small calls after which one pass of a worker leaves only [`LEAST_TURN_WORK`] to each connection, while at
+/// most [`CROWD`] tasks wait. Some ten connections with many calls in flight stay below: to divide their calls would cost
+/// a tenth of their CPU.
 pub const SMALL_WORK_PER_PASS: usize = 4 * WORK_PER_PASS;
+
+/// Tasks of one worker that may wait for a turn without effect on [`SMALL_WORK_PER_PASS`]. While more wait, the small calls
+/// of a pass have less work, down to [`WORK_PER_PASS`]: a connection with one call waits for the end of the pass.
+pub const CROWD: usize = 16;
 
 /// The work of one turn of a batch or of a page: 50 microseconds.
 pub const WORK_PER_PART: usize = 500;
@@ -311,7 +316,8 @@ pub struct Limits {
     pub call: Duration,
     /// How long a connection may be silent before its client is pinged. 30 s by default.
     pub keep_alive_interval: Duration,
-    /// How long a pinged client may stay silent before its connection is closed. 10 s by default.
+    /// How long a pinged client may stay silent before its connection is closed. 10 s by default. A client whose system
+    /// takes bytes that were written before the ping has another [`keep_alive_interval`](Self::keep_alive_interval).
     pub keep_alive_timeout: Duration,
     /// How long a session may send nothing before it sends a keep-alive message. 25 s by default, as for watches. HTTP
     /// proxies end streams that are silent for longer, often after 60 s, and HTTP/2's pings do not pass proxies.

@@ -20,15 +20,16 @@ use crate::idle::{EvictionBudget, IdleConnections};
 use crate::limits::{Limits, MAKE_ROOM_INTERVAL, MAX_WAITING_PER_CLIENT, MAX_WATCHED_SIZE, MAX_WATCHES};
 use crate::refusal::Reason;
 
-/// The identity of a client.
-///
-/// For another kind of identity, such as a name in a certificate, add a variant.
+/// The identity of a client: what its certificate certifies, or its address if it has no certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ClientKey {
     /// An address of IPv4.
     V4(Ipv4Addr),
     /// The first 64 bits of an address of IPv6. A client can choose the other bits within its network.
     V6(u64),
+    /// A hash of the name in the client's certificate. Different names have different hashes, except by an accident that
+    /// nobody can cause: the hash has a random key.
+    Certified(u64),
 }
 
 impl From<IpAddr> for ClientKey {
@@ -128,6 +129,11 @@ impl Quotas {
         }))
     }
 
+    /// Returns the key of a client with a certificate.
+    fn certified(&self, name: &str) -> ClientKey {
+        ClientKey::Certified(self.lock().hasher().hash_one(name))
+    }
+
     /// Asks up to `connections` idle connections of any client to end.
     pub(crate) fn make_room(&self, connections: usize) {
         let evictions = EvictionBudget::new(connections);
@@ -201,6 +207,12 @@ impl ClientQuota {
     /// Returns the identity of the client.
     pub(crate) fn key(&self) -> ClientKey {
         self.0.key
+    }
+
+    /// Registers the connection for the client with this name in its certificate, which has a quota of its own.
+    pub(crate) fn certified(&self, name: &str) -> Self {
+        let quotas = &self.0.quotas;
+        quotas.register(quotas.certified(name))
     }
 
     /// Takes a slot for a connection. Returns `None` if no slot is free.
@@ -281,15 +293,29 @@ impl ClientQuota {
             ..
         } = client.shares;
         if watches >= most_watches {
-            return Err((Reason::AddressWatches, format!("your address has {watches} watches")));
+            return Err((
+                Reason::AddressWatches,
+                format!("{} has {watches} watches", self.whose()),
+            ));
         }
         if watched.saturating_add(size) > most_size {
-            let message = format!("the nodes of your address's watches take {watched} bytes of {most_size}");
+            let message = format!(
+                "the nodes of the watches of {} take {watched} bytes of {most_size}",
+                self.whose()
+            );
             return Err((Reason::AddressWatchedNodes, message));
         }
         client.watches.fetch_add(1, Ordering::Relaxed);
         client.watched_size.fetch_add(size, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Returns words for the client in a message to the client.
+    fn whose(&self) -> &'static str {
+        match self.key() {
+            ClientKey::Certified(_) => "your certificate's name",
+            ClientKey::V4(_) | ClientKey::V6(_) => "your address",
+        }
     }
 
     /// Ends the count of a watch, whose nodes take `size` bytes.
@@ -329,6 +355,18 @@ pub(crate) mod tests {
         assert_ne!(key("10.0.0.1"), key("10.0.0.2"));
         assert_eq!(key("2001:db8:0:1::1"), key("2001:db8:0:1:ffff::2"));
         assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
+    }
+
+    #[test]
+    fn a_certified_client_has_a_quota_of_its_own_at_any_address() {
+        let quotas = Quotas::new(&limits(50));
+        let [here, there] = ["10.0.0.1", "10.0.0.2"].map(|addr| quotas.register(key(addr)));
+        here.charge(500);
+        let proxy = here.certified("proxy-1");
+        assert!(!here.has_memory(1) && proxy.has_memory(500));
+        proxy.charge(500);
+        assert!(!there.certified("proxy-1").has_memory(1));
+        assert!(there.certified("proxy-2").has_memory(500) && there.has_memory(500));
     }
 
     #[test]

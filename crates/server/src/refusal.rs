@@ -13,8 +13,8 @@
 //! [`REPORT_INTERVAL`], with the count of the refusals since the line before. So a flood of refusals writes some
 //! megabytes a day.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tonic::{Code, Status};
@@ -152,11 +152,12 @@ impl Refusals {
     pub(crate) fn refuse(&self, reason: Reason) -> Refused {
         // Relaxed, as in `counts`: the counters guard no data.
         let count = self.counts[reason as usize].fetch_add(1, Ordering::Relaxed) + 1;
-        let mut report = self.reports[reason as usize]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let due = report.take_due(count, Instant::now());
-        drop(report);
+        // If another thread has the lock, it reports this refusal too, or the next line does: a flood of refusals must not
+        // make the workers wait for each other.
+        let report = self.reports[reason as usize].try_lock();
+        let due = report
+            .ok()
+            .and_then(|mut report| report.take_due(count, Instant::now()));
         let (name, text) = (reason.name(), reason.text());
         match due {
             Some(count) => info!(reason = name, count, peer = peer::field(), "refused: {text}"),
@@ -216,6 +217,19 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_does_not_wait_for_another_thread_that_reports() {
+        let refusals = Refusals::default();
+        let reporting = refusals
+            .reports
+            .each_ref()
+            .map(|report| report.lock().expect("not poisoned"));
+        std::thread::scope(|scope| scope.spawn(|| refusals.refuse(Reason::MessageSize)).join())
+            .expect("it is counted without the lock");
+        drop(reporting);
+        assert_eq!(refusals.counts().map(|(_, count)| count).sum::<u64>(), 1);
+    }
+
+    #[test]
     fn the_log_has_a_line_for_each_interval_and_counts_the_rest() {
         let begin = Instant::now();
         let mut report = Report::default();
@@ -254,6 +268,37 @@ mod tests {
     fn quoted(text: &str) -> BTreeSet<&str> {
         let quoted = text.split('`').skip(1).step_by(2);
         quoted.flat_map(|code| code.split("::")).collect()
+    }
+
+    /// The constants and fields of `limits.rs` that bound no resource of a client: work, pauses, and sizes of one step.
+    const NO_LIMITS: &str = "MAX_INCARNATION HEARTBEATS_PER_KEEP_ALIVE MAX_TURN_INPUT CALL_WORK WAITING_CALL_WORK \
+        VERIFY_WORK NODE_WORK HANDLES_PER_WORK ROUTE_WORK BYTES_PER_WORK SHORT_TURN_WORK LEAST_TURN_INPUT CONNECTION_WORK \
+        TLS_CONNECTION_WORK LARGE_REPLY_SIZE SMALL_REPLY_SIZE WATCH_INTERVAL RESYNC_NODES MAX_SWEEP_WAIT \
+        STREAM_KEEP_ALIVE MAX_WATCH_CHANGES SNAPSHOT_JOIN_CHANGES ACCEPT_BACKOFF MAX_ACCEPT_BACKOFF \
+        MAKE_ROOM_INTERVAL IDLE_DRAIN IDLE_BYTES stream_keep_alive";
+
+    /// The names of the constants, and of the fields of `Limits`, in `limits.rs`.
+    fn declared(source: &str) -> impl Iterator<Item = &str> {
+        source.lines().filter_map(|line| {
+            let declared = line.trim_start().strip_prefix("pub ")?;
+            declared
+                .strip_prefix("const ")
+                .unwrap_or(declared)
+                .split_once(": ")
+                .map(|(name, _)| name)
+        })
+    }
+
+    #[test]
+    fn the_table_of_limits_has_each_limit() {
+        let table = include_str!("../docs/limits.md");
+        let listed = quoted(table);
+        let without_limit: BTreeSet<_> = NO_LIMITS.split_whitespace().collect();
+        let source = include_str!("limits.rs");
+        for name in declared(source) {
+            assert_ne!(listed.contains(name), without_limit.contains(name), "{name}");
+        }
+        assert!(declared(source).any(|name| name == "MAX_WATCHES") && declared(source).any(|name| name == "memory"));
     }
 
     /// Keeps the table in `docs/limits.md` equal to the code.

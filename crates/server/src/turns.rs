@@ -7,9 +7,9 @@
 //! queue, and the next passes grant the turns in order. If a connection has few small calls, these calls never wait.
 //!
 //! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass has
-//! done [`SMALL_WORK_PER_PASS`], each further connection may do only [`LEAST_TURN_WORK`], and waits for a turn with the rest. So a
-//! thousand connections with many small calls do not delay a connection with one call. A new connection waits for a
-//! turn, too.
+//! done [`SMALL_WORK_PER_PASS`], or a quarter of that while many tasks wait, each further connection may do only
+//! [`LEAST_TURN_WORK`], and waits for a turn with the rest. So a thousand connections with many small calls do not delay a
+//! connection with one call. A new connection waits for a turn, too.
 //!
 //! The clients whose tasks wait get turns one after the other, however many tasks each has: so an address with 400 busy
 //! connections gets no more turns than an address with one. Of one client, a connection has at most one task in the
@@ -25,14 +25,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::yield_now;
 
 use crate::limits::{
-    LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, SMALL_WORK_PER_PASS, TURN_WORK,
-    WORK_PER_PART, WORK_PER_PASS,
+    CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, SMALL_WORK_PER_PASS,
+    TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::quota::ClientKey;
 
@@ -77,6 +78,8 @@ struct Queue {
     /// The clients with tasks, in the order of their turns.
     clients: VecDeque<ClientKey>,
     tasks: HashMap<ClientKey, VecDeque<Waiting>, ahash::RandomState>,
+    /// The number of tasks.
+    len: usize,
 }
 
 impl Queue {
@@ -90,12 +93,14 @@ impl Queue {
             self.clients.push_back(client);
         }
         tasks.push_back(task);
+        self.len += 1;
     }
 
     fn pop(&mut self) -> Option<Waiting> {
         let client = self.clients.pop_front()?;
         let tasks = self.tasks.get_mut(&client)?;
         let task = tasks.pop_front();
+        self.len -= 1;
         if tasks.is_empty() {
             self.tasks.remove(&client);
         } else {
@@ -103,6 +108,11 @@ impl Queue {
         }
         task
     }
+}
+
+/// Returns the work of small calls after which a pass leaves little to each connection, while so many tasks wait.
+fn small_work_per_pass(waiting: usize) -> usize {
+    (SMALL_WORK_PER_PASS * CROWD / waiting.max(CROWD)).max(WORK_PER_PASS)
 }
 
 impl WorkerTurns {
@@ -144,6 +154,9 @@ impl WorkerTurns {
     }
 }
 
+/// How often the runtime polls its sockets until it has seen all that had input. At each poll it sees up to 1,024.
+const SOCKET_POLLS: u32 = 16;
+
 /// Completes when the turn comes.
 pub(crate) type TurnFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -154,6 +167,8 @@ pub(crate) struct Turns {
     client: ClientKey,
     /// The connection's task that is in the queue holds the permit.
     first: Arc<Semaphore>,
+    /// Whether the connection waits for a turn to read its input. Relaxed: only the worker's thread uses it.
+    has_input: Arc<AtomicBool>,
 }
 
 impl Turns {
@@ -163,6 +178,7 @@ impl Turns {
             worker,
             client,
             first: Arc::new(Semaphore::new(1)),
+            has_input: Arc::default(),
         }
     }
 
@@ -205,6 +221,7 @@ impl Turns {
 
     /// Asks for a turn in a later pass, for the connection's small calls.
     pub(crate) fn next(&self) -> oneshot::Receiver<()> {
+        self.has_input.store(true, Ordering::Relaxed);
         self.worker.enqueue(self.client, SHORT_TURN_WORK)
     }
 
@@ -214,7 +231,7 @@ impl Turns {
         let pass = self.worker.lock();
         let work = match is_granted {
             true => SHORT_TURN_WORK,
-            false if pass.spent >= SMALL_WORK_PER_PASS => LEAST_TURN_WORK,
+            false if pass.spent >= small_work_per_pass(pass.waiting.len) => LEAST_TURN_WORK,
             false if pass.waiting.is_empty() => TURN_WORK,
             false => SHORT_TURN_WORK,
         };
@@ -228,8 +245,20 @@ impl Turns {
         }
     }
 
+    /// Waits until the connection has read the input that has arrived by now.
+    pub(crate) async fn input_is_read(self) {
+        for _ in 0..SOCKET_POLLS {
+            // The runtime polls the sockets and runs the connections that have input, then this task.
+            yield_now().await;
+        }
+        while self.has_input.load(Ordering::Relaxed) {
+            yield_now().await;
+        }
+    }
+
     /// Counts the work of a turn for small calls. The pass has counted the work of a granted turn before.
     pub(crate) fn end(&self, turn: &SmallCalls, work: usize) {
+        self.has_input.store(false, Ordering::Relaxed);
         if turn.is_granted {
             return;
         }
@@ -395,6 +424,27 @@ pub(crate) mod tests {
         connections[9].end(&turn, turn.work);
         assert_eq!(worker.lock().spent, SHORT_TURN_WORK, "the work was counted twice");
         assert_eq!(connections[0].small_calls(false).work, TURN_WORK);
+    }
+
+    #[tokio::test]
+    async fn small_calls_have_less_of_a_pass_while_many_tasks_wait() {
+        assert_eq!([0, CROWD].map(small_work_per_pass), [SMALL_WORK_PER_PASS; 2]);
+        assert_eq!(small_work_per_pass(2 * CROWD), SMALL_WORK_PER_PASS / 2);
+        assert_eq!([4 * CROWD, usize::MAX].map(small_work_per_pass), [WORK_PER_PASS; 2]);
+
+        let worker = Arc::<WorkerTurns>::default();
+        let connection = Turns::of_one_client(Arc::clone(&worker));
+        let waiting: Vec<_> = (0..4 * CROWD).map(|_| connection.next()).collect();
+        let works = [(); 3].map(|()| {
+            let turn = connection.small_calls(false);
+            connection.end(&turn, WORK_PER_PASS / 2);
+            turn.work
+        });
+        assert_eq!(works, [SHORT_TURN_WORK, SHORT_TURN_WORK, LEAST_TURN_WORK]);
+        for turn in waiting {
+            turn.await.unwrap();
+        }
+        assert_eq!(worker.lock().waiting.len, 0);
     }
 
     #[tokio::test]

@@ -53,6 +53,11 @@ impl Caller {
         }
     }
 
+    /// Returns how messages name the client, by its certificate if it has one.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Returns the same client after its certificate lost the server's trust.
     pub(crate) fn revoked(&self) -> Self {
         Self {

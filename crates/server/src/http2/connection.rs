@@ -17,7 +17,7 @@ use h2::Reason;
 use h2::server::{Connection, Handshake};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -30,9 +30,10 @@ use crate::grpc::router::Router;
 use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
+use crate::http2::socket::{Socket, Transport};
 use crate::http2::traffic::{CountedStream, Traffic};
 use crate::limits::{self, Limits};
-use crate::memory::{ConnectionMemory, MemoryBudget};
+use crate::memory::{Charge, ConnectionMemory, MemoryBudget};
 use crate::quota::ClientQuota;
 use crate::refusal::{self, Refusals};
 use crate::tls::{Certificates, Handshake as TlsHandshake, Peer};
@@ -59,25 +60,25 @@ pub(crate) struct ConnectionContext {
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
 ///
-/// `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end
+/// `slot` is the connection's slot among those of its client. A client with a certificate first has a slot of its address,
+/// and then one of its own. `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end
 /// together.
 pub(crate) async fn serve(
     stream: std::net::TcpStream,
     client: ClientQuota,
+    mut slot: OwnedSemaphorePermit,
     mut context: ConnectionContext,
     number: u64,
 ) {
     let stream = match TcpStream::from_std(stream) {
-        Ok(stream) => stream,
+        Ok(stream) => Socket::new(stream),
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
     context.counters.connections.accepted.add(1);
-    let turns = Turns::new(Arc::clone(&context.turns), client.key());
+    let mut turns = Turns::new(Arc::clone(&context.turns), client.key());
     turns.take(connection_work(&context)).await;
-    let memory = context.memory.for_connection(client);
-    let Ok(_charge) = memory.charge(limits::CONNECTION_MEMORY) else {
-        memory.client().make_room_of_all();
-        return warn!("a connection was closed: the memory budget for clients is used up (client_memory_mb)");
+    let Some((mut memory, mut charge)) = connection_memory(&context, client) else {
+        return;
     };
     // Each phase has its own box, so that an idle connection does not hold the memory of the handshakes.
     let Some(certificates) = context.tls.take() else {
@@ -87,10 +88,38 @@ pub(crate) async fn serve(
     let handshake = TlsAcceptor::from(tls.config()).accept(stream);
     if let Some(stream) = Box::pin(tls_handshake(handshake, &context)).await {
         let peer = tls.done(stream.get_ref().1.peer_certificates());
+        if let Some(name) = peer.certified_name() {
+            let client = memory.client().certified(name);
+            let Some(client_slot) = client.try_slot() else {
+                client.make_room();
+                context.memory.refusals().refuse(refusal::Reason::AddressConnections);
+                return;
+            };
+            slot = client_slot;
+            turns = Turns::new(Arc::clone(&context.turns), client.key());
+            let Some(of_client) = connection_memory(&context, client) else {
+                return;
+            };
+            (memory, charge) = of_client;
+        }
         let Ok(_chain) = memory.charge(peer.chain_size()) else {
             return warn!("a connection was closed: the memory budget for clients has no room for its certificates");
         };
         Box::pin(http2(stream, peer, context, memory, turns, number)).await;
+    }
+    drop((slot, charge));
+}
+
+/// Returns the memory of a new connection, with the charge for the connection itself. `None` if the budget has no room.
+fn connection_memory(context: &ConnectionContext, client: ClientQuota) -> Option<(ConnectionMemory, Charge)> {
+    let memory = context.memory.for_connection(client);
+    match memory.charge(limits::CONNECTION_MEMORY) {
+        Ok(charge) => Some((memory, charge)),
+        Err(_) => {
+            memory.client().make_room_of_all();
+            warn!("a connection was closed: the memory budget for clients is used up (client_memory_mb)");
+            None
+        }
     }
 }
 
@@ -143,7 +172,7 @@ async fn drain_begins(draining: &mut watch::Receiver<bool>) {
     let _ = draining.wait_for(|&draining| draining).await;
 }
 
-async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
+async fn http2<S: Transport>(
     stream: S,
     mut peer: Peer,
     context: ConnectionContext,
@@ -247,6 +276,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin>(
                 // After the process was stopped, timers fire before the sockets are polled. So read first what has
                 // arrived.
                 yield_now().await;
+                traffic.ask_sent();
                 if let Some(result) = poll_immediate(poll_fn(|cx| calls.poll_serve(cx))).await {
                     return log_end(result, budget.refusals());
                 }
@@ -347,12 +377,14 @@ fn builder() -> h2::server::Builder {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::io::{Read, Write};
     use std::pin::Pin;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::task::{Context, ready};
     use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
+    use rustix::net::{AddressFamily, SocketType, sockopt};
+    use tokio::io::{AsyncWriteExt, ReadBuf};
     use tokio::task::coop::poll_proceed;
     use tokio::time::advance;
 
@@ -360,6 +392,7 @@ pub(crate) mod tests {
     use crate::auth::Access;
     use crate::grpc::handler::{Handler, ImmediateHandler};
     use crate::grpc::method::{Method, MethodTable};
+    use crate::http2::socket::SentBytes;
     use crate::idle::EvictionBudget;
     use crate::rpc::methods::methods_of_empty_table;
 
@@ -396,12 +429,21 @@ pub(crate) mod tests {
         }
     }
 
+    impl Transport for Flood {
+        fn sent(&self) -> SentBytes {
+            SentBytes::default()
+        }
+    }
+
+    /// A client that keeps no bytes in a system's buffers.
+    impl Transport for tokio::io::DuplexStream {
+        fn sent(&self) -> SentBytes {
+            SentBytes::default()
+        }
+    }
+
     /// Serves the first connection of a worker.
-    async fn http2_alone<S: AsyncRead + AsyncWrite + Unpin>(
-        stream: S,
-        context: ConnectionContext,
-        memory: ConnectionMemory,
-    ) {
+    async fn http2_alone<S: Transport>(stream: S, context: ConnectionContext, memory: ConnectionMemory) {
         let turns = Turns::of_one_client(Arc::clone(&context.turns));
         http2(stream, Peer::unrestricted(), context, memory, turns, 0).await;
     }
@@ -581,28 +623,42 @@ pub(crate) mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_its_reply_slowly_is_alive() {
-        const SIZE: usize = 100_000;
-        const STEP: usize = 1024;
+        const SIZE: usize = 400_000;
+        const STEP: usize = 16 * 1024;
         let limits = Limits::default();
         let handler = Handler::Immediate(Arc::new(|_, _| Ok(Bytes::from_static(&[0; SIZE]))));
         let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
         let (_draining, context) = context(MethodTable::new(vec![method]), limits.clone());
-        let (mut client, server) = tokio::io::duplex(STEP);
-        let served = tokio::spawn(http2_alone(server, context, memory()));
+        let (mut client, server) = slow_connection();
+        let served = tokio::spawn(http2_alone(Socket::new(server), context, memory()));
         let window = frame(8, 0, 0, &(1_u32 << 30).to_be_bytes());
         let windows = frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
         let begin = [BEGIN, &windows, &window, &requests(1, 10).next().expect("a request")].concat();
-        client.write_all(&begin).await.unwrap();
+        client.write_all(&begin).unwrap();
         let mut taken = 0;
         while taken < SIZE {
-            sleep(limits.keep_alive_interval / 2).await;
-            let read = client.read(&mut [0; STEP]).await.unwrap();
+            sleep(limits.keep_alive_timeout / 2).await;
+            // Blocks the thread, so that the paused time stands meanwhile.
+            let read = client.read(&mut [0; STEP]).unwrap();
             assert_ne!(read, 0, "cut after {taken} bytes");
             taken += read;
         }
+        assert!(!served.is_finished());
         // The client neither sends nor takes bytes now.
-        sleep(2 * limits.keep_alive_interval + limits.keep_alive_timeout).await;
+        sleep(2 * limits.keep_alive_interval + 2 * limits.keep_alive_timeout).await;
         assert!(served.is_finished());
+    }
+
+    /// Connects a client, whose system takes few bytes, to a server, whose system takes many.
+    fn slow_connection() -> (std::net::TcpStream, TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        sockopt::set_socket_recv_buffer_size(&client, 16 * 1024).unwrap();
+        rustix::net::connect(&client, &listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        sockopt::set_socket_send_buffer_size(&server, 1 << 20).unwrap();
+        server.set_nonblocking(true).unwrap();
+        (client.into(), TcpStream::from_std(server).unwrap())
     }
 
     #[tokio::test(start_paused = true)]

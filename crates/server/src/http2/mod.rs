@@ -5,5 +5,6 @@ mod cancel_guard;
 pub(crate) mod connection;
 pub(crate) mod keep_alive;
 mod muted_waker;
+mod socket;
 mod stream_memory;
 mod traffic;

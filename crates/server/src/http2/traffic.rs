@@ -1,4 +1,4 @@
-//! The bytes of one connection: signs of life of its client, and how many bytes the client may send in a turn.
+//! The bytes of one connection: counts for its keep-alive, and how many bytes the client may send in a turn.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
-use tokio::task::coop::has_budget_remaining;
+
+use crate::http2::socket::{SentBytes, Transport};
 
 /// Counts of one connection. All are Relaxed: only the connection's task uses them.
 #[derive(Debug)]
@@ -16,10 +17,11 @@ pub(super) struct Traffic {
     read: AtomicU64,
     /// Bytes that were written.
     written: AtomicU64,
-    /// Bytes that were written after a wait, so the client has taken as many before.
-    taken: AtomicU64,
-    /// Whether the last write has to wait until the client takes bytes.
-    is_blocked: AtomicBool,
+    /// Whether the next read or write has to note the bytes that were sent.
+    is_asked: AtomicBool,
+    /// The last [`SentBytes`].
+    sent: AtomicU64,
+    acknowledged: AtomicU64,
     /// Bytes that may be read until the turn ends.
     allowance: AtomicUsize,
     /// Whether a read was refused because the allowance is used up.
@@ -31,8 +33,9 @@ impl Default for Traffic {
         Self {
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
-            taken: AtomicU64::new(0),
-            is_blocked: AtomicBool::new(false),
+            is_asked: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
             allowance: AtomicUsize::new(usize::MAX),
             is_exhausted: AtomicBool::new(false),
         }
@@ -50,11 +53,25 @@ impl Traffic {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Returns a number that grows whenever the client sends bytes, or takes bytes for which the server has waited.
-    ///
-    /// A write that succeeds at once is no sign of life, because the kernel accepts some bytes for a dead client, too.
-    pub(super) fn signs_of_life(&self) -> u64 {
-        self.read() + self.taken.load(Ordering::Relaxed)
+    /// Asks for the bytes that were sent. The next poll of the connection notes them.
+    pub(super) fn ask_sent(&self) {
+        self.is_asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes that were sent when the connection was polled after the question; `None` if it was not polled.
+    pub(super) fn take_sent(&self) -> Option<SentBytes> {
+        (!self.is_asked.swap(false, Ordering::Relaxed)).then(|| SentBytes {
+            written: self.sent.load(Ordering::Relaxed),
+            acknowledged: self.acknowledged.load(Ordering::Relaxed),
+        })
+    }
+
+    fn note_sent(&self, transport: &impl Transport) {
+        if self.is_asked.swap(false, Ordering::Relaxed) {
+            let SentBytes { written, acknowledged } = transport.sent();
+            self.sent.store(written, Ordering::Relaxed);
+            self.acknowledged.store(acknowledged, Ordering::Relaxed);
+        }
     }
 
     /// Begins a turn, in which the client may send `allowance` bytes. The rest waits in the socket.
@@ -83,19 +100,8 @@ impl Traffic {
     }
 
     fn has_written(&self, written: &Poll<io::Result<usize>>) {
-        match written {
-            // Without budget, tokio stops the write, not the client.
-            Poll::Pending => self.is_blocked.store(has_budget_remaining(), Ordering::Relaxed),
-            Poll::Ready(written) => {
-                if let Ok(bytes) = written {
-                    self.written.fetch_add(*bytes as u64, Ordering::Relaxed);
-                }
-                if self.is_blocked.swap(false, Ordering::Relaxed)
-                    && let Ok(bytes) = written
-                {
-                    self.taken.fetch_add(*bytes as u64, Ordering::Relaxed);
-                }
-            }
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.written.fetch_add(*bytes as u64, Ordering::Relaxed);
         }
     }
 }
@@ -115,8 +121,9 @@ impl<S: AsyncRead> CountedStream<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
+impl<S: Transport> AsyncRead for CountedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.traffic.note_sent(self.stream.get_ref());
         let allowance = match self.traffic.begin_read() {
             0 => return Poll::Pending,
             allowance => allowance as u64,
@@ -129,8 +136,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
+impl<S: Transport> AsyncWrite for CountedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.traffic.note_sent(self.stream.get_ref());
         let written = Pin::new(self.stream.get_mut()).poll_write(cx, buf);
         self.traffic.has_written(&written);
         written
@@ -141,6 +149,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.traffic.note_sent(self.stream.get_ref());
         let written = Pin::new(self.stream.get_mut()).poll_write_vectored(cx, bufs);
         self.traffic.has_written(&written);
         written

@@ -18,7 +18,7 @@ use crate::grpc::handler::CallContext;
 use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, ROUTE_WORK};
 use crate::log::{self, peer};
 use crate::rpc::instance_id::InstanceId;
-use crate::rpc::page_token;
+use crate::rpc::page_token::PageTokens;
 use crate::rpc::shutdown::DrainRequest;
 use crate::rpc::statistics::Statistics;
 use crate::snapshot_status::SnapshotStatus;
@@ -29,6 +29,8 @@ use crate::turns::Parts;
 pub(crate) struct Admin {
     table: Arc<RouteTable>,
     instance_id: InstanceId,
+    proxy_pages: PageTokens,
+    node_pages: PageTokens,
     statistics: Arc<Statistics>,
     drain: DrainRequest,
 }
@@ -39,6 +41,8 @@ impl Admin {
         Self {
             table: Arc::clone(&statistics.table),
             instance_id,
+            proxy_pages: PageTokens::new(instance_id),
+            node_pages: PageTokens::new(instance_id),
             statistics,
             drain,
         }
@@ -59,7 +63,7 @@ impl Admin {
         request: v1::ListProxiesRequest,
         context: &mut CallContext,
     ) -> Result<v1::ListProxiesResponse, Status> {
-        let from: ProxyCursor = page_token::read(self.instance_id, &request.page_token)?;
+        let from: ProxyCursor = self.proxy_pages.read(&request.page_token)?;
         let most = page_size(request.page_size);
         context.turns.take(most * NODE_WORK).await;
         let page = self.table.proxies_page(from, most);
@@ -81,7 +85,7 @@ impl Admin {
                 .into_iter()
                 .map(|(_, details)| encode::proxy(details))
                 .collect(),
-            next_page_token: page_token::write(self.instance_id, page.next),
+            next_page_token: self.proxy_pages.write(page.next),
         })
     }
 
@@ -91,7 +95,7 @@ impl Admin {
         request: v1::ListNodesRequest,
         context: &mut CallContext,
     ) -> Result<Bytes, Status> {
-        let mut from: NodeCursor = page_token::read(self.instance_id, &request.page_token)?;
+        let mut from: NodeCursor = self.node_pages.read(&request.page_token)?;
         let most = page_size(request.page_size);
         let wanted = match request.proxy_id.as_str() {
             "" => None,
@@ -127,7 +131,7 @@ impl Admin {
                 next => break next,
             }
         };
-        Ok(page.finish_with(&page_token::write(self.instance_id, next)))
+        Ok(page.finish_with(&self.node_pages.write(next)))
     }
 
     pub(crate) async fn explain(

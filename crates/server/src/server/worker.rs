@@ -46,6 +46,7 @@ struct Handover {
     incoming: Incoming,
     number: u64,
     slot: ConnectionSlot,
+    client_slot: OwnedSemaphorePermit,
 }
 
 /// A connection that was accepted.
@@ -56,11 +57,10 @@ pub(super) struct Incoming {
     pub(super) client: ClientQuota,
 }
 
-/// A connection's slot among all connections, its slot among its client's connections, and its part of the worker's
-/// load.
+/// A connection's slot among all connections, and its part of the worker's load.
 struct ConnectionSlot {
     load: Arc<AtomicUsize>,
-    _permits: [OwnedSemaphorePermit; 2],
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for ConnectionSlot {
@@ -99,8 +99,9 @@ impl Workers {
         self.workers.iter().map(|worker| worker.counters.clone()).collect()
     }
 
-    /// Hands a connection to the worker with the fewest connections.
-    pub(super) fn hand_over(&mut self, incoming: Incoming, permits: [OwnedSemaphorePermit; 2]) {
+    /// Hands a connection, with its slots among all connections and among those of its client, to the worker with the
+    /// fewest connections.
+    pub(super) fn hand_over(&mut self, incoming: Incoming, [slot, client_slot]: [OwnedSemaphorePermit; 2]) {
         let number = self.handed_over;
         self.handed_over += 1;
         let count = self.workers.len();
@@ -113,10 +114,16 @@ impl Workers {
             worker.load.fetch_add(1, Ordering::Relaxed);
             let slot = ConnectionSlot {
                 load: Arc::clone(&worker.load),
-                _permits: permits,
+                _permit: slot,
             };
             // An error means that the worker is gone. The connection closes here.
-            let _ = worker.queue.send(Order::Serve(Handover { incoming, number, slot }));
+            let handover = Handover {
+                incoming,
+                number,
+                slot,
+                client_slot,
+            };
+            let _ = worker.queue.send(Order::Serve(handover));
         }
     }
 
@@ -183,7 +190,12 @@ impl Worker {
 fn work(runtime: &Runtime, mut orders: mpsc::UnboundedReceiver<Order>, context: &ConnectionContext) {
     runtime.block_on(async {
         while let Some(order) = orders.recv().await {
-            let Handover { incoming, number, slot } = match order {
+            let Handover {
+                incoming,
+                number,
+                slot,
+                client_slot,
+            } = match order {
                 Order::Serve(handover) => handover,
                 Order::Answer(answer) => {
                     let _ = answer.send(());
@@ -193,7 +205,7 @@ fn work(runtime: &Runtime, mut orders: mpsc::UnboundedReceiver<Order>, context: 
             let Incoming { stream, peer, client } = incoming;
             let context = context.clone();
             let connection = async move {
-                connection::serve(stream, client, context, number).await;
+                connection::serve(stream, client, client_slot, context, number).await;
                 drop(slot);
             };
             // Every line about a connection names the client.

@@ -87,6 +87,11 @@ impl Peer {
         &self.caller
     }
 
+    /// Returns the name that the client's certificate certifies. `None` if the client has no certificate.
+    pub(crate) fn certified_name(&self) -> Option<&str> {
+        self.certificate.as_ref().map(|_| self.caller.name())
+    }
+
     /// Returns the bytes that the connection keeps of the client's chain: a copy, and rustls's own.
     pub(crate) fn chain_size(&self) -> usize {
         let chain = self.certificate.iter().flat_map(|certificate| &certificate.chain);

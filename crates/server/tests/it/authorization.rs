@@ -14,6 +14,7 @@ use rcgen::{SanType, date_time_ymd};
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -205,6 +206,29 @@ async fn a_complaint_is_of_the_proxy_that_the_certificate_names() {
         assert_eq!(reporters, [expected]);
     }
     assert_eq!(proxies(&server.table), ["proxy-1", "proxy-2"]);
+}
+
+#[tokio::test]
+async fn clients_behind_one_address_have_a_share_each() {
+    let pki = Pki::new();
+    let limits = Limits {
+        max_connections: 5,
+        ..Limits::default()
+    };
+    let server = Running::with_config(&config(&pki, "required"), RouteTable::new(), limits).await;
+    let names = ["proxy-1", "proxy-2"];
+    let mut clients = Vec::new();
+    for name in names.into_iter().cycle().take(4) {
+        clients.push((name, client(&server, &pki, &pki.teleport("Proxy", name)).await));
+    }
+    for (name, client) in &mut clients {
+        assert_eq!(client.call(ADD, add_request(name)).await.grpc, OK);
+    }
+    // A third connection of a client is over its share.
+    let identity = pki.teleport("Proxy", "proxy-1");
+    let mut third = connect(&server, pki.client_config(Some(&identity))).await.unwrap();
+    let read = third.read(&mut [0; 100]).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
 }
 
 #[tokio::test]

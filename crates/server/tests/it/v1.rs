@@ -507,8 +507,8 @@ async fn page_tokens_are_good_for_their_list_and_their_tracker() {
         ("x".to_owned(), Code::InvalidArgument),
         (".".to_owned(), Code::InvalidArgument),
         (format!("{generation:x}."), Code::InvalidArgument),
-        (format!("{generation:x}.256"), Code::InvalidArgument),
-        (format!("{generation:x}.99999999999999999999"), Code::InvalidArgument),
+        (format!("{generation:x}.1"), Code::InvalidArgument),
+        (format!("{generation:x}.0.1"), Code::InvalidArgument),
         (format!("{:x}.1", generation ^ 1), Code::FailedPrecondition),
     ];
     for (page_token, code) in cases {
@@ -519,14 +519,12 @@ async fn page_tokens_are_good_for_their_list_and_their_tracker() {
         let status = operator.list_nodes(request).await.unwrap_err();
         assert_eq!(status.code(), code, "{page_token}");
         assert!(status.message().starts_with("page_token is "), "{status:?}");
-        if !page_token.ends_with("256") {
-            let request = v1::ListProxiesRequest {
-                page_token: page_token.clone(),
-                ..Default::default()
-            };
-            let status = operator.list_proxies(request).await.unwrap_err();
-            assert_eq!(status.code(), code, "{page_token}");
-        }
+        let request = v1::ListProxiesRequest {
+            page_token: page_token.clone(),
+            ..Default::default()
+        };
+        let status = operator.list_proxies(request).await.unwrap_err();
+        assert_eq!(status.code(), code, "{page_token}");
     }
     let another = Running::start().await;
     let stats = admin(&another).await.stats(v1::StatsRequest {}).await.unwrap();

@@ -9,20 +9,14 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_response::Response;
 use prost::Message;
 use tokio::task::coop::poll_proceed;
-use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use crate::grpc::status::correct_status;
-use crate::limits::{CONNECTION_WINDOW, MAX_TURN_INPUT};
 use crate::rpc::session::message;
 use crate::rpc::session::state::{Session, Step};
 use crate::turns::{TurnFuture, Turns};
-
-/// How often the thread polls its sockets before a client counts as silent. A connection reads
-/// [a turn's input](crate::limits::MAX_TURN_INPUT) at a time, and its window has that many turns.
-const LAST_LOOKS: u32 = CONNECTION_WINDOW.div_ceil(MAX_TURN_INPUT as u32);
 
 /// The responses of one session.
 pub(crate) struct SessionStream {
@@ -138,11 +132,7 @@ impl SessionStream {
             ready!(self.timer.as_mut().poll(cx));
             let now = Instant::now();
             if now >= self.idle_until {
-                self.last_look = Some(Box::pin(async {
-                    for _ in 0..LAST_LOOKS {
-                        yield_now().await;
-                    }
-                }));
+                self.last_look = Some(Box::pin(self.turns.clone().input_is_read()));
             } else if self.silent_until.is_some_and(|until| now >= until) {
                 self.has_sent(now);
                 return Poll::Ready(Ok(Some(Step::Continue(keep_alive()))));
@@ -223,6 +213,7 @@ mod tests {
     use nodetracker_proto::Raw;
     use nodetracker_proto::v1::session_request::Request;
     use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+    use tokio::task::yield_now;
     use tokio::time::advance;
     use tokio_stream::StreamExt;
     use tonic::Code;
@@ -327,6 +318,29 @@ mod tests {
         advance(2 * KEEP_ALIVE).await;
         let ended = stream.next().await.expect("a status");
         assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_the_turn_of_its_connection_is_read_before_silence_is_judged() {
+        let worker = Arc::default();
+        let turns = Turns::of_one_client(Arc::clone(&worker));
+        let (client, mut stream) = session_with(turns.clone());
+        client.send(hello()).unwrap();
+        assert!(matches!(poll(&mut stream), Poll::Ready(Ok(Some(Response::Welcome(_))))));
+        // The connection has read a part of its input, and waits for its next turn behind many others.
+        let _others: Vec<_> = (0..200)
+            .map(|_| Turns::of_one_client(Arc::clone(&worker)).next())
+            .collect();
+        let turn = turns.next();
+        advance(2 * KEEP_ALIVE).await;
+        let next = tokio::spawn(async move { stream.next().await });
+        turn.await.unwrap();
+        client
+            .send(request(Request::Heartbeat(v1::SessionHeartbeat::default())))
+            .unwrap();
+        turns.end(&turns.small_calls(true), 0);
+        let next = next.await.unwrap().expect("a response").unwrap();
+        assert!(matches!(next.response, Some(Response::Ack(_))));
     }
 
     #[tokio::test(start_paused = true)]
