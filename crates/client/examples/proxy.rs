@@ -1,8 +1,9 @@
 //! A proxy: accepts agents, reports their nodes to a tracker, and reaches every node of the fleet.
 //!
-//! Run: `cargo run --example proxy -- proxy-1 127.0.0.1 3024 127.0.0.1:3029`. The arguments are the proxy's ID, its host, the first of
-//! three ports (for agents, for peers and for clients), and the tracker. A client sends the node's ID and a line feed; the bytes
-//! that follow go to the node: `(echo node-1; cat) | nc 127.0.0.1 3026`.
+//! Run: `cargo run -p nodetracker-client --example proxy -- proxy-1 127.0.0.1 3024 127.0.0.1:3029`. The arguments are
+//! the proxy's ID, its host, the first of three ports (for agents, for peers and for clients), and the tracker. A
+//! client sends the node's ID and a line feed; the bytes that follow go to the node: `(echo node-1; cat) | nc 127.0.0.1
+//! 3026`.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -83,7 +84,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(session.drain(Duration::from_secs(5)).await?)
 }
 
-/// Leads a client to the node that it names.
+/// Connects a client to the node that the client names.
 async fn serve(mut client: TcpStream, dialer: Dialer) -> io::Result<()> {
     let mut name = Vec::new();
     loop {

@@ -10,14 +10,15 @@ use tokio::time::Instant;
 
 use crate::tracker::Route;
 
-/// The most nodes with complaints. While so many have current complaints, further complaints only drop the cached answer.
+/// The most nodes with complaints. While so many nodes have current complaints, a complaint about another node only
+/// drops its cached answer.
 const MAX_NODES: usize = 10_000;
 
 #[derive(Debug)]
 pub(super) struct Complaints {
     ttl: Duration,
     by_node: RwLock<HashMap<NodeId, Vec<Complaint>>>,
-    /// Whether there ever was a complaint: without one, look-ups take no lock.
+    /// Whether there ever was a complaint. If there was none, look-ups take no lock.
     any: AtomicBool,
 }
 
@@ -26,7 +27,7 @@ pub(super) struct Complaints {
 struct Complaint {
     proxy_id: String,
     at: Instant,
-    /// The route's last refresh then, if it was known.
+    /// The route's last refresh at the time of the complaint, if it was known.
     last_refresh: Option<SystemTime>,
 }
 
@@ -39,7 +40,7 @@ impl Complaints {
         }
     }
 
-    /// Leaves a route out from now on, until the time is over or the route has a later refresh.
+    /// Leaves a route out from now on, until the complaint is too old or the route has a later refresh.
     pub(super) fn add(&self, node: &NodeId, proxy_id: &str, last_refresh: Option<SystemTime>) {
         let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
         if by_node.len() >= MAX_NODES {
@@ -53,7 +54,7 @@ impl Complaints {
                 at: Instant::now(),
                 last_refresh,
             });
-            // Relaxed, here and below: a look-up after this call, in the order of any synchronization, sees it.
+            // Relaxed, here and below: a look-up that any synchronization orders after this call reads `true`.
             self.any.store(true, Ordering::Relaxed);
         }
     }

@@ -1,4 +1,4 @@
-//! [`Dialer`]: opens streams to nodes, wherever their tunnels are.
+//! [`Dialer`]: opens streams to nodes, through own tunnels or through peers.
 
 use std::fmt;
 use std::io;
@@ -21,9 +21,10 @@ use crate::transport::{Transport, TunnelStream};
 /// The configuration of a [`Dialer`].
 #[derive(Debug, Clone)]
 pub struct DialerConfig {
-    /// The ID of this proxy. Routes through it are left out: it knows its own tunnels better than a tracker does.
+    /// The ID of this proxy. The dialer leaves out routes through this proxy, because it knows its own tunnels better
+    /// than a tracker does.
     pub proxy_id: String,
-    /// The most peers that one dial tries.
+    /// The most routes through peers that one dial tries.
     pub max_attempts: usize,
     /// When peers are given up.
     pub times: PeerTimes,
@@ -41,11 +42,11 @@ impl DialerConfig {
     }
 }
 
-/// Opens streams to nodes: through this proxy's own tunnels, or through the proxies that a tracker names. Clones share the
-/// tunnels to peers.
+/// Opens streams to nodes: through this proxy's own tunnels, or through the proxies that a tracker names. Clones share
+/// one dialer.
 ///
-/// Give it a [`RouteCache`](crate::cache::RouteCache) or a [`Replica`](crate::replica::Replica), so that a dial need not wait for
-/// a tracker.
+/// Use a [`RouteCache`](crate::cache::RouteCache) or a [`Replica`](crate::replica::Replica) as the tracker, so that a
+/// dial need not wait for a call.
 #[derive(Clone)]
 pub struct Dialer(Arc<Inner>);
 
@@ -85,11 +86,11 @@ pub struct DialerStats {
 pub struct Dialed {
     /// The bytes to and from the node.
     pub stream: TunnelStream,
-    /// The way that the stream takes.
+    /// Through which proxy the stream goes.
     pub via: Via,
 }
 
-/// The way of a stream to a node.
+/// The proxy that a stream to a node goes through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Via {
     /// This proxy holds the node's tunnel.
@@ -156,7 +157,8 @@ impl fmt::Display for List<'_> {
 }
 
 impl Dialer {
-    /// Creates a dialer. `tracker` names the proxies of nodes that `agents` does not hold; `transport` reaches these proxies.
+    /// Creates a dialer. `tracker` names the proxies of nodes that `agents` does not hold; `transport` reaches these
+    /// proxies.
     #[must_use]
     pub fn new(
         config: DialerConfig,
@@ -177,11 +179,13 @@ impl Dialer {
 
     /// Opens a stream to a node. Needs a tokio runtime.
     ///
-    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. If all of these
-    /// proxies report that they do not hold the node, asks the tracker once more, because its answer was out of date.
+    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. If all of
+    /// these proxies report that they do not hold the node, asks the tracker once more, because its answer was out of
+    /// date.
     ///
-    /// Takes at most [`max_attempts`](DialerConfig::max_attempts) times the time to connect and the time for an answer,
-    /// and two look-ups. Dropping the future gives up.
+    /// A dial makes at most [`max_attempts`](DialerConfig::max_attempts) attempts and two look-ups, and waits once for
+    /// its complaints. An attempt takes at most the time to connect and the time for an answer, both twice if an old
+    /// tunnel has just ended. Dropping the future cancels the dial.
     ///
     /// # Errors
     ///
@@ -198,7 +202,7 @@ impl Dialer {
         result
     }
 
-    /// What the dialer has done so far.
+    /// Returns what the dialer has done so far.
     #[must_use]
     pub fn stats(&self) -> DialerStats {
         let Inner { peers, counters, .. } = &*self.0;
@@ -263,7 +267,7 @@ impl Inner {
             if tried.is_empty() || known > 0 || !tried.iter().all(is_outdated) {
                 return Err(failure(node, local, attempts.failed));
             }
-            // The tracker, or the cache before it, knows of the complaints when it is asked again.
+            // The next look-up comes after the complaints, so a cache leaves their routes out.
             for complaint in attempts.complaints.drain(..) {
                 // A panic would have been reported by the task.
                 let _ = complaint.await;

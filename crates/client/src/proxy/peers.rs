@@ -1,4 +1,4 @@
-//! Tunnels to other proxies: one for each peer, while it is used.
+//! Tunnels to other proxies: one tunnel for each peer, while streams need the tunnel.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,7 +15,7 @@ use tracing::debug;
 use crate::proxy::protocol;
 use crate::transport::{Transport, Tunnel, TunnelStream};
 
-/// When peers are given up.
+/// The time limits of tunnels to peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerTimes {
@@ -23,8 +23,8 @@ pub struct PeerTimes {
     pub connect_timeout: Duration,
     /// The longest time for a peer's answer.
     pub answer_timeout: Duration,
-    /// How often a peer is pinged. A peer that is gone is noticed after this time and the time for an answer; the streams
-    /// through it end then.
+    /// How often a peer is pinged. A peer that is gone is noticed after this time and the time for an answer. Then the
+    /// streams through the peer end.
     pub ping_interval: Duration,
     /// A tunnel without streams is closed after this time.
     pub idle_timeout: Duration,
@@ -42,20 +42,20 @@ impl Default for PeerTimes {
     }
 }
 
-/// Why there is no tunnel. Shared by all dials that wait for it.
+/// Why there is no tunnel. All dials that wait for the tunnel share the error.
 type ConnectError = Arc<io::Error>;
 
-/// A tunnel that is there, or comes.
-type Link = Shared<BoxFuture<'static, Result<Arc<dyn Tunnel>, ConnectError>>>;
+/// A tunnel that is open, or that is being opened.
+type SharedTunnel = Shared<BoxFuture<'static, Result<Arc<dyn Tunnel>, ConnectError>>>;
 
-/// The tunnels to peers, by their addresses. Clones share them.
+/// The tunnels to peers, by the peers' addresses. Clones share the tunnels.
 #[derive(Clone)]
 pub(super) struct Peers(Arc<Inner>);
 
 struct Inner {
     transport: Box<dyn Transport>,
     times: PeerTimes,
-    links: Mutex<HashMap<String, Link>>,
+    tunnels: Mutex<HashMap<String, SharedTunnel>>,
 }
 
 impl Peers {
@@ -63,18 +63,18 @@ impl Peers {
         Self(Arc::new(Inner {
             transport: Box::new(transport),
             times,
-            links: Mutex::default(),
+            tunnels: Mutex::default(),
         }))
     }
 
-    /// The number of tunnels, those that come among them.
+    /// Returns the number of tunnels, also of those that are being opened.
     pub(super) fn len(&self) -> usize {
-        self.0.links().len()
+        self.0.tunnels().len()
     }
 
-    /// Opens a stream to a peer, and sends a request. Returns the answer, and the stream behind the answer.
+    /// Opens a stream to a peer, and sends a request. Returns the answer, and the stream after the answer.
     ///
-    /// If a tunnel that was there has ended, connects again.
+    /// If the tunnel has ended, connects again.
     pub(super) async fn request(
         &self,
         addr: &str,
@@ -94,12 +94,13 @@ impl Peers {
 
     /// Returns the tunnel to a peer. All dials of a peer share one attempt to connect.
     async fn tunnel(&self, addr: &str) -> io::Result<Arc<dyn Tunnel>> {
-        let link = {
-            let mut links = self.0.links();
+        let shared = {
+            let mut tunnels = self.0.tunnels();
             let connect = || connect(Arc::clone(&self.0), addr.to_owned()).boxed().shared();
-            links.entry(addr.to_owned()).or_insert_with(connect).clone()
+            tunnels.entry(addr.to_owned()).or_insert_with(connect).clone()
         };
-        link.await
+        shared
+            .await
             .map_err(|error| io::Error::new(error.kind(), error.to_string()))
     }
 }
@@ -110,8 +111,8 @@ async fn connect(inner: Arc<Inner>, addr: String) -> Result<Arc<dyn Tunnel>, Con
         let connect = timeout(inner.times.connect_timeout, inner.transport.connect(&addr));
         let connected = connect.await.map_err(io::Error::from).flatten();
         match &connected {
-            Ok(tunnel) => drop(tokio::spawn(keep(Arc::clone(&inner), addr, Arc::clone(tunnel)))),
-            Err(_) => drop(inner.links().remove(&addr)),
+            Ok(tunnel) => drop(tokio::spawn(keep_alive(Arc::clone(&inner), addr, Arc::clone(tunnel)))),
+            Err(_) => drop(inner.tunnels().remove(&addr)),
         }
         connected.map_err(Arc::new)
     });
@@ -157,9 +158,9 @@ impl ExchangeError {
     }
 }
 
-/// Pings a peer until the peer is gone, or until its tunnel has been idle for long. Holds the tunnel: a tunnel ends, with its
-/// streams, when nobody holds it.
-async fn keep(inner: Arc<Inner>, addr: String, tunnel: Arc<dyn Tunnel>) {
+/// Pings a peer until the peer is gone, or until its tunnel has been idle for the idle timeout. Holds the tunnel: a
+/// tunnel ends, with its streams, when its last holder drops it.
+async fn keep_alive(inner: Arc<Inner>, addr: String, tunnel: Arc<dyn Tunnel>) {
     let times = inner.times;
     let mut last_use = Instant::now();
     let mut is_known = true;
@@ -174,13 +175,13 @@ async fn keep(inner: Arc<Inner>, addr: String, tunnel: Arc<dyn Tunnel>) {
             inner.forget(&addr, &tunnel);
             is_known = false;
         }
-        // A dial that has begun before may still open a stream.
+        // A dial that has already begun may still open a stream.
         if !is_known && is_idle && Arc::strong_count(&tunnel) == 1 {
             return;
         }
         match exchange(&*tunnel, &protocol::ping(), times.answer_timeout).await {
             Ok((Some(Response::Pong(_)), _)) => {}
-            // A tunnel that is full of streams is alive as far as anybody can see.
+            // A tunnel that is full of streams has no room for a ping, and counts as alive.
             Err(error) if error.is_full() => {}
             other => {
                 let reason = other
@@ -194,16 +195,16 @@ async fn keep(inner: Arc<Inner>, addr: String, tunnel: Arc<dyn Tunnel>) {
 }
 
 impl Inner {
-    fn links(&self) -> MutexGuard<'_, HashMap<String, Link>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tunnels(&self) -> MutexGuard<'_, HashMap<String, SharedTunnel>> {
+        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Later dials do not use this tunnel.
+    /// Forgets a tunnel, so that later dials do not use the tunnel.
     fn forget(&self, addr: &str, tunnel: &Arc<dyn Tunnel>) {
-        let mut links = self.links();
-        let link = links.get(addr).and_then(|link| link.peek());
-        if link.is_some_and(|link| link.as_ref().is_ok_and(|known| Arc::ptr_eq(known, tunnel))) {
-            links.remove(addr);
+        let mut tunnels = self.tunnels();
+        let shared = tunnels.get(addr).and_then(|shared| shared.peek());
+        if shared.is_some_and(|shared| shared.as_ref().is_ok_and(|known| Arc::ptr_eq(known, tunnel))) {
+            tunnels.remove(addr);
         }
     }
 }
