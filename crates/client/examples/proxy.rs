@@ -1,9 +1,12 @@
 //! A proxy: accepts agents, reports their nodes to a tracker, and reaches every node of the fleet.
 //!
-//! Run: `cargo run -p nodetracker-client --example proxy -- proxy-1 127.0.0.1 3024 127.0.0.1:3029`. The arguments are
-//! the proxy's ID, its host, the first of three ports (for agents, for peers and for clients), and the tracker. A
-//! client sends the node's ID and a line feed; the bytes that follow go to the node: `(echo node-1; cat) | nc 127.0.0.1
-//! 3026`.
+//! ```console
+//! $ cargo run -p nodetracker-client --example proxy -- proxy-1 127.0.0.1 3024 127.0.0.1:3029
+//! $ (echo node-1; cat) | nc 127.0.0.1 3026
+//! ```
+//!
+//! The arguments are the proxy's ID, its host, the first of three ports (for agents, for peers and for clients), and
+//! the tracker. A client sends the node's ID and a line feed, and then the bytes for the node.
 
 use std::error::Error;
 use std::sync::Arc;

@@ -25,7 +25,7 @@ pub struct SessionConfig {
     pub proxy: ProxyDetails,
     /// A number that grows with each start of the proxy, from 1 to 2^63 - 1. By default, the time in milliseconds.
     ///
-    /// The trackers drop the routes of lower incarnations at once, and refuse their sessions. Use the same number as
+    /// The trackers drop the routes of lesser incarnations at once, and refuse their sessions. Use the same number as
     /// the generation of [`ProxyInfo`](crate::control::proto::ProxyInfo).
     pub incarnation: u64,
     /// The trackers, at least one.
