@@ -1,7 +1,10 @@
-//! An agent: keeps its node reachable through a proxy, and leads each stream to a local service.
+//! An agent: keeps its node reachable through a proxy, and forwards each stream to a local service.
 //!
-//! Run: `cargo run --example agent -- node-1 127.0.0.1:3024 127.0.0.1:22`. The arguments are the node, the address of the proxies'
-//! load balancer, and the service.
+//! ```console
+//! $ cargo run -p nodetracker-client --example agent -- node-1 127.0.0.1:3024 127.0.0.1:22
+//! ```
+//!
+//! The arguments are the node, the address of the proxies' load balancer, and the service.
 
 use std::env;
 use std::error::Error;

@@ -72,7 +72,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Looks up random nodes for a while.
+/// Looks up random nodes for a while, and prints the rate.
 async fn report(way: &str, nodes: &[NodeId], period: Duration, look_up: impl AsyncFn(&NodeId) -> usize) {
     let mut random = fastrand::Rng::with_seed(1);
     let (begun, mut count, mut found) = (Instant::now(), 0_u32, 0);
@@ -89,7 +89,7 @@ async fn report(way: &str, nodes: &[NodeId], period: Duration, look_up: impl Asy
     );
 }
 
-/// The memory of this process.
+/// Returns the resident memory of this process.
 fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm

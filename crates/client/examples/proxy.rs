@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(service.stop(Duration::from_secs(5), Duration::from_secs(10)).await?)
 }
 
-/// Leads a client to the node that it names.
+/// Connects a client to the node that the client names.
 async fn serve(mut client: TcpStream, dialer: Dialer) -> io::Result<()> {
     let mut name = Vec::new();
     while let byte = client.read_u8().await?

@@ -51,12 +51,12 @@ impl Backoff {
         doubled.min(self.limits.max).mul_f64(self.random.f64())
     }
 
-    /// Notes a success: the next failure is the first again.
+    /// Records a success: the next failure counts as the first.
     pub fn reset(&mut self) {
         self.attempts = 0;
     }
 
-    /// The number of failures since the last success.
+    /// Returns the number of failures since the last success.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.attempts

@@ -17,7 +17,7 @@ const MAX_NODES: usize = 10_000;
 pub(crate) struct Complaints {
     ttl: Duration,
     by_node: RwLock<HashMap<NodeId, Vec<Complaint>>>,
-    /// Whether there ever was a complaint: without one, look-ups take no lock.
+    /// Whether there ever was a complaint. If there was none, look-ups take no lock.
     any: AtomicBool,
 }
 
@@ -53,7 +53,7 @@ impl Complaints {
                 at: Instant::now(),
                 until_refresh_after,
             });
-            // Relaxed, here and below: a look-up after this call, in the order of any synchronization, sees it.
+            // Relaxed, here and below: a look-up that any synchronization orders after this call reads `true`.
             self.any.store(true, Ordering::Relaxed);
         }
     }

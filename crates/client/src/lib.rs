@@ -1,7 +1,7 @@
 //! What proxies and agents embed to use node trackers.
 //!
-//! A *node* dials out to a *proxy* and keeps a tunnel open. A *tracker* knows which proxy holds the tunnel to a node. This
-//! crate has the parts of a fleet that are not the tracker:
+//! A *node* dials out to a *proxy* and keeps a tunnel open. A *tracker* knows which proxy holds the tunnel to a node.
+//! This crate has the parts of a fleet that are not the tracker:
 //!
 //! | part | module |
 //! | --- | --- |
@@ -12,14 +12,15 @@
 //! | a proxy asks on every dial | [`cache`], the latest answers, or [`replica`], a copy of the tracker's table |
 //! | a proxy reaches nodes, its own or those of its peers | [`proxy`] |
 //!
-//! These use [`connect`] (connections to trackers), [`transport`] (tunnels of many streams), [`control`] (the protocol of
-//! agents and proxies) and [`backoff`].
+//! These modules use [`connect`] (connections to trackers), [`transport`] (tunnels of many streams), [`control`] (the
+//! protocol of agents and proxies) and [`backoff`].
 //!
 //! # State machines
 //!
-//! Each protocol is a state machine without I/O: time and messages go in, messages and events come out. A machine never
-//! reads a clock: each of its calls has the argument `now`. A thin shell connects the machine to tokio. So the
-//! deterministic tests, and a simulation of whole fleets, drive the same machines as a proxy does.
+//! The health of a tracker, and the protocols of sessions, of replicas and of control streams, are state machines
+//! without I/O. Time and messages go in, messages and events come out. A machine never reads a clock: each of its calls
+//! has the argument `now`. A thin shell connects the machine to tokio. So the deterministic tests, and a simulation of
+//! whole fleets, drive the same machines as a proxy does.
 
 pub mod backoff;
 pub mod cache;

@@ -1,12 +1,14 @@
 //! The common API of node trackers.
 //!
-//! RFD 47 asks for a tracker *behind a common API*, so that a proxy can use different implementations. [`NodeTracker`] is
-//! this API:
+//! RFD 47 asks for a tracker *behind a common API*, so that a proxy can use different implementations. [`NodeTracker`]
+//! is this API:
 //!
 //! | implementation | where the routes are |
 //! | --- | --- |
 //! | [`RouteTable`](nodetracker::RouteTable) | in this process |
-//! | [`TrackerClient`](crate::client::TrackerClient) | in trackers, which are asked by gRPC |
+//! | [`TrackerClient`](crate::client::TrackerClient) | in trackers, which the client calls by gRPC |
+//! | [`RouteCache`](crate::cache::RouteCache) | the latest answers of another implementation |
+//! | [`Replica`](crate::replica::Replica) | in a copy of a tracker's table |
 //!
 //! To write an implementation of your own, implement the four calls that have no default, and run [`conformance`] on
 //! it.
@@ -33,8 +35,8 @@ pub struct Route {
 /// All calls can be repeated: a repeated call has the effect of one call.
 #[async_trait]
 pub trait NodeTracker: Send + Sync {
-    /// Records, or refreshes, the routes of nodes through one proxy. Registers the proxy if it is unknown; its cluster and
-    /// address apply to all of its routes from now on.
+    /// Records, or refreshes, the routes of nodes through one proxy. Registers the proxy if it is unknown; its cluster
+    /// and address apply to all of its routes from now on.
     ///
     /// An invalid argument changes nothing. After any other error, a part of the nodes may have been added.
     async fn add_nodes(&self, proxy: &Proxy<'_>, nodes: &[NodeId]) -> Result<(), TrackerError>;
@@ -48,8 +50,8 @@ pub trait NodeTracker: Send + Sync {
     /// Removes a proxy with all its routes. An unknown proxy is no error.
     async fn remove_proxy(&self, proxy_id: &str) -> Result<(), TrackerError>;
 
-    /// Reports that a proxy was dialled for a node, and does not hold the node's tunnel. The route stays: a complaint is no
-    /// proof. By default, the report is dropped.
+    /// Reports that a proxy was dialled for a node, and does not hold the node's tunnel. The route stays: a complaint
+    /// is no proof. The default implementation drops the report.
     async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
         let _ = (node, proxy_id);
         Ok(())
@@ -86,7 +88,7 @@ pub enum TrackerError {
     ResourceExhausted {
         /// Which limit, in the tracker's words.
         message: String,
-        /// After which time the same call may succeed; `None` if waiting does not help.
+        /// After how long the same call may succeed; `None` if waiting does not help.
         retry_after: Option<Duration>,
     },
     /// No tracker can be reached, or the tracker stops.

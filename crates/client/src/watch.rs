@@ -21,8 +21,8 @@ pub(crate) fn watch(channel: &Channel, request: v1::WatchRequest) -> Messages {
     stream::once(open).try_flatten().boxed()
 }
 
-/// Returns the place of the latest change in a tracker's log. The tracker has logged every change that it made some
-/// milliseconds before it got the call.
+/// Returns the place of the latest change in a tracker's log. The log then has every change that the tracker made until
+/// some milliseconds before the call.
 ///
 /// The call is a watch of one node, which ends at once: the snapshot of one node ends at the log's present end.
 pub(crate) async fn place(channel: &Channel, limit: Duration) -> Result<v1::WatchPlace, Status> {

@@ -20,7 +20,7 @@ pub mod v1 {
     tonic::include_proto!("nodetracker.v1");
 }
 
-/// What agents and proxies say to each other on tunnels.
+/// The messages of agents and proxies on tunnels.
 pub mod agent {
     /// `nodetracker.agent.v1`, the protocol of a tunnel's control stream.
     pub mod v1 {
@@ -30,7 +30,7 @@ pub mod agent {
     }
 }
 
-/// What proxies say to each other on tunnels.
+/// The messages of proxies to each other on tunnels.
 pub mod peer {
     /// `nodetracker.peer.v1`, the beginning of each stream between proxies.
     pub mod v1 {

@@ -1,4 +1,4 @@
-//! The style of `nodetracker.v1` and `nodetracker.agent.v1`: the rules of buf's STANDARD and COMMENTS sets that can break by
+//! The style of the packages `nodetracker.*`: the rules of buf's STANDARD and COMMENTS sets that can break by
 //! oversight. `buf lint` in this crate's folder checks all of them; this needs nothing installed.
 
 use std::collections::{HashMap, HashSet};
@@ -191,7 +191,7 @@ fn files() -> Vec<FileDescriptorProto> {
 #[test]
 fn everything_is_named_by_the_rules_and_has_a_comment() {
     let files = files();
-    assert!(files.len() > 4, "the files of both packages are found");
+    assert!(files.len() > 4, "the files of all packages are found");
     let mut seen = HashSet::new();
     let faults: Vec<_> = files.iter().flat_map(|file| File::new(file).check(&mut seen)).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));

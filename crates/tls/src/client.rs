@@ -1,4 +1,4 @@
-//! A client's side of TLS: trust in the certificates of one file, and a certificate of its own.
+//! A client's side of TLS: trust in the certificates of one file, and the client's own certificate.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -13,7 +13,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
 use crate::{dates, pem};
 
-/// The protocol that both sides of a gRPC connection ask for, HTTP/2.
+/// The protocol of gRPC connections that both sides ask for in the TLS handshake: HTTP/2.
 pub const ALPN: &[u8] = b"h2";
 
 /// The PEM files of a client.
@@ -21,17 +21,17 @@ pub const ALPN: &[u8] = b"h2";
 pub struct ClientFiles<'a> {
     /// The authorities to trust. A server's own certificate is trusted, too.
     pub ca: &'a Path,
-    /// The client's own private key and certificate chain, if it has one.
+    /// The client's own private key and certificate chain, in this order.
     pub keypair: Option<(&'a Path, &'a Path)>,
 }
 
-/// Why there is no configuration of TLS.
+/// Why a TLS configuration cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct ClientConfigError {
     /// The file that cannot be used.
     pub file: ClientFile,
-    /// What is wrong. Names the file's path.
+    /// What is wrong. The text names the file's path.
     pub reason: String,
 }
 
@@ -46,8 +46,8 @@ pub enum ClientFile {
     Key,
 }
 
-/// Returns a configuration that trusts only the certificates of one PEM file, and servers that these certify. It asks for
-/// [`ALPN`].
+/// Returns a configuration that trusts only the certificates of one PEM file, and servers that they certify. The
+/// configuration asks for [`ALPN`].
 ///
 /// # Errors
 ///

@@ -25,7 +25,7 @@ impl Dates {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let validity = certificate.validity();
         let time = |time: ASN1Time| {
-            // Before 1970, everything has expired.
+            // A time before 1970 counts as 1970: both have passed.
             let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
             UnixTime::since_unix_epoch(Duration::from_secs(seconds))
         };
@@ -51,7 +51,7 @@ impl Dates {
         Ok(())
     }
 
-    /// Returns how long the certificate is still valid at a time.
+    /// Returns how long the certificate is valid after a time.
     #[must_use]
     pub fn left(self, time: UnixTime) -> Duration {
         Duration::from_secs(self.until.as_secs().saturating_sub(time.as_secs()))
@@ -75,7 +75,8 @@ pub fn first_expiry(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
     dates.map(|dates| system_time(dates.until)).min()
 }
 
-/// Returns the first certificate of a file that is not valid at a time, and why.
+/// Returns a line about the first certificate of a file that is not valid at a time: which certificate, and why.
+/// Returns `None` if all are valid.
 #[must_use]
 pub fn problem(file: &Path, chain: &[CertificateDer<'_>], time: UnixTime) -> Option<String> {
     (1..).zip(chain).find_map(|(number, certificate)| {

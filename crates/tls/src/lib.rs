@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`pem`] | keys and certificates from PEM |
 //! | [`dates`] | when certificates are valid |
-//! | [`client`] | a client's side of TLS: trust in the certificates of one file, and a certificate of its own |
+//! | [`client`] | a client's side of TLS: trust in the certificates of one file, and the client's own certificate |
 
 pub mod client;
 pub mod dates;

@@ -11,7 +11,8 @@ use rustls::{Error, RootCertStore};
 ///
 /// # Errors
 ///
-/// If the file cannot be read, has no certificate, or has one that cannot be parsed. The message names the file.
+/// If the file cannot be read, has no certificate, or has a certificate that cannot be parsed. The message names the
+/// file.
 pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = read(file, "x509")?;
     let certificates = CertificateDer::pem_slice_iter(&pem)
@@ -56,7 +57,7 @@ pub fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
 fn read(file: &Path, command: &str) -> Result<Vec<u8>, String> {
     let bytes = std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
     match bytes.as_slice() {
-        // Of UTF-8 and UTF-16.
+        // The byte order marks of UTF-8 and UTF-16.
         [0xef, 0xbb, 0xbf, ..] | [0xfe, 0xff, ..] | [0xff, 0xfe, ..] => Err(format!(
             "{}: begins with a byte order mark: save the file as ASCII",
             file.display()
@@ -75,7 +76,7 @@ fn der(file: &Path, command: &str) -> String {
     )
 }
 
-/// Returns the roots of trust that certificates are.
+/// Returns certificates as roots of trust.
 ///
 /// # Errors
 ///

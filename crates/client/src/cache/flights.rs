@@ -1,4 +1,4 @@
-//! Calls on their way: one for each node.
+//! Calls in flight: at most one for each node, as in Go's `singleflight`.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,11 +10,11 @@ use nodetracker::NodeId;
 
 use crate::tracker::{Route, TrackerError};
 
-pub(super) type Landed = Result<Arc<[Route]>, TrackerError>;
+pub(super) type Fetched = Result<Arc<[Route]>, TrackerError>;
 
-type Landing = Shared<BoxFuture<'static, Landed>>;
+type SharedFetch = Shared<BoxFuture<'static, Fetched>>;
 
-/// The calls whose answers are still current. Clones share them.
+/// The calls whose answers are still current. Clones share the calls.
 ///
 /// A call runs in a task of its own, so it ends even if every look-up that waits for the call is dropped.
 #[derive(Debug, Clone, Default)]
@@ -30,12 +30,12 @@ struct State {
 #[derive(Debug)]
 struct Flight {
     number: u64,
-    landed: Landing,
+    result: SharedFetch,
 }
 
-/// A flight's right to leave its answer. A flight without a ticket is over.
+/// Ends a flight when it is dropped.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct FlightGuard {
     flights: Flights,
     node: NodeId,
     number: u64,
@@ -47,36 +47,36 @@ impl Flights {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the node's flight. Begins a flight, in a task, if there is none.
-    pub(super) fn join<F>(&self, node: &NodeId, fetch: impl FnOnce(Ticket) -> F) -> Landing
+    /// Returns the result of the node's flight. Begins a flight, in a task, if there is none.
+    pub(super) fn join<F>(&self, node: &NodeId, fetch: impl FnOnce(FlightGuard) -> F) -> SharedFetch
     where
-        F: Future<Output = Landed> + Send + 'static,
+        F: Future<Output = Fetched> + Send + 'static,
     {
         let mut state = self.lock();
         if let Some(flight) = state.flights.get(node) {
-            return flight.landed.clone();
+            return flight.result.clone();
         }
         let number = state.next;
         state.next += 1;
-        let task = tokio::spawn(fetch(Ticket {
+        let task = tokio::spawn(fetch(FlightGuard {
             flights: self.clone(),
             node: node.clone(),
             number,
         }));
-        let landed = async {
+        let result = async {
             task.await
                 .unwrap_or_else(|error| Err(TrackerError::Internal(error.to_string())))
         };
-        let landed = landed.boxed().shared();
+        let result = result.boxed().shared();
         let flight = Flight {
             number,
-            landed: landed.clone(),
+            result: result.clone(),
         };
         state.flights.insert(node.clone(), flight);
-        landed
+        result
     }
 
-    /// Later look-ups of a node do not join its present flight, which leaves no answer.
+    /// Forgets the flight of a node: later look-ups do not join it, and its answer is not kept.
     pub(super) fn forget(&self, node: &NodeId) {
         self.lock().flights.remove(node);
     }
@@ -87,9 +87,9 @@ impl Flights {
     }
 }
 
-impl Ticket {
-    /// Calls `keep`, unless the flight was forgotten. An invalidation that forgets the flight later finds what `keep` has kept.
-    pub(super) fn land(self, keep: impl FnOnce()) {
+impl FlightGuard {
+    /// Calls `keep`, unless the flight was forgotten. A later invalidation finds the answer that `keep` has stored.
+    pub(super) fn finish(self, keep: impl FnOnce()) {
         let state = self.flights.lock();
         if self.is_current(&state) {
             keep();
@@ -105,7 +105,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for FlightGuard {
     /// Ends the flight, also if its task has panicked.
     fn drop(&mut self) {
         let mut state = self.flights.lock();

@@ -1,7 +1,8 @@
-//! Drops answers when a tracker sends that they changed.
+//! Drops a node's answer when a tracker sends a change of the node.
 //!
-//! The watch is of all nodes, and begins at the present place, so the tracker sends no snapshot. A watch of only the cached
-//! nodes would be less to receive, but its nodes are fixed, and each new node in the cache would need a new watch.
+//! The watch is of all nodes, and begins at the present place, so the tracker sends no snapshot. A watch of only the
+//! cached nodes would send less. But the nodes of a watch are fixed, so each new node in the cache would need a new
+//! watch.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::watch::{place, watch};
 /// How long to wait for the place at which the watch begins.
 const PLACE_LIMIT: Duration = Duration::from_secs(5);
 
-/// A silent watch is given up after this time. Trackers send a message at least every 25 seconds.
+/// The cache ends a watch that is silent for this time. Trackers send a message at least every 25 seconds.
 const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
 /// A task that follows a tracker's changes. Dropping it ends the task.
@@ -74,7 +75,7 @@ impl RouteCache {
         }))
     }
 
-    /// Drops the answers that a message changes. Returns `false` if the place was lost.
+    /// Drops the answers that a message changes. Returns `false` if the tracker has dropped changes since the place.
     pub(super) fn apply(&self, message: Message) -> bool {
         match message {
             // Answers from before the watch may have changed without a message.

@@ -1,11 +1,11 @@
 //! The latest answers of a tracker, for a proxy that asks on every dial.
 //!
-//! A [`RouteCache`] asks the tracker that it is given, and keeps the answers for a short time. Several look-ups of one node at
-//! the same time make one call. If no tracker answers, the cache returns an older answer for a bounded time, and marks the
-//! answer as stale. An error is never kept: the next look-up makes the next call.
+//! A [`RouteCache`] asks the tracker that it is given, and keeps the answers for a short time. Several look-ups of one
+//! node at the same time make one call. If no tracker answers, the cache returns an older answer for a bounded time,
+//! and marks the answer as stale. An error is never kept: the next look-up makes the next call.
 //!
-//! The size is bounded by [moka](https://docs.rs/moka), which keeps the nodes that are asked for often. Ages are decided here,
-//! on tokio's clock, because an expired answer is still of use if no tracker answers.
+//! The size is bounded by [moka](https://docs.rs/moka), which keeps the nodes that are asked for often. This module
+//! decides about ages, on tokio's clock, because an expired answer is still useful if no tracker answers.
 //!
 //! [`RouteCache::follow`] watches a tracker, and drops each answer when the tracker sends that it changed. Without that, an
 //! answer is at most [`ttl`](CacheConfig::ttl) old. With it, an answer of the followed tracker is some milliseconds old while
@@ -66,16 +66,16 @@ pub struct CacheConfig {
     pub ttl: Duration,
     /// How long an answer without routes is fresh.
     pub negative_ttl: Duration,
-    /// How old an answer may be that is returned because no tracker answers. Nothing is returned stale if this is not more
-    /// than `ttl`.
+    /// The greatest age of an answer that is returned because no tracker answers. If this is not more than `ttl`, no
+    /// stale answer is returned.
     pub max_stale: Duration,
     /// How long a route is left out after [`RouteCache::report_unreachable`], unless its proxy refreshes it.
     pub complaint_ttl: Duration,
 }
 
 impl Default for CacheConfig {
-    /// 100,000 nodes; 10 s, without routes 1 s; stale answers up to 5 minutes, which is the trackers' default keep-alive
-    /// interval; complaints for 30 s.
+    /// 100,000 nodes; answers are fresh for 10 s, without routes for 1 s; complaints last 30 s. Stale answers are up to
+    /// 5 minutes old, the trackers' default keep-alive interval.
     fn default() -> Self {
         Self {
             capacity: 100_000,
@@ -96,12 +96,12 @@ pub struct Answer {
     pub freshness: Freshness,
 }
 
-/// How old an answer may be.
+/// Whether an answer is fresh, or how old it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
     /// No older than the bounds of the [`CacheConfig`] allow.
     Fresh,
-    /// No tracker answered. The tracker was asked for this answer so long ago.
+    /// No tracker answered the look-up. The cache asked for this answer so long ago.
     Stale(Duration),
 }
 
@@ -119,11 +119,11 @@ pub struct CacheStats {
     pub failures: u64,
     /// Look-ups with a stale answer.
     pub stale_answers: u64,
-    /// Answers that were dropped because they changed.
+    /// Invalidations: of a node whose answer was in the cache, of a proxy, or of all nodes.
     pub invalidations: u64,
     /// Reports of unreachable nodes.
     pub complaints: u64,
-    /// Nodes whose answers are kept now, roughly.
+    /// Nodes whose answers are in the cache at present, roughly.
     pub nodes: u64,
 }
 
@@ -167,8 +167,8 @@ impl Kept {
 
 /// The latest answers of a tracker.
 ///
-/// As a [`NodeTracker`], a cache looks up in its answers, returns stale answers without a mark, and passes writes on. A write
-/// through the cache drops the answers of its nodes. Clones share one cache.
+/// As a [`NodeTracker`], a cache looks up in its answers, returns stale answers without a mark, and passes writes to
+/// its tracker. A write through the cache drops the answers of its nodes. Clones share one cache.
 #[derive(Clone)]
 pub struct RouteCache(Arc<Inner>);
 
@@ -182,8 +182,8 @@ struct Inner {
 }
 
 impl RouteCache {
-    /// Makes an empty cache before a tracker. The tracker's calls must end by themselves, as those of a client with deadlines
-    /// do. Look-ups need a tokio runtime.
+    /// Creates an empty cache before a tracker. The tracker's calls must end by themselves, as the calls of a client
+    /// with deadlines do. Look-ups need a tokio runtime.
     #[must_use]
     pub fn new(tracker: Arc<dyn NodeTracker>, config: CacheConfig) -> Self {
         Self(Arc::new(Inner {
@@ -204,7 +204,7 @@ impl RouteCache {
     ///
     /// # Errors
     ///
-    /// The tracker's, if there is no answer that may be returned stale.
+    /// The tracker's error, if the cache has no answer that is new enough.
     pub async fn look_up(&self, node: &NodeId) -> Result<Answer, TrackerError> {
         let inner = &*self.0;
         if let Some(kept) = inner.kept.get(node)
@@ -214,7 +214,7 @@ impl RouteCache {
             return Ok(inner.answer(node, Arc::clone(&kept.routes), Freshness::Fresh));
         }
         add_one(&inner.counters.misses);
-        let fetch = |ticket| Inner::fetch(Arc::clone(&self.0), node.clone(), ticket);
+        let fetch = |guard| Inner::fetch(Arc::clone(&self.0), node.clone(), guard);
         match inner.flights.join(node, fetch).await {
             Ok(routes) => Ok(inner.answer(node, routes, Freshness::Fresh)),
             // A tracker has answered.
@@ -223,7 +223,8 @@ impl RouteCache {
         }
     }
 
-    /// Drops the answer of a node, because it changed. Calls that were made before leave no answer.
+    /// Drops the answer of a node, because its routes changed. The cache does not keep the answers of calls that are in
+    /// flight.
     pub fn invalidate(&self, node: &NodeId) {
         let inner = &*self.0;
         inner.flights.forget(node);
@@ -240,13 +241,13 @@ impl RouteCache {
         add_one(&inner.counters.invalidations);
     }
 
-    /// Reports that a proxy was dialled for a node, and does not hold the node's tunnel. The cache leaves the route out for
-    /// [`complaint_ttl`](CacheConfig::complaint_ttl), or until the proxy has refreshed the route since, and passes the report
-    /// on to the tracker.
+    /// Reports that a proxy was dialled for a node, and does not hold the node's tunnel. The cache leaves the route out
+    /// for [`complaint_ttl`](CacheConfig::complaint_ttl), or until the proxy refreshes the route. The cache passes the
+    /// report to the tracker. It leaves out routes of at most 10,000 nodes.
     ///
     /// # Errors
     ///
-    /// The tracker's. The cache leaves the route out in any case.
+    /// The tracker's error. The cache leaves the route out nevertheless.
     pub async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
         let inner = &*self.0;
         add_one(&inner.counters.complaints);
@@ -297,14 +298,14 @@ impl RouteCache {
 
 impl Inner {
     /// Asks the tracker, and keeps the answer, unless the answer was invalidated meanwhile.
-    async fn fetch(inner: Arc<Self>, node: NodeId, ticket: Ticket) -> Landed {
+    async fn fetch(inner: Arc<Self>, node: NodeId, guard: FlightGuard) -> Fetched {
         let asked = Instant::now();
         add_one(&inner.counters.calls);
         let result = inner.tracker.get_proxies(&node).await.map(Arc::<[Route]>::from);
         if result.is_err() {
             add_one(&inner.counters.failures);
         }
-        ticket.land(|| {
+        guard.finish(|| {
             if let Ok(routes) = &result {
                 let kept = Kept {
                     routes: Arc::clone(routes),

@@ -25,8 +25,8 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Takes as many nodes from the front of a list as fit into a message, but at most `most`, and at least one if there
-    /// is one.
+    /// Takes as many nodes from the front of a list as fit into a message, but at most `most`. Takes at least one node,
+    /// unless the list is empty.
     pub(super) fn first_of(nodes: &[NodeId], most: usize) -> Self {
         let (mut uuids, mut uuid_positions) = (Vec::new(), Vec::new());
         let (mut names, mut name_positions) = (Vec::new(), Vec::new());

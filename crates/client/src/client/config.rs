@@ -15,9 +15,9 @@
 //! | `node_tracker_key_file`, `node_tracker_cert_file` | the proxy's private key and certificate chain, PEM files, for trackers that verify clients |
 //! | `node_tracker_write_to` | `all` (default) or `one`: see [`WriteTo`] |
 //!
-//! A relative path starts at the file's folder. All other keys and sections belong to Teleport, and are left alone. So
-//! these are errors: an unknown key that begins with `node_tracker_`, a repeated key, a key without a value, and one of these
-//! keys outside of the section.
+//! A relative path starts at the file's folder. All other keys and sections belong to Teleport, and are left alone.
+//! Errors are an unknown key that begins with `node_tracker_`, a repeated key, a key without a value, and a key outside
+//! of the section.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ use crate::connect::addr::TrackerAddr;
 use crate::connect::channel::{ClientTls, TlsFiles};
 
 const SECTION: &str = "proxy_service";
-/// All keys of this module begin with it.
+/// The prefix of all keys of this module.
 const PREFIX: &str = "node_tracker_";
 
 const ADDR: &str = "node_tracker_addr";
@@ -61,7 +61,7 @@ pub struct TrackerConfig {
 pub struct ConfigError {
     /// The file.
     pub file: PathBuf,
-    /// The line, counted from 1, if the error is in one.
+    /// The line, counted from 1, if the error is in a line.
     pub line: Option<u64>,
     /// What is wrong with which key.
     pub reason: String,
@@ -80,8 +80,8 @@ impl TrackerConfig {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, is not YAML, or one of our keys cannot be used. `read` does not read key and certificate
-    /// files.
+    /// If the file cannot be read, is not YAML, or has one of our keys with a bad value. `read` does not read key and
+    /// certificate files.
     pub fn read(file: &Path) -> Result<Option<Self>, ConfigError> {
         let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
             file: file.into(),
@@ -135,8 +135,8 @@ impl TrackerConfig {
         config.map_err(|(key, reason)| error(None, format!("{SECTION}.{key}: {reason}")))
     }
 
-    /// Reads the key and certificate files, and returns a client of the trackers. `options` has everything that is not in
-    /// the file.
+    /// Reads the key and certificate files, and returns a client of the trackers. `options` has everything that is not
+    /// in the file.
     ///
     /// # Errors
     ///
@@ -170,7 +170,7 @@ struct Section {
     mistake: Option<Mistake>,
 }
 
-/// The first key that must not stand where it stands. The errors of serde have no line that is this exact.
+/// The first key at a wrong place, or with a bad value. Errors of serde do not have the exact line.
 struct Mistake {
     line: u64,
     reason: String,
@@ -318,7 +318,7 @@ impl<'de> Visitor<'de> for SectionVisitor {
     }
 }
 
-/// Takes the value of a key, which must be there, and only once.
+/// Takes the value of a key. Fails if the value is missing, or if the key was set before.
 fn set<T>(slot: &mut Option<T>, value: Option<T>) -> Result<(), String> {
     let value = value.ok_or("has no value")?;
     match slot.replace(value) {

@@ -1,4 +1,5 @@
-//! Messages and statuses of the wire, as the types of the common API. Nothing that a tracker sends makes these panic.
+//! Messages and statuses of the wire, as the types of the common API. Nothing that a tracker sends makes a conversion
+//! panic.
 
 use std::error::Error;
 use std::time::SystemTime;

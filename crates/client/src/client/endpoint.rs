@@ -45,7 +45,7 @@ pub(super) struct Endpoint {
     attempt_timeout: Duration,
     probe_timeout: Duration,
     state: Mutex<State>,
-    /// The next probe may be due earlier than before.
+    /// Notified when the next probe may be due earlier than before.
     probe_moved: Notify,
     /// Notified after each probe, and when the tracker becomes healthy or unhealthy.
     changed: watch::Sender<()>,
@@ -76,7 +76,7 @@ impl Endpoint {
         }
     }
 
-    /// No call panics while it holds the lock.
+    /// Locks the state. No holder of the lock panics.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,8 +89,8 @@ impl Endpoint {
         self.state().budget.allows_retry()
     }
 
-    /// Orders healthy trackers before others, and near trackers before distant trackers. A tracker that never answered is the
-    /// most distant.
+    /// Orders healthy trackers before others, and near trackers before distant trackers. A tracker that never answered
+    /// is the most distant.
     pub(super) fn distance(&self) -> (bool, Duration) {
         let state = self.state();
         let round_trip = state.health.round_trip();

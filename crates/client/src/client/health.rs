@@ -1,9 +1,9 @@
 //! Whether a tracker should get calls, and how near it is: a state machine.
 //!
-//! A tracker is healthy unless too many calls and probes in a row had no answer, or its last probe answered that it does not
-//! serve (`NOT_SERVING`): such a tracker stops soon, but nothing failed. Each probe is a call of `grpc.health.v1`. A
-//! healthy tracker is probed at an interval, so that a dead tracker is noticed before a call needs it. After a failure, the
-//! probes follow a [`Backoff`]. One answer ends all failures.
+//! A tracker is unhealthy if too many calls and probes in a row had no answer. It is unhealthy, too, if it answered the
+//! last probe with `NOT_SERVING`: such a tracker stops soon, but nothing failed. Each probe is a call of
+//! `grpc.health.v1`. A healthy tracker is probed at an interval, so that a dead tracker is noticed before a call needs
+//! it. After a failure, the probes follow a [`Backoff`]. One answer ends all failures.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::backoff::{Backoff, Limits};
 /// When a tracker counts as unhealthy, and how often it is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthOptions {
-    /// So many calls and probes in a row without an answer make a tracker unhealthy. 0 means 1.
+    /// How many calls and probes in a row without an answer make a tracker unhealthy. 0 means 1.
     pub unhealthy_after: u32,
-    /// The mean time between two probes of a tracker that answers. Each wait differs from the mean by up to a quarter, so
-    /// that many clients spread their probes.
+    /// The mean time between two probes of a tracker that answers. Each wait differs from the mean by up to a quarter,
+    /// so that many clients spread their probes.
     pub interval: Duration,
     /// A probe without an answer for so long has failed.
     pub timeout: Duration,
@@ -68,8 +68,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Returns the health of a tracker that counts as healthy until its first probe, which is due now. Trackers with the
-    /// same seed draw the same waits.
+    /// Returns the health of a tracker that counts as healthy until its first probe, which is due now. Trackers with
+    /// the same seed draw the same waits.
     #[must_use]
     pub fn new(now: Instant, options: HealthOptions, seed: u64) -> Self {
         Self {
@@ -89,7 +89,7 @@ impl Health {
         self.is_serving && self.failures < self.options.unhealthy_after.max(1)
     }
 
-    /// The time that a probe takes if nothing delays it. `None` before the first answer.
+    /// The time that a probe takes if nothing delays the probe. `None` before the first answer.
     #[must_use]
     pub fn round_trip(&self) -> Option<Duration> {
         self.round_trip
@@ -101,7 +101,8 @@ impl Health {
         self.next_probe
     }
 
-    /// Whether to send a probe now. After `true`, the caller reports the probe's result with [`handle`](Self::handle).
+    /// Returns whether to send a probe now. After `true`, the caller reports the probe's result with
+    /// [`handle`](Self::handle).
     pub fn poll_probe(&mut self, now: Instant) -> bool {
         let is_due = self.next_probe.is_some_and(|at| at <= now);
         if is_due {
@@ -110,7 +111,7 @@ impl Health {
         is_due
     }
 
-    /// Takes note of what happened.
+    /// Takes an input.
     pub fn handle(&mut self, now: Instant, input: Input) {
         match input {
             Input::CallAnswered => self.answered(),

@@ -9,25 +9,26 @@
 //!
 //! Trackers do not share routes, so a proxy reports its nodes to all of them, and may ask any of them.
 //!
-//! * A **read** goes to the nearest healthy tracker: the tracker with the shortest round trip of its probes. If that tracker
-//!   does not answer, the read goes to the next tracker at once.
-//! * A **write** goes to all healthy trackers at the same time ([`WriteTo::All`]). It succeeds when each of these trackers
-//!   has done it or could not be reached, and at least one has done it. If a tracker refuses the write, the call fails with
-//!   the tracker's error; other trackers may have done the write. [`TrackerStats::missed_writes`] counts the writes that a
-//!   tracker missed.
+//! * A **read** goes to the nearest healthy tracker: the tracker with the shortest round trip of its probes. If that
+//!   tracker does not answer, the read goes to the next tracker at once.
+//! * A **write** goes to all healthy trackers at the same time ([`WriteTo::All`]). The write succeeds when one of these
+//!   trackers has done it, and each other has done it or could not be reached. If a tracker refuses the write, the call
+//!   fails with the tracker's error; other trackers may have done the write. [`TrackerStats::missed_writes`] counts the
+//!   writes that a tracker missed.
 //!
-//! A tracker that missed a write is wrong for a while only: proxies report their nodes again with each heartbeat, and a
-//! route that was not removed expires. With [`WriteTo::One`], for trackers that share their routes, a write goes where a
-//! read goes.
+//! A tracker that missed a write is wrong only for a while. Proxies report their nodes again with each heartbeat, and a
+//! route that was not removed expires. With [`WriteTo::One`], for trackers that share their routes, a write goes where
+//! a read goes.
 //!
-//! If no tracker is healthy, calls try all of them. A dead tracker gets probes and no calls.
+//! If no healthy tracker answers, reads try the others. If no tracker is healthy, writes go to all. Otherwise, an
+//! unhealthy tracker gets probes and no calls.
 //!
 //! # Names with several addresses
 //!
 //! A connection goes to the first address of the host's name that accepts it, in the order of the resolver. The name is
 //! resolved again for each connection. So a name stands for *one* tracker, which may move. List the names of several
-//! trackers one by one: a name with an address for each tracker would reach one of them only, and writes would miss the
-//! rest.
+//! trackers one by one. If one name has an address for each tracker, calls reach only one of the trackers, and writes
+//! miss the rest.
 
 mod batch;
 mod calls;

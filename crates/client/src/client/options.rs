@@ -26,10 +26,11 @@ pub struct ClientOptions {
     pub connect: ConnectOptions,
     /// Which trackers get the writes.
     pub write_to: WriteTo,
-    /// The ID of this proxy, which complaints about other proxies name; see
+    /// The ID of this proxy, which its complaints about other proxies name: see
     /// [`NodeTracker::report_unreachable`](crate::tracker::NodeTracker::report_unreachable). May be empty.
     pub reporter_id: String,
-    /// The longest time of a call of [`NodeTracker`](crate::tracker::NodeTracker), with all its messages, attempts and waits.
+    /// The longest time of a call of [`NodeTracker`](crate::tracker::NodeTracker), with all its messages, attempts and
+    /// waits.
     pub deadline: Duration,
     /// The longest time of one attempt on one tracker. A tracker that stops answering delays a call by this time, until
     /// [`HealthOptions::unhealthy_after`] is reached.
@@ -41,7 +42,8 @@ pub struct ClientOptions {
 }
 
 impl Default for ClientOptions {
-    /// Writes to all trackers, and complains without a name. 5 s for a call and 1 s for an attempt; waits from 50 ms to 1 s.
+    /// Writes go to all trackers, and complaints name no reporter. A call has 5 s, an attempt 1 s, and waits are from
+    /// 50 ms to 1 s.
     fn default() -> Self {
         Self {
             connect: ConnectOptions::default(),

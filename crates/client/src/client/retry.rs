@@ -9,7 +9,7 @@
 //! | `ResourceExhausted` with `retry_after` | after that delay, at the least |
 //! | any other | never |
 //!
-//! All attempts end at the call's deadline: an attempt that could only begin later is not made.
+//! All attempts end at the call's deadline, and no attempt begins after it.
 
 use std::time::{Duration, Instant};
 
@@ -30,15 +30,15 @@ pub(super) fn has_no_answer(error: &TrackerError) -> bool {
     matches!(error, TrackerError::Unavailable(_) | TrackerError::DeadlineExceeded(_))
 }
 
-/// The rounds of one call. In a round, the call is made once on each tracker that may answer it.
+/// The retries of one call. A retry makes the call once more on each tracker that may answer.
 #[derive(Debug, Clone)]
-pub(super) struct Rounds {
+pub(super) struct Retries {
     deadline: Instant,
     backoff: Backoff,
 }
 
-impl Rounds {
-    /// Returns the rounds of a call that ends at `deadline`. Rounds with the same seed draw the same waits.
+impl Retries {
+    /// Returns the retries of a call that ends at `deadline`. Retries with the same seed draw the same waits.
     pub(super) fn new(deadline: Instant, backoff: Limits, seed: u64) -> Self {
         Self {
             deadline,
@@ -46,19 +46,20 @@ impl Rounds {
         }
     }
 
-    /// Returns when the next round may begin, if the last round failed and `wait` is the shortest wait of its errors.
-    /// `None` if the call has failed.
+    /// Returns when the next retry may begin, if the last attempts failed and `wait` is the longest wait that their
+    /// errors ask for. `None` if the call has failed.
     pub(super) fn next(&mut self, now: Instant, wait: Duration) -> Option<Instant> {
         let at = now + self.backoff.next_wait().max(wait);
         (at < self.deadline).then_some(at)
     }
 }
 
-/// Limits the repeated attempts on one tracker to a share of all attempts, so that many callers do not flood a tracker that
-/// cannot answer.
+/// Limits the repeated attempts on one tracker to a share of all attempts, so that many callers do not flood a tracker
+/// that cannot answer.
 ///
-/// The algorithm is the retry throttling of gRPC (proposal A6): a bucket of tokens. An attempt that fails takes a token, an
-/// attempt that is answered adds a tenth. While at most half of the tokens are left, there are no repeated attempts.
+/// The algorithm is the retry throttling of gRPC (proposal A6): a bucket of tokens. An attempt that fails takes a
+/// token, an attempt that is answered adds a tenth. While at most half of the tokens are left, there are no repeated
+/// attempts.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RetryBudget {
     /// Tenths of a token.
@@ -111,30 +112,30 @@ mod tests {
     }
 
     #[test]
-    fn no_round_begins_at_the_deadline_or_before_the_wait_has_passed() {
+    fn no_retry_begins_at_the_deadline_or_before_the_wait_has_passed() {
         let limits = Limits {
             base: Duration::from_millis(100),
             max: Duration::from_secs(1),
         };
         let longest_wait = Duration::from_secs(3);
-        let (mut rounds_begun, mut waits) = (0, 0);
+        let (mut retries_begun, mut waits) = (0, 0);
         for seed in 0..300 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut now = Instant::now();
             let deadline = now + Duration::from_millis(random.u64(1..10_000));
-            let mut rounds = Rounds::new(deadline, limits, seed);
+            let mut retries = Retries::new(deadline, limits, seed);
             loop {
                 let wait = Duration::from_millis([0, 0, random.u64(0..3000)][random.usize(0..3)]);
-                let Some(at) = rounds.next(now, wait) else { break };
-                rounds_begun += 1;
+                let Some(at) = retries.next(now, wait) else { break };
+                retries_begun += 1;
                 waits += u32::from(at > now + wait);
                 assert!(at >= now + wait && at < deadline, "seed {seed}");
-                // The round takes a while.
+                // The retry takes a while.
                 now = at + Duration::from_millis(random.u64(0..100));
             }
             assert!(now + longest_wait >= deadline, "seed {seed}: gave up early");
         }
-        assert!(rounds_begun > 300 && waits > 300, "{rounds_begun} {waits}");
+        assert!(retries_begun > 300 && waits > 300, "{retries_begun} {waits}");
     }
 
     #[test]

@@ -11,20 +11,20 @@ use crate::connect::addr::TrackerAddr;
 pub struct TrackerStats {
     /// The tracker's address.
     pub addr: TrackerAddr,
-    /// Whether the tracker gets calls while others could. `true` before the first probe.
+    /// Whether the tracker is healthy, so that it gets calls. `true` before the first probe.
     pub is_healthy: bool,
-    /// The time that a small call takes if nothing delays it. `None` before the first answer to a probe.
+    /// The time that a small call takes if nothing delays the call. `None` before the first answer to a probe.
     pub round_trip: Option<Duration>,
     /// Attempts to make a call. A call of many nodes has several messages, each with one attempt or more.
     pub attempts: u64,
     /// Attempts that got no answer.
     pub failed_attempts: u64,
-    /// Probes of the health.
+    /// Probes of the tracker's health.
     pub probes: u64,
     /// Probes that got no answer.
     pub failed_probes: u64,
-    /// Writes that another tracker has done and this tracker has not, because it was unhealthy or did not answer. Only with
-    /// [`WriteTo::All`](crate::connect::WriteTo::All).
+    /// Writes that another tracker has done and this tracker has not, because it was unhealthy or did not answer. Only
+    /// with [`WriteTo::All`](crate::connect::WriteTo::All).
     pub missed_writes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! [`TrackerClient`]: calls, on the right trackers, until they succeed or must fail.
+//! [`TrackerClient`]: makes calls on the right trackers, until the calls succeed or must fail.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::client::calls::Call;
 use crate::client::convert;
 use crate::client::endpoint::{Deadline, Endpoint};
 use crate::client::options::ClientOptions;
-use crate::client::retry::{Rounds, has_no_answer, shortest_wait};
+use crate::client::retry::{Retries, has_no_answer, shortest_wait};
 use crate::client::stats::TrackerStats;
 use crate::connect::WriteTo;
 use crate::connect::addr::TrackerAddr;
@@ -25,16 +25,17 @@ use crate::tracker::{NodeTracker, Route, TrackerError};
 
 /// A client of one or several trackers: see the [module](crate::client).
 ///
-/// A clone is another handle of the same client. A client has one connection for each tracker, which is made when a call or a
-/// probe needs it. At most 1,024 calls wait for a connection; more calls wait for room. When the last clone is dropped, the
+/// Clones share one client. A client has one connection for each tracker, and connects when a call or a probe needs the
+/// connection. At most 1,024 calls wait for a connection; more calls wait for room. When the last clone is dropped, the
 /// probes end.
 ///
-/// If the trackers verify clients, `add_nodes` and `remove_nodes` need a certificate of the same proxy, and `remove_proxy`
-/// needs the role `Admin`.
+/// If the trackers verify clients, `add_nodes` and `remove_nodes` need a certificate of the same proxy, and
+/// `remove_proxy` needs the role `Admin`.
 ///
-/// A call has at most [`ClientOptions::deadline`]. More nodes than fit into one message are sent in several messages, one
-/// after the other. If the future of a call is dropped, or its deadline passes, a tracker may still do the call. It may even
-/// do a report after a later removal that went over another connection. That route expires like any other.
+/// A call has at most [`ClientOptions::deadline`]. More nodes than fit into one message are sent in several messages,
+/// one after the other. If the future of a call is dropped, or its deadline passes, a tracker may still do the call.
+/// The tracker may even do a report after a later removal that went over another connection. Such a route expires like
+/// any other.
 ///
 /// ```no_run
 /// use nodetracker_client::client::{ClientOptions, TrackerClient};
@@ -78,7 +79,7 @@ pub enum ClientError {
     /// There is no tracker to ask.
     #[error("no tracker is given")]
     NoTrackers,
-    /// The address asks for TLS, and nothing says which authority to trust.
+    /// The address asks for TLS, and the options name no authority to trust.
     #[error("{0} needs TLS: set ConnectOptions::tls")]
     NoTls(TrackerAddr),
     /// A key, a certificate or an authority cannot be used.
@@ -157,7 +158,7 @@ impl TrackerClient {
     async fn call_one<C: Call>(&self, request: C, deadline: Deadline) -> Result<C::Reply, TrackerError> {
         let mut endpoints: Vec<_> = self.0.endpoints.iter().collect();
         endpoints.sort_by_key(|endpoint| endpoint.distance());
-        let mut rounds = self.rounds(deadline);
+        let mut retries = self.retries(deadline);
         loop {
             let mut failed = Vec::new();
             for endpoint in endpoints {
@@ -167,7 +168,7 @@ impl TrackerClient {
                     Err(error) => failed.push((endpoint, error)),
                 }
             }
-            endpoints = next_round(&mut rounds, failed).await?;
+            endpoints = next_retry(&mut retries, failed).await?;
         }
     }
 
@@ -178,7 +179,7 @@ impl TrackerClient {
         if endpoints.is_empty() {
             endpoints = all.iter().collect();
         }
-        let mut rounds = self.rounds(deadline);
+        let mut retries = self.retries(deadline);
         let mut done = Vec::new();
         loop {
             let attempts = endpoints
@@ -203,19 +204,20 @@ impl TrackerClient {
                     .for_each(|endpoint| endpoint.counters.missed_writes.add_one());
                 return Ok(());
             }
-            endpoints = next_round(&mut rounds, failed).await?;
+            endpoints = next_retry(&mut retries, failed).await?;
         }
     }
 
-    fn rounds(&self, deadline: Deadline) -> Rounds {
-        Rounds::new(deadline.at.into_std(), self.0.options.backoff, fastrand::u64(..))
+    fn retries(&self, deadline: Deadline) -> Retries {
+        Retries::new(deadline.at.into_std(), self.0.options.backoff, fastrand::u64(..))
     }
 }
 
-/// Waits for the next round of a call, and returns the trackers that it asks again. Fails with an error of the last round if
-/// the call must not be made again, if the deadline is too near, or if these trackers have had too many repeated attempts.
-async fn next_round<'e>(
-    rounds: &mut Rounds,
+/// Waits for the next retry of a call, and returns the trackers that it asks again. Fails with an error of the last
+/// attempts if the call must not be made again, or if the deadline is too near. Fails, too, if these trackers have had
+/// too many repeated attempts.
+async fn next_retry<'e>(
+    retries: &mut Retries,
     failed: Vec<(&'e Arc<Endpoint>, TrackerError)>,
 ) -> Result<Vec<&'e Arc<Endpoint>>, TrackerError> {
     let (mut again, mut longest) = (Vec::new(), Duration::ZERO);
@@ -231,7 +233,7 @@ async fn next_round<'e>(
         }
         last = error;
     }
-    let begin = rounds.next(Instant::now().into_std(), longest);
+    let begin = retries.next(Instant::now().into_std(), longest);
     match begin.filter(|_| !again.is_empty()) {
         Some(begin) => {
             sleep_until(Instant::from_std(begin)).await;

@@ -8,8 +8,8 @@ use http::Uri;
 /// The port of a tracker whose address names none, as in RFD 47.
 pub const DEFAULT_PORT: u16 = 3029;
 
-/// The address of a tracker: `host:port`, `http://host:port` or `https://host:port`. Without a port: 3029. A host is a name, an
-/// IPv4 address, or an IPv6 address in brackets.
+/// The address of a tracker: `host:port`, `http://host:port` or `https://host:port`. The default port is 3029. A host
+/// is a name, an IPv4 address, or an IPv6 address in brackets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TrackerAddr {
     tls: bool,
@@ -79,7 +79,7 @@ impl TrackerAddr {
         self.tls
     }
 
-    /// The host, an IPv6 address without brackets.
+    /// The host. An IPv6 address has no brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         let inner = self.host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));

@@ -1,4 +1,4 @@
-//! A connection to one tracker, which is made, and made again, when a call needs it.
+//! A connection to one tracker. A call that needs the connection makes it, and makes it again after its end.
 
 use std::future::Future;
 use std::io;
@@ -35,8 +35,8 @@ pub struct TlsFiles {
 
 /// The configuration of TLS, read again for each new connection.
 ///
-/// Connections are rare and files are small, so nothing watches the files. If a file cannot be used, a new connection uses the
-/// last configuration that could be used.
+/// Connections are rare and files are small, so nothing watches the files. If a file cannot be used, a new connection
+/// uses the last good configuration.
 #[derive(Debug)]
 pub struct ClientTls {
     files: TlsFiles,
@@ -76,13 +76,13 @@ impl TlsFiles {
 /// How to connect to trackers.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// Used for addresses with `https`, which cannot be connected to without.
+    /// The TLS of addresses with `https`. Without it, no connection to such an address succeeds.
     pub tls: Option<Arc<ClientTls>>,
     /// The longest time for a name's resolution, the TCP connection and the TLS handshake together.
     pub connect_timeout: Duration,
-    /// A connection that is silent for so long is pinged.
+    /// After how long a silence a connection is pinged.
     pub keep_alive_interval: Duration,
-    /// A connection whose ping has no answer for so long is broken.
+    /// How long the answer to a ping may take. Then the connection is broken.
     pub keep_alive_timeout: Duration,
 }
 
@@ -99,8 +99,8 @@ impl Default for ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// Returns a channel to a tracker, and does not wait for a connection. The first call connects; the first call after the end of
-    /// a connection connects again, and resolves the host's name again.
+    /// Returns a channel to a tracker, and does not wait for a connection. The first call connects; the first call
+    /// after the end of a connection connects again, and resolves the host's name again.
     ///
     /// Needs a tokio runtime.
     #[must_use]
@@ -135,7 +135,7 @@ impl Connector {
         let tls = self
             .options
             .tls
-            .ok_or_else(|| io::Error::other("https needs the option tls"))?;
+            .ok_or_else(|| io::Error::other("https needs TLS: set ConnectOptions::tls"))?;
         let name = ServerName::try_from(self.addr.host().to_owned()).map_err(io::Error::other)?;
         let stream = TlsConnector::from(tls.current()).connect(name, stream).await?;
         Ok(TokioIo::new(Box::new(stream)))

@@ -12,9 +12,10 @@ pub mod channel;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WriteTo {
-    /// To all. For trackers that do not share their routes. A tracker that cannot be reached delays no other tracker.
+    /// To all trackers. For trackers that do not share their routes. A tracker that cannot be reached delays no other
+    /// tracker.
     #[default]
     All,
-    /// To one that can be reached. For trackers that share their routes.
+    /// To one tracker that can be reached. For trackers that share their routes.
     One,
 }

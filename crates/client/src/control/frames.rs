@@ -67,7 +67,7 @@ impl MessageWriter {
         self.frames.feed(Bytes::from(message.encode_to_vec())).await
     }
 
-    /// Writes what is queued. Dropping the future loses nothing, and a later call continues.
+    /// Writes the queued messages. Dropping the future loses nothing, and a later call continues.
     ///
     /// # Errors
     ///

@@ -1,13 +1,13 @@
-//! When to ping a silent peer, and when the connection is broken.
+//! When to ping the other end of a silent connection, and when the connection is broken.
 
 use std::time::{Duration, Instant};
 
 /// The times of a [`KeepAlive`]. A connection that is half open is noticed within `interval + timeout`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepAliveTimes {
-    /// A peer that is silent for so long is pinged.
+    /// After how long a silence the other end is pinged.
     pub interval: Duration,
-    /// A connection without any message for so long after the ping is broken.
+    /// How long after the ping any message must come. Otherwise, the connection is broken.
     pub timeout: Duration,
 }
 
@@ -39,7 +39,7 @@ pub enum Due {
 }
 
 impl KeepAlive {
-    /// Begins when the peer has just been heard.
+    /// Begins at a message of the other end.
     #[must_use]
     pub fn new(times: KeepAliveTimes, now: Instant) -> Self {
         Self {
@@ -49,7 +49,7 @@ impl KeepAlive {
         }
     }
 
-    /// Notes any message of the peer.
+    /// Records that the other end has sent any message.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
         self.pinged = None;
@@ -60,7 +60,7 @@ impl KeepAlive {
     pub fn next_timeout(&self) -> Instant {
         match self.pinged {
             None => self.heard + self.times.interval,
-            // After a stall of this process, the peer still has its time to answer.
+            // After a stall of this process, the other end still has its time to answer.
             Some(pinged) => pinged + self.times.timeout,
         }
     }

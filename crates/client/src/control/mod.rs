@@ -12,7 +12,7 @@ use std::time::Duration;
 
 pub use nodetracker_proto::agent::v1 as proto;
 
-/// The version of the protocol.
+/// The version of the protocol that this crate speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 
 /// The most proxies in one list.
@@ -21,8 +21,9 @@ pub const MAX_PROXIES: usize = 512;
 /// The longest text in a message, in bytes.
 pub const MAX_TEXT: usize = 255;
 
-/// Verifies that a peer may have an ID: the ID, and the peer's certificates from the TLS handshake, the peer's own first. An
-/// error is logged, and closes the tunnel. Runs in the tunnel's task, so it must not block.
+/// Verifies that the other end of a tunnel may have an ID. The arguments are the ID and the other end's certificates
+/// from the TLS handshake, its own first. An error is logged. It closes the tunnel of an agent, and refuses the dial of
+/// a peer. The function runs in the tunnel's task, so it must not block.
 pub type Verify = dyn Fn(&str, &[rustls::pki_types::CertificateDer<'static>]) -> Result<(), String> + Send + Sync;
 
 /// Whether a text can be an ID.

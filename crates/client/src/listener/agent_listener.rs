@@ -36,14 +36,14 @@ pub struct ListenerConfig {
     pub handshake_timeout: Duration,
     /// When a silent agent is pinged, and when its tunnel is broken.
     pub keep_alive: KeepAliveTimes,
-    /// How often agents get the list of proxies, also if it is unchanged. Agents forget a proxy that no list has named for
-    /// three intervals.
+    /// How often agents get the list of proxies, also if it is unchanged. Agents forget a proxy if no list names the
+    /// proxy for three intervals.
     pub list_interval: Duration,
 }
 
 impl ListenerConfig {
-    /// The defaults: all clusters; 20,000 agents; 10 s for each part of the handshake; a ping after 10 s, and 5 s for the
-    /// answer; a list each 60 s.
+    /// The defaults: all clusters; 20,000 agents; 10 s for each part of the handshake. A ping after 10 s, and 5 s for
+    /// the answer; a list each 60 s.
     #[must_use]
     pub fn new(proxy: ProxyInfo) -> Self {
         Self {
@@ -57,7 +57,7 @@ impl ListenerConfig {
     }
 }
 
-/// Accepts agents, and knows which nodes it holds. Clones are the same listener.
+/// Accepts agents, and knows which nodes have a tunnel to this proxy. Clones share one listener.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -103,7 +103,7 @@ pub(super) enum Phase {
     Serving,
     /// Agents were asked to leave within the window.
     Draining(Duration),
-    /// Streams may last until then.
+    /// Streams may last until this time.
     Closing(Instant),
 }
 
@@ -128,9 +128,10 @@ pub struct ListenerStats {
     pub accepted: u64,
     /// Connections that were closed because there were too many agents.
     pub full: u64,
-    /// TLS handshakes that failed, or were not done in time.
+    /// TLS handshakes that failed, or that took too long.
     pub failed: u64,
-    /// Agents that were refused: the proxy drained, the hello was invalid or not allowed, or the node had too many tunnels.
+    /// Agents that were refused: the proxy drained, the hello was invalid or not allowed, or the node had too many
+    /// tunnels.
     pub refused: u64,
     /// Agents that have claimed this proxy.
     pub claimed: u64,
@@ -239,8 +240,8 @@ impl AgentListener {
         Ok(())
     }
 
-    /// Asks all agents to find another proxy, each at a random time within the window, and refuses new agents. Agents that
-    /// find no other proxy stay.
+    /// Asks all agents to find another proxy, each at a random time within the window, and refuses new agents. Agents
+    /// that find no other proxy stay.
     pub fn drain(&self, window: Duration) {
         self.shared.status.send_if_modified(|status| {
             let is_first = status.phase == Phase::Serving;
@@ -251,8 +252,8 @@ impl AgentListener {
         });
     }
 
-    /// Stops: reports all nodes as gone, and opens no more streams. Waits until the open streams have ended, at most for
-    /// `limit`, and then closes each tunnel. Handshakes that are under way may take their own time.
+    /// Stops: reports all nodes as gone, and opens no more streams. Waits until the open streams have ended, at most
+    /// for `limit`, and then closes each tunnel. Handshakes that are under way may take their own time.
     pub async fn close(&self, limit: Duration) {
         let phase = Phase::Closing(Instant::now() + limit);
         self.shared.status.send_modify(|status| status.phase = phase);
@@ -261,8 +262,8 @@ impl AgentListener {
         let _ = self.shared.agents.acquire_many(all).await;
     }
 
-    /// Opens a stream to a node, through its newest tunnel that works. Does not wait for the agent: bound the time until it
-    /// answers.
+    /// Opens a stream to a node, through its newest tunnel that works. Does not wait for the agent: the caller bounds
+    /// the time until the agent answers.
     ///
     /// # Errors
     ///
@@ -281,13 +282,13 @@ impl AgentListener {
         Err(failure)
     }
 
-    /// The nodes that have a tunnel to this proxy, in no order.
+    /// Returns the nodes that have a tunnel to this proxy, in no order.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeId> {
         self.shared.nodes.ids()
     }
 
-    /// How many agents and nodes there are, and what has happened so far.
+    /// Returns how many agents and nodes there are, and what has happened so far.
     #[must_use]
     pub fn stats(&self) -> ListenerStats {
         let shared = &self.shared;

@@ -28,9 +28,9 @@ pub enum LinkEvent {
     Hello(proto::Hello),
     /// The agent stays: the proxy may open streams.
     Claimed,
-    /// The agent, after its claim, is alive.
+    /// The agent has sent a ping or a pong after its claim.
     Seen,
-    /// The agent leaves: open no more streams, and close the tunnel when those that are open have ended.
+    /// The agent leaves: open no more streams, and close the tunnel when the open streams have ended.
     Left,
     /// Send what is left, and close the tunnel, for this reason. The last event.
     Closed(String),
@@ -38,8 +38,8 @@ pub enum LinkEvent {
 
 /// The protocol with one agent.
 ///
-/// Read the agent's next message only when [`AgentLink::poll_transmit`] returns `None`. Then messages cannot pile up: a link
-/// holds those that answer one message.
+/// Read the agent's next message only when [`AgentLink::poll_transmit`] returns `None`. Then a link holds only the
+/// answers to one message.
 #[derive(Debug)]
 pub struct AgentLink {
     times: LinkTimes,
@@ -173,7 +173,7 @@ impl AgentLink {
         Some(proto::ProxyMessage { message: Some(message) })
     }
 
-    /// Returns what has happened, after all that is due has been done.
+    /// Does what is due, and returns the next event.
     pub fn poll_event(&mut self, now: Instant) -> Option<LinkEvent> {
         if self.next_timeout().is_some_and(|due| due <= now) {
             self.due(now);

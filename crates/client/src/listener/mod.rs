@@ -1,4 +1,4 @@
-//! The proxy's side of tunnels: accepts agents, and knows which nodes it holds.
+//! The proxy's side of tunnels: accepts agents, and knows which nodes have a tunnel to this proxy.
 //!
 //! | module | contents |
 //! | --- | --- |
@@ -11,9 +11,9 @@
 //!
 //! # What agents can make a proxy hold
 //!
-//! * An agent has one connection, two tokio tasks, and a control stream whose messages have at most 4 KiB. The tasks end
-//!   with the connection.
-//! * An agent cannot open further streams: the proxy closes its tunnel. A stream that the proxy has opened buffers up to
+//! * An agent has one connection, two tokio tasks, and a control stream whose messages have at most 4 KiB. The tasks
+//!   end with the connection.
+//! * If an agent opens another stream, the proxy closes the tunnel. A stream that the proxy has opened buffers up to
 //!   256 KiB that the proxy has not read; see [`transport::mux`](crate::transport::mux).
 //! * There are at most [`ListenerConfig::max_agents`] agents, those in the handshake among them, and at most
 //!   [`MAX_TUNNELS`](nodes::MAX_TUNNELS) tunnels of one node.

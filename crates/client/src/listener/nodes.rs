@@ -7,17 +7,17 @@ use nodetracker::NodeId;
 
 use crate::transport::Tunnel;
 
-/// The most tunnels of one node. An agent needs one tunnel; others may be those of its earlier processes, which nobody has
-/// noticed yet, and those of other agents on the node.
+/// The most tunnels of one node. An agent needs one tunnel. Others may be of other agents on the node, or of earlier
+/// processes of the agent whose end the proxy has not noticed yet.
 pub const MAX_TUNNELS: usize = 8;
 
 /// Learns which nodes have a tunnel to this proxy. For each node, the calls are in the order of the events.
 ///
-/// The calls come from the tasks of agents, some under a lock: they must not block, and must not call the listener.
+/// The calls come from the tasks of agents, some under a lock. So they must not block, and must not call the listener.
 pub trait NodeObserver: Send + Sync + 'static {
     /// The node has its first tunnel.
     fn connected(&self, node: &NodeId);
-    /// A tunnel of the node is alive: once for each ping and each answer of the agent.
+    /// A tunnel of the node is alive. The listener calls this for each ping and each pong of the agent.
     fn seen(&self, node: &NodeId);
     /// The node's last tunnel has ended, or its agent leaves.
     fn gone(&self, node: &NodeId);

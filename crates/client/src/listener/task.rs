@@ -18,7 +18,7 @@ use crate::listener::nodes::Held;
 use crate::transport::Tunnel;
 
 /// The longest time to write the last messages.
-const FAREWELL: Duration = Duration::from_secs(1);
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves the agent at the other end of a tunnel until the tunnel ends.
 pub(super) async fn run(shared: &Arc<Shared>, tunnel: Arc<dyn Tunnel>, _permit: OwnedSemaphorePermit) {
@@ -65,7 +65,7 @@ impl Agent<'_> {
         loop {
             while let Some(event) = self.link.poll_event(now()) {
                 if let Some(reason) = self.event(event) {
-                    let _ = timeout(FAREWELL, write_all(&mut self.link, &mut writer)).await;
+                    let _ = timeout(LAST_WRITE_TIMEOUT, write_all(&mut self.link, &mut writer)).await;
                     return Ok(reason);
                 }
             }
@@ -98,10 +98,10 @@ impl Agent<'_> {
         }
     }
 
-    /// Returns why the tunnel must be closed, if so.
+    /// Acts on an event. Returns the reason if the tunnel must be closed.
     fn event(&mut self, event: LinkEvent) -> Option<String> {
         match event {
-            LinkEvent::Hello(hello) => match self.greet(&hello) {
+            LinkEvent::Hello(hello) => match self.check_hello(&hello) {
                 Ok(node) => {
                     self.node = Some(node);
                     self.link.welcome(self.shared.config.proxy.clone());
@@ -132,8 +132,8 @@ impl Agent<'_> {
         None
     }
 
-    /// Decides whether the agent may claim this proxy.
-    fn greet(&self, hello: &Hello) -> Result<NodeId, (GoodbyeReason, String)> {
+    /// Checks whether the agent may claim this proxy.
+    fn check_hello(&self, hello: &Hello) -> Result<NodeId, (GoodbyeReason, String)> {
         if self.phase != Phase::Serving {
             return Err((GoodbyeReason::Draining, String::new()));
         }
@@ -141,7 +141,10 @@ impl Agent<'_> {
         let node: NodeId = hello.node_id.parse().map_err(invalid)?;
         let cluster = &self.shared.config.cluster;
         if !cluster.is_empty() && *cluster != hello.cluster_name {
-            let text = format!("cluster {:?}, but this proxy is of {cluster:?}", hello.cluster_name);
+            let text = format!(
+                "the agent is of cluster {:?}, this proxy of cluster {cluster:?}",
+                hello.cluster_name
+            );
             return Err((GoodbyeReason::InvalidHello, text));
         }
         (self.shared.verify)(&node.to_string(), self.tunnel.peer_certificates())

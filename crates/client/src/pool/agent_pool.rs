@@ -19,10 +19,11 @@ use crate::transport::{Transport, TunnelStream};
 /// How many streams may wait for [`AgentPool::accept`]. Further streams wait in their tunnels.
 const MAX_INCOMING: usize = 64;
 
-/// How many messages to a proxy may wait to be written. A proxy that does not read them loses its tunnel.
+/// How many messages to a proxy may wait to be written. If more messages wait, the proxy does not read, and the pool
+/// ends the tunnel.
 const MAX_UNWRITTEN: usize = 16;
 
-/// Keeps an agent connected. Has one tokio task, and for each tunnel one more and those of the transport.
+/// Keeps an agent connected. A pool has one tokio task. Each tunnel has another task, and the tasks of its transport.
 ///
 /// Dropping the pool closes all tunnels at once. [`PoolHandle::close`] waits for their streams.
 pub struct AgentPool {
@@ -41,7 +42,7 @@ pub struct PoolHandle {
 pub struct IncomingStream {
     /// The ID of the proxy.
     pub proxy_id: String,
-    /// The target whose load balancer has led to the proxy.
+    /// The target whose load balancer has chosen the proxy.
     pub target: Target,
     /// The stream.
     pub stream: TunnelStream,
@@ -94,7 +95,7 @@ impl AgentPool {
             verify,
             runtime: Handle::current(),
         });
-        let timer = tokio::spawn(keep_time(Arc::clone(&shared))).abort_handle();
+        let timer = tokio::spawn(run_timer(Arc::clone(&shared))).abort_handle();
         Self {
             handle: PoolHandle { shared },
             incoming,
@@ -102,7 +103,7 @@ impl AgentPool {
         }
     }
 
-    /// A handle, which may be cloned.
+    /// Returns the pool's handle. Clones share the pool.
     #[must_use]
     pub fn handle(&self) -> &PoolHandle {
         &self.handle
@@ -147,37 +148,37 @@ impl PoolHandle {
         });
     }
 
-    /// Leaves a target. The streams of its tunnels may last for the configuration's `close_timeout`.
+    /// Leaves a target. The streams of its tunnels may last for [`close_timeout`](PoolConfig::close_timeout).
     pub fn remove_target(&self, target: &Target) {
         self.shared
             .update(|state, now| state.machine.remove_target(now, target));
     }
 
-    /// Leaves all targets, and waits until the streams of their tunnels have ended, at most for the configuration's
-    /// `close_timeout`. [`AgentPool::accept`] still returns streams meanwhile.
+    /// Leaves all targets, and waits until the streams of their tunnels have ended, at most for
+    /// [`close_timeout`](PoolConfig::close_timeout). [`AgentPool::accept`] still returns streams meanwhile.
     pub async fn close(&self) {
         let mut status = self.status();
         self.shared.update(|state, now| {
             state.is_closing = true;
             state.machine.remove_all_targets(now);
         });
-        // Fails only without a sender, and `self` has it.
+        // Fails only without a sender, and `self` has the sender.
         let _ = status.wait_for(|status| status.counts.is_empty()).await;
     }
 
-    /// The present status, and each change of the status. The pool waits while a borrow of the status lasts.
+    /// Returns a receiver of the status and its changes. The pool waits while a borrow of the status lasts.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<PoolStatus> {
         self.shared.status.subscribe()
     }
 
-    /// How many tunnels of each cluster are in which state.
+    /// Returns how many tunnels of each cluster are in which state.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.shared.status.borrow().counts.clone()
     }
 
-    /// What has happened so far.
+    /// Returns what has happened so far.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         self.shared.status.borrow().stats
@@ -189,7 +190,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Passes what has happened to a tunnel to the machine.
+    /// Passes an input about a tunnel to the machine.
     pub(super) fn input(self: &Arc<Self>, id: TunnelId, input: Input) {
         self.update(|state, now| {
             if let Input::Ended(_) = input {
@@ -235,7 +236,7 @@ impl Shared {
                 let sent = state.tunnels.get(&id).map(|task| task.messages.try_send(message));
                 if let Some(Err(_)) = sent {
                     self.abort(state, id);
-                    let reason = "the proxy does not read".to_owned();
+                    let reason = "the proxy does not read its messages".to_owned();
                     state.machine.handle(now, id, Input::Ended(reason));
                 }
             }
@@ -250,8 +251,8 @@ impl Shared {
     }
 }
 
-/// Wakes the machine when its time has come.
-async fn keep_time(shared: Arc<Shared>) {
+/// Calls the machine at its timeouts.
+async fn run_timer(shared: Arc<Shared>) {
     loop {
         let next = shared.lock().machine.next_timeout();
         let due = async {

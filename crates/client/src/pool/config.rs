@@ -9,7 +9,8 @@ use crate::control::keep_alive::KeepAliveTimes;
 
 /// The address of a load balancer, and the cluster whose proxies are behind it.
 ///
-/// A pool has the tunnels of each target apart. So two addresses of the same proxies may lead to two tunnels to one proxy.
+/// A pool counts the tunnels of each target apart. So a pool may have two tunnels to one proxy if two targets are
+/// addresses of the same proxies.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
     /// The cluster. May be empty, at most 255 bytes.
@@ -38,12 +39,13 @@ pub struct PoolConfig {
     pub agent_version: String,
     /// How many different proxies to have tunnels to, for each target. 0 means all proxies.
     pub connection_count: usize,
-    /// How many tunnels to a target may be in the making at a time. At least 1.
+    /// How many leases a target may have at a time: tunnels that are not claimed yet. At least 1.
     pub max_leases: usize,
-    /// The waits between attempts. A tunnel that has lasted for `backoff.max` begins again with `backoff.base`.
+    /// The waits between attempts. After a tunnel that has lasted for `backoff.max`, the waits begin again with
+    /// `backoff.base`.
     pub backoff: Limits,
-    /// Many agents learn of a proxy, or lose a proxy, at the same moment. Each waits for a random part of this time before
-    /// it dials.
+    /// Many agents learn of a proxy, or lose a proxy, at the same moment. Each agent waits for a random part of this
+    /// time before it dials.
     pub spread: Duration,
     /// The longest time from the beginning of an attempt to the proxy's welcome.
     pub connect_timeout: Duration,
@@ -54,8 +56,8 @@ pub struct PoolConfig {
 }
 
 impl PoolConfig {
-    /// The defaults: one tunnel; two leases; waits from 100 ms to 30 s; a spread of 2 s; 10 s to connect; a ping after 10 s,
-    /// and 5 s for the answer; 60 s to close.
+    /// The defaults: one tunnel; two leases; waits from 100 ms to 30 s; a spread of 2 s. 10 s to connect; a ping after
+    /// 10 s, and 5 s for the answer; 60 s to close.
     #[must_use]
     pub fn new(node: NodeId) -> Self {
         Self {

@@ -8,15 +8,15 @@ pub type Counts = BTreeMap<String, StateCounts>;
 /// How many tunnels are in each state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StateCounts {
-    /// The first tunnel to a target, in the making.
+    /// The first tunnel to a target, while it is dialled.
     pub connecting: usize,
-    /// A tunnel in the making, while others to the same target exist: it should find a further proxy.
+    /// Tunnels that are dialled to find another proxy, because the target has other tunnels.
     pub discovering: usize,
     /// Tunnels that were `connecting`, and have a proxy.
     pub connected: usize,
     /// Tunnels that were `discovering`, and have a proxy of their own.
     pub discovered: usize,
-    /// No tunnel: waits until the next attempt. Or a tunnel that was replaced or removed: waits for the end of its streams.
+    /// Leases that wait for the next attempt, and tunnels that leave and wait for the end of their streams.
     pub disconnected: usize,
 }
 
@@ -42,13 +42,13 @@ pub struct PoolStats {
     pub attempts: u64,
     /// Attempts that ended before a proxy's welcome. Refusals count.
     pub failures: u64,
-    /// Attempts that reached a proxy that already had a tunnel.
+    /// Attempts that reached a proxy to which the pool already had a tunnel.
     pub duplicates: u64,
     /// Tunnels that were not wanted any more when the welcome came.
     pub surplus: u64,
     /// Tunnels with a proxy that have ended without a goodbye of this pool.
     pub lost: u64,
-    /// Of these, tunnels whose keep-alive had no answer.
+    /// Lost tunnels whose keep-alive had no answer.
     pub broken: u64,
     /// Reconnect signals.
     pub reconnects: u64,
@@ -58,7 +58,7 @@ pub struct PoolStats {
     pub ignored_proxies: u64,
 }
 
-/// The counts and the statistics of a pool, of the same moment.
+/// The counts and the statistics of a pool at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct PoolStatus {

@@ -1,8 +1,9 @@
 //! Which tunnels to open and to close: the state machine of a pool, without I/O.
 //!
-//! A tunnel begins as a lease: it waits, dials, and says hello. The proxy's welcome makes it a claim, or shows that the proxy
-//! already has a tunnel. After each input the machine compares the tunnels with the number that is wanted, and adds or
-//! removes leases. A failed attempt, and a lost tunnel, become a lease that waits.
+//! A tunnel begins as a lease: the lease waits, dials, and says hello. The proxy's welcome turns the lease into a
+//! claim, or shows that the pool already has a tunnel to the proxy. After each input the machine compares the tunnels
+//! with the number that is wanted, and adds or removes leases. A failed attempt or a lost tunnel becomes a lease that
+//! waits.
 //!
 //! ```text
 //!              ┌──────────── failed, refused, duplicate ◀─┐
@@ -12,8 +13,8 @@
 //!              └─────────────────── lost ◀───────────────────────┘
 //! ```
 //!
-//! A proxy's reconnect signal lets a claimed tunnel wait for a random part of the signal's window. Then the tunnel no longer
-//! counts, so that a lease for another proxy begins. The tunnel leaves when the number is reached without it.
+//! After a proxy's reconnect signal, a claimed tunnel waits for a random part of the signal's window. Then the tunnel
+//! no longer counts, so that a lease for another proxy begins. The tunnel leaves when the number is reached without it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ use crate::pool::proxies::{Claim, Proxies};
 /// The longest window of a reconnect signal.
 const MAX_WINDOW: Duration = Duration::from_secs(3600);
 
-/// Names one attempt of a pool to open a tunnel, and the tunnel if the attempt succeeds. Never used again.
+/// Names one attempt of a pool to open a tunnel, and the tunnel if the attempt succeeds. No ID is used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelId(pub(super) u64);
 
@@ -55,7 +56,7 @@ pub enum Action {
     Connect(TunnelId, Target),
     /// Send a message on the control stream.
     Send(TunnelId, proto::AgentMessage),
-    /// Close the tunnel at once. No input is needed any more.
+    /// Close the tunnel at once. The machine needs no more inputs of the tunnel.
     Close(TunnelId),
 }
 
@@ -101,7 +102,7 @@ enum Leave {
     At(Instant),
     /// The tunnel leaves when another tunnel has replaced it.
     WhenReplaced,
-    /// The goodbye was sent. The streams may last until then.
+    /// The goodbye was sent. The streams may last until this time.
     Leaving(Instant),
 }
 
@@ -126,7 +127,7 @@ impl PoolMachine {
         self.balance(now, &target);
     }
 
-    /// Leaves a target: streams that are open may last for the time of the configuration.
+    /// Leaves a target. Open streams may last for [`close_timeout`](PoolConfig::close_timeout).
     pub fn remove_target(&mut self, now: Instant, target: &Target) {
         self.targets.remove(target);
         for id in self.ids(target) {
@@ -150,7 +151,7 @@ impl PoolMachine {
         self.targets.is_empty() && self.tunnels.is_empty()
     }
 
-    /// Notes what has happened to a tunnel. An input for a tunnel that was closed changes nothing.
+    /// Takes an input about a tunnel. An input for a tunnel that was closed changes nothing.
     pub fn handle(&mut self, now: Instant, id: TunnelId, input: Input) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else {
             return;
@@ -197,7 +198,9 @@ impl PoolMachine {
             (State::Claimed(_), FromProxy::Pong(_)) => {}
             (State::Claimed(_), FromProxy::Reconnect(signal)) => self.reconnect(now, id, &signal),
             (State::Claimed(_), FromProxy::Welcome(_)) => self.end(now, id, "a second welcome"),
-            (State::Waiting { .. } | State::Dialling { .. }, _) => self.end(now, id, "no welcome came first"),
+            (State::Waiting { .. } | State::Dialling { .. }, _) => {
+                self.end(now, id, "a message came before the welcome")
+            }
         }
     }
 
@@ -268,19 +271,19 @@ impl PoolMachine {
         };
         self.stats.reconnects += 1;
         proxies.avoid(now, id, window);
-        // A repeated signal does not delay what the first has begun.
+        // A repeated signal does not delay the wait of the first signal.
         if claimed.leave == Leave::No {
             claimed.leave = Leave::At(now + wait);
         }
     }
 
-    /// Ends a tunnel that the shell still has.
+    /// Ends a tunnel whose task still runs.
     fn end(&mut self, now: Instant, id: TunnelId, reason: &str) {
         self.actions.push_back(Action::Close(id));
         self.ended(now, id, reason);
     }
 
-    /// Notes the end of a tunnel. Its lease waits.
+    /// Acts on the end of a tunnel: a new lease waits.
     fn ended(&mut self, now: Instant, id: TunnelId, reason: &str) {
         let Some(mut tunnel) = self.forget(id) else { return };
         let target = &tunnel.target;
@@ -310,7 +313,7 @@ impl PoolMachine {
         }
     }
 
-    /// Makes a tunnel that has ended a lease that waits for its backoff, and for `longer`.
+    /// Replaces a tunnel that has ended by a lease. The lease waits for its backoff, and then for `longer`.
     fn wait(&mut self, now: Instant, mut tunnel: Tunnel, longer: Duration) {
         let until = now + tunnel.backoff.next_wait() + longer;
         self.lease(tunnel.target, tunnel.backoff, until);
@@ -390,13 +393,13 @@ impl PoolMachine {
         proxies.map_or(0, |proxies| proxies.wanted(self.config.connection_count))
     }
 
-    /// How many tunnels have a proxy, and need no replacement.
+    /// Returns how many tunnels have a proxy, and need no replacement.
     fn staying(&self, target: &Target) -> usize {
         let of_target = self.tunnels.values().filter(|tunnel| tunnel.target == *target);
         of_target.filter(|tunnel| tunnel.stays()).count()
     }
 
-    /// Compares a target's tunnels with the number that is wanted.
+    /// Compares a target's tunnels with the number that is wanted, and adds or removes leases.
     fn balance(&mut self, now: Instant, target: &Target) {
         if !self.targets.contains_key(target) {
             return;
@@ -414,7 +417,7 @@ impl PoolMachine {
             replaceable.iter().for_each(|id| self.leave(now, **id));
         }
         let allowed = missing.min(self.config.max_leases.max(1));
-        // Leases that dial go on. If they are not needed then, the welcome shows it.
+        // Leases that dial go on. If they are not needed any more, they end at the welcome.
         let waiting = leases
             .iter()
             .rev()
@@ -429,8 +432,8 @@ impl PoolMachine {
         }
     }
 
-    /// Returns the next thing to do, after all that is due has been done. Call it until it returns `None`, after each other
-    /// call and at [`PoolMachine::next_timeout`].
+    /// Does what is due, and returns the next action. Call `poll_action` until it returns `None`, after each other call
+    /// and at [`PoolMachine::next_timeout`].
     pub fn poll_action(&mut self, now: Instant) -> Option<Action> {
         while self.actions.is_empty() && self.next_timeout().is_some_and(|due| due <= now) {
             self.advance(now);
@@ -492,7 +495,7 @@ impl PoolMachine {
         }
     }
 
-    /// How many tunnels of each cluster are in each state. A cluster without tunnels and targets is left out.
+    /// Returns how many tunnels of each cluster are in each state. A cluster without tunnels and targets is left out.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts: Counts = self
@@ -520,7 +523,7 @@ impl PoolMachine {
         counts
     }
 
-    /// What has happened so far.
+    /// Returns what has happened so far.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         self.stats

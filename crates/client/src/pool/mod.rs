@@ -1,4 +1,4 @@
-//! An agent's tunnels: kept open to a number of different proxies behind load balancers.
+//! An agent keeps tunnels open to a number of different proxies behind load balancers.
 //!
 //! | module | contents |
 //! | --- | --- |
@@ -9,10 +9,11 @@
 //! | [`agent_pool`] | the state machine connected to a transport: [`AgentPool`] |
 //! | `tunnel` | the task of one tunnel |
 //!
-//! A load balancer stands between agent and proxies: the agent dials one address, and the load balancer chooses the proxy.
-//! The proxy sends its ID and the list of the proxies that it knows. An agent that already has a tunnel to this proxy
-//! drops the new tunnel, waits, and dials again. It stops if it has `connection_count` tunnels, or a tunnel to each known
-//! proxy. The pool of agents in Teleport has the same rules, leases and claims (`lib/reversetunnel/track`).
+//! A load balancer stands between agent and proxies: the agent dials one address, and the load balancer chooses the
+//! proxy. The proxy sends its ID and the list of the proxies that it knows. An agent that already has a tunnel to this
+//! proxy drops the new tunnel, waits, and dials again. The agent stops when it has `connection_count` tunnels, or a
+//! tunnel to each known proxy. The pool of agents in Teleport has the same rules, leases and claims
+//! (`lib/reversetunnel/track`).
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,7 +1,8 @@
-//! The proxies behind one load balancer: which are known, which have a tunnel of this pool, and how many tunnels are wanted.
+//! The proxies behind one load balancer: which proxies are known, which have a tunnel of this pool, and how many
+//! tunnels are wanted.
 //!
-//! A *lease* is the right to dial. A *claim* makes a proxy the proxy of one tunnel. The load balancer chooses the proxy, so
-//! a lease becomes a claim only when a proxy has sent its ID. A second tunnel to a claimed proxy is dropped.
+//! A *lease* is the right to dial. A *claim* makes a proxy the proxy of one tunnel. The load balancer chooses the
+//! proxy, so a lease becomes a claim only when a proxy has sent its ID. A second tunnel to a claimed proxy is dropped.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use crate::pool::TunnelId;
 /// The bounds of how long a list of proxies is valid.
 const LIST_VALID: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
-/// How long a proxy is not counted on after the window of its reconnect signal. Then it may have recovered.
+/// How long a proxy does not count after the window of its reconnect signal. After this time, the proxy may have
+/// recovered.
 pub(super) const AVOID: Duration = Duration::from_secs(60);
 
 /// The proxies of one target.
@@ -24,7 +26,7 @@ pub(super) struct Proxies {
 #[derive(Debug)]
 struct Known {
     generation: u64,
-    /// Until when lists name the proxy. A claimed proxy is known for longer.
+    /// Until when a list that names the proxy is valid. A claimed proxy stays known.
     listed_until: Instant,
     /// Set by a reconnect signal.
     avoid_until: Option<Instant>,
@@ -36,14 +38,15 @@ struct Known {
 pub(super) enum Claim {
     /// The proxy is this tunnel's.
     Granted,
-    /// The proxy is this tunnel's. The proxy has started again, so the older tunnel is dead.
+    /// The proxy is this tunnel's. It has started again, so its older tunnel is dead.
     Replaces(TunnelId),
     /// The proxy is another tunnel's.
     Taken,
 }
 
 impl Proxies {
-    /// Notes a list of proxies. Returns how many of them were ignored: those with bad IDs, and those beyond the maximum.
+    /// Records a list of proxies. Returns how many proxies were ignored: proxies with bad IDs, and proxies beyond the
+    /// maximum.
     pub(super) fn listed(&mut self, now: Instant, list: &proto::ProxyList) -> u64 {
         let until = now + duration(list.valid_for.as_ref(), LIST_VALID.0, LIST_VALID.1);
         let mut ignored = 0;
@@ -86,14 +89,14 @@ impl Proxies {
         claim
     }
 
-    /// Gives back a tunnel's claim, if it has one.
+    /// Releases the claim of a tunnel, if the tunnel has a claim.
     pub(super) fn release(&mut self, tunnel: TunnelId) {
         for known in self.known.values_mut() {
             known.claim.take_if(|(by, _)| *by == tunnel);
         }
     }
 
-    /// Notes that the proxy of a tunnel has sent a reconnect signal with this window.
+    /// Records that the proxy of a tunnel has sent a reconnect signal with this window.
     pub(super) fn avoid(&mut self, now: Instant, tunnel: TunnelId, window: Duration) {
         for known in self.known.values_mut() {
             if known
@@ -123,8 +126,9 @@ impl Proxies {
         times.flatten().min()
     }
 
-    /// How many tunnels are wanted: `connection_count`, or one to each proxy if that is 0; at most one to each proxy, and at
-    /// least one, which finds the proxies. Proxies with a reconnect signal do not count.
+    /// Returns how many tunnels are wanted: `connection_count`, but at most a tunnel to each known proxy. If
+    /// `connection_count` is 0, a tunnel to each known proxy. At least one tunnel, because tunnels find the proxies.
+    /// Proxies with a reconnect signal do not count.
     pub(super) fn wanted(&self, connection_count: usize) -> usize {
         let usable = self.known.values().filter(|known| known.avoid_until.is_none()).count();
         let count = if connection_count == 0 {

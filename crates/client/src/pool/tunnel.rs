@@ -12,8 +12,8 @@ use crate::pool::agent_pool::{IncomingStream, Shared};
 use crate::pool::config::Target;
 use crate::pool::machine::{Input, TunnelId};
 
-/// Opens a tunnel, and serves the tunnel until it ends. The machine's [`Close`](crate::pool::machine::Action) aborts the
-/// task.
+/// Opens a tunnel, and serves the tunnel until it ends. The machine's [`Close`](crate::pool::machine::Action) aborts
+/// the task.
 pub(super) async fn run(
     shared: Arc<Shared>,
     id: TunnelId,

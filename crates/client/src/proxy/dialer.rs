@@ -1,4 +1,4 @@
-//! [`Dialer`]: opens streams to nodes, wherever their tunnels are.
+//! [`Dialer`]: opens streams to nodes, through own tunnels or through peers.
 
 use std::fmt;
 use std::io;
@@ -20,9 +20,10 @@ use crate::transport::{Transport, TunnelStream};
 /// The configuration of a [`Dialer`].
 #[derive(Debug, Clone)]
 pub struct DialerConfig {
-    /// The ID of this proxy. Routes through it are left out: it knows its own tunnels better than a tracker does.
+    /// The ID of this proxy. The dialer leaves out routes through this proxy, because it knows its own tunnels better
+    /// than a tracker does.
     pub proxy_id: String,
-    /// The most peers that one dial tries.
+    /// The most routes through peers that one dial tries.
     pub max_attempts: usize,
     /// When peers are given up.
     pub times: PeerTimes,
@@ -40,11 +41,11 @@ impl DialerConfig {
     }
 }
 
-/// Opens streams to nodes: through this proxy's own tunnels, or through the proxies that a tracker names. Clones share the
-/// tunnels to peers.
+/// Opens streams to nodes: through this proxy's own tunnels, or through the proxies that a tracker names. Clones share
+/// one dialer.
 ///
-/// Give it a [`RouteCache`](crate::cache::RouteCache) or a [`Replica`](crate::replica::Replica), so that a dial need not wait for
-/// a tracker.
+/// Use a [`RouteCache`](crate::cache::RouteCache) or a [`Replica`](crate::replica::Replica) as the tracker, so that a
+/// dial need not wait for a call.
 #[derive(Clone)]
 pub struct Dialer(Arc<Inner>);
 
@@ -84,11 +85,11 @@ pub struct DialerStats {
 pub struct Dialed {
     /// The bytes to and from the node.
     pub stream: TunnelStream,
-    /// The way that the stream takes.
+    /// Through which proxy the stream goes.
     pub via: Via,
 }
 
-/// The way of a stream to a node.
+/// The proxy that a stream to a node goes through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Via {
     /// This proxy holds the node's tunnel.
@@ -155,7 +156,8 @@ impl fmt::Display for List<'_> {
 }
 
 impl Dialer {
-    /// Creates a dialer. `tracker` names the proxies of nodes that `agents` does not hold; `transport` reaches these proxies.
+    /// Creates a dialer. `tracker` names the proxies of nodes that `agents` does not hold; `transport` reaches these
+    /// proxies.
     #[must_use]
     pub fn new(
         config: DialerConfig,
@@ -180,8 +182,9 @@ impl Dialer {
     /// these proxies opens a stream, asks the tracker for its
     /// [latest routes](crate::tracker::NodeTracker::get_latest_proxies), because a cached answer may be out of date.
     ///
-    /// Takes at most [`max_attempts`](DialerConfig::max_attempts) times the time to connect and the time for an answer,
-    /// and two look-ups. Dropping the future gives up.
+    /// A dial makes at most [`max_attempts`](DialerConfig::max_attempts) attempts and two look-ups, and waits once for
+    /// its complaints. An attempt takes at most the time to connect and the time for an answer, both twice if an old
+    /// tunnel has just ended. Dropping the future cancels the dial.
     ///
     /// # Errors
     ///
@@ -198,7 +201,7 @@ impl Dialer {
         result
     }
 
-    /// What the dialer has done so far.
+    /// Returns what the dialer has done so far.
     #[must_use]
     pub fn stats(&self) -> DialerStats {
         let Inner { peers, counters, .. } = &*self.0;

@@ -7,10 +7,10 @@
 //! | [`PeerServer`] | serves other proxies, from the tunnels that this proxy holds |
 //! | [`ReportNodes`] | reports the nodes of an [`AgentListener`](crate::listener::AgentListener) in a [`ProxySession`](crate::session::ProxySession) |
 //!
-//! A dial tries this proxy's own tunnels first (case 2). Then it asks a [`NodeTracker`](crate::tracker::NodeTracker) for the
-//! node's routes, and tries them one after the other, the freshest first (case 1). A peer serves only nodes whose tunnels it holds.
-//! It passes no request on, so no dial can go round. If a peer does not hold the node, the dialer reports that to the tracker,
-//! as a complaint.
+//! A dial tries this proxy's own tunnels first (case 2). Then the dialer asks a
+//! [`NodeTracker`](crate::tracker::NodeTracker) for the node's routes, and tries the routes one after the other, the
+//! freshest first (case 1). A peer serves only nodes whose tunnels it holds. A peer passes no request on, so no dial
+//! can loop. If a peer does not hold the node, the dialer complains to the tracker.
 //!
 //! Peers speak the protocol `nodetracker.peer.v1` on [tunnels](crate::transport) of their own. The dialer keeps one tunnel for each
 //! peer while it is used (more if its streams are used up), and notices a peer that is gone: see [`PeerTimes`].

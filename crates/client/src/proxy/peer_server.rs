@@ -27,7 +27,7 @@ pub struct PeerServerConfig {
     pub proxy_id: String,
     /// The most peers at a time, those in the TLS handshake among them. Further connections are closed at once.
     pub max_peers: usize,
-    /// The longest time for a TLS handshake, for a stream's request, and for the answer to it.
+    /// The longest time for each of a TLS handshake, a stream's request, and the writing of the answer.
     pub handshake_timeout: Duration,
     /// A peer that opens no stream for so long, not even for a ping, is gone: its tunnel is closed. Several times the
     /// [`ping_interval`](crate::proxy::PeerTimes::ping_interval) of the peers.
@@ -47,7 +47,7 @@ impl PeerServerConfig {
     }
 }
 
-/// Serves other proxies from the tunnels that this proxy holds. Clones are the same server.
+/// Serves other proxies from the tunnels that this proxy holds. Clones share one server.
 #[derive(Clone)]
 pub struct PeerServer(Arc<Shared>);
 
@@ -75,7 +75,7 @@ pub struct PeerServerStats {
     pub peers: usize,
     /// Connections that were closed because there were too many peers.
     pub full: u64,
-    /// TLS handshakes that failed or were not done in time, and peers that were not who they had to be.
+    /// TLS handshakes that failed or took too long, and dials of peers whose certificates did not allow their ID.
     pub failed: u64,
     /// Streams to nodes that were opened for peers.
     pub dialed: u64,
@@ -84,7 +84,7 @@ pub struct PeerServerStats {
 }
 
 impl PeerServer {
-    /// Creates a server that accepts every peer. For plaintext on trusted networks, and for certificates of an authority that
+    /// Creates a server that accepts every peer. Use it for plaintext on trusted networks, or with an authority that
     /// certifies only proxies.
     #[must_use]
     pub fn new(config: PeerServerConfig, agents: AgentListener) -> Self {
@@ -104,7 +104,7 @@ impl PeerServer {
         }))
     }
 
-    /// Accepts peers, until the future is dropped. The peers that were accepted are served until they leave.
+    /// Accepts peers until the future is dropped. The server serves accepted peers until they leave.
     pub async fn serve(&self, acceptor: TcpAcceptor) {
         let acceptor = Arc::new(acceptor);
         loop {
@@ -136,7 +136,7 @@ impl PeerServer {
         permit
     }
 
-    /// How many peers there are, and what has happened so far.
+    /// Returns how many peers there are, and what has happened so far.
     #[must_use]
     pub fn stats(&self) -> PeerServerStats {
         let Shared {

@@ -29,7 +29,7 @@ pub(super) async fn send(stream: &mut TunnelStream, message: &impl Message) -> i
     stream.flush().await
 }
 
-/// Reads a message, and not a byte that follows it: those bytes are not of this protocol.
+/// Reads a message, and no byte after the message: the bytes after it are of another protocol.
 pub(super) async fn receive<T: Message + Default>(stream: &mut TunnelStream) -> io::Result<T> {
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     let len = stream.read_u32().await?;
@@ -72,7 +72,7 @@ pub(super) fn refused(reason: RefusalReason, text: &str) -> proto::PeerResponse 
     proto::PeerResponse { response }
 }
 
-/// Reads a node's ID of a message. The error names the field.
+/// Reads the ID of a node from a message. The error names the field.
 pub(super) fn node(node: Option<v1::NodeId>) -> Result<NodeId, String> {
     match node.and_then(|node| node.id) {
         None => Err("dial.node is missing".to_owned()),

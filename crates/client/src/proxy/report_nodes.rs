@@ -1,4 +1,4 @@
-//! From the listener to the session.
+//! Reports the listener's nodes in a session.
 
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use tracing::warn;
 use crate::listener::NodeObserver;
 use crate::session::ProxySession;
 
-/// Reports the nodes of an [`AgentListener`](crate::listener::AgentListener) to the trackers of a session. Its calls never wait.
+/// Reports the nodes of an [`AgentListener`](crate::listener::AgentListener) to the trackers of a session. Its calls
+/// never wait.
 #[derive(Debug, Clone)]
 pub struct ReportNodes(pub Arc<ProxySession>);
 

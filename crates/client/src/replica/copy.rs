@@ -2,14 +2,14 @@
 //!
 //! # Registrations
 //!
-//! A route belongs to a *registration* of a proxy. For a moment, a copy may have routes of two registrations under one ID,
-//! and the messages do not say which registration is the later one. A [`RouteTable`] has one proxy for each ID. So in the
+//! A route belongs to a *registration* of a proxy. For a moment, a copy may have routes of two registrations under one
+//! ID. The messages do not report which registration is later. A [`RouteTable`] has one proxy for each ID. So in the
 //! table of a copy, the ID of a proxy is its registration, and the proxy's details are beside the table.
 //!
 //! # Parts
 //!
-//! A resync of a part removes the nodes of the part that were not sent again. The tracker's parts depend on a secret hash, so
-//! the writer keeps the nodes of each part: 25 to 57 bytes for each node, beside some 30 bytes in the table.
+//! A resync of a part removes the nodes of the part that were not sent again. The tracker's parts depend on a secret
+//! hash, so the writer keeps the nodes of each part. A node takes 25 to 57 bytes there, and some 30 bytes in the table.
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
@@ -54,7 +54,7 @@ impl Copy {
     }
 }
 
-/// Why a message could not be applied. The copy is of no use any more.
+/// Why a message could not be applied. The copy cannot be used any more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
@@ -64,7 +64,7 @@ pub enum ApplyError {
     /// The ID of a node is not acceptable.
     #[error("a node of the message: {0}")]
     Name(#[from] NodeIdError),
-    /// The UUID of a node has not 16 bytes.
+    /// The UUID of a node does not have 16 bytes.
     #[error("a UUID of the message has {0} bytes, expected 16")]
     Uuid(usize),
     /// A change or a route has no proxy, or names a position after the proxies of the message.
@@ -73,7 +73,7 @@ pub enum ApplyError {
     /// A node has too many routes.
     #[error("a node of the message has {0} routes, the limit is {MAX_ROUTES_PER_NODE}")]
     TooManyRoutes(usize),
-    /// There is no such part.
+    /// A message names a part that does not exist.
     #[error("part {0} of the message is not below {parts}", parts = RouteTable::PARTS)]
     Part(u32),
     /// The copy has no room for another proxy.
@@ -88,7 +88,7 @@ pub enum ApplyError {
 #[derive(Debug)]
 struct Registration {
     proxy: ProxyRef,
-    /// Not since the proxies' resync began.
+    /// Whether a message has named the registration since the proxies' resync began.
     is_confirmed: bool,
 }
 
@@ -112,14 +112,14 @@ pub(super) struct Writer {
     are_proxies_resyncing: bool,
     /// The place in the tracker's changes; `None` until the snapshot is complete.
     pub(super) place: Option<v1::WatchPlace>,
-    /// The resyncs that began and are not complete.
+    /// The number of resyncs that began and are not complete.
     running_resyncs: usize,
-    /// All resyncs that began.
+    /// The number of resyncs that began.
     pub(super) resyncs: u64,
 }
 
 impl Writer {
-    /// Begins a copy without contents at the wall-clock time `wall`.
+    /// Creates an empty copy at the wall-clock time `wall`.
     pub(super) fn new(wall: SystemTime) -> Self {
         let clock = ManualClock::new();
         let epoch = nodetracker::Clock::wall(&clock);
@@ -152,7 +152,7 @@ impl Writer {
         &self.copy
     }
 
-    /// Moves the copy's clock.
+    /// Advances the copy's clock.
     pub(super) fn advance(&self, by: Duration) {
         self.clock.advance(by);
     }
@@ -202,15 +202,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Notes that the copy has every change up to a number. Changes between the messages of a snapshot give no place.
+    /// Records that the copy has every change up to a number. Before the end of a snapshot, the copy has no place, and
+    /// this does nothing.
     pub(super) fn reach(&mut self, sequence: u64) {
         if let Some(place) = &mut self.place {
             place.sequence = place.sequence.max(sequence);
         }
     }
 
-    /// Does some microseconds of work: frees memory of removed proxies and their routes, and forgets proxies without routes,
-    /// whose end the tracker does not always send.
+    /// Frees memory of removed proxies and their routes. Forgets proxies without routes, because the tracker does not
+    /// always send their end.
     pub(super) fn sweep(&mut self, records: usize) {
         if !self.copy.table.sweep(records).round_completed {
             return;
@@ -261,8 +262,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Replaces the routes of a node. A look-up meanwhile may find the former routes and the new ones, but never lacks a route
-    /// that is among both, unless the node has its maximum of routes.
+    /// Replaces the routes of a node. Meanwhile, a look-up may find the former and the new routes. It never lacks a
+    /// route that is among both, unless the node has its maximum of routes.
     fn set_node(&mut self, routes: &v1::NodeRoutes, part: u32, proxies: &[v1::WatchedProxy]) -> Result<(), ApplyError> {
         let node = node_id(routes.node.as_ref())?;
         if routes.routes.len() > MAX_ROUTES_PER_NODE {
@@ -335,7 +336,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Notes that a registration was sent. Returns its proxy, if there is one.
+    /// Records that a message has named a registration. Returns the proxy of the registration, if the copy has it.
     fn confirm(&mut self, registration: u64) -> Option<ProxyRef> {
         let known = self.registrations.get_mut(&registration)?;
         known.is_confirmed = true;

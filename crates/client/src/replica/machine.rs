@@ -1,11 +1,11 @@
-//! The state machine of a replica: which tracker to watch, when to begin again, and how old the copy is.
+//! The state machine of a replica: which tracker to watch, when to watch again, and how old the copy is.
 //!
 //! # How old the copy is
 //!
 //! A message proves little about the present: it may have waited in the tracker or on the way. So the machine asks the
-//! tracker for the latest place in its changes at regular intervals, in a *probe*. When the copy has reached that place, it
-//! has every change that was logged before the probe was sent. A snapshot has every change before its watch was sent. The
-//! latest such moment is [`View::staleness`]'s.
+//! tracker for the latest place in its changes at regular intervals, in a *probe*. When the copy has reached that
+//! place, it has every change that was logged before the probe was sent. A snapshot has every change before its watch
+//! was sent. [`View::staleness`] is the time since the latest such moment.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -31,9 +31,10 @@ pub struct Timers {
     /// How often the replica asks how far behind it is. [`View::staleness`] stays below this and a round trip while the
     /// replica keeps up.
     pub probe_interval: Duration,
-    /// A watch that is silent for so long is given up. Trackers send a message at least every 25 seconds.
+    /// The replica ends a watch that is silent for this time. Trackers send a message at least every 25 seconds.
     pub silence_limit: Duration,
-    /// How long to wait after a watch ended. A watch that lasted for `backoff.max` makes the next failure the first again.
+    /// The waits after a watch has ended. After a watch that has lasted for `backoff.max`, the waits begin again with
+    /// `backoff.base`.
     pub backoff: Limits,
 }
 
@@ -75,7 +76,7 @@ pub enum Transmit {
     Close,
 }
 
-/// What happened; for logs.
+/// What happened, for logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -112,17 +113,17 @@ pub enum Status {
 pub struct Stats {
     /// The present status.
     pub status: Status,
-    /// The position of the watched tracker, or of the next one to watch, in the list of trackers.
+    /// The position of the watched tracker, or of the next tracker to watch, in the list of trackers.
     pub tracker: usize,
     /// Routes of the copy, including those of removed proxies that were not swept yet.
     pub routes: usize,
     /// Messages that were applied.
     pub messages: u64,
-    /// Snapshots that were complete.
+    /// Snapshots that became complete.
     pub snapshots: u64,
-    /// Watches that continued after a cut, without a snapshot.
+    /// Watches that resumed at the place of the watch before, without a snapshot.
     pub resumes: u64,
-    /// How often the tracker had dropped the changes that the replica lacked.
+    /// Watches that could not resume, because the tracker had dropped changes that the replica lacked.
     pub lost_places: u64,
     /// Resyncs of parts or of the proxies that began.
     pub resyncs: u64,
@@ -135,7 +136,7 @@ pub struct Stats {
 pub struct View {
     copy: ArcSwapOption<Copy>,
     origin: Instant,
-    /// Nanoseconds from `origin` to the moment before which no change is missing.
+    /// Nanoseconds from `origin` to the moment before which the copy lacks no change.
     complete_until: AtomicU64,
 }
 
@@ -146,15 +147,15 @@ impl View {
         Some(self.copy.load().as_ref()?.look_up(node))
     }
 
-    /// Returns how far the replica may be behind the tracker: it has every change that the tracker logged longer ago than that.
-    /// `None` until the first snapshot is complete.
+    /// Returns how far the replica may be behind the tracker: the replica has every change that the tracker logged
+    /// longer ago. `None` until the first snapshot is complete.
     ///
     /// To bound the age of an answer, read the staleness *before* the look-up. A tracker logs a change some milliseconds after
     /// it was made. If the tracker itself lost changes of a part of the nodes, these nodes may be older until the part's resync
     /// begins; see `WatchService.Watch`. On Linux, the staleness leaves out the time for which this machine was suspended.
     #[must_use]
     pub fn staleness(&self, now: Instant) -> Option<Duration> {
-        // Acquire: pairs with the store in `set_complete_until`, so that a look-up after this finds the changes.
+        // Acquire: pairs with the store in `set_complete_until`, so that a later look-up finds the changes.
         let nanos = self.complete_until.load(Ordering::Acquire);
         self.copy.load().as_ref()?;
         Some(now.saturating_duration_since(self.origin + Duration::from_nanos(nanos)))
@@ -170,7 +171,7 @@ impl View {
 }
 
 #[derive(Debug)]
-enum Link {
+enum State {
     /// Without a watch until this moment.
     Waiting(Instant),
     Watching {
@@ -208,7 +209,7 @@ pub struct Machine {
     wall: SystemTime,
     origin: Instant,
     now: Instant,
-    link: Link,
+    state: State,
     backoff: Backoff,
     writer: Writer,
     view: Arc<View>,
@@ -217,12 +218,12 @@ pub struct Machine {
     events: VecDeque<Event>,
 }
 
-/// Events that nobody polled; later ones are dropped.
+/// The most events that wait to be polled. Later events are dropped.
 const MAX_EVENTS: usize = 64;
 
 impl Machine {
-    /// Creates the machine of a replica that watches one of `trackers` trackers. `wall` is the wall-clock time of `now`, for
-    /// [`Route::last_refresh`]. The seed is for the backoff.
+    /// Creates the machine of a replica that watches one of `trackers` trackers. `wall` is the wall-clock time of
+    /// `now`, for [`Route::last_refresh`]. The seed is for the backoff.
     #[must_use]
     pub fn new(now: Instant, wall: SystemTime, trackers: usize, timers: Timers, seed: u64) -> Self {
         Self {
@@ -231,7 +232,7 @@ impl Machine {
             wall,
             origin: now,
             now,
-            link: Link::Waiting(now),
+            state: State::Waiting(now),
             backoff: Backoff::new(timers.backoff, seed),
             writer: Writer::new(wall),
             view: Arc::new(View {
@@ -256,9 +257,9 @@ impl Machine {
     pub fn stats(&self) -> Stats {
         let copy = self.view.copy.load();
         Stats {
-            status: match &self.link {
+            status: match &self.state {
                 _ if copy.is_none() => Status::Starting,
-                Link::Watching { probe, .. } if !matches!(probe, Probe::Unplaced) => Status::Following,
+                State::Watching { probe, .. } if !matches!(probe, Probe::Unplaced) => Status::Following,
                 _ => Status::Behind,
             },
             routes: copy.as_ref().map_or(0, |copy| copy.route_count()),
@@ -269,7 +270,7 @@ impl Machine {
     /// Takes an input. An input that belongs to no watch is ignored.
     pub fn handle(&mut self, now: Instant, input: Input) {
         self.advance(now);
-        let Link::Watching { heard, probe, .. } = &mut self.link else {
+        let State::Watching { heard, probe, .. } = &mut self.state else {
             return;
         };
         match input {
@@ -299,10 +300,10 @@ impl Machine {
         self.check_probe();
     }
 
-    /// Does what is due at `now`: call it at [`next_timeout`](Self::next_timeout).
+    /// Does what is due at `now`. Call `handle_timeout` at [`next_timeout`](Self::next_timeout).
     pub fn handle_timeout(&mut self, now: Instant) {
         self.advance(now);
-        if let Link::Watching { heard, .. } = self.link
+        if let State::Watching { heard, .. } = self.state
             && now >= heard + self.timers.silence_limit
         {
             self.closes = true;
@@ -310,12 +311,12 @@ impl Machine {
         }
     }
 
-    /// When the machine has to be called next, if no input comes before.
+    /// Returns when the machine has to be called next, if no input comes before.
     #[must_use]
     pub fn next_timeout(&self) -> Instant {
-        match self.link {
-            Link::Waiting(until) => until,
-            Link::Watching { heard, probe, .. } => {
+        match self.state {
+            State::Waiting(until) => until,
+            State::Watching { heard, probe, .. } => {
                 let silence = heard + self.timers.silence_limit;
                 match probe {
                     Probe::Due(due) => due.min(silence),
@@ -325,15 +326,15 @@ impl Machine {
         }
     }
 
-    /// The next thing to send; call it until there is none.
+    /// Returns the next thing to send. Call `poll_transmit` until it returns `None`.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
         self.advance(now);
         if mem::take(&mut self.closes) {
             return Some(Transmit::Close);
         }
-        match &mut self.link {
-            Link::Waiting(until) if *until <= now => Some(self.begin(now)),
-            Link::Watching { probe, .. } if probe.is_due(now) => {
+        match &mut self.state {
+            State::Waiting(until) if *until <= now => Some(self.begin(now)),
+            State::Watching { probe, .. } if probe.is_due(now) => {
                 *probe = Probe::Sent(now);
                 self.writer.sweep(SWEEP_STEP);
                 Some(Transmit::Probe)
@@ -342,7 +343,7 @@ impl Machine {
         }
     }
 
-    /// The next event. Of events that are not polled, the first 64 are kept.
+    /// Returns the next event. At most 64 events wait to be polled.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
@@ -358,10 +359,10 @@ impl Machine {
 
     fn begin(&mut self, now: Instant) -> Transmit {
         if self.writer.place.is_none() {
-            // A snapshot that was cut off is of no use.
+            // The copy has only a part of a snapshot, and no place to resume at.
             self.writer = self.new_writer();
         }
-        self.link = Link::Watching {
+        self.state = State::Watching {
             since: now,
             heard: now,
             probe: Probe::Unplaced,
@@ -376,9 +377,10 @@ impl Machine {
         }
     }
 
-    /// Ends the watch. The same tracker is watched again if it sent its whole table in this watch, otherwise the next one.
+    /// Ends the watch. The replica watches the same tracker again if the tracker has sent its whole table in this
+    /// watch, and the next tracker otherwise.
     fn end(&mut self, reason: String) {
-        let Link::Watching { since, probe, .. } = self.link else {
+        let State::Watching { since, probe, .. } = self.state else {
             return;
         };
         self.stats.ended += 1;
@@ -392,7 +394,7 @@ impl Machine {
         if matches!(probe, Probe::Unplaced) {
             self.stats.tracker = (self.stats.tracker + 1) % self.trackers.max(1);
         }
-        self.link = Link::Waiting(self.now + self.backoff.next_wait());
+        self.state = State::Waiting(self.now + self.backoff.next_wait());
     }
 
     fn apply(&mut self, message: Message) -> Result<(), ApplyError> {
@@ -413,15 +415,15 @@ impl Machine {
         Ok(())
     }
 
-    /// The copy waits for a snapshot.
+    /// Records that the copy waits for a snapshot.
     fn unplace(&mut self) {
-        if let Link::Watching { probe, .. } = &mut self.link {
+        if let State::Watching { probe, .. } = &mut self.state {
             *probe = Probe::Unplaced;
         }
     }
 
     fn end_snapshot(&mut self, end: v1::WatchSnapshotEnd) {
-        let Link::Watching { since, probe, .. } = &mut self.link else {
+        let State::Watching { since, probe, .. } = &mut self.state else {
             return;
         };
         *probe = Probe::Due(self.now);
@@ -442,9 +444,9 @@ impl Machine {
         });
     }
 
-    /// Notes how far the copy is complete, if the copy has reached the place of the last probe.
+    /// Records how far the copy is complete, if the copy has reached the place of the last probe.
     fn check_probe(&mut self) {
-        if let Link::Watching { probe, .. } = &mut self.link
+        if let State::Watching { probe, .. } = &mut self.state
             && let Probe::Answered(sent, place) = *probe
             && self.writer.has_reached(&place)
             && !self.writer.is_resyncing()

@@ -1,26 +1,27 @@
 //! A proxy's own copy of a tracker's table: look-ups without a call.
 //!
-//! A [`Replica`] watches one tracker, applies the tracker's changes to a [`RouteTable`](nodetracker::RouteTable), and answers
-//! from that table. If the watch ends, the replica serves its last copy, continues where it was or gets a new snapshot, from
-//! the same tracker or from the next one. Meanwhile [`Replica::staleness`] grows. A new snapshot is complete before it replaces
-//! the old copy.
+//! A [`Replica`] watches one tracker, applies the tracker's changes to a [`RouteTable`](nodetracker::RouteTable), and
+//! answers from that table. If the watch ends, the replica serves its last copy while [`Replica::staleness`] grows. It
+//! watches the same tracker or the next tracker, and resumes at its place or gets a new snapshot. A new snapshot is
+//! complete before it replaces the old copy.
 //!
-//! # What an answer is worth
+//! # How old an answer is
 //!
-//! Each route of an answer was a route of the tracker at some moment that is no longer ago than [`Replica::staleness`]. At
-//! such a moment, too, its proxy had its address. Each route that the tracker has had for longer than that is in the answer.
-//! [`View::staleness`] has the exceptions. Nothing expires by itself: the tracker sends the end of a route when it sweeps the
-//! route, at most a third of a keep-alive interval after the expiry.
+//! Each route of an answer was a route of the tracker at some moment that is no longer ago than [`Replica::staleness`].
+//! The same is true of the address of its proxy. Each route that the tracker has had for longer than the staleness is
+//! in the answer. [`View::staleness`] has the exceptions. No route of a replica expires by itself. The tracker sends
+//! the end of a route when it sweeps the route, at most a third of a keep-alive interval after the expiry.
 //!
-//! A tracker does not send refreshes. So [`Route::last_refresh`] of an answer is the time when the replica last got the route,
-//! on the replica's clock. The order of the routes is that of the tracker at that time.
+//! A tracker does not send refreshes. So [`Route::last_refresh`] of an answer is the time when the replica last got the
+//! route, on the replica's clock. The order of the routes is that of the tracker at that time.
 //!
 //! As a [`NodeTracker`], a replica bounds the age of its answers: see [`ReplicaConfig::max_staleness`].
 //!
 //! # Costs
 //!
-//! A node with one route takes some 30 bytes of the table, and 25 to 57 bytes beside the table; twice as much while a
-//! new snapshot comes. A change of the fleet is a message to each replica. `examples/look_ups.rs` measures look-ups.
+//! A node with one route takes some 30 bytes of the table, and 25 to 57 bytes beside the table. While a new snapshot
+//! comes, there are two copies. A change of the fleet is a message to each replica. `examples/look_ups.rs` measures
+//! look-ups.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -178,7 +179,7 @@ impl Replica {
         self.stats.borrow().status != Status::Starting
     }
 
-    /// Waits until the figures have a property, such as another status.
+    /// Waits until the figures meet a condition, for example have another status.
     pub async fn wait_for(&self, property: impl FnMut(&Stats) -> bool) {
         // An error cannot happen: the task ends with the replica.
         let _ = self.stats.clone().wait_for(property).await;
@@ -327,7 +328,7 @@ impl Shell {
     }
 }
 
-/// Waits for the next message of the watch; without a watch, for ever.
+/// Waits for the next message of the watch. Without a watch, never returns.
 async fn next_message(watch: &mut Option<(Channel, Messages)>) -> Input {
     let Some((_, messages)) = watch else {
         return std::future::pending().await;
@@ -341,7 +342,7 @@ async fn next_message(watch: &mut Option<(Channel, Messages)>) -> Input {
     Input::Ended(ended)
 }
 
-/// Waits for the answer to the probe; without a probe, for ever.
+/// Waits for the answer to the probe. Without a probe, never returns.
 async fn next_place(probe: &mut Option<PlaceCall>) -> Input {
     let Some(call) = probe else {
         return std::future::pending().await;

@@ -1,8 +1,8 @@
 //! The machine against a model of a tracker, under random changes, delays, cuts and restarts.
 //!
-//! The model follows `watch.proto`: a table, a log of changes that is late and bounded, watches that send chunks of a snapshot
-//! and the log in turns, and resyncs of parts whose marks overflowed. The order of the nodes and their parts are fixed, so a
-//! seed has one trace.
+//! The model follows `watch.proto`. It has a table, a log of changes that is late and bounded, and resyncs of parts
+//! whose marks overflowed. Its watches send chunks of a snapshot and the log in turns. The order of the nodes and their
+//! parts are fixed, so a seed has one trace.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU64;
@@ -204,7 +204,7 @@ impl Tracker {
         self.marks.extend(stale.into_iter().map(Mark::Node));
     }
 
-    /// The log takes all marks. Where too many came at once, the log gets a resync.
+    /// The log takes all marks. For a part with too many marks, the log gets a resync instead.
     fn tail(&mut self) {
         self.tails += 1;
         let marks = std::mem::take(&mut self.marks);
@@ -485,8 +485,8 @@ enum Call {
     Reply(Instant, Option<v1::WatchPlace>),
 }
 
-/// What was true in the tracker when. A route and the address of its proxy are told apart: an answer may have them from
-/// different moments.
+/// When each fact was true in the tracker. Routes and addresses of proxies are separate facts, because an answer may
+/// have them from different moments.
 #[derive(Debug, Default)]
 struct History {
     /// For each route, of a node through a proxy: the last moment at which a copy may have it.

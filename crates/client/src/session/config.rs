@@ -21,15 +21,16 @@ const MAX_NODES: usize = 1 << 20;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SessionConfig {
-    /// The proxy. A tracker refuses invalid texts, whenever the session connects.
+    /// The proxy. If a text is invalid, a tracker refuses the session each time that it connects.
     pub proxy: ProxyDetails,
     /// A number that grows with each start of the proxy, from 1 to 2^63 - 1. By default, the time in milliseconds.
     ///
-    /// The trackers drop the routes of lesser incarnations at once, and refuse their sessions.
+    /// The trackers drop the routes of lesser incarnations at once, and refuse their sessions. Use the same number as
+    /// the generation of [`ProxyInfo`](crate::control::proto::ProxyInfo).
     pub incarnation: u64,
     /// The trackers, at least one.
     pub trackers: Vec<TrackerAddr>,
-    /// To which of the trackers the nodes are reported.
+    /// To which of the trackers the session reports the nodes.
     pub write_to: WriteTo,
     /// How to connect. A half-open connection is noticed after the sum of the two keep-alive times.
     pub connect: ConnectOptions,
@@ -75,7 +76,7 @@ impl SessionConfig {
         })
     }
 
-    /// The trackers of each machine: one each, or all of them for one machine.
+    /// Returns the trackers of each machine: a machine for each tracker, or one machine for all trackers.
     pub(super) fn groups(&self) -> Result<Vec<Vec<TrackerAddr>>, SessionConfigError> {
         match (self.trackers.is_empty(), self.write_to) {
             (true, _) => Err(SessionConfigError::NoTracker),

@@ -8,24 +8,27 @@
 //!            stream lost, no answer in time, contract violated: wait with backoff
 //! ```
 //!
-//! The driver calls [`handle`](Machine::handle) with what it received. After each call, after each change of the
-//! [`NodeSet`] that reports something to do, and when [`next_timeout`](Machine::next_timeout) is reached, it calls
-//! [`handle_timeout`](Machine::handle_timeout), then [`poll_event`](Machine::poll_event) and then
-//! [`poll_transmit`](Machine::poll_transmit), until these return `None`.
+//! The driver calls [`handle`](Machine::handle) with what it received. Then it calls
+//! [`handle_timeout`](Machine::handle_timeout), and [`poll_event`](Machine::poll_event) and
+//! [`poll_transmit`](Machine::poll_transmit) in turns, until both return `None`. It does the same at each
+//! [`next_timeout`](Machine::next_timeout), and after a change of the [`NodeSet`] that reports something to do.
 //!
 //! # What is sent
 //!
-//! Requests go out while fewer than [`MAX_IN_FLIGHT`] have no answer, because the tracker reads no request while answers
-//! wait. Withdrawals go first, then heartbeats, then announcements.
+//! Requests go out while fewer than [`MAX_IN_FLIGHT`] have no answer, because the tracker reads no request while
+//! answers wait. Withdrawals go first, then heartbeats, then announcements.
 //!
-//! * A *round* of heartbeats begins once an interval. It has the handles of all nodes that were seen since the last round.
-//!   So each sign of life is reported once, within an interval, and a silent node is refreshed for no longer.
-//! * Announcements have a bounded pace. If the tracker has lost its routes, they begin after a random wait.
-//! * Handles that the tracker reports as gone are collected during a round, and looked up in one pass after the round.
+//! * A *round* of heartbeats begins once an interval. The round has the handles of all nodes that were seen since the
+//!   last round. So each sign of life is reported once, within an interval, and a silent node is not refreshed.
+//! * Announcements have a bounded pace. If the tracker has lost its routes, the announcements begin after a random
+//!   wait.
+//! * The machine collects handles that the tracker reports as gone during a round. One *pass* over all nodes after the
+//!   round finds their nodes.
 //!
 //! # Memory
 //!
-//! Two queues have up to [`BACKLOG`] IDs each, and as many again as are in flight. A round has eight bytes for each node.
+//! Two queues have up to [`BACKLOG`] IDs each, and room for the IDs that are in flight. A round has eight bytes for
+//! each node.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -51,9 +54,10 @@ pub const MAX_IN_FLIGHT: usize = 8;
 /// The most IDs that a pass puts into a queue.
 pub const BACKLOG: usize = 65_536;
 
-/// For how long a hello without an answer may still arrive at the tracker, and how often a session then begins again after
-/// [`SessionSupersededReason::NewerSession`].
+/// For how long a hello without an answer may still arrive at the tracker.
 const LATE_HELLO: Duration = Duration::from_secs(60);
+
+/// How often a session begins again because of its own late hellos, after [`SessionSupersededReason::NewerSession`].
 const MAX_RETAKES: u32 = 3;
 
 /// The longest time left that a go-away can name.
@@ -68,7 +72,7 @@ pub struct Identity {
     pub incarnation: NonZeroU64,
 }
 
-/// What the driver received, or what its program wants.
+/// What the driver received, or what its program asks for.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Input {
@@ -101,11 +105,11 @@ pub enum Event {
     Drained,
 }
 
-/// Why the machine gives a stream up.
+/// Why the machine ends a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The tracker does not keep to the contract.
+    /// The tracker violates the contract.
     #[error("the tracker violates the contract: {0}")]
     Violation(#[from] Violation),
     /// No answer came in time.
@@ -116,7 +120,7 @@ pub enum Fault {
     LateHello,
 }
 
-/// Why a session is over for good.
+/// Why a session has ended and is not begun again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the session was superseded ({}); the latest incarnation is {latest_incarnation}", .reason.as_str_name())]
 pub struct Superseded {
@@ -133,24 +137,24 @@ pub struct Machine {
     identity: Identity,
     timing: Timing,
     random: fastrand::Rng,
-    link: Link,
-    /// The position of the present tracker, of so many.
+    state: State,
+    /// The position of the present tracker among `trackers` trackers.
     tracker: usize,
     trackers: usize,
     reconnect: Backoff,
     /// Hellos that may still arrive at the tracker, until `late_until`.
     unanswered_hellos: u32,
     late_until: Instant,
-    /// Of the last welcome.
+    /// The terms of the last welcome.
     terms: Option<Terms>,
     sequence: u64,
     in_flight: VecDeque<InFlight>,
     last_answer: Instant,
     announce: VecDeque<NodeId>,
     withdraw: VecDeque<NodeId>,
-    /// Whether some nodes need something and are in no queue.
+    /// Whether some nodes may need a request and are in no queue.
     needs_pass: bool,
-    /// When the collected changes are due.
+    /// When the collected changes are sent.
     flush_at: Option<Instant>,
     announce_at: Instant,
     refused: Backoff,
@@ -159,7 +163,7 @@ pub struct Machine {
     round: Vec<u64>,
     last_round: Instant,
     next_round: Option<Instant>,
-    /// Whether the last round was not sent, or may have been lost.
+    /// Whether the last round was not sent, or was lost.
     owes_round: bool,
     gone: Vec<u64>,
     owes_sign_of_life: bool,
@@ -173,7 +177,7 @@ pub struct Machine {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
+enum State {
     Waiting { until: Instant },
     Calling,
     Greeting,
@@ -200,7 +204,7 @@ enum Sent {
 }
 
 impl Machine {
-    /// Creates a machine that connects at once to the first of so many trackers, at least one. Machines with the same
+    /// Creates a machine that connects at once to the first of `trackers` trackers; 0 means 1. Machines with the same
     /// seed and the same inputs do the same.
     #[must_use]
     pub fn new(
@@ -216,7 +220,7 @@ impl Machine {
             nodes,
             identity,
             timing,
-            link: Link::Waiting { until: now },
+            state: State::Waiting { until: now },
             tracker: 0,
             trackers: trackers.max(1),
             reconnect: Backoff::new(timing.reconnect, random.u64(..)),
@@ -249,29 +253,29 @@ impl Machine {
         }
     }
 
-    /// Takes an input. Ignores messages of streams that the machine has given up.
+    /// Takes an input. Ignores messages of streams that the machine has ended.
     pub fn handle(&mut self, now: Instant, input: Input) {
-        match (self.link, input) {
-            (Link::Ended, _) => {}
+        match (self.state, input) {
+            (State::Ended, _) => {}
             (_, Input::Drain) => self.drain(now),
-            (Link::Greeting | Link::Open, Input::Message(message)) => {
+            (State::Greeting | State::Open, Input::Message(message)) => {
                 if let Err(fault) = self.on_message(now, message) {
                     self.give_up(now, fault);
                 }
             }
-            (Link::Calling | Link::Greeting | Link::Open, Input::Lost) => self.lose(now),
+            (State::Calling | State::Greeting | State::Open, Input::Lost) => self.lose(now),
             (_, Input::Message(_) | Input::Lost) => {}
         }
     }
 
-    /// Does what is due. Once an interval, this looks at all nodes.
+    /// Does what is due. Once an interval, makes a pass over all nodes.
     pub fn handle_timeout(&mut self, now: Instant) {
-        match self.link {
-            Link::Waiting { until } if now >= until => self.connect(false),
-            Link::Greeting | Link::Open if self.answer_is_due().is_some_and(|at| now >= at) => {
+        match self.state {
+            State::Waiting { until } if now >= until => self.connect(false),
+            State::Greeting | State::Open if self.answer_is_due().is_some_and(|at| now >= at) => {
                 self.give_up(now, Fault::NoAnswer);
             }
-            Link::Open if self.move_at.is_some_and(|at| now >= at) => {
+            State::Open if self.move_at.is_some_and(|at| now >= at) => {
                 self.forget_stream(now);
                 self.tracker = (self.tracker + 1) % self.trackers;
                 self.is_moving = true;
@@ -279,7 +283,7 @@ impl Machine {
             }
             _ => {}
         }
-        if self.link != Link::Ended && self.round.is_empty() && self.next_round.is_some_and(|at| now >= at) {
+        if self.state != State::Ended && self.round.is_empty() && self.next_round.is_some_and(|at| now >= at) {
             self.begin_round(now);
         }
         if self.is_moving && self.is_settled() {
@@ -295,13 +299,13 @@ impl Machine {
 
     /// Returns the next message for the present stream.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<v1::SessionRequest> {
-        match self.link {
-            Link::Calling => {
-                self.link = Link::Greeting;
+        match self.state {
+            State::Calling => {
+                self.state = State::Greeting;
                 let hello = self.hello();
                 Some(self.request(now, Sent::Hello, hello))
             }
-            Link::Open => {
+            State::Open => {
                 let terms = self.terms?;
                 self.collect(now);
                 self.next_request(now, &terms)
@@ -310,15 +314,15 @@ impl Machine {
         }
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout) next.
+    /// Returns when to call [`handle_timeout`](Self::handle_timeout) next.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         let round = self.next_round.filter(|_| self.round.is_empty());
-        match self.link {
-            Link::Waiting { until } => Some(round.map_or(until, |round| round.min(until))),
-            Link::Calling | Link::Ended => None,
-            Link::Greeting => self.answer_is_due(),
-            Link::Open => {
+        match self.state {
+            State::Waiting { until } => Some(round.map_or(until, |round| round.min(until))),
+            State::Calling | State::Ended => None,
+            State::Greeting => self.answer_is_due(),
+            State::Open => {
                 let has_room = self.in_flight.len() < MAX_IN_FLIGHT && !self.wants_drain;
                 let announce = (has_room && !self.announce.is_empty()).then(|| self.announce_is_due());
                 let due = [self.answer_is_due(), round, self.flush_at, self.move_at, announce];
@@ -330,16 +334,16 @@ impl Machine {
     /// Whether a tracker has accepted the session, and the stream is not lost.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.link == Link::Open
+        self.state == State::Open
     }
 
     /// Whether the session is over: superseded or drained.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.link == Link::Ended
+        self.state == State::Ended
     }
 
-    /// Whether the tracker has answered everything that it has to know at present.
+    /// Whether the tracker has confirmed every announcement and withdrawal.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         let is_pending = |request: &InFlight| matches!(request.sent, Sent::Up(_) | Sent::Down(_));
@@ -352,17 +356,17 @@ impl Machine {
             && !self.in_flight.iter().any(is_pending)
     }
 
-    /// The counts so far.
+    /// Returns the counts so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
     }
 }
 
-/// # The link
+/// # The stream
 impl Machine {
     fn connect(&mut self, keeps_previous: bool) {
-        self.link = Link::Calling;
+        self.state = State::Calling;
         self.events.push_back(Event::Connect {
             tracker: self.tracker,
             keeps_previous,
@@ -376,7 +380,7 @@ impl Machine {
     }
 
     fn lose(&mut self, now: Instant) {
-        if self.link == Link::Greeting {
+        if self.state == State::Greeting {
             self.unanswered_hellos = (self.unanswered_hellos + 1).min(MAX_RETAKES);
             self.late_until = now + LATE_HELLO;
         }
@@ -384,12 +388,12 @@ impl Machine {
         self.forget_stream(now);
         self.is_moving = false;
         self.tracker = (self.tracker + 1) % self.trackers;
-        self.link = Link::Waiting {
+        self.state = State::Waiting {
             until: now + self.reconnect.next_wait(),
         };
     }
 
-    /// Forgets what belongs to a stream. Its requests may have been done or not.
+    /// Forgets the requests of a stream. The tracker may have done them or not.
     fn forget_stream(&mut self, now: Instant) {
         self.owes_round |= !self.is_round_over();
         for request in std::mem::take(&mut self.in_flight) {
@@ -406,7 +410,7 @@ impl Machine {
     }
 
     fn end(&mut self, event: Event) {
-        self.link = Link::Ended;
+        self.state = State::Ended;
         self.in_flight = VecDeque::new();
         self.announce = VecDeque::new();
         self.withdraw = VecDeque::new();
@@ -418,7 +422,7 @@ impl Machine {
         if std::mem::replace(&mut self.wants_drain, true) {
             return;
         }
-        if let Link::Waiting { until } = &mut self.link {
+        if let State::Waiting { until } = &mut self.state {
             if self.terms.is_none() && self.unanswered_hellos == 0 {
                 return self.end(Event::Drained);
             }
@@ -447,13 +451,13 @@ impl Machine {
                 let is_next = |oldest: &mut InFlight| oldest.sequence == message.sequence;
                 let request = self.in_flight.pop_front_if(is_next).ok_or(Violation::Order)?;
                 self.last_answer = now;
-                let is_greeted = self.link == Link::Open;
+                let is_greeted = self.state == State::Open;
                 if let Err(violation) = self.on_answer(now, &request.sent, response) {
-                    // The stream is given up, with all of its requests.
+                    // The stream ends, with all of its requests.
                     self.in_flight.push_front(request);
                     return Err(violation.into());
                 }
-                // A welcome alone is no success: the next answer may end the stream again.
+                // A welcome alone is no success, because the next answer may end the stream again.
                 if is_greeted {
                     self.reconnect.reset();
                 }
@@ -492,7 +496,7 @@ impl Machine {
     fn on_welcome(&mut self, now: Instant, terms: Terms) {
         let previous = self.terms.replace(terms);
         let is_resumed = previous.is_some_and(|previous| terms.handles_hold && terms.generation == previous.generation);
-        self.link = Link::Open;
+        self.state = State::Open;
         self.counters.sessions += 1;
         if is_resumed {
             let latest = if self.owes_round { now } else { now + terms.interval };
@@ -558,7 +562,7 @@ impl Machine {
             SessionSupersededReason::NewerSession if self.unanswered_hellos > 0 && now < self.late_until => {
                 self.unanswered_hellos -= 1;
                 // This hello has its answer.
-                self.link = Link::Open;
+                self.state = State::Open;
                 return Err(Fault::LateHello);
             }
             reason => self.end(Event::Superseded(Superseded {
@@ -572,8 +576,8 @@ impl Machine {
 
 /// # Nodes
 impl Machine {
-    /// The longest silence of a node that is announced or refreshed: an interval, or a little more if the last round was
-    /// late.
+    /// The longest silence of a node that is announced or refreshed: an interval, or a little more if the last round
+    /// was late.
     fn window(&self, now: Instant) -> Duration {
         let interval = self.terms.map_or(Duration::ZERO, |terms| terms.interval);
         now.saturating_duration_since(self.last_round)
@@ -626,7 +630,7 @@ impl Machine {
         }
     }
 
-    /// Looks at all nodes.
+    /// Makes a pass over all nodes.
     fn pass(&mut self, now: Instant, discards_handles: bool, handles: Option<&mut Vec<u64>>) {
         self.counters.passes += 1;
         let mut gone = std::mem::take(&mut self.gone);
@@ -677,7 +681,7 @@ impl Machine {
     fn begin_round(&mut self, now: Instant) {
         let Some(terms) = self.terms else { return };
         let mut handles = Vec::new();
-        let is_open = self.link == Link::Open;
+        let is_open = self.state == State::Open;
         self.pass(now, false, is_open.then_some(&mut handles));
         self.last_round = now;
         self.next_round = Some(now + terms.interval);
@@ -727,14 +731,14 @@ impl Machine {
             .map_or(self.announce_at, |until| until.max(self.announce_at))
     }
 
-    /// Claims nodes for one message.
+    /// Takes the nodes of one message off a queue.
     fn batch(&mut self, now: Instant, task: Task, terms: &Terms) -> Option<(v1::NodeIds, Vec<NodeId>)> {
         let window = self.window(now);
         let mut batch = Batch::new(terms.limits);
         while batch.has_room()
             && let Some(node) = self.queue(task).pop_front()
         {
-            if self.nodes.claim(&node, task, window, now) {
+            if self.nodes.take(&node, task, window, now) {
                 batch.push(node);
             } else if let Some(other) = self.nodes.task(&node, window, now) {
                 self.queue(other).push_back(node);

@@ -1,4 +1,5 @@
-//! The messages of a session: requests within the tracker's limits, and answers that are checked before the machine acts.
+//! The messages of a session: requests within the tracker's limits, and answers that are checked before the machine
+//! acts.
 
 use std::time::Duration;
 
@@ -9,23 +10,23 @@ use nodetracker_proto::v1::session_request::Request;
 /// Bytes of a handle.
 const HANDLE: usize = size_of::<u64>();
 
-/// Bytes of a request beside its nodes or handles, at most: the sequence, and the tags and lengths of three levels.
+/// The most bytes of a request beside its nodes or handles: the sequence, and the tags and lengths of three levels.
 const ENVELOPE: usize = 32;
 
-/// Bytes of a name beside its text, at most: the tag, and a length of up to 255.
+/// The most bytes of a name beside its text: the tag, and a length of up to 255.
 const NAME: usize = 3;
 
 /// The longest message that a node may need.
 const SMALLEST_MESSAGE: usize = ENVELOPE + NAME + nodetracker::MAX_TEXT;
 
-/// Nodes and handles that a message has at most, even if the tracker allows more: a bound of this side's memory.
+/// The most nodes and handles of a message, even if the tracker allows more. They bound the memory of the client.
 const MAX_NODES: usize = 4096;
 const MAX_HANDLES: usize = 65_536;
 
-/// The shortest heartbeat interval that a tracker can ask for, and the longest: bounds of this side's work and times.
+/// The shortest and the longest interval that a tracker can ask for. They bound the work and the times of the client.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(86_400));
 
-/// What the tracker does not keep to of its contract.
+/// How the tracker violates the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// The limits allow no message with a node.
@@ -53,7 +54,7 @@ pub(super) struct Limits {
     max_bytes: usize,
 }
 
-/// What a welcome says.
+/// The contents of a welcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Terms {
     pub(super) generation: u64,
@@ -77,7 +78,7 @@ impl TryFrom<v1::SessionWelcome> for Terms {
         Ok(Self {
             generation: welcome.generation,
             handles_hold: welcome.handles_hold,
-            // Half: a session that sends only heartbeats must not be silent for the whole timeout.
+            // At most half, so that a session that sends only heartbeats is not silent for the whole timeout.
             interval: interval(welcome.heartbeat_interval)?.min(lifetime / 2),
             lifetime,
             limits: Limits {
@@ -91,7 +92,7 @@ impl TryFrom<v1::SessionWelcome> for Terms {
     }
 }
 
-/// Reads an interval that a tracker dictates, within bounds.
+/// Reads an interval that a tracker asks for, within bounds.
 pub(super) fn interval(wire: Option<prost_types::Duration>) -> Result<Duration, Violation> {
     let interval: Duration = wire.ok_or(Violation::Times)?.try_into().map_err(|_| Violation::Times)?;
     Ok(interval.clamp(INTERVALS.0, INTERVALS.1))

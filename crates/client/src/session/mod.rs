@@ -1,9 +1,9 @@
 //! A proxy reports its nodes: [`ProxySession`].
 //!
 //! The proxy's threads call [`node_up`](ProxySession::node_up) when a node's tunnel opens,
-//! [`node_seen`](ProxySession::node_seen) at each sign of life, and [`node_down`](ProxySession::node_down) when the tunnel
-//! ends. The calls change a map in memory. A task for each tracker reports the changes in batches, refreshes the routes of the
-//! nodes that were seen, and announces the nodes again after a tracker has lost its routes.
+//! [`node_seen`](ProxySession::node_seen) at each sign of life, and [`node_down`](ProxySession::node_down) when the
+//! tunnel ends. The calls change a map in memory. A task for each tracker reports the changes in batches, and refreshes
+//! the routes of the nodes that were seen. After a tracker has lost its routes, the task announces the nodes again.
 //!
 //! | module | contents |
 //! | --- | --- |
@@ -13,7 +13,7 @@
 //! # Signs of life
 //!
 //! Report each node at least once an interval, which is a third of the trackers' keep-alive interval (100 s, if the
-//! tracker has the default). A sign of life refreshes the route within an interval, once. So the route of a node that
+//! tracker has the default). A sign of life refreshes the route once, within an interval. So the route of a node that
 //! went silent without [`node_down`](ProxySession::node_down) expires, at most one interval and one keep-alive interval
 //! after the last sign.
 //!
@@ -28,19 +28,20 @@
 //! | another process is this proxy | the session ends with [`Superseded`](machine::Superseded) |
 //! | the tracker refuses the proxy, its certificate or its texts | [`SessionStats::last_error`] says why; tried again with backoff |
 //!
-//! Once a tracker can be reached, a live node has its route after at most the wait before the next attempt (30 s), the
-//! jitter (1 s), and the time that the announcements take. If an operator has removed a route, the next heartbeat finds
-//! out, within an interval. `tests/it/session/faults.rs` drives hundreds of random runs against this bound.
+//! A live node has its route again soon after a tracker can be reached. The bound is the wait before the next attempt
+//! (30 s), the jitter (1 s), and the time of the announcements, added up. If an operator has removed a route, the next
+//! heartbeat notices, within an interval. `tests/it/session/faults.rs` drives hundreds of random runs against this
+//! bound.
 //!
-//! After a restart of the tracker, a proxy with *n* UUIDs sends one hello and *n* / 512 announcements of 16 bytes a node,
-//! and receives as many answers of 8 bytes a node: for 100,000 nodes of 10 proxies 210 requests, 1.7 MB sent, and 0.9 MB
-//! received, in at most four round trips (`tests/it/session/recovery.rs`).
+//! After a restart of the tracker, a proxy with *n* UUIDs sends one hello and *n* / 512 announcements of 16 bytes a
+//! node. It receives as many answers of 8 bytes a node. For 100,000 nodes of 10 proxies, these are 210 requests, 1.7 MB
+//! sent, and 0.9 MB received, in at most four round trips (`tests/it/session/recovery.rs`).
 //!
 //! # Memory
 //!
-//! Each tracker has a [`NodeSet`](nodes::NodeSet) of its own with [`WriteTo::All`](crate::connect::WriteTo::All). A node has one
-//! handle for each tracker, and handles outside the map would cost a proxy with one tracker more than the map saves a
-//! proxy with two. `tests/session_memory.rs` measures the bytes of a node.
+//! Each tracker has a [`NodeSet`](nodes::NodeSet) of its own with [`WriteTo::All`](crate::connect::WriteTo::All). A
+//! node has a handle for each tracker. One map with the handles outside would save memory with two trackers, and cost
+//! more memory with one. `tests/session_memory.rs` measures the bytes of a node.
 //!
 //! # Example
 //!

@@ -1,21 +1,22 @@
 //! The nodes of a proxy, as one tracker has to know them.
 //!
-//! Each node has a *wanted* state (up or down), which the proxy's threads set, and a *reported* state (absent, unsure or
-//! present), which the machine sets from the tracker's answers. A node whose two states differ needs a request. At most
-//! one request for a node is in flight, so answers never cross. A node that goes up, down and up again between two
-//! flushes costs one request or none.
+//! Each node has a *wanted* state (up or down), which the proxy's threads set. It has a *reported* state (absent,
+//! unsure or present), which the machine sets from the tracker's answers. A node whose two states differ needs a
+//! request. At most one request for a node is in flight, so answers never cross. A *flush* moves the changed nodes to
+//! the queues of the machine. A node that goes up, down and up again between two flushes costs one request or none.
 //!
 //! # How the machine finds changes
 //!
-//! A change puts the node's ID into a bounded queue, once. If the queue is full, a flag is set, and the next flush looks
-//! at all nodes. So a flush costs the number of the changed nodes, and a burst costs one pass over the map.
+//! A change puts the node's ID into a bounded queue, once. If the queue is full, a flag is set, and the next flush
+//! makes a *pass* over all nodes. So the cost of a flush follows the number of changed nodes, and a burst costs one
+//! pass.
 //!
 //! # Locks
 //!
 //! The maps are `scc::HashMap`s: many threads write, and a pass must not stop them.
 //!
-//! A call locks one bucket of the map, with up to 32 nodes, for some nanoseconds. A pass locks one bucket after the other.
-//! Nothing waits for the network under a lock.
+//! A call locks one bucket of the map, with up to 32 nodes, for some nanoseconds. A pass locks one bucket after the
+//! other. Nothing waits for the network under a lock.
 
 use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,16 +31,17 @@ use scc::hash_map::Entry;
 /// The changes that the queue holds. A larger burst costs a pass over all nodes.
 const QUEUE: usize = 4096;
 
-/// The nodes of a proxy. The proxy's threads change the set; one [`Machine`](crate::session::machine::Machine) reads it.
+/// The nodes of a proxy. The proxy's threads change the set; one [`Machine`](crate::session::machine::Machine) reads
+/// it.
 ///
-/// A node costs 18 bytes beside its ID, and its share of the map's free slots: a slot of a UUID has 34 bytes, and between
-/// seven sixteenths and seven eighths of the slots are in use.
+/// A node costs 18 bytes beside its ID, and its share of the map's free slots. A slot of a UUID has 34 bytes, and
+/// between seven sixteenths and seven eighths of the slots are in use.
 #[derive(Debug)]
 pub struct NodeSet {
     /// A UUID as the map's key takes eight bytes less than a [`NodeId`].
     uuids: HashMap<Uuid, Node, RandomState>,
     names: HashMap<NodeId, Node, RandomState>,
-    /// The number of nodes, also of those that are down but not yet withdrawn.
+    /// The number of nodes, those among them that are down and not yet withdrawn.
     len: AtomicUsize,
     max: usize,
     /// IDs of nodes with `is_queued`, as far as there was room.
@@ -75,7 +77,7 @@ fn tenths(duration: Duration) -> u32 {
 struct Node {
     /// The route's handle, if the node is [`Reported::Present`].
     handle: u64,
-    /// The last sign of life of a node that is up; when a node went down that is down.
+    /// When the node went down; if it is up, its last sign of life.
     changed_at: Tick,
     reported: Reported,
     is_up: bool,
@@ -103,7 +105,7 @@ pub(super) enum Task {
     Withdraw,
 }
 
-/// What became of a request for a node.
+/// The result of a request for a node.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Outcome {
     /// The tracker has a route with this handle.
@@ -133,7 +135,8 @@ impl Node {
 
 /// # For the proxy
 impl NodeSet {
-    /// Creates an empty set for up to `max` nodes. The order of passes over the set, and so of messages, follows the seed.
+    /// Creates an empty set for up to `max` nodes. The order of passes over the set, and so of messages, follows the
+    /// seed.
     #[must_use]
     pub fn new(max: usize, seed: u64, now: Instant) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -150,7 +153,7 @@ impl NodeSet {
         }
     }
 
-    /// The number of nodes, also of those that are down and not yet withdrawn.
+    /// Returns the number of nodes, those among them that are down and not yet withdrawn.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
@@ -162,7 +165,8 @@ impl NodeSet {
         self.len() == 0
     }
 
-    /// Notes that a node has a tunnel, which is a sign of life too. Returns whether the machine has something new to do.
+    /// Records that a node has a tunnel, which is a sign of life too. Returns whether the machine has something new to
+    /// do.
     ///
     /// # Errors
     ///
@@ -222,8 +226,8 @@ impl NodeSet {
         }
     }
 
-    /// Notes a sign of life of a node. Does nothing if the node is not up. Returns whether the machine has something new to
-    /// do: usually not, because the next heartbeat has the node.
+    /// Records a sign of life of a node. Does nothing if the node is not up. Returns whether the machine has something
+    /// new to do: usually not, because the next heartbeat has the node.
     pub fn seen(&self, id: &NodeId, now: Instant) -> bool {
         let now = self.tick(now);
         let see = |node: &mut Node| {
@@ -231,13 +235,13 @@ impl NodeSet {
                 return false;
             }
             node.changed_at = now;
-            // A node that was silent may wait for this.
+            // A node that was silent may now be announced.
             node.reported != Reported::Present && self.mark(id, node)
         };
         self.update(id, see).unwrap_or(false)
     }
 
-    /// Notes that a node has no tunnel any more. Does nothing if the node is not up. Returns whether the machine has
+    /// Records that a node has no tunnel any more. Does nothing if the node is not up. Returns whether the machine has
     /// something new to do.
     pub fn down(&self, id: &NodeId, now: Instant) -> bool {
         let now = self.tick(now);
@@ -252,8 +256,9 @@ impl NodeSet {
         self.update(id, lower).unwrap_or(false)
     }
 
-    /// Queues a changed node, unless it is queued, or the answer to its request looks at it anyway. The caller holds the
-    /// node's lock, so a pass either sees the change, or clears `overflowed` before the change sets the flag.
+    /// Queues a changed node, unless the node is queued, or in a request whose answer looks at the node anyway. The
+    /// caller holds the node's lock, so a pass either sees the change, or clears `overflowed` before the change sets
+    /// the flag.
     fn mark(&self, id: &NodeId, node: &mut Node) -> bool {
         if node.is_queued || node.is_in_flight {
             return false;
@@ -274,9 +279,9 @@ pub(super) struct Pass<'a> {
     pub(super) window: Duration,
     /// For how long the tracker keeps a route without a refresh. Nodes that have been down for longer are forgotten.
     pub(super) lifetime: Duration,
-    /// Whether all handles have lost their meaning.
+    /// Whether no handle is valid any more.
     pub(super) discards_handles: bool,
-    /// Handles that have lost their meaning, in ascending order.
+    /// Handles that are not valid any more, in ascending order.
     pub(super) gone: &'a [u64],
     /// Where to put the handles of the nodes that a heartbeat refreshes.
     pub(super) handles: Option<&'a mut Vec<u64>>,
@@ -289,7 +294,7 @@ impl NodeSet {
         !self.changed.is_empty() || self.overflowed.load(Ordering::Relaxed)
     }
 
-    /// Takes a changed node off the queue. The node counts as queued until it is [claimed](Self::claim).
+    /// Takes a changed node off the queue. The node counts as queued until it is [taken](Self::take).
     pub(super) fn next_changed(&self) -> Option<NodeId> {
         self.changed.pop()
     }
@@ -309,10 +314,10 @@ impl NodeSet {
         })
     }
 
-    /// Claims a queued node for a request. Returns `false` if the node does not need `task` any more.
-    pub(super) fn claim(&self, id: &NodeId, task: Task, window: Duration, now: Instant) -> bool {
+    /// Takes a queued node for a request. Returns `false` if the node does not need `task` any more.
+    pub(super) fn take(&self, id: &NodeId, task: Task, window: Duration, now: Instant) -> bool {
         let since = self.tick(now).back(window);
-        let claim = |node: &mut Node| {
+        let take = |node: &mut Node| {
             if node.task(since) != Some(task) {
                 return false;
             }
@@ -320,10 +325,11 @@ impl NodeSet {
             node.is_queued = false;
             true
         };
-        self.update(id, claim).unwrap_or(false)
+        self.update(id, take).unwrap_or(false)
     }
 
-    /// Notes the outcome of a request. Returns what the node needs next; then the node counts as queued.
+    /// Records the outcome of a request. Returns what the node needs next. If it needs something, the node counts as
+    /// queued.
     pub(super) fn settle(&self, id: &NodeId, outcome: Outcome, window: Duration, now: Instant) -> Option<Task> {
         let since = self.tick(now).back(window);
         self.with(id, |node| {
@@ -359,7 +365,8 @@ impl NodeSet {
         task
     }
 
-    /// Looks at all nodes, and gives those that need something to `queue`. A node that `queue` refuses is not queued.
+    /// Looks at all nodes, and calls `queue` for each node that needs something. If `queue` returns `false`, the node
+    /// is not queued.
     pub(super) fn pass(&self, pass: Pass<'_>, now: Instant, mut queue: impl FnMut(NodeId, Task) -> bool) {
         let Pass {
             window,

@@ -1,4 +1,4 @@
-//! What a proxy embeds.
+//! [`ProxySession`], which a proxy embeds.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,21 +22,21 @@ use crate::session::stats::{Counters, SessionState, SessionStats};
 /// If the session is dropped without [`drain`](Self::drain), the routes stay until they expire.
 #[derive(Debug)]
 pub struct ProxySession {
-    /// One for each tracker, or one for all trackers with `WriteTo::One`.
-    lanes: Vec<Lane>,
+    /// A shell for each tracker, or one shell for all trackers with `WriteTo::One`.
+    shells: Vec<ShellHandle>,
     superseded: watch::Receiver<Option<Superseded>>,
     /// Aborted with the session.
     _tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
-struct Lane {
+struct ShellHandle {
     shared: Arc<Shared>,
     stats: watch::Receiver<SessionStats>,
 }
 
-/// A drain that was not completed in time, or that came too late. The routes at these trackers stay until they expire, or
-/// belong to another session.
+/// Why a drain failed: it took too long, or another session has taken over. The routes at these trackers stay until
+/// they expire, or belong to the other session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DrainError {
     /// The trackers that have not ended the incarnation.
@@ -62,7 +62,7 @@ impl ProxySession {
         let identity = config.identity()?;
         let now = Instant::now().into_std();
         let (superseded, is_superseded) = watch::channel(None);
-        let mut lanes = Vec::new();
+        let mut shells = Vec::new();
         let mut tasks = JoinSet::new();
         for trackers in config.groups()? {
             let nodes = Arc::new(NodeSet::new(config.max_nodes, fastrand::u64(..), now));
@@ -89,29 +89,29 @@ impl ProxySession {
                 superseded: superseded.clone(),
             };
             tasks.spawn(shell.run());
-            lanes.push(Lane {
+            shells.push(ShellHandle {
                 shared,
                 stats: receiver,
             });
         }
         Ok(Self {
-            lanes,
+            shells,
             superseded: is_superseded,
             _tasks: tasks,
         })
     }
 
-    /// Reports that a node has a tunnel to this proxy. This is a sign of life too.
+    /// Reports that a node has a tunnel to this proxy. The call is a sign of life too.
     ///
-    /// Locks a bucket of a map in memory for some nanoseconds, and does not wait otherwise.
+    /// The call locks a bucket of a map in memory for some nanoseconds, and does not wait for I/O.
     ///
     /// # Errors
     ///
     /// If the session has its [maximum of nodes](SessionConfig::max_nodes). The node is not reported.
     pub fn node_up(&self, node: &NodeId) -> Result<(), TooManyNodes> {
         let now = Instant::now().into_std();
-        for lane in &self.lanes {
-            lane.wake_if(lane.shared.nodes.up(node, now)?);
+        for shell in &self.shells {
+            shell.wake_if(shell.shared.nodes.up(node, now)?);
         }
         Ok(())
     }
@@ -120,8 +120,8 @@ impl ProxySession {
     /// [`node_up`](Self::node_up).
     pub fn node_seen(&self, node: &NodeId) {
         let now = Instant::now().into_std();
-        for lane in &self.lanes {
-            lane.wake_if(lane.shared.nodes.seen(node, now));
+        for shell in &self.shells {
+            shell.wake_if(shell.shared.nodes.seen(node, now));
         }
     }
 
@@ -129,44 +129,45 @@ impl ProxySession {
     /// [`node_up`](Self::node_up).
     pub fn node_down(&self, node: &NodeId) {
         let now = Instant::now().into_std();
-        for lane in &self.lanes {
-            lane.wake_if(lane.shared.nodes.down(node, now));
+        for shell in &self.shells {
+            shell.wake_if(shell.shared.nodes.down(node, now));
         }
     }
 
-    /// Waits until a tracker has superseded the session. The session has then ended with all trackers, and never takes over
-    /// by itself.
+    /// Waits until a tracker has superseded the session. The session has then ended with all trackers, and never takes
+    /// over by itself.
     ///
-    /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy: this process should stop. If the
-    /// reason is `ProxyRemoved`, an operator has removed the proxy: to report the nodes again, begin a session
-    /// with an incarnation that is greater than [`latest_incarnation`](Superseded::latest_incarnation), and report each
-    /// node as up.
+    /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy: this process should stop.
+    /// If the reason is `ProxyRemoved`, an operator has removed the proxy. To report the nodes again, begin a session
+    /// and report each node as up. Its incarnation must be greater than
+    /// [`latest_incarnation`](Superseded::latest_incarnation).
     pub async fn superseded(&self) -> Superseded {
         let mut receiver = self.superseded.clone();
         let found = receiver.wait_for(Option::is_some).await.map(|found| *found);
         match found {
             Ok(Some(superseded)) => superseded,
-            // All tasks have ended otherwise.
+            // All tasks have ended, and no tracker has superseded the session.
             _ => std::future::pending().await,
         }
     }
 
-    /// Ends the incarnation: the trackers remove all routes of the proxy at once. Calls on nodes have no effect any more.
+    /// Ends the incarnation: the trackers remove all routes of the proxy at once. Calls on nodes have no effect any
+    /// more.
     ///
     /// # Errors
     ///
     /// If not all trackers have confirmed within `limit`.
     pub async fn drain(&self, limit: Duration) -> Result<(), DrainError> {
-        for lane in &self.lanes {
-            lane.shared.wants_drain.store(true, Ordering::Release);
-            lane.shared.wake.notify_one();
+        for shell in &self.shells {
+            shell.shared.wants_drain.store(true, Ordering::Release);
+            shell.shared.wake.notify_one();
         }
         let ended = async {
-            for lane in &self.lanes {
+            for shell in &self.shells {
                 // An error means that the task has ended.
                 let is_over =
                     |stats: &SessionStats| !matches!(stats.state, SessionState::Connecting | SessionState::Open);
-                let _ = lane.stats.clone().wait_for(is_over).await;
+                let _ = shell.stats.clone().wait_for(is_over).await;
             }
         };
         let _ = timeout(limit, ended).await;
@@ -185,17 +186,17 @@ impl ProxySession {
     /// [`WriteTo::One`](crate::connect::WriteTo::One).
     #[must_use]
     pub fn stats(&self) -> Vec<SessionStats> {
-        self.lanes.iter().map(|lane| lane.stats.borrow().clone()).collect()
+        self.shells.iter().map(|shell| shell.stats.borrow().clone()).collect()
     }
 
     /// Returns receivers of the same elements as [`stats`](Self::stats), to wait for changes.
     #[must_use]
     pub fn subscribe(&self) -> Vec<watch::Receiver<SessionStats>> {
-        self.lanes.iter().map(|lane| lane.stats.clone()).collect()
+        self.shells.iter().map(|shell| shell.stats.clone()).collect()
     }
 }
 
-impl Lane {
+impl ShellHandle {
     fn wake_if(&self, has_changed: bool) {
         if has_changed {
             self.shared.wake.notify_one();

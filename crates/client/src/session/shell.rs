@@ -36,7 +36,7 @@ pub(super) struct Shell {
     pub(super) trackers: Vec<TrackerAddr>,
     pub(super) options: ConnectOptions,
     pub(super) stats: watch::Sender<SessionStats>,
-    /// Set by the first task that is superseded, for all tasks of the session.
+    /// The first task that is superseded sets this, for all tasks of the session.
     pub(super) superseded: watch::Sender<Option<Superseded>>,
 }
 

@@ -15,7 +15,7 @@ pub struct Counters {
     pub full_announcements: u64,
     /// Streams that ended, or that could not begin.
     pub lost_streams: u64,
-    /// Streams that were given up because of the tracker. They count as lost too.
+    /// Streams that the proxy ended because of a [`Fault`](crate::session::machine::Fault). They count as lost, too.
     pub faults: u64,
     /// Requests of all kinds.
     pub requests: u64,
@@ -27,7 +27,7 @@ pub struct Counters {
     pub withdrawn_nodes: u64,
     /// Handles in heartbeats.
     pub heartbeat_handles: u64,
-    /// Handles that had lost their meaning. Their nodes are announced again.
+    /// Handles that the tracker reported as gone. Their nodes are announced again.
     pub gone_handles: u64,
     /// Passes over all nodes: one for each heartbeat interval, and one after a burst of changes or gone handles.
     pub passes: u64,
@@ -37,17 +37,17 @@ pub struct Counters {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SessionStats {
-    /// The tracker; of several trackers, the present one.
+    /// The tracker. If the session has several trackers, the present tracker.
     pub tracker: TrackerAddr,
     /// The state of the session.
     pub state: SessionState,
-    /// Whether the tracker has answered everything that it has to know.
+    /// Whether the tracker has confirmed every announcement and withdrawal.
     pub is_settled: bool,
     /// The nodes that are up, and the nodes whose routes must still be removed.
     pub nodes: usize,
     /// Why the last stream was lost.
     pub last_error: Option<Arc<str>>,
-    /// What was done so far.
+    /// The counts so far.
     pub counters: Counters,
 }
 
@@ -55,7 +55,7 @@ pub struct SessionStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SessionState {
-    /// There is no session; an attempt to begin one follows, or is under way.
+    /// There is no session. An attempt to begin a session follows, or is in progress.
     Connecting,
     /// The tracker has accepted the session.
     Open,

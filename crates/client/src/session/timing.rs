@@ -14,7 +14,7 @@ pub struct Timing {
     pub announce_jitter: Duration,
     /// The most nodes that are announced in a second; at least 1.
     pub announced_per_second: u32,
-    /// A tracker that answers nothing for so long, although requests wait, is given up.
+    /// The stream to a tracker ends if requests wait, and no answer comes for this time.
     pub answer_timeout: Duration,
     /// The waits before the next attempt to begin a session.
     pub reconnect: backoff::Limits,
@@ -23,8 +23,9 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// Changes are collected for 10 ms; announcements begin within 1 s, and have 50,000 nodes a second; answers take up to
-    /// 20 s; attempts to connect follow after up to 100 ms to 30 s, refused announcements after up to 1 s to 60 s.
+    /// Changes are collected for 10 ms. Announcements begin within 1 s, and have 50,000 nodes a second. Answers take up
+    /// to 20 s. Waits before an attempt to connect are up to 100 ms at first, and up to 30 s later. Waits after refused
+    /// announcements are up to 1 s at first, and up to 60 s later.
     fn default() -> Self {
         Self {
             batch_delay: Duration::from_millis(10),

@@ -16,8 +16,9 @@
 //! The tracker must be empty, have room for 20,000 routes and 64 proxies, and let the caller write for any proxy. Each
 //! case uses its own nodes and proxies. A case that fails panics; the message and the place in this file name the case.
 //!
-//! `settle` returns when look-ups return the effect of every call that has returned before. A tracker whose look-ups follow
-//! at once has nothing to do there. A copy that follows another tracker waits until it has caught up.
+//! `settle` returns when look-ups return the effect of every call that has returned before. If look-ups return the
+//! effect of a call at once, `settle` has nothing to do. For a copy of another tracker, `settle` waits until the copy
+//! has caught up.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,8 +1,8 @@
-//! The table of this process as a [`NodeTracker`].
+//! A table in this process as a [`NodeTracker`].
 //!
-//! For a program that is its own only tracker, and for tests. Expired routes keep their memory until the table is swept:
-//! see [`Sweeper`](nodetracker::Sweeper). The table's own methods have some of the same names, so use the table as a `dyn
-//! NodeTracker`.
+//! For a program that is its own only tracker, and for tests. Expired routes keep their memory until the table is
+//! swept: see [`Sweeper`](nodetracker::Sweeper). The table's own methods have some of the same names, so use the table
+//! as a `dyn NodeTracker`.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use nodetracker::{
 
 use crate::tracker::{NodeTracker, Route, TrackerError};
 
-/// After which time a full table may have room: routes expire, and the sweeper removes them.
+/// After how long a full table may have room: routes expire, and the sweeper removes them.
 const ROOM_AFTER: Duration = Duration::from_secs(10);
 
-/// Every call completes without waiting for I/O. It occupies the runtime's thread for some 300 ns a node.
+/// Every call completes without waiting for I/O. A call occupies the runtime's thread for some 300 ns a node.
 #[async_trait]
 impl NodeTracker for RouteTable {
     async fn add_nodes(&self, proxy: &Proxy<'_>, nodes: &[NodeId]) -> Result<(), TrackerError> {

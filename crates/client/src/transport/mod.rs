@@ -5,8 +5,8 @@
 //! | [`mux`] | a tunnel over any connection of bytes, by yamux |
 //! | [`tcp`] | tunnels over TCP and TLS |
 //!
-//! An agent pool dials with any [`Transport`], and an agent listener serves any [`Tunnel`]. So tests and simulations bring
-//! transports of their own.
+//! An agent pool dials with any [`Transport`], and an agent listener serves any [`Tunnel`]. So tests and simulations
+//! can have transports of their own.
 
 pub mod mux;
 pub mod tcp;
@@ -26,10 +26,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 /// A stream of a [`Tunnel`]. Dropping the stream resets it; `shutdown` ends the stream's own direction.
 pub type TunnelStream = Box<dyn ByteStream>;
 
-/// Dials proxies.
+/// Dials proxies, and opens tunnels to them.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    /// Opens a tunnel to the proxy behind an address. The caller bounds the time: it drops the future to give up.
+    /// Opens a tunnel to the proxy behind an address. The caller bounds the time, and drops the future to cancel.
     ///
     /// # Errors
     ///
@@ -40,15 +40,15 @@ pub trait Transport: Send + Sync + 'static {
 /// One connection that carries many streams. Dropping the tunnel closes it, with all of its streams.
 #[async_trait]
 pub trait Tunnel: Send + Sync + 'static {
-    /// Opens a stream. The peer may see the stream only when the first bytes are written.
+    /// Opens a stream. The other side may see the stream only when the first bytes are written.
     ///
     /// # Errors
     ///
-    /// If the tunnel has ended, or has its maximum of streams. Both ends count.
+    /// If the tunnel has ended, or has its maximum of streams. The streams that both sides have opened count.
     async fn open(&self) -> io::Result<TunnelStream>;
 
-    /// Returns the next stream that the peer opens, or `None` after the end of the tunnel. Dropping the future loses no
-    /// stream.
+    /// Returns the next stream that the other side opens, or `None` after the end of the tunnel. Dropping the future
+    /// loses no stream.
     async fn accept(&self) -> Option<TunnelStream>;
 
     /// The number of streams that are open on this side, whichever side has opened them.
@@ -60,6 +60,6 @@ pub trait Tunnel: Send + Sync + 'static {
     /// Waits until at most `streams` streams are open on this side.
     async fn until_at_most(&self, streams: usize);
 
-    /// The peer's certificates that a handshake has verified, the peer's own first. Empty without TLS.
+    /// Returns the certificates of the other side that a handshake has verified, its own first. Empty without TLS.
     fn peer_certificates(&self) -> &[CertificateDer<'static>];
 }

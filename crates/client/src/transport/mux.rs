@@ -1,6 +1,7 @@
 //! A tunnel over any connection of bytes, by [yamux](https://github.com/hashicorp/yamux/blob/master/spec.md).
 //!
-//! yamux has no keep-alive of its own: the control stream's pings notice a connection that is half open.
+//! yamux has no keep-alive of its own. The pings of the control stream, or those of a dialer to its peers, notice a
+//! connection that is half open.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -24,8 +25,8 @@ use crate::transport::{ByteStream, Tunnel, TunnelStream};
 /// reset. yamux lets 256 streams wait for the peer's acknowledgement; fewer streams never wait.
 pub const MAX_STREAMS: usize = 255;
 
-/// yamux closes a connection with more streams. Twice as many, because the peer may still count streams that this side has
-/// closed.
+/// yamux closes a connection with more streams. The limit is twice as high, because the peer may still count streams
+/// that this side has closed.
 const MAX_YAMUX_STREAMS: usize = 2 * (MAX_STREAMS + 1);
 
 /// The receive windows of a tunnel may grow by so many bytes in all, beyond yamux's 256 KiB for each stream.
@@ -45,7 +46,7 @@ pub struct MuxTunnel {
     peer_certificates: Vec<CertificateDer<'static>>,
 }
 
-/// Asks the task for a stream.
+/// A request to the task for a stream.
 struct Request {
     permit: OwnedSemaphorePermit,
     reply: oneshot::Sender<io::Result<MuxStream>>,
@@ -146,9 +147,9 @@ async fn drive(
         loop {
             match connection.poll_next_inbound(cx) {
                 Poll::Ready(Some(Ok(stream))) => {
-                    // Without a permit, the stream is dropped, which resets it.
+                    // Without a permit, the stream is dropped, and so reset.
                     if let Ok(permit) = Arc::clone(&streams.permits).try_acquire_owned() {
-                        // Has room for as many streams as there are permits.
+                        // The channel has room for as many streams as there are permits.
                         let _ = inbound.try_send(streams.stream(stream, permit));
                     }
                     continue;
@@ -177,7 +178,7 @@ async fn drive(
         }
     })
     .await;
-    // A peer that does not read ends the attempt to say goodbye.
+    // If the peer does not read, the close takes no longer than this.
     let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_close(cx))).await;
 }
 

@@ -26,10 +26,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Dials over TCP.
 #[derive(Debug, Clone, Default)]
 pub struct TcpTransport {
-    /// With TLS, and possibly with an own certificate. `None` is plaintext, for tests and trusted networks only: nobody is
-    /// verified then.
+    /// TLS, and an own certificate if the files have a key. `None` is plaintext, for tests and trusted networks only:
+    /// neither side is verified.
     pub tls: Option<Arc<ClientTls>>,
-    /// The name that the proxies' certificates must have; by default the address's host.
+    /// The name that the proxies' certificates must have. By default, the host of the address.
     pub server_name: Option<String>,
 }
 
@@ -61,13 +61,14 @@ pub struct TcpAcceptor {
 }
 
 impl TcpAcceptor {
-    /// Accepts plaintext: nobody is verified.
+    /// Accepts plaintext: neither side is verified.
     #[must_use]
     pub fn plaintext(listener: TcpListener) -> Self {
         Self { listener, tls: None }
     }
 
-    /// Accepts TLS. The configuration decides whether agents need certificates; its ALPN protocols are replaced by [`ALPN`].
+    /// Accepts TLS. The configuration decides whether the dialling side needs a certificate. [`ALPN`] replaces the
+    /// configuration's ALPN protocols.
     #[must_use]
     pub fn tls(listener: TcpListener, config: &ServerConfig) -> Self {
         let mut config = config.clone();
@@ -90,7 +91,7 @@ impl TcpAcceptor {
         }
     }
 
-    /// Makes a connection a tunnel.
+    /// Returns the tunnel over a connection, after the TLS handshake.
     pub(crate) async fn handshake(&self, stream: TcpStream) -> io::Result<MuxTunnel> {
         stream.set_nodelay(true)?;
         let Some(tls) = &self.tls else {

@@ -1,4 +1,5 @@
-//! Trackers that are dead, die, do not answer, do not serve, or are far away: calls succeed as long as one tracker answers.
+//! Trackers that are dead, die, do not answer, do not serve, or are far away: calls succeed as long as one tracker
+//! answers.
 
 use std::io;
 use std::net::SocketAddr;

@@ -118,7 +118,7 @@ pub(crate) async fn wait_for(pool: &PoolHandle, expected: impl Fn(StateCounts, P
     of_main(&status.expect("the pool lives"))
 }
 
-/// A load balancer that leads each connection to the next proxy.
+/// A load balancer that forwards each connection to the next proxy.
 pub(crate) struct Balancer {
     pub(crate) addr: String,
     state: Arc<Mutex<BalancerState>>,
@@ -140,7 +140,7 @@ impl Balancer {
             let state = Arc::clone(&state);
             async move {
                 while let Ok((stream, _)) = listener.accept().await {
-                    state.lock().unwrap().lead(stream);
+                    state.lock().unwrap().forward(stream);
                 }
             }
         });
@@ -151,7 +151,7 @@ impl Balancer {
         self.state.lock().unwrap().proxies.push(proxy);
     }
 
-    /// Leads no more connections to a proxy.
+    /// Forwards no more connections to a proxy.
     pub(crate) fn remove(&self, proxy: SocketAddr) {
         self.state.lock().unwrap().proxies.retain(|other| *other != proxy);
     }
@@ -165,7 +165,7 @@ impl Balancer {
 }
 
 impl BalancerState {
-    fn lead(&mut self, mut stream: TcpStream) {
+    fn forward(&mut self, mut stream: TcpStream) {
         if self.proxies.is_empty() {
             return;
         }
@@ -194,7 +194,7 @@ impl InMemory {
         }
     }
 
-    /// On all present connections, nothing arrives any more.
+    /// Makes all present connections silent: nothing arrives any more.
     pub(crate) fn silence(&self) {
         let is_silent = std::mem::take(&mut *self.is_silent.lock().unwrap());
         is_silent.store(true, Ordering::Relaxed);

@@ -53,7 +53,7 @@ impl Tracker {
 
     pub(crate) async fn stop(self) {
         let _ = self.stop.send(());
-        // In time or not: the replicas have to cope with both.
+        // The stop may be in time or not. The replicas must handle both.
         let _ = self.task.await.expect("the tracker stops");
     }
 

@@ -1,5 +1,5 @@
-//! The cases that every implementation of the common API passes, on the implementations of this crate; and the limits of
-//! the wire.
+//! The cases that every implementation of the common API passes, on the implementations of this crate; and the limits
+//! of the wire.
 
 use std::time::Duration;
 

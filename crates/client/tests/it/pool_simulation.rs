@@ -1,5 +1,5 @@
-//! Pools of agents against a model of a network: a load balancer that chooses at random, proxies that come, go and drain,
-//! and connections that fail, break, or go silent. Both ends are the machines that ship.
+//! Pools of agents in a model of a network. A load balancer chooses at random; proxies come, go and drain; connections
+//! fail, break, or go silent. Both ends are the machines of the crate.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -71,7 +71,7 @@ impl Wake {
         is_sooner
     }
 
-    /// Whether an event of now counts.
+    /// Whether an event at `now` counts.
     fn is_due(&mut self, now: Instant) -> bool {
         self.0.take_if(|at| *at == now).is_some()
     }
@@ -86,7 +86,7 @@ struct World {
     proxies: Vec<Proxy>,
     pools: Vec<PoolMachine>,
     wakes: Vec<Wake>,
-    /// Of each pool.
+    /// The connections of each pool.
     connections: Vec<BTreeMap<TunnelId, Connection>>,
     /// Attempts of each pool that find no proxy.
     hopeless: Vec<BTreeSet<TunnelId>>,
@@ -450,8 +450,8 @@ impl World {
 
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Faults for ten minutes, then none: how long until each pool has the tunnels that it wants. And the hash of the events, if
-/// `traced`.
+/// Faults for ten minutes, then none: how long until each pool has the tunnels that it wants. And the hash of the
+/// events, if `traced`.
 fn faults_and_recovery(seed: u64, traced: bool) -> (Duration, Option<u64>) {
     let mut random = fastrand::Rng::with_seed(!seed);
     let (proxies, connection_count) = (random.usize(1..=5), random.usize(0..=3));

@@ -171,7 +171,8 @@ impl Fleet {
         self.peers.0.lock().unwrap().servers[&format!("{id}:1")].clone()
     }
 
-    /// Dials `node-1` through a proxy, passes a byte in both directions, and returns the ID of the proxy that holds the node.
+    /// Dials `node-1` through a proxy, passes a byte in both directions, and returns the ID of the proxy that holds the
+    /// node.
     async fn dial(&self, id: &str) -> Result<String, DialError> {
         let mut dialed = self.dialer(id).dial(&node()).await?;
         echo(&mut dialed.stream).await.unwrap();

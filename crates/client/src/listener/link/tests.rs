@@ -69,7 +69,7 @@ impl Agent {
         std::iter::from_fn(|| self.link.poll_transmit()?.message).collect()
     }
 
-    fn pass(&mut self, time: Duration) -> Vec<LinkEvent> {
+    fn advance(&mut self, time: Duration) -> Vec<LinkEvent> {
         self.now += time;
         self.events()
     }
@@ -96,10 +96,10 @@ fn an_agent_is_connected_only_after_its_claim() {
 #[test]
 fn an_agent_that_does_not_claim_in_time_is_closed() {
     let mut agent = Agent::new();
-    agent.pass(TIMES.handshake_timeout / 2);
+    agent.advance(TIMES.handshake_timeout / 2);
     agent.says(hello());
     agent.link.welcome(proto::ProxyInfo::default());
-    assert!(is_closed(&agent.pass(TIMES.handshake_timeout / 2)));
+    assert!(is_closed(&agent.advance(TIMES.handshake_timeout / 2)));
 }
 
 #[test]
@@ -162,9 +162,9 @@ fn pings_are_answered_and_show_that_the_node_is_alive() {
 #[test]
 fn a_silent_agent_is_closed_within_interval_and_timeout() {
     let mut agent = Agent::claimed();
-    assert_eq!(agent.pass(TIMES.keep_alive.interval), []);
+    assert_eq!(agent.advance(TIMES.keep_alive.interval), []);
     assert_eq!(agent.hears(), [ToAgent::Ping(proto::Ping {})]);
-    assert!(is_closed(&agent.pass(TIMES.keep_alive.timeout)));
+    assert!(is_closed(&agent.advance(TIMES.keep_alive.timeout)));
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_list_is_sent_when_it_changes_and_each_interval() {
     );
     let mut lists = 0;
     for _ in 0..180 {
-        agent.pass(Duration::from_secs(1));
+        agent.advance(Duration::from_secs(1));
         agent.says(FromAgent::Pong(proto::Pong {}));
         lists += agent
             .hears()
@@ -201,6 +201,6 @@ fn an_agent_that_leaves_is_served_until_it_is_closed() {
     );
     assert_eq!(agent.says(FromAgent::Ping(proto::Ping {})), [], "no longer seen");
     assert_eq!(agent.hears(), [ToAgent::Pong(proto::Pong {})]);
-    agent.pass(TIMES.keep_alive.interval);
-    assert!(is_closed(&agent.pass(TIMES.keep_alive.timeout)));
+    agent.advance(TIMES.keep_alive.interval);
+    assert!(is_closed(&agent.advance(TIMES.keep_alive.timeout)));
 }

@@ -64,7 +64,7 @@ impl Pool {
         self.actions()
     }
 
-    fn pass(&mut self, time: Duration) -> Vec<Action> {
+    fn advance(&mut self, time: Duration) -> Vec<Action> {
         self.now += time;
         self.actions()
     }
@@ -152,7 +152,7 @@ fn a_tunnel_is_dialled_at_once_and_claimed_after_the_welcome() {
             ..Default::default()
         }
     );
-    assert_eq!(pool.pass(Duration::from_secs(9)), [], "one tunnel is wanted");
+    assert_eq!(pool.advance(Duration::from_secs(9)), [], "one tunnel is wanted");
 }
 
 #[test]
@@ -285,9 +285,9 @@ fn a_silent_proxy_is_noticed_within_interval_and_timeout() {
     let mut pool = Pool::new(1);
     let tunnel = pool.connect("a", &["a"]);
     let times = pool.machine.config.keep_alive;
-    let ping = pool.pass(times.interval);
+    let ping = pool.advance(times.interval);
     assert_eq!(sent(&ping, tunnel), [ToProxy::Ping(proto::Ping {})]);
-    assert_eq!(pool.pass(times.timeout), [Action::Close(tunnel)]);
+    assert_eq!(pool.advance(times.timeout), [Action::Close(tunnel)]);
     assert_eq!((pool.machine.stats().lost, pool.machine.stats().broken), (1, 1));
     assert_ne!(pool.dial(), tunnel);
 }
@@ -297,7 +297,10 @@ fn an_attempt_without_a_welcome_ends() {
     let mut pool = Pool::new(1);
     let tunnel = pool.dial();
     pool.handle(tunnel, Input::Opened);
-    assert_eq!(pool.pass(pool.machine.config.connect_timeout), [Action::Close(tunnel)]);
+    assert_eq!(
+        pool.advance(pool.machine.config.connect_timeout),
+        [Action::Close(tunnel)]
+    );
     assert_eq!(pool.machine.stats().failures, 1);
 }
 

@@ -6,5 +6,5 @@ mod model;
 mod recovery;
 mod relay;
 mod tracker;
-mod twins;
+mod two_sessions;
 mod world;

@@ -1,4 +1,4 @@
-//! The whole session with real trackers.
+//! Whole sessions with real trackers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -171,7 +171,7 @@ async fn after_a_lost_connection_the_handles_hold_and_nothing_is_announced_again
 }
 
 #[tokio::test]
-async fn a_newer_incarnation_supersedes_the_session_which_does_not_fight() {
+async fn a_newer_incarnation_supersedes_the_session_which_does_not_take_over_again() {
     let trackers = [Tracker::start(LONG).await, Tracker::start(LONG).await];
     let addrs = [trackers[0].addr, trackers[1].addr];
     let older = ProxySession::begin(config(&addrs)).unwrap();

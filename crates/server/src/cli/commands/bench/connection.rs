@@ -158,7 +158,7 @@ impl Messages {
         })
     }
 
-    /// Returns the next message, or `None` at the end, if the status is OK. May be cancelled, and then loses nothing.
+    /// Returns the next message, or `None` at the end, if the status is OK. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
         loop {
             if let Some((&[_, len @ ..], rest)) = self.received.split_first_chunk::<PREFIX>() {

@@ -1,4 +1,4 @@
-//! What keeps `bench` from harm to a tracker that is in use, and removes its traces.
+//! Keeps `bench` from harming a tracker that is in use, and removes what a run has added.
 
 use nodetracker_proto::v1;
 use tonic::{Code, Status};
@@ -7,8 +7,8 @@ use crate::cli::commands::bench::work::Population;
 use crate::cli::commands::{CommandError, TrackerArgs};
 use crate::cli::remark;
 
-/// Fails if the tracker cannot be reached. Fails also if the tracker may be in use, unless the user has agreed: if it is not
-/// on the loopback interface, or has registered proxies.
+/// Fails if the tracker cannot be reached. Unless the user has agreed, fails also if the tracker may be in use: it is
+/// not on the loopback interface, has registered proxies, or refuses to list its proxies.
 pub(super) async fn check(at: &TrackerArgs, is_agreed: bool) -> Result<(), CommandError> {
     let refuse = |reason: &str| {
         let load = "a benchmark may take all of its CPU, and fills its table";
@@ -38,7 +38,7 @@ pub(super) async fn check(at: &TrackerArgs, is_agreed: bool) -> Result<(), Comma
     }
 }
 
-/// Removes the proxies of a run, with all their routes. A remark says if routes stay.
+/// Removes the proxies of a run, with all their routes. If routes stay, prints a remark.
 pub(super) async fn remove_proxies(at: &TrackerArgs, population: &Population) {
     if let Err(reason) = try_remove(at, population).await {
         remark(&format!("the routes of this run stay until they expire: {reason}"));

@@ -1,9 +1,9 @@
 //! The loop of one connection: makes each call at its time, and counts its end.
 //!
-//! The latency of a call is the time from when the call was *due* to its reply. If the server stalls, the calls that were
-//! due meanwhile have waited, and their waiting counts. A loop that took the time from the sending would make few calls
-//! during a stall, and would hide most of the waiting: "coordinated omission", as Gil Tene named it in "How NOT to Measure
-//! Latency". wrk2 and this loop measure alike.
+//! The latency of a call is the time from when the call was *due* to its reply. If the server stalls, the calls that
+//! were due meanwhile have waited, and their waiting counts. A loop that took the time from the sending would make few
+//! calls during a stall, and would hide most of the waiting. Gil Tene named this error "coordinated omission" in "How
+//! NOT to Measure Latency". wrk2 and this loop measure alike.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -45,8 +45,8 @@ pub(super) struct Bounds {
     pub(super) patience: Duration,
 }
 
-/// Makes all calls of a schedule, until the schedule ends, `stop` is cancelled, or the connection breaks. Then waits for
-/// the calls in flight.
+/// Makes all calls of a schedule, until the schedule ends, `stop` is cancelled, or the connection breaks. Then waits
+/// for the calls in flight.
 pub(super) async fn drive<L: Lane>(
     lane: &mut L,
     timer: &mut impl Timer,
@@ -64,8 +64,8 @@ pub(super) async fn drive<L: Lane>(
         () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {}
     }
     let now = Instant::now();
-    // In a closed loop, no call waits. If the lane has room for a call, the stop came before the call, and nothing kept the
-    // call waiting.
+    // In a closed loop, no call waits. If the lane has room for a call, the stop came before the call, and nothing kept
+    // the call waiting.
     if give_up.is_some() && lane.in_flight() >= bounds.in_flight {
         let due = waiting.into_iter().chain(std::iter::from_fn(|| schedule.next(now)));
         let mut tally = lock(tally);
@@ -115,7 +115,7 @@ fn count(ended: Ended, tally: &Mutex<Tally>) {
     lock(tally).ended(ended.due, ended.routes, &ended.outcome, now);
 }
 
-/// Locks a tally. A thread that panicked with the lock has left no call half counted that matters.
+/// Locks a tally. If a thread panicked with the lock, at most one call is half counted.
 pub(super) fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
     tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -229,8 +229,8 @@ mod tests {
         tally.latencies.value_at_percentile(percentile) / 1_000_000
     }
 
-    /// The server stalls for one of ten seconds, so a tenth of the calls were due during the stall, and waited for half a
-    /// second on the average. At most four calls were in flight, so a loop that took the time from the sending would see
+    /// The server stalls for one of ten seconds. So a tenth of the calls were due during the stall, and waited for half
+    /// a second on average. At most four calls were in flight, so a loop that took the time from the sending would see
     /// four slow calls in a thousand.
     #[tokio::test(start_paused = true)]
     async fn calls_that_were_due_during_a_stall_are_charged_to_the_server() {

@@ -22,8 +22,8 @@ text{font:13px system-ui,sans-serif;fill:#24292f}.page{fill:#fff}.grid{stroke:#d
 /// Points of the line for each power of ten.
 const STEPS: u32 = 20;
 
-/// Returns pairs of the number of nines of a percentile and the latency in milliseconds: 2 nines are the 99th percentile.
-/// Ends with the percentile above which there is one call.
+/// Returns pairs of the number of nines of a percentile and the latency in milliseconds: 2 nines are the 99th
+/// percentile. Ends with the percentile above which there is one call.
 pub(super) fn spectrum(latencies: &Histogram<u64>) -> Vec<(f64, f64)> {
     if latencies.is_empty() {
         return Vec::new();

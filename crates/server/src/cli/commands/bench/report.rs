@@ -14,7 +14,7 @@ use crate::cli::commands::bench::schedule::Pace;
 use crate::cli::commands::bench::tally::{LATE, Tally, per_second};
 use crate::cli::commands::bench::work::Population;
 
-/// Those of ghz, and two more.
+/// The percentiles of ghz, and two more.
 const PERCENTS: [f64; 9] = [10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99];
 
 /// Buckets of the printed histogram.

@@ -1,10 +1,10 @@
 //! When calls are due.
 //!
-//! In an open loop, call `n` is due `n / rate` after the begin, whatever happened to the calls before. In a closed loop,
-//! a call is due as soon as its lane has room for the call.
+//! In an open loop, call `n` is due `n / rate` after the begin, whatever happened to the calls before. In a closed
+//! loop, a call is due as soon as its lane has room for the call.
 //!
-//! The calls are numbered over all lanes. Lane `l` of `L` makes the calls `l`, `l + L`, `l + 2 L` and so on, so the calls
-//! of all lanes alternate evenly.
+//! The calls are numbered over all lanes. Lane `l` of `L` makes the calls `l`, `l + L`, `l + 2 L` and so on, so the
+//! calls of all lanes alternate evenly.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -155,8 +155,8 @@ impl Schedule {
     }
 }
 
-/// Returns the time of a call after the begin. The product of a number and the interval would not do: an interval in whole
-/// nanoseconds would change the rate.
+/// Returns the time of a call after the begin. The product of a number and the interval would not do: an interval in
+/// whole nanoseconds would change the rate.
 fn time_of(number: u64, rate: f64) -> Duration {
     Duration::try_from_secs_f64(number as f64 / rate).map_or(FAR, |time| time.min(FAR))
 }

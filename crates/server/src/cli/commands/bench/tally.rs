@@ -1,4 +1,4 @@
-//! What became of the calls of one thread, or of a whole phase.
+//! The outcomes of the calls of one thread, or of a whole phase.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use crate::cli::commands::bench::schedule::Due;
 use crate::cli::commands::{code_name, message};
 
-/// The longest latency that the histogram tells apart, in nanoseconds. Longer latencies count as this one.
+/// The longest latency that the histogram has, in nanoseconds. Longer latencies count as this latency.
 const LONGEST: u64 = 3_600_000_000_000;
 
 /// Three significant digits: a latency is at most 0.1 % off.
@@ -31,8 +31,8 @@ pub(super) type Outcome = Result<u32, Status>;
 /// The outcomes of calls.
 #[derive(Debug, Clone)]
 pub(super) struct Tally {
-    /// Nanoseconds since the calls were due. Has the calls that succeeded, those without a reply in time, and those that
-    /// waited and were never sent. An error that comes at once would make the server look fast.
+    /// Nanoseconds since the calls were due. Has the calls that succeeded, those without a reply in time, and those
+    /// that waited and were never sent. An error that comes at once would make the server look fast.
     pub(super) latencies: Histogram<u64>,
     /// Measured calls by the number of their status.
     codes: [u64; CODES],

@@ -1,5 +1,5 @@
-//! A timer with a resolution of microseconds. tokio's timers have a resolution of a millisecond, which is longer than most
-//! calls take.
+//! A timer with a resolution of microseconds. tokio's timers have a resolution of a millisecond, which is longer than
+//! most calls take.
 
 use std::io;
 
@@ -19,8 +19,8 @@ pub(super) trait Timer: Send {
 /// A timer of the kernel.
 #[derive(Debug)]
 pub(super) struct KernelTimer {
-    /// The timer's file, which has the number of expiries to read. A pipe's receiver can read any such file; tokio's `AsyncFd`
-    /// needs unsafe code.
+    /// The timer's file, which has the number of expiries to read. A pipe's receiver can read any such file; tokio's
+    /// `AsyncFd` needs unsafe code.
     file: Receiver,
     /// When the timer will expire, if it is set.
     set_to: Option<Instant>,

@@ -6,7 +6,7 @@ use crate::cli::commands::admin::megabytes;
 use crate::cli::commands::top::model::Quantile;
 use crate::cli::print;
 
-/// A figure that is not there.
+/// The text of a figure that is missing.
 pub(super) const NONE: &str = "-";
 
 fn or_none(value: Option<f64>, text: impl FnOnce(f64) -> String) -> String {

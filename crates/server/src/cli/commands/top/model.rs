@@ -219,14 +219,14 @@ fn sum<'m>(series: impl Iterator<Item = (&'m Labels, f64)>, by: &[&str]) -> BTre
 /// A quantile of a histogram.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Quantile {
-    /// As far as the buckets allow.
+    /// The quantile, as exact as the buckets allow.
     About(f64),
-    /// In the last bucket, which has no upper bound.
+    /// The quantile is in the last bucket, above this bound.
     Above(f64),
 }
 
-/// Returns a quantile of a classic histogram, as Prometheus' `histogram_quantile`: linear within a bucket. A bucket is its
-/// upper bound, and the count of all values up to this bound.
+/// Returns a quantile of a classic histogram, as Prometheus' `histogram_quantile`: linear within a bucket. A bucket is
+/// its upper bound, and the count of all values up to this bound.
 fn quantile(of: f64, mut buckets: Vec<(f64, f64)>) -> Option<Quantile> {
     buckets.sort_by(|(one, _), (other, _)| one.total_cmp(other));
     let &(f64::INFINITY, total) = buckets.last()? else {

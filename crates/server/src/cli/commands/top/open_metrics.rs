@@ -1,7 +1,7 @@
 //! Reads a page of metrics in the text format of [OpenMetrics 1.0].
 //!
-//! Comments are skipped, apart from the last line, `# EOF`: a page without this line was cut. Timestamps and exemplars are
-//! skipped, too.
+//! Comments are skipped, apart from the last line, `# EOF`: a page without this line was cut. Timestamps and exemplars
+//! are skipped, too.
 //!
 //! [OpenMetrics 1.0]: https://prometheus.io/docs/specs/om/open_metrics_spec/
 

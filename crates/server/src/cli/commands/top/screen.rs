@@ -1,4 +1,5 @@
-//! The terminal: raw mode, the alternate screen, and events. Dropping the screen restores the terminal, and so does a panic.
+//! The terminal: raw mode, the alternate screen, and events. Dropping the screen restores the terminal, and so does a
+//! panic.
 
 use std::io;
 

@@ -1,7 +1,7 @@
 //! Draws the model: on a screen of any size, and as plain lines.
 //!
-//! A text that has no room ends with an ellipsis, so that no part of a figure looks like a figure. If a table is too wide,
-//! the sparklines are left out first, and then columns from the right.
+//! A text that has no room ends with an ellipsis, so that no part of a figure looks like a figure. If a table is too
+//! wide, the sparklines are left out first, and then columns from the right.
 
 use clap::ValueEnum;
 use ratatui::Frame;

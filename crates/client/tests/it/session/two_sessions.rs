@@ -1,4 +1,4 @@
-//! Two sessions of one proxy: one of them ends, and they do not fight.
+//! Two sessions of one proxy: one session ends, and does not take over again.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn world(seed: u64) -> World {
 }
 
 /// Two machines, the second of which begins a second later.
-fn twins(seed: u64, incarnations: [u64; 2]) -> World {
+fn two_sessions(seed: u64, incarnations: [u64; 2]) -> World {
     let mut world = world(seed);
     for incarnation in incarnations {
         let proxy = world.add_proxy("proxy", incarnation, Timing::default());
@@ -43,13 +43,13 @@ fn superseded(world: &World, proxy: usize) -> Option<(SessionSupersededReason, u
 fn the_older_incarnation_ends_whichever_begins_first() {
     for seed in 0..20 {
         let expected = Some((SessionSupersededReason::NewerIncarnation, 2));
-        let world = twins(seed, [1, 2]);
+        let world = two_sessions(seed, [1, 2]);
         assert_eq!(
             (superseded(&world, 0), superseded(&world, 1)),
             (expected, None),
             "seed {seed}"
         );
-        let world = twins(seed, [2, 1]);
+        let world = two_sessions(seed, [2, 1]);
         assert_eq!(
             (superseded(&world, 0), superseded(&world, 1)),
             (None, expected),
@@ -62,7 +62,7 @@ fn the_older_incarnation_ends_whichever_begins_first() {
 #[test]
 fn of_one_incarnation_the_first_session_ends() {
     for seed in 0..20 {
-        let world = twins(seed, [1, 1]);
+        let world = two_sessions(seed, [1, 1]);
         let expected = Some((SessionSupersededReason::NewerSession, 1));
         assert_eq!(
             (superseded(&world, 0), superseded(&world, 1)),
