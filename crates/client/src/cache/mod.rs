@@ -47,7 +47,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nodetracker::{NodeId, Proxy};
 use tokio::time::Instant;
 
-use crate::cache::flights::{Flights, Landed, Ticket};
+use crate::cache::flights::{Fetched, FlightGuard, Flights};
 use crate::complaints::Complaints;
 use crate::tracker::{NodeTracker, Route, TrackerError};
 

@@ -15,7 +15,7 @@ use tracing::debug;
 use crate::proxy::protocol;
 use crate::transport::{Transport, Tunnel, TunnelStream};
 
-/// The time limits of tunnels to peers.
+/// When peers are given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerTimes {
@@ -42,11 +42,11 @@ impl Default for PeerTimes {
     }
 }
 
-/// Why there is no tunnel. All dials that wait for the tunnel share the error.
+/// Why there is no tunnel. Shared by all dials that wait for it.
 type ConnectError = Arc<io::Error>;
 
-/// A tunnel that is open, or that is being opened.
-type SharedTunnel = Shared<BoxFuture<'static, Result<Arc<dyn Tunnel>, ConnectError>>>;
+/// A tunnel that is there, or comes.
+type Link = Shared<BoxFuture<'static, Result<Arc<dyn Tunnel>, ConnectError>>>;
 
 /// The most tunnels to one peer.
 const MAX_TUNNELS: usize = 16;
@@ -72,16 +72,16 @@ impl Peers {
         Self(Arc::new(Inner {
             transport: Box::new(transport),
             times,
-            tunnels: Mutex::default(),
+            links: Mutex::default(),
         }))
     }
 
-    /// Returns the number of tunnels, also of those that are being opened.
+    /// The number of tunnels, those that come among them.
     pub(super) fn len(&self) -> usize {
-        self.0.tunnels().len()
+        self.0.links().len()
     }
 
-    /// Opens a stream to a peer, and sends a request. Returns the answer, and the stream after the answer.
+    /// Opens a stream to a peer, and sends a request. Returns the answer, and the stream behind the answer.
     ///
     /// If a tunnel that was there has ended, connects again. If a tunnel is full, opens another.
     pub(super) async fn request(
@@ -118,8 +118,7 @@ impl Peers {
             let connect = || connect(Arc::clone(&self.0), key.clone()).boxed().shared();
             links.entry(key.clone()).or_insert_with(connect).clone()
         };
-        shared
-            .await
+        link.await
             .map_err(|error| io::Error::new(error.kind(), error.to_string()))
     }
 }
@@ -193,7 +192,7 @@ async fn keep(inner: Arc<Inner>, key: Key, tunnel: Arc<dyn Tunnel>) {
             inner.forget(&key, &tunnel);
             is_known = false;
         }
-        // A dial that has already begun may still open a stream.
+        // A dial that has begun before may still open a stream.
         if !is_known && is_idle && Arc::strong_count(&tunnel) == 1 {
             return;
         }
