@@ -5,6 +5,7 @@ mod machine;
 mod model;
 mod recovery;
 mod relay;
+mod seeds;
 mod tracker;
 mod twins;
 mod world;
