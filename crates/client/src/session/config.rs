@@ -33,7 +33,8 @@ pub struct SessionConfig {
     pub write_to: WriteTo,
     /// How to connect. A half-open connection is noticed after the sum of the two keep-alive times.
     pub connect: ConnectOptions,
-    /// The most nodes, 1,048,576 by default.
+    /// The most nodes, 1,048,576 by default. Each tracker has its own count: nodes that are up, and nodes that went down
+    /// and that the tracker may still have.
     pub max_nodes: usize,
     /// The waits and the paces.
     pub timing: Timing,

@@ -7,8 +7,9 @@
 //!
 //! # How the machine finds changes
 //!
-//! A change puts the node's ID into a bounded queue, once. If the queue is full, a flag is set, and the next flush looks
-//! at all nodes. So a flush costs the number of the changed nodes, and a burst costs one pass over the map.
+//! A change puts the node's ID into a bounded queue, once. Only a node that was removed meanwhile can have its ID there
+//! twice, and the second ID then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all
+//! nodes. So a flush costs the number of the changed nodes, and a burst costs one pass over the map.
 //!
 //! # Locks
 //!
@@ -247,9 +248,10 @@ impl NodeSet {
             }
             node.is_up = false;
             node.changed_at = now;
-            self.mark(id, node)
+            // A node that the tracker never had is removed, even if no tracker can be reached.
+            !node.is_done() && self.mark(id, node)
         };
-        self.update(id, lower).unwrap_or(false)
+        self.with(id, lower).unwrap_or(false)
     }
 
     /// Queues a changed node, unless it is queued, or the answer to its request looks at it anyway. The caller holds the
@@ -307,6 +309,7 @@ impl NodeSet {
             node.is_queued = task.is_some();
             task
         })
+        .flatten()
     }
 
     /// Claims a queued node for a request. Returns `false` if the node does not need `task` any more.
@@ -340,13 +343,14 @@ impl NodeSet {
             node.is_queued = task.is_some();
             task
         })
+        .flatten()
     }
 
-    /// Runs `act` on a node, and removes the node if nothing is left to do for it.
-    fn with(&self, id: &NodeId, act: impl FnOnce(&mut Node) -> Option<Task>) -> Option<Task> {
-        let mut task = None;
+    /// Runs `act` on a node, if the set has the node. Then removes the node if nothing is left to do for it.
+    fn with<T>(&self, id: &NodeId, act: impl FnOnce(&mut Node) -> T) -> Option<T> {
+        let mut result = None;
         let act = |node: &mut Node| {
-            task = act(node);
+            result = Some(act(node));
             node.is_done()
         };
         let is_removed = match id.as_uuid() {
@@ -356,7 +360,7 @@ impl NodeSet {
         if is_removed {
             self.len.fetch_sub(1, Ordering::Relaxed);
         }
-        task
+        result
     }
 
     /// Looks at all nodes, and gives those that need something to `queue`. A node that `queue` refuses is not queued.

@@ -107,13 +107,18 @@ impl ProxySession {
     ///
     /// # Errors
     ///
-    /// If the session has its [maximum of nodes](SessionConfig::max_nodes). The node is not reported.
+    /// If the session has its [maximum of nodes](SessionConfig::max_nodes) for at least one tracker. The node is not
+    /// reported to such a tracker, but to all other trackers. Once there is room, a later call reports the node.
     pub fn node_up(&self, node: &NodeId) -> Result<(), TooManyNodes> {
         let now = Instant::now().into_std();
+        let mut result = Ok(());
         for lane in &self.lanes {
-            lane.wake_if(lane.shared.nodes.up(node, now)?);
+            match lane.shared.nodes.up(node, now) {
+                Ok(has_changed) => lane.wake_if(has_changed),
+                Err(full) => result = Err(full),
+            }
         }
-        Ok(())
+        result
     }
 
     /// Reports a sign of life of a node, at any rate. Does nothing if the node is not up. Costs as much as

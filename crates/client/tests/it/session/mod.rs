@@ -1,6 +1,7 @@
 //! Sessions of proxies: the machine in a simulated world, and the whole session with a tracker.
 
 mod faults;
+mod lanes;
 mod machine;
 mod model;
 mod recovery;
