@@ -274,7 +274,8 @@ impl NodeSet {
 pub(super) struct Pass<'a> {
     /// Nodes that have been silent for longer are neither announced nor refreshed.
     pub(super) window: Duration,
-    /// For how long the tracker keeps a route without a refresh. Nodes that have been down for longer are forgotten.
+    /// For how long the tracker keeps a route without a refresh. Nodes that have been down for longer are forgotten, and
+    /// nodes that have been silent for longer are announced with their next sign of life.
     pub(super) lifetime: Duration,
     /// Whether all handles have lost their meaning.
     pub(super) discards_handles: bool,
@@ -375,10 +376,13 @@ impl NodeSet {
         let since = self.tick(now).back(window);
         let forgotten = self.tick(now).back(lifetime);
         let mut keep = |id: &dyn Fn() -> NodeId, node: &mut Node| {
-            if node.reported == Reported::Present && (discards_handles || gone.binary_search(&node.handle).is_ok()) {
+            // If the route may have expired, the next sign of life announces the node, and no heartbeat has to find out.
+            let is_expired = node.changed_at < forgotten;
+            let is_gone = || gone.binary_search(&node.handle).is_ok();
+            if node.reported == Reported::Present && (discards_handles || is_expired || is_gone()) {
                 node.reported = Reported::Unsure;
             }
-            if node.is_done() || (!node.is_up && !node.is_in_flight && node.changed_at < forgotten) {
+            if node.is_done() || (!node.is_up && !node.is_in_flight && is_expired) {
                 self.len.fetch_sub(1, Ordering::Relaxed);
                 return false;
             }

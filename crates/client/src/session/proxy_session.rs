@@ -142,7 +142,8 @@ impl ProxySession {
     /// Waits until a tracker has superseded the session. The session has then ended with all trackers, and never takes over
     /// by itself.
     ///
-    /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy: this process should stop. If the
+    /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy: this process should stop. (Or the
+    /// [incarnation](SessionConfig::incarnation) came from a clock that was set back.) If the
     /// reason is `ProxyRemoved`, an operator has removed the proxy: to report the nodes again, begin a session
     /// with an incarnation that is greater than [`latest_incarnation`](Superseded::latest_incarnation), and report each
     /// node as up.
