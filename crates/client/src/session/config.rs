@@ -25,8 +25,11 @@ pub struct SessionConfig {
     pub proxy: ProxyDetails,
     /// A number that grows with each start of the proxy, from 1 to 2^63 - 1. By default, the time in milliseconds.
     ///
-    /// The trackers drop the routes of lesser incarnations at once, and refuse their sessions. Use the same number as
-    /// the generation of [`ProxyInfo`](crate::control::proto::ProxyInfo).
+    /// The trackers drop the routes of lesser incarnations at once, and refuse their sessions. So if the clock was set back
+    /// since the last start, a session with the default is [superseded](crate::session::ProxySession::superseded) by the
+    /// earlier start. Its embedder decides what follows. If no other process can be this proxy, the embedder begins a session
+    /// with [`latest_incarnation`](crate::session::machine::Superseded::latest_incarnation) plus one. Trackers forget an
+    /// incarnation a keep-alive interval after its end. An embedder with a stored counter does not depend on the clock.
     pub incarnation: u64,
     /// The trackers, at least one.
     pub trackers: Vec<TrackerAddr>,
@@ -34,7 +37,8 @@ pub struct SessionConfig {
     pub write_to: WriteTo,
     /// How to connect. A half-open connection is noticed after the sum of the two keep-alive times.
     pub connect: ConnectOptions,
-    /// The most nodes, 1,048,576 by default.
+    /// The most nodes, 1,048,576 by default. Each tracker has its own count: nodes that are up, and nodes that went down
+    /// and that the tracker may still have.
     pub max_nodes: usize,
     /// The waits and the paces.
     pub timing: Timing,

@@ -171,6 +171,7 @@ pub struct Machine {
     move_at: Option<Instant>,
     is_moving: bool,
     wants_drain: bool,
+    /// On any stream: an answer may have been lost.
     has_sent_drain: bool,
     events: VecDeque<Event>,
     counters: Counters,
@@ -696,7 +697,11 @@ impl Machine {
 /// # Requests
 impl Machine {
     fn next_request(&mut self, now: Instant, terms: &Terms) -> Option<v1::SessionRequest> {
-        if self.in_flight.len() >= MAX_IN_FLIGHT || self.has_sent_drain {
+        let is_draining = self
+            .in_flight
+            .back()
+            .is_some_and(|last| matches!(last.sent, Sent::Drain));
+        if self.in_flight.len() >= MAX_IN_FLIGHT || is_draining {
             return None;
         }
         if self.wants_drain {

@@ -24,6 +24,7 @@
 //! | the connection was lost | a reconnect with backoff, and a round of heartbeats if one is due; no new announcement |
 //! | the tracker has lost its routes | after up to 1 s of jitter, all nodes are announced at up to 50,000 a second |
 //! | the connection is half-open | noticed after 15 s, or after 20 s without an answer to a request |
+//! | the process slept for longer than the keep-alive interval | each node is announced again with its next sign of life |
 //! | the tracker has no room for a node | the node is announced again with backoff, up to 60 s |
 //! | another process is this proxy | the session ends with [`Superseded`](machine::Superseded) |
 //! | the tracker refuses the proxy, its certificate or its texts | [`SessionStats::last_error`] says why; tried again with backoff |

@@ -7,9 +7,9 @@
 //!
 //! # How the machine finds changes
 //!
-//! A change puts the node's ID into a bounded queue, once. If the queue is full, a flag is set, and the next flush
-//! makes a *pass* over all nodes. So the cost of a flush follows the number of changed nodes, and a burst costs one
-//! pass.
+//! A change puts the node's ID into a bounded queue, once. Only a node that was removed meanwhile can have its ID there
+//! twice, and the second ID then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all
+//! nodes. So a flush costs the number of the changed nodes, and a burst costs one pass over the map.
 //!
 //! # Locks
 //!
@@ -251,9 +251,10 @@ impl NodeSet {
             }
             node.is_up = false;
             node.changed_at = now;
-            self.mark(id, node)
+            // A node that the tracker never had is removed, even if no tracker can be reached.
+            !node.is_done() && self.mark(id, node)
         };
-        self.update(id, lower).unwrap_or(false)
+        self.with(id, lower).unwrap_or(false)
     }
 
     /// Queues a changed node, unless the node is queued, or in a request whose answer looks at the node anyway. The
@@ -277,7 +278,8 @@ impl NodeSet {
 pub(super) struct Pass<'a> {
     /// Nodes that have been silent for longer are neither announced nor refreshed.
     pub(super) window: Duration,
-    /// For how long the tracker keeps a route without a refresh. Nodes that have been down for longer are forgotten.
+    /// For how long the tracker keeps a route without a refresh. Nodes that have been down for longer are forgotten, and
+    /// nodes that have been silent for longer are announced with their next sign of life.
     pub(super) lifetime: Duration,
     /// Whether no handle is valid any more.
     pub(super) discards_handles: bool,
@@ -312,6 +314,7 @@ impl NodeSet {
             node.is_queued = task.is_some();
             task
         })
+        .flatten()
     }
 
     /// Takes a queued node for a request. Returns `false` if the node does not need `task` any more.
@@ -346,13 +349,14 @@ impl NodeSet {
             node.is_queued = task.is_some();
             task
         })
+        .flatten()
     }
 
-    /// Runs `act` on a node, and removes the node if nothing is left to do for it.
-    fn with(&self, id: &NodeId, act: impl FnOnce(&mut Node) -> Option<Task>) -> Option<Task> {
-        let mut task = None;
+    /// Runs `act` on a node, if the set has the node. Then removes the node if nothing is left to do for it.
+    fn with<T>(&self, id: &NodeId, act: impl FnOnce(&mut Node) -> T) -> Option<T> {
+        let mut result = None;
         let act = |node: &mut Node| {
-            task = act(node);
+            result = Some(act(node));
             node.is_done()
         };
         let is_removed = match id.as_uuid() {
@@ -362,7 +366,7 @@ impl NodeSet {
         if is_removed {
             self.len.fetch_sub(1, Ordering::Relaxed);
         }
-        task
+        result
     }
 
     /// Looks at all nodes, and calls `queue` for each node that needs something. If `queue` returns `false`, the node
@@ -378,10 +382,13 @@ impl NodeSet {
         let since = self.tick(now).back(window);
         let forgotten = self.tick(now).back(lifetime);
         let mut keep = |id: &dyn Fn() -> NodeId, node: &mut Node| {
-            if node.reported == Reported::Present && (discards_handles || gone.binary_search(&node.handle).is_ok()) {
+            // If the route may have expired, the next sign of life announces the node, and no heartbeat has to find out.
+            let is_expired = node.changed_at < forgotten;
+            let is_gone = || gone.binary_search(&node.handle).is_ok();
+            if node.reported == Reported::Present && (discards_handles || is_expired || is_gone()) {
                 node.reported = Reported::Unsure;
             }
-            if node.is_done() || (!node.is_up && !node.is_in_flight && node.changed_at < forgotten) {
+            if node.is_done() || (!node.is_up && !node.is_in_flight && is_expired) {
                 self.len.fetch_sub(1, Ordering::Relaxed);
                 return false;
             }

@@ -107,13 +107,18 @@ impl ProxySession {
     ///
     /// # Errors
     ///
-    /// If the session has its [maximum of nodes](SessionConfig::max_nodes). The node is not reported.
+    /// If the session has its [maximum of nodes](SessionConfig::max_nodes) for at least one tracker. The node is not
+    /// reported to such a tracker, but to all other trackers. Once there is room, a later call reports the node.
     pub fn node_up(&self, node: &NodeId) -> Result<(), TooManyNodes> {
         let now = Instant::now().into_std();
-        for shell in &self.shells {
-            shell.wake_if(shell.shared.nodes.up(node, now)?);
+        let mut result = Ok(());
+        for lane in &self.lanes {
+            match lane.shared.nodes.up(node, now) {
+                Ok(has_changed) => lane.wake_if(has_changed),
+                Err(full) => result = Err(full),
+            }
         }
-        Ok(())
+        result
     }
 
     /// Reports a sign of life of a node, at any rate. Does nothing if the node is not up. Costs as much as
@@ -137,10 +142,11 @@ impl ProxySession {
     /// Waits until a tracker has superseded the session. The session has then ended with all trackers, and never takes
     /// over by itself.
     ///
-    /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy: this process should stop.
-    /// If the reason is `ProxyRemoved`, an operator has removed the proxy. To report the nodes again, begin a session
-    /// and report each node as up. Its incarnation must be greater than
-    /// [`latest_incarnation`](Superseded::latest_incarnation).
+    /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy: this process should stop. (Or the
+    /// [incarnation](SessionConfig::incarnation) came from a clock that was set back.) If the
+    /// reason is `ProxyRemoved`, an operator has removed the proxy: to report the nodes again, begin a session
+    /// with an incarnation that is greater than [`latest_incarnation`](Superseded::latest_incarnation), and report each
+    /// node as up.
     pub async fn superseded(&self) -> Superseded {
         let mut receiver = self.superseded.clone();
         let found = receiver.wait_for(Option::is_some).await.map(|found| *found);

@@ -226,7 +226,7 @@ fn only_nodes_that_were_seen_since_the_last_round_are_refreshed() {
     assert_eq!(driver.requests_at_timeout(), [heartbeat(&[10])]);
     driver.answer(ack());
     // Silent: the session itself is kept.
-    for _ in 0..3 {
+    for _ in 0..2 {
         assert_eq!(driver.requests_at_timeout(), [heartbeat(&[])]);
         driver.answer(ack());
     }
@@ -378,6 +378,31 @@ fn a_set_takes_its_maximum_of_nodes() {
     assert_eq!(driver.nodes.up(&node(3), now), Err(TooManyNodes { max: 2 }));
     assert!(driver.nodes.up(&node(2), now).is_ok());
     assert_eq!(driver.nodes.len(), 2);
+}
+
+#[test]
+fn nodes_that_come_and_go_before_the_first_session_leave_no_trace() {
+    let driver = Driver::new(2);
+    for number in 0..10_000 {
+        driver.up(number);
+        driver.down(number);
+    }
+    assert_eq!(driver.nodes.len(), 0);
+    driver.up(1);
+    let mut driver = driver.opened();
+    driver.now += Timing::default().batch_delay;
+    assert_eq!(driver.requests(), [up(&[1])]);
+}
+
+#[test]
+fn a_node_that_returns_after_its_route_has_expired_is_announced_at_once() {
+    let mut driver = Driver::with_node(1, 10);
+    // The process sleeps.
+    driver.now += Duration::from_secs(3600);
+    assert_eq!(driver.requests(), [heartbeat(&[])]);
+    driver.answer(ack());
+    driver.nodes.seen(&node(1), driver.now);
+    assert_eq!(driver.flush(), [up(&[1])]);
 }
 
 #[test]

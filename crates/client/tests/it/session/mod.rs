@@ -1,10 +1,12 @@
 //! Sessions of proxies: the machine in a simulated world, and the whole session with a tracker.
 
 mod faults;
+mod lanes;
 mod machine;
 mod model;
 mod recovery;
 mod relay;
+mod seeds;
 mod tracker;
 mod two_sessions;
 mod world;

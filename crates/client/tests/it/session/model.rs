@@ -24,6 +24,8 @@ pub(crate) const LIMITS: v1::SessionLimits = v1::SessionLimits {
 pub(crate) struct ModelTracker {
     pub(crate) keep_alive: Duration,
     pub(crate) limits: v1::SessionLimits,
+    /// Whether new streams reach the tracker.
+    pub(crate) is_reachable: bool,
     /// The most routes.
     pub(crate) capacity: usize,
     generation: u64,
@@ -63,6 +65,7 @@ impl ModelTracker {
         Self {
             keep_alive,
             limits,
+            is_reachable: true,
             capacity: usize::MAX,
             generation,
             next_handle: 1,

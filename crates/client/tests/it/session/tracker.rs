@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use nodetracker::RouteTable;
 use nodetracker_client::connect::WriteTo;
+use nodetracker_client::listener::NodeObserver;
+use nodetracker_client::proxy::ReportNodes;
 use nodetracker_client::session::machine::SessionSupersededReason;
 use nodetracker_client::session::{ProxySession, SessionConfig, SessionConfigError, SessionState, SessionStats};
 use nodetracker_client::{NodeId, Proxy, Uuid};
@@ -213,6 +215,51 @@ async fn a_drain_ends_the_incarnation_at_each_tracker_that_can_be_reached() {
     // Nothing is reported any more.
     up(&session, 0..10);
     assert_eq!(session.stats()[0].state, SessionState::Drained);
+}
+
+#[tokio::test]
+async fn a_tracker_without_room_for_a_node_does_not_keep_the_node_from_the_others() {
+    let trackers = [Tracker::start(LONG).await, Tracker::start(LONG).await];
+    let relay = Relay::to(trackers[0].addr).await;
+    let mut config = config(&[relay.addr, trackers[1].addr]);
+    config.max_nodes = 1;
+    let session = ProxySession::begin(config).unwrap();
+    up(&session, 0..1);
+    announced(&session, 1).await;
+    let unreachable = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    relay.retarget(unreachable);
+    until(&session, |stats| stats.state == SessionState::Connecting).await;
+    session.node_down(&node(0));
+    let mut other = session.subscribe().remove(1);
+    other
+        .wait_for(|stats| stats.nodes == 0 && stats.is_settled)
+        .await
+        .unwrap();
+    // The first tracker cannot learn that the first node went down.
+    session.node_up(&node(1)).unwrap_err();
+    other
+        .wait_for(|stats| stats.nodes == 1 && stats.is_settled)
+        .await
+        .unwrap();
+    assert_eq!(trackers[1].nodes(0..2), [1]);
+}
+
+#[tokio::test]
+async fn a_node_without_room_is_reported_with_a_sign_of_life_once_there_is_room() {
+    let tracker = Tracker::start(LONG).await;
+    let mut config = config(&[tracker.addr]);
+    config.max_nodes = 1;
+    let session = Arc::new(ProxySession::begin(config).unwrap());
+    let observer = ReportNodes(Arc::clone(&session));
+    observer.connected(&node(1));
+    observer.connected(&node(2));
+    announced(&session, 1).await;
+    assert_eq!(tracker.nodes(0..3), [1]);
+    observer.gone(&node(1));
+    until(&session, |stats| stats.nodes == 0).await;
+    observer.seen(&node(2));
+    announced(&session, 2).await;
+    assert_eq!(tracker.nodes(0..3), [2]);
 }
 
 #[tokio::test]

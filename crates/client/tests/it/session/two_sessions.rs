@@ -7,6 +7,7 @@ use nodetracker_client::session::machine::{Event, Input, SessionSupersededReason
 use nodetracker_client::{NodeId, Uuid};
 
 use crate::session::model::{LIMITS, ModelTracker};
+use crate::session::seeds::Seeds;
 use crate::session::world::World;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(90);
@@ -41,7 +42,7 @@ fn superseded(world: &World, proxy: usize) -> Option<(SessionSupersededReason, u
 
 #[test]
 fn the_older_incarnation_ends_whichever_begins_first() {
-    for seed in 0..20 {
+    for seed in Seeds::new(20) {
         let expected = Some((SessionSupersededReason::NewerIncarnation, 2));
         let world = two_sessions(seed, [1, 2]);
         assert_eq!(
@@ -61,8 +62,13 @@ fn the_older_incarnation_ends_whichever_begins_first() {
 
 #[test]
 fn of_one_incarnation_the_first_session_ends() {
+<<<<<<< HEAD:crates/client/tests/it/session/two_sessions.rs
     for seed in 0..20 {
         let world = two_sessions(seed, [1, 1]);
+=======
+    for seed in Seeds::new(20) {
+        let world = twins(seed, [1, 1]);
+>>>>>>> c-session:crates/client/tests/it/session/twins.rs
         let expected = Some((SessionSupersededReason::NewerSession, 1));
         assert_eq!(
             (superseded(&world, 0), superseded(&world, 1)),
@@ -95,8 +101,8 @@ fn a_late_hello_of_the_session_itself_does_not_end_it() {
 }
 
 #[test]
-fn a_drain_ends_the_incarnation_even_if_its_answer_is_lost() {
-    for seed in 0..50 {
+fn a_drain_ends_the_incarnation_even_if_the_drain_or_its_answer_is_lost() {
+    for (seed, is_half_open) in Seeds::new(50).flat_map(|seed| [(seed, false), (seed, true)]) {
         let mut world = world(seed);
         world.latency = Duration::from_millis(10)..Duration::from_millis(50);
         let proxy = world.add_proxy("proxy", 1, Timing::default());
@@ -108,9 +114,47 @@ fn a_drain_ends_the_incarnation_even_if_its_answer_is_lost() {
         world.proxies[proxy].machine.handle(now, Input::Drain);
         world.drive(proxy);
         world.run_until(world.now + Duration::from_millis(seed * 3));
-        world.cut(proxy, false);
-        world.run_until(world.now + Duration::from_secs(5));
+        world.cut(proxy, is_half_open);
+        world.run_until(world.now + Timing::default().answer_timeout + Duration::from_secs(5));
         assert_eq!(world.trackers[0].nodes("proxy", world.now), [], "seed {seed}");
         assert_eq!(world.proxies[proxy].events.last(), Some(&Event::Drained), "seed {seed}");
+    }
+}
+
+/// The old process dies with messages on their way: an announcement, or even its hello.
+#[test]
+fn late_messages_of_an_older_incarnation_change_nothing() {
+    let nodes = [1, 2, 3].map(|number| NodeId::from(Uuid::from_u128(number)));
+    for (seed, is_greeted) in Seeds::new(50).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut world = world(seed);
+        let up = |world: &World, proxy: usize, node: &NodeId| {
+            let now = world.instant();
+            world.proxies[proxy].nodes.up(node, now).expect("there is room");
+        };
+        let old = world.add_proxy("proxy", 1, Timing::default());
+        up(&world, old, &nodes[0]);
+        up(&world, old, &nodes[1]);
+        if is_greeted {
+            world.run_until(Duration::from_secs(5));
+        }
+        world.latency = Duration::from_secs(5)..Duration::from_secs(30);
+        up(&world, old, &nodes[2]);
+        let now = world.instant();
+        world.proxies[old].nodes.down(&nodes[0], now);
+        world.drive(old);
+        world.run_until(world.now + Duration::from_millis(100));
+        world.sleep_until(old, Duration::MAX);
+
+        world.latency = Duration::from_millis(1)..Duration::from_millis(50);
+        let new = world.add_proxy("proxy", 2, Timing::default());
+        up(&world, new, &nodes[0]);
+        world.run_until(world.now + Duration::from_secs(2));
+        assert!(world.proxies[new].machine.is_settled(), "seed {seed}");
+        let before = world.traffic.responses;
+        world.run_until(world.now + Duration::from_secs(30));
+        assert!(world.traffic.responses > before, "seed {seed}: nothing was late");
+        assert_eq!(world.trackers[0].nodes("proxy", world.now), nodes[..1], "seed {seed}");
+        assert_eq!(superseded(&world, new), None, "seed {seed}");
+        assert!(world.proxies[new].machine.is_settled(), "seed {seed}");
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct World {
     deliveries: BTreeMap<u64, Delivery>,
     next_delivery: u64,
     pub(crate) traffic: Traffic,
+    /// Whether the trackers do each request twice.
+    pub(crate) repeats_requests: bool,
     /// The node of each announcement and refresh, in the order of the trackers' work; the reader empties the list.
     pub(crate) refreshes: Vec<(Duration, usize, NodeId)>,
     trace: DefaultHasher,
@@ -47,6 +49,10 @@ pub(crate) struct SimProxy {
     pub(crate) nodes: Arc<NodeSet>,
     pub(crate) machine: Machine,
     pub(crate) events: Vec<Event>,
+    /// The position of the machine's first tracker.
+    first_tracker: usize,
+    /// Until then, the process does nothing.
+    asleep_until: Duration,
     stream: Option<StreamId>,
     /// The round trips that each present stream has needed so far.
     depth: usize,
@@ -96,6 +102,7 @@ impl World {
             deliveries: BTreeMap::new(),
             next_delivery: 0,
             traffic: Traffic::default(),
+            repeats_requests: false,
             refreshes: Vec::new(),
             trace: DefaultHasher::new(),
         }
@@ -107,6 +114,11 @@ impl World {
 
     /// Adds a proxy that knows all trackers.
     pub(crate) fn add_proxy(&mut self, id: &str, incarnation: u64, timing: Timing) -> usize {
+        self.add_machine(id, incarnation, timing, 0..self.trackers.len())
+    }
+
+    /// Adds the machine of a proxy that knows these trackers.
+    pub(crate) fn add_machine(&mut self, id: &str, incarnation: u64, timing: Timing, trackers: Range<usize>) -> usize {
         let identity = Identity {
             proxy: Proxy {
                 id,
@@ -121,7 +133,7 @@ impl World {
         let machine = Machine::new(
             Arc::clone(&nodes),
             identity,
-            self.trackers.len(),
+            trackers.len(),
             timing,
             seed,
             self.instant(),
@@ -131,6 +143,8 @@ impl World {
             nodes,
             machine,
             events: Vec::new(),
+            first_tracker: trackers.start,
+            asleep_until: Duration::ZERO,
             stream: None,
             depth: 0,
         });
@@ -146,8 +160,11 @@ impl World {
     pub(crate) fn run_until(&mut self, end: Duration) {
         loop {
             let base = self.base;
-            let timeouts = self.proxies.iter().filter_map(|proxy| proxy.machine.next_timeout());
-            let timeout = timeouts.map(|at| at.saturating_duration_since(base)).min();
+            let timeouts = self.proxies.iter().filter_map(|proxy| {
+                let timeout = proxy.machine.next_timeout()?.saturating_duration_since(base);
+                Some(timeout.max(proxy.asleep_until))
+            });
+            let timeout = timeouts.min();
             let delivery = self.queue.peek().map(|Reverse((at, _))| *at);
             let next = timeout.into_iter().chain(delivery).min().unwrap_or(end);
             if next >= end {
@@ -173,6 +190,20 @@ impl World {
             if !is_half_open {
                 self.push(self.now, Delivery::Lost(stream));
             }
+        }
+    }
+
+    /// Stops the process of a proxy until a time. Its messages on the way arrive, and others wait for the process.
+    pub(crate) fn sleep_until(&mut self, proxy: usize, end: Duration) {
+        self.proxies[proxy].asleep_until = end;
+    }
+
+    /// Cuts a tracker off from all proxies, which do not notice, or ends this.
+    pub(crate) fn set_reachable(&mut self, tracker: usize, is_reachable: bool) {
+        self.trackers[tracker].is_reachable = is_reachable;
+        for stream in self.streams.iter_mut().filter(|stream| stream.tracker == tracker) {
+            stream.is_lost = true;
+            stream.is_dead = true;
         }
     }
 
@@ -207,6 +238,9 @@ impl World {
 
     /// Lets a machine do what it has to do now.
     pub(crate) fn drive(&mut self, proxy: usize) {
+        if self.now < self.proxies[proxy].asleep_until {
+            return;
+        }
         let now = self.instant();
         self.proxies[proxy].machine.handle_timeout(now);
         loop {
@@ -228,12 +262,14 @@ impl World {
     fn on_event(&mut self, proxy: usize, event: Event) {
         match &event {
             Event::Connect { tracker, .. } => {
+                let tracker = self.proxies[proxy].first_tracker + tracker;
+                let is_reachable = self.trackers[tracker].is_reachable;
                 self.streams.push(Stream {
                     proxy,
-                    tracker: *tracker,
+                    tracker,
                     arrivals: [self.now; 2],
-                    is_lost: false,
-                    is_dead: false,
+                    is_lost: !is_reachable,
+                    is_dead: !is_reachable,
                     unanswered: 0,
                 });
                 self.proxies[proxy].stream = Some(self.streams.len() - 1);
@@ -307,6 +343,12 @@ impl World {
         let Some(delivery) = self.deliveries.remove(&number) else {
             return;
         };
+        if let Delivery::ToProxy(stream, ..) | Delivery::Lost(stream) = delivery {
+            let awake_at = self.proxies[self.streams[stream].proxy].asleep_until;
+            if self.now < awake_at {
+                return self.push(awake_at, delivery);
+            }
+        }
         match delivery {
             Delivery::ToTracker(stream, request, depth) => self.on_request(stream, request, depth),
             Delivery::ToProxy(stream, response, depth) => {
@@ -344,7 +386,11 @@ impl World {
         }
         let id = self.proxies[proxy].id.clone();
         let body = request.request.expect("a request");
+        let again = self.repeats_requests.then(|| body.clone());
         let reply = self.trackers[tracker].request(self.now, &id, stream, body);
+        if let Some(again) = again {
+            self.trackers[tracker].request(self.now, &id, stream, again);
+        }
         for node in reply.refreshed {
             self.traffic.announced += 1;
             self.refreshes.push((self.now, proxy, node));
