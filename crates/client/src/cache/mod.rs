@@ -4,8 +4,8 @@
 //! node at the same time make one call. If no tracker answers, the cache returns an older answer for a bounded time,
 //! and marks the answer as stale. An error is never kept: the next look-up makes the next call.
 //!
-//! The size is bounded by [moka](https://docs.rs/moka), which keeps the nodes that are asked for often. This module
-//! decides about ages, on tokio's clock, because an expired answer is still useful if no tracker answers.
+//! The size is bounded by the crate moka, which keeps the nodes that are asked for often. Ages are decided here,
+//! on tokio's clock, because an expired answer is still of use if no tracker answers.
 //!
 //! [`RouteCache::follow`] watches a tracker, and drops each answer when the tracker sends that it changed. Without that, an
 //! answer is at most [`ttl`](CacheConfig::ttl) old. With it, an answer of the followed tracker is some milliseconds old while
@@ -16,12 +16,13 @@
 //!
 //! ```no_run
 //! use std::sync::Arc;
+//! use nodetracker_client::NodeId;
 //! use nodetracker_client::cache::{CacheConfig, Freshness, RouteCache};
 //! use nodetracker_client::tracker::NodeTracker;
 //!
 //! # async fn example(tracker: Arc<dyn NodeTracker>) -> Result<(), Box<dyn std::error::Error>> {
 //! let cache = RouteCache::new(tracker, CacheConfig::default());
-//! let node = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+//! let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
 //! let answer = cache.look_up(&node).await?;
 //! if let Freshness::Stale(age) = answer.freshness {
 //!     println!("no tracker answers, this is {age:?} old");

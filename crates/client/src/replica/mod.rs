@@ -25,13 +25,14 @@
 //!
 //! ```no_run
 //! use std::sync::Arc;
+//! use nodetracker_client::NodeId;
 //! use nodetracker_client::replica::{Replica, ReplicaConfig};
 //! use nodetracker_client::tracker::NodeTracker;
 //!
 //! # async fn example(tracker: Arc<dyn NodeTracker>) -> Result<(), Box<dyn std::error::Error>> {
 //! let replica = Replica::start(ReplicaConfig::new(["10.0.0.1:3029".parse()?]), tracker);
 //! replica.ready().await;
-//! let node = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+//! let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
 //! let staleness = replica.staleness();
 //! for route in replica.look_up(&node).unwrap_or_default() {
 //!     println!("dial {}, known {staleness:?} ago", route.proxy.addr());
