@@ -175,7 +175,7 @@ fn logs_are_text_or_json_on_stderr() {
 }
 
 /// The commands, as `help` lists them.
-pub(crate) const COMMANDS: [&str; 17] = [
+pub(crate) const COMMANDS: [&str; 18] = [
     "serve",
     "validate",
     "add",
