@@ -181,15 +181,6 @@ pub const MAX_TABLE_PAGES: usize = 16;
 /// The latest complaints about routes that are kept. Each takes up to a kilobyte, mostly some hundred bytes.
 pub const COMPLAINTS: usize = 4096;
 
-/// Watches at one time.
-///
-/// A watch takes some hundred bytes. A watch whose client does not read holds one message, which counts for
-/// [`SEND_BUDGET`].
-pub const MAX_WATCHES: usize = 10_000;
-
-/// Bytes of the nodes of all watches that are limited to some nodes. A UUID takes 32 bytes, a long name up to 287.
-pub const MAX_WATCHED_SIZE: usize = 64 * 1024 * 1024;
-
 /// Changes that are kept for slow watches: some twenty megabytes. A watch that is further behind loses its place.
 pub const WATCH_BACKLOG: usize = 64 * 1024;
 
@@ -307,9 +298,16 @@ pub struct Limits {
     /// budget. By default, an eighth of the memory that the process may use, and at most 512 MiB.
     pub memory: usize,
     /// The percentage of a limit over all clients that one address may have: of
-    /// [`max_connections`](Self::max_connections), [`memory`](Self::memory), [`MAX_WATCHES`] and [`MAX_WATCHED_SIZE`].
+    /// [`max_connections`](Self::max_connections), [`memory`](Self::memory), [`max_watches`](Self::max_watches) and
+    /// [`max_watched_size`](Self::max_watched_size).
     /// For IPv6, a network of 64 bits counts as one address. 50 by default; 100 is no limit.
     pub max_share_per_address: u32,
+    /// Watches at one time. A watch takes some hundred bytes. A watch whose client does not read holds one message, which
+    /// counts for [`SEND_BUDGET`]. 10,000 by default.
+    pub max_watches: usize,
+    /// Bytes of the nodes of all watches that are limited to some nodes. A UUID takes 32 bytes, a long name up to 287. 64
+    /// megabytes by default.
+    pub max_watched_size: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
     /// How long a request may take to arrive in full, and the first request of a session. 10 s by default.
@@ -337,6 +335,8 @@ impl Default for Limits {
             max_connections: 10_000,
             memory: (machine::memory() / 8).min(512 << 20),
             max_share_per_address: 50,
+            max_watches: 10_000,
+            max_watched_size: 64_000_000,
             handshake: Duration::from_secs(10),
             call: Duration::from_secs(10),
             keep_alive_interval: Duration::from_secs(30),

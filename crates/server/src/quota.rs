@@ -17,7 +17,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::idle::{EvictionBudget, IdleConnections};
-use crate::limits::{Limits, MAKE_ROOM_INTERVAL, MAX_WAITING_PER_CLIENT, MAX_WATCHED_SIZE, MAX_WATCHES};
+use crate::limits::{Limits, MAKE_ROOM_INTERVAL, MAX_WAITING_PER_CLIENT};
 use crate::refusal::Reason;
 
 /// The identity of a client: what its certificate certifies, or its address if it has no certificate.
@@ -60,8 +60,8 @@ impl Shares {
         Self {
             connections: share(limits.max_connections as usize).min(Semaphore::MAX_PERMITS),
             memory: share(limits.memory),
-            watches: share(MAX_WATCHES),
-            watched_size: share(MAX_WATCHED_SIZE),
+            watches: share(limits.max_watches),
+            watched_size: share(limits.max_watched_size),
         }
     }
 }
@@ -404,7 +404,7 @@ pub(crate) mod tests {
         assert!(greedy[1].has_memory(100) && !greedy[1].has_memory(101));
         assert!(other.has_memory(500));
 
-        for _ in 0..MAX_WATCHES / 2 {
+        for _ in 0..Limits::default().max_watches / 2 {
             greedy[0].take_watch(0).expect("a watch is free");
         }
         let (reason, message) = greedy[1].take_watch(0).expect_err("the share is used up");
@@ -412,7 +412,9 @@ pub(crate) mod tests {
             (reason, &*message),
             (Reason::AddressWatches, "your address has 5000 watches")
         );
-        other.take_watch(MAX_WATCHED_SIZE / 2).expect("a watch is free");
+        other
+            .take_watch(Limits::default().max_watched_size / 2)
+            .expect("a watch is free");
         let (reason, _) = other.take_watch(1).expect_err("the share is used up");
         assert_eq!(reason, Reason::AddressWatchedNodes);
         greedy[1].release_watch(0);

@@ -112,9 +112,9 @@ impl ProxySession {
     pub fn node_up(&self, node: &NodeId) -> Result<(), TooManyNodes> {
         let now = Instant::now().into_std();
         let mut result = Ok(());
-        for lane in &self.lanes {
-            match lane.shared.nodes.up(node, now) {
-                Ok(has_changed) => lane.wake_if(has_changed),
+        for shell in &self.shells {
+            match shell.shared.nodes.up(node, now) {
+                Ok(has_changed) => shell.wake_if(has_changed),
                 Err(full) => result = Err(full),
             }
         }

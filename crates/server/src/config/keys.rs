@@ -102,6 +102,13 @@ pub(crate) static KEYS: &[Key] = &[
         set: |config, text, origin| store(&mut config.max_routes, values::routes(text), origin),
     },
     Key {
+        name: "max_proxies",
+        value_name: "NUMBER",
+        help: "The most proxies",
+        default: "1048576",
+        set: |config, text, origin| store(&mut config.max_proxies, values::proxies(text), origin),
+    },
+    Key {
         name: "max_routes_per_proxy",
         value_name: "NUMBER",
         help: "The most routes of each proxy [default: half of the most routes]",
@@ -169,6 +176,20 @@ pub(crate) static KEYS: &[Key] = &[
         help: "The percentage of each limit over all clients that one address may have; 100 for no limit",
         default: "50",
         set: |config, text, origin| store(&mut config.max_share_per_address, values::percent(text, ""), origin),
+    },
+    Key {
+        name: "max_watches",
+        value_name: "NUMBER",
+        help: "The most watches at one time",
+        default: "10000",
+        set: |config, text, origin| store(&mut config.max_watches, values::watches(text), origin),
+    },
+    Key {
+        name: "max_watched_mb",
+        value_name: "NUMBER",
+        help: "Megabytes of the nodes that all watches may name",
+        default: "64",
+        set: |config, text, origin| store(&mut config.max_watched_size, values::watched_size(text), origin),
     },
     Key {
         name: KEYPAIRS,

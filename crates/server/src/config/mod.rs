@@ -146,6 +146,8 @@ pub struct Config {
     /// By default, an eighth of the memory that the process may use holds this many routes of nodes with UUIDs; at
     /// least 65,536 and at most 16,777,216. A node with a long name takes up to ten times as much memory.
     pub max_routes: Setting<usize>,
+    /// The most proxies of the table; 1,048,576 by default.
+    pub max_proxies: Setting<usize>,
     /// The most routes of each proxy, so that one proxy cannot fill the table. Half of
     /// [`max_routes`](Self::max_routes) by default.
     pub max_routes_per_proxy: Option<Setting<usize>>,
@@ -167,6 +169,10 @@ pub struct Config {
     /// The percentage of each limit over all clients that one address may have; 50 by default. Replaces
     /// [`Limits::max_share_per_address`].
     pub max_share_per_address: Setting<u32>,
+    /// The most watches at one time; 10,000 by default. Replaces [`Limits::max_watches`].
+    pub max_watches: Setting<usize>,
+    /// The bytes of the nodes that watches name. Replaces [`Limits::max_watched_size`], which documents the default.
+    pub max_watched_size: Setting<usize>,
     /// The certificates for TLS. If empty, the server uses plaintext. Clients that ask for an unknown name get the
     /// first.
     pub keypairs: Vec<Keypair>,
@@ -195,6 +201,7 @@ impl Default for Config {
             keep_alive: default("proxy_keep_alive_interval", DEFAULT_KEEP_ALIVE),
             shutdown_delay: default("shutdown_delay", Duration::ZERO),
             max_routes: default("max_routes", max_routes),
+            max_proxies: default("max_proxies", DEFAULT_MAX_PROXIES),
             max_routes_per_proxy: None,
             brake_percent: default("expiry_brake_percent", brake.percent),
             brake_routes: default("expiry_brake_routes", brake.min_routes),
@@ -204,6 +211,8 @@ impl Default for Config {
             max_connections: default("max_connections", limits.max_connections),
             client_memory: default("client_memory_mb", limits.memory),
             max_share_per_address: default("max_share_per_address", limits.max_share_per_address),
+            max_watches: default("max_watches", limits.max_watches),
+            max_watched_size: default("max_watched_mb", limits.max_watched_size),
             keypairs: Vec::new(),
             client_ca_file: None,
             client_auth: default("client_auth", ClientAuth::default()),
@@ -296,6 +305,7 @@ impl Config {
         RouteTable::builder()
             .keep_alive(self.keep_alive.value)
             .max_routes(routes)
+            .max_proxies(self.max_proxies.value)
             .max_routes_per_proxy(of_proxy.map_or(routes.div_ceil(2), |routes| routes.value))
             .expiry_brake(brake)
     }
@@ -307,6 +317,8 @@ impl Config {
             max_connections: self.max_connections.value,
             memory: self.client_memory.value,
             max_share_per_address: self.max_share_per_address.value,
+            max_watches: self.max_watches.value,
+            max_watched_size: self.max_watched_size.value,
             ..Limits::default()
         }
     }
@@ -314,6 +326,9 @@ impl Config {
 
 /// The most bytes of a route whose node has a UUID.
 const BYTES_PER_ROUTE: usize = 32;
+
+/// The default of [`Config::max_proxies`].
+const DEFAULT_MAX_PROXIES: usize = 1 << 20;
 
 /// Bounds of the default of [`Config::max_routes`].
 const LEAST_ROUTES: usize = 1 << 16;

@@ -34,6 +34,11 @@ pub(super) fn routes(text: &str) -> Result<usize, String> {
     number_from(text, 1, Builder::MOST_ROUTES as u64, "")
 }
 
+/// Parses a number of proxies.
+pub(super) fn proxies(text: &str) -> Result<usize, String> {
+    number_from(text, 1, Builder::MOST_PROXIES as u64, "")
+}
+
 /// Parses a percentage. `remark` ends an error.
 pub(super) fn percent(text: &str, remark: &str) -> Result<u32, String> {
     let percent = number(text)?;
@@ -51,6 +56,17 @@ pub(super) fn brake_intervals(text: &str) -> Result<u32, String> {
 /// Parses a number of connections.
 pub(super) fn connections(text: &str) -> Result<u32, String> {
     number_from(text, 1, 1_000_000, "")
+}
+
+/// Parses a number of watches.
+pub(super) fn watches(text: &str) -> Result<usize, String> {
+    number_from(text, 1, 1_000_000, "")
+}
+
+/// Parses the size of the nodes of watches in megabytes. Returns bytes.
+pub(super) fn watched_size(text: &str) -> Result<usize, String> {
+    let megabytes: usize = number_from(text, 1, 1_000_000, " of megabytes")?;
+    Ok(megabytes * MEGABYTE)
 }
 
 /// Parses a budget for clients in megabytes. Returns bytes.

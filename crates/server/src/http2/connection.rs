@@ -60,9 +60,9 @@ pub(crate) struct ConnectionContext {
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
 ///
-/// `slot` is the connection's slot among those of its client. A client with a certificate first has a slot of its address,
-/// and then one of its own. `number` counts the connections. It spreads the maximum ages, so that connections that began together do not end
-/// together.
+/// `slot` is the connection's slot among those of its address. After the handshake, a client with a certificate has a slot
+/// of its own instead. `number` counts the connections. It spreads the maximum ages, so that connections that began
+/// together do not end together.
 pub(crate) async fn serve(
     stream: std::net::TcpStream,
     client: ClientQuota,
@@ -88,6 +88,7 @@ pub(crate) async fn serve(
     let handshake = TlsAcceptor::from(tls.config()).accept(stream);
     if let Some(stream) = Box::pin(tls_handshake(handshake, &context)).await {
         let peer = tls.done(stream.get_ref().1.peer_certificates());
+        // From here on, the client's own quota counts, instead of that of its address.
         if let Some(name) = peer.certified_name() {
             let client = memory.client().certified(name);
             let Some(client_slot) = client.try_slot() else {
@@ -107,6 +108,7 @@ pub(crate) async fn serve(
         };
         Box::pin(http2(stream, peer, context, memory, turns, number)).await;
     }
+    // Held until the connection has ended.
     drop((slot, charge));
 }
 

@@ -65,7 +65,9 @@ impl<T: Transport> Transport for TlsStream<T> {
 fn unacknowledged(stream: &TcpStream) -> rustix::io::Result<u64> {
     use rustix::ioctl::{Getter, Opcode, ioctl};
     // SAFETY: `TIOCOUTQ`, which is `SIOCOUTQ` for sockets, writes an `int`.
-    let bytes = unsafe { ioctl(stream, Getter::<{ libc::TIOCOUTQ as Opcode }, libc::c_int>::new()) }?;
+    let send_queue = unsafe { Getter::<{ libc::TIOCOUTQ as Opcode }, libc::c_int>::new() };
+    // SAFETY: it writes nothing else, and the descriptor is open.
+    let bytes = unsafe { ioctl(stream, send_queue) }?;
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 

@@ -165,7 +165,12 @@ impl Admin {
 
     pub(crate) async fn stats(&self, _: v1::StatsRequest, _: &mut CallContext) -> Result<v1::StatsResponse, Status> {
         let stats = self.table.stats();
-        let Statistics { watches, memory, .. } = &*self.statistics;
+        let Statistics {
+            watches,
+            sessions,
+            memory,
+            ..
+        } = &*self.statistics;
         let counts = memory.refusals().counts();
         let refusals = counts
             .filter(|&(_, count)| count > 0)
@@ -183,6 +188,8 @@ impl Admin {
             keep_alive: Some(encode::duration(self.table.keep_alive())),
             version: env!("CARGO_PKG_VERSION").into(),
             watch_count: watches.count() as u32,
+            connection_count: memory.connections() as u32,
+            session_count: sessions.count() as u32,
             client_memory_bytes: memory.used() as u64,
             client_memory_limit_bytes: memory.limit() as u64,
             effective_keep_alive: Some(encode::duration(stats.effective_keep_alive)),

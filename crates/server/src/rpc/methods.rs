@@ -97,7 +97,7 @@ pub(crate) fn methods_of_empty_table() -> MethodTable {
     let table = Arc::new(RouteTable::new());
     let instance_id = InstanceId::draw();
     let limits = Limits::default();
-    let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
+    let watches = Watches::new(Arc::clone(&table), instance_id, &limits);
     let memory = MemoryBudget::new(0, Arc::default());
     let drain = DrainRequest::new(Duration::ZERO, limits.drain);
     methods(&table, &watches, instance_id, &memory, None, &limits, &drain).0

@@ -153,7 +153,7 @@ impl Server {
         };
         let (draining, watched) = watch::channel(false);
         let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
+        let watches = Watches::new(Arc::clone(&table), instance_id, &limits);
         let refusals = Arc::<Refusals>::default();
         let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
         let quotas = Quotas::new(&limits);

@@ -124,7 +124,6 @@ mod tests {
     use nodetracker::{ManualClock, Proxy};
 
     use super::*;
-    use crate::rpc::instance_id::InstanceId;
     use crate::rpc::watch::tail;
 
     const NODES: u128 = 100_000;
@@ -177,7 +176,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_mass_expiry_does_not_overtake_the_watches() {
         let table = expired();
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(&table));
         let _slot = watches.open();
         let resyncs = sweep_all(&table, &watches, tail(&watches)).await;
         assert_eq!(table.marked_changes(), NODES as u64);
@@ -187,7 +186,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn memory_is_given_back_although_nothing_follows() {
         let table = expired();
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(&table));
         let _slot = watches.open();
         let stuck = async {
             let tailer = tail(&watches);

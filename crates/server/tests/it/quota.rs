@@ -137,7 +137,7 @@ async fn an_address_has_a_share_of_the_watches() {
             break status;
         }
     };
-    assert_eq!(watches.len(), limits::MAX_WATCHES / 100);
+    assert_eq!(watches.len(), Limits::default().max_watches / 100);
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(status.message(), "your address has 100 watches, which is the limit");
     assert!(status.get_details_retry_info().is_some());

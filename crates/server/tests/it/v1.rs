@@ -628,9 +628,10 @@ async fn stats_tell_what_there_is() {
     assert!(stats.record_count >= 3 && stats.generation != 0 && stats.uptime.is_some());
     assert_eq!(stats.keep_alive, Some(prost_types::Duration { seconds: 300, nanos: 0 }));
     assert_eq!(
-        (stats.version.as_str(), stats.watch_count),
-        (env!("CARGO_PKG_VERSION"), 0)
+        (stats.version.as_str(), stats.watch_count, stats.session_count),
+        (env!("CARGO_PKG_VERSION"), 0, 0)
     );
+    assert_eq!(stats.connection_count, 2);
     let again = operator.stats(v1::StatsRequest {}).await.unwrap().into_inner();
     assert_eq!(again.generation, stats.generation);
 }

@@ -62,13 +62,8 @@ fn the_older_incarnation_ends_whichever_begins_first() {
 
 #[test]
 fn of_one_incarnation_the_first_session_ends() {
-<<<<<<< HEAD:crates/client/tests/it/session/two_sessions.rs
-    for seed in 0..20 {
-        let world = two_sessions(seed, [1, 1]);
-=======
     for seed in Seeds::new(20) {
-        let world = twins(seed, [1, 1]);
->>>>>>> c-session:crates/client/tests/it/session/twins.rs
+        let world = two_sessions(seed, [1, 1]);
         let expected = Some((SessionSupersededReason::NewerSession, 1));
         assert_eq!(
             (superseded(&world, 0), superseded(&world, 1)),

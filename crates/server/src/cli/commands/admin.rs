@@ -225,6 +225,8 @@ struct StatsRow {
     proxies: u64,
     records: u64,
     watches: u32,
+    connections: u32,
+    sessions: u32,
     client_memory_bytes: u64,
     client_memory_limit_bytes: u64,
     /// The number of refusals, by reason.
@@ -270,6 +272,8 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
         proxies: stats.proxy_count,
         records: stats.record_count,
         watches: stats.watch_count,
+        connections: stats.connection_count,
+        sessions: stats.session_count,
         client_memory_bytes: stats.client_memory_bytes,
         client_memory_limit_bytes: stats.client_memory_limit_bytes,
         refusals: stats
@@ -301,6 +305,8 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
                 ("proxies", row.proxies.to_string()),
                 ("records", row.records.to_string()),
                 ("watches", row.watches.to_string()),
+                ("connections", row.connections.to_string()),
+                ("sessions", row.sessions.to_string()),
                 ("client memory", megabytes(row.client_memory_bytes)),
                 ("client memory limit", megabytes(row.client_memory_limit_bytes)),
                 ("keep-alive", keep_alive.unwrap_or_default()),

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::convert::encode;
 use crate::grpc::frame::PREFIX;
 use crate::grpc::handler::StreamContext;
-use crate::limits::{RESYNC_RATE, WATCH_INTERVAL};
+use crate::limits::{Limits, RESYNC_RATE, WATCH_INTERVAL};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::watch::change_log::{Capacity, ChangeLog};
 use crate::rpc::watch::stream::{Watch, WatchedNodes};
@@ -178,8 +178,11 @@ async fn run(seed: u64, seen: &mut Seen) {
         changes: 300,
         bytes: 1 << 20,
     });
-    let linger = Duration::from_millis(50);
-    let watches = Watches::with_log(Arc::clone(&table), InstanceId::draw(), linger, log);
+    let limits = Limits {
+        watch_resume: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let watches = Watches::with_log(Arc::clone(&table), InstanceId::draw(), &limits, log);
     let mut tailer = pin!(tail(&watches));
     let mut clients: Vec<_> = (0..4)
         .map(|number| Client {

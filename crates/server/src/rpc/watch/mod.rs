@@ -72,7 +72,7 @@ use tonic::Status;
 use crate::convert::parse;
 use crate::grpc::frame;
 use crate::grpc::handler::StreamContext;
-use crate::limits::{MAX_SWEEP_WAIT, MAX_WATCHED_SIZE, MAX_WATCHES, MAX_WATCHES_PER_CONNECTION};
+use crate::limits::{Limits, MAX_SWEEP_WAIT, MAX_WATCHES_PER_CONNECTION};
 use crate::quota::ClientQuota;
 use crate::refusal::Reason;
 use crate::rpc::instance_id::InstanceId;
@@ -121,6 +121,8 @@ pub(crate) struct Watches {
     log: ChangeLog,
     snapshots: Snapshots,
     activity: Sender<Activity>,
+    max_watches: usize,
+    max_watched_size: usize,
     /// How long the tailer continues after the last watch has ended.
     linger: Duration,
     lost_places: Counter,
@@ -158,18 +160,30 @@ struct Activity {
 }
 
 impl Watches {
-    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId, linger: Duration) -> Arc<Self> {
-        Self::with_log(table, instance_id, linger, ChangeLog::default())
+    pub(crate) fn new(table: Arc<RouteTable>, instance_id: InstanceId, limits: &Limits) -> Arc<Self> {
+        Self::with_log(table, instance_id, limits, ChangeLog::default())
     }
 
-    fn with_log(table: Arc<RouteTable>, instance_id: InstanceId, linger: Duration, log: ChangeLog) -> Arc<Self> {
+    /// Returns the watches of a table, of which no client can resume one.
+    #[cfg(test)]
+    pub(crate) fn without_resume(table: Arc<RouteTable>) -> Arc<Self> {
+        let limits = Limits {
+            watch_resume: Duration::ZERO,
+            ..Limits::default()
+        };
+        Self::new(table, InstanceId::draw(), &limits)
+    }
+
+    fn with_log(table: Arc<RouteTable>, instance_id: InstanceId, limits: &Limits, log: ChangeLog) -> Arc<Self> {
         Arc::new(Self {
             table,
             instance_id,
             log,
             snapshots: Snapshots::default(),
             activity: Sender::default(),
-            linger,
+            max_watches: limits.max_watches,
+            max_watched_size: limits.max_watched_size,
+            linger: limits.watch_resume,
             lost_places: Counter::default(),
             resyncs: Counter::default(),
         })
@@ -239,11 +253,11 @@ impl Watches {
     fn take_slot_of(self: &Arc<Self>, client: ClientQuota, size: usize) -> Result<WatchSlot, TooManyWatches> {
         let mut full = None;
         self.activity.send_if_modified(|activity| {
-            if activity.watches == MAX_WATCHES {
-                full = Some((Reason::Watches, format!("there are {MAX_WATCHES} watches")));
-            } else if activity.watched_size + size > MAX_WATCHED_SIZE {
-                let taken = activity.watched_size;
-                let message = format!("the nodes of all watches take {taken} bytes of {MAX_WATCHED_SIZE}");
+            if activity.watches == self.max_watches {
+                full = Some((Reason::Watches, format!("there are {} watches", self.max_watches)));
+            } else if activity.watched_size + size > self.max_watched_size {
+                let (taken, most) = (activity.watched_size, self.max_watched_size);
+                let message = format!("the nodes of all watches take {taken} bytes of {most}");
                 full = Some((Reason::WatchedNodes, message));
             } else if let Err(of_client) = client.take_watch(size) {
                 full = Some(of_client);
@@ -301,14 +315,14 @@ mod tests {
 
     #[test]
     fn there_are_no_more_watches_than_allowed() {
-        let watches = Watches::new(Arc::default(), InstanceId::draw(), Duration::ZERO);
-        let mut slots: Vec<_> = (0..MAX_WATCHES)
+        let watches = Watches::without_resume(Arc::default());
+        let mut slots: Vec<_> = (0..watches.max_watches)
             .map(|_| watches.take_slot(0).expect("a slot is free"))
             .collect();
         let refused = || watches.take_slot(0).expect_err("the limit is reached");
         let message = "there are 10000 watches, which is the limit";
         assert_eq!((refused().reason, &*refused().message), (Reason::Watches, message));
-        assert_eq!(watches.count(), MAX_WATCHES);
+        assert_eq!(watches.count(), watches.max_watches);
         slots.pop();
         slots.push(watches.take_slot(0).expect("a slot is free again"));
         refused();
@@ -319,7 +333,7 @@ mod tests {
     #[test]
     fn the_nodes_of_watches_take_no_more_memory_than_allowed() {
         let table = RouteTable::new();
-        let watches = Watches::new(Arc::default(), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::default());
         let names = (0..4096).map(|number| format!("{number:0>255}").parse().expect("a name"));
         let names = WatchedNodes::new(names.collect(), &table).size();
         let uuid = WatchedNodes::new(vec![uuid::Uuid::nil().into()], &table).size();
@@ -332,11 +346,12 @@ mod tests {
             }
         };
         let taken = slots.len() * names;
-        assert!(taken <= MAX_WATCHED_SIZE && taken + names > MAX_WATCHED_SIZE);
-        let message = format!("the nodes of all watches take {taken} bytes of {MAX_WATCHED_SIZE}, which is the limit");
+        let most = watches.max_watched_size;
+        assert!(taken <= most && taken + names > most);
+        let message = format!("the nodes of all watches take {taken} bytes of {most}, which is the limit");
         assert_eq!((refused.reason, refused.message), (Reason::WatchedNodes, message));
         slots.push(watches.take_slot(0).expect("a watch of all nodes takes nothing"));
         drop(slots);
-        watches.take_slot(MAX_WATCHED_SIZE).expect("the memory is free again");
+        watches.take_slot(most).expect("the memory is free again");
     }
 }

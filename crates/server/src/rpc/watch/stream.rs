@@ -339,7 +339,6 @@ mod tests {
     use super::*;
     use crate::grpc::frame::PREFIX;
     use crate::limits::WATCH_BACKLOG;
-    use crate::rpc::instance_id::InstanceId;
 
     /// Reports whether a future is pending after a few polls.
     fn waits(mut future: Pin<&mut impl Future>) -> bool {
@@ -372,7 +371,7 @@ mod tests {
                 proxies.push(proxy);
             }
         }
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(&table));
         watches.activity.send_modify(|activity| activity.is_tailing = true);
         let begin = || {
             let nodes = WatchedNodes::new(nodes.clone(), &table);
@@ -413,7 +412,7 @@ mod tests {
             addr: "proxy:1",
         };
         table.report_node(&node, &proxy).unwrap();
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(&table));
         watches.activity.send_modify(|activity| activity.is_tailing = true);
         // Small changes of all nodes need no budget: the number of streams bounds them.
         let cases = [
@@ -473,7 +472,7 @@ mod tests {
     }
 
     fn watches_of(table: &Arc<RouteTable>) -> Arc<Watches> {
-        let watches = Watches::new(Arc::clone(table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(table));
         watches.activity.send_modify(|activity| activity.is_tailing = true);
         watches
     }

@@ -176,14 +176,12 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Context, Wake, Waker};
-    use std::time::Duration;
 
     use nodetracker::{Proxy, RouteTable};
     use nodetracker_proto::v1::watch_change::Change;
     use tokio::time::advance;
 
     use super::*;
-    use crate::rpc::instance_id::InstanceId;
 
     const PART: u64 = MAX_WATCH_CHANGES as u64;
 
@@ -207,7 +205,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn other_tasks_of_the_thread_run_after_each_part() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(&table));
         let mut tailer = pin!(tail(&watches));
         poll(tailer.as_mut());
         assert_eq!(table.subscriptions(), 0);
@@ -232,7 +230,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn large_changes_are_several_messages_with_turns_in_between() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(&table));
         let _slot = watches.take_slot(0).expect("a slot is free");
         let mut tailer = pin!(tail(&watches));
         poll(tailer.as_mut());
@@ -260,7 +258,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_up_to_date_tailer_sleeps() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(&table));
         let _slot = watches.take_slot(0).expect("a slot is free");
         let mut tailer = pin!(tail(&watches));
         poll(tailer.as_mut());
@@ -285,7 +283,7 @@ mod tests {
     async fn changes_of_other_parts_outlive_an_overflow() {
         let table = Arc::new(RouteTable::builder().feed_ring(8).build().expect("possible limits"));
         change(&table, 0..100);
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(&table));
         let _slot = watches.take_slot(0).expect("a slot is free");
         let mut tailer = pin!(tail(&watches));
         poll(tailer.as_mut());
@@ -339,7 +337,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_table_without_changes_does_not_wake_the_tailer() {
         let table = Arc::new(RouteTable::new());
-        let watches = Watches::new(Arc::clone(&table), InstanceId::draw(), Duration::ZERO);
+        let watches = Watches::without_resume(Arc::clone(&table));
         let slot = watches.take_slot(0).expect("a slot is free");
         let mut tailer = pin!(tail(&watches));
         let woken = Arc::new(Woken(AtomicUsize::new(0)));

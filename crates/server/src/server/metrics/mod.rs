@@ -193,7 +193,7 @@ mod tests {
         let table = Arc::new(RouteTable::new());
         let limits = Limits::default();
         let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id, limits.watch_resume);
+        let watches = Watches::new(Arc::clone(&table), instance_id, &limits);
         let memory = MemoryBudget::new(1 << 20, Arc::default());
         let drain = DrainRequest::new(Duration::ZERO, limits.drain);
         let (methods, _, statistics) = methods(
