@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use crate::tracker::Route;
 
-/// The most nodes with complaints. While so many have current complaints, further complaints leave no route out.
+/// The most nodes with complaints. While so many nodes have current complaints, a complaint about another node leaves
+/// no route out.
 const MAX_NODES: usize = 10_000;
 
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(crate) struct Complaints {
 struct Complaint {
     proxy_id: String,
     at: Instant,
-    /// A refresh of the route after this moment ends the complaint; `None` if only time does.
+    /// A refresh of the route after this moment ends the complaint; `None` if only time ends the complaint.
     until_refresh_after: Option<SystemTime>,
 }
 
@@ -39,7 +40,8 @@ impl Complaints {
         }
     }
 
-    /// Leaves a route out from now on, until the time is over or the route has a refresh after the given moment.
+    /// Leaves a route out from now on, until the complaint is too old, or the route has a refresh after the given
+    /// moment.
     pub(crate) fn add(&self, node: &NodeId, proxy_id: &str, until_refresh_after: Option<SystemTime>) {
         let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
         if by_node.len() >= MAX_NODES {

@@ -57,7 +57,7 @@ pub trait NodeTracker: Send + Sync {
         Ok(())
     }
 
-    /// Returns the routes of a node as a tracker has them now: not from a cache. By default, as
+    /// Returns the present routes of a node from a tracker, and not from a cache. The default implementation calls
     /// [`get_proxies`](Self::get_proxies).
     async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
         self.get_proxies(node).await

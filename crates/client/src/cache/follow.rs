@@ -42,10 +42,10 @@ impl Drop for Follower {
 }
 
 impl RouteCache {
-    /// Follows the changes of one of several trackers, the first one first, until the result is dropped. Each change of the
-    /// fleet is then received here: some hundred bytes. Look-ups should ask the followed tracker: another tracker's answer may
-    /// lack the change that led to the look-up. While no tracker can be followed, only the bounds of the
-    /// [`CacheConfig`](crate::cache::CacheConfig) apply.
+    /// Follows the changes of one of several trackers, the first one first, until the result is dropped. The cache then
+    /// receives each change of the fleet, some hundred bytes. Look-ups should ask the followed tracker: another
+    /// tracker's answer may lack the change that led to the look-up. While the cache follows no tracker, only the
+    /// bounds of the [`CacheConfig`](crate::cache::CacheConfig) apply.
     ///
     /// Needs a tokio runtime.
     #[must_use = "the task ends when the result is dropped"]

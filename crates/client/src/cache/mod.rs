@@ -7,10 +7,10 @@
 //! The size is bounded by the crate moka, which keeps the nodes that are asked for often. Ages are decided here,
 //! on tokio's clock, because an expired answer is still of use if no tracker answers.
 //!
-//! [`RouteCache::follow`] watches a tracker, and drops each answer when the tracker sends that it changed. Without that, an
-//! answer is at most [`ttl`](CacheConfig::ttl) old. With it, an answer of the followed tracker is some milliseconds old while
-//! the watch lasts. If the cache asks another tracker, which has not received the change yet, the cache keeps the former
-//! answer for up to `ttl`.
+//! [`RouteCache::follow`] watches a tracker, and drops a node's answer when the tracker sends a change of the node.
+//! Without `follow`, a fresh answer is at most [`ttl`](CacheConfig::ttl) old. With `follow`, an answer of the followed
+//! tracker is some milliseconds old while the watch lasts. If the cache asks another tracker, which has not received
+//! the change yet, the cache keeps the former answer for up to `ttl`.
 //!
 //! On Linux, ages leave out the time for which the machine was suspended.
 //!
@@ -150,7 +150,7 @@ struct Kept {
     routes: Arc<[Route]>,
     /// When the tracker was asked.
     asked: Instant,
-    /// A complaint ends the freshness: the answer is of use only if no tracker answers.
+    /// A complaint ends the freshness. Then the answer is useful only if no tracker answers.
     has_complaint: AtomicBool,
 }
 
@@ -161,7 +161,7 @@ impl Kept {
         } else {
             config.ttl
         };
-        // Relaxed: a look-up after the complaint, in the order of any synchronization, sees it.
+        // Relaxed: a look-up that any synchronization orders after the complaint reads `true`.
         now.duration_since(self.asked) < ttl && !self.has_complaint.load(Ordering::Relaxed)
     }
 }
@@ -252,7 +252,7 @@ impl RouteCache {
     pub async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
         let inner = &*self.0;
         add_one(&inner.counters.complaints);
-        // Calls that were made before leave no answer.
+        // The answers of calls that are in flight are not kept.
         inner.flights.forget(node);
         let kept = inner.kept.get(node);
         let route = kept
@@ -373,7 +373,7 @@ impl NodeTracker for RouteCache {
 
     async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
         self.0.flights.forget(node);
-        let fetch = |ticket| Inner::fetch(Arc::clone(&self.0), node.clone(), ticket);
+        let fetch = |guard| Inner::fetch(Arc::clone(&self.0), node.clone(), guard);
         let routes = self.0.flights.join(node, fetch).await?;
         Ok(self.0.answer(node, routes, Freshness::Fresh).routes.to_vec())
     }

@@ -105,7 +105,8 @@ impl ConnectOptions {
     /// Needs a tokio runtime.
     #[must_use]
     pub fn channel(&self, addr: &TrackerAddr) -> Channel {
-        // tonic refuses an endpoint with `https` if its own TLS is compiled in and not configured. The connector has its own.
+        // tonic refuses an endpoint with `https` if its own TLS is compiled in and not configured. The connector has
+        // its own.
         Endpoint::from(addr.plaintext_origin())
             .origin(addr.origin())
             .http2_keep_alive_interval(self.keep_alive_interval)

@@ -178,13 +178,13 @@ impl Dialer {
 
     /// Opens a stream to a node. Needs a tokio runtime.
     ///
-    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. If none of
-    /// these proxies opens a stream, asks the tracker for its
-    /// [latest routes](crate::tracker::NodeTracker::get_latest_proxies), because a cached answer may be out of date.
+    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. If none
+    /// of these proxies opens a stream, asks the tracker for its [latest
+    /// routes](crate::tracker::NodeTracker::get_latest_proxies), because a cached answer may be out of date.
     ///
-    /// A dial makes at most [`max_attempts`](DialerConfig::max_attempts) attempts and two look-ups, and waits once for
-    /// its complaints. An attempt takes at most the time to connect and the time for an answer, both twice if an old
-    /// tunnel has just ended. Dropping the future cancels the dial.
+    /// A dial makes at most [`max_attempts`](DialerConfig::max_attempts) attempts and two look-ups. An attempt takes at
+    /// most the time to connect and the time for an answer, both twice if the tunnel has just ended. If tunnels have
+    /// all of their streams in use, an attempt opens another tunnel. Dropping the future cancels the dial.
     ///
     /// # Errors
     ///

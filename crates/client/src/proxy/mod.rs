@@ -12,8 +12,9 @@
 //! freshest first (case 1). A peer serves only nodes whose tunnels it holds. A peer passes no request on, so no dial
 //! can loop. If a peer does not hold the node, the dialer complains to the tracker.
 //!
-//! Peers speak the protocol `nodetracker.peer.v1` on [tunnels](crate::transport) of their own. The dialer keeps one tunnel for each
-//! peer while it is used (more if its streams are used up), and notices a peer that is gone: see [`PeerTimes`].
+//! Peers speak the protocol `nodetracker.peer.v1` on [tunnels](crate::transport) of their own. The dialer keeps a
+//! tunnel to each peer while streams need the tunnel, and more tunnels if all streams are in use. It notices a peer
+//! that is gone: see [`PeerTimes`].
 //!
 //! `examples/proxy.rs` is a whole proxy.
 

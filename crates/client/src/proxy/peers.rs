@@ -1,4 +1,4 @@
-//! Tunnels to other proxies: one for each peer, and more if its streams are used up.
+//! Tunnels to other proxies: one tunnel for each peer, and more if all of its streams are in use.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,8 +23,8 @@ pub struct PeerTimes {
     pub connect_timeout: Duration,
     /// The longest time for a peer's answer.
     pub answer_timeout: Duration,
-    /// How often a peer is pinged. A peer that is gone is noticed after this time and twice the time for an answer; the
-    /// streams through it end then.
+    /// How often a peer is pinged. A peer that is gone is noticed after this time and twice the time for an answer.
+    /// Then the streams through the peer end.
     pub ping_interval: Duration,
     /// A tunnel without streams is closed after this time.
     pub idle_timeout: Duration,
@@ -46,25 +46,25 @@ impl Default for PeerTimes {
 type ConnectError = Arc<io::Error>;
 
 /// A tunnel that is there, or comes.
-type Link = Shared<BoxFuture<'static, Result<Arc<dyn Tunnel>, ConnectError>>>;
+type SharedTunnel = Shared<BoxFuture<'static, Result<Arc<dyn Tunnel>, ConnectError>>>;
 
 /// The most tunnels to one peer.
 const MAX_TUNNELS: usize = 16;
 
-/// Streams of a tunnel that are left to pings, also to one that is on its way.
+/// How many streams of a tunnel are reserved for pings, also for a ping in flight.
 const PING_STREAMS: usize = 2;
 
 /// A tunnel's peer, and the number of the tunnel among the tunnels to this peer.
 type Key = (String, usize);
 
-/// The tunnels to peers. Clones share them.
+/// The tunnels to peers. Clones share the tunnels.
 #[derive(Clone)]
 pub(super) struct Peers(Arc<Inner>);
 
 struct Inner {
     transport: Box<dyn Transport>,
     times: PeerTimes,
-    links: Mutex<HashMap<Key, Link>>,
+    tunnels: Mutex<HashMap<Key, SharedTunnel>>,
 }
 
 impl Peers {
@@ -72,18 +72,18 @@ impl Peers {
         Self(Arc::new(Inner {
             transport: Box::new(transport),
             times,
-            links: Mutex::default(),
+            tunnels: Mutex::default(),
         }))
     }
 
     /// The number of tunnels, those that come among them.
     pub(super) fn len(&self) -> usize {
-        self.0.links().len()
+        self.0.tunnels().len()
     }
 
     /// Opens a stream to a peer, and sends a request. Returns the answer, and the stream behind the answer.
     ///
-    /// If a tunnel that was there has ended, connects again. If a tunnel is full, opens another.
+    /// If a tunnel has ended, connects again. If a tunnel is full, opens another tunnel.
     pub(super) async fn request(
         &self,
         addr: &str,
@@ -111,14 +111,15 @@ impl Peers {
         Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason))
     }
 
-    /// Returns a tunnel to a peer. All dials share one attempt to connect.
+    /// Returns a tunnel to a peer. All dials of the tunnel share one attempt to connect.
     async fn tunnel(&self, key: &Key) -> io::Result<Arc<dyn Tunnel>> {
-        let link = {
-            let mut links = self.0.links();
+        let shared = {
+            let mut tunnels = self.0.tunnels();
             let connect = || connect(Arc::clone(&self.0), key.clone()).boxed().shared();
-            links.entry(key.clone()).or_insert_with(connect).clone()
+            tunnels.entry(key.clone()).or_insert_with(connect).clone()
         };
-        link.await
+        shared
+            .await
             .map_err(|error| io::Error::new(error.kind(), error.to_string()))
     }
 }
@@ -129,8 +130,8 @@ async fn connect(inner: Arc<Inner>, key: Key) -> Result<Arc<dyn Tunnel>, Connect
         let connect = timeout(inner.times.connect_timeout, inner.transport.connect(&key.0));
         let connected = connect.await.map_err(io::Error::from).flatten();
         match &connected {
-            Ok(tunnel) => drop(tokio::spawn(keep(Arc::clone(&inner), key, Arc::clone(tunnel)))),
-            Err(_) => drop(inner.links().remove(&key)),
+            Ok(tunnel) => drop(tokio::spawn(keep_alive(Arc::clone(&inner), key, Arc::clone(tunnel)))),
+            Err(_) => drop(inner.tunnels().remove(&key)),
         }
         connected.map_err(Arc::new)
     });
@@ -176,9 +177,9 @@ impl ExchangeError {
     }
 }
 
-/// Pings a peer until the peer is gone, or until its tunnel has been idle for long. Holds the tunnel: a tunnel ends, with its
-/// streams, when nobody holds it.
-async fn keep(inner: Arc<Inner>, key: Key, tunnel: Arc<dyn Tunnel>) {
+/// Pings a peer until the peer is gone, or until its tunnel has been idle for the idle timeout. Holds the tunnel: a
+/// tunnel ends, with its streams, when its last holder drops it.
+async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<dyn Tunnel>) {
     let times = inner.times;
     let mut last_use = Instant::now();
     let mut is_known = true;
@@ -214,17 +215,17 @@ async fn ping(tunnel: &dyn Tunnel, times: PeerTimes) -> Result<(), String> {
 }
 
 impl Inner {
-    fn links(&self) -> MutexGuard<'_, HashMap<Key, Link>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tunnels(&self) -> MutexGuard<'_, HashMap<Key, SharedTunnel>> {
+        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Later dials do not use this tunnel.
+    /// Forgets a tunnel, so that later dials do not use the tunnel.
     fn forget(&self, key: &Key, tunnel: &Arc<dyn Tunnel>) {
-        let mut links = self.links();
-        // A link that nobody waited for is complete only when it is polled.
-        let link = links.get(key).and_then(|link| link.clone().now_or_never());
-        if link.is_some_and(|link| link.is_ok_and(|known| Arc::ptr_eq(&known, tunnel))) {
-            links.remove(key);
+        let mut tunnels = self.tunnels();
+        // A shared future that nobody has polled is not complete yet.
+        let shared = tunnels.get(key).and_then(|shared| shared.clone().now_or_never());
+        if shared.is_some_and(|shared| shared.is_ok_and(|known| Arc::ptr_eq(&known, tunnel))) {
+            tunnels.remove(key);
         }
     }
 }

@@ -20,21 +20,21 @@ use crate::tracker::NodeTracker;
 use crate::transport::Transport;
 use crate::transport::tcp::TcpAcceptor;
 
-/// The configuration of a [`ProxyService`]. Each part can be changed.
+/// The configuration of a [`ProxyService`], with the configuration of each part.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ProxyServiceConfig {
-    /// What is reported to which trackers.
+    /// What the proxy reports to which trackers.
     pub session: SessionConfig,
-    /// How agents are served.
+    /// How the proxy serves agents.
     pub listener: ListenerConfig,
-    /// How trackers are asked.
+    /// How the proxy asks trackers.
     pub client: ClientOptions,
-    /// For how long their answers are used.
+    /// For how long the proxy uses answers of trackers.
     pub cache: CacheConfig,
-    /// How peers are served.
+    /// How the proxy serves peers.
     pub peer_server: PeerServerConfig,
-    /// How peers are dialled.
+    /// How the proxy dials peers.
     pub dialer: DialerConfig,
 }
 
@@ -45,7 +45,7 @@ pub enum ProxyServiceError {
     /// The configuration of the session cannot be used.
     #[error(transparent)]
     Session(#[from] SessionConfigError),
-    /// There can be no client of the trackers.
+    /// The client of the trackers cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
 }
@@ -76,8 +76,8 @@ impl ProxyServiceConfig {
 
 /// A whole proxy: accepts agents, reports their nodes to trackers, and reaches every node of the fleet.
 ///
-/// To use a [`Replica`](crate::replica::Replica), verify certificates or change the list of proxies, build the proxy of its
-/// [parts](crate::proxy).
+/// To use a [`Replica`](crate::replica::Replica), verify certificates or change the list of proxies, build a proxy from
+/// the [parts](crate::proxy).
 ///
 /// Dropping the service stops it at once: the routes stay until they expire.
 pub struct ProxyService {
@@ -91,7 +91,8 @@ pub struct ProxyService {
 }
 
 impl ProxyService {
-    /// Starts to accept agents and peers, and to report to the trackers. `transport` reaches peers. Needs a tokio runtime.
+    /// Starts to accept agents and peers, and to report to the trackers. `transport` reaches peers. Needs a tokio
+    /// runtime.
     ///
     /// # Errors
     ///
@@ -127,38 +128,38 @@ impl ProxyService {
         })
     }
 
-    /// This proxy, as trackers know it.
+    /// Returns this proxy as trackers know it.
     #[must_use]
     pub fn proxy(&self) -> &ProxyDetails {
         &self.proxy
     }
 
-    /// Opens streams to nodes. Clones may outlive the service, and then reach no node.
+    /// Returns the dialer, which opens streams to nodes. Clones may outlive the service, and then reach no node.
     #[must_use]
     pub fn dialer(&self) -> &Dialer {
         &self.dialer
     }
 
-    /// The reports to the trackers. Watch [`ProxySession::superseded`].
+    /// Returns the session, which reports to the trackers. Watch [`ProxySession::superseded`].
     #[must_use]
     pub fn session(&self) -> &ProxySession {
         &self.session
     }
 
-    /// The agents of this proxy.
+    /// Returns the listener of this proxy's agents.
     #[must_use]
     pub fn agents(&self) -> &AgentListener {
         &self.agents
     }
 
-    /// The peers that use this proxy.
+    /// Returns the server of this proxy's peers.
     #[must_use]
     pub fn peers(&self) -> &PeerServer {
         &self.peers
     }
 
-    /// Stops: asks the agents to find other proxies within `window`, waits for the open streams for at most `limit`, and then
-    /// ends this proxy's routes, which takes up to another `limit`.
+    /// Stops the proxy. Asks the agents to find other proxies within `window`, and waits for the open streams for at
+    /// most `limit`. Then ends this proxy's routes, which takes up to another `limit`.
     ///
     /// # Errors
     ///

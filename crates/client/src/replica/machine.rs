@@ -150,9 +150,10 @@ impl View {
     /// Returns how far the replica may be behind the tracker: the replica has every change that the tracker logged
     /// longer ago. `None` until the first snapshot is complete.
     ///
-    /// To bound the age of an answer, read the staleness *before* the look-up. A tracker logs a change some milliseconds after
-    /// it was made. If the tracker itself lost changes of a part of the nodes, these nodes may be older until the part's resync
-    /// begins; see `WatchService.Watch`. On Linux, the staleness leaves out the time for which this machine was suspended.
+    /// To bound the age of an answer, read the staleness *before* the look-up. A tracker logs a change some
+    /// milliseconds after it was made. If the tracker itself lost changes of a part of the nodes, these nodes may be
+    /// older until the part's resync begins; see `WatchService.Watch`. On Linux, the staleness leaves out the time for
+    /// which this machine was suspended.
     #[must_use]
     pub fn staleness(&self, now: Instant) -> Option<Duration> {
         // Acquire: pairs with the store in `set_complete_until`, so that a later look-up finds the changes.

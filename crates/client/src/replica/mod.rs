@@ -84,7 +84,8 @@ pub struct ReplicaConfig {
     pub connect: ConnectOptions,
     /// Intervals of the protocol.
     pub timers: Timers,
-    /// From this [staleness](Replica::staleness) on, the look-ups of the replica as a [`NodeTracker`] are calls to a tracker.
+    /// From this [staleness](Replica::staleness) on, the look-ups of the replica as a [`NodeTracker`] are calls to a
+    /// tracker.
     pub max_staleness: Duration,
     /// How long a route is left out after a report that the node is unreachable there, unless the route is refreshed.
     pub complaint_ttl: Duration,
@@ -106,16 +107,16 @@ impl ReplicaConfig {
 
 /// A copy of a tracker's table, kept up to date by a task.
 ///
-/// As a [`NodeTracker`], a replica looks up in its copy, and writes to the tracker that it was given. An answer may lack a
-/// write that was done a moment before. A look-up is a call to that tracker, too,
+/// As a [`NodeTracker`], a replica looks up in its copy, and writes to the tracker that it was given. An answer may
+/// lack a write that was done a moment before. A look-up is a call to that tracker, too,
 ///
 /// * until the first snapshot is complete,
 /// * if the copy is older than [`max_staleness`](ReplicaConfig::max_staleness) allows,
 /// * if the copy has routes of the node, and each of these was reported as unreachable.
 ///
 /// A report that a node is unreachable through a proxy goes to the tracker. For
-/// [`complaint_ttl`](ReplicaConfig::complaint_ttl), the replica leaves the route out of all answers, unless the copy has got
-/// the route again since, or the tracker a refresh.
+/// [`complaint_ttl`](ReplicaConfig::complaint_ttl), the replica leaves the route out of all answers, unless the copy
+/// has got the route again since, or the tracker a refresh.
 pub struct Replica {
     view: Arc<View>,
     stats: channel::Receiver<Stats>,
@@ -156,8 +157,9 @@ impl Replica {
         }
     }
 
-    /// Returns the routes of a node in the copy, however old, most recently refreshed first; `None` until the first snapshot is
-    /// complete. Leaves out the routes that were reported as unreachable. Makes no call, and waits for no call.
+    /// Returns the routes of a node in the copy, however old, most recently refreshed first; `None` until the first
+    /// snapshot is complete. Leaves out the routes that were reported as unreachable. Makes no call, and waits for no
+    /// call.
     #[must_use]
     pub fn look_up(&self, node: &NodeId) -> Option<Vec<Route>> {
         Some(self.reachable(node, self.view.look_up(node)?))

@@ -51,10 +51,10 @@ pub trait Tunnel: Send + Sync + 'static {
     /// loses no stream.
     async fn accept(&self) -> Option<TunnelStream>;
 
-    /// The number of streams that are open on this side, whichever side has opened them.
+    /// Returns the number of streams that are open on this side, opened by either side.
     fn open_streams(&self) -> usize;
 
-    /// How many more streams can be opened now.
+    /// Returns how many more streams can be opened now.
     fn free_streams(&self) -> usize;
 
     /// Waits until at most `streams` streams are open on this side.

@@ -228,8 +228,8 @@ impl AsyncRead for MuxStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = self.poll(cx, |stream, cx| stream.poll_read(cx, buf));
-        // yamux reports the end of the peer's direction, a reset and a lost connection alike. Only after the first of these,
-        // this side's direction is still open.
+        // yamux reports the end of the peer's direction, a reset and a lost connection alike. This side's direction is
+        // still open only after the end of the peer's direction.
         let is_end = matches!(polled, Poll::Ready(Ok(()))) && buf.filled().len() == before && buf.remaining() > 0;
         if is_end && self.stream.get_ref().is_closed() && !self.is_shut_down {
             let error = io::Error::new(
