@@ -1,6 +1,6 @@
 //! What the READMEs show of `nodetracker top`: a picture, and the text of a terminal.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::task::{Outcome, target};
 const PICTURE: &str = "docs/top.svg";
 const README: &str = "crates/server/README.md";
 
-/// How long the load lasts before the picture: the program announces the nodes, reports them, and looks them up.
+/// How long the load lasts before the picture.
 const LOAD_TIME: Duration = Duration::from_secs(16);
 
 /// The socket of a tmux server of its own.
@@ -33,20 +33,39 @@ impl Drop for Running {
 pub(crate) fn run(sh: &Shell) -> Outcome {
     cmd!(
         sh,
-        "cargo build --release --quiet --locked -p nodetracker-server --bin nodetracker --example load"
+        "cargo build --release --quiet --locked -p nodetracker-server --bin nodetracker"
     )
     .run()?;
-    let release = target().join("release");
-    let server = release.join("nodetracker");
-    let diag = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-    let load = Command::new(release.join("examples/load"))
-        .arg(&server)
-        .env("NODETRACKER_DIAG_ADDR", &diag)
-        .stdout(Stdio::null())
-        .spawn()?;
-    let _load = Running(load);
+    let program = target().join("release/nodetracker");
+    let free = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
+    let (listen, diag) = (free()?, free()?);
+    let start = |args: &[&str]| {
+        Command::new(&program)
+            .args(args)
+            .stdout(Stdio::null())
+            .spawn()
+            .map(Running)
+    };
+    let _server = start(&["serve", "--listen-addr", &listen, "--diag-addr", &diag])?;
+    for _ in 0..100 {
+        if TcpStream::connect(&listen).is_ok() {
+            break;
+        }
+        sleep(Duration::from_millis(50));
+    }
+    let _load = start(&[
+        "bench",
+        "--addr",
+        &listen,
+        "--mode",
+        "mixed",
+        "--rate",
+        "50%",
+        "--duration",
+        "1m",
+    ])?;
     let tmux = |args: &[&str]| cmd!(sh, "tmux -L {SOCKET} -f /dev/null {args...}").quiet().read();
-    let server = server.display().to_string();
+    let server = program.display().to_string();
     tmux(&[
         "new-session",
         "-d",
