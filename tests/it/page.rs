@@ -153,7 +153,8 @@ fn a_cursor_and_its_text_lead_to_the_same_pages() {
 fn a_page_reads_the_present_routes_of_the_nodes_that_its_cursor_holds() {
     let table = RouteTable::new();
     let proxies = register(&table, 2);
-    let nodes: HashSet<NodeId> = (0..50).map(node).collect();
+    // Each shard has several nodes, so the cursor after the first node holds others.
+    let nodes: HashSet<NodeId> = (0..2_000).map(node).collect();
     nodes.iter().for_each(|node| _ = table.add_node(node, proxies[0]));
     let first = table.nodes_page(&NodeCursor::default(), 1, |_, _| true);
     table.remove_proxy(proxies[0]);
