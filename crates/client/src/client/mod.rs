@@ -17,7 +17,8 @@
 //!   tracker missed.
 //!
 //! A tracker that missed a write is wrong for a while only: proxies report their nodes again with each heartbeat, and a
-//! route that was not removed expires. With [`WriteTo::One`], for trackers that share their routes, a write goes where a
+//! route that was not removed expires. A tracker that restarted without a snapshot is healthy at once, so until the
+//! proxies have reported again, its answers lack routes that other trackers have. With [`WriteTo::One`], for trackers that share their routes, a write goes where a
 //! read goes.
 //!
 //! If no tracker is healthy, calls try all of them. A dead tracker gets probes and no calls.
