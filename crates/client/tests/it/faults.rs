@@ -6,18 +6,29 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nodetracker_client::client::{ClientOptions, TrackerClient, TrackerStats};
+use nodetracker_client::connect::addr::TrackerAddr;
 use nodetracker_client::tracker::{NodeTracker, TrackerError};
 use nodetracker_server::Config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::sleep;
 
 use crate::support::{PROXY, Running, at, client, node, patient};
 
-/// An address on which nothing listens.
-async fn closed_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// A port on which nothing listens while the value lives.
+struct ClosedPort(TcpSocket);
+
+impl ClosedPort {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self(socket)
+    }
+
+    fn at(&self) -> TrackerAddr {
+        at(self.0.local_addr().unwrap())
+    }
 }
 
 fn is_healthy(stats: &[TrackerStats]) -> Vec<bool> {
@@ -34,7 +45,8 @@ async fn assert_serves(client: &TrackerClient, name: &str) {
 #[tokio::test]
 async fn a_tracker_that_is_dead_from_the_start_costs_nothing_but_a_metric() {
     let tracker = Running::start().await;
-    let client = client([at(closed_port().await), tracker.at()], patient());
+    let dead = ClosedPort::new();
+    let client = client([dead.at(), tracker.at()], patient());
     // Before any probe has ended.
     assert_serves(&client, "node-1").await;
     client.wait_until(|stats| is_healthy(stats) == [false, true]).await;
@@ -141,13 +153,13 @@ async fn a_tracker_that_drains_alone_still_gets_calls() {
 
 #[tokio::test]
 async fn if_no_tracker_can_be_reached_the_error_says_so_and_retries_are_few() {
-    let ports = [closed_port().await, closed_port().await];
+    let dead = [ClosedPort::new(), ClosedPort::new()];
     let mut options = patient();
     options.backoff.max = Duration::from_millis(1);
     options.health.interval = Duration::from_secs(3600);
     options.health.backoff.base = Duration::from_secs(3600);
     options.health.backoff.max = Duration::from_secs(3600);
-    let client = client(ports.map(at), options);
+    let client = client(dead.iter().map(ClosedPort::at), options);
     for call in 1..=20 {
         let error = client.get_proxies(&node("node-1")).await.unwrap_err();
         assert!(matches!(error, TrackerError::Unavailable(_)), "{error:?}");

@@ -47,7 +47,7 @@ async fn a_client_of_two_trackers_conforms() {
 }
 
 #[tokio::test]
-async fn one_of_two_trackers_conforms_if_writes_go_to_one() {
+async fn a_write_to_one_goes_to_one_of_two_trackers() {
     let trackers = [Running::start().await, Running::start().await];
     let options = ClientOptions {
         write_to: WriteTo::One,
