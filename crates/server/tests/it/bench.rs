@@ -287,6 +287,18 @@ async fn any_server_of_the_frozen_contract_is_loaded_and_failures_are_listed() {
     );
 }
 
+#[tokio::test]
+async fn a_server_without_sessions_is_named_as_such() {
+    let (server, _added) = FrozenServer::start().await;
+    let addr = server.addr.clone();
+    let refused = spawn_blocking(move || bench(&server.addr, &["--mode", "session"]))
+        .await
+        .unwrap();
+    assert_eq!((refused.status.code(), stdout(&refused)), (Some(1), String::new()));
+    let reason = format!("nodetracker: {addr}: UNIMPLEMENTED: no such method\n");
+    assert!(stderr(&refused).ends_with(&reason), "{}", stderr(&refused));
+}
+
 /// Returns the number after a word at the begin of a line.
 fn count(report: &str, word: &str) -> u64 {
     let mut lines = report.lines().map(str::split_whitespace);

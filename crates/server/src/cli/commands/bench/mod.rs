@@ -173,7 +173,7 @@ impl Bench {
             ));
         }
         let population = Population {
-            seed: self.seed.unwrap_or_else(|| fastrand::u64(..)),
+            seed: self.seed.unwrap_or_else(|| fastrand::u32(..).into()),
             nodes: self.nodes,
             proxies,
             batch_size,

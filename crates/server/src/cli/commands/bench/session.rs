@@ -56,7 +56,8 @@ impl Session {
             incarnation: incarnation(),
             ..v1::SessionHello::default()
         };
-        let (requests, answers) = connection.session(request(Request::Hello(hello))).await?;
+        let begin = connection.session(request(Request::Hello(hello)));
+        let (requests, answers) = in_time(begin, Instant::now(), timeout).await?;
         let mut session = Self {
             requests,
             answers,
@@ -66,7 +67,7 @@ impl Session {
             in_flight: VecDeque::new(),
             failure: None,
         };
-        let welcome = session.answer().await?;
+        let welcome = session.answer(Instant::now()).await?;
         let Response::Welcome(v1::SessionWelcome { limits, .. }) = welcome else {
             return Err(unexpected(&welcome));
         };
@@ -97,7 +98,7 @@ impl Session {
             let nodes = Some(population.node_ids(nodes));
             let up = request(Request::NodesUp(v1::SessionNodesUp { nodes }));
             self.requests.send_data(up, false)?;
-            match self.answer().await? {
+            match self.answer(Instant::now()).await? {
                 Response::Handles(up) if up.handles.len() == expected => handles.extend_from_slice(&up.handles),
                 Response::Handles(up) => {
                     let refusal = up.refusal().as_str_name();
@@ -109,8 +110,13 @@ impl Session {
         Ok(handles.freeze())
     }
 
-    /// Waits for the next answer to a request. May be cancelled, and then loses nothing.
-    async fn answer(&mut self) -> Result<Response, Failed> {
+    /// Waits for the answer to a request that was sent then, up to the limit. May be cancelled, and then loses nothing.
+    async fn answer(&mut self, sent: Instant) -> Result<Response, Failed> {
+        let limit = self.timeout;
+        in_time(self.next_answer(), sent, limit).await
+    }
+
+    async fn next_answer(&mut self) -> Result<Response, Failed> {
         loop {
             let Some(message) = self.answers.next().await? else {
                 return Err(Status::unavailable("the session ended").into());
@@ -127,9 +133,7 @@ impl Session {
 
     /// Waits for the answer to the oldest heartbeat, and returns how many of its routes were refreshed.
     async fn acked(&mut self, heartbeat: Heartbeat) -> Result<u32, Failed> {
-        let limit = self.timeout;
-        let answer = timeout_at(heartbeat.sent + limit, self.answer()).await;
-        match answer.unwrap_or_else(|_| Err(late(limit).into()))? {
+        match self.answer(heartbeat.sent).await? {
             Response::Ack(ack) => Ok(heartbeat
                 .routes
                 .saturating_sub((ack.gone_handles.len() / HANDLE) as u32)),
@@ -171,6 +175,16 @@ impl Lane for Session {
     fn is_lost(&self) -> bool {
         self.failure.is_some()
     }
+}
+
+/// Waits up to a limit for the answer to a request that was sent then.
+async fn in_time<T>(
+    answer: impl Future<Output = Result<T, Failed>>,
+    sent: Instant,
+    limit: Duration,
+) -> Result<T, Failed> {
+    let answer = timeout_at(sent + limit, answer).await;
+    answer.unwrap_or_else(|_| Err(late(limit).into()))
 }
 
 /// Returns an incarnation that is greater than those of earlier runs.

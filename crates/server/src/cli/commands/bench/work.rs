@@ -49,7 +49,7 @@ impl Population {
     }
 
     pub(super) fn proxy_id(&self, number: u32) -> String {
-        format!("bench-{:016x}-{number}", self.seed)
+        format!("bench-{:x}-{number}", self.seed)
     }
 
     pub(super) fn proxy(&self, number: u32) -> v1::Proxy {
