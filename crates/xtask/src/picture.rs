@@ -14,7 +14,7 @@ const PICTURE: &str = "docs/top.svg";
 const README: &str = "crates/server/README.md";
 
 /// How long the load lasts before the picture.
-const LOAD_TIME: Duration = Duration::from_secs(16);
+const LOAD_TIME: Duration = Duration::from_secs(40);
 
 /// The socket of a tmux server of its own.
 const SOCKET: &str = "nodetracker-picture";
@@ -76,7 +76,7 @@ pub(crate) fn run(sh: &Shell) -> Outcome {
         &server,
         "top",
         "--interval",
-        "500ms",
+        "1s",
         &diag,
     ])?;
     let taken = (|| {

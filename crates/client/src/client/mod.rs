@@ -16,10 +16,10 @@
 //!   fails with the tracker's error; other trackers may have done the write. [`TrackerStats::missed_writes`] counts the
 //!   writes that a tracker missed.
 //!
-//! A tracker that missed a write is wrong for a while only: proxies report their nodes again with each heartbeat, and a
-//! route that was not removed expires. A tracker that restarted without a snapshot is healthy at once, so until the
-//! proxies have reported again, its answers lack routes that other trackers have. With [`WriteTo::One`], for trackers that share their routes, a write goes where a
-//! read goes.
+//! A tracker that missed a write is wrong only for a while. Proxies report their nodes again with each heartbeat, and a
+//! route that was not removed expires. A tracker that restarted without a snapshot is healthy at once, so its answers
+//! lack routes until the proxies have reported again. With [`WriteTo::One`], for trackers that share their routes, a
+//! write goes where a read goes.
 //!
 //! If no healthy tracker answers, reads try the others. If no tracker is healthy, writes go to all. Otherwise, an
 //! unhealthy tracker gets probes and no calls.
