@@ -403,7 +403,7 @@ struct Seen {
     stale: u64,
     failed: u64,
     oldest: Duration,
-    /// Each look-up, in the order of their ends: since the start, of which node, and with which result.
+    /// The look-ups, sorted by the time at which they ended: the time since the start, the node and the result.
     trace: Vec<(Duration, NodeId, Result<Answer, TrackerError>)>,
 }
 

@@ -417,7 +417,7 @@ impl PoolMachine {
             replaceable.iter().for_each(|id| self.leave(now, **id));
         }
         let allowed = missing.min(self.config.max_leases.max(1));
-        // Leases that dial go on. If they are not needed any more, they end at the welcome.
+        // A lease that already dials is kept. If the pool no longer needs the lease, the lease ends at the welcome.
         let waiting = leases
             .iter()
             .rev()

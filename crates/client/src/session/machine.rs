@@ -615,7 +615,7 @@ impl Machine {
 
     fn flush(&mut self, now: Instant) {
         let window = self.window(now);
-        // Bounded, because other threads go on adding.
+        // The loop is bounded because other threads may add changes faster than the loop takes them.
         for _ in 0..BACKLOG {
             if self.announce.len().max(self.withdraw.len()) >= BACKLOG {
                 break;

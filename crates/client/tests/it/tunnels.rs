@@ -390,7 +390,7 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     wait_for(bad.handle(), |_, stats| stats.failures > 0).await;
     assert!(listener.stats().refused >= 1);
 
-    // A proxy that is not whom the agent expects.
+    // The proxy has another ID than the agent expects.
     let expects_other = |_: &str, certificates: &[CertificateDer<'static>]| named("proxy-2.test", certificates);
     let careful = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(expects_other));
     careful.handle().add_target(target.clone());

@@ -1,7 +1,6 @@
 //! Sessions of proxies: the machine in a simulated world, and the whole session with a tracker.
 
 mod faults;
-mod lanes;
 mod machine;
 mod model;
 mod recovery;
@@ -9,4 +8,5 @@ mod relay;
 mod seeds;
 mod tracker;
 mod two_sessions;
+mod two_trackers;
 mod world;

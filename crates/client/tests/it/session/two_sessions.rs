@@ -20,7 +20,7 @@ fn world(seed: u64) -> World {
     World::new(seed, vec![ModelTracker::new(KEEP_ALIVE, LIMITS, 1)])
 }
 
-/// Two machines, the second of which begins a second later.
+/// Runs two machines. The second machine begins one second after the first.
 fn two_sessions(seed: u64, incarnations: [u64; 2]) -> World {
     let mut world = world(seed);
     for incarnation in incarnations {

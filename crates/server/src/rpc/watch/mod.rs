@@ -164,7 +164,7 @@ impl Watches {
         Self::with_log(table, instance_id, limits, ChangeLog::default())
     }
 
-    /// Returns the watches of a table, of which no client can resume one.
+    /// Returns the watches of a table. No client can resume a watch.
     #[cfg(test)]
     pub(crate) fn without_resume(table: Arc<RouteTable>) -> Arc<Self> {
         let limits = Limits {

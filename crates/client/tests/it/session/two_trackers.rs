@@ -1,4 +1,5 @@
-//! A proxy that writes to two trackers, one of which is cut off for a time: a machine and a set of nodes for each.
+//! A proxy reports to two trackers. The network cuts one tracker off for some time. Each tracker has a machine and a set
+//! of nodes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
