@@ -73,7 +73,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, ui: &mut Ui, now: Insta
         draw_table(body, buffer, &ui.tab.table(model), &mut ui.scroll);
     }
     let keys = "q quit  1-5 tabs  ? help  p pause";
-    put(foot, buffer, keys, Style::new().add_modifier(Modifier::DIM));
+    put(foot, buffer, keys, Style::new());
     if !ui.has_colors {
         for cell in &mut buffer.content {
             cell.fg = Color::Reset;
@@ -160,22 +160,12 @@ fn draw_table(area: Rect, buffer: &mut Buffer, table: &Table, scroll: &mut usize
     }
     let end = needed.saturating_sub(*scroll);
     if note > 0 && end <= room && end > 0 {
-        put(
-            skip(lines[end - 1], GAP),
-            buffer,
-            &table.note,
-            Style::new().add_modifier(Modifier::DIM),
-        );
+        put(skip(lines[end - 1], GAP), buffer, &table.note, Style::new());
     }
     if let Some(last) = lines.last().filter(|_| needed > lines.len()) {
         let (above, below) = (*scroll, end.saturating_sub(room));
         let more = format!("{below} lines below, {above} above: arrows scroll");
-        put(
-            skip(*last, GAP),
-            buffer,
-            &more,
-            Style::new().add_modifier(Modifier::DIM),
-        );
+        put(skip(*last, GAP), buffer, &more, Style::new());
     }
 }
 
@@ -255,7 +245,6 @@ impl Columns {
             Sparkline::default()
                 .data(bars.collect::<Vec<_>>())
                 .direction(RenderDirection::RightToLeft)
-                .style(Style::new().fg(Color::Blue))
                 .render(
                     Rect {
                         width: self.rates.min(rest.width),
