@@ -92,8 +92,11 @@ pub enum RegisterError {
         /// What is wrong with the string.
         reason: TextError,
     },
-    /// The table holds its maximum of proxies.
-    #[error("the table holds its maximum of {limit} proxies")]
+    /// The table has no room for another proxy: it holds its maximum of proxies, or the routes of many removed proxies
+    /// are not swept yet.
+    #[error(
+        "the table has no room for another proxy: it holds up to {limit}, and removed proxies until they are swept"
+    )]
     TooManyProxies {
         /// The limit that was reached.
         limit: usize,
@@ -131,9 +134,16 @@ impl std::fmt::Display for Latest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BeginError {
-    /// The proxy could not be registered, or there is no room to remember one more proxy's incarnation.
+    /// The proxy could not be registered.
     #[error(transparent)]
     Proxy(#[from] RegisterError),
+    /// The table remembers its maximum of incarnations, those of removed proxies included. It forgets the incarnation of
+    /// a removed proxy a keep-alive interval after the removal.
+    #[error("the table remembers its maximum of {limit} incarnations, those of removed proxies included")]
+    TooManyIncarnations {
+        /// The limit that was reached.
+        limit: usize,
+    },
     /// The incarnation is stale.
     #[error(transparent)]
     Stale(#[from] StaleIncarnation),

@@ -26,9 +26,11 @@ pub(crate) struct BegunIncarnation {
 pub(crate) enum Prospect {
     /// The proxy would keep its reference.
     Known(ProxyRef),
-    /// The proxy would get a new number.
+    /// The proxy would take the place of its older incarnation.
+    Replaces,
+    /// The proxy would be one more.
     New,
-    /// A later incarnation of the proxy has begun, or the proxy's own incarnation is over.
+    /// The proxy would not be restored: a later incarnation has begun, or the proxy's own incarnation is over.
     Stale,
 }
 
@@ -46,6 +48,16 @@ pub(super) fn most_numbers_for_new(limit: usize) -> usize {
 }
 
 impl Proxies {
+    /// The most numbers in use, while proxies restart.
+    pub(crate) fn most_numbers(&self) -> usize {
+        most_numbers(self.limit)
+    }
+
+    /// The most IDs whose incarnations are known, registered or ended. Snapshots have as many.
+    pub(crate) fn most_incarnations(&self) -> usize {
+        most_numbers_for_new(self.limit)
+    }
+
     /// Gives a registered proxy another number. At each moment, readers find exactly one of the two numbers.
     fn replace(
         &self,
@@ -99,12 +111,9 @@ impl Proxies {
         let old = self.registered(id, guard);
         let current = old.and_then(|old| self.numbers.incarnation(old.number));
         let standing = owner.incarnations.standing(id, current, incarnation, at.interval_ago)?;
-        if current.is_none()
-            && !owner
-                .incarnations
-                .has_room(id, most_numbers_for_new(self.limit), at.interval_ago)
-        {
-            return Err(self.too_many().into());
+        let limit = self.most_incarnations();
+        if current.is_none() && !owner.incarnations.has_room(id, limit, at.interval_ago) {
+            return Err(BeginError::TooManyIncarnations { limit });
         }
         let begun = match (standing, old) {
             (Standing::Replaces, Some(old)) => BegunIncarnation {
@@ -149,6 +158,7 @@ impl Proxies {
         };
         match incarnation.map(standing) {
             Some(Err(_)) => Prospect::Stale,
+            Some(Ok(Standing::Replaces)) if registered.is_some() => Prospect::Replaces,
             Some(Ok(Standing::Replaces)) => Prospect::New,
             None | Some(Ok(Standing::Current | Standing::Adopts)) => registered.map_or(Prospect::New, Prospect::Known),
         }

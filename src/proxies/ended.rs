@@ -52,15 +52,22 @@ impl Proxies {
         }
     }
 
-    /// Remembers an incarnation that has ended. Does nothing if the table knows another incarnation of the ID that is
-    /// registered, or one that ended and is not less; or if there is no room.
-    pub(crate) fn remember_ended(&self, id: &str, ended: Ended, at: Moment, guard: &Guard) {
+    /// Remembers an incarnation that has ended, unless the table knows another incarnation of the ID that is registered,
+    /// or one that ended and is not less. Returns `false` if there is no room.
+    pub(crate) fn remember_ended(&self, id: &str, ended: Ended, at: Moment, guard: &Guard) -> bool {
         let id = ProxyId::of(id);
         let owner = &mut self.own(guard);
         let registered = self.registered(id, guard);
         let current: Option<NonZeroU64> = registered.and_then(|proxy| self.numbers.incarnation(proxy.number));
-        if current.is_none() && owner.incarnations.has_room(id, self.limit, at.interval_ago) {
+        if current.is_some() {
+            return true;
+        }
+        let has_room = owner
+            .incarnations
+            .has_room(id, self.most_incarnations(), at.interval_ago);
+        if has_room {
             owner.incarnations.remember(id, ended);
         }
+        has_room
     }
 }

@@ -60,7 +60,7 @@ enum Form {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Addr<'a> {
     V4(SocketAddrV4),
-    ThinStr(&'a str),
+    Other(&'a str),
 }
 
 impl<'a> Addr<'a> {
@@ -69,14 +69,14 @@ impl<'a> Addr<'a> {
         let is_shown_so = |addr: &SocketAddrV4| addr.port() != 0 && !text.contains(":0");
         match text.parse().ok().filter(is_shown_so) {
             Some(addr) => Addr::V4(addr),
-            None => Addr::ThinStr(text),
+            None => Addr::Other(text),
         }
     }
 
     pub(crate) fn to_compact_string(self) -> CompactString {
         match self {
             Addr::V4(addr) => shown(addr),
-            Addr::ThinStr(text) => text.into(),
+            Addr::Other(text) => text.into(),
         }
     }
 }
@@ -553,7 +553,7 @@ mod tests {
             "1.2.3.4:+80",
         ];
         for text in others {
-            assert_eq!(Addr::of(text), Addr::ThinStr(text));
+            assert_eq!(Addr::of(text), Addr::Other(text));
         }
         for text in ipv4.into_iter().chain(others) {
             assert_eq!(Addr::of(text).to_compact_string(), text);

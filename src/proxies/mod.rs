@@ -239,11 +239,14 @@ impl Proxies {
         self.numbers.bytes() + counts + self.ids.bytes(guard)
     }
 
-    /// How many more proxies fit into the table.
-    pub(crate) fn room(&self) -> usize {
+    /// Whether there is room for this many new proxies, and for this many that replace their older incarnation.
+    pub(crate) fn has_room(&self, new: usize, replacing: usize) -> bool {
         let registry = self.registry.lock();
-        let proxies = self.limit.saturating_sub(self.len());
-        proxies.min(registry.room(most_numbers_for_new(self.limit)))
+        let numbers = match new {
+            0 => most_numbers(self.limit),
+            _ => most_numbers_for_new(self.limit),
+        };
+        new <= self.limit.saturating_sub(self.len()) && new + replacing <= registry.room(numbers)
     }
 
     pub(crate) fn limit(&self) -> usize {

@@ -355,9 +355,10 @@ impl Snapshot {
             proxy
                 .check()
                 .map_err(|error| payload.fault(start, SnapshotFault::Proxy(error)))?;
-            let limit = table.proxies().limit();
-            if self.proxies.len() == limit {
-                let needed = limit + 1;
+            // The writer copies one part of the proxies after the other. If it copies a proxy that is removed later, and
+            // the proxy that was registered instead, then there are more proxies than fit into the table.
+            if self.proxies.len() == table.proxies().most_numbers() {
+                let (needed, limit) = (self.proxies.len() + 1, table.proxies().limit());
                 return Err(SnapshotError::TooManyProxies { needed, limit });
             }
             self.proxies.push(ProxyItem {
@@ -397,10 +398,10 @@ impl Snapshot {
             self.incarnations += 1;
             let Some(tick) = context.tick(age) else { continue };
             self.oldest = self.oldest.min(tick);
-            let limit = context.table.proxies().limit();
+            let limit = context.table.proxies().most_incarnations();
             if self.ended.len() == limit {
                 let needed = limit + 1;
-                return Err(SnapshotError::TooManyProxies { needed, limit });
+                return Err(SnapshotError::TooManyIncarnations { needed, limit });
             }
             self.ended.push(EndedItem {
                 id: id.into(),

@@ -57,6 +57,14 @@ pub enum SnapshotError {
         /// The table's limit.
         limit: usize,
     },
+    /// The table cannot remember the ended incarnations of the snapshot.
+    #[error("the snapshot has {needed} ended incarnations or more, and the table remembers at most {limit}")]
+    TooManyIncarnations {
+        /// A lower bound of the ended incarnations in the snapshot.
+        needed: usize,
+        /// The table's limit.
+        limit: usize,
+    },
     /// The table has routes, and [`Ages::Grace`](crate::snapshot::Ages::Grace) is only for a table without routes.
     #[error("the table has routes already, so no routes can be restored")]
     NotEmpty,

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
+use crate::error::BeginError;
 use crate::feed::{Event, Reason};
 use crate::liveness::Liveness;
 use crate::proxies::Proxies;
@@ -107,11 +108,11 @@ pub(super) fn load(table: &RouteTable, mut snapshot: Snapshot) -> Result<Snapsho
         .par_iter_mut()
         .try_for_each(|part| make_index(table, part, sections))?;
 
-    let known = known_proxies(table, &snapshot)?;
+    let prospects = prospects(table, &snapshot)?;
     let needed: Vec<usize> = snapshot
         .parts
         .par_iter_mut()
-        .map(|part| part.routes - present(table, part, &known))
+        .map(|part| part.routes - present(table, part, &prospects))
         .collect();
     let total = needed.iter().sum();
     let count = table.route_limit();
@@ -130,10 +131,13 @@ pub(super) fn load(table: &RouteTable, mut snapshot: Snapshot) -> Result<Snapsho
     if let Some(since) = snapshot.hold_since() {
         table.begin_grace(since);
     }
-    let proxies = register(table, &snapshot)?;
-    for EndedItem { id, ended, .. } in &snapshot.ended {
-        table.proxies().remember_ended(id, *ended, table.moment(), &pin());
-    }
+    let proxies = register(table, &snapshot, &prospects)?;
+    let remember = |item: &&EndedItem| {
+        table
+            .proxies()
+            .remember_ended(&item.id, item.ended, table.moment(), &pin())
+    };
+    let incarnations_left_out = snapshot.ended.iter().filter(|item| !remember(item)).count() as u64;
     if snapshot.has_names() {
         table.shards().ensure_names();
     }
@@ -167,6 +171,7 @@ pub(super) fn load(table: &RouteTable, mut snapshot: Snapshot) -> Result<Snapsho
         nodes: snapshot.nodes,
         routes: snapshot.routes,
         incarnations: snapshot.incarnations,
+        incarnations_left_out,
         inserted,
         known,
         expired: snapshot.expired,
@@ -174,52 +179,78 @@ pub(super) fn load(table: &RouteTable, mut snapshot: Snapshot) -> Result<Snapsho
     })
 }
 
-/// Which of the snapshot's proxies are registered already, if there is room for the others.
-fn known_proxies(table: &RouteTable, snapshot: &Snapshot) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
+/// The results that restoring the snapshot's proxies would have, if there is room for all of them.
+fn prospects(table: &RouteTable, snapshot: &Snapshot) -> Result<Vec<Prospect>, SnapshotError> {
     let at = table.moment();
-    let prospects: Vec<_> = snapshot
-        .proxies
-        .iter()
-        .map(|proxy| table.proxies().prospect(&proxy.id, proxy.incarnation, at, &pin()))
-        .collect();
-    let needed = prospects.iter().filter(|prospect| **prospect == Prospect::New).count();
-    if needed > table.proxies().room() {
-        let limit = table.proxies().limit();
-        return Err(SnapshotError::TooManyProxies { needed, limit });
-    }
-    // Routes of a stale incarnation are not known, so room is reserved for them, too, and returned later.
-    let known = |prospect| match prospect {
-        Prospect::Known(proxy) => Some(proxy),
-        Prospect::New | Prospect::Stale => None,
-    };
-    Ok(prospects.into_iter().map(known).collect())
-}
-
-/// Registers the snapshot's proxies that are not yet registered. Returns all of them, except those of a stale
-/// incarnation.
-fn register(table: &RouteTable, snapshot: &Snapshot) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
     // Incarnations may have ended after the writer copied their proxies.
     let ended: HashMap<_, _> = snapshot.ended.iter().map(|item| (&item.id, item.ended)).collect();
     let has_ended = |proxy: &ProxyItem| match (ended.get(&proxy.id), proxy.incarnation) {
         (Some(ended), Some(incarnation)) => ended.check(incarnation).is_err(),
         _ => false,
     };
-    snapshot
-        .proxies
-        .iter()
-        .map(|proxy| match has_ended(proxy) {
-            true => Ok(None),
-            false => table.restore_proxy(&proxy.as_proxy(), proxy.incarnation),
-        })
-        .collect::<Result<_, _>>()
-        .map_err(|_| SnapshotError::TooManyProxies {
-            needed: snapshot.proxies.len(),
+    let prospect = |proxy: &ProxyItem| match has_ended(proxy) {
+        true => Prospect::Stale,
+        false => table.proxies().prospect(&proxy.id, proxy.incarnation, at, &pin()),
+    };
+    let mut prospects: Vec<_> = snapshot.proxies.iter().map(prospect).collect();
+    let (new, has_room) = count_new(table, &prospects);
+    if has_room {
+        return Ok(prospects);
+    }
+    // A proxy that was removed while the writer copied proxies has no routes.
+    for (prospect, has_routes) in prospects.iter_mut().zip(have_routes(snapshot)) {
+        if *prospect == Prospect::New && !has_routes {
+            *prospect = Prospect::Stale;
+        }
+    }
+    match count_new(table, &prospects) {
+        (_, true) => Ok(prospects),
+        (_, false) => Err(SnapshotError::TooManyProxies {
+            needed: new,
             limit: table.proxies().limit(),
-        })
+        }),
+    }
+}
+
+/// How many proxies would be new, and whether the table has room for them and for those that replace others.
+fn count_new(table: &RouteTable, prospects: &[Prospect]) -> (usize, bool) {
+    let count = |wanted| prospects.iter().filter(|prospect| **prospect == wanted).count();
+    let new = count(Prospect::New);
+    (new, table.proxies().has_room(new, count(Prospect::Replaces)))
+}
+
+/// Whether each of the snapshot's proxies has a route.
+fn have_routes(snapshot: &Snapshot) -> Vec<bool> {
+    let mut have_routes = vec![false; snapshot.proxies.len()];
+    for (_, routes) in snapshot.parts.iter().flat_map(|part| part.nodes.iter()) {
+        for route in routes {
+            have_routes[route.proxy() as usize] = true;
+        }
+    }
+    have_routes
+}
+
+/// Registers the snapshot's proxies that are not yet registered. Returns all of them, except those that are stale.
+fn register(
+    table: &RouteTable,
+    snapshot: &Snapshot,
+    prospects: &[Prospect],
+) -> Result<Vec<Option<ProxyRef>>, SnapshotError> {
+    let restore = |(proxy, prospect): (&ProxyItem, &Prospect)| match prospect {
+        Prospect::Stale => Ok(None),
+        _ => table.restore_proxy(&proxy.as_proxy(), proxy.incarnation),
+    };
+    let restored: Result<_, BeginError> = snapshot.proxies.iter().zip(prospects).map(restore).collect();
+    restored.map_err(|_| SnapshotError::TooManyProxies {
+        needed: snapshot.proxies.len(),
+        limit: table.proxies().limit(),
+    })
 }
 
 /// How many of a part's routes its shard has.
-fn present(table: &RouteTable, part: &Part, known: &[Option<ProxyRef>]) -> usize {
+///
+/// Routes of a stale incarnation are not known, so room is reserved for them, too, and returned later.
+fn present(table: &RouteTable, part: &Part, prospects: &[Prospect]) -> usize {
     if table.shards().is_untouched(part.shard, &pin()) {
         return 0;
     }
@@ -227,8 +258,10 @@ fn present(table: &RouteTable, part: &Part, known: &[Option<ProxyRef>]) -> usize
         let guard = pin();
         let words = table.shards().routes(&node, table.hash(&node), &table.scope(&guard));
         let is_there = |route: &&Word| {
-            let proxy = known[route.proxy() as usize];
-            proxy.is_some_and(|proxy| words.iter().any(|word| word.proxy() == proxy.number))
+            let Prospect::Known(proxy) = prospects[route.proxy() as usize] else {
+                return false;
+            };
+            words.iter().any(|word| word.proxy() == proxy.number)
         };
         routes.iter().filter(is_there).count()
     };

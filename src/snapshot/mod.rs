@@ -9,7 +9,7 @@
 //! another process, and a time of day would tie the routes' lives to the wall clock. The snapshot has the wall-clock
 //! time of writing once, so that a reader *may* add the time between writing and reading to each age ([`Ages`]).
 //!
-//! No thread waits while a snapshot is written. A route that exists all the time is in the snapshot. A route that is
+//! Calls on routes go on while a snapshot is written. A route that exists all the time is in the snapshot. A route that is
 //! added or removed meanwhile may be in it, and a route that is refreshed meanwhile has age zero. Expired routes and
 //! routes of removed proxies are not in the snapshot. A proxy that is registered all the time is in it once. If the
 //! proxy begins another incarnation meanwhile, the snapshot has the older or the newer incarnation, with routes of that
@@ -150,6 +150,9 @@ pub struct SnapshotReport {
     pub routes: u64,
     /// Ended incarnations in the snapshot.
     pub incarnations: u64,
+    /// Ended incarnations that are left out, because a table in use has no room to remember them: it does not refuse
+    /// older incarnations of their proxies.
+    pub incarnations_left_out: u64,
     /// Routes that were unknown to the table, and are added.
     pub inserted: u64,
     /// Routes that the table had already, each with the later of both times now. Also routes that are older than all of

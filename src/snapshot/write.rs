@@ -87,7 +87,7 @@ fn write_proxies<W: Write>(
 ) -> io::Result<HashMap<ProxyRef, u32, RandomState>> {
     let mut indexes = HashMap::default();
     for part in 0..Proxies::PARTS {
-        for (proxy, details, incarnation) in scan_shard(table, part) {
+        for (proxy, details, incarnation) in copy_part(table, part) {
             section.push(SectionKind::Proxies, sink, |payload| {
                 put_text(payload, &details.id);
                 put_text(payload, &details.cluster_name);
@@ -101,7 +101,7 @@ fn write_proxies<W: Write>(
 }
 
 /// Copies the proxies whose IDs are in one part, under one pin.
-fn scan_shard(table: &RouteTable, part: usize) -> Vec<(ProxyRef, ProxyDetails, Option<NonZeroU64>)> {
+fn copy_part(table: &RouteTable, part: usize) -> Vec<(ProxyRef, ProxyDetails, Option<NonZeroU64>)> {
     let guard = pin();
     let proxies = table.proxies();
     let copy = |(_, proxy)| {

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use crate::error::{BeginError, RegisterError};
+use crate::error::BeginError;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 use crate::types::proxy::{Proxy, ProxyRef};
@@ -70,8 +70,8 @@ impl RouteTable {
     ///
     /// # Errors
     ///
-    /// [`BeginError`]: the incarnation is stale, one of the strings is not acceptable, or there are too many proxies,
-    /// including removed proxies whose incarnations are remembered. An incarnation that takes over needs room for one
+    /// [`BeginError`]: the incarnation is stale, one of the strings is not acceptable, or there are too many proxies or
+    /// remembered incarnations. An incarnation that takes over needs room for one
     /// more proxy until the routes of the old incarnation are swept. The call has changed nothing.
     pub fn begin_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
         let guard = pin();
@@ -127,17 +127,14 @@ impl RouteTable {
         &self,
         proxy: &Proxy<'_>,
         incarnation: Option<NonZeroU64>,
-    ) -> Result<Option<ProxyRef>, RegisterError> {
+    ) -> Result<Option<ProxyRef>, BeginError> {
         let Some(incarnation) = incarnation else {
-            return self
-                .proxies()
-                .register_unless_known(proxy, self.now(), &pin())
-                .map(Some);
+            return Ok(Some(self.proxies().register_unless_known(proxy, self.now(), &pin())?));
         };
         match self.resume_incarnation(proxy, incarnation) {
             Ok(resumed) => Ok(Some(resumed.proxy)),
             Err(BeginError::Stale(_)) => Ok(None),
-            Err(BeginError::Proxy(error)) => Err(error),
+            Err(error) => Err(error),
         }
     }
 }

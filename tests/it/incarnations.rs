@@ -10,7 +10,7 @@ use crate::common::gate::Gate;
 use crate::common::ops::node;
 use crate::common::{ensure, proxy, sweep_fully};
 use nodetracker::{
-    AddError, BeginError, Event, Incarnation, ManualClock, NodeId, Proxy, ProxyRef, RegisterError, RouteTable,
+    AddError, BeginError, Clock, Event, Incarnation, ManualClock, NodeId, Proxy, ProxyRef, RegisterError, RouteTable,
     StaleIncarnation,
 };
 use proptest::collection::vec;
@@ -258,6 +258,28 @@ fn bad_strings_and_a_full_table_change_nothing() {
         known += 1;
     }
     assert_eq!(known, 10);
+    let late = table.begin_incarnation(&proxy("late"), number(1));
+    assert_eq!(late, Err(BeginError::TooManyIncarnations { limit: 10 }));
+
+    // An equal table takes the snapshot of such a table, and refuses the same incarnations.
+    let mut bytes = Vec::new();
+    let size = table.write_snapshot(&mut bytes).expect("memory can be written to");
+    assert_eq!((size.incarnations, size.has_all_incarnations), (9, true));
+    let beside = ManualClock::new();
+    beside.set(clock.monotonic());
+    let restored = RouteTable::builder()
+        .keep_alive(INTERVAL)
+        .clock(beside)
+        .max_proxies(2)
+        .build()
+        .expect("possible limits");
+    let report = restored.read_snapshot(&*bytes).expect("an equal table has room");
+    assert_eq!((report.incarnations, report.incarnations_left_out), (9, 0));
+    for known in 2..10 {
+        assert!(stale(&restored, &format!("stranger-{known}"), 1).is_over);
+    }
+    assert!(stale(&restored, "a", restarts).is_over);
+
     clock.advance(INTERVAL + TICK);
     // `b` is kept in use meanwhile.
     begin(&table, "b", 1);

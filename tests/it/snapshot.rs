@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -499,13 +500,16 @@ fn a_table_without_room_for_all_takes_nothing() {
     );
     assert_untouched(&other);
 
-    let other = beside(RouteTable::builder().max_proxies(3));
+    let other = beside(RouteTable::builder().max_proxies(2));
     let error = refused(&other, &bytes);
     assert!(
-        matches!(error, SnapshotError::TooManyProxies { needed: 4, limit: 3 }),
+        matches!(error, SnapshotError::TooManyProxies { needed: 4, limit: 2 }),
         "{error}"
     );
     assert_untouched(&other);
+    // Proxies without routes need no room.
+    let other = beside(RouteTable::builder().max_proxies(3));
+    assert_eq!(read(&other, &bytes).inserted, 6);
 
     // Known routes need no room.
     let other = beside(RouteTable::builder().max_routes(6).max_proxies(4));
@@ -522,14 +526,81 @@ fn a_table_without_room_for_all_takes_nothing() {
         "{error}"
     );
     assert_eq!((full.len(), full.stats().proxies), (1, 1));
-    let full = beside(RouteTable::builder().max_proxies(4));
+    let full = beside(RouteTable::builder().max_proxies(3));
     register(&full, "x");
     let error = refused(&full, &bytes);
     assert!(
-        matches!(error, SnapshotError::TooManyProxies { needed: 4, limit: 4 }),
+        matches!(error, SnapshotError::TooManyProxies { needed: 4, limit: 3 }),
         "{error}"
     );
     assert_eq!((full.len(), full.stats().proxies), (0, 1));
+}
+
+/// The ID of a proxy, long enough for the writer to write some 500 proxies at a time.
+fn long_id(nth: usize) -> String {
+    format!("{nth:04}-{}", "x".repeat(200))
+}
+
+/// A file during whose writing 60 copied proxies are removed, and as many others are registered.
+struct Churn<'a> {
+    table: &'a RouteTable,
+    bytes: Vec<u8>,
+    replaced: usize,
+}
+
+impl Write for Churn<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let copied = String::from_utf8_lossy(bytes);
+        let ids = (0..1_000).map(long_id).filter(|id| copied.contains(id));
+        for id in ids.take(60 - self.replaced) {
+            assert!(self.table.remove_proxy_by_id(&id));
+            register(self.table, &long_id(1_000 + self.replaced));
+            self.replaced += 1;
+        }
+        self.bytes.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_full_table_takes_a_snapshot_that_was_written_while_proxies_changed() {
+    let full = |builder: Builder| builder.max_proxies(1_000);
+    let (table, _) = table_with(full);
+    (0..1_000).for_each(|nth| _ = register(&table, &long_id(nth)));
+    let bytes = Vec::new();
+    let mut churn = Churn {
+        table: &table,
+        bytes,
+        replaced: 0,
+    };
+    let size = table.write_snapshot(&mut churn).expect("memory can be written to");
+    assert!(size.proxies > 1_000, "{} replaced, {size:?}", churn.replaced);
+    let (restored, _) = table_with(full);
+    read(&restored, &churn.bytes);
+}
+
+#[test]
+fn a_restart_needs_no_place_of_a_proxy() {
+    let begin = |table: &RouteTable, incarnation| {
+        let incarnation = NonZeroU64::new(incarnation).expect("not zero");
+        table
+            .begin_incarnation(&proxy("a"), incarnation)
+            .expect("there is room")
+            .proxy
+    };
+    let (table, _) = table_with(|builder| builder.max_proxies(1));
+    let older = begin(&table, 1);
+    table.add_node(&node(0), older).expect("there is room");
+    let (newer, _) = table_with(|builder| builder.max_proxies(1));
+    newer.add_node(&node(1), begin(&newer, 2)).expect("there is room");
+    let report = read(&table, &written(&newer));
+    assert_eq!((report.inserted, report.refused), (1, 0));
+    assert_eq!(answer(&table, &node(0)), [""; 0]);
+    assert_eq!(answer(&table, &node(1)), ["a"]);
 }
 
 #[test]
