@@ -101,6 +101,8 @@ pub(crate) struct Step {
     pub(crate) removed: usize,
     /// Of these, routes that were expired.
     pub(crate) expired: usize,
+    /// Whether the step moved a shard.
+    pub(crate) has_moved: bool,
     /// The number of routes that stay and were last refreshed before `late_before`; zero if another thread did the same
     /// step.
     pub(crate) late: usize,
@@ -154,6 +156,7 @@ impl Cursor {
                         visited: 0,
                         removed: 0,
                         expired: 0,
+                        has_moved: false,
                         next: None,
                     }
                 })
@@ -177,6 +180,7 @@ impl Cursor {
                     visited,
                     removed: 0,
                     expired: 0,
+                    has_moved: false,
                     next: next.map(|number| RecordPosition { generation: 0, number }),
                 }
             }
@@ -197,6 +201,7 @@ impl Cursor {
             visited: visit.visited,
             removed: visit.removed,
             expired: visit.expired,
+            has_moved: visit.has_moved,
             late: if advanced { late } else { 0 },
             stage: at.stage,
             stage_completed: advanced && after.stage != at.stage,

@@ -27,11 +27,12 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// The fewest pauses in one heartbeat interval, so that a timer that is late does not look like a stop.
 const PAUSES_PER_HEARTBEAT: u32 = 4;
 
-/// The fewest steps of a turn after a sweep was requested. These steps take some tenths of a millisecond, so the
-/// sweeper visits a million routes in less than half a second, with about a tenth of a core.
+/// The fewest steps of a turn after a sweep was requested. Visits of these steps take some tenths of a millisecond, so
+/// the sweeper visits a million routes in less than half a second, with about a tenth of a core.
 const HURRIED_STEPS: u32 = 32;
 
-/// The most steps of one turn, which take a millisecond or two.
+/// The most steps of one turn, whose visits take a millisecond or two. A step that copies a part of an index takes
+/// longer. A step that moves a shard takes milliseconds, and ends the turn.
 const MAX_STEPS: u32 = 256;
 
 /// Spreads the sweeper's work evenly, so that a table is swept at least four times in a keep-alive interval. For
@@ -66,8 +67,8 @@ pub struct SweepPace {
 
 impl SweepPace {
     /// The time to wait before the next [`sweep`](Self::sweep): 2 ms to 1 s, depending on the table's size and its
-    /// keep-alive interval. The time is 2 ms for two rounds after a proxy was removed, or after an addition was refused
-    /// because the table or the proxy has its maximum of routes.
+    /// keep-alive interval. The time is 2 ms for two rounds after a proxy was removed, or after a route or a proxy was
+    /// refused for want of room.
     ///
     /// From the first call on, the table takes a time of more than a third of the keep-alive interval without any call
     /// for a stop of the process.
@@ -110,17 +111,22 @@ impl SweepPace {
             all.visited += report.visited;
             all.removed += report.removed;
             all.expired += report.expired;
+            all.shard_moved |= report.shard_moved;
             all.round_completed |= report.round_completed;
         }
         all
     }
 
-    /// Takes the next step of those that are due after the pause; `None` if all were taken. For callers that let a
+    /// Takes the next step of those that are due after the pause; `None` if all were taken. A step that moves a shard is
+    /// the last. For callers that let a
     /// subscriber of the change feed take the changes of one step before the next step.
     pub fn sweep_step(&mut self, table: &RouteTable) -> Option<SweepReport> {
         self.steps = self.steps.checked_sub(1)?;
         let report = table.sweep(STEP);
         self.visited += report.visited;
+        if report.shard_moved {
+            self.steps = 0;
+        }
         if report.round_completed {
             self.last_round = std::mem::take(&mut self.visited);
             self.hurried_rounds = self.hurried_rounds.saturating_sub(1);

@@ -204,6 +204,8 @@ pub(crate) struct Visit {
     pub(crate) removed: usize,
     /// Of these, routes that were expired.
     pub(crate) expired: usize,
+    /// Whether the visit moved the shard.
+    pub(crate) has_moved: bool,
     /// Where the next visit starts; `None` at the shard's end.
     pub(crate) next: Option<RecordPosition>,
 }
@@ -395,7 +397,8 @@ impl<K: Key> Shard<K> {
                 Ok(Filled::Found(number, record)) => (number, record, 0),
                 Ok(Filled::Won) => {
                     let private = private.take().expect("the slot was filled with the private record");
-                    let (number, record) = private.publish();
+                    // SAFETY: this thread has won the slot for the record's number.
+                    let (number, record) = unsafe { private.publish() };
                     step("insert: slot won");
                     (number, record, index.slab().slot_won())
                 }
@@ -493,6 +496,7 @@ impl<K: Key> Shard<K> {
             visited: 0,
             removed: 0,
             expired: 0,
+            has_moved: false,
             next: None,
         };
         let Some(index) = self.root(scope.guard) else {
@@ -529,6 +533,7 @@ impl<K: Key> Shard<K> {
                     None if can_move && self.compact(index, scope).is_ok() => {
                         visit.next = Some(RecordPosition::default());
                         visit.visited += 1;
+                        visit.has_moved = true;
                         return visit;
                     }
                     // Without memory for the move, the routes stay, and so do the numbers of their proxies.
@@ -549,6 +554,7 @@ impl<K: Key> Shard<K> {
             visit.visited = most;
             let of_move = RecordPosition::of_move(generation);
             if here == Some(of_move) {
+                visit.has_moved = true;
                 _ = self.compact(index, scope);
             } else {
                 visit.next = Some(of_move);

@@ -15,6 +15,8 @@ pub struct SweepReport {
     pub removed: usize,
     /// Of the removed routes, those that were expired. The proxies of the others were removed.
     pub expired: usize,
+    /// Whether this call moved a shard to smaller memory, which takes milliseconds for a shard of some 100,000 nodes.
+    pub shard_moved: bool,
     /// Whether this call ended a round: every record was visited since the end of the previous round.
     pub round_completed: bool,
 }
@@ -29,8 +31,8 @@ impl RouteTable {
     /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and
     /// returns at the end of a round. Several threads may sweep at once, but they find the same work. Proxies are
     /// skipped while another thread has the registry's lock. If there is nothing to remove, a record costs a few
-    /// nanoseconds. Moving a sparse shard to smaller memory is one step, whatever `max_records` is. A call of at most
-    /// 512 records that moves a shard does nothing else.
+    /// nanoseconds. Moving a sparse shard to smaller memory is one step, whatever `max_records` is
+    /// ([`SweepReport::shard_moved`]). A call of at most 512 records that begins a move does nothing else.
     pub fn sweep(&self, max_records: usize) -> SweepReport {
         self.time.look_at_the_wall();
         let mut report = SweepReport::default();
@@ -46,6 +48,7 @@ impl RouteTable {
             report.visited += step.visited as usize;
             report.removed += step.removed;
             report.expired += step.expired;
+            report.shard_moved |= step.has_moved;
             report.round_completed = step.round_completed;
         }
         report

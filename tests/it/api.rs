@@ -818,7 +818,8 @@ fn at_most_max_proxies_are_registered() {
     let [one, _] = ["proxy-1", "proxy-2"].map(|id| register(&table, id));
     let error = table.register_proxy(&proxy("proxy-3")).expect_err("is refused");
     assert_eq!(error, RegisterError::TooManyProxies { limit: 2 });
-    assert_eq!(error.to_string(), "the table holds its maximum of 2 proxies");
+    let message = "the table has no room for another proxy: it holds up to 2, and removed proxies until they are swept";
+    assert_eq!(error.to_string(), message);
     assert_eq!(
         table.register_proxy(&Proxy {
             addr: "192.0.2.9:1",
@@ -862,6 +863,36 @@ fn a_known_proxy_restarts_however_many_strangers_came_and_went() {
 }
 
 // --- the sweep
+
+/// A move takes milliseconds, and the sweeper's thread may have other tasks.
+#[test]
+fn a_move_ends_a_turn_of_the_sweeper() {
+    let (table, clock) = table();
+    let (most, few) = (register(&table, "most"), register(&table, "few"));
+    for number in 0..40_000 {
+        let proxy = if number % 20 == 0 { few } else { most };
+        table
+            .add_node(&uuid::Uuid::from_u128(number).into(), proxy)
+            .expect("there is room");
+    }
+    assert!(table.remove_proxy(most));
+    let mut pace = SweepPace::default();
+    let mut moves = 0;
+    for _ in 0..20_000 {
+        pace.next_pause(&table);
+        clock.advance(TICK);
+        while let Some(report) = pace.sweep_step(&table) {
+            if report.shard_moved {
+                moves += 1;
+                assert_eq!(pace.sweep_step(&table), None);
+            }
+        }
+        if moves == 10 {
+            return;
+        }
+    }
+    panic!("{moves} moves");
+}
 
 #[test]
 fn a_sweep_takes_bounded_steps_and_gets_round() {

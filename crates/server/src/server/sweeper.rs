@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nodetracker::{HoldCause, RouteTable, SweepPace, SweepReport};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
@@ -85,6 +86,9 @@ pub(crate) async fn sweep(table: &RouteTable, watches: &Watches, counters: &Swee
             }
             if report.removed > 0 {
                 watches.drain().await;
+            } else {
+                // Copying a part of an index takes some tenths of a millisecond, and this thread has other tasks.
+                yield_now().await;
             }
         }
     }
