@@ -59,7 +59,7 @@
 //! | add and refresh routes | [`add_node`](RouteTable::add_node), [`report_node`](RouteTable::report_node) | one cache miss for the index, one for the record |
 //! | the same for many nodes | [`add_nodes`](RouteTable::add_nodes), [`refresh_routes`](RouteTable::refresh_routes) by handle | new nodes: a sixth less time; refreshes by handle: a tenth of the time |
 //! | look up | [`get_proxies`](RouteTable::get_proxies), [`resolve`](RouteTable::resolve), [`get_proxies_batch`](RouteTable::get_proxies_batch), [`explain`](RouteTable::explain) | as adding; no allocation for up to two routes |
-//! | list | [`for_each_route`](RouteTable::for_each_route), [`nodes_page`](RouteTable::nodes_page), [`proxies_page`](RouteTable::proxies_page) | some 50 ns a route, whatever the size of the table |
+//! | list | [`for_each_route`](RouteTable::for_each_route), [`nodes_page`](RouteTable::nodes_page), [`proxies_page`](RouteTable::proxies_page) | a walk: some 50 ns a route; a large page: some 100 ns a node, whatever the size of the table |
 //! | count | [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use), [`route_count`](RouteTable::route_count) of a proxy | `route_count`: one look-up of the proxy |
 //! | follow | [`subscribe`](RouteTable::subscribe) | one more CAS for each change while there is a subscription |
 //! | sweep | [`Sweeper`], [`SweepPace`], [`sweep`](RouteTable::sweep) | some 7 ns a record |
@@ -98,6 +98,7 @@
 //! | [`begin_incarnation`](RouteTable::begin_incarnation), [`resume_incarnation`](RouteTable::resume_incarnation) | the registry, unless the incarnation is the current one and nothing changes, or the registered proxy's incarnation is greater |
 //! | [`remove_proxy`](RouteTable::remove_proxy), [`remove_proxy_by_id`](RouteTable::remove_proxy_by_id) | the registry, if the proxy is registered |
 //! | [`read_snapshot`](RouteTable::read_snapshot), [`read_snapshot_with`](RouteTable::read_snapshot_with) | the registry, for each proxy; threads of rayon's pool |
+//! | [`write_snapshot`](RouteTable::write_snapshot) | the registry, for each 64 ended incarnations; it tries up to ten thousand times, and then leaves the incarnations out |
 //! | [`set_keep_alive`](RouteTable::set_keep_alive) | another call of `set_keep_alive`; if the interval grows, it checks up to ten thousand times whether older calls have ended |
 //! | [`Subscription::wait`] | a change, until its timeout |
 //! | dropping a [`Sweeper`] | the end of its thread's turn |
@@ -109,9 +110,8 @@
 //! [`route_count`](RouteTable::route_count), [`expiry_hold`](RouteTable::expiry_hold),
 //! [`effective_keep_alive`](RouteTable::effective_keep_alive), [`find_proxy`](RouteTable::find_proxy) and
 //! [`incarnation`](RouteTable::incarnation) do not take the lock. [`sweep`](RouteTable::sweep) skips the proxies while
-//! another thread has the lock. [`write_snapshot`](RouteTable::write_snapshot) holds the lock for some microseconds,
-//! too, to copy ended incarnations; if another thread keeps the lock, it leaves these out. `tests/stopped.rs` stops
-//! threads at random instructions inside each call, and checks the other calls.
+//! another thread has the lock. `tests/stopped.rs` stops threads at random instructions inside each call, and checks the
+//! other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.
 //!
@@ -119,8 +119,9 @@
 //!
 //! While a thread is inside a call, memory that any thread retires is not freed. A long call therefore works in parts:
 //! 64 nodes of a batch, 512 records of a sweep, some 1,000 nodes of a page, a walk or a snapshot, one of the 128 parts
-//! of the proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Other calls take a
-//! few microseconds.
+//! of the proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Moving a sparse shard
+//! to smaller memory is one part: it takes milliseconds, in a sweep and in a call that meets the move. Other calls take
+//! a few microseconds.
 //!
 //! If the operating system stops a thread inside a call, garbage grows without bound until the thread continues: by 40
 //! to 300 bytes for each insertion and removal of a node, by 2 KiB for each registration and removal of a proxy.

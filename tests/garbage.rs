@@ -9,10 +9,11 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use common::gate::Gate;
 use common::{proxy, scale};
 use counting::Counting;
 use nodetracker::{ManualClock, NodeId, ProxyRef, RouteTable, Stats};
@@ -250,7 +251,7 @@ fn an_index_that_was_replaced_does_not_wait_for_others() {
 }
 
 /// Threads run rounds of calls at the same time, each thread its own kind of call. At the end of a round, all threads
-/// meet at a barrier, so no thread stays inside a call.
+/// meet at a gate, so no thread stays inside a call.
 #[test]
 fn threads_that_are_not_stalled_keep_within_the_bound() {
     let _alone = alone();
@@ -259,10 +260,10 @@ fn threads_that_are_not_stalled_keep_within_the_bound() {
     let (table, clock) = table();
     let proxies = register::<6>(&table);
     let subscription = table.subscribe();
-    let barrier = Barrier::new(THREADS);
+    let gate = Gate::new(THREADS);
     thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (table, nodes, clock, barrier) = (&table, &nodes, &clock, &barrier);
+            let (table, nodes, clock, pass) = (&table, &nodes, &clock, gate.pass());
             scope.spawn(move || {
                 for round in 0..200 {
                     let slice = &nodes[round % 40 * 200..][..200];
@@ -279,7 +280,8 @@ fn threads_that_are_not_stalled_keep_within_the_bound() {
                             table.sweep(1_000);
                         }
                     }
-                    if barrier.wait().is_leader() {
+                    pass.wait();
+                    if thread == 0 {
                         let waiting = garbage(table);
                         assert!(
                             waiting <= THREADS * Stats::MAX_GARBAGE_PER_THREAD,

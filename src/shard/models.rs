@@ -1162,7 +1162,8 @@ fn a_rebuild_in_parts_during_a_move_loses_nothing() {
     );
 }
 
-/// As above, but the rebuild copies the index while the segment may come, and freezes the entries afterwards.
+/// Like `a_segment_that_is_installed_during_a_rebuild_is_kept`, but the rebuild copies the index while the segment may
+/// come, and freezes the entries afterwards.
 #[test]
 fn a_segment_that_is_installed_during_a_rebuild_in_parts_is_kept() {
     a_segment_that_is_installed_is_kept(World::rebuild_in_parts);

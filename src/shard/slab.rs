@@ -168,9 +168,13 @@ impl<'g> Private<'g> {
         })
     }
 
-    /// Leaves the record to the index that it was published in.
-    pub(crate) fn publish(self) -> (u32, Published<'g>) {
-        // SAFETY: the caller promises that a slot has the record, and the guard of the index is pinned.
+    /// Leaves the record to the index in which it was published.
+    ///
+    /// # Safety
+    ///
+    /// A slot of the index has the record's number.
+    pub(crate) unsafe fn publish(self) -> (u32, Published<'g>) {
+        // SAFETY: the caller promises that a slot has the record (invariant 3), and the guard of the index is pinned.
         let published = (self.number, unsafe { Published::new(self.record) });
         std::mem::forget(self);
         published

@@ -108,7 +108,7 @@ pub(crate) unsafe fn retire<T: Reclaim + ?Sized + 'static>(guard: &Guard, object
     let reclaim = move || {
         // SAFETY: no thread can reach the object after the grace period (E1, E2), for which `defer` waits.
         unsafe { (*object).after_grace() };
-        // SAFETY: as above, and this closure runs once (E1).
+        // SAFETY: no thread can reach the object (E1, E2), and this closure runs once (E1).
         unsafe { T::free(object) };
     };
     // SAFETY: the caller promises that any thread may free the object; the closure holds nothing else.

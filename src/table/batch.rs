@@ -172,6 +172,20 @@ impl RouteTable {
         added: &mut AddedNodes,
         mut each: impl FnMut(RouteHandle),
     ) -> Result<(), AddError> {
+        let done = self.add_groups(nodes, proxy, added, &mut each);
+        if added.inserted > 0 {
+            self.proxies().touch(proxy.number, self.now());
+        }
+        done
+    }
+
+    fn add_groups(
+        &self,
+        nodes: &[NodeId],
+        proxy: ProxyRef,
+        added: &mut AddedNodes,
+        each: &mut impl FnMut(RouteHandle),
+    ) -> Result<(), AddError> {
         for group in nodes.chunks(GROUP) {
             let guard = pin();
             // Check and CAS need the same pin: see `proxies`.
@@ -195,9 +209,6 @@ impl RouteTable {
                 added.count(one);
                 each(RouteHandle::new(node.is_name(), lane.hash, number));
             }
-        }
-        if added.inserted > 0 {
-            self.proxies().touch(proxy.number, self.now());
         }
         Ok(())
     }
