@@ -2,27 +2,31 @@
 //!
 //! ```console
 //! $ cargo bench --bench pages                   # 1,000,000 nodes
-//! $ NODES=10000000 cargo bench --bench pages
+//! $ NODES=1M,10M cargo bench --bench pages
+//! $ cargo bench --bench pages -- --record FILE
 //! ```
 //!
-//! Each page size goes through the whole table, or through the first `PAGES` pages (10,000 by default) of it. The shortest
-//! of several rounds counts.
+//! Each page size goes through the whole table, or through its first 10,000 pages. The figures are per node, and the
+//! shortest of several rounds counts.
 
-use std::env;
+#![allow(dead_code, reason = "a bench uses a part of what they share")]
+
+mod peers;
+mod support;
+
 use std::time::{Duration, Instant};
 
 use nodetracker::{NodeCursor, NodeId, Proxy, RouteTable};
 use uuid::Uuid;
 
+use crate::support::args::Args;
+use crate::support::report::Report;
+use crate::support::steps;
+
 const PROXIES: usize = 1_000;
 const ROUNDS: usize = 3;
 const SIZES: [usize; 4] = [1, 100, 1_000, 10_000];
-
-fn number(name: &str, default: usize) -> usize {
-    env::var(name).map_or(default, |text| {
-        text.parse().unwrap_or_else(|_| panic!("{name} is a number"))
-    })
-}
+const MOST_PAGES: usize = 10_000;
 
 fn filled(nodes: usize) -> RouteTable {
     let table = RouteTable::builder()
@@ -53,10 +57,10 @@ enum Kept {
     AsText,
 }
 
-/// Goes through `pages` pages at most; returns how many nodes they had.
-fn pages(table: &RouteTable, most: usize, pages: usize, kept: Kept) -> usize {
+/// Goes through [`MOST_PAGES`] at most; returns how many nodes they had.
+fn pages(table: &RouteTable, most: usize, kept: Kept) -> usize {
     let (mut nodes, mut from) = (0, Some(NodeCursor::default()));
-    for _ in 0..pages {
+    for _ in 0..MOST_PAGES {
         let Some(mut cursor) = from else { break };
         if let Kept::AsText = kept {
             cursor = cursor.to_string().parse().expect("a cursor's text is a cursor");
@@ -68,29 +72,33 @@ fn pages(table: &RouteTable, most: usize, pages: usize, kept: Kept) -> usize {
     nodes
 }
 
-fn report(what: &str, mut run: impl FnMut() -> usize) {
+/// The time for each node: the shortest of several rounds.
+fn time(mut run: impl FnMut() -> usize) -> f64 {
     let per_node = (0..ROUNDS).map(|_| {
         let start = Instant::now();
         let nodes = run();
         start.elapsed().as_secs_f64() * 1e9 / nodes as f64
     });
-    println!("{what:<32} {:>10.1} ns a node", per_node.fold(f64::INFINITY, f64::min));
+    per_node.fold(f64::INFINITY, f64::min)
 }
 
-fn main() {
-    let (nodes, most_pages) = (number("NODES", 1_000_000), number("PAGES", 10_000));
-    let table = filled(nodes);
-    println!("{nodes} nodes");
-    report("walk", || {
-        let mut routes = 0;
-        table.for_each_route(|_, _| routes += 1);
-        routes
-    });
-    for size in SIZES {
-        for (kept, suffix) in [(Kept::AsValue, ""), (Kept::AsText, ", cursor as text")] {
-            report(&format!("pages of {size}{suffix}"), || {
-                pages(&table, size, most_pages, kept)
-            });
+fn main() -> std::io::Result<()> {
+    let args = Args::parse();
+    let mut report = Report::default();
+    for nodes in steps::sizes(if args.is_bench { &[1_000_000] } else { &[10_000] }) {
+        let table = filled(nodes);
+        let walk = || {
+            let mut routes = 0;
+            table.for_each_route(|_, _| routes += 1);
+            routes
+        };
+        report.value("walk", nodes, "ns", time(walk));
+        for size in SIZES {
+            for (kept, suffix) in [(Kept::AsValue, ""), (Kept::AsText, ", cursor as text")] {
+                let took = time(|| pages(&table, size, kept));
+                report.value(format!("pages of {size}{suffix}"), nodes, "ns", took);
+            }
         }
     }
+    report.save(&args)
 }

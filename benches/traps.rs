@@ -4,16 +4,13 @@
 //! $ cargo bench --bench traps                  # all rows; a minute or two
 //! $ cargo bench --bench traps -- sweep         # rows whose title has the word
 //! $ NODES=1M cargo bench --bench traps         # by default, the sweep has 10,000,000 nodes
+//! $ cargo bench --bench traps -- --record FILE
 //! ```
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 
-#[path = "support/args.rs"]
-mod args;
-#[path = "support/own_time.rs"]
-mod own_time;
-#[path = "support/steps.rs"]
-mod steps;
+mod peers;
+mod support;
 
 use std::hint::black_box;
 use std::num::NonZeroU64;
@@ -21,20 +18,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use args::Args;
 use nodetracker::{Builder, ManualClock, NodeId, Proxy, ProxyRef, RouteTable};
-use own_time::{Laps, Stopwatch};
 use uuid::Uuid;
+
+use crate::support::args::Args;
+use crate::support::own_time::{Laps, Stopwatch};
+use crate::support::report::Report;
+use crate::support::steps;
 
 #[global_allocator]
 static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(300);
 
-fn table(limit: usize) -> (RouteTable, ManualClock) {
+fn table(max_routes: usize) -> (RouteTable, ManualClock) {
+    table_of(max_routes, Builder::MOST_PROXIES)
+}
+
+fn table_of(max_routes: usize, max_proxies: usize) -> (RouteTable, ManualClock) {
     let clock = ManualClock::new();
     let builder = RouteTable::builder().clock(clock.clone()).keep_alive(KEEP_ALIVE);
-    let builder = builder.max_routes(limit).max_proxies(Builder::MOST_PROXIES);
+    let builder = builder.max_routes(max_routes).max_proxies(max_proxies);
     (builder.build().expect("possible limits"), clock)
 }
 
@@ -64,11 +68,7 @@ fn per(took: Duration, count: usize) -> f64 {
     took.as_secs_f64() * 1e9 / count as f64
 }
 
-fn show(title: &str, figure: f64, unit: &str) {
-    println!("{title:<64} {figure:>10.1} {unit}");
-}
-
-fn refusals() {
+fn refusals(report: &mut Report) {
     const ROUTES: usize = 200_000;
     let (known, strange) = (nodes(ROUTES, 1), nodes(ROUTES, 2));
     let (table, _clock) = table(ROUTES);
@@ -79,19 +79,16 @@ fn refusals() {
     known
         .iter()
         .for_each(|node| _ = table.add_node(node, proxy).expect("there is room"));
-    show("insert a node", per(watch.elapsed(), ROUTES), "ns");
+    report.value("insert a node", ROUTES, "ns", per(watch.elapsed(), ROUTES));
     let watch = Stopwatch::start();
     strange
         .iter()
         .for_each(|node| _ = table.add_node(node, proxy).expect_err("there is no room"));
-    show(
-        "refuse a node at the limit of routes",
-        per(watch.elapsed(), ROUTES),
-        "ns",
-    );
+    let took = per(watch.elapsed(), ROUTES);
+    report.value("refuse a node at the limit of routes", ROUTES, "ns", took);
 }
 
-fn ties() {
+fn ties(report: &mut Report) {
     const ROUTES: usize = 64;
     const REFRESHES: usize = 400_000;
     let (table, clock) = table(1_000);
@@ -111,23 +108,27 @@ fn ties() {
             false => "refresh one of 64 routes, a tick apart",
             true => "refresh one of 64 routes, all within one tick",
         };
-        show(title, per(watch.elapsed(), REFRESHES), "ns");
+        report.value(title, ROUTES, "ns", per(watch.elapsed(), REFRESHES));
     }
 }
 
-/// A part of all routes expires at once. Each step of the sweeper is timed; of several runs, the one with the shortest longest
-/// step counts, since a virtual machine loses its processor without a trace.
-fn expiry(count: usize, expire: usize) {
-    const RUNS: usize = 3;
-    let steps = (0..RUNS).map(|_| steps_of_sweep(count, expire));
-    let steps = steps.min_by_key(|steps| steps.last().copied()).unwrap_or_default();
-    let size = steps::size_name(count);
+/// A part of all routes expires at once. Each step of the sweeper is timed. Of three runs, the run counts whose longest
+/// step is the median: a virtual machine loses its processor without a trace.
+fn expiry(report: &mut Report, count: usize, expire: usize) {
+    let mut runs = [(); 3].map(|()| steps_of_sweep(count, expire));
+    runs.sort_by_key(|steps| steps.last().copied());
+    let steps = &runs[1];
     let at = |share: f64| steps[((steps.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-    for (what, share) in [("the longest", 1.0), ("p99.99 of the", 0.9999), ("the median", 0.5)] {
-        show(
-            &format!("sweep(256), {expire} % of {size} expire: {what} step"),
+    for (what, share) in [
+        ("the longest step", 1.0),
+        ("p99.99 of the steps", 0.9999),
+        ("the median step", 0.5),
+    ] {
+        report.value(
+            format!("sweep(256) while {expire} % of the routes expire, {what}"),
+            count,
+            "µs",
             at(share),
-            "us",
         );
     }
 }
@@ -166,7 +167,7 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-fn idle_poll() {
+fn idle_poll(report: &mut Report) {
     const POLLS: u32 = 100_000;
     let (table, _clock) = table(1_000);
     let mut subscription = table.subscribe();
@@ -174,15 +175,12 @@ fn idle_poll() {
     for _ in 0..POLLS {
         assert_eq!(black_box(subscription.drain_events(10, |_| ())), Ok(0));
     }
-    show(
-        "poll a subscription with nothing to report",
-        per(start.elapsed(), POLLS as usize),
-        "ns",
-    );
+    let took = per(start.elapsed(), POLLS as usize);
+    report.value("poll a subscription with nothing to report", 0, "ns", took);
 }
 
 /// The mean and the longest of calls, each with the ID of a new proxy. A call's waits for a core do not count.
-fn show_calls(title: &str, mut call: impl FnMut(&str)) {
+fn time_calls(report: &mut Report, title: &str, mut call: impl FnMut(&str)) {
     const CALLS: usize = 10_000;
     let ids: Vec<_> = (0..CALLS).map(|nth| format!("new-{nth}")).collect();
     let (mut all, mut longest) = (Duration::ZERO, Duration::ZERO);
@@ -192,39 +190,51 @@ fn show_calls(title: &str, mut call: impl FnMut(&str)) {
         let (_, own) = laps.lap();
         (all, longest) = (all + own, longest.max(own));
     }
-    show(title, per(all, CALLS), "ns");
-    show(&format!("{title}: the longest"), longest.as_secs_f64() * 1e6, "us");
+    report.value(title, 0, "ns", per(all, CALLS));
+    report.value(
+        format!("{title}, the longest call"),
+        0,
+        "µs",
+        longest.as_secs_f64() * 1e6,
+    );
 }
 
-/// Incarnations begin while very many that have ended are due to be forgotten: each call forgets at most two.
-fn due_incarnations(count: usize) {
+/// Incarnations begin while so many that have ended are due that there is room for no other: each call forgets two.
+fn due_incarnations(report: &mut Report, count: usize) {
     let size = steps::size_name(count);
-    for (ended, title) in [
-        (0, "begin an incarnation".into()),
-        (count, format!("begin an incarnation, {size} ended ones are due")),
+    for (is_full, title) in [
+        (false, "begin an incarnation".into()),
+        (true, format!("begin an incarnation while {size} ended ones are due")),
     ] {
-        let (table, clock) = table(1_000);
+        let (table, clock) = table_of(1_000, count);
         let begin = |id: &str| {
             let begun = table.begin_incarnation(&described(id), NonZeroU64::MIN);
-            begun.expect("there is room").proxy
+            begun.map(|begun| begun.proxy)
         };
-        for nth in 0..ended {
-            assert!(table.remove_proxy(begin(&format!("ended-{nth}"))));
+        if is_full {
+            let ended = (0..).map_while(|nth| begin(&format!("ended-{nth}")).ok());
+            let ended = ended.inspect(|proxy| assert!(table.remove_proxy(*proxy)));
+            assert!(ended.count() >= count);
+            // After 15 rounds, the numbers of the removed proxies are free. All incarnations are still remembered.
+            for _ in 0..15 {
+                table.sweep(usize::MAX);
+            }
+            clock.advance(2 * KEEP_ALIVE);
         }
-        clock.advance(2 * KEEP_ALIVE);
-        show_calls(&title, |id| _ = black_box(begin(id)));
+        time_calls(report, &title, |id| _ = black_box(begin(id).expect("there is room")));
     }
 }
 
-/// The sweeper holds the registry's lock for one step of its visit of the proxies at a time.
-fn registrations_beside_sweeps(count: usize) {
+/// The sweeper frees the numbers of removed proxies, and holds the registry's lock for one step at a time.
+fn registrations_beside_sweeps(report: &mut Report, count: usize) {
     let (table, _clock) = table(1_000);
-    _ = register(&table, count);
+    let removed = register(&table, count);
     let register = |prefix: &str, id: &str| {
         let registered = table.register_proxy(&described(&format!("{prefix}-{id}")));
         _ = black_box(registered.expect("there is room"));
     };
-    show_calls("register a proxy", |id| register("alone", id));
+    time_calls(report, "register a proxy", |id| register("alone", id));
+    removed.iter().for_each(|proxy| assert!(table.remove_proxy(*proxy)));
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         // Relaxed: the flag publishes nothing.
@@ -233,39 +243,39 @@ fn registrations_beside_sweeps(count: usize) {
                 table.sweep(usize::MAX);
             }
         });
-        let title = format!(
-            "register a proxy beside sweep(usize::MAX) of {}",
-            steps::size_name(count)
-        );
-        show_calls(&title, |id| register("beside", id));
+        let size = steps::size_name(count);
+        let title = format!("register a proxy while sweep(usize::MAX) frees {size} removed proxies");
+        time_calls(report, &title, |id| register("beside", id));
         is_over.store(true, Ordering::Relaxed);
     });
 }
 
-fn main() {
+fn main() -> std::io::Result<()> {
     let args = Args::parse();
+    let mut report = Report::default();
     let sizes = steps::sizes(if args.is_bench { &[10_000_000] } else { &[10_000] });
     if args.wants("refuse") {
-        refusals();
+        refusals(&mut report);
     }
     if args.wants("tick") {
-        ties();
+        ties(&mut report);
     }
     if args.wants("poll") {
-        idle_poll();
+        idle_poll(&mut report);
     }
-    let proxies = if args.is_bench { 1_000_000 } else { 1_000 };
+    let proxies = if args.is_bench { 1_000_000 } else { 40_000 };
     if args.wants("incarnation") {
-        due_incarnations(proxies);
+        due_incarnations(&mut report, proxies);
     }
     if args.wants("register") {
-        registrations_beside_sweeps(proxies);
+        registrations_beside_sweeps(&mut report, proxies);
     }
     if args.wants("sweep") {
         for &size in &sizes {
             for expire in [25, 50, 90] {
-                expiry(size, expire);
+                expiry(&mut report, size, expire);
             }
         }
     }
+    report.save(&args)
 }

@@ -218,11 +218,12 @@ impl Report {
     }
 
     /// Keeps one value of the table's.
-    pub(crate) fn value(&mut self, operation: &'static str, nodes: usize, unit: &'static str, value: f64) {
+    pub(crate) fn value(&mut self, operation: impl Into<String>, nodes: usize, unit: &'static str, value: f64) {
+        let operation = operation.into();
         println!("{operation:<60}{:>12} {unit}", figure(value));
         self.rows.push(results::Row::Value {
             nodes,
-            operation: operation.into(),
+            operation,
             unit: unit.into(),
             value: rounded(value),
         });

@@ -2,62 +2,105 @@
 
 use std::error::Error;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::results::Results;
 use crate::{instructions, plots, proof, speed};
 
 /// Draws the plots and writes the tables again, from the records alone.
 pub(crate) fn show(here: &Path) -> Result<(), Box<dyn Error>> {
-    let [speed, bytes, hundred_million] =
-        ["speed.json", "bytes.json", "hundred-million.json"].map(|name| Results::read(here, name));
-    let (speed, bytes, hundred_million) = (speed?, bytes?, hundred_million?);
-
+    let (speed, bytes) = (Results::read(here, "speed.json")?, Results::read(here, "bytes.json")?);
     let throughput = plots::throughput(&speed).ok_or("speed.json lacks a row of the throughput")?;
     fs::write(here.join("throughput.svg"), throughput)?;
     fs::write(here.join("pauses.svg"), plots::pauses(&speed))?;
     fs::write(here.join("bytes-of-peers.svg"), plots::bytes_of_all(&bytes))?;
 
+    if let Some(plot) = largest_scaling(here)? {
+        fs::write(here.join("scaling.svg"), plot)?;
+    }
+    for Section { file, name, text } in sections(here)? {
+        write_section(&file, name, &text)?;
+    }
+    Ok(())
+}
+
+/// A section of a README.
+struct Section {
+    file: PathBuf,
+    name: &'static str,
+    text: String,
+}
+
+/// Every section that follows from the records.
+fn sections(here: &Path) -> Result<Vec<Section>, Box<dyn Error>> {
+    let read = |name| Results::read(here, name);
+    let speed = read("speed.json")?;
+    let bytes = read("bytes.json")?;
     let machine = format!("{}.\n", speed.machine());
     let all_rows = format!(
         "<details><summary>Every row, contestant by contestant</summary>\n\n{}\n</details>\n",
         speed::all_rows(&speed)
     );
-    let readme = here.join("README.md");
-    write_section(&readme, "machine", &machine)?;
-    write_section(&readme, "speed", &format!("{}\n{all_rows}", speed::budgets(&speed)))?;
-    let bytes = format!("{}\n{}", speed::bytes(&bytes), speed::values(&bytes));
-    write_section(&readme, "bytes", &bytes)?;
-    write_section(&readme, "instructions", &instructions::section(here)?)?;
-    write_section(&readme, "hundred million", &speed::values(&hundred_million))?;
-    write_section(&readme, "scaling", &scaling(here)?)?;
     let above = here.parent().ok_or("this directory is in none")?;
-    write_section(&readme, "proof", &proof::section(above)?)?;
-    write_section(&above.join("README.md"), "machine", &machine)
+    let readme = here.join("README.md");
+    let own = [
+        ("machine", machine.clone()),
+        ("speed", format!("{}\n{all_rows}", speed::budgets(&speed))),
+        ("bytes", format!("{}\n{}", speed::bytes(&bytes), speed::values(&bytes))),
+        ("instructions", instructions::section(here)?),
+        ("traps", speed::calls(&read("traps.json")?)),
+        ("pages", speed::calls(&read("pages.json")?)),
+        ("hundred million", speed::values(&read("hundred-million.json")?)),
+        ("scaling", scaling(here)?),
+        ("proof", proof::section(above)?),
+    ];
+    let mut sections = vec![Section {
+        file: above.join("README.md"),
+        name: "machine",
+        text: machine,
+    }];
+    sections.extend(own.map(|(name, text)| Section {
+        file: readme.clone(),
+        name,
+        text,
+    }));
+    Ok(sections)
 }
 
-/// A table for each machine that recorded `scaling`. The plot shows the machine with the most cores.
-fn scaling(here: &Path) -> Result<String, Box<dyn Error>> {
+/// The records of `scaling`, by machine.
+fn scaling_records(here: &Path) -> Result<Vec<Results>, Box<dyn Error>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(here.join("recorded"))? {
         names.extend(entry?.file_name().into_string());
     }
     names.retain(|name| name.starts_with("scaling-") && name.ends_with(".json"));
     names.sort();
-    let records: Vec<_> = names
+    Ok(names
         .iter()
         .map(|name| Results::read(here, name))
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<_, _>>()?)
+}
+
+/// The plot of the machine with the most cores.
+fn largest_scaling(here: &Path) -> Result<Option<String>, Box<dyn Error>> {
+    let records = scaling_records(here)?;
     let Some(largest) = records.iter().max_by_key(|record| record.machine.cores) else {
-        return Ok("Nothing is recorded yet.\n".into());
+        return Ok(None);
     };
     let plot = plots::scaling(largest).ok_or("the record of scaling lacks a row of its plot")?;
-    fs::write(here.join("scaling.svg"), plot)?;
-    let tables: Vec<_> = records.iter().map(speed::scaling).collect();
-    Ok(format!(
-        "![Throughput over threads, by the wall](scaling.svg)\n\n{}",
-        tables.join("\n")
-    ))
+    Ok(Some(plot))
+}
+
+/// A table for each machine that recorded `scaling`.
+fn scaling(here: &Path) -> Result<String, Box<dyn Error>> {
+    let tables: Vec<_> = scaling_records(here)?.iter().map(speed::scaling).collect();
+    Ok(match tables.is_empty() {
+        true => "Nothing is recorded yet.\n".into(),
+        false => format!(
+            "![Throughput over threads, by the wall](scaling.svg)\n\n{}",
+            tables.join("\n")
+        ),
+    })
 }
 
 /// Replaces the text between the marks of a section in a file.
@@ -81,6 +124,21 @@ fn replaced(text: &str, name: &str, section: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_readmes_show_what_is_recorded() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for Section { file, name, text } in sections(here).expect("all records are there") {
+            let readme = fs::read_to_string(&file).expect("a README");
+            let shown = replaced(&readme, name, &text).expect("the section has its marks");
+            assert_eq!(
+                readme,
+                shown,
+                "{}, {name}: run `cargo xtask record show`",
+                file.display()
+            );
+        }
+    }
 
     #[test]
     fn only_the_section_between_the_marks_is_replaced() {

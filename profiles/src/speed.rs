@@ -337,6 +337,20 @@ pub(crate) fn scaling(record: &Results) -> String {
     text
 }
 
+/// Single values without sizes, one a line.
+pub(crate) fn calls(record: &Results) -> String {
+    let mut text = String::from("| | |\n| --- | ---: |\n");
+    for row in &record.rows {
+        if let Row::Value {
+            operation, unit, value, ..
+        } = row
+        {
+            _ = writeln!(text, "| {operation} | {} |", time(*value, unit));
+        }
+    }
+    text
+}
+
 /// Single values, one a line.
 pub(crate) fn values(record: &Results) -> String {
     let mut text = String::from("| | routes | |\n| --- | ---: | ---: |\n");

@@ -21,6 +21,8 @@ pub(crate) enum RecordPart {
     Speed,
     /// Throughput over threads; 4 minutes
     Scaling,
+    /// Rare situations and pages; 3 minutes
+    Traps,
     /// A hundred million routes; 1 minute
     HundredMillion,
     /// The plots and tables, from the records; seconds
@@ -38,6 +40,10 @@ pub(crate) fn run(sh: &Shell, parts: Vec<RecordPart>) -> Outcome {
             RecordPart::Instructions => profiles(sh, &["instructions", "record"]),
             RecordPart::Speed => bench::run(sh, "comparison", &["--record", "profiles/recorded/speed.json"]),
             RecordPart::Scaling => bench::run(sh, "scaling", &["--record", "profiles/recorded"]),
+            RecordPart::Traps => ["traps", "pages"].into_iter().try_for_each(|name| {
+                let file = format!("profiles/recorded/{name}.json");
+                bench::run(sh, name, &["--record", &file])
+            }),
             RecordPart::HundredMillion => {
                 let file = "profiles/recorded/hundred-million.json";
                 bench::run(sh, "hundred_million", &["--record", file])
