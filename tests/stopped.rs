@@ -58,7 +58,7 @@ const RARELY: Rate = Rate::OneIn(8);
 
 /// All calls, with the lock that each takes.
 #[rustfmt::skip]
-fn calls<'t>() -> [Call<'t>; 43] {
+fn calls<'t>() -> [Call<'t>; 44] {
     let call = |name, registry, rate, make| Call { name, registry, rate, make };
     [
         call("add_node", Free, OFTEN, Caller::add_node),
@@ -75,6 +75,7 @@ fn calls<'t>() -> [Call<'t>; 43] {
         call("remove_route", Free, OFTEN, Caller::remove_route),
         call("sweep", Tries, OFTEN, Caller::sweep),
         call("for_each_route", Free, RARELY, Caller::for_each_route),
+        call("try_for_each_route", Free, RARELY, Caller::try_for_each_route),
         call("nodes_page", Free, RARELY, Caller::nodes_page),
         call("nodes_of_part", Free, RARELY, Caller::nodes_of_part),
         call("proxies_page", Free, RARELY, Caller::proxies_page),

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::num::NonZeroU64;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use nodetracker::snapshot::Ages;
@@ -283,6 +284,11 @@ impl<'t> Caller<'t> {
         self.check_walk(&found);
     }
 
+    pub(crate) fn try_for_each_route(&mut self) {
+        let all = stoppable(|| self.table.try_for_each_route(|_, _| ControlFlow::<()>::Continue(())));
+        assert_eq!(all, ControlFlow::Continue(()));
+    }
+
     pub(crate) fn nodes_page(&mut self) {
         let mut found = Vec::new();
         let mut place = Some(NodeCursor::default());
@@ -399,6 +405,8 @@ impl<'t> Caller<'t> {
 
     pub(crate) fn wait(&mut self) {
         let mut subscription = self.subscription.take().expect("it is put back");
+        // Without earlier changes, `wait` has to look for this one.
+        while subscription.drain_events(usize::MAX, |_| ()) != Ok(0) {}
         stoppable(|| self.change());
         assert!(stoppable(|| subscription.wait(Duration::ZERO)), "the change is missed");
         while subscription.drain_events(usize::MAX, |_| ()) != Ok(0) {}

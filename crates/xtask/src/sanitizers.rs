@@ -35,7 +35,7 @@ pub(crate) fn run(sh: &Shell, sanitizers: Vec<Sanitizer>) -> Outcome {
             sh,
             "cargo +nightly test -p nodetracker --target {host} {std...} --test it"
         )
-        .args(["--", "stress", "linearizability", "feed", "reuse"])
+        .args(["--", "stress", "linearizability", "feed", "reuse", "takeovers"])
         .env("RUSTFLAGS", format!("-Zsanitizer={name} {flags}"))
         .env("CARGO_TARGET_DIR", target().join(format!("sanitizer-{name}")))
         .env("ASAN_OPTIONS", "detect_leaks=1")
