@@ -39,8 +39,8 @@ use crate::support::steps::{self, BATCH, Step, batches};
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 const PROXIES: u32 = 1_000;
-/// Steps that a contestant goes through in its turn, at most. Before they are timed, it goes through so many others: the
-/// contestant before it has left the caches full of its own.
+/// Steps that a contestant goes through in its turn, at most. Before they are timed, it goes through so many others:
+/// the contestant before it has left the caches full of its own.
 const TURN: usize = 1_000_000;
 
 /// Refreshes among the operations of a table that is mostly read: one in so many.

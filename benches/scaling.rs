@@ -7,14 +7,15 @@
 //! $ NODES=100k cargo xtask bench scaling
 //! ```
 //!
-//! `cargo xtask bench --build-only scaling` prints the path of the program, a single file that runs on another machine without
-//! cargo. The program needs `--bench` before these arguments; without `--bench` it runs each row once, as short as possible.
+//! `cargo xtask bench --build-only scaling` prints the path of the program, a single file that runs on another machine
+//! without cargo. The program needs `--bench` before these arguments; without `--bench` it runs each row once, as short
+//! as possible.
 //!
-//! The threads of a turn start together, and their operations count over a fixed window of the wall clock. Insertions are
-//! an exception: threads insert all nodes into a new table, and repeat that until the turn is over. The columns are million
-//! operations per second of all threads together, medians of three turns. The last column is the ratio of the table's
-//! throughput to the best peer's: above 1, the table is faster. The contestants take turns within a row, so a busy machine
-//! disturbs all contestants alike.
+//! The threads of a turn start together, and their operations count over a fixed window of the wall clock. Insertions
+//! are an exception: threads insert all nodes into a new table, and repeat that until the turn is over. The columns are
+//! million operations per second of all threads together, medians of three turns. The last column is the ratio of the
+//! table's throughput to the best peer's: above 1, the table is faster. The contestants take turns within a row, so a
+//! busy machine disturbs all contestants alike.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 
@@ -41,12 +42,14 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 const PROXIES: u32 = 1_000;
 const THREADS: [usize; 6] = [1, 2, 4, 8, 16, 32];
-/// Turns of each contestant in a row. A row that has used up its share of the budget ends earlier, but not before the first.
+/// Turns of each contestant in a row. A row that has used up its share of the budget ends earlier, but not before the
+/// first.
 const ROUNDS: usize = 3;
 
 /// The default budget, in seconds.
 const BUDGET: u64 = 240;
-/// Smaller budgets, in seconds, measure fewer nodes in proportion: a turn at insertions takes at least one table's growth.
+/// Smaller budgets, in seconds, measure fewer nodes in proportion: a turn at insertions takes at least one table's
+/// growth.
 const BUDGET_OF_ALL_NODES: u64 = 120;
 const SHORTEST_TURN: Duration = Duration::from_millis(1);
 
@@ -58,8 +61,8 @@ enum Job {
 }
 
 const BOTH: &[&str] = &["uniform", "zipf"];
-/// The jobs, and the orders of their nodes. Two jobs have no zipf order: no node is inserted twice, and a session refreshes
-/// all of its routes equally often.
+/// The jobs, and the orders of their nodes. Two jobs have no zipf order: no node is inserted twice, and a session
+/// refreshes all of its routes equally often.
 const JOBS: [(&str, Job, &[&str]); 6] = [
     ("insert from empty", Job::Insert, &[""]),
     ("look-up", Job::Work(Work::LookUp), BOTH),

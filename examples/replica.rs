@@ -59,7 +59,8 @@ impl Replica {
                     self.proxies.insert(node.clone(), routes);
                 }
             }
-            // The table returns none of its routes from now on. The nodes have no events of their own until the sweeper comes.
+            // The table returns none of its routes from now on. The nodes have no events of their own until the sweeper
+            // comes.
             Event::ProxyRemoved { proxy, .. } => self.proxies.retain(|_, proxies| {
                 proxies.retain(|other| other != proxy);
                 !proxies.is_empty()

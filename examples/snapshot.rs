@@ -1,4 +1,5 @@
-//! A snapshot to a file, and back into another table. A temporary file is renamed, so a crash leaves the older snapshot.
+//! A snapshot to a file, and back into another table. A temporary file is renamed, so a crash leaves the older
+//! snapshot.
 //!
 //! `cargo run --example snapshot`
 

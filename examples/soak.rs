@@ -5,11 +5,11 @@
 //! $ cargo run --release --example soak -- 60 batches    # batches and handles only
 //! ```
 //!
-//! Two writers add new nodes all the time, refresh them by handle, and give some a second route. Then they remove a third of
-//! the nodes, and the routes of another third; the rest expires. Strangers among the proxies register with an
-//! address that never was, report some nodes, and are removed, or fall silent. A reader looks nodes up, walks the table and
-//! writes snapshots, a follower takes the changes, and a sweeper sweeps. Every ten seconds each writer drops all that it
-//! has at once, so that shards shrink and grow again.
+//! Two writers add new nodes all the time, refresh them by handle, and give some a second route. Then they remove a
+//! third of the nodes, and the routes of another third; the rest expires. Strangers among the proxies register with an
+//! address that never was, report some nodes, and are removed, or fall silent. A reader looks nodes up, walks the table
+//! and writes snapshots, a follower takes the changes, and a sweeper sweeps. Every ten seconds each writer drops all
+//! that it has at once, so that shards shrink and grow again.
 //!
 //! With `batches`, the writers use batches and handles only, all routes expire, no thread reads, and the follower never
 //! takes a change. Single calls and readers pin so often that they would free what a batch leaves behind.
@@ -106,7 +106,8 @@ impl Soak {
         }
     }
 
-    /// A reference of a proxy that stays. If the sweeper has dropped the proxy on a slow machine, registers the proxy again.
+    /// A reference of a proxy that stays. If the sweeper has dropped the proxy on a slow machine, registers the proxy
+    /// again.
     fn proxy(&self, number: usize) -> ProxyRef {
         register(&self.table, &format!("proxy-{number}"), "proxy:3080").expect("there is room")
     }

@@ -7,8 +7,8 @@
 //!
 //! The sweeper counts late routes when it visits them, and the brake sums up the last visits of all shards. So the sum
 //! covers the time of a round, whenever it is taken. A round takes a quarter of the interval, and routes are late for a
-//! third, so the sum has all routes that became late at one time before they expire. When the sum reaches both limits of
-//! the brake, expiry is held at the present tick (`time.rs`).
+//! third, so the sum has all routes that became late at one time before they expire. When the sum reaches both limits
+//! of the brake, expiry is held at the present tick (`time.rs`).
 //!
 //! The hold ends when a whole round has counted at most half of the limit, because heartbeats have returned. The hold
 //! also ends when the effective interval reaches `max_intervals` keep-alive intervals. Then the routes that are still
@@ -76,7 +76,8 @@ pub(crate) const HEARTBEATS_PER_INTERVAL: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Brake {
     options: Option<ExpiryBrake>,
-    /// The late routes of each stage of the sweeper's round (a shard), as its last visit counted them. None without options.
+    /// The late routes of each stage of the sweeper's round (a shard), as its last visit counted them. None without
+    /// options.
     of_stages: Box<[AtomicUsize]>,
     /// The late routes of this visit of a stage so far.
     of_visit: AtomicUsize,

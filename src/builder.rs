@@ -107,12 +107,12 @@ impl Builder {
     ///
     /// A proxy counts until it is removed or dropped. But the number of a removed or replaced proxy is free again only
     /// after its routes are swept. This takes at most 15 rounds of the [sweeper](crate::RouteTable::sweep), unless a
-    /// thread stays inside a call: threads that are inside a call when the proxy is removed, or when its routes have been
-    /// swept, must leave that call first.
+    /// thread stays inside a call: threads that are inside a call when the proxy is removed, or when its routes have
+    /// been swept, must leave that call first.
     ///
-    /// So a table has an eighth and 16 more numbers than proxies, but at most 8,388,608 in all. If half of the additional
-    /// numbers are in use, new proxies are refused, and registered proxies can still restart with a newer incarnation.
-    /// With the greatest limit, no number is additional: no proxy of a full table can restart.
+    /// So a table has an eighth and 16 more numbers than proxies, but at most 8,388,608 in all. If half of the
+    /// additional numbers are in use, new proxies are refused, and registered proxies can still restart with a newer
+    /// incarnation. With the greatest limit, no number is additional: no proxy of a full table can restart.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self

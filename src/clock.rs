@@ -23,8 +23,8 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
 
 /// The operating system's clocks.
 ///
-/// On Linux, the monotonic reading is `CLOCK_BOOTTIME`, which also counts the time for which the machine was suspended. On
-/// other systems, it is that of [`Instant`](std::time::Instant).
+/// On Linux, the monotonic reading is `CLOCK_BOOTTIME`, which also counts the time for which the machine was suspended.
+/// On other systems, it is that of [`Instant`](std::time::Instant).
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct SystemClock;

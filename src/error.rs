@@ -137,8 +137,8 @@ pub enum BeginError {
     /// The proxy could not be registered.
     #[error(transparent)]
     Proxy(#[from] RegisterError),
-    /// The table remembers its maximum of incarnations, those of removed proxies included. It forgets the incarnation of
-    /// a removed proxy a keep-alive interval after the removal.
+    /// The table remembers its maximum of incarnations, those of removed proxies included. It forgets the incarnation
+    /// of a removed proxy a keep-alive interval after the removal.
     #[error("the table remembers its maximum of {limit} incarnations, those of removed proxies included")]
     TooManyIncarnations {
         /// The limit that was reached.

@@ -7,8 +7,8 @@
 //!
 //! Marking is one CAS on a place of the ring and one on the ring's head. Any writer may advance the head, so a writer
 //! that stops leaves no gap. Subscribers only read: a thousand subscribers cost the writers no more than one. If the
-//! writers overtake a subscriber in a ring, its next [`drain_events`](Subscription::drain_events) fails with [`Lagged`],
-//! which names the ring's part of the table. The other rings lose nothing.
+//! writers overtake a subscriber in a ring, its next [`drain_events`](Subscription::drain_events) fails with
+//! [`Lagged`], which names the ring's part of the table. The other rings lose nothing.
 //!
 //! A subscriber that has taken every change goes idle: it then reads one word, [`Feed::state`], and no ring. To go
 //! idle, it sets IDLE in the word, *then* reads the heads of all rings once more, and remembers the word. A writer
@@ -122,8 +122,8 @@ impl Feed {
         }
     }
 
-    /// Marks a change after the CAS or store that made it. `ring` is [`PROXIES`](Self::PROXIES) or the shard's number; the
-    /// shards of names follow those of UUIDs.
+    /// Marks a change after the CAS or store that made it. `ring` is [`PROXIES`](Self::PROXIES) or the shard's number;
+    /// the shards of names follow those of UUIDs.
     #[inline]
     pub(crate) fn mark(&self, ring: usize, guard: &Guard, event: impl FnOnce() -> Event) {
         if self.is_followed()
@@ -181,7 +181,8 @@ impl Feed {
         self.state.load(Ordering::Relaxed) == state
     }
 
-    /// Whether to mark a change that was made before this call. If not, a later subscriber sees the change in the table.
+    /// Whether to mark a change that was made before this call. If not, a later subscriber sees the change in the
+    /// table.
     #[inline]
     pub(crate) fn is_followed(&self) -> bool {
         // Pairs with the fence in `subscribe`.

@@ -59,8 +59,8 @@ impl KeepAlive {
         self.ages.returned.load(Ordering::Acquire) & INTERVAL
     }
 
-    /// The age in ticks up to which a call may not remove a route. Read it under the pin of that call. It is also the interval
-    /// that was set last.
+    /// The age in ticks up to which a call may not remove a route. Read it under the pin of that call. It is also the
+    /// interval that was set last.
     #[inline]
     pub(crate) fn kept(&self) -> u64 {
         // Relaxed: pairs with no store; the epoch orders the store of a longer age before each pin for which the grace
@@ -68,8 +68,8 @@ impl KeepAlive {
         self.ages.kept.load(Ordering::Relaxed)
     }
 
-    /// Sets the interval. A longer interval is in force when this returns, unless a thread stays pinned. Then the interval comes
-    /// into force after that thread has unpinned and some thread has collected garbage.
+    /// Sets the interval. A longer interval is in force when this returns, unless a thread stays pinned. Then the
+    /// interval comes into force after that thread has unpinned and some thread has collected garbage.
     pub(crate) fn set(&self, interval: u64) {
         let interval = interval.clamp(1, LAST_TICK);
         let setting = self.setting.lock();

@@ -110,8 +110,8 @@
 //! [`route_count`](RouteTable::route_count), [`expiry_hold`](RouteTable::expiry_hold),
 //! [`effective_keep_alive`](RouteTable::effective_keep_alive), [`find_proxy`](RouteTable::find_proxy) and
 //! [`incarnation`](RouteTable::incarnation) do not take the lock. [`sweep`](RouteTable::sweep) skips the proxies while
-//! another thread has the lock. `tests/stopped.rs` stops threads at random instructions inside each call, and checks the
-//! other calls.
+//! another thread has the lock. `tests/stopped.rs` stops threads at random instructions inside each call, and checks
+//! the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.
 //!
@@ -119,9 +119,9 @@
 //!
 //! While a thread is inside a call, memory that any thread retires is not freed. A long call therefore works in parts:
 //! 64 nodes of a batch, 512 records of a sweep, some 1,000 nodes of a page, a walk or a snapshot, one of the 128 parts
-//! of the proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Moving a sparse shard
-//! to smaller memory is one part: it takes milliseconds, in a sweep and in a call that meets the move. Other calls take
-//! a few microseconds.
+//! of the proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Moving a sparse
+//! shard to smaller memory is one part: it takes milliseconds, in a sweep and in a call that meets the move. Other
+//! calls take a few microseconds.
 //!
 //! If the operating system stops a thread inside a call, garbage grows without bound until the thread continues: by 40
 //! to 300 bytes for each insertion and removal of a node, by 2 KiB for each registration and removal of a proxy.

@@ -1,9 +1,9 @@
 //! The number of routes in the table, and its limit.
 //!
-//! A single counter would be a cache line that every insertion on every core writes. Instead, a group of threads takes a chunk
-//! of the free places at a time, and its insertions take places from the group's spare places. Near the limit, an insertion
-//! takes a single free place, or, if there is none, spare places of other groups. So the limit holds exactly, and insertions
-//! can use every place up to the limit.
+//! A single counter would be a cache line that every insertion on every core writes. Instead, a group of threads takes
+//! a chunk of the free places at a time, and its insertions take places from the group's spare places. Near the limit,
+//! an insertion takes a single free place, or, if there is none, spare places of other groups. So the limit holds
+//! exactly, and insertions can use every place up to the limit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -39,7 +39,8 @@ impl RouteLimit {
 
     /// Reserves places for `more` routes. Returns `false`, and reserves none, if that would exceed the limit.
     ///
-    /// If several threads compete for the last places, all of them may be refused; but the count never exceeds the limit.
+    /// If several threads compete for the last places, all of them may be refused; but the count never exceeds the
+    /// limit.
     #[must_use]
     #[inline]
     pub(crate) fn reserve(&self, more: usize) -> bool {

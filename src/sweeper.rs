@@ -117,9 +117,9 @@ impl SweepPace {
         all
     }
 
-    /// Takes the next step of those that are due after the pause; `None` if all were taken. A step that moves a shard is
-    /// the last. For callers that let a
-    /// subscriber of the change feed take the changes of one step before the next step.
+    /// Takes the next step of those that are due after the pause; `None` if all were taken. A step that moves a shard
+    /// is the last. For callers that let a subscriber of the change feed take the changes of one step before the next
+    /// step.
     pub fn sweep_step(&mut self, table: &RouteTable) -> Option<SweepReport> {
         self.steps = self.steps.checked_sub(1)?;
         let report = table.sweep(STEP);

@@ -50,8 +50,8 @@ const WALL_TRIES: usize = 4;
 /// The longest grace or hold: 18.6 hours.
 const MAX_GRACE: u64 = (1 << (64 - TIME_BITS)) - 1;
 
-/// A time without a reading is no stop if it is shorter than this, however short the heartbeat interval is: the system may
-/// run other threads meanwhile.
+/// A time without a reading is no stop if it is shorter than this, however short the heartbeat interval is: the system
+/// may run other threads meanwhile.
 const LEAST_STOP: u64 = if cfg!(loom) { 1 } else { 100 };
 
 /// How many stops may restart one grace or hold.

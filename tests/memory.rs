@@ -1,5 +1,5 @@
-//! What happens when there is no memory: the allocations that depend on how much a table holds may fail, and the call says
-//! so or tries again later. One test, since the allocator is the process's.
+//! What happens when there is no memory: the allocations that depend on how much a table holds may fail, and the call
+//! says so or tries again later. One test, since the allocator is the process's.
 
 mod common;
 
@@ -11,9 +11,9 @@ use common::{proxy, sweep_fully};
 use nodetracker::{AddError, ManualClock, NodeId, ProxyRef, RouteTable};
 use uuid::Uuid;
 
-/// Fails the allocations that a test selects. It knows the table's own allocations by their layouts: segments and indexes are
-/// allocated zeroed, and indexes are aligned to cache lines; the vectors of a rebuild are long. Lists have no layout of their
-/// own, so a test sets `LISTS` while nothing else of that size is allocated.
+/// Fails the allocations that a test selects. It knows the table's own allocations by their layouts: segments and
+/// indexes are allocated zeroed, and indexes are aligned to cache lines; the vectors of a rebuild are long. Lists have
+/// no layout of their own, so a test sets `LISTS` while nothing else of that size is allocated.
 struct Failing;
 
 /// A vector of as many bytes depends on how much a shard holds.

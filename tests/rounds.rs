@@ -1,4 +1,5 @@
-//! How soon the sweeper frees a number. The only test of its process, since other threads' pins would delay grace periods.
+//! How soon the sweeper frees a number. The only test of its process, since other threads' pins would delay grace
+//! periods.
 
 mod common;
 
@@ -24,8 +25,8 @@ fn a_number_comes_back_within_15_rounds() {
         .max_proxies(MOST)
         .build()
         .expect("possible limits");
-    // Other proxies hold the same nodes, and their routes have expired by the next round. So lists of routes are replaced,
-    // and wait for the end of grace periods too.
+    // Other proxies hold the same nodes, and their routes have expired by the next round. So lists of routes are
+    // replaced, and wait for the end of grace periods too.
     let others = ["a", "b", "c", "d"].map(|id| table.register_proxy(&proxy(id)).expect("there is room"));
     let nodes: Vec<NodeId> = (0..1_000).map(node).collect();
     for round in 1..=ROUNDS {

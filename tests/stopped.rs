@@ -1,10 +1,13 @@
-//! A signal stops a thread at any instruction of each public call, while another thread makes all calls that must not wait.
+//! A signal stops a thread at any instruction of each public call, while another thread makes all calls that must not
+//! wait.
 //!
-//! A *victim* makes one call again and again. The main thread stops it at a random moment, makes the other calls, compares
-//! their results with a model, and lets the victim continue. [`calls`] lists which calls may have to wait for which.
+//! A *victim* makes one call again and again. The main thread stops it at a random moment, makes the other calls,
+//! compares their results with a model, and lets the victim continue. [`calls`] lists which calls may have to wait for
+//! which.
 //!
-//! The victim is not stopped inside the allocator, whose locks are not the table's. If a call does not end while the victim
-//! is stopped, an alarm finds that no call has ended since the last alarm. It lets the victim continue, and the test fails.
+//! The victim is not stopped inside the allocator, whose locks are not the table's. If a call does not end while the
+//! victim is stopped, an alarm finds that no call has ended since the last alarm. It lets the victim continue, and the
+//! test fails.
 #![cfg(target_os = "linux")]
 
 #[path = "stopped/caller.rs"]
@@ -27,8 +30,8 @@ use stop::{Alarm, Victim, has_waited, live_bytes};
 enum Registry {
     /// The call is lock-free.
     Free,
-    /// The call takes the registry if it is free, and skips a step if not. So it does not wait, but other calls may wait for
-    /// it.
+    /// The call takes the registry if it is free, and skips a step if not. So it does not wait, but other calls may
+    /// wait for it.
     Tries,
     /// The call may wait for the registry.
     Takes,
@@ -36,7 +39,8 @@ enum Registry {
     Itself,
 }
 
-/// A call: the victim is stopped in it, and the main thread makes it while the victim is stopped in this or another call.
+/// A call: the victim is stopped in it, and the main thread makes it while the victim is stopped in this or another
+/// call.
 struct Call<'t> {
     name: &'static str,
     registry: Registry,
@@ -123,7 +127,8 @@ impl Call<'_> {
 /// Bytes that may stay allocated once a table is dropped: threads and rayon's pool keep them.
 const KEPT: usize = 1 << 18;
 
-/// `NODETRACKER_SCALE` multiplies the stops. A seed repeats the calls, but not the instructions at which the victim stops.
+/// `NODETRACKER_SCALE` multiplies the stops. A seed repeats the calls, but not the instructions at which the victim
+/// stops.
 #[test]
 fn a_thread_that_is_stopped_in_any_call_holds_up_no_call_that_is_lock_free() {
     let mut random = fastrand::Rng::with_seed(common::seed());

@@ -1,9 +1,9 @@
 //! papaya: lock-free, each entry in a box of its own.
 //!
 //! Replacing a value allocates, retires, and every 32 retirements interrupts all of the process's threads
-//! (`membarrier`): a refresh by `insert` takes 1.3 times as long as one by a CAS on the time inside the entry, with batches of
-//! 1,024 retirements still 1.2 times. So a refresh is that CAS, and only a change of membership replaces an entry. (A
-//! refresh that meets such a change of the same node may be lost; the other peers lose none.)
+//! (`membarrier`): a refresh by `insert` takes 1.3 times as long as one by a CAS on the time inside the entry, with
+//! batches of 1,024 retirements still 1.2 times. So a refresh is that CAS, and only a change of membership replaces an
+//! entry. (A refresh that meets such a change of the same node may be lost; the other peers lose none.)
 //!
 //! Three costs remain, and make papaya slow with a million entries. Each was found by leaving out one thing at a time:
 //!
@@ -13,8 +13,8 @@
 //!   beside 208;
 //! * a pin ends with a `swap`, which also stops look-ups from overlapping: 107 ns with a pin for each. So a batch has
 //!   one pin, and a call of one operation has one, too;
-//! * an entry in a box of its own is an allocation: filling the map takes 421 ns per entry, 224 with all of the capacity
-//!   from the beginning, which a table that does not know its nodes cannot have.
+//! * an entry in a box of its own is an allocation: filling the map takes 421 ns per entry, 224 with all of the
+//!   capacity from the beginning, which a table that does not know its nodes cannot have.
 //!
 //! Three things make no difference once the map has grown: that capacity, `ResizeMode::Blocking` (and the map grows no
 //! faster), and the place of the clock's reading, before the pin, after it, or after the look-up. So these are

@@ -1,6 +1,7 @@
 //! An allocator that counts the bytes of requests: the bytes in use, and their peak.
 //!
-//! As dhat does, but for tables of any size, and for peers whose every entry is an allocation, without a record of each.
+//! As dhat does, but for tables of any size, and for peers whose every entry is an allocation, without a record of
+//! each.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering};

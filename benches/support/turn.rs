@@ -1,6 +1,7 @@
 //! A contestant's turn: the throughput of several threads together, by the wall clock.
 //!
-//! The threads start together, behind a barrier. If there are more threads than cores, the threads' waits for a core count.
+//! The threads start together, behind a barrier. If there are more threads than cores, the threads' waits for a core
+//! count.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -18,9 +19,9 @@ const WARMING_UP: u8 = 0;
 const COUNTING: u8 = 1;
 const OVER: u8 = 2;
 
-/// Nanoseconds per operation of all threads together, over a window of time. `start` returns a thread's work; each call of
-/// the work does some operations, at least one, and returns their number. If no thread gets a core in the window, the window
-/// is repeated.
+/// Nanoseconds per operation of all threads together, over a window of time. `start` returns a thread's work; each call
+/// of the work does some operations, at least one, and returns their number. If no thread gets a core in the window,
+/// the window is repeated.
 pub(crate) fn window<W: FnMut() -> usize>(threads: usize, turn: Duration, start: impl Fn(usize) -> W + Sync) -> f64 {
     // Relaxed, all: neither atomic publishes other data; the counts are read after the threads have been joined.
     let phase = AtomicU8::new(WARMING_UP);
@@ -64,8 +65,8 @@ pub(crate) fn window<W: FnMut() -> usize>(threads: usize, turn: Duration, start:
     })
 }
 
-/// Nanoseconds per insertion of all threads together, from an empty table to all `nodes`. Further tables follow until the
-/// turn is over.
+/// Nanoseconds per insertion of all threads together, from an empty table to all `nodes`. Further tables follow until
+/// the turn is over.
 pub(crate) fn growths<P: Peer + Sync>(threads: usize, turn: Duration, nodes: &[Step]) -> f64 {
     let began = Instant::now();
     let mut took = Duration::ZERO;
@@ -86,7 +87,8 @@ fn growth<P: Peer + Sync>(threads: usize, nodes: &[Step]) -> Duration {
         barrier.wait();
         let began = Instant::now();
         loop {
-            // Relaxed: atomicity alone gives each share to one thread; the nodes were written before the threads started.
+            // Relaxed: atomicity alone gives each share to one thread; the nodes were written before the threads
+            // started.
             let from = taken.fetch_add(SHARE, Ordering::Relaxed);
             let Some(rest) = nodes.get(from..) else { break };
             for step in &rest[..rest.len().min(SHARE)] {

@@ -56,8 +56,8 @@ fn forge(mut input: &[u8]) -> Vec<u8> {
     forged.bytes
 }
 
-/// A snapshot whose parts are as they have to be: a few proxies, then a node for every four bytes or more. Names, nodes and
-/// routes may be there twice.
+/// A snapshot whose parts are as they have to be: a few proxies, then a node for every four bytes or more. Names, nodes
+/// and routes may be there twice.
 fn compose(input: &[u8]) -> Vec<u8> {
     let mut bytes = input.iter().copied();
     let mut next = || bytes.next();

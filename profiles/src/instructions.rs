@@ -15,16 +15,16 @@ const OPS: f64 = 100_000.0;
 /// The runner must be of the library's version.
 const RUNNER: &str = "0.20.0";
 
-/// What callgrind counts, under the names that the record gives it: the instructions, the misses of the first level, and
-/// those of the last.
+/// What callgrind counts, under the names that the record gives it: the instructions, the misses of the first level,
+/// and those of the last.
 const COUNTS: [(&str, &[&str]); 3] = [
     ("instructions", &["Ir"]),
     ("L1 misses", &["I1mr", "D1mr", "D1mw"]),
     ("LL misses", &["ILmr", "DLmr", "DLmw"]),
 ];
 
-/// How much more than recorded is too much: in proportion, and in misses too small a difference to mean anything. Tables
-/// hash with random keys, which makes counts of one program differ by [`WOBBLE`].
+/// How much more than recorded is too much: in proportion, and in misses too small a difference to mean anything.
+/// Tables hash with random keys, which makes counts of one program differ by [`WOBBLE`].
 const TOLERANCES: [(f64, f64); 3] = [(0.02, 0.0), (0.03, 0.05), (0.03, 0.05)];
 const WOBBLE: &str = "half a percent of instructions, and 3 % of misses";
 

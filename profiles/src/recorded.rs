@@ -1,5 +1,5 @@
-//! Profiles in dhat's format, made fit to be kept: without addresses, process IDs and directories, which differ from run
-//! to run, and with backtraces that are the same without them added up.
+//! Profiles in dhat's format, made fit to be kept: without addresses, process IDs and directories, which differ from
+//! run to run, and with backtraces that are the same without them added up.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -104,8 +104,8 @@ impl<'t> Subscription<'t> {
     ///
     /// # Errors
     ///
-    /// [`Lagged`]: changes of one part were lost. The call may have taken other changes before. Read the part again; the
-    /// later events of the part are complete again.
+    /// [`Lagged`]: changes of one part were lost. The call may have taken other changes before. Read the part again;
+    /// the later events of the part are complete again.
     pub fn drain_events(&mut self, most: usize, mut each: impl FnMut(&Event)) -> Result<usize, Lagged> {
         // If the state has changed but the rings seem unchanged, the fence in `go_idle` precedes the next read of the
         // heads.

@@ -38,7 +38,8 @@ impl Waiters {
         waiter.waker.register(waker);
         #[cfg(loom)]
         waiter.waker.register_by_ref(waker);
-        // Acquire: pairs with the store in `wake_all`. Only the subscription calls this, so no swap needs to see another.
+        // Acquire: pairs with the store in `wake_all`. Only the subscription calls this, so no swap needs to see
+        // another.
         if waiter.is_queued.swap(true, Ordering::Acquire) {
             return;
         }

@@ -42,8 +42,8 @@ impl ThinStr {
         self.0.expose_provenance() as u64
     }
 
-    /// The text whose [`to_bits`](ThinStr::to_bits) returned these bits. For other bits, only `to_bits` may be called on
-    /// the result.
+    /// The text whose [`to_bits`](ThinStr::to_bits) returned these bits. For other bits, only `to_bits` may be called
+    /// on the result.
     pub(crate) fn from_bits(bits: u64) -> ThinStr {
         ThinStr(with_exposed_provenance_mut(bits as usize))
     }

@@ -34,15 +34,15 @@ pub(crate) enum Prospect {
     Stale,
 }
 
-/// The most numbers in use while proxies restart, for a limit on proxies. The older incarnation's number stays in use until its
-/// routes are swept, so a table that is full of proxies needs more numbers than proxies.
+/// The most numbers in use while proxies restart, for a limit on proxies. The older incarnation's number stays in use
+/// until its routes are swept, so a table that is full of proxies needs more numbers than proxies.
 pub(super) fn most_numbers(limit: usize) -> usize {
     (limit + limit / 8 + 16).min(PROXY_NUMBERS)
 }
 
-/// The most numbers in use before a new proxy is refused, for a limit on proxies. The number of a removed proxy stays in
-/// use until its routes are swept, so removals would make no room at once. The other numbers are for restarts: however
-/// often strangers come and go, a known proxy can restart.
+/// The most numbers in use before a new proxy is refused, for a limit on proxies. The number of a removed proxy stays
+/// in use until its routes are swept, so removals would make no room at once. The other numbers are for restarts:
+/// however often strangers come and go, a known proxy can restart.
 pub(super) fn most_numbers_for_new(limit: usize) -> usize {
     limit.midpoint(most_numbers(limit))
 }

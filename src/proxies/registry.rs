@@ -9,8 +9,8 @@ use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::incarnations::Incarnations;
 use crate::proxies::intern::{Clusters, Interner};
 
-/// Numbers, shared details and ended incarnations. No step under the lock is long: the collections here grow and shrink by a
-/// few elements at a time.
+/// Numbers, shared details and ended incarnations. No step under the lock is long: the collections here grow and shrink
+/// by a few elements at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     /// The first FREE number that was used before. Its entry has the next number.

@@ -1,7 +1,7 @@
 //! The heap list of a node with two routes or more.
 //!
-//! A list's membership never changes. Only the times and ranks in its words do, by one CAS each, until a word is frozen. The
-//! record's word has the list's length beside its address, so a list of n routes takes n words.
+//! A list's membership never changes. Only the times and ranks in its words do, by one CAS each, until a word is
+//! frozen. The record's word has the list's length beside its address, so a list of n routes takes n words.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::cmp::Reverse;

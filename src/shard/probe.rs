@@ -40,7 +40,8 @@ pub(crate) fn mix(hash: u64, seed: u64) -> u64 {
     (hash ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-/// The home bucket of a key, from its mixed hash. It is monotone in `mixed`: [`scan`](crate::shard::scan) relies on that.
+/// The home bucket of a key, from its mixed hash. It is monotone in `mixed`: [`scan`](crate::shard::scan) relies on
+/// that.
 #[inline]
 pub(crate) fn home(mixed: u64, buckets: u32) -> u32 {
     (((mixed >> 32) * u64::from(buckets)) >> 32) as u32
@@ -128,8 +129,8 @@ impl<'g> Index<'g> {
 
     /// Finds the first record in the key's probe sequence that `accept` takes.
     ///
-    /// Slots are written once, in the order of the sequence (invariant 1). So if the sequence has an EMPTY slot when its
-    /// bucket is compared, the key is not in the index at that moment.
+    /// Slots are written once, in the order of the sequence (invariant 1). So if the sequence has an EMPTY slot when
+    /// its bucket is compared, the key is not in the index at that moment.
     #[inline]
     pub(crate) fn find<R>(self, hash: u64, mut accept: impl FnMut(Published<'g>) -> Option<R>) -> Option<R> {
         let probe = self.probe(hash);

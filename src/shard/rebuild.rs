@@ -6,9 +6,9 @@
 //! # Before the freeze
 //!
 //! A frozen index makes every inserting thread copy it, so that all copies but one are wasted: two threads that
-//! inserted a million keys copied nearly each index twice. So one thread, whose insertion reaches the limit of an index,
-//! copies the index before it freezes anything. The others insert up to a second limit ([`most_used`]). Each thread
-//! rebuilds only beyond the second limit, as when the one thread was stopped or had no memory.
+//! inserted a million keys copied nearly each index twice. So one thread, whose insertion reaches the limit of an
+//! index, copies the index before it freezes anything. The others insert up to a second limit ([`most_used`]). Each
+//! thread rebuilds only beyond the second limit, as when the one thread was stopped or had no memory.
 //!
 //! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it
 //! copies a large index in parts, some buckets at a time ([`Rebuild`]).
@@ -76,7 +76,8 @@ impl<K: Key> Shard<K> {
         }
     }
 
-    /// [`rebuild`](Shard::rebuild) that freezes `old` last, so that other threads may insert into `old` nearly all the time.
+    /// [`rebuild`](Shard::rebuild) that freezes `old` last, so that other threads may insert into `old` nearly all the
+    /// time.
     pub(crate) fn rebuild_ahead<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), CapacityError> {
         let mut rebuild = Rebuild::new(old, next_shape(old, false))?;
         let copied = rebuild.copy::<K, P>(old, u32::MAX, scope)?;
@@ -285,14 +286,15 @@ impl RebuildSlot {
     fn take(&self) -> Option<Box<PartialRebuild>> {
         // Acquire: pairs with the Release in `put`, so that the whole rebuild is visible. The null publishes nothing.
         let partial = self.0.swap(std::ptr::null_mut(), std::sync::atomic::Ordering::Acquire);
-        // SAFETY: `put` stored only pointers from `Box::into_raw`, and the swap removed this one, so no other thread has it.
+        // SAFETY: `put` stored only pointers from `Box::into_raw`, and the swap removed this one, so no other thread
+        // has it.
         (!partial.is_null()).then(|| unsafe { Box::from_raw(partial) })
     }
 
     fn put(&self, partial: PartialRebuild) {
         let partial = Box::into_raw(Box::new(partial));
-        // AcqRel: Release pairs with the Acquire in `take`; Acquire pairs with the Release of another `put`, whose rebuild is
-        // dropped here.
+        // AcqRel: Release pairs with the Acquire in `take`; Acquire pairs with the Release of another `put`, whose
+        // rebuild is dropped here.
         let other = self.0.swap(partial, std::sync::atomic::Ordering::AcqRel);
         if !other.is_null() {
             // SAFETY: another `put` stored a pointer from `Box::into_raw`, and this swap removed it, so no other thread
@@ -318,8 +320,8 @@ enum Found {
     Moving,
 }
 
-/// Makes a DEAD record RETIRED, so that its key cannot use the record again (invariant 6). The record stays RETIRED whichever
-/// copy wins the root.
+/// Makes a DEAD record RETIRED, so that its key cannot use the record again (invariant 6). The record stays RETIRED
+/// whichever copy wins the root.
 fn retire_tombstone(record: Published<'_>) -> Found {
     let mut word = record.load();
     loop {

@@ -355,8 +355,8 @@ impl Snapshot {
             proxy
                 .check()
                 .map_err(|error| payload.fault(start, SnapshotFault::Proxy(error)))?;
-            // The writer copies one part of the proxies after the other. If it copies a proxy that is removed later, and
-            // the proxy that was registered instead, then there are more proxies than fit into the table.
+            // The writer copies one part of the proxies after the other. If it copies a proxy that is removed later,
+            // and the proxy that was registered instead, then there are more proxies than fit into the table.
             if self.proxies.len() == table.proxies().most_numbers() {
                 let (needed, limit) = (self.proxies.len() + 1, table.proxies().limit());
                 return Err(SnapshotError::TooManyProxies { needed, limit });

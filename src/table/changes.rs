@@ -5,8 +5,8 @@ use crate::table::RouteTable;
 
 /// # Following changes
 impl RouteTable {
-    /// Subscribes to the changes of the table from now on: routes added and removed, proxies changed and removed, but not
-    /// refreshes.
+    /// Subscribes to the changes of the table from now on: routes added and removed, proxies changed and removed, but
+    /// not refreshes.
     ///
     /// To follow the table, subscribe, then read the whole table, then drain its events, and look up the node of each
     /// event. Writers do not wait for subscribers. The first subscription makes each change cost more; further

@@ -40,8 +40,8 @@ pub struct AddHandlesError {
 pub struct RefreshedRoutes {
     /// The number of refreshed routes.
     pub refreshed: usize,
-    /// The positions of the other handles, in ascending order: their route was removed or has expired, or its record has
-    /// moved.
+    /// The positions of the other handles, in ascending order: their route was removed or has expired, or its record
+    /// has moved.
     pub gone: Vec<usize>,
 }
 

@@ -45,7 +45,8 @@ impl RouteTable {
     ///
     /// # Readers and the lock
     ///
-    /// At every moment, a reader finds the proxy by its older or its newer reference: see [`find_proxy`](Self::find_proxy).
+    /// At every moment, a reader finds the proxy by its older or its newer reference: see
+    /// [`find_proxy`](Self::find_proxy).
     ///
     /// The call takes no lock if nothing changes: the incarnation is the latest and the details are the same, or the
     /// registered proxy's incarnation is greater. Otherwise it takes the registry's lock, mostly for some microseconds.

@@ -8,8 +8,8 @@ use crate::types::proxy::ProxyRef;
 
 /// # Removing routes
 impl RouteTable {
-    /// Removes all routes of a node. Returns `true` if [`get_proxies`](Self::get_proxies) would have returned at least one of
-    /// them.
+    /// Removes all routes of a node. Returns `true` if [`get_proxies`](Self::get_proxies) would have returned at least
+    /// one of them.
     ///
     /// In rare cases a removal needs memory. If there is none, the call removes nothing and returns `false`; the routes
     /// expire.
@@ -17,11 +17,11 @@ impl RouteTable {
         self.remove(node, Change::RemoveNode)
     }
 
-    /// Removes the route of a node through one proxy. Returns `true` if [`get_proxies`](Self::get_proxies) would have returned
-    /// the route.
+    /// Removes the route of a node through one proxy. Returns `true` if [`get_proxies`](Self::get_proxies) would have
+    /// returned the route.
     ///
-    /// A removal from three routes or more needs memory. If there is none, the call removes nothing and returns `false`; the
-    /// route expires.
+    /// A removal from three routes or more needs memory. If there is none, the call removes nothing and returns
+    /// `false`; the route expires.
     pub fn remove_route(&self, node: &NodeId, proxy: ProxyRef) -> bool {
         let guard = pin();
         // The pin covers the removal, too, so the number cannot become another proxy's meanwhile.

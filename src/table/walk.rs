@@ -122,7 +122,8 @@ impl RouteTable {
         Ok(())
     }
 
-    /// Replaces `copy` with at most the next `most` nodes: a part of one shard ([`scan`](crate::shard::scan)), under one pin.
+    /// Replaces `copy` with at most the next `most` nodes: a part of one shard ([`scan`](crate::shard::scan)), under
+    /// one pin.
     pub(crate) fn scan_next(&self, from: &At, most: usize, copy: &mut ShardScan) -> ScanEnd {
         let (number, start) = match from {
             At::Shard(number) => (*number, Start::Beginning),

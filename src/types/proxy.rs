@@ -15,8 +15,8 @@ pub struct Proxy<'a> {
     pub id: &'a str,
     /// The cluster to which the proxy belongs; up to 255 bytes, no control characters, may be empty.
     pub cluster_name: &'a str,
-    /// The address at which other proxies reach the proxy, `host:port`; up to 255 bytes. The host is a name, an IPv4 address
-    /// or an IPv6 address in brackets, and not the unspecified address.
+    /// The address at which other proxies reach the proxy, `host:port`; up to 255 bytes. The host is a name, an IPv4
+    /// address or an IPv6 address in brackets, and not the unspecified address.
     pub addr: &'a str,
 }
 

@@ -8,7 +8,8 @@ use smallvec::SmallVec;
 
 use crate::types::route::Route;
 
-/// The routes of a node, most recently refreshed first; a slice of [`Route`] or [`ResolvedRoute`](crate::ResolvedRoute).
+/// The routes of a node, most recently refreshed first; a slice of [`Route`] or
+/// [`ResolvedRoute`](crate::ResolvedRoute).
 ///
 /// Up to two routes need no allocation.
 ///

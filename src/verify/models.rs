@@ -215,7 +215,8 @@ fn a_stalled_removal_never_removes_another_proxys_route() {
     );
 }
 
-/// A [`model`] of a call that returns the proxies of routes. The look-up reads a route first, and resolves its number later.
+/// A [`model`] of a call that returns the proxies of routes. The look-up reads a route first, and resolves its number
+/// later.
 fn look_up(
     before: impl Fn(&World, ProxyRef) + Send + Sync + 'static,
     call: impl Fn(&World) -> Vec<ProxyRef> + Copy + Send + Sync + 'static,

@@ -1,10 +1,12 @@
-//! A barrier for threads that check things. If one thread panics, the other threads panic too, instead of waiting forever.
+//! A barrier for threads that check things. If one thread panics, the other threads panic too, instead of waiting
+//! forever.
 
 use std::hint;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-/// How often a waiting thread looks before it lets others run: threads that wait on cores of their own continue together.
+/// How often a waiting thread looks before it lets others run: threads that wait on cores of their own continue
+/// together.
 const SPINS: usize = 1_000;
 
 /// A reusable barrier, to be used through one [`Pass`] per thread.

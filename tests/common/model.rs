@@ -164,8 +164,8 @@ pub(crate) struct Model {
     routes: Routes,
     known: HashMap<ProxyRef, Known>,
     handed_out: Vec<ProxyRef>,
-    /// Proxies that were removed or dropped. Their places may still be taken: besides sweeps, it takes that every thread
-    /// of the process which was inside of some table at that time has left it.
+    /// Proxies that were removed or dropped. Their places may still be taken: besides sweeps, it takes that every
+    /// thread of the process which was inside of some table at that time has left it.
     leaving: usize,
     /// The latest reading of the clock that the table saw, in milliseconds.
     now: u64,

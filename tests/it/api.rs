@@ -463,8 +463,8 @@ fn a_handle_of_a_node_that_is_gone_refreshes_no_other() {
 
 // --- routes and time
 
-/// Two nodes have two routes each, and one route of each node is refreshed. After one interval, these routes are left; after
-/// two intervals, none.
+/// Two nodes have two routes each, and one route of each node is refreshed. After one interval, these routes are left;
+/// after two intervals, none.
 #[test]
 fn only_routes_refreshed_within_the_interval_are_answered() {
     let (table, clock) = table();

@@ -194,7 +194,8 @@ fn a_thousand_subscriptions_cost_writers_what_one_does() {
     };
     assert_eq!(work(), 0, "nobody follows");
     let first = table.subscribe();
-    // Added, removed, added again and expired; then moved, added and the proxy removed; and what it leaves behind is swept.
+    // Added, removed, added again and expired; then moved, added and the proxy removed; and what it leaves behind is
+    // swept.
     crate::common::sweep_fully(&table);
     let for_one = work();
     assert_eq!(for_one, 4 * 1000 + 3);

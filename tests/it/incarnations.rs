@@ -187,8 +187,8 @@ fn calls_without_an_incarnation_speak_for_the_current_one() {
     assert_eq!(routes(&table, &node(2)), [second.proxy]);
     assert_eq!(table.incarnation(second.proxy), Some(number(2)));
 
-    // After its end they register one without an incarnation. That is no way around what is remembered, and a greater one
-    // does not take it over.
+    // After its end they register one without an incarnation. That is no way around what is remembered, and a greater
+    // one does not take it over.
     assert!(table.remove_proxy(second.proxy));
     table.report_node(&node(2), &proxy("proxy")).expect("there is room");
     let late = table.register_proxy(&proxy("proxy")).expect("it is there");

@@ -175,7 +175,8 @@ fn a_page_reads_the_present_routes_of_the_nodes_that_its_cursor_holds() {
     );
 }
 
-/// The node that a page ended with may be removed, and others may be added before it: the next page starts behind its place.
+/// The node that a page ended with may be removed, and others may be added before it: the next page starts behind its
+/// place.
 #[test]
 fn a_place_stays_good_whatever_becomes_of_its_node() {
     let table = RouteTable::new();

@@ -50,7 +50,8 @@ fn routes_have_room_for_two() {
     );
 }
 
-/// Nodes with any number of routes, known and unknown, UUIDs and names, so that a group has more routes than it has room for.
+/// Nodes with any number of routes, known and unknown, UUIDs and names, so that a group has more routes than it has
+/// room for.
 #[test]
 fn a_batch_of_look_ups_returns_what_single_look_ups_return() {
     let table = RouteTable::new();

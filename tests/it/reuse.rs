@@ -21,7 +21,8 @@ struct Life {
     handles: Vec<RouteHandle>,
 }
 
-/// Where the lives of the number are: `2 * life` while a proxy is registered, `2 * life + 1` once its removal has returned.
+/// Where the lives of the number are: `2 * life` while a proxy is registered, `2 * life + 1` once its removal has
+/// returned.
 struct Progress(AtomicUsize);
 
 impl Progress {
@@ -88,9 +89,9 @@ impl Holder {
     }
 }
 
-/// While a number goes from proxy to proxy, threads that hold each proxy's reference use it before, during and after its
-/// removal, and when the number is the next one's: it is refused from the removal on, and neither are its routes the next
-/// proxy's nor can it reach those.
+/// While a number goes from proxy to proxy, threads that hold each proxy's reference use it before, during and after
+/// its removal, and when the number is the next one's: it is refused from the removal on, and neither are its routes
+/// the next proxy's nor can it reach those.
 #[test]
 fn a_reference_never_reaches_the_next_proxy_of_its_number() {
     let lives = 40 * scale();
@@ -131,8 +132,8 @@ fn a_reference_never_reaches_the_next_proxy_of_its_number() {
         let pass = gate.pass();
         let mut refs: Vec<ProxyRef> = Vec::new();
         for life in 0..=lives {
-            // The number is free after a grace period, which the holders may delay, and a full round after that. Until then,
-            // the table has a few other numbers for new proxies.
+            // The number is free after a grace period, which the holders may delay, and a full round after that. Until
+            // then, the table has a few other numbers for new proxies.
             let registered = (0..1_000_000).find_map(|_| {
                 sweep_fully(table);
                 thread::yield_now();

@@ -17,8 +17,8 @@ use crate::common;
 use crate::stop::stoppable;
 
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(3600);
-/// Three groups of nodes. Only one caller changes the first group. In the second group, each caller changes the routes of its
-/// own proxies. The routes of the third group are in no caller's model.
+/// Three groups of nodes. Only one caller changes the first group. In the second group, each caller changes the routes
+/// of its own proxies. The routes of the third group are in no caller's model.
 pub(crate) const OWN: usize = 160;
 const SHARED: usize = 24;
 const WILD: usize = 24;
@@ -537,8 +537,8 @@ impl<'t> Caller<'t> {
     /// An ID that no proxy has had.
     fn new_id(&mut self) -> String {
         if self.is_victim() {
-            // A victim may take any number of numbers before it is stopped, so the numbers of its earlier proxies must become
-            // free.
+            // A victim may take any number of numbers before it is stopped, so the numbers of its earlier proxies must
+            // become free.
             self.table.sweep(64);
         }
         self.counter += 1;

@@ -26,8 +26,8 @@ static PIPE: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 static CALLS: AtomicU64 = AtomicU64::new(0);
 static CALLS_AT_ALARM: AtomicU64 = AtomicU64::new(u64::MAX);
 static HAS_WAITED: AtomicBool = AtomicBool::new(false);
-/// Seconds between two alarms. The longest call is a `write_snapshot` that finds the registry's lock taken: it yields ten
-/// thousand times, which takes many seconds on a busy machine.
+/// Seconds between two alarms. The longest call is a `write_snapshot` that finds the registry's lock taken: it yields
+/// ten thousand times, which takes many seconds on a busy machine.
 const PATIENCE: u32 = 60;
 
 static LIVE_BYTES: AtomicUsize = AtomicUsize::new(0);

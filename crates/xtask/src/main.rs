@@ -52,8 +52,8 @@ enum Task {
     },
     /// Check the budgets of memory
     ///
-    /// `check` runs up to a million routes, in seconds. `all` runs up to ten million, and records profiles, plot and table.
-    /// `garbage` plots what waits to be freed. Anything else is the name of a program.
+    /// `check` runs up to a million routes, in seconds. `all` runs up to ten million, and records profiles, plot and
+    /// table. `garbage` plots what waits to be freed. Anything else is the name of a program.
     Memory {
         #[arg(default_value = "check")]
         what: Vec<String>,
@@ -78,7 +78,8 @@ enum Task {
     },
     /// Measure what profiles/README.md shows, and write it there
     ///
-    /// Needs a machine that does nothing else. ROUNDS=9 makes the medians of `speed` steadier, and takes twice the time.
+    /// Needs a machine that does nothing else. ROUNDS=9 makes the medians of `speed` steadier, and takes twice the
+    /// time.
     Record {
         /// All if none is named
         parts: Vec<RecordPart>,

@@ -11,9 +11,9 @@ pub(crate) enum Sanitizer {
     Address,
     /// Data races; also needs rust-src
     ///
-    /// The thread sanitizer knows nothing of fences. crossbeam-epoch notices that it is built for it, and does without those
-    /// that order what is freed (its build.rs); our own order nothing but atomics. So nothing has to be suppressed. It sees
-    /// what an x86 processor hides: with a Relaxed load in `Shard::root` it reports 27 races.
+    /// The thread sanitizer knows nothing of fences. crossbeam-epoch notices that it is built for it, and does without
+    /// those that order what is freed (its build.rs); our own order nothing but atomics. So nothing has to be
+    /// suppressed. It sees what an x86 processor hides: with a Relaxed load in `Shard::root` it reports 27 races.
     Thread,
 }
 
