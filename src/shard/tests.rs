@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::builder::Builder;
-use crate::layout::{MAX_RECORDS, SHARD_BITS, SHARDS, SLOTS_PER_BUCKET};
+use crate::layout::{MAX_RECORDS, MAX_ROUTES_PER_NODE, SHARD_BITS, SHARDS, SLOTS_PER_BUCKET};
 use crate::liveness::Liveness;
 use crate::shard::Scope;
 use crate::shard::key::UuidKey;
@@ -637,6 +637,40 @@ fn a_route_that_goes_was_its_proxys_until_now_or_until_it_expired() {
     let mut gone = left.0.take();
     gone.sort_unstable();
     assert_eq!(gone, [(1, 16), (2, 11)]);
+}
+
+#[test]
+fn an_addition_that_was_stalled_for_an_interval_displaces_no_valid_route() {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let guard = pin();
+    let at = |now| Scope {
+        guard: &guard,
+        hasher: &world.hasher,
+        route_limit: &world.route_limit,
+        proxies: &AllAlive,
+        now,
+        keep_alive: 10,
+        kept_age: 10,
+        feed: &world.feed,
+    };
+    // A full list, whose oldest route was refreshed before, at, or after the time of the stalled addition.
+    for oldest in [19, 20, 21] {
+        let shard = Shard::new(0);
+        let key = UuidKey([1, 1]);
+        let hash = key.hash(&world.hasher);
+        let add = |proxy, now| {
+            let added = shard.put(&key, hash, Change::Add(proxy), &at(now));
+            added.expect("there is room").0
+        };
+        add(0, oldest);
+        (1..MAX_ROUTES_PER_NODE as u32).for_each(|proxy| assert_eq!(add(proxy, 25), Added::Inserted));
+        assert_eq!(add(100, 20), Added::Inserted);
+        let valid = |now| shard.get(&key, hash, &at(now)).len();
+        assert_eq!(valid(25), MAX_ROUTES_PER_NODE, "oldest {oldest}");
+        // The addition's own route expires after tick 30.
+        let of_others = MAX_ROUTES_PER_NODE - 1 + usize::from(oldest == 21);
+        assert_eq!(valid(31), of_others, "oldest {oldest}");
+    }
 }
 
 #[test]
