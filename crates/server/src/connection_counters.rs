@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::named::named;
+
 /// A counter that only one thread writes, and any thread reads.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
@@ -19,29 +21,6 @@ impl Counter {
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// Declares an enum whose variants have names, and the list of its variants.
-macro_rules! named {
-    ($(#[$doc:meta])* $kind:ident { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum $kind {
-            $($(#[$variant_doc])* $variant,)+
-        }
-
-        impl $kind {
-            /// Every variant, in the order of declaration.
-            pub(crate) const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// Returns the stable name, which the metrics report.
-            pub(crate) fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)+
-                }
-            }
-        }
-    };
 }
 
 named! {

@@ -38,6 +38,7 @@ pub mod limits;
 mod log;
 mod machine;
 mod memory;
+mod named;
 mod quota;
 mod refusal;
 mod rpc;

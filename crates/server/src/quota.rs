@@ -295,13 +295,13 @@ impl ClientQuota {
         if watches >= most_watches {
             return Err((
                 Reason::AddressWatches,
-                format!("{} has {watches} watches", self.whose()),
+                format!("{} has {watches} watches", self.name_for_client()),
             ));
         }
         if watched.saturating_add(size) > most_size {
             let message = format!(
                 "the nodes of the watches of {} take {watched} bytes of {most_size}",
-                self.whose()
+                self.name_for_client()
             );
             return Err((Reason::AddressWatchedNodes, message));
         }
@@ -310,10 +310,10 @@ impl ClientQuota {
         Ok(())
     }
 
-    /// Returns words for the client in a message to the client.
-    fn whose(&self) -> &'static str {
+    /// Returns how a message to the client names the client.
+    fn name_for_client(&self) -> &'static str {
         match self.key() {
-            ClientKey::Certified(_) => "your certificate's name",
+            ClientKey::Certified(_) => "your certificate",
             ClientKey::V4(_) | ClientKey::V6(_) => "your address",
         }
     }

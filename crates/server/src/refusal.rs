@@ -22,81 +22,55 @@ use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{debug, info};
 
 use crate::log::peer;
+use crate::named::named;
 
 /// How often the log has a line for one reason, at the level info.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Declares [`Reason`] with the names and the list of all reasons.
-macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $reason:ident = $name:literal,)+) => {
-        /// Which limit was reached.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum Reason {
-            $($(#[doc = $doc])+ $reason,)+
-        }
-
-        impl Reason {
-            /// Every reason, in the order of declaration.
-            pub(crate) const ALL: &[Reason] = &[$(Reason::$reason,)+];
-
-            /// Returns the stable name, which `Stats` reports.
-            pub(crate) fn name(self) -> &'static str {
-                match self {
-                    $(Reason::$reason => $name,)+
-                }
-            }
-
-            /// Returns a sentence for the log.
-            fn text(self) -> &'static str {
-                match self {
-                    $(Reason::$reason => concat!($($doc),+).trim_ascii(),)+
-                }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// The memory of all clients is used up, so even the connection's share is not free.
-    ClientMemory = "client_memory",
-    /// The connection holds its share of the memory, and more than is free.
-    ConnectionMemory = "connection_memory",
-    /// The client's address holds its share of the memory.
-    AddressMemory = "address_memory",
-    /// The table has its maximum of routes.
-    TableRoutes = "table_routes",
-    /// The proxy has its maximum of routes.
-    ProxyRoutes = "proxy_routes",
-    /// The table has its maximum of proxies.
-    TableProxies = "table_proxies",
-    /// The system had no memory for the table.
-    TableMemory = "table_memory",
-    /// The server has its maximum of watches.
-    Watches = "watches",
-    /// The connection has its maximum of watches.
-    ConnectionWatches = "connection_watches",
-    /// The client's address has its share of the watches.
-    AddressWatches = "address_watches",
-    /// The nodes of all watches take the maximum of bytes.
-    WatchedNodes = "watched_nodes",
-    /// The nodes of the watches of the client's address take the address's share of the bytes.
-    AddressWatchedNodes = "address_watched_nodes",
-    /// The metadata of a request is too large.
-    MetadataSize = "metadata_size",
-    /// A request message is too large.
-    MessageSize = "message_size",
-    /// The reply would be too large.
-    ReplySize = "reply_size",
-    /// The connection ended: its client cancelled too many calls.
-    CancelledCalls = "cancelled_calls",
-    /// The connection ended: h2 counted too many resets, or too many tiny or endless frames.
-    FrameFlood = "frame_flood",
-    /// A connection had to wait: the server has its maximum of connections.
-    Connections = "connections",
-    /// A connection was closed: its address has its share of the connections.
-    AddressConnections = "address_connections",
-    /// A connection had to wait: the system had no file descriptor or no memory.
-    Accept = "accept",
+named! { text
+    /// Which limit was reached.
+    Reason {
+        /// The memory of all clients is used up, so even the connection's share is not free.
+        ClientMemory = "client_memory",
+        /// The connection holds its share of the memory, and more than is free.
+        ConnectionMemory = "connection_memory",
+        /// The client's address holds its share of the memory.
+        AddressMemory = "address_memory",
+        /// The table has its maximum of routes.
+        TableRoutes = "table_routes",
+        /// The proxy has its maximum of routes.
+        ProxyRoutes = "proxy_routes",
+        /// The table has its maximum of proxies.
+        TableProxies = "table_proxies",
+        /// The system had no memory for the table.
+        TableMemory = "table_memory",
+        /// The server has its maximum of watches.
+        Watches = "watches",
+        /// The connection has its maximum of watches.
+        ConnectionWatches = "connection_watches",
+        /// The client's address has its share of the watches.
+        AddressWatches = "address_watches",
+        /// The nodes of all watches take the maximum of bytes.
+        WatchedNodes = "watched_nodes",
+        /// The nodes of the watches of the client's address take the address's share of the bytes.
+        AddressWatchedNodes = "address_watched_nodes",
+        /// The metadata of a request is too large.
+        MetadataSize = "metadata_size",
+        /// A request message is too large.
+        MessageSize = "message_size",
+        /// The reply would be too large.
+        ReplySize = "reply_size",
+        /// The connection ended: its client cancelled too many calls.
+        CancelledCalls = "cancelled_calls",
+        /// The connection ended: h2 counted too many resets, or too many tiny or endless frames.
+        FrameFlood = "frame_flood",
+        /// A connection had to wait: the server has its maximum of connections.
+        Connections = "connections",
+        /// A connection was closed: its address has its share of the connections.
+        AddressConnections = "address_connections",
+        /// A connection had to wait: the system had no file descriptor or no memory.
+        Accept = "accept",
+    }
 }
 
 impl Reason {
@@ -199,6 +173,7 @@ impl Refused {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::{Arc, mpsc};
 
     use super::*;
 
@@ -218,14 +193,22 @@ mod tests {
 
     #[test]
     fn a_refusal_does_not_wait_for_another_thread_that_reports() {
-        let refusals = Refusals::default();
+        let refusals = Arc::new(Refusals::default());
         let reporting = refusals
             .reports
             .each_ref()
             .map(|report| report.lock().expect("not poisoned"));
-        std::thread::scope(|scope| scope.spawn(|| refusals.refuse(Reason::MessageSize)).join())
-            .expect("it is counted without the lock");
+        let (done, is_done) = mpsc::channel();
+        let other = Arc::clone(&refusals);
+        let thread = std::thread::spawn(move || {
+            other.refuse(Reason::MessageSize);
+            done.send(())
+        });
+        is_done
+            .recv_timeout(Duration::from_secs(10))
+            .expect("the refusal waits for the other thread");
         drop(reporting);
+        thread.join().expect("no panic").expect("the receiver is there");
         assert_eq!(refusals.counts().map(|(_, count)| count).sum::<u64>(), 1);
     }
 

@@ -57,7 +57,7 @@ impl Default for WorkerTurns {
 /// The current pass.
 #[derive(Debug, Default)]
 struct Pass {
-    /// The work that was done or granted since the last pass began that [`WorkerTurns::grant`] has noticed.
+    /// The work that was done or granted since [`WorkerTurns::grant`] last began a pass.
     spent: usize,
     waiting: Queue,
     /// Whether a task begins the passes and grants the turns.
@@ -110,7 +110,8 @@ impl Queue {
     }
 }
 
-/// Returns the work of small calls after which a pass leaves little to each connection, while so many tasks wait.
+/// Returns the limit of small calls for a pass in which `waiting` tasks wait. Beyond this work, each further connection may
+/// do only [`LEAST_TURN_WORK`].
 fn small_work_per_pass(waiting: usize) -> usize {
     (SMALL_WORK_PER_PASS * CROWD / waiting.max(CROWD)).max(WORK_PER_PASS)
 }
@@ -154,7 +155,7 @@ impl WorkerTurns {
     }
 }
 
-/// How often the runtime polls its sockets until it has seen all that had input. At each poll it sees up to 1,024.
+/// The polls of the runtime after which all sockets with input have been found. Each poll finds up to 1,024 sockets.
 const SOCKET_POLLS: u32 = 16;
 
 /// Completes when the turn comes.
@@ -264,7 +265,7 @@ impl Turns {
         }
         let mut pass = self.worker.lock();
         pass.spent += work;
-        // Otherwise the work of many short passes would look like the work of one.
+        // `grant` sets `spent` to zero for each pass. If no task ran `grant`, the work of many passes would add up.
         if pass.spent >= WORK_PER_PASS && !mem::replace(&mut pass.is_granting, true) {
             tokio::spawn(Arc::clone(&self.worker).grant());
         }

@@ -109,8 +109,8 @@ enum Command {
     /// Show calls, latencies, routes and memory of a running tracker, until q
     ///
     /// Reads the metrics from the tracker's diagnostics port (`serve --diag-addr`). Needs no certificate. The keys 1 to 5
-    /// choose a tab, and ? shows all keys. --once prints the figures of one interval, for pipes. NO_COLOR switches colours
-    /// off.
+    /// choose a tab, and ? shows all keys. --once prints the figures of one interval, for pipes; with --format json, as
+    /// one object, whose names the server's README lists. NO_COLOR switches colours off.
     Top(top::Top),
     /// Check that the tracker is serving, for example for a container
     ///

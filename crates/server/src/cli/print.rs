@@ -255,6 +255,11 @@ pub(crate) fn age(age: Duration) -> String {
     duration::format(Duration::from_secs(age.as_secs()))
 }
 
+/// Formats bytes as megabytes with one decimal.
+pub(crate) fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
 pub(crate) fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {
     SystemTime::try_from(time?).ok()
 }

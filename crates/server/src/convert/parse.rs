@@ -92,7 +92,6 @@ pub(crate) fn as_proxy(proxy: &v1::Proxy) -> Proxy<'_> {
     }
 }
 
-/// Parses the field `proxy_id` of a proxy that may be unknown.
 /// Checks the ID of the proxy that reports, which may be empty.
 pub(crate) fn reporter_id(id: String) -> Result<String, Status> {
     match id.len() {
@@ -101,6 +100,7 @@ pub(crate) fn reporter_id(id: String) -> Result<String, Status> {
     }
 }
 
+/// Parses the field `proxy_id` of a proxy that may be unknown.
 pub(crate) fn proxy_id(id: &str) -> Result<&str, Status> {
     let reason = match id.len() {
         0 => TextError::Empty,

@@ -577,6 +577,34 @@ pub(crate) mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_end_its_tls_handshake_in_time_is_counted() {
+        // Nothing, and the head of a record whose rest does not arrive.
+        for sent in [&b""[..], b"\x16\x03\x01\x02\x00"] {
+            let (_draining, context) = context(MethodTable::new(Vec::new()), Limits::default());
+            let (mut client, server) = tokio::io::duplex(64 * 1024);
+            client.write_all(sent).await.unwrap();
+            let begin = Instant::now();
+            let stream = tls_handshake(TlsAcceptor::from(tls_config()).accept(server), &context).await;
+            assert!(stream.is_none());
+            assert_eq!(begin.elapsed(), context.limits.handshake);
+            let counters = &context.counters.connections;
+            for &reason in HandshakeFailure::ALL {
+                let expected = u64::from(reason == HandshakeFailure::TlsTimeout);
+                assert_eq!(counters.handshake_failures(reason).get(), expected, "{}", reason.name());
+            }
+        }
+    }
+
+    /// Returns a configuration without certificates: no handshake gets as far as a certificate.
+    fn tls_config() -> Arc<rustls::ServerConfig> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let certificates = Arc::new(rustls::server::ResolvesServerCertUsingSni::new());
+        let builder = builder.unwrap().with_no_client_auth();
+        Arc::new(builder.with_cert_resolver(certificates))
+    }
+
     #[tokio::test]
     async fn a_flood_does_not_keep_its_connection_young() {
         const SOON: Duration = Duration::from_millis(20);

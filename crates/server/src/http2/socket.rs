@@ -45,7 +45,7 @@ impl Socket {
 
 impl Transport for Socket {
     fn sent(&self) -> SentBytes {
-        // A socket that cannot tell has failed, and the next read or write reports that.
+        // An error means that the socket has failed. The next read or write reports the failure.
         let waiting = unacknowledged(&self.stream).unwrap_or(0);
         SentBytes {
             written: self.written,
@@ -66,7 +66,7 @@ fn unacknowledged(stream: &TcpStream) -> rustix::io::Result<u64> {
     use rustix::ioctl::{Getter, Opcode, ioctl};
     // SAFETY: `TIOCOUTQ`, which is `SIOCOUTQ` for sockets, writes an `int`.
     let send_queue = unsafe { Getter::<{ libc::TIOCOUTQ as Opcode }, libc::c_int>::new() };
-    // SAFETY: it writes nothing else, and the descriptor is open.
+    // SAFETY: the ioctl writes only this `int`, and the descriptor is open.
     let bytes = unsafe { ioctl(stream, send_queue) }?;
     Ok(u64::try_from(bytes).unwrap_or(0))
 }

@@ -53,12 +53,12 @@ impl Traffic {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Asks for the bytes that were sent. The next poll of the connection notes them.
+    /// Requests the counts of [`SentBytes`]. The next poll of the connection stores them.
     pub(super) fn ask_sent(&self) {
         self.is_asked.store(true, Ordering::Relaxed);
     }
 
-    /// Returns the bytes that were sent when the connection was polled after the question; `None` if it was not polled.
+    /// Returns the counts that the first poll after the request has stored. `None` if the connection was not polled since.
     pub(super) fn take_sent(&self) -> Option<SentBytes> {
         (!self.is_asked.swap(false, Ordering::Relaxed)).then(|| SentBytes {
             written: self.sent.load(Ordering::Relaxed),

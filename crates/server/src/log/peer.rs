@@ -22,8 +22,7 @@ pub(crate) fn current() -> Option<SocketAddr> {
 
 /// Returns the [current] client for a field of a line. `None` within a span, which names the client already.
 pub(crate) fn field() -> Option<DisplayValue<SocketAddr>> {
-    let is_named = !Span::current().is_disabled();
-    current().filter(|_| !is_named).map(display)
+    current().filter(|_| Span::current().is_disabled()).map(display)
 }
 
 /// Runs a function whose work a client causes.

@@ -231,7 +231,7 @@ fn wrong_flags_are_refused_before_a_call() {
     for (args, reason) in [
         (&["--rate", "0"][..], "--rate <RATE>"),
         (&["--rate", "101%"], "--rate <RATE>"),
-        (&["--duration", "0s"], "nothing can be measured in no time"),
+        (&["--duration", "0s"], "must be longer than 0s"),
         (&["--duration", "200000000000000d"], "a run may not be longer than 31d"),
         (&["--total", "9", "--duration", "1s"], "cannot be used with"),
         (&["--connections", "0"], "--connections <COUNT>"),

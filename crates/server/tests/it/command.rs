@@ -217,7 +217,7 @@ fn help_and_version_are_for_stdout() {
         assert_eq!((help.status.code(), stderr(&help)), (Some(0), String::new()));
         let usage = format!("Usage: nodetracker {command} ");
         assert!(stdout(&help).contains(&usage), "{}", stdout(&help));
-        let prints = !["serve", "validate", "top", "completions", "man"].contains(&command);
+        let prints = !["serve", "validate", "completions", "man"].contains(&command);
         let json = "json:  One object a line; nothing if the answer is empty";
         assert_eq!(stdout(&help).contains(json), prints, "{command}");
     }
@@ -247,6 +247,7 @@ fn mistakes_in_the_command_line_are_told_apart_from_failures() {
         &["top", "--once", "https://127.0.0.1:1"],
         &["top", "--once", "--interval", "1ms"],
         &["top", "--once", "--tab", "6"],
+        &["top", "--format", "json", "127.0.0.1:1"],
         // Not a terminal.
         &["top", "127.0.0.1:1"],
         &["serve", "--log-format", "yaml"],

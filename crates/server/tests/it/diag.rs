@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_request::Request;
@@ -12,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 
@@ -311,10 +313,12 @@ async fn messages_of_sessions_are_counted_by_kind() {
     assert_eq!(page.value("nodetracker_accepted_connections_total"), 1.0);
 }
 
-/// Waits until the page has a count of failed handshakes for a reason.
+/// Waits until the page has a count of failed handshakes for a reason, for at most ten seconds.
 async fn failed_handshakes(server: &Diag, reason: &str, count: f64) {
     let sample = format!("nodetracker_handshake_failures_total{{reason=\"{reason}\"}}");
-    while server.metrics().await.value(&sample) < count {}
+    let counted = async { while server.metrics().await.value(&sample) < count {} };
+    let in_time = timeout(Duration::from_secs(10), counted).await;
+    in_time.unwrap_or_else(|_| panic!("{sample} stays below {count}"));
 }
 
 #[tokio::test]
@@ -493,7 +497,7 @@ async fn a_silent_client_is_cut() {
     let mut stream = TcpStream::connect(server.diag).await.unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
     let mut rest = Vec::new();
-    let read = tokio::time::timeout(2 * limits::DIAG_CONNECTION_TIME, stream.read_to_end(&mut rest)).await;
+    let read = timeout(2 * limits::DIAG_CONNECTION_TIME, stream.read_to_end(&mut rest)).await;
     read.expect("the server cuts the connection").unwrap();
     assert_eq!(rest, b"");
 }

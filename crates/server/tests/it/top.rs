@@ -1,7 +1,9 @@
-//! `nodetracker top --once`: the figures of a running tracker as text.
+//! `nodetracker top --once`: the figures of a running tracker as text and as JSON.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+
+use serde_json::{Value, json};
 
 use crate::support::{Process, config_file, nodetracker, run, stderr, stdout};
 
@@ -76,6 +78,47 @@ fn figures_of_a_tracker_are_printed_once() {
         "{}",
         stdout(&one)
     );
+}
+
+#[test]
+fn figures_are_one_object_in_json() {
+    let (server, diag) = serve();
+    let (tracker, diag) = (server.addr.to_string(), diag.to_string());
+    let added = run(&["add", "node-1", "proxy-1", "p:1", "--addr", &tracker]);
+    assert_eq!(added.status.code(), Some(0), "{}", stderr(&added));
+    let top = ["top", "--once", "--interval", "100ms", "--format", "json", &diag];
+    let printed = run(&top);
+    assert_eq!((printed.status.code(), stderr(&printed)), (Some(0), String::new()));
+    let text = stdout(&printed);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let object: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(object["version"], env!("CARGO_PKG_VERSION"));
+    for (name, value) in [
+        ("ready", json!(true)),
+        ("nodes", json!(1)),
+        ("proxies", json!(1)),
+        ("calls_per_second", json!(0)),
+        ("snapshot_age_seconds", Value::Null),
+        ("certificate_file", Value::Null),
+        ("alerts", json!([])),
+    ] {
+        assert_eq!(object[name], value, "{name} in {text}");
+    }
+    assert!(object["interval_seconds"].as_f64() >= Some(0.1), "{text}");
+    let method = &object["methods"][0];
+    assert_eq!(
+        (&method["service"], &method["method"]),
+        (&json!("api.NodeTrackerService"), &json!("AddNode"))
+    );
+
+    let calls = run(&[&top[..], &["--tab", "calls"]].concat());
+    let calls: Value = serde_json::from_str(&stdout(&calls)).unwrap();
+    let names: Vec<_> = calls.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["alerts", "interval_seconds", "methods", "version"]);
+
+    let refused = run(&["top", "--format", "json", &diag]);
+    assert_eq!((refused.status.code(), stdout(&refused)), (Some(2), String::new()));
+    assert!(stderr(&refused).contains("--once"), "{}", stderr(&refused));
 }
 
 #[test]

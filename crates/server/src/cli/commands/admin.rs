@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::cli::client::Transport;
 use crate::cli::commands::{CommandError, TrackerArgs, generation, node_name, routes};
-use crate::cli::print::{Answer, Format, Print, ProxyRow, RouteRow, age, rfc3339, time};
+use crate::cli::print::{Answer, Format, Print, ProxyRow, RouteRow, age, megabytes, rfc3339, time};
 use crate::cli::remark;
 use crate::config;
 
@@ -340,11 +340,6 @@ fn last_snapshot(row: &StatsRow) -> String {
         true => format!("{last}; the next one cannot be written, see the log"),
         false => last,
     }
-}
-
-/// Formats bytes as megabytes with one decimal.
-pub(crate) fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 fn verdict(verdict: v1::Verdict) -> &'static str {

@@ -1,5 +1,12 @@
-//! The commands that call a running tracker: here those of the frozen contract, in [`admin`] and [`operate`] those for
-//! operators, and [`bench`], which measures a tracker.
+//! The commands that call a running tracker.
+//!
+//! | module | commands |
+//! | --- | --- |
+//! | this module | `add`, `get`, `rm`, `health` |
+//! | [`admin`], [`operate`] | the commands of operators |
+//! | [`watch`] | `watch`, which follows the table |
+//! | [`top`] | `top`, which shows the metrics |
+//! | [`bench`] | `bench`, which loads a tracker and measures it |
 
 pub(crate) mod admin;
 pub(crate) mod bench;
@@ -132,9 +139,6 @@ pub(crate) enum CommandError {
     NotServing,
     #[error("the tracker has not closed its port within {0}")]
     StillOpen(String),
-    /// The metrics cannot be read.
-    #[error("{0}")]
-    Metrics(String),
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
     #[error("{}: ended at once", .0.name)]
@@ -145,7 +149,7 @@ pub(crate) enum CommandError {
     Timer(io::Error),
     #[error("cannot read the CPU time: {0}")]
     CpuTime(ProcError),
-    /// Some of the calls of a command failed.
+    /// The command failed for a reason that no other variant has.
     #[error("{0}")]
     Failed(String),
     #[error("cannot write the answer: {0}")]
@@ -276,6 +280,7 @@ struct Removed {
 struct HealthRow {
     status: &'static str,
 }
+
 pub(crate) async fn add(add: Add) -> Result<(), CommandError> {
     let Add {
         node,

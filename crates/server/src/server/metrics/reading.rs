@@ -63,6 +63,7 @@ impl<'s> Reading<'s> {
             process: process.ok(),
         }
     }
+
     /// Returns the sum of a counter over all workers.
     pub(super) fn connections(&self, counter: impl Fn(&ConnectionCounters) -> &Counter) -> u64 {
         let workers = self.sources.counters.iter();

@@ -1,6 +1,7 @@
 //! A lane that makes unary calls.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -19,7 +20,7 @@ type Call = Pin<Box<dyn Future<Output = (Ended, bool)> + Send>>;
 
 /// Unary calls of one connection.
 pub(super) struct Calls {
-    connection: Connection,
+    connection: Arc<Connection>,
     work: Work,
     population: Population,
     timeout: Duration,
@@ -30,7 +31,7 @@ pub(super) struct Calls {
 impl Calls {
     pub(super) fn new(connection: Connection, work: Work, population: Population, timeout: Duration) -> Self {
         Self {
-            connection,
+            connection: Arc::new(connection),
             work,
             population,
             timeout,
@@ -43,7 +44,7 @@ impl Calls {
 impl Lane for Calls {
     fn send(&mut self, due: Due) {
         let request = self.work.request(&self.population, due.number);
-        let connection = self.connection.clone();
+        let connection = Arc::clone(&self.connection);
         let limit = self.timeout;
         self.in_flight.push(Box::pin(async move {
             let reply = timeout(limit, connection.call(request.method, request.message)).await;

@@ -1,15 +1,13 @@
 //! gRPC over h2 without tonic's client, which takes two to three times the CPU of these calls.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::client::{Builder, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
-use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{Code, Status};
 
-/// The bytes before a message: a flag and the length.
-const PREFIX: usize = 5;
+use crate::grpc::frame::PREFIX;
 
 /// Bytes of replies that may wait in the client.
 const WINDOW: u32 = 8 << 20;
@@ -38,17 +36,6 @@ impl Method {
     }
 }
 
-/// Returns a message with the prefix that it has on the wire.
-pub(super) fn framed(message: &impl Message) -> Bytes {
-    let len = message.encoded_len();
-    let mut frame = BytesMut::with_capacity(PREFIX + len);
-    frame.put_u8(0);
-    frame.put_u32(len as u32);
-    // The buffer grows if it must, so the message has room.
-    let _ = message.encode(&mut frame);
-    frame.freeze()
-}
-
 /// A call, a stream or a connection that failed.
 #[derive(Debug)]
 pub(super) struct Failed {
@@ -72,8 +59,8 @@ impl From<h2::Error> for Failed {
     }
 }
 
-/// A connection to a tracker. Clones share the connection.
-#[derive(Debug, Clone)]
+/// A connection to a tracker.
+#[derive(Debug)]
 pub(super) struct Connection {
     client: SendRequest<Bytes>,
     /// The heads of the requests, in the order of [`Method::ALL`].

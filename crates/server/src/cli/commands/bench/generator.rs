@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -27,7 +28,7 @@ use crate::cli::commands::bench::work::{Population, Work};
 use crate::cli::commands::{CommandError, TrackerArgs};
 use crate::cli::signals::{ReceivedSignal, Signals};
 
-/// From when all connections are open to the begin of the schedule, so that all lanes are there.
+/// The time from the last connection's opening to the begin of the schedule. All lanes reach their loops meanwhile.
 const HEAD_START: Duration = Duration::from_millis(10);
 
 /// The calls of a lane.
@@ -42,6 +43,8 @@ pub(super) enum Kind {
 #[derive(Debug, Clone)]
 pub(super) struct Load {
     pub(super) at: TrackerArgs,
+    /// `None` for plaintext.
+    pub(super) tls: Option<Arc<ClientConfig>>,
     pub(super) population: Population,
     pub(super) connections: u32,
     /// Calls in flight on each connection.
@@ -179,7 +182,7 @@ impl Load {
                     None => break,
                 },
                 signal = interrupts.next() => signal?,
-                _ = ticks.tick() => progress.show(&sum(&tallies)),
+                _ = ticks.tick(), if progress.is_visible() => progress.show(&sum(&tallies)),
             }
         }
         Ok(Measured {
@@ -207,12 +210,13 @@ impl Thread {
     async fn lane(self, number: u32) {
         let Load {
             at,
+            tls,
             population,
             timeout,
             ..
         } = &self.load;
         let lane = async {
-            let connection = at.bench_connection().await?;
+            let connection = at.bench_connection(tls.clone()).await?;
             Ok((connection, KernelTimer::new().map_err(CommandError::Timer)?))
         };
         let (connection, timer) = match lane.await {
@@ -257,8 +261,7 @@ impl Thread {
 
 impl TrackerArgs {
     /// Connects, for the calls of `bench`.
-    async fn bench_connection(&self) -> Result<Connection, CommandError> {
-        let tls = self.tls()?;
+    async fn bench_connection(&self, tls: Option<Arc<ClientConfig>>) -> Result<Connection, CommandError> {
         self.connected(async {
             let stream = self.addr.open(tls).await?;
             Connection::over(stream, &self.addr.origin()).await

@@ -1,6 +1,6 @@
 //! The `bench` command: a load generator that makes calls at a constant rate, whatever the server does.
 //!
-//! * [`schedule`] says when calls are due, and [`work`] what they are about.
+//! * [`schedule`] decides when calls are due, and [`work`] builds the requests of the calls.
 //! * [`lane`] is the loop of a connection: it makes each call at its time. [`calls`] and [`session`] are the two kinds of
 //!   lanes, over the wire of [`connection`].
 //! * [`generator`] runs the lanes in threads, and [`tally`] counts what became of the calls.
@@ -38,13 +38,13 @@ use crate::config::duration;
 use clap::{Args, ValueEnum};
 use procfs::process::Process;
 
-/// Nodes in a call of the modes `batch` and `session`, if nothing else is said.
+/// Nodes in a call of the modes `batch` and `session`, without `--batch-size`.
 const BATCH_SIZE: u32 = 100;
 
 /// The longest phase of a run, and the longest time for a reply.
 const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
 
-/// Proxies, if nothing else is said.
+/// Proxies, without `--proxies`.
 const PROXIES: u32 = 100;
 
 /// Arguments of `bench`.
@@ -139,7 +139,7 @@ fn period(text: &str) -> Result<Duration, String> {
 
 fn positive(text: &str) -> Result<Duration, String> {
     match period(text)? {
-        Duration::ZERO => Err("nothing can be measured in no time".into()),
+        Duration::ZERO => Err("must be longer than 0s".into()),
         period => Ok(period),
     }
 }
@@ -234,6 +234,7 @@ async fn measure(
 ) -> Result<Report, CommandError> {
     let load = Load {
         at: bench.print.at.clone(),
+        tls: bench.print.at.tls()?,
         population,
         connections: bench.connections,
         in_flight: bench.in_flight as usize,
@@ -257,13 +258,14 @@ async fn measure(
             let phase = closed(bench.warm_up, Extent::For(bench.probe));
             let probed = load.run("maximum", kind, phase, interrupts).await?.tally;
             interrupts.check()?;
-            if probed.succeeded() == 0 {
+            let maximum = probed.success_rate();
+            if maximum == 0.0 {
                 return Err(CommandError::Failed(format!(
                     "no call succeeded: {}",
                     probed.first_error()
                 )));
             }
-            (Pace::Open(part * probed.rate()), Some(probed.rate()))
+            (Pace::Open(part * maximum), Some(maximum))
         }
     };
     let phase = Phase {

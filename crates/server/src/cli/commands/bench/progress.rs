@@ -34,6 +34,11 @@ impl Progress {
         }
     }
 
+    /// Reports whether stderr is a terminal, so that the bar is shown.
+    pub(super) fn is_visible(&self) -> bool {
+        !self.bar.is_hidden()
+    }
+
     pub(super) fn show(&self, tally: &Tally) {
         let elapsed = self.begin.elapsed();
         let part = match self.phase.extent {

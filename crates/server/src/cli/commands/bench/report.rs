@@ -28,7 +28,7 @@ const BAR: u64 = 40;
 pub(super) struct Settings {
     pub(super) mode: Mode,
     pub(super) pace: Pace,
-    /// Calls per second of the closed loop before, if there was one.
+    /// Successful calls per second of the closed loop before, if there was one.
     pub(super) maximum: Option<f64>,
     pub(super) connections: u32,
     pub(super) in_flight: u32,
@@ -45,7 +45,7 @@ pub(super) struct Report {
     kind: &'static str,
     /// Calls per second that the run should make; none in a closed loop.
     target_rate: Option<f64>,
-    /// Calls per second that a closed loop reached before the run, if the rate is a part of them.
+    /// Successful calls per second of the closed loop before, if the rate is a part of this maximum.
     maximum_rate: Option<f64>,
     connections: u32,
     in_flight: u32,
@@ -241,7 +241,7 @@ impl fmt::Display for Report {
             self.nodes, self.proxies, self.batch_size, self.seed
         )?;
         if self.was_interrupted {
-            writeln!(f, "interrupted: what was measured until then")?;
+            writeln!(f, "interrupted: the figures end at the signal")?;
         }
 
         writeln!(f, "\nSummary:")?;
@@ -375,7 +375,7 @@ mod tests {
         let expected = "\
 unary, open loop at 500 calls/s (maximum 1000), 10 connections, up to 100 in flight on each
 1000 nodes through 7 proxies, 1 in each call, seed 47
-interrupted: what was measured until then
+interrupted: the figures end at the signal
 
 Summary:
   Count:            5

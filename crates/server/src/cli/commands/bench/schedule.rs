@@ -155,8 +155,8 @@ impl Schedule {
     }
 }
 
-/// Returns the time of a call after the begin. The product of a number and the interval would not do: an interval in
-/// whole nanoseconds would change the rate.
+/// Returns when a call is due, after the begin. Divides by the rate, since a multiple of the interval between two calls
+/// would accumulate the interval's rounding to whole nanoseconds.
 fn time_of(number: u64, rate: f64) -> Duration {
     Duration::try_from_secs_f64(number as f64 / rate).map_or(FAR, |time| time.min(FAR))
 }

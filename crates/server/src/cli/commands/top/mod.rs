@@ -5,11 +5,13 @@
 //! | [`scrape`], [`open_metrics`] | read a page of metrics |
 //! | [`model`] | rates and quantiles from two pages |
 //! | [`tabs`], [`figures`] | which figures each tab shows, and their text |
+//! | [`json`] | the same figures as JSON |
 //! | [`view`] | the drawing |
 //! | [`ui`] | the keys |
 //! | [`screen`] | the terminal, and its restoration |
 
 mod figures;
+mod json;
 mod model;
 mod open_metrics;
 mod scrape;
@@ -32,13 +34,14 @@ use crate::cli::commands::top::scrape::{DiagAddr, Scrape, enable_hint};
 use crate::cli::commands::top::screen::Screen;
 use crate::cli::commands::top::tabs::Tab;
 use crate::cli::commands::top::ui::{Flow, Ui};
+use crate::cli::print::Format;
 use crate::cli::signals::Signals;
 use crate::config::{Config, duration};
 
 /// The address of the diagnostics port in the documentation.
 const DEFAULT_ADDR: &str = "127.0.0.1:3030";
 
-/// How often the screen is drawn at least, so that ages grow.
+/// The longest time between two drawings of the screen, so that the shown ages are up to date.
 const REDRAW: Duration = Duration::from_secs(1);
 
 /// Arguments of `top`.
@@ -56,9 +59,12 @@ pub(crate) struct Top {
     /// The tab to begin with; with --once, the only tab to print
     #[arg(long, value_enum)]
     tab: Option<Tab>,
-    /// Print the figures of one interval as plain text, and exit
+    /// Print the figures of one interval, and exit
     #[arg(long)]
     once: bool,
+    /// How --once prints the figures; json has one object
+    #[arg(long, value_enum, default_value_t, requires_if("json", "once"))]
+    format: Format,
 }
 
 fn interval_value(text: &str) -> Result<Duration, String> {
@@ -107,13 +113,18 @@ async fn print_once(addr: &DiagAddr, top: &Top) -> Result<(), CommandError> {
         sleep(pause).await;
         let scrape = addr.scrape().await;
         let scrape =
-            scrape.map_err(|reason| CommandError::Metrics(format!("{addr}: {reason}; {}", enable_hint(addr))))?;
+            scrape.map_err(|reason| CommandError::Failed(format!("{addr}: {reason}; {}", enable_hint(addr))))?;
         model.push(Ok(scrape), Instant::now());
     }
     let all = Tab::value_variants().to_vec();
     let tabs = top.tab.map_or(all, |tab| vec![tab]);
-    let texts: Vec<_> = tabs.into_iter().map(|tab| view::lines(tab, &model)).collect();
-    Ok(io::stdout().lock().write_all(texts.join("\n").as_bytes())?)
+    match top.format {
+        Format::Json => top.format.done(&json::object(&tabs, &model)),
+        Format::Table => {
+            let texts: Vec<_> = tabs.into_iter().map(|tab| view::lines(tab, &model)).collect();
+            Ok(io::stdout().lock().write_all(texts.join("\n").as_bytes())?)
+        }
+    }
 }
 
 async fn show(addr: DiagAddr, top: &Top) -> Result<(), CommandError> {
@@ -145,7 +156,8 @@ async fn show(addr: DiagAddr, top: &Top) -> Result<(), CommandError> {
     }
 }
 
-/// Reads the metrics at each interval, until nobody takes them. Waits while the last reading was not taken.
+/// Reads the metrics at each interval, and sends them. Reads nothing while the receiver has not taken the last reading.
+/// Returns when the receiver is dropped.
 async fn scrape_each(addr: DiagAddr, period: Duration, scrapes: mpsc::Sender<Result<Scrape, String>>) {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

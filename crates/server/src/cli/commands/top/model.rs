@@ -22,17 +22,24 @@ const MAX_TRACKS: usize = 1000;
 const TRACKED: &[(&str, &[&str])] = &[
     (CALLS, &[]),
     (CALLS, &METHOD),
-    ("nodetracker_session_messages_total", &[]),
-    ("nodetracker_session_messages_total", &["kind"]),
-    ("nodetracker_accepted_connections_total", &[]),
-    ("nodetracker_handshake_failures_total", &[]),
-    ("nodetracker_refusals_total", &[]),
-    ("nodetracker_swept_routes_total", &["cause"]),
-    ("nodetracker_sweep_visits_total", &[]),
-    ("process_cpu_seconds_total", &[]),
+    (SESSION_MESSAGES, &[]),
+    (SESSION_MESSAGES, &["kind"]),
+    (ACCEPTED, &[]),
+    (HANDSHAKE_FAILURES, &[]),
+    (REFUSALS, &[]),
+    (SWEPT, &["cause"]),
+    (SWEEP_VISITS, &[]),
+    (CPU_SECONDS, &[]),
 ];
 
 pub(super) const CALLS: &str = "nodetracker_calls_total";
+pub(super) const SESSION_MESSAGES: &str = "nodetracker_session_messages_total";
+pub(super) const ACCEPTED: &str = "nodetracker_accepted_connections_total";
+pub(super) const HANDSHAKE_FAILURES: &str = "nodetracker_handshake_failures_total";
+pub(super) const REFUSALS: &str = "nodetracker_refusals_total";
+pub(super) const SWEPT: &str = "nodetracker_swept_routes_total";
+pub(super) const SWEEP_VISITS: &str = "nodetracker_sweep_visits_total";
+pub(super) const CPU_SECONDS: &str = "process_cpu_seconds_total";
 const DURATIONS: &str = "nodetracker_call_duration_seconds_bucket";
 
 /// The labels of a method.
@@ -190,8 +197,8 @@ impl<'m> Interval<'m> {
         })
     }
 
-    /// Returns the time between the scrapes.
-    fn elapsed(&self) -> Duration {
+    /// Returns the time between the scrapes. Zero after the first scrape.
+    pub(super) fn elapsed(&self) -> Duration {
         self.before
             .map_or(Duration::ZERO, |before| self.now.at.duration_since(before.at))
     }
@@ -262,8 +269,6 @@ pub(super) mod tests {
             not_ready: None,
         }
     }
-
-    const REFUSALS: &str = "nodetracker_refusals_total";
 
     fn refusals(start: u32, counts: &[(&str, u32)]) -> String {
         let mut text = format!("process_start_time_seconds {start}\n");

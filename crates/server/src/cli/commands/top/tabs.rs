@@ -1,13 +1,18 @@
-//! The tabs: which figures each shows. A row that an operator should look at is marked, as the alerts of `ops/alerts.yaml`
-//! have it.
+//! The tabs: the rows of each, as text and as JSON. A row is marked if an operator should look at the row: the bounds are
+//! those of the alerts in `ops/alerts.yaml`.
 
 use std::collections::BTreeMap;
 use std::time::UNIX_EPOCH;
 
 use clap::ValueEnum;
+use serde_json::Value;
 
 use crate::cli::commands::top::figures::{NONE, age, bytes, count, latency, percent, rate};
-use crate::cli::commands::top::model::{CALLS, Interval, METHOD, Model};
+use crate::cli::commands::top::json::{number, numbers, seconds};
+use crate::cli::commands::top::model::{
+    ACCEPTED, CALLS, CPU_SECONDS, HANDSHAKE_FAILURES, Interval, METHOD, Model, REFUSALS, SESSION_MESSAGES,
+    SWEEP_VISITS, SWEPT,
+};
 use crate::cli::print::visible;
 
 /// A tab, in the order of the number keys.
@@ -28,6 +33,8 @@ pub(super) struct Table {
     pub(super) rows: Vec<Row>,
     /// A line below the rows.
     pub(super) note: String,
+    /// The name of the list in JSON, if each row is an object of a list.
+    pub(super) list: Option<&'static str>,
 }
 
 /// A row of a table.
@@ -35,6 +42,8 @@ pub(super) struct Table {
 pub(super) struct Row {
     /// The name, and then the figures.
     pub(super) cells: Vec<String>,
+    /// The same figures in JSON, by their names. The first name is that of the row.
+    pub(super) fields: Vec<(String, Value)>,
     /// Rates of earlier intervals, the oldest first.
     pub(super) rates: Vec<f64>,
     /// Whether an operator should look at the row.
@@ -47,6 +56,12 @@ impl Row {
             cells: vec![name.to_owned(), value],
             ..Self::default()
         }
+    }
+
+    /// Adds a figure in JSON.
+    fn field(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.fields.push((name.into(), value.into()));
+        self
     }
 
     fn rates(self, rates: Vec<f64>) -> Self {
@@ -86,14 +101,11 @@ impl Tab {
     }
 }
 
-const SESSION_MESSAGES: &str = "nodetracker_session_messages_total";
-const ACCEPTED: &str = "nodetracker_accepted_connections_total";
-const HANDSHAKE_FAILURES: &str = "nodetracker_handshake_failures_total";
-const REFUSALS: &str = "nodetracker_refusals_total";
-const SWEPT: &str = "nodetracker_swept_routes_total";
-
 /// The most methods that are shown. A tracker has some 20.
 const MAX_METHODS: usize = 500;
+
+/// The part of a limit above which a row is marked.
+const NEAR_LIMIT: f64 = 0.9;
 
 /// A day in seconds.
 const DAY: f64 = 86_400.0;
@@ -106,27 +118,19 @@ struct From<'m> {
 
 impl From<'_> {
     fn overview(&self) -> Table {
-        let state = match &self.interval.scrape().not_ready {
-            None => Row::new("State", "ready".to_owned()),
-            Some(reason) => Row::new("State", format!("NOT READY: {reason}")).alert_if(true),
-        };
+        let p99 = self.interval.latency(0.99, None);
         rows(vec![
-            state,
-            Row::new("Uptime", age(self.since("process_start_time_seconds"))),
+            self.state(),
+            self.seconds("Uptime", "uptime_seconds", self.since("process_start_time_seconds")),
             self.routes(),
-            self.value("Nodes", "nodetracker_nodes"),
+            self.value("Nodes", "nodes", "nodetracker_nodes"),
             self.proxies_with_sessions(),
-            self.rate("Calls", CALLS),
+            self.rate("Calls", "calls_per_second", CALLS),
             self.errors(),
-            Row::new("Latency, p99 of all calls", latency(self.interval.latency(0.99, None))),
-            self.rate("Messages of sessions", SESSION_MESSAGES),
-            self.of_limit(
-                "Connections",
-                "nodetracker_connections",
-                "nodetracker_connections_limit",
-                0.9,
-            ),
-            self.counted("Failed handshakes", HANDSHAKE_FAILURES, "reason"),
+            Row::new("Latency, p99 of all calls", latency(p99)).field("p99_seconds", seconds(p99)),
+            self.session_messages(),
+            self.connections(),
+            self.handshake_failures(),
             self.expiry(),
             self.refusals(),
             self.snapshot(),
@@ -151,25 +155,29 @@ impl From<'_> {
         let not_called = methods - called.len();
         let rows = called.into_iter().take(MAX_METHODS).map(|names| {
             let method = [names[0], names[1]];
-            let quantile = |of| latency(self.interval.latency(of, Some(method)));
-            let errors = rate_of(&names).map(|_| errors.get(&names).copied().unwrap_or(0.0));
-            Row {
-                cells: vec![
-                    short_name(method),
-                    rate(rate_of(&names)),
-                    rate(errors),
-                    quantile(0.5),
-                    quantile(0.9),
-                    quantile(0.99),
-                ],
+            let calls = rate_of(&names);
+            let errors = calls.map(|_| errors.get(&names).copied().unwrap_or(0.0));
+            let quantiles = [0.5, 0.9, 0.99].map(|of| self.interval.latency(of, Some(method)));
+            let [p50, p90, p99] = quantiles.map(latency);
+            let row = Row {
+                cells: vec![short_name(method), rate(calls), rate(errors), p50, p90, p99],
                 rates: self.model.rates(CALLS, &method),
-                is_alert: false,
-            }
+                ..Row::default()
+            };
+            let [p50, p90, p99] = quantiles.map(seconds);
+            row.field("service", method[0])
+                .field("method", method[1])
+                .field("calls_per_second", number(calls))
+                .field("failed_calls_per_second", number(errors))
+                .field("p50_seconds", p50)
+                .field("p90_seconds", p90)
+                .field("p99_seconds", p99)
         });
         Table {
             heading: vec!["METHOD", "CALLS", "ERRORS", "P50", "P90", "P99"],
             rows: rows.collect(),
             note: format!("{not_called} methods had no call. A stream counts when it ends, and has no latency."),
+            list: Some("methods"),
         }
     }
 
@@ -177,17 +185,15 @@ impl From<'_> {
         let proxies = self.interval.value("nodetracker_proxies");
         let routes = self.interval.value("nodetracker_routes");
         let mean = proxies.zip(routes).map(|(proxies, routes)| routes / proxies);
-        let of_removed = ["proxy_removed"];
         Table {
             note: "The metrics have totals only. `nodetracker proxies` lists each proxy with its routes.".to_owned(),
             ..rows(vec![
                 self.proxies_with_sessions(),
                 self.routes(),
-                Row::new("Routes of a proxy, mean", count(mean)),
+                Row::new("Routes of a proxy, mean", count(mean)).field("routes_per_proxy", number(mean)),
                 self.messages("Sessions that begin", "hello"),
                 self.messages("Proxies that drain", "drain"),
-                self.by("Routes of removed proxies, swept", SWEPT, "cause", "proxy_removed")
-                    .rates(self.model.rates(SWEPT, &of_removed)),
+                self.swept("Routes of removed proxies, swept", "proxy_removed"),
                 self.refused("Refused: routes of a proxy", "proxy_routes"),
                 self.refused("Refused: more proxies", "table_proxies"),
                 self.part("Memory of the proxies", "proxies"),
@@ -198,159 +204,231 @@ impl From<'_> {
 
     fn sessions(&self) -> Table {
         rows(vec![
-            self.value("Sessions", "nodetracker_sessions"),
-            self.rate("Messages of sessions", SESSION_MESSAGES),
+            self.value("Sessions", "sessions", "nodetracker_sessions"),
+            self.session_messages(),
             self.messages("  hello", "hello"),
             self.messages("  nodes up", "nodes_up"),
             self.messages("  heartbeat", "heartbeat"),
             self.messages("  nodes down", "nodes_down"),
             self.messages("  drain", "drain"),
-            self.ended("Sessions that ended", "Session"),
-            self.value("Watches", "nodetracker_watches"),
-            self.ended("Watches that ended", "Watch"),
-            self.value("Watches that lost their place", "nodetracker_watch_lost_places_total"),
-            self.value("Parts sent again to watches", "nodetracker_watch_resyncs_total"),
-            self.refused("Refused: more watches", "watches"),
-            self.of_limit(
-                "Connections",
-                "nodetracker_connections",
-                "nodetracker_connections_limit",
-                0.9,
+            self.ended(
+                "Sessions that ended",
+                "ended_sessions",
+                ["nodetracker.v1.SessionService", "Session"],
             ),
-            self.rate("New connections", ACCEPTED),
-            self.counted("Failed handshakes", HANDSHAKE_FAILURES, "reason"),
+            self.value("Watches", "watches", "nodetracker_watches"),
+            self.ended(
+                "Watches that ended",
+                "ended_watches",
+                ["nodetracker.v1.WatchService", "Watch"],
+            ),
+            self.value(
+                "Watches that lost their place",
+                "watch_lost_places",
+                "nodetracker_watch_lost_places_total",
+            ),
+            self.value(
+                "Parts sent again to watches",
+                "watch_resyncs",
+                "nodetracker_watch_resyncs_total",
+            ),
+            self.refused("Refused: more watches", "watches"),
+            self.connections(),
+            self.rate("New connections", "accepted_connections_per_second", ACCEPTED),
+            self.handshake_failures(),
         ])
     }
 
     fn memory(&self) -> Table {
         let sweeper = self.interval.rate("nodetracker_sweep_seconds_total");
         let garbage = self.interval.value("nodetracker_garbage_objects");
-        let garbage_bytes = bytes(self.interval.value("nodetracker_garbage_bytes"));
+        let garbage_size = self.interval.value("nodetracker_garbage_bytes");
+        let garbage_text = format!("{} objects, {}", count(garbage), bytes(garbage_size));
         rows(vec![
-            Row::new(
+            self.seconds(
                 "Keep-alive interval",
-                age(self.interval.value("nodetracker_keep_alive_seconds")),
+                "keep_alive_seconds",
+                self.interval.value("nodetracker_keep_alive_seconds"),
             ),
-            Row::new(
+            self.seconds(
                 "Greatest age of a returned route",
-                age(self.interval.value("nodetracker_effective_keep_alive_seconds")),
+                "effective_keep_alive_seconds",
+                self.interval.value("nodetracker_effective_keep_alive_seconds"),
             ),
             self.expiry(),
-            self.rate("Visits of the sweeper", "nodetracker_sweep_visits_total"),
-            self.value("Rounds of the sweeper", "nodetracker_sweep_rounds_total"),
-            Row::new("Sweeper, share of a core", percent(sweeper)),
-            self.by("Routes swept, expired", SWEPT, "cause", "expired"),
-            self.by("Routes swept, of removed proxies", SWEPT, "cause", "proxy_removed"),
-            Row::new(
-                "Memory of the table",
-                bytes(self.interval.value("nodetracker_table_bytes")),
+            self.rate("Visits of the sweeper", "sweep_visits_per_second", SWEEP_VISITS),
+            self.value(
+                "Rounds of the sweeper",
+                "sweep_rounds",
+                "nodetracker_sweep_rounds_total",
             ),
+            Row::new("Sweeper, share of a core", percent(sweeper)).field("sweeper_cores", number(sweeper)),
+            self.swept("Routes swept, expired", "expired"),
+            self.swept("Routes swept, of removed proxies", "proxy_removed"),
+            self.size("Memory of the table", "table_bytes", "nodetracker_table_bytes"),
             self.part("  records", "records"),
             self.part("  indexes", "indexes"),
             self.part("  lists, strings, proxies, feed", "lists strings proxies feed"),
-            Row::new("Garbage", format!("{} objects, {garbage_bytes}", count(garbage))),
+            Row::new("Garbage", garbage_text)
+                .field("garbage_objects", number(garbage))
+                .field("garbage_bytes", number(garbage_size)),
             self.client_memory(),
             self.resident_memory(),
             self.cpu(),
-            self.value("Threads", "process_threads"),
-            self.of_limit("Open files", "process_open_fds", "process_max_fds", 0.9),
+            self.value("Threads", "threads", "process_threads"),
+            self.of_limit("Open files", "open_files", ["process_open_fds", "process_max_fds"]),
             self.snapshot(),
-            self.value("Routes restored at the start", "nodetracker_restored_routes"),
+            self.value(
+                "Routes restored at the start",
+                "restored_routes",
+                "nodetracker_restored_routes",
+            ),
         ])
     }
 
-    fn value(&self, name: &str, metric: &str) -> Row {
-        Row::new(name, count(self.interval.value(metric)))
+    fn value(&self, name: &str, field: &str, metric: &str) -> Row {
+        let value = self.interval.value(metric);
+        Row::new(name, count(value)).field(field, number(value))
     }
 
-    fn rate(&self, name: &str, metric: &'static str) -> Row {
-        Row::new(name, rate(self.interval.rate(metric))).rates(self.model.rates(metric, &[]))
+    fn seconds(&self, name: &str, field: &str, seconds: Option<f64>) -> Row {
+        Row::new(name, age(seconds)).field(field, number(seconds))
+    }
+
+    fn size(&self, name: &str, field: &str, metric: &str) -> Row {
+        let size = self.interval.value(metric);
+        Row::new(name, bytes(size)).field(field, number(size))
+    }
+
+    fn rate(&self, name: &str, field: &str, metric: &'static str) -> Row {
+        let per_second = self.interval.rate(metric);
+        Row::new(name, rate(per_second))
+            .field(field, number(per_second))
+            .rates(self.model.rates(metric, &[]))
     }
 
     /// Returns the rate of a counter for one value of a label.
-    fn by(&self, name: &str, metric: &'static str, label: &str, value: &str) -> Row {
+    fn by(&self, name: &str, field: &str, metric: &'static str, label: &str, value: &str) -> Row {
         let rates = self.interval.rates(metric, &[label]);
-        Row::new(name, rate(rates.get(&[value][..]).copied())).rates(self.model.rates(metric, &[value]))
+        Row::new(name, rate(rates.get(&[value][..]).copied()))
+            .field(field, numbers(&rates))
+            .rates(self.model.rates(metric, &[value]))
     }
 
-    /// Returns the rate of a counter, its sum since the start, and the sums by a label that are not zero.
-    fn counted(&self, name: &str, metric: &'static str, label: &str) -> Row {
-        let mut sums: Vec<_> = self.interval.values(metric, &[label]).into_iter().collect();
-        sums.retain(|&(_, sum)| sum > 0.0);
+    /// Returns the rate of a counter, its sum since the start, and the sums by reason that are not zero.
+    fn counted(&self, name: &str, field: &str, metric: &'static str) -> Row {
+        let by_reason = self.interval.values(metric, &["reason"]);
+        let mut sums: Vec<_> = by_reason.iter().filter(|&(_, &sum)| sum > 0.0).collect();
         sums.sort_by(|(_, one), (_, other)| other.total_cmp(one));
         let parts: Vec<_> = sums
-            .iter()
-            .map(|(value, sum)| format!("{} {}", visible(&value.concat()), count(Some(*sum))))
+            .into_iter()
+            .map(|(reason, &sum)| format!("{} {}", visible(&reason.concat()), count(Some(sum))))
             .collect();
-        let mut text = rate(self.interval.rate(metric));
+        let per_second = self.interval.rate(metric);
+        let mut text = rate(per_second);
         text += &format!(", {} since the start", count(self.interval.value(metric)));
         if !parts.is_empty() {
             text += &format!(": {}", parts.join(", "));
         }
-        Row::new(name, text).rates(self.model.rates(metric, &[]))
+        Row::new(name, text)
+            .field(field, numbers(&by_reason))
+            .field(format!("{field}_per_second"), number(per_second))
+            .rates(self.model.rates(metric, &[]))
     }
 
-    /// Returns a value beside its limit. Marks the row if the value is more than a part of the limit.
-    fn of_limit(&self, name: &str, metric: &str, limit: &str, alert: f64) -> Row {
-        let (value, limit) = (self.interval.value(metric), self.interval.value(limit));
+    /// Returns a value beside its limit. Marks the row if the value is [near the limit](NEAR_LIMIT).
+    fn of_limit(&self, name: &str, field: &str, metrics: [&str; 2]) -> Row {
+        let [value, limit] = metrics.map(|metric| self.interval.value(metric));
         let part = value.zip(limit).map(|(value, limit)| value / limit);
         let text = format!("{} of {} ({})", count(value), count(limit), percent(part));
-        Row::new(name, text).alert_if(part.is_some_and(|part| part > alert))
+        Row::new(name, text)
+            .field(field, number(value))
+            .field(format!("{field}_limit"), number(limit))
+            .alert_if(part.is_some_and(|part| part > NEAR_LIMIT))
+    }
+
+    fn state(&self) -> Row {
+        let reason = self.interval.scrape().not_ready.as_deref();
+        let text = reason.map_or_else(|| "ready".to_owned(), |reason| format!("NOT READY: {reason}"));
+        Row::new("State", text)
+            .field("ready", reason.is_none())
+            .field("not_ready_reason", reason)
+            .alert_if(reason.is_some())
     }
 
     fn routes(&self) -> Row {
-        self.of_limit("Routes", "nodetracker_routes", "nodetracker_routes_limit", 0.9)
+        self.of_limit("Routes", "routes", ["nodetracker_routes", "nodetracker_routes_limit"])
+    }
+
+    fn connections(&self) -> Row {
+        let metrics = ["nodetracker_connections", "nodetracker_connections_limit"];
+        self.of_limit("Connections", "connections", metrics)
     }
 
     fn proxies_with_sessions(&self) -> Row {
-        let [proxies, sessions] =
-            ["nodetracker_proxies", "nodetracker_sessions"].map(|metric| self.interval.value(metric));
-        Row::new(
-            "Proxies",
-            format!("{}, {} with a session", count(proxies), count(sessions)),
-        )
+        let metrics = ["nodetracker_proxies", "nodetracker_sessions"];
+        let [proxies, sessions] = metrics.map(|metric| self.interval.value(metric));
+        let text = format!("{}, {} with a session", count(proxies), count(sessions));
+        Row::new("Proxies", text)
+            .field("proxies", number(proxies))
+            .field("sessions", number(sessions))
+    }
+
+    fn session_messages(&self) -> Row {
+        self.rate("Messages of sessions", "session_messages_per_second", SESSION_MESSAGES)
     }
 
     fn messages(&self, name: &str, kind: &str) -> Row {
-        self.by(name, SESSION_MESSAGES, "kind", kind)
+        let field = "session_messages_per_second_by_kind";
+        self.by(name, field, SESSION_MESSAGES, "kind", kind)
+    }
+
+    fn swept(&self, name: &str, cause: &str) -> Row {
+        self.by(name, "swept_routes_per_second", SWEPT, "cause", cause)
+    }
+
+    fn handshake_failures(&self) -> Row {
+        self.counted("Failed handshakes", "handshake_failures", HANDSHAKE_FAILURES)
     }
 
     /// Returns how many streams of a method have ended, by code.
-    fn ended(&self, name: &str, method: &str) -> Row {
-        let calls = self.interval.values(CALLS, &["method", "code"]);
-        let ended = calls
+    fn ended(&self, name: &str, field: &str, method: [&str; 2]) -> Row {
+        let mut by_code = BTreeMap::new();
+        for (labels, calls) in self.interval.values(CALLS, &["service", "method", "code"]) {
+            if labels[..2] == method && calls > 0.0 {
+                by_code.insert(vec![labels[2]], calls);
+            }
+        }
+        let texts: Vec<_> = by_code
             .iter()
-            .filter(|(labels, count)| labels[0] == method && **count > 0.0);
-        let texts: Vec<_> = ended
-            .map(|(labels, calls)| format!("{} {}", visible(labels[1]), count(Some(*calls))))
+            .map(|(code, &calls)| format!("{} {}", visible(&code.concat()), count(Some(calls))))
             .collect();
-        Row::new(
-            name,
-            if texts.is_empty() {
-                "0".to_owned()
-            } else {
-                texts.join(", ")
-            },
-        )
+        let text = if texts.is_empty() {
+            "0".to_owned()
+        } else {
+            texts.join(", ")
+        };
+        Row::new(name, text).field(field, numbers(&by_code))
     }
 
     fn refused(&self, name: &str, reason: &str) -> Row {
         let counts = self.interval.values(REFUSALS, &["reason"]);
         let rates = self.interval.rates(REFUSALS, &["reason"]);
-        let is_alert = rates.get(&[reason][..]).is_some_and(|&rate| rate > 0.0);
-        Row::new(name, count(counts.get(&[reason][..]).copied())).alert_if(is_alert)
+        Row::new(name, count(counts.get(&[reason][..]).copied()))
+            .field("refusals", numbers(&counts))
+            .alert_if(rates.get(&[reason][..]).is_some_and(|&rate| rate > 0.0))
     }
 
     fn refusals(&self) -> Row {
         let is_alert = self.interval.rate(REFUSALS).is_some_and(|rate| rate > 0.0);
-        self.counted("Refusals", REFUSALS, "reason").alert_if(is_alert)
+        self.counted("Refusals", "refusals", REFUSALS).alert_if(is_alert)
     }
 
     /// Returns the bytes of parts of the table, which are separated by spaces.
     fn part(&self, name: &str, parts: &str) -> Row {
         let sizes = self.interval.values("nodetracker_table_bytes", &["part"]);
         let size: Option<f64> = parts.split(' ').map(|part| sizes.get(&[part][..]).copied()).sum();
-        Row::new(name, bytes(size))
+        Row::new(name, bytes(size)).field("table_bytes_by_part", numbers(&sizes))
     }
 
     /// Returns the rates of calls that failed, although their clients did not cancel them.
@@ -371,56 +449,69 @@ impl From<'_> {
         let mut rates = self.interval.rates(CALLS, &["code"]);
         rates.retain(|code, _| matches!(code[0], "INTERNAL" | "UNKNOWN" | "DATA_LOSS"));
         let share = calls.map(|calls| rates.values().sum::<f64>() / calls);
-        Row::new("Calls that failed", rate(errors)).alert_if(share.is_some_and(|share| share > 0.01))
+        Row::new("Calls that failed", rate(errors))
+            .field("failed_calls_per_second", number(errors))
+            .alert_if(share.is_some_and(|share| share > 0.01))
     }
 
     fn expiry(&self) -> Row {
         let causes = self.interval.values("nodetracker_expiry_held", &["cause"]);
         let held = causes.iter().find(|&(_, &held)| held > 0.0);
-        let text = match held {
+        let cause = held.map(|(cause, _)| cause.concat());
+        let left = self.interval.value("nodetracker_expiry_hold_remaining_seconds");
+        let left = left.filter(|_| cause.is_some());
+        let text = match &cause {
             None => "not held".to_owned(),
-            Some((cause, _)) => {
-                let left = age(self.interval.value("nodetracker_expiry_hold_remaining_seconds"));
-                format!("HELD ({}), for at most {left}", visible(&cause.concat()))
-            }
+            Some(cause) => format!("HELD ({}), for at most {}", visible(cause), age(left)),
         };
-        Row::new("Expiry", text).alert_if(held.is_some_and(|(cause, _)| cause[0] == "brake"))
+        let is_alert = cause.as_deref() == Some("brake");
+        Row::new("Expiry", text)
+            .field("expiry_hold", cause.unwrap_or_else(|| "none".to_owned()))
+            .field("expiry_hold_left_seconds", number(left))
+            .alert_if(is_alert)
     }
 
     fn snapshot(&self) -> Row {
-        let (Some(written), failures) = (
-            self.interval.value("nodetracker_snapshot_timestamp_seconds"),
-            self.interval.value("nodetracker_snapshot_failures_total"),
-        ) else {
-            return Row::new("Snapshot", "off (no data_dir)".to_owned());
-        };
-        let since = self.since("nodetracker_snapshot_timestamp_seconds").unwrap_or_default();
-        let mut text = match written {
-            0.0 => "none yet".to_owned(),
-            _ => {
-                let size = bytes(self.interval.value("nodetracker_snapshot_bytes"));
-                format!("{} ago, {size}", age(Some(since)))
-            }
+        const TIME: &str = "nodetracker_snapshot_timestamp_seconds";
+        let written = self.interval.value(TIME);
+        let failures = self.interval.value("nodetracker_snapshot_failures_total");
+        let size = self.interval.value("nodetracker_snapshot_bytes");
+        // The time is 0 if no snapshot was written.
+        let since = self.since(TIME).filter(|_| written > Some(0.0));
+        let mut text = match (written, since) {
+            (None, _) => "off (no data_dir)".to_owned(),
+            (Some(_), None) => "none yet".to_owned(),
+            (Some(_), Some(_)) => format!("{} ago, {}", age(since), bytes(size)),
         };
         if let Some(failures) = failures.filter(|&failures| failures > 0.0) {
             text += &format!(", {} FAILED", count(Some(failures)));
         }
-        Row::new("Snapshot", text).alert_if(written > 0.0 && since > DAY / 96.0)
+        Row::new("Snapshot", text)
+            .field("snapshot_age_seconds", number(since))
+            .field("last_snapshot_bytes", number(size))
+            .field("snapshot_failures", number(failures))
+            .alert_if(written.is_some() && since.is_none_or(|since| since > DAY / 96.0))
     }
 
     fn certificate(&self) -> Row {
         let expiries = self
             .interval
             .values("nodetracker_certificate_expiry_timestamp_seconds", &["file"]);
-        let Some((file, expiry)) = expiries.into_iter().min_by(|(_, one), (_, other)| one.total_cmp(other)) else {
-            return Row::new("Certificate", "none (plaintext)".to_owned());
+        let first = expiries.into_iter().min_by(|(_, one), (_, other)| one.total_cmp(other));
+        let file = first.as_ref().map(|(file, _)| file.concat());
+        let left = first.map(|(_, expiry)| expiry - self.now());
+        let days = left.map(|left| left / DAY);
+        let text = match (&file, days) {
+            (Some(file), Some(days)) if days >= 0.0 => {
+                format!("{} days left: {}", count(Some(days.floor())), visible(file))
+            }
+            (Some(file), _) => format!("EXPIRED: {}", visible(file)),
+            (None, _) => "none (plaintext)".to_owned(),
         };
-        let days = (expiry - self.now()) / DAY;
-        let text = match days >= 0.0 {
-            true => format!("{} days left: {}", count(Some(days.floor())), visible(&file.concat())),
-            false => format!("EXPIRED: {}", visible(&file.concat())),
-        };
-        Row::new("Certificate", text).alert_if(days < 14.0)
+        Row::new("Certificate", text)
+            .field("certificate_left_seconds", number(left))
+            .field("certificate_file", file)
+            .alert_if(days.is_some_and(|days| days < 14.0))
     }
 
     fn client_memory(&self) -> Row {
@@ -429,26 +520,31 @@ impl From<'_> {
             "nodetracker_client_memory_limit_bytes",
         ]
         .map(|metric| self.interval.value(metric));
-        let is_alert = used.zip(limit).is_some_and(|(used, limit)| used > 0.8 * limit);
-        Row::new("Memory of clients", format!("{} of {}", bytes(used), bytes(limit))).alert_if(is_alert)
+        Row::new("Memory of clients", format!("{} of {}", bytes(used), bytes(limit)))
+            .field("client_memory_bytes", number(used))
+            .field("client_memory_limit_bytes", number(limit))
+            .alert_if(used.zip(limit).is_some_and(|(used, limit)| used > 0.8 * limit))
     }
 
     fn resident_memory(&self) -> Row {
-        Row::new(
+        self.size(
             "Memory of the process",
-            bytes(self.interval.value("process_resident_memory_bytes")),
+            "resident_memory_bytes",
+            "process_resident_memory_bytes",
         )
     }
 
     fn cpu(&self) -> Row {
-        const SECONDS: &str = "process_cpu_seconds_total";
-        let share = percent(self.interval.rate(SECONDS));
+        let cores = self.interval.rate(CPU_SECONDS);
+        let share = percent(cores);
         let text = if share == NONE {
             share
         } else {
             format!("{share} of a core")
         };
-        Row::new("CPU", text).rates(self.model.rates(SECONDS, &[]))
+        Row::new("CPU", text)
+            .field("cpu_cores", number(cores))
+            .rates(self.model.rates(CPU_SECONDS, &[]))
     }
 
     /// Returns the seconds since the time that a metric has.
@@ -572,7 +668,7 @@ nodetracker_snapshot_failures_total {failures}"
         );
         assert_eq!(
             overview("Snapshot", &snapshot(0, 1)),
-            ("none yet, 1 FAILED".to_owned(), false)
+            ("none yet, 1 FAILED".to_owned(), true)
         );
         assert_eq!(overview("Snapshot", "up 1"), ("off (no data_dir)".to_owned(), false));
     }
@@ -587,6 +683,20 @@ nodetracker_snapshot_failures_total {failures}"
         let text = "5.0/s, 1,007 since the start: watches 1,005, accept 2".to_owned();
         assert_eq!(row(Tab::Overview, "Refusals", [&page(1000), &page(1005)]), (text, true));
         assert!(!row(Tab::Overview, "Refusals", [&page(1000), &page(1000)]).1);
+    }
+
+    #[test]
+    fn watches_that_ended_are_those_of_the_tracker_and_not_of_its_health() {
+        let ended =
+            |service, code, count| format!("{CALLS}{{service=\"{service}\",method=\"Watch\",code=\"{code}\"}} {count}");
+        let page = [
+            ended("nodetracker.v1.WatchService", "OK", 2),
+            ended("nodetracker.v1.WatchService", "CANCELLED", 1),
+            ended("grpc.health.v1.Health", "UNAVAILABLE", 40),
+        ]
+        .join("\n");
+        let text = "CANCELLED 1, OK 2".to_owned();
+        assert_eq!(row(Tab::Sessions, "Watches that ended", [&page, &page]).0, text);
     }
 
     #[test]

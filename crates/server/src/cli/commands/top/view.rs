@@ -34,7 +34,7 @@ const MAX_RATES: u16 = 60;
 const HELP: &[&str] = &[
     "1 to 5            the tabs; also Tab, Shift-Tab and the arrows left and right",
     "arrows, PgUp/PgDn scroll",
-    "p                 pause: the figures stay, and the tracker is not asked",
+    "p                 pause: keep these figures, and read no further ones",
     "? or h            this help",
     "q, Esc, Ctrl-C    leave",
     "",
