@@ -110,8 +110,8 @@ impl Queue {
     }
 }
 
-/// Returns the limit of small calls for a pass in which `waiting` tasks wait. Beyond this work, each further connection may
-/// do only [`LEAST_TURN_WORK`].
+/// Returns the limit of small calls for a pass in which `waiting` tasks wait. Beyond this work, each further connection
+/// may do only [`LEAST_TURN_WORK`].
 fn small_work_per_pass(waiting: usize) -> usize {
     (SMALL_WORK_PER_PASS * CROWD / waiting.max(CROWD)).max(WORK_PER_PASS)
 }

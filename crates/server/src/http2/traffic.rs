@@ -58,7 +58,8 @@ impl Traffic {
         self.is_asked.store(true, Ordering::Relaxed);
     }
 
-    /// Returns the counts that the first poll after the request has stored. `None` if the connection was not polled since.
+    /// Returns the counts that the first poll after the request has stored. `None` if the connection was not polled
+    /// since.
     pub(super) fn take_sent(&self) -> Option<SentBytes> {
         (!self.is_asked.swap(false, Ordering::Relaxed)).then(|| SentBytes {
             written: self.sent.load(Ordering::Relaxed),

@@ -1,5 +1,5 @@
-//! The tabs: the rows of each, as text and as JSON. A row is marked if an operator should look at the row: the bounds are
-//! those of the alerts in `ops/alerts.yaml`.
+//! The tabs: the rows of each, as text and as JSON. A row is marked if an operator should look at the row. The bounds
+//! are those of the alerts in `ops/alerts.yaml`.
 
 use std::collections::BTreeMap;
 use std::time::UNIX_EPOCH;
