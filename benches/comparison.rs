@@ -31,6 +31,7 @@ use crate::support::args::Args;
 use crate::support::check::all_agree;
 use crate::support::contestant::{Work, filled, grow, grow_in_batches, heartbeats, pass, pauses, sweep, tail, threads};
 use crate::support::histogram::histogram;
+use crate::support::machine;
 use crate::support::report::{Measurement, Report, Row, Subject, Who};
 use crate::support::steps::{self, BATCH, Step, batches};
 
@@ -422,10 +423,11 @@ fn snapshots(run: &mut Run, nodes: &Nodes) {
 fn main() -> std::io::Result<()> {
     all_agree();
     println!("all contestants give the same answers");
-    let args = Args::parse();
+    let mut args = Args::parse();
     if !args.is_bench {
         return Ok(());
     }
+    args.record = args.record.map(|to| machine::record(to, "speed"));
     let sizes: &[usize] = match args.record {
         Some(_) => &[1_000_000, 100_000, 10_000_000],
         None => &[1_000_000],

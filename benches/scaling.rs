@@ -243,9 +243,7 @@ fn run() -> Result<(), String> {
         args.seconds = Some(0);
         println!("each row once, as short as possible; --bench measures");
     }
-    if let Some(directory) = args.record.as_ref().filter(|file| file.is_dir()) {
-        args.record = Some(directory.join(format!("scaling-{}.json", machine::slug())));
-    }
+    args.record = args.record.map(|to| machine::record(to, "scaling"));
     println!("{} cores", machine::cores());
     let report = measure(&args, steps::sizes(&[1_000_000])[0])?;
     report

@@ -1,6 +1,7 @@
 //! A description of this machine, for the record. It leaves out what the system does not report.
 
 use std::fs::read_to_string;
+use std::path::PathBuf;
 
 use crate::support::results::Machine;
 
@@ -25,6 +26,14 @@ pub(crate) fn cores() -> usize {
 /// A name for this kind of machine, of processor and cores, that is fit for a file's name.
 pub(crate) fn slug() -> String {
     slugged(&format!("{} {} cores", cpu().as_deref().unwrap_or("unknown"), cores()))
+}
+
+/// The file of a record, if `to` is the directory of records: one file for each machine.
+pub(crate) fn record(to: PathBuf, name: &str) -> PathBuf {
+    match to.is_dir() {
+        true => to.join(format!("{name}-{}.json", slug())),
+        false => to,
+    }
 }
 
 pub(crate) fn slugged(text: &str) -> String {

@@ -9,8 +9,12 @@ use crate::{instructions, plots, proof, speed};
 
 /// Draws the plots and writes the tables again, from the records alone.
 pub(crate) fn show(here: &Path) -> Result<(), Box<dyn Error>> {
-    let (speed, bytes) = (Results::read(here, "speed.json")?, Results::read(here, "bytes.json")?);
-    let throughput = plots::throughput(&speed).ok_or("speed.json lacks a row of the throughput")?;
+    let bytes = Results::read(here, "bytes.json")?;
+    let speed = of_machines(here, "speed")?
+        .into_iter()
+        .next()
+        .ok_or("no record of speed")?;
+    let throughput = plots::throughput(&speed).ok_or("the record of speed lacks a row of the throughput")?;
     fs::write(here.join("throughput.svg"), throughput)?;
     fs::write(here.join("pauses.svg"), plots::pauses(&speed))?;
     fs::write(here.join("bytes-of-peers.svg"), plots::bytes_of_all(&bytes))?;
@@ -34,23 +38,32 @@ struct Section {
 /// Every section that follows from the records.
 fn sections(here: &Path) -> Result<Vec<Section>, Box<dyn Error>> {
     let read = |name| Results::read(here, name);
-    let speed = read("speed.json")?;
-    let bytes = read("bytes.json")?;
-    let machine = format!("{}.\n", speed.machine());
-    let all_rows = format!(
-        "<details><summary>Every row, contestant by contestant</summary>\n\n{}\n</details>\n",
-        speed::all_rows(&speed)
-    );
+    let (bytes, hundred_million) = (read("bytes.json")?, read("hundred-million.json")?);
+    let speeds = of_machines(here, "speed")?;
+    let machine = format!("{}.\n", speeds.first().ok_or("no record of speed")?.machine());
+    let speeds: Vec<_> = speeds
+        .iter()
+        .map(|speed| {
+            format!(
+                "{}.\n\n{}\n<details><summary>Every row, contestant by contestant</summary>\n\n{}\n</details>\n",
+                speed.machine(),
+                speed::budgets(speed),
+                speed::all_rows(speed)
+            )
+        })
+        .collect();
     let above = here.parent().ok_or("this directory is in none")?;
     let readme = here.join("README.md");
     let own = [
-        ("machine", machine.clone()),
-        ("speed", format!("{}\n{all_rows}", speed::budgets(&speed))),
+        ("speed", speeds.join("\n")),
         ("bytes", format!("{}\n{}", speed::bytes(&bytes), speed::values(&bytes))),
         ("instructions", instructions::section(here)?),
         ("traps", speed::calls(&read("traps.json")?)),
         ("pages", speed::calls(&read("pages.json")?)),
-        ("hundred million", speed::values(&read("hundred-million.json")?)),
+        (
+            "hundred million",
+            format!("{}\n{}.\n", speed::values(&hundred_million), hundred_million.machine()),
+        ),
         ("scaling", scaling(here)?),
         ("proof", proof::section(above)?),
     ];
@@ -67,13 +80,13 @@ fn sections(here: &Path) -> Result<Vec<Section>, Box<dyn Error>> {
     Ok(sections)
 }
 
-/// The records of `scaling`, by machine.
-fn scaling_records(here: &Path) -> Result<Vec<Results>, Box<dyn Error>> {
+/// The records of a bench on each machine that recorded it.
+fn of_machines(here: &Path, bench: &str) -> Result<Vec<Results>, Box<dyn Error>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(here.join("recorded"))? {
         names.extend(entry?.file_name().into_string());
     }
-    names.retain(|name| name.starts_with("scaling-") && name.ends_with(".json"));
+    names.retain(|name| name.ends_with(".json") && name.strip_prefix(bench).is_some_and(|name| name.starts_with('-')));
     names.sort();
     Ok(names
         .iter()
@@ -83,7 +96,7 @@ fn scaling_records(here: &Path) -> Result<Vec<Results>, Box<dyn Error>> {
 
 /// The plot of the machine with the most cores.
 fn largest_scaling(here: &Path) -> Result<Option<String>, Box<dyn Error>> {
-    let records = scaling_records(here)?;
+    let records = of_machines(here, "scaling")?;
     let Some(largest) = records.iter().max_by_key(|record| record.machine.cores) else {
         return Ok(None);
     };
@@ -93,7 +106,7 @@ fn largest_scaling(here: &Path) -> Result<Option<String>, Box<dyn Error>> {
 
 /// A table for each machine that recorded `scaling`.
 fn scaling(here: &Path) -> Result<String, Box<dyn Error>> {
-    let tables: Vec<_> = scaling_records(here)?.iter().map(speed::scaling).collect();
+    let tables: Vec<_> = of_machines(here, "scaling")?.iter().map(speed::scaling).collect();
     Ok(match tables.is_empty() {
         true => "Nothing is recorded yet.\n".into(),
         false => format!(

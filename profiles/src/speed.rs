@@ -337,7 +337,7 @@ pub(crate) fn scaling(record: &Results) -> String {
     text
 }
 
-/// Single values without sizes, one a line.
+/// Single values without sizes, one a line, and the machine.
 pub(crate) fn calls(record: &Results) -> String {
     let mut text = String::from("| | |\n| --- | ---: |\n");
     for row in &record.rows {
@@ -348,6 +348,7 @@ pub(crate) fn calls(record: &Results) -> String {
             _ = writeln!(text, "| {operation} | {} |", time(*value, unit));
         }
     }
+    _ = writeln!(text, "\n{}.", record.machine());
     text
 }
 

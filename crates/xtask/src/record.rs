@@ -38,7 +38,7 @@ pub(crate) fn run(sh: &Shell, parts: Vec<RecordPart>) -> Outcome {
             RecordPart::Memory => profiles(sh, &["all"]),
             RecordPart::Bytes => bench::run(sh, "bytes", &["--record", "profiles/recorded/bytes.json"]),
             RecordPart::Instructions => profiles(sh, &["instructions", "record"]),
-            RecordPart::Speed => bench::run(sh, "comparison", &["--record", "profiles/recorded/speed.json"]),
+            RecordPart::Speed => bench::run(sh, "comparison", &["--record", "profiles/recorded"]),
             RecordPart::Scaling => bench::run(sh, "scaling", &["--record", "profiles/recorded"]),
             RecordPart::Traps => ["traps", "pages"].into_iter().try_for_each(|name| {
                 let file = format!("profiles/recorded/{name}.json");
