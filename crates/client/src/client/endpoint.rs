@@ -11,6 +11,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tracing::{info, warn};
 
+use crate::backoff::bounded;
 use crate::client::calls::Call;
 use crate::client::convert;
 use crate::client::health::{Health, Input};
@@ -31,7 +32,7 @@ pub(super) struct Deadline {
 impl Deadline {
     pub(super) fn after(limit: Duration) -> Self {
         Self {
-            at: Instant::now() + limit,
+            at: Instant::now() + bounded(limit),
             limit,
         }
     }
@@ -64,7 +65,7 @@ impl Endpoint {
         Self {
             channel: options.connect.channel(&addr),
             addr,
-            attempt_timeout: options.attempt_timeout,
+            attempt_timeout: bounded(options.attempt_timeout),
             probe_timeout: options.health.timeout,
             state: Mutex::new(State {
                 health: Health::new(Instant::now().into_std(), options.health, seed),

@@ -217,6 +217,7 @@ impl Machine {
         now: Instant,
     ) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
+        let timing = timing.bounded();
         Self {
             nodes,
             identity,
