@@ -26,8 +26,9 @@
 //!
 //! # Names with several addresses
 //!
-//! A connection goes to the first address of the host's name that accepts it, in the order of the resolver. The name is
-//! resolved again for each connection. So a name stands for *one* tracker, which may move. List the names of several
+//! A connection goes to the first address of the host's name that accepts it. An address of the other family is tried
+//! 300 ms after the first (RFC 6555). The addresses of a family share the time to connect. The name is resolved again
+//! for each connection. So a name stands for *one* tracker, which may move. List the names of several
 //! trackers one by one. If one name has an address for each tracker, calls reach only one of the trackers, and writes
 //! miss the rest.
 

@@ -19,8 +19,8 @@ use crate::client::endpoint::{Deadline, Endpoint};
 use crate::client::options::ClientOptions;
 use crate::client::retry::{Retries, has_no_answer, shortest_wait};
 use crate::client::stats::TrackerStats;
-use crate::connect::WriteTo;
 use crate::connect::addr::TrackerAddr;
+use crate::connect::{NoTls, WriteTo};
 use crate::tracker::{NodeTracker, Route, TrackerError};
 
 /// A client of one or several trackers: see the [module](crate::client).
@@ -79,9 +79,9 @@ pub enum ClientError {
     /// There is no tracker to ask.
     #[error("no tracker is given")]
     NoTrackers,
-    /// The address asks for TLS, and the options name no authority to trust.
-    #[error("{0} needs TLS: set ConnectOptions::tls")]
-    NoTls(TrackerAddr),
+    /// An address asks for TLS, and the options name no authority to trust.
+    #[error(transparent)]
+    NoTls(#[from] NoTls),
     /// A key, a certificate or an authority cannot be used.
     #[error(transparent)]
     TlsFiles(#[from] ClientConfigError),
@@ -102,12 +102,7 @@ impl TrackerClient {
         if trackers.is_empty() {
             return Err(ClientError::NoTrackers);
         }
-        if let Some(addr) = trackers
-            .iter()
-            .find(|addr| addr.is_tls() && options.connect.tls.is_none())
-        {
-            return Err(ClientError::NoTls(addr.clone()));
-        }
+        options.connect.check(&trackers)?;
         let changed = watch::Sender::default();
         let endpoints: Vec<_> = trackers
             .into_iter()
