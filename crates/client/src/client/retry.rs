@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `Unavailable` | after a [`Backoff`], or at once on another tracker |
 //! | `ResourceExhausted` with `retry_after` | after that delay, at the least |
+//! | `Internal` | a read once on each other tracker, at once |
 //! | any other | never |
 //!
 //! All attempts end at the call's deadline, and no attempt begins after it.

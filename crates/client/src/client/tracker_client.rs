@@ -149,21 +149,27 @@ impl TrackerClient {
         }
     }
 
-    /// Makes a call on the nearest tracker that answers.
+    /// Makes a call on the nearest tracker that does it.
     async fn call_one<C: Call>(&self, request: C, deadline: Deadline) -> Result<C::Reply, TrackerError> {
         let mut endpoints: Vec<_> = self.0.endpoints.iter().collect();
-        endpoints.sort_by_key(|endpoint| endpoint.distance());
+        // Cached, because a distance may change during the sort.
+        endpoints.sort_by_cached_key(|endpoint| endpoint.distance());
         let mut retries = self.retries(deadline);
         loop {
-            let mut failed = Vec::new();
+            let (mut failed, mut internal) = (Vec::new(), None);
             for endpoint in endpoints {
                 match endpoint.attempt(request.clone(), deadline).await {
                     Ok(reply) => return Ok(reply),
+                    // Another tracker may do the call.
+                    Err(error @ TrackerError::Internal(_)) => internal = Some(error),
                     Err(error) if shortest_wait(&error).is_none() => return Err(error),
                     Err(error) => failed.push((endpoint, error)),
                 }
             }
-            endpoints = next_retry(&mut retries, failed).await?;
+            match internal {
+                Some(error) => return Err(error),
+                None => endpoints = next_retry(&mut retries, failed).await?,
+            }
         }
     }
 
@@ -189,7 +195,7 @@ impl TrackerClient {
                 }
             }
             if !done.is_empty() {
-                // Nobody waits for a tracker that cannot be reached if another has done the write.
+                // A tracker that cannot be reached is not asked again if another has done the write.
                 failed.retain(|(_, error)| !has_no_answer(error));
             }
             if failed.is_empty() {

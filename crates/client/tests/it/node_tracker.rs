@@ -13,7 +13,7 @@ use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_server::Config;
 
-use crate::support::{PROXY, Running, client, node, patient};
+use crate::support::{PROXY, Running, client, node, patient, wait_until};
 
 async fn check(tracker: &dyn NodeTracker) {
     conformance::check(tracker, async || {}).await;
@@ -54,9 +54,10 @@ async fn a_write_to_one_goes_to_one_of_two_trackers() {
         ..patient()
     };
     let client = client(trackers.iter().map(Running::at), options);
-    client
-        .wait_until(|stats| stats.iter().all(|tracker| tracker.round_trip.is_some()))
-        .await;
+    wait_until(&client, |stats| {
+        stats.iter().all(|tracker| tracker.round_trip.is_some())
+    })
+    .await;
     client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap();
     let routes: usize = trackers.iter().map(|tracker| tracker.table.len()).sum();
     assert_eq!(routes, 1);
