@@ -131,15 +131,11 @@ impl Endpoint {
         match result {
             Err(TrackerError::Unavailable(_)) => {
                 self.counters.failed_attempts.add_one();
-                self.state().budget.failed();
                 self.handle(Input::CallFailed);
             }
             // The call may have begun too late for an answer.
             Err(TrackerError::DeadlineExceeded(_)) => self.counters.failed_attempts.add_one(),
-            _ => {
-                self.state().budget.answered();
-                self.handle(Input::CallAnswered);
-            }
+            _ => self.handle(Input::CallAnswered),
         }
         result
     }
@@ -187,6 +183,11 @@ impl Endpoint {
 
     fn handle(&self, input: Input) {
         let mut state = self.state();
+        match input {
+            Input::CallFailed => state.budget.failed(),
+            Input::CallAnswered => state.budget.answered(),
+            Input::ProbeServing(_) | Input::ProbeNotServing | Input::ProbeFailed => {}
+        }
         let was_healthy = state.health.is_healthy();
         state.health.handle(Instant::now().into_std(), input);
         let is_healthy = state.health.is_healthy();
