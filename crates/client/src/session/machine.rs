@@ -309,8 +309,15 @@ impl Machine {
             }
             State::Open => {
                 let terms = self.terms?;
-                self.collect(now);
-                self.next_request(now, &terms)
+                loop {
+                    self.collect(now);
+                    let lens = (self.announce.len(), self.withdraw.len());
+                    let request = self.next_request(now, &terms);
+                    // If a queue's nodes need no request, or need the other request, there may be more to send now.
+                    if request.is_some() || lens == (self.announce.len(), self.withdraw.len()) {
+                        return request;
+                    }
+                }
             }
             _ => None,
         }

@@ -7,9 +7,12 @@
 //!
 //! # How the machine finds changes
 //!
-//! A change puts the node's ID into a bounded queue, once. Only a node that was removed meanwhile can have its ID there
-//! twice, and the second ID then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all
-//! nodes. So a flush costs the number of the changed nodes, and a burst costs one pass over the map.
+//! A change puts the node's ID into a bounded queue, once. Two kinds of nodes can have their ID in a queue twice: a node
+//! that was removed meanwhile, and a node that went down while its ID was in the queue of announcements. The second ID
+//! then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all nodes. So a flush costs
+//! the number of the changed nodes, and a burst costs one pass over the map.
+//!
+//! The first change after a flush reports that there is something to do. The machine collects further changes anyway.
 //!
 //! # Locks
 //!
@@ -261,7 +264,9 @@ impl NodeSet {
     /// caller holds the node's lock, so a pass either sees the change, or clears `overflowed` before the change sets
     /// the flag.
     fn mark(&self, id: &NodeId, node: &mut Node) -> bool {
-        if node.is_queued || node.is_in_flight {
+        // The queue of announcements has a pace, and a withdrawal must not wait there.
+        let is_queued = node.is_queued && (node.is_up || node.reported != Reported::Unsure);
+        if is_queued || node.is_in_flight {
             return false;
         }
         node.is_queued = self.changed.push(id.clone()).is_ok();

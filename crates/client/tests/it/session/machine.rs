@@ -203,6 +203,38 @@ fn a_node_that_goes_down_while_it_is_announced_is_withdrawn_after_the_answer() {
 }
 
 #[test]
+fn a_node_that_went_down_during_an_outage_is_withdrawn_at_once() {
+    let mut driver = Driver::open();
+    driver.up(1);
+    assert_eq!(driver.flush(), [up(&[1])]);
+    // The tracker may have done the announcement.
+    driver.machine.handle(driver.now, Input::Lost);
+    driver.down(1);
+    assert!(matches!(driver.requests_at_timeout()[..], [Request::Hello(_)]));
+    driver.oldest = 3;
+    driver.answer(Response::Welcome(v1::SessionWelcome {
+        handles_hold: true,
+        ..welcome()
+    }));
+    assert_eq!(driver.requests(), [down(&[1])]);
+}
+
+#[test]
+fn a_withdrawal_does_not_wait_for_the_pace_of_announcements() {
+    let mut driver = Driver::open();
+    driver.up(1);
+    driver.flush();
+    driver.answer(handles(&[]));
+    driver.down(1);
+    assert_eq!(driver.flush(), [down(&[1])]);
+    driver.answer(ack());
+    // The queue of announcements still has the node's ID.
+    driver.now += Timing::default().refused.base;
+    assert_eq!(driver.requests(), []);
+    assert!(driver.machine.is_settled() && driver.nodes.is_empty());
+}
+
+#[test]
 fn a_node_whose_handle_is_gone_is_announced_again_if_it_is_up() {
     let mut driver = Driver::with_node(1, 10);
     driver.up(2);
