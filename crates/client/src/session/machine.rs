@@ -651,7 +651,9 @@ impl Machine {
             gone: &gone,
             handles,
         };
-        self.needs_pass = self.nodes.take_overflow();
+        // This pass finds the changes of the flag.
+        self.nodes.take_overflow();
+        self.needs_pass = false;
         let Self {
             nodes,
             announce,
