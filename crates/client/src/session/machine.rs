@@ -636,6 +636,7 @@ impl Machine {
 
     fn flush(&mut self, now: Instant) {
         let window = self.window(now);
+        self.nodes.begin_flush();
         // The loop is bounded because other threads may add changes faster than the loop takes them.
         for _ in 0..BACKLOG {
             if self.announce.len().max(self.withdraw.len()) >= BACKLOG {

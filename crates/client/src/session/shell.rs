@@ -157,11 +157,12 @@ impl Shell {
     }
 
     fn publish(&self, state: SessionState) {
-        self.stats.send_modify(|stats| {
-            stats.state = state;
-            stats.is_settled = self.machine.is_settled();
-            stats.nodes = self.shared.nodes.len();
-            stats.counters = self.machine.counters();
+        let machine = &self.machine;
+        let next = (state, machine.is_settled(), self.shared.nodes.len(), machine.counters());
+        self.stats.send_if_modified(|stats| {
+            let has_changed = next != (stats.state, stats.is_settled, stats.nodes, stats.counters);
+            (stats.state, stats.is_settled, stats.nodes, stats.counters) = next;
+            has_changed
         });
     }
 }
