@@ -200,11 +200,11 @@ async fn a_dial_tries_each_proxy_of_a_node_once() {
 #[tokio::test]
 async fn a_replica_conforms() {
     let tracker = Tracker::start().await;
-    let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
+    let replica = Arc::new(Replica::start(config(&[&tracker]), tracker.direct()).unwrap());
     within(replica.ready()).await;
     // All nodes that the tracker has had at the end of a case's step.
     let seen = Mutex::new(HashSet::new());
-    conformance::check(&replica, async || {
+    conformance::check(Arc::clone(&replica) as _, async || {
         let mut nodes = seen.lock().unwrap().clone();
         tracker.table.for_each_route(|node, _| _ = nodes.insert(node.clone()));
         seen.lock().unwrap().clone_from(&nodes);
