@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let remote = Arc::new(TrackerClient::new(vec![addr.clone()], ClientOptions::default())?);
     let before = resident_bytes();
     let begun = Instant::now();
-    let replica = Replica::start(ReplicaConfig::new([addr]), Arc::clone(&remote) as Arc<dyn NodeTracker>);
+    let replica = Replica::start(ReplicaConfig::new([addr]), Arc::clone(&remote) as Arc<dyn NodeTracker>)?;
     replica.ready().await;
     let bytes = resident_bytes().saturating_sub(before);
     println!("{} nodes; the snapshot took {:?}", nodes.len(), begun.elapsed());

@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::SystemTime;
 
 use nodetracker::{NodeId, ProxyDetails};
 use nodetracker_proto::peer::v1 as proto;
@@ -218,8 +217,8 @@ impl Dialer {
 /// The attempts of one dial.
 #[derive(Default)]
 struct Attempts {
-    /// The routes that were tried: a proxy's ID, and the route's time.
-    routes: Vec<(String, SystemTime)>,
+    /// The proxies that were tried.
+    tried: Vec<ProxyDetails>,
     failed: Vec<(ProxyDetails, AttemptError)>,
 }
 
@@ -260,17 +259,17 @@ impl Inner {
         Err(failure(node, local, attempts.failed))
     }
 
-    /// Tries routes that were not tried before, in their order.
+    /// Tries the proxies of routes that were not tried before, in the order of the routes. A proxy that has moved counts
+    /// as another proxy. The routes' times say nothing: a cached route may have the time of another clock.
     async fn try_routes(&self, node: &NodeId, routes: Vec<Route>, attempts: &mut Attempts) -> Option<Dialed> {
-        for Route { proxy, last_refresh } in routes {
-            let route = (proxy.id().to_owned(), last_refresh);
-            if proxy.id() == self.config.proxy_id || attempts.routes.contains(&route) {
+        for Route { proxy, .. } in routes {
+            if proxy.id() == self.config.proxy_id || attempts.tried.contains(&proxy) {
                 continue;
             }
-            if attempts.routes.len() == self.config.max_attempts {
+            if attempts.tried.len() == self.config.max_attempts {
                 break;
             }
-            attempts.routes.push(route);
+            attempts.tried.push(proxy.clone());
             match self.attempt(node, &proxy).await {
                 Ok(stream) => {
                     return Some(Dialed {

@@ -17,6 +17,7 @@ use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
 use super::{Input, Machine, Stats, Timers, Transmit};
+use crate::seeds::Seeds;
 
 const NODES: u64 = 30;
 const PARTS: u64 = 3;
@@ -735,10 +736,10 @@ fn run(seed: u64) -> (Stats, u64, Vec<Option<BTreeSet<Row>>>) {
 /// `NODETRACKER_SEEDS=5000 cargo test -p nodetracker-client --lib no_answer_is_older` tries more seeds.
 #[test]
 fn no_answer_is_older_than_the_replica_says() {
-    let seeds: u64 = std::env::var("NODETRACKER_SEEDS").map_or(200, |text| text.parse().expect("a number"));
     let mut sum = Stats::default();
-    let mut checked = 0;
-    for seed in 0..seeds {
+    let (mut seeds, mut checked) = (0, 0);
+    for seed in Seeds::new(200) {
+        seeds += 1;
         let (stats, of_seed, _) = run(seed);
         checked += of_seed;
         sum.snapshots += stats.snapshots;

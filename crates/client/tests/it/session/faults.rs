@@ -6,6 +6,8 @@
 //! * no node is announced or refreshed for longer than an interval and a half after its last sign of life
 //! * no node is announced or refreshed after it went down, except by a request that was on its way
 //! * a live node has a route [`RECOVERY`] after the last fault
+//! * with one tracker, a node that is down has no route [`RECOVERY`] after the last fault, and [`WITHDRAWAL`] after its
+//!   tunnel ended
 //! * at the end, the tracker has the routes of the live nodes and no other routes
 //!
 //! `NODETRACKER_SEEDS=5000 cargo test --release -p nodetracker-client --test it session::faults` runs more of them.
@@ -30,6 +32,8 @@ const DELAY: Duration = Duration::from_secs(2);
 /// The longest time between two signs of life.
 const SIGNS: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(500);
+/// An announcement may be on its way, and several withdrawals follow.
+const WITHDRAWAL: Duration = Duration::from_secs(10);
 /// A half-open connection is noticed with the next round, and the answer to a hello may be lost too.
 const RECOVERY: Duration = Duration::from_secs(75);
 
@@ -69,6 +73,8 @@ struct Run {
     world: World,
     truth: BTreeMap<NodeId, Truth>,
     last_fault: Duration,
+    /// Whether a change of the nodes has reported something to do.
+    is_woken: bool,
     seed: u64,
 }
 
@@ -84,6 +90,7 @@ impl Run {
             world,
             truth: BTreeMap::new(),
             last_fault: Duration::ZERO,
+            is_woken: false,
             seed,
         }
     }
@@ -92,11 +99,10 @@ impl Run {
         let now = self.world.now;
         let wait = SIGNS.mul_f64(self.world.random.f64());
         let proxy = &self.world.proxies[0];
-        if is_up {
-            proxy.nodes.up(node, self.world.instant()).expect("there is room");
-        } else {
-            proxy.nodes.seen(node, self.world.instant());
-        }
+        self.is_woken |= match is_up {
+            true => proxy.nodes.up(node, self.world.instant()).expect("there is room"),
+            false => proxy.nodes.seen(node, self.world.instant()),
+        };
         let truth = self.truth.entry(node.clone()).or_insert(Truth {
             life: Life::Live,
             since: now,
@@ -119,7 +125,7 @@ impl Run {
             (Some(Life::Silent), 0) => self.sign(&node, false),
             (Some(Life::Live), 0) => self.set(&node, Life::Silent, now),
             (Some(_), _) => {
-                self.world.proxies[0].nodes.down(&node, self.world.instant());
+                self.is_woken |= self.world.proxies[0].nodes.down(&node, self.world.instant());
                 self.set(&node, Life::Down, now);
                 // Some return at once.
                 if self.world.random.bool() {
@@ -195,7 +201,9 @@ impl Run {
         for node in due {
             self.sign(&node, false);
         }
-        self.world.drive(0);
+        if std::mem::take(&mut self.is_woken) {
+            self.world.drive(0);
+        }
         self.world.run_until(now + STEP);
         self.check();
     }
@@ -227,6 +235,14 @@ impl Run {
                     truth.life != Life::Live || now - truth.since <= RECOVERY || found.binary_search(node).is_ok(),
                     "seed {seed}: {node} is missing at {now:?}, since {:?} after the fault",
                     now - self.last_fault
+                );
+                assert!(
+                    truth.life != Life::Down
+                        || now - truth.since <= WITHDRAWAL
+                        || self.world.trackers.len() > 1
+                        || found.binary_search(node).is_err(),
+                    "seed {seed}: {node} still has a route at {now:?}, since {:?} after it went down",
+                    now - truth.since
                 );
             }
         }

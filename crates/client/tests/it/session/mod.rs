@@ -5,6 +5,7 @@ mod machine;
 mod model;
 mod recovery;
 mod relay;
+#[path = "../../../src/seeds.rs"]
 mod seeds;
 mod tracker;
 mod two_sessions;

@@ -19,20 +19,25 @@ const RECOVERY: Duration = Duration::from_secs(55);
 
 /// Some nodes come, some go, and all others give a sign of life.
 fn step(world: &mut World, up: &mut BTreeSet<NodeId>) {
+    let mut is_woken = vec![false; world.proxies.len()];
     for number in 0..50 {
         let node = NodeId::from(Uuid::from_u128(number));
         if world.random.u8(..20) == 0 && !up.remove(&node) {
             up.insert(node.clone());
         }
         let now = world.instant();
-        for proxy in &world.proxies {
-            match up.contains(&node) {
-                true => _ = proxy.nodes.up(&node, now).expect("there is room"),
-                false => _ = proxy.nodes.down(&node, now),
-            }
+        for (proxy, is_woken) in world.proxies.iter().zip(&mut is_woken) {
+            *is_woken |= match up.contains(&node) {
+                true => proxy.nodes.up(&node, now).expect("there is room"),
+                false => proxy.nodes.down(&node, now),
+            };
         }
     }
-    (0..world.proxies.len()).for_each(|proxy| world.drive(proxy));
+    for (proxy, is_woken) in is_woken.into_iter().enumerate() {
+        if is_woken {
+            world.drive(proxy);
+        }
+    }
     world.run_until(world.now + STEP);
 }
 

@@ -1,10 +1,10 @@
-//! How many seeds a test runs.
+//! How many seeds a test runs. `tests/it` includes this file.
 
 use std::ops::Range;
 use std::{env, thread};
 
-/// The seeds 0, 1, 2, and so on: as many as `NODETRACKER_SEEDS` says, or as the test says. Prints the seed of a test that
-/// fails.
+/// The seeds 0, 1, 2, and so on: as many as `NODETRACKER_SEEDS` says, or as the test says. Prints the seed of a test
+/// that fails.
 pub(crate) struct Seeds(Range<u64>);
 
 impl Seeds {
