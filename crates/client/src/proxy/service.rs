@@ -11,7 +11,7 @@ use crate::cache::{CacheConfig, RouteCache};
 use crate::client::{ClientError, ClientOptions, TrackerClient};
 use crate::connect::addr::TrackerAddr;
 use crate::control::proto::ProxyInfo;
-use crate::listener::{AgentListener, ListenerConfig};
+use crate::listener::{AgentListener, ListenerConfig, ListenerConfigError};
 use crate::proxy::dialer::{Dialer, DialerConfig};
 use crate::proxy::peer_server::{PeerServer, PeerServerConfig};
 use crate::proxy::report_nodes::ReportNodes;
@@ -45,6 +45,9 @@ pub enum ProxyServiceError {
     /// The configuration of the session cannot be used.
     #[error(transparent)]
     Session(#[from] SessionConfigError),
+    /// The configuration of the listener cannot be used.
+    #[error(transparent)]
+    Listener(#[from] ListenerConfigError),
     /// The client of the trackers cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -106,7 +109,7 @@ impl ProxyService {
         let proxy = config.session.proxy.clone();
         let client = TrackerClient::new(config.session.trackers.clone(), config.client)?;
         let session = Arc::new(ProxySession::begin(config.session)?);
-        let listener = AgentListener::new(config.listener, ReportNodes(Arc::clone(&session)));
+        let listener = AgentListener::new(config.listener, ReportNodes(Arc::clone(&session)))?;
         let server = PeerServer::new(config.peer_server, listener.clone());
         let routes: Arc<dyn NodeTracker> = Arc::new(RouteCache::new(Arc::new(client), config.cache));
         let mut acceptors = JoinSet::new();

@@ -9,6 +9,7 @@
 //! can have transports of their own.
 
 pub mod mux;
+pub(crate) mod slots;
 pub mod tcp;
 
 use std::io;

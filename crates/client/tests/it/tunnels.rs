@@ -364,7 +364,8 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
         ListenerConfig::new(info("proxy.test")),
         (),
         Box::new(named),
-    );
+    )
+    .unwrap();
     let serving = listener.clone();
     let acceptor = TcpAcceptor::tls(tcp, &pki.server());
     tokio::spawn(async move { serving.serve(acceptor).await });
