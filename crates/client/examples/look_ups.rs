@@ -25,6 +25,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let nodes: u128 = args.next().map_or(Ok(100_000), |text| text.parse())?;
     let period = Duration::from_secs(args.next().map_or(Ok(2), |text| text.parse())?);
+    if nodes == 0 || period.is_zero() {
+        return Err("NODES and SECONDS are at least 1".into());
+    }
     let nodes: Vec<NodeId> = (0..nodes).map(|number| Uuid::from_u128(number << 64).into()).collect();
 
     let table = Arc::new(RouteTable::new());
