@@ -274,7 +274,7 @@ impl Inner {
             return Ok(dialed);
         }
         let may_be_stale = attempts.names_this_proxy || !attempts.failed.is_empty();
-        if may_be_stale && attempts.routes.len() < max {
+        if may_be_stale && attempts.tried.len() < max {
             match self.tracker.get_latest_proxies(node).await {
                 Ok(routes) => {
                     if let Some(dialed) = self.try_routes(node, routes, max, &mut attempts).await {
