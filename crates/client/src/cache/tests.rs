@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{advance, sleep};
 
 use super::*;
+use crate::seeds::Seeds;
 
 const NODES: u64 = 6;
 const CONFIG: CacheConfig = CacheConfig {
@@ -469,9 +470,9 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
 /// `NODETRACKER_SEEDS=5000 cargo test -p nodetracker-client --lib no_answer_is_older` tries more seeds.
 #[tokio::test(start_paused = true)]
 async fn no_answer_is_older_than_it_says() {
-    let seeds: u64 = std::env::var("NODETRACKER_SEEDS").map_or(300, |text| text.parse().expect("a number"));
-    let (mut sum, mut hits, mut calls) = (Seen::default(), 0, 0);
-    for seed in 0..seeds {
+    let (mut sum, mut hits, mut calls, mut seeds) = (Seen::default(), 0, 0, 0);
+    for seed in Seeds::new(300) {
+        seeds += 1;
         let (stats, seen) = drive(seed).await;
         assert_eq!(stats.stale_answers, seen.stale, "seed {seed}");
         assert_eq!(
