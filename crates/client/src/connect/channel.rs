@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::Uri;
+use http::{Response, Uri};
 use hyper_util::rt::TokioIo;
 use nodetracker_tls::client::{ClientConfigError, ClientFiles, client_config};
 use rustls::ClientConfig;
@@ -18,11 +18,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint};
+use tonic::body::Body;
+use tonic::transport::{self, Endpoint};
+use tower::util::MapResponse;
 use tower_service::Service;
 use tracing::warn;
 
 use crate::connect::addr::TrackerAddr;
+use crate::connect::status_details;
+
+/// A channel to a tracker, for the clients that tonic generates. Clones share one connection. The channel drops status
+/// details that are not base64, because tonic panics if it reads them.
+pub type Channel = MapResponse<transport::Channel, fn(Response<Body>) -> Response<Body>>;
 
 /// The PEM files of a client of trackers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +114,7 @@ impl ConnectOptions {
     pub fn channel(&self, addr: &TrackerAddr) -> Channel {
         // tonic refuses an endpoint with `https` if its own TLS is compiled in and not configured. The connector has
         // its own.
-        Endpoint::from(addr.plaintext_origin())
+        let channel = Endpoint::from(addr.plaintext_origin())
             .origin(addr.origin())
             .http2_keep_alive_interval(self.keep_alive_interval)
             .keep_alive_timeout(self.keep_alive_timeout)
@@ -115,7 +122,8 @@ impl ConnectOptions {
             .connect_with_connector_lazy(Connector {
                 addr: addr.clone(),
                 options: self.clone(),
-            })
+            });
+        MapResponse::new(channel, status_details::drop_bad)
     }
 }
 

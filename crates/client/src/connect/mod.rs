@@ -7,6 +7,7 @@
 
 pub mod addr;
 pub mod channel;
+mod status_details;
 
 /// To which of several trackers a proxy reports its nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

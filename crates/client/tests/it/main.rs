@@ -3,6 +3,7 @@
 mod cache;
 mod faults;
 mod fleet;
+mod hostile;
 mod in_process;
 mod node_tracker;
 mod pool_simulation;
