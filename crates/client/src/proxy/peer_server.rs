@@ -9,9 +9,9 @@ use nodetracker_proto::peer::v1 as proto;
 use proto::peer_request::Request;
 use proto::peer_response::Response;
 use tokio::io::copy_bidirectional;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
 use crate::control::Verify;
@@ -56,6 +56,8 @@ struct Shared {
     agents: AgentListener,
     verify: Box<Verify>,
     peers: Arc<Semaphore>,
+    /// Set by `close`: streams may last until then.
+    closing: watch::Sender<Option<Instant>>,
     counters: Counters,
 }
 
@@ -100,15 +102,21 @@ impl PeerServer {
             agents,
             verify,
             peers,
+            closing: watch::Sender::new(None),
             counters: Counters::default(),
         }))
     }
 
-    /// Accepts peers until the future is dropped. The server serves accepted peers until they leave.
+    /// Accepts peers until the server is closed, or the future is dropped. The server serves accepted peers until they
+    /// leave, or the server is closed.
     pub async fn serve(&self, acceptor: TcpAcceptor) {
         let acceptor = Arc::new(acceptor);
+        let mut closing = self.0.closing.subscribe();
         loop {
-            let (stream, peer) = acceptor.accept().await;
+            let (stream, peer) = tokio::select! {
+                accepted = acceptor.accept() => accepted,
+                _ = closing.wait_for(Option::is_some) => return,
+            };
             let Some(permit) = self.admit() else { continue };
             let (shared, acceptor) = (Arc::clone(&self.0), Arc::clone(&acceptor));
             tokio::spawn(async move {
@@ -136,6 +144,18 @@ impl PeerServer {
         permit
     }
 
+    /// Stops: refuses all dials. Waits until the streams to nodes have ended, at most for `limit`, and then closes each
+    /// tunnel. Handshakes that are under way may take their own time.
+    ///
+    /// Close the server before its [`AgentListener`]: a peer then tries another proxy, and makes no complaint about this
+    /// proxy.
+    pub async fn close(&self, limit: Duration) {
+        self.0.closing.send_replace(Some(Instant::now() + limit));
+        let all = u32::try_from(self.0.config.max_peers).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        let _ = self.0.peers.acquire_many(all).await;
+    }
+
     /// Returns how many peers there are, and what has happened so far.
     #[must_use]
     pub fn stats(&self) -> PeerServerStats {
@@ -160,8 +180,16 @@ impl Shared {
         // The tunnel bounds the number of streams. Their tasks end with the tunnel.
         let mut streams = JoinSet::new();
         let mut heard = Instant::now();
+        let mut closing = self.closing.subscribe();
         loop {
+            let limit = *closing.borrow_and_update();
+            if limit.is_some_and(|limit| streams.is_empty() || Instant::now() >= limit) {
+                return;
+            }
             tokio::select! {
+                // The server has the sender.
+                _ = closing.changed() => {}
+                () = sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => {}
                 stream = timeout_at(heard + self.config.silence_timeout, tunnel.accept()) => {
                     // The tunnel has ended, or the peer is gone.
                     let Ok(Some(stream)) = stream else { return };
@@ -202,6 +230,9 @@ impl Shared {
         if dial.hop_count > 0 || dial.origin_proxy_id == self.config.proxy_id {
             let text = format!("from {} after {} hops", dial.origin_proxy_id, dial.hop_count);
             return Err((RefusalReason::Loop, text));
+        }
+        if self.closing.borrow().is_some() {
+            return Err((RefusalReason::Stopping, String::new()));
         }
         (self.verify)(&dial.origin_proxy_id, tunnel.peer_certificates()).map_err(|reason| {
             self.failed(&format!("peer {}: {reason}", dial.origin_proxy_id));

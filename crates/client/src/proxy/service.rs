@@ -167,7 +167,7 @@ impl ProxyService {
     pub async fn stop(self, window: Duration, limit: Duration) -> Result<(), DrainError> {
         self.agents.drain(window);
         sleep(window).await;
-        self.agents.close(limit).await;
+        tokio::join!(self.peers.close(limit), self.agents.close(limit));
         self.session.drain(limit).await
     }
 }
