@@ -18,14 +18,13 @@ use nodetracker_proto::v1::watch_response::Message;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
-use tonic::transport::Channel;
 use tracing::warn;
 
 use crate::backoff::{Backoff, Limits};
 use crate::cache::RouteCache;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::ConnectOptions;
+use crate::connect::channel::{Channel, ConnectOptions};
 use crate::watch::{place, watch};
 
 /// How long to wait for the place at which the watch begins.

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -19,6 +18,7 @@ use crate::client::options::ClientOptions;
 use crate::client::retry::RetryBudget;
 use crate::client::stats::{Counters, TrackerStats};
 use crate::connect::addr::TrackerAddr;
+use crate::connect::channel::Channel;
 use crate::tracker::TrackerError;
 
 /// When a call of the common API has to be complete.

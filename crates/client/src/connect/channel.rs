@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::Uri;
+use http::{Response, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioIo;
@@ -22,13 +22,20 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint};
+use tonic::body::Body;
+use tonic::transport::{self, Endpoint};
+use tower::util::MapResponse;
 use tower_service::Service;
 use tracing::warn;
 
 use crate::backoff::bounded;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
+use crate::connect::status_details;
+
+/// A channel to a tracker, for the clients that tonic generates. Clones share one connection. The channel drops status
+/// details that are not base64, because tonic panics if it reads them.
+pub type Channel = MapResponse<transport::Channel, fn(Response<Body>) -> Response<Body>>;
 
 /// The PEM files of a client of trackers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,12 +130,13 @@ impl ConnectOptions {
     pub fn channel(&self, addr: &TrackerAddr) -> Channel {
         // tonic refuses an endpoint with `https` if its own TLS is compiled in and not configured. The connector has
         // its own.
-        Endpoint::from(addr.plaintext_origin())
+        let channel = Endpoint::from(addr.plaintext_origin())
             .origin(addr.origin())
             .http2_keep_alive_interval(bounded(self.keep_alive_interval))
             .keep_alive_timeout(bounded(self.keep_alive_timeout))
             .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(Connector::new(addr, self, GaiResolver::new()))
+            .connect_with_connector_lazy(Connector::new(addr, self, GaiResolver::new()));
+        MapResponse::new(channel, status_details::drop_bad)
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod addr;
 pub mod channel;
+mod status_details;
 
 use crate::connect::addr::TrackerAddr;
 

@@ -185,7 +185,7 @@ impl ProxyService {
     pub async fn stop(self, window: Duration, limit: Duration) -> Result<(), DrainError> {
         self.agents.drain(window);
         let _ = timeout(window.saturating_add(LAST_AGENTS), self.agents.until_empty()).await;
-        self.agents.close(limit).await;
+        tokio::join!(self.peers.close(limit), self.agents.close(limit));
         self.session.drain(limit).await
     }
 }

@@ -62,13 +62,12 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 use tonic::Status as GrpcStatus;
-use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::complaints::Complaints;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::ConnectOptions;
+use crate::connect::channel::{Channel, ConnectOptions};
 use crate::tracker::{NodeTracker, Route, TrackerError};
 use crate::watch::{Messages, place, watch};
 

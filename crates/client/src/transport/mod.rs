@@ -4,11 +4,13 @@
 //! | --- | --- |
 //! | [`mux`] | a tunnel over any connection of bytes, by yamux |
 //! | [`tcp`] | tunnels over TCP and TLS |
+//! | [`server_tls`] | the TLS of a side that accepts tunnels, from files that may change |
 //!
 //! An agent pool dials with any [`Transport`], and an agent listener serves any [`Tunnel`]. So tests and simulations
 //! can have transports of their own.
 
 pub mod mux;
+pub mod server_tls;
 pub(crate) mod slots;
 pub mod tcp;
 

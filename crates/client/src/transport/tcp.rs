@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use crate::backoff::{Backoff, Limits};
 use crate::connect::channel::ClientTls;
 use crate::transport::mux::MuxTunnel;
+use crate::transport::server_tls::ServerTls;
 use crate::transport::{Transport, Tunnel};
 
 /// The protocol that both sides ask for in the TLS handshake (ALPN).
@@ -70,7 +71,12 @@ impl Transport for TcpTransport {
 /// Accepts tunnels over TCP.
 pub struct TcpAcceptor {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
+}
+
+enum Tls {
+    Fixed(Arc<ServerConfig>),
+    Files(Arc<ServerTls>),
 }
 
 impl TcpAcceptor {
@@ -86,7 +92,14 @@ impl TcpAcceptor {
     pub fn tls(listener: TcpListener, config: &ServerConfig) -> Self {
         let mut config = config.clone();
         config.alpn_protocols = vec![ALPN.to_vec()];
-        let tls = Some(TlsAcceptor::from(Arc::new(config)));
+        let tls = Some(Tls::Fixed(Arc::new(config)));
+        Self { listener, tls }
+    }
+
+    /// Accepts TLS with certificates that are read again when their files have changed.
+    #[must_use]
+    pub fn tls_files(listener: TcpListener, tls: Arc<ServerTls>) -> Self {
+        let tls = Some(Tls::Files(tls));
         Self { listener, tls }
     }
 
@@ -113,10 +126,12 @@ impl TcpAcceptor {
     /// Returns the tunnel over a connection, after the TLS handshake.
     pub(crate) async fn handshake(&self, stream: TcpStream) -> io::Result<MuxTunnel> {
         stream.set_nodelay(true)?;
-        let Some(tls) = &self.tls else {
-            return Ok(MuxTunnel::server(stream, Vec::new()));
+        let config = match &self.tls {
+            None => return Ok(MuxTunnel::server(stream, Vec::new())),
+            Some(Tls::Fixed(config)) => Arc::clone(config),
+            Some(Tls::Files(tls)) => tls.current().await,
         };
-        let stream = tls.accept(stream).await?;
+        let stream = TlsAcceptor::from(config).accept(stream).await?;
         let certificates = certificates(stream.get_ref().1);
         Ok(MuxTunnel::server(stream, certificates))
     }

@@ -602,6 +602,56 @@ async fn pings_do_not_keep_the_tunnel_of_a_peer_that_never_dials() {
 }
 
 #[tokio::test]
+async fn a_server_that_closes_refuses_dials_and_waits_for_its_streams() {
+    let fleet = Fleet::new(&["a", "b"], &["b"]).await;
+    fleet.tracker.add("b");
+    let mut dialed = fleet.dialer("a").dial(&node()).await.unwrap();
+    let server = fleet.server("b");
+    let closed = tokio::spawn(async move { server.close(PATIENCE).await });
+    let error = loop {
+        match fleet.dial("a").await {
+            // The task has not begun to close.
+            Ok(_) => tokio::task::yield_now().await,
+            Err(error) => break error,
+        }
+    };
+    let DialError::Unreachable { attempts, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(
+        matches!(
+            attempts[0].1,
+            AttemptError::Refused {
+                reason: RefusalReason::Stopping,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(*fleet.tracker.complaints.lock().unwrap(), [""; 0]);
+    echo(&mut dialed.stream).await.unwrap();
+    assert!(!closed.is_finished());
+    drop(dialed);
+    timeout(PATIENCE, closed).await.expect("the server closes").unwrap();
+    assert_eq!(fleet.server("b").stats().peers, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_closes_cuts_streams_only_after_the_limit() {
+    let fleet = Fleet::new(&["a", "b"], &["b"]).await;
+    fleet.tracker.add("b");
+    let mut dialed = fleet.dialer("a").dial(&node()).await.unwrap();
+    echo(&mut dialed.stream).await.unwrap();
+    let (limit, begun) = (Duration::from_secs(20), tokio::time::Instant::now());
+    fleet.server("b").close(limit).await;
+    assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
+    assert!(echo(&mut dialed.stream).await.is_err());
+    // A peer that comes later is closed at once.
+    let late = fleet.peers.tunnel("b:1").unwrap();
+    assert!(late.accept().await.is_none(), "the tunnel ends");
+}
+
+#[tokio::test]
 async fn peers_over_the_maximum_are_closed_at_once() {
     let fleet = Fleet::new(&["b"], &["b"]).await;
     let config = PeerServerConfig {

@@ -7,7 +7,7 @@ use nodetracker_client::{NodeId, Uuid};
 use nodetracker_proto::v1;
 
 use crate::session::model::ModelTracker;
-use crate::session::seeds::Seeds;
+use crate::seeds::Seeds;
 use crate::session::world::{Traffic, World};
 
 const PROXIES: usize = 10;
