@@ -198,8 +198,8 @@ impl Dialer {
 
     /// Opens a stream to a node. Needs a tokio runtime.
     ///
-    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. Proxies to
-    /// which a recent attempt to connect failed come last. If none of these proxies opens a stream, or if the tracker
+    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. Proxies
+    /// to which a recent attempt to connect failed come last. If none of these proxies opens a stream, or if the tracker
     /// names this proxy, asks the tracker for its [latest
     /// routes](crate::tracker::NodeTracker::get_latest_proxies), because a cached answer may be out of date. One
     /// attempt is kept for these routes.

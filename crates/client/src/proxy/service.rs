@@ -23,8 +23,8 @@ use crate::transport::tcp::TcpAcceptor;
 /// How long after the window the last agents may still connect to another proxy.
 const LAST_AGENTS: Duration = Duration::from_secs(5);
 
-/// The configuration of a [`ProxyService`], with the configuration of each part. The ID of the proxy and its incarnation
-/// in [`session`](Self::session) count for all parts.
+/// The configuration of a [`ProxyService`], with the configuration of each part. The ID of the proxy and its
+/// incarnation in [`session`](Self::session) count for all parts.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ProxyServiceConfig {
