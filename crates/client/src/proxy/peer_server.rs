@@ -8,18 +8,11 @@ use std::time::Duration;
 use nodetracker_proto::peer::v1 as proto;
 use proto::peer_request::Request;
 use proto::peer_response::Response;
-<<<<<<< HEAD
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-=======
-use tokio::io::copy_bidirectional;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
->>>>>>> client-rest
 use tracing::debug;
 
 use crate::control::{Verify, after};
@@ -65,13 +58,9 @@ struct Shared {
     config: PeerServerConfig,
     agents: AgentListener,
     verify: Box<Verify>,
-<<<<<<< HEAD
     peers: Slots,
-=======
-    peers: Arc<Semaphore>,
     /// Set by `close`: streams may last until then.
-    closing: watch::Sender<Option<Instant>>,
->>>>>>> client-rest
+    closing: watch::Sender<Option<std::time::Instant>>,
     counters: Counters,
     /// Ends the tasks of the server.
     stop: CancellationToken,
@@ -131,16 +120,11 @@ impl PeerServer {
         let acceptor = Arc::new(acceptor);
         let mut closing = self.0.closing.subscribe();
         loop {
-<<<<<<< HEAD
-            let (stream, peer) = acceptor.accept().await;
-            let Some(slot) = self.admit() else { continue };
-=======
             let (stream, peer) = tokio::select! {
                 accepted = acceptor.accept() => accepted,
                 _ = closing.wait_for(Option::is_some) => return,
             };
-            let Some(permit) = self.admit() else { continue };
->>>>>>> client-rest
+            let Some(slot) = self.admit() else { continue };
             let (shared, acceptor) = (Arc::clone(&self.0), Arc::clone(&acceptor));
             let stop = self.0.stop.clone();
             tokio::spawn(stop.run_until_cancelled_owned(async move {
@@ -180,10 +164,8 @@ impl PeerServer {
     /// Close the server before its [`AgentListener`]: a peer then tries another proxy, and makes no complaint about this
     /// proxy.
     pub async fn close(&self, limit: Duration) {
-        self.0.closing.send_replace(Some(Instant::now() + limit));
-        let all = u32::try_from(self.0.config.max_peers).unwrap_or(u32::MAX);
-        // The semaphore is never closed.
-        let _ = self.0.peers.acquire_many(all).await;
+        self.0.closing.send_replace(Some(after(now(), limit)));
+        self.0.peers.until_at_most(0).await;
     }
 
     /// Returns how many peers there are, and what has happened so far.
@@ -223,10 +205,14 @@ impl Shared {
         let mut is_verified = peer.is_verified.subscribe();
         // The tunnel bounds the number of streams. Their tasks end with the tunnel.
         let mut streams = JoinSet::new();
-<<<<<<< HEAD
+        let mut closing = self.closing.subscribe();
         let begun = now();
         let mut heard = begun;
         loop {
+            let closes_at = *closing.borrow_and_update();
+            if closes_at.is_some() && streams.is_empty() {
+                return;
+            }
             let limit = match *is_verified.borrow_and_update() {
                 true => after(heard, self.config.silence_timeout),
                 // A peer connects in order to dial. Its pings do not delay the limit.
@@ -235,10 +221,12 @@ impl Shared {
             if limit < heard {
                 return;
             }
+            let limit = closes_at.map_or(limit, |closes_at| closes_at.min(limit));
             tokio::select! {
                 // Streams before the limit, so that a stall of this process ends no tunnel.
                 biased;
-                // `peer` has the sender.
+                // The server has the sender, and `peer` has the other one.
+                _ = closing.changed() => {}
                 _ = is_verified.changed() => {}
                 Some(_) = streams.join_next() => {
                     if peer.is_refused.load(Relaxed) {
@@ -249,24 +237,6 @@ impl Shared {
                     let Some(stream) = stream else { return };
                     heard = now();
                     let (shared, peer) = (Arc::clone(&self), Arc::clone(&peer));
-=======
-        let mut heard = Instant::now();
-        let mut closing = self.closing.subscribe();
-        loop {
-            let limit = *closing.borrow_and_update();
-            if limit.is_some_and(|limit| streams.is_empty() || Instant::now() >= limit) {
-                return;
-            }
-            tokio::select! {
-                // The server has the sender.
-                _ = closing.changed() => {}
-                () = sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => {}
-                stream = timeout_at(heard + self.config.silence_timeout, tunnel.accept()) => {
-                    // The tunnel has ended, or the peer is gone.
-                    let Ok(Some(stream)) = stream else { return };
-                    heard = Instant::now();
-                    let (shared, tunnel) = (Arc::clone(&self), Arc::clone(&tunnel));
->>>>>>> client-rest
                     streams.spawn(async move {
                         if let Err(error) = shared.serve_stream(stream, &peer).await {
                             debug!("a peer's stream has ended: {error}");
@@ -307,7 +277,6 @@ impl Shared {
             let text = format!("from {origin:?} after {} hops", dial.hop_count);
             return Err((RefusalReason::Loop, text));
         }
-<<<<<<< HEAD
         if let Err(reason) = (self.verify)(origin, peer.tunnel.peer_certificates()) {
             self.failed(&format!("{origin:?}: {reason}"));
             peer.is_refused.store(true, Relaxed);
@@ -315,18 +284,9 @@ impl Shared {
             return Err((RefusalReason::Invalid, text));
         }
         peer.is_verified.send_replace(true);
-=======
         if self.closing.borrow().is_some() {
             return Err((RefusalReason::Stopping, String::new()));
         }
-        (self.verify)(&dial.origin_proxy_id, tunnel.peer_certificates()).map_err(|reason| {
-            self.failed(&format!("peer {}: {reason}", dial.origin_proxy_id));
-            (
-                RefusalReason::Invalid,
-                "origin_proxy_id does not belong to the certificate".to_owned(),
-            )
-        })?;
->>>>>>> client-rest
         self.agents.open_stream(&node).await.map_err(|error| {
             let reason = match error {
                 OpenError::NotHeld(_) => RefusalReason::NoTunnel,
