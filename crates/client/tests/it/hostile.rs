@@ -71,8 +71,8 @@ async fn details_that_are_not_base64_end_no_task() {
             "{error:?}"
         );
 
-        let replica = Replica::start(ReplicaConfig::new([addr]), Arc::new(RouteTable::new()));
-        let has_failed = replica.wait_for(|stats| stats.ended > 1);
+        let replica = Replica::start(ReplicaConfig::new([addr]), Arc::new(RouteTable::new())).unwrap();
+        let has_failed = replica.wait_until(|stats| stats.ended > 1);
         timeout(PATIENCE, has_failed).await.expect("the replica goes on");
     }
 }

@@ -177,7 +177,7 @@ async fn a_listener_uses_the_files_of_its_time_if_they_are_good() {
     let tls = ServerTls::load(files, Duration::ZERO).unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = tcp.local_addr().unwrap().to_string();
-    let listener = AgentListener::new(ListenerConfig::new(info("proxy-1")), ());
+    let listener = AgentListener::new(ListenerConfig::new(info("proxy-1")), ()).unwrap();
     let serving = listener.clone();
     tokio::spawn(async move { serving.serve(TcpAcceptor::tls_files(tcp, tls)).await });
     let transport = TcpTransport {
