@@ -1,4 +1,4 @@
-//! What crates/server/README.md shows of the server's speed, and the tour.
+//! What the documents of the server and of the clients show of their speed, and the tour.
 
 use std::env;
 
@@ -7,9 +7,7 @@ use xshell::{Shell, cmd};
 
 use crate::task::{Outcome, rounds, target};
 
-const README: &str = "crates/server/README.md";
-
-/// A section of the README.
+/// A section of a document.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum LoadPart {
     /// The cost of a route, by each way to report it or to look it up
@@ -26,6 +24,25 @@ pub(crate) enum LoadPart {
     Instructions,
     /// A tour with grpcurl
     Tour,
+    /// What a neighbour notices of attacks (crates/server/docs/attacks.md); 4 minutes
+    Attacks,
+    /// What a neighbour notices of large but ordinary work (the same file); 5 minutes
+    Situations,
+    /// Look-ups through a replica, a cache and calls (crates/client/README.md)
+    LookUps,
+    /// The cost of a proxy's session on the client's side (the same file)
+    SessionCost,
+}
+
+impl LoadPart {
+    /// The document with the section.
+    fn file(self) -> &'static str {
+        match self {
+            LoadPart::Attacks | LoadPart::Situations => "crates/server/docs/attacks.md",
+            LoadPart::LookUps | LoadPart::SessionCost => "crates/client/README.md",
+            _ => "crates/server/README.md",
+        }
+    }
 }
 
 pub(crate) fn run(sh: &Shell, parts: Vec<LoadPart>) -> Outcome {
@@ -39,11 +56,11 @@ pub(crate) fn run(sh: &Shell, parts: Vec<LoadPart>) -> Outcome {
         let measured = measure(sh, part)?;
         println!("{measured}");
         let section = match part {
-            LoadPart::Instructions => measured,
+            LoadPart::Instructions | LoadPart::Attacks | LoadPart::Situations => measured,
             LoadPart::Tour => format!("```console\n{measured}\n```"),
             _ => format!("```text\n{measured}\n```"),
         };
-        write_section(sh, README, "load", &name, &section)?;
+        write_section(sh, part.file(), "load", &name, &section)?;
     }
     Ok(())
 }
@@ -76,7 +93,20 @@ fn measure(sh: &Shell, part: LoadPart) -> xshell::Result<String> {
         }
         LoadPart::Instructions => cmd!(sh, "crates/server/load/instructions --server {server}").read(),
         LoadPart::Tour => cmd!(sh, "crates/server/docs/tour.sh {server}").read(),
+        LoadPart::Attacks => example(sh, "server", "attacks"),
+        LoadPart::Situations => example(sh, "server", "situations"),
+        LoadPart::LookUps => example(sh, "client", "look_ups"),
+        LoadPart::SessionCost => example(sh, "client", "session_cost"),
     }
+}
+
+/// Runs an example of a crate.
+fn example(sh: &Shell, of: &str, name: &str) -> xshell::Result<String> {
+    cmd!(
+        sh,
+        "cargo run --release --quiet --locked -p nodetracker-{of} --example {name}"
+    )
+    .read()
 }
 
 /// Replaces the text between the marks of a section.

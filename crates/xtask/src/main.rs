@@ -84,7 +84,7 @@ enum Task {
         /// All if none is named
         parts: Vec<RecordPart>,
     },
-    /// Measure what crates/server/README.md shows, and write it there
+    /// Measure what the documents of the server and of the clients show, and write it there
     ///
     /// Needs a machine that does nothing else. The environment: ROUNDS (3), and GO_MAP, the sources of the Go peer.
     Load {
