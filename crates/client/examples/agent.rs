@@ -9,7 +9,7 @@
 use std::env;
 use std::error::Error;
 
-use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
+use nodetracker_client::pool::{AgentPool, LastErrors, PoolConfig, Target};
 use nodetracker_client::transport::tcp::TcpTransport;
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
@@ -23,6 +23,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let mut pool = AgentPool::new(PoolConfig::new(node.parse()?), TcpTransport::default());
     pool.handle().add_target(Target::new("main", proxies));
+    let mut status = pool.handle().status();
+    tokio::spawn(async move {
+        let mut shown = LastErrors::new();
+        while let Ok(status) = status.wait_for(|status| status.last_errors != shown).await {
+            shown = status.last_errors.clone();
+            for (target, error) in &shown {
+                eprintln!("no tunnel to {}: {error}", target.addr);
+            }
+        }
+    });
     while let Some(mut incoming) = pool.accept().await {
         let service = service.clone();
         tokio::spawn(async move {

@@ -25,6 +25,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let nodes: u128 = args.next().map_or(Ok(100_000), |text| text.parse())?;
     let period = Duration::from_secs(args.next().map_or(Ok(2), |text| text.parse())?);
+    if nodes == 0 || period.is_zero() {
+        return Err("NODES and SECONDS are at least 1".into());
+    }
     let nodes: Vec<NodeId> = (0..nodes).map(|number| Uuid::from_u128(number << 64).into()).collect();
 
     let table = Arc::new(RouteTable::new());
@@ -43,7 +46,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let remote = Arc::new(TrackerClient::new(vec![addr.clone()], ClientOptions::default())?);
     let before = resident_bytes();
     let begun = Instant::now();
-    let replica = Replica::start(ReplicaConfig::new([addr]), Arc::clone(&remote) as Arc<dyn NodeTracker>);
+    let replica = Replica::start(ReplicaConfig::new([addr]), Arc::clone(&remote) as Arc<dyn NodeTracker>)?;
     replica.ready().await;
     let bytes = resident_bytes().saturating_sub(before);
     println!("{} nodes; the snapshot took {:?}", nodes.len(), begun.elapsed());

@@ -1,8 +1,12 @@
 //! A proxy: accepts agents, reports their nodes to a tracker, and reaches every node of the fleet.
 //!
-//! Run: `cargo run --example proxy -- proxy-1 127.0.0.1 4000 127.0.0.1:3029`. The arguments are the proxy's ID, its host, the
-//! first of three ports (for agents, for peers and for clients), and the tracker. A client sends a node's ID and a line feed;
-//! the bytes that follow go to the node: `(echo node-1; cat) | nc 127.0.0.1 4002`.
+//! ```console
+//! $ cargo run -p nodetracker-client --example proxy -- proxy-1 127.0.0.1 4000 127.0.0.1:3029
+//! ```
+//!
+//! The arguments are the proxy's ID, its host, the first of three ports (for agents, for peers and for clients), and
+//! the tracker. A client sends a node's ID and a line feed; the bytes that follow go to the node:
+//! `(echo node-1; cat) | nc 127.0.0.1 4002`.
 
 use std::error::Error;
 use std::time::Duration;
@@ -13,6 +17,7 @@ use nodetracker_client::proxy::{Dialer, ProxyService, ProxyServiceConfig};
 use nodetracker_client::transport::tcp::{TcpAcceptor, TcpTransport};
 use tokio::io::{AsyncReadExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -20,28 +25,43 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let [id, host, port, tracker] = &args[..] else {
         return Err("expected ID HOST PORT TRACKER".into());
     };
-    let port: u16 = port.parse()?;
+    let first: u16 = port.parse()?;
+    let [peers, clients] = [1, 2].map(|number| first.checked_add(number).ok_or("PORT is at most 65533"));
+    let (peers, clients) = (peers?, clients?);
     let listen = async |port| TcpListener::bind((host.as_str(), port)).await;
-    let addr = &format!("{host}:{}", port + 1);
+    let addr = &format!("{host}:{peers}");
     let proxy = Proxy {
         id,
         cluster_name: "main",
         addr,
     };
     let config = ProxyServiceConfig::new(proxy, "example", vec![tracker.parse()?]);
-    let agents = TcpAcceptor::plaintext(listen(port).await?);
-    let peers = TcpAcceptor::plaintext(listen(port + 1).await?);
+    let agents = TcpAcceptor::plaintext(listen(first).await?);
+    let peers = TcpAcceptor::plaintext(listen(peers).await?);
     let service = ProxyService::start(config, agents, peers, TcpTransport::default())?;
 
-    let clients = listen(port + 2).await?;
+    let clients = listen(clients).await?;
     loop {
         tokio::select! {
-            accepted = clients.accept() => drop(tokio::spawn(serve(accepted?.0, service.dialer().clone()))),
+            accepted = clients.accept() => match accepted {
+                Ok((client, _)) => drop(tokio::spawn(log(serve(client, service.dialer().clone())))),
+                // For example, too many open files.
+                Err(error) => {
+                    eprintln!("no client is accepted: {error}");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            },
             _ = tokio::signal::ctrl_c() => break,
             superseded = service.session().superseded() => return Err(superseded.into()),
         }
     }
     Ok(service.stop(Duration::from_secs(5), Duration::from_secs(10)).await?)
+}
+
+async fn log(served: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = served.await {
+        eprintln!("a client is not served: {error}");
+    }
 }
 
 /// Connects a client to the node that the client names.
@@ -53,7 +73,8 @@ async fn serve(mut client: TcpStream, dialer: Dialer) -> io::Result<()> {
     {
         name.push(byte);
     }
-    let node = String::from_utf8_lossy(&name).parse().map_err(io::Error::other)?;
+    let name = String::from_utf8(name).map_err(io::Error::other)?;
+    let node = name.parse().map_err(io::Error::other)?;
     let mut dialed = dialer.dial(&node).await.map_err(io::Error::other)?;
     copy_bidirectional(&mut client, &mut dialed.stream).await.map(|_| ())
 }

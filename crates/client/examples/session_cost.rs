@@ -69,7 +69,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let count = std::env::args()
         .nth(1)
         .map_or(Ok(1_000_000), |text| text.parse::<usize>())?;
-    let ids: Vec<NodeId> = (0..count).map(|_| Uuid::from_u128(fastrand::u128(..)).into()).collect();
+    let mut random = fastrand::Rng::with_seed(1);
+    let ids: Vec<NodeId> = (0..count).map(|_| Uuid::from_u128(random.u128(..)).into()).collect();
     let mut now = Instant::now();
     let nodes = Arc::new(NodeSet::new(count, 1, now));
     let proxy = Proxy {

@@ -2,6 +2,14 @@
 
 use std::time::Duration;
 
+/// The longest wait: 30 years. The sum of a moment and a few such waits is a moment.
+const LONGEST: Duration = Duration::from_secs(30 * 365 * 86_400);
+
+/// Returns a wait that may be added to a moment without an overflow.
+pub(crate) fn bounded(wait: Duration) -> Duration {
+    wait.min(LONGEST)
+}
+
 /// Exponential backoff with full jitter: before attempt *n*, wait for a random time between zero and
 /// `min(max, base * 2^n)`.
 ///
@@ -33,12 +41,22 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Returns the same bounds, none of them too long to add to a moment.
+    pub(crate) fn bounded(self) -> Self {
+        Self {
+            base: bounded(self.base),
+            max: bounded(self.max),
+        }
+    }
+}
+
 impl Backoff {
     /// Creates a backoff before its first failure. Backoffs with the same seed wait for the same times.
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
         Self {
-            limits,
+            limits: limits.bounded(),
             attempts: 0,
             random: fastrand::Rng::with_seed(seed),
         }

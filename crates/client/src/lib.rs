@@ -32,6 +32,8 @@ pub mod listener;
 pub mod pool;
 pub mod proxy;
 pub mod replica;
+#[cfg(test)]
+mod seeds;
 pub mod session;
 pub mod tracker;
 pub mod transport;

@@ -3,13 +3,13 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use crate::connect::channel::Channel;
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_response::Message;
 use nodetracker_proto::v1::watch_service_client::WatchServiceClient;
 use tokio::time::timeout;
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// The messages of one watch.
 pub(crate) type Messages = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;

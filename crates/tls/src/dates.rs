@@ -68,7 +68,7 @@ pub fn check(certificate: &[u8], time: UnixTime) -> Result<(), Error> {
     Ok(dates.check(time)?)
 }
 
-/// Returns when the first certificate of a chain expires. Returns `None` if no certificate can be parsed.
+/// Returns the earliest expiry of the certificates of a chain. Returns `None` if no certificate can be parsed.
 #[must_use]
 pub fn first_expiry(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
     let dates = chain.iter().filter_map(|certificate| Dates::of(certificate));

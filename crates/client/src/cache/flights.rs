@@ -1,79 +1,78 @@
 //! Calls in flight: at most one for each node, as in Go's `singleflight`.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use nodetracker::NodeId;
+use tokio::sync::oneshot;
 
 use crate::tracker::{Route, TrackerError};
 
 pub(super) type Fetched = Result<Arc<[Route]>, TrackerError>;
 
-type SharedFetch = Shared<BoxFuture<'static, Fetched>>;
+pub(super) type SharedFetch = Shared<BoxFuture<'static, Fetched>>;
 
 /// The calls whose answers are still current. Clones share the calls.
-///
-/// A call runs in a task of its own, so it ends even if every look-up that waits for the call is dropped.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flights(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    flights: HashMap<NodeId, Flight>,
+    flights: HashMap<NodeId, Joinable>,
     /// The number of the next flight.
     next: u64,
 }
 
 #[derive(Debug)]
-struct Flight {
+struct Joinable {
     number: u64,
     result: SharedFetch,
 }
 
-/// Ends a flight when it is dropped.
+/// A flight whose call is still to be made. The flight fails if it is dropped without a result.
 #[derive(Debug)]
-pub(super) struct FlightGuard {
+pub(super) struct Flight {
     flights: Flights,
-    node: NodeId,
+    pub(super) node: NodeId,
     number: u64,
+    result: Option<oneshot::Sender<Fetched>>,
 }
 
 impl Flights {
+    /// Locks the flights. The holder must not drop a [`Flight`], which locks them too.
     fn lock(&self) -> MutexGuard<'_, State> {
         // No critical section here leaves the data half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the result of the node's flight. Begins a flight, in a task, if there is none.
-    pub(super) fn join<F>(&self, node: &NodeId, fetch: impl FnOnce(FlightGuard) -> F) -> SharedFetch
-    where
-        F: Future<Output = Fetched> + Send + 'static,
-    {
+    /// Returns the result of the node's flight. If there is no flight, the caller gets a new flight, and makes the call.
+    pub(super) fn join(&self, node: &NodeId) -> (SharedFetch, Option<Flight>) {
         let mut state = self.lock();
-        if let Some(flight) = state.flights.get(node) {
-            return flight.result.clone();
+        if let Some(joinable) = state.flights.get(node) {
+            return (joinable.result.clone(), None);
         }
         let number = state.next;
         state.next += 1;
-        let task = tokio::spawn(fetch(FlightGuard {
-            flights: self.clone(),
-            node: node.clone(),
-            number,
-        }));
-        let result = async {
-            task.await
-                .unwrap_or_else(|error| Err(TrackerError::Internal(error.to_string())))
-        };
-        let result = result.boxed().shared();
-        let flight = Flight {
+        let (sender, receiver) = oneshot::channel();
+        let no_result = |_| Err(TrackerError::Internal("the call has ended without a result".to_owned()));
+        let result = receiver
+            .map(move |result| result.unwrap_or_else(no_result))
+            .boxed()
+            .shared();
+        let joinable = Joinable {
             number,
             result: result.clone(),
         };
-        state.flights.insert(node.clone(), flight);
-        result
+        state.flights.insert(node.clone(), joinable);
+        let flight = Flight {
+            flights: self.clone(),
+            node: node.clone(),
+            number,
+            result: Some(sender),
+        };
+        (result, Some(flight))
     }
 
     /// Forgets the flight of a node: later look-ups do not join it, and its answer is not kept.
@@ -87,25 +86,32 @@ impl Flights {
     }
 }
 
-impl FlightGuard {
-    /// Calls `keep`, unless the flight was forgotten. A later invalidation finds the answer that `keep` has stored.
-    pub(super) fn finish(self, keep: impl FnOnce()) {
+impl Flight {
+    /// Ends the flight. Calls `keep` with an answer, unless the flight was forgotten. A later invalidation finds the
+    /// answer that `keep` has stored.
+    pub(super) fn finish(mut self, result: Fetched, keep: impl FnOnce(&NodeId, &Arc<[Route]>)) {
         let state = self.flights.lock();
-        if self.is_current(&state) {
-            keep();
+        if let Ok(routes) = &result
+            && self.is_current(&state)
+        {
+            keep(&self.node, routes);
         }
         drop(state);
+        if let Some(sender) = self.result.take() {
+            // An error means that nobody waits any more.
+            let _ = sender.send(result);
+        }
     }
 
     fn is_current(&self, state: &State) -> bool {
         state
             .flights
             .get(&self.node)
-            .is_some_and(|flight| flight.number == self.number)
+            .is_some_and(|joinable| joinable.number == self.number)
     }
 }
 
-impl Drop for FlightGuard {
+impl Drop for Flight {
     /// Ends the flight, also if its task has panicked.
     fn drop(&mut self) {
         let mut state = self.flights.lock();

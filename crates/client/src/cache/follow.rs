@@ -4,25 +4,27 @@
 //! cached nodes would send less. But the nodes of a watch are fixed, so each new node in the cache would need a new
 //! watch.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use nodetracker::{NodeId, Uuid};
 use nodetracker_proto::v1;
+use nodetracker_proto::v1::ProxyChangeReason;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
-use tonic::transport::Channel;
 use tracing::warn;
 
 use crate::backoff::{Backoff, Limits};
 use crate::cache::RouteCache;
+use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::ConnectOptions;
+use crate::connect::channel::{Channel, ConnectOptions};
 use crate::watch::{place, watch};
 
 /// How long to wait for the place at which the watch begins.
@@ -33,6 +35,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
 /// A task that follows a tracker's changes. Dropping it ends the task.
 #[derive(Debug)]
+#[must_use = "the task ends when the result is dropped"]
 pub struct Follower(JoinHandle<Infallible>);
 
 impl Drop for Follower {
@@ -47,15 +50,21 @@ impl RouteCache {
     /// tracker's answer may lack the change that led to the look-up. While the cache follows no tracker, only the
     /// bounds of the [`CacheConfig`](crate::cache::CacheConfig) apply.
     ///
-    /// Needs a tokio runtime.
-    #[must_use = "the task ends when the result is dropped"]
-    pub fn follow(&self, trackers: &[TrackerAddr], options: &ConnectOptions) -> Follower {
+    /// # Errors
+    ///
+    /// If an address needs TLS and the options have none.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with its time and I/O enabled.
+    pub fn follow(&self, trackers: &[TrackerAddr], options: &ConnectOptions) -> Result<Follower, NoTls> {
+        options.check(trackers)?;
         let channels: Vec<_> = trackers
             .iter()
             .map(|addr| (addr.clone(), options.channel(addr)))
             .collect();
         let cache = self.clone();
-        Follower(tokio::spawn(async move {
+        Ok(Follower(tokio::spawn(async move {
             let limits = Limits::default();
             let mut backoff = Backoff::new(limits, fastrand::u64(..));
             loop {
@@ -72,7 +81,7 @@ impl RouteCache {
                     std::future::pending::<()>().await;
                 }
             }
-        }))
+        })))
     }
 
     /// Drops the answers that a message changes. Returns `false` if the tracker has dropped changes since the place.
@@ -81,23 +90,27 @@ impl RouteCache {
             // Answers from before the watch may have changed without a message.
             Message::SnapshotEnd(_) => self.invalidate_all(),
             Message::Changes(changes) => {
-                changes
-                    .changes
-                    .into_iter()
-                    .filter_map(|change| change.change)
-                    .for_each(|change| match change {
-                        Change::Node(node) => match node.routes.and_then(|routes| node_id(routes.node?)) {
-                            Some(node) => self.invalidate(&node),
-                            None => self.invalidate_all(),
-                        },
-                        Change::Proxy(change) => {
-                            let proxy = change.proxy.and_then(|watched| watched.proxy).unwrap_or_default();
-                            self.invalidate_proxy(&proxy.proxy_id);
-                        }
-                        // The tracker has lost changes.
-                        Change::Resync(resync) if !resync.is_complete => self.invalidate_all(),
-                        Change::Resync(_) => {}
-                    })
+                // One search of the cache for all proxies of a message.
+                let mut proxies = HashSet::new();
+                let changes = changes.changes.into_iter().filter_map(|change| change.change);
+                changes.for_each(|change| match change {
+                    Change::Node(node) => match node.routes.and_then(|routes| node_id(routes.node?)) {
+                        Some(node) => self.invalidate(&node),
+                        None => self.invalidate_all(),
+                    },
+                    // The beginning of the resync has dropped all answers.
+                    Change::Proxy(change) if change.reason() == ProxyChangeReason::Resync => {}
+                    Change::Proxy(change) => {
+                        let proxy = change.proxy.and_then(|watched| watched.proxy);
+                        proxies.extend(proxy.map(|proxy| proxy.proxy_id));
+                    }
+                    // The tracker has lost changes.
+                    Change::Resync(resync) if !resync.is_complete => self.invalidate_all(),
+                    Change::Resync(_) => {}
+                });
+                if !proxies.is_empty() {
+                    self.invalidate_proxies(proxies);
+                }
             }
             Message::LostPlace(_) => return false,
             Message::Snapshot(_) | Message::KeepAlive(_) => {}

@@ -39,23 +39,23 @@ mod follow;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
+use std::fmt;
+use std::iter::zip;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nodetracker::{NodeId, Proxy};
 use tokio::time::Instant;
 
-use crate::cache::flights::{Fetched, FlightGuard, Flights};
+use crate::backoff::bounded;
+use crate::cache::flights::{Flight, Flights, SharedFetch};
 use crate::complaints::Complaints;
 use crate::tracker::{NodeTracker, Route, TrackerError};
 
 pub use follow::Follower;
-
-/// The most calls that one batch makes at the same time.
-const MAX_BATCH_CALLS: usize = 32;
 
 /// The bounds of a [`RouteCache`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +182,20 @@ struct Inner {
     counters: Counters,
 }
 
+impl fmt::Debug for RouteCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("RouteCache");
+        text.field("config", &self.0.config).field("stats", &self.stats());
+        text.finish_non_exhaustive()
+    }
+}
+
+/// What the cache has for a look-up.
+enum Found {
+    Fresh(Arc<[Route]>),
+    InFlight(SharedFetch),
+}
+
 impl RouteCache {
     /// Creates an empty cache before a tracker. The tracker's calls must end by themselves, as the calls of a client
     /// with deadlines do. Look-ups need a tokio runtime.
@@ -192,7 +206,7 @@ impl RouteCache {
             config,
             kept: moka::sync::Cache::builder()
                 .max_capacity(config.capacity)
-                .time_to_live(config.max_stale.max(config.ttl).max(config.negative_ttl))
+                .time_to_live(bounded(config.max_stale.max(config.ttl).max(config.negative_ttl)))
                 .support_invalidation_closures()
                 .build(),
             flights: Flights::default(),
@@ -207,21 +221,9 @@ impl RouteCache {
     ///
     /// The tracker's error, if the cache has no answer that is new enough.
     pub async fn look_up(&self, node: &NodeId) -> Result<Answer, TrackerError> {
-        let inner = &*self.0;
-        if let Some(kept) = inner.kept.get(node)
-            && kept.is_fresh(&inner.config, Instant::now())
-        {
-            add_one(&inner.counters.hits);
-            return Ok(inner.answer(node, Arc::clone(&kept.routes), Freshness::Fresh));
-        }
-        add_one(&inner.counters.misses);
-        let fetch = |guard| Inner::fetch(Arc::clone(&self.0), node.clone(), guard);
-        match inner.flights.join(node, fetch).await {
-            Ok(routes) => Ok(inner.answer(node, routes, Freshness::Fresh)),
-            // A tracker has answered.
-            Err(error @ (TrackerError::InvalidArgument(_) | TrackerError::PermissionDenied(_))) => Err(error),
-            Err(error) => inner.stale(node).ok_or(error),
-        }
+        let (found, flight) = self.0.find(node);
+        Inner::fetch(&self.0, flight.into_iter().collect());
+        self.0.answer(node, found).await
     }
 
     /// Drops the answer of a node, because its routes changed. The cache does not keep the answers of calls that are in
@@ -243,8 +245,9 @@ impl RouteCache {
     }
 
     /// Reports that a proxy was dialled for a node, and does not hold the node's tunnel. The cache leaves the route out
-    /// for [`complaint_ttl`](CacheConfig::complaint_ttl), or until the proxy refreshes the route. The cache passes the
-    /// report to the tracker. It leaves out routes of at most 10,000 nodes.
+    /// for [`complaint_ttl`](CacheConfig::complaint_ttl), or until the proxy refreshes the route. If the cache has no
+    /// answer with the route, a refresh after the next answer counts. The cache passes the report to the tracker. It
+    /// leaves out routes of at most 10,000 nodes.
     ///
     /// # Errors
     ///
@@ -285,12 +288,12 @@ impl RouteCache {
         }
     }
 
-    /// Drops all answers with a route through a proxy.
-    fn invalidate_proxy(&self, id: &str) {
+    /// Drops all answers with a route through one of these proxies.
+    fn invalidate_proxies(&self, ids: HashSet<String>) {
         let inner = &*self.0;
         inner.flights.forget_all();
-        let id = id.to_owned();
-        let has_route = move |_: &NodeId, kept: &Arc<Kept>| kept.routes.iter().any(|route| route.proxy.id() == id);
+        let has_route =
+            move |_: &NodeId, kept: &Arc<Kept>| kept.routes.iter().any(|route| ids.contains(route.proxy.id()));
         // An error cannot happen: the cache supports closures.
         let _ = inner.kept.invalidate_entries_if(has_route);
         add_one(&inner.counters.invalidations);
@@ -298,31 +301,75 @@ impl RouteCache {
 }
 
 impl Inner {
-    /// Asks the tracker, and keeps the answer, unless the answer was invalidated meanwhile.
-    async fn fetch(inner: Arc<Self>, node: NodeId, guard: FlightGuard) -> Fetched {
-        let asked = Instant::now();
-        add_one(&inner.counters.calls);
-        let result = inner.tracker.get_proxies(&node).await.map(Arc::<[Route]>::from);
-        if result.is_err() {
-            add_one(&inner.counters.failures);
+    /// Returns a fresh answer, or a result that comes. If there is no call for the node yet, also returns the flight
+    /// that [`fetch`](Self::fetch) has to make.
+    fn find(&self, node: &NodeId) -> (Found, Option<Flight>) {
+        if let Some(kept) = self.kept.get(node)
+            && kept.is_fresh(&self.config, Instant::now())
+        {
+            add_one(&self.counters.hits);
+            return (Found::Fresh(Arc::clone(&kept.routes)), None);
         }
-        guard.finish(|| {
-            if let Ok(routes) = &result {
+        add_one(&self.counters.misses);
+        let (result, flight) = self.flights.join(node);
+        (Found::InFlight(result), flight)
+    }
+
+    /// Asks the tracker once for the nodes of all flights, and keeps the answers, unless they were invalidated
+    /// meanwhile. The call is a task of its own, so it ends even if every look-up that waits for it is dropped.
+    fn fetch(inner: &Arc<Self>, flights: Vec<Flight>) {
+        if flights.is_empty() {
+            return;
+        }
+        let inner = Arc::clone(inner);
+        tokio::spawn(async move {
+            let asked = Instant::now();
+            add_one(&inner.counters.calls);
+            let result = match &flights[..] {
+                [flight] => inner.tracker.get_proxies(&flight.node).await.map(|routes| vec![routes]),
+                flights => {
+                    let nodes: Vec<_> = flights.iter().map(|flight| flight.node.clone()).collect();
+                    inner.tracker.get_proxies_batch(&nodes).await
+                }
+            };
+            let keep = |node: &NodeId, routes: &Arc<[Route]>| {
                 let kept = Kept {
                     routes: Arc::clone(routes),
                     asked,
                     has_complaint: AtomicBool::new(false),
                 };
-                inner.kept.insert(node, Arc::new(kept));
+                inner.kept.insert(node.clone(), Arc::new(kept));
+            };
+            match result {
+                Ok(all) => zip(flights, all).for_each(|(flight, routes)| flight.finish(Ok(routes.into()), keep)),
+                Err(error) => {
+                    add_one(&inner.counters.failures);
+                    flights
+                        .into_iter()
+                        .for_each(|flight| flight.finish(Err(error.clone()), keep));
+                }
             }
         });
-        result
+    }
+
+    /// Waits for what was found, and returns the answer.
+    async fn answer(&self, node: &NodeId, found: Found) -> Result<Answer, TrackerError> {
+        let fetched = match found {
+            Found::Fresh(routes) => Ok(routes),
+            Found::InFlight(result) => result.await,
+        };
+        match fetched {
+            Ok(routes) => Ok(self.reachable(node, routes, Freshness::Fresh)),
+            // A tracker has answered.
+            Err(error @ (TrackerError::InvalidArgument(_) | TrackerError::PermissionDenied(_))) => Err(error),
+            Err(error) => self.stale(node).ok_or(error),
+        }
     }
 
     /// The answer without the routes that are reported as unreachable.
-    fn answer(&self, node: &NodeId, routes: Arc<[Route]>, freshness: Freshness) -> Answer {
-        let is_reported = |route: &Route| self.complaints.has(node, route);
-        let routes = if routes.iter().any(is_reported) {
+    fn reachable(&self, node: &NodeId, routes: Arc<[Route]>, freshness: Freshness) -> Answer {
+        let is_reported = self.complaints.about(node);
+        let routes = if routes.iter().any(&is_reported) {
             routes.iter().filter(|route| !is_reported(route)).cloned().collect()
         } else {
             routes
@@ -337,7 +384,7 @@ impl Inner {
             return None;
         }
         add_one(&self.counters.stale_answers);
-        Some(self.answer(node, Arc::clone(&kept.routes), Freshness::Stale(age)))
+        Some(self.reachable(node, Arc::clone(&kept.routes), Freshness::Stale(age)))
     }
 }
 
@@ -361,21 +408,27 @@ impl NodeTracker for RouteCache {
 
     async fn remove_proxy(&self, proxy_id: &str) -> Result<(), TrackerError> {
         let result = self.0.tracker.remove_proxy(proxy_id).await;
-        self.invalidate_proxy(proxy_id);
+        self.invalidate_proxies([proxy_id.to_owned()].into());
         result
     }
 
-    /// Makes a call for each node that is not in the cache, at most 32 at the same time.
+    /// Asks the tracker once for all nodes that are not in the cache.
     async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
-        let calls: Vec<_> = nodes.iter().map(|node| NodeTracker::get_proxies(self, node)).collect();
-        stream::iter(calls).buffered(MAX_BATCH_CALLS).try_collect().await
+        let (found, flights): (Vec<_>, Vec<_>) = nodes.iter().map(|node| self.0.find(node)).unzip();
+        Inner::fetch(&self.0, flights.into_iter().flatten().collect());
+        let mut all = Vec::with_capacity(nodes.len());
+        for (node, found) in zip(nodes, found) {
+            all.push(self.0.answer(node, found).await?.routes.to_vec());
+        }
+        Ok(all)
     }
 
     async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
         self.0.flights.forget(node);
-        let fetch = |guard| Inner::fetch(Arc::clone(&self.0), node.clone(), guard);
-        let routes = self.0.flights.join(node, fetch).await?;
-        Ok(self.0.answer(node, routes, Freshness::Fresh).routes.to_vec())
+        let (result, flight) = self.0.flights.join(node);
+        Inner::fetch(&self.0, flight.into_iter().collect());
+        let routes = result.await?;
+        Ok(self.0.reachable(node, routes, Freshness::Fresh).routes.to_vec())
     }
 
     async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {

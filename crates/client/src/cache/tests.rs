@@ -1,19 +1,24 @@
 //! The cache before a tracker that changes, delays and fails, on a paused clock.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, mpsc};
 use std::time::SystemTime;
 
 use fastrand::Rng;
+use futures_util::FutureExt;
+use futures_util::future::try_join_all;
 use nodetracker_proto::v1;
+use nodetracker_proto::v1::ProxyChangeReason;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
+use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use tokio::time::{advance, sleep};
 
 use super::*;
+use crate::seeds::Seeds;
 
 const NODES: u64 = 6;
 const CONFIG: CacheConfig = CacheConfig {
@@ -37,9 +42,6 @@ struct Slow {
     refreshes: Mutex<BTreeMap<(NodeId, String), u64>>,
     delays: Mutex<Option<Rng>>,
     is_down: AtomicBool,
-    /// Calls that have not ended, and the most of these at any moment.
-    running: AtomicUsize,
-    most_running: AtomicUsize,
     complaints: Mutex<Vec<(NodeId, String)>>,
 }
 
@@ -90,8 +92,6 @@ impl NodeTracker for Slow {
     }
 
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
-        let running = self.running.fetch_add(1, Ordering::Relaxed) + 1;
-        self.most_running.fetch_max(running, Ordering::Relaxed);
         sleep(self.delay()).await;
         let proxies = self
             .versions()
@@ -100,7 +100,6 @@ impl NodeTracker for Slow {
             .map(|(_, proxies)| proxies.clone());
         let is_down = self.is_down.load(Ordering::Relaxed);
         sleep(self.delay()).await;
-        self.running.fetch_sub(1, Ordering::Relaxed);
         if is_down {
             return Err(TrackerError::Unavailable("down".to_owned()));
         }
@@ -118,6 +117,10 @@ impl NodeTracker for Slow {
             },
         };
         Ok(proxies.unwrap_or_default().into_iter().map(route).collect())
+    }
+
+    async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
+        try_join_all(nodes.iter().map(|node| self.get_proxies(node))).await
     }
 
     async fn remove_nodes(&self, _: &str, _: &[NodeId]) -> Result<(), TrackerError> {
@@ -279,8 +282,9 @@ async fn a_call_that_was_overtaken_by_a_change_leaves_no_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_watch_sends_drops_the_answers_that_it_may_change() {
-    let removed = |id: &str| {
+    let proxy = |id: &str, reason: ProxyChangeReason| {
         changes(Change::Proxy(v1::WatchProxyChange {
+            reason: reason.into(),
             proxy: Some(v1::WatchedProxy {
                 registration: 1,
                 proxy: Some(v1::Proxy {
@@ -288,7 +292,6 @@ async fn what_a_watch_sends_drops_the_answers_that_it_may_change() {
                     ..v1::Proxy::default()
                 }),
             }),
-            ..v1::WatchProxyChange::default()
         }))
     };
     let resync = |is_complete| {
@@ -302,8 +305,11 @@ async fn what_a_watch_sends_drops_the_answers_that_it_may_change() {
     for (message, drops) in [
         (change_of(&node(1)), true),
         (change_of(&node(2)), false),
-        (removed("a"), true),
-        (removed("b"), false),
+        (proxy("a", ProxyChangeReason::Removed), true),
+        (proxy("b", ProxyChangeReason::Removed), false),
+        (proxy("a", ProxyChangeReason::Moved), true),
+        // The resync's beginning has dropped all answers.
+        (proxy("a", ProxyChangeReason::Resync), false),
         (resync(false), true),
         (resync(true), false),
         (end(), true),
@@ -356,6 +362,49 @@ async fn a_reported_route_is_left_out_until_it_is_refreshed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reported_route_that_was_in_no_answer_returns_with_a_refresh() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a", "b"]);
+    look_up(&cache).await;
+    cache.invalidate(&node(1));
+    let complaint = cache.report_unreachable(&node(1), "a").await;
+    complaint.expect("the tracker takes it");
+    assert_eq!(look_up(&cache).await.0, ["b"]);
+    tracker.refresh(&node(1), "a");
+    cache.invalidate(&node(1));
+    assert_eq!(look_up(&cache).await.0, ["a", "b"]);
+}
+
+#[test]
+fn a_look_up_on_a_stopped_runtime_fails() {
+    let (sender, result) = mpsc::channel();
+    // A deadlock would block this thread only.
+    std::thread::spawn(move || {
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        let handle = runtime.handle().clone();
+        drop(runtime);
+        let _entered = handle.enter();
+        let (_, cache) = make();
+        sender.send(cache.look_up(&node(1)).now_or_never())
+    });
+    let result = result.recv_timeout(Duration::from_secs(60)).expect("the look-up ends");
+    assert!(matches!(result, Some(Err(TrackerError::Internal(_)))), "{result:?}");
+}
+
+#[test]
+fn times_without_a_bound_are_no_error() {
+    let max = CacheConfig {
+        ttl: Duration::MAX,
+        negative_ttl: Duration::MAX,
+        max_stale: Duration::MAX,
+        complaint_ttl: Duration::MAX,
+        ..CONFIG
+    };
+    let cache = RouteCache::new(Arc::new(Slow::default()), max);
+    assert_eq!(cache.stats(), CacheStats::default());
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_tracker_a_complaint_leaves_the_other_routes() {
     let (tracker, cache) = make();
     tracker.set(&node(1), &["a", "b"]);
@@ -385,15 +434,36 @@ async fn after_two_complaints_a_refresh_of_either_route_brings_it_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_makes_a_bounded_number_of_calls_at_once() {
+async fn a_batch_asks_once_for_all_nodes_without_a_fresh_answer() {
     let (tracker, cache) = make();
-    let nodes: Vec<_> = (0..3 * MAX_BATCH_CALLS as u64).map(node).collect();
-    tracker.set(&nodes[1], &["a"]);
-    let all = cache.get_proxies_batch(&nodes).await.expect("there are answers");
-    let counts: Vec<_> = all.iter().map(Vec::len).collect();
-    assert_eq!((counts.len(), &counts[..3]), (nodes.len(), &[0, 1, 0][..]));
-    assert_eq!(cache.stats().calls, nodes.len() as u64);
-    assert_eq!(tracker.most_running.load(Ordering::Relaxed), MAX_BATCH_CALLS);
+    let nodes = Vec::from_iter((0..100).map(node));
+    for number in [1, 2, 3] {
+        tracker.set(&nodes[number], &["a"]);
+    }
+    look_up(&cache).await;
+    let batch = {
+        let (cache, nodes) = (cache.clone(), [&nodes[..], &nodes[2..3]].concat());
+        tokio::spawn(async move { cache.get_proxies_batch(&nodes).await })
+    };
+    tokio::task::yield_now().await;
+    // The batch's call is in flight.
+    cache.invalidate(&nodes[3]);
+    assert_eq!(cache.look_up(&nodes[2]).await.expect("an answer").routes.len(), 1);
+    assert_eq!(cache.stats().calls, 2, "a look-up joins the batch's call");
+    let all = batch.await.expect("no panic").expect("there are answers");
+    let counts = Vec::from_iter(all.iter().map(Vec::len));
+    assert_eq!(
+        (counts.len(), &counts[..5], counts[100]),
+        (101, &[0, 1, 1, 1, 0][..], 1)
+    );
+
+    for (count, calls) in [(3, 2), (4, 3)] {
+        cache
+            .get_proxies_batch(&nodes[..count])
+            .await
+            .expect("there are answers");
+        assert_eq!(cache.stats().calls, calls, "only the answer for node 3 was invalidated");
+    }
 }
 
 /// What a random drive has seen.
@@ -469,9 +539,9 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
 /// `NODETRACKER_SEEDS=5000 cargo test -p nodetracker-client --lib no_answer_is_older` tries more seeds.
 #[tokio::test(start_paused = true)]
 async fn no_answer_is_older_than_it_says() {
-    let seeds: u64 = std::env::var("NODETRACKER_SEEDS").map_or(300, |text| text.parse().expect("a number"));
-    let (mut sum, mut hits, mut calls) = (Seen::default(), 0, 0);
-    for seed in 0..seeds {
+    let (mut sum, mut seeds, mut hits, mut calls) = (Seen::default(), 0, 0, 0);
+    for seed in Seeds::new(300) {
+        seeds += 1;
         let (stats, seen) = drive(seed).await;
         assert_eq!(stats.stale_answers, seen.stale, "seed {seed}");
         assert_eq!(

@@ -2,10 +2,10 @@
 
 use std::future::Future;
 
+use crate::connect::channel::Channel;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::v1::route_service_client::RouteServiceClient;
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 /// A request, which names its method by its type.

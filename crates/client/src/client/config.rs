@@ -22,6 +22,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use nodetracker_tls::client::ClientConfigError;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
@@ -30,7 +31,7 @@ use serde_saphyr::{Spanned, UserMessageFormatter};
 use crate::client::{ClientError, ClientOptions, TrackerClient};
 use crate::connect::WriteTo;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::{ClientTls, TlsFiles};
+use crate::connect::channel::{ClientTls, ConnectOptions, TlsFiles};
 
 const SECTION: &str = "proxy_service";
 /// The prefix of all keys of this module.
@@ -135,6 +136,19 @@ impl TrackerConfig {
         config.map_err(|(key, reason)| error(None, format!("{SECTION}.{key}: {reason}")))
     }
 
+    /// Reads the key and certificate files, and returns the default options with this TLS. They are for the parts of a
+    /// proxy that share the trackers, such as its session and its replica.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be used.
+    pub fn connect_options(&self) -> Result<ConnectOptions, ClientConfigError> {
+        Ok(ConnectOptions {
+            tls: self.tls.clone().map(ClientTls::load).transpose()?,
+            ..ConnectOptions::default()
+        })
+    }
+
     /// Reads the key and certificate files, and returns a client of the trackers. `options` has everything that is not
     /// in the file.
     ///
@@ -147,7 +161,7 @@ impl TrackerConfig {
     /// As [`TrackerClient::new`].
     pub fn client(self, mut options: ClientOptions) -> Result<TrackerClient, ClientError> {
         options.write_to = self.write_to;
-        options.connect.tls = self.tls.map(ClientTls::load).transpose()?;
+        options.connect.tls = self.connect_options()?.tls;
         TrackerClient::new(self.trackers, options)
     }
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tracing::{info, warn};
 
+use crate::backoff::bounded;
 use crate::client::calls::Call;
 use crate::client::convert;
 use crate::client::health::{Health, Input};
@@ -18,6 +18,7 @@ use crate::client::options::ClientOptions;
 use crate::client::retry::RetryBudget;
 use crate::client::stats::{Counters, TrackerStats};
 use crate::connect::addr::TrackerAddr;
+use crate::connect::channel::Channel;
 use crate::tracker::TrackerError;
 
 /// When a call of the common API has to be complete.
@@ -31,7 +32,7 @@ pub(super) struct Deadline {
 impl Deadline {
     pub(super) fn after(limit: Duration) -> Self {
         Self {
-            at: Instant::now() + limit,
+            at: Instant::now() + bounded(limit),
             limit,
         }
     }
@@ -64,7 +65,7 @@ impl Endpoint {
         Self {
             channel: options.connect.channel(&addr),
             addr,
-            attempt_timeout: options.attempt_timeout,
+            attempt_timeout: bounded(options.attempt_timeout),
             probe_timeout: options.health.timeout,
             state: Mutex::new(State {
                 health: Health::new(Instant::now().into_std(), options.health, seed),
@@ -130,15 +131,11 @@ impl Endpoint {
         match result {
             Err(TrackerError::Unavailable(_)) => {
                 self.counters.failed_attempts.add_one();
-                self.state().budget.failed();
                 self.handle(Input::CallFailed);
             }
             // The call may have begun too late for an answer.
             Err(TrackerError::DeadlineExceeded(_)) => self.counters.failed_attempts.add_one(),
-            _ => {
-                self.state().budget.answered();
-                self.handle(Input::CallAnswered);
-            }
+            _ => self.handle(Input::CallAnswered),
         }
         result
     }
@@ -186,6 +183,11 @@ impl Endpoint {
 
     fn handle(&self, input: Input) {
         let mut state = self.state();
+        match input {
+            Input::CallFailed => state.budget.failed(),
+            Input::CallAnswered => state.budget.answered(),
+            Input::ProbeServing(_) | Input::ProbeNotServing | Input::ProbeFailed => {}
+        }
         let was_healthy = state.health.is_healthy();
         state.health.handle(Instant::now().into_std(), input);
         let is_healthy = state.health.is_healthy();

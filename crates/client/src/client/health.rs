@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::backoff::{Backoff, Limits};
+use crate::backoff::{Backoff, Limits, bounded};
 
 /// When a tracker counts as unhealthy, and how often it is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +72,9 @@ impl Health {
     /// the same seed draw the same waits.
     #[must_use]
     pub fn new(now: Instant, options: HealthOptions, seed: u64) -> Self {
+        let interval = bounded(options.interval);
         Self {
-            options,
+            options: HealthOptions { interval, ..options },
             backoff: Backoff::new(options.backoff, seed),
             random: fastrand::Rng::with_seed(seed),
             failures: 0,
@@ -232,6 +233,27 @@ mod tests {
         }
         health.handle(now, Input::ProbeFailed);
         assert_eq!(health.round_trip(), Some(Duration::from_millis(5)));
+    }
+
+    #[test]
+    fn times_without_a_bound_are_no_error() {
+        let now = Instant::now();
+        let mut options = HealthOptions {
+            interval: Duration::MAX,
+            timeout: Duration::MAX,
+            ..HealthOptions::default()
+        };
+        (options.backoff.base, options.backoff.max) = (Duration::MAX, Duration::MAX);
+        let mut health = Health::new(now, options, 5);
+        for input in [
+            Input::ProbeServing(SECOND),
+            Input::ProbeNotServing,
+            Input::ProbeFailed,
+            Input::ProbeFailed,
+        ] {
+            health.handle(now, input);
+            assert!(health.next_timeout() > Some(now), "{input:?}");
+        }
     }
 
     /// A tracker that is up and down at random, and a client that makes calls at random. Returns the trace.

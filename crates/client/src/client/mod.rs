@@ -10,9 +10,10 @@
 //! Trackers do not share routes, so a proxy reports its nodes to all of them, and may ask any of them.
 //!
 //! * A **read** goes to the nearest healthy tracker: the tracker with the shortest round trip of its probes. If that
-//!   tracker does not answer, the read goes to the next tracker at once.
+//!   tracker does not answer, or fails in an unknown way, the read goes to the next tracker at once.
 //! * A **write** goes to all healthy trackers at the same time ([`WriteTo::All`]). The write succeeds when one of these
-//!   trackers has done it, and each other has done it or could not be reached. If a tracker refuses the write, the call
+//!   trackers has done it, and each other has done it or could not be reached. So a tracker that stops answering delays
+//!   each write by [`ClientOptions::attempt_timeout`], until it is unhealthy. If a tracker refuses the write, the call
 //!   fails with the tracker's error; other trackers may have done the write. [`TrackerStats::missed_writes`] counts the
 //!   writes that a tracker missed.
 //!
@@ -26,8 +27,9 @@
 //!
 //! # Names with several addresses
 //!
-//! A connection goes to the first address of the host's name that accepts it, in the order of the resolver. The name is
-//! resolved again for each connection. So a name stands for *one* tracker, which may move. List the names of several
+//! A connection goes to the first address of the host's name that accepts it. An address of the other family is tried
+//! 300 ms after the first (RFC 6555). The addresses of a family share the time to connect. The name is resolved again
+//! for each connection. So a name stands for *one* tracker, which may move. List the names of several
 //! trackers one by one. If one name has an address for each tracker, calls reach only one of the trackers, and writes
 //! miss the rest.
 

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `Unavailable` | after a [`Backoff`], or at once on another tracker |
 //! | `ResourceExhausted` with `retry_after` | after that delay, at the least |
+//! | `Internal` | a read once on each other tracker, at once |
 //! | any other | never |
 //!
 //! All attempts end at the call's deadline, and no attempt begins after it.
@@ -49,8 +50,8 @@ impl Retries {
     /// Returns when the next retry may begin, if the last attempts failed and `wait` is the longest wait that their
     /// errors ask for. `None` if the call has failed.
     pub(super) fn next(&mut self, now: Instant, wait: Duration) -> Option<Instant> {
-        let at = now + self.backoff.next_wait().max(wait);
-        (at < self.deadline).then_some(at)
+        let at = now.checked_add(self.backoff.next_wait().max(wait));
+        at.filter(|at| *at < self.deadline)
     }
 }
 
@@ -136,6 +137,14 @@ mod tests {
             assert!(now + longest_wait >= deadline, "seed {seed}: gave up early");
         }
         assert!(retries_begun > 300 && waits > 300, "{retries_begun} {waits}");
+    }
+
+    #[test]
+    fn a_wait_that_a_tracker_asks_for_may_be_the_longest_of_the_wire() {
+        let now = Instant::now();
+        let limits = Limits::default();
+        let mut retries = Retries::new(now + Duration::from_secs(60), limits, 1);
+        assert_eq!(retries.next(now, Duration::from_secs(i64::MAX as u64)), None);
     }
 
     #[test]

@@ -19,8 +19,8 @@ use crate::client::endpoint::{Deadline, Endpoint};
 use crate::client::options::ClientOptions;
 use crate::client::retry::{Retries, has_no_answer, shortest_wait};
 use crate::client::stats::TrackerStats;
-use crate::connect::WriteTo;
 use crate::connect::addr::TrackerAddr;
+use crate::connect::{NoTls, WriteTo};
 use crate::tracker::{NodeTracker, Route, TrackerError};
 
 /// A client of one or several trackers: see the [module](crate::client).
@@ -79,9 +79,9 @@ pub enum ClientError {
     /// There is no tracker to ask.
     #[error("no tracker is given")]
     NoTrackers,
-    /// The address asks for TLS, and the options name no authority to trust.
-    #[error("{0} needs TLS: set ConnectOptions::tls")]
-    NoTls(TrackerAddr),
+    /// An address asks for TLS, and the options name no authority to trust.
+    #[error(transparent)]
+    NoTls(#[from] NoTls),
     /// A key, a certificate or an authority cannot be used.
     #[error(transparent)]
     TlsFiles(#[from] ClientConfigError),
@@ -102,12 +102,7 @@ impl TrackerClient {
         if trackers.is_empty() {
             return Err(ClientError::NoTrackers);
         }
-        if let Some(addr) = trackers
-            .iter()
-            .find(|addr| addr.is_tls() && options.connect.tls.is_none())
-        {
-            return Err(ClientError::NoTls(addr.clone()));
-        }
+        options.connect.check(&trackers)?;
         let changed = watch::Sender::default();
         let endpoints: Vec<_> = trackers
             .into_iter()
@@ -154,21 +149,27 @@ impl TrackerClient {
         }
     }
 
-    /// Makes a call on the nearest tracker that answers.
+    /// Makes a call on the nearest tracker that does it.
     async fn call_one<C: Call>(&self, request: C, deadline: Deadline) -> Result<C::Reply, TrackerError> {
         let mut endpoints: Vec<_> = self.0.endpoints.iter().collect();
-        endpoints.sort_by_key(|endpoint| endpoint.distance());
+        // Cached, because a distance may change during the sort.
+        endpoints.sort_by_cached_key(|endpoint| endpoint.distance());
         let mut retries = self.retries(deadline);
         loop {
-            let mut failed = Vec::new();
+            let (mut failed, mut internal) = (Vec::new(), None);
             for endpoint in endpoints {
                 match endpoint.attempt(request.clone(), deadline).await {
                     Ok(reply) => return Ok(reply),
+                    // Another tracker may do the call.
+                    Err(error @ TrackerError::Internal(_)) => internal = Some(error),
                     Err(error) if shortest_wait(&error).is_none() => return Err(error),
                     Err(error) => failed.push((endpoint, error)),
                 }
             }
-            endpoints = next_retry(&mut retries, failed).await?;
+            match internal {
+                Some(error) => return Err(error),
+                None => endpoints = next_retry(&mut retries, failed).await?,
+            }
         }
     }
 
@@ -194,7 +195,7 @@ impl TrackerClient {
                 }
             }
             if !done.is_empty() {
-                // Nobody waits for a tracker that cannot be reached if another has done the write.
+                // A tracker that cannot be reached is not asked again if another has done the write.
                 failed.retain(|(_, error)| !has_no_answer(error));
             }
             if failed.is_empty() {

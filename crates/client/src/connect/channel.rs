@@ -1,7 +1,9 @@
 //! A connection to one tracker. A call that needs the connection makes it, and makes it again after its end.
 
+use std::error::Error;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,20 +11,31 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::Uri;
+use http::{Response, Uri};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioIo;
 use nodetracker_tls::client::{ClientConfigError, ClientFiles, client_config};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint};
+use tonic::body::Body;
+use tonic::transport::{self, Endpoint};
+use tower::util::MapResponse;
 use tower_service::Service;
 use tracing::warn;
 
+use crate::backoff::bounded;
+use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
+use crate::connect::status_details;
+
+/// A channel to a tracker, for the clients that tonic generates. Clones share one connection. The channel drops status
+/// details that are not base64, because tonic panics if it reads them.
+pub type Channel = MapResponse<transport::Channel, fn(Response<Body>) -> Response<Body>>;
 
 /// The PEM files of a client of trackers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +70,7 @@ impl ClientTls {
         }))
     }
 
+    /// Reads the files again. Blocks.
     pub(crate) fn current(&self) -> Arc<ClientConfig> {
         match self.files.read() {
             Ok(config) => self.last_good.store(config),
@@ -76,13 +90,13 @@ impl TlsFiles {
 /// How to connect to trackers.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// The TLS of addresses with `https`. Without it, no connection to such an address succeeds.
+    /// The TLS of addresses with `https`.
     pub tls: Option<Arc<ClientTls>>,
     /// The longest time for a name's resolution, the TCP connection and the TLS handshake together.
     pub connect_timeout: Duration,
-    /// After how long a silence a connection is pinged.
+    /// A connection is pinged after this time without a message.
     pub keep_alive_interval: Duration,
-    /// How long the answer to a ping may take. Then the connection is broken.
+    /// A connection is broken if a ping has no answer for this time.
     pub keep_alive_timeout: Duration,
 }
 
@@ -99,75 +113,167 @@ impl Default for ConnectOptions {
 }
 
 impl ConnectOptions {
+    /// Checks that the options have TLS if one of these addresses needs TLS.
+    pub(crate) fn check(&self, trackers: &[TrackerAddr]) -> Result<(), NoTls> {
+        match trackers.iter().find(|addr| addr.is_tls()) {
+            Some(addr) if self.tls.is_none() => Err(NoTls(addr.clone())),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns a channel to a tracker, and does not wait for a connection. The first call connects; the first call
-    /// after the end of a connection connects again, and resolves the host's name again.
+    /// after the end of a connection connects again, and resolves the host's name again. If the address needs TLS and
+    /// the options have none, each call fails.
     ///
     /// Needs a tokio runtime.
     #[must_use]
     pub fn channel(&self, addr: &TrackerAddr) -> Channel {
         // tonic refuses an endpoint with `https` if its own TLS is compiled in and not configured. The connector has
         // its own.
-        Endpoint::from(addr.plaintext_origin())
+        let channel = Endpoint::from(addr.plaintext_origin())
             .origin(addr.origin())
-            .http2_keep_alive_interval(self.keep_alive_interval)
-            .keep_alive_timeout(self.keep_alive_timeout)
+            .http2_keep_alive_interval(bounded(self.keep_alive_interval))
+            .keep_alive_timeout(bounded(self.keep_alive_timeout))
             .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(Connector {
-                addr: addr.clone(),
-                options: self.clone(),
-            })
+            .connect_with_connector_lazy(Connector::new(addr, self, GaiResolver::new()));
+        MapResponse::new(channel, status_details::drop_bad)
     }
 }
 
 /// Connects to one tracker, over TCP or TLS.
 #[derive(Debug, Clone)]
-struct Connector {
+struct Connector<R = GaiResolver> {
     addr: TrackerAddr,
-    options: ConnectOptions,
+    tcp: HttpConnector<R>,
+    tls: Option<Arc<ClientTls>>,
+    limit: Duration,
 }
 
-impl Connector {
-    async fn connect(self) -> io::Result<TokioIo<Box<dyn Connection>>> {
-        let stream = TcpStream::connect((self.addr.host(), self.addr.port())).await?;
-        stream.set_nodelay(true)?;
-        if !self.addr.is_tls() {
-            return Ok(TokioIo::new(Box::new(stream)));
+impl<R> Connector<R> {
+    fn new(addr: &TrackerAddr, options: &ConnectOptions, resolver: R) -> Self {
+        let mut tcp = HttpConnector::new_with_resolver(resolver);
+        tcp.set_nodelay(true);
+        // Divided by the number of the name's addresses.
+        tcp.set_connect_timeout(Some(options.connect_timeout));
+        Self {
+            addr: addr.clone(),
+            tcp,
+            tls: options.tls.clone(),
+            limit: options.connect_timeout,
         }
-        let tls = self
-            .options
-            .tls
-            .ok_or_else(|| io::Error::other("https needs TLS: set ConnectOptions::tls"))?;
-        let name = ServerName::try_from(self.addr.host().to_owned()).map_err(io::Error::other)?;
-        let stream = TlsConnector::from(tls.current()).connect(name, stream).await?;
+    }
+}
+
+impl<R: Resolver> Connector<R> {
+    async fn connect(mut self) -> Result<TokioIo<Box<dyn Connection>>, BoxError> {
+        let stream = self.tcp.call(self.addr.plaintext_origin()).await?;
+        if !self.addr.is_tls() {
+            return Ok(TokioIo::new(Box::new(stream.into_inner())));
+        }
+        let tls = self.tls.ok_or(NoTls(self.addr.clone()))?;
+        let name = ServerName::try_from(self.addr.host().to_owned())?;
+        let config = spawn_blocking(move || tls.current()).await?;
+        let stream = TlsConnector::from(config).connect(name, stream.into_inner()).await?;
         Ok(TokioIo::new(Box::new(stream)))
     }
 }
 
-impl Service<Uri> for Connector {
+impl<R: Resolver> Service<Uri> for Connector<R> {
     type Response = TokioIo<Box<dyn Connection>>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let limit = self.options.connect_timeout;
+        let limit = self.limit;
         let connect = self.clone().connect();
         Box::pin(async move {
             let late = |_| {
-                Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("no connection within {limit:?}"),
-                ))
+                let text = format!("no connection within {limit:?}");
+                Err(io::Error::new(io::ErrorKind::TimedOut, text).into())
             };
             timeout(limit, connect).await.unwrap_or_else(late)
         })
     }
 }
 
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// Resolves the names of trackers.
+trait Resolver:
+    Service<Name, Response: Iterator<Item = SocketAddr>, Error: Into<BoxError>, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<R> Resolver for R where
+    R: Service<Name, Response: Iterator<Item = SocketAddr>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 /// A connection of bytes.
 trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Ready, ready};
+
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+    use super::*;
+
+    /// Resolves each name to the same addresses.
+    #[derive(Clone)]
+    struct Fixed([SocketAddr; 2]);
+
+    impl Service<Name> for Fixed {
+        type Response = std::array::IntoIter<SocketAddr, 2>;
+        type Error = io::Error;
+        type Future = Ready<io::Result<Self::Response>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Name) -> Self::Future {
+            ready(Ok(self.0.into_iter()))
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_second_address_is_tried_if_the_first_one_drops_packets() {
+        // The kernel drops what does not fit into the queue of a socket that accepts nothing.
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let silent = silent.listen(0).unwrap();
+        let first = silent.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(first)).await {
+            queued.push(stream.unwrap());
+        }
+        let second = TcpListener::bind(("127.0.0.2", first.port())).await.unwrap();
+        let options = ConnectOptions {
+            connect_timeout: Duration::from_secs(2),
+            ..ConnectOptions::default()
+        };
+        let addr = format!("tracker.example:{}", first.port()).parse().unwrap();
+        let resolver = Fixed([first, second.local_addr().unwrap()]);
+        let mut connector = Connector::new(&addr, &options, resolver);
+        let (connected, accepted) = tokio::join!(connector.call(Uri::default()), second.accept());
+        connected.map(drop).unwrap();
+        accepted.unwrap();
+    }
+}

@@ -7,6 +7,14 @@
 
 pub mod addr;
 pub mod channel;
+mod status_details;
+
+use crate::connect::addr::TrackerAddr;
+
+/// The address asks for TLS, and the options name no authority to trust.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0} needs TLS: set ConnectOptions::tls")]
+pub struct NoTls(pub TrackerAddr);
 
 /// To which of several trackers a proxy reports its nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

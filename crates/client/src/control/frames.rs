@@ -14,8 +14,8 @@ use crate::transport::TunnelStream;
 /// The longest message of an agent, in bytes.
 pub(crate) const MAX_AGENT_MESSAGE: usize = 4 << 10;
 
-/// The longest message of a proxy, in bytes.
-pub(crate) const MAX_PROXY_MESSAGE: usize = 256 << 10;
+/// The longest message of a proxy, in bytes. A list of 512 proxies with the longest IDs and versions needs 272 KB.
+pub(crate) const MAX_PROXY_MESSAGE: usize = 320 << 10;
 
 /// Splits a control stream. Messages that come in have at most `max_received` bytes.
 pub(crate) fn split<T: Message + Default>(

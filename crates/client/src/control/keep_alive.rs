@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::control::after;
+
 /// The times of a [`KeepAlive`]. A connection that is half open is noticed within `interval + timeout`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepAliveTimes {
@@ -59,9 +61,9 @@ impl KeepAlive {
     #[must_use]
     pub fn next_timeout(&self) -> Instant {
         match self.pinged {
-            None => self.heard + self.times.interval,
+            None => after(self.heard, self.times.interval),
             // After a stall of this process, the other end still has its time to answer.
-            Some(pinged) => pinged + self.times.timeout,
+            Some(pinged) => after(pinged, self.times.timeout),
         }
     }
 

@@ -8,7 +8,7 @@
 pub(crate) mod frames;
 pub mod keep_alive;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use nodetracker_proto::agent::v1 as proto;
 
@@ -31,7 +31,17 @@ pub(crate) fn is_id(text: &str) -> bool {
     (1..=MAX_TEXT).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
-/// Reads a duration of a message. A missing, negative or overlong duration is the nearest bound.
+/// Returns the beginning of a text that fits into a message.
+pub(crate) fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
+}
+
+/// Returns the time after a duration. A duration of more than 30 years counts as 30 years, so that no time overflows.
+pub(crate) fn after(now: Instant, duration: Duration) -> Instant {
+    now + duration.min(Duration::from_secs(30 * 365 * 24 * 3600))
+}
+
+/// Reads a duration of a message. A missing or negative duration is the minimum, an overlong duration the maximum.
 pub(crate) fn duration(duration: Option<&prost_types::Duration>, min: Duration, max: Duration) -> Duration {
     let duration = duration.and_then(|duration| Duration::try_from(*duration).ok());
     duration.unwrap_or(min).clamp(min, max)

@@ -1,26 +1,31 @@
 //! [`AgentListener`]: accepts agents, and opens streams to their nodes.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use nodetracker::NodeId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use crate::control::keep_alive::KeepAliveTimes;
 use crate::control::proto::{ProxyInfo, ProxyList};
-use crate::control::{MAX_PROXIES, Verify, proto_duration};
+use crate::control::{MAX_PROXIES, MAX_TEXT, Verify, after, is_id, proto_duration};
 use crate::listener::link::LinkTimes;
 use crate::listener::nodes::{NodeObserver, Nodes};
 use crate::listener::task;
+use crate::transport::slots::{Slot, Slots};
 use crate::transport::tcp::TcpAcceptor;
 use crate::transport::{Tunnel, TunnelStream};
 
 /// A list of proxies is valid for so many intervals, so that an agent may miss two lists.
 const LIST_VALID_INTERVALS: u32 = 3;
+
+/// Agents remember a list for at most an hour.
+const LIST_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(20 * 60);
 
 /// The configuration of an [`AgentListener`].
 #[derive(Debug, Clone)]
@@ -37,7 +42,7 @@ pub struct ListenerConfig {
     /// When a silent agent is pinged, and when its tunnel is broken.
     pub keep_alive: KeepAliveTimes,
     /// How often agents get the list of proxies, also if it is unchanged. Agents forget a proxy if no list names the
-    /// proxy for three intervals.
+    /// proxy for three intervals. From 1 s to 20 min; other intervals count as the nearest of the two.
     pub list_interval: Duration,
 }
 
@@ -66,7 +71,7 @@ impl ListenerConfig {
 /// use nodetracker_client::transport::tcp::TcpAcceptor;
 ///
 /// let proxy = ProxyInfo { proxy_id: "proxy-1".into(), generation: 1, version: "1.0".into() };
-/// let listener = AgentListener::new(ListenerConfig::new(proxy), ());
+/// let listener = AgentListener::new(ListenerConfig::new(proxy), ())?;
 /// let acceptor = TcpAcceptor::plaintext(tokio::net::TcpListener::bind("127.0.0.1:3024").await?);
 /// tokio::spawn({
 ///     let listener = listener.clone();
@@ -88,7 +93,7 @@ pub(super) struct Shared {
     pub(super) nodes: Arc<Nodes>,
     pub(super) status: watch::Sender<Status>,
     pub(super) counters: Counters,
-    agents: Arc<Semaphore>,
+    agents: Slots,
 }
 
 /// What the tasks of agents must know.
@@ -154,24 +159,50 @@ pub enum OpenError {
     },
 }
 
-/// A list of proxies is longer than agents accept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} proxies, but agents accept lists of at most {MAX_PROXIES}")]
-pub struct TooManyProxies(pub usize);
+/// Agents would not accept this proxy or its list of proxies.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListenerConfigError {
+    /// The list is too long.
+    #[error("{0} proxies, but agents accept lists of at most {MAX_PROXIES}")]
+    TooManyProxies(usize),
+    /// The ID of a proxy is no ID.
+    #[error("the ID {0:?} of a proxy must have 1 to {MAX_TEXT} bytes, and no control characters")]
+    ProxyId(String),
+    /// The version of a proxy is too long.
+    #[error("the version of proxy {proxy_id} has {len} bytes, and the maximum is {MAX_TEXT}")]
+    Version {
+        /// The ID of the proxy.
+        proxy_id: String,
+        /// The length of the version, in bytes.
+        len: usize,
+    },
+}
 
 impl AgentListener {
     /// Creates a listener that believes each agent's node ID. Its list of proxies has only itself.
-    #[must_use]
-    pub fn new(config: ListenerConfig, observer: impl NodeObserver) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// If agents would not accept the ID or the version of this proxy.
+    pub fn new(config: ListenerConfig, observer: impl NodeObserver) -> Result<Self, ListenerConfigError> {
         Self::with_verify(config, observer, Box::new(|_, _| Ok(())))
     }
 
     /// Like [`AgentListener::new`], with a check of the node ID in each agent's hello.
-    #[must_use]
-    pub fn with_verify(config: ListenerConfig, observer: impl NodeObserver, verify: Box<Verify>) -> Self {
-        let list = list(&config, vec![config.proxy.clone()]);
-        let agents = Arc::new(Semaphore::new(config.max_agents));
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// As [`AgentListener::new`].
+    pub fn with_verify(
+        mut config: ListenerConfig,
+        observer: impl NodeObserver,
+        verify: Box<Verify>,
+    ) -> Result<Self, ListenerConfigError> {
+        config.list_interval = config.list_interval.clamp(*LIST_INTERVAL.start(), *LIST_INTERVAL.end());
+        let list = list(&config, vec![config.proxy.clone()])?;
+        let agents = Slots::new(config.max_agents);
+        Ok(Self {
             shared: Arc::new(Shared {
                 config,
                 verify,
@@ -183,25 +214,28 @@ impl AgentListener {
                 counters: Counters::default(),
                 agents,
             }),
-        }
+        })
     }
 
     /// Accepts agents until the listener is closed. May be called for several acceptors.
     pub async fn serve(&self, acceptor: TcpAcceptor) {
         let acceptor = Arc::new(acceptor);
-        let mut status = self.shared.status.subscribe();
         loop {
             let (stream, peer) = tokio::select! {
                 accepted = acceptor.accept() => accepted,
-                _ = status.wait_for(|status| matches!(status.phase, Phase::Closing(_))) => return,
+                () = self.shared.closing() => return,
             };
-            let Some(permit) = self.admit() else { continue };
+            let Some(slot) = self.admit() else { continue };
             let (shared, acceptor) = (Arc::clone(&self.shared), Arc::clone(&acceptor));
             tokio::spawn(async move {
-                match timeout(shared.config.handshake_timeout, acceptor.handshake(stream)).await {
-                    Ok(Ok(tunnel)) => task::run(&shared, Arc::new(tunnel), permit).await,
-                    Ok(Err(error)) => shared.handshake_failed(&format!("{peer}: {error}")),
-                    Err(late) => shared.handshake_failed(&format!("{peer}: {late}")),
+                let handshake = timeout(shared.config.handshake_timeout, acceptor.handshake(stream));
+                let tunnel = tokio::select! {
+                    tunnel = handshake => tunnel.map_err(io::Error::from).flatten(),
+                    () = shared.closing() => return,
+                };
+                match tunnel {
+                    Ok(tunnel) => task::run(&shared, Arc::new(tunnel), slot).await,
+                    Err(error) => shared.handshake_failed(&format!("{peer}: {error}")),
                 }
             });
         }
@@ -209,33 +243,31 @@ impl AgentListener {
 
     /// Serves the agent at the other end of a tunnel, until the tunnel ends. For transports other than TCP.
     pub async fn serve_tunnel(&self, tunnel: Arc<dyn Tunnel>) {
-        if let Some(permit) = self.admit() {
-            task::run(&self.shared, tunnel, permit).await;
+        if let Some(slot) = self.admit() {
+            task::run(&self.shared, tunnel, slot).await;
         }
     }
 
-    fn admit(&self) -> Option<OwnedSemaphorePermit> {
+    fn admit(&self) -> Option<Slot> {
         self.shared.counters.accepted.fetch_add(1, Relaxed);
-        let permit = Arc::clone(&self.shared.agents).try_acquire_owned().ok();
-        if permit.is_none() {
+        let slot = self.shared.agents.try_take(0);
+        if slot.is_none() {
             self.shared.counters.full.fetch_add(1, Relaxed);
         }
-        permit
+        slot
     }
 
     /// Sends agents a new list of the proxies behind the load balancer. This proxy is added if it is missing.
     ///
     /// # Errors
     ///
-    /// If there are more than [`MAX_PROXIES`] proxies. The list stays as it was.
-    pub fn set_proxies(&self, mut proxies: Vec<ProxyInfo>) -> Result<(), TooManyProxies> {
+    /// If there are more than [`MAX_PROXIES`] proxies, or if agents would not accept the ID or the version of a proxy.
+    /// The list stays as it was.
+    pub fn set_proxies(&self, mut proxies: Vec<ProxyInfo>) -> Result<(), ListenerConfigError> {
         let own = &self.shared.config.proxy;
         proxies.retain(|proxy| proxy.proxy_id != own.proxy_id);
         proxies.push(own.clone());
-        if proxies.len() > MAX_PROXIES {
-            return Err(TooManyProxies(proxies.len()));
-        }
-        let list = list(&self.shared.config, proxies);
+        let list = list(&self.shared.config, proxies)?;
         self.shared.status.send_modify(|status| status.list = list);
         Ok(())
     }
@@ -252,14 +284,26 @@ impl AgentListener {
         });
     }
 
+    /// Waits until no node has a tunnel to this proxy, except tunnels whose agents leave.
+    pub(crate) async fn until_empty(&self) {
+        self.shared.nodes.until_empty().await;
+    }
+
     /// Stops: reports all nodes as gone, and opens no more streams. Waits until the open streams have ended, at most
-    /// for `limit`, and then closes each tunnel. Handshakes that are under way may take their own time.
+    /// for `limit`, and then closes each tunnel. Ends handshakes at once.
     pub async fn close(&self, limit: Duration) {
-        let phase = Phase::Closing(Instant::now() + limit);
+        self.begin_close(limit);
+        self.shared.agents.until_at_most(0).await;
+    }
+
+    /// Stops, and waits for nothing.
+    pub(crate) fn close_at_once(&self) {
+        self.begin_close(Duration::ZERO);
+    }
+
+    fn begin_close(&self, limit: Duration) {
+        let phase = Phase::Closing(after(Instant::now().into_std(), limit).into());
         self.shared.status.send_modify(|status| status.phase = phase);
-        let all = u32::try_from(self.shared.config.max_agents).unwrap_or(u32::MAX);
-        // The semaphore is never closed.
-        let _ = self.shared.agents.acquire_many(all).await;
     }
 
     /// Opens a stream to a node, through its newest tunnel that works. Does not wait for the agent: the caller bounds
@@ -294,7 +338,7 @@ impl AgentListener {
         let shared = &self.shared;
         let count = |counter: &AtomicU64| counter.load(Relaxed);
         ListenerStats {
-            agents: shared.config.max_agents - shared.agents.available_permits(),
+            agents: shared.agents.taken(),
             nodes: shared.nodes.len(),
             accepted: count(&shared.counters.accepted),
             full: count(&shared.counters.full),
@@ -314,13 +358,34 @@ impl Shared {
         }
     }
 
+    /// Waits until the listener closes.
+    pub(super) async fn closing(&self) {
+        let mut status = self.status.subscribe();
+        // `self` has the sender.
+        let _ = status
+            .wait_for(|status| matches!(status.phase, Phase::Closing(_)))
+            .await;
+    }
+
     fn handshake_failed(&self, reason: &str) {
         self.counters.failed.fetch_add(1, Relaxed);
         debug!("no tunnel: {reason}");
     }
 }
 
-fn list(config: &ListenerConfig, proxies: Vec<ProxyInfo>) -> Arc<ProxyList> {
+fn list(config: &ListenerConfig, proxies: Vec<ProxyInfo>) -> Result<Arc<ProxyList>, ListenerConfigError> {
+    if proxies.len() > MAX_PROXIES {
+        return Err(ListenerConfigError::TooManyProxies(proxies.len()));
+    }
+    for ProxyInfo { proxy_id, version, .. } in &proxies {
+        if !is_id(proxy_id) {
+            return Err(ListenerConfigError::ProxyId(proxy_id.clone()));
+        }
+        if version.len() > MAX_TEXT {
+            let (proxy_id, len) = (proxy_id.clone(), version.len());
+            return Err(ListenerConfigError::Version { proxy_id, len });
+        }
+    }
     let valid_for = proto_duration(config.list_interval * LIST_VALID_INTERVALS);
-    Arc::new(ProxyList { proxies, valid_for })
+    Ok(Arc::new(ProxyList { proxies, valid_for }))
 }

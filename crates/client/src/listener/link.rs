@@ -8,7 +8,7 @@ use proto::agent_message::Message as FromAgent;
 use proto::proxy_message::Message as ToAgent;
 
 use crate::control::keep_alive::{Due, KeepAlive, KeepAliveTimes};
-use crate::control::{MAX_TEXT, PROTOCOL_VERSION, proto, proto_duration};
+use crate::control::{MAX_TEXT, PROTOCOL_VERSION, after, cut, proto, proto_duration};
 
 /// The times of an [`AgentLink`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,13 +65,13 @@ impl AgentLink {
     /// Begins when the control stream is open.
     #[must_use]
     pub fn new(now: Instant, times: LinkTimes, list: Arc<proto::ProxyList>) -> Self {
-        let deadline = now + times.handshake_timeout;
+        let deadline = after(now, times.handshake_timeout);
         Self {
             times,
             state: State::Greeting { deadline },
             keep_alive: KeepAlive::new(times.keep_alive, now),
             list,
-            next_list: now + times.list_interval,
+            next_list: after(now, times.list_interval),
             list_is_due: false,
             messages: VecDeque::new(),
             events: VecDeque::new(),
@@ -139,17 +139,17 @@ impl AgentLink {
 
     /// Says goodbye, and closes the link.
     pub fn refuse(&mut self, reason: proto::GoodbyeReason, text: &str) {
-        let end = text.floor_char_boundary(MAX_TEXT);
         self.messages.push_back(ToAgent::Goodbye(proto::Goodbye {
             reason: reason.into(),
-            text: text[..end].to_owned(),
+            text: cut(text).to_owned(),
         }));
         self.close(format!("refused: {reason:?} {text}"));
     }
 
     /// Sends a new list of proxies, if the agent has had its welcome.
     pub fn set_list(&mut self, list: Arc<proto::ProxyList>) {
-        self.list_is_due |= !matches!(self.state, State::Greeting { .. }) && self.list != list;
+        let has_changed = !Arc::ptr_eq(&self.list, &list) && self.list != list;
+        self.list_is_due |= has_changed && !matches!(self.state, State::Greeting { .. });
         self.list = list;
     }
 
@@ -167,7 +167,7 @@ impl AgentLink {
     /// Returns the next message to send.
     pub fn poll_transmit(&mut self) -> Option<proto::ProxyMessage> {
         let message = self.messages.pop_front().or_else(|| {
-            let is_due = std::mem::take(&mut self.list_is_due) && self.state == State::Claimed;
+            let is_due = self.state == State::Claimed && std::mem::take(&mut self.list_is_due);
             is_due.then(|| ToAgent::ProxyList((*self.list).clone()))
         })?;
         Some(proto::ProxyMessage { message: Some(message) })
@@ -197,7 +197,7 @@ impl AgentLink {
             return self.close(format!("no claim within {:?}", self.times.handshake_timeout));
         }
         if self.next_list <= now {
-            self.next_list = now + self.times.list_interval;
+            self.next_list = after(now, self.times.list_interval);
             self.list_is_due = true;
         }
         match self.keep_alive.due(now) {

@@ -17,6 +17,7 @@
 //!   256 KiB that the proxy has not read; see [`transport::mux`](crate::transport::mux).
 //! * There are at most [`ListenerConfig::max_agents`] agents, those in the handshake among them, and at most
 //!   [`MAX_TUNNELS`](nodes::MAX_TUNNELS) tunnels of one node.
+//! * A connection holds one frame that it receives, of up to 1 MiB, also before the claim.
 //! * TLS, and the time until the claim, may each last for [`ListenerConfig::handshake_timeout`], however slowly bytes
 //!   arrive.
 
@@ -25,5 +26,5 @@ pub mod link;
 pub mod nodes;
 mod task;
 
-pub use agent_listener::{AgentListener, ListenerConfig, ListenerStats, OpenError, TooManyProxies};
+pub use agent_listener::{AgentListener, ListenerConfig, ListenerConfigError, ListenerStats, OpenError};
 pub use nodes::NodeObserver;

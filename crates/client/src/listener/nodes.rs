@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nodetracker::NodeId;
 
 use crate::transport::Tunnel;
+use crate::transport::slots::{Slot, Slots};
 
 /// The most tunnels of one node. An agent needs one tunnel. Others may be of other agents on the node, or of earlier
 /// processes of the agent whose end the proxy has not noticed yet.
@@ -33,6 +34,8 @@ impl NodeObserver for () {
 pub(super) struct Nodes {
     tunnels: Mutex<HashMap<NodeId, Vec<Arc<dyn Tunnel>>>>,
     observer: Box<dyn NodeObserver>,
+    /// How many tunnels there are.
+    held: Slots,
 }
 
 impl Nodes {
@@ -40,6 +43,7 @@ impl Nodes {
         Self {
             tunnels: Mutex::default(),
             observer,
+            held: Slots::new(usize::MAX),
         }
     }
 
@@ -54,6 +58,7 @@ impl Nodes {
         if tunnels.len() == MAX_TUNNELS {
             return None;
         }
+        let slot = self.held.try_take(0)?;
         tunnels.push(Arc::clone(tunnel));
         if tunnels.len() == 1 {
             self.observer.connected(node);
@@ -62,7 +67,13 @@ impl Nodes {
             nodes: Arc::clone(self),
             node: node.clone(),
             tunnel: Arc::clone(tunnel),
+            _slot: slot,
         })
+    }
+
+    /// Waits until no node has a tunnel.
+    pub(super) async fn until_empty(&self) {
+        self.held.until_at_most(0).await;
     }
 
     /// The tunnels of a node, the newest first.
@@ -84,6 +95,7 @@ pub(super) struct Held {
     nodes: Arc<Nodes>,
     node: NodeId,
     tunnel: Arc<dyn Tunnel>,
+    _slot: Slot,
 }
 
 impl Held {

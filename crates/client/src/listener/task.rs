@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use nodetracker::NodeId;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
@@ -16,13 +15,14 @@ use crate::listener::agent_listener::{Phase, Shared, Status};
 use crate::listener::link::{AgentLink, LinkEvent};
 use crate::listener::nodes::Held;
 use crate::transport::Tunnel;
+use crate::transport::slots::Slot;
 
 /// The longest time to write the last messages.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves the agent at the other end of a tunnel until the tunnel ends.
-pub(super) async fn run(shared: &Arc<Shared>, tunnel: Arc<dyn Tunnel>, _permit: OwnedSemaphorePermit) {
-    let status = shared.status.subscribe().borrow().clone();
+pub(super) async fn run(shared: &Arc<Shared>, tunnel: Arc<dyn Tunnel>, _slot: Slot) {
+    let status = shared.status.borrow().clone();
     let agent = Agent {
         shared,
         link: AgentLink::new(now(), shared.times(), Arc::clone(&status.list)),
@@ -56,7 +56,10 @@ impl Agent<'_> {
     /// Returns why the tunnel was closed.
     async fn serve(mut self) -> io::Result<String> {
         let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "the connection has ended");
-        let control = timeout(self.shared.config.handshake_timeout, self.tunnel.accept()).await?;
+        let control = tokio::select! {
+            control = timeout(self.shared.config.handshake_timeout, self.tunnel.accept()) => control?,
+            () = self.shared.closing() => return Ok("the listener closes".to_owned()),
+        };
         let (mut reader, mut writer) = frames::split::<AgentMessage>(control.ok_or_else(ended)?, MAX_AGENT_MESSAGE);
         let mut status = self.shared.status.subscribe();
         status.mark_changed();
@@ -65,6 +68,8 @@ impl Agent<'_> {
         loop {
             while let Some(event) = self.link.poll_event(now()) {
                 if let Some(reason) = self.event(event) {
+                    // Streams must not be opened on this tunnel any more.
+                    self.held = None;
                     let _ = timeout(LAST_WRITE_TIMEOUT, write_all(&mut self.link, &mut writer)).await;
                     return Ok(reason);
                 }
@@ -108,6 +113,7 @@ impl Agent<'_> {
                 }
                 Err((reason, text)) => self.refuse(reason, &text),
             },
+            LinkEvent::Claimed if matches!(self.shared.status.borrow().phase, Phase::Closing(_)) => self.stop(),
             LinkEvent::Claimed => {
                 self.held = self
                     .node

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time;
@@ -214,6 +215,7 @@ impl Shared {
         let status = PoolStatus {
             counts: state.machine.counts(),
             stats: state.machine.stats(),
+            last_errors: state.machine.last_errors().clone(),
         };
         self.status.send_if_modified(|old| {
             let is_modified = *old != status;
@@ -234,7 +236,8 @@ impl Shared {
             }
             Action::Send(id, message) => {
                 let sent = state.tunnels.get(&id).map(|task| task.messages.try_send(message));
-                if let Some(Err(_)) = sent {
+                // If the task has just ended, its own reason follows.
+                if let Some(Err(TrySendError::Full(_))) = sent {
                     self.abort(state, id);
                     let reason = "the proxy does not read its messages".to_owned();
                     state.machine.handle(now, id, Input::Ended(reason));

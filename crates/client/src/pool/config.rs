@@ -13,7 +13,7 @@ use crate::control::keep_alive::KeepAliveTimes;
 /// addresses of the same proxies.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
-    /// The cluster. May be empty, at most 255 bytes.
+    /// The cluster. May be empty, at most 255 bytes. No tunnel to a target with a longer name succeeds.
     pub cluster: String,
     /// The address, in the form that the transport takes.
     pub addr: String,
@@ -35,7 +35,7 @@ impl Target {
 pub struct PoolConfig {
     /// The node on which the agent runs.
     pub node: NodeId,
-    /// The version of the agent's program, for the proxies' operators. At most 255 bytes.
+    /// The version of the agent's program, for the proxies' operators. Cut after 255 bytes.
     pub agent_version: String,
     /// How many different proxies to have tunnels to, for each target. 0 means all proxies.
     pub connection_count: usize,
@@ -45,7 +45,7 @@ pub struct PoolConfig {
     /// `backoff.base`.
     pub backoff: Limits,
     /// Many agents learn of a proxy, or lose a proxy, at the same moment. Each agent waits for a random part of this
-    /// time before it dials.
+    /// time, of at most an hour, before it dials.
     pub spread: Duration,
     /// The longest time from the beginning of an attempt to the proxy's welcome.
     pub connect_timeout: Duration,

@@ -2,8 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::pool::config::Target;
+
 /// The tunnels of each cluster, by state.
 pub type Counts = BTreeMap<String, StateCounts>;
+
+/// Why the last attempt of a target failed: the error of the transport, or the proxy's reason to refuse the agent. A
+/// target whose last attempt was successful is left out.
+pub type LastErrors = BTreeMap<Target, String>;
 
 /// How many tunnels are in each state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,4 +72,6 @@ pub struct PoolStatus {
     pub counts: Counts,
     /// What has happened.
     pub stats: PoolStats,
+    /// Why the last attempts failed.
+    pub last_errors: LastErrors,
 }

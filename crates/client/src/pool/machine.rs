@@ -22,17 +22,20 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use proto::agent_message::Message as ToProxy;
 use proto::proxy_message::Message as FromProxy;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 use crate::control::keep_alive::{Due, KeepAlive};
-use crate::control::{PROTOCOL_VERSION, duration, is_id, proto};
+use crate::control::{MAX_TEXT, PROTOCOL_VERSION, after, cut, duration, is_id, proto};
 use crate::pool::config::{PoolConfig, Target};
-use crate::pool::counts::{Counts, PoolStats};
+use crate::pool::counts::{Counts, LastErrors, PoolStats};
 use crate::pool::proxies::{Claim, Proxies};
 
 /// The longest window of a reconnect signal.
 const MAX_WINDOW: Duration = Duration::from_secs(3600);
+
+/// The longest spread.
+const MAX_SPREAD: Duration = Duration::from_secs(3600);
 
 /// Names one attempt of a pool to open a tunnel, and the tunnel if the attempt succeeds. No ID is used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +73,7 @@ pub struct PoolMachine {
     actions: VecDeque<Action>,
     random: Rng,
     stats: PoolStats,
+    last_errors: LastErrors,
 }
 
 #[derive(Debug)]
@@ -118,6 +122,7 @@ impl PoolMachine {
             actions: VecDeque::new(),
             random: Rng::with_seed(seed),
             stats: PoolStats::default(),
+            last_errors: LastErrors::new(),
         }
     }
 
@@ -130,6 +135,7 @@ impl PoolMachine {
     /// Leaves a target. Open streams may last for [`close_timeout`](PoolConfig::close_timeout).
     pub fn remove_target(&mut self, now: Instant, target: &Target) {
         self.targets.remove(target);
+        self.last_errors.remove(target);
         for id in self.ids(target) {
             match self.tunnels[&id].state {
                 State::Claimed(_) => self.leave(now, id),
@@ -163,7 +169,7 @@ impl PoolMachine {
                     protocol_version: PROTOCOL_VERSION,
                     node_id: self.config.node.to_string(),
                     cluster_name: target.cluster.clone(),
-                    agent_version: self.config.agent_version.clone(),
+                    agent_version: cut(&self.config.agent_version).to_owned(),
                 };
                 self.send(id, ToProxy::Hello(hello));
             }
@@ -240,6 +246,7 @@ impl PoolMachine {
             self.close(id);
             return;
         }
+        self.last_errors.remove(&target);
         if let Some(tunnel) = self.tunnels.get_mut(&id) {
             tunnel.state = State::Claimed(Claimed {
                 since: now,
@@ -306,8 +313,15 @@ impl PoolMachine {
                 self.wait(now, tunnel, spread);
             }
             State::Waiting { .. } | State::Dialling { .. } => {
-                debug!(cluster = target.cluster, addr = target.addr, "no tunnel: {reason}");
                 self.stats.failures += 1;
+                let last = self.last_errors.get(target);
+                match last.is_some_and(|last| last == reason) {
+                    true => debug!(cluster = target.cluster, addr = target.addr, "no tunnel: {reason}"),
+                    false => {
+                        warn!(cluster = target.cluster, addr = target.addr, "no tunnel: {reason}");
+                        self.last_errors.insert(target.clone(), reason.to_owned());
+                    }
+                }
                 self.wait(now, tunnel, Duration::ZERO);
             }
         }
@@ -315,7 +329,7 @@ impl PoolMachine {
 
     /// Replaces a tunnel that has ended by a lease. The lease waits for its backoff, and then for `longer`.
     fn wait(&mut self, now: Instant, mut tunnel: Tunnel, longer: Duration) {
-        let until = now + tunnel.backoff.next_wait() + longer;
+        let until = after(now, tunnel.backoff.next_wait().saturating_add(longer));
         self.lease(tunnel.target, tunnel.backoff, until);
     }
 
@@ -333,7 +347,7 @@ impl PoolMachine {
 
     /// Sends a goodbye. The proxy ends the tunnel when its streams have ended.
     fn leave(&mut self, now: Instant, id: TunnelId) {
-        let limit = now + self.config.close_timeout;
+        let limit = after(now, self.config.close_timeout);
         let Some(tunnel) = self.tunnels.get_mut(&id) else {
             return;
         };
@@ -380,7 +394,7 @@ impl PoolMachine {
     }
 
     fn spread(&mut self) -> Duration {
-        self.config.spread.mul_f64(self.random.f64())
+        self.config.spread.min(MAX_SPREAD).mul_f64(self.random.f64())
     }
 
     fn ids(&self, target: &Target) -> Vec<TunnelId> {
@@ -424,8 +438,9 @@ impl PoolMachine {
             .filter(|id| matches!(self.tunnels[id].state, State::Waiting { .. }));
         let surplus: Vec<_> = waiting.take(leases.len().saturating_sub(allowed)).copied().collect();
         surplus.into_iter().for_each(|id| drop(self.close(id)));
+        let has_usable = claimed.iter().any(|id| self.tunnels[id].stays());
         for _ in leases.len()..allowed {
-            let at_once = claimed.is_empty() || !replaceable.is_empty();
+            let at_once = !has_usable || !replaceable.is_empty();
             let until = if at_once { now } else { now + self.spread() };
             let backoff = Backoff::new(self.config.backoff, self.random.u64(..));
             self.lease(target.clone(), backoff, until);
@@ -464,9 +479,14 @@ impl PoolMachine {
         };
         match &mut tunnel.state {
             State::Waiting { .. } => {
-                let deadline = now + self.config.connect_timeout;
+                let deadline = after(now, self.config.connect_timeout);
                 tunnel.state = State::Dialling { deadline };
                 self.stats.attempts += 1;
+                let len = tunnel.target.cluster.len();
+                if len > MAX_TEXT {
+                    let reason = format!("the name of the cluster has {len} bytes, and the maximum is {MAX_TEXT}");
+                    return self.ended(now, id, &reason);
+                }
                 self.actions.push_back(Action::Connect(id, tunnel.target.clone()));
             }
             State::Dialling { .. } => {
@@ -486,7 +506,7 @@ impl PoolMachine {
                 match claimed.keep_alive.due(now) {
                     Some(Due::Ping) => self.send(id, ToProxy::Ping(proto::Ping {})),
                     Some(Due::Broken) => {
-                        self.stats.broken += 1;
+                        self.stats.broken += u64::from(!matches!(claimed.leave, Leave::Leaving(_)));
                         self.end(now, id, "the keep-alive has no answer");
                     }
                     None => {}
@@ -527,6 +547,12 @@ impl PoolMachine {
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         self.stats
+    }
+
+    /// Returns why the last attempt of each target failed, if no tunnel was claimed since.
+    #[must_use]
+    pub fn last_errors(&self) -> &LastErrors {
+        &self.last_errors
     }
 }
 

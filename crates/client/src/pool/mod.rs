@@ -42,5 +42,5 @@ mod tunnel;
 
 pub use agent_pool::{AgentPool, IncomingStream, PoolHandle};
 pub use config::{PoolConfig, Target};
-pub use counts::{Counts, PoolStats, PoolStatus, StateCounts};
+pub use counts::{Counts, LastErrors, PoolStats, PoolStatus, StateCounts};
 pub use machine::TunnelId;

@@ -4,13 +4,13 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::SystemTime;
 
 use nodetracker::{NodeId, ProxyDetails};
 use nodetracker_proto::peer::v1 as proto;
 use proto::peer_response::Response;
 use tracing::debug;
 
+use crate::control::{Verify, cut};
 use crate::listener::{AgentListener, OpenError};
 use crate::proxy::peers::{PeerTimes, Peers};
 use crate::proxy::protocol::{self, RefusalReason};
@@ -114,10 +114,12 @@ pub enum DialError {
         error: TrackerError,
     },
     /// No proxy that may hold the node has opened a stream.
-    #[error("node {node} cannot be reached: {}", List(.attempts))]
+    #[error("node {node} cannot be reached: {}", Failures(.local, .attempts))]
     Unreachable {
         /// The node.
         node: NodeId,
+        /// Why this proxy's own tunnels of the node opened no stream, if there were any.
+        local: Option<OpenError>,
         /// The proxies that were tried, in this order.
         attempts: Vec<(ProxyDetails, AttemptError)>,
     },
@@ -134,22 +136,27 @@ pub enum AttemptError {
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The proxy has refused.
-    #[error("refused: {reason:?} {text}")]
+    #[error("refused: {reason:?} {text:?}")]
     Refused {
         /// The proxy's reason.
         reason: RefusalReason,
-        /// The proxy's details.
+        /// The proxy's details, at most 255 bytes.
         text: String,
     },
 }
 
-struct List<'a>(&'a [(ProxyDetails, AttemptError)]);
+struct Failures<'a>(&'a Option<OpenError>, &'a [(ProxyDetails, AttemptError)]);
 
-impl fmt::Display for List<'_> {
+impl fmt::Display for Failures<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, (proxy, error)) in self.0.iter().enumerate() {
-            let separator = if at == 0 { "" } else { "; " };
+        let mut separator = "";
+        if let Some(error) = self.0 {
+            write!(f, "{error}")?;
+            separator = "; ";
+        }
+        for (proxy, error) in self.1 {
             write!(f, "{separator}{} at {}: {error}", proxy.id(), proxy.addr())?;
+            separator = "; ";
         }
         Ok(())
     }
@@ -157,7 +164,7 @@ impl fmt::Display for List<'_> {
 
 impl Dialer {
     /// Creates a dialer. `tracker` names the proxies of nodes that `agents` does not hold; `transport` reaches these
-    /// proxies.
+    /// proxies. The dialer believes that the proxy at an address is the proxy that the tracker names.
     #[must_use]
     pub fn new(
         config: DialerConfig,
@@ -165,7 +172,20 @@ impl Dialer {
         tracker: Arc<dyn NodeTracker>,
         transport: impl Transport,
     ) -> Self {
-        let peers = Peers::new(transport, config.times);
+        Self::with_verify(config, agents, tracker, transport, Box::new(|_, _| Ok(())))
+    }
+
+    /// Like [`Dialer::new`], with a check of each peer before it gets a request: the ID of the proxy that the tracker
+    /// names, and the peer's certificates.
+    #[must_use]
+    pub fn with_verify(
+        config: DialerConfig,
+        agents: AgentListener,
+        tracker: Arc<dyn NodeTracker>,
+        transport: impl Transport,
+        verify: Box<Verify>,
+    ) -> Self {
+        let peers = Peers::new(transport, config.times, verify);
         let counters = Counters::default();
         Self(Arc::new(Inner {
             config,
@@ -178,9 +198,11 @@ impl Dialer {
 
     /// Opens a stream to a node. Needs a tokio runtime.
     ///
-    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. If none
-    /// of these proxies opens a stream, asks the tracker for its [latest
-    /// routes](crate::tracker::NodeTracker::get_latest_proxies), because a cached answer may be out of date.
+    /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. Proxies
+    /// to which a recent attempt to connect failed come last. If none of these proxies opens a stream, or if the tracker
+    /// names this proxy, asks the tracker for its [latest
+    /// routes](crate::tracker::NodeTracker::get_latest_proxies), because a cached answer may be out of date. One
+    /// attempt is kept for these routes.
     ///
     /// A dial makes at most [`max_attempts`](DialerConfig::max_attempts) attempts and two look-ups. An attempt takes at
     /// most the time to connect and the time for an answer, both twice if the tunnel has just ended. If tunnels have
@@ -218,8 +240,10 @@ impl Dialer {
 /// The attempts of one dial.
 #[derive(Default)]
 struct Attempts {
-    /// The routes that were tried: a proxy's ID, and the route's time.
-    routes: Vec<(String, SystemTime)>,
+    /// Whether a route through this proxy was left out.
+    names_this_proxy: bool,
+    /// The proxies that were tried.
+    tried: Vec<ProxyDetails>,
     failed: Vec<(ProxyDetails, AttemptError)>,
 }
 
@@ -244,13 +268,16 @@ impl Inner {
             }
             (Err(_), OpenError::Tunnel { .. }) => return Err(DialError::Local(local)),
         };
-        if let Some(dialed) = self.try_routes(node, routes, &mut attempts).await {
+        let max = self.config.max_attempts;
+        let max_first = max.min(max.saturating_sub(1).max(1));
+        if let Some(dialed) = self.try_routes(node, routes, max_first, &mut attempts).await {
             return Ok(dialed);
         }
-        if !attempts.failed.is_empty() {
+        let may_be_stale = attempts.names_this_proxy || !attempts.failed.is_empty();
+        if may_be_stale && attempts.tried.len() < max {
             match self.tracker.get_latest_proxies(node).await {
                 Ok(routes) => {
-                    if let Some(dialed) = self.try_routes(node, routes, &mut attempts).await {
+                    if let Some(dialed) = self.try_routes(node, routes, max, &mut attempts).await {
                         return Ok(dialed);
                     }
                 }
@@ -260,17 +287,29 @@ impl Inner {
         Err(failure(node, local, attempts.failed))
     }
 
-    /// Tries routes that were not tried before, in their order.
-    async fn try_routes(&self, node: &NodeId, routes: Vec<Route>, attempts: &mut Attempts) -> Option<Dialed> {
-        for Route { proxy, last_refresh } in routes {
-            let route = (proxy.id().to_owned(), last_refresh);
-            if proxy.id() == self.config.proxy_id || attempts.routes.contains(&route) {
+    /// Tries the proxies of routes that were not tried before, in the order of the routes, up to `max` proxies in all. A
+    /// proxy that has moved counts as another proxy. The routes' times say nothing: a cached route may have the time of
+    /// another clock.
+    async fn try_routes(
+        &self,
+        node: &NodeId,
+        mut routes: Vec<Route>,
+        max: usize,
+        attempts: &mut Attempts,
+    ) -> Option<Dialed> {
+        routes.sort_by_key(|route| self.peers.has_failed(route.proxy.addr()));
+        for Route { proxy, .. } in routes {
+            if proxy.id() == self.config.proxy_id {
+                attempts.names_this_proxy = true;
                 continue;
             }
-            if attempts.routes.len() == self.config.max_attempts {
+            if attempts.tried.contains(&proxy) {
+                continue;
+            }
+            if attempts.tried.len() >= max {
                 break;
             }
-            attempts.routes.push(route);
+            attempts.tried.push(proxy.clone());
             match self.attempt(node, &proxy).await {
                 Ok(stream) => {
                     return Some(Dialed {
@@ -303,8 +342,11 @@ impl Inner {
 
     async fn attempt(&self, node: &NodeId, proxy: &ProxyDetails) -> Result<TunnelStream, AttemptError> {
         let request = protocol::dial(node, &self.config.proxy_id);
-        let refused = |reason, text| Err(AttemptError::Refused { reason, text });
-        match self.peers.request(proxy.addr(), &request).await? {
+        let refused = |reason, text: String| {
+            let text = cut(&text).to_owned();
+            Err(AttemptError::Refused { reason, text })
+        };
+        match self.peers.request(proxy, &request).await? {
             (Some(Response::Dialed(_)), stream) => Ok(stream),
             (Some(Response::Refused(refusal)), _) => refused(refusal.reason(), refusal.text),
             (other, _) => refused(RefusalReason::Unspecified, format!("unknown answer {other:?}")),
@@ -315,7 +357,11 @@ impl Inner {
 fn failure(node: &NodeId, local: OpenError, attempts: Vec<(ProxyDetails, AttemptError)>) -> DialError {
     let node = node.clone();
     match (attempts.is_empty(), local) {
-        (false, _) => DialError::Unreachable { node, attempts },
+        (false, local) => DialError::Unreachable {
+            node,
+            local: matches!(local, OpenError::Tunnel { .. }).then_some(local),
+            attempts,
+        },
         (true, OpenError::NotHeld(_)) => DialError::Unknown(node),
         (true, local) => DialError::Local(local),
     }

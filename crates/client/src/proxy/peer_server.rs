@@ -2,21 +2,23 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use nodetracker_proto::peer::v1 as proto;
 use proto::peer_request::Request;
 use proto::peer_response::Response;
-use tokio::io::copy_bidirectional;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::control::Verify;
+use crate::control::{Verify, after};
 use crate::listener::{AgentListener, OpenError};
 use crate::proxy::protocol::{self, RefusalReason};
+use crate::transport::slots::{Slot, Slots};
 use crate::transport::tcp::TcpAcceptor;
 use crate::transport::{Tunnel, TunnelStream};
 
@@ -27,7 +29,8 @@ pub struct PeerServerConfig {
     pub proxy_id: String,
     /// The most peers at a time, those in the TLS handshake among them. Further connections are closed at once.
     pub max_peers: usize,
-    /// The longest time for each of a TLS handshake, a stream's request, and the writing of the answer.
+    /// The longest time for each of a TLS handshake, a peer's first dial, a stream's request, and the writing of the
+    /// answer.
     pub handshake_timeout: Duration,
     /// A peer that opens no stream for so long, not even for a ping, is gone: its tunnel is closed. Several times the
     /// [`ping_interval`](crate::proxy::PeerTimes::ping_interval) of the peers.
@@ -55,8 +58,12 @@ struct Shared {
     config: PeerServerConfig,
     agents: AgentListener,
     verify: Box<Verify>,
-    peers: Arc<Semaphore>,
+    peers: Slots,
+    /// Set by `close`: streams may last until then.
+    closing: watch::Sender<Option<std::time::Instant>>,
     counters: Counters,
+    /// Ends the tasks of the server.
+    stop: CancellationToken,
 }
 
 #[derive(Default)]
@@ -91,62 +98,82 @@ impl PeerServer {
         Self::with_verify(config, agents, Box::new(|_, _| Ok(())))
     }
 
-    /// Like [`PeerServer::new`], with a check of each dial: the ID of the proxy that asks, and its certificates.
+    /// Like [`PeerServer::new`], with a check of each dial: the ID of the proxy that asks, and its certificates. A peer
+    /// whose certificates do not allow its ID loses its tunnel.
     #[must_use]
     pub fn with_verify(config: PeerServerConfig, agents: AgentListener, verify: Box<Verify>) -> Self {
-        let peers = Arc::new(Semaphore::new(config.max_peers));
+        let peers = Slots::new(config.max_peers);
         Self(Arc::new(Shared {
             config,
             agents,
             verify,
             peers,
+            closing: watch::Sender::new(None),
             counters: Counters::default(),
+            stop: CancellationToken::new(),
         }))
     }
 
-    /// Accepts peers until the future is dropped. The server serves accepted peers until they leave.
+    /// Accepts peers until the server is closed, or the future is dropped. The server serves accepted peers until they
+    /// leave, or the server is closed.
     pub async fn serve(&self, acceptor: TcpAcceptor) {
         let acceptor = Arc::new(acceptor);
+        let mut closing = self.0.closing.subscribe();
         loop {
-            let (stream, peer) = acceptor.accept().await;
-            let Some(permit) = self.admit() else { continue };
+            let (stream, peer) = tokio::select! {
+                accepted = acceptor.accept() => accepted,
+                _ = closing.wait_for(Option::is_some) => return,
+            };
+            let Some(slot) = self.admit() else { continue };
             let (shared, acceptor) = (Arc::clone(&self.0), Arc::clone(&acceptor));
-            tokio::spawn(async move {
+            let stop = self.0.stop.clone();
+            tokio::spawn(stop.run_until_cancelled_owned(async move {
                 let handshake = timeout(shared.config.handshake_timeout, acceptor.handshake(stream)).await;
                 match handshake.map_err(io::Error::from).flatten() {
-                    Ok(tunnel) => shared.serve_tunnel(Arc::new(tunnel), permit).await,
+                    Ok(tunnel) => shared.serve_tunnel(Arc::new(tunnel), slot).await,
                     Err(error) => shared.failed(&format!("{peer}: {error}")),
                 }
-            });
+            }));
         }
+    }
+
+    /// Ends all tunnels, with their streams.
+    pub(super) fn stop(&self) {
+        self.0.stop.cancel();
     }
 
     /// Serves the peer at the other end of a tunnel, until the tunnel ends. For transports other than TCP.
     pub async fn serve_tunnel(&self, tunnel: Arc<dyn Tunnel>) {
-        if let Some(permit) = self.admit() {
-            self.0.clone().serve_tunnel(tunnel, permit).await;
+        if let Some(slot) = self.admit() {
+            let served = self.0.clone().serve_tunnel(tunnel, slot);
+            self.0.stop.run_until_cancelled(served).await;
         }
     }
 
-    fn admit(&self) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.0.peers).try_acquire_owned().ok();
-        if permit.is_none() {
+    fn admit(&self) -> Option<Slot> {
+        let slot = self.0.peers.try_take(0);
+        if slot.is_none() {
             self.0.counters.full.fetch_add(1, Relaxed);
         }
-        permit
+        slot
+    }
+
+    /// Stops: refuses all dials. Waits until the streams to nodes have ended, at most for `limit`, and then closes each
+    /// tunnel. Handshakes that are under way may take their own time.
+    ///
+    /// Close the server before its [`AgentListener`]: a peer then tries another proxy, and makes no complaint about this
+    /// proxy.
+    pub async fn close(&self, limit: Duration) {
+        self.0.closing.send_replace(Some(after(now(), limit)));
+        self.0.peers.until_at_most(0).await;
     }
 
     /// Returns how many peers there are, and what has happened so far.
     #[must_use]
     pub fn stats(&self) -> PeerServerStats {
-        let Shared {
-            config,
-            peers,
-            counters,
-            ..
-        } = &*self.0;
+        let Shared { peers, counters, .. } = &*self.0;
         PeerServerStats {
-            peers: config.max_peers - peers.available_permits(),
+            peers: peers.taken(),
             full: counters.full.load(Relaxed),
             failed: counters.failed.load(Relaxed),
             dialed: counters.dialed.load(Relaxed),
@@ -155,61 +182,111 @@ impl PeerServer {
     }
 }
 
+/// A peer at the other end of a tunnel.
+struct Peer {
+    tunnel: Arc<dyn Tunnel>,
+    /// Whether a dial's ID was allowed.
+    is_verified: watch::Sender<bool>,
+    /// Whether a dial's ID was not allowed. Then the tunnel ends after the answer.
+    is_refused: AtomicBool,
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
 impl Shared {
-    async fn serve_tunnel(self: Arc<Self>, tunnel: Arc<dyn Tunnel>, _permit: OwnedSemaphorePermit) {
+    async fn serve_tunnel(self: Arc<Self>, tunnel: Arc<dyn Tunnel>, _slot: Slot) {
+        let peer = Arc::new(Peer {
+            tunnel,
+            is_verified: watch::Sender::new(false),
+            is_refused: AtomicBool::new(false),
+        });
+        let mut is_verified = peer.is_verified.subscribe();
         // The tunnel bounds the number of streams. Their tasks end with the tunnel.
         let mut streams = JoinSet::new();
-        let mut heard = Instant::now();
+        let mut closing = self.closing.subscribe();
+        let begun = now();
+        let mut heard = begun;
         loop {
+            let closes_at = *closing.borrow_and_update();
+            if closes_at.is_some() && streams.is_empty() {
+                return;
+            }
+            let limit = match *is_verified.borrow_and_update() {
+                true => after(heard, self.config.silence_timeout),
+                // A peer connects in order to dial. Its pings do not delay the limit.
+                false => after(begun, self.config.handshake_timeout),
+            };
+            if limit < heard {
+                return;
+            }
+            let limit = closes_at.map_or(limit, |closes_at| closes_at.min(limit));
             tokio::select! {
-                stream = timeout_at(heard + self.config.silence_timeout, tunnel.accept()) => {
-                    // The tunnel has ended, or the peer is gone.
-                    let Ok(Some(stream)) = stream else { return };
-                    heard = Instant::now();
-                    let (shared, tunnel) = (Arc::clone(&self), Arc::clone(&tunnel));
+                // Streams before the limit, so that a stall of this process ends no tunnel.
+                biased;
+                // The server has the sender, and `peer` has the other one.
+                _ = closing.changed() => {}
+                _ = is_verified.changed() => {}
+                Some(_) = streams.join_next() => {
+                    if peer.is_refused.load(Relaxed) {
+                        return;
+                    }
+                }
+                stream = peer.tunnel.accept() => {
+                    let Some(stream) = stream else { return };
+                    heard = now();
+                    let (shared, peer) = (Arc::clone(&self), Arc::clone(&peer));
                     streams.spawn(async move {
-                        if let Err(error) = shared.serve_stream(stream, &*tunnel).await {
+                        if let Err(error) = shared.serve_stream(stream, &peer).await {
                             debug!("a peer's stream has ended: {error}");
                         }
                     });
                 }
-                Some(_) = streams.join_next() => {}
+                () = sleep_until(limit.into()) => return,
             }
         }
     }
 
-    async fn serve_stream(&self, mut peer: TunnelStream, tunnel: &dyn Tunnel) -> io::Result<()> {
+    async fn serve_stream(&self, mut stream: TunnelStream, peer: &Peer) -> io::Result<()> {
         let limit = self.config.handshake_timeout;
-        let request: proto::PeerRequest = timeout(limit, protocol::receive(&mut peer)).await??;
+        let request: proto::PeerRequest = timeout(limit, protocol::receive(&mut stream)).await??;
         let (response, node) = match request.request {
             Some(Request::Ping(_)) => (answer(Response::Pong(proto::Pong {})), None),
-            Some(Request::Dial(dial)) => match self.open(dial, tunnel).await {
+            Some(Request::Dial(dial)) => match self.open(&dial, peer).await {
                 Ok(node) => (answer(Response::Dialed(proto::Dialed {})), Some(node)),
                 Err((reason, text)) => (self.refused(reason, &text), None),
             },
             None => (self.refused(RefusalReason::Invalid, "unknown request"), None),
         };
-        timeout(limit, protocol::send(&mut peer, &response)).await??;
-        if let Some(mut node) = node {
-            self.counters.dialed.fetch_add(1, Relaxed);
-            copy_bidirectional(&mut peer, &mut node).await?;
+        timeout(limit, protocol::send(&mut stream, &response)).await??;
+        match node {
+            Some(mut node) => {
+                self.counters.dialed.fetch_add(1, Relaxed);
+                copy_bidirectional(&mut stream, &mut node).await?;
+            }
+            None => timeout(limit, stream.shutdown()).await??,
         }
         Ok(())
     }
 
-    async fn open(&self, dial: proto::Dial, tunnel: &dyn Tunnel) -> Result<TunnelStream, (RefusalReason, String)> {
-        let node = protocol::node(dial.node).map_err(|error| (RefusalReason::Invalid, error))?;
-        if dial.hop_count > 0 || dial.origin_proxy_id == self.config.proxy_id {
-            let text = format!("from {} after {} hops", dial.origin_proxy_id, dial.hop_count);
+    async fn open(&self, dial: &proto::Dial, peer: &Peer) -> Result<TunnelStream, (RefusalReason, String)> {
+        let node = protocol::node(dial.node.as_ref()).map_err(|error| (RefusalReason::Invalid, error))?;
+        let origin = &dial.origin_proxy_id;
+        if dial.hop_count > 0 || *origin == self.config.proxy_id {
+            let text = format!("from {origin:?} after {} hops", dial.hop_count);
             return Err((RefusalReason::Loop, text));
         }
-        (self.verify)(&dial.origin_proxy_id, tunnel.peer_certificates()).map_err(|reason| {
-            self.failed(&format!("peer {}: {reason}", dial.origin_proxy_id));
-            (
-                RefusalReason::Invalid,
-                "origin_proxy_id does not belong to the certificate".to_owned(),
-            )
-        })?;
+        if let Err(reason) = (self.verify)(origin, peer.tunnel.peer_certificates()) {
+            self.failed(&format!("{origin:?}: {reason}"));
+            peer.is_refused.store(true, Relaxed);
+            let text = "origin_proxy_id does not belong to the certificate".to_owned();
+            return Err((RefusalReason::Invalid, text));
+        }
+        peer.is_verified.send_replace(true);
+        if self.closing.borrow().is_some() {
+            return Err((RefusalReason::Stopping, String::new()));
+        }
         self.agents.open_stream(&node).await.map_err(|error| {
             let reason = match error {
                 OpenError::NotHeld(_) => RefusalReason::NoTunnel,

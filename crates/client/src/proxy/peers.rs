@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use nodetracker::ProxyDetails;
 use nodetracker_proto::peer::v1 as proto;
 use proto::peer_response::Response;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
+use crate::control::Verify;
 use crate::proxy::protocol;
 use crate::transport::{Transport, Tunnel, TunnelStream};
 
@@ -26,7 +29,7 @@ pub struct PeerTimes {
     /// How often a peer is pinged. A peer that is gone is noticed after this time and twice the time for an answer.
     /// Then the streams through the peer end.
     pub ping_interval: Duration,
-    /// A tunnel without streams is closed after this time.
+    /// A tunnel without streams and dials is closed after this time.
     pub idle_timeout: Duration,
 }
 
@@ -46,13 +49,23 @@ impl Default for PeerTimes {
 type ConnectError = Arc<io::Error>;
 
 /// A tunnel that is there, or comes.
-type SharedTunnel = Shared<BoxFuture<'static, Result<Arc<dyn Tunnel>, ConnectError>>>;
+type SharedTunnel = Shared<BoxFuture<'static, Result<Arc<PeerTunnel>, ConnectError>>>;
+
+/// A tunnel to a peer.
+struct PeerTunnel {
+    tunnel: Arc<dyn Tunnel>,
+    /// Whether a dial has used the tunnel since the last ping.
+    is_used: AtomicBool,
+}
 
 /// The most tunnels to one peer.
 const MAX_TUNNELS: usize = 16;
 
-/// How many streams of a tunnel are reserved for pings, also for a ping in flight.
+/// How many streams of a tunnel are reserved for pings: for the next ping, and for a ping in flight.
 const PING_STREAMS: usize = 2;
+
+/// For how long an address counts as dead after a failure to connect.
+const DEAD_FOR: Duration = Duration::from_secs(30);
 
 /// A tunnel's peer, and the number of the tunnel among the tunnels to this peer.
 type Key = (String, usize);
@@ -64,21 +77,32 @@ pub(super) struct Peers(Arc<Inner>);
 struct Inner {
     transport: Box<dyn Transport>,
     times: PeerTimes,
+    verify: Box<Verify>,
     tunnels: Mutex<HashMap<Key, SharedTunnel>>,
+    /// When the last attempt to connect to an address failed. Old failures are removed.
+    failures: Mutex<HashMap<String, Instant>>,
 }
 
 impl Peers {
-    pub(super) fn new(transport: impl Transport, times: PeerTimes) -> Self {
+    pub(super) fn new(transport: impl Transport, times: PeerTimes, verify: Box<Verify>) -> Self {
         Self(Arc::new(Inner {
             transport: Box::new(transport),
             times,
+            verify,
             tunnels: Mutex::default(),
+            failures: Mutex::default(),
         }))
     }
 
     /// The number of tunnels, those that come among them.
     pub(super) fn len(&self) -> usize {
-        self.0.tunnels().len()
+        lock(&self.0.tunnels).len()
+    }
+
+    /// Whether a recent attempt to connect to an address has failed.
+    pub(super) fn has_failed(&self, addr: &str) -> bool {
+        let failures = lock(&self.0.failures);
+        failures.get(addr).is_some_and(|failed| failed.elapsed() < DEAD_FOR)
     }
 
     /// Opens a stream to a peer, and sends a request. Returns the answer, and the stream behind the answer.
@@ -86,21 +110,19 @@ impl Peers {
     /// If a tunnel has ended, connects again. If a tunnel is full, opens another tunnel.
     pub(super) async fn request(
         &self,
-        addr: &str,
+        peer: &ProxyDetails,
         request: &proto::PeerRequest,
     ) -> io::Result<(Option<Response>, TunnelStream)> {
         let limit = self.0.times.answer_timeout;
+        let addr = peer.addr();
         for number in 0..MAX_TUNNELS {
             let key = (addr.to_owned(), number);
-            let mut tunnel = self.tunnel(&key).await?;
-            if tunnel.free_streams() <= PING_STREAMS {
-                continue;
-            }
-            let mut answer = exchange(&*tunnel, request, limit).await;
+            let mut tunnel = self.verified_tunnel(&key, peer.id()).await?;
+            let mut answer = exchange(&*tunnel.tunnel, PING_STREAMS, request, limit).await;
             if matches!(&answer, Err(error @ ExchangeError::Open(_)) if !error.is_full()) {
                 self.0.forget(&key, &tunnel);
-                tunnel = self.tunnel(&key).await?;
-                answer = exchange(&*tunnel, request, limit).await;
+                tunnel = self.verified_tunnel(&key, peer.id()).await?;
+                answer = exchange(&*tunnel.tunnel, PING_STREAMS, request, limit).await;
             }
             match answer {
                 Err(error) if error.is_full() => {}
@@ -111,10 +133,22 @@ impl Peers {
         Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason))
     }
 
+    /// Returns a tunnel to a peer whose certificates allow its ID.
+    async fn verified_tunnel(&self, key: &Key, id: &str) -> io::Result<Arc<PeerTunnel>> {
+        let tunnel = self.tunnel(key).await?;
+        if let Err(reason) = (self.0.verify)(id, tunnel.tunnel.peer_certificates()) {
+            // The next dial may find another certificate.
+            self.0.forget(key, &tunnel);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+        }
+        tunnel.is_used.store(true, Relaxed);
+        Ok(tunnel)
+    }
+
     /// Returns a tunnel to a peer. All dials of the tunnel share one attempt to connect.
-    async fn tunnel(&self, key: &Key) -> io::Result<Arc<dyn Tunnel>> {
+    async fn tunnel(&self, key: &Key) -> io::Result<Arc<PeerTunnel>> {
         let shared = {
-            let mut tunnels = self.0.tunnels();
+            let mut tunnels = lock(&self.0.tunnels);
             let connect = || connect(Arc::clone(&self.0), key.clone()).boxed().shared();
             tunnels.entry(key.clone()).or_insert_with(connect).clone()
         };
@@ -125,27 +159,45 @@ impl Peers {
 }
 
 /// Connects to a peer, in a task of its own: an attempt ends even if no dial waits for it any more.
-async fn connect(inner: Arc<Inner>, key: Key) -> Result<Arc<dyn Tunnel>, ConnectError> {
-    let attempt = tokio::spawn(async move {
-        let connect = timeout(inner.times.connect_timeout, inner.transport.connect(&key.0));
-        let connected = connect.await.map_err(io::Error::from).flatten();
-        match &connected {
-            Ok(tunnel) => drop(tokio::spawn(keep_alive(Arc::clone(&inner), key, Arc::clone(tunnel)))),
-            Err(_) => drop(inner.tunnels().remove(&key)),
-        }
-        connected.map_err(Arc::new)
-    });
-    attempt.await.map_err(|error| Arc::new(io::Error::other(error)))?
+async fn connect(inner: Arc<Inner>, key: Key) -> Result<Arc<PeerTunnel>, ConnectError> {
+    let attempt = tokio::spawn(try_connect(Arc::clone(&inner), key.clone()));
+    attempt.await.unwrap_or_else(|panic| {
+        lock(&inner.tunnels).remove(&key);
+        Err(Arc::new(io::Error::other(panic)))
+    })
 }
 
-/// Opens a stream, sends a request, and receives the answer. The time limit covers all of these.
+async fn try_connect(inner: Arc<Inner>, key: Key) -> Result<Arc<PeerTunnel>, ConnectError> {
+    let connect = timeout(inner.times.connect_timeout, inner.transport.connect(&key.0));
+    match connect.await.map_err(io::Error::from).flatten() {
+        Ok(tunnel) => {
+            lock(&inner.failures).remove(&key.0);
+            let is_used = AtomicBool::new(true);
+            let tunnel = Arc::new(PeerTunnel { tunnel, is_used });
+            tokio::spawn(keep_alive(inner, key, Arc::clone(&tunnel)));
+            Ok(tunnel)
+        }
+        Err(error) => {
+            let mut failures = lock(&inner.failures);
+            failures.retain(|_, failed| failed.elapsed() < DEAD_FOR);
+            failures.insert(key.0.clone(), Instant::now());
+            drop(failures);
+            lock(&inner.tunnels).remove(&key);
+            Err(Arc::new(error))
+        }
+    }
+}
+
+/// Opens a stream, sends a request, and receives the answer. The time limit covers all of these. Leaves `spare` streams
+/// of the tunnel for others.
 async fn exchange(
     tunnel: &dyn Tunnel,
+    spare: usize,
     request: &proto::PeerRequest,
     limit: Duration,
 ) -> Result<(Option<Response>, TunnelStream), ExchangeError> {
     let exchange = async {
-        let mut stream = tunnel.open().await.map_err(ExchangeError::Open)?;
+        let mut stream = tunnel.open_leaving(spare).await.map_err(ExchangeError::Open)?;
         protocol::send(&mut stream, request)
             .await
             .map_err(ExchangeError::Stream)?;
@@ -171,7 +223,7 @@ impl ExchangeError {
         }
     }
 
-    /// Whether the tunnel has as many streams as it can have.
+    /// Whether the tunnel has no stream to spare.
     fn is_full(&self) -> bool {
         matches!(self, Self::Open(error) if error.kind() == io::ErrorKind::QuotaExceeded)
     }
@@ -179,14 +231,14 @@ impl ExchangeError {
 
 /// Pings a peer until the peer is gone, or until its tunnel has been idle for the idle timeout. Holds the tunnel: a
 /// tunnel ends, with its streams, when its last holder drops it.
-async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<dyn Tunnel>) {
+async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<PeerTunnel>) {
     let times = inner.times;
     let mut last_use = Instant::now();
     let mut is_known = true;
     loop {
         sleep(times.ping_interval).await;
-        let is_idle = tunnel.open_streams() == 0;
-        if !is_idle {
+        let is_idle = tunnel.tunnel.open_streams() == 0;
+        if tunnel.is_used.swap(false, Relaxed) || !is_idle {
             last_use = Instant::now();
         }
         if is_known && last_use.elapsed() >= times.idle_timeout {
@@ -198,8 +250,10 @@ async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<dyn Tunnel>) {
             return;
         }
         // Busy streams may delay one answer.
-        let Err(_) = ping(&*tunnel, times).await else { continue };
-        if let Err(reason) = ping(&*tunnel, times).await {
+        let Err(_) = ping(&*tunnel.tunnel, times).await else {
+            continue;
+        };
+        if let Err(reason) = ping(&*tunnel.tunnel, times).await {
             debug!("the tunnel to peer {} is given up: {reason}", key.0);
             return inner.forget(&key, &tunnel);
         }
@@ -207,25 +261,27 @@ async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<dyn Tunnel>) {
 }
 
 async fn ping(tunnel: &dyn Tunnel, times: PeerTimes) -> Result<(), String> {
-    match exchange(tunnel, &protocol::ping(), times.answer_timeout).await {
+    match exchange(tunnel, 0, &protocol::ping(), times.answer_timeout).await {
         Ok((Some(Response::Pong(_)), _)) => Ok(()),
         Ok((answer, _)) => Err(format!("no pong, but {answer:?}")),
+        // No stream for a ping is no sign that the peer is gone.
+        Err(error) if error.is_full() => Ok(()),
         Err(error) => Err(error.into_inner().to_string()),
     }
 }
 
 impl Inner {
-    fn tunnels(&self) -> MutexGuard<'_, HashMap<Key, SharedTunnel>> {
-        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Forgets a tunnel, so that later dials do not use the tunnel.
-    fn forget(&self, key: &Key, tunnel: &Arc<dyn Tunnel>) {
-        let mut tunnels = self.tunnels();
+    fn forget(&self, key: &Key, tunnel: &Arc<PeerTunnel>) {
+        let mut tunnels = lock(&self.tunnels);
         // A shared future that nobody has polled is not complete yet.
         let shared = tunnels.get(key).and_then(|shared| shared.clone().now_or_never());
         if shared.is_some_and(|shared| shared.is_ok_and(|known| Arc::ptr_eq(&known, tunnel))) {
             tunnels.remove(key);
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

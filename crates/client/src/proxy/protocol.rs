@@ -10,13 +10,11 @@ use nodetracker_proto::v1::node_id::Id;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::control::cut;
 use crate::transport::TunnelStream;
 
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 10;
-
-/// The longest text of a refusal, in bytes.
-const MAX_TEXT: usize = 255;
 
 /// Writes a message.
 pub(super) async fn send(stream: &mut TunnelStream, message: &impl Message) -> io::Result<()> {
@@ -24,7 +22,7 @@ pub(super) async fn send(stream: &mut TunnelStream, message: &impl Message) -> i
     let prefix = u32::try_from(len).map_err(io::Error::other)?;
     let mut bytes = Vec::with_capacity(size_of::<u32>() + len);
     bytes.extend(prefix.to_be_bytes());
-    bytes.extend(message.encode_to_vec());
+    message.encode(&mut bytes).map_err(io::Error::other)?;
     stream.write_all(&bytes).await?;
     stream.flush().await
 }
@@ -66,17 +64,17 @@ pub(super) fn dial(node: &NodeId, origin: &str) -> proto::PeerRequest {
 pub(super) fn refused(reason: RefusalReason, text: &str) -> proto::PeerResponse {
     let refused = proto::Refused {
         reason: reason.into(),
-        text: text[..text.floor_char_boundary(MAX_TEXT)].to_owned(),
+        text: cut(text).to_owned(),
     };
     let response = Some(proto::peer_response::Response::Refused(refused));
     proto::PeerResponse { response }
 }
 
 /// Reads the ID of a node from a message. The error names the field.
-pub(super) fn node(node: Option<v1::NodeId>) -> Result<NodeId, String> {
-    match node.and_then(|node| node.id) {
+pub(super) fn node(node: Option<&v1::NodeId>) -> Result<NodeId, String> {
+    match node.and_then(|node| node.id.as_ref()) {
         None => Err("dial.node is missing".to_owned()),
-        Some(Id::Uuid(bytes)) => nodetracker::Uuid::from_slice(&bytes)
+        Some(Id::Uuid(bytes)) => nodetracker::Uuid::from_slice(bytes)
             .map(NodeId::from)
             .map_err(|error| format!("dial.node.uuid: {error}")),
         Some(Id::Name(name)) => name.parse().map_err(|error| format!("dial.node.name: {error}")),

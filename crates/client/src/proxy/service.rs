@@ -1,17 +1,17 @@
 //! [`ProxyService`]: the parts of a proxy, connected.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use nodetracker::{Proxy, ProxyDetails};
+use nodetracker::{NodeId, Proxy, ProxyDetails};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use crate::cache::{CacheConfig, RouteCache};
 use crate::client::{ClientError, ClientOptions, TrackerClient};
 use crate::connect::addr::TrackerAddr;
 use crate::control::proto::ProxyInfo;
-use crate::listener::{AgentListener, ListenerConfig};
+use crate::listener::{AgentListener, ListenerConfig, ListenerConfigError, NodeObserver};
 use crate::proxy::dialer::{Dialer, DialerConfig};
 use crate::proxy::peer_server::{PeerServer, PeerServerConfig};
 use crate::proxy::report_nodes::ReportNodes;
@@ -20,7 +20,11 @@ use crate::tracker::NodeTracker;
 use crate::transport::Transport;
 use crate::transport::tcp::TcpAcceptor;
 
-/// The configuration of a [`ProxyService`], with the configuration of each part.
+/// How long after the window the last agents may still connect to another proxy.
+const LAST_AGENTS: Duration = Duration::from_secs(5);
+
+/// The configuration of a [`ProxyService`], with the configuration of each part. The ID of the proxy and its
+/// incarnation in [`session`](Self::session) count for all parts.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ProxyServiceConfig {
@@ -45,6 +49,9 @@ pub enum ProxyServiceError {
     /// The configuration of the session cannot be used.
     #[error(transparent)]
     Session(#[from] SessionConfigError),
+    /// The configuration of the listener cannot be used.
+    #[error(transparent)]
+    Listener(#[from] ListenerConfigError),
     /// The client of the trackers cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -79,7 +86,7 @@ impl ProxyServiceConfig {
 /// To use a [`Replica`](crate::replica::Replica), verify certificates or change the list of proxies, build a proxy from
 /// the [parts](crate::proxy).
 ///
-/// Dropping the service stops it at once: the routes stay until they expire.
+/// Dropping the service stops it at once, with its tunnels and streams. The routes stay until they expire.
 pub struct ProxyService {
     proxy: ProxyDetails,
     session: Arc<ProxySession>,
@@ -98,15 +105,24 @@ impl ProxyService {
     ///
     /// If the configuration cannot be used.
     pub fn start(
-        config: ProxyServiceConfig,
+        mut config: ProxyServiceConfig,
         agents: TcpAcceptor,
         peers: TcpAcceptor,
         transport: impl Transport,
     ) -> Result<Self, ProxyServiceError> {
         let proxy = config.session.proxy.clone();
+        for id in [
+            &mut config.listener.proxy.proxy_id,
+            &mut config.client.reporter_id,
+            &mut config.peer_server.proxy_id,
+            &mut config.dialer.proxy_id,
+        ] {
+            proxy.id().clone_into(id);
+        }
+        config.listener.proxy.generation = config.session.incarnation;
         let client = TrackerClient::new(config.session.trackers.clone(), config.client)?;
         let session = Arc::new(ProxySession::begin(config.session)?);
-        let listener = AgentListener::new(config.listener, ReportNodes(Arc::clone(&session)));
+        let listener = AgentListener::new(config.listener, ReportWhileRunning(Arc::downgrade(&session)))?;
         let server = PeerServer::new(config.peer_server, listener.clone());
         let routes: Arc<dyn NodeTracker> = Arc::new(RouteCache::new(Arc::new(client), config.cache));
         let mut acceptors = JoinSet::new();
@@ -134,7 +150,8 @@ impl ProxyService {
         &self.proxy
     }
 
-    /// Returns the dialer, which opens streams to nodes. Clones may outlive the service, and then reach no node.
+    /// Returns the dialer, which opens streams to nodes. Clones may outlive the service, and then reach nodes through
+    /// peers only.
     #[must_use]
     pub fn dialer(&self) -> &Dialer {
         &self.dialer
@@ -158,16 +175,47 @@ impl ProxyService {
         &self.peers
     }
 
-    /// Stops the proxy. Asks the agents to find other proxies within `window`, and waits for the open streams for at
-    /// most `limit`. Then ends this proxy's routes, which takes up to another `limit`.
+    /// Stops the proxy. Asks the agents to find other proxies within `window`, and gives the last agents some seconds
+    /// more. Then waits for the open streams for at most `limit`, and ends this proxy's routes, which takes up to
+    /// another `limit`.
     ///
     /// # Errors
     ///
     /// If not all trackers have confirmed the end.
     pub async fn stop(self, window: Duration, limit: Duration) -> Result<(), DrainError> {
         self.agents.drain(window);
-        sleep(window).await;
-        self.agents.close(limit).await;
+        let _ = timeout(window.saturating_add(LAST_AGENTS), self.agents.until_empty()).await;
+        tokio::join!(self.peers.close(limit), self.agents.close(limit));
         self.session.drain(limit).await
+    }
+}
+
+impl Drop for ProxyService {
+    fn drop(&mut self) {
+        self.agents.close_at_once();
+        self.peers.stop();
+    }
+}
+
+/// Reports nodes as long as the service has its session. Clones of the dialer keep the listener, and so its observer.
+struct ReportWhileRunning(Weak<ProxySession>);
+
+impl ReportWhileRunning {
+    fn report(&self) -> Option<ReportNodes> {
+        self.0.upgrade().map(ReportNodes)
+    }
+}
+
+impl NodeObserver for ReportWhileRunning {
+    fn connected(&self, node: &NodeId) {
+        self.report().iter().for_each(|report| report.connected(node));
+    }
+
+    fn seen(&self, node: &NodeId) {
+        self.report().iter().for_each(|report| report.seen(node));
+    }
+
+    fn gone(&self, node: &NodeId) {
+        self.report().iter().for_each(|report| report.gone(node));
     }
 }

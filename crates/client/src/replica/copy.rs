@@ -9,7 +9,7 @@
 //! # Parts
 //!
 //! A resync of a part removes the nodes of the part that were not sent again. The tracker's parts depend on a secret
-//! hash, so the writer keeps the nodes of each part. A node takes 25 to 57 bytes there, and some 30 bytes in the table.
+//! hash, so the writer keeps the nodes of each part.
 
 use std::collections::{HashMap, HashSet};
 use std::mem;

@@ -18,11 +18,11 @@ use nodetracker::NodeId;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_response::Message;
 
-use crate::backoff::{Backoff, Limits};
+use crate::backoff::{Backoff, Limits, bounded};
 use crate::replica::copy::{ApplyError, Copy, Writer};
 use crate::tracker::Route;
 
-/// Records of the table that one step of the sweeper visits: about half a millisecond.
+/// Records of the table that one step of the sweeper visits.
 const SWEEP_STEP: usize = 1 << 16;
 
 /// The times of a replica.
@@ -135,6 +135,8 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct View {
     copy: ArcSwapOption<Copy>,
+    /// The wall-clock time at `origin`, the machine's first `now`.
+    wall: SystemTime,
     origin: Instant,
     /// Nanoseconds from `origin` to the moment before which the copy lacks no change.
     complete_until: AtomicU64,
@@ -160,6 +162,11 @@ impl View {
         let nanos = self.complete_until.load(Ordering::Acquire);
         self.copy.load().as_ref()?;
         Some(now.saturating_duration_since(self.origin + Duration::from_nanos(nanos)))
+    }
+
+    /// The time on the copy's clock, which [`Route::last_refresh`] has.
+    pub(super) fn clock(&self, now: Instant) -> SystemTime {
+        self.wall + now.saturating_duration_since(self.origin)
     }
 
     /// For the one writer, after the copy has the changes.
@@ -206,9 +213,6 @@ impl Probe {
 pub struct Machine {
     timers: Timers,
     trackers: usize,
-    /// The wall-clock time at `origin`, the machine's first `now`.
-    wall: SystemTime,
-    origin: Instant,
     now: Instant,
     state: State,
     backoff: Backoff,
@@ -227,17 +231,21 @@ impl Machine {
     /// `now`, for [`Route::last_refresh`]. The seed is for the backoff.
     #[must_use]
     pub fn new(now: Instant, wall: SystemTime, trackers: usize, timers: Timers, seed: u64) -> Self {
+        let timers = Timers {
+            probe_interval: bounded(timers.probe_interval),
+            silence_limit: bounded(timers.silence_limit),
+            backoff: timers.backoff.bounded(),
+        };
         Self {
             timers,
             trackers,
-            wall,
-            origin: now,
             now,
             state: State::Waiting(now),
             backoff: Backoff::new(timers.backoff, seed),
             writer: Writer::new(wall),
             view: Arc::new(View {
                 copy: ArcSwapOption::empty(),
+                wall,
                 origin: now,
                 complete_until: AtomicU64::new(0),
             }),
@@ -355,7 +363,7 @@ impl Machine {
     }
 
     fn new_writer(&self) -> Writer {
-        Writer::new(self.wall + (self.now - self.origin))
+        Writer::new(self.view.clock(self.now))
     }
 
     fn begin(&mut self, now: Instant) -> Transmit {

@@ -19,9 +19,8 @@
 //!
 //! # Costs
 //!
-//! A node with one route takes some 30 bytes of the table, and 25 to 57 bytes beside the table. While a new snapshot
-//! comes, there are two copies. A change of the fleet is a message to each replica. `examples/look_ups.rs` measures
-//! look-ups.
+//! A copy is a table of all routes, and a set of all nodes. While a new snapshot comes, there are two copies. A change
+//! of the fleet is a message to each replica. `examples/look_ups.rs` measures look-ups.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -30,7 +29,7 @@
 //! use nodetracker_client::tracker::NodeTracker;
 //!
 //! # async fn example(tracker: Arc<dyn NodeTracker>) -> Result<(), Box<dyn std::error::Error>> {
-//! let replica = Replica::start(ReplicaConfig::new(["10.0.0.1:3029".parse()?]), tracker);
+//! let replica = Replica::start(ReplicaConfig::new(["10.0.0.1:3029".parse()?]), tracker)?;
 //! replica.ready().await;
 //! let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
 //! let staleness = replica.staleness();
@@ -48,6 +47,7 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::iter::zip;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -62,12 +62,12 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 use tonic::Status as GrpcStatus;
-use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::complaints::Complaints;
+use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::ConnectOptions;
+use crate::connect::channel::{Channel, ConnectOptions};
 use crate::tracker::{NodeTracker, Route, TrackerError};
 use crate::watch::{Messages, place, watch};
 
@@ -115,27 +115,45 @@ impl ReplicaConfig {
 /// * if the copy has routes of the node, and each of these was reported as unreachable.
 ///
 /// A report that a node is unreachable through a proxy goes to the tracker. For
-/// [`complaint_ttl`](ReplicaConfig::complaint_ttl), the replica leaves the route out of all answers, unless the copy
-/// has got the route again since, or the tracker a refresh.
+/// [`complaint_ttl`](ReplicaConfig::complaint_ttl), the replica leaves the route out of all answers, unless the route
+/// has come again since: to the copy, or to the tracker after the tracker's first answer with the route.
 pub struct Replica {
     view: Arc<View>,
     stats: channel::Receiver<Stats>,
     tracker: Arc<dyn NodeTracker>,
     max_staleness: Duration,
-    complaints: Complaints,
+    /// Complaints end on the clock that wrote the times of the routes.
+    of_copy: Complaints,
+    of_tracker: Complaints,
     task: JoinHandle<()>,
 }
 
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("Replica");
+        text.field("stats", &self.stats()).field("staleness", &self.staleness());
+        text.finish_non_exhaustive()
+    }
+}
+
 impl Replica {
-    /// Starts a replica. Its task ends when the replica is dropped. Needs a tokio runtime.
-    #[must_use]
-    pub fn start(config: ReplicaConfig, tracker: Arc<dyn NodeTracker>) -> Self {
+    /// Starts a replica. Its task ends when the replica is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If an address needs TLS and the options have none.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with its time and I/O enabled.
+    pub fn start(config: ReplicaConfig, tracker: Arc<dyn NodeTracker>) -> Result<Self, NoTls> {
+        config.connect.check(&config.trackers)?;
         let channels: Vec<Channel> = config
             .trackers
             .iter()
             .map(|addr| config.connect.channel(addr))
             .collect();
-        let (now, seed) = (Instant::now(), fastrand::u64(..));
+        let (now, seed) = (now(), fastrand::u64(..));
         let machine = Machine::new(now, SystemTime::now(), channels.len(), config.timers, seed);
         let view = Arc::clone(machine.view());
         let (sender, stats) = channel::channel(machine.stats());
@@ -147,14 +165,15 @@ impl Replica {
             watch: None,
             probe: None,
         };
-        Self {
+        Ok(Self {
             view,
             stats,
             tracker,
             max_staleness: config.max_staleness,
-            complaints: Complaints::new(config.complaint_ttl),
+            of_copy: Complaints::new(config.complaint_ttl),
+            of_tracker: Complaints::new(config.complaint_ttl),
             task: tokio::spawn(shell.run(sender)),
-        }
+        })
     }
 
     /// Returns the routes of a node in the copy, however old, most recently refreshed first; `None` until the first
@@ -162,18 +181,18 @@ impl Replica {
     /// call.
     #[must_use]
     pub fn look_up(&self, node: &NodeId) -> Option<Vec<Route>> {
-        Some(self.reachable(node, self.view.look_up(node)?))
+        Some(without(&self.of_copy, node, self.view.look_up(node)?))
     }
 
     /// Returns how far the replica may be behind: see [`View::staleness`].
     #[must_use]
     pub fn staleness(&self) -> Option<Duration> {
-        self.view.staleness(Instant::now())
+        self.view.staleness(now())
     }
 
     /// Waits until the first snapshot is complete.
     pub async fn ready(&self) {
-        self.wait_for(|stats| stats.status != Status::Starting).await;
+        self.wait_until(|stats| stats.status != Status::Starting).await;
     }
 
     /// Whether the first snapshot is complete.
@@ -183,9 +202,9 @@ impl Replica {
     }
 
     /// Waits until the figures meet a condition, for example have another status.
-    pub async fn wait_for(&self, property: impl FnMut(&Stats) -> bool) {
+    pub async fn wait_until(&self, condition: impl FnMut(&Stats) -> bool) {
         // An error cannot happen: the task ends with the replica.
-        let _ = self.stats.clone().wait_for(property).await;
+        let _ = self.stats.clone().wait_for(condition).await;
     }
 
     /// Returns the figures.
@@ -202,15 +221,21 @@ impl Replica {
         }
         let routes = self.view.look_up(node)?;
         let has_none = routes.is_empty();
-        let reachable = self.reachable(node, routes);
+        let reachable = without(&self.of_copy, node, routes);
         (has_none || !reachable.is_empty()).then_some(reachable)
     }
+}
 
-    /// The routes that are not reported as unreachable.
-    fn reachable(&self, node: &NodeId, mut routes: Vec<Route>) -> Vec<Route> {
-        routes.retain(|route| !self.complaints.has(node, route));
-        routes
-    }
+/// The routes that are not reported as unreachable.
+fn without(complaints: &Complaints, node: &NodeId, mut routes: Vec<Route>) -> Vec<Route> {
+    let is_reported = complaints.about(node);
+    routes.retain(|route| !is_reported(route));
+    routes
+}
+
+/// The time, also on a clock that the embedder has paused.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 impl Drop for Replica {
@@ -228,7 +253,7 @@ impl NodeTracker for Replica {
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
         match self.current(node) {
             Some(routes) => Ok(routes),
-            None => Ok(self.reachable(node, self.tracker.get_proxies(node).await?)),
+            None => Ok(without(&self.of_tracker, node, self.tracker.get_proxies(node).await?)),
         }
     }
 
@@ -249,21 +274,19 @@ impl NodeTracker for Replica {
             false => self.tracker.get_proxies_batch(&missing).await?.into_iter(),
         };
         let answer = |(node, current): (_, Option<_>)| {
-            current.unwrap_or_else(|| self.reachable(node, fetched.next().unwrap_or_default()))
+            current.unwrap_or_else(|| without(&self.of_tracker, node, fetched.next().unwrap_or_default()))
         };
         Ok(zip(nodes, current).map(answer).collect())
     }
 
     async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
-        self.tracker.get_latest_proxies(node).await
+        let routes = self.tracker.get_latest_proxies(node).await?;
+        Ok(without(&self.of_tracker, node, routes))
     }
 
     async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
-        let routes = self.view.look_up(node).unwrap_or_default();
-        let of_copy = routes.iter().find(|route| route.proxy.id() == proxy_id);
-        // The clock of the copy is ahead if the system's clock was set back.
-        let now = Some(SystemTime::now()).max(of_copy.map(|route| route.last_refresh));
-        self.complaints.add(node, proxy_id, now);
+        self.of_copy.add(node, proxy_id, Some(self.view.clock(now())));
+        self.of_tracker.add(node, proxy_id, None);
         self.tracker.report_unreachable(node, proxy_id).await
     }
 }
@@ -283,7 +306,7 @@ struct Shell {
 impl Shell {
     async fn run(mut self, stats: channel::Sender<Stats>) {
         loop {
-            while let Some(transmit) = self.machine.poll_transmit(Instant::now()) {
+            while let Some(transmit) = self.machine.poll_transmit(now()) {
                 self.send(transmit);
             }
             while let Some(event) = self.machine.poll_event() {
@@ -295,11 +318,11 @@ impl Shell {
                 input = next_message(&mut self.watch) => input,
                 input = next_place(&mut self.probe) => input,
                 () = sleep_until(timeout.into()) => {
-                    self.machine.handle_timeout(Instant::now());
+                    self.machine.handle_timeout(now());
                     continue;
                 }
             };
-            self.machine.handle(Instant::now(), input);
+            self.machine.handle(now(), input);
         }
     }
 

@@ -16,7 +16,8 @@ use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
-use super::{Input, Machine, Stats, Timers, Transmit};
+use super::{Input, Machine, Stats, Status, Timers, Transmit};
+use crate::seeds::{Fault, Seeds, measure};
 
 const NODES: u64 = 30;
 const PARTS: u64 = 3;
@@ -576,16 +577,19 @@ impl World {
             }
             93..96 => self.cut(),
             96 => self.is_reachable = false,
-            97 => {
-                let generation = self.tracker.generation + 1;
-                self.tracker = Tracker::new(generation);
-                self.cut();
-            }
+            97 => self.restart(),
             _ => self.is_reachable = true,
         }
         self.history.note(&self.tracker, self.now);
         self.transport();
         self.check();
+    }
+
+    /// The tracker starts again without a snapshot.
+    fn restart(&mut self) {
+        let generation = self.tracker.generation + 1;
+        self.tracker = Tracker::new(generation);
+        self.cut();
     }
 
     /// The connection breaks.
@@ -715,7 +719,7 @@ impl World {
         let staleness = self.machine.view().staleness(self.now).expect("there is a copy");
         // One probe in ten has no answer.
         assert!(staleness < Duration::from_secs(15), "seed {seed}: {staleness:?}");
-        assert_eq!(self.machine.stats().status, super::Status::Following, "seed {seed}");
+        assert_eq!(self.machine.stats().status, Status::Following, "seed {seed}");
     }
 }
 
@@ -735,10 +739,10 @@ fn run(seed: u64) -> (Stats, u64, Vec<Option<BTreeSet<Row>>>) {
 /// `NODETRACKER_SEEDS=5000 cargo test -p nodetracker-client --lib no_answer_is_older` tries more seeds.
 #[test]
 fn no_answer_is_older_than_the_replica_says() {
-    let seeds: u64 = std::env::var("NODETRACKER_SEEDS").map_or(200, |text| text.parse().expect("a number"));
     let mut sum = Stats::default();
-    let mut checked = 0;
-    for seed in 0..seeds {
+    let (mut seeds, mut checked) = (0, 0);
+    for seed in Seeds::new(200) {
+        seeds += 1;
         let (stats, of_seed, _) = run(seed);
         checked += of_seed;
         sum.snapshots += stats.snapshots;
@@ -753,6 +757,77 @@ fn no_answer_is_older_than_the_replica_says() {
         .into_iter()
         .min();
     assert!(least >= Some(seeds) && checked > 1_000 * seeds, "{sum:?}");
+}
+
+/// Runs with changes until the copy is up to date again: the replica follows the tracker, and has the table as it was
+/// no longer ago than two probes. Returns for how long.
+fn recovery(seed: u64, fault: impl FnOnce(&mut World)) -> Duration {
+    let mut world = World::new(seed);
+    world.settle();
+    let change = |world: &mut World| {
+        world.tracker.change(&mut world.random);
+        world.tracker.tail();
+        world.advance(Duration::from_millis(50));
+        world.history.note(&world.tracker, world.now);
+        world.transport();
+        world.check();
+    };
+    (0..200).for_each(|_| change(&mut world));
+    fault(&mut world);
+    let ended = world.now;
+    loop {
+        let staleness = world.machine.view().staleness(world.now);
+        let is_recent = staleness.is_some_and(|staleness| world.now - ended > staleness);
+        if is_recent && world.machine.stats().status == Status::Following {
+            break;
+        }
+        change(&mut world);
+        assert!(world.now - ended < KEEP_ALIVE, "no recovery, seed {seed}");
+    }
+    let time = world.now - ended;
+    world.settle();
+    time
+}
+
+#[test]
+fn recovery_of_replicas_is_bounded() {
+    // The longest wait for an attempt is 30 s. One answer to a probe in ten is lost.
+    let bound = Duration::from_secs(45);
+    let faults = [
+        Fault {
+            name: "a tracker restarts without a snapshot: a replica is up to date",
+            bound,
+            cost: 1,
+            recovery: |seed| recovery(seed, World::restart),
+        },
+        Fault {
+            name: "a replica's connection breaks",
+            bound,
+            cost: 1,
+            recovery: |seed| recovery(seed, World::cut),
+        },
+        Fault {
+            name: "a replica cannot reach the tracker for half a minute",
+            bound,
+            cost: 1,
+            recovery: |seed| {
+                recovery(seed, |world| {
+                    world.is_reachable = false;
+                    world.cut();
+                    for _ in 0..300 {
+                        world.advance(Duration::from_millis(100));
+                        world.tracker.change(&mut world.random);
+                        world.tracker.tail();
+                        world.history.note(&world.tracker, world.now);
+                        world.transport();
+                        world.check();
+                    }
+                    world.is_reachable = true;
+                })
+            },
+        },
+    ];
+    measure(&faults, 30);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use nodetracker_proto::v1::watch_response::Message;
 use tokio::sync::watch as channel;
 
 use super::{Event, Input, Machine, Replica, Status, Timers, Transmit};
+use crate::backoff::Limits;
 use crate::complaints::Complaints;
 use crate::tracker::{NodeTracker, Route};
 
@@ -195,8 +196,13 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// A machine with a complete snapshot, in which `node-1` has routes through these proxies.
 fn following(proxies: &[&str]) -> (Machine, Instant) {
+    following_since(SystemTime::now(), proxies)
+}
+
+/// As [`following`], with a machine that began at this wall-clock time.
+fn following_since(wall: SystemTime, proxies: &[&str]) -> (Machine, Instant) {
     let mut now = Instant::now();
-    let mut machine = Machine::new(now, SystemTime::now(), 1, Timers::default(), 1);
+    let mut machine = Machine::new(now, wall, 1, Timers::default(), 1);
     watch(&mut machine, &mut now);
     let (proxies, nodes) = routes_of_node(proxies);
     let snapshot = v1::WatchSnapshot {
@@ -231,6 +237,22 @@ fn routes_of_node(proxies: &[&str]) -> (Vec<v1::WatchedProxy>, v1::NodeRoutes) {
     (proxies.iter().map(watched).collect(), node)
 }
 
+/// The routes of `node-1` now are through these proxies.
+fn change_of_node(proxies: &[&str]) -> Message {
+    let (proxies, routes) = routes_of_node(proxies);
+    let change = v1::WatchChange {
+        sequence: 11,
+        change: Some(Change::Node(v1::WatchNodeChange {
+            routes: Some(routes),
+            ..v1::WatchNodeChange::default()
+        })),
+    };
+    Message::Changes(v1::WatchChanges {
+        proxies,
+        changes: vec![change],
+    })
+}
+
 fn node(name: &str) -> NodeId {
     name.parse().expect("a name")
 }
@@ -251,7 +273,8 @@ fn replica(machine: &Machine, max_staleness: Duration, of_tracker: &[&str]) -> R
         stats: channel::channel(machine.stats()).1,
         tracker: Arc::new(table),
         max_staleness,
-        complaints: Complaints::new(HOUR),
+        of_copy: Complaints::new(HOUR),
+        of_tracker: Complaints::new(HOUR),
         task: tokio::spawn(async {}),
     }
 }
@@ -298,19 +321,7 @@ async fn a_reported_route_is_left_out_until_the_copy_gets_it_again() {
         "the copy has no other, so the tracker is asked"
     );
 
-    let (proxies, routes) = routes_of_node(&["a"]);
-    let change = v1::WatchChange {
-        sequence: 11,
-        change: Some(Change::Node(v1::WatchNodeChange {
-            routes: Some(routes),
-            ..v1::WatchNodeChange::default()
-        })),
-    };
-    let changes = Message::Changes(v1::WatchChanges {
-        proxies,
-        changes: vec![change],
-    });
-    send(&mut machine, now + HOUR, changes);
+    send(&mut machine, now + HOUR, change_of_node(&["a"]));
     assert_eq!(ids(&get(&replica).await), ["a"]);
 }
 
@@ -321,4 +332,48 @@ async fn a_reported_route_of_the_tracker_is_left_out() {
     assert_eq!(ids(&get(&replica).await), ["a"]);
     complain(&replica, "a").await;
     assert_eq!(get(&replica).await, []);
+}
+
+#[tokio::test]
+async fn the_latest_routes_of_the_tracker_leave_out_a_reported_route() {
+    let (machine, _) = following(&["a", "b"]);
+    let replica = replica(&machine, HOUR, &["a", "b"]);
+    complain(&replica, "a").await;
+    let latest = replica.get_latest_proxies(&node("node-1")).await;
+    assert_eq!(ids(&latest.expect("the table answers")), ["b"]);
+}
+
+#[tokio::test]
+async fn a_complaint_does_not_depend_on_the_wall_clock() {
+    // Since its beginning, the machine was suspended for an hour, or the wall clock was set, back or forward.
+    for wall in [SystemTime::now() - HOUR, SystemTime::now() + HOUR] {
+        let (mut machine, now) = following_since(wall, &["a", "b"]);
+        let replica = replica(&machine, HOUR, &["a"]);
+        complain(&replica, "a").await;
+        assert_eq!(ids(&get(&replica).await), ["b"]);
+        send(&mut machine, now + HOUR / 2, change_of_node(&["a"]));
+        assert_eq!(ids(&get(&replica).await), ["a"]);
+    }
+}
+
+#[test]
+fn times_without_a_bound_are_no_error() {
+    let timers = Timers {
+        probe_interval: Duration::MAX,
+        silence_limit: Duration::MAX,
+        backoff: Limits {
+            base: Duration::MAX,
+            max: Duration::MAX,
+        },
+    };
+    let mut now = Instant::now();
+    let mut machine = Machine::new(now, SystemTime::UNIX_EPOCH, 1, timers, 1);
+    watch(&mut machine, &mut now);
+    send(&mut machine, now, snapshot_end());
+    assert_eq!(machine.poll_transmit(now), Some(Transmit::Probe));
+    machine.handle(now, Input::Probed(None));
+    machine.handle_timeout(now);
+    assert!(machine.next_timeout() > now);
+    end(&mut machine, now);
+    assert!(machine.next_timeout() > now);
 }

@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nodetracker::{Proxy, ProxyDetails};
 
-use crate::connect::WriteTo;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::channel::ConnectOptions;
+use crate::connect::{NoTls, WriteTo};
 use crate::session::machine::Identity;
 use crate::session::timing::Timing;
 
@@ -25,10 +25,11 @@ pub struct SessionConfig {
     pub proxy: ProxyDetails,
     /// A number that grows with each start of the proxy, from 1 to 2^63 - 1. By default, the time in milliseconds.
     ///
-    /// The trackers drop the routes of lesser incarnations at once, and refuse their sessions. So if the clock was set back
-    /// since the last start, a session with the default is [superseded](crate::session::ProxySession::superseded) by the
-    /// earlier start. Its embedder decides what follows. If no other process can be this proxy, the embedder begins a session
-    /// with [`latest_incarnation`](crate::session::machine::Superseded::latest_incarnation) plus one. Trackers forget an
+    /// The trackers drop the routes of lesser incarnations at once, and refuse their sessions. So if the clock was set
+    /// back since the last start, a session with the default is
+    /// [superseded](crate::session::ProxySession::superseded) by the earlier start. Its embedder decides what follows.
+    /// If no other process can be this proxy, the embedder begins a session with
+    /// [`latest_incarnation`](crate::session::machine::Superseded::latest_incarnation) plus one. Trackers forget an
     /// incarnation a keep-alive interval after its end. An embedder with a stored counter does not depend on the clock.
     pub incarnation: u64,
     /// The trackers, at least one.
@@ -37,15 +38,15 @@ pub struct SessionConfig {
     pub write_to: WriteTo,
     /// How to connect. A half-open connection is noticed after the sum of the two keep-alive times.
     pub connect: ConnectOptions,
-    /// The most nodes, 1,048,576 by default. Each tracker has its own count: nodes that are up, and nodes that went down
-    /// and that the tracker may still have.
+    /// The most nodes, 1,048,576 by default. Each tracker has its own count: nodes that are up, and nodes that went
+    /// down and that the tracker may still have.
     pub max_nodes: usize,
     /// The waits and the paces.
     pub timing: Timing,
 }
 
 /// Why a session cannot begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionConfigError {
     /// No tracker is named.
@@ -54,6 +55,9 @@ pub enum SessionConfigError {
     /// The incarnation is out of range.
     #[error("incarnation is {0}: it must be from 1 to 2^63 - 1")]
     Incarnation(u64),
+    /// An address asks for TLS, and the options name no authority to trust.
+    #[error(transparent)]
+    NoTls(#[from] NoTls),
 }
 
 impl SessionConfig {
@@ -82,6 +86,7 @@ impl SessionConfig {
 
     /// Returns the trackers of each machine: a machine for each tracker, or one machine for all trackers.
     pub(super) fn groups(&self) -> Result<Vec<Vec<TrackerAddr>>, SessionConfigError> {
+        self.connect.check(&self.trackers)?;
         match (self.trackers.is_empty(), self.write_to) {
             (true, _) => Err(SessionConfigError::NoTracker),
             (false, WriteTo::All) => Ok(self.trackers.iter().map(|tracker| vec![tracker.clone()]).collect()),

@@ -80,6 +80,8 @@ pub enum Input {
     Message(v1::SessionResponse),
     /// The present stream has ended, or it could not begin.
     Lost,
+    /// The present stream could not begin, and the tracker has received nothing of it.
+    Unreachable,
     /// The proxy is about to stop: end the incarnation with all of its routes.
     Drain,
 }
@@ -217,6 +219,7 @@ impl Machine {
         now: Instant,
     ) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
+        let timing = timing.bounded();
         Self {
             nodes,
             identity,
@@ -264,14 +267,20 @@ impl Machine {
                     self.give_up(now, fault);
                 }
             }
-            (State::Calling | State::Greeting | State::Open, Input::Lost) => self.lose(now),
-            (_, Input::Message(_) | Input::Lost) => {}
+            (State::Calling | State::Greeting, Input::Unreachable) => {
+                // The hello cannot arrive.
+                self.state = State::Calling;
+                self.lose(now);
+            }
+            (State::Calling | State::Greeting | State::Open, Input::Lost | Input::Unreachable) => self.lose(now),
+            (_, Input::Message(_) | Input::Lost | Input::Unreachable) => {}
         }
     }
 
     /// Does what is due. Once an interval, makes a pass over all nodes.
     pub fn handle_timeout(&mut self, now: Instant) {
         match self.state {
+            State::Waiting { .. } if self.wants_drain && self.is_unknown(now) => self.end(Event::Drained),
             State::Waiting { until } if now >= until => self.connect(false),
             State::Greeting | State::Open if self.answer_is_due().is_some_and(|at| now >= at) => {
                 self.give_up(now, Fault::NoAnswer);
@@ -308,8 +317,15 @@ impl Machine {
             }
             State::Open => {
                 let terms = self.terms?;
-                self.collect(now);
-                self.next_request(now, &terms)
+                loop {
+                    self.collect(now);
+                    let lens = (self.announce.len(), self.withdraw.len());
+                    let request = self.next_request(now, &terms);
+                    // If a queue's nodes need no request, or need the other request, there may be more to send now.
+                    if request.is_some() || lens == (self.announce.len(), self.withdraw.len()) {
+                        return request;
+                    }
+                }
             }
             _ => None,
         }
@@ -389,8 +405,10 @@ impl Machine {
         self.forget_stream(now);
         self.is_moving = false;
         self.tracker = (self.tracker + 1) % self.trackers;
+        let wait = self.reconnect.next_wait();
+        let is_drained = self.wants_drain && self.is_unknown(now);
         self.state = State::Waiting {
-            until: now + self.reconnect.next_wait(),
+            until: if is_drained { now } else { now + wait },
         };
     }
 
@@ -424,11 +442,13 @@ impl Machine {
             return;
         }
         if let State::Waiting { until } = &mut self.state {
-            if self.terms.is_none() && self.unanswered_hellos == 0 {
-                return self.end(Event::Drained);
-            }
             *until = now;
         }
+    }
+
+    /// Whether no tracker knows the session, or can still learn about it.
+    fn is_unknown(&self, now: Instant) -> bool {
+        self.terms.is_none() && (self.unanswered_hellos == 0 || now >= self.late_until)
     }
 
     fn answer_is_due(&self) -> Option<Instant> {
@@ -553,7 +573,8 @@ impl Machine {
             let left = messages::interval(go_away.time_left)
                 .unwrap_or_default()
                 .min(MAX_TIME_LEFT);
-            self.move_at = Some(now + left.mul_f64(self.random.f64()));
+            // The last quarter is left for the move.
+            self.move_at = Some(now + left.mul_f64(0.75 * self.random.f64()));
         }
     }
 
@@ -615,6 +636,7 @@ impl Machine {
 
     fn flush(&mut self, now: Instant) {
         let window = self.window(now);
+        self.nodes.begin_flush();
         // The loop is bounded because other threads may add changes faster than the loop takes them.
         for _ in 0..BACKLOG {
             if self.announce.len().max(self.withdraw.len()) >= BACKLOG {
@@ -643,7 +665,9 @@ impl Machine {
             gone: &gone,
             handles,
         };
-        self.needs_pass = self.nodes.take_overflow();
+        // This pass finds the changes of the flag.
+        self.nodes.take_overflow();
+        self.needs_pass = false;
         let Self {
             nodes,
             announce,

@@ -7,9 +7,12 @@
 //!
 //! # How the machine finds changes
 //!
-//! A change puts the node's ID into a bounded queue, once. Only a node that was removed meanwhile can have its ID there
-//! twice, and the second ID then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all
-//! nodes. So a flush costs the number of the changed nodes, and a burst costs one pass over the map.
+//! A change puts the node's ID into a bounded queue, once. Two kinds of nodes can have their ID in a queue twice: a node
+//! that was removed meanwhile, and a node that went down while its ID was in the queue of announcements. The second ID
+//! then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all nodes. So a flush costs
+//! the number of the changed nodes, and a burst costs one pass over the map.
+//!
+//! The first change after a flush reports that there is something to do. The machine collects further changes anyway.
 //!
 //! # Locks
 //!
@@ -34,20 +37,24 @@ const QUEUE: usize = 4096;
 /// The nodes of a proxy. The proxy's threads change the set; one [`Machine`](crate::session::machine::Machine) reads
 /// it.
 ///
-/// A node costs 18 bytes beside its ID, and its share of the map's free slots. A slot of a UUID has 34 bytes, and
-/// between seven sixteenths and seven eighths of the slots are in use.
+/// A node costs 18 bytes beside its ID, and its share of the map's free slots: some 50 bytes on average. Directly after
+/// the map has grown, a node costs up to 80 bytes. While the map grows, the smaller map is there too, and a node costs up
+/// to 150 bytes. The ID of a UUID has 16 bytes. The ID of a name has 24 bytes, and its text if the text is longer.
+/// `cargo test -p nodetracker-client --test session_memory -- --nocapture` prints the figures.
 #[derive(Debug)]
 pub struct NodeSet {
     /// A UUID as the map's key takes eight bytes less than a [`NodeId`].
     uuids: HashMap<Uuid, Node, RandomState>,
     names: HashMap<NodeId, Node, RandomState>,
-    /// The number of nodes, those among them that are down and not yet withdrawn.
+    /// The number of nodes, including nodes that are down and that the tracker may still have.
     len: AtomicUsize,
     max: usize,
     /// IDs of nodes with `is_queued`, as far as there was room.
     changed: ArrayQueue<NodeId>,
     /// Whether a change found no room.
     overflowed: AtomicBool,
+    /// Whether a node has changed since the last flush began.
+    has_changed: AtomicBool,
     begun: Instant,
 }
 
@@ -149,11 +156,12 @@ impl NodeSet {
             max,
             changed: ArrayQueue::new(QUEUE),
             overflowed: AtomicBool::new(false),
+            has_changed: AtomicBool::new(false),
             begun: now,
         }
     }
 
-    /// Returns the number of nodes, those among them that are down and not yet withdrawn.
+    /// Returns the number of nodes, including nodes that are down and that the tracker may still have.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
@@ -166,7 +174,7 @@ impl NodeSet {
     }
 
     /// Records that a node has a tunnel, which is a sign of life too. Returns whether the machine has something new to
-    /// do.
+    /// do; `false` also if an earlier change has reported so, and the machine has not collected the changes since.
     ///
     /// # Errors
     ///
@@ -261,11 +269,17 @@ impl NodeSet {
     /// caller holds the node's lock, so a pass either sees the change, or clears `overflowed` before the change sets
     /// the flag.
     fn mark(&self, id: &NodeId, node: &mut Node) -> bool {
-        if node.is_queued || node.is_in_flight {
+        // The queue of announcements has a pace, and a withdrawal must not wait there.
+        let is_queued = node.is_queued && (node.is_up || node.reported != Reported::Unsure);
+        if is_queued || node.is_in_flight {
             return false;
         }
         node.is_queued = self.changed.push(id.clone()).is_ok();
-        node.is_queued || !self.overflowed.swap(true, Ordering::Relaxed)
+        if !node.is_queued {
+            self.overflowed.store(true, Ordering::Relaxed);
+        }
+        // AcqRel: pairs with `begin_flush`. If the flag was set, a flush is to come, and finds this change.
+        !self.has_changed.swap(true, Ordering::AcqRel)
     }
 
     fn tick(&self, now: Instant) -> Tick {
@@ -291,9 +305,15 @@ pub(super) struct Pass<'a> {
 
 /// # For the machine
 impl NodeSet {
-    /// Whether nodes have changed since the last flush.
+    /// Whether nodes have changed and are not flushed.
     pub(super) fn has_changes(&self) -> bool {
-        !self.changed.is_empty() || self.overflowed.load(Ordering::Relaxed)
+        self.has_changed.load(Ordering::Relaxed) || !self.changed.is_empty() || self.overflowed.load(Ordering::Relaxed)
+    }
+
+    /// Lets the next change report that there is something to do.
+    pub(super) fn begin_flush(&self) {
+        // AcqRel: pairs with `mark`. The flush finds the changes that did not report.
+        self.has_changed.swap(false, Ordering::AcqRel);
     }
 
     /// Takes a changed node off the queue. The node counts as queued until it is [taken](Self::take).

@@ -53,11 +53,15 @@ impl fmt::Display for DrainError {
 }
 
 impl ProxySession {
-    /// Begins to connect, and returns at once. Must be called in a tokio runtime; a task for each tracker runs there.
+    /// Begins to connect, and returns at once. A task for each tracker runs in the present tokio runtime.
     ///
     /// # Errors
     ///
     /// If the configuration cannot be used.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with its time and I/O enabled.
     pub fn begin(config: SessionConfig) -> Result<Self, SessionConfigError> {
         let identity = config.identity()?;
         let now = Instant::now().into_std();
@@ -69,7 +73,7 @@ impl ProxySession {
             let shared = Arc::new(Shared {
                 nodes: Arc::clone(&nodes),
                 wake: Notify::new(),
-                wants_drain: AtomicBool::new(false),
+                is_closed: AtomicBool::new(false),
             });
             let (stats, receiver) = watch::channel(SessionStats {
                 tracker: trackers[0].clone(),
@@ -113,9 +117,10 @@ impl ProxySession {
         let now = Instant::now().into_std();
         let mut result = Ok(());
         for shell in &self.shells {
-            match shell.shared.nodes.up(node, now) {
-                Ok(has_changed) => shell.wake_if(has_changed),
-                Err(full) => result = Err(full),
+            match shell.change(|nodes| nodes.up(node, now)) {
+                Some(Ok(has_changed)) => shell.wake_if(has_changed),
+                Some(Err(full)) => result = Err(full),
+                None => {}
             }
         }
         result
@@ -126,7 +131,7 @@ impl ProxySession {
     pub fn node_seen(&self, node: &NodeId) {
         let now = Instant::now().into_std();
         for shell in &self.shells {
-            shell.wake_if(shell.shared.nodes.seen(node, now));
+            shell.wake_if(shell.change(|nodes| nodes.seen(node, now)).unwrap_or(false));
         }
     }
 
@@ -135,18 +140,18 @@ impl ProxySession {
     pub fn node_down(&self, node: &NodeId) {
         let now = Instant::now().into_std();
         for shell in &self.shells {
-            shell.wake_if(shell.shared.nodes.down(node, now));
+            shell.wake_if(shell.change(|nodes| nodes.down(node, now)).unwrap_or(false));
         }
     }
 
     /// Waits until a tracker has superseded the session. The session has then ended with all trackers, and never takes
-    /// over by itself.
+    /// over by itself. Calls on nodes have no effect any more.
     ///
-    /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy: this process should stop. (Or the
-    /// [incarnation](SessionConfig::incarnation) came from a clock that was set back.) If the
-    /// reason is `ProxyRemoved`, an operator has removed the proxy: to report the nodes again, begin a session
-    /// with an incarnation that is greater than [`latest_incarnation`](Superseded::latest_incarnation), and report each
-    /// node as up.
+    /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy, or the
+    /// [incarnation](SessionConfig::incarnation) came from a clock that was set back. If another process is this proxy,
+    /// this process should stop. If the reason is `ProxyRemoved`, an operator has removed the proxy. To report the nodes
+    /// again, begin a session with an incarnation that is greater than
+    /// [`latest_incarnation`](Superseded::latest_incarnation), and report each node as up.
     pub async fn superseded(&self) -> Superseded {
         let mut receiver = self.superseded.clone();
         let found = receiver.wait_for(Option::is_some).await.map(|found| *found);
@@ -165,7 +170,7 @@ impl ProxySession {
     /// If not all trackers have confirmed within `limit`.
     pub async fn drain(&self, limit: Duration) -> Result<(), DrainError> {
         for shell in &self.shells {
-            shell.shared.wants_drain.store(true, Ordering::Release);
+            shell.shared.is_closed.store(true, Ordering::Release);
             shell.shared.wake.notify_one();
         }
         let ended = async {
@@ -192,10 +197,15 @@ impl ProxySession {
     /// [`WriteTo::One`](crate::connect::WriteTo::One).
     #[must_use]
     pub fn stats(&self) -> Vec<SessionStats> {
-        self.shells.iter().map(|shell| shell.stats.borrow().clone()).collect()
+        let stats = |shell: &ShellHandle| SessionStats {
+            nodes: shell.shared.nodes.len(),
+            ..shell.stats.borrow().clone()
+        };
+        self.shells.iter().map(stats).collect()
     }
 
-    /// Returns receivers of the same elements as [`stats`](Self::stats), to wait for changes.
+    /// Returns receivers of the same elements as [`stats`](Self::stats), to wait for changes. They do not follow the
+    /// number of nodes while a tracker cannot be reached.
     #[must_use]
     pub fn subscribe(&self) -> Vec<watch::Receiver<SessionStats>> {
         self.shells.iter().map(|shell| shell.stats.clone()).collect()
@@ -203,6 +213,13 @@ impl ProxySession {
 }
 
 impl ShellHandle {
+    /// Changes the nodes, unless nobody reports them any more.
+    fn change<T>(&self, act: impl FnOnce(&NodeSet) -> T) -> Option<T> {
+        let Shared { nodes, is_closed, .. } = &*self.shared;
+        // Relaxed: a few changes more do no harm.
+        (!is_closed.load(Ordering::Relaxed)).then(|| act(nodes))
+    }
+
     fn wake_if(&self, has_changed: bool) {
         if has_changed {
             self.shared.wake.notify_one();

@@ -1,5 +1,6 @@
 //! The task that connects a machine to its trackers.
 
+use std::error::Error;
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use nodetracker_proto::v1::session_service_client::SessionServiceClient;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{ConnectError, Status, Streaming};
 use tracing::{info, warn};
 
 use crate::connect::addr::TrackerAddr;
@@ -25,7 +26,8 @@ pub(super) struct Shared {
     pub(super) nodes: Arc<NodeSet>,
     /// Notified when the nodes have changed, or a drain is wanted.
     pub(super) wake: Notify,
-    pub(super) wants_drain: AtomicBool,
+    /// A drain is wanted, or the session is over. Calls on nodes have no effect any more.
+    pub(super) is_closed: AtomicBool,
 }
 
 /// Drives a machine until its session is over.
@@ -55,13 +57,18 @@ enum Responses {
 
 impl Shell {
     pub(super) async fn run(mut self) {
+        self.drive().await;
+        self.shared.is_closed.store(true, Ordering::Release);
+    }
+
+    async fn drive(&mut self) {
         let mut superseded = self.superseded.subscribe();
         let mut stream = None;
         // Stays open while the nodes move to another tracker.
         let mut previous = None;
         loop {
             let now = Instant::now();
-            if self.shared.wants_drain.load(Ordering::Acquire) {
+            if self.shared.is_closed.load(Ordering::Acquire) {
                 self.machine.handle(now.into_std(), Input::Drain);
             }
             self.machine.handle_timeout(now.into_std());
@@ -133,7 +140,10 @@ impl Shell {
             Err(status) => {
                 *stream = None;
                 self.on_loss(&format!("{:?}: {}", status.code(), status.message()));
-                Input::Lost
+                match is_unreachable(&status) {
+                    true => Input::Unreachable,
+                    false => Input::Lost,
+                }
             }
         };
         self.machine.handle(Instant::now().into_std(), input);
@@ -147,11 +157,12 @@ impl Shell {
     }
 
     fn publish(&self, state: SessionState) {
-        self.stats.send_modify(|stats| {
-            stats.state = state;
-            stats.is_settled = self.machine.is_settled();
-            stats.nodes = self.shared.nodes.len();
-            stats.counters = self.machine.counters();
+        let machine = &self.machine;
+        let next = (state, machine.is_settled(), self.shared.nodes.len(), machine.counters());
+        self.stats.send_if_modified(|stats| {
+            let has_changed = next != (stats.state, stats.is_settled, stats.nodes, stats.counters);
+            (stats.state, stats.is_settled, stats.nodes, stats.counters) = next;
+            has_changed
         });
     }
 }
@@ -181,6 +192,11 @@ impl Stream {
             Responses::Opening(_) => pending().await,
         }
     }
+}
+
+/// Whether there was no connection, so that the tracker has received nothing.
+fn is_unreachable(status: &Status) -> bool {
+    std::iter::successors(status.source(), |&error| error.source()).any(|error| error.is::<ConnectError>())
 }
 
 async fn next(stream: &mut Option<Stream>) -> Result<v1::SessionResponse, Status> {

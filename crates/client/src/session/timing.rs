@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::backoff;
+use crate::backoff::{self, bounded};
 
 /// The waits and the paces of a session. The tracker dictates the heartbeat interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,18 @@ impl Default for Timing {
                 base: Duration::from_secs(1),
                 max: Duration::from_secs(60),
             },
+        }
+    }
+}
+
+impl Timing {
+    /// Returns the same times, none of them too long to add to a moment.
+    pub(super) fn bounded(self) -> Self {
+        Self {
+            batch_delay: bounded(self.batch_delay),
+            announce_jitter: bounded(self.announce_jitter),
+            answer_timeout: bounded(self.answer_timeout),
+            ..self
         }
     }
 }

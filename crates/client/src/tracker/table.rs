@@ -16,7 +16,8 @@ use crate::tracker::{NodeTracker, Route, TrackerError};
 /// After how long a full table may have room: routes expire, and the sweeper removes them.
 const ROOM_AFTER: Duration = Duration::from_secs(10);
 
-/// Every call completes without waiting for I/O. A call occupies the runtime's thread for some 300 ns a node.
+/// Every call completes without waiting for I/O. A call occupies the runtime's thread, for a time that grows with
+/// the number of nodes.
 #[async_trait]
 impl NodeTracker for RouteTable {
     async fn add_nodes(&self, proxy: &Proxy<'_>, nodes: &[NodeId]) -> Result<(), TrackerError> {

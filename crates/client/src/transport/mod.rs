@@ -4,11 +4,14 @@
 //! | --- | --- |
 //! | [`mux`] | a tunnel over any connection of bytes, by yamux |
 //! | [`tcp`] | tunnels over TCP and TLS |
+//! | [`server_tls`] | the TLS of a side that accepts tunnels, from files that may change |
 //!
 //! An agent pool dials with any [`Transport`], and an agent listener serves any [`Tunnel`]. So tests and simulations
 //! can have transports of their own.
 
 pub mod mux;
+pub mod server_tls;
+pub(crate) mod slots;
 pub mod tcp;
 
 use std::io;
@@ -24,6 +27,10 @@ pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// A stream of a [`Tunnel`]. Dropping the stream resets it; `shutdown` ends the stream's own direction.
+///
+/// A read that fails is no regular end: the stream was reset, or the tunnel has ended. But after a `shutdown` of this
+/// side, a reset and a lost tunnel may read as a regular end. If a truncated answer matters, the answer must say how
+/// long it is, or how it ends.
 pub type TunnelStream = Box<dyn ByteStream>;
 
 /// Dials proxies, and opens tunnels to them.
@@ -40,12 +47,23 @@ pub trait Transport: Send + Sync + 'static {
 /// One connection that carries many streams. Dropping the tunnel closes it, with all of its streams.
 #[async_trait]
 pub trait Tunnel: Send + Sync + 'static {
-    /// Opens a stream. The other side may see the stream only when the first bytes are written.
+    /// Opens a stream, which the other side sees at once.
     ///
     /// # Errors
     ///
-    /// If the tunnel has ended, or has its maximum of streams. The streams that both sides have opened count.
-    async fn open(&self) -> io::Result<TunnelStream>;
+    /// If the tunnel has ended, has its maximum of streams, or opens no stream in time. The streams that both sides
+    /// have opened count. A tunnel with its maximum of streams fails with
+    /// [`QuotaExceeded`](io::ErrorKind::QuotaExceeded).
+    async fn open(&self) -> io::Result<TunnelStream> {
+        self.open_leaving(0).await
+    }
+
+    /// Opens a stream if at least `spare` more streams can be opened after the stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tunnel::open`].
+    async fn open_leaving(&self, spare: usize) -> io::Result<TunnelStream>;
 
     /// Returns the next stream that the other side opens, or `None` after the end of the tunnel. Dropping the future
     /// loses no stream.
@@ -53,9 +71,6 @@ pub trait Tunnel: Send + Sync + 'static {
 
     /// Returns the number of streams that are open on this side, opened by either side.
     fn open_streams(&self) -> usize;
-
-    /// Returns how many more streams can be opened now.
-    fn free_streams(&self) -> usize;
 
     /// Waits until at most `streams` streams are open on this side.
     async fn until_at_most(&self, streams: usize);

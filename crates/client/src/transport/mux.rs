@@ -12,21 +12,26 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use yamux::{Config, Connection, Mode};
 
+use crate::transport::slots::{Slot, Slots};
 use crate::transport::{ByteStream, Tunnel, TunnelStream};
 
 /// The most streams that are open on one tunnel at a time, whichever side has opened them. A peer's further streams are
-/// reset. yamux lets 256 streams wait for the peer's acknowledgement; fewer streams never wait.
+/// reset. yamux lets 256 streams wait for the peer's acknowledgement. Streams that this side has dropped count until
+/// the connection takes their reset.
 pub const MAX_STREAMS: usize = 255;
 
-/// yamux closes a connection with more streams. The limit is twice as high, because the peer may still count streams
-/// that this side has closed.
+/// The longest time to open a stream. A tunnel whose connection takes no bytes may have no stream for so long.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Beyond so many streams, yamux answers a new stream with a GoAway. The limit is twice as high, because the peer may
+/// still count streams that this side has closed.
 const MAX_YAMUX_STREAMS: usize = 2 * (MAX_STREAMS + 1);
 
 /// The receive windows of a tunnel may grow by so many bytes in all, beyond yamux's 256 KiB for each stream.
@@ -38,17 +43,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A [`Tunnel`] over one connection. It has a tokio task, which ends with the tunnel.
 ///
 /// A stream buffers up to 256 KiB that nobody has read, and more on a fast connection, at most 16 MiB for all streams
-/// together.
+/// together. A connection also holds one frame that it receives, of up to 1 MiB.
 pub struct MuxTunnel {
     requests: mpsc::Sender<Request>,
     inbound: Mutex<mpsc::Receiver<MuxStream>>,
-    permits: Arc<Semaphore>,
+    slots: Arc<Slots>,
     peer_certificates: Vec<CertificateDer<'static>>,
 }
 
 /// A request to the task for a stream.
 struct Request {
-    permit: OwnedSemaphorePermit,
+    slot: Slot,
     reply: oneshot::Sender<io::Result<MuxStream>>,
 }
 
@@ -73,9 +78,9 @@ impl MuxTunnel {
             .set_max_connection_receive_window(Some(windows + WINDOW_GROWTH));
         let (requests, request_receiver) = mpsc::channel(1);
         let (inbound_sender, inbound) = mpsc::channel(MAX_STREAMS);
-        let permits = Arc::new(Semaphore::new(MAX_STREAMS));
+        let slots = Arc::new(Slots::new(MAX_STREAMS));
         let streams = Streams {
-            permits: Arc::clone(&permits),
+            slots: Arc::clone(&slots),
             ended: CancellationToken::new(),
         };
         tokio::spawn(drive(
@@ -87,7 +92,7 @@ impl MuxTunnel {
         Self {
             requests,
             inbound: Mutex::new(inbound),
-            permits,
+            slots,
             peer_certificates,
         }
     }
@@ -95,18 +100,24 @@ impl MuxTunnel {
 
 #[async_trait]
 impl Tunnel for MuxTunnel {
-    async fn open(&self) -> io::Result<TunnelStream> {
-        let full = |_| {
+    async fn open_leaving(&self, spare: usize) -> io::Result<TunnelStream> {
+        let full = || {
             io::Error::new(
                 io::ErrorKind::QuotaExceeded,
                 format!("the tunnel has {MAX_STREAMS} streams"),
             )
         };
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(full)?;
-        let (reply, answer) = oneshot::channel();
-        let request = Request { permit, reply };
-        self.requests.send(request).await.map_err(|_| ended())?;
-        Ok(Box::new(answer.await.map_err(|_| ended())??))
+        let slot = self.slots.try_take(spare).ok_or_else(full)?;
+        let open = async {
+            let (reply, answer) = oneshot::channel();
+            let request = Request { slot, reply };
+            self.requests.send(request).await.map_err(|_| ended())?;
+            let mut stream = answer.await.map_err(|_| ended())??;
+            // yamux announces a stream with its first frame, which may be empty.
+            let _ = stream.write(&[]).await?;
+            Ok::<_, io::Error>(stream)
+        };
+        Ok(Box::new(timeout(OPEN_TIMEOUT, open).await??))
     }
 
     async fn accept(&self) -> Option<TunnelStream> {
@@ -115,17 +126,11 @@ impl Tunnel for MuxTunnel {
     }
 
     fn open_streams(&self) -> usize {
-        MAX_STREAMS - self.free_streams()
-    }
-
-    fn free_streams(&self) -> usize {
-        self.permits.available_permits()
+        self.slots.taken()
     }
 
     async fn until_at_most(&self, streams: usize) {
-        let free = u32::try_from(MAX_STREAMS.saturating_sub(streams)).unwrap_or(u32::MAX);
-        // The semaphore is never closed.
-        let _ = self.permits.acquire_many(free).await;
+        self.slots.until_at_most(streams).await;
     }
 
     fn peer_certificates(&self) -> &[CertificateDer<'static>] {
@@ -140,17 +145,17 @@ async fn drive(
     inbound: mpsc::Sender<MuxStream>,
     streams: Streams,
 ) {
-    // If yamux closes a connection itself, it does not wake the readers of its streams.
-    let _ended = streams.ended.clone().drop_guard();
+    // Also if this task panics.
+    let ended = streams.ended.clone().drop_guard();
     let mut waiting: Option<Request> = None;
     poll_fn(|cx| {
         loop {
             match connection.poll_next_inbound(cx) {
                 Poll::Ready(Some(Ok(stream))) => {
-                    // Without a permit, the stream is dropped, and so reset.
-                    if let Ok(permit) = Arc::clone(&streams.permits).try_acquire_owned() {
-                        // The channel has room for as many streams as there are permits.
-                        let _ = inbound.try_send(streams.stream(stream, permit));
+                    // Without a slot, the stream is dropped, and so reset.
+                    if let Some(slot) = streams.slots.try_take(0) {
+                        // The channel has room for as many streams as there are slots.
+                        let _ = inbound.try_send(streams.stream(stream, slot));
                     }
                     continue;
                 }
@@ -166,8 +171,8 @@ async fn drive(
             };
             match connection.poll_new_outbound(cx) {
                 Poll::Ready(opened) => {
-                    let stream = opened.map(|stream| streams.stream(stream, request.permit));
-                    // If nobody waits for the stream any more, it is dropped.
+                    let stream = opened.map(|stream| streams.stream(stream, request.slot));
+                    // If nobody waits for the stream any more, the stream is dropped.
                     let _ = request.reply.send(stream.map_err(io::Error::other));
                 }
                 Poll::Pending => {
@@ -178,24 +183,28 @@ async fn drive(
         }
     })
     .await;
-    // If the peer does not read, the close takes no longer than this.
+    // yamux does not wake the readers of a connection that it closes itself.
+    drop(ended);
+    // The peer may not read.
     let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_close(cx))).await;
 }
 
 /// What the streams of a tunnel share.
 struct Streams {
-    permits: Arc<Semaphore>,
+    slots: Arc<Slots>,
     /// Cancelled when the connection has ended.
     ended: CancellationToken,
 }
 
 impl Streams {
-    fn stream(&self, stream: yamux::Stream, permit: OwnedSemaphorePermit) -> MuxStream {
+    fn stream(&self, stream: yamux::Stream, slot: Slot) -> MuxStream {
+        let ended = || Box::pin(self.ended.clone().cancelled_owned());
         MuxStream {
             stream: stream.compat(),
-            ended: Box::pin(self.ended.clone().cancelled_owned()),
+            read_ended: ended(),
+            write_ended: ended(),
             is_shut_down: false,
-            _permit: permit,
+            _slot: slot,
         }
     }
 }
@@ -203,31 +212,30 @@ impl Streams {
 /// A stream, and its share of [`MAX_STREAMS`].
 struct MuxStream {
     stream: Compat<yamux::Stream>,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// One future for each direction, because a future wakes only the task that has polled it last.
+    read_ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    write_ended: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Whether this side has ended its direction.
     is_shut_down: bool,
-    _permit: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
-impl MuxStream {
-    /// Polls the stream. Fails if the stream waits, and the connection has ended.
-    fn poll<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        poll: impl FnOnce(Pin<&mut Compat<yamux::Stream>>, &mut Context<'_>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        let polled = poll(Pin::new(&mut self.stream), cx);
-        if polled.is_pending() && self.ended.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(ended()));
-        }
-        polled
+/// Fails if a poll waits, and the connection has ended.
+fn unless_ended<T>(
+    polled: Poll<io::Result<T>>,
+    has_ended: &mut Pin<Box<WaitForCancellationFutureOwned>>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<T>> {
+    if polled.is_pending() && has_ended.as_mut().poll(cx).is_ready() {
+        return Poll::Ready(Err(ended()));
     }
+    polled
 }
 
 impl AsyncRead for MuxStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let polled = self.poll(cx, |stream, cx| stream.poll_read(cx, buf));
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         // yamux reports the end of the peer's direction, a reset and a lost connection alike. This side's direction is
         // still open only after the end of the peer's direction.
         let is_end = matches!(polled, Poll::Ready(Ok(()))) && buf.filled().len() == before && buf.remaining() > 0;
@@ -238,22 +246,25 @@ impl AsyncRead for MuxStream {
             );
             return Poll::Ready(Err(error));
         }
-        polled
+        unless_ended(polled, &mut self.read_ended, cx)
     }
 }
 
 impl AsyncWrite for MuxStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll(cx, |stream, cx| stream.poll_write(cx, buf))
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        unless_ended(polled, &mut self.write_ended, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll(cx, AsyncWrite::poll_flush)
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        unless_ended(polled, &mut self.write_ended, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.is_shut_down = true;
-        self.poll(cx, AsyncWrite::poll_shutdown)
+        let polled = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.is_shut_down |= matches!(polled, Poll::Ready(Ok(())));
+        unless_ended(polled, &mut self.write_ended, cx)
     }
 }
 

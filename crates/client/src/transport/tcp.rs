@@ -1,27 +1,41 @@
 //! Tunnels over TCP, with TLS or without.
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use http::Uri;
+use http::uri::Scheme;
+use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{CommonState, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use tracing::warn;
+use tower_service::Service;
+use tracing::{debug, warn};
 
+use crate::backoff::{Backoff, Limits};
 use crate::connect::channel::ClientTls;
 use crate::transport::mux::MuxTunnel;
+use crate::transport::server_tls::ServerTls;
 use crate::transport::{Transport, Tunnel};
 
 /// The protocol that both sides ask for in the TLS handshake (ALPN).
 pub const ALPN: &[u8] = b"nodetracker-agent";
 
-/// How long to wait after an error of `accept`.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The longest time to connect, without the resolution of the name and without TLS. The addresses of a name share this
+/// time, so that the next addresses have their turn before a pool or a dialer gives up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The pauses after errors of `accept`, such as too many open files.
+const ACCEPT_PAUSES: Limits = Limits {
+    base: Duration::from_millis(100),
+    max: Duration::from_secs(1),
+};
 
 /// Dials over TCP.
 #[derive(Debug, Clone, Default)]
@@ -35,10 +49,10 @@ pub struct TcpTransport {
 
 #[async_trait]
 impl Transport for TcpTransport {
-    /// Dials `host:port`. A name is resolved each time.
+    /// Dials `host:port`. A name is resolved each time. If the name has several addresses, no dead address takes the
+    /// time of the others, and IPv4 and IPv6 race (RFC 6555).
     async fn connect(&self, addr: &str) -> io::Result<Arc<dyn Tunnel>> {
-        let stream = TcpStream::connect(addr).await?;
-        stream.set_nodelay(true)?;
+        let stream = connect(addr).await?;
         let Some(tls) = &self.tls else {
             return Ok(Arc::new(MuxTunnel::client(stream, Vec::new())));
         };
@@ -57,7 +71,12 @@ impl Transport for TcpTransport {
 /// Accepts tunnels over TCP.
 pub struct TcpAcceptor {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
+}
+
+enum Tls {
+    Fixed(Arc<ServerConfig>),
+    Files(Arc<ServerTls>),
 }
 
 impl TcpAcceptor {
@@ -73,19 +92,32 @@ impl TcpAcceptor {
     pub fn tls(listener: TcpListener, config: &ServerConfig) -> Self {
         let mut config = config.clone();
         config.alpn_protocols = vec![ALPN.to_vec()];
-        let tls = Some(TlsAcceptor::from(Arc::new(config)));
+        let tls = Some(Tls::Fixed(Arc::new(config)));
+        Self { listener, tls }
+    }
+
+    /// Accepts TLS with certificates that are read again when their files have changed.
+    #[must_use]
+    pub fn tls_files(listener: TcpListener, tls: Arc<ServerTls>) -> Self {
+        let tls = Some(Tls::Files(tls));
         Self { listener, tls }
     }
 
     /// Returns the next connection, before its TLS handshake. After an error, such as too many open files, tries again.
     /// Dropping the future loses no connection.
     pub(crate) async fn accept(&self) -> (TcpStream, SocketAddr) {
+        let mut pauses = Backoff::new(ACCEPT_PAUSES, fastrand::u64(..));
         loop {
             match self.listener.accept().await {
                 Ok(accepted) => return accepted,
+                Err(error) if concerns_one_connection(&error) => {
+                    debug!("a connection was lost before it was accepted: {error}");
+                }
                 Err(error) => {
-                    warn!("cannot accept connections for {ACCEPT_PAUSE:?}: {error}");
-                    sleep(ACCEPT_PAUSE).await;
+                    if pauses.attempts() == 0 {
+                        warn!("cannot accept connections, and tries again until it can: {error}");
+                    }
+                    sleep(pauses.next_wait()).await;
                 }
             }
         }
@@ -94,13 +126,45 @@ impl TcpAcceptor {
     /// Returns the tunnel over a connection, after the TLS handshake.
     pub(crate) async fn handshake(&self, stream: TcpStream) -> io::Result<MuxTunnel> {
         stream.set_nodelay(true)?;
-        let Some(tls) = &self.tls else {
-            return Ok(MuxTunnel::server(stream, Vec::new()));
+        let config = match &self.tls {
+            None => return Ok(MuxTunnel::server(stream, Vec::new())),
+            Some(Tls::Fixed(config)) => Arc::clone(config),
+            Some(Tls::Files(tls)) => tls.current().await,
         };
-        let stream = tls.accept(stream).await?;
+        let stream = TlsAcceptor::from(config).accept(stream).await?;
         let certificates = certificates(stream.get_ref().1);
         Ok(MuxTunnel::server(stream, certificates))
     }
+}
+
+async fn connect(addr: &str) -> io::Result<TcpStream> {
+    let invalid = |error: &dyn std::fmt::Display| {
+        let reason = format!("{addr:?} is no address of the form host:port: {error}");
+        io::Error::new(io::ErrorKind::InvalidInput, reason)
+    };
+    let uri = Uri::builder().scheme(Scheme::HTTP).authority(addr).path_and_query("/");
+    let uri = uri.build().map_err(|error| invalid(&error))?;
+    uri.port().ok_or_else(|| invalid(&"no port"))?;
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let connected = connector.call(uri).await.map_err(|error| {
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        match cause {
+            Some(cause) => io::Error::new(cause.kind(), format!("{error}: {cause}")),
+            None => io::Error::other(error),
+        }
+    });
+    Ok(connected?.into_inner())
+}
+
+/// Whether an error of `accept` is of one connection, and not of the listener.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput, NotConnected};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | InvalidInput | NotConnected
+    )
 }
 
 fn certificates(connection: &CommonState) -> Vec<CertificateDer<'static>> {

@@ -15,7 +15,7 @@ async fn a_cache_that_follows_a_tracker_has_its_changes() {
     let mut config = CacheConfig::default();
     (config.ttl, config.negative_ttl) = (Duration::from_secs(3600), Duration::from_secs(3600));
     let cache = RouteCache::new(tracker.direct(), config);
-    let follower = cache.follow(&[tracker.addr()], &ConnectOptions::default());
+    let follower = cache.follow(&[tracker.addr()], &ConnectOptions::default()).unwrap();
     eventually("the watch has begun", async || cache.stats().invalidations == 1).await;
 
     let found = async || {
@@ -39,9 +39,14 @@ async fn a_cache_that_follows_a_tracker_has_its_changes() {
 
     // Without the watch, the time to live decides.
     drop(follower);
-    eventually("the watch has ended", async || {
-        tracker.table.subscriptions() == 0 || cache.stats().hits > 0
+    let other = RouteCache::new(tracker.direct(), config);
+    let _follower = other.follow(&[tracker.addr()], &ConnectOptions::default()).unwrap();
+    eventually("the other watch has begun", async || other.stats().invalidations == 1).await;
+    tracker.table.remove_proxy_by_id("proxy-2");
+    eventually("a cache with a watch has the change", async || {
+        other.stats().invalidations > 1
     })
     .await;
+    assert_eq!(found().await, [("proxy-2".into(), "10.0.0.2:1".into())]);
     tracker.stop().await;
 }

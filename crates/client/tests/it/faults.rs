@@ -6,30 +6,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nodetracker_client::client::{ClientOptions, TrackerClient, TrackerStats};
-use nodetracker_client::connect::addr::TrackerAddr;
 use nodetracker_client::tracker::{NodeTracker, TrackerError};
 use nodetracker_server::Config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use crate::support::{PROXY, Running, at, client, node, patient};
-
-/// A port on which nothing listens while the value lives.
-struct ClosedPort(TcpSocket);
-
-impl ClosedPort {
-    fn new() -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        Self(socket)
-    }
-
-    fn at(&self) -> TrackerAddr {
-        at(self.0.local_addr().unwrap())
-    }
-}
+use crate::support::{ClosedPort, PROXY, Running, at, client, node, patient, wait_until};
 
 fn is_healthy(stats: &[TrackerStats]) -> Vec<bool> {
     stats.iter().map(|tracker| tracker.is_healthy).collect()
@@ -49,7 +33,7 @@ async fn a_tracker_that_is_dead_from_the_start_costs_nothing_but_a_metric() {
     let client = client([dead.at(), tracker.at()], patient());
     // Before any probe has ended.
     assert_serves(&client, "node-1").await;
-    client.wait_until(|stats| is_healthy(stats) == [false, true]).await;
+    wait_until(&client, |stats| is_healthy(stats) == [false, true]).await;
     let before = client.stats();
     for number in 0..20 {
         assert_serves(&client, &format!("node-{number}")).await;
@@ -80,13 +64,13 @@ async fn calls_go_on_while_a_tracker_dies_and_after_it_returns() {
     }
     stop.await.unwrap();
     assert_serves(&client, "stopped").await;
-    client.wait_until(|stats| is_healthy(stats) == [false, true]).await;
+    wait_until(&client, |stats| is_healthy(stats) == [false, true]).await;
     assert_eq!(second.proxies(&node("stopped")), ["proxy-1"]);
     assert!(client.stats()[0].missed_writes > 0);
 
     // At the same address, with an empty table.
     let first = Running::with_config(&config).await;
-    client.wait_until(|stats| is_healthy(stats) == [true, true]).await;
+    wait_until(&client, |stats| is_healthy(stats) == [true, true]).await;
     assert_serves(&client, "returned").await;
     assert_eq!(first.proxies(&node("returned")), ["proxy-1"]);
 }
@@ -122,14 +106,15 @@ async fn a_tracker_that_drains_gets_no_calls_and_has_failed_none() {
     let mut options = patient();
     options.health.interval = Duration::from_millis(10);
     let client = client([draining.at(), tracker.at()], options);
-    client
-        .wait_until(|stats| stats.iter().all(|tracker| tracker.round_trip.is_some()))
-        .await;
+    wait_until(&client, |stats| {
+        stats.iter().all(|tracker| tracker.round_trip.is_some())
+    })
+    .await;
     assert_serves(&client, "before").await;
     assert_eq!(draining.proxies(&node("before")), ["proxy-1"]);
 
     draining.begin_stop();
-    client.wait_until(|stats| is_healthy(stats) == [false, true]).await;
+    wait_until(&client, |stats| is_healthy(stats) == [false, true]).await;
     let before = client.stats();
     assert_serves(&client, "after").await;
     let after = client.stats();
@@ -147,7 +132,7 @@ async fn a_tracker_that_drains_alone_still_gets_calls() {
     let mut draining = Running::with_config(&config).await;
     draining.begin_stop();
     let client = client([draining.at()], patient());
-    client.wait_until(|stats| is_healthy(stats) == [false]).await;
+    wait_until(&client, |stats| is_healthy(stats) == [false]).await;
     assert_serves(&client, "node-1").await;
 }
 
@@ -214,9 +199,10 @@ async fn reads_go_to_the_nearest_tracker_and_writes_to_all() {
     options.health.interval = Duration::from_millis(10);
     let client = client([at(far), near], options);
     let round_trips = |stats: &[TrackerStats]| Some((stats[0].round_trip?, stats[1].round_trip?));
-    client
-        .wait_until(|stats| round_trips(stats).is_some_and(|(far, near)| near < far))
-        .await;
+    wait_until(&client, |stats| {
+        round_trips(stats).is_some_and(|(far, near)| near < far)
+    })
+    .await;
     let before = client.stats();
     client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap();
     for _ in 0..10 {
@@ -228,6 +214,84 @@ async fn reads_go_to_the_nearest_tracker_and_writes_to_all() {
     for tracker in &trackers {
         assert_eq!(tracker.proxies(&node("node-1")), ["proxy-1"]);
     }
+}
+
+/// Answers each call with `INTERNAL`, as a proxy in front of a tracker may do.
+async fn failing() -> SocketAddr {
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const END_HEADERS_AND_STREAM: u8 = 5;
+    const ACK: u8 = 1;
+    fn frame(kind: u8, flags: u8, stream: [u8; 4], payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&len[1..], &[kind, flags], &stream, payload].concat()
+    }
+    async fn serve(mut connection: TcpStream) -> io::Result<()> {
+        let mut preface = [0; 24];
+        connection.read_exact(&mut preface).await?;
+        connection.write_all(&frame(SETTINGS, 0, [0; 4], &[])).await?;
+        loop {
+            let mut header = [0; 9];
+            connection.read_exact(&mut header).await?;
+            let [l1, l2, l3, kind, flags, stream @ ..] = header;
+            let mut payload = vec![0; u32::from_be_bytes([0, l1, l2, l3]) as usize];
+            connection.read_exact(&mut payload).await?;
+            let answer = match kind {
+                // `:status: 200` and two literal fields.
+                HEADERS => {
+                    let fields = b"\x88\x00\x0ccontent-type\x10application/grpc\x00\x0bgrpc-status\x0213";
+                    frame(HEADERS, END_HEADERS_AND_STREAM, stream, fields)
+                }
+                SETTINGS if flags & ACK == 0 => frame(SETTINGS, ACK, [0; 4], &[]),
+                _ => continue,
+            };
+            connection.write_all(&answer).await?;
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            tokio::spawn(serve(connection));
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn a_read_that_the_nearest_tracker_cannot_do_goes_to_another() {
+    let tracker = Running::start().await;
+    let far = distant(tracker.addr, Duration::from_millis(50)).await;
+    let mut options = patient();
+    options.health.interval = Duration::from_millis(10);
+    let client = client([at(far), at(failing().await)], options);
+    let round_trips = |stats: &[TrackerStats]| Some((stats[0].round_trip?, stats[1].round_trip?));
+    wait_until(&client, |stats| {
+        round_trips(stats).is_some_and(|(far, near)| near < far)
+    })
+    .await;
+    let before = client.stats();
+    assert_eq!(client.get_proxies(&node("node-1")).await, Ok(vec![]));
+    let after = client.stats();
+    for tracker in 0..2 {
+        assert_eq!(after[tracker].attempts, before[tracker].attempts + 1);
+    }
+    // A write goes to all trackers, and one of them has refused it.
+    let error = client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap_err();
+    assert!(matches!(error, TrackerError::Internal(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn times_without_a_bound_are_no_error() {
+    let tracker = Running::start().await;
+    let mut options = patient();
+    (options.deadline, options.attempt_timeout) = (Duration::MAX, Duration::MAX);
+    (options.health.interval, options.health.timeout) = (Duration::MAX, Duration::MAX);
+    options.connect.connect_timeout = Duration::MAX;
+    options.connect.keep_alive_interval = Duration::MAX;
+    options.connect.keep_alive_timeout = Duration::MAX;
+    let client = client([tracker.at()], options);
+    assert_serves(&client, "node-1").await;
 }
 
 #[tokio::test]

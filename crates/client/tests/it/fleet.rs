@@ -63,7 +63,7 @@ pub(crate) struct Proxy {
 impl Proxy {
     pub(crate) fn new(config: ListenerConfig) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
-        let listener = AgentListener::new(config, Events(sender));
+        let listener = AgentListener::new(config, Events(sender)).unwrap();
         Self { listener, events }
     }
 

@@ -3,11 +3,15 @@
 mod cache;
 mod faults;
 mod fleet;
+mod hostile;
 mod in_process;
 mod node_tracker;
 mod pool_simulation;
 mod proxy;
+mod recovery;
 mod replica;
+#[path = "../../src/seeds.rs"]
+mod seeds;
 mod service;
 mod session;
 mod support;

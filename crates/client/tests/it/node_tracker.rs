@@ -1,9 +1,11 @@
 //! The cases that every implementation of the common API passes, on the implementations of this crate; and the limits
 //! of the wire.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use nodetracker::{MAX_ROUTES_PER_NODE, Proxy, RouteTable, Uuid};
+use nodetracker_client::cache::{CacheConfig, RouteCache};
 use nodetracker_client::client::ClientOptions;
 use nodetracker_client::connect::WriteTo;
 use nodetracker_client::connect::channel::ConnectOptions;
@@ -13,29 +15,38 @@ use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_proto::v1::node_id::Id;
 use nodetracker_server::Config;
 
-use crate::support::{PROXY, Running, client, node, patient};
+use crate::support::{PROXY, Running, client, node, patient, wait_until};
 
-async fn check(tracker: &dyn NodeTracker) {
-    conformance::check(tracker, async || {}).await;
-    conformance::check_refreshes(tracker, async || {}).await;
+async fn check(tracker: impl NodeTracker + 'static) {
+    let tracker = Arc::new(tracker);
+    conformance::check(Arc::clone(&tracker) as _, async || {}).await;
+    conformance::check_refreshes(&*tracker, async || {}).await;
 }
 
 #[tokio::test]
 async fn the_table_of_this_process_conforms() {
-    check(&RouteTable::new()).await;
+    check(RouteTable::new()).await;
+}
+
+#[tokio::test]
+async fn a_cache_conforms() {
+    let cache = RouteCache::new(Arc::new(RouteTable::new()), CacheConfig::default());
+    // A cache that follows its tracker has the changes after some milliseconds.
+    conformance::check(Arc::new(cache.clone()), async || cache.invalidate_all()).await;
+    conformance::check_refreshes(&cache, async || {}).await;
 }
 
 #[tokio::test]
 async fn a_client_of_one_tracker_conforms() {
     let tracker = Running::start().await;
-    check(&client([tracker.at()], patient())).await;
+    check(client([tracker.at()], patient())).await;
 }
 
 #[tokio::test]
 async fn a_client_of_two_trackers_conforms() {
     let trackers = [Running::start().await, Running::start().await];
     let client = client(trackers.iter().map(Running::at), patient());
-    check(&client).await;
+    check(client.clone()).await;
     // Both have all routes.
     for tracker in &trackers {
         assert_eq!(tracker.proxies(&node("refresh")), ["refresh-1", "refresh-2"]);
@@ -54,9 +65,10 @@ async fn a_write_to_one_goes_to_one_of_two_trackers() {
         ..patient()
     };
     let client = client(trackers.iter().map(Running::at), options);
-    client
-        .wait_until(|stats| stats.iter().all(|tracker| tracker.round_trip.is_some()))
-        .await;
+    wait_until(&client, |stats| {
+        stats.iter().all(|tracker| tracker.round_trip.is_some())
+    })
+    .await;
     client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap();
     let routes: usize = trackers.iter().map(|tracker| tracker.table.len()).sum();
     assert_eq!(routes, 1);

@@ -1,15 +1,21 @@
 //! Replicas of real trackers.
 
 use std::collections::HashSet;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nodetracker::{NodeId, Proxy};
+use nodetracker::{NodeId, Proxy, RouteTable};
 use nodetracker_client::backoff::Limits;
+use nodetracker_client::listener::ListenerConfig;
+use nodetracker_client::proxy::{DialError, Dialer, DialerConfig};
 use nodetracker_client::replica::{Replica, ReplicaConfig, Status};
 use nodetracker_client::tracker::{NodeTracker, conformance};
+use nodetracker_client::transport::{Transport, Tunnel};
 
+use crate::fleet::{self, info};
 use crate::in_process::{Tracker, eventually, node, proxies};
+use crate::support::within;
 
 fn config(trackers: &[&Tracker]) -> ReplicaConfig {
     let mut config = ReplicaConfig::new(trackers.iter().map(|tracker| tracker.addr()));
@@ -39,8 +45,8 @@ async fn a_replica_has_what_the_tracker_has() {
         tracker.report(&node(&format!("filler-{number}")), "proxy-1", "10.0.0.1:1");
     }
     tracker.report(&uuid, "proxy-1", "10.0.0.1:1");
-    let replica = Replica::start(config(&[&tracker]), tracker.direct());
-    replica.ready().await;
+    let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
+    within(replica.ready()).await;
     assert_eq!(replica.stats().routes, 3_001);
     becomes(&replica, &uuid, &[("proxy-1", "10.0.0.1:1")]).await;
     assert_eq!(replica.look_up(&name), Some(vec![]));
@@ -68,13 +74,23 @@ async fn a_replica_has_what_the_tracker_has() {
     tracker.stop().await;
 }
 
+#[test]
+fn https_needs_tls() {
+    let config = ReplicaConfig::new(["https://tracker.example:3029".parse().unwrap()]);
+    let error = Replica::start(config, Arc::new(RouteTable::new())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "https://tracker.example:3029 needs TLS: set ConnectOptions::tls"
+    );
+}
+
 #[tokio::test]
 async fn without_a_tracker_the_last_copy_is_served_and_gets_older() {
     let tracker = Tracker::start().await;
     let old = node("old");
     tracker.report(&old, "proxy-1", "10.0.0.1:1");
-    let replica = Replica::start(config(&[&tracker]), tracker.direct());
-    replica.ready().await;
+    let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
+    within(replica.ready()).await;
     eventually("the replica is up to date", async || {
         replica
             .staleness()
@@ -85,13 +101,13 @@ async fn without_a_tracker_the_last_copy_is_served_and_gets_older() {
     let addr = tracker.addr();
     let direct = tracker.direct();
     tracker.stop().await;
-    replica.wait_for(|stats| stats.status == Status::Behind).await;
+    within(replica.wait_until(|stats| stats.status == Status::Behind)).await;
     becomes(&replica, &old, &[("proxy-1", "10.0.0.1:1")]).await;
     let behind = replica.staleness();
     eventually("the staleness grows", async || replica.staleness() > behind).await;
 
     // Without a tracker, a replica that starts has no answer of its own.
-    let starting = Replica::start(ReplicaConfig::new([addr]), Arc::clone(&direct));
+    let starting = Replica::start(ReplicaConfig::new([addr]), Arc::clone(&direct)).unwrap();
     assert_eq!(
         (starting.look_up(&old), starting.staleness(), starting.is_ready()),
         (None, None, false)
@@ -107,8 +123,8 @@ async fn after_a_restart_the_replica_has_the_new_table() {
     let tracker = Tracker::start().await;
     let (old, new) = (node("old"), node("new"));
     tracker.report(&old, "proxy-1", "10.0.0.1:1");
-    let replica = Replica::start(config(&[&tracker]), tracker.direct());
-    replica.ready().await;
+    let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
+    within(replica.ready()).await;
     let tracker = tracker.restart().await;
     tracker.report(&new, "proxy-2", "10.0.0.2:1");
     becomes(&replica, &new, &[("proxy-2", "10.0.0.2:1")]).await;
@@ -124,8 +140,8 @@ async fn a_replica_watches_the_next_tracker_if_the_first_is_gone() {
     let name = node("node-1");
     first.report(&name, "proxy-1", "10.0.0.1:1");
     second.report(&name, "proxy-2", "10.0.0.2:1");
-    let replica = Replica::start(config(&[&first, &second]), second.direct());
-    replica.ready().await;
+    let replica = Replica::start(config(&[&first, &second]), second.direct()).unwrap();
+    within(replica.ready()).await;
     becomes(&replica, &name, &[("proxy-1", "10.0.0.1:1")]).await;
     first.stop().await;
     becomes(&replica, &name, &[("proxy-2", "10.0.0.2:1")]).await;
@@ -135,8 +151,8 @@ async fn a_replica_watches_the_next_tracker_if_the_first_is_gone() {
 #[tokio::test]
 async fn writes_go_to_the_tracker_and_come_back() {
     let tracker = Tracker::start().await;
-    let replica = Replica::start(config(&[&tracker]), tracker.direct());
-    replica.ready().await;
+    let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
+    within(replica.ready()).await;
     let name = node("node-1");
     let proxy = Proxy {
         id: "proxy-1",
@@ -154,14 +170,41 @@ async fn writes_go_to_the_tracker_and_come_back() {
     becomes(&replica, &name, &[]).await;
 }
 
+/// Reaches no proxy.
+struct NoRoute;
+
+#[async_trait::async_trait]
+impl Transport for NoRoute {
+    async fn connect(&self, _: &str) -> io::Result<Arc<dyn Tunnel>> {
+        Err(io::ErrorKind::HostUnreachable.into())
+    }
+}
+
+#[tokio::test]
+async fn a_dial_tries_each_proxy_of_a_node_once() {
+    let tracker = Tracker::start().await;
+    let name = node("node-1");
+    tracker.report(&name, "proxy-1", "10.0.0.1:1");
+    let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
+    within(replica.ready()).await;
+    let proxy = fleet::Proxy::new(ListenerConfig::new(info("proxy-2")));
+    let agents = proxy.listener.clone();
+    let dialer = Dialer::new(DialerConfig::new("proxy-2"), agents, Arc::new(replica), NoRoute);
+    // The copy and the tracker have different times of the route.
+    let Err(DialError::Unreachable { attempts, .. }) = dialer.dial(&name).await else {
+        panic!("no proxy can be reached")
+    };
+    assert_eq!(attempts.len(), 1, "{attempts:?}");
+}
+
 #[tokio::test]
 async fn a_replica_conforms() {
     let tracker = Tracker::start().await;
-    let replica = Replica::start(config(&[&tracker]), tracker.direct());
-    replica.ready().await;
+    let replica = Arc::new(Replica::start(config(&[&tracker]), tracker.direct()).unwrap());
+    within(replica.ready()).await;
     // All nodes that the tracker has had at the end of a case's step.
     let seen = Mutex::new(HashSet::new());
-    conformance::check(&replica, async || {
+    conformance::check(Arc::clone(&replica) as _, async || {
         let mut nodes = seen.lock().unwrap().clone();
         tracker.table.for_each_route(|node, _| _ = nodes.insert(node.clone()));
         seen.lock().unwrap().clone_from(&nodes);

@@ -8,9 +8,11 @@ use nodetracker_client::backoff::Limits;
 use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
 use nodetracker_client::proxy::{ProxyService, ProxyServiceConfig, Via};
 use nodetracker_client::transport::tcp::{TcpAcceptor, TcpTransport};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
-use crate::fleet::{Balancer, echo, info, serve_echo};
+use crate::fleet::{Balancer, PATIENCE, echo, info, serve_echo};
 use crate::in_process::eventually;
 use crate::support::{Running, node};
 
@@ -30,6 +32,18 @@ async fn service(id: &str, tracker: &Running, balancer: &Balancer) -> (ProxyServ
     service.agents().set_proxies(vec![info("a"), info("b")]).unwrap();
     balancer.add(agents_addr);
     (service, agents_addr)
+}
+
+/// A pool of `node-1` that does not wait for long.
+fn quick() -> PoolConfig {
+    PoolConfig {
+        backoff: Limits {
+            base: Duration::from_millis(1),
+            max: Duration::from_millis(100),
+        },
+        spread: Duration::from_millis(10),
+        ..PoolConfig::new(node("node-1"))
+    }
 }
 
 /// Dials the node until the dial succeeds. Returns the ID of the proxy that holds the node.
@@ -54,15 +68,7 @@ async fn a_node_is_reached_through_every_proxy_also_after_its_proxy_has_stopped(
     let (tracker, balancer) = (Running::start().await, Balancer::new().await);
     let (a, a_addr) = service("a", &tracker, &balancer).await;
     let (b, b_addr) = service("b", &tracker, &balancer).await;
-    let config = PoolConfig {
-        backoff: Limits {
-            base: Duration::from_millis(1),
-            max: Duration::from_millis(100),
-        },
-        spread: Duration::from_millis(10),
-        ..PoolConfig::new(node("node-1"))
-    };
-    let pool = serve_echo(AgentPool::new(config, TcpTransport::default()));
+    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     let holder = dial(&a).await;
     assert_eq!(dial(&b).await, holder);
@@ -76,5 +82,37 @@ async fn a_node_is_reached_through_every_proxy_also_after_its_proxy_has_stopped(
         .await
         .unwrap();
     assert_eq!(dial(&other).await, other.proxy().id());
-    assert_eq!(tracker.proxies(&node("node-1")), [other.proxy().id()]);
+    // The session reports the agent's new tunnel after a short delay.
+    eventually("the tracker has only the other proxy", async || {
+        tracker.proxies(&node("node-1")) == [other.proxy().id()]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_dropped_leaves_its_agents_and_its_peers() {
+    let (tracker, balancer) = (Running::start().await, Balancer::new().await);
+    let (a, a_addr) = service("a", &tracker, &balancer).await;
+    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    pool.add_target(Target::new("main", &balancer.addr));
+    assert_eq!(dial(&a).await, "a");
+    let (b, _) = service("b", &tracker, &balancer).await;
+    let mut through_a = None;
+    eventually("the node is reached through the peer", async || {
+        through_a = b.dialer().dial(&node("node-1")).await.ok();
+        through_a.is_some()
+    })
+    .await;
+
+    balancer.remove(a_addr);
+    // The clone of the dialer keeps nothing else of the service.
+    let _dialer = a.dialer().clone();
+    drop(a);
+    let mut stream = through_a.unwrap().stream;
+    let read = timeout(PATIENCE, stream.read(&mut [0])).await.expect("the tunnel ends");
+    read.expect_err("this is no regular end");
+    eventually("the agent has a tunnel to the other proxy", async || {
+        b.agents().nodes() == [node("node-1")]
+    })
+    .await;
 }

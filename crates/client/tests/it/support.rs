@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nodetracker::{NodeId, Proxy, RouteTable};
-use nodetracker_client::client::{ClientOptions, TrackerClient};
+use nodetracker_client::client::{ClientOptions, TrackerClient, TrackerStats};
 use nodetracker_client::connect::addr::TrackerAddr;
 use nodetracker_server::{Config, Limits, Server};
+use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 /// A tracker in this process.
 pub(crate) struct Running {
@@ -64,6 +66,35 @@ impl Running {
         let routes = self.table.resolve(node).into_iter();
         routes.map(|route| route.details.id().to_owned()).collect()
     }
+}
+
+/// A port on which nothing listens while the value lives.
+pub(crate) struct ClosedPort(TcpSocket);
+
+impl ClosedPort {
+    pub(crate) fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self(socket)
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+
+    pub(crate) fn at(&self) -> TrackerAddr {
+        at(self.addr())
+    }
+}
+
+/// Waits for a future; fails after a minute.
+pub(crate) async fn within<F: IntoFuture>(future: F) -> F::Output {
+    timeout(Duration::from_secs(60), future).await.expect("within a minute")
+}
+
+/// Waits until the statistics of a client meet a condition; fails after a minute.
+pub(crate) async fn wait_until(client: &TrackerClient, condition: impl FnMut(&[TrackerStats]) -> bool) {
+    within(client.wait_until(condition)).await;
 }
 
 pub(crate) fn at(addr: SocketAddr) -> TrackerAddr {

@@ -2,16 +2,24 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nodetracker::Proxy;
 use nodetracker_client::client::config::TrackerConfig;
 use nodetracker_client::client::{ClientError, ClientOptions, TrackerClient};
 use nodetracker_client::connect::channel::{ClientTls, ConnectOptions, TlsFiles};
+use nodetracker_client::listener::{AgentListener, ListenerConfig};
 use nodetracker_client::tracker::{NodeTracker, TrackerError};
+use nodetracker_client::transport::Transport;
+use nodetracker_client::transport::server_tls::{ServerTls, ServerTlsFiles};
+use nodetracker_client::transport::tcp::{TcpAcceptor, TcpTransport};
 use nodetracker_server::Config;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 
+use crate::fleet::{PATIENCE, info};
 use crate::support::{PROXY, Running, client, node, patient};
 
 /// A folder with an authority, and a tracker that verifies its clients by it.
@@ -153,4 +161,74 @@ async fn a_tracker_of_another_authority_is_not_trusted() {
         other => panic!("{other:?}"),
     }
     assert!(tracker.table.is_empty());
+}
+
+#[tokio::test]
+async fn a_listener_uses_the_files_of_its_time_if_they_are_good() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let issue = |pki: &Pki| pki.issue("proxy", CertificateParams::new(["127.0.0.1".to_owned()]).unwrap());
+    issue(&pki);
+    pki.issue_proxy("agent");
+    let files = ServerTlsFiles {
+        key: pki.path("proxy.key"),
+        certificate: pki.path("proxy.crt"),
+        client_ca: Some(pki.path("ca.crt")),
+    };
+    let tls = ServerTls::load(files, Duration::ZERO).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = tcp.local_addr().unwrap().to_string();
+    let listener = AgentListener::new(ListenerConfig::new(info("proxy-1")), ()).unwrap();
+    let serving = listener.clone();
+    tokio::spawn(async move { serving.serve(TcpAcceptor::tls_files(tcp, tls)).await });
+    let transport = TcpTransport {
+        tls: Some(ClientTls::load(pki.files()).unwrap()),
+        server_name: None,
+    };
+    let certificate = async || {
+        let tunnel = transport.connect(&addr).await.unwrap();
+        tunnel.peer_certificates()[0].clone()
+    };
+    let first = certificate().await;
+    assert_eq!(certificate().await, first);
+
+    issue(&pki);
+    let second = certificate().await;
+    assert_ne!(second, first);
+    for broken in ["proxy.key", "proxy.crt", "ca.crt"] {
+        let good = fs::read(pki.path(broken)).unwrap();
+        fs::write(pki.path(broken), "broken").unwrap();
+        // The dialling side keeps its last good files, too.
+        assert_eq!(certificate().await, second, "{broken}");
+        fs::write(pki.path(broken), good).unwrap();
+    }
+    // The key of one pair, and the certificate of another.
+    issue(&other);
+    fs::copy(other.path("proxy.key"), pki.path("proxy.key")).unwrap();
+    assert_eq!(certificate().await, second);
+    issue(&pki);
+    assert_ne!(certificate().await, second);
+    assert_eq!(listener.stats().failed, 0);
+
+    // The agents' authority is replaced: the agent is refused after its own side of the handshake.
+    let own = fs::read(pki.path("ca.crt")).unwrap();
+    fs::copy(other.path("ca.crt"), pki.path("ca.crt")).unwrap();
+    fs::write(pki.path("own.crt"), own).unwrap();
+    let files = TlsFiles {
+        ca: pki.path("own.crt"),
+        ..pki.files()
+    };
+    let transport = TcpTransport {
+        tls: Some(ClientTls::load(files).unwrap()),
+        server_name: None,
+    };
+    let tunnel = transport.connect(&addr).await.unwrap();
+    assert!(timeout(PATIENCE, tunnel.accept()).await.unwrap().is_none());
+    let refused = async {
+        while listener.stats().failed == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, refused)
+        .await
+        .expect("the listener refuses the agent");
 }

@@ -1,14 +1,19 @@
 //! Pools and listeners: over TCP and TLS, and in memory when time matters.
 
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nodetracker::RouteTable;
 use nodetracker_client::backoff::Limits;
 use nodetracker_client::connect::channel::{ClientTls, TlsFiles};
-use nodetracker_client::listener::{ListenerConfig, OpenError};
+use nodetracker_client::control::proto::ProxyInfo;
+use nodetracker_client::listener::{AgentListener, ListenerConfig, OpenError};
 use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
+use nodetracker_client::proxy::{DialError, Dialer, DialerConfig, PeerServer, PeerServerConfig};
 use nodetracker_client::transport::Tunnel;
 use nodetracker_client::transport::mux::{MAX_STREAMS, MuxTunnel};
 use nodetracker_client::transport::tcp::{TcpAcceptor, TcpTransport};
@@ -140,6 +145,22 @@ async fn an_agent_of_another_cluster_is_refused() {
 }
 
 #[tokio::test]
+async fn the_longest_list_of_proxies_reaches_an_agent() {
+    let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
+    let long = |number: usize| ProxyInfo {
+        proxy_id: format!("{number:x>255}"),
+        generation: u64::MAX,
+        version: "v".repeat(255),
+    };
+    proxy.listener.set_proxies((1..512).map(long).collect()).unwrap();
+    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    pool.add_target(Target::new("main", ""));
+    assert_eq!(proxy.event().await, connected());
+    assert_eq!(pool.stats().ignored_proxies, 0);
+    assert!(proxy.listener.set_proxies((1..514).map(long).collect()).is_err());
+}
+
+#[tokio::test]
 async fn closing_a_pool_waits_for_its_streams() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
     let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
@@ -260,31 +281,82 @@ async fn agents_beyond_the_maximum_are_closed_at_once() {
 
 #[tokio::test]
 async fn a_tunnel_resets_the_streams_beyond_its_maximum_and_lives() {
-    let (one, other) = tokio::io::duplex(1 << 16);
-    let (client, server) = (MuxTunnel::client(one, Vec::new()), MuxTunnel::server(other, Vec::new()));
+    let (client, server) = mux_pair();
     let mut opened = Vec::new();
     for _ in 0..MAX_STREAMS {
         opened.push(client.open().await.unwrap());
     }
     let error = client.open().await.err().unwrap();
     assert_eq!(error.to_string(), format!("the tunnel has {MAX_STREAMS} streams"));
-    // The server has one stream of its own, so that the client's last stream is one too many.
-    let _own = server.open().await.unwrap();
     let mut accepted = Vec::new();
-    for stream in &mut opened[..MAX_STREAMS - 1] {
-        stream.write_u8(1).await.unwrap();
-        accepted.push(server.accept().await.unwrap());
+    for _ in 0..MAX_STREAMS {
+        accepted.push(timeout(PATIENCE, server.accept()).await.unwrap().unwrap());
     }
-    let last = opened.last_mut().unwrap();
-    last.write_u8(1).await.unwrap();
-    assert_eq!(timeout(PATIENCE, last.read(&mut [0])).await.unwrap().unwrap_or(0), 0);
-    echo_back(&mut accepted[0]).await;
-    assert_eq!(opened[0].read_u8().await.unwrap(), 1);
+    // The server still holds the stream that the client has dropped.
+    drop(opened.pop());
+    let mut last = client.open().await.unwrap();
+    let error = timeout(PATIENCE, last.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    drop(last);
+    opened[0].write_u8(1).await.unwrap();
+    timeout(PATIENCE, echo_back(&mut accepted[0])).await.unwrap();
+    assert_eq!(timeout(PATIENCE, opened[0].read_u8()).await.unwrap().unwrap(), 1);
 
     opened.truncate(1);
     timeout(PATIENCE, client.until_at_most(1))
         .await
         .expect("the streams are closed");
+}
+
+/// Both ends of a tunnel in memory.
+fn mux_pair() -> (MuxTunnel, MuxTunnel) {
+    let (one, other) = tokio::io::duplex(1 << 16);
+    (MuxTunnel::client(one, Vec::new()), MuxTunnel::server(other, Vec::new()))
+}
+
+#[tokio::test]
+async fn the_other_end_sees_a_stream_before_the_first_byte() {
+    let (client, server) = mux_pair();
+    // The end that accepts speaks first.
+    let mut opened = client.open().await.unwrap();
+    let mut accepted = timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+    accepted.write_u8(1).await.unwrap();
+    assert_eq!(timeout(PATIENCE, opened.read_u8()).await.unwrap().unwrap(), 1);
+    // The end that opens ends its direction at once.
+    let mut opened = client.open().await.unwrap();
+    opened.shutdown().await.unwrap();
+    let mut accepted = timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+    assert_eq!(timeout(PATIENCE, accepted.read(&mut [0])).await.unwrap().unwrap(), 0);
+    accepted.write_u8(2).await.unwrap();
+    assert_eq!(timeout(PATIENCE, opened.read_u8()).await.unwrap().unwrap(), 2);
+}
+
+#[tokio::test]
+async fn both_halves_of_a_stream_notice_that_the_tunnel_is_dropped() {
+    let (client, _server) = mux_pair();
+    let (mut read, mut write) = tokio::io::split(client.open().await.unwrap());
+    // Nobody reads at the other end: the writer waits for credit.
+    let buf = vec![0; 1 << 20];
+    let reader = tokio::spawn(async move { read.read_u8().await.map(drop) });
+    tokio::task::yield_now().await;
+    let writer = tokio::spawn(async move { write.write_all(&buf).await });
+    tokio::task::yield_now().await;
+    drop(client);
+    for half in [reader, writer] {
+        let ended = timeout(PATIENCE, half).await.expect("the half is woken").unwrap();
+        ended.expect_err("the tunnel has ended");
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_the_streams_of_a_tunnel_takes_no_stream() {
+    let (client, _server) = mux_pair();
+    let stream = client.open().await.unwrap();
+    let mut waits = pin!(client.until_at_most(0));
+    assert!(timeout(Duration::ZERO, waits.as_mut()).await.is_err());
+    assert_eq!(client.open_streams(), 1);
+    drop((client.open().await.unwrap(), stream));
+    timeout(PATIENCE, waits).await.expect("the streams are closed");
 }
 
 async fn echo_back(stream: &mut nodetracker_client::transport::TunnelStream) {
@@ -360,11 +432,8 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     let pki = Pki::new();
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = Target::new("main", tcp.local_addr().unwrap().to_string());
-    let listener = nodetracker_client::listener::AgentListener::with_verify(
-        ListenerConfig::new(info("proxy.test")),
-        (),
-        Box::new(named),
-    );
+    let config_of_proxy = ListenerConfig::new(info("proxy.test"));
+    let listener = AgentListener::with_verify(config_of_proxy, (), Box::new(named)).unwrap();
     let serving = listener.clone();
     let acceptor = TcpAcceptor::tls(tcp, &pki.server());
     tokio::spawn(async move { serving.serve(acceptor).await });
@@ -401,4 +470,45 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     plain.handle().add_target(target);
     wait_for(plain.handle(), |_, stats| stats.failures > 0).await;
     assert_eq!(listener.stats().claimed, 1);
+}
+
+#[tokio::test]
+async fn with_tls_a_peer_and_its_dialer_verify_each_other() {
+    let pki = Pki::new();
+    let mut proxy = Proxy::new(ListenerConfig::new(info("proxy.test")));
+    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    pool.add_target(Target::new("main", ""));
+    assert_eq!(proxy.event().await, connected());
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = tcp.local_addr().unwrap().to_string();
+    let agents = proxy.listener.clone();
+    let server = PeerServer::with_verify(PeerServerConfig::new("proxy.test"), agents, Box::new(named));
+    let acceptor = TcpAcceptor::tls(tcp, &pki.server());
+    let serving = server.clone();
+    tokio::spawn(async move { serving.serve(acceptor).await });
+
+    // The ID of the proxy that dials, and the ID of the proxy that the tracker names. The certificates are those of
+    // `origin.test` and `proxy.test`.
+    let dial = async |origin: &str, peer: &str| {
+        let table = RouteTable::new();
+        let route = nodetracker_client::Proxy {
+            id: peer,
+            cluster_name: "main",
+            addr: &addr,
+        };
+        let node = "node-1".parse().unwrap();
+        table.report_node(&node, &route).unwrap();
+        let other = AgentListener::new(ListenerConfig::new(info(origin)), ()).unwrap();
+        let transport = pki.client("origin.test");
+        let config = DialerConfig::new(origin);
+        let dialer = Dialer::with_verify(config, other, Arc::new(table), transport, Box::new(named));
+        dialer.dial(&node).await
+    };
+    let mut dialed = dial("origin.test", "proxy.test").await.unwrap();
+    echo(&mut dialed.stream).await.unwrap();
+    for (origin, peer) in [("other.test", "proxy.test"), ("origin.test", "other.test")] {
+        let error = dial(origin, peer).await.err().unwrap();
+        assert!(matches!(error, DialError::Unreachable { .. }), "{error}");
+    }
+    assert_eq!((server.stats().dialed, server.stats().failed), (1, 1));
 }

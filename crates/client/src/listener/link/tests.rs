@@ -204,3 +204,34 @@ fn an_agent_that_leaves_is_served_until_it_is_closed() {
     agent.advance(TIMES.keep_alive.interval);
     assert!(is_closed(&agent.advance(TIMES.keep_alive.timeout)));
 }
+
+#[test]
+fn a_list_that_changes_before_the_claim_follows_after_the_claim() {
+    let mut agent = Agent::new();
+    agent.says(hello());
+    agent.link.welcome(proto::ProxyInfo::default());
+    assert!(matches!(agent.hears()[..], [ToAgent::Welcome(_)]));
+    agent.link.set_list(list("b"));
+    assert_eq!(agent.hears(), []);
+    assert_eq!(agent.says(FromAgent::Claim(proto::Claim {})), [LinkEvent::Claimed]);
+    assert_eq!(agent.hears(), [ToAgent::ProxyList((*list("b")).clone())]);
+}
+
+#[test]
+fn the_longest_times_do_not_overflow() {
+    let times = LinkTimes {
+        handshake_timeout: Duration::MAX,
+        keep_alive: KeepAliveTimes {
+            interval: Duration::MAX,
+            timeout: Duration::MAX,
+        },
+        list_interval: Duration::MAX,
+    };
+    let now = Instant::now();
+    let link = AgentLink::new(now, times, list("a"));
+    let mut agent = Agent { link, now };
+    agent.says(hello());
+    agent.link.welcome(proto::ProxyInfo::default());
+    assert_eq!(agent.says(FromAgent::Claim(proto::Claim {})), [LinkEvent::Claimed]);
+    assert_eq!(agent.advance(Duration::from_secs(1 << 29)), []);
+}

@@ -1,6 +1,7 @@
 //! The machine, step by step.
 
 use super::*;
+use crate::control::keep_alive::KeepAliveTimes;
 use crate::pool::counts::StateCounts;
 
 struct Pool {
@@ -403,4 +404,64 @@ fn a_target_that_is_removed_while_it_is_dialled_is_not_dialled_again() {
     assert_eq!(pool.actions(), [Action::Close(tunnel)]);
     assert!(pool.machine.is_empty());
     assert_eq!(pool.machine.next_timeout(), None);
+}
+
+#[test]
+fn a_target_that_is_added_again_is_dialled_while_its_old_tunnel_leaves() {
+    let mut pool = Pool::new(1);
+    let old = pool.connect("a", &["a"]);
+    pool.machine.remove_target(pool.now, &target());
+    pool.machine.add_target(pool.now, target());
+    let actions = pool.actions();
+    assert!(is_goodbye(&sent(&actions, old)), "{actions:?}");
+    assert!(matches!(actions[..], [_, Action::Connect(..)]), "{actions:?}");
+
+    // The old tunnel is silent. It is not lost, because it leaves.
+    let times = KeepAliveTimes::default();
+    pool.advance(times.interval);
+    let actions = pool.advance(times.timeout);
+    assert!(actions.contains(&Action::Close(old)), "{actions:?}");
+    assert_eq!((pool.machine.stats().lost, pool.machine.stats().broken), (0, 0));
+}
+
+#[test]
+fn the_reason_of_a_failure_is_kept_until_a_tunnel_is_claimed() {
+    let mut pool = Pool::new(1);
+    let first = pool.dial();
+    pool.handle(first, Input::Ended("connection refused".into()));
+    assert_eq!(pool.machine.last_errors()[&target()], "connection refused");
+    pool.connect("a", &["a"]);
+    assert!(pool.machine.last_errors().is_empty());
+
+    let long = Target::new("x".repeat(256), "balancer:2");
+    pool.machine.add_target(pool.now, long.clone());
+    assert_eq!(pool.actions(), []);
+    let error = "the name of the cluster has 256 bytes, and the maximum is 255";
+    assert_eq!(pool.machine.last_errors()[&long], error);
+}
+
+#[test]
+fn the_longest_times_do_not_overflow() {
+    let mut config = PoolConfig::new("node-1".parse().unwrap());
+    config.backoff = crate::backoff::Limits {
+        base: Duration::MAX,
+        max: Duration::MAX,
+    };
+    config.spread = Duration::MAX;
+    config.connect_timeout = Duration::MAX;
+    config.close_timeout = Duration::MAX;
+    config.keep_alive = KeepAliveTimes {
+        interval: Duration::MAX,
+        timeout: Duration::MAX,
+    };
+    let mut pool = Pool {
+        machine: PoolMachine::new(config, 1),
+        now: Instant::now(),
+    };
+    pool.machine.add_target(pool.now, target());
+    let lost = pool.connect("a", &["a"]);
+    pool.handle(lost, Input::Ended("lost".into()));
+    let failed = pool.dial();
+    pool.handle(failed, Input::Ended("failed".into()));
+    pool.machine.remove_target(pool.now, &target());
 }

@@ -6,6 +6,8 @@
 //! * no node is announced or refreshed for longer than an interval and a half after its last sign of life
 //! * no node is announced or refreshed after it went down, except by a request that was on its way
 //! * a live node has a route [`RECOVERY`] after the last fault
+//! * with one tracker, a node that is down has no route [`RECOVERY`] after the last fault, and [`WITHDRAWAL`] after its
+//!   tunnel ended
 //! * at the end, the tracker has the routes of the live nodes and no other routes
 //!
 //! `NODETRACKER_SEEDS=5000 cargo test --release -p nodetracker-client --test it session::faults` runs more of them.
@@ -19,17 +21,19 @@ use nodetracker_client::{NodeId, Uuid};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_response::Response;
 
+use crate::seeds::Seeds;
 use crate::session::model::{LIMITS, ModelTracker};
-use crate::session::seeds::Seeds;
 use crate::session::world::World;
 
-const KEEP_ALIVE: Duration = Duration::from_secs(90);
-const INTERVAL: Duration = Duration::from_secs(30);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(90);
+pub(super) const INTERVAL: Duration = Duration::from_secs(30);
 /// The longest time of a message in one direction.
-const DELAY: Duration = Duration::from_secs(2);
+pub(super) const DELAY: Duration = Duration::from_secs(2);
 /// The longest time between two signs of life.
-const SIGNS: Duration = Duration::from_secs(20);
-const STEP: Duration = Duration::from_millis(500);
+pub(super) const SIGNS: Duration = Duration::from_secs(20);
+pub(super) const STEP: Duration = Duration::from_millis(500);
+/// An announcement may be on its way, and several withdrawals follow.
+const WITHDRAWAL: Duration = Duration::from_secs(10);
 /// A half-open connection is noticed with the next round, and the answer to a hello may be lost too.
 const RECOVERY: Duration = Duration::from_secs(75);
 
@@ -65,15 +69,17 @@ struct Truth {
     next_sign: Duration,
 }
 
-struct Run {
-    world: World,
+pub(super) struct Run {
+    pub(super) world: World,
     truth: BTreeMap<NodeId, Truth>,
-    last_fault: Duration,
+    pub(super) last_fault: Duration,
+    /// Whether a change of the nodes has reported something to do.
+    is_woken: bool,
     seed: u64,
 }
 
 impl Run {
-    fn new(seed: u64, trackers: u64) -> Self {
+    pub(super) fn new(seed: u64, trackers: u64) -> Self {
         let trackers = (1..=trackers)
             .map(|number| ModelTracker::new(KEEP_ALIVE, LIMITS, number))
             .collect();
@@ -84,6 +90,7 @@ impl Run {
             world,
             truth: BTreeMap::new(),
             last_fault: Duration::ZERO,
+            is_woken: false,
             seed,
         }
     }
@@ -92,11 +99,10 @@ impl Run {
         let now = self.world.now;
         let wait = SIGNS.mul_f64(self.world.random.f64());
         let proxy = &self.world.proxies[0];
-        if is_up {
-            proxy.nodes.up(node, self.world.instant()).expect("there is room");
-        } else {
-            proxy.nodes.seen(node, self.world.instant());
-        }
+        self.is_woken |= match is_up {
+            true => proxy.nodes.up(node, self.world.instant()).expect("there is room"),
+            false => proxy.nodes.seen(node, self.world.instant()),
+        };
         let truth = self.truth.entry(node.clone()).or_insert(Truth {
             life: Life::Live,
             since: now,
@@ -111,6 +117,14 @@ impl Run {
         truth.next_sign = now + wait;
     }
 
+    /// Changes up to 19 nodes.
+    pub(super) fn change_some(&mut self) {
+        for _ in 0..self.world.random.usize(..20) {
+            let number = self.world.random.usize(..100);
+            self.change(node(number));
+        }
+    }
+
     fn change(&mut self, node: NodeId) {
         let now = self.world.now;
         let life = self.truth.get(&node).map(|truth| truth.life);
@@ -119,7 +133,7 @@ impl Run {
             (Some(Life::Silent), 0) => self.sign(&node, false),
             (Some(Life::Live), 0) => self.set(&node, Life::Silent, now),
             (Some(_), _) => {
-                self.world.proxies[0].nodes.down(&node, self.world.instant());
+                self.is_woken |= self.world.proxies[0].nodes.down(&node, self.world.instant());
                 self.set(&node, Life::Down, now);
                 // Some return at once.
                 if self.world.random.bool() {
@@ -152,7 +166,7 @@ impl Run {
             6 => world.trackers[tracker].capacity = world.random.usize(..60),
             7 => world.latency.end = DELAY.mul_f64(world.random.f64()).max(Duration::from_millis(2)),
             8 => world.repeats_requests ^= true,
-            9 => self.sleep(),
+            9 => self.sleep(Duration::from_secs(3600)),
             10 => world.broadcast(tracker, &Response::KeepAlive(v1::SessionKeepAlive {})),
             _ => world.broadcast(
                 tracker,
@@ -164,10 +178,10 @@ impl Run {
         self.last_fault = self.world.now;
     }
 
-    /// The process sleeps for an hour. Then the live nodes give signs of life one after the other.
-    fn sleep(&mut self) {
+    /// The process sleeps. Then the live nodes give signs of life one after the other.
+    pub(super) fn sleep(&mut self, time: Duration) {
         let world = &mut self.world;
-        let end = world.now + Duration::from_secs(3600);
+        let end = world.now + time;
         world.sleep_until(0, end);
         world.run_until(end);
         for truth in self.truth.values_mut() {
@@ -175,7 +189,7 @@ impl Run {
         }
     }
 
-    fn heal(&mut self) {
+    pub(super) fn heal(&mut self) {
         for tracker in &mut self.world.trackers {
             tracker.capacity = usize::MAX;
         }
@@ -184,7 +198,7 @@ impl Run {
         self.last_fault = self.world.now;
     }
 
-    fn step(&mut self) {
+    pub(super) fn step(&mut self, time: Duration) {
         let now = self.world.now;
         let due: Vec<NodeId> = self
             .truth
@@ -195,8 +209,10 @@ impl Run {
         for node in due {
             self.sign(&node, false);
         }
-        self.world.drive(0);
-        self.world.run_until(now + STEP);
+        if std::mem::take(&mut self.is_woken) {
+            self.world.drive(0);
+        }
+        self.world.run_until(now + time);
         self.check();
     }
 
@@ -228,12 +244,20 @@ impl Run {
                     "seed {seed}: {node} is missing at {now:?}, since {:?} after the fault",
                     now - self.last_fault
                 );
+                assert!(
+                    truth.life != Life::Down
+                        || now - truth.since <= WITHDRAWAL
+                        || self.world.trackers.len() > 1
+                        || found.binary_search(node).is_err(),
+                    "seed {seed}: {node} still has a route at {now:?}, since {:?} after it went down",
+                    now - truth.since
+                );
             }
         }
     }
 
     /// The nodes with a route at any tracker.
-    fn routes(&self) -> Vec<NodeId> {
+    pub(super) fn routes(&self) -> Vec<NodeId> {
         let trackers = self.world.trackers.iter();
         let mut nodes: Vec<_> = trackers
             .flat_map(|tracker| tracker.nodes("proxy", self.world.now))
@@ -243,11 +267,33 @@ impl Run {
         nodes
     }
 
+    /// Whether each live node has a route, and no node has a route that went down.
+    pub(super) fn has_recovered(&self) -> bool {
+        let routes = self.routes();
+        self.truth.iter().all(|(node, truth)| match truth.life {
+            Life::Live => routes.binary_search(node).is_ok(),
+            Life::Silent => true,
+            Life::Down => routes.binary_search(node).is_err(),
+        })
+    }
+
+    pub(super) fn assert_down_nodes_expire(&self) {
+        for node in self.routes() {
+            let truth = &self.truth[&node];
+            let time = self.world.now - truth.since;
+            assert!(
+                truth.life != Life::Down || time <= KEEP_ALIVE + DELAY,
+                "seed {}: {node} has a route {time:?} after it went down",
+                self.seed
+            );
+        }
+    }
+
     /// Runs without faults until routes that nobody refreshes have expired.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.heal();
         for _ in 0..((KEEP_ALIVE + 3 * INTERVAL).as_millis() / STEP.as_millis()) {
-            self.step();
+            self.step(STEP);
         }
         let is_live = |truth: &Truth| truth.life == Life::Live;
         let live: Vec<_> = self
@@ -270,10 +316,7 @@ fn run(seed: u64) -> u64 {
     let mut run = Run::new(seed, trackers);
     for _ in 0..600 {
         if run.world.random.u8(..4) == 0 {
-            for _ in 0..run.world.random.usize(..20) {
-                let number = run.world.random.usize(..100);
-                run.change(node(number));
-            }
+            run.change_some();
         }
         if run.world.random.u8(..60) == 0 {
             run.fault();
@@ -281,7 +324,7 @@ fn run(seed: u64) -> u64 {
         if run.world.random.u8(..200) == 0 {
             run.heal();
         }
-        run.step();
+        run.step(STEP);
     }
     run.settle();
     run.world.trace()

@@ -84,6 +84,10 @@ impl Driver {
     }
 
     fn with_timing(max: usize, timing: Timing) -> Self {
+        Self::with_trackers(1, max, timing, 1)
+    }
+
+    fn with_trackers(trackers: usize, max: usize, timing: Timing, seed: u64) -> Self {
         let now = Instant::now();
         let nodes = Arc::new(NodeSet::new(max, 1, now));
         let proxy = Proxy {
@@ -96,7 +100,7 @@ impl Driver {
             incarnation: NonZeroU64::MIN,
         };
         Self {
-            machine: Machine::new(Arc::clone(&nodes), identity, 1, timing, 1, now),
+            machine: Machine::new(Arc::clone(&nodes), identity, trackers, timing, seed, now),
             nodes,
             now,
             oldest: 1,
@@ -200,6 +204,38 @@ fn a_node_that_goes_down_while_it_is_announced_is_withdrawn_after_the_answer() {
     driver.up(1);
     driver.answer(ack());
     assert_eq!(driver.requests_at_timeout(), [up(&[1])]);
+}
+
+#[test]
+fn a_node_that_went_down_during_an_outage_is_withdrawn_at_once() {
+    let mut driver = Driver::open();
+    driver.up(1);
+    assert_eq!(driver.flush(), [up(&[1])]);
+    // The tracker may have done the announcement.
+    driver.machine.handle(driver.now, Input::Lost);
+    driver.down(1);
+    assert!(matches!(driver.requests_at_timeout()[..], [Request::Hello(_)]));
+    driver.oldest = 3;
+    driver.answer(Response::Welcome(v1::SessionWelcome {
+        handles_hold: true,
+        ..welcome()
+    }));
+    assert_eq!(driver.requests(), [down(&[1])]);
+}
+
+#[test]
+fn a_withdrawal_does_not_wait_for_the_pace_of_announcements() {
+    let mut driver = Driver::open();
+    driver.up(1);
+    driver.flush();
+    driver.answer(handles(&[]));
+    driver.down(1);
+    assert_eq!(driver.flush(), [down(&[1])]);
+    driver.answer(ack());
+    // The queue of announcements still has the node's ID.
+    driver.now += Timing::default().refused.base;
+    assert_eq!(driver.requests(), []);
+    assert!(driver.machine.is_settled() && driver.nodes.is_empty());
 }
 
 #[test]
@@ -350,6 +386,69 @@ fn a_tracker_that_does_not_answer_is_given_up() {
 }
 
 #[test]
+fn the_nodes_move_well_before_the_tracker_stops() {
+    let left = Duration::from_secs(4);
+    for seed in 0..100 {
+        let mut driver = Driver::with_trackers(2, 1, Timing::default(), seed).opened();
+        driver.events();
+        driver.unasked(Response::GoAway(v1::SessionGoAway {
+            time_left: left.try_into().ok(),
+        }));
+        let told = driver.now;
+        assert!(matches!(driver.requests_at_timeout()[..], [Request::Hello(_)]));
+        assert!(
+            driver.now - told <= left * 3 / 4,
+            "seed {seed}: {:?}",
+            driver.now - told
+        );
+        let moves = Event::Connect {
+            tracker: 1,
+            keeps_previous: true,
+        };
+        assert_eq!(driver.events(), [moves], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_drain_waits_only_for_hellos_that_may_still_arrive() {
+    for is_late in [false, true] {
+        let mut driver = Driver::new(1);
+        assert!(matches!(driver.requests()[..], [Request::Hello(_)]));
+        if is_late {
+            // The hello may be on its way.
+            driver.machine.handle(driver.now, Input::Lost);
+            assert!(matches!(driver.requests_at_timeout()[..], [Request::Hello(_)]));
+        }
+        driver.machine.handle(driver.now, Input::Unreachable);
+        driver.machine.handle(driver.now, Input::Drain);
+        let requests = driver.requests();
+        if is_late {
+            assert!(matches!(requests[..], [Request::Hello(_)]));
+            driver.machine.handle(driver.now, Input::Unreachable);
+            driver.now += Duration::from_secs(60);
+            assert_eq!(driver.requests(), []);
+        }
+        assert_eq!(driver.events().last(), Some(&Event::Drained), "is_late: {is_late}");
+    }
+}
+
+#[test]
+fn times_without_a_bound_are_no_error() {
+    let mut timing = Timing::default();
+    (timing.batch_delay, timing.announce_jitter) = (Duration::MAX, Duration::MAX);
+    timing.answer_timeout = Duration::MAX;
+    (timing.reconnect.base, timing.reconnect.max) = (Duration::MAX, Duration::MAX);
+    (timing.refused.base, timing.refused.max) = (Duration::MAX, Duration::MAX);
+    let mut driver = Driver::with_timing(1, timing).opened();
+    driver.up(1);
+    driver.requests();
+    driver.now = driver.now.max(driver.machine.next_timeout().expect("a timeout"));
+    driver.requests();
+    driver.machine.handle(driver.now, Input::Lost);
+    driver.requests_at_timeout();
+}
+
+#[test]
 fn a_burst_of_changes_costs_one_pass() {
     const NODES: u128 = 6_000;
     let mut driver = Driver::open();
@@ -469,7 +568,10 @@ fn many_threads_change_nodes_while_the_machine_reports_them() {
                 is_done.store(true, Ordering::Release);
                 up
             });
-            while !is_done.load(Ordering::Acquire) || !driver.machine.is_settled() {
+            // The threads need some thousand steps. Afterwards, few steps are left.
+            let mut left = 1_000;
+            while left > 0 && (!is_done.load(Ordering::Acquire) || !driver.machine.is_settled()) {
+                left -= usize::from(is_done.load(Ordering::Acquire));
                 for request in driver.requests() {
                     let reply = tracker.request(Duration::ZERO, "proxy", 0, request);
                     driver.answer(reply.answer.expect("an answer"));
@@ -478,6 +580,7 @@ fn many_threads_change_nodes_while_the_machine_reports_them() {
             }
             waiter.join().expect("no panic")
         });
+        assert!(driver.machine.is_settled(), "seed {seed}");
         assert_eq!(tracker.nodes("proxy", Duration::ZERO), expected, "seed {seed}");
         assert_eq!(driver.nodes.len(), expected.len(), "seed {seed}");
     }

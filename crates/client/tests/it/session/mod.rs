@@ -1,12 +1,12 @@
 //! Sessions of proxies: the machine in a simulated world, and the whole session with a tracker.
 
-mod faults;
+pub(crate) mod faults;
 mod machine;
 mod model;
 mod recovery;
 mod relay;
-mod seeds;
+pub(crate) mod single_faults;
 mod tracker;
-mod two_sessions;
-mod two_trackers;
+pub(crate) mod two_sessions;
+pub(crate) mod two_trackers;
 mod world;

@@ -7,6 +7,7 @@ use nodetracker_client::{NodeId, Uuid};
 use nodetracker_proto::v1;
 
 use crate::session::model::ModelTracker;
+use crate::seeds::Seeds;
 use crate::session::world::{Traffic, World};
 
 const PROXIES: usize = 10;
@@ -28,7 +29,7 @@ fn node(proxy: usize, number: usize) -> NodeId {
 
 #[test]
 fn a_hundred_thousand_nodes_of_ten_proxies_are_back_within_the_stated_costs() {
-    for seed in 0..5 {
+    for seed in Seeds::new(5) {
         let mut world = World::new(seed, vec![ModelTracker::new(KEEP_ALIVE, LIMITS, 1)]);
         world.latency = ROUND_TRIP / 2..ROUND_TRIP / 2;
         let timing = Timing::default();

@@ -12,18 +12,16 @@ use nodetracker_client::session::machine::SessionSupersededReason;
 use nodetracker_client::session::{ProxySession, SessionConfig, SessionConfigError, SessionState, SessionStats};
 use nodetracker_client::{NodeId, Proxy, Uuid};
 use nodetracker_server::{Config, Drained, Limits, Server};
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::session::relay::Relay;
+use crate::support::{ClosedPort, within};
 
 /// Heartbeats follow every two seconds.
 const SHORT: Duration = Duration::from_secs(6);
 /// No heartbeat follows during a test, and no node counts as silent.
 const LONG: Duration = Duration::from_secs(3600);
-/// Longer than any wait of a test that succeeds.
-const LIMIT: Duration = Duration::from_secs(60);
 const PROXY: Proxy<'_> = Proxy {
     id: "proxy-1",
     cluster_name: "main",
@@ -85,9 +83,18 @@ fn config(trackers: &[SocketAddr]) -> SessionConfig {
 
 /// Waits for a state of the session with the first tracker.
 async fn until(session: &ProxySession, condition: impl FnMut(&SessionStats) -> bool) -> SessionStats {
-    let mut stats = session.subscribe().remove(0);
-    let reached = tokio::time::timeout(LIMIT, stats.wait_for(condition)).await;
-    reached.expect("the state is reached in time").unwrap().clone()
+    until_at(session, 0, condition).await
+}
+
+/// Waits for a state of the session with one of the trackers.
+async fn until_at(
+    session: &ProxySession,
+    tracker: usize,
+    condition: impl FnMut(&SessionStats) -> bool,
+) -> SessionStats {
+    let mut stats = session.subscribe().remove(tracker);
+    let reached = within(stats.wait_for(condition)).await;
+    reached.expect("the session lives").clone()
 }
 
 async fn announced(session: &ProxySession, count: u64) -> SessionStats {
@@ -184,36 +191,45 @@ async fn a_newer_incarnation_supersedes_the_session_which_does_not_take_over_aga
     newer.incarnation = 2;
     let newer = ProxySession::begin(newer).unwrap();
     up(&newer, 10..20);
-    let superseded = older.superseded().await;
+    let superseded = within(older.superseded()).await;
     assert_eq!(superseded.reason, SessionSupersededReason::NewerIncarnation);
     assert_eq!(superseded.latest_incarnation, 2);
-    for mut stats in older.subscribe() {
-        let is_over = |stats: &SessionStats| stats.state == SessionState::Superseded(superseded);
-        stats.wait_for(is_over).await.unwrap();
+    for tracker in 0..2 {
+        until_at(&older, tracker, |stats| {
+            stats.state == SessionState::Superseded(superseded)
+        })
+        .await;
     }
     announced(&newer, 10).await;
     assert_eq!(trackers[0].nodes(0..20), Vec::from_iter(10..20));
-    let error = older.drain(LIMIT).await.unwrap_err();
+    let error = older.drain(SHORT).await.unwrap_err();
     assert_eq!(error.trackers.len(), 2, "{error}");
 }
 
 #[tokio::test]
 async fn a_drain_ends_the_incarnation_at_each_tracker_that_can_be_reached() {
-    let tracker = Tracker::start(LONG).await;
-    let unreachable = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let session = ProxySession::begin(config(&[tracker.addr, unreachable])).unwrap();
+    let trackers = [Tracker::start(LONG).await, Tracker::start(LONG).await];
+    let (relay, closed) = (Relay::to(trackers[1].addr).await, ClosedPort::new());
+    let mut config = config(&[trackers[0].addr, relay.addr]);
+    config.max_nodes = 10;
+    let session = ProxySession::begin(config).unwrap();
     up(&session, 0..10);
     announced(&session, 10).await;
-    let mut other = session.subscribe().remove(1);
-    other.wait_for(|stats| stats.last_error.is_some()).await.unwrap();
+    until_at(&session, 1, |stats| stats.is_settled).await;
+    relay.retarget(closed.addr());
+    until_at(&session, 1, |stats| stats.last_error.is_some()).await;
     let error = session.drain(Duration::from_secs(1)).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("not drained, so the routes stay until they expire: http://{unreachable}")
+        format!(
+            "not drained, so the routes stay until they expire: http://{}",
+            relay.addr
+        )
     );
-    assert_eq!((tracker.table.len(), tracker.table.find_proxy("proxy-1")), (0, None));
-    // Nothing is reported any more.
-    up(&session, 0..10);
+    let table = &trackers[0].table;
+    assert_eq!((table.len(), table.find_proxy("proxy-1")), (0, None));
+    // Calls on nodes have no effect any more, so no node is one too many.
+    up(&session, 0..20);
     assert_eq!(session.stats()[0].state, SessionState::Drained);
 }
 
@@ -226,21 +242,14 @@ async fn a_tracker_without_room_for_a_node_does_not_keep_the_node_from_the_other
     let session = ProxySession::begin(config).unwrap();
     up(&session, 0..1);
     announced(&session, 1).await;
-    let unreachable = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    relay.retarget(unreachable);
+    let closed = ClosedPort::new();
+    relay.retarget(closed.addr());
     until(&session, |stats| stats.state == SessionState::Connecting).await;
     session.node_down(&node(0));
-    let mut other = session.subscribe().remove(1);
-    other
-        .wait_for(|stats| stats.nodes == 0 && stats.is_settled)
-        .await
-        .unwrap();
+    until_at(&session, 1, |stats| stats.nodes == 0 && stats.is_settled).await;
     // The first tracker cannot learn that the first node went down.
     session.node_up(&node(1)).unwrap_err();
-    other
-        .wait_for(|stats| stats.nodes == 1 && stats.is_settled)
-        .await
-        .unwrap();
+    until_at(&session, 1, |stats| stats.nodes == 1 && stats.is_settled).await;
     assert_eq!(trackers[1].nodes(0..2), [1]);
 }
 
@@ -264,10 +273,16 @@ async fn a_node_without_room_is_reported_with_a_sign_of_life_once_there_is_room(
 
 #[tokio::test]
 async fn a_drain_before_the_first_connection_has_nothing_to_wait_for() {
-    let unreachable = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let session = ProxySession::begin(config(&[unreachable])).unwrap();
-    assert_eq!(session.drain(LIMIT).await, Ok(()));
-    assert_eq!(session.stats()[0].state, SessionState::Drained);
+    let closed = ClosedPort::new();
+    for has_failed in [false, true] {
+        let session = ProxySession::begin(config(&[closed.addr()])).unwrap();
+        if has_failed {
+            until(&session, |stats| stats.counters.lost_streams > 1).await;
+        }
+        // Less than the time for which a hello may be on its way.
+        assert_eq!(session.drain(Duration::from_secs(30)).await, Ok(()));
+        assert_eq!(session.stats()[0].state, SessionState::Drained);
+    }
 }
 
 #[tokio::test]
@@ -295,4 +310,9 @@ fn a_configuration_that_cannot_be_used_is_refused() {
         config.incarnation = incarnation;
         assert_eq!(begin(config), SessionConfigError::Incarnation(incarnation));
     }
+    let config = SessionConfig::new(PROXY, vec!["a:1".parse().unwrap(), "https://b:1".parse().unwrap()]);
+    assert_eq!(
+        begin(config).to_string(),
+        "https://b:1 needs TLS: set ConnectOptions::tls"
+    );
 }

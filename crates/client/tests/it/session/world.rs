@@ -159,12 +159,7 @@ impl World {
     /// Runs until a time.
     pub(crate) fn run_until(&mut self, end: Duration) {
         loop {
-            let base = self.base;
-            let timeouts = self.proxies.iter().filter_map(|proxy| {
-                let timeout = proxy.machine.next_timeout()?.saturating_duration_since(base);
-                Some(timeout.max(proxy.asleep_until))
-            });
-            let timeout = timeouts.min();
+            let timeout = (0..self.proxies.len()).filter_map(|proxy| self.timeout(proxy)).min();
             let delivery = self.queue.peek().map(|Reverse((at, _))| *at);
             let next = timeout.into_iter().chain(delivery).min().unwrap_or(end);
             if next >= end {
@@ -172,13 +167,20 @@ impl World {
                 return;
             }
             self.now = self.now.max(next);
-            if delivery == Some(next) {
-                self.deliver();
-            }
+            let receiver = (delivery == Some(next)).then(|| self.deliver()).flatten();
+            // Other machines have no reason to do something. So a machine that forgets a timeout fails its test.
             for proxy in 0..self.proxies.len() {
-                self.drive(proxy);
+                if receiver == Some(proxy) || self.timeout(proxy).is_some_and(|at| at <= self.now) {
+                    self.drive(proxy);
+                }
             }
         }
+    }
+
+    fn timeout(&self, proxy: usize) -> Option<Duration> {
+        let proxy = &self.proxies[proxy];
+        let timeout = proxy.machine.next_timeout()?.saturating_duration_since(self.base);
+        Some(timeout.max(proxy.asleep_until))
     }
 
     /// Ends the present stream of a proxy. What is on its way to the tracker arrives. A proxy of a half-open connection
@@ -336,25 +338,26 @@ impl World {
         self.deliveries.insert(self.next_delivery, delivery);
     }
 
-    fn deliver(&mut self) {
-        let Some(Reverse((_, number))) = self.queue.pop() else {
-            return;
-        };
-        let Some(delivery) = self.deliveries.remove(&number) else {
-            return;
-        };
+    /// Makes the next delivery. Returns the proxy that has received something.
+    fn deliver(&mut self) -> Option<usize> {
+        let Reverse((_, number)) = self.queue.pop()?;
+        let delivery = self.deliveries.remove(&number)?;
         if let Delivery::ToProxy(stream, ..) | Delivery::Lost(stream) = delivery {
             let awake_at = self.proxies[self.streams[stream].proxy].asleep_until;
             if self.now < awake_at {
-                return self.push(awake_at, delivery);
+                self.push(awake_at, delivery);
+                return None;
             }
         }
         match delivery {
-            Delivery::ToTracker(stream, request, depth) => self.on_request(stream, request, depth),
+            Delivery::ToTracker(stream, request, depth) => {
+                self.on_request(stream, request, depth);
+                None
+            }
             Delivery::ToProxy(stream, response, depth) => {
                 let proxy = self.streams[stream].proxy;
                 if self.streams[stream].is_lost || self.proxies[proxy].stream != Some(stream) {
-                    return;
+                    return None;
                 }
                 if response.sequence != 0 {
                     self.streams[stream].unanswered -= 1;
@@ -362,13 +365,17 @@ impl World {
                 }
                 let now = self.instant();
                 self.proxies[proxy].machine.handle(now, Input::Message(response));
+                Some(proxy)
             }
             Delivery::Lost(stream) => {
-                let proxy = &mut self.proxies[self.streams[stream].proxy];
-                if proxy.stream == Some(stream) {
-                    proxy.stream = None;
-                    proxy.machine.handle(self.base + self.now, Input::Lost);
+                let at = self.streams[stream].proxy;
+                let proxy = &mut self.proxies[at];
+                if proxy.stream != Some(stream) {
+                    return None;
                 }
+                proxy.stream = None;
+                proxy.machine.handle(self.base + self.now, Input::Lost);
+                Some(at)
             }
         }
     }

@@ -1,0 +1,112 @@
+//! The TLS of a side that accepts tunnels, from files that may change.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use std::{fs, io};
+
+use arc_swap::ArcSwap;
+use nodetracker_tls::server::{ServerConfigError, ServerFiles, server_config};
+use rustls::ServerConfig;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::transport::tcp::ALPN;
+
+/// The PEM files of a side that accepts tunnels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerTlsFiles {
+    /// The private key.
+    pub key: PathBuf,
+    /// The certificate chain.
+    pub certificate: PathBuf,
+    /// The authorities that certify the agents, or the peers. Without it, they need no certificate.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// The configuration of TLS, read again when the files have changed.
+///
+/// Present tunnels keep the certificates that they began with. If the files cannot be used, or are replaced only in
+/// part, new tunnels use the last good files.
+#[derive(Debug)]
+pub struct ServerTls {
+    files: ServerTlsFiles,
+    look_interval: Duration,
+    next_look: Mutex<Instant>,
+    /// The contents of the files at the last look. Locked during a load.
+    seen: Mutex<Contents>,
+    last_good: ArcSwap<ServerConfig>,
+}
+
+type Contents = Vec<Result<Vec<u8>, io::ErrorKind>>;
+
+impl ServerTls {
+    /// Reads the files. A handshake looks at the files if the last look was `look_interval` ago.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be used.
+    pub fn load(files: ServerTlsFiles, look_interval: Duration) -> Result<Arc<Self>, ServerConfigError> {
+        // Before the files are loaded: a change during the load is seen later.
+        let seen = Mutex::new(files.contents());
+        Ok(Arc::new(Self {
+            last_good: ArcSwap::from_pointee(files.load()?),
+            files,
+            look_interval,
+            next_look: Mutex::new(Instant::now()),
+            seen,
+        }))
+    }
+
+    /// Returns the configuration for a handshake.
+    pub(super) async fn current(self: &Arc<Self>) -> Arc<ServerConfig> {
+        if self.is_due() {
+            let tls = Arc::clone(self);
+            // An error means that the runtime shuts down.
+            let _ = tokio::task::spawn_blocking(move || tls.load_if_changed()).await;
+        }
+        self.last_good.load_full()
+    }
+
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        let mut next_look = self.next_look.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = now >= *next_look;
+        if is_due {
+            *next_look = now.checked_add(self.look_interval).unwrap_or(now);
+        }
+        is_due
+    }
+
+    fn load_if_changed(&self) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let contents = self.files.contents();
+        if *seen == contents {
+            return;
+        }
+        *seen = contents;
+        match self.files.load() {
+            Ok(config) => {
+                self.last_good.store(Arc::new(config));
+                info!("{}: loaded", self.files.certificate.display());
+            }
+            Err(error) => warn!("TLS continues with the files that were read before: {error}"),
+        }
+    }
+}
+
+impl ServerTlsFiles {
+    fn contents(&self) -> Contents {
+        let files = [&self.key, &self.certificate].into_iter().chain(&self.client_ca);
+        files.map(|file| fs::read(file).map_err(|error| error.kind())).collect()
+    }
+
+    fn load(&self) -> Result<ServerConfig, ServerConfigError> {
+        let files = ServerFiles {
+            key: &self.key,
+            certificate: &self.certificate,
+            client_ca: self.client_ca.as_deref(),
+        };
+        server_config(&files, ALPN)
+    }
+}
