@@ -47,7 +47,8 @@ impl Flights {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the result of the node's flight. If there is no flight, the caller gets a new flight, and makes the call.
+    /// Returns the result of the node's flight. If there is no flight, the caller gets a new flight, and makes the
+    /// call.
     pub(super) fn join(&self, node: &NodeId) -> (SharedFetch, Option<Flight>) {
         let mut state = self.lock();
         if let Some(joinable) = state.flights.get(node) {

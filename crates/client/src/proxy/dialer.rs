@@ -199,8 +199,8 @@ impl Dialer {
     /// Opens a stream to a node. Needs a tokio runtime.
     ///
     /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. Proxies
-    /// to which a recent attempt to connect failed come last. If none of these proxies opens a stream, or if the tracker
-    /// names this proxy, asks the tracker for its [latest
+    /// to which a recent attempt to connect failed come last. If none of these proxies opens a stream, or if the
+    /// tracker names this proxy, asks the tracker for its [latest
     /// routes](crate::tracker::NodeTracker::get_latest_proxies), because a cached answer may be out of date. One
     /// attempt is kept for these routes.
     ///
@@ -287,9 +287,9 @@ impl Inner {
         Err(failure(node, local, attempts.failed))
     }
 
-    /// Tries the proxies of routes that were not tried before, in the order of the routes, up to `max` proxies in all. A
-    /// proxy that has moved counts as another proxy. The routes' times say nothing: a cached route may have the time of
-    /// another clock.
+    /// Tries the proxies of routes that were not tried before, in the order of the routes, up to `max` proxies in all.
+    /// A proxy that has moved counts as another proxy. The routes' times say nothing: a cached route may have the time
+    /// of another clock.
     async fn try_routes(
         &self,
         node: &NodeId,

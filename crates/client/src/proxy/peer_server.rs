@@ -161,8 +161,8 @@ impl PeerServer {
     /// Stops: refuses all dials. Waits until the streams to nodes have ended, at most for `limit`, and then closes each
     /// tunnel. Handshakes that are under way may take their own time.
     ///
-    /// Close the server before its [`AgentListener`]: a peer then tries another proxy, and makes no complaint about this
-    /// proxy.
+    /// Close the server before its [`AgentListener`]: a peer then tries another proxy, and makes no complaint about
+    /// this proxy.
     pub async fn close(&self, limit: Duration) {
         self.0.closing.send_replace(Some(after(now(), limit)));
         self.0.peers.until_at_most(0).await;

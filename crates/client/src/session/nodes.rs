@@ -7,10 +7,10 @@
 //!
 //! # How the machine finds changes
 //!
-//! A change puts the node's ID into a bounded queue, once. Two kinds of nodes can have their ID in a queue twice: a node
-//! that was removed meanwhile, and a node that went down while its ID was in the queue of announcements. The second ID
-//! then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all nodes. So a flush costs
-//! the number of the changed nodes, and a burst costs one pass over the map.
+//! A change puts the node's ID into a bounded queue, once. Two kinds of nodes can have their ID in a queue twice: a
+//! node that was removed meanwhile, and a node that went down while its ID was in the queue of announcements. The
+//! second ID then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all nodes. So a
+//! flush costs the number of the changed nodes, and a burst costs one pass over the map.
 //!
 //! The first change after a flush reports that there is something to do. The machine collects further changes anyway.
 //!
@@ -38,8 +38,8 @@ const QUEUE: usize = 4096;
 /// it.
 ///
 /// A node costs 18 bytes beside its ID, and its share of the map's free slots: some 50 bytes on average. Directly after
-/// the map has grown, a node costs up to 80 bytes. While the map grows, the smaller map is there too, and a node costs up
-/// to 150 bytes. The ID of a UUID has 16 bytes. The ID of a name has 24 bytes, and its text if the text is longer.
+/// the map has grown, a node costs up to 80 bytes. While the map grows, the smaller map is there too, and a node costs
+/// up to 150 bytes. The ID of a UUID has 16 bytes. The ID of a name has 24 bytes, and its text if the text is longer.
 /// `cargo test -p nodetracker-client --test session_memory -- --nocapture` prints the figures.
 #[derive(Debug)]
 pub struct NodeSet {
@@ -292,8 +292,8 @@ impl NodeSet {
 pub(super) struct Pass<'a> {
     /// Nodes that have been silent for longer are neither announced nor refreshed.
     pub(super) window: Duration,
-    /// For how long the tracker keeps a route without a refresh. Nodes that have been down for longer are forgotten, and
-    /// nodes that have been silent for longer are announced with their next sign of life.
+    /// For how long the tracker keeps a route without a refresh. Nodes that have been down for longer are forgotten,
+    /// and nodes that have been silent for longer are announced with their next sign of life.
     pub(super) lifetime: Duration,
     /// Whether no handle is valid any more.
     pub(super) discards_handles: bool,
@@ -402,7 +402,8 @@ impl NodeSet {
         let since = self.tick(now).back(window);
         let forgotten = self.tick(now).back(lifetime);
         let mut keep = |id: &dyn Fn() -> NodeId, node: &mut Node| {
-            // If the route may have expired, the next sign of life announces the node, and no heartbeat has to find out.
+            // If the route may have expired, the next sign of life announces the node, and no heartbeat has to find
+            // out.
             let is_expired = node.changed_at < forgotten;
             let is_gone = || gone.binary_search(&node.handle).is_ok();
             if node.reported == Reported::Present && (discards_handles || is_expired || is_gone()) {

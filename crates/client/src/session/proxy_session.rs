@@ -149,8 +149,8 @@ impl ProxySession {
     ///
     /// If the reason is `NewerIncarnation` or `NewerSession`, another process is this proxy, or the
     /// [incarnation](SessionConfig::incarnation) came from a clock that was set back. If another process is this proxy,
-    /// this process should stop. If the reason is `ProxyRemoved`, an operator has removed the proxy. To report the nodes
-    /// again, begin a session with an incarnation that is greater than
+    /// this process should stop. If the reason is `ProxyRemoved`, an operator has removed the proxy. To report the
+    /// nodes again, begin a session with an incarnation that is greater than
     /// [`latest_incarnation`](Superseded::latest_incarnation), and report each node as up.
     pub async fn superseded(&self) -> Superseded {
         let mut receiver = self.superseded.clone();

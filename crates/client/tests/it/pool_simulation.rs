@@ -499,8 +499,8 @@ fn faults_and_recovery(seed: u64, traced: bool) -> (Duration, Option<u64>) {
 }
 
 impl World {
-    /// Whether each pool has so many tunnels, and no tunnel to a proxy that is gone. Nothing moves on its tunnels yet if
-    /// a connection is silent.
+    /// Whether each pool has so many tunnels, and no tunnel to a proxy that is gone. Nothing moves on its tunnels yet
+    /// if a connection is silent.
     fn has_recovered(&self, wanted: usize) -> bool {
         let is_held = |connection: &Connection| {
             let proxy = &self.proxies[connection.proxy];

@@ -6,8 +6,8 @@ use nodetracker_client::session::Timing;
 use nodetracker_client::{NodeId, Uuid};
 use nodetracker_proto::v1;
 
-use crate::session::model::ModelTracker;
 use crate::seeds::Seeds;
+use crate::session::model::ModelTracker;
 use crate::session::world::{Traffic, World};
 
 const PROXIES: usize = 10;

@@ -1,5 +1,5 @@
-//! A proxy reports to two trackers. The network cuts one tracker off for some time. Each tracker has a machine and a set
-//! of nodes.
+//! A proxy reports to two trackers. The network cuts one tracker off for some time. Each tracker has a machine and a
+//! set of nodes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
