@@ -144,12 +144,8 @@ mod tests {
         for Section { file, name, text } in sections(here).expect("all records are there") {
             let readme = fs::read_to_string(&file).expect("a README");
             let shown = replaced(&readme, name, &text).expect("the section has its marks");
-            assert_eq!(
-                readme,
-                shown,
-                "{}, {name}: run `cargo xtask record show`",
-                file.display()
-            );
+            let is_shown = readme == shown;
+            assert!(is_shown, "{}, {name}: run `cargo xtask record show`", file.display());
         }
     }
 

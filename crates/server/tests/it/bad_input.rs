@@ -135,7 +135,10 @@ async fn a_full_table_is_resource_exhausted() {
     assert_eq!(status.message(), "the table holds its maximum of 1 routes");
     let status = client.add_node(add("node-1", "proxy-2", "proxy:1")).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
-    assert_eq!(status.message(), "the table holds its maximum of 1 proxies");
+    assert_eq!(
+        status.message(),
+        "the table has no room for another proxy: it holds up to 1, and removed proxies until they are swept"
+    );
     // A refresh needs no place.
     client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
     assert_eq!(server.table.len(), 1);

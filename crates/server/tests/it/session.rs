@@ -842,7 +842,10 @@ async fn a_full_table_takes_what_it_can() {
     hello.proxy.as_mut().unwrap().proxy_id = "proxy-2".into();
     let status = other.ask(Request::Hello(hello)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
-    assert_eq!(status.message(), "the table holds its maximum of 1 proxies");
+    assert_eq!(
+        status.message(),
+        "the table has no room for another proxy: it holds up to 1, and removed proxies until they are swept"
+    );
 }
 
 #[tokio::test]

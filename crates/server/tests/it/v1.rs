@@ -345,7 +345,7 @@ async fn a_full_table_tells_how_many_nodes_were_added() {
     assert_refused(
         client.add_nodes(add("p2", nodes(&[1], &[]))).await,
         Code::ResourceExhausted,
-        "the table holds its maximum of 1 proxies",
+        "the table has no room for another proxy: it holds up to 1, and removed proxies until they are swept",
     );
     assert_eq!(proxies(&mut client, named("a")).await, ["p1"]);
 }

@@ -105,12 +105,10 @@ pub(crate) const FAULTS: &[Fault] = &[
 /// Lets nodes come, go and fall silent until the fault has ended. Returns how long the recovery takes.
 fn recovery(seed: u64, lasts: Duration, begin: impl FnOnce(&mut Run), end: impl FnOnce(&mut Run)) -> Duration {
     let mut run = Run::new(seed, 1);
-    change_for(
-        &mut run,
-        Duration::from_secs(60).mul_f64(f64::from(seed as u32 % 60) / 60.0),
-    );
+    let before = Duration::from_secs(60).mul_f64(f64::from(seed as u32 % 60) / 60.0);
+    change_for(&mut run, before, false);
     begin(&mut run);
-    change_for(&mut run, lasts);
+    change_for(&mut run, lasts, true);
     end(&mut run);
     let ended = run.world.now;
     run.last_fault = ended;
@@ -125,12 +123,15 @@ fn recovery(seed: u64, lasts: Duration, begin: impl FnOnce(&mut Run), end: impl 
     time
 }
 
-fn change_for(run: &mut Run, time: Duration) {
+fn change_for(run: &mut Run, time: Duration, has_fault: bool) {
     let end = run.world.now + time;
     loop {
         run.change_some();
         if run.world.now >= end {
             return;
+        }
+        if has_fault {
+            run.last_fault = run.world.now;
         }
         run.step(STEP.min(end - run.world.now));
         run.assert_down_nodes_expire();
@@ -139,7 +140,7 @@ fn change_for(run: &mut Run, time: Duration) {
 
 fn kill(seed: u64) -> Duration {
     let mut run = Run::new(seed, 1);
-    change_for(&mut run, Duration::from_secs(60));
+    change_for(&mut run, Duration::from_secs(60), false);
     run.world.cut(0, true);
     run.world.sleep_until(0, Duration::MAX);
     let killed = run.world.now;
