@@ -146,7 +146,7 @@ pub const SEND_BUDGET: usize = 4 * MAX_REPLY_SIZE;
 
 /// Replies up to this size are not charged. [`MAX_CONCURRENT_STREAMS`] of them are a quarter of a megabyte.
 ///
-/// The responses of a session are not charged either: a session has one at a time, of some tens of kilobytes.
+/// A stream has at most [`MAX_UNSENT_FRAMES`] of them at one time.
 pub const SMALL_REPLY_SIZE: usize = 1024;
 
 /// Bytes that are charged for a connection: its buffers and the state of HTTP/2 and of TLS.
@@ -170,6 +170,13 @@ pub const LARGE_CONNECTION_IDLE: Duration = Duration::from_secs(30);
 
 /// Bytes that are charged for a call that waits, besides its request and its reply.
 pub const CALL_MEMORY: usize = 4 * 1024;
+
+/// Frames of one stream of replies that h2 may hold for a client that does not read. [`STREAM_MEMORY`] includes their
+/// 312 bytes each, and [`CALL_MEMORY`] the bytes of small frames.
+///
+/// Further frames wait: a client whose windows are open, but whose connection stands still, could make h2 hold thousands
+/// of tiny frames of each stream.
+pub const MAX_UNSENT_FRAMES: usize = 2;
 
 /// Elements in one page of a list.
 pub const MAX_PAGE_SIZE: usize = 1000;

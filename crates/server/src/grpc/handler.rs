@@ -24,6 +24,7 @@ use tower_service::Service;
 
 use crate::auth::{Caller, UncheckedWrite};
 use crate::connection_counters::ConnectionCounters;
+use crate::grpc::charge_body::charge_response;
 use crate::grpc::frame;
 use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::router::ConnectionRouter;
@@ -232,13 +233,14 @@ where
             turns: connection.turns().clone(),
             counters: Arc::clone(connection.connection_counters()),
         };
+        let budget = connection.budget().clone();
         let call = ServiceFn(move |request: tonic::Request<Streaming<Bytes>>| {
             let replies = method(&service, request.into_inner(), context.clone());
             ready(Ok(tonic::Response::new(replies)))
         });
         Box::pin(async move {
             let mut grpc = Grpc::new(RawRequestCodec::default()).max_decoding_message_size(max_request);
-            grpc.streaming(call, request).await
+            charge_response(grpc.streaming(call, request).await, budget)
         })
     })))
 }
@@ -276,7 +278,7 @@ where
 
 /// A method of a service that another crate implements and that has its message limit already.
 ///
-/// The call takes a turn, and so does each part of its response.
+/// The call takes a turn, and so does each part of its response. The parts are charged to the memory budget.
 pub(crate) fn external<S>(service: S) -> Handler
 where
     S: Service<Request<RequestBody>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
@@ -284,11 +286,11 @@ where
 {
     Handler::Streaming(Arc::new(move |request, _, connection| {
         let mut service = service.clone();
-        let turns = connection.turns().clone();
+        let (turns, budget) = (connection.turns().clone(), connection.budget().clone());
         Box::pin(async move {
             turns.take(CALL_WORK).await;
             match service.call(request).await {
-                Ok(response) => response_in_turns(response, turns),
+                Ok(response) => charge_response(response_in_turns(response, turns), budget),
                 Err(never) => match never {},
             }
         })

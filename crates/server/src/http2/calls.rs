@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use h2::{Reason, SendStream};
 use http::{HeaderMap, Response};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
@@ -33,7 +33,7 @@ use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
-use crate::limits::{IDLE_BYTES, MAKE_ROOM_INTERVAL, SMALL_REPLY_SIZE};
+use crate::limits::{IDLE_BYTES, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES, SMALL_REPLY_SIZE};
 use crate::log::peer::OfPeer;
 use crate::refusal;
 
@@ -376,6 +376,7 @@ async fn send(
 
 /// Sends a body. Returns the status code in its trailers, if it has trailers.
 async fn send_body(stream: &mut SendStream<Bytes>, mut body: Body) -> Result<Option<Code>, h2::Error> {
+    let unsent = Arc::new(Semaphore::new(MAX_UNSENT_FRAMES));
     while !body.is_end_stream() {
         let frame = poll_fn(|cx| match catch(|| Pin::new(&mut body).poll_frame(cx)) {
             Ok(Poll::Ready(frame)) => Poll::Ready(Ok(Ok(frame))),
@@ -384,7 +385,7 @@ async fn send_body(stream: &mut SendStream<Bytes>, mut body: Body) -> Result<Opt
         });
         match frame.await? {
             Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => send_data(stream, data, body.is_end_stream()).await?,
+                Ok(data) => send_data(stream, data, body.is_end_stream(), &unsent).await?,
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
                         let code = code_in(&trailers);
@@ -412,14 +413,43 @@ fn end_with(stream: &mut SendStream<Bytes>, status: &Status) -> Result<Code, h2:
     stream.send_trailers(trailers).map(|()| status.code())
 }
 
-/// Sends a frame once the client has read enough of the earlier frames.
-async fn send_data(stream: &mut SendStream<Bytes>, data: Bytes, ends: bool) -> Result<(), h2::Error> {
-    if !data.is_empty() {
-        // One byte shows whether the window is open. A larger claim would take that much of the connection's window
-        // from other streams while this stream waits.
-        window(stream, 1).await?;
+/// Sends a frame once the client has read enough of the earlier frames, and h2 has written all but a few of them.
+///
+/// Flow control bounds the bytes that wait in h2, but not the frames: a client that opens its windows and does not read
+/// could make h2 keep thousands of tiny frames for each stream. `unsent` has a permit for each frame that h2 may keep.
+async fn send_data(
+    stream: &mut SendStream<Bytes>,
+    data: Bytes,
+    ends: bool,
+    unsent: &Arc<Semaphore>,
+) -> Result<(), h2::Error> {
+    if data.is_empty() {
+        return stream.send_data(data, ends);
     }
-    stream.send_data(data, ends)
+    let mut written = pin!(Arc::clone(unsent).acquire_owned());
+    let permit = poll_fn(|cx| match written.as_mut().poll(cx) {
+        Poll::Ready(permit) => Poll::Ready(Ok(permit.ok())),
+        Poll::Pending => reset(stream, cx),
+    });
+    let permit = permit.await?;
+    // One byte shows whether the window is open. A larger claim would take that much of the connection's window from
+    // other streams while this stream waits.
+    window(stream, 1).await?;
+    let frame = Bytes::from_owner(UnsentFrame { data, _permit: permit });
+    stream.send_data(frame, ends)
+}
+
+/// The bytes of a frame. h2 drops the bytes when it has written them.
+struct UnsentFrame {
+    data: Bytes,
+    /// `None` only if the semaphore were closed.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for UnsentFrame {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
 }
 
 /// Claims up to `bytes` of the client's window, and waits until the window is open. Returns the bytes that may be sent.

@@ -565,6 +565,52 @@ pub(crate) mod tests {
         assert!(turns >= CALLS / most, "{turns}");
     }
 
+    /// A body of small frames without end, which counts its frames.
+    struct Endless(Arc<AtomicU64>);
+
+    impl http_body::Body for Endless {
+        type Data = Bytes;
+        type Error = tonic::Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_static(&[0; 10])))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_makes_h2_keep_few_frames_of_each_stream() {
+        const STREAMS: u64 = 20;
+        let frames = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&frames);
+        let handler = Handler::Streaming(Arc::new(move |_, _, _| {
+            let body = tonic::body::Body::new(Endless(Arc::clone(&counted)));
+            Box::pin(async { crate::grpc::frame::head().map(|()| body) })
+        }));
+        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+        let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+        // The client opens its windows, and then reads nothing.
+        let (mut client, server) = tokio::io::duplex(1024);
+        tokio::spawn(http2_alone(server, context, memory()));
+        let window = frame(8, 0, 0, &(1_u32 << 30).to_be_bytes());
+        let windows = frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+        client.write_all(&[BEGIN, &windows, &window].concat()).await.unwrap();
+        for request in requests(STREAMS, 10) {
+            client.write_all(&request).await.unwrap();
+        }
+        for _ in 0..10_000 {
+            yield_now().await;
+        }
+        // Each frame has a head of nine bytes. h2 encodes frames up to the size of its buffer for writing.
+        let encoded = (1024 + 16 * 1024) / (9 + 10);
+        let most = encoded + STREAMS * (limits::MAX_UNSENT_FRAMES as u64 + 1);
+        let frames = frames.load(Ordering::Relaxed);
+        assert!((STREAMS..=most).contains(&frames), "{frames} of {most}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_begin_in_time_is_counted() {
         for sent in [&BEGIN[..0], &BEGIN[..24]] {
