@@ -252,8 +252,13 @@ pub const SNAPSHOT_JOIN_CHANGES: u64 = 4096;
 /// Bytes of requests that may wait unread on one stream.
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 
-/// Bytes of requests that may wait unread on all streams of one connection.
-pub const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// Bytes of requests that may wait unread on all streams of one connection: HTTP/2 allows so many at the beginning
+/// anyway.
+pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW;
+
+/// As [`CONNECTION_WINDOW`], for a connection with several calls that wait, while much memory is free. The difference is
+/// charged until the connection ends.
+pub const LARGE_CONNECTION_WINDOW: u32 = 256 * 1024;
 
 /// Bytes of the largest frame that a client may send: HTTP/2's smallest allowed value.
 pub const MAX_FRAME_SIZE: u32 = 16 * 1024;

@@ -33,8 +33,11 @@ use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
-use crate::limits::{IDLE_BYTES, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES, SMALL_REPLY_SIZE};
+use crate::limits::{
+    CONNECTION_WINDOW, IDLE_BYTES, LARGE_CONNECTION_WINDOW, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES, SMALL_REPLY_SIZE,
+};
 use crate::log::peer::OfPeer;
+use crate::memory::Charge;
 use crate::refusal;
 
 /// A request, and the stream for its reply.
@@ -52,6 +55,8 @@ pub(super) struct Calls<S> {
     idle: Option<(Instant, u64)>,
     /// The memory that h2 keeps for streams.
     streams: StreamMemory,
+    /// The charge for [`LARGE_CONNECTION_WINDOW`], once the connection has that window.
+    window: Option<Charge>,
     /// Shared with the tasks of the calls in flight.
     in_flight: Arc<()>,
     cancelled: CancelGuard,
@@ -71,6 +76,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             received: VecDeque::new(),
             calls: 0,
             idle: None,
+            window: None,
             in_flight: Arc::new(()),
             cancelled: CancelGuard::new(),
             yielded: None,
@@ -116,6 +122,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     pub(super) fn is_large_and_idle(&mut self, at_least: Duration) -> bool {
         let idle = self.idle_time();
         self.streams.is_large() && idle.is_some_and(|idle| idle >= at_least)
+    }
+
+    /// Lets several calls that wait for their requests receive more bytes at one time, if much memory is free.
+    fn grow_window(&mut self) {
+        if self.window.is_none() && Arc::strong_count(&self.in_flight) > 2 {
+            let more = LARGE_CONNECTION_WINDOW - CONNECTION_WINDOW;
+            self.window = self.router.memory().charge_spare(more as usize);
+            if self.window.is_some() {
+                self.connection.set_target_window_size(LARGE_CONNECTION_WINDOW);
+            }
+        }
     }
 
     /// Serves the connection until it is closed. Returns `None` each time that h2 takes memory for more streams and the
@@ -170,6 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                         }
                         self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     }
+                    self.grow_window();
                 }
                 Poll::Pending => {
                     self.router.turns().end(&turn, work);

@@ -916,7 +916,54 @@ pub(crate) mod tests {
             // The head comes; the message waits.
             bodies.push(response.await.unwrap().into_body());
         }
-        assert_eq!(memory.used(), 5 * limits::STREAM_MEMORY);
+        let window = (limits::LARGE_CONNECTION_WINDOW - limits::CONNECTION_WINDOW) as usize;
+        assert_eq!(memory.used(), 5 * limits::STREAM_MEMORY + window);
+    }
+
+    #[tokio::test]
+    async fn requests_that_nobody_reads_are_few_or_are_charged() {
+        const STREAMS: usize = 8;
+        let window = limits::CONNECTION_WINDOW as usize;
+        let large = limits::LARGE_CONNECTION_WINDOW as usize;
+        for (limit, sent) in [(large, window), (1 << 30, large)] {
+            // No call reads its request.
+            let handler = Handler::Streaming(Arc::new(|request, _, _| {
+                Box::pin(async move {
+                    let _request = request;
+                    std::future::pending().await
+                })
+            }));
+            let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+            let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+            let memory = MemoryBudget::new(limit, Arc::default());
+            let (client, server) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(http2_alone(server, context, memory.for_connection(ClientQuota::alone())));
+            let (client, connection) = h2::client::handshake(client).await.unwrap();
+            tokio::spawn(connection);
+            let mut streams = Vec::new();
+            for _ in 0..STREAMS {
+                let mut client = client.clone().ready().await.unwrap();
+                let request =
+                    http::Request::post("http://tracker/Counting/Call").header("content-type", "application/grpc");
+                let (response, stream) = client.send_request(request.body(()).unwrap(), false).unwrap();
+                streams.push((response, stream));
+                settle().await;
+            }
+            let mut taken = 0;
+            for (_, stream) in &mut streams {
+                stream.reserve_capacity(large);
+                settle().await;
+                while stream.capacity() > 0 {
+                    let part = stream.capacity().min(1000);
+                    taken += part;
+                    stream.send_data(vec![0; part].into(), false).unwrap();
+                    settle().await;
+                }
+            }
+            assert!(taken.abs_diff(sent) <= 1, "{taken} of {sent}");
+            let charged = STREAMS * limits::CALL_MEMORY;
+            assert_eq!(memory.used(), charged + sent - window);
+        }
     }
 
     #[tokio::test(start_paused = true)]
