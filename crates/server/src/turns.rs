@@ -23,10 +23,10 @@
 //! only the worker's thread takes the mutex.
 
 use std::collections::{HashMap, VecDeque};
-use std::mem;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{iter, mem};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::yield_now;
@@ -72,6 +72,12 @@ struct Waiting {
     grant: oneshot::Sender<()>,
 }
 
+impl Waiting {
+    fn is_cancelled(&self) -> bool {
+        self.grant.is_closed()
+    }
+}
+
 /// The tasks that wait. Clients take turns, and so do the tasks of each client.
 #[derive(Debug, Default)]
 struct Queue {
@@ -92,21 +98,31 @@ impl Queue {
         if tasks.is_empty() {
             self.clients.push_back(client);
         }
+        // A client that cancels its calls while they wait must not make the queue longer.
+        while tasks.pop_back_if(|last| last.is_cancelled()).is_some() {
+            self.len -= 1;
+        }
         tasks.push_back(task);
         self.len += 1;
     }
 
+    /// Returns the next task. Cancelled tasks take no turn of their client.
     fn pop(&mut self) -> Option<Waiting> {
-        let client = self.clients.pop_front()?;
-        let tasks = self.tasks.get_mut(&client)?;
-        let task = tasks.pop_front();
-        self.len -= 1;
-        if tasks.is_empty() {
-            self.tasks.remove(&client);
-        } else {
-            self.clients.push_back(client);
+        loop {
+            let client = self.clients.pop_front()?;
+            let tasks = self.tasks.get_mut(&client)?;
+            let waiting = tasks.len();
+            let next = iter::from_fn(|| tasks.pop_front()).find(|task| !task.is_cancelled());
+            self.len -= waiting - tasks.len();
+            if tasks.is_empty() {
+                self.tasks.remove(&client);
+            } else {
+                self.clients.push_back(client);
+            }
+            if next.is_some() {
+                return next;
+            }
         }
-        task
     }
 }
 
@@ -461,6 +477,43 @@ pub(crate) mod tests {
         yield_now().await;
         yield_now().await;
         assert!(!worker.lock().is_granting);
+    }
+
+    #[tokio::test]
+    async fn cancelled_tasks_delay_no_task_of_their_client() {
+        const OTHERS: usize = 50;
+        let worker = Arc::<WorkerTurns>::default();
+        let [client, other] = [1, 2].map(|client| Turns::new(Arc::clone(&worker), ClientKey::V6(client)));
+        let others: Vec<_> = (0..OTHERS)
+            .map(|_| worker.enqueue(other.client, WORK_PER_PASS))
+            .collect();
+        let live: Vec<_> = (0..2)
+            .map(|_| {
+                let cancelled: Vec<_> = (0..OTHERS).map(|_| worker.enqueue(client.client, WORK_PER_PASS)).collect();
+                let live = worker.enqueue(client.client, WORK_PER_PASS);
+                drop(cancelled);
+                live
+            })
+            .collect();
+        for live in live {
+            live.await.unwrap();
+        }
+        let waiting = others.into_iter().filter_map(|mut other| other.try_recv().err()).count();
+        assert!(waiting >= OTHERS - 3, "{waiting}");
+    }
+
+    #[tokio::test]
+    async fn the_queue_does_not_grow_with_tasks_that_are_cancelled() {
+        let worker = Arc::<WorkerTurns>::default();
+        let connection = Turns::of_one_client(Arc::clone(&worker));
+        for _ in 0..1000 {
+            drop(connection.next());
+        }
+        assert_eq!(worker.lock().waiting.len, 1);
+        let live = connection.next();
+        assert_eq!(worker.lock().waiting.len, 1);
+        live.await.unwrap();
+        assert_eq!(worker.lock().waiting.len, 0);
     }
 
     #[tokio::test]
