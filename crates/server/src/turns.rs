@@ -24,7 +24,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{iter, mem};
 
@@ -32,7 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::yield_now;
 
 use crate::limits::{
-    CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, SMALL_WORK_PER_PASS,
+    CALL_WORK, CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, SMALL_WORK_PER_PASS,
     TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::quota::ClientKey;
@@ -174,6 +174,9 @@ impl WorkerTurns {
 /// The polls of the runtime after which all sockets with input have been found. Each poll finds up to 1,024 sockets.
 const SOCKET_POLLS: u32 = 16;
 
+/// The turns in which a connection reads all that the system holds for the connection: several megabytes.
+const TURNS_OF_SOCKET: usize = 128;
+
 /// Completes when the turn comes.
 pub(crate) type TurnFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -184,8 +187,16 @@ pub(crate) struct Turns {
     client: ClientKey,
     /// The connection's task that is in the queue holds the permit.
     first: Arc<Semaphore>,
-    /// Whether the connection waits for a turn to read its input. Relaxed: only the worker's thread uses it.
-    has_input: Arc<AtomicBool>,
+    input: Arc<Input>,
+}
+
+/// The input of one connection. Relaxed: only the worker's thread uses it.
+#[derive(Debug, Default)]
+struct Input {
+    /// Whether the connection waits for a turn to read its input.
+    waits: AtomicBool,
+    /// The connection's turns that have ended.
+    turns: AtomicUsize,
 }
 
 impl Turns {
@@ -195,7 +206,7 @@ impl Turns {
             worker,
             client,
             first: Arc::new(Semaphore::new(1)),
-            has_input: Arc::default(),
+            input: Arc::default(),
         }
     }
 
@@ -238,7 +249,7 @@ impl Turns {
 
     /// Asks for a turn in a later pass, for the connection's small calls.
     pub(crate) fn next(&self) -> oneshot::Receiver<()> {
-        self.has_input.store(true, Ordering::Relaxed);
+        self.input.waits.store(true, Ordering::Relaxed);
         self.worker.enqueue(self.client, SHORT_TURN_WORK)
     }
 
@@ -262,20 +273,29 @@ impl Turns {
         }
     }
 
-    /// Waits until the connection has read the input that has arrived by now.
+    /// Waits until the connection has read the input that has arrived by now: at most for [`TURNS_OF_SOCKET`], because
+    /// a client may send without end. Meanwhile, the waiting task takes turns, too.
     pub(crate) async fn input_is_read(self) {
         for _ in 0..SOCKET_POLLS {
             // The runtime polls the sockets and runs the connections that have input, then this task.
             yield_now().await;
         }
-        while self.has_input.load(Ordering::Relaxed) {
+        let Input { waits, turns } = &*self.input;
+        let before = turns.load(Ordering::Relaxed);
+        while waits.load(Ordering::Relaxed)
+            && turns.load(Ordering::Relaxed).wrapping_sub(before) < TURNS_OF_SOCKET
+        {
+            self.take(CALL_WORK).await;
             yield_now().await;
         }
     }
 
     /// Counts the work of a turn for small calls. The pass has counted the work of a granted turn before.
     pub(crate) fn end(&self, turn: &SmallCalls, work: usize) {
-        self.has_input.store(false, Ordering::Relaxed);
+        let Input { waits, turns } = &*self.input;
+        waits.store(false, Ordering::Relaxed);
+        // No locked instruction: no other thread adds.
+        turns.store(turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         if turn.is_granted {
             return;
         }
@@ -477,6 +497,24 @@ pub(crate) mod tests {
         yield_now().await;
         yield_now().await;
         assert!(!worker.lock().is_granting);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_without_end_is_read_for_some_turns_only() {
+        let worker = Arc::<WorkerTurns>::default();
+        let connection = Turns::of_one_client(Arc::clone(&worker));
+        let mut turn = connection.next();
+        let waits = tokio::spawn(connection.clone().input_is_read());
+        let mut turns = 0;
+        while !waits.is_finished() {
+            turn.await.unwrap();
+            // The connection has more input at the end of its turn.
+            connection.end(&connection.small_calls(true), 0);
+            turn = connection.next();
+            turns += 1;
+            assert!(turns < 2 * TURNS_OF_SOCKET, "the task waits for the end of the input");
+        }
+        assert!(turns >= TURNS_OF_SOCKET);
     }
 
     #[tokio::test]
