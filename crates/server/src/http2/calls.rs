@@ -28,7 +28,7 @@ use tracing::debug;
 use crate::grpc::call_counters::{OpenCall, code_in};
 use crate::grpc::frame;
 use crate::grpc::panics::catch;
-use crate::grpc::router::{Accepted, Call, ConnectionRouter, PendingReply, Reply};
+use crate::grpc::router::{Accepted, Call, ConnectionRouter, PendingReply, Reply, late};
 use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
@@ -162,6 +162,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         let allowance = if self.received.is_empty() { turn.input } else { 0 };
         self.traffic.begin_turn(allowance);
         let (most, mut work) = (turn.work, 0);
+        // Of these requests, the client's deadline may have passed.
+        let waited = (!self.received.is_empty()).then(Instant::now);
         // The clock is read once for all requests that h2 hands over together.
         let mut arrived = None;
         loop {
@@ -178,8 +180,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                 // The next poll of the connection writes the replies.
                 Poll::Pending if work < most && !self.received.is_empty() => {
                     arrived = None;
-                    let cancelled = waker
-                        .mute(|| reply_to_some(&mut self.received, &self.router, &self.in_flight, most, &mut work));
+                    let cancelled = waker.mute(|| {
+                        reply_to_some(
+                            &mut self.received,
+                            &self.router,
+                            &self.in_flight,
+                            waited,
+                            most,
+                            &mut work,
+                        )
+                    });
                     if cancelled > 0 && !self.cancelled.allow(cancelled) {
                         self.router.refusals().refuse(refusal::Reason::CancelledCalls);
                         for (request, _) in self.received.drain(..) {
@@ -205,12 +215,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     }
 }
 
-/// Replies to requests in order, until `work` has reached `most`. Returns the number of calls that the client has
+/// Replies to requests in order, until `work` has reached `most`. `waited`: the time now, if some of the requests have
+/// waited for a turn. Returns the number of calls that the client has
 /// cancelled already.
 fn reply_to_some(
     received: &mut VecDeque<Received>,
     router: &ConnectionRouter,
     in_flight: &Arc<()>,
+    waited: Option<Instant>,
     most: usize,
     work: &mut usize,
 ) -> u32 {
@@ -218,7 +230,7 @@ fn reply_to_some(
     while *work < most
         && let Some((request, stream)) = received.pop_front()
     {
-        if reply_to(router, in_flight, request, stream, work) == Outcome::Cancelled {
+        if reply_to(router, in_flight, request, stream, waited, work) == Outcome::Cancelled {
             cancelled += 1;
         }
     }
@@ -240,10 +252,11 @@ fn reply_to(
     in_flight: &Arc<()>,
     request: Accepted,
     mut stream: SendResponse<Bytes>,
+    waited: Option<Instant>,
     work: &mut usize,
 ) -> Outcome {
     let start = router.start_of(&request);
-    let call = router.call(request, work);
+    let call = router.call(request, waited, work);
     if let Call::Done(Reply::Message(message)) = call {
         match send_message(&mut stream, message, in_flight) {
             Ok(()) => router.counters().replied(start, Code::Ok),
@@ -304,7 +317,7 @@ async fn before<T>(deadline: Option<Instant>, part: impl Future<Output = T>) -> 
     match deadline {
         Some(deadline) => timeout_at(deadline, part)
             .await
-            .map_err(|_| Status::deadline_exceeded("the client's deadline has passed")),
+            .map_err(|_| late()),
         None => Ok(part.await),
     }
 }

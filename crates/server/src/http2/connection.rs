@@ -386,7 +386,7 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use rustix::net::{AddressFamily, SocketType, sockopt};
-    use tokio::io::{AsyncWriteExt, ReadBuf};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
     use tokio::task::coop::poll_proceed;
     use tokio::time::advance;
 
@@ -563,6 +563,46 @@ pub(crate) mod tests {
             before = now;
         }
         assert!(turns >= CALLS / most, "{turns}");
+    }
+
+    /// A deadline passes while the calls of a connection wait for its next turn.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_has_waited_for_longer_than_its_deadline_is_not_handled() {
+        const CALLS: u64 = 200;
+        let calls = Arc::new(AtomicU64::new(0));
+        let (_draining, context) = context(counting(&calls), Limits::default());
+        let other = Turns::of_one_client(Arc::clone(&context.turns));
+        let _waiting: Vec<_> = (0..100).map(|_| other.next()).collect();
+        let (mut client, server) = tokio::io::duplex(1024 * 1024);
+        tokio::spawn(http2_alone(server, context, memory()));
+        client.write_all(BEGIN).await.unwrap();
+        settle().await;
+
+        // POST, http, the path, the content type, and a deadline of a second.
+        let head = b"\x83\x86\x04\x0e/Counting/Call\x0f\x10\x10application/grpc\x00\x0cgrpc-timeout\x021S";
+        let requests = (1..).step_by(2).take(CALLS as usize).flat_map(|stream| {
+            let mut request = frame(1, 4, stream, head);
+            request.extend(frame(0, 1, stream, &[0; 5]));
+            request
+        });
+        client.write_all(&requests.collect::<Vec<_>>()).await.unwrap();
+        while calls.load(Ordering::Relaxed) == 0 {
+            yield_now().await;
+        }
+        let handled = calls.load(Ordering::Relaxed);
+        assert!(handled < CALLS / 2, "{handled}");
+        advance(Duration::from_secs(2)).await;
+        let mut ended = 0;
+        while ended < CALLS {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.unwrap();
+            let [a, b, c, kind, flags, ..] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            client.read_exact(&mut payload).await.unwrap();
+            // HEADERS with END_STREAM.
+            ended += u64::from(kind == 1 && flags & 1 == 1);
+        }
+        assert_eq!(calls.load(Ordering::Relaxed), handled);
     }
 
     /// A body of small frames without end, which counts its frames.
