@@ -322,7 +322,8 @@ pub struct Limits {
     pub max_watched_size: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
-    /// How long a request may take to arrive in full, and the first request of a session. 10 s by default.
+    /// How long a request may take to arrive in full, and the first request of a session; and how long a unary reply waits
+    /// until the client opens its window. 10 s by default.
     pub call: Duration,
     /// How long a connection may be silent before its client is pinged. 30 s by default.
     pub keep_alive_interval: Duration,

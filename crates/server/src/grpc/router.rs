@@ -221,6 +221,12 @@ impl ConnectionRouter {
         Call::Pending { reply, deadline }
     }
 
+    /// Returns how long a request may take to arrive, a handler to complete, and a client to open its window for a unary
+    /// reply.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     pub(crate) fn caller(&self) -> &Arc<Caller> {
         &self.caller
     }
@@ -298,9 +304,9 @@ impl ConnectionRouter {
     }
 }
 
-/// Returns the status of a call whose client's deadline has passed.
+/// Returns the status of a call whose deadline has passed.
 pub(crate) fn late() -> Status {
-    Status::deadline_exceeded("the client's deadline has passed")
+    Status::deadline_exceeded("the deadline of the call has passed")
 }
 
 /// Logs a call that failed.

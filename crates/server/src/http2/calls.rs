@@ -258,7 +258,7 @@ fn reply_to(
     let start = router.start_of(&request);
     let call = router.call(request, waited, work);
     if let Call::Done(Reply::Message(message)) = call {
-        match send_message(&mut stream, message, in_flight) {
+        match send_message(&mut stream, message, router, in_flight) {
             Ok(()) => router.counters().replied(start, Code::Ok),
             Err(error) => {
                 router.counters().cancelled(start);
@@ -278,18 +278,21 @@ fn reply_to(
     };
     let open = OpenCall::new(router.counters(), start);
     let in_flight = Arc::clone(in_flight);
+    let time_to_send = router.deadline();
     poll_or_spawn(async move {
-        reply_later(reply, stream, deadline, open).await;
+        reply_later(reply, stream, deadline, time_to_send, open).await;
         drop(in_flight);
     });
     Outcome::Served
 }
 
-/// Waits for a reply and sends it, both up to the client's deadline. Counts the call.
+/// Waits for a reply and sends it, both up to the client's deadline. If the client has no deadline, a unary reply waits
+/// for the client's window for `time_to_send`. Counts the call.
 async fn reply_later(
     mut reply: PendingReply,
     mut stream: SendResponse<Bytes>,
     deadline: Option<Instant>,
+    time_to_send: Duration,
     mut open: OpenCall,
 ) {
     let replied = poll_fn(|cx| match catch(|| reply.as_mut().poll(cx)) {
@@ -302,7 +305,10 @@ async fn reply_later(
     drop(reply);
     open.reply_is_ready();
     let sent = match replied.unwrap_or_else(|late| Some(Err(late).into())) {
-        Some(Reply::Message(message)) => send_message_later(&mut stream, message, deadline).await,
+        Some(Reply::Message(message)) => {
+            let deadline = deadline.or_else(|| Instant::now().checked_add(time_to_send));
+            send_message_later(&mut stream, message, deadline).await
+        }
         Some(Reply::Response(response)) => send(&mut stream, *response, deadline).await,
         None => return,
     };
@@ -343,15 +349,22 @@ fn poll_or_spawn(replying: impl Future<Output = ()> + Send + 'static) {
 /// Sends the one message of a successful call.
 ///
 /// If the client's window has no room for the message, a task waits for room, and the call stays in flight. Otherwise h2
-/// would keep any number of such messages, and their streams, for a client that opens no window.
-fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes, in_flight: &Arc<()>) -> Result<(), h2::Error> {
+/// would keep any number of such messages, and their streams, for a client that opens no window. The task does not wait
+/// for long: the client's deadline is unknown by now, so the server's own deadline ends the call.
+fn send_message(
+    stream: &mut SendResponse<Bytes>,
+    message: Bytes,
+    router: &ConnectionRouter,
+    in_flight: &Arc<()>,
+) -> Result<(), h2::Error> {
     let mut stream = stream.send_response(frame::head(), false)?;
     let needed = message.len().min(SMALL_REPLY_SIZE);
     stream.reserve_capacity(needed);
     if stream.capacity() < needed {
         let in_flight = Arc::clone(in_flight);
+        let deadline = Instant::now().checked_add(router.deadline());
         tokio::spawn(OfPeer::of_current(Box::pin(async move {
-            if let Err(error) = send_in_window(&mut stream, message).await {
+            if let Err(error) = send_up_to(&mut stream, message, deadline).await {
                 log_failure(&error);
             }
             drop(in_flight);
@@ -369,9 +382,18 @@ async fn send_message_later(
     deadline: Option<Instant>,
 ) -> Result<Code, h2::Error> {
     let mut stream = stream.send_response(frame::head(), false)?;
-    match before(deadline, send_in_window(&mut stream, message)).await {
+    send_up_to(&mut stream, message, deadline).await
+}
+
+/// Sends a message and the trailers, or at the deadline only trailers. Returns the status code that was sent.
+async fn send_up_to(
+    stream: &mut SendStream<Bytes>,
+    message: Bytes,
+    deadline: Option<Instant>,
+) -> Result<Code, h2::Error> {
+    match before(deadline, send_in_window(stream, message)).await {
         Ok(sent) => sent.map(|()| Code::Ok),
-        Err(late) => end_with(&mut stream, &late),
+        Err(late) => end_with(stream, &late),
     }
 }
 

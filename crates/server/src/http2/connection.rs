@@ -960,6 +960,34 @@ pub(crate) mod tests {
         assert_eq!(memory.used(), 5 * limits::STREAM_MEMORY + window);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_does_not_wait_for_the_window_without_end() {
+        // Without and with a task for the call.
+        let handlers = [
+            Handler::Immediate(counting_handler(&Arc::default())),
+            Handler::Unary(Arc::new(|_, _| {
+                Box::pin(async {
+                    yield_now().await;
+                    Ok(Bytes::from_static(&[0; 5]))
+                })
+            })),
+        ];
+        for handler in handlers {
+            let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+            let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+            let limit = context.limits.call;
+            let (client, server) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(http2_alone(server, context, memory()));
+            let mut builder = h2::client::Builder::new();
+            let (mut client, connection) = builder.initial_window_size(0).handshake(client).await.unwrap();
+            tokio::spawn(connection);
+            let begin = Instant::now();
+            let ended = timeout(2 * limit, call(&mut client, "/Counting/Call")).await;
+            assert_eq!(ended.expect("the reply waits for the window")["grpc-status"], "4");
+            assert_eq!(begin.elapsed().as_secs(), limit.as_secs());
+        }
+    }
+
     #[tokio::test]
     async fn requests_that_nobody_reads_are_few_or_are_charged() {
         const STREAMS: usize = 8;
