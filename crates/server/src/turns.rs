@@ -32,8 +32,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::yield_now;
 
 use crate::limits::{
-    CALL_WORK, CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, SMALL_WORK_PER_PASS,
-    TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
+    CALL_WORK, CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK,
+    SMALL_WORK_PER_PASS, TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::quota::ClientKey;
 
@@ -282,9 +282,7 @@ impl Turns {
         }
         let Input { waits, turns } = &*self.input;
         let before = turns.load(Ordering::Relaxed);
-        while waits.load(Ordering::Relaxed)
-            && turns.load(Ordering::Relaxed).wrapping_sub(before) < TURNS_OF_SOCKET
-        {
+        while waits.load(Ordering::Relaxed) && turns.load(Ordering::Relaxed).wrapping_sub(before) < TURNS_OF_SOCKET {
             self.take(CALL_WORK).await;
             yield_now().await;
         }
@@ -527,7 +525,9 @@ pub(crate) mod tests {
             .collect();
         let live: Vec<_> = (0..2)
             .map(|_| {
-                let cancelled: Vec<_> = (0..OTHERS).map(|_| worker.enqueue(client.client, WORK_PER_PASS)).collect();
+                let cancelled: Vec<_> = (0..OTHERS)
+                    .map(|_| worker.enqueue(client.client, WORK_PER_PASS))
+                    .collect();
                 let live = worker.enqueue(client.client, WORK_PER_PASS);
                 drop(cancelled);
                 live
@@ -536,7 +536,10 @@ pub(crate) mod tests {
         for live in live {
             live.await.unwrap();
         }
-        let waiting = others.into_iter().filter_map(|mut other| other.try_recv().err()).count();
+        let waiting = others
+            .into_iter()
+            .filter_map(|mut other| other.try_recv().err())
+            .count();
         assert!(waiting >= OTHERS - 3, "{waiting}");
     }
 

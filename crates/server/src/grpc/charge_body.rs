@@ -43,7 +43,9 @@ impl http_body::Body for ChargeBody {
                 Err(full) => {
                     self.body = Body::empty();
                     let mut trailers = HeaderMap::new();
-                    Status::from(full).add_header(&mut trailers).map(|()| Frame::trailers(trailers))
+                    Status::from(full)
+                        .add_header(&mut trailers)
+                        .map(|()| Frame::trailers(trailers))
                 }
             },
             Err(frame) => Ok(frame),

@@ -321,9 +321,7 @@ async fn reply_later(
 /// Waits for a part of a call up to the client's deadline, if there is one.
 async fn before<T>(deadline: Option<Instant>, part: impl Future<Output = T>) -> Result<T, Status> {
     match deadline {
-        Some(deadline) => timeout_at(deadline, part)
-            .await
-            .map_err(|_| late()),
+        Some(deadline) => timeout_at(deadline, part).await.map_err(|_| late()),
         None => Ok(part.await),
     }
 }

@@ -1005,7 +1005,11 @@ pub(crate) mod tests {
             let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
             let memory = MemoryBudget::new(limit, Arc::default());
             let (client, server) = tokio::io::duplex(64 * 1024);
-            tokio::spawn(http2_alone(server, context, memory.for_connection(ClientQuota::alone())));
+            tokio::spawn(http2_alone(
+                server,
+                context,
+                memory.for_connection(ClientQuota::alone()),
+            ));
             let (client, connection) = h2::client::handshake(client).await.unwrap();
             tokio::spawn(connection);
             let mut streams = Vec::new();
