@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{iter, mem};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::yield_now;
 
 use crate::limits::{
@@ -38,20 +38,18 @@ use crate::limits::{
 use crate::quota::ClientKey;
 
 /// The turns of one worker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct WorkerTurns {
     pass: Mutex<Pass>,
-    /// Free places for calls that build a large reply.
-    large: Arc<Semaphore>,
+    large: Mutex<LargeCalls>,
 }
 
-impl Default for WorkerTurns {
-    fn default() -> Self {
-        Self {
-            pass: Mutex::default(),
-            large: Arc::new(Semaphore::new(LARGE_CALLS)),
-        }
-    }
+/// The calls that build a large reply.
+#[derive(Debug, Default)]
+struct LargeCalls {
+    building: usize,
+    /// The calls that wait for a place. Clients take turns here, too.
+    waiting: Queue<LargeCall>,
 }
 
 /// The current pass.
@@ -59,41 +57,51 @@ impl Default for WorkerTurns {
 struct Pass {
     /// The work that was done or granted since [`WorkerTurns::grant`] last began a pass.
     spent: usize,
-    waiting: Queue,
+    waiting: Queue<()>,
     /// Whether a task begins the passes and grants the turns.
     is_granting: bool,
 }
 
 /// A task that waits for its turn.
 #[derive(Debug)]
-struct Waiting {
+struct Waiting<T> {
     work: usize,
     /// Closed if the task was cancelled.
-    grant: oneshot::Sender<()>,
+    grant: oneshot::Sender<T>,
 }
 
-impl Waiting {
+impl<T> Waiting<T> {
     fn is_cancelled(&self) -> bool {
         self.grant.is_closed()
     }
 }
 
 /// The tasks that wait. Clients take turns, and so do the tasks of each client.
-#[derive(Debug, Default)]
-struct Queue {
+#[derive(Debug)]
+struct Queue<T> {
     /// The clients with tasks, in the order of their turns.
     clients: VecDeque<ClientKey>,
-    tasks: HashMap<ClientKey, VecDeque<Waiting>, ahash::RandomState>,
+    tasks: HashMap<ClientKey, VecDeque<Waiting<T>>, ahash::RandomState>,
     /// The number of tasks.
     len: usize,
 }
 
-impl Queue {
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            clients: VecDeque::new(),
+            tasks: HashMap::default(),
+            len: 0,
+        }
+    }
+}
+
+impl<T> Queue<T> {
     fn is_empty(&self) -> bool {
         self.clients.is_empty()
     }
 
-    fn push(&mut self, client: ClientKey, task: Waiting) {
+    fn push(&mut self, client: ClientKey, task: Waiting<T>) {
         let tasks = self.tasks.entry(client).or_default();
         if tasks.is_empty() {
             self.clients.push_back(client);
@@ -107,7 +115,7 @@ impl Queue {
     }
 
     /// Returns the next task. Cancelled tasks take no turn of their client.
-    fn pop(&mut self) -> Option<Waiting> {
+    fn pop(&mut self) -> Option<Waiting<T>> {
         loop {
             let client = self.clients.pop_front()?;
             let tasks = self.tasks.get_mut(&client)?;
@@ -136,6 +144,11 @@ impl WorkerTurns {
     fn lock(&self) -> MutexGuard<'_, Pass> {
         // No critical section here leaves the pass half changed.
         self.pass.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_large(&self) -> MutexGuard<'_, LargeCalls> {
+        // As for the pass.
+        self.large.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Joins the queue. The turn comes in a later pass.
@@ -167,6 +180,27 @@ impl WorkerTurns {
                     pass.spent += work;
                 }
             }
+        }
+    }
+}
+
+/// The place of a call that builds a large reply. On drop, the next call gets the place.
+#[derive(Debug)]
+pub(crate) struct LargeCall(Arc<WorkerTurns>);
+
+impl Drop for LargeCall {
+    fn drop(&mut self) {
+        let next = {
+            let mut large = self.0.lock_large();
+            let next = large.waiting.pop();
+            if next.is_none() {
+                large.building -= 1;
+            }
+            next
+        };
+        if let Some(next) = next {
+            // An error drops the place, which goes to the call after the next.
+            let _ = next.grant.send(Self(Arc::clone(&self.0)));
         }
     }
 }
@@ -241,10 +275,19 @@ impl Turns {
     }
 
     /// Waits until fewer than [`LARGE_CALLS`] calls of the worker build a large reply. So the memory for replies that
-    /// are being built does not grow with the number of calls.
-    pub(crate) async fn large_reply(&self) -> OwnedSemaphorePermit {
-        let place = Arc::clone(&self.worker.large).acquire_owned().await;
-        place.expect("the semaphore is never closed")
+    /// are being built does not grow with the number of calls. `None` means that the runtime stops.
+    pub(crate) async fn large_reply(&self) -> Option<LargeCall> {
+        let granted = {
+            let mut large = self.worker.lock_large();
+            if large.building < LARGE_CALLS {
+                large.building += 1;
+                return Some(LargeCall(Arc::clone(&self.worker)));
+            }
+            let (grant, granted) = oneshot::channel();
+            large.waiting.push(self.client, Waiting { work: 0, grant });
+            granted
+        };
+        granted.await.ok()
     }
 
     /// Asks for a turn in a later pass, for the connection's small calls.
@@ -513,6 +556,39 @@ pub(crate) mod tests {
             assert!(turns < 2 * TURNS_OF_SOCKET, "the task waits for the end of the input");
         }
         assert!(turns >= TURNS_OF_SOCKET);
+    }
+
+    #[tokio::test]
+    async fn clients_take_turns_to_build_large_replies() {
+        let worker = Arc::<WorkerTurns>::default();
+        let [crowd, other] = [1, 2].map(|client| Turns::new(Arc::clone(&worker), ClientKey::V6(client)));
+        let mut building = Vec::new();
+        for _ in 0..LARGE_CALLS {
+            building.extend(crowd.large_reply().await);
+        }
+        let waiting = |turns: &Turns| {
+            let turns = turns.clone();
+            tokio::spawn(async move { turns.large_reply().await })
+        };
+        let crowd: Vec<_> = (0..100).map(|_| waiting(&crowd)).collect();
+        yield_now().await;
+        let cancelled = waiting(&other);
+        let next = waiting(&other);
+        yield_now().await;
+        cancelled.abort();
+        yield_now().await;
+        // One place for the crowd, and the next for the other client.
+        building.truncate(LARGE_CALLS - 2);
+        building.extend(next.await.unwrap());
+        assert_eq!(worker.lock_large().waiting.len, 99);
+        // A place that was granted and not taken goes on.
+        crowd.iter().for_each(|waiting| waiting.abort());
+        drop(building);
+        for task in crowd {
+            let _ = task.await;
+        }
+        assert_eq!(worker.lock_large().building, 0);
+        assert_eq!(worker.lock_large().waiting.len, 0);
     }
 
     #[tokio::test]
