@@ -101,6 +101,10 @@ pub const SHORT_TURN_WORK: usize = 2_000;
 /// wait for clients with many.
 pub const LEAST_TURN_WORK: usize = 250;
 
+/// The work of one pass that all connections of a client may do in turns of [`LEAST_TURN_WORK`]: 800 calls. Further
+/// connections of the client wait for a turn. So a pass does not grow with the connections of a client.
+pub const LEAST_TURNS_WORK: usize = SMALL_WORK_PER_PASS;
+
 /// Bytes that a connection reads in a turn of [`LEAST_TURN_WORK`]: a few calls.
 pub const LEAST_TURN_INPUT: usize = 2 * 1024;
 

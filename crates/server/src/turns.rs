@@ -8,8 +8,9 @@
 //!
 //! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass has
 //! done [`SMALL_WORK_PER_PASS`], or a quarter of that while many tasks wait, each further connection may do only
-//! [`LEAST_TURN_WORK`], and waits for a turn with the rest. So a thousand connections with many small calls do not delay a
-//! connection with one call. A new connection waits for a turn, too.
+//! [`LEAST_TURN_WORK`], and waits for a turn with the rest. All connections of one client may do [`LEAST_TURNS_WORK`] in
+//! this way; its other connections wait. So thousands of connections with many small calls do not delay a connection with one call. A new
+//! connection waits for a turn, too.
 //!
 //! The clients whose tasks wait get turns one after the other, however many tasks each has: so an address with 400 busy
 //! connections gets no more turns than an address with one. Of one client, a connection has at most one task in the
@@ -32,8 +33,8 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::yield_now;
 
 use crate::limits::{
-    CALL_WORK, CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK,
-    SMALL_WORK_PER_PASS, TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
+    CALL_WORK, CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, LEAST_TURNS_WORK, MAX_TURN_INPUT,
+    SHORT_TURN_WORK, SMALL_WORK_PER_PASS, TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::quota::ClientKey;
 
@@ -57,6 +58,8 @@ struct LargeCalls {
 struct Pass {
     /// The work that was done or granted since [`WorkerTurns::grant`] last began a pass.
     spent: usize,
+    /// The work of each client's turns of [`LEAST_TURN_WORK`] in this pass.
+    least_turns: HashMap<ClientKey, usize, ahash::RandomState>,
     waiting: Queue<()>,
     /// Whether a task begins the passes and grants the turns.
     is_granting: bool,
@@ -169,6 +172,7 @@ impl WorkerTurns {
             yield_now().await;
             let mut pass = self.lock();
             let is_busy = mem::take(&mut pass.spent) >= WORK_PER_PASS;
+            pass.least_turns.clear();
             if pass.waiting.is_empty() && !is_busy {
                 pass.is_granting = false;
                 return;
@@ -302,13 +306,17 @@ impl Turns {
         let pass = self.worker.lock();
         let work = match is_granted {
             true => SHORT_TURN_WORK,
-            false if pass.spent >= small_work_per_pass(pass.waiting.len) => LEAST_TURN_WORK,
+            false if pass.spent >= small_work_per_pass(pass.waiting.len) => match pass.least_turns.get(&self.client) {
+                Some(&done) if done >= LEAST_TURNS_WORK => 0,
+                _ => LEAST_TURN_WORK,
+            },
             false if pass.waiting.is_empty() => TURN_WORK,
             false => SHORT_TURN_WORK,
         };
         SmallCalls {
             work,
             input: match work {
+                0 => 0,
                 LEAST_TURN_WORK => LEAST_TURN_INPUT,
                 _ => MAX_TURN_INPUT,
             },
@@ -342,6 +350,9 @@ impl Turns {
         }
         let mut pass = self.worker.lock();
         pass.spent += work;
+        if turn.work == LEAST_TURN_WORK {
+            *pass.least_turns.entry(self.client).or_default() += work;
+        }
         // `grant` sets `spent` to zero for each pass. If no task ran `grant`, the work of many passes would add up.
         if pass.spent >= WORK_PER_PASS && !mem::replace(&mut pass.is_granting, true) {
             tokio::spawn(Arc::clone(&self.worker).grant());
@@ -502,6 +513,27 @@ pub(crate) mod tests {
         connections[9].end(&turn, turn.work);
         assert_eq!(worker.lock().spent, SHORT_TURN_WORK, "the work was counted twice");
         assert_eq!(connections[0].small_calls(false).work, TURN_WORK);
+    }
+
+    #[tokio::test]
+    async fn a_pass_does_not_grow_with_the_connections_of_a_client() {
+        let worker = Arc::<WorkerTurns>::default();
+        let of = |client| Turns::new(Arc::clone(&worker), ClientKey::V6(client));
+        let turn = of(1).small_calls(false);
+        of(1).end(&turn, SMALL_WORK_PER_PASS);
+        let mut work = 0;
+        for _ in 0..1000 {
+            let turn = of(1).small_calls(false);
+            of(1).end(&turn, turn.work);
+            work += turn.work;
+        }
+        assert_eq!(work, LEAST_TURNS_WORK);
+        assert_eq!(of(1).small_calls(false).input, 0);
+        assert_eq!(of(2).small_calls(false).work, LEAST_TURN_WORK);
+        // The next pass has work for all.
+        yield_now().await;
+        yield_now().await;
+        assert_eq!(of(1).small_calls(false).work, TURN_WORK);
     }
 
     #[tokio::test]
