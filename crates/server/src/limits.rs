@@ -91,6 +91,10 @@ pub const ROUTE_WORK: usize = 1;
 /// Bytes of a request or a reply that cost as much as a route.
 pub const BYTES_PER_WORK: usize = 64;
 
+/// Bytes of a connection's input that cost as much as one unit of work, if the calls in the input cost less: h2 parses and
+/// acknowledges frames that make no call, such as PING.
+pub const INPUT_PER_WORK: usize = 16;
+
 /// The work after which a connection's small calls wait for the next turn: some 200 calls, half a millisecond.
 pub const TURN_WORK: usize = 5_000;
 

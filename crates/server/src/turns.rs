@@ -9,8 +9,9 @@
 //! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass has
 //! done [`SMALL_WORK_PER_PASS`], or a quarter of that while many tasks wait, each further connection may do only
 //! [`LEAST_TURN_WORK`], and waits for a turn with the rest. All connections of one client may do [`LEAST_TURNS_WORK`] in
-//! this way; its other connections wait. So thousands of connections with many small calls do not delay a connection with one call. A new
-//! connection waits for a turn, too.
+//! this way; its other connections wait. So thousands of connections with many small calls do not delay a connection with
+//! one call. A new connection waits for a turn, too. Input that makes no call has its price as well
+//! ([`INPUT_PER_WORK`](crate::limits::INPUT_PER_WORK)).
 //!
 //! The clients whose tasks wait get turns one after the other, however many tasks each has: so an address with 400 busy
 //! connections gets no more turns than an address with one. Of one client, a connection has at most one task in the
@@ -339,17 +340,18 @@ impl Turns {
         }
     }
 
-    /// Counts the work of a turn for small calls. The pass has counted the work of a granted turn before.
+    /// Counts the work of a turn for small calls. The pass has counted [`SHORT_TURN_WORK`] of a granted turn before.
     pub(crate) fn end(&self, turn: &SmallCalls, work: usize) {
         let Input { waits, turns } = &*self.input;
         waits.store(false, Ordering::Relaxed);
         // No locked instruction: no other thread adds.
         turns.store(turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        if turn.is_granted {
+        let counted = if turn.is_granted { SHORT_TURN_WORK } else { 0 };
+        if work <= counted {
             return;
         }
         let mut pass = self.worker.lock();
-        pass.spent += work;
+        pass.spent += work - counted;
         if turn.work == LEAST_TURN_WORK {
             *pass.least_turns.entry(self.client).or_default() += work;
         }
@@ -405,6 +407,13 @@ pub(crate) mod tests {
     use tokio::task::{LocalSet, spawn_local};
 
     use super::*;
+
+    impl WorkerTurns {
+        /// Returns the work of the current pass.
+        pub(crate) fn spent(&self) -> usize {
+            self.lock().spent
+        }
+    }
 
     impl Turns {
         /// Returns the turns of a connection of a worker's only client.

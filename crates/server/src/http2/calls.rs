@@ -34,7 +34,8 @@ use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
 use crate::limits::{
-    CONNECTION_WINDOW, IDLE_BYTES, LARGE_CONNECTION_WINDOW, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES, SMALL_REPLY_SIZE,
+    CONNECTION_WINDOW, IDLE_BYTES, INPUT_PER_WORK, LARGE_CONNECTION_WINDOW, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES,
+    SMALL_REPLY_SIZE,
 };
 use crate::log::peer::OfPeer;
 use crate::memory::Charge;
@@ -161,6 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         // A client that sends more than the server replies to has to wait.
         let allowance = if self.received.is_empty() { turn.input } else { 0 };
         self.traffic.begin_turn(allowance);
+        let read = self.traffic.read();
         let (most, mut work) = (turn.work, 0);
         // Of these requests, the client's deadline may have passed.
         let waited = (!self.received.is_empty()).then(Instant::now);
@@ -200,7 +202,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     self.grow_window();
                 }
                 Poll::Pending => {
-                    self.router.turns().end(&turn, work);
+                    let input = (self.traffic.read() - read) as usize / INPUT_PER_WORK;
+                    self.router.turns().end(&turn, work.max(input));
                     // Without budget the socket may have more input: tokio stopped this task, not the client.
                     if !self.received.is_empty() || self.traffic.is_exhausted() || !has_budget_remaining() {
                         let mut turn = self.router.turns().next();

@@ -605,6 +605,22 @@ pub(crate) mod tests {
         assert_eq!(calls.load(Ordering::Relaxed), handled);
     }
 
+    #[tokio::test]
+    async fn input_that_makes_no_call_has_its_price() {
+        const PINGS: usize = 3_000;
+        let (_draining, context) = context(MethodTable::new(Vec::new()), Limits::default());
+        let worker = Arc::clone(&context.turns);
+        let (mut client, server) = tokio::io::duplex(1024 * 1024);
+        tokio::spawn(http2_alone(server, context, memory()));
+        client.write_all(BEGIN).await.unwrap();
+        settle().await;
+        let before = worker.spent();
+        let pings = frame(6, 0, 0, b"flooding").repeat(PINGS);
+        client.write_all(&pings).await.unwrap();
+        settle().await;
+        assert_eq!(worker.spent() - before, pings.len() / limits::INPUT_PER_WORK);
+    }
+
     /// A body of small frames without end, which counts its frames.
     struct Endless(Arc<AtomicU64>);
 
