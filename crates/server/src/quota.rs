@@ -141,6 +141,23 @@ impl Quotas {
             registered.client.idle.ask(&evictions);
         }
     }
+
+    /// Asks up to `connections` connections of the client with the most connections to end, idle or not. The client keeps
+    /// as many connections as each client would have if all had the same number.
+    pub(crate) fn make_room_of_largest(&self, connections: usize) {
+        let clients = self.lock();
+        let all: usize = clients.values().map(|registered| registered.connections).sum();
+        let Some(largest) = clients.values().max_by_key(|registered| registered.connections) else {
+            return;
+        };
+        let beyond = largest.connections.saturating_sub(all.div_ceil(clients.len()));
+        if beyond > 0 {
+            largest
+                .client
+                .idle
+                .ask(&EvictionBudget::with_busy(connections.min(beyond)));
+        }
+    }
 }
 
 impl Client {
@@ -451,9 +468,31 @@ pub(crate) mod tests {
         assert!(!others.has_changed().expect("the client is there"));
         quotas.make_room(1);
         let evictions = others.borrow().clone().expect("all are asked");
-        assert!(evictions.take_one());
+        assert!(evictions.take_one(true));
         let evictions = asked.borrow().clone().expect("all are asked");
-        assert!(!evictions.take_one());
+        assert!(!evictions.take_one(true));
+    }
+
+    #[test]
+    fn the_client_with_the_most_connections_makes_room_and_keeps_an_equal_part() {
+        let quotas = Quotas::new(&limits(100));
+        let registered: Vec<_> = ["10.0.0.1", "10.0.0.2"]
+            .iter()
+            .flat_map(|addr| (0..if *addr == "10.0.0.1" { 8 } else { 2 }).map(|_| quotas.register(key(addr))))
+            .collect();
+        let [greedy, other] = [0, 9].map(|number: usize| registered[number].idle().subscribe());
+        for (connections, end) in [(2, 2), (100, 3)] {
+            quotas.make_room_of_largest(connections);
+            let evictions = greedy.borrow().clone().expect("the client is asked");
+            assert_eq!((0..10).filter(|_| evictions.take_one(false)).count(), end);
+        }
+        assert!(other.borrow().is_none());
+        // Equal clients end nothing.
+        drop(registered);
+        let equal = ["10.0.0.1", "10.0.0.2"].map(|addr| quotas.register(key(addr)));
+        let asked = equal.each_ref().map(|client| client.idle().subscribe());
+        quotas.make_room_of_largest(100);
+        assert!(asked.iter().all(|asked| asked.borrow().is_none()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -267,11 +267,17 @@ async fn http2<S: Transport>(
             }
             Ok(()) = asked.changed(), if !is_draining && !matches!(phase, Phase::Draining) => {
                 let evictions = asked.borrow().clone();
-                if calls.is_idle() && evictions.is_some_and(|evictions| evictions.take_one()) {
-                    debug!("an idle connection makes room for another");
+                let is_idle = calls.is_idle();
+                if evictions.is_some_and(|evictions| evictions.take_one(is_idle)) {
+                    debug!(is_idle, "a connection makes room for another");
                     phase = Phase::Draining;
                     calls.connection.graceful_shutdown();
-                    due.as_mut().reset(Instant::now() + limits::IDLE_DRAIN);
+                    let mut time = limits::IDLE_DRAIN;
+                    if !is_idle {
+                        draining_calls.cancel();
+                        time = limits.drain;
+                    }
+                    due.as_mut().reset(Instant::now() + time);
                 }
             }
             () = silent.as_mut() => {
@@ -945,6 +951,29 @@ pub(crate) mod tests {
             sleep(limits::MAKE_ROOM_INTERVAL).await;
         }
         assert!(served.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_with_calls_in_flight_makes_room_if_it_is_asked_to() {
+        let handler = Handler::Streaming(Arc::new(|_, _, _| Box::pin(std::future::pending())));
+        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+        let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+        let limits = context.limits.clone();
+        let quota = ClientQuota::alone();
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let memory = MemoryBudget::new(1 << 30, Arc::default());
+        let served = tokio::spawn(http2_alone(server, context, memory.for_connection(quota.clone())));
+        let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        let open = tokio::spawn(async move { call(&mut client, "/Counting/Call").await });
+        sleep(limits::MAKE_ROOM_INTERVAL).await;
+        quota.idle().ask(&EvictionBudget::new(1));
+        sleep(limits.drain * 2).await;
+        assert!(!served.is_finished());
+        quota.idle().ask(&EvictionBudget::with_busy(1));
+        sleep(limits.drain * 2).await;
+        assert!(served.is_finished());
+        open.abort();
     }
 
     /// Otherwise h2 would keep any number of streams that nothing counts.
