@@ -397,6 +397,13 @@ impl Parts {
     pub(crate) fn done(&mut self, nodes: usize, work: usize) {
         self.work_per_node = (work / nodes.max(1)).max(1);
     }
+
+    /// Waits for a turn for the work of a part beyond the turn that the part has taken.
+    pub(crate) async fn pay_rest(turns: &Turns, work: usize) {
+        if work > WORK_PER_PART {
+            turns.take(work - WORK_PER_PART).await;
+        }
+    }
 }
 
 #[cfg(test)]
