@@ -153,6 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             let _ = ready!(Pin::new(turn).poll(cx));
             self.yielded = None;
         }
+        self.grow_window();
         let waker = match self.waker.take() {
             Some(waker) if waker.will_wake(cx) => waker,
             _ => MutedWaker::new(cx.waker().clone()),
@@ -199,7 +200,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                         }
                         self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     }
-                    self.grow_window();
                 }
                 Poll::Pending => {
                     let input = (self.traffic.read() - read) as usize / INPUT_PER_WORK;
