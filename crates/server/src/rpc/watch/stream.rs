@@ -15,11 +15,14 @@ use tonic::Status;
 
 use crate::convert::encode::RouteCollector;
 use crate::grpc::handler::StreamContext;
-use crate::limits::{SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE, WATCH_MESSAGE_SIZE, WORK_PER_PART};
+use crate::limits::{
+    NODE_WORK, ROUTE_WORK, SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE, WATCH_MESSAGE_SIZE, WORK_PER_PART, WORK_PER_PASS,
+};
 use crate::memory::OutOfBudget;
 use crate::rpc::watch::change_log::{LogEntry, LostPlace};
 use crate::rpc::watch::snapshot::SnapshotReader;
 use crate::rpc::watch::{WatchSlot, Watches, encode};
+use crate::turns::Parts;
 
 /// The nodes of a watch that is limited to some nodes; empty if the watch is about all nodes.
 #[derive(Debug)]
@@ -185,12 +188,15 @@ impl Watch {
         let mut reservation = self.context.budget.reserve().await;
         let next = match rest {
             Rest::All(reader) => {
-                let chunk = reader.next(self.place).await;
+                let chunk = reader.next(self.place, &self.context.turns).await;
                 chunk.map(|chunk| (chunk.place, chunk.message))
             }
             Rest::Some(position) => {
                 let place = watches.log.next();
-                routes_of(&self.nodes.nodes, position, &watches.table).map(|message| (place, message))
+                let mut work = 0;
+                let message = routes_of(&self.nodes.nodes, position, &watches.table, &mut work);
+                Parts::pay_rest(&self.context.turns, work).await;
+                message.map(|message| (place, message))
             }
         };
         let Some((place, message)) = next else {
@@ -279,9 +285,14 @@ fn lost_place(watches: &Watches) -> Bytes {
     encode(Message::LostPlace(v1::WatchLostPlace {}))
 }
 
-/// Encodes the next watched nodes, all of one part, and moves the position. Returns `None` at the end, and no message
-/// if the nodes have no routes.
-fn routes_of(nodes: &[(usize, NodeId)], position: &mut usize, table: &RouteTable) -> Option<Option<Bytes>> {
+/// Encodes the next watched nodes, all of one part, up to some [`WORK_PER_PASS`], and moves the position. Adds the work to
+/// `work`. Returns `None` at the end, and no message if the nodes have no routes.
+fn routes_of(
+    nodes: &[(usize, NodeId)],
+    position: &mut usize,
+    table: &RouteTable,
+    work: &mut usize,
+) -> Option<Option<Bytes>> {
     let rest = nodes.get(*position..)?;
     let part = rest.first()?.0;
     let mut collector = RouteCollector::new(table);
@@ -290,11 +301,13 @@ fn routes_of(nodes: &[(usize, NodeId)], position: &mut usize, table: &RouteTable
         ..v1::WatchSnapshot::default()
     };
     for (_, node) in rest.iter().take_while(|(of, _)| *of == part) {
-        if collector.size() >= WATCH_MESSAGE_SIZE {
+        if collector.size() >= WATCH_MESSAGE_SIZE || *work >= WORK_PER_PASS {
             break;
         }
         *position += 1;
-        let routes = collector.node(node, &table.get_proxies(node));
+        let routes = table.get_proxies(node);
+        *work += NODE_WORK + routes.len() * ROUTE_WORK;
+        let routes = collector.node(node, &routes);
         if !routes.routes.is_empty() {
             message.nodes.push(routes);
         }
@@ -502,6 +515,60 @@ mod tests {
             begins_resync,
             encoded: encode(Message::Changes(v1::WatchChanges::default())),
         });
+    }
+
+    /// Returns how many passes the worker needs for the snapshot of a watch.
+    async fn passes_of_snapshot(table: &Arc<RouteTable>, nodes: &[NodeId]) -> usize {
+        let mut watch = watch_of(&watches_of(table), nodes.to_vec());
+        let reading = tokio::spawn(async move { while next_part(&mut watch).await.is_some() {} });
+        let mut passes = 0;
+        while !reading.is_finished() {
+            tokio::task::yield_now().await;
+            passes += 1;
+        }
+        reading.await.unwrap();
+        passes
+    }
+
+    /// Otherwise watches that encode their own chunks would delay other calls.
+    #[tokio::test]
+    async fn a_chunk_of_a_snapshot_takes_a_turn_for_its_work() {
+        const NODES: usize = 6_000;
+        let table = Arc::new(RouteTable::new());
+        // Parts without nodes take turns, too.
+        let without_nodes = passes_of_snapshot(&table, &[]).await;
+        let proxy = Proxy {
+            id: "proxy",
+            cluster_name: "cluster",
+            addr: "proxy:1",
+        };
+        let proxy = table.register_proxy(&proxy).unwrap();
+        let part = table.part_of(&uuid::Uuid::from_u128(0).into());
+        let of_one_part = (0..).map(|number| NodeId::from(uuid::Uuid::from_u128(number)));
+        let of_one_part = of_one_part.filter(|node| table.part_of(node) == part);
+        let nodes: Vec<_> = of_one_part.take(NODES).collect();
+        for node in &nodes {
+            table.add_node(node, proxy).unwrap();
+        }
+        // A pass may begin work for as much as another pass.
+        let expected = |nodes: usize| nodes * (NODE_WORK + ROUTE_WORK) / (2 * WORK_PER_PASS);
+        let passes = passes_of_snapshot(&table, &[]).await;
+        assert!(
+            passes >= without_nodes + expected(NODES),
+            "{passes} after {without_nodes}"
+        );
+        let passes = passes_of_snapshot(&table, &nodes[..4000]).await;
+        assert!(passes > expected(4000), "{passes}");
+    }
+
+    #[tokio::test]
+    async fn the_first_chunk_assumes_that_nodes_have_many_routes() {
+        let watches = watches_of(&large_table());
+        let mut watch = watch_of(&watches, vec![]);
+        let Message::Snapshot(first) = decoded(&watch.next().await.unwrap()) else {
+            panic!("the snapshot has no nodes");
+        };
+        assert!(first.nodes.len() <= WORK_PER_PASS / (NODE_WORK + nodetracker::MAX_ROUTES_PER_NODE * ROUTE_WORK));
     }
 
     /// The log drops the changes since the beginning of the snapshot long before the snapshot is complete.
