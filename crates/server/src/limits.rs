@@ -85,6 +85,9 @@ pub const NODE_WORK: usize = 4;
 /// Handles of a heartbeat that cost as much as one unit of work.
 pub const HANDLES_PER_WORK: usize = 2;
 
+/// Comparisons of nodes that cost as much as one unit of work, when a watch of some nodes looks for a change.
+pub const COMPARISONS_PER_WORK: usize = 8;
+
 /// The work for a route that is encoded.
 pub const ROUTE_WORK: usize = 1;
 

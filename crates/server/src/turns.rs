@@ -423,6 +423,11 @@ pub(crate) mod tests {
     }
 
     impl Turns {
+        /// Reports whether no task waits for a turn.
+        pub(crate) fn is_free(&self) -> bool {
+            self.worker.lock().waiting.is_empty()
+        }
+
         /// Returns the turns of a connection of a worker's only client.
         pub(crate) fn of_one_client(worker: Arc<WorkerTurns>) -> Self {
             Self::new(worker, ClientKey::V6(1))

@@ -16,7 +16,8 @@ use tonic::Status;
 use crate::convert::encode::RouteCollector;
 use crate::grpc::handler::StreamContext;
 use crate::limits::{
-    NODE_WORK, ROUTE_WORK, SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE, WATCH_MESSAGE_SIZE, WORK_PER_PART, WORK_PER_PASS,
+    CALL_WORK, COMPARISONS_PER_WORK, NODE_WORK, ROUTE_WORK, SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE, WATCH_MESSAGE_SIZE,
+    WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::memory::OutOfBudget;
 use crate::rpc::watch::change_log::{LogEntry, LostPlace};
@@ -216,9 +217,18 @@ impl Watch {
 
     /// Returns the next changes in the log. Returns `None` if there are none, or none of this watch's nodes.
     async fn send_changes(&mut self, watches: &Watches) -> Result<Option<Bytes>, Interruption> {
-        let Some(entry) = watches.log.entry_at(self.place)? else {
+        let Some(mut entry) = watches.log.entry_at(self.place)? else {
             return Ok(None);
         };
+        if let Some(turn) = self.context.turns.begin(self.work(&entry)) {
+            // The log may drop the entry while the watch waits.
+            drop(entry);
+            turn.await;
+            match watches.log.entry_at(self.place)? {
+                Some(now) => entry = now,
+                None => return Ok(None),
+            }
+        }
         if entry.begins_resync && !self.accepts_resync {
             return Err(Interruption::LostPlace);
         }
@@ -243,6 +253,18 @@ impl Watch {
         };
         self.place = entry.end();
         Ok(message.map(|message| reservation.charge(message)).transpose()?)
+    }
+
+    /// Returns the work to send the changes of an entry. A watch of some nodes looks for the node of each change among its
+    /// own.
+    fn work(&self, entry: &LogEntry) -> usize {
+        let comparisons = self
+            .nodes
+            .nodes
+            .len()
+            .checked_ilog2()
+            .map_or(0, |most| most as usize + 1);
+        CALL_WORK + entry.nodes.len() * comparisons / COMPARISONS_PER_WORK
     }
 
     fn sends_whole(&self, entry: &LogEntry) -> bool {
@@ -517,6 +539,13 @@ mod tests {
         });
     }
 
+    /// Returns some nodes that are in the same part of a table, and not the nil UUID.
+    fn nodes_of_one_part(table: &RouteTable, count: usize) -> Vec<NodeId> {
+        let part = table.part_of(&uuid::Uuid::from_u128(1).into());
+        let nodes = (1..).map(|number| NodeId::from(uuid::Uuid::from_u128(number)));
+        nodes.filter(|node| table.part_of(node) == part).take(count).collect()
+    }
+
     /// Returns how many passes the worker needs for the snapshot of a watch.
     async fn passes_of_snapshot(table: &Arc<RouteTable>, nodes: &[NodeId]) -> usize {
         let mut watch = watch_of(&watches_of(table), nodes.to_vec());
@@ -543,10 +572,7 @@ mod tests {
             addr: "proxy:1",
         };
         let proxy = table.register_proxy(&proxy).unwrap();
-        let part = table.part_of(&uuid::Uuid::from_u128(0).into());
-        let of_one_part = (0..).map(|number| NodeId::from(uuid::Uuid::from_u128(number)));
-        let of_one_part = of_one_part.filter(|node| table.part_of(node) == part);
-        let nodes: Vec<_> = of_one_part.take(NODES).collect();
+        let nodes = nodes_of_one_part(&table, NODES);
         for node in &nodes {
             table.add_node(node, proxy).unwrap();
         }
@@ -559,6 +585,43 @@ mod tests {
         );
         let passes = passes_of_snapshot(&table, &nodes[..4000]).await;
         assert!(passes > expected(4000), "{passes}");
+    }
+
+    /// Otherwise many watches of some nodes, whose clients cause the changes, would delay other calls.
+    #[tokio::test]
+    async fn watches_of_some_nodes_take_turns_to_look_for_changes() {
+        const NODES: usize = 64;
+        const CHANGES: usize = 1_000;
+        const WATCHES: usize = 40;
+        let watches = watches_of(&Arc::new(RouteTable::new()));
+        let nodes = nodes_of_one_part(&watches.table, NODES);
+        let context = StreamContext::default();
+        let mut reading = Vec::new();
+        for _ in 0..WATCHES {
+            let nodes = WatchedNodes::new(nodes.clone(), &watches.table);
+            let slot = watches.take_slot(0).unwrap();
+            let mut watch = Watch::new(slot, nodes, context.clone(), None, true);
+            while next_part(&mut watch).await.is_some() {}
+            reading.push(watch);
+        }
+        push_changes(&watches, CHANGES);
+        let mut next: Vec<_> = reading.iter_mut().map(|watch| Box::pin(watch.next())).collect();
+        // The watches that have looked for the changes in a pass wait for further changes.
+        let place = watches.log.next();
+        let mut passes = 0;
+        loop {
+            assert!(next.iter_mut().all(|next| waits(next.as_mut())));
+            passes += 1;
+            if context.turns.is_free() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(next);
+        assert!(reading.iter().all(|watch| watch.place == place));
+        let work = WATCHES * CHANGES * NODES.ilog2() as usize / COMPARISONS_PER_WORK;
+        // A pass may begin work for as much as another pass.
+        assert!(passes >= work / (2 * WORK_PER_PASS), "{passes}");
     }
 
     #[tokio::test]
