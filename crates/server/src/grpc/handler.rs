@@ -13,11 +13,10 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use nodetracker_proto::{RawRequestCodec, SmallCodec};
+use nodetracker_proto::{Raw, RawRequestCodec};
 use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::body::Body;
-use tonic::codec::Codec;
 use tonic::server::Grpc;
 use tonic::{Status, Streaming};
 use tower_service::Service;
@@ -30,7 +29,7 @@ use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::router::ConnectionRouter;
 use crate::grpc::send_budget::{Reservation, SendBudget};
 use crate::grpc::turn_body::response_in_turns;
-use crate::limits::CALL_WORK;
+use crate::limits::{BYTES_PER_WORK, CALL_WORK, NODE_WORK};
 use crate::turns::Turns;
 
 /// Decodes a message of a caller and returns the encoded reply, with its prefix.
@@ -245,7 +244,8 @@ where
     })))
 }
 
-/// A method with one request and a stream of replies, which it encodes itself, with their prefixes.
+/// A method with one request and a stream of replies, which it encodes itself, with their prefixes. The method takes a turn
+/// before it decodes the request.
 ///
 /// Replies that are encoded once can be sent on many streams, as the same bytes.
 pub(crate) fn encoded_stream<S, Q, F, St>(service: &Arc<S>, method: F) -> Handler
@@ -264,16 +264,23 @@ where
             watches: Arc::clone(connection.watches()),
         };
         Box::pin(async move {
-            let decoder = SmallCodec::<(), Q>::default().decoder();
-            let replies = receive(decoder, request.into_body(), max_request)
-                .await
-                .and_then(|request| method(service, request, context));
-            match replies {
+            let replies = async {
+                let request = receive(Raw, request.into_body(), max_request).await?;
+                context.turns.take(decoding_work(&request)).await;
+                method(service, frame::decode(&request)?, context)
+            };
+            match replies.await {
                 Ok(replies) => frame::head().map(|()| Body::new(EncodedBody(Box::pin(replies)))),
                 Err(status) => status.into_http(),
             }
         })
     }))
+}
+
+/// Returns the work to decode a request that may consist of nodes: UUIDs take the fewest bytes of those in a full request.
+fn decoding_work(request: &[u8]) -> usize {
+    const UUID: usize = 16;
+    CALL_WORK + request.len() / BYTES_PER_WORK + request.len() / UUID * NODE_WORK
 }
 
 /// A method of a service that another crate implements and that has its message limit already.

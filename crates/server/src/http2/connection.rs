@@ -391,6 +391,7 @@ pub(crate) mod tests {
     use std::task::{Context, ready};
     use std::time::Duration;
 
+    use nodetracker_proto::v1;
     use rustix::net::{AddressFamily, SocketType, sockopt};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
     use tokio::task::coop::poll_proceed;
@@ -398,7 +399,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::auth::Access;
-    use crate::grpc::handler::{Handler, ImmediateHandler};
+    use crate::grpc::handler::{Handler, ImmediateHandler, StreamContext, encoded_stream};
     use crate::grpc::method::{Method, MethodTable};
     use crate::http2::socket::SentBytes;
     use crate::idle::EvictionBudget;
@@ -609,6 +610,52 @@ pub(crate) mod tests {
             ended += u64::from(kind == 1 && flags & 1 == 1);
         }
         assert_eq!(calls.load(Ordering::Relaxed), handled);
+    }
+
+    /// Otherwise many connections could decode a large request each in one pass.
+    #[tokio::test]
+    async fn the_request_of_a_stream_is_decoded_in_a_turn() {
+        const CONNECTIONS: u64 = 10;
+        const NODES: usize = 2_500;
+        let begun = Arc::new(AtomicU64::new(0));
+        let begin = |begun: Arc<AtomicU64>, _: v1::WatchRequest, _: StreamContext| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            Ok(futures_util::stream::pending::<Result<Bytes, tonic::Status>>())
+        };
+        let handler = encoded_stream(&begun, begin);
+        let method = Method::new(
+            "/Counting/Call",
+            limits::MAX_BATCH_MESSAGE_SIZE,
+            Access::Everyone,
+            handler,
+        );
+        let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+        let request = v1::WatchRequest {
+            nodes: Some(v1::NodeIds {
+                uuids: vec![7; 16 * NODES],
+                names: vec![],
+            }),
+            ..v1::WatchRequest::default()
+        };
+        let request = crate::grpc::frame::encode(&request);
+        let mut clients = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let (client, server) = tokio::io::duplex(1024 * 1024);
+            tokio::spawn(http2_alone(server, context.clone(), memory()));
+            let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+            tokio::spawn(connection);
+            let head = http::Request::post("http://tracker/Counting/Call").header("content-type", "application/grpc");
+            let (response, mut stream) = client.send_request(head.body(()).unwrap(), false).unwrap();
+            stream.send_data(request.clone(), true).unwrap();
+            clients.push((client, response));
+        }
+        let mut before = 0;
+        while before < CONNECTIONS {
+            yield_now().await;
+            let now = begun.load(Ordering::Relaxed);
+            assert!(now - before <= 2, "{now} after {before}");
+            before = now;
+        }
     }
 
     #[tokio::test]
