@@ -150,11 +150,12 @@ impl ChangeLog {
         self.entry_at(place).is_ok()
     }
 
-    /// Waits until a place has an entry, or is lost.
-    pub(super) async fn changed(&self, place: u64) {
-        // An error cannot happen: the sender lives as long as `self`. The sender may lag behind the log, so the caller looks
-        // into the log first.
-        let _ = self.next.subscribe().wait_for(|next| *next > place).await;
+    /// Returns a receiver of the number of the next change. To wait for the change of a place, wait for a greater number.
+    /// The sender may lag behind the log, so look into the log first.
+    ///
+    /// A watch keeps its receiver: to subscribe for each wait would write to memory that the watches of all workers share.
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.next.subscribe()
     }
 }
 

@@ -10,6 +10,7 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 use tokio::select;
+use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
@@ -69,6 +70,8 @@ pub(super) struct Watch {
     resume: Option<v1::WatchPlace>,
     /// The number of the next change to send.
     place: u64,
+    /// The number of the next change that the log gets.
+    log_end: Receiver<u64>,
     progress: Progress,
     /// When the next keep-alive message is due.
     keep_alive_due: Instant,
@@ -103,6 +106,7 @@ impl Watch {
         accepts_resync: bool,
     ) -> Self {
         Self {
+            log_end: slot.watches.log.subscribe(),
             slot,
             nodes,
             context,
@@ -140,7 +144,7 @@ impl Watch {
                 Progress::Snapshot { until, .. } if self.place < *until => self.send_changes(&watches).await,
                 Progress::Snapshot { .. } => self.send_snapshot(&watches).await,
                 Progress::Changes => match self.send_changes(&watches).await {
-                    Ok(None) => Ok(self.wait(&watches).await),
+                    Ok(None) => Ok(self.wait().await),
                     sent => sent,
                 },
             };
@@ -272,14 +276,16 @@ impl Watch {
     }
 
     /// Waits for the next change. Returns a keep-alive message if there is none for long.
-    async fn wait(&self, watches: &Watches) -> Option<Bytes> {
+    async fn wait(&mut self) -> Option<Bytes> {
+        let place = self.place;
         select! {
             // First, because other nodes may change all the time.
             biased;
             () = sleep_until(self.keep_alive_due) => Some(encode(Message::KeepAlive(v1::WatchKeepAlive {
-                sequence: self.place - 1,
+                sequence: place - 1,
             }))),
-            () = watches.log.changed(self.place) => None,
+            // An error cannot happen: the sender lives as long as the watch's slot.
+            _ = self.log_end.wait_for(|next| *next > place) => None,
         }
     }
 }
