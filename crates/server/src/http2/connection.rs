@@ -89,10 +89,9 @@ pub(crate) async fn serve(
     if let Some(stream) = Box::pin(tls_handshake(handshake, &context)).await {
         let peer = tls.done(stream.get_ref().1.peer_certificates());
         // From here on, the client's own quota counts, instead of that of its address.
-        if let Some(name) = peer.certified_name() {
-            let client = memory.client().certified(name);
-            let Some(client_slot) = client.try_slot() else {
-                client.make_room();
+        if let Some(identity) = peer.certified_identity() {
+            let client = memory.client().certified(identity);
+            let Some(client_slot) = certified_slot(&client, &context).await else {
                 context.memory.refusals().refuse(refusal::Reason::AddressConnections);
                 return;
             };
@@ -110,6 +109,20 @@ pub(crate) async fn serve(
     }
     // Held until the connection has ended.
     drop((slot, charge));
+}
+
+/// Returns a slot for a connection of a client with a certificate. If the client has its share, waits as the acceptor does
+/// for addresses. Meanwhile, the connection keeps the slot of its address.
+async fn certified_slot(client: &ClientQuota, context: &ConnectionContext) -> Option<OwnedSemaphorePermit> {
+    if let Some(slot) = client.try_slot() {
+        return Some(slot);
+    }
+    let _waiting = client.try_wait()?;
+    let mut draining = context.draining.clone();
+    tokio::select! {
+        slot = client.wait_for_slot() => slot,
+        () = drain_begins(&mut draining) => None,
+    }
 }
 
 /// Returns the memory of a new connection, with the charge for the connection itself. `None` if the budget has no room.
@@ -403,6 +416,7 @@ pub(crate) mod tests {
     use crate::grpc::method::{Method, MethodTable};
     use crate::http2::socket::SentBytes;
     use crate::idle::EvictionBudget;
+    use crate::quota::{ClientKey, Quotas};
     use crate::rpc::methods::methods_of_empty_table;
 
     /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more
@@ -749,6 +763,27 @@ pub(crate) mod tests {
                 assert_eq!(counters.handshake_failures(reason).get(), expected, "{}", reason.name());
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_with_a_certificate_waits_for_a_slot_of_its_share() {
+        let (_draining, context) = context(MethodTable::new(Vec::new()), Limits::default());
+        let limits = Limits {
+            max_connections: 2,
+            ..Limits::default()
+        };
+        let quotas = Quotas::new(&limits);
+        let client = quotas.register(ClientKey::V6(1)).certified(1);
+        let slot = certified_slot(&client, &context).await.expect("a slot is free");
+        let (waiting_client, waiting_context) = (client.clone(), context.clone());
+        let waiting = tokio::spawn(async move { certified_slot(&waiting_client, &waiting_context).await });
+        sleep(limits::MAX_CONNECTION_WAIT / 2).await;
+        assert!(!waiting.is_finished());
+        drop(slot);
+        let _slot = waiting.await.unwrap().expect("a slot is free again");
+        let begin = Instant::now();
+        assert!(certified_slot(&client, &context).await.is_none());
+        assert_eq!(begin.elapsed(), limits::MAX_CONNECTION_WAIT);
     }
 
     /// Returns a configuration without certificates: no handshake gets as far as a certificate.

@@ -11,10 +11,10 @@ use std::time::Duration;
 use futures_util::future::poll_immediate;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF, MAX_CONNECTION_WAIT, MAX_WAITING};
+use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF, MAX_WAITING};
 use crate::log::peer::with_peer;
 use crate::quota::{ClientKey, Quotas};
 use crate::refusal::{Reason, Refusals};
@@ -171,18 +171,12 @@ fn refuse(reason: Reason, peer: SocketAddr, refusals: &Refusals) {
     with_peer(Some(peer), || refusals.refuse(reason));
 }
 
-/// Waits until a client has a slot, for [`MAX_CONNECTION_WAIT`]. Idle connections of the client make room meanwhile.
+/// Waits until a client has a slot.
 async fn wait(incoming: Incoming) -> Waited {
-    let until = Instant::now() + MAX_CONNECTION_WAIT;
-    let mut slot = pin!(incoming.client.slot());
-    while Instant::now() < until {
-        incoming.client.make_room();
-        let next = until.min(Instant::now() + MAKE_ROOM_INTERVAL);
-        if let Ok(slot) = timeout_at(next, slot.as_mut()).await {
-            return Waited::HasSlot(incoming, slot.expect("the semaphore is never closed"));
-        }
+    match incoming.client.wait_for_slot().await {
+        Some(slot) => Waited::HasSlot(incoming, slot),
+        None => Waited::Closed(incoming.peer),
     }
-    Waited::Closed(incoming.peer)
 }
 
 /// Reports whether an error to accept concerns one connection, not the listener.
@@ -215,8 +209,10 @@ impl Backoff {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
+    use tokio::time::Instant;
+
     use super::*;
-    use crate::limits::{Limits, MAX_WAITING_PER_CLIENT};
+    use crate::limits::{Limits, MAX_CONNECTION_WAIT, MAX_WAITING_PER_CLIENT};
 
     /// A connection over the loopback interface, and its client's side.
     fn incoming(quotas: &Arc<Quotas>, client: u64) -> (Incoming, TcpStream) {
