@@ -6,6 +6,8 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use tracing::warn;
+
 use crate::machine;
 
 /// Calls that one connection may have in flight. Further streams are refused. Stops stream floods.
@@ -313,7 +315,8 @@ pub const MAX_WATCHES_PER_CONNECTION: usize = 64;
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections at one time. Further connections wait in the kernel's backlog, until idle connections have made
-    /// room. 10,000 by default.
+    /// room. 10,000 by default. The server lowers the limit if [`memory`](Self::memory) has less than
+    /// [`CONNECTION_MEMORY`] and two calls that wait for each connection.
     pub max_connections: u32,
     /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have
     /// arrived, and replies that were not read. If the budget is used up, calls fail with RESOURCE_EXHAUSTED. Every
@@ -370,5 +373,42 @@ impl Default for Limits {
             max_connection_age: Duration::from_secs(3600),
             watch_resume: Duration::from_secs(60),
         }
+    }
+}
+
+impl Limits {
+    /// Lowers [`max_connections`](Self::max_connections) so that the share of each connection in the memory has room for the
+    /// connection and some calls. Otherwise the server would accept connections, and then close them.
+    pub(crate) fn fitted(mut self) -> Self {
+        let most = (self.memory / (CONNECTION_MEMORY + 2 * CALL_MEMORY)).max(1);
+        if self.max_connections as usize > most {
+            let (limit, memory) = (self.max_connections, self.memory);
+            warn!("the memory for clients, {memory} bytes, allows {most} connections; the limit was {limit}");
+            // The number is below a u32.
+            self.max_connections = most as u32;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_each_connection_has_room_for_some_calls() {
+        let fitted = |memory| {
+            let limits = Limits {
+                memory,
+                ..Limits::default()
+            };
+            limits.fitted().max_connections as usize
+        };
+        // The default on a machine with 4 GiB, and in a container with 1 GiB.
+        assert_eq!(fitted(512 << 20), 10_000);
+        let connections = fitted(128 << 20);
+        assert!((128 << 20) / connections >= CONNECTION_MEMORY + 2 * CALL_MEMORY);
+        assert!(connections > 2_000, "{connections}");
+        assert_eq!(fitted(0), 1);
     }
 }
