@@ -1,5 +1,5 @@
-//! Idle connections end when new connections have to wait for a slot. If none is idle, connections of the client with the
-//! most connections drain.
+//! Idle connections end when new connections have to wait for a slot. If none is idle, connections of the client with
+//! the most connections drain.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -96,8 +96,8 @@ pub const ROUTE_WORK: usize = 1;
 /// Bytes of a request or a reply that cost as much as a route.
 pub const BYTES_PER_WORK: usize = 64;
 
-/// Bytes of a connection's input that cost as much as one unit of work, if the calls in the input cost less: h2 parses and
-/// acknowledges frames that make no call, such as PING.
+/// Bytes of a connection's input that cost as much as one unit of work, if the calls in the input cost less: h2 parses
+/// and acknowledges frames that make no call, such as PING.
 pub const INPUT_PER_WORK: usize = 16;
 
 /// The work after which a connection's small calls wait for the next turn: some 200 calls, half a millisecond.
@@ -187,8 +187,8 @@ pub const CALL_MEMORY: usize = 4 * 1024;
 /// Frames of one stream of replies that h2 may hold for a client that does not read. [`STREAM_MEMORY`] includes their
 /// 312 bytes each, and [`CALL_MEMORY`] the bytes of small frames.
 ///
-/// Further frames wait: a client whose windows are open, but whose connection stands still, could make h2 hold thousands
-/// of tiny frames of each stream.
+/// Further frames wait: a client whose windows are open, but whose connection stands still, could make h2 hold
+/// thousands of tiny frames of each stream.
 pub const MAX_UNSENT_FRAMES: usize = 2;
 
 /// Elements in one page of a list.
@@ -269,8 +269,8 @@ pub const STREAM_WINDOW: u32 = 64 * 1024;
 /// anyway.
 pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW;
 
-/// As [`CONNECTION_WINDOW`], for a connection with several calls that wait, while much memory is free. The difference is
-/// charged until the connection ends.
+/// As [`CONNECTION_WINDOW`], for a connection with several calls that wait, while much memory is free. The difference
+/// is charged until the connection ends.
 pub const LARGE_CONNECTION_WINDOW: u32 = 256 * 1024;
 
 /// Bytes of the largest frame that a client may send: HTTP/2's smallest allowed value.
@@ -336,8 +336,8 @@ pub struct Limits {
     pub max_watched_size: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
-    /// How long a request may take to arrive in full, and the first request of a session; and how long a unary reply waits
-    /// until the client opens its window. 10 s by default.
+    /// How long a request may take to arrive in full, and the first request of a session; and how long a unary reply
+    /// waits until the client opens its window. 10 s by default.
     pub call: Duration,
     /// How long a connection may be silent before its client is pinged. 30 s by default.
     pub keep_alive_interval: Duration,
@@ -377,8 +377,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Lowers [`max_connections`](Self::max_connections) so that the share of each connection in the memory has room for the
-    /// connection and some calls. Otherwise the server would accept connections, and then close them.
+    /// Lowers [`max_connections`](Self::max_connections) so that the share of each connection in the memory has room for
+    /// the connection and some calls. Otherwise the server would accept connections, and then close them.
     pub(crate) fn fitted(mut self) -> Self {
         let most = (self.memory / (CONNECTION_MEMORY + 2 * CALL_MEMORY)).max(1);
         if self.max_connections as usize > most {

@@ -137,8 +137,8 @@ impl Quotas {
         }
     }
 
-    /// Asks up to `connections` connections of the client with the most connections to end, idle or not. The client keeps
-    /// as many connections as each client would have if all had the same number.
+    /// Asks up to `connections` connections of the client with the most connections to end, idle or not. The client
+    /// keeps as many connections as each client would have if all had the same number.
     pub(crate) fn make_room_of_largest(&self, connections: usize) {
         let clients = self.lock();
         let all: usize = clients.values().map(|registered| registered.connections).sum();
@@ -221,8 +221,8 @@ impl ClientQuota {
         self.0.key
     }
 
-    /// Registers the connection for the client with this [identity](crate::auth::Caller::identity), which has a quota of
-    /// its own.
+    /// Registers the connection for the client with this [identity](crate::auth::Caller::identity), which has a quota
+    /// of its own.
     pub(crate) fn certified(&self, identity: u64) -> Self {
         self.0.quotas.register(ClientKey::Certified(identity))
     }
@@ -232,7 +232,8 @@ impl ClientQuota {
         Arc::clone(&self.client().slots).try_acquire_owned().ok()
     }
 
-    /// Waits for a slot for a connection, for [`MAX_CONNECTION_WAIT`]. Idle connections of the client make room meanwhile.
+    /// Waits for a slot for a connection, for [`MAX_CONNECTION_WAIT`]. Idle connections of the client make room
+    /// meanwhile.
     pub(crate) async fn wait_for_slot(&self) -> Option<OwnedSemaphorePermit> {
         let until = Instant::now() + MAX_CONNECTION_WAIT;
         let mut slot = pin!(Arc::clone(&self.client().slots).acquire_owned());
@@ -480,10 +481,8 @@ pub(crate) mod tests {
     #[test]
     fn the_client_with_the_most_connections_makes_room_and_keeps_an_equal_part() {
         let quotas = Quotas::new(&limits(100));
-        let registered: Vec<_> = ["10.0.0.1", "10.0.0.2"]
-            .iter()
-            .flat_map(|addr| (0..if *addr == "10.0.0.1" { 8 } else { 2 }).map(|_| quotas.register(key(addr))))
-            .collect();
+        let of = |number| key(if number < 8 { "10.0.0.1" } else { "10.0.0.2" });
+        let registered: Vec<_> = (0..10).map(|number| quotas.register(of(number))).collect();
         let [greedy, other] = [0, 9].map(|number: usize| registered[number].idle().subscribe());
         for (connections, end) in [(2, 2), (100, 3)] {
             quotas.make_room_of_largest(connections);

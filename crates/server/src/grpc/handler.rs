@@ -244,7 +244,7 @@ where
     })))
 }
 
-/// A method with one request and a stream of replies, which it encodes itself, with their prefixes. The method takes a turn
+/// A method with one request and a stream of replies, which it encodes itself, with their prefixes. The call takes a turn
 /// before it decodes the request.
 ///
 /// Replies that are encoded once can be sent on many streams, as the same bytes.
@@ -277,7 +277,8 @@ where
     }))
 }
 
-/// Returns the work to decode a request that may consist of nodes: UUIDs take the fewest bytes of those in a full request.
+/// Returns the work to decode a request that may consist of nodes: in a request with the most nodes, each takes at least
+/// as many bytes as a UUID.
 fn decoding_work(request: &[u8]) -> usize {
     const UUID: usize = 16;
     CALL_WORK + request.len() / BYTES_PER_WORK + request.len() / UUID * NODE_WORK

@@ -221,8 +221,8 @@ impl ConnectionRouter {
         Call::Pending { reply, deadline }
     }
 
-    /// Returns how long a request may take to arrive, a handler to complete, and a client to open its window for a unary
-    /// reply.
+    /// Returns how long a request may take to arrive, a handler to complete, and a client to open its window for a
+    /// unary reply.
     pub(crate) fn deadline(&self) -> Duration {
         self.deadline
     }

@@ -111,8 +111,8 @@ pub(crate) async fn serve(
     drop((slot, charge));
 }
 
-/// Returns a slot for a connection of a client with a certificate. If the client has its share, waits as the acceptor does
-/// for addresses. Meanwhile, the connection keeps the slot of its address.
+/// Returns a slot for a connection of a client with a certificate. If the client has its share, waits as the acceptor
+/// does for addresses. Meanwhile, the connection keeps the slot of its address.
 async fn certified_slot(client: &ClientQuota, context: &ConnectionContext) -> Option<OwnedSemaphorePermit> {
     if let Some(slot) = client.try_slot() {
         return Some(slot);
@@ -685,7 +685,10 @@ pub(crate) mod tests {
         let pings = frame(6, 0, 0, b"flooding").repeat(PINGS);
         client.write_all(&pings).await.unwrap();
         settle().await;
-        assert_eq!(worker.spent() - before, pings.len() / limits::INPUT_PER_WORK);
+        // Each poll of the connection rounds down.
+        let work = pings.len() / limits::INPUT_PER_WORK;
+        let spent = worker.spent() - before;
+        assert!((work - 20..=work).contains(&spent), "{spent} of {work}");
     }
 
     /// A body of small frames without end, which counts its frames.
@@ -1125,7 +1128,7 @@ pub(crate) mod tests {
             let handler = Handler::Streaming(Arc::new(|request, _, _| {
                 Box::pin(async move {
                     let _request = request;
-                    std::future::pending().await
+                    std::future::pending::<http::Response<tonic::body::Body>>().await
                 })
             }));
             let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);

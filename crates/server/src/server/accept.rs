@@ -97,9 +97,9 @@ struct Slots<'s> {
 }
 
 impl Slots<'_> {
-    /// Waits for a free slot for a client. Idle connections make room meanwhile, an eighth of all at a time. If that does
-    /// not help, connections of the client with the most connections make room: a client may keep a call in flight on each
-    /// of its connections.
+    /// Waits for a free slot for a client. Idle connections make room meanwhile, an eighth of all at a time. If that
+    /// does not help, connections of the client with the most connections make room: a client may keep a call in flight
+    /// on each of its connections.
     async fn take(&mut self, peer: SocketAddr, quotas: &Quotas, refusals: &Refusals) -> OwnedSemaphorePermit {
         let mut slot = pin!(Arc::clone(self.free).acquire_owned());
         if let Some(slot) = poll_immediate(slot.as_mut()).await {
@@ -173,7 +173,8 @@ fn refuse(reason: Reason, peer: SocketAddr, refusals: &Refusals) {
 
 /// Waits until a client has a slot.
 async fn wait(incoming: Incoming) -> Waited {
-    match incoming.client.wait_for_slot().await {
+    let slot = incoming.client.wait_for_slot().await;
+    match slot {
         Some(slot) => Waited::HasSlot(incoming, slot),
         None => Waited::Closed(incoming.peer),
     }

@@ -150,10 +150,11 @@ impl ChangeLog {
         self.entry_at(place).is_ok()
     }
 
-    /// Returns a receiver of the number of the next change. To wait for the change of a place, wait for a greater number.
-    /// The sender may lag behind the log, so look into the log first.
+    /// Returns a receiver of the number of the next change. To wait for the change of a place, wait for a greater
+    /// number. The sender may lag behind the log, so look into the log first.
     ///
-    /// A watch keeps its receiver: to subscribe for each wait would write to memory that the watches of all workers share.
+    /// A watch keeps its receiver: to subscribe for each wait would write to memory that the watches of all workers
+    /// share.
     pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
         self.next.subscribe()
     }

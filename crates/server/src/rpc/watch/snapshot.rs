@@ -127,8 +127,9 @@ impl SnapshotReader {
         (reader, place)
     }
 
-    /// Returns the next chunk for a watch that is at `place`; `None` at the end of the table. The watch has taken a turn for
-    /// [`WORK_PER_PART`](crate::limits::WORK_PER_PART). If it encodes the chunk, it takes a turn for the rest of the work.
+    /// Returns the next chunk for a watch that is at `place`; `None` at the end of the table. The watch has taken a turn
+    /// for [`WORK_PER_PART`](crate::limits::WORK_PER_PART). If it encodes the chunk, it takes another turn for the rest
+    /// of the work.
     pub(super) async fn next(&mut self, place: u64, turns: &Turns) -> Option<Chunk> {
         if self.is_complete {
             return None;
@@ -171,8 +172,8 @@ impl Drop for SnapshotReader {
     }
 }
 
-/// Reads and encodes a chunk: nodes for some [`WORK_PER_PASS`], as far as the last chunk shows the work for a node, but no
-/// more than the table returns at a time and than a message has space for. Returns the work, too.
+/// Reads and encodes a chunk: nodes for some [`WORK_PER_PASS`], as far as the last chunk shows the work for a node, but
+/// no more than the table returns at a time and than a message has space for. Returns the work, too.
 fn read(watches: &Watches, start: &Start, work_per_node: &mut Option<usize>) -> (Chunk, usize) {
     /// The table returns some more nodes at a time, and is fastest then.
     const MANY: usize = 1000;

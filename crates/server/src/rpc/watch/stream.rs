@@ -259,8 +259,8 @@ impl Watch {
         Ok(message.map(|message| reservation.charge(message)).transpose()?)
     }
 
-    /// Returns the work to send the changes of an entry. A watch of some nodes looks for the node of each change among its
-    /// own.
+    /// Returns the work to send the changes of an entry. A watch of some nodes looks for the node of each change among
+    /// its own.
     fn work(&self, entry: &LogEntry) -> usize {
         let comparisons = self
             .nodes
@@ -313,8 +313,8 @@ fn lost_place(watches: &Watches) -> Bytes {
     encode(Message::LostPlace(v1::WatchLostPlace {}))
 }
 
-/// Encodes the next watched nodes, all of one part, up to some [`WORK_PER_PASS`], and moves the position. Adds the work to
-/// `work`. Returns `None` at the end, and no message if the nodes have no routes.
+/// Encodes the next watched nodes, all of one part, up to some [`WORK_PER_PASS`], and moves the position. Adds the work
+/// to `work`. Returns `None` at the end, and no message if the nodes have no routes.
 fn routes_of(
     nodes: &[(usize, NodeId)],
     position: &mut usize,
