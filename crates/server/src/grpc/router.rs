@@ -275,6 +275,8 @@ impl ConnectionRouter {
     /// Calls a unary handler once its request has arrived, the worker has time, and the send budget covers the reply.
     async fn unary(&self, handler: &UnaryHandler, body: RequestBody, max_request: usize) -> Result<Bytes, Status> {
         let message = self.receive(body, max_request).await?;
+        // The body has given its charge back, and the call may wait for long.
+        let _charge = self.memory().charge(CALL_MEMORY + message.len())?;
         let handled = async {
             self.turns.take(CALL_WORK + message.len() / BYTES_PER_WORK).await;
             let context = CallContext {

@@ -1119,6 +1119,54 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
+    async fn requests_of_calls_that_wait_are_charged_and_leave_the_window_to_others() {
+        const CALLS: usize = limits::SMALL_CONNECTION_CALLS;
+        // In one frame, and in several frames.
+        for size in [10_000, 30_000] {
+            let begun = Arc::new(AtomicU64::new(0));
+            let counted = Arc::clone(&begun);
+            let handler = Handler::Unary(Arc::new(move |_, _| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                Box::pin(std::future::pending())
+            }));
+            let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+            let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+            let memory = MemoryBudget::new(1 << 30, Arc::default());
+            // Nothing is spare, so the window stays small.
+            let rest = memory.for_connection(ClientQuota::alone());
+            let rest = rest.charge((1 << 30) / 4).unwrap();
+            let (client, server) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(http2_alone(
+                server,
+                context,
+                memory.for_connection(ClientQuota::alone()),
+            ));
+            let (client, connection) = h2::client::handshake(client).await.unwrap();
+            tokio::spawn(connection);
+            let message = [&[0], &(size as u32).to_be_bytes()[..], &vec![7; size]].concat();
+            let mut calls = Vec::new();
+            for _ in 0..CALLS {
+                let mut client = client.clone().ready().await.unwrap();
+                let request =
+                    http::Request::post("http://tracker/Counting/Call").header("content-type", "application/grpc");
+                let (response, mut stream) = client.send_request(request.body(()).unwrap(), false).unwrap();
+                stream.send_data(message.clone().into(), true).unwrap();
+                calls.push((response, stream));
+                settle().await;
+            }
+            for _ in 0..100 {
+                settle().await;
+            }
+            // The send budget lets four calls begin.
+            assert_eq!(
+                begun.load(Ordering::Relaxed),
+                (limits::SEND_BUDGET / limits::MAX_REPLY_SIZE) as u64
+            );
+            assert_eq!(memory.used() - rest.bytes(), CALLS * (limits::CALL_MEMORY + size));
+        }
+    }
+
+    #[tokio::test]
     async fn requests_that_nobody_reads_are_few_or_are_charged() {
         const STREAMS: usize = 8;
         let window = limits::CONNECTION_WINDOW as usize;
