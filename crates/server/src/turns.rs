@@ -234,6 +234,8 @@ pub(crate) struct Turns {
 struct Input {
     /// Whether the connection waits for a turn to read its input.
     waits: AtomicBool,
+    /// Whether that turn has only [`LEAST_TURN_WORK`].
+    is_least: AtomicBool,
     /// The connection's turns that have ended.
     turns: AtomicUsize,
 }
@@ -295,10 +297,16 @@ impl Turns {
         granted.await.ok()
     }
 
-    /// Asks for a turn in a later pass, for the connection's small calls.
-    pub(crate) fn next(&self) -> oneshot::Receiver<()> {
+    /// Asks for a turn in a later pass, for the connection's small calls after the turn `last`. If that turn had no work,
+    /// many connections of the client wait, and each gets a little.
+    pub(crate) fn next_after(&self, last: &SmallCalls) -> oneshot::Receiver<()> {
+        self.next_of(if last.work == 0 { LEAST_TURN_WORK } else { SHORT_TURN_WORK })
+    }
+
+    fn next_of(&self, work: usize) -> oneshot::Receiver<()> {
         self.input.waits.store(true, Ordering::Relaxed);
-        self.worker.enqueue(self.client, SHORT_TURN_WORK)
+        self.input.is_least.store(work == LEAST_TURN_WORK, Ordering::Relaxed);
+        self.worker.enqueue(self.client, work)
     }
 
     /// Returns the turn that a connection has for its small calls now. `is_granted` if the connection has waited for the
@@ -306,6 +314,7 @@ impl Turns {
     pub(crate) fn small_calls(&self, is_granted: bool) -> SmallCalls {
         let pass = self.worker.lock();
         let work = match is_granted {
+            true if self.input.is_least.load(Ordering::Relaxed) => LEAST_TURN_WORK,
             true => SHORT_TURN_WORK,
             false if pass.spent >= small_work_per_pass(pass.waiting.len) => match pass.least_turns.get(&self.client) {
                 Some(&done) if done >= LEAST_TURNS_WORK => 0,
@@ -332,7 +341,7 @@ impl Turns {
             // The runtime polls the sockets and runs the connections that have input, then this task.
             yield_now().await;
         }
-        let Input { waits, turns } = &*self.input;
+        let Input { waits, turns, .. } = &*self.input;
         let before = turns.load(Ordering::Relaxed);
         while waits.load(Ordering::Relaxed) && turns.load(Ordering::Relaxed).wrapping_sub(before) < TURNS_OF_SOCKET {
             self.take(CALL_WORK).await;
@@ -340,19 +349,19 @@ impl Turns {
         }
     }
 
-    /// Counts the work of a turn for small calls. The pass has counted [`SHORT_TURN_WORK`] of a granted turn before.
+    /// Counts the work of a turn for small calls. If the turn was granted, the pass has counted that work before.
     pub(crate) fn end(&self, turn: &SmallCalls, work: usize) {
-        let Input { waits, turns } = &*self.input;
+        let Input { waits, turns, .. } = &*self.input;
         waits.store(false, Ordering::Relaxed);
         // No locked instruction: no other thread adds.
         turns.store(turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        let counted = if turn.is_granted { SHORT_TURN_WORK } else { 0 };
+        let counted = if turn.is_granted { turn.work } else { 0 };
         if work <= counted {
             return;
         }
         let mut pass = self.worker.lock();
         pass.spent += work - counted;
-        if turn.work == LEAST_TURN_WORK {
+        if turn.work == LEAST_TURN_WORK && !turn.is_granted {
             *pass.least_turns.entry(self.client).or_default() += work;
         }
         // `grant` sets `spent` to zero for each pass. If no task ran `grant`, the work of many passes would add up.
@@ -423,6 +432,11 @@ pub(crate) mod tests {
     }
 
     impl Turns {
+        /// Asks for a turn in a later pass, for the connection's small calls.
+        pub(crate) fn next(&self) -> oneshot::Receiver<()> {
+            self.next_of(SHORT_TURN_WORK)
+        }
+
         /// Reports whether no task waits for a turn.
         pub(crate) fn is_free(&self) -> bool {
             self.worker.lock().waiting.is_empty()
@@ -549,7 +563,11 @@ pub(crate) mod tests {
             work += turn.work;
         }
         assert_eq!(work, LEAST_TURNS_WORK);
-        assert_eq!(of(1).small_calls(false).input, 0);
+        let late = of(1);
+        let turn = late.small_calls(false);
+        assert_eq!(turn.input, 0);
+        let _waits = late.next_after(&turn);
+        assert_eq!(late.small_calls(true).work, LEAST_TURN_WORK);
         assert_eq!(of(2).small_calls(false).work, LEAST_TURN_WORK);
         // The next pass has work for all.
         for _ in 0..4 {

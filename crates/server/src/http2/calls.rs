@@ -206,7 +206,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     self.router.turns().end(&turn, work.max(input));
                     // Without budget the socket may have more input: tokio stopped this task, not the client.
                     if !self.received.is_empty() || self.traffic.is_exhausted() || !has_budget_remaining() {
-                        let mut turn = self.router.turns().next();
+                        let mut turn = self.router.turns().next_after(&turn);
                         // The turn comes in a later pass, so this only leaves the waker.
                         let _ = Pin::new(&mut turn).poll(cx);
                         self.yielded = Some(turn);
