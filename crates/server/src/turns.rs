@@ -300,7 +300,10 @@ impl Turns {
     /// Asks for a turn in a later pass, for the connection's small calls after the turn `last`. If that turn had no work,
     /// many connections of the client wait, and each gets a little.
     pub(crate) fn next_after(&self, last: &SmallCalls) -> oneshot::Receiver<()> {
-        self.next_of(if last.work == 0 { LEAST_TURN_WORK } else { SHORT_TURN_WORK })
+        self.next_of(match last.work {
+            0 => LEAST_TURN_WORK,
+            _ => SHORT_TURN_WORK,
+        })
     }
 
     fn next_of(&self, work: usize) -> oneshot::Receiver<()> {
@@ -407,10 +410,15 @@ impl Parts {
         self.work_per_node = (work / nodes.max(1)).max(1);
     }
 
-    /// Waits for a turn for the work of a part beyond the turn that the part has taken.
+    /// Waits for the turns that a part should have taken: the part has taken a turn of [`WORK_PER_PART`], and has done
+    /// `work`.
     pub(crate) async fn pay_rest(turns: &Turns, work: usize) {
-        if work > WORK_PER_PART {
-            turns.take(work - WORK_PER_PART).await;
+        let mut rest = work.saturating_sub(WORK_PER_PART);
+        while rest > 0 {
+            // A pass grants turns until its work is used up, and forgets by how much the last turn exceeds its work.
+            let turn = rest.min(WORK_PER_PASS);
+            turns.take(turn).await;
+            rest -= turn;
         }
     }
 }
