@@ -593,11 +593,12 @@ pub(crate) mod tests {
         let calls = Arc::new(AtomicU64::new(0));
         let (_draining, context) = context(counting(&calls), Limits::default());
         let other = Turns::of_one_client(Arc::clone(&context.turns));
-        let _waiting: Vec<_> = (0..100).map(|_| other.next()).collect();
         let (mut client, server) = tokio::io::duplex(1024 * 1024);
         tokio::spawn(http2_alone(server, context, memory()));
         client.write_all(BEGIN).await.unwrap();
         settle().await;
+        // The connection reads all requests in its turn. For the next turn, it waits behind many others.
+        let _waiting: Vec<_> = (0..100).map(|_| other.next()).collect();
 
         // POST, http, the path, the content type, and a deadline of a second.
         let head = b"\x83\x86\x04\x0e/Counting/Call\x0f\x10\x10application/grpc\x00\x0cgrpc-timeout\x021S";
