@@ -1043,8 +1043,11 @@ pub(crate) mod tests {
     async fn a_connection_with_calls_in_flight_makes_room_if_it_is_asked_to() {
         let handler = Handler::Streaming(Arc::new(|_, _, _| Box::pin(std::future::pending())));
         let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
-        let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
-        let limits = context.limits.clone();
+        let limits = Limits {
+            call: 100 * limits::MAKE_ROOM_INTERVAL,
+            ..Limits::default()
+        };
+        let (_draining, context) = context(MethodTable::new(vec![method]), limits.clone());
         let quota = ClientQuota::alone();
         let (client, server) = tokio::io::duplex(64 * 1024);
         let memory = MemoryBudget::new(1 << 30, Arc::default());
@@ -1158,11 +1161,7 @@ pub(crate) mod tests {
             for _ in 0..100 {
                 settle().await;
             }
-            // The send budget lets four calls begin.
-            assert_eq!(
-                begun.load(Ordering::Relaxed),
-                (limits::SEND_BUDGET / limits::MAX_REPLY_SIZE) as u64
-            );
+            assert_eq!(begun.load(Ordering::Relaxed), CALLS as u64);
             assert_eq!(memory.used() - rest.bytes(), CALLS * (limits::CALL_MEMORY + size));
         }
     }

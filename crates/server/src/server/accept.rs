@@ -307,7 +307,7 @@ mod tests {
         }
         assert_eq!(begin.elapsed(), MAKE_ROOM_INTERVAL);
         held.pop();
-        waiting.await.expect("a slot is free");
+        let _slot = waiting.await.expect("a slot is free");
     }
 
     #[tokio::test(start_paused = true)]
