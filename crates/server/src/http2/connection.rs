@@ -391,6 +391,8 @@ fn builder() -> h2::server::Builder {
         .max_pending_accept_reset_streams(limits::MAX_PENDING_ACCEPT_RESETS)
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        // The default follows the window.
+        .data_frame_budget(limits::LARGE_CONNECTION_WINDOW as usize / 2)
         .max_frame_size(limits::MAX_FRAME_SIZE)
         .max_send_buffer_size(limits::MAX_SEND_BUFFER);
     builder
