@@ -6,6 +6,8 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use tracing::warn;
+
 use crate::machine;
 
 /// Calls that one connection may have in flight. Further streams are refused. Stops stream floods.
@@ -85,11 +87,18 @@ pub const NODE_WORK: usize = 4;
 /// Handles of a heartbeat that cost as much as one unit of work.
 pub const HANDLES_PER_WORK: usize = 2;
 
+/// Comparisons of nodes that cost as much as one unit of work, when a watch of some nodes looks for a change.
+pub const COMPARISONS_PER_WORK: usize = 8;
+
 /// The work for a route that is encoded.
 pub const ROUTE_WORK: usize = 1;
 
 /// Bytes of a request or a reply that cost as much as a route.
 pub const BYTES_PER_WORK: usize = 64;
+
+/// Bytes of a connection's input that cost as much as one unit of work, if the calls in the input cost less: h2 parses
+/// and acknowledges frames that make no call, such as PING.
+pub const INPUT_PER_WORK: usize = 16;
 
 /// The work after which a connection's small calls wait for the next turn: some 200 calls, half a millisecond.
 pub const TURN_WORK: usize = 5_000;
@@ -100,6 +109,10 @@ pub const SHORT_TURN_WORK: usize = 2_000;
 /// As [`TURN_WORK`], once a pass of the worker has done [`SMALL_WORK_PER_PASS`]: ten calls. So clients with few calls in flight never
 /// wait for clients with many.
 pub const LEAST_TURN_WORK: usize = 250;
+
+/// The work of one pass that all connections of a client may do in turns of [`LEAST_TURN_WORK`]: 800 calls. Further
+/// connections of the client wait for a turn. So a pass does not grow with the connections of a client.
+pub const LEAST_TURNS_WORK: usize = SMALL_WORK_PER_PASS;
 
 /// Bytes that a connection reads in a turn of [`LEAST_TURN_WORK`]: a few calls.
 pub const LEAST_TURN_INPUT: usize = 2 * 1024;
@@ -146,7 +159,7 @@ pub const SEND_BUDGET: usize = 4 * MAX_REPLY_SIZE;
 
 /// Replies up to this size are not charged. [`MAX_CONCURRENT_STREAMS`] of them are a quarter of a megabyte.
 ///
-/// The responses of a session are not charged either: a session has one at a time, of some tens of kilobytes.
+/// A stream has at most [`MAX_UNSENT_FRAMES`] of them at one time.
 pub const SMALL_REPLY_SIZE: usize = 1024;
 
 /// Bytes that are charged for a connection: its buffers and the state of HTTP/2 and of TLS.
@@ -170,6 +183,13 @@ pub const LARGE_CONNECTION_IDLE: Duration = Duration::from_secs(30);
 
 /// Bytes that are charged for a call that waits, besides its request and its reply.
 pub const CALL_MEMORY: usize = 4 * 1024;
+
+/// Frames of one stream of replies that h2 may hold for a client that does not read. [`STREAM_MEMORY`] includes their
+/// 312 bytes each, and [`CALL_MEMORY`] the bytes of small frames.
+///
+/// Further frames wait: a client whose windows are open, but whose connection stands still, could make h2 hold
+/// thousands of tiny frames of each stream.
+pub const MAX_UNSENT_FRAMES: usize = 2;
 
 /// Elements in one page of a list.
 pub const MAX_PAGE_SIZE: usize = 1000;
@@ -245,8 +265,13 @@ pub const SNAPSHOT_JOIN_CHANGES: u64 = 4096;
 /// Bytes of requests that may wait unread on one stream.
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 
-/// Bytes of requests that may wait unread on all streams of one connection.
-pub const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// Bytes of requests that may wait unread on all streams of one connection: HTTP/2 allows so many at the beginning
+/// anyway.
+pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW;
+
+/// As [`CONNECTION_WINDOW`], for a connection with several calls that wait, while much memory is free. The difference
+/// is charged until the connection ends.
+pub const LARGE_CONNECTION_WINDOW: u32 = 256 * 1024;
 
 /// Bytes of the largest frame that a client may send: HTTP/2's smallest allowed value.
 pub const MAX_FRAME_SIZE: u32 = 16 * 1024;
@@ -290,7 +315,8 @@ pub const MAX_WATCHES_PER_CONNECTION: usize = 64;
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections at one time. Further connections wait in the kernel's backlog, until idle connections have made
-    /// room. 10,000 by default.
+    /// room. 10,000 by default. The server lowers the limit if [`memory`](Self::memory) has less than
+    /// [`CONNECTION_MEMORY`] and two calls that wait for each connection.
     pub max_connections: u32,
     /// Bytes that all clients together may make the server hold, besides the table: connections, requests that have
     /// arrived, and replies that were not read. If the budget is used up, calls fail with RESOURCE_EXHAUSTED. Every
@@ -310,7 +336,8 @@ pub struct Limits {
     pub max_watched_size: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
-    /// How long a request may take to arrive in full, and the first request of a session. 10 s by default.
+    /// How long a request may take to arrive in full, and the first request of a session; and how long a unary reply
+    /// waits until the client opens its window. 10 s by default.
     pub call: Duration,
     /// How long a connection may be silent before its client is pinged. 30 s by default.
     pub keep_alive_interval: Duration,
@@ -346,5 +373,42 @@ impl Default for Limits {
             max_connection_age: Duration::from_secs(3600),
             watch_resume: Duration::from_secs(60),
         }
+    }
+}
+
+impl Limits {
+    /// Lowers [`max_connections`](Self::max_connections) so that the share of each connection in the memory has room for
+    /// the connection and some calls. Otherwise the server would accept connections, and then close them.
+    pub(crate) fn fitted(mut self) -> Self {
+        let most = (self.memory / (CONNECTION_MEMORY + 2 * CALL_MEMORY)).max(1);
+        if self.max_connections as usize > most {
+            let (limit, memory) = (self.max_connections, self.memory);
+            warn!("the memory for clients, {memory} bytes, allows {most} connections; the limit was {limit}");
+            // The number is below a u32.
+            self.max_connections = most as u32;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_each_connection_has_room_for_some_calls() {
+        let fitted = |memory| {
+            let limits = Limits {
+                memory,
+                ..Limits::default()
+            };
+            limits.fitted().max_connections as usize
+        };
+        // The default on a machine with 4 GiB, and in a container with 1 GiB.
+        assert_eq!(fitted(512 << 20), 10_000);
+        let connections = fitted(128 << 20);
+        assert!((128 << 20) / connections >= CONNECTION_MEMORY + 2 * CALL_MEMORY);
+        assert!(connections > 2_000, "{connections}");
+        assert_eq!(fitted(0), 1);
     }
 }

@@ -5,6 +5,9 @@
 //! arrived, replies that the client has not read, and the snapshots of watches. If the budget has no room, the call
 //! fails with RESOURCE_EXHAUSTED, or the connection is not served. The table has limits of its own.
 //!
+//! Not charged are the small parts of what is charged: of each connection, requests that nobody has read yet, up to
+//! [`CONNECTION_WINDOW`](crate::limits::CONNECTION_WINDOW), and small replies.
+//!
 //! Two rules share the budget. A connection may always hold an equal share: the budget, divided by the number of
 //! connections. Beyond its share, a connection may hold as many bytes as are free. So the first connections cannot take
 //! everything from those that come later, and a connection that is alone can use half of the budget. (The second rule
@@ -111,6 +114,14 @@ impl ConnectionMemory {
         let mut charge = self.no_charge();
         charge.grow(bytes)?;
         Ok(charge)
+    }
+
+    /// Charges bytes that the connection can do without. Returns `None` unless three quarters of the budget are free,
+    /// which counts as no refusal.
+    pub(crate) fn charge_spare(&self, bytes: usize) -> Option<Charge> {
+        let Part { budget, client, .. } = &*self.0;
+        let is_spare = budget.used().saturating_add(bytes) <= budget.limit / 4 && client.has_memory(bytes);
+        is_spare.then(|| self.charge(bytes).ok()).flatten()
     }
 
     /// Returns the counters of the server's refusals, of any reason.
@@ -313,6 +324,17 @@ mod tests {
         assert!(other.bytes() > LIMIT / 4 - 200, "{other:?}");
         drop(charges);
         greedy[0].charge(LIMIT / 4).expect("the memory is free again");
+    }
+
+    #[test]
+    fn spare_bytes_leave_three_quarters_and_are_no_refusal() {
+        let budget = MemoryBudget::new(1000, Arc::default());
+        let connection = budget.for_connection(ClientQuota::alone());
+        let spare: Vec<_> = (0..10).filter_map(|_| connection.charge_spare(100)).collect();
+        assert_eq!((spare.len(), budget.used()), (2, 200));
+        assert_eq!(refused(&budget), []);
+        drop(spare);
+        assert!(connection.charge_spare(100).is_some());
     }
 
     #[test]

@@ -10,14 +10,15 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 use crate::idle::{EvictionBudget, IdleConnections};
-use crate::limits::{Limits, MAKE_ROOM_INTERVAL, MAX_WAITING_PER_CLIENT};
+use crate::limits::{Limits, MAKE_ROOM_INTERVAL, MAX_CONNECTION_WAIT, MAX_WAITING_PER_CLIENT};
 use crate::refusal::Reason;
 
 /// The identity of a client: what its certificate certifies, or its address if it has no certificate.
@@ -27,8 +28,7 @@ pub(crate) enum ClientKey {
     V4(Ipv4Addr),
     /// The first 64 bits of an address of IPv6. A client can choose the other bits within its network.
     V6(u64),
-    /// A hash of the name in the client's certificate. Different names have different hashes, except by an accident that
-    /// nobody can cause: the hash has a random key.
+    /// The [identity](crate::auth::Caller::identity) of a client with a certificate.
     Certified(u64),
 }
 
@@ -129,16 +129,28 @@ impl Quotas {
         }))
     }
 
-    /// Returns the key of a client with a certificate.
-    fn certified(&self, name: &str) -> ClientKey {
-        ClientKey::Certified(self.lock().hasher().hash_one(name))
-    }
-
     /// Asks up to `connections` idle connections of any client to end.
     pub(crate) fn make_room(&self, connections: usize) {
         let evictions = EvictionBudget::new(connections);
         for registered in self.lock().values() {
             registered.client.idle.ask(&evictions);
+        }
+    }
+
+    /// Asks up to `connections` connections of the client with the most connections to end, idle or not. The client
+    /// keeps as many connections as each client would have if all had the same number.
+    pub(crate) fn make_room_of_largest(&self, connections: usize) {
+        let clients = self.lock();
+        let all: usize = clients.values().map(|registered| registered.connections).sum();
+        let Some(largest) = clients.values().max_by_key(|registered| registered.connections) else {
+            return;
+        };
+        let beyond = largest.connections.saturating_sub(all.div_ceil(clients.len()));
+        if beyond > 0 {
+            largest
+                .client
+                .idle
+                .ask(&EvictionBudget::with_busy(connections.min(beyond)));
         }
     }
 }
@@ -209,10 +221,10 @@ impl ClientQuota {
         self.0.key
     }
 
-    /// Registers the connection for the client with this name in its certificate, which has a quota of its own.
-    pub(crate) fn certified(&self, name: &str) -> Self {
-        let quotas = &self.0.quotas;
-        quotas.register(quotas.certified(name))
+    /// Registers the connection for the client with this [identity](crate::auth::Caller::identity), which has a quota
+    /// of its own.
+    pub(crate) fn certified(&self, identity: u64) -> Self {
+        self.0.quotas.register(ClientKey::Certified(identity))
     }
 
     /// Takes a slot for a connection. Returns `None` if no slot is free.
@@ -220,9 +232,19 @@ impl ClientQuota {
         Arc::clone(&self.client().slots).try_acquire_owned().ok()
     }
 
-    /// Waits for a slot for a connection.
-    pub(crate) fn slot(&self) -> impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + use<> {
-        Arc::clone(&self.client().slots).acquire_owned()
+    /// Waits for a slot for a connection, for [`MAX_CONNECTION_WAIT`]. Idle connections of the client make room
+    /// meanwhile.
+    pub(crate) async fn wait_for_slot(&self) -> Option<OwnedSemaphorePermit> {
+        let until = Instant::now() + MAX_CONNECTION_WAIT;
+        let mut slot = pin!(Arc::clone(&self.client().slots).acquire_owned());
+        while Instant::now() < until {
+            self.make_room();
+            let next = until.min(Instant::now() + MAKE_ROOM_INTERVAL);
+            if let Ok(slot) = timeout_at(next, slot.as_mut()).await {
+                return slot.ok();
+            }
+        }
+        None
     }
 
     /// Takes a permit for a connection that waits for a slot. Returns `None` if [`MAX_WAITING_PER_CLIENT`] connections
@@ -362,11 +384,11 @@ pub(crate) mod tests {
         let quotas = Quotas::new(&limits(50));
         let [here, there] = ["10.0.0.1", "10.0.0.2"].map(|addr| quotas.register(key(addr)));
         here.charge(500);
-        let proxy = here.certified("proxy-1");
+        let proxy = here.certified(1);
         assert!(!here.has_memory(1) && proxy.has_memory(500));
         proxy.charge(500);
-        assert!(!there.certified("proxy-1").has_memory(1));
-        assert!(there.certified("proxy-2").has_memory(500) && there.has_memory(500));
+        assert!(!there.certified(1).has_memory(1));
+        assert!(there.certified(2).has_memory(500) && there.has_memory(500));
     }
 
     #[test]
@@ -451,9 +473,29 @@ pub(crate) mod tests {
         assert!(!others.has_changed().expect("the client is there"));
         quotas.make_room(1);
         let evictions = others.borrow().clone().expect("all are asked");
-        assert!(evictions.take_one());
+        assert!(evictions.take_one(true));
         let evictions = asked.borrow().clone().expect("all are asked");
-        assert!(!evictions.take_one());
+        assert!(!evictions.take_one(true));
+    }
+
+    #[test]
+    fn the_client_with_the_most_connections_makes_room_and_keeps_an_equal_part() {
+        let quotas = Quotas::new(&limits(100));
+        let of = |number| key(if number < 8 { "10.0.0.1" } else { "10.0.0.2" });
+        let registered: Vec<_> = (0..10).map(|number| quotas.register(of(number))).collect();
+        let [greedy, other] = [0, 9].map(|number: usize| registered[number].idle().subscribe());
+        for (connections, end) in [(2, 2), (100, 3)] {
+            quotas.make_room_of_largest(connections);
+            let evictions = greedy.borrow().clone().expect("the client is asked");
+            assert_eq!((0..10).filter(|_| evictions.take_one(false)).count(), end);
+        }
+        assert!(other.borrow().is_none());
+        // Equal clients end nothing.
+        drop(registered);
+        let equal = ["10.0.0.1", "10.0.0.2"].map(|addr| quotas.register(key(addr)));
+        let asked = equal.each_ref().map(|client| client.idle().subscribe());
+        quotas.make_room_of_largest(100);
+        assert!(asked.iter().all(|asked| asked.borrow().is_none()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,8 +8,10 @@
 //!
 //! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass has
 //! done [`SMALL_WORK_PER_PASS`], or a quarter of that while many tasks wait, each further connection may do only
-//! [`LEAST_TURN_WORK`], and waits for a turn with the rest. So a thousand connections with many small calls do not delay a
-//! connection with one call. A new connection waits for a turn, too.
+//! [`LEAST_TURN_WORK`], and waits for a turn with the rest. All connections of one client may do [`LEAST_TURNS_WORK`] in
+//! this way; its other connections wait. So thousands of connections with many small calls do not delay a connection with
+//! one call. A new connection waits for a turn, too. Input that makes no call has its price as well
+//! ([`INPUT_PER_WORK`](crate::limits::INPUT_PER_WORK)).
 //!
 //! The clients whose tasks wait get turns one after the other, however many tasks each has: so an address with 400 busy
 //! connections gets no more turns than an address with one. Of one client, a connection has at most one task in the
@@ -23,35 +25,33 @@
 //! only the worker's thread takes the mutex.
 
 use std::collections::{HashMap, VecDeque};
-use std::mem;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{iter, mem};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::yield_now;
 
 use crate::limits::{
-    CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, MAX_TURN_INPUT, SHORT_TURN_WORK, SMALL_WORK_PER_PASS,
-    TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
+    CALL_WORK, CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, LEAST_TURNS_WORK, MAX_TURN_INPUT,
+    SHORT_TURN_WORK, SMALL_WORK_PER_PASS, TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::quota::ClientKey;
 
 /// The turns of one worker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct WorkerTurns {
     pass: Mutex<Pass>,
-    /// Free places for calls that build a large reply.
-    large: Arc<Semaphore>,
+    large: Mutex<LargeCalls>,
 }
 
-impl Default for WorkerTurns {
-    fn default() -> Self {
-        Self {
-            pass: Mutex::default(),
-            large: Arc::new(Semaphore::new(LARGE_CALLS)),
-        }
-    }
+/// The calls that build a large reply.
+#[derive(Debug, Default)]
+struct LargeCalls {
+    building: usize,
+    /// The calls that wait for a place. Clients take turns here, too.
+    waiting: Queue<LargeCall>,
 }
 
 /// The current pass.
@@ -59,54 +59,82 @@ impl Default for WorkerTurns {
 struct Pass {
     /// The work that was done or granted since [`WorkerTurns::grant`] last began a pass.
     spent: usize,
-    waiting: Queue,
+    /// The work of each client's turns of [`LEAST_TURN_WORK`] in this pass.
+    least_turns: HashMap<ClientKey, usize, ahash::RandomState>,
+    waiting: Queue<()>,
     /// Whether a task begins the passes and grants the turns.
     is_granting: bool,
 }
 
 /// A task that waits for its turn.
 #[derive(Debug)]
-struct Waiting {
+struct Waiting<T> {
     work: usize,
     /// Closed if the task was cancelled.
-    grant: oneshot::Sender<()>,
+    grant: oneshot::Sender<T>,
+}
+
+impl<T> Waiting<T> {
+    fn is_cancelled(&self) -> bool {
+        self.grant.is_closed()
+    }
 }
 
 /// The tasks that wait. Clients take turns, and so do the tasks of each client.
-#[derive(Debug, Default)]
-struct Queue {
+#[derive(Debug)]
+struct Queue<T> {
     /// The clients with tasks, in the order of their turns.
     clients: VecDeque<ClientKey>,
-    tasks: HashMap<ClientKey, VecDeque<Waiting>, ahash::RandomState>,
+    tasks: HashMap<ClientKey, VecDeque<Waiting<T>>, ahash::RandomState>,
     /// The number of tasks.
     len: usize,
 }
 
-impl Queue {
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            clients: VecDeque::new(),
+            tasks: HashMap::default(),
+            len: 0,
+        }
+    }
+}
+
+impl<T> Queue<T> {
     fn is_empty(&self) -> bool {
         self.clients.is_empty()
     }
 
-    fn push(&mut self, client: ClientKey, task: Waiting) {
+    fn push(&mut self, client: ClientKey, task: Waiting<T>) {
         let tasks = self.tasks.entry(client).or_default();
         if tasks.is_empty() {
             self.clients.push_back(client);
+        }
+        // A client that cancels its calls while they wait must not make the queue longer.
+        while tasks.pop_back_if(|last| last.is_cancelled()).is_some() {
+            self.len -= 1;
         }
         tasks.push_back(task);
         self.len += 1;
     }
 
-    fn pop(&mut self) -> Option<Waiting> {
-        let client = self.clients.pop_front()?;
-        let tasks = self.tasks.get_mut(&client)?;
-        let task = tasks.pop_front();
-        self.len -= 1;
-        if tasks.is_empty() {
-            self.tasks.remove(&client);
-        } else {
-            self.clients.push_back(client);
+    /// Returns the next task. Cancelled tasks take no turn of their client.
+    fn pop(&mut self) -> Option<Waiting<T>> {
+        loop {
+            let client = self.clients.pop_front()?;
+            let tasks = self.tasks.get_mut(&client)?;
+            let waiting = tasks.len();
+            let next = iter::from_fn(|| tasks.pop_front()).find(|task| !task.is_cancelled());
+            self.len -= waiting - tasks.len();
+            if tasks.is_empty() {
+                self.tasks.remove(&client);
+            } else {
+                self.clients.push_back(client);
+            }
+            if next.is_some() {
+                return next;
+            }
         }
-        task
     }
 }
 
@@ -120,6 +148,11 @@ impl WorkerTurns {
     fn lock(&self) -> MutexGuard<'_, Pass> {
         // No critical section here leaves the pass half changed.
         self.pass.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_large(&self) -> MutexGuard<'_, LargeCalls> {
+        // As for the pass.
+        self.large.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Joins the queue. The turn comes in a later pass.
@@ -140,6 +173,7 @@ impl WorkerTurns {
             yield_now().await;
             let mut pass = self.lock();
             let is_busy = mem::take(&mut pass.spent) >= WORK_PER_PASS;
+            pass.least_turns.clear();
             if pass.waiting.is_empty() && !is_busy {
                 pass.is_granting = false;
                 return;
@@ -155,8 +189,32 @@ impl WorkerTurns {
     }
 }
 
+/// The place of a call that builds a large reply. On drop, the next call gets the place.
+#[derive(Debug)]
+pub(crate) struct LargeCall(Arc<WorkerTurns>);
+
+impl Drop for LargeCall {
+    fn drop(&mut self) {
+        let next = {
+            let mut large = self.0.lock_large();
+            let next = large.waiting.pop();
+            if next.is_none() {
+                large.building -= 1;
+            }
+            next
+        };
+        if let Some(next) = next {
+            // An error drops the place, which goes to the call after the next.
+            let _ = next.grant.send(Self(Arc::clone(&self.0)));
+        }
+    }
+}
+
 /// The polls of the runtime after which all sockets with input have been found. Each poll finds up to 1,024 sockets.
 const SOCKET_POLLS: u32 = 16;
+
+/// The turns in which a connection reads all that the system holds for the connection: several megabytes.
+const TURNS_OF_SOCKET: usize = 128;
 
 /// Completes when the turn comes.
 pub(crate) type TurnFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -168,8 +226,18 @@ pub(crate) struct Turns {
     client: ClientKey,
     /// The connection's task that is in the queue holds the permit.
     first: Arc<Semaphore>,
-    /// Whether the connection waits for a turn to read its input. Relaxed: only the worker's thread uses it.
-    has_input: Arc<AtomicBool>,
+    input: Arc<Input>,
+}
+
+/// The input of one connection. Relaxed: only the worker's thread uses it.
+#[derive(Debug, Default)]
+struct Input {
+    /// Whether the connection waits for a turn to read its input.
+    waits: AtomicBool,
+    /// Whether that turn has only [`LEAST_TURN_WORK`].
+    is_least: AtomicBool,
+    /// The connection's turns that have ended.
+    turns: AtomicUsize,
 }
 
 impl Turns {
@@ -179,7 +247,7 @@ impl Turns {
             worker,
             client,
             first: Arc::new(Semaphore::new(1)),
-            has_input: Arc::default(),
+            input: Arc::default(),
         }
     }
 
@@ -214,16 +282,34 @@ impl Turns {
     }
 
     /// Waits until fewer than [`LARGE_CALLS`] calls of the worker build a large reply. So the memory for replies that
-    /// are being built does not grow with the number of calls.
-    pub(crate) async fn large_reply(&self) -> OwnedSemaphorePermit {
-        let place = Arc::clone(&self.worker.large).acquire_owned().await;
-        place.expect("the semaphore is never closed")
+    /// are being built does not grow with the number of calls. `None` means that the runtime stops.
+    pub(crate) async fn large_reply(&self) -> Option<LargeCall> {
+        let granted = {
+            let mut large = self.worker.lock_large();
+            if large.building < LARGE_CALLS {
+                large.building += 1;
+                return Some(LargeCall(Arc::clone(&self.worker)));
+            }
+            let (grant, granted) = oneshot::channel();
+            large.waiting.push(self.client, Waiting { work: 0, grant });
+            granted
+        };
+        granted.await.ok()
     }
 
-    /// Asks for a turn in a later pass, for the connection's small calls.
-    pub(crate) fn next(&self) -> oneshot::Receiver<()> {
-        self.has_input.store(true, Ordering::Relaxed);
-        self.worker.enqueue(self.client, SHORT_TURN_WORK)
+    /// Asks for a turn in a later pass, for the connection's small calls after the turn `last`. If that turn had no work,
+    /// many connections of the client wait, and each gets a little.
+    pub(crate) fn next_after(&self, last: &SmallCalls) -> oneshot::Receiver<()> {
+        self.next_of(match last.work {
+            0 => LEAST_TURN_WORK,
+            _ => SHORT_TURN_WORK,
+        })
+    }
+
+    fn next_of(&self, work: usize) -> oneshot::Receiver<()> {
+        self.input.waits.store(true, Ordering::Relaxed);
+        self.input.is_least.store(work == LEAST_TURN_WORK, Ordering::Relaxed);
+        self.worker.enqueue(self.client, work)
     }
 
     /// Returns the turn that a connection has for its small calls now. `is_granted` if the connection has waited for the
@@ -231,14 +317,19 @@ impl Turns {
     pub(crate) fn small_calls(&self, is_granted: bool) -> SmallCalls {
         let pass = self.worker.lock();
         let work = match is_granted {
+            true if self.input.is_least.load(Ordering::Relaxed) => LEAST_TURN_WORK,
             true => SHORT_TURN_WORK,
-            false if pass.spent >= small_work_per_pass(pass.waiting.len) => LEAST_TURN_WORK,
+            false if pass.spent >= small_work_per_pass(pass.waiting.len) => match pass.least_turns.get(&self.client) {
+                Some(&done) if done >= LEAST_TURNS_WORK => 0,
+                _ => LEAST_TURN_WORK,
+            },
             false if pass.waiting.is_empty() => TURN_WORK,
             false => SHORT_TURN_WORK,
         };
         SmallCalls {
             work,
             input: match work {
+                0 => 0,
                 LEAST_TURN_WORK => LEAST_TURN_INPUT,
                 _ => MAX_TURN_INPUT,
             },
@@ -246,25 +337,36 @@ impl Turns {
         }
     }
 
-    /// Waits until the connection has read the input that has arrived by now.
+    /// Waits until the connection has read the input that has arrived by now: at most for [`TURNS_OF_SOCKET`], because
+    /// a client may send without end. Meanwhile, the waiting task takes turns, too.
     pub(crate) async fn input_is_read(self) {
         for _ in 0..SOCKET_POLLS {
             // The runtime polls the sockets and runs the connections that have input, then this task.
             yield_now().await;
         }
-        while self.has_input.load(Ordering::Relaxed) {
+        let Input { waits, turns, .. } = &*self.input;
+        let before = turns.load(Ordering::Relaxed);
+        while waits.load(Ordering::Relaxed) && turns.load(Ordering::Relaxed).wrapping_sub(before) < TURNS_OF_SOCKET {
+            self.take(CALL_WORK).await;
             yield_now().await;
         }
     }
 
-    /// Counts the work of a turn for small calls. The pass has counted the work of a granted turn before.
+    /// Counts the work of a turn for small calls. If the turn was granted, the pass has counted that work before.
     pub(crate) fn end(&self, turn: &SmallCalls, work: usize) {
-        self.has_input.store(false, Ordering::Relaxed);
-        if turn.is_granted {
+        let Input { waits, turns, .. } = &*self.input;
+        waits.store(false, Ordering::Relaxed);
+        // No locked instruction: no other thread adds.
+        turns.store(turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        let counted = if turn.is_granted { turn.work } else { 0 };
+        if work <= counted {
             return;
         }
         let mut pass = self.worker.lock();
-        pass.spent += work;
+        pass.spent += work - counted;
+        if turn.work == LEAST_TURN_WORK && !turn.is_granted {
+            *pass.least_turns.entry(self.client).or_default() += work;
+        }
         // `grant` sets `spent` to zero for each pass. If no task ran `grant`, the work of many passes would add up.
         if pass.spent >= WORK_PER_PASS && !mem::replace(&mut pass.is_granting, true) {
             tokio::spawn(Arc::clone(&self.worker).grant());
@@ -307,6 +409,18 @@ impl Parts {
     pub(crate) fn done(&mut self, nodes: usize, work: usize) {
         self.work_per_node = (work / nodes.max(1)).max(1);
     }
+
+    /// Waits for the turns that a part should have taken: the part has taken a turn of [`WORK_PER_PART`], and has done
+    /// `work`.
+    pub(crate) async fn pay_rest(turns: &Turns, work: usize) {
+        let mut rest = work.saturating_sub(WORK_PER_PART);
+        while rest > 0 {
+            // A pass grants turns until its work is used up, and forgets by how much the last turn exceeds its work.
+            let turn = rest.min(WORK_PER_PASS);
+            turns.take(turn).await;
+            rest -= turn;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -318,7 +432,24 @@ pub(crate) mod tests {
 
     use super::*;
 
+    impl WorkerTurns {
+        /// Returns the work of the current pass.
+        pub(crate) fn spent(&self) -> usize {
+            self.lock().spent
+        }
+    }
+
     impl Turns {
+        /// Asks for a turn in a later pass, for the connection's small calls.
+        pub(crate) fn next(&self) -> oneshot::Receiver<()> {
+            self.next_of(SHORT_TURN_WORK)
+        }
+
+        /// Reports whether no task waits for a turn.
+        pub(crate) fn is_free(&self) -> bool {
+            self.worker.lock().waiting.is_empty()
+        }
+
         /// Returns the turns of a connection of a worker's only client.
         pub(crate) fn of_one_client(worker: Arc<WorkerTurns>) -> Self {
             Self::new(worker, ClientKey::V6(1))
@@ -428,6 +559,32 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
+    async fn a_pass_does_not_grow_with_the_connections_of_a_client() {
+        let worker = Arc::<WorkerTurns>::default();
+        let of = |client| Turns::new(Arc::clone(&worker), ClientKey::V6(client));
+        let turn = of(1).small_calls(false);
+        of(1).end(&turn, SMALL_WORK_PER_PASS);
+        let mut work = 0;
+        for _ in 0..1000 {
+            let turn = of(1).small_calls(false);
+            of(1).end(&turn, turn.work);
+            work += turn.work;
+        }
+        assert_eq!(work, LEAST_TURNS_WORK);
+        let late = of(1);
+        let turn = late.small_calls(false);
+        assert_eq!(turn.input, 0);
+        let _waits = late.next_after(&turn);
+        assert_eq!(late.small_calls(true).work, LEAST_TURN_WORK);
+        assert_eq!(of(2).small_calls(false).work, LEAST_TURN_WORK);
+        // The next pass has work for all.
+        for _ in 0..4 {
+            yield_now().await;
+        }
+        assert_eq!(of(1).small_calls(false).work, TURN_WORK);
+    }
+
+    #[tokio::test]
     async fn small_calls_have_less_of_a_pass_while_many_tasks_wait() {
         assert_eq!([0, CROWD].map(small_work_per_pass), [SMALL_WORK_PER_PASS; 2]);
         assert_eq!(small_work_per_pass(2 * CROWD), SMALL_WORK_PER_PASS / 2);
@@ -461,6 +618,99 @@ pub(crate) mod tests {
         yield_now().await;
         yield_now().await;
         assert!(!worker.lock().is_granting);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_without_end_is_read_for_some_turns_only() {
+        let worker = Arc::<WorkerTurns>::default();
+        let connection = Turns::of_one_client(Arc::clone(&worker));
+        let mut turn = connection.next();
+        let waits = tokio::spawn(connection.clone().input_is_read());
+        let mut turns = 0;
+        while !waits.is_finished() {
+            turn.await.unwrap();
+            // The connection has more input at the end of its turn.
+            connection.end(&connection.small_calls(true), 0);
+            turn = connection.next();
+            turns += 1;
+            assert!(turns < 2 * TURNS_OF_SOCKET, "the task waits for the end of the input");
+        }
+        assert!(turns >= TURNS_OF_SOCKET);
+    }
+
+    #[tokio::test]
+    async fn clients_take_turns_to_build_large_replies() {
+        let worker = Arc::<WorkerTurns>::default();
+        let [crowd, other] = [1, 2].map(|client| Turns::new(Arc::clone(&worker), ClientKey::V6(client)));
+        let mut building = Vec::new();
+        for _ in 0..LARGE_CALLS {
+            building.extend(crowd.large_reply().await);
+        }
+        let waiting = |turns: &Turns| {
+            let turns = turns.clone();
+            tokio::spawn(async move { turns.large_reply().await })
+        };
+        let crowd: Vec<_> = (0..100).map(|_| waiting(&crowd)).collect();
+        yield_now().await;
+        let cancelled = waiting(&other);
+        let next = waiting(&other);
+        yield_now().await;
+        cancelled.abort();
+        yield_now().await;
+        // One place for the crowd, and the next for the other client.
+        building.truncate(LARGE_CALLS - 2);
+        building.extend(next.await.unwrap());
+        assert_eq!(worker.lock_large().waiting.len, 99);
+        // A place that was granted and not taken goes on.
+        crowd.iter().for_each(|waiting| waiting.abort());
+        drop(building);
+        for task in crowd {
+            let _ = task.await;
+        }
+        assert_eq!(worker.lock_large().building, 0);
+        assert_eq!(worker.lock_large().waiting.len, 0);
+    }
+
+    #[tokio::test]
+    async fn cancelled_tasks_delay_no_task_of_their_client() {
+        const OTHERS: usize = 50;
+        let worker = Arc::<WorkerTurns>::default();
+        let [client, other] = [1, 2].map(|client| Turns::new(Arc::clone(&worker), ClientKey::V6(client)));
+        let others: Vec<_> = (0..OTHERS)
+            .map(|_| worker.enqueue(other.client, WORK_PER_PASS))
+            .collect();
+        let live: Vec<_> = (0..2)
+            .map(|_| {
+                let cancelled: Vec<_> = (0..OTHERS)
+                    .map(|_| worker.enqueue(client.client, WORK_PER_PASS))
+                    .collect();
+                let live = worker.enqueue(client.client, WORK_PER_PASS);
+                drop(cancelled);
+                live
+            })
+            .collect();
+        for live in live {
+            live.await.unwrap();
+        }
+        let waiting = others
+            .into_iter()
+            .filter_map(|mut other| other.try_recv().err())
+            .count();
+        assert!(waiting >= OTHERS - 3, "{waiting}");
+    }
+
+    #[tokio::test]
+    async fn the_queue_does_not_grow_with_tasks_that_are_cancelled() {
+        let worker = Arc::<WorkerTurns>::default();
+        let connection = Turns::of_one_client(Arc::clone(&worker));
+        for _ in 0..1000 {
+            drop(connection.next());
+        }
+        assert_eq!(worker.lock().waiting.len, 1);
+        let live = connection.next();
+        assert_eq!(worker.lock().waiting.len, 1);
+        live.await.unwrap();
+        assert_eq!(worker.lock().waiting.len, 0);
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! The client of a connection.
 
 use std::fmt;
+use std::hash::Hash;
+use std::sync::LazyLock;
 
 use tonic::Status;
 
@@ -12,7 +14,16 @@ const MOST_SHOWN: usize = 200;
 pub(crate) struct Caller {
     /// How messages name the client.
     name: Box<str>,
+    /// A hash of the whole name; 0 without a certificate.
+    identity: u64,
     pub(super) role: Role,
+}
+
+/// Returns a hash of what identifies a client. Different clients have different hashes, except by an accident that
+/// nobody can cause: the hash has a random key.
+fn identity(of: impl Hash) -> u64 {
+    static KEY: LazyLock<ahash::RandomState> = LazyLock::new(ahash::RandomState::new);
+    KEY.hash_one(of)
 }
 
 /// What a client may do.
@@ -33,7 +44,16 @@ impl Caller {
     pub(super) fn new(name: &str, role: Role) -> Self {
         Self {
             name: format!("the client {}", shown(name)).into(),
+            identity: identity(name),
             role,
+        }
+    }
+
+    /// Returns a client whose certificate, in DER, has no name that the server can read.
+    pub(super) fn unreadable(certificate: &[u8]) -> Self {
+        Self {
+            identity: identity(certificate),
+            ..Self::new("with an unreadable certificate", Role::None)
         }
     }
 
@@ -41,6 +61,7 @@ impl Caller {
     pub(crate) fn unrestricted() -> Self {
         Self {
             name: "any client".into(),
+            identity: 0,
             role: Role::Unrestricted,
         }
     }
@@ -49,19 +70,21 @@ impl Caller {
     pub(crate) fn anonymous() -> Self {
         Self {
             name: "a client without a certificate".into(),
+            identity: 0,
             role: Role::None,
         }
     }
 
-    /// Returns how messages name the client, by its certificate if it has one.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    /// Returns a number for the client that its certificate names, however long the name is.
+    pub(crate) fn identity(&self) -> u64 {
+        self.identity
     }
 
     /// Returns the same client after its certificate lost the server's trust.
     pub(crate) fn revoked(&self) -> Self {
         Self {
             name: format!("{self}, whose certificate is no longer trusted,").into(),
+            identity: self.identity,
             role: Role::None,
         }
     }
@@ -146,6 +169,16 @@ mod tests {
         }
         assert!(Caller::anonymous().check_proxy("p").is_err());
         assert!(Caller::anonymous().check_proxy("").is_err());
+    }
+
+    #[test]
+    fn a_client_is_identified_by_its_whole_name() {
+        let named = |end: &str| Caller::new(&format!("{}{end}", "a".repeat(MOST_SHOWN)), Role::None);
+        assert_eq!(named("b").to_string(), named("c").to_string());
+        assert_ne!(named("b").identity(), named("c").identity());
+        assert_eq!(named("b").identity(), named("b").revoked().identity());
+        let unreadable = |certificate: &[u8]| Caller::unreadable(certificate).identity();
+        assert_ne!(unreadable(b"1"), unreadable(b"2"));
     }
 
     #[test]

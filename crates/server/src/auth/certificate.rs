@@ -18,7 +18,7 @@ impl Caller {
     /// Returns the client with a certificate, in DER. A certificate that names no role gives the client no rights.
     pub(crate) fn from_certificate(certificate: &[u8], identity: ClientIdentity) -> Self {
         let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
-            return Self::new("with an unreadable certificate", Role::None);
+            return Self::unreadable(certificate);
         };
         match identity {
             ClientIdentity::Teleport => {

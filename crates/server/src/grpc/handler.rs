@@ -13,23 +13,23 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use nodetracker_proto::{RawRequestCodec, SmallCodec};
+use nodetracker_proto::{Raw, RawRequestCodec};
 use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::body::Body;
-use tonic::codec::Codec;
 use tonic::server::Grpc;
 use tonic::{Status, Streaming};
 use tower_service::Service;
 
 use crate::auth::{Caller, UncheckedWrite};
 use crate::connection_counters::ConnectionCounters;
+use crate::grpc::charge_body::charge_response;
 use crate::grpc::frame;
 use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::router::ConnectionRouter;
 use crate::grpc::send_budget::{Reservation, SendBudget};
 use crate::grpc::turn_body::response_in_turns;
-use crate::limits::CALL_WORK;
+use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, NODE_WORK};
 use crate::turns::Turns;
 
 /// Decodes a message of a caller and returns the encoded reply, with its prefix.
@@ -232,18 +232,20 @@ where
             turns: connection.turns().clone(),
             counters: Arc::clone(connection.connection_counters()),
         };
+        let budget = connection.budget().clone();
         let call = ServiceFn(move |request: tonic::Request<Streaming<Bytes>>| {
             let replies = method(&service, request.into_inner(), context.clone());
             ready(Ok(tonic::Response::new(replies)))
         });
         Box::pin(async move {
             let mut grpc = Grpc::new(RawRequestCodec::default()).max_decoding_message_size(max_request);
-            grpc.streaming(call, request).await
+            charge_response(grpc.streaming(call, request).await, budget)
         })
     })))
 }
 
-/// A method with one request and a stream of replies, which it encodes itself, with their prefixes.
+/// A method with one request and a stream of replies, which it encodes itself, with their prefixes. The call takes a turn
+/// before it decodes the request.
 ///
 /// Replies that are encoded once can be sent on many streams, as the same bytes.
 pub(crate) fn encoded_stream<S, Q, F, St>(service: &Arc<S>, method: F) -> Handler
@@ -262,11 +264,14 @@ where
             watches: Arc::clone(connection.watches()),
         };
         Box::pin(async move {
-            let decoder = SmallCodec::<(), Q>::default().decoder();
-            let replies = receive(decoder, request.into_body(), max_request)
-                .await
-                .and_then(|request| method(service, request, context));
-            match replies {
+            let replies = async {
+                let request = receive(Raw, request.into_body(), max_request).await?;
+                // The body has given its charge back.
+                let _charge = context.budget.memory().charge(CALL_MEMORY + request.len())?;
+                context.turns.take(decoding_work(&request)).await;
+                method(service, frame::decode(&request)?, context)
+            };
+            match replies.await {
                 Ok(replies) => frame::head().map(|()| Body::new(EncodedBody(Box::pin(replies)))),
                 Err(status) => status.into_http(),
             }
@@ -274,9 +279,16 @@ where
     }))
 }
 
+/// Returns the work to decode a request that may consist of nodes: in a request with the most nodes, each takes at least
+/// as many bytes as a UUID.
+fn decoding_work(request: &[u8]) -> usize {
+    const UUID: usize = 16;
+    CALL_WORK + request.len() / BYTES_PER_WORK + request.len() / UUID * NODE_WORK
+}
+
 /// A method of a service that another crate implements and that has its message limit already.
 ///
-/// The call takes a turn, and so does each part of its response.
+/// The call takes a turn, and so does each part of its response. The parts are charged to the memory budget.
 pub(crate) fn external<S>(service: S) -> Handler
 where
     S: Service<Request<RequestBody>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
@@ -284,11 +296,11 @@ where
 {
     Handler::Streaming(Arc::new(move |request, _, connection| {
         let mut service = service.clone();
-        let turns = connection.turns().clone();
+        let (turns, budget) = (connection.turns().clone(), connection.budget().clone());
         Box::pin(async move {
             turns.take(CALL_WORK).await;
             match service.call(request).await {
-                Ok(response) => response_in_turns(response, turns),
+                Ok(response) => charge_response(response_in_turns(response, turns), budget),
                 Err(never) => match never {},
             }
         })

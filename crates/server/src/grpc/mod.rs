@@ -1,6 +1,7 @@
 //! gRPC over HTTP/2 streams: the method table, and how a call gets its reply.
 
 pub(crate) mod call_counters;
+mod charge_body;
 mod drain_body;
 pub(crate) mod frame;
 pub(crate) mod handler;

@@ -83,13 +83,18 @@ impl RequestBody {
         }
     }
 
-    /// Returns the message, without its prefix, if the body is one frame with one message, and has arrived.
+    /// Returns the message, without its prefix, if the body is one frame with one message, and has arrived. The caller
+    /// charges the message.
     pub(crate) fn whole_message(&mut self) -> Option<Bytes> {
         if self.first.is_some() {
             return None;
         }
         match first_frame(&mut self.stream) {
-            FirstFrame::Message(message) => Some(message),
+            FirstFrame::Message(message) => {
+                // As in `poll_frame`. Otherwise the calls that wait would use up the connection's window.
+                let _ = self.stream.flow_control().release_capacity(PREFIX + message.len());
+                Some(message)
+            }
             FirstFrame::Other(frame) => {
                 self.first = frame;
                 None

@@ -151,9 +151,14 @@ impl ConnectionRouter {
         }
     }
 
-    /// Calls the method of a request. Adds the work that the call has done to `work`.
-    pub(crate) fn call(&self, request: Accepted, work: &mut usize) -> Call {
-        let Accepted { target, mut body, .. } = request;
+    /// Calls the method of a request. Adds the work that the call has done to `work`. `waited`: the time now, if the
+    /// request has waited for a turn.
+    pub(crate) fn call(&self, request: Accepted, waited: Option<Instant>, work: &mut usize) -> Call {
+        let Accepted {
+            target,
+            mut body,
+            arrived,
+        } = request;
         *work += CALL_WORK;
         let (number, timeout) = match target {
             Target::Method { number, timeout } => (number, timeout),
@@ -163,6 +168,11 @@ impl ConnectionRouter {
             }
         };
         let method = &self.methods.rows()[number];
+        // A time that `Instant` cannot represent never comes.
+        let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
+        if waited.is_some_and(|now| deadline.is_some_and(|deadline| deadline <= now)) {
+            return Call::Done(logged(method.path, Err(late())).into());
+        }
         let frame = match &method.handler {
             Handler::Immediate(handler) => match unary::first_frame(&mut body) {
                 FirstFrame::Message(message) => {
@@ -208,11 +218,13 @@ impl ConnectionRouter {
                 })
             }
         };
-        Call::Pending {
-            reply,
-            // A time that `Instant` cannot represent never comes.
-            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
-        }
+        Call::Pending { reply, deadline }
+    }
+
+    /// Returns how long a request may take to arrive, a handler to complete, and a client to open its window for a
+    /// unary reply.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     pub(crate) fn caller(&self) -> &Arc<Caller> {
@@ -263,6 +275,8 @@ impl ConnectionRouter {
     /// Calls a unary handler once its request has arrived, the worker has time, and the send budget covers the reply.
     async fn unary(&self, handler: &UnaryHandler, body: RequestBody, max_request: usize) -> Result<Bytes, Status> {
         let message = self.receive(body, max_request).await?;
+        // The body has given its charge back, and the call may wait for long.
+        let _charge = self.memory().charge(CALL_MEMORY + message.len())?;
         let handled = async {
             self.turns.take(CALL_WORK + message.len() / BYTES_PER_WORK).await;
             let context = CallContext {
@@ -290,6 +304,11 @@ impl ConnectionRouter {
             true => format!("service {service} has no method {:?}", shortened(method)),
         })
     }
+}
+
+/// Returns the status of a call whose deadline has passed.
+pub(crate) fn late() -> Status {
+    Status::deadline_exceeded("the deadline of the call has passed")
 }
 
 /// Logs a call that failed.

@@ -9,8 +9,9 @@
 //! The bytes that a reply really takes are also charged to the [memory](crate::memory) of the whole server. If the
 //! memory has no room, the call fails.
 //!
-//! Replies of up to [`SMALL_REPLY_SIZE`] are not charged: the number of streams bounds them. A watch charges its
-//! messages in full, although watches share the bytes of most messages.
+//! Replies of up to [`SMALL_REPLY_SIZE`] are not charged: the number of streams bounds them, and each stream has few
+//! frames in HTTP/2 at one time ([`MAX_UNSENT_FRAMES`](crate::limits::MAX_UNSENT_FRAMES)). A watch charges its messages
+//! in full, although watches share the bytes of most messages.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limits::{LARGE_REPLY_SIZE, MAX_REPLY_SIZE, SEND_BUDGET, SMALL_REPLY_SIZE};
 use crate::memory::{Charge, ConnectionMemory, OutOfBudget};
-use crate::turns::Turns;
+use crate::turns::{LargeCall, Turns};
 
 // Otherwise no call with a large reply could begin.
 const _: () = assert!(MAX_REPLY_SIZE <= SEND_BUDGET && SEND_BUDGET <= u32::MAX as usize);
@@ -75,7 +76,7 @@ pub(crate) struct Reservation {
     permit: OwnedSemaphorePermit,
     charge: Charge,
     /// The place among the calls of the worker that build a large reply.
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<LargeCall>,
 }
 
 impl Reservation {
@@ -92,7 +93,7 @@ impl Reservation {
     /// few calls build a large reply.
     pub(crate) async fn grow_in_turn(&mut self, bytes: usize, turns: &Turns) -> Result<(), OutOfBudget> {
         if bytes > LARGE_REPLY_SIZE && self.place.is_none() {
-            self.place = Some(turns.large_reply().await);
+            self.place = turns.large_reply().await;
         }
         self.grow_to(bytes)
     }

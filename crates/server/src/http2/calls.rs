@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use h2::{Reason, SendStream};
 use http::{HeaderMap, Response};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
@@ -28,13 +28,17 @@ use tracing::debug;
 use crate::grpc::call_counters::{OpenCall, code_in};
 use crate::grpc::frame;
 use crate::grpc::panics::catch;
-use crate::grpc::router::{Accepted, Call, ConnectionRouter, PendingReply, Reply};
+use crate::grpc::router::{Accepted, Call, ConnectionRouter, PendingReply, Reply, late};
 use crate::http2::cancel_guard::CancelGuard;
 use crate::http2::muted_waker::MutedWaker;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
-use crate::limits::{IDLE_BYTES, MAKE_ROOM_INTERVAL, SMALL_REPLY_SIZE};
+use crate::limits::{
+    CONNECTION_WINDOW, IDLE_BYTES, INPUT_PER_WORK, LARGE_CONNECTION_WINDOW, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES,
+    SMALL_REPLY_SIZE,
+};
 use crate::log::peer::OfPeer;
+use crate::memory::Charge;
 use crate::refusal;
 
 /// A request, and the stream for its reply.
@@ -52,6 +56,8 @@ pub(super) struct Calls<S> {
     idle: Option<(Instant, u64)>,
     /// The memory that h2 keeps for streams.
     streams: StreamMemory,
+    /// The charge for [`LARGE_CONNECTION_WINDOW`], once the connection has that window.
+    window: Option<Charge>,
     /// Shared with the tasks of the calls in flight.
     in_flight: Arc<()>,
     cancelled: CancelGuard,
@@ -71,6 +77,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             received: VecDeque::new(),
             calls: 0,
             idle: None,
+            window: None,
             in_flight: Arc::new(()),
             cancelled: CancelGuard::new(),
             yielded: None,
@@ -118,6 +125,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         self.streams.is_large() && idle.is_some_and(|idle| idle >= at_least)
     }
 
+    /// Lets several calls that wait for their requests receive more bytes at one time, if much memory is free.
+    fn grow_window(&mut self) {
+        if self.window.is_none() && Arc::strong_count(&self.in_flight) > 2 {
+            let more = LARGE_CONNECTION_WINDOW - CONNECTION_WINDOW;
+            self.window = self.router.memory().charge_spare(more as usize);
+            if self.window.is_some() {
+                self.connection.set_target_window_size(LARGE_CONNECTION_WINDOW);
+            }
+        }
+    }
+
     /// Serves the connection until it is closed. Returns `None` each time that h2 takes memory for more streams and the
     /// budget has no room for that memory.
     pub(super) fn poll_serve_in_budget(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(), h2::Error>>> {
@@ -135,6 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             let _ = ready!(Pin::new(turn).poll(cx));
             self.yielded = None;
         }
+        self.grow_window();
         let waker = match self.waker.take() {
             Some(waker) if waker.will_wake(cx) => waker,
             _ => MutedWaker::new(cx.waker().clone()),
@@ -144,7 +163,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         // A client that sends more than the server replies to has to wait.
         let allowance = if self.received.is_empty() { turn.input } else { 0 };
         self.traffic.begin_turn(allowance);
+        let read = self.traffic.read();
         let (most, mut work) = (turn.work, 0);
+        // Of these requests, the client's deadline may have passed.
+        let waited = (!self.received.is_empty()).then(Instant::now);
         // The clock is read once for all requests that h2 hands over together.
         let mut arrived = None;
         loop {
@@ -161,8 +183,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                 // The next poll of the connection writes the replies.
                 Poll::Pending if work < most && !self.received.is_empty() => {
                     arrived = None;
-                    let cancelled = waker
-                        .mute(|| reply_to_some(&mut self.received, &self.router, &self.in_flight, most, &mut work));
+                    let cancelled = waker.mute(|| {
+                        reply_to_some(
+                            &mut self.received,
+                            &self.router,
+                            &self.in_flight,
+                            waited,
+                            most,
+                            &mut work,
+                        )
+                    });
                     if cancelled > 0 && !self.cancelled.allow(cancelled) {
                         self.router.refusals().refuse(refusal::Reason::CancelledCalls);
                         for (request, _) in self.received.drain(..) {
@@ -172,10 +202,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     }
                 }
                 Poll::Pending => {
-                    self.router.turns().end(&turn, work);
+                    let input = (self.traffic.read() - read) as usize / INPUT_PER_WORK;
+                    self.router.turns().end(&turn, work.max(input));
                     // Without budget the socket may have more input: tokio stopped this task, not the client.
                     if !self.received.is_empty() || self.traffic.is_exhausted() || !has_budget_remaining() {
-                        let mut turn = self.router.turns().next();
+                        let mut turn = self.router.turns().next_after(&turn);
                         // The turn comes in a later pass, so this only leaves the waker.
                         let _ = Pin::new(&mut turn).poll(cx);
                         self.yielded = Some(turn);
@@ -187,12 +218,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     }
 }
 
-/// Replies to requests in order, until `work` has reached `most`. Returns the number of calls that the client has
+/// Replies to requests in order, until `work` has reached `most`. `waited`: the time now, if some of the requests have
+/// waited for a turn. Returns the number of calls that the client has
 /// cancelled already.
 fn reply_to_some(
     received: &mut VecDeque<Received>,
     router: &ConnectionRouter,
     in_flight: &Arc<()>,
+    waited: Option<Instant>,
     most: usize,
     work: &mut usize,
 ) -> u32 {
@@ -200,7 +233,7 @@ fn reply_to_some(
     while *work < most
         && let Some((request, stream)) = received.pop_front()
     {
-        if reply_to(router, in_flight, request, stream, work) == Outcome::Cancelled {
+        if reply_to(router, in_flight, request, stream, waited, work) == Outcome::Cancelled {
             cancelled += 1;
         }
     }
@@ -222,12 +255,13 @@ fn reply_to(
     in_flight: &Arc<()>,
     request: Accepted,
     mut stream: SendResponse<Bytes>,
+    waited: Option<Instant>,
     work: &mut usize,
 ) -> Outcome {
     let start = router.start_of(&request);
-    let call = router.call(request, work);
+    let call = router.call(request, waited, work);
     if let Call::Done(Reply::Message(message)) = call {
-        match send_message(&mut stream, message, in_flight) {
+        match send_message(&mut stream, message, router, in_flight) {
             Ok(()) => router.counters().replied(start, Code::Ok),
             Err(error) => {
                 router.counters().cancelled(start);
@@ -247,18 +281,21 @@ fn reply_to(
     };
     let open = OpenCall::new(router.counters(), start);
     let in_flight = Arc::clone(in_flight);
+    let time_to_send = router.deadline();
     poll_or_spawn(async move {
-        reply_later(reply, stream, deadline, open).await;
+        reply_later(reply, stream, deadline, time_to_send, open).await;
         drop(in_flight);
     });
     Outcome::Served
 }
 
-/// Waits for a reply and sends it, both up to the client's deadline. Counts the call.
+/// Waits for a reply and sends it, both up to the client's deadline. If the client has no deadline, a unary reply waits
+/// for the client's window for `time_to_send`. Counts the call.
 async fn reply_later(
     mut reply: PendingReply,
     mut stream: SendResponse<Bytes>,
     deadline: Option<Instant>,
+    time_to_send: Duration,
     mut open: OpenCall,
 ) {
     let replied = poll_fn(|cx| match catch(|| reply.as_mut().poll(cx)) {
@@ -271,7 +308,10 @@ async fn reply_later(
     drop(reply);
     open.reply_is_ready();
     let sent = match replied.unwrap_or_else(|late| Some(Err(late).into())) {
-        Some(Reply::Message(message)) => send_message_later(&mut stream, message, deadline).await,
+        Some(Reply::Message(message)) => {
+            let deadline = deadline.or_else(|| Instant::now().checked_add(time_to_send));
+            send_message_later(&mut stream, message, deadline).await
+        }
         Some(Reply::Response(response)) => send(&mut stream, *response, deadline).await,
         None => return,
     };
@@ -284,9 +324,7 @@ async fn reply_later(
 /// Waits for a part of a call up to the client's deadline, if there is one.
 async fn before<T>(deadline: Option<Instant>, part: impl Future<Output = T>) -> Result<T, Status> {
     match deadline {
-        Some(deadline) => timeout_at(deadline, part)
-            .await
-            .map_err(|_| Status::deadline_exceeded("the client's deadline has passed")),
+        Some(deadline) => timeout_at(deadline, part).await.map_err(|_| late()),
         None => Ok(part.await),
     }
 }
@@ -312,15 +350,22 @@ fn poll_or_spawn(replying: impl Future<Output = ()> + Send + 'static) {
 /// Sends the one message of a successful call.
 ///
 /// If the client's window has no room for the message, a task waits for room, and the call stays in flight. Otherwise h2
-/// would keep any number of such messages, and their streams, for a client that opens no window.
-fn send_message(stream: &mut SendResponse<Bytes>, message: Bytes, in_flight: &Arc<()>) -> Result<(), h2::Error> {
+/// would keep any number of such messages, and their streams, for a client that opens no window. The task does not wait
+/// for long: the client's deadline is unknown by now, so the server's own deadline ends the call.
+fn send_message(
+    stream: &mut SendResponse<Bytes>,
+    message: Bytes,
+    router: &ConnectionRouter,
+    in_flight: &Arc<()>,
+) -> Result<(), h2::Error> {
     let mut stream = stream.send_response(frame::head(), false)?;
     let needed = message.len().min(SMALL_REPLY_SIZE);
     stream.reserve_capacity(needed);
     if stream.capacity() < needed {
         let in_flight = Arc::clone(in_flight);
+        let deadline = Instant::now().checked_add(router.deadline());
         tokio::spawn(OfPeer::of_current(Box::pin(async move {
-            if let Err(error) = send_in_window(&mut stream, message).await {
+            if let Err(error) = send_up_to(&mut stream, message, deadline).await {
                 log_failure(&error);
             }
             drop(in_flight);
@@ -338,9 +383,18 @@ async fn send_message_later(
     deadline: Option<Instant>,
 ) -> Result<Code, h2::Error> {
     let mut stream = stream.send_response(frame::head(), false)?;
-    match before(deadline, send_in_window(&mut stream, message)).await {
+    send_up_to(&mut stream, message, deadline).await
+}
+
+/// Sends a message and the trailers, or at the deadline only trailers. Returns the status code that was sent.
+async fn send_up_to(
+    stream: &mut SendStream<Bytes>,
+    message: Bytes,
+    deadline: Option<Instant>,
+) -> Result<Code, h2::Error> {
+    match before(deadline, send_in_window(stream, message)).await {
         Ok(sent) => sent.map(|()| Code::Ok),
-        Err(late) => end_with(&mut stream, &late),
+        Err(late) => end_with(stream, &late),
     }
 }
 
@@ -376,6 +430,7 @@ async fn send(
 
 /// Sends a body. Returns the status code in its trailers, if it has trailers.
 async fn send_body(stream: &mut SendStream<Bytes>, mut body: Body) -> Result<Option<Code>, h2::Error> {
+    let unsent = Arc::new(Semaphore::new(MAX_UNSENT_FRAMES));
     while !body.is_end_stream() {
         let frame = poll_fn(|cx| match catch(|| Pin::new(&mut body).poll_frame(cx)) {
             Ok(Poll::Ready(frame)) => Poll::Ready(Ok(Ok(frame))),
@@ -384,7 +439,7 @@ async fn send_body(stream: &mut SendStream<Bytes>, mut body: Body) -> Result<Opt
         });
         match frame.await? {
             Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => send_data(stream, data, body.is_end_stream()).await?,
+                Ok(data) => send_data(stream, data, body.is_end_stream(), &unsent).await?,
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
                         let code = code_in(&trailers);
@@ -412,14 +467,43 @@ fn end_with(stream: &mut SendStream<Bytes>, status: &Status) -> Result<Code, h2:
     stream.send_trailers(trailers).map(|()| status.code())
 }
 
-/// Sends a frame once the client has read enough of the earlier frames.
-async fn send_data(stream: &mut SendStream<Bytes>, data: Bytes, ends: bool) -> Result<(), h2::Error> {
-    if !data.is_empty() {
-        // One byte shows whether the window is open. A larger claim would take that much of the connection's window
-        // from other streams while this stream waits.
-        window(stream, 1).await?;
+/// Sends a frame once the client has read enough of the earlier frames, and h2 has written all but a few of them.
+///
+/// Flow control bounds the bytes that wait in h2, but not the frames: a client that opens its windows and does not read
+/// could make h2 keep thousands of tiny frames for each stream. `unsent` has a permit for each frame that h2 may keep.
+async fn send_data(
+    stream: &mut SendStream<Bytes>,
+    data: Bytes,
+    ends: bool,
+    unsent: &Arc<Semaphore>,
+) -> Result<(), h2::Error> {
+    if data.is_empty() {
+        return stream.send_data(data, ends);
     }
-    stream.send_data(data, ends)
+    let mut written = pin!(Arc::clone(unsent).acquire_owned());
+    let permit = poll_fn(|cx| match written.as_mut().poll(cx) {
+        Poll::Ready(permit) => Poll::Ready(Ok(permit.ok())),
+        Poll::Pending => reset(stream, cx),
+    });
+    let permit = permit.await?;
+    // One byte shows whether the window is open. A larger claim would take that much of the connection's window from
+    // other streams while this stream waits.
+    window(stream, 1).await?;
+    let frame = Bytes::from_owner(UnsentFrame { data, _permit: permit });
+    stream.send_data(frame, ends)
+}
+
+/// The bytes of a frame. h2 drops the bytes when it has written them.
+struct UnsentFrame {
+    data: Bytes,
+    /// `None` only if the semaphore were closed.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for UnsentFrame {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
 }
 
 /// Claims up to `bytes` of the client's window, and waits until the window is open. Returns the bytes that may be sent.

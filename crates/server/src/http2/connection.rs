@@ -89,10 +89,9 @@ pub(crate) async fn serve(
     if let Some(stream) = Box::pin(tls_handshake(handshake, &context)).await {
         let peer = tls.done(stream.get_ref().1.peer_certificates());
         // From here on, the client's own quota counts, instead of that of its address.
-        if let Some(name) = peer.certified_name() {
-            let client = memory.client().certified(name);
-            let Some(client_slot) = client.try_slot() else {
-                client.make_room();
+        if let Some(identity) = peer.certified_identity() {
+            let client = memory.client().certified(identity);
+            let Some(client_slot) = certified_slot(&client, &context).await else {
                 context.memory.refusals().refuse(refusal::Reason::AddressConnections);
                 return;
             };
@@ -110,6 +109,20 @@ pub(crate) async fn serve(
     }
     // Held until the connection has ended.
     drop((slot, charge));
+}
+
+/// Returns a slot for a connection of a client with a certificate. If the client has its share, waits as the acceptor
+/// does for addresses. Meanwhile, the connection keeps the slot of its address.
+async fn certified_slot(client: &ClientQuota, context: &ConnectionContext) -> Option<OwnedSemaphorePermit> {
+    if let Some(slot) = client.try_slot() {
+        return Some(slot);
+    }
+    let _waiting = client.try_wait()?;
+    let mut draining = context.draining.clone();
+    tokio::select! {
+        slot = client.wait_for_slot() => slot,
+        () = drain_begins(&mut draining) => None,
+    }
 }
 
 /// Returns the memory of a new connection, with the charge for the connection itself. `None` if the budget has no room.
@@ -267,11 +280,17 @@ async fn http2<S: Transport>(
             }
             Ok(()) = asked.changed(), if !is_draining && !matches!(phase, Phase::Draining) => {
                 let evictions = asked.borrow().clone();
-                if calls.is_idle() && evictions.is_some_and(|evictions| evictions.take_one()) {
-                    debug!("an idle connection makes room for another");
+                let is_idle = calls.is_idle();
+                if evictions.is_some_and(|evictions| evictions.take_one(is_idle)) {
+                    debug!(is_idle, "a connection makes room for another");
                     phase = Phase::Draining;
                     calls.connection.graceful_shutdown();
-                    due.as_mut().reset(Instant::now() + limits::IDLE_DRAIN);
+                    let mut time = limits::IDLE_DRAIN;
+                    if !is_idle {
+                        draining_calls.cancel();
+                        time = limits.drain;
+                    }
+                    due.as_mut().reset(Instant::now() + time);
                 }
             }
             () = silent.as_mut() => {
@@ -372,6 +391,8 @@ fn builder() -> h2::server::Builder {
         .max_pending_accept_reset_streams(limits::MAX_PENDING_ACCEPT_RESETS)
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        // The default follows the window.
+        .data_frame_budget(limits::LARGE_CONNECTION_WINDOW as usize / 2)
         .max_frame_size(limits::MAX_FRAME_SIZE)
         .max_send_buffer_size(limits::MAX_SEND_BUFFER);
     builder
@@ -385,17 +406,19 @@ pub(crate) mod tests {
     use std::task::{Context, ready};
     use std::time::Duration;
 
+    use nodetracker_proto::v1;
     use rustix::net::{AddressFamily, SocketType, sockopt};
-    use tokio::io::{AsyncWriteExt, ReadBuf};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
     use tokio::task::coop::poll_proceed;
     use tokio::time::advance;
 
     use super::*;
     use crate::auth::Access;
-    use crate::grpc::handler::{Handler, ImmediateHandler};
+    use crate::grpc::handler::{Handler, ImmediateHandler, StreamContext, encoded_stream};
     use crate::grpc::method::{Method, MethodTable};
     use crate::http2::socket::SentBytes;
     use crate::idle::EvictionBudget;
+    use crate::quota::{ClientKey, Quotas};
     use crate::rpc::methods::methods_of_empty_table;
 
     /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more
@@ -565,6 +588,158 @@ pub(crate) mod tests {
         assert!(turns >= CALLS / most, "{turns}");
     }
 
+    /// A deadline passes while the calls of a connection wait for its next turn.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_has_waited_for_longer_than_its_deadline_is_not_handled() {
+        const CALLS: u64 = 200;
+        let calls = Arc::new(AtomicU64::new(0));
+        let (_draining, context) = context(counting(&calls), Limits::default());
+        let other = Turns::of_one_client(Arc::clone(&context.turns));
+        let (mut client, server) = tokio::io::duplex(1024 * 1024);
+        tokio::spawn(http2_alone(server, context, memory()));
+        client.write_all(BEGIN).await.unwrap();
+        settle().await;
+        // The connection reads all requests in its turn. For the next turn, it waits behind many others.
+        let _waiting: Vec<_> = (0..100).map(|_| other.next()).collect();
+
+        // POST, http, the path, the content type, and a deadline of a second.
+        let head = b"\x83\x86\x04\x0e/Counting/Call\x0f\x10\x10application/grpc\x00\x0cgrpc-timeout\x021S";
+        let requests = (1..).step_by(2).take(CALLS as usize).flat_map(|stream| {
+            let mut request = frame(1, 4, stream, head);
+            request.extend(frame(0, 1, stream, &[0; 5]));
+            request
+        });
+        client.write_all(&requests.collect::<Vec<_>>()).await.unwrap();
+        while calls.load(Ordering::Relaxed) == 0 {
+            yield_now().await;
+        }
+        let handled = calls.load(Ordering::Relaxed);
+        assert!(handled < CALLS / 2, "{handled}");
+        advance(Duration::from_secs(2)).await;
+        let mut ended = 0;
+        while ended < CALLS {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.unwrap();
+            let [a, b, c, kind, flags, ..] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            client.read_exact(&mut payload).await.unwrap();
+            // HEADERS with END_STREAM.
+            ended += u64::from(kind == 1 && flags & 1 == 1);
+        }
+        assert_eq!(calls.load(Ordering::Relaxed), handled);
+    }
+
+    /// Otherwise many connections could decode a large request each in one pass.
+    #[tokio::test]
+    async fn the_request_of_a_stream_is_decoded_in_a_turn() {
+        const CONNECTIONS: u64 = 10;
+        const NODES: usize = 2_500;
+        let begun = Arc::new(AtomicU64::new(0));
+        let begin = |begun: Arc<AtomicU64>, _: v1::WatchRequest, _: StreamContext| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            Ok(futures_util::stream::pending::<Result<Bytes, tonic::Status>>())
+        };
+        let handler = encoded_stream(&begun, begin);
+        let method = Method::new(
+            "/Counting/Call",
+            limits::MAX_BATCH_MESSAGE_SIZE,
+            Access::Everyone,
+            handler,
+        );
+        let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+        let request = v1::WatchRequest {
+            nodes: Some(v1::NodeIds {
+                uuids: vec![7; 16 * NODES],
+                names: vec![],
+            }),
+            ..v1::WatchRequest::default()
+        };
+        let request = crate::grpc::frame::encode(&request);
+        let mut clients = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let (client, server) = tokio::io::duplex(1024 * 1024);
+            tokio::spawn(http2_alone(server, context.clone(), memory()));
+            let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+            tokio::spawn(connection);
+            let head = http::Request::post("http://tracker/Counting/Call").header("content-type", "application/grpc");
+            let (response, mut stream) = client.send_request(head.body(()).unwrap(), false).unwrap();
+            stream.send_data(request.clone(), true).unwrap();
+            clients.push((client, response));
+        }
+        let mut before = 0;
+        while before < CONNECTIONS {
+            yield_now().await;
+            let now = begun.load(Ordering::Relaxed);
+            assert!(now - before <= 2, "{now} after {before}");
+            before = now;
+        }
+    }
+
+    #[tokio::test]
+    async fn input_that_makes_no_call_has_its_price() {
+        const PINGS: usize = 3_000;
+        let (_draining, context) = context(MethodTable::new(Vec::new()), Limits::default());
+        let worker = Arc::clone(&context.turns);
+        let (mut client, server) = tokio::io::duplex(1024 * 1024);
+        tokio::spawn(http2_alone(server, context, memory()));
+        client.write_all(BEGIN).await.unwrap();
+        settle().await;
+        let before = worker.spent();
+        let pings = frame(6, 0, 0, b"flooding").repeat(PINGS);
+        client.write_all(&pings).await.unwrap();
+        settle().await;
+        // Each poll of the connection rounds down.
+        let work = pings.len() / limits::INPUT_PER_WORK;
+        let spent = worker.spent() - before;
+        assert!((work - 20..=work).contains(&spent), "{spent} of {work}");
+    }
+
+    /// A body of small frames without end, which counts its frames.
+    struct Endless(Arc<AtomicU64>);
+
+    impl http_body::Body for Endless {
+        type Data = Bytes;
+        type Error = tonic::Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_static(&[0; 10])))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_makes_h2_keep_few_frames_of_each_stream() {
+        const STREAMS: u64 = 20;
+        let frames = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&frames);
+        let handler = Handler::Streaming(Arc::new(move |_, _, _| {
+            let body = tonic::body::Body::new(Endless(Arc::clone(&counted)));
+            Box::pin(async { crate::grpc::frame::head().map(|()| body) })
+        }));
+        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+        let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+        // The client opens its windows, and then reads nothing.
+        let (mut client, server) = tokio::io::duplex(1024);
+        tokio::spawn(http2_alone(server, context, memory()));
+        let window = frame(8, 0, 0, &(1_u32 << 30).to_be_bytes());
+        let windows = frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+        client.write_all(&[BEGIN, &windows, &window].concat()).await.unwrap();
+        for request in requests(STREAMS, 10) {
+            client.write_all(&request).await.unwrap();
+        }
+        for _ in 0..10_000 {
+            yield_now().await;
+        }
+        // Each frame has a head of nine bytes. h2 encodes frames up to the size of its buffer for writing.
+        let encoded = (1024 + 16 * 1024) / (9 + 10);
+        let most = encoded + STREAMS * (limits::MAX_UNSENT_FRAMES as u64 + 1);
+        let frames = frames.load(Ordering::Relaxed);
+        assert!((STREAMS..=most).contains(&frames), "{frames} of {most}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_begin_in_time_is_counted() {
         for sent in [&BEGIN[..0], &BEGIN[..24]] {
@@ -594,6 +769,27 @@ pub(crate) mod tests {
                 assert_eq!(counters.handshake_failures(reason).get(), expected, "{}", reason.name());
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_with_a_certificate_waits_for_a_slot_of_its_share() {
+        let (_draining, context) = context(MethodTable::new(Vec::new()), Limits::default());
+        let limits = Limits {
+            max_connections: 2,
+            ..Limits::default()
+        };
+        let quotas = Quotas::new(&limits);
+        let client = quotas.register(ClientKey::V6(1)).certified(1);
+        let slot = certified_slot(&client, &context).await.expect("a slot is free");
+        let (waiting_client, waiting_context) = (client.clone(), context.clone());
+        let waiting = tokio::spawn(async move { certified_slot(&waiting_client, &waiting_context).await });
+        sleep(limits::MAX_CONNECTION_WAIT / 2).await;
+        assert!(!waiting.is_finished());
+        drop(slot);
+        let _slot = waiting.await.unwrap().expect("a slot is free again");
+        let begin = Instant::now();
+        assert!(certified_slot(&client, &context).await.is_none());
+        assert_eq!(begin.elapsed(), limits::MAX_CONNECTION_WAIT);
     }
 
     /// Returns a configuration without certificates: no handshake gets as far as a certificate.
@@ -845,6 +1041,32 @@ pub(crate) mod tests {
         assert!(served.is_finished());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_with_calls_in_flight_makes_room_if_it_is_asked_to() {
+        let handler = Handler::Streaming(Arc::new(|_, _, _| Box::pin(std::future::pending())));
+        let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+        let limits = Limits {
+            call: 100 * limits::MAKE_ROOM_INTERVAL,
+            ..Limits::default()
+        };
+        let (_draining, context) = context(MethodTable::new(vec![method]), limits.clone());
+        let quota = ClientQuota::alone();
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let memory = MemoryBudget::new(1 << 30, Arc::default());
+        let served = tokio::spawn(http2_alone(server, context, memory.for_connection(quota.clone())));
+        let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        let open = tokio::spawn(async move { call(&mut client, "/Counting/Call").await });
+        sleep(limits::MAKE_ROOM_INTERVAL).await;
+        quota.idle().ask(&EvictionBudget::new(1));
+        sleep(limits.drain * 2).await;
+        assert!(!served.is_finished());
+        quota.idle().ask(&EvictionBudget::with_busy(1));
+        sleep(limits.drain * 2).await;
+        assert!(served.is_finished());
+        open.abort();
+    }
+
     /// Otherwise h2 would keep any number of streams that nothing counts.
     #[tokio::test]
     async fn replies_that_wait_for_the_window_keep_their_calls_in_flight() {
@@ -870,7 +1092,130 @@ pub(crate) mod tests {
             // The head comes; the message waits.
             bodies.push(response.await.unwrap().into_body());
         }
-        assert_eq!(memory.used(), 5 * limits::STREAM_MEMORY);
+        let window = (limits::LARGE_CONNECTION_WINDOW - limits::CONNECTION_WINDOW) as usize;
+        assert_eq!(memory.used(), 5 * limits::STREAM_MEMORY + window);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_does_not_wait_for_the_window_without_end() {
+        // Without and with a task for the call.
+        let handlers = [
+            Handler::Immediate(counting_handler(&Arc::default())),
+            Handler::Unary(Arc::new(|_, _| {
+                Box::pin(async {
+                    yield_now().await;
+                    Ok(Bytes::from_static(&[0; 5]))
+                })
+            })),
+        ];
+        for handler in handlers {
+            let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+            let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+            let limit = context.limits.call;
+            let (client, server) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(http2_alone(server, context, memory()));
+            let mut builder = h2::client::Builder::new();
+            let (mut client, connection) = builder.initial_window_size(0).handshake(client).await.unwrap();
+            tokio::spawn(connection);
+            let begin = Instant::now();
+            let ended = timeout(2 * limit, call(&mut client, "/Counting/Call")).await;
+            assert_eq!(ended.expect("the reply waits for the window")["grpc-status"], "4");
+            assert_eq!(begin.elapsed().as_secs(), limit.as_secs());
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_of_calls_that_wait_are_charged_and_leave_the_window_to_others() {
+        const CALLS: usize = limits::SMALL_CONNECTION_CALLS;
+        // In one frame, and in several frames.
+        for size in [10_000, 30_000] {
+            let begun = Arc::new(AtomicU64::new(0));
+            let counted = Arc::clone(&begun);
+            let handler = Handler::Unary(Arc::new(move |_, _| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                Box::pin(std::future::pending())
+            }));
+            let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+            let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+            let memory = MemoryBudget::new(1 << 30, Arc::default());
+            // Nothing is spare, so the window stays small.
+            let rest = memory.for_connection(ClientQuota::alone());
+            let rest = rest.charge((1 << 30) / 4).unwrap();
+            let (client, server) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(http2_alone(
+                server,
+                context,
+                memory.for_connection(ClientQuota::alone()),
+            ));
+            let (client, connection) = h2::client::handshake(client).await.unwrap();
+            tokio::spawn(connection);
+            let message = [&[0], &(size as u32).to_be_bytes()[..], &vec![7; size]].concat();
+            let mut calls = Vec::new();
+            for _ in 0..CALLS {
+                let mut client = client.clone().ready().await.unwrap();
+                let request =
+                    http::Request::post("http://tracker/Counting/Call").header("content-type", "application/grpc");
+                let (response, mut stream) = client.send_request(request.body(()).unwrap(), false).unwrap();
+                stream.send_data(message.clone().into(), true).unwrap();
+                calls.push((response, stream));
+                settle().await;
+            }
+            for _ in 0..100 {
+                settle().await;
+            }
+            assert_eq!(begun.load(Ordering::Relaxed), CALLS as u64);
+            assert_eq!(memory.used() - rest.bytes(), CALLS * (limits::CALL_MEMORY + size));
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_that_nobody_reads_are_few_or_are_charged() {
+        const STREAMS: usize = 8;
+        let window = limits::CONNECTION_WINDOW as usize;
+        let large = limits::LARGE_CONNECTION_WINDOW as usize;
+        for (limit, sent) in [(large, window), (1 << 30, large)] {
+            // No call reads its request.
+            let handler = Handler::Streaming(Arc::new(|request, _, _| {
+                Box::pin(async move {
+                    let _request = request;
+                    std::future::pending::<http::Response<tonic::body::Body>>().await
+                })
+            }));
+            let method = Method::new("/Counting/Call", limits::MAX_MESSAGE_SIZE, Access::Everyone, handler);
+            let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+            let memory = MemoryBudget::new(limit, Arc::default());
+            let (client, server) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(http2_alone(
+                server,
+                context,
+                memory.for_connection(ClientQuota::alone()),
+            ));
+            let (client, connection) = h2::client::handshake(client).await.unwrap();
+            tokio::spawn(connection);
+            let mut streams = Vec::new();
+            for _ in 0..STREAMS {
+                let mut client = client.clone().ready().await.unwrap();
+                let request =
+                    http::Request::post("http://tracker/Counting/Call").header("content-type", "application/grpc");
+                let (response, stream) = client.send_request(request.body(()).unwrap(), false).unwrap();
+                streams.push((response, stream));
+                settle().await;
+            }
+            let mut taken = 0;
+            for (_, stream) in &mut streams {
+                stream.reserve_capacity(large);
+                settle().await;
+                while stream.capacity() > 0 {
+                    let part = stream.capacity().min(1000);
+                    taken += part;
+                    stream.send_data(vec![0; part].into(), false).unwrap();
+                    settle().await;
+                }
+            }
+            assert!(taken.abs_diff(sent) <= 1, "{taken} of {sent}");
+            let charged = STREAMS * limits::CALL_MEMORY;
+            assert_eq!(memory.used(), charged + sent - window);
+        }
     }
 
     #[tokio::test(start_paused = true)]

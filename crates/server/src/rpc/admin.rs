@@ -123,6 +123,8 @@ impl Admin {
                 .iter()
                 .for_each(|node| page.push_node(&node.node, &node.routes));
             parts.done(read, work);
+            // If few nodes have a route of the proxy, the table reads many nodes for each that it returns.
+            Parts::pay_rest(&context.turns, work).await;
             context.reply.grow_in_turn(page.size(), &context.turns).await?;
             short_parts += usize::from(part.nodes.len() < asked);
             let has_room = page.nodes() < most && page.size() + MAX_NODE_SIZE <= MAX_REPLY_SIZE;
@@ -278,5 +280,62 @@ fn snapshot_stats(status: &SnapshotStatus) -> v1::SnapshotStats {
         failure_count: status.failures(),
         failing: status.is_failing(),
         restored_route_count: status.restored_routes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nodetracker::Proxy;
+    use prost::Message;
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::auth::Caller;
+    use crate::grpc::frame::PREFIX;
+    use crate::grpc::handler::Handler;
+    use crate::grpc::send_budget::SendBudget;
+    use crate::limits::WORK_PER_PASS;
+    use crate::rpc::methods::methods_of;
+    use crate::turns::Turns;
+
+    /// Otherwise a page for which the table reads many nodes would delay other calls.
+    #[tokio::test]
+    async fn nodes_that_are_read_and_not_returned_have_their_price() {
+        const NODES: usize = 20_000;
+        let table = Arc::new(RouteTable::new());
+        for number in 0..NODES {
+            let proxy = Proxy {
+                id: if number == 0 { "wanted" } else { "other" },
+                cluster_name: "",
+                addr: "proxy:1",
+            };
+            let node = format!("node-{number}").parse().expect("a name");
+            table.report_node(&node, &proxy).expect("there is room");
+        }
+        let methods = methods_of(table);
+        let number = methods.find("/nodetracker.v1.AdminService/ListNodes");
+        let Handler::Unary(handler) = &methods.rows()[number.expect("a method")].handler else {
+            panic!("ListNodes has another handler");
+        };
+        let request = v1::ListNodesRequest {
+            proxy_id: "wanted".into(),
+            ..v1::ListNodesRequest::default()
+        };
+        let context = CallContext {
+            caller: Arc::new(Caller::unrestricted()),
+            turns: Turns::of_one_client(Arc::default()),
+            reply: SendBudget::default().try_reserve().expect("all is free"),
+        };
+        let listing = tokio::spawn(handler(request.encode_to_vec().into(), context));
+        let mut passes = 0;
+        while !listing.is_finished() {
+            yield_now().await;
+            passes += 1;
+        }
+        let page = listing.await.expect("no panic").expect("a page");
+        let page = v1::ListNodesResponse::decode(&page[PREFIX..]).expect("a message");
+        assert_eq!((page.nodes.len(), &*page.next_page_token), (1, ""));
+        // Each pass begins at most one part beyond its work.
+        assert!(passes >= NODES * NODE_WORK / WORK_PER_PASS / 2, "{passes} passes");
     }
 }

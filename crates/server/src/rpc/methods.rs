@@ -92,9 +92,14 @@ pub(crate) fn methods(
 /// The methods of a tracker with an empty table, for tests.
 #[cfg(test)]
 pub(crate) fn methods_of_empty_table() -> MethodTable {
+    methods_of(Arc::new(RouteTable::new()))
+}
+
+/// The methods of a tracker with this table, for tests.
+#[cfg(test)]
+pub(crate) fn methods_of(table: Arc<RouteTable>) -> MethodTable {
     use std::time::Duration;
 
-    let table = Arc::new(RouteTable::new());
     let instance_id = InstanceId::draw();
     let limits = Limits::default();
     let watches = Watches::new(Arc::clone(&table), instance_id, &limits);

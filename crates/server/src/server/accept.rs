@@ -11,10 +11,10 @@ use std::time::Duration;
 use futures_util::future::poll_immediate;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF, MAX_CONNECTION_WAIT, MAX_WAITING};
+use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF, MAX_WAITING};
 use crate::log::peer::with_peer;
 use crate::quota::{ClientKey, Quotas};
 use crate::refusal::{Reason, Refusals};
@@ -97,7 +97,9 @@ struct Slots<'s> {
 }
 
 impl Slots<'_> {
-    /// Waits for a free slot for a client. Idle connections make room meanwhile, an eighth of all at a time.
+    /// Waits for a free slot for a client. Idle connections make room meanwhile, an eighth of all at a time. If that
+    /// does not help, connections of the client with the most connections make room: a client may keep a call in flight
+    /// on each of its connections.
     async fn take(&mut self, peer: SocketAddr, quotas: &Quotas, refusals: &Refusals) -> OwnedSemaphorePermit {
         let mut slot = pin!(Arc::clone(self.free).acquire_owned());
         if let Some(slot) = poll_immediate(slot.as_mut()).await {
@@ -111,11 +113,15 @@ impl Slots<'_> {
             let limit = self.limit;
             warn!("connection limit ({limit}) reached; new connections wait until idle ones have made room");
         }
+        let part = self.limit.div_ceil(8);
+        quotas.make_room(part);
         loop {
-            quotas.make_room(self.limit.div_ceil(8));
             if let Ok(slot) = timeout(MAKE_ROOM_INTERVAL, slot.as_mut()).await {
                 return slot.expect("the semaphore is never closed");
             }
+            quotas.make_room(part);
+            // Last: for this client, it replaces the other question.
+            quotas.make_room_of_largest(part);
         }
     }
 }
@@ -165,18 +171,13 @@ fn refuse(reason: Reason, peer: SocketAddr, refusals: &Refusals) {
     with_peer(Some(peer), || refusals.refuse(reason));
 }
 
-/// Waits until a client has a slot, for [`MAX_CONNECTION_WAIT`]. Idle connections of the client make room meanwhile.
+/// Waits until a client has a slot.
 async fn wait(incoming: Incoming) -> Waited {
-    let until = Instant::now() + MAX_CONNECTION_WAIT;
-    let mut slot = pin!(incoming.client.slot());
-    while Instant::now() < until {
-        incoming.client.make_room();
-        let next = until.min(Instant::now() + MAKE_ROOM_INTERVAL);
-        if let Ok(slot) = timeout_at(next, slot.as_mut()).await {
-            return Waited::HasSlot(incoming, slot.expect("the semaphore is never closed"));
-        }
+    let slot = incoming.client.wait_for_slot().await;
+    match slot {
+        Some(slot) => Waited::HasSlot(incoming, slot),
+        None => Waited::Closed(incoming.peer),
     }
-    Waited::Closed(incoming.peer)
 }
 
 /// Reports whether an error to accept concerns one connection, not the listener.
@@ -209,8 +210,10 @@ impl Backoff {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
+    use tokio::time::Instant;
+
     use super::*;
-    use crate::limits::{Limits, MAX_WAITING_PER_CLIENT};
+    use crate::limits::{Limits, MAX_CONNECTION_WAIT, MAX_WAITING_PER_CLIENT};
 
     /// A connection over the loopback interface, and its client's side.
     fn incoming(quotas: &Arc<Quotas>, client: u64) -> (Incoming, TcpStream) {
@@ -270,6 +273,41 @@ mod tests {
         waiting.push(incoming(&quotas, 1).0, &refusals);
         assert_eq!(waiting.tasks.len(), 1);
         drop(slot);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_with_many_busy_connections_makes_room() {
+        let quotas = Quotas::new(&Limits::default());
+        let free = Arc::new(Semaphore::new(8));
+        let mut held: Vec<_> = (0..8)
+            .map(|_| {
+                (
+                    quotas.register(ClientKey::V6(1)),
+                    Arc::clone(&free).try_acquire_owned().expect("a slot"),
+                )
+            })
+            .collect();
+        let (new, _client) = incoming(&quotas, 2);
+        let mut asked = held[0].0.idle().subscribe();
+        let waiting = tokio::spawn(async move {
+            let mut slots = Slots {
+                free: &free,
+                limit: 8,
+                is_full: false,
+            };
+            slots.take(new.peer, &quotas, &Refusals::default()).await
+        });
+        let begin = Instant::now();
+        loop {
+            asked.changed().await.expect("the client is there");
+            let evictions = asked.borrow().clone().expect("the client is asked");
+            if evictions.take_one(false) {
+                break;
+            }
+        }
+        assert_eq!(begin.elapsed(), MAKE_ROOM_INTERVAL);
+        held.pop();
+        let _slot = waiting.await.expect("a slot is free");
     }
 
     #[tokio::test(start_paused = true)]

@@ -123,6 +123,7 @@ impl Server {
         limits: Limits,
         listeners: Option<Listeners>,
     ) -> Result<Self, StartError> {
+        let limits = limits.fitted();
         let readiness = Arc::<Readiness>::default();
         let diagnostics = match &config.diag_addr {
             Some(addr) => {

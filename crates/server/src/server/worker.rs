@@ -108,6 +108,8 @@ impl Workers {
         let first = (number % count as u64) as usize;
         let worker = (first..first + count)
             .map(|index| &self.workers[index % count])
+            // The connections of a worker whose thread has ended are closed, so its load would attract all others.
+            .filter(|worker| !worker.queue.is_closed())
             // Relaxed: the load is a hint, and only this thread increments it.
             .min_by_key(|worker| worker.load.load(Ordering::Relaxed));
         if let Some(worker) = worker {
@@ -116,14 +118,17 @@ impl Workers {
                 load: Arc::clone(&worker.load),
                 _permit: slot,
             };
-            // An error means that the worker is gone. The connection closes here.
             let handover = Handover {
                 incoming,
                 number,
                 slot,
                 client_slot,
             };
-            let _ = worker.queue.send(Order::Serve(handover));
+            if worker.queue.send(Order::Serve(handover)).is_err() {
+                error!("a connection was closed: its worker has just ended");
+            }
+        } else {
+            error!("a connection was closed: all workers have ended");
         }
     }
 
@@ -251,6 +256,22 @@ mod tests {
         let (response, mut stream) = requests.send_request(request.body(()).unwrap(), false).unwrap();
         stream.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
         response
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_has_ended_gets_no_connections() {
+        let answer = Handler::Immediate(Arc::new(|_, _| Ok(Bytes::from_static(&[0; 5]))));
+        let method = Method::new("/Stuck/Call", MAX_MESSAGE_SIZE, Access::Everyone, answer);
+        let (_draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+        let worker = |number| Worker::start(number, context.clone()).unwrap();
+        let mut workers = Workers {
+            workers: vec![worker(0), worker(1)],
+            handed_over: 0,
+        };
+        workers.workers[0].queue = mpsc::unbounded_channel().0;
+        for _ in 0..4 {
+            call(&mut workers).await.await.unwrap();
+        }
     }
 
     #[tokio::test]

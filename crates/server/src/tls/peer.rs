@@ -87,9 +87,9 @@ impl Peer {
         &self.caller
     }
 
-    /// Returns the name that the client's certificate certifies. `None` if the client has no certificate.
-    pub(crate) fn certified_name(&self) -> Option<&str> {
-        self.certificate.as_ref().map(|_| self.caller.name())
+    /// Returns a number for the client that the certificate names. `None` if the client has no certificate.
+    pub(crate) fn certified_identity(&self) -> Option<u64> {
+        self.certificate.as_ref().map(|_| self.caller.identity())
     }
 
     /// Returns the bytes that the connection keeps of the client's chain: a copy, and rustls's own.

@@ -16,11 +16,12 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::pki::{Identity, Pki};
-use crate::support::{ADD, Ended, Process, Raw, Running, add, framed, nodetracker, run, stderr, stdout};
+use crate::support::{ADD, Ended, Process, Raw, Running, SOON, add, framed, nodetracker, run, stderr, stdout};
 
 const GET: &str = "/api.NodeTrackerService/GetProxies";
 const REMOVE: &str = "/api.NodeTrackerService/RemoveNode";
@@ -224,11 +225,13 @@ async fn clients_behind_one_address_have_a_share_each() {
     for (name, client) in &mut clients {
         assert_eq!(client.call(ADD, add_request(name)).await.grpc, OK);
     }
-    // A third connection of a client is over its share.
+    // A third connection of a client is over its share, and waits for the end of another.
     let identity = pki.teleport("Proxy", "proxy-1");
     let mut third = connect(&server, pki.client_config(Some(&identity))).await.unwrap();
-    let read = third.read(&mut [0; 100]).await;
-    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    let mut settings = [0; 100];
+    assert!(timeout(SOON / 10, third.read(&mut settings)).await.is_err());
+    clients[0].1.connection.abort();
+    assert_ne!(third.read(&mut settings).await.unwrap(), 0);
 }
 
 #[tokio::test]

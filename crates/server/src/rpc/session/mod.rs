@@ -46,8 +46,9 @@
 //!
 //! # Memory
 //!
-//! [`stream`] reads a message once HTTP/2's flow control has taken the response to the previous message. So a client
-//! that does not read delays only itself, with one unread window and one send buffer. A session's memory does not grow
+//! [`stream`] reads a message once HTTP/2 has taken the response to the previous message. HTTP/2 takes a few responses
+//! ([`MAX_UNSENT_FRAMES`](crate::limits::MAX_UNSENT_FRAMES)), and large responses are charged to the memory budget. So
+//! a client that does not read delays only itself, with an unread window. A session's memory does not grow
 //! with its nodes: the table keeps the routes, and the client keeps the handles. Parsed messages
 //! ([`Scratch`](message::Scratch)) belong to the thread, not to the session.
 //!

@@ -1,6 +1,7 @@
 //! The change log: the latest changes, which watches read from different places.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -103,13 +104,16 @@ impl ChangeLog {
         entries.next = next;
         entries.bytes += entry.encoded.len();
         entries.kept.push_back(Arc::new(entry));
+        let mut dropped = Vec::new();
         while let Some(oldest) = entries.kept.front()
             && (next - oldest.first > self.capacity.changes as u64 || entries.bytes > self.capacity.bytes)
         {
             entries.bytes -= oldest.encoded.len();
-            entries.kept.pop_front();
+            dropped.extend(entries.kept.pop_front());
         }
         drop(entries);
+        // Not under the lock, for which the watches of all workers wait: an entry may have a thousand changes.
+        drop(dropped);
         self.next.send_replace(next);
     }
 
@@ -117,12 +121,13 @@ impl ChangeLog {
     /// reach the log.
     pub(super) fn invalidate(&self) {
         let mut entries = self.lock();
-        entries.kept = VecDeque::new();
+        let dropped = mem::take(&mut entries.kept);
         entries.bytes = 0;
         // No change has the skipped number, so a watch that waits for this number has lost its place, too.
         entries.next += 1;
         let next = entries.next;
         drop(entries);
+        drop(dropped);
         self.next.send_replace(next);
     }
 
@@ -145,16 +150,20 @@ impl ChangeLog {
         self.entry_at(place).is_ok()
     }
 
-    /// Waits until a place has an entry, or is lost.
-    pub(super) async fn changed(&self, place: u64) {
-        // An error cannot happen: the sender lives as long as `self`. The sender may lag behind the log, so the caller looks
-        // into the log first.
-        let _ = self.next.subscribe().wait_for(|next| *next > place).await;
+    /// Returns a receiver of the number of the next change. To wait for the change of a place, wait for a greater
+    /// number. The sender may lag behind the log, so look into the log first.
+    ///
+    /// A watch keeps its receiver: to subscribe for each wait would write to memory that the watches of all workers
+    /// share.
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.next.subscribe()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Weak;
+
     use super::*;
 
     const CAPACITY: Capacity = Capacity {
@@ -231,6 +240,36 @@ mod tests {
         log.invalidate();
         log.push(entry_of(7, 1, 100));
         assert_eq!(at(&log, 7), Ok(Some(7)));
+    }
+
+    /// Bytes that need the log's lock when they are dropped.
+    struct NeedsLog(Weak<ChangeLog>);
+
+    impl AsRef<[u8]> for NeedsLog {
+        fn as_ref(&self) -> &[u8] {
+            &[0; 60]
+        }
+    }
+
+    impl Drop for NeedsLog {
+        fn drop(&mut self) {
+            if let Some(log) = self.0.upgrade() {
+                assert!(log.entries.try_lock().is_ok(), "the lock is held");
+            }
+        }
+    }
+
+    #[test]
+    fn changes_are_freed_without_the_lock() {
+        let log = Arc::new(ChangeLog::with_capacity(CAPACITY));
+        for first in 1..4 {
+            log.push(LogEntry {
+                encoded: Bytes::from_owner(NeedsLog(Arc::downgrade(&log))),
+                ..entry(first, 1)
+            });
+        }
+        assert_eq!([2, 3].map(|place| at(&log, place)), [Err(LostPlace), Ok(Some(3))]);
+        log.invalidate();
     }
 
     #[test]

@@ -252,6 +252,7 @@ impl Watches {
     /// A limit is reached.
     fn take_slot_of(self: &Arc<Self>, client: ClientQuota, size: usize) -> Result<WatchSlot, TooManyWatches> {
         let mut full = None;
+        // Wakes the tailer only for the first watch: clients may begin and end watches at any rate.
         self.activity.send_if_modified(|activity| {
             if activity.watches == self.max_watches {
                 full = Some((Reason::Watches, format!("there are {} watches", self.max_watches)));
@@ -266,7 +267,7 @@ impl Watches {
                 activity.watched_size += size;
                 activity.idle_since = None;
             }
-            full.is_none()
+            full.is_none() && activity.watches == 1
         });
         match full {
             Some((reason, full)) => Err(TooManyWatches {
@@ -300,11 +301,13 @@ struct WatchSlot {
 
 impl Drop for WatchSlot {
     fn drop(&mut self) {
-        self.watches.activity.send_modify(|activity| {
+        // Wakes the tailer only for the last watch.
+        self.watches.activity.send_if_modified(|activity| {
             self.client.release_watch(self.size);
             activity.watches -= 1;
             activity.watched_size -= self.size;
             activity.idle_since = (activity.watches == 0).then(Instant::now);
+            activity.watches == 0
         });
     }
 }
@@ -328,6 +331,24 @@ mod tests {
         refused();
         drop(slots);
         assert_eq!(watches.count(), 0);
+    }
+
+    #[test]
+    fn only_the_first_and_the_last_watch_wake_the_tailer() {
+        let watches = Watches::without_resume(Arc::default());
+        let mut activity = watches.activity.subscribe();
+        let mut has_changed = || {
+            let has_changed = activity.has_changed().expect("the sender is there");
+            activity.borrow_and_update();
+            has_changed
+        };
+        let first = watches.take_slot(0).expect("a slot is free");
+        assert!(has_changed());
+        let second = watches.take_slot(0).expect("a slot is free");
+        drop(first);
+        assert!(!has_changed());
+        drop(second);
+        assert!(has_changed());
     }
 
     #[test]

@@ -14,13 +14,17 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use nodetracker::{NodeCursor, RouteTable};
+use nodetracker::{MAX_ROUTES_PER_NODE, NodeCursor, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_response::Message;
 
 use crate::convert::encode::RouteCollector;
-use crate::limits::{SNAPSHOT_CACHE_CHUNKS, SNAPSHOT_CACHE_SIZE, SNAPSHOT_JOIN_CHANGES, WATCH_MESSAGE_SIZE};
+use crate::limits::{
+    NODE_WORK, ROUTE_WORK, SNAPSHOT_CACHE_CHUNKS, SNAPSHOT_CACHE_SIZE, SNAPSHOT_JOIN_CHANGES, WATCH_MESSAGE_SIZE,
+    WORK_PER_PASS,
+};
 use crate::rpc::watch::{Watches, encode};
+use crate::turns::{Parts, Turns};
 
 /// Where a chunk starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +50,8 @@ pub(super) struct Chunk {
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
     kept: Mutex<Kept>,
-    /// The most nodes of the next chunk. Locked while a chunk is encoded.
-    most_nodes: tokio::sync::Mutex<Option<usize>>,
+    /// The work for a node of the last chunk; `None` before the first chunk. Locked while a chunk is encoded.
+    work_per_node: tokio::sync::Mutex<Option<usize>>,
 }
 
 #[derive(Debug, Default)]
@@ -123,27 +127,32 @@ impl SnapshotReader {
         (reader, place)
     }
 
-    /// Returns the next chunk for a watch that is at `place`; `None` at the end of the table.
-    pub(super) async fn next(&mut self, place: u64) -> Option<Chunk> {
+    /// Returns the next chunk for a watch that is at `place`; `None` at the end of the table. The watch has taken a turn
+    /// for [`WORK_PER_PART`](crate::limits::WORK_PER_PART). If it encodes the chunk, it takes another turn for the rest
+    /// of the work.
+    pub(super) async fn next(&mut self, place: u64, turns: &Turns) -> Option<Chunk> {
         if self.is_complete {
             return None;
         }
         let snapshots = &self.watches.snapshots;
+        let mut work = 0;
         let chunk = match snapshots.find(&self.next, place) {
             Some(chunk) => chunk,
             None => {
-                let mut most_nodes = snapshots.most_nodes.lock().await;
+                let mut work_per_node = snapshots.work_per_node.lock().await;
                 // Another watch may have encoded the chunk meanwhile.
                 match snapshots.find(&self.next, place) {
                     Some(chunk) => chunk,
                     None => {
-                        let chunk = read(&self.watches, &self.next, &mut most_nodes);
+                        let chunk;
+                        (chunk, work) = read(&self.watches, &self.next, &mut work_per_node);
                         snapshots.keep(&chunk);
                         chunk
                     }
                 }
             }
         };
+        Parts::pay_rest(turns, work).await;
         self.next.from.clone_from(&chunk.next);
         if chunk.next.is_none() {
             self.next.part = (self.next.part + 1) % RouteTable::PARTS;
@@ -163,14 +172,22 @@ impl Drop for SnapshotReader {
     }
 }
 
-/// Reads and encodes a chunk: as many nodes as the table returns at a time, or fewer if a message has no space for them.
-fn read(watches: &Watches, start: &Start, most_nodes: &mut Option<usize>) -> Chunk {
+/// Reads and encodes a chunk: nodes for some [`WORK_PER_PASS`], as far as the last chunk shows the work for a node, but
+/// no more than the table returns at a time and than a message has space for. Returns the work, too.
+fn read(watches: &Watches, start: &Start, work_per_node: &mut Option<usize>) -> (Chunk, usize) {
+    /// The table returns some more nodes at a time, and is fastest then.
+    const MANY: usize = 1000;
+    let mut most = match WORK_PER_PASS / work_per_node.unwrap_or(NODE_WORK + MAX_ROUTES_PER_NODE * ROUTE_WORK) {
+        MANY.. => usize::MAX,
+        most => most,
+    };
+    let mut work = 0;
     loop {
         // The place before the table, so that no change is missed in between.
         let place = watches.log.next();
         let mut collector = RouteCollector::new(&watches.table);
         let (mut nodes, mut count, mut is_full) = (Vec::new(), 0, false);
-        let most = most_nodes.unwrap_or(usize::MAX);
+        let before = work;
         let next = watches
             .table
             .nodes_of_part(start.part, start.from.as_ref(), most, |node, routes| {
@@ -179,6 +196,7 @@ fn read(watches: &Watches, start: &Start, most_nodes: &mut Option<usize>) -> Chu
                     return;
                 }
                 count += 1;
+                work += NODE_WORK + routes.len() * ROUTE_WORK;
                 let node = collector.node(node, routes);
                 // All proxies of a node may have been removed since the copy.
                 if !node.routes.is_empty() {
@@ -187,11 +205,12 @@ fn read(watches: &Watches, start: &Start, most_nodes: &mut Option<usize>) -> Chu
             });
         if is_full {
             // A single node fits.
-            *most_nodes = Some((count / 2).max(1));
+            most = (count / 2).max(1);
             continue;
         }
-        // Later nodes may have fewer routes.
-        *most_nodes = most_nodes.map(|most| 2 * most).filter(|&most| most < 1024);
+        if count > 0 {
+            *work_per_node = Some((work - before).div_ceil(count));
+        }
         let message = (!nodes.is_empty()).then(|| {
             encode(Message::Snapshot(v1::WatchSnapshot {
                 part: start.part as u32,
@@ -199,11 +218,12 @@ fn read(watches: &Watches, start: &Start, most_nodes: &mut Option<usize>) -> Chu
                 nodes: mem::take(&mut nodes),
             }))
         });
-        return Chunk {
+        let chunk = Chunk {
             start: start.clone(),
             place,
             message,
             next,
         };
+        return (chunk, work);
     }
 }

@@ -10,16 +10,21 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 use tokio::select;
+use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
 use crate::convert::encode::RouteCollector;
 use crate::grpc::handler::StreamContext;
-use crate::limits::{SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE, WATCH_MESSAGE_SIZE, WORK_PER_PART};
+use crate::limits::{
+    CALL_WORK, COMPARISONS_PER_WORK, NODE_WORK, ROUTE_WORK, SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE, WATCH_MESSAGE_SIZE,
+    WORK_PER_PART, WORK_PER_PASS,
+};
 use crate::memory::OutOfBudget;
 use crate::rpc::watch::change_log::{LogEntry, LostPlace};
 use crate::rpc::watch::snapshot::SnapshotReader;
 use crate::rpc::watch::{WatchSlot, Watches, encode};
+use crate::turns::Parts;
 
 /// The nodes of a watch that is limited to some nodes; empty if the watch is about all nodes.
 #[derive(Debug)]
@@ -65,6 +70,8 @@ pub(super) struct Watch {
     resume: Option<v1::WatchPlace>,
     /// The number of the next change to send.
     place: u64,
+    /// The number of the next change that the log gets.
+    log_end: Receiver<u64>,
     progress: Progress,
     /// When the next keep-alive message is due.
     keep_alive_due: Instant,
@@ -99,6 +106,7 @@ impl Watch {
         accepts_resync: bool,
     ) -> Self {
         Self {
+            log_end: slot.watches.log.subscribe(),
             slot,
             nodes,
             context,
@@ -136,7 +144,7 @@ impl Watch {
                 Progress::Snapshot { until, .. } if self.place < *until => self.send_changes(&watches).await,
                 Progress::Snapshot { .. } => self.send_snapshot(&watches).await,
                 Progress::Changes => match self.send_changes(&watches).await {
-                    Ok(None) => Ok(self.wait(&watches).await),
+                    Ok(None) => Ok(self.wait().await),
                     sent => sent,
                 },
             };
@@ -185,12 +193,15 @@ impl Watch {
         let mut reservation = self.context.budget.reserve().await;
         let next = match rest {
             Rest::All(reader) => {
-                let chunk = reader.next(self.place).await;
+                let chunk = reader.next(self.place, &self.context.turns).await;
                 chunk.map(|chunk| (chunk.place, chunk.message))
             }
             Rest::Some(position) => {
                 let place = watches.log.next();
-                routes_of(&self.nodes.nodes, position, &watches.table).map(|message| (place, message))
+                let mut work = 0;
+                let message = routes_of(&self.nodes.nodes, position, &watches.table, &mut work);
+                Parts::pay_rest(&self.context.turns, work).await;
+                message.map(|message| (place, message))
             }
         };
         let Some((place, message)) = next else {
@@ -210,9 +221,18 @@ impl Watch {
 
     /// Returns the next changes in the log. Returns `None` if there are none, or none of this watch's nodes.
     async fn send_changes(&mut self, watches: &Watches) -> Result<Option<Bytes>, Interruption> {
-        let Some(entry) = watches.log.entry_at(self.place)? else {
+        let Some(mut entry) = watches.log.entry_at(self.place)? else {
             return Ok(None);
         };
+        if let Some(turn) = self.context.turns.begin(self.work(&entry)) {
+            // The log may drop the entry while the watch waits.
+            drop(entry);
+            turn.await;
+            match watches.log.entry_at(self.place)? {
+                Some(now) => entry = now,
+                None => return Ok(None),
+            }
+        }
         if entry.begins_resync && !self.accepts_resync {
             return Err(Interruption::LostPlace);
         }
@@ -239,19 +259,33 @@ impl Watch {
         Ok(message.map(|message| reservation.charge(message)).transpose()?)
     }
 
+    /// Returns the work to send the changes of an entry. A watch of some nodes looks for the node of each change among
+    /// its own.
+    fn work(&self, entry: &LogEntry) -> usize {
+        let comparisons = self
+            .nodes
+            .nodes
+            .len()
+            .checked_ilog2()
+            .map_or(0, |most| most as usize + 1);
+        CALL_WORK + entry.nodes.len() * comparisons / COMPARISONS_PER_WORK
+    }
+
     fn sends_whole(&self, entry: &LogEntry) -> bool {
         self.nodes.are_all() && self.place == entry.first
     }
 
     /// Waits for the next change. Returns a keep-alive message if there is none for long.
-    async fn wait(&self, watches: &Watches) -> Option<Bytes> {
+    async fn wait(&mut self) -> Option<Bytes> {
+        let place = self.place;
         select! {
             // First, because other nodes may change all the time.
             biased;
             () = sleep_until(self.keep_alive_due) => Some(encode(Message::KeepAlive(v1::WatchKeepAlive {
-                sequence: self.place - 1,
+                sequence: place - 1,
             }))),
-            () = watches.log.changed(self.place) => None,
+            // An error cannot happen: the sender lives as long as the watch's slot.
+            _ = self.log_end.wait_for(|next| *next > place) => None,
         }
     }
 }
@@ -279,9 +313,14 @@ fn lost_place(watches: &Watches) -> Bytes {
     encode(Message::LostPlace(v1::WatchLostPlace {}))
 }
 
-/// Encodes the next watched nodes, all of one part, and moves the position. Returns `None` at the end, and no message
-/// if the nodes have no routes.
-fn routes_of(nodes: &[(usize, NodeId)], position: &mut usize, table: &RouteTable) -> Option<Option<Bytes>> {
+/// Encodes the next watched nodes, all of one part, up to some [`WORK_PER_PASS`], and moves the position. Adds the work
+/// to `work`. Returns `None` at the end, and no message if the nodes have no routes.
+fn routes_of(
+    nodes: &[(usize, NodeId)],
+    position: &mut usize,
+    table: &RouteTable,
+    work: &mut usize,
+) -> Option<Option<Bytes>> {
     let rest = nodes.get(*position..)?;
     let part = rest.first()?.0;
     let mut collector = RouteCollector::new(table);
@@ -290,11 +329,13 @@ fn routes_of(nodes: &[(usize, NodeId)], position: &mut usize, table: &RouteTable
         ..v1::WatchSnapshot::default()
     };
     for (_, node) in rest.iter().take_while(|(of, _)| *of == part) {
-        if collector.size() >= WATCH_MESSAGE_SIZE {
+        if collector.size() >= WATCH_MESSAGE_SIZE || *work >= WORK_PER_PASS {
             break;
         }
         *position += 1;
-        let routes = collector.node(node, &table.get_proxies(node));
+        let routes = table.get_proxies(node);
+        *work += NODE_WORK + routes.len() * ROUTE_WORK;
+        let routes = collector.node(node, &routes);
         if !routes.routes.is_empty() {
             message.nodes.push(routes);
         }
@@ -504,6 +545,101 @@ mod tests {
         });
     }
 
+    /// Returns some nodes that are in the same part of a table, and not the nil UUID.
+    fn nodes_of_one_part(table: &RouteTable, count: usize) -> Vec<NodeId> {
+        let part = table.part_of(&uuid::Uuid::from_u128(1).into());
+        let nodes = (1..).map(|number| NodeId::from(uuid::Uuid::from_u128(number)));
+        nodes.filter(|node| table.part_of(node) == part).take(count).collect()
+    }
+
+    /// Returns how many passes the worker needs for the snapshot of a watch.
+    async fn passes_of_snapshot(table: &Arc<RouteTable>, nodes: &[NodeId]) -> usize {
+        let mut watch = watch_of(&watches_of(table), nodes.to_vec());
+        let reading = tokio::spawn(async move { while next_part(&mut watch).await.is_some() {} });
+        let mut passes = 0;
+        while !reading.is_finished() {
+            tokio::task::yield_now().await;
+            passes += 1;
+        }
+        reading.await.unwrap();
+        passes
+    }
+
+    /// Otherwise watches that encode their own chunks would delay other calls.
+    #[tokio::test]
+    async fn a_chunk_of_a_snapshot_takes_a_turn_for_its_work() {
+        const NODES: usize = 6_000;
+        let table = Arc::new(RouteTable::new());
+        // Parts without nodes take turns, too.
+        let without_nodes = passes_of_snapshot(&table, &[]).await;
+        let proxy = Proxy {
+            id: "proxy",
+            cluster_name: "cluster",
+            addr: "proxy:1",
+        };
+        let proxy = table.register_proxy(&proxy).unwrap();
+        let nodes = nodes_of_one_part(&table, NODES);
+        for node in &nodes {
+            table.add_node(node, proxy).unwrap();
+        }
+        // A pass may begin work for as much as another pass.
+        let expected = |nodes: usize| nodes * (NODE_WORK + ROUTE_WORK) / (2 * WORK_PER_PASS);
+        let passes = passes_of_snapshot(&table, &[]).await;
+        assert!(
+            passes >= without_nodes + expected(NODES),
+            "{passes} after {without_nodes}"
+        );
+        let passes = passes_of_snapshot(&table, &nodes[..4000]).await;
+        assert!(passes > expected(4000), "{passes}");
+    }
+
+    /// Otherwise many watches of some nodes, whose clients cause the changes, would delay other calls.
+    #[tokio::test]
+    async fn watches_of_some_nodes_take_turns_to_look_for_changes() {
+        const NODES: usize = 64;
+        const CHANGES: usize = 1_000;
+        const WATCHES: usize = 40;
+        let watches = watches_of(&Arc::new(RouteTable::new()));
+        let nodes = nodes_of_one_part(&watches.table, NODES);
+        let context = StreamContext::default();
+        let mut reading = Vec::new();
+        for _ in 0..WATCHES {
+            let nodes = WatchedNodes::new(nodes.clone(), &watches.table);
+            let slot = watches.take_slot(0).unwrap();
+            let mut watch = Watch::new(slot, nodes, context.clone(), None, true);
+            while next_part(&mut watch).await.is_some() {}
+            reading.push(watch);
+        }
+        push_changes(&watches, CHANGES);
+        let mut next: Vec<_> = reading.iter_mut().map(|watch| Box::pin(watch.next())).collect();
+        // The watches that have looked for the changes in a pass wait for further changes.
+        let place = watches.log.next();
+        let mut passes = 0;
+        loop {
+            assert!(next.iter_mut().all(|next| waits(next.as_mut())));
+            passes += 1;
+            if context.turns.is_free() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(next);
+        assert!(reading.iter().all(|watch| watch.place == place));
+        let work = WATCHES * CHANGES * NODES.ilog2() as usize / COMPARISONS_PER_WORK;
+        // A pass may begin work for as much as another pass.
+        assert!(passes >= work / (2 * WORK_PER_PASS), "{passes}");
+    }
+
+    #[tokio::test]
+    async fn the_first_chunk_assumes_that_nodes_have_many_routes() {
+        let watches = watches_of(&large_table());
+        let mut watch = watch_of(&watches, vec![]);
+        let Message::Snapshot(first) = decoded(&watch.next().await.unwrap()) else {
+            panic!("the snapshot has no nodes");
+        };
+        assert!(first.nodes.len() <= WORK_PER_PASS / (NODE_WORK + nodetracker::MAX_ROUTES_PER_NODE * ROUTE_WORK));
+    }
+
     /// The log drops the changes since the beginning of the snapshot long before the snapshot is complete.
     #[tokio::test]
     async fn a_snapshot_is_complete_however_fast_the_table_changes() {
@@ -559,7 +695,8 @@ mod tests {
         while let Some(part) = next_part(&mut late).await {
             late_parts.push(part);
         }
-        assert_eq!(late_parts.len(), parts.len());
+        // The first chunk of all was small, because the work for a node was unknown.
+        assert_eq!(late_parts.len() + 1, parts.len());
         assert!(watches.snapshots.is_empty(), "no watch reads a snapshot any more");
     }
 
