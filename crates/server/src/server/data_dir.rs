@@ -5,11 +5,14 @@
 //! | `routes.snapshot` | the last snapshot |
 //! | `routes.snapshot.old` | the snapshot before the last one |
 //! | `routes.snapshot.tmp` | a snapshot that is being written |
-//! | `routes.snapshot.damaged-TIME` | a snapshot that could not be used; TIME is in seconds since the Unix epoch |
+//! | `routes.snapshot.damaged-TIME` | a damaged snapshot; TIME is in seconds since the Unix epoch |
 //! | `lock` | an empty file, which a running tracker has locked |
 //!
 //! A snapshot is written to the temporary file, synchronized with the disk, and renamed. So whenever the process or the
 //! machine stops, the other two files are whole. The file system drops the lock when the process ends, however it ends.
+//!
+//! A snapshot may be whole, and still not be loaded: the file cannot be read, the snapshot has another version, or the
+//! table is too small. Such a snapshot stays, and no snapshot replaces it, so that a later start can load it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
@@ -38,6 +41,8 @@ pub(super) struct DataDir {
     path: PathBuf,
     /// `None` if the folder could not be locked yet, for example because it is read-only.
     lock: Option<File>,
+    /// Snapshots that were not loaded, and may be whole.
+    kept: Vec<PathBuf>,
 }
 
 impl DataDir {
@@ -51,7 +56,11 @@ impl DataDir {
         if path.exists() && !path.is_dir() {
             return Err(format!("{} is not a folder", path.display()));
         }
-        let mut folder = Self { path, lock: None };
+        let mut folder = Self {
+            path,
+            lock: None,
+            kept: Vec::new(),
+        };
         match folder.lock() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Err(error.to_string()),
             Ok(()) | Err(_) => Ok(folder),
@@ -83,9 +92,9 @@ impl DataDir {
         Ok(())
     }
 
-    /// Loads the last snapshot, or the one before if the last one cannot be used. Sets aside a snapshot that cannot be
-    /// used. Returns `None` if there is none that can.
-    pub(super) fn load(&self, table: &RouteTable) -> Option<SnapshotReport> {
+    /// Loads the last snapshot, or the one before if the last one cannot be loaded. Sets aside a damaged snapshot, and
+    /// keeps a snapshot that may be whole. Returns `None` if none was loaded.
+    pub(super) fn load(&mut self, table: &RouteTable) -> Option<SnapshotReport> {
         for name in [SNAPSHOT, OLD] {
             let path = self.path.join(name);
             match read(&path, table) {
@@ -95,16 +104,37 @@ impl DataDir {
                     warn!("{} is not loaded: {error}", path.display());
                     return None;
                 }
-                Err(error) => {
+                Err(error @ (SnapshotError::NotASnapshot | SnapshotError::Damaged { .. })) => {
                     warn!("{} cannot be used: {error}", path.display());
                     self.set_aside(name);
+                }
+                Err(error) => {
+                    warn!("{} is kept, but is not loaded: {error}", path.display());
+                    self.kept.push(path);
                 }
             }
         }
         None
     }
 
-    /// Renames a snapshot that cannot be used, and removes the oldest of such snapshots if there are many.
+    /// Checks that a snapshot may be written, so that a snapshot which cannot be written is known early.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be locked, or still has a snapshot that was not loaded and may be whole.
+    pub(super) fn prepare(&mut self) -> io::Result<()> {
+        self.lock()?;
+        // If the folder cannot be searched, the file may be there.
+        let kept = self.kept.iter().find(|path| path.try_exists().unwrap_or(true));
+        kept.map_or(Ok(()), |path| {
+            Err(io::Error::other(format!(
+                "{} was not loaded and would be lost: correct the cause and restart, or move the file away",
+                path.display()
+            )))
+        })
+    }
+
+    /// Renames a damaged snapshot, and removes the oldest of such snapshots if there are many.
     fn set_aside(&self, name: &str) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let aside = self.path.join(format!("{name}{DAMAGED}{}", now.as_secs()));
@@ -136,9 +166,10 @@ impl DataDir {
     ///
     /// # Errors
     ///
-    /// The file system refuses. The last snapshot is still the last one, or the one before.
+    /// As [`prepare`](Self::prepare), or the file system refuses. The last snapshot is still the last one, or the one
+    /// before.
     pub(super) fn write(&mut self, table: &RouteTable, pace: impl FnMut()) -> io::Result<SnapshotSize> {
-        self.lock()?;
+        self.prepare()?;
         let [snapshot, old, temporary] = [SNAPSHOT, OLD, TEMPORARY].map(|name| self.path.join(name));
         let size = write_file(&temporary, table, pace).inspect_err(|_| {
             // A part of a snapshot is of no use, and the disk may be full.
@@ -342,6 +373,43 @@ mod tests {
         assert_eq!(second, format!("another process uses {}", folder.path().display()));
         drop(first);
         open(&folder);
+    }
+
+    #[test]
+    fn a_snapshot_that_may_be_whole_is_neither_renamed_nor_replaced() {
+        for case in ["the table is too small", "a later version", "unreadable"] {
+            let folder = TempDir::new().unwrap();
+            for nodes in [1, 3] {
+                open(&folder).write(&table(nodes), || ()).unwrap();
+            }
+            let before = files(&folder);
+            let snapshot = folder.path().join(SNAPSHOT);
+            let mut max_routes = 100;
+            match case {
+                "the table is too small" => max_routes = 2,
+                "a later version" => {
+                    let mut bytes = fs::read(&snapshot).unwrap();
+                    bytes[8] += 1;
+                    fs::write(&snapshot, bytes).unwrap();
+                }
+                // Nobody can read a folder as a file, not even root.
+                _ => {
+                    fs::remove_file(&snapshot).unwrap();
+                    fs::create_dir(&snapshot).unwrap();
+                }
+            }
+            let small = RouteTable::builder().max_routes(max_routes).build().unwrap();
+            let mut data_dir = open(&folder);
+            assert_eq!(data_dir.load(&small).map(|report| report.inserted), Some(1), "{case}");
+            let error = data_dir.write(&small, || ()).unwrap_err().to_string();
+            let expected = format!("{} was not loaded and would be lost: ", snapshot.display());
+            assert!(error.starts_with(&expected), "{case}: {error}");
+            assert_eq!(files(&folder), before, "{case}");
+            // The operator moves the file away.
+            fs::rename(&snapshot, folder.path().join("elsewhere")).unwrap();
+            data_dir.write(&small, || ()).unwrap();
+            assert!(snapshot.is_file(), "{case}");
+        }
     }
 
     #[test]

@@ -137,9 +137,9 @@ impl Server {
             Some(dir) => {
                 readiness.not_ready("loading the snapshot");
                 let open = DataDir::open(dir.value.clone());
-                let folder = open.map_err(|reason| ConfigError::new(dir.origin.clone(), reason))?;
+                let mut folder = open.map_err(|reason| ConfigError::new(dir.origin.clone(), reason))?;
                 let status = Arc::<SnapshotStatus>::default();
-                snapshots::load(&folder, &table, &status);
+                snapshots::load(&mut folder, &table, &status);
                 Some((folder, status))
             }
             None => None,

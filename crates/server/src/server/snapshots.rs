@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use nodetracker::RouteTable;
+use nodetracker::snapshot::SnapshotReport;
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 use tokio::sync::oneshot;
@@ -29,15 +30,29 @@ const LONGEST_REST: Duration = Duration::from_millis(50);
 /// The lowest priority of a thread.
 const LOWEST_PRIORITY: i32 = 19;
 
-/// Loads the last snapshot. Logs what came back.
-pub(super) fn load(folder: &DataDir, table: &RouteTable, status: &SnapshotStatus) {
+/// Loads the last snapshot. Logs what came back, and if no snapshot can be written.
+pub(super) fn load(folder: &mut DataDir, table: &RouteTable, status: &SnapshotStatus) {
     let begun = Instant::now();
-    let Some(report) = folder.load(table) else {
-        info!("{} has no snapshot: no routes are known", folder.path().display());
-        return;
-    };
+    match folder.load(table) {
+        Some(report) => restored(&report, table, status, begun.elapsed()),
+        None => info!("{}: no snapshot was loaded, so no routes are known", folder.path().display()),
+    }
+    if let Err(error) = folder.prepare() {
+        failed(folder, status, &error);
+    }
+}
+
+/// Records that a snapshot cannot be written. Logs the first of several failures.
+fn failed(folder: &DataDir, status: &SnapshotStatus, error: &io::Error) {
+    if !status.failed() {
+        let path = folder.path().display();
+        warn!("{path}: a snapshot cannot be written, so a restart would lose newer routes: {error}");
+    }
+}
+
+fn restored(report: &SnapshotReport, table: &RouteTable, status: &SnapshotStatus, took: Duration) {
     status.restored(report.inserted);
-    let (took, downtime) = (begun.elapsed(), Duration::from_secs(report.downtime.as_secs()));
+    let downtime = Duration::from_secs(report.downtime.as_secs());
     info!(
         "restored {} routes of {} proxies in {took:.0?}, as of {} ago; those that are not confirmed expire in {}",
         report.inserted,
@@ -133,11 +148,7 @@ impl Writing {
                     size.routes, size.bytes
                 );
             }
-            Err(error) => {
-                if !self.status.failed() {
-                    warn!("{path}: a snapshot cannot be written, so a restart would lose newer routes: {error}");
-                }
-            }
+            Err(error) => failed(&self.folder, &self.status, &error),
         }
     }
 }

@@ -47,7 +47,7 @@ fn wait_for_snapshot(server: &mut Process, routes: usize) {
 fn routes_come_back_after_kill_9_and_are_marked_until_they_are_confirmed() {
     let folder = TempDir::new().unwrap();
     let mut server = serve(folder.path(), "1s");
-    server.logged("has no snapshot: no routes are known");
+    server.logged("no snapshot was loaded, so no routes are known");
     add(&server, "node-1");
     add(&server, "node-2");
     wait_for_snapshot(&mut server, 2);
