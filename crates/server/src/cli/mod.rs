@@ -34,8 +34,8 @@ Exit codes:
   1         The operation failed: for example, the tracker did not answer or refused the call
   2         A flag, a variable, the configuration or a file that these name cannot be used,
             or a port is taken; the command did nothing
-  130, 143  SIGINT or SIGTERM ended the command; `serve` and `bench` need two signals
-            for this, and `watch` and `top` end with 0
+  130, 143  SIGINT or SIGTERM ended the command; `bench`, and `serve` once it accepts
+            calls, need two signals for this, and `watch` and `top` end with 0
 
 Answers go to stdout, remarks and errors to stderr. With --format json, an answer
 is one object a line, and times are in UTC, such as 2021-11-23T00:01:38.042Z.";
@@ -59,8 +59,8 @@ enum Command {
     /// Run the tracker
     ///
     /// Once the tracker accepts calls, the command prints the line "listening on ADDR" to stdout, for each address. Logs go
-    /// to stderr. After SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, the
-    /// tracker stops at once. After SIGHUP, the tracker reads its keys and certificates again.
+    /// to stderr. After SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, or before
+    /// the tracker accepts calls, the tracker stops at once. After SIGHUP, the tracker reads its keys and certificates again.
     Serve(Serve),
     /// Check a configuration file, and the keys and certificates that it names
     ///

@@ -119,9 +119,19 @@ impl Serve {
         open_files::raise_limit(config.max_connections.value);
         let table = config.table().build().expect("the limits were checked");
         let table = Arc::new(table);
-        let bound = match sockets {
-            Some(sockets) => Server::on(&config, table, sockets).await,
-            None => Server::bind(&config, table).await,
+        let bind = async {
+            match sockets {
+                Some(sockets) => Server::on(&config, table, sockets).await,
+                None => Server::bind(&config, table).await,
+            }
+        };
+        let bound = tokio::select! {
+            bound = bind => bound,
+            // There are no calls to finish, and a file system or a look-up of a name may never end.
+            signal = signals.next() => {
+                info!("{}: ended before the start was complete", signal.name);
+                return ExitCode::from(signal.exit_code());
+            }
         };
         let server = match bound {
             Ok(server) => server,

@@ -24,8 +24,7 @@ use crate::rpc::methods::methods;
 use crate::rpc::shutdown::{DrainRequest, Shutdown};
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
-use crate::server::data_dir::DataDir;
-use crate::server::diag::{Diagnostics, Readiness};
+use crate::server::diag::{Diagnostics, Readiness, STARTING};
 use crate::server::drain::{Drained, drain};
 use crate::server::listen::Listeners;
 use crate::server::metrics::{Metrics, Sources};
@@ -91,8 +90,9 @@ impl Server {
     /// Loads the certificates and watches their files, loads the last snapshot of the [`data_dir`](Config::data_dir),
     /// takes the port and starts the worker threads, with the [limits of the configuration](Config::limits).
     ///
-    /// Blocks the calling thread while the snapshot is loaded: some 0.1 s for a million routes. The snapshot is loaded
-    /// only if the table has no routes.
+    /// Another thread loads the snapshot, in some 0.1 s for a million routes. Meanwhile the diagnostics port responds.
+    /// The snapshot is loaded only if the table has no routes. If the returned future is dropped meanwhile, the thread
+    /// still loads the snapshot into the table.
     ///
     /// # Errors
     ///
@@ -136,10 +136,10 @@ impl Server {
         let data_dir = match &config.data_dir {
             Some(dir) => {
                 readiness.not_ready("loading the snapshot");
-                let open = DataDir::open(dir.value.clone());
-                let mut folder = open.map_err(|reason| ConfigError::new(dir.origin.clone(), reason))?;
                 let status = Arc::<SnapshotStatus>::default();
-                snapshots::load(&mut folder, &table, &status);
+                let open = snapshots::open(dir.value.clone(), Arc::clone(&table), Arc::clone(&status)).await?;
+                let folder = open.map_err(|reason| ConfigError::new(dir.origin.clone(), reason))?;
+                readiness.not_ready(STARTING);
                 Some((folder, status))
             }
             None => None,

@@ -4,6 +4,7 @@
 //! rests after each block, so that the workers hardly notice it. If a snapshot cannot be written, the server continues
 //! without it, the log warns once, and the thread tries again when the next snapshot is due.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -30,8 +31,31 @@ const LONGEST_REST: Duration = Duration::from_millis(50);
 /// The lowest priority of a thread.
 const LOWEST_PRIORITY: i32 = 19;
 
+/// Opens the folder and loads the last snapshot, on a thread of its own: a file system may block for long, and the
+/// calling thread has to answer probes and signals meanwhile.
+///
+/// # Errors
+///
+/// No thread can be started, or the folder cannot be used; the inner error says why.
+pub(super) async fn open(
+    path: PathBuf,
+    table: Arc<RouteTable>,
+    status: Arc<SnapshotStatus>,
+) -> io::Result<Result<DataDir, String>> {
+    let (done, opened) = oneshot::channel();
+    let work = move || {
+        let folder = DataDir::open(path).map(|mut folder| {
+            load(&mut folder, &table, &status);
+            folder
+        });
+        let _ = done.send(folder);
+    };
+    thread::Builder::new().name("snapshots".into()).spawn(work)?;
+    opened.await.map_err(|_| io::Error::other("the thread has panicked"))
+}
+
 /// Loads the last snapshot. Logs what came back, and if no snapshot can be written.
-pub(super) fn load(folder: &mut DataDir, table: &RouteTable, status: &SnapshotStatus) {
+fn load(folder: &mut DataDir, table: &RouteTable, status: &SnapshotStatus) {
     let begun = Instant::now();
     match folder.load(table) {
         Some(report) => restored(&report, table, status, begun.elapsed()),

@@ -1,6 +1,8 @@
 //! Warm restarts: what comes back after each kind of end, and what an operator sees if snapshots cannot be written.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
@@ -88,6 +90,44 @@ async fn a_tracker_that_stops_writes_a_last_snapshot() {
         assert!(explain(&server, &node).contains("restored"), "{log}");
     }
     assert!(folder.path().join("routes.snapshot.old").exists());
+}
+
+/// A disk that hangs must not make a tracker deaf: its probes say why there is no port yet, and a signal ends it.
+#[test]
+fn probes_and_signals_are_answered_while_a_snapshot_is_loaded() {
+    let folder = TempDir::new().unwrap();
+    let data_dir = folder.path().to_str().unwrap();
+    // A pipe without a writer: the thread that opens it waits.
+    let pipe = folder.path().join("routes.snapshot");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let args = ["--data-dir", data_dir, "--diag-addr", "127.0.0.1:0"];
+    for signal in [Some("TERM"), Some("INT"), None] {
+        let mut starting = Process::starting(&args);
+        let log = starting.logged("metrics are on");
+        let diag = log.rsplit_once(' ').unwrap().1.trim_end().parse().unwrap();
+        while !get(diag, "/readyz").contains("\"reason\":\"loading the snapshot\"") {}
+        assert!(get(diag, "/healthz").starts_with("HTTP/1.1 200"));
+        let Some(signal) = signal else {
+            // The disk responds again. The end of an empty file is damage, so the tracker starts without routes.
+            drop(fs::File::options().write(true).open(&pipe).unwrap());
+            let server = starting.listening();
+            add(&server, "node-1");
+            assert!(get(diag, "/readyz").starts_with("HTTP/1.1 200"));
+            return;
+        };
+        starting.signal(signal);
+        let code = if signal == "TERM" { 143 } else { 130 };
+        assert_eq!(starting.exit_code(), Some(code));
+    }
+}
+
+/// The head and the body of a page of the diagnostics port.
+fn get(addr: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: tracker\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug, debug_span, info};
 
-pub(crate) use crate::server::diag::readiness::Readiness;
+pub(crate) use crate::server::diag::readiness::{Readiness, STARTING};
 
 use crate::limits::{
     ACCEPT_BACKOFF, DIAG_ACCEPT_PAUSE, DIAG_CONNECTION_TIME, MAX_DIAG_CONNECTIONS, MAX_DIAG_HEADER_SIZE,
