@@ -46,8 +46,8 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// Makes the folder if it is missing, and locks it. A folder that cannot be made or locked is no error: it is tried
-    /// again with each snapshot.
+    /// Makes the folder if it is missing, and locks it. A folder that cannot be made or locked is no error here:
+    /// [`prepare`](Self::prepare) reports it, and tries again.
     ///
     /// # Errors
     ///
@@ -92,8 +92,8 @@ impl DataDir {
         Ok(())
     }
 
-    /// Loads the last snapshot, or the one before if the last one cannot be loaded. Sets aside a damaged snapshot, and
-    /// keeps a snapshot that may be whole. Returns `None` if none was loaded.
+    /// Loads the last snapshot, or the one before if the last one cannot be loaded. Sets aside a damaged snapshot if the
+    /// folder is locked, and keeps a snapshot that may be whole. Returns `None` if none was loaded.
     pub(super) fn load(&mut self, table: &RouteTable) -> Option<SnapshotReport> {
         for name in [SNAPSHOT, OLD] {
             let path = self.path.join(name);
@@ -104,7 +104,8 @@ impl DataDir {
                     warn!("{} is not loaded: {error}", path.display());
                     return None;
                 }
-                Err(error @ (SnapshotError::NotASnapshot | SnapshotError::Damaged { .. })) => {
+                // Without the lock, another tracker may be about to replace the file.
+                Err(error @ (SnapshotError::NotASnapshot | SnapshotError::Damaged { .. })) if self.lock.is_some() => {
                     warn!("{} cannot be used: {error}", path.display());
                     self.set_aside(name);
                 }
@@ -410,6 +411,19 @@ mod tests {
             data_dir.write(&small, || ()).unwrap();
             assert!(snapshot.is_file(), "{case}");
         }
+    }
+
+    #[test]
+    fn nothing_is_set_aside_without_the_lock() {
+        let folder = TempDir::new().unwrap();
+        // Nobody can open a folder for writing, not even root.
+        fs::create_dir(folder.path().join(LOCK)).unwrap();
+        fs::write(folder.path().join(SNAPSHOT), "damaged").unwrap();
+        let before = files(&folder);
+        let mut data_dir = open(&folder);
+        assert!(data_dir.load(&RouteTable::new()).is_none());
+        assert_eq!(files(&folder), before);
+        assert_eq!(data_dir.prepare().unwrap_err().kind(), ErrorKind::IsADirectory);
     }
 
     #[test]
