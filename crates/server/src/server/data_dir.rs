@@ -14,8 +14,9 @@
 //! A snapshot may be whole, and still not be loaded: the file cannot be read, the snapshot has another version, or the
 //! table is too small. Such a snapshot stays, and no snapshot replaces it, so that a later start can load it.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -71,16 +72,16 @@ impl DataDir {
         &self.path
     }
 
+    /// Makes the folder and locks it, unless this process has locked the file that is there. The folder, or the file, may
+    /// have been removed meanwhile: then the old lock keeps nobody out.
     fn lock(&mut self) -> io::Result<()> {
-        if self.lock.is_some() {
+        let path = self.path.join(LOCK);
+        if self.lock.as_ref().is_some_and(|lock| is_at(lock, &path)) {
             return Ok(());
         }
+        self.lock = None;
         fs::create_dir_all(&self.path)?;
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(self.path.join(LOCK))?;
+        let file = File::options().create(true).truncate(false).write(true).open(path)?;
         match file.try_lock() {
             Ok(()) => self.lock = Some(file),
             Err(TryLockError::WouldBlock) => {
@@ -184,6 +185,15 @@ impl DataDir {
         // The renames, too, are on the disk then.
         File::open(&self.path)?.sync_all()?;
         Ok(size)
+    }
+}
+
+/// Reports whether a path leads to a file that is open here.
+fn is_at(file: &File, path: &Path) -> bool {
+    let inode = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => inode(ours) == inode(there),
+        _ => false,
     }
 }
 
@@ -411,6 +421,33 @@ mod tests {
             data_dir.write(&small, || ()).unwrap();
             assert!(snapshot.is_file(), "{case}");
         }
+    }
+
+    #[test]
+    fn a_lock_file_that_is_removed_lets_no_two_trackers_write() {
+        let folder = TempDir::new().unwrap();
+        let mut first = open(&folder);
+        first.write(&table(1), || ()).unwrap();
+        fs::remove_file(folder.path().join(LOCK)).unwrap();
+        let mut second = open(&folder);
+        let error = first.write(&table(2), || ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+        second.write(&table(3), || ()).unwrap();
+        drop(second);
+        first.write(&table(4), || ()).unwrap();
+        assert!(DataDir::open(folder.path().into()).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_is_removed_is_made_again() {
+        let parent = TempDir::new().unwrap();
+        let path = parent.path().join("data");
+        let mut folder = DataDir::open(path.clone()).unwrap();
+        folder.write(&table(1), || ()).unwrap();
+        fs::remove_dir_all(&path).unwrap();
+        folder.write(&table(2), || ()).unwrap();
+        assert!(path.join(SNAPSHOT).exists());
+        assert!(DataDir::open(path).is_err(), "the new folder is locked");
     }
 
     #[test]
