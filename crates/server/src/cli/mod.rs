@@ -31,9 +31,10 @@ const USAGE: u8 = 2;
 const FOR_SCRIPTS: &str = "\
 Exit codes:
   0         The command did its work, even if the answer is empty
-  1         The operation failed: for example, the tracker did not answer or refused the call
-  2         A flag, a variable, the configuration or a file that these name cannot be used,
-            or a port is taken; the command did nothing
+  1         The operation failed: for example, the tracker did not answer or refused the call,
+            or a port is taken; a later attempt may succeed
+  2         A flag, a variable, the configuration or a file that these name cannot be used;
+            the command did nothing
   130, 143  SIGINT or SIGTERM ended the command; `bench`, and `serve` once it accepts
             calls, need two signals for this, and `watch` and `top` end with 0
 

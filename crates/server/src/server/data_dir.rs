@@ -22,6 +22,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nodetracker::RouteTable;
 use nodetracker::snapshot::{Ages, SnapshotError, SnapshotReport, SnapshotSize};
+use thiserror::Error;
 use tracing::warn;
 
 const LOCK: &str = "lock";
@@ -35,6 +36,15 @@ const KEPT_DAMAGED: usize = 4;
 
 /// The buffer of a file. A table writes blocks of some 128 KiB, and small ones between them.
 const BUFFER: usize = 256 << 10;
+
+/// Why a folder cannot be used.
+#[derive(Debug, Error)]
+pub(super) enum OpenError {
+    #[error("{} is not a folder", .0.display())]
+    NotAFolder(PathBuf),
+    #[error("another process uses {}", .0.display())]
+    InUse(PathBuf),
+}
 
 /// A folder with snapshots.
 #[derive(Debug)]
@@ -53,9 +63,9 @@ impl DataDir {
     /// # Errors
     ///
     /// The path is not a folder, or another process has locked the folder.
-    pub(super) fn open(path: PathBuf) -> Result<Self, String> {
+    pub(super) fn open(path: PathBuf) -> Result<Self, OpenError> {
         if path.exists() && !path.is_dir() {
-            return Err(format!("{} is not a folder", path.display()));
+            return Err(OpenError::NotAFolder(path));
         }
         let mut folder = Self {
             path,
@@ -63,7 +73,7 @@ impl DataDir {
             kept: Vec::new(),
         };
         match folder.lock() {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(error.to_string()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(OpenError::InUse(folder.path)),
             Ok(()) | Err(_) => Ok(folder),
         }
     }
@@ -85,7 +95,7 @@ impl DataDir {
         match file.try_lock() {
             Ok(()) => self.lock = Some(file),
             Err(TryLockError::WouldBlock) => {
-                let reason = format!("another process uses {}", self.path.display());
+                let reason = OpenError::InUse(self.path.clone());
                 return Err(io::Error::new(ErrorKind::WouldBlock, reason));
             }
             Err(TryLockError::Error(error)) => return Err(error),
@@ -381,7 +391,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let first = open(&folder);
         let second = DataDir::open(folder.path().into()).unwrap_err();
-        assert_eq!(second, format!("another process uses {}", folder.path().display()));
+        assert!(matches!(second, OpenError::InUse(path) if path == folder.path()));
         drop(first);
         open(&folder);
     }

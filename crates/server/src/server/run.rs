@@ -1,8 +1,8 @@
 //! The server: binds the port, starts the workers, and runs the acceptor, the sweeper and the tailer until it stops.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use nodetracker::RouteTable;
 use thiserror::Error;
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{ClientAuth, Config, ConfigError, duration};
+use crate::config::{ClientAuth, Config, ConfigError, Origin, duration};
 use crate::grpc::router::Router;
 use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::connection::ConnectionContext;
@@ -24,6 +24,7 @@ use crate::rpc::methods::methods;
 use crate::rpc::shutdown::{DrainRequest, Shutdown};
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
+use crate::server::data_dir::OpenError;
 use crate::server::diag::{Diagnostics, Readiness, STARTING};
 use crate::server::drain::{Drained, drain};
 use crate::server::listen::Listeners;
@@ -38,12 +39,20 @@ use crate::tls::{self, Certificates, FileWatch};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The configuration cannot be used, for example because a port is taken or a key is missing.
+    /// The configuration cannot be used, for example because a key is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The machine cannot grant now what the configuration asks for: a port is taken, a name does not resolve, or another
+    /// process uses the folder for snapshots.
+    #[error(transparent)]
+    Unavailable(ConfigError),
     /// The system started no thread.
     #[error("cannot start a thread: {0}")]
     Threads(#[from] io::Error),
+}
+
+fn unavailable(origin: &Origin, reason: impl fmt::Display) -> StartError {
+    StartError::Unavailable(ConfigError::new(origin.clone(), reason))
 }
 
 /// A server that listens on its port. Clients can connect at once, and are served when the server [runs](Server::run).
@@ -96,8 +105,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A key or certificate file cannot be used, another process uses the `data_dir`, the address cannot be listened
-    /// on, or no thread can be started.
+    /// A key or certificate file cannot be used, another process uses the `data_dir` for longer than a tracker needs to
+    /// stop, the address cannot be listened on, or no thread can be started.
     pub async fn bind(config: &Config, table: Arc<RouteTable>) -> Result<Self, StartError> {
         Self::bind_with_limits(config, table, config.limits()).await
     }
@@ -127,7 +136,7 @@ impl Server {
         let diagnostics = match &config.diag_addr {
             Some(addr) => {
                 let start = Diagnostics::start(&addr.value, Arc::clone(&readiness)).await;
-                Some(start.map_err(|reason| ConfigError::new(addr.origin.clone(), reason))?)
+                Some(start.map_err(|reason| unavailable(&addr.origin, reason))?)
             }
             None => None,
         };
@@ -137,8 +146,12 @@ impl Server {
             Some(dir) => {
                 readiness.not_ready("loading the snapshot");
                 let status = Arc::<SnapshotStatus>::default();
-                let open = snapshots::open(dir.value.clone(), Arc::clone(&table), Arc::clone(&status)).await?;
-                let folder = open.map_err(|reason| ConfigError::new(dir.origin.clone(), reason))?;
+                let patience = limits.drain.saturating_add(snapshots::PATIENCE);
+                let open = snapshots::open(&dir.value, &table, &status, &readiness, patience).await?;
+                let folder = open.map_err(|error| match error {
+                    OpenError::NotAFolder(_) => ConfigError::new(dir.origin.clone(), error).into(),
+                    OpenError::InUse(_) => unavailable(&dir.origin, error),
+                })?;
                 readiness.not_ready(STARTING);
                 Some((folder, status))
             }
@@ -148,7 +161,7 @@ impl Server {
             Some(listeners) => listeners,
             None => {
                 let listen = Listeners::bind(&config.listen_addr.value).await;
-                listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?
+                listen.map_err(|reason| unavailable(&config.listen_addr.origin, reason))?
             }
         };
         let (draining, watched) = watch::channel(false);

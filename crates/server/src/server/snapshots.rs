@@ -4,7 +4,7 @@
 //! rests after each block, so that the workers hardly notice it. If a snapshot cannot be written, the server continues
 //! without it, the log warns once, and the thread tries again when the next snapshot is due.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -16,10 +16,12 @@ use nodetracker::snapshot::SnapshotReport;
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 use tokio::sync::oneshot;
+use tokio::time::{self, sleep};
 use tracing::{debug, info, warn};
 
 use crate::config::duration;
-use crate::server::data_dir::DataDir;
+use crate::server::data_dir::{DataDir, OpenError};
+use crate::server::diag::Readiness;
 use crate::snapshot_status::SnapshotStatus;
 
 /// After a block, the thread rests this many times as long as the block took.
@@ -28,20 +30,52 @@ const REST: u32 = 4;
 /// The longest rest after a block, however long the block took.
 const LONGEST_REST: Duration = Duration::from_millis(50);
 
+/// How long a start waits for another tracker's last snapshot, besides the time of a drain.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The pause between two attempts to open a folder that another process uses.
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
+
 /// The lowest priority of a thread.
 const LOWEST_PRIORITY: i32 = 19;
 
-/// Opens the folder and loads the last snapshot, on a thread of its own: a file system may block for long, and the
-/// calling thread has to answer probes and signals meanwhile.
+/// Opens the folder and loads the last snapshot. Waits for up to `patience` if another tracker uses the folder: the
+/// tracker may have closed its port, and still finish its calls and write its last snapshot.
 ///
 /// # Errors
 ///
 /// No thread can be started, or the folder cannot be used; the inner error says why.
 pub(super) async fn open(
+    path: &Path,
+    table: &Arc<RouteTable>,
+    status: &Arc<SnapshotStatus>,
+    readiness: &Readiness,
+    patience: Duration,
+) -> io::Result<Result<DataDir, OpenError>> {
+    let begun = time::Instant::now();
+    let mut waits = false;
+    loop {
+        match try_open(path.to_owned(), Arc::clone(table), Arc::clone(status)).await? {
+            Err(error @ OpenError::InUse(_)) if begun.elapsed() < patience => {
+                if !waits {
+                    info!("{error}; waiting for up to {}", duration::format(patience));
+                    readiness.not_ready("another process uses the data_dir");
+                }
+                waits = true;
+                sleep(OPEN_PAUSE).await;
+            }
+            opened => return Ok(opened),
+        }
+    }
+}
+
+/// Opens the folder and loads the last snapshot, on a thread of its own: a file system may block for long, and the
+/// calling thread has to answer probes and signals meanwhile.
+async fn try_open(
     path: PathBuf,
     table: Arc<RouteTable>,
     status: Arc<SnapshotStatus>,
-) -> io::Result<Result<DataDir, String>> {
+) -> io::Result<Result<DataDir, OpenError>> {
     let (done, opened) = oneshot::channel();
     let work = move || {
         let folder = DataDir::open(path).map(|mut folder| {
@@ -59,7 +93,10 @@ fn load(folder: &mut DataDir, table: &RouteTable, status: &SnapshotStatus) {
     let begun = Instant::now();
     match folder.load(table) {
         Some(report) => restored(&report, table, status, begun.elapsed()),
-        None => info!("{}: no snapshot was loaded, so no routes are known", folder.path().display()),
+        None => info!(
+            "{}: no snapshot was loaded, so no routes are known",
+            folder.path().display()
+        ),
     }
     if let Err(error) = folder.prepare() {
         failed(folder, status, &error);

@@ -84,6 +84,18 @@ fn the_objects_of_the_manifest_select_the_same_pods() {
 }
 
 #[test]
+fn the_unit_tries_again_for_ever_unless_the_configuration_is_wrong() {
+    let unit = fs::read_to_string(ops("nodetracker.service")).unwrap();
+    for line in [
+        "Restart=on-failure",
+        "StartLimitIntervalSec=0",
+        "RestartPreventExitStatus=2",
+    ] {
+        assert!(unit.lines().any(|of_unit| of_unit == line), "{line}");
+    }
+}
+
+#[test]
 fn the_units_pass_systemds_checks_as_documented() {
     let checked = Command::new(ops("check-units"))
         .arg(env!("CARGO_BIN_EXE_nodetracker"))

@@ -510,7 +510,7 @@ async fn an_address_that_is_taken_is_an_error_that_names_the_key() {
     let refused = tokio::task::spawn_blocking(move || run(&args.each_ref().map(String::as_str)))
         .await
         .unwrap();
-    assert_eq!(refused.status.code(), Some(2));
+    assert_eq!(refused.status.code(), Some(1));
     let expected = format!("nodetracker: --diag-addr: cannot listen on {addr}: ");
     assert!(stderr(&refused).contains(&expected), "{}", stderr(&refused));
 }

@@ -5,12 +5,16 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_service_client::SessionServiceClient;
+use nodetracker_server::{Config, Server, StartError};
 use tempfile::TempDir;
+use tokio::task::spawn_blocking;
 use tonic::transport::Endpoint;
 
+use crate::stop::InFlight;
 use crate::support::{Process, nodetracker, run, stderr, stdout};
 
 /// Starts a tracker with a data folder, and a log that mentions each snapshot.
@@ -188,18 +192,43 @@ fn incarnations_that_ended_stay_ended() {
     );
 }
 
-#[test]
-fn two_trackers_never_share_a_folder() {
+#[tokio::test(start_paused = true)]
+async fn two_trackers_never_share_a_folder() {
     let folder = TempDir::new().unwrap();
     let server = serve(folder.path(), "1h");
     let data_dir = folder.path().to_str().unwrap();
-    let second = run(&["serve", "--listen-addr", "127.0.0.1:0", "--data-dir", data_dir]);
-    let line = format!("nodetracker: --data-dir: another process uses {data_dir}\n");
-    assert_eq!(second.status.code(), Some(2));
-    assert!(stderr(&second).contains(&line), "{}", stderr(&second));
+    let config = Config::default().listen_on("127.0.0.1:0");
+    let config = config.with("data_dir", data_dir).unwrap();
+    let second = Server::bind(&config, Arc::default()).await.unwrap_err();
+    assert!(matches!(second, StartError::Unavailable(_)), "{second:?}");
+    assert_eq!(
+        second.to_string(),
+        format!("--data-dir: another process uses {data_dir}")
+    );
     // The folder is free again, however the first one ends.
     drop(server);
-    serve(folder.path(), "1h");
+    Server::bind(&config, Arc::default()).await.unwrap();
+}
+
+/// `nodetracker drain && nodetracker serve`: `drain` returns when the port is closed, before the last snapshot.
+#[tokio::test]
+async fn a_start_waits_for_the_last_snapshot_of_a_tracker_that_stops() {
+    let folder = TempDir::new().unwrap();
+    let old = serve(folder.path(), "1h");
+    add(&old, "node-1");
+    let call = InFlight::start(old.addr).await;
+    let addr = old.addr.to_string();
+    let drained = spawn_blocking(move || run(&["drain", "--addr", &addr])).await.unwrap();
+    assert!(drained.status.success(), "{}", stderr(&drained));
+
+    let data_dir = folder.path().to_str().unwrap();
+    let mut new = Process::starting(&["--data-dir", data_dir]);
+    let log = new.logged("another process uses");
+    assert!(log.contains("; waiting for up to 40s"), "{log}");
+    call.finish().await;
+    assert_eq!(old.wait().await.0.code(), Some(0));
+    let new = new.listening();
+    assert!(explain(&new, "node-1").contains("restored"));
 }
 
 #[test]
