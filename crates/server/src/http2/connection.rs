@@ -144,7 +144,12 @@ where
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(error)) => {
                 debug!(%error, "a TLS handshake failed");
-                tls_failure(&error)
+                let failure = tls_failure(&error);
+                if failure == HandshakeFailure::ClientCertificate {
+                    let refusals = context.memory.refusals();
+                    refusals.refuse_for(refusal::Reason::ClientCertificate, Some(&error));
+                }
+                failure
             }
             Err(_) => {
                 debug!("a TLS handshake took too long");

@@ -393,7 +393,7 @@ fn commands_present_a_certificate() {
     let pki = Pki::new();
     pki.write_identity("admin", &pki.teleport("Admin", "alice"));
     pki.write_identity("proxy", &pki.teleport("Proxy", "proxy-1"));
-    let server = serve_command(&pki);
+    let mut server = serve_command(&pki);
     let (at, ca) = (format!("https://{}", server.addr), pki.path("ca.crt"));
     let call = |command: &[&str], name: &str| {
         let (key, cert) = (pki.path(&format!("{name}.key")), pki.path(&format!("{name}.crt")));
@@ -449,6 +449,11 @@ fn commands_present_a_certificate() {
         assert!(stderr(&refused).starts_with(&line), "{}", stderr(&refused));
         assert_eq!(stderr(&refused).lines().count(), 1);
     }
+
+    // An operator finds both kinds of refusals in the log, at the default level.
+    let log = server.logged("reason=\"client_certificate\"");
+    let denied = log.lines().find(|line| line.contains("reason=\"denied\"")).expect(&log);
+    assert!(denied.contains(" INFO ") && denied.contains("CN=proxy-1"), "{denied}");
 
     // Files that cannot be used, and half a pair.
     for (key, cert, reason) in [

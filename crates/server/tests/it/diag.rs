@@ -9,6 +9,7 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_service_client::SessionServiceClient;
 use nodetracker_server::{Config, Drained, Server, limits};
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -18,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 
 use crate::pki::Pki;
-use crate::support::{ADD, Client, Raw, add, connect, framed, proxies, run, stderr};
+use crate::support::{ADD, Client, Raw, add, connect, ended, framed, grpc, proxies, run, stderr};
 
 /// A server with a diagnostics port.
 struct Diag {
@@ -368,6 +369,49 @@ async fn failed_handshakes_are_counted_by_reason() {
         .filter(|(name, _)| name.contains("handshake_failures"));
     assert_eq!(failures.map(|(_, count)| count).sum::<f64>(), 4.0, "{page:?}");
     assert_eq!(page.value("nodetracker_accepted_connections_total"), 4.0);
+    assert_eq!(
+        page.value("nodetracker_refusals_total{reason=\"client_certificate\"}"),
+        1.0
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_is_refused_counts_under_its_method() {
+    let pki = Pki::new();
+    pki.issue("tracker", "127.0.0.1");
+    let pair = format!("{}:{}", pki.path("tracker.key"), pki.path("tracker.crt"));
+    let authority = pki.path("ca.crt");
+    let settings = [
+        ("https_keypairs", &*pair),
+        ("client_ca_file", &authority),
+        ("client_auth", "required"),
+    ];
+    let server = Diag::start(&settings).await;
+    let stream = TcpStream::connect(server.addr).await.unwrap();
+    let node = pki.client_config(Some(&pki.teleport("Node", "node-1")));
+    let name = "127.0.0.1".try_into().unwrap();
+    let mut client = Raw::over(TlsConnector::from(Arc::new(node)).connect(name, stream).await.unwrap()).await;
+    // By the rule of the method, by the head of the request, and because there is no such method.
+    let message = framed(&add("node", "proxy", "proxy:1").encode_to_vec());
+    assert_eq!(client.call(ADD, message.clone()).await.grpc, Some(7));
+    client.requests = client.requests.clone().ready().await.unwrap();
+    let mut compressed = grpc(ADD);
+    compressed
+        .headers_mut()
+        .insert("grpc-encoding", "gzip".parse().unwrap());
+    let (response, _) = client.requests.send_request(compressed, true).unwrap();
+    assert_eq!(ended(response).await.grpc, Some(12));
+    assert_eq!(client.call("/a.B/C", message).await.grpc, Some(12));
+    let page = server.metrics().await;
+    let calls = |service: &str, method: &str, code: &str| {
+        page.value(&format!(
+            "nodetracker_calls_total{{service=\"{service}\",method=\"{method}\",code=\"{code}\"}}"
+        ))
+    };
+    assert_eq!(calls("api.NodeTrackerService", "AddNode", "PERMISSION_DENIED"), 1.0);
+    assert_eq!(calls("api.NodeTrackerService", "AddNode", "UNIMPLEMENTED"), 1.0);
+    assert_eq!(calls("unknown", "unknown", "UNIMPLEMENTED"), 1.0);
+    assert_eq!(page.value("nodetracker_refusals_total{reason=\"denied\"}"), 1.0);
 }
 
 #[tokio::test]

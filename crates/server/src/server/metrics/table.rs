@@ -195,7 +195,7 @@ pub(super) static METRICS: &[Metric] = &[
         "The memory budget for clients (client_memory_mb)",
         |from, to| to.only(from.sources.statistics.memory.limit())),
     labelled("nodetracker_refusals_total", Kind::Counter, &["reason"],
-        "Calls and connections that were refused or had to wait because a limit was reached",
+        "Calls and connections that were refused or had to wait: a limit was reached, or the client lacks a right",
         |from, to| {
             let mut counts = from.sources.statistics.memory.refusals().counts();
             counts.try_for_each(|(reason, count)| to.of([reason.name()], count))
