@@ -58,6 +58,11 @@ impl Caller {
         &self.name
     }
 
+    /// Reports whether the server asks clients who they are.
+    pub(crate) fn is_identified(&self) -> bool {
+        self.role != Role::Unrestricted
+    }
+
     /// Returns the same client after its certificate lost the server's trust.
     pub(crate) fn revoked(&self) -> Self {
         Self {

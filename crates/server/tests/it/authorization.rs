@@ -418,8 +418,21 @@ fn commands_present_a_certificate() {
         server.addr
     );
     assert!(stderr(&denied).starts_with(&line), "{}", stderr(&denied));
-    let removed = call(&["rm", "node-1"], "admin");
-    assert!(removed.status.success(), "{}", stderr(&removed));
+    for command in [&["rm", "node-1"][..], &["rm-proxy", "proxy-1"], &["log-level", "info"]] {
+        let done = call(command, "admin");
+        assert!(done.status.success(), "{}", stderr(&done));
+    }
+    let log = server.logged("AdminService.SetLogLevel");
+    for method in [
+        "RouteService.RemoveNodes",
+        "AdminService.RemoveProxy: \"proxy-1\"",
+        "AdminService.SetLogLevel",
+    ] {
+        let line = log.lines().find(|line| line.contains(method)).expect(method);
+        assert!(line.contains("CN=alice"), "{line}");
+    }
+    let denied = log.lines().find(|line| line.contains("reason=\"denied\"")).expect(&log);
+    assert!(denied.contains(" INFO ") && denied.contains("CN=proxy-1"), "{denied}");
 
     // From the environment.
     let mut command = nodetracker();
@@ -450,10 +463,8 @@ fn commands_present_a_certificate() {
         assert_eq!(stderr(&refused).lines().count(), 1);
     }
 
-    // An operator finds both kinds of refusals in the log, at the default level.
     let log = server.logged("reason=\"client_certificate\"");
-    let denied = log.lines().find(|line| line.contains("reason=\"denied\"")).expect(&log);
-    assert!(denied.contains(" INFO ") && denied.contains("CN=proxy-1"), "{denied}");
+    assert!(log.lines().next_back().expect("a line").contains(" INFO "), "{log}");
 
     // Files that cannot be used, and half a pair.
     for (key, cert, reason) in [
