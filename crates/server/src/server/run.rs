@@ -194,6 +194,11 @@ impl Server {
                 false => warn!("{OPEN}, and clients may be on other machines"),
             }
         }
+        if let Some(diagnostics) = &diagnostics
+            && !diagnostics.addrs().iter().all(|addr| addr.ip().is_loopback())
+        {
+            warn!("diag_addr has no authentication, and clients may be on other machines");
+        }
         let file_watch = certificates
             .clone()
             .map(|certificates| FileWatch::start(certificates, tls::INTERVAL))
@@ -217,6 +222,7 @@ impl Server {
                 readiness: Arc::clone(&readiness),
                 max_connections: limits.max_connections,
                 certificates: certificates.clone(),
+                snapshot_interval: config.snapshot_interval.value,
             }));
         }
         let snapshots = match data_dir {

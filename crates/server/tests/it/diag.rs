@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 
 use crate::pki::Pki;
-use crate::support::{ADD, Client, Raw, add, connect, ended, framed, grpc, proxies, run, stderr};
+use crate::support::{ADD, Client, Process, Raw, add, connect, ended, framed, grpc, proxies, run, stderr};
 
 /// A server with a diagnostics port.
 struct Diag {
@@ -546,6 +546,13 @@ async fn a_silent_client_is_cut() {
     let read = timeout(2 * limits::DIAG_HEADER_TIME, stream.read_to_end(&mut rest)).await;
     read.expect("the server cuts the connection").unwrap();
     assert_eq!(rest, b"");
+}
+
+#[test]
+fn a_port_for_other_machines_is_a_warning() {
+    let line = "diag_addr has no authentication, and clients may be on other machines";
+    let log = Process::serve(&["--diag-addr", "0.0.0.0:0"]).logged("diag_addr has");
+    assert!(log.contains(&format!(" WARN {line}\n")), "{log}");
 }
 
 #[tokio::test]

@@ -213,6 +213,7 @@ mod tests {
             readiness: Arc::<Readiness>::default(),
             max_connections: 77,
             certificates: Certificates::load(&config).expect("a good pair"),
+            snapshot_interval: Duration::from_secs(90),
         };
         (sources, folder)
     }
@@ -265,6 +266,8 @@ mod tests {
         for line in [
             "nodetracker_ready 0",
             "nodetracker_connections_limit 77",
+            "nodetracker_certificate_reload_failing 0",
+            "nodetracker_snapshot_interval_seconds 90.0",
             "nodetracker_snapshot_bytes 99",
             "nodetracker_snapshot_duration_seconds 1.5",
             "nodetracker_snapshots_total 1",

@@ -1,6 +1,7 @@
 //! What the metrics read, and the figures that one scrape has read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nodetracker::{MemoryUse, Stats};
 use tracing::debug;
@@ -28,6 +29,8 @@ pub(crate) struct Sources {
     pub(crate) max_connections: u32,
     /// `None` if the server uses plaintext.
     pub(crate) certificates: Option<Certificates>,
+    /// The time between two snapshots.
+    pub(crate) snapshot_interval: Duration,
 }
 
 /// The figures of one scrape that several metrics need, or that are expensive to read.
