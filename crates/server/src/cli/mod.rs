@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 
 use crate::cli::commands::{CommandError, admin, bench, operate, top, watch};
 use crate::cli::generate::{Completions, ManPage};
@@ -151,7 +151,7 @@ impl Cli {
             Ok(runtime) => runtime,
             Err(error) => return fail(FAILURE, &error),
         };
-        runtime.block_on(async {
+        to_end(runtime, async {
             match self.command {
                 Command::Serve(serve) => serve.run().await,
                 Command::Add(add) => exit_code(commands::add(add).await),
@@ -176,6 +176,14 @@ impl Cli {
     }
 }
 
+/// Runs a command to its end. Does not wait for threads that look up names, unlike a drop of the runtime: a resolver that
+/// does not respond would delay the end beyond the command's limit.
+fn to_end<T>(runtime: Runtime, command: impl Future<Output = T>) -> T {
+    let output = runtime.block_on(command);
+    runtime.shutdown_background();
+    output
+}
+
 fn exit_code(result: Result<(), CommandError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -196,4 +204,32 @@ fn fail(code: u8, error: &dyn std::error::Error) -> ExitCode {
 fn remark(text: &str) {
     // Not eprintln, which panics on a closed stderr.
     let _ = writeln!(io::stderr(), "nodetracker: {}", print::visible(text));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use tokio::task::spawn_blocking;
+
+    use super::*;
+
+    #[test]
+    fn a_resolver_that_hangs_does_not_keep_a_command_from_its_end() {
+        let (resolver, responds) = mpsc::channel::<()>();
+        let (done, is_done) = mpsc::channel();
+        let command = thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().build().unwrap();
+            let begun = async { drop(spawn_blocking(move || responds.recv())) };
+            to_end(runtime, begun);
+            done.send(()).unwrap();
+        });
+        is_done
+            .recv_timeout(Duration::from_secs(10))
+            .expect("the command waits");
+        drop(resolver);
+        command.join().unwrap();
+    }
 }
