@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
@@ -19,7 +20,7 @@ use crate::cli::{FAILURE, USAGE, fail, open_files, systemd};
 use crate::config::keys::{KEYS, Key};
 use crate::config::{Config, ConfigError, Origin};
 use crate::log::{self, LogLevel};
-use crate::server::{Listeners, Server, StartError};
+use crate::server::{LAST_SNAPSHOT_TIME, Listeners, Server, StartError};
 use crate::tls::Certificates;
 
 /// Arguments of `serve`: the configuration file, and a flag and an environment variable for each key.
@@ -144,7 +145,14 @@ impl Serve {
         systemd::ready(server.local_addrs());
         let reloads = reload_at(hangups, server.certificates());
         let watchdog = systemd::feed_watchdog(server.liveness());
-        let stop_limit = config.shutdown_delay.value.saturating_add(config.limits().drain);
+        let last_snapshot = match config.data_dir {
+            Some(_) => LAST_SNAPSHOT_TIME,
+            None => Duration::ZERO,
+        };
+        let stop_limit = config
+            .shutdown_delay
+            .value
+            .saturating_add(config.limits().drain + last_snapshot);
         let stop_report = systemd::report_stop(server.stopping(), stop_limit);
 
         let (stop, stopped) = oneshot::channel();

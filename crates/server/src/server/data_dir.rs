@@ -14,9 +14,9 @@
 //! A snapshot may be whole, and still not be loaded: the file cannot be read, the snapshot has another version, or the
 //! table is too small. Such a snapshot stays, and no snapshot replaces it, so that a later start can load it.
 
-use std::fs::{self, File, Metadata, TryLockError};
+use std::fs::{self, DirBuilder, File, Metadata, TryLockError};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,10 @@ const DAMAGED: &str = ".damaged-";
 
 /// How many damaged snapshots are kept.
 const KEPT_DAMAGED: usize = 4;
+
+/// The modes of a new folder and of its files: a snapshot has all nodes, and the addresses of all proxies.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
 
 /// The buffer of a file. A table writes blocks of some 128 KiB, and small ones between them.
 const BUFFER: usize = 256 << 10;
@@ -90,8 +94,10 @@ impl DataDir {
             return Ok(());
         }
         self.lock = None;
-        fs::create_dir_all(&self.path)?;
-        let file = File::options().create(true).truncate(false).write(true).open(path)?;
+        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&self.path)?;
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true).mode(FILE_MODE);
+        let file = options.open(path)?;
         match file.try_lock() {
             Ok(()) => self.lock = Some(file),
             Err(TryLockError::WouldBlock) => {
@@ -174,13 +180,17 @@ impl DataDir {
         damaged.collect()
     }
 
-    /// Writes a snapshot and makes it the last one. `pace` runs after each block of some 128 KiB.
+    /// Writes a snapshot and makes it the last one. `pace` runs after each block of some 128 KiB. Its error ends the write.
     ///
     /// # Errors
     ///
     /// As [`prepare`](Self::prepare), or the file system refuses. The last snapshot is still the last one, or the one
     /// before.
-    pub(super) fn write(&mut self, table: &RouteTable, pace: impl FnMut()) -> io::Result<SnapshotSize> {
+    pub(super) fn write(
+        &mut self,
+        table: &RouteTable,
+        pace: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<SnapshotSize> {
         self.prepare()?;
         let [snapshot, old, temporary] = [SNAPSHOT, OLD, TEMPORARY].map(|name| self.path.join(name));
         let size = write_file(&temporary, table, pace).inspect_err(|_| {
@@ -212,11 +222,18 @@ fn read(path: &Path, table: &RouteTable) -> Result<SnapshotReport, SnapshotError
     table.read_snapshot_with(BufReader::with_capacity(BUFFER, file), Ages::Grace)
 }
 
-fn write_file(path: &Path, table: &RouteTable, pace: impl FnMut()) -> io::Result<SnapshotSize> {
-    let paced = Paced {
-        file: File::create(path)?,
-        pace,
-    };
+fn write_file(path: &Path, table: &RouteTable, pace: impl FnMut() -> io::Result<()>) -> io::Result<SnapshotSize> {
+    // A new file, so that no link leads the snapshot elsewhere, and its mode is ours.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(FILE_MODE)
+        .open(path)?;
+    let paced = Paced { file, pace };
     let mut to = BufWriter::with_capacity(BUFFER, paced);
     let size = table.write_snapshot(&mut to)?;
     to.flush()?;
@@ -230,10 +247,10 @@ struct Paced<P> {
     pace: P,
 }
 
-impl<P: FnMut()> Write for Paced<P> {
+impl<P: FnMut() -> io::Result<()>> Write for Paced<P> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
-        (self.pace)();
+        (self.pace)()?;
         Ok(written)
     }
 
@@ -293,7 +310,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         assert_eq!(loaded(&folder), None);
         for nodes in 1..4 {
-            open(&folder).write(&table(nodes), || ()).unwrap();
+            open(&folder).write(&table(nodes), || Ok(())).unwrap();
             assert_eq!(loaded(&folder), Some(nodes));
         }
         assert_eq!(files(&folder), [LOCK, SNAPSHOT, OLD]);
@@ -368,22 +385,33 @@ mod tests {
 
     #[test]
     fn a_full_disk_leaves_the_last_snapshot() {
-        if !Path::new("/dev/full").exists() {
-            eprintln!("SKIPPED: there is no /dev/full here");
-            return;
-        }
         let folder = TempDir::new().unwrap();
-        open(&folder).write(&table(1), || ()).unwrap();
-        symlink("/dev/full", folder.path().join(TEMPORARY)).unwrap();
-        let error = open(&folder).write(&table(2), || ()).unwrap_err();
+        open(&folder).write(&table(1), || Ok(())).unwrap();
+        let full = || Err(ErrorKind::StorageFull.into());
+        let error = open(&folder).write(&table(2), full).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StorageFull);
         assert_eq!(
             (files(&folder), loaded(&folder)),
             (vec![LOCK.into(), SNAPSHOT.into()], Some(1))
         );
         // There is room again.
-        open(&folder).write(&table(2), || ()).unwrap();
+        open(&folder).write(&table(2), || Ok(())).unwrap();
         assert_eq!(loaded(&folder), Some(2));
+    }
+
+    #[test]
+    fn only_the_owner_reads_snapshots_and_no_link_leads_them_elsewhere() {
+        let parent = TempDir::new().unwrap();
+        let path = parent.path().join("data");
+        let mut folder = DataDir::open(path.clone()).unwrap();
+        let other = parent.path().join("other");
+        fs::write(&other, "of somebody else").unwrap();
+        symlink(&other, path.join(TEMPORARY)).unwrap();
+        folder.write(&table(1), || Ok(())).unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"of somebody else");
+        let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!([SNAPSHOT, LOCK].map(|name| mode(&path.join(name))), [0o600; 2]);
     }
 
     #[test]
@@ -401,7 +429,7 @@ mod tests {
         for case in ["the table is too small", "a later version", "unreadable"] {
             let folder = TempDir::new().unwrap();
             for nodes in [1, 3] {
-                open(&folder).write(&table(nodes), || ()).unwrap();
+                open(&folder).write(&table(nodes), || Ok(())).unwrap();
             }
             let before = files(&folder);
             let snapshot = folder.path().join(SNAPSHOT);
@@ -422,13 +450,13 @@ mod tests {
             let small = RouteTable::builder().max_routes(max_routes).build().unwrap();
             let mut data_dir = open(&folder);
             assert_eq!(data_dir.load(&small).map(|report| report.inserted), Some(1), "{case}");
-            let error = data_dir.write(&small, || ()).unwrap_err().to_string();
+            let error = data_dir.write(&small, || Ok(())).unwrap_err().to_string();
             let expected = format!("{} was not loaded and would be lost: ", snapshot.display());
             assert!(error.starts_with(&expected), "{case}: {error}");
             assert_eq!(files(&folder), before, "{case}");
             // The operator moves the file away.
             fs::rename(&snapshot, folder.path().join("elsewhere")).unwrap();
-            data_dir.write(&small, || ()).unwrap();
+            data_dir.write(&small, || Ok(())).unwrap();
             assert!(snapshot.is_file(), "{case}");
         }
     }
@@ -437,14 +465,14 @@ mod tests {
     fn a_lock_file_that_is_removed_lets_no_two_trackers_write() {
         let folder = TempDir::new().unwrap();
         let mut first = open(&folder);
-        first.write(&table(1), || ()).unwrap();
+        first.write(&table(1), || Ok(())).unwrap();
         fs::remove_file(folder.path().join(LOCK)).unwrap();
         let mut second = open(&folder);
-        let error = first.write(&table(2), || ()).unwrap_err();
+        let error = first.write(&table(2), || Ok(())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
-        second.write(&table(3), || ()).unwrap();
+        second.write(&table(3), || Ok(())).unwrap();
         drop(second);
-        first.write(&table(4), || ()).unwrap();
+        first.write(&table(4), || Ok(())).unwrap();
         assert!(DataDir::open(folder.path().into()).is_err());
     }
 
@@ -453,9 +481,9 @@ mod tests {
         let parent = TempDir::new().unwrap();
         let path = parent.path().join("data");
         let mut folder = DataDir::open(path.clone()).unwrap();
-        folder.write(&table(1), || ()).unwrap();
+        folder.write(&table(1), || Ok(())).unwrap();
         fs::remove_dir_all(&path).unwrap();
-        folder.write(&table(2), || ()).unwrap();
+        folder.write(&table(2), || Ok(())).unwrap();
         assert!(path.join(SNAPSHOT).exists());
         assert!(DataDir::open(path).is_err(), "the new folder is locked");
     }
@@ -476,7 +504,7 @@ mod tests {
     #[test]
     fn a_table_that_has_routes_stays_as_it_is() {
         let folder = TempDir::new().unwrap();
-        open(&folder).write(&table(2), || ()).unwrap();
+        open(&folder).write(&table(2), || Ok(())).unwrap();
         let used = table(1);
         assert!(open(&folder).load(&used).is_none());
         assert_eq!((used.len(), files(&folder)), (1, vec![LOCK.into(), SNAPSHOT.into()]));

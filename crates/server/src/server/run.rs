@@ -146,7 +146,7 @@ impl Server {
             Some(dir) => {
                 readiness.not_ready("loading the snapshot");
                 let status = Arc::<SnapshotStatus>::default();
-                let patience = limits.drain.saturating_add(snapshots::PATIENCE);
+                let patience = limits.drain.saturating_add(snapshots::LAST_SNAPSHOT_TIME);
                 let open = snapshots::open(&dir.value, &table, &status, &readiness, patience).await?;
                 let folder = open.map_err(|error| match error {
                     OpenError::NotAFolder(_) => ConfigError::new(dir.origin.clone(), error).into(),

@@ -86,7 +86,9 @@ fn listening(addr: SocketAddr) -> [String; 2] {
 
 #[test]
 fn a_start_a_reload_and_a_stop_are_reported() {
-    let (manager, mut server) = Manager::start(&["--shutdown-delay", "20s"], &[]);
+    let folder = TempDir::new().unwrap();
+    let data_dir = folder.path().to_str().unwrap();
+    let (manager, mut server) = Manager::start(&["--shutdown-delay", "20s", "--data-dir", data_dir], &[]);
     assert_eq!(manager.next(), listening(server.addr));
     server.signal("HUP");
     let reloading = manager.next();
@@ -95,8 +97,8 @@ fn a_start_a_reload_and_a_stop_are_reported() {
     assert!(time.parse::<u64>().unwrap() > 0);
     assert_eq!(manager.next(), ["READY=1"]);
     server.signal("TERM");
-    // The delay, the limit of a drain, and a margin.
-    let limit = format!("EXTEND_TIMEOUT_USEC={}", (20 + 10 + 5) * 1_000_000);
+    // The delay, the limit of a drain, that of the last snapshot, and a margin.
+    let limit = format!("EXTEND_TIMEOUT_USEC={}", (20 + 10 + 30 + 5) * 1_000_000);
     assert_eq!(
         manager.next(),
         ["STOPPING=1", "STATUS=finishing the calls in flight", &limit]
