@@ -214,7 +214,7 @@ impl Server {
         })?;
         let sweeps = Arc::<SweepCounters>::default();
         if let Some(diagnostics) = &diagnostics {
-            diagnostics.publish(Metrics::new(Sources {
+            let metrics = Metrics::new(Sources {
                 statistics,
                 methods,
                 counters: workers.counters(),
@@ -223,7 +223,8 @@ impl Server {
                 max_connections: limits.max_connections,
                 certificates: certificates.clone(),
                 snapshot_interval: config.snapshot_interval.value,
-            }));
+            });
+            diagnostics.publish(metrics, workers.liveness());
         }
         let snapshots = match data_dir {
             Some((folder, status)) => {

@@ -18,7 +18,10 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -33,9 +36,10 @@ use crate::limits::{
     ACCEPT_BACKOFF, DIAG_ACCEPT_PAUSE, DIAG_CONNECTION_TIME, DIAG_HEADER_TIME, MAX_DIAG_CONNECTIONS,
     MAX_DIAG_HEADER_SIZE, MAX_DIAG_HEADERS,
 };
-use crate::server::diag::respond::respond;
+use crate::server::diag::respond::{HEALTH, respond};
 use crate::server::listen::Listeners;
 use crate::server::metrics::Metrics;
+use crate::server::worker::Liveness;
 
 /// The port. It is served from the start to the drop.
 #[derive(Debug)]
@@ -49,7 +53,24 @@ pub(super) struct Diagnostics {
 struct State {
     readiness: Arc<Readiness>,
     /// Set when the server has started.
-    metrics: OnceLock<Metrics>,
+    running: OnceLock<Running>,
+}
+
+/// What the pages show of a server that has started.
+#[derive(Debug)]
+struct Running {
+    metrics: Metrics,
+    liveness: Liveness,
+}
+
+/// How long `/healthz` waits for the workers. A turn of a worker takes a few milliseconds at most.
+const LIVENESS_LIMIT: Duration = Duration::from_secs(5);
+
+impl State {
+    /// Returns the number of a worker whose thread is stuck.
+    async fn stuck_worker(&self) -> Option<usize> {
+        self.running.get()?.liveness.stuck(LIVENESS_LIMIT).await
+    }
 }
 
 impl Diagnostics {
@@ -61,7 +82,7 @@ impl Diagnostics {
         info!("health, readiness and metrics are on {}", names.join(" and "));
         let state = Arc::new(State {
             readiness,
-            metrics: OnceLock::new(),
+            running: OnceLock::new(),
         });
         let task = tokio::spawn(serve(listeners, Arc::clone(&state)));
         Ok(Self { addrs, state, task })
@@ -72,10 +93,10 @@ impl Diagnostics {
         &self.addrs
     }
 
-    /// Begins to serve the metrics.
-    pub(super) fn publish(&self, metrics: Metrics) {
+    /// Begins to serve the metrics, and to check the workers.
+    pub(super) fn publish(&self, metrics: Metrics, liveness: Liveness) {
         // The server starts once, so no metrics are there yet.
-        let _ = self.state.metrics.set(metrics);
+        let _ = self.state.running.set(Running { metrics, liveness });
     }
 }
 
@@ -137,9 +158,16 @@ fn make_room(connections: &mut VecDeque<Connection>) {
 
 /// Serves one request.
 async fn serve_connection(stream: TcpStream, state: &State, has_asked: &AtomicBool) {
-    let service = service_fn(async |request| {
+    let service = service_fn(async |request: Request<Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
-        Ok::<_, Infallible>(respond(&request, &state.readiness, state.metrics.get()))
+        let asks_for_health = request.uri().path() == HEALTH;
+        let stuck = if asks_for_health {
+            state.stuck_worker().await
+        } else {
+            None
+        };
+        let metrics = state.running.get().map(|running| &running.metrics);
+        Ok::<_, Infallible>(respond(&request, &state.readiness, stuck, metrics))
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
