@@ -120,8 +120,9 @@ enum Command {
     /// Stop the tracker, and wait until it has closed its port
     ///
     /// The health becomes NOT_SERVING, and sessions are asked to go to another tracker. The tracker serves calls for its
-    /// shutdown_delay. Then it closes its port, finishes the calls in flight, and exits with 0. As JSON, the answer has
-    /// generation, shutdown_delay_seconds and closed.
+    /// shutdown_delay. Then it closes its port, finishes the calls in flight, and exits with 0. If a socket unit of systemd
+    /// keeps the port, the tracker restarts with the next connection; stop both units then. As JSON, the answer has
+    /// generation, shutdown_delay_seconds, closed, and restarted.
     Drain(operate::Drain),
     /// Change what the tracker logs, for example to debug for ten minutes
     ///

@@ -34,6 +34,26 @@ fn a_socket_that_is_passed_replaces_the_address() {
     drop(early);
 }
 
+/// systemd keeps the port, and starts the tracker again with the next connection, which may be one of `drain`.
+#[test]
+fn a_drain_reports_that_a_tracker_with_a_socket_has_restarted() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let again = socket.try_clone().unwrap();
+    let mut old = Process::spawn(serve_with_fd(socket, &[]));
+    let addr = old.addr.to_string();
+    let drain = std::thread::spawn(move || run(&["drain", "--format", "json", "--addr", &addr]));
+    assert_eq!(old.exit_code(), Some(0));
+    let _new = Process::spawn(serve_with_fd(again, &[]));
+    let drained = drain.join().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&drained.stdout).unwrap();
+    assert_eq!((&json["closed"], &json["restarted"]), (&false.into(), &true.into()));
+    assert!(
+        stderr(&drained).contains("another tracker answers"),
+        "{}",
+        stderr(&drained)
+    );
+}
+
 #[test]
 fn a_descriptor_that_is_no_listening_socket_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
