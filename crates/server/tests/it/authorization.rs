@@ -134,7 +134,7 @@ async fn a_proxy_writes_its_own_routes_and_session() {
     let pki = Pki::new();
     let server = serve(&config(&pki, "required")).await;
     let mut proxy = client(&server, &pki, &pki.teleport("Proxy", "proxy-1.main")).await;
-    let who = "the client \"O=Proxy, CN=proxy-1.main\" lacks the role Admin, so it may write only the routes of proxy \
+    let who = "the client \"CN=proxy-1.main, O=Proxy\" lacks the role Admin, so it may write only the routes of proxy \
                \"proxy-1\", and the request names";
     for path in [ADD, SESSION] {
         let request = if path == ADD { add_request } else { hello };
@@ -249,7 +249,7 @@ async fn a_spiffe_id_names_a_proxy() {
     let mut other = client(&server, &pki, &pki.teleport("Admin", "alice")).await;
     assert_denied(
         &other.call(GET, node_request("node")).await,
-        "the client \"O=Admin, CN=alice, without a SPIFFE ID\" lacks a role, Proxy or Admin, which \
+        "the client \"without a SPIFFE ID, CN=alice, O=Admin\" lacks a role, Proxy or Admin, which \
          api.NodeTrackerService/GetProxies needs",
     );
 }
@@ -282,7 +282,7 @@ async fn after_a_reload_clients_of_an_old_authority_lose_their_rights() {
     let denied = old.call(GET, node_request("node")).await;
     assert_denied(
         &denied,
-        "the client \"O=Admin, CN=alice\", whose certificate is no longer trusted, lacks a role, Proxy or Admin, which \
+        "the client \"CN=alice, O=Admin\", whose certificate is no longer trusted, lacks a role, Proxy or Admin, which \
          api.NodeTrackerService/GetProxies needs",
     );
     assert_eq!(crate::support::status(response).await.grpc, UNAVAILABLE);
@@ -414,7 +414,7 @@ fn commands_present_a_certificate() {
     let denied = call(&["rm", "node-1"], "proxy");
     assert_eq!(denied.status.code(), Some(1));
     let line = format!(
-        "nodetracker: {}: PERMISSION_DENIED: the client \"O=Proxy, CN=proxy-1\" lacks ",
+        "nodetracker: {}: PERMISSION_DENIED: the client \"CN=proxy-1, O=Proxy\" lacks ",
         server.addr
     );
     assert!(stderr(&denied).starts_with(&line), "{}", stderr(&denied));
