@@ -253,22 +253,23 @@ impl Loaded {
         self.client_ca.as_ref()
     }
 
-    /// Logs until when each file's certificates are valid, and warns of those that clients or the server refuse now.
+    /// Logs until when each file's certificates are valid, and warns of those that are not valid now.
     fn log_dates(&self, sources: &Sources) {
         for (file, key) in &self.chains {
-            log_dates(file, &key.cert);
+            log_dates(file, &key.cert, "clients refuse it");
         }
         if let Some((file, ca)) = sources.client_ca_file.as_ref().zip(self.client_ca.as_ref()) {
-            log_dates(&file.value, ca.authorities());
+            // The dates of trust anchors are not part of the verification of a chain (RFC 5280, 6.1).
+            log_dates(&file.value, ca.authorities(), "its clients are still accepted");
         }
     }
 }
 
-/// Logs until when the certificates of a file are valid. Warns if one is not valid now.
-fn log_dates(file: &Path, chain: &[CertificateDer<'_>]) {
+/// Logs until when the certificates of a file are valid. Warns if one is not valid now, with the consequence.
+fn log_dates(file: &Path, chain: &[CertificateDer<'_>], consequence: &str) {
     let now = UnixTime::now();
     if let Some(problem) = dates::problem(file, chain, now) {
-        return warn!("{problem}");
+        return warn!("{problem}: {consequence}");
     }
     let dates = chain.iter().filter_map(|certificate| Dates::of(certificate));
     if let Some(first) = dates.min_by_key(|dates| dates.until.as_secs()) {

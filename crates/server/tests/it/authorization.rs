@@ -388,6 +388,17 @@ fn serve_command(pki: &Pki) -> Process {
     ])
 }
 
+#[tokio::test]
+async fn an_authority_that_has_expired_still_certifies_clients_and_the_log_says_so() {
+    let pki = Pki::with_authority(|params| params.not_after = date_time_ymd(2021, 2, 3));
+    let server = serve(&config(&pki, "required")).await;
+    let mut admin = client(&server, &pki, &pki.teleport("Admin", "alice")).await;
+    assert_eq!(admin.call(GET, node_request("node")).await.grpc, OK);
+    let line = "ca.crt: the certificate expired on 2021-02-03T00:00:00Z: its clients are still accepted\n";
+    let log = serve_command(&pki).logged("expired");
+    assert!(log.contains(" WARN ") && log.contains(line), "{log}");
+}
+
 #[test]
 fn commands_present_a_certificate() {
     let pki = Pki::new();
