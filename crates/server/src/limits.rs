@@ -226,7 +226,8 @@ pub const RESYNC_NODES: usize = 128;
 /// catches up.
 pub const MAX_SWEEP_WAIT: Duration = Duration::from_millis(10);
 
-/// Connections to the diagnostics port at one time. Further connections wait in the kernel's backlog.
+/// Connections to the diagnostics port at one time. A further connection ends the oldest that has not sent its request,
+/// or else the oldest.
 pub const MAX_DIAG_CONNECTIONS: usize = 16;
 
 /// The pause after each connection that the diagnostics port accepts: at most 50 pages a second. A page of metrics takes
@@ -235,6 +236,9 @@ pub const DIAG_ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a connection to the diagnostics port may take, from its first byte to the last byte of the page.
 pub const DIAG_CONNECTION_TIME: Duration = Duration::from_secs(10);
+
+/// How long the head of a request may take on the diagnostics port.
+pub const DIAG_HEADER_TIME: Duration = Duration::from_secs(1);
 
 /// Bytes of a request's head on the diagnostics port. hyper reads so many at a time.
 pub const MAX_DIAG_HEADER_SIZE: usize = 8 * 1024;

@@ -1,5 +1,5 @@
-//! Refusals: calls and connections that the server does not serve, or not at once, because a limit is reached. The
-//! server counts refusals by reason.
+//! Refusals: calls and connections that the server does not serve, or not at once, because a limit is reached, or because
+//! the client lacks a right. The server counts refusals by reason.
 //!
 //! Every refusal goes through [`Refusals::refuse`], which counts the refusal. [`Refused::status`] then makes the
 //! status. So the server counts every status of a limit. `clippy.toml` forbids other ways to make these statuses.
@@ -13,12 +13,14 @@
 //! [`REPORT_INTERVAL`], with the count of the refusals since the line before. So a flood of refusals writes some
 //! megabytes a day.
 
+use std::fmt::Display;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+use tracing::field::display;
 use tracing::{debug, info};
 
 use crate::log::peer;
@@ -28,7 +30,7 @@ use crate::named::named;
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 named! { text
-    /// Which limit was reached.
+    /// Which limit was reached, or which right the client lacks.
     Reason {
         /// The memory of all clients is used up, so even the connection's share is not free.
         ClientMemory = "client_memory",
@@ -70,6 +72,10 @@ named! { text
         AddressConnections = "address_connections",
         /// A connection had to wait: the system had no file descriptor or no memory.
         Accept = "accept",
+        /// The caller's certificate does not allow the call.
+        Denied = "denied",
+        /// A handshake failed: no authority of client_ca_file certifies the client now.
+        ClientCertificate = "client_certificate",
     }
 }
 
@@ -90,6 +96,7 @@ impl Reason {
             Reason::MetadataSize | Reason::MessageSize | Reason::ReplySize => None,
             Reason::CancelledCalls | Reason::FrameFlood => None,
             Reason::Connections | Reason::AddressConnections | Reason::Accept => None,
+            Reason::Denied | Reason::ClientCertificate => None,
         }
     }
 }
@@ -124,6 +131,11 @@ impl Report {
 impl Refusals {
     /// Counts and logs a refusal of the [current client](peer::current).
     pub(crate) fn refuse(&self, reason: Reason) -> Refused {
+        self.refuse_for(reason, None)
+    }
+
+    /// As [`refuse`](Self::refuse). The lines of the log have the error.
+    pub(crate) fn refuse_for(&self, reason: Reason, error: Option<&dyn Display>) -> Refused {
         // Relaxed, as in `counts`: the counters guard no data.
         let count = self.counts[reason as usize].fetch_add(1, Ordering::Relaxed) + 1;
         // If another thread has the lock, it reports this refusal too, or the next line does: a flood of refusals must not
@@ -133,10 +145,11 @@ impl Refusals {
             .ok()
             .and_then(|mut report| report.take_due(count, Instant::now()));
         let (name, text) = (reason.name(), reason.text());
+        let error = error.map(display);
         match due {
-            Some(count) => info!(reason = name, count, peer = peer::field(), "refused: {text}"),
+            Some(count) => info!(reason = name, count, peer = peer::field(), error, "refused: {text}"),
             // The span of the connection names the client.
-            None => debug!(reason = name, "refused: {text}"),
+            None => debug!(reason = name, error, "refused: {text}"),
         }
         Refused { reason }
     }

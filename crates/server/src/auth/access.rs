@@ -52,11 +52,11 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_caller_the_method_and_the_missing_role() {
-        let proxy = Caller::new("O=Proxy, CN=p", Role::Proxy("p".into()));
+        let proxy = Caller::new("CN=p, O=Proxy", Role::Proxy("p".into()));
         let denied = |access: Access, caller: &Caller| access.check(caller, "/a.B/C").unwrap_err();
         assert_eq!(
             denied(Access::Admin, &proxy).message(),
-            "the client \"O=Proxy, CN=p\" lacks the role Admin, which a.B/C needs"
+            "the client \"CN=p, O=Proxy\" lacks the role Admin, which a.B/C needs"
         );
         assert_eq!(
             denied(Access::Read, &Caller::anonymous()).message(),
@@ -64,7 +64,7 @@ mod tests {
         );
         assert_eq!(
             denied(Access::Read, &proxy.revoked()).message(),
-            "the client \"O=Proxy, CN=p\", whose certificate is no longer trusted, lacks a role, Proxy or Admin, which \
+            "the client \"CN=p, O=Proxy\", whose certificate is no longer trusted, lacks a role, Proxy or Admin, which \
              a.B/C needs"
         );
         assert_eq!(

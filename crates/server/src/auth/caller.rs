@@ -80,6 +80,11 @@ impl Caller {
         self.identity
     }
 
+    /// Reports whether the server asks clients who they are.
+    pub(crate) fn is_identified(&self) -> bool {
+        self.role != Role::Unrestricted
+    }
+
     /// Returns the same client after its certificate lost the server's trust.
     pub(crate) fn revoked(&self) -> Self {
         Self {
@@ -147,12 +152,12 @@ mod tests {
 
     #[test]
     fn a_proxy_may_write_only_its_own_routes() {
-        let proxy = Caller::new("O=Proxy, CN=p", Role::Proxy("p".into()));
+        let proxy = Caller::new("CN=p, O=Proxy", Role::Proxy("p".into()));
         assert!(proxy.check_proxy("p").is_ok());
         let denied = |id: &str| proxy.check_proxy(id).unwrap_err();
         assert_eq!(
             denied("other").message(),
-            "the client \"O=Proxy, CN=p\" lacks the role Admin, so it may write only the routes of proxy \"p\", and \
+            "the client \"CN=p, O=Proxy\" lacks the role Admin, so it may write only the routes of proxy \"p\", and \
              the request names proxy \"other\""
         );
         assert!(denied("").message().ends_with("and the request names no proxy"));

@@ -3,6 +3,7 @@
 use nodetracker::MAX_TEXT;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
+use x509_parser::objects::{oid_registry, oid2abbrev};
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
@@ -23,12 +24,12 @@ impl Caller {
         match identity {
             ClientIdentity::Teleport => {
                 let subject = certificate.subject();
-                Self::new(&subject.to_string(), teleport(subject))
+                Self::new(&described(subject), teleport(subject))
             }
             ClientIdentity::Spiffe => match spiffe_id(&certificate) {
                 Some(id) => Self::new(id, spiffe(id)),
                 None => {
-                    let name = format!("{}, without a SPIFFE ID", certificate.subject());
+                    let name = format!("without a SPIFFE ID, {}", described(certificate.subject()));
                     Self::new(&name, Role::None)
                 }
             },
@@ -49,6 +50,44 @@ fn teleport(subject: &X509Name<'_>) -> Role {
 
 fn text<'a>(value: &AttributeTypeAndValue<'a>) -> Option<&'a str> {
     value.as_str().ok()
+}
+
+/// Returns the attributes of a subject as text. The name and the roles come first, because messages cut long texts, and
+/// Teleport's certificates have many other attributes.
+fn described(subject: &X509Name<'_>) -> String {
+    let attributes = subject.iter_attributes().map(|attribute| {
+        let kind = oid2abbrev(attribute.attr_type(), oid_registry());
+        let kind = kind.map_or_else(|_| attribute.attr_type().to_id_string(), str::to_owned);
+        let value = match text(attribute) {
+            Some(value) => escaped(value),
+            None => attribute
+                .attr_value()
+                .data
+                .iter()
+                .fold("#".to_owned(), |hex, byte| hex + &format!("{byte:02x}")),
+        };
+        (kind, value)
+    });
+    let mut attributes: Vec<_> = attributes.collect();
+    attributes.sort_by_key(|(kind, _)| match kind.as_str() {
+        "CN" => 0,
+        "O" => 1,
+        _ => 2,
+    });
+    let attributes = attributes.iter().map(|(kind, value)| format!("{kind}={value}"));
+    attributes.collect::<Vec<_>>().join(", ")
+}
+
+/// Returns a value with a backslash before each character that could be taken for the end of the value.
+fn escaped(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for character in value.chars() {
+        if matches!(character, ',' | '\\') {
+            text.push('\\');
+        }
+        text.push(character);
+    }
+    text
 }
 
 /// Returns the SPIFFE ID of a certificate: the only URI among its names.
@@ -99,14 +138,14 @@ mod tests {
 
     use super::*;
 
-    fn subject(attributes: &[(DnType, &str)]) -> Role {
+    fn client(attributes: &[(DnType, &str)]) -> Caller {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         for (kind, value) in attributes {
             params.distinguished_name.push(kind.clone(), *value);
         }
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        Caller::from_certificate(certificate.der(), ClientIdentity::Teleport).role
+        Caller::from_certificate(certificate.der(), ClientIdentity::Teleport)
     }
 
     fn uris(uris: &[&str]) -> Caller {
@@ -142,8 +181,25 @@ mod tests {
             (&[(CN, "proxy-1")], Role::None),
             (&[], Role::None),
         ] {
-            assert_eq!(subject(attributes), role, "{attributes:?}");
+            assert_eq!(client(attributes).role, role, "{attributes:?}");
         }
+    }
+
+    #[test]
+    fn the_name_and_the_roles_come_first() {
+        use DnType::{CommonName as CN, LocalityName as L, OrganizationName as O};
+
+        let long = "x".repeat(300);
+        let caller = client(&[(DnType::CountryName, "CH"), (L, &long), (O, "Proxy"), (CN, "proxy-1")]);
+        assert!(
+            caller.name().starts_with("the client \"CN=proxy-1, O=Proxy, C=CH, L=x"),
+            "{caller}"
+        );
+        // Nobody can have a certificate that looks like that of another name.
+        let caller = client(&[(O, "Proxy, CN=alice\\"), (CN, "p")]);
+        assert_eq!(caller.name(), r#"the client "CN=p, O=Proxy\\, CN=alice\\\\""#);
+        let caller = client(&[(DnType::CustomDnType(vec![1, 3, 9999, 1, 7]), "a"), (CN, "p")]);
+        assert_eq!(caller.name(), r#"the client "CN=p, 1.3.9999.1.7=a""#);
     }
 
     #[test]

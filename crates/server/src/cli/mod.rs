@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 
 use crate::cli::commands::{CommandError, admin, bench, operate, top, watch};
 use crate::cli::generate::{Completions, ManPage};
@@ -31,11 +31,12 @@ const USAGE: u8 = 2;
 const FOR_SCRIPTS: &str = "\
 Exit codes:
   0         The command did its work, even if the answer is empty
-  1         The operation failed: for example, the tracker did not answer or refused the call
-  2         A flag, a variable, the configuration or a file that these name cannot be used,
-            or a port is taken; the command did nothing
-  130, 143  SIGINT or SIGTERM ended the command; `serve` and `bench` need two signals
-            for this, and `watch` and `top` end with 0
+  1         The operation failed: for example, the tracker did not answer or refused the call,
+            or a port is taken; a later attempt may succeed
+  2         A flag, a variable, the configuration or a file that these name cannot be used;
+            the command did nothing
+  130, 143  SIGINT or SIGTERM ended the command; `bench`, and `serve` once it accepts
+            calls, need two signals for this, and `watch` and `top` end with 0
 
 Answers go to stdout, remarks and errors to stderr. With --format json, an answer
 is one object a line, and times are in UTC, such as 2021-11-23T00:01:38.042Z.";
@@ -59,8 +60,8 @@ enum Command {
     /// Run the tracker
     ///
     /// Once the tracker accepts calls, the command prints the line "listening on ADDR" to stdout, for each address. Logs go
-    /// to stderr. After SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, the
-    /// tracker stops at once. After SIGHUP, the tracker reads its keys and certificates again.
+    /// to stderr. After SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, or before
+    /// the tracker accepts calls, the tracker stops at once. After SIGHUP, the tracker reads its keys and certificates again.
     Serve(Serve),
     /// Check a configuration file, and the keys and certificates that it names
     ///
@@ -119,8 +120,9 @@ enum Command {
     /// Stop the tracker, and wait until it has closed its port
     ///
     /// The health becomes NOT_SERVING, and sessions are asked to go to another tracker. The tracker serves calls for its
-    /// shutdown_delay. Then it closes its port, finishes the calls in flight, and exits with 0. As JSON, the answer has
-    /// generation, shutdown_delay_seconds and closed.
+    /// shutdown_delay. Then it closes its port, finishes the calls in flight, and exits with 0. If a socket unit of systemd
+    /// keeps the port, the tracker restarts with the next connection; stop both units then. As JSON, the answer has
+    /// generation, shutdown_delay_seconds, closed, and restarted.
     Drain(operate::Drain),
     /// Change what the tracker logs, for example to debug for ten minutes
     ///
@@ -150,7 +152,7 @@ impl Cli {
             Ok(runtime) => runtime,
             Err(error) => return fail(FAILURE, &error),
         };
-        runtime.block_on(async {
+        to_end(runtime, async {
             match self.command {
                 Command::Serve(serve) => serve.run().await,
                 Command::Add(add) => exit_code(commands::add(add).await),
@@ -175,6 +177,14 @@ impl Cli {
     }
 }
 
+/// Runs a command to its end. Does not wait for threads that look up names, unlike a drop of the runtime: a resolver that
+/// does not respond would delay the end beyond the command's limit.
+fn to_end<T>(runtime: Runtime, command: impl Future<Output = T>) -> T {
+    let output = runtime.block_on(command);
+    runtime.shutdown_background();
+    output
+}
+
 fn exit_code(result: Result<(), CommandError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -195,4 +205,32 @@ fn fail(code: u8, error: &dyn std::error::Error) -> ExitCode {
 fn remark(text: &str) {
     // Not eprintln, which panics on a closed stderr.
     let _ = writeln!(io::stderr(), "nodetracker: {}", print::visible(text));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use tokio::task::spawn_blocking;
+
+    use super::*;
+
+    #[test]
+    fn a_resolver_that_hangs_does_not_keep_a_command_from_its_end() {
+        let (resolver, responds) = mpsc::channel::<()>();
+        let (done, is_done) = mpsc::channel();
+        let command = thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().build().unwrap();
+            let begun = async { drop(spawn_blocking(move || responds.recv())) };
+            to_end(runtime, begun);
+            done.send(()).unwrap();
+        });
+        is_done
+            .recv_timeout(Duration::from_secs(10))
+            .expect("the command waits");
+        drop(resolver);
+        command.join().unwrap();
+    }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
@@ -19,7 +20,7 @@ use crate::cli::{FAILURE, USAGE, fail, open_files, systemd};
 use crate::config::keys::{KEYS, Key};
 use crate::config::{Config, ConfigError, Origin};
 use crate::log::{self, LogLevel};
-use crate::server::{Listeners, Server, StartError};
+use crate::server::{LAST_SNAPSHOT_TIME, Listeners, Server, StartError};
 use crate::tls::Certificates;
 
 /// Arguments of `serve`: the configuration file, and a flag and an environment variable for each key.
@@ -119,9 +120,19 @@ impl Serve {
         open_files::raise_limit(config.max_connections.value);
         let table = config.table().build().expect("the limits were checked");
         let table = Arc::new(table);
-        let bound = match sockets {
-            Some(sockets) => Server::on(&config, table, sockets).await,
-            None => Server::bind(&config, table).await,
+        let bind = async {
+            match sockets {
+                Some(sockets) => Server::on(&config, table, sockets).await,
+                None => Server::bind(&config, table).await,
+            }
+        };
+        let bound = tokio::select! {
+            bound = bind => bound,
+            // There are no calls to finish, and a file system or a look-up of a name may never end.
+            signal = signals.next() => {
+                info!("{}: ended before the start was complete", signal.name);
+                return ExitCode::from(signal.exit_code());
+            }
         };
         let server = match bound {
             Ok(server) => server,
@@ -134,7 +145,14 @@ impl Serve {
         systemd::ready(server.local_addrs());
         let reloads = reload_at(hangups, server.certificates());
         let watchdog = systemd::feed_watchdog(server.liveness());
-        let stop_limit = config.shutdown_delay.value.saturating_add(config.limits().drain);
+        let last_snapshot = match config.data_dir {
+            Some(_) => LAST_SNAPSHOT_TIME,
+            None => Duration::ZERO,
+        };
+        let stop_limit = config
+            .shutdown_delay
+            .value
+            .saturating_add(config.limits().drain + last_snapshot);
         let stop_report = systemd::report_stop(server.stopping(), stop_limit);
 
         let (stop, stopped) = oneshot::channel();

@@ -12,8 +12,8 @@ use nodetracker_proto::Raw;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tracing::debug;
 
 use crate::auth::Caller;
@@ -31,7 +31,7 @@ use crate::grpc::unary::{self, FirstFrame};
 use crate::grpc::worker_counters::WorkerCounters;
 use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, MAX_WATCHES_PER_CONNECTION, WAITING_CALL_WORK};
 use crate::memory::ConnectionMemory;
-use crate::refusal::Refusals;
+use crate::refusal::{Reason, Refusals};
 use crate::turns::Turns;
 
 /// Routes the requests of all connections. Cheap to clone.
@@ -112,8 +112,8 @@ enum Target {
         /// How long the client allows the call to take.
         timeout: Option<Duration>,
     },
-    /// The reply, whatever the body is.
-    Refused(Box<Response<Body>>),
+    /// The reply, whatever the body is, and the number of the method, or that of no method.
+    Refused(usize, Box<Response<Body>>),
 }
 
 impl ConnectionRouter {
@@ -127,28 +127,45 @@ impl ConnectionRouter {
     /// Returns what the counters need to know of a call.
     pub(crate) fn start_of(&self, request: &Accepted) -> CallStart {
         let method = match request.target {
-            Target::Method { number, .. } => number,
-            Target::Refused(_) => self.methods.rows().len(),
+            Target::Method { number, .. } | Target::Refused(number, _) => number,
         };
         let arrived = request.arrived;
         CallStart { method, arrived }
     }
 
     fn target<B>(&self, request: &Request<B>) -> Target {
-        let timeout = match head::check(request, self.refusals()) {
-            Ok(timeout) => timeout,
-            Err(refusal) => return Target::Refused(refusal),
+        let checked = head::check(request, self.refusals());
+        let path = request.uri().path();
+        let Some(number) = self.methods.find(path) else {
+            let refusal = checked.map_or_else(|refusal| refusal, |_| Box::new(self.unknown(path).into_http()));
+            return Target::Refused(self.methods.rows().len(), refusal);
         };
-        match self.methods.find(request.uri().path()) {
-            Some(number) => match self.methods.rows()[number].check(&self.caller) {
-                Ok(()) => Target::Method { number, timeout },
-                Err(denied) => {
-                    debug!(status = %denied.message(), "a call was denied");
-                    Target::Refused(Box::new(denied.into_http()))
-                }
-            },
-            None => Target::Refused(Box::new(self.unknown(request.uri().path()).into_http())),
+        let timeout = match checked {
+            Ok(timeout) => timeout,
+            Err(refusal) => return Target::Refused(number, refusal),
+        };
+        match self.methods.rows()[number].check(&self.caller) {
+            Ok(()) => Target::Method { number, timeout },
+            Err(denied) => {
+                self.refuse_if_denied(&denied);
+                Target::Refused(number, Box::new(denied.into_http()))
+            }
         }
+    }
+
+    /// Counts a call that was denied, so that an operator sees which certificate lacks a right.
+    fn refuse_if_denied(&self, status: &Status) {
+        if status.code() == Code::PermissionDenied {
+            self.refusals().refuse_for(Reason::Denied, Some(&status.message()));
+        }
+    }
+
+    /// Logs a call that failed, and counts the call if it was denied.
+    fn logged<T>(&self, path: &str, replied: Result<T, Status>) -> Result<T, Status> {
+        replied.inspect_err(|status| {
+            self.refuse_if_denied(status);
+            debug!(code = ?status.code(), error = status.message(), "{path} failed");
+        })
     }
 
     /// Calls the method of a request. Adds the work that the call has done to `work`. `waited`: the time now, if the
@@ -162,7 +179,7 @@ impl ConnectionRouter {
         *work += CALL_WORK;
         let (number, timeout) = match target {
             Target::Method { number, timeout } => (number, timeout),
-            Target::Refused(refusal) => {
+            Target::Refused(_, refusal) => {
                 debug!(http = %refusal.status(), grpc = ?refusal.headers().get(Status::GRPC_STATUS), "refused a request");
                 return Call::Done(Reply::Response(refusal));
             }
@@ -171,7 +188,7 @@ impl ConnectionRouter {
         // A time that `Instant` cannot represent never comes.
         let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
         if waited.is_some_and(|now| deadline.is_some_and(|deadline| deadline <= now)) {
-            return Call::Done(logged(method.path, Err(late())).into());
+            return Call::Done(self.logged(method.path, Err(late())).into());
         }
         let frame = match &method.handler {
             Handler::Immediate(handler) => match unary::first_frame(&mut body) {
@@ -180,7 +197,7 @@ impl ConnectionRouter {
                     let replied = replied.and_then(|reply| Ok(self.budget.charge(reply)?));
                     let reply_len = replied.as_ref().map_or(0, Bytes::len);
                     *work += (message.len() + reply_len) / BYTES_PER_WORK;
-                    return Call::Done(logged(method.path, replied).into());
+                    return Call::Done(self.logged(method.path, replied).into());
                 }
                 FirstFrame::Other(frame) => frame,
             },
@@ -189,7 +206,7 @@ impl ConnectionRouter {
         *work += WAITING_CALL_WORK;
         let charge = match self.memory().charge(CALL_MEMORY) {
             Ok(charge) => charge,
-            Err(full) => return Call::Done(logged(method.path, Err(Status::from(full))).into()),
+            Err(full) => return Call::Done(self.logged(method.path, Err(Status::from(full))).into()),
         };
         let body = RequestBody::new(frame, body, charge, method.max_request);
         let (router, max_request, path) = (self.clone(), method.max_request, method.path);
@@ -201,19 +218,22 @@ impl ConnectionRouter {
                         let message = router.receive(body, max_request).await?;
                         Ok(router.budget.charge(handler(&message, &router.caller)?)?)
                     };
-                    logged(path, replied.await).into()
+                    router.logged(path, replied.await).into()
                 })
             }
             Handler::Unary(handler) => {
                 let handler = Arc::clone(handler);
-                Box::pin(async move { logged(path, router.unary(&*handler, body, max_request).await).into() })
+                Box::pin(async move {
+                    let replied = router.unary(&*handler, body, max_request).await;
+                    router.logged(path, replied).into()
+                })
             }
             Handler::Streaming(handler) => {
                 let handler = Arc::clone(handler);
                 Box::pin(async move {
                     let request = Request::post(path).body(body).expect("a path of the table");
                     let response = router.in_time(NOT_ARRIVED, handler(request, max_request, &router));
-                    let response = logged(path, response.await).unwrap_or_else(Status::into_http);
+                    let response = router.logged(path, response.await).unwrap_or_else(Status::into_http);
                     end_on_drain(correct_response(response, router.refusals()), &router.draining).into()
                 })
             }
@@ -309,11 +329,6 @@ impl ConnectionRouter {
 /// Returns the status of a call whose deadline has passed.
 pub(crate) fn late() -> Status {
     Status::deadline_exceeded("the deadline of the call has passed")
-}
-
-/// Logs a call that failed.
-fn logged<T>(path: &str, replied: Result<T, Status>) -> Result<T, Status> {
-    replied.inspect_err(|status| debug!(code = ?status.code(), error = status.message(), "{path} failed"))
 }
 
 const NOT_ARRIVED: &str = "the request did not arrive";

@@ -157,7 +157,12 @@ where
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(error)) => {
                 debug!(%error, "a TLS handshake failed");
-                tls_failure(&error)
+                let failure = tls_failure(&error);
+                if failure == HandshakeFailure::ClientCertificate {
+                    let refusals = context.memory.refusals();
+                    refusals.refuse_for(refusal::Reason::ClientCertificate, Some(&error));
+                }
+                failure
             }
             Err(_) => {
                 debug!("a TLS handshake took too long");
@@ -304,6 +309,10 @@ async fn http2<S: Transport>(
                 match keep_alive.check() {
                     Some(next) => silent.as_mut().reset(Instant::now() + next),
                     None => return debug!("a client did not answer a ping"),
+                }
+                // The timer of the end of the certificate does not notice that the clock was set.
+                if matches!(phase, Phase::Serving) && peer.valid_for().is_some_and(|left| left.is_zero()) {
+                    due.as_mut().reset(Instant::now());
                 }
                 let is_serving = !is_draining && !matches!(phase, Phase::Draining);
                 if is_serving && calls.is_large_and_idle(limits::LARGE_CONNECTION_IDLE) {
@@ -906,6 +915,29 @@ pub(crate) mod tests {
         // The paused time does not move the system's clock, which the certificate is compared with after the handshake.
         sleep(HOUR + 2 * limits.handshake).await;
         assert!(served.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_expires_by_the_systems_clock() {
+        let limits = Limits {
+            handshake: Duration::from_millis(1),
+            keep_alive_interval: Duration::from_millis(10),
+            ..Limits::default()
+        };
+        let (_draining, context) = context(counting(&Arc::default()), limits);
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let life = Duration::from_secs(2);
+        let peer = Peer::valid_until(std::time::SystemTime::now() + life);
+        let turns = Turns::of_one_client(Arc::clone(&context.turns));
+        let served = tokio::spawn(http2(server, peer, context, memory(), turns, 0));
+        let (_client, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        sleep(Duration::from_millis(5)).await;
+        assert!(!served.is_finished());
+        // The system's clock goes on, and the timers stand still, as when the machine is suspended.
+        std::thread::sleep(life);
+        let ended = timeout(life / 4, served).await;
+        ended.expect("the client has expired").unwrap();
     }
 
     /// A body that panics.

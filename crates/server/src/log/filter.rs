@@ -7,7 +7,7 @@ use tokio::task::AbortHandle;
 use tokio::time::sleep;
 use tracing::callsite::rebuild_interest_cache;
 use tracing::subscriber::Interest;
-use tracing::{Metadata, Subscriber, warn};
+use tracing::{Level, Metadata, Subscriber, enabled, warn};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::Context;
@@ -55,6 +55,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     level: LogLevel,
+    /// How often the level was set.
+    changes: u64,
     /// The task that returns to the configured level.
     reset: Option<AbortHandle>,
 }
@@ -65,7 +67,11 @@ impl LevelControl {
         Self(Arc::new(Shared {
             filter: Filter(Arc::new(RwLock::new(level.targets().clone()))),
             configured: level.clone(),
-            state: Mutex::new(State { level, reset: None }),
+            state: Mutex::new(State {
+                level,
+                changes: 0,
+                reset: None,
+            }),
         }))
     }
 
@@ -81,18 +87,26 @@ impl LevelControl {
     ///
     /// Panics if there is a period and the caller is outside of a runtime.
     pub(crate) fn set(&self, level: Option<LogLevel>, period: Option<Duration>) -> LogLevel {
+        self.change(&mut self.lock(), level, period)
+    }
+
+    fn change(&self, state: &mut State, level: Option<LogLevel>, period: Option<Duration>) -> LogLevel {
         let level = level.unwrap_or_else(|| self.0.configured.clone());
-        let mut state = self.lock();
-        // Before the change, which may switch this line off.
-        warn!("the log level was {}, and is now {level}", state.level);
+        let line = format!("the log level was {}, and is now {level}", state.level);
+        // The change may switch the line off, or on.
+        let was_logged = enabled!(Level::WARN);
+        if was_logged {
+            warn!("{line}");
+        }
         if let Some(reset) = state.reset.take() {
             reset.abort();
         }
+        state.changes += 1;
         state.reset = period.map(|period| {
-            let control = self.clone();
+            let (control, changes) = (self.clone(), state.changes);
             let reset = tokio::spawn(async move {
                 sleep(period).await;
-                control.set(None, None);
+                control.end_period(changes);
             });
             reset.abort_handle()
         });
@@ -100,7 +114,19 @@ impl LevelControl {
         let before = std::mem::replace(&mut state.level, level);
         // Asks the filter again for each place in the code.
         rebuild_interest_cache();
+        if !was_logged {
+            warn!("{line}");
+        }
         before
+    }
+
+    /// Returns to the configured level after the period of a change. The level may have been set again, too late to abort
+    /// the task of this period.
+    fn end_period(&self, changes: u64) {
+        let mut state = self.lock();
+        if state.changes == changes {
+            self.change(&mut state, None, None);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -112,7 +138,7 @@ impl LevelControl {
 mod tests {
     use tokio::task::yield_now;
     use tokio::time::advance;
-    use tracing::{Level, dispatcher, enabled};
+    use tracing::dispatcher;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
@@ -153,5 +179,17 @@ mod tests {
         control.set(Some(level("error")), None);
         sleep(2 * MINUTE).await;
         assert_eq!(now(), "error");
+    }
+
+    #[tokio::test]
+    async fn a_period_that_ends_too_late_changes_nothing() {
+        let control = LevelControl::new(level("info"));
+        control.set(Some(level("debug")), Some(MINUTE));
+        let first = control.lock().changes;
+        control.set(Some(level("warn")), Some(MINUTE));
+        control.end_period(first);
+        let state = control.lock();
+        assert_eq!(state.level, level("warn"));
+        assert!(state.reset.as_ref().is_some_and(|reset| !reset.is_finished()));
     }
 }

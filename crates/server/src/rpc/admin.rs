@@ -10,7 +10,7 @@ use nodetracker::{
 };
 use nodetracker_proto::v1;
 use tonic::Status;
-use tracing::warn;
+use tracing::{Level, enabled, warn};
 
 use crate::convert::encode::{self, MAX_NODE_SIZE, RoutesEncoder};
 use crate::convert::parse;
@@ -51,10 +51,11 @@ impl Admin {
     pub(crate) async fn remove_proxy(
         &self,
         request: v1::RemoveProxyRequest,
-        _: &mut CallContext,
+        context: &mut CallContext,
     ) -> Result<v1::RemoveProxyResponse, Status> {
         let id = parse::proxy_id(&request.proxy_id)?;
         let removed = self.table.remove_proxy_by_id(id);
+        warn!(peer = peer::field(), caller = %context.caller, removed, "AdminService.RemoveProxy: {id:?}");
         Ok(v1::RemoveProxyResponse { removed })
     }
 
@@ -203,9 +204,13 @@ impl Admin {
     }
 
     /// Asks the server to stop. The reply is sent first: the server finishes the calls in flight.
-    pub(crate) async fn drain(&self, _: v1::DrainRequest, _: &mut CallContext) -> Result<v1::DrainResponse, Status> {
+    pub(crate) async fn drain(
+        &self,
+        _: v1::DrainRequest,
+        context: &mut CallContext,
+    ) -> Result<v1::DrainResponse, Status> {
         if !self.drain.is_requested() {
-            warn!(peer = peer::field(), "AdminService.Drain: stopping");
+            warn!(peer = peer::field(), caller = %context.caller, "AdminService.Drain: stopping");
         }
         self.drain.request();
         Ok(v1::DrainResponse {
@@ -218,7 +223,7 @@ impl Admin {
     pub(crate) async fn set_log_level(
         &self,
         request: v1::SetLogLevelRequest,
-        _: &mut CallContext,
+        context: &mut CallContext,
     ) -> Result<v1::SetLogLevelResponse, Status> {
         let level = match request.level.as_str() {
             "" => None,
@@ -234,7 +239,16 @@ impl Admin {
                 "the tracker is part of a program with a log of its own",
             ));
         };
+        let line = || warn!(peer = peer::field(), caller = %context.caller, "AdminService.SetLogLevel");
+        // The level may switch this line off, or on.
+        let was_logged = enabled!(Level::WARN);
+        if was_logged {
+            line();
+        }
         let previous_level = control.set(level, period).to_string();
+        if !was_logged {
+            line();
+        }
         Ok(v1::SetLogLevelResponse { previous_level })
     }
 }

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use nodetracker::{AddedNodes, MAX_ROUTES_PER_NODE, ReportNodesError, RouteTable};
 use nodetracker_proto::v1;
 use tonic::Status;
+use tracing::info;
 
 use crate::auth::UncheckedWrite;
 use crate::convert::encode::{self, RoutesEncoder};
 use crate::convert::{parse, status};
 use crate::grpc::handler::CallContext;
 use crate::limits::{MAX_REPLY_SIZE, NODE_WORK, ROUTE_WORK};
+use crate::log::peer;
 use crate::refusal::{Reason, Refusals};
 use crate::rpc::complaints::Complaints;
 use crate::turns::Parts;
@@ -141,6 +143,11 @@ impl Routes {
             } else {
                 response.absent_indexes.push(at as u32);
             }
+        }
+        // Without certificates, the line would name nobody.
+        if by_proxy.is_none() && context.caller.is_identified() {
+            let (peer, removed) = (peer::field(), response.removed_count);
+            info!(peer, caller = %context.caller, removed, "RouteService.RemoveNodes: of all proxies");
         }
         Ok(response)
     }

@@ -14,4 +14,5 @@ mod worker;
 pub use drain::Drained;
 pub(crate) use listen::Listeners;
 pub use run::{Server, StartError};
+pub(crate) use snapshots::LAST_SNAPSHOT_TIME;
 pub(crate) use worker::Liveness;

@@ -1,8 +1,8 @@
 //! The server: binds the port, starts the workers, and runs the acceptor, the sweeper and the tailer until it stops.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use nodetracker::RouteTable;
 use thiserror::Error;
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{ClientAuth, Config, ConfigError, duration};
+use crate::config::{ClientAuth, Config, ConfigError, Origin, duration};
 use crate::grpc::router::Router;
 use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::connection::ConnectionContext;
@@ -24,8 +24,8 @@ use crate::rpc::methods::methods;
 use crate::rpc::shutdown::{DrainRequest, Shutdown};
 use crate::rpc::watch::{Watches, tail};
 use crate::server::accept::accept;
-use crate::server::data_dir::DataDir;
-use crate::server::diag::{Diagnostics, Readiness};
+use crate::server::data_dir::OpenError;
+use crate::server::diag::{Diagnostics, Readiness, STARTING};
 use crate::server::drain::{Drained, drain};
 use crate::server::listen::Listeners;
 use crate::server::metrics::{Metrics, Sources};
@@ -39,12 +39,20 @@ use crate::tls::{self, Certificates, FileWatch};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The configuration cannot be used, for example because a port is taken or a key is missing.
+    /// The configuration cannot be used, for example because a key is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The machine cannot grant now what the configuration asks for: a port is taken, a name does not resolve, or another
+    /// process uses the folder for snapshots.
+    #[error(transparent)]
+    Unavailable(ConfigError),
     /// The system started no thread.
     #[error("cannot start a thread: {0}")]
     Threads(#[from] io::Error),
+}
+
+fn unavailable(origin: &Origin, reason: impl fmt::Display) -> StartError {
+    StartError::Unavailable(ConfigError::new(origin.clone(), reason))
 }
 
 /// A server that listens on its port. Clients can connect at once, and are served when the server [runs](Server::run).
@@ -91,13 +99,14 @@ impl Server {
     /// Loads the certificates and watches their files, loads the last snapshot of the [`data_dir`](Config::data_dir),
     /// takes the port and starts the worker threads, with the [limits of the configuration](Config::limits).
     ///
-    /// Blocks the calling thread while the snapshot is loaded: some 0.1 s for a million routes. The snapshot is loaded
-    /// only if the table has no routes.
+    /// Another thread loads the snapshot, in some 0.1 s for a million routes. Meanwhile the diagnostics port responds.
+    /// The snapshot is loaded only if the table has no routes. If the returned future is dropped meanwhile, the thread
+    /// still loads the snapshot into the table.
     ///
     /// # Errors
     ///
-    /// A key or certificate file cannot be used, another process uses the `data_dir`, the address cannot be listened
-    /// on, or no thread can be started.
+    /// A key or certificate file cannot be used, another process uses the `data_dir` for longer than a tracker needs to
+    /// stop, the address cannot be listened on, or no thread can be started.
     pub async fn bind(config: &Config, table: Arc<RouteTable>) -> Result<Self, StartError> {
         Self::bind_with_limits(config, table, config.limits()).await
     }
@@ -128,7 +137,7 @@ impl Server {
         let diagnostics = match &config.diag_addr {
             Some(addr) => {
                 let start = Diagnostics::start(&addr.value, Arc::clone(&readiness)).await;
-                Some(start.map_err(|reason| ConfigError::new(addr.origin.clone(), reason))?)
+                Some(start.map_err(|reason| unavailable(&addr.origin, reason))?)
             }
             None => None,
         };
@@ -137,10 +146,14 @@ impl Server {
         let data_dir = match &config.data_dir {
             Some(dir) => {
                 readiness.not_ready("loading the snapshot");
-                let open = DataDir::open(dir.value.clone());
-                let folder = open.map_err(|reason| ConfigError::new(dir.origin.clone(), reason))?;
                 let status = Arc::<SnapshotStatus>::default();
-                snapshots::load(&folder, &table, &status);
+                let patience = limits.drain.saturating_add(snapshots::LAST_SNAPSHOT_TIME);
+                let open = snapshots::open(&dir.value, &table, &status, &readiness, patience).await?;
+                let folder = open.map_err(|error| match error {
+                    OpenError::NotAFolder(_) => ConfigError::new(dir.origin.clone(), error).into(),
+                    OpenError::InUse(_) => unavailable(&dir.origin, error),
+                })?;
+                readiness.not_ready(STARTING);
                 Some((folder, status))
             }
             None => None,
@@ -149,7 +162,7 @@ impl Server {
             Some(listeners) => listeners,
             None => {
                 let listen = Listeners::bind(&config.listen_addr.value).await;
-                listen.map_err(|reason| ConfigError::new(config.listen_addr.origin.clone(), reason))?
+                listen.map_err(|reason| unavailable(&config.listen_addr.origin, reason))?
             }
         };
         let (draining, watched) = watch::channel(false);
@@ -182,6 +195,11 @@ impl Server {
                 false => warn!("{OPEN}, and clients may be on other machines"),
             }
         }
+        if let Some(diagnostics) = &diagnostics
+            && !diagnostics.addrs().iter().all(|addr| addr.ip().is_loopback())
+        {
+            warn!("diag_addr has no authentication, and clients may be on other machines");
+        }
         let file_watch = certificates
             .clone()
             .map(|certificates| FileWatch::start(certificates, tls::INTERVAL))
@@ -197,7 +215,7 @@ impl Server {
         })?;
         let sweeps = Arc::<SweepCounters>::default();
         if let Some(diagnostics) = &diagnostics {
-            diagnostics.publish(Metrics::new(Sources {
+            let metrics = Metrics::new(Sources {
                 statistics,
                 methods,
                 counters: workers.counters(),
@@ -205,7 +223,9 @@ impl Server {
                 readiness: Arc::clone(&readiness),
                 max_connections: limits.max_connections,
                 certificates: certificates.clone(),
-            }));
+                snapshot_interval: config.snapshot_interval.value,
+            });
+            diagnostics.publish(metrics, workers.liveness());
         }
         let snapshots = match data_dir {
             Some((folder, status)) => {

@@ -6,9 +6,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
 use crate::grpc::worker_counters::WorkerCounters;
@@ -156,13 +158,29 @@ impl Liveness {
     /// Waits until each worker has looked at its queue. If a worker's thread is stuck, waits until the thread runs again.
     pub(crate) async fn check(&self) {
         for queue in &self.0 {
-            let (answer, answered) = oneshot::channel();
-            // Errors mean that the worker has ended. The sender must not outlive the send: it would keep the worker.
-            let sent = queue.upgrade().map(|queue| queue.send(Order::Answer(answer)));
-            if let Some(Ok(())) = sent {
-                let _ = answered.await;
+            runs(queue).await;
+        }
+    }
+
+    /// Returns the number of the first worker that has not looked at its queue within `limit`. `None` if all have.
+    pub(crate) async fn stuck(&self, limit: Duration) -> Option<usize> {
+        let deadline = Instant::now() + limit;
+        for (number, queue) in self.0.iter().enumerate() {
+            if timeout_at(deadline, runs(queue)).await.is_err() {
+                return Some(number);
             }
         }
+        None
+    }
+}
+
+/// Waits until a worker has looked at its queue, or has ended.
+async fn runs(queue: &mpsc::WeakUnboundedSender<Order>) {
+    let (answer, answered) = oneshot::channel();
+    // Errors mean that the worker has ended. The sender must not outlive the send: it would keep the worker.
+    let sent = queue.upgrade().map(|queue| queue.send(Order::Answer(answer)));
+    if let Some(Ok(())) = sent {
+        let _ = answered.await;
     }
 }
 
@@ -222,7 +240,6 @@ fn work(runtime: &Runtime, mut orders: mpsc::UnboundedReceiver<Order>, context: 
 #[cfg(test)]
 mod tests {
     use std::sync::{Mutex, mpsc as std_mpsc};
-    use std::time::Duration;
 
     use bytes::Bytes;
     use tokio::sync::Semaphore;
@@ -298,9 +315,12 @@ mod tests {
         let response = call(&mut workers).await;
         has_entered.recv().await.unwrap();
         assert!(timeout(Duration::from_millis(50), liveness.check()).await.is_err());
+        // The first connection is the first worker's.
+        assert_eq!(liveness.stuck(Duration::from_millis(50)).await, Some(0));
         release.send(()).unwrap();
         response.await.unwrap();
         liveness.check().await;
+        assert_eq!(liveness.stuck(Duration::from_secs(60)).await, None);
 
         workers.stop();
         liveness.check().await;

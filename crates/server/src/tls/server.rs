@@ -3,9 +3,11 @@
 //! All files are loaded together. A load that succeeds replaces everything at once, with a new [`ServerConfig`]: so no
 //! TLS session outlives the authorities that have verified it. A load that fails changes nothing.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use nodetracker_tls::client::ALPN;
 use nodetracker_tls::dates::Dates;
@@ -33,6 +35,8 @@ struct Shared {
     /// Locked during a load, so that loads come one after the other.
     fingerprints: Mutex<Fingerprints>,
     loaded: watch::Sender<Arc<Loaded>>,
+    /// Whether the last load failed. Apart from the fingerprints, whose lock may be held for as long as a file blocks.
+    is_failing: AtomicBool,
 }
 
 /// The files, and the keys of the configuration that name them.
@@ -78,6 +82,7 @@ impl Certificates {
             sources,
             fingerprints,
             loaded: watch::Sender::new(Arc::new(loaded)),
+            is_failing: AtomicBool::new(false),
         }))))
     }
 
@@ -89,33 +94,42 @@ impl Certificates {
     /// A file cannot be used, or a certificate of the server is out of its dates and replaces a valid certificate. The
     /// server keeps all its certificates and authorities.
     pub fn reload(&self) -> Result<(), ConfigError> {
-        self.reload_with(&mut self.lock())
+        self.reload_with(&mut self.lock()).0
     }
 
     /// As [`reload`](Self::reload), if the files have changed since they were loaded, and have stayed the same since
     /// the last call. Returns `None` if the files were not read again, or if they still cannot be used for the same
-    /// reason.
+    /// reason, which was returned within the last hour.
     pub(super) fn reload_if_changed(&self) -> Option<Result<(), ConfigError>> {
         let mut fingerprints = self.lock();
         if !fingerprints.have_settled() {
             return None;
         }
-        let failure = fingerprints.failure().map(str::to_owned);
-        let reloaded = self.reload_with(&mut fingerprints);
-        let is_known = reloaded.is_err() && failure.as_deref() == fingerprints.failure();
-        (!is_known).then_some(reloaded)
+        let (reloaded, is_news) = self.reload_with(&mut fingerprints);
+        is_news.then_some(reloaded)
     }
 
-    fn reload_with(&self, fingerprints: &mut Fingerprints) -> Result<(), ConfigError> {
+    /// Returns whether the certificates were reloaded, and whether this should be reported.
+    fn reload_with(&self, fingerprints: &mut Fingerprints) -> (Result<(), ConfigError>, bool) {
         // Before the files are read: a change during the load is seen later.
         fingerprints.take();
         let before = Arc::clone(&self.0.loaded.borrow());
-        let loaded = self.0.sources.load(Some(&before));
-        fingerprints.set_failure(loaded.as_ref().err().map(ToString::to_string));
-        let loaded = loaded?;
-        loaded.log_dates(&self.0.sources);
-        self.0.loaded.send_replace(Arc::new(loaded));
-        Ok(())
+        let reloaded = self.0.sources.load(Some(&before)).map(|loaded| {
+            loaded.log_dates(&self.0.sources);
+            self.0.loaded.send_replace(Arc::new(loaded));
+        });
+        // Relaxed: the flag guards no data.
+        self.0.is_failing.store(reloaded.is_err(), Ordering::Relaxed);
+        let failure = reloaded.as_ref().err().map(ToString::to_string);
+        let is_news = fingerprints.set_failure(failure, Instant::now());
+        (reloaded, is_news)
+    }
+
+    /// Reports whether the last attempt to load the files failed. The server then uses older certificates and authorities
+    /// than the files have.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.0.is_failing.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Fingerprints> {
@@ -126,15 +140,20 @@ impl Certificates {
     /// Returns each file of certificates, with the time when the first certificate in the file expires. Includes the
     /// file of the authorities. Parses the certificates, which takes some microseconds each.
     #[must_use]
-    pub fn expiries(&self) -> Vec<(PathBuf, SystemTime)> {
+    pub fn expiries(&self) -> BTreeMap<PathBuf, SystemTime> {
         let loaded = Arc::clone(&self.0.loaded.borrow());
         let chains = loaded.chains.iter().map(|(file, key)| (file.clone(), &key.cert[..]));
         let ca = self.0.sources.client_ca_file.as_ref().zip(loaded.client_ca.as_ref());
         let ca = ca.map(|(file, ca)| (file.value.clone(), ca.authorities()));
-        chains
-            .chain(ca)
-            .filter_map(|(file, chain)| Some((file, dates::first_expiry(chain)?)))
-            .collect()
+        let mut expiries = BTreeMap::new();
+        // The configuration may name a file several times.
+        for (file, chain) in chains.chain(ca) {
+            if let Some(expiry) = dates::first_expiry(chain) {
+                let first = expiries.entry(file).or_insert(expiry);
+                *first = expiry.min(*first);
+            }
+        }
+        expiries
     }
 
     /// Returns what is loaded, now and later.
@@ -234,22 +253,23 @@ impl Loaded {
         self.client_ca.as_ref()
     }
 
-    /// Logs until when each file's certificates are valid, and warns of those that clients or the server refuse now.
+    /// Logs until when each file's certificates are valid, and warns of those that are not valid now.
     fn log_dates(&self, sources: &Sources) {
         for (file, key) in &self.chains {
-            log_dates(file, &key.cert);
+            log_dates(file, &key.cert, "clients refuse it");
         }
         if let Some((file, ca)) = sources.client_ca_file.as_ref().zip(self.client_ca.as_ref()) {
-            log_dates(&file.value, ca.authorities());
+            // The dates of trust anchors are not part of the verification of a chain (RFC 5280, 6.1).
+            log_dates(&file.value, ca.authorities(), "its clients are still accepted");
         }
     }
 }
 
-/// Logs until when the certificates of a file are valid. Warns if one is not valid now.
-fn log_dates(file: &Path, chain: &[CertificateDer<'_>]) {
+/// Logs until when the certificates of a file are valid. Warns if one is not valid now, with the consequence.
+fn log_dates(file: &Path, chain: &[CertificateDer<'_>], consequence: &str) {
     let now = UnixTime::now();
     if let Some(problem) = dates::problem(file, chain, now) {
-        return warn!("{problem}");
+        return warn!("{problem}: {consequence}");
     }
     let dates = chain.iter().filter_map(|certificate| Dates::of(certificate));
     if let Some(first) = dates.min_by_key(|dates| dates.until.as_secs()) {

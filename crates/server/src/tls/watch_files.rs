@@ -3,14 +3,14 @@
 //! The thread compares the contents, not the times. So it sees every replacement: by a rename, through a symbolic link
 //! as Kubernetes does it, or on a network file system. A key and its certificate are often replaced one after the
 //! other. So the thread loads files only after they have stayed the same between two looks. If a load fails, the thread
-//! tries again at each look, and logs each reason once.
+//! tries again at each look, and logs the same reason again only after [`REPORT_INTERVAL`].
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{error, info};
 
@@ -18,6 +18,9 @@ use crate::tls::Certificates;
 
 /// The time between two looks at the files.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the log has the same reason why the files cannot be loaded.
+const REPORT_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The contents of files, as far as a change can be seen.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(super) struct Fingerprints {
     seen: Vec<Option<u64>>,
     /// Why the last load failed.
     failure: Option<String>,
+    /// When this failure was reported.
+    reported: Option<Instant>,
 }
 
 impl Fingerprints {
@@ -39,6 +44,7 @@ impl Fingerprints {
             loaded: Vec::new(),
             seen: Vec::new(),
             failure: None,
+            reported: None,
         };
         fingerprints.take();
         fingerprints
@@ -60,13 +66,16 @@ impl Fingerprints {
         is_new && is_settled
     }
 
-    /// Returns why the last load failed.
-    pub(super) fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
-    }
-
-    pub(super) fn set_failure(&mut self, failure: Option<String>) {
+    /// Notes how a load ended. Returns whether this should be reported: if a load fails for the same reason as the load
+    /// before, only now and then.
+    pub(super) fn set_failure(&mut self, failure: Option<String>, now: Instant) -> bool {
+        let is_known = failure.is_some() && failure == self.failure;
         self.failure = failure;
+        if is_known && self.reported.is_some_and(|at| now < at + REPORT_INTERVAL) {
+            return false;
+        }
+        self.reported = Some(now);
+        true
     }
 
     fn look(&self) -> Vec<Option<u64>> {
@@ -113,7 +122,9 @@ impl FileWatch {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
+    use std::time::SystemTime;
 
     use rcgen::{CertificateParams, KeyPair, date_time_ymd};
     use tempfile::TempDir;
@@ -192,6 +203,7 @@ mod tests {
     fn files_that_cannot_be_used_change_nothing_and_are_reported_once() {
         let (files, certificates) = Files::new();
         let before = first_chain(&certificates);
+        assert!(!certificates.is_failing());
         files.write(&["crt"], |_| {});
         assert_eq!(look(&certificates), None);
         let reason = format!(
@@ -201,6 +213,7 @@ mod tests {
         );
         assert_eq!(look(&certificates), Some(Err(reason)));
         assert_eq!([look(&certificates), look(&certificates)], [None, None]);
+        assert!(certificates.is_failing());
 
         fs::remove_file(files.path("key")).unwrap();
         assert_eq!(look(&certificates), None);
@@ -215,6 +228,24 @@ mod tests {
         assert_eq!(look(&certificates), None);
         assert_eq!(look(&certificates), Some(Ok(())));
         assert_ne!(first_chain(&certificates), before);
+        assert!(!certificates.is_failing());
+    }
+
+    #[test]
+    fn a_failure_that_lasts_is_reported_again() {
+        let mut fingerprints = Fingerprints::new(Vec::new());
+        let begin = Instant::now();
+        let mut report = |failure: Option<&str>, after: Duration| {
+            fingerprints.set_failure(failure.map(str::to_owned), begin + after)
+        };
+        assert!(report(Some("a"), Duration::ZERO));
+        assert!(!report(Some("a"), REPORT_INTERVAL / 2));
+        assert!(report(Some("b"), REPORT_INTERVAL / 2));
+        assert!(!report(Some("b"), REPORT_INTERVAL));
+        assert!(report(Some("b"), REPORT_INTERVAL * 3 / 2));
+        assert!(!report(Some("b"), REPORT_INTERVAL * 2));
+        assert!(report(None, REPORT_INTERVAL * 2) && report(None, REPORT_INTERVAL * 2));
+        assert!(report(Some("b"), REPORT_INTERVAL * 2));
     }
 
     #[test]
@@ -260,9 +291,23 @@ mod tests {
             .with("client_ca_file", &ca)
             .and_then(|config| config.with("client_auth", "required"));
         let certificates = Certificates::load(&config.unwrap()).unwrap().expect("there is a pair");
-        let expiry = date_time_ymd(2998, 1, 1).into();
-        let expected = [(files.path("crt"), expiry), (files.path("ca"), expiry)];
+        let expiry = SystemTime::from(date_time_ymd(2998, 1, 1));
+        let expected = BTreeMap::from([(files.path("crt"), expiry), (files.path("ca"), expiry)]);
         assert_eq!(certificates.expiries(), expected);
+    }
+
+    /// Two samples with the same labels would make the whole page invalid.
+    #[test]
+    fn a_file_that_is_named_twice_has_one_expiry() {
+        let (files, _) = Files::new();
+        let (key, crt) = (files.path("key"), files.path("crt"));
+        let pair = format!("{}:{}", key.display(), crt.display());
+        let config = Config::default()
+            .with("https_keypairs", &format!("{pair},{pair}"))
+            .and_then(|config| config.with("client_ca_file", &crt.display().to_string()))
+            .and_then(|config| config.with("client_auth", "required"));
+        let certificates = Certificates::load(&config.unwrap()).unwrap().expect("there is a pair");
+        assert_eq!(certificates.expiries().into_keys().collect::<Vec<_>>(), [crt]);
     }
 
     #[tokio::test]

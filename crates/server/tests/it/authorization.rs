@@ -135,7 +135,7 @@ async fn a_proxy_writes_its_own_routes_and_session() {
     let pki = Pki::new();
     let server = serve(&config(&pki, "required")).await;
     let mut proxy = client(&server, &pki, &pki.teleport("Proxy", "proxy-1.main")).await;
-    let who = "the client \"O=Proxy, CN=proxy-1.main\" lacks the role Admin, so it may write only the routes of proxy \
+    let who = "the client \"CN=proxy-1.main, O=Proxy\" lacks the role Admin, so it may write only the routes of proxy \
                \"proxy-1\", and the request names";
     for path in [ADD, SESSION] {
         let request = if path == ADD { add_request } else { hello };
@@ -252,7 +252,7 @@ async fn a_spiffe_id_names_a_proxy() {
     let mut other = client(&server, &pki, &pki.teleport("Admin", "alice")).await;
     assert_denied(
         &other.call(GET, node_request("node")).await,
-        "the client \"O=Admin, CN=alice, without a SPIFFE ID\" lacks a role, Proxy or Admin, which \
+        "the client \"without a SPIFFE ID, CN=alice, O=Admin\" lacks a role, Proxy or Admin, which \
          api.NodeTrackerService/GetProxies needs",
     );
 }
@@ -285,7 +285,7 @@ async fn after_a_reload_clients_of_an_old_authority_lose_their_rights() {
     let denied = old.call(GET, node_request("node")).await;
     assert_denied(
         &denied,
-        "the client \"O=Admin, CN=alice\", whose certificate is no longer trusted, lacks a role, Proxy or Admin, which \
+        "the client \"CN=alice, O=Admin\", whose certificate is no longer trusted, lacks a role, Proxy or Admin, which \
          api.NodeTrackerService/GetProxies needs",
     );
     assert_eq!(crate::support::status(response).await.grpc, UNAVAILABLE);
@@ -391,12 +391,23 @@ fn serve_command(pki: &Pki) -> Process {
     ])
 }
 
+#[tokio::test]
+async fn an_authority_that_has_expired_still_certifies_clients_and_the_log_says_so() {
+    let pki = Pki::with_authority(|params| params.not_after = date_time_ymd(2021, 2, 3));
+    let server = serve(&config(&pki, "required")).await;
+    let mut admin = client(&server, &pki, &pki.teleport("Admin", "alice")).await;
+    assert_eq!(admin.call(GET, node_request("node")).await.grpc, OK);
+    let line = "ca.crt: the certificate expired on 2021-02-03T00:00:00Z: its clients are still accepted\n";
+    let log = serve_command(&pki).logged("expired");
+    assert!(log.contains(" WARN ") && log.contains(line), "{log}");
+}
+
 #[test]
 fn commands_present_a_certificate() {
     let pki = Pki::new();
     pki.write_identity("admin", &pki.teleport("Admin", "alice"));
     pki.write_identity("proxy", &pki.teleport("Proxy", "proxy-1"));
-    let server = serve_command(&pki);
+    let mut server = serve_command(&pki);
     let (at, ca) = (format!("https://{}", server.addr), pki.path("ca.crt"));
     let call = |command: &[&str], name: &str| {
         let (key, cert) = (pki.path(&format!("{name}.key")), pki.path(&format!("{name}.crt")));
@@ -417,12 +428,25 @@ fn commands_present_a_certificate() {
     let denied = call(&["rm", "node-1"], "proxy");
     assert_eq!(denied.status.code(), Some(1));
     let line = format!(
-        "nodetracker: {}: PERMISSION_DENIED: the client \"O=Proxy, CN=proxy-1\" lacks ",
+        "nodetracker: {}: PERMISSION_DENIED: the client \"CN=proxy-1, O=Proxy\" lacks ",
         server.addr
     );
     assert!(stderr(&denied).starts_with(&line), "{}", stderr(&denied));
-    let removed = call(&["rm", "node-1"], "admin");
-    assert!(removed.status.success(), "{}", stderr(&removed));
+    for command in [&["rm", "node-1"][..], &["rm-proxy", "proxy-1"], &["log-level", "info"]] {
+        let done = call(command, "admin");
+        assert!(done.status.success(), "{}", stderr(&done));
+    }
+    let log = server.logged("AdminService.SetLogLevel");
+    for method in [
+        "RouteService.RemoveNodes",
+        "AdminService.RemoveProxy: \"proxy-1\"",
+        "AdminService.SetLogLevel",
+    ] {
+        let line = log.lines().find(|line| line.contains(method)).expect(method);
+        assert!(line.contains("CN=alice"), "{line}");
+    }
+    let denied = log.lines().find(|line| line.contains("reason=\"denied\"")).expect(&log);
+    assert!(denied.contains(" INFO ") && denied.contains("CN=proxy-1"), "{denied}");
 
     // From the environment.
     let mut command = nodetracker();
@@ -452,6 +476,9 @@ fn commands_present_a_certificate() {
         assert!(stderr(&refused).starts_with(&line), "{}", stderr(&refused));
         assert_eq!(stderr(&refused).lines().count(), 1);
     }
+
+    let log = server.logged("reason=\"client_certificate\"");
+    assert!(log.lines().next_back().expect("a line").contains(" INFO "), "{log}");
 
     // Files that cannot be used, and half a pair.
     for (key, cert, reason) in [

@@ -4,7 +4,9 @@ use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
-use crate::support::{Process, framed, nodetracker, run, stderr, stdout};
+use nodetracker::Proxy;
+
+use crate::support::{Process, Running, framed, nodetracker, run, stderr, stdout};
 
 /// What JSON is for scripts: an object a line.
 fn objects(json: &str) -> Vec<serde_json::Value> {
@@ -493,6 +495,38 @@ fn a_watch_prints_a_line_for_each_change_until_ctrl_c() {
         let output = child.wait_with_output().unwrap();
         assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
     }
+}
+
+/// A terminal that is stopped, or a program that has other things to do.
+#[tokio::test]
+async fn a_watch_whose_reader_stops_hears_signals() {
+    let server = Running::start().await;
+    for number in 0..2_000 {
+        let node = format!("{number}{}", "x".repeat(100)).parse().unwrap();
+        let proxy = Proxy {
+            id: "proxy-1",
+            cluster_name: "",
+            addr: "proxy:1",
+        };
+        server.table.report_node(&node, &proxy).unwrap();
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    let addr = server.addr.to_string();
+    let mut child = nodetracker()
+        .args(["watch", "--addr", &addr])
+        .stdout(writer)
+        .spawn()
+        .unwrap();
+    // The pipe holds 64 KiB at most, so it is soon full: the lines are three times as long.
+    while rustix::io::ioctl_fionread(&reader).unwrap() < 32_768 {
+        tokio::task::yield_now().await;
+    }
+    let kill = format!("kill -TERM {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap())
+        .await
+        .unwrap();
+    assert_eq!(ended.code(), Some(0));
 }
 
 /// The connection stays open, as it does when the tracker's machine loses its power.

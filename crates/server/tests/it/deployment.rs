@@ -41,7 +41,8 @@ fn the_manifest_gives_the_tracker_time_to_stop() {
     let config = Config::read(&file).unwrap();
     let pod = &object(&objects, "StatefulSet")["spec"]["template"]["spec"];
     let grace = Duration::from_secs(pod["terminationGracePeriodSeconds"].as_u64().unwrap());
-    let needed = config.shutdown_delay.value + Limits::default().drain;
+    // The last snapshot, too.
+    let needed = config.shutdown_delay.value + Limits::default().drain + Duration::from_secs(30);
     assert!(
         grace > needed + Duration::from_secs(5),
         "{grace:?} is not enough for {needed:?}"
@@ -68,6 +69,32 @@ fn the_manifest_gives_the_tracker_time_to_stop() {
 }
 
 #[test]
+fn the_manifest_keeps_the_routes_and_asks_all_threads_for_their_health() {
+    let objects = manifest();
+    let config = object(&objects, "ConfigMap")["data"]["nodetracker.yaml"]
+        .as_str()
+        .unwrap();
+    let (_folder, file) = config_file(config);
+    let config = Config::read(&file).unwrap();
+    let set = &object(&objects, "StatefulSet")["spec"];
+    let pod = &set["template"]["spec"];
+    let tracker = &pod["containers"][0];
+
+    let claim = &set["volumeClaimTemplates"][0]["metadata"]["name"];
+    let mounts = tracker["volumeMounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|mount| &mount["name"] == claim).unwrap();
+    let data_dir = config.data_dir.unwrap().value;
+    assert_eq!(mount["mountPath"], data_dir.to_str().unwrap());
+    assert_eq!(pod["securityContext"]["fsGroup"], pod["securityContext"]["runAsGroup"]);
+
+    let port = &tracker["ports"][1];
+    assert_eq!(config.diag_addr.unwrap().value, format!(":{}", port["containerPort"]));
+    let probe = &tracker["livenessProbe"];
+    assert_eq!(probe["httpGet"]["path"], "/healthz");
+    assert_eq!(probe["httpGet"]["port"], port["name"]);
+}
+
+#[test]
 fn the_objects_of_the_manifest_select_the_same_pods() {
     let objects = manifest();
     let set = object(&objects, "StatefulSet");
@@ -81,6 +108,18 @@ fn the_objects_of_the_manifest_select_the_same_pods() {
         set["spec"]["serviceName"],
         object(&objects, "Service")["metadata"]["name"]
     );
+}
+
+#[test]
+fn the_unit_tries_again_for_ever_unless_the_configuration_is_wrong() {
+    let unit = fs::read_to_string(ops("nodetracker.service")).unwrap();
+    for line in [
+        "Restart=on-failure",
+        "StartLimitIntervalSec=0",
+        "RestartPreventExitStatus=2",
+    ] {
+        assert!(unit.lines().any(|of_unit| of_unit == line), "{line}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_service_client::SessionServiceClient;
 use nodetracker_server::{Config, Drained, Server, limits};
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -18,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 
 use crate::pki::Pki;
-use crate::support::{ADD, Client, Raw, add, connect, framed, proxies, run, stderr};
+use crate::support::{ADD, Client, Process, Raw, add, connect, ended, framed, grpc, proxies, run, stderr};
 
 /// A server with a diagnostics port.
 struct Diag {
@@ -368,6 +369,49 @@ async fn failed_handshakes_are_counted_by_reason() {
         .filter(|(name, _)| name.contains("handshake_failures"));
     assert_eq!(failures.map(|(_, count)| count).sum::<f64>(), 4.0, "{page:?}");
     assert_eq!(page.value("nodetracker_accepted_connections_total"), 4.0);
+    assert_eq!(
+        page.value("nodetracker_refusals_total{reason=\"client_certificate\"}"),
+        1.0
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_is_refused_counts_under_its_method() {
+    let pki = Pki::new();
+    pki.issue("tracker", "127.0.0.1");
+    let pair = format!("{}:{}", pki.path("tracker.key"), pki.path("tracker.crt"));
+    let authority = pki.path("ca.crt");
+    let settings = [
+        ("https_keypairs", &*pair),
+        ("client_ca_file", &authority),
+        ("client_auth", "required"),
+    ];
+    let server = Diag::start(&settings).await;
+    let stream = TcpStream::connect(server.addr).await.unwrap();
+    let node = pki.client_config(Some(&pki.teleport("Node", "node-1")));
+    let name = "127.0.0.1".try_into().unwrap();
+    let mut client = Raw::over(TlsConnector::from(Arc::new(node)).connect(name, stream).await.unwrap()).await;
+    // By the rule of the method, by the head of the request, and because there is no such method.
+    let message = framed(&add("node", "proxy", "proxy:1").encode_to_vec());
+    assert_eq!(client.call(ADD, message.clone()).await.grpc, Some(7));
+    client.requests = client.requests.clone().ready().await.unwrap();
+    let mut compressed = grpc(ADD);
+    compressed
+        .headers_mut()
+        .insert("grpc-encoding", "gzip".parse().unwrap());
+    let (response, _) = client.requests.send_request(compressed, true).unwrap();
+    assert_eq!(ended(response).await.grpc, Some(12));
+    assert_eq!(client.call("/a.B/C", message).await.grpc, Some(12));
+    let page = server.metrics().await;
+    let calls = |service: &str, method: &str, code: &str| {
+        page.value(&format!(
+            "nodetracker_calls_total{{service=\"{service}\",method=\"{method}\",code=\"{code}\"}}"
+        ))
+    };
+    assert_eq!(calls("api.NodeTrackerService", "AddNode", "PERMISSION_DENIED"), 1.0);
+    assert_eq!(calls("api.NodeTrackerService", "AddNode", "UNIMPLEMENTED"), 1.0);
+    assert_eq!(calls("unknown", "unknown", "UNIMPLEMENTED"), 1.0);
+    assert_eq!(page.value("nodetracker_refusals_total{reason=\"denied\"}"), 1.0);
 }
 
 #[tokio::test]
@@ -478,7 +522,8 @@ async fn bad_clients_of_the_port_disturb_nobody() {
         431
     );
 
-    // Clients that send nothing take all connections. Calls are served meanwhile, and the port again afterwards.
+    // Clients that send nothing take all connections. Calls are served meanwhile, and probes too: the oldest of the silent
+    // connections makes room.
     let mut silent = Vec::new();
     for _ in 0..limits::MAX_DIAG_CONNECTIONS {
         silent.push(TcpStream::connect(server.diag).await.unwrap());
@@ -486,20 +531,28 @@ async fn bad_clients_of_the_port_disturb_nobody() {
     let mut client = server.client().await;
     client.add_node(add("node", "proxy", "proxy:1")).await.unwrap();
     assert_eq!(proxies(&mut client, "node").await, ["proxy"]);
+    let probe = timeout(limits::DIAG_CONNECTION_TIME / 2, get(server.diag, "/healthz")).await;
+    assert_eq!(probe.expect("silent clients keep probes out").status, 200);
     drop(silent);
-    assert_eq!(get(server.diag, "/healthz").await.status, 200);
 }
 
-/// The port ends a connection that does not send its request, or does not read its page, in time.
+/// The port ends a connection that does not send its request in time.
 #[tokio::test(start_paused = true)]
 async fn a_silent_client_is_cut() {
     let server = Diag::start(&[]).await;
     let mut stream = TcpStream::connect(server.diag).await.unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
     let mut rest = Vec::new();
-    let read = timeout(2 * limits::DIAG_CONNECTION_TIME, stream.read_to_end(&mut rest)).await;
+    let read = timeout(2 * limits::DIAG_HEADER_TIME, stream.read_to_end(&mut rest)).await;
     read.expect("the server cuts the connection").unwrap();
     assert_eq!(rest, b"");
+}
+
+#[test]
+fn a_port_for_other_machines_is_a_warning() {
+    let line = "diag_addr has no authentication, and clients may be on other machines";
+    let log = Process::serve(&["--diag-addr", "0.0.0.0:0"]).logged("diag_addr has");
+    assert!(log.contains(&format!(" WARN {line}\n")), "{log}");
 }
 
 #[tokio::test]
@@ -510,7 +563,7 @@ async fn an_address_that_is_taken_is_an_error_that_names_the_key() {
     let refused = tokio::task::spawn_blocking(move || run(&args.each_ref().map(String::as_str)))
         .await
         .unwrap();
-    assert_eq!(refused.status.code(), Some(2));
+    assert_eq!(refused.status.code(), Some(1));
     let expected = format!("nodetracker: --diag-addr: cannot listen on {addr}: ");
     assert!(stderr(&refused).contains(&expected), "{}", stderr(&refused));
 }

@@ -79,8 +79,8 @@ async fn a_drain_tells_sessions_to_go_serves_for_the_delay_and_ends_the_tracker(
     assert_eq!((drained.status.code(), stderr(&drained)), (Some(0), String::new()));
     let json: serde_json::Value = serde_json::from_str(&stdout(&drained)).unwrap();
     assert_eq!(
-        (&json["shutdown_delay_seconds"], &json["closed"]),
-        (&0.3.into(), &true.into())
+        (&json["shutdown_delay_seconds"], &json["closed"], &json["restarted"]),
+        (&0.3.into(), &true.into(), &false.into())
     );
     let (status, log) = server.wait().await;
     assert_eq!(status.code(), Some(0), "{log}");

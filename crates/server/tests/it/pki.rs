@@ -20,8 +20,14 @@ pub(crate) struct Pki {
 
 impl Pki {
     pub(crate) fn new() -> Self {
+        Self::with_authority(|_| {})
+    }
+
+    /// Makes an authority after `change`.
+    pub(crate) fn with_authority(change: impl FnOnce(&mut CertificateParams)) -> Self {
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        change(&mut params);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("ca.crt"), authority.pem()).unwrap();

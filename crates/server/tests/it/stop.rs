@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::support::{Ended, Process, Raw, Running, config_file, ended, framed, run, stderr, stdout};
 
 /// A call that the server has begun to read.
-struct InFlight {
+pub(crate) struct InFlight {
     raw: Raw,
     response: h2::client::ResponseFuture,
     stream: h2::SendStream<Bytes>,
@@ -20,7 +20,7 @@ struct InFlight {
 }
 
 impl InFlight {
-    async fn start(addr: SocketAddr) -> Self {
+    pub(crate) async fn start(addr: SocketAddr) -> Self {
         let mut raw = Raw::connect(addr).await;
         let (response, mut stream) = raw.open("/api.NodeTrackerService/GetProxies").await;
         let mut body = Bytes::from(framed(b"\x0a\x06node-1"));
@@ -34,7 +34,7 @@ impl InFlight {
         }
     }
 
-    async fn finish(mut self) -> Ended {
+    pub(crate) async fn finish(mut self) -> Ended {
         self.stream.send_data(self.rest, true).unwrap();
         let ended = ended(self.response).await;
         drop(self.raw);

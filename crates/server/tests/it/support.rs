@@ -285,9 +285,15 @@ pub(crate) struct Process {
 impl Process {
     /// Starts it on a free port and waits until it listens.
     pub(crate) fn serve(args: &[&str]) -> Self {
+        Self::starting(args).listening()
+    }
+
+    /// Starts it on a free port. The address is unknown until it is [listening](Self::listening).
+    pub(crate) fn starting(args: &[&str]) -> Self {
         let mut command = nodetracker();
         command.args(["serve", "--listen-addr", "127.0.0.1:0"]).args(args);
-        Self::spawn(command)
+        let (reader, writer) = io::pipe().unwrap();
+        Self::start(command, reader, writer)
     }
 
     pub(crate) fn spawn(command: Command) -> Self {
@@ -295,22 +301,29 @@ impl Process {
         Self::with_log(command, reader, writer)
     }
 
-    /// Starts the server with this pipe as its stderr.
-    pub(crate) fn with_log(mut command: Command, reader: PipeReader, writer: PipeWriter) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(writer).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let addr = line
-            .strip_prefix("listening on ")
-            .map(|addr| addr.trim_end().parse().unwrap());
-        let addr = addr.unwrap_or_else(|| panic!("{line:?}"));
+    /// Starts the server with this pipe as its stderr, and waits until it listens.
+    pub(crate) fn with_log(command: Command, reader: PipeReader, writer: PipeWriter) -> Self {
+        Self::start(command, reader, writer).listening()
+    }
+
+    fn start(mut command: Command, reader: PipeReader, writer: PipeWriter) -> Self {
+        let child = command.stdout(Stdio::piped()).stderr(writer).spawn().unwrap();
         Self {
             child,
-            addr,
+            addr: SocketAddr::from(([0; 4], 0)),
             stderr: BufReader::new(reader),
         }
+    }
+
+    /// Waits until the server listens.
+    pub(crate) fn listening(mut self) -> Self {
+        let mut line = String::new();
+        BufReader::new(self.child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let addr = line.strip_prefix("listening on ").map(str::trim_end);
+        self.addr = addr.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        self
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -34,6 +34,26 @@ fn a_socket_that_is_passed_replaces_the_address() {
     drop(early);
 }
 
+/// systemd keeps the port, and starts the tracker again with the next connection, which may be one of `drain`.
+#[test]
+fn a_drain_reports_that_a_tracker_with_a_socket_has_restarted() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let again = socket.try_clone().unwrap();
+    let mut old = Process::spawn(serve_with_fd(socket, &[]));
+    let addr = old.addr.to_string();
+    let drain = std::thread::spawn(move || run(&["drain", "--format", "json", "--addr", &addr]));
+    assert_eq!(old.exit_code(), Some(0));
+    let _new = Process::spawn(serve_with_fd(again, &[]));
+    let drained = drain.join().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&drained.stdout).unwrap();
+    assert_eq!((&json["closed"], &json["restarted"]), (&false.into(), &true.into()));
+    assert!(
+        stderr(&drained).contains("another tracker answers"),
+        "{}",
+        stderr(&drained)
+    );
+}
+
 #[test]
 fn a_descriptor_that_is_no_listening_socket_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -86,7 +106,9 @@ fn listening(addr: SocketAddr) -> [String; 2] {
 
 #[test]
 fn a_start_a_reload_and_a_stop_are_reported() {
-    let (manager, mut server) = Manager::start(&["--shutdown-delay", "20s"], &[]);
+    let folder = TempDir::new().unwrap();
+    let data_dir = folder.path().to_str().unwrap();
+    let (manager, mut server) = Manager::start(&["--shutdown-delay", "20s", "--data-dir", data_dir], &[]);
     assert_eq!(manager.next(), listening(server.addr));
     server.signal("HUP");
     let reloading = manager.next();
@@ -95,8 +117,8 @@ fn a_start_a_reload_and_a_stop_are_reported() {
     assert!(time.parse::<u64>().unwrap() > 0);
     assert_eq!(manager.next(), ["READY=1"]);
     server.signal("TERM");
-    // The delay, the limit of a drain, and a margin.
-    let limit = format!("EXTEND_TIMEOUT_USEC={}", (20 + 10 + 5) * 1_000_000);
+    // The delay, the limit of a drain, that of the last snapshot, and a margin.
+    let limit = format!("EXTEND_TIMEOUT_USEC={}", (20 + 10 + 30 + 5) * 1_000_000);
     assert_eq!(
         manager.next(),
         ["STOPPING=1", "STATUS=finishing the calls in flight", &limit]

@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 use crate::cli::commands::admin::duration as from_wire;
 use crate::cli::commands::{CommandError, TrackerArgs, generation};
 use crate::cli::print::Print;
+use crate::cli::remark;
 use crate::config::duration;
 use crate::log::LogLevel;
 
@@ -58,8 +59,18 @@ impl std::str::FromStr for Level {
 struct Drained {
     generation: String,
     shutdown_delay_seconds: Option<f64>,
-    /// Whether the tracker has closed its port.
+    /// Whether the tracker has closed its port, and no tracker listens there now.
     closed: bool,
+    /// Whether another tracker answers at the address now.
+    restarted: bool,
+}
+
+/// How a tracker left its port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Closed,
+    /// To another tracker. A service manager that keeps the port starts the tracker again with the next connection.
+    Restarted,
 }
 
 /// What `log-level` did, in JSON.
@@ -91,22 +102,29 @@ pub(crate) async fn drain(drain: Drain) -> Result<(), CommandError> {
     let mut client = at.admin().await?;
     let stopping = at.call(client.drain(v1::DrainRequest {})).await?;
     drop(client);
-    let has_to_wait = !wait.is_zero();
-    if has_to_wait && timeout(wait, closed(&at, stopping.generation)).await.is_err() {
-        return Err(CommandError::StillOpen(duration::format(wait)));
+    let left = match wait {
+        Duration::ZERO => None,
+        wait => match timeout(wait, left(&at, stopping.generation)).await {
+            Ok(left) => Some(left),
+            Err(_) => return Err(CommandError::StillOpen(duration::format(wait))),
+        },
+    };
+    if left == Some(Left::Restarted) {
+        remark("another tracker answers at the address now; if systemd keeps the port, stop the socket unit, too");
     }
     format.done(&Drained {
         generation: generation(stopping.generation),
         shutdown_delay_seconds: from_wire(stopping.shutdown_delay).map(|delay| delay.as_secs_f64()),
-        closed: has_to_wait,
+        closed: left == Some(Left::Closed),
+        restarted: left == Some(Left::Restarted),
     })
 }
 
 /// Waits until a tracker has closed its port, or until another tracker answers there.
-async fn closed(at: &TrackerArgs, generation: u64) {
+async fn left(at: &TrackerArgs, generation: u64) -> Left {
     loop {
         if at.is_refused().await {
-            return;
+            return Left::Closed;
         }
         let stats = async {
             let mut client = at.admin().await?;
@@ -114,7 +132,7 @@ async fn closed(at: &TrackerArgs, generation: u64) {
         };
         // Any error: the port may have closed meanwhile, or the tracker is busy.
         if stats.await.is_ok_and(|stats| stats.generation != generation) {
-            return;
+            return Left::Restarted;
         }
         sleep(POLL_INTERVAL).await;
     }

@@ -1,6 +1,8 @@
 //! The `watch` command: prints what the table holds, and then each change, a line each.
 
 use std::io::{self, Write};
+use std::thread;
+use std::time::Duration;
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
@@ -10,6 +12,8 @@ use nodetracker_proto::v1::watch_response::Message;
 use nodetracker_proto::v1::watch_service_client::WatchServiceClient;
 use nodetracker_proto::v1::{NodeChangeReason, ProxyChangeReason};
 use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::cli::commands::{CommandError, generation, node_name, routes};
 use crate::cli::print::{Format, Print, ProxyRow, RouteRow, cell};
@@ -60,16 +64,52 @@ fn place(text: &str) -> Result<v1::WatchPlace, String> {
     parsed.ok_or_else(|| "not a generation and a sequence number, as in 00c0ffee00c0ffee:42".into())
 }
 
+/// Messages that wait until the lines of the messages before are written. Then the tracker has to wait, too.
+const MAX_WAITING: usize = 16;
+
+/// How long the last lines may take after a signal.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// Follows the table until SIGINT or SIGTERM, which is how a watch ends without a failure.
 pub(crate) async fn watch(watch: Watch) -> Result<(), CommandError> {
     let mut signals = Signals::install().map_err(CommandError::Signals)?;
-    tokio::select! {
-        result = follow(watch) => result,
+    let (lines, mut written) = printer()?;
+    let (followed, limit) = tokio::select! {
+        followed = follow(watch, lines) => (followed, Duration::MAX),
+        _ = signals.next() => (Ok(()), LAST_LINES),
+        // Nobody reads stdout any more.
+        written = &mut written => return Ok(written.unwrap_or(Ok(()))?),
+    };
+    // The lines have an end now.
+    let written = tokio::select! {
+        written = timeout(limit, written) => written.ok().and_then(Result::ok).unwrap_or(Ok(())),
         _ = signals.next() => Ok(()),
-    }
+    };
+    written?;
+    followed
 }
 
-async fn follow(watch: Watch) -> Result<(), CommandError> {
+/// Starts a thread that writes lines to stdout, and returns the result when the lines end. If the reader of stdout stops to
+/// read, only this thread waits: signals and pings are still handled.
+fn printer() -> Result<(mpsc::Sender<Vec<u8>>, oneshot::Receiver<io::Result<()>>), CommandError> {
+    let (lines, mut waiting) = mpsc::channel::<Vec<u8>>(MAX_WAITING);
+    let (done, written) = oneshot::channel();
+    let print = move || {
+        let mut print = || {
+            while let Some(lines) = waiting.blocking_recv() {
+                let mut out = io::stdout().lock();
+                out.write_all(&lines)?;
+                out.flush()?;
+            }
+            Ok(())
+        };
+        let _ = done.send(print());
+    };
+    thread::Builder::new().spawn(print).map_err(CommandError::Thread)?;
+    Ok((lines, written))
+}
+
+async fn follow(watch: Watch, lines: mpsc::Sender<Vec<u8>>) -> Result<(), CommandError> {
     let Print { format, at } = watch.print;
     let mut client = WatchServiceClient::with_origin(at.transport().await?, at.origin());
     let nodes = v1::NodeIds {
@@ -84,7 +124,13 @@ async fn follow(watch: Watch) -> Result<(), CommandError> {
     let mut stream = at.call(client.watch(request)).await?;
     loop {
         match stream.message().await {
-            Ok(Some(response)) => print(format, &events(response))?,
+            Ok(Some(response)) => {
+                let printed = lines.send(print(format, &events(response))?).await;
+                if printed.is_err() {
+                    // The thread returns the error.
+                    return Ok(());
+                }
+            }
             Ok(None) => {
                 return Err(at
                     .failed(tonic::Status::unavailable("the tracker ended the watch"))
@@ -111,20 +157,21 @@ fn is_lost(status: &tonic::Status) -> bool {
     false
 }
 
-fn print(format: Format, events: &[Event]) -> Result<(), CommandError> {
-    let mut out = io::stdout().lock();
+/// Returns the lines of some events.
+fn print(format: Format, events: &[Event]) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
     for event in events {
         match format {
             // For programs that resume.
             Format::Table if event.event == KEEP_ALIVE => {}
             Format::Table => writeln!(out, "{}", line(event))?,
             Format::Json => {
-                serde_json::to_writer(&mut out, event).map_err(io::Error::from)?;
+                serde_json::to_writer(&mut out, event)?;
                 writeln!(out)?;
             }
         }
     }
-    Ok(out.flush()?)
+    Ok(out)
 }
 
 /// Returns the event, the node or proxy, and the proxies that now reach the node or the new data of the proxy.

@@ -133,7 +133,9 @@ impl Session {
     fn hello(&mut self, sequence: u64, hello: v1::SessionHello) -> Result<Step, Status> {
         let shared = &self.shared;
         let (proxy, incarnation) = message::hello(&hello)?;
-        self.caller.check_proxy(proxy.id)?;
+        self.caller.check_proxy(proxy.id).inspect_err(|denied| {
+            shared.refusals.refuse_for(Reason::Denied, Some(&denied.message()));
+        })?;
         let begin = || shared.table.begin_incarnation(&proxy, incarnation);
         let begun = shared.owners.take_over(proxy.id, incarnation, begin);
         let (ownership, begun) = match begun.map_err(Failure::from) {

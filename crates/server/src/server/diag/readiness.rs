@@ -2,6 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// Why a server is not ready before it serves.
+pub(crate) const STARTING: &str = "the server is starting";
+
 /// Whether the server is ready, and if not, why. A server is not ready before it [serves](Self::serving).
 #[derive(Debug)]
 pub(crate) struct Readiness {
@@ -12,7 +15,7 @@ pub(crate) struct Readiness {
 impl Default for Readiness {
     fn default() -> Self {
         Self {
-            reason: Mutex::new(Some("the server is starting")),
+            reason: Mutex::new(Some(STARTING)),
         }
     }
 }

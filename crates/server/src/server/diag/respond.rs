@@ -10,15 +10,24 @@ use crate::server::metrics::{Format, Metrics};
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
+/// The path of the health.
+pub(super) const HEALTH: &str = "/healthz";
+
 /// The page at `/`, and of every other path that has no page.
 const PAGES: &str = "\
-/healthz  200 while the process responds
+/healthz  200 if all threads respond, else 503 and the thread that is stuck
 /readyz   200 if the tracker takes calls, else 503; JSON with the reason
 /metrics  metrics for Prometheus
 ";
 
-/// Responds to a request. `metrics` is `None` until the server has started.
-pub(super) fn respond<B>(request: &Request<B>, readiness: &Readiness, metrics: Option<&Metrics>) -> Response<String> {
+/// Responds to a request. `stuck` is the number of a worker that does not respond. `metrics` is `None` until the server has
+/// started.
+pub(super) fn respond<B>(
+    request: &Request<B>,
+    readiness: &Readiness,
+    stuck: Option<usize>,
+    metrics: Option<&Metrics>,
+) -> Response<String> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let method = request.method();
         let text = format!("{method} is not allowed here, only GET and HEAD\n");
@@ -29,7 +38,13 @@ pub(super) fn respond<B>(request: &Request<B>, readiness: &Readiness, metrics: O
         return response;
     }
     match request.uri().path() {
-        "/healthz" => page(StatusCode::OK, TEXT, "ok\n".to_owned()),
+        HEALTH => match stuck {
+            None => page(StatusCode::OK, TEXT, "ok\n".to_owned()),
+            Some(worker) => {
+                let text = format!("worker-{worker} is stuck\n");
+                page(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+            }
+        },
         "/readyz" => ready(readiness),
         "/metrics" => match metrics {
             Some(metrics) => {
@@ -83,4 +98,24 @@ fn page(status: StatusCode, content_type: &'static str, body: String) -> Respons
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stuck_worker_fails_the_health_and_no_other_page() {
+        let get = |path: &str, stuck| {
+            let request = Request::get(path).body(()).unwrap();
+            respond(&request, &Readiness::default(), stuck, None)
+        };
+        let stuck = get(HEALTH, Some(3));
+        assert_eq!(
+            (stuck.status(), stuck.body().as_str()),
+            (StatusCode::SERVICE_UNAVAILABLE, "worker-3 is stuck\n")
+        );
+        assert_eq!(get(HEALTH, None).status(), StatusCode::OK);
+        assert_eq!(get("/", Some(3)).status(), StatusCode::OK);
+    }
 }

@@ -1,6 +1,7 @@
 //! What the metrics read, and the figures that one scrape has read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nodetracker::{MemoryUse, Stats};
 use tracing::debug;
@@ -11,7 +12,7 @@ use crate::grpc::method::MethodTable;
 use crate::grpc::worker_counters::WorkerCounters;
 use crate::rpc::statistics::Statistics;
 use crate::server::diag::Readiness;
-use crate::server::metrics::process::ProcessFigures;
+use crate::server::metrics::process::{ProcessFigures, ProcessReader};
 use crate::server::sweeper::SweepCounters;
 use crate::tls::Certificates;
 
@@ -28,6 +29,8 @@ pub(crate) struct Sources {
     pub(crate) max_connections: u32,
     /// `None` if the server uses plaintext.
     pub(crate) certificates: Option<Certificates>,
+    /// The time between two snapshots.
+    pub(crate) snapshot_interval: Duration,
 }
 
 /// The figures of one scrape that several metrics need, or that are expensive to read.
@@ -43,7 +46,7 @@ pub(super) struct Reading<'s> {
 }
 
 impl<'s> Reading<'s> {
-    pub(super) fn new(sources: &'s Sources) -> Self {
+    pub(super) fn new(sources: &'s Sources, process: &ProcessReader) -> Self {
         let table = &sources.statistics.table;
         let of_method = |method| {
             let mut sum = CallCounts::default();
@@ -53,8 +56,8 @@ impl<'s> Reading<'s> {
                 .for_each(|worker| worker.calls.add_to(method, &mut sum));
             sum
         };
-        let process =
-            ProcessFigures::read().inspect_err(|error| debug!(%error, "cannot read the figures of the process"));
+        let process = process.read();
+        let process = process.inspect_err(|error| debug!(%error, "cannot read the figures of the process"));
         Self {
             sources,
             table: table.stats(),

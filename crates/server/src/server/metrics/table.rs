@@ -195,7 +195,7 @@ pub(super) static METRICS: &[Metric] = &[
         "The memory budget for clients (client_memory_mb)",
         |from, to| to.only(from.sources.statistics.memory.limit())),
     labelled("nodetracker_refusals_total", Kind::Counter, &["reason"],
-        "Calls and connections that were refused or had to wait because a limit was reached",
+        "Calls and connections that were refused or had to wait: a limit was reached, or the client lacks a right",
         |from, to| {
             let mut counts = from.sources.statistics.memory.refusals().counts();
             counts.try_for_each(|(reason, count)| to.of([reason.name()], count))
@@ -204,10 +204,18 @@ pub(super) static METRICS: &[Metric] = &[
     labelled("nodetracker_certificate_expiry_timestamp_seconds", Kind::Gauge, &["file"],
         "When the first of the certificates in a file expires, in seconds since 1970",
         certificates)
-        .only_if("with `https_keypairs`", |from| from.sources.certificates.is_some()),
+        .only_if("with `https_keypairs`", has_certificates),
+    single("nodetracker_certificate_reload_failing", Kind::Gauge,
+        "1 if the certificate files cannot be loaded, so the server uses what it loaded before",
+        |from, to| from.sources.certificates.iter().try_for_each(|of| to.only(of.is_failing())))
+        .only_if("with `https_keypairs`", has_certificates),
     single("nodetracker_snapshot_timestamp_seconds", Kind::Gauge,
         "When the last snapshot was written, in seconds since 1970; 0 if none was written",
         |from, to| snapshots(from, |status| to.only(status.last_success().map_or(Duration::ZERO, since_1970))))
+        .only_if("with `data_dir`", has_snapshots),
+    single("nodetracker_snapshot_interval_seconds", Kind::Gauge,
+        "The time between two snapshots (snapshot_interval)",
+        |from, to| to.only(from.sources.snapshot_interval))
         .only_if("with `data_dir`", has_snapshots),
     single("nodetracker_snapshot_bytes", Kind::Gauge,
         "The size of the last snapshot",
@@ -255,6 +263,10 @@ pub(super) static METRICS: &[Metric] = &[
         |from, to| process(from, |figures| to.only(figures.start_time)))
         .only_if("on Linux", has_process),
 ];
+
+fn has_certificates(from: &Reading<'_>) -> bool {
+    from.sources.certificates.is_some()
+}
 
 fn has_snapshots(from: &Reading<'_>) -> bool {
     from.sources.statistics.snapshots.is_some()

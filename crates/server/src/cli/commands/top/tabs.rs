@@ -486,11 +486,19 @@ impl From<'_> {
         if let Some(failures) = failures.filter(|&failures| failures > 0.0) {
             text += &format!(", {} FAILED", count(Some(failures)));
         }
+        let interval = self
+            .interval
+            .value("nodetracker_snapshot_interval_seconds")
+            .unwrap_or(0.0);
+        // Until the first snapshot, the start counts.
+        let waited = since.or_else(|| self.since("process_start_time_seconds"));
+        let is_late = waited.is_some_and(|waited| waited > 3.0 * interval + 300.0);
+        let has_only_failed = since.is_none() && failures > Some(0.0);
         Row::new("Snapshot", text)
             .field("snapshot_age_seconds", number(since))
             .field("last_snapshot_bytes", number(size))
             .field("snapshot_failures", number(failures))
-            .alert_if(written.is_some() && since.is_none_or(|since| since > DAY / 96.0))
+            .alert_if(written.is_some() && (is_late || has_only_failed))
     }
 
     fn certificate(&self) -> Row {
@@ -651,13 +659,16 @@ nodetracker_certificate_expiry_timestamp_seconds{{file=\"b\"}} 2e9"
         );
         assert_eq!(overview("Certificate", "up 1"), ("none (plaintext)".to_owned(), false));
 
-        let snapshot = |written, failures| {
+        let snapshot_each = |interval, written, failures| {
             format!(
-                "nodetracker_snapshot_timestamp_seconds {written}
+                "process_start_time_seconds 1699999000
+nodetracker_snapshot_interval_seconds {interval}
+nodetracker_snapshot_timestamp_seconds {written}
 nodetracker_snapshot_bytes 51200000
 nodetracker_snapshot_failures_total {failures}"
             )
         };
+        let snapshot = |written, failures| snapshot_each(60, written, failures);
         assert_eq!(
             overview("Snapshot", &snapshot(1_699_999_988, 0)),
             ("12s ago, 51.2 MB".to_owned(), false)
@@ -669,6 +680,11 @@ nodetracker_snapshot_failures_total {failures}"
         assert_eq!(
             overview("Snapshot", &snapshot(0, 1)),
             ("none yet, 1 FAILED".to_owned(), true)
+        );
+        assert_eq!(overview("Snapshot", &snapshot(0, 0)), ("none yet".to_owned(), true));
+        assert_eq!(
+            overview("Snapshot", &snapshot_each(3600, 0, 0)),
+            ("none yet".to_owned(), false)
         );
         assert_eq!(overview("Snapshot", "up 1"), ("off (no data_dir)".to_owned(), false));
     }
