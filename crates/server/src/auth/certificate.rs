@@ -192,14 +192,16 @@ mod tests {
         let long = "x".repeat(300);
         let caller = client(&[(DnType::CountryName, "CH"), (L, &long), (O, "Proxy"), (CN, "proxy-1")]);
         assert!(
-            caller.name().starts_with("the client \"CN=proxy-1, O=Proxy, C=CH, L=x"),
+            caller
+                .to_string()
+                .starts_with("the client \"CN=proxy-1, O=Proxy, C=CH, L=x"),
             "{caller}"
         );
         // Nobody can have a certificate that looks like that of another name.
         let caller = client(&[(O, "Proxy, CN=alice\\"), (CN, "p")]);
-        assert_eq!(caller.name(), r#"the client "CN=p, O=Proxy\\, CN=alice\\\\""#);
+        assert_eq!(caller.to_string(), r#"the client "CN=p, O=Proxy\\, CN=alice\\\\""#);
         let caller = client(&[(DnType::CustomDnType(vec![1, 3, 9999, 1, 7]), "a"), (CN, "p")]);
-        assert_eq!(caller.name(), r#"the client "CN=p, 1.3.9999.1.7=a""#);
+        assert_eq!(caller.to_string(), r#"the client "CN=p, 1.3.9999.1.7=a""#);
     }
 
     #[test]

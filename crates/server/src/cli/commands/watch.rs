@@ -73,7 +73,7 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// Follows the table until SIGINT or SIGTERM, which is how a watch ends without a failure.
 pub(crate) async fn watch(watch: Watch) -> Result<(), CommandError> {
     let mut signals = Signals::install().map_err(CommandError::Signals)?;
-    let (lines, mut written) = printer()?;
+    let (lines, mut written) = printer().map_err(CommandError::Thread)?;
     let (followed, limit) = tokio::select! {
         followed = follow(watch, lines) => (followed, Duration::MAX),
         _ = signals.next() => (Ok(()), LAST_LINES),
@@ -89,9 +89,12 @@ pub(crate) async fn watch(watch: Watch) -> Result<(), CommandError> {
     followed
 }
 
+/// The result of writing all lines.
+type Written = oneshot::Receiver<io::Result<()>>;
+
 /// Starts a thread that writes lines to stdout, and returns the result when the lines end. If the reader of stdout stops to
 /// read, only this thread waits: signals and pings are still handled.
-fn printer() -> Result<(mpsc::Sender<Vec<u8>>, oneshot::Receiver<io::Result<()>>), CommandError> {
+fn printer() -> io::Result<(mpsc::Sender<Vec<u8>>, Written)> {
     let (lines, mut waiting) = mpsc::channel::<Vec<u8>>(MAX_WAITING);
     let (done, written) = oneshot::channel();
     let print = move || {
@@ -105,7 +108,7 @@ fn printer() -> Result<(mpsc::Sender<Vec<u8>>, oneshot::Receiver<io::Result<()>>
         };
         let _ = done.send(print());
     };
-    thread::Builder::new().spawn(print).map_err(CommandError::Thread)?;
+    thread::Builder::new().spawn(print)?;
     Ok((lines, written))
 }
 
