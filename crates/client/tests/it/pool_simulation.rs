@@ -490,6 +490,7 @@ fn faults_and_recovery(seed: u64, traced: bool) -> (Duration, Option<u64>) {
         connection_count.min(proxies)
     };
     let recovery = world.recovery(wanted);
+    world.run(Duration::from_secs(450));
     world.assert_stays(wanted);
     for dials in &world.dials {
         assert_attempts_are_bounded(dials, seed);
@@ -527,7 +528,7 @@ impl World {
 
     /// The tunnels stay, and nothing else does.
     fn assert_stays(&mut self, wanted: usize) {
-        self.run(Duration::from_secs(600));
+        self.run(Duration::from_secs(150));
         let seed = self.seed;
         for pool in 0..self.pools.len() {
             let counts = self.counts(pool);
