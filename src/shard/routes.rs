@@ -505,8 +505,8 @@ enum Tie {
 /// Puts a route of `proxy` that was refreshed at `time` first. Does nothing if the proxy's own route is later, or if a
 /// later route would be displaced.
 ///
-/// The thread may have been stalled since `time`, and `time` may have expired meanwhile. A route that is displaced is not
-/// later than `time`, so that route has expired, too: a stalled addition displaces no valid route.
+/// The thread may have been stalled since `time`, and `time` may have expired meanwhile. A route that is displaced is
+/// not later than `time`, so that route has expired, too: a stalled addition displaces no valid route.
 fn put<P: Liveness>(proxy: u32, time: u64, tie: Tie, routes: &mut AllWords, scope: &Scope<'_, P>) -> Changed {
     // Remove stale routes first, so that they never take the place of a valid route.
     routes.retain(|route| scope.is_kept(*route));

@@ -5,11 +5,11 @@
 //! $ target/release/examples/capacity [--server FILE] [--routes NUMBER,...] [--seconds NUMBER]
 //! ```
 //!
-//! `cargo xtask capacity` runs the program and writes its tables into `docs/deployment.md`. The first table: the program
-//! fills a server for each number of routes, and reads the server's resident memory. The second table: a server has a
-//! million routes of ten proxies. The clients refresh the routes at a constant rate, each in one way, and the program reads
-//! the server's CPU time. A rate that the server or the clients do not reach is `-`. The program reads `/proc`, so it needs
-//! Linux. The program ends by itself.
+//! `cargo xtask capacity` runs the program and writes its tables into `docs/deployment.md`. The first table: the
+//! program fills a server for each number of routes, and reads the server's resident memory. The second table: a server
+//! has a million routes of ten proxies. The clients refresh the routes at a constant rate, each in one way, and the
+//! program reads the server's CPU time. A rate that the server or the clients do not reach is `-`. The program reads
+//! `/proc`, so it needs Linux. The program ends by itself.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;

@@ -6,13 +6,13 @@
 //! $ target/release/examples/watches target/release/nodetracker
 //! ```
 //!
-//! It starts the server on the loopback interface, fills the table, and changes other nodes at a constant rate. Then it opens
-//! the watches at once, each on its own connection, and reads them. It prints how long the snapshots took, and then how
-//! old changes are when they arrive: a change carries the time of its route. CPU times come from `/proc` (so it needs
-//! Linux). It ends by itself; if a watch is not up to date within the time limit, it fails.
+//! It starts the server on the loopback interface, fills the table, and changes other nodes at a constant rate. Then it
+//! opens the watches at once, each on its own connection, and reads them. It prints how long the snapshots took, and
+//! then how old changes are when they arrive: a change carries the time of its route. CPU times come from `/proc` (so
+//! it needs Linux). It ends by itself; if a watch is not up to date within the time limit, it fails.
 //!
-//! All clients share the machine with the server, and each snapshot crosses the loopback interface once for each watch. So
-//! the snapshots take as long as the machine needs to copy that many bytes.
+//! All clients share the machine with the server, and each snapshot crosses the loopback interface once for each watch.
+//! So the snapshots take as long as the machine needs to copy that many bytes.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;

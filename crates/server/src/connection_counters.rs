@@ -11,7 +11,8 @@ use crate::named::named;
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds to the counter: a load and a store, without a locked instruction. If two threads added, counts would be lost.
+    /// Adds to the counter: a load and a store, without a locked instruction. If two threads added, counts would be
+    /// lost.
     #[inline]
     pub(crate) fn add(&self, more: u64) {
         // Relaxed, as in `get`: the counters guard no data.

@@ -51,8 +51,8 @@ pub const MAX_SESSION_NODES: usize = 512;
 
 /// The greatest incarnation of a proxy: time since 1970 in nanoseconds, until the year 2262.
 ///
-/// After an incarnation has ended, only a greater incarnation may begin. A proxy that begins the greatest number by mistake,
-/// such as -1 as an unsigned number, would be locked out.
+/// After an incarnation has ended, only a greater incarnation may begin. A proxy that begins the greatest number by
+/// mistake, such as -1 as an unsigned number, would be locked out.
 pub const MAX_INCARNATION: NonZeroU64 = NonZeroU64::new(i64::MAX as u64).expect("it is not zero");
 
 /// Handles in one message of a session, which take half of [`MAX_MESSAGE_SIZE`].
@@ -106,8 +106,8 @@ pub const TURN_WORK: usize = 5_000;
 /// As [`TURN_WORK`], while tasks of the worker wait for a turn, and for a turn that was granted.
 pub const SHORT_TURN_WORK: usize = 2_000;
 
-/// As [`TURN_WORK`], once a pass of the worker has done [`SMALL_WORK_PER_PASS`]: ten calls. So clients with few calls in flight never
-/// wait for clients with many.
+/// As [`TURN_WORK`], once a pass of the worker has done [`SMALL_WORK_PER_PASS`]: ten calls. So clients with few calls
+/// in flight never wait for clients with many.
 pub const LEAST_TURN_WORK: usize = 250;
 
 /// The work of one pass that all connections of a client may do in turns of [`LEAST_TURN_WORK`]: 800 calls. Further
@@ -126,13 +126,13 @@ pub const TLS_CONNECTION_WORK: usize = 5_000;
 /// The work that one pass of a worker grants to the tasks that wait for a turn: half a millisecond.
 pub const WORK_PER_PASS: usize = 5_000;
 
-/// The work of small calls after which one pass of a worker leaves only [`LEAST_TURN_WORK`] to each connection, while at
-/// most [`CROWD`] tasks wait. Some ten connections with many calls in flight stay below: to divide their calls would cost
-/// a tenth of their CPU.
+/// The work of small calls after which one pass of a worker leaves only [`LEAST_TURN_WORK`] to each connection, while
+/// at most [`CROWD`] tasks wait. Some ten connections with many calls in flight stay below: to divide their calls would
+/// cost a tenth of their CPU.
 pub const SMALL_WORK_PER_PASS: usize = 4 * WORK_PER_PASS;
 
-/// Tasks of one worker that may wait for a turn without effect on [`SMALL_WORK_PER_PASS`]. While more wait, the small calls
-/// of a pass have less work, down to [`WORK_PER_PASS`]: a connection with one call waits for the end of the pass.
+/// Tasks of one worker that may wait for a turn without effect on [`SMALL_WORK_PER_PASS`]. While more wait, the small
+/// calls of a pass have less work, down to [`WORK_PER_PASS`]: a connection with one call waits for the end of the pass.
 pub const CROWD: usize = 16;
 
 /// The work of one turn of a batch or of a page: 50 microseconds.
@@ -230,8 +230,8 @@ pub const MAX_SWEEP_WAIT: Duration = Duration::from_millis(10);
 /// or else the oldest.
 pub const MAX_DIAG_CONNECTIONS: usize = 16;
 
-/// The pause after each connection that the diagnostics port accepts: at most 50 pages a second. A page of metrics takes
-/// the main thread less than two milliseconds, even in a build without optimization.
+/// The pause after each connection that the diagnostics port accepts: at most 50 pages a second. A page of metrics
+/// takes the main thread less than two milliseconds, even in a build without optimization.
 pub const DIAG_ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a connection to the diagnostics port may take, from its first byte to the last byte of the page.
@@ -308,8 +308,8 @@ pub const MAX_WAITING: usize = 128;
 /// asks the client's idle connections to make room at least once.
 pub const MAX_CONNECTION_WAIT: Duration = Duration::from_secs(12);
 
-/// Bytes that the server may write to a connection that is idle: acknowledgements of pings. A client that takes fewer bytes of
-/// its replies in half of [`MAKE_ROOM_INTERVAL`] counts as idle.
+/// Bytes that the server may write to a connection that is idle: acknowledgements of pings. A client that takes fewer
+/// bytes of its replies in half of [`MAKE_ROOM_INTERVAL`] counts as idle.
 pub const IDLE_BYTES: u64 = 1024;
 
 /// Watches of one connection.
@@ -332,11 +332,11 @@ pub struct Limits {
     /// [`max_watched_size`](Self::max_watched_size).
     /// For IPv6, a network of 64 bits counts as one address. 50 by default; 100 is no limit.
     pub max_share_per_address: u32,
-    /// Watches at one time. A watch takes some hundred bytes. A watch whose client does not read holds one message, which
-    /// counts for [`SEND_BUDGET`]. 10,000 by default.
+    /// Watches at one time. A watch takes some hundred bytes. A watch whose client does not read holds one message,
+    /// which counts for [`SEND_BUDGET`]. 10,000 by default.
     pub max_watches: usize,
-    /// Bytes of the nodes of all watches that are limited to some nodes. A UUID takes 32 bytes, a long name up to 287. 64
-    /// megabytes by default.
+    /// Bytes of the nodes of all watches that are limited to some nodes. A UUID takes 32 bytes, a long name up to 287.
+    /// 64 megabytes by default.
     pub max_watched_size: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
@@ -381,8 +381,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Lowers [`max_connections`](Self::max_connections) so that the share of each connection in the memory has room for
-    /// the connection and some calls. Otherwise the server would accept connections, and then close them.
+    /// Lowers [`max_connections`](Self::max_connections) so that the share of each connection in the memory has room
+    /// for the connection and some calls. Otherwise the server would accept connections, and then close them.
     pub(crate) fn fitted(mut self) -> Self {
         let most = (self.memory / (CONNECTION_MEMORY + 2 * CALL_MEMORY)).max(1);
         if self.max_connections as usize > most {

@@ -6,17 +6,17 @@
 //! its turn. A task that wants to do such work asks for a turn. If the pass has used up its work, the task waits in a
 //! queue, and the next passes grant the turns in order. If a connection has few small calls, these calls never wait.
 //!
-//! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass has
-//! done [`SMALL_WORK_PER_PASS`], or a quarter of that while many tasks wait, each further connection may do only
-//! [`LEAST_TURN_WORK`], and waits for a turn with the rest. All connections of one client may do [`LEAST_TURNS_WORK`] in
-//! this way; its other connections wait. So thousands of connections with many small calls do not delay a connection with
-//! one call. A new connection waits for a turn, too. Input that makes no call has its price as well
+//! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass
+//! has done [`SMALL_WORK_PER_PASS`], or a quarter of that while many tasks wait, each further connection may do only
+//! [`LEAST_TURN_WORK`], and waits for a turn with the rest. All connections of one client may do [`LEAST_TURNS_WORK`]
+//! in this way; its other connections wait. So thousands of connections with many small calls do not delay a connection
+//! with one call. A new connection waits for a turn, too. Input that makes no call has its price as well
 //! ([`INPUT_PER_WORK`](crate::limits::INPUT_PER_WORK)).
 //!
 //! The clients whose tasks wait get turns one after the other, however many tasks each has: so an address with 400 busy
 //! connections gets no more turns than an address with one. Of one client, a connection has at most one task in the
-//! queue; its other tasks wait for that task. So a connection with 256 batches gets no more turns than a connection with
-//! one batch. Besides that task, the connection itself may wait with its small calls.
+//! queue; its other tasks wait for that task. So a connection with 256 batches gets no more turns than a connection
+//! with one batch. Besides that task, the connection itself may wait with its small calls.
 //!
 //! A message of a session is one piece of work, however large. So the session first waits for a turn, and then decodes
 //! and handles the message. Responses of services of other crates take a turn for each message.
@@ -297,8 +297,8 @@ impl Turns {
         granted.await.ok()
     }
 
-    /// Asks for a turn in a later pass, for the connection's small calls after the turn `last`. If that turn had no work,
-    /// many connections of the client wait, and each gets a little.
+    /// Asks for a turn in a later pass, for the connection's small calls after the turn `last`. If that turn had no
+    /// work, many connections of the client wait, and each gets a little.
     pub(crate) fn next_after(&self, last: &SmallCalls) -> oneshot::Receiver<()> {
         self.next_of(match last.work {
             0 => LEAST_TURN_WORK,
@@ -312,8 +312,8 @@ impl Turns {
         self.worker.enqueue(self.client, work)
     }
 
-    /// Returns the turn that a connection has for its small calls now. `is_granted` if the connection has waited for the
-    /// turn.
+    /// Returns the turn that a connection has for its small calls now. `is_granted` if the connection has waited for
+    /// the turn.
     pub(crate) fn small_calls(&self, is_granted: bool) -> SmallCalls {
         let pass = self.worker.lock();
         let work = match is_granted {

@@ -80,8 +80,8 @@ impl Target {
             .unwrap_or_default()
     }
 
-    /// Connects, over TLS if there is a configuration for TLS. The connection breaks if the tracker does not answer a ping
-    /// within `timeout`.
+    /// Connects, over TLS if there is a configuration for TLS. The connection breaks if the tracker does not answer a
+    /// ping within `timeout`.
     pub(crate) async fn connect(&self, tls: Option<Arc<ClientConfig>>, timeout: Duration) -> Result<Transport, String> {
         Transport::over(self.open(tls).await?, timeout).await
     }
@@ -146,8 +146,9 @@ impl Target {
         }
     }
 
-    /// Greets the server in plaintext on a connection of its own, and returns the first bytes of the answer. On the connection
-    /// that failed, the answer may be lost: the server resets a connection if it closes with bytes left to read.
+    /// Greets the server in plaintext on a connection of its own, and returns the first bytes of the answer. On the
+    /// connection that failed, the answer may be lost: the server resets a connection if it closes with bytes left to
+    /// read.
     async fn first_bytes(&self) -> Option<[u8; 5]> {
         let answer = async {
             let mut stream = TcpStream::connect(&self.authority).await?;

@@ -1,5 +1,5 @@
-//! The command line: `serve` runs a tracker, `validate`, `completions` and `man` need no tracker, and all other commands call
-//! a running tracker.
+//! The command line: `serve` runs a tracker, `validate`, `completions` and `man` need no tracker, and all other
+//! commands call a running tracker.
 
 mod client;
 mod commands;
@@ -59,19 +59,20 @@ pub struct Cli {
 enum Command {
     /// Run the tracker
     ///
-    /// Once the tracker accepts calls, the command prints the line "listening on ADDR" to stdout, for each address. Logs go
-    /// to stderr. After SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second signal, or before
-    /// the tracker accepts calls, the tracker stops at once. After SIGHUP, the tracker reads its keys and certificates again.
+    /// Once the tracker accepts calls, the command prints the line "listening on ADDR" to stdout, for each address.
+    /// Logs go to stderr. After SIGTERM or SIGINT, the tracker finishes the calls in flight and stops. After a second
+    /// signal, or before the tracker accepts calls, the tracker stops at once. After SIGHUP, the tracker reads its keys
+    /// and certificates again.
     Serve(Serve),
     /// Check a configuration file, and the keys and certificates that it names
     ///
-    /// Prints "FILE: valid" and the keys whose values differ from the defaults. A mistake is the line that `serve` prints,
-    /// with exit code 2. Flags and variables count for nothing. No port is taken, and no name is looked up.
+    /// Prints "FILE: valid" and the keys whose values differ from the defaults. A mistake is the line that `serve`
+    /// prints, with exit code 2. Flags and variables count for nothing. No port is taken, and no name is looked up.
     Validate(Validate),
     /// Record, or refresh, that a node can be reached through a proxy
     ///
-    /// The call replaces the cluster and the address of the proxy, for all its routes. Without --cluster, the proxy gets an
-    /// empty cluster.
+    /// The call replaces the cluster and the address of the proxy, for all its routes. Without --cluster, the proxy
+    /// gets an empty cluster.
     Add(commands::Add),
     /// List the proxies that can reach a node, most recently refreshed first
     ///
@@ -85,8 +86,8 @@ enum Command {
     Explain(admin::Explain),
     /// List the nodes with their routes
     ///
-    /// The order has no meaning. A table is printed once the tracker has sent all pages. As JSON, each route is printed as it
-    /// arrives, and has the fields of `get` and the node.
+    /// The order has no meaning. A table is printed once the tracker has sent all pages. As JSON, each route is printed
+    /// as it arrives, and has the fields of `get` and the node.
     Nodes(admin::Nodes),
     /// List the registered proxies
     ///
@@ -102,16 +103,16 @@ enum Command {
     Stats(admin::Stats),
     /// Print all routes, and then each change, until Ctrl-C
     ///
-    /// A refresh is no change. Each line has an event, a node or a proxy, and the proxies that now reach the node. The event
-    /// is snapshot, snapshot_end, added, removed, expired, proxy_removed, proxy_moved or lost_place. After lost_place, a new
-    /// snapshot replaces all earlier lines. After resync, the nodes of one part come again as sent_again, until resync_end;
-    /// if resync has no part, the proxies come again as proxy_sent_again.
+    /// A refresh is no change. Each line has an event, a node or a proxy, and the proxies that now reach the node. The
+    /// event is snapshot, snapshot_end, added, removed, expired, proxy_removed, proxy_moved or lost_place. After
+    /// lost_place, a new snapshot replaces all earlier lines. After resync, the nodes of one part come again as
+    /// sent_again, until resync_end; if resync has no part, the proxies come again as proxy_sent_again.
     Watch(watch::Watch),
     /// Show calls, latencies, routes and memory of a running tracker, until q
     ///
-    /// Reads the metrics from the tracker's diagnostics port (`serve --diag-addr`). Needs no certificate. The keys 1 to 5
-    /// choose a tab, and ? shows all keys. --once prints the figures of one interval, for pipes; with --format json, as
-    /// one object, whose names the server's README lists. NO_COLOR switches colours off.
+    /// Reads the metrics from the tracker's diagnostics port (`serve --diag-addr`). Needs no certificate. The keys 1 to
+    /// 5 choose a tab, and ? shows all keys. --once prints the figures of one interval, for pipes; with --format json,
+    /// as one object, whose names the server's README lists. NO_COLOR switches colours off.
     Top(top::Top),
     /// Check that the tracker is serving, for example for a container
     ///
@@ -119,10 +120,10 @@ enum Command {
     Health(commands::Health),
     /// Stop the tracker, and wait until it has closed its port
     ///
-    /// The health becomes NOT_SERVING, and sessions are asked to go to another tracker. The tracker serves calls for its
-    /// shutdown_delay. Then it closes its port, finishes the calls in flight, and exits with 0. If a socket unit of systemd
-    /// keeps the port, the tracker restarts with the next connection; stop both units then. As JSON, the answer has
-    /// generation, shutdown_delay_seconds, closed, and restarted.
+    /// The health becomes NOT_SERVING, and sessions are asked to go to another tracker. The tracker serves calls for
+    /// its shutdown_delay. Then it closes its port, finishes the calls in flight, and exits with 0. If a socket unit of
+    /// systemd keeps the port, the tracker restarts with the next connection; stop both units then. As JSON, the answer
+    /// has generation, shutdown_delay_seconds, closed, and restarted.
     Drain(operate::Drain),
     /// Change what the tracker logs, for example to debug for ten minutes
     ///
@@ -130,13 +131,13 @@ enum Command {
     LogLevel(operate::SetLogLevel),
     /// Load the tracker with calls at a constant rate, and print how long they took
     ///
-    /// The latency of a call is the time from when the call was due, not from its sending: if the tracker stalls, the calls
-    /// that had to wait are charged to the tracker. Without --rate, there are as many calls as the limits allow, which
-    /// measures the maximum; the latencies then say little. All nodes are added before the measurement.
+    /// The latency of a call is the time from when the call was due, not from its sending: if the tracker stalls, the
+    /// calls that had to wait are charged to the tracker. Without --rate, there are as many calls as the limits allow,
+    /// which measures the maximum; the latencies then say little. All nodes are added before the measurement.
     ///
-    /// Ctrl-C ends the run early, with a report. At the end, the proxies of the run are removed with all their routes. A
-    /// tracker that has proxies or is on another machine is not loaded without --yes. --mode unary, look-up and mixed need
-    /// only the frozen contract of RFD 47, so they load any server of it.
+    /// Ctrl-C ends the run early, with a report. At the end, the proxies of the run are removed with all their routes.
+    /// A tracker that has proxies or is on another machine is not loaded without --yes. --mode unary, look-up and mixed
+    /// need only the frozen contract of RFD 47, so they load any server of it.
     Bench(Box<bench::Bench>),
     /// Print a script that completes the command line in a shell
     Completions(Completions),
@@ -177,8 +178,8 @@ impl Cli {
     }
 }
 
-/// Runs a command to its end. Does not wait for threads that look up names, unlike a drop of the runtime: a resolver that
-/// does not respond would delay the end beyond the command's limit.
+/// Runs a command to its end. Does not wait for threads that look up names, unlike a drop of the runtime: a resolver
+/// that does not respond would delay the end beyond the command's limit.
 fn to_end<T>(runtime: Runtime, command: impl Future<Output = T>) -> T {
     let output = runtime.block_on(command);
     runtime.shutdown_background();

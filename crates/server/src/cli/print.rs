@@ -214,8 +214,8 @@ impl From<v1::Proxy> for ProxyRow {
     }
 }
 
-/// Escapes the characters that a terminal does not show as they are: control characters, those that change the direction of
-/// the text after them, and those without a width. A node's name could otherwise look like another name.
+/// Escapes the characters that a terminal does not show as they are: control characters, those that change the
+/// direction of the text after them, and those without a width. A node's name could otherwise look like another name.
 pub(crate) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {

@@ -51,8 +51,8 @@ impl Args for Serve {
     }
 }
 
-/// Returns the argument of a key. clap reads any text, because the text of a variable needs another message than that of
-/// a flag.
+/// Returns the argument of a key. clap reads any text, because the text of a variable needs another message than that
+/// of a flag.
 fn arg(key: &'static Key) -> Arg {
     let help = match key.default {
         "" => key.help.to_owned(),
@@ -190,8 +190,8 @@ impl Serve {
     }
 }
 
-/// Returns the level of the log: from the configuration, or from RUST_LOG if nothing else sets the level. The error says why
-/// RUST_LOG cannot be used.
+/// Returns the level of the log: from the configuration, or from RUST_LOG if nothing else sets the level. The error
+/// says why RUST_LOG cannot be used.
 fn log_level(config: &Config) -> (LogLevel, Result<(), String>) {
     let configured = || config.log_level.value.clone();
     match (&config.log_level.origin, LogLevel::of_rust_log()) {

@@ -18,7 +18,8 @@ use crate::server::Liveness;
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
 /// Returns the sockets that the service manager has opened for this process (`LISTEN_FDS`); none if it has opened none.
-/// Removes the variable, so the process must have only one thread. An error says what was passed instead of a TCP socket.
+/// Removes the variable, so the process must have only one thread. An error says what was passed instead of a TCP
+/// socket.
 pub(super) fn sockets() -> Result<Vec<TcpListener>, String> {
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
@@ -61,8 +62,8 @@ pub(super) async fn report_stop(stopping: CancellationToken, limit: Duration) ->
     pending().await
 }
 
-/// Sends a sign of life twice within the watchdog's interval, if the service manager expects signs of life. This thread and
-/// each worker must have run before each sign.
+/// Sends a sign of life twice within the watchdog's interval, if the service manager expects signs of life. This thread
+/// and each worker must have run before each sign.
 pub(super) async fn feed_watchdog(liveness: Liveness) -> Infallible {
     let interval = sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero());
     let Some(interval) = interval else {

@@ -27,8 +27,8 @@ fn our_name(name: &str) -> Option<&'static str> {
     names.into_iter().find(|&key| key == name)
 }
 
-/// Parses the text of a file. Also returns the keys that the file sets, with their values as flags would have them, in the
-/// order of the file.
+/// Parses the text of a file. Also returns the keys that the file sets, with their values as flags would have them, in
+/// the order of the file.
 pub(super) fn parse(file: &Path, text: &str) -> Result<(Config, Given), ConfigError> {
     let options = serde_saphyr::options! {
         with_snippet: false,

@@ -1,8 +1,8 @@
 //! The keys of the configuration: one row for each.
 //!
 //! A row gives a key its name in the file, its flag and its environment variable, so that no key lacks one of them. A
-//! new key is a field of [`Config`], a row here, a line of the sample file, and a line of `docs/configuration.md`. Tests
-//! compare the four.
+//! new key is a field of [`Config`], a row here, a line of the sample file, and a line of `docs/configuration.md`.
+//! Tests compare the four.
 
 use crate::config::values;
 use crate::config::{Config, Keypair, Origin, Setting, duration};

@@ -1,4 +1,5 @@
-//! The configuration of `serve`: defaults, overridden by the file, by environment variables, and by flags, in this order.
+//! The configuration of `serve`: defaults, overridden by the file, by environment variables, and by flags, in this
+//! order.
 
 mod client_auth;
 pub(crate) mod duration;
@@ -248,8 +249,8 @@ impl Config {
         Self::read_with_changes(file).map(|(config, _)| config)
     }
 
-    /// As [`read`](Self::read). Also returns the keys whose values differ from the defaults, with these values as text, in
-    /// the order of the file.
+    /// As [`read`](Self::read). Also returns the keys whose values differ from the defaults, with these values as text,
+    /// in the order of the file.
     pub(crate) fn read_with_changes(file: &Path) -> Result<(Self, Given), ConfigError> {
         let text = std::fs::read_to_string(file)
             .map_err(|error| ConfigError::new(Origin::File(file.into()), format_args!("cannot read: {error}")))?;

@@ -84,8 +84,8 @@ pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Checks that a string is `host:port`, or `:port` for every address of the machine. An IPv6 address has brackets. Whether
-/// the host exists is checked when the server binds.
+/// Checks that a string is `host:port`, or `:port` for every address of the machine. An IPv6 address has brackets.
+/// Whether the host exists is checked when the server binds.
 pub(super) fn listen_addr(text: &str) -> Result<String, String> {
     let Some((host, port)) = text.rsplit_once(':').filter(|(_, port)| is_port(port)) else {
         return Err(format!("{text:?} is not host:port"));

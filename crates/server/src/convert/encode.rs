@@ -11,8 +11,8 @@ use prost::encoding::{self, WireType};
 
 use crate::grpc::frame::PREFIX;
 
-/// The most bytes of a route whose proxy is elsewhere in the message: a timestamp of two integers, an index, and the tags
-/// and lengths around them.
+/// The most bytes of a route whose proxy is elsewhere in the message: a timestamp of two integers, an index, and the
+/// tags and lengths around them.
 const ROUTE_SIZE: usize = 32;
 
 /// Numbers of the fields that are encoded by hand.

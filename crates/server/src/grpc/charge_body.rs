@@ -1,7 +1,7 @@
 //! Response bodies whose frames are charged to the memory budget.
 //!
-//! A handler that builds its replies itself charges them. tonic encodes the replies of sessions and of services of other
-//! crates. So [`ChargeBody`] charges each of their frames until HTTP/2 has written or dropped the frame.
+//! A handler that builds its replies itself charges them. tonic encodes the replies of sessions and of services of
+//! other crates. So [`ChargeBody`] charges each of their frames until HTTP/2 has written or dropped the frame.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -1,8 +1,8 @@
 //! Reply streams that end when their connection drains.
 //!
 //! A connection drains when the server stops or when the connection has grown old. A draining connection waits for the
-//! calls in flight, and a call such as a watch never ends by itself. So each stream ends with UNAVAILABLE, after which its
-//! client continues on another connection or at another tracker. Messages that are ready are sent before the end.
+//! calls in flight, and a call such as a watch never ends by itself. So each stream ends with UNAVAILABLE, after which
+//! its client continues on another connection or at another tracker. Messages that are ready are sent before the end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -244,8 +244,8 @@ where
     })))
 }
 
-/// A method with one request and a stream of replies, which it encodes itself, with their prefixes. The call takes a turn
-/// before it decodes the request.
+/// A method with one request and a stream of replies, which it encodes itself, with their prefixes. The call takes a
+/// turn before it decodes the request.
 ///
 /// Replies that are encoded once can be sent on many streams, as the same bytes.
 pub(crate) fn encoded_stream<S, Q, F, St>(service: &Arc<S>, method: F) -> Handler
@@ -279,8 +279,8 @@ where
     }))
 }
 
-/// Returns the work to decode a request that may consist of nodes: in a request with the most nodes, each takes at least
-/// as many bytes as a UUID.
+/// Returns the work to decode a request that may consist of nodes: in a request with the most nodes, each takes at
+/// least as many bytes as a UUID.
 fn decoding_work(request: &[u8]) -> usize {
     const UUID: usize = 16;
     CALL_WORK + request.len() / BYTES_PER_WORK + request.len() / UUID * NODE_WORK

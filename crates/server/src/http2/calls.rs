@@ -101,7 +101,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         !self.received.is_empty() || Arc::strong_count(&self.in_flight) > 1
     }
 
-    /// Returns how long the connection has been idle, as far as the questions so far show. `None` if a call is in flight.
+    /// Returns how long the connection has been idle, as far as the questions so far show. `None` if a call is in
+    /// flight.
     fn idle_time(&mut self) -> Option<Duration> {
         let activity = self.activity();
         self.idle = match self.idle {
@@ -112,8 +113,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         self.idle.map(|(since, _)| since.elapsed())
     }
 
-    /// Reports whether the client has made no call yet, or has been idle for half of [`MAKE_ROOM_INTERVAL`]. Questions may
-    /// come at any rate.
+    /// Reports whether the client has made no call yet, or has been idle for half of [`MAKE_ROOM_INTERVAL`]. Questions
+    /// may come at any rate.
     pub(super) fn is_idle(&mut self) -> bool {
         let idle = self.idle_time();
         idle.is_some_and(|idle| self.activity() == 0 || idle >= MAKE_ROOM_INTERVAL / 2)
@@ -349,9 +350,9 @@ fn poll_or_spawn(replying: impl Future<Output = ()> + Send + 'static) {
 
 /// Sends the one message of a successful call.
 ///
-/// If the client's window has no room for the message, a task waits for room, and the call stays in flight. Otherwise h2
-/// would keep any number of such messages, and their streams, for a client that opens no window. The task does not wait
-/// for long: the client's deadline is unknown by now, so the server's own deadline ends the call.
+/// If the client's window has no room for the message, a task waits for room, and the call stays in flight. Otherwise
+/// h2 would keep any number of such messages, and their streams, for a client that opens no window. The task does not
+/// wait for long: the client's deadline is unknown by now, so the server's own deadline ends the call.
 fn send_message(
     stream: &mut SendResponse<Bytes>,
     message: Bytes,
@@ -398,8 +399,9 @@ async fn send_up_to(
     }
 }
 
-/// Sends a message and the trailers. Sends a small message only as far as the client's window is open, and a large message
-/// once the window is open: the send budget is charged for a large message until the client has read the message.
+/// Sends a message and the trailers. Sends a small message only as far as the client's window is open, and a large
+/// message once the window is open: the send budget is charged for a large message until the client has read the
+/// message.
 async fn send_in_window(stream: &mut SendStream<Bytes>, mut message: Bytes) -> Result<(), h2::Error> {
     let is_small = message.len() <= SMALL_REPLY_SIZE;
     while !message.is_empty() {

@@ -1,7 +1,8 @@
 //! The guard against floods of calls that the client cancels before the server looks at them ("Rapid Reset").
 //!
-//! Such a call costs the server little, and its client less. Clients cancel calls for good reasons, too: their deadlines may
-//! pass while the server or the network stands still, all at the same time. So only a high rate over seconds is a flood.
+//! Such a call costs the server little, and its client less. Clients cancel calls for good reasons, too: their
+//! deadlines may pass while the server or the network stands still, all at the same time. So only a high rate over
+//! seconds is a flood.
 
 use tokio::time::Instant;
 

@@ -60,9 +60,9 @@ pub(crate) struct ConnectionContext {
 
 /// Serves a connection until the client closes it, breaks the protocol, or the server drains.
 ///
-/// `slot` is the connection's slot among those of its address. After the handshake, a client with a certificate has a slot
-/// of its own instead. `number` counts the connections. It spreads the maximum ages, so that connections that began
-/// together do not end together.
+/// `slot` is the connection's slot among those of its address. After the handshake, a client with a certificate has a
+/// slot of its own instead. `number` counts the connections. It spreads the maximum ages, so that connections that
+/// began together do not end together.
 pub(crate) async fn serve(
     stream: std::net::TcpStream,
     client: ClientQuota,

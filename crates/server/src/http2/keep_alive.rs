@@ -13,8 +13,9 @@ use crate::limits::Limits;
 
 /// Pings a silent client, and accepts any bytes as the reply.
 ///
-/// A ping waits behind the bytes that were written before the ping: the system keeps megabytes for a slow client. A client
-/// whose system acknowledges some of these bytes is alive, and owes the reply only after it has taken all of them.
+/// A ping waits behind the bytes that were written before the ping: the system keeps megabytes for a slow client. A
+/// client whose system acknowledges some of these bytes is alive, and owes the reply only after it has taken all of
+/// them.
 pub(super) struct KeepAlive {
     pings: Option<PingPong>,
     traffic: Arc<Traffic>,

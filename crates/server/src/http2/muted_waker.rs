@@ -1,13 +1,13 @@
 //! A waker that a connection's task mutes while it replies.
 //!
-//! h2 wakes the connection's task for each reply. The task that has just replied writes the reply next anyway, so the wake
-//! would run the task once more for nothing. On a connection with one call at a time, muting saves 1,600 of the 33,500
-//! instructions of a call (`load/instructions --in-flight 1`).
+//! h2 wakes the connection's task for each reply. The task that has just replied writes the reply next anyway, so the
+//! wake would run the task once more for nothing. On a connection with one call at a time, muting saves 1,600 of the
+//! 33,500 instructions of a call (`load/instructions --in-flight 1`).
 //!
 //! Muting loses no wake:
 //!
-//! 1. A connection, its socket and the tasks of its calls never leave the thread of their worker, so only the reply itself
-//!    can wake the task while it is muted.
+//! 1. A connection, its socket and the tasks of its calls never leave the thread of their worker, so only the reply
+//!    itself can wake the task while it is muted.
 //! 2. The task polls the connection again before it returns, and a poll makes all progress that is possible by then.
 
 use std::sync::Arc;

@@ -80,8 +80,8 @@ impl LevelControl {
         self.0.filter.clone()
     }
 
-    /// Sets the level, or the configured level for `None`. After `period`, the configured level returns, unless the level
-    /// is set again before. Without a period, the level stays. Returns the level before.
+    /// Sets the level, or the configured level for `None`. After `period`, the configured level returns, unless the
+    /// level is set again before. Without a period, the level stays. Returns the level before.
     ///
     /// # Panics
     ///
@@ -120,8 +120,8 @@ impl LevelControl {
         before
     }
 
-    /// Returns to the configured level after the period of a change. The level may have been set again, too late to abort
-    /// the task of this period.
+    /// Returns to the configured level after the period of a change. The level may have been set again, too late to
+    /// abort the task of this period.
     fn end_period(&self, changes: u64) {
         let mut state = self.lock();
         if state.changes == changes {

@@ -23,8 +23,8 @@ const LEVELS: [(&str, LevelFilter); 5] = [
 
 /// What the process logs: `off`, `error`, `warn`, `info` or `debug`.
 ///
-/// A level alone is for this project's lines only: clients can make libraries write a line for each frame. `TARGET=LEVEL`
-/// is for the lines of a crate or a module. Both can be combined, separated by commas.
+/// A level alone is for this project's lines only: clients can make libraries write a line for each frame.
+/// `TARGET=LEVEL` is for the lines of a crate or a module. Both can be combined, separated by commas.
 ///
 /// ```
 /// use nodetracker_server::LogLevel;
@@ -82,8 +82,8 @@ impl fmt::Display for LogLevel {
 }
 
 impl LogLevel {
-    /// Returns the level that the variable `RUST_LOG` asks for, with the meaning that other programs give to it: there, a
-    /// level alone is for the lines of all crates. `None` if the variable is not set, or is empty.
+    /// Returns the level that the variable `RUST_LOG` asks for, with the meaning that other programs give to it: there,
+    /// a level alone is for the lines of all crates. `None` if the variable is not set, or is empty.
     ///
     /// An error says what is wrong with the variable.
     pub(crate) fn of_rust_log() -> Option<Result<Self, String>> {

@@ -1,8 +1,8 @@
 //! Logs go to stderr, so that scripts can read stdout.
 //!
-//! No thread waits for stderr: lines go through a bounded [`queue`]. No client can flood the log: [`rate`] limits the lines
-//! from each place in the code. Lines that are left out are counted, and the count is logged. The [`level`] may change while
-//! the process runs: see [`filter`]. Lines about a client name the [`peer`].
+//! No thread waits for stderr: lines go through a bounded [`queue`]. No client can flood the log: [`rate`] limits the
+//! lines from each place in the code. Lines that are left out are counted, and the count is logged. The [`level`] may
+//! change while the process runs: see [`filter`]. Lines about a client name the [`peer`].
 
 mod filter;
 mod level;

@@ -1,7 +1,7 @@
 //! The client whose connection causes the current work, so that lines of the log name the client.
 //!
-//! A span of tracing alone would not do: the span of a connection that began before the level was raised would not exist.
-//! So [`OfPeer`] looks at the level at each poll.
+//! A span of tracing alone would not do: the span of a connection that began before the level was raised would not
+//! exist. So [`OfPeer`] looks at the level at each poll.
 
 use std::cell::Cell;
 use std::net::SocketAddr;

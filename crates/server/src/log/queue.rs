@@ -1,4 +1,5 @@
-//! The queue between the threads that log and stderr. Nobody may read stderr: a full pipe blocks only the queue's thread.
+//! The queue between the threads that log and stderr. Nobody may read stderr: a full pipe blocks only the queue's
+//! thread.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};

@@ -1,5 +1,5 @@
-//! `AdminService`: listings, explanations, statistics, the removal of a proxy, the log level, and the stop of the tracker,
-//! for operators.
+//! `AdminService`: listings, explanations, statistics, the removal of a proxy, the log level, and the stop of the
+//! tracker, for operators.
 
 use std::sync::Arc;
 use std::time::Duration;

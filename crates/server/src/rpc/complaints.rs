@@ -2,8 +2,8 @@
 //!
 //! A complaint is no proof, so it changes no route. `AdminService.Explain` shows it to operators.
 //!
-//! The complaints are in a table of fixed size, without probing: a complaint replaces the complaint in its slot. So a flood
-//! of complaints costs nothing but other complaints.
+//! The complaints are in a table of fixed size, without probing: a complaint replaces the complaint in its slot. So a
+//! flood of complaints costs nothing but other complaints.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -86,8 +86,8 @@ impl DataDir {
         &self.path
     }
 
-    /// Makes the folder and locks it, unless this process has locked the file that is there. The folder, or the file, may
-    /// have been removed meanwhile: then the old lock keeps nobody out.
+    /// Makes the folder and locks it, unless this process has locked the file that is there. The folder, or the file,
+    /// may have been removed meanwhile: then the old lock keeps nobody out.
     fn lock(&mut self) -> io::Result<()> {
         let path = self.path.join(LOCK);
         if self.lock.as_ref().is_some_and(|lock| is_at(lock, &path)) {
@@ -109,8 +109,8 @@ impl DataDir {
         Ok(())
     }
 
-    /// Loads the last snapshot, or the one before if the last one cannot be loaded. Sets aside a damaged snapshot if the
-    /// folder is locked, and keeps a snapshot that may be whole. Returns `None` if none was loaded.
+    /// Loads the last snapshot, or the one before if the last one cannot be loaded. Sets aside a damaged snapshot if
+    /// the folder is locked, and keeps a snapshot that may be whole. Returns `None` if none was loaded.
     pub(super) fn load(&mut self, table: &RouteTable) -> Option<SnapshotReport> {
         for name in [SNAPSHOT, OLD] {
             let path = self.path.join(name);
@@ -180,7 +180,8 @@ impl DataDir {
         damaged.collect()
     }
 
-    /// Writes a snapshot and makes it the last one. `pace` runs after each block of some 128 KiB. Its error ends the write.
+    /// Writes a snapshot and makes it the last one. `pace` runs after each block of some 128 KiB. Its error ends the
+    /// write.
     ///
     /// # Errors
     ///

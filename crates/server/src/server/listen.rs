@@ -67,8 +67,8 @@ impl Listeners {
         Self::bind_all(&addrs).await
     }
 
-    /// Listens on every address of this machine: with one socket of IPv6, which takes connections of IPv4 too, or with a
-    /// socket of IPv4 if this machine has no IPv6.
+    /// Listens on every address of this machine: with one socket of IPv6, which takes connections of IPv4 too, or with
+    /// a socket of IPv4 if this machine has no IPv6.
     async fn bind_wildcard(port: u16) -> Result<Self, String> {
         let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         let mut listeners = Self::default();

@@ -1,4 +1,5 @@
-//! The server: its port, its acceptor, its worker threads, its background tasks, its diagnostics port, and how it stops.
+//! The server: its port, its acceptor, its worker threads, its background tasks, its diagnostics port, and how it
+//! stops.
 
 mod accept;
 mod data_dir;

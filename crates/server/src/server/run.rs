@@ -42,8 +42,8 @@ pub enum StartError {
     /// The configuration cannot be used, for example because a key is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The machine cannot grant now what the configuration asks for: a port is taken, a name does not resolve, or another
-    /// process uses the folder for snapshots.
+    /// The machine cannot grant now what the configuration asks for: a port is taken, a name does not resolve, or
+    /// another process uses the folder for snapshots.
     #[error(transparent)]
     Unavailable(ConfigError),
     /// The system started no thread.
@@ -268,8 +268,8 @@ impl Server {
         self.listeners.addrs()
     }
 
-    /// Returns the addresses of the diagnostics port, which has the health, the readiness and the metrics over HTTP/1.1.
-    /// Empty if the configuration has no [`diag_addr`](Config::diag_addr).
+    /// Returns the addresses of the diagnostics port, which has the health, the readiness and the metrics over
+    /// HTTP/1.1. Empty if the configuration has no [`diag_addr`](Config::diag_addr).
     #[must_use]
     pub fn diag_addrs(&self) -> &[SocketAddr] {
         self.diagnostics.as_ref().map_or(&[], Diagnostics::addrs)
@@ -293,7 +293,8 @@ impl Server {
 
     /// Serves until `shutdown` ends or a client calls `AdminService.Drain`. Then serves for the configured delay with a
     /// health of NOT_SERVING, and asks the sessions to go to another tracker. Then drains: accepts no connection,
-    /// finishes the calls in flight, writes a last snapshot, and returns. Cuts calls that take longer than the drain limit.
+    /// finishes the calls in flight, writes a last snapshot, and returns. Cuts calls that take longer than the drain
+    /// limit.
     ///
     /// Dropping this future cuts every connection.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {

@@ -1,9 +1,10 @@
 //! Snapshots of the routes, for a warm restart: loaded before the port is taken, written now and then, and at the end.
 //!
 //! A thread of its own writes, because a file system may block for seconds. The thread has the lowest priority and
-//! rests after each block, so that calls wait for it as little as possible; the README has figures. If a snapshot cannot
-//! be written, the server continues without it, the log warns once, and the thread tries again when the next snapshot is
-//! due. The last snapshot is in a hurry: a thread of normal priority writes it, and the server waits for a limited time.
+//! rests after each block, so that calls wait for it as little as possible; the README has figures. If a snapshot
+//! cannot be written, the server continues without it, the log warns once, and the thread tries again when the next
+//! snapshot is due. The last snapshot is in a hurry: a thread of normal priority writes it, and the server waits for a
+//! limited time.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -166,7 +167,8 @@ impl SnapshotWriter {
         })
     }
 
-    /// Writes the last snapshot. Returns when it is on the disk or has failed, or gives up after [`LAST_SNAPSHOT_TIME`].
+    /// Writes the last snapshot. Returns when it is on the disk or has failed, or gives up after
+    /// [`LAST_SNAPSHOT_TIME`].
     pub(super) async fn finish(self) {
         let Self {
             running,
@@ -194,8 +196,8 @@ impl SnapshotWriter {
     }
 }
 
-/// Returns a function that rests after each block, so that the workers hardly notice the thread. Ends a snapshot that the
-/// last snapshot is about to replace.
+/// Returns a function that rests after each block, so that the workers hardly notice the thread. Ends a snapshot that
+/// the last snapshot is about to replace.
 fn paced(is_last: &AtomicBool) -> impl FnMut() -> io::Result<()> {
     let mut block = Instant::now();
     move || {

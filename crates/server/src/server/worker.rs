@@ -155,7 +155,8 @@ impl Workers {
 pub(crate) struct Liveness(Vec<mpsc::WeakUnboundedSender<Order>>);
 
 impl Liveness {
-    /// Waits until each worker has looked at its queue. If a worker's thread is stuck, waits until the thread runs again.
+    /// Waits until each worker has looked at its queue. If a worker's thread is stuck, waits until the thread runs
+    /// again.
     pub(crate) async fn check(&self) {
         for queue in &self.0 {
             runs(queue).await;

@@ -125,8 +125,8 @@ impl Certificates {
         (reloaded, is_news)
     }
 
-    /// Reports whether the last attempt to load the files failed. The server then uses older certificates and authorities
-    /// than the files have.
+    /// Reports whether the last attempt to load the files failed. The server then uses older certificates and
+    /// authorities than the files have.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         self.0.is_failing.load(Ordering::Relaxed)

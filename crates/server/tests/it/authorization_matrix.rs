@@ -129,7 +129,8 @@ async fn open(server: &Running, client: ClientConfig) -> Result<SendRequest<Byte
     Ok(requests)
 }
 
-/// Calls a method. Returns the code of its status, 0 once a message has come. Fails if the server refuses the connection.
+/// Calls a method. Returns the code of its status, 0 once a message has come. Fails if the server refuses the
+/// connection.
 async fn call(requests: SendRequest<Bytes>, path: &str) -> Result<i32, Failure> {
     let (response, mut stream) = requests.ready().await?.send_request(grpc(path), false)?;
     stream.send_data(framed(&request(path)).into(), true)?;
@@ -150,8 +151,8 @@ struct Kind {
     name: &'static str,
     server: Running,
     client: ClientConfig,
-    /// Connections that were open before the client lost its rights, one for each method. If there is none, a call has a
-    /// connection of its own.
+    /// Connections that were open before the client lost its rights, one for each method. If there is none, a call has
+    /// a connection of its own.
     open: BTreeMap<String, SendRequest<Bytes>>,
 }
 

@@ -522,8 +522,8 @@ async fn bad_clients_of_the_port_disturb_nobody() {
         431
     );
 
-    // Clients that send nothing take all connections. Calls are served meanwhile, and probes too: the oldest of the silent
-    // connections makes room.
+    // Clients that send nothing take all connections. Calls are served meanwhile, and probes too: the oldest of the
+    // silent connections makes room.
     let mut silent = Vec::new();
     for _ in 0..limits::MAX_DIAG_CONNECTIONS {
         silent.push(TcpStream::connect(server.diag).await.unwrap());

@@ -258,8 +258,8 @@ async fn a_snapshot_comes_first_and_then_every_change_with_its_reason() {
     assert_eq!(watch.copy.all(), BTreeSet::new());
 }
 
-/// A proxy is removed and reports again at once. The removal does not take the new routes away, in whichever order the tracker
-/// reports both.
+/// A proxy is removed and reports again at once. The removal does not take the new routes away, in whichever order the
+/// tracker reports both.
 #[tokio::test]
 async fn a_proxy_that_comes_back_is_another_registration() {
     let server = Running::start().await;
@@ -491,8 +491,8 @@ async fn a_thousand_watches_are_one_subscription() {
     assert_eq!(again.changes(1).await, ["a Removed"]);
 }
 
-/// What the writers do for watches is to mark each change once, in the table's feed. It is the same for one watch as for a
-/// thousand, and so is what is numbered and encoded for them.
+/// What the writers do for watches is to mark each change once, in the table's feed. It is the same for one watch as
+/// for a thousand, and so is what is numbered and encoded for them.
 #[tokio::test]
 async fn a_thousand_watches_cost_writers_what_one_does() {
     const COUNT: u64 = 1000;
@@ -500,8 +500,8 @@ async fn a_thousand_watches_cost_writers_what_one_does() {
     let (clock, table) = crate::support::manual(interval);
     let server = Running::with_table(table).await;
     let table = &server.table;
-    // As many additions, refreshes, removals and expiries. The follower, which is a task of this thread, sees none of it
-    // before the end.
+    // As many additions, refreshes, removals and expiries. The follower, which is a task of this thread, sees none of
+    // it before the end.
     let work = || {
         let before = table.marked_changes();
         let ids: Vec<NodeId> = (0..2 * u128::from(COUNT))

@@ -30,7 +30,8 @@ pub(crate) struct Drain {
 /// Arguments of `log-level`.
 #[derive(Debug, Args)]
 pub(crate) struct SetLogLevel {
-    /// off, error, warn, info or debug; for lines of a library, TARGET=LEVEL; "default" for the level of the configuration
+    /// off, error, warn, info or debug; for lines of a library, TARGET=LEVEL; "default" for the level of the
+    /// configuration
     level: Level,
     /// How long the level lasts; then the level of the configuration returns [default: until it is set again]
     #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]

@@ -92,8 +92,8 @@ pub(crate) async fn watch(watch: Watch) -> Result<(), CommandError> {
 /// The result of writing all lines.
 type Written = oneshot::Receiver<io::Result<()>>;
 
-/// Starts a thread that writes lines to stdout, and returns the result when the lines end. If the reader of stdout stops to
-/// read, only this thread waits: signals and pings are still handled.
+/// Starts a thread that writes lines to stdout, and returns the result when the lines end. If the reader of stdout
+/// stops to read, only this thread waits: signals and pings are still handled.
 fn printer() -> io::Result<(mpsc::Sender<Vec<u8>>, Written)> {
     let (lines, mut waiting) = mpsc::channel::<Vec<u8>>(MAX_WAITING);
     let (done, written) = oneshot::channel();

@@ -1,10 +1,10 @@
 //! Which session owns each proxy: of one incarnation, only the latest session acts.
 //!
-//! A session acts under the lock of its [`Ownership`]. A hello holds the lock of the previous session while it begins its
-//! incarnation and takes over. So each message of the previous session is done before the takeover, or is rejected.
+//! A session acts under the lock of its [`Ownership`]. A hello holds the lock of the previous session while it begins
+//! its incarnation and takes over. So each message of the previous session is done before the takeover, or is rejected.
 //!
-//! Nobody waits longer than one message takes. A hello waits for a message of the same proxy; hellos and ends of sessions
-//! wait for each other.
+//! Nobody waits longer than one message takes. A hello waits for a message of the same proxy; hellos and ends of
+//! sessions wait for each other.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -64,8 +64,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SessionOwners {
-    /// Makes a new session the owner of a proxy, if `begin` succeeds. The previous session does not act while `begin` runs,
-    /// nor after a success.
+    /// Makes a new session the owner of a proxy, if `begin` succeeds. The previous session does not act while `begin`
+    /// runs, nor after a success.
     pub(crate) fn take_over<T, E>(
         &self,
         proxy_id: &str,

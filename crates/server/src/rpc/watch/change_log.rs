@@ -59,8 +59,8 @@ struct Entries {
     kept: VecDeque<Arc<LogEntry>>,
     /// Bytes of the encoded messages in `kept`.
     bytes: usize,
-    /// The number of the next change. Places before the first kept entry are lost. If no entry is kept, all places before
-    /// this number are lost.
+    /// The number of the next change. Places before the first kept entry are lost. If no entry is kept, all places
+    /// before this number are lost.
     next: u64,
 }
 

@@ -249,8 +249,8 @@ async fn run(seed: u64, seen: &mut Seen) {
     }
 }
 
-/// A snapshot is read later than the changes before its place, so it may know proxies that a resync among these changes does
-/// not send.
+/// A snapshot is read later than the changes before its place, so it may know proxies that a resync among these changes
+/// does not send.
 #[test]
 fn a_proxy_that_a_route_names_during_a_resync_stays() {
     let node = v1::NodeRoutes {

@@ -1,8 +1,8 @@
 //! The snapshot's chunks, which all watches that begin share.
 //!
-//! A chunk is one message with some nodes of one part of the table. A chunk has a place: the number of the next change when
-//! the chunk was read. A watch may send a chunk if the watch's own place is not after the chunk's place: then the watch
-//! still sends every change that the chunk lacks.
+//! A chunk is one message with some nodes of one part of the table. A chunk has a place: the number of the next change
+//! when the chunk was read. A watch may send a chunk if the watch's own place is not after the chunk's place: then the
+//! watch still sends every change that the chunk lacks.
 //!
 //! A new watch begins at a recent chunk, with that chunk's place. It then finds the chunks that the earlier watch has
 //! encoded, until it has caught up. From there on, the first watch that needs a chunk encodes the chunk for the others.
@@ -127,9 +127,9 @@ impl SnapshotReader {
         (reader, place)
     }
 
-    /// Returns the next chunk for a watch that is at `place`; `None` at the end of the table. The watch has taken a turn
-    /// for [`WORK_PER_PART`](crate::limits::WORK_PER_PART). If it encodes the chunk, it takes another turn for the rest
-    /// of the work.
+    /// Returns the next chunk for a watch that is at `place`; `None` at the end of the table. The watch has taken a
+    /// turn for [`WORK_PER_PART`](crate::limits::WORK_PER_PART). If it encodes the chunk, it takes another turn for the
+    /// rest of the work.
     pub(super) async fn next(&mut self, place: u64, turns: &Turns) -> Option<Chunk> {
         if self.is_complete {
             return None;

@@ -18,8 +18,8 @@ use crate::rpc::watch::{Activity, Watches};
 
 /// Tails the table while there are watches, and for some time after the last watch. Never returns.
 ///
-/// The tailer shares its thread with the acceptor and the sweeper, and the table may change faster than the tailer reads. So
-/// the tailer yields after each part, and then checks whether there still are watches.
+/// The tailer shares its thread with the acceptor and the sweeper, and the table may change faster than the tailer
+/// reads. So the tailer yields after each part, and then checks whether there still are watches.
 pub(crate) async fn tail(watches: &Watches) -> Infallible {
     let mut activity = watches.activity.subscribe();
     loop {
@@ -89,8 +89,8 @@ impl Tailer<'_> {
         }
     }
 
-    /// Appends a part of the feed's changes to the log, and a part of a resync that is due. Returns `true` if the feed has no
-    /// more.
+    /// Appends a part of the feed's changes to the log, and a part of a resync that is due. Returns `true` if the feed
+    /// has no more.
     async fn turn(&mut self) -> bool {
         let drains_due = self.watches.activity.borrow().drains_due;
         self.events.clear();

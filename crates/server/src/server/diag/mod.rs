@@ -1,7 +1,7 @@
 //! The diagnostics port: health, readiness and metrics over HTTP/1.1, for probes and for Prometheus.
 //!
-//! The port has no TLS and no authentication, so it is off by default, and belongs on a loopback address or in a private
-//! network. No client of this port can disturb calls:
+//! The port has no TLS and no authentication, so it is off by default, and belongs on a loopback address or in a
+//! private network. No client of this port can disturb calls:
 //!
 //! * The calls are on the workers' threads. This port is a task beside the acceptor and the sweeper, on another thread.
 //! * The port takes few connections, one request on each, and accepts the next connection after a

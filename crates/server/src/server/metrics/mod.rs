@@ -51,8 +51,8 @@ impl Metrics {
         Self(registry)
     }
 
-    /// Returns all metrics as text. Takes less than two milliseconds, even without optimization. A kernel before 6.2 counts
-    /// the open files one by one, so the figures of the process are kept for a while.
+    /// Returns all metrics as text. Takes less than two milliseconds, even without optimization. A kernel before 6.2
+    /// counts the open files one by one, so the figures of the process are kept for a while.
     pub(crate) fn encode(&self, format: Format) -> String {
         let mut page = String::new();
         let encoded = match format {
@@ -88,7 +88,8 @@ impl Collector for Rows {
 }
 
 impl Metric {
-    /// Splits the name into its beginning and its unit. The encoder adds the unit, and `_total` to the name of a counter.
+    /// Splits the name into its beginning and its unit. The encoder adds the unit, and `_total` to the name of a
+    /// counter.
     fn name_and_unit(&self) -> (&'static str, Option<Unit>) {
         let name = match self.kind {
             Kind::Counter => self.name.trim_end_matches("_total"),

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use procfs::process::{LimitValue, Process};
 use procfs::{ProcResult, boot_time_secs, page_size, ticks_per_second};
 
-/// The figures are read again at the earliest after this time, and after this many times as long as the reading took. So
-/// scrapes take a few percent of the thread at most, however many descriptors there are to count.
+/// The figures are read again at the earliest after this time, and after this many times as long as the reading took.
+/// So scrapes take a few percent of the thread at most, however many descriptors there are to count.
 const LEAST_AGE: Duration = Duration::from_secs(1);
 const REST: u32 = 50;
 

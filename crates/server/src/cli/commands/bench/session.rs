@@ -166,7 +166,8 @@ impl Lane for Session {
             Some(status) => Err(status.clone()),
             None => self.acked(heartbeat).await.map_err(|failed| failed.status),
         };
-        // Answers have the order of the requests. So if one answer is missing, the session cannot assign the later answers.
+        // Answers have the order of the requests. So if one answer is missing, the session cannot assign the later
+        // answers.
         self.failure = outcome.as_ref().err().cloned();
         self.in_flight.pop_front();
         let Heartbeat { due, routes, .. } = heartbeat;
