@@ -9,7 +9,7 @@
 //! another process, and a time of day would tie the routes' lives to the wall clock. The snapshot has the wall-clock
 //! time of writing once, so that a reader *may* add the time between writing and reading to each age ([`Ages`]).
 //!
-//! Calls on routes go on while a snapshot is written. A route that exists all the time is in the snapshot. A route that
+//! Writing a snapshot blocks no call on routes. A route that exists all the time is in the snapshot. A route that
 //! is added or removed meanwhile may be in it, and a route that is refreshed meanwhile has age zero. Expired routes and
 //! routes of removed proxies are not in the snapshot. A proxy that is registered all the time is in it once. If the
 //! proxy begins another incarnation meanwhile, the snapshot has the older or the newer incarnation, with routes of that

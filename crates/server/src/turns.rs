@@ -661,7 +661,7 @@ pub(crate) mod tests {
         building.truncate(LARGE_CALLS - 2);
         building.extend(next.await.unwrap());
         assert_eq!(worker.lock_large().waiting.len, 99);
-        // A place that was granted and not taken goes on.
+        // If a task with a granted place is dropped, the next task gets the place.
         crowd.iter().for_each(|waiting| waiting.abort());
         drop(building);
         for task in crowd {

@@ -59,12 +59,12 @@ async fn details_that_are_not_base64_end_no_task() {
         };
         assert!(message.contains("no room") && retry_after.is_none(), "{error:?}");
         let has_probed = client.wait_until(|stats| stats[0].round_trip.is_some());
-        timeout(PATIENCE, has_probed).await.expect("the probes go on");
+        timeout(PATIENCE, has_probed).await.expect("the probes continue");
 
         let session = ProxySession::begin(SessionConfig::new(PROXY, vec![addr.clone()])).unwrap();
         let mut stats = session.subscribe().remove(0);
         let has_failed = stats.wait_for(|stats| stats.counters.lost_streams > 1);
-        let stats = timeout(PATIENCE, has_failed).await.expect("the session goes on");
+        let stats = timeout(PATIENCE, has_failed).await.expect("the session continues");
         let error = stats.expect("the task lives").last_error.clone();
         assert!(
             error.as_ref().is_some_and(|error| error.contains("no room")),
@@ -73,6 +73,6 @@ async fn details_that_are_not_base64_end_no_task() {
 
         let replica = Replica::start(ReplicaConfig::new([addr]), Arc::new(RouteTable::new())).unwrap();
         let has_failed = replica.wait_until(|stats| stats.ended > 1);
-        timeout(PATIENCE, has_failed).await.expect("the replica goes on");
+        timeout(PATIENCE, has_failed).await.expect("the replica continues");
     }
 }

@@ -934,7 +934,7 @@ pub(crate) mod tests {
         tokio::spawn(connection);
         sleep(Duration::from_millis(5)).await;
         assert!(!served.is_finished());
-        // The system's clock goes on, and the timers stand still, as when the machine is suspended.
+        // The system's clock advances and the timers do not, as when the machine is suspended.
         std::thread::sleep(life);
         let ended = timeout(life / 4, served).await;
         ended.expect("the client has expired").unwrap();
