@@ -64,7 +64,7 @@ impl http_body::Body for DrainBody {
 }
 
 fn trailers() -> Result<Frame<Bytes>, Status> {
-    let status = Status::unavailable("the connection is about to be closed: go on over another one");
+    let status = Status::unavailable("the connection is about to be closed: repeat the call on another connection");
     let mut trailers = http::HeaderMap::new();
     status.add_header(&mut trailers)?;
     Ok(Frame::trailers(trailers))

@@ -31,14 +31,19 @@ fn object<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     found
 }
 
+/// The configuration in the manifest.
+fn config(objects: &[Value]) -> Config {
+    let text = object(objects, "ConfigMap")["data"]["nodetracker.yaml"]
+        .as_str()
+        .unwrap();
+    let (_folder, file) = config_file(text);
+    Config::read(&file).unwrap()
+}
+
 #[test]
 fn the_manifest_gives_the_tracker_time_to_stop() {
     let objects = manifest();
-    let config = object(&objects, "ConfigMap")["data"]["nodetracker.yaml"]
-        .as_str()
-        .unwrap();
-    let (_folder, file) = config_file(config);
-    let config = Config::read(&file).unwrap();
+    let config = config(&objects);
     let pod = &object(&objects, "StatefulSet")["spec"]["template"]["spec"];
     let grace = Duration::from_secs(pod["terminationGracePeriodSeconds"].as_u64().unwrap());
     // The last snapshot, too.
@@ -71,11 +76,7 @@ fn the_manifest_gives_the_tracker_time_to_stop() {
 #[test]
 fn the_manifest_keeps_the_routes_and_asks_all_threads_for_their_health() {
     let objects = manifest();
-    let config = object(&objects, "ConfigMap")["data"]["nodetracker.yaml"]
-        .as_str()
-        .unwrap();
-    let (_folder, file) = config_file(config);
-    let config = Config::read(&file).unwrap();
+    let config = config(&objects);
     let set = &object(&objects, "StatefulSet")["spec"];
     let pod = &set["template"]["spec"];
     let tracker = &pod["containers"][0];

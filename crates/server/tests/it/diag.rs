@@ -30,6 +30,19 @@ struct Diag {
 }
 
 impl Diag {
+    /// A tracker that asks for certificates of this authority.
+    async fn with_client_certificates(pki: &Pki) -> Self {
+        pki.issue("tracker", "127.0.0.1");
+        let pair = format!("{}:{}", pki.path("tracker.key"), pki.path("tracker.crt"));
+        let authority = pki.path("ca.crt");
+        let settings = [
+            ("https_keypairs", &*pair),
+            ("client_ca_file", &authority),
+            ("client_auth", "required"),
+        ];
+        Self::start(&settings).await
+    }
+
     async fn start(settings: &[(&'static str, &str)]) -> Self {
         let (server, _) = Self::bind(settings).await;
         Self::run(server)
@@ -335,15 +348,7 @@ async fn failed_handshakes_are_counted_by_reason() {
     failed_handshakes(&plain, "http2", 1.0).await;
 
     let pki = Pki::new();
-    pki.issue("tracker", "127.0.0.1");
-    let pair = format!("{}:{}", pki.path("tracker.key"), pki.path("tracker.crt"));
-    let authority = pki.path("ca.crt");
-    let settings = [
-        ("https_keypairs", &*pair),
-        ("client_ca_file", &authority),
-        ("client_auth", "required"),
-    ];
-    let server = Diag::start(&settings).await;
+    let server = Diag::with_client_certificates(&pki).await;
     let shake_hands = async |config| {
         let stream = TcpStream::connect(server.addr).await.unwrap();
         let name = "127.0.0.1".try_into().unwrap();
@@ -378,15 +383,7 @@ async fn failed_handshakes_are_counted_by_reason() {
 #[tokio::test]
 async fn a_call_that_is_refused_counts_under_its_method() {
     let pki = Pki::new();
-    pki.issue("tracker", "127.0.0.1");
-    let pair = format!("{}:{}", pki.path("tracker.key"), pki.path("tracker.crt"));
-    let authority = pki.path("ca.crt");
-    let settings = [
-        ("https_keypairs", &*pair),
-        ("client_ca_file", &authority),
-        ("client_auth", "required"),
-    ];
-    let server = Diag::start(&settings).await;
+    let server = Diag::with_client_certificates(&pki).await;
     let stream = TcpStream::connect(server.addr).await.unwrap();
     let node = pki.client_config(Some(&pki.teleport("Node", "node-1")));
     let name = "127.0.0.1".try_into().unwrap();
