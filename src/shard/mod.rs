@@ -554,8 +554,8 @@ impl<K: Key> Shard<K> {
             visit.visited = most;
             let of_move = RecordPosition::of_move(generation);
             if here == Some(of_move) {
-                visit.has_moved = true;
-                _ = self.compact(index, scope);
+                // Without memory, the next round tries again.
+                visit.has_moved = self.compact(index, scope).is_ok();
             } else {
                 visit.next = Some(of_move);
             }
