@@ -127,6 +127,12 @@ fn restored(report: &SnapshotReport, table: &RouteTable, status: &SnapshotStatus
         duration::format(downtime),
         duration::format(table.keep_alive())
     );
+    if report.incarnations_left_out > 0 {
+        warn!(
+            "{} ended incarnations have no room: late messages of these proxies are not refused; max_proxies may be too small",
+            report.incarnations_left_out
+        );
+    }
 }
 
 /// The thread that writes snapshots. Dropping this ends the thread, without a further snapshot.
