@@ -97,8 +97,8 @@
 //! | [`register_proxy`](RouteTable::register_proxy), [`report_node`](RouteTable::report_node), [`report_nodes`](RouteTable::report_nodes) | the registry, if the proxy is not registered or has other details; otherwise for no thread |
 //! | [`begin_incarnation`](RouteTable::begin_incarnation), [`resume_incarnation`](RouteTable::resume_incarnation) | the registry, unless the incarnation is the current one and nothing changes, or the registered proxy's incarnation is greater |
 //! | [`remove_proxy`](RouteTable::remove_proxy), [`remove_proxy_by_id`](RouteTable::remove_proxy_by_id) | the registry, if the proxy is registered |
-//! | [`read_snapshot`](RouteTable::read_snapshot), [`read_snapshot_with`](RouteTable::read_snapshot_with) | the registry, for each proxy; threads of rayon's pool |
-//! | [`write_snapshot`](RouteTable::write_snapshot) | the registry, for each 64 ended incarnations; it tries up to ten thousand times, and then leaves the incarnations out |
+//! | [`read_snapshot`](RouteTable::read_snapshot), [`read_snapshot_with`](RouteTable::read_snapshot_with) | the registry, for each proxy and each ended incarnation; threads of rayon's pool |
+//! | [`write_snapshot`](RouteTable::write_snapshot) | no thread: for each 64 ended incarnations, the call tries up to ten thousand times to get the registry, and then leaves the incarnations out |
 //! | [`set_keep_alive`](RouteTable::set_keep_alive) | another call of `set_keep_alive`; if the interval grows, it checks up to ten thousand times whether older calls have ended |
 //! | [`Subscription::wait`] | a change, until its timeout |
 //! | dropping a [`Sweeper`] | the end of its thread's turn |
@@ -109,8 +109,8 @@
 //! added, refreshed, looked up and removed. [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use),
 //! [`route_count`](RouteTable::route_count), [`expiry_hold`](RouteTable::expiry_hold),
 //! [`effective_keep_alive`](RouteTable::effective_keep_alive), [`find_proxy`](RouteTable::find_proxy) and
-//! [`incarnation`](RouteTable::incarnation) do not take the lock. [`sweep`](RouteTable::sweep) skips the proxies while
-//! another thread has the lock. `tests/stopped.rs` stops threads at random instructions inside each call, and checks
+//! [`incarnation`](RouteTable::incarnation) do not take the lock. [`sweep`](RouteTable::sweep) yields to threads that
+//! wait for the lock, at most 200 times, and skips the proxies while another thread has the lock. `tests/stopped.rs` stops threads at random instructions inside each call, and checks
 //! the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.

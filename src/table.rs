@@ -54,7 +54,7 @@ impl Builder {
 /// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing
 /// and sweeping routes is lock-free: no thread ever waits for another thread, even if the operating system has stopped
 /// the other thread in the middle of an operation. Registering and removing *proxies* takes a short lock if it changes
-/// something. Calls that only read never take the lock. The [crate's
+/// something. Calls that only read never wait for the lock. The [crate's
 /// documentation](crate#which-calls-wait-for-another-thread) lists the calls that may wait.
 ///
 /// An answer is linearizable per route, and in membership per node. The times in one answer may belong to different

@@ -10,7 +10,9 @@
 //! | `tunnel` | the task of one tunnel |
 //!
 //! A load balancer stands between agent and proxies: the agent dials one address, and the load balancer chooses the
-//! proxy. The proxy sends its ID and the list of the proxies that it knows. An agent that already has a tunnel to this
+//! proxy. The proxy sends its ID and the list of the proxies that it knows. The proxy's program sets this list with
+//! [`AgentListener::set_proxies`](crate::listener::AgentListener::set_proxies); by default, the list has only the proxy
+//! itself. An agent that already has a tunnel to this
 //! proxy drops the new tunnel, waits, and dials again. The agent stops when it has `connection_count` tunnels, or a
 //! tunnel to each known proxy. The pool of agents in Teleport has the same rules, leases and claims
 //! (`lib/reversetunnel/track`).

@@ -83,8 +83,9 @@ impl ProxyServiceConfig {
 
 /// A whole proxy: accepts agents, reports their nodes to trackers, and reaches every node of the fleet.
 ///
-/// To use a [`Replica`](crate::replica::Replica), verify certificates or change the list of proxies, build a proxy from
-/// the [parts](crate::proxy).
+/// To change the list of proxies that agents learn, call
+/// [`set_proxies`](crate::listener::AgentListener::set_proxies) of [`agents`](Self::agents). To use a
+/// [`Replica`](crate::replica::Replica) or verify certificates, build a proxy from the [parts](crate::proxy).
 ///
 /// Dropping the service stops it at once, with its tunnels and streams. The routes stay until they expire.
 pub struct ProxyService {

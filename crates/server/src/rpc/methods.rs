@@ -60,7 +60,7 @@ pub(crate) fn methods(
         row("/api.NodeTrackerService/RemoveNode", SMALL, OWN_PROXY, immediate_write(&api, NodeTracker::remove_node)),
 
         row("/nodetracker.v1.RouteService/AddNodes", BATCH, OWN_PROXY, unary_write(&routes, Routes::add_nodes)),
-        row("/nodetracker.v1.RouteService/GetProxies", BATCH, READ, immediate(&routes, Routes::get_proxies)),
+        row("/nodetracker.v1.RouteService/GetProxies", SMALL, READ, immediate(&routes, Routes::get_proxies)),
         row("/nodetracker.v1.RouteService/BatchGetProxies", BATCH, READ,
             unary_encoded(&routes, Routes::batch_get_proxies)),
         row("/nodetracker.v1.RouteService/RemoveNodes", BATCH, OWN_PROXY, unary_write(&routes, Routes::remove_nodes)),
