@@ -26,10 +26,10 @@ use crate::time::Time;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExpiryBrake {
-    /// The least percentage of all routes that must be about to expire, within a third of the keep-alive interval, so
-    /// that the brake acts; 15 by default. At 100 or more, the brake never acts.
+    /// The brake acts if at least this percentage of all routes would expire within the next third of the keep-alive
+    /// interval; 15 by default. At 100 or more, the brake never acts.
     pub percent: u32,
-    /// The least number of routes that must also be about to expire, so that the brake acts; 100 by default.
+    /// The brake acts only if at least this number of routes would expire within that time; 100 by default.
     pub min_routes: usize,
     /// The greatest effective keep-alive interval, in keep-alive intervals; 3 by default. At 1 or less, the brake never
     /// acts.

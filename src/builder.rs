@@ -106,13 +106,14 @@ impl Builder {
     /// The most proxies that the table holds; 1,048,576 by default, and at most 8,388,608.
     ///
     /// A proxy counts until it is removed or dropped. But the number of a removed or replaced proxy is free again only
-    /// after its routes are swept. This takes at most 15 rounds of the [sweeper](crate::RouteTable::sweep), unless a
-    /// thread stays inside a call: threads that are inside a call when the proxy is removed, or when its routes have
-    /// been swept, must leave that call first.
+    /// after the sweeper has removed its routes. That takes at most 15 rounds of the
+    /// [sweeper](crate::RouteTable::sweep). If a thread stays inside a call, it takes longer: the table waits twice for
+    /// all calls that have begun, after the removal of the proxy and after the removal of its routes.
     ///
-    /// So a table has an eighth and 16 more numbers than proxies, but at most 8,388,608 in all. If half of the
-    /// additional numbers are in use, new proxies are refused, and registered proxies can still restart with a newer
-    /// incarnation. With the greatest limit, no number is additional: no proxy of a full table can restart.
+    /// So a table has more numbers than proxies: the limit, an eighth of the limit, and 16, but at most 8,388,608. If
+    /// half of the additional numbers are in use, the table refuses new proxies; registered proxies can still restart
+    /// with a newer incarnation. With the greatest limit, no number is additional, so no proxy of a full table can
+    /// restart.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self
@@ -136,8 +137,8 @@ impl Builder {
     /// no further route expires. [`expiry_hold`](crate::RouteTable::expiry_hold) reports the hold.
     ///
     /// The hold ends when the heartbeats have returned: when a whole round counts at most half of the limit. The hold
-    /// also ends when the [effective interval](crate::RouteTable::effective_keep_alive) is [the
-    /// greatest](ExpiryBrake::max_intervals) that the brake allows. Routes of removed proxies are not held.
+    /// also ends when the [effective interval](crate::RouteTable::effective_keep_alive) has reached its
+    /// [bound](ExpiryBrake::max_intervals). Routes of removed proxies are never held.
     ///
     /// The brake needs four rounds of the sweeper in each keep-alive interval, as [`SweepPace`](crate::SweepPace) takes
     /// them.
@@ -147,7 +148,7 @@ impl Builder {
     }
 
     /// How many of its latest changes each of the 257 rings of the [change feed](crate::RouteTable::subscribe) keeps;
-    /// 512 by default. Each further change takes 14 KiB of memory, and lets subscribers fall further behind: see
+    /// 512 by default. Each further change takes 12 KiB of memory, and lets subscribers fall further behind: see
     /// [`Subscription`](crate::Subscription).
     pub fn feed_ring(mut self, changes: usize) -> Self {
         self.feed_ring = changes;

@@ -12,9 +12,9 @@ use rustix::time::{ClockId, clock_gettime};
 /// Ages use only the monotonic reading, so a stepped wall clock neither expires nor revives a route. The wall reading
 /// is only for display.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
-    /// Time since a fixed instant of the clock's choice. It should never decrease; if it does, the table stays at the
-    /// latest reading that it saw. A table's own time stops 8.7 years after the table was made: no route expires from
-    /// then on.
+    /// The time since a fixed instant, which the clock chooses. The time should never decrease. If it decreases, the
+    /// table continues to use the latest time. A table's own time stops 8.7 years after the table was made; from then
+    /// on, no route expires.
     fn monotonic(&self) -> Duration;
 
     /// The present wall-clock time.

@@ -192,7 +192,7 @@ pub enum ReportError {
 #[error("{error}, after {added} nodes")]
 #[non_exhaustive]
 pub struct AddNodesError {
-    /// How many of the nodes, from the first node on, were added. They stay.
+    /// How many of the nodes were added, from the first node on. These nodes stay in the table.
     pub added: usize,
     /// Why the next node was not added.
     #[source]

@@ -79,7 +79,7 @@ pub enum Event {
         reason: Reason,
     },
     /// A proxy was removed with all its routes, or a greater incarnation has taken over. The nodes have no events until
-    /// the sweeper removes these routes.
+    /// the sweeper or an addition removes these routes.
     ProxyRemoved {
         /// The proxy's reference while it was registered.
         proxy: ProxyRef,

@@ -1,7 +1,8 @@
 //! A lock-free, in-memory table of which proxies hold the tunnels to which nodes.
 //!
-//! Proxies report their nodes again and again. A route that is not refreshed for a keep-alive interval is not returned
-//! any more, unless [expiry is held](RouteTable::expiry_hold). A million routes take about 30 MB.
+//! Proxies report their nodes in regular heartbeats. If no heartbeat refreshes a route for a keep-alive interval,
+//! look-ups no longer return the route, unless [expiry is held](RouteTable::expiry_hold). A million routes take about
+//! 30 MB.
 //!
 //! # Example
 //!
@@ -61,7 +62,7 @@
 //! | look up | [`get_proxies`](RouteTable::get_proxies), [`resolve`](RouteTable::resolve), [`get_proxies_batch`](RouteTable::get_proxies_batch), [`explain`](RouteTable::explain) | as adding; no allocation for up to two routes |
 //! | list | [`for_each_route`](RouteTable::for_each_route), [`nodes_page`](RouteTable::nodes_page), [`proxies_page`](RouteTable::proxies_page) | a walk: some 50 ns a route; a large page: some 100 ns a node, whatever the size of the table |
 //! | count | [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use), [`route_count`](RouteTable::route_count) of a proxy | `route_count`: one look-up of the proxy |
-//! | follow | [`subscribe`](RouteTable::subscribe) | one more CAS for each change while there is a subscription |
+//! | follow | [`subscribe`](RouteTable::subscribe) | an allocation and two CAS for each change while there is a subscription |
 //! | sweep | [`Sweeper`], [`SweepPace`], [`sweep`](RouteTable::sweep) | some 7 ns a record |
 //! | hold expiry | [`Builder::expiry_brake`], [`expiry_hold`](RouteTable::expiry_hold), [`effective_keep_alive`](RouteTable::effective_keep_alive) | a read of the clock |
 //! | save | [`write_snapshot`](RouteTable::write_snapshot), [`read_snapshot`](RouteTable::read_snapshot) | reading: some 70 ns a route |
@@ -103,15 +104,15 @@
 //! | [`Subscription::wait`] | a change, until its timeout |
 //! | dropping a [`Sweeper`] | the end of its thread's turn |
 //!
-//! *The registry* is a lock. The calls above hold it while they change the set of proxies or a proxy's details, mostly
-//! for some microseconds; at most, a call copies one of the 128 parts of the map of proxy IDs. A thread that is stopped
-//! with the lock held blocks these calls of other threads, and no others. Routes of registered proxies can still be
-//! added, refreshed, looked up and removed. [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use),
+//! *The registry* is a lock. The calls above hold the lock while they change the set of proxies or a proxy's details.
+//! Most of them hold it for some microseconds. The longest call copies one of the 128 parts of the map of proxy IDs. If
+//! the system stops a thread that holds the lock, only these calls of other threads wait. Other threads can still add,
+//! refresh, look up and remove routes. [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use),
 //! [`route_count`](RouteTable::route_count), [`expiry_hold`](RouteTable::expiry_hold),
 //! [`effective_keep_alive`](RouteTable::effective_keep_alive), [`find_proxy`](RouteTable::find_proxy) and
 //! [`incarnation`](RouteTable::incarnation) do not take the lock. [`sweep`](RouteTable::sweep) yields to threads that
-//! wait for the lock, at most 200 times, and skips the proxies while another thread has the lock. `tests/stopped.rs` stops threads at random instructions inside each call, and checks
-//! the other calls.
+//! wait for the lock, at most 200 times, and skips the proxies while another thread has the lock. `tests/stopped.rs`
+//! stops threads at random instructions inside each call, and checks the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.
 //!
@@ -123,23 +124,22 @@
 //! shard to smaller memory is one part: it takes milliseconds, in a sweep and in a call that meets the move. Other
 //! calls take a few microseconds.
 //!
-//! If the operating system stops a thread inside a call, garbage grows without bound until the thread continues: by 40
-//! to 300 bytes for each insertion and removal of a node, by 2 KiB for each registration and removal of a proxy.
-//! [`Stats::garbage`] shows it. Watch that figure if single threads of the process may be stopped, as by a debugger or
-//! a frozen cgroup of some of its threads. The memory is freed only after the thread has continued, or when the process
-//! ends.
+//! If the operating system stops a thread inside a call, garbage grows without bound until the thread continues. Each
+//! insertion and removal of a node adds 40 to 300 bytes, each registration and removal of a proxy 2 KiB.
+//! [`Stats::garbage`] reports the garbage. Watch this figure if a debugger or a frozen cgroup may stop single threads
+//! of the process. The table frees the memory only after the thread has continued.
 //!
 //! # When memory runs out
 //!
-//! A table survives a failure to allocate memory that grows with the number of nodes and routes: records, indexes,
-//! lists of routes, the names of nodes, and the copies that a rebuild or a move makes. Adding a route then fails with
-//! [`AddError::OutOfMemory`] and changes nothing. A removal or a sweep leaves the work that it cannot do to a later
-//! call, and the routes expire anyway. `tests/memory.rs` makes each of these allocations fail.
+//! Some memory grows with the number of nodes and routes: records, indexes, lists of routes, the names of nodes, and
+//! the copies of a rebuild or a move. If the allocator has no such memory, adding a route fails with
+//! [`AddError::OutOfMemory`] and changes nothing. A removal or a sweep leaves its work to a later call, and the routes
+//! expire anyway. `tests/memory.rs` makes each of these allocations fail.
 //!
 //! As usual in Rust, the process aborts if there is no memory for
 //!
-//! * a *proxy* that is registered: its entry, its ID and the slot in the map of IDs, its details. There are at most
-//!   [`max_proxies`](Builder::max_proxies), of some 60 to 100 bytes and their strings. With
+//! * a *proxy* at its registration: the entry, the ID, the slot in the map of IDs, and the details. A proxy takes some
+//!   60 to 100 bytes and its strings; [`max_proxies`](Builder::max_proxies) limits the proxies. With
 //!   [`max_routes_per_proxy`](Builder::max_routes_per_proxy), each proxy also has a count of up to 128 bytes;
 //! * small objects that do not grow with the table: the entry of a subscription that waits; crossbeam-epoch's bags of
 //!   garbage, 2 KiB for every 64 retired objects, and up to 130 KiB for every thread; a new slab's header; the shards

@@ -66,12 +66,12 @@ pub struct SweepPace {
 }
 
 impl SweepPace {
-    /// The time to wait before the next [`sweep`](Self::sweep): 2 ms to 1 s, depending on the table's size and its
-    /// keep-alive interval. The time is 2 ms for two rounds after a proxy was removed, or after a route or a proxy was
-    /// refused for want of room.
+    /// Returns the time to wait before the next [`sweep`](Self::sweep): 2 ms to 1 s, depending on the table's size and
+    /// its keep-alive interval. After the removal of a proxy, and after a limit has refused a route or a proxy, the
+    /// time is 2 ms for two rounds.
     ///
-    /// From the first call on, the table takes a time of more than a third of the keep-alive interval without any call
-    /// for a stop of the process.
+    /// From the first call on, the table watches the clock: if no call reads the clock for more than a third of the
+    /// keep-alive interval, the table assumes that the process was stopped.
     pub fn next_pause(&mut self, table: &RouteTable) -> Duration {
         let keep_alive = table.keep_alive();
         let heartbeat = keep_alive / HEARTBEATS_PER_INTERVAL;
@@ -117,9 +117,9 @@ impl SweepPace {
         all
     }
 
-    /// Takes the next step of those that are due after the pause; `None` if all were taken. A step that moves a shard
-    /// is the last. For callers that let a subscriber of the change feed take the changes of one step before the next
-    /// step.
+    /// Takes the next of the steps that are due after the pause. Returns `None` if no step is left; a step that moves a
+    /// shard is the last. Use this call instead of `sweep` if a subscriber of the change feed must take the changes of
+    /// each step before the next step.
     pub fn sweep_step(&mut self, table: &RouteTable) -> Option<SweepReport> {
         self.steps = self.steps.checked_sub(1)?;
         let report = table.sweep(STEP);

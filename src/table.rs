@@ -139,12 +139,12 @@ impl RouteTable {
     /// The greatest age of a route that a look-up returns now: the [keep-alive interval](Self::keep_alive), or more
     /// while [expiry is held](Self::expiry_hold).
     ///
-    /// If a [`SweepPace`](crate::SweepPace) or a [`Sweeper`](crate::Sweeper) sweeps the table, and no call read the
-    /// clock for longer than a third of the keep-alive interval (a heartbeat interval), the process was stopped or its
-    /// clock jumped. No heartbeat could arrive meanwhile. So from then on, no further route expires for one heartbeat
-    /// interval (at most 18.6 hours), and the effective interval grows with the age of the routes. After that, it is
-    /// the keep-alive interval again. A further stop during the grace makes the grace last longer, but at most eight
-    /// times. The [expiry brake](crate::Builder::expiry_brake) holds expiry in the same way, for longer.
+    /// A [`SweepPace`](crate::SweepPace) or a [`Sweeper`](crate::Sweeper) reads the clock several times in a heartbeat
+    /// interval (a third of the keep-alive interval). If no call has read the clock for longer, the process was stopped
+    /// or its clock jumped, and no heartbeat could arrive. Then no further route expires for one heartbeat interval (at
+    /// most 18.6 hours): the *grace*. The effective interval grows with the age of the routes, and is the keep-alive
+    /// interval again at the end of the grace. A further stop restarts the grace, at most eight times. The [expiry
+    /// brake](crate::Builder::expiry_brake) holds expiry in the same way, for longer.
     #[must_use]
     pub fn effective_keep_alive(&self) -> Duration {
         let raise = self.time.now().raise();
@@ -175,11 +175,11 @@ impl RouteTable {
     /// interval applies to all routes, also to those added before: a longer interval brings back expired routes that
     /// were not swept yet.
     ///
-    /// A shorter interval comes into force at once. A longer interval comes into force when the calls that other
-    /// threads have begun before have ended, because these calls might still remove routes that it brings back. So no
-    /// route vanishes after it was returned under the new interval. This call checks up to ten thousand times whether
-    /// those calls have ended, and yields the processor in between. If a thread is stopped inside a call, the longer
-    /// interval comes into force later.
+    /// A shorter interval applies at once. A longer interval applies when all calls that began earlier have ended: such
+    /// a call might still remove a route that the longer interval makes valid again. So a route that was returned under
+    /// the new interval does not vanish. This call checks up to ten thousand times whether the earlier calls have
+    /// ended, and yields the processor in between. If a thread is stopped inside a call, the longer interval applies
+    /// later.
     ///
     /// Takes a lock of its own, so it waits for another thread that sets the interval.
     pub fn set_keep_alive(&self, interval: Duration) {

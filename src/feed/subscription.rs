@@ -50,18 +50,17 @@ impl LostChanges {
 /// # Memory
 ///
 /// The latest changes are kept in 257 rings: one for each [part](crate::RouteTable::part_of) of the nodes, and one for
-/// the proxies. By default, each ring holds 512 changes. The first subscription allocates the rings
-/// for all subscriptions, 1 MiB. Each change takes another 40 bytes until the next change overwrites it, so full rings
-/// take 6 MiB; names of more than 24 bytes take extra memory. The rings stay until the table is dropped. A subscription
-/// itself takes 2 KiB.
+/// the proxies. By default, each ring holds 512 changes. The first subscription allocates the rings for all
+/// subscriptions: 1 MiB. A change takes 40 bytes until a later change overwrites it, so full rings take 6 MiB. Names of
+/// more than 24 bytes take extra memory. The rings stay until the table is dropped. A subscription itself takes 2 KiB.
 ///
 /// # Falling behind
 ///
 /// If a ring gets more than 512 changes between two drains, the oldest changes are lost, and the drain fails with
 /// [`Lagged`]. [`Builder::feed_ring`](crate::Builder::feed_ring) sets another number. The subscription then continues
-/// with the next change of this ring, and the subscriber must read this part again. The other rings lose nothing; if
-/// several rings have lost changes, as many drains fail. If changes are spread evenly, 128 rings hold some 60,000
-/// changes of UUIDs. All changes of one node are in one ring.
+/// with the next change of this ring, and the subscriber must read this part again. The other rings lose nothing. If
+/// several rings have lost changes, one drain fails for each of them. The 128 rings of UUIDs hold some 60,000 changes
+/// in all, if the changes are spread evenly. All changes of one node are in one ring.
 pub struct Subscription<'t> {
     feed: &'t Feed,
     rings: &'t [Ring],

@@ -55,8 +55,8 @@
 //! 9. *A frozen word of a record is final*; its routes are still valid. Only a mover freezes a record's word, after it
 //!    froze the index. So all movers of one index copy the same words. A later change meets the frozen word, and moves
 //!    the shard first.
-//! 10. *A record's word changes only from a value that its CAS names.* Lists are compared by address, which cannot be
-//!     reused while any thread that read it is pinned (8). So a count that follows a CAS is exact.
+//! 10. *A record's word changes only by a CAS from a value that the CAS names, or is frozen.* A CAS compares lists by
+//!     address. No address is reused while a thread that read it is pinned (8). So a count that follows a CAS is exact.
 
 mod bucket;
 pub(crate) mod bulk_load;

@@ -15,9 +15,10 @@
 //! proxy begins another incarnation meanwhile, the snapshot has the older or the newer incarnation, with routes of that
 //! incarnation only.
 //!
-//! The snapshot has the incarnation of each proxy, and the incarnations that have ended and still count. So messages of
-//! older incarnations are refused after a restart, too. If a proxy's incarnation ends while the snapshot is written,
-//! the snapshot may have the incarnation as the proxy's and as ended; then it has ended.
+//! The snapshot has the current incarnation of each proxy, and the ended incarnations that a table must still refuse.
+//! So a restarted table refuses messages of older incarnations, too. An incarnation may end while the snapshot is
+//! written. Then the snapshot may have the incarnation twice, as current and as ended, and the reader treats it as
+//! ended.
 //!
 //! # Layout, version 2
 //!
@@ -72,8 +73,8 @@
 //! a section's head before it uses the lengths in the head. A reader allocates nothing for a number's claim beyond the
 //! largest payload.
 //!
-//! A node with one route through one of the first 128 proxies takes 20 bytes, or 22 bytes if the route's age is between
-//! 16 seconds and half an hour.
+//! A node with a UUID and one route through one of the first 128 proxies takes 20 bytes. If the route's age is between
+//! 16 seconds and half an hour, the node takes 21 bytes.
 //!
 //! # Versions
 //!
@@ -150,8 +151,8 @@ pub struct SnapshotReport {
     pub routes: u64,
     /// Ended incarnations in the snapshot.
     pub incarnations: u64,
-    /// Ended incarnations that are left out, because a table in use has no room to remember them: it does not refuse
-    /// older incarnations of their proxies.
+    /// Ended incarnations that the call left out, because a table in use has no room to remember them. The table does
+    /// not refuse older incarnations of these proxies.
     pub incarnations_left_out: u64,
     /// Routes that were unknown to the table, and are added.
     pub inserted: u64,
@@ -160,8 +161,8 @@ pub struct SnapshotReport {
     pub known: u64,
     /// Routes that are older than the table's keep-alive interval; they are left out.
     pub expired: u64,
-    /// Routes that are left out because the incarnation of their proxy is stale. Also routes that are left out because
-    /// other threads meanwhile removed the route's proxy or took the last room for routes.
+    /// Routes that the call left out: the incarnation of their proxy is stale, or another thread has removed the proxy,
+    /// or the table is full because other threads have added routes.
     pub refused: u64,
 }
 

@@ -104,8 +104,8 @@ impl RouteTable {
     /// [`get_proxies`](Self::get_proxies) for many nodes: two to three times as fast as single calls if the table does
     /// not fit into the cache.
     ///
-    /// The iterator looks up 64 nodes at a time, when the caller takes the first of them. It allocates nothing if at
-    /// most half of the nodes have two routes, and none has more.
+    /// When the caller takes the first of 64 nodes, the iterator looks up all 64. The iterator allocates nothing if at
+    /// most half of the nodes have two routes, and no node has more than two.
     ///
     /// ```
     /// # use nodetracker::{NodeId, Proxy, RouteTable};

@@ -8,9 +8,9 @@ impl RouteTable {
     /// Subscribes to the changes of the table from now on: routes added and removed, proxies changed and removed, but
     /// not refreshes.
     ///
-    /// To follow the table, subscribe, then read the whole table, then drain its events, and look up the node of each
-    /// event. Writers do not wait for subscribers. The first subscription makes each change cost more; further
-    /// subscriptions do not.
+    /// To follow the table: subscribe, read the whole table, then drain the events again and again, and look up the
+    /// node of each event. Writers do not wait for subscribers. While there is a subscription, each change costs more;
+    /// further subscriptions cost writers nothing.
     #[must_use]
     pub fn subscribe(&self) -> Subscription<'_> {
         self.feed.subscribe()

@@ -65,7 +65,8 @@ impl RouteTable {
     /// Refreshes the routes that `handles` name, all of them through `proxy`. Returns the positions of the handles that
     /// are gone: add their nodes again.
     ///
-    /// This is the fastest way to write to the table: it needs no look-up. If no handle is gone, it allocates nothing.
+    /// Refreshing by handle is the fastest way to write to the table, because it needs no look-up. If no handle is
+    /// gone, the call allocates nothing.
     ///
     /// # Errors
     ///

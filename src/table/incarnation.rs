@@ -23,10 +23,10 @@ impl RouteTable {
     /// Registers a proxy that has started for the `incarnation`th time. Any number that grows with each start is
     /// suitable, such as the time of the start.
     ///
-    /// * An incarnation greater than the latest one **takes over**: the routes of the older incarnation are gone at
-    ///   once, as by [`remove_proxy`](Self::remove_proxy), and the proxy gets a new reference. Additions with the old
-    ///   reference fail with [`AddError::UnknownProxy`](crate::AddError::UnknownProxy). An addition during the takeover
-    ///   brings no route back: it counts as earlier, whatever it returns.
+    /// * A greater incarnation **takes over**: the proxy gets a new reference, and look-ups no longer return the routes
+    ///   of the older incarnation, as after [`remove_proxy`](Self::remove_proxy). Additions with the old reference fail
+    ///   with [`AddError::UnknownProxy`](crate::AddError::UnknownProxy). An addition during the takeover may succeed,
+    ///   but counts as earlier than the takeover: no look-up returns its route.
     /// * The latest incarnation itself **continues**: the proxy keeps its reference, with all routes and handles. If
     ///   the sweeper has dropped the proxy, the proxy gets a new reference.
     /// * A lesser incarnation is **refused**, and so is the latest incarnation after `remove_proxy` has ended it.
@@ -36,12 +36,12 @@ impl RouteTable {
     ///
     /// # Calls without an incarnation
     ///
-    /// [`register_proxy`](Self::register_proxy) and [`report_node`](Self::report_node) have no incarnation, so they act
-    /// for the current incarnation: they return its reference, add to its routes, and update its address, even if they
-    /// are late. There may be no current incarnation: none has begun, it is over, or the sweeper dropped the proxy.
-    /// Then these calls register the proxy without an incarnation. The next incarnation that begins takes over the
-    /// routes of such a proxy, unless the table remembers an older incarnation: then the routes may be the older
-    /// incarnation's, and are gone.
+    /// [`register_proxy`](Self::register_proxy) and [`report_node`](Self::report_node) name no incarnation. Even if
+    /// such a call is late, it acts for the current incarnation: it returns the reference, adds routes, and updates the
+    /// address. If no incarnation is current, these calls register the proxy without an incarnation: before the first
+    /// incarnation, after the end of an incarnation, or after the sweeper has dropped the proxy. The next incarnation
+    /// takes over the routes of such a proxy, unless the table remembers an older incarnation. Then the routes may
+    /// belong to the older incarnation, so the table drops the routes.
     ///
     /// # Readers and the lock
     ///
@@ -71,9 +71,9 @@ impl RouteTable {
     ///
     /// # Errors
     ///
-    /// [`BeginError`]: the incarnation is stale, one of the strings is not acceptable, or there are too many proxies or
-    /// remembered incarnations. An incarnation that takes over needs room for one
-    /// more proxy until the routes of the old incarnation are swept. The call has changed nothing.
+    /// [`BeginError`]: the incarnation is stale, a string is not acceptable, or the table has too many proxies or
+    /// remembered incarnations. The call has changed nothing. An incarnation that takes over needs room for another
+    /// proxy until the sweeper has removed the routes of the old incarnation.
     pub fn begin_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
         let guard = pin();
         let moved = |proxy| self.proxy_moved(proxy, &guard);

@@ -16,9 +16,9 @@ use crate::word::{State, Word};
 
 /// # Looking up
 impl RouteTable {
-    /// The routes of a node, most recently refreshed first. Of two refreshes within a millisecond, the later comes
-    /// first if it was called after the earlier had returned. Expired routes and routes of removed proxies are left
-    /// out.
+    /// The routes of a node, most recently refreshed first, without expired routes and routes of removed proxies. Two
+    /// calls may refresh two routes within one millisecond. If the second call began after the first call had returned,
+    /// the route of the second call comes first.
     ///
     /// Up to two routes need no allocation.
     #[must_use]

@@ -205,8 +205,9 @@ impl RouteTable {
     /// `None`, or the place that the last call for this part returned. Returns the next place; `None` after the part's
     /// last node. Some nodes may have no valid route, which shortens the call.
     ///
-    /// The promises are those of [`nodes_page`](Self::nodes_page). A call costs some 50 nanoseconds a node, and twice
-    /// that if `most` cuts it short: to choose the nodes, it sorts them. Reclamation does not wait for `each`.
+    /// The guarantees are the same as those of [`nodes_page`](Self::nodes_page). A call costs some 50 nanoseconds a
+    /// node. If the call returns fewer nodes because of `most`, it sorts the nodes, which costs as much again.
+    /// Reclamation does not wait for `each`.
     ///
     /// ```
     /// # use nodetracker::{Proxy, RouteTable};
@@ -257,12 +258,12 @@ impl RouteTable {
     /// A route that exists all the time is reported exactly once over all pages. A route that is added or removed
     /// meanwhile is reported once or not at all. The table keeps no state between two pages.
     ///
-    /// A large page costs some 100 nanoseconds for each of its nodes, however large the table is. A page also costs a
-    /// few hundred nanoseconds of its own, and more if its cursor was read from text: a page of one node is the most
-    /// expensive for each node (`cargo bench --bench pages`). A page reads at most some 16,000 slots of the index, so
-    /// the page may be short if `keep` takes few nodes, or if most nodes were removed. It copies some 1,000 nodes at a
+    /// A large page costs some 100 nanoseconds for each of its nodes, in a table of any size. Each page costs a few
+    /// hundred nanoseconds more, or nearly a microsecond if its cursor was read from text. So small pages cost the most
+    /// for each node (`cargo bench --bench pages`). A page reads at most some 16,000 slots of the index, so the page
+    /// may be short: if `keep` takes few nodes, or if most nodes were removed. The call copies some 1,000 nodes at a
     /// time, and then calls `keep`, which may use the table. Reclamation waits for at most one such copy. (If the
-    /// hashes of very many nodes collide, a shard may change its order. Then an earlier cursor makes the page copy the
+    /// hashes of very many nodes collide, a shard may change its order. Then a page with an earlier cursor copies the
     /// whole rest of the shard.)
     ///
     /// ```
@@ -368,8 +369,8 @@ impl RouteTable {
     /// A page of the registered proxies from a place on: at most `most` (0 counts as 1), or more if IDs have the same
     /// hash. Continue from [`next`](ProxyPage::next) until it is `None`.
     ///
-    /// A proxy that is registered all the time is reported exactly once over all pages, even if it
-    /// [begins](Self::begin_incarnation) another incarnation meanwhile: then by its older or its newer reference.
+    /// All pages together have each proxy that is registered all the time exactly once. If the proxy
+    /// [begins](Self::begin_incarnation) another incarnation meanwhile, a page has the older or the newer reference.
     ///
     /// A page reads whole parts of the proxies, each a 128th of them, until it has enough proxies. It takes some 100
     /// nanoseconds for each proxy of these parts.

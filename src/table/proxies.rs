@@ -14,9 +14,9 @@ impl RouteTable {
     /// once.
     ///
     /// The reference is valid until [`remove_proxy`](Self::remove_proxy), until a greater
-    /// [incarnation](Self::begin_incarnation) takes over, or until the sweeper drops the proxy as idle. For
-    /// more than a keep-alive interval, an idle proxy was not registered again, and neither got nor lost a route; and a
-    /// full round found no route of it. After that, [`add_node`](Self::add_node) fails with
+    /// [incarnation](Self::begin_incarnation) takes over, or until the sweeper drops the proxy as idle. An idle proxy
+    /// has no route. For more than a keep-alive interval, no call has registered the proxy, and the proxy has got or
+    /// lost no route. With an invalid reference, [`add_node`](Self::add_node) fails with
     /// [`UnknownProxy`](crate::AddError::UnknownProxy).
     ///
     /// If nothing changes, this is a look-up without a lock; otherwise it takes the registry's lock.
@@ -32,9 +32,9 @@ impl RouteTable {
     /// The proxy that is registered under an ID, or `None`. The reference is valid as long as that of
     /// [`register_proxy`](Self::register_proxy).
     ///
-    /// A proxy that begins another incarnation is found at every moment: first by its older reference, and from one
-    /// moment on by its newer reference. Routes of the older reference are gone from the same moment on. The look-up
-    /// takes no lock. It searches again only if another thread has replaced or removed the proxy meanwhile.
+    /// While a registered proxy begins another incarnation, the call returns the older or the newer reference, never
+    /// `None`. Once the call returns the newer reference, no look-up returns routes of the older reference. The call
+    /// takes no lock. It searches again only if another thread replaces or removes the proxy during the search.
     #[must_use]
     pub fn find_proxy(&self, id: &str) -> Option<ProxyRef> {
         self.proxies.find(id, &pin())
@@ -48,10 +48,10 @@ impl RouteTable {
 
     /// Removes a proxy with all its routes. Returns `true` if the proxy was registered.
     ///
-    /// The removal takes effect at once, and costs the same however many routes there are: from then on, no call
-    /// returns these routes, and the sweeper removes them. If the proxy has an [incarnation](Self::begin_incarnation),
-    /// the incarnation is over. The table remembers it for a keep-alive interval. Takes the registry's lock if the
-    /// proxy is registered.
+    /// From then on, no call returns the routes of the proxy, and the sweeper removes these routes later. The cost does
+    /// not depend on the number of routes. If the proxy has an [incarnation](Self::begin_incarnation), the call ends
+    /// the incarnation, and the table remembers the ended incarnation for a keep-alive interval. The call takes the
+    /// registry's lock if the proxy is registered.
     pub fn remove_proxy(&self, proxy: ProxyRef) -> bool {
         let guard = pin();
         let removed = self.proxies.remove(proxy, self.now(), &guard);

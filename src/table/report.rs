@@ -13,9 +13,9 @@ use crate::types::route::Added;
 
 /// # Reporting nodes
 impl RouteTable {
-    /// Records that `proxy` holds a tunnel to `node`, as of now. Returns whether the route is new or refreshed.
+    /// Records that `proxy` holds a tunnel to `node` now. Returns whether the route is new or refreshed.
     ///
-    /// A node has at most 64 routes; another route replaces the route whose last refresh is the oldest.
+    /// A node has at most 64 routes. A further route replaces the route with the oldest refresh.
     ///
     /// # Errors
     ///

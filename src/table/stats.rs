@@ -23,14 +23,14 @@ pub struct Stats {
     pub effective_keep_alive: Duration,
     /// Whether [expiry is held](RouteTable::expiry_hold), and why.
     pub expiry_hold: Option<ExpiryHold>,
-    /// Objects that this process's tables have retired but not freed yet, because some thread may still read them:
-    /// route lists, indexes, changes of the feed, details of proxies, arrays of the map of proxy IDs, and grace periods
-    /// that have not ended. One figure for all tables of the process.
+    /// Objects that the tables of this process have retired but not freed yet, because a thread may still read them.
+    /// These are route lists, indexes, changes of the feed, details of proxies, arrays of the map of proxy IDs, and
+    /// grace periods that have not ended. All tables of the process share the figure.
     ///
-    /// At most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a table, unless
-    /// a thread stays inside a call: objects that other threads retire meanwhile wait for that thread. During the
-    /// microseconds of most calls, few objects wait; while a call replaces a large shard, more. If the operating system
-    /// stops a thread inside a call, the figure has no bound. If only the sweeper uses the tables, two rounds leave at
+    /// The figure is at most [`MAX_GARBAGE_PER_THREAD`](Stats::MAX_GARBAGE_PER_THREAD) for each thread that has used a
+    /// table, unless a thread stays inside a call. Then objects that other threads retire wait for that thread: few
+    /// objects during most calls, more while a call replaces a large shard. If the operating system stops a thread
+    /// inside a call, the figure has no bound. If only the sweeper uses the tables, two rounds of the sweeper leave at
     /// most 64 objects for each other thread.
     ///
     /// Not counted: the bags that crossbeam-epoch keeps the objects in, up to 130 KiB for each thread that has used a

@@ -13,7 +13,7 @@ pub struct SweepReport {
     pub visited: usize,
     /// Routes removed because they were expired or their proxy was removed.
     pub removed: usize,
-    /// Of the removed routes, those that were expired. The proxies of the others were removed.
+    /// How many of the removed routes were expired. The proxies of the other removed routes were removed.
     pub expired: usize,
     /// Whether this call moved a shard to smaller memory, which takes milliseconds for a shard of some 100,000 nodes.
     pub shard_moved: bool,
@@ -23,9 +23,9 @@ pub struct SweepReport {
 
 /// # Sweeping
 impl RouteTable {
-    /// Does a part of the sweeper's work, and reports it: removes expired routes and those of removed proxies, sheds
-    /// tombstones, frees garbage that other threads have left and the numbers of removed proxies, and drops idle
-    /// proxies. Call it with some 256 records, so often that a round takes at most a quarter of the keep-alive
+    /// Does a part of the sweeper's work, and reports what it did. The sweeper removes expired routes, and routes of
+    /// removed proxies. It removes tombstones, frees garbage and the numbers of removed proxies, and drops idle
+    /// proxies. Call `sweep` with some 256 records, so often that a round takes at most a quarter of the keep-alive
     /// interval. [`SweepPace`](crate::SweepPace) computes the pauses.
     ///
     /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and

@@ -53,9 +53,9 @@ impl RouteTable {
     /// Calls `each` with every valid route and its node. The routes of a node come together, in the order of
     /// [`get_proxies`](Self::get_proxies); the nodes come in no particular order.
     ///
-    /// A route that exists during the whole walk is reported exactly once, with its last refresh at some moment of the
-    /// walk. A route that is added or removed meanwhile is reported once or not at all. The walk takes no lock: it
-    /// delays no other thread, and `each` may use the table.
+    /// The walk reports each route that exists during the whole walk exactly once, with the last refresh at some moment
+    /// of the walk. If another thread adds or removes a route meanwhile, the walk reports the route once or not at all.
+    /// The walk takes no lock, so it delays no other thread. `each` may use the table.
     ///
     /// The walk copies some 1,000 nodes at a time, however large the table is, and takes some 50 nanoseconds a route.
     /// Reclamation waits for at most one such copy, never for `each`.

@@ -10,8 +10,8 @@ use crate::layout::{RECORD_BITS, SHARD_BITS};
 /// the table that returned it. Another table, even in a restarted process, has another hash, and reports the handle as
 /// gone. The hash's key is secret, so a client can only guess handles of other clients' records.
 ///
-/// The record may later belong to another node. The hash detects this, unless the other node's hash agrees in all 34
-/// bits (one in 17 billion) *and* its route is through the same proxy. Then that route is refreshed.
+/// The record may later belong to another node. The hash detects this, unless the other node has the same 34 bits (one
+/// in 17 billion) *and* a route through the same proxy. Then the call refreshes the other node's route.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(transparent))]

@@ -65,7 +65,8 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Added {
-    /// The node had no unexpired route through this proxy, and has one now.
+    /// The node had no unexpired route through this proxy. Now the node has the route, unless 64 later routes displaced
+    /// the route at once.
     Inserted,
     /// The node had an unexpired route through this proxy; its time is now the time of this call.
     Refreshed,
