@@ -97,22 +97,24 @@ impl<K: Key> Shard<K> {
         scope: &Scope<'_, P>,
     ) -> Result<bool, CapacityError> {
         let serial = old.shape().serial;
+        let park = |rebuild| {
+            parked.put(PartialRebuild {
+                shard: self.number,
+                serial,
+                rebuild,
+            });
+            Ok(true)
+        };
         let partial = parked.take().filter(|partial| partial.is_of(self.number, serial));
         let mut rebuild = match partial {
             Some(partial) => partial.rebuild,
             None if old.shape().buckets <= AT_ONCE => return self.rebuild(old, false, scope).map(|()| false),
-            None => Rebuild::new(old, next_shape(old, false))?,
+            // A part of its own: the allocator may have to clear memory of the index's size.
+            None => return park(Rebuild::new(old, next_shape(old, false))?),
         };
         let buckets = (records / 64 + 1).saturating_mul(BUCKETS_PER_64);
         match rebuild.copy::<K, P>(old, buckets, scope)? {
-            CopyEnd::Part => {
-                parked.put(PartialRebuild {
-                    shard: self.number,
-                    serial,
-                    rebuild,
-                });
-                return Ok(true);
-            }
+            CopyEnd::Part => return park(rebuild),
             CopyEnd::All if self.finish(old, rebuild, scope)? => return Ok(false),
             CopyEnd::All | CopyEnd::Crowded | CopyEnd::Moving => {}
         }
