@@ -30,7 +30,7 @@ const LIST_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duratio
 /// The configuration of an [`AgentListener`].
 #[derive(Debug, Clone)]
 pub struct ListenerConfig {
-    /// This proxy. Its ID must be a valid ID of a proxy; its generation must grow with each start.
+    /// This proxy. Its ID must be a valid ID of a proxy; its incarnation must grow with each start.
     pub proxy: ProxyInfo,
     /// The cluster of this proxy. Agents that name another cluster are refused. If empty, agents of all clusters are
     /// accepted.
@@ -70,7 +70,7 @@ impl ListenerConfig {
 /// use nodetracker_client::listener::{AgentListener, ListenerConfig};
 /// use nodetracker_client::transport::tcp::TcpAcceptor;
 ///
-/// let proxy = ProxyInfo { proxy_id: "proxy-1".into(), generation: 1, version: "1.0".into() };
+/// let proxy = ProxyInfo { proxy_id: "proxy-1".into(), incarnation: 1, version: "1.0".into() };
 /// let listener = AgentListener::new(ListenerConfig::new(proxy), ())?;
 /// let acceptor = TcpAcceptor::plaintext(tokio::net::TcpListener::bind("127.0.0.1:3024").await?);
 /// tokio::spawn({

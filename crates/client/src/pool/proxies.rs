@@ -25,7 +25,7 @@ pub(super) struct Proxies {
 
 #[derive(Debug)]
 struct Known {
-    generation: u64,
+    incarnation: u64,
     /// Until when a list that names the proxy is valid. A claimed proxy stays known.
     listed_until: Instant,
     /// Set by a reconnect signal.
@@ -58,8 +58,8 @@ impl Proxies {
             }
             let known = self.entry(now, proxy);
             known.listed_until = known.listed_until.max(until);
-            if proxy.generation > known.generation {
-                known.generation = proxy.generation;
+            if proxy.incarnation > known.incarnation {
+                known.incarnation = proxy.incarnation;
                 known.avoid_until = None;
             }
         }
@@ -68,23 +68,23 @@ impl Proxies {
 
     fn entry(&mut self, now: Instant, proxy: &proto::ProxyInfo) -> &mut Known {
         self.known.entry(proxy.proxy_id.clone()).or_insert(Known {
-            generation: proxy.generation,
+            incarnation: proxy.incarnation,
             listed_until: now,
             avoid_until: None,
             claim: None,
         })
     }
 
-    /// Claims a proxy that has answered a tunnel. The answer is newer than any list, so its generation counts.
+    /// Claims a proxy that has answered a tunnel. The answer is newer than any list, so its incarnation counts.
     pub(super) fn claim(&mut self, now: Instant, proxy: &proto::ProxyInfo, tunnel: TunnelId) -> Claim {
         let known = self.entry(now, proxy);
         let claim = match known.claim {
-            Some((_, generation)) if generation >= proxy.generation => return Claim::Taken,
+            Some((_, incarnation)) if incarnation >= proxy.incarnation => return Claim::Taken,
             Some((older, _)) => Claim::Replaces(older),
             None => Claim::Granted,
         };
-        known.claim = Some((tunnel, proxy.generation));
-        known.generation = proxy.generation;
+        known.claim = Some((tunnel, proxy.incarnation));
+        known.incarnation = proxy.incarnation;
         known.avoid_until = None;
         claim
     }
@@ -101,7 +101,7 @@ impl Proxies {
         for known in self.known.values_mut() {
             if known
                 .claim
-                .is_some_and(|(by, generation)| by == tunnel && generation == known.generation)
+                .is_some_and(|(by, incarnation)| by == tunnel && incarnation == known.incarnation)
             {
                 known.avoid_until = Some(now + window + AVOID);
             }
@@ -144,10 +144,10 @@ impl Proxies {
 mod tests {
     use super::*;
 
-    fn proxy(id: &str, generation: u64) -> proto::ProxyInfo {
+    fn proxy(id: &str, incarnation: u64) -> proto::ProxyInfo {
         proto::ProxyInfo {
             proxy_id: id.into(),
-            generation,
+            incarnation,
             version: String::new(),
         }
     }

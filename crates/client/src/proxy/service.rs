@@ -64,7 +64,7 @@ impl ProxyServiceConfig {
         let session = SessionConfig::new(proxy, trackers);
         let info = ProxyInfo {
             proxy_id: proxy.id.to_owned(),
-            generation: session.incarnation,
+            incarnation: session.incarnation,
             version: version.to_owned(),
         };
         Self {
@@ -120,7 +120,7 @@ impl ProxyService {
         ] {
             proxy.id().clone_into(id);
         }
-        config.listener.proxy.generation = config.session.incarnation;
+        config.listener.proxy.incarnation = config.session.incarnation;
         let client = TrackerClient::new(config.session.trackers.clone(), config.client)?;
         let session = Arc::new(ProxySession::begin(config.session)?);
         let listener = AgentListener::new(config.listener, ReportWhileRunning(Arc::downgrade(&session)))?;

@@ -49,7 +49,7 @@ impl NodeObserver for Events {
 pub(crate) fn info(id: &str) -> ProxyInfo {
     ProxyInfo {
         proxy_id: id.into(),
-        generation: 1,
+        incarnation: 1,
         version: "1.0".into(),
     }
 }

@@ -47,7 +47,7 @@ struct Proxy {
 
 struct Connection {
     proxy: usize,
-    generation: u64,
+    incarnation: u64,
     link: AgentLink,
     /// What the agent has said.
     claimed: bool,
@@ -151,7 +151,7 @@ impl World {
         let proxy_id = format!("proxy-{}", self.proxies.len());
         let info = ProxyInfo {
             proxy_id,
-            generation: 1,
+            incarnation: 1,
             version: String::new(),
         };
         self.proxies.push(Proxy {
@@ -299,7 +299,7 @@ impl World {
         };
         let connection = Connection {
             proxy,
-            generation: self.proxies[proxy].info.generation,
+            incarnation: self.proxies[proxy].info.incarnation,
             link: AgentLink::new(self.now, times, self.list()),
             claimed: false,
             left: false,
@@ -387,7 +387,7 @@ impl World {
                 left += 1;
             } else if connection.claimed {
                 claimed += 1;
-                *of_proxy.entry((connection.proxy, connection.generation)).or_insert(0) += 1;
+                *of_proxy.entry((connection.proxy, connection.incarnation)).or_insert(0) += 1;
             } else {
                 dialling += 1;
             }
@@ -440,7 +440,7 @@ impl World {
             self.kill(proxy, false);
         }
         let proxy = &mut self.proxies[proxy];
-        proxy.info.generation += 1;
+        proxy.info.incarnation += 1;
         proxy.is_up = true;
         proxy.is_draining = false;
         self.gossip();
@@ -504,7 +504,7 @@ impl World {
     fn has_recovered(&self, wanted: usize) -> bool {
         let is_held = |connection: &Connection| {
             let proxy = &self.proxies[connection.proxy];
-            let is_present = proxy.is_up && !proxy.is_draining && proxy.info.generation == connection.generation;
+            let is_present = proxy.is_up && !proxy.is_draining && proxy.info.incarnation == connection.incarnation;
             connection.claimed && !connection.left && !connection.is_silent && is_present
         };
         let held = |connections: &BTreeMap<_, _>| connections.values().filter(|it| is_held(it)).count() == wanted;

@@ -149,7 +149,7 @@ async fn the_longest_list_of_proxies_reaches_an_agent() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
     let long = |number: usize| ProxyInfo {
         proxy_id: format!("{number:x>255}"),
-        generation: u64::MAX,
+        incarnation: u64::MAX,
         version: "v".repeat(255),
     };
     proxy.listener.set_proxies((1..512).map(long).collect()).unwrap();

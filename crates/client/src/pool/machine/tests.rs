@@ -13,10 +13,10 @@ fn target() -> Target {
     Target::new("main", "balancer:1")
 }
 
-fn proxy(id: &str, generation: u64) -> proto::ProxyInfo {
+fn proxy(id: &str, incarnation: u64) -> proto::ProxyInfo {
     proto::ProxyInfo {
         proxy_id: id.into(),
-        generation,
+        incarnation,
         version: String::new(),
     }
 }
