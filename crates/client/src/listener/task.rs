@@ -66,6 +66,7 @@ impl Agent<'_> {
         let tunnel = Arc::clone(&self.tunnel);
         let mut is_written = true;
         loop {
+            self.link.bytes_received(tunnel.last_received());
             while let Some(event) = self.link.poll_event(now()) {
                 if let Some(reason) = self.event(event) {
                     // Streams must not be opened on this tunnel any more.

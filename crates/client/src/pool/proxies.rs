@@ -108,13 +108,18 @@ impl Proxies {
         }
     }
 
-    /// Forgets proxies that no list names any more.
-    pub(super) fn expire(&mut self, now: Instant) {
+    /// Forgets proxies that no list names any more, and reconnect signals after their time. Returns the tunnels to the
+    /// proxies whose signals are forgotten: they may stay.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<TunnelId> {
         self.known
             .retain(|_, known| known.claim.is_some() || known.listed_until > now);
+        let mut recovered = Vec::new();
         for known in self.known.values_mut() {
-            known.avoid_until.take_if(|until| *until <= now);
+            if known.avoid_until.take_if(|until| *until <= now).is_some() {
+                recovered.extend(known.claim.map(|(tunnel, _)| tunnel));
+            }
         }
+        recovered
     }
 
     /// When [`Proxies::expire`] has something to do.
@@ -130,13 +135,17 @@ impl Proxies {
     /// `connection_count` is 0, a tunnel to each known proxy. At least one tunnel, because tunnels find the proxies.
     /// Proxies with a reconnect signal do not count.
     pub(super) fn wanted(&self, connection_count: usize) -> usize {
-        let usable = self.known.values().filter(|known| known.avoid_until.is_none()).count();
         let count = if connection_count == 0 {
             usize::MAX
         } else {
             connection_count
         };
-        count.min(usable).max(1)
+        count.min(self.usable()).max(1)
+    }
+
+    /// Returns the number of known proxies without a reconnect signal.
+    pub(super) fn usable(&self) -> usize {
+        self.known.values().filter(|known| known.avoid_until.is_none()).count()
     }
 }
 
@@ -231,7 +240,8 @@ mod tests {
             proxies
         };
         let mut proxies = signalled();
-        proxies.expire(now + window + AVOID);
+        assert_eq!(proxies.expire(now + window), []);
+        assert_eq!(proxies.expire(now + window + AVOID), [TunnelId(1)]);
         assert_eq!(proxies.wanted(0), 2);
 
         let mut proxies = signalled();

@@ -115,7 +115,7 @@ pub(crate) async fn wait_for(pool: &PoolHandle, expected: impl Fn(StateCounts, P
     )
     .await;
     let status = found.unwrap_or_else(|_| panic!("still {:?}", pool.counts()));
-    of_main(&status.expect("the pool lives"))
+    of_main(&status.expect("the pool exists"))
 }
 
 /// A load balancer that forwards each connection to the next proxy.
