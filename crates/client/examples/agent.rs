@@ -6,31 +6,25 @@
 //!
 //! The arguments are the node, the address of the proxies' load balancer, and the service.
 
-use std::env;
-use std::error::Error;
+use std::{env, error::Error};
 
-use nodetracker_client::pool::{AgentPool, LastErrors, PoolConfig, Target};
+use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
 use nodetracker_client::transport::tcp::TcpTransport;
-use tokio::io::copy_bidirectional;
-use tokio::net::TcpStream;
+use tokio::{io::copy_bidirectional, net::TcpStream};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let args: Vec<String> = env::args().skip(1).collect();
-    let [node, proxies, service] = &args[..] else {
-        return Err("expected NODE PROXIES SERVICE".into());
-    };
+    run(env::args().skip(1).collect()).await
+}
 
+pub(crate) async fn run(args: Vec<String>) -> Result<(), Box<dyn Error>> {
+    let [node, proxies, service] = args.try_into().map_err(|_| "expected NODE PROXIES SERVICE")?;
     let mut pool = AgentPool::new(PoolConfig::new(node.parse()?), TcpTransport::default());
     pool.handle().add_target(Target::new("main", proxies));
     let mut status = pool.handle().status();
     tokio::spawn(async move {
-        let mut shown = LastErrors::new();
-        while let Ok(status) = status.wait_for(|status| status.last_errors != shown).await {
-            shown = status.last_errors.clone();
-            for (target, error) in &shown {
-                eprintln!("no tunnel to {}: {error}", target.addr);
-            }
+        while let Some(status) = status.changed().await {
+            eprintln!("tunnels: {:?}, errors: {:?}", status.counts, status.last_errors);
         }
     });
     while let Some(mut incoming) = pool.accept().await {

@@ -8,14 +8,12 @@
 //! the tracker. A client sends a node's ID and a line feed; the bytes that follow go to the node:
 //! `(echo node-1; cat) | nc 127.0.0.1 4002`.
 
-use std::error::Error;
-use std::time::Duration;
-use std::{env, io};
+use std::{env, error::Error, io, time::Duration};
 
 use nodetracker_client::Proxy;
 use nodetracker_client::proxy::{Dialer, ProxyService, ProxyServiceConfig};
 use nodetracker_client::transport::tcp::{TcpAcceptor, TcpTransport};
-use tokio::io::{AsyncReadExt, copy_bidirectional};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
@@ -25,22 +23,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let [id, host, port, tracker] = &args[..] else {
         return Err("expected ID HOST PORT TRACKER".into());
     };
-    let first: u16 = port.parse()?;
-    let [peers, clients] = [1, 2].map(|number| first.checked_add(number).ok_or("PORT is at most 65533"));
-    let (peers, clients) = (peers?, clients?);
-    let listen = async |port| TcpListener::bind((host.as_str(), port)).await;
-    let addr = &format!("{host}:{peers}");
-    let proxy = Proxy {
-        id,
-        cluster_name: "main",
-        addr,
-    };
-    let config = ProxyServiceConfig::new(proxy, "example", vec![tracker.parse()?]);
-    let agents = TcpAcceptor::plaintext(listen(first).await?);
-    let peers = TcpAcceptor::plaintext(listen(peers).await?);
-    let service = ProxyService::start(config, agents, peers, TcpTransport::default())?;
+    let (port, mut listeners) = (port.parse::<u16>()?, Vec::new());
+    for number in 0..3 {
+        let port = port.checked_add(number).ok_or("PORT is at most 65533")?;
+        listeners.push(TcpListener::bind((host.as_str(), port)).await?);
+    }
+    run(id, listeners, tracker).await
+}
 
-    let clients = listen(clients).await?;
+/// Serves agents, peers and clients.
+pub(crate) async fn run(id: &str, listeners: Vec<TcpListener>, tracker: &str) -> Result<(), Box<dyn Error>> {
+    let [agents, peers, clients] = listeners.try_into().map_err(|_| "expected three listeners")?;
+    let (addr, cluster_name) = (&peers.local_addr()?.to_string(), "main");
+    let proxy = Proxy { id, cluster_name, addr };
+    let config = ProxyServiceConfig::new(proxy, "example", vec![tracker.parse()?]);
+    let [agents, peers] = [agents, peers].map(TcpAcceptor::plaintext);
+    let service = ProxyService::start(config, agents, peers, TcpTransport::default())?;
     loop {
         tokio::select! {
             accepted = clients.accept() => match accepted {
@@ -52,7 +50,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 }
             },
             _ = tokio::signal::ctrl_c() => break,
-            superseded = service.session().superseded() => return Err(superseded.into()),
+            superseded = service.superseded() => return Err(superseded.into()),
         }
     }
     Ok(service.stop(Duration::from_secs(5), Duration::from_secs(10)).await?)
@@ -65,16 +63,10 @@ async fn log(served: impl Future<Output = io::Result<()>>) {
 }
 
 /// Connects a client to the node that the client names.
-async fn serve(mut client: TcpStream, dialer: Dialer) -> io::Result<()> {
-    let mut name = Vec::new();
-    while let byte = client.read_u8().await?
-        && byte != b'\n'
-        && name.len() < 256
-    {
-        name.push(byte);
-    }
-    let name = String::from_utf8(name).map_err(io::Error::other)?;
-    let node = name.parse().map_err(io::Error::other)?;
+async fn serve(client: TcpStream, dialer: Dialer) -> io::Result<()> {
+    let (mut client, mut name) = (BufReader::new(client), String::new());
+    (&mut client).take(256).read_line(&mut name).await?;
+    let node = name.trim_end().parse().map_err(io::Error::other)?;
     let mut dialed = dialer.dial(&node).await.map_err(io::Error::other)?;
-    copy_bidirectional(&mut client, &mut dialed.stream).await.map(|_| ())
+    copy_bidirectional(&mut client, &mut dialed.stream).await.map(drop)
 }

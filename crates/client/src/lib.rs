@@ -17,10 +17,10 @@
 //!
 //! # State machines
 //!
-//! The health of a tracker, and the protocols of sessions, of replicas and of control streams, are state machines
-//! without I/O. Time and messages go in, messages and events come out. A machine never reads a clock: each of its calls
-//! has the argument `now`. A thin shell connects the machine to tokio. So the deterministic tests, and a simulation of
-//! whole fleets, drive the same machines as a proxy does.
+//! The health of a tracker, the protocols of sessions, replicas, pools and control streams, and the discovery of
+//! proxies are state machines without I/O. Time and messages go in, messages and events come out. A machine never reads
+//! a clock: each of its calls has the argument `now`. A thin shell connects the machine to tokio. So deterministic
+//! tests drive the same machines as a program does. Sessions, replicas and pools have a simulated network each.
 
 pub mod backoff;
 pub mod cache;

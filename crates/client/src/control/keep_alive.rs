@@ -1,15 +1,20 @@
 //! When to ping the other end of a silent connection, and when the connection is broken.
+//!
+//! Only messages of the control stream delay a ping, because the other end needs signs of life on that stream, too. But
+//! a ping and its answer may wait behind the bytes of other streams. So a connection is not broken while any bytes
+//! come.
 
 use std::time::{Duration, Instant};
 
 use crate::control::after;
 
-/// The times of a [`KeepAlive`]. A connection that is half open is noticed within `interval + timeout`.
+/// The times of a [`KeepAlive`]. A connection that is half open is noticed within `interval + timeout` after its last
+/// byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepAliveTimes {
     /// After how long a silence the other end is pinged.
     pub interval: Duration,
-    /// How long after the ping any message must come. Otherwise, the connection is broken.
+    /// How long after the ping any bytes must come. Otherwise, the connection is broken.
     pub timeout: Duration,
 }
 
@@ -28,6 +33,9 @@ impl Default for KeepAliveTimes {
 pub struct KeepAlive {
     times: KeepAliveTimes,
     heard: Instant,
+    /// When any bytes came last.
+    received: Instant,
+    /// The ping without an answer: since when any bytes have been awaited.
     pinged: Option<Instant>,
 }
 
@@ -36,6 +44,8 @@ pub struct KeepAlive {
 pub enum Due {
     /// Send a ping.
     Ping,
+    /// Send another ping: the answer is late, but bytes have come. The other end is alive, and may hear nothing else.
+    PingAgain,
     /// The connection is broken.
     Broken,
 }
@@ -47,14 +57,25 @@ impl KeepAlive {
         Self {
             times,
             heard: now,
+            received: now,
             pinged: None,
         }
+    }
+
+    /// Pings earlier than its times say: after a silence of `interval`, if this is shorter.
+    pub fn ping_within(&mut self, interval: Duration) {
+        self.times.interval = self.times.interval.min(interval);
     }
 
     /// Records that the other end has sent any message.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
         self.pinged = None;
+    }
+
+    /// Records when the other end has last sent bytes, of any stream.
+    pub fn bytes_received(&mut self, at: Instant) {
+        self.received = self.received.max(at);
     }
 
     /// When [`KeepAlive::due`] has something to do.
@@ -67,13 +88,21 @@ impl KeepAlive {
         }
     }
 
-    /// Returns what is due; [`Due::Ping`] once for each silence.
+    /// Returns what is due; [`Due::Ping`] once for each silence of the control stream.
     pub fn due(&mut self, now: Instant) -> Option<Due> {
         if now < self.next_timeout() {
             return None;
         }
-        Some(match self.pinged.replace(now) {
-            None => Due::Ping,
+        let received = self.received;
+        Some(match &mut self.pinged {
+            None => {
+                self.pinged = Some(now);
+                Due::Ping
+            }
+            Some(pinged) if received > *pinged => {
+                *pinged = received;
+                Due::PingAgain
+            }
             Some(_) => Due::Broken,
         })
     }
@@ -119,5 +148,35 @@ mod tests {
         keep_alive.heard(heard);
         assert_eq!(keep_alive.next_timeout(), heard + times.interval);
         assert_eq!(keep_alive.due(heard + times.interval), Some(Due::Ping));
+    }
+
+    #[test]
+    fn a_connection_is_broken_only_after_its_last_byte() {
+        let times = KeepAliveTimes::default();
+        let start = Instant::now();
+        let mut keep_alive = KeepAlive::new(times, start);
+        let mut received = start + times.interval / 2;
+        keep_alive.bytes_received(received);
+        let mut now = start + times.interval;
+        assert_eq!(keep_alive.due(now), Some(Due::Ping), "bytes delay no ping");
+        for _ in 0..3 {
+            received = now + times.timeout / 2;
+            keep_alive.bytes_received(received);
+            now = keep_alive.next_timeout();
+            assert_eq!(keep_alive.due(now), Some(Due::PingAgain));
+        }
+        assert_eq!(keep_alive.next_timeout(), received + times.timeout);
+        assert_eq!(keep_alive.due(received + times.timeout), Some(Due::Broken));
+    }
+
+    #[test]
+    fn only_a_shorter_interval_changes_the_pings() {
+        let times = KeepAliveTimes::default();
+        let start = Instant::now();
+        let mut keep_alive = KeepAlive::new(times, start);
+        keep_alive.ping_within(2 * times.interval);
+        assert_eq!(keep_alive.next_timeout(), start + times.interval);
+        keep_alive.ping_within(times.interval / 10);
+        assert_eq!(keep_alive.due(start + times.interval / 10), Some(Due::Ping));
     }
 }

@@ -11,6 +11,9 @@ pub mod keep_alive;
 use std::time::{Duration, Instant};
 
 pub use nodetracker_proto::agent::v1 as proto;
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::ParsedCertificate;
 
 /// The version of the protocol that this crate speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -24,7 +27,19 @@ pub const MAX_TEXT: usize = 255;
 /// Verifies that the other end of a tunnel may have an ID. The arguments are the ID and the other end's certificates
 /// from the TLS handshake, its own first. An error is logged. It closes the tunnel of an agent, and refuses the dial of
 /// a peer. The function runs in the tunnel's task, so it must not block.
-pub type Verify = dyn Fn(&str, &[rustls::pki_types::CertificateDer<'static>]) -> Result<(), String> + Send + Sync;
+pub type Verify = dyn Fn(&str, &[CertificateDer<'static>]) -> Result<(), String> + Send + Sync;
+
+/// Verifies that a certificate has an ID as a DNS name. A [`Verify`] for IDs that are valid DNS names, such as UUIDs.
+///
+/// # Errors
+///
+/// If the ID is no DNS name, if there is no certificate, or if the certificate has other names only.
+pub fn verify_dns_name(id: &str, certificates: &[CertificateDer<'static>]) -> Result<(), String> {
+    let certificate = certificates.first().ok_or("no certificate")?;
+    let certificate = ParsedCertificate::try_from(certificate).map_err(|error| error.to_string())?;
+    let name = ServerName::try_from(id).map_err(|error| error.to_string())?;
+    verify_server_name(&certificate, &name).map_err(|error| error.to_string())
+}
 
 /// Whether a text can be an ID.
 pub(crate) fn is_id(text: &str) -> bool {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nodetracker::NodeId;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::control::keep_alive::KeepAliveTimes;
@@ -18,7 +18,7 @@ use crate::listener::link::LinkTimes;
 use crate::listener::nodes::{NodeObserver, Nodes};
 use crate::listener::task;
 use crate::transport::slots::{Slot, Slots};
-use crate::transport::tcp::TcpAcceptor;
+use crate::transport::tcp::{AGENT_ALPN, Handshake, Handshakes, TcpAcceptor};
 use crate::transport::{Tunnel, TunnelStream};
 
 /// A list of proxies is valid for so many intervals, so that an agent may miss two lists.
@@ -30,7 +30,7 @@ const LIST_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duratio
 /// The configuration of an [`AgentListener`].
 #[derive(Debug, Clone)]
 pub struct ListenerConfig {
-    /// This proxy. Its ID must be a valid ID of a proxy; its generation must grow with each start.
+    /// This proxy. Its ID must be a valid ID of a proxy; its incarnation must grow with each start.
     pub proxy: ProxyInfo,
     /// The cluster of this proxy. Agents that name another cluster are refused. If empty, agents of all clusters are
     /// accepted.
@@ -64,20 +64,40 @@ impl ListenerConfig {
 
 /// Accepts agents, and knows which nodes have a tunnel to this proxy. Clones share one listener.
 ///
-/// ```no_run
-/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// ```
 /// use nodetracker_client::control::proto::ProxyInfo;
 /// use nodetracker_client::listener::{AgentListener, ListenerConfig};
 /// use nodetracker_client::transport::tcp::TcpAcceptor;
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use tokio::net::TcpListener;
 ///
-/// let proxy = ProxyInfo { proxy_id: "proxy-1".into(), generation: 1, version: "1.0".into() };
+/// # use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
+/// # use nodetracker_client::transport::tcp::TcpTransport;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let proxy = ProxyInfo { proxy_id: "proxy-1".into(), incarnation: 1, version: "1.0".into() };
 /// let listener = AgentListener::new(ListenerConfig::new(proxy), ())?;
-/// let acceptor = TcpAcceptor::plaintext(tokio::net::TcpListener::bind("127.0.0.1:3024").await?);
+/// let tcp = TcpListener::bind("127.0.0.1:0").await?;
+/// # let target = Target::new("main", tcp.local_addr()?.to_string());
 /// tokio::spawn({
-///     let listener = listener.clone();
+///     let (listener, acceptor) = (listener.clone(), TcpAcceptor::plaintext(tcp));
 ///     async move { listener.serve(acceptor).await }
 /// });
-/// let stream = listener.open_stream(&"node-1".parse()?).await?;
+/// # let mut pool = AgentPool::new(PoolConfig::new("node-1".parse()?), TcpTransport::default());
+/// # pool.handle().add_target(target);
+/// # tokio::spawn(async move {
+/// #     while let Some(mut incoming) = pool.accept().await {
+/// #         tokio::spawn(async move { incoming.stream.write_all(b"hello").await });
+/// #     }
+/// # });
+/// # while listener.nodes().is_empty() {
+/// #     tokio::task::yield_now().await;
+/// # }
+/// // After the agent of `node-1` has claimed this proxy:
+/// let mut stream = listener.open_stream(&"node-1".parse()?).await?;
+/// let mut greeting = [0; 5];
+/// stream.read_exact(&mut greeting).await?;
+/// assert_eq!(&greeting, b"hello");
 /// # Ok(())
 /// # }
 /// ```
@@ -99,8 +119,22 @@ pub(super) struct Shared {
 /// What the tasks of agents must know.
 #[derive(Debug, Clone)]
 pub(super) struct Status {
+    /// This proxy.
+    pub(super) proxy: ProxyInfo,
     pub(super) list: Arc<ProxyList>,
     pub(super) phase: Phase,
+    /// The latest call of [`AgentListener::shed`].
+    pub(super) shed: Shed,
+    /// Pings after a shorter silence than the configuration says.
+    pub(super) ping_within: Option<Duration>,
+}
+
+/// A share of the agents should leave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Shed {
+    pub(super) number: u64,
+    pub(super) share: f64,
+    pub(super) window: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,6 +235,7 @@ impl AgentListener {
     ) -> Result<Self, ListenerConfigError> {
         config.list_interval = config.list_interval.clamp(*LIST_INTERVAL.start(), *LIST_INTERVAL.end());
         let list = list(&config, vec![config.proxy.clone()])?;
+        let proxy = config.proxy.clone();
         let agents = Slots::new(config.max_agents);
         Ok(Self {
             shared: Arc::new(Shared {
@@ -208,8 +243,15 @@ impl AgentListener {
                 verify,
                 nodes: Arc::new(Nodes::new(Box::new(observer))),
                 status: watch::Sender::new(Status {
+                    proxy,
                     list,
                     phase: Phase::Serving,
+                    shed: Shed {
+                        number: 0,
+                        share: 0.0,
+                        window: Duration::ZERO,
+                    },
+                    ping_within: None,
                 }),
                 counters: Counters::default(),
                 agents,
@@ -219,26 +261,26 @@ impl AgentListener {
 
     /// Accepts agents until the listener is closed. May be called for several acceptors.
     pub async fn serve(&self, acceptor: TcpAcceptor) {
-        let acceptor = Arc::new(acceptor);
-        loop {
-            let (stream, peer) = tokio::select! {
-                accepted = acceptor.accept() => accepted,
-                () = self.shared.closing() => return,
-            };
-            let Some(slot) = self.admit() else { continue };
-            let (shared, acceptor) = (Arc::clone(&self.shared), Arc::clone(&acceptor));
-            tokio::spawn(async move {
-                let handshake = timeout(shared.config.handshake_timeout, acceptor.handshake(stream));
+        let handshakes = Handshakes {
+            alpn: AGENT_ALPN,
+            limit: self.shared.config.handshake_timeout,
+        };
+        let serve = |handshake: Handshake, slot| {
+            let shared = Arc::clone(&self.shared);
+            async move {
                 let tunnel = tokio::select! {
-                    tunnel = handshake => tunnel.map_err(io::Error::from).flatten(),
+                    tunnel = handshake => tunnel,
                     () = shared.closing() => return,
                 };
                 match tunnel {
                     Ok(tunnel) => task::run(&shared, Arc::new(tunnel), slot).await,
-                    Err(error) => shared.handshake_failed(&format!("{peer}: {error}")),
+                    Err(error) => shared.handshake_failed(&error),
                 }
-            });
-        }
+            }
+        };
+        acceptor
+            .serve(handshakes, self.shared.closing(), || self.admit(), serve)
+            .await;
     }
 
     /// Serves the agent at the other end of a tunnel, until the tunnel ends. For transports other than TCP.
@@ -264,12 +306,89 @@ impl AgentListener {
     /// If there are more than [`MAX_PROXIES`] proxies, or if agents would not accept the ID or the version of a proxy.
     /// The list stays as it was.
     pub fn set_proxies(&self, mut proxies: Vec<ProxyInfo>) -> Result<(), ListenerConfigError> {
-        let own = &self.shared.config.proxy;
+        let own = self.proxy();
         proxies.retain(|proxy| proxy.proxy_id != own.proxy_id);
-        proxies.push(own.clone());
+        proxies.push(own);
         let list = list(&self.shared.config, proxies)?;
         self.shared.status.send_modify(|status| status.list = list);
         Ok(())
+    }
+
+    /// Returns the proxies that agents learn, this proxy among them.
+    #[must_use]
+    pub fn proxies(&self) -> Vec<ProxyInfo> {
+        self.shared.status.borrow().list.proxies.clone()
+    }
+
+    /// Returns this proxy, as its agents know it.
+    pub(crate) fn proxy(&self) -> ProxyInfo {
+        self.shared.status.borrow().proxy.clone()
+    }
+
+    /// From now on, this proxy has another incarnation. Reports the nodes again.
+    pub(crate) fn begin_incarnation(&self, incarnation: u64) {
+        self.shared.status.send_modify(|status| {
+            status.proxy.incarnation = incarnation;
+            let mut list = (*status.list).clone();
+            let own = list
+                .proxies
+                .iter_mut()
+                .filter(|proxy| proxy.proxy_id == status.proxy.proxy_id);
+            own.for_each(|own| own.incarnation = incarnation);
+            status.list = Arc::new(list);
+        });
+        self.shared.nodes.report_again();
+    }
+
+    /// Pings silent agents after this time at the latest. A longer time changes nothing.
+    pub fn ping_within(&self, silence: Duration) {
+        self.shared.status.send_if_modified(|status| {
+            let is_shorter = status.ping_within.is_none_or(|present| silence < present);
+            if is_shorter {
+                status.ping_within = Some(silence);
+            }
+            is_shorter
+        });
+    }
+
+    /// Asks a share of the agents, from 0 to 1, to find another proxy, each at a random time within the window. For a
+    /// proxy that has too many agents, or that is sick. The proxy still accepts agents, and keeps those that find no
+    /// other proxy.
+    pub fn shed(&self, share: f64, window: Duration) {
+        self.shared.status.send_modify(|status| {
+            status.shed = Shed {
+                number: status.shed.number + 1,
+                share,
+                window,
+            };
+        });
+    }
+
+    /// Whether agents are asked to find another proxy, or the listener closes.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.shared.status.borrow().phase != Phase::Serving
+    }
+
+    /// Waits until [`is_draining`](Self::is_draining) has this value.
+    pub(crate) async fn until_draining_is(&self, is_draining: bool) {
+        let mut status = self.shared.status.subscribe();
+        // `self` has the sender.
+        let _ = status
+            .wait_for(|status| (status.phase != Phase::Serving) == is_draining)
+            .await;
+    }
+
+    /// Ends a drain: accepts agents again. Agents that have not left yet still look for another proxy, and stay if they
+    /// find none. No effect on a listener that closes.
+    pub fn resume(&self) {
+        self.shared.status.send_if_modified(|status| {
+            let is_draining = matches!(status.phase, Phase::Draining(_));
+            if is_draining {
+                status.phase = Phase::Serving;
+            }
+            is_draining
+        });
     }
 
     /// Asks all agents to find another proxy, each at a random time within the window, and refuses new agents. Agents
@@ -367,7 +486,7 @@ impl Shared {
             .await;
     }
 
-    fn handshake_failed(&self, reason: &str) {
+    fn handshake_failed(&self, reason: &io::Error) {
         self.counters.failed.fetch_add(1, Relaxed);
         debug!("no tunnel: {reason}");
     }

@@ -28,7 +28,7 @@ pub enum LinkEvent {
     Hello(proto::Hello),
     /// The agent stays: the proxy may open streams.
     Claimed,
-    /// The agent has sent a ping or a pong after its claim.
+    /// The agent has sent a ping, a pong, or other bytes instead of an awaited pong, after its claim.
     Seen,
     /// The agent leaves: open no more streams, and close the tunnel when the open streams have ended.
     Left,
@@ -104,6 +104,18 @@ impl AgentLink {
         }
     }
 
+    /// Records when the agent has last sent bytes, of any stream. An agent that still sends is alive, also if its pong
+    /// waits behind other bytes.
+    pub fn bytes_received(&mut self, at: Instant) {
+        self.keep_alive.bytes_received(at);
+    }
+
+    /// Pings the agent after a silence of `interval`, if this is shorter than the interval of the
+    /// [`LinkTimes`].
+    pub fn ping_within(&mut self, interval: Duration) {
+        self.keep_alive.ping_within(interval);
+    }
+
     fn hello(&mut self, hello: proto::Hello) {
         let invalid = proto::GoodbyeReason::InvalidHello;
         if hello.protocol_version != PROTOCOL_VERSION {
@@ -159,6 +171,14 @@ impl AgentLink {
         self.messages.push_back(ToAgent::Reconnect(proto::Reconnect { window }));
     }
 
+    /// Queues a ping, unless a ping waits because the agent does not read.
+    fn ping(&mut self) {
+        let ping = ToAgent::Ping(proto::Ping {});
+        if !self.messages.contains(&ping) {
+            self.messages.push_back(ping);
+        }
+    }
+
     fn close(&mut self, reason: String) {
         self.state = State::Closed;
         self.events.push_back(LinkEvent::Closed(reason));
@@ -201,7 +221,11 @@ impl AgentLink {
             self.list_is_due = true;
         }
         match self.keep_alive.due(now) {
-            Some(Due::Ping) => self.messages.push_back(ToAgent::Ping(proto::Ping {})),
+            Some(Due::Ping) => self.ping(),
+            Some(Due::PingAgain) => {
+                self.ping();
+                self.seen();
+            }
             Some(Due::Broken) => self.close("the keep-alive has no answer".to_owned()),
             None => {}
         }

@@ -7,7 +7,9 @@
 //! | [`agent_listener`] | [`AgentListener`] |
 //! | `task` | the task of one agent |
 //!
-//! A proxy that stops calls [`AgentListener::drain`], waits for the window, and calls [`AgentListener::close`].
+//! A proxy that stops calls [`AgentListener::drain`], waits for the window, and calls [`AgentListener::close`]. A proxy
+//! that is sick drains, and calls [`AgentListener::resume`] when it has recovered; or it only
+//! [sheds](AgentListener::shed) some of its agents.
 //!
 //! # What agents can make a proxy hold
 //!

@@ -71,6 +71,11 @@ impl Nodes {
         })
     }
 
+    /// Reports each node as connected once more.
+    pub(super) fn report_again(&self) {
+        self.lock().keys().for_each(|node| self.observer.connected(node));
+    }
+
     /// Waits until no node has a tunnel.
     pub(super) async fn until_empty(&self) {
         self.held.until_at_most(0).await;

@@ -28,6 +28,7 @@ pub(super) async fn run(shared: &Arc<Shared>, tunnel: Arc<dyn Tunnel>, _slot: Sl
         link: AgentLink::new(now(), shared.times(), Arc::clone(&status.list)),
         tunnel,
         phase: status.phase,
+        shed: status.shed.number,
         node: None,
         held: None,
         leaves: false,
@@ -47,6 +48,8 @@ struct Agent<'a> {
     link: AgentLink,
     tunnel: Arc<dyn Tunnel>,
     phase: Phase,
+    /// The latest shedding that this agent has heard of.
+    shed: u64,
     node: Option<NodeId>,
     held: Option<Held>,
     leaves: bool,
@@ -66,6 +69,7 @@ impl Agent<'_> {
         let tunnel = Arc::clone(&self.tunnel);
         let mut is_written = true;
         loop {
+            self.link.bytes_received(tunnel.last_received());
             while let Some(event) = self.link.poll_event(now()) {
                 if let Some(reason) = self.event(event) {
                     // Streams must not be opened on this tunnel any more.
@@ -109,7 +113,7 @@ impl Agent<'_> {
             LinkEvent::Hello(hello) => match self.check_hello(&hello) {
                 Ok(node) => {
                     self.node = Some(node);
-                    self.link.welcome(self.shared.config.proxy.clone());
+                    self.link.welcome(self.shared.status.borrow().proxy.clone());
                 }
                 Err((reason, text)) => self.refuse(reason, &text),
             },
@@ -169,6 +173,13 @@ impl Agent<'_> {
 
     fn follow(&mut self, status: &Status) {
         self.link.set_list(Arc::clone(&status.list));
+        if let Some(interval) = status.ping_within {
+            self.link.ping_within(interval);
+        }
+        let is_shed = std::mem::replace(&mut self.shed, status.shed.number) != status.shed.number;
+        if is_shed && self.held.is_some() && fastrand::f64() < status.shed.share {
+            self.link.reconnect(status.shed.window);
+        }
         let is_new = std::mem::replace(&mut self.phase, status.phase) != status.phase;
         match status.phase {
             Phase::Draining(window) if is_new && self.held.is_some() => self.link.reconnect(window),

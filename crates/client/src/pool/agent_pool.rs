@@ -1,7 +1,7 @@
 //! [`AgentPool`]: a [`PoolMachine`] connected to a transport.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use tokio::runtime::Handle;
@@ -10,12 +10,13 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time;
 
+use crate::control::proto::agent_message::Message as ToProxy;
 use crate::control::{Verify, proto};
 use crate::pool::config::{PoolConfig, Target};
 use crate::pool::counts::{Counts, PoolStats, PoolStatus};
 use crate::pool::machine::{Action, Input, PoolMachine, TunnelId};
 use crate::pool::tunnel;
-use crate::transport::{Transport, TunnelStream};
+use crate::transport::{Transport, Tunnel, TunnelStream};
 
 /// How many streams may wait for [`AgentPool::accept`]. Further streams wait in their tunnels.
 const MAX_INCOMING: usize = 64;
@@ -70,6 +71,8 @@ struct PoolState {
 struct TunnelTask {
     messages: mpsc::Sender<proto::AgentMessage>,
     abort: AbortHandle,
+    /// The task has the tunnel.
+    tunnel: Option<Weak<dyn Tunnel>>,
 }
 
 impl AgentPool {
@@ -163,14 +166,13 @@ impl PoolHandle {
             state.is_closing = true;
             state.machine.remove_all_targets(now);
         });
-        // Fails only without a sender, and `self` has the sender.
-        let _ = status.wait_for(|status| status.counts.is_empty()).await;
+        status.wait_for(|status| status.counts.is_empty()).await;
     }
 
-    /// Returns a receiver of the status and its changes. The pool waits while a borrow of the status lasts.
+    /// Returns a receiver of the status and its changes.
     #[must_use]
-    pub fn status(&self) -> watch::Receiver<PoolStatus> {
-        self.shared.status.subscribe()
+    pub fn status(&self) -> StatusReceiver {
+        StatusReceiver(self.shared.status.subscribe())
     }
 
     /// Returns how many tunnels of each cluster are in which state.
@@ -186,9 +188,47 @@ impl PoolHandle {
     }
 }
 
+/// Receives the status of an [`AgentPool`]. Returns copies, so that no slow reader delays the pool.
+#[derive(Debug, Clone)]
+pub struct StatusReceiver(watch::Receiver<PoolStatus>);
+
+impl StatusReceiver {
+    /// Returns the present status.
+    #[must_use]
+    pub fn latest(&self) -> PoolStatus {
+        self.0.borrow().clone()
+    }
+
+    /// Waits for a change since the last status that this receiver has returned here or in
+    /// [`wait_for`](Self::wait_for), or since the receiver was made. Returns `None` after the end of the pool.
+    pub async fn changed(&mut self) -> Option<PoolStatus> {
+        self.0.changed().await.ok()?;
+        Some(self.0.borrow_and_update().clone())
+    }
+
+    /// Waits for a status that meets a condition. Returns `None` after the end of the pool.
+    pub async fn wait_for(&mut self, mut condition: impl FnMut(&PoolStatus) -> bool) -> Option<PoolStatus> {
+        let mut status = self.0.borrow_and_update().clone();
+        while !condition(&status) {
+            status = self.changed().await?;
+        }
+        Some(status)
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that a tunnel and its control stream are open.
+    pub(super) fn opened(self: &Arc<Self>, id: TunnelId, tunnel: &Arc<dyn Tunnel>) {
+        self.update(|state, now| {
+            if let Some(task) = state.tunnels.get_mut(&id) {
+                task.tunnel = Some(Arc::downgrade(tunnel));
+            }
+            state.machine.handle(now, id, Input::Opened);
+        });
     }
 
     /// Passes an input about a tunnel to the machine.
@@ -205,6 +245,12 @@ impl Shared {
     fn update(self: &Arc<Self>, change: impl FnOnce(&mut PoolState, Instant)) {
         let now = time::Instant::now().into_std();
         let mut state = self.lock();
+        let PoolState { machine, tunnels, .. } = &mut *state;
+        for (id, task) in tunnels {
+            if let Some(tunnel) = task.tunnel.as_ref().and_then(Weak::upgrade) {
+                machine.bytes_received(*id, tunnel.last_received());
+            }
+        }
         change(&mut state, now);
         while let Some(action) = state.machine.poll_action(now) {
             self.act(&mut state, now, action);
@@ -232,12 +278,19 @@ impl Shared {
                 let (messages, receiver) = mpsc::channel(MAX_UNWRITTEN);
                 let task = tunnel::run(Arc::clone(self), id, target, receiver, incoming);
                 let abort = self.runtime.spawn(task).abort_handle();
-                state.tunnels.insert(id, TunnelTask { messages, abort });
+                let task = TunnelTask {
+                    messages,
+                    abort,
+                    tunnel: None,
+                };
+                state.tunnels.insert(id, task);
             }
             Action::Send(id, message) => {
                 let sent = state.tunnels.get(&id).map(|task| task.messages.try_send(message));
-                // If the task has just ended, its own reason follows.
-                if let Some(Err(TrySendError::Full(_))) = sent {
+                // If the task has just ended, its own reason follows. Pings may wait behind the bytes of busy streams.
+                if let Some(Err(TrySendError::Full(unsent))) = sent
+                    && !matches!(unsent.message, Some(ToProxy::Ping(_)))
+                {
                     self.abort(state, id);
                     let reason = "the proxy does not read its messages".to_owned();
                     state.machine.handle(now, id, Input::Ended(reason));

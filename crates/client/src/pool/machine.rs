@@ -15,6 +15,9 @@
 //!
 //! After a proxy's reconnect signal, a claimed tunnel waits for a random part of the signal's window. Then the tunnel
 //! no longer counts, so that a lease for another proxy begins. The tunnel leaves when the number is reached without it.
+//! If no other proxy is known, the pool dials once, because the load balancer may know another proxy. If this attempt
+//! fails, the tunnel counts again until a list names another proxy. A minute after the window, the pool forgets the
+//! signal: the proxy has recovered, and the tunnel stays.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -106,6 +109,9 @@ enum Leave {
     At(Instant),
     /// The tunnel leaves when another tunnel has replaced it.
     WhenReplaced,
+    /// As `WhenReplaced`, but only after a list has named another proxy: an attempt to find an unknown proxy has
+    /// failed.
+    WhenListed,
     /// The goodbye was sent. The streams may last until this time.
     Leaving(Instant),
 }
@@ -187,6 +193,14 @@ impl PoolMachine {
         self.balance(now, &target);
     }
 
+    /// Records that bytes of any stream came through a tunnel at this time. A proxy that still sends is not silent,
+    /// also if its pong waits behind other bytes.
+    pub fn bytes_received(&mut self, id: TunnelId, at: Instant) {
+        if let Some(State::Claimed(claimed)) = self.tunnels.get_mut(&id).map(|tunnel| &mut tunnel.state) {
+            claimed.keep_alive.bytes_received(at);
+        }
+    }
+
     fn received(&mut self, now: Instant, id: TunnelId, message: FromProxy) {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         match (&tunnel.state, message) {
@@ -228,7 +242,7 @@ impl PoolMachine {
             None | Some(Claim::Taken) => {
                 self.stats.duplicates += 1;
                 if let Some(tunnel) = self.close(id) {
-                    self.wait(now, tunnel, Duration::ZERO);
+                    self.retry(now, tunnel);
                 }
                 return;
             }
@@ -258,9 +272,26 @@ impl PoolMachine {
     }
 
     fn listed(&mut self, now: Instant, id: TunnelId, list: &proto::ProxyList) {
-        let target = self.tunnels.get(&id).map(|tunnel| &tunnel.target);
-        if let Some(proxies) = target.and_then(|target| self.targets.get_mut(target)) {
+        let target = self.tunnels.get(&id).map(|tunnel| tunnel.target.clone());
+        if let Some(target) = target
+            && let Some(proxies) = self.targets.get_mut(&target)
+        {
             self.stats.ignored_proxies += proxies.listed(now, list);
+            if proxies.usable() > 0 {
+                self.change_leaves(&target, |leave| match leave {
+                    Leave::WhenListed => Leave::WhenReplaced,
+                    other => other,
+                });
+            }
+        }
+    }
+
+    /// Changes when the claimed tunnels of a target leave.
+    fn change_leaves(&mut self, target: &Target, change: impl Fn(Leave) -> Leave) {
+        for tunnel in self.tunnels.values_mut().filter(|tunnel| tunnel.target == *target) {
+            if let State::Claimed(claimed) = &mut tunnel.state {
+                claimed.leave = change(claimed.leave);
+            }
         }
     }
 
@@ -322,9 +353,25 @@ impl PoolMachine {
                         self.last_errors.insert(target.clone(), reason.to_owned());
                     }
                 }
-                self.wait(now, tunnel, Duration::ZERO);
+                self.retry(now, tunnel);
             }
         }
+    }
+
+    /// Replaces an attempt that has found no proxy by a lease. If the pool knows no other proxy, its tunnels stay
+    /// instead: they have sent a reconnect signal, and still work.
+    fn retry(&mut self, now: Instant, tunnel: Tunnel) {
+        let target = &tunnel.target;
+        let has_other = self.targets.get(target).is_none_or(|proxies| proxies.usable() > 0);
+        let of_target = |other: &&Tunnel| other.target == *target;
+        let may_leave = |other: &Tunnel| other.is(Leave::WhenReplaced) || other.is(Leave::WhenListed);
+        if has_other || !self.tunnels.values().filter(of_target).any(may_leave) {
+            return self.wait(now, tunnel, Duration::ZERO);
+        }
+        self.change_leaves(&tunnel.target, |leave| match leave {
+            Leave::WhenReplaced => Leave::WhenListed,
+            other => other,
+        });
     }
 
     /// Replaces a tunnel that has ended by a lease. The lease waits for its backoff, and then for `longer`.
@@ -465,7 +512,16 @@ impl PoolMachine {
     }
 
     fn advance(&mut self, now: Instant) {
-        self.targets.values_mut().for_each(|proxies| proxies.expire(now));
+        let recovered: Vec<_> = self
+            .targets
+            .values_mut()
+            .flat_map(|proxies| proxies.expire(now))
+            .collect();
+        for id in recovered {
+            if let Some(State::Claimed(claimed)) = self.tunnels.get_mut(&id).map(|tunnel| &mut tunnel.state) {
+                claimed.leave = Leave::No;
+            }
+        }
         let due = self.tunnels.iter().filter(|(_, tunnel)| tunnel.next_timeout() <= now);
         let due: Vec<_> = due.map(|(id, _)| *id).collect();
         due.into_iter().for_each(|id| self.due(now, id));
@@ -474,6 +530,11 @@ impl PoolMachine {
     }
 
     fn due(&mut self, now: Instant, id: TunnelId) {
+        let is_of = |target: &Target, other: &Tunnel| other.target == *target && other.is(Leave::WhenListed);
+        let waits_for_list = self
+            .tunnels
+            .get(&id)
+            .is_some_and(|tunnel| self.tunnels.values().any(|other| is_of(&tunnel.target, other)));
         let Some(tunnel) = self.tunnels.get_mut(&id) else {
             return;
         };
@@ -495,6 +556,7 @@ impl PoolMachine {
             }
             State::Claimed(claimed) => {
                 match claimed.leave {
+                    Leave::At(at) if at <= now && waits_for_list => claimed.leave = Leave::WhenListed,
                     Leave::At(at) if at <= now => claimed.leave = Leave::WhenReplaced,
                     Leave::Leaving(limit) if limit <= now => {
                         self.stats.cut += 1;
@@ -504,12 +566,12 @@ impl PoolMachine {
                     _ => {}
                 }
                 match claimed.keep_alive.due(now) {
-                    Some(Due::Ping) => self.send(id, ToProxy::Ping(proto::Ping {})),
+                    Some(Due::Ping | Due::PingAgain) => self.send(id, ToProxy::Ping(proto::Ping {})),
+                    None => {}
                     Some(Due::Broken) => {
                         self.stats.broken += u64::from(!matches!(claimed.leave, Leave::Leaving(_)));
                         self.end(now, id, "the keep-alive has no answer");
                     }
-                    None => {}
                 }
             }
         }
@@ -565,7 +627,7 @@ impl Tunnel {
         matches!(
             &self.state,
             State::Claimed(Claimed {
-                leave: Leave::No | Leave::At(_),
+                leave: Leave::No | Leave::At(_) | Leave::WhenListed,
                 ..
             })
         )
@@ -577,7 +639,7 @@ impl Tunnel {
             State::Dialling { deadline } => *deadline,
             State::Claimed(claimed) => match claimed.leave {
                 Leave::At(at) | Leave::Leaving(at) => at.min(claimed.keep_alive.next_timeout()),
-                Leave::No | Leave::WhenReplaced => claimed.keep_alive.next_timeout(),
+                Leave::No | Leave::WhenReplaced | Leave::WhenListed => claimed.keep_alive.next_timeout(),
             },
         }
     }

@@ -25,7 +25,7 @@ pub(super) struct Proxies {
 
 #[derive(Debug)]
 struct Known {
-    generation: u64,
+    incarnation: u64,
     /// Until when a list that names the proxy is valid. A claimed proxy stays known.
     listed_until: Instant,
     /// Set by a reconnect signal.
@@ -58,8 +58,8 @@ impl Proxies {
             }
             let known = self.entry(now, proxy);
             known.listed_until = known.listed_until.max(until);
-            if proxy.generation > known.generation {
-                known.generation = proxy.generation;
+            if proxy.incarnation > known.incarnation {
+                known.incarnation = proxy.incarnation;
                 known.avoid_until = None;
             }
         }
@@ -68,23 +68,23 @@ impl Proxies {
 
     fn entry(&mut self, now: Instant, proxy: &proto::ProxyInfo) -> &mut Known {
         self.known.entry(proxy.proxy_id.clone()).or_insert(Known {
-            generation: proxy.generation,
+            incarnation: proxy.incarnation,
             listed_until: now,
             avoid_until: None,
             claim: None,
         })
     }
 
-    /// Claims a proxy that has answered a tunnel. The answer is newer than any list, so its generation counts.
+    /// Claims a proxy that has answered a tunnel. The answer is newer than any list, so its incarnation counts.
     pub(super) fn claim(&mut self, now: Instant, proxy: &proto::ProxyInfo, tunnel: TunnelId) -> Claim {
         let known = self.entry(now, proxy);
         let claim = match known.claim {
-            Some((_, generation)) if generation >= proxy.generation => return Claim::Taken,
+            Some((_, incarnation)) if incarnation >= proxy.incarnation => return Claim::Taken,
             Some((older, _)) => Claim::Replaces(older),
             None => Claim::Granted,
         };
-        known.claim = Some((tunnel, proxy.generation));
-        known.generation = proxy.generation;
+        known.claim = Some((tunnel, proxy.incarnation));
+        known.incarnation = proxy.incarnation;
         known.avoid_until = None;
         claim
     }
@@ -101,20 +101,25 @@ impl Proxies {
         for known in self.known.values_mut() {
             if known
                 .claim
-                .is_some_and(|(by, generation)| by == tunnel && generation == known.generation)
+                .is_some_and(|(by, incarnation)| by == tunnel && incarnation == known.incarnation)
             {
                 known.avoid_until = Some(now + window + AVOID);
             }
         }
     }
 
-    /// Forgets proxies that no list names any more.
-    pub(super) fn expire(&mut self, now: Instant) {
+    /// Forgets proxies that no list names any more, and reconnect signals after their time. Returns the tunnels to the
+    /// proxies whose signals are forgotten: they may stay.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<TunnelId> {
         self.known
             .retain(|_, known| known.claim.is_some() || known.listed_until > now);
+        let mut recovered = Vec::new();
         for known in self.known.values_mut() {
-            known.avoid_until.take_if(|until| *until <= now);
+            if known.avoid_until.take_if(|until| *until <= now).is_some() {
+                recovered.extend(known.claim.map(|(tunnel, _)| tunnel));
+            }
         }
+        recovered
     }
 
     /// When [`Proxies::expire`] has something to do.
@@ -130,13 +135,17 @@ impl Proxies {
     /// `connection_count` is 0, a tunnel to each known proxy. At least one tunnel, because tunnels find the proxies.
     /// Proxies with a reconnect signal do not count.
     pub(super) fn wanted(&self, connection_count: usize) -> usize {
-        let usable = self.known.values().filter(|known| known.avoid_until.is_none()).count();
         let count = if connection_count == 0 {
             usize::MAX
         } else {
             connection_count
         };
-        count.min(usable).max(1)
+        count.min(self.usable()).max(1)
+    }
+
+    /// Returns the number of known proxies without a reconnect signal.
+    pub(super) fn usable(&self) -> usize {
+        self.known.values().filter(|known| known.avoid_until.is_none()).count()
     }
 }
 
@@ -144,10 +153,10 @@ impl Proxies {
 mod tests {
     use super::*;
 
-    fn proxy(id: &str, generation: u64) -> proto::ProxyInfo {
+    fn proxy(id: &str, incarnation: u64) -> proto::ProxyInfo {
         proto::ProxyInfo {
             proxy_id: id.into(),
-            generation,
+            incarnation,
             version: String::new(),
         }
     }
@@ -231,7 +240,8 @@ mod tests {
             proxies
         };
         let mut proxies = signalled();
-        proxies.expire(now + window + AVOID);
+        assert_eq!(proxies.expire(now + window), []);
+        assert_eq!(proxies.expire(now + window + AVOID), [TunnelId(1)]);
         assert_eq!(proxies.wanted(0), 2);
 
         let mut proxies = signalled();

@@ -35,7 +35,7 @@ async fn serve(
     let tunnel = shared.transport.connect(&target.addr).await?;
     let control = tunnel.open().await?;
     let (mut reader, mut writer) = frames::split::<proto::ProxyMessage>(control, MAX_PROXY_MESSAGE);
-    shared.input(id, Input::Opened);
+    shared.opened(id, &tunnel);
     let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "the tunnel has ended");
     let mut is_written = true;
     let mut proxy_id = None;

@@ -223,6 +223,17 @@ impl Dialer {
         result
     }
 
+    /// Pings a peer with the presence of this proxy. Returns the presence of the peer.
+    pub(super) async fn ping(&self, peer: &ProxyDetails, presence: proto::Presence) -> io::Result<proto::Presence> {
+        let request = protocol::ping(Some(presence));
+        match self.0.peers.request(peer, &request).await?.0 {
+            Some(Response::Pong(proto::Pong {
+                presence: Some(presence),
+            })) => Ok(presence),
+            other => Err(io::Error::other(format!("no presence, but {other:?}"))),
+        }
+    }
+
     /// Returns what the dialer has done so far.
     #[must_use]
     pub fn stats(&self) -> DialerStats {

@@ -16,18 +16,25 @@
 //! tunnel to each peer while streams need the tunnel, and more tunnels if all streams are in use. It notices a peer
 //! that is gone: see [`PeerTimes`].
 //!
+//! A [`ProxyService`] also learns which other proxies there are: it asks the trackers for the proxies of its cluster,
+//! and pings these proxies. The answers name the incarnations, and whether a proxy drains. The service names the
+//! proxies that answer to its agents.
+//!
 //! `examples/proxy.rs` is a whole proxy.
 
 mod dialer;
+mod discovery;
+mod gossip;
 mod peer_server;
 mod peers;
 mod protocol;
 mod report_nodes;
 mod service;
+mod sessions;
 
 pub use dialer::{AttemptError, DialError, Dialed, Dialer, DialerConfig, DialerStats, Via};
 pub use peer_server::{PeerServer, PeerServerConfig, PeerServerStats};
 pub use peers::PeerTimes;
 pub use protocol::{MAX_MESSAGE, RefusalReason};
 pub use report_nodes::ReportNodes;
-pub use service::{ProxyService, ProxyServiceConfig, ProxyServiceError};
+pub use service::{LookUps, ProxyService, ProxyServiceConfig, ProxyServiceError};

@@ -1,10 +1,11 @@
 //! [`PeerServer`]: serves other proxies.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use nodetracker_proto::peer::v1 as proto;
 use proto::peer_request::Request;
 use proto::peer_response::Response;
@@ -17,9 +18,10 @@ use tracing::debug;
 
 use crate::control::{Verify, after};
 use crate::listener::{AgentListener, OpenError};
+use crate::proxy::gossip::Announcer;
 use crate::proxy::protocol::{self, RefusalReason};
 use crate::transport::slots::{Slot, Slots};
-use crate::transport::tcp::TcpAcceptor;
+use crate::transport::tcp::{Handshake, Handshakes, PEER_ALPN, TcpAcceptor};
 use crate::transport::{Tunnel, TunnelStream};
 
 /// The configuration of a [`PeerServer`].
@@ -32,7 +34,7 @@ pub struct PeerServerConfig {
     /// The longest time for each of a TLS handshake, a peer's first dial, a stream's request, and the writing of the
     /// answer.
     pub handshake_timeout: Duration,
-    /// A peer that opens no stream for so long, not even for a ping, is gone: its tunnel is closed. Several times the
+    /// A peer that sends nothing for so long, not even a ping, is gone: its tunnel is closed. Several times the
     /// [`ping_interval`](crate::proxy::PeerTimes::ping_interval) of the peers.
     pub silence_timeout: Duration,
 }
@@ -58,6 +60,7 @@ struct Shared {
     config: PeerServerConfig,
     agents: AgentListener,
     verify: Box<Verify>,
+    announcer: OnceLock<Announcer>,
     peers: Slots,
     /// Set by `close`: streams may last until then.
     closing: watch::Sender<Option<std::time::Instant>>,
@@ -82,7 +85,7 @@ pub struct PeerServerStats {
     pub peers: usize,
     /// Connections that were closed because there were too many peers.
     pub full: u64,
-    /// TLS handshakes that failed or took too long, and dials of peers whose certificates did not allow their ID.
+    /// TLS handshakes that failed or took too long, and requests of peers whose certificates did not allow their ID.
     pub failed: u64,
     /// Streams to nodes that were opened for peers.
     pub dialed: u64,
@@ -98,8 +101,8 @@ impl PeerServer {
         Self::with_verify(config, agents, Box::new(|_, _| Ok(())))
     }
 
-    /// Like [`PeerServer::new`], with a check of each dial: the ID of the proxy that asks, and its certificates. A peer
-    /// whose certificates do not allow its ID loses its tunnel.
+    /// Like [`PeerServer::new`], with a check of each request: the ID of the proxy that asks, and its certificates. A
+    /// peer whose certificates do not allow its ID loses its tunnel.
     #[must_use]
     pub fn with_verify(config: PeerServerConfig, agents: AgentListener, verify: Box<Verify>) -> Self {
         let peers = Slots::new(config.max_peers);
@@ -107,6 +110,7 @@ impl PeerServer {
             config,
             agents,
             verify,
+            announcer: OnceLock::new(),
             peers,
             closing: watch::Sender::new(None),
             counters: Counters::default(),
@@ -114,27 +118,31 @@ impl PeerServer {
         }))
     }
 
+    /// From now on, answers the presence of a peer with the presence of this proxy.
+    pub(super) fn announce(&self, announcer: Announcer) {
+        let _ = self.0.announcer.set(announcer);
+    }
+
     /// Accepts peers until the server is closed, or the future is dropped. The server serves accepted peers until they
     /// leave, or the server is closed.
     pub async fn serve(&self, acceptor: TcpAcceptor) {
-        let acceptor = Arc::new(acceptor);
+        let handshakes = Handshakes {
+            alpn: PEER_ALPN,
+            limit: self.0.config.handshake_timeout,
+        };
         let mut closing = self.0.closing.subscribe();
-        loop {
-            let (stream, peer) = tokio::select! {
-                accepted = acceptor.accept() => accepted,
-                _ = closing.wait_for(Option::is_some) => return,
-            };
-            let Some(slot) = self.admit() else { continue };
-            let (shared, acceptor) = (Arc::clone(&self.0), Arc::clone(&acceptor));
-            let stop = self.0.stop.clone();
-            tokio::spawn(stop.run_until_cancelled_owned(async move {
-                let handshake = timeout(shared.config.handshake_timeout, acceptor.handshake(stream)).await;
-                match handshake.map_err(io::Error::from).flatten() {
+        let closed = async { drop(closing.wait_for(Option::is_some).await) };
+        let serve = |handshake: Handshake, slot| {
+            let shared = Arc::clone(&self.0);
+            let served = async move {
+                match handshake.await {
                     Ok(tunnel) => shared.serve_tunnel(Arc::new(tunnel), slot).await,
-                    Err(error) => shared.failed(&format!("{peer}: {error}")),
+                    Err(error) => shared.failed(&error.to_string()),
                 }
-            }));
-        }
+            };
+            self.0.stop.clone().run_until_cancelled_owned(served).map(drop)
+        };
+        acceptor.serve(handshakes, closed, || self.admit(), serve).await;
     }
 
     /// Ends all tunnels, with their streams.
@@ -185,11 +193,14 @@ impl PeerServer {
 /// A peer at the other end of a tunnel.
 struct Peer {
     tunnel: Arc<dyn Tunnel>,
-    /// Whether a dial's ID was allowed.
+    /// Whether a request's ID was allowed.
     is_verified: watch::Sender<bool>,
-    /// Whether a dial's ID was not allowed. Then the tunnel ends after the answer.
+    /// Whether a request's ID was not allowed. Then the tunnel ends after the answer.
     is_refused: AtomicBool,
 }
+
+/// Why a request is refused, and details.
+type Refusal = (RefusalReason, String);
 
 fn now() -> std::time::Instant {
     Instant::now().into_std()
@@ -214,8 +225,8 @@ impl Shared {
                 return;
             }
             let limit = match *is_verified.borrow_and_update() {
-                true => after(heard, self.config.silence_timeout),
-                // A peer connects in order to dial. Its pings do not delay the limit.
+                true => after(heard.max(peer.tunnel.last_received()), self.config.silence_timeout),
+                // A peer connects in order to dial or to announce itself. Its other pings do not delay the limit.
                 false => after(begun, self.config.handshake_timeout),
             };
             if limit < heard {
@@ -243,7 +254,12 @@ impl Shared {
                         }
                     });
                 }
-                () = sleep_until(limit.into()) => return,
+                () = sleep_until(limit.into()) => {
+                    let is_heard = after(peer.tunnel.last_received(), self.config.silence_timeout) > limit;
+                    if closes_at == Some(limit) || !*is_verified.borrow() || !is_heard {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -252,7 +268,10 @@ impl Shared {
         let limit = self.config.handshake_timeout;
         let request: proto::PeerRequest = timeout(limit, protocol::receive(&mut stream)).await??;
         let (response, node) = match request.request {
-            Some(Request::Ping(_)) => (answer(Response::Pong(proto::Pong {})), None),
+            Some(Request::Ping(ping)) => match self.pong(ping, peer) {
+                Ok(pong) => (answer(Response::Pong(pong)), None),
+                Err((reason, text)) => (self.refused(reason, &text), None),
+            },
             Some(Request::Dial(dial)) => match self.open(&dial, peer).await {
                 Ok(node) => (answer(Response::Dialed(proto::Dialed {})), Some(node)),
                 Err((reason, text)) => (self.refused(reason, &text), None),
@@ -270,20 +289,38 @@ impl Shared {
         Ok(())
     }
 
-    async fn open(&self, dial: &proto::Dial, peer: &Peer) -> Result<TunnelStream, (RefusalReason, String)> {
+    fn pong(&self, ping: proto::Ping, peer: &Peer) -> Result<proto::Pong, Refusal> {
+        let (Some(presence), Some(announcer)) = (ping.presence, self.announcer.get()) else {
+            return Ok(proto::Pong::default());
+        };
+        let id = presence.proxy.as_ref().map_or("", |proxy| &proxy.proxy_id);
+        self.verify(id, peer)?;
+        announcer.heard(presence);
+        Ok(proto::Pong {
+            presence: Some(announcer.presence()),
+        })
+    }
+
+    /// Checks whether the certificates of a peer allow its ID.
+    fn verify(&self, id: &str, peer: &Peer) -> Result<(), Refusal> {
+        if let Err(reason) = (self.verify)(id, peer.tunnel.peer_certificates()) {
+            self.failed(&format!("{id:?}: {reason}"));
+            peer.is_refused.store(true, Relaxed);
+            let text = "the proxy's ID does not belong to the certificate".to_owned();
+            return Err((RefusalReason::Invalid, text));
+        }
+        peer.is_verified.send_replace(true);
+        Ok(())
+    }
+
+    async fn open(&self, dial: &proto::Dial, peer: &Peer) -> Result<TunnelStream, Refusal> {
         let node = protocol::node(dial.node.as_ref()).map_err(|error| (RefusalReason::Invalid, error))?;
         let origin = &dial.origin_proxy_id;
         if dial.hop_count > 0 || *origin == self.config.proxy_id {
             let text = format!("from {origin:?} after {} hops", dial.hop_count);
             return Err((RefusalReason::Loop, text));
         }
-        if let Err(reason) = (self.verify)(origin, peer.tunnel.peer_certificates()) {
-            self.failed(&format!("{origin:?}: {reason}"));
-            peer.is_refused.store(true, Relaxed);
-            let text = "origin_proxy_id does not belong to the certificate".to_owned();
-            return Err((RefusalReason::Invalid, text));
-        }
-        peer.is_verified.send_replace(true);
+        self.verify(origin, peer)?;
         if self.closing.borrow().is_some() {
             return Err((RefusalReason::Stopping, String::new()));
         }

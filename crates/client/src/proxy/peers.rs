@@ -249,19 +249,23 @@ async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<PeerTunnel>) {
         if !is_known && is_idle && Arc::strong_count(&tunnel) == 1 {
             return;
         }
-        // Busy streams may delay one answer.
-        let Err(_) = ping(&*tunnel.tunnel, times).await else {
+        let begun = Instant::now().into_std();
+        if ping(&*tunnel.tunnel, times).await.is_ok() {
             continue;
-        };
-        if let Err(reason) = ping(&*tunnel.tunnel, times).await {
-            debug!("the tunnel to peer {} is given up: {reason}", key.0);
-            return inner.forget(&key, &tunnel);
+        }
+        match ping(&*tunnel.tunnel, times).await {
+            // The answers may wait behind the bytes of busy streams.
+            Err(reason) if tunnel.tunnel.last_received() < begun => {
+                debug!("the tunnel to peer {} is given up: {reason}", key.0);
+                return inner.forget(&key, &tunnel);
+            }
+            _ => {}
         }
     }
 }
 
 async fn ping(tunnel: &dyn Tunnel, times: PeerTimes) -> Result<(), String> {
-    match exchange(tunnel, 0, &protocol::ping(), times.answer_timeout).await {
+    match exchange(tunnel, 0, &protocol::ping(None), times.answer_timeout).await {
         Ok((Some(Response::Pong(_)), _)) => Ok(()),
         Ok((answer, _)) => Err(format!("no pong, but {answer:?}")),
         // No stream for a ping is no sign that the peer is gone.

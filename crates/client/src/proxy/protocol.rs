@@ -42,8 +42,8 @@ pub(super) async fn receive<T: Message + Default>(stream: &mut TunnelStream) -> 
     T::decode(bytes.as_slice()).map_err(|error| invalid(error.to_string()))
 }
 
-pub(super) fn ping() -> proto::PeerRequest {
-    let request = Some(proto::peer_request::Request::Ping(proto::Ping {}));
+pub(super) fn ping(presence: Option<proto::Presence>) -> proto::PeerRequest {
+    let request = Some(proto::peer_request::Request::Ping(proto::Ping { presence }));
     proto::PeerRequest { request }
 }
 

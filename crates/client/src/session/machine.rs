@@ -354,6 +354,12 @@ impl Machine {
         self.state == State::Open
     }
 
+    /// The heartbeat interval that the tracker dictates. `None` before the first welcome.
+    #[must_use]
+    pub fn heartbeat_interval(&self) -> Option<Duration> {
+        self.terms.map(|terms| terms.interval)
+    }
+
     /// Whether the session is over: superseded or drained.
     #[must_use]
     pub fn has_ended(&self) -> bool {

@@ -80,6 +80,7 @@ impl ProxySession {
                 state: SessionState::Connecting,
                 is_settled: false,
                 nodes: 0,
+                heartbeat_interval: None,
                 last_error: None,
                 counters: Counters::default(),
             });

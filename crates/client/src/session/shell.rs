@@ -159,9 +159,12 @@ impl Shell {
     fn publish(&self, state: SessionState) {
         let machine = &self.machine;
         let next = (state, machine.is_settled(), self.shared.nodes.len(), machine.counters());
+        let interval = machine.heartbeat_interval();
         self.stats.send_if_modified(|stats| {
-            let has_changed = next != (stats.state, stats.is_settled, stats.nodes, stats.counters);
+            let present = (stats.state, stats.is_settled, stats.nodes, stats.counters);
+            let has_changed = next != present || stats.heartbeat_interval != interval;
             (stats.state, stats.is_settled, stats.nodes, stats.counters) = next;
+            stats.heartbeat_interval = interval;
             has_changed
         });
     }

@@ -1,6 +1,7 @@
 //! The state and the counts of a session.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::connect::addr::TrackerAddr;
 use crate::session::machine::Superseded;
@@ -45,6 +46,8 @@ pub struct SessionStats {
     pub is_settled: bool,
     /// The nodes that are up, and the nodes whose routes must still be removed.
     pub nodes: usize,
+    /// The heartbeat interval of the tracker's last welcome or change. `None` before the first welcome.
+    pub heartbeat_interval: Option<Duration>,
     /// Why the last stream was lost.
     pub last_error: Option<Arc<str>>,
     /// The counts so far.

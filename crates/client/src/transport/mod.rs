@@ -8,14 +8,38 @@
 //!
 //! An agent pool dials with any [`Transport`], and an agent listener serves any [`Tunnel`]. So tests and simulations
 //! can have transports of their own.
+//!
+//! ```
+//! use nodetracker_client::transport::Tunnel;
+//! use nodetracker_client::transport::mux::MuxTunnel;
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (one, other) = tokio::io::duplex(1 << 16);
+//! let agent = MuxTunnel::client(one, Vec::new());
+//! let proxy = MuxTunnel::server(other, Vec::new());
+//!
+//! let mut opened = proxy.open().await?;
+//! opened.write_all(b"hello").await?;
+//! opened.shutdown().await?;
+//! let mut accepted = agent.accept().await.ok_or("the tunnel has ended")?;
+//! let mut text = String::new();
+//! accepted.read_to_string(&mut text).await?;
+//! assert_eq!(text, "hello");
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod mux;
+mod received;
 pub mod server_tls;
 pub(crate) mod slots;
 pub mod tcp;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use rustls::pki_types::CertificateDer;
@@ -74,6 +98,10 @@ pub trait Tunnel: Send + Sync + 'static {
 
     /// Waits until at most `streams` streams are open on this side.
     async fn until_at_most(&self, streams: usize);
+
+    /// Returns when the tunnel has last received bytes, of any stream or of the tunnel itself; the time of its creation
+    /// if none came.
+    fn last_received(&self) -> Instant;
 
     /// Returns the certificates of the other side that a handshake has verified, its own first. Empty without TLS.
     fn peer_certificates(&self) -> &[CertificateDer<'static>];

@@ -1,7 +1,8 @@
 //! A tunnel over any connection of bytes, by [yamux](https://github.com/hashicorp/yamux/blob/master/spec.md).
 //!
 //! yamux has no keep-alive of its own. The pings of the control stream, or those of a dialer to its peers, notice a
-//! connection that is half open.
+//! connection that is half open. The tunnel notes when bytes come, because a ping and its answer may wait behind other
+//! bytes.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -19,6 +20,7 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompat
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use yamux::{Config, Connection, Mode};
 
+use crate::transport::received::{LastReceived, NotesReceived};
 use crate::transport::slots::{Slot, Slots};
 use crate::transport::{ByteStream, Tunnel, TunnelStream};
 
@@ -48,6 +50,7 @@ pub struct MuxTunnel {
     requests: mpsc::Sender<Request>,
     inbound: Mutex<mpsc::Receiver<MuxStream>>,
     slots: Arc<Slots>,
+    last_received: Arc<LastReceived>,
     peer_certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -83,6 +86,11 @@ impl MuxTunnel {
             slots: Arc::clone(&slots),
             ended: CancellationToken::new(),
         };
+        let last_received = LastReceived::new();
+        let connection = NotesReceived {
+            stream: connection,
+            last: Arc::clone(&last_received),
+        };
         tokio::spawn(drive(
             Connection::new(connection.compat(), config, mode),
             request_receiver,
@@ -93,6 +101,7 @@ impl MuxTunnel {
             requests,
             inbound: Mutex::new(inbound),
             slots,
+            last_received,
             peer_certificates,
         }
     }
@@ -131,6 +140,10 @@ impl Tunnel for MuxTunnel {
 
     async fn until_at_most(&self, streams: usize) {
         self.slots.until_at_most(streams).await;
+    }
+
+    fn last_received(&self) -> std::time::Instant {
+        self.last_received.get()
     }
 
     fn peer_certificates(&self) -> &[CertificateDer<'static>] {

@@ -11,8 +11,6 @@ use rustls::ServerConfig;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::transport::tcp::ALPN;
-
 /// The PEM files of a side that accepts tunnels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerTlsFiles {
@@ -107,6 +105,7 @@ impl ServerTlsFiles {
             certificate: &self.certificate,
             client_ca: self.client_ca.as_deref(),
         };
-        server_config(&files, ALPN)
+        // The acceptor sets the protocol.
+        server_config(&files, b"")
     }
 }

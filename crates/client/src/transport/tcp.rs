@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{CommonState, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower_service::Service;
 use tracing::{debug, warn};
@@ -22,10 +23,14 @@ use crate::backoff::{Backoff, Limits};
 use crate::connect::channel::ClientTls;
 use crate::transport::mux::MuxTunnel;
 use crate::transport::server_tls::ServerTls;
+use crate::transport::slots::Slot;
 use crate::transport::{Transport, Tunnel};
 
-/// The protocol that both sides ask for in the TLS handshake (ALPN).
-pub const ALPN: &[u8] = b"nodetracker-agent";
+/// The protocol between agents and proxies in the TLS handshake (ALPN).
+pub const AGENT_ALPN: &[u8] = b"nodetracker-agent";
+
+/// The protocol between proxies in the TLS handshake (ALPN). So an agent cannot reach the port for peers by mistake.
+pub const PEER_ALPN: &[u8] = b"nodetracker-peer";
 
 /// The longest time to connect, without the resolution of the name and without TLS. The addresses of a name share this
 /// time, so that the next addresses have their turn before a pool or a dialer gives up.
@@ -37,14 +42,46 @@ const ACCEPT_PAUSES: Limits = Limits {
     max: Duration::from_secs(1),
 };
 
-/// Dials over TCP.
-#[derive(Debug, Clone, Default)]
+/// Dials over TCP. [`TcpTransport::default`] is plaintext.
+#[derive(Debug, Clone)]
 pub struct TcpTransport {
     /// TLS, and an own certificate if the files have a key. `None` is plaintext, for tests and trusted networks only:
     /// neither side is verified.
     pub tls: Option<Arc<ClientTls>>,
     /// The name that the proxies' certificates must have. By default, the host of the address.
     pub server_name: Option<String>,
+    /// The protocol to ask for in the TLS handshake: [`AGENT_ALPN`] for an agent, [`PEER_ALPN`] for a proxy.
+    pub alpn: &'static [u8],
+}
+
+impl TcpTransport {
+    /// Dials the proxies of an agent with TLS.
+    #[must_use]
+    pub fn agent(tls: Arc<ClientTls>) -> Self {
+        Self {
+            tls: Some(tls),
+            ..Self::default()
+        }
+    }
+
+    /// Dials the peers of a proxy with TLS.
+    #[must_use]
+    pub fn peer(tls: Arc<ClientTls>) -> Self {
+        Self {
+            alpn: PEER_ALPN,
+            ..Self::agent(tls)
+        }
+    }
+}
+
+impl Default for TcpTransport {
+    fn default() -> Self {
+        Self {
+            tls: None,
+            server_name: None,
+            alpn: AGENT_ALPN,
+        }
+    }
 }
 
 #[async_trait]
@@ -57,7 +94,7 @@ impl Transport for TcpTransport {
             return Ok(Arc::new(MuxTunnel::client(stream, Vec::new())));
         };
         let mut config = (*tls.current()).clone();
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![self.alpn.to_vec()];
         let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let name = self.server_name.as_deref().unwrap_or(host).to_owned();
@@ -67,6 +104,17 @@ impl Transport for TcpTransport {
         Ok(Arc::new(MuxTunnel::client(stream, certificates)))
     }
 }
+
+/// How a server makes its handshakes.
+#[derive(Clone, Copy)]
+pub(crate) struct Handshakes {
+    pub(crate) alpn: &'static [u8],
+    /// The longest time of a TLS handshake.
+    pub(crate) limit: Duration,
+}
+
+/// The handshake of one connection. An error names the connection's address.
+pub(crate) type Handshake = Pin<Box<dyn Future<Output = io::Result<MuxTunnel>> + Send>>;
 
 /// Accepts tunnels over TCP.
 pub struct TcpAcceptor {
@@ -86,13 +134,11 @@ impl TcpAcceptor {
         Self { listener, tls: None }
     }
 
-    /// Accepts TLS. The configuration decides whether the dialling side needs a certificate. [`ALPN`] replaces the
-    /// configuration's ALPN protocols.
+    /// Accepts TLS. The configuration decides whether the dialling side needs a certificate. The server that uses the
+    /// acceptor sets the ALPN protocol.
     #[must_use]
     pub fn tls(listener: TcpListener, config: &ServerConfig) -> Self {
-        let mut config = config.clone();
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        let tls = Some(Tls::Fixed(Arc::new(config)));
+        let tls = Some(Tls::Fixed(Arc::new(config.clone())));
         Self { listener, tls }
     }
 
@@ -103,9 +149,38 @@ impl TcpAcceptor {
         Self { listener, tls }
     }
 
+    /// Accepts connections until `closed` completes. For each connection that `admit` gives a place, `serve` gets the
+    /// handshake, and runs in a task of its own. Further connections are closed at once.
+    pub(crate) async fn serve<F: Future<Output = ()> + Send + 'static>(
+        self,
+        handshakes: Handshakes,
+        closed: impl Future<Output = ()>,
+        admit: impl Fn() -> Option<Slot>,
+        serve: impl Fn(Handshake, Slot) -> F,
+    ) {
+        let acceptor = Arc::new(self);
+        let mut closed = pin!(closed);
+        loop {
+            let (stream, peer) = tokio::select! {
+                accepted = acceptor.accept() => accepted,
+                () = &mut closed => return,
+            };
+            let Some(slot) = admit() else { continue };
+            let acceptor = Arc::clone(&acceptor);
+            let handshake = async move {
+                let tunnel = timeout(handshakes.limit, acceptor.handshake(stream, handshakes.alpn)).await;
+                tunnel
+                    .map_err(io::Error::from)
+                    .flatten()
+                    .map_err(|error| io::Error::new(error.kind(), format!("{peer}: {error}")))
+            };
+            tokio::spawn(serve(Box::pin(handshake), slot));
+        }
+    }
+
     /// Returns the next connection, before its TLS handshake. After an error, such as too many open files, tries again.
     /// Dropping the future loses no connection.
-    pub(crate) async fn accept(&self) -> (TcpStream, SocketAddr) {
+    async fn accept(&self) -> (TcpStream, SocketAddr) {
         let mut pauses = Backoff::new(ACCEPT_PAUSES, fastrand::u64(..));
         loop {
             match self.listener.accept().await {
@@ -124,14 +199,16 @@ impl TcpAcceptor {
     }
 
     /// Returns the tunnel over a connection, after the TLS handshake.
-    pub(crate) async fn handshake(&self, stream: TcpStream) -> io::Result<MuxTunnel> {
+    async fn handshake(&self, stream: TcpStream, alpn: &[u8]) -> io::Result<MuxTunnel> {
         stream.set_nodelay(true)?;
         let config = match &self.tls {
             None => return Ok(MuxTunnel::server(stream, Vec::new())),
             Some(Tls::Fixed(config)) => Arc::clone(config),
             Some(Tls::Files(tls)) => tls.current().await,
         };
-        let stream = TlsAcceptor::from(config).accept(stream).await?;
+        let mut config = (*config).clone();
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
         let certificates = certificates(stream.get_ref().1);
         Ok(MuxTunnel::server(stream, certificates))
     }

@@ -49,7 +49,7 @@ impl NodeObserver for Events {
 pub(crate) fn info(id: &str) -> ProxyInfo {
     ProxyInfo {
         proxy_id: id.into(),
-        generation: 1,
+        incarnation: 1,
         version: "1.0".into(),
     }
 }
@@ -115,7 +115,7 @@ pub(crate) async fn wait_for(pool: &PoolHandle, expected: impl Fn(StateCounts, P
     )
     .await;
     let status = found.unwrap_or_else(|_| panic!("still {:?}", pool.counts()));
-    of_main(&status.expect("the pool lives"))
+    of_main(&status.expect("the pool exists"))
 }
 
 /// A load balancer that forwards each connection to the next proxy.

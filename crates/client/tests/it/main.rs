@@ -1,6 +1,7 @@
 //! The tests of the client's parts, in one program.
 
 mod cache;
+mod examples;
 mod faults;
 mod fleet;
 mod hostile;

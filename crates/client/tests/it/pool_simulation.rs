@@ -43,11 +43,13 @@ struct Proxy {
     info: ProxyInfo,
     is_up: bool,
     is_draining: bool,
+    /// Whether the load balancer chooses the proxy.
+    is_balanced: bool,
 }
 
 struct Connection {
     proxy: usize,
-    generation: u64,
+    incarnation: u64,
     link: AgentLink,
     /// What the agent has said.
     claimed: bool,
@@ -151,13 +153,14 @@ impl World {
         let proxy_id = format!("proxy-{}", self.proxies.len());
         let info = ProxyInfo {
             proxy_id,
-            generation: 1,
+            incarnation: 1,
             version: String::new(),
         };
         self.proxies.push(Proxy {
             info,
             is_up: true,
             is_draining: false,
+            is_balanced: true,
         });
         self.gossip();
     }
@@ -286,7 +289,9 @@ impl World {
     fn dial(&mut self, key: Key) {
         self.dials[key.0].push(self.now);
         let at = self.now + self.latency();
-        let up: Vec<_> = (0..self.proxies.len()).filter(|&n| self.proxies[n].is_up).collect();
+        let up: Vec<_> = (0..self.proxies.len())
+            .filter(|&n| self.proxies[n].is_up && self.proxies[n].is_balanced)
+            .collect();
         if up.is_empty() || self.random.u32(0..100) < self.failing {
             self.hopeless[key.0].insert(key.1);
             return self.at(at, Event::ToAgent(key, Input::Ended("refused".into())));
@@ -299,7 +304,7 @@ impl World {
         };
         let connection = Connection {
             proxy,
-            generation: self.proxies[proxy].info.generation,
+            incarnation: self.proxies[proxy].info.incarnation,
             link: AgentLink::new(self.now, times, self.list()),
             claimed: false,
             left: false,
@@ -387,7 +392,7 @@ impl World {
                 left += 1;
             } else if connection.claimed {
                 claimed += 1;
-                *of_proxy.entry((connection.proxy, connection.generation)).or_insert(0) += 1;
+                *of_proxy.entry((connection.proxy, connection.incarnation)).or_insert(0) += 1;
             } else {
                 dialling += 1;
             }
@@ -440,7 +445,7 @@ impl World {
             self.kill(proxy, false);
         }
         let proxy = &mut self.proxies[proxy];
-        proxy.info.generation += 1;
+        proxy.info.incarnation += 1;
         proxy.is_up = true;
         proxy.is_draining = false;
         self.gossip();
@@ -504,7 +509,7 @@ impl World {
     fn has_recovered(&self, wanted: usize) -> bool {
         let is_held = |connection: &Connection| {
             let proxy = &self.proxies[connection.proxy];
-            let is_present = proxy.is_up && !proxy.is_draining && proxy.info.generation == connection.generation;
+            let is_present = proxy.is_up && !proxy.is_draining && proxy.info.incarnation == connection.incarnation;
             connection.claimed && !connection.left && !connection.is_silent && is_present
         };
         let held = |connections: &BTreeMap<_, _>| connections.values().filter(|it| is_held(it)).count() == wanted;
@@ -577,32 +582,39 @@ fn agents_lose_a_proxy(seed: u64) -> Duration {
     recovery
 }
 
-/// A proxy drains: its agents reconnect over the whole window, each before it leaves.
-fn proxy_drains(seed: u64) -> Duration {
-    const AGENTS: usize = 1000;
-    let mut world = World::new(seed, 1, AGENTS, 1);
+/// How soon the load balancer notices that a proxy drains.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A proxy drains: its agents reconnect over the whole window, each before it leaves. At first, the load balancer still
+/// chooses the proxy for some of them, and the proxy refuses them.
+fn proxy_drains(seed: u64, agents: usize) -> Duration {
+    let mut world = World::new(seed, 1, agents, 1);
     world.run(Duration::from_secs(30));
     assert!(world.has_recovered(1), "seed {seed}");
     world.add_proxy();
     world.add_proxy();
     world.run(Duration::from_secs(30));
-    world.drain(0);
-    // The load balancer notices, too.
-    world.proxies[0].is_up = false;
-    let begin = world.now;
     let dials: usize = world.dials.iter().map(Vec::len).sum();
-    assert_eq!(dials, AGENTS, "seed {seed}");
+    assert_eq!(dials, agents, "seed {seed}");
     world.must_be_ready = true;
-    let recovery = world.recovery(1);
+    let begin = world.now;
+    world.drain(0);
+    world.run(HEALTH_INTERVAL);
+    world.proxies[0].is_balanced = false;
+    let recovery = world.recovery(1) + HEALTH_INTERVAL;
     world.run(Duration::from_secs(1));
     assert_eq!(world.keys(|connection| connection.proxy == 0), [], "seed {seed}");
     let mut seconds = [0; 70];
     for dial in world.dials.iter().flat_map(|dials| &dials[1..]) {
         seconds[dial.duration_since(begin).as_secs() as usize] += 1;
     }
-    assert_eq!(seconds.iter().sum::<usize>(), AGENTS, "seed {seed}");
-    // 16.7 a second on average.
-    assert!(seconds.iter().all(|&dials| dials < 45), "{seconds:?}, seed {seed}");
+    // Until the load balancer notices, each third dial is refused, and made again.
+    let dials: usize = seconds.iter().sum();
+    assert!((agents..agents * 5 / 4).contains(&dials), "{dials} dials, seed {seed}");
+    assert!(
+        seconds.iter().all(|&dials| dials < agents / 20),
+        "{seconds:?}, seed {seed}"
+    );
     assert!(seconds[..60].iter().all(|&dials| dials > 0), "{seconds:?}, seed {seed}");
     world.assert_stays(1);
     recovery
@@ -667,7 +679,13 @@ pub(crate) const FAULTS: &[Fault] = &[
         name: "a proxy with a thousand agents drains within a minute",
         bound: WINDOW.saturating_add(REDIAL),
         cost: 20,
-        recovery: proxy_drains,
+        recovery: |seed| proxy_drains(seed, 1000),
+    },
+    Fault {
+        name: "a proxy with ten thousand agents drains within a minute",
+        bound: WINDOW.saturating_add(REDIAL),
+        cost: 100,
+        recovery: |seed| proxy_drains(seed, 10_000),
     },
     Fault {
         name: "ten minutes of random faults of proxies and connections",
@@ -685,6 +703,23 @@ fn assert_attempts_are_bounded(dials: &[Instant], seed: u64) {
             .take_while(|at| at.duration_since(*dial) < Duration::from_secs(60));
         let count = minute.count();
         assert!(count <= 120, "{count} attempts in a minute, seed {seed}");
+    }
+}
+
+/// A proxy asks its agents to reconnect, and recovers. The load balancer has no other proxy.
+#[test]
+fn agents_of_a_proxy_that_recovers_dial_once() {
+    for seed in 0..5 {
+        let mut world = World::new(seed, 1, 100, 1);
+        world.run(Duration::from_secs(30));
+        world.must_be_ready = true;
+        for key in world.keys(|connection| connection.claimed) {
+            world.on_link(key, |link| link.reconnect(WINDOW));
+        }
+        world.run(Duration::from_secs(600));
+        let dials: Vec<_> = world.dials.iter().map(Vec::len).collect();
+        assert!(dials.iter().all(|&dials| dials == 2), "{dials:?}, seed {seed}");
+        world.assert_stays(1);
     }
 }
 

@@ -589,7 +589,7 @@ async fn pings_do_not_keep_the_tunnel_of_a_peer_that_never_dials() {
     let fleet = Fleet::new(&["b"], &["b"]).await;
     let tunnel = strict_server(&fleet);
     let ping = PeerRequest {
-        request: Some(peer_request::Request::Ping(Ping {})),
+        request: Some(peer_request::Request::Ping(Ping::default())),
     };
     let begun = Instant::now();
     while let Ok(mut stream) = tunnel.open().await

@@ -7,8 +7,11 @@ use std::time::Duration;
 use nodetracker::Proxy;
 use nodetracker_client::client::config::TrackerConfig;
 use nodetracker_client::client::{ClientError, ClientOptions, TrackerClient};
+use nodetracker_client::connect::WriteTo;
 use nodetracker_client::connect::channel::{ClientTls, ConnectOptions, TlsFiles};
 use nodetracker_client::listener::{AgentListener, ListenerConfig};
+use nodetracker_client::proxy::{ProxyService, ProxyServiceConfig};
+use nodetracker_client::session::SessionState;
 use nodetracker_client::tracker::{NodeTracker, TrackerError};
 use nodetracker_client::transport::Transport;
 use nodetracker_client::transport::server_tls::{ServerTls, ServerTlsFiles};
@@ -20,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use crate::fleet::{PATIENCE, info};
+use crate::in_process::eventually;
 use crate::support::{PROXY, Running, client, node, patient};
 
 /// A folder with an authority, and a tracker that verifies its clients by it.
@@ -109,6 +113,30 @@ async fn a_proxy_shows_the_certificate_that_its_configuration_names() {
 }
 
 #[tokio::test]
+async fn a_proxy_service_connects_as_its_section_says() {
+    let pki = Pki::new();
+    let tracker = pki.tracker().await;
+    pki.issue_proxy("proxy-1");
+    let text = format!(
+        "proxy_service:\n  node_tracker_addr: https://{}\n  node_tracker_ca_file: ca.crt\n  \
+         node_tracker_key_file: client.key\n  node_tracker_cert_file: client.crt\n  node_tracker_write_to: one\n",
+        tracker.addr
+    );
+    let section = TrackerConfig::from_yaml(&pki.path("teleport.yaml"), &text)
+        .unwrap()
+        .unwrap();
+    let config = ProxyServiceConfig::from_section(PROXY, "test", &section).unwrap();
+    assert_eq!(config.session.write_to, WriteTo::One);
+    let listener = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let [agents, peers] = [listener().await, listener().await].map(TcpAcceptor::plaintext);
+    let service = ProxyService::start(config, agents, peers, TcpTransport::default()).unwrap();
+    eventually("the session is open", async || {
+        service.session().stats()[0].state == SessionState::Open
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_new_connection_uses_the_files_of_its_time_if_they_are_good() {
     let pki = Pki::new();
     let tracker = pki.tracker().await;
@@ -180,10 +208,7 @@ async fn a_listener_uses_the_files_of_its_time_if_they_are_good() {
     let listener = AgentListener::new(ListenerConfig::new(info("proxy-1")), ()).unwrap();
     let serving = listener.clone();
     tokio::spawn(async move { serving.serve(TcpAcceptor::tls_files(tcp, tls)).await });
-    let transport = TcpTransport {
-        tls: Some(ClientTls::load(pki.files()).unwrap()),
-        server_name: None,
-    };
+    let transport = TcpTransport::agent(ClientTls::load(pki.files()).unwrap());
     let certificate = async || {
         let tunnel = transport.connect(&addr).await.unwrap();
         tunnel.peer_certificates()[0].clone()
@@ -217,10 +242,7 @@ async fn a_listener_uses_the_files_of_its_time_if_they_are_good() {
         ca: pki.path("own.crt"),
         ..pki.files()
     };
-    let transport = TcpTransport {
-        tls: Some(ClientTls::load(files).unwrap()),
-        server_name: None,
-    };
+    let transport = TcpTransport::agent(ClientTls::load(files).unwrap());
     let tunnel = transport.connect(&addr).await.unwrap();
     assert!(timeout(PATIENCE, tunnel.accept()).await.unwrap().is_none());
     let refused = async {

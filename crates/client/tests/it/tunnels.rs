@@ -3,28 +3,29 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use nodetracker::RouteTable;
 use nodetracker_client::backoff::Limits;
 use nodetracker_client::connect::channel::{ClientTls, TlsFiles};
 use nodetracker_client::control::proto::ProxyInfo;
+use nodetracker_client::control::verify_dns_name;
 use nodetracker_client::listener::{AgentListener, ListenerConfig, OpenError};
 use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
 use nodetracker_client::proxy::{DialError, Dialer, DialerConfig, PeerServer, PeerServerConfig};
-use nodetracker_client::transport::Tunnel;
 use nodetracker_client::transport::mux::{MAX_STREAMS, MuxTunnel};
-use nodetracker_client::transport::tcp::{TcpAcceptor, TcpTransport};
+use nodetracker_client::transport::tcp::{PEER_ALPN, TcpAcceptor, TcpTransport};
+use nodetracker_client::transport::{ByteStream, Transport, Tunnel};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::client::verify_server_name;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::pki_types::CertificateDer;
+use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Sleep, timeout};
 
 use crate::fleet::{Balancer, InMemory, NodeEvent, PATIENCE, Proxy, echo, info, serve_echo, wait_for};
 
@@ -130,6 +131,38 @@ async fn a_proxy_that_drains_refuses_new_agents() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_resumes_accepts_agents() {
+    let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
+    proxy.listener.drain(Duration::from_secs(1));
+    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    pool.add_target(Target::new("main", ""));
+    wait_for(&pool, |_, stats| stats.failures > 0).await;
+    proxy.listener.resume();
+    assert_eq!(proxy.event().await, connected());
+}
+
+#[tokio::test]
+async fn a_proxy_sheds_agents_and_still_accepts_agents() {
+    let balancer = Balancer::new().await;
+    let (mut a, addr) = tcp_proxy("a", &balancer).await;
+    let pool = serve_echo(AgentPool::new(config(1), TcpTransport::default()));
+    pool.add_target(Target::new("main", &balancer.addr));
+    assert_eq!(a.event().await, connected());
+    let (mut b, _) = tcp_proxy("b", &balancer).await;
+    balancer.remove(addr);
+    a.listener.shed(0.0, Duration::ZERO);
+    a.stream("node-1").await;
+    a.listener.shed(1.0, Duration::from_millis(10));
+    assert_eq!(b.event().await, connected());
+    assert_eq!(a.event().await, gone());
+    assert_eq!(pool.stats().reconnects, 1);
+
+    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([a.listener.clone()])));
+    pool.add_target(Target::new("main", ""));
+    assert_eq!(a.event().await, connected());
+}
+
+#[tokio::test]
 async fn an_agent_of_another_cluster_is_refused() {
     let config_of_proxy = ListenerConfig {
         cluster: "main".into(),
@@ -149,7 +182,7 @@ async fn the_longest_list_of_proxies_reaches_an_agent() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
     let long = |number: usize| ProxyInfo {
         proxy_id: format!("{number:x>255}"),
-        generation: u64::MAX,
+        incarnation: u64::MAX,
         version: "v".repeat(255),
     };
     proxy.listener.set_proxies((1..512).map(long).collect()).unwrap();
@@ -218,6 +251,106 @@ async fn both_ends_notice_a_connection_that_is_half_open() {
     tokio::time::sleep_until(begin + bound + Duration::from_secs(1)).await;
     let stats = proxy.listener.stats();
     assert_eq!((stats.agents, stats.nodes, stats.claimed), (1, 1, 2));
+}
+
+/// A connection that delivers 20 KB in a tenth of a second.
+struct Slow {
+    stream: DuplexStream,
+    next: Pin<Box<Sleep>>,
+}
+
+impl AsyncRead for Slow {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(self.next.as_mut().poll(cx));
+        let mut part = [0; 20_000];
+        let max = buf.remaining().min(part.len());
+        let mut part = ReadBuf::new(&mut part[..max]);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        buf.put_slice(part.filled());
+        let next = Instant::now() + Duration::from_millis(100);
+        self.next.as_mut().reset(next);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Slow {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Connects to a listener. The bytes of one end wait in a large buffer, and arrive slowly.
+struct SlowPath {
+    listener: AgentListener,
+    agent_is_slow: bool,
+}
+
+#[async_trait::async_trait]
+impl Transport for SlowPath {
+    async fn connect(&self, _: &str) -> io::Result<Arc<dyn Tunnel>> {
+        let slow = |stream| -> Box<dyn ByteStream> {
+            let next = Box::pin(tokio::time::sleep(Duration::ZERO));
+            Box::new(Slow { stream, next })
+        };
+        let (agent, proxy) = tokio::io::duplex(2 << 20);
+        let (agent, proxy): (Box<dyn ByteStream>, Box<dyn ByteStream>) = match self.agent_is_slow {
+            true => (slow(agent), Box::new(proxy)),
+            false => (Box::new(agent), slow(proxy)),
+        };
+        let (listener, tunnel) = (self.listener.clone(), MuxTunnel::server(proxy, Vec::new()));
+        tokio::spawn(async move { listener.serve_tunnel(Arc::new(tunnel)).await });
+        Ok(Arc::new(MuxTunnel::client(agent, Vec::new())))
+    }
+}
+
+/// In one direction, 1.5 MB wait in front of each ping and pong, for longer than the keep-alive waits.
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_is_busy_and_slow_is_not_broken() {
+    for agent_is_slow in [false, true] {
+        let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
+        let listener = proxy.listener.clone();
+        let transport = SlowPath {
+            listener,
+            agent_is_slow,
+        };
+        let pool = serve_echo(AgentPool::new(config(1), transport));
+        pool.add_target(Target::new("main", ""));
+        assert_eq!(proxy.event().await, connected());
+        for _ in 0..6 {
+            let stream = proxy.listener.open_stream(&"node-1".parse().unwrap()).await.unwrap();
+            let (mut read, mut write) = tokio::io::split(stream);
+            tokio::spawn(async move { while write.write_all(&[0; 1 << 14]).await.is_ok() {} });
+            tokio::spawn(async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await });
+        }
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let stats = pool.stats();
+        assert_eq!(
+            (stats.attempts, stats.lost),
+            (1, 0),
+            "agent_is_slow: {agent_is_slow}, {stats:?}"
+        );
+        assert_eq!(proxy.listener.stats().claimed, 1, "agent_is_slow: {agent_is_slow}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_of_the_status_may_call_the_pool() {
+    let pool = AgentPool::new(config(1), InMemory::new([]));
+    let handle = pool.handle();
+    let mut status = handle.status();
+    let found = status.wait_for(|status| {
+        handle.add_target(Target::new("main", ""));
+        !status.counts.is_empty()
+    });
+    timeout(PATIENCE, found).await.expect("the pool adds the target");
 }
 
 #[tokio::test(start_paused = true)]
@@ -412,19 +545,10 @@ impl Pki {
             keypair: Some((path(format!("{name}.key")), path(format!("{name}.crt")))),
         };
         TcpTransport {
-            tls: Some(ClientTls::load(files).unwrap()),
             server_name: Some("proxy.test".into()),
+            ..TcpTransport::agent(ClientTls::load(files).unwrap())
         }
     }
-}
-
-/// A certificate names its node or proxy by a DNS name.
-fn named(id: &str, certificates: &[CertificateDer<'static>]) -> Result<(), String> {
-    let error = |error: &dyn std::fmt::Display| error.to_string();
-    let certificate = certificates.first().ok_or("no certificate")?;
-    let certificate = ParsedCertificate::try_from(certificate).map_err(|e| error(&e))?;
-    let name = ServerName::try_from(id).map_err(|e| error(&e))?;
-    verify_server_name(&certificate, &name).map_err(|e| error(&e))
 }
 
 #[tokio::test]
@@ -433,12 +557,12 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = Target::new("main", tcp.local_addr().unwrap().to_string());
     let config_of_proxy = ListenerConfig::new(info("proxy.test"));
-    let listener = AgentListener::with_verify(config_of_proxy, (), Box::new(named)).unwrap();
+    let listener = AgentListener::with_verify(config_of_proxy, (), Box::new(verify_dns_name)).unwrap();
     let serving = listener.clone();
     let acceptor = TcpAcceptor::tls(tcp, &pki.server());
     tokio::spawn(async move { serving.serve(acceptor).await });
 
-    let good = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(named));
+    let good = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(verify_dns_name));
     let good = serve_echo(good);
     good.add_target(target.clone());
     wait_for(&good, |counts, _| counts.ready() == 1).await;
@@ -460,10 +584,20 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     assert!(listener.stats().refused >= 1);
 
     // The proxy has another ID than the agent expects.
-    let expects_other = |_: &str, certificates: &[CertificateDer<'static>]| named("proxy-2.test", certificates);
+    let expects_other =
+        |_: &str, certificates: &[CertificateDer<'static>]| verify_dns_name("proxy-2.test", certificates);
     let careful = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(expects_other));
     careful.handle().add_target(target.clone());
     wait_for(careful.handle(), |_, stats| stats.failures > 0).await;
+
+    // A proxy that dials the port for agents.
+    let peer = TcpTransport {
+        alpn: PEER_ALPN,
+        ..pki.client("node-1")
+    };
+    let failed = listener.stats().failed;
+    assert!(peer.connect(&target.addr).await.is_err());
+    assert_eq!(listener.stats().failed, failed + 1);
 
     // No certificate at all.
     let plain = AgentPool::new(config(1), TcpTransport::default());
@@ -482,7 +616,7 @@ async fn with_tls_a_peer_and_its_dialer_verify_each_other() {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = tcp.local_addr().unwrap().to_string();
     let agents = proxy.listener.clone();
-    let server = PeerServer::with_verify(PeerServerConfig::new("proxy.test"), agents, Box::new(named));
+    let server = PeerServer::with_verify(PeerServerConfig::new("proxy.test"), agents, Box::new(verify_dns_name));
     let acceptor = TcpAcceptor::tls(tcp, &pki.server());
     let serving = server.clone();
     tokio::spawn(async move { serving.serve(acceptor).await });
@@ -499,9 +633,12 @@ async fn with_tls_a_peer_and_its_dialer_verify_each_other() {
         let node = "node-1".parse().unwrap();
         table.report_node(&node, &route).unwrap();
         let other = AgentListener::new(ListenerConfig::new(info(origin)), ()).unwrap();
-        let transport = pki.client("origin.test");
+        let transport = TcpTransport {
+            alpn: PEER_ALPN,
+            ..pki.client("origin.test")
+        };
         let config = DialerConfig::new(origin);
-        let dialer = Dialer::with_verify(config, other, Arc::new(table), transport, Box::new(named));
+        let dialer = Dialer::with_verify(config, other, Arc::new(table), transport, Box::new(verify_dns_name));
         dialer.dial(&node).await
     };
     let mut dialed = dial("origin.test", "proxy.test").await.unwrap();

@@ -168,6 +168,29 @@ fn a_silent_agent_is_closed_within_interval_and_timeout() {
 }
 
 #[test]
+fn an_agent_that_sends_other_bytes_than_a_pong_is_alive() {
+    let mut agent = Agent::claimed();
+    agent.advance(TIMES.keep_alive.interval);
+    assert_eq!(agent.hears(), [ToAgent::Ping(proto::Ping {})]);
+    agent.link.bytes_received(agent.now + TIMES.keep_alive.timeout / 2);
+    assert_eq!(agent.advance(TIMES.keep_alive.timeout), [LinkEvent::Seen]);
+    assert_eq!(
+        agent.hears(),
+        [ToAgent::Ping(proto::Ping {})],
+        "the agent may hear nothing else"
+    );
+    assert!(is_closed(&agent.advance(TIMES.keep_alive.timeout)));
+}
+
+#[test]
+fn pings_can_come_earlier() {
+    let mut agent = Agent::claimed();
+    agent.link.ping_within(TIMES.keep_alive.interval / 10);
+    agent.advance(TIMES.keep_alive.interval / 10);
+    assert_eq!(agent.hears(), [ToAgent::Ping(proto::Ping {})]);
+}
+
+#[test]
 fn a_list_is_sent_when_it_changes_and_each_interval() {
     let mut agent = Agent::claimed();
     agent.link.set_list(list("a"));

@@ -13,10 +13,10 @@ fn target() -> Target {
     Target::new("main", "balancer:1")
 }
 
-fn proxy(id: &str, generation: u64) -> proto::ProxyInfo {
+fn proxy(id: &str, incarnation: u64) -> proto::ProxyInfo {
     proto::ProxyInfo {
         proxy_id: id.into(),
-        generation,
+        incarnation,
         version: String::new(),
     }
 }
@@ -70,22 +70,36 @@ impl Pool {
         self.actions()
     }
 
-    /// Waits for the next dial. Pings get answers meanwhile.
-    fn dial(&mut self) -> TunnelId {
-        for _ in 0..100 {
-            while let Some(action) = self.machine.poll_action(self.now) {
-                match action {
-                    Action::Connect(id, _) => return id,
-                    Action::Send(id, message) if message.message == Some(ToProxy::Ping(proto::Ping {})) => {
-                        self.machine
-                            .handle(self.now, id, received(FromProxy::Pong(proto::Pong {})));
-                    }
-                    _ => {}
+    /// Does what is due until the next dial, and then moves to the next timeout. Pings get answers meanwhile.
+    fn step(&mut self) -> Option<TunnelId> {
+        while let Some(action) = self.machine.poll_action(self.now) {
+            match action {
+                Action::Connect(id, _) => return Some(id),
+                Action::Send(id, message) if message.message == Some(ToProxy::Ping(proto::Ping {})) => {
+                    self.machine
+                        .handle(self.now, id, received(FromProxy::Pong(proto::Pong {})));
                 }
+                _ => {}
             }
-            self.now = self.machine.next_timeout().expect("something is due");
         }
-        panic!("no dial");
+        self.now = self.machine.next_timeout().expect("something is due");
+        None
+    }
+
+    /// Waits for the next dial.
+    fn dial(&mut self) -> TunnelId {
+        (0..100).find_map(|_| self.step()).expect("a dial")
+    }
+
+    /// Whether the pool dials within a time.
+    fn dials_within(&mut self, time: Duration) -> bool {
+        let end = self.now + time;
+        while self.now < end {
+            if self.step().is_some() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Dials, and gets a welcome.
@@ -242,7 +256,7 @@ fn a_reconnect_signal_opens_the_new_tunnel_before_the_old_leaves() {
 fn a_tunnel_without_a_replacement_stays_until_the_proxy_ends_it() {
     let mut pool = Pool::new(1);
     let old = pool.connect("a", &["a"]);
-    pool.handle(old, reconnect(0));
+    pool.handle(old, reconnect(1));
     let again = pool.dial();
     pool.handle(again, Input::Opened);
     let goodbye = proto::Goodbye {
@@ -251,14 +265,47 @@ fn a_tunnel_without_a_replacement_stays_until_the_proxy_ends_it() {
     };
     let actions = pool.handle(again, received(FromProxy::Goodbye(goodbye)));
     assert_eq!(actions, [Action::Close(again)]);
-    assert_eq!(
-        pool.counts(),
-        StateCounts {
-            connected: 1,
-            disconnected: 1,
-            ..Default::default()
-        }
+    assert_eq!((pool.counts().connected, pool.counts().total()), (1, 1));
+    assert!(
+        !pool.dials_within(Duration::from_secs(50)),
+        "no list names another proxy"
     );
+}
+
+#[test]
+fn a_tunnel_without_a_replacement_leaves_after_a_list_names_another_proxy() {
+    let mut pool = Pool::new(1);
+    let old = pool.connect("a", &["a"]);
+    pool.handle(old, reconnect(1));
+    let again = pool.dial();
+    pool.handle(again, Input::Opened);
+    pool.handle(again, welcome(proxy("a", 1), &["a"]));
+    pool.handle(old, received(FromProxy::ProxyList(list(&["a"]))));
+    assert!(!pool.dials_within(Duration::from_secs(20)));
+    pool.handle(old, received(FromProxy::ProxyList(list(&["a", "b"]))));
+    let new = pool.dial();
+    pool.handle(new, Input::Opened);
+    let actions = pool.handle(new, welcome(proxy("b", 1), &["a", "b"]));
+    assert!(is_goodbye(&sent(&actions, old)), "{actions:?}");
+}
+
+#[test]
+fn a_proxy_that_has_recovered_keeps_its_tunnel() {
+    let mut pool = Pool::new(1);
+    let tunnel = pool.connect("a", &["a", "b"]);
+    pool.handle(tunnel, reconnect(5));
+    let end = pool.now + Duration::from_secs(5) + crate::pool::proxies::AVOID;
+    // The load balancer always chooses the same proxy.
+    while pool.machine.next_timeout().is_some_and(|next| next < end) {
+        if let Some(again) = pool.step() {
+            pool.handle(again, Input::Opened);
+            pool.handle(again, welcome(proxy("a", 1), &["a", "b"]));
+        }
+    }
+    assert!(pool.machine.stats().duplicates > 1);
+    pool.now = end;
+    assert!(!pool.dials_within(Duration::from_secs(300)), "the signal is forgotten");
+    assert_eq!((pool.counts().connected, pool.counts().total()), (1, 1));
 }
 
 #[test]

@@ -1,0 +1,68 @@
+//! When a connection has last received bytes.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+/// When bytes came last, to the millisecond.
+pub(super) struct LastReceived {
+    since: Instant,
+    millis: AtomicU64,
+}
+
+impl LastReceived {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            since: Instant::now(),
+            millis: AtomicU64::new(0),
+        })
+    }
+
+    /// Returns the time; the time of [`LastReceived::new`] if no bytes have come.
+    pub(super) fn get(&self) -> std::time::Instant {
+        // Relaxed, here and in `note`: the time guards no data.
+        (self.since + Duration::from_millis(self.millis.load(Relaxed))).into_std()
+    }
+
+    fn note(&self) {
+        let millis = self.since.elapsed().as_millis();
+        self.millis.store(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
+    }
+}
+
+/// A connection that notes when bytes come.
+pub(super) struct NotesReceived<S> {
+    pub(super) stream: S,
+    pub(super) last: Arc<LastReceived>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for NotesReceived<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.last.note();
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for NotesReceived<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
