@@ -786,3 +786,25 @@ fn the_session_in_the_readme_is_what_the_commands_print() {
     let printed = stdout(&output);
     assert_eq!(printed.strip_prefix("$ nodetracker serve &\n"), session);
 }
+
+/// Needs openssl.
+#[test]
+fn the_first_hour_is_what_the_commands_print() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    // `timeout` exits with 124 if the script waits for a line that does not come.
+    let printed = Command::new("timeout")
+        .arg("60")
+        .arg(folder.join("first-hour.sh"))
+        .arg(env!("CARGO_BIN_EXE_nodetracker"))
+        .output()
+        .unwrap();
+    if printed.status.code() == Some(2) {
+        return eprintln!("SKIPPED: {}", stderr(&printed));
+    }
+    assert!(printed.status.success(), "{}{}", stdout(&printed), stderr(&printed));
+    let page = std::fs::read_to_string(folder.join("first-hour.md")).unwrap();
+    let blocks = page.split("```").filter_map(|block| block.strip_prefix("console\n"));
+    // The test does not build the command.
+    let documented: String = blocks.filter(|block| !block.starts_with("$ cargo")).collect();
+    assert_eq!(stdout(&printed), documented);
+}
