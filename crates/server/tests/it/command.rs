@@ -386,6 +386,8 @@ fn the_address_may_come_from_the_environment() {
             .unwrap()
     };
     assert_eq!(with(addr, &["stats"]).status.code(), Some(0));
+    let this_machine = format!(":{}", server.addr.port());
+    assert_eq!(with(&this_machine, &["stats"]).status.code(), Some(0));
     // The flag wins.
     assert_eq!(with("127.0.0.1:1", &["stats", "--addr", addr]).status.code(), Some(0));
     let refused = with("", &["stats"]);
@@ -709,6 +711,7 @@ fn operators_look_around_and_clean_up() {
     assert_eq!([value("proxies"), value("keep-alive")], ["1", "1h"]);
     assert!(value("client memory limit").ends_with(" MB"), "{stats}");
     assert_eq!(value("refusals"), "0");
+    assert_eq!(value("snapshot"), "off (no data_dir)");
     // The sweeper may have removed the route through the removed proxy.
     assert!(["2", "3"].contains(&value("routes")), "{stats}");
     let generation = serde_json::Value::from(value("generation"));
