@@ -1,4 +1,5 @@
-//! What crates/server/docs/deployment.md shows: the capacity of a tracker, and the exposure of its unit.
+//! What crates/server/docs show of operations: the capacity of a tracker, the exposure of its unit, and the check of
+//! its metrics.
 
 use xshell::{Shell, cmd};
 
@@ -6,6 +7,7 @@ use crate::load::write_section;
 use crate::task::{Outcome, target};
 
 const DEPLOYMENT: &str = "crates/server/docs/deployment.md";
+const METRICS: &str = "crates/server/docs/metrics.md";
 
 /// Measures the capacity. `args` go to the program that measures.
 pub(crate) fn capacity(sh: &Shell, args: &[String]) -> Outcome {
@@ -26,4 +28,23 @@ pub(crate) fn units(sh: &Shell) -> Outcome {
     let checked = cmd!(sh, "crates/server/ops/check-units").read()?;
     println!("{checked}");
     write_section(sh, DEPLOYMENT, "units", "units", &format!("```console\n{checked}\n```"))
+}
+
+/// Checks the metrics, the alerts and the dashboard.
+pub(crate) fn promtool(sh: &Shell) -> Outcome {
+    cmd!(
+        sh,
+        "cargo build --quiet --locked -p nodetracker-server --bin nodetracker"
+    )
+    .run()?;
+    let server = target().join("debug/nodetracker");
+    let checked = cmd!(sh, "crates/server/ops/check --server {server}").read()?;
+    println!("{checked}");
+    write_section(
+        sh,
+        METRICS,
+        "promtool",
+        "promtool",
+        &format!("```console\n{checked}\n```"),
+    )
 }

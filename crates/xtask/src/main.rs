@@ -97,6 +97,10 @@ enum Task {
     Capacity(Rest),
     /// Check the units of systemd, and write their exposure into crates/server/docs/deployment.md
     Units,
+    /// Check the metrics, the alerts and the dashboard, and write the output into crates/server/docs/metrics.md
+    ///
+    /// Needs promtool and openssl.
+    Promtool,
     /// Build the server with a profile of its work: target/pgo/nodetracker (crates/server/load/pgo)
     Pgo,
     /// Draw docs/top.svg and write crates/server/README.md: `nodetracker top` beside a tracker under load; needs tmux
@@ -156,6 +160,7 @@ fn run(task: Task) -> Outcome {
         Task::Load { parts } => load::run(&sh, all_if_none(parts))?,
         Task::Capacity(Rest { args }) => deployment::capacity(&sh, &args)?,
         Task::Units => deployment::units(&sh)?,
+        Task::Promtool => deployment::promtool(&sh)?,
         Task::Picture => picture::run(&sh)?,
         Task::Pgo => cmd!(sh, "crates/server/load/pgo").run()?,
         Task::Transcript => {

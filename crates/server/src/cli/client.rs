@@ -25,7 +25,8 @@ use tower_service::Service;
 /// A connection, with or without TLS.
 pub(crate) type Stream = Either<TcpStream, TlsStream<TcpStream>>;
 
-/// The address of a tracker: `host:port`, `http://host:port` or `https://host:port`.
+/// The address of a tracker: `host:port`, `http://host:port` or `https://host:port`. Without a host, the tracker is on
+/// this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) tls: bool,
@@ -44,6 +45,9 @@ impl FromStr for Target {
             Some((scheme, _)) => return Err(format!("unknown scheme {scheme:?}, expected http or https")),
         };
         let authority = authority.strip_suffix('/').unwrap_or(authority);
+        // As in listen_addr, where this is every address of the machine.
+        let local = authority.starts_with(':').then(|| format!("localhost{authority}"));
+        let authority = local.as_deref().unwrap_or(authority);
         let not_host_port = || "expected host:port, http://host:port or https://host:port".to_owned();
         let (host, port) = authority.rsplit_once(':').ok_or_else(not_host_port)?;
         let uri = Uri::builder()
@@ -51,7 +55,7 @@ impl FromStr for Target {
             .authority(authority)
             .path_and_query("/")
             .build();
-        if host.is_empty() || port.parse::<u16>().is_err() || uri.is_err() {
+        if port.parse::<u16>().is_err() || uri.is_err() {
             return Err(not_host_port());
         }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();

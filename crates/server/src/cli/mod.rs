@@ -82,7 +82,9 @@ enum Command {
     Rm(commands::Rm),
     /// Show all routes of a node, also those that `get` does not return, and why
     ///
-    /// As JSON, each route has what `get` prints, age_seconds, and the verdict: returned, expired or proxy removed.
+    /// As JSON, each route has what `get` prints, age_seconds, and the verdict: "returned", "returned (held)" while
+    /// expiry is held, "returned (restored, not confirmed since)" after a restart, "expired" or "proxy removed". A
+    /// route about which proxies complained has the complaint, with count, reporter_id and last_time.
     Explain(admin::Explain),
     /// List the nodes with their routes
     ///
@@ -91,7 +93,7 @@ enum Command {
     Nodes(admin::Nodes),
     /// List the registered proxies
     ///
-    /// As JSON, each proxy has proxy_id, cluster_name and addr.
+    /// As JSON, each proxy has proxy_id, cluster_name, addr and routes, the number of its routes.
     Proxies(admin::Proxies),
     /// Forget a proxy with all its routes
     ///
@@ -107,6 +109,9 @@ enum Command {
     /// event is snapshot, snapshot_end, added, removed, expired, proxy_removed, proxy_moved or lost_place. After
     /// lost_place, a new snapshot replaces all earlier lines. After resync, the nodes of one part come again as
     /// sent_again, until resync_end; if resync has no part, the proxies come again as proxy_sent_again.
+    ///
+    /// As JSON, a silent watch has a line with the event keep_alive now and then. To continue an earlier watch, give
+    /// --resume the generation of its last snapshot_end, a colon, and the last sequence of its lines.
     Watch(watch::Watch),
     /// Show calls, latencies, routes and memory of a running tracker, until q
     ///

@@ -243,3 +243,21 @@ async fn reload(certificates: Option<Certificates>) {
         Err(_) => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_its_flag_and_its_variable() {
+        let command = Serve::augment_args(Command::new("serve"));
+        for key in KEYS {
+            let arg = command
+                .get_arguments()
+                .find(|arg| arg.get_id() == key.name)
+                .expect(key.name);
+            assert_eq!(arg.get_long(), Some(&*key.flag()));
+            assert_eq!(arg.get_env(), Some(key.variable().as_ref()));
+        }
+    }
+}

@@ -66,12 +66,16 @@ pub(super) async fn report_stop(stopping: CancellationToken, limit: Duration) ->
 /// and each worker must have run before each sign.
 pub(super) async fn feed_watchdog(liveness: Liveness) -> Infallible {
     let interval = sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero());
-    let Some(interval) = interval else {
-        return pending().await;
-    };
+    match interval {
+        Some(interval) => feed(interval, liveness, || notify(&[NotifyState::Watchdog])).await,
+        None => pending().await,
+    }
+}
+
+async fn feed(interval: Duration, liveness: Liveness, sign_of_life: impl Fn()) -> Infallible {
     loop {
         liveness.check().await;
-        notify(&[NotifyState::Watchdog]);
+        sign_of_life();
         sleep(interval / 2).await;
     }
 }
@@ -79,5 +83,30 @@ pub(super) async fn feed_watchdog(liveness: Liveness) -> Infallible {
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         warn!(%error, "cannot notify the service manager (NOTIFY_SOCKET)");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_is_stuck_starves_the_watchdog() {
+        const INTERVAL: Duration = Duration::from_secs(30);
+        const TIME: Duration = Duration::from_secs(299);
+        let signs = Cell::new(0);
+        let count = || signs.set(signs.get() + 1);
+        let (liveness, worker) = Liveness::of_stuck_worker();
+        let fed = timeout(TIME, feed(INTERVAL, liveness, count)).await;
+        assert_eq!((fed.is_err(), signs.get()), (true, 0));
+        drop(worker);
+        // Nothing keeps a worker that has ended.
+        let (liveness, _) = Liveness::of_stuck_worker();
+        let _ = timeout(TIME, feed(INTERVAL, liveness, count)).await;
+        assert_eq!(signs.get(), 20);
     }
 }

@@ -267,6 +267,7 @@ pub(super) const KEYPAIRS: &str = "https_keypairs";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::file;
 
     fn read(file: &str) -> String {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
@@ -312,6 +313,25 @@ mod tests {
             let lines = sample.lines().filter(|line| is_key(line)).count();
             assert_eq!(lines, 1, "{}", key.name);
         }
+    }
+
+    /// The examples in the comments of the sample file, too.
+    #[test]
+    fn the_sample_file_is_valid_with_all_keys() {
+        let sample = read("config/nodetracker.yaml");
+        let is_pair = |line: &str| {
+            ["  - key_file: ", "    cert_file: "]
+                .iter()
+                .any(|of_pair| line.starts_with(of_pair))
+        };
+        let is_key = |line: &str| line.split_once(':').is_some_and(|(name, _)| find(name).is_some());
+        let uncommented = sample.lines().map(|line| match line.strip_prefix("  # ") {
+            Some(text) if is_key(text) || is_pair(text) => format!("  {text}\n"),
+            _ => format!("{line}\n"),
+        });
+        let (_, set) = file::parse("tracker.yaml".as_ref(), &uncommented.collect::<String>()).expect("a good file");
+        let set: Vec<_> = set.into_iter().map(|(key, _)| key).collect();
+        assert_eq!(set, KEYS.iter().map(|key| key.name).collect::<Vec<_>>());
     }
 
     #[test]

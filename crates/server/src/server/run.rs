@@ -96,12 +96,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Loads the certificates and watches their files, loads the last snapshot of the [`data_dir`](Config::data_dir),
-    /// takes the port and starts the worker threads, with the [limits of the configuration](Config::limits).
+    /// Loads the certificates, starts the worker threads, loads the last snapshot of the
+    /// [`data_dir`](Config::data_dir), takes the port and watches the files of the certificates, with the [limits of
+    /// the configuration](Config::limits).
     ///
-    /// Another thread loads the snapshot, in some 0.1 s for a million routes. Meanwhile the diagnostics port responds.
-    /// The snapshot is loaded only if the table has no routes. If the returned future is dropped meanwhile, the thread
-    /// still loads the snapshot into the table.
+    /// Another thread loads the snapshot, in some 0.1 s for a million routes. Meanwhile the diagnostics port
+    /// responds, also with metrics. The snapshot is loaded only if the table has no routes. If the returned future is
+    /// dropped meanwhile, the thread still loads the snapshot into the table.
     ///
     /// # Errors
     ///
@@ -143,10 +144,54 @@ impl Server {
         };
         // First, because a wrong file should not cost the port.
         let certificates = Certificates::load(config)?;
-        let data_dir = match &config.data_dir {
-            Some(dir) => {
+        let snapshot_status = config.data_dir.as_ref().map(|_| Arc::<SnapshotStatus>::default());
+        let (draining, watched) = watch::channel(false);
+        let instance_id = InstanceId::draw();
+        let watches = Watches::new(Arc::clone(&table), instance_id, &limits);
+        let refusals = Arc::<Refusals>::default();
+        let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
+        let quotas = Quotas::new(&limits);
+        let drain = DrainRequest::new(config.shutdown_delay.value, limits.drain);
+        let (methods, shutdown, statistics) = methods(
+            &table,
+            &watches,
+            instance_id,
+            &memory,
+            snapshot_status.clone(),
+            &limits,
+            &drain,
+        );
+        shutdown.serving().await;
+        let counters = WorkerCounters::new(&methods);
+        let router = Router::new(methods, limits.call);
+        let methods = Arc::clone(router.methods());
+        let workers = Workers::start(&ConnectionContext {
+            router,
+            tls: certificates.clone(),
+            limits: limits.clone(),
+            draining: watched,
+            memory,
+            turns: Arc::default(),
+            counters,
+        })?;
+        let sweeps = Arc::<SweepCounters>::default();
+        // Before the snapshot is loaded, which may take long: the metrics report that the server is not ready.
+        if let Some(diagnostics) = &diagnostics {
+            let metrics = Metrics::new(Sources {
+                statistics,
+                methods,
+                counters: workers.counters(),
+                sweeps: Arc::clone(&sweeps),
+                readiness: Arc::clone(&readiness),
+                max_connections: limits.max_connections,
+                certificates: certificates.clone(),
+                snapshot_interval: config.snapshot_interval.value,
+            });
+            diagnostics.publish(metrics, workers.liveness());
+        }
+        let data_dir = match config.data_dir.as_ref().zip(snapshot_status) {
+            Some((dir, status)) => {
                 readiness.not_ready("loading the snapshot");
-                let status = Arc::<SnapshotStatus>::default();
                 let patience = limits.drain.saturating_add(snapshots::LAST_SNAPSHOT_TIME);
                 let open = snapshots::open(&dir.value, &table, &status, &readiness, patience).await?;
                 let folder = open.map_err(|error| match error {
@@ -165,20 +210,6 @@ impl Server {
                 listen.map_err(|reason| unavailable(&config.listen_addr.origin, reason))?
             }
         };
-        let (draining, watched) = watch::channel(false);
-        let instance_id = InstanceId::draw();
-        let watches = Watches::new(Arc::clone(&table), instance_id, &limits);
-        let refusals = Arc::<Refusals>::default();
-        let memory = MemoryBudget::new(limits.memory, Arc::clone(&refusals));
-        let quotas = Quotas::new(&limits);
-        let snapshot_status = data_dir.as_ref().map(|(_, status)| Arc::clone(status));
-        let drain = DrainRequest::new(config.shutdown_delay.value, limits.drain);
-        let (methods, shutdown, statistics) =
-            methods(&table, &watches, instance_id, &memory, snapshot_status, &limits, &drain);
-        shutdown.serving().await;
-        let counters = WorkerCounters::new(&methods);
-        let router = Router::new(methods, limits.call);
-        let methods = Arc::clone(router.methods());
         let addrs: Vec<_> = listeners.addrs().iter().map(ToString::to_string).collect();
         let interval = duration::format(table.keep_alive());
         info!(
@@ -204,29 +235,6 @@ impl Server {
             .clone()
             .map(|certificates| FileWatch::start(certificates, tls::INTERVAL))
             .transpose()?;
-        let workers = Workers::start(&ConnectionContext {
-            router,
-            tls: certificates.clone(),
-            limits: limits.clone(),
-            draining: watched,
-            memory,
-            turns: Arc::default(),
-            counters,
-        })?;
-        let sweeps = Arc::<SweepCounters>::default();
-        if let Some(diagnostics) = &diagnostics {
-            let metrics = Metrics::new(Sources {
-                statistics,
-                methods,
-                counters: workers.counters(),
-                sweeps: Arc::clone(&sweeps),
-                readiness: Arc::clone(&readiness),
-                max_connections: limits.max_connections,
-                certificates: certificates.clone(),
-                snapshot_interval: config.snapshot_interval.value,
-            });
-            diagnostics.publish(metrics, workers.liveness());
-        }
         let snapshots = match data_dir {
             Some((folder, status)) => {
                 let interval = config.snapshot_interval.value;

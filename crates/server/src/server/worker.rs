@@ -173,6 +173,13 @@ impl Liveness {
         }
         None
     }
+
+    /// Returns a check of a worker that never looks at its queue, and a part that ends the worker when it is dropped.
+    #[cfg(test)]
+    pub(crate) fn of_stuck_worker() -> (Self, impl Sized) {
+        let worker = mpsc::unbounded_channel();
+        (Self(vec![worker.0.downgrade()]), worker)
+    }
 }
 
 /// Waits until a worker has looked at its queue, or has ended.

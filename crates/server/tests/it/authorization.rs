@@ -1,6 +1,8 @@
 //! mTLS: who is refused, what a proxy may write, and the end of trust in a certificate.
 
 use std::fs;
+use std::io::Read;
+use std::process::Stdio;
 use std::sync::Arc;
 
 use nodetracker::{Proxy, RouteTable};
@@ -376,19 +378,48 @@ fn without_client_auth_the_log_says_that_everyone_may_do_everything() {
     );
 }
 
-/// Starts the command as a server that requires certificates of `pki`'s authority.
-fn serve_command(pki: &Pki) -> Process {
-    pki.issue("tracker", "127.0.0.1");
-    let pair = format!("{}:{}", pki.path("tracker.key"), pki.path("tracker.crt"));
-    let ca = pki.path("ca.crt");
-    Process::serve(&[
-        "--https-keypairs",
-        &pair,
-        "--client-ca-file",
-        &ca,
-        "--client-auth",
-        "required",
-    ])
+/// The tracker looks at its files by itself. No signal is needed.
+#[test]
+fn a_running_tracker_loads_files_that_change_and_revokes_with_them() {
+    let (pki, new) = (Pki::new(), Pki::new());
+    pki.write_identity("old", &pki.teleport("Admin", "alice"));
+    pki.write_identity("new", &new.teleport("Admin", "alice"));
+    let mut server = pki.serve_with_clients();
+    let (at, ca) = (format!("https://{}", server.addr), pki.path("ca.crt"));
+    let server_ca = pki.path("server-ca.crt");
+    fs::copy(&ca, &server_ca).unwrap();
+    let call = |name: &str, server_ca: &str| {
+        let (key, cert) = (pki.path(&format!("{name}.key")), pki.path(&format!("{name}.crt")));
+        let files = ["--ca-file", server_ca, "--cert-file", &cert, "--key-file", &key];
+        run(&[&["stats", "--addr", &at], &files[..]].concat())
+    };
+    assert!(call("old", &server_ca).status.success());
+    assert_eq!(call("new", &server_ca).status.code(), Some(1));
+    let mut watch = nodetracker();
+    watch.args(["watch", "--addr", &at, "--ca-file", &server_ca]);
+    watch.args(["--cert-file", &pki.path("old.crt"), "--key-file", &pki.path("old.key")]);
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut end = [0; 12];
+    watch.stdout.as_mut().unwrap().read_exact(&mut end).unwrap();
+    assert_eq!(&end, b"snapshot_end");
+
+    // Both the authority of the clients and the certificate of the tracker.
+    fs::write(&ca, new.authority.pem()).unwrap();
+    new.issue("tracker", "127.0.0.1");
+    for file in ["tracker.key", "tracker.crt"] {
+        fs::rename(new.path(file), pki.path(file)).unwrap();
+    }
+    server.logged("the files have changed: reloaded the certificates");
+    let accepted = call("new", &ca);
+    assert!(accepted.status.success(), "{}", stderr(&accepted));
+    let refused = call("old", &ca);
+    assert_eq!(refused.status.code(), Some(1));
+    let reason = "the tracker refuses the certificate of --cert-file: ";
+    assert!(stderr(&refused).contains(reason), "{}", stderr(&refused));
+    // A connection that was open.
+    let watched = watch.wait_with_output().unwrap();
+    assert_eq!(watched.status.code(), Some(1));
+    assert!(stderr(&watched).contains("UNAVAILABLE"), "{}", stderr(&watched));
 }
 
 #[tokio::test]
@@ -398,7 +429,7 @@ async fn an_authority_that_has_expired_still_certifies_clients_and_the_log_says_
     let mut admin = client(&server, &pki, &pki.teleport("Admin", "alice")).await;
     assert_eq!(admin.call(GET, node_request("node")).await.grpc, OK);
     let line = "ca.crt: the certificate expired on 2021-02-03T00:00:00Z: its clients are still accepted\n";
-    let log = serve_command(&pki).logged("expired");
+    let log = pki.serve_with_clients().logged("expired");
     assert!(log.contains(" WARN ") && log.contains(line), "{log}");
 }
 
@@ -407,7 +438,7 @@ fn commands_present_a_certificate() {
     let pki = Pki::new();
     pki.write_identity("admin", &pki.teleport("Admin", "alice"));
     pki.write_identity("proxy", &pki.teleport("Proxy", "proxy-1"));
-    let mut server = serve_command(&pki);
+    let mut server = pki.serve_with_clients();
     let (at, ca) = (format!("https://{}", server.addr), pki.path("ca.crt"));
     let call = |command: &[&str], name: &str| {
         let (key, cert) = (pki.path(&format!("{name}.key")), pki.path(&format!("{name}.crt")));

@@ -158,6 +158,32 @@ fn a_run_over_tls() {
     assert_eq!(report["status_codes"]["OK"], 200);
 }
 
+/// The run's proxies are not the client's own proxy, so only an `Admin` may report them.
+#[test]
+fn a_run_with_a_certificate_needs_an_admin() {
+    let pki = Pki::new();
+    pki.write_identity("alice", &pki.teleport("Admin", "alice"));
+    pki.write_identity("proxy-1", &pki.teleport("Proxy", "proxy-1"));
+    let server = pki.serve_with_clients();
+    let at = format!("https://{}", server.addr);
+    let ca = pki.path("ca.crt");
+    let files = |name: &str| [pki.path(&format!("{name}.crt")), pki.path(&format!("{name}.key"))];
+    let [cert, key] = files("alice");
+    let flags = ["--ca-file", &ca, "--cert-file", &cert, "--key-file", &key];
+    for mode in ["unary", "session"] {
+        let report = report(&at, &[&["--mode", mode], &flags[..]].concat());
+        assert_eq!(report["status_codes"], serde_json::json!({ "OK": 200 }));
+    }
+    let [cert, key] = files("proxy-1");
+    let flags = ["--ca-file", &ca, "--cert-file", &cert, "--key-file", &key];
+    for mode in ["unary", "session"] {
+        let refused = bench(&at, &[&["--mode", mode], &flags[..]].concat());
+        assert_eq!((refused.status.code(), stdout(&refused)), (Some(1), String::new()));
+        let reason = "PERMISSION_DENIED: the client \"CN=proxy-1, O=Proxy\" lacks the role Admin, so it may write only";
+        assert!(stderr(&refused).contains(reason), "{}", stderr(&refused));
+    }
+}
+
 #[tokio::test]
 async fn a_signal_ends_the_run_early_with_a_report() {
     let (server, mut added) = FrozenServer::start().await;

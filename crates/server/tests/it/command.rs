@@ -386,6 +386,8 @@ fn the_address_may_come_from_the_environment() {
             .unwrap()
     };
     assert_eq!(with(addr, &["stats"]).status.code(), Some(0));
+    let this_machine = format!(":{}", server.addr.port());
+    assert_eq!(with(&this_machine, &["stats"]).status.code(), Some(0));
     // The flag wins.
     assert_eq!(with("127.0.0.1:1", &["stats", "--addr", addr]).status.code(), Some(0));
     let refused = with("", &["stats"]);
@@ -709,6 +711,7 @@ fn operators_look_around_and_clean_up() {
     assert_eq!([value("proxies"), value("keep-alive")], ["1", "1h"]);
     assert!(value("client memory limit").ends_with(" MB"), "{stats}");
     assert_eq!(value("refusals"), "0");
+    assert_eq!(value("snapshot"), "off (no data_dir)");
     // The sweeper may have removed the route through the removed proxy.
     assert!(["2", "3"].contains(&value("routes")), "{stats}");
     let generation = serde_json::Value::from(value("generation"));
@@ -785,4 +788,26 @@ fn the_session_in_the_readme_is_what_the_commands_print() {
     assert!(output.status.success(), "{}", stderr(&output));
     let printed = stdout(&output);
     assert_eq!(printed.strip_prefix("$ nodetracker serve &\n"), session);
+}
+
+/// Needs openssl.
+#[test]
+fn the_first_hour_is_what_the_commands_print() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    // `timeout` exits with 124 if the script waits for a line that does not come.
+    let printed = Command::new("timeout")
+        .arg("60")
+        .arg(folder.join("first-hour.sh"))
+        .arg(env!("CARGO_BIN_EXE_nodetracker"))
+        .output()
+        .unwrap();
+    if printed.status.code() == Some(2) {
+        return eprintln!("SKIPPED: {}", stderr(&printed));
+    }
+    assert!(printed.status.success(), "{}{}", stdout(&printed), stderr(&printed));
+    let page = std::fs::read_to_string(folder.join("first-hour.md")).unwrap();
+    let blocks = page.split("```").filter_map(|block| block.strip_prefix("console\n"));
+    // The test does not build the command.
+    let documented: String = blocks.filter(|block| !block.starts_with("$ cargo")).collect();
+    assert_eq!(stdout(&printed), documented);
 }

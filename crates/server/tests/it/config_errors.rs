@@ -156,6 +156,38 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn variables_win_over_the_file_and_lose_to_flags() {
+    let (_folder, file) = config_file("node_tracker_service:\n  proxy_keep_alive_interval: 7m\n");
+    let serve = |flags: &[&str]| {
+        let mut command = nodetracker();
+        command.args(["serve", "--listen-addr", "127.0.0.1:0"]).args(flags);
+        command.env("NODETRACKER_CONFIG", &file);
+        command.env("NODETRACKER_PROXY_KEEP_ALIVE_INTERVAL", "8m");
+        command
+    };
+    Process::spawn(serve(&[])).logged("a route lives 8m without a refresh");
+    let mut server = Process::spawn(serve(&["--proxy-keep-alive-interval", "9m"]));
+    server.logged("a route lives 9m without a refresh");
+}
+
+#[test]
+fn a_bad_variable_is_named() {
+    let refused = |name: &str, value: &str| {
+        let refused = nodetracker().arg("serve").env(name, value).output().unwrap();
+        assert_eq!((refused.status.code(), stdout(&refused)), (Some(2), String::new()));
+        assert_eq!(stderr(&refused).lines().count(), 1, "{}", stderr(&refused));
+        assert!(
+            stderr(&refused).starts_with(&format!("nodetracker: {name}: ")),
+            "{}",
+            stderr(&refused)
+        );
+    };
+    refused("NODETRACKER_MAX_ROUTES", "many");
+    refused("NODETRACKER_LISTEN_ADDR", "");
+    refused("NODETRACKER_HTTPS_KEYPAIRS", "missing.key:missing.crt");
+}
+
+#[test]
 fn the_server_listens_on_every_address_of_a_name() {
     let addrs: BTreeSet<_> = ("localhost", 0)
         .to_socket_addrs()

@@ -18,10 +18,12 @@ fn deployment() -> String {
     fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/deployment.md")).unwrap()
 }
 
-/// The objects of the Kubernetes manifest.
+/// The objects of the Kubernetes manifest, also the last one, which is a comment.
 fn manifest() -> Vec<Value> {
     let text = fs::read_to_string(ops("kubernetes.yaml")).unwrap();
-    serde_saphyr::from_multiple(&text).unwrap()
+    let (objects, policy) = text.split_once("\n# ---\n# ").unwrap();
+    let policy = policy.replace("\n# ", "\n");
+    serde_saphyr::from_multiple(&format!("{objects}\n---\n{policy}")).unwrap()
 }
 
 fn object<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
@@ -63,9 +65,6 @@ fn the_manifest_gives_the_tracker_time_to_stop() {
         .parse::<u64>()
         .unwrap();
     assert_eq!(tracker["ports"][0]["containerPort"], port);
-    for probe in ["startupProbe", "readinessProbe"] {
-        assert_eq!(tracker[probe]["grpc"]["port"], port, "{probe}");
-    }
     // The readiness changes before the port closes.
     let ready = &tracker["readinessProbe"];
     let noticed = ready["periodSeconds"].as_u64().unwrap() * ready["failureThreshold"].as_u64().unwrap();
@@ -88,11 +87,24 @@ fn the_manifest_keeps_the_routes_and_asks_all_threads_for_their_health() {
     assert_eq!(mount["mountPath"], data_dir.to_str().unwrap());
     assert_eq!(pod["securityContext"]["fsGroup"], pod["securityContext"]["runAsGroup"]);
 
+    // Over HTTP: the kubelet speaks gRPC without TLS, and has no certificate.
     let port = &tracker["ports"][1];
     assert_eq!(config.diag_addr.unwrap().value, format!(":{}", port["containerPort"]));
-    let probe = &tracker["livenessProbe"];
-    assert_eq!(probe["httpGet"]["path"], "/healthz");
-    assert_eq!(probe["httpGet"]["port"], port["name"]);
+    for (probe, path) in [
+        ("startupProbe", "/readyz"),
+        ("readinessProbe", "/readyz"),
+        ("livenessProbe", "/healthz"),
+    ] {
+        assert_eq!(tracker[probe]["httpGet"]["path"], path, "{probe}");
+        assert_eq!(tracker[probe]["httpGet"]["port"], port["name"], "{probe}");
+    }
+    let policy = object(&objects, "NetworkPolicy");
+    let rules = policy["spec"]["ingress"].as_array().unwrap();
+    let guarded = rules
+        .iter()
+        .find(|rule| rule["ports"][0]["port"] == port["name"])
+        .unwrap();
+    assert!(guarded["from"].is_array(), "{guarded}");
 }
 
 #[test]
@@ -105,6 +117,8 @@ fn the_objects_of_the_manifest_select_the_same_pods() {
     assert_eq!(&object(&objects, "Service")["spec"]["selector"], labels);
     let budget = object(&objects, "PodDisruptionBudget");
     assert_eq!(&budget["spec"]["selector"]["matchLabels"], labels);
+    let policy = object(&objects, "NetworkPolicy");
+    assert_eq!(&policy["spec"]["podSelector"]["matchLabels"], labels);
     assert_eq!(
         set["spec"]["serviceName"],
         object(&objects, "Service")["metadata"]["name"]

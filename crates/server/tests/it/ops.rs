@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::{stderr, stdout};
+
 fn ops(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("ops").join(file)
 }
@@ -76,24 +78,62 @@ fn every_metric_of_the_dashboard_is_documented() {
     }
 }
 
-/// Needs promtool and Python.
+/// A panel has one axis. A flag beside seconds, or bytes beside counts, cannot be read.
 #[test]
-fn promtool_accepts_the_metrics_the_alerts_and_the_dashboard() {
-    if Command::new("promtool").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: promtool is not installed; it is part of Prometheus");
-        return;
+fn the_figures_of_a_panel_have_one_unit() {
+    let dashboard: serde_json::Value = serde_json::from_str(&read("grafana-dashboard.json")).unwrap();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let targets = panel["targets"].as_array().into_iter().flatten();
+        let units = targets.map(|target| {
+            let expression = target["expr"].as_str().unwrap();
+            let at = expression.find("nodetracker_").or_else(|| expression.find("process_"));
+            let name = expression[at.unwrap()..].split('{').next().unwrap();
+            let name = name.trim_end_matches("_total").trim_end_matches("_bucket");
+            ["_seconds", "_bytes"].into_iter().find(|unit| name.ends_with(unit))
+        });
+        assert!(units.collect::<BTreeSet<_>>().len() <= 1, "{panel:#}");
+    }
+}
+
+/// Before the first snapshot, the time of the last snapshot is 0, which would be an age of half a century.
+#[test]
+fn a_snapshot_that_was_not_written_has_no_age() {
+    const TIME: &str = "nodetracker_snapshot_timestamp_seconds";
+    let dashboard: serde_json::Value = serde_json::from_str(&read("grafana-dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let ages: Vec<_> = targets
+        .map(|target| target["expr"].as_str().unwrap())
+        .filter(|expression| expression.contains(TIME))
+        .collect();
+    assert!(
+        !ages.is_empty() && ages.iter().all(|age| age.contains("> 0")),
+        "{ages:?}"
+    );
+}
+
+/// Needs promtool, openssl and Python.
+#[test]
+fn promtool_accepts_the_metrics_the_alerts_and_the_dashboard_as_documented() {
+    for (tool, version) in [("promtool", "--version"), ("openssl", "version")] {
+        if Command::new(tool).arg(version).output().is_err() {
+            return eprintln!("SKIPPED: {tool} is not installed; promtool is part of Prometheus");
+        }
     }
     let check = Command::new(ops("check"))
         .args(["--server", env!("CARGO_BIN_EXE_nodetracker")])
         .output();
     let check = check.expect("Python is installed");
-    let text = String::from_utf8_lossy(&check.stdout) + String::from_utf8_lossy(&check.stderr);
-    assert!(check.status.success(), "{text}");
-    for checked in [
-        "check metrics",
-        "check rules alerts.yaml",
-        "test rules alerts_test.yaml",
-    ] {
-        assert!(text.contains(&format!("promtool {checked}")), "{text}");
+    let printed = stdout(&check);
+    assert!(check.status.success(), "{printed}{}", stderr(&check));
+    let documented = include_str!("../../docs/metrics.md");
+    // Other versions of promtool print other things.
+    let version = |text: &str| {
+        text.split_once("# promtool ")
+            .map(|(_, rest)| rest.lines().next().unwrap().to_owned())
+    };
+    match version(documented) == version(&printed) {
+        true => assert!(documented.contains(&printed), "docs/metrics.md lacks:\n{printed}"),
+        false => eprintln!("SKIPPED: docs/metrics.md is about another version of promtool"),
     }
 }

@@ -75,6 +75,21 @@ impl Pki {
         command.args(["serve", "--config", &self.config(pairs)]);
         Process::spawn(command)
     }
+
+    /// Starts the command as a server that requires certificates of this authority.
+    pub(crate) fn serve_with_clients(&self) -> Process {
+        self.issue("tracker", "127.0.0.1");
+        let pair = format!("{}:{}", self.path("tracker.key"), self.path("tracker.crt"));
+        let ca = self.path("ca.crt");
+        Process::serve(&[
+            "--https-keypairs",
+            &pair,
+            "--client-ca-file",
+            &ca,
+            "--client-auth",
+            "required",
+        ])
+    }
 }
 
 /// A client's certificate chain and key, as PEM.

@@ -1,7 +1,8 @@
-//! `nodetracker top --once`: the figures of a running tracker as text and as JSON.
+//! `nodetracker top`: the figures of a running tracker as text, as JSON, and on a terminal.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -194,4 +195,45 @@ fn a_port_that_is_not_there_or_something_else_is_one_line() {
         assert!(text.starts_with(&format!("nodetracker: {addr}: {reason}")), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
+}
+
+/// Needs `script`, which gives a command a terminal.
+#[test]
+fn a_terminal_shows_the_tabs_and_is_restored() {
+    if Command::new("script").arg("--version").output().is_err() {
+        return eprintln!("SKIPPED: script is not installed; it is part of util-linux");
+    }
+    let (_server, diag) = serve();
+    let top = format!("{} top --interval 100ms {diag}", env!("CARGO_BIN_EXE_nodetracker"));
+    let mut script = Command::new("script")
+        .args([
+            "-qec",
+            &format!("stty cols 80 rows 24; {top}; code=$?; stty -a; exit $code"),
+            "/dev/null",
+        ])
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut keys, mut screen) = (script.stdin.take().unwrap(), script.stdout.take().unwrap());
+    let mut shown = String::new();
+    let mut until = |text: &str| {
+        while !shown.contains(text) {
+            let mut bytes = [0; 4096];
+            let length = screen.read(&mut bytes).unwrap();
+            assert_ne!(length, 0, "no {text:?} in {shown:?}");
+            shown += &String::from_utf8_lossy(&bytes[..length]);
+        }
+    };
+    // The alternate screen, the names of some figures, and a heading of the tab of calls.
+    until("\u{1b}[?1049h");
+    until("Uptime");
+    keys.write_all(b"2").unwrap();
+    until("METHOD");
+    keys.write_all(b"q").unwrap();
+    until("\u{1b}[?1049l");
+    until(" icanon");
+    until(" echo ");
+    assert_eq!(script.wait().unwrap().code(), Some(0));
 }

@@ -111,6 +111,16 @@ fn probes_and_signals_are_answered_while_a_snapshot_is_loaded() {
         let diag = log.rsplit_once(' ').unwrap().1.trim_end().parse().unwrap();
         while !get(diag, "/readyz").contains("\"reason\":\"loading the snapshot\"") {}
         assert!(get(diag, "/healthz").starts_with("HTTP/1.1 200"));
+        let metrics = get(diag, "/metrics");
+        assert!(metrics.starts_with("HTTP/1.1 200"), "{metrics}");
+        for sample in [
+            "nodetracker_ready 0",
+            "nodetracker_build_info{",
+            "process_start_time_seconds ",
+            "nodetracker_snapshot_timestamp_seconds 0",
+        ] {
+            assert!(metrics.lines().any(|line| line.starts_with(sample)), "{metrics}");
+        }
         let Some(signal) = signal else {
             // The disk responds again. The end of an empty file is damage, so the tracker starts without routes.
             drop(fs::File::options().write(true).open(&pipe).unwrap());

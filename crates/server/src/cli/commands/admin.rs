@@ -242,6 +242,9 @@ struct StatsRow {
     snapshots: u64,
     snapshot_failures: u64,
     snapshots_failing: bool,
+    /// Whether the tracker writes snapshots. JSON has no such field: its readers have the configuration.
+    #[serde(skip)]
+    has_snapshots: bool,
     uptime_seconds: Option<f64>,
     generation: String,
     version: String,
@@ -258,8 +261,10 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
         v1::ExpiryHold::Brake => ("brake", "by the brake"),
         v1::ExpiryHold::Restart => ("restart", "after a restart"),
     };
+    let has_snapshots = stats.snapshots.is_some();
     let snapshots = stats.snapshots.unwrap_or_default();
     let row = StatsRow {
+        has_snapshots,
         restored_routes: snapshots.restored_route_count,
         last_snapshot_time: time(snapshots.last_time).map(rfc3339),
         last_snapshot_bytes: snapshots.last_bytes,
@@ -334,7 +339,8 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
 fn last_snapshot(row: &StatsRow) -> String {
     let last = match &row.last_snapshot_time {
         Some(time) => format!("{time}, {}", megabytes(row.last_snapshot_bytes)),
-        None => "none".to_owned(),
+        None if row.has_snapshots => "none".to_owned(),
+        None => "off (no data_dir)".to_owned(),
     };
     match row.snapshots_failing {
         true => format!("{last}; the next one cannot be written, see the log"),

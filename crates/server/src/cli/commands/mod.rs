@@ -47,7 +47,7 @@ use crate::config::duration;
 /// The address of the tracker.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TrackerArgs {
-    /// The server: HOST:PORT, http://HOST:PORT, or https://HOST:PORT with --ca-file
+    /// The server: HOST:PORT or :PORT, http://HOST:PORT, or https://HOST:PORT with --ca-file
     #[arg(long, env = "NODETRACKER_ADDR", value_name = "ADDR", default_value = crate::config::DEFAULT_LISTEN_ADDR)]
     addr: Target,
     /// PEM file with the only authorities to trust; needed for https
@@ -538,6 +538,7 @@ p2       root     p2:1           2021-11-23T00:01:38.042Z (1s ago)
             "http://localhost:1",
             "http://localhost:1/",
             "[::1]:1",
+            ":1",
             "https://a.example:443",
         ] {
             assert!(text.parse::<Target>().is_ok(), "{text}");
@@ -545,7 +546,7 @@ p2       root     p2:1           2021-11-23T00:01:38.042Z (1s ago)
         for text in [
             "",
             "localhost",
-            ":1",
+            ":",
             "localhost:x",
             "ftp://localhost:1",
             "http://",

@@ -52,11 +52,11 @@ pub(super) struct Diagnostics {
 #[derive(Debug)]
 struct State {
     readiness: Arc<Readiness>,
-    /// Set when the server has started.
+    /// Set when the certificates are loaded and the workers run. The snapshot may still be loaded then.
     running: OnceLock<Running>,
 }
 
-/// What the pages show of a server that has started.
+/// What the pages show of a server whose workers run.
 #[derive(Debug)]
 struct Running {
     metrics: Metrics,

@@ -20,8 +20,8 @@ const PAGES: &str = "\
 /metrics  metrics for Prometheus
 ";
 
-/// Responds to a request. `stuck` is the number of a worker that does not respond. `metrics` is `None` until the server
-/// has started.
+/// Responds to a request. `stuck` is the number of a worker that does not respond. `metrics` is `None` until the
+/// certificates are loaded.
 pub(super) fn respond<B>(
     request: &Request<B>,
     readiness: &Readiness,

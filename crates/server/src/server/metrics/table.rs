@@ -233,6 +233,10 @@ pub(super) static METRICS: &[Metric] = &[
         "Snapshots that could not be written",
         |from, to| snapshots(from, |status| to.only(status.failures())))
         .only_if("with `data_dir`", has_snapshots),
+    single("nodetracker_snapshot_failing", Kind::Gauge,
+        "1 if the last snapshot could not be written",
+        |from, to| snapshots(from, |status| to.only(status.is_failing())))
+        .only_if("with `data_dir`", has_snapshots),
     single("nodetracker_restored_routes", Kind::Gauge,
         "Routes that were restored from a snapshot at the start",
         |from, to| snapshots(from, |status| to.only(status.restored_routes())))

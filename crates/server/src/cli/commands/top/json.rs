@@ -104,6 +104,8 @@ nodetracker_refusals_total{{reason=\"watches\"}} {1}
 nodetracker_snapshot_timestamp_seconds 1699999988
 nodetracker_snapshot_bytes 51200000
 nodetracker_snapshot_failures_total 2
+nodetracker_snapshot_failing 0
+nodetracker_certificate_reload_failing 0
 nodetracker_certificate_expiry_timestamp_seconds{{file=\"a.pem\"}} 1.701e9
 process_cpu_seconds_total {3}
 process_resident_memory_bytes 1e8

@@ -10,6 +10,8 @@
 //! | [`ui`] | the keys |
 //! | [`screen`] | the terminal, and its restoration |
 
+#[cfg(test)]
+mod alerts;
 mod figures;
 mod json;
 mod model;

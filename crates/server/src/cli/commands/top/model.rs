@@ -29,6 +29,8 @@ const TRACKED: &[(&str, &[&str])] = &[
     (REFUSALS, &[]),
     (SWEPT, &["cause"]),
     (SWEEP_VISITS, &[]),
+    (LOST_PLACES, &[]),
+    (SNAPSHOT_FAILURES, &[]),
     (CPU_SECONDS, &[]),
 ];
 
@@ -39,6 +41,8 @@ pub(super) const HANDSHAKE_FAILURES: &str = "nodetracker_handshake_failures_tota
 pub(super) const REFUSALS: &str = "nodetracker_refusals_total";
 pub(super) const SWEPT: &str = "nodetracker_swept_routes_total";
 pub(super) const SWEEP_VISITS: &str = "nodetracker_sweep_visits_total";
+pub(super) const LOST_PLACES: &str = "nodetracker_watch_lost_places_total";
+pub(super) const SNAPSHOT_FAILURES: &str = "nodetracker_snapshot_failures_total";
 pub(super) const CPU_SECONDS: &str = "process_cpu_seconds_total";
 const DURATIONS: &str = "nodetracker_call_duration_seconds_bucket";
 
@@ -148,6 +152,15 @@ impl<'m> Interval<'m> {
     /// Returns the sums of a metric over the series with equal values of the labels `by`.
     pub(super) fn values(&self, metric: &str, by: &[&str]) -> BTreeMap<Vec<&'m str>, f64> {
         sum(self.now.page.series(metric), by)
+    }
+
+    /// Returns by how much a metric has changed since the scrape before. `None` before the second scrape.
+    pub(super) fn change(&self, metric: &str) -> Option<f64> {
+        let before = Interval {
+            before: None,
+            now: self.before?,
+        };
+        Some(self.value(metric)? - before.value(metric)?)
     }
 
     /// Returns how often a counter was increased in each second. `None` before the second scrape.

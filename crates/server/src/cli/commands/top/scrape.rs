@@ -40,10 +40,7 @@ impl FromStr for DiagAddr {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let addr = text.strip_suffix("/metrics").unwrap_or(text);
-        let target: Target = match addr.starts_with(':') {
-            true => format!("localhost{addr}").parse()?,
-            false => addr.parse()?,
-        };
+        let target: Target = addr.parse()?;
         match target.tls {
             true => Err("the diagnostics port has no TLS: use http://".to_owned()),
             false => Ok(Self(target)),

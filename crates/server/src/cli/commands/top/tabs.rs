@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::cli::commands::top::figures::{NONE, age, bytes, count, latency, percent, rate};
 use crate::cli::commands::top::json::{number, numbers, seconds};
 use crate::cli::commands::top::model::{
-    ACCEPTED, CALLS, CPU_SECONDS, HANDSHAKE_FAILURES, Interval, METHOD, Model, REFUSALS, SESSION_MESSAGES,
-    SWEEP_VISITS, SWEPT,
+    ACCEPTED, CALLS, CPU_SECONDS, HANDSHAKE_FAILURES, Interval, LOST_PLACES, METHOD, Model, REFUSALS, SESSION_MESSAGES,
+    SNAPSHOT_FAILURES, SWEEP_VISITS, SWEPT,
 };
 use crate::cli::print::visible;
 
@@ -85,6 +85,11 @@ impl Tab {
         }
     }
 
+    /// Reports whether an operator should look at a row of the tab.
+    pub(super) fn is_alert(self, model: &Model) -> bool {
+        self.table(model).rows.iter().any(|row| row.is_alert)
+    }
+
     /// Returns what the tab shows.
     pub(super) fn table(self, model: &Model) -> Table {
         let Some(interval) = model.interval() else {
@@ -106,6 +111,18 @@ const MAX_METHODS: usize = 500;
 
 /// The part of a limit above which a row is marked.
 const NEAR_LIMIT: f64 = 0.9;
+
+/// The part of the calls that may fail by a fault of the tracker or of a client.
+const MAX_FAILED: f64 = 0.01;
+
+/// The bytes of garbage from which a growth is an alert.
+const MUCH_GARBAGE: f64 = 256e6;
+
+/// How often watches may lose their places, per second: 5 times in 15 minutes.
+const MAX_LOST_PLACES: f64 = 5.0 / 900.0;
+
+/// The sweeper has stopped if it has not visited any of the routes for so many seconds. It takes a turn each second.
+const LONGEST_SWEEP_PAUSE: f64 = 5.0;
 
 /// A day in seconds.
 const DAY: f64 = 86_400.0;
@@ -222,11 +239,7 @@ impl From<'_> {
                 "ended_watches",
                 ["nodetracker.v1.WatchService", "Watch"],
             ),
-            self.value(
-                "Watches that lost their place",
-                "watch_lost_places",
-                "nodetracker_watch_lost_places_total",
-            ),
+            self.lost_places(),
             self.value(
                 "Parts sent again to watches",
                 "watch_resyncs",
@@ -241,9 +254,6 @@ impl From<'_> {
 
     fn memory(&self) -> Table {
         let sweeper = self.interval.rate("nodetracker_sweep_seconds_total");
-        let garbage = self.interval.value("nodetracker_garbage_objects");
-        let garbage_size = self.interval.value("nodetracker_garbage_bytes");
-        let garbage_text = format!("{} objects, {}", count(garbage), bytes(garbage_size));
         rows(vec![
             self.seconds(
                 "Keep-alive interval",
@@ -256,7 +266,7 @@ impl From<'_> {
                 self.interval.value("nodetracker_effective_keep_alive_seconds"),
             ),
             self.expiry(),
-            self.rate("Visits of the sweeper", "sweep_visits_per_second", SWEEP_VISITS),
+            self.sweep_visits(),
             self.value(
                 "Rounds of the sweeper",
                 "sweep_rounds",
@@ -269,9 +279,7 @@ impl From<'_> {
             self.part("  records", "records"),
             self.part("  indexes", "indexes"),
             self.part("  lists, strings, proxies, feed", "lists strings proxies feed"),
-            Row::new("Garbage", garbage_text)
-                .field("garbage_objects", number(garbage))
-                .field("garbage_bytes", number(garbage_size)),
+            self.garbage(),
             self.client_memory(),
             self.resident_memory(),
             self.cpu(),
@@ -451,7 +459,7 @@ impl From<'_> {
         let share = calls.map(|calls| rates.values().sum::<f64>() / calls);
         Row::new("Calls that failed", rate(errors))
             .field("failed_calls_per_second", number(errors))
-            .alert_if(share.is_some_and(|share| share > 0.01))
+            .alert_if(share.is_some_and(|share| share > MAX_FAILED))
     }
 
     fn expiry(&self) -> Row {
@@ -471,10 +479,46 @@ impl From<'_> {
             .alert_if(is_alert)
     }
 
+    fn lost_places(&self) -> Row {
+        let is_alert = self
+            .interval
+            .rate(LOST_PLACES)
+            .is_some_and(|rate| rate > MAX_LOST_PLACES);
+        self.value("Watches that lost their place", "watch_lost_places", LOST_PLACES)
+            .alert_if(is_alert)
+    }
+
+    fn sweep_visits(&self) -> Row {
+        let row = self.rate("Visits of the sweeper", "sweep_visits_per_second", SWEEP_VISITS);
+        let intervals = (LONGEST_SWEEP_PAUSE / self.interval.elapsed().as_secs_f64())
+            .ceil()
+            .max(1.0) as usize;
+        let has_stopped =
+            row.rates.len() >= intervals && row.rates.iter().rev().take(intervals).all(|&rate| rate == 0.0);
+        let has_routes = self.interval.value("nodetracker_routes") > Some(0.0);
+        row.alert_if(has_stopped && has_routes)
+    }
+
+    fn garbage(&self) -> Row {
+        const BYTES: &str = "nodetracker_garbage_bytes";
+        let objects = self.interval.value("nodetracker_garbage_objects");
+        let size = self.interval.value(BYTES);
+        let grows = self.interval.change(BYTES) > Some(0.0);
+        Row::new("Garbage", format!("{} objects, {}", count(objects), bytes(size)))
+            .field("garbage_objects", number(objects))
+            .field("garbage_bytes", number(size))
+            .alert_if(size > Some(MUCH_GARBAGE) && grows)
+    }
+
     fn snapshot(&self) -> Row {
         const TIME: &str = "nodetracker_snapshot_timestamp_seconds";
         let written = self.interval.value(TIME);
-        let failures = self.interval.value("nodetracker_snapshot_failures_total");
+        let failures = self.interval.value(SNAPSHOT_FAILURES);
+        let is_failing = self
+            .interval
+            .value("nodetracker_snapshot_failing")
+            .map(|failing| failing > 0.0);
+        let has_failed = self.model.rates(SNAPSHOT_FAILURES, &[]).iter().any(|&rate| rate > 0.0);
         let size = self.interval.value("nodetracker_snapshot_bytes");
         // The time is 0 if no snapshot was written.
         let since = self.since(TIME).filter(|_| written > Some(0.0));
@@ -493,12 +537,12 @@ impl From<'_> {
         // Until the first snapshot, the start counts.
         let waited = since.or_else(|| self.since("process_start_time_seconds"));
         let is_late = waited.is_some_and(|waited| waited > 3.0 * interval + 300.0);
-        let has_only_failed = since.is_none() && failures > Some(0.0);
         Row::new("Snapshot", text)
             .field("snapshot_age_seconds", number(since))
             .field("last_snapshot_bytes", number(size))
             .field("snapshot_failures", number(failures))
-            .alert_if(written.is_some() && (is_late || has_only_failed))
+            .field("snapshots_failing", is_failing)
+            .alert_if(written.is_some() && (is_late || has_failed || is_failing == Some(true)))
     }
 
     fn certificate(&self) -> Row {
@@ -509,17 +553,25 @@ impl From<'_> {
         let file = first.as_ref().map(|(file, _)| file.concat());
         let left = first.map(|(_, expiry)| expiry - self.now());
         let days = left.map(|left| left / DAY);
-        let text = match (&file, days) {
+        let is_failing = self
+            .interval
+            .value("nodetracker_certificate_reload_failing")
+            .map(|failing| failing > 0.0);
+        let mut text = match (&file, days) {
             (Some(file), Some(days)) if days >= 0.0 => {
                 format!("{} days left: {}", count(Some(days.floor())), visible(file))
             }
             (Some(file), _) => format!("EXPIRED: {}", visible(file)),
             (None, _) => "none (plaintext)".to_owned(),
         };
+        if is_failing == Some(true) {
+            text += ", the files CANNOT BE LOADED";
+        }
         Row::new("Certificate", text)
             .field("certificate_left_seconds", number(left))
             .field("certificate_file", file)
-            .alert_if(days.is_some_and(|days| days < 14.0))
+            .field("certificate_reload_failing", is_failing)
+            .alert_if(days.is_some_and(|days| days < 14.0) || is_failing == Some(true))
     }
 
     fn client_memory(&self) -> Row {

@@ -38,7 +38,7 @@ const HELP: &[&str] = &[
     "? or h            this help",
     "q, Esc, Ctrl-C    leave",
     "",
-    "A row with ! needs a look; ops/alerts.yaml has the same bounds.",
+    "A row or a tab with ! needs a look; ops/alerts.yaml has the same bounds.",
     "Rates and latencies are those of the last interval. A latency is exact to a",
     "factor of two. Sparklines show the rates of earlier intervals, each on a",
     "scale of its own; the newest is on the right.",
@@ -56,7 +56,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, ui: &mut Ui, now: Insta
     .areas(frame.area());
     let buffer = frame.buffer_mut();
     draw_head(head, buffer, model, ui, now);
-    draw_tabs(tabs, buffer, ui.tab);
+    draw_tabs(tabs, buffer, model, ui.tab);
     if ui.is_help {
         for (area, line) in body.rows().zip(HELP) {
             put(area, buffer, line, Style::new());
@@ -105,15 +105,16 @@ fn draw_head(area: Rect, buffer: &mut Buffer, model: &Model, ui: &Ui, now: Insta
     }
 }
 
-/// Draws the titles of the tabs, or the numbers if the titles have no room.
-fn draw_tabs(area: Rect, buffer: &mut Buffer, selected: Tab) {
+/// Draws the titles of the tabs, or the numbers if the titles have no room. Marks the tabs with marked rows.
+fn draw_tabs(area: Rect, buffer: &mut Buffer, model: &Model, selected: Tab) {
     let tabs = Tab::value_variants().iter().zip(1..);
     let spans = |with_titles: bool| {
         tabs.clone().map(move |(&tab, number)| {
             let is_selected = tab == selected;
+            let mark = if tab.is_alert(model) { ALERT } else { " " };
             let text = match with_titles || is_selected {
-                true => format!(" {number} {} ", tab.title()),
-                false => format!(" {number} "),
+                true => format!("{mark}{number} {} ", tab.title()),
+                false => format!("{mark}{number} "),
             };
             let modifier = if is_selected {
                 Modifier::REVERSED
@@ -379,7 +380,7 @@ nodetracker_refusals_total{reason=\"table_routes\"} 12
         assert_eq!(lines[0], "nodetracker 0.1.0 at 127.0.0.1:3030  every 1s");
         assert_eq!(
             lines[1],
-            " 1 Overview  2 Calls  3 Proxies  4 Sessions and watches  5 Sweep and memory"
+            "!1 Overview  2 Calls  3 Proxies  4 Sessions and watches !5 Sweep and memory"
         );
         assert!(
             lines.contains(&"  Routes                     1,234,567 of 16,777,216 (7 %)".to_owned()),
@@ -417,7 +418,7 @@ nodetracker_refusals_total{reason=\"table_routes\"} 12
             "{lines:#?}"
         );
         assert_eq!(lines[8], "  12 lines below, 0 above: arrows scroll");
-        assert_eq!(lines[1], " 1 Overview  2  3  4  5");
+        assert_eq!(lines[1], "!1 Overview  2  3  4 !5");
     }
 
     #[test]
