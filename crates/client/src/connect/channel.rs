@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 use tonic::transport::{self, Endpoint};
+use tonic::{ConnectError, Status};
 use tower::util::MapResponse;
 use tower_service::Service;
 use tracing::warn;
@@ -143,6 +144,11 @@ impl ConnectOptions {
 /// Connects to one tracker, over TCP or TLS.
 #[derive(Debug, Clone)]
 struct Connector<R = GaiResolver> {
+/// Whether there was no connection, so that the tracker has received nothing.
+pub(crate) fn is_unreachable(status: &Status) -> bool {
+    std::iter::successors(status.source(), |&error| error.source()).any(|error| error.is::<ConnectError>())
+}
+
     addr: TrackerAddr,
     tcp: HttpConnector<R>,
     tls: Option<Arc<ClientTls>>,

@@ -1,6 +1,5 @@
 //! The task that connects a machine to its trackers.
 
-use std::error::Error;
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,11 +10,11 @@ use nodetracker_proto::v1::session_service_client::SessionServiceClient;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{ConnectError, Status, Streaming};
+use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::ConnectOptions;
+use crate::connect::channel::{ConnectOptions, is_unreachable};
 use crate::session::machine::{Event, Input, MAX_IN_FLIGHT, Machine, Superseded};
 use crate::session::nodes::NodeSet;
 use crate::session::stats::{SessionState, SessionStats};
@@ -192,11 +191,6 @@ impl Stream {
             Responses::Opening(_) => pending().await,
         }
     }
-}
-
-/// Whether there was no connection, so that the tracker has received nothing.
-fn is_unreachable(status: &Status) -> bool {
-    std::iter::successors(status.source(), |&error| error.source()).any(|error| error.is::<ConnectError>())
 }
 
 async fn next(stream: &mut Option<Stream>) -> Result<v1::SessionResponse, Status> {
