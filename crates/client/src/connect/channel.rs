@@ -71,12 +71,15 @@ impl ClientTls {
         }))
     }
 
-    /// Reads the files again. Blocks.
-    pub(crate) fn current(&self) -> Arc<ClientConfig> {
-        match self.files.read() {
-            Ok(config) => self.last_good.store(config),
+    /// Reads the files again, on a thread that may block. Returns the configuration for a handshake.
+    pub(crate) async fn current(self: &Arc<Self>) -> Arc<ClientConfig> {
+        let tls = Arc::clone(self);
+        let read = move || match tls.files.read() {
+            Ok(config) => tls.last_good.store(config),
             Err(error) => warn!("TLS continues with the files that were read before: {error}"),
-        }
+        };
+        // An error means that the runtime shuts down.
+        let _ = spawn_blocking(read).await;
         self.last_good.load_full()
     }
 }
@@ -178,8 +181,9 @@ impl<R: Resolver> Connector<R> {
         }
         let tls = self.tls.ok_or(NoTls(self.addr.clone()))?;
         let name = ServerName::try_from(self.addr.host().to_owned())?;
-        let config = spawn_blocking(move || tls.current()).await?;
-        let stream = TlsConnector::from(config).connect(name, stream.into_inner()).await?;
+        let stream = TlsConnector::from(tls.current().await)
+            .connect(name, stream.into_inner())
+            .await?;
         Ok(TokioIo::new(Box::new(stream)))
     }
 }
