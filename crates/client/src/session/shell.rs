@@ -4,6 +4,7 @@ use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::panicking;
 
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_service_client::SessionServiceClient;
@@ -56,11 +57,6 @@ enum Responses {
 
 impl Shell {
     pub(super) async fn run(mut self) {
-        self.drive().await;
-        self.shared.is_closed.store(true, Ordering::Release);
-    }
-
-    async fn drive(&mut self) {
         let mut superseded = self.superseded.subscribe();
         let mut stream = None;
         // Stays open while the nodes move to another tracker.
@@ -163,6 +159,20 @@ impl Shell {
             (stats.state, stats.is_settled, stats.nodes, stats.counters) = next;
             has_changed
         });
+    }
+}
+
+impl Drop for Shell {
+    /// Closes the session when its task ends, also by a panic.
+    fn drop(&mut self) {
+        self.shared.is_closed.store(true, Ordering::Release);
+        if panicking() {
+            self.stats.send_modify(|stats| {
+                stats.state = SessionState::Failed;
+                stats.is_settled = false;
+                stats.last_error = Some("the session's task has panicked".into());
+            });
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub struct SessionStats {
     pub is_settled: bool,
     /// The nodes that are up, and the nodes whose routes must still be removed.
     pub nodes: usize,
-    /// Why the last stream was lost.
+    /// Why the last stream was lost, or the session has failed.
     pub last_error: Option<Arc<str>>,
     /// The counts so far.
     pub counters: Counters,
@@ -63,4 +63,6 @@ pub enum SessionState {
     Superseded(Superseded),
     /// The session was drained. The tracker has no route of the proxy.
     Drained,
+    /// A defect of this crate has ended the session. The routes stay until they expire.
+    Failed,
 }
