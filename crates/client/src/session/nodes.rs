@@ -326,8 +326,9 @@ impl NodeSet {
         self.overflowed.swap(false, Ordering::Relaxed)
     }
 
-    /// Returns what a queued node needs. If it needs nothing, it is not queued any more.
-    pub(super) fn task(&self, id: &NodeId, window: Duration, now: Instant) -> Option<Task> {
+    /// Calls `queue` if a node needs something. If it needs nothing, or `queue` returns `false`, the node is not queued
+    /// any more.
+    pub(super) fn task(&self, id: &NodeId, window: Duration, now: Instant, queue: impl FnOnce(Task) -> bool) {
         let since = self.tick(now).back(window);
         self.with(id, |node| {
             let task = node.task(since);
