@@ -32,7 +32,8 @@ pub struct Route {
 
 /// A node tracker: records which proxies hold the tunnels to which nodes.
 ///
-/// All calls can be repeated: a repeated call has the effect of one call.
+/// Most calls can be repeated: a repeated call has the effect of one call. But trackers count reports of unreachable
+/// nodes, and a repeated [`remove_proxy`](Self::remove_proxy) may remove a proxy that has registered again meanwhile.
 #[async_trait]
 pub trait NodeTracker: Send + Sync {
     /// Records, or refreshes, the routes of nodes through one proxy. Registers the proxy if it is unknown; its cluster

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -109,7 +110,7 @@ impl RouteCache {
                     Change::Resync(_) => {}
                 });
                 if !proxies.is_empty() {
-                    self.invalidate_proxies(proxies);
+                    self.invalidate_proxies(Arc::new(proxies));
                 }
             }
             Message::LostPlace(_) => return false,

@@ -289,13 +289,15 @@ impl RouteCache {
     }
 
     /// Drops all answers with a route through one of these proxies.
-    fn invalidate_proxies(&self, ids: HashSet<String>) {
+    fn invalidate_proxies(&self, ids: Arc<HashSet<String>>) {
         let inner = &*self.0;
         inner.flights.forget_all();
         let has_route =
             move |_: &NodeId, kept: &Arc<Kept>| kept.routes.iter().any(|route| ids.contains(route.proxy.id()));
         // An error cannot happen: the cache supports closures.
         let _ = inner.kept.invalidate_entries_if(has_route);
+        // Otherwise, the closures stay until somebody looks up.
+        inner.kept.run_pending_tasks();
         add_one(&inner.counters.invalidations);
     }
 }
@@ -408,7 +410,7 @@ impl NodeTracker for RouteCache {
 
     async fn remove_proxy(&self, proxy_id: &str) -> Result<(), TrackerError> {
         let result = self.0.tracker.remove_proxy(proxy_id).await;
-        self.invalidate_proxies([proxy_id.to_owned()].into());
+        self.invalidate_proxies(Arc::new([proxy_id.to_owned()].into()));
         result
     }
 

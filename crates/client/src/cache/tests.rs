@@ -15,7 +15,7 @@ use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
-use tokio::time::{advance, sleep};
+use tokio::time::{advance, sleep, sleep_until};
 
 use super::*;
 use crate::seeds::Seeds;
@@ -434,6 +434,30 @@ async fn after_two_complaints_a_refresh_of_either_route_brings_it_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_full_cache_keeps_as_many_nodes_as_it_may_and_answers_for_all() {
+    let tracker = Arc::new(Slow::default());
+    let config = CacheConfig { capacity: 10, ..CONFIG };
+    let cache = RouteCache::new(Arc::clone(&tracker) as Arc<dyn NodeTracker>, config);
+    for number in (0..100).map(node) {
+        tracker.set(&number, &["a"]);
+        assert_eq!(ids(&cache.look_up(&number).await.expect("an answer")), ["a"]);
+    }
+    cache.0.kept.run_pending_tasks();
+    assert!((1..=10).contains(&cache.stats().nodes), "{:?}", cache.stats());
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_of_proxies_take_no_memory_while_nobody_looks_up() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a"]);
+    look_up(&cache).await;
+    let ids = Arc::new(HashSet::from(["b".to_owned()]));
+    (0..1_000).for_each(|_| cache.invalidate_proxies(Arc::clone(&ids)));
+    let held = Arc::strong_count(&ids);
+    assert!(held < 500, "{held} of 1,000 closures are held");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_batch_asks_once_for_all_nodes_without_a_fresh_answer() {
     let (tracker, cache) = make();
     let nodes = Vec::from_iter((0..100).map(node));
@@ -466,12 +490,59 @@ async fn a_batch_asks_once_for_all_nodes_without_a_fresh_answer() {
     }
 }
 
+/// The longest way of a message of the watch.
+const LATEST: Duration = Duration::from_millis(300);
+
+/// A watch of the tracker's changes, whose messages take a while.
+#[derive(Default)]
+struct Watch {
+    /// `None` while the connection is cut.
+    connection: Option<u64>,
+    connections: u64,
+    /// Whether the cache has received the end of the snapshot in this connection.
+    is_synced: bool,
+    /// When the last message arrives: none overtakes another.
+    last_arrival: Option<Instant>,
+}
+
+/// Sends a message to the cache, unless the connection is cut now or before the message arrives.
+fn send(watch: &Arc<Mutex<Watch>>, cache: &RouteCache, message: Message, way: Duration) {
+    let mut state = watch.lock().expect("no test has panicked");
+    let Some(connection) = state.connection else { return };
+    let arrival = (Instant::now() + way).max(state.last_arrival.unwrap_or_else(Instant::now));
+    state.last_arrival = Some(arrival);
+    drop(state);
+    let (watch, cache) = (Arc::clone(watch), cache.clone());
+    tokio::spawn(async move {
+        sleep_until(arrival).await;
+        let mut state = watch.lock().expect("no test has panicked");
+        if state.connection == Some(connection) {
+            state.is_synced |= matches!(message, Message::SnapshotEnd(_));
+            assert!(cache.apply(message));
+        }
+    });
+}
+
+/// Cuts the connection of a watch, or connects again.
+fn toggle(watch: &Arc<Mutex<Watch>>, cache: &RouteCache, way: Duration) {
+    let mut state = watch.lock().expect("no test has panicked");
+    state.is_synced = false;
+    if state.connection.take().is_none() {
+        state.connections += 1;
+        state.connection = Some(state.connections);
+        drop(state);
+        send(watch, cache, Message::SnapshotEnd(v1::WatchSnapshotEnd::default()), way);
+    }
+}
+
 /// What a random drive has seen.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
     fresh: u64,
     stale: u64,
     failed: u64,
+    /// Answers while the cache followed the tracker.
+    synced: u64,
     oldest: Duration,
     /// The look-ups, sorted by the time at which they ended: the time since the start, the node and the result.
     trace: Vec<(Duration, NodeId, Result<Answer, TrackerError>)>,
@@ -484,6 +555,10 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
     let follows = random.bool();
     let (tracker, cache) = make();
     *tracker.delays.lock().expect("no test has panicked") = Some(random.fork());
+    let watch = Arc::new(Mutex::new(Watch::default()));
+    if follows {
+        toggle(&watch, &cache, Duration::ZERO);
+    }
     let seen = Arc::new(Mutex::new(Seen::default()));
     let mut look_ups = JoinSet::new();
     for _ in 0..300 {
@@ -492,17 +567,18 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
             0..15 => {
                 let proxies = ["a", "b", "c"];
                 tracker.set(&any, &proxies[..random.usize(..3)]);
-                if follows {
-                    assert!(cache.apply(change_of(&any)));
-                }
+                send(&watch, &cache, change_of(&any), LATEST.mul_f64(random.f64()));
             }
             15..18 => tracker.set_down(random.u8(..3) > 0),
             18..40 => sleep(Duration::from_millis(random.u64(..1_500))).await,
             40..41 => sleep(Duration::from_secs(random.u64(..80))).await,
+            41..44 if follows => toggle(&watch, &cache, LATEST.mul_f64(random.f64())),
             _ => {
                 let (tracker, cache, seen) = (Arc::clone(&tracker), cache.clone(), Arc::clone(&seen));
+                let watch = Arc::clone(&watch);
                 look_ups.spawn(async move {
                     let start = Instant::now();
+                    let is_synced = watch.lock().expect("no test has panicked").is_synced;
                     let result = cache.look_up(&any).await;
                     let mut seen = seen.lock().expect("no test has panicked");
                     seen.trace.push((began.elapsed(), any.clone(), result.clone()));
@@ -511,8 +587,8 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
                         Err(_) => return seen.failed += 1,
                     };
                     let (from, to) = match answer.freshness {
-                        // No change is missed.
-                        Freshness::Fresh if follows => (start, now),
+                        // A change may be on its way.
+                        Freshness::Fresh if is_synced => (start - LATEST, now),
                         Freshness::Fresh if answer.routes.is_empty() => (start - CONFIG.negative_ttl, now),
                         Freshness::Fresh => (start - CONFIG.ttl, now),
                         Freshness::Stale(age) => {
@@ -521,6 +597,7 @@ async fn drive(seed: u64) -> (CacheStats, Seen) {
                             (now - age, now - age + SLOWEST)
                         }
                     };
+                    seen.synced += u64::from(is_synced);
                     let is_fresh = answer.freshness == Freshness::Fresh;
                     *if is_fresh { &mut seen.fresh } else { &mut seen.stale } += 1;
                     drop(seen);
@@ -554,13 +631,21 @@ async fn no_answer_is_older_than_it_says() {
         sum.fresh += seen.fresh;
         sum.stale += seen.stale;
         sum.failed += seen.failed;
+        sum.synced += seen.synced;
         sum.oldest = sum.oldest.max(seen.oldest);
     }
-    println!("{seeds} seeds: {hits} hits, {calls} calls, {sum:?}");
-    assert!(
-        [sum.stale, sum.failed, hits, calls].into_iter().min() > Some(seeds),
-        "{sum:?}"
+    println!(
+        "\n| a cache, under random changes, failures and cuts | seeds | hits | calls | stale answers | oldest answer | bound |"
     );
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!(
+        "| look-ups | {seeds} | {hits} | {calls} | {} | {:.1} s | {:.1} s |",
+        sum.stale,
+        sum.oldest.as_secs_f64(),
+        CONFIG.max_stale.as_secs_f64()
+    );
+    let counts = [sum.stale, sum.failed, sum.synced, hits, calls];
+    assert!(seeds == 1 || counts.into_iter().min() > Some(seeds), "{sum:?}");
 }
 
 #[tokio::test(start_paused = true)]

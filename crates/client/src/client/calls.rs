@@ -13,14 +13,20 @@ pub(super) trait Call: Clone + Send + Sync {
     /// The answer.
     type Reply: Send;
 
+    /// Whether a repeated call has the effect of one call. Otherwise, a call that a tracker may have done is not made
+    /// again.
+    const IS_REPEATABLE: bool;
+
     /// Makes the call. If the future is dropped, the call is cancelled.
     fn send(self, channel: Channel) -> impl Future<Output = Result<Response<Self::Reply>, Status>> + Send;
 }
 
 macro_rules! calls {
-    ($($client:ident :: $method:ident ($request:ident) -> $reply:ident;)+) => {
+    ($($client:ident :: $method:ident ($request:ident) -> $reply:ident, repeatable: $is_repeatable:literal;)+) => {
         $(impl Call for v1::$request {
             type Reply = v1::$reply;
+
+            const IS_REPEATABLE: bool = $is_repeatable;
 
             async fn send(self, channel: Channel) -> Result<Response<Self::Reply>, Status> {
                 $client::new(channel).$method(self).await
@@ -30,10 +36,12 @@ macro_rules! calls {
 }
 
 calls! {
-    RouteServiceClient::add_nodes(AddNodesRequest) -> AddNodesResponse;
-    RouteServiceClient::get_proxies(GetProxiesRequest) -> GetProxiesResponse;
-    RouteServiceClient::batch_get_proxies(BatchGetProxiesRequest) -> BatchGetProxiesResponse;
-    RouteServiceClient::remove_nodes(RemoveNodesRequest) -> RemoveNodesResponse;
-    RouteServiceClient::report_unreachable(ReportUnreachableRequest) -> ReportUnreachableResponse;
-    AdminServiceClient::remove_proxy(RemoveProxyRequest) -> RemoveProxyResponse;
+    RouteServiceClient::add_nodes(AddNodesRequest) -> AddNodesResponse, repeatable: true;
+    RouteServiceClient::get_proxies(GetProxiesRequest) -> GetProxiesResponse, repeatable: true;
+    RouteServiceClient::batch_get_proxies(BatchGetProxiesRequest) -> BatchGetProxiesResponse, repeatable: true;
+    RouteServiceClient::remove_nodes(RemoveNodesRequest) -> RemoveNodesResponse, repeatable: true;
+    // The tracker counts the complaints.
+    RouteServiceClient::report_unreachable(ReportUnreachableRequest) -> ReportUnreachableResponse, repeatable: false;
+    // The proxy may have registered again between two calls.
+    AdminServiceClient::remove_proxy(RemoveProxyRequest) -> RemoveProxyResponse, repeatable: false;
 }

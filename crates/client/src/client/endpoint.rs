@@ -15,10 +15,10 @@ use crate::client::calls::Call;
 use crate::client::convert;
 use crate::client::health::{Health, Input};
 use crate::client::options::ClientOptions;
-use crate::client::retry::RetryBudget;
+use crate::client::retry::{Failure, RetryBudget};
 use crate::client::stats::{Counters, TrackerStats};
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::Channel;
+use crate::connect::channel::{Channel, is_unreachable};
 use crate::tracker::TrackerError;
 
 /// When a call of the common API has to be complete.
@@ -116,28 +116,31 @@ impl Endpoint {
     }
 
     /// Makes a call once.
-    pub(super) async fn attempt<C: Call>(&self, request: C, deadline: Deadline) -> Result<C::Reply, TrackerError> {
+    pub(super) async fn attempt<C: Call>(&self, request: C, deadline: Deadline) -> Result<C::Reply, Failure> {
         self.counters.attempts.add_one();
         let end = deadline.at.min(Instant::now() + self.attempt_timeout);
-        let result = match timeout_at(end, request.send(self.channel.clone())).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner()),
-            Ok(Err(status)) => Err(convert::error(&self.addr, &status)),
-            Err(_) if end == deadline.at => Err(TrackerError::DeadlineExceeded(deadline.limit)),
-            Err(_) => Err(TrackerError::Unavailable(format!(
-                "{}: no answer within {:?}",
-                self.addr, self.attempt_timeout
-            ))),
+        let (error, is_sent) = match timeout_at(end, request.send(self.channel.clone())).await {
+            Ok(Ok(reply)) => {
+                self.handle(Input::CallAnswered);
+                return Ok(reply.into_inner());
+            }
+            Ok(Err(status)) => (convert::error(&self.addr, &status), !is_unreachable(&status)),
+            Err(_) if end == deadline.at => (TrackerError::DeadlineExceeded(deadline.limit), true),
+            Err(_) => {
+                let text = format!("{}: no answer within {:?}", self.addr, self.attempt_timeout);
+                (TrackerError::Unavailable(text), true)
+            }
         };
-        match result {
-            Err(TrackerError::Unavailable(_)) => {
+        match error {
+            TrackerError::Unavailable(_) => {
                 self.counters.failed_attempts.add_one();
                 self.handle(Input::CallFailed);
             }
             // The call may have begun too late for an answer.
-            Err(TrackerError::DeadlineExceeded(_)) => self.counters.failed_attempts.add_one(),
+            TrackerError::DeadlineExceeded(_) => self.counters.failed_attempts.add_one(),
             _ => self.handle(Input::CallAnswered),
         }
-        result
+        Err(Failure::of::<C>(error, is_sent))
     }
 
     /// Probes the tracker whenever a probe is due.

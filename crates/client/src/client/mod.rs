@@ -10,12 +10,16 @@
 //! Trackers do not share routes, so a proxy reports its nodes to all of them, and may ask any of them.
 //!
 //! * A **read** goes to the nearest healthy tracker: the tracker with the shortest round trip of its probes. If that
-//!   tracker does not answer, or fails in an unknown way, the read goes to the next tracker at once.
+//!   tracker does not answer, or fails in an unknown way, the read goes to the next tracker at once. If its answer has
+//!   no routes, the client asks the next healthy tracker once ([`WriteTo::All`]). So a tracker that some proxies cannot
+//!   reach does not hide their routes. A node without routes costs two calls.
 //! * A **write** goes to all healthy trackers at the same time ([`WriteTo::All`]). The write succeeds when one of these
 //!   trackers has done it, and each other has done it or could not be reached. So a tracker that stops answering delays
 //!   each write by [`ClientOptions::attempt_timeout`], until it is unhealthy. If a tracker refuses the write, the call
 //!   fails with the tracker's error; other trackers may have done the write. [`TrackerStats::missed_writes`] counts the
 //!   writes that a tracker missed.
+//!
+//! A report of an unreachable node and the removal of a proxy are not repeated if a tracker may have done them.
 //!
 //! A tracker that missed a write is wrong only for a while. Proxies report their nodes again with each heartbeat, and a
 //! route that was not removed expires. A tracker that restarted without a snapshot is healthy at once, so its answers

@@ -1,28 +1,42 @@
 //! When a call that failed is made again.
 //!
-//! Every call of [`NodeTracker`](crate::tracker::NodeTracker) can be repeated: a repeated call has the effect of one
-//! call. So a call may be made again even if a tracker may have done it.
+//! Most calls are repeatable: a repeated call has the effect of one call. So such a call may be made again even if a
+//! tracker may have done it. [`Call::IS_REPEATABLE`] has the exceptions.
 //!
-//! | error | again |
-//! | --- | --- |
-//! | `Unavailable` | after a [`Backoff`], or at once on another tracker |
-//! | `ResourceExhausted` with `retry_after` | after that delay, at the least |
-//! | `Internal` | a read once on each other tracker, at once |
-//! | any other | never |
+//! | error | a repeatable call | any other call |
+//! | --- | --- | --- |
+//! | `Unavailable`, without a connection | after a [`Backoff`], or at once on another tracker | the same |
+//! | `Unavailable`, after the call was sent | the same | never |
+//! | `ResourceExhausted` with `retry_after` | after that delay, at the least | the same |
+//! | `Internal`, if one tracker has to do the call | once on each other tracker, at once | never |
+//! | any other | never | never |
 //!
 //! All attempts end at the call's deadline, and no attempt begins after it.
 
 use std::time::{Duration, Instant};
 
 use crate::backoff::{Backoff, Limits};
+use crate::client::calls::Call;
 use crate::tracker::TrackerError;
 
-/// Returns the shortest wait before a call with this error may succeed; `None` if the call must not be made again.
-pub(super) fn shortest_wait(error: &TrackerError) -> Option<Duration> {
-    match error {
-        TrackerError::Unavailable(_) => Some(Duration::ZERO),
-        TrackerError::ResourceExhausted { retry_after, .. } => *retry_after,
-        _ => None,
+/// Why an attempt failed.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Failure {
+    pub(super) error: TrackerError,
+    /// The shortest wait before the call may succeed; `None` if the call must not be made again.
+    pub(super) wait: Option<Duration>,
+}
+
+impl Failure {
+    /// Returns the failure of a call. `is_sent`: whether the tracker may have received the call.
+    pub(super) fn of<C: Call>(error: TrackerError, is_sent: bool) -> Self {
+        let wait = match error {
+            TrackerError::Unavailable(_) => (C::IS_REPEATABLE || !is_sent).then_some(Duration::ZERO),
+            // The tracker has refused the call.
+            TrackerError::ResourceExhausted { retry_after, .. } => retry_after,
+            _ => None,
+        };
+        Self { error, wait }
     }
 }
 
@@ -45,6 +59,11 @@ impl Retries {
             deadline,
             backoff: Backoff::new(backoff, seed),
         }
+    }
+
+    /// Returns no retries.
+    pub(super) fn none() -> Self {
+        Self::new(Instant::now(), Limits::default(), 0)
     }
 
     /// Returns when the next retry may begin, if the last attempts failed and `wait` is the longest wait that their
@@ -90,25 +109,34 @@ impl RetryBudget {
 
 #[cfg(test)]
 mod tests {
+    use nodetracker_proto::v1;
+
     use super::*;
 
     #[test]
-    fn only_errors_that_may_pass_are_tried_again() {
+    fn only_calls_that_may_succeed_and_were_not_done_are_made_again() {
         let second = Duration::from_secs(1);
         let exhausted = |retry_after| TrackerError::ResourceExhausted {
             message: String::new(),
             retry_after,
         };
-        for (error, wait) in [
-            (TrackerError::Unavailable(String::new()), Some(Duration::ZERO)),
-            (exhausted(Some(second)), Some(second)),
-            (exhausted(None), None),
-            (TrackerError::InvalidArgument(String::new()), None),
-            (TrackerError::PermissionDenied(String::new()), None),
-            (TrackerError::DeadlineExceeded(second), None),
-            (TrackerError::Internal(String::new()), None),
+        let unavailable = TrackerError::Unavailable(String::new());
+        let at_once = Some(Duration::ZERO);
+        for (error, is_sent, repeatable, other) in [
+            (unavailable.clone(), false, at_once, at_once),
+            (unavailable, true, at_once, None),
+            (exhausted(Some(second)), true, Some(second), Some(second)),
+            (exhausted(None), true, None, None),
+            (TrackerError::InvalidArgument(String::new()), true, None, None),
+            (TrackerError::PermissionDenied(String::new()), true, None, None),
+            (TrackerError::DeadlineExceeded(second), true, None, None),
+            (TrackerError::Internal(String::new()), true, None, None),
         ] {
-            assert_eq!(shortest_wait(&error), wait, "{error:?}");
+            let waits = [
+                Failure::of::<v1::AddNodesRequest>(error.clone(), is_sent).wait,
+                Failure::of::<v1::RemoveProxyRequest>(error.clone(), is_sent).wait,
+            ];
+            assert_eq!(waits, [repeatable, other], "{error:?}, sent: {is_sent}");
         }
     }
 

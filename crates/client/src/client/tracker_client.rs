@@ -1,5 +1,6 @@
 //! [`TrackerClient`]: makes calls on the right trackers, until the calls succeed or must fail.
 
+use std::iter::zip;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::client::calls::Call;
 use crate::client::convert;
 use crate::client::endpoint::{Deadline, Endpoint};
 use crate::client::options::ClientOptions;
-use crate::client::retry::{Retries, has_no_answer, shortest_wait};
+use crate::client::retry::{Failure, Retries, has_no_answer};
 use crate::client::stats::TrackerStats;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::{NoTls, WriteTo};
@@ -145,34 +146,28 @@ impl TrackerClient {
     async fn write<C: Call>(&self, request: C, deadline: Deadline) -> Result<(), TrackerError> {
         match self.0.options.write_to {
             WriteTo::All => self.call_all(request, deadline).await,
-            WriteTo::One => self.call_one(request, deadline).await.map(drop),
+            WriteTo::One => {
+                let (retries, nearest) = (self.retries(deadline), self.nearest());
+                call_one(&nearest, request, retries, deadline).await.map(drop)
+            }
         }
     }
 
-    /// Makes a call on the nearest tracker that does it.
-    async fn call_one<C: Call>(&self, request: C, deadline: Deadline) -> Result<C::Reply, TrackerError> {
+    /// Returns the trackers in the order in which reads ask them.
+    fn nearest(&self) -> Vec<&Arc<Endpoint>> {
         let mut endpoints: Vec<_> = self.0.endpoints.iter().collect();
         // Cached, because a distance may change during the sort.
         endpoints.sort_by_cached_key(|endpoint| endpoint.distance());
-        let mut retries = self.retries(deadline);
-        loop {
-            let (mut failed, mut internal) = (Vec::new(), None);
-            for endpoint in endpoints {
-                match endpoint.attempt(request.clone(), deadline).await {
-                    Ok(reply) => return Ok(reply),
-                    // Another tracker may do the call.
-                    Err(error @ TrackerError::Internal(_)) => internal = Some(error),
-                    Err(error) if shortest_wait(&error).is_none() => return Err(error),
-                    Err(error) => failed.push((endpoint, error)),
-                }
-            }
-            match internal {
-                Some(error) => return Err(error),
-                None => endpoints = next_retry(&mut retries, failed).await?,
-            }
-        }
+        endpoints
     }
 
+    /// Returns the tracker to ask if the answer of `asked` has no routes. With [`WriteTo::All`], each tracker misses
+    /// the routes of the proxies that cannot reach it.
+    fn second<'e>(&self, nearest: &[&'e Arc<Endpoint>], asked: &Arc<Endpoint>) -> Option<&'e Arc<Endpoint>> {
+        let mut others = nearest.iter().skip_while(|other| !Arc::ptr_eq(other, asked)).skip(1);
+        let second = others.find(|other| other.is_healthy())?;
+        (self.0.options.write_to == WriteTo::All).then_some(second)
+    }
     /// Makes a call on all healthy trackers, or on all trackers if none is healthy.
     async fn call_all<C: Call>(&self, request: C, deadline: Deadline) -> Result<(), TrackerError> {
         let all = &self.0.endpoints;
@@ -191,12 +186,12 @@ impl TrackerClient {
             for (endpoint, result) in endpoints.into_iter().zip(results) {
                 match result {
                     Ok(_) => done.push(endpoint),
-                    Err(error) => failed.push((endpoint, error)),
+                    Err(failure) => failed.push((endpoint, failure)),
                 }
             }
             if !done.is_empty() {
                 // A tracker that cannot be reached is not asked again if another has done the write.
-                failed.retain(|(_, error)| !has_no_answer(error));
+                failed.retain(|(_, failure)| !has_no_answer(&failure.error));
             }
             if failed.is_empty() {
                 let missed = |endpoint: &&Arc<Endpoint>| !done.iter().any(|done| Arc::ptr_eq(done, endpoint));
@@ -214,19 +209,74 @@ impl TrackerClient {
     }
 }
 
+/// Makes a call on the first of some trackers that does it. Returns the answer, and the tracker.
+async fn call_one<'e, C: Call>(
+    endpoints: &[&'e Arc<Endpoint>],
+    request: C,
+    mut retries: Retries,
+    deadline: Deadline,
+) -> Result<(C::Reply, &'e Arc<Endpoint>), TrackerError> {
+    let mut endpoints = endpoints.to_vec();
+    loop {
+        let (mut failed, mut internal) = (Vec::new(), None);
+        for endpoint in endpoints {
+            match endpoint.attempt(request.clone(), deadline).await {
+                Ok(reply) => return Ok((reply, endpoint)),
+                // Another tracker may do the call.
+                Err(Failure { error, .. }) if C::IS_REPEATABLE && matches!(error, TrackerError::Internal(_)) => {
+                    internal = Some(error);
+                }
+                Err(Failure { error, wait: None }) => return Err(error),
+                Err(failure) => failed.push((endpoint, failure)),
+            }
+        }
+        match internal {
+            Some(error) => return Err(error),
+            None => endpoints = next_retry(&mut retries, failed).await?,
+        }
+    }
+}
+
+/// Asks for the routes of some nodes, with as many messages as they need. Returns the tracker that has answered last.
+async fn call_batch<'e>(
+    endpoints: &[&'e Arc<Endpoint>],
+    nodes: &[NodeId],
+    retries: &Retries,
+    deadline: Deadline,
+) -> Result<(Vec<Vec<Route>>, Option<&'e Arc<Endpoint>>), TrackerError> {
+    let (mut all, mut asked) = (Vec::with_capacity(nodes.len()), None);
+    let mut most = usize::MAX;
+    while all.len() < nodes.len() {
+        let batch = Batch::first_of(&nodes[all.len()..], most);
+        let request = v1::BatchGetProxiesRequest {
+            nodes: Some(batch.ids.clone()),
+        };
+        match call_one(endpoints, request, retries.clone(), deadline).await {
+            Ok((reply, endpoint)) => {
+                all.extend(convert::batch_routes(&batch, &reply)?);
+                asked = Some(endpoint);
+            }
+            // The answer would have been too large.
+            Err(TrackerError::ResourceExhausted { retry_after: None, .. }) if batch.len() > 1 => {
+                most = batch.len() / 2;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((all, asked))
+}
+
 /// Waits for the next retry of a call, and returns the trackers that it asks again. Fails with an error of the last
 /// attempts if the call must not be made again, or if the deadline is too near. Fails, too, if these trackers have had
 /// too many repeated attempts.
 async fn next_retry<'e>(
     retries: &mut Retries,
-    failed: Vec<(&'e Arc<Endpoint>, TrackerError)>,
+    failed: Vec<(&'e Arc<Endpoint>, Failure)>,
 ) -> Result<Vec<&'e Arc<Endpoint>>, TrackerError> {
     let (mut again, mut longest) = (Vec::new(), Duration::ZERO);
     let mut last = TrackerError::Unavailable("no tracker was asked".to_owned());
-    for (endpoint, error) in failed {
-        let Some(wait) = shortest_wait(&error) else {
-            return Err(error);
-        };
+    for (endpoint, Failure { error, wait }) in failed {
+        let Some(wait) = wait else { return Err(error) };
         // A tracker that answers with a delay limits its repeated attempts itself.
         if !has_no_answer(&error) || endpoint.allows_retry() {
             again.push(endpoint);
@@ -262,7 +312,16 @@ impl NodeTracker for TrackerClient {
         let request = v1::GetProxiesRequest {
             node: Some(convert::node(node)),
         };
-        convert::routes(self.call_one(request, self.deadline()).await?)
+        let (deadline, nearest) = (self.deadline(), self.nearest());
+        let (reply, asked) = call_one(&nearest, request.clone(), self.retries(deadline), deadline).await?;
+        let routes = convert::routes(reply)?;
+        if routes.is_empty()
+            && let Some(second) = self.second(&nearest, asked)
+            && let Ok(reply) = second.attempt(request, deadline).await
+        {
+            return convert::routes(reply).or(Ok(routes));
+        }
+        Ok(routes)
     }
 
     async fn remove_nodes(&self, proxy_id: &str, nodes: &[NodeId]) -> Result<(), TrackerError> {
@@ -298,21 +357,16 @@ impl NodeTracker for TrackerClient {
     }
 
     async fn get_proxies_batch(&self, nodes: &[NodeId]) -> Result<Vec<Vec<Route>>, TrackerError> {
-        let deadline = self.deadline();
-        let mut all = Vec::with_capacity(nodes.len());
-        let mut most = usize::MAX;
-        while all.len() < nodes.len() {
-            let batch = Batch::first_of(&nodes[all.len()..], most);
-            let request = v1::BatchGetProxiesRequest {
-                nodes: Some(batch.ids.clone()),
-            };
-            match self.call_one(request, deadline).await {
-                Ok(reply) => all.extend(convert::batch_routes(&batch, &reply)?),
-                // The answer would have been too large.
-                Err(TrackerError::ResourceExhausted { retry_after: None, .. }) if batch.len() > 1 => {
-                    most = batch.len() / 2;
-                }
-                Err(error) => return Err(error),
+        let (deadline, nearest) = (self.deadline(), self.nearest());
+        let (mut all, asked) = call_batch(&nearest, nodes, &self.retries(deadline), deadline).await?;
+        let empty = zip(0.., &all).filter(|(_, routes)| routes.is_empty());
+        let empty: Vec<usize> = empty.map(|(at, _)| at).collect();
+        if !empty.is_empty()
+            && let Some(second) = asked.and_then(|asked| self.second(&nearest, asked))
+        {
+            let nodes: Vec<_> = empty.iter().map(|&at| nodes[at].clone()).collect();
+            if let Ok((found, _)) = call_batch(&[second], &nodes, &Retries::none(), deadline).await {
+                zip(empty, found).for_each(|(at, routes)| all[at] = routes);
             }
         }
         Ok(all)

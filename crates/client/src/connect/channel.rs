@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 use tonic::transport::{self, Endpoint};
+use tonic::{ConnectError, Status};
 use tower::util::MapResponse;
 use tower_service::Service;
 use tracing::warn;
@@ -70,12 +71,15 @@ impl ClientTls {
         }))
     }
 
-    /// Reads the files again. Blocks.
-    pub(crate) fn current(&self) -> Arc<ClientConfig> {
-        match self.files.read() {
-            Ok(config) => self.last_good.store(config),
+    /// Reads the files again, on a thread that may block. Returns the configuration for a handshake.
+    pub(crate) async fn current(self: &Arc<Self>) -> Arc<ClientConfig> {
+        let tls = Arc::clone(self);
+        let read = move || match tls.files.read() {
+            Ok(config) => tls.last_good.store(config),
             Err(error) => warn!("TLS continues with the files that were read before: {error}"),
-        }
+        };
+        // An error means that the runtime shuts down.
+        let _ = spawn_blocking(read).await;
         self.last_good.load_full()
     }
 }
@@ -140,6 +144,11 @@ impl ConnectOptions {
     }
 }
 
+/// Whether there was no connection, so that the tracker has received nothing.
+pub(crate) fn is_unreachable(status: &Status) -> bool {
+    std::iter::successors(status.source(), |&error| error.source()).any(|error| error.is::<ConnectError>())
+}
+
 /// Connects to one tracker, over TCP or TLS.
 #[derive(Debug, Clone)]
 struct Connector<R = GaiResolver> {
@@ -172,8 +181,9 @@ impl<R: Resolver> Connector<R> {
         }
         let tls = self.tls.ok_or(NoTls(self.addr.clone()))?;
         let name = ServerName::try_from(self.addr.host().to_owned())?;
-        let config = spawn_blocking(move || tls.current()).await?;
-        let stream = TlsConnector::from(config).connect(name, stream.into_inner()).await?;
+        let stream = TlsConnector::from(tls.current().await)
+            .connect(name, stream.into_inner())
+            .await?;
         Ok(TokioIo::new(Box::new(stream)))
     }
 }
@@ -228,18 +238,26 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::future::{Ready, ready};
+    use std::sync::Mutex;
 
     use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     use super::*;
 
-    /// Resolves each name to the same addresses.
+    /// The answers to one resolution after the other.
     #[derive(Clone)]
-    struct Fixed([SocketAddr; 2]);
+    struct Answers(Arc<Mutex<VecDeque<Vec<SocketAddr>>>>);
 
-    impl Service<Name> for Fixed {
-        type Response = std::array::IntoIter<SocketAddr, 2>;
+    impl Answers {
+        fn new(answers: impl Into<VecDeque<Vec<SocketAddr>>>) -> Self {
+            Self(Arc::new(Mutex::new(answers.into())))
+        }
+    }
+
+    impl Service<Name> for Answers {
+        type Response = std::vec::IntoIter<SocketAddr>;
         type Error = io::Error;
         type Future = Ready<io::Result<Self::Response>>;
 
@@ -248,7 +266,8 @@ mod tests {
         }
 
         fn call(&mut self, _: Name) -> Self::Future {
-            ready(Ok(self.0.into_iter()))
+            let answer = self.0.lock().unwrap().pop_front();
+            ready(answer.map(Vec::into_iter).ok_or_else(|| io::ErrorKind::NotFound.into()))
         }
     }
 
@@ -270,10 +289,31 @@ mod tests {
             ..ConnectOptions::default()
         };
         let addr = format!("tracker.example:{}", first.port()).parse().unwrap();
-        let resolver = Fixed([first, second.local_addr().unwrap()]);
+        let resolver = Answers::new([vec![first, second.local_addr().unwrap()]]);
         let mut connector = Connector::new(&addr, &options, resolver);
         let (connected, accepted) = tokio::join!(connector.call(Uri::default()), second.accept());
         connected.map(drop).unwrap();
         accepted.unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn each_connection_resolves_the_name_again() {
+        let before = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = before.local_addr().unwrap().port();
+        let after = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+        let listeners = [before, after];
+        let resolver = Answers::new(
+            listeners
+                .each_ref()
+                .map(|listener| vec![listener.local_addr().unwrap()]),
+        );
+        let addr = format!("tracker.example:{port}").parse().unwrap();
+        let mut connector = Connector::new(&addr, &ConnectOptions::default(), resolver);
+        for listener in &listeners {
+            let (connected, accepted) = tokio::join!(connector.call(Uri::default()), listener.accept());
+            connected.map(drop).unwrap();
+            accepted.unwrap();
+        }
     }
 }

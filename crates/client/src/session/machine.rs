@@ -51,7 +51,7 @@ use crate::session::timing::Timing;
 /// The most requests without an answer.
 pub const MAX_IN_FLIGHT: usize = 8;
 
-/// The most IDs that a pass puts into a queue.
+/// The most IDs that a pass or a flush puts into a queue.
 pub const BACKLOG: usize = 65_536;
 
 /// For how long a hello without an answer may still arrive at the tracker.
@@ -152,10 +152,7 @@ pub struct Machine {
     sequence: u64,
     in_flight: VecDeque<InFlight>,
     last_answer: Instant,
-    announce: VecDeque<NodeId>,
-    withdraw: VecDeque<NodeId>,
-    /// Whether some nodes may need a request and are in no queue.
-    needs_pass: bool,
+    queues: Queues,
     /// When the collected changes are sent.
     flush_at: Option<Instant>,
     announce_at: Instant,
@@ -177,6 +174,39 @@ pub struct Machine {
     has_sent_drain: bool,
     events: VecDeque<Event>,
     counters: Counters,
+}
+
+/// The nodes that need a request.
+#[derive(Debug, Default)]
+struct Queues {
+    announce: VecDeque<NodeId>,
+    withdraw: VecDeque<NodeId>,
+    /// Whether some nodes may need a request and are in no queue.
+    needs_pass: bool,
+}
+
+impl Queues {
+    fn of(&mut self, task: Task) -> &mut VecDeque<NodeId> {
+        match task {
+            Task::Announce => &mut self.announce,
+            Task::Withdraw => &mut self.withdraw,
+        }
+    }
+
+    /// Queues a node. If the queue is full, returns `false`, and a pass has to find the node later. A queue that is
+    /// full of refused announcements leaves room for withdrawals.
+    fn push(&mut self, node: NodeId, task: Task) -> bool {
+        let has_room = self.of(task).len() < BACKLOG;
+        if has_room {
+            self.of(task).push_back(node);
+        }
+        self.needs_pass |= !has_room;
+        has_room
+    }
+
+    fn are_empty(&self) -> bool {
+        self.announce.is_empty() && self.withdraw.is_empty()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,9 +264,7 @@ impl Machine {
             sequence: 0,
             in_flight: VecDeque::new(),
             last_answer: now,
-            announce: VecDeque::new(),
-            withdraw: VecDeque::new(),
-            needs_pass: false,
+            queues: Queues::default(),
             flush_at: None,
             announce_at: now,
             refused: Backoff::new(timing.refused, random.u64(..)),
@@ -319,10 +347,11 @@ impl Machine {
                 let terms = self.terms?;
                 loop {
                     self.collect(now);
-                    let lens = (self.announce.len(), self.withdraw.len());
+                    let lens = |queues: &Queues| (queues.announce.len(), queues.withdraw.len());
+                    let before = lens(&self.queues);
                     let request = self.next_request(now, &terms);
                     // If a queue's nodes need no request, or need the other request, there may be more to send now.
-                    if request.is_some() || lens == (self.announce.len(), self.withdraw.len()) {
+                    if request.is_some() || before == lens(&self.queues) {
                         return request;
                     }
                 }
@@ -341,7 +370,7 @@ impl Machine {
             State::Greeting => self.answer_is_due(),
             State::Open => {
                 let has_room = self.in_flight.len() < MAX_IN_FLIGHT && !self.wants_drain;
-                let announce = (has_room && !self.announce.is_empty()).then(|| self.announce_is_due());
+                let announce = (has_room && !self.queues.announce.is_empty()).then(|| self.announce_is_due());
                 let due = [self.answer_is_due(), round, self.flush_at, self.move_at, announce];
                 due.into_iter().flatten().min()
             }
@@ -371,10 +400,9 @@ impl Machine {
     pub fn is_settled(&self) -> bool {
         let is_pending = |request: &InFlight| matches!(request.sent, Sent::Up(_) | Sent::Down(_));
         self.is_open()
-            && !self.needs_pass
+            && !self.queues.needs_pass
+            && self.queues.are_empty()
             && self.gone.is_empty()
-            && self.announce.is_empty()
-            && self.withdraw.is_empty()
             && !self.nodes.has_changes()
             && !self.in_flight.iter().any(is_pending)
     }
@@ -437,8 +465,7 @@ impl Machine {
     fn end(&mut self, event: Event) {
         self.state = State::Ended;
         self.in_flight = VecDeque::new();
-        self.announce = VecDeque::new();
-        self.withdraw = VecDeque::new();
+        self.queues = Queues::default();
         self.round = Vec::new();
         self.events.push_back(event);
     }
@@ -510,10 +537,7 @@ impl Machine {
                 self.counters.gone_handles += (self.gone.len() - before) as u64;
                 self.on_interval(now, ack)?;
             }
-            (Sent::Heartbeat(_), Response::Resync(_)) => {
-                self.counters.full_announcements += 1;
-                self.discard_handles(now);
-            }
+            (Sent::Heartbeat(_), Response::Resync(_)) => self.announce_all(now, false),
             (Sent::Drain, Response::Ack(_)) => self.end(Event::Drained),
             _ => return Err(Violation::Kind),
         }
@@ -530,14 +554,8 @@ impl Machine {
             self.next_round = self.next_round.map(|next| next.min(latest));
             return;
         }
-        self.counters.full_announcements += 1;
-        self.announce_at = now;
-        if previous.is_some() {
-            // Other proxies do the same at this moment.
-            self.announce_at += self.timing.announce_jitter.mul_f64(self.random.f64());
-        }
         self.next_round = Some(now + terms.interval.mul_f64(0.5 + self.random.f64() / 2.0));
-        self.discard_handles(now);
+        self.announce_all(now, previous.is_none());
     }
 
     fn on_handles(&mut self, now: Instant, nodes: &[NodeId], handles: &[u8]) -> Result<(), Violation> {
@@ -612,16 +630,9 @@ impl Machine {
             .clamp(interval, interval.mul_f64(1.5))
     }
 
-    fn queue(&mut self, task: Task) -> &mut VecDeque<NodeId> {
-        match task {
-            Task::Announce => &mut self.announce,
-            Task::Withdraw => &mut self.withdraw,
-        }
-    }
-
     fn settle(&mut self, node: &NodeId, outcome: Outcome, now: Instant) {
         if let Some(task) = self.nodes.settle(node, outcome, self.window(now), now) {
-            self.queue(task).push_back(node.clone());
+            self.queues.of(task).push_back(node.clone());
         }
     }
 
@@ -634,8 +645,8 @@ impl Machine {
                 self.flush(now);
             }
         }
-        self.needs_pass |= self.is_round_over() && !self.gone.is_empty();
-        if self.needs_pass && self.announce.is_empty() && self.withdraw.is_empty() {
+        self.queues.needs_pass |= self.is_round_over() && !self.gone.is_empty();
+        if self.queues.needs_pass && self.queues.are_empty() {
             self.pass(now, false, None);
         }
     }
@@ -643,17 +654,16 @@ impl Machine {
     fn flush(&mut self, now: Instant) {
         let window = self.window(now);
         self.nodes.begin_flush();
+        // Takes all changes, even if a queue is full: withdrawals may be behind announcements. A change that finds no
+        // room waits for a pass, at most until the next round.
         // The loop is bounded because other threads may add changes faster than the loop takes them.
         for _ in 0..BACKLOG {
-            if self.announce.len().max(self.withdraw.len()) >= BACKLOG {
-                break;
-            }
             let Some(node) = self.nodes.next_changed() else { break };
-            if let Some(task) = self.nodes.task(&node, window, now) {
-                self.queue(task).push_back(node);
-            }
+            let queues = &mut self.queues;
+            self.nodes
+                .task(&node, window, now, |task| queues.push(node.clone(), task));
         }
-        self.needs_pass |= self.nodes.take_overflow();
+        self.queues.needs_pass |= self.nodes.take_overflow();
         if self.nodes.has_changes() {
             self.flush_at = Some(now + self.timing.batch_delay);
         }
@@ -673,31 +683,19 @@ impl Machine {
         };
         // This pass finds the changes of the flag.
         self.nodes.take_overflow();
-        self.needs_pass = false;
-        let Self {
-            nodes,
-            announce,
-            withdraw,
-            needs_pass,
-            ..
-        } = self;
-        nodes.pass(pass, now, |node, task| {
-            let queue = match task {
-                Task::Announce => &mut *announce,
-                Task::Withdraw => &mut *withdraw,
-            };
-            let has_room = queue.len() < BACKLOG;
-            if has_room {
-                queue.push_back(node);
-            } else {
-                *needs_pass = true;
-            }
-            has_room
-        });
+        self.queues.needs_pass = false;
+        let queues = &mut self.queues;
+        self.nodes.pass(pass, now, |node, task| queues.push(node, task));
     }
 
-    /// Announces all nodes again.
-    fn discard_handles(&mut self, now: Instant) {
+    /// Announces all nodes, because the tracker has none of them. Unless this is the first time, the announcements
+    /// begin after a random wait: other proxies of the tracker may do the same at this moment.
+    fn announce_all(&mut self, now: Instant, is_first: bool) {
+        self.counters.full_announcements += 1;
+        self.announce_at = now;
+        if !is_first {
+            self.announce_at += self.timing.announce_jitter.mul_f64(self.random.f64());
+        }
         self.round = Vec::new();
         self.gone = Vec::new();
         self.pass(now, true, None);
@@ -771,12 +769,14 @@ impl Machine {
         let window = self.window(now);
         let mut batch = Batch::new(terms.limits);
         while batch.has_room()
-            && let Some(node) = self.queue(task).pop_front()
+            && let Some(node) = self.queues.of(task).pop_front()
         {
             if self.nodes.take(&node, task, window, now) {
                 batch.push(node);
-            } else if let Some(other) = self.nodes.task(&node, window, now) {
-                self.queue(other).push_back(node);
+            } else {
+                let queues = &mut self.queues;
+                self.nodes
+                    .task(&node, window, now, |other| queues.push(node.clone(), other));
             }
         }
         batch.finish()

@@ -71,6 +71,7 @@
 mod config;
 pub mod machine;
 mod messages;
+mod node_map;
 pub mod nodes;
 mod proxy_session;
 mod shell;

@@ -16,7 +16,7 @@
 //!
 //! # Locks
 //!
-//! The maps are `scc::HashMap`s: many threads write, and a pass must not stop them.
+//! The maps are made of `scc::HashMap`s: many threads write, and a pass must not stop them.
 //!
 //! A call locks one bucket of the map, with up to 32 nodes, for some nanoseconds. A pass locks one bucket after the
 //! other. Nothing waits for the network under a lock.
@@ -28,8 +28,9 @@ use std::time::{Duration, Instant};
 use ahash::RandomState;
 use crossbeam_queue::ArrayQueue;
 use nodetracker::{NodeId, Uuid};
-use scc::HashMap;
 use scc::hash_map::Entry;
+
+use crate::session::node_map::NodeMap;
 
 /// The changes that the queue holds. A larger burst costs a pass over all nodes.
 const QUEUE: usize = 4096;
@@ -37,15 +38,15 @@ const QUEUE: usize = 4096;
 /// The nodes of a proxy. The proxy's threads change the set; one [`Machine`](crate::session::machine::Machine) reads
 /// it.
 ///
-/// A node costs 18 bytes beside its ID, and its share of the map's free slots: some 50 bytes on average. Directly after
-/// the map has grown, a node costs up to 80 bytes. While the map grows, the smaller map is there too, and a node costs
-/// up to 150 bytes. The ID of a UUID has 16 bytes. The ID of a name has 24 bytes, and its text if the text is longer.
+/// A node costs 18 bytes beside its ID, and its share of the maps' free slots. With 50,000 nodes and more, these are less
+/// than 64 bytes: up to 57 bytes at rest, and up to 64 bytes while one of the maps grows. The ID of a UUID has 16 bytes.
+/// The ID of a name has 24 bytes, and its text if the text is longer.
 /// `cargo test -p nodetracker-client --test session_memory -- --nocapture` prints the figures.
 #[derive(Debug)]
 pub struct NodeSet {
     /// A UUID as the map's key takes eight bytes less than a [`NodeId`].
-    uuids: HashMap<Uuid, Node, RandomState>,
-    names: HashMap<NodeId, Node, RandomState>,
+    uuids: NodeMap<Uuid, Node>,
+    names: NodeMap<NodeId, Node>,
     /// The number of nodes, including nodes that are down and that the tracker may still have.
     len: AtomicUsize,
     max: usize,
@@ -146,12 +147,9 @@ impl NodeSet {
     /// seed.
     #[must_use]
     pub fn new(max: usize, seed: u64, now: Instant) -> Self {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let mut word = || random.u64(..);
-        let hasher = RandomState::with_seeds(word(), word(), word(), word());
         Self {
-            uuids: HashMap::with_hasher(hasher.clone()),
-            names: HashMap::with_hasher(hasher),
+            uuids: NodeMap::new(seed),
+            names: NodeMap::new(seed),
             len: AtomicUsize::new(0),
             max,
             changed: ArrayQueue::new(QUEUE),
@@ -192,8 +190,8 @@ impl NodeSet {
             return Ok(is_new);
         }
         match id.as_uuid() {
-            Some(uuid) => self.insert(self.uuids.entry_sync(uuid), id, now, raise),
-            None => self.insert(self.names.entry_sync(id.clone()), id, now, raise),
+            Some(uuid) => self.insert(self.uuids.of(&uuid).entry_sync(uuid), id, now, raise),
+            None => self.insert(self.names.of(id).entry_sync(id.clone()), id, now, raise),
         }
     }
 
@@ -229,8 +227,8 @@ impl NodeSet {
     /// Runs `act` on a node, if the set has the node.
     fn update<T>(&self, id: &NodeId, act: impl FnOnce(&mut Node) -> T) -> Option<T> {
         match id.as_uuid() {
-            Some(uuid) => self.uuids.update_sync(&uuid, |_, node| act(node)),
-            None => self.names.update_sync(id, |_, node| act(node)),
+            Some(uuid) => self.uuids.of(&uuid).update_sync(&uuid, |_, node| act(node)),
+            None => self.names.of(id).update_sync(id, |_, node| act(node)),
         }
     }
 
@@ -326,15 +324,11 @@ impl NodeSet {
         self.overflowed.swap(false, Ordering::Relaxed)
     }
 
-    /// Returns what a queued node needs. If it needs nothing, it is not queued any more.
-    pub(super) fn task(&self, id: &NodeId, window: Duration, now: Instant) -> Option<Task> {
+    /// Calls `queue` if a node needs something. If it needs nothing, or `queue` returns `false`, the node is not queued
+    /// any more.
+    pub(super) fn task(&self, id: &NodeId, window: Duration, now: Instant, queue: impl FnOnce(Task) -> bool) {
         let since = self.tick(now).back(window);
-        self.with(id, |node| {
-            let task = node.task(since);
-            node.is_queued = task.is_some();
-            task
-        })
-        .flatten()
+        self.with(id, |node| node.is_queued = node.task(since).is_some_and(queue));
     }
 
     /// Takes a queued node for a request. Returns `false` if the node does not need `task` any more.
@@ -380,8 +374,8 @@ impl NodeSet {
             node.is_done()
         };
         let is_removed = match id.as_uuid() {
-            Some(uuid) => self.uuids.remove_if_sync(&uuid, act).is_some(),
-            None => self.names.remove_if_sync(id, act).is_some(),
+            Some(uuid) => self.uuids.of(&uuid).remove_if_sync(&uuid, act).is_some(),
+            None => self.names.of(id).remove_if_sync(id, act).is_some(),
         };
         if is_removed {
             self.len.fetch_sub(1, Ordering::Relaxed);
@@ -427,7 +421,11 @@ impl NodeSet {
             }
             true
         };
-        self.uuids.retain_sync(|uuid, node| keep(&|| (*uuid).into(), node));
-        self.names.retain_sync(|name, node| keep(&|| name.clone(), node));
+        for map in self.uuids.maps() {
+            map.retain_sync(|uuid, node| keep(&|| (*uuid).into(), node));
+        }
+        for map in self.names.maps() {
+            map.retain_sync(|name, node| keep(&|| name.clone(), node));
+        }
     }
 }

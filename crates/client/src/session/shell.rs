@@ -1,21 +1,21 @@
 //! The task that connects a machine to its trackers.
 
-use std::error::Error;
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::panicking;
 
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_service_client::SessionServiceClient;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{ConnectError, Status, Streaming};
+use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::ConnectOptions;
+use crate::connect::channel::{ConnectOptions, is_unreachable};
 use crate::session::machine::{Event, Input, MAX_IN_FLIGHT, Machine, Superseded};
 use crate::session::nodes::NodeSet;
 use crate::session::stats::{SessionState, SessionStats};
@@ -57,11 +57,6 @@ enum Responses {
 
 impl Shell {
     pub(super) async fn run(mut self) {
-        self.drive().await;
-        self.shared.is_closed.store(true, Ordering::Release);
-    }
-
-    async fn drive(&mut self) {
         let mut superseded = self.superseded.subscribe();
         let mut stream = None;
         // Stays open while the nodes move to another tracker.
@@ -170,6 +165,20 @@ impl Shell {
     }
 }
 
+impl Drop for Shell {
+    /// Closes the session when its task ends, also by a panic.
+    fn drop(&mut self) {
+        self.shared.is_closed.store(true, Ordering::Release);
+        if panicking() {
+            self.stats.send_modify(|stats| {
+                stats.state = SessionState::Failed;
+                stats.is_settled = false;
+                stats.last_error = Some("the session's task has panicked".into());
+            });
+        }
+    }
+}
+
 impl Stream {
     /// Opens a stream over a connection of its own.
     fn open(addr: &TrackerAddr, options: &ConnectOptions) -> Self {
@@ -195,11 +204,6 @@ impl Stream {
             Responses::Opening(_) => pending().await,
         }
     }
-}
-
-/// Whether there was no connection, so that the tracker has received nothing.
-fn is_unreachable(status: &Status) -> bool {
-    std::iter::successors(status.source(), |&error| error.source()).any(|error| error.is::<ConnectError>())
 }
 
 async fn next(stream: &mut Option<Stream>) -> Result<v1::SessionResponse, Status> {

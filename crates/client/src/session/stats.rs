@@ -48,7 +48,7 @@ pub struct SessionStats {
     pub nodes: usize,
     /// The heartbeat interval of the tracker's last welcome or change. `None` before the first welcome.
     pub heartbeat_interval: Option<Duration>,
-    /// Why the last stream was lost.
+    /// Why the last stream was lost, or the session has failed.
     pub last_error: Option<Arc<str>>,
     /// The counts so far.
     pub counters: Counters,
@@ -66,4 +66,6 @@ pub enum SessionState {
     Superseded(Superseded),
     /// The session was drained. The tracker has no route of the proxy.
     Drained,
+    /// A defect of this crate has ended the session. The routes stay until they expire.
+    Failed,
 }

@@ -93,7 +93,7 @@ impl Transport for TcpTransport {
         let Some(tls) = &self.tls else {
             return Ok(Arc::new(MuxTunnel::client(stream, Vec::new())));
         };
-        let mut config = (*tls.current()).clone();
+        let mut config = (*tls.current().await).clone();
         config.alpn_protocols = vec![self.alpn.to_vec()];
         let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');

@@ -50,3 +50,47 @@ async fn a_cache_that_follows_a_tracker_has_its_changes() {
     assert_eq!(found().await, [("proxy-2".into(), "10.0.0.2:1".into())]);
     tracker.stop().await;
 }
+
+#[tokio::test]
+async fn a_cache_follows_the_next_tracker_if_one_is_gone_and_the_first_one_again() {
+    let (first, second) = (Tracker::start().await, Tracker::start().await);
+    let name = node("node-1");
+    let mut config = CacheConfig::default();
+    (config.ttl, config.negative_ttl) = (Duration::from_secs(3600), Duration::from_secs(3600));
+    let cache = RouteCache::new(second.direct(), config);
+    let trackers = [first.addr(), second.addr()];
+    let _follower = cache.follow(&trackers, &ConnectOptions::default()).unwrap();
+    let invalidations = || cache.stats().invalidations;
+    eventually("the watch of the first has begun", async || invalidations() == 1).await;
+    let found = async || proxies(&cache.look_up(&name).await.expect("the tracker answers").routes);
+    assert_eq!(found().await, []);
+    second.report(&name, "proxy-2", "10.0.0.2:1");
+    assert_eq!(found().await, [], "nobody follows the second tracker");
+    // A change at a tracker that is followed drops the answer.
+    let is_followed = async |tracker: &Tracker, port: u8| {
+        let before = invalidations();
+        tracker.report(&node("other"), "proxy-2", &format!("10.0.0.2:{port}"));
+        eventually("the change is noticed", async || invalidations() > before).await;
+    };
+    tracker_has_proxy(&first);
+    is_followed(&first, 2).await;
+
+    let addr = first.addr();
+    first.stop().await;
+    // The answers of the time without a watch are dropped, and later changes are noticed.
+    eventually("the second is followed", async || found().await.len() == 1).await;
+    is_followed(&second, 3).await;
+    eventually("the new address", async || found().await[0].1 == "10.0.0.2:3").await;
+
+    let first = Tracker::start_at(&addr).await;
+    tracker_has_proxy(&first);
+    let before = invalidations();
+    second.stop().await;
+    eventually("the first is followed again", async || invalidations() > before).await;
+    is_followed(&first, 4).await;
+}
+
+/// A later report with another address is a change of the proxy.
+fn tracker_has_proxy(tracker: &Tracker) {
+    tracker.report(&node("other"), "proxy-2", "10.0.0.2:1");
+}

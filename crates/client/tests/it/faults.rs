@@ -3,9 +3,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nodetracker_client::client::{ClientOptions, TrackerClient, TrackerStats};
+use nodetracker_client::connect::WriteTo;
+use nodetracker_client::connect::addr::TrackerAddr;
 use nodetracker_client::tracker::{NodeTracker, TrackerError};
 use nodetracker_server::Config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -190,12 +193,9 @@ async fn distant(tracker: SocketAddr, delay: Duration) -> SocketAddr {
     addr
 }
 
-#[tokio::test]
-async fn reads_go_to_the_nearest_tracker_and_writes_to_all() {
-    let trackers = [Running::start().await, Running::start().await];
-    let far = distant(trackers[0].addr, Duration::from_millis(50)).await;
-    let near = format!("localhost:{}", trackers[1].addr.port()).parse().unwrap();
-    let mut options = patient();
+/// A client of a distant tracker, and of a tracker that the client knows to be nearer.
+async fn far_and_near(far: SocketAddr, near: TrackerAddr, mut options: ClientOptions) -> TrackerClient {
+    let far = distant(far, Duration::from_millis(50)).await;
     options.health.interval = Duration::from_millis(10);
     let client = client([at(far), near], options);
     let round_trips = |stats: &[TrackerStats]| Some((stats[0].round_trip?, stats[1].round_trip?));
@@ -203,6 +203,18 @@ async fn reads_go_to_the_nearest_tracker_and_writes_to_all() {
         round_trips(stats).is_some_and(|(far, near)| near < far)
     })
     .await;
+    client
+}
+
+fn attempts(client: &TrackerClient) -> Vec<u64> {
+    client.stats().iter().map(|tracker| tracker.attempts).collect()
+}
+
+#[tokio::test]
+async fn reads_go_to_the_nearest_tracker_and_writes_to_all() {
+    let trackers = [Running::start().await, Running::start().await];
+    let near = format!("localhost:{}", trackers[1].addr.port()).parse().unwrap();
+    let client = far_and_near(trackers[0].addr, near, patient()).await;
     let before = client.stats();
     client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap();
     for _ in 0..10 {
@@ -214,6 +226,115 @@ async fn reads_go_to_the_nearest_tracker_and_writes_to_all() {
     for tracker in &trackers {
         assert_eq!(tracker.proxies(&node("node-1")), ["proxy-1"]);
     }
+}
+
+#[tokio::test]
+async fn a_tracker_that_a_proxy_cannot_reach_does_not_hide_the_routes_of_the_proxy() {
+    let [far, near] = [Running::start().await, Running::start().await];
+    let nodes = ["far", "near", "both", "neither"].map(node);
+    for (tracker, nodes) in [(&far, [&nodes[0], &nodes[2]]), (&near, [&nodes[1], &nodes[2]])] {
+        let nodes = nodes.map(Clone::clone);
+        tracker.table.report_nodes(&nodes, &PROXY).unwrap();
+    }
+    let client = far_and_near(far.addr, near.at(), patient()).await;
+    for (node, (routes, calls)) in nodes.iter().zip([(1, [1, 1]), (1, [0, 1]), (1, [0, 1]), (0, [1, 1])]) {
+        let before = attempts(&client);
+        assert_eq!(client.get_proxies(node).await.unwrap().len(), routes, "{node}");
+        let after = attempts(&client);
+        assert_eq!([after[0] - before[0], after[1] - before[1]], calls, "{node}");
+    }
+    let routes = client.get_proxies_batch(&nodes).await.unwrap();
+    assert_eq!(routes.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 1, 0]);
+    // Only nodes without a route are asked for again.
+    let before = attempts(&client);
+    client.get_proxies_batch(&nodes[1..3]).await.unwrap();
+    assert_eq!(attempts(&client), [before[0], before[1] + 1]);
+
+    // Trackers that share their routes have the same answer.
+    let options = ClientOptions {
+        write_to: WriteTo::One,
+        ..patient()
+    };
+    let client = far_and_near(far.addr, near.at(), options).await;
+    assert_eq!(client.get_proxies(&nodes[0]).await, Ok(vec![]));
+    assert_eq!(client.get_proxies_batch(&nodes[..1]).await, Ok(vec![vec![]]));
+    assert_eq!(attempts(&client), [0, 2]);
+
+    // A second tracker that fails takes no answer away.
+    let client = far_and_near(failing().await, near.at(), patient()).await;
+    assert_eq!(client.get_proxies(&nodes[0]).await, Ok(vec![]));
+    assert_eq!(client.get_proxies_batch(&nodes[..1]).await, Ok(vec![vec![]]));
+    assert_eq!(attempts(&client), [2, 2]);
+}
+
+/// Receives calls, and answers none. Returns the paths of the calls.
+async fn mute() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let paths = Arc::new(Mutex::new(Vec::new()));
+    let received = Arc::clone(&paths);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let received = Arc::clone(&received);
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                // A call that is dropped has an answer.
+                let mut calls = Vec::new();
+                while let Some(Ok((request, call))) = connection.accept().await {
+                    received.lock().unwrap().push(request.uri().path().to_owned());
+                    calls.push(call);
+                }
+            });
+        }
+    });
+    (addr, paths)
+}
+
+#[tokio::test]
+async fn a_call_that_may_have_been_done_is_repeated_only_if_a_repeated_call_changes_nothing() {
+    let (mute, paths) = mute().await;
+    let mut options = patient();
+    options.attempt_timeout = Duration::from_millis(100);
+    options.backoff.max = Duration::from_millis(1);
+    let node = node("node-1");
+    for (method, is_repeated) in [
+        ("ReportUnreachable", false),
+        ("RemoveProxy", false),
+        ("GetProxies", true),
+    ] {
+        let client = client([at(mute)], options.clone());
+        let result = match method {
+            "ReportUnreachable" => client.report_unreachable(&node, PROXY.id).await,
+            "RemoveProxy" => client.remove_proxy(PROXY.id).await,
+            _ => client.get_proxies(&node).await.map(drop),
+        };
+        assert!(matches!(result, Err(TrackerError::Unavailable(_))), "{result:?}");
+        let paths = paths.lock().unwrap();
+        let calls = paths.iter().filter(|path| path.ends_with(method)).count();
+        assert_eq!(calls > 1, is_repeated, "{calls} calls of {method}");
+    }
+
+    // Without a connection, nothing was done.
+    let dead = ClosedPort::new();
+    let client = client([dead.at()], options);
+    client.report_unreachable(&node, PROXY.id).await.unwrap_err();
+    assert!(attempts(&client)[0] > 1);
+}
+
+#[tokio::test]
+async fn a_call_that_one_tracker_failed_to_do_goes_to_another_only_if_it_is_repeatable() {
+    let tracker = Running::start().await;
+    let options = ClientOptions {
+        write_to: WriteTo::One,
+        ..patient()
+    };
+    let client = far_and_near(tracker.addr, at(failing().await), options).await;
+    client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap();
+    assert_eq!(attempts(&client), [1, 1]);
+    let error = client.remove_proxy(PROXY.id).await.unwrap_err();
+    assert!(matches!(error, TrackerError::Internal(_)), "{error:?}");
+    assert_eq!(attempts(&client), [1, 2]);
+    assert_eq!(tracker.proxies(&node("node-1")), [PROXY.id]);
 }
 
 /// Answers each call with `INTERNAL`, as a proxy in front of a tracker may do.
@@ -261,15 +382,7 @@ async fn failing() -> SocketAddr {
 #[tokio::test]
 async fn a_read_that_the_nearest_tracker_cannot_do_goes_to_another() {
     let tracker = Running::start().await;
-    let far = distant(tracker.addr, Duration::from_millis(50)).await;
-    let mut options = patient();
-    options.health.interval = Duration::from_millis(10);
-    let client = client([at(far), at(failing().await)], options);
-    let round_trips = |stats: &[TrackerStats]| Some((stats[0].round_trip?, stats[1].round_trip?));
-    wait_until(&client, |stats| {
-        round_trips(stats).is_some_and(|(far, near)| near < far)
-    })
-    .await;
+    let client = far_and_near(tracker.addr, at(failing().await), patient()).await;
     let before = client.stats();
     assert_eq!(client.get_proxies(&node("node-1")).await, Ok(vec![]));
     let after = client.stats();

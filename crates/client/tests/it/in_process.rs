@@ -26,6 +26,11 @@ impl Tracker {
         Self::start_on("127.0.0.1:0").await
     }
 
+    /// Starts at the address of a tracker that has stopped, with an empty table.
+    pub(crate) async fn start_at(addr: &TrackerAddr) -> Self {
+        Self::start_on(&format!("{}:{}", addr.host(), addr.port())).await
+    }
+
     async fn start_on(addr: &str) -> Self {
         let table = Arc::new(RouteTable::new());
         let config = Config::default().listen_on(addr);

@@ -1,7 +1,10 @@
 //! TLS and client certificates against a tracker that verifies its clients; files that change.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use nodetracker::Proxy;
@@ -20,6 +23,8 @@ use nodetracker_server::Config;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::fleet::{PATIENCE, info};
@@ -253,4 +258,38 @@ async fn a_listener_uses_the_files_of_its_time_if_they_are_good() {
     timeout(PATIENCE, refused)
         .await
         .expect("the listener refuses the agent");
+}
+
+/// The certificates may be on a file system that hangs.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_is_read_slowly_stops_no_other_task() {
+    let pki = Pki::new();
+    let ca = pki.path("ca.crt");
+    let files = TlsFiles {
+        ca: ca.clone(),
+        keypair: None,
+    };
+    let tls = Some(ClientTls::load(files).unwrap());
+    fs::remove_file(&ca).unwrap();
+    assert!(Command::new("mkfifo").arg(&ca).status().unwrap().success());
+    let (done, is_done) = mpsc::channel();
+    // A blocked runtime would block this thread only.
+    thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap().to_string();
+            let transport = TcpTransport { tls, server_name: None };
+            let connect = tokio::spawn(async move { transport.connect(&addr).await.map(drop) });
+            // Opens when the reader does, and the reader waits until this end is closed.
+            let (opened, is_open) = oneshot::channel();
+            thread::spawn(move || opened.send(File::options().write(true).open(ca)));
+            let pipe = is_open.await.unwrap().unwrap();
+            done.send(()).unwrap();
+            drop((pipe, listener));
+            assert!(connect.await.unwrap().is_err(), "no handshake follows");
+        });
+    });
+    is_done.recv_timeout(PATIENCE).expect("the runtime is not blocked");
 }

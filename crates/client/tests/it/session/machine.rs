@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nodetracker_client::session::machine::{Event, Fault, Identity, Input, Machine};
+use nodetracker_client::session::machine::{BACKLOG, Event, Fault, Identity, Input, Machine};
 use nodetracker_client::session::nodes::{NodeSet, TooManyNodes};
 use nodetracker_client::session::{Timing, Violation};
 use nodetracker_client::{NodeId, Proxy, Uuid};
@@ -315,7 +315,54 @@ fn after_a_resync_all_nodes_are_announced_again() {
     let mut driver = Driver::with_node(1, 10);
     assert_eq!(driver.requests_at_timeout(), [heartbeat(&[10])]);
     driver.answer(Response::Resync(v1::SessionResync {}));
-    assert_eq!(driver.requests(), [up(&[1])]);
+    assert_eq!(driver.requests_at_timeout(), [up(&[1])]);
+}
+
+#[test]
+fn proxies_that_announce_all_nodes_again_do_not_begin_at_the_same_moment() {
+    let resync = |driver: &mut Driver| {
+        assert_eq!(driver.requests_at_timeout(), [heartbeat(&[10])]);
+        driver.answer(Response::Resync(v1::SessionResync {}));
+    };
+    let restart = |driver: &mut Driver| {
+        driver.machine.handle(driver.now, Input::Lost);
+        assert!(matches!(driver.requests_at_timeout()[..], [Request::Hello(_)]));
+        driver.answer(Response::Welcome(welcome()));
+    };
+    for lose_routes in [resync, restart] {
+        let wait = |seed| {
+            let mut driver = Driver::with_trackers(1, 1, Timing::default(), seed).opened();
+            driver.up(1);
+            assert_eq!(driver.flush(), [up(&[1])]);
+            driver.answer(handles(&[10]));
+            lose_routes(&mut driver);
+            let lost = driver.now;
+            assert_eq!(driver.requests_at_timeout(), [up(&[1])], "seed {seed}");
+            driver.now - lost
+        };
+        let (one, other) = (wait(1), wait(2));
+        assert!(one != other && one.max(other) <= Timing::default().announce_jitter);
+    }
+}
+
+#[test]
+fn a_withdrawal_does_not_wait_behind_a_full_queue_of_announcements() {
+    let mut driver = Driver::with_node(1, 10);
+    (2..BACKLOG as u128 + 5_000).for_each(|number| driver.up(number));
+    // The tracker refuses all announcements. The pass of the next round fills the queue.
+    let mut has_round = false;
+    while !has_round {
+        for request in driver.requests_at_timeout() {
+            has_round |= matches!(request, Request::Heartbeat(_));
+            driver.answer(match request {
+                Request::NodesUp(_) => handles(&[]),
+                _ => ack(),
+            });
+        }
+    }
+    assert_eq!(driver.flush(), []);
+    driver.down(1);
+    assert_eq!(driver.flush(), [down(&[1])]);
 }
 
 #[test]

@@ -77,7 +77,10 @@ pub(crate) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "a tracker asks for a resync",
-        bound: RECONNECTION.saturating_add(INTERVAL),
+        // The jitter of announcements is one second.
+        bound: RECONNECTION
+            .saturating_add(INTERVAL)
+            .saturating_add(Duration::from_secs(1)),
         cost: 1,
         recovery: |seed| recovery(seed, Duration::ZERO, |run| run.world.trackers[0].drop_proxies(), |_| {}),
     },

@@ -14,6 +14,7 @@ use nodetracker_client::{NodeId, Proxy, Uuid};
 use nodetracker_server::{Config, Drained, Limits, Server};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tracing::{Metadata, Subscriber, span};
 
 use crate::session::relay::Relay;
 use crate::support::{ClosedPort, within};
@@ -315,4 +316,44 @@ fn a_configuration_that_cannot_be_used_is_refused() {
         begin(config).to_string(),
         "https://b:1 needs TLS: set ConnectOptions::tls"
     );
+}
+
+/// A log that panics at each event of the session.
+struct PanickingLog;
+
+impl Subscriber for PanickingLog {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("nodetracker_client::session")
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        panic!("the log is full");
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[tokio::test]
+async fn a_panic_of_the_task_closes_the_session_and_is_reported() {
+    let _log = tracing::subscriber::set_default(PanickingLog);
+    let closed = ClosedPort::new();
+    let session = ProxySession::begin(config(&[closed.addr()])).unwrap();
+    let stats = until(&session, |stats| stats.state != SessionState::Connecting).await;
+    assert_eq!(stats.state, SessionState::Failed);
+    assert_eq!(stats.last_error.as_deref(), Some("the session's task has panicked"));
+    // Nobody reports the nodes, so the set does not grow.
+    up(&session, 0..10);
+    assert_eq!(session.stats()[0].nodes, 0);
+    let error = session.drain(LONG).await.unwrap_err();
+    assert_eq!(error.trackers.len(), 1);
 }
