@@ -41,6 +41,22 @@ pub const CANCELLED_CALLS: u32 = 32 * MAX_CONCURRENT_STREAMS;
 /// See [`CANCELLED_CALLS`].
 pub const CANCELLED_CALLS_PER_SECOND: u32 = 10 * MAX_CONCURRENT_STREAMS;
 
+/// Frames of one connection that make h2 visit every stream, SETTINGS and GOAWAY: so many at once, and
+/// [`CONTROL_FRAMES_PER_SECOND`] in the long run. A flood beyond that ends the connection. Clients send a few when they
+/// connect, and seldom later.
+pub const CONTROL_FRAMES: u32 = 32;
+
+/// See [`CONTROL_FRAMES`].
+pub const CONTROL_FRAMES_PER_SECOND: u32 = 1;
+
+/// TLS records of one connection without bytes for HTTP/2: so many at once, and [`BARE_RECORDS_PER_SECOND`] in the long
+/// run. A flood beyond that ends the connection. Stops clients that change their keys without end. A handshake has some
+/// ten of these records, or more if the client's system splits large messages.
+pub const BARE_RECORDS: u32 = 128;
+
+/// See [`BARE_RECORDS`].
+pub const BARE_RECORDS_PER_SECOND: u32 = 1;
+
 /// Bytes of one request message. The largest valid message has four strings of 255 bytes.
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
@@ -99,6 +115,12 @@ pub const BYTES_PER_WORK: usize = 64;
 /// Bytes of a connection's input that cost as much as one unit of work, if the calls in the input cost less: h2 parses
 /// and acknowledges frames that make no call, such as PING.
 pub const INPUT_PER_WORK: usize = 16;
+
+/// The work to open a TLS record, besides its bytes. A client may put each byte into a record of its own.
+pub const RECORD_WORK: usize = 5;
+
+/// Streams that cost as much as one unit of work for a frame that makes h2 visit every stream ([`CONTROL_FRAMES`]).
+pub const STREAMS_PER_WORK: usize = 8;
 
 /// The work after which a connection's small calls wait for the next turn: some 200 calls, half a millisecond.
 pub const TURN_WORK: usize = 5_000;
@@ -276,6 +298,26 @@ pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW;
 /// As [`CONNECTION_WINDOW`], for a connection with several calls that wait, while much memory is free. The difference
 /// is charged until the connection ends.
 pub const LARGE_CONNECTION_WINDOW: u32 = 256 * 1024;
+
+/// Bytes of the buffers that h2 reads into. A frame of DATA that no call has read holds its buffer, however small the
+/// frame is.
+pub const READ_BUFFER: usize = 8 * 1024;
+
+/// Bytes of input that h2 may keep for one connection without a charge, and the step in which more is charged: DATA that
+/// no call has read, and trailers.
+///
+/// If the budget has no room, the connection reads nothing more until its calls read. It drains after
+/// [`Limits::call`]. Stops clients that make h2 keep megabytes for each of thousands of connections.
+pub const UNREAD_STEP: usize = 16 * 1024;
+
+/// Bytes that are charged for each byte of a request's trailers, which gRPC does not have. A field of one byte takes so
+/// much in h2's map.
+pub const MEMORY_PER_FIELD_BYTE: usize = 72;
+
+/// Bytes that are charged for a header block that has begun and not ended: h2 keeps the fields that it has decoded, up
+/// to [`MAX_HEADER_LIST_SIZE`], and each takes more than it counts. If the budget has no room, or if the block does not
+/// end within [`Limits::call`], the connection ends.
+pub const HEADER_BLOCK_MEMORY: usize = 128 * 1024;
 
 /// Bytes of the largest frame that a client may send: HTTP/2's smallest allowed value.
 pub const MAX_FRAME_SIZE: u32 = 16 * 1024;

@@ -5,8 +5,8 @@
 //! arrived, replies that the client has not read, and the snapshots of watches. If the budget has no room, the call
 //! fails with RESOURCE_EXHAUSTED, or the connection is not served. The table has limits of its own.
 //!
-//! Not charged are the small parts of what is charged: of each connection, requests that nobody has read yet, up to
-//! [`CONNECTION_WINDOW`](crate::limits::CONNECTION_WINDOW), and small replies.
+//! Not charged are the small parts of what is charged: of each connection, the first
+//! [`UNREAD_STEP`](crate::limits::UNREAD_STEP) of the requests that nobody has read yet, and small replies.
 //!
 //! Two rules share the budget. A connection may always hold an equal share: the budget, divided by the number of
 //! connections. Beyond its share, a connection may hold as many bytes as are free. So the first connections cannot take

@@ -64,7 +64,7 @@ named! { text
         ReplySize = "reply_size",
         /// The connection ended: its client cancelled too many calls.
         CancelledCalls = "cancelled_calls",
-        /// The connection ended: h2 counted too many resets, or too many tiny or endless frames.
+        /// The connection ended: too many resets, or too many tiny, endless or expensive frames.
         FrameFlood = "frame_flood",
         /// A connection had to wait: the server has its maximum of connections.
         Connections = "connections",
@@ -269,6 +269,7 @@ mod tests {
     /// The constants and fields of `limits.rs` that bound no resource of a client: work, pauses, and sizes of one step.
     const NO_LIMITS: &str = "MAX_INCARNATION HEARTBEATS_PER_KEEP_ALIVE MAX_TURN_INPUT CALL_WORK WAITING_CALL_WORK \
         VERIFY_WORK NODE_WORK HANDLES_PER_WORK ROUTE_WORK BYTES_PER_WORK INPUT_PER_WORK COMPARISONS_PER_WORK \
+        RECORD_WORK STREAMS_PER_WORK READ_BUFFER MEMORY_PER_FIELD_BYTE \
         SHORT_TURN_WORK LEAST_TURN_INPUT CONNECTION_WORK TLS_CONNECTION_WORK LARGE_REPLY_SIZE SMALL_REPLY_SIZE \
         WATCH_INTERVAL RESYNC_NODES MAX_SWEEP_WAIT STREAM_KEEP_ALIVE MAX_WATCH_CHANGES SNAPSHOT_JOIN_CHANGES \
         ACCEPT_BACKOFF MAX_ACCEPT_BACKOFF IDLE_DRAIN IDLE_BYTES stream_keep_alive";

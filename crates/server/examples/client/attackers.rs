@@ -5,18 +5,21 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nodetracker_proto::v1::session_request::Request as SessionMessage;
 use nodetracker_proto::v1::watch_response::Message as WatchMessage;
 use nodetracker_proto::{api, v1};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 use tonic::transport::Endpoint;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use uuid::Uuid;
 
 use crate::client::role::say;
 use crate::client::wire::{
-    ADD, ADD_NODES, BATCH, Client, GET, LIST, Messages, WATCH, ask, call, connect, connect_from, framed, open, request,
-    routes, source,
+    ADD, ADD_NODES, BATCH, Client, GET, HEALTH_WATCH, LIST, Messages, REFLECTION, SESSION, WATCH, ask, call, connect,
+    connect_from, connect_with, framed, open, request, routes, source,
 };
 use crate::client::{Failure, KEEP_ALIVE, Session, node, node_ids};
 
@@ -61,6 +64,11 @@ pub(crate) const ATTACKS: &[(&str, &str)] = &[
     (
         "half-requests",
         "200 connections, 64 batches each of 200 kB without the last byte",
+    ),
+    (
+        "unread-streams",
+        "200 connections, 64 health watches, 64 reflection streams and 64 sessions each, 1,000 requests on a stream, \
+         no reply is read",
     ),
     ("watches", "10 connections, 200 watches each, none is read"),
     ("adds", "20 connections add 4,096 new nodes at a time"),
@@ -146,7 +154,7 @@ pub(crate) async fn attack(name: &str, addr: &str) -> Result<(), Failure> {
         "moves" => 1,
         "refused-batches-10" | "watches" => 10,
         "adds" => 20,
-        "half-requests" => 200,
+        "half-requests" | "unread-streams" => 200,
         "refused-batches-400" | "small-replies" | "headers" | "calls" | "sessions" => 400,
         "connections" | "grown" => 2_000,
         "nothing" => 0,
@@ -263,6 +271,9 @@ async fn attacker(name: &str, addr: &str, number: u32) -> Result<(), Failure> {
             session.withdraw(&own).await?;
         }
     }
+    if name == "unread-streams" {
+        return unread_streams(addr, number).await;
+    }
     let client = connect(addr).await?;
     let heavy = v1::BatchGetProxiesRequest {
         nodes: nodes(std::iter::repeat_n(0, 4_096)),
@@ -371,6 +382,45 @@ async fn attacker(name: &str, addr: &str, number: u32) -> Result<(), Failure> {
         }
         _ => Err("unknown attack".into()),
     }
+}
+
+/// Sends many requests on streams whose replies have no window.
+async fn unread_streams(addr: &str, number: u32) -> Result<(), Failure> {
+    const STREAMS: usize = 64;
+    const REQUESTS: usize = 1_000;
+    let client = connect_with(addr, 0).await?;
+    let list = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let list = framed(&list).repeat(REQUESTS).into();
+    // A health watch takes one request: the default message.
+    let health = unread(
+        client.clone(),
+        STREAMS,
+        request(HEALTH_WATCH),
+        Bytes::from_static(&[0; 5]),
+        true,
+    );
+    let reflection = unread(client.clone(), STREAMS, request(REFLECTION), list, false);
+    let sessions = (0..STREAMS as u32).map(|session| {
+        let message = |request| {
+            framed(&v1::SessionRequest {
+                sequence: 0,
+                request: Some(request),
+            })
+        };
+        let hello = message(SessionMessage::Hello(v1::SessionHello {
+            proxy: proxy(10_000 + number * STREAMS as u32 + session),
+            incarnation: 1,
+            ..Default::default()
+        }));
+        let heartbeats = message(SessionMessage::Heartbeat(v1::SessionHeartbeat::default())).repeat(REQUESTS);
+        let body = [hello, heartbeats.into()].concat().into();
+        unread(client.clone(), 1, request(SESSION), body, false)
+    });
+    tokio::try_join!(health, reflection, futures_util::future::try_join_all(sessions))?;
+    Ok(())
 }
 
 /// Makes 256 calls at one time, and waits for their replies.

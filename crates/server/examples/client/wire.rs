@@ -20,6 +20,8 @@ pub(crate) const LIST: &str = "/nodetracker.v1.AdminService/ListNodes";
 pub(crate) const STATS: &str = "/nodetracker.v1.AdminService/Stats";
 pub(crate) const REMOVE_PROXY: &str = "/nodetracker.v1.AdminService/RemoveProxy";
 pub(crate) const WATCH: &str = "/nodetracker.v1.WatchService/Watch";
+pub(crate) const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+pub(crate) const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 pub(crate) const SESSION: &str = "/nodetracker.v1.SessionService/Session";
 
 pub(crate) type Client = SendRequest<Bytes>;
@@ -50,11 +52,16 @@ pub(crate) async fn open(addr: &str) -> Result<TcpStream, Failure> {
 }
 
 pub(crate) async fn connect(addr: &str) -> Result<Client, Failure> {
+    connect_with(addr, WINDOW).await
+}
+
+/// Connects a client that takes so many bytes of each reply before it reads.
+pub(crate) async fn connect_with(addr: &str, stream_window: u32) -> Result<Client, Failure> {
     let stream = open(addr).await?;
     let mut builder = h2::client::Builder::new();
     builder
         .initial_connection_window_size(WINDOW)
-        .initial_window_size(WINDOW)
+        .initial_window_size(stream_window)
         // Many small replies may wait at a time.
         .data_frame_budget(WINDOW as usize);
     let (client, connection) = builder.handshake(stream).await?;

@@ -13,6 +13,7 @@ use tonic::{Status, Streaming};
 use crate::grpc::frame::PREFIX;
 use crate::grpc::status::correct_status;
 use crate::grpc::unary::{FirstFrame, first_frame};
+use crate::grpc::unread::Unread;
 use crate::memory::Charge;
 
 /// The errors of a body: HTTP/2's, or a [`Status`].
@@ -22,12 +23,15 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// The reader collects one message at a time. When the prefix of a message arrives, the body charges the message's
 /// length to the memory of the connection. For later messages, the body charges only what exceeds the longest message
-/// so far.
+/// so far. The body counts the frames that it takes from h2.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     /// The frame that was read and not used.
     first: Option<Bytes>,
     stream: RecvStream,
+    unread: Arc<Unread>,
+    /// Whether all DATA of the stream was read.
+    is_read: bool,
     charge: Charge,
     /// The bytes that are charged for a message.
     charged: usize,
@@ -72,10 +76,19 @@ impl Lengths {
 impl RequestBody {
     /// Returns a body that yields the frame `first` before the rest of its stream. `charge` is held to the end of the
     /// body, and grows by the length of the longest message, up to `max_message`.
-    pub(crate) fn new(first: Option<Bytes>, stream: RecvStream, charge: Charge, max_message: usize) -> Self {
+    pub(crate) fn new(
+        first: Option<Bytes>,
+        stream: RecvStream,
+        charge: Charge,
+        max_message: usize,
+        unread: Arc<Unread>,
+    ) -> Self {
+        unread.add_reader();
         Self {
             first,
             stream,
+            unread,
+            is_read: false,
             charge,
             charged: 0,
             max_message,
@@ -91,6 +104,8 @@ impl RequestBody {
         }
         match first_frame(&mut self.stream) {
             FirstFrame::Message(message) => {
+                self.unread.take(PREFIX + message.len());
+                self.is_read = true;
                 // As in `poll_frame`. Otherwise the calls that wait would use up the connection's window.
                 let _ = self.stream.flow_control().release_capacity(PREFIX + message.len());
                 Some(message)
@@ -114,6 +129,7 @@ impl http_body::Body for RequestBody {
         };
         Poll::Ready(match data {
             Some(Ok(data)) => {
+                self.unread.take(data.len());
                 let longest = self.lengths.longest(&data).min(self.max_message);
                 if longest > self.charged {
                     let more = longest - self.charged;
@@ -129,12 +145,27 @@ impl http_body::Body for RequestBody {
             // A client that cancels its call ends the body.
             Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => None,
             Some(Err(error)) => Some(Err(error.into())),
-            None => ready!(self.stream.poll_trailers(cx))?.map(|trailers| Ok(Frame::trailers(trailers))),
+            None => {
+                self.is_read = true;
+                ready!(self.stream.poll_trailers(cx))?.map(|trailers| Ok(Frame::trailers(trailers)))
+            }
         })
     }
 
     fn is_end_stream(&self) -> bool {
         self.first.is_none() && self.stream.is_end_stream()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(first) = &self.first {
+            self.unread.take(first.len());
+        }
+        if !self.is_read {
+            self.unread.discard(&mut self.stream);
+        }
+        self.unread.remove_reader();
     }
 }
 

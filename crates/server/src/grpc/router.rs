@@ -20,6 +20,7 @@ use crate::auth::Caller;
 use crate::connection_counters::ConnectionCounters;
 use crate::grpc::call_counters::{CallCounters, CallStart};
 use crate::grpc::drain_body::end_on_drain;
+use crate::grpc::frame::PREFIX;
 use crate::grpc::handler::{CallContext, Handler, UnaryHandler};
 use crate::grpc::head;
 use crate::grpc::method::{MethodTable, split};
@@ -28,6 +29,7 @@ use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::send_budget::SendBudget;
 use crate::grpc::status::correct_response;
 use crate::grpc::unary::{self, FirstFrame};
+use crate::grpc::unread::Unread;
 use crate::grpc::worker_counters::WorkerCounters;
 use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, MAX_WATCHES_PER_CONNECTION, WAITING_CALL_WORK};
 use crate::memory::ConnectionMemory;
@@ -58,7 +60,7 @@ impl Router {
     }
 
     /// Returns a router to the same methods for one connection of `caller`, whose reply streams end when `draining` is
-    /// cancelled. `counters` are those of the connection's worker.
+    /// cancelled. `counters` are those of the connection's worker. `unread` counts the DATA that no call has read.
     pub(crate) fn for_connection(
         self,
         caller: Arc<Caller>,
@@ -66,6 +68,7 @@ impl Router {
         memory: ConnectionMemory,
         turns: Turns,
         counters: WorkerCounters,
+        unread: Arc<Unread>,
     ) -> ConnectionRouter {
         ConnectionRouter {
             caller,
@@ -75,6 +78,7 @@ impl Router {
             budget: SendBudget::new(memory),
             turns,
             counters,
+            unread,
             watches: Arc::new(Semaphore::new(MAX_WATCHES_PER_CONNECTION)),
         }
     }
@@ -93,6 +97,8 @@ pub(crate) struct ConnectionRouter {
     turns: Turns,
     /// The counters of the connection's worker.
     counters: WorkerCounters,
+    /// The DATA of the connection that no call has read.
+    unread: Arc<Unread>,
     /// A permit for each watch that the connection may still begin.
     watches: Arc<Semaphore>,
 }
@@ -180,6 +186,7 @@ impl ConnectionRouter {
         let (number, timeout) = match target {
             Target::Method { number, timeout } => (number, timeout),
             Target::Refused(_, refusal) => {
+                self.unread.discard(&mut body);
                 debug!(http = %refusal.status(), grpc = ?refusal.headers().get(Status::GRPC_STATUS), "refused a request");
                 return Call::Done(Reply::Response(refusal));
             }
@@ -188,11 +195,13 @@ impl ConnectionRouter {
         // A time that `Instant` cannot represent never comes.
         let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
         if waited.is_some_and(|now| deadline.is_some_and(|deadline| deadline <= now)) {
+            self.unread.discard(&mut body);
             return Call::Done(self.logged(method.path, Err(late())).into());
         }
         let frame = match &method.handler {
             Handler::Immediate(handler) => match unary::first_frame(&mut body) {
                 FirstFrame::Message(message) => {
+                    self.unread.take(PREFIX + message.len());
                     let replied = catch(|| handler(&message, &self.caller)).flatten();
                     let replied = replied.and_then(|reply| Ok(self.budget.charge(reply)?));
                     let reply_len = replied.as_ref().map_or(0, Bytes::len);
@@ -206,9 +215,12 @@ impl ConnectionRouter {
         *work += WAITING_CALL_WORK;
         let charge = match self.memory().charge(CALL_MEMORY) {
             Ok(charge) => charge,
-            Err(full) => return Call::Done(self.logged(method.path, Err(Status::from(full))).into()),
+            Err(full) => {
+                self.unread.discard(&mut body);
+                return Call::Done(self.logged(method.path, Err(Status::from(full))).into());
+            }
         };
-        let body = RequestBody::new(frame, body, charge, method.max_request);
+        let body = RequestBody::new(frame, body, charge, method.max_request, Arc::clone(&self.unread));
         let (router, max_request, path) = (self.clone(), method.max_request, method.path);
         let reply: PendingReply = match &method.handler {
             Handler::Immediate(handler) => {

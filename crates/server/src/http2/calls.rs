@@ -29,13 +29,14 @@ use crate::grpc::call_counters::{OpenCall, code_in};
 use crate::grpc::frame;
 use crate::grpc::panics::catch;
 use crate::grpc::router::{Accepted, Call, ConnectionRouter, PendingReply, Reply, late};
-use crate::http2::cancel_guard::CancelGuard;
+use crate::http2::held_input::{End, HeldInput};
 use crate::http2::muted_waker::MutedWaker;
+use crate::http2::rate_guard::RateGuard;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
 use crate::limits::{
-    CONNECTION_WINDOW, IDLE_BYTES, INPUT_PER_WORK, LARGE_CONNECTION_WINDOW, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES,
-    SMALL_REPLY_SIZE,
+    CANCELLED_CALLS, CANCELLED_CALLS_PER_SECOND, CONNECTION_WINDOW, IDLE_BYTES, INPUT_PER_WORK,
+    LARGE_CONNECTION_WINDOW, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES, SMALL_REPLY_SIZE, STREAMS_PER_WORK,
 };
 use crate::log::peer::OfPeer;
 use crate::memory::Charge;
@@ -58,9 +59,15 @@ pub(super) struct Calls<S> {
     streams: StreamMemory,
     /// The charge for [`LARGE_CONNECTION_WINDOW`], once the connection has that window.
     window: Option<Charge>,
+    /// The memory that h2 keeps for input that no call has read.
+    held: HeldInput,
+    /// Whether the connection has to drain because of [`held`](Self::held).
+    must_drain: bool,
+    /// Whether the connection ends with ENHANCE_YOUR_CALM.
+    has_ended: bool,
     /// Shared with the tasks of the calls in flight.
     in_flight: Arc<()>,
-    cancelled: CancelGuard,
+    cancelled: RateGuard,
     /// Set while other connections have their turn. Ends with the connection's next turn.
     yielded: Option<oneshot::Receiver<()>>,
     /// The waker that h2 gets.
@@ -72,6 +79,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         Self {
             connection,
             streams: StreamMemory::new(router.memory().no_charge()),
+            held: HeldInput::new(router.memory().no_charge(), router.deadline()),
+            must_drain: false,
+            has_ended: false,
             router,
             traffic,
             received: VecDeque::new(),
@@ -79,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             idle: None,
             window: None,
             in_flight: Arc::new(()),
-            cancelled: CancelGuard::new(),
+            cancelled: RateGuard::new(CANCELLED_CALLS, CANCELLED_CALLS_PER_SECOND),
             yielded: None,
             waker: None,
         }
@@ -137,11 +147,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         }
     }
 
-    /// Serves the connection until it is closed. Returns `None` each time that h2 takes memory for more streams and the
-    /// budget has no room for that memory.
+    /// Serves the connection until it is closed. Returns `None` each time that the connection has to drain, because the
+    /// budget has no room for the memory that h2 takes for streams or for input.
     pub(super) fn poll_serve_in_budget(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(), h2::Error>>> {
         match self.poll_serve(cx) {
-            Poll::Pending if self.streams.take_refusal() => Poll::Ready(None),
+            Poll::Pending if self.streams.take_refusal() | std::mem::take(&mut self.must_drain) => Poll::Ready(None),
             served => served.map(Some),
         }
     }
@@ -162,9 +172,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         let waker = self.waker.insert(waker);
         let turn = self.router.turns().small_calls(is_granted);
         // A client that sends more than the server replies to has to wait.
-        let allowance = if self.received.is_empty() { turn.input } else { 0 };
-        self.traffic.begin_turn(allowance);
-        let read = self.traffic.read();
+        let may_read = self.received.is_empty() && !self.held.is_stalled();
+        self.traffic.begin_turn(if may_read { turn.input } else { 0 });
+        let (price, control) = (self.traffic.price(), self.traffic.control_frames());
         let (most, mut work) = (turn.work, 0);
         // Of these requests, the client's deadline may have passed.
         let waited = (!self.received.is_empty()).then(Instant::now);
@@ -181,6 +191,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                         .open(self.received.len() + Arc::strong_count(&self.in_flight) - 1);
                 }
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending if self.traffic.is_flooded() && !self.has_ended => {
+                    self.router.refusals().refuse(refusal::Reason::FrameFlood);
+                    end(
+                        &mut self.connection,
+                        &mut self.received,
+                        &self.router,
+                        &mut self.has_ended,
+                    );
+                }
                 // The next poll of the connection writes the replies.
                 Poll::Pending if work < most && !self.received.is_empty() => {
                     arrived = None;
@@ -196,17 +215,41 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     });
                     if cancelled > 0 && !self.cancelled.allow(cancelled) {
                         self.router.refusals().refuse(refusal::Reason::CancelledCalls);
-                        for (request, _) in self.received.drain(..) {
-                            self.router.counters().cancelled(self.router.start_of(&request));
-                        }
-                        self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                        end(
+                            &mut self.connection,
+                            &mut self.received,
+                            &self.router,
+                            &mut self.has_ended,
+                        );
                     }
                 }
                 Poll::Pending => {
-                    let input = (self.traffic.read() - read) as usize / INPUT_PER_WORK;
-                    self.router.turns().end(&turn, work.max(input));
+                    if !self.has_ended {
+                        let free = self.window.as_ref().map_or(0, Charge::bytes);
+                        match self.held.poll(cx, &self.traffic, !self.received.is_empty(), free) {
+                            None => {}
+                            Some(End::Drain) => self.must_drain = true,
+                            Some(reason) => {
+                                if reason == End::Late {
+                                    self.router.refusals().refuse(refusal::Reason::FrameFlood);
+                                }
+                                end(
+                                    &mut self.connection,
+                                    &mut self.received,
+                                    &self.router,
+                                    &mut self.has_ended,
+                                );
+                                continue;
+                            }
+                        }
+                    }
+                    let input = (self.traffic.price() - price) as usize / INPUT_PER_WORK;
+                    let streams = self.received.len() + Arc::strong_count(&self.in_flight) - 1;
+                    let visits = (self.traffic.control_frames() - control) * streams / STREAMS_PER_WORK;
+                    self.router.turns().end(&turn, work.max(input) + visits);
+                    let is_exhausted = self.traffic.is_exhausted() && !self.held.is_stalled();
                     // Without budget the socket may have more input: tokio stopped this task, not the client.
-                    if !self.received.is_empty() || self.traffic.is_exhausted() || !has_budget_remaining() {
+                    if !self.received.is_empty() || is_exhausted || !has_budget_remaining() {
                         let mut turn = self.router.turns().next_after(&turn);
                         // The turn comes in a later pass, so this only leaves the waker.
                         let _ = Pin::new(&mut turn).poll(cx);
@@ -217,6 +260,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             }
         }
     }
+}
+
+/// Ends a connection because of its client's floods. The requests that wait get no reply.
+fn end<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut Connection<S, Bytes>,
+    received: &mut VecDeque<Received>,
+    router: &ConnectionRouter,
+    has_ended: &mut bool,
+) {
+    for (request, _) in received.drain(..) {
+        router.counters().cancelled(router.start_of(&request));
+    }
+    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+    *has_ended = true;
 }
 
 /// Replies to requests in order, until `work` has reached `most`. `waited`: the time now, if some of the requests have
@@ -532,4 +589,156 @@ async fn window(stream: &mut SendStream<Bytes>, bytes: usize) -> Result<usize, h
 /// Waits until the client cancels the call, which is an error.
 fn reset<T>(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<T, h2::Error>> {
     stream.poll_reset(cx).map(|reason| Err(reason?.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::sync::watch;
+    use tokio::task::JoinHandle;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::auth::Access;
+    use crate::grpc::handler::Handler;
+    use crate::grpc::method::{Method, MethodTable};
+    use crate::http2::connection::tests::{BEGIN, context, frame, http2_alone, settle};
+    use crate::limits::{CONTROL_FRAMES, Limits, MAX_CONCURRENT_STREAMS, MAX_MESSAGE_SIZE, STREAMS_PER_WORK};
+    use crate::memory::MemoryBudget;
+    use crate::quota::ClientQuota;
+    use crate::refusal::Refusals;
+    use crate::turns::WorkerTurns;
+
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    const END_HEADERS: u8 = 4;
+    const ACK: u8 = 1;
+
+    struct Served {
+        client: DuplexStream,
+        served: JoinHandle<()>,
+        worker: Arc<WorkerTurns>,
+        refusals: Arc<Refusals>,
+        _draining: watch::Sender<bool>,
+    }
+
+    /// Serves a connection whose calls wait.
+    async fn served() -> Served {
+        let handler = Handler::Streaming(Arc::new(|_, _, _| Box::pin(std::future::pending())));
+        let method = Method::new("/Counting/Call", MAX_MESSAGE_SIZE, Access::Everyone, handler);
+        let (draining, context) = context(MethodTable::new(vec![method]), Limits::default());
+        let worker = Arc::clone(&context.turns);
+        let memory = MemoryBudget::new(1 << 30, Arc::default());
+        let refusals = Arc::clone(memory.refusals());
+        let (mut client, server) = tokio::io::duplex(1024 * 1024);
+        let served = tokio::spawn(http2_alone(
+            server,
+            context,
+            memory.for_connection(ClientQuota::alone()),
+        ));
+        client.write_all(BEGIN).await.unwrap();
+        settle().await;
+        Served {
+            client,
+            served,
+            worker,
+            refusals,
+            _draining: draining,
+        }
+    }
+
+    impl Served {
+        async fn send(&mut self, bytes: &[u8]) {
+            self.client.write_all(bytes).await.unwrap();
+            for _ in 0..20 {
+                settle().await;
+            }
+        }
+
+        /// Begins calls whose requests do not end.
+        async fn open(&mut self, calls: u32) {
+            let head = b"\x83\x86\x04\x0e/Counting/Call\x0f\x10\x10application/grpc";
+            let heads = (1..).step_by(2).take(calls as usize);
+            let heads: Vec<_> = heads
+                .flat_map(|stream| frame(HEADERS, END_HEADERS, stream, head))
+                .collect();
+            self.send(&heads).await;
+        }
+    }
+
+    /// Returns the errors of the GOAWAY frames in what a server has sent, and the number of its acknowledgements of
+    /// SETTINGS.
+    fn parse(mut sent: &[u8]) -> (Vec<u8>, usize) {
+        let (mut errors, mut acknowledged) = (Vec::new(), 0);
+        while let [l1, l2, l3, kind, flags, _, _, _, _, rest @ ..] = sent {
+            let (payload, rest) = rest.split_at(u32::from_be_bytes([0, *l1, *l2, *l3]) as usize);
+            sent = rest;
+            match *kind {
+                GOAWAY => errors.push(payload[7]),
+                SETTINGS => acknowledged += usize::from(flags & ACK != 0),
+                _ => {}
+            }
+        }
+        (errors, acknowledged)
+    }
+
+    /// A change of INITIAL_WINDOW_SIZE.
+    fn settings(window: u32) -> Vec<u8> {
+        frame(SETTINGS, 0, 0, &[&[0, 4][..], &window.to_be_bytes()].concat())
+    }
+
+    fn flood_count(refusals: &Refusals) -> u64 {
+        let mut counts = refusals.counts();
+        counts
+            .find(|&(reason, _)| reason == refusal::Reason::FrameFlood)
+            .map_or(0, |(_, count)| count)
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_makes_h2_visit_every_stream_has_its_price() {
+        const FRAMES: u32 = CONTROL_FRAMES - 1;
+        for streams in [0, MAX_CONCURRENT_STREAMS] {
+            let mut served = served().await;
+            served.open(streams).await;
+            let before = served.worker.spent();
+            let frames: Vec<_> = (0..FRAMES).flat_map(settings).collect();
+            served.send(&frames).await;
+            let work = frames.len() / INPUT_PER_WORK + (FRAMES * streams) as usize / STREAMS_PER_WORK;
+            let spent = served.worker.spent() - before;
+            assert!((work - 20..=work + 20).contains(&spent), "{spent} of {work}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_frames_that_visit_every_stream_ends_its_connection() {
+        for flood in [settings(0), frame(SETTINGS, 0, 0, &[]), frame(GOAWAY, 0, 0, &[0; 8])] {
+            let mut served = served().await;
+            // Without a call, a client that says goodbye loses its connection.
+            served.open(1).await;
+            // The first frame of the connection counts, too.
+            served.send(&flood.repeat(CONTROL_FRAMES as usize - 1)).await;
+            assert!(!served.served.is_finished());
+            served.send(&flood.repeat(10)).await;
+            assert!(served.served.is_finished());
+            assert_eq!(flood_count(&served.refusals), 1);
+            let mut sent = Vec::new();
+            served.client.read_to_end(&mut sent).await.unwrap();
+            let (errors, acknowledged) = parse(&sent);
+            // ENHANCE_YOUR_CALM.
+            assert_eq!(errors, [11]);
+            assert!(acknowledged <= CONTROL_FRAMES as usize, "{acknowledged}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_may_change_its_window_each_second() {
+        let mut served = served().await;
+        for second in 0..200 {
+            served.client.write_all(&settings(second)).await.unwrap();
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert!(!served.served.is_finished());
+        assert_eq!(flood_count(&served.refusals), 0);
+    }
 }

@@ -30,8 +30,9 @@ use crate::grpc::router::Router;
 use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
-use crate::http2::socket::{Socket, Transport};
-use crate::http2::traffic::{CountedStream, Traffic};
+use crate::http2::socket::Socket;
+use crate::http2::traffic::CountedStream;
+use crate::http2::wire::{Metered, WireStream};
 use crate::limits::{self, Limits};
 use crate::memory::{Charge, ConnectionMemory, MemoryBudget};
 use crate::quota::ClientQuota;
@@ -71,7 +72,7 @@ pub(crate) async fn serve(
     number: u64,
 ) {
     let stream = match TcpStream::from_std(stream) {
-        Ok(stream) => Socket::new(stream),
+        Ok(stream) => WireStream::new(Socket::new(stream), context.tls.is_some()),
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
     };
     context.counters.connections.accepted.add(1);
@@ -192,7 +193,7 @@ async fn drain_begins(draining: &mut watch::Receiver<bool>) {
     let _ = draining.wait_for(|&draining| draining).await;
 }
 
-async fn http2<S: Transport>(
+async fn http2<S: Metered>(
     stream: S,
     mut peer: Peer,
     context: ConnectionContext,
@@ -209,8 +210,8 @@ async fn http2<S: Transport>(
         ..
     } = context;
     let opened = Instant::now();
-    let traffic = Arc::new(Traffic::default());
-    let handshake = builder().handshake(CountedStream::new(stream, Arc::clone(&traffic)));
+    let traffic = Arc::clone(stream.traffic());
+    let handshake = builder().handshake(CountedStream::new(stream));
     let handshake = http2_handshake(
         handshake,
         opened + limits.handshake,
@@ -227,7 +228,14 @@ async fn http2<S: Transport>(
     let connection_counters = Arc::clone(&counters.connections);
     let mut calls = Calls::new(
         connection,
-        router.for_connection(caller, draining_calls.clone(), memory, turns.clone(), counters),
+        router.for_connection(
+            caller,
+            draining_calls.clone(),
+            memory,
+            turns.clone(),
+            counters,
+            Arc::clone(traffic.unread()),
+        ),
         Arc::clone(&traffic),
     );
     let mut silent = pin!(sleep(limits.keep_alive_interval));
@@ -328,7 +336,7 @@ async fn http2<S: Transport>(
                 Some(result) => return log_end(result, budget.refusals()),
                 None if is_draining || matches!(phase, Phase::Draining) => {}
                 None => {
-                    debug!("a connection ends: the memory budget has no room for its streams");
+                    debug!("a connection ends: the memory budget has no room for its streams or its requests");
                     phase = Phase::Draining;
                     calls.connection.graceful_shutdown();
                     draining_calls.cancel();
@@ -425,7 +433,7 @@ pub(crate) mod tests {
     use crate::auth::Access;
     use crate::grpc::handler::{Handler, ImmediateHandler, StreamContext, encoded_stream};
     use crate::grpc::method::{Method, MethodTable};
-    use crate::http2::socket::SentBytes;
+    use crate::http2::socket::{SentBytes, Transport};
     use crate::idle::EvictionBudget;
     use crate::quota::{ClientKey, Quotas};
     use crate::rpc::methods::methods_of_empty_table;
@@ -477,7 +485,20 @@ pub(crate) mod tests {
     }
 
     /// Serves the first connection of a worker.
-    async fn http2_alone<S: Transport>(stream: S, context: ConnectionContext, memory: ConnectionMemory) {
+    pub(in crate::http2) async fn http2_alone<S: Transport>(
+        stream: S,
+        context: ConnectionContext,
+        memory: ConnectionMemory,
+    ) {
+        http2_of(WireStream::new(stream, false), context, memory).await;
+    }
+
+    /// As [`http2_alone`], with or without TLS.
+    pub(in crate::http2) async fn http2_of<S: Metered>(
+        stream: S,
+        context: ConnectionContext,
+        memory: ConnectionMemory,
+    ) {
         let turns = Turns::of_one_client(Arc::clone(&context.turns));
         http2(stream, Peer::unrestricted(), context, memory, turns, 0).await;
     }
@@ -514,7 +535,7 @@ pub(crate) mod tests {
     }
 
     /// Lets the connection's task run.
-    async fn settle() {
+    pub(in crate::http2) async fn settle() {
         for _ in 0..10 {
             yield_now().await;
         }
@@ -524,9 +545,9 @@ pub(crate) mod tests {
         MemoryBudget::new(1 << 30, Arc::default()).for_connection(ClientQuota::alone())
     }
 
-    const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    pub(in crate::http2) const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    pub(in crate::http2) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let len = (payload.len() as u32).to_be_bytes();
         [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
     }
@@ -907,7 +928,7 @@ pub(crate) mod tests {
         let (client, server) = tokio::io::duplex(64 * 1024);
         let peer = Peer::valid_until(std::time::SystemTime::now() + 24 * HOUR);
         let turns = Turns::of_one_client(Arc::clone(&context.turns));
-        let served = tokio::spawn(http2(server, peer, context, memory(), turns, 0));
+        let served = tokio::spawn(http2(WireStream::new(server, false), peer, context, memory(), turns, 0));
         let (_client, connection) = h2::client::handshake(client).await.unwrap();
         tokio::spawn(connection);
         sleep(23 * HOUR).await;
@@ -929,7 +950,7 @@ pub(crate) mod tests {
         let life = Duration::from_secs(2);
         let peer = Peer::valid_until(std::time::SystemTime::now() + life);
         let turns = Turns::of_one_client(Arc::clone(&context.turns));
-        let served = tokio::spawn(http2(server, peer, context, memory(), turns, 0));
+        let served = tokio::spawn(http2(WireStream::new(server, false), peer, context, memory(), turns, 0));
         let (_client, connection) = h2::client::handshake(client).await.unwrap();
         tokio::spawn(connection);
         sleep(Duration::from_millis(5)).await;
@@ -1245,7 +1266,9 @@ pub(crate) mod tests {
                 }
             }
             assert!(taken.abs_diff(sent) <= 1, "{taken} of {sent}");
-            let charged = STREAMS * limits::CALL_MEMORY;
+            // A window without the first step, and the heads of the frames.
+            let unread = (window - limits::UNREAD_STEP + 1).next_multiple_of(limits::UNREAD_STEP);
+            let charged = STREAMS * limits::CALL_MEMORY + unread;
             assert_eq!(memory.used(), charged + sent - window);
         }
     }

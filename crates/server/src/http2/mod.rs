@@ -1,10 +1,14 @@
 //! HTTP/2: one client's connection, and the calls on it.
 
 mod calls;
-mod cancel_guard;
 pub(crate) mod connection;
+mod frames;
+mod held_input;
 pub(crate) mod keep_alive;
 mod muted_waker;
+mod rate_guard;
+mod records;
 mod socket;
 mod stream_memory;
 mod traffic;
+mod wire;

@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 /// The bytes that a socket has sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,12 +50,6 @@ impl Transport for Socket {
             written: self.written,
             acknowledged: self.written.saturating_sub(waiting),
         }
-    }
-}
-
-impl<T: Transport> Transport for TlsStream<T> {
-    fn sent(&self) -> SentBytes {
-        self.get_ref().0.sent()
     }
 }
 

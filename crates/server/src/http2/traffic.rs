@@ -1,4 +1,7 @@
-//! The bytes of one connection: counts for its keep-alive, and how many bytes the client may send in a turn.
+//! The bytes of one connection: counts for its keep-alive, and the price of its input.
+//!
+//! The price counts on the [wire](crate::http2::wire): TLS records cost more than their bytes. [`CountedStream`] is
+//! above TLS, and sees HTTP/2's frames.
 
 use std::io;
 use std::pin::Pin;
@@ -6,15 +9,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http2::socket::{SentBytes, Transport};
+use crate::grpc::unread::Unread;
+use crate::http2::frames::{Found, FrameScanner};
+use crate::http2::socket::SentBytes;
+use crate::http2::wire::Metered;
 
 /// Counts of one connection. All are Relaxed: only the connection's task uses them.
 #[derive(Debug)]
 pub(super) struct Traffic {
-    /// Bytes that the client has sent.
+    /// Bytes that the client has sent, without TLS's.
     read: AtomicU64,
+    /// The price of all input, in bytes.
+    price: AtomicU64,
+    /// The TLS records whose bytes were all taken.
+    opened_records: AtomicU64,
+    /// Whether the client has sent a flood. Then nothing more is read.
+    is_flooded: AtomicBool,
+    /// See [`Found`].
+    control: AtomicUsize,
+    trailers: AtomicUsize,
+    blocks: AtomicUsize,
+    has_open_block: AtomicBool,
+    unread: Arc<Unread>,
     /// Bytes that were written.
     written: AtomicU64,
     /// Whether the next read or write has to note the bytes that were sent.
@@ -22,7 +40,7 @@ pub(super) struct Traffic {
     /// The last [`SentBytes`].
     sent: AtomicU64,
     acknowledged: AtomicU64,
-    /// Bytes that may be read until the turn ends.
+    /// The price of the input that may be read until the turn ends.
     allowance: AtomicUsize,
     /// Whether a read was refused because the allowance is used up.
     is_exhausted: AtomicBool,
@@ -32,6 +50,14 @@ impl Default for Traffic {
     fn default() -> Self {
         Self {
             read: AtomicU64::new(0),
+            price: AtomicU64::new(0),
+            opened_records: AtomicU64::new(0),
+            is_flooded: AtomicBool::new(false),
+            control: AtomicUsize::new(0),
+            trailers: AtomicUsize::new(0),
+            blocks: AtomicUsize::new(0),
+            has_open_block: AtomicBool::new(false),
+            unread: Arc::default(),
             written: AtomicU64::new(0),
             is_asked: AtomicBool::new(false),
             sent: AtomicU64::new(0),
@@ -43,9 +69,55 @@ impl Default for Traffic {
 }
 
 impl Traffic {
-    /// Returns the number of bytes that the client has sent.
+    /// Returns the number of bytes that the client has sent, without TLS's.
     pub(super) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// Returns the price of all input so far, in bytes.
+    pub(super) fn price(&self) -> u64 {
+        self.price.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of frames so far that make h2 visit every stream.
+    pub(super) fn control_frames(&self) -> usize {
+        self.control.load(Ordering::Relaxed)
+    }
+
+    /// Returns the memory that all trailers so far take until they are read.
+    pub(super) fn trailers(&self) -> usize {
+        self.trailers.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of the header block that is unfinished, if a header block is unfinished.
+    pub(super) fn open_block(&self) -> Option<usize> {
+        let is_open = self.has_open_block.load(Ordering::Relaxed);
+        is_open.then(|| self.blocks.load(Ordering::Relaxed))
+    }
+
+    /// Returns the DATA that no call has read.
+    pub(super) fn unread(&self) -> &Arc<Unread> {
+        &self.unread
+    }
+
+    /// Reports whether the client has sent a flood.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.is_flooded.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the client has sent a flood.
+    pub(super) fn report_flood(&self) {
+        self.is_flooded.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the number of TLS records whose bytes were all taken.
+    pub(super) fn opened_records(&self) -> u64 {
+        self.opened_records.load(Ordering::Relaxed)
+    }
+
+    /// Counts TLS records whose bytes were all taken.
+    pub(super) fn has_opened(&self, records: u64) {
+        add(&self.opened_records, records);
     }
 
     /// Returns the number of bytes that were written.
@@ -67,7 +139,7 @@ impl Traffic {
         })
     }
 
-    fn note_sent(&self, transport: &impl Transport) {
+    fn note_sent(&self, transport: &impl Metered) {
         if self.is_asked.swap(false, Ordering::Relaxed) {
             let SentBytes { written, acknowledged } = transport.sent();
             self.sent.store(written, Ordering::Relaxed);
@@ -75,7 +147,7 @@ impl Traffic {
         }
     }
 
-    /// Begins a turn, in which the client may send `allowance` bytes. The rest waits in the socket.
+    /// Begins a turn, in which the client may send input of the price `allowance`. The rest waits in the socket.
     pub(super) fn begin_turn(&self, allowance: usize) {
         self.allowance.store(allowance, Ordering::Relaxed);
         self.is_exhausted.store(false, Ordering::Relaxed);
@@ -87,60 +159,87 @@ impl Traffic {
         self.is_exhausted.load(Ordering::Relaxed)
     }
 
-    /// Returns the bytes that may be read. 0 ends the turn.
-    fn begin_read(&self) -> usize {
+    /// Returns the price of the input that may be read. 0 ends the turn.
+    pub(super) fn begin_read(&self) -> usize {
         let allowance = self.allowance.load(Ordering::Relaxed);
         self.is_exhausted.store(allowance == 0, Ordering::Relaxed);
         allowance
     }
 
-    fn has_read(&self, bytes: usize) {
-        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// Counts input that was read.
+    pub(super) fn has_read(&self, price: usize) {
+        add(&self.price, price as u64);
         let allowance = self.allowance.load(Ordering::Relaxed);
-        self.allowance.store(allowance.saturating_sub(bytes), Ordering::Relaxed);
+        self.allowance.store(allowance.saturating_sub(price), Ordering::Relaxed);
+    }
+
+    /// Counts bytes that h2 reads, and what all frames so far have caused.
+    fn has_received(&self, bytes: usize, found: Found) {
+        add(&self.read, bytes as u64);
+        self.unread.set_arrived(found.data);
+        self.trailers.store(found.trailers, Ordering::Relaxed);
+        self.control.store(found.control, Ordering::Relaxed);
+        self.blocks.store(found.blocks, Ordering::Relaxed);
+        self.has_open_block.store(found.is_open, Ordering::Relaxed);
     }
 
     fn has_written(&self, written: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(bytes)) = written {
-            self.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+            add(&self.written, *bytes as u64);
         }
     }
 }
 
-/// A stream that counts its bytes.
+/// Adds to a counter that only this thread writes, without a locked instruction.
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+}
+
+/// A stream that counts its bytes, and scans its frames.
 pub(super) struct CountedStream<S> {
-    stream: Take<S>,
+    stream: S,
     traffic: Arc<Traffic>,
+    frames: FrameScanner,
 }
 
-impl<S: AsyncRead> CountedStream<S> {
-    pub(super) fn new(stream: S, traffic: Arc<Traffic>) -> Self {
+impl<S: Metered> CountedStream<S> {
+    pub(super) fn new(stream: S) -> Self {
         Self {
-            stream: stream.take(0),
-            traffic,
+            traffic: Arc::clone(stream.traffic()),
+            stream,
+            frames: FrameScanner::new(),
         }
     }
 }
 
-impl<S: Transport> AsyncRead for CountedStream<S> {
+impl<S: Metered> AsyncRead for CountedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.traffic.note_sent(self.stream.get_ref());
-        let allowance = match self.traffic.begin_read() {
-            0 => return Poll::Pending,
-            allowance => allowance as u64,
-        };
-        self.stream.set_limit(allowance);
+        let this = &mut *self;
+        this.traffic.note_sent(&this.stream);
+        if this.traffic.is_flooded() {
+            // The connection ends.
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.traffic.has_read(buf.filled().len() - before);
+        ready!(this.stream.poll_plaintext(cx, buf))?;
+        let read = buf.filled().len() - before;
+        let passed = this.frames.scan(&buf.filled()[before..]);
+        this.traffic.has_received(passed, this.frames.found());
+        if passed < read {
+            this.traffic.report_flood();
+            buf.set_filled(before + passed);
+            if passed == 0 {
+                return Poll::Pending;
+            }
+        }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: Transport> AsyncWrite for CountedStream<S> {
+impl<S: Metered> AsyncWrite for CountedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.traffic.note_sent(self.stream.get_ref());
-        let written = Pin::new(self.stream.get_mut()).poll_write(cx, buf);
+        self.traffic.note_sent(&self.stream);
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.traffic.has_written(&written);
         written
     }
@@ -150,21 +249,21 @@ impl<S: Transport> AsyncWrite for CountedStream<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.traffic.note_sent(self.stream.get_ref());
-        let written = Pin::new(self.stream.get_mut()).poll_write_vectored(cx, bufs);
+        self.traffic.note_sent(&self.stream);
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.traffic.has_written(&written);
         written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.get_ref().is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream.get_mut()).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream.get_mut()).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
