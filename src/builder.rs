@@ -112,7 +112,8 @@ impl Builder {
     ///
     /// So a table has an eighth and 16 more numbers than proxies, but at most 8,388,608 in all. If half of the
     /// additional numbers are in use, new proxies are refused, and registered proxies can still restart with a newer
-    /// incarnation. With the greatest limit, no number is additional: no proxy of a full table can restart.
+    /// incarnation: each proxy once, until the routes of its older incarnation are swept. With the greatest limit, no
+    /// number is additional: no proxy of a full table can restart.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self

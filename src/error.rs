@@ -137,6 +137,10 @@ pub enum BeginError {
     /// The proxy could not be registered.
     #[error(transparent)]
     Proxy(#[from] RegisterError),
+    /// The table has no free number for a proxy that restarts, and the proxy has restarted before: the routes of that
+    /// older incarnation are not swept yet. Other proxies can still restart.
+    #[error("the proxy restarts too often: the routes of its older incarnation are not swept yet")]
+    RestartsTooOften,
     /// The table remembers its maximum of incarnations, those of removed proxies included. It forgets the incarnation
     /// of a removed proxy a keep-alive interval after the removal.
     #[error("the table remembers its maximum of {limit} incarnations, those of removed proxies included")]

@@ -42,7 +42,8 @@ pub(super) fn most_numbers(limit: usize) -> usize {
 
 /// The most numbers in use before a new proxy is refused, for a limit on proxies. The number of a removed proxy stays
 /// in use until its routes are swept, so removals would make no room at once. The other numbers are for restarts:
-/// however often strangers come and go, a known proxy can restart.
+/// however often strangers come and go, a known proxy can restart. If the numbers up to this limit are in use, a proxy
+/// can restart once until its older number is free ([`restarts`](super::restarts)).
 pub(super) fn most_numbers_for_new(limit: usize) -> usize {
     limit.midpoint(most_numbers(limit))
 }
@@ -67,9 +68,17 @@ impl Proxies {
         tick: u64,
         owner: &mut Owner<'_>,
         guard: &Guard,
-    ) -> Result<ProxyRef, RegisterError> {
+    ) -> Result<ProxyRef, BeginError> {
         // The only step that can fail comes first.
-        let new = self.occupy(proxy, Some(incarnation), tick, most_numbers(self.limit), owner)?;
+        let is_recent = owner.restarts.is_recent(old.number);
+        let most_numbers = match is_recent {
+            true => most_numbers_for_new(self.limit),
+            false => most_numbers(self.limit),
+        };
+        let new = match self.occupy(proxy, Some(incarnation), tick, most_numbers, owner) {
+            Err(RegisterError::TooManyProxies { .. }) if is_recent => return Err(BeginError::RestartsTooOften),
+            new => new?,
+        };
         self.takeover.announce(old.number, new.number);
         step("replace: announced");
         self.numbers.ensure(old.number).die();
@@ -78,6 +87,7 @@ impl Proxies {
         step("replace: in the map");
         self.takeover.end();
         owner.wait_for_grace(old.number);
+        owner.restarts.begin(old.number, new.number);
         Ok(new)
     }
 

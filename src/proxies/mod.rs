@@ -64,6 +64,7 @@ mod models;
 mod owner;
 mod register;
 mod registry;
+mod restarts;
 pub(crate) mod route_counts;
 mod takeover;
 mod unlinked;

@@ -72,7 +72,7 @@ impl RouteTable {
     /// # Errors
     ///
     /// [`BeginError`]: the incarnation is stale, one of the strings is not acceptable, or there are too many proxies or
-    /// remembered incarnations. An incarnation that takes over needs room for one
+    /// remembered incarnations, or the proxy restarts too often. An incarnation that takes over needs room for one
     /// more proxy until the routes of the old incarnation are swept. The call has changed nothing.
     pub fn begin_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
         let guard = pin();
@@ -103,10 +103,10 @@ impl RouteTable {
         let begun = self
             .proxies()
             .begin(proxy, incarnation, moved, self.moment(), guard)
-            .inspect_err(|error| {
-                if let BeginError::Proxy(error) = error {
-                    self.proxy_refused(error);
-                }
+            .inspect_err(|error| match error {
+                BeginError::Proxy(error) => self.proxy_refused(error),
+                BeginError::RestartsTooOften => self.request_sweep(),
+                BeginError::TooManyIncarnations { .. } | BeginError::Stale(_) => {}
             })?;
         if let Some(replaced) = begun.replaced {
             self.proxy_removed(replaced, guard);

@@ -42,6 +42,8 @@ named! { text
         TableRoutes = "table_routes",
         /// The proxy has its maximum of routes.
         ProxyRoutes = "proxy_routes",
+        /// The proxy restarts faster than the routes of its older incarnations are swept.
+        ProxyRestarts = "proxy_restarts",
         /// The table has its maximum of proxies.
         TableProxies = "table_proxies",
         /// The system had no memory for the table.
@@ -86,6 +88,8 @@ impl Reason {
         match self {
             // Calls end, and clients read their replies.
             Reason::ClientMemory | Reason::ConnectionMemory | Reason::AddressMemory => Some(Duration::from_secs(1)),
+            // A refusal makes the sweeper faster.
+            Reason::ProxyRestarts => Some(Duration::from_secs(1)),
             // Watches end seldom.
             Reason::Watches | Reason::ConnectionWatches | Reason::AddressWatches => Some(Duration::from_secs(10)),
             Reason::WatchedNodes | Reason::AddressWatchedNodes => Some(Duration::from_secs(10)),

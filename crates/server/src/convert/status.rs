@@ -39,6 +39,7 @@ pub(crate) fn register(refusals: &Refusals, path: &str, error: RegisterError) ->
 pub(crate) fn begin(refusals: &Refusals, path: &str, error: BeginError) -> Status {
     match error {
         BeginError::Proxy(error) => register(refusals, path, error),
+        BeginError::RestartsTooOften => refusals.refuse(Reason::ProxyRestarts).status(error.to_string()),
         BeginError::TooManyIncarnations { .. } => refusals.refuse(Reason::TableProxies).status(error.to_string()),
         error => Status::internal(error.to_string()),
     }
