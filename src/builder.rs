@@ -34,6 +34,7 @@ pub struct Builder {
     pub(crate) max_routes: usize,
     pub(crate) max_proxies: usize,
     pub(crate) max_routes_per_proxy: Option<usize>,
+    pub(crate) max_text_bytes: usize,
     pub(crate) feed_ring: usize,
     pub(crate) expiry_brake: Option<ExpiryBrake>,
 }
@@ -47,6 +48,7 @@ impl Default for Builder {
             max_routes: Builder::MOST_ROUTES.min(1 << 24),
             max_proxies: 1 << 20,
             max_routes_per_proxy: None,
+            max_text_bytes: usize::MAX,
             feed_ring: RING,
             expiry_brake: None,
         }
@@ -126,6 +128,20 @@ impl Builder {
     /// count takes up to 128 bytes for each proxy, and each insertion writes the count of its proxy.
     pub fn max_routes_per_proxy(mut self, routes: usize) -> Self {
         self.max_routes_per_proxy = Some(routes);
+        self
+    }
+
+    /// The most bytes of text; unlimited by default. Text is a node's name, and a proxy's ID, cluster and address, each
+    /// with one byte for its length. UUIDs and IPv4 addresses are not stored as text, and proxies with the same cluster
+    /// or address share the text.
+    ///
+    /// All texts of the process count, in the table or waiting to be freed
+    /// ([`MemoryUse::strings`](crate::MemoryUse::strings)). At the limit, the table refuses new nodes with names, and
+    /// new proxies. Known proxies may still move and restart, and snapshots are restored: this may exceed the limit by
+    /// the texts of the proxies and of the snapshot. Threads that add texts at the same time may exceed the limit by
+    /// 256 bytes each, or 768 for a proxy.
+    pub fn max_text_bytes(mut self, bytes: usize) -> Self {
+        self.max_text_bytes = bytes;
         self
     }
 

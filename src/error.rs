@@ -101,6 +101,12 @@ pub enum RegisterError {
         /// The limit that was reached.
         limit: usize,
     },
+    /// The table holds its maximum of text: see [`Builder::max_text_bytes`](crate::Builder::max_text_bytes).
+    #[error("the table holds its maximum of {limit} bytes of names, IDs and addresses")]
+    TooMuchText {
+        /// The limit that was reached.
+        limit: usize,
+    },
 }
 
 /// Why an incarnation may not begin: a later incarnation has begun, or this incarnation is over.
@@ -171,6 +177,13 @@ pub enum AddError {
     /// [`Builder::max_routes_per_proxy`](crate::Builder::max_routes_per_proxy).
     #[error("the proxy has its maximum of {limit} routes")]
     TooManyRoutesOfProxy {
+        /// The limit that was reached.
+        limit: usize,
+    },
+    /// The table holds its maximum of text, so it has no room for the node's name: see
+    /// [`Builder::max_text_bytes`](crate::Builder::max_text_bytes). A node with a UUID needs no such room.
+    #[error("the table holds its maximum of {limit} bytes of names, IDs and addresses")]
+    TooMuchText {
         /// The limit that was reached.
         limit: usize,
     },

@@ -1,4 +1,5 @@
-//! The shards' interface to the proxies: whether a proxy is registered, and how many routes it has.
+//! The shards' interface to the proxies: whether a proxy is registered, how many routes it has, and whether there is room
+//! for text.
 
 use crate::word::Word;
 
@@ -9,6 +10,9 @@ pub(crate) trait Liveness {
 
     /// Whether the proxy may get a further route.
     fn has_room(&self, proxy: u32) -> bool;
+
+    /// Whether the table may store a further text of `len` bytes.
+    fn has_text_room(&self, len: usize) -> bool;
 
     /// Counts a route that the proxy is about to get. Returns `false`, and does not count the route, if the proxy has
     /// its maximum.

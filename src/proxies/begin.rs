@@ -51,12 +51,12 @@ pub(super) fn most_numbers_for_new(limit: usize) -> usize {
 impl Proxies {
     /// The most numbers in use, while proxies restart.
     pub(crate) fn most_numbers(&self) -> usize {
-        most_numbers(self.limit)
+        most_numbers(self.limit())
     }
 
     /// The most IDs whose incarnations are known, registered or ended. Snapshots have as many.
     pub(crate) fn most_incarnations(&self) -> usize {
-        most_numbers_for_new(self.limit)
+        most_numbers_for_new(self.limit())
     }
 
     /// Gives a registered proxy another number. At each moment, readers find exactly one of the two numbers.
@@ -72,8 +72,8 @@ impl Proxies {
         // The only step that can fail comes first.
         let is_recent = owner.restarts.is_recent(old.number);
         let most_numbers = match is_recent {
-            true => most_numbers_for_new(self.limit),
-            false => most_numbers(self.limit),
+            true => most_numbers_for_new(self.limit()),
+            false => most_numbers(self.limit()),
         };
         let new = match self.occupy(proxy, Some(incarnation), tick, most_numbers, owner) {
             Err(RegisterError::TooManyProxies { .. }) if is_recent => return Err(BeginError::RestartsTooOften),

@@ -187,6 +187,7 @@ fn is_due(entry: Entry<'_>, round: u32, idle_before: u64) -> bool {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::proxies::ProxyLimits;
     use crate::sync::pin;
     use crate::types::proxy::Proxy;
 
@@ -198,7 +199,7 @@ mod tests {
     #[test]
     fn a_proxy_that_loses_a_route_as_it_is_about_to_be_dropped_is_kept() {
         for is_used in [false, true] {
-            let proxies = Proxies::new(1, None);
+            let proxies = Proxies::new(ProxyLimits::of(1));
             let proxy = Proxy {
                 id: "one",
                 cluster_name: "",
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn a_sweep_begins_no_more_grace_periods_than_it_takes_the_lock() {
         let dead: u32 = 10_000;
-        let proxies = Proxies::new(dead as usize, None);
+        let proxies = Proxies::new(ProxyLimits::of(dead as usize));
         let guard = pin();
         for nth in 0..dead {
             // Each proxy has its own address and cluster, which are freed with it.

@@ -74,6 +74,7 @@ use std::sync::{Arc, atomic};
 use compact_str::CompactString;
 
 use crate::liveness::Liveness;
+use crate::mem::thin_str::ThinStr;
 use crate::proxies::begin::{most_numbers, most_numbers_for_new};
 use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace_period::GracePeriods;
@@ -115,7 +116,30 @@ pub(crate) struct Proxies {
     /// How many proxies are ALIVE or CLOSING.
     registered: AtomicUsize,
     grace: GracePeriods,
-    limit: usize,
+    limits: ProxyLimits,
+}
+
+/// The limits that the proxies keep.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProxyLimits {
+    /// The most proxies, at most [`PROXY_NUMBERS`](crate::word::PROXY_NUMBERS).
+    pub(crate) proxies: usize,
+    /// The most routes of each proxy.
+    pub(crate) routes_each: Option<usize>,
+    /// The most bytes of text.
+    pub(crate) text_bytes: usize,
+}
+
+impl ProxyLimits {
+    /// Limits of a table that limits only the number of proxies.
+    #[cfg(test)]
+    pub(crate) fn of(proxies: usize) -> Self {
+        Self {
+            proxies,
+            routes_each: None,
+            text_bytes: usize::MAX,
+        }
+    }
 }
 
 impl Liveness for Proxies {
@@ -126,6 +150,10 @@ impl Liveness for Proxies {
 
     fn has_room(&self, proxy: u32) -> bool {
         self.route_counts.as_ref().is_none_or(|counts| counts.has_room(proxy))
+    }
+
+    fn has_text_room(&self, len: usize) -> bool {
+        ThinStr::has_room(len, self.limits.text_bytes)
     }
 
     #[inline]
@@ -146,22 +174,21 @@ impl Liveness for Proxies {
 }
 
 impl Proxies {
-    /// `limit` is at most [`PROXY_NUMBERS`](crate::word::PROXY_NUMBERS).
-    pub(crate) fn new(limit: usize, max_routes_each: Option<usize>) -> Self {
-        let most = most_numbers(limit) as u32;
+    pub(crate) fn new(limits: ProxyLimits) -> Self {
+        let most = most_numbers(limits.proxies) as u32;
         let numbers = Arc::new(Numbers::new(most));
         let registry = Registry::default();
         Self {
             ids: Ids::new(Arc::clone(&numbers)),
             takeover: Takeover::default(),
-            route_counts: max_routes_each.map(|routes| RouteCounts::new(routes, most)),
+            route_counts: limits.routes_each.map(|routes| RouteCounts::new(routes, most)),
             numbers,
             clusters: registry.clusters(),
             registry: Mutex::new(registry),
             waiting: atomic::AtomicUsize::new(0),
             registered: AtomicUsize::new(0),
             grace: GracePeriods::default(),
-            limit,
+            limits,
         }
     }
 
@@ -244,14 +271,18 @@ impl Proxies {
     pub(crate) fn has_room(&self, new: usize, replacing: usize) -> bool {
         let registry = self.registry.lock();
         let numbers = match new {
-            0 => most_numbers(self.limit),
-            _ => most_numbers_for_new(self.limit),
+            0 => most_numbers(self.limit()),
+            _ => most_numbers_for_new(self.limit()),
         };
-        new <= self.limit.saturating_sub(self.len()) && new + replacing <= registry.room(numbers)
+        new <= self.limit().saturating_sub(self.len()) && new + replacing <= registry.room(numbers)
     }
 
     pub(crate) fn limit(&self) -> usize {
-        self.limit
+        self.limits.proxies
+    }
+
+    pub(crate) fn limits(&self) -> ProxyLimits {
+        self.limits
     }
 
     /// How many routes each proxy has; `None` if the table does not limit the routes of a proxy.

@@ -8,7 +8,7 @@ use loom::thread;
 
 use crate::error::BeginError;
 use crate::proxies::id::ProxyId;
-use crate::proxies::{Moment, Proxies};
+use crate::proxies::{Moment, Proxies, ProxyLimits};
 use crate::sync::{epoch, pin};
 use crate::types::proxy::{Proxy, ProxyRef};
 use crate::verify::models::Seen;
@@ -29,7 +29,7 @@ fn proxy(id: &str) -> Proxy<'_> {
 impl World {
     fn new() -> Self {
         Self {
-            proxies: Proxies::new(6, None),
+            proxies: Proxies::new(ProxyLimits::of(6)),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::num::NonZeroU64;
 
 use crate::error::RegisterError;
+use crate::liveness::Liveness;
 use crate::proxies::Proxies;
 use crate::proxies::begin::most_numbers_for_new;
 use crate::proxies::id::ProxyId;
@@ -10,6 +11,19 @@ use crate::proxies::intern::Addr;
 use crate::proxies::owner::Owner;
 use crate::sync::{Guard, Ordering, step};
 use crate::types::proxy::{Proxy, ProxyRef};
+
+/// The most bytes of text that a new proxy needs, less the length byte of one text.
+fn text_len(proxy: &Proxy<'_>) -> usize {
+    let id = match ProxyId::of(proxy.id) {
+        ProxyId::Uuid(_) => 0,
+        ProxyId::Name(name) => name.len() + 1,
+    };
+    let addr = match Addr::of(proxy.addr) {
+        Addr::V4(_) => 0,
+        Addr::Other(addr) => addr.len() + 1,
+    };
+    id + addr + proxy.cluster_name.len()
+}
 
 impl Proxies {
     /// Registers a proxy, or updates its details and then calls `moved`. Records `tick` as its last use.
@@ -89,10 +103,16 @@ impl Proxies {
             self.keep(registered, tick);
             return Ok(registered);
         }
-        if self.len() >= self.limit {
+        if self.len() >= self.limit() {
             return Err(self.too_many());
         }
-        let new = self.occupy(proxy, incarnation, tick, most_numbers_for_new(self.limit), owner)?;
+        // Resumed and restored proxies were there before.
+        if moved.is_some() && !self.has_text_room(text_len(proxy)) {
+            return Err(RegisterError::TooMuchText {
+                limit: self.limits.text_bytes,
+            });
+        }
+        let new = self.occupy(proxy, incarnation, tick, most_numbers_for_new(self.limit()), owner)?;
         step("register: not in the map");
         self.ids.insert(new.number, guard);
         // Relaxed: only holders of the lock change the number, and compare it with the limit.
@@ -101,7 +121,7 @@ impl Proxies {
     }
 
     pub(super) fn too_many(&self) -> RegisterError {
-        RegisterError::TooManyProxies { limit: self.limit }
+        RegisterError::TooManyProxies { limit: self.limit() }
     }
 
     /// Gives a proxy a number, unless `most_numbers` are in use, without adding it to the map of IDs.

@@ -156,6 +156,8 @@ pub(crate) enum CapacityError {
     Routes,
     /// The proxy's limit of routes is reached.
     RoutesOfProxy,
+    /// The table's limit of text is reached.
+    Text,
     Memory,
 }
 
@@ -382,7 +384,7 @@ impl<K: Key> Shard<K> {
             let filled = index.find_or_fill(hash, accept, || {
                 // Reserve before a record is taken, so that a refused key leaves no record behind.
                 if place.is_none() {
-                    place = Some(Self::reserve_place(what, scope)?);
+                    place = Some(Self::reserve_place(key, what, scope)?);
                 }
                 match &private {
                     Some(private) => Ok(private.number),
@@ -413,6 +415,7 @@ impl<K: Key> Shard<K> {
                 Err(NoRecord::OutOfMemory) => return Err(CapacityError::Memory),
                 Err(NoRecord::NoPlace) => return Err(CapacityError::Routes),
                 Err(NoRecord::NoProxyPlace) => return Err(CapacityError::RoutesOfProxy),
+                Err(NoRecord::NoTextRoom) => return Err(CapacityError::Text),
                 Err(NoRecord::NoNumber) => {
                     // A rebuild frees the numbers of tombstones a grace period later, for later keys.
                     if Self::is_littered(index) {
@@ -433,13 +436,20 @@ impl<K: Key> Shard<K> {
         }
     }
 
-    /// Reserves a place for a route of a new node. Fails early if the proxy has no room, so that a refused node leaves
-    /// no record behind. The insertion itself counts the route for the proxy.
+    /// Reserves a place for a route of a new node. Fails early if the proxy has no room, or if there is no room for the
+    /// node's name, so that a refused node leaves no record behind. The insertion itself counts the route for the proxy.
+    /// Routes of a snapshot need no room for their names.
     ///
     /// Not inlined: refreshes reserve nothing.
     #[inline(never)]
-    fn reserve_place<'a, P: Liveness>(what: Change, scope: &Scope<'a, P>) -> Result<Reservation<'a>, NoRecord> {
+    fn reserve_place<'a, P: Liveness>(
+        key: &K,
+        what: Change,
+        scope: &Scope<'a, P>,
+    ) -> Result<Reservation<'a>, NoRecord> {
+        let len = key.text_len();
         match what {
+            Change::Add(_) if len > 0 && !scope.proxies.has_text_room(len) => Err(NoRecord::NoTextRoom),
             Change::Add(proxy) if !scope.proxies.has_room(proxy) => Err(NoRecord::NoProxyPlace),
             _ => Reservation::new(scope.route_limit).ok_or(NoRecord::NoPlace),
         }

@@ -108,6 +108,10 @@ impl Liveness for Proxies<'_> {
         true
     }
 
+    fn has_text_room(&self, _len: usize) -> bool {
+        true
+    }
+
     fn reserve(&self, proxy: u32) -> bool {
         self.count(proxy, 1);
         true

@@ -136,6 +136,8 @@ pub(crate) enum NoRecord {
     NoPlace,
     /// The proxy has its maximum of routes.
     NoProxyPlace,
+    /// The table has its maximum of text.
+    NoTextRoom,
     /// The slab has as many records as a slot can number.
     NoNumber,
 }

@@ -29,6 +29,10 @@ impl Liveness for AllAlive {
         true
     }
 
+    fn has_text_room(&self, _len: usize) -> bool {
+        true
+    }
+
     fn reserve(&self, _proxy: u32) -> bool {
         true
     }
@@ -582,6 +586,10 @@ impl Liveness for Left {
     }
 
     fn has_room(&self, _proxy: u32) -> bool {
+        true
+    }
+
+    fn has_text_room(&self, _len: usize) -> bool {
         true
     }
 

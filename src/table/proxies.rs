@@ -100,10 +100,11 @@ impl RouteTable {
         registered.inspect_err(|error| self.proxy_refused(error))
     }
 
-    /// Asks the sweeper for the numbers of removed proxies, if a proxy was refused for want of room.
+    /// Asks the sweeper for the numbers and the texts of removed proxies, if a proxy was refused for want of room.
     pub(super) fn proxy_refused(&self, error: &RegisterError) {
-        if let RegisterError::TooManyProxies { .. } = error {
-            self.request_sweep();
+        match error {
+            RegisterError::TooManyProxies { .. } | RegisterError::TooMuchText { .. } => self.request_sweep(),
+            RegisterError::Invalid { .. } => {}
         }
     }
 

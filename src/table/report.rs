@@ -81,6 +81,12 @@ impl RouteTable {
                     limit: self.proxies.route_counts().map_or(0, RouteCounts::limit),
                 }
             }
+            CapacityError::Text => {
+                self.request_sweep();
+                AddError::TooMuchText {
+                    limit: self.proxies.limits().text_bytes,
+                }
+            }
             CapacityError::Memory => AddError::OutOfMemory,
         }
     }

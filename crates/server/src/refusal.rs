@@ -46,7 +46,7 @@ named! { text
         ProxyRestarts = "proxy_restarts",
         /// The table has its maximum of proxies.
         TableProxies = "table_proxies",
-        /// The system had no memory for the table.
+        /// The table has its maximum of text, or the system had no memory for the table.
         TableMemory = "table_memory",
         /// The server has its maximum of watches.
         Watches = "watches",

@@ -31,6 +31,7 @@ pub(crate) fn register(refusals: &Refusals, path: &str, error: RegisterError) ->
     match error {
         RegisterError::Invalid { field, reason } => text(format_args!("{path}{}", proxy_field(field)), reason),
         RegisterError::TooManyProxies { .. } => refusals.refuse(Reason::TableProxies).status(error.to_string()),
+        RegisterError::TooMuchText { .. } => refusals.refuse(Reason::TableMemory).status(error.to_string()),
         error => Status::internal(error.to_string()),
     }
 }
@@ -67,7 +68,7 @@ fn add(refusals: &Refusals, error: AddError, message: impl Display) -> Status {
     let reason = match error {
         AddError::TooManyRoutes { .. } => Reason::TableRoutes,
         AddError::TooManyRoutesOfProxy { .. } => Reason::ProxyRoutes,
-        AddError::OutOfMemory => Reason::TableMemory,
+        AddError::TooMuchText { .. } | AddError::OutOfMemory => Reason::TableMemory,
         _ => return Status::internal(message.to_string()),
     };
     refusals.refuse(reason).status(message.to_string())
