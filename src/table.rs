@@ -196,6 +196,8 @@ impl RouteTable {
             proxies: Proxies::new(ProxyLimits {
                 proxies: builder.max_proxies,
                 routes_each: builder.max_routes_per_proxy,
+                of_client: builder.max_proxies_per_client,
+                routes_of_client: builder.max_routes_per_client,
                 text_bytes: builder.max_text_bytes,
             }),
             time: Time::new(builder.clock),

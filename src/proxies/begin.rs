@@ -8,7 +8,8 @@ use crate::proxies::incarnations::{Standing, standing_beside};
 use crate::proxies::owner::Owner;
 use crate::proxies::{Moment, Proxies};
 use crate::sync::{Guard, step};
-use crate::types::proxy::{Proxy, ProxyRef};
+use crate::types::client::ReportedProxy;
+use crate::types::proxy::ProxyRef;
 use crate::word::PROXY_NUMBERS;
 
 /// The result of beginning an incarnation.
@@ -63,20 +64,22 @@ impl Proxies {
     fn replace(
         &self,
         old: ProxyRef,
-        proxy: &Proxy<'_>,
+        reported: ReportedProxy<'_>,
         incarnation: NonZeroU64,
         tick: u64,
         owner: &mut Owner<'_>,
         guard: &Guard,
     ) -> Result<ProxyRef, BeginError> {
         // The only step that can fail comes first.
-        let is_recent = owner.restarts.is_recent(old.number);
-        let most_numbers = match is_recent {
+        let client = self.client_of_known(old.number, reported.client, owner);
+        let is_too_often = owner.restarts.is_recent(old.number) || self.has_restarted_too_often(client, owner);
+        let most_numbers = match is_too_often {
             true => most_numbers_for_new(self.limit()),
             false => most_numbers(self.limit()),
         };
-        let new = match self.occupy(proxy, Some(incarnation), tick, most_numbers, owner) {
-            Err(RegisterError::TooManyProxies { .. }) if is_recent => return Err(BeginError::RestartsTooOften),
+        let reported = ReportedProxy { client, ..reported };
+        let new = match self.occupy(reported, Some(incarnation), tick, most_numbers, owner) {
+            Err(RegisterError::TooManyProxies { .. }) if is_too_often => return Err(BeginError::RestartsTooOften),
             new => new?,
         };
         self.takeover.announce(old.number, new.number);
@@ -86,6 +89,7 @@ impl Proxies {
         self.ids.swap(old.number, new.number, guard);
         step("replace: in the map");
         self.takeover.end();
+        self.remove_from_client(old.number, owner);
         owner.wait_for_grace(old.number);
         owner.restarts.begin(old.number, new.number);
         Ok(new)
@@ -94,12 +98,13 @@ impl Proxies {
     /// Registers a proxy with an incarnation, unless the incarnation is stale. `moved` is as in `register_locked`.
     pub(crate) fn begin(
         &self,
-        proxy: &Proxy<'_>,
+        reported: ReportedProxy<'_>,
         incarnation: NonZeroU64,
         moved: Option<impl FnOnce(ProxyRef)>,
         at: Moment,
         guard: &Guard,
     ) -> Result<BegunIncarnation, BeginError> {
+        let ReportedProxy { proxy, client } = reported;
         proxy.check()?;
         let id = ProxyId::of(proxy.id);
         // If nothing changes, take no lock.
@@ -107,6 +112,7 @@ impl Proxies {
             && let Some(current) = self.numbers.incarnation(registered.number)
             && standing_beside(current, incarnation)? == Standing::Current
             && (moved.is_none() || self.has_details(registered, proxy, guard))
+            && self.counts_for(registered, client)
         {
             if self.keep(registered, at.now) {
                 return Ok(BegunIncarnation {
@@ -127,12 +133,12 @@ impl Proxies {
         }
         let begun = match (standing, old) {
             (Standing::Replaces, Some(old)) => BegunIncarnation {
-                proxy: self.replace(old, proxy, incarnation, at.now, owner, guard)?,
+                proxy: self.replace(old, reported, incarnation, at.now, owner, guard)?,
                 is_resumed: false,
                 replaced: Some(old),
             },
             _ => BegunIncarnation {
-                proxy: self.register_locked(proxy, moved, Some(incarnation), at.now, owner, guard)?,
+                proxy: self.register_locked(reported, moved, Some(incarnation), at.now, owner, guard)?,
                 is_resumed: standing == Standing::Current,
                 replaced: None,
             },

@@ -70,6 +70,7 @@ impl Proxies {
             owner.incarnations.end(entry.id(guard), incarnation, is_over, tick);
         }
         self.ids.remove(number, guard);
+        self.remove_from_client(number, owner);
         // Relaxed: as in `register_locked`.
         self.registered.fetch_sub(1, Ordering::Relaxed);
         owner.wait_for_grace(number);
@@ -160,6 +161,7 @@ impl Proxies {
                 // Every thread that read a route of the number has unpinned, so no thread still reads its details or
                 // ID.
                 owner.set_details(entry, Details::NONE);
+                self.free_for_client(number, owner);
                 let reusable = entry.vacate();
                 owner.give_number_back(number, entry, reusable);
             }
@@ -205,7 +207,9 @@ mod tests {
                 cluster_name: "",
                 addr: "a:1",
             };
-            let proxy = proxies.register(&proxy, 0, &pin(), |_| ()).expect("there is room");
+            let proxy = proxies
+                .register((&proxy).into(), 0, &pin(), |_| ())
+                .expect("there is room");
             let entry = proxies.current(proxy).expect("it is registered");
             visit(&proxies, 1);
             assert!(entry.life().is_closing());
@@ -238,7 +242,9 @@ mod tests {
                 cluster_name: &id,
                 addr: &addr,
             };
-            let proxy = proxies.register(&proxy, 0, &guard, |_| ()).expect("there is room");
+            let proxy = proxies
+                .register((&proxy).into(), 0, &guard, |_| ())
+                .expect("there is room");
             assert!(proxies.remove(proxy, 0, &guard));
         }
         assert_eq!(proxies.ids.len(&guard), 0, "removed IDs are in the map");

@@ -50,6 +50,8 @@
 //! [`incarnations`] remembers the latest incarnation of each ID.
 
 pub(crate) mod begin;
+mod client;
+mod clients;
 pub(crate) mod ended;
 mod entry;
 mod find;
@@ -73,7 +75,7 @@ use std::sync::{Arc, atomic};
 
 use compact_str::CompactString;
 
-use crate::liveness::Liveness;
+use crate::liveness::{Holder, Liveness};
 use crate::mem::thin_str::ThinStr;
 use crate::proxies::begin::{most_numbers, most_numbers_for_new};
 use crate::proxies::entry::{Entry, Numbers};
@@ -105,7 +107,7 @@ impl Moment {
 #[derive(Debug)]
 pub(crate) struct Proxies {
     numbers: Arc<Numbers>,
-    /// `None` if the table does not limit the routes of a proxy.
+    /// `None` if the table does not limit proxies or clients.
     route_counts: Option<RouteCounts>,
     ids: Ids,
     takeover: Takeover,
@@ -126,17 +128,27 @@ pub(crate) struct ProxyLimits {
     pub(crate) proxies: usize,
     /// The most routes of each proxy.
     pub(crate) routes_each: Option<usize>,
+    /// The most proxies of each client.
+    pub(crate) of_client: Option<usize>,
+    /// The most routes of each client.
+    pub(crate) routes_of_client: Option<usize>,
     /// The most bytes of text.
     pub(crate) text_bytes: usize,
 }
 
 impl ProxyLimits {
+    fn has_counts(&self) -> bool {
+        self.routes_each.or(self.of_client).or(self.routes_of_client).is_some()
+    }
+
     /// Limits of a table that limits only the number of proxies.
     #[cfg(test)]
     pub(crate) fn of(proxies: usize) -> Self {
         Self {
             proxies,
             routes_each: None,
+            of_client: None,
+            routes_of_client: None,
             text_bytes: usize::MAX,
         }
     }
@@ -148,8 +160,10 @@ impl Liveness for Proxies {
         self.numbers.life(proxy).is_some_and(|life| life.get().has_routes())
     }
 
-    fn has_room(&self, proxy: u32) -> bool {
-        self.route_counts.as_ref().is_none_or(|counts| counts.has_room(proxy))
+    fn has_room(&self, proxy: u32) -> Result<(), Holder> {
+        self.route_counts
+            .as_ref()
+            .map_or(Ok(()), |counts| counts.has_room(proxy))
     }
 
     fn has_text_room(&self, len: usize) -> bool {
@@ -157,8 +171,10 @@ impl Liveness for Proxies {
     }
 
     #[inline]
-    fn reserve(&self, proxy: u32) -> bool {
-        self.route_counts.as_ref().is_none_or(|counts| counts.reserve(proxy))
+    fn reserve(&self, proxy: u32) -> Result<(), Holder> {
+        self.route_counts
+            .as_ref()
+            .map_or(Ok(()), |counts| counts.reserve(proxy))
     }
 
     fn count(&self, proxy: u32, more: i32) {
@@ -181,7 +197,9 @@ impl Proxies {
         Self {
             ids: Ids::new(Arc::clone(&numbers)),
             takeover: Takeover::default(),
-            route_counts: limits.routes_each.map(|routes| RouteCounts::new(routes, most)),
+            route_counts: limits
+                .has_counts()
+                .then(|| RouteCounts::new(limits.routes_each, limits.routes_of_client, most)),
             numbers,
             clusters: registry.clusters(),
             registry: Mutex::new(registry),
@@ -285,7 +303,7 @@ impl Proxies {
         self.limits
     }
 
-    /// How many routes each proxy has; `None` if the table does not limit the routes of a proxy.
+    /// How many routes each proxy has; `None` if the table does not limit proxies or clients.
     pub(crate) fn route_counts(&self) -> Option<&RouteCounts> {
         self.route_counts.as_ref()
     }

@@ -35,16 +35,20 @@ impl World {
 
     fn register(&self, id: &str) -> ProxyRef {
         self.proxies
-            .register(&proxy(id), 0, &pin(), |_| ())
+            .register((&proxy(id)).into(), 0, &pin(), |_| ())
             .expect("there is room")
     }
 
     /// Like `RouteTable::begin_incarnation`.
     fn begin(&self, id: &str, incarnation: u64) -> Result<ProxyRef, BeginError> {
         let incarnation = NonZeroU64::new(incarnation).expect("not zero");
-        let begun = self
-            .proxies
-            .begin(&proxy(id), incarnation, Some(|_| ()), Moment::new(0, 0), &pin());
+        let begun = self.proxies.begin(
+            (&proxy(id)).into(),
+            incarnation,
+            Some(|_| ()),
+            Moment::new(0, 0),
+            &pin(),
+        );
         begun.map(|begun| begun.proxy)
     }
 

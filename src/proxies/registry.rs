@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::layout::ROUNDS;
+use crate::proxies::clients::Clients;
 use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::incarnations::Incarnations;
@@ -22,6 +23,7 @@ pub(crate) struct Registry {
     /// The wait of each CLOSING or DEAD number. (A number that was revived keeps its wait, without effect.)
     waits: BTreeMap<u32, Wait>,
     pub(super) restarts: Restarts,
+    pub(super) clients: Clients,
     pub(super) interner: Interner,
     pub(crate) incarnations: Incarnations,
 }

@@ -75,12 +75,15 @@ impl From<ReportNodesError> for TrackerError {
         };
         match error {
             ReportNodesError::Proxy(RegisterError::Invalid { .. }) => TrackerError::InvalidArgument(message),
-            ReportNodesError::Proxy(RegisterError::TooManyProxies { .. } | RegisterError::TooMuchText { .. }) => {
-                exhausted(message)
-            }
+            ReportNodesError::Proxy(
+                RegisterError::TooManyProxies { .. }
+                | RegisterError::TooManyProxiesOfClient { .. }
+                | RegisterError::TooMuchText { .. },
+            ) => exhausted(message),
             ReportNodesError::Nodes(nodes) => match nodes.error {
                 AddError::TooManyRoutes { .. }
                 | AddError::TooManyRoutesOfProxy { .. }
+                | AddError::TooManyRoutesOfClient { .. }
                 | AddError::TooMuchText { .. }
                 | AddError::OutOfMemory => exhausted(message),
                 _ => TrackerError::Internal(message),

@@ -153,8 +153,8 @@ pub struct Config {
     /// By default, a sixteenth of the memory that the process may use holds this many proxies, their texts and their
     /// ended incarnations included; at least 4,096 and at most 1,048,576.
     pub max_proxies: Setting<usize>,
-    /// The bytes of the table's names, IDs and addresses ([`Builder::max_text_bytes`]). An eighth of the memory that the
-    /// process may use by default.
+    /// The bytes of the table's names, IDs and addresses ([`Builder::max_text_bytes`]). An eighth of the memory that
+    /// the process may use by default.
     pub max_text_bytes: Setting<usize>,
     /// The most routes of each proxy, so that one proxy cannot fill the table. Half of
     /// [`max_routes`](Self::max_routes) by default.
@@ -174,8 +174,8 @@ pub struct Config {
     /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which documents the
     /// default.
     pub client_memory: Setting<usize>,
-    /// The percentage of each limit over all clients that one address may have; 50 by default. Replaces
-    /// [`Limits::max_share_per_address`].
+    /// The percentage of each limit over all clients that one address may have, of the table's routes and proxies too;
+    /// 50 by default. Replaces [`Limits::max_share_per_address`].
     pub max_share_per_address: Setting<u32>,
     /// The most watches at one time; 10,000 by default. Replaces [`Limits::max_watches`].
     pub max_watches: Setting<usize>,
@@ -311,7 +311,13 @@ impl Config {
             .percent(self.brake_percent.value)
             .min_routes(self.brake_routes.value)
             .max_intervals(self.brake_intervals.value);
-        RouteTable::builder()
+        let builder = match self.max_share_per_address.value {
+            100.. => RouteTable::builder(),
+            percent => RouteTable::builder()
+                .max_routes_per_client(share(routes, percent))
+                .max_proxies_per_client(share(self.max_proxies.value, percent)),
+        };
+        builder
             .keep_alive(self.keep_alive.value)
             .max_routes(routes)
             .max_proxies(self.max_proxies.value)
@@ -332,6 +338,11 @@ impl Config {
             ..Limits::default()
         }
     }
+}
+
+/// A percentage of a limit of the table, at least 1.
+fn share(limit: usize, percent: u32) -> usize {
+    ((limit as u64 * u64::from(percent)).div_ceil(100) as usize).max(1)
 }
 
 /// The default of [`Config::max_routes`], for a process that may use so many bytes of memory. A route whose node has a

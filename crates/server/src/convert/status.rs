@@ -31,6 +31,9 @@ pub(crate) fn register(refusals: &Refusals, path: &str, error: RegisterError) ->
     match error {
         RegisterError::Invalid { field, reason } => text(format_args!("{path}{}", proxy_field(field)), reason),
         RegisterError::TooManyProxies { .. } => refusals.refuse(Reason::TableProxies).status(error.to_string()),
+        RegisterError::TooManyProxiesOfClient { .. } => {
+            refusals.refuse(Reason::ClientProxies).status(error.to_string())
+        }
         RegisterError::TooMuchText { .. } => refusals.refuse(Reason::TableMemory).status(error.to_string()),
         error => Status::internal(error.to_string()),
     }
@@ -68,6 +71,7 @@ fn add(refusals: &Refusals, error: AddError, message: impl Display) -> Status {
     let reason = match error {
         AddError::TooManyRoutes { .. } => Reason::TableRoutes,
         AddError::TooManyRoutesOfProxy { .. } => Reason::ProxyRoutes,
+        AddError::TooManyRoutesOfClient { .. } => Reason::ClientRoutes,
         AddError::TooMuchText { .. } | AddError::OutOfMemory => Reason::TableMemory,
         _ => return Status::internal(message.to_string()),
     };
