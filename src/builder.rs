@@ -34,6 +34,9 @@ pub struct Builder {
     pub(crate) max_routes: usize,
     pub(crate) max_proxies: usize,
     pub(crate) max_routes_per_proxy: Option<usize>,
+    pub(crate) max_routes_per_client: Option<usize>,
+    pub(crate) max_proxies_per_client: Option<usize>,
+    pub(crate) max_text_bytes: usize,
     pub(crate) feed_ring: usize,
     pub(crate) expiry_brake: Option<ExpiryBrake>,
 }
@@ -47,6 +50,9 @@ impl Default for Builder {
             max_routes: Builder::MOST_ROUTES.min(1 << 24),
             max_proxies: 1 << 20,
             max_routes_per_proxy: None,
+            max_routes_per_client: None,
+            max_proxies_per_client: None,
+            max_text_bytes: usize::MAX,
             feed_ring: RING,
             expiry_brake: None,
         }
@@ -111,9 +117,9 @@ impl Builder {
     /// all calls that have begun, after the removal of the proxy and after the removal of its routes.
     ///
     /// So a table has more numbers than proxies: the limit, an eighth of the limit, and 16, but at most 8,388,608. If
-    /// half of the additional numbers are in use, the table refuses new proxies; registered proxies can still restart
-    /// with a newer incarnation. With the greatest limit, no number is additional, so no proxy of a full table can
-    /// restart.
+    /// half of the additional numbers are in use, the table refuses new proxies. Registered proxies can still restart
+    /// with a newer incarnation: each proxy once, until the routes of its older incarnation are swept. With the
+    /// greatest limit, no number is additional, so no proxy of a full table can restart.
     pub fn max_proxies(mut self, proxies: usize) -> Self {
         self.max_proxies = proxies;
         self
@@ -126,6 +132,45 @@ impl Builder {
     /// count takes up to 128 bytes for each proxy, and each insertion writes the count of its proxy.
     pub fn max_routes_per_proxy(mut self, routes: usize) -> Self {
         self.max_routes_per_proxy = Some(routes);
+        self
+    }
+
+    /// The most routes of all proxies of a client ([`Proxy::of_client`](crate::Proxy::of_client)); unlimited by
+    /// default. With a limit, one client cannot fill the table, however many proxies it reports.
+    ///
+    /// A route counts until it is removed or swept, for the client that its proxy counts for. Routes of an older
+    /// incarnation count for the client that this incarnation counted for. Routes from a snapshot count once a client
+    /// reports their proxy. A proxy that comes from another client or from a snapshot keeps its routes, even if they
+    /// exceed the limit. Each insertion writes the count of its client, which is one cache line for all proxies of the
+    /// client; refreshes do not.
+    pub fn max_routes_per_client(mut self, routes: usize) -> Self {
+        self.max_routes_per_client = Some(routes);
+        self
+    }
+
+    /// The most proxies of a client ([`Proxy::of_client`](crate::Proxy::of_client)); unlimited by default. As for all
+    /// proxies, removed proxies may take half of an eighth and 16 more until they are swept. While only restarts get a
+    /// number ([`max_proxies`](Self::max_proxies)), a client may use half of these numbers.
+    ///
+    /// A known proxy is never refused. If another client reports its start or new details, the proxy counts for that
+    /// client from then on, if the client has room; otherwise it counts as before. A proxy from a snapshot counts for
+    /// no client until a client starts it or adds a route to it.
+    pub fn max_proxies_per_client(mut self, proxies: usize) -> Self {
+        self.max_proxies_per_client = Some(proxies);
+        self
+    }
+
+    /// The most bytes of text; unlimited by default. Text is a node's name, and a proxy's ID, cluster and address, each
+    /// with one byte for its length. UUIDs and IPv4 addresses are not stored as text, and proxies with the same cluster
+    /// or address share the text.
+    ///
+    /// All texts of the process count, in the table or waiting to be freed
+    /// ([`MemoryUse::strings`](crate::MemoryUse::strings)). At the limit, the table refuses new nodes with names, and
+    /// new proxies. Known proxies may still move and restart, and snapshots are restored: this may exceed the limit by
+    /// the texts of the proxies and of the snapshot. Threads that add texts at the same time may exceed the limit by
+    /// 256 bytes each, or 768 for a proxy.
+    pub fn max_text_bytes(mut self, bytes: usize) -> Self {
+        self.max_text_bytes = bytes;
         self
     }
 

@@ -101,6 +101,19 @@ pub enum RegisterError {
         /// The limit that was reached.
         limit: usize,
     },
+    /// The client that reports the proxy has its maximum of proxies, or the routes of many of its removed proxies are
+    /// not swept yet: see [`Builder::max_proxies_per_client`](crate::Builder::max_proxies_per_client).
+    #[error("the client has its maximum of {limit} proxies, and of removed proxies until they are swept")]
+    TooManyProxiesOfClient {
+        /// The limit that was reached.
+        limit: usize,
+    },
+    /// The table holds its maximum of text: see [`Builder::max_text_bytes`](crate::Builder::max_text_bytes).
+    #[error("the table holds its maximum of {limit} bytes of names, IDs and addresses")]
+    TooMuchText {
+        /// The limit that was reached.
+        limit: usize,
+    },
 }
 
 /// Why an incarnation may not begin: a later incarnation has begun, or this incarnation is over.
@@ -137,6 +150,10 @@ pub enum BeginError {
     /// The proxy could not be registered.
     #[error(transparent)]
     Proxy(#[from] RegisterError),
+    /// The table has numbers only for restarts, and the proxy has restarted before, or its client's proxies have used
+    /// half of these numbers: the routes of the older incarnations are not swept yet. Other proxies can still restart.
+    #[error("the proxy restarts too often: the routes of its older incarnation are not swept yet")]
+    RestartsTooOften,
     /// The table remembers its maximum of incarnations, those of removed proxies included. It forgets the incarnation
     /// of a removed proxy a keep-alive interval after the removal.
     #[error("the table remembers its maximum of {limit} incarnations, those of removed proxies included")]
@@ -167,6 +184,20 @@ pub enum AddError {
     /// [`Builder::max_routes_per_proxy`](crate::Builder::max_routes_per_proxy).
     #[error("the proxy has its maximum of {limit} routes")]
     TooManyRoutesOfProxy {
+        /// The limit that was reached.
+        limit: usize,
+    },
+    /// The client of the proxy has its maximum of routes: see
+    /// [`Builder::max_routes_per_client`](crate::Builder::max_routes_per_client).
+    #[error("the proxy's client has its maximum of {limit} routes")]
+    TooManyRoutesOfClient {
+        /// The limit that was reached.
+        limit: usize,
+    },
+    /// The table holds its maximum of text, so it has no room for the node's name: see
+    /// [`Builder::max_text_bytes`](crate::Builder::max_text_bytes). A node with a UUID needs no such room.
+    #[error("the table holds its maximum of {limit} bytes of names, IDs and addresses")]
+    TooMuchText {
         /// The limit that was reached.
         limit: usize,
     },

@@ -95,7 +95,7 @@
 //!
 //! | call | waits for |
 //! | --- | --- |
-//! | [`register_proxy`](RouteTable::register_proxy), [`report_node`](RouteTable::report_node), [`report_nodes`](RouteTable::report_nodes) | the registry, if the proxy is not registered or has other details; otherwise for no thread |
+//! | [`register_proxy`](RouteTable::register_proxy), [`report_node`](RouteTable::report_node), [`report_nodes`](RouteTable::report_nodes) | the registry, if the proxy is not registered or has other details, or if the call adds the first route by which a proxy of a snapshot counts for a client; otherwise for no thread |
 //! | [`begin_incarnation`](RouteTable::begin_incarnation), [`resume_incarnation`](RouteTable::resume_incarnation) | the registry, unless the incarnation is the current one and nothing changes, or the registered proxy's incarnation is greater |
 //! | [`remove_proxy`](RouteTable::remove_proxy), [`remove_proxy_by_id`](RouteTable::remove_proxy_by_id) | the registry, if the proxy is registered |
 //! | [`read_snapshot`](RouteTable::read_snapshot), [`read_snapshot_with`](RouteTable::read_snapshot_with) | the registry, for each proxy and each ended incarnation; threads of rayon's pool |
@@ -198,6 +198,7 @@ pub use table::memory_use::MemoryUse;
 pub use table::page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
 pub use table::stats::Stats;
 pub use table::sweep::SweepReport;
+pub use types::client::{ClientId, ReportedProxy};
 pub use types::expiry_hold::{ExpiryHold, HoldCause};
 pub use types::handle::RouteHandle;
 pub use types::node_id::NodeId;

@@ -1,20 +1,33 @@
-//! The shards' interface to the proxies: whether a proxy is registered, and how many routes it has.
+//! The shards' interface to the proxies: whether a proxy is registered, how many routes it has, and whether there is
+//! room for text.
 
 use crate::word::Word;
+
+/// Whose limit of routes leaves no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// The proxy's own.
+    Proxy,
+    /// That of the proxy's client.
+    Client,
+}
 
 /// The questions and reports about proxies of operations on routes.
 pub(crate) trait Liveness {
     /// Whether routes through a proxy number may be returned.
     fn has(&self, proxy: u32) -> bool;
 
-    /// Whether the proxy may get a further route.
-    fn has_room(&self, proxy: u32) -> bool;
+    /// Whether the proxy may get a further route, or whose limit is reached.
+    fn has_room(&self, proxy: u32) -> Result<(), Holder>;
 
-    /// Counts a route that the proxy is about to get. Returns `false`, and does not count the route, if the proxy has
-    /// its maximum.
-    fn reserve(&self, proxy: u32) -> bool;
+    /// Whether the table may store a further text of `len` bytes.
+    fn has_text_room(&self, len: usize) -> bool;
 
-    /// Adds `more` to the count of the proxy's routes, even beyond its maximum. `more` may be negative.
+    /// Counts a route that the proxy is about to get. If the proxy or its client has its maximum, returns which, and
+    /// does not count the route.
+    fn reserve(&self, proxy: u32) -> Result<(), Holder>;
+
+    /// Adds `more` to the count of the proxy's routes, even beyond a maximum. `more` may be negative.
     fn count(&self, proxy: u32, more: i32);
 
     /// Reports that a route of the proxy is gone, and that it counted for the proxy until `tick`.

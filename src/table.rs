@@ -22,7 +22,7 @@ use crate::brake::Brake;
 use crate::builder::{BuildError, Builder};
 use crate::feed::Feed;
 use crate::keep_alive::KeepAlive;
-use crate::proxies::{Moment, Proxies};
+use crate::proxies::{Moment, Proxies, ProxyLimits};
 use crate::route_limit::RouteLimit;
 use crate::shard::Scope;
 use crate::shards::Shards;
@@ -193,7 +193,13 @@ impl RouteTable {
         Self {
             shards: Shards::new(),
             route_limit: RouteLimit::new(builder.max_routes),
-            proxies: Proxies::new(builder.max_proxies, builder.max_routes_per_proxy),
+            proxies: Proxies::new(ProxyLimits {
+                proxies: builder.max_proxies,
+                routes_each: builder.max_routes_per_proxy,
+                of_client: builder.max_proxies_per_client,
+                routes_of_client: builder.max_routes_per_client,
+                text_bytes: builder.max_text_bytes,
+            }),
             time: Time::new(builder.clock),
             keep_alive: KeepAlive::new(ticks(builder.keep_alive)),
             brake: Brake::new(builder.expiry_brake),

@@ -34,6 +34,12 @@ impl ThinStr {
         BYTES.get()
     }
 
+    /// Whether all texts of the process and one more text, of `len` bytes, take at most `limit` bytes. Texts that other
+    /// threads make at the same time may not count.
+    pub(crate) fn has_room(len: usize, limit: usize) -> bool {
+        limit == usize::MAX || BYTES.get() + len < limit
+    }
+
     fn layout(len: u8) -> Layout {
         Layout::array::<u8>(usize::from(len) + 1).expect("256 bytes fit into memory")
     }

@@ -8,7 +8,8 @@ use crate::proxies::incarnations::{Standing, standing_beside};
 use crate::proxies::owner::Owner;
 use crate::proxies::{Moment, Proxies};
 use crate::sync::{Guard, step};
-use crate::types::proxy::{Proxy, ProxyRef};
+use crate::types::client::ReportedProxy;
+use crate::types::proxy::ProxyRef;
 use crate::word::PROXY_NUMBERS;
 
 /// The result of beginning an incarnation.
@@ -42,7 +43,8 @@ pub(super) fn most_numbers(limit: usize) -> usize {
 
 /// The most numbers in use before a new proxy is refused, for a limit on proxies. The number of a removed proxy stays
 /// in use until its routes are swept, so removals would make no room at once. The other numbers are for restarts:
-/// however often strangers come and go, a known proxy can restart.
+/// however often strangers come and go, a known proxy can restart. If the numbers up to this limit are in use, a proxy
+/// can restart once until its older number is free ([`restarts`](super::restarts)).
 pub(super) fn most_numbers_for_new(limit: usize) -> usize {
     limit.midpoint(most_numbers(limit))
 }
@@ -50,26 +52,36 @@ pub(super) fn most_numbers_for_new(limit: usize) -> usize {
 impl Proxies {
     /// The most numbers in use, while proxies restart.
     pub(crate) fn most_numbers(&self) -> usize {
-        most_numbers(self.limit)
+        most_numbers(self.limit())
     }
 
     /// The most IDs whose incarnations are known, registered or ended. Snapshots have as many.
     pub(crate) fn most_incarnations(&self) -> usize {
-        most_numbers_for_new(self.limit)
+        most_numbers_for_new(self.limit())
     }
 
     /// Gives a registered proxy another number. At each moment, readers find exactly one of the two numbers.
     fn replace(
         &self,
         old: ProxyRef,
-        proxy: &Proxy<'_>,
+        reported: ReportedProxy<'_>,
         incarnation: NonZeroU64,
         tick: u64,
         owner: &mut Owner<'_>,
         guard: &Guard,
-    ) -> Result<ProxyRef, RegisterError> {
+    ) -> Result<ProxyRef, BeginError> {
         // The only step that can fail comes first.
-        let new = self.occupy(proxy, Some(incarnation), tick, most_numbers(self.limit), owner)?;
+        let client = self.client_of_known(old.number, reported.client, owner);
+        let is_too_often = owner.restarts.is_recent(old.number) || self.has_restarted_too_often(client, owner);
+        let most_numbers = match is_too_often {
+            true => most_numbers_for_new(self.limit()),
+            false => most_numbers(self.limit()),
+        };
+        let reported = ReportedProxy { client, ..reported };
+        let new = match self.occupy(reported, Some(incarnation), tick, most_numbers, owner) {
+            Err(RegisterError::TooManyProxies { .. }) if is_too_often => return Err(BeginError::RestartsTooOften),
+            new => new?,
+        };
         self.takeover.announce(old.number, new.number);
         step("replace: announced");
         self.numbers.ensure(old.number).die();
@@ -77,19 +89,22 @@ impl Proxies {
         self.ids.swap(old.number, new.number, guard);
         step("replace: in the map");
         self.takeover.end();
+        self.remove_from_client(old.number, owner);
         owner.wait_for_grace(old.number);
+        owner.restarts.begin(old.number, new.number);
         Ok(new)
     }
 
     /// Registers a proxy with an incarnation, unless the incarnation is stale. `moved` is as in `register_locked`.
     pub(crate) fn begin(
         &self,
-        proxy: &Proxy<'_>,
+        reported: ReportedProxy<'_>,
         incarnation: NonZeroU64,
         moved: Option<impl FnOnce(ProxyRef)>,
         at: Moment,
         guard: &Guard,
     ) -> Result<BegunIncarnation, BeginError> {
+        let ReportedProxy { proxy, client } = reported;
         proxy.check()?;
         let id = ProxyId::of(proxy.id);
         // If nothing changes, take no lock.
@@ -97,6 +112,7 @@ impl Proxies {
             && let Some(current) = self.numbers.incarnation(registered.number)
             && standing_beside(current, incarnation)? == Standing::Current
             && (moved.is_none() || self.has_details(registered, proxy, guard))
+            && self.counts_for(registered, client)
         {
             if self.keep(registered, at.now) {
                 return Ok(BegunIncarnation {
@@ -117,12 +133,12 @@ impl Proxies {
         }
         let begun = match (standing, old) {
             (Standing::Replaces, Some(old)) => BegunIncarnation {
-                proxy: self.replace(old, proxy, incarnation, at.now, owner, guard)?,
+                proxy: self.replace(old, reported, incarnation, at.now, owner, guard)?,
                 is_resumed: false,
                 replaced: Some(old),
             },
             _ => BegunIncarnation {
-                proxy: self.register_locked(proxy, moved, Some(incarnation), at.now, owner, guard)?,
+                proxy: self.register_locked(reported, moved, Some(incarnation), at.now, owner, guard)?,
                 is_resumed: standing == Standing::Current,
                 replaced: None,
             },

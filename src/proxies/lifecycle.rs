@@ -70,6 +70,7 @@ impl Proxies {
             owner.incarnations.end(entry.id(guard), incarnation, is_over, tick);
         }
         self.ids.remove(number, guard);
+        self.remove_from_client(number, owner);
         // Relaxed: as in `register_locked`.
         self.registered.fetch_sub(1, Ordering::Relaxed);
         owner.wait_for_grace(number);
@@ -160,6 +161,7 @@ impl Proxies {
                 // Every thread that read a route of the number has unpinned, so no thread still reads its details or
                 // ID.
                 owner.set_details(entry, Details::NONE);
+                self.free_for_client(number, owner);
                 let reusable = entry.vacate();
                 owner.give_number_back(number, entry, reusable);
             }
@@ -187,6 +189,7 @@ fn is_due(entry: Entry<'_>, round: u32, idle_before: u64) -> bool {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::proxies::ProxyLimits;
     use crate::sync::pin;
     use crate::types::proxy::Proxy;
 
@@ -198,13 +201,15 @@ mod tests {
     #[test]
     fn a_proxy_that_loses_a_route_as_it_is_about_to_be_dropped_is_kept() {
         for is_used in [false, true] {
-            let proxies = Proxies::new(1, None);
+            let proxies = Proxies::new(ProxyLimits::of(1));
             let proxy = Proxy {
                 id: "one",
                 cluster_name: "",
                 addr: "a:1",
             };
-            let proxy = proxies.register(&proxy, 0, &pin(), |_| ()).expect("there is room");
+            let proxy = proxies
+                .register((&proxy).into(), 0, &pin(), |_| ())
+                .expect("there is room");
             let entry = proxies.current(proxy).expect("it is registered");
             visit(&proxies, 1);
             assert!(entry.life().is_closing());
@@ -227,7 +232,7 @@ mod tests {
     #[test]
     fn a_sweep_begins_no_more_grace_periods_than_it_takes_the_lock() {
         let dead: u32 = 10_000;
-        let proxies = Proxies::new(dead as usize, None);
+        let proxies = Proxies::new(ProxyLimits::of(dead as usize));
         let guard = pin();
         for nth in 0..dead {
             // Each proxy has its own address and cluster, which are freed with it.
@@ -237,7 +242,9 @@ mod tests {
                 cluster_name: &id,
                 addr: &addr,
             };
-            let proxy = proxies.register(&proxy, 0, &guard, |_| ()).expect("there is room");
+            let proxy = proxies
+                .register((&proxy).into(), 0, &guard, |_| ())
+                .expect("there is room");
             assert!(proxies.remove(proxy, 0, &guard));
         }
         assert_eq!(proxies.ids.len(&guard), 0, "removed IDs are in the map");

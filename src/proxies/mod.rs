@@ -50,6 +50,8 @@
 //! [`incarnations`] remembers the latest incarnation of each ID.
 
 pub(crate) mod begin;
+mod client;
+mod clients;
 pub(crate) mod ended;
 mod entry;
 mod find;
@@ -64,6 +66,7 @@ mod models;
 mod owner;
 mod register;
 mod registry;
+mod restarts;
 pub(crate) mod route_counts;
 mod takeover;
 mod unlinked;
@@ -72,7 +75,8 @@ use std::sync::{Arc, atomic};
 
 use compact_str::CompactString;
 
-use crate::liveness::Liveness;
+use crate::liveness::{Holder, Liveness};
+use crate::mem::thin_str::ThinStr;
 use crate::proxies::begin::{most_numbers, most_numbers_for_new};
 use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace_period::GracePeriods;
@@ -103,7 +107,7 @@ impl Moment {
 #[derive(Debug)]
 pub(crate) struct Proxies {
     numbers: Arc<Numbers>,
-    /// `None` if the table does not limit the routes of a proxy.
+    /// `None` if the table does not limit proxies or clients.
     route_counts: Option<RouteCounts>,
     ids: Ids,
     takeover: Takeover,
@@ -114,7 +118,40 @@ pub(crate) struct Proxies {
     /// How many proxies are ALIVE or CLOSING.
     registered: AtomicUsize,
     grace: GracePeriods,
-    limit: usize,
+    limits: ProxyLimits,
+}
+
+/// The limits that the proxies keep.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProxyLimits {
+    /// The most proxies, at most [`PROXY_NUMBERS`](crate::word::PROXY_NUMBERS).
+    pub(crate) proxies: usize,
+    /// The most routes of each proxy.
+    pub(crate) routes_each: Option<usize>,
+    /// The most proxies of each client.
+    pub(crate) of_client: Option<usize>,
+    /// The most routes of each client.
+    pub(crate) routes_of_client: Option<usize>,
+    /// The most bytes of text.
+    pub(crate) text_bytes: usize,
+}
+
+impl ProxyLimits {
+    fn has_counts(&self) -> bool {
+        self.routes_each.or(self.of_client).or(self.routes_of_client).is_some()
+    }
+
+    /// Limits of a table that limits only the number of proxies.
+    #[cfg(test)]
+    pub(crate) fn of(proxies: usize) -> Self {
+        Self {
+            proxies,
+            routes_each: None,
+            of_client: None,
+            routes_of_client: None,
+            text_bytes: usize::MAX,
+        }
+    }
 }
 
 impl Liveness for Proxies {
@@ -123,13 +160,21 @@ impl Liveness for Proxies {
         self.numbers.life(proxy).is_some_and(|life| life.get().has_routes())
     }
 
-    fn has_room(&self, proxy: u32) -> bool {
-        self.route_counts.as_ref().is_none_or(|counts| counts.has_room(proxy))
+    fn has_room(&self, proxy: u32) -> Result<(), Holder> {
+        self.route_counts
+            .as_ref()
+            .map_or(Ok(()), |counts| counts.has_room(proxy))
+    }
+
+    fn has_text_room(&self, len: usize) -> bool {
+        ThinStr::has_room(len, self.limits.text_bytes)
     }
 
     #[inline]
-    fn reserve(&self, proxy: u32) -> bool {
-        self.route_counts.as_ref().is_none_or(|counts| counts.reserve(proxy))
+    fn reserve(&self, proxy: u32) -> Result<(), Holder> {
+        self.route_counts
+            .as_ref()
+            .map_or(Ok(()), |counts| counts.reserve(proxy))
     }
 
     fn count(&self, proxy: u32, more: i32) {
@@ -145,22 +190,23 @@ impl Liveness for Proxies {
 }
 
 impl Proxies {
-    /// `limit` is at most [`PROXY_NUMBERS`](crate::word::PROXY_NUMBERS).
-    pub(crate) fn new(limit: usize, max_routes_each: Option<usize>) -> Self {
-        let most = most_numbers(limit) as u32;
+    pub(crate) fn new(limits: ProxyLimits) -> Self {
+        let most = most_numbers(limits.proxies) as u32;
         let numbers = Arc::new(Numbers::new(most));
         let registry = Registry::default();
         Self {
             ids: Ids::new(Arc::clone(&numbers)),
             takeover: Takeover::default(),
-            route_counts: max_routes_each.map(|routes| RouteCounts::new(routes, most)),
+            route_counts: limits
+                .has_counts()
+                .then(|| RouteCounts::new(limits.routes_each, limits.routes_of_client, most)),
             numbers,
             clusters: registry.clusters(),
             registry: Mutex::new(registry),
             waiting: atomic::AtomicUsize::new(0),
             registered: AtomicUsize::new(0),
             grace: GracePeriods::default(),
-            limit,
+            limits,
         }
     }
 
@@ -243,17 +289,21 @@ impl Proxies {
     pub(crate) fn has_room(&self, new: usize, replacing: usize) -> bool {
         let registry = self.registry.lock();
         let numbers = match new {
-            0 => most_numbers(self.limit),
-            _ => most_numbers_for_new(self.limit),
+            0 => most_numbers(self.limit()),
+            _ => most_numbers_for_new(self.limit()),
         };
-        new <= self.limit.saturating_sub(self.len()) && new + replacing <= registry.room(numbers)
+        new <= self.limit().saturating_sub(self.len()) && new + replacing <= registry.room(numbers)
     }
 
     pub(crate) fn limit(&self) -> usize {
-        self.limit
+        self.limits.proxies
     }
 
-    /// How many routes each proxy has; `None` if the table does not limit the routes of a proxy.
+    pub(crate) fn limits(&self) -> ProxyLimits {
+        self.limits
+    }
+
+    /// How many routes each proxy has; `None` if the table does not limit proxies or clients.
     pub(crate) fn route_counts(&self) -> Option<&RouteCounts> {
         self.route_counts.as_ref()
     }

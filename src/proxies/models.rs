@@ -8,7 +8,7 @@ use loom::thread;
 
 use crate::error::BeginError;
 use crate::proxies::id::ProxyId;
-use crate::proxies::{Moment, Proxies};
+use crate::proxies::{Moment, Proxies, ProxyLimits};
 use crate::sync::{epoch, pin};
 use crate::types::proxy::{Proxy, ProxyRef};
 use crate::verify::models::Seen;
@@ -29,22 +29,26 @@ fn proxy(id: &str) -> Proxy<'_> {
 impl World {
     fn new() -> Self {
         Self {
-            proxies: Proxies::new(6, None),
+            proxies: Proxies::new(ProxyLimits::of(6)),
         }
     }
 
     fn register(&self, id: &str) -> ProxyRef {
         self.proxies
-            .register(&proxy(id), 0, &pin(), |_| ())
+            .register((&proxy(id)).into(), 0, &pin(), |_| ())
             .expect("there is room")
     }
 
     /// Like `RouteTable::begin_incarnation`.
     fn begin(&self, id: &str, incarnation: u64) -> Result<ProxyRef, BeginError> {
         let incarnation = NonZeroU64::new(incarnation).expect("not zero");
-        let begun = self
-            .proxies
-            .begin(&proxy(id), incarnation, Some(|_| ()), Moment::new(0, 0), &pin());
+        let begun = self.proxies.begin(
+            (&proxy(id)).into(),
+            incarnation,
+            Some(|_| ()),
+            Moment::new(0, 0),
+            &pin(),
+        );
         begun.map(|begun| begun.proxy)
     }
 

@@ -3,23 +3,39 @@
 use std::num::NonZeroU64;
 
 use crate::error::RegisterError;
+use crate::liveness::Liveness;
 use crate::proxies::Proxies;
 use crate::proxies::begin::most_numbers_for_new;
 use crate::proxies::id::ProxyId;
 use crate::proxies::intern::Addr;
 use crate::proxies::owner::Owner;
 use crate::sync::{Guard, Ordering, step};
+use crate::types::client::ReportedProxy;
 use crate::types::proxy::{Proxy, ProxyRef};
+
+/// The most bytes of text that a new proxy needs, less the length byte of one text.
+fn text_len(proxy: &Proxy<'_>) -> usize {
+    let id = match ProxyId::of(proxy.id) {
+        ProxyId::Uuid(_) => 0,
+        ProxyId::Name(name) => name.len() + 1,
+    };
+    let addr = match Addr::of(proxy.addr) {
+        Addr::V4(_) => 0,
+        Addr::Other(addr) => addr.len() + 1,
+    };
+    id + addr + proxy.cluster_name.len()
+}
 
 impl Proxies {
     /// Registers a proxy, or updates its details and then calls `moved`. Records `tick` as its last use.
     pub(crate) fn register(
         &self,
-        proxy: &Proxy<'_>,
+        reported: ReportedProxy<'_>,
         tick: u64,
         guard: &Guard,
         moved: impl FnOnce(ProxyRef),
     ) -> Result<ProxyRef, RegisterError> {
+        let proxy = reported.proxy;
         let id = ProxyId::of(proxy.id);
         // Nearly always the proxy is registered with the same details: no lock, and no check, because registered
         // details were checked.
@@ -31,7 +47,7 @@ impl Proxies {
             }
         }
         proxy.check()?;
-        self.register_locked(proxy, Some(moved), None, tick, &mut self.own(guard), guard)
+        self.register_locked(reported, Some(moved), None, tick, &mut self.own(guard), guard)
     }
 
     /// Registers a proxy. If it is registered already, it keeps its details.
@@ -42,7 +58,8 @@ impl Proxies {
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
         proxy.check()?;
-        self.register_locked(proxy, None::<fn(ProxyRef)>, None, tick, &mut self.own(guard), guard)
+        let keep = None::<fn(ProxyRef)>;
+        self.register_locked(proxy.into(), keep, None, tick, &mut self.own(guard), guard)
     }
 
     /// Whether a proxy that was registered when the guard was pinned, or later, has these details.
@@ -65,13 +82,14 @@ impl Proxies {
     /// incarnation, if given, becomes the proxy's.
     pub(super) fn register_locked(
         &self,
-        proxy: &Proxy<'_>,
+        reported: ReportedProxy<'_>,
         moved: Option<impl FnOnce(ProxyRef)>,
         incarnation: Option<NonZeroU64>,
         tick: u64,
         owner: &mut Owner<'_>,
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
+        let ReportedProxy { proxy, client } = reported;
         if let Some(registered) = self.find(proxy.id, guard)
             && let Some(entry) = self.numbers.get(registered.number)
         {
@@ -86,13 +104,21 @@ impl Proxies {
             if incarnation.is_some() {
                 self.numbers.set_incarnation(registered.number, incarnation);
             }
+            self.move_to_client(registered.number, client, owner);
             self.keep(registered, tick);
             return Ok(registered);
         }
-        if self.len() >= self.limit {
+        if self.len() >= self.limit() {
             return Err(self.too_many());
         }
-        let new = self.occupy(proxy, incarnation, tick, most_numbers_for_new(self.limit), owner)?;
+        self.check_client(client, owner)?;
+        // Resumed and restored proxies were there before.
+        if moved.is_some() && !self.has_text_room(text_len(proxy)) {
+            return Err(RegisterError::TooMuchText {
+                limit: self.limits.text_bytes,
+            });
+        }
+        let new = self.occupy(reported, incarnation, tick, most_numbers_for_new(self.limit()), owner)?;
         step("register: not in the map");
         self.ids.insert(new.number, guard);
         // Relaxed: only holders of the lock change the number, and compare it with the limit.
@@ -101,23 +127,22 @@ impl Proxies {
     }
 
     pub(super) fn too_many(&self) -> RegisterError {
-        RegisterError::TooManyProxies { limit: self.limit }
+        RegisterError::TooManyProxies { limit: self.limit() }
     }
 
     /// Gives a proxy a number, unless `most_numbers` are in use, without adding it to the map of IDs.
     pub(super) fn occupy(
         &self,
-        proxy: &Proxy<'_>,
+        reported: ReportedProxy<'_>,
         incarnation: Option<NonZeroU64>,
         tick: u64,
         most_numbers: usize,
         owner: &mut Owner<'_>,
     ) -> Result<ProxyRef, RegisterError> {
+        let ReportedProxy { proxy, client } = reported;
         let taken = owner.take_number(&self.numbers, most_numbers);
         let (number, entry) = taken.ok_or(self.too_many())?;
-        if let Some(counts) = &self.route_counts {
-            counts.ensure(number);
-        }
+        self.add_to_client(number, client, owner);
         let details = owner.intern(proxy.cluster_name, proxy.addr);
         // Set it before the life, which publishes it.
         self.numbers.set_incarnation(number, incarnation);

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::layout::ROUNDS;
+use crate::proxies::clients::Clients;
 use crate::proxies::entry::{Entry, Numbers};
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::incarnations::Incarnations;
 use crate::proxies::intern::{Clusters, Interner};
+use crate::proxies::restarts::Restarts;
 
 /// Numbers, shared details and ended incarnations. No step under the lock is long: the collections here grow and shrink
 /// by a few elements at a time.
@@ -20,6 +22,8 @@ pub(crate) struct Registry {
     in_use: usize,
     /// The wait of each CLOSING or DEAD number. (A number that was revived keeps its wait, without effect.)
     waits: BTreeMap<u32, Wait>,
+    pub(super) restarts: Restarts,
+    pub(super) clients: Clients,
     pub(super) interner: Interner,
     pub(crate) incarnations: Incarnations,
 }
@@ -73,6 +77,7 @@ impl Registry {
 
     pub(crate) fn give_number_back(&mut self, number: u32, entry: Entry<'_>, reusable: bool) {
         self.waits.remove(&number);
+        self.restarts.end(number);
         self.in_use -= 1;
         if reusable {
             entry.set_next_free(self.free);

@@ -22,6 +22,11 @@ pub(crate) trait Key {
     /// Or the record is the caller's alone.
     unsafe fn is(&self, stored: [u64; 2]) -> bool;
 
+    /// The length of the text that [`store`](Key::store) copies, or zero.
+    fn text_len(&self) -> usize {
+        0
+    }
+
     /// The 128 bits to store in a record; `None` if there is no memory.
     fn store(&self) -> Option<[u64; 2]>;
 
@@ -108,6 +113,10 @@ impl Key for NameKey<'_> {
     unsafe fn is(&self, stored: [u64; 2]) -> bool {
         // SAFETY: the contract of `Key::is`; the text is freed with its record (invariant 8).
         self.hash == stored[0] && unsafe { ThinStr::from_bits(stored[1]).as_str() == self.name }
+    }
+
+    fn text_len(&self) -> usize {
+        self.name.len()
     }
 
     fn store(&self) -> Option<[u64; 2]> {

@@ -87,7 +87,7 @@ use ahash::RandomState;
 use crate::feed::Feed;
 use crate::growth::{buckets_for, max_used, most_used};
 use crate::layout::MAX_RECORDS;
-use crate::liveness::{Census, Liveness};
+use crate::liveness::{Census, Holder, Liveness};
 use crate::mem::segments::Location;
 use crate::route_limit::{Reservation, RouteLimit};
 use crate::shard::index::{Header, Index, Moved, Shape};
@@ -154,8 +154,10 @@ impl<P: Liveness> Scope<'_, P> {
 pub(crate) enum CapacityError {
     /// The table's limit of routes or the shard's limit of records is reached.
     Routes,
-    /// The proxy's limit of routes is reached.
-    RoutesOfProxy,
+    /// The limit of routes of the proxy or of its client is reached.
+    RoutesOf(Holder),
+    /// The table's limit of text is reached.
+    Text,
     Memory,
 }
 
@@ -382,7 +384,7 @@ impl<K: Key> Shard<K> {
             let filled = index.find_or_fill(hash, accept, || {
                 // Reserve before a record is taken, so that a refused key leaves no record behind.
                 if place.is_none() {
-                    place = Some(Self::reserve_place(what, scope)?);
+                    place = Some(Self::reserve_place(key, what, scope)?);
                 }
                 match &private {
                     Some(private) => Ok(private.number),
@@ -412,7 +414,8 @@ impl<K: Key> Shard<K> {
                 }
                 Err(NoRecord::OutOfMemory) => return Err(CapacityError::Memory),
                 Err(NoRecord::NoPlace) => return Err(CapacityError::Routes),
-                Err(NoRecord::NoProxyPlace) => return Err(CapacityError::RoutesOfProxy),
+                Err(NoRecord::NoPlaceOf(holder)) => return Err(CapacityError::RoutesOf(holder)),
+                Err(NoRecord::NoTextRoom) => return Err(CapacityError::Text),
                 Err(NoRecord::NoNumber) => {
                     // A rebuild frees the numbers of tombstones a grace period later, for later keys.
                     if Self::is_littered(index) {
@@ -433,16 +436,24 @@ impl<K: Key> Shard<K> {
         }
     }
 
-    /// Reserves a place for a route of a new node. Fails early if the proxy has no room, so that a refused node leaves
-    /// no record behind. The insertion itself counts the route for the proxy.
+    /// Reserves a place for a route of a new node. Fails early if the proxy or its client has no room, or if there is
+    /// no room for the node's name, so that a refused node leaves no record behind. The insertion itself counts the
+    /// route for the proxy and its client. Routes of a snapshot need no room for their names.
     ///
     /// Not inlined: refreshes reserve nothing.
     #[inline(never)]
-    fn reserve_place<'a, P: Liveness>(what: Change, scope: &Scope<'a, P>) -> Result<Reservation<'a>, NoRecord> {
+    fn reserve_place<'a, P: Liveness>(
+        key: &K,
+        what: Change,
+        scope: &Scope<'a, P>,
+    ) -> Result<Reservation<'a>, NoRecord> {
+        let len = key.text_len();
         match what {
-            Change::Add(proxy) if !scope.proxies.has_room(proxy) => Err(NoRecord::NoProxyPlace),
-            _ => Reservation::new(scope.route_limit).ok_or(NoRecord::NoPlace),
+            Change::Add(_) if len > 0 && !scope.proxies.has_text_room(len) => return Err(NoRecord::NoTextRoom),
+            Change::Add(proxy) => scope.proxies.has_room(proxy).map_err(NoRecord::NoPlaceOf)?,
+            _ => {}
         }
+        Reservation::new(scope.route_limit).ok_or(NoRecord::NoPlace)
     }
 
     /// Replaces an index after an insertion has exceeded its limit. Without memory for a larger index, insertions

@@ -16,7 +16,7 @@ use super::index::FROZEN;
 use super::list::List;
 use super::scan::{Next, Part, Start};
 use super::*;
-use crate::liveness::Liveness;
+use crate::liveness::{Holder, Liveness};
 use crate::shard::Scope;
 use crate::shard::routes::Change;
 use crate::sync::{AtomicU32, epoch, pin};
@@ -104,13 +104,17 @@ impl Liveness for Proxies<'_> {
         self.dead.load(Ordering::Acquire) & (1 << proxy) == 0
     }
 
-    fn has_room(&self, _proxy: u32) -> bool {
+    fn has_room(&self, _proxy: u32) -> Result<(), Holder> {
+        Ok(())
+    }
+
+    fn has_text_room(&self, _len: usize) -> bool {
         true
     }
 
-    fn reserve(&self, proxy: u32) -> bool {
+    fn reserve(&self, proxy: u32) -> Result<(), Holder> {
         self.count(proxy, 1);
-        true
+        Ok(())
     }
 
     fn count(&self, proxy: u32, more: i32) {

@@ -55,15 +55,15 @@ pub(crate) enum Changed {
     Frozen,
 }
 
-/// Counts a route that a proxy is about to get. Returns `false`, and does not count the route, if the proxy has its
-/// maximum. A snapshot's routes count beyond the maximum.
-fn reserve_for<P: Liveness>(what: Change, proxy: u32, proxies: &P) -> bool {
+/// Counts a route that a proxy is about to get, unless the proxy or its client has its maximum. A snapshot's routes
+/// count beyond the maximum.
+fn reserve_for<P: Liveness>(what: Change, proxy: u32, proxies: &P) -> Result<(), CapacityError> {
     match what {
         Change::Restore { .. } => {
             proxies.count(proxy, 1);
-            true
+            Ok(())
         }
-        _ => proxies.reserve(proxy),
+        _ => proxies.reserve(proxy).map_err(CapacityError::RoutesOf),
     }
 }
 
@@ -172,9 +172,7 @@ fn add_first<'a, K: Key, P: Liveness>(
         Some(place) => place,
         None => Reservation::new(scope.route_limit).ok_or(CapacityError::Routes)?,
     };
-    if !scope.proxies.reserve(proxy) {
-        return Err(CapacityError::RoutesOfProxy);
-    }
+    scope.proxies.reserve(proxy).map_err(CapacityError::RoutesOf)?;
     step("change: before the CAS");
     if record
         .compare_exchange(Word::DEAD, Word::live(proxy, scope.now))
@@ -248,10 +246,8 @@ fn change_any<'a, K: Key, P: Liveness>(
             Changed::Added(Added::Inserted) => added_proxy(what, &routes, word, list),
             _ => None,
         };
-        if let Some(proxy) = added
-            && !reserve_for(what, proxy, scope.proxies)
-        {
-            return Err(CapacityError::RoutesOfProxy);
+        if let Some(proxy) = added {
+            reserve_for(what, proxy, scope.proxies)?;
         }
         step("change: before the CAS");
         match record.compare_exchange(word, new) {

@@ -7,6 +7,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
+use crate::liveness::Holder;
 use crate::mem::prefetch::prefetch;
 use crate::mem::segments::Location;
 use crate::shard::index::Index;
@@ -134,8 +135,10 @@ pub(crate) enum NoRecord {
     OutOfMemory,
     /// The table's limit of routes is reached.
     NoPlace,
-    /// The proxy has its maximum of routes.
-    NoProxyPlace,
+    /// The proxy or its client has its maximum of routes.
+    NoPlaceOf(Holder),
+    /// The table has its maximum of text.
+    NoTextRoom,
     /// The slab has as many records as a slot can number.
     NoNumber,
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::builder::Builder;
 use crate::layout::{MAX_RECORDS, MAX_ROUTES_PER_NODE, SHARD_BITS, SHARDS, SLOTS_PER_BUCKET};
-use crate::liveness::Liveness;
+use crate::liveness::{Holder, Liveness};
 use crate::shard::Scope;
 use crate::shard::key::UuidKey;
 use crate::shard::routes::Change;
@@ -25,12 +25,16 @@ impl Liveness for AllAlive {
         true
     }
 
-    fn has_room(&self, _proxy: u32) -> bool {
+    fn has_room(&self, _proxy: u32) -> Result<(), Holder> {
+        Ok(())
+    }
+
+    fn has_text_room(&self, _len: usize) -> bool {
         true
     }
 
-    fn reserve(&self, _proxy: u32) -> bool {
-        true
+    fn reserve(&self, _proxy: u32) -> Result<(), Holder> {
+        Ok(())
     }
 
     fn count(&self, _proxy: u32, _more: i32) {}
@@ -581,12 +585,16 @@ impl Liveness for Left {
         true
     }
 
-    fn has_room(&self, _proxy: u32) -> bool {
+    fn has_room(&self, _proxy: u32) -> Result<(), Holder> {
+        Ok(())
+    }
+
+    fn has_text_room(&self, _len: usize) -> bool {
         true
     }
 
-    fn reserve(&self, _proxy: u32) -> bool {
-        true
+    fn reserve(&self, _proxy: u32) -> Result<(), Holder> {
+        Ok(())
     }
 
     fn count(&self, _proxy: u32, _more: i32) {}

@@ -396,7 +396,7 @@ impl Bulk<'_> {
                 self.tally.inserted += 1;
             }
             Ok((Added::Refreshed, _)) => self.tally.known += 1,
-            Err(CapacityError::Routes | CapacityError::RoutesOfProxy) => self.tally.refused += 1,
+            Err(CapacityError::Routes | CapacityError::RoutesOf(_) | CapacityError::Text) => self.tally.refused += 1,
             Err(CapacityError::Memory) => return Err(SnapshotError::OutOfMemory),
         }
         Ok(())

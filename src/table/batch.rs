@@ -16,9 +16,10 @@ use crate::shard::candidate::Candidate;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 use crate::table::copied::CopiedRoute;
+use crate::types::client::ReportedProxy;
 use crate::types::handle::RouteHandle;
 use crate::types::node_id::NodeId;
-use crate::types::proxy::{Proxy, ProxyRef};
+use crate::types::proxy::ProxyRef;
 use crate::types::route::Added;
 use crate::types::routes::Routes;
 use crate::word::State;
@@ -151,13 +152,20 @@ impl RouteTable {
     /// # Errors
     ///
     /// [`ReportNodesError`]: as for both calls, but never [`AddError::UnknownProxy`].
-    pub fn report_nodes(&self, nodes: &[NodeId], proxy: &Proxy<'_>) -> Result<AddedNodes, ReportNodesError> {
-        let mut added = AddedNodes::default();
+    pub fn report_nodes<'a>(
+        &self,
+        nodes: &[NodeId],
+        proxy: impl Into<ReportedProxy<'a>>,
+    ) -> Result<AddedNodes, ReportNodesError> {
+        let (reported, mut added) = (proxy.into(), AddedNodes::default());
         loop {
-            let registered = self.register_proxy(proxy)?;
-            match self.add_each(&nodes[added.len()..], registered, &mut added, |_| ()) {
-                Err(AddError::UnknownProxy) => {}
-                done => return Ok(added.unless(done)?),
+            let registered = self.register_proxy(reported)?;
+            let done = self.add_each(&nodes[added.len()..], registered, &mut added, |_| ());
+            if added.inserted > 0 {
+                self.proxies().claim(registered, reported.client, &pin());
+            }
+            if done != Err(AddError::UnknownProxy) {
+                return Ok(added.unless(done)?);
             }
         }
     }

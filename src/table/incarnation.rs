@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use crate::error::BeginError;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
+use crate::types::client::ReportedProxy;
 use crate::types::proxy::{Proxy, ProxyRef};
 
 /// An incarnation that has begun, from [`RouteTable::begin_incarnation`].
@@ -71,13 +72,17 @@ impl RouteTable {
     ///
     /// # Errors
     ///
-    /// [`BeginError`]: the incarnation is stale, a string is not acceptable, or the table has too many proxies or
-    /// remembered incarnations. The call has changed nothing. An incarnation that takes over needs room for another
-    /// proxy until the sweeper has removed the routes of the old incarnation.
-    pub fn begin_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
+    /// [`BeginError`]: the incarnation is stale, a string is not acceptable, the table has too many proxies or
+    /// remembered incarnations, or the proxy restarts too often. The call has changed nothing. An incarnation that
+    /// takes over needs room for another proxy until the sweeper has removed the routes of the old incarnation.
+    pub fn begin_incarnation<'a>(
+        &self,
+        proxy: impl Into<ReportedProxy<'a>>,
+        incarnation: NonZeroU64,
+    ) -> Result<Incarnation, BeginError> {
         let guard = pin();
         let moved = |proxy| self.proxy_moved(proxy, &guard);
-        self.begin_pinned(proxy, incarnation, Some(moved), &guard)
+        self.begin_pinned(proxy.into(), incarnation, Some(moved), &guard)
     }
 
     /// Begins an incarnation again, like [`begin_incarnation`](Self::begin_incarnation), except that a registered proxy
@@ -87,15 +92,19 @@ impl RouteTable {
     /// # Errors
     ///
     /// As for [`begin_incarnation`](Self::begin_incarnation).
-    pub fn resume_incarnation(&self, proxy: &Proxy<'_>, incarnation: NonZeroU64) -> Result<Incarnation, BeginError> {
+    pub fn resume_incarnation<'a>(
+        &self,
+        proxy: impl Into<ReportedProxy<'a>>,
+        incarnation: NonZeroU64,
+    ) -> Result<Incarnation, BeginError> {
         let guard = pin();
         let keep = None::<fn(ProxyRef)>;
-        self.begin_pinned(proxy, incarnation, keep, &guard)
+        self.begin_pinned(proxy.into(), incarnation, keep, &guard)
     }
 
     fn begin_pinned(
         &self,
-        proxy: &Proxy<'_>,
+        proxy: ReportedProxy<'_>,
         incarnation: NonZeroU64,
         moved: Option<impl FnOnce(ProxyRef)>,
         guard: &Guard,
@@ -103,10 +112,10 @@ impl RouteTable {
         let begun = self
             .proxies()
             .begin(proxy, incarnation, moved, self.moment(), guard)
-            .inspect_err(|error| {
-                if let BeginError::Proxy(error) = error {
-                    self.proxy_refused(error);
-                }
+            .inspect_err(|error| match error {
+                BeginError::Proxy(error) => self.proxy_refused(error),
+                BeginError::RestartsTooOften => self.request_sweep(),
+                BeginError::TooManyIncarnations { .. } | BeginError::Stale(_) => {}
             })?;
         if let Some(replaced) = begun.replaced {
             self.proxy_removed(replaced, guard);

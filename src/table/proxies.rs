@@ -4,7 +4,8 @@ use crate::error::RegisterError;
 use crate::feed::{Event, Feed};
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
-use crate::types::proxy::{Proxy, ProxyDetails, ProxyRef};
+use crate::types::client::ReportedProxy;
+use crate::types::proxy::{ProxyDetails, ProxyRef};
 
 /// # Proxies
 impl RouteTable {
@@ -24,9 +25,9 @@ impl RouteTable {
     /// # Errors
     ///
     /// [`RegisterError`]: one of the strings is not acceptable, or the table is full. The call has changed nothing.
-    pub fn register_proxy(&self, proxy: &Proxy<'_>) -> Result<ProxyRef, RegisterError> {
+    pub fn register_proxy<'a>(&self, proxy: impl Into<ReportedProxy<'a>>) -> Result<ProxyRef, RegisterError> {
         let guard = pin();
-        self.register_pinned(proxy, self.now(), &guard)
+        self.register_pinned(proxy.into(), self.now(), &guard)
     }
 
     /// The proxy that is registered under an ID, or `None`. The reference is valid as long as that of
@@ -63,8 +64,8 @@ impl RouteTable {
     }
 
     /// How many routes a proxy has. A route counts until it is removed or swept. `None` if the proxy is not registered,
-    /// or if the table has no [limit](crate::Builder::max_routes_per_proxy) and so does not count the routes of a
-    /// proxy.
+    /// or if the table has no limit for [proxies](crate::Builder::max_routes_per_proxy) or
+    /// [clients](crate::Builder::max_routes_per_client) and so does not count the routes of a proxy.
     ///
     /// Takes no lock.
     #[must_use]
@@ -91,7 +92,7 @@ impl RouteTable {
 
     pub(super) fn register_pinned(
         &self,
-        proxy: &Proxy<'_>,
+        proxy: ReportedProxy<'_>,
         now: u64,
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
@@ -100,10 +101,13 @@ impl RouteTable {
         registered.inspect_err(|error| self.proxy_refused(error))
     }
 
-    /// Asks the sweeper for the numbers of removed proxies, if a proxy was refused for want of room.
+    /// Asks the sweeper for the numbers and the texts of removed proxies, if a proxy was refused for want of room.
     pub(super) fn proxy_refused(&self, error: &RegisterError) {
-        if let RegisterError::TooManyProxies { .. } = error {
-            self.request_sweep();
+        match error {
+            RegisterError::TooManyProxies { .. }
+            | RegisterError::TooManyProxiesOfClient { .. }
+            | RegisterError::TooMuchText { .. } => self.request_sweep(),
+            RegisterError::Invalid { .. } => {}
         }
     }
 

@@ -1,14 +1,15 @@
 //! Reporting one node.
 
 use crate::error::{AddError, ReportError};
-use crate::proxies::route_counts::RouteCounts;
+use crate::liveness::Holder;
 use crate::shard::CapacityError;
 use crate::shard::routes::Change;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 use crate::time::Now;
+use crate::types::client::ReportedProxy;
 use crate::types::node_id::NodeId;
-use crate::types::proxy::{Proxy, ProxyRef};
+use crate::types::proxy::ProxyRef;
 use crate::types::route::Added;
 
 /// # Reporting nodes
@@ -38,14 +39,21 @@ impl RouteTable {
     /// # Errors
     ///
     /// [`ReportError`]: as for both calls, but never [`AddError::UnknownProxy`].
-    pub fn report_node(&self, node: &NodeId, proxy: &Proxy<'_>) -> Result<Added, ReportError> {
+    pub fn report_node<'a>(&self, node: &NodeId, proxy: impl Into<ReportedProxy<'a>>) -> Result<Added, ReportError> {
+        self.report_one(node, proxy.into())
+    }
+
+    fn report_one(&self, node: &NodeId, reported: ReportedProxy<'_>) -> Result<Added, ReportError> {
         let (hash, now) = self.begin(node);
         let guard = pin();
         // One pin covers both the registration and the CAS, so a removal between them counts as a removal after both:
         // see `proxies`.
-        let proxy = self.register_pinned(proxy, now.tick, &guard)?;
+        let proxy = self.register_pinned(reported, now.tick, &guard)?;
         self.shards.ensure_for(node);
         let (added, _) = self.add_pinned(node, hash, proxy, now, &guard)?;
+        if added == Added::Inserted {
+            self.proxies.claim(proxy, reported.client, &guard);
+        }
         Ok(added)
     }
 
@@ -75,10 +83,18 @@ impl RouteTable {
                     limit: self.route_limit.limit(),
                 }
             }
-            CapacityError::RoutesOfProxy => {
+            CapacityError::RoutesOf(holder) => {
                 self.request_sweep();
-                AddError::TooManyRoutesOfProxy {
-                    limit: self.proxies.route_counts().map_or(0, RouteCounts::limit),
+                let limit = self.proxies.route_counts().map_or(0, |counts| counts.limit(holder));
+                match holder {
+                    Holder::Proxy => AddError::TooManyRoutesOfProxy { limit },
+                    Holder::Client => AddError::TooManyRoutesOfClient { limit },
+                }
+            }
+            CapacityError::Text => {
+                self.request_sweep();
+                AddError::TooMuchText {
+                    limit: self.proxies.limits().text_bytes,
                 }
             }
             CapacityError::Memory => AddError::OutOfMemory,

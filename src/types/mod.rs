@@ -1,5 +1,6 @@
 //! The plain data that callers pass and receive.
 
+pub(crate) mod client;
 pub(crate) mod expiry_hold;
 pub(crate) mod handle;
 pub(crate) mod life;

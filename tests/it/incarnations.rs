@@ -236,10 +236,13 @@ fn bad_strings_and_a_full_table_change_nothing() {
         let begun = table.begin_incarnation(&proxy("a"), number(incarnation));
         begun.is_ok_and(|begun| table.add_node(&node(1), begun.proxy).is_ok())
     });
+    // Restarts between two sweeps are refused, and change nothing, when new proxies would be.
     let restarts = restarts.count() as u64;
-    assert!((16..98).contains(&restarts), "{restarts}");
-    // Too many restarts between two sweeps are refused, and change nothing.
-    assert_eq!(refused("a", restarts + 2), full);
+    assert_eq!(restarts, 8);
+    assert_eq!(
+        table.begin_incarnation(&proxy("a"), number(restarts + 2)),
+        Err(BeginError::RestartsTooOften)
+    );
     let a = begin(&table, "a", restarts + 1);
     assert!(a.is_resumed);
     assert_eq!(routes(&table, &node(1)), [a.proxy]);
@@ -284,6 +287,34 @@ fn bad_strings_and_a_full_table_change_nothing() {
     // `b` is kept in use meanwhile.
     begin(&table, "b", 1);
     assert!(begin_later("c").is_some_and(|begun| !begun.is_resumed));
+}
+
+#[test]
+fn a_proxy_that_restarts_again_and_again_leaves_the_others_room_to_restart() {
+    const PROXIES: usize = 100;
+    let (table, _) = crate::common::table_with(INTERVAL, |builder| builder.max_proxies(PROXIES));
+    let others: Vec<_> = (1..PROXIES).map(|nth| format!("proxy-{nth}")).collect();
+    begin(&table, "a", 1);
+    others.iter().for_each(|id| _ = begin(&table, id, 1));
+    let restarts = |id: &str, from: u64| {
+        let begin = |nth: &u64| table.begin_incarnation(&proxy(id), number(*nth)).is_ok();
+        (from..from + 1_000).take_while(begin).count()
+    };
+    // New proxies are refused when half of the additional numbers, 28, are in use.
+    assert_eq!(restarts("a", 2), 14);
+    // Each of the other proxies can restart once, while there are numbers.
+    for id in &others[..14] {
+        assert_eq!(restarts(id, 2), 1, "{id}");
+    }
+    assert_eq!(restarts(&others[14], 2), 0);
+    // The sweeper frees the older numbers.
+    let again = |id: &str, nth: u64| {
+        (0..10_000).any(|_| {
+            sweep_fully(&table);
+            table.begin_incarnation(&proxy(id), number(nth)).is_ok()
+        })
+    };
+    assert!(again("a", 2_000) && again(&others[14], 2) && again(&others[0], 3));
 }
 
 /// The older incarnation's messages race with the newer one's hello, and with its own.

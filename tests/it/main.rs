@@ -5,6 +5,7 @@ mod common;
 
 mod api;
 mod brake;
+mod clients;
 mod feed;
 mod incarnations;
 mod limits;

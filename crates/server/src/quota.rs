@@ -2,7 +2,8 @@
 //!
 //! A limit over all clients protects the server, but does not protect the clients from each other: the first client
 //! could use up the limit. So a client has at most a share of each limit ([`Limits::max_share_per_address`]): of
-//! connections, memory, watches, and watched nodes. A client is an address; see [`ClientKey`].
+//! connections, memory, watches, and watched nodes. The table itself counts the routes and the proxies of a client
+//! ([`Caller::client`](crate::auth::Caller::client)). A client is an address; see [`ClientKey`].
 //!
 //! The acceptor registers each connection with its client, which is one look-up under a mutex. From then on, the
 //! connection has a reference to its client's counters. When the connection and its calls have ended, one more look-up

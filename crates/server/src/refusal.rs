@@ -42,9 +42,15 @@ named! { text
         TableRoutes = "table_routes",
         /// The proxy has its maximum of routes.
         ProxyRoutes = "proxy_routes",
+        /// The proxies of the client have the client's share of the routes.
+        ClientRoutes = "client_routes",
+        /// The client has its share of the proxies.
+        ClientProxies = "client_proxies",
+        /// The proxy restarts faster than the routes of its older incarnations are swept.
+        ProxyRestarts = "proxy_restarts",
         /// The table has its maximum of proxies.
         TableProxies = "table_proxies",
-        /// The system had no memory for the table.
+        /// The table has its maximum of text, or the system had no memory for the table.
         TableMemory = "table_memory",
         /// The server has its maximum of watches.
         Watches = "watches",
@@ -86,13 +92,14 @@ impl Reason {
         match self {
             // Calls end, and clients read their replies.
             Reason::ClientMemory | Reason::ConnectionMemory | Reason::AddressMemory => Some(Duration::from_secs(1)),
+            // A refusal makes the sweeper faster.
+            Reason::ProxyRestarts => Some(Duration::from_secs(1)),
             // Watches end seldom.
             Reason::Watches | Reason::ConnectionWatches | Reason::AddressWatches => Some(Duration::from_secs(10)),
             Reason::WatchedNodes | Reason::AddressWatchedNodes => Some(Duration::from_secs(10)),
             // Routes expire, and the sweeper removes them.
-            Reason::TableRoutes | Reason::ProxyRoutes | Reason::TableProxies | Reason::TableMemory => {
-                Some(Duration::from_secs(10))
-            }
+            Reason::TableRoutes | Reason::ProxyRoutes | Reason::ClientRoutes => Some(Duration::from_secs(10)),
+            Reason::TableProxies | Reason::ClientProxies | Reason::TableMemory => Some(Duration::from_secs(10)),
             Reason::MetadataSize | Reason::MessageSize | Reason::ReplySize => None,
             Reason::CancelledCalls | Reason::FrameFlood => None,
             Reason::Connections | Reason::AddressConnections | Reason::Accept => None,

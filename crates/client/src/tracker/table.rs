@@ -75,11 +75,17 @@ impl From<ReportNodesError> for TrackerError {
         };
         match error {
             ReportNodesError::Proxy(RegisterError::Invalid { .. }) => TrackerError::InvalidArgument(message),
-            ReportNodesError::Proxy(RegisterError::TooManyProxies { .. }) => exhausted(message),
+            ReportNodesError::Proxy(
+                RegisterError::TooManyProxies { .. }
+                | RegisterError::TooManyProxiesOfClient { .. }
+                | RegisterError::TooMuchText { .. },
+            ) => exhausted(message),
             ReportNodesError::Nodes(nodes) => match nodes.error {
-                AddError::TooManyRoutes { .. } | AddError::TooManyRoutesOfProxy { .. } | AddError::OutOfMemory => {
-                    exhausted(message)
-                }
+                AddError::TooManyRoutes { .. }
+                | AddError::TooManyRoutesOfProxy { .. }
+                | AddError::TooManyRoutesOfClient { .. }
+                | AddError::TooMuchText { .. }
+                | AddError::OutOfMemory => exhausted(message),
                 _ => TrackerError::Internal(message),
             },
             _ => TrackerError::Internal(message),

@@ -98,6 +98,8 @@ async fn a_limit_of_the_tracker_is_an_error_with_its_delay() {
         .with("max_routes", "2")
         .unwrap()
         .with("max_routes_per_proxy", "2")
+        .unwrap()
+        .with("max_share_per_address", "100")
         .unwrap();
     let tracker = Running::with_config(&config).await;
     let options = ClientOptions {

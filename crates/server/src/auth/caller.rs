@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::hash::Hash;
+use std::num::NonZeroU64;
 use std::sync::LazyLock;
 
+use nodetracker::ClientId;
 use tonic::Status;
+
+use crate::quota::ClientKey;
 
 /// The most characters of a name in a message. Names come from certificates, and from requests.
 const MOST_SHOWN: usize = 200;
@@ -16,6 +20,8 @@ pub(crate) struct Caller {
     name: Box<str>,
     /// A hash of the whole name; 0 without a certificate.
     identity: u64,
+    /// The client for the limits of the table. `None` until the connection is known.
+    client: Option<ClientId>,
     pub(super) role: Role,
 }
 
@@ -45,6 +51,7 @@ impl Caller {
         Self {
             name: format!("the client {}", shown(name)).into(),
             identity: identity(name),
+            client: None,
             role,
         }
     }
@@ -62,6 +69,7 @@ impl Caller {
         Self {
             name: "any client".into(),
             identity: 0,
+            client: None,
             role: Role::Unrestricted,
         }
     }
@@ -71,6 +79,7 @@ impl Caller {
         Self {
             name: "a client without a certificate".into(),
             identity: 0,
+            client: None,
             role: Role::None,
         }
     }
@@ -78,6 +87,19 @@ impl Caller {
     /// Returns a number for the client that its certificate names, however long the name is.
     pub(crate) fn identity(&self) -> u64 {
         self.identity
+    }
+
+    /// Returns the same client with the key by which its quotas count.
+    pub(crate) fn with_key(&self, key: ClientKey) -> Self {
+        Self {
+            client: NonZeroU64::new(identity(key)).map(ClientId),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the client for the limits of the table.
+    pub(crate) fn client(&self) -> Option<ClientId> {
+        self.client
     }
 
     /// Reports whether the server asks clients who they are.
@@ -89,8 +111,8 @@ impl Caller {
     pub(crate) fn revoked(&self) -> Self {
         Self {
             name: format!("{self}, whose certificate is no longer trusted,").into(),
-            identity: self.identity,
             role: Role::None,
+            ..self.clone()
         }
     }
 
@@ -164,6 +186,10 @@ mod tests {
         assert!(denied(&"x".repeat(70_000)).message().len() < 1000);
         assert_eq!(denied("P").code(), tonic::Code::PermissionDenied);
         assert!(proxy.revoked().check_proxy("p").is_err());
+        let keyed = proxy.with_key(ClientKey::V6(1));
+        assert!(keyed.client().is_some() && keyed.check_proxy("p").is_ok());
+        assert_eq!(keyed.revoked().client(), keyed.client());
+        assert_ne!(keyed.client(), proxy.with_key(ClientKey::Certified(1)).client());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Requests that write routes, before the server knows that the caller may write these routes.
 
+use nodetracker::ClientId;
 use tonic::Status;
 
 use crate::auth::Caller;
@@ -14,6 +15,11 @@ pub(crate) struct UncheckedWrite<'a, Q> {
 impl<'a, Q> UncheckedWrite<'a, Q> {
     pub(crate) fn new(request: Q, caller: &'a Caller) -> Self {
         Self { request, caller }
+    }
+
+    /// Returns the client for the limits of the table.
+    pub(crate) fn client(&self) -> Option<ClientId> {
+        self.caller.client()
     }
 
     /// Returns the request. `proxy_id` returns the ID of the proxy that the request names. An empty ID stands for all

@@ -504,7 +504,7 @@ mod tests {
             (
                 &format!("{section}  listen_adr: 127.0.0.1:1"),
                 "conf/tracker.yaml:2: unknown key `listen_adr`, expected one of enabled, listen_addr, \
-                 proxy_keep_alive_interval, shutdown_delay, max_routes, max_proxies, max_routes_per_proxy, expiry_brake_percent, \
+                 proxy_keep_alive_interval, shutdown_delay, max_routes, max_proxies, max_text_mb, max_routes_per_proxy, expiry_brake_percent, \
                  expiry_brake_routes, expiry_brake_intervals, data_dir, \
                  snapshot_interval, max_connections, client_memory_mb, \
                  max_share_per_address, max_watches, max_watched_mb, https_keypairs, client_ca_file, client_auth, client_identity, diag_addr, \

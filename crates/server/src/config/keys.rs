@@ -104,9 +104,16 @@ pub(crate) static KEYS: &[Key] = &[
     Key {
         name: "max_proxies",
         value_name: "NUMBER",
-        help: "The most proxies",
-        default: "1048576",
+        help: "The most proxies [default: a sixteenth of the memory, and from 4096 to 1048576]",
+        default: "",
         set: |config, text, origin| store(&mut config.max_proxies, values::proxies(text), origin),
+    },
+    Key {
+        name: "max_text_mb",
+        value_name: "NUMBER",
+        help: "Megabytes of the names, IDs and addresses in the table [default: an eighth of the memory]",
+        default: "",
+        set: |config, text, origin| store(&mut config.max_text_bytes, values::megabytes(text), origin),
     },
     Key {
         name: "max_routes_per_proxy",
@@ -189,7 +196,7 @@ pub(crate) static KEYS: &[Key] = &[
         value_name: "NUMBER",
         help: "Megabytes of the nodes that all watches may name",
         default: "64",
-        set: |config, text, origin| store(&mut config.max_watched_size, values::watched_size(text), origin),
+        set: |config, text, origin| store(&mut config.max_watched_size, values::megabytes(text), origin),
     },
     Key {
         name: KEYPAIRS,

@@ -145,10 +145,17 @@ pub struct Config {
     /// The most routes of the table.
     ///
     /// By default, an eighth of the memory that the process may use holds this many routes of nodes with UUIDs; at
-    /// least 65,536 and at most 16,777,216. A node with a long name takes up to ten times as much memory.
+    /// least 65,536 and at most 16,777,216. The names of nodes take more memory, up to
+    /// [`max_text_bytes`](Self::max_text_bytes).
     pub max_routes: Setting<usize>,
-    /// The most proxies of the table; 1,048,576 by default.
+    /// The most proxies of the table.
+    ///
+    /// By default, a sixteenth of the memory that the process may use holds this many proxies, their texts and their
+    /// ended incarnations included; at least 4,096 and at most 1,048,576.
     pub max_proxies: Setting<usize>,
+    /// The bytes of the table's names, IDs and addresses ([`Builder::max_text_bytes`]). An eighth of the memory that
+    /// the process may use by default.
+    pub max_text_bytes: Setting<usize>,
     /// The most routes of each proxy, so that one proxy cannot fill the table. Half of
     /// [`max_routes`](Self::max_routes) by default.
     pub max_routes_per_proxy: Option<Setting<usize>>,
@@ -167,8 +174,8 @@ pub struct Config {
     /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which documents the
     /// default.
     pub client_memory: Setting<usize>,
-    /// The percentage of each limit over all clients that one address may have; 50 by default. Replaces
-    /// [`Limits::max_share_per_address`].
+    /// The percentage of each limit over all clients that one address may have, of the table's routes and proxies too;
+    /// 50 by default. Replaces [`Limits::max_share_per_address`].
     pub max_share_per_address: Setting<u32>,
     /// The most watches at one time; 10,000 by default. Replaces [`Limits::max_watches`].
     pub max_watches: Setting<usize>,
@@ -196,13 +203,14 @@ impl Default for Config {
     fn default() -> Self {
         let limits = Limits::default();
         let brake = ExpiryBrake::default();
-        let max_routes = (machine::memory() / 8 / BYTES_PER_ROUTE).clamp(LEAST_ROUTES, MOST_DEFAULT_ROUTES);
+        let memory = machine::memory();
         Self {
             listen_addr: default("listen_addr", DEFAULT_LISTEN_ADDR.into()),
             keep_alive: default("proxy_keep_alive_interval", DEFAULT_KEEP_ALIVE),
             shutdown_delay: default("shutdown_delay", Duration::ZERO),
-            max_routes: default("max_routes", max_routes),
-            max_proxies: default("max_proxies", DEFAULT_MAX_PROXIES),
+            max_routes: default("max_routes", max_routes(memory)),
+            max_proxies: default("max_proxies", max_proxies(memory)),
+            max_text_bytes: default("max_text_mb", memory / 8),
             max_routes_per_proxy: None,
             brake_percent: default("expiry_brake_percent", brake.percent),
             brake_routes: default("expiry_brake_routes", brake.min_routes),
@@ -303,10 +311,17 @@ impl Config {
             .percent(self.brake_percent.value)
             .min_routes(self.brake_routes.value)
             .max_intervals(self.brake_intervals.value);
-        RouteTable::builder()
+        let builder = match self.max_share_per_address.value {
+            100.. => RouteTable::builder(),
+            percent => RouteTable::builder()
+                .max_routes_per_client(share(routes, percent))
+                .max_proxies_per_client(share(self.max_proxies.value, percent)),
+        };
+        builder
             .keep_alive(self.keep_alive.value)
             .max_routes(routes)
             .max_proxies(self.max_proxies.value)
+            .max_text_bytes(self.max_text_bytes.value)
             .max_routes_per_proxy(of_proxy.map_or(routes.div_ceil(2), |routes| routes.value))
             .expiry_brake(brake)
     }
@@ -325,12 +340,34 @@ impl Config {
     }
 }
 
-/// The most bytes of a route whose node has a UUID.
-const BYTES_PER_ROUTE: usize = 32;
+/// A percentage of a limit of the table, at least 1.
+fn share(limit: usize, percent: u32) -> usize {
+    ((limit as u64 * u64::from(percent)).div_ceil(100) as usize).max(1)
+}
 
-/// The default of [`Config::max_proxies`].
-const DEFAULT_MAX_PROXIES: usize = 1 << 20;
+/// The default of [`Config::max_routes`], for a process that may use so many bytes of memory. A route whose node has a
+/// UUID takes up to 32 bytes.
+fn max_routes(memory: usize) -> usize {
+    (memory / 8 / 32).clamp(1 << 16, 1 << 24)
+}
 
-/// Bounds of the default of [`Config::max_routes`].
-const LEAST_ROUTES: usize = 1 << 16;
-const MOST_DEFAULT_ROUTES: usize = 1 << 24;
+/// The default of [`Config::max_proxies`]. A proxy takes up to 0.9 kB if its ID, its cluster and its address are long.
+fn max_proxies(memory: usize) -> usize {
+    (memory / 16 / 1024).clamp(1 << 12, 1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_fits_into_half_of_the_memory() {
+        for memory in [1 << 30, 4 << 30, 64 << 30] {
+            let text = memory / 8;
+            assert!(max_routes(memory) * 32 + text + max_proxies(memory) * 1024 <= memory / 2);
+        }
+        assert_eq!((max_routes(1 << 30), max_proxies(1 << 30)), (1 << 22, 1 << 16));
+        assert_eq!((max_routes(1 << 20), max_proxies(1 << 20)), (1 << 16, 1 << 12));
+        assert_eq!((max_routes(1 << 40), max_proxies(1 << 40)), (1 << 24, 1 << 20));
+    }
+}

@@ -63,8 +63,8 @@ pub(super) fn watches(text: &str) -> Result<usize, String> {
     number_from(text, 1, 1_000_000, "")
 }
 
-/// Parses the size of the nodes of watches in megabytes. Returns bytes.
-pub(super) fn watched_size(text: &str) -> Result<usize, String> {
+/// Parses a size in megabytes. Returns bytes.
+pub(super) fn megabytes(text: &str) -> Result<usize, String> {
     let megabytes: usize = number_from(text, 1, 1_000_000, " of megabytes")?;
     Ok(megabytes * MEGABYTE)
 }

@@ -31,6 +31,10 @@ pub(crate) fn register(refusals: &Refusals, path: &str, error: RegisterError) ->
     match error {
         RegisterError::Invalid { field, reason } => text(format_args!("{path}{}", proxy_field(field)), reason),
         RegisterError::TooManyProxies { .. } => refusals.refuse(Reason::TableProxies).status(error.to_string()),
+        RegisterError::TooManyProxiesOfClient { .. } => {
+            refusals.refuse(Reason::ClientProxies).status(error.to_string())
+        }
+        RegisterError::TooMuchText { .. } => refusals.refuse(Reason::TableMemory).status(error.to_string()),
         error => Status::internal(error.to_string()),
     }
 }
@@ -39,6 +43,7 @@ pub(crate) fn register(refusals: &Refusals, path: &str, error: RegisterError) ->
 pub(crate) fn begin(refusals: &Refusals, path: &str, error: BeginError) -> Status {
     match error {
         BeginError::Proxy(error) => register(refusals, path, error),
+        BeginError::RestartsTooOften => refusals.refuse(Reason::ProxyRestarts).status(error.to_string()),
         BeginError::TooManyIncarnations { .. } => refusals.refuse(Reason::TableProxies).status(error.to_string()),
         error => Status::internal(error.to_string()),
     }
@@ -66,7 +71,8 @@ fn add(refusals: &Refusals, error: AddError, message: impl Display) -> Status {
     let reason = match error {
         AddError::TooManyRoutes { .. } => Reason::TableRoutes,
         AddError::TooManyRoutesOfProxy { .. } => Reason::ProxyRoutes,
-        AddError::OutOfMemory => Reason::TableMemory,
+        AddError::TooManyRoutesOfClient { .. } => Reason::ClientRoutes,
+        AddError::TooMuchText { .. } | AddError::OutOfMemory => Reason::TableMemory,
         _ => return Status::internal(message.to_string()),
     };
     refusals.refuse(reason).status(message.to_string())

@@ -224,7 +224,7 @@ async fn http2<S: Metered>(
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), Arc::clone(&traffic), &limits);
     let draining_calls = CancellationToken::new();
     let client = memory.client().clone();
-    let caller = Arc::clone(peer.caller());
+    let caller = Arc::new(peer.caller().with_key(client.key()));
     let connection_counters = Arc::clone(&counters.connections);
     let mut calls = Calls::new(
         connection,

@@ -31,6 +31,7 @@ impl NodeTracker {
         &self,
         request: UncheckedWrite<'_, api::AddNodeRequest>,
     ) -> Result<api::AddNodeResponse, Status> {
+        let client = request.client();
         let request = request.for_proxy(|request| &request.proxy_id)?;
         // Parse the node first: a bad node must not leave its proxy registered.
         let node = node_id(&request.node_id)?;
@@ -40,7 +41,7 @@ impl NodeTracker {
             addr: &request.addr,
         };
         self.table
-            .report_node(&node, &proxy)
+            .report_node(&node, proxy.of_client(client))
             .map_err(|error| status::report(&self.refusals, "", error))?;
         Ok(api::AddNodeResponse {})
     }

@@ -40,6 +40,7 @@ impl Routes {
         request: UncheckedWrite<'_, v1::AddNodesRequest>,
         context: &mut CallContext,
     ) -> Result<v1::AddNodesResponse, Status> {
+        let client = request.client();
         let request = request.for_proxy(|request| request.proxy.as_ref().map_or("", |proxy| &proxy.proxy_id))?;
         // Parse the nodes first: a bad node must not leave its proxy registered.
         let nodes = parse::nodes(request.nodes)?;
@@ -49,7 +50,7 @@ impl Routes {
         loop {
             let rest = &nodes[added.len()..];
             let part = &rest[..rest.len().min(parts.next(&context.turns).await)];
-            match self.table.report_nodes(part, &proxy) {
+            match self.table.report_nodes(part, proxy.of_client(client)) {
                 Ok(part) => {
                     added.inserted += part.inserted;
                     added.refreshed += part.refreshed;

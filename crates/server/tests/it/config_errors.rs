@@ -31,7 +31,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
         (
             "node_tracker_service:\n  enabled: yes\n  listen_address: 127.0.0.1:0\n",
             ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
-             shutdown_delay, max_routes, max_proxies, max_routes_per_proxy, expiry_brake_percent, expiry_brake_routes, \
+             shutdown_delay, max_routes, max_proxies, max_text_mb, max_routes_per_proxy, expiry_brake_percent, expiry_brake_routes, \
              expiry_brake_intervals, data_dir, snapshot_interval, max_connections, client_memory_mb, \
              max_share_per_address, max_watches, max_watched_mb, https_keypairs, client_ca_file, client_auth, client_identity, diag_addr, \
              log_format, log_level"

@@ -6,8 +6,9 @@ use std::time::Duration;
 use nodetracker::RouteTable;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
+use nodetracker_proto::v1::route_service_client::RouteServiceClient;
 use nodetracker_proto::v1::watch_service_client::WatchServiceClient;
-use nodetracker_server::{Limits, limits};
+use nodetracker_server::{Config, Limits, limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -148,5 +149,59 @@ async fn an_address_has_a_share_of_the_watches() {
     let mut again = WatchServiceClient::new(channel_from(GREEDY, server.addr).await);
     while again.watch(v1::WatchRequest::default()).await.is_err() {
         tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_has_a_share_of_the_routes_and_of_the_proxies() {
+    let config = [("max_routes", "100"), ("max_proxies", "10")]
+        .into_iter()
+        .fold(Config::default(), |config, (key, value)| {
+            config.with(key, value).unwrap()
+        });
+    let server = Running::with_table(config.table().build().unwrap()).await;
+    let add = async |from: &str, proxy: usize, nodes: std::ops::Range<usize>| {
+        let mut client = RouteServiceClient::new(channel_from(from, server.addr).await);
+        let proxy = v1::Proxy {
+            proxy_id: format!("{from}-{proxy}"),
+            cluster_name: "cluster".into(),
+            addr: "10.0.0.1:3080".into(),
+        };
+        let nodes = v1::NodeIds {
+            uuids: vec![],
+            names: nodes.map(|node| format!("{from}-{node}")).collect(),
+        };
+        let request = v1::AddNodesRequest {
+            proxy: Some(proxy),
+            nodes: Some(nodes),
+        };
+        client
+            .add_nodes(request)
+            .await
+            .map(|reply| reply.into_inner().inserted_count)
+    };
+    for proxy in 0..5 {
+        assert_eq!(add(GREEDY, proxy, 10 * proxy..10 * proxy + 10).await.unwrap(), 10);
+    }
+    for (proxy, reason, message) in [
+        (
+            0,
+            "client_routes",
+            "the proxy's client has its maximum of 50 routes, after 0 nodes",
+        ),
+        (
+            5,
+            "client_proxies",
+            "the client has its maximum of 5 proxies, and of removed proxies until they are swept",
+        ),
+    ] {
+        let status = add(GREEDY, proxy, 50..51).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, message));
+        let delay = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
+        assert_eq!(delay, Some(Duration::from_secs(10)));
+        assert_eq!(refused(&stats(&server).await, reason), 1);
+    }
+    for proxy in 0..5 {
+        assert_eq!(add(OTHER, proxy, 10 * proxy..10 * proxy + 10).await.unwrap(), 10);
     }
 }

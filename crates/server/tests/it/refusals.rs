@@ -84,6 +84,17 @@ fn hello(id: &str) -> Request {
 }
 
 #[tokio::test]
+async fn a_table_without_room_for_text_refuses_new_proxies() {
+    let builder = RouteTable::builder().max_text_bytes(1);
+    let server = Running::with_table(builder.build().expect("possible limits")).await;
+    let mut raw = Raw::connect(server.addr).await;
+    let headers = call(&mut raw, grpc(ADD_NODES), add_nodes("proxy-1", names(1, 1))).await;
+    assert_eq!(headers["grpc-status"], "8", "{headers:?}");
+    assert_eq!(retry_delay(&headers), Some(Duration::from_secs(10)));
+    assert_eq!(refused(&server.stats().await, "table_memory"), 1);
+}
+
+#[tokio::test]
 async fn each_refused_call_is_counted_under_its_reason() {
     let table = RouteTable::builder()
         .max_routes(1000)

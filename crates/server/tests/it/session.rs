@@ -820,6 +820,18 @@ async fn a_proxy_at_its_limit_keeps_its_session() {
 }
 
 #[tokio::test]
+async fn a_client_at_its_limit_keeps_its_sessions() {
+    let builder = RouteTable::builder().max_routes_per_client(3).max_proxies_per_client(2);
+    let server = Running::with_table(builder.build().expect("possible limits")).await;
+    let mut session = Session::begin(&server, 1).await;
+    let (handles, refusal) = session.try_up(&[node(1), node(2), node(3), node(4)]).await;
+    assert_eq!((handles.len(), refusal), (3, SessionRefusal::TooManyRoutesOfClient));
+    assert_eq!(session.beat(&handles).await, [0; 0]);
+    let stats = server.stats().await;
+    assert_eq!(crate::support::refused(&stats, "client_routes"), 1);
+}
+
+#[tokio::test]
 async fn a_full_table_takes_what_it_can() {
     let table = RouteTable::builder()
         .max_routes(3)

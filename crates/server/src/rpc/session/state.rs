@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use nodetracker::{AddError, AddHandlesError, AddedHandles, BeginError, Incarnation, ProxyRef, StaleIncarnation};
+use nodetracker::{
+    AddError, AddHandlesError, AddedHandles, BeginError, ClientId, Incarnation, ProxyRef, StaleIncarnation,
+};
 use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
 use nodetracker_proto::v1::{self, SessionRefusal, SessionSupersededReason};
@@ -45,6 +47,7 @@ struct Open {
     /// The proxy of the hello.
     details: v1::Proxy,
     incarnation: NonZeroU64,
+    client: Option<ClientId>,
     proxy: ProxyRef,
     ownership: Arc<Ownership>,
     /// The last heartbeat interval that was sent.
@@ -136,7 +139,8 @@ impl Session {
         self.caller.check_proxy(proxy.id).inspect_err(|denied| {
             shared.refusals.refuse_for(Reason::Denied, Some(&denied.message()));
         })?;
-        let begin = || shared.table.begin_incarnation(&proxy, incarnation);
+        let client = self.caller.client();
+        let begin = || shared.table.begin_incarnation(proxy.of_client(client), incarnation);
         let begun = shared.owners.take_over(proxy.id, incarnation, begin);
         let (ownership, begun) = match begun.map_err(Failure::from) {
             Ok(taken) => taken,
@@ -163,6 +167,7 @@ impl Session {
         self.open = Some(Open {
             details: hello.proxy.unwrap_or_default(),
             incarnation,
+            client,
             proxy: begun.proxy,
             ownership,
             announced_interval,
@@ -216,9 +221,10 @@ impl Open {
 
     /// Resumes the incarnation, in case the table has dropped the proxy.
     fn resume(&mut self, shared: &Shared) -> Result<Incarnation, Failure> {
+        let proxy = parse::as_proxy(&self.details);
         let begun = shared
             .table
-            .resume_incarnation(&parse::as_proxy(&self.details), self.incarnation)?;
+            .resume_incarnation(proxy.of_client(self.client), self.incarnation)?;
         self.proxy = begun.proxy;
         Ok(begun)
     }
@@ -238,6 +244,10 @@ impl Open {
                 AddError::TooManyRoutesOfProxy { .. } => {
                     shared.refusals.refuse(Reason::ProxyRoutes);
                     break (handles, SessionRefusal::TooManyRoutesOfProxy);
+                }
+                AddError::TooManyRoutesOfClient { .. } => {
+                    shared.refusals.refuse(Reason::ClientRoutes);
+                    break (handles, SessionRefusal::TooManyRoutesOfClient);
                 }
                 _ => {
                     shared.refusals.refuse(Reason::TableMemory);

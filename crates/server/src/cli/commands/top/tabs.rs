@@ -212,7 +212,9 @@ impl From<'_> {
                 self.messages("Proxies that drain", "drain"),
                 self.swept("Routes of removed proxies, swept", "proxy_removed"),
                 self.refused("Refused: routes of a proxy", "proxy_routes"),
+                self.refused("Refused: routes of a client", "client_routes"),
                 self.refused("Refused: more proxies", "table_proxies"),
+                self.refused("Refused: more proxies of a client", "client_proxies"),
                 self.part("Memory of the proxies", "proxies"),
                 self.part("Memory of names and addresses", "strings"),
             ])
