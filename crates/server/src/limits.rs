@@ -303,8 +303,8 @@ pub const LARGE_CONNECTION_WINDOW: u32 = 256 * 1024;
 /// frame is.
 pub const READ_BUFFER: usize = 8 * 1024;
 
-/// Bytes of input that h2 may keep for one connection without a charge, and the step in which more is charged: DATA that
-/// no call has read, and trailers.
+/// Bytes of input that h2 may keep for one connection without a charge, and the step in which more is charged: DATA
+/// that no call has read, and trailers.
 ///
 /// If the budget has no room, the connection reads nothing more until its calls read. It drains after
 /// [`Limits::call`]. Stops clients that make h2 keep megabytes for each of thousands of connections.

@@ -38,10 +38,10 @@ const QUEUE: usize = 4096;
 /// The nodes of a proxy. The proxy's threads change the set; one [`Machine`](crate::session::machine::Machine) reads
 /// it.
 ///
-/// A node costs 18 bytes beside its ID, and its share of the maps' free slots. With 50,000 nodes and more, these are less
-/// than 64 bytes: up to 57 bytes at rest, and up to 64 bytes while one of the maps grows. The ID of a UUID has 16 bytes.
-/// The ID of a name has 24 bytes, and its text if the text is longer.
-/// `cargo test -p nodetracker-client --test session_memory -- --nocapture` prints the figures.
+/// A node costs 18 bytes beside its ID, and its share of the maps' free slots. With 50,000 nodes and more, these are
+/// less than 64 bytes: up to 57 bytes at rest, and up to 64 bytes while one of the maps grows. The ID of a UUID has 16
+/// bytes. The ID of a name has 24 bytes, and its text if the text is longer. `cargo test -p nodetracker-client --test
+/// session_memory -- --nocapture` prints the figures.
 #[derive(Debug)]
 pub struct NodeSet {
     /// A UUID as the map's key takes eight bytes less than a [`NodeId`].

@@ -5,8 +5,8 @@
 //! hold.
 //!
 //! A frame of one byte holds the whole buffer that h2 has read the frame into, so each frame counts with the size of
-//! that buffer. Frames that h2 drops itself, such as those of a stream that it has refused, are never taken. So while no
-//! call reads a request, nothing is unread.
+//! that buffer. Frames that h2 drops itself, such as those of a stream that it has refused, are never taken. So while
+//! no call reads a request, nothing is unread.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};

@@ -1,12 +1,13 @@
 //! The memory that h2 keeps for input that no call has read: the fields of an unfinished header block, trailers, and
 //! DATA.
 //!
-//! Nothing else bounds this memory over all connections: h2's limits are those of a connection. So the memory is charged
-//! to the [memory budget](crate::memory). The first bytes of each connection are free, so a small call is not charged.
+//! Nothing else bounds this memory over all connections: h2's limits are those of a connection. So the memory is
+//! charged to the [memory budget](crate::memory). The first bytes of each connection are free, so a small call is not
+//! charged.
 //!
 //! If the budget has no room for unread DATA, the connection reads nothing more until its calls have read some. If they
-//! do not for the time of a call, the connection drains. An unfinished header block ends its connection after that time,
-//! or at once if the budget has no room.
+//! do not for the time of a call, the connection drains. An unfinished header block ends its connection after that
+//! time, or at once if the budget has no room.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

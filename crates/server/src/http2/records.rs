@@ -1,9 +1,9 @@
 //! The heads of a client's TLS records.
 //!
-//! To open a record costs rustls more than to copy its bytes, so a record has a price. A record that brings no bytes for
-//! HTTP/2 has another purpose: a handshake, an alert, new keys. A connection needs few of those, but new keys cost as
-//! much as ten ordinary records. rustls allows 32 changes of keys for each record with bytes, so the server counts the
-//! records without bytes itself.
+//! To open a record costs rustls more than to copy its bytes, so a record has a price. A record that brings no bytes
+//! for HTTP/2 has another purpose: a handshake, an alert, new keys. A connection needs few of those, but new keys cost
+//! as much as ten ordinary records. rustls allows 32 changes of keys for each record with bytes, so the server counts
+//! the records without bytes itself.
 
 use crate::http2::rate_guard::RateGuard;
 use crate::limits::{BARE_RECORDS, BARE_RECORDS_PER_SECOND};
