@@ -270,7 +270,7 @@ fn a_file_that_is_read_slowly_stops_no_other_task() {
         ca: ca.clone(),
         keypair: None,
     };
-    let tls = Some(ClientTls::load(files).unwrap());
+    let tls = ClientTls::load(files).unwrap();
     fs::remove_file(&ca).unwrap();
     assert!(Command::new("mkfifo").arg(&ca).status().unwrap().success());
     let (done, is_done) = mpsc::channel();
@@ -280,7 +280,7 @@ fn a_file_that_is_read_slowly_stops_no_other_task() {
         runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let addr = listener.local_addr().unwrap().to_string();
-            let transport = TcpTransport { tls, server_name: None };
+            let transport = TcpTransport::agent(tls);
             let connect = tokio::spawn(async move { transport.connect(&addr).await.map(drop) });
             // Opens when the reader does, and the reader waits until this end is closed.
             let (opened, is_open) = oneshot::channel();
