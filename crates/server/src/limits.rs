@@ -84,7 +84,7 @@ pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
 /// take 256 KiB.
 pub const MAX_BATCH_MESSAGE_SIZE: usize = 256 * 1024;
 
-/// Bytes that a connection reads in a turn.
+/// Bytes on the wire that a connection reads in a turn. A TLS record counts as more bytes: see [`RECORD_WORK`].
 pub const MAX_TURN_INPUT: usize = 64 * 1024;
 
 /// The work of a small call, in tenths of a microsecond, as all figures of work. Work is an estimate: it decides who
