@@ -19,13 +19,16 @@ const NODES: usize = 200_000;
 /// Below, the queue of the set's changes has a great share.
 const MEASURED_FROM: usize = 50_000;
 
+/// Takes the set, its number of nodes, and a function that returns the bytes of a node beside its ID.
+type Measured<'a> = Box<dyn FnMut(&NodeSet, usize, &dyn Fn() -> usize) + 'a>;
+
 /// Adds nodes. Returns the bytes of a node beside its ID: the mean at rest, the most at rest, and the most while a map
 /// grows.
 ///
 /// A name's ID is a [`NodeId`], and the text if it has more bytes than fit into the `NodeId`.
 fn bytes_beside_the_ids(id_bytes: usize, ids: &[NodeId]) -> [usize; 3] {
     let now = Instant::now();
-    let measure = |mut measured: Box<dyn FnMut(&NodeSet, usize, &dyn Fn() -> usize) + '_>| {
+    let measure = |mut measured: Measured<'_>| {
         let nodes = NodeSet::new(usize::MAX, 1, now);
         let empty = live();
         for (count, id) in (1..).zip(ids) {
