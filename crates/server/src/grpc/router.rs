@@ -29,7 +29,9 @@ use crate::grpc::send_budget::SendBudget;
 use crate::grpc::status::correct_response;
 use crate::grpc::unary::{self, FirstFrame};
 use crate::grpc::worker_counters::WorkerCounters;
-use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, MAX_WATCHES_PER_CONNECTION, WAITING_CALL_WORK};
+use crate::limits::{
+    BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, MAX_PASSIVE_CALLS, MAX_WATCHES_PER_CONNECTION, WAITING_CALL_WORK,
+};
 use crate::memory::ConnectionMemory;
 use crate::refusal::{Reason, Refusals};
 use crate::turns::Turns;
@@ -76,6 +78,7 @@ impl Router {
             turns,
             counters,
             watches: Arc::new(Semaphore::new(MAX_WATCHES_PER_CONNECTION)),
+            passive: Arc::new(Semaphore::new(MAX_PASSIVE_CALLS)),
         }
     }
 }
@@ -95,6 +98,8 @@ pub(crate) struct ConnectionRouter {
     counters: WorkerCounters,
     /// A permit for each watch that the connection may still begin.
     watches: Arc<Semaphore>,
+    /// The same for calls that leave the connection idle.
+    passive: Arc<Semaphore>,
 }
 
 /// A request that was looked at. It has no headers: a client could make the server hold megabytes of them.
@@ -131,6 +136,19 @@ impl ConnectionRouter {
         };
         let arrived = request.arrived;
         CallStart { method, arrived }
+    }
+
+    /// Returns the path of a call's method. Empty if no method has the path of the request.
+    pub(crate) fn path_of(&self, call: CallStart) -> &'static str {
+        self.methods.rows().get(call.method).map_or("", |method| method.path)
+    }
+
+    /// Reports whether a connection with only such calls in flight is idle.
+    pub(crate) fn is_passive(&self, call: CallStart) -> bool {
+        self.methods
+            .rows()
+            .get(call.method)
+            .is_some_and(|method| method.is_passive)
     }
 
     fn target<B>(&self, request: &Request<B>) -> Target {
@@ -193,7 +211,7 @@ impl ConnectionRouter {
         let frame = match &method.handler {
             Handler::Immediate(handler) => match unary::first_frame(&mut body) {
                 FirstFrame::Message(message) => {
-                    let replied = catch(|| handler(&message, &self.caller)).flatten();
+                    let replied = catch(method.path, || handler(&message, &self.caller)).flatten();
                     let replied = replied.and_then(|reply| Ok(self.budget.charge(reply)?));
                     let reply_len = replied.as_ref().map_or(0, Bytes::len);
                     *work += (message.len() + reply_len) / BYTES_PER_WORK;
@@ -208,10 +226,11 @@ impl ConnectionRouter {
             Ok(charge) => charge,
             Err(full) => return Call::Done(self.logged(method.path, Err(Status::from(full))).into()),
         };
-        let body = RequestBody::new(frame, body, charge, method.max_request);
         let (router, max_request, path) = (self.clone(), method.max_request, method.path);
+        let with_charge = |charge| RequestBody::new(frame, body, charge, max_request);
         let reply: PendingReply = match &method.handler {
             Handler::Immediate(handler) => {
+                let body = with_charge(charge);
                 let handler = Arc::clone(handler);
                 Box::pin(async move {
                     let replied = async {
@@ -222,6 +241,7 @@ impl ConnectionRouter {
                 })
             }
             Handler::Unary(handler) => {
+                let body = with_charge(charge);
                 let handler = Arc::clone(handler);
                 Box::pin(async move {
                     let replied = router.unary(&*handler, body, max_request).await;
@@ -229,12 +249,24 @@ impl ConnectionRouter {
                 })
             }
             Handler::Streaming(handler) => {
+                let permit = match method.is_passive.then(|| Arc::clone(&self.passive).try_acquire_owned()) {
+                    Some(Err(_)) => {
+                        let message =
+                            format!("this connection has {MAX_PASSIVE_CALLS} calls like this, which is the limit");
+                        let refused = self.refusals().refuse(Reason::ConnectionWatches).status(message);
+                        return Call::Done(self.logged(path, Err(refused)).into());
+                    }
+                    permit => permit.and_then(Result::ok),
+                };
+                // A stream may be open for long after its request.
+                let body = with_charge(charge.memory().no_charge());
+                let held = (charge, permit);
                 let handler = Arc::clone(handler);
                 Box::pin(async move {
                     let request = Request::post(path).body(body).expect("a path of the table");
                     let response = router.in_time(NOT_ARRIVED, handler(request, max_request, &router));
                     let response = router.logged(path, response.await).unwrap_or_else(Status::into_http);
-                    end_on_drain(correct_response(response, router.refusals()), &router.draining).into()
+                    end_on_drain(correct_response(response, router.refusals()), &router.draining, held).into()
                 })
             }
         };
