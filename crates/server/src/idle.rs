@@ -1,61 +1,319 @@
 //! Idle connections end when new connections have to wait for a slot. If none is idle, connections of the client with
 //! the most connections drain.
+//!
+//! A question wakes only as many connections as have to end, those first that were not asked for the longest time. A
+//! connection that is not idle passes the question on to the next, until all have been asked. So a question about ten
+//! of 10,000 connections wakes ten of them, if these are idle.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
 
-use tokio::sync::watch;
+use futures_util::task::AtomicWaker;
+use tokio::time::{Instant, sleep_until};
 
-/// How many of the connections that were asked still have to end.
+use crate::limits::HANDSHAKE_GRACE;
+
+/// Locks a mutex, poisoned or not: no critical section here leaves its data half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes one of a number that guards no data, unless the number is zero.
+fn take_one(number: &AtomicUsize) -> bool {
+    let less = |number: usize| number.checked_sub(1);
+    number.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+}
+
+/// How many connections have to end.
 #[derive(Debug)]
-pub(crate) struct EvictionBudget {
+struct Eviction {
     left: AtomicUsize,
+    /// How many connections may still be asked.
+    unasked: AtomicUsize,
     /// Whether connections with calls in flight end, too.
     includes_busy: bool,
 }
 
-impl EvictionBudget {
-    /// Returns a budget for the end of `connections` idle connections.
-    pub(crate) fn new(connections: usize) -> Arc<Self> {
-        Arc::new(Self {
-            left: AtomicUsize::new(connections),
-            includes_busy: false,
-        })
+/// Connections that can be asked to make room: those of one client, or all.
+#[derive(Debug, Default)]
+pub(crate) struct IdleConnections {
+    /// The connection that was not asked for the longest time is the first.
+    connections: Mutex<VecDeque<Weak<Connection>>>,
+}
+
+impl IdleConnections {
+    /// Asks idle connections to end, up to `count` of them.
+    pub(crate) fn ask(self: &Arc<Self>, count: usize) {
+        self.ask_for(count, false);
     }
 
-    /// Returns a budget for the end of `connections` connections, idle or not.
-    pub(crate) fn with_busy(connections: usize) -> Arc<Self> {
-        Arc::new(Self {
-            left: AtomicUsize::new(connections),
-            includes_busy: true,
-        })
+    /// Asks `count` connections to end, idle or not.
+    pub(crate) fn ask_busy(self: &Arc<Self>, count: usize) {
+        self.ask_for(count, true);
     }
 
-    /// Reports whether one more connection has to end. Returns `true` once for each connection of the budget.
-    pub(crate) fn take_one(&self, is_idle: bool) -> bool {
-        // Relaxed: the number guards no data.
-        let take = |left: usize| left.checked_sub(1);
-        (is_idle || self.includes_busy)
-            && self
-                .left
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-                .is_ok()
+    fn ask_for(self: &Arc<Self>, count: usize, includes_busy: bool) {
+        let all = lock(&self.connections).len();
+        let eviction = Arc::new(Eviction {
+            left: AtomicUsize::new(count),
+            unasked: AtomicUsize::new(all),
+            includes_busy,
+        });
+        for _ in 0..count.min(all) {
+            self.ask_next(&eviction);
+        }
+    }
+
+    /// Asks the next connection, unless all have been asked or enough end.
+    fn ask_next(self: &Arc<Self>, eviction: &Arc<Eviction>) {
+        while eviction.left.load(Ordering::Relaxed) > 0 && take_one(&eviction.unasked) {
+            let mut connections = lock(&self.connections);
+            let next = connections.pop_front();
+            let Some(connection) = next.as_ref().and_then(Weak::upgrade) else {
+                continue;
+            };
+            connections.extend(next);
+            drop(connections);
+            let question = Question {
+                eviction: Arc::clone(eviction),
+                connections: Arc::clone(self),
+                ends: false,
+            };
+            if connection.ask(question) {
+                break;
+            }
+        }
+    }
+
+    fn add(&self, connection: &Arc<Connection>) {
+        let mut connections = lock(&self.connections);
+        // Those that have ended are removed as often as the memory would have to grow.
+        if connections.len() == connections.capacity() {
+            connections.retain(|connection| connection.strong_count() > 0);
+            let left = connections.len();
+            connections.reserve(left.max(1));
+        }
+        connections.push_back(Arc::downgrade(connection));
     }
 }
 
-/// Asks the connections of one client to make room, the idle connections first.
+/// One connection, as others ask it.
 #[derive(Debug, Default)]
-pub(crate) struct IdleConnections(watch::Sender<Option<Arc<EvictionBudget>>>);
+struct Connection {
+    question: Mutex<Option<Question>>,
+    /// Whether there is a question. Release pairs with Acquire: the flag announces the question.
+    is_asked: AtomicBool,
+    waker: AtomicWaker,
+}
 
-impl IdleConnections {
-    /// Asks connections to end, as many as the budget allows. Connections that the budget does not include ignore the
-    /// request.
-    pub(crate) fn ask(&self, evictions: &Arc<EvictionBudget>) {
-        self.0.send_replace(Some(Arc::clone(evictions)));
+impl Connection {
+    /// Asks the connection, unless it has not answered the last question yet. Reports whether it is asked.
+    fn ask(&self, question: Question) -> bool {
+        let mut waiting = lock(&self.question);
+        if waiting.is_some() {
+            // The caller asks another connection.
+            question.forget();
+            return false;
+        }
+        *waiting = Some(question);
+        drop(waiting);
+        self.is_asked.store(true, Ordering::Release);
+        self.waker.wake();
+        true
     }
 
-    /// Returns a receiver that changes when the connections are asked.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<EvictionBudget>>> {
-        self.0.subscribe()
+    fn take(&self) -> Option<Question> {
+        // An ordinary poll of a connection takes no lock.
+        self.is_asked.load(Ordering::Acquire).then(|| {
+            self.is_asked.store(false, Ordering::Relaxed);
+            lock(&self.question).take()
+        })?
+    }
+
+    fn poll_question(&self, cx: &mut Context<'_>) -> Poll<Question> {
+        let question = self.take().or_else(|| {
+            self.waker.register(cx.waker());
+            self.take()
+        });
+        question.map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+/// A connection that can be asked to make room: with all connections, or with those of its client.
+#[derive(Debug)]
+pub(crate) struct Evictable {
+    connection: Arc<Connection>,
+    since: Instant,
+}
+
+impl Evictable {
+    /// Returns a new connection, which can be asked from now on.
+    pub(crate) fn new(all: &IdleConnections, of_client: &IdleConnections) -> Self {
+        let connection = Arc::default();
+        all.add(&connection);
+        of_client.add(&connection);
+        let since = Instant::now();
+        Self { connection, since }
+    }
+
+    /// Waits until the connection is asked to make room.
+    pub(crate) async fn asked(&self) -> Question {
+        poll_fn(|cx| self.connection.poll_question(cx)).await
+    }
+
+    /// Waits until the connection has to make room because its handshake has not ended within [`HANDSHAKE_GRACE`].
+    pub(crate) async fn handshake_makes_room(&self) {
+        loop {
+            let question = self.asked().await;
+            sleep_until(self.since + HANDSHAKE_GRACE).await;
+            if question.has_to_end(true) {
+                return;
+            }
+        }
+    }
+}
+
+/// A question to one connection. On drop, the next connection is asked, unless this connection ends.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Question {
+    eviction: Arc<Eviction>,
+    connections: Arc<IdleConnections>,
+    ends: bool,
+}
+
+impl Question {
+    /// Reports whether the connection has to end.
+    pub(crate) fn has_to_end(mut self, is_idle: bool) -> bool {
+        self.ends = (is_idle || self.eviction.includes_busy) && take_one(&self.eviction.left);
+        self.ends
+    }
+
+    /// Drops the question, and asks no other connection.
+    fn forget(mut self) {
+        self.ends = true;
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        if !self.ends {
+            self.connections.ask_next(&self.eviction);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::{JoinHandle, yield_now};
+
+    use super::*;
+
+    /// A connection that counts how often it is woken.
+    struct Counted {
+        woken: Arc<AtomicUsize>,
+        task: JoinHandle<()>,
+    }
+
+    fn connections(all: &IdleConnections, count: usize, is_idle: &Arc<AtomicBool>) -> Vec<Counted> {
+        let of_client = IdleConnections::default();
+        let connection = |_| {
+            let evictable = Evictable::new(all, &of_client);
+            let (woken, is_idle) = (Arc::<AtomicUsize>::default(), Arc::clone(is_idle));
+            let counted = Arc::clone(&woken);
+            let task = tokio::spawn(async move {
+                loop {
+                    let question = evictable.asked().await;
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    if question.has_to_end(is_idle.load(Ordering::Relaxed)) {
+                        break;
+                    }
+                }
+            });
+            Counted { woken, task }
+        };
+        (0..count).map(connection).collect()
+    }
+
+    fn woken(connections: &[Counted]) -> usize {
+        let woken = |connection: &Counted| connection.woken.load(Ordering::Relaxed);
+        connections.iter().map(woken).sum()
+    }
+
+    fn ended(connections: &[Counted]) -> usize {
+        connections
+            .iter()
+            .filter(|connection| connection.task.is_finished())
+            .count()
+    }
+
+    async fn settle() {
+        for _ in 0..1_000 {
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_wakes_only_the_connections_that_have_to_end() {
+        let all = Arc::<IdleConnections>::default();
+        let connections = connections(&all, 100, &Arc::new(true.into()));
+        settle().await;
+        for round in 1..4 {
+            all.ask(5);
+            settle().await;
+            assert_eq!((woken(&connections), ended(&connections)), (5 * round, 5 * round));
+        }
+        // Those that have waited the longest come first.
+        assert_eq!(ended(&connections[..15]), 15);
+    }
+
+    #[tokio::test]
+    async fn connections_that_are_not_idle_pass_the_question_on_to_all_others_once() {
+        let (all, is_idle) = (Arc::<IdleConnections>::default(), Arc::new(AtomicBool::new(false)));
+        let connections = connections(&all, 100, &is_idle);
+        settle().await;
+        all.ask(3);
+        settle().await;
+        assert_eq!((woken(&connections), ended(&connections)), (100, 0));
+        all.ask_busy(3);
+        settle().await;
+        assert_eq!((woken(&connections), ended(&connections)), (103, 3));
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_is_not_asked_an_old_question() {
+        let all = Arc::<IdleConnections>::default();
+        all.ask(5);
+        let connections = connections(&all, 2, &Arc::new(true.into()));
+        settle().await;
+        assert_eq!(woken(&connections), 0);
+        all.ask(1);
+        settle().await;
+        assert_eq!(ended(&connections), 1);
+    }
+
+    #[tokio::test]
+    async fn connections_that_have_ended_are_forgotten() {
+        let (all, of_client) = (IdleConnections::default(), IdleConnections::default());
+        let _open: Vec<_> = (0..100).map(|_| Evictable::new(&all, &of_client)).collect();
+        for _ in 0..10_000 {
+            drop(Evictable::new(&all, &of_client));
+        }
+        assert!(lock(&all.connections).capacity() <= 1_000);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_without_an_answer_passes_the_question_on() {
+        let (all, of_client) = (Arc::<IdleConnections>::default(), Arc::<IdleConnections>::default());
+        let [first, second, third] = [(); 3].map(|()| Evictable::new(&all, &of_client));
+        all.ask(1);
+        // The other question goes to a connection that was not asked.
+        of_client.ask(1);
+        assert!(second.asked().await.has_to_end(true));
+        drop((first, second));
+        assert!(third.asked().await.has_to_end(true));
     }
 }

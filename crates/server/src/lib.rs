@@ -31,6 +31,7 @@ mod cli;
 mod config;
 mod connection_counters;
 mod convert;
+mod fair_queue;
 mod grpc;
 mod http2;
 mod idle;

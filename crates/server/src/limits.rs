@@ -136,6 +136,17 @@ pub const LEAST_TURN_WORK: usize = 250;
 /// connections of the client wait for a turn. So a pass does not grow with the connections of a client.
 pub const LEAST_TURNS_WORK: usize = SMALL_WORK_PER_PASS;
 
+/// The work to poll a connection that has something to read or to write: mostly two system calls. Counted while several
+/// clients share a worker.
+pub const POLL_WORK: usize = 100;
+
+/// The most work beyond its share for which a client waits in the next passes, while several clients share a worker.
+pub const MAX_DEBT: usize = LEAST_TURNS_WORK;
+
+/// For how many busy passes a worker counts as shared after a turn of another client: some seconds. Then a client that
+/// is alone has the whole worker again.
+pub const SHARED_PASSES: usize = 5_000;
+
 /// Bytes that a connection reads in a turn of [`LEAST_TURN_WORK`]: a few calls.
 pub const LEAST_TURN_INPUT: usize = 2 * 1024;
 
@@ -183,6 +194,13 @@ pub const SEND_BUDGET: usize = 4 * MAX_REPLY_SIZE;
 ///
 /// A stream has at most [`MAX_UNSENT_FRAMES`] of them at one time.
 pub const SMALL_REPLY_SIZE: usize = 1024;
+
+/// Certificates between the certificate of a client and its authority, in the chain that the client sends. Public
+/// authorities use one or two.
+pub const MAX_INTERMEDIATES: usize = 4;
+
+/// Bytes of the certificates that a client sends.
+pub const MAX_CHAIN_SIZE: usize = 16 * 1024;
 
 /// Bytes that are charged for a connection: its buffers and the state of HTTP/2 and of TLS.
 pub const CONNECTION_MEMORY: usize = 40 * 1024;
@@ -234,6 +252,14 @@ pub const WATCH_BACKLOG_SIZE: usize = 16 * 1024 * 1024;
 ///
 /// A watch is late by up to this pause. If a part's feed of 512 changes overflows meanwhile, the part is read again.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How long the watches that are up to date wait for further changes, for each watch of the server. So a server with
+/// many watches sends fewer messages, with more changes each. At most [`MAX_WATCH_PAUSE`], and at least
+/// [`WATCH_INTERVAL`].
+pub const PAUSE_PER_WATCH: Duration = Duration::from_micros(50);
+
+/// See [`PAUSE_PER_WATCH`].
+pub const MAX_WATCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Encoded bytes a second of the parts that are read again: some 90,000 nodes with one route.
 ///
@@ -336,6 +362,13 @@ pub const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 /// client, or of all clients.
 pub const MAKE_ROOM_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often, at most, the server asks idle connections of all clients to make room for new connections that come one
+/// after the other.
+pub const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a client may take for its handshakes before its connection counts as idle.
+pub const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
+
 /// How long an idle connection that makes room may take to close.
 pub const IDLE_DRAIN: Duration = Duration::from_secs(1);
 
@@ -353,6 +386,9 @@ pub const MAX_CONNECTION_WAIT: Duration = Duration::from_secs(12);
 /// Bytes that the server may write to a connection that is idle: acknowledgements of pings. A client that takes fewer
 /// bytes of its replies in half of [`MAKE_ROOM_INTERVAL`] counts as idle.
 pub const IDLE_BYTES: u64 = 1024;
+
+/// Calls of one connection that leave the connection idle: watches of the health, and reflection.
+pub const MAX_PASSIVE_CALLS: usize = 8;
 
 /// Watches of one connection.
 pub const MAX_WATCHES_PER_CONNECTION: usize = 64;
@@ -372,7 +408,7 @@ pub struct Limits {
     /// The percentage of a limit over all clients that one address may have: of
     /// [`max_connections`](Self::max_connections), [`memory`](Self::memory), [`max_watches`](Self::max_watches) and
     /// [`max_watched_size`](Self::max_watched_size).
-    /// For IPv6, a network of 64 bits counts as one address. 50 by default; 100 is no limit.
+    /// For IPv6, a network of 56 bits counts as one address. 50 by default; 100 is no limit.
     pub max_share_per_address: u32,
     /// Watches at one time. A watch takes some hundred bytes. A watch whose client does not read holds one message,
     /// which counts for [`SEND_BUDGET`]. 10,000 by default.

@@ -12,14 +12,15 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::idle::{EvictionBudget, IdleConnections};
-use crate::limits::{Limits, MAKE_ROOM_INTERVAL, MAX_CONNECTION_WAIT, MAX_WAITING_PER_CLIENT};
+use crate::idle::{Evictable, IdleConnections};
+use crate::limits::{ASK_INTERVAL, Limits, MAKE_ROOM_INTERVAL, MAX_CONNECTION_WAIT, MAX_WAITING_PER_CLIENT};
 use crate::refusal::Reason;
 
 /// The identity of a client: what its certificate certifies, or its address if it has no certificate.
@@ -27,7 +28,7 @@ use crate::refusal::Reason;
 pub(crate) enum ClientKey {
     /// An address of IPv4.
     V4(Ipv4Addr),
-    /// The first 64 bits of an address of IPv6. A client can choose the other bits within its network.
+    /// The first 56 bits of an address of IPv6, which providers give to one customer. The customer chooses the others.
     V6(u64),
     /// The [identity](crate::auth::Caller::identity) of a client with a certificate.
     Certified(u64),
@@ -38,7 +39,7 @@ impl From<IpAddr> for ClientKey {
         // A socket that listens for both families sees clients of IPv4 as `::ffff:a.b.c.d`.
         match addr.to_canonical() {
             IpAddr::V4(addr) => Self::V4(addr),
-            IpAddr::V6(addr) => Self::V6((u128::from(addr) >> 64) as u64),
+            IpAddr::V6(addr) => Self::V6((u128::from(addr) >> 72) as u64),
         }
     }
 }
@@ -72,7 +73,11 @@ impl Shares {
 pub(crate) struct Quotas {
     shares: Shares,
     clients: Mutex<HashMap<ClientKey, Registered, ahash::RandomState>>,
-    /// When a connection without memory had all clients asked.
+    /// The clients so far. Relaxed: counted under the lock of `clients`.
+    registrations: AtomicU64,
+    /// All connections.
+    idle: Arc<IdleConnections>,
+    /// When the connections of all clients were last asked.
     last_asked: Mutex<Option<Instant>>,
 }
 
@@ -80,6 +85,8 @@ pub(crate) struct Quotas {
 #[derive(Debug)]
 struct Registered {
     connections: usize,
+    /// The number of clients that were registered before.
+    number: u64,
     client: Arc<Client>,
 }
 
@@ -91,7 +98,7 @@ struct Client {
     slots: Arc<Semaphore>,
     /// A permit for each further connection that may wait for a slot.
     waiting: Arc<Semaphore>,
-    idle: IdleConnections,
+    idle: Arc<IdleConnections>,
     last_asked: Mutex<Option<Instant>>,
     memory: AtomicUsize,
     watches: AtomicUsize,
@@ -104,6 +111,8 @@ impl Quotas {
         Arc::new(Self {
             shares: Shares::new(limits),
             clients: Mutex::default(),
+            registrations: AtomicU64::new(0),
+            idle: Arc::default(),
             last_asked: Mutex::default(),
         })
     }
@@ -118,6 +127,7 @@ impl Quotas {
         let mut clients = self.lock();
         let registered = clients.entry(key).or_insert_with(|| Registered {
             connections: 0,
+            number: self.registrations.fetch_add(1, Ordering::Relaxed),
             client: Arc::new(Client::new(self.shares)),
         });
         registered.connections += 1;
@@ -130,28 +140,40 @@ impl Quotas {
         }))
     }
 
-    /// Asks up to `connections` idle connections of any client to end.
-    pub(crate) fn make_room(&self, connections: usize) {
-        let evictions = EvictionBudget::new(connections);
-        for registered in self.lock().values() {
-            registered.client.idle.ask(&evictions);
+    /// Asks up to `connections` idle connections of any client to end, unless connections of all clients were asked
+    /// within [`ASK_INTERVAL`]. Reports whether they are asked.
+    pub(crate) fn make_room(&self, connections: usize) -> bool {
+        let is_due = is_due(&self.last_asked, ASK_INTERVAL);
+        if is_due {
+            self.idle.ask(connections);
         }
+        is_due
     }
 
     /// Asks up to `connections` connections of the client with the most connections to end, idle or not. The client
-    /// keeps as many connections as each client would have if all had the same number.
+    /// keeps as many connections as each client would have if all had the same number. If all have the same number, the
+    /// clients that have come first end one connection each: otherwise an attacker with many addresses could shut new
+    /// clients out.
     pub(crate) fn make_room_of_largest(&self, connections: usize) {
         let clients = self.lock();
         let all: usize = clients.values().map(|registered| registered.connections).sum();
         let Some(largest) = clients.values().max_by_key(|registered| registered.connections) else {
             return;
         };
-        let beyond = largest.connections.saturating_sub(all.div_ceil(clients.len()));
+        let beyond = largest.connections - all.div_ceil(clients.len()).min(largest.connections);
         if beyond > 0 {
-            largest
-                .client
-                .idle
-                .ask(&EvictionBudget::with_busy(connections.min(beyond)));
+            return largest.client.idle.ask_busy(connections.min(beyond));
+        }
+        if clients.len() == 1 {
+            return;
+        }
+        let with_most = clients
+            .values()
+            .filter(|client| client.connections == largest.connections);
+        let mut with_most: Vec<_> = with_most.collect();
+        with_most.sort_unstable_by_key(|registered| registered.number);
+        for registered in with_most.into_iter().take(connections) {
+            registered.client.idle.ask_busy(1);
         }
     }
 }
@@ -162,7 +184,7 @@ impl Client {
             shares,
             slots: Arc::new(Semaphore::new(shares.connections)),
             waiting: Arc::new(Semaphore::new(MAX_WAITING_PER_CLIENT)),
-            idle: IdleConnections::default(),
+            idle: Arc::default(),
             last_asked: Mutex::default(),
             memory: AtomicUsize::new(0),
             watches: AtomicUsize::new(0),
@@ -171,11 +193,10 @@ impl Client {
     }
 }
 
-/// Reports whether connections were last asked longer than [`MAKE_ROOM_INTERVAL`] ago. If so, notes that they are asked
-/// now.
-fn is_due(last_asked: &Mutex<Option<Instant>>) -> bool {
+/// Reports whether connections were last asked longer than `interval` ago. If so, notes that they are asked now.
+fn is_due(last_asked: &Mutex<Option<Instant>>, interval: Duration) -> bool {
     let mut last = last_asked.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_due = last.is_none_or(|last| last.elapsed() >= MAKE_ROOM_INTERVAL);
+    let is_due = last.is_none_or(|last| last.elapsed() >= interval);
     if is_due {
         *last = Some(Instant::now());
     }
@@ -258,11 +279,10 @@ impl ClientQuota {
     /// share. Does each at most once in each [`MAKE_ROOM_INTERVAL`].
     pub(crate) fn make_room_of_all(&self) {
         let quotas = &self.0.quotas;
-        if is_due(&quotas.last_asked) {
+        if is_due(&quotas.last_asked, MAKE_ROOM_INTERVAL) {
             let connections: usize = quotas.lock().values().map(|registered| registered.connections).sum();
-            quotas.make_room(connections.div_ceil(8));
+            quotas.idle.ask(connections.div_ceil(8));
         }
-        // Last: it replaces the other question for this client.
         self.make_room();
     }
 
@@ -270,16 +290,14 @@ impl ClientQuota {
     /// [`MAKE_ROOM_INTERVAL`].
     pub(crate) fn make_room(&self) {
         let client = self.client();
-        if is_due(&client.last_asked) {
-            client
-                .idle
-                .ask(&EvictionBudget::new(client.shares.connections.div_ceil(8)));
+        if is_due(&client.last_asked, MAKE_ROOM_INTERVAL) {
+            client.idle.ask(client.shares.connections.div_ceil(8));
         }
     }
 
-    /// Returns the idle connections of the client, which can be asked to make room.
-    pub(crate) fn idle(&self) -> &IdleConnections {
-        &self.client().idle
+    /// Returns the connection as one that can be asked to make room, from now on.
+    pub(crate) fn evictable(&self) -> Evictable {
+        Evictable::new(&self.0.quotas.idle, &self.client().idle)
     }
 
     /// Reports whether the client may hold so many bytes more.
@@ -350,9 +368,17 @@ impl ClientQuota {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::idle::Question;
 
     impl ClientQuota {
+        /// Returns the connections of the client.
+        pub(crate) fn idle(&self) -> &Arc<IdleConnections> {
+            &self.client().idle
+        }
+
         /// Returns the quota of a client that is alone and has no limits.
         pub(crate) fn alone() -> Self {
             Quotas::new(&limits(100)).register(ClientKey::V6(1))
@@ -377,7 +403,9 @@ pub(crate) mod tests {
         assert_eq!(key("10.0.0.1"), key("::ffff:10.0.0.1"));
         assert_ne!(key("10.0.0.1"), key("10.0.0.2"));
         assert_eq!(key("2001:db8:0:1::1"), key("2001:db8:0:1:ffff::2"));
-        assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
+        // A customer of a provider has 256 networks of 64 bits.
+        assert_eq!(key("2001:db8:0:100::1"), key("2001:db8:0:1ff::1"));
+        assert_ne!(key("2001:db8:0:100::1"), key("2001:db8:0:200::1"));
     }
 
     #[test]
@@ -458,25 +486,31 @@ pub(crate) mod tests {
         assert!(client.has_memory(1_000_000));
     }
 
+    /// Reports whether a connection is asked.
+    fn is_asked(connection: &Evictable) -> Option<Question> {
+        pin!(connection.asked()).now_or_never()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn idle_connections_are_asked_now_and_then() {
         let quotas = Quotas::new(&limits(100));
         let [client, other] = ["10.0.0.1", "10.0.0.2"].map(|addr| quotas.register(key(addr)));
-        let (mut asked, others) = (client.idle().subscribe(), other.idle().subscribe());
+        let (asked, others) = (client.evictable(), other.evictable());
         for _ in 0..3 {
             client.make_room();
-            assert!(asked.has_changed().expect("the client is there"));
-            asked.borrow_and_update();
+            assert!(is_asked(&asked).is_some_and(|question| !question.has_to_end(false)));
             client.make_room();
-            assert!(!asked.has_changed().expect("the client is there"));
+            assert!(is_asked(&asked).is_none());
             tokio::time::advance(MAKE_ROOM_INTERVAL).await;
         }
-        assert!(!others.has_changed().expect("the client is there"));
-        quotas.make_room(1);
-        let evictions = others.borrow().clone().expect("all are asked");
-        assert!(evictions.take_one(true));
-        let evictions = asked.borrow().clone().expect("all are asked");
-        assert!(!evictions.take_one(true));
+        assert!(is_asked(&others).is_none());
+        for _ in 0..3 {
+            assert!(quotas.make_room(1) && !quotas.make_room(1));
+            let ended = [&asked, &others]
+                .map(|connection| is_asked(connection).is_some_and(|question| question.has_to_end(true)));
+            assert!(ended[0] != ended[1], "one connection is enough");
+            tokio::time::advance(ASK_INTERVAL).await;
+        }
     }
 
     #[test]
@@ -484,32 +518,47 @@ pub(crate) mod tests {
         let quotas = Quotas::new(&limits(100));
         let of = |number| key(if number < 8 { "10.0.0.1" } else { "10.0.0.2" });
         let registered: Vec<_> = (0..10).map(|number| quotas.register(of(number))).collect();
-        let [greedy, other] = [0, 9].map(|number: usize| registered[number].idle().subscribe());
-        for (connections, end) in [(2, 2), (100, 3)] {
-            quotas.make_room_of_largest(connections);
-            let evictions = greedy.borrow().clone().expect("the client is asked");
-            assert_eq!((0..10).filter(|_| evictions.take_one(false)).count(), end);
+        let connections: Vec<_> = registered.iter().map(ClientQuota::evictable).collect();
+        for (most, end) in [(2, 2), (100, 3)] {
+            quotas.make_room_of_largest(most);
+            let asked = connections.iter().map(is_asked);
+            let ended: Vec<_> = asked
+                .map(|asked| asked.is_some_and(|asked| asked.has_to_end(false)))
+                .collect();
+            assert_eq!(ended.iter().filter(|&&ends| ends).count(), end, "{ended:?}");
+            assert!(!ended[8] && !ended[9]);
         }
-        assert!(other.borrow().is_none());
-        // Equal clients end nothing.
-        drop(registered);
-        let equal = ["10.0.0.1", "10.0.0.2"].map(|addr| quotas.register(key(addr)));
-        let asked = equal.each_ref().map(|client| client.idle().subscribe());
+    }
+
+    #[test]
+    fn of_equal_clients_the_oldest_make_room() {
+        let quotas = Quotas::new(&limits(100));
+        let addrs = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+        let equal = addrs.map(|addr| quotas.register(key(addr)));
+        let connections = equal.each_ref().map(ClientQuota::evictable);
+        quotas.make_room_of_largest(2);
+        let ended = connections
+            .each_ref()
+            .map(|connection| is_asked(connection).is_some_and(|question| question.has_to_end(false)));
+        assert_eq!(ended, [true, true, false]);
+        // A client that is alone would only replace its own connections.
+        drop(equal);
+        let alone = quotas.register(key("10.0.0.1"));
+        let connection = alone.evictable();
         quotas.make_room_of_largest(100);
-        assert!(asked.iter().all(|asked| asked.borrow().is_none()));
+        assert!(is_asked(&connection).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_without_memory_asks_all_clients_now_and_then() {
         let quotas = Quotas::new(&limits(100));
         let [client, other] = ["10.0.0.1", "10.0.0.2"].map(|addr| quotas.register(key(addr)));
-        let mut others = other.idle().subscribe();
+        let others = other.evictable();
         for _ in 0..3 {
             client.make_room_of_all();
-            assert!(others.has_changed().expect("the client is there"));
-            others.borrow_and_update();
+            assert!(is_asked(&others).is_some_and(|question| !question.has_to_end(false)));
             client.make_room_of_all();
-            assert!(!others.has_changed().expect("the client is there"));
+            assert!(is_asked(&others).is_none());
             tokio::time::advance(MAKE_ROOM_INTERVAL).await;
         }
     }

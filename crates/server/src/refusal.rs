@@ -54,7 +54,7 @@ named! { text
         TableMemory = "table_memory",
         /// The server has its maximum of watches.
         Watches = "watches",
-        /// The connection has its maximum of watches.
+        /// The connection has its maximum of watches, or of watches of the health.
         ConnectionWatches = "connection_watches",
         /// The client's address has its share of the watches.
         AddressWatches = "address_watches",
@@ -279,7 +279,8 @@ mod tests {
         RECORD_WORK STREAMS_PER_WORK READ_BUFFER MEMORY_PER_FIELD_BYTE \
         SHORT_TURN_WORK LEAST_TURN_INPUT CONNECTION_WORK TLS_CONNECTION_WORK LARGE_REPLY_SIZE SMALL_REPLY_SIZE \
         WATCH_INTERVAL RESYNC_NODES MAX_SWEEP_WAIT STREAM_KEEP_ALIVE MAX_WATCH_CHANGES SNAPSHOT_JOIN_CHANGES \
-        ACCEPT_BACKOFF MAX_ACCEPT_BACKOFF IDLE_DRAIN IDLE_BYTES stream_keep_alive";
+        ACCEPT_BACKOFF MAX_ACCEPT_BACKOFF IDLE_DRAIN IDLE_BYTES stream_keep_alive POLL_WORK SHARED_PASSES \
+        PAUSE_PER_WATCH MAX_WATCH_PAUSE ASK_INTERVAL";
 
     /// The names of the constants, and of the fields of `Limits`, in `limits.rs`.
     fn declared(source: &str) -> impl Iterator<Item = &str> {

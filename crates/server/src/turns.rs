@@ -9,9 +9,14 @@
 //! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass
 //! has done [`SMALL_WORK_PER_PASS`], or a quarter of that while many tasks wait, each further connection may do only
 //! [`LEAST_TURN_WORK`], and waits for a turn with the rest. All connections of one client may do [`LEAST_TURNS_WORK`]
-//! in this way; its other connections wait. So thousands of connections with many small calls do not delay a connection
-//! with one call. A new connection waits for a turn, too. Input that makes no call has its price as well
-//! ([`INPUT_PER_WORK`](crate::limits::INPUT_PER_WORK)).
+//! in this way; its other connections wait. A new connection waits for a turn, too. Input that makes no call has its
+//! price as well ([`INPUT_PER_WORK`](crate::limits::INPUT_PER_WORK)).
+//!
+//! While several clients share the worker, each has a share of each pass without a turn: half of [`WORK_PER_PASS`], or
+//! less with more clients. The system calls to read and write count, too ([`POLL_WORK`]). The connections of a client
+//! that has used up its share wait for turns, and leave their sockets alone meanwhile. What the client has done beyond
+//! its share counts as a debt in the next passes. So thousands of connections of one client delay another client by
+//! about the granted turns of one pass. A client that is alone has no such limit, and loses nothing.
 //!
 //! The clients whose tasks wait get turns one after the other, however many tasks each has: so an address with 400 busy
 //! connections gets no more turns than an address with one. Of one client, a connection has at most one task in the
@@ -24,34 +29,37 @@
 //! The unit of work is about a tenth of a microsecond: see [`limits`](crate::limits). A mutex guards the queue, and
 //! only the worker's thread takes the mutex.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::mem;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::{iter, mem};
 
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::yield_now;
 
+use crate::fair_queue::{FairPlaces, FairQueue, Place, Waiting};
 use crate::limits::{
-    CALL_WORK, CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, LEAST_TURNS_WORK, MAX_TURN_INPUT,
-    SHORT_TURN_WORK, SMALL_WORK_PER_PASS, TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
+    CALL_WORK, CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, LEAST_TURNS_WORK, MAX_DEBT, MAX_TURN_INPUT,
+    POLL_WORK, SHARED_PASSES, SHORT_TURN_WORK, SMALL_WORK_PER_PASS, TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::quota::ClientKey;
 
 /// The turns of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct WorkerTurns {
     pass: Mutex<Pass>,
-    large: Mutex<LargeCalls>,
+    /// Places for the calls that build a large reply.
+    large: Arc<FairPlaces>,
 }
 
-/// The calls that build a large reply.
-#[derive(Debug, Default)]
-struct LargeCalls {
-    building: usize,
-    /// The calls that wait for a place. Clients take turns here, too.
-    waiting: Queue<LargeCall>,
+impl Default for WorkerTurns {
+    fn default() -> Self {
+        Self {
+            pass: Mutex::default(),
+            large: FairPlaces::new(LARGE_CALLS),
+        }
+    }
 }
 
 /// The current pass.
@@ -59,82 +67,65 @@ struct LargeCalls {
 struct Pass {
     /// The work that was done or granted since [`WorkerTurns::grant`] last began a pass.
     spent: usize,
-    /// The work of each client's turns of [`LEAST_TURN_WORK`] in this pass.
-    least_turns: HashMap<ClientKey, usize, ahash::RandomState>,
-    waiting: Queue<()>,
+    /// The client of the last turn.
+    last_client: Option<ClientKey>,
+    /// For so many passes, the worker counts as shared by several clients.
+    shared_passes: usize,
+    /// The work of each client in this pass: of its turns of [`LEAST_TURN_WORK`], or of all its turns while the worker
+    /// is shared. Then a part that exceeds the client's share is carried over to the next pass, up to [`MAX_DEBT`].
+    debts: HashMap<ClientKey, usize, ahash::RandomState>,
+    /// The clients with debts at the end of the last pass.
+    clients: usize,
+    waiting: FairQueue<()>,
     /// Whether a task begins the passes and grants the turns.
     is_granting: bool,
 }
 
-/// A task that waits for its turn.
-#[derive(Debug)]
-struct Waiting<T> {
-    work: usize,
-    /// Closed if the task was cancelled.
-    grant: oneshot::Sender<T>,
-}
-
-impl<T> Waiting<T> {
-    fn is_cancelled(&self) -> bool {
-        self.grant.is_closed()
-    }
-}
-
-/// The tasks that wait. Clients take turns, and so do the tasks of each client.
-#[derive(Debug)]
-struct Queue<T> {
-    /// The clients with tasks, in the order of their turns.
-    clients: VecDeque<ClientKey>,
-    tasks: HashMap<ClientKey, VecDeque<Waiting<T>>, ahash::RandomState>,
-    /// The number of tasks.
-    len: usize,
-}
-
-impl<T> Default for Queue<T> {
-    fn default() -> Self {
-        Self {
-            clients: VecDeque::new(),
-            tasks: HashMap::default(),
-            len: 0,
+impl Pass {
+    /// Notes that a client has something to do. Reports whether several clients share the worker.
+    fn note(&mut self, client: ClientKey) -> bool {
+        if self.last_client.replace(client).is_some_and(|last| last != client) {
+            self.shared_passes = SHARED_PASSES;
         }
-    }
-}
-
-impl<T> Queue<T> {
-    fn is_empty(&self) -> bool {
-        self.clients.is_empty()
+        self.shared_passes > 0
     }
 
-    fn push(&mut self, client: ClientKey, task: Waiting<T>) {
-        let tasks = self.tasks.entry(client).or_default();
-        if tasks.is_empty() {
-            self.clients.push_back(client);
-        }
-        // A client that cancels its calls while they wait must not make the queue longer.
-        while tasks.pop_back_if(|last| last.is_cancelled()).is_some() {
-            self.len -= 1;
-        }
-        tasks.push_back(task);
-        self.len += 1;
+    /// Returns the work of a client after which its connections wait for turns, while several clients share the worker.
+    fn share(&self) -> usize {
+        (WORK_PER_PASS / self.clients.max(2)).max(LEAST_TURN_WORK)
     }
 
-    /// Returns the next task. Cancelled tasks take no turn of their client.
-    fn pop(&mut self) -> Option<Waiting<T>> {
-        loop {
-            let client = self.clients.pop_front()?;
-            let tasks = self.tasks.get_mut(&client)?;
-            let waiting = tasks.len();
-            let next = iter::from_fn(|| tasks.pop_front()).find(|task| !task.is_cancelled());
-            self.len -= waiting - tasks.len();
-            if tasks.is_empty() {
-                self.tasks.remove(&client);
-            } else {
-                self.clients.push_back(client);
-            }
-            if next.is_some() {
-                return next;
-            }
+    /// Reports whether a client has used up its share of a worker that several clients share.
+    fn is_over_share(&self, client: ClientKey) -> bool {
+        self.shared_passes > 0 && self.debt(client) >= self.share()
+    }
+
+    fn debt(&self, client: ClientKey) -> usize {
+        self.debts.get(&client).copied().unwrap_or(0)
+    }
+
+    /// Adds work to the debt of a client, and returns the debt.
+    fn add_debt(&mut self, client: ClientKey, work: usize) -> usize {
+        let debt = self.debts.entry(client).or_default();
+        *debt = (*debt + work).min(MAX_DEBT);
+        *debt
+    }
+
+    /// Begins the next pass. Reports whether the last pass was long.
+    fn begin(&mut self) -> bool {
+        self.clients = self.debts.len();
+        self.shared_passes = self.shared_passes.saturating_sub(1);
+        let is_long = mem::take(&mut self.spent) >= WORK_PER_PASS;
+        if self.shared_passes == 0 || self.waiting.is_empty() && !is_long {
+            self.debts.clear();
+        } else {
+            let share = self.share();
+            self.debts.retain(|_, debt| {
+                *debt = debt.saturating_sub(share);
+                *debt > 0
+            });
         }
+        is_long
     }
 }
 
@@ -148,11 +139,6 @@ impl WorkerTurns {
     fn lock(&self) -> MutexGuard<'_, Pass> {
         // No critical section here leaves the pass half changed.
         self.pass.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock_large(&self) -> MutexGuard<'_, LargeCalls> {
-        // As for the pass.
-        self.large.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Joins the queue. The turn comes in a later pass.
@@ -172,9 +158,8 @@ impl WorkerTurns {
             // The runtime polls the sockets and runs the tasks that are ready, then this task.
             yield_now().await;
             let mut pass = self.lock();
-            let is_busy = mem::take(&mut pass.spent) >= WORK_PER_PASS;
-            pass.least_turns.clear();
-            if pass.waiting.is_empty() && !is_busy {
+            let was_long = pass.begin();
+            if pass.waiting.is_empty() && !was_long {
                 pass.is_granting = false;
                 return;
             }
@@ -185,27 +170,6 @@ impl WorkerTurns {
                     pass.spent += work;
                 }
             }
-        }
-    }
-}
-
-/// The place of a call that builds a large reply. On drop, the next call gets the place.
-#[derive(Debug)]
-pub(crate) struct LargeCall(Arc<WorkerTurns>);
-
-impl Drop for LargeCall {
-    fn drop(&mut self) {
-        let next = {
-            let mut large = self.0.lock_large();
-            let next = large.waiting.pop();
-            if next.is_none() {
-                large.building -= 1;
-            }
-            next
-        };
-        if let Some(next) = next {
-            // An error drops the place, which goes to the call after the next.
-            let _ = next.grant.send(Self(Arc::clone(&self.0)));
         }
     }
 }
@@ -254,7 +218,7 @@ impl Turns {
     /// Takes a turn if the worker has time for `work` now. Reports whether the turn was taken.
     fn try_take(&self, work: usize) -> bool {
         let mut pass = self.worker.lock();
-        let has_time = pass.waiting.is_empty() && pass.spent < WORK_PER_PASS;
+        let has_time = pass.waiting.is_empty() && pass.spent < WORK_PER_PASS && !pass.is_over_share(self.client);
         if has_time {
             pass.spent += work;
         }
@@ -283,18 +247,13 @@ impl Turns {
 
     /// Waits until fewer than [`LARGE_CALLS`] calls of the worker build a large reply. So the memory for replies that
     /// are being built does not grow with the number of calls. `None` means that the runtime stops.
-    pub(crate) async fn large_reply(&self) -> Option<LargeCall> {
-        let granted = {
-            let mut large = self.worker.lock_large();
-            if large.building < LARGE_CALLS {
-                large.building += 1;
-                return Some(LargeCall(Arc::clone(&self.worker)));
-            }
-            let (grant, granted) = oneshot::channel();
-            large.waiting.push(self.client, Waiting { work: 0, grant });
-            granted
-        };
-        granted.await.ok()
+    pub(crate) async fn large_reply(&self) -> Option<Place> {
+        self.worker.large.take(self.client).await
+    }
+
+    /// Returns the client of the connection.
+    pub(crate) fn client(&self) -> ClientKey {
+        self.client
     }
 
     /// Asks for a turn in a later pass, for the connection's small calls after the turn `last`. If that turn had no
@@ -309,18 +268,20 @@ impl Turns {
     fn next_of(&self, work: usize) -> oneshot::Receiver<()> {
         self.input.waits.store(true, Ordering::Relaxed);
         self.input.is_least.store(work == LEAST_TURN_WORK, Ordering::Relaxed);
-        self.worker.enqueue(self.client, work)
+        self.worker.enqueue(self.client, work + POLL_WORK)
     }
 
     /// Returns the turn that a connection has for its small calls now. `is_granted` if the connection has waited for
-    /// the turn.
+    /// the turn. If the turn has no work, the connection has to wait, and must not use its socket meanwhile.
     pub(crate) fn small_calls(&self, is_granted: bool) -> SmallCalls {
-        let pass = self.worker.lock();
+        let mut pass = self.worker.lock();
+        let is_shared = pass.note(self.client);
         let work = match is_granted {
             true if self.input.is_least.load(Ordering::Relaxed) => LEAST_TURN_WORK,
             true => SHORT_TURN_WORK,
-            false if pass.spent >= small_work_per_pass(pass.waiting.len) => match pass.least_turns.get(&self.client) {
-                Some(&done) if done >= LEAST_TURNS_WORK => 0,
+            false if pass.is_over_share(self.client) => 0,
+            false if pass.spent >= small_work_per_pass(pass.waiting.len()) => match pass.debt(self.client) {
+                LEAST_TURNS_WORK.. => 0,
                 _ => LEAST_TURN_WORK,
             },
             false if pass.waiting.is_empty() => TURN_WORK,
@@ -329,11 +290,11 @@ impl Turns {
         SmallCalls {
             work,
             input: match work {
-                0 => 0,
                 LEAST_TURN_WORK => LEAST_TURN_INPUT,
                 _ => MAX_TURN_INPUT,
             },
             is_granted,
+            is_shared,
         }
     }
 
@@ -353,22 +314,28 @@ impl Turns {
     }
 
     /// Counts the work of a turn for small calls. If the turn was granted, the pass has counted that work before.
-    pub(crate) fn end(&self, turn: &SmallCalls, work: usize) {
+    /// `has_traffic` if the connection has read or written bytes.
+    pub(crate) fn end(&self, turn: &SmallCalls, work: usize, has_traffic: bool) {
         let Input { waits, turns, .. } = &*self.input;
         waits.store(false, Ordering::Relaxed);
         // No locked instruction: no other thread adds.
         turns.store(turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        let counted = if turn.is_granted { turn.work } else { 0 };
-        if work <= counted {
+        let uncounted = work.saturating_sub(if turn.is_granted { turn.work } else { 0 });
+        if uncounted == 0 && !(turn.is_shared && has_traffic) {
             return;
         }
         let mut pass = self.worker.lock();
-        pass.spent += work - counted;
-        if turn.work == LEAST_TURN_WORK && !turn.is_granted {
-            *pass.least_turns.entry(self.client).or_default() += work;
+        pass.spent += uncounted;
+        let mut begins = pass.spent >= WORK_PER_PASS;
+        if turn.is_shared {
+            let work = work + if has_traffic { POLL_WORK } else { 0 };
+            // Before the client has used up its share: the passes of an idle worker end the debts.
+            begins |= pass.add_debt(self.client, work) >= pass.share() / 2;
+        } else if turn.work == LEAST_TURN_WORK && !turn.is_granted {
+            pass.add_debt(self.client, work);
         }
         // `grant` sets `spent` to zero for each pass. If no task ran `grant`, the work of many passes would add up.
-        if pass.spent >= WORK_PER_PASS && !mem::replace(&mut pass.is_granting, true) {
+        if begins && !mem::replace(&mut pass.is_granting, true) {
             tokio::spawn(Arc::clone(&self.worker).grant());
         }
     }
@@ -382,6 +349,8 @@ pub(crate) struct SmallCalls {
     /// The bytes that the connection may read.
     pub(crate) input: usize,
     is_granted: bool,
+    /// Whether several clients share the worker.
+    is_shared: bool,
 }
 
 /// Divides the nodes of a call into parts, of one turn each.
@@ -503,7 +472,7 @@ pub(crate) mod tests {
         let last = order.iter().rposition(|&number| number == 20);
         assert!(last <= Some(8), "{order:?}");
         let queue = &worker.lock().waiting;
-        assert!(queue.is_empty() && queue.tasks.is_empty());
+        assert!(queue.is_empty());
     }
 
     #[tokio::test]
@@ -539,7 +508,7 @@ pub(crate) mod tests {
             .iter()
             .map(|connection| {
                 let turn = connection.small_calls(false);
-                connection.end(&turn, turn.work / 2);
+                connection.end(&turn, turn.work / 2, true);
                 turn.work
             })
             .collect();
@@ -551,10 +520,14 @@ pub(crate) mod tests {
         let waits = connections[9].next();
         assert_eq!(connections[0].small_calls(false).work, LEAST_TURN_WORK);
         waits.await.unwrap();
-        assert_eq!(worker.lock().spent, SHORT_TURN_WORK);
+        assert_eq!(worker.lock().spent, SHORT_TURN_WORK + POLL_WORK);
         let turn = connections[9].small_calls(true);
-        connections[9].end(&turn, turn.work);
-        assert_eq!(worker.lock().spent, SHORT_TURN_WORK, "the work was counted twice");
+        connections[9].end(&turn, turn.work, true);
+        assert_eq!(
+            worker.lock().spent,
+            SHORT_TURN_WORK + POLL_WORK,
+            "the work was counted twice"
+        );
         assert_eq!(connections[0].small_calls(false).work, TURN_WORK);
     }
 
@@ -563,17 +536,17 @@ pub(crate) mod tests {
         let worker = Arc::<WorkerTurns>::default();
         let of = |client| Turns::new(Arc::clone(&worker), ClientKey::V6(client));
         let turn = of(1).small_calls(false);
-        of(1).end(&turn, SMALL_WORK_PER_PASS);
+        of(1).end(&turn, SMALL_WORK_PER_PASS, true);
         let mut work = 0;
         for _ in 0..1000 {
             let turn = of(1).small_calls(false);
-            of(1).end(&turn, turn.work);
+            of(1).end(&turn, turn.work, true);
             work += turn.work;
         }
         assert_eq!(work, LEAST_TURNS_WORK);
         let late = of(1);
         let turn = late.small_calls(false);
-        assert_eq!(turn.input, 0);
+        assert_eq!(turn.work, 0);
         let _waits = late.next_after(&turn);
         assert_eq!(late.small_calls(true).work, LEAST_TURN_WORK);
         assert_eq!(of(2).small_calls(false).work, LEAST_TURN_WORK);
@@ -582,6 +555,119 @@ pub(crate) mod tests {
             yield_now().await;
         }
         assert_eq!(of(1).small_calls(false).work, TURN_WORK);
+    }
+
+    /// Connections that have one call each whenever they may have it.
+    struct Crowd {
+        /// With the turn that each connection waits for.
+        connections: Vec<(Turns, Option<oneshot::Receiver<()>>)>,
+    }
+
+    impl Crowd {
+        fn new(connections: impl Iterator<Item = Turns>) -> Self {
+            Self {
+                connections: connections.map(|connection| (connection, None)).collect(),
+            }
+        }
+
+        /// Polls each connection once. Returns the connections that had a turn.
+        fn poll(&mut self) -> usize {
+            let mut served = 0;
+            for (connection, waits) in &mut self.connections {
+                let granted = waits.as_mut().map(|granted| granted.try_recv().is_ok());
+                if granted == Some(false) {
+                    continue;
+                }
+                let is_granted = granted.is_some();
+                let turn = connection.small_calls(is_granted);
+                *waits = match turn.work {
+                    0 => Some(connection.next_after(&turn)),
+                    _ => {
+                        connection.end(&turn, CALL_WORK, true);
+                        served += 1;
+                        None
+                    }
+                };
+            }
+            served
+        }
+    }
+
+    #[tokio::test]
+    async fn a_shared_pass_does_not_grow_with_the_connections_of_a_client() {
+        const PASSES: usize = 100;
+        let worker = Arc::<WorkerTurns>::default();
+        let of = |client| Turns::new(Arc::clone(&worker), ClientKey::V6(client));
+        let other = of(2);
+        let mut crowd = Crowd::new((0..1_000).map(|_| of(1)));
+        let mut all = 0;
+        for pass in 0..PASSES {
+            let turn = other.small_calls(false);
+            assert_ne!(turn.work, 0, "the other client waits");
+            other.end(&turn, CALL_WORK, true);
+            let served = crowd.poll();
+            all += served;
+            // The other client was there before the second pass.
+            let work = served * (CALL_WORK + POLL_WORK);
+            assert!(pass == 0 || work <= WORK_PER_PASS, "{work} in pass {pass}");
+            yield_now().await;
+        }
+        // The pass has time for so many granted turns.
+        let turns = WORK_PER_PASS / (LEAST_TURN_WORK + POLL_WORK);
+        assert!(all >= PASSES / 2 * turns, "{all}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_alone_does_not_wait_for_the_price_of_its_polls() {
+        let worker = Arc::<WorkerTurns>::default();
+        let of = |client| Turns::new(Arc::clone(&worker), ClientKey::V6(client));
+        let mut crowd = Crowd::new((0..400).map(|_| of(1)));
+        for _ in 0..10 {
+            assert_eq!(crowd.poll(), 400);
+            yield_now().await;
+        }
+        // Another client has one call.
+        let other = of(2);
+        let turn = other.small_calls(false);
+        other.end(&turn, CALL_WORK, true);
+        for _ in 0..SHARED_PASSES {
+            yield_now().await;
+            assert!(crowd.poll() < 400);
+        }
+        // Those that wait come first.
+        for _ in 0..400 {
+            yield_now().await;
+            crowd.poll();
+        }
+        assert_eq!(crowd.poll(), 400);
+    }
+
+    #[tokio::test]
+    async fn the_calls_of_an_idle_worker_add_up_to_no_debt() {
+        let worker = Arc::<WorkerTurns>::default();
+        let [client, other] = [1, 2].map(|client| Turns::new(Arc::clone(&worker), ClientKey::V6(client)));
+        for _ in 0..1_000 {
+            for client in [&client, &other] {
+                let turn = client.small_calls(false);
+                assert_eq!(turn.work, TURN_WORK);
+                client.end(&turn, CALL_WORK, true);
+                yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn many_clients_have_smaller_shares() {
+        const CLIENTS: usize = 100;
+        let worker = Arc::<WorkerTurns>::default();
+        let of = |client: usize| Turns::new(Arc::clone(&worker), ClientKey::V6(client as u64));
+        let mut crowd = Crowd::new((0..10 * CLIENTS).map(|number| of(number % CLIENTS)));
+        for _ in 0..10 {
+            crowd.poll();
+            yield_now().await;
+        }
+        let work = crowd.poll() * (CALL_WORK + POLL_WORK);
+        assert!(work <= CLIENTS * LEAST_TURN_WORK + WORK_PER_PASS, "{work}");
     }
 
     #[tokio::test]
@@ -595,14 +681,14 @@ pub(crate) mod tests {
         let waiting: Vec<_> = (0..4 * CROWD).map(|_| connection.next()).collect();
         let works = [(); 3].map(|()| {
             let turn = connection.small_calls(false);
-            connection.end(&turn, WORK_PER_PASS / 2);
+            connection.end(&turn, WORK_PER_PASS / 2, true);
             turn.work
         });
         assert_eq!(works, [SHORT_TURN_WORK, SHORT_TURN_WORK, LEAST_TURN_WORK]);
         for turn in waiting {
             turn.await.unwrap();
         }
-        assert_eq!(worker.lock().waiting.len, 0);
+        assert_eq!(worker.lock().waiting.len(), 0);
     }
 
     #[tokio::test]
@@ -612,7 +698,7 @@ pub(crate) mod tests {
         for _ in 0..10 {
             let turn = connection.small_calls(false);
             assert_eq!(turn.work, TURN_WORK);
-            connection.end(&turn, SMALL_WORK_PER_PASS / 2);
+            connection.end(&turn, SMALL_WORK_PER_PASS / 2, true);
             yield_now().await;
         }
         yield_now().await;
@@ -630,45 +716,12 @@ pub(crate) mod tests {
         while !waits.is_finished() {
             turn.await.unwrap();
             // The connection has more input at the end of its turn.
-            connection.end(&connection.small_calls(true), 0);
+            connection.end(&connection.small_calls(true), 0, true);
             turn = connection.next();
             turns += 1;
             assert!(turns < 2 * TURNS_OF_SOCKET, "the task waits for the end of the input");
         }
         assert!(turns >= TURNS_OF_SOCKET);
-    }
-
-    #[tokio::test]
-    async fn clients_take_turns_to_build_large_replies() {
-        let worker = Arc::<WorkerTurns>::default();
-        let [crowd, other] = [1, 2].map(|client| Turns::new(Arc::clone(&worker), ClientKey::V6(client)));
-        let mut building = Vec::new();
-        for _ in 0..LARGE_CALLS {
-            building.extend(crowd.large_reply().await);
-        }
-        let waiting = |turns: &Turns| {
-            let turns = turns.clone();
-            tokio::spawn(async move { turns.large_reply().await })
-        };
-        let crowd: Vec<_> = (0..100).map(|_| waiting(&crowd)).collect();
-        yield_now().await;
-        let cancelled = waiting(&other);
-        let next = waiting(&other);
-        yield_now().await;
-        cancelled.abort();
-        yield_now().await;
-        // One place for the crowd, and the next for the other client.
-        building.truncate(LARGE_CALLS - 2);
-        building.extend(next.await.unwrap());
-        assert_eq!(worker.lock_large().waiting.len, 99);
-        // If a task with a granted place is dropped, the next task gets the place.
-        crowd.iter().for_each(|waiting| waiting.abort());
-        drop(building);
-        for task in crowd {
-            let _ = task.await;
-        }
-        assert_eq!(worker.lock_large().building, 0);
-        assert_eq!(worker.lock_large().waiting.len, 0);
     }
 
     #[tokio::test]
@@ -706,11 +759,11 @@ pub(crate) mod tests {
         for _ in 0..1000 {
             drop(connection.next());
         }
-        assert_eq!(worker.lock().waiting.len, 1);
+        assert_eq!(worker.lock().waiting.len(), 1);
         let live = connection.next();
-        assert_eq!(worker.lock().waiting.len, 1);
+        assert_eq!(worker.lock().waiting.len(), 1);
         live.await.unwrap();
-        assert_eq!(worker.lock().waiting.len, 0);
+        assert_eq!(worker.lock().waiting.len(), 0);
     }
 
     #[tokio::test]

@@ -14,32 +14,37 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
 
-/// Ends a response when `draining` is cancelled. Returns a complete response as it is.
-pub(crate) fn end_on_drain(response: Response<Body>, draining: &CancellationToken) -> Response<Body> {
+/// Ends a response when `draining` is cancelled. Holds `held` until then, or until the response has ended. Returns a
+/// complete response as it is.
+pub(crate) fn end_on_drain(
+    response: Response<Body>,
+    draining: &CancellationToken,
+    held: impl Send + Unpin + 'static,
+) -> Response<Body> {
     if response.body().is_end_stream() {
         return response;
     }
     response.map(|body| {
         Body::new(DrainBody {
             body,
-            draining: Some(Box::pin(draining.clone().cancelled_owned())),
+            draining: Some((Box::pin(draining.clone().cancelled_owned()), held)),
         })
     })
 }
 
 /// A body that ends when its connection drains.
-struct DrainBody {
+struct DrainBody<H> {
     body: Body,
     /// `None` once the end was sent.
-    draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    draining: Option<(Pin<Box<WaitForCancellationFutureOwned>>, H)>,
 }
 
-impl http_body::Body for DrainBody {
+impl<H: Unpin> http_body::Body for DrainBody<H> {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(draining) = &mut self.draining else {
+        let Some((draining, _)) = &mut self.draining else {
             return Poll::Ready(None);
         };
         let is_draining = draining.as_mut().poll(cx).is_ready();

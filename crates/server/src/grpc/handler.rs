@@ -29,7 +29,7 @@ use crate::grpc::request::{RequestBody, receive};
 use crate::grpc::router::ConnectionRouter;
 use crate::grpc::send_budget::{Reservation, SendBudget};
 use crate::grpc::turn_body::response_in_turns;
-use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, NODE_WORK};
+use crate::limits::{BYTES_PER_WORK, CALL_WORK, NODE_WORK};
 use crate::turns::Turns;
 
 /// Decodes a message of a caller and returns the encoded reply, with its prefix.
@@ -267,7 +267,7 @@ where
             let replies = async {
                 let request = receive(Raw, request.into_body(), max_request).await?;
                 // The body has given its charge back.
-                let _charge = context.budget.memory().charge(CALL_MEMORY + request.len())?;
+                let _charge = context.budget.memory().charge(request.len())?;
                 context.turns.take(decoding_work(&request)).await;
                 method(service, frame::decode(&request)?, context)
             };

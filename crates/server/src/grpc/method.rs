@@ -18,6 +18,9 @@ pub(crate) struct Method {
     /// Who may call the method.
     pub(crate) access: Access,
     pub(crate) handler: Handler,
+    /// Whether a connection is idle although a call of the method is in flight. A connection may have
+    /// [`MAX_PASSIVE_CALLS`](crate::limits::MAX_PASSIVE_CALLS) of these calls.
+    pub(crate) is_passive: bool,
 }
 
 /// The rule of a method, [`Access`], for handlers of one type. So a method whose callers may write only the routes of
@@ -62,6 +65,15 @@ impl Method {
             max_request,
             access,
             handler,
+            is_passive: false,
+        }
+    }
+
+    /// Makes a row of a method whose calls leave a connection idle.
+    pub(crate) fn passive(self) -> Self {
+        Self {
+            is_passive: true,
+            ..self
         }
     }
 

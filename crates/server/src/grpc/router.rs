@@ -31,7 +31,9 @@ use crate::grpc::status::correct_response;
 use crate::grpc::unary::{self, FirstFrame};
 use crate::grpc::unread::Unread;
 use crate::grpc::worker_counters::WorkerCounters;
-use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, MAX_WATCHES_PER_CONNECTION, WAITING_CALL_WORK};
+use crate::limits::{
+    BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, MAX_PASSIVE_CALLS, MAX_WATCHES_PER_CONNECTION, WAITING_CALL_WORK,
+};
 use crate::memory::ConnectionMemory;
 use crate::refusal::{Reason, Refusals};
 use crate::turns::Turns;
@@ -80,6 +82,7 @@ impl Router {
             counters,
             unread,
             watches: Arc::new(Semaphore::new(MAX_WATCHES_PER_CONNECTION)),
+            passive: Arc::new(Semaphore::new(MAX_PASSIVE_CALLS)),
         }
     }
 }
@@ -101,6 +104,8 @@ pub(crate) struct ConnectionRouter {
     unread: Arc<Unread>,
     /// A permit for each watch that the connection may still begin.
     watches: Arc<Semaphore>,
+    /// The same for calls that leave the connection idle.
+    passive: Arc<Semaphore>,
 }
 
 /// A request that was looked at. It has no headers: a client could make the server hold megabytes of them.
@@ -137,6 +142,19 @@ impl ConnectionRouter {
         };
         let arrived = request.arrived;
         CallStart { method, arrived }
+    }
+
+    /// Returns the path of a call's method. Empty if no method has the path of the request.
+    pub(crate) fn path_of(&self, call: CallStart) -> &'static str {
+        self.methods.rows().get(call.method).map_or("", |method| method.path)
+    }
+
+    /// Reports whether a connection with only such calls in flight is idle.
+    pub(crate) fn is_passive(&self, call: CallStart) -> bool {
+        self.methods
+            .rows()
+            .get(call.method)
+            .is_some_and(|method| method.is_passive)
     }
 
     fn target<B>(&self, request: &Request<B>) -> Target {
@@ -202,7 +220,7 @@ impl ConnectionRouter {
             Handler::Immediate(handler) => match unary::first_frame(&mut body) {
                 FirstFrame::Message(message) => {
                     self.unread.take(PREFIX + message.len());
-                    let replied = catch(|| handler(&message, &self.caller)).flatten();
+                    let replied = catch(method.path, || handler(&message, &self.caller)).flatten();
                     let replied = replied.and_then(|reply| Ok(self.budget.charge(reply)?));
                     let reply_len = replied.as_ref().map_or(0, Bytes::len);
                     *work += (message.len() + reply_len) / BYTES_PER_WORK;
@@ -220,10 +238,12 @@ impl ConnectionRouter {
                 return Call::Done(self.logged(method.path, Err(Status::from(full))).into());
             }
         };
-        let body = RequestBody::new(frame, body, charge, method.max_request, Arc::clone(&self.unread));
         let (router, max_request, path) = (self.clone(), method.max_request, method.path);
+        let unread = Arc::clone(&self.unread);
+        let with_charge = |charge| RequestBody::new(frame, body, charge, max_request, unread);
         let reply: PendingReply = match &method.handler {
             Handler::Immediate(handler) => {
+                let body = with_charge(charge);
                 let handler = Arc::clone(handler);
                 Box::pin(async move {
                     let replied = async {
@@ -234,6 +254,7 @@ impl ConnectionRouter {
                 })
             }
             Handler::Unary(handler) => {
+                let body = with_charge(charge);
                 let handler = Arc::clone(handler);
                 Box::pin(async move {
                     let replied = router.unary(&*handler, body, max_request).await;
@@ -241,12 +262,24 @@ impl ConnectionRouter {
                 })
             }
             Handler::Streaming(handler) => {
+                let permit = match method.is_passive.then(|| Arc::clone(&self.passive).try_acquire_owned()) {
+                    Some(Err(_)) => {
+                        let message =
+                            format!("this connection has {MAX_PASSIVE_CALLS} calls like this, which is the limit");
+                        let refused = self.refusals().refuse(Reason::ConnectionWatches).status(message);
+                        return Call::Done(self.logged(path, Err(refused)).into());
+                    }
+                    permit => permit.and_then(Result::ok),
+                };
+                // A stream may be open for long after its request.
+                let body = with_charge(charge.memory().no_charge());
+                let held = (charge, permit);
                 let handler = Arc::clone(handler);
                 Box::pin(async move {
                     let request = Request::post(path).body(body).expect("a path of the table");
                     let response = router.in_time(NOT_ARRIVED, handler(request, max_request, &router));
                     let response = router.logged(path, response.await).unwrap_or_else(Status::into_http);
-                    end_on_drain(correct_response(response, router.refusals()), &router.draining).into()
+                    end_on_drain(correct_response(response, router.refusals()), &router.draining, held).into()
                 })
             }
         };

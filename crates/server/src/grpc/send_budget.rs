@@ -18,9 +18,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::fair_queue::Place;
 use crate::limits::{LARGE_REPLY_SIZE, MAX_REPLY_SIZE, SEND_BUDGET, SMALL_REPLY_SIZE};
 use crate::memory::{Charge, ConnectionMemory, OutOfBudget};
-use crate::turns::{LargeCall, Turns};
+use crate::turns::Turns;
 
 // Otherwise no call with a large reply could begin.
 const _: () = assert!(MAX_REPLY_SIZE <= SEND_BUDGET && SEND_BUDGET <= u32::MAX as usize);
@@ -76,7 +77,7 @@ pub(crate) struct Reservation {
     permit: OwnedSemaphorePermit,
     charge: Charge,
     /// The place among the calls of the worker that build a large reply.
-    place: Option<LargeCall>,
+    place: Option<Place>,
 }
 
 impl Reservation {

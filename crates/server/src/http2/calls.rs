@@ -41,6 +41,7 @@ use crate::limits::{
 use crate::log::peer::OfPeer;
 use crate::memory::Charge;
 use crate::refusal;
+use crate::turns::SmallCalls;
 
 /// A request, and the stream for its reply.
 type Received = (Accepted, SendResponse<Bytes>);
@@ -65,7 +66,7 @@ pub(super) struct Calls<S> {
     must_drain: bool,
     /// Whether the connection ends with ENHANCE_YOUR_CALM.
     has_ended: bool,
-    /// Shared with the tasks of the calls in flight.
+    /// Shared with the tasks of the calls in flight, except the passive calls.
     in_flight: Arc<()>,
     cancelled: RateGuard,
     /// Set while other connections have their turn. Ends with the connection's next turn.
@@ -106,7 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         self.calls + self.traffic.written() / IDLE_BYTES
     }
 
-    /// Reports whether the client has a call in flight.
+    /// Reports whether the client has a call in flight that uses the connection.
     pub(super) fn has_calls(&self) -> bool {
         !self.received.is_empty() || Arc::strong_count(&self.in_flight) > 1
     }
@@ -164,17 +165,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
             let _ = ready!(Pin::new(turn).poll(cx));
             self.yielded = None;
         }
+        let turn = self.router.turns().small_calls(is_granted);
+        if turn.work == 0 {
+            self.wait_for_turn(&turn, cx);
+            return Poll::Pending;
+        }
         self.grow_window();
         let waker = match self.waker.take() {
             Some(waker) if waker.will_wake(cx) => waker,
             _ => MutedWaker::new(cx.waker().clone()),
         };
         let waker = self.waker.insert(waker);
-        let turn = self.router.turns().small_calls(is_granted);
         // A client that sends more than the server replies to has to wait.
         let may_read = self.received.is_empty() && !self.held.is_stalled();
         self.traffic.begin_turn(if may_read { turn.input } else { 0 });
         let (price, control) = (self.traffic.price(), self.traffic.control_frames());
+        let bytes = (self.traffic.read(), self.traffic.written());
         let (most, mut work) = (turn.work, 0);
         // Of these requests, the client's deadline may have passed.
         let waited = (!self.received.is_empty()).then(Instant::now);
@@ -246,19 +252,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     let input = (self.traffic.price() - price) as usize / INPUT_PER_WORK;
                     let streams = self.received.len() + Arc::strong_count(&self.in_flight) - 1;
                     let visits = (self.traffic.control_frames() - control) * streams / STREAMS_PER_WORK;
-                    self.router.turns().end(&turn, work.max(input) + visits);
+                    let has_traffic = bytes != (self.traffic.read(), self.traffic.written());
+                    self.router.turns().end(&turn, work.max(input) + visits, has_traffic);
                     let is_exhausted = self.traffic.is_exhausted() && !self.held.is_stalled();
                     // Without budget the socket may have more input: tokio stopped this task, not the client.
                     if !self.received.is_empty() || is_exhausted || !has_budget_remaining() {
-                        let mut turn = self.router.turns().next_after(&turn);
-                        // The turn comes in a later pass, so this only leaves the waker.
-                        let _ = Pin::new(&mut turn).poll(cx);
-                        self.yielded = Some(turn);
+                        self.wait_for_turn(&turn, cx);
                     }
                     return Poll::Pending;
                 }
             }
         }
+    }
+
+    /// Asks for the turn after `last`. The turn wakes the task.
+    fn wait_for_turn(&mut self, last: &SmallCalls, cx: &mut Context<'_>) {
+        let mut turn = self.router.turns().next_after(last);
+        // The turn comes in a later pass, so this only leaves the waker.
+        let _ = Pin::new(&mut turn).poll(cx);
+        self.yielded = Some(turn);
     }
 }
 
@@ -338,10 +350,10 @@ fn reply_to(
         Call::Pending { reply, deadline } => (reply, deadline),
     };
     let open = OpenCall::new(router.counters(), start);
-    let in_flight = Arc::clone(in_flight);
-    let time_to_send = router.deadline();
+    let in_flight = (!router.is_passive(start)).then(|| Arc::clone(in_flight));
+    let (path, time_to_send) = (router.path_of(start), router.deadline());
     poll_or_spawn(async move {
-        reply_later(reply, stream, deadline, time_to_send, open).await;
+        reply_later(path, reply, stream, deadline, time_to_send, open).await;
         drop(in_flight);
     });
     Outcome::Served
@@ -350,13 +362,14 @@ fn reply_to(
 /// Waits for a reply and sends it, both up to the client's deadline. If the client has no deadline, a unary reply waits
 /// for the client's window for `time_to_send`. Counts the call.
 async fn reply_later(
+    path: &str,
     mut reply: PendingReply,
     mut stream: SendResponse<Bytes>,
     deadline: Option<Instant>,
     time_to_send: Duration,
     mut open: OpenCall,
 ) {
-    let replied = poll_fn(|cx| match catch(|| reply.as_mut().poll(cx)) {
+    let replied = poll_fn(|cx| match catch(path, || reply.as_mut().poll(cx)) {
         Ok(Poll::Ready(reply)) => Poll::Ready(Some(reply)),
         // A client that cancels its call gets no reply.
         Ok(Poll::Pending) => stream.poll_reset(cx).map(|_| None),
@@ -370,7 +383,7 @@ async fn reply_later(
             let deadline = deadline.or_else(|| Instant::now().checked_add(time_to_send));
             send_message_later(&mut stream, message, deadline).await
         }
-        Some(Reply::Response(response)) => send(&mut stream, *response, deadline).await,
+        Some(Reply::Response(response)) => send(path, &mut stream, *response, deadline).await,
         None => return,
     };
     match sent {
@@ -474,6 +487,7 @@ async fn send_in_window(stream: &mut SendStream<Bytes>, mut message: Bytes) -> R
 
 /// Sends a response and its whole body, up to the client's deadline. Returns the status code that was sent.
 async fn send(
+    path: &str,
     stream: &mut SendResponse<Bytes>,
     response: Response<Body>,
     deadline: Option<Instant>,
@@ -481,17 +495,17 @@ async fn send(
     let (head, body) = response.into_parts();
     let code = code_in(&head.headers);
     let mut stream = stream.send_response(Response::from_parts(head, ()), body.is_end_stream())?;
-    match before(deadline, send_body(&mut stream, body)).await {
+    match before(deadline, send_body(path, &mut stream, body)).await {
         Ok(sent) => sent.map(|trailing| trailing.unwrap_or(code)),
         Err(late) => end_with(&mut stream, &late),
     }
 }
 
 /// Sends a body. Returns the status code in its trailers, if it has trailers.
-async fn send_body(stream: &mut SendStream<Bytes>, mut body: Body) -> Result<Option<Code>, h2::Error> {
+async fn send_body(path: &str, stream: &mut SendStream<Bytes>, mut body: Body) -> Result<Option<Code>, h2::Error> {
     let unsent = Arc::new(Semaphore::new(MAX_UNSENT_FRAMES));
     while !body.is_end_stream() {
-        let frame = poll_fn(|cx| match catch(|| Pin::new(&mut body).poll_frame(cx)) {
+        let frame = poll_fn(|cx| match catch(path, || Pin::new(&mut body).poll_frame(cx)) {
             Ok(Poll::Ready(frame)) => Poll::Ready(Ok(Ok(frame))),
             Ok(Poll::Pending) => reset(stream, cx),
             Err(panicked) => Poll::Ready(Ok(Err(panicked))),

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::connection_counters::{ConnectionCounters, HandshakeFailure};
 use crate::grpc::router::Router;
@@ -31,8 +31,9 @@ use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
 use crate::http2::socket::Socket;
-use crate::http2::traffic::CountedStream;
+use crate::http2::traffic::{CountedStream, Traffic};
 use crate::http2::wire::{Metered, WireStream};
+use crate::idle::Evictable;
 use crate::limits::{self, Limits};
 use crate::memory::{Charge, ConnectionMemory, MemoryBudget};
 use crate::quota::ClientQuota;
@@ -71,6 +72,7 @@ pub(crate) async fn serve(
     mut context: ConnectionContext,
     number: u64,
 ) {
+    let mut evictable = client.evictable();
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => WireStream::new(Socket::new(stream), context.tls.is_some()),
         Err(error) => return debug!(%error, "a connection was lost before it was served"),
@@ -83,11 +85,12 @@ pub(crate) async fn serve(
     };
     // Each phase has its own box, so that an idle connection does not hold the memory of the handshakes.
     let Some(certificates) = context.tls.take() else {
-        return Box::pin(http2(stream, Peer::unrestricted(), context, memory, turns, number)).await;
+        let peer = Peer::unrestricted();
+        return Box::pin(http2(stream, peer, context, memory, turns, evictable, number)).await;
     };
     let tls = TlsHandshake::new(&certificates);
     let handshake = TlsAcceptor::from(tls.config()).accept(stream);
-    if let Some(stream) = Box::pin(tls_handshake(handshake, &context)).await {
+    if let Some(stream) = Box::pin(tls_handshake(handshake, &context, &evictable)).await {
         let peer = tls.done(stream.get_ref().1.peer_certificates());
         // From here on, the client's own quota counts, instead of that of its address.
         if let Some(identity) = peer.certified_identity() {
@@ -97,6 +100,7 @@ pub(crate) async fn serve(
                 return;
             };
             slot = client_slot;
+            evictable = client.evictable();
             turns = Turns::new(Arc::clone(&context.turns), client.key());
             let Some(of_client) = connection_memory(&context, client) else {
                 return;
@@ -104,9 +108,9 @@ pub(crate) async fn serve(
             (memory, charge) = of_client;
         }
         let Ok(_chain) = memory.charge(peer.chain_size()) else {
-            return warn!("a connection was closed: the memory budget for clients has no room for its certificates");
+            return debug!("a connection was closed: the memory budget has no room for its certificates");
         };
-        Box::pin(http2(stream, peer, context, memory, turns, number)).await;
+        Box::pin(http2(stream, peer, context, memory, turns, evictable, number)).await;
     }
     // Held until the connection has ended.
     drop((slot, charge));
@@ -133,7 +137,7 @@ fn connection_memory(context: &ConnectionContext, client: ClientQuota) -> Option
         Ok(charge) => Some((memory, charge)),
         Err(_) => {
             memory.client().make_room_of_all();
-            warn!("a connection was closed: the memory budget for clients is used up (client_memory_mb)");
+            debug!("a connection was closed: the memory budget has no room for it (client_memory_mb)");
             None
         }
     }
@@ -147,8 +151,13 @@ fn connection_work(context: &ConnectionContext) -> usize {
     }
 }
 
-/// Waits for a TLS handshake. Returns `None` if the handshake fails, or if the server begins to drain.
-async fn tls_handshake<S>(handshake: tokio_rustls::Accept<S>, context: &ConnectionContext) -> Option<TlsStream<S>>
+/// Waits for a TLS handshake. Returns `None` if the handshake fails, if the connection has to make room, or if the
+/// server begins to drain.
+async fn tls_handshake<S>(
+    handshake: tokio_rustls::Accept<S>,
+    context: &ConnectionContext,
+    evictable: &Evictable,
+) -> Option<TlsStream<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -170,6 +179,10 @@ where
                 HandshakeFailure::TlsTimeout
             }
         },
+        () = evictable.handshake_makes_room() => {
+            debug!("a connection makes room for another: its TLS handshake has not ended");
+            HandshakeFailure::TlsTimeout
+        }
         () = drain_begins(&mut draining) => return None,
     };
     context.counters.connections.handshake_failures(failure).add(1);
@@ -199,6 +212,7 @@ async fn http2<S: Metered>(
     context: ConnectionContext,
     memory: ConnectionMemory,
     turns: Turns,
+    evictable: Evictable,
     number: u64,
 ) {
     let ConnectionContext {
@@ -216,6 +230,7 @@ async fn http2<S: Metered>(
         handshake,
         opened + limits.handshake,
         &mut draining,
+        &evictable,
         &counters.connections,
     );
     let connection = Box::pin(handshake).await;
@@ -242,7 +257,13 @@ async fn http2<S: Metered>(
     let mut phase = Phase::Preface;
     let mut due = pin!(sleep_until(opened + limits.handshake));
     let mut is_draining = false;
-    let mut asked = client.idle().subscribe();
+    // Begins to drain the connection. Streams end at once. Returns the next phase and its end.
+    let drain = |calls: &mut Calls<_>, is_idle: bool| {
+        calls.connection.graceful_shutdown();
+        draining_calls.cancel();
+        let time = if is_idle { limits::IDLE_DRAIN } else { limits.drain };
+        (Phase::Draining { is_idle }, Instant::now() + time)
+    };
     loop {
         tokio::select! {
             biased;
@@ -267,43 +288,33 @@ async fn http2<S: Metered>(
                     let valid_for = peer.valid_for().unwrap_or(age);
                     due.as_mut().reset((opened + age).min(Instant::now() + valid_for.min(age)));
                 }
-                Phase::Serving => {
-                    phase = Phase::Draining;
-                    calls.connection.graceful_shutdown();
-                    draining_calls.cancel();
-                    due.as_mut().reset(Instant::now() + limits.drain);
+                Phase::Draining { is_idle } if !is_idle || !calls.has_calls() => {
+                    return debug!("a connection that drained was cut");
                 }
-                // A call has begun before the client saw that its idle connection ends.
-                Phase::Draining if calls.has_calls() && !draining_calls.is_cancelled() => {
-                    draining_calls.cancel();
-                    due.as_mut().reset(Instant::now() + limits.drain);
+                // Draining: a call has begun before the client saw that its idle connection ends.
+                Phase::Serving | Phase::Draining { .. } => {
+                    let until;
+                    (phase, until) = drain(&mut calls, false);
+                    due.as_mut().reset(until);
                 }
-                Phase::Draining => return debug!("a connection that drained was cut"),
             },
             // An idle connection notices when its timer wakes it.
             () = when(|| peer.is_outdated()) => {
                 if let Err(error) = peer.verify_again(&turns).await {
                     debug!(%error, "a connection ends: the certificate of its client is no longer trusted");
                     calls.revoke();
-                    phase = Phase::Draining;
-                    calls.connection.graceful_shutdown();
-                    draining_calls.cancel();
-                    due.as_mut().reset(Instant::now() + limits.drain);
+                    let until;
+                    (phase, until) = drain(&mut calls, false);
+                    due.as_mut().reset(until);
                 }
             }
-            Ok(()) = asked.changed(), if !is_draining && !matches!(phase, Phase::Draining) => {
-                let evictions = asked.borrow().clone();
+            question = evictable.asked(), if !is_draining && !matches!(phase, Phase::Draining { .. }) => {
                 let is_idle = calls.is_idle();
-                if evictions.is_some_and(|evictions| evictions.take_one(is_idle)) {
+                if question.has_to_end(is_idle) {
                     debug!(is_idle, "a connection makes room for another");
-                    phase = Phase::Draining;
-                    calls.connection.graceful_shutdown();
-                    let mut time = limits::IDLE_DRAIN;
-                    if !is_idle {
-                        draining_calls.cancel();
-                        time = limits.drain;
-                    }
-                    due.as_mut().reset(Instant::now() + time);
+                    let until;
+                    (phase, until) = drain(&mut calls, is_idle);
+                    due.as_mut().reset(until);
                 }
             }
             () = silent.as_mut() => {
@@ -322,25 +333,24 @@ async fn http2<S: Metered>(
                 if matches!(phase, Phase::Serving) && peer.valid_for().is_some_and(|left| left.is_zero()) {
                     due.as_mut().reset(Instant::now());
                 }
-                let is_serving = !is_draining && !matches!(phase, Phase::Draining);
+                let is_serving = !is_draining && !matches!(phase, Phase::Draining { .. });
                 if is_serving && calls.is_large_and_idle(limits::LARGE_CONNECTION_IDLE) {
                     debug!("an idle connection ends: h2 keeps memory for its many earlier calls");
-                    phase = Phase::Draining;
-                    calls.connection.graceful_shutdown();
-                    due.as_mut().reset(Instant::now() + limits::IDLE_DRAIN);
+                    let until;
+                    (phase, until) = drain(&mut calls, true);
+                    due.as_mut().reset(until);
                 }
             }
             // Last: a client that sends faster than the server replies uses up tokio's budget for the task, and the
             // timers need some of that budget.
             served = poll_fn(|cx| calls.poll_serve_in_budget(cx)) => match served {
                 Some(result) => return log_end(result, budget.refusals()),
-                None if is_draining || matches!(phase, Phase::Draining) => {}
+                None if is_draining || matches!(phase, Phase::Draining { .. }) => {}
                 None => {
                     debug!("a connection ends: the memory budget has no room for its streams or its requests");
-                    phase = Phase::Draining;
-                    calls.connection.graceful_shutdown();
-                    draining_calls.cancel();
-                    due.as_mut().reset(Instant::now() + limits.drain);
+                    let until;
+                    (phase, until) = drain(&mut calls, false);
+                    due.as_mut().reset(until);
                 }
             },
         }
@@ -352,11 +362,13 @@ async fn when(condition: impl Fn() -> bool) {
     poll_fn(|_| if condition() { Poll::Ready(()) } else { Poll::Pending }).await
 }
 
-/// Waits for HTTP/2's handshake. Returns `None` if the handshake fails, or if the server begins to drain.
+/// Waits for HTTP/2's handshake. Returns `None` if the handshake fails, if the connection has to make room, or if the
+/// server begins to drain.
 async fn http2_handshake<S: AsyncRead + AsyncWrite + Unpin>(
     handshake: Handshake<S, Bytes>,
     deadline: Instant,
     draining: &mut watch::Receiver<bool>,
+    evictable: &Evictable,
     counters: &ConnectionCounters,
 ) -> Option<Connection<S, Bytes>> {
     let failure = tokio::select! {
@@ -372,6 +384,10 @@ async fn http2_handshake<S: AsyncRead + AsyncWrite + Unpin>(
                 HandshakeFailure::Http2Timeout
             }
         },
+        () = evictable.handshake_makes_room() => {
+            debug!("a connection makes room for another: its client has not sent HTTP/2's preface");
+            HandshakeFailure::Http2Timeout
+        }
         () = drain_begins(draining) => return None,
     };
     counters.handshake_failures(failure).add(1);
@@ -395,7 +411,10 @@ enum Phase {
     /// The connection takes calls, up to its maximum age.
     Serving,
     /// The connection takes no calls, and finishes those in flight.
-    Draining,
+    Draining {
+        /// Whether no call was in flight at the beginning.
+        is_idle: bool,
+    },
 }
 
 /// Returns h2's server with every limit set.
@@ -434,7 +453,6 @@ pub(crate) mod tests {
     use crate::grpc::handler::{Handler, ImmediateHandler, StreamContext, encoded_stream};
     use crate::grpc::method::{Method, MethodTable};
     use crate::http2::socket::{SentBytes, Transport};
-    use crate::idle::EvictionBudget;
     use crate::quota::{ClientKey, Quotas};
     use crate::rpc::methods::methods_of_empty_table;
 
@@ -500,7 +518,8 @@ pub(crate) mod tests {
         memory: ConnectionMemory,
     ) {
         let turns = Turns::of_one_client(Arc::clone(&context.turns));
-        http2(stream, Peer::unrestricted(), context, memory, turns, 0).await;
+        let evictable = memory.client().evictable();
+        http2(stream, Peer::unrestricted(), context, memory, turns, evictable, 0).await;
     }
 
     fn counting_handler(calls: &Arc<AtomicU64>) -> Arc<ImmediateHandler> {
@@ -724,6 +743,59 @@ pub(crate) mod tests {
         assert!((work - 20..=work).contains(&spent), "{spent} of {work}");
     }
 
+    /// A client whose socket counts the reads.
+    struct CountedReads(tokio::io::DuplexStream, Arc<AtomicU64>);
+
+    impl AsyncRead for CountedReads {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for CountedReads {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    impl Transport for CountedReads {
+        fn sent(&self) -> SentBytes {
+            SentBytes::default()
+        }
+    }
+
+    /// Otherwise the system calls of a client's many connections would delay the calls of other clients.
+    #[tokio::test]
+    async fn a_connection_does_not_read_before_its_turn() {
+        let (calls, reads) = (Arc::default(), Arc::default());
+        let (_draining, context) = context(counting(&calls), Limits::default());
+        let own = Turns::of_one_client(Arc::clone(&context.turns));
+        let other = Turns::new(Arc::clone(&context.turns), ClientKey::V6(2));
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(http2_alone(CountedReads(server, Arc::clone(&reads)), context, memory()));
+        client.write_all(BEGIN).await.unwrap();
+        settle().await;
+        // The other client has a call, and this client's other connections have many.
+        other.end(&other.small_calls(false), 1, true);
+        own.end(&own.small_calls(false), limits::MAX_DEBT, true);
+        let before = reads.load(Ordering::Relaxed);
+        let request = requests(1, 10).next().expect("a request");
+        client.write_all(&request).await.unwrap();
+        yield_now().await;
+        assert_eq!(reads.load(Ordering::Relaxed), before);
+        settle().await;
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+
     /// A body of small frames without end, which counts its frames.
     struct Endless(Arc<AtomicU64>);
 
@@ -790,7 +862,8 @@ pub(crate) mod tests {
             let (mut client, server) = tokio::io::duplex(64 * 1024);
             client.write_all(sent).await.unwrap();
             let begin = Instant::now();
-            let stream = tls_handshake(TlsAcceptor::from(tls_config()).accept(server), &context).await;
+            let handshake = TlsAcceptor::from(tls_config()).accept(server);
+            let stream = tls_handshake(handshake, &context, &ClientQuota::alone().evictable()).await;
             assert!(stream.is_none());
             assert_eq!(begin.elapsed(), context.limits.handshake);
             let counters = &context.counters.connections;
@@ -928,7 +1001,15 @@ pub(crate) mod tests {
         let (client, server) = tokio::io::duplex(64 * 1024);
         let peer = Peer::valid_until(std::time::SystemTime::now() + 24 * HOUR);
         let turns = Turns::of_one_client(Arc::clone(&context.turns));
-        let served = tokio::spawn(http2(WireStream::new(server, false), peer, context, memory(), turns, 0));
+        let served = tokio::spawn(http2(
+            WireStream::new(server, false),
+            peer,
+            context,
+            memory(),
+            turns,
+            ClientQuota::alone().evictable(),
+            0,
+        ));
         let (_client, connection) = h2::client::handshake(client).await.unwrap();
         tokio::spawn(connection);
         sleep(23 * HOUR).await;
@@ -950,7 +1031,15 @@ pub(crate) mod tests {
         let life = Duration::from_secs(2);
         let peer = Peer::valid_until(std::time::SystemTime::now() + life);
         let turns = Turns::of_one_client(Arc::clone(&context.turns));
-        let served = tokio::spawn(http2(WireStream::new(server, false), peer, context, memory(), turns, 0));
+        let served = tokio::spawn(http2(
+            WireStream::new(server, false),
+            peer,
+            context,
+            memory(),
+            turns,
+            ClientQuota::alone().evictable(),
+            0,
+        ));
         let (_client, connection) = h2::client::handshake(client).await.unwrap();
         tokio::spawn(connection);
         sleep(Duration::from_millis(5)).await;
@@ -1081,14 +1170,14 @@ pub(crate) mod tests {
         tokio::spawn(connection);
         calls_at_once(&client, 1).await;
         for _ in 0..3 {
-            quota.idle().ask(&EvictionBudget::new(1));
+            quota.idle().ask(1);
             sleep(limits::IDLE_DRAIN).await;
         }
         calls_at_once(&client, 1).await;
         sleep(2 * limits::IDLE_DRAIN).await;
         assert!(!served.is_finished());
         for _ in 0..2 {
-            quota.idle().ask(&EvictionBudget::new(1));
+            quota.idle().ask(1);
             sleep(limits::MAKE_ROOM_INTERVAL).await;
         }
         assert!(served.is_finished());
@@ -1111,13 +1200,68 @@ pub(crate) mod tests {
         tokio::spawn(connection);
         let open = tokio::spawn(async move { call(&mut client, "/Counting/Call").await });
         sleep(limits::MAKE_ROOM_INTERVAL).await;
-        quota.idle().ask(&EvictionBudget::new(1));
+        quota.idle().ask(1);
         sleep(limits.drain * 2).await;
         assert!(!served.is_finished());
-        quota.idle().ask(&EvictionBudget::with_busy(1));
+        quota.idle().ask_busy(1);
         sleep(limits.drain * 2).await;
         assert!(served.is_finished());
         open.abort();
+    }
+
+    /// Opens a stream of replies with an empty request.
+    async fn open_stream(client: &mut h2::client::SendRequest<Bytes>, path: &str) -> h2::RecvStream {
+        let request = http::Request::post(format!("http://tracker{path}")).header("content-type", "application/grpc");
+        let (response, mut stream) = client.send_request(request.body(()).unwrap(), false).unwrap();
+        stream.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+        response.await.unwrap().into_body()
+    }
+
+    #[tokio::test]
+    async fn an_open_stream_is_charged() {
+        for path in ["/grpc.health.v1.Health/Watch", "/nodetracker.v1.WatchService/Watch"] {
+            let memory = MemoryBudget::new(1 << 30, Arc::default());
+            let (_draining, context) = context(methods_of_empty_table(), Limits::default());
+            let (client, server) = tokio::io::duplex(64 * 1024);
+            let of_connection = memory.for_connection(ClientQuota::alone());
+            tokio::spawn(http2_alone(server, context, of_connection));
+            let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+            tokio::spawn(connection);
+            let open = open_stream(&mut client, path).await;
+            settle().await;
+            assert_eq!(memory.used(), limits::CALL_MEMORY, "{path}");
+            drop(open);
+            settle().await;
+            assert_eq!(memory.used(), 0, "{path}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_only_watches_the_health_is_idle() {
+        const WATCH: &str = "/grpc.health.v1.Health/Watch";
+        let (_draining, context) = context(methods_of_empty_table(), Limits::default());
+        let quota = ClientQuota::alone();
+        let memory = MemoryBudget::new(1 << 30, Arc::default());
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let served = tokio::spawn(http2_alone(server, context, memory.for_connection(quota.clone())));
+        let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        let mut open = Vec::new();
+        for _ in 0..limits::MAX_PASSIVE_CALLS {
+            open.push(open_stream(&mut client, WATCH).await);
+        }
+        assert_eq!(call(&mut client, WATCH).await["grpc-status"], "8");
+        for _ in 0..2 {
+            assert!(!served.is_finished());
+            quota.idle().ask(1);
+            sleep(limits::MAKE_ROOM_INTERVAL).await;
+        }
+        assert!(served.is_finished());
+        // The watches have ended with a status, and were not cut.
+        for mut body in open {
+            while body.data().await.is_some() {}
+            assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "14");
+        }
     }
 
     /// Otherwise h2 would keep any number of streams that nothing counts.

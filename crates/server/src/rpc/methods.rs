@@ -79,11 +79,11 @@ pub(crate) fn methods(
         row("/nodetracker.v1.AdminService/Drain", SMALL, ADMIN, unary(&admin, Admin::drain)),
         row("/nodetracker.v1.AdminService/SetLogLevel", SMALL, ADMIN, unary(&admin, Admin::set_log_level)),
 
-        row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, EVERYONE, external(v1)),
-        row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, EVERYONE, external(v1alpha)),
+        row("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", SMALL, EVERYONE, external(v1)).passive(),
+        row("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", SMALL, EVERYONE, external(v1alpha)).passive(),
 
         row("/grpc.health.v1.Health/Check", SMALL, EVERYONE, unary(&health, health::check)),
-        row("/grpc.health.v1.Health/Watch", SMALL, EVERYONE, external(health_watches)),
+        row("/grpc.health.v1.Health/Watch", SMALL, EVERYONE, external(health_watches)).passive(),
     ]);
     let health = Health::new(reporter, methods.services());
     (methods, Shutdown::new(health, sessions), statistics)

@@ -11,10 +11,10 @@ use std::time::Duration;
 use futures_util::future::poll_immediate;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::limits::{ACCEPT_BACKOFF, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF, MAX_WAITING};
+use crate::limits::{ACCEPT_BACKOFF, ASK_INTERVAL, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF, MAX_WAITING};
 use crate::log::peer::with_peer;
 use crate::quota::{ClientKey, Quotas};
 use crate::refusal::{Reason, Refusals};
@@ -114,14 +114,20 @@ impl Slots<'_> {
             warn!("connection limit ({limit}) reached; new connections wait until idle ones have made room");
         }
         let part = self.limit.div_ceil(8);
-        quotas.make_room(part);
+        let mut largest_due = Instant::now() + MAKE_ROOM_INTERVAL;
         loop {
-            if let Ok(slot) = timeout(MAKE_ROOM_INTERVAL, slot.as_mut()).await {
+            // Connections that come one after the other share a question: it wakes many connections.
+            let wait = match quotas.make_room(part) {
+                true => MAKE_ROOM_INTERVAL,
+                false => ASK_INTERVAL,
+            };
+            if let Ok(slot) = timeout(wait, slot.as_mut()).await {
                 return slot.expect("the semaphore is never closed");
             }
-            quotas.make_room(part);
-            // Last: for this client, it replaces the other question.
-            quotas.make_room_of_largest(part);
+            if Instant::now() >= largest_due {
+                quotas.make_room_of_largest(part);
+                largest_due += MAKE_ROOM_INTERVAL;
+            }
         }
     }
 }
@@ -210,10 +216,11 @@ impl Backoff {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
-    use tokio::time::Instant;
-
     use super::*;
+    use crate::grpc::method::MethodTable;
+    use crate::http2::connection::{self, tests::context};
     use crate::limits::{Limits, MAX_CONNECTION_WAIT, MAX_WAITING_PER_CLIENT};
+    use crate::tls::Certificates;
 
     /// A connection over the loopback interface, and its client's side.
     fn incoming(quotas: &Arc<Quotas>, client: u64) -> (Incoming, TcpStream) {
@@ -240,14 +247,13 @@ mod tests {
         let mut waiting = Waiting::default();
         let client = quotas.register(ClientKey::V6(1));
         let slot = client.try_slot().expect("one slot");
-        let mut asked = client.idle().subscribe();
+        let held = client.evictable();
 
         let begin = Instant::now();
         waiting.push(incoming(&quotas, 1).0, &refusals);
         assert!(matches!(waiting.next().await, Waited::Closed(_)));
         assert_eq!(begin.elapsed(), MAX_CONNECTION_WAIT);
-        assert!(asked.has_changed().expect("the client is there"));
-        asked.borrow_and_update();
+        assert!(!held.asked().await.has_to_end(false));
 
         // Another connection of the client ends meanwhile.
         waiting.push(incoming(&quotas, 1).0, &refusals);
@@ -288,7 +294,7 @@ mod tests {
             })
             .collect();
         let (new, _client) = incoming(&quotas, 2);
-        let mut asked = held[0].0.idle().subscribe();
+        let connection = held[0].0.evictable();
         let waiting = tokio::spawn(async move {
             let mut slots = Slots {
                 free: &free,
@@ -298,16 +304,45 @@ mod tests {
             slots.take(new.peer, &quotas, &Refusals::default()).await
         });
         let begin = Instant::now();
-        loop {
-            asked.changed().await.expect("the client is there");
-            let evictions = asked.borrow().clone().expect("the client is asked");
-            if evictions.take_one(false) {
-                break;
-            }
-        }
+        while !connection.asked().await.has_to_end(false) {}
         assert_eq!(begin.elapsed(), MAKE_ROOM_INTERVAL);
         held.pop();
         let _slot = waiting.await.expect("a slot is free");
+    }
+
+    /// Clients of different addresses that send nothing must not shut others out.
+    #[tokio::test(start_paused = true)]
+    async fn connections_whose_clients_send_nothing_make_room() {
+        let (certificates, _) = Certificates::valid_until(std::time::SystemTime::now() + Duration::from_secs(3600));
+        for tls in [None, Some(certificates)] {
+            let quotas = Quotas::new(&Limits::default());
+            let free = Arc::new(Semaphore::new(4));
+            let (_draining, mut context) = context(MethodTable::new(Vec::new()), Limits::default());
+            context.tls = tls;
+            let mut silent = Vec::new();
+            for number in 0..4 {
+                let (Incoming { stream, client, .. }, of_client) = incoming(&quotas, number);
+                stream.set_nonblocking(true).expect("a socket");
+                let slot = Arc::clone(&free).try_acquire_owned().expect("a slot");
+                let client_slot = client.try_slot().expect("a slot");
+                let context = context.clone();
+                tokio::spawn(async move {
+                    connection::serve(stream, client, client_slot, context, number).await;
+                    drop(slot);
+                });
+                silent.push(of_client);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let (new, _of_client) = incoming(&quotas, 9);
+            let mut slots = Slots {
+                free: &free,
+                limit: 4,
+                is_full: false,
+            };
+            let refusals = Refusals::default();
+            let slot = timeout(Duration::from_secs(2), slots.take(new.peer, &quotas, &refusals));
+            let _slot = slot.await.expect("a connection without a client has made room");
+        }
     }
 
     #[tokio::test(start_paused = true)]

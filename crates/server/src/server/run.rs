@@ -1,15 +1,21 @@
 //! The server: binds the port, starts the workers, and runs the acceptor, the sweeper and the tailer until it stops.
 
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 use std::{fmt, io};
 
 use nodetracker::RouteTable;
 use thiserror::Error;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::{ClientAuth, Config, ConfigError, Origin, duration};
 use crate::grpc::router::Router;
@@ -34,6 +40,9 @@ use crate::server::sweeper::{SweepCounters, sweep};
 use crate::server::worker::{Liveness, Workers};
 use crate::snapshot_status::SnapshotStatus;
 use crate::tls::{self, Certificates, FileWatch};
+
+/// The pause before a task that has panicked begins again.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a server cannot start.
 #[derive(Debug, Error)]
@@ -93,6 +102,25 @@ pub struct Server {
     /// `None` if the configuration has no `data_dir`.
     snapshots: Option<SnapshotWriter>,
     draining: watch::Sender<bool>,
+}
+
+/// Runs a task of the server without end. If the task panics, begins the task again after a pause: the process, with
+/// its table, outlives a bug in the task.
+async fn restarted<T: Future<Output = Infallible>>(name: &str, mut task: impl FnMut() -> T) -> Infallible {
+    loop {
+        let mut running = pin!(task());
+        // Tasks share only the table and state whose locks ignore poison, as calls do.
+        poll_fn(
+            |cx| match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx))) {
+                Ok(Poll::Ready(never)) => match never {},
+                Ok(Poll::Pending) => Poll::Pending,
+                Err(_) => Poll::Ready(()),
+            },
+        )
+        .await;
+        error!(task = name, "a task of the server panicked, and begins again");
+        sleep(RESTART_PAUSE).await;
+    }
 }
 
 impl Server {
@@ -307,8 +335,8 @@ impl Server {
     /// Dropping this future cuts every connection.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         let Self {
-            mut listeners,
-            mut workers,
+            listeners,
+            workers,
             file_watch: _file_watch,
             quotas,
             refusals,
@@ -341,22 +369,49 @@ impl Server {
             }
             sleep(delay).await;
         };
+        // For the acceptor, which begins again after a panic.
+        let (listeners, workers) = (Mutex::new(listeners), Mutex::new(workers));
         readiness.serving();
         tokio::select! {
             () = stop => {}
-            never = accept(&mut listeners, &mut workers, &slots, &quotas, &refusals) => match never {},
-            never = sweep(&self.table, &self.watches, &sweeps) => match never {},
-            never = tail(&self.watches) => match never {},
+            never = restarted("accept", || async {
+                let (mut listeners, mut workers) = (listeners.lock().await, workers.lock().await);
+                accept(&mut listeners, &mut workers, &slots, &quotas, &refusals).await
+            }) => match never {},
+            never = restarted("sweep", || sweep(&self.table, &self.watches, &sweeps)) => match never {},
+            never = restarted("tail", || tail(&self.watches)) => match never {},
         }
 
         drop(listeners);
         let drained = drain(&slots, max_connections, deadline, &self.draining).await;
-        workers.stop();
+        workers.into_inner().stop();
         // After the last call, so that the snapshot has what the calls did.
         if let Some(snapshots) = snapshots {
             snapshots.finish().await;
         }
         drained.log();
         drained
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_begins_again() {
+        let mut begun = 0;
+        let task = restarted("task", || {
+            begun += 1;
+            async move {
+                tokio::task::yield_now().await;
+                assert!(begun > 2, "on purpose");
+                pending().await
+            }
+        });
+        assert!(tokio::time::timeout(10 * RESTART_PAUSE, task).await.is_err());
+        assert_eq!(begun, 3);
     }
 }

@@ -150,9 +150,9 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    impl Peer {
-        /// Returns a client whose certificate is valid until a time. Nothing has verified the certificate.
-        pub(crate) fn valid_until(time: SystemTime) -> Self {
+    impl Certificates {
+        /// Returns a server's certificate, which is the authority of clients, too, and valid until a time.
+        pub(crate) fn valid_until(time: SystemTime) -> (Self, CertificateDer<'static>) {
             let folder = TempDir::new().unwrap();
             let [key_file, cert_file] = ["key", "crt"].map(|name| folder.path().join(name).display().to_string());
             let key = KeyPair::generate().unwrap();
@@ -166,7 +166,15 @@ mod tests {
                 .and_then(|config| config.with("client_ca_file", &cert_file))
                 .and_then(|config| config.with("client_auth", "required"));
             let certificates = Certificates::load(&config.unwrap()).unwrap().expect("there is a pair");
-            Handshake::new(&certificates).done(Some(&[certificate.der().clone()]))
+            (certificates, certificate.der().clone())
+        }
+    }
+
+    impl Peer {
+        /// Returns a client whose certificate is valid until a time. Nothing has verified the certificate.
+        pub(crate) fn valid_until(time: SystemTime) -> Self {
+            let (certificates, certificate) = Certificates::valid_until(time);
+            Handshake::new(&certificates).done(Some(&[certificate]))
         }
     }
 }

@@ -3,8 +3,9 @@
 //! A session acts under the lock of its [`Ownership`]. A hello holds the lock of the previous session while it begins
 //! its incarnation and takes over. So each message of the previous session is done before the takeover, or is rejected.
 //!
-//! Nobody waits longer than one message takes. A hello waits for a message of the same proxy; hellos and ends of
-//! sessions wait for each other.
+//! Nobody waits longer than one message takes. A hello waits for a message of the same proxy, and delays no other proxy
+//! meanwhile. Hellos and ends of sessions wait for each other. The lock of a session is taken before the lock of all
+//! owners.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -72,9 +73,20 @@ impl SessionOwners {
         incarnation: NonZeroU64,
         begin: impl FnOnce() -> Result<T, E>,
     ) -> Result<(Arc<Ownership>, T), E> {
-        let mut owners = lock(&self.0);
-        let previous = owners.by_proxy.get(proxy_id).map(Arc::clone);
-        let state = previous.as_ref().map(|previous| (previous, lock(&previous.state)));
+        let owner = |owners: &Owners| owners.by_proxy.get(proxy_id).map(Arc::clone);
+        let mut previous = owner(&lock(&self.0));
+        let (mut owners, state) = loop {
+            // Waits for the message that the previous session handles now.
+            let state = previous.as_ref().map(|previous| (previous, lock(&previous.state)));
+            let owners = lock(&self.0);
+            let now = owner(&owners);
+            if now.as_ref().map(Arc::as_ptr) == previous.as_ref().map(Arc::as_ptr) {
+                break (owners, state);
+            }
+            // Another session has begun or ended meanwhile.
+            drop((owners, state));
+            previous = now;
+        };
         let begun = begin()?;
         if let Some((previous, mut state)) = state {
             let reason = if previous.incarnation == incarnation {
@@ -286,13 +298,18 @@ mod tests {
                         let begin = || begun.send(()).map_err(|_| ());
                         owners.take_over("proxy", NonZeroU64::MIN, begin).map(|_| ())
                     });
-                    let has_begun = |wait| begins.recv_timeout(wait).is_ok();
-                    while owners.0.try_lock().is_ok() {
-                        assert!(!has_begun(Duration::ZERO), "it has begun meanwhile");
+                    // The map, this thread, and the hello.
+                    while Arc::strong_count(&first) < 3 {
                         thread::yield_now();
                     }
-                    // The thread is about to take over, and would not need long to begin.
-                    assert!(!has_begun(Duration::from_millis(20)), "it has begun meanwhile");
+                    // Meanwhile, other proxies' sessions begin and end.
+                    let (other, ()) = owners
+                        .take_over("other", NonZeroU64::MIN, || Ok::<_, ()>(()))
+                        .expect("the incarnation begins");
+                    owners.release("other", &other);
+                    // The thread would not need long to begin.
+                    let has_begun = begins.recv_timeout(Duration::from_millis(20)).is_ok();
+                    assert!(!has_begun, "it has begun meanwhile");
                 })
                 .expect("the first session owns the proxy");
             begins.recv().expect("it begins once the message is done");

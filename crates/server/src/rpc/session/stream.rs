@@ -338,7 +338,7 @@ mod tests {
         client
             .send(request(Request::Heartbeat(v1::SessionHeartbeat::default())))
             .unwrap();
-        turns.end(&turns.small_calls(true), 0);
+        turns.end(&turns.small_calls(true), 0, true);
         let next = next.await.unwrap().expect("a response").unwrap();
         assert!(matches!(next.response, Some(Response::Ack(_))));
     }

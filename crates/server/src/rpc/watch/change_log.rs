@@ -96,7 +96,8 @@ impl ChangeLog {
         self.lock().next
     }
 
-    /// Appends an entry, whose first change has the next number. Only the tailer calls this.
+    /// Appends an entry, whose first change has the next number. Wakes no watch: [`publish`](Self::publish) does. Only
+    /// the tailer calls this.
     pub(super) fn push(&self, entry: LogEntry) {
         let next = entry.end();
         let mut entries = self.lock();
@@ -114,7 +115,18 @@ impl ChangeLog {
         drop(entries);
         // Not under the lock, for which the watches of all workers wait: an entry may have a thousand changes.
         drop(dropped);
-        self.next.send_replace(next);
+    }
+
+    /// Wakes the watches that wait, if there are changes since the last call. Only the tailer calls this.
+    pub(super) fn publish(&self) {
+        if self.has_unpublished() {
+            self.next.send_replace(self.next());
+        }
+    }
+
+    /// Reports whether there are changes since the last call of [`publish`](Self::publish).
+    pub(super) fn has_unpublished(&self) -> bool {
+        *self.next.borrow() != self.next()
     }
 
     /// Drops all entries and makes every place lost. The tailer calls this when it stops, because later changes do not

@@ -6,11 +6,12 @@
 //!
 //! A new watch begins at a recent chunk, with that chunk's place. It then finds the chunks that the earlier watch has
 //! encoded, until it has caught up. From there on, the first watch that needs a chunk encodes the chunk for the others.
-//! A watch that falls behind the kept chunks encodes its own chunks. One chunk is encoded at a time, so a crowd of
-//! watches takes a bounded share of the processors and of the memory.
+//! A watch that falls behind the kept chunks encodes its own chunks. One chunk is encoded at a time, and clients take
+//! turns. So a crowd of watches takes a bounded share of the processors and of the memory.
 
 use std::collections::VecDeque;
 use std::mem;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -19,10 +20,12 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_response::Message;
 
 use crate::convert::encode::RouteCollector;
+use crate::fair_queue::{FairPlaces, Place};
 use crate::limits::{
     NODE_WORK, ROUTE_WORK, SNAPSHOT_CACHE_CHUNKS, SNAPSHOT_CACHE_SIZE, SNAPSHOT_JOIN_CHANGES, WATCH_MESSAGE_SIZE,
     WORK_PER_PASS,
 };
+use crate::quota::ClientKey;
 use crate::rpc::watch::{Watches, encode};
 use crate::turns::{Parts, Turns};
 
@@ -47,11 +50,24 @@ pub(super) struct Chunk {
 }
 
 /// The latest chunks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Snapshots {
     kept: Mutex<Kept>,
-    /// The work for a node of the last chunk; `None` before the first chunk. Locked while a chunk is encoded.
-    work_per_node: tokio::sync::Mutex<Option<usize>>,
+    /// The place of the watch that encodes a chunk. Clients take turns, so that the watches of one client delay the
+    /// watch of another client by one chunk.
+    encoding: Arc<FairPlaces>,
+    /// The work for a node of the last chunk; 0 before the first chunk. Relaxed: an estimate.
+    work_per_node: AtomicUsize,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self {
+            kept: Mutex::default(),
+            encoding: FairPlaces::new(1),
+            work_per_node: AtomicUsize::new(0),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +92,11 @@ impl Snapshots {
         newest_first
             .find(|chunk| chunk.place >= place && chunk.start == *start)
             .cloned()
+    }
+
+    /// Waits for the place to encode a chunk.
+    pub(super) async fn place(&self, client: ClientKey) -> Option<Place> {
+        self.encoding.take(client).await
     }
 
     #[cfg(test)]
@@ -139,13 +160,13 @@ impl SnapshotReader {
         let chunk = match snapshots.find(&self.next, place) {
             Some(chunk) => chunk,
             None => {
-                let mut work_per_node = snapshots.work_per_node.lock().await;
+                let _place = snapshots.place(turns.client()).await;
                 // Another watch may have encoded the chunk meanwhile.
                 match snapshots.find(&self.next, place) {
                     Some(chunk) => chunk,
                     None => {
                         let chunk;
-                        (chunk, work) = read(&self.watches, &self.next, &mut work_per_node);
+                        (chunk, work) = read(&self.watches, &self.next);
                         snapshots.keep(&chunk);
                         chunk
                     }
@@ -174,10 +195,15 @@ impl Drop for SnapshotReader {
 
 /// Reads and encodes a chunk: nodes for some [`WORK_PER_PASS`], as far as the last chunk shows the work for a node, but
 /// no more than the table returns at a time and than a message has space for. Returns the work, too.
-fn read(watches: &Watches, start: &Start, work_per_node: &mut Option<usize>) -> (Chunk, usize) {
+fn read(watches: &Watches, start: &Start) -> (Chunk, usize) {
     /// The table returns some more nodes at a time, and is fastest then.
     const MANY: usize = 1000;
-    let mut most = match WORK_PER_PASS / work_per_node.unwrap_or(NODE_WORK + MAX_ROUTES_PER_NODE * ROUTE_WORK) {
+    let work_per_node = &watches.snapshots.work_per_node;
+    let estimate = match work_per_node.load(Ordering::Relaxed) {
+        0 => NODE_WORK + MAX_ROUTES_PER_NODE * ROUTE_WORK,
+        estimate => estimate,
+    };
+    let mut most = match WORK_PER_PASS / estimate {
         MANY.. => usize::MAX,
         most => most,
     };
@@ -209,7 +235,7 @@ fn read(watches: &Watches, start: &Start, work_per_node: &mut Option<usize>) -> 
             continue;
         }
         if count > 0 {
-            *work_per_node = Some((work - before).div_ceil(count));
+            work_per_node.store((work - before).div_ceil(count), Ordering::Relaxed);
         }
         let message = (!nodes.is_empty()).then(|| {
             encode(Message::Snapshot(v1::WatchSnapshot {

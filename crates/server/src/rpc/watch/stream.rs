@@ -17,8 +17,8 @@ use tonic::Status;
 use crate::convert::encode::RouteCollector;
 use crate::grpc::handler::StreamContext;
 use crate::limits::{
-    CALL_WORK, COMPARISONS_PER_WORK, NODE_WORK, ROUTE_WORK, SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE, WATCH_MESSAGE_SIZE,
-    WORK_PER_PART, WORK_PER_PASS,
+    BYTES_PER_WORK, CALL_WORK, COMPARISONS_PER_WORK, NODE_WORK, ROUTE_WORK, SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE,
+    WATCH_MESSAGE_SIZE, WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::memory::OutOfBudget;
 use crate::rpc::watch::change_log::{LogEntry, LostPlace};
@@ -259,8 +259,8 @@ impl Watch {
         Ok(message.map(|message| reservation.charge(message)).transpose()?)
     }
 
-    /// Returns the work to send the changes of an entry. A watch of some nodes looks for the node of each change among
-    /// its own.
+    /// Returns the work to send the changes of an entry: the system copies each byte to each client. A watch of some
+    /// nodes looks for the node of each change among its own.
     fn work(&self, entry: &LogEntry) -> usize {
         let comparisons = self
             .nodes
@@ -268,7 +268,11 @@ impl Watch {
             .len()
             .checked_ilog2()
             .map_or(0, |most| most as usize + 1);
-        CALL_WORK + entry.nodes.len() * comparisons / COMPARISONS_PER_WORK
+        let sends = match self.nodes.are_all() {
+            true => entry.encoded.len() / BYTES_PER_WORK,
+            false => entry.nodes.len() * comparisons / COMPARISONS_PER_WORK,
+        };
+        CALL_WORK + sends
     }
 
     fn sends_whole(&self, entry: &LogEntry) -> bool {
@@ -380,6 +384,8 @@ mod tests {
     use super::*;
     use crate::grpc::frame::PREFIX;
     use crate::limits::WATCH_BACKLOG;
+    use crate::quota::ClientKey;
+    use crate::turns::Turns;
 
     /// Reports whether a future is pending after a few polls.
     fn waits(mut future: Pin<&mut impl Future>) -> bool {
@@ -531,18 +537,23 @@ mod tests {
 
     /// Appends changes of another node to the log.
     fn push_changes(watches: &Watches, count: usize) {
-        push_entry(watches, count, false);
+        push_entry(watches, count, 0, false);
     }
 
-    fn push_entry(watches: &Watches, count: usize, begins_resync: bool) {
+    /// Appends an entry with so many changes, and of at least so many bytes.
+    fn push_entry(watches: &Watches, count: usize, size: usize, begins_resync: bool) {
         let other = NodeId::from(uuid::Uuid::nil());
         watches.log.push(LogEntry {
             first: watches.log.next(),
             nodes: vec![Some((watches.table.part_of(&other), other)); count],
             message: v1::WatchChanges::default(),
             begins_resync,
-            encoded: encode(Message::Changes(v1::WatchChanges::default())),
+            encoded: match size {
+                0 => encode(Message::Changes(v1::WatchChanges::default())),
+                size => vec![0; size].into(),
+            },
         });
+        watches.log.publish();
     }
 
     /// Returns some nodes that are in the same part of a table, and not the nil UUID.
@@ -630,6 +641,55 @@ mod tests {
         assert!(passes >= work / (2 * WORK_PER_PASS), "{passes}");
     }
 
+    /// Otherwise one large message to many watches would delay other calls.
+    #[tokio::test]
+    async fn watches_take_turns_to_send_large_messages() {
+        const WATCHES: usize = 40;
+        const SIZE: usize = 64 * 1024;
+        let watches = watches_of(&Arc::new(RouteTable::new()));
+        let mut reading: Vec<_> = (0..WATCHES).map(|_| watch_of(&watches, vec![])).collect();
+        let context = StreamContext::default();
+        for watch in &mut reading {
+            watch.context.turns = context.turns.clone();
+            while next_part(watch).await.is_some() {}
+        }
+        push_entry(&watches, 1, SIZE, false);
+        let mut next: Vec<_> = reading.iter_mut().map(|watch| Box::pin(watch.next())).collect();
+        let (mut sent, mut passes) = (0, 0);
+        while sent < WATCHES {
+            next.retain_mut(|next| waits(next.as_mut()));
+            let now = WATCHES - next.len();
+            passes += usize::from(now > sent);
+            sent = now;
+            tokio::task::yield_now().await;
+        }
+        // A pass may begin work for as much as another pass.
+        let work = WATCHES * SIZE / BYTES_PER_WORK;
+        assert!(passes >= work / (2 * WORK_PER_PASS), "{passes}");
+    }
+
+    /// The snapshot of a client must not wait for all snapshots that another client has begun before.
+    #[tokio::test]
+    async fn clients_take_turns_to_encode_chunks() {
+        let watches = watches_of(&large_table());
+        let of = |client| {
+            let mut watch = watch_of(&watches, vec![]);
+            watch.context.turns = Turns::new(Arc::default(), ClientKey::V6(client));
+            watch
+        };
+        let encoding = watches.snapshots.place(ClientKey::V6(1)).await;
+        let mut crowd: Vec<_> = (0..20).map(|_| of(1)).collect();
+        let mut crowd: Vec<_> = crowd.iter_mut().map(|watch| Box::pin(watch.next())).collect();
+        assert!(crowd.iter_mut().all(|next| waits(next.as_mut())));
+        let mut other = of(2);
+        let mut other = pin!(other.next());
+        assert!(waits(other.as_mut()));
+        drop(encoding);
+        // The crowd's first watch gets the place, and then the other client, before the rest of the crowd.
+        assert!(!waits(crowd[0].as_mut()));
+        assert!(!waits(other));
+    }
+
     #[tokio::test]
     async fn the_first_chunk_assumes_that_nodes_have_many_routes() {
         let watches = watches_of(&large_table());
@@ -706,7 +766,7 @@ mod tests {
         let watches = watches_of(&large_table());
         let mut stalled = watch_of(&watches, vec![]);
         next_part(&mut stalled).await.unwrap();
-        push_entry(&watches, 1, true);
+        push_entry(&watches, 1, 0, true);
         let mut watch = watch_of(&watches, vec![]);
         watch.accepts_resync = false;
         // Fails at a lost place.

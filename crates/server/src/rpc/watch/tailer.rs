@@ -11,7 +11,7 @@ use tokio::sync::watch::Receiver;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
-use crate::limits::{MAX_WATCH_CHANGES, WATCH_INTERVAL};
+use crate::limits::{MAX_WATCH_CHANGES, MAX_WATCH_PAUSE, PAUSE_PER_WATCH, WATCH_INTERVAL};
 use crate::rpc::watch::entry::EntryBuilder;
 use crate::rpc::watch::resync::Resyncs;
 use crate::rpc::watch::{Activity, Watches};
@@ -22,6 +22,13 @@ use crate::rpc::watch::{Activity, Watches};
 /// reads. So the tailer yields after each part, and then checks whether there still are watches.
 pub(crate) async fn tail(watches: &Watches) -> Infallible {
     let mut activity = watches.activity.subscribe();
+    // After a panic: changes since then do not reach the log.
+    if watches
+        .activity
+        .send_if_modified(|activity| std::mem::take(&mut activity.is_tailing))
+    {
+        watches.log.invalidate();
+    }
     loop {
         // An error cannot happen: the sender lives as long as `watches`.
         let _ = activity.wait_for(|activity| activity.watches > 0).await;
@@ -30,6 +37,7 @@ pub(crate) async fn tail(watches: &Watches) -> Infallible {
             subscription: watches.table.subscribe(),
             events: Vec::new(),
             resyncs: Resyncs::new(),
+            publish_due: Instant::now(),
         };
         watches.activity.send_modify(|activity| activity.is_tailing = true);
         let mut is_up_to_date = true;
@@ -66,6 +74,8 @@ struct Tailer<'t> {
     /// The events of one turn.
     events: Vec<Event>,
     resyncs: Resyncs,
+    /// When the watches may be woken again.
+    publish_due: Instant,
 }
 
 impl Tailer<'_> {
@@ -81,7 +91,8 @@ impl Tailer<'_> {
         }
         let idle_since = activity.borrow().idle_since;
         let end = idle_since.map(|since| since + self.watches.linger);
-        let wake = [end, resync_due].into_iter().flatten().min();
+        let publish_due = self.watches.log.has_unpublished().then_some(self.publish_due);
+        let wake = [end, resync_due, publish_due].into_iter().flatten().min();
         select! {
             () = poll_fn(|cx| self.subscription.poll_ready(cx)) => {}
             () = sleep_until(wake.unwrap_or(pause)), if wake.is_some() => {}
@@ -111,7 +122,19 @@ impl Tailer<'_> {
             Ok(_) => {}
         }
         self.resyncs.turn(self.watches);
+        self.publish();
         drained == Ok(0)
+    }
+
+    /// Wakes the watches, unless they were woken a short time ago. To wake many watches takes long.
+    fn publish(&mut self) {
+        let (now, log) = (Instant::now(), &self.watches.log);
+        if log.has_unpublished() && now >= self.publish_due {
+            log.publish();
+            let watches = u32::try_from(self.watches.count()).unwrap_or(u32::MAX);
+            let pause = PAUSE_PER_WATCH.saturating_mul(watches);
+            self.publish_due = now + pause.clamp(WATCH_INTERVAL, MAX_WATCH_PAUSE);
+        }
     }
 }
 
@@ -176,6 +199,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Context, Wake, Waker};
+    use std::time::Duration;
 
     use nodetracker::{Proxy, RouteTable};
     use nodetracker_proto::v1::watch_change::Change;
@@ -256,6 +280,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn many_watches_are_woken_less_often() {
+        const SECOND: Duration = Duration::from_secs(1);
+        for (count, most, age) in [
+            (100, SECOND.div_duration_f64(WATCH_INTERVAL), WATCH_INTERVAL),
+            (9_000, 10.0, MAX_WATCH_PAUSE),
+        ] {
+            let table = Arc::new(RouteTable::new());
+            let watches = Watches::without_resume(Arc::clone(&table));
+            let _slots: Vec<_> = (0..count)
+                .map(|_| watches.take_slot(0).expect("a slot is free"))
+                .collect();
+            let mut published = watches.log.subscribe();
+            let mut tailer = pin!(tail(&watches));
+            let (begin, mut wakes, mut number) = (Instant::now(), 0, 0);
+            while begin.elapsed() < SECOND {
+                change(&table, number..number + 8);
+                number += 8;
+                poll(tailer.as_mut());
+                wakes += usize::from(published.has_changed().expect("the log is there"));
+                published.borrow_and_update();
+                advance(Duration::from_millis(1)).await;
+            }
+            assert!(wakes as f64 <= most + 1.0 && wakes >= 9, "{wakes} for {count}");
+            // The last change is not forgotten.
+            advance(WATCH_INTERVAL).await;
+            poll(tailer.as_mut());
+            advance(age).await;
+            poll(tailer.as_mut());
+            assert_eq!(*published.borrow(), watches.log.next());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_up_to_date_tailer_sleeps() {
         let table = Arc::new(RouteTable::new());
         let watches = Watches::without_resume(Arc::clone(&table));
@@ -323,6 +380,23 @@ mod tests {
         expected.push((of_other, v1::NodeChangeReason::Added));
         expected.sort_unstable();
         assert_eq!(nodes, expected);
+    }
+
+    /// The server begins a task again that has panicked.
+    #[tokio::test(start_paused = true)]
+    async fn after_a_panic_every_watch_begins_again() {
+        let table = Arc::new(RouteTable::new());
+        let watches = Watches::without_resume(Arc::clone(&table));
+        let _slot = watches.take_slot(0).expect("a slot is free");
+        {
+            let mut tailer = pin!(tail(&watches));
+            poll(tailer.as_mut());
+        }
+        let place = watches.log.next();
+        change(&table, 0..1);
+        let mut tailer = pin!(tail(&watches));
+        poll(tailer.as_mut());
+        assert!(watches.activity.borrow().is_tailing && !watches.log.has(place));
     }
 
     /// Counts how often it is woken.
