@@ -31,7 +31,7 @@ use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::calls::Calls;
 use crate::http2::keep_alive::KeepAlive;
 use crate::http2::socket::Socket;
-use crate::http2::traffic::{CountedStream, Traffic};
+use crate::http2::traffic::CountedStream;
 use crate::http2::wire::{Metered, WireStream};
 use crate::idle::Evictable;
 use crate::limits::{self, Limits};
