@@ -26,7 +26,7 @@ use mimalloc::MiMalloc;
 
 use crate::peers::baseline::Baseline;
 use crate::peers::nodetracker::{Nodetracker, builder};
-use crate::peers::{Kind, Peer, Setting, for_each_peer};
+use crate::peers::{ContestantKind, Peer, Setting, for_each_peer};
 use crate::support::args::Args;
 use crate::support::check::all_agree;
 use crate::support::contestant::{Work, filled, grow, grow_in_batches, heartbeats, pass, pauses, sweep, tail, threads};
@@ -406,7 +406,7 @@ fn snapshots(run: &mut Run, nodes: &Nodes) {
             Measurement {
                 who: Who {
                     name: "the same one by one",
-                    kind: Kind::Reference,
+                    kind: ContestantKind::Reference,
                 },
                 measure: Box::new(|| {
                     let start = Instant::now();

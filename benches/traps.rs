@@ -32,7 +32,7 @@ static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const KEEP_ALIVE: Duration = Duration::from_secs(300);
 
 fn table(max_routes: usize) -> (RouteTable, ManualClock) {
-    table_of(max_routes, Builder::MOST_PROXIES)
+    table_of(max_routes, Builder::MAX_PROXIES)
 }
 
 fn table_of(max_routes: usize, max_proxies: usize) -> (RouteTable, ManualClock) {

@@ -47,7 +47,7 @@ impl Default for Builder {
             keep_alive: Duration::from_secs(300),
             clock: Box::new(SystemClock::new()),
             // Models and fuzzers have fewer shards.
-            max_routes: Builder::MOST_ROUTES.min(1 << 24),
+            max_routes: Builder::MAX_ROUTES.min(1 << 24),
             max_proxies: 1 << 20,
             max_routes_per_proxy: None,
             max_routes_per_client: None,
@@ -63,9 +63,9 @@ impl Builder {
     /// Whether a table can keep all limits.
     pub(crate) fn check(&self) -> Result<(), BuildError> {
         for (limit, asked, least, most) in [
-            ("max_routes", self.max_routes, 0, Self::MOST_ROUTES),
-            ("max_proxies", self.max_proxies, 0, Self::MOST_PROXIES),
-            ("feed_ring", self.feed_ring, 1, Self::MOST_FEED_RING),
+            ("max_routes", self.max_routes, 0, Self::MAX_ROUTES),
+            ("max_proxies", self.max_proxies, 0, Self::MAX_PROXIES),
+            ("feed_ring", self.feed_ring, 1, Self::MAX_FEED_RING),
         ] {
             if !(least..=most).contains(&asked) {
                 return Err(BuildError {
@@ -81,13 +81,13 @@ impl Builder {
 
     /// The greatest possible [`max_routes`](Builder::max_routes), some 500 million. With that many nodes of one kind, a
     /// random distribution still leaves each shard below its maximum of records, tombstones included.
-    pub const MOST_ROUTES: usize = SHARDS * (MAX_RECORDS as usize / 16 * 15);
+    pub const MAX_ROUTES: usize = SHARDS * (MAX_RECORDS as usize / 16 * 15);
 
     /// The greatest possible [`max_proxies`](Builder::max_proxies): 8,388,608.
-    pub const MOST_PROXIES: usize = PROXY_NUMBERS;
+    pub const MAX_PROXIES: usize = PROXY_NUMBERS;
 
     /// The greatest possible [`feed_ring`](Builder::feed_ring): 1,048,576.
-    pub const MOST_FEED_RING: usize = 1 << 20;
+    pub const MAX_FEED_RING: usize = 1 << 20;
 
     /// How old a route may become without a refresh; 5 minutes by default. The interval is rounded up to whole
     /// milliseconds. It is at least one millisecond; more than 8.7 years count as 8.7 years.
@@ -103,7 +103,7 @@ impl Builder {
     }
 
     /// The most routes that the table holds, counted until they are removed or swept. The default is 16,777,216, the
-    /// maximum [`MOST_ROUTES`](Builder::MOST_ROUTES). A million routes take about 30 MB.
+    /// maximum [`MAX_ROUTES`](Builder::MAX_ROUTES). A million routes take about 30 MB.
     pub fn max_routes(mut self, routes: usize) -> Self {
         self.max_routes = routes;
         self

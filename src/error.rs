@@ -174,7 +174,7 @@ pub enum AddError {
     #[error("the proxy is no longer registered")]
     UnknownProxy,
     /// The table holds its maximum of routes, or the node's shard its maximum of nodes. A shard reaches its maximum
-    /// only near [`MOST_ROUTES`](crate::Builder::MOST_ROUTES).
+    /// only near [`MAX_ROUTES`](crate::Builder::MAX_ROUTES).
     #[error("the table holds its maximum of {limit} routes")]
     TooManyRoutes {
         /// The limit that was reached.

@@ -33,7 +33,7 @@ pub(crate) struct Shards {
 }
 
 /// A shard of either kind, or its absence.
-enum Of<U, N> {
+enum EitherKind<U, N> {
     Uuids(U),
     Names(N),
     /// The number is that of a shard of names, but no node with a name has been added yet.
@@ -41,15 +41,15 @@ enum Of<U, N> {
 }
 
 /// A node's shard and its key there.
-type OfNode<'a> = Of<(&'a Shard<UuidKey>, UuidKey), (&'a Shard<NameKey<'a>>, NameKey<'a>)>;
+type NodeShard<'a> = EitherKind<(&'a Shard<UuidKey>, UuidKey), (&'a Shard<NameKey<'a>>, NameKey<'a>)>;
 
 /// Runs `$body` with a shard of either kind.
 macro_rules! with {
     ($of:expr, $shard:pat => $body:expr, $absent:expr) => {
         match $of {
-            Of::Uuids($shard) => $body,
-            Of::Names($shard) => $body,
-            Of::Absent => $absent,
+            EitherKind::Uuids($shard) => $body,
+            EitherKind::Names($shard) => $body,
+            EitherKind::Absent => $absent,
         }
     };
 }
@@ -112,23 +112,23 @@ impl Shards {
 
     /// A node's shard and its key there.
     #[inline]
-    fn of<'a>(&'a self, node: &'a NodeId, hash: u64) -> OfNode<'a> {
+    fn of<'a>(&'a self, node: &'a NodeId, hash: u64) -> NodeShard<'a> {
         match node.kind() {
-            IdKind::Uuid(uuid) => Of::Uuids((&self.uuids[shard_of(hash)], UuidKey::from(*uuid))),
+            IdKind::Uuid(uuid) => EitherKind::Uuids((&self.uuids[shard_of(hash)], UuidKey::from(*uuid))),
             IdKind::Name(name) => match self.names.get() {
-                Some(names) => Of::Names((&names[shard_of(hash)], NameKey::new(name, hash))),
-                None => Of::Absent,
+                Some(names) => EitherKind::Names((&names[shard_of(hash)], NameKey::new(name, hash))),
+                None => EitherKind::Absent,
             },
         }
     }
 
     /// A shard by number.
     #[inline]
-    fn get(&self, number: usize) -> Of<&Shard<UuidKey>, &Shard<NameKey<'static>>> {
+    fn get(&self, number: usize) -> EitherKind<&Shard<UuidKey>, &Shard<NameKey<'static>>> {
         match (number.checked_sub(SHARDS), self.names.get()) {
-            (None, _) => Of::Uuids(&self.uuids[number]),
-            (Some(number), Some(names)) => Of::Names(&names[number]),
-            (Some(_), None) => Of::Absent,
+            (None, _) => EitherKind::Uuids(&self.uuids[number]),
+            (Some(number), Some(names)) => EitherKind::Names(&names[number]),
+            (Some(_), None) => EitherKind::Absent,
         }
     }
 
@@ -259,8 +259,8 @@ impl Shards {
     #[must_use]
     pub(crate) fn fill<P: Liveness>(&self, number: usize, nodes: &mut NewNodes, scope: &Scope<'_, P>) -> bool {
         match (self.get(number), nodes) {
-            (Of::Uuids(shard), NewNodes::Uuids(records)) => shard.fill(records, scope),
-            (Of::Names(shard), NewNodes::Names(records)) => shard.fill(records, scope),
+            (EitherKind::Uuids(shard), NewNodes::Uuids(records)) => shard.fill(records, scope),
+            (EitherKind::Names(shard), NewNodes::Names(records)) => shard.fill(records, scope),
             _ => false,
         }
     }

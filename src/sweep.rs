@@ -18,7 +18,7 @@ use crate::proxies::{Moment, Proxies};
 use crate::shard::rebuild::RebuildSlot;
 use crate::shard::{RecordPosition, Scope, Visit};
 use crate::shards::Shards;
-use crate::sync::{AtomicU64, Ordering, collect, garbage, step};
+use crate::sync::{AtomicU64, Ordering, collect, failpoint, garbage};
 
 /// Bits of a record's or a proxy's number.
 const CURSOR_NUMBER_BITS: u32 = 24;
@@ -137,7 +137,7 @@ impl Cursor {
     ) -> Step {
         let most = most.min(MOST_PER_STEP);
         let at = self.load();
-        step("sweep: before the visit");
+        failpoint("sweep: before the visit");
         let mut after = Position {
             stage: at.stage + 1,
             record: RecordPosition::default(),
@@ -190,7 +190,7 @@ impl Cursor {
             // Once per stage: if no other thread pins for long, garbage would wait for the next pin.
             None => collect(scope.guard, collections(garbage().objects)),
         }
-        step("sweep: before the advance");
+        failpoint("sweep: before the advance");
         // AcqRel: Release pairs with the load in `load`, and so passes on the round's promise. Acquire pairs with
         // `round_now`.
         let advanced = self

@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_round_of_a_large_table_takes_its_time_too() {
-        for routes in [20_000_000, 100_000_000, Builder::MOST_ROUTES] {
+        for routes in [20_000_000, 100_000_000, Builder::MAX_ROUTES] {
             let (pause, steps) = SweepPace::default().turn(routes, ROUND);
             let turns = (routes / STEP + 1).div_ceil(steps as usize);
             assert!(

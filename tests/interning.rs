@@ -18,7 +18,7 @@ use uuid::Uuid;
 static ALLOCATOR: Counting<System> = Counting(System);
 
 const INTERVAL: Duration = Duration::from_secs(10);
-const MOST_PROXIES: usize = 1_000;
+const MAX_PROXIES: usize = 1_000;
 /// How many proxies are registered in a normal run. At any time, the table has a fortieth of them at most.
 const STRANGERS: u128 = 40_000;
 /// Garbage of the last few hundred operations, which comes and goes. The strangers' details take 20 times as much.
@@ -36,7 +36,7 @@ impl Arena {
         let clock = ManualClock::new();
         let builder = RouteTable::builder().keep_alive(INTERVAL).clock(clock.clone());
         Self {
-            table: builder.max_proxies(MOST_PROXIES).build().expect("possible limits"),
+            table: builder.max_proxies(MAX_PROXIES).build().expect("possible limits"),
             clock,
             node: Uuid::from_u128(1).into(),
             next: 0,
@@ -108,13 +108,13 @@ fn strangers_without_end_take_no_more_than_those_that_are_there() {
     });
     Arena::new().stays_flat("refused", |arena| {
         while arena.stranger().is_ok() {}
-        for _ in 0..MOST_PROXIES {
+        for _ in 0..MAX_PROXIES {
             let refused = arena.stranger();
-            assert_eq!(refused, Err(RegisterError::TooManyProxies { limit: MOST_PROXIES }));
+            assert_eq!(refused, Err(RegisterError::TooManyProxies { limit: MAX_PROXIES }));
         }
     });
     Arena::new().stays_flat("new details of the same", |arena| {
-        for _ in 0..MOST_PROXIES {
+        for _ in 0..MAX_PROXIES {
             arena.next += 1;
             arena.register("proxy", arena.next).expect("there is room");
         }

@@ -9,9 +9,9 @@ use hashbrown::hash_map::Entry;
 use nodetracker::Added;
 use uuid::Uuid;
 
-use crate::peers::routes::{Answer, Routes, plain};
+use crate::peers::routes::{PeerRoutes, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Kind, Peer, Setting};
+use crate::peers::{ContestantKind, Key, Peer, Setting};
 use crate::support::steps::Step;
 
 pub(crate) struct Baseline {
@@ -23,9 +23,9 @@ type Map = HashMap<Key, Routes, RandomState>;
 
 impl Baseline {
     #[inline]
-    fn look_up_in(&self, map: &Map, node: Uuid, now: u64) -> Answer {
+    fn look_up_in(&self, map: &Map, node: Uuid, now: u64) -> PeerRoutes {
         map.get(&Key::from(node))
-            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+            .map_or_else(PeerRoutes::new, |routes| routes.read(&self.world, now))
     }
 
     #[inline]
@@ -43,9 +43,9 @@ impl Baseline {
 
 impl Peer for Baseline {
     const NAME: &'static str = "hashbrown, one thread";
-    const KIND: Kind = Kind::Reference;
+    const KIND: ContestantKind = ContestantKind::Reference;
 
-    type Answer = Answer;
+    type PeerRoutes = PeerRoutes;
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl Peer for Baseline {
     }
 
     #[inline]
-    fn look_up(&self, node: Uuid) -> Answer {
+    fn look_up(&self, node: Uuid) -> PeerRoutes {
         self.look_up_in(&self.map.borrow(), node, self.world.now())
     }
 
@@ -85,7 +85,7 @@ impl Peer for Baseline {
         removed
     }
 
-    fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
+    fn plain(&self, answer: &PeerRoutes) -> Vec<(u32, u64)> {
         plain(answer)
     }
 

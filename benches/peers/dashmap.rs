@@ -12,9 +12,9 @@ use dashmap::mapref::entry::Entry;
 use nodetracker::Added;
 use uuid::Uuid;
 
-use crate::peers::routes::{Answer, Routes, plain};
+use crate::peers::routes::{PeerRoutes, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Kind, Peer, Setting};
+use crate::peers::{ContestantKind, Key, Peer, Setting};
 use crate::support::steps::Step;
 
 /// `SHARDS` of zero leaves the number of shards to dashmap.
@@ -28,10 +28,10 @@ pub(crate) type ManyShards = Dash<256>;
 
 impl<const SHARDS: usize> Dash<SHARDS> {
     #[inline]
-    fn look_up_at(&self, node: Uuid, now: u64) -> Answer {
+    fn look_up_at(&self, node: Uuid, now: u64) -> PeerRoutes {
         self.map
             .get(&Key::from(node))
-            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+            .map_or_else(PeerRoutes::new, |routes| routes.read(&self.world, now))
     }
 
     #[inline]
@@ -53,9 +53,9 @@ impl<const SHARDS: usize> Dash<SHARDS> {
 
 impl<const SHARDS: usize> Peer for Dash<SHARDS> {
     const NAME: &'static str = if SHARDS == 0 { "dashmap" } else { "dashmap, 256 shards" };
-    const KIND: Kind = Kind::Locks;
+    const KIND: ContestantKind = ContestantKind::Locks;
 
-    type Answer = Answer;
+    type PeerRoutes = PeerRoutes;
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl<const SHARDS: usize> Peer for Dash<SHARDS> {
     }
 
     #[inline]
-    fn look_up(&self, node: Uuid) -> Answer {
+    fn look_up(&self, node: Uuid) -> PeerRoutes {
         self.look_up_at(node, self.world.now())
     }
 
@@ -98,7 +98,7 @@ impl<const SHARDS: usize> Peer for Dash<SHARDS> {
         removed
     }
 
-    fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
+    fn plain(&self, answer: &PeerRoutes) -> Vec<(u32, u64)> {
         plain(answer)
     }
 

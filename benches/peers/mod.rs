@@ -21,7 +21,7 @@ use std::time::Duration;
 use ::nodetracker::{Added, ManualClock};
 use uuid::Uuid;
 
-pub(crate) use crate::support::results::Kind;
+pub(crate) use crate::support::results::ContestantKind;
 use crate::support::steps::Step;
 
 /// The setting for which each contestant is made.
@@ -46,15 +46,15 @@ impl Default for Setting {
 /// A table from nodes to the proxies that hold their tunnels.
 pub(crate) trait Peer: Sized {
     const NAME: &'static str;
-    const KIND: Kind;
+    const KIND: ContestantKind;
 
-    type Answer;
+    type PeerRoutes;
 
     /// An empty table with `setting.proxies` proxies, numbered from zero.
     fn new(setting: &Setting) -> Self;
 
     /// The node's routes, newest first.
-    fn look_up(&self, node: Uuid) -> Self::Answer;
+    fn look_up(&self, node: Uuid) -> Self::PeerRoutes;
 
     /// Adds or refreshes a route; `None` if the proxy is gone.
     fn add(&self, node: Uuid, proxy: u32) -> Option<Added>;
@@ -69,7 +69,7 @@ pub(crate) trait Peer: Sized {
     fn sweep(&self, step: impl FnMut()) -> usize;
 
     /// An answer as proxies and milliseconds since the Unix epoch.
-    fn plain(&self, answer: &Self::Answer) -> Vec<(u32, u64)>;
+    fn plain(&self, answer: &Self::PeerRoutes) -> Vec<(u32, u64)>;
 
     /// Looks all nodes up. Peers have no such call: they loop, and do once what the loop needs only once.
     fn look_up_batch(&self, nodes: &[Step]);

@@ -7,7 +7,7 @@ use nodetracker::{Added, Builder, NodeId, Proxy, ProxyRef, Route, RouteHandle, R
 use smallvec::SmallVec;
 use uuid::Uuid;
 
-use crate::peers::{Kind, Peer, Setting};
+use crate::peers::{ContestantKind, Peer, Setting};
 use crate::support::steps::{BATCH, Step};
 
 /// Records per step of the sweeper.
@@ -31,9 +31,9 @@ pub(crate) fn builder(setting: &Setting) -> Builder {
 
 impl Peer for Nodetracker {
     const NAME: &'static str = "nodetracker";
-    const KIND: Kind = Kind::Table;
+    const KIND: ContestantKind = ContestantKind::Table;
 
-    type Answer = Routes;
+    type PeerRoutes = Routes;
 
     fn new(setting: &Setting) -> Self {
         let builder = builder(setting);
@@ -54,7 +54,7 @@ impl Peer for Nodetracker {
     }
 
     #[inline]
-    fn look_up(&self, node: Uuid) -> Self::Answer {
+    fn look_up(&self, node: Uuid) -> Self::PeerRoutes {
         self.table.get_proxies(&NodeId::from(node))
     }
 
@@ -85,7 +85,7 @@ impl Peer for Nodetracker {
         }
     }
 
-    fn plain(&self, answer: &Self::Answer) -> Vec<(u32, u64)> {
+    fn plain(&self, answer: &Self::PeerRoutes) -> Vec<(u32, u64)> {
         let plain = |route: &Route| {
             let proxy = self.proxies.iter().position(|&proxy| proxy == route.proxy);
             let since = route.last_refresh.duration_since(SystemTime::UNIX_EPOCH);

@@ -28,9 +28,9 @@ use nodetracker::Added;
 use papaya::{HashMap, HashMapRef, LocalGuard, Operation};
 use uuid::Uuid;
 
-use crate::peers::routes::{Answer, Routes, plain};
+use crate::peers::routes::{PeerRoutes, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Kind, Peer, Setting};
+use crate::peers::{ContestantKind, Key, Peer, Setting};
 use crate::support::steps::Step;
 
 pub(crate) struct Papaya {
@@ -42,9 +42,9 @@ type Pinned<'a> = HashMapRef<'a, Key, Routes, RandomState, LocalGuard<'a>>;
 
 impl Papaya {
     #[inline]
-    fn look_up_in(&self, map: &Pinned<'_>, node: Uuid, now: u64) -> Answer {
+    fn look_up_in(&self, map: &Pinned<'_>, node: Uuid, now: u64) -> PeerRoutes {
         map.get(&Key::from(node))
-            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+            .map_or_else(PeerRoutes::new, |routes| routes.read(&self.world, now))
     }
 
     #[inline]
@@ -73,9 +73,9 @@ impl Papaya {
 
 impl Peer for Papaya {
     const NAME: &'static str = "papaya";
-    const KIND: Kind = Kind::LockFree;
+    const KIND: ContestantKind = ContestantKind::LockFree;
 
-    type Answer = Answer;
+    type PeerRoutes = PeerRoutes;
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl Peer for Papaya {
     }
 
     #[inline]
-    fn look_up(&self, node: Uuid) -> Answer {
+    fn look_up(&self, node: Uuid) -> PeerRoutes {
         self.look_up_in(&self.map.pin(), node, self.world.now())
     }
 
@@ -134,7 +134,7 @@ impl Peer for Papaya {
         removed
     }
 
-    fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
+    fn plain(&self, answer: &PeerRoutes) -> Vec<(u32, u64)> {
         plain(answer)
     }
 

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::peers::world::World;
 
 const TIME_BITS: u32 = 40;
-const MOST_ROUTES: usize = 64;
+const MAX_ROUTES: usize = 64;
 
 /// A route as a look-up returns it. It has the size of the table's own route.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ pub(crate) struct Found {
     pub(crate) last_refresh: SystemTime,
 }
 
-pub(crate) type Answer = SmallVec<[Found; 2]>;
+pub(crate) type PeerRoutes = SmallVec<[Found; 2]>;
 
 #[derive(Debug, Clone, Copy)]
 struct Word(u64);
@@ -71,7 +71,7 @@ impl Routes {
 
     /// The answer of a look-up.
     #[inline]
-    pub(crate) fn read(&self, world: &World, now: u64) -> Answer {
+    pub(crate) fn read(&self, world: &World, now: u64) -> PeerRoutes {
         let found = |word: Word| {
             let life = world.is_fresh(word.time(), now).then(|| world.life(word.proxy()))??;
             Some(Found {
@@ -80,7 +80,7 @@ impl Routes {
                 last_refresh: world.wall(word.time()),
             })
         };
-        let mut answer: Answer = self.words().filter_map(found).collect();
+        let mut answer: PeerRoutes = self.words().filter_map(found).collect();
         if answer.len() > 1 {
             answer.sort_by_key(|found| Reverse(found.last_refresh));
         }
@@ -127,8 +127,8 @@ impl Routes {
             return Added::Refreshed;
         }
         self.drop_stale(world, now);
-        if self.0.len() == MOST_ROUTES {
-            let stalest = (0..MOST_ROUTES).min_by_key(|&at| Word(*self.0[at].get_mut()).time());
+        if self.0.len() == MAX_ROUTES {
+            let stalest = (0..MAX_ROUTES).min_by_key(|&at| Word(*self.0[at].get_mut()).time());
             self.0.remove(stalest.unwrap_or(0));
         }
         self.0.push(AtomicU64::new(Word::new(proxy, now).0));
@@ -162,7 +162,7 @@ impl Routes {
 }
 
 /// An answer as [`Peer::plain`](crate::peers::Peer::plain) returns it.
-pub(crate) fn plain(answer: &Answer) -> Vec<(u32, u64)> {
+pub(crate) fn plain(answer: &PeerRoutes) -> Vec<(u32, u64)> {
     let ms = |time: SystemTime| {
         time.duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |d| d.as_millis() as u64)

@@ -12,9 +12,9 @@ use ahash::RandomState;
 use nodetracker::Added;
 use uuid::Uuid;
 
-use crate::peers::routes::{Answer, Routes, plain};
+use crate::peers::routes::{PeerRoutes, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Kind, Peer, Setting};
+use crate::peers::{ContestantKind, Key, Peer, Setting};
 use crate::support::steps::Step;
 
 pub(crate) struct RwLocked {
@@ -28,9 +28,9 @@ type Map = HashMap<Key, Routes, RandomState>;
 
 impl RwLocked {
     #[inline]
-    fn look_up_in(&self, map: &Map, node: Uuid, now: u64) -> Answer {
+    fn look_up_in(&self, map: &Map, node: Uuid, now: u64) -> PeerRoutes {
         map.get(&Key::from(node))
-            .map_or_else(Answer::new, |routes| routes.read(&self.world, now))
+            .map_or_else(PeerRoutes::new, |routes| routes.read(&self.world, now))
     }
 
     #[inline]
@@ -52,9 +52,9 @@ impl RwLocked {
 
 impl Peer for RwLocked {
     const NAME: &'static str = "RwLock<HashMap>";
-    const KIND: Kind = Kind::Locks;
+    const KIND: ContestantKind = ContestantKind::Locks;
 
-    type Answer = Answer;
+    type PeerRoutes = PeerRoutes;
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -64,7 +64,7 @@ impl Peer for RwLocked {
     }
 
     #[inline]
-    fn look_up(&self, node: Uuid) -> Answer {
+    fn look_up(&self, node: Uuid) -> PeerRoutes {
         let now = self.world.now();
         self.look_up_in(&self.map.read().expect(POISONED), node, now)
     }
@@ -100,7 +100,7 @@ impl Peer for RwLocked {
         removed
     }
 
-    fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
+    fn plain(&self, answer: &PeerRoutes) -> Vec<(u32, u64)> {
         plain(answer)
     }
 

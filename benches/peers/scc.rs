@@ -10,9 +10,9 @@ use scc::HashMap;
 use scc::hash_map::Entry;
 use uuid::Uuid;
 
-use crate::peers::routes::{Answer, Routes, plain};
+use crate::peers::routes::{PeerRoutes, Routes, plain};
 use crate::peers::world::World;
-use crate::peers::{Key, Kind, Peer, Setting};
+use crate::peers::{ContestantKind, Key, Peer, Setting};
 use crate::support::steps::Step;
 
 pub(crate) struct Scc {
@@ -22,7 +22,7 @@ pub(crate) struct Scc {
 
 impl Scc {
     #[inline]
-    fn look_up_at(&self, node: Uuid, now: u64) -> Answer {
+    fn look_up_at(&self, node: Uuid, now: u64) -> PeerRoutes {
         self.map
             .read_sync(&Key::from(node), |_, routes| routes.read(&self.world, now))
             .unwrap_or_default()
@@ -47,9 +47,9 @@ impl Scc {
 
 impl Peer for Scc {
     const NAME: &'static str = "scc";
-    const KIND: Kind = Kind::Locks;
+    const KIND: ContestantKind = ContestantKind::Locks;
 
-    type Answer = Answer;
+    type PeerRoutes = PeerRoutes;
 
     fn new(setting: &Setting) -> Self {
         Self {
@@ -59,7 +59,7 @@ impl Peer for Scc {
     }
 
     #[inline]
-    fn look_up(&self, node: Uuid) -> Answer {
+    fn look_up(&self, node: Uuid) -> PeerRoutes {
         self.look_up_at(node, self.world.now())
     }
 
@@ -89,7 +89,7 @@ impl Peer for Scc {
         removed
     }
 
-    fn plain(&self, answer: &Answer) -> Vec<(u32, u64)> {
+    fn plain(&self, answer: &PeerRoutes) -> Vec<(u32, u64)> {
         plain(answer)
     }
 

@@ -8,7 +8,7 @@ use std::io;
 
 use hdrhistogram::iterators::IterationValue;
 
-use crate::peers::{Kind, Peer};
+use crate::peers::{ContestantKind, Peer};
 use crate::support::args::Args;
 use crate::support::histogram::Histogram;
 use crate::support::machine;
@@ -48,7 +48,7 @@ impl fmt::Display for Subject {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Who {
     pub(crate) name: &'static str,
-    pub(crate) kind: Kind,
+    pub(crate) kind: ContestantKind,
 }
 
 impl Who {
@@ -131,7 +131,7 @@ impl Row {
 
     fn best_peer(&self) -> Option<usize> {
         (1..self.whos.len())
-            .filter(|&at| self.whos[at].kind != Kind::Reference)
+            .filter(|&at| self.whos[at].kind != ContestantKind::Reference)
             .min_by(|&a, &b| self.median(a).total_cmp(&self.median(b)))
     }
 

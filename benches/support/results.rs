@@ -60,7 +60,7 @@ pub(crate) struct Comparison {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Contestant {
-    pub(crate) kind: Kind,
+    pub(crate) kind: ContestantKind,
     pub(crate) median: f64,
     pub(crate) name: String,
     /// The table's ratio to this contestant. `None` if the operation took no measurable time.
@@ -70,7 +70,7 @@ pub(crate) struct Contestant {
 /// The kind of a contestant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Kind {
+pub(crate) enum ContestantKind {
     Table,
     /// Has a lock that one thread can make another wait for.
     Locks,

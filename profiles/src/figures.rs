@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use crate::results::{Comparison, Contestant, Kind, Results, Row};
+use crate::results::{Comparison, Contestant, ContestantKind, Results, Row};
 
 /// The points of one contestant.
 pub(crate) type Line<'a> = (&'a str, Vec<(f64, f64)>);
@@ -101,7 +101,7 @@ impl Contestant {
     }
 
     pub(crate) fn is_peer(&self) -> bool {
-        matches!(self.kind, Kind::Locks | Kind::LockFree)
+        matches!(self.kind, ContestantKind::Locks | ContestantKind::LockFree)
     }
 }
 
@@ -117,6 +117,6 @@ impl Comparison {
     }
 
     pub(crate) fn table(&self) -> Option<&Contestant> {
-        self.best(|contestant| contestant.kind == Kind::Table)
+        self.best(|contestant| contestant.kind == ContestantKind::Table)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use crate::results::{Comparison, Contestant, Kind, Results, Row};
+use crate::results::{Comparison, Contestant, ContestantKind, Results, Row};
 
 /// The contestants that the table is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,8 +177,8 @@ impl Goal {
     fn other<'a>(&self, row: &'a Comparison) -> Option<&'a Contestant> {
         match self.against {
             Against::BestPeer | Against::Absolute => row.best(Contestant::is_peer),
-            Against::BestThatLocks => row.best(|figure| figure.kind == Kind::Locks),
-            Against::Reference => row.best(|figure| figure.kind == Kind::Reference),
+            Against::BestThatLocks => row.best(|figure| figure.kind == ContestantKind::Locks),
+            Against::Reference => row.best(|figure| figure.kind == ContestantKind::Reference),
         }
     }
 

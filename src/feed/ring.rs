@@ -7,7 +7,7 @@
 use crate::feed::Event;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
-use crate::sync::{AtomicPtr, AtomicU64, Guard, Ordering, Reclaim, retire, step};
+use crate::sync::{AtomicPtr, AtomicU64, Guard, Ordering, Reclaim, failpoint, retire};
 
 /// A change in a ring, with its number there.
 pub(super) struct RingEntry {
@@ -108,7 +108,7 @@ impl Ring {
                 .compare_exchange(old, new, Ordering::Release, Ordering::Relaxed)
                 .is_ok()
             {
-                step("feed: before the head");
+                failpoint("feed: before the head");
                 self.advance(number);
                 if !old.is_null() {
                     // SAFETY: the CAS above unlinked the entry (F2).

@@ -3,10 +3,10 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::{NonNull, with_exposed_provenance_mut};
 
-use crate::sync::stripes::Tally;
+use crate::sync::stripes::StripedCounter;
 
 /// The bytes of all texts of the process.
-static BYTES: Tally = Tally::new();
+static BYTES: StripedCounter = StripedCounter::new();
 
 /// A heap string of at most 255 bytes behind a one-word pointer: a length byte, then the text. It costs one byte beside
 /// its text; a boxed str costs sixteen, a `CompactString` twenty-four.

@@ -5,9 +5,9 @@ use std::num::NonZeroU64;
 use crate::error::{BeginError, RegisterError};
 use crate::proxies::id::ProxyId;
 use crate::proxies::incarnations::{Standing, standing_beside};
-use crate::proxies::owner::Owner;
+use crate::proxies::owner::RegistryGuard;
 use crate::proxies::{Moment, Proxies};
-use crate::sync::{Guard, step};
+use crate::sync::{Guard, failpoint};
 use crate::types::client::ReportedProxy;
 use crate::types::proxy::ProxyRef;
 use crate::word::PROXY_NUMBERS;
@@ -67,7 +67,7 @@ impl Proxies {
         reported: ReportedProxy<'_>,
         incarnation: NonZeroU64,
         tick: u64,
-        owner: &mut Owner<'_>,
+        owner: &mut RegistryGuard<'_>,
         guard: &Guard,
     ) -> Result<ProxyRef, BeginError> {
         // The only step that can fail comes first.
@@ -83,11 +83,11 @@ impl Proxies {
             new => new?,
         };
         self.takeover.announce(old.number, new.number);
-        step("replace: announced");
+        failpoint("replace: announced");
         self.numbers.ensure(old.number).die();
-        step("replace: dead");
+        failpoint("replace: dead");
         self.ids.swap(old.number, new.number, guard);
-        step("replace: in the map");
+        failpoint("replace: in the map");
         self.takeover.end();
         self.remove_from_client(old.number, owner);
         owner.wait_for_grace(old.number);

@@ -7,14 +7,18 @@
 use crate::error::RegisterError;
 use crate::proxies::Proxies;
 use crate::proxies::begin::{most_numbers, most_numbers_for_new};
-use crate::proxies::owner::Owner;
+use crate::proxies::owner::RegistryGuard;
 use crate::sync::Guard;
 use crate::types::client::ClientId;
 use crate::types::proxy::ProxyRef;
 
 impl Proxies {
     /// Checks that a client may have a new proxy.
-    pub(super) fn check_client(&self, client: Option<ClientId>, owner: &Owner<'_>) -> Result<(), RegisterError> {
+    pub(super) fn check_client(
+        &self,
+        client: Option<ClientId>,
+        owner: &RegistryGuard<'_>,
+    ) -> Result<(), RegisterError> {
         match (client, self.limits.of_client) {
             (Some(client), Some(limit)) if !has_room(client, limit, owner) => {
                 Err(RegisterError::TooManyProxiesOfClient { limit })
@@ -25,7 +29,7 @@ impl Proxies {
 
     /// Whether a client's proxies, without those that are registered, have as many of the numbers for restarts as one
     /// client may use.
-    pub(super) fn has_restarted_too_often(&self, client: Option<ClientId>, owner: &Owner<'_>) -> bool {
+    pub(super) fn has_restarted_too_often(&self, client: Option<ClientId>, owner: &RegistryGuard<'_>) -> bool {
         let most = (most_numbers(self.limit()) - most_numbers_for_new(self.limit())) / 2;
         client.is_some_and(|client| {
             self.limits.of_client.is_some() && owner.clients.numbers(client) - owner.clients.proxies(client) >= most
@@ -33,7 +37,12 @@ impl Proxies {
     }
 
     /// The client for which a known proxy counts from now on, if `client` reports it.
-    pub(super) fn client_of_known(&self, number: u32, client: Option<ClientId>, owner: &Owner<'_>) -> Option<ClientId> {
+    pub(super) fn client_of_known(
+        &self,
+        number: u32,
+        client: Option<ClientId>,
+        owner: &RegistryGuard<'_>,
+    ) -> Option<ClientId> {
         let slot = self.route_counts.as_ref()?.slot(number);
         let before = owner.clients.id(slot);
         match client {
@@ -44,7 +53,7 @@ impl Proxies {
     }
 
     /// Makes a number that was FREE count for a client, or for none.
-    pub(super) fn add_to_client(&self, number: u32, client: Option<ClientId>, owner: &mut Owner<'_>) {
+    pub(super) fn add_to_client(&self, number: u32, client: Option<ClientId>, owner: &mut RegistryGuard<'_>) {
         let Some(counts) = &self.route_counts else { return };
         counts.ensure(number);
         if let Some(client) = client {
@@ -55,7 +64,7 @@ impl Proxies {
     }
 
     /// Makes a registered proxy count for a client that reports it.
-    pub(super) fn move_to_client(&self, number: u32, client: Option<ClientId>, owner: &mut Owner<'_>) {
+    pub(super) fn move_to_client(&self, number: u32, client: Option<ClientId>, owner: &mut RegistryGuard<'_>) {
         let Some(counts) = &self.route_counts else { return };
         let Some(client) = self.client_of_known(number, client, owner) else {
             return;
@@ -69,14 +78,14 @@ impl Proxies {
     }
 
     /// Records that the proxy of a number is no longer registered.
-    pub(super) fn remove_from_client(&self, number: u32, owner: &mut Owner<'_>) {
+    pub(super) fn remove_from_client(&self, number: u32, owner: &mut RegistryGuard<'_>) {
         if let Some(counts) = &self.route_counts {
             owner.clients.remove_proxy(counts.slot(number));
         }
     }
 
     /// Records that a number without routes is about to be FREE.
-    pub(super) fn free_for_client(&self, number: u32, owner: &mut Owner<'_>) {
+    pub(super) fn free_for_client(&self, number: u32, owner: &mut RegistryGuard<'_>) {
         if let Some(counts) = &self.route_counts {
             owner.clients.remove_number(counts.slot(number));
             counts.move_to(number, 0);
@@ -112,6 +121,6 @@ impl Proxies {
 }
 
 /// Whether a client may have a further proxy.
-fn has_room(client: ClientId, limit: usize, owner: &Owner<'_>) -> bool {
+fn has_room(client: ClientId, limit: usize, owner: &RegistryGuard<'_>) -> bool {
     owner.clients.proxies(client) < limit && owner.clients.numbers(client) < most_numbers_for_new(limit)
 }

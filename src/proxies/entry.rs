@@ -94,16 +94,16 @@ impl Numbers {
 
     /// The entry of a number, if the number or a number of its segment was ever used.
     #[inline]
-    pub(crate) fn get(&self, number: u32) -> Option<Entry<'_>> {
-        Some(Entry {
+    pub(crate) fn get(&self, number: u32) -> Option<ProxyEntry<'_>> {
+        Some(ProxyEntry {
             life: self.lives.get(number)?,
             fields: self.fields.get(number)?,
         })
     }
 
     /// A number below the limit, for the registry's owner.
-    pub(crate) fn ensure(&self, number: u32) -> Entry<'_> {
-        Entry {
+    pub(crate) fn ensure(&self, number: u32) -> ProxyEntry<'_> {
+        ProxyEntry {
             life: self.lives.ensure(number),
             fields: self.fields.ensure(number),
         }
@@ -142,13 +142,15 @@ impl Numbers {
 impl Drop for Numbers {
     fn drop(&mut self) {
         let entries = (0..).map_while(|number| self.get(number));
-        entries.filter(|entry| !entry.life().is_free()).for_each(Entry::free_id);
+        entries
+            .filter(|entry| !entry.life().is_free())
+            .for_each(ProxyEntry::free_id);
     }
 }
 
-impl fmt::Debug for Entry<'_> {
+impl fmt::Debug for ProxyEntry<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry")
+        f.debug_struct("ProxyEntry")
             .field("life", &self.life())
             .finish_non_exhaustive()
     }
@@ -189,12 +191,12 @@ impl LifeCell {
 
 /// A proxy number. Without the registry's lock, only `used` and `seen` change, and a life from CLOSING to ALIVE.
 #[derive(Clone, Copy)]
-pub(crate) struct Entry<'a> {
+pub(crate) struct ProxyEntry<'a> {
     life: &'a LifeCell,
     fields: &'a Fields,
 }
 
-impl Entry<'_> {
+impl ProxyEntry<'_> {
     #[inline]
     pub(crate) fn life(self) -> Life {
         self.life.get()
@@ -211,12 +213,12 @@ impl Entry<'_> {
         unsafe { ProxyId::from_bits(bits, life.is_name()) }
     }
 
-    /// Prefetches the memory that [`prefetch_name`](Entry::prefetch_name) reads.
+    /// Prefetches the memory that [`prefetch_name`](ProxyEntry::prefetch_name) reads.
     pub(crate) fn prefetch(self) {
         prefetch(self.fields);
     }
 
-    /// Prefetches the text of [`id`](Entry::id), if the ID is a name.
+    /// Prefetches the text of [`id`](ProxyEntry::id), if the ID is a name.
     pub(crate) fn prefetch_name(self) {
         // Relaxed: a hint.
         let bits = self.fields.id[1].load(Ordering::Relaxed);
@@ -343,8 +345,8 @@ impl Entry<'_> {
         next.checked_sub(1).map(|number| number as u32)
     }
 
-    /// Sets the result of [`next_free`](Entry::next_free), stored in the place of the ID, which a FREE number does not
-    /// have.
+    /// Sets the result of [`next_free`](ProxyEntry::next_free), stored in the place of the ID, which a FREE number does
+    /// not have.
     pub(crate) fn set_next_free(self, next: Option<u32>) {
         // Relaxed: only the owner reads and writes it.
         let next = next.map_or(0, |number| u64::from(number) + 1);

@@ -5,7 +5,7 @@
 //! search is the last, unless another thread has replaced or registered the proxy meanwhile.
 
 use crate::proxies::Proxies;
-use crate::proxies::entry::Entry;
+use crate::proxies::entry::ProxyEntry;
 use crate::proxies::id::ProxyId;
 use crate::proxies::ids::{self, part_of};
 use crate::sync::Guard;
@@ -47,7 +47,11 @@ impl Proxies {
         let mut found: Vec<_> = found.collect();
         found.sort_by_key(|(hash, _)| *hash);
         // An ID that was removed and registered again meanwhile may be in two slots.
-        let id = |proxy: &ProxyRef| self.numbers.get(proxy.number).map(|entry: Entry<'_>| entry.id(guard));
+        let id = |proxy: &ProxyRef| {
+            self.numbers
+                .get(proxy.number)
+                .map(|entry: ProxyEntry<'_>| entry.id(guard))
+        };
         found.dedup_by(|later, kept| {
             let is_same = later.0 == kept.0 && id(&later.1) == id(&kept.1);
             if is_same {

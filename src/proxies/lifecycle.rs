@@ -3,12 +3,12 @@
 use std::cell::OnceCell;
 
 use crate::liveness::{Census, Liveness};
-use crate::proxies::entry::Entry;
+use crate::proxies::entry::ProxyEntry;
 use crate::proxies::intern::Details;
-use crate::proxies::owner::Owner;
+use crate::proxies::owner::RegistryGuard;
 use crate::proxies::registry::Wait;
 use crate::proxies::{Moment, Proxies};
-use crate::sync::{Guard, Ordering, step};
+use crate::sync::{Guard, Ordering, failpoint};
 use crate::types::proxy::ProxyRef;
 use crate::word::Word;
 
@@ -59,13 +59,21 @@ impl Proxies {
         // Check again: no other thread makes the number DEAD while the lock is held.
         let Some(entry) = self.current(proxy) else { return false };
         entry.die();
-        step("remove: dead");
+        failpoint("remove: dead");
         self.bury(proxy.number, entry, true, tick, owner, guard);
         true
     }
 
     /// Ends the registration of a proxy whose number has become DEAD because it was removed (`is_over`) or dropped.
-    fn bury(&self, number: u32, entry: Entry<'_>, is_over: bool, tick: u64, owner: &mut Owner<'_>, guard: &Guard) {
+    fn bury(
+        &self,
+        number: u32,
+        entry: ProxyEntry<'_>,
+        is_over: bool,
+        tick: u64,
+        owner: &mut RegistryGuard<'_>,
+        guard: &Guard,
+    ) {
         if let Some(incarnation) = self.numbers.incarnation(number) {
             owner.incarnations.end(entry.id(guard), incarnation, is_over, tick);
         }
@@ -105,7 +113,7 @@ impl Proxies {
         let most = most.min(VISITED_AT_ONCE);
         for (visited, number) in (0..most).zip(from..) {
             let Some(entry) = self.numbers.get(number) else {
-                let forget = |mut owner: Owner<'_>| owner.incarnations.forget(at.interval_ago, most as usize);
+                let forget = |mut owner: RegistryGuard<'_>| owner.incarnations.forget(at.interval_ago, most as usize);
                 let forgotten = owner.into_inner().unwrap_or_else(try_own).map_or(0, forget) as u32;
                 // The call forgot as many as it may, so there may be more.
                 return (visited + forgotten, (forgotten == most).then_some(number));
@@ -125,11 +133,11 @@ impl Proxies {
     fn advance(
         &self,
         number: u32,
-        entry: Entry<'_>,
+        entry: ProxyEntry<'_>,
         round: u32,
         round_now: &impl Fn() -> u32,
         at: Moment,
-        owner: &mut Owner<'_>,
+        owner: &mut RegistryGuard<'_>,
         guard: &Guard,
     ) {
         let life = entry.life();
@@ -178,7 +186,7 @@ impl Proxies {
 }
 
 /// Whether a number must be advanced at the end of a round: it waits for something, or its proxy seems idle.
-fn is_due(entry: Entry<'_>, round: u32, idle_before: u64) -> bool {
+fn is_due(entry: ProxyEntry<'_>, round: u32, idle_before: u64) -> bool {
     let life = entry.life();
     match life.is_alive() {
         true => entry.is_idle(idle_before) && !entry.was_seen_since(round),

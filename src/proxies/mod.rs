@@ -34,11 +34,11 @@
 //! # The lock
 //!
 //! A registration, a takeover and a removal change the proxies with a lock held ([`Registry`],
-//! [`Owner`](owner::Owner)). So does the sweeper, but it skips its step if another thread has the lock. Most holders
-//! have the lock for some microseconds. The longest step replaces the array of one part of the map of IDs ([`ids`]); no
-//! step takes time in proportion to all proxies. No other call waits for the lock, even if its holder has stopped:
-//! neither calls on routes, nor calls that only read ([`find`]), nor a registration or an incarnation that changes
-//! nothing.
+//! [`RegistryGuard`](owner::RegistryGuard)). So does the sweeper, but it skips its step if another thread has the lock.
+//! Most holders have the lock for some microseconds. The longest step replaces the array of one part of the map of IDs
+//! ([`ids`]); no step takes time in proportion to all proxies. No other call waits for the lock, even if its holder has
+//! stopped: neither calls on routes, nor calls that only read ([`find`]), nor a registration or an incarnation that
+//! changes nothing.
 //!
 //! # Incarnations
 //!
@@ -78,7 +78,7 @@ use compact_str::CompactString;
 use crate::liveness::{Holder, Liveness};
 use crate::mem::thin_str::ThinStr;
 use crate::proxies::begin::{most_numbers, most_numbers_for_new};
-use crate::proxies::entry::{Entry, Numbers};
+use crate::proxies::entry::{Numbers, ProxyEntry};
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::ids::Ids;
 use crate::proxies::intern::{Addr, Clusters};
@@ -211,7 +211,7 @@ impl Proxies {
     }
 
     /// The entry of `proxy`, if it is still registered.
-    fn current(&self, proxy: ProxyRef) -> Option<Entry<'_>> {
+    fn current(&self, proxy: ProxyRef) -> Option<ProxyEntry<'_>> {
         self.numbers
             .get(proxy.number)
             .filter(|entry| entry.life().is_same_proxy(proxy.life))
@@ -260,9 +260,9 @@ impl Proxies {
     }
 
     /// The name of the cluster and the address, unless the number is FREE.
-    fn look_up_details<'g>(&'g self, entry: Entry<'g>, guard: &'g Guard) -> Option<(&'g str, Addr<'g>)> {
-        // SAFETY: `Entry::details` loaded the word with Acquire under the guard (D1), and the entry belongs to these
-        // clusters.
+    fn look_up_details<'g>(&'g self, entry: ProxyEntry<'g>, guard: &'g Guard) -> Option<(&'g str, Addr<'g>)> {
+        // SAFETY: `ProxyEntry::details` loaded the word with Acquire under the guard (D1), and the entry belongs to
+        // these clusters.
         unsafe { entry.details().look_up(&self.clusters, guard) }
     }
 

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::thread;
 
 use crate::proxies::Proxies;
-use crate::proxies::entry::Entry;
+use crate::proxies::entry::ProxyEntry;
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::intern::Details;
 use crate::proxies::registry::{Registry, Wait};
@@ -15,7 +15,7 @@ use crate::sync::{Guard, MutexGuard, Ordering};
 const YIELDS: usize = if cfg!(loom) { 0 } else { 200 };
 
 /// The registry, with its lock held.
-pub(crate) struct Owner<'a> {
+pub(crate) struct RegistryGuard<'a> {
     /// The first field, so that the lock is released before `flush` is dropped.
     registry: MutexGuard<'a, Registry>,
     unlinked: Unlinked<'a>,
@@ -39,7 +39,7 @@ impl Drop for Flush<'_> {
     }
 }
 
-impl Deref for Owner<'_> {
+impl Deref for RegistryGuard<'_> {
     type Target = Registry;
 
     fn deref(&self) -> &Registry {
@@ -47,19 +47,19 @@ impl Deref for Owner<'_> {
     }
 }
 
-impl DerefMut for Owner<'_> {
+impl DerefMut for RegistryGuard<'_> {
     fn deref_mut(&mut self) -> &mut Registry {
         &mut self.registry
     }
 }
 
-impl Drop for Owner<'_> {
+impl Drop for RegistryGuard<'_> {
     fn drop(&mut self) {
         self.flush.is_due = self.unlinked.begin(self.flush.guard);
     }
 }
 
-impl<'a> Owner<'a> {
+impl<'a> RegistryGuard<'a> {
     pub(crate) fn new(registry: MutexGuard<'a, Registry>, grace: &'a GracePeriods, guard: &'a Guard) -> Self {
         Self {
             registry,
@@ -68,13 +68,13 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Details for one more entry: pass them to [`set_details`](Owner::set_details) or `Entry::occupy`.
+    /// Details for one more entry: pass them to [`set_details`](RegistryGuard::set_details) or `ProxyEntry::occupy`.
     pub(crate) fn intern(&mut self, cluster_name: &str, addr: &str) -> Details {
         self.registry.interner.intern(cluster_name, addr, self.unlinked.grace())
     }
 
     /// Gives an entry other details, or none. The former details are freed after a grace period.
-    pub(crate) fn set_details(&mut self, entry: Entry<'_>, details: Details) {
+    pub(crate) fn set_details(&mut self, entry: ProxyEntry<'_>, details: Details) {
         let old = entry.replace_details(details);
         self.registry.interner.release(old, &mut self.unlinked);
     }
@@ -85,7 +85,7 @@ impl<'a> Owner<'a> {
         self.wait_for(number, Wait::Grace(period));
     }
 
-    /// Like [`wait_for_grace`](Owner::wait_for_grace), after a round has found no route of the number.
+    /// Like [`wait_for_grace`](RegistryGuard::wait_for_grace), after a round has found no route of the number.
     pub(crate) fn wait_for_last_grace(&mut self, number: u32) {
         let period = self.unlinked.period();
         self.wait_for(number, Wait::LastGrace(period));
@@ -94,18 +94,18 @@ impl<'a> Owner<'a> {
 
 impl Proxies {
     /// Takes the registry's lock; waits if another thread has it.
-    pub(super) fn own<'a>(&'a self, guard: &'a Guard) -> Owner<'a> {
+    pub(super) fn own<'a>(&'a self, guard: &'a Guard) -> RegistryGuard<'a> {
         // Relaxed, both: a hint for the sweeper.
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let registry = self.registry.lock();
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        Owner::new(registry, &self.grace, guard)
+        RegistryGuard::new(registry, &self.grace, guard)
     }
 
     /// Takes the registry's lock for the sweeper, if no thread has it. The sweeper takes the lock again and again, so a
     /// waiting thread that wakes up would find it taken each time. So the sweeper first yields to waiting threads, but
     /// does not wait for them.
-    pub(super) fn try_own<'a>(&'a self, guard: &'a Guard) -> Option<Owner<'a>> {
+    pub(super) fn try_own<'a>(&'a self, guard: &'a Guard) -> Option<RegistryGuard<'a>> {
         for _ in 0..YIELDS {
             // Relaxed: as in `own`.
             if self.waiting.load(Ordering::Relaxed) == 0 {
@@ -113,6 +113,6 @@ impl Proxies {
             }
             thread::yield_now();
         }
-        Some(Owner::new(self.registry.try_lock()?, &self.grace, guard))
+        Some(RegistryGuard::new(self.registry.try_lock()?, &self.grace, guard))
     }
 }

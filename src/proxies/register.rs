@@ -8,8 +8,8 @@ use crate::proxies::Proxies;
 use crate::proxies::begin::most_numbers_for_new;
 use crate::proxies::id::ProxyId;
 use crate::proxies::intern::Addr;
-use crate::proxies::owner::Owner;
-use crate::sync::{Guard, Ordering, step};
+use crate::proxies::owner::RegistryGuard;
+use crate::sync::{Guard, Ordering, failpoint};
 use crate::types::client::ReportedProxy;
 use crate::types::proxy::{Proxy, ProxyRef};
 
@@ -86,7 +86,7 @@ impl Proxies {
         moved: Option<impl FnOnce(ProxyRef)>,
         incarnation: Option<NonZeroU64>,
         tick: u64,
-        owner: &mut Owner<'_>,
+        owner: &mut RegistryGuard<'_>,
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
         let ReportedProxy { proxy, client } = reported;
@@ -119,7 +119,7 @@ impl Proxies {
             });
         }
         let new = self.occupy(reported, incarnation, tick, most_numbers_for_new(self.limit()), owner)?;
-        step("register: not in the map");
+        failpoint("register: not in the map");
         self.ids.insert(new.number, guard);
         // Relaxed: only holders of the lock change the number, and compare it with the limit.
         self.registered.fetch_add(1, Ordering::Relaxed);
@@ -137,7 +137,7 @@ impl Proxies {
         incarnation: Option<NonZeroU64>,
         tick: u64,
         most_numbers: usize,
-        owner: &mut Owner<'_>,
+        owner: &mut RegistryGuard<'_>,
     ) -> Result<ProxyRef, RegisterError> {
         let ReportedProxy { proxy, client } = reported;
         let taken = owner.take_number(&self.numbers, most_numbers);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::layout::ROUNDS;
 use crate::proxies::clients::Clients;
-use crate::proxies::entry::{Entry, Numbers};
+use crate::proxies::entry::{Numbers, ProxyEntry};
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::incarnations::Incarnations;
 use crate::proxies::intern::{Clusters, Interner};
@@ -54,7 +54,7 @@ impl Wait {
 
 impl Registry {
     /// A number that no proxy has, unless `limit` numbers are in use.
-    pub(crate) fn take_number<'n>(&mut self, numbers: &'n Numbers, limit: usize) -> Option<(u32, Entry<'n>)> {
+    pub(crate) fn take_number<'n>(&mut self, numbers: &'n Numbers, limit: usize) -> Option<(u32, ProxyEntry<'n>)> {
         if self.in_use >= limit {
             return None;
         }
@@ -75,7 +75,7 @@ impl Registry {
         Some(taken)
     }
 
-    pub(crate) fn give_number_back(&mut self, number: u32, entry: Entry<'_>, reusable: bool) {
+    pub(crate) fn give_number_back(&mut self, number: u32, entry: ProxyEntry<'_>, reusable: bool) {
         self.waits.remove(&number);
         self.restarts.end(number);
         self.in_use -= 1;

@@ -18,7 +18,7 @@ use crate::shard::key::Key;
 use crate::shard::rebuild::is_tombstone;
 use crate::shard::slab::Slab;
 use crate::shard::{CapacityError, Scope, Shard};
-use crate::sync::step;
+use crate::sync::failpoint;
 
 impl<K: Key> Shard<K> {
     /// Whether a move is worthwhile: more than a third of the records have no route. A move cannot be done in parts, so
@@ -32,11 +32,11 @@ impl<K: Key> Shard<K> {
     /// no longer the root's index.
     pub(crate) fn compact<P: Liveness>(&self, old: Index<'_>, scope: &Scope<'_, P>) -> Result<(), CapacityError> {
         old.freeze();
-        step("move: frozen");
+        failpoint("move: frozen");
         let mut staying = NewSegments::default();
         let mut count = 0;
         for (_, record) in old.occupied() {
-            step("move: mid freeze");
+            failpoint("move: mid freeze");
             let word = record.freeze().thawed();
             if !is_tombstone(word) {
                 if !staying.push(record.key(), word) {
@@ -50,9 +50,9 @@ impl<K: Key> Shard<K> {
         let new = staying
             .index::<K>(slab, seed, serial.wrapping_add(1), scope.hasher, false)
             .map_err(|_| CapacityError::Memory)?;
-        step("move: before the root");
+        failpoint("move: before the root");
         if self.replace_root(old, &new) {
-            step("move: root replaced");
+            failpoint("move: root replaced");
             new.publish();
             staying.publish();
             // SAFETY: the CAS in `replace_root` unlinked `old` (invariant 8), and the new root has another slab, whose

@@ -10,8 +10,8 @@ use std::ptr::{self, NonNull};
 use crate::shard::routes::AllWords;
 #[cfg(loom)]
 use crate::sync::epoch::Fate;
-use crate::sync::stripes::Tally;
-use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, retire, step};
+use crate::sync::stripes::StripedCounter;
+use crate::sync::{AtomicU64, Guard, Ordering, Reclaim, failpoint, retire};
 use crate::word::Word;
 
 /// The memory of a list.
@@ -52,7 +52,7 @@ fn body_of(word: Word) -> *mut Body {
 }
 
 /// The bytes of the lists that records point to, in all tables of the process.
-static BYTES: Tally = Tally::new();
+static BYTES: StripedCounter = StripedCounter::new();
 
 /// The bytes of the lists that records point to, in all tables of the process, without garbage.
 pub(crate) fn bytes_of_all() -> usize {
@@ -148,7 +148,7 @@ impl<'g> List<'g> {
         let frozen = Word(0).frozen().0;
         let mut ranks = 0;
         into.extend(self.words().iter().map(|word| {
-            step("list: before a freeze");
+            failpoint("list: before a freeze");
             // AcqRel: pairs with the CAS in `refresh_in_place`, which precedes this freeze, or fails. Acquire: the
             // thread that replaces the list sees the earlier writes of the refreshing thread.
             let word = Word(word.fetch_or(frozen, Ordering::AcqRel)).thawed();

@@ -98,7 +98,7 @@ use crate::shard::published::Published;
 use crate::shard::rebuild::RebuildSlot;
 use crate::shard::routes::{Change, Changed, Words, change, read, read_all};
 use crate::shard::slab::{NoRecord, Private, Record, Slab};
-use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, step};
+use crate::sync::{AtomicPtr, Guard, Ordering, Reclaim, failpoint};
 use crate::types::route::Added;
 use crate::word::{State, Word};
 
@@ -380,7 +380,7 @@ impl<K: Key> Shard<K> {
             let index = self.ensure_root(scope)?;
             private = private.filter(|private| private.is_of(index));
             let accept = |record: Published<'_>| record.is(key) && record.load().state() != State::Retired;
-            step("insert: root loaded");
+            failpoint("insert: root loaded");
             let filled = index.find_or_fill(hash, accept, || {
                 // Reserve before a record is taken, so that a refused key leaves no record behind.
                 if place.is_none() {
@@ -390,7 +390,7 @@ impl<K: Key> Shard<K> {
                     Some(private) => Ok(private.number),
                     None => {
                         let number = private.insert(Private::take(index, key)?).number;
-                        step("insert: record taken");
+                        failpoint("insert: record taken");
                         Ok(number)
                     }
                 }
@@ -401,7 +401,7 @@ impl<K: Key> Shard<K> {
                     let private = private.take().expect("the slot was filled with the private record");
                     // SAFETY: this thread has won the slot for the record's number.
                     let (number, record) = unsafe { private.publish() };
-                    step("insert: slot won");
+                    failpoint("insert: slot won");
                     (number, record, index.slab().slot_won())
                 }
                 Ok(Filled::Frozen) | Err(NoRecord::StaleIndex) => {

@@ -32,7 +32,7 @@ use crate::shard::key::Key;
 use crate::shard::new_index::NewIndex;
 use crate::shard::published::Published;
 use crate::shard::{CapacityError, Scope, Shard, reserve};
-use crate::sync::step;
+use crate::sync::failpoint;
 use crate::word::{State, Word};
 
 /// How often the seed may change before the index grows instead.
@@ -59,7 +59,7 @@ impl<K: Key> Shard<K> {
         scope: &Scope<'_, P>,
     ) -> Result<(), CapacityError> {
         old.freeze();
-        step("rebuild: frozen");
+        failpoint("rebuild: frozen");
         let mut shape = next_shape(old, crowded);
         loop {
             let mut rebuild = Rebuild::new(old, shape)?;
@@ -128,7 +128,7 @@ impl<K: Key> Shard<K> {
         mut rebuild: Rebuild,
         scope: &Scope<'_, P>,
     ) -> Result<bool, CapacityError> {
-        step("rebuild: copied");
+        failpoint("rebuild: copied");
         let CopyEnd::All = rebuild.copy_late::<K, P>(old, scope)? else {
             return Ok(false);
         };
@@ -141,9 +141,9 @@ impl<K: Key> Shard<K> {
     fn publish<P: Liveness>(&self, old: Index<'_>, rebuild: Rebuild, scope: &Scope<'_, P>) {
         let Rebuild { new, left_out, .. } = rebuild;
         new.copy_segments(old);
-        step("rebuild: before the root");
+        failpoint("rebuild: before the root");
         if self.replace_root(old, &new) {
-            step("rebuild: root replaced");
+            failpoint("rebuild: root replaced");
             new.publish();
             old.slab().slots_left_out(left_out.len() as u32);
             // SAFETY: this thread's CAS in `replace_root` unlinked `old` (invariant 8).
@@ -237,7 +237,7 @@ impl Rebuild {
         record: Published<'_>,
         scope: &Scope<'_, P>,
     ) -> Result<Option<CopyEnd>, CapacityError> {
-        step("rebuild: mid copy");
+        failpoint("rebuild: mid copy");
         match retire_tombstone(record) {
             Found::Tombstone => {
                 // Without memory for its number, the record stays RETIRED in the old index, for the next rebuild.

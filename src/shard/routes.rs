@@ -11,7 +11,7 @@ use crate::shard::list::{List, NewList};
 use crate::shard::published::Published;
 use crate::shard::slab::{Record, Slab};
 use crate::shard::{CapacityError, Scope};
-use crate::sync::{AtomicU64, Guard, Ordering, step};
+use crate::sync::{AtomicU64, Guard, Ordering, failpoint};
 use crate::types::route::Added;
 use crate::word::{LAST_RANK, State, Word};
 
@@ -173,7 +173,7 @@ fn add_first<'a, K: Key, P: Liveness>(
         None => Reservation::new(scope.route_limit).ok_or(CapacityError::Routes)?,
     };
     scope.proxies.reserve(proxy).map_err(CapacityError::RoutesOf)?;
-    step("change: before the CAS");
+    failpoint("change: before the CAS");
     if record
         .compare_exchange(Word::DEAD, Word::live(proxy, scope.now))
         .is_err()
@@ -182,7 +182,7 @@ fn add_first<'a, K: Key, P: Liveness>(
         return change_any::<K, P>(record, Change::Add(proxy), Some(place), slab, scope);
     }
     place.use_up();
-    step("change: done, not counted");
+    failpoint("change: done, not counted");
     slab.count_live(false, true);
     mark::<K, P>(record, Reason::Added, slab, scope);
     Ok(Changed::Added(Added::Inserted))
@@ -218,7 +218,7 @@ fn change_any<'a, K: Key, P: Liveness>(
                     return Ok(done);
                 }
                 list.freeze(&mut routes);
-                step("list: frozen");
+                failpoint("list: frozen");
                 Some(list)
             }
         };
@@ -249,10 +249,10 @@ fn change_any<'a, K: Key, P: Liveness>(
         if let Some(proxy) = added {
             reserve_for(what, proxy, scope.proxies)?;
         }
-        step("change: before the CAS");
+        failpoint("change: before the CAS");
         match record.compare_exchange(word, new) {
             Ok(()) => {
-                step("change: done, not counted");
+                failpoint("change: done, not counted");
                 if let Some(list) = new_list {
                     list.publish();
                 }

@@ -15,7 +15,7 @@ use crate::shard::key::Key;
 use crate::shard::published::Published;
 #[cfg(loom)]
 use crate::sync::epoch::PlainData;
-use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering, step};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering, failpoint};
 use crate::word::Word;
 
 /// One key and its routes; 24 bytes.
@@ -315,7 +315,7 @@ impl Slab {
         }
         // Acquire: pairs with `hand_over`.
         let mut batch = self.returned.swap(std::ptr::null_mut(), Ordering::Acquire);
-        step("returned: taken");
+        failpoint("returned: taken");
         let mut moved = 0;
         while !batch.is_null() {
             // SAFETY: `hand_over` stored only pointers from `Box::into_raw`, and the swap gave this batch to this
@@ -347,7 +347,7 @@ impl Slab {
                 // record is in one batch only (invariant 7), and `give_back` marks it as having no key.
                 unsafe { K::free(record.key()) };
             }
-            step("returned: before giving back");
+            failpoint("returned: before giving back");
             self.give_back(&found);
             moved += found.len();
         }

@@ -565,7 +565,7 @@ fn a_full_shard_refuses_keys_until_tombstones_are_shed() {
 /// As many routes as a table may have, distributed to shards at random, fit into each shard, tombstones included.
 #[test]
 fn the_greatest_limit_of_routes_can_be_reached() {
-    let mean = (Builder::MOST_ROUTES / SHARDS) as f64;
+    let mean = (Builder::MAX_ROUTES / SHARDS) as f64;
     // Six standard deviations: one table in some millions has such a shard.
     let most = mean + 6.0 * mean.sqrt();
     let tombstones = most / 32.0 + f64::from(SLOTS_PER_BUCKET);

@@ -27,7 +27,7 @@ use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
 use crate::snapshot::wire::damaged;
 use crate::sync::pin;
 use crate::table::RouteTable;
-use crate::table::walk::{At, ShardScan};
+use crate::table::walk::{NodePosition, ShardScan};
 use crate::types::node_id::NodeId;
 use crate::types::proxy::ProxyRef;
 use crate::types::route::Added;
@@ -345,7 +345,7 @@ impl Bulk<'_> {
 
     /// Marks every node of a shard for subscribers.
     fn mark(&self, shard: usize) {
-        let (mut at, mut copy) = (At::Shard(shard), ShardScan::default());
+        let (mut at, mut copy) = (NodePosition::Shard(shard), ShardScan::default());
         loop {
             let next = self.table.scan_next(&at, GROUP, &mut copy).next;
             // One pin for a group of nodes: each mark may retire the entry that it overwrites.
@@ -357,7 +357,7 @@ impl Bulk<'_> {
                 });
             }
             match next {
-                None | Some(At::Shard(_)) => return,
+                None | Some(NodePosition::Shard(_)) => return,
                 Some(next) => at = next,
             }
         }

@@ -25,9 +25,9 @@ pub(crate) use epoch::{Guard, after_grace, collect, garbage, pin, retire};
 /// A point within an operation at which `verify/failpoints.rs` can stop a thread while others run. Does nothing outside
 /// unit tests.
 #[inline(always)]
-pub(crate) fn step(_name: &'static str) {
+pub(crate) fn failpoint(_name: &'static str) {
     #[cfg(all(test, not(loom)))]
-    crate::verify::failpoints::step(_name);
+    crate::verify::failpoints::failpoint(_name);
 }
 
 /// A hash function with a random seed for each table, so that an attacker cannot choose keys that collide. A loom model

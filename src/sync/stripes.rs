@@ -37,9 +37,9 @@ pub(crate) fn stripe() -> usize {
 ///
 /// All operations are Relaxed: a figure for display. It uses the atomics of `std` even under loom, because no protocol
 /// depends on the sum.
-pub(crate) struct Tally([CachePadded<AtomicUsize>; STRIPES]);
+pub(crate) struct StripedCounter([CachePadded<AtomicUsize>; STRIPES]);
 
-impl Tally {
+impl StripedCounter {
     pub(crate) const fn new() -> Self {
         Self([const { CachePadded::new(AtomicUsize::new(0)) }; STRIPES])
     }

@@ -16,7 +16,7 @@ use crate::proxies::Proxies;
 use crate::sync::pin;
 use crate::table::RouteTable;
 use crate::table::copied::CopiedRoute;
-use crate::table::walk::{At, ShardScan};
+use crate::table::walk::{NodePosition, ShardScan};
 use crate::types::node_id::NodeId;
 use crate::types::proxy::{ProxyDetails, ProxyRef};
 use crate::types::route::Route;
@@ -50,7 +50,7 @@ pub struct NodePage {
 /// does not have these IDs, and the comparison of two cursors ignores them.
 #[derive(Debug, Clone, Default)]
 pub struct NodeCursor {
-    at: At,
+    at: NodePosition,
     ahead: Option<Ahead>,
     /// Whether the cursor was parsed from text. Then the next cursor will probably be written as text, too. The text
     /// does not have the nodes that a page reads ahead, so the page reads no nodes ahead.
@@ -65,8 +65,8 @@ impl PartialEq for NodeCursor {
 
 impl Eq for NodeCursor {}
 
-impl From<At> for NodeCursor {
-    fn from(at: At) -> Self {
+impl From<NodePosition> for NodeCursor {
+    fn from(at: NodePosition) -> Self {
         Self {
             at,
             ahead: None,
@@ -84,7 +84,7 @@ struct Ahead {
     /// How many of the nodes later pages have passed.
     passed: usize,
     /// The place after the nodes; `None` at the end of the table.
-    next: Option<At>,
+    next: Option<NodePosition>,
 }
 
 impl Ahead {
@@ -95,7 +95,7 @@ impl Ahead {
         }
         let node = self.nodes[passed - 1].clone();
         Some(NodeCursor {
-            at: At::After { seed: self.seed, node },
+            at: NodePosition::After { seed: self.seed, node },
             ahead: Some(Self { passed, ..self.clone() }),
             is_text: false,
         })
@@ -110,11 +110,11 @@ const RANK: char = ':';
 impl fmt::Display for NodeCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.at {
-            At::Shard(shard) => write!(f, "{shard}"),
-            At::Rank { shard, rank, seed: 0 } => write!(f, "{shard}{RANK}{rank}"),
-            At::Rank { shard, rank, seed } => write!(f, "{shard}{RANK}{rank}{RANK}{seed:x}"),
-            At::After { node, seed: 0 } => write!(f, "{AFTER}{node}"),
-            At::After { node, seed } => write!(f, "{seed:x}{AFTER}{node}"),
+            NodePosition::Shard(shard) => write!(f, "{shard}"),
+            NodePosition::Rank { shard, rank, seed: 0 } => write!(f, "{shard}{RANK}{rank}"),
+            NodePosition::Rank { shard, rank, seed } => write!(f, "{shard}{RANK}{rank}{RANK}{seed:x}"),
+            NodePosition::After { node, seed: 0 } => write!(f, "{AFTER}{node}"),
+            NodePosition::After { node, seed } => write!(f, "{seed:x}{AFTER}{node}"),
         }
     }
 }
@@ -131,19 +131,19 @@ impl FromStr for NodeCursor {
     }
 }
 
-fn parse(text: &str) -> Option<At> {
+fn parse(text: &str) -> Option<NodePosition> {
     let seed = |text: &str| u64::from_str_radix(text, 16).ok();
     let shard = |text: &str| text.parse().ok().filter(|&shard| shard < 2 * SHARDS);
     if let Some((before, node)) = text.split_once(AFTER) {
         let seed = if before.is_empty() { 0 } else { seed(before)? };
         let node = node.parse().ok()?;
-        return Some(At::After { seed, node });
+        return Some(NodePosition::After { seed, node });
     }
     let Some((number, rank)) = text.split_once(RANK) else {
-        return shard(text).map(At::Shard);
+        return shard(text).map(NodePosition::Shard);
     };
     let (rank, of) = rank.split_once(RANK).unwrap_or((rank, "0"));
-    Some(At::Rank {
+    Some(NodePosition::Rank {
         shard: shard(number)?,
         seed: seed(of)?,
         rank: rank.parse().ok()?,
@@ -237,14 +237,14 @@ impl RouteTable {
         if part >= Self::PARTS {
             return None;
         }
-        let at = from.map_or(At::Shard(part), |place| place.at.clone());
+        let at = from.map_or(NodePosition::Shard(part), |place| place.at.clone());
         let mut copy = ShardScan::default();
         let end = self.scan_next(&at, most.max(1), &mut copy);
         for (node, routes) in copy.nodes() {
             each(node, &self.routes_at(routes));
         }
         end.next
-            .filter(|next| !matches!(next, At::Shard(_)))
+            .filter(|next| !matches!(next, NodePosition::Shard(_)))
             .map(NodeCursor::from)
     }
 
@@ -344,7 +344,7 @@ impl RouteTable {
                         };
                         break 'page ahead.cursor_after(1);
                     }
-                    break 'page Some(At::After { seed, node }.into());
+                    break 'page Some(NodePosition::After { seed, node }.into());
                 }
             }
             // Count an empty shard, too: visiting it has a cost.

@@ -14,7 +14,7 @@ use crate::types::route::Route;
 
 /// A place in a table's order of nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum At {
+pub(crate) enum NodePosition {
     /// The beginning of a shard. The numbers of the shards of names follow those of UUIDs.
     Shard(usize),
     /// Before the nodes of a shard that have at least this rank under a seed.
@@ -23,7 +23,7 @@ pub(crate) enum At {
     After { seed: u64, node: NodeId },
 }
 
-impl Default for At {
+impl Default for NodePosition {
     fn default() -> Self {
         Self::Shard(0)
     }
@@ -37,7 +37,7 @@ pub(crate) struct ScanEnd {
     /// How many slots were read.
     pub(crate) slots: u32,
     /// Where the next copy starts; `None` at the end of the table.
-    pub(crate) next: Option<At>,
+    pub(crate) next: Option<NodePosition>,
 }
 
 /// Some nodes with their routes.
@@ -112,7 +112,7 @@ impl RouteTable {
     /// [`for_each_route`](Self::for_each_route) does, until `visit` fails.
     pub(crate) fn walk<E>(&self, mut visit: impl FnMut(&NodeId, &[CopiedRoute]) -> Result<(), E>) -> Result<(), E> {
         let mut copy = ShardScan::default();
-        let mut at = Some(At::default());
+        let mut at = Some(NodePosition::default());
         while let Some(from) = at {
             at = self.scan_next(&from, usize::MAX, &mut copy).next;
             for (node, routes) in copy.nodes() {
@@ -124,11 +124,11 @@ impl RouteTable {
 
     /// Replaces `copy` with at most the next `most` nodes: a part of one shard ([`scan`](crate::shard::scan)), under
     /// one pin.
-    pub(crate) fn scan_next(&self, from: &At, most: usize, copy: &mut ShardScan) -> ScanEnd {
+    pub(crate) fn scan_next(&self, from: &NodePosition, most: usize, copy: &mut ShardScan) -> ScanEnd {
         let (number, start) = match from {
-            At::Shard(number) => (*number, Start::Beginning),
-            &At::Rank { shard, seed, rank } => (shard, Start::Rank { seed, rank }),
-            At::After { seed, node } => {
+            NodePosition::Shard(number) => (*number, Start::Beginning),
+            &NodePosition::Rank { shard, seed, rank } => (shard, Start::Rank { seed, rank }),
+            NodePosition::After { seed, node } => {
                 let hash = self.hash(node);
                 let start = Start::After {
                     seed: *seed,
@@ -140,8 +140,8 @@ impl RouteTable {
         };
         let part = self.scan_shard(number, start, most, copy);
         let next = match part.next {
-            Next::After(node) => Some(At::After { seed: part.seed, node }),
-            Next::Rank(rank) => Some(At::Rank {
+            Next::After(node) => Some(NodePosition::After { seed: part.seed, node }),
+            Next::Rank(rank) => Some(NodePosition::Rank {
                 shard: number,
                 seed: part.seed,
                 rank,
@@ -149,7 +149,7 @@ impl RouteTable {
             Next::End => {
                 // Checked last: if the first name is added meanwhile, the walk may report it, but need not.
                 let end = self.shards().end();
-                (number + 1 < end).then_some(At::Shard(number + 1))
+                (number + 1 < end).then_some(NodePosition::Shard(number + 1))
             }
         };
         ScanEnd {

@@ -38,7 +38,7 @@ thread_local! {
 }
 
 /// Stops the thread if it is to stop at this step.
-pub(crate) fn step(name: &'static str) {
+pub(crate) fn failpoint(name: &'static str) {
     let stop = STOP.with_borrow(|stop| stop.as_ref().filter(|stop| stop.at == name).map(Arc::clone));
     if let Some(stop) = stop {
         let mut go_on = stop.go_on.lock().unwrap_or_else(PoisonError::into_inner);

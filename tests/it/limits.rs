@@ -152,7 +152,7 @@ fn the_last_proxy_number_is_as_good_as_the_first() {
     const NUMBERS: usize = 1 << 23;
     let count = NUMBERS.min(100_000 * scale());
     let table = RouteTable::builder()
-        .max_proxies(if count == NUMBERS { Builder::MOST_PROXIES } else { count })
+        .max_proxies(if count == NUMBERS { Builder::MAX_PROXIES } else { count })
         .build()
         .expect("possible limits");
     let refs: Vec<_> = (0..count)
@@ -220,7 +220,7 @@ fn limits_that_a_table_cannot_keep_are_refused() {
             .map(|error| (error.limit, error.asked, error.least, error.most))
     };
     let builder = RouteTable::builder;
-    let (routes, proxies, ring) = (Builder::MOST_ROUTES, Builder::MOST_PROXIES, Builder::MOST_FEED_RING);
+    let (routes, proxies, ring) = (Builder::MAX_ROUTES, Builder::MAX_PROXIES, Builder::MAX_FEED_RING);
     assert_eq!(
         refused(builder().max_routes(routes).max_proxies(proxies).feed_ring(ring)),
         None

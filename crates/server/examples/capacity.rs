@@ -77,10 +77,7 @@ enum Way {
 /// Starts a server whose table can hold `routes` routes. One address may report all of them.
 fn start(command: &Path, routes: u32) -> Result<Server, Failure> {
     let max_routes = routes.max(1_000).to_string();
-    Server::start(
-        command,
-        &["--max-routes", &max_routes, "--max-share-per-address", "100"],
-    )
+    Server::start(command, &["--max-routes", &max_routes, "--max-share-per-client", "100"])
 }
 
 /// Adds routes to these nodes through a proxy.

@@ -184,7 +184,7 @@ async fn main() -> Result<(), Failure> {
         };
         let server = Server::start(
             &options.server,
-            &["--max-routes", "1000000", "--max-share-per-address", "100"],
+            &["--max-routes", "1000000", "--max-share-per-client", "100"],
         )?;
         let mut client = connect(&server.addr).await?;
         let request = v1::AddNodesRequest {

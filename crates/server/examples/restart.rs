@@ -79,7 +79,7 @@ impl Folder {
             path,
             "--snapshot-interval",
             "1s",
-            "--max-share-per-address",
+            "--max-share-per-client",
             "100",
         ];
         Ok(all)

@@ -78,7 +78,7 @@ pub const MAX_INCARNATION: NonZeroU64 = NonZeroU64::new(i64::MAX as u64).expect(
 pub const MAX_SESSION_HANDLES: usize = 4096;
 
 /// Heartbeats per keep-alive interval. A route survives if all but one of them are lost.
-pub const HEARTBEATS_PER_KEEP_ALIVE: u32 = 3;
+pub const HEARTBEATS_PER_INTERVAL: u32 = 3;
 
 /// Bytes of one request message with many nodes. [`MAX_BATCH_NODES`] UUIDs take 64 KiB, and as many names of 60 bytes
 /// take 256 KiB.
@@ -130,25 +130,25 @@ pub const SHORT_TURN_WORK: usize = 2_000;
 
 /// As [`TURN_WORK`], once a pass of the worker has done [`SMALL_WORK_PER_PASS`]: ten calls. So clients with few calls
 /// in flight never wait for clients with many.
-pub const LEAST_TURN_WORK: usize = 250;
+pub const MIN_TURN_WORK: usize = 250;
 
-/// The work of one pass that all connections of a client may do in turns of [`LEAST_TURN_WORK`]: 800 calls. Further
+/// The work of one pass that all connections of a client may do in turns of [`MIN_TURN_WORK`]: 800 calls. Further
 /// connections of the client wait for a turn. So a pass does not grow with the connections of a client.
-pub const LEAST_TURNS_WORK: usize = SMALL_WORK_PER_PASS;
+pub const MIN_TURNS_WORK_PER_CLIENT: usize = SMALL_WORK_PER_PASS;
 
 /// The work to poll a connection that has something to read or to write: mostly two system calls. Counted while several
 /// clients share a worker.
 pub const POLL_WORK: usize = 100;
 
 /// The most work beyond its share for which a client waits in the next passes, while several clients share a worker.
-pub const MAX_DEBT: usize = LEAST_TURNS_WORK;
+pub const MAX_DEBT: usize = MIN_TURNS_WORK_PER_CLIENT;
 
 /// For how many busy passes a worker counts as shared after a turn of another client: some seconds. Then a client that
 /// is alone has the whole worker again.
 pub const SHARED_PASSES: usize = 5_000;
 
-/// Bytes that a connection reads in a turn of [`LEAST_TURN_WORK`]: a few calls.
-pub const LEAST_TURN_INPUT: usize = 2 * 1024;
+/// Bytes that a connection reads in a turn of [`MIN_TURN_WORK`]: a few calls.
+pub const MIN_TURN_INPUT: usize = 2 * 1024;
 
 /// The work to begin a connection: 50 microseconds.
 pub const CONNECTION_WORK: usize = 500;
@@ -159,7 +159,7 @@ pub const TLS_CONNECTION_WORK: usize = 5_000;
 /// The work that one pass of a worker grants to the tasks that wait for a turn: half a millisecond.
 pub const WORK_PER_PASS: usize = 5_000;
 
-/// The work of small calls after which one pass of a worker leaves only [`LEAST_TURN_WORK`] to each connection, while
+/// The work of small calls after which one pass of a worker leaves only [`MIN_TURN_WORK`] to each connection, while
 /// at most [`CROWD`] tasks wait. Some ten connections with many calls in flight stay below: to divide their calls would
 /// cost a tenth of their CPU.
 pub const SMALL_WORK_PER_PASS: usize = 4 * WORK_PER_PASS;
@@ -409,7 +409,7 @@ pub struct Limits {
     /// [`max_connections`](Self::max_connections), [`memory`](Self::memory), [`max_watches`](Self::max_watches) and
     /// [`max_watched_size`](Self::max_watched_size).
     /// For IPv6, a network of 56 bits counts as one address. 50 by default; 100 is no limit.
-    pub max_share_per_address: u32,
+    pub max_share_per_client: u32,
     /// Watches at one time. A watch takes some hundred bytes. A watch whose client does not read holds one message,
     /// which counts for [`SEND_BUDGET`]. 10,000 by default.
     pub max_watches: usize,
@@ -422,10 +422,10 @@ pub struct Limits {
     /// waits until the client opens its window. 10 s by default.
     pub call: Duration,
     /// How long a connection may be silent before its client is pinged. 30 s by default.
-    pub keep_alive_interval: Duration,
+    pub ping_interval: Duration,
     /// How long a pinged client may stay silent before its connection is closed. 10 s by default. A client whose system
-    /// takes bytes that were written before the ping has another [`keep_alive_interval`](Self::keep_alive_interval).
-    pub keep_alive_timeout: Duration,
+    /// takes bytes that were written before the ping has another [`ping_interval`](Self::ping_interval).
+    pub ping_timeout: Duration,
     /// How long a session may send nothing before it sends a keep-alive message. 25 s by default, as for watches. HTTP
     /// proxies end streams that are silent for longer, often after 60 s, and HTTP/2's pings do not pass proxies.
     pub stream_keep_alive: Duration,
@@ -443,13 +443,13 @@ impl Default for Limits {
         Self {
             max_connections: 10_000,
             memory: (machine::memory() / 8).min(512 << 20),
-            max_share_per_address: 50,
+            max_share_per_client: 50,
             max_watches: 10_000,
             max_watched_size: 64_000_000,
             handshake: Duration::from_secs(10),
             call: Duration::from_secs(10),
-            keep_alive_interval: Duration::from_secs(30),
-            keep_alive_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(10),
             stream_keep_alive: STREAM_KEEP_ALIVE,
             drain: Duration::from_secs(10),
             max_connection_age: Duration::from_secs(3600),

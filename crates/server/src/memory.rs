@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tonic::Status;
 
 use crate::quota::ClientQuota;
-use crate::refusal::{Reason, Refusals, Refused};
+use crate::refusal::{CountedRefusal, Reason, Refusals};
 
 /// The least number of shares: with fewer connections, each share is as large as with this many.
 const LEAST_SHARES: usize = 16;
@@ -145,7 +145,7 @@ impl ConnectionMemory {
 
 /// The budget has no room. The refusal is counted.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct OutOfBudget(Refused);
+pub(crate) struct OutOfBudget(CountedRefusal);
 
 impl From<OutOfBudget> for Status {
     fn from(OutOfBudget(refused): OutOfBudget) -> Self {
@@ -306,7 +306,7 @@ mod tests {
     fn all_connections_of_an_address_have_its_share() {
         let limits = Limits {
             memory: LIMIT,
-            max_share_per_address: 25,
+            max_share_per_client: 25,
             ..Limits::default()
         };
         let quotas = Quotas::new(&limits);

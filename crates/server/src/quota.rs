@@ -1,7 +1,7 @@
 //! Quotas: the share that one client may have of the limits over all clients.
 //!
 //! A limit over all clients protects the server, but does not protect the clients from each other: the first client
-//! could use up the limit. So a client has at most a share of each limit ([`Limits::max_share_per_address`]): of
+//! could use up the limit. So a client has at most a share of each limit ([`Limits::max_share_per_client`]): of
 //! connections, memory, watches, and watched nodes. The table itself counts the routes and the proxies of a client
 //! ([`Caller::client`](crate::auth::Caller::client)). A client is an address; see [`ClientKey`].
 //!
@@ -55,7 +55,7 @@ struct Shares {
 
 impl Shares {
     fn new(limits: &Limits) -> Self {
-        let share = |all: usize| match limits.max_share_per_address {
+        let share = |all: usize| match limits.max_share_per_client {
             100.. => usize::MAX,
             percent => (all.saturating_mul(percent as usize) / 100).max(1),
         };
@@ -385,11 +385,11 @@ pub(crate) mod tests {
         }
     }
 
-    fn limits(max_share_per_address: u32) -> Limits {
+    fn limits(max_share_per_client: u32) -> Limits {
         Limits {
             max_connections: 10,
             memory: 1000,
-            max_share_per_address,
+            max_share_per_client,
             ..Limits::default()
         }
     }

@@ -1,7 +1,7 @@
 //! Refusals: calls and connections that the server does not serve, or not at once, because a limit is reached, or
 //! because the client lacks a right. The server counts refusals by reason.
 //!
-//! Every refusal goes through [`Refusals::refuse`], which counts the refusal. [`Refused::status`] then makes the
+//! Every refusal goes through [`Refusals::refuse`], which counts the refusal. [`CountedRefusal::status`] then makes the
 //! status. So the server counts every status of a limit. `clippy.toml` forbids other ways to make these statuses.
 //!
 //! Most limits are reached only for a while: clients read their replies, and routes expire. For such a limit, the
@@ -137,12 +137,12 @@ impl Report {
 
 impl Refusals {
     /// Counts and logs a refusal of the [current client](peer::current).
-    pub(crate) fn refuse(&self, reason: Reason) -> Refused {
+    pub(crate) fn refuse(&self, reason: Reason) -> CountedRefusal {
         self.refuse_for(reason, None)
     }
 
     /// As [`refuse`](Self::refuse). The lines of the log have the error.
-    pub(crate) fn refuse_for(&self, reason: Reason, error: Option<&dyn Display>) -> Refused {
+    pub(crate) fn refuse_for(&self, reason: Reason, error: Option<&dyn Display>) -> CountedRefusal {
         // Relaxed, as in `counts`: the counters guard no data.
         let count = self.counts[reason as usize].fetch_add(1, Ordering::Relaxed) + 1;
         // If another thread has the lock, it reports this refusal too, or the next line does: a flood of refusals must
@@ -158,7 +158,7 @@ impl Refusals {
             // The span of the connection names the client.
             None => debug!(reason = name, error, "refused: {text}"),
         }
-        Refused { reason }
+        CountedRefusal { reason }
     }
 
     /// Returns how often each reason occurred.
@@ -172,11 +172,11 @@ impl Refusals {
 
 /// A refusal that is counted.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
+pub(crate) struct CountedRefusal {
     reason: Reason,
 }
 
-impl Refused {
+impl CountedRefusal {
     /// Returns the status for the client.
     #[expect(clippy::disallowed_methods, reason = "this refusal is counted")]
     pub(crate) fn status(self, message: impl Into<String>) -> Status {
@@ -274,10 +274,10 @@ mod tests {
     }
 
     /// The constants and fields of `limits.rs` that bound no resource of a client: work, pauses, and sizes of one step.
-    const NO_LIMITS: &str = "MAX_INCARNATION HEARTBEATS_PER_KEEP_ALIVE MAX_TURN_INPUT CALL_WORK WAITING_CALL_WORK \
+    const NO_LIMITS: &str = "MAX_INCARNATION HEARTBEATS_PER_INTERVAL MAX_TURN_INPUT CALL_WORK WAITING_CALL_WORK \
         VERIFY_WORK NODE_WORK HANDLES_PER_WORK ROUTE_WORK BYTES_PER_WORK INPUT_PER_WORK COMPARISONS_PER_WORK \
         RECORD_WORK STREAMS_PER_WORK READ_BUFFER MEMORY_PER_FIELD_BYTE \
-        SHORT_TURN_WORK LEAST_TURN_INPUT CONNECTION_WORK TLS_CONNECTION_WORK LARGE_REPLY_SIZE SMALL_REPLY_SIZE \
+        SHORT_TURN_WORK MIN_TURN_INPUT CONNECTION_WORK TLS_CONNECTION_WORK LARGE_REPLY_SIZE SMALL_REPLY_SIZE \
         WATCH_INTERVAL RESYNC_NODES MAX_SWEEP_WAIT STREAM_KEEP_ALIVE MAX_WATCH_CHANGES SNAPSHOT_JOIN_CHANGES \
         ACCEPT_BACKOFF MAX_ACCEPT_BACKOFF IDLE_DRAIN IDLE_BYTES stream_keep_alive POLL_WORK SHARED_PASSES \
         PAUSE_PER_WATCH MAX_WATCH_PAUSE ASK_INTERVAL";
@@ -331,7 +331,7 @@ mod tests {
         }
         assert_eq!(named, reasons);
         // The text above the table has the share of an address.
-        assert!(table.contains("max_share_per_address"));
+        assert!(table.contains("max_share_per_client"));
     }
 
     #[test]

@@ -8,9 +8,9 @@
 //!
 //! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass
 //! has done [`SMALL_WORK_PER_PASS`], or a quarter of that while many tasks wait, each further connection may do only
-//! [`LEAST_TURN_WORK`], and waits for a turn with the rest. All connections of one client may do [`LEAST_TURNS_WORK`]
-//! in this way; its other connections wait. A new connection waits for a turn, too. Input that makes no call has its
-//! price as well ([`INPUT_PER_WORK`](crate::limits::INPUT_PER_WORK)).
+//! [`MIN_TURN_WORK`], and waits for a turn with the rest. All connections of one client may do
+//! [`MIN_TURNS_WORK_PER_CLIENT`] in this way; its other connections wait. A new connection waits for a turn, too. Input
+//! that makes no call has its price as well ([`INPUT_PER_WORK`](crate::limits::INPUT_PER_WORK)).
 //!
 //! While several clients share the worker, each has a share of each pass without a turn: half of [`WORK_PER_PASS`], or
 //! less with more clients. The system calls to read and write count, too ([`POLL_WORK`]). The connections of a client
@@ -40,7 +40,7 @@ use tokio::task::yield_now;
 
 use crate::fair_queue::{FairPlaces, FairQueue, Place, Waiting};
 use crate::limits::{
-    CALL_WORK, CROWD, LARGE_CALLS, LEAST_TURN_INPUT, LEAST_TURN_WORK, LEAST_TURNS_WORK, MAX_DEBT, MAX_TURN_INPUT,
+    CALL_WORK, CROWD, LARGE_CALLS, MAX_DEBT, MAX_TURN_INPUT, MIN_TURN_INPUT, MIN_TURN_WORK, MIN_TURNS_WORK_PER_CLIENT,
     POLL_WORK, SHARED_PASSES, SHORT_TURN_WORK, SMALL_WORK_PER_PASS, TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::quota::ClientKey;
@@ -71,7 +71,7 @@ struct Pass {
     last_client: Option<ClientKey>,
     /// For so many passes, the worker counts as shared by several clients.
     shared_passes: usize,
-    /// The work of each client in this pass: of its turns of [`LEAST_TURN_WORK`], or of all its turns while the worker
+    /// The work of each client in this pass: of its turns of [`MIN_TURN_WORK`], or of all its turns while the worker
     /// is shared. Then a part that exceeds the client's share is carried over to the next pass, up to [`MAX_DEBT`].
     debts: HashMap<ClientKey, usize, ahash::RandomState>,
     /// The clients with debts at the end of the last pass.
@@ -92,7 +92,7 @@ impl Pass {
 
     /// Returns the work of a client after which its connections wait for turns, while several clients share the worker.
     fn share(&self) -> usize {
-        (WORK_PER_PASS / self.clients.max(2)).max(LEAST_TURN_WORK)
+        (WORK_PER_PASS / self.clients.max(2)).max(MIN_TURN_WORK)
     }
 
     /// Reports whether a client has used up its share of a worker that several clients share.
@@ -130,7 +130,7 @@ impl Pass {
 }
 
 /// Returns the limit of small calls for a pass in which `waiting` tasks wait. Beyond this work, each further connection
-/// may do only [`LEAST_TURN_WORK`].
+/// may do only [`MIN_TURN_WORK`].
 fn small_work_per_pass(waiting: usize) -> usize {
     (SMALL_WORK_PER_PASS * CROWD / waiting.max(CROWD)).max(WORK_PER_PASS)
 }
@@ -198,7 +198,7 @@ pub(crate) struct Turns {
 struct Input {
     /// Whether the connection waits for a turn to read its input.
     waits: AtomicBool,
-    /// Whether that turn has only [`LEAST_TURN_WORK`].
+    /// Whether that turn has only [`MIN_TURN_WORK`].
     is_least: AtomicBool,
     /// The connection's turns that have ended.
     turns: AtomicUsize,
@@ -260,14 +260,14 @@ impl Turns {
     /// work, many connections of the client wait, and each gets a little.
     pub(crate) fn next_after(&self, last: &SmallCalls) -> oneshot::Receiver<()> {
         self.next_of(match last.work {
-            0 => LEAST_TURN_WORK,
+            0 => MIN_TURN_WORK,
             _ => SHORT_TURN_WORK,
         })
     }
 
     fn next_of(&self, work: usize) -> oneshot::Receiver<()> {
         self.input.waits.store(true, Ordering::Relaxed);
-        self.input.is_least.store(work == LEAST_TURN_WORK, Ordering::Relaxed);
+        self.input.is_least.store(work == MIN_TURN_WORK, Ordering::Relaxed);
         self.worker.enqueue(self.client, work + POLL_WORK)
     }
 
@@ -277,12 +277,12 @@ impl Turns {
         let mut pass = self.worker.lock();
         let is_shared = pass.note(self.client);
         let work = match is_granted {
-            true if self.input.is_least.load(Ordering::Relaxed) => LEAST_TURN_WORK,
+            true if self.input.is_least.load(Ordering::Relaxed) => MIN_TURN_WORK,
             true => SHORT_TURN_WORK,
             false if pass.is_over_share(self.client) => 0,
             false if pass.spent >= small_work_per_pass(pass.waiting.len()) => match pass.debt(self.client) {
-                LEAST_TURNS_WORK.. => 0,
-                _ => LEAST_TURN_WORK,
+                MIN_TURNS_WORK_PER_CLIENT.. => 0,
+                _ => MIN_TURN_WORK,
             },
             false if pass.waiting.is_empty() => TURN_WORK,
             false => SHORT_TURN_WORK,
@@ -290,7 +290,7 @@ impl Turns {
         SmallCalls {
             work,
             input: match work {
-                LEAST_TURN_WORK => LEAST_TURN_INPUT,
+                MIN_TURN_WORK => MIN_TURN_INPUT,
                 _ => MAX_TURN_INPUT,
             },
             is_granted,
@@ -331,7 +331,7 @@ impl Turns {
             let work = work + if has_traffic { POLL_WORK } else { 0 };
             // Before the client has used up its share: the passes of an idle worker end the debts.
             begins |= pass.add_debt(self.client, work) >= pass.share() / 2;
-        } else if turn.work == LEAST_TURN_WORK && !turn.is_granted {
+        } else if turn.work == MIN_TURN_WORK && !turn.is_granted {
             pass.add_debt(self.client, work);
         }
         // `grant` sets `spent` to zero for each pass. If no task ran `grant`, the work of many passes would add up.
@@ -514,11 +514,11 @@ pub(crate) mod tests {
             .collect();
         let most = SMALL_WORK_PER_PASS / (TURN_WORK / 2);
         assert_eq!(works[..most], vec![TURN_WORK; most]);
-        assert_eq!(works[most..], vec![LEAST_TURN_WORK; works.len() - most]);
+        assert_eq!(works[most..], vec![MIN_TURN_WORK; works.len() - most]);
 
         // A connection waits. Then the next pass begins, with its turn.
         let waits = connections[9].next();
-        assert_eq!(connections[0].small_calls(false).work, LEAST_TURN_WORK);
+        assert_eq!(connections[0].small_calls(false).work, MIN_TURN_WORK);
         waits.await.unwrap();
         assert_eq!(worker.lock().spent, SHORT_TURN_WORK + POLL_WORK);
         let turn = connections[9].small_calls(true);
@@ -543,13 +543,13 @@ pub(crate) mod tests {
             of(1).end(&turn, turn.work, true);
             work += turn.work;
         }
-        assert_eq!(work, LEAST_TURNS_WORK);
+        assert_eq!(work, MIN_TURNS_WORK_PER_CLIENT);
         let late = of(1);
         let turn = late.small_calls(false);
         assert_eq!(turn.work, 0);
         let _waits = late.next_after(&turn);
-        assert_eq!(late.small_calls(true).work, LEAST_TURN_WORK);
-        assert_eq!(of(2).small_calls(false).work, LEAST_TURN_WORK);
+        assert_eq!(late.small_calls(true).work, MIN_TURN_WORK);
+        assert_eq!(of(2).small_calls(false).work, MIN_TURN_WORK);
         // The next pass has work for all.
         for _ in 0..4 {
             yield_now().await;
@@ -613,7 +613,7 @@ pub(crate) mod tests {
             yield_now().await;
         }
         // The pass has time for so many granted turns.
-        let turns = WORK_PER_PASS / (LEAST_TURN_WORK + POLL_WORK);
+        let turns = WORK_PER_PASS / (MIN_TURN_WORK + POLL_WORK);
         assert!(all >= PASSES / 2 * turns, "{all}");
     }
 
@@ -667,7 +667,7 @@ pub(crate) mod tests {
             yield_now().await;
         }
         let work = crowd.poll() * (CALL_WORK + POLL_WORK);
-        assert!(work <= CLIENTS * LEAST_TURN_WORK + WORK_PER_PASS, "{work}");
+        assert!(work <= CLIENTS * MIN_TURN_WORK + WORK_PER_PASS, "{work}");
     }
 
     #[tokio::test]
@@ -684,7 +684,7 @@ pub(crate) mod tests {
             connection.end(&turn, WORK_PER_PASS / 2, true);
             turn.work
         });
-        assert_eq!(works, [SHORT_TURN_WORK, SHORT_TURN_WORK, LEAST_TURN_WORK]);
+        assert_eq!(works, [SHORT_TURN_WORK, SHORT_TURN_WORK, MIN_TURN_WORK]);
         for turn in waiting {
             turn.await.unwrap();
         }

@@ -128,10 +128,10 @@ impl Writer {
             // No route expires: the tracker sends the end of each route.
             .keep_alive(Duration::MAX)
             .clock(clock.clone())
-            .max_routes(Builder::MOST_ROUTES)
-            .max_proxies(Builder::MOST_PROXIES)
+            .max_routes(Builder::MAX_ROUTES)
+            .max_proxies(Builder::MAX_PROXIES)
             // So that the table counts the routes of each proxy.
-            .max_routes_per_proxy(Builder::MOST_ROUTES);
+            .max_routes_per_proxy(Builder::MAX_ROUTES);
         let copy = Copy {
             table: table.build().expect("the limits are the greatest possible ones"),
             proxies: papaya::HashMap::new(),

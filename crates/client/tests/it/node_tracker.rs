@@ -99,7 +99,7 @@ async fn a_limit_of_the_tracker_is_an_error_with_its_delay() {
         .unwrap()
         .with("max_routes_per_proxy", "2")
         .unwrap()
-        .with("max_share_per_address", "100")
+        .with("max_share_per_client", "100")
         .unwrap();
     let tracker = Running::with_config(&config).await;
     let options = ClientOptions {

@@ -49,7 +49,7 @@ impl Format {
         objects: &[T],
         row: impl Fn(&T) -> [String; N],
     ) -> io::Result<()> {
-        let mut answer = Answer::new(self, heading);
+        let mut answer = PagedOutput::new(self, heading);
         answer.push(out, objects, row)?;
         answer.finish(out)
     }
@@ -64,7 +64,7 @@ impl Format {
 }
 
 /// An answer that arrives page by page.
-pub(crate) enum Answer<const N: usize> {
+pub(crate) enum PagedOutput<const N: usize> {
     /// Keeps all rows, since the widths of the columns are known only after the last row.
     Table {
         /// The cells, each with a tab behind it. A cell has no tab, since [`visible`] escapes tabs.
@@ -74,7 +74,7 @@ pub(crate) enum Answer<const N: usize> {
     Json,
 }
 
-impl<const N: usize> Answer<N> {
+impl<const N: usize> PagedOutput<N> {
     pub(crate) fn new(format: Format, heading: Option<[&str; N]>) -> Self {
         match format {
             Format::Json => Self::Json,

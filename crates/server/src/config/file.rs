@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(config.keep_alive.value, DEFAULT_KEEP_ALIVE);
         assert_eq!(config.shutdown_delay.value, Duration::ZERO);
         assert_eq!(config.max_connections.value, 10_000);
-        assert_eq!(config.max_share_per_address.value, 50);
+        assert_eq!(config.max_share_per_client.value, 50);
         assert_eq!(config.keypairs, []);
     }
 
@@ -507,7 +507,7 @@ mod tests {
                  proxy_keep_alive_interval, shutdown_delay, max_routes, max_proxies, max_text_mb, max_routes_per_proxy, expiry_brake_percent, \
                  expiry_brake_routes, expiry_brake_intervals, data_dir, \
                  snapshot_interval, max_connections, client_memory_mb, \
-                 max_share_per_address, max_watches, max_watched_mb, https_keypairs, client_ca_file, client_auth, client_identity, diag_addr, \
+                 max_share_per_client, max_watches, max_watched_mb, https_keypairs, client_ca_file, client_auth, client_identity, diag_addr, \
                  log_format, log_level"
                     .into(),
             ),

@@ -178,11 +178,11 @@ pub(crate) static KEYS: &[Key] = &[
         set: |config, text, origin| store(&mut config.client_memory, values::client_memory(text), origin),
     },
     Key {
-        name: "max_share_per_address",
+        name: "max_share_per_client",
         value_name: "PERCENT",
         help: "The percentage of each limit over all clients that one address may have; 100 for no limit",
         default: "50",
-        set: |config, text, origin| store(&mut config.max_share_per_address, values::percent(text, ""), origin),
+        set: |config, text, origin| store(&mut config.max_share_per_client, values::percent(text, ""), origin),
     },
     Key {
         name: "max_watches",

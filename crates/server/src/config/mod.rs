@@ -175,8 +175,8 @@ pub struct Config {
     /// default.
     pub client_memory: Setting<usize>,
     /// The percentage of each limit over all clients that one address may have, of the table's routes and proxies too;
-    /// 50 by default. Replaces [`Limits::max_share_per_address`].
-    pub max_share_per_address: Setting<u32>,
+    /// 50 by default. Replaces [`Limits::max_share_per_client`].
+    pub max_share_per_client: Setting<u32>,
     /// The most watches at one time; 10,000 by default. Replaces [`Limits::max_watches`].
     pub max_watches: Setting<usize>,
     /// The bytes of the nodes that watches name. Replaces [`Limits::max_watched_size`], which documents the default.
@@ -219,7 +219,7 @@ impl Default for Config {
             snapshot_interval: default("snapshot_interval", DEFAULT_SNAPSHOT_INTERVAL),
             max_connections: default("max_connections", limits.max_connections),
             client_memory: default("client_memory_mb", limits.memory),
-            max_share_per_address: default("max_share_per_address", limits.max_share_per_address),
+            max_share_per_client: default("max_share_per_client", limits.max_share_per_client),
             max_watches: default("max_watches", limits.max_watches),
             max_watched_size: default("max_watched_mb", limits.max_watched_size),
             keypairs: Vec::new(),
@@ -311,7 +311,7 @@ impl Config {
             .percent(self.brake_percent.value)
             .min_routes(self.brake_routes.value)
             .max_intervals(self.brake_intervals.value);
-        let builder = match self.max_share_per_address.value {
+        let builder = match self.max_share_per_client.value {
             100.. => RouteTable::builder(),
             percent => RouteTable::builder()
                 .max_routes_per_client(share(routes, percent))
@@ -332,7 +332,7 @@ impl Config {
         Limits {
             max_connections: self.max_connections.value,
             memory: self.client_memory.value,
-            max_share_per_address: self.max_share_per_address.value,
+            max_share_per_client: self.max_share_per_client.value,
             max_watches: self.max_watches.value,
             max_watched_size: self.max_watched_size.value,
             ..Limits::default()

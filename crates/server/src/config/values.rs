@@ -31,12 +31,12 @@ fn number_from<T: TryFrom<u64>>(text: &str, least: u64, most: u64, unit: &str) -
 
 /// Parses a number of routes.
 pub(super) fn routes(text: &str) -> Result<usize, String> {
-    number_from(text, 1, Builder::MOST_ROUTES as u64, "")
+    number_from(text, 1, Builder::MAX_ROUTES as u64, "")
 }
 
 /// Parses a number of proxies.
 pub(super) fn proxies(text: &str) -> Result<usize, String> {
-    number_from(text, 1, Builder::MOST_PROXIES as u64, "")
+    number_from(text, 1, Builder::MAX_PROXIES as u64, "")
 }
 
 /// Parses a percentage. `remark` ends an error.

@@ -253,7 +253,7 @@ async fn http2<S: Metered>(
         ),
         Arc::clone(&traffic),
     );
-    let mut silent = pin!(sleep(limits.keep_alive_interval));
+    let mut silent = pin!(sleep(limits.ping_interval));
     let mut phase = Phase::Preface;
     let mut due = pin!(sleep_until(opened + limits.handshake));
     let mut is_draining = false;
@@ -931,21 +931,21 @@ pub(crate) mod tests {
         client.write_all(BEGIN).await.unwrap();
         settle().await;
         // The client has just begun.
-        advance(limits.keep_alive_interval).await;
+        advance(limits.ping_interval).await;
         settle().await;
         for _ in 0..3 {
-            advance(limits.keep_alive_interval).await;
+            advance(limits.ping_interval).await;
             settle().await;
             // As after a stop of the process: the timer has run already, and the input is there before the socket is
             // polled.
-            advance(limits.keep_alive_timeout).await;
+            advance(limits.ping_timeout).await;
             client.write_all(&frame(6, 0, 0, b"alive...")).await.unwrap();
             settle().await;
             assert!(!served.is_finished());
         }
-        advance(limits.keep_alive_interval).await;
+        advance(limits.ping_interval).await;
         settle().await;
-        advance(limits.keep_alive_timeout).await;
+        advance(limits.ping_timeout).await;
         settle().await;
         assert!(served.is_finished());
     }
@@ -966,7 +966,7 @@ pub(crate) mod tests {
         client.write_all(&begin).unwrap();
         let mut taken = 0;
         while taken < SIZE {
-            sleep(limits.keep_alive_timeout / 2).await;
+            sleep(limits.ping_timeout / 2).await;
             // Blocks the thread, so that the paused time stands meanwhile.
             let read = client.read(&mut [0; STEP]).unwrap();
             assert_ne!(read, 0, "cut after {taken} bytes");
@@ -974,7 +974,7 @@ pub(crate) mod tests {
         }
         assert!(!served.is_finished());
         // The client neither sends nor takes bytes now.
-        sleep(2 * limits.keep_alive_interval + 2 * limits.keep_alive_timeout).await;
+        sleep(2 * limits.ping_interval + 2 * limits.ping_timeout).await;
         assert!(served.is_finished());
     }
 
@@ -1023,7 +1023,7 @@ pub(crate) mod tests {
     async fn a_certificate_expires_by_the_systems_clock() {
         let limits = Limits {
             handshake: Duration::from_millis(1),
-            keep_alive_interval: Duration::from_millis(10),
+            ping_interval: Duration::from_millis(10),
             ..Limits::default()
         };
         let (_draining, context) = context(counting(&Arc::default()), limits);

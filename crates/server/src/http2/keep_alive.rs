@@ -47,8 +47,8 @@ impl KeepAlive {
             acknowledged: 0,
             traffic,
             pinged: Pinged::No,
-            interval: limits.keep_alive_interval,
-            timeout: limits.keep_alive_timeout,
+            interval: limits.ping_interval,
+            timeout: limits.ping_timeout,
         }
     }
 

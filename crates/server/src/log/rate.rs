@@ -20,13 +20,13 @@ pub(super) const PERIOD: Duration = Duration::from_secs(1);
 /// Leaves out events of a place in the code that has logged too often within a second.
 #[derive(Debug)]
 pub(super) struct RateLimit {
-    places: Mutex<HashMap<Identifier, Place>>,
+    call_sites: Mutex<HashMap<Identifier, CallSite>>,
     queue: Arc<Queue>,
 }
 
 /// The lines of one place since the beginning of its period.
 #[derive(Debug)]
-struct Place {
+struct CallSite {
     begin: Instant,
     lines: u32,
 }
@@ -35,17 +35,17 @@ impl RateLimit {
     /// Returns a limit that reports the events that it leaves out to `queue`.
     pub(super) fn new(queue: Arc<Queue>) -> Self {
         Self {
-            places: Mutex::default(),
+            call_sites: Mutex::default(),
             queue,
         }
     }
 
     /// Counts a line. Returns whether the place may log the line.
     fn count(&self, place: Identifier, now: Instant) -> bool {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = places.entry(place).or_insert(Place { begin: now, lines: 0 });
+        let mut call_sites = self.call_sites.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = call_sites.entry(place).or_insert(CallSite { begin: now, lines: 0 });
         if now.saturating_duration_since(place.begin) >= PERIOD {
-            *place = Place { begin: now, lines: 0 };
+            *place = CallSite { begin: now, lines: 0 };
         }
         place.lines = place.lines.saturating_add(1);
         place.lines <= LIMIT
@@ -73,12 +73,12 @@ mod tests {
     fn each_place_has_a_limit_for_each_second() {
         let limit = RateLimit::new(Arc::new(Queue::default()));
         let begin = Instant::now();
-        let places = [
+        let call_sites = [
             tracing::callsite! { name: "one", kind: Kind::EVENT, fields: message },
             tracing::callsite! { name: "two", kind: Kind::EVENT, fields: message },
         ];
         let logged = |place: usize, at| {
-            let place = places[place].metadata().callsite();
+            let place = call_sites[place].metadata().callsite();
             (0..2 * LIMIT).filter(|_| limit.count(place.clone(), at)).count() as u32
         };
         assert_eq!(logged(0, begin), LIMIT);

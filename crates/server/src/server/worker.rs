@@ -41,7 +41,7 @@ enum Order {
     /// Serve a connection.
     Serve(Handover),
     /// Show that the worker's thread runs.
-    Answer(oneshot::Sender<()>),
+    Respond(oneshot::Sender<()>),
 }
 
 struct Handover {
@@ -186,7 +186,7 @@ impl Liveness {
 async fn runs(queue: &mpsc::WeakUnboundedSender<Order>) {
     let (answer, answered) = oneshot::channel();
     // Errors mean that the worker has ended. The sender must not outlive the send: it would keep the worker.
-    let sent = queue.upgrade().map(|queue| queue.send(Order::Answer(answer)));
+    let sent = queue.upgrade().map(|queue| queue.send(Order::Respond(answer)));
     if let Some(Ok(())) = sent {
         let _ = answered.await;
     }
@@ -228,7 +228,7 @@ fn work(runtime: &Runtime, mut orders: mpsc::UnboundedReceiver<Order>, context: 
                 client_slot,
             } = match order {
                 Order::Serve(handover) => handover,
-                Order::Answer(answer) => {
+                Order::Respond(answer) => {
                     let _ = answer.send(());
                     continue;
                 }

@@ -33,7 +33,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
             ":3: unknown key `listen_address`, expected one of enabled, listen_addr, proxy_keep_alive_interval, \
              shutdown_delay, max_routes, max_proxies, max_text_mb, max_routes_per_proxy, expiry_brake_percent, expiry_brake_routes, \
              expiry_brake_intervals, data_dir, snapshot_interval, max_connections, client_memory_mb, \
-             max_share_per_address, max_watches, max_watched_mb, https_keypairs, client_ca_file, client_auth, client_identity, diag_addr, \
+             max_share_per_client, max_watches, max_watched_mb, https_keypairs, client_ca_file, client_auth, client_identity, diag_addr, \
              log_format, log_level"
                 .into(),
         ),
@@ -249,11 +249,7 @@ fn limits_that_are_impossible_are_named() {
             "1",
             "1 is not a number of megabytes from 16 to 1000000",
         ),
-        (
-            "--max-share-per-address",
-            "101",
-            "101 is not a percentage from 1 to 100",
-        ),
+        ("--max-share-per-client", "101", "101 is not a percentage from 1 to 100"),
     ] {
         let output = run(&["serve", &format!("{flag}={value}")]);
         assert_eq!(output.status.code(), Some(2), "{flag} {value}");

@@ -372,8 +372,8 @@ async fn floods_that_are_not_read_are_not_read_either() {
     let server = Running::with(
         RouteTable::new(),
         Limits {
-            keep_alive_interval: SOON / 10,
-            keep_alive_timeout: SOON,
+            ping_interval: SOON / 10,
+            ping_timeout: SOON,
             ..Limits::default()
         },
     )

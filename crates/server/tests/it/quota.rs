@@ -120,7 +120,7 @@ async fn an_idle_connection_of_the_same_address_makes_room() {
 #[tokio::test]
 async fn an_address_has_a_share_of_the_watches() {
     let limits = Limits {
-        max_share_per_address: 1,
+        max_share_per_client: 1,
         ..Limits::default()
     };
     let server = Running::with(RouteTable::new(), limits).await;

@@ -350,7 +350,7 @@ async fn a_session_that_is_lost_leaves_its_routes_until_they_expire() {
     let (clock, table) = crate::support::manual(INTERVAL);
     let limits = Limits {
         max_connections: 1,
-        max_share_per_address: 100,
+        max_share_per_client: 100,
         ..Limits::default()
     };
     let server = Running::with(table, limits).await;

@@ -45,8 +45,8 @@ async fn clients_that_do_not_answer_pings_are_hung_up_on() {
     let server = Running::with(
         RouteTable::new(),
         Limits {
-            keep_alive_interval: SOON / 10,
-            keep_alive_timeout: SOON,
+            ping_interval: SOON / 10,
+            ping_timeout: SOON,
             ..Limits::default()
         },
     )
@@ -101,7 +101,7 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
         RouteTable::new(),
         Limits {
             max_connections: 1,
-            max_share_per_address: 100,
+            max_share_per_client: 100,
             ..Limits::default()
         },
     )
@@ -215,7 +215,7 @@ async fn idle_connections_make_room() {
         RouteTable::new(),
         Limits {
             max_connections: 2,
-            max_share_per_address: 100,
+            max_share_per_client: 100,
             call: LATE,
             ..Limits::default()
         },
@@ -244,7 +244,7 @@ async fn requests_that_never_end_take_a_share_of_the_memory_and_no_more() {
         RouteTable::new(),
         Limits {
             memory: 8 * MEGABYTE,
-            max_share_per_address: 100,
+            max_share_per_client: 100,
             call: LATE,
             ..Limits::default()
         },

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::cli::client::Transport;
 use crate::cli::commands::{CommandError, TrackerArgs, generation, node_name, routes};
-use crate::cli::print::{Answer, Format, Print, ProxyRow, RouteRow, age, megabytes, rfc3339, time};
+use crate::cli::print::{Format, PagedOutput, Print, ProxyRow, RouteRow, age, megabytes, rfc3339, time};
 use crate::cli::remark;
 use crate::config;
 
@@ -107,7 +107,7 @@ pub(crate) async fn explain(explain: Explain) -> Result<(), CommandError> {
 pub(crate) async fn nodes(nodes: Nodes) -> Result<(), CommandError> {
     let Print { format, at } = nodes.print;
     let mut client = at.admin().await?;
-    let mut answer = Answer::new(format, Some(["NODE", "PROXY", "CLUSTER", "ADDR", "UPDATED"]));
+    let mut answer = PagedOutput::new(format, Some(["NODE", "PROXY", "CLUSTER", "ADDR", "UPDATED"]));
     let mut empty = true;
     let mut request = v1::ListNodesRequest {
         proxy_id: nodes.proxy.clone().unwrap_or_default(),
@@ -149,7 +149,7 @@ pub(crate) async fn nodes(nodes: Nodes) -> Result<(), CommandError> {
 pub(crate) async fn proxies(proxies: Proxies) -> Result<(), CommandError> {
     let Print { format, at } = proxies.print;
     let mut client = at.admin().await?;
-    let mut answer = Answer::new(format, Some(["PROXY", "CLUSTER", "ADDR", "ROUTES"]));
+    let mut answer = PagedOutput::new(format, Some(["PROXY", "CLUSTER", "ADDR", "ROUTES"]));
     let mut empty = true;
     let mut request = v1::ListProxiesRequest::default();
     loop {

@@ -68,7 +68,7 @@
 //!
 //! # The heartbeat interval
 //!
-//! The heartbeat interval is a third of the table's keep-alive interval ([`HEARTBEATS_PER_KEEP_ALIVE`]), so a route
+//! The heartbeat interval is a third of the table's keep-alive interval ([`HEARTBEATS_PER_INTERVAL`]), so a route
 //! survives two lost heartbeats in a row. If the table's interval changes, the next ack has the new heartbeat interval.
 
 mod message;
@@ -84,7 +84,7 @@ use nodetracker::RouteTable;
 use tonic::Streaming;
 
 use crate::grpc::handler::RequestsContext;
-use crate::limits::{HEARTBEATS_PER_KEEP_ALIVE, Limits};
+use crate::limits::{HEARTBEATS_PER_INTERVAL, Limits};
 use crate::refusal::Refusals;
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::session::owner::SessionOwners;
@@ -122,7 +122,7 @@ impl Shared {
 
     /// Returns the interval at which a client has to refresh each of its routes.
     fn heartbeat_interval(&self) -> Duration {
-        self.table.keep_alive() / HEARTBEATS_PER_KEEP_ALIVE
+        self.table.keep_alive() / HEARTBEATS_PER_INTERVAL
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) use crate::server::metrics::reading::Sources;
 
 use crate::server::metrics::process::ProcessReader;
 use crate::server::metrics::reading::Reading;
-use crate::server::metrics::samples::{Kind, Samples};
+use crate::server::metrics::samples::{MetricKind, Samples};
 use crate::server::metrics::table::{METRICS, Metric};
 
 /// The format of the metrics.
@@ -92,8 +92,8 @@ impl Metric {
     /// counter.
     fn name_and_unit(&self) -> (&'static str, Option<Unit>) {
         let name = match self.kind {
-            Kind::Counter => self.name.trim_end_matches("_total"),
-            Kind::Gauge | Kind::Histogram => self.name,
+            MetricKind::Counter => self.name.trim_end_matches("_total"),
+            MetricKind::Gauge | MetricKind::Histogram => self.name,
         };
         match name.rsplit_once('_') {
             Some((name, "seconds")) => (name, Some(Unit::Seconds)),
@@ -163,7 +163,7 @@ mod tests {
         let mut families = BTreeSet::new();
         for metric in METRICS {
             let name = metric.name;
-            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+            assert_eq!(name.ends_with("_total"), metric.kind == MetricKind::Counter, "{name}");
             let is_ours = name.starts_with("nodetracker_") || name.starts_with("process_");
             assert!(
                 is_ours && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'),
@@ -264,7 +264,7 @@ mod tests {
                 "{name}:\n{page}"
             );
             let sample = match metric.kind {
-                Kind::Histogram => format!("{name}_bucket{{"),
+                MetricKind::Histogram => format!("{name}_bucket{{"),
                 _ if metric.labels.is_empty() => format!("{name} "),
                 _ => format!("{name}{{{}=\"", metric.labels[0]),
             };

@@ -11,18 +11,18 @@ use crate::grpc::call_counters::{CallCounts, bound};
 
 /// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     pub(super) fn to_type(self) -> MetricType {
         match self {
-            Kind::Counter => MetricType::Counter,
-            Kind::Gauge => MetricType::Gauge,
-            Kind::Histogram => MetricType::Histogram,
+            MetricKind::Counter => MetricType::Counter,
+            MetricKind::Gauge => MetricType::Gauge,
+            MetricKind::Histogram => MetricType::Histogram,
         }
     }
 }
@@ -68,7 +68,7 @@ impl From<Duration> for Value {
 /// The samples of one metric.
 pub(super) struct Samples<'a> {
     pub(super) encoder: MetricEncoder<'a>,
-    pub(super) kind: Kind,
+    pub(super) kind: MetricKind,
     /// The names of the labels that every sample has.
     pub(super) labels: &'static [&'static str],
 }
@@ -103,11 +103,11 @@ fn pairs<'v, const N: usize>(names: &'static [&'static str], values: [&'v str; N
     std::array::from_fn(|number| (names[number], values[number]))
 }
 
-fn write(encoder: &mut MetricEncoder<'_>, kind: Kind, value: Value) -> fmt::Result {
+fn write(encoder: &mut MetricEncoder<'_>, kind: MetricKind, value: Value) -> fmt::Result {
     const NONE: Option<&Exemplar<NoLabelSet, f64>> = None;
     match (kind, value) {
-        (Kind::Counter, Value::Whole(value)) => encoder.encode_counter(&value, NONE),
-        (Kind::Counter, Value::Fraction(value)) => encoder.encode_counter(&value, NONE),
+        (MetricKind::Counter, Value::Whole(value)) => encoder.encode_counter(&value, NONE),
+        (MetricKind::Counter, Value::Fraction(value)) => encoder.encode_counter(&value, NONE),
         (_, Value::Whole(value)) => encoder.encode_gauge(&value),
         (_, Value::Fraction(value)) => encoder.encode_gauge(&value),
     }

@@ -16,14 +16,14 @@ use crate::grpc::handler::Handler;
 use crate::grpc::method::split;
 use crate::server::metrics::process::ProcessFigures;
 use crate::server::metrics::reading::Reading;
-use crate::server::metrics::samples::{Kind, Samples};
+use crate::server::metrics::samples::{MetricKind, Samples};
 use crate::snapshot_status::SnapshotStatus;
 
 /// A metric.
 pub(super) struct Metric {
     /// The name, as Prometheus shows it: with the unit, and with `_total` at the end of a counter.
     pub(super) name: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: MetricKind,
     /// The labels of every sample.
     pub(super) labels: &'static [&'static str],
     /// One line for the metrics page and for the documentation.
@@ -39,7 +39,7 @@ pub(super) struct Metric {
 /// A metric without labels that every server has.
 const fn single(
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     help: &'static str,
     write: fn(&Reading<'_>, &mut Samples<'_>) -> fmt::Result,
 ) -> Metric {
@@ -49,7 +49,7 @@ const fn single(
 /// A metric with labels that every server has.
 const fn labelled(
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     labels: &'static [&'static str],
     help: &'static str,
     write: fn(&Reading<'_>, &mut Samples<'_>) -> fmt::Result,
@@ -77,26 +77,26 @@ impl Metric {
 /// All metrics, in the order of the page.
 #[rustfmt::skip]
 pub(super) static METRICS: &[Metric] = &[
-    labelled("nodetracker_build_info", Kind::Gauge, &["version"],
+    labelled("nodetracker_build_info", MetricKind::Gauge, &["version"],
         "Always 1; the label is the version of the server",
         |_, to| to.of([env!("CARGO_PKG_VERSION")], 1_u64)),
-    single("nodetracker_ready", Kind::Gauge,
+    single("nodetracker_ready", MetricKind::Gauge,
         "1 if the server takes calls, 0 while it starts or stops",
         |from, to| to.only(from.sources.readiness.check().is_ok())),
 
-    single("nodetracker_routes", Kind::Gauge,
+    single("nodetracker_routes", MetricKind::Gauge,
         "Routes, counted until they are removed or swept",
         |from, to| to.only(from.table.routes)),
-    single("nodetracker_routes_limit", Kind::Gauge,
+    single("nodetracker_routes_limit", MetricKind::Gauge,
         "The most routes (max_routes)",
         |from, to| to.only(from.sources.statistics.table.max_routes())),
-    single("nodetracker_nodes", Kind::Gauge,
+    single("nodetracker_nodes", MetricKind::Gauge,
         "Nodes with at least one route",
         |from, to| to.only(from.table.nodes)),
-    single("nodetracker_proxies", Kind::Gauge,
+    single("nodetracker_proxies", MetricKind::Gauge,
         "Registered proxies",
         |from, to| to.only(from.table.proxies)),
-    labelled("nodetracker_table_bytes", Kind::Gauge, &["part"],
+    labelled("nodetracker_table_bytes", MetricKind::Gauge, &["part"],
         "Bytes of the table by part, without garbage and without the allocator's overhead",
         |from, to| {
             let memory = &from.memory;
@@ -107,20 +107,20 @@ pub(super) static METRICS: &[Metric] = &[
             to.of(["proxies"], memory.proxies)?;
             to.of(["feed"], memory.feed)
         }),
-    single("nodetracker_garbage_objects", Kind::Gauge,
+    single("nodetracker_garbage_objects", MetricKind::Gauge,
         "Objects that left the table and wait until no thread can read them",
         |from, to| to.only(from.table.garbage)),
-    single("nodetracker_garbage_bytes", Kind::Gauge,
+    single("nodetracker_garbage_bytes", MetricKind::Gauge,
         "Bytes of these objects",
         |from, to| to.only(from.table.garbage_bytes)),
 
-    single("nodetracker_keep_alive_seconds", Kind::Gauge,
+    single("nodetracker_keep_alive_seconds", MetricKind::Gauge,
         "How long a route lives without a refresh (proxy_keep_alive_interval)",
         |from, to| to.only(from.sources.statistics.table.keep_alive())),
-    single("nodetracker_effective_keep_alive_seconds", Kind::Gauge,
+    single("nodetracker_effective_keep_alive_seconds", MetricKind::Gauge,
         "The greatest age of a returned route: more than the keep-alive interval while expiry is held",
         |from, to| to.only(from.table.effective_keep_alive)),
-    labelled("nodetracker_expiry_held", Kind::Gauge, &["cause"],
+    labelled("nodetracker_expiry_held", MetricKind::Gauge, &["cause"],
         "1 while no route expires: the brake acts because heartbeats of many routes are missing, or the process was stopped or has restarted",
         |from, to| {
             let cause = from.table.expiry_hold.map(|hold| hold.cause);
@@ -128,141 +128,141 @@ pub(super) static METRICS: &[Metric] = &[
             to.of(["stop"], cause == Some(HoldCause::Stop))?;
             to.of(["restart"], cause == Some(HoldCause::Restart))
         }),
-    single("nodetracker_expiry_hold_remaining_seconds", Kind::Gauge,
+    single("nodetracker_expiry_hold_remaining_seconds", MetricKind::Gauge,
         "How long expiry may still be held; 0 if it is not held",
         |from, to| to.only(from.table.expiry_hold.map_or(Duration::ZERO, |hold| hold.left))),
-    single("nodetracker_sweep_seconds_total", Kind::Counter,
+    single("nodetracker_sweep_seconds_total", MetricKind::Counter,
         "Time of the sweeper's steps, without the pauses between them",
         |from, to| to.only(from.sources.sweeps.time())),
-    single("nodetracker_sweep_rounds_total", Kind::Counter,
+    single("nodetracker_sweep_rounds_total", MetricKind::Counter,
         "Rounds of the sweeper over the whole table; four in each keep-alive interval",
         |from, to| to.only(from.sources.sweeps.rounds())),
-    single("nodetracker_sweep_visits_total", Kind::Counter,
+    single("nodetracker_sweep_visits_total", MetricKind::Counter,
         "Records and proxies that the sweeper visited",
         |from, to| to.only(from.sources.sweeps.visited())),
-    labelled("nodetracker_swept_routes_total", Kind::Counter, &["cause"],
+    labelled("nodetracker_swept_routes_total", MetricKind::Counter, &["cause"],
         "Routes that the sweeper removed: they were expired, or their proxy was removed",
         |from, to| {
             to.of(["expired"], from.sources.sweeps.expired())?;
             to.of(["proxy_removed"], from.sources.sweeps.of_removed_proxies())
         }),
 
-    labelled("nodetracker_calls_total", Kind::Counter, &["service", "method", "code"],
+    labelled("nodetracker_calls_total", MetricKind::Counter, &["service", "method", "code"],
         "Calls that ended, by gRPC status code; the service is unknown if the request named no method of the tracker",
         calls),
-    labelled("nodetracker_call_duration_seconds", Kind::Histogram, &["service", "method"],
+    labelled("nodetracker_call_duration_seconds", MetricKind::Histogram, &["service", "method"],
         "Time of a unary call from the head of the request to the reply, without the time to send the reply",
         durations),
-    single("nodetracker_sessions", Kind::Gauge,
+    single("nodetracker_sessions", MetricKind::Gauge,
         "Proxies with an open session",
         |from, to| to.only(from.sources.statistics.sessions.count())),
-    labelled("nodetracker_session_messages_total", Kind::Counter, &["kind"],
+    labelled("nodetracker_session_messages_total", MetricKind::Counter, &["kind"],
         "Messages that clients sent in sessions",
         |from, to| SessionMessage::ALL.iter().try_for_each(|&kind| {
             to.of([kind.name()], from.connections(|of| of.session_messages(kind)))
         })),
-    single("nodetracker_watches", Kind::Gauge,
+    single("nodetracker_watches", MetricKind::Gauge,
         "Open watches",
         |from, to| to.only(from.sources.statistics.watches.count())),
-    single("nodetracker_watch_lost_places_total", Kind::Counter,
+    single("nodetracker_watch_lost_places_total", MetricKind::Counter,
         "How often a watch was too slow for the change log, or could not resume, and began with a new snapshot",
         |from, to| to.only(from.sources.statistics.watches.lost_places())),
-    single("nodetracker_watch_resyncs_total", Kind::Counter,
+    single("nodetracker_watch_resyncs_total", MetricKind::Counter,
         "How often a part of the table changed too fast for the watches and was sent again",
         |from, to| to.only(from.sources.statistics.watches.resyncs())),
-    single("nodetracker_complaints_total", Kind::Counter,
+    single("nodetracker_complaints_total", MetricKind::Counter,
         "How often a proxy reported that another proxy did not hold the tunnel of a node",
         |from, to| to.only(from.sources.statistics.complaints.total())),
 
-    single("nodetracker_connections", Kind::Gauge,
+    single("nodetracker_connections", MetricKind::Gauge,
         "Open connections",
         |from, to| to.only(from.sources.statistics.memory.connections())),
-    single("nodetracker_connections_limit", Kind::Gauge,
+    single("nodetracker_connections_limit", MetricKind::Gauge,
         "The most connections at one time (max_connections)",
         |from, to| to.only(u64::from(from.sources.max_connections))),
-    single("nodetracker_accepted_connections_total", Kind::Counter,
+    single("nodetracker_accepted_connections_total", MetricKind::Counter,
         "Connections that a worker has begun to serve",
         |from, to| to.only(from.connections(|of| &of.accepted))),
-    labelled("nodetracker_handshake_failures_total", Kind::Counter, &["reason"],
+    labelled("nodetracker_handshake_failures_total", MetricKind::Counter, &["reason"],
         "Connections that ended in the handshake of TLS or HTTP/2",
         |from, to| HandshakeFailure::ALL.iter().try_for_each(|&reason| {
             to.of([reason.name()], from.connections(|of| of.handshake_failures(reason)))
         })),
-    single("nodetracker_client_memory_bytes", Kind::Gauge,
+    single("nodetracker_client_memory_bytes", MetricKind::Gauge,
         "Bytes that clients make the server hold, as the memory budget counts them",
         |from, to| to.only(from.sources.statistics.memory.used())),
-    single("nodetracker_client_memory_limit_bytes", Kind::Gauge,
+    single("nodetracker_client_memory_limit_bytes", MetricKind::Gauge,
         "The memory budget for clients (client_memory_mb)",
         |from, to| to.only(from.sources.statistics.memory.limit())),
-    labelled("nodetracker_refusals_total", Kind::Counter, &["reason"],
+    labelled("nodetracker_refusals_total", MetricKind::Counter, &["reason"],
         "Calls and connections that were refused or had to wait: a limit was reached, or the client lacks a right",
         |from, to| {
             let mut counts = from.sources.statistics.memory.refusals().counts();
             counts.try_for_each(|(reason, count)| to.of([reason.name()], count))
         }),
 
-    labelled("nodetracker_certificate_expiry_timestamp_seconds", Kind::Gauge, &["file"],
+    labelled("nodetracker_certificate_expiry_timestamp_seconds", MetricKind::Gauge, &["file"],
         "When the first of the certificates in a file expires, in seconds since 1970",
         certificates)
         .only_if("with `https_keypairs`", has_certificates),
-    single("nodetracker_certificate_reload_failing", Kind::Gauge,
+    single("nodetracker_certificate_reload_failing", MetricKind::Gauge,
         "1 if the certificate files cannot be loaded, so the server uses what it loaded before",
         |from, to| from.sources.certificates.iter().try_for_each(|of| to.only(of.is_failing())))
         .only_if("with `https_keypairs`", has_certificates),
-    single("nodetracker_snapshot_timestamp_seconds", Kind::Gauge,
+    single("nodetracker_snapshot_timestamp_seconds", MetricKind::Gauge,
         "When the last snapshot was written, in seconds since 1970; 0 if none was written",
         |from, to| snapshots(from, |status| to.only(status.last_success().map_or(Duration::ZERO, since_1970))))
         .only_if("with `data_dir`", has_snapshots),
-    single("nodetracker_snapshot_interval_seconds", Kind::Gauge,
+    single("nodetracker_snapshot_interval_seconds", MetricKind::Gauge,
         "The time between two snapshots (snapshot_interval)",
         |from, to| to.only(from.sources.snapshot_interval))
         .only_if("with `data_dir`", has_snapshots),
-    single("nodetracker_snapshot_bytes", Kind::Gauge,
+    single("nodetracker_snapshot_bytes", MetricKind::Gauge,
         "The size of the last snapshot",
         |from, to| snapshots(from, |status| to.only(status.bytes())))
         .only_if("with `data_dir`", has_snapshots),
-    single("nodetracker_snapshot_duration_seconds", Kind::Gauge,
+    single("nodetracker_snapshot_duration_seconds", MetricKind::Gauge,
         "How long the writing of the last snapshot took",
         |from, to| snapshots(from, |status| to.only(status.duration())))
         .only_if("with `data_dir`", has_snapshots),
-    single("nodetracker_snapshots_total", Kind::Counter,
+    single("nodetracker_snapshots_total", MetricKind::Counter,
         "Snapshots that were written",
         |from, to| snapshots(from, |status| to.only(status.successes())))
         .only_if("with `data_dir`", has_snapshots),
-    single("nodetracker_snapshot_failures_total", Kind::Counter,
+    single("nodetracker_snapshot_failures_total", MetricKind::Counter,
         "Snapshots that could not be written",
         |from, to| snapshots(from, |status| to.only(status.failures())))
         .only_if("with `data_dir`", has_snapshots),
-    single("nodetracker_snapshot_failing", Kind::Gauge,
+    single("nodetracker_snapshot_failing", MetricKind::Gauge,
         "1 if the last snapshot could not be written",
         |from, to| snapshots(from, |status| to.only(status.is_failing())))
         .only_if("with `data_dir`", has_snapshots),
-    single("nodetracker_restored_routes", Kind::Gauge,
+    single("nodetracker_restored_routes", MetricKind::Gauge,
         "Routes that were restored from a snapshot at the start",
         |from, to| snapshots(from, |status| to.only(status.restored_routes())))
         .only_if("with `data_dir`", has_snapshots),
 
-    single("process_cpu_seconds_total", Kind::Counter,
+    single("process_cpu_seconds_total", MetricKind::Counter,
         "CPU time of the process, in user and system mode",
         |from, to| process(from, |figures| to.only(figures.cpu_seconds)))
         .only_if("on Linux", has_process),
-    single("process_resident_memory_bytes", Kind::Gauge,
+    single("process_resident_memory_bytes", MetricKind::Gauge,
         "Memory of the process that is in RAM",
         |from, to| process(from, |figures| to.only(figures.resident_bytes)))
         .only_if("on Linux", has_process),
-    single("process_threads", Kind::Gauge,
+    single("process_threads", MetricKind::Gauge,
         "Threads of the process",
         |from, to| process(from, |figures| to.only(figures.threads)))
         .only_if("on Linux", has_process),
-    single("process_open_fds", Kind::Gauge,
+    single("process_open_fds", MetricKind::Gauge,
         "Open file descriptors",
         |from, to| process(from, |figures| to.only(figures.open_fds)))
         .only_if("on Linux", has_process),
-    single("process_max_fds", Kind::Gauge,
+    single("process_max_fds", MetricKind::Gauge,
         "The limit of open file descriptors",
         |from, to| process(from, |figures| to.only(figures.max_fds.map_or(f64::INFINITY, |most| most as f64))))
         .only_if("on Linux", has_process),
-    single("process_start_time_seconds", Kind::Gauge,
+    single("process_start_time_seconds", MetricKind::Gauge,
         "When the process started, in seconds since 1970",
         |from, to| process(from, |figures| to.only(figures.start_time)))
         .only_if("on Linux", has_process),

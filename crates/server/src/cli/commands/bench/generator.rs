@@ -33,7 +33,7 @@ const HEAD_START: Duration = Duration::from_millis(10);
 
 /// The calls of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum LaneCalls {
     Unary(Work),
     /// Heartbeats in the session of the proxy with the number of the lane.
     Session,
@@ -112,7 +112,7 @@ impl Interrupts {
 #[derive(Clone)]
 struct Thread {
     load: Load,
-    kind: Kind,
+    kind: LaneCalls,
     phase: Phase,
     tally: Arc<Mutex<Tally>>,
     stop: CancellationToken,
@@ -131,7 +131,7 @@ impl Load {
     pub(super) async fn run(
         &self,
         name: &'static str,
-        kind: Kind,
+        kind: LaneCalls,
         phase: Phase,
         interrupts: &mut Interrupts,
     ) -> Result<Measured, CommandError> {
@@ -224,11 +224,11 @@ impl Thread {
             Err(error) => return self.report(Err(error)).await,
         };
         match self.kind {
-            Kind::Unary(work) => {
+            LaneCalls::Unary(work) => {
                 let lane = Calls::new(connection, work, *population, *timeout);
                 self.drive(lane, timer, number).await;
             }
-            Kind::Session => match Session::begin(connection, population, number, *timeout).await {
+            LaneCalls::Session => match Session::begin(connection, population, number, *timeout).await {
                 Ok(lane) => self.drive(lane, timer, number).await,
                 Err(Failed { status, .. }) => self.report(Err(at.failed(status).await)).await,
             },

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cli::commands::CommandError;
-use crate::cli::commands::bench::generator::{Interrupts, Kind, Load};
+use crate::cli::commands::bench::generator::{Interrupts, LaneCalls, Load};
 use crate::cli::commands::bench::report::{Report, Settings};
 use crate::cli::commands::bench::schedule::{Extent, Pace, Phase, Rate};
 use crate::cli::commands::bench::work::{Population, Work};
@@ -146,18 +146,18 @@ fn positive(text: &str) -> Result<Duration, String> {
 
 impl Bench {
     /// Returns what the lanes do, and the nodes and proxies.
-    fn kind(&self) -> Result<(Kind, Population), CommandError> {
+    fn kind(&self) -> Result<(LaneCalls, Population), CommandError> {
         let usage = |text: &str| Err(CommandError::Usage(text.to_owned()));
         let (kind, batch_size) = match (self.mode, self.batch_size) {
             (Mode::Unary | Mode::Mixed, Some(2..)) => {
                 return usage("--batch-size: a call of the modes unary and mixed has one node");
             }
-            (Mode::Unary, _) => (Kind::Unary(Work::AddNode), 1),
-            (Mode::Mixed, _) => (Kind::Unary(Work::Mixed), 1),
-            (Mode::LookUp, None | Some(1)) => (Kind::Unary(Work::GetProxies), 1),
-            (Mode::LookUp, Some(size)) => (Kind::Unary(Work::BatchGetProxies), size),
-            (Mode::Batch, size) => (Kind::Unary(Work::AddNodes), size.unwrap_or(BATCH_SIZE)),
-            (Mode::Session, size) => (Kind::Session, size.unwrap_or(BATCH_SIZE)),
+            (Mode::Unary, _) => (LaneCalls::Unary(Work::AddNode), 1),
+            (Mode::Mixed, _) => (LaneCalls::Unary(Work::Mixed), 1),
+            (Mode::LookUp, None | Some(1)) => (LaneCalls::Unary(Work::GetProxies), 1),
+            (Mode::LookUp, Some(size)) => (LaneCalls::Unary(Work::BatchGetProxies), size),
+            (Mode::Batch, size) => (LaneCalls::Unary(Work::AddNodes), size.unwrap_or(BATCH_SIZE)),
+            (Mode::Session, size) => (LaneCalls::Session, size.unwrap_or(BATCH_SIZE)),
         };
         let proxies = match (self.mode, self.proxies) {
             (Mode::Session, Some(proxies)) if proxies != self.connections => {
@@ -228,7 +228,7 @@ pub(crate) async fn bench(bench: Bench) -> Result<(), CommandError> {
 /// Adds the nodes, measures the maximum if the rate is a part of the maximum, and measures.
 async fn measure(
     bench: &Bench,
-    kind: Kind,
+    kind: LaneCalls,
     population: Population,
     interrupts: &mut Interrupts,
 ) -> Result<Report, CommandError> {
@@ -243,7 +243,7 @@ async fn measure(
         server_pid: bench.server_pid,
     };
     // A session announces its nodes when it begins.
-    if kind != Kind::Session {
+    if kind != LaneCalls::Session {
         add_nodes(&load, interrupts).await?;
     }
     let closed = |warm_up, extent| Phase {
@@ -299,7 +299,7 @@ async fn add_nodes(load: &Load, interrupts: &mut Interrupts) -> Result<(), Comma
         extent: Extent::Calls(calls),
     };
     let added = load
-        .run("adding nodes", Kind::Unary(work), phase, interrupts)
+        .run("adding nodes", LaneCalls::Unary(work), phase, interrupts)
         .await?
         .tally;
     interrupts.check()?;
