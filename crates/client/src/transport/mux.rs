@@ -87,10 +87,7 @@ impl MuxTunnel {
             ended: CancellationToken::new(),
         };
         let last_received = LastReceived::new();
-        let connection = NotesReceived {
-            stream: connection,
-            last: Arc::clone(&last_received),
-        };
+        let connection = NotesReceived::new(connection, Arc::clone(&last_received));
         tokio::spawn(drive(
             Connection::new(connection.compat(), config, mode),
             request_receiver,

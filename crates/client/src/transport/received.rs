@@ -1,4 +1,7 @@
-//! When a connection has last received bytes.
+//! When the other end of a connection has last sent bytes, or has taken bytes that had to wait.
+//!
+//! An end that only sends hears little: with large windows, updates are rare. But a write that had to wait continues
+//! only after the other end has acknowledged earlier bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -10,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// When bytes came last, to the millisecond.
+/// When bytes came or were taken last, to the millisecond.
 pub(super) struct LastReceived {
     since: Instant,
     millis: AtomicU64,
@@ -24,7 +27,7 @@ impl LastReceived {
         })
     }
 
-    /// Returns the time; the time of [`LastReceived::new`] if no bytes have come.
+    /// Returns the time; the time of [`LastReceived::new`] if no bytes have come or were taken.
     pub(super) fn get(&self) -> std::time::Instant {
         // Relaxed, here and in `note`: the time guards no data.
         (self.since + Duration::from_millis(self.millis.load(Relaxed))).into_std()
@@ -36,10 +39,22 @@ impl LastReceived {
     }
 }
 
-/// A connection that notes when bytes come.
+/// A connection that notes when bytes come, and when a write that had to wait continues.
 pub(super) struct NotesReceived<S> {
-    pub(super) stream: S,
-    pub(super) last: Arc<LastReceived>,
+    stream: S,
+    last: Arc<LastReceived>,
+    /// Whether the last write has to wait.
+    is_write_blocked: bool,
+}
+
+impl<S> NotesReceived<S> {
+    pub(super) fn new(stream: S, last: Arc<LastReceived>) -> Self {
+        Self {
+            stream,
+            last,
+            is_write_blocked: false,
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for NotesReceived<S> {
@@ -55,7 +70,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for NotesReceived<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for NotesReceived<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if self.is_write_blocked && matches!(polled, Poll::Ready(Ok(1..))) {
+            self.last.note();
+        }
+        self.is_write_blocked = polled.is_pending();
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

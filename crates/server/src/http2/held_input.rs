@@ -454,6 +454,7 @@ mod tests {
         settle().await;
         // The connection notices with its next bytes.
         served.send(&frame(PRIORITY, 0, 1, &[0; 5])).await;
-        assert_eq!(served.memory.used(), 0);
+        // The stream is open: its response never ends.
+        assert_eq!(served.memory.used(), CALL_MEMORY);
     }
 }
