@@ -4,19 +4,25 @@ use std::ops::Range;
 use std::time::Duration;
 use std::{env, thread};
 
-/// The seeds 0, 1, 2, and so on: as many as `NODETRACKER_SEEDS` says, or as the test says. Prints the seed of a test
-/// that fails.
+/// The seeds 0, 1, 2, and so on: as many as `NODETRACKER_SEEDS` says, or as the test says. With `NODETRACKER_SEED`, only
+/// that seed. Prints the seed of a test that fails.
 pub(crate) struct Seeds(Range<u64>);
 
 impl Seeds {
     pub(crate) fn new(default: u64) -> Self {
-        Self(0..Self::chosen().unwrap_or(default))
+        match number("NODETRACKER_SEED") {
+            Some(seed) => Self(seed..seed + 1),
+            None => Self(0..number("NODETRACKER_SEEDS").unwrap_or(default)),
+        }
     }
+}
 
-    fn chosen() -> Option<u64> {
-        let text = env::var("NODETRACKER_SEEDS").ok()?;
-        Some(text.parse().expect("NODETRACKER_SEEDS is a number"))
-    }
+fn number(name: &str) -> Option<u64> {
+    let text = env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is {text:?}, not a number")),
+    )
 }
 
 impl Iterator for Seeds {
@@ -30,7 +36,8 @@ impl Iterator for Seeds {
 impl Drop for Seeds {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("seed {}", self.0.start.saturating_sub(1));
+            let seed = self.0.start.saturating_sub(1);
+            eprintln!("seed {seed}; NODETRACKER_SEED={seed} runs only this seed");
         }
     }
 }
@@ -42,32 +49,47 @@ pub(crate) struct Fault {
     pub(crate) bound: Duration,
     /// A seed takes as long as so many seeds of the cheapest faults.
     pub(crate) cost: u64,
-    /// Runs a seed. Returns how long the recovery takes.
-    pub(crate) recovery: fn(u64) -> Duration,
+    /// Runs a seed.
+    pub(crate) recovery: fn(u64) -> Recovery,
 }
 
-/// Runs all faults, the cheapest with `default` seeds. Prints a table of their recoveries.
+/// The result of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Recovery {
+    /// How long the recovery takes.
+    pub(crate) time: Duration,
+    /// A number that two runs share only if all of their messages are the same.
+    pub(crate) trace: u64,
+}
+
+/// Runs all faults, the cheapest with `default` seeds, and the first seed twice. Prints a table of their recoveries.
 pub(crate) fn measure(faults: &[Fault], default: u64) {
-    println!("| fault | seeds | median | worst | bound |");
+    println!("\n| fault | seeds | median | worst | bound |");
     println!("| --- | ---: | ---: | ---: | ---: |");
     for fault in faults {
+        let Fault { name, bound, .. } = fault;
         let mut seeds = Seeds::new(default);
-        seeds.0.end = seeds.0.end.div_ceil(fault.cost);
+        if seeds.0.start == 0 {
+            seeds.0.end = seeds.0.end.div_ceil(fault.cost);
+        }
+        let first = seeds.0.start;
         let recovery = |seed| {
             let recovery = (fault.recovery)(seed);
-            let Fault { name, bound, .. } = fault;
-            assert!(recovery <= *bound, "{name}: {recovery:?} > {bound:?}, seed {seed}");
-            recovery
+            let time = recovery.time;
+            assert!(time <= *bound, "{name}: {time:?} > {bound:?}, seed {seed}");
+            if seed == first {
+                assert_eq!((fault.recovery)(seed), recovery, "{name}: seed {seed} does not replay");
+            }
+            time
         };
         let mut recoveries: Vec<_> = seeds.map(recovery).collect();
         recoveries.sort_unstable();
         let (count, seconds) = (recoveries.len(), |time: Duration| time.as_secs_f64());
         println!(
-            "| {} | {count} | {:.1} s | {:.1} s | {:.1} s |",
-            fault.name,
+            "| {name} | {count} | {:.1} s | {:.1} s | {:.1} s |",
             seconds(recoveries[count / 2]),
             seconds(recoveries[count - 1]),
-            seconds(fault.bound),
+            seconds(*bound),
         );
     }
 }

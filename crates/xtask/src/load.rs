@@ -32,6 +32,8 @@ pub(crate) enum LoadPart {
     LookUps,
     /// The cost of a proxy's session on the client's side (the same file)
     SessionCost,
+    /// How soon sessions, replicas and pools recover, in simulated time (the same file); 400 seeds
+    Recovery,
 }
 
 impl LoadPart {
@@ -39,14 +41,16 @@ impl LoadPart {
     fn file(self) -> &'static str {
         match self {
             LoadPart::Attacks | LoadPart::Situations => "crates/server/docs/attacks.md",
-            LoadPart::LookUps | LoadPart::SessionCost => "crates/client/README.md",
+            LoadPart::LookUps | LoadPart::SessionCost | LoadPart::Recovery => "crates/client/README.md",
             _ => "crates/server/README.md",
         }
     }
 }
 
 pub(crate) fn run(sh: &Shell, parts: Vec<LoadPart>) -> Outcome {
-    cmd!(sh, "cargo build --release --quiet --locked -p nodetracker-server").run()?;
+    if parts.iter().any(|part| !matches!(part, LoadPart::Recovery)) {
+        cmd!(sh, "cargo build --release --quiet --locked -p nodetracker-server").run()?;
+    }
     for part in parts {
         let name = part
             .to_possible_value()
@@ -56,7 +60,7 @@ pub(crate) fn run(sh: &Shell, parts: Vec<LoadPart>) -> Outcome {
         let measured = measure(sh, part)?;
         println!("{measured}");
         let section = match part {
-            LoadPart::Instructions | LoadPart::Attacks | LoadPart::Situations => measured,
+            LoadPart::Instructions | LoadPart::Attacks | LoadPart::Situations | LoadPart::Recovery => measured,
             LoadPart::Tour => format!("```console\n{measured}\n```"),
             _ => format!("```text\n{measured}\n```"),
         };
@@ -97,7 +101,38 @@ fn measure(sh: &Shell, part: LoadPart) -> xshell::Result<String> {
         LoadPart::Situations => example(sh, "server", "situations"),
         LoadPart::LookUps => example(sh, "client", "look_ups"),
         LoadPart::SessionCost => example(sh, "client", "session_cost"),
+        LoadPart::Recovery => recovery(sh),
     }
+}
+
+/// Runs the simulations of faults, and the random drives of cache and replica. Returns their tables.
+fn recovery(sh: &Shell) -> xshell::Result<String> {
+    let seeds = env::var("NODETRACKER_SEEDS").unwrap_or_else(|_| "400".to_owned());
+    // With the packages and features of CI's tests, so that nothing is built again.
+    let test = cmd!(
+        sh,
+        "cargo test --workspace --all-features --quiet --locked --lib --test it --
+        recovery_of no_answer_is_older --nocapture --test-threads=1"
+    );
+    Ok(joined_tables(&test.env("NODETRACKER_SEEDS", seeds).read()?))
+}
+
+/// Returns the tables of a text. Tables with the same header become one table.
+fn joined_tables(text: &str) -> String {
+    let mut tables: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut rows = text.lines().filter(|line| line.starts_with("| ")).peekable();
+    while let Some(row) = rows.next() {
+        let is_header = rows.next_if(|next| next.starts_with("| ---"));
+        match (is_header, tables.last_mut()) {
+            (Some(rule), last) if last.as_ref().is_none_or(|(header, _)| *header != row) => {
+                tables.push((row, vec![row, rule]));
+            }
+            (None, Some((_, table))) => table.push(row),
+            _ => {}
+        }
+    }
+    let tables: Vec<_> = tables.into_iter().map(|(_, rows)| rows.join("\n")).collect();
+    tables.join("\n\n")
 }
 
 /// Runs an example of a crate.
@@ -121,6 +156,13 @@ fn replaced(text: &str, task: &str, name: &str, section: &str) -> Option<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_of_one_kind_are_joined() {
+        let text = "test a ...\n| x | y |\n| --- | --- |\n| 1 | 2 |\nok\n| x | y |\n| --- | --- |\n| 3 | 4 |\n| z |\n| --- |\n| 5 |\n";
+        let expected = "| x | y |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |\n\n| z |\n| --- |\n| 5 |";
+        assert_eq!(joined_tables(text), expected);
+    }
 
     #[test]
     fn a_section_is_replaced_between_its_marks() {

@@ -6,6 +6,7 @@
 //! * no node is announced or refreshed for longer than an interval and a half after its last sign of life
 //! * no node is announced or refreshed after it went down, except by a request that was on its way
 //! * a live node has a route [`RECOVERY`] after the last fault
+//! * at all times, a node that is down has no route for longer than the keep-alive interval
 //! * with one tracker, a node that is down has no route [`RECOVERY`] after the last fault, and [`WITHDRAWAL`] after its
 //!   tunnel ended
 //! * at the end, the tracker has the routes of the live nodes and no other routes
@@ -73,6 +74,11 @@ pub(super) struct Run {
     pub(super) world: World,
     truth: BTreeMap<NodeId, Truth>,
     pub(super) last_fault: Duration,
+    /// The last restart with a snapshot, after which the tracker holds expiry.
+    expiry_held: Duration,
+    /// The present incarnation of the proxy, and its position in the world.
+    incarnation: u64,
+    proxy: usize,
     /// Whether a change of the nodes has reported something to do.
     is_woken: bool,
     seed: u64,
@@ -85,11 +91,14 @@ impl Run {
             .collect();
         let mut world = World::new(seed, trackers);
         world.latency = Duration::from_millis(1)..Duration::from_millis(50);
-        world.add_proxy("proxy", 1, timing());
+        let proxy = world.add_proxy("proxy", 1, timing());
         Self {
             world,
             truth: BTreeMap::new(),
             last_fault: Duration::ZERO,
+            expiry_held: Duration::ZERO,
+            incarnation: 1,
+            proxy,
             is_woken: false,
             seed,
         }
@@ -98,7 +107,7 @@ impl Run {
     fn sign(&mut self, node: &NodeId, is_up: bool) {
         let now = self.world.now;
         let wait = SIGNS.mul_f64(self.world.random.f64());
-        let proxy = &self.world.proxies[0];
+        let proxy = &self.world.proxies[self.proxy];
         self.is_woken |= match is_up {
             true => proxy.nodes.up(node, self.world.instant()).expect("there is room"),
             false => proxy.nodes.seen(node, self.world.instant()),
@@ -133,7 +142,7 @@ impl Run {
             (Some(Life::Silent), 0) => self.sign(&node, false),
             (Some(Life::Live), 0) => self.set(&node, Life::Silent, now),
             (Some(_), _) => {
-                self.is_woken |= self.world.proxies[0].nodes.down(&node, self.world.instant());
+                self.is_woken |= self.world.proxies[self.proxy].nodes.down(&node, self.world.instant());
                 self.set(&node, Life::Down, now);
                 // Some return at once.
                 if self.world.random.bool() {
@@ -151,13 +160,13 @@ impl Run {
     }
 
     fn fault(&mut self) {
-        let world = &mut self.world;
+        let (world, proxy) = (&mut self.world, self.proxy);
         let tracker = world.random.usize(..world.trackers.len());
-        match world.random.u8(..12) {
+        match world.random.u8(..14) {
             0 => world.restart(tracker, false),
-            1 => world.restart(tracker, true),
-            2 => world.cut(0, false),
-            3 => world.cut(0, true),
+            1 => self.restart_with_snapshot(tracker),
+            2 => world.cut(proxy, false),
+            3 => world.cut(proxy, true),
             4 => world.trackers[tracker].drop_proxies(),
             5 => {
                 let mut random = world.random.fork();
@@ -168,6 +177,8 @@ impl Run {
             8 => world.repeats_requests ^= true,
             9 => self.sleep(Duration::from_secs(3600)),
             10 => world.broadcast(tracker, &Response::KeepAlive(v1::SessionKeepAlive {})),
+            11 => world.set_reachable(tracker, !world.trackers[tracker].is_reachable),
+            12 => self.restart_proxy(),
             _ => world.broadcast(
                 tracker,
                 &Response::GoAway(v1::SessionGoAway {
@@ -178,11 +189,39 @@ impl Run {
         self.last_fault = self.world.now;
     }
 
+    pub(super) fn restart_with_snapshot(&mut self, tracker: usize) {
+        self.world.restart(tracker, true);
+        self.expiry_held = self.world.now;
+    }
+
+    /// The process is killed, and all tunnels end. After a while, it starts again under its ID, and some nodes return.
+    fn restart_proxy(&mut self) {
+        let is_half_open = self.world.random.bool();
+        self.world.cut(self.proxy, is_half_open);
+        self.world.sleep_until(self.proxy, Duration::MAX);
+        let killed = self.world.now;
+        for truth in self.truth.values_mut().filter(|truth| truth.life != Life::Down) {
+            (truth.life, truth.since) = (Life::Down, killed);
+        }
+        let end = killed + (2 * KEEP_ALIVE).mul_f64(self.world.random.f64().powi(3));
+        while self.world.now < end {
+            self.last_fault = self.world.now;
+            self.step(STEP);
+        }
+        self.incarnation += 1;
+        self.proxy = self.world.add_proxy("proxy", self.incarnation, timing());
+        for node in Vec::from_iter(self.truth.keys().cloned()) {
+            if self.world.random.bool() {
+                self.sign(&node, true);
+            }
+        }
+    }
+
     /// The process sleeps. Then the live nodes give signs of life one after the other.
     pub(super) fn sleep(&mut self, time: Duration) {
         let world = &mut self.world;
         let end = world.now + time;
-        world.sleep_until(0, end);
+        world.sleep_until(self.proxy, end);
         world.run_until(end);
         for truth in self.truth.values_mut() {
             truth.next_sign = end + SIGNS.mul_f64(world.random.f64());
@@ -190,8 +229,11 @@ impl Run {
     }
 
     pub(super) fn heal(&mut self) {
-        for tracker in &mut self.world.trackers {
-            tracker.capacity = usize::MAX;
+        for tracker in 0..self.world.trackers.len() {
+            self.world.trackers[tracker].capacity = usize::MAX;
+            if !self.world.trackers[tracker].is_reachable {
+                self.world.set_reachable(tracker, true);
+            }
         }
         self.world.repeats_requests = false;
         self.world.latency.end = Duration::from_millis(50);
@@ -210,10 +252,11 @@ impl Run {
             self.sign(&node, false);
         }
         if std::mem::take(&mut self.is_woken) {
-            self.world.drive(0);
+            self.world.drive(self.proxy);
         }
         self.world.run_until(now + time);
         self.check();
+        self.assert_down_nodes_expire();
     }
 
     fn check(&mut self) {
@@ -232,8 +275,8 @@ impl Run {
             );
         }
         let now = self.world.now;
-        let is_full = |tracker: &ModelTracker| tracker.capacity != usize::MAX;
-        if self.world.trackers.iter().any(is_full) {
+        let is_faulty = |tracker: &ModelTracker| tracker.capacity != usize::MAX || !tracker.is_reachable;
+        if self.world.trackers.iter().any(is_faulty) {
             self.last_fault = now;
         }
         if now - self.last_fault > RECOVERY {
@@ -277,10 +320,10 @@ impl Run {
         })
     }
 
-    pub(super) fn assert_down_nodes_expire(&self) {
+    fn assert_down_nodes_expire(&self) {
         for node in self.routes() {
             let truth = &self.truth[&node];
-            let time = self.world.now - truth.since;
+            let time = self.world.now - truth.since.max(self.expiry_held);
             assert!(
                 truth.life != Life::Down || time <= KEEP_ALIVE + DELAY,
                 "seed {}: {node} has a route {time:?} after it went down",
@@ -304,10 +347,11 @@ impl Run {
             .collect();
         assert_eq!(self.routes(), live, "seed {}", self.seed);
         let up = self.truth.values().filter(|truth| truth.life != Life::Down).count();
-        assert_eq!(self.world.proxies[0].nodes.len(), up, "seed {}", self.seed);
-        assert!(self.world.proxies[0].machine.is_settled(), "seed {}", self.seed);
+        let proxy = &self.world.proxies[self.proxy];
+        assert_eq!(proxy.nodes.len(), up, "seed {}", self.seed);
+        assert!(proxy.machine.is_settled(), "seed {}", self.seed);
         let ended = |event: &Event| matches!(event, Event::Superseded(_) | Event::Drained);
-        assert!(!self.world.proxies[0].events.iter().any(ended), "seed {}", self.seed);
+        assert!(!proxy.events.iter().any(ended), "seed {}", self.seed);
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::seeds::Fault;
+use crate::seeds::{Fault, Recovery};
 use crate::session::faults::{DELAY, INTERVAL, KEEP_ALIVE, Run, SIGNS, STEP};
 
 const PRECISION: Duration = Duration::from_millis(20);
@@ -18,23 +18,19 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// A later wait for an attempt.
 const RETRY: Duration = Duration::from_secs(3);
 
-fn restart(run: &mut Run, has_snapshot: bool) {
-    run.world.restart(0, has_snapshot);
-}
-
 pub(crate) const FAULTS: &[Fault] = &[
     Fault {
         name: "a tracker restarts with a snapshot",
         bound: RECONNECTION.saturating_add(Duration::from_secs(1)),
         cost: 1,
-        recovery: |seed| recovery(seed, Duration::ZERO, |run| restart(run, true), |_| {}),
+        recovery: |seed| recovery(seed, Duration::ZERO, |run| run.restart_with_snapshot(0), |_| {}),
     },
     Fault {
         name: "a tracker restarts without a snapshot",
         // The jitter of announcements is one second.
         bound: RECONNECTION.saturating_add(Duration::from_secs(1)),
         cost: 1,
-        recovery: |seed| recovery(seed, Duration::ZERO, |run| restart(run, false), |_| {}),
+        recovery: |seed| recovery(seed, Duration::ZERO, |run| run.world.restart(0, false), |_| {}),
     },
     Fault {
         name: "a tracker is unreachable for three intervals",
@@ -106,7 +102,7 @@ pub(crate) const FAULTS: &[Fault] = &[
 ];
 
 /// Lets nodes come, go and fall silent until the fault has ended. Returns how long the recovery takes.
-fn recovery(seed: u64, lasts: Duration, begin: impl FnOnce(&mut Run), end: impl FnOnce(&mut Run)) -> Duration {
+fn recovery(seed: u64, lasts: Duration, begin: impl FnOnce(&mut Run), end: impl FnOnce(&mut Run)) -> Recovery {
     let mut run = Run::new(seed, 1);
     let before = Duration::from_secs(60).mul_f64(f64::from(seed as u32 % 60) / 60.0);
     change_for(&mut run, before, false);
@@ -119,11 +115,10 @@ fn recovery(seed: u64, lasts: Duration, begin: impl FnOnce(&mut Run), end: impl 
         let time = run.world.now - ended;
         assert!(time < KEEP_ALIVE, "no recovery, seed {seed}");
         run.step(PRECISION);
-        run.assert_down_nodes_expire();
     }
     let time = run.world.now - ended;
     run.settle();
-    time
+    run.world.recovery(time)
 }
 
 fn change_for(run: &mut Run, time: Duration, has_fault: bool) {
@@ -137,11 +132,10 @@ fn change_for(run: &mut Run, time: Duration, has_fault: bool) {
             run.last_fault = run.world.now;
         }
         run.step(STEP.min(end - run.world.now));
-        run.assert_down_nodes_expire();
     }
 }
 
-fn kill(seed: u64) -> Duration {
+fn kill(seed: u64) -> Recovery {
     let mut run = Run::new(seed, 1);
     change_for(&mut run, Duration::from_secs(60), false);
     run.world.cut(0, true);
@@ -151,5 +145,5 @@ fn kill(seed: u64) -> Duration {
         run.world.run_until(run.world.now + PRECISION);
         assert!(run.world.now <= killed + 2 * KEEP_ALIVE, "routes stay, seed {seed}");
     }
-    run.world.now - killed
+    run.world.recovery(run.world.now - killed)
 }

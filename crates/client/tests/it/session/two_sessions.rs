@@ -6,7 +6,7 @@ use nodetracker_client::session::Timing;
 use nodetracker_client::session::machine::{Event, Input, SessionSupersededReason};
 use nodetracker_client::{NodeId, Uuid};
 
-use crate::seeds::{Fault, Seeds};
+use crate::seeds::{Fault, Recovery, Seeds};
 use crate::session::model::{LIMITS, ModelTracker};
 use crate::session::world::World;
 
@@ -94,7 +94,7 @@ fn a_late_hello_of_the_session_itself_does_not_end_it() {
         assert!(world.proxies[proxy].machine.is_settled(), "seed {seed}");
         late += world.proxies[proxy].machine.counters().faults;
     }
-    assert!(late > seeds / 10, "{late} late hellos");
+    assert!(seeds == 1 || late > seeds / 10, "{late} late hellos");
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn a_drain_ends_the_incarnation_even_if_the_drain_or_its_answer_is_lost() {
 
 /// The old process dies with messages on their way: an announcement, or even its hello. Returns how long the tracker
 /// takes to have the routes of the new process, and no others.
-fn restart_with_late_messages(seed: u64, is_greeted: bool) -> Duration {
+fn restart_with_late_messages(seed: u64, is_greeted: bool) -> Recovery {
     let nodes = [1, 2, 3].map(|number| NodeId::from(Uuid::from_u128(number)));
     let mut world = world(seed);
     let old = world.add_proxy("proxy", 1, Timing::default());
@@ -147,13 +147,13 @@ fn restart_with_late_messages(seed: u64, is_greeted: bool) -> Duration {
     assert_eq!(world.trackers[0].nodes("proxy", world.now), nodes[..1], "seed {seed}");
     assert_eq!(superseded(&world, new), None, "seed {seed}");
     assert!(world.proxies[new].machine.is_settled(), "seed {seed}");
-    time
+    world.recovery(time)
 }
 
 /// The wall clock is set back by up to a day, and then the process starts again. Its incarnation, the time in
 /// milliseconds, is less than before. The embedder begins a session with a greater incarnation. Returns how long the
 /// tracker takes to have the routes of the new process, and no others.
-fn restart_after_clock_step(seed: u64) -> Duration {
+fn restart_after_clock_step(seed: u64) -> Recovery {
     let nodes = [1, 2].map(|number| NodeId::from(Uuid::from_u128(number)));
     let mut world = world(seed);
     world.latency = Duration::from_millis(1)..Duration::from_millis(50);
@@ -183,7 +183,7 @@ fn restart_after_clock_step(seed: u64) -> Duration {
     world.run_until(world.now + Duration::from_secs(60));
     assert_eq!(superseded(&world, new), None, "seed {seed}");
     assert!(world.proxies[new].machine.is_settled(), "seed {seed}");
-    time
+    world.recovery(time)
 }
 
 fn up(world: &World, proxy: usize, node: &NodeId) {

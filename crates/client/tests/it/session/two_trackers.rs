@@ -7,7 +7,7 @@ use std::time::Duration;
 use nodetracker_client::session::Timing;
 use nodetracker_client::{NodeId, Uuid};
 
-use crate::seeds::Fault;
+use crate::seeds::{Fault, Recovery};
 use crate::session::model::{LIMITS, ModelTracker};
 use crate::session::world::World;
 
@@ -51,7 +51,7 @@ fn routes(world: &World, tracker: usize) -> BTreeSet<NodeId> {
 }
 
 /// Returns how long the tracker that was cut off takes to catch up. The other tracker misses nothing.
-fn partition(seed: u64) -> Duration {
+fn partition(seed: u64) -> Recovery {
     let is_greeted = seed.is_multiple_of(2);
     let trackers = [1, 2].map(|generation| ModelTracker::new(KEEP_ALIVE, LIMITS, generation));
     let mut world = World::new(seed, trackers.into());
@@ -101,7 +101,7 @@ fn partition(seed: u64) -> Duration {
     }
     let is_settled = |proxy: usize| world.proxies[proxy].machine.is_settled();
     assert!(is_settled(0) && is_settled(1), "seed {seed}");
-    recovered.unwrap_or_default()
+    world.recovery(recovered.unwrap_or_default())
 }
 
 pub(crate) const FAULTS: &[Fault] = &[Fault {

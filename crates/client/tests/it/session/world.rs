@@ -18,6 +18,7 @@ use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
 use prost::Message;
 
+use crate::seeds::Recovery;
 use crate::session::model::{ModelTracker, StreamId};
 
 /// Bytes of gRPC in front of each message.
@@ -154,6 +155,12 @@ impl World {
     /// A number that two runs share only if all of their messages are the same.
     pub(crate) fn trace(&self) -> u64 {
         self.trace.finish()
+    }
+
+    /// The result of a run whose recovery took this time.
+    pub(crate) fn recovery(&self, time: Duration) -> Recovery {
+        let trace = self.trace();
+        Recovery { time, trace }
     }
 
     /// Runs until a time.
