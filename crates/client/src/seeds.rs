@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::time::Duration;
 use std::{env, thread};
 
-/// The seeds 0, 1, 2, and so on: as many as `NODETRACKER_SEEDS` says, or as the test says. With `NODETRACKER_SEED`, only
-/// that seed. Prints the seed of a test that fails.
+/// The seeds 0, 1, 2, and so on: as many as `NODETRACKER_SEEDS` says, or as the test says. With `NODETRACKER_SEED`,
+/// only that seed. Prints the seed of a test that fails.
 pub(crate) struct Seeds(Range<u64>);
 
 impl Seeds {
