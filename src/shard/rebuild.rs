@@ -88,7 +88,8 @@ impl<K: Key> Shard<K> {
     }
 
     /// [`rebuild`](Shard::rebuild) for the sweeper: takes about as long as visiting `records` records, except for the
-    /// last part, and keeps an unfinished copy in `parked`. Returns whether there is more to do.
+    /// first part, which allocates the new index, and the last part. Keeps an unfinished copy in `parked`. Returns
+    /// whether there is more to do.
     pub(crate) fn rebuild_part<P: Liveness>(
         &self,
         old: Index<'_>,
