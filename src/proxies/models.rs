@@ -182,7 +182,7 @@ fn a_proxy_is_found_with_its_details() {
             addr: "b:1",
             ..proxy(id)
         };
-        let moved = world.proxies.register(&moved, 0, &pin(), |_| ());
+        let moved = world.proxies.register((&moved).into(), 0, &pin(), |_| ());
         assert_eq!(moved, Ok(registered));
         finders.into_iter().for_each(|finder| finder.join().expect("it ends"));
     });
