@@ -15,8 +15,8 @@ use crate::types::client::ClientId;
 /// proxies of one client also share the line of the client's count. A table without limits has no counts, so its
 /// insertions do not write them. Refreshes write no count.
 ///
-/// A number's count is one word with the slot of the proxy's client. So whoever changes the count sees for which client
-/// the change counts, and a proxy moves to another client with the count of that moment. While no thread is in the
+/// A proxy number's count and the slot of the proxy's client are one word. So each change of the count also returns the
+/// slot of the client that the change counts for. A proxy that moves to another client takes its present count along. While no thread is in the
 /// middle of a change, the count of a client is the sum of the counts of its numbers.
 ///
 /// All operations are Relaxed, on atomics of `std` even under loom: the counts publish no other data. Like the limit of

@@ -1,7 +1,7 @@
-//! A queue in which clients take turns, and places for work of which only some may run at one time.
+//! A queue in which clients take turns, and a limit on tasks that run at the same time, which uses this queue.
 //!
-//! Clients take turns however many tasks each has. So a client with 400 tasks delays the next task of another client by
-//! one task.
+//! Each client has one task in each round of the queue, however many tasks it has. So a client with 400 tasks delays
+//! another client's next task by one task.
 
 use std::collections::{HashMap, VecDeque};
 use std::iter;

@@ -1,9 +1,9 @@
 //! Which proxies this proxy names to its agents: the state machine, without I/O.
 //!
-//! Trackers list the proxies of the fleet, and presences come from the proxies themselves. A tracker lists a dead proxy
-//! until its routes expire, and forgets a proxy without routes. So the trackers' list decides whom to ping, and only a
-//! recent presence puts a proxy into the list for agents. A proxy that no tracker lists yet pings the proxies that are
-//! listed, and they learn of it by its ping.
+//! Trackers list the proxies of the fleet, and each proxy sends its presence itself. A tracker still lists a dead proxy
+//! until the proxy's routes expire, and does not list a proxy without routes. So this proxy pings the proxies that the
+//! trackers list, and names a proxy to agents only after a recent presence. A proxy that no tracker lists yet pings the
+//! listed proxies, and the pings announce it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
