@@ -16,8 +16,8 @@ use crate::types::client::ClientId;
 /// insertions do not write them. Refreshes write no count.
 ///
 /// A proxy number's count and the slot of the proxy's client are one word. So each change of the count also returns the
-/// slot of the client that the change counts for. A proxy that moves to another client takes its present count along. While no thread is in the
-/// middle of a change, the count of a client is the sum of the counts of its numbers.
+/// slot of the client that the change counts for. A proxy that moves to another client takes its present count along.
+/// While no thread is in the middle of a change, the count of a client is the sum of the counts of its numbers.
 ///
 /// All operations are Relaxed, on atomics of `std` even under loom: the counts publish no other data. Like the limit of
 /// all routes, the limits are exact: a route is counted before the CAS that inserts it. If several threads compete for
