@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, ValueEnum};
 use nodetracker_proto::v1;
 use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
+use unicode_width::UnicodeWidthStr;
 
 use crate::cli::commands::{CommandError, TrackerArgs};
 use crate::config::duration;
@@ -102,8 +104,7 @@ impl<const N: usize> PagedOutput<N> {
             match self {
                 Self::Table { .. } => self.keep(&row(object)),
                 Self::Json => {
-                    serde_json::to_writer(&mut *out, object)?;
-                    writeln!(out)?;
+                    json_line(out, object)?;
                 }
             }
         }
@@ -114,7 +115,7 @@ impl<const N: usize> PagedOutput<N> {
         if let Self::Table { cells, widths } = self {
             for (text, width) in row.iter().zip(widths) {
                 let text = cell(text);
-                *width = text.chars().count().max(*width);
+                *width = text.width().max(*width);
                 cells.push_str(&text);
                 cells.push('\t');
             }
@@ -130,7 +131,8 @@ impl<const N: usize> PagedOutput<N> {
             match column + 1 == N {
                 // The last column needs no padding.
                 true => writeln!(out, "{text}")?,
-                false => write!(out, "{text:width$}  ", width = widths[column])?,
+                // Formatting would pad by the number of characters, and some characters take two columns.
+                false => write!(out, "{text}{:pad$}  ", "", pad = widths[column] - text.width())?,
             }
         }
         Ok(())
@@ -214,8 +216,34 @@ impl From<v1::Proxy> for ProxyRow {
     }
 }
 
+/// Writes an object and the end of the line.
+pub(crate) fn json_line(out: &mut impl Write, object: &impl Serialize) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::with_formatter(&mut *out, VisibleJson);
+    object.serialize(&mut serializer)?;
+    writeln!(out)
+}
+
+/// Compact JSON that escapes what [`visible`] escapes, so that a terminal shows which name it is.
+struct VisibleJson;
+
+impl Formatter for VisibleJson {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        for character in fragment.chars() {
+            match is_invisible(character) {
+                true => {
+                    for unit in character.encode_utf16(&mut [0; 2]) {
+                        write!(out, "\\u{unit:04x}")?;
+                    }
+                }
+                false => write!(out, "{character}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Escapes the characters that a terminal does not show as they are: control characters, those that change the
-/// direction of the text after them, and those without a width. A node's name could otherwise look like another name.
+/// direction of the text after them, and those without a glyph. A node's name could otherwise look like another name.
 pub(crate) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
@@ -227,21 +255,32 @@ pub(crate) fn visible(text: &str) -> String {
     shown
 }
 
+/// Unicode's `Default_Ignorable_Code_Point`, which has the marks of direction and the characters without a width, and the
+/// controls and separators.
 fn is_invisible(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
-            // Soft hyphen, Arabic letter mark, Mongolian vowel separator, byte order mark.
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}'
+            // Soft hyphen, grapheme joiner, Arabic letter mark, byte order mark.
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{feff}'
+            // Fillers of Hangul.
+            | '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}'
+            // Inherent vowels of Khmer; selectors and the vowel separator of Mongolian.
+            | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
             // Zero-width space and joiners, marks of direction.
             | '\u{200b}'..='\u{200f}'
             // Line and paragraph separators, embeddings and overrides.
             | '\u{2028}'..='\u{202e}'
             // Word joiner, invisible operators, isolates.
             | '\u{2060}'..='\u{206f}'
-            // Interlinear annotations, tags.
-            | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}'
+            // Variation selectors.
+            | '\u{fe00}'..='\u{fe0f}'
+            // Reserved, interlinear annotations.
+            | '\u{fff0}'..='\u{fffb}'
+            // Controls of shorthand and of musical notation.
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            // Tags, more variation selectors.
+            | '\u{e0000}'..='\u{e0fff}'
         )
 }
 
@@ -315,11 +354,40 @@ mod tests {
             '\u{2066}'..='\u{2069}',
             '\u{200b}'..='\u{200f}',
         ];
-        let singles = ['\u{61c}', '\u{2060}', '\u{feff}'];
+        let singles = [
+            '\u{61c}',
+            '\u{2060}',
+            '\u{feff}',
+            '\u{34f}',
+            '\u{1160}',
+            '\u{3164}',
+            '\u{fe0f}',
+            '\u{e0100}',
+        ];
         for character in ranges.into_iter().flatten().chain(singles) {
             let escaped = format!("\\u{{{:x}}}", u32::from(character));
             assert_eq!(visible(&character.to_string()), escaped);
         }
         assert_eq!(visible("né-1 節点 🦀"), "né-1 節点 🦀");
+    }
+
+    #[test]
+    fn invisible_characters_are_escaped_in_json_too() {
+        let node = "né\u{202e}a\"\u{e0100}\n";
+        let mut line = Vec::new();
+        json_line(&mut line, &node).unwrap();
+        assert_eq!(String::from_utf8_lossy(&line), "\"né\\u202ea\\\"\\udb40\\udd00\\n\"\n");
+        assert_eq!(serde_json::from_slice::<String>(&line).unwrap(), node);
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        let mut table = Vec::new();
+        Format::Table
+            .write(&mut table, Some(["NODE", "ADDR"]), &["節点", "né"], |node| {
+                [(*node).to_owned(), "a:1".to_owned()]
+            })
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&table), "NODE  ADDR\n節点  a:1\nné    a:1\n");
     }
 }

@@ -51,9 +51,17 @@ impl MutedWaker {
     pub(super) fn mute<T>(&self, f: impl FnOnce() -> T) -> T {
         // Relaxed, as the load in `wake_by_ref`: only this thread wakes the task meanwhile.
         self.state.is_muted.store(true, Ordering::Relaxed);
-        let result = f();
-        self.state.is_muted.store(false, Ordering::Relaxed);
-        result
+        // A drop, so that a panic of `f` leaves no connection without wakes.
+        let _unmute = Unmute(&self.state.is_muted);
+        f()
+    }
+}
+
+struct Unmute<'a>(&'a AtomicBool);
+
+impl Drop for Unmute<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

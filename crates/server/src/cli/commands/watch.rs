@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::cli::commands::{CommandError, generation, node_name, routes};
-use crate::cli::print::{Format, Print, ProxyRow, RouteRow, cell};
+use crate::cli::print::{Format, Print, ProxyRow, RouteRow, cell, json_line};
 use crate::cli::signals::Signals;
 
 /// Arguments of `watch`.
@@ -168,10 +168,7 @@ fn print(format: Format, events: &[Event]) -> io::Result<Vec<u8>> {
             // For programs that resume.
             Format::Table if event.event == KEEP_ALIVE => {}
             Format::Table => writeln!(out, "{}", line(event))?,
-            Format::Json => {
-                serde_json::to_writer(&mut out, event)?;
-                writeln!(out)?;
-            }
+            Format::Json => json_line(&mut out, event)?,
         }
     }
     Ok(out)
