@@ -29,6 +29,11 @@ impl ThinStr {
         Some(ThinStr(to.as_ptr()))
     }
 
+    /// Copies `text`, of at most 255 bytes. Without memory, it aborts the process, like collections.
+    pub(crate) fn new_or_abort(text: &str) -> ThinStr {
+        ThinStr::new(text).unwrap_or_else(|| std::alloc::handle_alloc_error(Layout::for_value(text)))
+    }
+
     /// The bytes of all texts of the process.
     pub(crate) fn bytes_of_all() -> usize {
         BYTES.get()

@@ -9,8 +9,8 @@ use crate::layout::ROUNDS;
 use crate::mem::prefetch::prefetch;
 use crate::mem::segmented_vec::SegmentedVec;
 use crate::mem::thin_str::ThinStr;
+use crate::proxies::details::Details;
 use crate::proxies::id::ProxyId;
-use crate::proxies::intern::Details;
 use crate::sync::{AtomicU32, AtomicU64, Guard, Ordering};
 use crate::types::life::Life;
 

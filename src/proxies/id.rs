@@ -4,7 +4,6 @@ use compact_str::CompactString;
 use uuid::Uuid;
 
 use crate::mem::thin_str::ThinStr;
-use crate::proxies::intern::new_text;
 
 /// A proxy's ID, parsed. IDs are compared byte by byte, so only the canonical spelling of a UUID is stored as a UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,7 +36,7 @@ impl<'a> ProxyId<'a> {
                 let (high, low) = uuid.as_u64_pair();
                 [low, high]
             }
-            ProxyId::Name(name) => [0, new_text(name).to_bits()],
+            ProxyId::Name(name) => [0, ThinStr::new_or_abort(name).to_bits()],
         }
     }
 

@@ -336,7 +336,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::proxies::intern::Details;
+    use crate::proxies::details::Details;
     use crate::sync::pin;
 
     fn name(number: u32) -> String {

@@ -3,8 +3,8 @@
 use std::cell::OnceCell;
 
 use crate::liveness::{Census, Liveness};
+use crate::proxies::details::Details;
 use crate::proxies::entry::ProxyEntry;
-use crate::proxies::intern::Details;
 use crate::proxies::owner::RegistryGuard;
 use crate::proxies::registry::Wait;
 use crate::proxies::{Moment, Proxies};

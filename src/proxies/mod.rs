@@ -52,6 +52,8 @@
 pub(crate) mod begin;
 mod client;
 mod clients;
+mod cluster_names;
+mod details;
 pub(crate) mod ended;
 mod entry;
 mod find;
@@ -78,10 +80,11 @@ use compact_str::CompactString;
 use crate::liveness::{Holder, Liveness};
 use crate::mem::thin_str::ThinStr;
 use crate::proxies::begin::{most_numbers, most_numbers_for_new};
+use crate::proxies::cluster_names::ClusterNames;
+use crate::proxies::details::Addr;
 use crate::proxies::entry::{Numbers, ProxyEntry};
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::ids::Ids;
-use crate::proxies::intern::{Addr, Clusters};
 use crate::proxies::registry::Registry;
 use crate::proxies::route_counts::RouteCounts;
 use crate::proxies::takeover::Takeover;
@@ -111,7 +114,7 @@ pub(crate) struct Proxies {
     route_counts: Option<RouteCounts>,
     ids: Ids,
     takeover: Takeover,
-    clusters: Arc<Clusters>,
+    clusters: Arc<ClusterNames>,
     registry: Mutex<Registry>,
     /// How many threads wait for the lock: a hint for the sweeper, so not an atomic of loom's.
     waiting: atomic::AtomicUsize,

@@ -4,9 +4,9 @@ use std::ops::{Deref, DerefMut};
 use std::thread;
 
 use crate::proxies::Proxies;
+use crate::proxies::details::Details;
 use crate::proxies::entry::ProxyEntry;
 use crate::proxies::grace_period::GracePeriods;
-use crate::proxies::intern::Details;
 use crate::proxies::registry::{Registry, Wait};
 use crate::proxies::unlinked::Unlinked;
 use crate::sync::{Guard, MutexGuard, Ordering};

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use crate::layout::ROUNDS;
 use crate::proxies::clients::Clients;
+use crate::proxies::cluster_names::ClusterNames;
 use crate::proxies::entry::{Numbers, ProxyEntry};
 use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::incarnations::Incarnations;
-use crate::proxies::intern::{Clusters, Interner};
+use crate::proxies::intern::Interner;
 use crate::proxies::restarts::Restarts;
 
 /// Numbers, shared details and ended incarnations. No step under the lock is long: the collections here grow and shrink
@@ -100,7 +101,7 @@ impl Registry {
     }
 
     /// Names of clusters, for readers.
-    pub(crate) fn clusters(&self) -> Arc<Clusters> {
+    pub(crate) fn clusters(&self) -> Arc<ClusterNames> {
         self.interner.clusters()
     }
 }

@@ -1,7 +1,7 @@
 //! Objects that the registry's owner has unlinked, and that pinned readers may still read.
 
+use crate::proxies::details::SharedPtr;
 use crate::proxies::grace_period::GracePeriods;
-use crate::proxies::intern::SharedPtr;
 use crate::sync::Guard;
 
 /// Everything that one holder of the registry's lock unlinks. All of it waits for one grace period, which begins when

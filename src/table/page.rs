@@ -24,6 +24,7 @@ use crate::types::routes::Routes;
 
 /// A node with its routes, most recently refreshed first.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodeRoutes {
     /// The node.
     pub node: NodeId,

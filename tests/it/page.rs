@@ -163,7 +163,7 @@ fn a_page_reads_the_present_routes_of_the_nodes_that_its_cursor_holds() {
     let (mut found, mut from) = (HashSet::new(), first.next);
     while let Some(cursor) = from {
         let page = table.nodes_page(&cursor, 1, |_, _| true);
-        for NodeRoutes { node, routes } in page.nodes {
+        for NodeRoutes { node, routes, .. } in page.nodes {
             assert_eq!(routes, table.get_proxies(&node));
             assert!(!gone.contains(&&node) && found.insert(node));
         }
