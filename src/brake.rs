@@ -10,11 +10,11 @@
 //! third, so the sum has all routes that became late at one time before they expire. When the sum reaches both limits
 //! of the brake, expiry is held at the present tick (`time.rs`).
 //!
-//! The hold ends when a whole round has counted at most half of the limit, because heartbeats have returned. The hold
-//! also ends when the effective interval reaches `max_intervals` keep-alive intervals. Then the routes that are still
-//! late expire at once. The self-preservation of Netflix's Eureka has no such bound, and its registries keep dead
-//! instances for days (Eureka issue 1247). Here, no route is returned that is older than the bound: a later hold holds
-//! only routes that have not expired when the hold begins. Routes of removed proxies are never held, and not counted.
+//! The hold ends when the sum is at most half of the limit, because heartbeats have returned. The hold also ends when
+//! the effective interval reaches `max_intervals` keep-alive intervals. Then the routes that are still late expire at
+//! once. The self-preservation of Netflix's Eureka has no such bound, and its registries keep dead instances for days
+//! (Eureka issue 1247). Here, no route is returned that is older than the bound: a later hold holds only routes that
+//! have not expired when the hold begins. Routes of removed proxies are never held, and not counted.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -85,8 +85,6 @@ pub(crate) struct Brake {
     late: AtomicUsize,
     /// Whether the brake has begun a hold, and the sweeper has not noticed its end yet.
     holds: AtomicBool,
-    /// Whether this round began during the hold.
-    is_whole_round: AtomicBool,
 }
 
 impl Brake {
@@ -100,7 +98,6 @@ impl Brake {
             of_visit: AtomicUsize::new(0),
             late: AtomicUsize::new(0),
             holds: AtomicBool::new(false),
-            is_whole_round: AtomicBool::new(false),
         }
     }
 
@@ -134,13 +131,12 @@ impl Brake {
         if !holds {
             if late >= limit.max(1) && time.hold(keep_alive.saturating_mul(u64::from(options.max_intervals - 1))) {
                 self.holds.store(true, Ordering::Relaxed);
-                self.is_whole_round.store(false, Ordering::Relaxed);
             }
         } else if !is_held {
             // The hold has reached its bound. The routes that were late have expired.
             self.holds.store(false, Ordering::Relaxed);
             self.forget();
-        } else if step.round_completed && self.is_whole_round.swap(true, Ordering::Relaxed) && late <= limit / 2 {
+        } else if late <= limit / 2 {
             self.holds.store(false, Ordering::Relaxed);
             time.release();
         }
