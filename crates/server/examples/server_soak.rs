@@ -33,7 +33,7 @@ use nodetracker_proto::{api, v1};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use client::attackers::{ATTACKS, EXPIRING, EXPIRY, NODES, attack, fill, is_intact};
+use client::attackers::{ATTACKS, EXPIRING, EXPIRY, NODES, add, attack, fill, is_intact};
 use client::memory::memory;
 use client::neighbour::{Latencies, Neighbour};
 use client::role::{Priority, Role, say};
@@ -50,8 +50,12 @@ const IN_FLIGHT: usize = 32;
 /// How long to measure the maximum rate.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// How long the load runs before the program reads the memory at the start. The server's change log fills meanwhile.
+/// How long the load runs before the program reads the memory at the start.
 const WARM_UP: Duration = Duration::from_secs(60);
+
+/// How many nodes come and go in that time, so that the server's change log is as full as it becomes: it holds 65,536
+/// changes, and refreshes are no changes.
+const CHANGES: u32 = 40_000;
 
 /// The longest time for the preparation of a flood.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -228,6 +232,7 @@ fn report(options: &Options) -> Result<(), Failure> {
     watchers.expect("on", LIMIT)?;
     println!("| seconds | event | RSS, MB | in huge pages, MB | routes | charged to clients, MB |");
     println!("| --- | --- | --- | --- | --- | --- |");
+    run(add(&addr, NODES..NODES + CHANGES))?;
     sleep(WARM_UP);
     let start = print_settled(&server, began, "start")?;
 

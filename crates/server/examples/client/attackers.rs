@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -102,16 +103,23 @@ fn nodes(numbers: impl Iterator<Item = u32>) -> Option<v1::NodeIds> {
     Some(node_ids(numbers.map(node)))
 }
 
-/// Adds the nodes, or refreshes them.
-pub(crate) async fn fill(addr: &str) -> Result<(), Failure> {
+/// Adds some nodes through one proxy, or refreshes them.
+pub(crate) async fn add(addr: &str, numbers: Range<u32>) -> Result<(), Failure> {
     let mut client = connect(addr).await?;
-    for first in (0..NODES).step_by(4_000) {
+    for first in numbers.clone().step_by(4_000) {
         let request = v1::AddNodesRequest {
-            nodes: nodes(first..first + 4_000),
+            nodes: nodes(first..numbers.end.min(first + 4_000)),
             proxy: proxy(0),
         };
         call(&mut client, ADD_NODES, &request).await?;
     }
+    Ok(())
+}
+
+/// Adds the nodes, or refreshes them.
+pub(crate) async fn fill(addr: &str) -> Result<(), Failure> {
+    add(addr, 0..NODES).await?;
+    let mut client = connect(addr).await?;
     for number in 0..64 {
         let request = v1::AddNodesRequest {
             nodes: nodes(0..HEAVY),
