@@ -53,19 +53,22 @@ fn text_stays_within_its_limit_and_known_proxies_move_and_restart() {
     assert_eq!(table.begin_incarnation(&new, incarnation), Err(BeginError::Proxy(full)));
     assert_eq!(table.register_proxy(&moved), Ok(one));
     table.begin_incarnation(&moved, incarnation).expect("it adopts");
+    let mut bytes = Vec::new();
+    table.write_snapshot(&mut bytes).expect("memory can be written to");
     table
         .begin_incarnation(&moved, incarnation.saturating_add(1))
         .expect("it restarts");
 
-    // A snapshot is restored, whatever its texts, also into a shard that has a node.
-    let mut bytes = Vec::new();
-    table.write_snapshot(&mut bytes).expect("memory can be written to");
-    let limited = |builder: Builder| builder.max_text_bytes(strings() + 100);
+    // A snapshot is restored, whatever the texts of its nodes and proxies, also into a shard that has a node.
+    let (short, two) = ("node-1", proxy("2"));
+    let texts = [short, two.id, two.cluster_name];
+    let needed: usize = texts.iter().map(|text| text.len() + 1).sum();
+    let limited = |builder: Builder| builder.max_text_bytes(strings() + needed + 1);
     let (restored, _) = common::table_with(INTERVAL, limited);
-    let short: NodeId = "node-1".parse().expect("a name");
-    assert_eq!(restored.report_node(&short, &proxy("2")), Ok(Added::Inserted));
+    let short: NodeId = short.parse().expect("a name");
+    assert_eq!(restored.report_node(&short, &two), Ok(Added::Inserted));
     let report = restored.read_snapshot(bytes.as_slice()).expect("a good snapshot");
-    assert_eq!(report.refused, 0);
+    assert_eq!((report.inserted, report.refused), (names.len() as u64, 0));
     drop(restored);
 
     // Names that are gone make room.

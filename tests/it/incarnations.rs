@@ -315,6 +315,13 @@ fn a_proxy_that_restarts_again_and_again_leaves_the_others_room_to_restart() {
         })
     };
     assert!(again("a", 2_000) && again(&others[14], 2) && again(&others[0], 3));
+    // And then a proxy that restarted before can restart again, also while one of them uses up the numbers.
+    let restarts_again = (1..1_000).any(|turn| {
+        sweep_fully(&table);
+        restarts("a", 2_000 * (turn + 1));
+        restarts(&others[1], 10) > 0
+    });
+    assert!(restarts_again);
 }
 
 /// The older incarnation's messages race with the newer one's hello, and with its own.
