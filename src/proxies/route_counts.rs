@@ -6,6 +6,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::liveness::Holder;
 use crate::mem::segmented_vec::SegmentedVec;
+use crate::sync::failpoint;
 use crate::types::client::ClientId;
 
 /// The number of routes of each proxy number, and of each client's [slot](super::clients), and their limits. A route
@@ -118,6 +119,7 @@ impl RouteCounts {
     pub(crate) fn add(&self, number: u32, more: i32) {
         if let Some(count) = self.counts.get(number) {
             let word = count.0.fetch_add(i64::from(more) as u64, Ordering::Relaxed);
+            failpoint("count: of the proxy");
             self.add_to_client(slot_of(word), more);
         }
     }
@@ -190,6 +192,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::verify::failpoints::with_stopped;
 
     #[test]
     fn a_proxy_moves_with_its_routes_and_nothing_is_lost_or_counted_twice() {
@@ -238,6 +241,23 @@ mod tests {
         counts.add(2, -(counts.of_client(1) - LIMIT as i32) - 1);
         assert_eq!((counts.reserve(1), counts.reserve(3)), (Ok(()), Err(Holder::Client)));
         assert_eq!(counts.of_client(1), LIMIT as i32);
+    }
+
+    #[test]
+    fn a_proxy_that_moves_in_the_middle_of_a_change_keeps_both_clients_right() {
+        let counts = RouteCounts::new(None, None, 1);
+        counts.ensure(0);
+        counts.move_to(0, 1);
+        counts.add(0, 2);
+        with_stopped(
+            "count: of the proxy",
+            || counts.add(0, 1),
+            || {
+                counts.move_to(0, 2);
+                assert_eq!((counts.get(0), counts.of_client(2)), (3, 3));
+            },
+        );
+        assert_eq!([1, 2].map(|slot| counts.of_client(slot)), [0, 3]);
     }
 
     #[test]
