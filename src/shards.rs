@@ -13,7 +13,7 @@ use crate::shard::candidate::{Candidate, Numbered};
 use crate::shard::key::{Key, NameKey, UuidKey};
 use crate::shard::rebuild::RebuildSlot;
 use crate::shard::routes::{Change, Words};
-use crate::shard::scan::{Part, Start};
+use crate::shard::scan::{PartEnd, Start};
 use crate::shard::{CapacityError, RecordPosition, Scope, Shard, Visit};
 use crate::sync::{Guard, new_hasher};
 use crate::types::handle::RouteHandle;
@@ -246,8 +246,8 @@ impl Shards {
         most: usize,
         scope: &Scope<'_, P>,
         each: impl FnMut(NodeId, &Words),
-    ) -> Part {
-        with!(self.get(number), shard => shard.scan(start, most, scope, each), Part::NONE)
+    ) -> PartEnd {
+        with!(self.get(number), shard => shard.scan(start, most, scope, each), PartEnd::NONE)
     }
 
     /// Whether no node was ever added to a shard.

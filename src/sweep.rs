@@ -22,19 +22,19 @@ use crate::sync::{AtomicU64, Ordering, collect, failpoint, garbage};
 
 /// Bits of a record's or a proxy's number.
 const CURSOR_NUMBER_BITS: u32 = 24;
-const GENERATION_BITS: u32 = 8;
+const MOVE_COUNT_BITS: u32 = 8;
 const STAGE_BITS: u32 = 10;
-const ROUND_SHIFT: u32 = STAGE_BITS + GENERATION_BITS + CURSOR_NUMBER_BITS;
+const ROUND_SHIFT: u32 = STAGE_BITS + MOVE_COUNT_BITS + CURSOR_NUMBER_BITS;
 
 const _: () = assert!(ROUND_SHIFT + ROUND_BITS == 64, "the fields of a position fill a word");
 
 /// The stage of a round that visits the proxies. The stages before it visit the shard of the same number.
 const PROXIES: usize = 2 * SHARDS;
 
-/// The sweeper's position: round (22 bits), stage (10), the slab's generation (8), record or proxy number (24).
+/// The sweeper's position: round (22 bits), stage (10), the slab's move count (8), record or proxy number (24).
 ///
-/// If the generation differs, the shard has moved since the sweeper began it, and the sweeper begins the shard again. A
-/// move begins only after the visit of all records, in a step of its own. So a generation repeats unnoticed only if 256
+/// If the move count differs, the shard has moved since the sweeper began it, and the sweeper begins the shard again. A
+/// move begins only after the visit of all records, in a step of its own. So a move count repeats unnoticed only if 256
 /// sweepers are stopped in the middle of the same shard, in rounds long past. They would then have to continue one
 /// after the other while another sweeper visits it.
 #[derive(Debug)]
@@ -68,17 +68,17 @@ struct Position {
 impl Position {
     fn pack(self) -> u64 {
         u64::from(self.round) << ROUND_SHIFT
-            | (self.stage as u64) << (GENERATION_BITS + CURSOR_NUMBER_BITS)
-            | u64::from(self.record.generation) << CURSOR_NUMBER_BITS
+            | (self.stage as u64) << (MOVE_COUNT_BITS + CURSOR_NUMBER_BITS)
+            | u64::from(self.record.move_count) << CURSOR_NUMBER_BITS
             | u64::from(self.record.number)
     }
 
     fn unpack(packed: u64) -> Self {
         Self {
             round: (packed >> ROUND_SHIFT) as u32,
-            stage: (packed >> (GENERATION_BITS + CURSOR_NUMBER_BITS)) as usize & ((1 << STAGE_BITS) - 1),
+            stage: (packed >> (MOVE_COUNT_BITS + CURSOR_NUMBER_BITS)) as usize & ((1 << STAGE_BITS) - 1),
             record: RecordPosition {
-                generation: (packed >> CURSOR_NUMBER_BITS) as u8,
+                move_count: (packed >> CURSOR_NUMBER_BITS) as u8,
                 number: packed as u32 & ((1 << CURSOR_NUMBER_BITS) - 1),
             },
         }
@@ -181,7 +181,7 @@ impl Cursor {
                     removed: 0,
                     expired: 0,
                     has_moved: false,
-                    next: next.map(|number| RecordPosition { generation: 0, number }),
+                    next: next.map(|number| RecordPosition { move_count: 0, number }),
                 }
             }
         };

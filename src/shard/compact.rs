@@ -45,7 +45,7 @@ impl<K: Key> Shard<K> {
                 count += 1;
             }
         }
-        let slab = Slab::of_live(count, old.slab().generation.wrapping_add(1), self.number);
+        let slab = Slab::of_live(count, old.slab().move_count.wrapping_add(1), self.number);
         let Shape { seed, serial, .. } = old.shape();
         let new = staying
             .index::<K>(slab, seed, serial.wrapping_add(1), scope.hasher, false)

@@ -181,16 +181,16 @@ const PREFETCHED: usize = 32;
 /// The record at which the next visit of a sweep starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct RecordPosition {
-    /// The generation of the slab that has the number.
-    pub(crate) generation: u8,
+    /// The move count of the slab that has the number.
+    pub(crate) move_count: u8,
     pub(crate) number: u32,
 }
 
 impl RecordPosition {
     /// After all records that the slab has or will have: the next visit moves the shard, if it is still sparse.
-    fn of_move(generation: u8) -> Self {
+    fn of_move(move_count: u8) -> Self {
         Self {
-            generation,
+            move_count,
             number: MAX_RECORDS + 1,
         }
     }
@@ -513,9 +513,9 @@ impl<K: Key> Shard<K> {
         let Some(index) = self.root(scope.guard) else {
             return visit;
         };
-        let generation = index.slab().generation;
+        let move_count = index.slab().move_count;
         // A shard that has moved since has its records under other numbers, perhaps before `at`.
-        let mut number = if at.generation == generation { at.number } else { 0 };
+        let mut number = if at.move_count == move_count { at.number } else { 0 };
         let end = index.slab().numbers();
         let mut can_move = true;
         while number < end && visit.visited < most {
@@ -557,13 +557,13 @@ impl<K: Key> Shard<K> {
             number += count;
             visit.visited += count;
         }
-        let here = Some(RecordPosition { generation, number });
+        let here = Some(RecordPosition { move_count, number });
         let left = most.saturating_sub(visit.visited);
         if number < end || left == 0 {
             visit.next = here;
         } else if Self::is_sparse(index) {
             visit.visited = most;
-            let of_move = RecordPosition::of_move(generation);
+            let of_move = RecordPosition::of_move(move_count);
             if here == Some(of_move) {
                 // Without memory, the next round tries again.
                 visit.has_moved = self.compact(index, scope).is_ok();

@@ -14,7 +14,7 @@ use loom::thread;
 use super::bulk_load::NewRecords;
 use super::index::FROZEN;
 use super::list::List;
-use super::scan::{Next, Part, Start};
+use super::scan::{Next, PartEnd, Start};
 use super::*;
 use crate::liveness::{Holder, Liveness};
 use crate::shard::Scope;
@@ -222,7 +222,7 @@ impl World {
         }
     }
 
-    fn scan_part(&self, start: Start<'_>, most: usize, now: u64, keys: &mut Vec<u64>) -> Part {
+    fn scan_part(&self, start: Start<'_>, most: usize, now: u64, keys: &mut Vec<u64>) -> PartEnd {
         self.with(now, |scope| {
             self.shard
                 .scan(start, most, scope, |node, _| keys.push(number_of(&node)))

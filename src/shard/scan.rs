@@ -46,9 +46,9 @@ pub(crate) enum Next {
     End,
 }
 
-/// The end of a part.
+/// How the scan of a part ended, and where the next part starts.
 #[derive(Debug)]
-pub(crate) struct Part {
+pub(crate) struct PartEnd {
     /// The seed of the order.
     pub(crate) seed: u64,
     /// How many slots were read.
@@ -56,9 +56,9 @@ pub(crate) struct Part {
     pub(crate) next: Next,
 }
 
-impl Part {
+impl PartEnd {
     /// The part of a shard without keys.
-    pub(crate) const NONE: Part = Part {
+    pub(crate) const NONE: PartEnd = PartEnd {
         seed: 0,
         slots: 0,
         next: Next::End,
@@ -85,9 +85,9 @@ impl<K: Key> Shard<K> {
         most: usize,
         scope: &Scope<'_, P>,
         mut each: impl FnMut(NodeId, &Words),
-    ) -> Part {
+    ) -> PartEnd {
         let Some(index) = self.root(scope.guard) else {
-            return Part::NONE;
+            return PartEnd::NONE;
         };
         let shape = index.shape();
         let (seed, least, after) = match start {
@@ -136,7 +136,7 @@ impl<K: Key> Shard<K> {
                 each(node(record), &words);
             }
         }
-        Part {
+        PartEnd {
             seed,
             slots: looked * SLOTS_PER_BUCKET,
             next,

@@ -123,7 +123,7 @@ pub(crate) struct Slab {
     /// Records that are LIVE or SPILL, as inexact as `used`.
     live: AtomicU32,
     /// How many slabs the shard had before, modulo 256.
-    pub(crate) generation: u8,
+    pub(crate) move_count: u8,
     /// The number of the shard in its table.
     pub(crate) shard: u16,
 }
@@ -205,18 +205,18 @@ impl Slab {
             next: AtomicU32::new(0),
             used: AtomicU32::new(0),
             live: AtomicU32::new(0),
-            generation: 0,
+            move_count: 0,
             shard,
         }
     }
 
     /// A slab whose first `count` records are live and in the index.
-    pub(crate) fn of_live(count: u32, generation: u8, shard: u16) -> Slab {
+    pub(crate) fn of_live(count: u32, move_count: u8, shard: u16) -> Slab {
         let mut slab = Slab::new(shard);
         slab.next = AtomicU32::new(count);
         slab.used = AtomicU32::new(count);
         slab.live = AtomicU32::new(count);
-        slab.generation = generation;
+        slab.move_count = move_count;
         slab
     }
 

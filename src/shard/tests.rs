@@ -760,18 +760,18 @@ fn a_sparse_shard_moves_in_a_visit_of_its_own() {
                 .expect("there is room");
         };
         let visit = |from| shard.visit(from, 1_000, &RebuildSlot::default(), scope, &mut |_| ());
-        let generation = || shard.root(scope.guard).expect("it was made").slab().generation;
+        let move_count = || shard.root(scope.guard).expect("it was made").slab().move_count;
         (0..500).for_each(add);
         for number in 0..400 {
             let key = UuidKey([number, 1]);
             assert_eq!(shard.remove(&key, hash(&key), Change::RemoveNode, scope), 1);
         }
         let visited = visit(RecordPosition::default());
-        assert_eq!((visited.visited, generation()), (1_000, 0));
+        assert_eq!((visited.visited, move_count()), (1_000, 0));
         // A record that is added meanwhile does not postpone the move.
         add(500);
         let moved = visit(visited.next.expect("the move follows"));
-        assert_eq!((moved.visited, moved.next, generation()), (1_000, None, 1));
+        assert_eq!((moved.visited, moved.next, move_count()), (1_000, None, 1));
     });
 }
 

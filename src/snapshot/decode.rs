@@ -48,7 +48,7 @@ pub(super) struct Snapshot {
     /// The ended incarnations that still count.
     pub(super) ended: Vec<EndedItem>,
     /// One part for each shard, by the shard's number.
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<ShardNodes>,
     /// Where the sections of nodes begin.
     pub(super) sections: Vec<u64>,
     /// All nodes and routes, and those of the routes that `parts` leaves out.
@@ -88,7 +88,7 @@ impl ProxyItem {
 
 /// A snapshot's nodes of one shard, with their unexpired routes. The routes have the snapshot's numbers of their
 /// proxies, and the ticks of their last refreshes in this table's time.
-pub(super) struct Part {
+pub(super) struct ShardNodes {
     /// The shard's number.
     pub(super) shard: usize,
     pub(super) nodes: NewNodes,
@@ -98,7 +98,7 @@ pub(super) struct Part {
     runs: Vec<(u32, u32)>,
 }
 
-impl Part {
+impl ShardNodes {
     pub(super) fn new(shard: usize) -> Self {
         Self {
             shard,
@@ -216,7 +216,7 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
         oldest: now,
         proxies: Vec::new(),
         ended: Vec::new(),
-        parts: (0..2 * SHARDS).map(Part::new).collect(),
+        parts: (0..2 * SHARDS).map(ShardNodes::new).collect(),
         sections: Vec::new(),
         nodes: 0,
         routes: 0,

@@ -22,7 +22,7 @@ use crate::shard::bulk_load::NoIndex;
 use crate::shard::routes::{Change, Words};
 use crate::shard::{CapacityError, Scope};
 use crate::snapshot::SnapshotReport;
-use crate::snapshot::decode::{EndedItem, Part, ProxyItem, Snapshot};
+use crate::snapshot::decode::{EndedItem, ProxyItem, ShardNodes, Snapshot};
 use crate::snapshot::error::{SnapshotError, SnapshotFault, SnapshotPart};
 use crate::snapshot::wire::damaged;
 use crate::sync::pin;
@@ -37,7 +37,7 @@ use crate::word::Word;
 const GROUP: usize = 64;
 
 /// Makes the index of a part. Checks that no node is in the part twice. `sections` has the offsets of the sections.
-fn make_index(table: &RouteTable, part: &mut Part, sections: &[u64]) -> Result<(), SnapshotError> {
+fn make_index(table: &RouteTable, part: &mut ShardNodes, sections: &[u64]) -> Result<(), SnapshotError> {
     match part.nodes.make_index(part.shard, table.shards().hasher()) {
         Ok(()) => Ok(()),
         Err(NoIndex::Memory) => Err(SnapshotError::OutOfMemory),
@@ -250,7 +250,7 @@ fn register(
 /// How many of a part's routes its shard has.
 ///
 /// Routes of a stale incarnation are not known, so room is reserved for them, too, and returned later.
-fn present(table: &RouteTable, part: &Part, prospects: &[Prospect]) -> usize {
+fn present(table: &RouteTable, part: &ShardNodes, prospects: &[Prospect]) -> usize {
     if table.shards().is_untouched(part.shard, &pin()) {
         return 0;
     }
@@ -278,7 +278,7 @@ struct Bulk<'a> {
 }
 
 impl Bulk<'_> {
-    fn add(mut self, mut part: Part) -> Result<Tally, SnapshotError> {
+    fn add(mut self, mut part: ShardNodes) -> Result<Tally, SnapshotError> {
         if part.nodes.len() == 0 || self.fill(&mut part) {
             return Ok(self.tally);
         }
@@ -302,7 +302,7 @@ impl Bulk<'_> {
     }
 
     /// Fills the shard if it never had a node, and if all proxies of the part take routes. Returns whether it did.
-    fn fill(&mut self, part: &mut Part) -> bool {
+    fn fill(&mut self, part: &mut ShardNodes) -> bool {
         let guard = pin();
         let scope = self.table.scope(&guard);
         let proxies = self.table.proxies();

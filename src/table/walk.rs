@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 
 use smallvec::SmallVec;
 
-use crate::shard::scan::{Next, Part, Start};
+use crate::shard::scan::{Next, PartEnd, Start};
 use crate::sync::pin;
 use crate::table::RouteTable;
 use crate::table::copied::CopiedRoute;
@@ -159,7 +159,7 @@ impl RouteTable {
         }
     }
 
-    fn scan_shard(&self, number: usize, start: Start<'_>, most: usize, copy: &mut ShardScan) -> Part {
+    fn scan_shard(&self, number: usize, start: Start<'_>, most: usize, copy: &mut ShardScan) -> PartEnd {
         copy.clear();
         let ShardScan { nodes, routes } = copy;
         let (shards, guard) = (self.shards(), pin());

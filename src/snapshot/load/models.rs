@@ -12,7 +12,7 @@ use crate::verify::models::{World, addition, node};
 /// Loads one route of the node through the snapshot's first proxy, which is `proxy` in the table.
 fn load(world: &World, proxy: ProxyRef) {
     let table = &world.table;
-    let mut part = Part::new(table.shards().number_of(&node(), table.hash(&node())));
+    let mut part = ShardNodes::new(table.shards().number_of(&node(), table.hash(&node())));
     let hasher = table.shards().hasher();
     assert!(part.push(&node(), &[Word::live(0, table.now())], 0, hasher));
     assert!(make_index(table, &mut part, &[0]).is_ok());
