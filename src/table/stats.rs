@@ -77,6 +77,19 @@ impl RouteTable {
         self.route_limit.limit()
     }
 
+    /// The most proxies: see [`Builder::max_proxies`](crate::Builder::max_proxies).
+    #[must_use]
+    pub fn max_proxies(&self) -> usize {
+        self.proxies.limit()
+    }
+
+    /// The most bytes of text: see [`Builder::max_text_bytes`](crate::Builder::max_text_bytes).
+    /// [`MemoryUse::strings`](crate::MemoryUse::strings) has the bytes in use.
+    #[must_use]
+    pub fn max_text_bytes(&self) -> usize {
+        self.proxies.limits().text_bytes
+    }
+
     /// Whether there are no routes.
     #[must_use]
     pub fn is_empty(&self) -> bool {

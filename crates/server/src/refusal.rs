@@ -80,7 +80,7 @@ named! { text
         Accept = "accept",
         /// The caller's certificate does not allow the call.
         Denied = "denied",
-        /// A handshake failed: no authority of client_ca_file certifies the client now.
+        /// A handshake failed: the client has no valid certificate of an authority in client_ca_file.
         ClientCertificate = "client_certificate",
     }
 }

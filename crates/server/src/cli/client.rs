@@ -48,7 +48,7 @@ impl FromStr for Target {
         // As in listen_addr, where this is every address of the machine.
         let local = authority.starts_with(':').then(|| format!("localhost{authority}"));
         let authority = local.as_deref().unwrap_or(authority);
-        let not_host_port = || "expected host:port, http://host:port or https://host:port".to_owned();
+        let not_host_port = || "expected host:port, :port, http://host:port or https://host:port".to_owned();
         let (host, port) = authority.rsplit_once(':').ok_or_else(not_host_port)?;
         let uri = Uri::builder()
             .scheme("http")

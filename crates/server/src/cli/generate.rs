@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::iter;
 use std::path::PathBuf;
 
 use clap::{Args, Command};
@@ -39,23 +40,35 @@ pub(super) fn completions(command: &mut Command, Completions { shell }: Completi
     Ok(io::stdout().lock().write_all(&script)?)
 }
 
+/// Returns the page of a command, with the version at its foot.
+fn page_of(command: Command) -> Man {
+    Man::new(command).source(concat!("nodetracker ", env!("CARGO_PKG_VERSION")))
+}
+
 /// Prints a manual page, or writes all of them.
 pub(super) fn man(command: Command, ManPage { command: wanted, dir }: ManPage) -> Result<(), CommandError> {
     // Without `help`, which has a page for each command again.
     let mut command = command.disable_help_subcommand(true);
+    command.build();
     if let Some(dir) = dir {
-        let written = fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(command, &dir));
+        let all = iter::once(&command).chain(command.get_subcommands());
+        let written = fs::create_dir_all(&dir).and_then(|()| {
+            let mut pages = all.cloned().map(page_of);
+            pages.try_for_each(|page| page.generate_to(&dir).map(drop))
+        });
         return written.map_err(|error| CommandError::Usage(format!("--dir {}: {error}", dir.display())));
     }
-    command.build();
     let described = match wanted {
         None => command,
         Some(wanted) => match command.find_subcommand(&wanted) {
             Some(found) => found.clone(),
-            None => return Err(CommandError::Usage(format!("there is no command {wanted:?}"))),
+            None => {
+                let reason = format!("there is no command {wanted:?}: `{NAME} help` lists all of them");
+                return Err(CommandError::Usage(reason));
+            }
         },
     };
     let mut page = Vec::new();
-    Man::new(described).render(&mut page)?;
+    page_of(described).render(&mut page)?;
     Ok(io::stdout().lock().write_all(&page)?)
 }

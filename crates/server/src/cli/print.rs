@@ -294,9 +294,13 @@ pub(crate) fn age(age: Duration) -> String {
     duration::format(Duration::from_secs(age.as_secs()))
 }
 
-/// Formats bytes as megabytes with one decimal.
-pub(crate) fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
+/// Formats bytes: as megabytes with one decimal, and less than a megabyte as kilobytes or bytes.
+pub(crate) fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..999_950 => format!("{:.1} kB", bytes as f64 / 1e3),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
 }
 
 pub(crate) fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {
@@ -342,6 +346,20 @@ mod tests {
                 ..RouteRow::default()
             };
             assert_eq!(route.verdict_and_complaints(), expected);
+        }
+    }
+
+    #[test]
+    fn a_small_size_is_not_zero() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (142, "142 B"),
+            (1_000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_950, "1.0 MB"),
+            (3_000_000_000, "3000.0 MB"),
+        ] {
+            assert_eq!(size(bytes), text);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The `serve` command: runs a tracker until a signal stops it.
 
 use std::convert::Infallible;
+use std::env;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,13 +11,13 @@ use std::thread;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, value_parser};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use crate::cli::commands::CommandError;
 use crate::cli::signals::{Hangups, Signals};
-use crate::cli::{FAILURE, USAGE, fail, open_files, systemd};
+use crate::cli::{Cli, FAILURE, USAGE, fail, open_files, systemd};
 use crate::config::keys::{KEYS, Key};
 use crate::config::{Config, ConfigError, Origin};
 use crate::log::{self, LogLevel};
@@ -112,6 +113,10 @@ impl Serve {
         if let Err(error) = rust_log {
             warn!("{error}; the variable is ignored");
         }
+        let set = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        for name in unknown_variables(set) {
+            warn!("{name} is no variable of nodetracker, and has no effect");
+        }
         // Before the port is taken: a script that reads "listening on" may send a signal at once.
         let (mut signals, hangups) = match Signals::install().and_then(|signals| Ok((signals, Hangups::install()?))) {
             Ok(signals) => signals,
@@ -201,6 +206,18 @@ fn log_level(config: &Config) -> (LogLevel, Result<(), String>) {
     }
 }
 
+/// Returns the variables that look like a typing error: they begin as those of the command, and no flag has them.
+fn unknown_variables(set: impl Iterator<Item = String>) -> Vec<String> {
+    let command = Cli::command();
+    let args = command.get_subcommands().flat_map(Command::get_arguments);
+    let known: Vec<_> = args.filter_map(Arg::get_env).collect();
+    let is_known = |name: &str| known.iter().any(|known| *known == name);
+    // Kubernetes and Docker set such variables for a service or a container with this name.
+    let is_link = |name: &str| name.contains("_PORT") || name.contains("_SERVICE_");
+    set.filter(|name| name.starts_with("NODETRACKER_") && !is_known(name) && !is_link(name))
+        .collect()
+}
+
 /// Prints the addresses after the log's lines. Nobody may read stdout, so a thread waits for stdout.
 fn announce(addrs: Vec<SocketAddr>, flush_log: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let print = move || {
@@ -226,7 +243,7 @@ async fn reload_at(mut hangups: Hangups, certificates: Option<Certificates>) -> 
 
 async fn reload(certificates: Option<Certificates>) {
     let Some(certificates) = certificates else {
-        return info!("SIGHUP: no https_keypairs, nothing to reload");
+        return info!("SIGHUP: no https_keypairs, nothing to reload; the configuration is read only at the start");
     };
     // A thread waits for the files, which may be on a network.
     let (done, reloaded) = oneshot::channel();
@@ -247,6 +264,21 @@ async fn reload(certificates: Option<Certificates>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_variable_with_a_typing_error_is_found() {
+        let set = [
+            "NODETRACKER_MAX_ROUTE",
+            "NODETRACKER_MAX_ROUTES",
+            "NODETRACKER_CONFIG",
+            "NODETRACKER_CA_FILE",
+            "NODETRACKER_PORT_3029_TCP_ADDR",
+            "NODETRACKER_SERVICE_HOST",
+            "PATH",
+        ];
+        let unknown = unknown_variables(set.into_iter().map(str::to_owned));
+        assert_eq!(unknown, ["NODETRACKER_MAX_ROUTE"]);
+    }
 
     #[test]
     fn every_key_has_its_flag_and_its_variable() {

@@ -479,7 +479,7 @@ mod tests {
             ),
             (
                 &format!("{section}  listen_addr: 3029"),
-                "conf/tracker.yaml:2: node_tracker_service.listen_addr: \"3029\" is not host:port".into(),
+                "conf/tracker.yaml:2: node_tracker_service.listen_addr: \"3029\" is not host:port: :3029 is every address of the machine".into(),
             ),
             (
                 &format!("{section}  listen_addr: 127.0.0.1:99999"),

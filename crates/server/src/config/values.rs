@@ -88,7 +88,11 @@ pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
 /// Whether the host exists is checked when the server binds.
 pub(super) fn listen_addr(text: &str) -> Result<String, String> {
     let Some((host, port)) = text.rsplit_once(':').filter(|(_, port)| is_port(port)) else {
-        return Err(format!("{text:?} is not host:port"));
+        let hint = match !text.is_empty() && is_port(text) {
+            true => format!(": :{text} is every address of the machine"),
+            false => String::new(),
+        };
+        return Err(format!("{text:?} is not host:port{hint}"));
     };
     let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     match in_brackets {
@@ -185,7 +189,10 @@ mod tests {
         }
         for (text, reason) in [
             ("", r#""" is not host:port"#),
-            ("3029", r#""3029" is not host:port"#),
+            (
+                "3029",
+                r#""3029" is not host:port: :3029 is every address of the machine"#,
+            ),
             ("localhost:", r#""localhost:" is not host:port"#),
             ("localhost:+1", r#""localhost:+1" is not host:port"#),
             ("localhost:65536", r#""localhost:65536" is not host:port"#),

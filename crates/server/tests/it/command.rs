@@ -499,6 +499,34 @@ fn a_watch_prints_a_line_for_each_change_until_ctrl_c() {
     }
 }
 
+/// As in `nodetracker watch | head -1`, while nothing changes.
+#[test]
+fn a_watch_ends_when_its_reader_leaves() {
+    use std::io::{BufRead, BufReader};
+
+    let server = Process::serve(&[]);
+    // `timeout` exits with 124 if it has to end the watch.
+    let mut child = Command::new("timeout")
+        .args([
+            "60",
+            env!("CARGO_BIN_EXE_nodetracker"),
+            "watch",
+            "--addr",
+            &server.addr.to_string(),
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "snapshot_end\n");
+    drop(out);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}
+
 /// A terminal that is stopped, or a program that has other things to do.
 #[tokio::test]
 async fn a_watch_whose_reader_stops_hears_signals() {
@@ -564,13 +592,17 @@ async fn a_watch_ends_if_the_tracker_vanishes() {
     let first_line = tokio::task::spawn_blocking(move || {
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
-        line
+        (line, out)
     });
-    // The tracker answers pings until the watch has begun.
-    tokio::select! {
-        line = first_line => assert_eq!(line.unwrap(), "snapshot_end\n"),
+    // The tracker answers pings until the watch has begun. The reader stays.
+    let _out = tokio::select! {
+        read = first_line => {
+            let (line, out) = read.unwrap();
+            assert_eq!(line, "snapshot_end\n");
+            out
+        }
         _ = connection.accept() => panic!("the watch ended"),
-    }
+    };
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let line =

@@ -171,6 +171,14 @@ fn variables_win_over_the_file_and_lose_to_flags() {
 }
 
 #[test]
+fn a_variable_that_nothing_reads_is_a_warning() {
+    let mut command = nodetracker();
+    command.args(["serve", "--listen-addr", "127.0.0.1:0"]);
+    command.env("NODETRACKER_MAX_ROUTE", "5");
+    Process::spawn(command).logged("WARN NODETRACKER_MAX_ROUTE is no variable of nodetracker, and has no effect");
+}
+
+#[test]
 fn a_bad_variable_is_named() {
     let refused = |name: &str, value: &str| {
         let refused = nodetracker().arg("serve").env(name, value).output().unwrap();

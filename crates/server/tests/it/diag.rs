@@ -292,6 +292,39 @@ async fn metrics_follow_what_happens() {
 }
 
 #[tokio::test]
+async fn limits_stand_beside_what_they_limit() {
+    let server = Diag::start(&[
+        ("max_proxies", "50"),
+        ("max_text_mb", "7"),
+        ("max_watches", "8"),
+        ("max_watched_mb", "9"),
+    ])
+    .await;
+    let mut raw = Raw::connect(server.addr).await;
+    let (response, mut stream) = raw.open("/nodetracker.v1.WatchService/Watch").await;
+    let request = v1::WatchRequest {
+        nodes: Some(v1::NodeIds {
+            names: vec!["node-1".into()],
+            ..v1::NodeIds::default()
+        }),
+        ..v1::WatchRequest::default()
+    };
+    stream.send_data(framed(&request.encode_to_vec()).into(), true).unwrap();
+    let _watch = response.await.unwrap();
+    let page = server.metrics().await;
+    for (metric, value) in [
+        ("nodetracker_proxies_limit", 50.0),
+        ("nodetracker_text_limit_bytes", 7e6),
+        ("nodetracker_watches", 1.0),
+        ("nodetracker_watches_limit", 8.0),
+        ("nodetracker_watched_limit_bytes", 9e6),
+    ] {
+        assert_eq!(page.value(metric), value, "{metric}");
+    }
+    assert!(page.value("nodetracker_watched_bytes") > 0.0);
+}
+
+#[tokio::test]
 async fn messages_of_sessions_are_counted_by_kind() {
     let server = Diag::start(&[]).await;
     let endpoint = Endpoint::from_shared(format!("http://{}", server.addr)).unwrap();

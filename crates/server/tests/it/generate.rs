@@ -70,6 +70,11 @@ fn every_command_has_a_manual_page() {
         let printed = run(&["man", command]);
         let page = std::fs::read_to_string(dir.join(format!("nodetracker-{command}.1"))).unwrap();
         assert_eq!(stdout(&printed), page);
+        let foot = concat!("\"nodetracker ", env!("CARGO_PKG_VERSION"), "\"");
+        assert!(
+            page.lines().any(|line| line.starts_with(".TH") && line.contains(foot)),
+            "{page}"
+        );
     }
     assert!(stdout(&run(&["man", "serve"])).contains("shutdown\\-delay"));
     assert!(stdout(&run(&["man"])).contains("Exit codes:"));
@@ -79,7 +84,8 @@ fn every_command_has_a_manual_page() {
 fn a_page_that_cannot_be_made_is_one_line() {
     let refused = run(&["man", "bogus"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert_eq!(stderr(&refused), "nodetracker: there is no command \"bogus\"\n");
+    let line = "nodetracker: there is no command \"bogus\": `nodetracker help` lists all of them\n";
+    assert_eq!(stderr(&refused), line);
     let refused = run(&["man", "--dir", "/dev/null/man1"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(

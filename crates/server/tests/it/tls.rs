@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::pki::Pki;
-use crate::support::{Process, SOON, run, stderr, stdout};
+use crate::support::{Process, SOON, nodetracker, run, stderr, stdout};
 
 #[test]
 fn commands_speak_tls_with_a_ca_file() {
@@ -68,6 +68,14 @@ fn plaintext_and_tls_are_told_apart() {
 
     let server = Process::serve(&[]);
     let addr = server.addr;
+    // The variable may be set for other trackers.
+    let mut get = nodetracker();
+    get.args(["get", "node-1", "--addr", &addr.to_string()]);
+    let refused = get.env("NODETRACKER_CA_FILE", pki.path("ca.crt")).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let line = "nodetracker: --ca-file or NODETRACKER_CA_FILE needs --addr https://…\n";
+    assert_eq!(stderr(&refused), line);
+
     let at = format!("https://{addr}");
     let refused = run(&["get", "node-1", "--addr", &at, "--ca-file", &pki.path("ca.crt")]);
     assert_eq!(refused.status.code(), Some(1));
@@ -233,7 +241,7 @@ async fn sighup_reloads_the_certificates() {
 async fn sighup_without_certificates_changes_nothing() {
     let mut server = Process::serve(&[]);
     server.signal("HUP");
-    server.logged("SIGHUP: no https_keypairs, nothing to reload");
+    server.logged("SIGHUP: no https_keypairs, nothing to reload; the configuration is read only at the start");
     TcpStream::connect(server.addr).await.unwrap();
     server.signal("TERM");
     assert_eq!(server.wait().await.0.code(), Some(0));

@@ -193,6 +193,10 @@ fn a_port_that_is_not_there_or_something_else_is_one_line() {
             "{text}"
         );
         assert!(text.starts_with(&format!("nodetracker: {addr}: {reason}")), "{text}");
+        // Advice for a port that is closed does not fit a port where something else answers.
+        let is_closed = reason.starts_with("cannot connect");
+        assert_eq!(text.contains("serve --diag-addr"), is_closed, "{text}");
+        assert_eq!(text.contains("not that of listen_addr"), !is_closed, "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
 }

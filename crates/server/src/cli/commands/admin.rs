@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::cli::client::Transport;
 use crate::cli::commands::{CommandError, TrackerArgs, generation, node_name, routes};
-use crate::cli::print::{Format, PagedOutput, Print, ProxyRow, RouteRow, age, megabytes, rfc3339, time};
+use crate::cli::print::{Format, PagedOutput, Print, ProxyRow, RouteRow, age, rfc3339, size, time};
 use crate::cli::remark;
 use crate::config;
 
@@ -312,8 +312,8 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
                 ("watches", row.watches.to_string()),
                 ("connections", row.connections.to_string()),
                 ("sessions", row.sessions.to_string()),
-                ("client memory", megabytes(row.client_memory_bytes)),
-                ("client memory limit", megabytes(row.client_memory_limit_bytes)),
+                ("client memory", size(row.client_memory_bytes)),
+                ("client memory limit", size(row.client_memory_limit_bytes)),
                 ("keep-alive", keep_alive.unwrap_or_default()),
                 ("effective keep-alive", effective.unwrap_or_default()),
                 ("expiry held", held),
@@ -338,7 +338,7 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
 /// Describes the last snapshot.
 fn last_snapshot(row: &StatsRow) -> String {
     let last = match &row.last_snapshot_time {
-        Some(time) => format!("{time}, {}", megabytes(row.last_snapshot_bytes)),
+        Some(time) => format!("{time}, {}", size(row.last_snapshot_bytes)),
         None if row.has_snapshots => "none".to_owned(),
         None => "off (no data_dir)".to_owned(),
     };

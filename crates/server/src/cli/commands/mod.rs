@@ -184,8 +184,10 @@ impl TrackerArgs {
         let usage = |reason: &str| Err(CommandError::Usage(reason.to_owned()));
         match (self.addr.tls, &self.ca_file) {
             (true, None) => usage("--addr https://… needs --ca-file"),
-            (false, Some(_)) => usage("--ca-file needs --addr https://…"),
-            (false, None) if self.cert_file.is_some() => usage("--cert-file needs --addr https://…"),
+            (false, Some(_)) => usage("--ca-file or NODETRACKER_CA_FILE needs --addr https://…"),
+            (false, None) if self.cert_file.is_some() => {
+                usage("--cert-file or NODETRACKER_CERT_FILE needs --addr https://…")
+            }
             (false, None) => Ok(None),
             (true, Some(ca)) => {
                 let keypair = self.key_file.as_deref().zip(self.cert_file.as_deref());

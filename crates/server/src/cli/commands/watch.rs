@@ -11,6 +11,8 @@ use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 use nodetracker_proto::v1::watch_service_client::WatchServiceClient;
 use nodetracker_proto::v1::{NodeChangeReason, ProxyChangeReason};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -74,11 +76,13 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 pub(crate) async fn watch(watch: Watch) -> Result<(), CommandError> {
     let mut signals = Signals::install().map_err(CommandError::Signals)?;
     let (lines, mut written) = printer().map_err(CommandError::Thread)?;
+    let reader_left = reader_left().map_err(CommandError::Thread)?;
     let (followed, limit) = tokio::select! {
         followed = follow(watch, lines) => (followed, Duration::MAX),
         _ = signals.next() => (Ok(()), LAST_LINES),
         // Nobody reads stdout any more.
         written = &mut written => return Ok(written.unwrap_or(Ok(()))?),
+        Ok(()) = reader_left => return Ok(()),
     };
     // The lines have an end now.
     let written = tokio::select! {
@@ -110,6 +114,25 @@ fn printer() -> io::Result<(mpsc::Sender<Vec<u8>>, Written)> {
     };
     thread::Builder::new().spawn(print)?;
     Ok((lines, written))
+}
+
+/// Returns a message as soon as nobody can read stdout any more. Otherwise, `watch | head -1` would wait for the next
+/// change, whose line cannot be written.
+fn reader_left() -> io::Result<oneshot::Receiver<()>> {
+    let (left, receiver) = oneshot::channel();
+    let wait = move || {
+        let stdout = io::stdout();
+        // Without events, only a hangup or an error ends the wait.
+        let mut stdout = [PollFd::new(&stdout, PollFlags::empty())];
+        while let Err(error) = poll(&mut stdout, None) {
+            if error != Errno::INTR {
+                return;
+            }
+        }
+        let _ = left.send(());
+    };
+    thread::Builder::new().spawn(wait)?;
+    Ok(receiver)
 }
 
 async fn follow(watch: Watch, lines: mpsc::Sender<Vec<u8>>) -> Result<(), CommandError> {

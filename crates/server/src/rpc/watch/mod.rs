@@ -121,8 +121,8 @@ pub(crate) struct Watches {
     log: ChangeLog,
     snapshots: Snapshots,
     activity: Sender<Activity>,
-    max_watches: usize,
-    max_watched_size: usize,
+    pub(crate) max_watches: usize,
+    pub(crate) max_watched_size: usize,
     /// How long the tailer continues after the last watch has ended.
     linger: Duration,
     lost_places: Counter,
@@ -227,6 +227,11 @@ impl Watches {
     /// Returns the number of open watches.
     pub(crate) fn count(&self) -> usize {
         self.activity.borrow().watches
+    }
+
+    /// Returns the bytes of the nodes that the watches name.
+    pub(crate) fn watched_size(&self) -> usize {
+        self.activity.borrow().watched_size
     }
 
     /// Returns how often a watch has lost its place in the changes.

@@ -76,10 +76,22 @@ const ALERTS: &[(&str, Option<&str>, &str)] = &[
         "nodetracker_watch_lost_places_total @",
     ),
     ("TrackerNearMaxRoutes", Some("routes"), "nodetracker_routes 901"),
+    ("TrackerNearMaxProxies", Some("proxies"), "nodetracker_proxies 91"),
+    (
+        "TrackerNearMaxText",
+        Some("text_bytes"),
+        "nodetracker_table_bytes{part=\"strings\"} 91",
+    ),
     (
         "TrackerNearMaxConnections",
         Some("connections"),
         "nodetracker_connections 91",
+    ),
+    ("TrackerNearMaxWatches", Some("watches"), "nodetracker_watches 91"),
+    (
+        "TrackerNearMaxWatchedNodes",
+        Some("watched_bytes"),
+        "nodetracker_watched_bytes 91",
     ),
     (
         "TrackerNearMemoryBudget",
@@ -107,6 +119,15 @@ nodetracker_snapshot_timestamp_seconds 1699999900
 nodetracker_snapshot_failures_total 9
 nodetracker_snapshot_failing 0
 nodetracker_watch_lost_places_total 9
+nodetracker_proxies 90
+nodetracker_proxies_limit 100
+nodetracker_table_bytes{part=\"strings\"} 90
+nodetracker_table_bytes{part=\"records\"} 500
+nodetracker_text_limit_bytes 100
+nodetracker_watches 90
+nodetracker_watches_limit 100
+nodetracker_watched_bytes 90
+nodetracker_watched_limit_bytes 100
 nodetracker_connections 90
 nodetracker_connections_limit 100
 nodetracker_client_memory_bytes 80

@@ -5,7 +5,7 @@ use std::time::Duration;
 use indicatif::HumanCount;
 
 use crate::cli::commands::top::model::Quantile;
-use crate::cli::print::{self, megabytes};
+use crate::cli::print;
 
 /// The text of a figure that is missing.
 pub(super) const NONE: &str = "-";
@@ -54,7 +54,7 @@ fn seconds_in_unit(seconds: f64) -> String {
 
 /// Formats bytes.
 pub(super) fn bytes(value: Option<f64>) -> String {
-    or_none(value, |value| megabytes(value as u64))
+    or_none(value, |value| print::size(value as u64))
 }
 
 /// Formats seconds as an age, in whole seconds.

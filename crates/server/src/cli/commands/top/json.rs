@@ -62,7 +62,7 @@ pub(super) fn object(tabs: &[Tab], model: &Model) -> Map<String, Value> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use clap::ValueEnum;
@@ -75,7 +75,7 @@ mod tests {
     use crate::cli::commands::top::view::lines;
 
     /// A page of a tracker with each metric that `top` reads, after so many seconds.
-    fn page(seconds: u32) -> String {
+    pub(crate) fn page(seconds: u32) -> String {
         let method = "service=\"nodetracker.v1.RouteService\",method=\"GetProxies\"";
         format!(
             "\
@@ -85,6 +85,7 @@ nodetracker_routes 1234567
 nodetracker_routes_limit 1300000
 nodetracker_nodes 1200000
 nodetracker_proxies 100
+nodetracker_proxies_limit 1000
 nodetracker_sessions 90
 nodetracker_calls_total{{{method},code=\"OK\"}} {0}
 nodetracker_calls_total{{{method},code=\"NOT_FOUND\"}} {1}
@@ -112,7 +113,12 @@ process_resident_memory_bytes 1e8
 nodetracker_swept_routes_total{{cause=\"expired\"}} {1}
 nodetracker_table_bytes{{part=\"records\"}} 4e7
 nodetracker_table_bytes{{part=\"indexes\"}} 2e7
+nodetracker_table_bytes{{part=\"strings\"}} 3e6
+nodetracker_text_limit_bytes 1e9
 nodetracker_watches 8
+nodetracker_watches_limit 20
+nodetracker_watched_bytes 3200
+nodetracker_watched_limit_bytes 64000000
 nodetracker_watch_lost_places_total 9
 nodetracker_watch_resyncs_total 10
 nodetracker_keep_alive_seconds 300
@@ -136,7 +142,7 @@ nodetracker_restored_routes 15",
     }
 
     /// A model after two scrapes, two seconds apart.
-    fn model(page: impl Fn(u32) -> String) -> Model {
+    pub(crate) fn model(page: impl Fn(u32) -> String) -> Model {
         let start = Instant::now();
         let mut model = Model::default();
         for seconds in [0, 2] {
@@ -156,6 +162,10 @@ nodetracker_restored_routes 15",
             let [value, limit] = [format!("/{name}"), format!("/{name}_limit")].map(|pointer| read(&pointer));
             let part = value.zip(limit).map(|(value, limit)| value / limit);
             format!("{} of {} ({})", count(value), count(limit), percent(part))
+        };
+        let size_of_limit = |name: &str| {
+            let [used, limit] = ["bytes", "limit_bytes"].map(|field| read(&format!("/{name}_{field}")));
+            format!("{} of {}", bytes(used), bytes(limit))
         };
         let rows = [
             ("Uptime", age(read("/uptime_seconds"))),
@@ -229,7 +239,9 @@ nodetracker_restored_routes 15",
                 "Sessions that ended",
                 format!("OK {}", count(read("/ended_sessions/OK"))),
             ),
-            ("Watches", count(read("/watches"))),
+            ("Watches", of_limit("watches")),
+            ("Nodes that watches name", size_of_limit("watched")),
+            ("Memory of names and addresses", size_of_limit("text")),
             (
                 "Watches that ended",
                 format!("CANCELLED {}", count(read("/ended_watches/CANCELLED"))),
@@ -258,14 +270,7 @@ nodetracker_restored_routes 15",
                     bytes(read("/garbage_bytes"))
                 ),
             ),
-            (
-                "Memory of clients",
-                format!(
-                    "{} of {}",
-                    bytes(read("/client_memory_bytes")),
-                    bytes(read("/client_memory_limit_bytes"))
-                ),
-            ),
+            ("Memory of clients", size_of_limit("client_memory")),
             ("Threads", count(read("/threads"))),
             ("Open files", of_limit("open_files")),
             ("Routes restored at the start", count(read("/restored_routes"))),

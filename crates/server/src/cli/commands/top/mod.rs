@@ -32,7 +32,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::cli::commands::CommandError;
 use crate::cli::commands::top::model::Model;
-use crate::cli::commands::top::scrape::{DiagAddr, Scrape, enable_hint};
+use crate::cli::commands::top::scrape::{DiagAddr, Scrape, ScrapeError};
 use crate::cli::commands::top::screen::Screen;
 use crate::cli::commands::top::tabs::Tab;
 use crate::cli::commands::top::ui::{Flow, Ui};
@@ -114,8 +114,7 @@ async fn print_once(addr: &DiagAddr, top: &Top) -> Result<(), CommandError> {
     for pause in [Duration::ZERO, top.interval] {
         sleep(pause).await;
         let scrape = addr.scrape().await;
-        let scrape =
-            scrape.map_err(|reason| CommandError::Failed(format!("{addr}: {reason}; {}", enable_hint(addr))))?;
+        let scrape = scrape.map_err(|error| CommandError::Failed(format!("{addr}: {error}; {}", error.hint(addr))))?;
         model.push(Ok(scrape), Instant::now());
     }
     let all = Tab::value_variants().to_vec();
@@ -160,7 +159,7 @@ async fn show(addr: DiagAddr, top: &Top) -> Result<(), CommandError> {
 
 /// Reads the metrics at each interval, and sends them. Reads nothing while the receiver has not taken the last reading.
 /// Returns when the receiver is dropped.
-async fn scrape_each(addr: DiagAddr, period: Duration, scrapes: mpsc::Sender<Result<Scrape, String>>) {
+async fn scrape_each(addr: DiagAddr, period: Duration, scrapes: mpsc::Sender<Result<Scrape, ScrapeError>>) {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

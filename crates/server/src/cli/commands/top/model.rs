@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cli::commands::top::open_metrics::Labels;
-use crate::cli::commands::top::scrape::Scrape;
+use crate::cli::commands::top::scrape::{Scrape, ScrapeError};
 
 /// The most rates that a track keeps.
 const TRACK_LENGTH: usize = 512;
@@ -61,13 +61,13 @@ pub(super) struct Model {
 /// Why there are no newer figures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Failure {
-    reason: String,
+    reason: ScrapeError,
     since: Instant,
 }
 
 impl Model {
     /// Adds the result of an attempt to read the metrics.
-    pub(super) fn push(&mut self, scraped: Result<Scrape, String>, now: Instant) {
+    pub(super) fn push(&mut self, scraped: Result<Scrape, ScrapeError>, now: Instant) {
         match scraped {
             Ok(scrape) => {
                 self.failure = None;
@@ -84,7 +84,7 @@ impl Model {
     }
 
     /// Returns why the last attempt failed, and how old the figures are.
-    pub(super) fn failure(&self, now: Instant) -> Option<(&str, Duration)> {
+    pub(super) fn failure(&self, now: Instant) -> Option<(&ScrapeError, Duration)> {
         let failure = self.failure.as_ref()?;
         Some((&failure.reason, now.duration_since(failure.since)))
     }
@@ -366,13 +366,15 @@ pub(super) mod tests {
         let mut model = Model::default();
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        model.push(Err("refused".to_owned()), start);
-        assert_eq!(model.failure(after(3)), Some(("refused", Duration::from_secs(3))));
+        let refused = ScrapeError::NoAnswer("refused".to_owned());
+        let late = ScrapeError::NoAnswer("no answer".to_owned());
+        model.push(Err(refused.clone()), start);
+        assert_eq!(model.failure(after(3)), Some((&refused, Duration::from_secs(3))));
         model.push(Ok(scrape(after(4), "up 1")), after(4));
         assert_eq!(model.failure(after(4)), None);
-        model.push(Err("refused".to_owned()), after(5));
-        model.push(Err("no answer".to_owned()), after(6));
-        assert_eq!(model.failure(after(6)), Some(("no answer", Duration::from_secs(2))));
+        model.push(Err(refused), after(5));
+        model.push(Err(late.clone()), after(6));
+        assert_eq!(model.failure(after(6)), Some((&late, Duration::from_secs(2))));
         assert_eq!(model.interval().and_then(|interval| interval.value("up")), Some(1.0));
         model.push(Ok(scrape(after(7), "up 1")), after(7));
         assert_eq!(model.failure(after(7)), None);

@@ -11,6 +11,7 @@ use http::{Request, StatusCode};
 use http_body::Body;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -54,9 +55,27 @@ impl fmt::Display for DiagAddr {
     }
 }
 
-/// Returns what a tracker needs to have a diagnostics port.
-pub(super) fn enable_hint(addr: impl fmt::Display) -> String {
-    format!("`nodetracker serve --diag-addr {addr}` (the key diag_addr) enables the port")
+/// Why a page could not be read, in one line.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(super) enum ScrapeError {
+    /// Nothing answers at the address.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// The answer is no page of a tracker.
+    #[error("{0}")]
+    WrongAnswer(String),
+}
+
+impl ScrapeError {
+    /// Returns what the user may have to change.
+    pub(super) fn hint(&self, addr: impl fmt::Display) -> String {
+        match self {
+            Self::NoAnswer(_) => {
+                format!("`nodetracker serve --diag-addr {addr}` (the key diag_addr) enables the port")
+            }
+            Self::WrongAnswer(_) => "top reads the port of the key diag_addr, not that of listen_addr".to_owned(),
+        }
+    }
 }
 
 /// What a tracker reported at one time.
@@ -75,23 +94,25 @@ impl DiagAddr {
     ///
     /// # Errors
     ///
-    /// The tracker does not answer within five seconds, or the page is no page of a tracker. The error is one line.
-    pub(super) async fn scrape(&self) -> Result<Scrape, String> {
-        let late = |_| Err(format!("no answer within {}", duration::format(PAGE_TIME)));
+    /// The tracker does not answer within five seconds, or the page is no page of a tracker.
+    pub(super) async fn scrape(&self) -> Result<Scrape, ScrapeError> {
+        let late = |_| {
+            let reason = format!("no answer within {}", duration::format(PAGE_TIME));
+            Err(ScrapeError::NoAnswer(reason))
+        };
         timeout(PAGE_TIME, self.read()).await.unwrap_or_else(late)
     }
 
-    async fn read(&self) -> Result<Scrape, String> {
+    async fn read(&self) -> Result<Scrape, ScrapeError> {
         let (status, text) = self.get("/metrics").await?;
         if status != StatusCode::OK {
-            return Err(format!("{status}: {}", quote(&text)));
+            return Err(ScrapeError::WrongAnswer(format!("{status}: {}", quote(&text))));
         }
-        let page = Page::parse(&text).map_err(|error| error.to_string())?;
+        let page = Page::parse(&text).map_err(|error| ScrapeError::WrongAnswer(error.to_string()))?;
         let ready = page.value("nodetracker_ready");
         if page.series(BUILD_INFO).next().is_none() {
-            return Err(format!(
-                "not the diagnostics port of a tracker: there is no {BUILD_INFO}"
-            ));
+            let reason = format!("not the diagnostics port of a tracker: there is no {BUILD_INFO}");
+            return Err(ScrapeError::WrongAnswer(reason));
         }
         Ok(Scrape {
             at: Instant::now(),
@@ -105,7 +126,7 @@ impl DiagAddr {
     }
 
     /// Returns why the tracker takes no calls.
-    async fn reason(&self) -> Result<String, String> {
+    async fn reason(&self) -> Result<String, ScrapeError> {
         let (_, text) = self.get("/readyz").await?;
         let page: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         let reason = page["reason"].as_str().unwrap_or("the tracker takes no calls");
@@ -113,17 +134,17 @@ impl DiagAddr {
     }
 
     /// Requests a page on a connection of its own: the port closes each connection after one page.
-    async fn get(&self, path: &str) -> Result<(StatusCode, String), String> {
+    async fn get(&self, path: &str) -> Result<(StatusCode, String), ScrapeError> {
         let stream = TcpStream::connect(self.to_string())
             .await
-            .map_err(|error| format!("cannot connect: {error}"))?;
-        let broken = |error: hyper::Error| format!("no HTTP/1.1: {error}");
+            .map_err(|error| ScrapeError::NoAnswer(format!("cannot connect: {error}")))?;
+        let broken = |error: hyper::Error| ScrapeError::WrongAnswer(format!("no HTTP/1.1: {error}"));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let request = Request::get(path)
             .header(HOST, self.to_string())
             .header(ACCEPT, "application/openmetrics-text; version=1.0.0")
             .body(String::new())
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| ScrapeError::WrongAnswer(error.to_string()))?;
         // The connection's errors reach the request.
         tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(broken)?;
@@ -134,10 +155,12 @@ impl DiagAddr {
             let frame = frame.map_err(broken)?;
             bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
             if bytes.len() > MAX_PAGE_SIZE {
-                return Err(format!("the page has more than {MAX_PAGE_SIZE} bytes"));
+                let reason = format!("the page has more than {MAX_PAGE_SIZE} bytes");
+                return Err(ScrapeError::WrongAnswer(reason));
             }
         }
-        let text = String::from_utf8(bytes).map_err(|_| "the page is not UTF-8".to_owned())?;
+        let not_utf8 = |_| ScrapeError::WrongAnswer("the page is not UTF-8".to_owned());
+        let text = String::from_utf8(bytes).map_err(not_utf8)?;
         Ok((status, text))
     }
 }

@@ -203,7 +203,7 @@ impl From<'_> {
         let routes = self.interval.value("nodetracker_routes");
         let mean = proxies.zip(routes).map(|(proxies, routes)| routes / proxies);
         Table {
-            note: "The metrics have totals only. `nodetracker proxies` lists each proxy with its routes.".to_owned(),
+            note: "Totals only: `nodetracker proxies` lists each proxy with its routes.".to_owned(),
             ..rows(vec![
                 self.proxies_with_sessions(),
                 self.routes(),
@@ -216,7 +216,7 @@ impl From<'_> {
                 self.refused("Refused: more proxies", "table_proxies"),
                 self.refused("Refused: more proxies of a client", "client_proxies"),
                 self.part("Memory of the proxies", "proxies"),
-                self.part("Memory of names and addresses", "strings"),
+                self.text(),
             ])
         }
     }
@@ -235,7 +235,12 @@ impl From<'_> {
                 "ended_sessions",
                 ["nodetracker.v1.SessionService", "Session"],
             ),
-            self.value("Watches", "watches", "nodetracker_watches"),
+            self.of_limit(
+                "Watches",
+                "watches",
+                ["nodetracker_watches", "nodetracker_watches_limit"],
+            ),
+            self.watched_nodes(),
             self.ended(
                 "Watches that ended",
                 "ended_watches",
@@ -349,12 +354,19 @@ impl From<'_> {
     /// Returns a value beside its limit. Marks the row if the value is [near the limit](NEAR_LIMIT).
     fn of_limit(&self, name: &str, field: &str, metrics: [&str; 2]) -> Row {
         let [value, limit] = metrics.map(|metric| self.interval.value(metric));
-        let part = value.zip(limit).map(|(value, limit)| value / limit);
-        let text = format!("{} of {} ({})", count(value), count(limit), percent(part));
-        Row::new(name, text)
+        Row::new(name, count_of_limit(value, limit))
             .field(field, number(value))
             .field(format!("{field}_limit"), number(limit))
-            .alert_if(part.is_some_and(|part| part > NEAR_LIMIT))
+            .alert_if(is_above(value, limit, NEAR_LIMIT))
+    }
+
+    /// Returns bytes beside their limit. Marks the row if the bytes are above a part of the limit.
+    fn size_of_limit(&self, name: &str, field: &str, used: Option<f64>, limit: &str, most: f64) -> Row {
+        let limit = self.interval.value(limit);
+        Row::new(name, format!("{} of {}", bytes(used), bytes(limit)))
+            .field(format!("{field}_bytes"), number(used))
+            .field(format!("{field}_limit_bytes"), number(limit))
+            .alert_if(is_above(used, limit, most))
     }
 
     fn state(&self) -> Row {
@@ -376,12 +388,23 @@ impl From<'_> {
     }
 
     fn proxies_with_sessions(&self) -> Row {
-        let metrics = ["nodetracker_proxies", "nodetracker_sessions"];
-        let [proxies, sessions] = metrics.map(|metric| self.interval.value(metric));
-        let text = format!("{}, {} with a session", count(proxies), count(sessions));
-        Row::new("Proxies", text)
+        let metrics = [
+            "nodetracker_proxies",
+            "nodetracker_proxies_limit",
+            "nodetracker_sessions",
+        ];
+        let [proxies, limit, sessions] = metrics.map(|metric| self.interval.value(metric));
+        let is_alert = is_above(proxies, limit, NEAR_LIMIT);
+        let proxies_text = if is_alert {
+            count_of_limit(proxies, limit)
+        } else {
+            count(proxies)
+        };
+        Row::new("Proxies", format!("{proxies_text}, {} with a session", count(sessions)))
             .field("proxies", number(proxies))
+            .field("proxies_limit", number(limit))
             .field("sessions", number(sessions))
+            .alert_if(is_alert)
     }
 
     fn session_messages(&self) -> Row {
@@ -577,15 +600,22 @@ impl From<'_> {
     }
 
     fn client_memory(&self) -> Row {
-        let [used, limit] = [
-            "nodetracker_client_memory_bytes",
-            "nodetracker_client_memory_limit_bytes",
-        ]
-        .map(|metric| self.interval.value(metric));
-        Row::new("Memory of clients", format!("{} of {}", bytes(used), bytes(limit)))
-            .field("client_memory_bytes", number(used))
-            .field("client_memory_limit_bytes", number(limit))
-            .alert_if(used.zip(limit).is_some_and(|(used, limit)| used > 0.8 * limit))
+        let used = self.interval.value("nodetracker_client_memory_bytes");
+        let limit = "nodetracker_client_memory_limit_bytes";
+        self.size_of_limit("Memory of clients", "client_memory", used, limit, 0.8)
+    }
+
+    fn text(&self) -> Row {
+        let sizes = self.interval.values("nodetracker_table_bytes", &["part"]);
+        let used = sizes.get(&["strings"][..]).copied();
+        let name = "Memory of names and addresses";
+        self.size_of_limit(name, "text", used, "nodetracker_text_limit_bytes", NEAR_LIMIT)
+    }
+
+    fn watched_nodes(&self) -> Row {
+        let used = self.interval.value("nodetracker_watched_bytes");
+        let limit = "nodetracker_watched_limit_bytes";
+        self.size_of_limit("Nodes that watches name", "watched", used, limit, NEAR_LIMIT)
     }
 
     fn resident_memory(&self) -> Row {
@@ -619,6 +649,16 @@ impl From<'_> {
         let time = self.interval.scrape().time;
         time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
     }
+}
+
+fn count_of_limit(value: Option<f64>, limit: Option<f64>) -> String {
+    let part = value.zip(limit).map(|(value, limit)| value / limit);
+    format!("{} of {} ({})", count(value), count(limit), percent(part))
+}
+
+/// Reports whether a value is above a part of its limit.
+fn is_above(value: Option<f64>, limit: Option<f64>, part: f64) -> bool {
+    value.zip(limit).is_some_and(|(value, limit)| value > part * limit)
 }
 
 fn rows(rows: Vec<Row>) -> Table {
@@ -678,6 +718,17 @@ mod tests {
         assert_eq!(
             overview("Connections", &connections(91)),
             ("91 of 100 (91 %)".to_owned(), true)
+        );
+
+        let proxies =
+            |proxies| format!("nodetracker_proxies {proxies}\nnodetracker_proxies_limit 100\nnodetracker_sessions 7");
+        assert_eq!(
+            overview("Proxies", &proxies(90)),
+            ("90, 7 with a session".to_owned(), false)
+        );
+        assert_eq!(
+            overview("Proxies", &proxies(91)),
+            ("91 of 100 (91 %), 7 with a session".to_owned(), true)
         );
 
         let held = |cause| {

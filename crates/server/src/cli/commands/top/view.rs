@@ -13,7 +13,7 @@ use ratatui::widgets::{RenderDirection, Sparkline, Widget};
 use tokio::time::Instant;
 
 use crate::cli::commands::top::model::Model;
-use crate::cli::commands::top::scrape::{BUILD_INFO, enable_hint};
+use crate::cli::commands::top::scrape::BUILD_INFO;
 use crate::cli::commands::top::tabs::{Row, Tab, Table};
 use crate::cli::commands::top::ui::Ui;
 use crate::cli::print::{age, visible};
@@ -63,7 +63,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, ui: &mut Ui, now: Insta
         }
     } else if model.interval().is_none() {
         let lines = match model.failure(now) {
-            Some((reason, _)) => [visible(reason), enable_hint(&ui.addr)],
+            Some((error, _)) => [visible(&error.to_string()), error.hint(&ui.addr)],
             None => ["waiting for the first figures".to_owned(), String::new()],
         };
         for (area, line) in body.rows().zip(&lines) {
@@ -84,8 +84,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, ui: &mut Ui, now: Insta
 /// Draws who the tracker is, and how old its figures are. The part that matters most is first.
 fn draw_head(area: Rect, buffer: &mut Buffer, model: &Model, ui: &Ui, now: Instant) {
     let mut texts = Vec::new();
-    if let Some((reason, since)) = model.failure(now) {
-        texts.push((format!("LOST for {}: {}", age(since), visible(reason)), alert_style()));
+    if let Some((error, since)) = model.failure(now) {
+        let reason = visible(&error.to_string());
+        texts.push((format!("LOST for {}: {reason}", age(since)), alert_style()));
     } else if ui.is_paused {
         texts.push(("PAUSED".to_owned(), alert_style()));
     }
@@ -325,7 +326,9 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
+    use crate::cli::commands::top::json::tests as all_figures;
     use crate::cli::commands::top::model::tests::scrape;
+    use crate::cli::commands::top::scrape::ScrapeError;
     use crate::cli::commands::top::ui::tests::ui;
 
     /// A page of a tracker that has had so many calls.
@@ -393,6 +396,18 @@ nodetracker_refusals_total{reason=\"table_routes\"} 12
         let calls = lines.iter().find(|line| line.starts_with("  Calls  ")).expect("a row");
         assert!(calls.contains(" 171,000/s ") && calls.ends_with("▇▇█"), "{calls}");
         assert_eq!(lines[23], "q quit  1-5 tabs  ? help  p pause");
+    }
+
+    /// A terminal over SSH often has this size.
+    #[test]
+    fn every_tab_fits_into_80_columns_and_24_lines() {
+        let model = (all_figures::model(all_figures::page), Instant::now());
+        for &tab in Tab::value_variants() {
+            let lines = screen((80, 24), &model, &mut Ui { tab, ..ui() });
+            for line in &lines {
+                assert!(!line.contains(ELLIPSIS) && !line.contains("lines below"), "{lines:#?}");
+            }
+        }
     }
 
     #[test]
@@ -465,7 +480,10 @@ nodetracker_refusals_total{reason=\"table_routes\"} 12
     #[test]
     fn a_lost_tracker_is_named_first_and_its_figures_stay() {
         let (mut model, now) = model(3);
-        model.push(Err("cannot connect: \u{202e}refused".to_owned()), now);
+        model.push(
+            Err(ScrapeError::NoAnswer("cannot connect: \u{202e}refused".to_owned())),
+            now,
+        );
         let lines = screen((80, 24), &(model, now + Duration::from_secs(60)), &mut ui());
         assert!(
             lines[0].starts_with(r"LOST for 1m 1s: cannot connect: \u{202e}refused  nodetracker"),
@@ -476,7 +494,7 @@ nodetracker_refusals_total{reason=\"table_routes\"} 12
 
         let mut never = (Model::default(), now);
         assert!(screen((80, 24), &never, &mut ui())[3].starts_with("waiting"));
-        never.0.push(Err("refused".to_owned()), now);
+        never.0.push(Err(ScrapeError::NoAnswer("refused".to_owned())), now);
         let lines = screen((80, 24), &never, &mut ui());
         assert_eq!(
             lines[0],
