@@ -488,6 +488,19 @@ fn the_reason_of_a_failure_is_kept_until_a_tunnel_is_claimed() {
 }
 
 #[test]
+fn an_attempt_that_fails_at_once_is_made_again_later_even_without_a_backoff() {
+    let mut pool = Pool::new(1);
+    pool.machine.config.backoff = crate::backoff::Limits {
+        base: Duration::ZERO,
+        max: Duration::ZERO,
+    };
+    pool.machine
+        .add_target(pool.now, Target::new("x".repeat(256), "balancer:2"));
+    pool.actions();
+    assert!(pool.machine.next_timeout() > Some(pool.now));
+}
+
+#[test]
 fn the_longest_times_do_not_overflow() {
     let mut config = PoolConfig::new("node-1".parse().unwrap());
     config.backoff = crate::backoff::Limits {
