@@ -253,6 +253,7 @@ impl PoolMachine {
                 );
                 self.close(older);
             }
+            Some(Claim::NoRoom) => return self.end(now, id, "there are tunnels to the maximum of proxies"),
             Some(Claim::Granted) => {}
         }
         if self.staying(&target) >= self.wanted(&target) {

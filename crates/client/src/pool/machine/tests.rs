@@ -1,6 +1,7 @@
 //! The machine, step by step.
 
 use super::*;
+use crate::control::MAX_PROXIES;
 use crate::control::keep_alive::KeepAliveTimes;
 use crate::pool::counts::StateCounts;
 
@@ -498,6 +499,21 @@ fn an_attempt_that_fails_at_once_is_made_again_later_even_without_a_backoff() {
         .add_target(pool.now, Target::new("x".repeat(256), "balancer:2"));
     pool.actions();
     assert!(pool.machine.next_timeout() > Some(pool.now));
+}
+
+/// The proxy, or its load balancer, names another proxy each time, and a list names a proxy that never answers.
+#[test]
+fn a_proxy_of_many_names_gets_a_bounded_number_of_tunnels() {
+    let mut pool = Pool::new(0);
+    for number in 0..2 * MAX_PROXIES {
+        // Between two dials, there are pings of many tunnels.
+        let Some(tunnel) = (0..2 * MAX_PROXIES).find_map(|_| pool.step()) else {
+            break;
+        };
+        pool.handle(tunnel, Input::Opened);
+        pool.handle(tunnel, welcome(proxy(&format!("proxy-{number}"), 1), &["silent"]));
+    }
+    assert_eq!(pool.counts().ready(), MAX_PROXIES);
 }
 
 #[test]
