@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -149,7 +149,7 @@ impl Peers {
     async fn tunnel(&self, key: &Key) -> io::Result<Arc<PeerTunnel>> {
         let shared = {
             let mut tunnels = lock(&self.0.tunnels);
-            let connect = || connect(Arc::clone(&self.0), key.clone()).boxed().shared();
+            let connect = || connect(Arc::downgrade(&self.0), key.clone()).boxed().shared();
             tunnels.entry(key.clone()).or_insert_with(connect).clone()
         };
         shared
@@ -158,11 +158,17 @@ impl Peers {
     }
 }
 
-/// Connects to a peer, in a task of its own: an attempt ends even if no dial waits for it any more.
-async fn connect(inner: Arc<Inner>, key: Key) -> Result<Arc<PeerTunnel>, ConnectError> {
-    let attempt = tokio::spawn(try_connect(Arc::clone(&inner), key.clone()));
+/// Connects to a peer, in a task of its own: an attempt ends even if no dial waits for it any more. `inner` holds this
+/// future, so the future does not hold `inner`.
+async fn connect(inner: Weak<Inner>, key: Key) -> Result<Arc<PeerTunnel>, ConnectError> {
+    let Some(present) = inner.upgrade() else {
+        return Err(Arc::new(io::Error::other("the dialer is gone")));
+    };
+    let attempt = tokio::spawn(try_connect(present, key.clone()));
     attempt.await.unwrap_or_else(|panic| {
-        lock(&inner.tunnels).remove(&key);
+        if let Some(inner) = inner.upgrade() {
+            lock(&inner.tunnels).remove(&key);
+        }
         Err(Arc::new(io::Error::other(panic)))
     })
 }
@@ -174,7 +180,8 @@ async fn try_connect(inner: Arc<Inner>, key: Key) -> Result<Arc<PeerTunnel>, Con
             lock(&inner.failures).remove(&key.0);
             let is_used = AtomicBool::new(true);
             let tunnel = Arc::new(PeerTunnel { tunnel, is_used });
-            tokio::spawn(keep_alive(inner, key, Arc::clone(&tunnel)));
+            let times = inner.times;
+            tokio::spawn(keep_alive(Arc::downgrade(&inner), times, key, Arc::clone(&tunnel)));
             Ok(tunnel)
         }
         Err(error) => {
@@ -229,10 +236,11 @@ impl ExchangeError {
     }
 }
 
-/// Pings a peer until the peer is gone, or until its tunnel has been idle for the idle timeout. Holds the tunnel: a
-/// tunnel ends, with its streams, when its last holder drops it.
-async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<PeerTunnel>) {
-    let times = inner.times;
+/// Pings a peer until the peer is gone, or until its tunnel has been idle for the idle timeout. After the end of the
+/// dialer, until the last stream has ended. Holds the tunnel: a tunnel ends, with its streams, when its last holder
+/// drops it.
+async fn keep_alive(inner: Weak<Inner>, times: PeerTimes, key: Key, tunnel: Arc<PeerTunnel>) {
+    let forget = || inner.upgrade().iter().for_each(|inner| inner.forget(&key, &tunnel));
     let mut last_use = Instant::now();
     let mut is_known = true;
     loop {
@@ -241,8 +249,8 @@ async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<PeerTunnel>) {
         if tunnel.is_used.swap(false, Relaxed) || !is_idle {
             last_use = Instant::now();
         }
-        if is_known && last_use.elapsed() >= times.idle_timeout {
-            inner.forget(&key, &tunnel);
+        if is_known && (inner.strong_count() == 0 || last_use.elapsed() >= times.idle_timeout) {
+            forget();
             is_known = false;
         }
         // A dial that has begun before may still open a stream.
@@ -257,7 +265,7 @@ async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<PeerTunnel>) {
             // The answers may wait behind the bytes of busy streams.
             Err(reason) if tunnel.tunnel.last_received() < begun => {
                 debug!("the tunnel to peer {} is given up: {reason}", key.0);
-                return inner.forget(&key, &tunnel);
+                return forget();
             }
             _ => {}
         }

@@ -517,6 +517,20 @@ async fn a_tunnel_that_nobody_uses_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tunnel_of_a_dialer_that_is_gone_lasts_as_long_as_its_streams() {
+    let mut fleet = Fleet::new(&["a", "b"], &["b"]).await;
+    fleet.tracker.add("b");
+    let mut dialed = fleet.dialer("a").dial(&node()).await.unwrap();
+    fleet.proxies.remove("a");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    echo(&mut dialed.stream).await.unwrap();
+    drop(dialed);
+    // Two pings.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(fleet.server("b").stats().peers, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tunnel_for_short_dials_is_not_idle() {
     let fleet = Fleet::new(&["a", "b"], &["b"]).await;
     fleet.tracker.add("b");
