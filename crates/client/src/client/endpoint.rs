@@ -1,8 +1,8 @@
 //! One tracker of a client: its connection, its health, and its share of repeated attempts.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic_health::pb::HealthCheckRequest;
@@ -77,30 +77,25 @@ impl Endpoint {
         }
     }
 
-    /// Locks the state. No holder of the lock panics.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn is_healthy(&self) -> bool {
-        self.state().health.is_healthy()
+        self.state.lock().health.is_healthy()
     }
 
     pub(super) fn allows_retry(&self) -> bool {
-        self.state().budget.allows_retry()
+        self.state.lock().budget.allows_retry()
     }
 
     /// Orders healthy trackers before others, and near trackers before distant trackers. A tracker that never answered
     /// is the most distant.
     pub(super) fn distance(&self) -> (bool, Duration) {
-        let state = self.state();
+        let state = self.state.lock();
         let round_trip = state.health.round_trip();
         (!state.health.is_healthy(), round_trip.unwrap_or(Duration::MAX))
     }
 
     pub(super) fn stats(&self) -> TrackerStats {
         let (is_healthy, round_trip) = {
-            let state = self.state();
+            let state = self.state.lock();
             (state.health.is_healthy(), state.health.round_trip())
         };
         TrackerStats {
@@ -146,14 +141,14 @@ impl Endpoint {
     /// Probes the tracker whenever a probe is due.
     pub(super) async fn probe_forever(&self) {
         loop {
-            let due = self.state().health.next_timeout().map(Instant::from_std);
+            let due = self.state.lock().health.next_timeout().map(Instant::from_std);
             // `None` only while a probe is in flight, and this task alone sends probes.
             let wait = sleep_until(due.unwrap_or_else(Instant::now));
             tokio::select! {
                 () = wait => {}
                 () = self.probe_moved.notified() => continue,
             }
-            if self.state().health.poll_probe(Instant::now().into_std()) {
+            if self.state.lock().health.poll_probe(Instant::now().into_std()) {
                 let result = self.probe().await;
                 self.handle(result);
                 self.changed.send_replace(());
@@ -185,7 +180,7 @@ impl Endpoint {
     }
 
     fn handle(&self, input: Input) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         match input {
             Input::CallFailed => state.budget.failed(),
             Input::CallAnswered => state.budget.answered(),

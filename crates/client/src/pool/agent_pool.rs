@@ -1,9 +1,10 @@
 //! [`AgentPool`]: a [`PoolMachine`] connected to a transport.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
@@ -217,10 +218,6 @@ impl StatusReceiver {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, PoolState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Records that a tunnel and its control stream are open.
     pub(super) fn opened(self: &Arc<Self>, id: TunnelId, tunnel: &Arc<dyn Tunnel>) {
         self.update(|state, now| {
@@ -244,7 +241,7 @@ impl Shared {
     /// Changes the machine, and does what the machine then asks for.
     fn update(self: &Arc<Self>, change: impl FnOnce(&mut PoolState, Instant)) {
         let now = time::Instant::now().into_std();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let PoolState { machine, tunnels, .. } = &mut *state;
         for (id, task) in tunnels {
             if let Some(tunnel) = task.tunnel.as_ref().and_then(Weak::upgrade) {
@@ -310,7 +307,7 @@ impl Shared {
 /// Calls the machine at its timeouts.
 async fn run_timer(shared: Arc<Shared>) {
     loop {
-        let next = shared.lock().machine.next_timeout();
+        let next = shared.state.lock().machine.next_timeout();
         let due = async {
             match next {
                 Some(next) => time::sleep_until(next.into()).await,

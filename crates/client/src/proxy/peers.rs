@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use nodetracker::ProxyDetails;
 use nodetracker_proto::peer::v1 as proto;
+use parking_lot::Mutex;
 use proto::peer_response::Response;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
@@ -96,12 +97,12 @@ impl Peers {
 
     /// The number of tunnels, those that come among them.
     pub(super) fn len(&self) -> usize {
-        lock(&self.0.tunnels).len()
+        self.0.tunnels.lock().len()
     }
 
     /// Whether a recent attempt to connect to an address has failed.
     pub(super) fn has_failed(&self, addr: &str) -> bool {
-        let failures = lock(&self.0.failures);
+        let failures = self.0.failures.lock();
         failures.get(addr).is_some_and(|failed| failed.elapsed() < DEAD_FOR)
     }
 
@@ -148,7 +149,7 @@ impl Peers {
     /// Returns a tunnel to a peer. All dials of the tunnel share one attempt to connect.
     async fn tunnel(&self, key: &Key) -> io::Result<Arc<PeerTunnel>> {
         let shared = {
-            let mut tunnels = lock(&self.0.tunnels);
+            let mut tunnels = self.0.tunnels.lock();
             let connect = || connect(Arc::downgrade(&self.0), key.clone()).boxed().shared();
             tunnels.entry(key.clone()).or_insert_with(connect).clone()
         };
@@ -167,7 +168,7 @@ async fn connect(inner: Weak<Inner>, key: Key) -> Result<Arc<PeerTunnel>, Connec
     let attempt = tokio::spawn(try_connect(present, key.clone()));
     attempt.await.unwrap_or_else(|panic| {
         if let Some(inner) = inner.upgrade() {
-            lock(&inner.tunnels).remove(&key);
+            inner.tunnels.lock().remove(&key);
         }
         Err(Arc::new(io::Error::other(panic)))
     })
@@ -177,7 +178,7 @@ async fn try_connect(inner: Arc<Inner>, key: Key) -> Result<Arc<PeerTunnel>, Con
     let connect = timeout(inner.times.connect_timeout, inner.transport.connect(&key.0));
     match connect.await.map_err(io::Error::from).flatten() {
         Ok(tunnel) => {
-            lock(&inner.failures).remove(&key.0);
+            inner.failures.lock().remove(&key.0);
             let is_used = AtomicBool::new(true);
             let tunnel = Arc::new(PeerTunnel { tunnel, is_used });
             let times = inner.times;
@@ -185,11 +186,11 @@ async fn try_connect(inner: Arc<Inner>, key: Key) -> Result<Arc<PeerTunnel>, Con
             Ok(tunnel)
         }
         Err(error) => {
-            let mut failures = lock(&inner.failures);
+            let mut failures = inner.failures.lock();
             failures.retain(|_, failed| failed.elapsed() < DEAD_FOR);
             failures.insert(key.0.clone(), Instant::now());
             drop(failures);
-            lock(&inner.tunnels).remove(&key);
+            inner.tunnels.lock().remove(&key);
             Err(Arc::new(error))
         }
     }
@@ -285,15 +286,11 @@ async fn ping(tunnel: &dyn Tunnel, times: PeerTimes) -> Result<(), String> {
 impl Inner {
     /// Forgets a tunnel, so that later dials do not use the tunnel.
     fn forget(&self, key: &Key, tunnel: &Arc<PeerTunnel>) {
-        let mut tunnels = lock(&self.tunnels);
+        let mut tunnels = self.tunnels.lock();
         // A shared future that nobody has polled is not complete yet.
         let shared = tunnels.get(key).and_then(|shared| shared.clone().now_or_never());
         if shared.is_some_and(|shared| shared.is_ok_and(|known| Arc::ptr_eq(&known, tunnel))) {
             tunnels.remove(key);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
