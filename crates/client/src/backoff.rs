@@ -2,16 +2,10 @@
 
 use std::time::Duration;
 
+use crate::clock::bounded;
+
 /// The shortest bound of a wait. With waits of zero, failures at once would be a busy loop.
 const SHORTEST: Duration = Duration::from_millis(1);
-
-/// The longest wait: 30 years. The sum of a moment and a few such waits is a moment.
-const LONGEST: Duration = Duration::from_secs(30 * 365 * 86_400);
-
-/// Returns a wait that may be added to a moment without an overflow.
-pub(crate) fn bounded(wait: Duration) -> Duration {
-    wait.min(LONGEST)
-}
 
 /// Exponential backoff with full jitter: before attempt *n*, wait for a random time between zero and
 /// `min(max, base * 2^n)`.

@@ -25,6 +25,7 @@
 pub mod backoff;
 pub mod cache;
 pub mod client;
+mod clock;
 mod complaints;
 pub mod connect;
 pub mod control;

@@ -50,8 +50,8 @@ use async_trait::async_trait;
 use nodetracker::{NodeId, Proxy};
 use tokio::time::Instant;
 
-use crate::backoff::bounded;
 use crate::cache::flights::{Flight, Flights, SharedFetch};
+use crate::clock::bounded;
 use crate::complaints::Complaints;
 use crate::tracker::{NodeTracker, Route, TrackerError};
 

@@ -10,13 +10,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tracing::{info, warn};
 
-use crate::backoff::bounded;
 use crate::client::calls::Call;
 use crate::client::convert;
 use crate::client::health::{Health, Input};
 use crate::client::options::ClientOptions;
 use crate::client::retry::{Failure, RetryBudget};
 use crate::client::stats::{Counters, TrackerStats};
+use crate::clock::{bounded, now};
 use crate::connect::addr::TrackerAddr;
 use crate::connect::channel::{Channel, is_unreachable};
 use crate::tracker::TrackerError;
@@ -68,7 +68,7 @@ impl Endpoint {
             attempt_timeout: bounded(options.attempt_timeout),
             probe_timeout: options.health.timeout,
             state: Mutex::new(State {
-                health: Health::new(Instant::now().into_std(), options.health, seed),
+                health: Health::new(now(), options.health, seed),
                 budget: RetryBudget::new(),
             }),
             probe_moved: Notify::new(),
@@ -148,7 +148,7 @@ impl Endpoint {
                 () = wait => {}
                 () = self.probe_moved.notified() => continue,
             }
-            if self.state.lock().health.poll_probe(Instant::now().into_std()) {
+            if self.state.lock().health.poll_probe(now()) {
                 let result = self.probe().await;
                 self.handle(result);
                 self.changed.send_replace(());
@@ -187,7 +187,7 @@ impl Endpoint {
             Input::ProbeServing(_) | Input::ProbeNotServing | Input::ProbeFailed => {}
         }
         let was_healthy = state.health.is_healthy();
-        state.health.handle(Instant::now().into_std(), input);
+        state.health.handle(now(), input);
         let is_healthy = state.health.is_healthy();
         drop(state);
         if was_healthy == is_healthy {

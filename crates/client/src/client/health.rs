@@ -7,7 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::backoff::{Backoff, Limits, bounded};
+use crate::backoff::{Backoff, Limits};
+use crate::clock::bounded;
 
 /// When a tracker counts as unhealthy, and how often it is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use crate::client::endpoint::{Deadline, Endpoint};
 use crate::client::options::ClientOptions;
 use crate::client::retry::{Failure, Retries, has_no_answer};
 use crate::client::stats::TrackerStats;
+use crate::clock::now;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::{NoTls, WriteTo};
 use crate::tracker::{NodeTracker, Route, TrackerError};
@@ -284,7 +285,7 @@ async fn next_retry<'e>(
         }
         last = error;
     }
-    let begin = retries.next(Instant::now().into_std(), longest);
+    let begin = retries.next(now(), longest);
     match begin.filter(|_| !again.is_empty()) {
         Some(begin) => {
             sleep_until(Instant::from_std(begin)).await;

@@ -29,7 +29,7 @@ use tower::util::MapResponse;
 use tower_service::Service;
 use tracing::warn;
 
-use crate::backoff::bounded;
+use crate::clock::bounded;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::status_details;

@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
+use crate::clock::{after, now};
 use crate::control::keep_alive::KeepAliveTimes;
 use crate::control::proto::{ProxyInfo, ProxyList};
-use crate::control::{MAX_PROXIES, MAX_TEXT, Verify, after, is_id, proto_duration};
+use crate::control::{MAX_PROXIES, MAX_TEXT, Verify, is_id, proto_duration};
 use crate::listener::link::LinkTimes;
 use crate::listener::nodes::{NodeObserver, Nodes};
 use crate::listener::task;
@@ -421,7 +422,7 @@ impl AgentListener {
     }
 
     fn begin_close(&self, limit: Duration) {
-        let phase = Phase::Closing(after(Instant::now().into_std(), limit).into());
+        let phase = Phase::Closing(after(now(), limit).into());
         self.shared.status.send_modify(|status| status.phase = phase);
     }
 

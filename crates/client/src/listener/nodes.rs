@@ -70,7 +70,10 @@ impl Nodes {
 
     /// Reports each node as connected once more.
     pub(super) fn report_again(&self) {
-        self.tunnels.lock().keys().for_each(|node| self.observer.connected(node));
+        self.tunnels
+            .lock()
+            .keys()
+            .for_each(|node| self.observer.connected(node));
     }
 
     /// Waits until no node has a tunnel.
@@ -80,7 +83,14 @@ impl Nodes {
 
     /// The tunnels of a node, the newest first.
     pub(super) fn tunnels(&self, node: &NodeId) -> Vec<Arc<dyn Tunnel>> {
-        self.tunnels.lock().get(node).into_iter().flatten().rev().cloned().collect()
+        self.tunnels
+            .lock()
+            .get(node)
+            .into_iter()
+            .flatten()
+            .rev()
+            .cloned()
+            .collect()
     }
 
     pub(super) fn ids(&self) -> Vec<NodeId> {

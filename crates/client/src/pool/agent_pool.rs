@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time;
 
+use crate::clock::now;
 use crate::control::proto::agent_message::Message as ToProxy;
 use crate::control::{Verify, proto};
 use crate::pool::config::{PoolConfig, Target};
@@ -240,7 +241,7 @@ impl Shared {
 
     /// Changes the machine, and does what the machine then asks for.
     fn update(self: &Arc<Self>, change: impl FnOnce(&mut PoolState, Instant)) {
-        let now = time::Instant::now().into_std();
+        let now = now();
         let mut state = self.state.lock();
         let PoolState { machine, tunnels, .. } = &mut *state;
         for (id, task) in tunnels {

@@ -28,8 +28,9 @@ use proto::proxy_message::Message as FromProxy;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
+use crate::clock::after;
 use crate::control::keep_alive::{Due, KeepAlive};
-use crate::control::{MAX_TEXT, PROTOCOL_VERSION, after, cut, duration, is_id, proto};
+use crate::control::{MAX_TEXT, PROTOCOL_VERSION, cut, duration, is_id, proto};
 use crate::pool::config::{PoolConfig, Target};
 use crate::pool::counts::{Counts, LastErrors, PoolStats};
 use crate::pool::proxies::{Claim, Proxies};

@@ -12,11 +12,12 @@ use proto::peer_response::Response;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::control::{Verify, after};
+use crate::clock::{after, now};
+use crate::control::Verify;
 use crate::listener::{AgentListener, OpenError};
 use crate::proxy::gossip::Announcer;
 use crate::proxy::protocol::{self, RefusalReason};
@@ -201,10 +202,6 @@ struct Peer {
 
 /// Why a request is refused, and details.
 type Refusal = (RefusalReason, String);
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
-}
 
 impl Shared {
     async fn serve_tunnel(self: Arc<Self>, tunnel: Arc<dyn Tunnel>, _slot: Slot) {

@@ -15,6 +15,7 @@ use proto::peer_response::Response;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
+use crate::clock::now;
 use crate::control::Verify;
 use crate::proxy::protocol;
 use crate::transport::{Transport, Tunnel, TunnelStream};
@@ -258,7 +259,7 @@ async fn keep_alive(inner: Weak<Inner>, times: PeerTimes, key: Key, tunnel: Arc<
         if !is_known && is_idle && Arc::strong_count(&tunnel) == 1 {
             return;
         }
-        let begun = Instant::now().into_std();
+        let begun = now();
         if ping(&*tunnel.tunnel, times).await.is_ok() {
             continue;
         }

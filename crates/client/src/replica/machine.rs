@@ -18,7 +18,8 @@ use nodetracker::NodeId;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_response::Message;
 
-use crate::backoff::{Backoff, Limits, bounded};
+use crate::backoff::{Backoff, Limits};
+use crate::clock::bounded;
 use crate::replica::copy::{ApplyError, Copy, Writer};
 use crate::tracker::Route;
 

@@ -51,7 +51,7 @@ use std::fmt;
 use std::iter::zip;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -64,6 +64,7 @@ use tokio::time::sleep_until;
 use tonic::Status as GrpcStatus;
 use tracing::{info, warn};
 
+use crate::clock::now;
 use crate::complaints::Complaints;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
@@ -231,11 +232,6 @@ fn without(complaints: &Complaints, node: &NodeId, mut routes: Vec<Route>) -> Ve
     let is_reported = complaints.about(node);
     routes.retain(|route| !is_reported(route));
     routes
-}
-
-/// The time, also on a clock that the embedder has paused.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 impl Drop for Replica {

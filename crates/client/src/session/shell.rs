@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
+use crate::clock::now;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::channel::{ConnectOptions, is_unreachable};
 use crate::session::machine::{Event, Input, MAX_IN_FLIGHT, Machine, Superseded};
@@ -62,16 +63,16 @@ impl Shell {
         // Stays open while the nodes move to another tracker.
         let mut previous = None;
         loop {
-            let now = Instant::now();
+            let now = now();
             if self.shared.is_closed.load(Ordering::Acquire) {
-                self.machine.handle(now.into_std(), Input::Drain);
+                self.machine.handle(now, Input::Drain);
             }
-            self.machine.handle_timeout(now.into_std());
+            self.machine.handle_timeout(now);
             loop {
                 while let Some(event) = self.machine.poll_event() {
                     self.on_event(event, &mut stream, &mut previous);
                 }
-                let Some(request) = self.machine.poll_transmit(now.into_std()) else {
+                let Some(request) = self.machine.poll_transmit(now) else {
                     break;
                 };
                 if let Some(Stream { requests, .. }) = &stream {
@@ -141,7 +142,7 @@ impl Shell {
                 }
             }
         };
-        self.machine.handle(Instant::now().into_std(), input);
+        self.machine.handle(now(), input);
     }
 
     fn on_loss(&self, error: &str) {

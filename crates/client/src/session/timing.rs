@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::backoff::{self, bounded};
+use crate::backoff;
+use crate::clock::bounded;
 
 /// The waits and the paces of a session. The tracker dictates the heartbeat interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
