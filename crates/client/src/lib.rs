@@ -39,5 +39,6 @@ pub mod session;
 pub mod tracker;
 pub mod transport;
 mod watch;
+mod wire;
 
 pub use nodetracker::{NodeId, Proxy, ProxyDetails, Uuid};

@@ -24,6 +24,7 @@ use crate::clock::now;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::{NoTls, WriteTo};
 use crate::tracker::{NodeTracker, Route, TrackerError};
+use crate::wire;
 
 /// A client of one or several trackers: see the [module](crate::client).
 ///
@@ -301,7 +302,7 @@ impl NodeTracker for TrackerClient {
         let deadline = self.deadline();
         for batch in split(nodes) {
             let request = v1::AddNodesRequest {
-                proxy: Some(convert::proxy(proxy)),
+                proxy: Some(wire::proxy(proxy)),
                 nodes: Some(batch.ids),
             };
             self.write(request, deadline).await?;
@@ -311,7 +312,7 @@ impl NodeTracker for TrackerClient {
 
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
         let request = v1::GetProxiesRequest {
-            node: Some(convert::node(node)),
+            node: Some(wire::node(node)),
         };
         let (deadline, nearest) = (self.deadline(), self.nearest());
         let (reply, asked) = call_one(&nearest, request.clone(), self.retries(deadline), deadline).await?;
@@ -350,7 +351,7 @@ impl NodeTracker for TrackerClient {
 
     async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
         let request = v1::ReportUnreachableRequest {
-            node: Some(convert::node(node)),
+            node: Some(wire::node(node)),
             proxy_id: proxy_id.to_owned(),
             reporter_id: self.0.options.reporter_id.clone(),
         };

@@ -24,6 +24,7 @@ use crate::proxy::protocol::{self, RefusalReason};
 use crate::transport::slots::{Slot, Slots};
 use crate::transport::tcp::{Handshake, Handshakes, PEER_ALPN, TcpAcceptor};
 use crate::transport::{Tunnel, TunnelStream};
+use crate::wire::{InvalidNode, node_id};
 
 /// The configuration of a [`PeerServer`].
 #[derive(Debug, Clone)]
@@ -311,7 +312,8 @@ impl Shared {
     }
 
     async fn open(&self, dial: &proto::Dial, peer: &Peer) -> Result<TunnelStream, Refusal> {
-        let node = protocol::node(dial.node.as_ref()).map_err(|error| (RefusalReason::Invalid, error))?;
+        let invalid = |error: InvalidNode| (RefusalReason::Invalid, format!("dial.node: {error}"));
+        let node = node_id(dial.node.as_ref()).map_err(invalid)?;
         let origin = &dial.origin_proxy_id;
         if dial.hop_count > 0 || *origin == self.config.proxy_id {
             let text = format!("from {origin:?} after {} hops", dial.hop_count);

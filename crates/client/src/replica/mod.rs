@@ -72,6 +72,7 @@ use crate::connect::channel::{Channel, ConnectOptions};
 use crate::tracker::{NodeTracker, Route, TrackerError};
 use crate::watch::{Messages, place, watch};
 
+pub use crate::wire::InvalidNode;
 pub use copy::ApplyError;
 pub use machine::{Event, Input, Machine, Stats, Status, Timers, Transmit, View};
 

@@ -15,12 +15,12 @@ use fastrand::Rng;
 use nodetracker::{ManualClock, NodeId, Proxy, ProxyCursor, ProxyDetails, ProxyRef, RouteTable, Uuid, Verdict};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::ProxyChangeReason;
-use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
 use super::{Event, Input, Machine, Stats, Status, Timers, Transmit};
 use crate::seeds::{Fault, Recovery, Seeds, measure};
+use crate::wire;
 
 const NODES: u64 = 30;
 const PARTS: u64 = 3;
@@ -348,12 +348,8 @@ impl Tracker {
             });
             proxies.extend(self.watched(route.proxy));
         }
-        let id = match id.as_uuid() {
-            Some(uuid) => Id::Uuid(uuid.as_bytes().to_vec()),
-            None => Id::Name(id.to_string()),
-        };
         v1::NodeRoutes {
-            node: Some(v1::NodeId { id: Some(id) }),
+            node: Some(wire::node(&id)),
             routes,
         }
     }

@@ -152,21 +152,21 @@ fn a_bad_message_ends_the_watch_and_is_named() {
         ..v1::WatchSnapshot::default()
     };
     for (message, reason) in [
-        (snapshot(node(None), 0), "a node of the message has no ID"),
+        (snapshot(node(None), 0), "a node of the message: the ID is missing"),
         (
             snapshot(node(Some(Id::Name(String::new()))), 0),
             "a node of the message: node ID is empty",
         ),
         (
             snapshot(node(Some(Id::Uuid(vec![0; 15]))), 0),
-            "a UUID of the message has 15 bytes, expected 16",
+            "a node of the message: the UUID has 15 bytes, expected 16",
         ),
         (snapshot(node(name()), 256), "part 256 of the message is not below 256"),
         (snapshot(with_route(name()), 0), "a route of the message has no proxy"),
         (Message::Snapshot(bad_proxy), "a route of the message has no proxy"),
         (
             change(Change::Node(v1::WatchNodeChange::default())),
-            "a node of the message has no ID",
+            "a node of the message: the ID is missing",
         ),
         (
             change(Change::Proxy(v1::WatchProxyChange::default())),

@@ -47,6 +47,7 @@ use crate::session::messages::{self, Batch, Terms, Violation};
 use crate::session::nodes::{NodeSet, Outcome, Pass, Task};
 use crate::session::stats::Counters;
 use crate::session::timing::Timing;
+use crate::wire;
 
 /// The most requests without an answer.
 pub const MAX_IN_FLIGHT: usize = 8;
@@ -800,11 +801,7 @@ impl Machine {
         let proxy = &self.identity.proxy;
         let generation = self.terms.map_or(0, |terms| terms.generation);
         Request::Hello(v1::SessionHello {
-            proxy: Some(v1::Proxy {
-                proxy_id: proxy.id().into(),
-                cluster_name: proxy.cluster_name().into(),
-                addr: proxy.addr().into(),
-            }),
+            proxy: Some(wire::proxy(&proxy.into())),
             incarnation: self.identity.incarnation.get(),
             generation,
             has_handles: generation != 0,
