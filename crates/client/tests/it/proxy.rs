@@ -25,7 +25,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::fleet::{HalfOpen, InMemory, NodeEvent, PATIENCE, Proxy, echo, info, serve_echo};
-use crate::in_process::eventually;
+use crate::support::eventually;
 
 /// The address of a proxy that does not answer.
 const SILENT: &str = "silent:1";

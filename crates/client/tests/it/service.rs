@@ -18,8 +18,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::fleet::{Balancer, PATIENCE, echo, serve_echo, wait_for};
-use crate::in_process::eventually;
-use crate::support::{Running, node, within};
+use crate::support::{Running, eventually, node, within};
 
 async fn service(id: &str, tracker: &Running, balancer: &Balancer) -> (ProxyService, SocketAddr) {
     service_with(id, tracker, balancer, |_| {}).await

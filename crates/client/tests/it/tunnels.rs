@@ -1,6 +1,5 @@
 //! Pools and listeners: over TCP and TLS, and in memory when time matters.
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -10,24 +9,25 @@ use std::time::Duration;
 
 use nodetracker::RouteTable;
 use nodetracker_client::backoff::Limits;
-use nodetracker_client::connect::channel::{ClientTls, TlsFiles};
+use nodetracker_client::connect::channel::ClientTls;
 use nodetracker_client::control::proto::ProxyInfo;
 use nodetracker_client::control::verify_dns_name;
 use nodetracker_client::listener::{AgentListener, ListenerConfig, OpenError};
 use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
 use nodetracker_client::proxy::{DialError, Dialer, DialerConfig, PeerServer, PeerServerConfig};
 use nodetracker_client::transport::mux::{MAX_STREAMS, MuxTunnel};
+use nodetracker_client::transport::server_tls::ServerTlsFiles;
 use nodetracker_client::transport::tcp::{PEER_ALPN, TcpAcceptor, TcpTransport};
 use nodetracker_client::transport::{ByteStream, Transport, Tunnel};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use nodetracker_tls::server::{ServerFiles, server_config};
+use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, Sleep, timeout};
 
 use crate::fleet::{Balancer, InMemory, NodeEvent, PATIENCE, Proxy, echo, info, serve_echo, wait_for};
+use crate::pki::Pki;
 
 fn config(connection_count: usize) -> PoolConfig {
     PoolConfig {
@@ -498,56 +498,28 @@ async fn echo_back(stream: &mut nodetracker_client::transport::TunnelStream) {
     stream.flush().await.unwrap();
 }
 
-/// An authority, and certificates for `proxy.test` and for two nodes.
-struct Pki {
-    folder: tempfile::TempDir,
-    authority: CertifiedIssuer<'static, KeyPair>,
+/// The TLS of `proxy.test`, which verifies the certificates of agents and peers.
+fn server_tls(pki: &Pki) -> ServerConfig {
+    pki.issue("proxy.test", "proxy.test");
+    let ServerTlsFiles {
+        key,
+        certificate,
+        client_ca,
+    } = pki.server_files("proxy.test");
+    let files = ServerFiles {
+        key: &key,
+        certificate: &certificate,
+        client_ca: client_ca.as_deref(),
+    };
+    server_config(&files, b"").unwrap()
 }
 
-impl Pki {
-    fn new() -> Self {
-        let mut params = CertificateParams::new([]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = tempfile::TempDir::new().unwrap();
-        fs::write(folder.path().join("ca.crt"), authority.pem()).unwrap();
-        Self { folder, authority }
-    }
-
-    fn issue(&self, name: &str) -> (KeyPair, CertificateDer<'static>) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([name.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.authority).unwrap();
-        fs::write(self.folder.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
-        fs::write(self.folder.path().join(format!("{name}.crt")), certificate.pem()).unwrap();
-        (key, certificate.der().clone())
-    }
-
-    fn server(&self) -> ServerConfig {
-        let (key, certificate) = self.issue("proxy.test");
-        let mut roots = RootCertStore::empty();
-        roots.add(self.authority.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let agents = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-        ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(agents.build().unwrap())
-            .with_single_cert(vec![certificate], key.serialize_der().try_into().unwrap())
-            .unwrap()
-    }
-
-    fn client(&self, name: &str) -> TcpTransport {
-        self.issue(name);
-        let path = |file: String| self.folder.path().join(file);
-        let files = TlsFiles {
-            ca: path("ca.crt".into()),
-            keypair: Some((path(format!("{name}.key")), path(format!("{name}.crt")))),
-        };
-        TcpTransport {
-            server_name: Some("proxy.test".into()),
-            ..TcpTransport::agent(ClientTls::load(files).unwrap())
-        }
+/// Dials `proxy.test` with a certificate of this name.
+fn transport(pki: &Pki, name: &str) -> TcpTransport {
+    pki.issue(name, name);
+    TcpTransport {
+        server_name: Some("proxy.test".into()),
+        ..TcpTransport::agent(ClientTls::load(pki.client_files(name)).unwrap())
     }
 }
 
@@ -559,10 +531,10 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     let config_of_proxy = ListenerConfig::new(info("proxy.test"));
     let listener = AgentListener::with_verify(config_of_proxy, (), Box::new(verify_dns_name)).unwrap();
     let serving = listener.clone();
-    let acceptor = TcpAcceptor::tls(tcp, &pki.server());
+    let acceptor = TcpAcceptor::tls(tcp, &server_tls(&pki));
     tokio::spawn(async move { serving.serve(acceptor).await });
 
-    let good = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(verify_dns_name));
+    let good = AgentPool::with_verify(config(1), transport(&pki, "node-1"), Box::new(verify_dns_name));
     let good = serve_echo(good);
     good.add_target(target.clone());
     wait_for(&good, |counts, _| counts.ready() == 1).await;
@@ -578,7 +550,7 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     echo(&mut stream.await.unwrap()).await.unwrap();
 
     // The certificate of another node.
-    let bad = AgentPool::new(config(1), pki.client("node-2"));
+    let bad = AgentPool::new(config(1), transport(&pki, "node-2"));
     bad.handle().add_target(target.clone());
     wait_for(bad.handle(), |_, stats| stats.failures > 0).await;
     assert!(listener.stats().refused >= 1);
@@ -586,14 +558,14 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     // The proxy has another ID than the agent expects.
     let expects_other =
         |_: &str, certificates: &[CertificateDer<'static>]| verify_dns_name("proxy-2.test", certificates);
-    let careful = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(expects_other));
+    let careful = AgentPool::with_verify(config(1), transport(&pki, "node-1"), Box::new(expects_other));
     careful.handle().add_target(target.clone());
     wait_for(careful.handle(), |_, stats| stats.failures > 0).await;
 
     // A proxy that dials the port for agents.
     let peer = TcpTransport {
         alpn: PEER_ALPN,
-        ..pki.client("node-1")
+        ..transport(&pki, "node-1")
     };
     let failed = listener.stats().failed;
     assert!(peer.connect(&target.addr).await.is_err());
@@ -617,7 +589,7 @@ async fn with_tls_a_peer_and_its_dialer_verify_each_other() {
     let addr = tcp.local_addr().unwrap().to_string();
     let agents = proxy.listener.clone();
     let server = PeerServer::with_verify(PeerServerConfig::new("proxy.test"), agents, Box::new(verify_dns_name));
-    let acceptor = TcpAcceptor::tls(tcp, &pki.server());
+    let acceptor = TcpAcceptor::tls(tcp, &server_tls(&pki));
     let serving = server.clone();
     tokio::spawn(async move { serving.serve(acceptor).await });
 
@@ -635,7 +607,7 @@ async fn with_tls_a_peer_and_its_dialer_verify_each_other() {
         let other = AgentListener::new(ListenerConfig::new(info(origin)), ()).unwrap();
         let transport = TcpTransport {
             alpn: PEER_ALPN,
-            ..pki.client("origin.test")
+            ..transport(&pki, "origin.test")
         };
         let config = DialerConfig::new(origin);
         let dialer = Dialer::with_verify(config, other, Arc::new(table), transport, Box::new(verify_dns_name));
