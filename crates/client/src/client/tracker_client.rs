@@ -40,23 +40,28 @@ use crate::wire;
 /// The tracker may even do a report after a later removal that went over another connection. Such a route expires like
 /// any other.
 ///
-/// ```no_run
+/// ```
+/// use nodetracker_client::Proxy;
 /// use nodetracker_client::client::{ClientOptions, TrackerClient};
 /// use nodetracker_client::tracker::NodeTracker;
-/// use nodetracker_client::Proxy;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let trackers = ["tracker-1:3029".parse()?, "tracker-2:3029".parse()?];
-/// let client = TrackerClient::new(trackers, ClientOptions::default())?;
+/// # use nodetracker_server::{Config, Limits, Server};
+/// # let config = Config::default().listen_on("127.0.0.1:0");
+/// # let table = std::sync::Arc::new(config.table().build()?);
+/// # let server = Server::bind_with_limits(&config, table, Limits::default()).await?;
+/// # let addr = server.local_addr().to_string();
+/// # tokio::spawn(server.run(std::future::pending()));
+/// // One tracker or several.
+/// let client = TrackerClient::new([addr.parse()?], ClientOptions::default())?;
 ///
 /// let node = "550e8400-e29b-41d4-a716-446655440000".parse()?;
 /// let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
 /// client.add_nodes(&proxy, &[node]).await?;
 ///
-/// for route in client.get_proxies(&"node-2".parse()?).await? {
-///     println!("dial {}", route.proxy.addr());
-/// }
+/// let routes = client.get_proxies(&"550e8400-e29b-41d4-a716-446655440000".parse()?).await?;
+/// assert_eq!(routes[0].proxy.addr(), "10.0.0.1:3080");
 /// for tracker in client.stats() {
 ///     println!("{} missed {} writes", tracker.addr, tracker.missed_writes);
 /// }

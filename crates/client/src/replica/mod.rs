@@ -22,20 +22,33 @@
 //! A copy is a table of all routes, and a set of all nodes. While a new snapshot comes, there are two copies. A change
 //! of the fleet is a message to each replica. `examples/look_ups.rs` measures look-ups.
 //!
-//! ```no_run
+//! ```
 //! use std::sync::Arc;
-//! use nodetracker_client::NodeId;
+//!
+//! use nodetracker_client::client::{ClientOptions, TrackerClient};
 //! use nodetracker_client::replica::{Replica, ReplicaConfig};
 //! use nodetracker_client::tracker::NodeTracker;
+//! use nodetracker_client::{NodeId, Proxy};
 //!
-//! # async fn example(tracker: Arc<dyn NodeTracker>) -> Result<(), Box<dyn std::error::Error>> {
-//! let replica = Replica::start(ReplicaConfig::new(["10.0.0.1:3029".parse()?]), tracker)?;
-//! replica.ready().await;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # use nodetracker_server::{Config, Limits, Server};
+//! # let config = Config::default().listen_on("127.0.0.1:0");
+//! # let table = Arc::new(config.table().build()?);
+//! # let server = Server::bind_with_limits(&config, table, Limits::default()).await?;
+//! # let addr = server.local_addr().to_string();
+//! # tokio::spawn(server.run(std::future::pending()));
+//! let tracker = addr.parse()?;
+//! let client = TrackerClient::new([Clone::clone(&tracker)], ClientOptions::default())?;
 //! let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+//! let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
+//! client.add_nodes(&proxy, std::slice::from_ref(&node)).await?;
+//!
+//! let replica = Replica::start(ReplicaConfig::new([tracker]), Arc::new(client))?;
+//! replica.ready().await;
 //! let staleness = replica.staleness();
-//! for route in replica.look_up(&node).unwrap_or_default() {
-//!     println!("dial {}, known {staleness:?} ago", route.proxy.addr());
-//! }
+//! let routes = replica.look_up(&node).unwrap_or_default();
+//! println!("dial {}, known {staleness:?} ago", routes[0].proxy.addr());
 //! # Ok(())
 //! # }
 //! ```
