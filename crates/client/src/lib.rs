@@ -30,6 +30,8 @@ mod complaints;
 pub mod connect;
 pub mod control;
 pub mod listener;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod pool;
 pub mod proxy;
 pub mod replica;

@@ -1,5 +1,6 @@
 //! [`AgentListener`]: accepts agents, and opens streams to their nodes.
 
+use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -212,6 +213,14 @@ pub enum ListenerConfigError {
         /// The length of the version, in bytes.
         len: usize,
     },
+}
+
+impl fmt::Debug for AgentListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentListener")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
 }
 
 impl AgentListener {

@@ -1,6 +1,7 @@
 //! [`AgentPool`]: a [`PoolMachine`] connected to a transport.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -141,6 +142,14 @@ impl Drop for AgentPool {
                 machine.handle(now, id, Input::Ended("the pool was dropped".to_owned()));
             }
         });
+    }
+}
+
+impl fmt::Debug for PoolHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolHandle")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,6 @@
 //! [`PeerServer`]: serves other proxies.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -93,6 +94,14 @@ pub struct PeerServerStats {
     pub dialed: u64,
     /// Requests that were refused.
     pub refused: u64,
+}
+
+impl fmt::Debug for PeerServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerServer")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
 }
 
 impl PeerServer {

@@ -19,7 +19,7 @@ use crate::session::{ProxySession, SessionConfig, SessionConfigError, SessionSta
 const MIN_PING_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The present session.
-pub(super) struct Sessions {
+pub(crate) struct Sessions {
     current: ArcSwap<ProxySession>,
     /// Set when the session has ended, and no session replaces it.
     superseded: watch::Sender<Option<Superseded>>,
@@ -33,7 +33,7 @@ impl Sessions {
         })
     }
 
-    pub(super) fn current(&self) -> Arc<ProxySession> {
+    pub(crate) fn current(&self) -> Arc<ProxySession> {
         self.current.load_full()
     }
 

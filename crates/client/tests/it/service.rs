@@ -178,6 +178,43 @@ async fn agents_learn_of_all_proxies_but_those_that_drain_or_die() {
     until_named(&c, &["a", "c"]).await;
 }
 
+#[cfg(feature = "metrics")]
+#[tokio::test]
+async fn the_metrics_of_a_service_end_with_the_service() {
+    use prometheus_client::encoding::prometheus_text;
+    use prometheus_client::registry::Registry;
+
+    let (tracker, balancer) = (Running::start().await, Balancer::new().await);
+    let (cached, _) = service("a", &tracker, &balancer).await;
+    let (replicated, _) = service_with("b", &tracker, &balancer, |config| {
+        config.look_ups = LookUps::Replica(ReplicaConfig::new([]));
+    })
+    .await;
+    let no_dial = cached.dialer().dial(&node("unknown")).await;
+    assert!(no_dial.is_err());
+    let page = |registry: &Registry| {
+        let mut page = String::new();
+        prometheus_text::encode(&mut page, registry).unwrap();
+        page
+    };
+    let open = format!("nodetracker_session_open{{tracker=\"{}\"}} 1\n", tracker.at());
+    for (service, line) in [
+        (cached, "nodetracker_cache_misses_total 1\n"),
+        (replicated, "nodetracker_replica_snapshots_total 1\n"),
+    ] {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(service.metrics()));
+        eventually("the figures", async || {
+            let page = page(&registry);
+            page.contains(line) && page.contains(&open) && page.contains("\nnodetracker_listener_agents 0\n")
+        })
+        .await;
+        drop(service);
+        let page = page(&registry);
+        assert!(!page.contains("nodetracker"), "{page}");
+    }
+}
+
 #[tokio::test]
 async fn proxies_of_other_clusters_are_not_named() {
     let (tracker, balancer) = (Running::start().await, Balancer::new().await);
