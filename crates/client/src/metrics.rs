@@ -12,7 +12,7 @@
 //! use prometheus_client::encoding::prometheus_text;
 //! use prometheus_client::registry::Registry;
 //!
-//! let pool = AgentPool::new(PoolConfig::new("node-1".parse()?), TcpTransport::default());
+//! let pool = AgentPool::start(PoolConfig::new("node-1".parse()?), TcpTransport::default());
 //! pool.handle().add_target(Target::new("main", "127.0.0.1:1"));
 //! let mut registry = Registry::default();
 //! registry.register_collector(Box::new(pool.handle().clone()));

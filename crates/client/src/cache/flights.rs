@@ -15,8 +15,8 @@ pub(super) type Fetched = Result<Arc<[Route]>, TrackerError>;
 
 pub(super) type SharedFetch = Shared<BoxFuture<'static, Fetched>>;
 
-/// The calls whose answers are still current. Clones share the calls. The holder of the lock must not drop a [`Flight`],
-/// which locks them too.
+/// The calls whose answers are still current. Clones share the calls. The holder of the lock must not drop a
+/// [`Flight`], which locks them too.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flights(Arc<Mutex<State>>);
 

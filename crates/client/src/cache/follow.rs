@@ -23,7 +23,7 @@ use crate::backoff::{Backoff, Limits};
 use crate::cache::RouteCache;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::{Channel, ConnectOptions};
+use crate::connect::channel::{Channel, ConnectConfig};
 use crate::watch::{place, watch};
 use crate::wire::node_id;
 
@@ -52,16 +52,16 @@ impl RouteCache {
     ///
     /// # Errors
     ///
-    /// If an address needs TLS and the options have none.
+    /// If an address needs TLS and the configuration has none.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with its time and I/O enabled.
-    pub fn follow(&self, trackers: &[TrackerAddr], options: &ConnectOptions) -> Result<Follower, NoTls> {
-        options.check(trackers)?;
+    pub fn follow(&self, trackers: &[TrackerAddr], config: &ConnectConfig) -> Result<Follower, NoTls> {
+        config.check(trackers)?;
         let channels: Vec<_> = trackers
             .iter()
-            .map(|addr| (addr.clone(), options.channel(addr)))
+            .map(|addr| (addr.clone(), config.channel(addr)))
             .collect();
         let cache = self.clone();
         Ok(Follower(tokio::spawn(async move {

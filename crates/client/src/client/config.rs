@@ -3,27 +3,27 @@
 use std::time::Duration;
 
 use crate::backoff::Limits;
-use crate::client::health::HealthOptions;
+use crate::client::health::HealthConfig;
 use crate::connect::WriteTo;
-use crate::connect::channel::ConnectOptions;
+use crate::connect::channel::ConnectConfig;
 
 /// How a [`TrackerClient`](crate::client::TrackerClient) makes its calls.
 ///
 /// ```
 /// use std::time::Duration;
 ///
-/// use nodetracker_client::client::ClientOptions;
+/// use nodetracker_client::client::ClientConfig;
 ///
-/// let options = ClientOptions {
+/// let config = ClientConfig {
 ///     deadline: Duration::from_secs(2),
-///     ..ClientOptions::default()
+///     ..ClientConfig::default()
 /// };
-/// assert!(options.attempt_timeout < options.deadline);
+/// assert!(config.attempt_timeout < config.deadline);
 /// ```
 #[derive(Debug, Clone)]
-pub struct ClientOptions {
+pub struct ClientConfig {
     /// How to connect.
-    pub connect: ConnectOptions,
+    pub connect: ConnectConfig,
     /// Which trackers get the writes.
     pub write_to: WriteTo,
     /// The ID of this proxy, which its complaints about other proxies name: see
@@ -33,20 +33,20 @@ pub struct ClientOptions {
     /// waits.
     pub deadline: Duration,
     /// The longest time of one attempt on one tracker. A tracker that stops answering delays a call by this time, until
-    /// [`HealthOptions::unhealthy_after`] is reached.
+    /// [`HealthConfig::unhealthy_after`] is reached.
     pub attempt_timeout: Duration,
     /// The waits before an attempt on a tracker that the call has already tried.
     pub backoff: Limits,
     /// When trackers count as unhealthy.
-    pub health: HealthOptions,
+    pub health: HealthConfig,
 }
 
-impl Default for ClientOptions {
+impl Default for ClientConfig {
     /// Writes go to all trackers, and complaints name no reporter. A call has 5 s, an attempt 1 s, and waits are from
     /// 50 ms to 1 s.
     fn default() -> Self {
         Self {
-            connect: ConnectOptions::default(),
+            connect: ConnectConfig::default(),
             write_to: WriteTo::default(),
             reporter_id: String::new(),
             deadline: Duration::from_secs(5),
@@ -55,7 +55,7 @@ impl Default for ClientOptions {
                 base: Duration::from_millis(50),
                 max: Duration::from_secs(1),
             },
-            health: HealthOptions::default(),
+            health: HealthConfig::default(),
         }
     }
 }

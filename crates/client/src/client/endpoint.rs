@@ -11,9 +11,9 @@ use tonic_health::pb::health_client::HealthClient;
 use tracing::{info, warn};
 
 use crate::client::calls::Call;
+use crate::client::config::ClientConfig;
 use crate::client::convert;
 use crate::client::health::{Health, Input};
-use crate::client::options::ClientOptions;
 use crate::client::retry::{Failure, RetryBudget};
 use crate::client::stats::{Counters, TrackerStats};
 use crate::clock::{bounded, now};
@@ -60,15 +60,15 @@ struct State {
 }
 
 impl Endpoint {
-    pub(super) fn new(addr: TrackerAddr, options: &ClientOptions, changed: watch::Sender<()>) -> Self {
+    pub(super) fn new(addr: TrackerAddr, config: &ClientConfig, changed: watch::Sender<()>) -> Self {
         let seed = fastrand::u64(..);
         Self {
-            channel: options.connect.channel(&addr),
+            channel: config.connect.channel(&addr),
             addr,
-            attempt_timeout: bounded(options.attempt_timeout),
-            probe_timeout: options.health.timeout,
+            attempt_timeout: bounded(config.attempt_timeout),
+            probe_timeout: config.health.timeout,
             state: Mutex::new(State {
-                health: Health::new(now(), options.health, seed),
+                health: Health::new(now(), config.health, seed),
                 budget: RetryBudget::new(),
             }),
             probe_moved: Notify::new(),

@@ -28,10 +28,10 @@ use serde::{Deserialize, Deserializer};
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
-use crate::client::{ClientError, ClientOptions, TrackerClient};
+use crate::client::{ClientConfig, ClientError, TrackerClient};
 use crate::connect::WriteTo;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::{ClientTls, ConnectOptions, TlsFiles};
+use crate::connect::channel::{ClientTls, ConnectConfig, TlsFiles};
 
 const SECTION: &str = "proxy_service";
 /// The prefix of all keys of this module.
@@ -47,7 +47,7 @@ const KEYS: [&str; 5] = [ADDR, CA_FILE, KEY_FILE, CERT_FILE, WRITE_TO];
 /// The trackers of a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct TrackerConfig {
+pub struct TrackerSection {
     /// The addresses, at least one.
     pub trackers: Vec<TrackerAddr>,
     /// Set if an address needs TLS.
@@ -76,7 +76,7 @@ impl fmt::Display for Line {
     }
 }
 
-impl TrackerConfig {
+impl TrackerSection {
     /// Reads the file. Returns `None` if the section has no `node_tracker_addr`: the proxy uses no tracker.
     ///
     /// # Errors
@@ -97,10 +97,10 @@ impl TrackerConfig {
     /// ```
     /// use std::path::Path;
     ///
-    /// use nodetracker_client::client::config::TrackerConfig;
+    /// use nodetracker_client::client::section::TrackerSection;
     ///
     /// let text = "proxy_service:\n  enabled: yes\n  node_tracker_addr: tracker.example:3029\n";
-    /// let config = TrackerConfig::from_yaml(Path::new("/etc/teleport.yaml"), text)?;
+    /// let config = TrackerSection::from_yaml(Path::new("/etc/teleport.yaml"), text)?;
     /// let trackers = config.map(|config| config.trackers);
     /// assert_eq!(trackers, Some(vec!["tracker.example:3029".parse()?]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -136,20 +136,20 @@ impl TrackerConfig {
         config.map_err(|(key, reason)| error(None, format!("{SECTION}.{key}: {reason}")))
     }
 
-    /// Reads the key and certificate files, and returns the default options with this TLS. They are for the parts of a
+    /// Reads the key and certificate files, and returns the default configuration with this TLS: for the parts of a
     /// proxy that share the trackers, such as its session and its replica.
     ///
     /// # Errors
     ///
     /// If a file cannot be used.
-    pub fn connect_options(&self) -> Result<ConnectOptions, ClientConfigError> {
-        Ok(ConnectOptions {
+    pub fn connect_config(&self) -> Result<ConnectConfig, ClientConfigError> {
+        Ok(ConnectConfig {
             tls: self.tls.clone().map(ClientTls::load).transpose()?,
-            ..ConnectOptions::default()
+            ..ConnectConfig::default()
         })
     }
 
-    /// Reads the key and certificate files, and returns a client of the trackers. `options` has everything that is not
+    /// Reads the key and certificate files, and returns a client of the trackers. `config` has everything that is not
     /// in the file.
     ///
     /// # Errors
@@ -158,11 +158,11 @@ impl TrackerConfig {
     ///
     /// # Panics
     ///
-    /// As [`TrackerClient::new`].
-    pub fn client(self, mut options: ClientOptions) -> Result<TrackerClient, ClientError> {
-        options.write_to = self.write_to;
-        options.connect.tls = self.connect_options()?.tls;
-        TrackerClient::new(self.trackers, options)
+    /// As [`TrackerClient::start`].
+    pub fn client(self, mut config: ClientConfig) -> Result<TrackerClient, ClientError> {
+        config.write_to = self.write_to;
+        config.connect.tls = self.connect_config()?.tls;
+        TrackerClient::start(self.trackers, config)
     }
 }
 
@@ -195,7 +195,7 @@ struct Addrs(Vec<TrackerAddr>);
 
 impl Section {
     /// Checks the keys together. An error names a key.
-    fn resolve(self, file: &Path) -> Result<Option<TrackerConfig>, (&'static str, String)> {
+    fn resolve(self, file: &Path) -> Result<Option<TrackerSection>, (&'static str, String)> {
         let folder = file.parent().unwrap_or(Path::new(""));
         let trackers = match self.trackers {
             Some(Addrs(trackers)) if trackers.is_empty() => return Err((ADDR, "has no address".to_owned())),
@@ -240,7 +240,7 @@ impl Section {
                 ));
             }
         };
-        Ok(Some(TrackerConfig {
+        Ok(Some(TrackerSection {
             trackers,
             tls,
             write_to,
@@ -401,8 +401,8 @@ fn yaml_error(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigErr
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Option<TrackerConfig>, String> {
-        TrackerConfig::from_yaml(Path::new("conf/teleport.yaml"), text).map_err(|error| error.to_string())
+    fn parse(text: &str) -> Result<Option<TrackerSection>, String> {
+        TrackerSection::from_yaml(Path::new("conf/teleport.yaml"), text).map_err(|error| error.to_string())
     }
 
     fn addrs<const N: usize>(addrs: [&str; N]) -> Vec<TrackerAddr> {
@@ -421,7 +421,7 @@ mod tests {
             let config = parse(&format!("proxy_service:\n  node_tracker_addr: {value}\n"))
                 .unwrap()
                 .unwrap();
-            let expected = TrackerConfig {
+            let expected = TrackerSection {
                 trackers: expected,
                 tls: None,
                 write_to: WriteTo::All,
@@ -542,7 +542,7 @@ mod tests {
                 "{text}"
             );
         }
-        let missing = TrackerConfig::read(Path::new("/missing/teleport.yaml"))
+        let missing = TrackerSection::read(Path::new("/missing/teleport.yaml"))
             .unwrap_err()
             .to_string();
         assert!(

@@ -85,7 +85,7 @@ impl ListenerConfig {
 ///     let (listener, acceptor) = (listener.clone(), TcpAcceptor::plaintext(tcp));
 ///     async move { listener.serve(acceptor).await }
 /// });
-/// # let mut pool = AgentPool::new(PoolConfig::new("node-1".parse()?), TcpTransport::default());
+/// # let mut pool = AgentPool::start(PoolConfig::new("node-1".parse()?), TcpTransport::default());
 /// # pool.handle().add_target(target);
 /// # tokio::spawn(async move {
 /// #     while let Some(mut incoming) = pool.accept().await {

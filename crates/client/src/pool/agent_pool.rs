@@ -81,13 +81,13 @@ struct TunnelTask {
 impl AgentPool {
     /// Creates a pool without targets, which believes each proxy's ID. Needs a tokio runtime.
     #[must_use]
-    pub fn new(config: PoolConfig, transport: impl Transport) -> Self {
-        Self::with_verify(config, transport, Box::new(|_, _| Ok(())))
+    pub fn start(config: PoolConfig, transport: impl Transport) -> Self {
+        Self::start_with_verify(config, transport, Box::new(|_, _| Ok(())))
     }
 
-    /// Like [`AgentPool::new`], with a check of the ID in each proxy's welcome.
+    /// Like [`AgentPool::start`], with a check of the ID in each proxy's welcome.
     #[must_use]
-    pub fn with_verify(config: PoolConfig, transport: impl Transport, verify: Box<Verify>) -> Self {
+    pub fn start_with_verify(config: PoolConfig, transport: impl Transport, verify: Box<Verify>) -> Self {
         let (sender, incoming) = mpsc::channel(MAX_INCOMING);
         let shared = Arc::new(Shared {
             state: Mutex::new(PoolState {

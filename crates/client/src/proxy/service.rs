@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::cache::{CacheConfig, Follower, RouteCache};
-use crate::client::config::TrackerConfig;
-use crate::client::{ClientError, ClientOptions, TrackerClient};
+use crate::client::section::TrackerSection;
+use crate::client::{ClientConfig, ClientError, TrackerClient};
 use crate::connect::addr::TrackerAddr;
 use crate::control::Verify;
 use crate::control::proto::ProxyInfo;
@@ -74,7 +74,7 @@ pub struct ProxyServiceConfig {
     /// Verifies the node ID of each agent. By default, each agent that the acceptor admits may claim any node.
     pub verify_agents: Option<Arc<Verify>>,
     /// How the proxy asks trackers.
-    pub client: ClientOptions,
+    pub client: ClientConfig,
     /// How the proxy looks up nodes.
     pub look_ups: LookUps,
     /// How the proxy serves peers.
@@ -132,7 +132,7 @@ impl ProxyServiceConfig {
             takes_over: false,
             listener: ListenerConfig::new(info),
             verify_agents: None,
-            client: ClientOptions::default(),
+            client: ClientConfig::default(),
             look_ups: LookUps::default(),
             peer_server: PeerServerConfig::new(proxy.id),
             dialer: DialerConfig::new(proxy.id),
@@ -142,14 +142,14 @@ impl ProxyServiceConfig {
     }
 
     /// As [`new`](Self::new), with the trackers, the TLS and the `write_to` of a [`proxy_service`
-    /// section](crate::client::config). Reads the key and certificate files.
+    /// section](crate::client::section). Reads the key and certificate files.
     ///
     /// # Errors
     ///
     /// If a file cannot be used.
-    pub fn from_section(proxy: Proxy<'_>, version: &str, section: &TrackerConfig) -> Result<Self, ClientConfigError> {
+    pub fn from_section(proxy: Proxy<'_>, version: &str, section: &TrackerSection) -> Result<Self, ClientConfigError> {
         let mut config = Self::new(proxy, version, section.trackers.clone());
-        config.session.connect = section.connect_options()?;
+        config.session.connect = section.connect_config()?;
         config.session.write_to = section.write_to;
         Ok(config)
     }
@@ -256,8 +256,8 @@ impl ProxyService {
         config.client.write_to = config.session.write_to;
         let SessionConfig { trackers, connect, .. } = config.session.clone();
 
-        let client = TrackerClient::new(trackers.clone(), config.client)?;
-        let sessions = Arc::new(Sessions::begin(config.session.clone())?);
+        let client = TrackerClient::start(trackers.clone(), config.client)?;
+        let sessions = Arc::new(Sessions::start(config.session.clone())?);
         let observer = ReportWhileRunning(Arc::downgrade(&sessions));
         let listener = AgentListener::with_verify(config.listener, observer, verify(config.verify_agents))?;
         let tracker = Arc::new(client.clone());

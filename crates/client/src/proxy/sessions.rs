@@ -26,9 +26,9 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn begin(config: SessionConfig) -> Result<Self, SessionConfigError> {
+    pub(super) fn start(config: SessionConfig) -> Result<Self, SessionConfigError> {
         Ok(Self {
-            current: ArcSwap::from_pointee(ProxySession::begin(config)?),
+            current: ArcSwap::from_pointee(ProxySession::start(config)?),
             superseded: watch::Sender::new(None),
         })
     }
@@ -52,7 +52,7 @@ impl Sessions {
         let mut superseded = self.until_superseded(&agents).await;
         if takes_over && let Some(incarnation) = successor(superseded, &self.current().stats()) {
             config.incarnation = incarnation;
-            match ProxySession::begin(config) {
+            match ProxySession::start(config) {
                 Ok(session) => {
                     warn!("{superseded}: the clock was set back, so incarnation {incarnation} begins");
                     self.current.store(Arc::new(session));

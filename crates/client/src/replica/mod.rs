@@ -25,7 +25,7 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use nodetracker_client::client::{ClientOptions, TrackerClient};
+//! use nodetracker_client::client::{ClientConfig, TrackerClient};
 //! use nodetracker_client::replica::{Replica, ReplicaConfig};
 //! use nodetracker_client::tracker::NodeTracker;
 //! use nodetracker_client::{NodeId, Proxy};
@@ -39,7 +39,7 @@
 //! # let addr = server.local_addr().to_string();
 //! # tokio::spawn(server.run(std::future::pending()));
 //! let tracker = addr.parse()?;
-//! let client = TrackerClient::new([Clone::clone(&tracker)], ClientOptions::default())?;
+//! let client = TrackerClient::start([Clone::clone(&tracker)], ClientConfig::default())?;
 //! let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
 //! let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
 //! client.add_nodes(&proxy, std::slice::from_ref(&node)).await?;
@@ -81,13 +81,13 @@ use crate::clock::now;
 use crate::complaints::Complaints;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::{Channel, ConnectOptions};
+use crate::connect::channel::{Channel, ConnectConfig};
 use crate::tracker::{NodeTracker, Route, TrackerError};
 use crate::watch::{Messages, place, watch};
 
 pub use crate::wire::InvalidNode;
 pub use copy::ApplyError;
-pub use machine::{Event, Input, Machine, Stats, Status, Timers, Transmit, View};
+pub use machine::{Event, Input, Machine, ReplicaTimes, Stats, Status, Transmit, View};
 
 /// How a replica reaches its trackers.
 #[derive(Debug, Clone)]
@@ -96,9 +96,9 @@ pub struct ReplicaConfig {
     /// The trackers. The replica watches one at a time, the first one first.
     pub trackers: Vec<TrackerAddr>,
     /// TLS and timeouts of the connections.
-    pub connect: ConnectOptions,
+    pub connect: ConnectConfig,
     /// Intervals of the protocol.
-    pub timers: Timers,
+    pub times: ReplicaTimes,
     /// From this [staleness](Replica::staleness) on, the look-ups of the replica as a [`NodeTracker`] are calls to a
     /// tracker.
     pub max_staleness: Duration,
@@ -107,13 +107,13 @@ pub struct ReplicaConfig {
 }
 
 impl ReplicaConfig {
-    /// Returns a configuration with the default options. Look-ups use the copy until it is 5 minutes old, which is the
+    /// Returns the default configuration. Look-ups use the copy until it is 5 minutes old, which is the
     /// trackers' default keep-alive interval; a complaint lasts for 30 s. Without trackers, the replica has no answer.
     pub fn new(trackers: impl IntoIterator<Item = TrackerAddr>) -> Self {
         Self {
             trackers: trackers.into_iter().collect(),
-            connect: ConnectOptions::default(),
-            timers: Timers::default(),
+            connect: ConnectConfig::default(),
+            times: ReplicaTimes::default(),
             max_staleness: Duration::from_secs(300),
             complaint_ttl: Duration::from_secs(30),
         }
@@ -156,7 +156,7 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// If an address needs TLS and the options have none.
+    /// If an address needs TLS and the configuration has none.
     ///
     /// # Panics
     ///
@@ -169,14 +169,14 @@ impl Replica {
             .map(|addr| config.connect.channel(addr))
             .collect();
         let (now, seed) = (now(), fastrand::u64(..));
-        let machine = Machine::new(now, SystemTime::now(), channels.len(), config.timers, seed);
+        let machine = Machine::new(now, SystemTime::now(), channels.len(), config.times, seed);
         let view = Arc::clone(machine.view());
         let (sender, stats) = channel::channel(machine.stats());
         let shell = Shell {
             machine,
             addrs: config.trackers,
             channels,
-            probe_limit: config.timers.probe_interval,
+            probe_limit: config.times.probe_interval,
             watch: None,
             probe: None,
         };

@@ -63,7 +63,7 @@
 //! # tokio::spawn(server.run(std::future::pending()));
 //! # let (stop, stopped) = tokio::sync::oneshot::channel();
 //! let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
-//! let session = ProxySession::begin(SessionConfig::new(proxy, vec![tracker.parse()?]))?;
+//! let session = ProxySession::start(SessionConfig::new(proxy, vec![tracker.parse()?]))?;
 //!
 //! let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
 //! session.node_up(&node)?;
@@ -89,10 +89,10 @@ pub mod nodes;
 mod proxy_session;
 mod shell;
 mod stats;
-mod timing;
+mod times;
 
 pub use config::{SessionConfig, SessionConfigError};
 pub use messages::Violation;
 pub use proxy_session::{DrainError, ProxySession};
 pub use stats::{Counters, SessionState, SessionStats};
-pub use timing::Timing;
+pub use times::SessionTimes;

@@ -63,7 +63,7 @@ impl ProxySession {
     /// # Panics
     ///
     /// Outside of a tokio runtime with its time and I/O enabled.
-    pub fn begin(config: SessionConfig) -> Result<Self, SessionConfigError> {
+    pub fn start(config: SessionConfig) -> Result<Self, SessionConfigError> {
         let identity = config.identity()?;
         let now = now();
         let (superseded, is_superseded) = watch::channel(None);
@@ -87,10 +87,10 @@ impl ProxySession {
             });
             let seed = fastrand::u64(..);
             let shell = Shell {
-                machine: Machine::new(nodes, identity.clone(), trackers.len(), config.timing, seed, now),
+                machine: Machine::new(nodes, identity.clone(), trackers.len(), config.times, seed, now),
                 shared: Arc::clone(&shared),
                 trackers,
-                options: config.connect.clone(),
+                connect: config.connect.clone(),
                 stats,
                 superseded: superseded.clone(),
             };

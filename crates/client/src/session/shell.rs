@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::clock::now;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::{ConnectOptions, is_unreachable};
+use crate::connect::channel::{ConnectConfig, is_unreachable};
 use crate::session::machine::{Event, Input, MAX_IN_FLIGHT, Machine, Superseded};
 use crate::session::nodes::NodeSet;
 use crate::session::stats::{SessionState, SessionStats};
@@ -37,7 +37,7 @@ pub(super) struct Shell {
     pub(super) machine: Machine,
     pub(super) shared: Arc<Shared>,
     pub(super) trackers: Vec<TrackerAddr>,
-    pub(super) options: ConnectOptions,
+    pub(super) connect: ConnectConfig,
     pub(super) stats: watch::Sender<SessionStats>,
     /// The first task that is superseded sets this, for all tasks of the session.
     pub(super) superseded: watch::Sender<Option<Superseded>>,
@@ -111,7 +111,7 @@ impl Shell {
                 let Some(addr) = self.trackers.get(tracker) else { return };
                 self.stats.send_modify(|stats| stats.tracker = addr.clone());
                 *previous = stream.take().filter(|_| keeps_previous);
-                *stream = Some(Stream::open(addr, &self.options));
+                *stream = Some(Stream::open(addr, &self.connect));
             }
             Event::Moved => *previous = None,
             Event::Disconnect(fault) => {
@@ -182,8 +182,8 @@ impl Drop for Shell {
 
 impl Stream {
     /// Opens a stream over a connection of its own.
-    fn open(addr: &TrackerAddr, options: &ConnectOptions) -> Self {
-        let mut client = SessionServiceClient::new(options.channel(addr));
+    fn open(addr: &TrackerAddr, connect: &ConnectConfig) -> Self {
+        let mut client = SessionServiceClient::new(connect.channel(addr));
         let (requests, sent) = mpsc::channel(MAX_IN_FLIGHT);
         let opening = async move { Ok(client.session(ReceiverStream::new(sent)).await?.into_inner()) };
         Self {

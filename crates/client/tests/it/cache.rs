@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nodetracker_client::cache::{CacheConfig, Freshness, RouteCache};
-use nodetracker_client::connect::channel::ConnectOptions;
+use nodetracker_client::connect::channel::ConnectConfig;
 
 use crate::support::{Running, eventually, node, proxies};
 
@@ -15,7 +15,7 @@ async fn a_cache_that_follows_a_tracker_has_its_changes() {
     let mut config = CacheConfig::default();
     (config.ttl, config.negative_ttl) = (Duration::from_secs(3600), Duration::from_secs(3600));
     let cache = RouteCache::new(tracker.direct(), config);
-    let follower = cache.follow(&[tracker.at()], &ConnectOptions::default()).unwrap();
+    let follower = cache.follow(&[tracker.at()], &ConnectConfig::default()).unwrap();
     eventually("the watch has begun", async || cache.stats().invalidations == 1).await;
 
     let found = async || {
@@ -40,7 +40,7 @@ async fn a_cache_that_follows_a_tracker_has_its_changes() {
     // Without the watch, the time to live decides.
     drop(follower);
     let other = RouteCache::new(tracker.direct(), config);
-    let _follower = other.follow(&[tracker.at()], &ConnectOptions::default()).unwrap();
+    let _follower = other.follow(&[tracker.at()], &ConnectConfig::default()).unwrap();
     eventually("the other watch has begun", async || other.stats().invalidations == 1).await;
     tracker.table.remove_proxy_by_id("proxy-2");
     eventually("a cache with a watch has the change", async || {
@@ -59,7 +59,7 @@ async fn a_cache_follows_the_next_tracker_if_one_is_gone_and_the_first_one_again
     (config.ttl, config.negative_ttl) = (Duration::from_secs(3600), Duration::from_secs(3600));
     let cache = RouteCache::new(second.direct(), config);
     let trackers = [first.at(), second.at()];
-    let _follower = cache.follow(&trackers, &ConnectOptions::default()).unwrap();
+    let _follower = cache.follow(&trackers, &ConnectConfig::default()).unwrap();
     let invalidations = || cache.stats().invalidations;
     eventually("the watch of the first has begun", async || invalidations() == 1).await;
     let found = async || proxies(&cache.look_up(&name).await.expect("the tracker answers").routes);

@@ -170,7 +170,7 @@ impl Fleet {
             peers.0.lock().unwrap().servers.insert(format!("{id}:1"), server);
             let dialer = Dialer::new(DialerConfig::new(id), agents, Arc::clone(&tracker) as _, peers.clone());
             if holders.contains(&id) {
-                let pool = AgentPool::new(PoolConfig::new(node()), InMemory::new([proxy.listener.clone()]));
+                let pool = AgentPool::start(PoolConfig::new(node()), InMemory::new([proxy.listener.clone()]));
                 serve_echo(pool).add_target(Target::new("main", "any:1"));
                 assert_eq!(proxy.event().await, NodeEvent::Connected("node-1".into()));
             }
@@ -548,7 +548,7 @@ async fn a_full_tunnel_lives_also_if_all_dials_had_to_connect_again() {
     fleet.tracker.add("b");
     // The node needs more streams than one of its tunnels has.
     let agents = &fleet.proxies["b"].0.listener;
-    let pool = AgentPool::new(PoolConfig::new(node()), InMemory::new([agents.clone()]));
+    let pool = AgentPool::start(PoolConfig::new(node()), InMemory::new([agents.clone()]));
     serve_echo(pool).add_target(Target::new("main", "any:1"));
     eventually("the second tunnel is claimed", async || agents.stats().claimed == 2).await;
     assert_eq!(fleet.dial("a").await.unwrap(), "b");

@@ -18,8 +18,8 @@ use crate::support::{Running, eventually, node, proxies, within};
 
 fn config(trackers: &[&Running]) -> ReplicaConfig {
     let mut config = ReplicaConfig::new(trackers.iter().map(|tracker| tracker.at()));
-    config.timers.probe_interval = Duration::from_millis(20);
-    config.timers.backoff = Limits {
+    config.times.probe_interval = Duration::from_millis(20);
+    config.times.backoff = Limits {
         base: Duration::from_millis(10),
         max: Duration::from_millis(50),
     };
@@ -79,7 +79,7 @@ fn https_needs_tls() {
     let error = Replica::start(config, Arc::new(RouteTable::new())).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "https://tracker.example:3029 needs TLS: set ConnectOptions::tls"
+        "https://tracker.example:3029 needs TLS: set ConnectConfig::tls"
     );
 }
 

@@ -96,7 +96,7 @@ async fn a_node_is_reached_through_every_proxy_also_after_its_proxy_has_stopped(
     let (tracker, balancer) = (Running::start().await, Balancer::new().await);
     let (a, a_addr) = service("a", &tracker, &balancer).await;
     let (b, b_addr) = service("b", &tracker, &balancer).await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     let holder = dial(&a).await;
     assert_eq!(dial(&b).await, holder);
@@ -121,7 +121,7 @@ async fn a_node_is_reached_through_every_proxy_also_after_its_proxy_has_stopped(
 async fn a_service_that_is_dropped_leaves_its_agents_and_its_peers() {
     let (tracker, balancer) = (Running::start().await, Balancer::new().await);
     let (a, a_addr) = service("a", &tracker, &balancer).await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!(dial(&a).await, "a");
     let (b, _) = service("b", &tracker, &balancer).await;
@@ -155,7 +155,7 @@ async fn agents_learn_of_all_proxies_but_those_that_drain_or_die() {
         connection_count: 0,
         ..quick()
     };
-    let pool = serve_echo(AgentPool::new(config, TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(config, TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     wait_for(&pool, |counts, _| (counts.ready(), counts.total()) == (3, 3)).await;
     for service in [&a, &b, &c] {
@@ -260,7 +260,7 @@ async fn an_agent_whose_certificates_do_not_allow_its_node_is_refused() {
         }));
     })
     .await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     wait_for(&pool, |_, stats| stats.failures > 0).await;
     assert_eq!(a.agents().nodes(), []);
@@ -284,7 +284,7 @@ async fn a_service_looks_up_in_a_replica_or_in_a_cache_that_follows() {
     for service in [&a, &b] {
         assert!(service.dialer().dial(&node("node-1")).await.is_err());
     }
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     // The answer that the node is unknown is kept for an hour, unless the cache learns of the change.
     assert_eq!(dial(&a).await, "c");
@@ -314,7 +314,7 @@ async fn a_service_whose_clock_was_set_back_takes_over_if_it_may() {
     drop(refused);
 
     let (a, _) = service_with("a", &tracker, &balancer, incarnation(1, true)).await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     eventually("the tracker has the route", async || {
         tracker.proxies(&node("node-1")) == ["a"]
@@ -335,7 +335,7 @@ async fn a_connected_node_keeps_its_route_also_if_routes_expire_soon() {
     config.keep_alive.value = Duration::from_secs(5);
     let (tracker, balancer) = (Running::with_config(&config).await, Balancer::new().await);
     let (a, _) = service("a", &tracker, &balancer).await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!(dial(&a).await, "a");
     eventually("the tracker has the route", async || {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nodetracker::{NodeId, Proxy, RouteTable};
-use nodetracker_client::client::{ClientOptions, TrackerClient, TrackerStats};
+use nodetracker_client::client::{ClientConfig, TrackerClient, TrackerStats};
 use nodetracker_client::connect::addr::TrackerAddr;
 use nodetracker_client::tracker::{NodeTracker, Route};
 use nodetracker_server::{Config, Drained, Limits, Server};
@@ -137,19 +137,19 @@ pub(crate) fn at(addr: SocketAddr) -> TrackerAddr {
     addr.to_string().parse().unwrap()
 }
 
-pub(crate) fn client(trackers: impl IntoIterator<Item = TrackerAddr>, options: ClientOptions) -> TrackerClient {
-    TrackerClient::new(trackers, options).unwrap()
+pub(crate) fn client(trackers: impl IntoIterator<Item = TrackerAddr>, client_config: ClientConfig) -> TrackerClient {
+    TrackerClient::start(trackers, client_config).unwrap()
 }
 
 /// Options under which only a tracker that never answers is late, even on a busy machine.
-pub(crate) fn patient() -> ClientOptions {
-    let mut options = ClientOptions {
+pub(crate) fn patient() -> ClientConfig {
+    let mut client_config = ClientConfig {
         deadline: Duration::from_secs(120),
         attempt_timeout: Duration::from_secs(60),
-        ..ClientOptions::default()
+        ..ClientConfig::default()
     };
-    options.health.timeout = Duration::from_secs(60);
-    options
+    client_config.health.timeout = Duration::from_secs(60);
+    client_config
 }
 
 pub(crate) fn node(name: &str) -> NodeId {

@@ -7,10 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use nodetracker::Proxy;
-use nodetracker_client::client::config::TrackerConfig;
-use nodetracker_client::client::{ClientError, ClientOptions, TrackerClient};
+use nodetracker_client::client::section::TrackerSection;
+use nodetracker_client::client::{ClientConfig, ClientError, TrackerClient};
 use nodetracker_client::connect::WriteTo;
-use nodetracker_client::connect::channel::{ClientTls, ConnectOptions, TlsFiles};
+use nodetracker_client::connect::channel::{ClientTls, ConnectConfig, TlsFiles};
 use nodetracker_client::listener::{AgentListener, ListenerConfig};
 use nodetracker_client::proxy::{ProxyService, ProxyServiceConfig};
 use nodetracker_client::session::SessionState;
@@ -46,7 +46,7 @@ async fn a_proxy_shows_the_certificate_that_its_configuration_names() {
         tracker.addr
     );
     fs::write(pki.path("teleport.yaml"), text).unwrap();
-    let config = TrackerConfig::read(&pki.path("teleport.yaml")).unwrap().unwrap();
+    let config = TrackerSection::read(&pki.path("teleport.yaml")).unwrap().unwrap();
     let client = config.clone().client(patient()).unwrap();
     assert_eq!(add(&client, "proxy-1").await, Ok(()));
     let denied = add(&client, "proxy-2").await;
@@ -71,7 +71,7 @@ async fn a_proxy_service_connects_as_its_section_says() {
          node_tracker_key_file: client.key\n  node_tracker_cert_file: client.crt\n  node_tracker_write_to: one\n",
         tracker.addr
     );
-    let section = TrackerConfig::from_yaml(&pki.path("teleport.yaml"), &text)
+    let section = TrackerSection::from_yaml(&pki.path("teleport.yaml"), &text)
         .unwrap()
         .unwrap();
     let config = ProxyServiceConfig::from_section(PROXY, "test", &section).unwrap();
@@ -93,14 +93,14 @@ async fn a_new_connection_uses_the_files_of_its_time_if_they_are_good() {
     let addr = format!("https://{}", tracker.addr).parse().unwrap();
     let tls = ClientTls::load(pki.client_files("client")).unwrap();
     let connect = || {
-        let options = ClientOptions {
-            connect: ConnectOptions {
+        let client_config = ClientConfig {
+            connect: ConnectConfig {
                 tls: Some(tls.clone()),
-                ..ConnectOptions::default()
+                ..ConnectConfig::default()
             },
             ..patient()
         };
-        client([Clone::clone(&addr)], options)
+        client([Clone::clone(&addr)], client_config)
     };
     let first = connect();
     assert_eq!(add(&first, "proxy-1").await, Ok(()));
@@ -125,14 +125,14 @@ async fn a_tracker_of_another_authority_is_not_trusted() {
     let (pki, other) = (Pki::new(), Pki::new());
     let tracker = pki.tracker().await;
     other.issue_proxy("proxy-1");
-    let options = ClientOptions {
-        connect: ConnectOptions {
+    let client_config = ClientConfig {
+        connect: ConnectConfig {
             tls: Some(ClientTls::load(other.client_files("client")).unwrap()),
-            ..ConnectOptions::default()
+            ..ConnectConfig::default()
         },
         ..patient()
     };
-    let client = client([format!("https://{}", tracker.addr).parse().unwrap()], options);
+    let client = client([format!("https://{}", tracker.addr).parse().unwrap()], client_config);
     match add(&client, "proxy-1").await {
         Err(TrackerError::Unavailable(message)) => assert!(message.contains("certificate"), "{message}"),
         other => panic!("{other:?}"),

@@ -67,7 +67,7 @@ async fn a_pool_has_a_tunnel_to_each_of_two_proxies_and_returns_to_one_that_was_
     let balancer = Balancer::new().await;
     let (mut a, addr) = tcp_proxy("a", &balancer).await;
     let (mut b, _) = tcp_proxy("b", &balancer).await;
-    let pool = serve_echo(AgentPool::new(config(0), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(config(0), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!((a.event().await, b.event().await), (connected(), connected()));
     a.stream("node-1").await;
@@ -96,7 +96,7 @@ async fn a_pool_has_a_tunnel_to_each_of_two_proxies_and_returns_to_one_that_was_
 async fn a_proxy_that_drains_keeps_its_streams_until_they_end() {
     let balancer = Balancer::new().await;
     let (mut a, addr) = tcp_proxy("a", &balancer).await;
-    let pool = serve_echo(AgentPool::new(config(1), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(config(1), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!(a.event().await, connected());
     let mut stream = a.stream("node-1").await;
@@ -123,7 +123,7 @@ async fn a_proxy_that_drains_refuses_new_agents() {
     let balancer = Balancer::new().await;
     let (a, _) = tcp_proxy("a", &balancer).await;
     a.listener.drain(Duration::from_secs(1));
-    let pool = AgentPool::new(config(1), TcpTransport::default());
+    let pool = AgentPool::start(config(1), TcpTransport::default());
     pool.handle().add_target(Target::new("main", &balancer.addr));
     wait_for(pool.handle(), |_, stats| stats.failures > 0).await;
     assert!(a.listener.stats().refused > 0);
@@ -134,7 +134,7 @@ async fn a_proxy_that_drains_refuses_new_agents() {
 async fn a_proxy_that_resumes_accepts_agents() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
     proxy.listener.drain(Duration::from_secs(1));
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     wait_for(&pool, |_, stats| stats.failures > 0).await;
     proxy.listener.resume();
@@ -145,7 +145,7 @@ async fn a_proxy_that_resumes_accepts_agents() {
 async fn a_proxy_sheds_agents_and_still_accepts_agents() {
     let balancer = Balancer::new().await;
     let (mut a, addr) = tcp_proxy("a", &balancer).await;
-    let pool = serve_echo(AgentPool::new(config(1), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(config(1), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!(a.event().await, connected());
     let (mut b, _) = tcp_proxy("b", &balancer).await;
@@ -157,7 +157,7 @@ async fn a_proxy_sheds_agents_and_still_accepts_agents() {
     assert_eq!(a.event().await, gone());
     assert_eq!(pool.stats().reconnects, 1);
 
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([a.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([a.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(a.event().await, connected());
 }
@@ -169,7 +169,7 @@ async fn an_agent_of_another_cluster_is_refused() {
         ..ListenerConfig::new(info("a"))
     };
     let mut proxy = Proxy::new(config_of_proxy);
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("leaf", "1"));
     wait_for(&pool, |_, stats| stats.failures > 0).await;
     pool.add_target(Target::new("main", "2"));
@@ -186,7 +186,7 @@ async fn the_longest_list_of_proxies_reaches_an_agent() {
         version: "v".repeat(255),
     };
     proxy.listener.set_proxies((1..512).map(long).collect()).unwrap();
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     assert_eq!(pool.stats().ignored_proxies, 0);
@@ -196,7 +196,7 @@ async fn the_longest_list_of_proxies_reaches_an_agent() {
 #[tokio::test]
 async fn closing_a_pool_waits_for_its_streams() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     let mut stream = proxy.stream("node-1").await;
@@ -216,7 +216,7 @@ async fn closing_a_pool_waits_for_its_streams() {
 #[tokio::test]
 async fn closing_a_listener_cuts_streams_only_after_the_limit() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     let mut stream = proxy.stream("node-1").await;
@@ -234,7 +234,7 @@ async fn both_ends_notice_a_connection_that_is_half_open() {
     let transport = InMemory::new([proxy.listener.clone()]);
     let config = config(1);
     let bound = config.keep_alive.interval + config.keep_alive.timeout;
-    let pool = serve_echo(AgentPool::new(config, transport.clone()));
+    let pool = serve_echo(AgentPool::start(config, transport.clone()));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     // The connection stays up as long as pings are answered.
@@ -321,7 +321,7 @@ async fn a_tunnel_that_is_busy_and_slow_is_not_broken() {
             listener,
             agent_is_slow,
         };
-        let pool = serve_echo(AgentPool::new(config(1), transport));
+        let pool = serve_echo(AgentPool::start(config(1), transport));
         pool.add_target(Target::new("main", ""));
         assert_eq!(proxy.event().await, connected());
         for _ in 0..6 {
@@ -343,7 +343,7 @@ async fn a_tunnel_that_is_busy_and_slow_is_not_broken() {
 
 #[tokio::test]
 async fn a_reader_of_the_status_may_call_the_pool() {
-    let pool = AgentPool::new(config(1), InMemory::new([]));
+    let pool = AgentPool::start(config(1), InMemory::new([]));
     let handle = pool.handle();
     let mut status = handle.status();
     let found = status.wait_for(|status| {
@@ -403,7 +403,7 @@ async fn agents_beyond_the_maximum_are_closed_at_once() {
         ..ListenerConfig::new(info("a"))
     });
     let transport = InMemory::new([proxy.listener.clone()]);
-    let pool = serve_echo(AgentPool::new(config(1), transport.clone()));
+    let pool = serve_echo(AgentPool::start(config(1), transport.clone()));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     let second = MuxTunnel::client(transport.connection(), Vec::new());
@@ -534,7 +534,7 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     let acceptor = TcpAcceptor::tls(tcp, &server_tls(&pki));
     tokio::spawn(async move { serving.serve(acceptor).await });
 
-    let good = AgentPool::with_verify(config(1), transport(&pki, "node-1"), Box::new(verify_dns_name));
+    let good = AgentPool::start_with_verify(config(1), transport(&pki, "node-1"), Box::new(verify_dns_name));
     let good = serve_echo(good);
     good.add_target(target.clone());
     wait_for(&good, |counts, _| counts.ready() == 1).await;
@@ -550,7 +550,7 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     echo(&mut stream.await.unwrap()).await.unwrap();
 
     // The certificate of another node.
-    let bad = AgentPool::new(config(1), transport(&pki, "node-2"));
+    let bad = AgentPool::start(config(1), transport(&pki, "node-2"));
     bad.handle().add_target(target.clone());
     wait_for(bad.handle(), |_, stats| stats.failures > 0).await;
     assert!(listener.stats().refused >= 1);
@@ -558,7 +558,7 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     // The proxy has another ID than the agent expects.
     let expects_other =
         |_: &str, certificates: &[CertificateDer<'static>]| verify_dns_name("proxy-2.test", certificates);
-    let careful = AgentPool::with_verify(config(1), transport(&pki, "node-1"), Box::new(expects_other));
+    let careful = AgentPool::start_with_verify(config(1), transport(&pki, "node-1"), Box::new(expects_other));
     careful.handle().add_target(target.clone());
     wait_for(careful.handle(), |_, stats| stats.failures > 0).await;
 
@@ -572,7 +572,7 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     assert_eq!(listener.stats().failed, failed + 1);
 
     // No certificate at all.
-    let plain = AgentPool::new(config(1), TcpTransport::default());
+    let plain = AgentPool::start(config(1), TcpTransport::default());
     plain.handle().add_target(target);
     wait_for(plain.handle(), |_, stats| stats.failures > 0).await;
     assert_eq!(listener.stats().claimed, 1);
@@ -582,7 +582,7 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
 async fn with_tls_a_peer_and_its_dialer_verify_each_other() {
     let pki = Pki::new();
     let mut proxy = Proxy::new(ListenerConfig::new(info("proxy.test")));
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();

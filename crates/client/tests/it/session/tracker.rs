@@ -88,7 +88,7 @@ fn seen(session: &ProxySession, nodes: std::ops::Range<u128>) {
 #[tokio::test]
 async fn nodes_come_stay_and_go() {
     let tracker = start(SHORT).await;
-    let session = ProxySession::begin(config(&[tracker.addr])).unwrap();
+    let session = ProxySession::start(config(&[tracker.addr])).unwrap();
     std::thread::scope(|scope| {
         for part in [0..500, 500..1000] {
             scope.spawn(|| up(&session, part));
@@ -114,7 +114,7 @@ async fn nodes_come_stay_and_go() {
 async fn after_a_restart_of_the_tracker_all_nodes_are_announced_again() {
     let before = start(LONG).await;
     let relay = Relay::to(before.addr).await;
-    let session = ProxySession::begin(config(&[relay.addr])).unwrap();
+    let session = ProxySession::start(config(&[relay.addr])).unwrap();
     up(&session, 0..1000);
     announced(&session, 1000).await;
 
@@ -129,7 +129,7 @@ async fn after_a_restart_of_the_tracker_all_nodes_are_announced_again() {
 async fn after_a_lost_connection_the_handles_hold_and_nothing_is_announced_again() {
     let tracker = start(SHORT).await;
     let relay = Relay::to(tracker.addr).await;
-    let session = ProxySession::begin(config(&[relay.addr])).unwrap();
+    let session = ProxySession::start(config(&[relay.addr])).unwrap();
     up(&session, 0..1000);
     announced(&session, 1000).await;
     relay.cut();
@@ -152,13 +152,13 @@ async fn after_a_lost_connection_the_handles_hold_and_nothing_is_announced_again
 async fn a_newer_incarnation_supersedes_the_session_which_does_not_take_over_again() {
     let trackers = [start(LONG).await, start(LONG).await];
     let addrs = [trackers[0].addr, trackers[1].addr];
-    let older = ProxySession::begin(config(&addrs)).unwrap();
+    let older = ProxySession::start(config(&addrs)).unwrap();
     up(&older, 0..10);
     announced(&older, 10).await;
     // At one of the two trackers. The older session ends with both.
     let mut newer = config(&addrs[..1]);
     newer.incarnation = 2;
-    let newer = ProxySession::begin(newer).unwrap();
+    let newer = ProxySession::start(newer).unwrap();
     up(&newer, 10..20);
     let superseded = within(older.superseded()).await;
     assert_eq!(superseded.reason, SessionSupersededReason::NewerIncarnation);
@@ -181,7 +181,7 @@ async fn a_drain_ends_the_incarnation_at_each_tracker_that_can_be_reached() {
     let (relay, closed) = (Relay::to(trackers[1].addr).await, ClosedPort::new());
     let mut config = config(&[trackers[0].addr, relay.addr]);
     config.max_nodes = 10;
-    let session = ProxySession::begin(config).unwrap();
+    let session = ProxySession::start(config).unwrap();
     up(&session, 0..10);
     announced(&session, 10).await;
     until_at(&session, 1, |stats| stats.is_settled).await;
@@ -208,7 +208,7 @@ async fn a_tracker_without_room_for_a_node_does_not_keep_the_node_from_the_other
     let relay = Relay::to(trackers[0].addr).await;
     let mut config = config(&[relay.addr, trackers[1].addr]);
     config.max_nodes = 1;
-    let session = ProxySession::begin(config).unwrap();
+    let session = ProxySession::start(config).unwrap();
     up(&session, 0..1);
     announced(&session, 1).await;
     let closed = ClosedPort::new();
@@ -227,7 +227,7 @@ async fn a_node_without_room_is_reported_with_a_sign_of_life_once_there_is_room(
     let tracker = start(LONG).await;
     let mut config = config(&[tracker.addr]);
     config.max_nodes = 1;
-    let session = Arc::new(ProxySession::begin(config).unwrap());
+    let session = Arc::new(ProxySession::start(config).unwrap());
     let observer = ReportNodes(Arc::clone(&session));
     observer.connected(&node(1));
     observer.connected(&node(2));
@@ -244,7 +244,7 @@ async fn a_node_without_room_is_reported_with_a_sign_of_life_once_there_is_room(
 async fn a_drain_before_the_first_connection_has_nothing_to_wait_for() {
     let closed = ClosedPort::new();
     for has_failed in [false, true] {
-        let session = ProxySession::begin(config(&[closed.addr()])).unwrap();
+        let session = ProxySession::start(config(&[closed.addr()])).unwrap();
         if has_failed {
             until(&session, |stats| stats.counters.lost_streams > 1).await;
         }
@@ -260,7 +260,7 @@ async fn the_nodes_move_to_another_tracker_before_the_first_one_stops() {
     let second = start(LONG).await;
     let mut config = config(&[first.addr, second.addr]);
     config.write_to = WriteTo::One;
-    let session = ProxySession::begin(config).unwrap();
+    let session = ProxySession::start(config).unwrap();
     up(&session, 0..1000);
     announced(&session, 1000).await;
     assert!(second.table.is_empty());
@@ -272,7 +272,7 @@ async fn the_nodes_move_to_another_tracker_before_the_first_one_stops() {
 
 #[test]
 fn a_configuration_that_cannot_be_used_is_refused() {
-    let begin = |config: SessionConfig| ProxySession::begin(config).map(drop).unwrap_err();
+    let begin = |config: SessionConfig| ProxySession::start(config).map(drop).unwrap_err();
     assert_eq!(begin(config(&[])), SessionConfigError::NoTracker);
     for incarnation in [0, 1 << 63] {
         let mut config = config(&[SocketAddr::from(([127, 0, 0, 1], 1))]);
@@ -282,7 +282,7 @@ fn a_configuration_that_cannot_be_used_is_refused() {
     let config = SessionConfig::new(PROXY, vec!["a:1".parse().unwrap(), "https://b:1".parse().unwrap()]);
     assert_eq!(
         begin(config).to_string(),
-        "https://b:1 needs TLS: set ConnectOptions::tls"
+        "https://b:1 needs TLS: set ConnectConfig::tls"
     );
 }
 
@@ -315,7 +315,7 @@ impl Subscriber for PanickingLog {
 async fn a_panic_of_the_task_closes_the_session_and_is_reported() {
     let _log = tracing::subscriber::set_default(PanickingLog);
     let closed = ClosedPort::new();
-    let session = ProxySession::begin(config(&[closed.addr()])).unwrap();
+    let session = ProxySession::start(config(&[closed.addr()])).unwrap();
     let stats = until(&session, |stats| stats.state != SessionState::Connecting).await;
     assert_eq!(stats.state, SessionState::Failed);
     assert_eq!(stats.last_error.as_deref(), Some("the session's task has panicked"));
