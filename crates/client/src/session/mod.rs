@@ -76,7 +76,7 @@
 //!     result = stopped => result?,
 //! }
 //! session.drain(Duration::from_secs(5)).await?;
-//! # assert!(table.is_empty());
+//! # assert!(table.get_proxies(&node).is_empty());
 //! # Ok(())
 //! # }
 //! ```
