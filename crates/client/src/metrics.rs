@@ -98,10 +98,11 @@ fn write<S>(encoder: &mut DescriptorEncoder<'_>, rows: &[Row<S>], sources: &[(La
             match row.value {
                 Value::Counter(value) => metric.encode_counter::<NoLabelSet, _, f64>(&value(source), None)?,
                 Value::Gauge(value) => metric.encode_gauge(&value(source))?,
-                Value::Seconds(value) => match value(source) {
-                    Some(value) => metric.encode_gauge(&value.as_secs_f64())?,
-                    None => {}
-                },
+                Value::Seconds(value) => {
+                    if let Some(value) = value(source) {
+                        metric.encode_gauge(&value.as_secs_f64())?;
+                    }
+                }
             }
         }
     }
