@@ -19,7 +19,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 pub(crate) async fn run(args: Vec<String>) -> Result<(), Box<dyn Error>> {
     let [node, proxies, service] = args.try_into().map_err(|_| "expected NODE PROXIES SERVICE")?;
-    let mut pool = AgentPool::new(PoolConfig::new(node.parse()?), TcpTransport::default());
+    let mut pool = AgentPool::start(PoolConfig::new(node.parse()?), TcpTransport::default());
     pool.handle().add_target(Target::new("main", proxies));
     let mut status = pool.handle().status();
     tokio::spawn(async move {

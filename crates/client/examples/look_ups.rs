@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nodetracker::{NodeId, Proxy, RouteTable, Uuid};
 use nodetracker_client::cache::{CacheConfig, RouteCache};
-use nodetracker_client::client::{ClientOptions, TrackerClient};
+use nodetracker_client::client::{ClientConfig, TrackerClient};
 use nodetracker_client::connect::addr::TrackerAddr;
 use nodetracker_client::replica::{Replica, ReplicaConfig};
 use nodetracker_client::tracker::NodeTracker;
@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let addr: TrackerAddr = server.local_addr().to_string().parse()?;
     tokio::spawn(server.run(std::future::pending()));
 
-    let remote = Arc::new(TrackerClient::new(vec![addr.clone()], ClientOptions::default())?);
+    let remote = Arc::new(TrackerClient::start(vec![addr.clone()], ClientConfig::default())?);
     let before = resident_bytes();
     let begun = Instant::now();
     let replica = Replica::start(ReplicaConfig::new([addr]), Arc::clone(&remote) as Arc<dyn NodeTracker>)?;

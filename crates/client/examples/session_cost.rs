@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nodetracker_client::session::Timing;
+use nodetracker_client::session::SessionTimes;
 use nodetracker_client::session::machine::{Identity, Input, Machine};
 use nodetracker_client::session::nodes::NodeSet;
 use nodetracker_client::{NodeId, Proxy, Uuid};
@@ -82,9 +82,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         proxy: proxy.into(),
         incarnation: NonZeroU64::MIN,
     };
-    let mut timing = Timing::default();
-    timing.announced_per_second = u32::MAX;
-    let mut machine = Machine::new(Arc::clone(&nodes), identity, 1, timing, 1, now);
+    let mut times = SessionTimes::default();
+    times.announced_per_second = u32::MAX;
+    let mut machine = Machine::new(Arc::clone(&nodes), identity, 1, times, 1, now);
     let report = |what: &str, begun: Instant, bytes: usize| {
         let nanoseconds = begun.elapsed().as_nanos() as f64 / count as f64;
         println!(

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-/// The longest wait: 30 years. The sum of a moment and a few such waits is a moment.
-const LONGEST: Duration = Duration::from_secs(30 * 365 * 86_400);
+use crate::clock::bounded;
 
-/// Returns a wait that may be added to a moment without an overflow.
-pub(crate) fn bounded(wait: Duration) -> Duration {
-    wait.min(LONGEST)
-}
+/// The shortest bound of a wait. With waits of zero, failures at once would be a busy loop.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Exponential backoff with full jitter: before attempt *n*, wait for a random time between zero and
 /// `min(max, base * 2^n)`.
@@ -22,7 +19,7 @@ pub struct Backoff {
     random: fastrand::Rng,
 }
 
-/// The bounds of a [`Backoff`].
+/// The bounds of a [`Backoff`], each at least a millisecond. Shorter bounds count as a millisecond.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The longest wait after the first failure.
@@ -42,11 +39,11 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Returns the same bounds, none of them too long to add to a moment.
+    /// Returns the same bounds, none of them too short for a loop, or too long to add to a moment.
     pub(crate) fn bounded(self) -> Self {
         Self {
-            base: bounded(self.base),
-            max: bounded(self.max),
+            base: bounded(self.base).max(SHORTEST),
+            max: bounded(self.max).max(SHORTEST),
         }
     }
 }
@@ -115,6 +112,21 @@ mod tests {
         assert_eq!(backoff.attempts(), 10);
         backoff.reset();
         assert!(backoff.next_wait() <= LIMITS.base);
+    }
+
+    #[test]
+    fn bounds_of_zero_are_waits_nevertheless() {
+        let limits = Limits {
+            base: Duration::ZERO,
+            max: Duration::ZERO,
+        };
+        let mut backoff = Backoff::new(limits, 3);
+        let waits: Vec<_> = (0..100).map(|_| backoff.next_wait()).collect();
+        assert!(
+            waits
+                .iter()
+                .all(|wait| (Duration::from_nanos(1)..SHORTEST).contains(wait))
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use moka::sync::Cache;
 use nodetracker::{MAX_ROUTES_PER_NODE, NodeId};
 use tokio::time::Instant;
 
-use crate::backoff::bounded;
+use crate::clock::bounded;
 use crate::tracker::Route;
 
 /// The most nodes with complaints. A complaint about another node then replaces the complaints about the node that was

@@ -25,10 +25,13 @@
 pub mod backoff;
 pub mod cache;
 pub mod client;
+mod clock;
 mod complaints;
 pub mod connect;
 pub mod control;
 pub mod listener;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod pool;
 pub mod proxy;
 pub mod replica;
@@ -38,5 +41,6 @@ pub mod session;
 pub mod tracker;
 pub mod transport;
 mod watch;
+mod wire;
 
 pub use nodetracker::{NodeId, Proxy, ProxyDetails, Uuid};

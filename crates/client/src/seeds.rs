@@ -1,8 +1,10 @@
 //! Test support: how many seeds a test runs, and how long recoveries take. The integration tests include this file.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use std::{env, thread};
+use std::{env, iter, thread};
 
 /// The seeds 0, 1, 2, and so on: as many as `NODETRACKER_SEEDS` says, or as the test says. With `NODETRACKER_SEED`,
 /// only that seed. Prints the seed of a test that fails.
@@ -10,10 +12,14 @@ pub(crate) struct Seeds(Range<u64>);
 
 impl Seeds {
     pub(crate) fn new(default: u64) -> Self {
-        match number("NODETRACKER_SEED") {
-            Some(seed) => Self(seed..seed + 1),
-            None => Self(0..number("NODETRACKER_SEEDS").unwrap_or(default)),
-        }
+        Self(range(default))
+    }
+}
+
+fn range(default: u64) -> Range<u64> {
+    match number("NODETRACKER_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("NODETRACKER_SEEDS").unwrap_or(default),
     }
 }
 
@@ -35,8 +41,17 @@ impl Iterator for Seeds {
 
 impl Drop for Seeds {
     fn drop(&mut self) {
+        drop(Running(self.0.start.saturating_sub(1)));
+    }
+}
+
+/// A seed that runs. Prints the seed if the run fails.
+struct Running(u64);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let seed = self.0;
         if thread::panicking() {
-            let seed = self.0.start.saturating_sub(1);
             eprintln!("seed {seed}; NODETRACKER_SEED={seed} runs only this seed");
         }
     }
@@ -62,17 +77,18 @@ pub(crate) struct Recovery {
     pub(crate) trace: u64,
 }
 
-/// Runs all faults, the cheapest with `default` seeds, and the first seed twice. Prints a table of their recoveries.
+/// Runs all faults on all cores, the cheapest with `default` seeds, and the first seed twice. Prints a table of their
+/// recoveries.
 pub(crate) fn measure(faults: &[Fault], default: u64) {
     println!("\n| fault | seeds | median | worst | bound |");
     println!("| --- | ---: | ---: | ---: | ---: |");
     for fault in faults {
         let Fault { name, bound, .. } = fault;
-        let mut seeds = Seeds::new(default);
-        if seeds.0.start == 0 {
-            seeds.0.end = seeds.0.end.div_ceil(fault.cost);
+        let mut seeds = range(default);
+        if seeds.start == 0 {
+            seeds.end = seeds.end.div_ceil(fault.cost);
         }
-        let first = seeds.0.start;
+        let first = seeds.start;
         let recovery = |seed| {
             let recovery = (fault.recovery)(seed);
             let time = recovery.time;
@@ -82,7 +98,7 @@ pub(crate) fn measure(faults: &[Fault], default: u64) {
             }
             time
         };
-        let mut recoveries: Vec<_> = seeds.map(recovery).collect();
+        let mut recoveries = on_all_cores(&seeds, recovery);
         recoveries.sort_unstable();
         let (count, seconds) = (recoveries.len(), |time: Duration| time.as_secs_f64());
         println!(
@@ -92,4 +108,26 @@ pub(crate) fn measure(faults: &[Fault], default: u64) {
             seconds(*bound),
         );
     }
+}
+
+/// Runs all seeds, and returns their results in no order.
+fn on_all_cores<T: Send>(seeds: &Range<u64>, run: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    let next = AtomicU64::new(seeds.start);
+    let run_some = || {
+        // Relaxed: the number guards no data.
+        let next = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < seeds.end);
+        let run = |seed| {
+            let _running = Running(seed);
+            run(seed)
+        };
+        iter::from_fn(next).map(run).collect::<Vec<_>>()
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run_some)).collect();
+        let results = threads
+            .into_iter()
+            .map(|thread| thread.join().expect("each seed passes"));
+        results.flatten().collect()
+    })
 }

@@ -1,11 +1,12 @@
 //! Calls in flight: at most one for each node, as in Go's `singleflight`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use nodetracker::NodeId;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::tracker::{Route, TrackerError};
@@ -14,7 +15,8 @@ pub(super) type Fetched = Result<Arc<[Route]>, TrackerError>;
 
 pub(super) type SharedFetch = Shared<BoxFuture<'static, Fetched>>;
 
-/// The calls whose answers are still current. Clones share the calls.
+/// The calls whose answers are still current. Clones share the calls. The holder of the lock must not drop a
+/// [`Flight`], which locks them too.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flights(Arc<Mutex<State>>);
 
@@ -41,16 +43,10 @@ pub(super) struct Flight {
 }
 
 impl Flights {
-    /// Locks the flights. The holder must not drop a [`Flight`], which locks them too.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No critical section here leaves the data half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the result of the node's flight. If there is no flight, the caller gets a new flight, and makes the
     /// call.
     pub(super) fn join(&self, node: &NodeId) -> (SharedFetch, Option<Flight>) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if let Some(joinable) = state.flights.get(node) {
             return (joinable.result.clone(), None);
         }
@@ -78,12 +74,12 @@ impl Flights {
 
     /// Forgets the flight of a node: later look-ups do not join it, and its answer is not kept.
     pub(super) fn forget(&self, node: &NodeId) {
-        self.lock().flights.remove(node);
+        self.0.lock().flights.remove(node);
     }
 
     /// [`forget`](Self::forget) for all nodes.
     pub(super) fn forget_all(&self) {
-        self.lock().flights.clear();
+        self.0.lock().flights.clear();
     }
 }
 
@@ -91,7 +87,7 @@ impl Flight {
     /// Ends the flight. Calls `keep` with an answer, unless the flight was forgotten. A later invalidation finds the
     /// answer that `keep` has stored.
     pub(super) fn finish(mut self, result: Fetched, keep: impl FnOnce(&NodeId, &Arc<[Route]>)) {
-        let state = self.flights.lock();
+        let state = self.flights.0.lock();
         if let Ok(routes) = &result
             && self.is_current(&state)
         {
@@ -115,7 +111,7 @@ impl Flight {
 impl Drop for Flight {
     /// Ends the flight, also if its task has panicked.
     fn drop(&mut self) {
-        let mut state = self.flights.lock();
+        let mut state = self.flights.0.lock();
         if self.is_current(&state) {
             state.flights.remove(&self.node);
         }

@@ -10,10 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use nodetracker::{NodeId, Uuid};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::ProxyChangeReason;
-use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 use tokio::task::JoinHandle;
@@ -25,8 +23,9 @@ use crate::backoff::{Backoff, Limits};
 use crate::cache::RouteCache;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::{Channel, ConnectOptions};
+use crate::connect::channel::{Channel, ConnectConfig};
 use crate::watch::{place, watch};
+use crate::wire::node_id;
 
 /// How long to wait for the place at which the watch begins.
 const PLACE_LIMIT: Duration = Duration::from_secs(5);
@@ -53,16 +52,16 @@ impl RouteCache {
     ///
     /// # Errors
     ///
-    /// If an address needs TLS and the options have none.
+    /// If an address needs TLS and the configuration has none.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with its time and I/O enabled.
-    pub fn follow(&self, trackers: &[TrackerAddr], options: &ConnectOptions) -> Result<Follower, NoTls> {
-        options.check(trackers)?;
+    pub fn follow(&self, trackers: &[TrackerAddr], config: &ConnectConfig) -> Result<Follower, NoTls> {
+        config.check(trackers)?;
         let channels: Vec<_> = trackers
             .iter()
-            .map(|addr| (addr.clone(), options.channel(addr)))
+            .map(|addr| (addr.clone(), config.channel(addr)))
             .collect();
         let cache = self.clone();
         Ok(Follower(tokio::spawn(async move {
@@ -95,9 +94,9 @@ impl RouteCache {
                 let mut proxies = HashSet::new();
                 let changes = changes.changes.into_iter().filter_map(|change| change.change);
                 changes.for_each(|change| match change {
-                    Change::Node(node) => match node.routes.and_then(|routes| node_id(routes.node?)) {
-                        Some(node) => self.invalidate(&node),
-                        None => self.invalidate_all(),
+                    Change::Node(node) => match node_id(node.routes.and_then(|routes| routes.node).as_ref()) {
+                        Ok(node) => self.invalidate(&node),
+                        Err(_) => self.invalidate_all(),
                     },
                     // The beginning of the resync has dropped all answers.
                     Change::Proxy(change) if change.reason() == ProxyChangeReason::Resync => {}
@@ -135,12 +134,5 @@ async fn follow(cache: &RouteCache, channel: &Channel) -> Result<Infallible, Sta
         if !response.message.is_none_or(|message| cache.apply(message)) {
             return Err(Status::data_loss("the tracker has dropped changes"));
         }
-    }
-}
-
-fn node_id(node: v1::NodeId) -> Option<NodeId> {
-    match node.id? {
-        Id::Uuid(bytes) => Uuid::from_slice(&bytes).ok().map(NodeId::from),
-        Id::Name(name) => name.parse().ok(),
     }
 }

@@ -14,21 +14,26 @@
 //!
 //! On Linux, ages leave out the time for which the machine was suspended.
 //!
-//! ```no_run
+//! ```
 //! use std::sync::Arc;
-//! use nodetracker_client::NodeId;
+//!
+//! use nodetracker::RouteTable;
 //! use nodetracker_client::cache::{CacheConfig, Freshness, RouteCache};
 //! use nodetracker_client::tracker::NodeTracker;
+//! use nodetracker_client::{NodeId, Proxy};
 //!
-//! # async fn example(tracker: Arc<dyn NodeTracker>) -> Result<(), Box<dyn std::error::Error>> {
-//! let cache = RouteCache::new(tracker, CacheConfig::default());
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Any tracker, for example a `TrackerClient`.
+//! let cache = RouteCache::new(Arc::new(RouteTable::new()), CacheConfig::default());
 //! let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+//! let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
+//! cache.add_nodes(&proxy, std::slice::from_ref(&node)).await?;
+//!
 //! let answer = cache.look_up(&node).await?;
+//! assert_eq!(answer.routes[0].proxy.addr(), "10.0.0.1:3080");
 //! if let Freshness::Stale(age) = answer.freshness {
 //!     println!("no tracker answers, this is {age:?} old");
-//! }
-//! for route in answer.routes.iter() {
-//!     println!("dial {}", route.proxy.addr());
 //! }
 //! # Ok(())
 //! # }
@@ -50,8 +55,8 @@ use async_trait::async_trait;
 use nodetracker::{NodeId, Proxy};
 use tokio::time::Instant;
 
-use crate::backoff::bounded;
 use crate::cache::flights::{Flight, Flights, SharedFetch};
+use crate::clock::bounded;
 use crate::complaints::Complaints;
 use crate::tracker::{NodeTracker, Route, TrackerError};
 

@@ -4,9 +4,7 @@
 use std::error::Error;
 use std::time::SystemTime;
 
-use nodetracker::{NodeId, Proxy};
 use nodetracker_proto::v1;
-use nodetracker_proto::v1::node_id::Id;
 use prost_types::Timestamp;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -14,22 +12,7 @@ use tonic_types::StatusExt;
 use crate::client::batch::Batch;
 use crate::connect::addr::TrackerAddr;
 use crate::tracker::{Route, TrackerError};
-
-pub(super) fn node(node: &NodeId) -> v1::NodeId {
-    let id = match node.as_uuid() {
-        Some(uuid) => Id::Uuid(uuid.as_bytes().to_vec()),
-        None => Id::Name(node.to_string()),
-    };
-    v1::NodeId { id: Some(id) }
-}
-
-pub(super) fn proxy(proxy: &Proxy<'_>) -> v1::Proxy {
-    v1::Proxy {
-        proxy_id: proxy.id.to_owned(),
-        cluster_name: proxy.cluster_name.to_owned(),
-        addr: proxy.addr.to_owned(),
-    }
-}
+use crate::wire::proxy_details;
 
 pub(super) fn routes(reply: v1::GetProxiesResponse) -> Result<Vec<Route>, TrackerError> {
     let routes = reply.routes.into_iter();
@@ -65,13 +48,8 @@ fn route(proxy: Option<&v1::Proxy>, time: Option<Timestamp>) -> Result<Route, Tr
     let proxy = proxy.ok_or_else(|| malformed("has a route without its proxy"))?;
     let time = time.ok_or_else(|| malformed("has a route without its time"))?;
     let last_refresh = SystemTime::try_from(time).map_err(|error| malformed(&format!("has a bad time: {error}")))?;
-    let proxy = Proxy {
-        id: &proxy.proxy_id,
-        cluster_name: &proxy.cluster_name,
-        addr: &proxy.addr,
-    };
     Ok(Route {
-        proxy: proxy.into(),
+        proxy: proxy_details(proxy),
         last_refresh,
     })
 }
@@ -111,6 +89,7 @@ fn root_cause<'e>(mut error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'sta
 mod tests {
     use std::time::Duration;
 
+    use nodetracker::NodeId;
     use tonic_types::ErrorDetails;
 
     use super::*;

@@ -1,8 +1,8 @@
 //! One tracker of a client: its connection, its health, and its share of repeated attempts.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic_health::pb::HealthCheckRequest;
@@ -10,13 +10,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tracing::{info, warn};
 
-use crate::backoff::bounded;
 use crate::client::calls::Call;
+use crate::client::config::ClientConfig;
 use crate::client::convert;
 use crate::client::health::{Health, Input};
-use crate::client::options::ClientOptions;
 use crate::client::retry::{Failure, RetryBudget};
 use crate::client::stats::{Counters, TrackerStats};
+use crate::clock::{bounded, now};
 use crate::connect::addr::TrackerAddr;
 use crate::connect::channel::{Channel, is_unreachable};
 use crate::tracker::TrackerError;
@@ -60,15 +60,15 @@ struct State {
 }
 
 impl Endpoint {
-    pub(super) fn new(addr: TrackerAddr, options: &ClientOptions, changed: watch::Sender<()>) -> Self {
+    pub(super) fn new(addr: TrackerAddr, config: &ClientConfig, changed: watch::Sender<()>) -> Self {
         let seed = fastrand::u64(..);
         Self {
-            channel: options.connect.channel(&addr),
+            channel: config.connect.channel(&addr),
             addr,
-            attempt_timeout: bounded(options.attempt_timeout),
-            probe_timeout: options.health.timeout,
+            attempt_timeout: bounded(config.attempt_timeout),
+            probe_timeout: config.health.timeout,
             state: Mutex::new(State {
-                health: Health::new(Instant::now().into_std(), options.health, seed),
+                health: Health::new(now(), config.health, seed),
                 budget: RetryBudget::new(),
             }),
             probe_moved: Notify::new(),
@@ -77,30 +77,25 @@ impl Endpoint {
         }
     }
 
-    /// Locks the state. No holder of the lock panics.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn is_healthy(&self) -> bool {
-        self.state().health.is_healthy()
+        self.state.lock().health.is_healthy()
     }
 
     pub(super) fn allows_retry(&self) -> bool {
-        self.state().budget.allows_retry()
+        self.state.lock().budget.allows_retry()
     }
 
     /// Orders healthy trackers before others, and near trackers before distant trackers. A tracker that never answered
     /// is the most distant.
     pub(super) fn distance(&self) -> (bool, Duration) {
-        let state = self.state();
+        let state = self.state.lock();
         let round_trip = state.health.round_trip();
         (!state.health.is_healthy(), round_trip.unwrap_or(Duration::MAX))
     }
 
     pub(super) fn stats(&self) -> TrackerStats {
         let (is_healthy, round_trip) = {
-            let state = self.state();
+            let state = self.state.lock();
             (state.health.is_healthy(), state.health.round_trip())
         };
         TrackerStats {
@@ -146,14 +141,14 @@ impl Endpoint {
     /// Probes the tracker whenever a probe is due.
     pub(super) async fn probe_forever(&self) {
         loop {
-            let due = self.state().health.next_timeout().map(Instant::from_std);
+            let due = self.state.lock().health.next_timeout().map(Instant::from_std);
             // `None` only while a probe is in flight, and this task alone sends probes.
             let wait = sleep_until(due.unwrap_or_else(Instant::now));
             tokio::select! {
                 () = wait => {}
                 () = self.probe_moved.notified() => continue,
             }
-            if self.state().health.poll_probe(Instant::now().into_std()) {
+            if self.state.lock().health.poll_probe(now()) {
                 let result = self.probe().await;
                 self.handle(result);
                 self.changed.send_replace(());
@@ -185,14 +180,14 @@ impl Endpoint {
     }
 
     fn handle(&self, input: Input) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         match input {
             Input::CallFailed => state.budget.failed(),
             Input::CallAnswered => state.budget.answered(),
             Input::ProbeServing(_) | Input::ProbeNotServing | Input::ProbeFailed => {}
         }
         let was_healthy = state.health.is_healthy();
-        state.health.handle(Instant::now().into_std(), input);
+        state.health.handle(now(), input);
         let is_healthy = state.health.is_healthy();
         drop(state);
         if was_healthy == is_healthy {

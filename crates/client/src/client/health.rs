@@ -7,11 +7,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::backoff::{Backoff, Limits, bounded};
+use crate::backoff::{Backoff, Limits};
+use crate::clock::bounded;
 
 /// When a tracker counts as unhealthy, and how often it is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HealthOptions {
+pub struct HealthConfig {
     /// How many calls and probes in a row without an answer make a tracker unhealthy. 0 means 1.
     pub unhealthy_after: u32,
     /// The mean time between two probes of a tracker that answers. Each wait differs from the mean by up to a quarter,
@@ -23,7 +24,7 @@ pub struct HealthOptions {
     pub backoff: Limits,
 }
 
-impl Default for HealthOptions {
+impl Default for HealthConfig {
     /// Unhealthy after 2 failures; a probe each 5 s, which may take 1 s; after failures, waits from 100 ms to 5 s.
     fn default() -> Self {
         Self {
@@ -56,7 +57,7 @@ pub enum Input {
 /// The health of one tracker.
 #[derive(Debug, Clone)]
 pub struct Health {
-    options: HealthOptions,
+    config: HealthConfig,
     backoff: Backoff,
     random: fastrand::Rng,
     /// Calls and probes since the last answer.
@@ -71,11 +72,11 @@ impl Health {
     /// Returns the health of a tracker that counts as healthy until its first probe, which is due now. Trackers with
     /// the same seed draw the same waits.
     #[must_use]
-    pub fn new(now: Instant, options: HealthOptions, seed: u64) -> Self {
-        let interval = bounded(options.interval);
+    pub fn new(now: Instant, config: HealthConfig, seed: u64) -> Self {
+        let interval = bounded(config.interval);
         Self {
-            options: HealthOptions { interval, ..options },
-            backoff: Backoff::new(options.backoff, seed),
+            config: HealthConfig { interval, ..config },
+            backoff: Backoff::new(config.backoff, seed),
             random: fastrand::Rng::with_seed(seed),
             failures: 0,
             is_serving: true,
@@ -87,7 +88,7 @@ impl Health {
     /// Whether the tracker should get calls.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.is_serving && self.failures < self.options.unhealthy_after.max(1)
+        self.is_serving && self.failures < self.config.unhealthy_after.max(1)
     }
 
     /// The time that a probe takes if nothing delays the probe. `None` before the first answer.
@@ -149,7 +150,7 @@ impl Health {
     }
 
     fn interval(&mut self) -> Duration {
-        self.options.interval.mul_f64(0.75 + self.random.f64() / 2.0)
+        self.config.interval.mul_f64(0.75 + self.random.f64() / 2.0)
     }
 }
 
@@ -166,7 +167,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn health(now: Instant, seed: u64) -> Health {
-        Health::new(now, HealthOptions::default(), seed)
+        Health::new(now, HealthConfig::default(), seed)
     }
 
     #[test]
@@ -196,7 +197,7 @@ mod tests {
         health.handle(now, Input::CallAnswered);
         assert!(!health.is_healthy());
         // Probed at the interval, not with the short waits after a failure.
-        assert!(health.next_timeout().unwrap() >= now + health.options.interval * 3 / 4);
+        assert!(health.next_timeout().unwrap() >= now + health.config.interval * 3 / 4);
         health.handle(now, Input::ProbeServing(SECOND));
         assert!(health.is_healthy());
     }
@@ -211,7 +212,7 @@ mod tests {
         assert!(health.next_timeout().unwrap() > now + SECOND);
         health.handle(now, Input::CallFailed);
         let next = health.next_timeout().unwrap();
-        assert!(next <= now + health.options.backoff.base);
+        assert!(next <= now + health.config.backoff.base);
         for _ in 0..100 {
             health.handle(now, Input::CallFailed);
         }
@@ -238,13 +239,13 @@ mod tests {
     #[test]
     fn times_without_a_bound_are_no_error() {
         let now = Instant::now();
-        let mut options = HealthOptions {
+        let mut config = HealthConfig {
             interval: Duration::MAX,
             timeout: Duration::MAX,
-            ..HealthOptions::default()
+            ..HealthConfig::default()
         };
-        (options.backoff.base, options.backoff.max) = (Duration::MAX, Duration::MAX);
-        let mut health = Health::new(now, options, 5);
+        (config.backoff.base, config.backoff.max) = (Duration::MAX, Duration::MAX);
+        let mut health = Health::new(now, config, 5);
         for input in [
             Input::ProbeServing(SECOND),
             Input::ProbeNotServing,
@@ -262,11 +263,11 @@ mod tests {
         let start = Instant::now();
         let mut now = start;
         let mut health = health(now, seed);
-        let options = health.options;
+        let config = health.config;
         // An unhealthy tracker that is up is noticed after one more wait and one more probe.
-        let noticed_after = options.backoff.max + options.timeout;
+        let noticed_after = config.backoff.max + config.timeout;
         // Each of the failures that it takes costs a probe that times out, and a wait after an answer or a failure.
-        let lost_after = options.interval * 5 / 4 + (options.backoff.max + options.timeout) * options.unhealthy_after;
+        let lost_after = config.interval * 5 / 4 + (config.backoff.max + config.timeout) * config.unhealthy_after;
         let (mut is_up, mut since) = (true, now);
         let mut trace = Vec::new();
         for _ in 0..200 {
@@ -287,7 +288,7 @@ mod tests {
                         now += took;
                         Input::ProbeServing(took)
                     } else {
-                        now += options.timeout;
+                        now += config.timeout;
                         Input::ProbeFailed
                     }
                 } else if health.is_healthy() {

@@ -2,7 +2,7 @@
 //!
 //! | module | contents |
 //! | --- | --- |
-//! | [`config`] | the `proxy_service` section of a `teleport.yaml` |
+//! | [`section`] | the `proxy_service` section of a `teleport.yaml` |
 //! | [`health`] | whether a tracker should get calls: a state machine |
 //!
 //! # Several trackers
@@ -15,7 +15,7 @@
 //!   reach does not hide their routes. A node without routes costs two calls.
 //! * A **write** goes to all healthy trackers at the same time ([`WriteTo::All`]). The write succeeds when one of these
 //!   trackers has done it, and each other has done it or could not be reached. So a tracker that stops answering delays
-//!   each write by [`ClientOptions::attempt_timeout`], until it is unhealthy. If a tracker refuses the write, the call
+//!   each write by [`ClientConfig::attempt_timeout`], until it is unhealthy. If a tracker refuses the write, the call
 //!   fails with the tracker's error; other trackers may have done the write. [`TrackerStats::missed_writes`] counts the
 //!   writes that a tracker missed.
 //!
@@ -39,16 +39,16 @@
 
 mod batch;
 mod calls;
-pub mod config;
+mod config;
 mod convert;
 mod endpoint;
 pub mod health;
-mod options;
 mod retry;
+pub mod section;
 mod stats;
 mod tracker_client;
 
-pub use options::ClientOptions;
+pub use config::ClientConfig;
 pub use stats::TrackerStats;
 pub use tracker_client::{ClientError, TrackerClient};
 

@@ -15,14 +15,16 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::client::batch::{Batch, split};
 use crate::client::calls::Call;
+use crate::client::config::ClientConfig;
 use crate::client::convert;
 use crate::client::endpoint::{Deadline, Endpoint};
-use crate::client::options::ClientOptions;
 use crate::client::retry::{Failure, Retries, has_no_answer};
 use crate::client::stats::TrackerStats;
+use crate::clock::now;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::{NoTls, WriteTo};
 use crate::tracker::{NodeTracker, Route, TrackerError};
+use crate::wire;
 
 /// A client of one or several trackers: see the [module](crate::client).
 ///
@@ -33,28 +35,33 @@ use crate::tracker::{NodeTracker, Route, TrackerError};
 /// If the trackers verify clients, `add_nodes` and `remove_nodes` need a certificate of the same proxy, and
 /// `remove_proxy` needs the role `Admin`.
 ///
-/// A call has at most [`ClientOptions::deadline`]. More nodes than fit into one message are sent in several messages,
+/// A call has at most [`ClientConfig::deadline`]. More nodes than fit into one message are sent in several messages,
 /// one after the other. If the future of a call is dropped, or its deadline passes, a tracker may still do the call.
 /// The tracker may even do a report after a later removal that went over another connection. Such a route expires like
 /// any other.
 ///
-/// ```no_run
-/// use nodetracker_client::client::{ClientOptions, TrackerClient};
-/// use nodetracker_client::tracker::NodeTracker;
+/// ```
 /// use nodetracker_client::Proxy;
+/// use nodetracker_client::client::{ClientConfig, TrackerClient};
+/// use nodetracker_client::tracker::NodeTracker;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let trackers = ["tracker-1:3029".parse()?, "tracker-2:3029".parse()?];
-/// let client = TrackerClient::new(trackers, ClientOptions::default())?;
+/// # use nodetracker_server::{Config, Limits, Server};
+/// # let config = Config::default().listen_on("127.0.0.1:0");
+/// # let table = std::sync::Arc::new(config.table().build()?);
+/// # let server = Server::bind_with_limits(&config, table, Limits::default()).await?;
+/// # let addr = server.local_addr().to_string();
+/// # tokio::spawn(server.run(std::future::pending()));
+/// // One tracker or several.
+/// let client = TrackerClient::start([addr.parse()?], ClientConfig::default())?;
 ///
 /// let node = "550e8400-e29b-41d4-a716-446655440000".parse()?;
 /// let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
 /// client.add_nodes(&proxy, &[node]).await?;
 ///
-/// for route in client.get_proxies(&"node-2".parse()?).await? {
-///     println!("dial {}", route.proxy.addr());
-/// }
+/// let routes = client.get_proxies(&"550e8400-e29b-41d4-a716-446655440000".parse()?).await?;
+/// assert_eq!(routes[0].proxy.addr(), "10.0.0.1:3080");
 /// for tracker in client.stats() {
 ///     println!("{} missed {} writes", tracker.addr, tracker.missed_writes);
 /// }
@@ -67,7 +74,7 @@ pub struct TrackerClient(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     endpoints: Vec<Arc<Endpoint>>,
-    options: ClientOptions,
+    config: ClientConfig,
     changed: watch::Sender<()>,
     /// Aborts its tasks when it is dropped.
     _probes: JoinSet<()>,
@@ -80,7 +87,7 @@ pub enum ClientError {
     /// There is no tracker to ask.
     #[error("no tracker is given")]
     NoTrackers,
-    /// An address asks for TLS, and the options name no authority to trust.
+    /// An address asks for TLS, and the configuration names no authority to trust.
     #[error(transparent)]
     NoTls(#[from] NoTls),
     /// A key, a certificate or an authority cannot be used.
@@ -93,21 +100,21 @@ impl TrackerClient {
     ///
     /// # Errors
     ///
-    /// If there is no tracker, or an address needs TLS and the options have none.
+    /// If there is no tracker, or an address needs TLS and the configuration has none.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with its time and I/O enabled.
-    pub fn new(trackers: impl IntoIterator<Item = TrackerAddr>, options: ClientOptions) -> Result<Self, ClientError> {
+    pub fn start(trackers: impl IntoIterator<Item = TrackerAddr>, config: ClientConfig) -> Result<Self, ClientError> {
         let trackers: Vec<_> = trackers.into_iter().collect();
         if trackers.is_empty() {
             return Err(ClientError::NoTrackers);
         }
-        options.connect.check(&trackers)?;
+        config.connect.check(&trackers)?;
         let changed = watch::Sender::default();
         let endpoints: Vec<_> = trackers
             .into_iter()
-            .map(|addr| Arc::new(Endpoint::new(addr, &options, changed.clone())))
+            .map(|addr| Arc::new(Endpoint::new(addr, &config, changed.clone())))
             .collect();
         let probes = endpoints.iter().cloned();
         let probes = probes
@@ -115,7 +122,7 @@ impl TrackerClient {
             .collect();
         Ok(Self(Arc::new(Inner {
             endpoints,
-            options,
+            config,
             changed,
             _probes: probes,
         })))
@@ -140,11 +147,11 @@ impl TrackerClient {
     }
 
     fn deadline(&self) -> Deadline {
-        Deadline::after(self.0.options.deadline)
+        Deadline::after(self.0.config.deadline)
     }
 
     async fn write<C: Call>(&self, request: C, deadline: Deadline) -> Result<(), TrackerError> {
-        match self.0.options.write_to {
+        match self.0.config.write_to {
             WriteTo::All => self.call_all(request, deadline).await,
             WriteTo::One => {
                 let (retries, nearest) = (self.retries(deadline), self.nearest());
@@ -166,7 +173,7 @@ impl TrackerClient {
     fn second<'e>(&self, nearest: &[&'e Arc<Endpoint>], asked: &Arc<Endpoint>) -> Option<&'e Arc<Endpoint>> {
         let mut others = nearest.iter().skip_while(|other| !Arc::ptr_eq(other, asked)).skip(1);
         let second = others.find(|other| other.is_healthy())?;
-        (self.0.options.write_to == WriteTo::All).then_some(second)
+        (self.0.config.write_to == WriteTo::All).then_some(second)
     }
     /// Makes a call on all healthy trackers, or on all trackers if none is healthy.
     async fn call_all<C: Call>(&self, request: C, deadline: Deadline) -> Result<(), TrackerError> {
@@ -205,7 +212,7 @@ impl TrackerClient {
     }
 
     fn retries(&self, deadline: Deadline) -> Retries {
-        Retries::new(deadline.at.into_std(), self.0.options.backoff, fastrand::u64(..))
+        Retries::new(deadline.at.into_std(), self.0.config.backoff, fastrand::u64(..))
     }
 }
 
@@ -284,7 +291,7 @@ async fn next_retry<'e>(
         }
         last = error;
     }
-    let begin = retries.next(Instant::now().into_std(), longest);
+    let begin = retries.next(now(), longest);
     match begin.filter(|_| !again.is_empty()) {
         Some(begin) => {
             sleep_until(Instant::from_std(begin)).await;
@@ -300,7 +307,7 @@ impl NodeTracker for TrackerClient {
         let deadline = self.deadline();
         for batch in split(nodes) {
             let request = v1::AddNodesRequest {
-                proxy: Some(convert::proxy(proxy)),
+                proxy: Some(wire::proxy(proxy)),
                 nodes: Some(batch.ids),
             };
             self.write(request, deadline).await?;
@@ -310,7 +317,7 @@ impl NodeTracker for TrackerClient {
 
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
         let request = v1::GetProxiesRequest {
-            node: Some(convert::node(node)),
+            node: Some(wire::node(node)),
         };
         let (deadline, nearest) = (self.deadline(), self.nearest());
         let (reply, asked) = call_one(&nearest, request.clone(), self.retries(deadline), deadline).await?;
@@ -349,9 +356,9 @@ impl NodeTracker for TrackerClient {
 
     async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
         let request = v1::ReportUnreachableRequest {
-            node: Some(convert::node(node)),
+            node: Some(wire::node(node)),
             proxy_id: proxy_id.to_owned(),
-            reporter_id: self.0.options.reporter_id.clone(),
+            reporter_id: self.0.config.reporter_id.clone(),
         };
         self.write(request, self.deadline()).await
     }

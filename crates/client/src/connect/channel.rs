@@ -29,7 +29,7 @@ use tower::util::MapResponse;
 use tower_service::Service;
 use tracing::warn;
 
-use crate::backoff::bounded;
+use crate::clock::bounded;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::status_details;
@@ -93,7 +93,7 @@ impl TlsFiles {
 
 /// How to connect to trackers.
 #[derive(Debug, Clone)]
-pub struct ConnectOptions {
+pub struct ConnectConfig {
     /// The TLS of addresses with `https`.
     pub tls: Option<Arc<ClientTls>>,
     /// The longest time for a name's resolution, the TCP connection and the TLS handshake together.
@@ -104,7 +104,7 @@ pub struct ConnectOptions {
     pub keep_alive_timeout: Duration,
 }
 
-impl Default for ConnectOptions {
+impl Default for ConnectConfig {
     /// No TLS; 5 s to connect; a ping after 10 s, and 5 s for the answer.
     fn default() -> Self {
         Self {
@@ -116,8 +116,8 @@ impl Default for ConnectOptions {
     }
 }
 
-impl ConnectOptions {
-    /// Checks that the options have TLS if one of these addresses needs TLS.
+impl ConnectConfig {
+    /// Checks that the configuration has TLS if one of these addresses needs TLS.
     pub(crate) fn check(&self, trackers: &[TrackerAddr]) -> Result<(), NoTls> {
         match trackers.iter().find(|addr| addr.is_tls()) {
             Some(addr) if self.tls.is_none() => Err(NoTls(addr.clone())),
@@ -127,7 +127,7 @@ impl ConnectOptions {
 
     /// Returns a channel to a tracker, and does not wait for a connection. The first call connects; the first call
     /// after the end of a connection connects again, and resolves the host's name again. If the address needs TLS and
-    /// the options have none, each call fails.
+    /// the configuration has none, each call fails.
     ///
     /// Needs a tokio runtime.
     #[must_use]
@@ -159,16 +159,16 @@ struct Connector<R = GaiResolver> {
 }
 
 impl<R> Connector<R> {
-    fn new(addr: &TrackerAddr, options: &ConnectOptions, resolver: R) -> Self {
+    fn new(addr: &TrackerAddr, config: &ConnectConfig, resolver: R) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(resolver);
         tcp.set_nodelay(true);
         // Divided by the number of the name's addresses.
-        tcp.set_connect_timeout(Some(options.connect_timeout));
+        tcp.set_connect_timeout(Some(config.connect_timeout));
         Self {
             addr: addr.clone(),
             tcp,
-            tls: options.tls.clone(),
-            limit: options.connect_timeout,
+            tls: config.tls.clone(),
+            limit: config.connect_timeout,
         }
     }
 }
@@ -284,13 +284,13 @@ mod tests {
             queued.push(stream.unwrap());
         }
         let second = TcpListener::bind(("127.0.0.2", first.port())).await.unwrap();
-        let options = ConnectOptions {
+        let config = ConnectConfig {
             connect_timeout: Duration::from_secs(2),
-            ..ConnectOptions::default()
+            ..ConnectConfig::default()
         };
         let addr = format!("tracker.example:{}", first.port()).parse().unwrap();
         let resolver = Answers::new([vec![first, second.local_addr().unwrap()]]);
-        let mut connector = Connector::new(&addr, &options, resolver);
+        let mut connector = Connector::new(&addr, &config, resolver);
         let (connected, accepted) = tokio::join!(connector.call(Uri::default()), second.accept());
         connected.map(drop).unwrap();
         accepted.unwrap();
@@ -309,7 +309,7 @@ mod tests {
                 .map(|listener| vec![listener.local_addr().unwrap()]),
         );
         let addr = format!("tracker.example:{port}").parse().unwrap();
-        let mut connector = Connector::new(&addr, &ConnectOptions::default(), resolver);
+        let mut connector = Connector::new(&addr, &ConnectConfig::default(), resolver);
         for listener in &listeners {
             let (connected, accepted) = tokio::join!(connector.call(Uri::default()), listener.accept());
             connected.map(drop).unwrap();

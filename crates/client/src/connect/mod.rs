@@ -11,9 +11,9 @@ mod status_details;
 
 use crate::connect::addr::TrackerAddr;
 
-/// The address asks for TLS, and the options name no authority to trust.
+/// The address asks for TLS, and the configuration names no authority to trust.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0} needs TLS: set ConnectOptions::tls")]
+#[error("{0} needs TLS: set ConnectConfig::tls")]
 pub struct NoTls(pub TrackerAddr);
 
 /// To which of several trackers a proxy reports its nodes.

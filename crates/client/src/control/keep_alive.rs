@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::control::after;
+use crate::clock::after;
 
 /// The times of a [`KeepAlive`]. A connection that is half open is noticed within `interval + timeout` after its last
 /// byte.

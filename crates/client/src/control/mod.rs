@@ -8,7 +8,7 @@
 pub(crate) mod frames;
 pub mod keep_alive;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use nodetracker_proto::agent::v1 as proto;
 use rustls::client::verify_server_name;
@@ -49,11 +49,6 @@ pub(crate) fn is_id(text: &str) -> bool {
 /// Returns the beginning of a text that fits into a message.
 pub(crate) fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_TEXT)]
-}
-
-/// Returns the time after a duration. A duration of more than 30 years counts as 30 years, so that no time overflows.
-pub(crate) fn after(now: Instant, duration: Duration) -> Instant {
-    now + duration.min(Duration::from_secs(30 * 365 * 24 * 3600))
 }
 
 /// Reads a duration of a message. A missing or negative duration is the minimum, an overlong duration the maximum.

@@ -1,5 +1,6 @@
 //! [`AgentListener`]: accepts agents, and opens streams to their nodes.
 
+use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -11,9 +12,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
+use crate::clock::{after, now};
 use crate::control::keep_alive::KeepAliveTimes;
 use crate::control::proto::{ProxyInfo, ProxyList};
-use crate::control::{MAX_PROXIES, MAX_TEXT, Verify, after, is_id, proto_duration};
+use crate::control::{MAX_PROXIES, MAX_TEXT, Verify, is_id, proto_duration};
 use crate::listener::link::LinkTimes;
 use crate::listener::nodes::{NodeObserver, Nodes};
 use crate::listener::task;
@@ -83,7 +85,7 @@ impl ListenerConfig {
 ///     let (listener, acceptor) = (listener.clone(), TcpAcceptor::plaintext(tcp));
 ///     async move { listener.serve(acceptor).await }
 /// });
-/// # let mut pool = AgentPool::new(PoolConfig::new("node-1".parse()?), TcpTransport::default());
+/// # let mut pool = AgentPool::start(PoolConfig::new("node-1".parse()?), TcpTransport::default());
 /// # pool.handle().add_target(target);
 /// # tokio::spawn(async move {
 /// #     while let Some(mut incoming) = pool.accept().await {
@@ -211,6 +213,14 @@ pub enum ListenerConfigError {
         /// The length of the version, in bytes.
         len: usize,
     },
+}
+
+impl fmt::Debug for AgentListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentListener")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
 }
 
 impl AgentListener {
@@ -421,7 +431,7 @@ impl AgentListener {
     }
 
     fn begin_close(&self, limit: Duration) {
-        let phase = Phase::Closing(after(Instant::now().into_std(), limit).into());
+        let phase = Phase::Closing(after(now(), limit).into());
         self.shared.status.send_modify(|status| status.phase = phase);
     }
 

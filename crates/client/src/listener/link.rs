@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use proto::agent_message::Message as FromAgent;
 use proto::proxy_message::Message as ToAgent;
 
+use crate::clock::after;
 use crate::control::keep_alive::{Due, KeepAlive, KeepAliveTimes};
-use crate::control::{MAX_TEXT, PROTOCOL_VERSION, after, cut, proto, proto_duration};
+use crate::control::{MAX_TEXT, PROTOCOL_VERSION, cut, proto, proto_duration};
 
 /// The times of an [`AgentLink`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! Which nodes have a tunnel to this proxy.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use nodetracker::NodeId;
+use parking_lot::Mutex;
 
 use crate::transport::Tunnel;
 use crate::transport::slots::{Slot, Slots};
@@ -47,13 +48,9 @@ impl Nodes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Vec<Arc<dyn Tunnel>>>> {
-        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a tunnel of a node. Returns `None` if the node has its maximum of tunnels.
     pub(super) fn hold(self: &Arc<Self>, node: &NodeId, tunnel: &Arc<dyn Tunnel>) -> Option<Held> {
-        let mut nodes = self.lock();
+        let mut nodes = self.tunnels.lock();
         let tunnels = nodes.entry(node.clone()).or_default();
         if tunnels.len() == MAX_TUNNELS {
             return None;
@@ -73,7 +70,10 @@ impl Nodes {
 
     /// Reports each node as connected once more.
     pub(super) fn report_again(&self) {
-        self.lock().keys().for_each(|node| self.observer.connected(node));
+        self.tunnels
+            .lock()
+            .keys()
+            .for_each(|node| self.observer.connected(node));
     }
 
     /// Waits until no node has a tunnel.
@@ -83,15 +83,22 @@ impl Nodes {
 
     /// The tunnels of a node, the newest first.
     pub(super) fn tunnels(&self, node: &NodeId) -> Vec<Arc<dyn Tunnel>> {
-        self.lock().get(node).into_iter().flatten().rev().cloned().collect()
+        self.tunnels
+            .lock()
+            .get(node)
+            .into_iter()
+            .flatten()
+            .rev()
+            .cloned()
+            .collect()
     }
 
     pub(super) fn ids(&self) -> Vec<NodeId> {
-        self.lock().keys().cloned().collect()
+        self.tunnels.lock().keys().cloned().collect()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.lock().len()
+        self.tunnels.lock().len()
     }
 }
 
@@ -111,7 +118,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut nodes = self.nodes.lock();
+        let mut nodes = self.nodes.tunnels.lock();
         let Some(tunnels) = nodes.get_mut(&self.node) else {
             return;
         };

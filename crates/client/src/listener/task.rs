@@ -9,6 +9,7 @@ use nodetracker::NodeId;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
+use crate::clock::now;
 use crate::control::frames::{self, MAX_AGENT_MESSAGE, MessageWriter};
 use crate::control::proto::{AgentMessage, GoodbyeReason, Hello};
 use crate::listener::agent_listener::{Phase, Shared, Status};
@@ -37,10 +38,6 @@ pub(super) async fn run(shared: &Arc<Shared>, tunnel: Arc<dyn Tunnel>, _slot: Sl
         Ok(reason) => debug!("a tunnel was closed: {reason}"),
         Err(error) => debug!("a tunnel has ended: {error}"),
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }
 
 struct Agent<'a> {

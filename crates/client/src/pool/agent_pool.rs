@@ -1,15 +1,18 @@
 //! [`AgentPool`]: a [`PoolMachine`] connected to a transport.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::fmt;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time;
 
+use crate::clock::now;
 use crate::control::proto::agent_message::Message as ToProxy;
 use crate::control::{Verify, proto};
 use crate::pool::config::{PoolConfig, Target};
@@ -78,13 +81,13 @@ struct TunnelTask {
 impl AgentPool {
     /// Creates a pool without targets, which believes each proxy's ID. Needs a tokio runtime.
     #[must_use]
-    pub fn new(config: PoolConfig, transport: impl Transport) -> Self {
-        Self::with_verify(config, transport, Box::new(|_, _| Ok(())))
+    pub fn start(config: PoolConfig, transport: impl Transport) -> Self {
+        Self::start_with_verify(config, transport, Box::new(|_, _| Ok(())))
     }
 
-    /// Like [`AgentPool::new`], with a check of the ID in each proxy's welcome.
+    /// Like [`AgentPool::start`], with a check of the ID in each proxy's welcome.
     #[must_use]
-    pub fn with_verify(config: PoolConfig, transport: impl Transport, verify: Box<Verify>) -> Self {
+    pub fn start_with_verify(config: PoolConfig, transport: impl Transport, verify: Box<Verify>) -> Self {
         let (sender, incoming) = mpsc::channel(MAX_INCOMING);
         let shared = Arc::new(Shared {
             state: Mutex::new(PoolState {
@@ -139,6 +142,14 @@ impl Drop for AgentPool {
                 machine.handle(now, id, Input::Ended("the pool was dropped".to_owned()));
             }
         });
+    }
+}
+
+impl fmt::Debug for PoolHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolHandle")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }
 
@@ -217,10 +228,6 @@ impl StatusReceiver {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, PoolState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Records that a tunnel and its control stream are open.
     pub(super) fn opened(self: &Arc<Self>, id: TunnelId, tunnel: &Arc<dyn Tunnel>) {
         self.update(|state, now| {
@@ -243,8 +250,8 @@ impl Shared {
 
     /// Changes the machine, and does what the machine then asks for.
     fn update(self: &Arc<Self>, change: impl FnOnce(&mut PoolState, Instant)) {
-        let now = time::Instant::now().into_std();
-        let mut state = self.lock();
+        let now = now();
+        let mut state = self.state.lock();
         let PoolState { machine, tunnels, .. } = &mut *state;
         for (id, task) in tunnels {
             if let Some(tunnel) = task.tunnel.as_ref().and_then(Weak::upgrade) {
@@ -310,7 +317,7 @@ impl Shared {
 /// Calls the machine at its timeouts.
 async fn run_timer(shared: Arc<Shared>) {
     loop {
-        let next = shared.lock().machine.next_timeout();
+        let next = shared.state.lock().machine.next_timeout();
         let due = async {
             match next {
                 Some(next) => time::sleep_until(next.into()).await,

@@ -28,8 +28,9 @@ use proto::proxy_message::Message as FromProxy;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
+use crate::clock::after;
 use crate::control::keep_alive::{Due, KeepAlive};
-use crate::control::{MAX_TEXT, PROTOCOL_VERSION, after, cut, duration, is_id, proto};
+use crate::control::{MAX_TEXT, PROTOCOL_VERSION, cut, duration, is_id, proto};
 use crate::pool::config::{PoolConfig, Target};
 use crate::pool::counts::{Counts, LastErrors, PoolStats};
 use crate::pool::proxies::{Claim, Proxies};
@@ -253,6 +254,7 @@ impl PoolMachine {
                 );
                 self.close(older);
             }
+            Some(Claim::NoRoom) => return self.end(now, id, "there are tunnels to the maximum of proxies"),
             Some(Claim::Granted) => {}
         }
         if self.staying(&target) >= self.wanted(&target) {

@@ -32,7 +32,7 @@
 //! # let load_balancer = tcp.local_addr()?.to_string();
 //! # tokio::spawn(async move { listener.serve(TcpAcceptor::plaintext(tcp)).await });
 //! let config = PoolConfig::new("node-1".parse()?);
-//! let mut pool = AgentPool::new(config, TcpTransport::default());
+//! let mut pool = AgentPool::start(config, TcpTransport::default());
 //! let handle = pool.handle().clone();
 //! handle.add_target(Target::new("main", load_balancer));
 //! tokio::spawn(async move {

@@ -42,6 +42,8 @@ pub(super) enum Claim {
     Replaces(TunnelId),
     /// The proxy is another tunnel's.
     Taken,
+    /// The pool has tunnels to the maximum of proxies.
+    NoRoom,
 }
 
 impl Proxies {
@@ -77,6 +79,9 @@ impl Proxies {
 
     /// Claims a proxy that has answered a tunnel. The answer is newer than any list, so its incarnation counts.
     pub(super) fn claim(&mut self, now: Instant, proxy: &proto::ProxyInfo, tunnel: TunnelId) -> Claim {
+        if !self.make_room(&proxy.proxy_id) {
+            return Claim::NoRoom;
+        }
         let known = self.entry(now, proxy);
         let claim = match known.claim {
             Some((_, incarnation)) if incarnation >= proxy.incarnation => return Claim::Taken,
@@ -87,6 +92,19 @@ impl Proxies {
         known.incarnation = proxy.incarnation;
         known.avoid_until = None;
         claim
+    }
+
+    /// Forgets a proxy without a tunnel if there is no room for this proxy. A fleet may have more proxies than a pool
+    /// remembers, and any of them may answer.
+    fn make_room(&mut self, id: &str) -> bool {
+        if self.known.len() < MAX_PROXIES || self.known.contains_key(id) {
+            return true;
+        }
+        let unclaimed = self.known.iter().filter(|(_, known)| known.claim.is_none());
+        let first = unclaimed
+            .min_by_key(|(_, known)| known.listed_until)
+            .map(|(id, _)| id.clone());
+        first.is_some_and(|first| self.known.remove(&first).is_some())
     }
 
     /// Releases the claim of a tunnel, if the tunnel has a claim.
@@ -264,5 +282,26 @@ mod tests {
         assert_eq!(proxies.next_timeout(), Some(now + Duration::from_secs(3600)));
         proxies.listed(now, &list(&["proxy-0"], -1));
         assert_eq!(proxies.wanted(0), MAX_PROXIES);
+    }
+
+    #[test]
+    fn a_proxy_that_no_list_names_has_room_unless_all_others_have_tunnels() {
+        let now = Instant::now();
+        let mut proxies = Proxies::default();
+        let names: Vec<_> = (0..MAX_PROXIES).map(|n| format!("listed-{n}")).collect();
+        let ids: Vec<_> = names.iter().map(String::as_str).collect();
+        proxies.listed(now, &list(&ids[1..], 60));
+        proxies.listed(now, &list(&ids[..1], 50));
+        for number in 0..2 * MAX_PROXIES as u64 {
+            let claim = proxies.claim(now, &proxy(&format!("other-{number}"), 1), TunnelId(number));
+            let expected = match number < MAX_PROXIES as u64 {
+                true => Claim::Granted,
+                false => Claim::NoRoom,
+            };
+            assert_eq!(claim, expected, "{number}");
+            assert_eq!(proxies.known.len(), MAX_PROXIES);
+            assert!(!proxies.known.contains_key(&names[0]), "its list ends first");
+        }
+        assert_eq!(proxies.claim(now, &proxy("other-0", 1), TunnelId(9_999)), Claim::Taken);
     }
 }

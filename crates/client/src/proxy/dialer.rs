@@ -162,6 +162,14 @@ impl fmt::Display for Failures<'_> {
     }
 }
 
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialer")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Dialer {
     /// Creates a dialer. `tracker` names the proxies of nodes that `agents` does not hold; `transport` reaches these
     /// proxies. The dialer believes that the proxy at an address is the proxy that the tracker names.

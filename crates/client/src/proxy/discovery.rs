@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use nodetracker::ProxyDetails;
 use nodetracker_proto::peer::v1::Presence;
 
+use crate::clock::after;
 use crate::control::proto::ProxyInfo;
-use crate::control::{MAX_PROXIES, MAX_TEXT, after, is_id};
+use crate::control::{MAX_PROXIES, MAX_TEXT, is_id};
 
 /// A proxy that was silent for so many intervals is gone: it may miss two pings.
 const SILENT_INTERVALS: u32 = 3;

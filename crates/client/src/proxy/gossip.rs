@@ -11,10 +11,11 @@ use nodetracker_proto::peer::v1::Presence;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 use tracing::{debug, warn};
 
+use crate::clock::now;
 use crate::connect::addr::TrackerAddr;
 use crate::connect::channel::Channel;
 use crate::control::proto::ProxyInfo;
@@ -182,10 +183,6 @@ impl Gossip {
             warn!("agents keep the former list of proxies: {error}");
         }
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }
 
 /// Returns the proxies that a tracker lists, page by page.

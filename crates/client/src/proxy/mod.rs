@@ -29,7 +29,7 @@ mod peer_server;
 mod peers;
 mod protocol;
 mod report_nodes;
-mod service;
+pub(crate) mod service;
 mod sessions;
 
 pub use dialer::{AttemptError, DialError, Dialed, Dialer, DialerConfig, DialerStats, Via};
@@ -37,4 +37,6 @@ pub use peer_server::{PeerServer, PeerServerConfig, PeerServerStats};
 pub use peers::PeerTimes;
 pub use protocol::{MAX_MESSAGE, RefusalReason};
 pub use report_nodes::ReportNodes;
+#[cfg(feature = "metrics")]
+pub use service::ProxyMetrics;
 pub use service::{LookUps, ProxyService, ProxyServiceConfig, ProxyServiceError};

@@ -1,5 +1,6 @@
 //! [`PeerServer`]: serves other proxies.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -12,17 +13,19 @@ use proto::peer_response::Response;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::control::{Verify, after};
+use crate::clock::{after, now};
+use crate::control::Verify;
 use crate::listener::{AgentListener, OpenError};
 use crate::proxy::gossip::Announcer;
 use crate::proxy::protocol::{self, RefusalReason};
 use crate::transport::slots::{Slot, Slots};
 use crate::transport::tcp::{Handshake, Handshakes, PEER_ALPN, TcpAcceptor};
 use crate::transport::{Tunnel, TunnelStream};
+use crate::wire::{InvalidNode, node_id};
 
 /// The configuration of a [`PeerServer`].
 #[derive(Debug, Clone)]
@@ -91,6 +94,14 @@ pub struct PeerServerStats {
     pub dialed: u64,
     /// Requests that were refused.
     pub refused: u64,
+}
+
+impl fmt::Debug for PeerServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerServer")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
 }
 
 impl PeerServer {
@@ -202,10 +213,6 @@ struct Peer {
 /// Why a request is refused, and details.
 type Refusal = (RefusalReason, String);
 
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
-}
-
 impl Shared {
     async fn serve_tunnel(self: Arc<Self>, tunnel: Arc<dyn Tunnel>, _slot: Slot) {
         let peer = Arc::new(Peer {
@@ -314,7 +321,8 @@ impl Shared {
     }
 
     async fn open(&self, dial: &proto::Dial, peer: &Peer) -> Result<TunnelStream, Refusal> {
-        let node = protocol::node(dial.node.as_ref()).map_err(|error| (RefusalReason::Invalid, error))?;
+        let invalid = |error: InvalidNode| (RefusalReason::Invalid, format!("dial.node: {error}"));
+        let node = node_id(dial.node.as_ref()).map_err(invalid)?;
         let origin = &dial.origin_proxy_id;
         if dial.hop_count > 0 || *origin == self.config.proxy_id {
             let text = format!("from {origin:?} after {} hops", dial.hop_count);

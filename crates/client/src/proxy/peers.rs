@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use nodetracker::ProxyDetails;
 use nodetracker_proto::peer::v1 as proto;
+use parking_lot::Mutex;
 use proto::peer_response::Response;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
+use crate::clock::now;
 use crate::control::Verify;
 use crate::proxy::protocol;
 use crate::transport::{Transport, Tunnel, TunnelStream};
@@ -96,12 +98,12 @@ impl Peers {
 
     /// The number of tunnels, those that come among them.
     pub(super) fn len(&self) -> usize {
-        lock(&self.0.tunnels).len()
+        self.0.tunnels.lock().len()
     }
 
     /// Whether a recent attempt to connect to an address has failed.
     pub(super) fn has_failed(&self, addr: &str) -> bool {
-        let failures = lock(&self.0.failures);
+        let failures = self.0.failures.lock();
         failures.get(addr).is_some_and(|failed| failed.elapsed() < DEAD_FOR)
     }
 
@@ -148,8 +150,8 @@ impl Peers {
     /// Returns a tunnel to a peer. All dials of the tunnel share one attempt to connect.
     async fn tunnel(&self, key: &Key) -> io::Result<Arc<PeerTunnel>> {
         let shared = {
-            let mut tunnels = lock(&self.0.tunnels);
-            let connect = || connect(Arc::clone(&self.0), key.clone()).boxed().shared();
+            let mut tunnels = self.0.tunnels.lock();
+            let connect = || connect(Arc::downgrade(&self.0), key.clone()).boxed().shared();
             tunnels.entry(key.clone()).or_insert_with(connect).clone()
         };
         shared
@@ -158,11 +160,17 @@ impl Peers {
     }
 }
 
-/// Connects to a peer, in a task of its own: an attempt ends even if no dial waits for it any more.
-async fn connect(inner: Arc<Inner>, key: Key) -> Result<Arc<PeerTunnel>, ConnectError> {
-    let attempt = tokio::spawn(try_connect(Arc::clone(&inner), key.clone()));
+/// Connects to a peer, in a task of its own: an attempt ends even if no dial waits for it any more. `inner` holds this
+/// future, so the future does not hold `inner`.
+async fn connect(inner: Weak<Inner>, key: Key) -> Result<Arc<PeerTunnel>, ConnectError> {
+    let Some(present) = inner.upgrade() else {
+        return Err(Arc::new(io::Error::other("the dialer is gone")));
+    };
+    let attempt = tokio::spawn(try_connect(present, key.clone()));
     attempt.await.unwrap_or_else(|panic| {
-        lock(&inner.tunnels).remove(&key);
+        if let Some(inner) = inner.upgrade() {
+            inner.tunnels.lock().remove(&key);
+        }
         Err(Arc::new(io::Error::other(panic)))
     })
 }
@@ -171,18 +179,19 @@ async fn try_connect(inner: Arc<Inner>, key: Key) -> Result<Arc<PeerTunnel>, Con
     let connect = timeout(inner.times.connect_timeout, inner.transport.connect(&key.0));
     match connect.await.map_err(io::Error::from).flatten() {
         Ok(tunnel) => {
-            lock(&inner.failures).remove(&key.0);
+            inner.failures.lock().remove(&key.0);
             let is_used = AtomicBool::new(true);
             let tunnel = Arc::new(PeerTunnel { tunnel, is_used });
-            tokio::spawn(keep_alive(inner, key, Arc::clone(&tunnel)));
+            let times = inner.times;
+            tokio::spawn(keep_alive(Arc::downgrade(&inner), times, key, Arc::clone(&tunnel)));
             Ok(tunnel)
         }
         Err(error) => {
-            let mut failures = lock(&inner.failures);
+            let mut failures = inner.failures.lock();
             failures.retain(|_, failed| failed.elapsed() < DEAD_FOR);
             failures.insert(key.0.clone(), Instant::now());
             drop(failures);
-            lock(&inner.tunnels).remove(&key);
+            inner.tunnels.lock().remove(&key);
             Err(Arc::new(error))
         }
     }
@@ -229,10 +238,11 @@ impl ExchangeError {
     }
 }
 
-/// Pings a peer until the peer is gone, or until its tunnel has been idle for the idle timeout. Holds the tunnel: a
-/// tunnel ends, with its streams, when its last holder drops it.
-async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<PeerTunnel>) {
-    let times = inner.times;
+/// Pings a peer until the peer is gone, or until its tunnel has been idle for the idle timeout. After the end of the
+/// dialer, until the last stream has ended. Holds the tunnel: a tunnel ends, with its streams, when its last holder
+/// drops it.
+async fn keep_alive(inner: Weak<Inner>, times: PeerTimes, key: Key, tunnel: Arc<PeerTunnel>) {
+    let forget = || inner.upgrade().iter().for_each(|inner| inner.forget(&key, &tunnel));
     let mut last_use = Instant::now();
     let mut is_known = true;
     loop {
@@ -241,15 +251,15 @@ async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<PeerTunnel>) {
         if tunnel.is_used.swap(false, Relaxed) || !is_idle {
             last_use = Instant::now();
         }
-        if is_known && last_use.elapsed() >= times.idle_timeout {
-            inner.forget(&key, &tunnel);
+        if is_known && (inner.strong_count() == 0 || last_use.elapsed() >= times.idle_timeout) {
+            forget();
             is_known = false;
         }
         // A dial that has begun before may still open a stream.
         if !is_known && is_idle && Arc::strong_count(&tunnel) == 1 {
             return;
         }
-        let begun = Instant::now().into_std();
+        let begun = now();
         if ping(&*tunnel.tunnel, times).await.is_ok() {
             continue;
         }
@@ -257,7 +267,7 @@ async fn keep_alive(inner: Arc<Inner>, key: Key, tunnel: Arc<PeerTunnel>) {
             // The answers may wait behind the bytes of busy streams.
             Err(reason) if tunnel.tunnel.last_received() < begun => {
                 debug!("the tunnel to peer {} is given up: {reason}", key.0);
-                return inner.forget(&key, &tunnel);
+                return forget();
             }
             _ => {}
         }
@@ -277,15 +287,11 @@ async fn ping(tunnel: &dyn Tunnel, times: PeerTimes) -> Result<(), String> {
 impl Inner {
     /// Forgets a tunnel, so that later dials do not use the tunnel.
     fn forget(&self, key: &Key, tunnel: &Arc<PeerTunnel>) {
-        let mut tunnels = lock(&self.tunnels);
+        let mut tunnels = self.tunnels.lock();
         // A shared future that nobody has polled is not complete yet.
         let shared = tunnels.get(key).and_then(|shared| shared.clone().now_or_never());
         if shared.is_some_and(|shared| shared.is_ok_and(|known| Arc::ptr_eq(&known, tunnel))) {
             tunnels.remove(key);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,13 +5,12 @@ use std::io;
 use nodetracker::NodeId;
 use nodetracker_proto::peer::v1 as proto;
 pub use nodetracker_proto::peer::v1::RefusalReason;
-use nodetracker_proto::v1;
-use nodetracker_proto::v1::node_id::Id;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::control::cut;
 use crate::transport::TunnelStream;
+use crate::wire;
 
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 10;
@@ -48,12 +47,8 @@ pub(super) fn ping(presence: Option<proto::Presence>) -> proto::PeerRequest {
 }
 
 pub(super) fn dial(node: &NodeId, origin: &str) -> proto::PeerRequest {
-    let id = match node.as_uuid() {
-        Some(uuid) => Id::Uuid(uuid.as_bytes().to_vec()),
-        None => Id::Name(node.to_string()),
-    };
     let dial = proto::Dial {
-        node: Some(v1::NodeId { id: Some(id) }),
+        node: Some(wire::node(node)),
         origin_proxy_id: origin.to_owned(),
         hop_count: 0,
     };
@@ -68,15 +63,4 @@ pub(super) fn refused(reason: RefusalReason, text: &str) -> proto::PeerResponse 
     };
     let response = Some(proto::peer_response::Response::Refused(refused));
     proto::PeerResponse { response }
-}
-
-/// Reads the ID of a node from a message. The error names the field.
-pub(super) fn node(node: Option<&v1::NodeId>) -> Result<NodeId, String> {
-    match node.and_then(|node| node.id.as_ref()) {
-        None => Err("dial.node is missing".to_owned()),
-        Some(Id::Uuid(bytes)) => nodetracker::Uuid::from_slice(bytes)
-            .map(NodeId::from)
-            .map_err(|error| format!("dial.node.uuid: {error}")),
-        Some(Id::Name(name)) => name.parse().map_err(|error| format!("dial.node.name: {error}")),
-    }
 }

@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::cache::{CacheConfig, Follower, RouteCache};
-use crate::client::config::TrackerConfig;
-use crate::client::{ClientError, ClientOptions, TrackerClient};
+use crate::client::section::TrackerSection;
+use crate::client::{ClientConfig, ClientError, TrackerClient};
 use crate::connect::addr::TrackerAddr;
 use crate::control::Verify;
 use crate::control::proto::ProxyInfo;
@@ -74,7 +74,7 @@ pub struct ProxyServiceConfig {
     /// Verifies the node ID of each agent. By default, each agent that the acceptor admits may claim any node.
     pub verify_agents: Option<Arc<Verify>>,
     /// How the proxy asks trackers.
-    pub client: ClientOptions,
+    pub client: ClientConfig,
     /// How the proxy looks up nodes.
     pub look_ups: LookUps,
     /// How the proxy serves peers.
@@ -132,7 +132,7 @@ impl ProxyServiceConfig {
             takes_over: false,
             listener: ListenerConfig::new(info),
             verify_agents: None,
-            client: ClientOptions::default(),
+            client: ClientConfig::default(),
             look_ups: LookUps::default(),
             peer_server: PeerServerConfig::new(proxy.id),
             dialer: DialerConfig::new(proxy.id),
@@ -142,14 +142,14 @@ impl ProxyServiceConfig {
     }
 
     /// As [`new`](Self::new), with the trackers, the TLS and the `write_to` of a [`proxy_service`
-    /// section](crate::client::config). Reads the key and certificate files.
+    /// section](crate::client::section). Reads the key and certificate files.
     ///
     /// # Errors
     ///
     /// If a file cannot be used.
-    pub fn from_section(proxy: Proxy<'_>, version: &str, section: &TrackerConfig) -> Result<Self, ClientConfigError> {
+    pub fn from_section(proxy: Proxy<'_>, version: &str, section: &TrackerSection) -> Result<Self, ClientConfigError> {
         let mut config = Self::new(proxy, version, section.trackers.clone());
-        config.session.connect = section.connect_options()?;
+        config.session.connect = section.connect_config()?;
         config.session.write_to = section.write_to;
         Ok(config)
     }
@@ -193,14 +193,41 @@ impl ProxyServiceConfig {
 /// ```
 pub struct ProxyService {
     proxy: ProxyDetails,
-    sessions: Arc<Sessions>,
-    agents: AgentListener,
-    peers: PeerServer,
-    dialer: Dialer,
+    parts: Arc<Parts>,
     _follower: Option<Follower>,
     /// The acceptors and other tasks, which end with the service.
     _tasks: JoinSet<()>,
 }
+
+/// The parts that have figures.
+pub(crate) struct Parts {
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) agents: AgentListener,
+    pub(crate) peers: PeerServer,
+    pub(crate) dialer: Dialer,
+    pub(crate) client: TrackerClient,
+    pub(crate) routes: Routes,
+}
+
+/// Where the routes of other proxies come from.
+pub(crate) enum Routes {
+    Cache(RouteCache),
+    Replica(Arc<Replica>),
+}
+
+impl Routes {
+    fn tracker(&self) -> Arc<dyn NodeTracker> {
+        match self {
+            Self::Cache(cache) => Arc::new(cache.clone()),
+            Self::Replica(replica) => Arc::clone(replica) as _,
+        }
+    }
+}
+
+/// The metrics of a [`ProxyService`]. Without the service, there are none.
+#[cfg(feature = "metrics")]
+#[derive(Debug, Clone)]
+pub struct ProxyMetrics(pub(crate) std::sync::Weak<Parts>);
 
 impl ProxyService {
     /// Starts to accept agents and peers, and to report to the trackers. `transport` reaches peers: with TLS, a
@@ -229,27 +256,32 @@ impl ProxyService {
         config.client.write_to = config.session.write_to;
         let SessionConfig { trackers, connect, .. } = config.session.clone();
 
-        let client = Arc::new(TrackerClient::new(trackers.clone(), config.client)?);
-        let sessions = Arc::new(Sessions::begin(config.session.clone())?);
+        let client = TrackerClient::start(trackers.clone(), config.client)?;
+        let sessions = Arc::new(Sessions::start(config.session.clone())?);
         let observer = ReportWhileRunning(Arc::downgrade(&sessions));
         let listener = AgentListener::with_verify(config.listener, observer, verify(config.verify_agents))?;
-        let (routes, follower): (Arc<dyn NodeTracker>, _) = match config.look_ups {
+        let tracker = Arc::new(client.clone());
+        let (routes, follower) = match config.look_ups {
             LookUps::Cache { config, follow } => {
-                let cache = RouteCache::new(client, config);
+                let cache = RouteCache::new(tracker, config);
                 let follower = follow.then(|| cache.follow(&trackers, &connect));
-                (Arc::new(cache), follower.transpose().map_err(ClientError::from)?)
+                (Routes::Cache(cache), follower.transpose().map_err(ClientError::from)?)
             }
             LookUps::Replica(mut config) => {
                 config.trackers.clone_from(&trackers);
                 config.connect = connect.clone();
-                (
-                    Arc::new(Replica::start(config, client).map_err(ClientError::from)?),
-                    None,
-                )
+                let replica = Replica::start(config, tracker).map_err(ClientError::from)?;
+                (Routes::Replica(Arc::new(replica)), None)
             }
         };
         let verify_peers = || verify(config.verify_peers.clone());
-        let dialer = Dialer::with_verify(config.dialer, listener.clone(), routes, transport, verify_peers());
+        let dialer = Dialer::with_verify(
+            config.dialer,
+            listener.clone(),
+            routes.tracker(),
+            transport,
+            verify_peers(),
+        );
         let channels = trackers.into_iter().map(|addr| {
             let channel = connect.channel(&addr);
             (addr, channel)
@@ -280,10 +312,14 @@ impl ProxyService {
         });
         Ok(Self {
             proxy,
-            sessions,
-            dialer,
-            agents: listener,
-            peers: server,
+            parts: Arc::new(Parts {
+                sessions,
+                agents: listener,
+                peers: server,
+                dialer,
+                client,
+                routes,
+            }),
             _follower: follower,
             _tasks: tasks,
         })
@@ -299,32 +335,63 @@ impl ProxyService {
     /// peers only.
     #[must_use]
     pub fn dialer(&self) -> &Dialer {
-        &self.dialer
+        &self.parts.dialer
     }
 
     /// Returns the session, which reports to the trackers.
     #[must_use]
     pub fn session(&self) -> Arc<ProxySession> {
-        self.sessions.current()
+        self.parts.sessions.current()
     }
 
     /// Waits until a tracker has superseded the session, and no session [replaces](ProxyServiceConfig::takes_over) it.
     /// Then another process is this proxy, or an operator has removed this proxy. The nodes of this proxy are not
     /// reported any more, so the process should stop.
     pub async fn superseded(&self) -> Superseded {
-        self.sessions.superseded().await
+        self.parts.sessions.superseded().await
     }
 
     /// Returns the listener of this proxy's agents.
     #[must_use]
     pub fn agents(&self) -> &AgentListener {
-        &self.agents
+        &self.parts.agents
     }
 
     /// Returns the server of this proxy's peers.
     #[must_use]
     pub fn peers(&self) -> &PeerServer {
-        &self.peers
+        &self.parts.peers
+    }
+
+    /// Returns the client of the trackers.
+    #[must_use]
+    pub fn client(&self) -> &TrackerClient {
+        &self.parts.client
+    }
+
+    /// Returns the cache, unless the proxy has a replica.
+    #[must_use]
+    pub fn cache(&self) -> Option<&RouteCache> {
+        match &self.parts.routes {
+            Routes::Cache(cache) => Some(cache),
+            Routes::Replica(_) => None,
+        }
+    }
+
+    /// Returns the replica, unless the proxy has a cache.
+    #[must_use]
+    pub fn replica(&self) -> Option<&Replica> {
+        match &self.parts.routes {
+            Routes::Replica(replica) => Some(replica),
+            Routes::Cache(_) => None,
+        }
+    }
+
+    /// Returns the metrics of the parts, for a [registry](crate::metrics).
+    #[cfg(feature = "metrics")]
+    #[must_use]
+    pub fn metrics(&self) -> ProxyMetrics {
+        ProxyMetrics(Arc::downgrade(&self.parts))
     }
 
     /// Stops the proxy. Asks the agents to find other proxies within `window`, and gives the last agents some seconds
@@ -335,17 +402,18 @@ impl ProxyService {
     ///
     /// If not all trackers have confirmed the end.
     pub async fn stop(self, window: Duration, limit: Duration) -> Result<(), DrainError> {
-        self.agents.drain(window);
-        let _ = timeout(window.saturating_add(LAST_AGENTS), self.agents.until_empty()).await;
-        tokio::join!(self.peers.close(limit), self.agents.close(limit));
+        let Parts { agents, peers, .. } = &*self.parts;
+        agents.drain(window);
+        let _ = timeout(window.saturating_add(LAST_AGENTS), agents.until_empty()).await;
+        tokio::join!(peers.close(limit), agents.close(limit));
         self.session().drain(limit).await
     }
 }
 
 impl Drop for ProxyService {
     fn drop(&mut self) {
-        self.agents.close_at_once();
-        self.peers.stop();
+        self.parts.agents.close_at_once();
+        self.parts.peers.stop();
     }
 }
 

@@ -19,21 +19,21 @@ use crate::session::{ProxySession, SessionConfig, SessionConfigError, SessionSta
 const MIN_PING_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The present session.
-pub(super) struct Sessions {
+pub(crate) struct Sessions {
     current: ArcSwap<ProxySession>,
     /// Set when the session has ended, and no session replaces it.
     superseded: watch::Sender<Option<Superseded>>,
 }
 
 impl Sessions {
-    pub(super) fn begin(config: SessionConfig) -> Result<Self, SessionConfigError> {
+    pub(super) fn start(config: SessionConfig) -> Result<Self, SessionConfigError> {
         Ok(Self {
-            current: ArcSwap::from_pointee(ProxySession::begin(config)?),
+            current: ArcSwap::from_pointee(ProxySession::start(config)?),
             superseded: watch::Sender::new(None),
         })
     }
 
-    pub(super) fn current(&self) -> Arc<ProxySession> {
+    pub(crate) fn current(&self) -> Arc<ProxySession> {
         self.current.load_full()
     }
 
@@ -52,7 +52,7 @@ impl Sessions {
         let mut superseded = self.until_superseded(&agents).await;
         if takes_over && let Some(incarnation) = successor(superseded, &self.current().stats()) {
             config.incarnation = incarnation;
-            match ProxySession::begin(config) {
+            match ProxySession::start(config) {
                 Ok(session) => {
                     warn!("{superseded}: the clock was set back, so incarnation {incarnation} begins");
                     self.current.store(Arc::new(session));

@@ -16,14 +16,14 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nodetracker::{AddError, Builder, MAX_ROUTES_PER_NODE, ManualClock, NodeId, NodeIdError, Proxy, ProxyDetails};
-use nodetracker::{ProxyRef, RegisterError, RouteTable, Uuid};
+use nodetracker::{AddError, Builder, MAX_ROUTES_PER_NODE, ManualClock, NodeId, Proxy, ProxyDetails};
+use nodetracker::{ProxyRef, RegisterError, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::ProxyChangeReason;
-use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
 
 use crate::tracker::Route;
+use crate::wire::{InvalidNode, node_id, proxy_details};
 
 /// What readers see of a copy.
 #[derive(Debug)]
@@ -58,15 +58,9 @@ impl Copy {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// A node of a message has no ID.
-    #[error("a node of the message has no ID")]
-    NoNode,
-    /// The ID of a node is not acceptable.
+    /// A node of a message has no valid ID.
     #[error("a node of the message: {0}")]
-    Name(#[from] NodeIdError),
-    /// The UUID of a node does not have 16 bytes.
-    #[error("a UUID of the message has {0} bytes, expected 16")]
-    Uuid(usize),
+    Node(#[from] InvalidNode),
     /// A change or a route has no proxy, or names a position after the proxies of the message.
     #[error("a route of the message has no proxy")]
     NoProxy,
@@ -181,7 +175,7 @@ impl Writer {
         for change in &changes.changes {
             match &change.change {
                 Some(Change::Node(node)) => {
-                    let routes = node.routes.as_ref().ok_or(ApplyError::NoNode)?;
+                    let routes = node.routes.as_ref().ok_or(InvalidNode::Missing)?;
                     self.set_node(routes, node.part, &changes.proxies)?;
                 }
                 Some(Change::Proxy(change)) => {
@@ -313,11 +307,7 @@ impl Writer {
     /// Registers a proxy, or gives a registered proxy other details.
     fn set_proxy(&mut self, watched: &v1::WatchedProxy) -> Result<(), ApplyError> {
         let details = watched.proxy.as_ref().ok_or(ApplyError::NoProxy)?;
-        let details = ProxyDetails::from(Proxy {
-            id: &details.proxy_id,
-            cluster_name: &details.cluster_name,
-            addr: &details.addr,
-        });
+        let details = proxy_details(details);
         let proxies = self.copy.proxies.pin();
         let proxy = match self.registrations.get(&watched.registration) {
             Some(known) if proxies.get(&known.proxy) == Some(&details) => return Ok(()),
@@ -352,19 +342,10 @@ impl Writer {
     }
 }
 
-fn node_id(node: Option<&v1::NodeId>) -> Result<NodeId, ApplyError> {
-    match node.and_then(|node| node.id.as_ref()) {
-        Some(Id::Uuid(bytes)) => match Uuid::from_slice(bytes) {
-            Ok(uuid) => Ok(uuid.into()),
-            Err(_) => Err(ApplyError::Uuid(bytes.len())),
-        },
-        Some(Id::Name(name)) => Ok(name.parse()?),
-        None => Err(ApplyError::NoNode),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use nodetracker_proto::v1::node_id::Id;
+
     use super::*;
 
     fn proxy(registration: u64, id: &str) -> v1::WatchedProxy {

@@ -18,7 +18,8 @@ use nodetracker::NodeId;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_response::Message;
 
-use crate::backoff::{Backoff, Limits, bounded};
+use crate::backoff::{Backoff, Limits};
+use crate::clock::bounded;
 use crate::replica::copy::{ApplyError, Copy, Writer};
 use crate::tracker::Route;
 
@@ -27,7 +28,7 @@ const SWEEP_STEP: usize = 1 << 16;
 
 /// The times of a replica.
 #[derive(Debug, Clone, Copy)]
-pub struct Timers {
+pub struct ReplicaTimes {
     /// How often the replica asks how far behind it is. [`View::staleness`] stays below this and a round trip while the
     /// replica keeps up.
     pub probe_interval: Duration,
@@ -38,7 +39,7 @@ pub struct Timers {
     pub backoff: Limits,
 }
 
-impl Default for Timers {
+impl Default for ReplicaTimes {
     /// A probe every 5 s, 40 s of silence, and the default backoff.
     fn default() -> Self {
         Self {
@@ -211,7 +212,7 @@ impl Probe {
 /// The state machine of a replica.
 #[derive(Debug)]
 pub struct Machine {
-    timers: Timers,
+    times: ReplicaTimes,
     trackers: usize,
     now: Instant,
     state: State,
@@ -230,18 +231,18 @@ impl Machine {
     /// Creates the machine of a replica that watches one of `trackers` trackers. `wall` is the wall-clock time of
     /// `now`, for [`Route::last_refresh`]. The seed is for the backoff.
     #[must_use]
-    pub fn new(now: Instant, wall: SystemTime, trackers: usize, timers: Timers, seed: u64) -> Self {
-        let timers = Timers {
-            probe_interval: bounded(timers.probe_interval),
-            silence_limit: bounded(timers.silence_limit),
-            backoff: timers.backoff.bounded(),
+    pub fn new(now: Instant, wall: SystemTime, trackers: usize, times: ReplicaTimes, seed: u64) -> Self {
+        let times = ReplicaTimes {
+            probe_interval: bounded(times.probe_interval),
+            silence_limit: bounded(times.silence_limit),
+            backoff: times.backoff.bounded(),
         };
         Self {
-            timers,
+            times,
             trackers,
             now,
             state: State::Waiting(now),
-            backoff: Backoff::new(timers.backoff, seed),
+            backoff: Backoff::new(times.backoff, seed),
             writer: Writer::new(wall),
             view: Arc::new(View {
                 copy: ArcSwapOption::empty(),
@@ -301,7 +302,7 @@ impl Machine {
                     let own = self.writer.place.map(|own| own.generation);
                     *probe = match answer {
                         Some(place) if own == Some(place.generation) => Probe::Answered(sent, place),
-                        _ => Probe::Due(now + self.timers.probe_interval),
+                        _ => Probe::Due(now + self.times.probe_interval),
                     };
                 }
             }
@@ -313,10 +314,10 @@ impl Machine {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.advance(now);
         if let State::Watching { heard, .. } = self.state
-            && now >= heard + self.timers.silence_limit
+            && now >= heard + self.times.silence_limit
         {
             self.closes = true;
-            self.end(format!("no message for {:?}", self.timers.silence_limit));
+            self.end(format!("no message for {:?}", self.times.silence_limit));
         }
     }
 
@@ -326,7 +327,7 @@ impl Machine {
         match self.state {
             State::Waiting(until) => until,
             State::Watching { heard, probe, .. } => {
-                let silence = heard + self.timers.silence_limit;
+                let silence = heard + self.times.silence_limit;
                 match probe {
                     Probe::Due(due) => due.min(silence),
                     Probe::Unplaced | Probe::Sent(_) | Probe::Answered(..) => silence,
@@ -393,7 +394,7 @@ impl Machine {
             return;
         };
         self.stats.ended += 1;
-        if self.now >= since + self.timers.backoff.max {
+        if self.now >= since + self.times.backoff.max {
             self.backoff.reset();
         }
         self.event(Event::Ended {
@@ -460,7 +461,7 @@ impl Machine {
             && self.writer.has_reached(&place)
             && !self.writer.is_resyncing()
         {
-            *probe = Probe::Due(sent + self.timers.probe_interval);
+            *probe = Probe::Due(sent + self.times.probe_interval);
             self.view.set_complete_until(sent);
         }
     }

@@ -22,20 +22,33 @@
 //! A copy is a table of all routes, and a set of all nodes. While a new snapshot comes, there are two copies. A change
 //! of the fleet is a message to each replica. `examples/look_ups.rs` measures look-ups.
 //!
-//! ```no_run
+//! ```
 //! use std::sync::Arc;
-//! use nodetracker_client::NodeId;
+//!
+//! use nodetracker_client::client::{ClientConfig, TrackerClient};
 //! use nodetracker_client::replica::{Replica, ReplicaConfig};
 //! use nodetracker_client::tracker::NodeTracker;
+//! use nodetracker_client::{NodeId, Proxy};
 //!
-//! # async fn example(tracker: Arc<dyn NodeTracker>) -> Result<(), Box<dyn std::error::Error>> {
-//! let replica = Replica::start(ReplicaConfig::new(["10.0.0.1:3029".parse()?]), tracker)?;
-//! replica.ready().await;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # use nodetracker_server::{Config, Limits, Server};
+//! # let config = Config::default().listen_on("127.0.0.1:0");
+//! # let table = Arc::new(config.table().build()?);
+//! # let server = Server::bind_with_limits(&config, table, Limits::default()).await?;
+//! # let addr = server.local_addr().to_string();
+//! # tokio::spawn(server.run(std::future::pending()));
+//! let tracker = addr.parse()?;
+//! let client = TrackerClient::start([Clone::clone(&tracker)], ClientConfig::default())?;
 //! let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+//! let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
+//! client.add_nodes(&proxy, std::slice::from_ref(&node)).await?;
+//!
+//! let replica = Replica::start(ReplicaConfig::new([tracker]), Arc::new(client))?;
+//! replica.ready().await;
 //! let staleness = replica.staleness();
-//! for route in replica.look_up(&node).unwrap_or_default() {
-//!     println!("dial {}, known {staleness:?} ago", route.proxy.addr());
-//! }
+//! let routes = replica.look_up(&node).unwrap_or_default();
+//! println!("dial {}, known {staleness:?} ago", routes[0].proxy.addr());
 //! # Ok(())
 //! # }
 //! ```
@@ -51,7 +64,7 @@ use std::fmt;
 use std::iter::zip;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -64,15 +77,17 @@ use tokio::time::sleep_until;
 use tonic::Status as GrpcStatus;
 use tracing::{info, warn};
 
+use crate::clock::now;
 use crate::complaints::Complaints;
 use crate::connect::NoTls;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::{Channel, ConnectOptions};
+use crate::connect::channel::{Channel, ConnectConfig};
 use crate::tracker::{NodeTracker, Route, TrackerError};
 use crate::watch::{Messages, place, watch};
 
+pub use crate::wire::InvalidNode;
 pub use copy::ApplyError;
-pub use machine::{Event, Input, Machine, Stats, Status, Timers, Transmit, View};
+pub use machine::{Event, Input, Machine, ReplicaTimes, Stats, Status, Transmit, View};
 
 /// How a replica reaches its trackers.
 #[derive(Debug, Clone)]
@@ -81,9 +96,9 @@ pub struct ReplicaConfig {
     /// The trackers. The replica watches one at a time, the first one first.
     pub trackers: Vec<TrackerAddr>,
     /// TLS and timeouts of the connections.
-    pub connect: ConnectOptions,
+    pub connect: ConnectConfig,
     /// Intervals of the protocol.
-    pub timers: Timers,
+    pub times: ReplicaTimes,
     /// From this [staleness](Replica::staleness) on, the look-ups of the replica as a [`NodeTracker`] are calls to a
     /// tracker.
     pub max_staleness: Duration,
@@ -92,13 +107,13 @@ pub struct ReplicaConfig {
 }
 
 impl ReplicaConfig {
-    /// Returns a configuration with the default options. Look-ups use the copy until it is 5 minutes old, which is the
+    /// Returns the default configuration. Look-ups use the copy until it is 5 minutes old, which is the
     /// trackers' default keep-alive interval; a complaint lasts for 30 s. Without trackers, the replica has no answer.
     pub fn new(trackers: impl IntoIterator<Item = TrackerAddr>) -> Self {
         Self {
             trackers: trackers.into_iter().collect(),
-            connect: ConnectOptions::default(),
-            timers: Timers::default(),
+            connect: ConnectConfig::default(),
+            times: ReplicaTimes::default(),
             max_staleness: Duration::from_secs(300),
             complaint_ttl: Duration::from_secs(30),
         }
@@ -141,7 +156,7 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// If an address needs TLS and the options have none.
+    /// If an address needs TLS and the configuration has none.
     ///
     /// # Panics
     ///
@@ -154,14 +169,14 @@ impl Replica {
             .map(|addr| config.connect.channel(addr))
             .collect();
         let (now, seed) = (now(), fastrand::u64(..));
-        let machine = Machine::new(now, SystemTime::now(), channels.len(), config.timers, seed);
+        let machine = Machine::new(now, SystemTime::now(), channels.len(), config.times, seed);
         let view = Arc::clone(machine.view());
         let (sender, stats) = channel::channel(machine.stats());
         let shell = Shell {
             machine,
             addrs: config.trackers,
             channels,
-            probe_limit: config.timers.probe_interval,
+            probe_limit: config.times.probe_interval,
             watch: None,
             probe: None,
         };
@@ -231,11 +246,6 @@ fn without(complaints: &Complaints, node: &NodeId, mut routes: Vec<Route>) -> Ve
     let is_reported = complaints.about(node);
     routes.retain(|route| !is_reported(route));
     routes
-}
-
-/// The time, also on a clock that the embedder has paused.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 impl Drop for Replica {

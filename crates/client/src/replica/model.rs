@@ -15,12 +15,12 @@ use fastrand::Rng;
 use nodetracker::{ManualClock, NodeId, Proxy, ProxyCursor, ProxyDetails, ProxyRef, RouteTable, Uuid, Verdict};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::ProxyChangeReason;
-use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
-use super::{Event, Input, Machine, Stats, Status, Timers, Transmit};
+use super::{Event, Input, Machine, ReplicaTimes, Stats, Status, Transmit};
 use crate::seeds::{Fault, Recovery, Seeds, measure};
+use crate::wire;
 
 const NODES: u64 = 30;
 const PARTS: u64 = 3;
@@ -348,12 +348,8 @@ impl Tracker {
             });
             proxies.extend(self.watched(route.proxy));
         }
-        let id = match id.as_uuid() {
-            Some(uuid) => Id::Uuid(uuid.as_bytes().to_vec()),
-            None => Id::Name(id.to_string()),
-        };
         v1::NodeRoutes {
-            node: Some(v1::NodeId { id: Some(id) }),
+            node: Some(wire::node(&id)),
             routes,
         }
     }
@@ -554,9 +550,9 @@ struct World {
 impl World {
     fn new(seed: u64, trackers: u64) -> Self {
         let now = Instant::now();
-        let timers = Timers {
+        let times = ReplicaTimes {
             probe_interval: Duration::from_secs(2),
-            ..Timers::default()
+            ..ReplicaTimes::default()
         };
         // The generations of two trackers differ.
         let trackers: Vec<_> = (1..=trackers).map(Tracker::new).collect();
@@ -564,7 +560,7 @@ impl World {
             seed,
             random: Rng::with_seed(seed),
             now,
-            machine: Machine::new(now, SystemTime::UNIX_EPOCH, trackers.len(), timers, seed),
+            machine: Machine::new(now, SystemTime::UNIX_EPOCH, trackers.len(), times, seed),
             histories: trackers.iter().map(|_| History::default()).collect(),
             trackers,
             source: 0,

@@ -11,14 +11,14 @@ use nodetracker_proto::v1::watch_response::Message;
 
 use tokio::sync::watch as channel;
 
-use super::{Event, Input, Machine, Replica, Status, Timers, Transmit};
+use super::{Event, Input, Machine, Replica, ReplicaTimes, Status, Transmit};
 use crate::backoff::Limits;
 use crate::complaints::Complaints;
 use crate::tracker::{NodeTracker, Route};
 
 fn machine(trackers: usize) -> (Machine, Instant) {
     let now = Instant::now();
-    let machine = Machine::new(now, SystemTime::UNIX_EPOCH, trackers, Timers::default(), 1);
+    let machine = Machine::new(now, SystemTime::UNIX_EPOCH, trackers, ReplicaTimes::default(), 1);
     (machine, now)
 }
 
@@ -75,7 +75,7 @@ fn a_silent_watch_is_given_up() {
     let (mut machine, mut now) = machine(1);
     watch(&mut machine, &mut now);
     send(&mut machine, now, snapshot_end());
-    let limit = Timers::default().silence_limit;
+    let limit = ReplicaTimes::default().silence_limit;
     now += limit / 2;
     send(
         &mut machine,
@@ -117,7 +117,7 @@ fn a_probe_bounds_the_staleness_when_its_place_is_reached() {
     assert_eq!(machine.poll_transmit(now), Some(Transmit::Probe));
     machine.handle(now, place(2, 1));
     assert_eq!(machine.view().staleness(now), Some(now - sent));
-    assert_eq!(machine.next_timeout(), now + Timers::default().probe_interval);
+    assert_eq!(machine.next_timeout(), now + ReplicaTimes::default().probe_interval);
 }
 
 #[test]
@@ -152,21 +152,21 @@ fn a_bad_message_ends_the_watch_and_is_named() {
         ..v1::WatchSnapshot::default()
     };
     for (message, reason) in [
-        (snapshot(node(None), 0), "a node of the message has no ID"),
+        (snapshot(node(None), 0), "a node of the message: the ID is missing"),
         (
             snapshot(node(Some(Id::Name(String::new()))), 0),
             "a node of the message: node ID is empty",
         ),
         (
             snapshot(node(Some(Id::Uuid(vec![0; 15]))), 0),
-            "a UUID of the message has 15 bytes, expected 16",
+            "a node of the message: the UUID has 15 bytes, expected 16",
         ),
         (snapshot(node(name()), 256), "part 256 of the message is not below 256"),
         (snapshot(with_route(name()), 0), "a route of the message has no proxy"),
         (Message::Snapshot(bad_proxy), "a route of the message has no proxy"),
         (
             change(Change::Node(v1::WatchNodeChange::default())),
-            "a node of the message has no ID",
+            "a node of the message: the ID is missing",
         ),
         (
             change(Change::Proxy(v1::WatchProxyChange::default())),
@@ -202,7 +202,7 @@ fn following(proxies: &[&str]) -> (Machine, Instant) {
 /// As [`following`], with a machine that began at this wall-clock time.
 fn following_since(wall: SystemTime, proxies: &[&str]) -> (Machine, Instant) {
     let mut now = Instant::now();
-    let mut machine = Machine::new(now, wall, 1, Timers::default(), 1);
+    let mut machine = Machine::new(now, wall, 1, ReplicaTimes::default(), 1);
     watch(&mut machine, &mut now);
     let (proxies, nodes) = routes_of_node(proxies);
     let snapshot = v1::WatchSnapshot {
@@ -358,7 +358,7 @@ async fn a_complaint_does_not_depend_on_the_wall_clock() {
 
 #[test]
 fn times_without_a_bound_are_no_error() {
-    let timers = Timers {
+    let times = ReplicaTimes {
         probe_interval: Duration::MAX,
         silence_limit: Duration::MAX,
         backoff: Limits {
@@ -367,7 +367,7 @@ fn times_without_a_bound_are_no_error() {
         },
     };
     let mut now = Instant::now();
-    let mut machine = Machine::new(now, SystemTime::UNIX_EPOCH, 1, timers, 1);
+    let mut machine = Machine::new(now, SystemTime::UNIX_EPOCH, 1, times, 1);
     watch(&mut machine, &mut now);
     send(&mut machine, now, snapshot_end());
     assert_eq!(machine.poll_transmit(now), Some(Transmit::Probe));

@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nodetracker::{Proxy, ProxyDetails};
 
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::ConnectOptions;
+use crate::connect::channel::ConnectConfig;
 use crate::connect::{NoTls, WriteTo};
 use crate::session::machine::Identity;
-use crate::session::timing::Timing;
+use crate::session::times::SessionTimes;
 
 /// Incarnations are below this bound.
 const MAX_INCARNATION: u64 = 1 << 63;
@@ -37,12 +37,12 @@ pub struct SessionConfig {
     /// To which of the trackers the session reports the nodes.
     pub write_to: WriteTo,
     /// How to connect. A half-open connection is noticed after the sum of the two keep-alive times.
-    pub connect: ConnectOptions,
+    pub connect: ConnectConfig,
     /// The most nodes, 1,048,576 by default. Each tracker has its own count: nodes that are up, and nodes that went
     /// down and that the tracker may still have.
     pub max_nodes: usize,
     /// The waits and the paces.
-    pub timing: Timing,
+    pub times: SessionTimes,
 }
 
 /// Why a session cannot begin.
@@ -55,7 +55,7 @@ pub enum SessionConfigError {
     /// The incarnation is out of range.
     #[error("incarnation is {0}: it must be from 1 to 2^63 - 1")]
     Incarnation(u64),
-    /// An address asks for TLS, and the options name no authority to trust.
+    /// An address asks for TLS, and the configuration names no authority to trust.
     #[error(transparent)]
     NoTls(#[from] NoTls),
 }
@@ -70,9 +70,9 @@ impl SessionConfig {
             incarnation: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
             trackers,
             write_to: WriteTo::default(),
-            connect: ConnectOptions::default(),
+            connect: ConnectConfig::default(),
             max_nodes: MAX_NODES,
-            timing: Timing::default(),
+            times: SessionTimes::default(),
         }
     }
 

@@ -46,7 +46,8 @@ use crate::backoff::Backoff;
 use crate::session::messages::{self, Batch, Terms, Violation};
 use crate::session::nodes::{NodeSet, Outcome, Pass, Task};
 use crate::session::stats::Counters;
-use crate::session::timing::Timing;
+use crate::session::times::SessionTimes;
+use crate::wire;
 
 /// The most requests without an answer.
 pub const MAX_IN_FLIGHT: usize = 8;
@@ -137,7 +138,7 @@ pub struct Superseded {
 pub struct Machine {
     nodes: Arc<NodeSet>,
     identity: Identity,
-    timing: Timing,
+    times: SessionTimes,
     random: fastrand::Rng,
     state: State,
     /// The position of the present tracker among `trackers` trackers.
@@ -244,20 +245,20 @@ impl Machine {
         nodes: Arc<NodeSet>,
         identity: Identity,
         trackers: usize,
-        timing: Timing,
+        times: SessionTimes,
         seed: u64,
         now: Instant,
     ) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let timing = timing.bounded();
+        let times = times.bounded();
         Self {
             nodes,
             identity,
-            timing,
+            times,
             state: State::Waiting { until: now },
             tracker: 0,
             trackers: trackers.max(1),
-            reconnect: Backoff::new(timing.reconnect, random.u64(..)),
+            reconnect: Backoff::new(times.reconnect, random.u64(..)),
             unanswered_hellos: 0,
             late_until: now,
             terms: None,
@@ -267,7 +268,7 @@ impl Machine {
             queues: Queues::default(),
             flush_at: None,
             announce_at: now,
-            refused: Backoff::new(timing.refused, random.u64(..)),
+            refused: Backoff::new(times.refused, random.u64(..)),
             refused_until: None,
             round: Vec::new(),
             last_round: now,
@@ -486,7 +487,7 @@ impl Machine {
 
     fn answer_is_due(&self) -> Option<Instant> {
         let oldest = self.in_flight.front()?;
-        Some(oldest.sent_at.max(self.last_answer) + self.timing.answer_timeout)
+        Some(oldest.sent_at.max(self.last_answer) + self.times.answer_timeout)
     }
 }
 
@@ -639,7 +640,7 @@ impl Machine {
     /// Moves changed nodes to the queues.
     fn collect(&mut self, now: Instant) {
         if self.nodes.has_changes() {
-            let due = *self.flush_at.get_or_insert(now + self.timing.batch_delay);
+            let due = *self.flush_at.get_or_insert(now + self.times.batch_delay);
             if now >= due {
                 self.flush_at = None;
                 self.flush(now);
@@ -665,7 +666,7 @@ impl Machine {
         }
         self.queues.needs_pass |= self.nodes.take_overflow();
         if self.nodes.has_changes() {
-            self.flush_at = Some(now + self.timing.batch_delay);
+            self.flush_at = Some(now + self.times.batch_delay);
         }
     }
 
@@ -694,7 +695,7 @@ impl Machine {
         self.counters.full_announcements += 1;
         self.announce_at = now;
         if !is_first {
-            self.announce_at += self.timing.announce_jitter.mul_f64(self.random.f64());
+            self.announce_at += self.times.announce_jitter.mul_f64(self.random.f64());
         }
         self.round = Vec::new();
         self.gone = Vec::new();
@@ -753,7 +754,7 @@ impl Machine {
             return None;
         }
         let (field, nodes) = self.batch(now, Task::Announce, terms)?;
-        let seconds = nodes.len() as f64 / f64::from(self.timing.announced_per_second.max(1));
+        let seconds = nodes.len() as f64 / f64::from(self.times.announced_per_second.max(1));
         self.announce_at = self.announce_at.max(now) + Duration::from_secs_f64(seconds);
         let up = v1::SessionNodesUp { nodes: Some(field) };
         Some(self.request(now, Sent::Up(nodes), Request::NodesUp(up)))
@@ -800,11 +801,7 @@ impl Machine {
         let proxy = &self.identity.proxy;
         let generation = self.terms.map_or(0, |terms| terms.generation);
         Request::Hello(v1::SessionHello {
-            proxy: Some(v1::Proxy {
-                proxy_id: proxy.id().into(),
-                cluster_name: proxy.cluster_name().into(),
-                addr: proxy.addr().into(),
-            }),
+            proxy: Some(wire::proxy(&proxy.into())),
             incarnation: self.identity.incarnation.get(),
             generation,
             has_handles: generation != 0,

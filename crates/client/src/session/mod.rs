@@ -46,24 +46,37 @@
 //!
 //! # Example
 //!
-//! ```no_run
+//! ```
+//! # use std::sync::Arc;
 //! use std::time::Duration;
 //!
 //! use nodetracker_client::session::{ProxySession, SessionConfig};
 //! use nodetracker_client::{NodeId, Proxy};
 //!
-//! # async fn run(stop: tokio::sync::oneshot::Receiver<()>) -> Result<(), Box<dyn std::error::Error>> {
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # use nodetracker_server::{Config, Limits, Server};
+//! # let config = Config::default().listen_on("127.0.0.1:0");
+//! # let table = Arc::new(config.table().build()?);
+//! # let server = Server::bind_with_limits(&config, Arc::clone(&table), Limits::default()).await?;
+//! # let tracker = server.local_addr().to_string();
+//! # tokio::spawn(server.run(std::future::pending()));
+//! # let (stop, stopped) = tokio::sync::oneshot::channel();
 //! let proxy = Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" };
-//! let session = ProxySession::begin(SessionConfig::new(proxy, vec!["tracker.example:3029".parse()?]))?;
+//! let session = ProxySession::start(SessionConfig::new(proxy, vec![tracker.parse()?]))?;
 //!
 //! let node: NodeId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
 //! session.node_up(&node)?;
 //! session.node_seen(&node);
+//! # session.subscribe()[0].wait_for(|stats| stats.is_settled).await?;
+//! # assert_eq!(table.get_proxies(&node).len(), 1);
+//! # let _ = stop.send(());
 //! tokio::select! {
 //!     superseded = session.superseded() => return Err(superseded.into()),
-//!     result = stop => result?,
+//!     result = stopped => result?,
 //! }
 //! session.drain(Duration::from_secs(5)).await?;
+//! # assert!(table.get_proxies(&node).is_empty());
 //! # Ok(())
 //! # }
 //! ```
@@ -76,10 +89,10 @@ pub mod nodes;
 mod proxy_session;
 mod shell;
 mod stats;
-mod timing;
+mod times;
 
 pub use config::{SessionConfig, SessionConfigError};
 pub use messages::Violation;
 pub use proxy_session::{DrainError, ProxySession};
 pub use stats::{Counters, SessionState, SessionStats};
-pub use timing::Timing;
+pub use times::SessionTimes;

@@ -8,8 +8,9 @@ use std::time::Duration;
 use nodetracker::NodeId;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
+use crate::clock::now;
 use crate::connect::addr::TrackerAddr;
 use crate::session::config::{SessionConfig, SessionConfigError};
 use crate::session::machine::{Machine, Superseded};
@@ -62,9 +63,9 @@ impl ProxySession {
     /// # Panics
     ///
     /// Outside of a tokio runtime with its time and I/O enabled.
-    pub fn begin(config: SessionConfig) -> Result<Self, SessionConfigError> {
+    pub fn start(config: SessionConfig) -> Result<Self, SessionConfigError> {
         let identity = config.identity()?;
-        let now = Instant::now().into_std();
+        let now = now();
         let (superseded, is_superseded) = watch::channel(None);
         let mut shells = Vec::new();
         let mut tasks = JoinSet::new();
@@ -86,10 +87,10 @@ impl ProxySession {
             });
             let seed = fastrand::u64(..);
             let shell = Shell {
-                machine: Machine::new(nodes, identity.clone(), trackers.len(), config.timing, seed, now),
+                machine: Machine::new(nodes, identity.clone(), trackers.len(), config.times, seed, now),
                 shared: Arc::clone(&shared),
                 trackers,
-                options: config.connect.clone(),
+                connect: config.connect.clone(),
                 stats,
                 superseded: superseded.clone(),
             };
@@ -115,7 +116,7 @@ impl ProxySession {
     /// If the session has its [maximum of nodes](SessionConfig::max_nodes) for at least one tracker. The node is not
     /// reported to such a tracker, but to all other trackers. Once there is room, a later call reports the node.
     pub fn node_up(&self, node: &NodeId) -> Result<(), TooManyNodes> {
-        let now = Instant::now().into_std();
+        let now = now();
         let mut result = Ok(());
         for shell in &self.shells {
             match shell.change(|nodes| nodes.up(node, now)) {
@@ -130,7 +131,7 @@ impl ProxySession {
     /// Reports a sign of life of a node, at any rate. Does nothing if the node is not up. Costs as much as
     /// [`node_up`](Self::node_up).
     pub fn node_seen(&self, node: &NodeId) {
-        let now = Instant::now().into_std();
+        let now = now();
         for shell in &self.shells {
             shell.wake_if(shell.change(|nodes| nodes.seen(node, now)).unwrap_or(false));
         }
@@ -139,7 +140,7 @@ impl ProxySession {
     /// Reports that a node has no tunnel to this proxy any more. Does nothing if the node is not up. Costs as much as
     /// [`node_up`](Self::node_up).
     pub fn node_down(&self, node: &NodeId) {
-        let now = Instant::now().into_std();
+        let now = now();
         for shell in &self.shells {
             shell.wake_if(shell.change(|nodes| nodes.down(node, now)).unwrap_or(false));
         }

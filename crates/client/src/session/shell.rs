@@ -14,8 +14,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
+use crate::clock::now;
 use crate::connect::addr::TrackerAddr;
-use crate::connect::channel::{ConnectOptions, is_unreachable};
+use crate::connect::channel::{ConnectConfig, is_unreachable};
 use crate::session::machine::{Event, Input, MAX_IN_FLIGHT, Machine, Superseded};
 use crate::session::nodes::NodeSet;
 use crate::session::stats::{SessionState, SessionStats};
@@ -36,7 +37,7 @@ pub(super) struct Shell {
     pub(super) machine: Machine,
     pub(super) shared: Arc<Shared>,
     pub(super) trackers: Vec<TrackerAddr>,
-    pub(super) options: ConnectOptions,
+    pub(super) connect: ConnectConfig,
     pub(super) stats: watch::Sender<SessionStats>,
     /// The first task that is superseded sets this, for all tasks of the session.
     pub(super) superseded: watch::Sender<Option<Superseded>>,
@@ -62,16 +63,16 @@ impl Shell {
         // Stays open while the nodes move to another tracker.
         let mut previous = None;
         loop {
-            let now = Instant::now();
+            let now = now();
             if self.shared.is_closed.load(Ordering::Acquire) {
-                self.machine.handle(now.into_std(), Input::Drain);
+                self.machine.handle(now, Input::Drain);
             }
-            self.machine.handle_timeout(now.into_std());
+            self.machine.handle_timeout(now);
             loop {
                 while let Some(event) = self.machine.poll_event() {
                     self.on_event(event, &mut stream, &mut previous);
                 }
-                let Some(request) = self.machine.poll_transmit(now.into_std()) else {
+                let Some(request) = self.machine.poll_transmit(now) else {
                     break;
                 };
                 if let Some(Stream { requests, .. }) = &stream {
@@ -110,7 +111,7 @@ impl Shell {
                 let Some(addr) = self.trackers.get(tracker) else { return };
                 self.stats.send_modify(|stats| stats.tracker = addr.clone());
                 *previous = stream.take().filter(|_| keeps_previous);
-                *stream = Some(Stream::open(addr, &self.options));
+                *stream = Some(Stream::open(addr, &self.connect));
             }
             Event::Moved => *previous = None,
             Event::Disconnect(fault) => {
@@ -141,7 +142,7 @@ impl Shell {
                 }
             }
         };
-        self.machine.handle(Instant::now().into_std(), input);
+        self.machine.handle(now(), input);
     }
 
     fn on_loss(&self, error: &str) {
@@ -181,8 +182,8 @@ impl Drop for Shell {
 
 impl Stream {
     /// Opens a stream over a connection of its own.
-    fn open(addr: &TrackerAddr, options: &ConnectOptions) -> Self {
-        let mut client = SessionServiceClient::new(options.channel(addr));
+    fn open(addr: &TrackerAddr, connect: &ConnectConfig) -> Self {
+        let mut client = SessionServiceClient::new(connect.channel(addr));
         let (requests, sent) = mpsc::channel(MAX_IN_FLIGHT);
         let opening = async move { Ok(client.session(ReceiverStream::new(sent)).await?.into_inner()) };
         Self {

@@ -1,12 +1,13 @@
 //! The TLS of a side that accepts tunnels, from files that may change.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
 use arc_swap::ArcSwap;
 use nodetracker_tls::server::{ServerConfigError, ServerFiles, server_config};
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -68,7 +69,7 @@ impl ServerTls {
 
     fn is_due(&self) -> bool {
         let now = Instant::now();
-        let mut next_look = self.next_look.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next_look = self.next_look.lock();
         let is_due = now >= *next_look;
         if is_due {
             *next_look = now.checked_add(self.look_interval).unwrap_or(now);
@@ -77,7 +78,7 @@ impl ServerTls {
     }
 
     fn load_if_changed(&self) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         let contents = self.files.contents();
         if *seen == contents {
             return;

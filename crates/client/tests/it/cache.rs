@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use nodetracker_client::cache::{CacheConfig, Freshness, RouteCache};
-use nodetracker_client::connect::channel::ConnectOptions;
+use nodetracker_client::connect::channel::ConnectConfig;
 
-use crate::in_process::{Tracker, eventually, node, proxies};
+use crate::support::{Running, eventually, node, proxies};
 
 #[tokio::test]
 async fn a_cache_that_follows_a_tracker_has_its_changes() {
-    let tracker = Tracker::start().await;
+    let tracker = Running::start().await;
     let name = node("node-1");
     tracker.report(&name, "proxy-1", "10.0.0.1:1");
     let mut config = CacheConfig::default();
     (config.ttl, config.negative_ttl) = (Duration::from_secs(3600), Duration::from_secs(3600));
     let cache = RouteCache::new(tracker.direct(), config);
-    let follower = cache.follow(&[tracker.addr()], &ConnectOptions::default()).unwrap();
+    let follower = cache.follow(&[tracker.at()], &ConnectConfig::default()).unwrap();
     eventually("the watch has begun", async || cache.stats().invalidations == 1).await;
 
     let found = async || {
@@ -40,7 +40,7 @@ async fn a_cache_that_follows_a_tracker_has_its_changes() {
     // Without the watch, the time to live decides.
     drop(follower);
     let other = RouteCache::new(tracker.direct(), config);
-    let _follower = other.follow(&[tracker.addr()], &ConnectOptions::default()).unwrap();
+    let _follower = other.follow(&[tracker.at()], &ConnectConfig::default()).unwrap();
     eventually("the other watch has begun", async || other.stats().invalidations == 1).await;
     tracker.table.remove_proxy_by_id("proxy-2");
     eventually("a cache with a watch has the change", async || {
@@ -53,13 +53,13 @@ async fn a_cache_that_follows_a_tracker_has_its_changes() {
 
 #[tokio::test]
 async fn a_cache_follows_the_next_tracker_if_one_is_gone_and_the_first_one_again() {
-    let (first, second) = (Tracker::start().await, Tracker::start().await);
+    let (first, second) = (Running::start().await, Running::start().await);
     let name = node("node-1");
     let mut config = CacheConfig::default();
     (config.ttl, config.negative_ttl) = (Duration::from_secs(3600), Duration::from_secs(3600));
     let cache = RouteCache::new(second.direct(), config);
-    let trackers = [first.addr(), second.addr()];
-    let _follower = cache.follow(&trackers, &ConnectOptions::default()).unwrap();
+    let trackers = [first.at(), second.at()];
+    let _follower = cache.follow(&trackers, &ConnectConfig::default()).unwrap();
     let invalidations = || cache.stats().invalidations;
     eventually("the watch of the first has begun", async || invalidations() == 1).await;
     let found = async || proxies(&cache.look_up(&name).await.expect("the tracker answers").routes);
@@ -67,7 +67,7 @@ async fn a_cache_follows_the_next_tracker_if_one_is_gone_and_the_first_one_again
     second.report(&name, "proxy-2", "10.0.0.2:1");
     assert_eq!(found().await, [], "nobody follows the second tracker");
     // A change at a tracker that is followed drops the answer.
-    let is_followed = async |tracker: &Tracker, port: u8| {
+    let is_followed = async |tracker: &Running, port: u8| {
         let before = invalidations();
         tracker.report(&node("other"), "proxy-2", &format!("10.0.0.2:{port}"));
         eventually("the change is noticed", async || invalidations() > before).await;
@@ -75,14 +75,14 @@ async fn a_cache_follows_the_next_tracker_if_one_is_gone_and_the_first_one_again
     tracker_has_proxy(&first);
     is_followed(&first, 2).await;
 
-    let addr = first.addr();
+    let addr = first.addr.to_string();
     first.stop().await;
     // The answers of the time without a watch are dropped, and later changes are noticed.
     eventually("the second is followed", async || found().await.len() == 1).await;
     is_followed(&second, 3).await;
     eventually("the new address", async || found().await[0].1 == "10.0.0.2:3").await;
 
-    let first = Tracker::start_at(&addr).await;
+    let first = Running::start_on(&addr).await;
     tracker_has_proxy(&first);
     let before = invalidations();
     second.stop().await;
@@ -91,6 +91,6 @@ async fn a_cache_follows_the_next_tracker_if_one_is_gone_and_the_first_one_again
 }
 
 /// A later report with another address is a change of the proxy.
-fn tracker_has_proxy(tracker: &Tracker) {
+fn tracker_has_proxy(tracker: &Running) {
     tracker.report(&node("other"), "proxy-2", "10.0.0.2:1");
 }

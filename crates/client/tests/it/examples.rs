@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::in_process::eventually;
-use crate::support::Running;
+use crate::support::{Running, eventually};
 
 #[allow(dead_code, reason = "`main` reads the arguments, and the tests call `run`")]
 #[path = "../../examples/agent.rs"]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nodetracker_client::client::{ClientOptions, TrackerClient, TrackerStats};
+use nodetracker_client::client::{ClientConfig, TrackerClient, TrackerStats};
 use nodetracker_client::connect::WriteTo;
 use nodetracker_client::connect::addr::TrackerAddr;
 use nodetracker_client::tracker::{NodeTracker, TrackerError};
@@ -51,10 +51,10 @@ async fn a_tracker_that_is_dead_from_the_start_costs_nothing_but_a_metric() {
 #[tokio::test]
 async fn calls_go_on_while_a_tracker_dies_and_after_it_returns() {
     let (first, second) = (Running::start().await, Running::start().await);
-    let mut options = patient();
+    let mut client_config = patient();
     // Short, so that the test need not wait for the return.
-    options.health.backoff.max = Duration::from_millis(100);
-    let client = client([first.at(), second.at()], options);
+    client_config.health.backoff.max = Duration::from_millis(100);
+    let client = client([first.at(), second.at()], client_config);
     assert_serves(&client, "node-1").await;
     assert_eq!(first.proxies(&node("node-1")), ["proxy-1"]);
 
@@ -82,10 +82,10 @@ async fn calls_go_on_while_a_tracker_dies_and_after_it_returns() {
 async fn a_tracker_that_accepts_and_never_answers_delays_few_calls() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let tracker = Running::start().await;
-    let mut options = patient();
-    options.attempt_timeout = ClientOptions::default().attempt_timeout;
-    options.health.timeout = options.attempt_timeout;
-    let client = client([at(silent.local_addr().unwrap()), tracker.at()], options);
+    let mut client_config = patient();
+    client_config.attempt_timeout = ClientConfig::default().attempt_timeout;
+    client_config.health.timeout = client_config.attempt_timeout;
+    let client = client([at(silent.local_addr().unwrap()), tracker.at()], client_config);
     for number in 0..20 {
         assert_serves(&client, &format!("node-{number}")).await;
     }
@@ -106,9 +106,9 @@ async fn a_tracker_that_drains_gets_no_calls_and_has_failed_none() {
         .unwrap();
     let mut draining = Running::with_config(&config).await;
     let tracker = Running::start().await;
-    let mut options = patient();
-    options.health.interval = Duration::from_millis(10);
-    let client = client([draining.at(), tracker.at()], options);
+    let mut client_config = patient();
+    client_config.health.interval = Duration::from_millis(10);
+    let client = client([draining.at(), tracker.at()], client_config);
     wait_until(&client, |stats| {
         stats.iter().all(|tracker| tracker.round_trip.is_some())
     })
@@ -142,12 +142,12 @@ async fn a_tracker_that_drains_alone_still_gets_calls() {
 #[tokio::test]
 async fn if_no_tracker_can_be_reached_the_error_says_so_and_retries_are_few() {
     let dead = [ClosedPort::new(), ClosedPort::new()];
-    let mut options = patient();
-    options.backoff.max = Duration::from_millis(1);
-    options.health.interval = Duration::from_secs(3600);
-    options.health.backoff.base = Duration::from_secs(3600);
-    options.health.backoff.max = Duration::from_secs(3600);
-    let client = client(dead.iter().map(ClosedPort::at), options);
+    let mut client_config = patient();
+    client_config.backoff.max = Duration::from_millis(1);
+    client_config.health.interval = Duration::from_secs(3600);
+    client_config.health.backoff.base = Duration::from_secs(3600);
+    client_config.health.backoff.max = Duration::from_secs(3600);
+    let client = client(dead.iter().map(ClosedPort::at), client_config);
     for call in 1..=20 {
         let error = client.get_proxies(&node("node-1")).await.unwrap_err();
         assert!(matches!(error, TrackerError::Unavailable(_)), "{error:?}");
@@ -194,10 +194,10 @@ async fn distant(tracker: SocketAddr, delay: Duration) -> SocketAddr {
 }
 
 /// A client of a distant tracker, and of a tracker that the client knows to be nearer.
-async fn far_and_near(far: SocketAddr, near: TrackerAddr, mut options: ClientOptions) -> TrackerClient {
+async fn far_and_near(far: SocketAddr, near: TrackerAddr, mut client_config: ClientConfig) -> TrackerClient {
     let far = distant(far, Duration::from_millis(50)).await;
-    options.health.interval = Duration::from_millis(10);
-    let client = client([at(far), near], options);
+    client_config.health.interval = Duration::from_millis(10);
+    let client = client([at(far), near], client_config);
     let round_trips = |stats: &[TrackerStats]| Some((stats[0].round_trip?, stats[1].round_trip?));
     wait_until(&client, |stats| {
         round_trips(stats).is_some_and(|(far, near)| near < far)
@@ -251,11 +251,11 @@ async fn a_tracker_that_a_proxy_cannot_reach_does_not_hide_the_routes_of_the_pro
     assert_eq!(attempts(&client), [before[0], before[1] + 1]);
 
     // Trackers that share their routes have the same answer.
-    let options = ClientOptions {
+    let client_config = ClientConfig {
         write_to: WriteTo::One,
         ..patient()
     };
-    let client = far_and_near(far.addr, near.at(), options).await;
+    let client = far_and_near(far.addr, near.at(), client_config).await;
     assert_eq!(client.get_proxies(&nodes[0]).await, Ok(vec![]));
     assert_eq!(client.get_proxies_batch(&nodes[..1]).await, Ok(vec![vec![]]));
     assert_eq!(attempts(&client), [0, 2]);
@@ -293,16 +293,16 @@ async fn mute() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
 #[tokio::test]
 async fn a_call_that_may_have_been_done_is_repeated_only_if_a_repeated_call_changes_nothing() {
     let (mute, paths) = mute().await;
-    let mut options = patient();
-    options.attempt_timeout = Duration::from_millis(100);
-    options.backoff.max = Duration::from_millis(1);
+    let mut client_config = patient();
+    client_config.attempt_timeout = Duration::from_millis(100);
+    client_config.backoff.max = Duration::from_millis(1);
     let node = node("node-1");
     for (method, is_repeated) in [
         ("ReportUnreachable", false),
         ("RemoveProxy", false),
         ("GetProxies", true),
     ] {
-        let client = client([at(mute)], options.clone());
+        let client = client([at(mute)], client_config.clone());
         let result = match method {
             "ReportUnreachable" => client.report_unreachable(&node, PROXY.id).await,
             "RemoveProxy" => client.remove_proxy(PROXY.id).await,
@@ -316,7 +316,7 @@ async fn a_call_that_may_have_been_done_is_repeated_only_if_a_repeated_call_chan
 
     // Without a connection, nothing was done.
     let dead = ClosedPort::new();
-    let client = client([dead.at()], options);
+    let client = client([dead.at()], client_config);
     client.report_unreachable(&node, PROXY.id).await.unwrap_err();
     assert!(attempts(&client)[0] > 1);
 }
@@ -324,11 +324,11 @@ async fn a_call_that_may_have_been_done_is_repeated_only_if_a_repeated_call_chan
 #[tokio::test]
 async fn a_call_that_one_tracker_failed_to_do_goes_to_another_only_if_it_is_repeatable() {
     let tracker = Running::start().await;
-    let options = ClientOptions {
+    let client_config = ClientConfig {
         write_to: WriteTo::One,
         ..patient()
     };
-    let client = far_and_near(tracker.addr, at(failing().await), options).await;
+    let client = far_and_near(tracker.addr, at(failing().await), client_config).await;
     client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap();
     assert_eq!(attempts(&client), [1, 1]);
     let error = client.remove_proxy(PROXY.id).await.unwrap_err();
@@ -397,13 +397,13 @@ async fn a_read_that_the_nearest_tracker_cannot_do_goes_to_another() {
 #[tokio::test]
 async fn times_without_a_bound_are_no_error() {
     let tracker = Running::start().await;
-    let mut options = patient();
-    (options.deadline, options.attempt_timeout) = (Duration::MAX, Duration::MAX);
-    (options.health.interval, options.health.timeout) = (Duration::MAX, Duration::MAX);
-    options.connect.connect_timeout = Duration::MAX;
-    options.connect.keep_alive_interval = Duration::MAX;
-    options.connect.keep_alive_timeout = Duration::MAX;
-    let client = client([tracker.at()], options);
+    let mut client_config = patient();
+    (client_config.deadline, client_config.attempt_timeout) = (Duration::MAX, Duration::MAX);
+    (client_config.health.interval, client_config.health.timeout) = (Duration::MAX, Duration::MAX);
+    client_config.connect.connect_timeout = Duration::MAX;
+    client_config.connect.keep_alive_interval = Duration::MAX;
+    client_config.connect.keep_alive_timeout = Duration::MAX;
+    let client = client([tracker.at()], client_config);
     assert_serves(&client, "node-1").await;
 }
 
@@ -411,8 +411,8 @@ async fn times_without_a_bound_are_no_error() {
 async fn a_call_ends_at_its_deadline() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let deadline = Duration::from_millis(50);
-    let options = ClientOptions { deadline, ..patient() };
-    let client = client([at(silent.local_addr().unwrap())], options);
+    let client_config = ClientConfig { deadline, ..patient() };
+    let client = client([at(silent.local_addr().unwrap())], client_config);
     let late = TrackerError::DeadlineExceeded(deadline);
     assert_eq!(client.get_proxies(&node("node-1")).await, Err(late.clone()));
     assert_eq!(client.add_nodes(&PROXY, &[node("node-1")]).await, Err(late));
@@ -423,13 +423,13 @@ async fn a_call_ends_at_its_deadline() {
 async fn a_client_needs_a_tracker_and_tls_for_https() {
     let new = |addrs: &[&str]| {
         let addrs: Vec<_> = addrs.iter().map(|addr| addr.parse().unwrap()).collect();
-        TrackerClient::new(addrs, ClientOptions::default())
+        TrackerClient::start(addrs, ClientConfig::default())
             .unwrap_err()
             .to_string()
     };
     assert_eq!(new(&[]), "no tracker is given");
     assert_eq!(
         new(&["a:1", "https://b:1"]),
-        "https://b:1 needs TLS: set ConnectOptions::tls"
+        "https://b:1 needs TLS: set ConnectConfig::tls"
     );
 }

@@ -61,7 +61,7 @@ async fn details_that_are_not_base64_end_no_task() {
         let has_probed = client.wait_until(|stats| stats[0].round_trip.is_some());
         timeout(PATIENCE, has_probed).await.expect("the probes continue");
 
-        let session = ProxySession::begin(SessionConfig::new(PROXY, vec![addr.clone()])).unwrap();
+        let session = ProxySession::start(SessionConfig::new(PROXY, vec![addr.clone()])).unwrap();
         let mut stats = session.subscribe().remove(0);
         let has_failed = stats.wait_for(|stats| stats.counters.lost_streams > 1);
         let stats = timeout(PATIENCE, has_failed).await.expect("the session continues");

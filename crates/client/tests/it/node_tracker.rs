@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use nodetracker::{MAX_ROUTES_PER_NODE, Proxy, RouteTable, Uuid};
 use nodetracker_client::cache::{CacheConfig, RouteCache};
-use nodetracker_client::client::ClientOptions;
+use nodetracker_client::client::ClientConfig;
 use nodetracker_client::connect::WriteTo;
-use nodetracker_client::connect::channel::ConnectOptions;
+use nodetracker_client::connect::channel::ConnectConfig;
 use nodetracker_client::tracker::{NodeTracker, TrackerError, conformance};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
@@ -60,11 +60,11 @@ async fn a_client_of_two_trackers_conforms() {
 #[tokio::test]
 async fn a_write_to_one_goes_to_one_of_two_trackers() {
     let trackers = [Running::start().await, Running::start().await];
-    let options = ClientOptions {
+    let client_config = ClientConfig {
         write_to: WriteTo::One,
         ..patient()
     };
-    let client = client(trackers.iter().map(Running::at), options);
+    let client = client(trackers.iter().map(Running::at), client_config);
     wait_until(&client, |stats| {
         stats.iter().all(|tracker| tracker.round_trip.is_some())
     })
@@ -102,11 +102,11 @@ async fn a_limit_of_the_tracker_is_an_error_with_its_delay() {
         .with("max_share_per_client", "100")
         .unwrap();
     let tracker = Running::with_config(&config).await;
-    let options = ClientOptions {
+    let client_config = ClientConfig {
         deadline: Duration::from_secs(9),
         ..patient()
     };
-    let client = client([tracker.at()], options);
+    let client = client([tracker.at()], client_config);
     let nodes = [node("node-1"), node("node-2"), node("node-3")];
     match client.add_nodes(&PROXY, &nodes).await {
         Err(TrackerError::ResourceExhausted { message, retry_after }) => {
@@ -122,18 +122,18 @@ async fn a_limit_of_the_tracker_is_an_error_with_its_delay() {
 #[tokio::test]
 async fn a_complaint_is_explained_with_its_reporter_and_removes_nothing() {
     let tracker = Running::start().await;
-    let options = ClientOptions {
+    let client_config = ClientConfig {
         reporter_id: "proxy-9".into(),
         ..patient()
     };
-    let client = client([tracker.at()], options);
+    let client = client([tracker.at()], client_config);
     let node = node("node-1");
     client.add_nodes(&PROXY, std::slice::from_ref(&node)).await.unwrap();
     for _ in 0..2 {
         client.report_unreachable(&node, PROXY.id).await.unwrap();
     }
     assert_eq!(client.get_proxies(&node).await.unwrap().len(), 1);
-    let channel = ConnectOptions::default().channel(&tracker.at());
+    let channel = ConnectConfig::default().channel(&tracker.at());
     let request = v1::ExplainRequest {
         node: Some(v1::NodeId {
             id: Some(Id::Name("node-1".into())),

@@ -510,7 +510,8 @@ impl World {
             connection.claimed && !connection.left && !connection.is_silent && is_present
         };
         let held = |connections: &BTreeMap<_, _>| connections.values().filter(|it| is_held(it)).count() == wanted;
-        (0..self.pools.len()).all(|pool| self.counts(pool).ready() == wanted) && self.connections.iter().all(held)
+        // Before the counts, which cost more.
+        self.connections.iter().all(held) && (0..self.pools.len()).all(|pool| self.counts(pool).ready() == wanted)
     }
 
     /// Runs until each pool has so many tunnels, and returns for how long.

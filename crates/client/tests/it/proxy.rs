@@ -25,7 +25,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::fleet::{HalfOpen, InMemory, NodeEvent, PATIENCE, Proxy, echo, info, serve_echo};
-use crate::in_process::eventually;
+use crate::support::eventually;
 
 /// The address of a proxy that does not answer.
 const SILENT: &str = "silent:1";
@@ -170,7 +170,7 @@ impl Fleet {
             peers.0.lock().unwrap().servers.insert(format!("{id}:1"), server);
             let dialer = Dialer::new(DialerConfig::new(id), agents, Arc::clone(&tracker) as _, peers.clone());
             if holders.contains(&id) {
-                let pool = AgentPool::new(PoolConfig::new(node()), InMemory::new([proxy.listener.clone()]));
+                let pool = AgentPool::start(PoolConfig::new(node()), InMemory::new([proxy.listener.clone()]));
                 serve_echo(pool).add_target(Target::new("main", "any:1"));
                 assert_eq!(proxy.event().await, NodeEvent::Connected("node-1".into()));
             }
@@ -517,6 +517,20 @@ async fn a_tunnel_that_nobody_uses_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tunnel_of_a_dialer_that_is_gone_lasts_as_long_as_its_streams() {
+    let mut fleet = Fleet::new(&["a", "b"], &["b"]).await;
+    fleet.tracker.add("b");
+    let mut dialed = fleet.dialer("a").dial(&node()).await.unwrap();
+    fleet.proxies.remove("a");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    echo(&mut dialed.stream).await.unwrap();
+    drop(dialed);
+    // Two pings.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(fleet.server("b").stats().peers, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tunnel_for_short_dials_is_not_idle() {
     let fleet = Fleet::new(&["a", "b"], &["b"]).await;
     fleet.tracker.add("b");
@@ -534,7 +548,7 @@ async fn a_full_tunnel_lives_also_if_all_dials_had_to_connect_again() {
     fleet.tracker.add("b");
     // The node needs more streams than one of its tunnels has.
     let agents = &fleet.proxies["b"].0.listener;
-    let pool = AgentPool::new(PoolConfig::new(node()), InMemory::new([agents.clone()]));
+    let pool = AgentPool::start(PoolConfig::new(node()), InMemory::new([agents.clone()]));
     serve_echo(pool).add_target(Target::new("main", "any:1"));
     eventually("the second tunnel is claimed", async || agents.stats().claimed == 2).await;
     assert_eq!(fleet.dial("a").await.unwrap(), "b");

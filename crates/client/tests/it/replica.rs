@@ -14,13 +14,12 @@ use nodetracker_client::tracker::{NodeTracker, conformance};
 use nodetracker_client::transport::{Transport, Tunnel};
 
 use crate::fleet::{self, info};
-use crate::in_process::{Tracker, eventually, node, proxies};
-use crate::support::within;
+use crate::support::{Running, eventually, node, proxies, within};
 
-fn config(trackers: &[&Tracker]) -> ReplicaConfig {
-    let mut config = ReplicaConfig::new(trackers.iter().map(|tracker| tracker.addr()));
-    config.timers.probe_interval = Duration::from_millis(20);
-    config.timers.backoff = Limits {
+fn config(trackers: &[&Running]) -> ReplicaConfig {
+    let mut config = ReplicaConfig::new(trackers.iter().map(|tracker| tracker.at()));
+    config.times.probe_interval = Duration::from_millis(20);
+    config.times.backoff = Limits {
         base: Duration::from_millis(10),
         max: Duration::from_millis(50),
     };
@@ -39,7 +38,7 @@ async fn becomes(replica: &Replica, node: &NodeId, expected: &[(&str, &str)]) {
 
 #[tokio::test]
 async fn a_replica_has_what_the_tracker_has() {
-    let tracker = Tracker::start().await;
+    let tracker = Running::start().await;
     let (name, uuid) = (node("node-1"), node("550e8400-e29b-41d4-a716-446655440000"));
     for number in 0..3_000 {
         tracker.report(&node(&format!("filler-{number}")), "proxy-1", "10.0.0.1:1");
@@ -80,13 +79,13 @@ fn https_needs_tls() {
     let error = Replica::start(config, Arc::new(RouteTable::new())).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "https://tracker.example:3029 needs TLS: set ConnectOptions::tls"
+        "https://tracker.example:3029 needs TLS: set ConnectConfig::tls"
     );
 }
 
 #[tokio::test]
 async fn without_a_tracker_the_last_copy_is_served_and_gets_older() {
-    let tracker = Tracker::start().await;
+    let tracker = Running::start().await;
     let old = node("old");
     tracker.report(&old, "proxy-1", "10.0.0.1:1");
     let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
@@ -98,7 +97,7 @@ async fn without_a_tracker_the_last_copy_is_served_and_gets_older() {
     })
     .await;
 
-    let addr = tracker.addr();
+    let addr = tracker.at();
     let direct = tracker.direct();
     tracker.stop().await;
     within(replica.wait_until(|stats| stats.status == Status::Behind)).await;
@@ -120,7 +119,7 @@ async fn without_a_tracker_the_last_copy_is_served_and_gets_older() {
 
 #[tokio::test]
 async fn after_a_restart_the_replica_has_the_new_table() {
-    let tracker = Tracker::start().await;
+    let tracker = Running::start().await;
     let (old, new) = (node("old"), node("new"));
     tracker.report(&old, "proxy-1", "10.0.0.1:1");
     let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
@@ -136,7 +135,7 @@ async fn after_a_restart_the_replica_has_the_new_table() {
 
 #[tokio::test]
 async fn a_replica_watches_the_next_tracker_if_the_first_is_gone() {
-    let (first, second) = (Tracker::start().await, Tracker::start().await);
+    let (first, second) = (Running::start().await, Running::start().await);
     let name = node("node-1");
     first.report(&name, "proxy-1", "10.0.0.1:1");
     second.report(&name, "proxy-2", "10.0.0.2:1");
@@ -150,7 +149,7 @@ async fn a_replica_watches_the_next_tracker_if_the_first_is_gone() {
 
 #[tokio::test]
 async fn writes_go_to_the_tracker_and_come_back() {
-    let tracker = Tracker::start().await;
+    let tracker = Running::start().await;
     let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
     within(replica.ready()).await;
     let name = node("node-1");
@@ -182,7 +181,7 @@ impl Transport for NoRoute {
 
 #[tokio::test]
 async fn a_dial_tries_each_proxy_of_a_node_once() {
-    let tracker = Tracker::start().await;
+    let tracker = Running::start().await;
     let name = node("node-1");
     tracker.report(&name, "proxy-1", "10.0.0.1:1");
     let replica = Replica::start(config(&[&tracker]), tracker.direct()).unwrap();
@@ -199,7 +198,7 @@ async fn a_dial_tries_each_proxy_of_a_node_once() {
 
 #[tokio::test]
 async fn a_replica_conforms() {
-    let tracker = Tracker::start().await;
+    let tracker = Running::start().await;
     let replica = Arc::new(Replica::start(config(&[&tracker]), tracker.direct()).unwrap());
     within(replica.ready()).await;
     // All nodes that the tracker has had at the end of a case's step.

@@ -18,8 +18,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::fleet::{Balancer, PATIENCE, echo, serve_echo, wait_for};
-use crate::in_process::eventually;
-use crate::support::{Running, node, within};
+use crate::support::{Running, eventually, node, within};
 
 async fn service(id: &str, tracker: &Running, balancer: &Balancer) -> (ProxyService, SocketAddr) {
     service_with(id, tracker, balancer, |_| {}).await
@@ -97,7 +96,7 @@ async fn a_node_is_reached_through_every_proxy_also_after_its_proxy_has_stopped(
     let (tracker, balancer) = (Running::start().await, Balancer::new().await);
     let (a, a_addr) = service("a", &tracker, &balancer).await;
     let (b, b_addr) = service("b", &tracker, &balancer).await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     let holder = dial(&a).await;
     assert_eq!(dial(&b).await, holder);
@@ -122,7 +121,7 @@ async fn a_node_is_reached_through_every_proxy_also_after_its_proxy_has_stopped(
 async fn a_service_that_is_dropped_leaves_its_agents_and_its_peers() {
     let (tracker, balancer) = (Running::start().await, Balancer::new().await);
     let (a, a_addr) = service("a", &tracker, &balancer).await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!(dial(&a).await, "a");
     let (b, _) = service("b", &tracker, &balancer).await;
@@ -156,7 +155,7 @@ async fn agents_learn_of_all_proxies_but_those_that_drain_or_die() {
         connection_count: 0,
         ..quick()
     };
-    let pool = serve_echo(AgentPool::new(config, TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(config, TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     wait_for(&pool, |counts, _| (counts.ready(), counts.total()) == (3, 3)).await;
     for service in [&a, &b, &c] {
@@ -177,6 +176,43 @@ async fn agents_learn_of_all_proxies_but_those_that_drain_or_die() {
     drop(b);
     until_named(&a, &["a", "c"]).await;
     until_named(&c, &["a", "c"]).await;
+}
+
+#[cfg(feature = "metrics")]
+#[tokio::test]
+async fn the_metrics_of_a_service_end_with_the_service() {
+    use prometheus_client::encoding::prometheus_text;
+    use prometheus_client::registry::Registry;
+
+    let (tracker, balancer) = (Running::start().await, Balancer::new().await);
+    let (cached, _) = service("a", &tracker, &balancer).await;
+    let (replicated, _) = service_with("b", &tracker, &balancer, |config| {
+        config.look_ups = LookUps::Replica(ReplicaConfig::new([]));
+    })
+    .await;
+    let no_dial = cached.dialer().dial(&node("unknown")).await;
+    assert!(no_dial.is_err());
+    let page = |registry: &Registry| {
+        let mut page = String::new();
+        prometheus_text::encode(&mut page, registry).unwrap();
+        page
+    };
+    let open = format!("nodetracker_session_open{{tracker=\"{}\"}} 1\n", tracker.at());
+    for (service, line) in [
+        (cached, "nodetracker_cache_misses_total 1\n"),
+        (replicated, "nodetracker_replica_snapshots_total 1\n"),
+    ] {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(service.metrics()));
+        eventually("the figures", async || {
+            let page = page(&registry);
+            page.contains(line) && page.contains(&open) && page.contains("\nnodetracker_listener_agents 0\n")
+        })
+        .await;
+        drop(service);
+        let page = page(&registry);
+        assert!(!page.contains("nodetracker"), "{page}");
+    }
 }
 
 #[tokio::test]
@@ -224,7 +260,7 @@ async fn an_agent_whose_certificates_do_not_allow_its_node_is_refused() {
         }));
     })
     .await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     wait_for(&pool, |_, stats| stats.failures > 0).await;
     assert_eq!(a.agents().nodes(), []);
@@ -248,7 +284,7 @@ async fn a_service_looks_up_in_a_replica_or_in_a_cache_that_follows() {
     for service in [&a, &b] {
         assert!(service.dialer().dial(&node("node-1")).await.is_err());
     }
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     // The answer that the node is unknown is kept for an hour, unless the cache learns of the change.
     assert_eq!(dial(&a).await, "c");
@@ -278,7 +314,7 @@ async fn a_service_whose_clock_was_set_back_takes_over_if_it_may() {
     drop(refused);
 
     let (a, _) = service_with("a", &tracker, &balancer, incarnation(1, true)).await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     eventually("the tracker has the route", async || {
         tracker.proxies(&node("node-1")) == ["a"]
@@ -289,7 +325,10 @@ async fn a_service_whose_clock_was_set_back_takes_over_if_it_may() {
     // Another process takes over: this service does not fight.
     let (other, _) = service_with("a", &tracker, &balancer, incarnation(2000, false)).await;
     assert_eq!(within(a.superseded()).await.latest_incarnation, 2000);
-    assert_eq!(other.session().stats()[0].state, SessionState::Open);
+    eventually("the session of the other process is open", async || {
+        other.session().stats()[0].state == SessionState::Open
+    })
+    .await;
 }
 
 /// The routes expire after 5 s, and an agent is pinged each 10 s by default.
@@ -299,7 +338,7 @@ async fn a_connected_node_keeps_its_route_also_if_routes_expire_soon() {
     config.keep_alive.value = Duration::from_secs(5);
     let (tracker, balancer) = (Running::with_config(&config).await, Balancer::new().await);
     let (a, _) = service("a", &tracker, &balancer).await;
-    let pool = serve_echo(AgentPool::new(quick(), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(quick(), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!(dial(&a).await, "a");
     eventually("the tracker has the route", async || {

@@ -1,87 +1,31 @@
 //! TLS and client certificates against a tracker that verifies its clients; files that change.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use nodetracker::Proxy;
-use nodetracker_client::client::config::TrackerConfig;
-use nodetracker_client::client::{ClientError, ClientOptions, TrackerClient};
+use nodetracker_client::client::section::TrackerSection;
+use nodetracker_client::client::{ClientConfig, ClientError, TrackerClient};
 use nodetracker_client::connect::WriteTo;
-use nodetracker_client::connect::channel::{ClientTls, ConnectOptions, TlsFiles};
+use nodetracker_client::connect::channel::{ClientTls, ConnectConfig, TlsFiles};
 use nodetracker_client::listener::{AgentListener, ListenerConfig};
 use nodetracker_client::proxy::{ProxyService, ProxyServiceConfig};
 use nodetracker_client::session::SessionState;
 use nodetracker_client::tracker::{NodeTracker, TrackerError};
 use nodetracker_client::transport::Transport;
-use nodetracker_client::transport::server_tls::{ServerTls, ServerTlsFiles};
+use nodetracker_client::transport::server_tls::ServerTls;
 use nodetracker_client::transport::tcp::{TcpAcceptor, TcpTransport};
-use nodetracker_server::Config;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
-use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::fleet::{PATIENCE, info};
-use crate::in_process::eventually;
-use crate::support::{PROXY, Running, client, node, patient};
-
-/// A folder with an authority, and a tracker that verifies its clients by it.
-struct Pki {
-    folder: TempDir,
-    authority: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Pki {
-    fn new() -> Self {
-        let mut params = CertificateParams::new([]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("ca.crt"), authority.pem()).unwrap();
-        Self { folder, authority }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn issue(&self, name: &str, params: CertificateParams) {
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.authority).unwrap();
-        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
-        fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();
-    }
-
-    /// Writes `client.key` and `client.crt` of a proxy.
-    fn issue_proxy(&self, id: &str) {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, "Proxy");
-        params.distinguished_name.push(DnType::CommonName, id);
-        self.issue("client", params);
-    }
-
-    async fn tracker(&self) -> Running {
-        self.issue("tracker", CertificateParams::new(["127.0.0.1".to_owned()]).unwrap());
-        let text = "node_tracker_service:\n  listen_addr: 127.0.0.1:0\n  https_keypairs:\n  - key_file: tracker.key\n    \
-                    cert_file: tracker.crt\n  client_ca_file: ca.crt\n  client_auth: required\n";
-        fs::write(self.path("tracker.yaml"), text).unwrap();
-        Running::with_config(&Config::read(&self.path("tracker.yaml")).unwrap()).await
-    }
-
-    fn files(&self) -> TlsFiles {
-        TlsFiles {
-            ca: self.path("ca.crt"),
-            keypair: Some((self.path("client.key"), self.path("client.crt"))),
-        }
-    }
-}
+use crate::pki::Pki;
+use crate::support::{PROXY, client, eventually, node, patient};
 
 async fn add(client: &TrackerClient, id: &str) -> Result<(), TrackerError> {
     client.add_nodes(&Proxy { id, ..PROXY }, &[node("node-1")]).await
@@ -102,7 +46,7 @@ async fn a_proxy_shows_the_certificate_that_its_configuration_names() {
         tracker.addr
     );
     fs::write(pki.path("teleport.yaml"), text).unwrap();
-    let config = TrackerConfig::read(&pki.path("teleport.yaml")).unwrap().unwrap();
+    let config = TrackerSection::read(&pki.path("teleport.yaml")).unwrap().unwrap();
     let client = config.clone().client(patient()).unwrap();
     assert_eq!(add(&client, "proxy-1").await, Ok(()));
     let denied = add(&client, "proxy-2").await;
@@ -127,7 +71,7 @@ async fn a_proxy_service_connects_as_its_section_says() {
          node_tracker_key_file: client.key\n  node_tracker_cert_file: client.crt\n  node_tracker_write_to: one\n",
         tracker.addr
     );
-    let section = TrackerConfig::from_yaml(&pki.path("teleport.yaml"), &text)
+    let section = TrackerSection::from_yaml(&pki.path("teleport.yaml"), &text)
         .unwrap()
         .unwrap();
     let config = ProxyServiceConfig::from_section(PROXY, "test", &section).unwrap();
@@ -147,16 +91,16 @@ async fn a_new_connection_uses_the_files_of_its_time_if_they_are_good() {
     let tracker = pki.tracker().await;
     pki.issue_proxy("proxy-1");
     let addr = format!("https://{}", tracker.addr).parse().unwrap();
-    let tls = ClientTls::load(pki.files()).unwrap();
+    let tls = ClientTls::load(pki.client_files("client")).unwrap();
     let connect = || {
-        let options = ClientOptions {
-            connect: ConnectOptions {
+        let client_config = ClientConfig {
+            connect: ConnectConfig {
                 tls: Some(tls.clone()),
-                ..ConnectOptions::default()
+                ..ConnectConfig::default()
             },
             ..patient()
         };
-        client([Clone::clone(&addr)], options)
+        client([Clone::clone(&addr)], client_config)
     };
     let first = connect();
     assert_eq!(add(&first, "proxy-1").await, Ok(()));
@@ -181,14 +125,14 @@ async fn a_tracker_of_another_authority_is_not_trusted() {
     let (pki, other) = (Pki::new(), Pki::new());
     let tracker = pki.tracker().await;
     other.issue_proxy("proxy-1");
-    let options = ClientOptions {
-        connect: ConnectOptions {
-            tls: Some(ClientTls::load(other.files()).unwrap()),
-            ..ConnectOptions::default()
+    let client_config = ClientConfig {
+        connect: ConnectConfig {
+            tls: Some(ClientTls::load(other.client_files("client")).unwrap()),
+            ..ConnectConfig::default()
         },
         ..patient()
     };
-    let client = client([format!("https://{}", tracker.addr).parse().unwrap()], options);
+    let client = client([format!("https://{}", tracker.addr).parse().unwrap()], client_config);
     match add(&client, "proxy-1").await {
         Err(TrackerError::Unavailable(message)) => assert!(message.contains("certificate"), "{message}"),
         other => panic!("{other:?}"),
@@ -199,21 +143,16 @@ async fn a_tracker_of_another_authority_is_not_trusted() {
 #[tokio::test]
 async fn a_listener_uses_the_files_of_its_time_if_they_are_good() {
     let (pki, other) = (Pki::new(), Pki::new());
-    let issue = |pki: &Pki| pki.issue("proxy", CertificateParams::new(["127.0.0.1".to_owned()]).unwrap());
+    let issue = |pki: &Pki| pki.issue("proxy", "127.0.0.1");
     issue(&pki);
     pki.issue_proxy("agent");
-    let files = ServerTlsFiles {
-        key: pki.path("proxy.key"),
-        certificate: pki.path("proxy.crt"),
-        client_ca: Some(pki.path("ca.crt")),
-    };
-    let tls = ServerTls::load(files, Duration::ZERO).unwrap();
+    let tls = ServerTls::load(pki.server_files("proxy"), Duration::ZERO).unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = tcp.local_addr().unwrap().to_string();
     let listener = AgentListener::new(ListenerConfig::new(info("proxy-1")), ()).unwrap();
     let serving = listener.clone();
     tokio::spawn(async move { serving.serve(TcpAcceptor::tls_files(tcp, tls)).await });
-    let transport = TcpTransport::agent(ClientTls::load(pki.files()).unwrap());
+    let transport = TcpTransport::agent(ClientTls::load(pki.client_files("client")).unwrap());
     let certificate = async || {
         let tunnel = transport.connect(&addr).await.unwrap();
         tunnel.peer_certificates()[0].clone()
@@ -245,7 +184,7 @@ async fn a_listener_uses_the_files_of_its_time_if_they_are_good() {
     fs::write(pki.path("own.crt"), own).unwrap();
     let files = TlsFiles {
         ca: pki.path("own.crt"),
-        ..pki.files()
+        ..pki.client_files("client")
     };
     let transport = TcpTransport::agent(ClientTls::load(files).unwrap());
     let tunnel = transport.connect(&addr).await.unwrap();

@@ -1,6 +1,5 @@
 //! Pools and listeners: over TCP and TLS, and in memory when time matters.
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -10,24 +9,25 @@ use std::time::Duration;
 
 use nodetracker::RouteTable;
 use nodetracker_client::backoff::Limits;
-use nodetracker_client::connect::channel::{ClientTls, TlsFiles};
+use nodetracker_client::connect::channel::ClientTls;
 use nodetracker_client::control::proto::ProxyInfo;
 use nodetracker_client::control::verify_dns_name;
 use nodetracker_client::listener::{AgentListener, ListenerConfig, OpenError};
 use nodetracker_client::pool::{AgentPool, PoolConfig, Target};
 use nodetracker_client::proxy::{DialError, Dialer, DialerConfig, PeerServer, PeerServerConfig};
 use nodetracker_client::transport::mux::{MAX_STREAMS, MuxTunnel};
+use nodetracker_client::transport::server_tls::ServerTlsFiles;
 use nodetracker_client::transport::tcp::{PEER_ALPN, TcpAcceptor, TcpTransport};
 use nodetracker_client::transport::{ByteStream, Transport, Tunnel};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use nodetracker_tls::server::{ServerFiles, server_config};
+use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, Sleep, timeout};
 
 use crate::fleet::{Balancer, InMemory, NodeEvent, PATIENCE, Proxy, echo, info, serve_echo, wait_for};
+use crate::pki::Pki;
 
 fn config(connection_count: usize) -> PoolConfig {
     PoolConfig {
@@ -67,7 +67,7 @@ async fn a_pool_has_a_tunnel_to_each_of_two_proxies_and_returns_to_one_that_was_
     let balancer = Balancer::new().await;
     let (mut a, addr) = tcp_proxy("a", &balancer).await;
     let (mut b, _) = tcp_proxy("b", &balancer).await;
-    let pool = serve_echo(AgentPool::new(config(0), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(config(0), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!((a.event().await, b.event().await), (connected(), connected()));
     a.stream("node-1").await;
@@ -96,7 +96,7 @@ async fn a_pool_has_a_tunnel_to_each_of_two_proxies_and_returns_to_one_that_was_
 async fn a_proxy_that_drains_keeps_its_streams_until_they_end() {
     let balancer = Balancer::new().await;
     let (mut a, addr) = tcp_proxy("a", &balancer).await;
-    let pool = serve_echo(AgentPool::new(config(1), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(config(1), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!(a.event().await, connected());
     let mut stream = a.stream("node-1").await;
@@ -123,7 +123,7 @@ async fn a_proxy_that_drains_refuses_new_agents() {
     let balancer = Balancer::new().await;
     let (a, _) = tcp_proxy("a", &balancer).await;
     a.listener.drain(Duration::from_secs(1));
-    let pool = AgentPool::new(config(1), TcpTransport::default());
+    let pool = AgentPool::start(config(1), TcpTransport::default());
     pool.handle().add_target(Target::new("main", &balancer.addr));
     wait_for(pool.handle(), |_, stats| stats.failures > 0).await;
     assert!(a.listener.stats().refused > 0);
@@ -134,7 +134,7 @@ async fn a_proxy_that_drains_refuses_new_agents() {
 async fn a_proxy_that_resumes_accepts_agents() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
     proxy.listener.drain(Duration::from_secs(1));
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     wait_for(&pool, |_, stats| stats.failures > 0).await;
     proxy.listener.resume();
@@ -145,7 +145,7 @@ async fn a_proxy_that_resumes_accepts_agents() {
 async fn a_proxy_sheds_agents_and_still_accepts_agents() {
     let balancer = Balancer::new().await;
     let (mut a, addr) = tcp_proxy("a", &balancer).await;
-    let pool = serve_echo(AgentPool::new(config(1), TcpTransport::default()));
+    let pool = serve_echo(AgentPool::start(config(1), TcpTransport::default()));
     pool.add_target(Target::new("main", &balancer.addr));
     assert_eq!(a.event().await, connected());
     let (mut b, _) = tcp_proxy("b", &balancer).await;
@@ -157,7 +157,7 @@ async fn a_proxy_sheds_agents_and_still_accepts_agents() {
     assert_eq!(a.event().await, gone());
     assert_eq!(pool.stats().reconnects, 1);
 
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([a.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([a.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(a.event().await, connected());
 }
@@ -169,7 +169,7 @@ async fn an_agent_of_another_cluster_is_refused() {
         ..ListenerConfig::new(info("a"))
     };
     let mut proxy = Proxy::new(config_of_proxy);
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("leaf", "1"));
     wait_for(&pool, |_, stats| stats.failures > 0).await;
     pool.add_target(Target::new("main", "2"));
@@ -186,7 +186,7 @@ async fn the_longest_list_of_proxies_reaches_an_agent() {
         version: "v".repeat(255),
     };
     proxy.listener.set_proxies((1..512).map(long).collect()).unwrap();
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     assert_eq!(pool.stats().ignored_proxies, 0);
@@ -196,7 +196,7 @@ async fn the_longest_list_of_proxies_reaches_an_agent() {
 #[tokio::test]
 async fn closing_a_pool_waits_for_its_streams() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     let mut stream = proxy.stream("node-1").await;
@@ -216,7 +216,7 @@ async fn closing_a_pool_waits_for_its_streams() {
 #[tokio::test]
 async fn closing_a_listener_cuts_streams_only_after_the_limit() {
     let mut proxy = Proxy::new(ListenerConfig::new(info("a")));
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     let mut stream = proxy.stream("node-1").await;
@@ -234,7 +234,7 @@ async fn both_ends_notice_a_connection_that_is_half_open() {
     let transport = InMemory::new([proxy.listener.clone()]);
     let config = config(1);
     let bound = config.keep_alive.interval + config.keep_alive.timeout;
-    let pool = serve_echo(AgentPool::new(config, transport.clone()));
+    let pool = serve_echo(AgentPool::start(config, transport.clone()));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     // The connection stays up as long as pings are answered.
@@ -321,7 +321,7 @@ async fn a_tunnel_that_is_busy_and_slow_is_not_broken() {
             listener,
             agent_is_slow,
         };
-        let pool = serve_echo(AgentPool::new(config(1), transport));
+        let pool = serve_echo(AgentPool::start(config(1), transport));
         pool.add_target(Target::new("main", ""));
         assert_eq!(proxy.event().await, connected());
         for _ in 0..6 {
@@ -343,7 +343,7 @@ async fn a_tunnel_that_is_busy_and_slow_is_not_broken() {
 
 #[tokio::test]
 async fn a_reader_of_the_status_may_call_the_pool() {
-    let pool = AgentPool::new(config(1), InMemory::new([]));
+    let pool = AgentPool::start(config(1), InMemory::new([]));
     let handle = pool.handle();
     let mut status = handle.status();
     let found = status.wait_for(|status| {
@@ -403,7 +403,7 @@ async fn agents_beyond_the_maximum_are_closed_at_once() {
         ..ListenerConfig::new(info("a"))
     });
     let transport = InMemory::new([proxy.listener.clone()]);
-    let pool = serve_echo(AgentPool::new(config(1), transport.clone()));
+    let pool = serve_echo(AgentPool::start(config(1), transport.clone()));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     let second = MuxTunnel::client(transport.connection(), Vec::new());
@@ -498,56 +498,28 @@ async fn echo_back(stream: &mut nodetracker_client::transport::TunnelStream) {
     stream.flush().await.unwrap();
 }
 
-/// An authority, and certificates for `proxy.test` and for two nodes.
-struct Pki {
-    folder: tempfile::TempDir,
-    authority: CertifiedIssuer<'static, KeyPair>,
+/// The TLS of `proxy.test`, which verifies the certificates of agents and peers.
+fn server_tls(pki: &Pki) -> ServerConfig {
+    pki.issue("proxy.test", "proxy.test");
+    let ServerTlsFiles {
+        key,
+        certificate,
+        client_ca,
+    } = pki.server_files("proxy.test");
+    let files = ServerFiles {
+        key: &key,
+        certificate: &certificate,
+        client_ca: client_ca.as_deref(),
+    };
+    server_config(&files, b"").unwrap()
 }
 
-impl Pki {
-    fn new() -> Self {
-        let mut params = CertificateParams::new([]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = tempfile::TempDir::new().unwrap();
-        fs::write(folder.path().join("ca.crt"), authority.pem()).unwrap();
-        Self { folder, authority }
-    }
-
-    fn issue(&self, name: &str) -> (KeyPair, CertificateDer<'static>) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([name.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.authority).unwrap();
-        fs::write(self.folder.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
-        fs::write(self.folder.path().join(format!("{name}.crt")), certificate.pem()).unwrap();
-        (key, certificate.der().clone())
-    }
-
-    fn server(&self) -> ServerConfig {
-        let (key, certificate) = self.issue("proxy.test");
-        let mut roots = RootCertStore::empty();
-        roots.add(self.authority.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let agents = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-        ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(agents.build().unwrap())
-            .with_single_cert(vec![certificate], key.serialize_der().try_into().unwrap())
-            .unwrap()
-    }
-
-    fn client(&self, name: &str) -> TcpTransport {
-        self.issue(name);
-        let path = |file: String| self.folder.path().join(file);
-        let files = TlsFiles {
-            ca: path("ca.crt".into()),
-            keypair: Some((path(format!("{name}.key")), path(format!("{name}.crt")))),
-        };
-        TcpTransport {
-            server_name: Some("proxy.test".into()),
-            ..TcpTransport::agent(ClientTls::load(files).unwrap())
-        }
+/// Dials `proxy.test` with a certificate of this name.
+fn transport(pki: &Pki, name: &str) -> TcpTransport {
+    pki.issue(name, name);
+    TcpTransport {
+        server_name: Some("proxy.test".into()),
+        ..TcpTransport::agent(ClientTls::load(pki.client_files(name)).unwrap())
     }
 }
 
@@ -559,10 +531,10 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     let config_of_proxy = ListenerConfig::new(info("proxy.test"));
     let listener = AgentListener::with_verify(config_of_proxy, (), Box::new(verify_dns_name)).unwrap();
     let serving = listener.clone();
-    let acceptor = TcpAcceptor::tls(tcp, &pki.server());
+    let acceptor = TcpAcceptor::tls(tcp, &server_tls(&pki));
     tokio::spawn(async move { serving.serve(acceptor).await });
 
-    let good = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(verify_dns_name));
+    let good = AgentPool::start_with_verify(config(1), transport(&pki, "node-1"), Box::new(verify_dns_name));
     let good = serve_echo(good);
     good.add_target(target.clone());
     wait_for(&good, |counts, _| counts.ready() == 1).await;
@@ -578,7 +550,7 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     echo(&mut stream.await.unwrap()).await.unwrap();
 
     // The certificate of another node.
-    let bad = AgentPool::new(config(1), pki.client("node-2"));
+    let bad = AgentPool::start(config(1), transport(&pki, "node-2"));
     bad.handle().add_target(target.clone());
     wait_for(bad.handle(), |_, stats| stats.failures > 0).await;
     assert!(listener.stats().refused >= 1);
@@ -586,21 +558,21 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
     // The proxy has another ID than the agent expects.
     let expects_other =
         |_: &str, certificates: &[CertificateDer<'static>]| verify_dns_name("proxy-2.test", certificates);
-    let careful = AgentPool::with_verify(config(1), pki.client("node-1"), Box::new(expects_other));
+    let careful = AgentPool::start_with_verify(config(1), transport(&pki, "node-1"), Box::new(expects_other));
     careful.handle().add_target(target.clone());
     wait_for(careful.handle(), |_, stats| stats.failures > 0).await;
 
     // A proxy that dials the port for agents.
     let peer = TcpTransport {
         alpn: PEER_ALPN,
-        ..pki.client("node-1")
+        ..transport(&pki, "node-1")
     };
     let failed = listener.stats().failed;
     assert!(peer.connect(&target.addr).await.is_err());
     assert_eq!(listener.stats().failed, failed + 1);
 
     // No certificate at all.
-    let plain = AgentPool::new(config(1), TcpTransport::default());
+    let plain = AgentPool::start(config(1), TcpTransport::default());
     plain.handle().add_target(target);
     wait_for(plain.handle(), |_, stats| stats.failures > 0).await;
     assert_eq!(listener.stats().claimed, 1);
@@ -610,14 +582,14 @@ async fn with_tls_both_ends_verify_the_other_ends_id() {
 async fn with_tls_a_peer_and_its_dialer_verify_each_other() {
     let pki = Pki::new();
     let mut proxy = Proxy::new(ListenerConfig::new(info("proxy.test")));
-    let pool = serve_echo(AgentPool::new(config(1), InMemory::new([proxy.listener.clone()])));
+    let pool = serve_echo(AgentPool::start(config(1), InMemory::new([proxy.listener.clone()])));
     pool.add_target(Target::new("main", ""));
     assert_eq!(proxy.event().await, connected());
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = tcp.local_addr().unwrap().to_string();
     let agents = proxy.listener.clone();
     let server = PeerServer::with_verify(PeerServerConfig::new("proxy.test"), agents, Box::new(verify_dns_name));
-    let acceptor = TcpAcceptor::tls(tcp, &pki.server());
+    let acceptor = TcpAcceptor::tls(tcp, &server_tls(&pki));
     let serving = server.clone();
     tokio::spawn(async move { serving.serve(acceptor).await });
 
@@ -635,7 +607,7 @@ async fn with_tls_a_peer_and_its_dialer_verify_each_other() {
         let other = AgentListener::new(ListenerConfig::new(info(origin)), ()).unwrap();
         let transport = TcpTransport {
             alpn: PEER_ALPN,
-            ..pki.client("origin.test")
+            ..transport(&pki, "origin.test")
         };
         let config = DialerConfig::new(origin);
         let dialer = Dialer::with_verify(config, other, Arc::new(table), transport, Box::new(verify_dns_name));

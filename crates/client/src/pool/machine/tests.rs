@@ -1,6 +1,7 @@
 //! The machine, step by step.
 
 use super::*;
+use crate::control::MAX_PROXIES;
 use crate::control::keep_alive::KeepAliveTimes;
 use crate::pool::counts::StateCounts;
 
@@ -485,6 +486,35 @@ fn the_reason_of_a_failure_is_kept_until_a_tunnel_is_claimed() {
     assert_eq!(pool.actions(), []);
     let error = "the name of the cluster has 256 bytes, and the maximum is 255";
     assert_eq!(pool.machine.last_errors()[&long], error);
+}
+
+#[test]
+fn an_attempt_that_fails_at_once_is_made_again_later_even_without_a_backoff() {
+    let mut pool = Pool::new(1);
+    pool.machine.config.backoff = crate::backoff::Limits {
+        base: Duration::ZERO,
+        max: Duration::ZERO,
+    };
+    pool.machine
+        .add_target(pool.now, Target::new("x".repeat(256), "balancer:2"));
+    pool.actions();
+    assert!(pool.machine.next_timeout() > Some(pool.now));
+}
+
+/// The proxy, or its load balancer, names another proxy each time, and a list names a proxy that never answers.
+#[test]
+fn a_proxy_of_many_names_gets_a_bounded_number_of_tunnels() {
+    let mut pool = Pool::new(0);
+    // Without the pings of many tunnels, the next dial is a few steps away.
+    pool.machine.config.keep_alive.interval = Duration::from_secs(86_400);
+    for number in 0..2 * MAX_PROXIES {
+        let Some(tunnel) = (0..10).find_map(|_| pool.step()) else {
+            break;
+        };
+        pool.handle(tunnel, Input::Opened);
+        pool.handle(tunnel, welcome(proxy(&format!("proxy-{number}"), 1), &["silent"]));
+    }
+    assert_eq!(pool.counts().ready(), MAX_PROXIES);
 }
 
 #[test]

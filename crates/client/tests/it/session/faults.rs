@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nodetracker_client::session::Timing;
+use nodetracker_client::session::SessionTimes;
 use nodetracker_client::session::machine::Event;
 use nodetracker_client::{NodeId, Uuid};
 use nodetracker_proto::v1;
@@ -38,12 +38,12 @@ const WITHDRAWAL: Duration = Duration::from_secs(10);
 /// A half-open connection is noticed with the next round, and the answer to a hello may be lost too.
 const RECOVERY: Duration = Duration::from_secs(75);
 
-fn timing() -> Timing {
-    let mut timing = Timing::default();
-    timing.answer_timeout = Duration::from_secs(10);
-    timing.reconnect.max = Duration::from_secs(3);
-    timing.refused.max = Duration::from_secs(5);
-    timing
+fn times() -> SessionTimes {
+    let mut times = SessionTimes::default();
+    times.answer_timeout = Duration::from_secs(10);
+    times.reconnect.max = Duration::from_secs(3);
+    times.refused.max = Duration::from_secs(5);
+    times
 }
 
 fn node(number: usize) -> NodeId {
@@ -91,7 +91,7 @@ impl Run {
             .collect();
         let mut world = World::new(seed, trackers);
         world.latency = Duration::from_millis(1)..Duration::from_millis(50);
-        let proxy = world.add_proxy("proxy", 1, timing());
+        let proxy = world.add_proxy("proxy", 1, times());
         Self {
             world,
             truth: BTreeMap::new(),
@@ -209,7 +209,7 @@ impl Run {
             self.step(STEP);
         }
         self.incarnation += 1;
-        self.proxy = self.world.add_proxy("proxy", self.incarnation, timing());
+        self.proxy = self.world.add_proxy("proxy", self.incarnation, times());
         for node in Vec::from_iter(self.truth.keys().cloned()) {
             if self.world.random.bool() {
                 self.sign(&node, true);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nodetracker_client::session::machine::{BACKLOG, Event, Fault, Identity, Input, Machine};
 use nodetracker_client::session::nodes::{NodeSet, TooManyNodes};
-use nodetracker_client::session::{Timing, Violation};
+use nodetracker_client::session::{SessionTimes, Violation};
 use nodetracker_client::{NodeId, Proxy, Uuid};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::session_request::Request;
@@ -80,14 +80,14 @@ fn uuids(ids: &[u128]) -> v1::NodeIds {
 impl Driver {
     /// A machine that has not connected yet, for up to `max` nodes.
     fn new(max: usize) -> Self {
-        Self::with_timing(max, Timing::default())
+        Self::with_timing(max, SessionTimes::default())
     }
 
-    fn with_timing(max: usize, timing: Timing) -> Self {
-        Self::with_trackers(1, max, timing, 1)
+    fn with_timing(max: usize, times: SessionTimes) -> Self {
+        Self::with_trackers(1, max, times, 1)
     }
 
-    fn with_trackers(trackers: usize, max: usize, timing: Timing, seed: u64) -> Self {
+    fn with_trackers(trackers: usize, max: usize, times: SessionTimes, seed: u64) -> Self {
         let now = Instant::now();
         let nodes = Arc::new(NodeSet::new(max, 1, now));
         let proxy = Proxy {
@@ -100,7 +100,7 @@ impl Driver {
             incarnation: NonZeroU64::MIN,
         };
         Self {
-            machine: Machine::new(Arc::clone(&nodes), identity, trackers, timing, seed, now),
+            machine: Machine::new(Arc::clone(&nodes), identity, trackers, times, seed, now),
             nodes,
             now,
             oldest: 1,
@@ -145,7 +145,7 @@ impl Driver {
     /// What the machine sends once the changes were collected.
     fn flush(&mut self) -> Vec<Request> {
         assert_eq!(self.requests(), []);
-        self.now += Timing::default().batch_delay;
+        self.now += SessionTimes::default().batch_delay;
         self.requests()
     }
 
@@ -233,7 +233,7 @@ fn a_withdrawal_does_not_wait_for_the_pace_of_announcements() {
     assert_eq!(driver.flush(), [down(&[1])]);
     driver.answer(ack());
     // The queue of announcements still has the node's ID.
-    driver.now += Timing::default().refused.base;
+    driver.now += SessionTimes::default().refused.base;
     assert_eq!(driver.requests(), []);
     assert!(driver.machine.is_settled() && driver.nodes.is_empty());
 }
@@ -251,7 +251,7 @@ fn a_node_whose_handle_is_gone_is_announced_again_if_it_is_up() {
         heartbeat_interval: None,
     }));
     assert_eq!(driver.requests(), [up(&[1])]);
-    driver.now += Timing::default().batch_delay;
+    driver.now += SessionTimes::default().batch_delay;
     // The table may have moved the route of the other node.
     assert_eq!(driver.requests(), [down(&[2])]);
 }
@@ -331,7 +331,7 @@ fn proxies_that_announce_all_nodes_again_do_not_begin_at_the_same_moment() {
     };
     for lose_routes in [resync, restart] {
         let wait = |seed| {
-            let mut driver = Driver::with_trackers(1, 1, Timing::default(), seed).opened();
+            let mut driver = Driver::with_trackers(1, 1, SessionTimes::default(), seed).opened();
             driver.up(1);
             assert_eq!(driver.flush(), [up(&[1])]);
             driver.answer(handles(&[10]));
@@ -341,7 +341,7 @@ fn proxies_that_announce_all_nodes_again_do_not_begin_at_the_same_moment() {
             driver.now - lost
         };
         let (one, other) = (wait(1), wait(2));
-        assert!(one != other && one.max(other) <= Timing::default().announce_jitter);
+        assert!(one != other && one.max(other) <= SessionTimes::default().announce_jitter);
     }
 }
 
@@ -428,7 +428,7 @@ fn a_tracker_that_does_not_answer_is_given_up() {
             break events;
         }
     };
-    assert_eq!(driver.now - sent, Timing::default().answer_timeout);
+    assert_eq!(driver.now - sent, SessionTimes::default().answer_timeout);
     assert_eq!(events, [Event::Disconnect(Fault::NoAnswer)]);
 }
 
@@ -436,7 +436,7 @@ fn a_tracker_that_does_not_answer_is_given_up() {
 fn the_nodes_move_well_before_the_tracker_stops() {
     let left = Duration::from_secs(4);
     for seed in 0..100 {
-        let mut driver = Driver::with_trackers(2, 1, Timing::default(), seed).opened();
+        let mut driver = Driver::with_trackers(2, 1, SessionTimes::default(), seed).opened();
         driver.events();
         driver.unasked(Response::GoAway(v1::SessionGoAway {
             time_left: left.try_into().ok(),
@@ -481,12 +481,12 @@ fn a_drain_waits_only_for_hellos_that_may_still_arrive() {
 
 #[test]
 fn times_without_a_bound_are_no_error() {
-    let mut timing = Timing::default();
-    (timing.batch_delay, timing.announce_jitter) = (Duration::MAX, Duration::MAX);
-    timing.answer_timeout = Duration::MAX;
-    (timing.reconnect.base, timing.reconnect.max) = (Duration::MAX, Duration::MAX);
-    (timing.refused.base, timing.refused.max) = (Duration::MAX, Duration::MAX);
-    let mut driver = Driver::with_timing(1, timing).opened();
+    let mut times = SessionTimes::default();
+    (times.batch_delay, times.announce_jitter) = (Duration::MAX, Duration::MAX);
+    times.answer_timeout = Duration::MAX;
+    (times.reconnect.base, times.reconnect.max) = (Duration::MAX, Duration::MAX);
+    (times.refused.base, times.refused.max) = (Duration::MAX, Duration::MAX);
+    let mut driver = Driver::with_timing(1, times).opened();
     driver.up(1);
     driver.requests();
     driver.now = driver.now.max(driver.machine.next_timeout().expect("a timeout"));
@@ -536,7 +536,7 @@ fn nodes_that_come_and_go_before_the_first_session_leave_no_trace() {
     assert_eq!(driver.nodes.len(), 0);
     driver.up(1);
     let mut driver = driver.opened();
-    driver.now += Timing::default().batch_delay;
+    driver.now += SessionTimes::default().batch_delay;
     assert_eq!(driver.requests(), [up(&[1])]);
 }
 
@@ -569,11 +569,11 @@ fn many_threads_change_nodes_while_the_machine_reports_them() {
     const THREADS: u128 = 4;
     const NODES: u128 = 2_000;
     // The clock hardly moves, so no node becomes silent.
-    let mut timing = Timing::default();
-    timing.batch_delay = Duration::ZERO;
-    timing.announced_per_second = u32::MAX;
+    let mut times = SessionTimes::default();
+    times.batch_delay = Duration::ZERO;
+    times.announced_per_second = u32::MAX;
     for seed in 0..5 {
-        let mut driver = Driver::with_timing(1_000_000, timing).opened();
+        let mut driver = Driver::with_timing(1_000_000, times).opened();
         let nodes = Arc::clone(&driver.nodes);
         let mut tracker = ModelTracker::new(LIFETIME, LIMITS, 7);
         let hello = v1::SessionHello {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nodetracker_client::session::Timing;
+use nodetracker_client::session::SessionTimes;
 use nodetracker_client::{NodeId, Uuid};
 use nodetracker_proto::v1;
 
@@ -32,9 +32,9 @@ fn a_hundred_thousand_nodes_of_ten_proxies_are_back_within_the_stated_costs() {
     for seed in Seeds::new(5) {
         let mut world = World::new(seed, vec![ModelTracker::new(KEEP_ALIVE, LIMITS, 1)]);
         world.latency = ROUND_TRIP / 2..ROUND_TRIP / 2;
-        let timing = Timing::default();
+        let times = SessionTimes::default();
         for proxy in 0..PROXIES {
-            world.add_proxy(&format!("proxy-{proxy}"), 1, timing);
+            world.add_proxy(&format!("proxy-{proxy}"), 1, times);
             for number in 0..NODES {
                 let now = world.instant();
                 world.proxies[proxy]
@@ -49,7 +49,7 @@ fn a_hundred_thousand_nodes_of_ten_proxies_are_back_within_the_stated_costs() {
         world.restart(0, false);
         world.traffic = Traffic::default();
         assert!(world.trackers[0].nodes("proxy-0", world.now).is_empty());
-        let worst = timing.reconnect.base + timing.announce_jitter + Duration::from_millis(206) + 4 * ROUND_TRIP;
+        let worst = times.reconnect.base + times.announce_jitter + Duration::from_millis(206) + 4 * ROUND_TRIP;
         world.run_until(world.now + worst);
         assert_back(&world, seed);
         let traffic = world.traffic;

@@ -10,65 +10,33 @@ use nodetracker_client::listener::NodeObserver;
 use nodetracker_client::proxy::ReportNodes;
 use nodetracker_client::session::machine::SessionSupersededReason;
 use nodetracker_client::session::{ProxySession, SessionConfig, SessionConfigError, SessionState, SessionStats};
-use nodetracker_client::{NodeId, Proxy, Uuid};
-use nodetracker_server::{Config, Drained, Limits, Server};
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use nodetracker_client::{NodeId, Uuid};
+use nodetracker_server::Config;
 use tracing::{Metadata, Subscriber, span};
 
 use crate::session::relay::Relay;
-use crate::support::{ClosedPort, within};
+use crate::support::{ClosedPort, PROXY, Running, within};
 
 /// Heartbeats follow every two seconds.
 const SHORT: Duration = Duration::from_secs(6);
 /// No heartbeat follows during a test, and no node counts as silent.
 const LONG: Duration = Duration::from_secs(3600);
-const PROXY: Proxy<'_> = Proxy {
-    id: "proxy-1",
-    cluster_name: "main",
-    addr: "10.0.0.1:3080",
-};
 
-struct Tracker {
-    addr: SocketAddr,
-    table: Arc<RouteTable>,
-    /// Stops the server.
-    stop: oneshot::Sender<()>,
-    _task: JoinSet<Drained>,
+async fn start(keep_alive: Duration) -> Running {
+    stopping_after("0s", keep_alive).await
 }
 
-impl Tracker {
-    async fn start(keep_alive: Duration) -> Self {
-        Self::stopping_after("0s", keep_alive).await
-    }
+async fn stopping_after(shutdown_delay: &str, keep_alive: Duration) -> Running {
+    let config = Config::default().with("shutdown_delay", shutdown_delay).unwrap();
+    let table = RouteTable::builder().keep_alive(keep_alive).build().unwrap();
+    Running::serving(&config.listen_on("127.0.0.1:0"), table).await
+}
 
-    async fn stopping_after(shutdown_delay: &str, keep_alive: Duration) -> Self {
-        let table = RouteTable::builder().keep_alive(keep_alive).build().unwrap();
-        let table = Arc::new(table);
-        let config = Config::default().with("shutdown_delay", shutdown_delay).unwrap();
-        let config = config.listen_on("127.0.0.1:0");
-        let server = Server::bind_with_limits(&config, Arc::clone(&table), Limits::default())
-            .await
-            .unwrap();
-        let addr = server.local_addr();
-        let (stop, stopped) = oneshot::channel();
-        let stopped = async { drop(stopped.await) };
-        let mut task = JoinSet::new();
-        task.spawn(server.run(stopped));
-        Self {
-            addr,
-            table,
-            stop,
-            _task: task,
-        }
-    }
-
-    /// The nodes of a range that have a route.
-    fn nodes(&self, range: std::ops::Range<u128>) -> Vec<u128> {
-        range
-            .filter(|number| !self.table.get_proxies(&node(*number)).is_empty())
-            .collect()
-    }
+/// The nodes of a range that have a route.
+fn nodes(tracker: &Running, range: std::ops::Range<u128>) -> Vec<u128> {
+    range
+        .filter(|number| !tracker.table.get_proxies(&node(*number)).is_empty())
+        .collect()
 }
 
 fn node(number: u128) -> NodeId {
@@ -119,15 +87,15 @@ fn seen(session: &ProxySession, nodes: std::ops::Range<u128>) {
 
 #[tokio::test]
 async fn nodes_come_stay_and_go() {
-    let tracker = Tracker::start(SHORT).await;
-    let session = ProxySession::begin(config(&[tracker.addr])).unwrap();
+    let tracker = start(SHORT).await;
+    let session = ProxySession::start(config(&[tracker.addr])).unwrap();
     std::thread::scope(|scope| {
         for part in [0..500, 500..1000] {
             scope.spawn(|| up(&session, part));
         }
     });
     announced(&session, 1000).await;
-    assert_eq!(tracker.nodes(0..1000).len(), 1000);
+    assert_eq!(nodes(&tracker, 0..1000).len(), 1000);
 
     session.node_down(&node(7));
     session.node_seen(&node(7));
@@ -144,24 +112,24 @@ async fn nodes_come_stay_and_go() {
 
 #[tokio::test]
 async fn after_a_restart_of_the_tracker_all_nodes_are_announced_again() {
-    let before = Tracker::start(LONG).await;
+    let before = start(LONG).await;
     let relay = Relay::to(before.addr).await;
-    let session = ProxySession::begin(config(&[relay.addr])).unwrap();
+    let session = ProxySession::start(config(&[relay.addr])).unwrap();
     up(&session, 0..1000);
     announced(&session, 1000).await;
 
-    let after = Tracker::start(LONG).await;
+    let after = start(LONG).await;
     relay.retarget(after.addr);
     let stats = announced(&session, 2000).await;
-    assert_eq!(after.nodes(0..1000).len(), 1000);
+    assert_eq!(nodes(&after, 0..1000).len(), 1000);
     assert_eq!((stats.counters.sessions, stats.counters.full_announcements), (2, 2));
 }
 
 #[tokio::test]
 async fn after_a_lost_connection_the_handles_hold_and_nothing_is_announced_again() {
-    let tracker = Tracker::start(SHORT).await;
+    let tracker = start(SHORT).await;
     let relay = Relay::to(tracker.addr).await;
-    let session = ProxySession::begin(config(&[relay.addr])).unwrap();
+    let session = ProxySession::start(config(&[relay.addr])).unwrap();
     up(&session, 0..1000);
     announced(&session, 1000).await;
     relay.cut();
@@ -182,15 +150,15 @@ async fn after_a_lost_connection_the_handles_hold_and_nothing_is_announced_again
 
 #[tokio::test]
 async fn a_newer_incarnation_supersedes_the_session_which_does_not_take_over_again() {
-    let trackers = [Tracker::start(LONG).await, Tracker::start(LONG).await];
+    let trackers = [start(LONG).await, start(LONG).await];
     let addrs = [trackers[0].addr, trackers[1].addr];
-    let older = ProxySession::begin(config(&addrs)).unwrap();
+    let older = ProxySession::start(config(&addrs)).unwrap();
     up(&older, 0..10);
     announced(&older, 10).await;
     // At one of the two trackers. The older session ends with both.
     let mut newer = config(&addrs[..1]);
     newer.incarnation = 2;
-    let newer = ProxySession::begin(newer).unwrap();
+    let newer = ProxySession::start(newer).unwrap();
     up(&newer, 10..20);
     let superseded = within(older.superseded()).await;
     assert_eq!(superseded.reason, SessionSupersededReason::NewerIncarnation);
@@ -202,18 +170,18 @@ async fn a_newer_incarnation_supersedes_the_session_which_does_not_take_over_aga
         .await;
     }
     announced(&newer, 10).await;
-    assert_eq!(trackers[0].nodes(0..20), Vec::from_iter(10..20));
+    assert_eq!(nodes(&trackers[0], 0..20), Vec::from_iter(10..20));
     let error = older.drain(SHORT).await.unwrap_err();
     assert_eq!(error.trackers.len(), 2, "{error}");
 }
 
 #[tokio::test]
 async fn a_drain_ends_the_incarnation_at_each_tracker_that_can_be_reached() {
-    let trackers = [Tracker::start(LONG).await, Tracker::start(LONG).await];
+    let trackers = [start(LONG).await, start(LONG).await];
     let (relay, closed) = (Relay::to(trackers[1].addr).await, ClosedPort::new());
     let mut config = config(&[trackers[0].addr, relay.addr]);
     config.max_nodes = 10;
-    let session = ProxySession::begin(config).unwrap();
+    let session = ProxySession::start(config).unwrap();
     up(&session, 0..10);
     announced(&session, 10).await;
     until_at(&session, 1, |stats| stats.is_settled).await;
@@ -236,11 +204,11 @@ async fn a_drain_ends_the_incarnation_at_each_tracker_that_can_be_reached() {
 
 #[tokio::test]
 async fn a_tracker_without_room_for_a_node_does_not_keep_the_node_from_the_others() {
-    let trackers = [Tracker::start(LONG).await, Tracker::start(LONG).await];
+    let trackers = [start(LONG).await, start(LONG).await];
     let relay = Relay::to(trackers[0].addr).await;
     let mut config = config(&[relay.addr, trackers[1].addr]);
     config.max_nodes = 1;
-    let session = ProxySession::begin(config).unwrap();
+    let session = ProxySession::start(config).unwrap();
     up(&session, 0..1);
     announced(&session, 1).await;
     let closed = ClosedPort::new();
@@ -251,32 +219,32 @@ async fn a_tracker_without_room_for_a_node_does_not_keep_the_node_from_the_other
     // The first tracker cannot learn that the first node went down.
     session.node_up(&node(1)).unwrap_err();
     until_at(&session, 1, |stats| stats.nodes == 1 && stats.is_settled).await;
-    assert_eq!(trackers[1].nodes(0..2), [1]);
+    assert_eq!(nodes(&trackers[1], 0..2), [1]);
 }
 
 #[tokio::test]
 async fn a_node_without_room_is_reported_with_a_sign_of_life_once_there_is_room() {
-    let tracker = Tracker::start(LONG).await;
+    let tracker = start(LONG).await;
     let mut config = config(&[tracker.addr]);
     config.max_nodes = 1;
-    let session = Arc::new(ProxySession::begin(config).unwrap());
+    let session = Arc::new(ProxySession::start(config).unwrap());
     let observer = ReportNodes(Arc::clone(&session));
     observer.connected(&node(1));
     observer.connected(&node(2));
     announced(&session, 1).await;
-    assert_eq!(tracker.nodes(0..3), [1]);
+    assert_eq!(nodes(&tracker, 0..3), [1]);
     observer.gone(&node(1));
     until(&session, |stats| stats.nodes == 0).await;
     observer.seen(&node(2));
     announced(&session, 2).await;
-    assert_eq!(tracker.nodes(0..3), [2]);
+    assert_eq!(nodes(&tracker, 0..3), [2]);
 }
 
 #[tokio::test]
 async fn a_drain_before_the_first_connection_has_nothing_to_wait_for() {
     let closed = ClosedPort::new();
     for has_failed in [false, true] {
-        let session = ProxySession::begin(config(&[closed.addr()])).unwrap();
+        let session = ProxySession::start(config(&[closed.addr()])).unwrap();
         if has_failed {
             until(&session, |stats| stats.counters.lost_streams > 1).await;
         }
@@ -288,23 +256,23 @@ async fn a_drain_before_the_first_connection_has_nothing_to_wait_for() {
 
 #[tokio::test]
 async fn the_nodes_move_to_another_tracker_before_the_first_one_stops() {
-    let first = Tracker::stopping_after("4s", LONG).await;
-    let second = Tracker::start(LONG).await;
+    let mut first = stopping_after("4s", LONG).await;
+    let second = start(LONG).await;
     let mut config = config(&[first.addr, second.addr]);
     config.write_to = WriteTo::One;
-    let session = ProxySession::begin(config).unwrap();
+    let session = ProxySession::start(config).unwrap();
     up(&session, 0..1000);
     announced(&session, 1000).await;
     assert!(second.table.is_empty());
-    first.stop.send(()).unwrap();
+    first.begin_stop();
     let stats = announced(&session, 2000).await;
     assert_eq!(stats.tracker.port(), second.addr.port());
-    assert_eq!((stats.counters.lost_streams, second.nodes(0..1000).len()), (0, 1000));
+    assert_eq!((stats.counters.lost_streams, nodes(&second, 0..1000).len()), (0, 1000));
 }
 
 #[test]
 fn a_configuration_that_cannot_be_used_is_refused() {
-    let begin = |config: SessionConfig| ProxySession::begin(config).map(drop).unwrap_err();
+    let begin = |config: SessionConfig| ProxySession::start(config).map(drop).unwrap_err();
     assert_eq!(begin(config(&[])), SessionConfigError::NoTracker);
     for incarnation in [0, 1 << 63] {
         let mut config = config(&[SocketAddr::from(([127, 0, 0, 1], 1))]);
@@ -314,7 +282,7 @@ fn a_configuration_that_cannot_be_used_is_refused() {
     let config = SessionConfig::new(PROXY, vec!["a:1".parse().unwrap(), "https://b:1".parse().unwrap()]);
     assert_eq!(
         begin(config).to_string(),
-        "https://b:1 needs TLS: set ConnectOptions::tls"
+        "https://b:1 needs TLS: set ConnectConfig::tls"
     );
 }
 
@@ -347,7 +315,7 @@ impl Subscriber for PanickingLog {
 async fn a_panic_of_the_task_closes_the_session_and_is_reported() {
     let _log = tracing::subscriber::set_default(PanickingLog);
     let closed = ClosedPort::new();
-    let session = ProxySession::begin(config(&[closed.addr()])).unwrap();
+    let session = ProxySession::start(config(&[closed.addr()])).unwrap();
     let stats = until(&session, |stats| stats.state != SessionState::Connecting).await;
     assert_eq!(stats.state, SessionState::Failed);
     assert_eq!(stats.last_error.as_deref(), Some("the session's task has panicked"));

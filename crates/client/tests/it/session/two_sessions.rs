@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nodetracker_client::session::Timing;
+use nodetracker_client::session::SessionTimes;
 use nodetracker_client::session::machine::{Event, Input, SessionSupersededReason};
 use nodetracker_client::{NodeId, Uuid};
 
@@ -25,7 +25,7 @@ fn world(seed: u64) -> World {
 fn two_sessions(seed: u64, incarnations: [u64; 2]) -> World {
     let mut world = world(seed);
     for incarnation in incarnations {
-        let proxy = world.add_proxy("proxy", incarnation, Timing::default());
+        let proxy = world.add_proxy("proxy", incarnation, SessionTimes::default());
         let now = world.instant();
         world.proxies[proxy].nodes.up(&node(), now).expect("there is room");
         world.run_until(world.now + Duration::from_secs(1));
@@ -83,7 +83,7 @@ fn a_late_hello_of_the_session_itself_does_not_end_it() {
         seeds += 1;
         let mut world = world(seed);
         world.latency = Duration::from_millis(1)..Duration::from_secs(2);
-        let proxy = world.add_proxy("proxy", 1, Timing::default());
+        let proxy = world.add_proxy("proxy", 1, SessionTimes::default());
         let now = world.instant();
         world.proxies[proxy].nodes.up(&node(), now).expect("there is room");
         world.drive(proxy);
@@ -102,7 +102,7 @@ fn a_drain_ends_the_incarnation_even_if_the_drain_or_its_answer_is_lost() {
     for (seed, is_half_open) in Seeds::new(50).flat_map(|seed| [(seed, false), (seed, true)]) {
         let mut world = world(seed);
         world.latency = Duration::from_millis(10)..Duration::from_millis(50);
-        let proxy = world.add_proxy("proxy", 1, Timing::default());
+        let proxy = world.add_proxy("proxy", 1, SessionTimes::default());
         let now = world.instant();
         world.proxies[proxy].nodes.up(&node(), now).expect("there is room");
         world.run_until(Duration::from_secs(5));
@@ -112,7 +112,7 @@ fn a_drain_ends_the_incarnation_even_if_the_drain_or_its_answer_is_lost() {
         world.drive(proxy);
         world.run_until(world.now + Duration::from_millis(seed * 3));
         world.cut(proxy, is_half_open);
-        world.run_until(world.now + Timing::default().answer_timeout + Duration::from_secs(5));
+        world.run_until(world.now + SessionTimes::default().answer_timeout + Duration::from_secs(5));
         assert_eq!(world.trackers[0].nodes("proxy", world.now), [], "seed {seed}");
         assert_eq!(world.proxies[proxy].events.last(), Some(&Event::Drained), "seed {seed}");
     }
@@ -123,7 +123,7 @@ fn a_drain_ends_the_incarnation_even_if_the_drain_or_its_answer_is_lost() {
 fn restart_with_late_messages(seed: u64, is_greeted: bool) -> Recovery {
     let nodes = [1, 2, 3].map(|number| NodeId::from(Uuid::from_u128(number)));
     let mut world = world(seed);
-    let old = world.add_proxy("proxy", 1, Timing::default());
+    let old = world.add_proxy("proxy", 1, SessionTimes::default());
     up(&world, old, &nodes[0]);
     up(&world, old, &nodes[1]);
     if is_greeted {
@@ -138,7 +138,7 @@ fn restart_with_late_messages(seed: u64, is_greeted: bool) -> Recovery {
     world.sleep_until(old, Duration::MAX);
 
     world.latency = Duration::from_millis(1)..Duration::from_millis(50);
-    let new = world.add_proxy("proxy", 2, Timing::default());
+    let new = world.add_proxy("proxy", 2, SessionTimes::default());
     up(&world, new, &nodes[0]);
     let time = recovery(&mut world, new, &nodes[..1]);
     let before = world.traffic.responses;
@@ -158,7 +158,7 @@ fn restart_after_clock_step(seed: u64) -> Recovery {
     let mut world = world(seed);
     world.latency = Duration::from_millis(1)..Duration::from_millis(50);
     let before = 1_700_000_000_000;
-    let old = world.add_proxy("proxy", before, Timing::default());
+    let old = world.add_proxy("proxy", before, SessionTimes::default());
     up(&world, old, &nodes[0]);
     world.run_until(Duration::from_secs(5));
     assert_eq!(world.trackers[0].nodes("proxy", world.now), nodes[..1], "seed {seed}");
@@ -167,7 +167,7 @@ fn restart_after_clock_step(seed: u64) -> Recovery {
 
     let started = world.now;
     let after = before - world.random.u64(1..86_400_000);
-    let refused = world.add_proxy("proxy", after, Timing::default());
+    let refused = world.add_proxy("proxy", after, SessionTimes::default());
     up(&world, refused, &nodes[1]);
     while superseded(&world, refused).is_none() {
         world.run_until(world.now + PRECISION);
@@ -176,7 +176,7 @@ fn restart_after_clock_step(seed: u64) -> Recovery {
     let latest = superseded(&world, refused).map(|(_, latest)| latest);
     assert_eq!(latest, Some(before), "seed {seed}");
     assert!(world.proxies[refused].machine.has_ended(), "seed {seed}");
-    let new = world.add_proxy("proxy", before + 1, Timing::default());
+    let new = world.add_proxy("proxy", before + 1, SessionTimes::default());
     up(&world, new, &nodes[1]);
     recovery(&mut world, new, &nodes[1..]);
     let time = world.now - started;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nodetracker_client::session::Timing;
+use nodetracker_client::session::SessionTimes;
 use nodetracker_client::{NodeId, Uuid};
 
 use crate::seeds::{Fault, Recovery};
@@ -56,7 +56,7 @@ fn partition(seed: u64) -> Recovery {
     let trackers = [1, 2].map(|generation| ModelTracker::new(KEEP_ALIVE, LIMITS, generation));
     let mut world = World::new(seed, trackers.into());
     for tracker in 0..2 {
-        world.add_machine("proxy", 1, Timing::default(), tracker..tracker + 1);
+        world.add_machine("proxy", 1, SessionTimes::default(), tracker..tracker + 1);
     }
     let mut up = BTreeSet::new();
     if is_greeted {

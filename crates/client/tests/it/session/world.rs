@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nodetracker_client::session::Timing;
+use nodetracker_client::session::SessionTimes;
 use nodetracker_client::session::machine::{Event, Identity, Input, MAX_IN_FLIGHT, Machine};
 use nodetracker_client::session::nodes::NodeSet;
 use nodetracker_client::{NodeId, Proxy};
@@ -114,12 +114,18 @@ impl World {
     }
 
     /// Adds a proxy that knows all trackers.
-    pub(crate) fn add_proxy(&mut self, id: &str, incarnation: u64, timing: Timing) -> usize {
-        self.add_machine(id, incarnation, timing, 0..self.trackers.len())
+    pub(crate) fn add_proxy(&mut self, id: &str, incarnation: u64, times: SessionTimes) -> usize {
+        self.add_machine(id, incarnation, times, 0..self.trackers.len())
     }
 
     /// Adds the machine of a proxy that knows these trackers.
-    pub(crate) fn add_machine(&mut self, id: &str, incarnation: u64, timing: Timing, trackers: Range<usize>) -> usize {
+    pub(crate) fn add_machine(
+        &mut self,
+        id: &str,
+        incarnation: u64,
+        times: SessionTimes,
+        trackers: Range<usize>,
+    ) -> usize {
         let identity = Identity {
             proxy: Proxy {
                 id,
@@ -135,7 +141,7 @@ impl World {
             Arc::clone(&nodes),
             identity,
             trackers.len(),
-            timing,
+            times,
             seed,
             self.instant(),
         );

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use crate::backoff::{self, bounded};
+use crate::backoff;
+use crate::clock::bounded;
 
 /// The waits and the paces of a session. The tracker dictates the heartbeat interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Timing {
+pub struct SessionTimes {
     /// For how long changes are collected before they are sent.
     pub batch_delay: Duration,
     /// If a tracker has lost its routes, each proxy announces its nodes again after a random part of this time.
@@ -22,7 +23,7 @@ pub struct Timing {
     pub refused: backoff::Limits,
 }
 
-impl Default for Timing {
+impl Default for SessionTimes {
     /// Changes are collected for 10 ms. Announcements begin within 1 s, and have 50,000 nodes a second. Answers take up
     /// to 20 s. Waits before an attempt to connect are up to 100 ms at first, and up to 30 s later. Waits after refused
     /// announcements are up to 1 s at first, and up to 60 s later.
@@ -41,7 +42,7 @@ impl Default for Timing {
     }
 }
 
-impl Timing {
+impl SessionTimes {
     /// Returns the same times, none of them too long to add to a moment.
     pub(super) fn bounded(self) -> Self {
         Self {
