@@ -229,6 +229,11 @@ impl Watches {
         self.activity.borrow().watches
     }
 
+    /// Returns the bytes of the nodes of all watches that are limited to some nodes.
+    pub(crate) fn watched_size(&self) -> usize {
+        self.activity.borrow().watched_size
+    }
+
     /// Returns how often a watch has lost its place in the changes.
     pub(crate) fn lost_places(&self) -> u64 {
         self.lost_places.get()

@@ -14,6 +14,7 @@ use crate::connection_counters::{HandshakeFailure, SessionMessage};
 use crate::grpc::call_counters::{CODES, CallCounts};
 use crate::grpc::handler::Handler;
 use crate::grpc::method::split;
+use crate::rpc::resources::Resource;
 use crate::server::metrics::process::ProcessFigures;
 use crate::server::metrics::reading::Reading;
 use crate::server::metrics::samples::{MetricKind, Samples};
@@ -89,7 +90,7 @@ pub(super) static METRICS: &[Metric] = &[
         |from, to| to.only(from.table.routes)),
     single("nodetracker_routes_limit", MetricKind::Gauge,
         "The most routes (max_routes)",
-        |from, to| to.only(from.sources.statistics.table.max_routes())),
+        |from, to| to.only(from.sources.statistics.table.limits().routes)),
     single("nodetracker_nodes", MetricKind::Gauge,
         "Nodes with at least one route",
         |from, to| to.only(from.table.nodes)),
@@ -194,6 +195,14 @@ pub(super) static METRICS: &[Metric] = &[
     single("nodetracker_client_memory_limit_bytes", MetricKind::Gauge,
         "The memory budget for clients (client_memory_mb)",
         |from, to| to.only(from.sources.statistics.memory.limit())),
+    labelled("nodetracker_resource_used", MetricKind::Gauge, &["resource"],
+        "How much of a resource all clients together use: bytes of client_memory, watched_nodes and text, and numbers of the others",
+        |from, to| Resource::ALL.iter().try_for_each(|&resource| {
+            to.of([resource.name()], from.sources.statistics.usage(resource).used)
+        })),
+    labelled("nodetracker_resource_limit", MetricKind::Gauge, &["resource", "of"],
+        "The most of a resource that all clients, one client or one proxy may use (all, client, proxy), if there is such a limit",
+        resource_limits),
     labelled("nodetracker_refusals_total", MetricKind::Counter, &["reason"],
         "Calls and connections that were refused or had to wait: a limit was reached, or the client lacks a right",
         |from, to| {
@@ -299,6 +308,21 @@ const UNKNOWN: (&str, &str) = ("unknown", "unknown");
 fn by_method<'r>(from: &'r Reading<'_>) -> impl Iterator<Item = ((&'static str, &'static str), &'r CallCounts)> {
     let names = from.sources.methods.rows().iter().map(|method| split(method.path));
     names.chain([UNKNOWN]).zip(&from.calls)
+}
+
+fn resource_limits(from: &Reading<'_>, to: &mut Samples<'_>) -> fmt::Result {
+    for &resource in Resource::ALL {
+        let usage = from.sources.statistics.usage(resource);
+        let limits = [
+            ("all", usage.limit),
+            ("client", usage.client_limit),
+            ("proxy", usage.proxy_limit),
+        ];
+        for (of, limit) in limits {
+            limit.map_or(Ok(()), |limit| to.of([resource.name(), of], limit))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes how many calls ended with each code. OK is there for every method, the other codes if they occurred.
