@@ -152,6 +152,10 @@ impl Builder {
     /// proxies, removed proxies may take half of an eighth and 16 more until they are swept. While only restarts get a
     /// number ([`max_proxies`](Self::max_proxies)), a client may use half of these numbers.
     ///
+    /// The limit, a sixteenth of the limit, and 8 also bound the incarnations that the table knows of a client: those
+    /// of its proxies, and those that ended within a keep-alive interval. A client at this bound can begin incarnations
+    /// of known IDs only.
+    ///
     /// A known proxy is never refused. If another client reports its start or new details, the proxy counts for that
     /// client from then on, if the client has room; otherwise it counts as before. A proxy from a snapshot counts for
     /// no client until a client starts it or adds a route to it.

@@ -109,3 +109,44 @@ impl Clock for ManualClock {
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(all(test, not(loom), target_os = "linux"))]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// The name of this test, without the name of the crate.
+    const NAME: &str = "clock::tests::time_of_a_suspended_machine_counts";
+    const SUSPENDED: Duration = Duration::from_secs(1_000_000);
+
+    /// After a suspension, the boot-time clock is ahead of the monotonic clock. A time namespace can shift the boot-time
+    /// clock alone, so the test runs again in a namespace. Without the rights for a namespace, the test is skipped.
+    #[test]
+    fn time_of_a_suspended_machine_counts() {
+        if std::env::var_os(NAME).is_some() {
+            let monotonic = clock_gettime(ClockId::Monotonic);
+            let counted = SystemClock::new().monotonic();
+            assert!(
+                counted >= Duration::new(monotonic.tv_sec as u64, 0) + SUSPENDED,
+                "{counted:?}"
+            );
+            return;
+        }
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--time", "--boottime"]);
+        command.arg(SUSPENDED.as_secs().to_string());
+        command
+            .arg(std::env::current_exe().expect("a path"))
+            .args(["--exact", NAME]);
+        match command.env(NAME, "").output() {
+            // A test binary ends with 101 if a test fails, `unshare` with other codes.
+            Ok(output) if output.status.code() == Some(101) => panic!("{}", String::from_utf8_lossy(&output.stdout)),
+            Ok(output) if output.status.success() => {
+                let text = String::from_utf8_lossy(&output.stdout);
+                assert!(text.contains("1 passed"), "{text}");
+            }
+            skipped => eprintln!("no time namespace, so the test is skipped: {skipped:?}"),
+        }
+    }
+}

@@ -161,6 +161,13 @@ pub enum BeginError {
         /// The limit that was reached.
         limit: usize,
     },
+    /// The table remembers the client's maximum of incarnations, those of removed proxies included: a sixteenth and 8
+    /// more than [`Builder::max_proxies_per_client`](crate::Builder::max_proxies_per_client).
+    #[error("the table remembers the client's maximum of {limit} incarnations, those of removed proxies included")]
+    TooManyIncarnationsOfClient {
+        /// The limit that was reached.
+        limit: usize,
+    },
     /// The incarnation is stale.
     #[error(transparent)]
     Stale(#[from] StaleIncarnation),

@@ -196,7 +196,7 @@ pub use table::handles::{AddHandlesError, AddedHandles, RefreshedRoutes};
 pub use table::incarnation::Incarnation;
 pub use table::memory_use::MemoryUse;
 pub use table::page::{NodeCursor, NodePage, NodeRoutes, ProxyCursor, ProxyPage};
-pub use table::stats::Stats;
+pub use table::stats::{Stats, TableLimits};
 pub use table::sweep::SweepReport;
 pub use types::client::{ClientId, ReportedProxy};
 pub use types::expiry_hold::{ExpiryHold, HoldCause};

@@ -127,9 +127,12 @@ impl Proxies {
         let old = self.registered(id, guard);
         let current = old.and_then(|old| self.numbers.incarnation(old.number));
         let standing = owner.incarnations.standing(id, current, incarnation, at.interval_ago)?;
-        let limit = self.most_incarnations();
-        if current.is_none() && !owner.incarnations.has_room(id, limit, at.interval_ago) {
-            return Err(BeginError::TooManyIncarnations { limit });
+        if current.is_none() {
+            let limit = self.most_incarnations();
+            if !owner.incarnations.has_room(id, limit, at.interval_ago) {
+                return Err(BeginError::TooManyIncarnations { limit });
+            }
+            self.check_incarnation_of_client(id, old, client, at.interval_ago, owner)?;
         }
         let begun = match (standing, old) {
             (Standing::Replaces, Some(old)) => BegunIncarnation {

@@ -4,9 +4,10 @@
 //! A number counts for one client at a time. The slot beside the number's count of routes names the client
 //! ([`route_counts`](super::route_counts)). [`clients`](super::clients) counts the proxies and numbers of the slot.
 
-use crate::error::RegisterError;
+use crate::error::{BeginError, RegisterError};
 use crate::proxies::Proxies;
 use crate::proxies::begin::{most_numbers, most_numbers_for_new};
+use crate::proxies::id::ProxyId;
 use crate::proxies::owner::RegistryGuard;
 use crate::sync::Guard;
 use crate::types::client::ClientId;
@@ -36,6 +37,42 @@ impl Proxies {
         })
     }
 
+    /// The client that a number counts for.
+    pub(super) fn client_of(&self, number: u32, owner: &RegistryGuard<'_>) -> Option<ClientId> {
+        owner.clients.id(self.route_counts.as_ref()?.slot(number))
+    }
+
+    /// Checks that a client may begin the first incarnation of an ID, or the first since an incarnation was forgotten.
+    /// `old` is the proxy that is registered under the ID.
+    pub(super) fn check_incarnation_of_client(
+        &self,
+        id: ProxyId<'_>,
+        old: Option<ProxyRef>,
+        client: Option<ClientId>,
+        forget_before: u64,
+        owner: &mut RegistryGuard<'_>,
+    ) -> Result<(), BeginError> {
+        let client = match old {
+            Some(old) => self.client_of_known(old.number, client, owner),
+            None => client,
+        };
+        let Some((client, limit)) = client.zip(self.most_incarnations_of_client()) else {
+            return Ok(());
+        };
+        let proxies = owner.clients.proxies(client) + usize::from(old.is_none());
+        let incarnations = &mut owner.incarnations;
+        match incarnations.has_room_of_client(id, client, proxies, limit, forget_before) {
+            true => Ok(()),
+            false => Err(BeginError::TooManyIncarnationsOfClient { limit }),
+        }
+    }
+
+    /// The most IDs of a client whose incarnations are known: as [`most_incarnations`](Proxies::most_incarnations), for
+    /// the limit of a client.
+    pub(crate) fn most_incarnations_of_client(&self) -> Option<usize> {
+        self.limits.of_client.map(most_numbers_for_new)
+    }
+
     /// The client for which a known proxy counts from now on, if `client` reports it.
     pub(super) fn client_of_known(
         &self,
@@ -43,8 +80,7 @@ impl Proxies {
         client: Option<ClientId>,
         owner: &RegistryGuard<'_>,
     ) -> Option<ClientId> {
-        let slot = self.route_counts.as_ref()?.slot(number);
-        let before = owner.clients.id(slot);
+        let before = self.client_of(number, owner);
         match client {
             Some(_) if before.is_none() => client,
             Some(client) if self.limits.of_client.is_none_or(|limit| has_room(client, limit, owner)) => Some(client),

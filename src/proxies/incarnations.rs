@@ -19,7 +19,9 @@
 //!
 //! No incarnation is forgotten early to make room: that would accept late messages. At most as many IDs are known as
 //! numbers may be in use when a new proxy comes
-//! ([`most_numbers_for_new`](super::begin::most_numbers_for_new)); an ID for which there is no room is refused.
+//! ([`most_numbers_for_new`](super::begin::most_numbers_for_new)); an ID for which there is no room is refused. The same
+//! holds for the IDs of each client, if the table limits the proxies of a client: a client that begins and ends
+//! incarnations of ever new IDs leaves room for the others.
 //!
 //! Every step holds the registry's lock, so each step is short: the maps are trees, which grow and shrink by a node at
 //! a time, and a new ID makes the table forget at most two others.
@@ -32,6 +34,7 @@ use std::ops::Bound;
 use crate::error::StaleIncarnation;
 use crate::proxies::ended::EndedIncarnation;
 use crate::proxies::id::{OwnedId, ProxyId};
+use crate::types::client::ClientId;
 
 /// The latest incarnation of each proxy that has begun one. Allocates nothing before the first incarnation ends.
 #[derive(Debug, Default)]
@@ -41,6 +44,8 @@ pub(crate) struct Incarnations {
     ended: BTreeMap<OwnedId, Ended>,
     /// The end of each of `ended`, the earliest first.
     queue: BTreeSet<(u64, OwnedId)>,
+    /// How many of `ended` each client has.
+    of_clients: BTreeMap<ClientId, usize>,
 }
 
 /// An incarnation that is DROPPED or OVER.
@@ -50,6 +55,8 @@ pub(crate) struct Ended {
     pub(crate) tick: u64,
     /// OVER: the proxy was removed. Otherwise DROPPED: the sweeper dropped the proxy because it had no routes.
     pub(crate) is_over: bool,
+    /// The client that the proxy counted for.
+    pub(crate) client: Option<ClientId>,
 }
 
 impl Ended {
@@ -116,8 +123,26 @@ impl Incarnations {
     }
 
     /// The number of known IDs.
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.current + self.ended.len()
+    }
+
+    /// Whether there is room for an ID of a client that is not CURRENT. The client has `proxies` proxies, with this ID
+    /// if it is registered, and may have as many known IDs as `limit`.
+    pub(crate) fn has_room_of_client(
+        &mut self,
+        id: ProxyId<'_>,
+        client: ClientId,
+        proxies: usize,
+        limit: usize,
+        forget_before: u64,
+    ) -> bool {
+        let is_full = |all: &Self| proxies + all.of_clients.get(&client).unwrap_or(&0) > limit;
+        if !is_full(self) || self.ended.contains_key(&OwnedId::from(id)) {
+            return true;
+        }
+        self.forget(forget_before, FORGOTTEN_FOR_ONE);
+        !is_full(self)
     }
 
     /// Records that an ID has become CURRENT.
@@ -126,20 +151,14 @@ impl Incarnations {
         if self.ended.is_empty() {
             return;
         }
-        if let Some((id, ended)) = self.ended.remove_entry(&OwnedId::from(id)) {
+        if let Some((id, ended)) = self.remove(&OwnedId::from(id)) {
             self.queue.remove(&(ended.tick, id));
         }
     }
 
-    /// Records that the CURRENT `incarnation` of an ID has ended, because the proxy was removed (`is_over`) or the
-    /// sweeper dropped it.
-    pub(crate) fn end(&mut self, id: ProxyId<'_>, incarnation: NonZeroU64, is_over: bool, tick: u64) {
+    /// Records that the CURRENT incarnation of an ID has ended.
+    pub(crate) fn end(&mut self, id: ProxyId<'_>, ended: Ended) {
         self.current -= 1;
-        let ended = Ended {
-            incarnation,
-            tick,
-            is_over,
-        };
         self.insert(id.into(), ended);
     }
 
@@ -148,7 +167,10 @@ impl Incarnations {
         let id = OwnedId::from(id);
         match self.ended.get(&id) {
             Some(known) if known.incarnation >= ended.incarnation => return,
-            Some(known) => _ = self.queue.remove(&(known.tick, id.clone())),
+            Some(known) => {
+                self.queue.remove(&(known.tick, id.clone()));
+                self.remove(&id);
+            }
             None => {}
         }
         self.insert(id, ended);
@@ -156,7 +178,24 @@ impl Incarnations {
 
     fn insert(&mut self, id: OwnedId, ended: Ended) {
         self.queue.insert((ended.tick, id.clone()));
+        if let Some(client) = ended.client {
+            *self.of_clients.entry(client).or_default() += 1;
+        }
         self.ended.insert(id, ended);
+    }
+
+    /// Removes an ID from all but the queue.
+    fn remove(&mut self, id: &OwnedId) -> Option<(OwnedId, Ended)> {
+        let removed = self.ended.remove_entry(id);
+        if let Some(client) = removed.as_ref().and_then(|(_, ended)| ended.client)
+            && let Some(count) = self.of_clients.get_mut(&client)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.of_clients.remove(&client);
+            }
+        }
+        removed
     }
 
     /// Copies at most `most` incarnations that have ended, in the order of their IDs, from after an ID on.
@@ -178,7 +217,7 @@ impl Incarnations {
             && *tick < before
             && let Some((_, id)) = self.queue.pop_first()
         {
-            self.ended.remove(&id);
+            self.remove(&id);
             forgotten += 1;
         }
         forgotten
@@ -208,6 +247,15 @@ mod tests {
         NonZeroU64::new(number).expect("not zero")
     }
 
+    fn ended(nth: u64, tick: u64) -> Ended {
+        Ended {
+            incarnation: number(nth),
+            tick,
+            is_over: true,
+            client: None,
+        }
+    }
+
     fn forgotten_of(all: &mut Incarnations, before: u64) -> usize {
         let ended = all.ended.len();
         let forgotten = all.forget(before, usize::MAX);
@@ -223,12 +271,12 @@ mod tests {
         for (id, tick) in ids().zip(0..) {
             assert!(all.has_room(id, LIMIT, 0));
             all.begin(id);
-            all.end(id, number(1), true, tick);
+            all.end(id, ended(1, tick));
         }
         // Two IDs begin again, and one of them ends again.
         all.begin(ProxyId::of("proxy-3"));
         all.begin(ProxyId::of("proxy-4"));
-        all.end(ProxyId::of("proxy-4"), number(2), true, 60);
+        all.end(ProxyId::of("proxy-4"), ended(2, 60));
         let newcomer = ProxyId::of("newcomer");
         assert!(!all.has_room(newcomer, LIMIT, 0), "there are {LIMIT}");
         assert!(all.has_room(ProxyId::of("proxy-4"), LIMIT, 0), "it has a place");
@@ -239,7 +287,7 @@ mod tests {
         let known = |nth: &usize| all.ended.contains_key(&ProxyId::of(&names[*nth]).into());
         assert_eq!((0..LIMIT).filter(known).collect::<Vec<_>>(), left);
 
-        all.end(ProxyId::of("proxy-3"), number(2), true, 100);
+        all.end(ProxyId::of("proxy-3"), ended(2, 100));
         assert_eq!(forgotten_of(&mut all, 101), 52);
         assert_eq!((all.len(), all.queue.len()), (0, 0));
     }
@@ -250,10 +298,47 @@ mod tests {
         let id = ProxyId::of("00000000-0000-0000-0000-000000000001");
         for tick in 1..1000 {
             all.begin(id);
-            all.end(id, number(tick), true, tick);
+            all.end(id, ended(tick, tick));
             assert_eq!(all.forget(tick - 1, 1), 0);
             assert_eq!((all.ended.len(), all.queue.len()), (1, 1));
         }
+    }
+
+    #[test]
+    fn an_id_counts_for_its_client_until_it_begins_again_or_is_forgotten() {
+        let client = ClientId(number(1));
+        let of_client = |tick| Ended {
+            client: Some(client),
+            ..ended(1, tick)
+        };
+        let mut all = Incarnations::default();
+        for (name, tick) in [("a", 1), ("b", 2), ("c", 3)] {
+            all.begin(ProxyId::of(name));
+            all.end(ProxyId::of(name), of_client(tick));
+        }
+        let newcomer = ProxyId::of("newcomer");
+        let has_room = |all: &mut Incarnations, of, before| all.has_room_of_client(newcomer, of, 1, 3, before);
+        assert!(!has_room(&mut all, client, 0));
+        assert!(has_room(&mut all, ClientId(number(2)), 0), "another client");
+        assert!(
+            all.has_room_of_client(ProxyId::of("a"), client, 1, 3, 0),
+            "it has a place"
+        );
+        // The ID ends again, for no client.
+        all.begin(ProxyId::of("a"));
+        all.end(ProxyId::of("a"), ended(2, 4));
+        assert!(has_room(&mut all, client, 0));
+        all.remember(
+            ProxyId::of("a"),
+            Ended {
+                client: Some(client),
+                ..ended(3, 5)
+            },
+        );
+        assert!(!has_room(&mut all, client, 0));
+        assert!(has_room(&mut all, client, 3), "one is forgotten");
+        all.forget(6, usize::MAX);
+        assert!(all.of_clients.is_empty() && all.queue.is_empty());
     }
 
     /// Threads that wait for the registry's lock wait for all removals of its holder.
@@ -264,7 +349,7 @@ mod tests {
         for nth in 0..limit {
             let name = nth.to_string();
             all.begin(ProxyId::of(&name));
-            all.end(ProxyId::of(&name), number(1), nth % 2 == 0, 1);
+            all.end(ProxyId::of(&name), ended(1, 1));
         }
         for nth in limit..2 * limit {
             let before = all.len();

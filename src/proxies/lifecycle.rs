@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 use crate::liveness::{Census, Liveness};
 use crate::proxies::details::Details;
 use crate::proxies::entry::ProxyEntry;
+use crate::proxies::incarnations::Ended;
 use crate::proxies::owner::RegistryGuard;
 use crate::proxies::registry::Wait;
 use crate::proxies::{Moment, Proxies};
@@ -75,7 +76,13 @@ impl Proxies {
         guard: &Guard,
     ) {
         if let Some(incarnation) = self.numbers.incarnation(number) {
-            owner.incarnations.end(entry.id(guard), incarnation, is_over, tick);
+            let ended = Ended {
+                incarnation,
+                tick,
+                is_over,
+                client: self.client_of(number, owner),
+            };
+            owner.incarnations.end(entry.id(guard), ended);
         }
         self.ids.remove(number, guard);
         self.remove_from_client(number, owner);

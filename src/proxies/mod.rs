@@ -118,6 +118,8 @@ pub(crate) struct Proxies {
     registry: Mutex<Registry>,
     /// How many threads wait for the lock: a hint for the sweeper, so not an atomic of loom's.
     waiting: atomic::AtomicUsize,
+    /// How many incarnations are known: a figure for display, so not an atomic of loom's either.
+    known: atomic::AtomicUsize,
     /// How many proxies are ALIVE or CLOSING.
     registered: AtomicUsize,
     grace: GracePeriods,
@@ -207,6 +209,7 @@ impl Proxies {
             clusters: registry.clusters(),
             registry: Mutex::new(registry),
             waiting: atomic::AtomicUsize::new(0),
+            known: atomic::AtomicUsize::new(0),
             registered: AtomicUsize::new(0),
             grace: GracePeriods::default(),
             limits,
@@ -280,6 +283,12 @@ impl Proxies {
     pub(crate) fn len(&self) -> usize {
         // Relaxed: as in `register_locked`; without the lock, a figure for display.
         self.registered.load(Ordering::Relaxed)
+    }
+
+    /// The number of known incarnations, when the registry's lock was last released.
+    pub(crate) fn incarnations(&self) -> usize {
+        // Relaxed: a figure for display.
+        self.known.load(Ordering::Relaxed)
     }
 
     /// The bytes of the numbers, of their counts of routes, and of the map of IDs.

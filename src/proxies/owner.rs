@@ -1,12 +1,12 @@
 //! The holder of the registry's lock.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic;
 use std::thread;
 
 use crate::proxies::Proxies;
 use crate::proxies::details::Details;
 use crate::proxies::entry::ProxyEntry;
-use crate::proxies::grace_period::GracePeriods;
 use crate::proxies::registry::{Registry, Wait};
 use crate::proxies::unlinked::Unlinked;
 use crate::sync::{Guard, MutexGuard, Ordering};
@@ -20,6 +20,8 @@ pub(crate) struct RegistryGuard<'a> {
     registry: MutexGuard<'a, Registry>,
     unlinked: Unlinked<'a>,
     flush: Flush<'a>,
+    /// [`Proxies::known`].
+    known: &'a atomic::AtomicUsize,
 }
 
 /// Flushes a guard when it is dropped, if something was deferred. A flush may free objects that other threads have
@@ -56,15 +58,18 @@ impl DerefMut for RegistryGuard<'_> {
 impl Drop for RegistryGuard<'_> {
     fn drop(&mut self) {
         self.flush.is_due = self.unlinked.begin(self.flush.guard);
+        // Relaxed: a figure for display.
+        self.known.store(self.registry.incarnations.len(), Ordering::Relaxed);
     }
 }
 
 impl<'a> RegistryGuard<'a> {
-    pub(crate) fn new(registry: MutexGuard<'a, Registry>, grace: &'a GracePeriods, guard: &'a Guard) -> Self {
+    fn new(registry: MutexGuard<'a, Registry>, proxies: &'a Proxies, guard: &'a Guard) -> Self {
         Self {
             registry,
-            unlinked: Unlinked::new(grace),
+            unlinked: Unlinked::new(&proxies.grace),
             flush: Flush { guard, is_due: false },
+            known: &proxies.known,
         }
     }
 
@@ -99,7 +104,7 @@ impl Proxies {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let registry = self.registry.lock();
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        RegistryGuard::new(registry, &self.grace, guard)
+        RegistryGuard::new(registry, self, guard)
     }
 
     /// Takes the registry's lock for the sweeper, if no thread has it. The sweeper takes the lock again and again, so a
@@ -113,6 +118,6 @@ impl Proxies {
             }
             thread::yield_now();
         }
-        Some(RegistryGuard::new(self.registry.try_lock()?, &self.grace, guard))
+        Some(RegistryGuard::new(self.registry.try_lock()?, self, guard))
     }
 }

@@ -409,6 +409,7 @@ impl Snapshot {
                     incarnation,
                     tick,
                     is_over,
+                    client: None,
                 },
                 section: raw.offset,
             });

@@ -115,7 +115,9 @@ impl RouteTable {
             .inspect_err(|error| match error {
                 BeginError::Proxy(error) => self.proxy_refused(error),
                 BeginError::RestartsTooOften => self.request_sweep(),
-                BeginError::TooManyIncarnations { .. } | BeginError::Stale(_) => {}
+                BeginError::TooManyIncarnations { .. }
+                | BeginError::TooManyIncarnationsOfClient { .. }
+                | BeginError::Stale(_) => {}
             })?;
         if let Some(replaced) = begun.replaced {
             self.proxy_removed(replaced, guard);

@@ -19,6 +19,9 @@ pub struct Stats {
     pub records: usize,
     /// Registered proxies.
     pub proxies: usize,
+    /// Incarnations that the table knows: those of registered proxies, and those that ended within a keep-alive
+    /// interval. The sweeper forgets the others.
+    pub incarnations: usize,
     /// The [effective keep-alive interval](RouteTable::effective_keep_alive).
     pub effective_keep_alive: Duration,
     /// Whether [expiry is held](RouteTable::expiry_hold), and why.
@@ -45,6 +48,28 @@ impl Stats {
     pub const MAX_GARBAGE_PER_THREAD: usize = 4_096;
 }
 
+/// The limits of a table. An optional limit is `None` if the table has no such limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TableLimits {
+    /// [`Builder::max_routes`](crate::Builder::max_routes).
+    pub routes: usize,
+    /// [`Builder::max_routes_per_proxy`](crate::Builder::max_routes_per_proxy).
+    pub routes_per_proxy: Option<usize>,
+    /// [`Builder::max_routes_per_client`](crate::Builder::max_routes_per_client).
+    pub routes_per_client: Option<usize>,
+    /// [`Builder::max_proxies`](crate::Builder::max_proxies).
+    pub proxies: usize,
+    /// [`Builder::max_proxies_per_client`](crate::Builder::max_proxies_per_client).
+    pub proxies_per_client: Option<usize>,
+    /// The most [incarnations](Stats::incarnations): a sixteenth and 8 more than [`proxies`](Self::proxies).
+    pub incarnations: usize,
+    /// The most incarnations of a client: a sixteenth and 8 more than [`proxies_per_client`](Self::proxies_per_client).
+    pub incarnations_per_client: Option<usize>,
+    /// [`Builder::max_text_bytes`](crate::Builder::max_text_bytes); `usize::MAX` without a limit.
+    pub text_bytes: usize,
+}
+
 /// # Figures
 impl RouteTable {
     /// What the table holds. Reads counts of each shard, which takes some microseconds and no lock.
@@ -58,6 +83,7 @@ impl RouteTable {
             nodes,
             records,
             proxies: self.proxies.len(),
+            incarnations: self.proxies.incarnations(),
             effective_keep_alive: self.effective_keep_alive(),
             expiry_hold: self.expiry_hold(),
             garbage: garbage.objects,
@@ -71,23 +97,20 @@ impl RouteTable {
         self.route_limit.get()
     }
 
-    /// The most routes: see [`Builder::max_routes`](crate::Builder::max_routes).
+    /// The limits of the table, as its [`Builder`](crate::Builder) has set them.
     #[must_use]
-    pub fn max_routes(&self) -> usize {
-        self.route_limit.limit()
-    }
-
-    /// The most proxies: see [`Builder::max_proxies`](crate::Builder::max_proxies).
-    #[must_use]
-    pub fn max_proxies(&self) -> usize {
-        self.proxies.limit()
-    }
-
-    /// The most bytes of text: see [`Builder::max_text_bytes`](crate::Builder::max_text_bytes).
-    /// [`MemoryUse::strings`](crate::MemoryUse::strings) has the bytes in use.
-    #[must_use]
-    pub fn max_text_bytes(&self) -> usize {
-        self.proxies.limits().text_bytes
+    pub fn limits(&self) -> TableLimits {
+        let of_proxies = self.proxies.limits();
+        TableLimits {
+            routes: self.route_limit.limit(),
+            routes_per_proxy: of_proxies.routes_each,
+            routes_per_client: of_proxies.routes_of_client,
+            proxies: of_proxies.proxies,
+            proxies_per_client: of_proxies.of_client,
+            incarnations: self.proxies.most_incarnations(),
+            incarnations_per_client: self.proxies.most_incarnations_of_client(),
+            text_bytes: of_proxies.text_bytes,
+        }
     }
 
     /// Whether there are no routes.

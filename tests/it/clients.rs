@@ -246,3 +246,34 @@ fn a_clients_routes_are_counted_exactly_while_its_proxies_move() {
         assert_eq!(added.inserted, LIMIT);
     }
 }
+
+/// Otherwise one client could fill the memory of incarnations, and for a keep-alive interval no other client could
+/// begin a new proxy.
+#[test]
+fn a_client_that_begins_and_ends_incarnations_leaves_room_for_the_others() {
+    const KNOWN: usize = 29;
+    const OTHERS: usize = 20;
+    let interval = Duration::from_secs(10);
+    let options = |builder: Builder| builder.max_proxies(40).max_proxies_per_client(20);
+    let (table, clock) = crate::common::table_with(interval, options);
+    let full = Err(BeginError::TooManyIncarnationsOfClient { limit: KNOWN });
+    for nth in 0..KNOWN {
+        // Each number is in use until the sweeper has seen that it has no routes.
+        let proxy = after_sweeps(&table, || try_begin(&table, &format!("gone-{nth}"), 1, 1));
+        assert!(table.remove_proxy(proxy));
+    }
+    assert_eq!(try_begin(&table, "newcomer", 1, 1), full);
+    let limits = table.limits();
+    assert_eq!((limits.incarnations, limits.incarnations_per_client), (50, Some(KNOWN)));
+    assert_eq!(table.stats().incarnations, KNOWN);
+    // A proxy that is registered without an incarnation cannot begin one either.
+    after_sweeps(&table, || try_register(&table, "registered", 1));
+    assert_eq!(try_begin(&table, "registered", 1, 1), full);
+    // Known IDs begin again, and other clients have room for all their proxies.
+    after_sweeps(&table, || try_begin(&table, "gone-0", 1, 2));
+    for nth in 0..OTHERS {
+        after_sweeps(&table, || try_begin(&table, &format!("other-{nth}"), 2, 1));
+    }
+    clock.advance(interval + Duration::from_millis(1));
+    after_sweeps(&table, || try_begin(&table, "newcomer", 1, 1));
+}

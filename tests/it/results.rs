@@ -150,5 +150,5 @@ fn a_sweep_counts_expired_routes_apart_from_those_of_removed_proxies() {
     clock.advance(2 * keep_alive);
     assert_eq!(sweep_round(), (80, 80));
     assert!(table.is_empty());
-    assert_eq!(table.max_routes(), 12_345);
+    assert_eq!(table.limits().routes, 12_345);
 }

@@ -387,7 +387,7 @@ impl<'t> Caller<'t> {
             (
                 self.table.subscriptions(),
                 self.table.marked_changes(),
-                self.table.max_routes(),
+                self.table.limits().routes,
                 self.table.keep_alive(),
             )
         });

@@ -44,17 +44,17 @@ impl From<IpAddr> for ClientKey {
     }
 }
 
-/// The most that one client may have.
+/// The most that one client may have. `usize::MAX` is no limit, and so is [`Semaphore::MAX_PERMITS`].
 #[derive(Debug, Clone, Copy)]
-struct Shares {
-    connections: usize,
-    memory: usize,
-    watches: usize,
-    watched_size: usize,
+pub(crate) struct Shares {
+    pub(crate) connections: usize,
+    pub(crate) memory: usize,
+    pub(crate) watches: usize,
+    pub(crate) watched_size: usize,
 }
 
 impl Shares {
-    fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         let share = |all: usize| match limits.max_share_per_client {
             100.. => usize::MAX,
             percent => (all.saturating_mul(percent as usize) / 100).max(1),

@@ -320,7 +320,7 @@ mod tests {
         let mut named = BTreeSet::new();
         for row in table.lines().filter(|line| line.starts_with("| ")).skip(2) {
             let columns: Vec<_> = row.trim_matches('|').split('|').collect();
-            assert_eq!(columns.len(), 7, "{row}");
+            assert_eq!(columns.len(), 8, "{row}");
             named.extend(quoted(columns[6]));
             for name in columns[1..5].iter().flat_map(|column| quoted(column)) {
                 assert!(

@@ -44,6 +44,9 @@ pub(crate) fn begin(refusals: &Refusals, path: &str, error: BeginError) -> Statu
     match error {
         BeginError::Proxy(error) => register(refusals, path, error),
         BeginError::RestartsTooOften => refusals.refuse(Reason::ProxyRestarts).status(error.to_string()),
+        BeginError::TooManyIncarnationsOfClient { .. } => {
+            refusals.refuse(Reason::ClientProxies).status(error.to_string())
+        }
         BeginError::TooManyIncarnations { .. } => refusals.refuse(Reason::TableProxies).status(error.to_string()),
         error => Status::internal(error.to_string()),
     }

@@ -187,7 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         // The clock is read once for all requests that h2 hands over together.
         let mut arrived = None;
         loop {
-            match self.connection.poll_accept(&mut Context::from_waker(waker.waker())) {
+            let must_end = match self.connection.poll_accept(&mut Context::from_waker(waker.waker())) {
                 Poll::Ready(Some(request)) => {
                     let (request, stream) = request?;
                     self.calls += 1;
@@ -195,16 +195,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                     self.received.push_back((self.router.accept(request, arrived), stream));
                     self.streams
                         .open(self.received.len() + Arc::strong_count(&self.in_flight) - 1);
+                    false
                 }
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Pending if self.traffic.is_flooded() && !self.has_ended => {
                     self.router.refusals().refuse(refusal::Reason::FrameFlood);
-                    end(
-                        &mut self.connection,
-                        &mut self.received,
-                        &self.router,
-                        &mut self.has_ended,
-                    );
+                    true
                 }
                 // The next poll of the connection writes the replies.
                 Poll::Pending if work < most && !self.received.is_empty() => {
@@ -219,48 +215,47 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                             &mut work,
                         )
                     });
-                    if cancelled > 0 && !self.cancelled.allow(cancelled) {
+                    let is_flood = cancelled > 0 && !self.cancelled.allow(cancelled);
+                    if is_flood {
                         self.router.refusals().refuse(refusal::Reason::CancelledCalls);
-                        end(
-                            &mut self.connection,
-                            &mut self.received,
-                            &self.router,
-                            &mut self.has_ended,
-                        );
                     }
+                    is_flood
                 }
                 Poll::Pending => {
-                    if !self.has_ended {
-                        let free = self.window.as_ref().map_or(0, Charge::bytes);
-                        match self.held.poll(cx, &self.traffic, !self.received.is_empty(), free) {
-                            None => {}
-                            Some(End::Drain) => self.must_drain = true,
-                            Some(reason) => {
-                                if reason == End::Late {
-                                    self.router.refusals().refuse(refusal::Reason::FrameFlood);
-                                }
-                                end(
-                                    &mut self.connection,
-                                    &mut self.received,
-                                    &self.router,
-                                    &mut self.has_ended,
-                                );
-                                continue;
-                            }
+                    let free = self.window.as_ref().map_or(0, Charge::bytes);
+                    let ended = match self.has_ended {
+                        true => None,
+                        false => self.held.poll(cx, &self.traffic, !self.received.is_empty(), free),
+                    };
+                    match ended {
+                        Some(End::Late) => _ = self.router.refusals().refuse(refusal::Reason::FrameFlood),
+                        Some(End::Drain) => self.must_drain = true,
+                        // The refusal is counted.
+                        Some(End::Refused) | None => {}
+                    }
+                    if !matches!(ended, Some(End::Late | End::Refused)) {
+                        let input = (self.traffic.price() - price) as usize / INPUT_PER_WORK;
+                        let streams = self.received.len() + Arc::strong_count(&self.in_flight) - 1;
+                        let visits = (self.traffic.control_frames() - control) * streams / STREAMS_PER_WORK;
+                        let has_traffic = bytes != (self.traffic.read(), self.traffic.written());
+                        self.router.turns().end(&turn, work.max(input) + visits, has_traffic);
+                        let is_exhausted = self.traffic.is_exhausted() && !self.held.is_stalled();
+                        // Without budget the socket may have more input: tokio stopped this task, not the client.
+                        if !self.received.is_empty() || is_exhausted || !has_budget_remaining() {
+                            self.wait_for_turn(&turn, cx);
                         }
+                        return Poll::Pending;
                     }
-                    let input = (self.traffic.price() - price) as usize / INPUT_PER_WORK;
-                    let streams = self.received.len() + Arc::strong_count(&self.in_flight) - 1;
-                    let visits = (self.traffic.control_frames() - control) * streams / STREAMS_PER_WORK;
-                    let has_traffic = bytes != (self.traffic.read(), self.traffic.written());
-                    self.router.turns().end(&turn, work.max(input) + visits, has_traffic);
-                    let is_exhausted = self.traffic.is_exhausted() && !self.held.is_stalled();
-                    // Without budget the socket may have more input: tokio stopped this task, not the client.
-                    if !self.received.is_empty() || is_exhausted || !has_budget_remaining() {
-                        self.wait_for_turn(&turn, cx);
-                    }
-                    return Poll::Pending;
+                    true
                 }
+            };
+            if must_end {
+                // The requests that wait get no reply.
+                for (request, _) in self.received.drain(..) {
+                    self.router.counters().cancelled(self.router.start_of(&request));
+                }
+                self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                self.has_ended = true;
             }
         }
     }
@@ -274,23 +269,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
     }
 }
 
-/// Ends a connection because of its client's floods. The requests that wait get no reply.
-fn end<S: AsyncRead + AsyncWrite + Unpin>(
-    connection: &mut Connection<S, Bytes>,
-    received: &mut VecDeque<Received>,
-    router: &ConnectionRouter,
-    has_ended: &mut bool,
-) {
-    for (request, _) in received.drain(..) {
-        router.counters().cancelled(router.start_of(&request));
-    }
-    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-    *has_ended = true;
-}
-
 /// Replies to requests in order, until `work` has reached `most`. `waited`: the time now, if some of the requests have
-/// waited for a turn. Returns the number of calls that the client has
-/// cancelled already.
+/// waited for a turn. Returns the number of calls that the client has cancelled already.
 fn reply_to_some(
     received: &mut VecDeque<Received>,
     router: &ConnectionRouter,
@@ -608,20 +588,13 @@ fn reset<T>(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-    use tokio::sync::watch;
-    use tokio::task::JoinHandle;
     use tokio::time::sleep;
 
     use super::*;
-    use crate::auth::Access;
     use crate::grpc::handler::Handler;
-    use crate::grpc::method::{Method, MethodTable};
-    use crate::http2::connection::tests::{BEGIN, context, frame, http2_alone, settle};
-    use crate::limits::{CONTROL_FRAMES, Limits, MAX_CONCURRENT_STREAMS, MAX_MESSAGE_SIZE, STREAMS_PER_WORK};
-    use crate::memory::MemoryBudget;
-    use crate::quota::ClientQuota;
-    use crate::refusal::Refusals;
-    use crate::turns::WorkerTurns;
+    use crate::http2::connection::tests::frame;
+    use crate::http2::served::Served;
+    use crate::limits::{CONTROL_FRAMES, MAX_CONCURRENT_STREAMS};
 
     const HEADERS: u8 = 1;
     const SETTINGS: u8 = 4;
@@ -629,47 +602,13 @@ mod tests {
     const END_HEADERS: u8 = 4;
     const ACK: u8 = 1;
 
-    struct Served {
-        client: DuplexStream,
-        served: JoinHandle<()>,
-        worker: Arc<WorkerTurns>,
-        refusals: Arc<Refusals>,
-        _draining: watch::Sender<bool>,
-    }
-
     /// Serves a connection whose calls wait.
-    async fn served() -> Served {
+    async fn served() -> Served<DuplexStream> {
         let handler = Handler::Streaming(Arc::new(|_, _, _| Box::pin(std::future::pending())));
-        let method = Method::new("/Counting/Call", MAX_MESSAGE_SIZE, Access::Everyone, handler);
-        let (draining, context) = context(MethodTable::new(vec![method]), Limits::default());
-        let worker = Arc::clone(&context.turns);
-        let memory = MemoryBudget::new(1 << 30, Arc::default());
-        let refusals = Arc::clone(memory.refusals());
-        let (mut client, server) = tokio::io::duplex(1024 * 1024);
-        let served = tokio::spawn(http2_alone(
-            server,
-            context,
-            memory.for_connection(ClientQuota::alone()),
-        ));
-        client.write_all(BEGIN).await.unwrap();
-        settle().await;
-        Served {
-            client,
-            served,
-            worker,
-            refusals,
-            _draining: draining,
-        }
+        Served::plaintext(1024 * 1024, handler, 1 << 30).await
     }
 
-    impl Served {
-        async fn send(&mut self, bytes: &[u8]) {
-            self.client.write_all(bytes).await.unwrap();
-            for _ in 0..20 {
-                settle().await;
-            }
-        }
-
+    impl Served<DuplexStream> {
         /// Begins calls whose requests do not end.
         async fn open(&mut self, calls: u32) {
             let head = b"\x83\x86\x04\x0e/Counting/Call\x0f\x10\x10application/grpc";
@@ -702,13 +641,6 @@ mod tests {
         frame(SETTINGS, 0, 0, &[&[0, 4][..], &window.to_be_bytes()].concat())
     }
 
-    fn flood_count(refusals: &Refusals) -> u64 {
-        let mut counts = refusals.counts();
-        counts
-            .find(|&(reason, _)| reason == refusal::Reason::FrameFlood)
-            .map_or(0, |(_, count)| count)
-    }
-
     #[tokio::test]
     async fn a_frame_that_makes_h2_visit_every_stream_has_its_price() {
         const FRAMES: u32 = CONTROL_FRAMES - 1;
@@ -732,10 +664,10 @@ mod tests {
             served.open(1).await;
             // The first frame of the connection counts, too.
             served.send(&flood.repeat(CONTROL_FRAMES as usize - 1)).await;
-            assert!(!served.served.is_finished());
+            assert!(!served.task.is_finished());
             served.send(&flood.repeat(10)).await;
-            assert!(served.served.is_finished());
-            assert_eq!(flood_count(&served.refusals), 1);
+            assert!(served.task.is_finished());
+            assert_eq!(served.refused(), [(refusal::Reason::FrameFlood, 1)]);
             let mut sent = Vec::new();
             served.client.read_to_end(&mut sent).await.unwrap();
             let (errors, acknowledged) = parse(&sent);
@@ -752,7 +684,7 @@ mod tests {
             served.client.write_all(&settings(second)).await.unwrap();
             sleep(Duration::from_secs(1)).await;
         }
-        assert!(!served.served.is_finished());
-        assert_eq!(flood_count(&served.refusals), 0);
+        assert!(!served.task.is_finished());
+        assert_eq!(served.refused(), []);
     }
 }

@@ -452,6 +452,7 @@ pub(crate) mod tests {
     use crate::auth::Access;
     use crate::grpc::handler::{Handler, ImmediateHandler, StreamContext, encoded_stream};
     use crate::grpc::method::{Method, MethodTable};
+    use crate::http2::served::Served;
     use crate::http2::socket::{SentBytes, Transport};
     use crate::quota::{ClientKey, Quotas};
     use crate::rpc::methods::methods_of_empty_table;
@@ -727,19 +728,14 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn input_that_makes_no_call_has_its_price() {
         const PINGS: usize = 3_000;
-        let (_draining, context) = context(MethodTable::new(Vec::new()), Limits::default());
-        let worker = Arc::clone(&context.turns);
-        let (mut client, server) = tokio::io::duplex(1024 * 1024);
-        tokio::spawn(http2_alone(server, context, memory()));
-        client.write_all(BEGIN).await.unwrap();
-        settle().await;
-        let before = worker.spent();
+        let (client, server) = tokio::io::duplex(1024 * 1024);
+        let mut served = Served::begin(client, WireStream::new(server, false), Vec::new(), 1 << 30).await;
+        let before = served.worker.spent();
         let pings = frame(6, 0, 0, b"flooding").repeat(PINGS);
-        client.write_all(&pings).await.unwrap();
-        settle().await;
+        served.send(&pings).await;
         // Each poll of the connection rounds down.
         let work = pings.len() / limits::INPUT_PER_WORK;
-        let spent = worker.spent() - before;
+        let spent = served.worker.spent() - before;
         assert!((work - 20..=work).contains(&spent), "{spent} of {work}");
     }
 

@@ -189,19 +189,16 @@ mod tests {
     use http::{Request, Response};
     use http_body::Body as _;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-    use tokio::sync::{Semaphore, watch};
-    use tokio::task::JoinHandle;
+    use tokio::sync::Semaphore;
     use tokio::time::{Instant, advance, timeout};
     use tonic::body::Body;
 
     use super::*;
-    use crate::auth::Access;
     use crate::grpc::handler::Handler;
-    use crate::grpc::method::{Method, MethodTable};
     use crate::grpc::request::RequestBody;
-    use crate::http2::connection::tests::{BEGIN, context, frame, http2_alone, settle};
-    use crate::limits::{CALL_MEMORY, Limits, MAX_MESSAGE_SIZE, MEMORY_PER_FIELD_BYTE, READ_BUFFER, STREAM_WINDOW};
-    use crate::memory::MemoryBudget;
+    use crate::http2::connection::tests::{frame, settle};
+    use crate::http2::served::Served;
+    use crate::limits::{CALL_MEMORY, MEMORY_PER_FIELD_BYTE, READ_BUFFER, STREAM_WINDOW};
     use crate::quota::ClientQuota;
     use crate::refusal::Reason;
 
@@ -234,56 +231,29 @@ mod tests {
         }
     }
 
-    /// A connection, and what it has in the budget.
-    struct Served {
-        client: DuplexStream,
-        served: JoinHandle<()>,
-        memory: Arc<MemoryBudget>,
-        /// A permit lets a call read one frame of its request.
-        may_read: Arc<Semaphore>,
-        limits: Limits,
-        _draining: watch::Sender<bool>,
+    /// Serves a connection that has half of the budget. A permit lets a call read one frame of its request.
+    async fn served(budget: usize) -> (Served<DuplexStream>, Arc<Semaphore>) {
+        let may_read = Arc::new(Semaphore::new(0));
+        let permits = Arc::clone(&may_read);
+        let handler = Handler::Streaming(Arc::new(move |request: Request<RequestBody>, _, _| {
+            let permits = Arc::clone(&permits);
+            tokio::spawn(async move {
+                let mut body = request.into_body();
+                loop {
+                    permits.acquire().await.unwrap().forget();
+                    if poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_none() {
+                        break;
+                    }
+                }
+            });
+            Box::pin(async { Response::new(Body::new(Silent)) })
+        }));
+        (Served::plaintext(BETWEEN, handler, budget).await, may_read)
     }
 
-    impl Served {
-        /// Serves a connection that has half of the budget.
-        async fn begin(budget: usize) -> Self {
-            let may_read = Arc::new(Semaphore::new(0));
-            let permits = Arc::clone(&may_read);
-            let handler = Handler::Streaming(Arc::new(move |request: Request<RequestBody>, _, _| {
-                let permits = Arc::clone(&permits);
-                tokio::spawn(async move {
-                    let mut body = request.into_body();
-                    loop {
-                        permits.acquire().await.unwrap().forget();
-                        if poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_none() {
-                            break;
-                        }
-                    }
-                });
-                Box::pin(async { Response::new(Body::new(Silent)) })
-            }));
-            let method = Method::new("/Counting/Call", MAX_MESSAGE_SIZE, Access::Everyone, handler);
-            let limits = Limits::default();
-            let (draining, context) = context(MethodTable::new(vec![method]), limits.clone());
-            let memory = MemoryBudget::new(budget, Arc::default());
-            let (mut client, server) = tokio::io::duplex(BETWEEN);
-            let of_connection = memory.for_connection(ClientQuota::alone());
-            let served = tokio::spawn(http2_alone(server, context, of_connection));
-            client.write_all(BEGIN).await.unwrap();
-            settle().await;
-            Self {
-                client,
-                served,
-                memory,
-                may_read,
-                limits,
-                _draining: draining,
-            }
-        }
-
-        /// Sends bytes, and lets the connection read them.
-        async fn send(&mut self, bytes: &[u8]) {
+    impl Served<DuplexStream> {
+        /// Sends bytes, takes the replies, and lets the connection read.
+        async fn exchange(&mut self, bytes: &[u8]) {
             let (mut read, mut write) = tokio::io::split(&mut self.client);
             let mut taken = [0; 4096];
             let mut sent = std::pin::pin!(write.write_all(bytes));
@@ -301,43 +271,38 @@ mod tests {
         async fn reads(&mut self) -> bool {
             // More than the stream between the two keeps, which is a number of whole frames.
             let bytes = frame(UNKNOWN, 0, 0, &[0; 7]).repeat(BETWEEN / 16 + 1);
-            timeout(Duration::from_millis(1), self.send(&bytes)).await.is_ok()
-        }
-
-        fn refused(&self) -> Vec<(Reason, u64)> {
-            let counts = self.memory.refusals().counts();
-            counts.filter(|&(_, count)| count > 0).collect()
+            timeout(Duration::from_millis(1), self.exchange(&bytes)).await.is_ok()
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_unfinished_header_block_is_charged_until_it_ends() {
-        let mut served = Served::begin(1 << 30).await;
-        served.send(&frame(HEADERS, 0, 1, HEAD)).await;
+        let (mut served, _may_read) = served(1 << 30).await;
+        served.exchange(&frame(HEADERS, 0, 1, HEAD)).await;
         assert_eq!(served.memory.used(), HEADER_BLOCK_MEMORY);
-        served.send(&frame(CONTINUATION, 0, 1, &[0x90; 100])).await;
+        served.exchange(&frame(CONTINUATION, 0, 1, &[0x90; 100])).await;
         assert_eq!(served.memory.used(), HEADER_BLOCK_MEMORY);
-        served.send(&frame(CONTINUATION, END_HEADERS, 1, &[])).await;
+        served.exchange(&frame(CONTINUATION, END_HEADERS, 1, &[])).await;
         assert_eq!(served.memory.used(), CALL_MEMORY);
         advance(2 * served.limits.call).await;
         settle().await;
-        assert!(!served.served.is_finished());
+        assert!(!served.task.is_finished());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_header_block_has_the_time_of_a_call_however_slowly_it_comes() {
-        let mut served = Served::begin(1 << 30).await;
+        let (mut served, _may_read) = served(1 << 30).await;
         let begin = Instant::now();
-        served.send(&frame(HEADERS, 0, 1, HEAD)).await;
+        served.exchange(&frame(HEADERS, 0, 1, HEAD)).await;
         for byte in frame(CONTINUATION, 0, 1, &[0x90; 100]) {
             advance(Duration::from_secs(1)).await;
             settle().await;
-            if served.served.is_finished() {
+            if served.task.is_finished() {
                 break;
             }
-            served.send(&[byte]).await;
+            served.exchange(&[byte]).await;
         }
-        assert!(served.served.is_finished());
+        assert!(served.task.is_finished());
         assert_eq!(begin.elapsed(), served.limits.call);
         assert_eq!(served.refused(), [(Reason::FrameFlood, 1)]);
         assert_eq!(served.memory.used(), 0);
@@ -345,29 +310,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_header_block_without_room_ends_its_connection() {
-        let mut served = Served::begin(HEADER_BLOCK_MEMORY).await;
-        served.send(&frame(HEADERS, 0, 1, HEAD)).await;
-        assert!(served.served.is_finished());
+        let (mut served, _may_read) = served(HEADER_BLOCK_MEMORY).await;
+        served.exchange(&frame(HEADERS, 0, 1, HEAD)).await;
+        assert!(served.task.is_finished());
         assert_eq!(served.refused(), [(Reason::ConnectionMemory, 1)]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn data_that_no_call_reads_is_charged_beyond_the_first_bytes() {
         const LEN: usize = 8 * 1024;
-        let mut served = Served::begin(1 << 30).await;
+        let (mut served, may_read) = served(1 << 30).await;
         // Spare memory is used up, so the window stays small.
         let rest = served.memory.for_connection(ClientQuota::alone());
         let rest = rest.charge((1 << 30) / 4).unwrap();
-        let used = |served: &Served| served.memory.used() - rest.bytes();
-        served.send(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
+        let used = |served: &Served<DuplexStream>| served.memory.used() - rest.bytes();
+        served.exchange(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
         let data = frame(DATA, 0, 1, &[0; LEN]);
         for sent in 1..=STREAM_WINDOW as usize / LEN - 1 {
-            served.send(&data).await;
+            served.exchange(&data).await;
             let unread = sent * data.len();
             let charged = unread.saturating_sub(UNREAD_STEP).next_multiple_of(UNREAD_STEP);
             assert_eq!(used(&served), CALL_MEMORY + charged, "{sent}");
         }
-        served.may_read.add_permits(1000);
+        may_read.add_permits(1000);
         settle().await;
         assert_eq!(used(&served), CALL_MEMORY);
         assert_eq!(served.refused(), []);
@@ -376,19 +341,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_whose_data_has_no_room_reads_nothing_until_its_calls_read() {
         for reads in [true, false] {
-            let mut served = Served::begin(2 * (CALL_MEMORY + UNREAD_STEP)).await;
-            served.send(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
-            served.send(&frame(DATA, 0, 1, &[0; 12 * 1024])).await;
-            served.send(&frame(DATA, 0, 1, &[0; 12 * 1024])).await;
+            let (mut served, may_read) = served(2 * (CALL_MEMORY + UNREAD_STEP)).await;
+            served.exchange(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
+            served.exchange(&frame(DATA, 0, 1, &[0; 12 * 1024])).await;
+            served.exchange(&frame(DATA, 0, 1, &[0; 12 * 1024])).await;
             assert!(served.reads().await);
             assert_eq!(served.memory.used(), CALL_MEMORY + UNREAD_STEP);
             // Beyond two steps, and no more than the stream between the two keeps.
-            served.send(&frame(DATA, 0, 1, &[0; BETWEEN - 16])).await;
+            served.exchange(&frame(DATA, 0, 1, &[0; BETWEEN - 16])).await;
             assert!(!served.reads().await);
             assert_eq!(served.refused(), [(Reason::ConnectionMemory, 1)]);
             advance(served.limits.call / 2).await;
             if reads {
-                served.may_read.add_permits(2);
+                may_read.add_permits(2);
                 settle().await;
                 assert!(served.reads().await);
                 advance(2 * served.limits.call).await;
@@ -400,7 +365,7 @@ mod tests {
                 settle().await;
                 advance(served.limits.drain).await;
                 settle().await;
-                assert!(served.served.is_finished());
+                assert!(served.task.is_finished());
             }
         }
     }
@@ -409,12 +374,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn tiny_frames_are_charged_with_the_buffers_that_they_hold() {
         const FRAMES: usize = 100;
-        let mut served = Served::begin(1 << 30).await;
-        served.send(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
+        let (mut served, _may_read) = served(1 << 30).await;
+        served.exchange(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
         let others = frame(PRIORITY, 0, 1, &[0; 5]);
         let others = others.repeat(READ_BUFFER / others.len());
         for _ in 0..FRAMES {
-            served.send(&[&frame(DATA, 0, 1, &[0])[..], &others].concat()).await;
+            served.exchange(&[&frame(DATA, 0, 1, &[0])[..], &others].concat()).await;
         }
         let charged = served.memory.used() - CALL_MEMORY;
         assert!((FRAMES - 5..=FRAMES).contains(&(charged / READ_BUFFER)), "{charged}");
@@ -424,7 +389,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_small_requests_at_one_time_are_not_charged() {
         const CALLS: u32 = 100;
-        let mut served = Served::begin(1 << 30).await;
+        let (mut served, _may_read) = served(1 << 30).await;
         let requests = (1..).step_by(2).take(CALLS as usize).flat_map(|stream| {
             let mut request = frame(HEADERS, END_HEADERS, stream, HEAD);
             request.extend(frame(DATA, END_STREAM, stream, &[0; 5]));
@@ -432,7 +397,7 @@ mod tests {
         });
         let requests: Vec<_> = requests.collect();
         assert!(requests.len() < UNREAD_STEP);
-        served.send(&requests).await;
+        served.exchange(&requests).await;
         let streams = CALLS as usize * CALL_MEMORY;
         let more = crate::limits::STREAM_MEMORY * (CALLS as usize - crate::limits::SMALL_CONNECTION_CALLS);
         let window = (crate::limits::LARGE_CONNECTION_WINDOW - crate::limits::CONNECTION_WINDOW) as usize;
@@ -442,18 +407,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn trailers_that_no_call_reads_are_charged() {
         const FIELDS: usize = 1000;
-        let mut served = Served::begin(1 << 30).await;
-        served.send(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
+        let (mut served, may_read) = served(1 << 30).await;
+        served.exchange(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
         // A field of HPACK's static table is one byte.
         let trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x90; FIELDS]);
-        served.send(&trailers).await;
+        served.exchange(&trailers).await;
         let held = FIELDS * MEMORY_PER_FIELD_BYTE;
         let charged = (held - UNREAD_STEP).next_multiple_of(UNREAD_STEP);
         assert_eq!(served.memory.used(), CALL_MEMORY + charged);
-        served.may_read.add_permits(10);
+        may_read.add_permits(10);
         settle().await;
         // The connection notices with its next bytes.
-        served.send(&frame(PRIORITY, 0, 1, &[0; 5])).await;
+        served.exchange(&frame(PRIORITY, 0, 1, &[0; 5])).await;
         // The stream is open: its response never ends.
         assert_eq!(served.memory.used(), CALL_MEMORY);
     }

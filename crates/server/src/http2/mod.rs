@@ -8,6 +8,8 @@ pub(crate) mod keep_alive;
 mod muted_waker;
 mod rate_guard;
 mod records;
+#[cfg(test)]
+mod served;
 mod socket;
 mod stream_memory;
 mod traffic;

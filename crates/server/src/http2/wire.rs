@@ -149,19 +149,14 @@ mod tests {
     use rustls::pki_types::{PrivateKeyDer, ServerName};
     use rustls::{ClientConfig, RootCertStore, ServerConfig};
     use tokio::io::{AsyncWriteExt as _, DuplexStream};
-    use tokio::sync::watch;
-    use tokio::task::JoinHandle;
     use tokio::time::{Duration, sleep};
     use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 
     use super::*;
-    use crate::grpc::method::MethodTable;
-    use crate::http2::connection::tests::{BEGIN, context, frame, http2_of, settle};
-    use crate::limits::{BARE_RECORDS, Limits, MAX_TURN_INPUT};
-    use crate::memory::MemoryBudget;
-    use crate::quota::ClientQuota;
-    use crate::refusal::{Reason, Refusals};
-    use crate::turns::WorkerTurns;
+    use crate::http2::connection::tests::{frame, settle};
+    use crate::http2::served::Served;
+    use crate::limits::{BARE_RECORDS, MAX_TURN_INPUT};
+    use crate::refusal::Reason;
 
     /// Bytes that a record has besides its plaintext, with TLS 1.3.
     const OVERHEAD: usize = 5 + 1 + 16;
@@ -199,31 +194,9 @@ mod tests {
         }
     }
 
-    struct Served {
-        client: client::TlsStream<DuplexStream>,
-        served: JoinHandle<()>,
-        worker: Arc<WorkerTurns>,
-        refusals: Arc<Refusals>,
-        _draining: watch::Sender<bool>,
-    }
-
-    async fn served() -> Served {
-        let (mut client, server) = connect().await;
-        let (draining, context) = context(MethodTable::new(Vec::new()), Limits::default());
-        let worker = Arc::clone(&context.turns);
-        let memory = MemoryBudget::new(1 << 30, Arc::default());
-        let refusals = Arc::clone(memory.refusals());
-        let memory = memory.for_connection(ClientQuota::alone());
-        let served = tokio::spawn(http2_of(server, context, memory));
-        client.write_all(BEGIN).await.unwrap();
-        settle().await;
-        Served {
-            client,
-            served,
-            worker,
-            refusals,
-            _draining: draining,
-        }
+    async fn served() -> Served<client::TlsStream<DuplexStream>> {
+        let (client, server) = connect().await;
+        Served::begin(client, server, Vec::new(), 1 << 30).await
     }
 
     #[tokio::test]
@@ -268,7 +241,7 @@ mod tests {
         let mut served = served().await;
         let mut pings = frame(6, 0, 0, b"flooding").into_iter().cycle();
         let mut changes = 0;
-        while !served.served.is_finished() {
+        while !served.task.is_finished() {
             for _ in 0..KEYS {
                 served.client.get_mut().1.refresh_traffic_keys().unwrap();
             }
@@ -281,10 +254,9 @@ mod tests {
             assert!(changes < 10 * BARE_RECORDS as usize, "the flood does not end");
         }
         settle().await;
-        assert!(served.served.is_finished());
+        assert!(served.task.is_finished());
         assert!(changes > BARE_RECORDS as usize / 2, "{changes}");
-        let mut counts = served.refusals.counts();
-        assert!(counts.any(|(reason, count)| reason == Reason::FrameFlood && count == 1));
+        assert_eq!(served.refused(), [(Reason::FrameFlood, 1)]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -296,6 +268,6 @@ mod tests {
             served.client.flush().await.unwrap();
             sleep(Duration::from_secs(1)).await;
         }
-        assert!(!served.served.is_finished());
+        assert!(!served.task.is_finished());
     }
 }

@@ -19,6 +19,7 @@ use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, R
 use crate::log::{self, peer};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::page_token::PageTokens;
+use crate::rpc::resources::Resource;
 use crate::rpc::shutdown::DrainRequest;
 use crate::rpc::statistics::Statistics;
 use crate::snapshot_status::SnapshotStatus;
@@ -200,7 +201,20 @@ impl Admin {
             expiry_hold_left: stats.expiry_hold.map(|hold| encode::duration(hold.left)),
             refusals: refusals.collect(),
             snapshots: self.statistics.snapshots.as_deref().map(snapshot_stats),
+            resources: Resource::ALL.iter().map(|&resource| self.resource(resource)).collect(),
         })
+    }
+
+    fn resource(&self, resource: Resource) -> v1::ResourceUse {
+        let usage = self.statistics.usage(resource);
+        let or_zero = |limit: Option<usize>| limit.map_or(0, |limit| limit as u64);
+        v1::ResourceUse {
+            resource: resource.name().into(),
+            used: usage.used as u64,
+            limit: or_zero(usage.limit),
+            client_limit: or_zero(usage.client_limit),
+            proxy_limit: or_zero(usage.proxy_limit),
+        }
     }
 
     /// Asks the server to stop. The reply is sent first: the server finishes the calls in flight.

@@ -44,7 +44,7 @@ pub(crate) fn methods(
     let complaints = Arc::new(Complaints::default());
     let routes = Arc::new(Routes::new(Arc::clone(table), Arc::clone(&complaints), Arc::clone(refusals)));
     let sessions = Arc::new(Sessions::new(Arc::clone(table), instance_id, Arc::clone(refusals), limits));
-    let statistics = Statistics::new(Arc::clone(table), Arc::clone(watches), Arc::clone(&sessions), complaints, Arc::clone(memory), snapshots);
+    let statistics = Statistics::new(Arc::clone(table), Arc::clone(watches), Arc::clone(&sessions), complaints, Arc::clone(memory), snapshots, limits);
     let statistics = Arc::new(statistics);
     let admin = Arc::new(Admin::new(instance_id, Arc::clone(&statistics), drain.clone()));
     let reporter = HealthReporter::new();

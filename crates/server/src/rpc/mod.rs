@@ -8,6 +8,7 @@ pub(crate) mod methods;
 mod node_tracker;
 mod page_token;
 mod reflection;
+pub(crate) mod resources;
 mod routes;
 mod session;
 pub(crate) mod shutdown;

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use nodetracker::RouteTable;
 
+use crate::limits::Limits;
 use crate::memory::MemoryBudget;
+use crate::quota::Shares;
 use crate::rpc::complaints::Complaints;
 use crate::rpc::session::Sessions;
 use crate::rpc::watch::Watches;
@@ -22,6 +24,9 @@ pub(crate) struct Statistics {
     pub(crate) memory: Arc<MemoryBudget>,
     /// `None` if the tracker writes no snapshots.
     pub(crate) snapshots: Option<Arc<SnapshotStatus>>,
+    pub(super) limits: Limits,
+    /// The limits of a client.
+    pub(super) shares: Shares,
     started: Instant,
 }
 
@@ -34,6 +39,7 @@ impl Statistics {
         complaints: Arc<Complaints>,
         memory: Arc<MemoryBudget>,
         snapshots: Option<Arc<SnapshotStatus>>,
+        limits: &Limits,
     ) -> Self {
         Self {
             table,
@@ -42,6 +48,8 @@ impl Statistics {
             complaints,
             memory,
             snapshots,
+            limits: limits.clone(),
+            shares: Shares::new(limits),
             started: Instant::now(),
         }
     }

@@ -123,9 +123,13 @@ fn log_hold(table: &RouteTable, before: Option<HoldCause>) -> Option<HoldCause> 
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Seek};
     use std::sync::Arc;
 
-    use nodetracker::{ManualClock, Proxy};
+    use nodetracker::{Clock, ExpiryBrake, ManualClock, Proxy};
+    use tracing::dispatcher;
+    use tracing_subscriber::fmt;
+    use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
     use crate::rpc::watch::tail;
@@ -175,6 +179,119 @@ mod tests {
         assert_eq!(counters.of_removed_proxies(), 0);
         assert!(counters.visited() >= NODES as u64 && counters.time() > Duration::ZERO);
         resyncs
+    }
+
+    /// Returns the lines of the log that some steps write.
+    fn lines_of(steps: impl FnOnce()) -> String {
+        let mut file = tempfile::tempfile().expect("a file");
+        let writer = file.try_clone().expect("a file");
+        let lines = fmt::layer().with_writer(writer).without_time();
+        let lines = lines.with_target(false).with_ansi(false);
+        dispatcher::with_default(&tracing_subscriber::registry().with(lines).into(), steps);
+        let mut text = String::new();
+        file.rewind().expect("a file");
+        file.read_to_string(&mut text).expect("text");
+        text
+    }
+
+    /// A table with a brake, and one proxy with its nodes.
+    struct Braked {
+        clock: ManualClock,
+        table: RouteTable,
+        pace: SweepPace,
+        hold: Option<HoldCause>,
+    }
+
+    impl Braked {
+        const INTERVAL: Duration = Duration::from_secs(300);
+
+        fn new() -> Self {
+            let clock = ManualClock::new();
+            let builder = RouteTable::builder().keep_alive(Self::INTERVAL).clock(clock.clone());
+            let braked = Self {
+                table: builder
+                    .expiry_brake(ExpiryBrake::default())
+                    .build()
+                    .expect("possible limits"),
+                clock,
+                pace: SweepPace::default(),
+                hold: None,
+            };
+            braked.report();
+            braked
+        }
+
+        fn report(&self) {
+            let proxy = Proxy {
+                id: "proxy",
+                cluster_name: "",
+                addr: "proxy:1",
+            };
+            for number in 0..200_u128 {
+                let node = uuid::Uuid::from_u128(number << 64).into();
+                self.table.report_node(&node, &proxy).expect("there is room");
+            }
+        }
+
+        /// Sweeps for some time, and logs what the sweeper logs.
+        fn pass(&mut self, time: Duration) {
+            let end = self.clock.monotonic() + time;
+            while self.clock.monotonic() < end {
+                let pause = self.pace.next_pause(&self.table);
+                self.clock.advance(pause.min(end - self.clock.monotonic()));
+                self.hold = log_hold(&self.table, self.hold);
+                while self.pace.sweep_step(&self.table).is_some() {}
+            }
+            self.hold = log_hold(&self.table, self.hold);
+        }
+    }
+
+    #[test]
+    fn the_log_says_when_the_brake_holds_expiry_and_why_it_ends() {
+        let mut braked = Braked::new();
+        assert_eq!(lines_of(|| braked.pass(Braked::INTERVAL / 2)), "");
+        let held = lines_of(|| braked.pass(Braked::INTERVAL / 2));
+        let (text, left) = held.trim().split_once(" for at most ").expect("a line");
+        assert_eq!(
+            text,
+            "WARN expiry brake: the heartbeats of many routes are missing; until they return, no route expires,"
+        );
+        assert!(
+            duration::parse(left).expect("a duration") <= 2 * Braked::INTERVAL,
+            "{left}"
+        );
+        assert_eq!(
+            lines_of(|| braked.pass(Braked::INTERVAL)),
+            "",
+            "the hold is logged once"
+        );
+        braked.report();
+        let released = lines_of(|| braked.pass(Braked::INTERVAL * 3 / 5));
+        assert_eq!(
+            released.trim(),
+            "INFO the expiry brake is released: routes expire again"
+        );
+    }
+
+    #[test]
+    fn the_log_says_that_the_process_was_stopped_and_when_the_grace_is_over() {
+        let mut braked = Braked::new();
+        braked.pass(Braked::INTERVAL / 10);
+        let stopped = lines_of(|| {
+            braked.clock.advance(10 * Braked::INTERVAL);
+            braked.hold = log_hold(&braked.table, braked.hold);
+        });
+        assert_eq!(
+            stopped.trim(),
+            "WARN the process was stopped or its clock jumped: nothing happened for 50m; \
+             no route expires for a heartbeat interval"
+        );
+        braked.report();
+        let over = lines_of(|| braked.pass(Braked::INTERVAL / 2));
+        assert_eq!(
+            over.trim(),
+            "INFO the grace after the stop is over: routes expire again"
+        );
     }
 
     #[tokio::test(start_paused = true)]

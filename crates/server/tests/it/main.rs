@@ -1,5 +1,6 @@
 //! Tests of the server over real connections, and of the `nodetracker` command as users run it.
 
+mod address_space;
 mod authorization;
 mod authorization_matrix;
 mod bad_input;
@@ -26,6 +27,7 @@ mod rfd47;
 mod session;
 mod slow_clients;
 mod stop;
+mod stopped;
 mod support;
 mod systemd;
 mod tls;

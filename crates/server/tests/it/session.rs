@@ -32,7 +32,7 @@ async fn server() -> (Running, ManualClock) {
 }
 
 /// One session, over a connection of its own.
-struct Session {
+pub(crate) struct Session {
     requests: mpsc::Sender<v1::SessionRequest>,
     answers: Streaming<v1::SessionResponse>,
     sequence: u64,
@@ -43,7 +43,7 @@ impl Session {
         Self::over(server.channel().await).await
     }
 
-    async fn over(channel: Channel) -> Self {
+    pub(crate) async fn over(channel: Channel) -> Self {
         let mut client = SessionServiceClient::new(channel);
         let (requests, sent) = mpsc::channel(16);
         let answers = client.session(ReceiverStream::new(sent)).await.unwrap().into_inner();
@@ -61,7 +61,7 @@ impl Session {
         session
     }
 
-    async fn send(&mut self, request: impl Into<Option<Request>>) {
+    pub(crate) async fn send(&mut self, request: impl Into<Option<Request>>) {
         self.sequence += 1;
         let request = v1::SessionRequest {
             sequence: self.sequence,
@@ -72,7 +72,7 @@ impl Session {
     }
 
     /// The next answer, which is to the last request; `None` at the end.
-    async fn answer(&mut self) -> Result<Option<Response>, Status> {
+    pub(crate) async fn answer(&mut self) -> Result<Option<Response>, Status> {
         let Some(answer) = self.answers.message().await? else {
             return Ok(None);
         };
@@ -92,7 +92,7 @@ impl Session {
         Ok(self.answer().await?.expect("an answer"))
     }
 
-    async fn welcome(&mut self, hello: v1::SessionHello) -> v1::SessionWelcome {
+    pub(crate) async fn welcome(&mut self, hello: v1::SessionHello) -> v1::SessionWelcome {
         match self.ask(Request::Hello(hello)).await.unwrap() {
             Response::Welcome(welcome) => welcome,
             other => panic!("{other:?}"),
@@ -100,7 +100,7 @@ impl Session {
     }
 
     /// Announces nodes, and returns their handles.
-    async fn up(&mut self, nodes: &[NodeId]) -> Vec<u64> {
+    pub(crate) async fn up(&mut self, nodes: &[NodeId]) -> Vec<u64> {
         let (handles, refusal) = self.try_up(nodes).await;
         assert_eq!(refusal, SessionRefusal::Unspecified);
         assert_eq!(handles.len(), nodes.len());
@@ -115,7 +115,7 @@ impl Session {
     }
 
     /// Sends a heartbeat, and returns the handles that are gone.
-    async fn beat(&mut self, handles: &[u64]) -> Vec<u64> {
+    pub(crate) async fn beat(&mut self, handles: &[u64]) -> Vec<u64> {
         unpacked(&self.acked(heartbeat(handles)).await.gone_handles)
     }
 
@@ -148,7 +148,7 @@ impl Session {
     }
 }
 
-fn hello(incarnation: u64) -> v1::SessionHello {
+pub(crate) fn hello(incarnation: u64) -> v1::SessionHello {
     v1::SessionHello {
         proxy: Some(v1::Proxy {
             proxy_id: "proxy-1".into(),
@@ -183,7 +183,7 @@ fn drain() -> Request {
     Request::Drain(v1::SessionDrain {})
 }
 
-fn heartbeat(handles: &[u64]) -> Request {
+pub(crate) fn heartbeat(handles: &[u64]) -> Request {
     let handles: Vec<u8> = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
     Request::Heartbeat(v1::SessionHeartbeat {
         handles: handles.into(),
@@ -218,7 +218,7 @@ fn ids(nodes: &[NodeId]) -> v1::NodeIds {
     }
 }
 
-fn node(number: u128) -> NodeId {
+pub(crate) fn node(number: u128) -> NodeId {
     Uuid::from_u128(number).into()
 }
 

@@ -122,7 +122,8 @@ pub(crate) async fn connect(addr: SocketAddr) -> Client {
     Client::new(channel(addr).await)
 }
 
-async fn channel(addr: SocketAddr) -> Channel {
+/// A connection of its own, for the client of any service.
+pub(crate) async fn channel(addr: SocketAddr) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
     endpoint.connect().await.unwrap()
 }

@@ -632,6 +632,13 @@ async fn stats_tell_what_there_is() {
         (env!("CARGO_PKG_VERSION"), 0, 0)
     );
     assert_eq!(stats.connection_count, 2);
+    let resource = |name| {
+        let named = stats.resources.iter().find(|of| of.resource == name).unwrap();
+        [named.used, named.limit, named.client_limit, named.proxy_limit]
+    };
+    assert_eq!(resource("watches"), [0, 10_000, 5_000, 0]);
+    assert_eq!(resource("routes"), [4, 16_777_216, 0, 0]);
+    assert_eq!(resource("connections")[0], 2);
     let again = operator.stats(v1::StatsRequest {}).await.unwrap().into_inner();
     assert_eq!(again.generation, stats.generation);
 }

@@ -231,6 +231,8 @@ struct StatsRow {
     client_memory_limit_bytes: u64,
     /// The number of refusals, by reason.
     refusals: BTreeMap<String, u64>,
+    /// The shared resources, by name.
+    resources: BTreeMap<String, UsageRow>,
     keep_alive_seconds: Option<f64>,
     effective_keep_alive_seconds: Option<f64>,
     expiry_hold: &'static str,
@@ -248,6 +250,31 @@ struct StatsRow {
     uptime_seconds: Option<f64>,
     generation: String,
     version: String,
+}
+
+/// How much of a resource is in use, and its limits; 0 is no limit.
+#[derive(Serialize)]
+struct UsageRow {
+    used: u64,
+    limit: u64,
+    client_limit: u64,
+    proxy_limit: u64,
+}
+
+impl UsageRow {
+    fn text(&self) -> String {
+        let limits = [
+            (self.limit, ""),
+            (self.client_limit, " for a client"),
+            (self.proxy_limit, " for a proxy"),
+        ];
+        let limits = limits.into_iter().filter(|&(most, _)| most > 0);
+        let limits: Vec<_> = limits.map(|(most, of)| format!("{most}{of}")).collect();
+        match limits.is_empty() {
+            true => self.used.to_string(),
+            false => format!("{} of {}", self.used, limits.join(", ")),
+        }
+    }
 }
 
 pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
@@ -285,6 +312,19 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
             .refusals
             .into_iter()
             .map(|refusals| (refusals.reason, refusals.count))
+            .collect(),
+        resources: stats
+            .resources
+            .into_iter()
+            .map(|usage| {
+                let row = UsageRow {
+                    used: usage.used,
+                    limit: usage.limit,
+                    client_limit: usage.client_limit,
+                    proxy_limit: usage.proxy_limit,
+                };
+                (usage.resource, row)
+            })
             .collect(),
         keep_alive_seconds: duration(stats.keep_alive).map(|interval| interval.as_secs_f64()),
         effective_keep_alive_seconds: duration(stats.effective_keep_alive).map(|interval| interval.as_secs_f64()),
@@ -329,7 +369,11 @@ pub(crate) async fn stats(stats: Stats) -> Result<(), CommandError> {
                 .refusals
                 .iter()
                 .map(|(reason, count)| (format!("refusals: {reason}"), count.to_string()));
-            let lines: Vec<_> = lines.chain(refusals).collect();
+            let resources = row
+                .resources
+                .iter()
+                .map(|(resource, usage)| (format!("use: {resource}"), usage.text()));
+            let lines: Vec<_> = lines.chain(refusals).chain(resources).collect();
             format.print(None, &lines, |(name, value)| [name.clone(), value.clone()])
         }
     }

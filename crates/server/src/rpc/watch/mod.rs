@@ -229,7 +229,7 @@ impl Watches {
         self.activity.borrow().watches
     }
 
-    /// Returns the bytes of the nodes that the watches name.
+    /// Returns the bytes of the nodes of all watches that are limited to some nodes.
     pub(crate) fn watched_size(&self) -> usize {
         self.activity.borrow().watched_size
     }

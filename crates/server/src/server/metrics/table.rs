@@ -14,6 +14,7 @@ use crate::connection_counters::{HandshakeFailure, SessionMessage};
 use crate::grpc::call_counters::{CODES, CallCounts};
 use crate::grpc::handler::Handler;
 use crate::grpc::method::split;
+use crate::rpc::resources::Resource;
 use crate::server::metrics::process::ProcessFigures;
 use crate::server::metrics::reading::Reading;
 use crate::server::metrics::samples::{MetricKind, Samples};
@@ -89,7 +90,7 @@ pub(super) static METRICS: &[Metric] = &[
         |from, to| to.only(from.table.routes)),
     single("nodetracker_routes_limit", MetricKind::Gauge,
         "The most routes (max_routes)",
-        |from, to| to.only(from.sources.statistics.table.max_routes())),
+        |from, to| to.only(from.sources.statistics.table.limits().routes)),
     single("nodetracker_nodes", MetricKind::Gauge,
         "Nodes with at least one route",
         |from, to| to.only(from.table.nodes)),
@@ -98,7 +99,7 @@ pub(super) static METRICS: &[Metric] = &[
         |from, to| to.only(from.table.proxies)),
     single("nodetracker_proxies_limit", MetricKind::Gauge,
         "The most proxies (max_proxies)",
-        |from, to| to.only(from.sources.statistics.table.max_proxies())),
+        |from, to| to.only(from.sources.statistics.table.limits().proxies)),
     labelled("nodetracker_table_bytes", MetricKind::Gauge, &["part"],
         "Bytes of the table by part, without garbage and without the allocator's overhead",
         |from, to| {
@@ -112,7 +113,7 @@ pub(super) static METRICS: &[Metric] = &[
         }),
     single("nodetracker_text_limit_bytes", MetricKind::Gauge,
         "The most bytes of the part strings (max_text_mb)",
-        |from, to| to.only(from.sources.statistics.table.max_text_bytes())),
+        |from, to| to.only(from.sources.statistics.table.limits().text_bytes)),
     single("nodetracker_garbage_objects", MetricKind::Gauge,
         "Objects that left the table and wait until no thread can read them",
         |from, to| to.only(from.table.garbage)),
