@@ -14,7 +14,6 @@ use crate::connection_counters::{HandshakeFailure, SessionMessage};
 use crate::grpc::call_counters::{CODES, CallCounts};
 use crate::grpc::handler::Handler;
 use crate::grpc::method::split;
-use crate::rpc::resources::Resource;
 use crate::server::metrics::process::ProcessFigures;
 use crate::server::metrics::reading::Reading;
 use crate::server::metrics::samples::{MetricKind, Samples};
