@@ -60,7 +60,7 @@
 //! | add and refresh routes | [`add_node`](RouteTable::add_node), [`report_node`](RouteTable::report_node) | one cache miss for the index, one for the record |
 //! | the same for many nodes | [`add_nodes`](RouteTable::add_nodes), [`refresh_routes`](RouteTable::refresh_routes) by handle | new nodes: a sixth less time; refreshes by handle: a tenth of the time |
 //! | look up | [`get_proxies`](RouteTable::get_proxies), [`resolve`](RouteTable::resolve), [`get_proxies_batch`](RouteTable::get_proxies_batch), [`explain`](RouteTable::explain) | as adding; no allocation for up to two routes |
-//! | list | [`for_each_route`](RouteTable::for_each_route), [`nodes_page`](RouteTable::nodes_page), [`proxies_page`](RouteTable::proxies_page) | a walk: some 50 ns a route; a large page: some 100 ns a node, whatever the size of the table |
+//! | list | [`for_each_route`](RouteTable::for_each_route), [`nodes_page`](RouteTable::nodes_page), [`proxies_page`](RouteTable::proxies_page) | a walk: some 30 ns a route; a large page: some 100 ns a node, whatever the size of the table |
 //! | count | [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use), [`route_count`](RouteTable::route_count) of a proxy | `route_count`: one look-up of the proxy |
 //! | follow | [`subscribe`](RouteTable::subscribe) | an allocation and two CAS for each change while there is a subscription |
 //! | sweep | [`Sweeper`], [`SweepPace`], [`sweep`](RouteTable::sweep) | some 7 ns a record |
@@ -77,7 +77,7 @@
 //!   the removal.
 //! * An expired route is never returned, swept or not. A route is expired when it is older than the
 //!   [effective keep-alive interval](RouteTable::effective_keep_alive).
-//! * Calls on routes are lock-free. The next section lists the calls that may wait.
+//! * Calls on routes are lock-free. "Which calls wait for another thread", below, lists every call.
 //! * The limits of routes, of proxies and of each proxy's routes hold exactly. A snapshot may exceed the limit of a
 //!   proxy's routes.
 //!
@@ -90,29 +90,31 @@
 //!
 //! # Which calls wait for another thread
 //!
-//! No call of a table waits for a thread that is inside another call, even if the operating system has stopped that
-//! thread, with these exceptions:
+//! The table has every call of a [`RouteTable`], a [`Subscription`] and a [`Sweeper`]. "No thread" means lock-free: the
+//! call does not wait for a thread that is inside another call, even if the operating system has stopped that thread.
 //!
 //! | call | waits for |
 //! | --- | --- |
-//! | [`register_proxy`](RouteTable::register_proxy), [`report_node`](RouteTable::report_node), [`report_nodes`](RouteTable::report_nodes) | the registry, if the proxy is not registered or has other details, or if the call adds the first route by which a proxy of a snapshot counts for a client; otherwise for no thread |
+//! | [`add_node`](RouteTable::add_node), [`add_nodes`](RouteTable::add_nodes), [`add_nodes_with_handles`](RouteTable::add_nodes_with_handles), [`refresh_routes`](RouteTable::refresh_routes), [`remove_node`](RouteTable::remove_node), [`remove_route`](RouteTable::remove_route) | no thread |
+//! | [`get_proxies`](RouteTable::get_proxies), [`get_proxies_batch`](RouteTable::get_proxies_batch), [`resolve`](RouteTable::resolve), [`explain`](RouteTable::explain) | no thread |
+//! | [`for_each_route`](RouteTable::for_each_route), [`try_for_each_route`](RouteTable::try_for_each_route), [`nodes_page`](RouteTable::nodes_page), [`nodes_of_part`](RouteTable::nodes_of_part), [`part_of`](RouteTable::part_of), [`proxies_page`](RouteTable::proxies_page) | no thread |
+//! | [`find_proxy`](RouteTable::find_proxy), [`proxy`](RouteTable::proxy), [`incarnation`](RouteTable::incarnation), [`route_count`](RouteTable::route_count) | no thread |
+//! | [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use), [`len`](RouteTable::len), [`is_empty`](RouteTable::is_empty), [`max_routes`](RouteTable::max_routes), [`keep_alive`](RouteTable::keep_alive), [`effective_keep_alive`](RouteTable::effective_keep_alive), [`expiry_hold`](RouteTable::expiry_hold) | no thread |
+//! | [`subscribe`](RouteTable::subscribe), [`subscriptions`](RouteTable::subscriptions), [`marked_changes`](RouteTable::marked_changes), [`drain_events`](Subscription::drain_events), [`poll_ready`](Subscription::poll_ready) | no thread |
+//! | [`sweep`](RouteTable::sweep), [`SweepPace`] | no thread: the call yields at most 200 times to threads that wait for the registry, and skips the proxies while another thread has the registry |
+//! | [`write_snapshot`](RouteTable::write_snapshot) | no thread: for each 64 ended incarnations, the call tries up to ten thousand times to get the registry, and then leaves the incarnations out |
+//! | [`register_proxy`](RouteTable::register_proxy), [`report_node`](RouteTable::report_node), [`report_nodes`](RouteTable::report_nodes) | the registry, if the proxy is not registered or has other details, or if the call adds the first route by which a proxy of a snapshot counts for a client; otherwise no thread |
 //! | [`begin_incarnation`](RouteTable::begin_incarnation), [`resume_incarnation`](RouteTable::resume_incarnation) | the registry, unless the incarnation is the current one and nothing changes, or the registered proxy's incarnation is greater |
 //! | [`remove_proxy`](RouteTable::remove_proxy), [`remove_proxy_by_id`](RouteTable::remove_proxy_by_id) | the registry, if the proxy is registered |
 //! | [`read_snapshot`](RouteTable::read_snapshot), [`read_snapshot_with`](RouteTable::read_snapshot_with) | the registry, for each proxy and each ended incarnation; threads of rayon's pool |
-//! | [`write_snapshot`](RouteTable::write_snapshot) | no thread: for each 64 ended incarnations, the call tries up to ten thousand times to get the registry, and then leaves the incarnations out |
 //! | [`set_keep_alive`](RouteTable::set_keep_alive) | another call of `set_keep_alive`; if the interval grows, it checks up to ten thousand times whether older calls have ended |
-//! | [`Subscription::wait`] | a change, until its timeout |
+//! | [`wait`](Subscription::wait) | a change, until its timeout |
 //! | dropping a [`Sweeper`] | the end of its thread's turn |
 //!
 //! *The registry* is a lock. The calls above hold the lock while they change the set of proxies or a proxy's details.
 //! Most of them hold it for some microseconds. The longest call copies one of the 128 parts of the map of proxy IDs. If
-//! the system stops a thread that holds the lock, only these calls of other threads wait. Other threads can still add,
-//! refresh, look up and remove routes. [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use),
-//! [`route_count`](RouteTable::route_count), [`expiry_hold`](RouteTable::expiry_hold),
-//! [`effective_keep_alive`](RouteTable::effective_keep_alive), [`find_proxy`](RouteTable::find_proxy) and
-//! [`incarnation`](RouteTable::incarnation) do not take the lock. [`sweep`](RouteTable::sweep) yields to threads that
-//! wait for the lock, at most 200 times, and skips the proxies while another thread has the lock. `tests/stopped.rs`
-//! stops threads at random instructions inside each call, and checks the other calls.
+//! the system stops a thread that holds the lock, only these calls of other threads wait. `tests/stopped.rs` stops
+//! threads at random instructions inside each call, and checks the other calls.
 //!
 //! The allocator is not covered: it may have locks of its own.
 //!

@@ -9,14 +9,16 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::gate::Gate;
-use common::{proxy, scale};
+use common::{proxy, scale, table_with};
 use counting::Counting;
-use nodetracker::{ManualClock, NodeId, ProxyRef, RouteTable, Stats};
+use nodetracker::{AddError, Added, Builder, Clock, ManualClock, NodeId, ProxyRef, RouteTable, Stats};
 use uuid::Uuid;
 
 /// Counts the allocations of a thread, beside the heap of the process: the harness's threads allocate meanwhile.
@@ -77,6 +79,13 @@ fn garbage(table: &RouteTable) -> usize {
     table.stats().garbage
 }
 
+/// How often this thread allocates in a call.
+fn allocations(call: impl FnOnce()) -> usize {
+    let before = ALLOCATIONS.get();
+    call();
+    ALLOCATIONS.get() - before
+}
+
 /// How many more bytes than `before` are in use.
 fn grown(before: usize) -> usize {
     counting::live().saturating_sub(before)
@@ -123,26 +132,132 @@ fn a_refresh_of_nothing_allocates_its_result_only() {
     for _ in 0..3 {
         sweep_round(&table, 256);
     }
-    let allocations = |call: &dyn Fn()| {
-        let before = ALLOCATIONS.get();
-        call();
-        ALLOCATIONS.get() - before
-    };
-    let all_gone = allocations(&|| {
+    let all_gone = allocations(|| {
         let refreshed = table.refresh_routes(&handles, proxies[3]).expect("it is registered");
         assert_eq!((refreshed.refreshed, refreshed.gone.len()), (0, nodes.len()));
     });
-    let positions = allocations(&|| {
+    let positions = allocations(|| {
         let mut gone = Vec::new();
         (0..nodes.len()).for_each(|position| gone.push(position));
         assert_eq!(gone.len(), nodes.len());
     });
     assert_eq!(all_gone, positions, "allocations for refreshes that changed nothing");
-    let none_gone = allocations(&|| {
+    let none_gone = allocations(|| {
         let refreshed = table.refresh_routes(&handles, proxies[2]).expect("it is registered");
         assert_eq!(refreshed.refreshed, nodes.len());
     });
     assert_eq!(none_gone, 0, "allocations for refreshes of all handles");
+}
+
+#[test]
+fn a_call_that_changes_nothing_allocates_nothing() {
+    let _alone = alone();
+    let (table, clock) = table();
+    let [one, two, stranger] = register(&table);
+    let nodes = nodes(4);
+    let [listed, single, unknown] = [&nodes[0], &nodes[1], &nodes[3]];
+    for (node, proxy) in [(listed, one), (listed, two), (single, one)] {
+        table.add_node(node, proxy).expect("there is room");
+    }
+    let removed = table.register_proxy(&proxy("removed")).expect("there is room");
+    assert!(table.remove_proxy(removed));
+    let [first, second] = [1, 2].map(|number| NonZeroU64::new(number).expect("not zero"));
+    table.begin_incarnation(&proxy("begun"), second).expect("there is room");
+    let mut subscription = table.subscribe();
+    while subscription.drain_events(usize::MAX, |_| ()) != Ok(0) {}
+    // Until the number of the removed proxy is free.
+    (0..16).for_each(|_| sweep_round(&table, 256));
+
+    let calls: &mut [(&str, &mut dyn FnMut())] = &mut [
+        ("refresh", &mut || {
+            clock.advance(Duration::from_millis(1));
+            for (node, proxy) in [(listed, two), (listed, one), (single, one)] {
+                assert_eq!(table.add_node(node, proxy), Ok(Added::Refreshed));
+                assert_eq!(table.add_node(node, proxy), Ok(Added::Refreshed));
+            }
+            assert!(table.add_nodes(&nodes[..2], one).is_ok());
+        }),
+        ("look up", &mut || {
+            assert_eq!(nodes.iter().map(|node| table.get_proxies(node).len()).sum::<usize>(), 3);
+        }),
+        ("remove a route", &mut || {
+            for node in [listed, single, unknown] {
+                assert!(!table.remove_route(node, stranger) && !table.remove_route(node, removed));
+            }
+        }),
+        ("remove a node", &mut || assert!(!table.remove_node(unknown))),
+        ("register", &mut || {
+            assert_eq!(table.register_proxy(&proxy("proxy-0")), Ok(one))
+        }),
+        ("begin again", &mut || {
+            assert!(
+                table
+                    .begin_incarnation(&proxy("begun"), second)
+                    .is_ok_and(|begun| begun.is_resumed)
+            );
+            assert!(
+                table
+                    .resume_incarnation(&proxy("begun"), second)
+                    .is_ok_and(|begun| begun.is_resumed)
+            );
+        }),
+        ("begin an older one", &mut || {
+            assert!(table.begin_incarnation(&proxy("begun"), first).is_err());
+        }),
+        ("remove a proxy", &mut || {
+            assert!(!table.remove_proxy(removed) && !table.remove_proxy_by_id("removed"));
+        }),
+        ("set the interval", &mut || table.set_keep_alive(KEEP_ALIVE)),
+        ("poll", &mut || assert_eq!(subscription.drain_events(9, |_| ()), Ok(0))),
+    ];
+    for (name, call) in calls {
+        assert_eq!(allocations(call), 0, "allocations to {name}");
+    }
+}
+
+/// A refusal leaves a node's list as it is, so the next refresh of the list's routes replaces no list.
+#[test]
+fn a_route_that_is_refused_allocates_nothing() {
+    let _alone = alone();
+    let limits: [(fn(Builder) -> Builder, AddError); 2] = [
+        (|builder| builder.max_routes(5), AddError::TooManyRoutes { limit: 5 }),
+        (
+            |builder| builder.max_routes_per_proxy(2),
+            AddError::TooManyRoutesOfProxy { limit: 2 },
+        ),
+    ];
+    for (limit, refused) in limits {
+        let (table, clock) = table_with(KEEP_ALIVE, limit);
+        let [one, two, third, fourth] = register(&table);
+        let nodes = nodes(5);
+        let [listed, single, unknown] = [&nodes[0], &nodes[1], &nodes[4]];
+        // The table or the third proxy has no room for a further route.
+        for (node, proxy) in [
+            (listed, one),
+            (listed, two),
+            (single, one),
+            (&nodes[2], third),
+            (&nodes[3], third),
+        ] {
+            assert_eq!(table.add_node(node, proxy), Ok(Added::Inserted));
+        }
+        for node in [listed, single, unknown] {
+            let refuse = || assert_eq!(table.add_node(node, third), Err(refused));
+            // The first call may make the first index of a shard.
+            refuse();
+            assert_eq!(allocations(refuse), 0, "allocations to refuse {node}: {refused}");
+        }
+        let refreshes = allocations(|| {
+            for proxy in [one, two, one] {
+                clock.advance(Duration::from_millis(1));
+                assert_eq!(table.add_node(listed, proxy), Ok(Added::Refreshed));
+            }
+        });
+        assert_eq!(refreshes, 0, "allocations for refreshes after a refusal: {refused}");
+        // At the limit, a route may still take the place of a stale route.
+        clock.advance(2 * KEEP_ALIVE);
+        assert_eq!(table.add_node(listed, fourth), Ok(Added::Inserted));
+    }
 }
 
 #[test]
@@ -176,6 +291,25 @@ fn an_idle_table_gives_memory_back_within_two_rounds() {
         sweep_round(&table, 256);
     }
     assert_eq!((table.len(), garbage(&table)), (0, 0), "the list of one node");
+}
+
+/// Fewer objects than fill a bag, and no further calls that retire some.
+#[test]
+fn the_last_objects_of_a_sweep_are_freed_by_the_sweeper() {
+    let _alone = alone();
+    let nodes = nodes(1_000);
+    let (table, clock) = table();
+    let [one, two] = register(&table);
+    for proxy in [one, two] {
+        table.add_nodes(&nodes, proxy).expect("there is room");
+    }
+    clock.advance(2 * KEEP_ALIVE / 3);
+    table.add_nodes(&nodes, one).expect("there is room");
+    clock.advance(2 * KEEP_ALIVE / 3);
+    for _ in 0..2 {
+        sweep_round(&table, 256);
+    }
+    assert_eq!((table.len(), garbage(&table)), (nodes.len(), 0));
 }
 
 #[test]
@@ -229,7 +363,7 @@ fn a_sweep_of_many_dead_proxies_takes_no_more_memory_than_its_steps() {
 #[test]
 fn a_sweep_keeps_within_the_bound_whatever_it_is_asked_for() {
     let _alone = alone();
-    let nodes = nodes(400_000);
+    let nodes = nodes(1_000_000);
     let (table, clock) = table();
     for proxy in register::<2>(&table) {
         table.add_nodes(&nodes, proxy).expect("there is room");
@@ -304,4 +438,93 @@ fn threads_that_are_not_stalled_keep_within_the_bound() {
         }
     });
     drop(subscription);
+}
+
+/// A clock that stops a thread inside its call.
+#[derive(Debug)]
+struct Stopping(ManualClock);
+
+thread_local! {
+    static STOPS: Cell<bool> = const { Cell::new(false) };
+}
+
+static IS_STOPPED: AtomicBool = AtomicBool::new(false);
+static MAY_CONTINUE: AtomicBool = AtomicBool::new(false);
+
+fn wait_for(flag: &AtomicBool) {
+    // Acquire: pairs with the stores of the flags.
+    while !flag.load(Ordering::Acquire) {
+        thread::yield_now();
+    }
+}
+
+impl Clock for Stopping {
+    fn monotonic(&self) -> Duration {
+        if STOPS.replace(false) {
+            IS_STOPPED.store(true, Ordering::Release);
+            wait_for(&MAY_CONTINUE);
+        }
+        self.0.monotonic()
+    }
+
+    fn wall(&self) -> SystemTime {
+        self.0.wall()
+    }
+}
+
+/// Lets the stopped thread continue, also after a panic.
+struct Stopped;
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        MAY_CONTINUE.store(true, Ordering::Release);
+    }
+}
+
+/// The figures of "What a stopped thread costs" in the crate's docs.
+#[test]
+fn a_stopped_thread_costs_what_the_docs_say() {
+    let _alone = alone();
+    let builder = RouteTable::builder().clock(Stopping(ManualClock::new()));
+    let table = builder.keep_alive(KEEP_ALIVE).build().expect("possible limits");
+    let [proxy] = register(&table);
+    let nodes = nodes(20_000);
+    let each = |times: usize, call: &dyn Fn(usize)| {
+        let before = counting::live();
+        (0..times).for_each(call);
+        grown(before) / times
+    };
+    let (of_node, of_proxy) = thread::scope(|scope| {
+        let stopped = Stopped;
+        scope.spawn(|| {
+            STOPS.set(true);
+            // It pins before it reads the clock.
+            table.explain(&nodes[0])
+        });
+        wait_for(&IS_STOPPED);
+        let of_node = each(nodes.len(), &|nth| {
+            table.add_node(&nodes[nth], proxy).expect("there is room");
+            assert!(table.remove_node(&nodes[nth]));
+        });
+        let of_proxy = each(2_000, &|nth| {
+            let id = format!("stranger-{nth}");
+            let stranger = table.register_proxy(&common::proxy(&id)).expect("there is room");
+            assert!(table.remove_proxy(stranger));
+        });
+        drop(stopped);
+        (of_node, of_proxy)
+    });
+    println!("{of_node} bytes for each node, {of_proxy} for each proxy");
+    assert!(
+        (40..300).contains(&of_node),
+        "{of_node} bytes for each insertion and removal of a node"
+    );
+    assert!(
+        (2_000..3_000).contains(&of_proxy),
+        "{of_proxy} bytes for each registration and removal of a proxy"
+    );
+    for _ in 0..2 {
+        sweep_round(&table, 256);
+    }
+    assert!(garbage(&table) < 256, "{} objects are left", garbage(&table));
 }

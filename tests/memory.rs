@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use common::{proxy, sweep_fully};
-use nodetracker::{AddError, ManualClock, NodeId, ProxyRef, RouteTable};
+use nodetracker::{AddError, Added, ManualClock, NodeId, ProxyRef, RouteTable};
 use uuid::Uuid;
 
 /// Fails the allocations that a test selects. It knows the table's own allocations by their layouts: segments and
@@ -101,6 +101,7 @@ fn has(table: &RouteTable, number: u128) -> Vec<ProxyRef> {
 #[test]
 fn without_memory_calls_say_so_and_nothing_is_lost() {
     additions();
+    lists();
     sweeps();
     numbers();
 }
@@ -136,6 +137,22 @@ fn additions() {
             table.add_node(&node(number), one).expect("there is memory again");
         }
         assert_eq!(table.len(), NODES as usize);
+    }
+}
+
+/// A route that finds no memory for a list does not count for its proxy.
+fn lists() {
+    let builder = RouteTable::builder().max_routes_per_proxy(1);
+    let table = builder.build().expect("possible limits");
+    let proxies = ["one", "two", "three"].map(|id| table.register_proxy(&proxy(id)).expect("there is room"));
+    table.add_node(&node(1), proxies[0]).expect("there is room");
+    for proxy in &proxies[1..] {
+        LISTS.set(true);
+        let refused = without_memory(0, || table.add_node(&node(1), *proxy));
+        LISTS.set(false);
+        let count = table.route_count(*proxy);
+        assert_eq!((refused, count), (Err(AddError::OutOfMemory), Some(0)));
+        assert_eq!(table.add_node(&node(1), *proxy), Ok(Added::Inserted));
     }
 }
 

@@ -17,6 +17,8 @@ mod common;
 mod stop;
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::Path;
 use std::thread;
 
 use Registry::{Free, Itself, Takes, Tries};
@@ -145,6 +147,49 @@ fn a_thread_that_is_stopped_in_any_call_holds_up_no_call_that_is_lock_free() {
         });
         assert!(is_freed, "{}: {} bytes are left", calls()[nth].name, left());
     }
+}
+
+/// A new public call needs a row in the crate's docs, and a method of [`Caller`].
+#[test]
+fn every_public_call_is_in_the_docs_and_has_a_caller() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = |path: &Path| fs::read_to_string(root.join(path)).expect("a source");
+    let docs = source("src/lib.rs".as_ref());
+    let (_, docs) = docs
+        .split_once("# Which calls wait for another thread")
+        .expect("a section");
+    let (docs, _) = docs.split_once("\n//! # ").expect("another section");
+    let callers = source("tests/stopped/caller.rs".as_ref());
+
+    let mut files = vec![
+        "src/table.rs".into(),
+        "src/snapshot/mod.rs".into(),
+        "src/feed/subscription.rs".into(),
+    ];
+    let table = fs::read_dir(root.join("src/table")).expect("a folder");
+    files.extend(table.map(|file| file.expect("a file").path()));
+    let mut calls = 0;
+    for text in files.iter().map(|file| source(file)) {
+        let blocks = text.split("\nimpl").skip(1);
+        let of_table = blocks.filter(|block| {
+            [" RouteTable {", "<'t> Subscription<'t> {"]
+                .iter()
+                .any(|of| block.starts_with(of))
+        });
+        for declared in of_table.flat_map(|block| block.split("\n    pub fn ").skip(1)) {
+            let name: String = declared
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
+            if ["new", "builder"].contains(&&*name) {
+                continue;
+            }
+            assert!(docs.contains(&format!("[`{name}`]")), "{name} is not in the docs");
+            assert!(callers.contains(&format!(".{name}(")), "{name} has no caller");
+            calls += 1;
+        }
+    }
+    assert!(calls > 40, "{calls} calls");
 }
 
 /// Stops a victim in the `nth` call, again and again, and checks the table when it has ended.

@@ -214,7 +214,7 @@ fn change_any<'a, K: Key, P: Liveness>(
             State::Spill => {
                 // SAFETY: the word was loaded with Acquire under the scope's guard, by `load` or by a CAS that failed.
                 let list = unsafe { List::of(word, scope.guard) };
-                if let Some(done) = try_in_place(list, what, scope) {
+                if let Some(done) = try_in_place(list, what, &mut place, scope)? {
                     return Ok(done);
                 }
                 list.freeze(&mut routes);
@@ -234,21 +234,25 @@ fn change_any<'a, K: Key, P: Liveness>(
         if after > before && place.is_none() {
             place = Some(Reservation::new(scope.route_limit).ok_or(CapacityError::Routes)?);
         }
+        let added = match changed {
+            Changed::Added(Added::Inserted) => added_proxy(what, &routes, word, list),
+            _ => None,
+        };
+        // Before the new list, so that a refused route allocates nothing.
+        if let Some(proxy) = added {
+            reserve_for(what, proxy, scope.proxies)?;
+        }
         let (new, new_list) = match routes.as_slice() {
             [] => (Word::DEAD, None),
             [only] => (*only, None),
             several => match NewList::new(several) {
                 Some(list) => (list.word(), Some(list)),
-                None => return Err(CapacityError::Memory),
+                None => {
+                    added.into_iter().for_each(|proxy| scope.proxies.count(proxy, -1));
+                    return Err(CapacityError::Memory);
+                }
             },
         };
-        let added = match changed {
-            Changed::Added(Added::Inserted) => added_proxy(what, &routes, word, list),
-            _ => None,
-        };
-        if let Some(proxy) = added {
-            reserve_for(what, proxy, scope.proxies)?;
-        }
         failpoint("change: before the CAS");
         match record.compare_exchange(word, new) {
             Ok(()) => {
@@ -341,29 +345,38 @@ fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
 }
 
 /// Makes a change without a new list, if possible: a refresh is one CAS on the route's own word, and a change without
-/// effect writes nothing. `None`: the list has to be replaced.
+/// effect writes nothing. `None`: the list has to be replaced. Reserves a `place` for a further route, or fails.
 ///
 /// The words are read one by one, but the answer holds at one instant: a list's membership never changes, and times
 /// only grow. So a proxy that is absent now was absent when the record's word was loaded, and a route that is expired
 /// now was expired then. A route that was seen valid, or later than some time, still is when all words are read.
-fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>) -> Option<Changed> {
+fn try_in_place<'a, P: Liveness>(
+    list: List<'_>,
+    what: Change,
+    place: &mut Option<Reservation<'a>>,
+    scope: &Scope<'a, P>,
+) -> Result<Option<Changed>, CapacityError> {
     // Relaxed: a list's word publishes nothing but its own bits.
     let words = || {
         list.words()
             .iter()
             .map(|word| Word(word.load(Ordering::Relaxed)).thawed())
     };
-    let unchanged = Some(Changed::Removed {
+    let unchanged = Changed::Removed {
         valid: 0,
         stale: 0,
         expired: 0,
-    });
-    match what {
+    };
+    Ok(match what {
         Change::Add(proxy) => match refresh_in_place(list, proxy, scope) {
             Refreshed::Done => Some(Changed::Added(Added::Refreshed)),
             // The new route would be displaced at once.
             Refreshed::Absent if is_full_of_later(words(), scope.now, scope) => Some(Changed::Added(Added::Inserted)),
-            Refreshed::Absent | Refreshed::Expired | Refreshed::MustReplace => None,
+            Refreshed::Absent => {
+                reserve_before_freeze(words(), proxy, place, scope)?;
+                None
+            }
+            Refreshed::Expired | Refreshed::MustReplace => None,
         },
         Change::Refresh(proxy) => match refresh_in_place(list, proxy, scope) {
             Refreshed::Done => Some(Changed::Added(Added::Refreshed)),
@@ -379,10 +392,29 @@ fn try_in_place<P: Liveness>(list: List<'_>, what: Change, scope: &Scope<'_, P>)
             let all_kept = words().all(|word| scope.is_kept(word));
             (all_kept && !gives_way).then_some(Changed::Added(Added::Refreshed))
         }
-        Change::Sweep => words().all(|word| scope.is_kept(word)).then_some(unchanged)?,
-        Change::RemoveRoute(proxy) => (!words().any(|word| word.proxy() == proxy)).then_some(unchanged)?,
+        Change::Sweep => words().all(|word| scope.is_kept(word)).then_some(unchanged),
+        Change::RemoveRoute(proxy) => (!words().any(|word| word.proxy() == proxy)).then_some(unchanged),
         Change::RemoveNode => None,
+    })
+}
+
+/// Reserves a place for a further route of a list, before the list is frozen. So a refused route leaves the list as it
+/// is. (If the list was frozen, the next refresh would replace the list with an equal copy.)
+fn reserve_before_freeze<'a, P: Liveness>(
+    mut words: impl ExactSizeIterator<Item = Word>,
+    proxy: u32,
+    place: &mut Option<Reservation<'a>>,
+    scope: &Scope<'a, P>,
+) -> Result<(), CapacityError> {
+    scope.proxies.has_room(proxy).map_err(CapacityError::RoutesOf)?;
+    // In a full list, or in a list with a stale route, the new route takes the place of another route.
+    if place.is_none() && words.len() < MAX_ROUTES_PER_NODE {
+        *place = Reservation::new(scope.route_limit);
+        if place.is_none() && words.all(|word| scope.is_kept(word)) {
+            return Err(CapacityError::Routes);
+        }
     }
+    Ok(())
 }
 
 /// The result of a refresh in place.

@@ -38,11 +38,11 @@
 //! with a collector once and finds its registration in a thread-local. So the count of garbage is the process's, too.
 
 use std::cell::Cell;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_epoch::{Collector, LocalHandle};
 use crossbeam_utils::CachePadded;
+use once_cell::race::OnceBox;
 
 pub(crate) use crossbeam_epoch::Guard;
 
@@ -55,9 +55,10 @@ const FLUSH_OBJECTS: u32 = 64;
 /// Bytes that a thread retires between two flushes: an index of a thousand nodes.
 const FLUSH_BYTES: usize = 4_096;
 
+/// The process's collector. Not a `OnceLock`: the first calls would wait for the thread that makes the collector.
 fn collector() -> &'static Collector {
-    static COLLECTOR: OnceLock<Collector> = OnceLock::new();
-    COLLECTOR.get_or_init(Collector::new)
+    static COLLECTOR: OnceBox<Collector> = OnceBox::new();
+    COLLECTOR.get_or_init(|| Box::new(Collector::new()))
 }
 
 /// A thread's registration, and its retirements since its last flush.

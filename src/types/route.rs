@@ -11,6 +11,9 @@ pub struct Route {
     /// The proxy that holds the tunnel; [`RouteTable::proxy`](crate::RouteTable::proxy) returns its address.
     pub proxy: ProxyRef,
     /// When this route was last refreshed, to the millisecond. Each route of a proxy has its own time.
+    ///
+    /// The table's clock and the wall clock are compared in each [`sweep`](crate::RouteTable::sweep), with an error of
+    /// up to 60 milliseconds. A step of the wall clock shows after the next sweep.
     pub last_refresh: SystemTime,
 }
 

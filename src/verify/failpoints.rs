@@ -267,38 +267,6 @@ fn a_sweeper_that_stops_leaves_no_hole() {
     );
 }
 
-/// The figures of the crate's docs for a thread that is stopped inside a call.
-#[test]
-fn a_stopped_thread_costs_what_the_docs_say() {
-    const TIMES: u128 = 20_000;
-    let _alone = alone();
-    let arena = Arena::new();
-    let proxy = arena.register("one");
-    let held = || {
-        let stats = arena.table.stats();
-        stats.garbage_bytes + stats.records * 24
-    };
-    with_stopped(
-        "insert: root loaded",
-        || _ = arena.table.add_node(&node(1 << 50), proxy),
-        || {
-            let before = held();
-            for number in 0..TIMES {
-                arena.table.add_node(&node(number), proxy).expect("there is room");
-                assert!(arena.table.remove_node(&node(number)));
-            }
-            let each = (held() - before) / TIMES as usize;
-            println!("{each} bytes for each insertion and removal");
-            assert!((24..300).contains(&each), "{each} bytes for each insertion and removal");
-        },
-    );
-    for _ in 0..3 {
-        arena.sweep();
-    }
-    let left = arena.table.stats().garbage;
-    assert!(left < 256, "{left} objects are left");
-}
-
 /// The clock advances while an addition is stopped, and the node gets as many routes as it may have.
 #[test]
 fn an_addition_that_stopped_for_long_displaces_no_later_route() {
