@@ -6,9 +6,9 @@
 //! $ cargo bench --bench bytes -- --record FILE
 //! ```
 //!
-//! Each contestant grows through every size. Its bytes at one of them are the most that were in use up to there, per
-//! route: what a machine must have. What an allocator adds for itself does not count. The table keeps the proxies' IDs,
-//! clusters and addresses too, and the peers do not.
+//! Each contestant grows through every size. The bytes at a size are the peak of the bytes in use up to this size, per
+//! route: the memory that a machine must have. The allocator's own overhead does not count. The table also keeps the
+//! proxies' IDs, clusters and addresses; the peers do not.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 

@@ -1,5 +1,5 @@
-//! The table beside its peers in one run, all taking turns: the cost of an operation with one thread or several, growth
-//! and its pauses, the tail of look-ups under churn, sweeping, loading a snapshot.
+//! The table beside its peers in one run, in turns: the cost of an operation with one thread or several, growth and its
+//! pauses, the tail of look-ups under churn, sweeping, and loading a snapshot.
 //!
 //! ```console
 //! $ cargo bench --bench comparison                       # 1,000,000 nodes; some minutes
@@ -9,10 +9,10 @@
 //! $ cargo bench --bench comparison -- --record FILE      # all three sizes; writes the results to a file
 //! ```
 //!
-//! The columns are a contestant's median, and the table's ratio to it: below 1, the table is better. Only ratios within
-//! one run mean something. Times are threads' own: without their waits for a core, with their waits for locks; divided
-//! by the operations, and by the cores if several threads run. Before anything is measured, all contestants must give
-//! the same answers.
+//! The columns are a contestant's median, and the table's ratio to this median: below 1, the table is better. Compare
+//! only ratios of one run. A time is a thread's own time: it includes waits for locks, but not waits for a core. A time
+//! is divided by the operations, and by the cores if several threads run. Before the measurements, a check compares the
+//! answers of all contestants.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 
@@ -40,11 +40,11 @@ use crate::support::steps::{self, BATCH, Step, batches};
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 const PROXIES: u32 = 1_000;
-/// Steps that a contestant goes through in its turn, at most. Before they are timed, it goes through so many others:
-/// the contestant before it has left the caches full of its own.
+/// The most steps of a contestant's turn. Before these, the contestant makes as many other steps: the contestant before
+/// it has filled the caches with its own data.
 const TURN: usize = 1_000_000;
 
-/// Refreshes among the operations of a table that is mostly read: one in so many.
+/// One in this many operations on a table that is mostly read is a refresh.
 const MOSTLY_READ: usize = 20;
 
 /// The rows to measure, and their results.
@@ -116,7 +116,7 @@ impl Nodes {
         }
     }
 
-    /// The mean of as many measurements as a turn of few nodes needs: one of them alone would be over in milliseconds.
+    /// The mean of as many measurements as a turn of few nodes needs: a single measurement takes only milliseconds.
     fn mean(&self, mut measure: impl FnMut() -> f64) -> f64 {
         let times = (TURN / self.nodes.len()).clamp(1, 5);
         (0..times).map(|_| measure()).sum::<f64>() / times as f64
@@ -128,7 +128,7 @@ impl Nodes {
     }
 }
 
-/// The last and the first nodes of all, at most `most` each. They overlap if there are fewer than twice as many nodes.
+/// The last and the first nodes of all, at most `most` each. They overlap if there are fewer than `2 * most` nodes.
 fn turn<T>(all: &[T], most: usize) -> (&[T], &[T]) {
     let len = all.len().min(most);
     (&all[all.len() - len..], &all[..len])
@@ -141,13 +141,13 @@ trait Contestant {
     fn sweep(&self, routes: usize) -> (f64, f64);
     fn announce(&self, nodes: &[Step]) -> Vec<u64>;
     fn heartbeats(&self, batches: &[(&[Step], Vec<u64>)]) -> f64;
-    /// `None` for who can have but one thread.
+    /// `None` for a contestant that only one thread can use.
     fn shared(&self) -> Option<&dyn Shared>;
 }
 
 trait Shared {
     fn threads(&self, work: Work, count: usize, steps: &[Step]) -> f64;
-    /// The quantiles of [`QUANTILES`] in own time, and the last by the wall too, in microseconds.
+    /// The quantiles of [`QUANTILES`] in own time, and the last quantile by the wall clock, too; in microseconds.
     fn tail(&self, steps: &[Step], strangers: &[Vec<Step>]) -> [f64; 4];
 }
 
@@ -378,7 +378,7 @@ fn growth(run: &mut Run, nodes: &Nodes) {
     }
 }
 
-/// A snapshot of the table, read into a new one; beside that, the routes added one by one.
+/// Reads a snapshot of the table into a new table; for comparison, adds the routes one by one.
 fn snapshots(run: &mut Run, nodes: &Nodes) {
     let subject = nodes.subject("bulk build from a snapshot", rayon::current_num_threads(), "");
     if !run.wants(subject) {

@@ -6,8 +6,8 @@
 //! $ cargo bench --bench hundred_million -- --record FILE
 //! ```
 //!
-//! The nodes follow from a number, so no memory is spent on them but for those that are looked up, two million from
-//! all over the table.
+//! A node is computed from its number. Only the nodes that are looked up take memory: two million from all over the
+//! table.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 

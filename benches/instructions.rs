@@ -1,5 +1,5 @@
-//! Instructions and simulated cache misses of each operation, counted by callgrind (gungraun). They do not depend on
-//! the load of the machine.
+//! Instructions and simulated cache misses of each operation, counted by callgrind (gungraun). The counts do not depend
+//! on the load of the machine.
 //!
 //! ```console
 //! $ cargo xtask instructions                       # beside the record
@@ -7,11 +7,11 @@
 //! $ cargo bench --bench instructions -- '*::look_up_one::*'
 //! ```
 //!
-//! It needs valgrind, and gungraun's runner in the version of the library; the first command says how to get them.
+//! The bench needs valgrind, and gungraun's runner in the library's version. The first command says how to get both.
 //!
-//! A count is of [`OPS`] operations in a row, on nodes in random order, in a table that was filled and used before. It
-//! includes a loop around the operations, and nothing else. The clock is a manual clock, which advances by a
-//! millisecond before the operations begin. valgrind would count a reading of the system's clock as a system call.
+//! A count covers [`OPS`] operations in a row, on nodes in random order, in a table that was filled and used before.
+//! The count includes the loop around the operations, and nothing else. The clock is a manual clock, which advances by
+//! a millisecond before the operations begin: valgrind would count a reading of the system's clock as a system call.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 #![allow(missing_docs, reason = "what gungraun's macros make is public")]
@@ -44,7 +44,7 @@ const PROXIES: u32 = 1_000;
 
 type Dashmap = dashmap::Default;
 
-/// The operations to count, with their data. They are returned, so that dropping them does not count.
+/// The operations to count, with their data. The bench returns them, so that dropping them does not count.
 type Counted = Box<dyn FnMut()>;
 
 /// A filled table, the steps of the operations, and others.

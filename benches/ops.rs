@@ -7,8 +7,8 @@
 //! $ perf record cargo bench --bench ops -- --profile-time 10 'refresh/uniform-1M/nodetracker$'
 //! ```
 //!
-//! Contestants run one after the other here, so on a machine that does other things, compare with `comparison`, where
-//! they take turns.
+//! Here, contestants run one after the other. On a machine with other load, use `comparison`, in which contestants take
+//! turns.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 
@@ -30,7 +30,7 @@ use crate::support::steps::{self, Step, size_name};
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// The time of `iterations` steps, going round in the order.
+/// The time of `iterations` steps. After the last step of the order comes the first.
 fn run<P: Peer>(table: &P, work: Work, steps: &[Step], iterations: u64) -> Duration {
     let iterations = iterations as usize;
     let rounds: Duration = (0..iterations / steps.len()).map(|_| pass(table, work, steps)).sum();
@@ -59,7 +59,7 @@ fn one_thread(criterion: &mut Criterion) {
                         .measurement_time(Duration::from_millis(1_500))
                         .throughput(Throughput::Elements(1));
                     group.bench_function(BenchmarkId::from_parameter(P::NAME), |bencher| {
-                        // Here, so that filling it is not taken for an iteration.
+                        // Here, so that the time to fill the table does not count as an iteration.
                         let table = &*table;
                         bencher.iter_custom(|iterations| run(table, work, order, iterations));
                     });

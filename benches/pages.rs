@@ -1,4 +1,4 @@
-//! Going through a table in pages, beside a walk over all of it.
+//! Reads a table in pages; for comparison, walks over the whole table.
 //!
 //! ```console
 //! $ cargo bench --bench pages                   # 1,000,000 nodes
@@ -57,7 +57,7 @@ enum Kept {
     AsText,
 }
 
-/// Goes through [`MOST_PAGES`] at most; returns how many nodes they had.
+/// Reads at most [`MOST_PAGES`] pages. Returns the number of their nodes.
 fn pages(table: &RouteTable, most: usize, kept: Kept) -> usize {
     let (mut nodes, mut from) = (0, Some(NodeCursor::default()));
     for _ in 0..MOST_PAGES {

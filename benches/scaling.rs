@@ -48,8 +48,8 @@ const ROUNDS: usize = 3;
 
 /// The default budget, in seconds.
 const BUDGET: u64 = 240;
-/// Smaller budgets, in seconds, measure fewer nodes in proportion: a turn at insertions takes at least one table's
-/// growth.
+/// A smaller budget, in seconds, measures fewer nodes in proportion: a turn of insertions takes at least the growth of
+/// one table.
 const BUDGET_OF_ALL_NODES: u64 = 120;
 const SHORTEST_TURN: Duration = Duration::from_millis(1);
 

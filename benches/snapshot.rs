@@ -5,7 +5,7 @@
 //! $ NODES=10000000 cargo bench --bench snapshot
 //! ```
 //!
-//! The ways take turns, and of each the shortest of several rounds counts, so that a busy machine disturbs all alike.
+//! Both ways take turns, and the shortest of several rounds counts. So a busy machine disturbs both alike.
 
 use std::env;
 use std::hint::black_box;
@@ -38,7 +38,7 @@ fn add_one_by_one(table: &RouteTable, nodes: &[NodeId]) {
     }
 }
 
-/// Keeps the shortest time of `f`, whose result is dropped without being counted.
+/// Keeps the shortest time of `f`. The time to drop the result of `f` does not count.
 fn time<R>(shortest: &mut Duration, f: impl FnOnce() -> R) {
     let start = Instant::now();
     let result = black_box(f());

@@ -112,8 +112,8 @@ fn ties(report: &mut Report) {
     }
 }
 
-/// A part of all routes expires at once. Each step of the sweeper is timed. Of three runs, the run counts whose longest
-/// step is the median: a virtual machine loses its processor without a trace.
+/// A part of all routes expires at once. The bench times each step of the sweeper. Of three runs, the run counts whose
+/// longest step is the median: a virtual machine may lose its processor unnoticed.
 fn expiry(report: &mut Report, count: usize, expire: usize) {
     let mut runs = [(); 3].map(|()| steps_of_sweep(count, expire));
     runs.sort_by_key(|steps| steps.last().copied());
@@ -199,7 +199,7 @@ fn time_calls(report: &mut Report, title: &str, mut call: impl FnMut(&str)) {
     );
 }
 
-/// Incarnations begin while so many that have ended are due that there is room for no other: each call forgets two.
+/// Begins incarnations while the ended incarnations that are due leave no room for another: each call forgets two.
 fn due_incarnations(report: &mut Report, count: usize) {
     let size = steps::size_name(count);
     for (is_full, title) in [

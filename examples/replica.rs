@@ -25,7 +25,7 @@ impl Replica {
         table.for_each_route(|node, route| self.proxies.entry(node.clone()).or_default().push(route.proxy));
     }
 
-    /// Copies again what lost changes were about.
+    /// Reads again the part whose changes were lost.
     fn copy_again(&mut self, table: &RouteTable, lost: LostChanges) {
         match lost {
             LostChanges::OfPart(part) => {
@@ -48,7 +48,7 @@ impl Replica {
         }
     }
 
-    /// Takes over what an event says has changed.
+    /// Applies an event to the copy.
     fn apply(&mut self, table: &RouteTable, event: &Event) {
         match event {
             Event::Node { node, .. } => {

@@ -1,23 +1,23 @@
-//! A tracker's day in a few minutes: nodes and proxies come and go without end, and the table's memory does not grow.
+//! A tracker's day in a few minutes: nodes and proxies keep changing, and the table's memory does not grow.
 //!
 //! ```console
 //! $ cargo run --release --example soak -- 600           # seconds; 60 by default
 //! $ cargo run --release --example soak -- 60 batches    # batches and handles only
 //! ```
 //!
-//! Two writers add new nodes all the time, refresh them by handle, and give some a second route. Then they remove a
-//! third of the nodes, and the routes of another third; the rest expires. Strangers among the proxies register with an
-//! address that never was, report some nodes, and are removed, or fall silent. A reader looks nodes up, walks the table
-//! and writes snapshots, a follower takes the changes, and a sweeper sweeps. Every ten seconds each writer drops all
-//! that it has at once, so that shards shrink and grow again.
+//! Two writers add new nodes all the time, refresh them by handle, and give some nodes a second route. Then they remove
+//! a third of the nodes, and the routes of another third; the rest expires. Further proxies, the strangers, register
+//! with new addresses and report some nodes. Then they are removed, or stop reporting. A reader looks nodes up, walks
+//! the table and writes snapshots, a follower takes the changes, and a sweeper sweeps. Every ten seconds, each writer
+//! drops all of its nodes at once, so that shards shrink and grow again.
 //!
-//! With `batches`, the writers use batches and handles only, all routes expire, no thread reads, and the follower never
-//! takes a change. Single calls and readers pin so often that they would free what a batch leaves behind.
+//! With `batches`, the writers use only batches and handles, all routes expire, no thread reads, and the follower never
+//! takes a change. Single calls and readers pin often: they would free the garbage of a batch.
 //!
-//! The bytes in use (by a counting allocator) and the process's resident memory are looked at ten times a second. The
-//! most of each in any quarter after the first must be no more than a tenth above the second quarter's. In the end all
-//! routes expire: the table must come down to the bytes of its followers' rings, and to nothing when it is dropped.
-//! Otherwise the exit code is 1.
+//! Ten times a second, the program reads the bytes in use (from a counting allocator) and the process's resident
+//! memory. After the first quarter, the maximum of each quarter must be at most a tenth above the second quarter's
+//! maximum. In the end, all routes expire: the table must shrink to the bytes of its followers' rings, and to nothing
+//! when the table is dropped. Otherwise, the exit code is 1.
 
 #[allow(dead_code, reason = "it uses a part of what it shares with the benches")]
 #[path = "../benches/support/counting.rs"]
@@ -70,7 +70,7 @@ fn register(table: &RouteTable, id: &str, addr: &str) -> Option<ProxyRef> {
     table.register_proxy(&Proxy { id, cluster_name, addr }).ok()
 }
 
-/// A node that never was: a UUID seven times out of eight, otherwise a name.
+/// A new node: a UUID seven times out of eight, otherwise a name.
 fn new_node(rng: &mut Rng) -> NodeId {
     let uuid = Uuid::from_u128(rng.u128(..));
     if rng.u8(..8) == 0 {
@@ -97,7 +97,7 @@ impl Soak {
         self.operations.fetch_add(operations as u64, Ordering::Relaxed);
     }
 
-    /// Repeats something at a pace, until the end. A late repetition is not made up for.
+    /// Repeats an action at a pace, until the end. A late repetition is not repeated sooner.
     fn at_pace(&self, pace: Duration, mut step: impl FnMut()) {
         while !self.is_over() {
             let next = Instant::now() + pace;
@@ -127,7 +127,7 @@ impl Soak {
     fn keep_alive(&self, batch: &mut Batch) {
         let refreshed = self.table.refresh_routes(&batch.handles, self.proxy(batch.proxy));
         self.count(batch.handles.len());
-        // Records that moved, and routes that expired since this thread came too late.
+        // Nodes whose records have moved, or whose routes expired because this thread was late.
         if refreshed.is_err() || refreshed.is_ok_and(|refreshed| !refreshed.gone.is_empty()) {
             *batch = self.bring_up(batch.proxy, std::mem::take(&mut batch.nodes));
         }
@@ -355,7 +355,7 @@ fn main() -> ExitCode {
         );
         check(&text, most <= second + second / 10);
     }
-    // Whoever stayed too long goes.
+    // Removes the proxies that stayed too long.
     let end = Instant::now() + 10 * KEEP_ALIVE;
     while Instant::now() < end {
         soak.table.sweep(100_000);

@@ -120,8 +120,9 @@ mod tests {
     const NAME: &str = "clock::tests::time_of_a_suspended_machine_counts";
     const SUSPENDED: Duration = Duration::from_secs(1_000_000);
 
-    /// After a suspension, the boot-time clock is ahead of the monotonic clock. A time namespace can shift the boot-time
-    /// clock alone, so the test runs again in a namespace. Without the rights for a namespace, the test is skipped.
+    /// After a suspension, the boot-time clock is ahead of the monotonic clock. A time namespace can shift the
+    /// boot-time clock alone, so the test runs again in a namespace. Without the rights for a namespace, the test is
+    /// skipped.
     #[test]
     fn time_of_a_suspended_machine_counts() {
         if std::env::var_os(NAME).is_some() {

@@ -59,7 +59,7 @@ fn a_machine_has_a_name_that_a_file_can_have() {
     assert_eq!(slugged(&slug()), slug());
 }
 
-/// A budget of no time at all: each turn as short as turns get.
+/// A budget of no time: each turn is as short as possible.
 fn smallest(words: &[&str]) -> Args {
     Args {
         words: words.iter().map(|word| (*word).into()).collect(),
@@ -74,7 +74,7 @@ fn a_run_of_scaling_records_every_row_that_is_wanted_with_every_contestant() {
     let file = std::env::temp_dir().join(format!("nodetracker-scaling-{}.json", std::process::id()));
     let args = Args {
         record: Some(file.clone()),
-        // Without those that keep so many threads busy for long.
+        // Without the rows that keep many threads busy for long.
         ..smallest(&["1 thread", "8 threads"])
     };
     scaling::measure(&args, 1_000_000).unwrap().save(&args).unwrap();

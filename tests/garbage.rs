@@ -1,5 +1,6 @@
-//! The memory that waits for reclamation stays within the documented bound, whatever the mix of batches, single calls,
-//! sweeps and feeds, also if no other thread pins. One test at a time, since the heap is the process's.
+//! The memory that waits for reclamation stays within the documented bound, with any mix of batches, single calls,
+//! sweeps and feeds, even if no other thread pins. The tests run one at a time, because they measure the heap of the
+//! process.
 
 #[path = "../benches/support/counting.rs"]
 #[allow(dead_code)]
@@ -390,8 +391,8 @@ fn an_index_that_was_replaced_does_not_wait_for_others() {
         table.add_node(&node, proxy).expect("there is room");
         most = most.max(table.stats().garbage_bytes);
     }
-    // The largest index has 300,000 / 128 slots of 4 bytes; three pins may hold one each, of each of a few shards at
-    // once.
+    // The largest index has 300,000 / 128 slots of 4 bytes. Each of three pins may hold an index of each of a few
+    // shards.
     assert!(most < 128 * KIB, "{most} bytes of replaced indexes wait");
 }
 

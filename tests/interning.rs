@@ -1,5 +1,5 @@
-//! Proxies and their details come without end. A table keeps memory only for the present ones.
-//! One test, since the allocator is the process's.
+//! Proxies and details keep changing. A table keeps memory only for the registered proxies. A single test, because the
+//! allocator counts the whole process.
 
 mod common;
 #[allow(dead_code, reason = "a test uses a part of what it shares with the benches")]
@@ -63,12 +63,12 @@ impl Arena {
         })
     }
 
-    /// What frees the numbers of proxies that are removed or idle, perhaps not all of them at once.
+    /// Does what frees the numbers of removed or idle proxies. Some numbers may stay in use.
     fn sweep(&self) {
         (0..4).for_each(|_| sweep_fully(&self.table));
     }
 
-    /// Continues until so many strangers came, and compares the bytes in use after the first tenth of them and later.
+    /// Continues until this many strangers came. Compares the bytes in use after the first tenth with later counts.
     fn stays_flat(mut self, what: &str, mut round: impl FnMut(&mut Self)) {
         let strangers = STRANGERS * scale() as u128;
         let (mut first, mut most) = (0, 0);

@@ -1,5 +1,5 @@
-//! What happens when there is no memory: the allocations that depend on how much a table holds may fail, and the call
-//! says so or tries again later. One test, since the allocator is the process's.
+//! Allocations that grow with the table may fail. Then the call reports the failure, or a later call tries again. A
+//! single test, because the allocator serves the whole process.
 
 mod common;
 
@@ -11,12 +11,12 @@ use common::{proxy, sweep_fully};
 use nodetracker::{AddError, Added, ManualClock, NodeId, ProxyRef, RouteTable};
 use uuid::Uuid;
 
-/// Fails the allocations that a test selects. It knows the table's own allocations by their layouts: segments and
-/// indexes are allocated zeroed, and indexes are aligned to cache lines; the vectors of a rebuild are long. Lists have
-/// no layout of their own, so a test sets `LISTS` while nothing else of that size is allocated.
+/// Fails the allocations that a test selects. The allocator recognises the table's allocations by their layouts:
+/// segments and indexes are allocated zeroed, indexes are aligned to cache lines, and the vectors of a rebuild are
+/// long. Lists have no layout of their own, so a test sets `LISTS` while nothing else of their size is allocated.
 struct Failing;
 
-/// A vector of as many bytes depends on how much a shard holds.
+/// The length of a vector of this many bytes depends on the number of a shard's records.
 const LONG: usize = 1_024;
 /// crossbeam's bags of garbage, which are not the table's; theirs abort.
 const BAGS: std::ops::Range<usize> = 2_048..2_112;
@@ -38,7 +38,7 @@ fn fails() -> bool {
     })
 }
 
-// SAFETY: it hands on to the system's allocator, or returns null.
+// SAFETY: each method passes its arguments to the system's allocator, or returns null.
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let is_list = LISTS.get() && layout.align() == 8 && (16..=72).contains(&layout.size());
@@ -68,7 +68,7 @@ unsafe impl GlobalAlloc for Failing {
 #[global_allocator]
 static ALLOCATOR: Failing = Failing;
 
-/// With all of the table's allocations failing after the first `succeed`.
+/// Runs `f`. After the first `succeed` of the table's allocations, all others fail.
 fn without_memory<R>(succeed: u64, f: impl FnOnce() -> R) -> R {
     UNTIL.set(Some(succeed));
     let result = f();
@@ -156,7 +156,7 @@ fn lists() {
     }
 }
 
-/// A sweep that can neither rebuild nor move removes expired routes nevertheless, and later does the rest.
+/// A sweep that can neither rebuild nor move still removes expired routes. A later sweep does the rest.
 fn sweeps() {
     let clock = ManualClock::new();
     let table = table(&clock);
@@ -174,7 +174,7 @@ fn sweeps() {
     assert!((0..1_000).all(|number| has(&table, number) == [one]));
 }
 
-/// A removed proxy's route that stays in a list for want of memory does not become the next proxy's.
+/// If memory is short, a removed proxy's route stays in a list. The next proxy does not get this route.
 fn numbers() {
     let clock = ManualClock::new();
     let table = table(&clock);

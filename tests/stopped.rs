@@ -55,7 +55,7 @@ struct Call<'t> {
 enum Rate {
     /// So many times at each stop.
     Times(usize),
-    /// Once at one stop in so many, at random: such calls take longer.
+    /// Once at one stop in this many, at random: such calls take longer.
     OneIn(usize),
 }
 

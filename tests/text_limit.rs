@@ -36,7 +36,7 @@ fn text_stays_within_its_limit_and_known_proxies_move_and_restart() {
     );
     assert_eq!(table.stats().nodes, names.len() - 1, "a refused node leaves no record");
 
-    // Whatever needs no further text is as before.
+    // Calls that need no further text still succeed.
     let uuid: NodeId = Uuid::from_u128(1).into();
     assert_eq!(table.add_node(&uuid, one), Ok(Added::Inserted));
     assert_eq!(table.add_node(&names[0], one), Ok(Added::Refreshed));

@@ -1,8 +1,9 @@
 //! dashmap: hashbrown tables behind one read-write lock each, four shards for every core by default.
 //!
-//! A refresh takes the shard's write lock and finds the key (`get_mut`); `entry`, which must make room for a key before
-//! it knows whether there is one, comes only after that. With as many shards as the table has, locks are met less
-//! often, and a shard that grows stops less of the map; so it runs both ways.
+//! A refresh takes the shard's write lock and finds the key (`get_mut`). If the key is missing, the refresh calls
+//! `entry`, which must make room for a key before it searches. With as many shards as the table has, threads meet locks
+//! less often, and a shard that grows stops a smaller part of the map. So the benches run dashmap with both numbers of
+//! shards.
 
 use std::hint::black_box;
 

@@ -1,10 +1,11 @@
-//! The table and the maps that a program could use instead, behind one trait. Each does the same job: a clock read per
-//! call, expired routes and those of dead proxies left out, newest first, owned answers.
+//! The table and the maps that a program could use instead, behind one trait. Each contestant does the same work: a
+//! call reads the clock once, leaves out expired routes and routes of dead proxies, and returns owned answers, newest
+//! first.
 //!
-//! Every peer hashes with ahash, keeps a route in one word, and looks at the same [`World`] for time and proxies. The
-//! clock is read before the node is looked for, and outside of any lock. Reading the clock afterwards changes 1 % in
-//! dashmap and 2 % in papaya: either way, each call waits once for earlier loads. Prefetching the entry before the
-//! clock is read would help, but the peers' interfaces offer no prefetch.
+//! Every peer hashes with ahash, keeps a route in one word, and takes time and proxies from the same [`World`]. A call
+//! reads the clock before it searches for the node, and outside of any lock. Reading the clock after the search changes
+//! the times by 1 % in dashmap and 2 % in papaya: either way, each call waits once for earlier loads. A prefetch of the
+//! entry before the clock is read would help, but the peers' interfaces offer no prefetch.
 
 pub(crate) mod baseline;
 pub(crate) mod dashmap;
@@ -71,7 +72,7 @@ pub(crate) trait Peer: Sized {
     /// An answer as proxies and milliseconds since the Unix epoch.
     fn plain(&self, answer: &Self::PeerRoutes) -> Vec<(u32, u64)>;
 
-    /// Looks all nodes up. Peers have no such call: they loop, and do once what the loop needs only once.
+    /// Looks all nodes up. Peers have no such call: they loop, and make steps that all look-ups share only once.
     fn look_up_batch(&self, nodes: &[Step]);
 
     /// Adds routes of one proxy. Returns handles that refresh them, if the contestant has handles. Peers have no such
@@ -112,7 +113,7 @@ macro_rules! for_each_peer {
 }
 pub(crate) use for_each_peer;
 
-/// A UUID as the peers' key: two words, so that it needs no more than a word's alignment, hashed in one step.
+/// A UUID as the peers' key: two words, so that the key needs a word's alignment, and one step to hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key([u64; 2]);
 

@@ -1,24 +1,26 @@
 //! papaya: lock-free, each entry in a box of its own.
 //!
-//! Replacing a value allocates, retires, and every 32 retirements interrupts all of the process's threads
-//! (`membarrier`): a refresh by `insert` takes 1.3 times as long as one by a CAS on the time inside the entry, with
-//! batches of 1,024 retirements still 1.2 times. So a refresh is that CAS, and only a change of membership replaces an
-//! entry. (A refresh that meets such a change of the same node may be lost; the other peers lose none.)
+//! `insert` replaces a value: it allocates, retires, and after every 32 retirements interrupts all threads of the
+//! process (`membarrier`). A refresh by `insert` takes 1.3 times as long as a CAS on the time inside the entry, and
+//! still 1.2 times with batches of 1,024 retirements. So a refresh here is this CAS, and only a change of membership
+//! replaces an entry. (A refresh that meets such a change of the same node may be lost. The other peers lose no
+//! refresh.)
 //!
-//! Three costs remain, and make papaya slow with a million entries. Each was found by leaving out one thing at a time:
+//! Three costs remain, and make papaya slow with a million entries. For each cost, a run without its cause gave the
+//! figures:
 //!
-//! * a look-up goes from the metadata to the pointer to the box, one dependent cache miss more than in a table of
-//!   entries. As long as look-ups overlap, that hardly shows: under one pin and without a clock, 66 ns beside
-//!   dashmap's 53. If each look-up reads the clock, which waits for earlier loads, the miss costs its whole time: 308
-//!   beside 208;
-//! * a pin ends with a `swap`, which also stops look-ups from overlapping: 107 ns with a pin for each. So a batch has
-//!   one pin, and a call of one operation has one, too;
-//! * an entry in a box of its own is an allocation: filling the map takes 421 ns per entry, 224 with all of the
-//!   capacity from the beginning, which a table that does not know its nodes cannot have.
+//! * A look-up goes from the metadata to a pointer to the box: one more dependent cache miss than in a table of
+//!   entries. While look-ups overlap, the miss hardly shows: 66 ns beside dashmap's 53, under one pin and without a
+//!   clock. If each look-up reads the clock, which waits for earlier loads, the miss costs its whole time: 308 ns
+//!   beside 208.
+//! * A pin ends with a `swap`, which also keeps look-ups from overlapping: 107 ns with a pin for each look-up. So a
+//!   batch has one pin, and a single call has one, too.
+//! * Each entry is an allocation: filling the map takes 421 ns per entry, and 224 ns if the map allocates its whole
+//!   capacity first. A table that does not know its nodes cannot do so.
 //!
-//! Three things make no difference once the map has grown: that capacity, `ResizeMode::Blocking` (and the map grows no
-//! faster), and the place of the clock's reading, before the pin, after it, or after the look-up. So these are
-//! defaults.
+//! Once the map has grown, three things make no difference: the capacity at the start; `ResizeMode::Blocking`, which
+//! does not make growth faster either; and the moment of reading the clock: before the pin, after the pin, or after the
+//! look-up. So all three keep their defaults.
 
 use std::cell::Cell;
 use std::hint::black_box;

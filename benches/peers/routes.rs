@@ -56,7 +56,7 @@ impl Routes {
     }
 
     fn words(&self) -> impl Iterator<Item = Word> {
-        // Relaxed: a word has no more to it than its own bits.
+        // Relaxed: a word publishes no other data.
         self.0.iter().map(|word| Word(word.load(Ordering::Relaxed)))
     }
 
@@ -107,7 +107,7 @@ impl Routes {
         false
     }
 
-    /// The same for who has the node alone.
+    /// The same for a caller with exclusive access to the node.
     #[inline]
     pub(crate) fn refresh(&mut self, proxy: u32, world: &World, now: u64) -> bool {
         for slot in &mut self.0 {

@@ -1,7 +1,7 @@
 //! The standard library's map behind one read-write lock.
 //!
-//! A refresh takes the lock for reading and is a CAS on the time, so that refreshes run beside each other and beside
-//! look-ups; only a new route takes the lock for writing.
+//! A refresh takes the lock for reading, and changes the time by a CAS. So refreshes run in parallel with each other
+//! and with look-ups. Only a new route takes the lock for writing.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -1,6 +1,6 @@
 //! scc::HashMap: buckets of 32 entries, each under a lock of its own; growing moves a few buckets with each operation.
 //!
-//! A refresh is `update_sync`; `entry_sync`, which a new key needs, comes only after that.
+//! A refresh calls `update_sync`. Only a new key also needs `entry_sync`.
 
 use std::hint::black_box;
 

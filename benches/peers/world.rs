@@ -20,7 +20,7 @@ pub(crate) struct World {
     wall_of_zero: SystemTime,
     /// In milliseconds.
     keep_alive: u64,
-    /// Per proxy its generation, and whether it is alive in the lowest bit.
+    /// For each proxy, its generation. The lowest bit says whether the proxy is alive.
     lives: Box<[AtomicU32]>,
 }
 
@@ -64,7 +64,7 @@ impl World {
     /// The proxy's generation; `None` if the proxy is not alive.
     #[inline]
     pub(crate) fn life(&self, proxy: u32) -> Option<u32> {
-        // Acquire: whatever is kept of a proxy would be read next.
+        // Acquire: a caller would read the proxy's data next.
         let life = self.lives.get(proxy as usize)?.load(Ordering::Acquire);
         (life & ALIVE != 0).then_some(life)
     }

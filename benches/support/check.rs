@@ -1,4 +1,4 @@
-//! Whether all contestants give the same answers, without which their times mean nothing.
+//! Checks that all contestants give the same answers. Otherwise, their times mean nothing.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ fn said<P: Peer>() -> Vec<Said> {
                 clock.advance(Duration::from_millis(1_500));
                 Said::Nothing
             }
-            // Seldom enough that most proxies live to the end.
+            // Rarely, so that most proxies live to the end.
             _ if round % 4 == 0 => {
                 table.remove_proxy(random.u32(..PROXIES));
                 Said::Nothing

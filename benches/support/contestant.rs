@@ -1,4 +1,4 @@
-//! One filled table, whichever peer's, and the ways to measure it.
+//! One filled table of any contestant, and the ways to measure it.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -15,7 +15,7 @@ use crate::support::steps::{BATCH, Step, batches};
 pub(crate) enum Work {
     LookUp,
     Refresh,
-    /// One in so many is a refresh, the others are look-ups.
+    /// One in this many operations is a refresh; the others are look-ups.
     Mixed(usize),
     /// In batches.
     LookUpBatch,
@@ -75,8 +75,8 @@ fn per_op(took: Duration, ops: usize) -> f64 {
     took.as_nanos() as f64 / ops as f64
 }
 
-/// Nanoseconds per operation if so many threads share the steps: the threads' own time, spread over the cores that
-/// they have.
+/// Nanoseconds per operation if this many threads share the steps: the threads' own time, divided by the number of
+/// cores that they have.
 pub(crate) fn threads<P: Peer + Sync>(table: &P, work: Work, threads: usize, steps: &[Step]) -> f64 {
     let barrier = Barrier::new(threads);
     let parts: Vec<_> = steps.chunks(steps.len().div_ceil(threads)).collect();
@@ -98,7 +98,7 @@ fn in_threads(threads: usize, run: impl Fn(usize) -> Duration + Sync) -> Duratio
     })
 }
 
-/// How many cores so many threads can use.
+/// The number of cores that this many threads can use.
 fn cores(threads: usize) -> f64 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     threads.min(cores) as f64
@@ -168,8 +168,8 @@ pub(crate) fn sweep<P: Peer>(table: &P, routes: usize) -> (f64, f64) {
 /// How many nodes a churning thread has in the table at a time.
 const WINDOW: usize = 1_000;
 
-/// How long look-ups take, by the wall and in own time, while one thread for each of `strangers` inserts and removes
-/// those; for so long.
+/// The times of look-ups, by the wall clock and in own time. Meanwhile, one thread for each list of `strangers` inserts
+/// and removes these nodes, for `length`.
 pub(crate) fn tail<P: Peer + Sync>(
     table: &P,
     steps: &[Step],

@@ -1,7 +1,7 @@
 //! An allocator that counts the bytes of requests: the bytes in use, and their peak.
 //!
-//! As dhat does, but for tables of any size, and for peers whose every entry is an allocation, without a record of
-//! each.
+//! dhat counts the same bytes, but records each allocation: too much for large tables, and for peers that allocate each
+//! entry.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,7 +38,7 @@ pub(crate) fn forget_peak() {
     PEAK.store(live(), Ordering::Relaxed);
 }
 
-// SAFETY: every call goes to the inner allocator as it came, and that keeps the contract.
+// SAFETY: every call passes its arguments to the inner allocator, which keeps the contract.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
@@ -59,7 +59,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // The difference, as dhat counts it: whether the bytes move is the allocator's affair.
+        // Counts the difference, as dhat does: the allocator may move the bytes or not.
         if new_size >= layout.size() {
             add(new_size - layout.size());
         } else {

@@ -16,7 +16,7 @@ pub(crate) struct Step {
     pub(crate) proxy: u32,
 }
 
-/// Different nodes without end; another `seed`, other nodes.
+/// An endless sequence of different nodes. Another `seed` gives other nodes.
 pub(crate) fn stream(proxies: u32, seed: u64) -> impl Iterator<Item = Step> {
     let mut random = fastrand::Rng::with_seed(seed);
     std::iter::repeat_with(move || Step {
@@ -25,7 +25,7 @@ pub(crate) fn stream(proxies: u32, seed: u64) -> impl Iterator<Item = Step> {
     })
 }
 
-/// So many different nodes.
+/// This many different nodes.
 pub(crate) fn nodes(count: usize, proxies: u32, seed: u64) -> Vec<Step> {
     stream(proxies, seed).take(count).collect()
 }
@@ -54,7 +54,7 @@ pub(crate) fn zipf(nodes: &[Step]) -> Vec<Step> {
     (0..nodes.len()).map(draw).collect()
 }
 
-/// The nodes in random order, but those of one proxy after the other, as their sessions would name them.
+/// The nodes in random order, but grouped by proxy, as sessions name them.
 pub(crate) fn by_proxy(nodes: &[Step]) -> Vec<Step> {
     let mut steps = uniform(nodes);
     steps.sort_by_key(|step| step.proxy);

@@ -56,8 +56,8 @@ fn forge(mut input: &[u8]) -> Vec<u8> {
     forged.bytes
 }
 
-/// A snapshot whose parts are as they have to be: a few proxies, then a node for every four bytes or more. Names, nodes
-/// and routes may be there twice.
+/// A snapshot of valid parts: a few proxies, then a node for every four bytes or more. Names, nodes and routes may
+/// occur twice.
 fn compose(input: &[u8]) -> Vec<u8> {
     let mut bytes = input.iter().copied();
     let mut next = || bytes.next();
@@ -118,7 +118,7 @@ fn table(clock: &ManualClock) -> RouteTable {
         .build().expect("possible limits")
 }
 
-/// Reads a snapshot into a new table. What is good is written and read again; what is not leaves nothing behind.
+/// Reads a snapshot into a new table. A valid snapshot is written and read again; an invalid one leaves no trace.
 fn read(bytes: &[u8], ages: Ages) {
     let clock = ManualClock::new();
     let new = table(&clock);
@@ -151,7 +151,7 @@ fn read(bytes: &[u8], ages: Ages) {
     );
 }
 
-/// Reads a snapshot into a table that has something, and little room.
+/// Reads a snapshot into a table that has routes, and little room.
 fn merge(bytes: &[u8]) {
     let clock = ManualClock::new();
     clock.advance(Duration::from_secs(1));

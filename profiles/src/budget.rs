@@ -34,9 +34,9 @@ pub(crate) struct Budget {
 pub(crate) enum Verdict {
     Holds,
     Broken,
-    /// Broken, as is known.
+    /// Broken, and known to be broken.
     NotYet,
-    /// Holds, though it is said not to.
+    /// Holds, although it is marked as broken.
     HoldsNow,
 }
 

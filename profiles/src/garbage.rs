@@ -1,5 +1,5 @@
-//! Garbage over time, with a single thread: routes that move by batches, routes that move one by one, and a table whose
-//! routes expire, which only the sweeper uses.
+//! Garbage over time, with a single thread. Three tables: routes that move in batches, routes that move one by one, and
+//! routes that all expire and are left to the sweeper.
 
 use std::error::Error;
 use std::fs;

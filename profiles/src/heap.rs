@@ -1,4 +1,4 @@
-//! What dhat counts: the bytes that were asked for, everything included.
+//! The counts of dhat: the bytes of all requests to the allocator.
 
 use std::path::Path;
 

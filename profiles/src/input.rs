@@ -1,4 +1,4 @@
-//! The data that the programs put into a table. Everything follows from a number, so that no key has to be kept, and
+//! The data that the programs put into a table. Each key and address is computed from a number, so no key is kept, and
 //! nothing here is on the heap.
 
 use std::io::Write;

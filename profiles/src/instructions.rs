@@ -9,7 +9,7 @@ use std::{env, fs};
 
 use serde_json::{Value, json};
 
-/// Operations that each count is of, as in `benches/instructions.rs`.
+/// The number of operations in each count, as in `benches/instructions.rs`.
 const OPS: f64 = 100_000.0;
 
 /// The runner must be of the library's version.
@@ -23,12 +23,12 @@ const COUNTS: [(&str, &[&str]); 3] = [
     ("LL misses", &["ILmr", "DLmr", "DLmw"]),
 ];
 
-/// How much more than recorded is too much: in proportion, and in misses too small a difference to mean anything.
-/// Tables hash with random keys, which makes counts of one program differ by [`WOBBLE`].
+/// An increase above both tolerances is an error: a proportion, and a number of misses. Smaller differences in misses
+/// mean nothing. Tables hash with random keys, so the counts of one program differ by [`WOBBLE`].
 const TOLERANCES: [(f64, f64); 3] = [(0.02, 0.0), (0.03, 0.05), (0.03, 0.05)];
 const WOBBLE: &str = "half a percent of instructions, and 3 % of misses";
 
-/// Counts per operation, by the operation and who does it.
+/// Counts per operation, by operation and contestant.
 type Counts = BTreeMap<(String, String), [f64; COUNTS.len()]>;
 
 /// The table's name among the benches.
@@ -141,7 +141,7 @@ fn read(here: &Path) -> Result<Counts, Box<dyn Error>> {
     from_json(&text).ok_or_else(|| format!("{}: this is not what is recorded", file.display()).into())
 }
 
-/// Counts everything, the peers' too, and records it.
+/// Counts and records all operations, also those of the peers.
 pub(crate) fn record(here: &Path) -> Result<bool, Box<dyn Error>> {
     let valgrind = check_tools()?;
     let counts = count("*")?;
@@ -150,7 +150,8 @@ pub(crate) fn record(here: &Path) -> Result<bool, Box<dyn Error>> {
     Ok(true)
 }
 
-/// Counts the table's operations, and compares them with the record; whether none costs more than the tolerance.
+/// Counts the table's operations, and compares them with the record. Returns whether all counts are within the
+/// tolerance.
 pub(crate) fn compare(here: &Path) -> Result<bool, Box<dyn Error>> {
     let recorded = read(here)?;
     check_tools()?;

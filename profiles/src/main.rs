@@ -1,5 +1,5 @@
-//! Measures how much memory a table takes, and checks that against its budgets; counts instructions, beside a record of
-//! them; and shows the records of the benches.
+//! Measures the memory of tables against budgets, counts instructions and compares them with a record, and shows the
+//! records of the benches.
 
 mod budget;
 mod chart;

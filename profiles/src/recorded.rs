@@ -1,5 +1,5 @@
-//! Profiles in dhat's format, made fit to be kept: without addresses, process IDs and directories, which differ from
-//! run to run, and with backtraces that are the same without them added up.
+//! Profiles in dhat's format, reduced for the record. Addresses, process IDs and directories differ from run to run, so
+//! they are removed. Equal backtraces are added up.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-/// The sums of a program point: bytes and blocks in total, their lifetimes, at the point's own maximum, at the
-/// global one, and at the end.
+/// The sums of a program point: bytes and blocks in total, their lifetimes, and bytes and blocks at the point's own
+/// maximum, at the global maximum, and at the end.
 const COUNTS: [&str; 9] = ["tb", "tbk", "tl", "mb", "mbk", "gb", "gbk", "eb", "ebk"];
 /// In [`COUNTS`]: bytes at the global maximum.
 const AT_PEAK: usize = 5;
@@ -107,8 +107,8 @@ impl Profile {
     }
 }
 
-/// Parts of a table, and where the innermost frame of a backtrace is that allocates for them. A part takes precedence
-/// over those that follow.
+/// The parts of a table. A part has the backtraces whose innermost frame is in these modules. A part takes precedence
+/// over the parts that follow.
 const PARTS: [(&str, &[&str]); 9] = [
     ("records", &["allocate_segment"]),
     ("indexes", &["(src/shard/index.rs"]),

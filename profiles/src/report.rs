@@ -44,7 +44,7 @@ pub(crate) fn print(findings: &Findings) -> bool {
     all_is_well
 }
 
-/// To one digit more than a budget has, so that a broken one does not look like one that holds.
+/// Prints one digit more than the budget has, so that a broken budget does not look as if it held.
 fn show_measured(unit: Unit, value: f64) -> String {
     match unit {
         Unit::PeakPerRoute => format!("{value:.2} B"),

@@ -173,7 +173,7 @@ impl Goal {
         record.comparison(self.operation, self.threads, self.order, nodes)
     }
 
-    /// Who the table is measured against: who takes the least of those who are meant.
+    /// The peer to compare the table with: the fastest of the selected peers.
     fn other<'a>(&self, row: &'a Comparison) -> Option<&'a Contestant> {
         match self.against {
             Against::BestPeer | Against::Absolute => row.best(Contestant::is_peer),

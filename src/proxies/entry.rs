@@ -276,7 +276,7 @@ impl ProxyEntry<'_> {
         is_since(self.fields.seen.load(Ordering::Relaxed), round)
     }
 
-    /// Clears a round so long ago that its number will be used again. Called once per round.
+    /// Clears a round this long ago that its number will be used again. Called once per round.
     pub(crate) fn forget_old_round(self, round: u32) {
         // Relaxed, both: as in `seen_in`.
         let seen = self.fields.seen.load(Ordering::Relaxed);

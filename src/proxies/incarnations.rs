@@ -17,14 +17,14 @@
 //! the proxy's number ([`Numbers`](super::entry::Numbers)), where readers find it without a lock, and is only counted
 //! here. An incarnation that has ended is stored only here.
 //!
-//! No incarnation is forgotten early to make room: that would accept late messages. At most as many IDs are known as
-//! numbers may be in use when a new proxy comes
-//! ([`most_numbers_for_new`](super::begin::most_numbers_for_new)); an ID for which there is no room is refused. The same
+//! The table forgets no incarnation early to make room: it would then accept late messages. The number of known IDs is
+//! at most [`most_numbers_for_new`](super::begin::most_numbers_for_new). If there is no room for an ID, the table
+//! refuses its proxy. The same
 //! holds for the IDs of each client, if the table limits the proxies of a client: a client that begins and ends
 //! incarnations of ever new IDs leaves room for the others.
 //!
-//! Every step holds the registry's lock, so each step is short: the maps are trees, which grow and shrink by a node at
-//! a time, and a new ID makes the table forget at most two others.
+//! Each step holds the registry's lock, so each step must be short. The maps are trees, which grow and shrink by one
+//! node at a time. A new ID makes the table forget at most two others.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};

@@ -160,7 +160,7 @@ impl<'g> Index<'g> {
     pub(crate) fn slots(self) -> &'g [AtomicU32] {
         let count = self.header().shape.buckets as usize * SLOTS_PER_BUCKET as usize;
         // SAFETY: the allocation has this many slots there (`Shape::layout`). They are atomics, initialised before the
-        // index was published.
+        // index was published, and live while the guard is pinned (invariant 8).
         unsafe { std::slice::from_raw_parts(self.slots_ptr().as_ptr(), count) }
     }
 
@@ -175,7 +175,7 @@ impl<'g> Index<'g> {
         // SAFETY: the allocation has the segment table there (`Shape::layout`).
         let first = unsafe { self.header.cast::<u8>().add(at).cast::<AtomicPtr<Record>>() };
         // SAFETY: the segment table has this many entries. They are atomics, initialised before the index was
-        // published.
+        // published, and live while the guard is pinned (invariant 8).
         unsafe { std::slice::from_raw_parts(first.as_ptr(), self.header().shape.segments as usize) }
     }
 
@@ -240,7 +240,7 @@ impl<'g> Index<'g> {
         // SAFETY: an installed segment's records are initialised, and live as long as the slab, which the guard keeps
         // (8).
         let record = unsafe { &*record };
-        // SAFETY: the value was in a slot, and was loaded while the guard of `'g` was pinned.
+        // SAFETY: the value was in a slot (invariant 2), and was loaded while the guard of `'g` was pinned (7).
         unsafe { Published::new(record) }
     }
 

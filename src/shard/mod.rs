@@ -399,7 +399,7 @@ impl<K: Key> Shard<K> {
                 Ok(Filled::Found(number, record)) => (number, record, 0),
                 Ok(Filled::Won) => {
                     let private = private.take().expect("the slot was filled with the private record");
-                    // SAFETY: this thread has won the slot for the record's number.
+                    // SAFETY: this thread has won the slot for the record's number (invariant 1).
                     let (number, record) = unsafe { private.publish() };
                     failpoint("insert: slot won");
                     (number, record, index.slab().slot_won())

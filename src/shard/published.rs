@@ -23,13 +23,13 @@ impl<'g> Published<'g> {
     /// Whether the record is the key's.
     #[inline]
     pub(crate) fn is<K: Key>(self, key: &K) -> bool {
-        // SAFETY: the record has a key, and keeps the key under the pin (the type's invariant).
+        // SAFETY: the record has a key, and keeps the key under the pin (invariants 2 and 7, by the type).
         unsafe { key.is(self.key()) }
     }
 
     /// The node whose record this is.
     pub(crate) fn node<K: Key>(self) -> NodeId {
-        // SAFETY: the record has a key, and keeps the key under the pin (the type's invariant).
+        // SAFETY: the record has a key, and keeps the key under the pin (invariants 2 and 7, by the type).
         unsafe { K::node(self.key()) }
     }
 }

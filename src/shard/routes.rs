@@ -213,6 +213,7 @@ fn change_any<'a, K: Key, P: Liveness>(
             }
             State::Spill => {
                 // SAFETY: the word was loaded with Acquire under the scope's guard, by `load` or by a CAS that failed.
+                // The guard keeps the list (invariant 8).
                 let list = unsafe { List::of(word, scope.guard) };
                 if let Some(done) = try_in_place(list, what, &mut place, scope)? {
                     return Ok(done);

@@ -1,9 +1,9 @@
 //! Many nodes in one call.
 //!
-//! A look-up waits for memory twice: for its bucket of the index, then for its record. One by one, these waits add up:
-//! an epoch pin is a full fence, so the processor cannot start the next look-up's wait during this look-up's. A batch
-//! pins once for a group of nodes. It prefetches all their buckets, then all their records, and then reads the records
-//! (Chen et al., "Improving hash join performance through prefetching", 2004).
+//! A look-up waits for memory twice: for its bucket of the index, then for its record. In single calls, these waits add
+//! up. An epoch pin is a full fence, so the processor cannot start the wait of the next look-up during this look-up. A
+//! batch pins once for a group of nodes. It prefetches all their buckets, then all their records, and then reads the
+//! records (Chen et al., "Improving hash join performance through prefetching", 2004).
 
 use std::fmt;
 use std::iter::FusedIterator;

@@ -26,8 +26,8 @@ impl<'a> From<&'a Proxy<'a>> for ReportedProxy<'a> {
 }
 
 impl<'a> Proxy<'a> {
-    /// The proxy as this client reports it. A new proxy counts for the client; a known proxy counts for the client from
-    /// its next start on, or from its next change of details on, if the client has room for another proxy.
+    /// The proxy as this client reports it. A new proxy counts for the client. A known proxy counts for the client from
+    /// its next start or change of details on, if the client has room for another proxy.
     ///
     /// ```
     /// # use std::num::NonZeroU64;

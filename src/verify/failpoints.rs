@@ -84,9 +84,8 @@ const STEPS: [&str; 21] = [
 
 const NODES: u128 = 3_000;
 const KEEP_ALIVE: Duration = Duration::from_millis(50);
-/// The most objects that `work` retires for each node, by seven operations: the list that the refresh replaces, the
-/// list that the removal of the second route replaces, and the feed's entries that two additions and two removals
-/// overwrite.
+/// The most objects that `work` retires for each node, by seven operations. Two are lists, replaced by the refresh and
+/// by the removal of the second route. Four are entries of the feed, overwritten by two additions and two removals.
 const GARBAGE_PER_NODE: usize = 2 + 4;
 /// The most indexes that are replaced in each shard, on average, while a thousand nodes are added, removed and swept.
 const INDEXES_PER_SHARD: usize = 6;

@@ -1,5 +1,5 @@
-//! A barrier for threads that check things. If one thread panics, the other threads panic too, instead of waiting
-//! forever.
+//! A barrier for threads that check things. If one thread panics, the other threads panic too, and do not wait any
+//! longer.
 
 use std::hint;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

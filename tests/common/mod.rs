@@ -28,7 +28,7 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-/// The seed of this run: `NODETRACKER_SEED`, or a fresh one. Whatever depends on it prints it when it fails.
+/// The seed of this run: `NODETRACKER_SEED`, or a fresh seed. A test that fails prints the seed that it used.
 pub(crate) fn seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();
     *SEED.get_or_init(|| {
@@ -44,7 +44,7 @@ pub(crate) fn scale() -> usize {
     env::var("NODETRACKER_SCALE").map_or(1, |text| text.parse().expect("NODETRACKER_SCALE is a number"))
 }
 
-/// A proxy whose strings are all good, called `id`.
+/// A proxy with this ID and valid strings.
 pub(crate) fn proxy(id: &str) -> Proxy<'_> {
     Proxy {
         id,

@@ -1,8 +1,8 @@
 //! A plain model of the table.
 //!
-//! [`Routes`] is the reference itself: one list per node, newest first. [`Model`] adds what is known of proxies and of
-//! limits, and checks what a real table returned. Where the contract leaves the table a choice (has an expired route
-//! been swept yet? has an idle proxy been dropped?), the model accepts either and learns from the answer.
+//! [`Routes`] is the reference itself: one list per node, newest first. [`Model`] adds the proxies and the limits, and
+//! checks the results of a real table. In some cases, the contract leaves the table a choice: whether an expired route
+//! was swept yet, or an idle proxy dropped. The model accepts both results, and learns from the answer.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -19,7 +19,7 @@ pub(crate) const MAX_ROUTES_PER_NODE: usize = 64;
 /// One route: its proxy, and when it was last refreshed, in milliseconds.
 pub(crate) type ModelRoute = (ProxyRef, u64);
 
-/// The reference: which routes each node has. It forgets nothing by itself; expiry is a matter of looking.
+/// The reference: the routes of each node. It keeps expired routes, and leaves them out of answers.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Routes {
     nodes: HashMap<NodeId, Vec<ModelRoute>>,
@@ -151,9 +151,9 @@ impl Default for Setup {
 #[derive(Debug)]
 struct Known {
     details: ProxyDetails,
-    /// It had no routes before this, or the last one went then; routes that are still listed say more.
+    /// The proxy had no routes before this time, or lost its last route then. Routes that are still listed are later.
     idle_since: u64,
-    /// A sweep had reason to drop it, and nothing has shown since that it did not.
+    /// A sweep may have dropped the proxy, and no result since then shows that the proxy is registered.
     perhaps_dropped: bool,
 }
 
@@ -164,8 +164,8 @@ pub(crate) struct Model {
     routes: Routes,
     known: HashMap<ProxyRef, Known>,
     handed_out: Vec<ProxyRef>,
-    /// Proxies that were removed or dropped. Their places may still be taken: besides sweeps, it takes that every
-    /// thread of the process which was inside of some table at that time has left it.
+    /// Proxies that were removed or dropped. Their places may still be taken: a place is free after sweeps, and after
+    /// each thread that was inside a table at that time has left it.
     leaving: usize,
     /// The latest reading of the clock that the table saw, in milliseconds.
     now: u64,
@@ -325,7 +325,7 @@ impl Model {
                     "{proxy:?} is registered, but no route can be added: {:?}",
                     self.known.get(&proxy)
                 );
-                // Registering it again may bring the same reference back, so it stays perhaps dropped until then.
+                // Registering the proxy again may bring the same reference back. Until then, it is perhaps dropped.
             }
             Err(AddError::TooManyRoutes { limit: told }) => {
                 ensure!(told == limit, "the limit is {limit}, not {told}");
@@ -342,8 +342,8 @@ impl Model {
                     "added a route to {proxy:?}, which is unknown"
                 );
                 self.is_there(proxy);
-                // At the limit, a route may only take the place of another one of its node: of the stalest of 64, or
-                // of one that is not live any more and perhaps not swept yet.
+                // At the limit, the route must replace another route of the node: the stalest of 64, or an expired
+                // route that is perhaps not swept yet.
                 let live = self.routes.get(node, self.now).len();
                 let unswept = self.routes.nodes.get(node).map_or(0, Vec::len) - live;
                 let in_place = refresh || live == MAX_ROUTES_PER_NODE || unswept > 0;

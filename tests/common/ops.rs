@@ -1,7 +1,7 @@
 //! Operations that are applied to a table and to its model alike.
 //!
-//! They name nodes and proxies by small numbers, taken modulo the size of the universe, so every sequence of them is
-//! a valid one: a generator, a shrinker or a fuzzer may cut them as it likes.
+//! An operation names nodes and proxies by small numbers, taken modulo the size of the universe. So every sequence of
+//! operations is valid, and a generator, a shrinker or a fuzzer may cut it anywhere.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -114,8 +114,8 @@ impl Subject {
 
     /// Applies one operation to the table and to the model, and compares.
     pub(crate) fn apply(&mut self, op: Op) -> Result<(), String> {
-        // Every operation that depends on time reads the clock, and the table stays at the latest reading. What
-        // does not depend on time need not read it, so `StepBack` makes sure that the latest one was seen.
+        // Every operation that depends on time reads the clock, and the table keeps the latest reading. Other
+        // operations need not read the clock, so `StepBack` makes sure that the table has seen the latest reading.
         match op {
             Op::Register { proxy, variant } => {
                 self.read_clock();
@@ -282,7 +282,7 @@ impl Subject {
         Ok(())
     }
 
-    /// A walk shows what look-ups answer.
+    /// A walk reports the routes that look-ups return.
     fn walk(&mut self) -> Result<(), String> {
         let compare_times = self.read_clock();
         let mut seen: HashMap<NodeId, Vec<Route>> = HashMap::new();
@@ -439,7 +439,7 @@ impl Subject {
         Ok(())
     }
 
-    /// Notes that the records of one node, or all of them, may be others now.
+    /// Notes that one node, or every node, may have another record now.
     fn disturb(&mut self, node: Option<usize>) {
         let of_node = |handle: &&mut Handle| node.is_none_or(|node| handle.node == node);
         self.handles
@@ -460,7 +460,7 @@ impl Subject {
     fn add_by_ref(&mut self, node: u16, proxy: ProxyRef) -> Result<Result<Added, AddError>, String> {
         self.read_clock();
         let node = &self.nodes[self.node_index(node)];
-        // Counting may not be cheap, and only a limit needs the number.
+        // Only a limit needs the number, and counting may be slow.
         let len = self.setup.max_routes.map_or(0, |_| self.table.len());
         let result = self.table.add_node(node, proxy);
         self.model.check_add(node, proxy, len, result)?;

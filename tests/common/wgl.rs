@@ -1,7 +1,7 @@
 //! A checker of linearizability: Wing and Gong's search with the memory of failed states that Lowe added.
 //!
-//! A history is linearizable if its operations can be put into one order in which each of them gives what it gave
-//! when run alone, and in which an operation that returned before another one was invoked comes first.
+//! A history is linearizable if its operations have an order with two properties. Each operation, run alone in this
+//! order, gives its result in the history. An operation that returned before another was invoked precedes the other.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -27,8 +27,8 @@ pub(crate) struct Event<C> {
 
 /// Whether the history, of complete calls, is linearizable from the given state.
 ///
-/// Every step puts one call next that no other remaining call precedes. Two ways that put the same calls first and
-/// lead to the same state have the same future, which is looked at once.
+/// Each step of the search adds a call that no other remaining call precedes. Two orders of the same calls that lead to
+/// the same state have the same future, and the search visits this future once.
 pub(crate) fn is_linearizable<S: Spec>(initial: S::State, history: &[Event<S::Call>]) -> bool {
     assert!(
         history.len() < 64,

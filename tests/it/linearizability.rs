@@ -1,5 +1,5 @@
 //! Histories of real threads on one node, checked against the sequential table: each route is linearizable, and so is
-//! which routes a node has. The order within an answer is only checked to be newest first.
+//! the set of a node's routes. Of the order within an answer, the test checks only that it is newest first.
 
 use std::hint;
 use std::sync::Mutex;
@@ -333,8 +333,8 @@ impl Arena {
         }
     }
 
-    /// Brings a new node into a state from which a history can start: without routes, or with expired ones that a
-    /// sweep may remove at any time, or with live ones, or both. Returns the set of live ones.
+    /// Brings a new node into the state from which a history starts: without routes, with expired routes that a sweep
+    /// may remove at any time, with live routes, or with both. Returns the set of live routes.
     fn prepare(&self, node: &NodeId, proxies: u32, rng: &mut Rng) -> u64 {
         let add_some = |rng: &mut Rng| {
             let chosen = rng.u64(0..1 << proxies);
@@ -409,8 +409,8 @@ fn any_step(proxies: u32, rng: &mut Rng) -> Step {
     }
 }
 
-/// Records and checks histories of this many threads: at least `histories`, and if few of them have calls that
-/// overlap, as on a busy machine, up to four times as many. Thread 0 prepares each history and checks it.
+/// Records and checks histories of this many threads: at least `histories`. On a busy machine, few calls may overlap:
+/// then the test runs up to four times as many. Thread 0 prepares each history and checks it.
 fn check_histories(threads: usize, histories: usize) {
     let arena = Arena::new();
     let gate = Gate::new(threads);
@@ -421,7 +421,7 @@ fn check_histories(threads: usize, histories: usize) {
             let (arena, gate, records, enough) = (&arena, &gate, &records, &enough);
             scope.spawn(move || {
                 let pass = gate.pass();
-                // The same numbers in every thread, for what all must know; and numbers of this thread's own.
+                // `shared` gives the same numbers in every thread; `own` gives this thread's numbers.
                 let mut shared = Rng::with_seed(seed() ^ threads as u64);
                 let mut own = Rng::with_seed(shared.u64(..) ^ thread as u64);
                 let mut overlapping = 0;
@@ -488,7 +488,7 @@ fn draw(by_thread: &[Vec<Event<Call>>]) -> String {
     lines.into_iter().map(|(_, line)| line + "\n").collect()
 }
 
-/// One test, so that its threads have the cores to themselves as far as this program goes.
+/// A single test, so that no other test of this program takes cores from its threads.
 #[test]
 fn histories_are_linearizable() {
     check_histories(2, 12_000 * scale());

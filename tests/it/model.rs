@@ -31,7 +31,7 @@ fn run(setup: Setup, ops: &[Op]) -> Result<(), TestCaseError> {
         .map_err(|message| TestCaseError::fail(format!("{message} (NODETRACKER_SEED={})", crate::common::seed())))
 }
 
-/// Any operation, those that build up more often than those that tear down.
+/// Any operation. Operations that add are more frequent than operations that remove.
 fn any_op() -> impl Strategy<Value = Op> {
     let (node, proxy) = (any::<u16>, any::<u16>);
     prop_oneof![
@@ -79,7 +79,7 @@ fn bulk_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Operations that fill two nodes with routes and seldom take any away.
+/// Operations that fill two nodes with routes, and rarely remove a route.
 fn spread_op() -> impl Strategy<Value = Op> {
     let number = any::<u16>;
     prop_oneof![

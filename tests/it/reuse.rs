@@ -1,4 +1,4 @@
-//! Threads that hold on to the reference of a removed proxy while its number becomes another proxy's.
+//! Threads that keep the reference of a removed proxy while its number becomes another proxy's.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -50,7 +50,7 @@ struct Holder {
 }
 
 impl Holder {
-    /// Everything that a reference can be used for. `is_removed`: its proxy's removal had returned before.
+    /// Makes every call that takes a reference. `is_removed`: the removal of the proxy has returned before.
     fn use_reference(&self, table: &RouteTable, life: &Life, is_removed: bool) {
         let old = life.proxy;
         let refreshed = table.refresh_routes(&life.handles, old);
@@ -89,9 +89,9 @@ impl Holder {
     }
 }
 
-/// While a number goes from proxy to proxy, threads that hold each proxy's reference use it before, during and after
-/// its removal, and when the number is the next one's: it is refused from the removal on, and neither are its routes
-/// the next proxy's nor can it reach those.
+/// A number goes from proxy to proxy. Threads use each proxy's reference before, during and after the removal, and when
+/// the next proxy has the number. From the removal on, the table refuses the reference: the reference reaches no route
+/// of the next proxy, and the next proxy gets none of the old routes.
 #[test]
 fn a_reference_never_reaches_the_next_proxy_of_its_number() {
     let lives = 40 * scale();
@@ -117,7 +117,7 @@ fn a_reference_never_reaches_the_next_proxy_of_its_number() {
                 for life in 0..lives {
                     pass.wait();
                     let mine = current.lock().expect("not poisoned").clone().expect("it is registered");
-                    // Until the next proxy is there, and then some more.
+                    // Until the next proxy has the number, and for some more calls.
                     let mut late = 0;
                     while late < LATE_TRIES && !pass.is_broken() {
                         let before = progress.get();
@@ -155,7 +155,7 @@ fn a_reference_never_reaches_the_next_proxy_of_its_number() {
                 (1, 0),
                 "the next proxy begins with a route"
             );
-            // The holders now use the reference of the life before on the number of this one.
+            // The holders now use the reference of the previous life. This proxy has the same number.
             progress.reach(2 * life);
             if life > 0 {
                 pass.wait();

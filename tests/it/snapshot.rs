@@ -625,7 +625,7 @@ fn expired_routes_need_no_room() {
 
 // --- damage
 
-/// The bytes with right checksums, from a description that need not be right.
+/// The bytes of a description that need not be valid, with correct checksums.
 #[derive(Default)]
 struct Forged {
     bytes: Vec<u8>,
@@ -687,7 +687,7 @@ fn text(text: &str) -> Vec<u8> {
     [&[text.len() as u8], text.as_bytes()].concat()
 }
 
-/// CRC-32 bit by bit, so that the format's documentation is held to, not the crate that computes it.
+/// CRC-32 bit by bit: checks the documented format, not the crate that computes the checksum.
 fn crc(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
@@ -829,7 +829,7 @@ fn other_versions_are_refused_by_their_number() {
     assert!(matches!(error, SnapshotError::NotASnapshot), "{error}");
 }
 
-/// A snapshot with one fault, which is where it should be found: part, offset, and what the message says.
+/// A snapshot with one fault, and the error that must report it: part, offset, and message.
 fn fault(forged: Vec<u8>, part: SnapshotPart, offset: usize, message: &str) {
     let (other, _) = table();
     let error = refused(&other, &forged);

@@ -1,4 +1,4 @@
-//! Many threads on one table: each compares its own nodes with a model, and all check what must be true of shared ones.
+//! Many threads on one table. Each thread compares its own nodes with a model, and all check the shared nodes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -194,8 +194,8 @@ impl Owner<'_> {
     }
 }
 
-/// Each thread's nodes equal its model after every phase, whatever the other threads, a sweeper, and proxies that come
-/// and go do meanwhile; in the end the table counts as many routes as the models together.
+/// After every phase, each thread's nodes equal its model, while other threads, a sweeper and short-lived proxies work.
+/// In the end, the table counts as many routes as the models together.
 #[test]
 fn each_threads_nodes_equal_its_model() {
     let operations = 80_000 * scale();
@@ -294,9 +294,9 @@ const SHARED_PROXIES: usize = 80;
 enum Use {
     /// Nobody removes the node or a worker's own route, and few enough proxies reach it that none is replaced.
     OwnRoutesStay,
-    /// Anything goes, through few proxies.
+    /// Any call, through few proxies.
     FewProxies,
-    /// Anything goes, through more proxies than it can have routes.
+    /// Any call, through more proxies than a node can have routes.
     Crowded,
 }
 
@@ -399,7 +399,7 @@ impl Shared {
 struct Worker<'a> {
     shared: &'a Shared,
     own: ProxyRef,
-    /// When the own route of each node was refreshed: between these two readings.
+    /// The time of the last refresh of each node's own route: between these two readings.
     refreshed: Vec<Option<(u64, u64)>>,
     rng: Rng,
 }
@@ -418,7 +418,7 @@ impl Worker<'_> {
             50..80 => self.look_up(index)?,
             80..95 => _ = arena.table.remove_route(node, proxy),
             _ if usage == Use::OwnRoutesStay => {}
-            // Seldom, or it would never be full.
+            // Rarely, or the node would never be full.
             _ if usage == Use::Crowded && self.rng.u8(..) > 0 => {}
             _ => _ = arena.table.remove_node(node),
         }

@@ -62,7 +62,7 @@ pub(crate) struct Fault {
     pub(crate) name: &'static str,
     /// The longest recovery, in simulated time.
     pub(crate) bound: Duration,
-    /// A seed takes as long as so many seeds of the cheapest faults.
+    /// A seed takes as long as this many seeds of the cheapest faults.
     pub(crate) cost: u64,
     /// Runs a seed.
     pub(crate) recovery: fn(u64) -> Recovery,

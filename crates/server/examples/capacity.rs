@@ -70,7 +70,7 @@ struct Options {
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Session,
-    /// Calls with so many nodes each.
+    /// Calls with this many nodes each.
     Calls(u32),
 }
 

@@ -58,7 +58,7 @@ enum Kind {
     Call,
     ManyCalls,
     Session,
-    /// A watch of so many nodes, or of all.
+    /// A watch of this many nodes, or of all.
     Watch(Option<u32>),
 }
 

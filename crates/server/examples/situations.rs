@@ -35,7 +35,7 @@ const RATE: u32 = 1_000;
 /// How long the neighbour is alone between two situations.
 const REST: Duration = Duration::from_secs(5);
 
-/// Samples count only so long after the end of a situation.
+/// A sample counts only if this much time has passed since the end of a situation.
 const SETTLING: Duration = Duration::from_millis(500);
 
 /// The longest time for one step of a situation.

@@ -1,13 +1,13 @@
-//! The load that trains a profile-guided build: what proxies and clients do to a tracker, each in about its share.
+//! The load that trains a profile-guided build: the calls of proxies and clients, each kind in about its usual share.
 //!
 //! ```console
 //! $ target/debug/examples/train target/release/nodetracker
 //! ```
 //!
-//! Single calls are nearly all of it, to many nodes, by 10 connections with 1, 10 and 100 calls in flight each.
-//! Batches, sessions, a watch, and calls that fail are there so that the compiler knows their paths, and few enough not
-//! to make the single calls look rare beside their loops. All of it happens in plaintext and over TLS. It ends by
-//! itself, and the server with it, by SIGTERM: that is when an instrumented one writes its profile.
+//! Nearly all of the load is single calls to many nodes, on 10 connections with 1, 10 and 100 calls in flight each.
+//! Batches, sessions, a watch, and calls that fail show their paths to the compiler. They are few, so that single calls
+//! stay frequent beside their loops. The load runs in plaintext and over TLS. The program ends by itself, and stops the
+//! server with SIGTERM: then an instrumented server writes its profile.
 
 #[allow(dead_code, reason = "the other examples use the rest")]
 mod client;
@@ -31,7 +31,7 @@ use client::{Failure, PIPELINE, Server, Session, all, node, node_ids, proxy};
 
 const CONNECTIONS: u32 = 10;
 
-/// Past it something hangs.
+/// After this time, the program assumes that a call hangs.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Parser)]
@@ -69,7 +69,7 @@ impl Target {
     }
 }
 
-/// The node of a call, jumping about as nodes' heartbeats do.
+/// The node of a call. Successive calls are far apart in the table, as the heartbeats of nodes are.
 fn nth(call: u32, options: &Options) -> u32 {
     (u64::from(call) * 7_919 % u64::from(options.nodes)) as u32
 }

@@ -1,15 +1,15 @@
-//! Whether many watches of a large table that changes all the time become up to date, how soon, and for how much of the
-//! server's CPU.
+//! Measures how soon many watches of a large, changing table become up to date, and how much CPU the server needs.
 //!
 //! ```console
 //! $ cargo build --release -p nodetracker-server --bins --examples
 //! $ target/release/examples/watches target/release/nodetracker
 //! ```
 //!
-//! It starts the server on the loopback interface, fills the table, and changes other nodes at a constant rate. Then it
-//! opens the watches at once, each on its own connection, and reads them. It prints how long the snapshots took, and
-//! then how old changes are when they arrive: a change carries the time of its route. CPU times come from `/proc` (so
-//! it needs Linux). It ends by itself; if a watch is not up to date within the time limit, it fails.
+//! The program starts the server on the loopback interface, fills the table, and changes other nodes at a constant
+//! rate. Then it opens all watches at once, each on its own connection, and reads them. The program prints the time of
+//! the snapshots, and then the age of changes on arrival: a change carries the time of its route. CPU times come from
+//! `/proc`, so the program needs Linux. The program ends by itself. It fails if a watch is not up to date within the
+//! time limit.
 //!
 //! All clients share the machine with the server, and each snapshot crosses the loopback interface once for each watch.
 //! So the snapshots take as long as the machine needs to copy that many bytes.

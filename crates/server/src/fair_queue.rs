@@ -89,64 +89,64 @@ impl<T> FairQueue<T> {
     }
 }
 
-/// Places for the tasks that may run at one time. Clients take turns for the places.
+/// Permits for the tasks that may run at one time. Clients take turns for the permits.
 #[derive(Debug)]
-pub(crate) struct FairPlaces {
+pub(crate) struct FairPermits {
     limit: usize,
-    places: Mutex<Places>,
+    permits: Mutex<Permits>,
 }
 
 #[derive(Debug, Default)]
-struct Places {
+struct Permits {
     taken: usize,
-    waiting: FairQueue<Place>,
+    waiting: FairQueue<Permit>,
 }
 
-impl FairPlaces {
+impl FairPermits {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
-            places: Mutex::default(),
+            permits: Mutex::default(),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Places> {
+    fn lock(&self) -> MutexGuard<'_, Permits> {
         // No critical section here leaves the data half changed.
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.permits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place for a task of a client. `None` means that the runtime stops.
-    pub(crate) async fn take(self: &Arc<Self>, client: ClientKey) -> Option<Place> {
+    /// Waits for a permit for a task of a client. `None` means that the runtime stops.
+    pub(crate) async fn take(self: &Arc<Self>, client: ClientKey) -> Option<Permit> {
         let granted = {
-            let mut places = self.lock();
-            if places.taken < self.limit {
-                places.taken += 1;
-                return Some(Place(Arc::clone(self)));
+            let mut permits = self.lock();
+            if permits.taken < self.limit {
+                permits.taken += 1;
+                return Some(Permit(Arc::clone(self)));
             }
             let (grant, granted) = oneshot::channel();
-            places.waiting.push(client, Waiting { work: 0, grant });
+            permits.waiting.push(client, Waiting { work: 0, grant });
             granted
         };
         granted.await.ok()
     }
 }
 
-/// The place of one task. On drop, the next task gets the place.
+/// The permit of one task. On drop, the next task gets the permit.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<FairPlaces>);
+pub(crate) struct Permit(Arc<FairPermits>);
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let next = {
-            let mut places = self.0.lock();
-            let next = places.waiting.pop();
+            let mut permits = self.0.lock();
+            let next = permits.waiting.pop();
             if next.is_none() {
-                places.taken -= 1;
+                permits.taken -= 1;
             }
             next
         };
         if let Some(next) = next {
-            // An error drops the place, which goes to the task after the next.
+            // An error drops the permit, which goes to the task after the next.
             let _ = next.grant.send(Self(Arc::clone(&self.0)));
         }
     }
@@ -161,15 +161,15 @@ mod tests {
     #[tokio::test]
     async fn clients_take_turns_for_places() {
         const LIMIT: usize = 8;
-        let places = FairPlaces::new(LIMIT);
+        let permits = FairPermits::new(LIMIT);
         let [crowd, other] = [1, 2].map(ClientKey::V6);
         let mut taken = Vec::new();
         for _ in 0..LIMIT {
-            taken.extend(places.take(crowd).await);
+            taken.extend(permits.take(crowd).await);
         }
         let waiting = |client| {
-            let places = Arc::clone(&places);
-            tokio::spawn(async move { places.take(client).await })
+            let permits = Arc::clone(&permits);
+            tokio::spawn(async move { permits.take(client).await })
         };
         let crowd: Vec<_> = (0..100).map(|_| waiting(crowd)).collect();
         yield_now().await;
@@ -178,17 +178,17 @@ mod tests {
         yield_now().await;
         cancelled.abort();
         yield_now().await;
-        // One place for the crowd, and the next for the other client.
+        // One permit for the crowd, and the next for the other client.
         taken.truncate(LIMIT - 2);
         taken.extend(next.await.unwrap());
-        assert_eq!(places.lock().waiting.len(), 99);
-        // If a task with a granted place is dropped, the next task gets the place.
+        assert_eq!(permits.lock().waiting.len(), 99);
+        // If a task with a granted permit is dropped, the next task gets the permit.
         crowd.iter().for_each(|waiting| waiting.abort());
         drop(taken);
         for task in crowd {
             let _ = task.await;
         }
-        let places = places.lock();
-        assert_eq!((places.taken, places.waiting.len()), (0, 0));
+        let permits = permits.lock();
+        assert_eq!((permits.taken, permits.waiting.len()), (0, 0));
     }
 }

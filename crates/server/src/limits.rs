@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::machine;
+use crate::host;
 
 /// Calls that one connection may have in flight. Further streams are refused. Stops stream floods.
 pub const MAX_CONCURRENT_STREAMS: u32 = 256;
@@ -32,7 +32,7 @@ pub const MAX_LOCAL_ERROR_RESETS: usize = 1024;
 /// Reset".
 pub const MAX_PENDING_ACCEPT_RESETS: usize = 8 * 1024;
 
-/// Calls of one connection that the client may cancel before the server looks at them: so many at once, and
+/// Calls of one connection that the client may cancel before the server looks at them: this many at once, and
 /// [`CANCELLED_CALLS_PER_SECOND`] in the long run. A flood beyond that ends the connection. Stops "Rapid Reset".
 ///
 /// A client may cancel all its calls 32 times while the server is busy, and ten times a second at any time.
@@ -41,7 +41,7 @@ pub const CANCELLED_CALLS: u32 = 32 * MAX_CONCURRENT_STREAMS;
 /// See [`CANCELLED_CALLS`].
 pub const CANCELLED_CALLS_PER_SECOND: u32 = 10 * MAX_CONCURRENT_STREAMS;
 
-/// Frames of one connection that make h2 visit every stream, SETTINGS and GOAWAY: so many at once, and
+/// Frames of one connection that make h2 visit every stream, SETTINGS and GOAWAY: this many at once, and
 /// [`CONTROL_FRAMES_PER_SECOND`] in the long run. A flood beyond that ends the connection. Clients send a few when they
 /// connect, and seldom later.
 pub const CONTROL_FRAMES: u32 = 32;
@@ -49,9 +49,9 @@ pub const CONTROL_FRAMES: u32 = 32;
 /// See [`CONTROL_FRAMES`].
 pub const CONTROL_FRAMES_PER_SECOND: u32 = 1;
 
-/// TLS records of one connection without bytes for HTTP/2: so many at once, and [`BARE_RECORDS_PER_SECOND`] in the long
-/// run. A flood beyond that ends the connection. Stops clients that change their keys without end. A handshake has some
-/// ten of these records, or more if the client's system splits large messages.
+/// TLS records of one connection without bytes for HTTP/2: this many at once, and [`BARE_RECORDS_PER_SECOND`] in the
+/// long run. A flood beyond this limit ends the connection. Stops clients that change their keys without end. A
+/// handshake has some ten of these records, or more if the client's system splits large messages.
 pub const BARE_RECORDS: u32 = 128;
 
 /// See [`BARE_RECORDS`].
@@ -61,7 +61,7 @@ pub const BARE_RECORDS_PER_SECOND: u32 = 1;
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
 /// Nodes in one message of a session. A message has one turn: other connections of the thread wait for some quarter of
-/// a millisecond while so many new nodes are added. With names of 120 bytes, so many nodes take all of
+/// a millisecond while this many new nodes are added. With names of 120 bytes, this many nodes take all of
 /// [`MAX_MESSAGE_SIZE`].
 pub const MAX_SESSION_NODES: usize = 512;
 
@@ -73,7 +73,7 @@ pub const MAX_INCARNATION: NonZeroU64 = NonZeroU64::new(i64::MAX as u64).expect(
 
 /// Handles in one message of a session, which take half of [`MAX_MESSAGE_SIZE`].
 ///
-/// With so many handles, the fixed cost of a message hardly counts. A message has one turn: other connections of the
+/// With this many handles, the fixed cost of a message hardly counts. A message has one turn: other connections of the
 /// thread wait for one or two tenths of a millisecond.
 pub const MAX_SESSION_HANDLES: usize = 4096;
 
@@ -288,7 +288,7 @@ pub const DIAG_CONNECTION_TIME: Duration = Duration::from_secs(10);
 /// How long the head of a request may take on the diagnostics port.
 pub const DIAG_HEADER_TIME: Duration = Duration::from_secs(1);
 
-/// Bytes of a request's head on the diagnostics port. hyper reads so many at a time.
+/// Bytes of a request's head on the diagnostics port. hyper reads this many at a time.
 pub const MAX_DIAG_HEADER_SIZE: usize = 8 * 1024;
 
 /// Headers of a request on the diagnostics port.
@@ -317,7 +317,7 @@ pub const SNAPSHOT_JOIN_CHANGES: u64 = 4096;
 /// Bytes of requests that may wait unread on one stream.
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 
-/// Bytes of requests that may wait unread on all streams of one connection: HTTP/2 allows so many at the beginning
+/// Bytes of requests that may wait unread on all streams of one connection: HTTP/2 allows this many at the beginning
 /// anyway.
 pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW;
 
@@ -340,9 +340,9 @@ pub const UNREAD_STEP: usize = 16 * 1024;
 /// much in h2's map.
 pub const MEMORY_PER_FIELD_BYTE: usize = 72;
 
-/// Bytes that are charged for a header block that has begun and not ended: h2 keeps the fields that it has decoded, up
-/// to [`MAX_HEADER_LIST_SIZE`], and each takes more than it counts. If the budget has no room, or if the block does not
-/// end within [`Limits::call`], the connection ends.
+/// Bytes that are charged for a header block that has begun and not ended. h2 keeps the decoded fields, up to
+/// [`MAX_HEADER_LIST_SIZE`], and each field takes more memory than HTTP/2 counts. If the budget has no room, or if the
+/// block does not end within [`Limits::call`], the connection ends.
 pub const HEADER_BLOCK_MEMORY: usize = 128 * 1024;
 
 /// Bytes of the largest frame that a client may send: HTTP/2's smallest allowed value.
@@ -418,7 +418,7 @@ pub struct Limits {
     pub max_watched_size: usize,
     /// How long a client may take for the TLS handshake, and then for HTTP/2's connection preface. 10 s by default.
     pub handshake: Duration,
-    /// How long a request may take to arrive in full, and the first request of a session; and how long a unary reply
+    /// How long a request, or the first request of a session, may take to arrive in full. Also how long a unary reply
     /// waits until the client opens its window. 10 s by default.
     pub call: Duration,
     /// How long a connection may be silent before its client is pinged. 30 s by default.
@@ -442,7 +442,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
-            memory: (machine::memory() / 8).min(512 << 20),
+            memory: (host::memory() / 8).min(512 << 20),
             max_share_per_client: 50,
             max_watches: 10_000,
             max_watched_size: 64_000_000,

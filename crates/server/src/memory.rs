@@ -1,20 +1,20 @@
 //! The memory budget: bytes that all clients together may make the server hold.
 //!
-//! A limit for each connection bounds nothing if there are ten thousand connections. So everything large that a client
-//! can make the server hold is charged to one budget: connections, calls in flight, the parts of requests that have
-//! arrived, replies that the client has not read, and the snapshots of watches. If the budget has no room, the call
-//! fails with RESOURCE_EXHAUSTED, or the connection is not served. The table has limits of its own.
+//! A limit for each connection bounds nothing if there are ten thousand connections. So all large memory that clients
+//! can make the server hold is charged to one budget: connections, calls in flight, parts of requests that have
+//! arrived, replies that the client has not read, and snapshots of watches. If the budget has no room, the call fails
+//! with RESOURCE_EXHAUSTED, or the connection is not served. The table has limits of its own.
 //!
-//! Not charged are the small parts of what is charged: of each connection, the first
-//! [`UNREAD_STEP`](crate::limits::UNREAD_STEP) of the requests that nobody has read yet, and small replies.
+//! Small amounts are not charged: of each connection, the first [`UNREAD_STEP`](crate::limits::UNREAD_STEP) of the
+//! requests that the server has not read yet, and small replies.
 //!
 //! Two rules share the budget. A connection may always hold an equal share: the budget, divided by the number of
 //! connections. Beyond its share, a connection may hold as many bytes as are free. So the first connections cannot take
-//! everything from those that come later, and a connection that is alone can use half of the budget. (The second rule
-//! is from Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch", 1998.) While the number of
+//! everything from later connections, and a connection that is alone can use half of the budget. (The second rule is
+//! from Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch", 1998.) While the number of
 //! connections stays the same, each rule alone keeps to the budget. So both together hold at most twice the budget. If
-//! connections come one after the other, the shares of the first were larger; then all together still hold at most
-//! twice the budget, and the last get less than a share.
+//! connections come one after the other, the first connections had larger shares. Then all together still hold at most
+//! twice the budget, and the last connections get less than a share.
 //!
 //! Also, all connections of one client together hold at most the share that the client's [quota](crate::quota) allows.
 
@@ -53,7 +53,7 @@ impl MemoryBudget {
     pub(crate) fn for_connection(self: &Arc<Self>, client: ClientQuota) -> ConnectionMemory {
         // Relaxed, as all accesses here: the counters guard no data.
         self.connections.fetch_add(1, Ordering::Relaxed);
-        ConnectionMemory(Arc::new(Part {
+        ConnectionMemory(Arc::new(ConnectionUse {
             budget: Arc::clone(self),
             used: AtomicUsize::new(0),
             client,
@@ -88,16 +88,16 @@ impl MemoryBudget {
 
 /// The part of the budget that one connection uses. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct ConnectionMemory(Arc<Part>);
+pub(crate) struct ConnectionMemory(Arc<ConnectionUse>);
 
 #[derive(Debug)]
-struct Part {
+struct ConnectionUse {
     budget: Arc<MemoryBudget>,
     used: AtomicUsize,
     client: ClientQuota,
 }
 
-impl Drop for Part {
+impl Drop for ConnectionUse {
     fn drop(&mut self) {
         self.budget.connections.fetch_sub(1, Ordering::Relaxed);
     }
@@ -119,7 +119,7 @@ impl ConnectionMemory {
     /// Charges bytes that the connection can do without. Returns `None` unless three quarters of the budget are free,
     /// which counts as no refusal.
     pub(crate) fn charge_spare(&self, bytes: usize) -> Option<Charge> {
-        let Part { budget, client, .. } = &*self.0;
+        let ConnectionUse { budget, client, .. } = &*self.0;
         let is_spare = budget.used().saturating_add(bytes) <= budget.limit / 4 && client.has_memory(bytes);
         is_spare.then(|| self.charge(bytes).ok()).flatten()
     }
@@ -169,7 +169,7 @@ impl Charge {
     ///
     /// As [`ConnectionMemory::charge`]. The charge stays as it was.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), OutOfBudget> {
-        let Part { budget, used, client } = &*self.memory.0;
+        let ConnectionUse { budget, used, client } = &*self.memory.0;
         if !client.has_memory(bytes) {
             return Err(OutOfBudget(budget.refusals.refuse(Reason::AddressMemory)));
         }
@@ -219,7 +219,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let Part { budget, used, client } = &*self.memory.0;
+        let ConnectionUse { budget, used, client } = &*self.memory.0;
         used.fetch_sub(self.bytes, Ordering::Relaxed);
         budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
         client.release(self.bytes);

@@ -300,7 +300,7 @@ impl ClientQuota {
         Evictable::new(&self.0.quotas.idle, &self.client().idle)
     }
 
-    /// Reports whether the client may hold so many bytes more.
+    /// Reports whether the client may hold this many more bytes.
     pub(crate) fn has_memory(&self, bytes: usize) -> bool {
         let client = self.client();
         // Two threads can exceed the share together, by one charge each.

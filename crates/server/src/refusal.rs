@@ -112,18 +112,18 @@ impl Reason {
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     counts: [AtomicU64; Reason::ALL.len()],
-    reports: [Mutex<Report>; Reason::ALL.len()],
+    reports: [Mutex<LastLine>; Reason::ALL.len()],
 }
 
 /// What the log has reported of one reason.
 #[derive(Debug, Default)]
-struct Report {
+struct LastLine {
     at: Option<Instant>,
     /// The count at that time.
     count: u64,
 }
 
-impl Report {
+impl LastLine {
     /// Returns the number of refusals since the last line, if the next line is due.
     fn take_due(&mut self, count: u64, now: Instant) -> Option<u64> {
         if self.at.is_some_and(|at| now < at + REPORT_INTERVAL) {
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn the_log_has_a_line_for_each_interval_and_counts_the_rest() {
         let begin = Instant::now();
-        let mut report = Report::default();
+        let mut report = LastLine::default();
         assert_eq!(report.take_due(1, begin), Some(1));
         for count in 2..10 {
             assert_eq!(report.take_due(count, begin + REPORT_INTERVAL / 2), None);

@@ -18,10 +18,10 @@
 //! its share counts as a debt in the next passes. So thousands of connections of one client delay another client by
 //! about the granted turns of one pass. A client that is alone has no such limit, and loses nothing.
 //!
-//! The clients whose tasks wait get turns one after the other, however many tasks each has: so an address with 400 busy
-//! connections gets no more turns than an address with one. Of one client, a connection has at most one task in the
-//! queue; its other tasks wait for that task. So a connection with 256 batches gets no more turns than a connection
-//! with one batch. Besides that task, the connection itself may wait with its small calls.
+//! The clients whose tasks wait get turns one after the other, whatever the number of their tasks. So an address with
+//! 400 busy connections gets no more turns than an address with one connection. A connection of a client has at most
+//! one task in the queue, and its other tasks wait for this task. So a connection with 256 batches gets no more turns
+//! than a connection with one batch. Besides that task, the connection itself may wait with its small calls.
 //!
 //! A message of a session is one piece of work, however large. So the session first waits for a turn, and then decodes
 //! and handles the message. Responses of services of other crates take a turn for each message.
@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::yield_now;
 
-use crate::fair_queue::{FairPlaces, FairQueue, Place, Waiting};
+use crate::fair_queue::{FairPermits, FairQueue, Permit, Waiting};
 use crate::limits::{
     CALL_WORK, CROWD, LARGE_CALLS, MAX_DEBT, MAX_TURN_INPUT, MIN_TURN_INPUT, MIN_TURN_WORK, MIN_TURNS_WORK_PER_CLIENT,
     POLL_WORK, SHARED_PASSES, SHORT_TURN_WORK, SMALL_WORK_PER_PASS, TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
@@ -49,15 +49,15 @@ use crate::quota::ClientKey;
 #[derive(Debug)]
 pub(crate) struct WorkerTurns {
     pass: Mutex<Pass>,
-    /// Places for the calls that build a large reply.
-    large: Arc<FairPlaces>,
+    /// Permits for the calls that build a large reply.
+    large: Arc<FairPermits>,
 }
 
 impl Default for WorkerTurns {
     fn default() -> Self {
         Self {
             pass: Mutex::default(),
-            large: FairPlaces::new(LARGE_CALLS),
+            large: FairPermits::new(LARGE_CALLS),
         }
     }
 }
@@ -69,7 +69,7 @@ struct Pass {
     spent: usize,
     /// The client of the last turn.
     last_client: Option<ClientKey>,
-    /// For so many passes, the worker counts as shared by several clients.
+    /// For this many passes, the worker counts as shared by several clients.
     shared_passes: usize,
     /// The work of each client in this pass: of its turns of [`MIN_TURN_WORK`], or of all its turns while the worker
     /// is shared. Then a part that exceeds the client's share is carried over to the next pass, up to [`MAX_DEBT`].
@@ -247,7 +247,7 @@ impl Turns {
 
     /// Waits until fewer than [`LARGE_CALLS`] calls of the worker build a large reply. So the memory for replies that
     /// are being built does not grow with the number of calls. `None` means that the runtime stops.
-    pub(crate) async fn large_reply(&self) -> Option<Place> {
+    pub(crate) async fn large_reply(&self) -> Option<Permit> {
         self.worker.large.take(self.client).await
     }
 
@@ -374,7 +374,7 @@ impl Parts {
         (WORK_PER_PART / self.work_per_node).max(1)
     }
 
-    /// Records how much work a part with so many nodes was.
+    /// Records how much work a part with this many nodes was.
     pub(crate) fn done(&mut self, nodes: usize, work: usize) {
         self.work_per_node = (work / nodes.max(1)).max(1);
     }
@@ -612,7 +612,7 @@ pub(crate) mod tests {
             assert!(pass == 0 || work <= WORK_PER_PASS, "{work} in pass {pass}");
             yield_now().await;
         }
-        // The pass has time for so many granted turns.
+        // The pass has time for this many granted turns.
         let turns = WORK_PER_PASS / (MIN_TURN_WORK + POLL_WORK);
         assert!(all >= PASSES / 2 * turns, "{all}");
     }

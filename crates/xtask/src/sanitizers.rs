@@ -11,9 +11,9 @@ pub(crate) enum Sanitizer {
     Address,
     /// Data races; also needs rust-src
     ///
-    /// The thread sanitizer knows nothing of fences. crossbeam-epoch notices that it is built for it, and does without
-    /// those that order what is freed (its build.rs); our own order nothing but atomics. So nothing has to be
-    /// suppressed. It sees what an x86 processor hides: with a Relaxed load in `Shard::root` it reports 27 races.
+    /// The thread sanitizer does not know fences. crossbeam-epoch's build.rs detects the sanitizer, and replaces the
+    /// fences that order frees. The fences of the table order only atomics. So no report has to be suppressed. The
+    /// sanitizer also finds races that an x86 processor hides: with a Relaxed load in `Shard::root`, it reports 27.
     Thread,
 }
 
@@ -25,9 +25,9 @@ pub(crate) fn run(sh: &Shell, sanitizers: Vec<Sanitizer>) -> Outcome {
         .ok_or("rustc names no host")?;
     for sanitizer in sanitizers {
         let (name, flags, std) = match sanitizer {
-            // The standard library is not instrumented, which has another ABI by name only.
+            // The standard library is not instrumented. Its ABI differs in name only.
             Sanitizer::Address => ("address", "-Cunsafe-allow-abi-mismatch=sanitizer", None),
-            // Without an instrumented standard library, its locks and channels would be taken for races.
+            // If the standard library is not instrumented, the sanitizer reports its locks and channels as races.
             Sanitizer::Thread => ("thread", "", Some("-Zbuild-std")),
         };
         println!("\n== {name} sanitizer");

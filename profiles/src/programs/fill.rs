@@ -24,7 +24,7 @@ pub(crate) fn ten_thousand(findings: &mut Findings) {
     findings.found("ten-thousand", peak_per(10_000));
 }
 
-/// One table that grows through every size. The peak so far is that of a table that was filled so far.
+/// A table that grows through every size. Up to each size, its peak is the peak of a table filled to this size.
 pub(crate) fn every_size(findings: &mut Findings) {
     let fleet = Fleet::new();
     let mut worst = [0.0; 2];

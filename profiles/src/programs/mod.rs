@@ -1,5 +1,5 @@
-//! The programs: each fills a table in one way and says what that took. Each runs in a process of its own, so that
-//! nothing of another one's is counted, and what is allocated only once per process is.
+//! The programs. Each fills a table in one way, and reports the memory. Each runs in its own process, so that the
+//! counts include no other program, and include allocations that a process makes only once.
 
 mod calls;
 mod churn;

@@ -107,7 +107,7 @@ pub struct Answer {
 pub enum Freshness {
     /// No older than the bounds of the [`CacheConfig`] allow.
     Fresh,
-    /// No tracker answered the look-up. The cache asked for this answer so long ago.
+    /// No tracker answered the look-up. The cache asked for this answer this long ago.
     Stale(Duration),
 }
 

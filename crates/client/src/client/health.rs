@@ -18,7 +18,7 @@ pub struct HealthConfig {
     /// The mean time between two probes of a tracker that answers. Each wait differs from the mean by up to a quarter,
     /// so that many clients spread their probes.
     pub interval: Duration,
-    /// A probe without an answer for so long has failed.
+    /// A probe without an answer for this long has failed.
     pub timeout: Duration,
     /// The waits between probes of a tracker that does not answer.
     pub backoff: Limits,

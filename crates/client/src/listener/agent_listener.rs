@@ -23,7 +23,7 @@ use crate::transport::slots::{Slot, Slots};
 use crate::transport::tcp::{AGENT_ALPN, Handshake, Handshakes, TcpAcceptor};
 use crate::transport::{Tunnel, TunnelStream};
 
-/// A list of proxies is valid for so many intervals, so that an agent may miss two lists.
+/// A list of proxies is valid for this many intervals, so that an agent may miss two lists.
 const LIST_VALID_INTERVALS: u32 = 3;
 
 /// Agents remember a list for at most an hour.

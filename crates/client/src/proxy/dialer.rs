@@ -207,10 +207,9 @@ impl Dialer {
     /// Opens a stream to a node. Needs a tokio runtime.
     ///
     /// Tries this proxy's own tunnels, and then the proxies that the tracker names, the freshest route first. Proxies
-    /// to which a recent attempt to connect failed come last. If none of these proxies opens a stream, or if the
-    /// tracker names this proxy, asks the tracker for its [latest
-    /// routes](crate::tracker::NodeTracker::get_latest_proxies), because a cached answer may be out of date. One
-    /// attempt is kept for these routes.
+    /// to which a recent attempt to connect failed come last. A cached answer may be out of date. So if none of these
+    /// proxies opens a stream, or if the tracker names this proxy, the dialer asks the tracker for its [latest
+    /// routes](crate::tracker::NodeTracker::get_latest_proxies). One attempt is kept for these routes.
     ///
     /// A dial makes at most [`max_attempts`](DialerConfig::max_attempts) attempts and two look-ups. An attempt takes at
     /// most the time to connect and the time for an answer, both twice if the tunnel has just ended. If tunnels have

@@ -15,11 +15,11 @@ use crate::clock::after;
 use crate::control::proto::ProxyInfo;
 use crate::control::{MAX_PROXIES, MAX_TEXT, is_id};
 
-/// A proxy that was silent for so many intervals is gone: it may miss two pings.
+/// A proxy that was silent for this many intervals is gone: it may miss two pings.
 const SILENT_INTERVALS: u32 = 3;
 
-/// The first rounds come faster, until the proxies of a fleet that starts have found each other: the first wait is the
-/// interval divided by 2 to the power of this number.
+/// The first wait is the interval divided by 2 to the power of this number, and the waits grow. So the proxies of a
+/// fleet that starts find each other soon.
 const FAST_ROUNDS: u32 = 5;
 
 /// Decides which proxies to ping, and which to name to agents.

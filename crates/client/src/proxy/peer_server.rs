@@ -37,7 +37,7 @@ pub struct PeerServerConfig {
     /// The longest time for each of a TLS handshake, a peer's first dial, a stream's request, and the writing of the
     /// answer.
     pub handshake_timeout: Duration,
-    /// A peer that sends nothing for so long, not even a ping, is gone: its tunnel is closed. Several times the
+    /// A peer that sends nothing for this long, not even a ping, is gone: its tunnel is closed. Several times the
     /// [`ping_interval`](crate::proxy::PeerTimes::ping_interval) of the peers.
     pub silence_timeout: Duration,
 }

@@ -74,8 +74,8 @@ impl Sessions {
     }
 }
 
-/// Returns the incarnation that may replace a session, if a tracker has refused the session from the beginning: then no
-/// other process has taken over, but an earlier start of this proxy had a greater incarnation.
+/// Returns the incarnation that may replace a session, if a tracker has refused the session from the beginning. In this
+/// case, no other process has taken over, but an earlier start of this proxy had a greater incarnation.
 fn successor(superseded: Superseded, stats: &[SessionStats]) -> Option<u64> {
     let is_other_process = superseded.reason == SessionSupersededReason::NewerSession;
     let was_open = stats.iter().any(|stats| stats.counters.sessions > 0);

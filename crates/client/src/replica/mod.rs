@@ -130,8 +130,9 @@ impl ReplicaConfig {
 /// * if the copy has routes of the node, and each of these was reported as unreachable.
 ///
 /// A report that a node is unreachable through a proxy goes to the tracker. For
-/// [`complaint_ttl`](ReplicaConfig::complaint_ttl), the replica leaves the route out of all answers, unless the route
-/// has come again since: to the copy, or to the tracker after the tracker's first answer with the route.
+/// [`complaint_ttl`](ReplicaConfig::complaint_ttl), the replica leaves the route out of all answers. The route returns
+/// earlier if the proxy reports it again: to the copy, or to the tracker after the tracker's first answer with the
+/// route.
 pub struct Replica {
     view: Arc<View>,
     stats: channel::Receiver<Stats>,

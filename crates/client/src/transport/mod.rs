@@ -99,8 +99,8 @@ pub trait Tunnel: Send + Sync + 'static {
     /// Waits until at most `streams` streams are open on this side.
     async fn until_at_most(&self, streams: usize);
 
-    /// Returns when the tunnel has last received bytes, of any stream or of the tunnel itself, or when the other end
-    /// has last taken bytes that had to wait; the time of its creation if neither happened.
+    /// Returns the last time at which the tunnel received bytes, or at which the other end took bytes that had to wait.
+    /// Before either happened, returns the time of the tunnel's creation.
     fn last_received(&self) -> Instant;
 
     /// Returns the certificates of the other side that a handshake has verified, its own first. Empty without TLS.

@@ -29,14 +29,14 @@ use crate::transport::{ByteStream, Tunnel, TunnelStream};
 /// the connection takes their reset.
 pub const MAX_STREAMS: usize = 255;
 
-/// The longest time to open a stream. A tunnel whose connection takes no bytes may have no stream for so long.
+/// The longest time to open a stream. A tunnel whose connection takes no bytes may open no stream for this long.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Beyond so many streams, yamux answers a new stream with a GoAway. The limit is twice as high, because the peer may
+/// Beyond this many streams, yamux answers a new stream with a GoAway. The limit is twice as high, because the peer may
 /// still count streams that this side has closed.
 const MAX_YAMUX_STREAMS: usize = 2 * (MAX_STREAMS + 1);
 
-/// The receive windows of a tunnel may grow by so many bytes in all, beyond yamux's 256 KiB for each stream.
+/// The receive windows of a tunnel may grow by this many bytes in all, beyond yamux's 256 KiB for each stream.
 const WINDOW_GROWTH: usize = 16 << 20;
 
 /// The longest time to write what is left when a tunnel is closed.

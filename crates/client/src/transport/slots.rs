@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// The places of connections or streams. In contrast to a semaphore, waiting until few places are taken takes none.
+/// The places of connections or streams. Unlike a semaphore, a caller can wait until few places are taken, and takes
+/// none.
 pub(crate) struct Slots {
     taken: Arc<watch::Sender<usize>>,
     max: usize,

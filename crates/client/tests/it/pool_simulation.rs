@@ -501,7 +501,7 @@ fn faults_and_recovery(seed: u64) -> Recovery {
 }
 
 impl World {
-    /// Whether each pool has so many tunnels, and no tunnel to a proxy that is gone. Nothing moves on its tunnels yet
+    /// Whether each pool has this many tunnels, and no tunnel to a proxy that is gone. Nothing moves on its tunnels yet
     /// if a connection is silent.
     fn has_recovered(&self, wanted: usize) -> bool {
         let is_held = |connection: &Connection| {
@@ -514,7 +514,7 @@ impl World {
         self.connections.iter().all(held) && (0..self.pools.len()).all(|pool| self.counts(pool).ready() == wanted)
     }
 
-    /// Runs until each pool has so many tunnels, and returns for how long.
+    /// Runs until each pool has this many tunnels, and returns for how long.
     fn recovery(&mut self, wanted: usize) -> Duration {
         let begin = self.now;
         while !self.has_recovered(wanted) {
@@ -553,7 +553,7 @@ const REDIAL: Duration = Duration::from_millis(2_000 + 100 + 4 * 50 + 100);
 /// A silent connection is noticed on both sides.
 const SILENCE: Duration = KEEP_ALIVE.interval.saturating_add(KEEP_ALIVE.timeout);
 
-/// One fault in a world of three proxies, and ten pools that want so many tunnels each.
+/// One fault in a world of three proxies, and ten pools that want this many tunnels each.
 fn one_fault(seed: u64, wanted: usize, fault: impl FnOnce(&mut World)) -> Recovery {
     let mut world = World::new(seed, 3, 10, wanted);
     world.run(Duration::from_secs(120));

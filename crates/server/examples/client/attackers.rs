@@ -247,7 +247,7 @@ async fn expire(addr: &str) -> Result<(), Failure> {
     loop {
         sleep(Duration::from_millis(20)).await;
         let routes = routes(&mut client).await?;
-        // The probes of the watches, and others, come and go.
+        // Probes of the watches and other nodes are added and removed meanwhile.
         if !is_on && routes + 1_000 < full {
             is_on = true;
             say("on");

@@ -24,7 +24,7 @@ use crate::client::wire::{ADD, Messages, REMOVE, WATCH, call, connect};
 const PROBE: &str = "probe-";
 /// Probes a second.
 const RATE: u32 = 100;
-/// A probe is removed after so many further probes.
+/// The prober removes a probe after this many further probes.
 const KEPT: u64 = 100;
 /// The field numbers of a WatchResponse.
 const SNAPSHOT_END: u8 = 2;

@@ -55,7 +55,7 @@ pub(crate) async fn connect(addr: &str) -> Result<Client, Failure> {
     connect_with(addr, WINDOW).await
 }
 
-/// Connects a client that takes so many bytes of each reply before it reads.
+/// Connects a client that takes this many bytes of each reply before it reads.
 pub(crate) async fn connect_with(addr: &str, stream_window: u32) -> Result<Client, Failure> {
     let stream = open(addr).await?;
     let mut builder = h2::client::Builder::new();

@@ -201,7 +201,7 @@ fn is_settings(bytes: [u8; 5]) -> bool {
     matches!(bytes, [0, _, _, 4, 0])
 }
 
-/// A tracker that is silent for so long is pinged.
+/// The client pings a tracker that is silent for this long.
 const PING_AFTER: Duration = Duration::from_secs(10);
 
 /// No ping waits longer. hyper cannot add every duration to a time.

@@ -8,7 +8,7 @@ use crate::limits::MAX_WAITING;
 /// Files that the server opens besides connections: connections that wait, sockets, the workers' event queues, logs.
 const OTHER_FILES: u64 = MAX_WAITING as u64 + 64;
 
-/// Raises the soft limit to the hard limit. Logs if the hard limit is too low for so many connections.
+/// Raises the soft limit to the hard limit. Logs if the hard limit is too low for this many connections.
 ///
 /// Shells and service managers set low soft limits for the sake of programs that use `select`.
 pub(super) fn raise_limit(connections: u32) {

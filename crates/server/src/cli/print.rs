@@ -255,8 +255,8 @@ pub(crate) fn visible(text: &str) -> String {
     shown
 }
 
-/// Unicode's `Default_Ignorable_Code_Point`, which has the marks of direction and the characters without a width, and the
-/// controls and separators.
+/// Unicode's `Default_Ignorable_Code_Point`, which has the marks of direction and the characters without a width, and
+/// the controls and separators.
 fn is_invisible(character: char) -> bool {
     character.is_control()
         || matches!(

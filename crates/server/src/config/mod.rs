@@ -14,9 +14,9 @@ use std::time::Duration;
 use nodetracker::{Builder, ExpiryBrake, RouteTable};
 use thiserror::Error;
 
+use crate::host;
 use crate::limits::Limits;
 use crate::log::{LogFormat, LogLevel};
-use crate::machine;
 
 pub use client_auth::{ClientAuth, ClientIdentity};
 
@@ -203,7 +203,7 @@ impl Default for Config {
     fn default() -> Self {
         let limits = Limits::default();
         let brake = ExpiryBrake::default();
-        let memory = machine::memory();
+        let memory = host::memory();
         Self {
             listen_addr: default("listen_addr", DEFAULT_LISTEN_ADDR.into()),
             keep_alive: default("proxy_keep_alive_interval", DEFAULT_KEEP_ALIVE),
@@ -345,8 +345,8 @@ fn share(limit: usize, percent: u32) -> usize {
     ((limit as u64 * u64::from(percent)).div_ceil(100) as usize).max(1)
 }
 
-/// The default of [`Config::max_routes`], for a process that may use so many bytes of memory. A route whose node has a
-/// UUID takes up to 32 bytes.
+/// The default of [`Config::max_routes`], for a process that may use `memory` bytes. A route whose node has a UUID
+/// takes up to 32 bytes.
 fn max_routes(memory: usize) -> usize {
     (memory / 8 / 32).clamp(1 << 16, 1 << 24)
 }

@@ -39,7 +39,7 @@ pub(crate) type ImmediateHandler = dyn Fn(&[u8], &Caller) -> Result<Bytes, Statu
 /// reservation.
 pub(crate) type UnaryHandler = dyn Fn(Bytes, CallContext) -> BoxedReply + Send + Sync;
 
-/// Receives a request with messages of up to so many bytes, and returns the response.
+/// Receives a request with messages of up to this many bytes, and returns the response.
 pub(crate) type StreamingHandler =
     dyn Fn(Request<RequestBody>, usize, &ConnectionRouter) -> BoxedResponse + Send + Sync;
 

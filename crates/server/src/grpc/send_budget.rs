@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::fair_queue::Place;
+use crate::fair_queue::Permit;
 use crate::limits::{LARGE_REPLY_SIZE, MAX_REPLY_SIZE, SEND_BUDGET, SMALL_REPLY_SIZE};
 use crate::memory::{Charge, ConnectionMemory, OutOfBudget};
 use crate::turns::Turns;
@@ -48,7 +48,7 @@ impl SendBudget {
         Reservation {
             permit: permit.await.expect("the semaphore is never closed"),
             charge: self.memory.no_charge(),
-            place: None,
+            permit: None,
         }
     }
 
@@ -76,8 +76,8 @@ impl SendBudget {
 pub(crate) struct Reservation {
     permit: OwnedSemaphorePermit,
     charge: Charge,
-    /// The place among the calls of the worker that build a large reply.
-    place: Option<Place>,
+    /// The permit among the calls of the worker that build a large reply.
+    permit: Option<Permit>,
 }
 
 impl Reservation {
@@ -93,8 +93,8 @@ impl Reservation {
     /// As [`grow_to`](Self::grow_to), for a call that builds its reply in turns. Once the reply is large, waits until
     /// few calls build a large reply.
     pub(crate) async fn grow_in_turn(&mut self, bytes: usize, turns: &Turns) -> Result<(), OutOfBudget> {
-        if bytes > LARGE_REPLY_SIZE && self.place.is_none() {
-            self.place = turns.large_reply().await;
+        if bytes > LARGE_REPLY_SIZE && self.permit.is_none() {
+            self.permit = turns.large_reply().await;
         }
         self.grow_to(bytes)
     }
@@ -162,7 +162,7 @@ pub(crate) mod tests {
             Some(Reservation {
                 permit: permit.ok()?,
                 charge: self.memory.no_charge(),
-                place: None,
+                permit: None,
             })
         }
     }

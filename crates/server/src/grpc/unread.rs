@@ -16,7 +16,7 @@ use h2::RecvStream;
 
 use crate::limits::READ_BUFFER;
 
-/// Returns the most memory that a frame with so many bytes of DATA holds.
+/// Returns the most memory that a frame with this many bytes of DATA holds.
 pub(crate) fn frame_cost(len: usize) -> usize {
     match len {
         // h2 keeps nothing.

@@ -449,9 +449,8 @@ async fn send_up_to(
     }
 }
 
-/// Sends a message and the trailers. Sends a small message only as far as the client's window is open, and a large
-/// message once the window is open: the send budget is charged for a large message until the client has read the
-/// message.
+/// Sends a message and the trailers. Sends a small message only as far as the client's window is open. Sends a large
+/// message when the window is open: the send budget is charged until the client has read the message.
 async fn send_in_window(stream: &mut SendStream<Bytes>, mut message: Bytes) -> Result<(), h2::Error> {
     let is_small = message.len() <= SMALL_REPLY_SIZE;
     while !message.is_empty() {
@@ -522,7 +521,7 @@ fn end_with(stream: &mut SendStream<Bytes>, status: &Status) -> Result<Code, h2:
 
 /// Sends a frame once the client has read enough of the earlier frames, and h2 has written all but a few of them.
 ///
-/// Flow control bounds the bytes that wait in h2, but not the frames: a client that opens its windows and does not read
+/// Flow control bounds the bytes that wait in h2, but not the frames. A client that opens its windows and does not read
 /// could make h2 keep thousands of tiny frames for each stream. `unsent` has a permit for each frame that h2 may keep.
 async fn send_data(
     stream: &mut SendStream<Bytes>,

@@ -82,8 +82,8 @@ impl fmt::Display for LogLevel {
 }
 
 impl LogLevel {
-    /// Returns the level that the variable `RUST_LOG` asks for, with the meaning that other programs give to it: there,
-    /// a level alone is for the lines of all crates. `None` if the variable is not set, or is empty.
+    /// Returns the level from the variable `RUST_LOG`, with its usual meaning: a level without a target is for the
+    /// lines of all crates. `None` if the variable is not set, or is empty.
     ///
     /// An error says what is wrong with the variable.
     pub(crate) fn of_rust_log() -> Option<Result<Self, String>> {

@@ -133,15 +133,15 @@ impl Write for &Queue {
 
 /// The lines with the counts of lines that were left out.
 #[derive(Debug, Default)]
-pub(super) struct Report(Mutex<Vec<u8>>);
+pub(super) struct OmittedLines(Mutex<Vec<u8>>);
 
-impl Report {
+impl OmittedLines {
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Write for &Report {
+impl Write for &OmittedLines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.lock().write(line)
     }
@@ -157,9 +157,9 @@ impl Write for &Report {
 pub(super) fn start(
     queue: Arc<Queue>,
     mut out: impl Write + Send + 'static,
-    logger: impl FnOnce(Arc<Report>) -> Dispatch,
+    logger: impl FnOnce(Arc<OmittedLines>) -> Dispatch,
 ) -> io::Result<()> {
-    let report = Arc::new(Report::default());
+    let report = Arc::new(OmittedLines::default());
     let logger = logger(Arc::clone(&report));
     thread::Builder::new().name("log".to_owned()).spawn(move || {
         loop {

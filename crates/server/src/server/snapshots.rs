@@ -35,8 +35,8 @@ const REST: u32 = 4;
 /// The longest rest after a block, however long the block took.
 const LONGEST_REST: Duration = Duration::from_millis(50);
 
-/// How long a server that stops waits for its last snapshot, and a server that starts for that of another, besides the
-/// time of a drain.
+/// The longest wait besides the time of a drain: of a server that stops, for its last snapshot, and of a server that
+/// starts, for the last snapshot of another server.
 pub(crate) const LAST_SNAPSHOT_TIME: Duration = Duration::from_secs(30);
 
 /// The pause between two attempts to open a folder that another process uses.

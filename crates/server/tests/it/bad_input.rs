@@ -139,7 +139,7 @@ async fn a_full_table_is_resource_exhausted() {
         status.message(),
         "the table has no room for another proxy: it holds up to 1, and removed proxies until they are swept"
     );
-    // A refresh needs no place.
+    // A refresh needs no free place.
     client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
     assert_eq!(server.table.len(), 1);
 }
@@ -168,7 +168,7 @@ async fn broken_messages_get_a_status() {
     let compressed = raw.call(ADD, compressed).await;
     assert_eq!(compressed.grpc, Some(Code::Internal as i32), "{compressed:?}");
 
-    // The same connection serves on.
+    // The same connection serves further calls.
     let node = get_request("node-1");
     assert_eq!(
         raw.call("/api.NodeTrackerService/GetProxies", framed(&node)).await.grpc,
@@ -213,7 +213,7 @@ async fn unknown_services_and_methods_are_unimplemented() {
         };
         assert_eq!(raw.call(path, framed(&[])).await, unimplemented, "{path}");
     }
-    // Only so much of a name is repeated.
+    // The message repeats only the first 100 bytes of a name.
     let long = raw.call(&format!("/{}/Method", "x".repeat(4000)), framed(&[])).await;
     assert_eq!(long.message.len(), "there is no service \"\"".len() + 100);
     server.assert_serves().await;
@@ -270,7 +270,7 @@ async fn what_says_that_it_is_compressed_is_unimplemented() {
     server.assert_serves().await;
 }
 
-/// The length is believed as far as the limit: neither waited nor allocated for.
+/// If a length exceeds the limit, the server answers at once: it neither waits for the message nor allocates memory.
 #[tokio::test]
 async fn a_length_over_the_limit_is_answered_before_the_message_comes() {
     let server = Running::start().await;
@@ -284,7 +284,7 @@ async fn a_length_over_the_limit_is_answered_before_the_message_comes() {
     server.assert_serves().await;
 }
 
-/// gRPC has clients send `te` so that proxies which drop trailers are found out; nothing of the answer hangs on it.
+/// gRPC's clients send `te` to detect proxies that drop trailers. The server's answer does not depend on `te`.
 #[tokio::test]
 async fn a_call_without_te_is_served() {
     let server = Running::start().await;
@@ -313,10 +313,10 @@ async fn what_is_not_http2_is_hung_up_on() {
     ] {
         let mut stream = TcpStream::connect(server.addr).await.unwrap();
         stream.write_all(&bytes).await.unwrap();
-        // Whatever the server says before it hangs up, it does hang up; a reset is one way.
+        // The server may send an error first. In any case, it closes the connection, perhaps by a reset.
         let _ = stream.read_to_end(&mut Vec::new()).await;
     }
-    // Clients that leave in the middle of something.
+    // Clients that disconnect in the middle of the preface, of the handshake, or of a frame.
     for bytes in [
         &preface[..10],
         &preface[..],

@@ -211,7 +211,7 @@ fn help_and_version_are_for_stdout() {
         .filter(|command| *command != "help")
         .collect();
     assert_eq!(listed, COMMANDS);
-    // Who scripts it finds what to expect, and a terminal of 100 columns has room for it.
+    // The help lists the exit codes for scripts, and fits into a terminal of 100 columns.
     assert!(stdout(&help).contains("Exit codes:"));
     assert!(stdout(&help).lines().all(|line| line.len() <= 100));
     for command in COMMANDS {
@@ -527,7 +527,7 @@ fn a_watch_ends_when_its_reader_leaves() {
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
 }
 
-/// A terminal that is stopped, or a program that has other things to do.
+/// The reader may be a terminal that is stopped, or a busy program.
 #[tokio::test]
 async fn a_watch_whose_reader_stops_hears_signals() {
     let server = Running::start().await;
@@ -611,7 +611,7 @@ async fn a_watch_ends_if_the_tracker_vanishes() {
     drop((connection, listener));
 }
 
-/// Somebody who is tired of waiting for a server that says nothing.
+/// A user ends a command because the server does not answer.
 #[test]
 fn ctrl_c_ends_a_command_at_once() {
     use std::os::unix::process::ExitStatusExt;
@@ -626,7 +626,7 @@ fn ctrl_c_ends_a_command_at_once() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It has begun to speak, and so waits for the answer.
+        // The command has sent HTTP/2's preface, so it waits for the answer.
         let (mut stream, _) = mute.accept().unwrap();
         stream.read_exact(&mut [0; 24]).unwrap();
         let kill = format!("kill -{signal} {}", child.id());
@@ -638,7 +638,7 @@ fn ctrl_c_ends_a_command_at_once() {
     }
 }
 
-/// Runs a command that has to succeed, and returns what it printed and what it remarked.
+/// Runs a command that must succeed. Returns its output and its remarks.
 fn ok(args: &[&str]) -> (String, String) {
     let output = run(args);
     assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));

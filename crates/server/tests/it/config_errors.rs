@@ -150,7 +150,7 @@ fn flags_win_over_the_file() {
     let mut server = Process::serve(&["--config", file, "--proxy-keep-alive-interval", "90s"]);
     assert_ne!(server.addr, addr);
     server.logged("a route lives 1m 30s without a refresh");
-    // What no flag sets is the file's.
+    // Values that no flag sets come from the file.
     let mut server = Process::serve(&["--config", file]);
     server.logged("a route lives 7m without a refresh");
 }

@@ -72,7 +72,7 @@ async fn malformed_timeouts_are_refused() {
     }
 }
 
-/// Requests that do not arrive hold no room for the answers to others.
+/// Requests that do not arrive take no room from the answers to other requests.
 #[tokio::test]
 async fn stalled_requests_do_not_hold_up_large_answers() {
     let limits = Limits {

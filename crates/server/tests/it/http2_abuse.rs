@@ -46,7 +46,7 @@ const REFUSED_STREAM: u32 = 7;
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// What can be said about a frame that came.
+/// A frame that the server has sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Frame {
     kind: u8,
@@ -82,7 +82,7 @@ impl Frames {
         frames
     }
 
-    /// Sends bytes. The server may have hung up by now, which is for the reader to find out.
+    /// Sends bytes. If the server has closed the connection, the next read reports the end.
     async fn send(&mut self, bytes: &[u8]) {
         let _ = self.0.write_all(bytes).await;
     }
@@ -112,7 +112,7 @@ impl Frames {
         }
     }
 
-    /// What came before the server has read all that was sent until now.
+    /// Waits until the server has read all bytes so far. Returns the frames that the server sent before.
     async fn settle(&mut self) -> Vec<Frame> {
         self.send(&frame(PING, 0, 0, b"settling")).await;
         let mut before: Vec<Frame> = Vec::new();
@@ -132,8 +132,8 @@ impl Frames {
         }
     }
 
-    /// The error that the server hangs up with, if the client got to know of it: what was on its way when the server
-    /// hung up resets the connection.
+    /// Waits until the server closes the connection. Returns the server's error, or `None` if the error was lost: bytes
+    /// that arrive after the close reset the connection.
     async fn hung_up(&mut self) -> Option<u32> {
         let goaway = self.next_of(GOAWAY).await?;
         while self.next().await.is_some() {}
@@ -178,7 +178,7 @@ fn call(stream: u32, path: &str, message: &[u8]) -> Vec<u8> {
     frames
 }
 
-/// The numbers of so many streams.
+/// The numbers of this many streams.
 fn streams(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(|at| 2 * at + 1)
 }
@@ -231,8 +231,8 @@ async fn refusals_come_to_an_end() {
     server.assert_serves().await;
 }
 
-/// "MadeYouReset": the client breaks rules so that it is the server which resets, and the stream does not count any
-/// more while it is still being worked on.
+/// "MadeYouReset": the client breaks rules so that the server resets the stream. The stream no longer counts, but the
+/// server still works on its call.
 #[tokio::test]
 async fn resets_that_the_client_provokes_come_to_an_end() {
     let overflow = |stream| frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes());
@@ -257,12 +257,12 @@ async fn resets_that_the_client_provokes_come_to_an_end() {
         }
         assert_eq!(resets, limits::MAX_LOCAL_ERROR_RESETS);
     }
-    // What breaks a rule of the whole connection ends it at once.
+    // A frame that breaks a rule of the connection ends the connection at once.
     let mut client = Frames::connect(server.addr, &[]).await;
     let nothing = frame(WINDOW_UPDATE, 0, 1, &[0; 4]);
     client.send(&[head(1, ADD), nothing].concat()).await;
     assert!(client.hung_up().await.is_some());
-    // Data after the end of a request, which a watch is still answered.
+    // Data after the end of a request whose watch is still open.
     let mut client = Frames::connect(server.addr, &[]).await;
     client.send(&call(1, WATCH, &[])).await;
     client.next_of(HEADERS).await.unwrap();
@@ -340,7 +340,7 @@ async fn headers_that_never_end_are_not_waited_for() {
         client
             .send(&frame(CONTINUATION, 0, 1, &vec![HEADER; size]).repeat(10))
             .await;
-        // Nothing more is sent: that was enough.
+        // The client sends nothing more: these frames are enough.
         let error = client.hung_up().await;
         assert!(matches!(error, None | Some(ENHANCE_YOUR_CALM)), "{size}: {error:?}");
     }
@@ -388,7 +388,8 @@ async fn floods_that_are_not_read_are_not_read_either() {
     for flood in [frame(PING, 0, 0, b"flooding"), frame(SETTINGS, 0, 0, &[])] {
         let mut client = Frames::connect(server.addr, &[]).await;
         let flood = flood.repeat(1000);
-        // The server would have to keep what it cannot send, so it reads no more, and then the client is silent to it.
+        // The server would have to keep answers that it cannot send, so it stops reading. Then the client counts as
+        // silent.
         while client.0.write_all(&flood).await.is_ok() {}
     }
     server.assert_serves().await;
@@ -447,7 +448,7 @@ async fn answers_that_are_not_read_are_bounded() {
                 client.send(&frame(DATA, END_STREAM, stream, last)).await;
             }
         }
-        // As many are answered as there is room for, and no more in many turns.
+        // The server answers as many calls as there is room for, and no further call in many turns.
         let mut came = Vec::new();
         while (of(&came, HEADERS).len() + 1) * size <= limits::SEND_BUDGET - limits::MAX_REPLY_SIZE {
             came.extend(client.settle().await);
@@ -459,7 +460,7 @@ async fn answers_that_are_not_read_are_bounded() {
         assert!(answered * size <= limits::SEND_BUDGET, "{answered} of {size} bytes");
         assert_eq!(of(&came, DATA), BTreeSet::new());
 
-        // Small answers are not held up, other large ones are: each of these has a window of its own.
+        // Small answers do not wait, but other large answers do. Each of these streams has a window of its own.
         let [small, list, watch] = [0, 2, 4].map(|more| 2 * ASKED + 1 + more);
         for (stream, path) in [(small, ADD), (list, LIST), (watch, WATCH)] {
             client.send(&call(stream, path, &[])).await;
@@ -474,7 +475,7 @@ async fn answers_that_are_not_read_are_bounded() {
         assert_eq!(of(&came, HEADERS), BTreeSet::from([small, watch]));
         assert_eq!(of(&came, DATA), BTreeSet::new());
 
-        // What the client does not want any more, or has read, makes room.
+        // An answer that the client cancels or reads makes room.
         for &stream in &asked {
             client.send(&frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())).await;
         }

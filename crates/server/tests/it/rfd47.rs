@@ -104,7 +104,7 @@ async fn stale_routes_are_cleaned() {
     assert_eq!(server.table.len(), 1);
 }
 
-/// Tokio's clock stands still, and jumps to the next timer when nobody has anything to do.
+/// Tokio's clock is paused, and jumps to the next timer when no task is ready.
 #[tokio::test(start_paused = true)]
 async fn the_server_sweeps_by_itself() {
     let (clock, table) = manual(INTERVAL);

@@ -54,7 +54,7 @@ impl Session {
         }
     }
 
-    /// A session of `proxy-1` that has begun, and whether the tracker found its handles good.
+    /// Begins a session of `proxy-1`.
     async fn begin(server: &Running, incarnation: u64) -> Self {
         let mut session = Self::open(server).await;
         session.welcome(hello(incarnation)).await;
@@ -366,8 +366,8 @@ async fn a_session_that_is_lost_leaves_its_routes_until_they_expire() {
         bytes += body.data().await.unwrap().unwrap().len();
     }
     raw.connection.abort();
-    // The one place is given to another connection once the first is gone; and when each worker has served one, all of
-    // them have ended what belonged to it.
+    // Another connection gets the only slot after the first connection has ended. When each worker has served a
+    // connection, every worker has also ended the first connection's work.
     for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
         server.assert_serves().await;
     }
@@ -381,7 +381,7 @@ async fn a_session_that_is_lost_leaves_its_routes_until_they_expire() {
     }
 }
 
-/// Requests that are sent without waiting for answers, a whole session in one go.
+/// Sends all requests of a session at once, without waiting for answers.
 #[tokio::test]
 async fn each_request_is_answered_in_its_turn() {
     let (server, _) = server().await;
@@ -518,8 +518,8 @@ async fn a_stale_hello_changes_nothing() {
     assert_eq!(routes(table, &node(1)), [proxy]);
 }
 
-/// The older one's announcements race with the newer one's hello, on different connections: what was answered was done,
-/// and what was not answered was not.
+/// The older session's announcements race with the newer session's hello, on different connections. An announcement
+/// that got an answer had an effect, and all others had none.
 #[tokio::test]
 async fn what_a_superseded_session_got_no_answer_for_was_not_done() {
     let (server, _) = server().await;
@@ -527,7 +527,7 @@ async fn what_a_superseded_session_got_no_answer_for_was_not_done() {
         let node = move |number: u128| node(round << 64 | number);
         let mut older = Session::begin(&server, 1).await;
         let requests = older.requests.clone();
-        // Announces one node after the other, until nobody listens.
+        // Announces one node after the other, until the server ends the stream.
         let sender = tokio::spawn(async move {
             let mut sent = 0;
             loop {
@@ -643,7 +643,7 @@ async fn an_operators_removal_takes_the_routes_at_once_and_ends_the_incarnation(
     session.superseded(SessionSupersededReason::ProxyRemoved, 5).await;
     assert_eq!(routes(table, &node(1)), []);
 
-    // Whether the sweeper comes by or not.
+    // The tracker refuses the incarnations, with or without a sweep.
     pass(&server.table, &clock, INTERVAL);
     for _ in 0..3 {
         while !table.sweep(4096).round_completed {}
@@ -654,11 +654,11 @@ async fn an_operators_removal_takes_the_routes_at_once_and_ends_the_incarnation(
         late.superseded(SessionSupersededReason::ProxyRemoved, 5).await;
     }
     assert!(!remove().await, "it is not there, only remembered");
-    // After an interval it is forgotten.
+    // After an interval, the tracker forgets the incarnation.
     clock.advance(TICK);
     Session::begin(&server, 4).await;
 
-    // A greater one need not wait.
+    // A greater incarnation need not wait.
     assert!(remove().await);
     let mut greater = Session::begin(&server, 6).await;
     greater.up(&[node(1)]).await;
@@ -744,7 +744,7 @@ async fn calls_of_the_frozen_contract_speak_for_the_current_incarnation() {
     let table = &server.table;
     let mut client = server.client().await;
     client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
-    // The first one to begin has the routes that are there.
+    // The session that begins first takes over the existing routes.
     let mut first = Session::begin(&server, 1).await;
     let proxy = proxy_1(table);
     assert_eq!(routes(table, &name(1)), [proxy]);
@@ -752,12 +752,12 @@ async fn calls_of_the_frozen_contract_speak_for_the_current_incarnation() {
     assert_eq!(routes(table, &name(2)), [proxy]);
     first.acked(down(&[name(1)])).await;
     assert_eq!(routes(table, &name(1)), []);
-    // The address that was reported last holds, whatever the session does.
+    // The address that was reported last counts, even if the session sends other messages.
     client.add_node(add("node-2", "proxy-1", "proxy:2")).await.unwrap();
     first.acked(heartbeat(&[])).await;
     first.acked(down(&[])).await;
     assert_eq!(table.proxy(proxy).unwrap().addr(), "proxy:2");
-    // They go with it.
+    // The next incarnation removes these routes.
     Session::begin(&server, 2).await;
     assert_eq!(routes(table, &name(2)), []);
     client.add_node(add("node-2", "proxy-1", "proxy:1")).await.unwrap();
@@ -958,7 +958,7 @@ async fn what_is_wrong_is_told_by_its_field_and_changes_nothing() {
     let most = handles.repeat(limits::MAX_SESSION_HANDLES / limits::MAX_SESSION_NODES);
     assert_eq!(most.len(), limits::MAX_SESSION_HANDLES);
     assert_eq!(kept.beat(&most).await, [0; 0]);
-    // Nothing at all is no mistake.
+    // An empty message is no mistake.
     assert_eq!(kept.up(&[]).await, [0; 0]);
     kept.acked(down(&[])).await;
 

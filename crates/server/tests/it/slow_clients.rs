@@ -53,7 +53,7 @@ async fn clients_that_do_not_answer_pings_are_hung_up_on() {
     .await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();
-    // Who answers is not: it is asked again and again.
+    // A client that answers is not silent: the server pings it again and again.
     let mut answered = 0;
     while answered < 3 {
         let mut frame = vec![0; 9];

@@ -147,7 +147,7 @@ pub(crate) async fn proxies(client: &mut Client, node: &str) -> Vec<String> {
     details(client, node).await.into_iter().map(|proxy| proxy.id).collect()
 }
 
-/// A client that can do what gRPC libraries do not let one do.
+/// A client that can break the rules which gRPC libraries keep.
 pub(crate) struct Raw {
     pub(crate) requests: SendRequest<Bytes>,
     pub(crate) connection: JoinHandle<Result<(), h2::Error>>,
@@ -223,7 +223,7 @@ pub(crate) async fn ended(response: h2::client::ResponseFuture) -> Ended {
     status(response.await.unwrap()).await
 }
 
-/// How a call ended whose answer has begun.
+/// How a call ended, if its response has begun.
 pub(crate) async fn status(response: http::Response<h2::RecvStream>) -> Ended {
     let http = response.status().as_u16();
     let mut headers = response.headers().clone();
@@ -336,7 +336,7 @@ impl Process {
         assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
     }
 
-    /// Reads the log up to a line that has this in it.
+    /// Reads the log up to a line that contains `what`.
     pub(crate) fn logged(&mut self, what: &str) -> String {
         let mut log = String::new();
         while !log.lines().next_back().is_some_and(|line| line.contains(what)) {
@@ -388,7 +388,7 @@ pub(crate) fn manual(keep_alive: Duration) -> (ManualClock, RouteTable) {
     (clock, table)
 }
 
-/// Lets time pass on a server's table without a stop: something reads the clock all the while.
+/// Advances the time of a server's table without a stop: the table reads the clock at each step.
 pub(crate) fn pass(table: &RouteTable, clock: &ManualClock, time: Duration) {
     let mut left = time;
     while !left.is_zero() {

@@ -144,7 +144,7 @@ async fn the_name_chooses_the_certificate() {
     let server = pki.serve(&[("first.key", "first.crt"), ("second.key", "second.crt")]);
     assert_eq!(handshake(&pki, &server, "127.0.0.1", b"h2").await, Ok(()));
     assert_eq!(handshake(&pki, &server, "a.example.com", b"h2").await, Ok(()));
-    // Nobody's name: the first one, which the client then finds not to be for it.
+    // No certificate has this name: the server sends the first one, and the client refuses it.
     let error = handshake(&pki, &server, "unknown.example.org", b"h2")
         .await
         .unwrap_err();

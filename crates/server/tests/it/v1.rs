@@ -170,7 +170,7 @@ fn assert_refused<T: std::fmt::Debug>(answer: Result<tonic::Response<T>, Status>
     assert_eq!((status.code(), status.message()), (code, message));
 }
 
-/// Nothing of a request that is refused is done, and the message names the field.
+/// A request that is refused has no effect, and the message names the field.
 #[tokio::test]
 async fn bad_fields_are_named_with_their_position() {
     let server = Running::start().await;
@@ -362,7 +362,7 @@ async fn removing_a_proxy_can_be_repeated() {
     };
     assert_eq!((remove().await, remove().await), (true, false));
     assert_eq!(proxies(&mut client, named("a")).await, ["p2"]);
-    // It comes back by reporting, with what it reports and nothing else.
+    // The proxy comes back with its next report, and has only the routes of this report.
     client.add_nodes(add("p1", nodes(&[2], &[]))).await.unwrap();
     assert_eq!(
         proxies(&mut client, with_uuid(1_u128.to_be_bytes().into())).await,

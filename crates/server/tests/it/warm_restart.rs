@@ -96,7 +96,7 @@ async fn a_tracker_that_stops_writes_a_last_snapshot() {
     assert!(folder.path().join("routes.snapshot.old").exists());
 }
 
-/// A disk that hangs must not make a tracker deaf: its probes say why there is no port yet, and a signal ends it.
+/// A disk that hangs does not block the tracker: probes report why there is no port yet, and a signal ends the tracker.
 #[test]
 fn probes_and_signals_are_answered_while_a_snapshot_is_loaded() {
     let folder = TempDir::new().unwrap();

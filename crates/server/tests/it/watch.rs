@@ -32,8 +32,8 @@ fn name(text: &str) -> NodeId {
     text.parse().unwrap()
 }
 
-/// What a change was, in words that tests can compare.
-fn told(change: &v1::WatchChange) -> String {
+/// Describes a change, for comparisons.
+fn described(change: &v1::WatchChange) -> String {
     match change.change.as_ref().unwrap() {
         Change::Node(node) => {
             let name = name_of(node.routes.as_ref().unwrap().node.as_ref());
@@ -47,7 +47,7 @@ fn told(change: &v1::WatchChange) -> String {
     }
 }
 
-/// A client's copy, and what the contract promises of the messages.
+/// A client's copy, and checks of the contract's promises about the messages.
 #[derive(Debug, Default)]
 struct Copy {
     replica: Replica,
@@ -104,7 +104,7 @@ impl Copy {
     }
 }
 
-/// The same of a table.
+/// Each node of a table with the ID and the address of each of its proxies.
 fn all(table: &RouteTable) -> BTreeSet<(String, String, String)> {
     let mut all = BTreeSet::new();
     table.for_each_route(|node, route| {
@@ -165,12 +165,12 @@ impl Watch {
         }
     }
 
-    /// The next changes, so many of them.
+    /// Reads the next `count` changes.
     async fn changes(&mut self, count: usize) -> Vec<String> {
         let mut changes = Vec::new();
         while changes.len() < count {
             match self.next().await {
-                Message::Changes(message) => changes.extend(message.changes.iter().map(told)),
+                Message::Changes(message) => changes.extend(message.changes.iter().map(described)),
                 other => panic!("{other:?}"),
             }
         }
@@ -178,7 +178,7 @@ impl Watch {
         changes
     }
 
-    /// Reads until the copy is what the table is.
+    /// Reads until the copy equals the table.
     async fn until_equal(&mut self, table: &RouteTable) {
         while !self.copy.is_complete || self.copy.all() != all(table) {
             self.next().await;
@@ -242,7 +242,7 @@ async fn a_snapshot_comes_first_and_then_every_change_with_its_reason() {
     table.remove_proxy_by_id("p1");
     assert_eq!(watch.changes(1).await, ["p1 Removed"]);
     assert_eq!(watch.copy.replica.nodes.len(), 0);
-    // What the sweeper takes away after that is nothing new.
+    // After that, the sweeper removes routes. The tracker does not report them again.
     for _ in 0..2 {
         while !table.sweep(256).round_completed {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -416,7 +416,7 @@ async fn a_client_that_comes_back_goes_on_without_a_snapshot() {
 async fn a_watch_that_does_not_read_loses_its_place_and_holds_nobody_up() {
     const CHUNK: usize = 10_000;
     let server = Running::start().await;
-    // Its connection takes some thousands of changes that it does not read.
+    // The connection buffers some thousands of changes that the client does not read.
     let channel = Endpoint::from_shared(format!("http://{}", server.addr)).unwrap();
     let channel = channel
         .initial_stream_window_size(65_535)
@@ -425,7 +425,7 @@ async fn a_watch_that_does_not_read_loses_its_place_and_holds_nobody_up() {
     slow.snapshot().await;
     let mut fast = Watch::begin(&server, None).await;
     fast.snapshot().await;
-    // More than the log keeps, and than the connection takes. The tracker keeps up with it: the fast one reads along.
+    // More changes than the log keeps, and than the connection buffers. The fast watch reads along.
     for round in 0..8_u128 {
         for number in 0..CHUNK as u128 {
             let node = Uuid::from_u128((round << 32 | number) << 64).into();
@@ -481,7 +481,7 @@ async fn a_thousand_watches_are_one_subscription() {
     for watch in &mut watches {
         assert_eq!(watch.changes(1).await, ["a Added"]);
     }
-    // When the last one is gone, writers pay for none.
+    // After the last watch has ended, writers pay nothing.
     drop(watches);
     until(|| server.table.subscriptions() == 0).await;
     let mut again = Watch::begin(&server, None).await;
@@ -491,8 +491,8 @@ async fn a_thousand_watches_are_one_subscription() {
     assert_eq!(again.changes(1).await, ["a Removed"]);
 }
 
-/// What the writers do for watches is to mark each change once, in the table's feed. It is the same for one watch as
-/// for a thousand, and so is what is numbered and encoded for them.
+/// For watches, writers only mark each change once, in the table's feed. A thousand watches cost writers no more than
+/// one watch, and the tracker numbers and encodes each change only once.
 #[tokio::test]
 async fn a_thousand_watches_cost_writers_what_one_does() {
     const COUNT: u64 = 1000;
@@ -555,7 +555,7 @@ async fn a_thousand_watches_cost_writers_what_one_does() {
     }
 }
 
-/// Whatever happens while the snapshot is sent, and after: in the end the copy is what the table is.
+/// In the end, the copy equals the table, whatever changes during and after the snapshot.
 #[tokio::test]
 async fn a_copy_converges_while_everything_changes() {
     let server = Running::start().await;

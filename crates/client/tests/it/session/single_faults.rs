@@ -13,7 +13,7 @@ const PRECISION: Duration = Duration::from_millis(20);
 const LATENCY: Duration = Duration::from_millis(50);
 /// From a connection's loss until the tracker has confirmed all changes: the longest first wait, and four round trips.
 const RECONNECTION: Duration = Duration::from_millis(100 + 10 + 8 * 50);
-/// A request waits so long for its answer.
+/// A request waits this long for its answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// A later wait for an attempt.
 const RETRY: Duration = Duration::from_secs(3);

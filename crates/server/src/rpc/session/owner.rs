@@ -48,7 +48,7 @@ struct State {
 pub(crate) enum Notice {
     /// Another session has taken over.
     Superseded(Superseded),
-    /// The tracker serves the session for so long, and then stops.
+    /// The tracker serves the session for this long, and then stops.
     GoAway(Duration),
 }
 

@@ -20,7 +20,7 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_response::Message;
 
 use crate::convert::encode::RouteCollector;
-use crate::fair_queue::{FairPlaces, Place};
+use crate::fair_queue::{FairPermits, Permit};
 use crate::limits::{
     NODE_WORK, ROUTE_WORK, SNAPSHOT_CACHE_CHUNKS, SNAPSHOT_CACHE_SIZE, SNAPSHOT_JOIN_CHANGES, WATCH_MESSAGE_SIZE,
     WORK_PER_PASS,
@@ -53,9 +53,9 @@ pub(super) struct Chunk {
 #[derive(Debug)]
 pub(super) struct Snapshots {
     kept: Mutex<Kept>,
-    /// The place of the watch that encodes a chunk. Clients take turns, so that the watches of one client delay the
+    /// The permit of the watch that encodes a chunk. Clients take turns, so that the watches of one client delay the
     /// watch of another client by one chunk.
-    encoding: Arc<FairPlaces>,
+    encoding: Arc<FairPermits>,
     /// The work for a node of the last chunk; 0 before the first chunk. Relaxed: an estimate.
     work_per_node: AtomicUsize,
 }
@@ -64,7 +64,7 @@ impl Default for Snapshots {
     fn default() -> Self {
         Self {
             kept: Mutex::default(),
-            encoding: FairPlaces::new(1),
+            encoding: FairPermits::new(1),
             work_per_node: AtomicUsize::new(0),
         }
     }
@@ -94,8 +94,8 @@ impl Snapshots {
             .cloned()
     }
 
-    /// Waits for the place to encode a chunk.
-    pub(super) async fn place(&self, client: ClientKey) -> Option<Place> {
+    /// Waits for the permit to encode a chunk.
+    pub(super) async fn permit(&self, client: ClientKey) -> Option<Permit> {
         self.encoding.take(client).await
     }
 
@@ -160,7 +160,7 @@ impl SnapshotReader {
         let chunk = match snapshots.find(&self.next, place) {
             Some(chunk) => chunk,
             None => {
-                let _place = snapshots.place(turns.client()).await;
+                let _permit = snapshots.permit(turns.client()).await;
                 // Another watch may have encoded the chunk meanwhile.
                 match snapshots.find(&self.next, place) {
                     Some(chunk) => chunk,
@@ -193,8 +193,8 @@ impl Drop for SnapshotReader {
     }
 }
 
-/// Reads and encodes a chunk: nodes for some [`WORK_PER_PASS`], as far as the last chunk shows the work for a node, but
-/// no more than the table returns at a time and than a message has space for. Returns the work, too.
+/// Reads and encodes a chunk. Its nodes take about [`WORK_PER_PASS`], estimated from the work for a node in the last
+/// chunk, but fit into one step of the table and into one message. Returns the work, too.
 fn read(watches: &Watches, start: &Start) -> (Chunk, usize) {
     /// The table returns some more nodes at a time, and is fastest then.
     const MANY: usize = 1000;

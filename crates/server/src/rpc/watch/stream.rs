@@ -540,7 +540,7 @@ mod tests {
         push_entry(watches, count, 0, false);
     }
 
-    /// Appends an entry with so many changes, and of at least so many bytes.
+    /// Appends an entry with this many changes, and of at least this many bytes.
     fn push_entry(watches: &Watches, count: usize, size: usize, begins_resync: bool) {
         let other = NodeId::from(uuid::Uuid::nil());
         watches.log.push(LogEntry {
@@ -677,7 +677,7 @@ mod tests {
             watch.context.turns = Turns::new(Arc::default(), ClientKey::V6(client));
             watch
         };
-        let encoding = watches.snapshots.place(ClientKey::V6(1)).await;
+        let encoding = watches.snapshots.permit(ClientKey::V6(1)).await;
         let mut crowd: Vec<_> = (0..20).map(|_| of(1)).collect();
         let mut crowd: Vec<_> = crowd.iter_mut().map(|watch| Box::pin(watch.next())).collect();
         assert!(crowd.iter_mut().all(|next| waits(next.as_mut())));

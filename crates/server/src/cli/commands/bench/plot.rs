@@ -94,7 +94,7 @@ fn text(svg: &mut String, (x, y): (f64, f64), anchor: &str, text: &str) {
     );
 }
 
-/// Returns the percentile with so many nines.
+/// Returns the percentile with this many nines.
 fn percent(nines: u32) -> String {
     match nines {
         0 => "0".into(),

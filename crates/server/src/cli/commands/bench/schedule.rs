@@ -46,7 +46,7 @@ impl FromStr for Rate {
 /// What decides when calls are due.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Pace {
-    /// An open loop of so many calls a second, over all lanes.
+    /// An open loop of this many calls a second, over all lanes.
     Open(f64),
     /// A closed loop.
     Closed,

@@ -202,7 +202,7 @@ fn request(request: Request) -> Bytes {
     })
 }
 
-/// Returns heartbeats of so many bytes of handles, and the number of routes of each.
+/// Returns heartbeats of this many bytes of handles, and the number of routes of each.
 fn heartbeats(mut handles: Bytes, size: usize) -> Vec<(Bytes, u32)> {
     let mut messages = Vec::new();
     while !handles.is_empty() {

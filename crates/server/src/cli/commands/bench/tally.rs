@@ -23,7 +23,7 @@ const MAX_ERRORS: usize = 20;
 /// A call that the generator began later than this after its time counts as late.
 pub(super) const LATE: Duration = Duration::from_millis(1);
 
-/// How a call ended: with so many routes reported or found, or with an error.
+/// How a call ended: with this many routes reported or found, or with an error.
 pub(super) type Outcome = Result<u32, Status>;
 
 /// The outcomes of calls.
@@ -81,7 +81,7 @@ impl Tally {
         }
     }
 
-    /// Counts the end of a call that should have been about so many routes.
+    /// Counts the end of a call that should have been about this many routes.
     pub(super) fn ended(&mut self, due: Due, routes: u32, outcome: &Outcome, now: Instant) {
         self.ended += 1;
         if !due.is_measured {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::cli::commands::bench::connection::Method;
 use crate::grpc::frame;
 
-/// One in so many calls of [`Work::Mixed`] is a look-up.
+/// One in this many calls of [`Work::Mixed`] is a look-up.
 const MIXED_LOOK_UP: u64 = 10;
 
 /// What calls do.
@@ -32,7 +32,7 @@ pub(super) enum Work {
 
 /// Nodes and proxies. The same seed gives the same nodes and proxies.
 ///
-/// Batch `b` has the nodes from `b` times the size on, all reached through proxy `b`, both counted round and round.
+/// Batch `b` starts at node `b` times the size, and has proxy `b`. After the last node or proxy comes the first.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Population {
     pub(super) seed: u64,

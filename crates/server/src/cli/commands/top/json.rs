@@ -74,7 +74,7 @@ pub(super) mod tests {
     use crate::cli::commands::top::model::tests::scrape;
     use crate::cli::commands::top::view::lines;
 
-    /// A page of a tracker with each metric that `top` reads, after so many seconds.
+    /// A page of a tracker with each metric that `top` reads, after this many seconds.
     pub(crate) fn page(seconds: u32) -> String {
         let method = "service=\"nodetracker.v1.RouteService\",method=\"GetProxies\"";
         format!(

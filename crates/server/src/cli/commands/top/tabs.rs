@@ -121,7 +121,7 @@ const MUCH_GARBAGE: f64 = 256e6;
 /// How often watches may lose their places, per second: 5 times in 15 minutes.
 const MAX_LOST_PLACES: f64 = 5.0 / 900.0;
 
-/// The sweeper has stopped if it has not visited any of the routes for so many seconds. It takes a turn each second.
+/// The sweeper has stopped if it has not visited any of the routes for this many seconds. It takes a turn each second.
 const LONGEST_SWEEP_PAUSE: f64 = 5.0;
 
 /// A day in seconds.

@@ -67,7 +67,7 @@ impl Ui {
         self.is_help = false;
     }
 
-    /// Returns the tab so many places after the current tab. After the last tab, the first follows.
+    /// Returns the tab this many places after the current tab. After the last tab, the first follows.
     fn neighbour(&self, places: isize) -> Tab {
         let tabs = Tab::value_variants();
         let next = (self.tab as isize + places).rem_euclid(tabs.len() as isize);

@@ -331,7 +331,7 @@ mod tests {
     use crate::cli::commands::top::scrape::ScrapeError;
     use crate::cli::commands::top::ui::tests::ui;
 
-    /// A page of a tracker that has had so many calls.
+    /// A page of a tracker that has had this many calls.
     fn page(calls: u32) -> String {
         let mut text = "\
 nodetracker_build_info{version=\"0.1.0\"} 1
@@ -353,7 +353,7 @@ nodetracker_refusals_total{reason=\"table_routes\"} 12
         text.trim_end().to_owned()
     }
 
-    /// A model after so many scrapes, a second apart.
+    /// A model after this many scrapes, a second apart.
     fn model(scrapes: u32) -> (Model, Instant) {
         let mut model = Model::default();
         let start = Instant::now();
