@@ -220,7 +220,8 @@ fn a_call_that_changes_nothing_allocates_nothing() {
 #[test]
 fn a_route_that_is_refused_allocates_nothing() {
     let _alone = alone();
-    let limits: [(fn(Builder) -> Builder, AddError); 2] = [
+    type Limit = fn(Builder) -> Builder;
+    let limits: [(Limit, AddError); 2] = [
         (|builder| builder.max_routes(5), AddError::TooManyRoutes { limit: 5 }),
         (
             |builder| builder.max_routes_per_proxy(2),
