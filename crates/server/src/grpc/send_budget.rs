@@ -48,7 +48,7 @@ impl SendBudget {
         Reservation {
             permit: permit.await.expect("the semaphore is never closed"),
             charge: self.memory.no_charge(),
-            permit: None,
+            large: None,
         }
     }
 
@@ -77,7 +77,7 @@ pub(crate) struct Reservation {
     permit: OwnedSemaphorePermit,
     charge: Charge,
     /// The permit among the calls of the worker that build a large reply.
-    permit: Option<Permit>,
+    large: Option<Permit>,
 }
 
 impl Reservation {
@@ -93,8 +93,8 @@ impl Reservation {
     /// As [`grow_to`](Self::grow_to), for a call that builds its reply in turns. Once the reply is large, waits until
     /// few calls build a large reply.
     pub(crate) async fn grow_in_turn(&mut self, bytes: usize, turns: &Turns) -> Result<(), OutOfBudget> {
-        if bytes > LARGE_REPLY_SIZE && self.permit.is_none() {
-            self.permit = turns.large_reply().await;
+        if bytes > LARGE_REPLY_SIZE && self.large.is_none() {
+            self.large = turns.large_reply().await;
         }
         self.grow_to(bytes)
     }
@@ -162,7 +162,7 @@ pub(crate) mod tests {
             Some(Reservation {
                 permit: permit.ok()?,
                 charge: self.memory.no_charge(),
-                permit: None,
+                large: None,
             })
         }
     }
