@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use common::{proxy, sweep_fully};
-use nodetracker::{AddError, Added, BeginError, Builder, NodeId, Proxy, RegisterError, ReportError};
+use nodetracker::{AddError, Added, BeginError, Builder, NodeId, Proxy, RegisterError, ReportError, SweepPace};
 use uuid::Uuid;
 
 const LIMIT: usize = 4 << 20;
@@ -29,7 +29,11 @@ fn text_stays_within_its_limit_and_known_proxies_move_and_restart() {
     let full = AddError::TooMuchText { limit: LIMIT };
     assert_eq!((added.added, added.error), (names.len() - 1, full));
     assert!((LIMIT - 256..=LIMIT).contains(&strings()), "{}", strings());
+    // Each refusal asks for a sweep, and the next pause takes the request.
+    let asks_for_a_sweep = || SweepPace::default().next_pause(&table) == Duration::from_millis(2);
+    assert!(asks_for_a_sweep() && !asks_for_a_sweep());
     assert_eq!(table.add_node(&name(LIMIT), one), Err(full));
+    assert!(asks_for_a_sweep());
     assert_eq!(
         table.report_node(&name(LIMIT), &proxy("proxy-1")),
         Err(ReportError::Route(full))
@@ -50,6 +54,7 @@ fn text_stays_within_its_limit_and_known_proxies_move_and_restart() {
     });
     let incarnation = NonZeroU64::MIN;
     assert_eq!(table.register_proxy(&new), Err(full));
+    assert!(asks_for_a_sweep());
     assert_eq!(table.begin_incarnation(&new, incarnation), Err(BeginError::Proxy(full)));
     assert_eq!(table.register_proxy(&moved), Ok(one));
     table.begin_incarnation(&moved, incarnation).expect("it adopts");

@@ -862,40 +862,26 @@ fn a_known_proxy_restarts_however_many_strangers_came_and_went() {
     assert!(freed, "the numbers of removed proxies were never free again");
 }
 
-/// Whichever limit refuses, a sweep may make room.
+/// Whichever limit refuses, a sweep may make room. (`tests/text_limit.rs` has the limit of text.)
 #[test]
 fn each_refusal_for_want_of_room_asks_for_a_sweep() {
     type Limit = fn(Builder) -> Builder;
     type Refused = fn(&RouteTable, ProxyRef) -> bool;
-    let client = ClientId(NonZeroU64::MIN);
+    const CLIENT: ClientId = ClientId(NonZeroU64::MIN);
     let more_routes: Refused = |table, proxy| table.add_node(&node("node"), proxy).is_err();
-    let more_proxies: Refused = |table, _| {
-        let proxy = proxy("another");
-        table
-            .register_proxy(proxy.of_client(ClientId(NonZeroU64::MIN)))
-            .is_err()
-    };
-    let cases: [(Limit, Refused); 7] = [
+    let more_proxies: Refused = |table, _| table.register_proxy(proxy("another").of_client(CLIENT)).is_err();
+    let cases: [(Limit, Refused); 5] = [
         (|builder| builder.max_routes(0), more_routes),
         (|builder| builder.max_routes_per_proxy(0), more_routes),
         (|builder| builder.max_routes_per_client(0), more_routes),
-        (
-            |builder| builder.max_text_bytes(9),
-            |table, proxy| table.add_node(&node("a node with a name of its own"), proxy).is_err(),
-        ),
         (|builder| builder.max_proxies(1), more_proxies),
         (|builder| builder.max_proxies_per_client(1), more_proxies),
-        (|builder| builder.max_text_bytes(9), more_proxies),
     ];
     for (number, (limit, refused)) in cases.into_iter().enumerate() {
         let (table, _) = table_with(limit);
-        // A UUID needs no text.
-        let known = Proxy {
-            id: "550e8400-e29b-41d4-a716-446655440000",
-            cluster_name: "",
-            addr: "192.0.2.1:3080",
-        };
-        let known = table.register_proxy(known.of_client(client)).expect("there is room");
+        let known = table
+            .register_proxy(proxy("known").of_client(CLIENT))
+            .expect("there is room");
         let pause = || SweepPace::default().next_pause(&table);
         assert!(pause() > Duration::from_millis(2), "case {number}: nothing was refused");
         assert!(refused(&table, known), "case {number}: there is room");
