@@ -607,9 +607,9 @@ pub(crate) mod tests {
             other.end(&turn, CALL_WORK, true);
             let served = crowd.poll();
             all += served;
-            // The other client was there before the second pass.
             let work = served * (CALL_WORK + POLL_WORK);
-            assert!(pass == 0 || work <= WORK_PER_PASS, "{work} in pass {pass}");
+            // In the first pass, only the share bounds the work: no debt is left from an earlier pass.
+            assert!(work <= WORK_PER_PASS, "{work} in pass {pass}");
             yield_now().await;
         }
         // The pass has time for this many granted turns.

@@ -782,7 +782,8 @@ pub(crate) mod tests {
         settle().await;
         // The other client has a call, and this client's other connections have many.
         other.end(&other.small_calls(false), 1, true);
-        own.end(&own.small_calls(false), limits::MAX_DEBT, true);
+        // More than a share, and less than the small calls of a pass, which another limit bounds.
+        own.end(&own.small_calls(false), limits::SMALL_WORK_PER_PASS / 2, true);
         let before = reads.load(Ordering::Relaxed);
         let request = requests(1, 10).next().expect("a request");
         client.write_all(&request).await.unwrap();
