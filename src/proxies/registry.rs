@@ -110,6 +110,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_number_that_is_free_ends_its_restart() {
+        let (mut registry, numbers) = (Registry::default(), Numbers::new(4));
+        let mut take = || registry.take_number(&numbers, 4).expect("there is room");
+        let ((older, entry), (newer, _)) = (take(), take());
+        registry.restarts.begin(older, newer);
+        assert!(registry.restarts.is_recent(newer));
+        registry.give_number_back(older, entry, true);
+        assert!(!registry.restarts.is_recent(newer));
+    }
+
+    #[test]
     fn a_late_sweeper_does_not_act_on_a_round_to_come() {
         for round in [10, 0, ROUNDS - 1] {
             let is_over = |ahead: u32| {

@@ -203,12 +203,12 @@ mod tests {
                 .sum()
         };
         thread::scope(|scope| {
-            for thread in 0..3 {
+            let workers = [0, 1, 2].map(|thread| {
                 let counts = &counts;
                 scope.spawn(move || {
                     let mut random = fastrand::Rng::with_seed(thread);
                     let mut mine = [0; 4];
-                    for _ in 0..50_000 {
+                    for _ in 0..200_000 {
                         let number = random.u32(0..4);
                         let has = &mut mine[number as usize];
                         if random.bool() && counts.reserve(number).is_ok() {
@@ -218,10 +218,13 @@ mod tests {
                             *has -= 1;
                         }
                     }
-                });
-            }
-            for nth in 0..50_000 {
+                })
+            });
+            for nth in 0.. {
                 counts.move_to(nth % 4, nth % 3);
+                if workers.iter().all(|worker| worker.is_finished()) {
+                    break;
+                }
             }
         });
         for slot in 1..3 {

@@ -611,6 +611,7 @@ fn a_rebuild_and_a_move_keep_what_is_there() {
     );
 }
 
+/// The removal precedes the freeze of the word, or meets the frozen word before or after the CAS of the root.
 #[test]
 fn a_removal_during_a_move_is_not_undone() {
     model(

@@ -143,6 +143,20 @@ fn routes_are_held_when_all_heartbeats_stop_and_expire_at_the_bound() {
     assert_eq!(fleet.table.len(), 0);
 }
 
+/// A part of a round does not know the other routes.
+#[test]
+fn a_hold_lasts_until_the_end_of_a_whole_round() {
+    let mut fleet = Fleet::new(ExpiryBrake::default());
+    fleet.pass(INTERVAL + HEARTBEAT, 0..0);
+    while !fleet.table.sweep(16).round_completed {}
+    assert_eq!(fleet.cause(), Some(HoldCause::Brake));
+    (0..PROXIES).for_each(|number| fleet.report(number));
+    while !fleet.table.sweep(16).round_completed {
+        assert_eq!(fleet.cause(), Some(HoldCause::Brake));
+    }
+    assert_eq!(fleet.cause(), None);
+}
+
 #[test]
 fn the_hold_ends_when_heartbeats_return_and_what_stays_silent_expires() {
     let mut fleet = Fleet::new(ExpiryBrake::default());
