@@ -295,25 +295,6 @@ fn an_idle_table_gives_memory_back_within_two_rounds() {
     assert_eq!((table.len(), garbage(&table)), (0, 0), "the list of one node");
 }
 
-/// Fewer objects than fill a bag, and no further calls that retire some.
-#[test]
-fn the_last_objects_of_a_sweep_are_freed_by_the_sweeper() {
-    let _alone = alone();
-    let nodes = nodes(1_000);
-    let (table, clock) = table();
-    let [one, two] = register(&table);
-    for proxy in [one, two] {
-        table.add_nodes(&nodes, proxy).expect("there is room");
-    }
-    clock.advance(2 * KEEP_ALIVE / 3);
-    table.add_nodes(&nodes, one).expect("there is room");
-    clock.advance(2 * KEEP_ALIVE / 3);
-    for _ in 0..2 {
-        sweep_round(&table, 256);
-    }
-    assert_eq!((table.len(), garbage(&table)), (nodes.len(), 0));
-}
-
 #[test]
 fn a_subscriber_that_does_not_poll_costs_its_ring() {
     let _alone = alone();
