@@ -648,9 +648,10 @@ mod tests {
         const SIZE: usize = 64 * 1024;
         let watches = watches_of(&Arc::new(RouteTable::new()));
         let mut reading: Vec<_> = (0..WATCHES).map(|_| watch_of(&watches, vec![])).collect();
-        let context = StreamContext::default();
+        // Each has a connection of its own: of one connection, one task at a time waits for a turn.
+        let worker = Arc::default();
         for watch in &mut reading {
-            watch.context.turns = context.turns.clone();
+            watch.context.turns = Turns::of_one_client(Arc::clone(&worker));
             while next_part(watch).await.is_some() {}
         }
         push_entry(&watches, 1, SIZE, false);
