@@ -61,6 +61,7 @@ struct Unmute<'a>(&'a AtomicBool);
 
 impl Drop for Unmute<'_> {
     fn drop(&mut self) {
+        // Relaxed: see `mute`.
         self.0.store(false, Ordering::Relaxed);
     }
 }

@@ -82,7 +82,7 @@ async fn a_server_with_little_address_space_outlives_floods() {
     };
     routes.add_nodes(add.clone()).await.unwrap();
 
-    // A message of 200 kB, of which one byte comes.
+    // The header announces a message of 200 kB, and only its first byte arrives.
     let announced = [&[0][..], &200_000_u32.to_be_bytes(), &[7]].concat();
     let get = v1::BatchGetProxiesRequest {
         nodes: Some(nodes(NODES)),
