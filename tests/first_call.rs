@@ -1,9 +1,10 @@
 //! A thread that is stopped in the first call of the process. The only test of its process: the first call makes what
 //! all tables share.
 
+#[path = "common/stopping.rs"]
+mod stopping;
+
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -14,27 +15,10 @@ use uuid::Uuid;
 /// Stops a thread at its next allocation.
 struct Stopping;
 
-thread_local! {
-    static STOPS: Cell<bool> = const { Cell::new(false) };
-}
-
-static IS_STOPPED: AtomicBool = AtomicBool::new(false);
-static MAY_CONTINUE: AtomicBool = AtomicBool::new(false);
-
-fn wait_for(flag: &AtomicBool) {
-    // Acquire: pairs with the stores of the flags.
-    while !flag.load(Ordering::Acquire) {
-        thread::yield_now();
-    }
-}
-
 // SAFETY: each method passes its arguments to the system's allocator, and returns its result.
 unsafe impl GlobalAlloc for Stopping {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if STOPS.replace(false) {
-            IS_STOPPED.store(true, Ordering::Release);
-            wait_for(&MAY_CONTINUE);
-        }
+        stopping::point();
         // SAFETY: as the caller promises.
         unsafe { System.alloc(layout) }
     }
@@ -56,10 +40,10 @@ fn a_thread_that_is_stopped_in_the_first_call_delays_no_other_thread() {
     let look_up = || assert_eq!(table.get_proxies(&node).len(), 0);
     let ended = thread::scope(|scope| {
         scope.spawn(|| {
-            STOPS.set(true);
+            stopping::stop_here();
             look_up();
         });
-        wait_for(&IS_STOPPED);
+        let stopped = stopping::wait_for_stop();
         let (send, receive) = mpsc::channel();
         let look_up = &look_up;
         scope.spawn(move || {
@@ -67,7 +51,7 @@ fn a_thread_that_is_stopped_in_the_first_call_delays_no_other_thread() {
             send.send(())
         });
         let ended = receive.recv_timeout(Duration::from_secs(10));
-        MAY_CONTINUE.store(true, Ordering::Release);
+        drop(stopped);
         ended
     });
     assert_eq!(

@@ -7,11 +7,12 @@
 mod counting;
 
 mod common;
+#[path = "common/stopping.rs"]
+mod stopping;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -427,40 +428,14 @@ fn threads_that_are_not_stalled_keep_within_the_bound() {
 #[derive(Debug)]
 struct Stopping(ManualClock);
 
-thread_local! {
-    static STOPS: Cell<bool> = const { Cell::new(false) };
-}
-
-static IS_STOPPED: AtomicBool = AtomicBool::new(false);
-static MAY_CONTINUE: AtomicBool = AtomicBool::new(false);
-
-fn wait_for(flag: &AtomicBool) {
-    // Acquire: pairs with the stores of the flags.
-    while !flag.load(Ordering::Acquire) {
-        thread::yield_now();
-    }
-}
-
 impl Clock for Stopping {
     fn monotonic(&self) -> Duration {
-        if STOPS.replace(false) {
-            IS_STOPPED.store(true, Ordering::Release);
-            wait_for(&MAY_CONTINUE);
-        }
+        stopping::point();
         self.0.monotonic()
     }
 
     fn wall(&self) -> SystemTime {
         self.0.wall()
-    }
-}
-
-/// Lets the stopped thread continue, also after a panic.
-struct Stopped;
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        MAY_CONTINUE.store(true, Ordering::Release);
     }
 }
 
@@ -478,13 +453,12 @@ fn a_stopped_thread_costs_what_the_docs_say() {
         grown(before) / times
     };
     let (of_node, of_proxy) = thread::scope(|scope| {
-        let stopped = Stopped;
         scope.spawn(|| {
-            STOPS.set(true);
+            stopping::stop_here();
             // It pins before it reads the clock.
             table.explain(&nodes[0])
         });
-        wait_for(&IS_STOPPED);
+        let stopped = stopping::wait_for_stop();
         let of_node = each(nodes.len(), &|nth| {
             table.add_node(&nodes[nth], proxy).expect("there is room");
             assert!(table.remove_node(&nodes[nth]));
